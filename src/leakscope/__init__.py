@@ -1,0 +1,53 @@
+"""leakscope: what a diffusion model leaks about its training images, and what a defence buys.
+
+    import leakscope
+    target = leakscope.load("path/or/hub-id")
+    audit = leakscope.audit(target, members="dir", nonmembers="dir", attacks=["sima", "pia"])
+    leakscope.evaluate(member_scores, nonmember_scores)
+
+Names are imported when first used, so that what needs no torch does not pay for it.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("leakscope")
+
+_HOMES = {
+    "ATTACKS": "attacks",
+    "Attack": "attacks",
+    "ResidualAttack": "attacks",
+    "Audit": "auditing",
+    "audit": "auditing",
+    "Denoiser": "diffusion.denoiser",
+    "Noise": "diffusion.noise",
+    "Schedule": "diffusion.schedule",
+    "GateFailed": "errors",
+    "InvalidAudit": "errors",
+    "LeakscopeError": "errors",
+    "UserError": "errors",
+    "evaluate": "evaluation",
+    "Target": "hub",
+    "load": "hub",
+    "AuditRecord": "record",
+    "Estimate": "record",
+    "Result": "record",
+    "Scores": "record",
+    "TrainConfig": "training.denoiser",
+    "train": "training.denoiser",
+    "train_config": "training.denoiser",
+}
+__all__ = [*sorted(_HOMES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'leakscope' has no attribute '{name}'")
+    value = getattr(import_module(f"leakscope.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,166 @@
+"""What an attack is, and the one reduction that most attacks share.
+
+An attack turns a denoiser and a batch of images into statistics of shape (timesteps, batch). It sees no labels, files or
+codecs. A `ResidualAttack` only says which fields it looks at; their masked p-norms are taken here, in float64.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from leakscope.diffusion.denoiser import Denoiser
+from leakscope.diffusion.noise import Noise
+from leakscope.diffusion.schedule import Schedule
+from leakscope.errors import UserError, unknown
+
+Access = Literal["black-box", "grey-box", "white-box"]
+Direction = Literal["small", "large"]
+
+SWEEP = tuple(range(10, 301, 10))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """A membership inference attack; its fields are the parameters that go into the record.
+
+    `direction` says, by the attack's theory, which end of the statistic means "member"; it is never picked on data.
+    """
+
+    timesteps: tuple[int, ...] = SWEEP
+
+    name: ClassVar[str]
+    access: ClassVar[Access] = "grey-box"
+    direction: ClassVar[Direction] = "small"
+    source: ClassVar[str]
+    published_timestep: ClassVar[int | None] = None
+
+    @abstractmethod
+    def statistics(
+        self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, mask: Float[Tensor, "b *s"] | None = None
+    ) -> Float64[Tensor, "k b"]:
+        """One number per timestep and image. `mask` (0/1, like x0) restricts it to some coordinates."""
+
+    @property
+    @abstractmethod
+    def queries(self) -> int:
+        """Denoiser forwards per image for all of `timesteps`."""
+
+    def usable(self, t: int, schedule: Schedule) -> bool:
+        """Whether the attack is defined at timestep t of this schedule."""
+        return 0 <= t < len(schedule)
+
+    def why_unusable(self, t: int, schedule: Schedule) -> str:
+        """The rule that timestep t breaks, for the message."""
+        return f"timesteps must lie in [0, {len(schedule)})"
+
+    def prepared(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> "Attack":
+        """The attack with every parameter settled that it takes from unlabelled calibration images; most have none."""
+        return self
+
+    @property
+    def needs_preparation(self) -> bool:
+        """Whether `prepared` must be called, with calibration images, before `statistics`."""
+        return False
+
+    def parameters(self) -> dict[str, Any]:
+        """The recorded parameters, timesteps left out."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "timesteps"}
+
+    @property
+    def label(self) -> str:
+        """The name with the parameters that differ from the defaults, as `--attacks` takes it: `sima_mc(m=10)`."""
+        changed = [
+            f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.name != "timesteps" and getattr(self, f.name) != f.default
+        ]
+        return f"{self.name}({','.join(changed)})" if changed else self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualAttack(Attack):
+    """An attack whose statistic is sum of mask * |r|**p over a residual field r; small means member."""
+
+    p: float = 2.0
+
+    @abstractmethod
+    def residuals(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> Iterator[Float[Tensor, "b *s"]]:
+        """The fields in order: `replicates` of them for each timestep, timesteps in the order of the attack."""
+
+    @property
+    def replicates(self) -> int:
+        """How many fields are yielded per timestep; their norms are averaged."""
+        return 1
+
+    @final
+    def statistics(
+        self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, mask: Float[Tensor, "b *s"] | None = None
+    ) -> Float64[Tensor, "k b"]:
+        norms = [p_norm(r, self.p, mask) for r in self.residuals(denoiser, x0, noise, cond)]
+        return torch.stack(norms).reshape(len(self.timesteps), self.replicates, len(x0)).mean(dim=1)
+
+
+def p_norm(field: Float[Tensor, "b *s"], p: float, mask: Float[Tensor, "b *s"] | None = None) -> Float64[Tensor, " b"]:
+    """sum of mask * |field|**p for each image, in float64; un-rooted."""
+    powers = field.double().abs().pow(p)
+    if mask is not None:
+        powers = powers * mask
+    return powers.flatten(start_dim=1).sum(dim=1)
+
+
+def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, ...] | None) -> Attack:
+    """The attack that a spec such as `sima` or `sima_mc(m=10,variant=norms,timesteps=50:150:50)` stands for.
+
+    Raises `UserError` for an unknown attack or parameter (naming the nearest) and for a value of the wrong kind.
+    """
+    name, _, rest = text.strip().partition("(")
+    if name not in attacks:
+        raise unknown("attack", name, attacks)
+    if rest and not rest.endswith(")"):
+        raise UserError(f"attack parameters are written {name}(key=value,key=value); got {text}")
+    given: dict[str, Any] = {} if timesteps is None else {"timesteps": timesteps}
+    known = {f.name: f for f in fields(attacks[name])}
+    for part in filter(None, rest.removesuffix(")").split(",")):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise UserError(f"attack parameters are written {name}(key=value,key=value); got {text}")
+        if key not in known:
+            raise unknown(f"parameter of {name}", key, known)
+        given[key] = parse_timesteps(value) if key == "timesteps" else _convert(name, key, value, known[key].default)
+    return attacks[name](**given)
+
+
+def _convert(attack: str, key: str, value: str, default: Any) -> Any:
+    kind = float if default is None else type(default)
+    try:
+        return kind(value)
+    except ValueError:
+        raise UserError(f"{attack}: {key} must be of the kind {kind.__name__}; got {value!r}") from None
+
+
+def parse_timesteps(text: str | int) -> tuple[int, ...]:
+    """A grid `start:stop:step` with stop included, `start:stop` (step 1), one integer, or several joined by '+'."""
+    try:
+        numbers = [[int(n) for n in part.split(":")] for part in str(text).split("+")]
+        grid = [t for n in numbers for t in (n if len(n) == 1 else range(n[0], n[1] + 1, *n[2:]))]
+    except (ValueError, TypeError):
+        raise UserError(f"timesteps are written start:stop:step (stop included), or one number; got {text!r}") from None
+    if not grid or any(t < 0 for t in grid):
+        raise UserError(f"timesteps must be a non-empty grid of non-negative integers; got {text!r}")
+    return tuple(sorted(set(grid)))
+
+
+def fit_to_schedule(attack: Attack, schedule: Schedule) -> Attack:
+    """The attack on those of its timesteps where it is defined; raises `UserError` outside the schedule or when none is left.
+
+    A sweep that starts below what an attack needs (noise aggregation walks down 40 steps) loses those timesteps only.
+    """
+    schedule.check(attack.timesteps)
+    kept = tuple(t for t in attack.timesteps if attack.usable(t, schedule))
+    if not kept:
+        t = attack.timesteps[-1]
+        raise UserError(f"{attack.name} is defined at none of the timesteps given; at {t}: {attack.why_unusable(t, schedule)}")
+    return replace(attack, timesteps=kept)

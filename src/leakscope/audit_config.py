@@ -1,0 +1,87 @@
+"""The settings of `leakscope audit`, and the images they name. No torch."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from leakscope.config import Config
+from leakscope.data.cohort import Cohort, one_source, two_sources
+from leakscope.data.sources import open_source
+
+
+class AuditConfig(Config):
+    """Everything that decides an audit; the keys of `-C FILE` and, with dashes, the flags of `leakscope audit`."""
+
+    model: str = "denoiser"
+    output: Path | None = None
+    members: str | None = None
+    nonmembers: str | None = None
+    data: str | None = None
+    split: Path | None = None
+    attacks: tuple[str, ...] = ("all",)
+    timesteps: str | None = None
+    calibration: bool = True
+    calibrate_fraction: float = Field(0.2, gt=0, lt=1)
+    seed: int = 0
+    batch_size: Literal["auto"] | int = "auto"
+    chunk_size: int = Field(256, ge=1)
+    shard: str | None = None
+    limit: int | None = Field(None, ge=1)
+    resize: bool = False
+    skip_unreadable: bool = False
+    dtype: str = "float32"
+    device: str | None = None
+    threads: int | None = Field(None, ge=1)
+    dry_run: bool = False
+    thumbnails: bool = False
+    max_auc: float | None = Field(None, ge=0, le=1)
+    max_tpr: float | None = Field(None, ge=0, le=1)
+    allow_shift: bool = False
+
+    @field_validator("attacks", mode="before")
+    @classmethod
+    def _split_attacks(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return _outside_brackets(value)
+        return tuple(part for item in value for part in _outside_brackets(str(item))) if isinstance(value, list | tuple) else value
+
+    @field_validator("timesteps", mode="before")
+    @classmethod
+    def _timesteps_text(cls, value: Any) -> Any:
+        return value if value is None else str(value)
+
+    @field_validator("batch_size")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be 'auto' or at least 1")
+        return value
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> "AuditConfig":
+        pair, single = (self.members, self.nonmembers), (self.data, self.split)
+        if any(pair) and any(single):
+            raise ValueError("give --members and --nonmembers, or --data and --split, not both")
+        if (any(pair) and not all(pair)) or (any(single) and not all(single)) or not any(pair + single):
+            raise ValueError("the two sides must be given as --members and --nonmembers, or as --data with --split")
+        return self
+
+
+def read_cohort(config: AuditConfig) -> Cohort:
+    """The images of a config, from a pair of sources or from one with a split file."""
+    if config.data and config.split:
+        return one_source(open_source(config.data), config.split, config.limit, config.seed)
+    return two_sources(open_source(config.members or ""), open_source(config.nonmembers or ""), config.limit, config.seed)
+
+
+def _outside_brackets(text: str) -> tuple[str, ...]:
+    """Splits at the commas that are not inside brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return tuple(part.strip() for part in parts if part.strip())

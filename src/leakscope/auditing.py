@@ -1,0 +1,317 @@
+"""plan → score (chunks, workers, resume) → evaluate → record.
+
+A run folder belongs to one plan (plan.json). Its chunks are independent files, so the same command resumes, several
+workers share the work without talking to each other, and the one that finds everything done writes the results.
+"""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from leakscope import evaluation, hub, scoring
+from leakscope.attacks import ATTACKS
+from leakscope.attacks.base import SWEEP, Attack, fit_to_schedule, parse, parse_timesteps
+from leakscope.audit_config import AuditConfig, read_cohort
+from leakscope.blind import INVALID_ABOVE, blind_auc
+from leakscope.config import build
+from leakscope.data.cohort import Cohort, two_sources
+from leakscope.data.scan import Scan, scan
+from leakscope.data.sources import open_source
+from leakscope.diffusion.denoiser import Denoiser
+from leakscope.environment import environment
+from leakscope.errors import GateFailed, InvalidAudit, UserError
+from leakscope.files import checked_folder, write_text
+from leakscope.record import AuditRecord, Costs, Plan, Result, Samples, Scores
+from leakscope.run_folder import read_plan, write_results
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """A finished audit: `results`, the full `record`, the `samples` table and every attack's `scores`."""
+
+    record: AuditRecord
+    samples: Samples
+    scores: tuple[Scores, ...]
+    cohort: Cohort | None = None
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """One result per attack, in the order they were asked for."""
+        return self.record.results
+
+    def to_frame(self) -> pd.DataFrame:
+        """The scores as a table: id, attack, timestep, statistic (the paper's own), member (bool)."""
+        frames = [
+            pd.DataFrame(
+                {
+                    "id": np.repeat(s.ids, len(s.timesteps)),
+                    "attack": s.attack,
+                    "timestep": np.tile(s.timesteps, len(s.ids)).astype(np.int32),
+                    "statistic": s.statistic.ravel(),
+                    "member": np.repeat(self.samples.member, len(s.timesteps)),
+                }
+            )
+            for s in self.scores
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+    def save(self, folder: str | Path, thumbnails: bool = False) -> Path:
+        """Writes audit.json, samples.csv, report.html and, where they are not there yet, the scores; returns the folder."""
+        folder = checked_folder(Path(folder))
+        scoring.save_scores(folder, self.scores)
+        write_text(folder / "plan.json", self.record.plan.model_dump_json(indent=2))
+        write_results(folder, self.record, self.samples, self.cohort if thumbnails else None)
+        return folder
+
+
+def audit(
+    target: hub.Target | Denoiser | str | Path,
+    members: Any = None,
+    nonmembers: Any = None,
+    attacks: str | Sequence[str] = "all",
+    output: str | Path | None = None,
+    **settings: Any,
+) -> Audit:
+    """Audits a model on images that were, and images that were not, in its training set.
+
+    target: a diffusers folder or hub id, a loaded `Target`, or a `Denoiser` of your own.
+    members, nonmembers: DATA as on the command line, or uint8 arrays (N, H, W[, C]).
+    attacks: names or specs such as "sima_mc(m=10)". settings: any key of `AuditConfig`, such as timesteps="10:300:10".
+    output: a run folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
+    Raises `UserError` for input that cannot be audited.
+    """
+    names = {key: None if value is None else value if isinstance(value, str) else str(value) if isinstance(value, Path) else "array"
+             for key, value in (("members", members), ("nonmembers", nonmembers))}  # fmt: skip
+    config = build(AuditConfig, {**names, "attacks": attacks, "output": output, **settings})
+    if isinstance(target, str | Path):
+        target = hub.load(target, config.dtype, config.device)
+    elif isinstance(target, Denoiser):
+        target = hub.Target(target)
+    cohort = None if config.data else two_sources(open_source(members), open_source(nonmembers), config.limit, config.seed)
+    with TemporaryDirectory() as scratch:
+        folder = Path(output) if output else Path(scratch)
+        finished = run(prepare(config, target, cohort), folder)
+        if finished is None:
+            raise UserError("other shards have not finished; run them, then this call again")
+        if output:
+            finished.save(folder, config.thumbnails)
+    return finished
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An audit that is ready to score: everything checked, nothing written."""
+
+    config: AuditConfig
+    target: hub.Target
+    scan: Scan
+    attacks: tuple[Attack, ...]
+    plan: Plan
+    split: evaluation.Halves
+    worker: scoring.Worker
+
+    @property
+    def queries_per_image(self) -> int:
+        """Denoiser forwards per image over all attacks and timesteps."""
+        return sum(a.queries for a in self.attacks)
+
+    @property
+    def job(self) -> scoring.Job:
+        """What the workers are given."""
+        found = self.scan
+        return scoring.Job(self.target, found.cohort, found.shape, self.attacks, self.plan, self.split.calibrate[0])
+
+    def describe(self, folder: Path | None = None) -> str:
+        """The plan in one line, with the time that is left when `folder` holds finished chunks."""
+        plan = self.plan
+        return (
+            f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
+            f"{len(self.attacks)} attacks, "
+            f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
+            f"on {plan.device} ({plan.dtype}, batches of {plan.batch_size}); {scoring.estimate(self.job, folder, self.worker)}"
+        )
+
+
+def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohort | None = None) -> Prepared:
+    """Checks attacks, model, data and their fit; raises `UserError` for the first thing that is wrong.
+
+    `target` and `cohort` are loaded as the config says unless they are given.
+    """
+    chosen = choose_attacks(config)
+    target = target or hub.load(config.model, config.dtype, config.device)
+    attacks = tuple(fit_to_schedule(attack, target.denoiser.schedule) for attack in chosen)
+    found = scan(cohort or read_cohort(config), target.shape, config.resize, config.skip_unreadable)
+    batch_size = scoring.auto_batch_size(found.shape, target.device) if config.batch_size == "auto" else config.batch_size
+    batch_size = min(batch_size, config.chunk_size)
+    split = evaluation.halves(found.cohort.ids, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
+    plan = Plan(
+        model=target.name,
+        model_fingerprint=target.fingerprint,
+        members=found.cohort.names[0],
+        nonmembers=found.cohort.names[1],
+        data_fingerprint=found.fingerprint,
+        n_members=split.record.members,
+        n_nonmembers=split.record.nonmembers,
+        image_shape=str(found.shape),
+        resize=config.resize,
+        attacks=tuple({"attack": a.label, **a.parameters(), "timesteps": list(a.timesteps)} for a in attacks),
+        calibration=config.calibration,
+        calibrate_fraction=config.calibrate_fraction,
+        seed=config.seed,
+        batch_size=batch_size,
+        chunk_size=config.chunk_size - config.chunk_size % batch_size,
+        dtype=target.dtype,
+        device=target.device.split(":")[0],
+    )
+    return Prepared(config, target, found, attacks, plan, split, scoring.worker(config.shard, config.threads))
+
+
+def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Audit | None:
+    """Scores what is missing in `folder` and evaluates; None when other workers still have chunks to do.
+
+    Raises `UserError` when the folder belongs to another plan, cannot be written, or the model returns NaN.
+    """
+    checked_folder(folder)
+    _claim(folder, prepared.plan)
+    log(prepared.describe(folder))
+    missing = scoring.score(prepared.job, folder, prepared.worker)
+    if missing:
+        log(f"{missing} chunks belong to other shards and are not finished; the last shard writes the results (or run this again later)")
+        return None
+    return _finish(prepared, scoring.collect(prepared.job, folder))
+
+
+def _finish(prepared: Prepared, collected: scoring.Collected) -> Audit:
+    cohort, split, config = prepared.scan.cohort, prepared.split, prepared.config
+    started = time.monotonic()
+    results = []
+    for attack, scores, parameters in zip(prepared.attacks, collected.scores, collected.parameters, strict=True):
+        result = evaluation.evaluate_scores(scores, cohort.member, split)
+        single = type(attack)(**{**attack.parameters(), "timesteps": (result.timestep,)})
+        costs = {"queries": attack.queries, "queries_at_timestep": single.queries}
+        results.append(result.model_copy(update={"access": attack.access, "parameters": parameters, **costs}))
+    blind = blind_auc(prepared.scan.features, cohort.member, config.seed)
+    record = AuditRecord(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=_command(config),
+        settings=config.model_dump(mode="json"),
+        plan=prepared.plan,
+        environment=environment(prepared.target, prepared.plan.seed, prepared.plan.data_fingerprint),
+        split=split.record,
+        headline=evaluation.headline(results),
+        results=tuple(results),
+        blind=blind,
+        warnings=_warnings(prepared, results, blind.low),
+        omitted=prepared.scan.omitted,
+        costs=Costs(queries=collected.queries, seconds=round(collected.seconds + time.monotonic() - started, 2), chunks=collected.chunks),
+    )
+    return Audit(record, evaluation.samples(collected.scores, results, cohort.member, split), collected.scores, cohort)
+
+
+def gate(record: AuditRecord, config: AuditConfig) -> None:
+    """Raises `InvalidAudit` when the sides differ without the model, `GateFailed` when a limit the user set is not met.
+
+    A limit is met when the upper end of every attack's 95 % interval is at or below it: what cannot be excluded counts.
+    """
+    if record.blind.low is not None and record.blind.low > INVALID_ABOVE and not config.allow_shift:
+        raise InvalidAudit(
+            f"a classifier that never saw the model tells the two sides apart (AUC {record.blind.value:.2f}): they come from different "
+            "sources, so the scores do not measure membership; use a matched held-out set, or --allow-shift to exit 0 all the same"
+        )
+    for result in record.results:
+        rate = next(r for r in result.tpr_at_fpr if r.fpr == 0.01)
+        for name, estimate, limit in (("AUC", result.auc, config.max_auc), ("TPR at 1 % FPR", rate, config.max_tpr)):
+            if limit is None:
+                continue
+            if estimate.high is None or estimate.high > limit:
+                reach = f"may reach {estimate.high:.3f}" if estimate.high is not None else f"is {estimate.reason}"
+                raise GateFailed(f"{result.attack}: {name} {reach}, above the limit of {limit}")
+
+
+def choose_attacks(config: AuditConfig) -> tuple[Attack, ...]:
+    """The attacks of a config with their timesteps, before any model is known."""
+    given = parse_timesteps(config.timesteps) if config.timesteps else None
+    specs = [name for spec in config.attacks for name in (ATTACKS if spec == "all" else [spec])]
+    chosen = [parse(spec, ATTACKS, given or (SWEEP if config.calibration else _published(spec))) for spec in specs]
+    labels = [a.label for a in chosen]
+    twice = {label for label in labels if labels.count(label) > 1}
+    if twice:
+        raise UserError(f"each attack must be listed once; {sorted(twice)[0]} is there twice")
+    if not chosen:
+        raise UserError("attacks must name at least one attack")
+    if not config.calibration and any(len(a.timesteps) > 1 for a in chosen):
+        raise UserError("--no-calibration chooses nothing, so --timesteps must be one number")
+    return tuple(chosen)
+
+
+def _published(spec: str) -> tuple[int, ...] | None:
+    attack = parse(spec, ATTACKS, None)
+    if attack.timesteps != SWEEP:
+        return None
+    if attack.published_timestep is None:
+        raise UserError(f"{attack.name} has no published single timestep; with --no-calibration give --timesteps T")
+    return (attack.published_timestep,)
+
+
+def _claim(folder: Path, plan: Plan) -> None:
+    before = read_plan(folder)
+    if before is None:
+        write_text(folder / "plan.json", plan.model_dump_json(indent=2))
+        return
+    old, new = before.model_dump(mode="json"), plan.model_dump(mode="json")
+    changed = [key for key in new if old[key] != new[key]]
+    if changed:
+        short = lambda value: f"{str(value)[:60]}…" if len(str(value)) > 60 else str(value)
+        differences = "; ".join(f"{key} was {short(old[key])}, now {short(new[key])}" for key in changed[:3])
+        raise UserError(f"{folder} belongs to another plan ({differences}); use another -o, or the same settings to resume")
+
+
+def _command(config: AuditConfig) -> str:
+    given = config.model_dump(exclude_defaults=True, mode="json")
+    model = given.pop("model", "denoiser")
+    parts = ["leakscope", "audit", model]
+    for key, value in given.items():
+        flag = "--" + key.replace("_", "-")
+        if key == "attacks":
+            value = ",".join(value)
+        parts += [f"--no-{key}"] if value is False else [flag] if value is True else [flag, str(value)]
+    return shlex.join(parts)
+
+
+def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | None) -> tuple[str, ...]:
+    found, split = [], prepared.split.record
+    if split.repeats > 1:
+        found.append(
+            f"fewer than {evaluation.SMALL_SIDE} images on a side: every number is the median over {split.repeats} calibrate/test splits"
+        )
+    larger, smaller = max(split.members, split.nonmembers), min(split.members, split.nonmembers)
+    if larger > 1.5 * smaller:
+        found.append(
+            f"the sides are unequal ({split.members} members, {split.nonmembers} held out): "
+            "compare attack success with its baseline, not with 50 %"
+        )
+    if prepared.scan.repeated:
+        found.append(f"{prepared.scan.repeated} images occur more than once on their side; intervals treat them as independent")
+    if prepared.scan.omitted:
+        found.append(f"{len(prepared.scan.omitted)} unreadable images were left out")
+    if prepared.config.resize:
+        found.append(f"images of another shape were resized to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")
+    if blind_low is not None and blind_low > 0.5:
+        found.append(
+            "a classifier that never saw the model tells the two sides apart better than chance: part of every AUC may be that difference"
+        )
+    for result in results:
+        if result.auc.value is not None and result.auc.value < 0.4:
+            found.append(
+                f"{result.attack}: AUC {result.auc.value:.2f} is below 0.4, against the direction its theory gives; it was not flipped"
+            )
+    return tuple(found)

@@ -1,0 +1,245 @@
+"""The command line: parse, call, print. torch is imported only inside the commands that use it.
+
+Long flags equal config keys; `-C FILE.yaml` is read first and flags win. Results go to stdout, everything else to stderr.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Never
+
+import typer
+
+from leakscope.errors import LeakscopeError, UserError
+
+if TYPE_CHECKING:
+    from leakscope.record import AuditRecord
+
+app = typer.Typer(
+    name="leakscope",
+    help="Measure what a diffusion model leaks about its training images.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+File = Annotated[Path | None, typer.Option("-C", "--config", help="YAML file with any of these settings; flags win.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
+Opt = typer.Option
+UsageError: Any = typer.BadParameter.__base__  # some versions of typer bring a click of their own
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, Opt("-o", "--output", help="Where the model and the run go.")] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """Real digits: train a small DDPM, audit it with every attack, write the report. CPU, no network, about two minutes."""
+    from leakscope.demo import run_demo
+
+    _print_audit(run_demo(output).record, output / "run", as_json)
+
+
+@app.command()
+def train(
+    data: Annotated[str | None, Opt(help="Image folder, .npy, .npz, .parquet, 'digits' or hf:NAME.", show_default=False)] = None,
+    output: Annotated[Path | None, Opt("-o", "--output", help="The model folder.", show_default=False)] = None,
+    preset: Annotated[str | None, Opt(help="digits, small (default) or ddpm.", show_default=False)] = None,
+    config: File = None,
+    train_size: Annotated[
+        int | None, Opt(help="Train on this many images drawn at random; the rest is held out.", show_default=False)
+    ] = None,
+    split: Annotated[
+        Path | None, Opt(help='JSON {"members": [ids], "nonmembers": [ids]}: train on the members.', show_default=False)
+    ] = None,
+    steps: Annotated[int | None, Opt(help="Optimiser steps; a larger number extends a finished run.", show_default=False)] = None,
+    batch_size: Annotated[int | None, Opt(show_default=False)] = None,
+    learning_rate: Annotated[float | None, Opt(show_default=False)] = None,
+    weight_decay: Annotated[float | None, Opt(show_default=False)] = None,
+    warmup_steps: Annotated[int | None, Opt(show_default=False)] = None,
+    max_grad_norm: Annotated[float | None, Opt(show_default=False)] = None,
+    ema_decay: Annotated[float | None, Opt(help="Save an exponential moving average of the weights.", show_default=False)] = None,
+    flip: Annotated[bool | None, Opt("--flip/--no-flip", help="Random horizontal flips.", show_default=False)] = None,
+    resize: Annotated[int | None, Opt(help="Resize (antialiased) and centre-crop images to this side.", show_default=False)] = None,
+    mixed_precision: Annotated[str | None, Opt(help="no, fp16 or bf16.", show_default=False)] = None,
+    checkpoint_every: Annotated[int | None, Opt(help="Steps between checkpoints.", show_default=False)] = None,
+    seed: Annotated[int | None, Opt(show_default=False)] = None,
+    threads: Annotated[int | None, Opt(help="CPU threads of this process.", show_default=False)] = None,
+    device: Annotated[str | None, Opt(help="auto or cpu.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a DDPM on images and save it as a diffusers folder. The same command resumes."""
+    given = {k: v for k, v in locals().items() if k not in ("preset", "config", "as_json")}
+    from leakscope.training.denoiser import train as train_denoiser
+    from leakscope.training.denoiser import train_config
+
+    folder = train_denoiser(train_config(preset, config, **given))
+    _print({"model": str(folder), "split": str(folder / "split.json")}, as_json, f"model: {folder}\nsplit: {folder / 'split.json'}")
+
+
+@app.command()
+def audit(
+    model: Annotated[str, typer.Argument(help="A diffusers folder or a hub id; safetensors only.", show_default=False)],
+    members: Annotated[str | None, Opt(help="DATA that the model was trained on.", show_default=False)] = None,
+    nonmembers: Annotated[str | None, Opt(help="Held-out DATA from the same source.", show_default=False)] = None,
+    data: Annotated[str | None, Opt(help="One DATA for both sides, with --split.", show_default=False)] = None,
+    split: Annotated[Path | None, Opt(help='JSON {"members": [ids], "nonmembers": [ids]}.', show_default=False)] = None,
+    output: Annotated[Path | None, Opt("-o", "--output", help="The run folder.", show_default=False)] = None,
+    config: File = None,
+    attacks: Annotated[str | None, Opt(help="all, or names such as 'sima,sima_mc(m=10)'.", show_default=False)] = None,
+    timesteps: Annotated[str | None, Opt(help="start:stop:step, stop included; default 10:300:10.", show_default=False)] = None,
+    calibration: Annotated[
+        bool | None, Opt("--calibration/--no-calibration", help="Choose settings on a calibrate half.", show_default=False)
+    ] = None,
+    calibrate_fraction: Annotated[
+        float | None, Opt(help="Share of each side that settings are chosen on (0.2).", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, Opt(show_default=False)] = None,
+    batch_size: Annotated[str | None, Opt(help="auto, or images per forward.", show_default=False)] = None,
+    chunk_size: Annotated[int | None, Opt(help="Images per score file (256).", show_default=False)] = None,
+    shard: Annotated[str | None, Opt(help="i/n: score the i-th of n shares.", show_default=False)] = None,
+    limit: Annotated[int | None, Opt(help="At most this many images a side.", show_default=False)] = None,
+    resize: Annotated[
+        bool | None, Opt("--resize/--no-resize", help="Convert images of another size or colour.", show_default=False)
+    ] = None,
+    skip_unreadable: Annotated[
+        bool | None, Opt("--skip-unreadable/--no-skip-unreadable", help="Leave out damaged files.", show_default=False)
+    ] = None,
+    dtype: Annotated[str | None, Opt(help="float32, float16, bfloat16 or float64.", show_default=False)] = None,
+    device: Annotated[str | None, Opt(help="cpu, cuda, cuda:1, mps; default the first accelerator.", show_default=False)] = None,
+    threads: Annotated[int | None, Opt(help="CPU threads of this worker.", show_default=False)] = None,
+    dry_run: Annotated[bool | None, Opt("--dry-run", help="Check everything and print the plan only.", show_default=False)] = None,
+    thumbnails: Annotated[bool | None, Opt("--thumbnails", help="Show the most exposed images in the report.", show_default=False)] = None,
+    max_auc: Annotated[float | None, Opt(help="Gate: exit 3 if any attack's AUC may exceed this.", show_default=False)] = None,
+    max_tpr: Annotated[float | None, Opt(help="Gate: exit 3 if any TPR at 1 % FPR may exceed this.", show_default=False)] = None,
+    allow_shift: Annotated[
+        bool | None, Opt("--allow-shift", help="Exit 0 even if the sides differ without the model.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Audit a model with membership inference attacks. The same command resumes."""
+    given = {k: v for k, v in locals().items() if k not in ("config", "as_json")}
+    from leakscope import auditing as api
+    from leakscope.config import build, read_yaml
+
+    settings = build(api.AuditConfig, read_yaml(config) if config else {}, given)
+    prepared = api.prepare(settings)
+    if settings.dry_run:
+        return _print(prepared.plan.model_dump(mode="json"), as_json, prepared.describe())
+    if settings.output is None:
+        raise UserError("an audit needs a run folder: give -o RUN")
+    finished = api.run(prepared, settings.output)
+    if finished is None:
+        return _print({"finished": False}, as_json, "this shard is done")
+    finished.save(settings.output, settings.thumbnails)
+    _print_audit(finished.record, settings.output, as_json)
+    api.gate(finished.record, settings)
+
+
+@app.command()
+def metrics(
+    file: Annotated[
+        Path, typer.Argument(help="CSV or Parquet of id,member,score; member 0/1, higher = more likely a member.", show_default=False)
+    ],
+    convention: Annotated[str, Opt(help="member-exact, secmi-grid, pia-strict, swapped-strict or first-ge.")] = "member-exact",
+    score: Annotated[str, Opt(help="The column of scores, as for samples.csv of a run.")] = "score",
+    as_json: Json = False,
+) -> None:
+    """The statistics of a score file; needs no model."""
+    from leakscope.report import print_result
+    from leakscope.score_file import evaluate_file
+
+    result = evaluate_file(file, convention, score)
+    if as_json:
+        return _print(result.model_dump(), True, "")
+    print_result(result)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished audit.", show_default=False)],
+    thumbnails: Annotated[bool, Opt("--thumbnails", help="Show the most exposed images (private); reads the data again.")] = False,
+    markdown: Annotated[bool, Opt("--markdown", help="Print the table as Markdown.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write report.html again from a run folder, and print the table."""
+    from leakscope.report import markdown as to_markdown
+    from leakscope.run_folder import rewrite_report
+
+    record = rewrite_report(run, thumbnails)
+    if markdown:
+        return print(to_markdown(record))
+    _print_audit(record, run, as_json)
+
+
+@app.command()
+def attacks(as_json: Json = False) -> None:
+    """List the attacks: access, parameters, queries, source."""
+    from leakscope.attacks.listing import listing, table
+
+    rows = listing()
+    if as_json:
+        return _print(rows, True, "")
+    _console().print(table(rows))
+
+
+@app.command()
+def selfcheck(seed: Annotated[int, Opt()] = 0, as_json: Json = False) -> None:
+    """Run every attack on a model that memorised its images (AUC 1) and on one that did not (AUC one half)."""
+    from leakscope.selfcheck import selfcheck as check
+
+    checks = check(seed)
+    rows = [{"attack": c.attack, "memoriser": c.memoriser, "gaussian": c.gaussian, "band": c.band, "passed": c.passed} for c in checks]
+    lines = [
+        f"{c.attack:<18} memoriser {c.memoriser:.3f}  gaussian {c.gaussian:.3f} (0.5 ± {c.band:.3f})  {'ok' if c.passed else 'FAILED'}"
+        for c in checks
+    ]
+    _print(rows, as_json, "\n".join(lines))
+    if not all(c.passed for c in checks):
+        raise LeakscopeError("selfcheck failed: this installation's numbers cannot be trusted; report it with `pip freeze`")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, Opt("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"leakscope {installed('leakscope')}")
+        raise typer.Exit
+
+
+def main() -> Never:
+    """Runs the command line and exits with the code of what happened."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except LeakscopeError as error:
+        _stop(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _stop("interrupted; finished work is kept, the same command resumes", 1)
+    except UsageError as error:
+        _stop(error.format_message(), 2)
+
+
+def _stop(message: str, code: int) -> Never:
+    print(f"leakscope: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _print(value: Any, as_json: bool, text: str) -> None:
+    print(json.dumps(value, indent=2) if as_json else text)
+
+
+def _print_audit(record: "AuditRecord", folder: Path, as_json: bool) -> None:
+    if as_json:
+        return print(record.model_dump_json(indent=2))
+    from leakscope.report import print_terminal
+
+    print_terminal(record, _console())
+    print(f"report: {folder / 'report.html'}")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()

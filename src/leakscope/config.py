@@ -1,0 +1,55 @@
+"""Settings of a command: a YAML file first, flags on top, every key checked.
+
+Each command has one pydantic model; its field names are the config keys and, with dashes, the long flags.
+"""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from leakscope.errors import UserError, unknown
+
+
+class Config(BaseModel):
+    """Base of all command settings: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+C = TypeVar("C", bound=Config)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises `UserError` for a missing file, bad YAML or anything but a mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the config file {path} cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} must be YAML ({' '.join(str(error).split())})") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys and values; got {type(content).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def build(kind: type[C], *layers: dict[str, Any]) -> C:
+    """A `kind` from layers of settings, later ones winning, None meaning "not given"; raises one-line `UserError`s."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update({key: value for key, value in layer.items() if value is not None})
+    for key in merged:
+        if key not in kind.model_fields:
+            raise unknown("config key", key, kind.model_fields)
+    try:
+        return kind(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or kind.__name__
+        if first["type"] == "missing":
+            raise UserError(f"{key} must be given: --{key.replace('_', '-')}, or the key in the config file") from None
+        got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"
+        raise UserError(f"{key}: {first['msg'].removeprefix('Value error, ')}{got}") from None

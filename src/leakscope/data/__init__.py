@@ -1,0 +1,1 @@
+"""Images on disk → (id, pixels), member or held-out, calibrate or test. No torch, no model."""

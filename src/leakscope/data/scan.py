@@ -1,0 +1,90 @@
+"""The pass over all images before anything is scored: can each be read, does it fit, is it on one side only?"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from leakscope.blind import image_features
+from leakscope.data.cohort import Cohort
+from leakscope.data.pixels import ImageShape, fit, pixel_hash, shape_of
+from leakscope.data.sources import UnreadableImage
+from leakscope.errors import UserError
+from leakscope.progress import progress
+
+LISTED = 5  # examples named in an error
+FEWEST = 10  # images a side below which nothing can be said
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What the pass found. `cohort` holds the readable images, `shape` is what they have (or are resized to)."""
+
+    cohort: Cohort
+    shape: ImageShape
+    fingerprint: str
+    features: Float64[np.ndarray, "n f"]
+    omitted: tuple[str, ...]
+    repeated: int
+
+
+def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable: bool) -> Scan:
+    """Reads every image once; raises `UserError` for what cannot be audited.
+
+    `shape` None means that the model takes any one size; the first readable image then sets it.
+    """
+    hashes, features, misfits, omitted = [], [], [], []
+    readable = np.ones(len(cohort), dtype=bool)
+    with progress("checking images", len(cohort), "images") as advance:
+        for i, image_id in enumerate(cohort.ids):
+            advance(1)
+            try:
+                pixels = cohort.read[i]()
+            except UnreadableImage as error:
+                if not skip_unreadable:
+                    raise
+                omitted.append(f"{image_id}: {error}")
+                readable[i] = False
+                continue
+            shape = shape or shape_of(pixels)
+            if shape_of(pixels) != shape and not resize:
+                misfits.append(f"{image_id} is {shape_of(pixels)}")
+                continue
+            hashes.append(pixel_hash(pixels))
+            features.append(image_features(fit(pixels, shape, resize, image_id)))
+    if misfits:
+        raise UserError(
+            f"{len(misfits)} of {len(cohort)} images do not have the shape the model takes, {shape} "
+            f"(first: {misfits[0]}); --resize converts them (antialiased, recorded)"
+        )
+    kept = cohort.only(readable)
+    _refuse_too_few(kept)
+    _refuse_shared(kept, hashes)
+    assert shape is not None
+    repeated = len(hashes) - len(set(hashes))
+    return Scan(kept, shape, _fingerprint(kept, hashes), np.array(features), tuple(omitted), repeated)
+
+
+def _refuse_too_few(cohort: Cohort) -> None:
+    members, nonmembers = int(cohort.member.sum()), int((~cohort.member).sum())
+    if min(members, nonmembers) < FEWEST:
+        raise UserError(f"an audit needs at least {FEWEST} members and {FEWEST} held-out images; got {members} and {nonmembers}")
+
+
+def _refuse_shared(cohort: Cohort, hashes: list[str]) -> None:
+    first_member = {h: i for h, i, m in zip(hashes, cohort.ids, cohort.member, strict=True) if m}
+    shared = [f"{first_member[h]} = {i}" for h, i, m in zip(hashes, cohort.ids, cohort.member, strict=True) if not m and h in first_member]
+    if shared:
+        more = f" and {len(shared) - LISTED} more" if len(shared) > LISTED else ""
+        raise UserError(
+            f"members and held-out images must not share an image; {len(shared)} are on both sides, pixel for pixel: "
+            f"{'; '.join(shared[:LISTED])}{more}: remove them from one side"
+        )
+
+
+def _fingerprint(cohort: Cohort, hashes: list[str]) -> str:
+    digest = hashlib.sha256()
+    for image_id, is_member, pixels in zip(cohort.ids, cohort.member, hashes, strict=True):
+        digest.update(f"{image_id}\0{int(is_member)}\0{pixels}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,204 @@
+"""Where images come from: one locator string, one lazy `ImageSource`.
+
+DATA is an image folder (the Hugging Face imagefolder convention), a Parquet file with an image column, a .npy/.npz of
+uint8 (N, H, W[, C]), `digits`, or `hf:NAME[:SPLIT]`. Pixels stay uint8 and are decoded one image at a time, so a source
+of a million files costs only its list of ids.
+"""
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from leakscope.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+MAX_PIXELS = 64 * 2**20  # an 8192 x 8192 image; beyond it a small file may be a decompression bomb
+IMAGE_COLUMNS = ("image", "img", "images", "pixels")
+
+Pixels = UInt8[np.ndarray, "h w c"]
+
+
+class UnreadableImage(UserError):
+    """One image that cannot be decoded; `--skip-unreadable` turns it into a recorded omission."""
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A named, ordered set of images that are read one at a time.
+
+    `ids` are unique: the path below an image folder, or the row number (as text) of an array or table.
+    `read(i)` returns image i as uint8 (height, width, channels) with 1, 3 or 4 channels.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    read: Callable[[int], Pixels]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def open_source(data: "str | Path | np.ndarray | ImageSource") -> ImageSource:
+    """The image source behind a DATA argument; raises `UserError` when there is none or it is empty."""
+    if isinstance(data, ImageSource):
+        return data
+    if isinstance(data, np.ndarray):
+        return _array_source("array", data)
+    text = str(data)
+    if text == "digits":
+        return _digits()
+    if text.startswith("hf:"):
+        return _hugging_face(text)
+    path, key = Path(text), None
+    if not path.exists() and ":" in text:
+        path, key = Path(text.rpartition(":")[0]), text.rpartition(":")[2]
+    if not path.exists():
+        raise UserError(f"DATA must be a folder, a .npy, .npz or .parquet file, 'digits' or 'hf:NAME'; found nothing at {text}")
+    if path.is_dir():
+        return _folder(path)
+    readers = {".npy": _numpy_file, ".npz": _numpy_file, ".parquet": _parquet}
+    if path.suffix not in readers:
+        raise UserError(f"DATA must be a folder, .npy, .npz or .parquet; {path} has the ending '{path.suffix}'")
+    return readers[path.suffix](path, key)
+
+
+def decode(content: bytes | Path, name: str) -> Pixels:
+    """An encoded image as uint8 (h, w, c): grey stays 1 channel, palettes expand, alpha is kept as a 4th channel."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UnreadableImage(
+                        f"{name}: {image.width} x {image.height} pixels is above the limit of {MAX_PIXELS:,} "
+                        "(a decompression bomb?); shrink it, or leave it out with --skip-unreadable"
+                    )
+                return _pixels(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImage(f"{name}: {error}; shrink it, or leave it out with --skip-unreadable") from None
+    except UnidentifiedImageError:
+        raise UnreadableImage(f"{name} is no image; remove it, or leave it out with --skip-unreadable") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        reason = str(error).split("\n")[0]
+        raise UnreadableImage(f"{name} cannot be decoded ({reason}); replace it, or leave it out with --skip-unreadable") from None
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated files would be audited as grey areas")
+    if image.mode.startswith("I;16"):
+        return (np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8)[..., None]
+    if image.mode not in ("L", "RGB", "RGBA"):
+        grey = image.mode in ("1", "LA", "I", "F")
+        transparent = "A" in image.mode or "transparency" in image.info
+        image = image.convert("RGBA" if transparent else "L" if grey else "RGB")
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _folder(path: Path) -> ImageSource:
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not files:
+        raise UserError(f"{path} must contain images ({', '.join(sorted(IMAGE_SUFFIXES))}); found none")
+    ids = tuple(f.relative_to(path).as_posix() for f in files)
+    return ImageSource(str(path), ids, lambda i: decode(files[i], str(files[i])))
+
+
+def _array_source(name: str, images: np.ndarray) -> ImageSource:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3, 4)):
+        raise UserError(f"{name} must hold uint8 images (N, H, W) or (N, H, W, 1|3|4); got {images.dtype} {images.shape}")
+    if len(images) == 0:
+        raise UserError(f"{name} must hold at least one image; it is empty")
+    images = images if images.ndim == 4 else images[..., None]
+    return ImageSource(name, tuple(map(str, range(len(images)))), lambda i: np.asarray(images[i]))
+
+
+def _numpy_file(path: Path, key: str | None) -> ImageSource:
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return _array_source(str(path), loaded)
+        with loaded:
+            return _array_source(f"{path}:{key}" if key else str(path), loaded[key or _image_key(path, loaded)])
+    except KeyError:
+        raise UserError(f"{path} has no array '{key}'; it holds {', '.join(loaded.files)}") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} cannot be read as numpy data without pickle ({error})") from None
+
+
+def _image_key(path: Path, arrays: "np.lib.npyio.NpzFile") -> str:
+    candidates = [k for k in arrays.files if arrays[k].dtype == np.uint8 and arrays[k].ndim >= 3]
+    if len(candidates) != 1:
+        found = ", ".join(candidates or arrays.files)
+        raise UserError(f"{path} must hold one uint8 image array; found {found}: say which as {path}:NAME")
+    return candidates[0]
+
+
+def _parquet(path: Path, key: str | None) -> ImageSource:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+    names = file.schema_arrow.names
+    column = key or next((c for c in IMAGE_COLUMNS if c in names), None)
+    if column not in names:
+        raise UserError(
+            f"{path} must have an image column ({', '.join(IMAGE_COLUMNS)}); it has {', '.join(names)}: say which as {path}:NAME"
+        )
+    starts = np.cumsum([0] + [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+    if starts[-1] == 0:
+        raise UserError(f"{path} must hold at least one image; it is empty")
+
+    @lru_cache(maxsize=1)
+    def group(g: int) -> pa.ChunkedArray:
+        return file.read_row_group(g, columns=[column]).column(0)
+
+    def read(i: int) -> Pixels:
+        g = int(np.searchsorted(starts, i, side="right")) - 1
+        cell = group(g)[i - int(starts[g])].as_py()
+        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(content, bytes):
+            raise UnreadableImage(f"{path} row {i}: column '{column}' holds no encoded image; leave it out with --skip-unreadable")
+        return decode(content, f"{path} row {i}")
+
+    return ImageSource(str(path), tuple(map(str, range(starts[-1]))), read)
+
+
+def _digits() -> ImageSource:
+    from sklearn.datasets import load_digits
+
+    images = np.clip(np.rint(load_digits().images * (255 / 16)), 0, 255).astype(np.uint8)
+    return _array_source("digits", images)
+
+
+def _hugging_face(locator: str) -> ImageSource:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"'{locator}' needs the datasets library: pip install 'leakscope[hf]'") from None
+    _, name, *rest = locator.split(":")
+    split = rest[0] if rest else "train"
+    try:
+        table = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the library raises many kinds; each is about the name, the split or the network
+        raise UserError(f"'{locator}' cannot be loaded: {str(error).splitlines()[0]}") from None
+    column = next((c for c, kind in table.features.items() if isinstance(kind, datasets.Image)), None)
+    if column is None:
+        raise UserError(f"'{locator}' must have an image column; it has {', '.join(table.features)}")
+    table = table.cast_column(column, datasets.Image(decode=False))
+
+    def read(i: int) -> Pixels:
+        cell = table[i][column]
+        return decode(cell["bytes"] or Path(cell["path"]), f"{locator} row {i}")
+
+    return ImageSource(locator, tuple(map(str, range(len(table)))), read)

@@ -1,0 +1,102 @@
+"""The predicted noise eps(x_t, t, cond), whatever the network itself predicts.
+
+    epsilon         eps = f
+    v_prediction    eps = a_t f + s_t x_t              (Salimans and Ho 2022, arXiv 2202.00512, appendix D)
+    sample          eps = (x_t - a_t f) / s_t
+
+This is the only place where predictions are converted. Wrappers are denoisers too.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from leakscope.diffusion.schedule import Schedule
+from leakscope.errors import UserError
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
+
+class Denoiser(ABC):
+    """A model that predicts the noise in an image, with the `schedule` it was trained on."""
+
+    schedule: Schedule
+
+    @abstractmethod
+    def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
+        """The predicted noise at timestep t in [0, T), in the shape, dtype and device of x_t."""
+
+    @staticmethod
+    def from_function(predict_noise: Callable[..., Tensor], alphas_cumprod: Any) -> "Denoiser":
+        """A denoiser from `predict_noise(x_t, t)` (or `(x_t, t, cond)` when conditioned) and the T values of alpha_bar.
+
+        `predict_noise` gets x_t of shape (b, *s) and t as an int, and returns the noise in the shape of x_t.
+        """
+        return FunctionDenoiser(predict_noise, Schedule(alphas_cumprod))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FunctionDenoiser(Denoiser):
+    """A plain function as a denoiser; see `Denoiser.from_function`."""
+
+    predict_noise: Callable[..., Tensor]
+    schedule: Schedule
+
+    def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
+        return self.predict_noise(x_t, t) if cond is None else self.predict_noise(x_t, t, cond)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class NetworkDenoiser(Denoiser):
+    """A diffusers network as a denoiser: runs in its own dtype, answers in that of x_t."""
+
+    network: torch.nn.Module
+    schedule: Schedule
+    prediction_type: PredictionType = "epsilon"
+
+    def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
+        if cond is not None:
+            raise UserError("this model takes no condition; got one")
+        dtype = next(self.network.parameters()).dtype
+        prediction = self.network(x_t.to(dtype), torch.tensor(t, device=x_t.device)).sample
+        prediction = prediction[:, : x_t.shape[1]].to(x_t.dtype)  # learned-variance models append their variance
+        return to_noise(prediction, x_t, t, self.schedule, self.prediction_type)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Counted(Denoiser):
+    """Reports every forward of `denoiser` to `on_call(images, timestep)`; changes nothing."""
+
+    denoiser: Denoiser
+    on_call: Callable[[int, int], None]
+
+    @property
+    def schedule(self) -> Schedule:  # type: ignore[override]
+        return self.denoiser.schedule
+
+    def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
+        eps = self.denoiser(x_t, t, cond)
+        self.on_call(len(x_t), t)
+        return eps
+
+
+def to_noise(
+    prediction: Float[Tensor, "b *s"], x_t: Float[Tensor, "b *s"], t: int, schedule: Schedule, prediction_type: PredictionType
+) -> Float[Tensor, "b *s"]:
+    """The noise that a network's prediction at (x_t, t) stands for; raises `UserError` for an unknown prediction type."""
+    match prediction_type:
+        case "epsilon":
+            return prediction
+        case "v_prediction":
+            return schedule.a(t) * prediction + schedule.s(t) * x_t
+        case "sample":
+            return (x_t - schedule.a(t) * prediction) / schedule.s(t)
+    raise UserError(f"prediction_type must be epsilon, v_prediction or sample; the scheduler says '{prediction_type}'")

@@ -1,0 +1,41 @@
+"""Standard normals keyed by (seed, image id, draw).
+
+Each image has its own counter-based stream, so its noise does not depend on the batch it is in, on the order of images,
+on the number of workers, or on a run having been interrupted. This is the package's only source of noise for scoring.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of one batch: `noise(j)` is draw j for every id, of shape (len(ids), *shape), always the same.
+
+    Draws are kept for the life of the object, since attacks use the same draw at every timestep.
+    """
+
+    seed: int
+    ids: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+    _drawn: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, draw: int) -> Float[Tensor, "b *s"]:
+        if draw not in self._drawn:
+            normals = np.stack([_normals(self.seed, i, draw, self.shape) for i in self.ids])
+            self._drawn[draw] = torch.from_numpy(normals).to(device=self.device, dtype=self.dtype)
+        return self._drawn[draw]
+
+
+def _normals(seed: int, image_id: str, draw: int, shape: Sequence[int]) -> np.ndarray:
+    digest = hashlib.blake2b(f"{seed}\0{image_id}".encode(), digest_size=16).digest()
+    key = np.frombuffer(digest, dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, draw])).standard_normal(shape)

@@ -1,0 +1,35 @@
+"""The versions and the machine that numbers come from."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from leakscope.record import Environment
+
+PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "scipy", "scikit-learn", "pyarrow", "pillow")
+
+
+def environment(target: Any, seed: int, data_fingerprint: str) -> Environment:
+    """The environment of this process auditing `target`."""
+    import torch
+
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    name = torch.cuda.get_device_name(target.device) if target.device.startswith("cuda") else platform.processor() or platform.machine()
+    return Environment(
+        leakscope=version("leakscope"),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages=found,
+        device=target.device,
+        device_name=name,
+        dtype=target.dtype,
+        threads=torch.get_num_threads(),
+        seed=seed,
+        model_fingerprint=target.fingerprint,
+        data_fingerprint=data_fingerprint,
+    )

@@ -1,0 +1,193 @@
+"""Scores and labels → results: the calibrate half chooses, the test half is read once.
+
+Sets with fewer than 200 images a side use repeated splits, and every number is the median over them.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from leakscope import metrics
+from leakscope.data.cohort import calibrate_half
+from leakscope.errors import UserError, unknown
+from leakscope.record import Accuracy, AchievedFPR, AUCAt, Estimate, Oracle, RateAtFPR, Record, Result, Samples, Scores, Split
+
+SMALL_SIDE = 200
+REPEATS = 25
+NO_CALIBRATION = "no calibrate half: the threshold was not chosen on separate images"
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """The calibrate half of every repeat, as rows of a (repeats, n) array; no rows of True without calibration."""
+
+    calibrate: Bool[np.ndarray, "r n"]
+    record: Split
+
+
+def halves(ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float, seed: int, calibration: bool = True) -> Halves:
+    """How the images divide into calibrate and test, once or, for small sets, REPEATS times."""
+    m, n = int(member.sum()), int((~member).sum())
+    repeats = REPEATS if calibration and min(m, n) < SMALL_SIDE else 1
+    fraction = fraction if calibration else 0.0
+    rows = np.array([calibrate_half(ids, member, fraction, seed, repeat) for repeat in range(repeats)])
+    counts = (int(rows[0][member].sum()), int(rows[0][~member].sum()))
+    record = Split(
+        calibrate_fraction=fraction,
+        seed=seed,
+        repeats=repeats,
+        members=m,
+        nonmembers=n,
+        calibrate_members=counts[0],
+        calibrate_nonmembers=counts[1],
+    )
+    return Halves(rows, record)
+
+
+def evaluate_scores(scores: Scores, member: Bool[np.ndarray, " n"], split: Halves) -> Result:
+    """One attack's result over its timesteps; attack parameters and costs are left to the caller."""
+    results = [_one_split(scores, member, calibrate, split.record.seed) for calibrate in split.calibrate]
+    return results[0] if len(results) == 1 else _median(results)
+
+
+def samples(all_scores: Sequence[Scores], results: Sequence[Result], member: Bool[np.ndarray, " n"], split: Halves) -> Samples:
+    """The table of membership scores at each attack's chosen timestep, with the halves of the first split."""
+    columns = {
+        s.attack: s.membership[:, s.timesteps.index(r.timestep)] for s, r in zip(all_scores, results, strict=True) if r.timestep is not None
+    }
+    return Samples(all_scores[0].ids, member, ~split.calibrate[0], columns)
+
+
+def headline(results: Sequence[Result]) -> str | None:
+    """The attack that looked best on the calibrate half; None without one."""
+    best = [(max(point.auc for point in r.per_timestep), r.attack) for r in results if r.per_timestep]
+    return max(best, key=lambda pair: pair[0])[1] if best else None
+
+
+def evaluate(
+    member_scores: Any, nonmember_scores: Any, convention: str = "member-exact", part: tuple[Any, Any] | None = None, seed: int = 0
+) -> Result:
+    """The statistics of finished scores, higher = more likely a member.
+
+    Nothing is chosen but the thresholds of `asr` and `achieved_fpr`: AUC and rates are of all images, those two are
+    calibrated on a hashed 20 % and counted on the rest. `part` gives, per side, which images belong to the test half
+    (bool); then everything is of the test half. Raises `UserError` for scores that are empty or not finite.
+    """
+    m, n = (_checked(scores, side) for scores, side in ((member_scores, "member"), (nonmember_scores, "non-member")))
+    if convention not in metrics.CONVENTIONS:
+        raise unknown("convention", convention, metrics.CONVENTIONS)
+    member = np.repeat([True, False], [len(m), len(n)])
+    scores = Scores("scores", "large", (0,), tuple(map(str, range(len(member)))), np.concatenate([m, n])[:, None])
+    if part is not None:
+        test = np.concatenate([np.asarray(side, dtype=bool) for side in part])
+        record = halves(scores.ids, member, 0.2, seed, calibration=False).record
+        result = evaluate_scores(scores, member, Halves(~test[None], record))
+    else:
+        whole = evaluate_scores(scores, member, halves(scores.ids, member, 0.2, seed, calibration=False))
+        thresholds = evaluate_scores(scores, member, halves(scores.ids, member, 0.2, seed))
+        result = whole.model_copy(update={"asr": thresholds.asr, "achieved_fpr": thresholds.achieved_fpr})
+    result = result.model_copy(update={"timestep": None, "per_timestep": (), "oracle": result.oracle.model_copy(update={"timestep": None})})
+    return result if convention == "member-exact" else _by_convention(result, m, n, convention)
+
+
+def _checked(scores: Any, side: str) -> Float64[np.ndarray, " n"]:
+    array = np.asarray(scores, dtype=np.float64).ravel()
+    if len(array) == 0:
+        raise UserError(f"there must be at least one {side} score; got none")
+    bad = int((~np.isfinite(array)).sum())
+    if bad:
+        raise UserError(f"scores must be finite numbers; {bad} of {len(array)} {side} scores are not")
+    return array
+
+
+def _one_split(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"], seed: int) -> Result:
+    membership = scores.membership
+    cal_m, cal_n = membership[calibrate & member], membership[calibrate & ~member]
+    test_m, test_n = membership[~calibrate & member], membership[~calibrate & ~member]
+    calibrated = bool(len(cal_m) and len(cal_n))
+    if not calibrated and len(scores.timesteps) > 1:
+        raise UserError(f"{scores.attack}: without a calibrate half there must be one timestep; got {len(scores.timesteps)}")
+    per_timestep = (
+        tuple(AUCAt(timestep=t, auc=metrics.auc(cal_m[:, i], cal_n[:, i])) for i, t in enumerate(scores.timesteps)) if calibrated else ()
+    )
+    chosen = int(np.argmax([point.auc for point in per_timestep])) if calibrated else 0
+    m, n = test_m[:, chosen], test_n[:, chosen]
+    if calibrated:
+        threshold, _ = metrics.best_accuracy(cal_m[:, chosen], cal_n[:, chosen])
+        asr, achieved = metrics.accuracy_at(threshold, m, n), metrics.achieved_fpr(cal_n[:, chosen], n)
+    else:
+        asr, achieved = Accuracy(reason=NO_CALIBRATION), AchievedFPR(reason=NO_CALIBRATION)
+    return Result(
+        attack=scores.attack,
+        timestep=scores.timesteps[chosen],
+        direction=scores.direction,
+        auc=metrics.auc_estimate(m, n),
+        tpr_at_fpr=tuple(metrics.tpr_at_fpr(m, n, a, seed) for a in metrics.RATES),
+        tnr_at_fnr=tuple(metrics.tnr_at_fnr(m, n, a, seed) for a in metrics.RATES),
+        asr=asr,
+        achieved_fpr=achieved,
+        oracle=_oracle(scores.timesteps, test_m, test_n),
+        n_members=len(m),
+        n_nonmembers=len(n),
+        per_timestep=per_timestep,
+    )
+
+
+def _oracle(timesteps: tuple[int, ...], m: Float64[np.ndarray, "m k"], n: Float64[np.ndarray, "n k"]) -> Oracle:
+    columns = range(len(timesteps))
+    aucs = [metrics.auc(m[:, i], n[:, i]) for i in columns]
+    rates = [metrics.tpr_at_fpr(m[:, i], n[:, i], 0.01).value for i in columns]
+    return Oracle(
+        timestep=timesteps[int(np.argmax(aucs))],
+        auc=max(aucs),
+        asr=max(metrics.best_accuracy(m[:, i], n[:, i])[1] for i in columns),
+        tpr_at_1pct=None if None in rates else max(r for r in rates if r is not None),
+    )
+
+
+def _median(results: Sequence[Result]) -> Result:
+    """Field by field the median over repeated splits; the timestep is the one chosen most often."""
+    first = results[0]
+    timestep = Counter(r.timestep for r in results).most_common(1)[0][0]
+    grids = zip(*(r.per_timestep for r in results), strict=True)
+    return first.model_copy(
+        update={
+            "timestep": timestep,
+            "auc": _median_record([r.auc for r in results]),
+            "tpr_at_fpr": tuple(_median_record(same) for same in zip(*(r.tpr_at_fpr for r in results), strict=True)),
+            "tnr_at_fnr": tuple(_median_record(same) for same in zip(*(r.tnr_at_fnr for r in results), strict=True)),
+            "asr": _median_record([r.asr for r in results]),
+            "achieved_fpr": _median_record([r.achieved_fpr for r in results]),
+            "oracle": _median_record([r.oracle for r in results]).model_copy(
+                update={"timestep": Counter(r.oracle.timestep for r in results).most_common(1)[0][0]}
+            ),
+            "per_timestep": tuple(AUCAt(timestep=points[0].timestep, auc=float(np.median([p.auc for p in points]))) for points in grids),
+        }
+    )
+
+
+def _median_record(records: Sequence[R]) -> R:
+    """The first record with each of its floats replaced by the median over all; a null stays null."""
+    update = {}
+    for name, value in records[0]:
+        values = [getattr(r, name) for r in records]
+        if isinstance(value, float) and not any(v is None for v in values):
+            update[name] = float(np.median(values))
+    return records[0].model_copy(update=update)
+
+
+def _by_convention(result: Result, m: Float64[np.ndarray, " m"], n: Float64[np.ndarray, " n"], convention: str) -> Result:
+    compute = metrics.CONVENTIONS[convention]
+    assert compute is not None
+    numbers, reason = compute(m, n), f"the {convention} convention has no interval"
+    rates = tuple(RateAtFPR(fpr=a, value=v, support="ok", reason=reason) for a, v in zip(metrics.RATES, numbers.tpr, strict=True))
+    asr = Accuracy(value=numbers.asr, reason=f"{reason}; the threshold is the best on these very scores")
+    return result.model_copy(
+        update={"convention": convention, "auc": Estimate(value=numbers.auc, reason=reason), "tpr_at_fpr": rates, "asr": asr}
+    )

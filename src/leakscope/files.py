@@ -1,0 +1,42 @@
+"""Writing so that a file is whole or absent, and a full or read-only disk is a clear message."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from leakscope.errors import UserError
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write(temporary)` beside `path`, then renames it into place; raises `UserError` when the disk refuses."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); "
+            "free or change the output folder and run the same command again: finished work is kept"
+        ) from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def checked_folder(path: Path) -> Path:
+    """`path` as an existing folder that can be written to; raises `UserError` otherwise."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"the output folder {path} cannot be written ({error.strerror or error}); choose another with -o") from None
+    return path

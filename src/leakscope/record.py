@@ -1,0 +1,213 @@
+"""The numbers after the wall: `Scores` and the versioned record of an audit. No torch here.
+
+Field names are the keys of audit.json; changing one needs a step of SCHEMA_VERSION and a line in the changelog. What
+cannot be estimated is null, with the reason beside it.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float64
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+Direction = Literal["small", "large"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One attack's statistics for every image and timestep, in the paper's own units."""
+
+    attack: str
+    direction: Direction
+    timesteps: tuple[int, ...]
+    ids: tuple[str, ...]
+    statistic: Float64[np.ndarray, "n k"]
+
+    @property
+    def membership(self) -> Float64[np.ndarray, "n k"]:
+        """Higher = more likely a member. The only sign flip of the package."""
+        return self.statistic if self.direction == "large" else -self.statistic
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """samples.csv: per image its side, its half and each attack's membership score at the chosen timestep."""
+
+    ids: tuple[str, ...]
+    member: Bool[np.ndarray, " n"]
+    test: Bool[np.ndarray, " n"]
+    scores: dict[str, Float64[np.ndarray, " n"]]
+
+    def sides(self, attack: str, test: bool | None = True) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " n"]]:
+        """The attack's (members, nonmembers) of the test half, of the calibrate half, or of both (`test=None`)."""
+        rows = np.ones(len(self.ids), dtype=bool) if test is None else self.test == test
+        return self.scores[attack][rows & self.member], self.scores[attack][rows & ~self.member]
+
+
+class Record(BaseModel):
+    """Base of everything that is written: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Estimate(Record):
+    """A number with its 95 % interval and the method of the interval; null with a `reason` where there is none."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    method: str | None = None
+    reason: str | None = None
+
+
+class RateAtFPR(Estimate):
+    """TPR at a false-positive rate; support is "ok", "low" (fewer than 10 false positives) or "none"."""
+
+    fpr: float
+    support: Literal["ok", "low", "none"]
+
+
+class RateAtFNR(Estimate):
+    """TNR at a false-negative rate: the mirror of `RateAtFPR`."""
+
+    fnr: float
+    support: Literal["ok", "low", "none"]
+
+
+class Accuracy(Estimate):
+    """Attack success rate: accuracy at the calibrated threshold. `baseline` is what always naming the larger side gets."""
+
+    baseline: float | None = None
+    threshold: float | None = None
+
+
+class AchievedFPR(Estimate):
+    """The false-positive rate on test of the threshold that met `target` on calibrate."""
+
+    target: float | None = None
+    threshold: float | None = None
+
+
+class Oracle(Record):
+    """The best on the test half over thresholds and timesteps, each picked separately: what papers print, optimistic."""
+
+    timestep: int | None = None
+    auc: float | None = None
+    asr: float | None = None
+    tpr_at_1pct: float | None = None
+
+
+class AUCAt(Record):
+    """The AUC on the calibrate half at one timestep."""
+
+    timestep: int
+    auc: float
+
+
+class Result(Record):
+    """What one attack achieves. Rates are of the test half; member is the positive class.
+
+    `queries` counts denoiser forwards per image over the whole sweep, `queries_at_timestep` those the chosen timestep
+    needs alone.
+    """
+
+    attack: str
+    access: str = "grey-box"
+    parameters: dict[str, Any] = {}
+    queries: int | None = None
+    queries_at_timestep: int | None = None
+    timestep: int | None = None
+    direction: Direction = "large"
+    auc: Estimate
+    tpr_at_fpr: tuple[RateAtFPR, ...]
+    tnr_at_fnr: tuple[RateAtFNR, ...]
+    asr: Accuracy
+    achieved_fpr: AchievedFPR
+    oracle: Oracle
+    n_members: int
+    n_nonmembers: int
+    per_timestep: tuple[AUCAt, ...] = ()
+    convention: str = "member-exact"
+
+
+class Environment(Record):
+    """Where the numbers come from."""
+
+    leakscope: str
+    python: str
+    platform: str
+    packages: dict[str, str]
+    device: str
+    device_name: str
+    dtype: str
+    threads: int
+    seed: int
+    model_fingerprint: str
+    data_fingerprint: str
+
+
+class Split(Record):
+    """How the images were divided. `repeats` > 1 means that medians over that many calibrate/test splits are reported."""
+
+    calibrate_fraction: float
+    seed: int
+    repeats: int
+    members: int
+    nonmembers: int
+    calibrate_members: int
+    calibrate_nonmembers: int
+
+
+class Costs(Record):
+    """What the scoring took: forwards of one image each, and the sum of the workers' seconds."""
+
+    queries: int
+    seconds: float
+    chunks: int
+
+
+class Plan(Record):
+    """All that decides the scores of a run. A run folder belongs to one plan."""
+
+    model: str
+    model_fingerprint: str
+    members: str
+    nonmembers: str
+    data_fingerprint: str
+    n_members: int
+    n_nonmembers: int
+    image_shape: str
+    resize: bool
+    attacks: tuple[dict[str, Any], ...]
+    calibration: bool
+    calibrate_fraction: float
+    seed: int
+    batch_size: int
+    chunk_size: int
+    dtype: str
+    device: str
+
+
+class AuditRecord(Record):
+    """audit.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    created: str
+    command: str
+    settings: dict[str, Any]
+    plan: Plan
+    environment: Environment
+    split: Split
+    headline: str | None
+    results: tuple[Result, ...]
+    blind: Estimate
+    warnings: tuple[str, ...]
+    omitted: tuple[str, ...]
+    costs: Costs
+
+    def result(self, attack: str) -> Result:
+        """The result of one attack by its label."""
+        return next(r for r in self.results if r.attack == attack)

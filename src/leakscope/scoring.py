@@ -1,0 +1,270 @@
+"""Scoring at scale: images in fixed chunks, one Parquet file per chunk and attack, dealt to workers, resumed by rerunning.
+
+The cut into chunks and batches depends on the plan alone, and every number on its own image and key, so scores are
+bit-identical for any number of workers and any history of interruptions. Workers never communicate: a file that exists
+is done, and merging is reading the folder.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Bool, Float32, Float64
+
+from leakscope.attacks.base import Attack
+from leakscope.data.cohort import Cohort, keyed_order
+from leakscope.data.pixels import ImageShape, fit, to_model
+from leakscope.diffusion.denoiser import Counted
+from leakscope.diffusion.noise import Noise
+from leakscope.errors import UserError
+from leakscope.files import write_atomic
+from leakscope.hub import Target
+from leakscope.progress import progress
+from leakscope.record import Plan, Scores
+
+BATCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**21}
+MAX_BATCH = 256
+PREPARATION_IMAGES = 64
+SCHEMA = pa.schema([("id", pa.string()), ("attack", pa.string()), ("timestep", pa.int32()), ("statistic", pa.float64())])
+META = b"leakscope"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Worker `rank` of `count`, computing with `threads` CPU threads."""
+
+    rank: int
+    count: int
+    threads: int
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is to be scored; labels are not in it, only which images may calibrate."""
+
+    target: Target
+    cohort: Cohort
+    shape: ImageShape
+    attacks: tuple[Attack, ...]
+    plan: Plan
+    calibrate: Bool[np.ndarray, " n"]
+
+    @property
+    def chunks(self) -> int:
+        """The number of chunks the images are cut into."""
+        return -(-len(self.cohort) // self.plan.chunk_size)
+
+    def rows(self, chunk: int) -> range:
+        """The images of one chunk."""
+        return range(chunk * self.plan.chunk_size, min((chunk + 1) * self.plan.chunk_size, len(self.cohort)))
+
+    def file(self, folder: Path, chunk: int, k: int) -> Path:
+        """Where the scores of one chunk and attack k are kept."""
+        return folder / "scores" / f"chunk-{chunk:05d}-{k:02d}-{self.attacks[k].name}.parquet"
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """All scores of a run, with what they cost and the parameters that each attack ended with."""
+
+    scores: tuple[Scores, ...]
+    parameters: tuple[dict[str, Any], ...]
+    queries: int
+    seconds: float
+    chunks: int
+
+
+def worker(shard: str | None, threads: int | None) -> Worker:
+    """This process's share: `--shard i/n` (1-based), else RANK and WORLD_SIZE, else everything.
+
+    Workers on one machine share its cores: two processes that each take all of them are many times slower on small
+    convolutions. Raises `UserError` for a shard that is not of the form i/n with 1 <= i <= n.
+    """
+    if shard:
+        try:
+            rank, count = (int(part) for part in shard.split("/"))
+        except ValueError:
+            raise UserError(f"--shard is written i/n, as in 1/4; got {shard}") from None
+        if not 1 <= rank <= count:
+            raise UserError(f"--shard i/n needs 1 <= i <= n; got {shard}")
+        rank, local = rank - 1, count
+    else:
+        rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Worker(rank, count, threads or max(1, cores // local))
+
+
+def auto_batch_size(shape: ImageShape, device: str) -> int:
+    """Images per forward: a power of two that depends on the image and the kind of device only, so that runs repeat."""
+    elements = BATCH_ELEMENTS["cpu" if device == "cpu" else "cuda"]
+    fitting = elements // (shape.channels * shape.height * shape.width)
+    return int(min(MAX_BATCH, 2 ** max(0, int(np.log2(max(1, fitting))))))
+
+
+def estimate(job: Job, folder: Path | None, share: Worker) -> str:
+    """What is left to this worker and about how long it takes, from one timed forward."""
+    torch.set_num_threads(share.threads)
+    work = _work(job, share)
+    left = sum(_queries(job, c, k) for c, k in work if folder is None or not job.file(folder, c, k).exists())
+    if not left:
+        return "all of it is done" if share.count == 1 else "all of this shard is done"
+    done = sum(_queries(job, c, k) for c, k in work) - left
+    resumed = f", {done:,} queries are done already" if done else ""
+    return f"{_readable(left / _speed(job))} left{resumed}"
+
+
+def score(job: Job, folder: Path, share: Worker) -> int:
+    """Scores this worker's missing chunks; returns how many chunk files of all workers are still missing then.
+
+    Raises `UserError` when the model returns NaN (naming the first image and timestep) or the disk is full.
+    """
+    torch.set_num_threads(share.threads)
+    work = _work(job, share)
+    todo = [(c, k) for c, k in work if not job.file(folder, c, k).exists()]
+    if todo:
+        total, left = (sum(_queries(job, c, k) for c, k in part) for part in (work, todo))
+        with progress("scoring", total, "queries", done=total - left) as advance, torch.inference_mode():
+            _score_chunks(job, folder, todo, advance)
+    return sum(not job.file(folder, c, k).exists() for c in range(job.chunks) for k in range(len(job.attacks)))
+
+
+def _work(job: Job, share: Worker) -> list[tuple[int, int]]:
+    """The (chunk, attack) pairs of one worker: every count-th chunk, with all attacks."""
+    return [(c, k) for c in range(share.rank, job.chunks, share.count) for k in range(len(job.attacks))]
+
+
+def _queries(job: Job, chunk: int, k: int) -> int:
+    return len(job.rows(chunk)) * job.attacks[k].queries
+
+
+def collect(job: Job, folder: Path) -> Collected:
+    """Reads every chunk of a finished run back into one `Scores` per attack."""
+    scores, parameters, queries, seconds = [], [], 0, 0.0
+    for k, attack in enumerate(job.attacks):
+        columns, meta = [], {}
+        for chunk in range(job.chunks):
+            table = pq.read_table(job.file(folder, chunk, k))
+            meta = json.loads(table.schema.metadata[META])
+            queries, seconds = queries + meta["queries"], seconds + meta["seconds"]
+            columns.append(table.column("statistic").to_numpy().reshape(-1, len(attack.timesteps)))
+        scores.append(Scores(attack.label, attack.direction, attack.timesteps, job.cohort.ids, np.concatenate(columns)))
+        parameters.append(meta["parameters"])
+    return Collected(tuple(scores), tuple(parameters), queries, seconds, job.chunks * len(job.attacks))
+
+
+def save_scores(folder: Path, scores: Sequence[Scores]) -> None:
+    """Writes scores that were computed elsewhere, one file per attack; leaves a folder alone that has its chunks."""
+    if any((folder / "scores").glob("*.parquet")):
+        return
+    for k, s in enumerate(scores):
+        table = _table(s.ids, s.attack, s.timesteps, s.statistic)
+        write_atomic(folder / "scores" / f"all-{k:02d}.parquet", partial(pq.write_table, table))
+
+
+def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], advance: Callable[..., None]) -> None:
+    loaded, images = -1, np.empty(0)
+    prepared: dict[int, Attack] = {}
+    for chunk, k in todo:
+        if chunk != loaded:
+            loaded, images = chunk, _images(job, job.rows(chunk))
+        if k not in prepared:
+            prepared[k] = _prepared(job, job.attacks[k])
+        _score_chunk(job, prepared[k], job.rows(chunk), images, job.file(folder, chunk, k), advance)
+
+
+def _score_chunk(
+    job: Job, attack: Attack, rows: range, images: Float32[np.ndarray, "n c h w"], path: Path, advance: Callable[..., None]
+) -> None:
+    queries, started = 0, time.monotonic()
+
+    def count(n: int, t: int) -> None:
+        nonlocal queries
+        queries += n
+        advance(n, attack.name)
+
+    denoiser = Counted(job.target.denoiser, count)
+    statistic = np.empty((len(rows), len(attack.timesteps)))
+    for batch in _batches(len(rows), job.plan.batch_size):
+        ids = job.cohort.ids[rows.start + batch.start : rows.start + batch.stop]
+        x0 = torch.from_numpy(images[batch]).to(job.target.device, job.target.x_dtype)
+        noise = Noise(job.plan.seed, ids, tuple(x0.shape[1:]), job.target.x_dtype, job.target.device)
+        values = attack.statistics(denoiser, x0, noise).T.cpu().numpy()
+        _refuse_nan(values, ids, attack)
+        statistic[batch] = values
+    if queries != len(rows) * attack.queries:
+        raise RuntimeError(f"{attack.label} declares {attack.queries} queries per image and made {queries / len(rows):g}")
+    meta = {"queries": queries, "seconds": round(time.monotonic() - started, 4), "parameters": attack.parameters()}
+    table = _table(job.cohort.ids[rows.start : rows.stop], attack.label, attack.timesteps, statistic)
+    table = table.replace_schema_metadata({META: json.dumps(meta)})
+    write_atomic(path, partial(pq.write_table, table))
+
+
+def _table(ids: Sequence[str], attack: str, timesteps: Sequence[int], statistic: Float64[np.ndarray, "n k"]) -> pa.Table:
+    n, k = statistic.shape
+    columns = [
+        np.repeat(np.array(ids, dtype=object), k),
+        pa.array([attack] * (n * k)),
+        np.tile(timesteps, n).astype(np.int32),
+        statistic.ravel(),
+    ]
+    return pa.table([pa.array(c) for c in columns], schema=SCHEMA)
+
+
+def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: Attack) -> None:
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        image, t = ids[bad[0][0]], attack.timesteps[bad[0][1]]
+        raise UserError(
+            f"the model must return finite numbers; {attack.label} got {values[tuple(bad[0])]} for image {image} at timestep {t}: "
+            "try --dtype float32, or check the weights; finished chunks are kept"
+        )
+
+
+def _images(job: Job, rows: Sequence[int]) -> Float32[np.ndarray, "n c h w"]:
+    """Pixels as the model takes them; the scan has already shown that each of them fits or may be resized."""
+    fitted = [fit(job.cohort.read[i](), job.shape, job.plan.resize, job.cohort.ids[i]) for i in rows]
+    return to_model(np.stack(fitted))
+
+
+def _prepared(job: Job, attack: Attack) -> Attack:
+    """The attack with what it needs from images of the calibrate half, the same ones in every worker."""
+    if not attack.needs_preparation:
+        return attack
+    allowed = job.calibrate if job.calibrate.any() else np.ones(len(job.cohort), dtype=bool)
+    ids = tuple(i for i, use in zip(job.cohort.ids, allowed, strict=True) if use)
+    chosen = set(keyed_order(ids, "prepare", job.plan.seed)[:PREPARATION_IMAGES])
+    rows = [i for i, image_id in enumerate(job.cohort.ids) if image_id in chosen]
+    x0 = torch.from_numpy(_images(job, rows)).to(job.target.device, job.target.x_dtype)
+    noise = Noise(job.plan.seed, tuple(job.cohort.ids[i] for i in rows), tuple(x0.shape[1:]), job.target.x_dtype, job.target.device)
+    return attack.prepared(job.target.denoiser, x0, noise)
+
+
+def _batches(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _speed(job: Job) -> float:
+    """Queries per second, from one timed forward after a warm-up."""
+    rows = range(min(job.plan.batch_size, len(job.cohort)))
+    x0 = torch.from_numpy(_images(job, rows)).to(job.target.device, job.target.x_dtype)
+    with torch.inference_mode():
+        job.target.denoiser(x0, 0)
+        started = time.monotonic()
+        job.target.denoiser(x0, 0).sum().item()
+    return len(rows) / max(time.monotonic() - started, 1e-9)
+
+
+def _readable(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -1,0 +1,1 @@
+"""Training loops on accelerate that save diffusers folders."""

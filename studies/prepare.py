@@ -1,0 +1,48 @@
+"""Makes the inputs of the studies from the raw data sets: `python studies/prepare.py RAW OUT`.
+
+RAW holds cifar10/, fashion-mnist/ and splits/ as published; OUT gets
+
+    cifar10.npy, cifar10-split.json       the lossless part; members are 256 of the public split's members among the
+                                          4000, held out are all 1973 of its non-members
+    fashion-mnist.npy, fashion-mnist-split.json     2256 training images in a seeded order: 256 and 2000
+"""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+MEMBERS = 256
+FASHION_HELD_OUT = 2000
+
+
+def cifar10(raw: Path, out: Path) -> None:
+    with np.load(raw / "cifar10" / "cifar10-lossless-train4000-test1000.npz") as arrays:
+        images, index = arrays["train_images"], arrays["train_index"]
+    with np.load(raw / "splits" / "CIFAR10_train_ratio0.5.npz") as split:
+        public_members = np.isin(index, split["mia_train_idxs"])
+    members = np.random.default_rng(0).choice(np.flatnonzero(public_members), MEMBERS, replace=False)
+    save(out / "cifar10", images, np.sort(members), np.flatnonzero(~public_members))
+
+
+def fashion_mnist(raw: Path, out: Path) -> None:
+    content = gzip.decompress((raw / "fashion-mnist" / "train-images-idx3-ubyte.gz").read_bytes())
+    images = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28)
+    chosen = images[np.random.default_rng(0).permutation(len(images))[: MEMBERS + FASHION_HELD_OUT]]
+    save(out / "fashion-mnist", chosen, np.arange(MEMBERS), np.arange(MEMBERS, len(chosen)))
+
+
+def save(stem: Path, images: np.ndarray, members: np.ndarray, nonmembers: np.ndarray) -> None:
+    np.save(stem.with_suffix(".npy"), images)
+    split = {"members": [str(i) for i in members], "nonmembers": [str(i) for i in nonmembers]}
+    stem.with_name(f"{stem.name}-split.json").write_text(json.dumps(split), encoding="utf-8")
+    print(f"{stem.name}: {len(members)} members, {len(nonmembers)} held out, images {images.shape}")
+
+
+if __name__ == "__main__":
+    raw_folder, out_folder = map(Path, sys.argv[1:3])
+    out_folder.mkdir(parents=True, exist_ok=True)
+    cifar10(raw_folder, out_folder)
+    fashion_mnist(raw_folder, out_folder)
