@@ -2,9 +2,9 @@
 
 RAW holds cifar10/, fashion-mnist/ and splits/ as published; OUT gets
 
-    cifar10.npy, cifar10-split.json       the lossless part; members are 256 of the public split's members among the
+    cifar10.npy, cifar10-split.json       the lossless part; members are 128 of the public split's members among the
                                           4000, held out are all 1973 of its non-members
-    fashion-mnist.npy, fashion-mnist-split.json     2256 training images in a seeded order: 256 and 2000
+    fashion-mnist.npy, fashion-mnist-split.json     2128 training images in a seeded order: 128 and 2000
 """
 
 import gzip
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-MEMBERS = 256
+MEMBERS = 128
 FASHION_HELD_OUT = 2000
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64
 from leakscope import metrics
 from leakscope.data.cohort import calibrate_half
 from leakscope.errors import UserError, unknown
-from leakscope.record import Accuracy, AchievedFPR, AUCAt, Estimate, Oracle, RateAtFPR, Record, Result, Samples, Scores, Split
+from leakscope.record import Accuracy, AchievedFPR, AUCAt, Estimate, Oracle, Record, Result, Samples, Scores, Split
 
 SMALL_SIDE = 200
 REPEATS = 25
@@ -71,21 +71,32 @@ def headline(results: Sequence[Result]) -> str | None:
 
 
 def evaluate(
-    member_scores: Any, nonmember_scores: Any, convention: str = "member-exact", part: tuple[Any, Any] | None = None, seed: int = 0
+    member_scores: Any,
+    nonmember_scores: Any,
+    convention: str = "member-exact",
+    part: tuple[Any, Any] | None = None,
+    ids: tuple[Sequence[str], Sequence[str]] | None = None,
+    seed: int = 0,
 ) -> Result:
     """The statistics of finished scores, higher = more likely a member.
 
     Nothing is chosen but the thresholds of `asr` and `achieved_fpr`: AUC and rates are of all images, those two are
     calibrated on a hashed 20 % and counted on the rest. `part` gives, per side, which images belong to the test half
-    (bool); then everything is of the test half. Raises `UserError` for scores that are empty or not finite.
+    (bool); then everything is of the test half. `ids` per side decide the hash; without them it is the position. Raises
+    `UserError` for scores that are empty or not finite.
     """
     m, n = (_checked(scores, side) for scores, side in ((member_scores, "member"), (nonmember_scores, "non-member")))
     if convention not in metrics.CONVENTIONS:
         raise unknown("convention", convention, metrics.CONVENTIONS)
     member = np.repeat([True, False], [len(m), len(n)])
-    scores = Scores("scores", "large", (0,), tuple(map(str, range(len(member)))), np.concatenate([m, n])[:, None])
+    names = tuple(map(str, [*ids[0], *ids[1]] if ids else range(len(member))))
+    scores = Scores("scores", "large", (0,), names, np.concatenate([m, n])[:, None])
     if part is not None:
-        test = np.concatenate([np.asarray(side, dtype=bool) for side in part])
+        tests = [np.asarray(side, dtype=bool) for side in part]
+        if not all(side.any() for side in tests):
+            raise UserError("the test part must hold members and non-members")
+        test = np.concatenate(tests)
+        m, n = m[tests[0]], n[tests[1]]
         record = halves(scores.ids, member, 0.2, seed, calibration=False).record
         result = evaluate_scores(scores, member, Halves(~test[None], record))
     else:
@@ -173,12 +184,16 @@ def _median(results: Sequence[Result]) -> Result:
 
 
 def _median_record(records: Sequence[R]) -> R:
-    """The first record with each of its floats replaced by the median over all; a null stays null."""
-    update = {}
-    for name, value in records[0]:
+    """The first record with each of its floats replaced by the median over all, or by null if it is null anywhere."""
+    update: dict[str, Any] = {}
+    for name in type(records[0]).model_fields:
         values = [getattr(r, name) for r in records]
-        if isinstance(value, float) and not any(v is None for v in values):
+        if all(isinstance(v, float) for v in values):
             update[name] = float(np.median(values))
+        elif any(isinstance(v, float) for v in values):
+            update[name] = None  # not estimable on every split
+        elif name == "method" and len(set(values)) > 1:
+            update[name] = " or ".join(sorted({v or "none" for v in values}))
     return records[0].model_copy(update=update)
 
 
@@ -186,7 +201,10 @@ def _by_convention(result: Result, m: Float64[np.ndarray, " m"], n: Float64[np.n
     compute = metrics.CONVENTIONS[convention]
     assert compute is not None
     numbers, reason = compute(m, n), f"the {convention} convention has no interval"
-    rates = tuple(RateAtFPR(fpr=a, value=v, support="ok", reason=reason) for a, v in zip(metrics.RATES, numbers.tpr, strict=True))
+    rates = tuple(
+        exact.model_copy(update={"value": value, "low": None, "high": None, "method": None, "reason": reason})
+        for exact, value in zip(result.tpr_at_fpr, numbers.tpr, strict=True)
+    )
     asr = Accuracy(value=numbers.asr, reason=f"{reason}; the threshold is the best on these very scores")
     return result.model_copy(
         update={"convention": convention, "auc": Estimate(value=numbers.auc, reason=reason), "tpr_at_fpr": rates, "asr": asr}

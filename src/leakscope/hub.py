@@ -9,12 +9,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from leakscope.data.pixels import ImageShape
-from leakscope.diffusion.denoiser import Denoiser, NetworkDenoiser
+from leakscope.diffusion.denoiser import Denoiser, NetworkDenoiser, PredictionType
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, unknown
 
@@ -56,12 +56,10 @@ def load(model: str | Path, dtype: str = "float32", device: str | None = None) -
     config = _read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
     _refuse_pickles(network_folder)
     device = str(checked_device(device))
+    shape = _shape(config, network_folder)
+    schedule, prediction_type = _schedule(folder)
     network = _network(network_folder, config, DTYPES[dtype]).to(device).eval().requires_grad_(False)
-    scheduler = _scheduler(folder)
-    denoiser = NetworkDenoiser(network, Schedule(scheduler.alphas_cumprod), scheduler.config.get("prediction_type", "epsilon"))
-    if denoiser.prediction_type not in ("epsilon", "v_prediction", "sample"):
-        raise UserError(f"prediction_type must be epsilon, v_prediction or sample; {folder} says '{denoiser.prediction_type}'")
-    return Target(denoiser, _shape(config), str(model), _fingerprint(folder), dtype, device)
+    return Target(NetworkDenoiser(network, schedule, prediction_type), shape, str(model), _fingerprint(folder), dtype, device)
 
 
 def checked_device(device: str | None) -> torch.device:
@@ -77,15 +75,13 @@ def checked_device(device: str | None) -> torch.device:
 
 def new_network(config: dict[str, Any]) -> torch.nn.Module:
     """An untrained UNet2DModel with `config`; raises `UserError` when diffusers refuses it."""
-    import diffusers
-
+    diffusers = _diffusers()
     allowed = [k for k in diffusers.UNet2DModel.__init__.__annotations__ if k != "return"]
     for key in config:
         if key not in allowed:
             raise unknown("model key", key, allowed)
     try:
-        network: Any = diffusers.UNet2DModel(**config)
-        return network
+        return diffusers.UNet2DModel(**config)  # type: ignore[no-any-return]
     except (ValueError, TypeError, AssertionError) as error:
         raise UserError(f"diffusers refuses this UNet2DModel configuration: {str(error).splitlines()[0]}") from None
 
@@ -102,6 +98,13 @@ def new_scheduler(config: dict[str, Any]) -> Any:
         return DDPMScheduler(**config)
     except (ValueError, NotImplementedError, TypeError) as error:
         raise UserError(f"diffusers refuses this DDPMScheduler configuration: {str(error).splitlines()[0]}") from None
+
+
+def moving_average(network: torch.nn.Module, decay: float) -> Any:
+    """diffusers' exponential moving average of the network's weights."""
+    from diffusers.training_utils import EMAModel
+
+    return EMAModel(network.parameters(), decay=decay)
 
 
 def save(folder: Path, network: torch.nn.Module, scheduler: Any) -> None:
@@ -160,15 +163,13 @@ def _read_json(path: Path, must: str) -> dict[str, Any]:
 
 
 def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
-    import diffusers
-
     name = config.get("_class_name", "UNet2DModel")
     if name not in NETWORKS:
         raise UserError(f"networks must be one of {', '.join(NETWORKS)}; {folder} holds a {name}")
     if config.get("num_class_embeds") or config.get("class_embed_type"):
         raise UserError(f"{folder} is class-conditional; this version audits unconditional models only")
     try:
-        network, info = getattr(diffusers, name).from_pretrained(
+        network, info = getattr(_diffusers(), name).from_pretrained(
             folder,
             torch_dtype=dtype,
             use_safetensors=True,
@@ -177,30 +178,58 @@ def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.
             low_cpu_mem_usage=False,
         )
     except Exception as error:  # safetensors, json and torch each raise their own; all mean unusable weights
-        raise UserError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"{folder} cannot be loaded: {_first_lines(error)}") from None
     if info["missing_keys"] or info["unexpected_keys"]:
         odd = (list(info["missing_keys"]) + list(info["unexpected_keys"]))[0]
         raise UserError(f"{folder}: the weights do not match config.json (first: {odd}); re-export the model")
     return network
 
 
-def _scheduler(folder: Path) -> Any:
+def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
+    """The model's own table, built by the scheduler class that its folder names."""
     path = folder / "scheduler" / "scheduler_config.json"
     config = _read_json(path, f"{folder} must say its noise schedule")
-    from diffusers import DDPMScheduler
-
+    name, prediction_type = config.get("_class_name", "DDPMScheduler"), config.get("prediction_type", "epsilon")
+    if prediction_type not in get_args(PredictionType):
+        raise UserError(f"prediction_type must be epsilon, v_prediction or sample; {folder} says '{prediction_type}'")
+    kind = getattr(_diffusers(), str(name), None)
+    if kind is None or not hasattr(kind, "from_config"):
+        raise UserError(f"{path} must name a scheduler of diffusers; got {name}")
     try:
-        return DDPMScheduler.from_config(config)
-    except (ValueError, NotImplementedError, TypeError) as error:
-        raise UserError(f"{path} cannot be used: {str(error).splitlines()[0]}") from None
+        table = getattr(kind.from_config(config), "alphas_cumprod", None)
+    except (ValueError, NotImplementedError, TypeError, AttributeError, ImportError) as error:
+        raise UserError(f"{path} cannot be used: {_first_lines(error)}") from None
+    if table is None:
+        raise UserError(f"the scheduler must have a discrete table of alphas_cumprod, as DDPMScheduler does; {folder} uses {name}")
+    return Schedule(table), prediction_type
 
 
-def _shape(config: dict[str, Any]) -> ImageShape | None:
-    size = config.get("sample_size")
+def _shape(config: dict[str, Any], folder: Path) -> ImageShape | None:
+    size, channels = config.get("sample_size"), config.get("in_channels", 3)
+    if config.get("out_channels", 3) not in (channels, 2 * channels):
+        raise UserError(
+            f"a denoiser predicts as many channels as it takes; {folder} has {channels} in and {config.get('out_channels', 3)} out"
+        )
     if size is None:
         return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return ImageShape(config.get("in_channels", 3), height, width)
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise UserError(f"sample_size must be a number of pixels or a pair (height, width); {folder}/config.json says {size!r}")
+    return ImageShape(channels, *sides)
+
+
+def _first_lines(error: Exception) -> str:
+    """Enough of a library's message to act on, on one line."""
+    return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
+
+
+def _diffusers() -> Any:
+    """diffusers, told to keep its own warnings and bars off our one line."""
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    return diffusers
 
 
 def _fingerprint(folder: Path) -> str:

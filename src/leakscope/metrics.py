@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
-from scipy.special import bdtr, betaincinv, ndtri
+from scipy.special import bdtr, betaincinv, expit, logit, ndtri
 
 from leakscope.record import Accuracy, AchievedFPR, Estimate, RateAtFNR, RateAtFPR
 
@@ -22,8 +22,9 @@ ALPHA = 1 - LEVEL
 RATES = (0.1, 0.01, 0.001)
 BOOTSTRAPS = 10_000
 FEW = 10  # expected false positives below which a rate has low support
+FEW_HITS = 6  # members on either side of the threshold below which percentiles of the bootstrap are too narrow
 
-Sample = Float64[np.ndarray, " n"]
+Sample = Float64[np.ndarray, "_"]  # the two sides have their own sizes
 
 
 class ROC(NamedTuple):
@@ -49,8 +50,9 @@ def auc(members: Sample, nonmembers: Sample) -> float:
 
 
 def auc_estimate(members: Sample, nonmembers: Sample) -> Estimate:
-    """AUC with its DeLong interval.
+    """AUC with DeLong's interval, taken on the logit scale.
 
+    On the plain scale it covers too little near separation (81 % at AUC 0.99 with 50 a side); for large samples both agree.
     Where the two sides are perfectly separated DeLong's variance is 0; the interval then rests on the min(M, N) disjoint
     pairs that all came out right, an exact binomial bound.
     """
@@ -63,8 +65,10 @@ def auc_estimate(members: Sample, nonmembers: Sample) -> Estimate:
     if deviation == 0 and value in (0.0, 1.0):
         low, high = clopper_pearson(int(value * min(m, n)), min(m, n))
         return Estimate(value=value, low=low, high=high, method="exact binomial on disjoint pairs")
-    half = ndtri(1 - ALPHA / 2) * deviation
-    return Estimate(value=value, low=max(0.0, value - half), high=min(1.0, value + half), method="DeLong")
+    half = ndtri(1 - ALPHA / 2) * deviation / (value * (1 - value))
+    return Estimate(
+        value=value, low=float(expit(logit(value) - half)), high=float(expit(logit(value) + half)), method="DeLong, logit scale"
+    )
 
 
 def auc_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.ndarray, "n 2"]) -> Estimate:
@@ -79,8 +83,8 @@ def auc_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.n
 def tpr_at_fpr(members: Sample, nonmembers: Sample, fpr: float, seed: int = 0) -> RateAtFPR:
     """TPR at a false-positive rate in (0, 1), with an interval that counts the threshold's own uncertainty.
 
-    Stratified bootstrap with the threshold re-derived where a N >= 10 and the rate is inside (0, 1), else the joint
-    order-statistic interval. Null where a N < 1.
+    Stratified bootstrap with the threshold re-derived where a N >= 10 and at least FEW_HITS members lie on either side of
+    the threshold, else the joint order-statistic interval. Null where a N < 1.
     """
     n = len(nonmembers)
     k = _count(fpr, n)
@@ -91,7 +95,7 @@ def tpr_at_fpr(members: Sample, nonmembers: Sample, fpr: float, seed: int = 0) -
         return RateAtFPR(fpr=fpr, support="none", reason="not estimable (no members)")
     value = float(np.mean(members > np.sort(nonmembers)[n - k]))
     support: Literal["ok", "low"] = "low" if k < FEW else "ok"
-    if k >= FEW and 0 < value < 1:
+    if k >= FEW and FEW_HITS <= round(value * len(members)) <= len(members) - FEW_HITS:
         low, high = _bootstrap(members, nonmembers, k, seed)
         method = "stratified bootstrap"
     else:
@@ -117,8 +121,9 @@ def best_accuracy(members: Sample, nonmembers: Sample) -> tuple[float, float]:
     best = int(np.argmax(correct))
     levels = curve.thresholds
     below = levels[best + 1] if best + 1 < len(levels) else -np.inf
-    with np.errstate(invalid="ignore"):
-        threshold = float((levels[best] + below) / 2) if best else float(levels[1])
+    threshold = float(levels[best] / 2 + below / 2) if best else float(levels[1])
+    if best and threshold >= levels[best]:  # neighbouring floats: halfway rounds up
+        threshold = float(below)
     return threshold, float(correct[best] / (len(members) + len(nonmembers)))
 
 
@@ -132,7 +137,7 @@ def accuracy_at(threshold: float, members: Sample, nonmembers: Sample) -> Accura
 
 
 def achieved_fpr(calibrate_nonmembers: Sample, test_nonmembers: Sample) -> AchievedFPR:
-    """Carries the threshold of the smallest estimable target in RATES from one half to the other."""
+    """Carries the threshold of the estimable target nearest 1 % from one half to the other."""
     n = len(calibrate_nonmembers)
     targets = [a for a in RATES if _count(a, n) >= 1]
     if not targets or not len(test_nonmembers):

@@ -210,4 +210,7 @@ class AuditRecord(Record):
 
     def result(self, attack: str) -> Result:
         """The result of one attack by its label."""
-        return next(r for r in self.results if r.attack == attack)
+        for result in self.results:
+            if result.attack == attack:
+                return result
+        raise KeyError(f"no attack '{attack}' in this record; it has {', '.join(r.attack for r in self.results)}")

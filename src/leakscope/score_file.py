@@ -16,6 +16,9 @@ def evaluate_file(path: Path, convention: str = "member-exact", column: str = "s
     a file that cannot be read, lacks a column, repeats an id, or holds anything but 0/1 members and finite scores.
     """
     table = _read(path)
+    twice = {name for name in table.column_names if table.column_names.count(name) > 1}
+    if twice:
+        raise UserError(f"{path} must have each column once; {min(twice)} is there twice")
     for name in ("id", "member", column):
         if name not in table.column_names:
             raise unknown(f"column of {path}", name, table.column_names)
@@ -24,11 +27,12 @@ def evaluate_file(path: Path, convention: str = "member-exact", column: str = "s
         raise UserError(f"{path} must name each id once; it repeats {len(ids) - len(set(ids))}")
     member = _members(table, path)
     scores = _scores(table, path, column)
-    test = np.array([value != "calibrate" for value in table.column("part").to_pylist()]) if "part" in table.column_names else None
+    test = _test_half(table, path) if "part" in table.column_names else None
     if not member.any() or member.all():
         raise UserError(f"{path} must hold members and non-members; it has {int(member.sum())} and {int((~member).sum())}")
     part = None if test is None or test.all() else (test[member], test[~member])
-    result = evaluate(scores[member], scores[~member], convention, part)
+    names = np.array(ids, dtype=str)
+    result = evaluate(scores[member], scores[~member], convention, part, (names[member].tolist(), names[~member].tolist()))
     return result.model_copy(update={"attack": column})
 
 
@@ -44,9 +48,19 @@ def _read(path: Path):  # type: ignore[no-untyped-def]  # pyarrow has no stubs
             return pq.read_table(path)
         from pyarrow import csv
 
-        return csv.read_csv(path, convert_options=csv.ConvertOptions(column_types={"id": pa.string()}))
-    except (pa.ArrowInvalid, OSError) as error:
+        read = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types={"id": pa.string()}))
+        _ = read.column_names  # decodes the header
+        return read
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def _test_half(table, path: Path) -> np.ndarray:  # type: ignore[no-untyped-def]
+    parts = table.column("part").to_pylist()
+    odd = [p for p in parts if p not in ("calibrate", "test")]
+    if odd:
+        raise UserError(f"{path}: part must be calibrate or test; got {odd[0]}")
+    return np.array([p == "test" for p in parts])
 
 
 def _members(table, path: Path) -> np.ndarray:  # type: ignore[no-untyped-def]

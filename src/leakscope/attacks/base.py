@@ -7,6 +7,8 @@ codecs. A `ResidualAttack` only says which fields it looks at; their masked p-no
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from math import inf
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -22,6 +24,7 @@ Access = Literal["black-box", "grey-box", "white-box"]
 Direction = Literal["small", "large"]
 
 SWEEP = tuple(range(10, 301, 10))
+MOST_TIMESTEPS = 100_000  # a longer grid is a slip of the keyboard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,10 @@ class Attack(ABC):
     direction: ClassVar[Direction] = "small"
     source: ClassVar[str]
     published_timestep: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        if not self.timesteps or any(u <= t for t, u in pairwise(self.timesteps)):
+            raise UserError(f"{self.name}: timesteps must be strictly increasing and at least one; got {self.timesteps}")
 
     @abstractmethod
     def statistics(
@@ -86,6 +93,11 @@ class ResidualAttack(Attack):
 
     p: float = 2.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.p < inf:
+            raise UserError(f"{self.name}: p must be a positive number; got {self.p}")
+
     @abstractmethod
     def residuals(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> Iterator[Float[Tensor, "b *s"]]:
         """The fields in order: `replicates` of them for each timestep, timesteps in the order of the attack."""
@@ -119,7 +131,7 @@ def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, 
     name, _, rest = text.strip().partition("(")
     if name not in attacks:
         raise unknown("attack", name, attacks)
-    if rest and not rest.endswith(")"):
+    if "(" in text and not rest.endswith(")"):
         raise UserError(f"attack parameters are written {name}(key=value,key=value); got {text}")
     given: dict[str, Any] = {} if timesteps is None else {"timesteps": timesteps}
     known = {f.name: f for f in fields(attacks[name])}
@@ -129,12 +141,16 @@ def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, 
             raise UserError(f"attack parameters are written {name}(key=value,key=value); got {text}")
         if key not in known:
             raise unknown(f"parameter of {name}", key, known)
+        if key in given and key != "timesteps":
+            raise UserError(f"{name}: {key} is given twice")
         given[key] = parse_timesteps(value) if key == "timesteps" else _convert(name, key, value, known[key].default)
     return attacks[name](**given)
 
 
 def _convert(attack: str, key: str, value: str, default: Any) -> Any:
-    kind = float if default is None else type(default)
+    kind = type(default)
+    if kind is tuple:
+        raise UserError(f"{attack}: {key} is measured on calibration images and cannot be set")
     try:
         return kind(value)
     except ValueError:
@@ -145,7 +161,10 @@ def parse_timesteps(text: str | int) -> tuple[int, ...]:
     """A grid `start:stop:step` with stop included, `start:stop` (step 1), one integer, or several joined by '+'."""
     try:
         numbers = [[int(n) for n in part.split(":")] for part in str(text).split("+")]
-        grid = [t for n in numbers for t in (n if len(n) == 1 else range(n[0], n[1] + 1, *n[2:]))]
+        ranges = [range(n[0], n[0] + 1) if len(n) == 1 else range(n[0], n[1] + 1, *n[2:]) for n in numbers]
+        if any(r.step < 0 for r in ranges) or sum(map(len, ranges)) > MOST_TIMESTEPS:
+            raise ValueError
+        grid = [t for r in ranges for t in r]
     except (ValueError, TypeError):
         raise UserError(f"timesteps are written start:stop:step (stop included), or one number; got {text!r}") from None
     if not grid or any(t < 0 for t in grid):

@@ -30,6 +30,7 @@ class Loss(ResidualAttack):
     published_timestep: ClassVar[int | None] = 200
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.draws < 1:
             raise UserError(f"loss: draws must be at least 1; got {self.draws}")
 

@@ -10,7 +10,7 @@ sigma = 0.1 is not the schedule's own s_80 = 0.265; `sigma_scale=schedule` takes
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
-from math import lgamma
+from math import inf, lgamma
 from typing import Any, ClassVar, final
 
 import torch
@@ -54,7 +54,8 @@ class NoiseAggregation(Attack):
     published_timestep: ClassVar[int | None] = 80
 
     def __post_init__(self) -> None:
-        if self.k < 2 or self.stride < 1 or self.sigma < 0:
+        super().__post_init__()
+        if self.k < 2 or self.stride < 1 or not 0 <= self.sigma < inf:
             raise UserError(f"noise_aggregation needs k >= 2, stride >= 1 and sigma >= 0; got {self.k}, {self.stride}, {self.sigma}")
         if self.metric not in METRICS:
             raise unknown("metric of noise_aggregation", self.metric, METRICS)
@@ -83,7 +84,7 @@ class NoiseAggregation(Attack):
     def prepared(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> "NoiseAggregation":
         if not self.needs_preparation:
             return self
-        medians = [_pair_distances(self._predictions(denoiser, x0, noise, cond, None, t)).median() for t in self.timesteps]
+        medians = [_pair_distances(self._predictions(denoiser, x0, noise, cond, None, t)).quantile(0.5) for t in self.timesteps]
         return replace(self, bandwidth=tuple(float(m) for m in medians))
 
     def statistics(
@@ -91,6 +92,9 @@ class NoiseAggregation(Attack):
     ) -> Float64[Tensor, "k b"]:
         if self.needs_preparation:
             raise UserError("noise_aggregation(metric=density) needs its bandwidth: call prepared() with calibration images first")
+        lost = [t for t in self.timesteps if not self.usable(t, denoiser.schedule)]
+        if lost:
+            raise UserError(f"timestep {lost[0]} cannot be used: {self.why_unusable(lost[0], denoiser.schedule)}")
         scores = []
         for i, t in enumerate(self.timesteps):
             predictions = self._predictions(denoiser, x0, noise, cond, mask, t)

@@ -14,7 +14,7 @@ from math import pi, sqrt
 from typing import Any, ClassVar, final
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, finfo
 
 from leakscope.attacks.base import ResidualAttack
 from leakscope.diffusion.denoiser import Denoiser
@@ -60,7 +60,8 @@ class PIAN(ResidualAttack):
     def residuals(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> Iterator[Float[Tensor, "b *s"]]:
         e0 = denoiser(x0, 0, cond)
         size = e0.abs().flatten(start_dim=1).mean(dim=1).reshape(-1, *[1] * (e0.ndim - 1))
-        yield from _fixed_point_residuals(self.timesteps, denoiser, x0, e0 / size * sqrt(2 / pi), cond)
+        e0 = e0 / size.clamp_min(finfo(size.dtype).tiny) * sqrt(2 / pi)
+        yield from _fixed_point_residuals(self.timesteps, denoiser, x0, e0, cond)
 
 
 def _fixed_point_residuals(

@@ -43,11 +43,12 @@ class SecMI(ResidualAttack):
     published_timestep: ClassVar[int | None] = 90
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.k < 1:
             raise UserError(f"secmi: k must be at least 1; got {self.k}")
 
     def usable(self, t: int, schedule: Schedule) -> bool:
-        return t % self.k == 0 and t + self.k < len(schedule) and schedule.alphas_cumprod[t + self.k] > 0
+        return t % self.k == 0 and t + self.k < len(schedule) and bool(schedule.alphas_cumprod[t + self.k] > 0)
 
     def why_unusable(self, t: int, schedule: Schedule) -> str:
         return f"secmi needs multiples of its stride k = {self.k} that leave room for one more stride below {len(schedule)}"

@@ -58,6 +58,7 @@ class SimAMonteCarlo(ResidualAttack):
     source: ClassVar[str] = SOURCE
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.m < 1:
             raise UserError(f"sima_mc: m must be at least 1; got {self.m}")
         if self.variant not in VARIANTS:

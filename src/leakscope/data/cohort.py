@@ -60,9 +60,14 @@ def keyed_order(ids: tuple[str, ...], *key: object) -> list[str]:
     return sorted(ids, key=lambda i: hashlib.blake2b(f"{prefix}\0{i}".encode(), digest_size=16).digest())
 
 
+def sort_key(image_id: str) -> tuple[int, str]:
+    """The order of ids: row numbers sort as numbers, so that tables are read from front to back."""
+    return len(image_id), image_id
+
+
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """The images of one audit, sorted by id, with their side. Images are read one at a time."""
+    """The images of one audit, sorted by id (`sort_key`), with their side. Images are read one at a time."""
 
     ids: tuple[str, ...]
     member: Bool[np.ndarray, " n"]
@@ -79,7 +84,7 @@ class Cohort:
 
     def of(self, image_id: str) -> Pixels:
         """The pixels of one image by its id."""
-        return self.read[bisect_left(self.ids, image_id)]()
+        return self.read[bisect_left(self.ids, sort_key(image_id), key=sort_key)]()
 
 
 def two_sources(members: ImageSource, nonmembers: ImageSource, limit: int | None = None, seed: int = 0) -> Cohort:
@@ -129,5 +134,5 @@ def _limited(ids: tuple[str, ...], limit: int | None, seed: int) -> list[str]:
 
 
 def _cohort(unsorted: Sequence[tuple[str, bool, Callable[[], Pixels]]], names: tuple[str, str]) -> Cohort:
-    rows = sorted(unsorted, key=lambda row: row[0])
+    rows = sorted(unsorted, key=lambda row: sort_key(row[0]))
     return Cohort(tuple(r[0] for r in rows), np.array([r[1] for r in rows]), tuple(r[2] for r in rows), names)

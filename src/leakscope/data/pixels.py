@@ -45,6 +45,8 @@ def fit(pixels: UInt8[np.ndarray, "h w c"], shape: ImageShape, resize: bool, nam
         return pixels
     if not resize:
         raise UserError(f"{name} is {got}, the model takes {shape}; --resize converts it (antialiased, recorded)")
+    if shape.channels not in CHANNEL_NAMES:
+        raise UserError(f"images can be converted to 1, 3 or 4 channels; the model takes {shape.channels}")
     image = Image.fromarray(pixels[..., 0] if got.channels == 1 else pixels)
     if got.channels == 4 and shape.channels != 4:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -7,6 +7,8 @@ of a million files costs only its list of ids.
 
 import io
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -93,21 +95,30 @@ def decode(content: bytes | Path, name: str) -> Pixels:
 def _pixels(image: Image.Image) -> Pixels:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated files would be audited as grey areas")
-    if image.mode.startswith("I;16"):
-        return (np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8)[..., None]
+    if image.mode.startswith("I"):
+        return _from_16_bit(np.asarray(image))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
     if image.mode not in ("L", "RGB", "RGBA"):
-        grey = image.mode in ("1", "LA", "I", "F")
+        grey = image.mode in ("1", "LA")
         transparent = "A" in image.mode or "transparency" in image.info
         image = image.convert("RGBA" if transparent else "L" if grey else "RGB")
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
+def _from_16_bit(pixels: np.ndarray) -> Pixels:
+    if pixels.min() < 0 or pixels.max() >= 2**16:
+        raise ValueError(f"integer pixels must lie in [0, 65535]; got {pixels.min()} to {pixels.max()}")
+    return (pixels.astype(np.uint16) >> 8).astype(np.uint8)[..., None]
+
+
 def _folder(path: Path) -> ImageSource:
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not files:
         raise UserError(f"{path} must contain images ({', '.join(sorted(IMAGE_SUFFIXES))}); found none")
-    ids = tuple(f.relative_to(path).as_posix() for f in files)
+    # a name that is not UTF-8 is spelled with escapes, so that it can be hashed and written
+    ids = tuple(f.relative_to(path).as_posix().encode("utf-8", "backslashreplace").decode() for f in files)
     return ImageSource(str(path), ids, lambda i: decode(files[i], str(files[i])))
 
 
@@ -129,7 +140,7 @@ def _numpy_file(path: Path, key: str | None) -> ImageSource:
             return _array_source(f"{path}:{key}" if key else str(path), loaded[key or _image_key(path, loaded)])
     except KeyError:
         raise UserError(f"{path} has no array '{key}'; it holds {', '.join(loaded.files)}") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as numpy data without pickle ({error})") from None
 
 

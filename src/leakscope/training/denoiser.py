@@ -106,7 +106,7 @@ class _Run:
         self.config, self.accelerator, self.scheduler, self.images = config, accelerator, scheduler, images
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
-        self.ema = _ema(network, config)
+        self.ema = hub.moving_average(network, config.ema_decay) if config.ema_decay else None
         self.step, self.losses = 0, list[list[float]]()
         accelerator.register_for_checkpointing(self)
 
@@ -228,14 +228,6 @@ def _rows(step: int, batch_size: int, n: int, seed: int) -> Int[np.ndarray, " b"
     """The images of one step: consecutive places in the endless sequence of shuffled epochs."""
     places = np.arange(step * batch_size, (step + 1) * batch_size)
     return np.array([_order(int(p // n), n, seed)[p % n] for p in places])
-
-
-def _ema(network: torch.nn.Module, config: TrainConfig) -> Any:
-    if config.ema_decay is None:
-        return None
-    from diffusers.training_utils import EMAModel
-
-    return EMAModel(network.parameters(), decay=config.ema_decay)
 
 
 def _accelerator(config: TrainConfig) -> Any:

@@ -1,0 +1,150 @@
+"""`make bench`: ratios from one run on this machine. Nothing here asserts; read the numbers.
+
+overhead   queries/s of an audit ÷ queries/s of the same model called in a bare loop (same batch size, dtype, threads)
+memory     peak memory of scoring 20,000 images ÷ that of 1,000
+threads    seconds of two workers that each take all cores ÷ seconds of two workers that share them
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+CHANNELS = (32, 64, 64)
+SIZE = 32
+BATCH = 32
+IMAGES = 128
+ROUNDS = 3
+
+
+def make_model(folder: Path, size: int = SIZE, channels: tuple[int, ...] = CHANNELS) -> None:
+    import torch
+
+    from leakscope import hub
+
+    torch.manual_seed(0)
+    blocks = len(channels)
+    config = {
+        "sample_size": size,
+        "in_channels": 3,
+        "out_channels": 3,
+        "layers_per_block": 1,
+        "block_out_channels": channels,
+        "down_block_types": ("DownBlock2D",) * blocks,
+        "up_block_types": ("UpBlock2D",) * blocks,
+        "norm_num_groups": 8,
+    }
+    hub.save(folder, hub.new_network(config), hub.new_scheduler({}))
+
+
+def overhead(scratch: Path) -> dict[str, float]:
+    """Interleaved rounds of a bare loop and of an audit's scoring; the ratio of their best rates."""
+    import torch
+
+    from leakscope import hub, scoring
+    from leakscope.audit_config import AuditConfig
+    from leakscope.auditing import prepare
+    from leakscope.config import build
+
+    images = np.random.default_rng(0).integers(0, 256, (2, IMAGES // 2, SIZE, SIZE, 3), dtype=np.uint8)
+    for name, side in zip(("members", "nonmembers"), images, strict=True):
+        np.save(scratch / f"{name}.npy", side)
+    make_model(scratch / "model")
+    target = hub.load(scratch / "model", device="cpu")
+    sides = {"members": scratch / "members.npy", "nonmembers": scratch / "nonmembers.npy"}
+    ratios = {}
+    for attack in ("sima", "pia", "secmi"):
+        config = build(AuditConfig, {**sides, "attacks": attack, "timesteps": "10:100:10", "batch_size": BATCH, "device": "cpu"})
+        prepared = prepare(config, target)
+        torch.set_num_threads(prepared.worker.threads)
+        queries = prepared.queries_per_image * IMAGES
+        x = torch.randn(BATCH, 3, SIZE, SIZE)
+        bare, audited = [], []
+        for round_ in range(ROUNDS):
+            started = time.perf_counter()
+            with torch.inference_mode():
+                for i in range(queries // BATCH):
+                    _ = target.denoiser.network(x, torch.tensor(i % 1000)).sample
+            bare.append(queries / (time.perf_counter() - started))
+            started = time.perf_counter()
+            assert scoring.score(prepared.job, scratch / f"{attack}-{round_}", prepared.worker) == 0
+            audited.append(queries / (time.perf_counter() - started))
+        ratios[attack] = max(audited) / max(bare)
+    return ratios
+
+
+def peak_memory(scratch: Path, count: int) -> int:
+    """Peak resident memory, in KiB, of a fresh process that scores `count` images a run of the command line would."""
+    folder = scratch / f"memory-{count}"
+    folder.mkdir()
+    rng = np.random.default_rng(count)
+    for name in ("members", "nonmembers"):
+        np.save(folder / f"{name}.npy", rng.integers(0, 256, (count // 2, 16, 16, 3), dtype=np.uint8))
+    make_model(folder / "model", size=16, channels=(8, 16))
+    answer = subprocess.run(
+        [sys.executable, __file__, "--score", str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    return int(answer.stdout)
+
+
+def score_only(folder: Path) -> None:
+    from leakscope import scoring
+    from leakscope.audit_config import AuditConfig
+    from leakscope.auditing import prepare
+    from leakscope.config import build
+
+    sides = {"members": folder / "members.npy", "nonmembers": folder / "nonmembers.npy", "model": str(folder / "model")}
+    prepared = prepare(build(AuditConfig, {**sides, "attacks": "sima", "timesteps": "50:100:50", "device": "cpu"}))
+    scoring.score(prepared.job, folder / "run", prepared.worker)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def two_workers(scratch: Path, threads: int | None) -> float:
+    """Seconds that two concurrent shards need for scoring, by their own clocks (imports left out)."""
+    run = Path(tempfile.mkdtemp(dir=scratch))
+    sides = ["--members", str(scratch / "members.npy"), "--nonmembers", str(scratch / "nonmembers.npy")]
+    base = [sys.executable, "-m", "leakscope", "audit", str(scratch / "model"), *sides, "--attacks", "sima", "--timesteps", "10:100:10"]
+    base += ["--batch-size", str(BATCH), "--chunk-size", str(BATCH), "--device", "cpu", "-o", str(run)]
+    flags = ["--threads", str(threads)] if threads else []
+    workers = [subprocess.Popen([*base, *flags, "--shard", f"{i}/2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for i in (1, 2)]
+    for worker in workers:
+        worker.wait()
+    import pyarrow.parquet as pq
+
+    seconds = [json.loads(pq.read_schema(f).metadata[b"leakscope"])["seconds"] for f in sorted(run.glob("scores/*.parquet"))]
+    return sum(seconds) / 2
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        for attack, ratio in overhead(scratch).items():
+            print(f"overhead  {attack:<6} audit ÷ bare loop: {ratio:.3f}   (aim >= 0.95)", flush=True)
+        small, large = peak_memory(scratch, 1_000), peak_memory(scratch, 20_000)
+        print(
+            f"memory    20,000 ÷ 1,000 images: {large / small:.3f}   ({large / 1024:.0f} and {small / 1024:.0f} MiB; aim <= 1.05)",
+            flush=True,
+        )
+        cores = os.cpu_count() or 1
+        greedy, shared = two_workers(scratch, cores), two_workers(scratch, None)
+        print(
+            f"threads   two workers with {cores} threads each ÷ sharing the cores: {greedy / shared:.2f}   (above 1: sharing is faster)",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--score"]:
+        score_only(Path(sys.argv[2]))
+    else:
+        main()

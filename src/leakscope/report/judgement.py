@@ -1,0 +1,163 @@
+"""Whether an outsider can tell members apart, in plain words.
+
+The verdict rests on the attack that was chosen on the calibrate half, and on its AUC interval on the test half:
+
+    leak             the interval lies above one half
+    no-leak-found    it does not; the upper end says what cannot be excluded
+    invalid          a classifier that never sees the model tells the sides apart (AUC interval above 0.6), or there is no AUC
+
+Another attack counts only if its interval stays above one half when widened for the number of attacks looked at
+(Bonferroni). Each rule errs at most 2.5 % of the time where nothing leaks, so the verdict errs at most 5 %
+(with one division; repeated divisions of small sets choose and test on the same images in turn).
+"""
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+from leakscope.blind import INVALID_ABOVE
+from leakscope.metrics import ALPHA
+from leakscope.record import AuditRecord, Estimate, Result
+from leakscope.report.wording import count, percent, spoken, visible
+
+GUESSING = 0.5
+
+ACCESS = {
+    "black-box": "ask the model for images",
+    "grey-box": "read the model's noise predictions",
+    "white-box": "look inside the model",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer in one plain `title`, its grounds in `sentences`, and the attack they speak of."""
+
+    level: Literal["leak", "no-leak-found", "invalid"]
+    title: str
+    sentences: tuple[str, ...]
+    attack: str | None = None
+
+
+def verdict(record: AuditRecord) -> Verdict:
+    """What the numbers of an audit mean; never that a model is safe."""
+    chosen = next((r for r in record.results if r.attack == record.headline), None)
+    finder = _finder(record, chosen)
+    lead = finder or chosen or max(record.results, key=lambda r: r.auc.value or 0.0, default=None)
+    attack = lead.attack if lead else None
+    if (record.blind.low or 0.0) > INVALID_ABOVE:
+        title = "Invalid: the two sides come from different sources, so the numbers below do not measure membership."
+        return Verdict("invalid", title, (_blind(record.blind), _repair()), attack)
+    if lead is None or lead.auc.low is None or lead.auc.high is None:
+        why = lead.auc.reason if lead and lead.auc.reason else "the record holds no attack with an interval"
+        title = "No verdict: the audit could not measure whether members can be told apart."
+        return Verdict("invalid", title, (f"The reason: {visible(why)}.", _blind(record.blind)), attack)
+    grounds = (_provenance(record, lead, chosen), _blind(record.blind))
+    if finder:
+        title = "A leak was found: members can be told apart from held-out images better than by guessing."
+        return Verdict("leak", title, (_picks(lead), _caught(lead), *grounds), attack)
+    if lead.auc.high < GUESSING:
+        title = "No leak was found, but the scores point the wrong way: look into this before relying on the audit."
+        return Verdict("no-leak-found", title, (_picks(lead), _reversed(), *grounds), attack)
+    title = "No leak was found by these attacks. That does not prove that there is none."
+    return Verdict("no-leak-found", title, (_picks(lead), _not_excluded(lead.auc), _caught(lead), *grounds), attack)
+
+
+def _finder(record: AuditRecord, chosen: Result | None) -> Result | None:
+    """The attack that finds a leak: the chosen one, else the strongest that stands the correction."""
+    if chosen and (chosen.auc.low or 0.0) > GUESSING:
+        return chosen
+    found = [r for r in record.results if r is not chosen and _widened_low(r.auc, len(record.results)) > GUESSING]
+    return max(found, key=lambda r: r.auc.value or 0.0, default=None)
+
+
+def _widened_low(auc: Estimate, tries: int) -> float:
+    """The lower end of the interval at level 1 - ALPHA / tries."""
+    if auc.value is None or auc.low is None:
+        return 0.0
+    quantile = NormalDist().inv_cdf
+    return auc.value - (auc.value - auc.low) * quantile(1 - ALPHA / 2 / tries) / quantile(1 - ALPHA / 2)
+
+
+def _picks(result: Result) -> str:
+    value, ends = spoken(result.auc)
+    pair = f"Given one member and one held-out image, the attack {visible(result.attack)} picks the member"
+    return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing)."
+
+
+def _caught(result: Result) -> str:
+    """Members caught at 1 % false alarms; a few can be exposed where the average is not."""
+    rate = next((r for r in result.tpr_at_fpr if abs(r.fpr - 0.01) < 1e-9), None)
+    if rate is None or rate.value is None:
+        reason = rate.reason if rate and rate.reason else "not in the record"
+        return f"How many members are caught at 1 % false alarms is {visible(reason)}."
+    if rate.low is None or rate.high is None:
+        return f"At 1 % false alarms it catches {percent(rate.value)} of the members (guessing catches 1 %)."
+    value, ends = spoken(rate)
+    rough = "; few images decide this, so it is rough" if rate.support == "low" else ""
+    text = f"At 1 % false alarms it catches {value} of the members (95 % interval {ends}; guessing catches 1 %{rough})."
+    if rate.low > rate.fpr and (result.auc.low or 0.0) <= GUESSING:
+        text += " That is more than guessing: a few images may be exposed although most are not."
+    return text
+
+
+def _not_excluded(auc: Estimate) -> str:
+    return (
+        "The interval includes 50 %, which is what guessing gives. These images cannot exclude that the attack picks the member "
+        f"up to {percent(auc.high or 1.0)} of the time; more images narrow this down, and a stronger attack may find more."
+    )
+
+
+def _reversed() -> str:
+    return (
+        "The interval lies below 50 %: the scores do separate the sides, but it is the held-out images that look like members. "
+        "Check that the sides are not swapped, that both come from one source, and that this model was trained on the members."
+    )
+
+
+def _provenance(record: AuditRecord, lead: Result, chosen: Result | None) -> str:
+    """How the attack was picked, what it was measured on and what access it needs."""
+    sizes = f"{count(lead.n_members)} members and {count(lead.n_nonmembers)} held-out images"
+    tries = len(record.results)
+    if lead is chosen:
+        chosen_apart = "none of which the attack was chosen on" if record.split.repeats == 1 else "in each division"
+        how = chosen_apart if record.plan.calibration else "with settings that were fixed beforehand"
+        text = f"This was measured on {sizes}, {how}."
+    elif chosen:
+        text = (
+            f"The attack chosen beforehand, {visible(chosen.attack)}, finds nothing on these {sizes}; "
+            f"the one named here does, also when its interval is widened because {tries} attacks were looked at."
+        )
+    elif tries == 1:
+        text = f"This was measured on {sizes}, with one attack and settings that were fixed beforehand."
+    else:
+        text = (
+            f"No attack was chosen beforehand: of {tries}, the strongest on these {sizes} is named, "
+            "and judged by an interval that is widened for that."
+        )
+    if record.split.repeats > 1:
+        text += (
+            f" Because the sets are small, numbers are medians over {record.split.repeats} random divisions; an image that is "
+            "tested in one helps to choose in another, which flatters the attack a little."
+        )
+    return f"{text} The attacker must be able to {ACCESS[lead.access]} ({lead.access} access)." if lead.access in ACCESS else text
+
+
+def _blind(blind: Estimate) -> str:
+    """What the check for different sources says."""
+    if blind.value is None or blind.low is None or blind.high is None:
+        why = f" ({visible(blind.reason)})" if blind.reason else ""
+        unknown = f"It could not be checked whether the two sides come from the same source{why}"
+        return f"{unknown}; if they do not, the numbers do not measure membership."
+    value, ends = spoken(blind)
+    classifier = "A classifier that sees only pixel statistics and never the model"
+    text = f"{classifier} picks the member {value} of the time (95 % interval {ends})"
+    if blind.low > INVALID_ABOVE:
+        return f"{text}. The images of the two sides differ by themselves, so any score can tell them apart."
+    if blind.low > GUESSING:
+        return f"{text}: part of what the attacks find may come from the images and not from the model."
+    return f"{text}: no sign that the two sides come from different sources."
+
+
+def _repair() -> str:
+    return "Divide one set of images at random, train on one part, hold out the other, and audit again with these two parts."

@@ -1,0 +1,167 @@
+"""The table of all attacks: the same columns and cells for the terminal, Markdown and HTML."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from leakscope.metrics import FEW
+from leakscope.record import AuditRecord, Estimate, RateAtFNR, RateAtFPR, Result
+from leakscope.report.wording import count, interval, percent, visible
+
+NOT_ESTIMABLE = "n/e"
+ORACLE_NOTE = (
+    "Oracle AUC: the best timestep picked on the test images themselves, as papers do. "
+    "It is optimistic and given only for comparison with their tables."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number: `text`, small print under it in `details`, and the reason for a flag, which becomes a footnote."""
+
+    text: str
+    details: tuple[str, ...] = ()
+    reason: str | None = None
+    note: int | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; `lines` are its title, `importance` decides what a narrow terminal leaves out (1 stays longest)."""
+
+    lines: tuple[str, ...]
+    hint: str
+    importance: int
+    cell: Callable[[Result], Cell]
+    faint: bool = False
+
+    @property
+    def title(self) -> str:
+        return " ".join(self.lines)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attack and its cells, in the order of the columns."""
+
+    attack: str
+    access: str
+    headline: bool
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All attacks; `notes` are the footnotes that cells refer to by their number, from 1."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def table(record: AuditRecord) -> Table:
+    """The cells of every attack, equal reasons sharing one footnote."""
+    notes: list[str] = []
+
+    def numbered(column: Column, cell: Cell) -> Cell:
+        if not cell.reason:
+            return cell
+        text = f"{column.title}: {visible(cell.reason)}"
+        if text not in notes:
+            notes.append(text)
+        return replace(cell, note=notes.index(text) + 1)
+
+    rows = []
+    shown = columns(record.results)
+    for r in record.results:
+        cells = tuple(numbered(c, c.cell(r)) for c in shown)
+        rows.append(Row(visible(r.attack), visible(r.access), r.attack == record.headline, cells))
+    return Table(shown, tuple(rows), tuple(notes))
+
+
+def columns(results: Sequence[Result]) -> tuple[Column, ...]:
+    """The columns; that of the achieved FPR names its target, which small calibrate halves raise to 10 %."""
+    targets = sorted({r.achieved_fpr.target for r in results if r.achieved_fpr.target is not None})
+    named = f"(target {' or '.join(percent(t, 0) for t in targets)})" if targets else ""
+    return tuple(replace(c, lines=(*c.lines, named)) if c.cell is _achieved and named else c for c in COLUMNS)
+
+
+def _missing(reason: str | None) -> Cell:
+    return Cell(NOT_ESTIMABLE, reason=reason or "not estimable (the record gives no reason)")
+
+
+def _auc(result: Result) -> Cell:
+    auc = result.auc
+    return _missing(auc.reason) if auc.value is None else Cell(f"{auc.value:.3f}", _interval(auc, in_percent=False))
+
+
+def _interval(estimate: Estimate, in_percent: bool = True) -> tuple[str, ...]:
+    text = interval(estimate, in_percent)
+    return (text,) if text else ()
+
+
+def _rate(rate: RateAtFPR | RateAtFNR | None, few: str) -> Cell:
+    if rate is None:
+        return _missing("not in the record")
+    if rate.value is None:
+        return _missing(rate.reason)
+    reason = f"low support (fewer than {FEW} {few} decide it; the interval counts this)" if rate.support == "low" else None
+    return Cell(percent(rate.value), _interval(rate), reason)
+
+
+def _tpr(fpr: float) -> Callable[[Result], Cell]:
+    return lambda result: _rate(next((r for r in result.tpr_at_fpr if abs(r.fpr - fpr) < 1e-9), None), "held-out images")
+
+
+def _tnr(result: Result) -> Cell:
+    return _rate(next((r for r in result.tnr_at_fnr if abs(r.fnr - 0.01) < 1e-9), None), "members")
+
+
+def _asr(result: Result) -> Cell:
+    asr = result.asr
+    if asr.value is None:
+        return _missing(asr.reason)
+    baseline = (f"baseline {percent(asr.baseline)}",) if asr.baseline is not None and asr.baseline > 0.505 else ()
+    return Cell(percent(asr.value), (*_interval(asr), *baseline))
+
+
+def _timestep(result: Result) -> Cell:
+    return Cell("-") if result.timestep is None else Cell(str(result.timestep))
+
+
+def _queries(result: Result) -> Cell:
+    if result.queries is None:
+        return Cell("-")
+    alone = result.queries_at_timestep
+    return Cell(count(result.queries), (f"{count(alone)} at chosen",) if alone is not None and alone != result.queries else ())
+
+
+def _achieved(result: Result) -> Cell:
+    rate = result.achieved_fpr
+    if rate.value is None:
+        return _missing(rate.reason)
+    return Cell(percent(rate.value), _interval(rate))
+
+
+def _oracle(result: Result) -> Cell:
+    if result.oracle.auc is None:
+        return Cell("-")
+    return Cell(f"{result.oracle.auc:.3f}", (f"t = {result.oracle.timestep}",) if result.oracle.timestep is not None else ())
+
+
+COLUMNS = (
+    Column(("AUC",), "How often the attack picks the member out of a pair; 0.5 is guessing. In brackets: 95 % interval.", 1, _auc),
+    Column(("TPR at", "10 % FPR"), "Share of members caught when 10 % of the held-out images raise a false alarm.", 6, _tpr(0.1)),
+    Column(("TPR at", "1 % FPR"), "Share of members caught when 1 % of the held-out images raise a false alarm.", 2, _tpr(0.01)),
+    Column(("TPR at", "0.1 % FPR"), "Share of members caught when 1 in 1,000 held-out images raises a false alarm.", 7, _tpr(0.001)),
+    Column(("TNR at", "1 % FNR"), "Share of held-out images that are cleared when 1 % of the members are missed.", 8, _tnr),
+    Column(("Attack", "success"), "Share of right answers at the threshold set on the calibrate half.", 3, _asr),
+    Column(("Timestep",), "The timestep chosen on the calibrate half.", 4, _timestep),
+    Column(("Queries", "per image"), "Forwards of the denoiser for all timesteps; below, for the chosen one alone.", 5, _queries),
+    Column(
+        ("Achieved FPR",),
+        "False alarms on the test half at the threshold set for the target on the other.",
+        9,
+        _achieved,
+    ),
+    Column(("Oracle", "AUC"), ORACLE_NOTE, 10, _oracle, faint=True),
+)

@@ -1,0 +1,135 @@
+"""Every attack's statistic written out straight, in float64 numpy: the oracle of test_attacks.py.
+
+Nothing here comes from the attacks' own code. `eps(x, t)` is any noise prediction on arrays of shape (b, ...), `table` the
+alpha_bar table, `draws` the standard normals of draw 0, 1, ..., `mask` 0/1 like x0. Statistics have shape (timesteps, b).
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from math import factorial, log, pi, sqrt
+
+import numpy as np
+
+Eps = Callable[[np.ndarray, int], np.ndarray]
+
+LINEAR = np.cumprod(1.0 - np.linspace(1e-4, 2e-2, 1000))
+
+
+def q(table: np.ndarray, x0: np.ndarray, t: int, e: np.ndarray) -> np.ndarray:
+    return sqrt(table[t]) * x0 + sqrt(1 - table[t]) * e
+
+
+def ddim(table: np.ndarray, x: np.ndarray, e: np.ndarray, t: int, u: int) -> np.ndarray:
+    x0_hat = (x - sqrt(1 - table[t]) * e) / sqrt(table[t])
+    return sqrt(table[u]) * x0_hat + sqrt(1 - table[u]) * e
+
+
+def norm_p(field: np.ndarray, p: float, mask: np.ndarray | None) -> np.ndarray:
+    """sum of mask * |r|^p, image by image, without the root."""
+    keep = np.ones_like(field) if mask is None else mask
+    return np.array([sum(m * abs(r) ** p for r, m in zip(f.ravel(), k.ravel(), strict=True)) for f, k in zip(field, keep, strict=True)])
+
+
+def loss(eps: Eps, table, x0, draws: Sequence[np.ndarray], timesteps, p=2.0, mask=None) -> np.ndarray:
+    rows = []
+    for t in timesteps:
+        norms = [norm_p(eps(q(table, x0, t, e), t) - e, p, mask) for e in draws]
+        rows.append(sum(norms) / len(draws))
+    return np.array(rows)
+
+
+def secmi(eps: Eps, table, x0, timesteps, k=10, p=2.0, mask=None) -> np.ndarray:
+    """The direct definition: one stride up the deterministic chain, one stride back, and the distance to the start."""
+    x, rows = x0, {}
+    for t in range(0, max(timesteps) + 1, k):
+        up = ddim(table, x, eps(x, t), t, t + k)
+        back = ddim(table, up, eps(up, t + k), t + k, t)
+        rows[t] = norm_p(back - x, p, mask)
+        x = up
+    return np.array([rows[t] for t in timesteps])
+
+
+def secmi_identity(eps: Eps, table, x0, timesteps, k=10, p=2.0, mask=None) -> np.ndarray:
+    """The same through r_t = c_t (eps_t - eps_{t+k})."""
+    x, rows = x0, {}
+    for t in range(0, max(timesteps) + 1, k):
+        up = ddim(table, x, eps(x, t), t, t + k)
+        rows[t] = norm_p(secmi_constant(table, t, k) * (eps(x, t) - eps(up, t + k)), p, mask)
+        x = up
+    return np.array([rows[t] for t in timesteps])
+
+
+def secmi_constant(table, t: int, k: int) -> float:
+    return sqrt(table[t]) * sqrt(1 - table[t + k]) / sqrt(table[t + k]) - sqrt(1 - table[t])
+
+
+def pia(eps: Eps, table, x0, timesteps, p=4.0, mask=None) -> np.ndarray:
+    e0 = eps(x0, 0)
+    return np.array([norm_p(eps(q(table, x0, t, e0), t) - e0, p, mask) for t in timesteps])
+
+
+def pian(eps: Eps, table, x0, timesteps, p=4.0, mask=None) -> np.ndarray:
+    e0 = np.stack([e / np.abs(e).mean() * sqrt(2 / pi) for e in eps(x0, 0)])
+    return np.array([norm_p(eps(q(table, x0, t, e0), t) - e0, p, mask) for t in timesteps])
+
+
+def sima(eps: Eps, table, x0, timesteps, p=4.0, mask=None) -> np.ndarray:
+    return np.array([norm_p(eps(x0, t), p, mask) for t in timesteps])
+
+
+def sima_mc(eps: Eps, table, x0, draws: Sequence[np.ndarray], timesteps, variant="mean", p=4.0, mask=None) -> np.ndarray:
+    rows = []
+    for t in timesteps:
+        predictions = [eps(q(table, x0, t, e), t) for e in draws]
+        if variant == "mean":
+            rows.append(norm_p(sum(predictions) / len(draws), p, mask))
+        else:
+            rows.append(sum(norm_p(prediction, p, mask) for prediction in predictions) / len(draws))
+    return np.array(rows)
+
+
+def walked_predictions(eps: Eps, table, x0, e, t, k=5, stride=10, sigma=0.1, sigma_scale="fixed", mask=None) -> np.ndarray:
+    """The k (masked) predictions of noise aggregation, of shape (k, b, d)."""
+    x = sqrt(table[t]) * x0 + (sigma if sigma_scale == "fixed" else sqrt(1 - table[t])) * e
+    collected = []
+    for _ in range(k):
+        prediction = eps(x, t)
+        collected.append((prediction if mask is None else prediction * mask).reshape(len(x0), -1))
+        if len(collected) < k:
+            x = ddim(table, x, prediction, t, t - stride)
+            t = t - stride
+    return np.stack(collected)
+
+
+def pair_distances(vectors: np.ndarray) -> list[float]:
+    """The Euclidean distances of all pairs i < j of k vectors."""
+    return [sqrt(((u - v) ** 2).sum()) for u, v in combinations(vectors, 2)]
+
+
+def dispersion(metric: str, vectors: np.ndarray, bandwidth: float) -> float:
+    """How far apart k vectors (k, d) lie. A density measures the opposite, so its inverse is the dispersion."""
+    k = len(vectors)
+    pairs = list(combinations(vectors, 2))
+    if metric == "l2":
+        return sum(((u - v) ** 2).sum() for u, v in pairs) / len(pairs)
+    if metric == "l1":
+        return sum(np.abs(u - v).sum() for u, v in pairs) / len(pairs)
+    if metric == "centroid":
+        centre = vectors.mean(axis=0)
+        return sum(sqrt(((v - centre) ** 2).sum()) for v in vectors) / k
+    if metric == "density":
+        return 1 / (sum(np.exp(-(d**2) / (2 * bandwidth**2)) for d in pair_distances(vectors)) / len(pairs))
+    if metric == "hull":
+        # The product of the edges' heights over each other is sqrt(det Gram); QR gives it without a determinant.
+        heights = np.abs(np.diag(np.linalg.qr((vectors[1:] - vectors[0]).T)[1]))
+        return float(np.prod(heights)) / factorial(k - 1)
+    raise AssertionError(metric)
+
+
+def noise_aggregation(eps: Eps, table, x0, e, timesteps, metric="l2", bandwidths=None, mask=None, **walk) -> np.ndarray:
+    rows = []
+    for i, t in enumerate(timesteps):
+        predictions = walked_predictions(eps, table, x0, e, t, mask=mask, **walk)
+        bandwidth = bandwidths[i] if bandwidths is not None else float("nan")
+        rows.append([-log(dispersion(metric, predictions[:, b], bandwidth) + 1e-12) for b in range(len(x0))])
+    return np.array(rows)

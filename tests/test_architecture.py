@@ -1,0 +1,82 @@
+"""The two walls of the architecture page, by walking the imports."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import leakscope
+
+SOURCE = Path(leakscope.__file__).parent
+TORCH = {"torch", "diffusers", "accelerate", "transformers"}
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def reached(module: str, seen: set[str]) -> set[str]:
+    """All modules that importing `module` brings in, by its top-level imports."""
+    path = SOURCE / Path(*module.split(".")[1:])
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if module in seen or not file.exists():
+        return seen
+    seen.add(module)
+    for name in imports(file, top_level_only=True):
+        seen.add(name)
+        if name.startswith("leakscope"):
+            reached(name, seen)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "module", ["metrics", "record", "report", "evaluation", "run_folder", "score_file", "data.scan", "audit_config", "cli"]
+)
+def test_what_comes_after_the_wall_never_imports_torch(module):
+    brought = {name.split(".")[0] for name in reached(f"leakscope.{module}", set())}
+    assert not brought & TORCH
+
+
+def test_attacks_never_import_codecs_data_hub_defences_or_training():
+    forbidden = (
+        "leakscope.data",
+        "leakscope.hub",
+        "leakscope.defenses",
+        "leakscope.training",
+        "leakscope.diffusion.codec",
+        "leakscope.record",
+    )
+    for file in (SOURCE / "attacks").glob("*.py"):
+        assert not [name for name in imports(file) if name.startswith(forbidden)], file.name
+
+
+def test_only_the_hub_imports_diffusers():
+    users = {str(f.relative_to(SOURCE)) for f in SOURCE.rglob("*.py") if any(n.split(".")[0] == "diffusers" for n in imports(f))}
+    assert users == {"hub.py"}
+
+
+def test_help_and_metrics_do_not_load_torch():
+    code = "import sys, leakscope.cli, leakscope.score_file; print(sorted({'torch', 'diffusers', 'sklearn'} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_public_names_resolve():
+    for name in leakscope.__all__:
+        assert getattr(leakscope, name) is not None
+    for module in ("auditing", "selfcheck", "evaluation", "hub"):
+        importlib.import_module(f"leakscope.{module}")
+    assert callable(leakscope.audit), "a submodule must not shadow the function"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        leakscope.nothing  # noqa: B018

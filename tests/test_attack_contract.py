@@ -1,0 +1,220 @@
+"""What every attack must do, whatever its idea: adding a line to ATTACKS adds it here."""
+
+import json
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, is_dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from leakscope.attacks import ATTACKS, Attack, ResidualAttack
+from leakscope.attacks.base import parse
+from leakscope.diffusion.analytic import linear_schedule
+from leakscope.diffusion.denoiser import Counted, Denoiser, NetworkDenoiser
+from leakscope.diffusion.noise import Noise
+from leakscope.errors import UserError
+
+VARIANTS = [
+    "loss(draws=3)",
+    "secmi(k=5)",
+    "sima_mc(variant=norms)",
+    *(f"noise_aggregation(metric={m})" for m in ("l1", "centroid", "density", "hull")),
+    "noise_aggregation(sigma_scale=schedule)",
+]
+TIMESTEPS = (50, 150)
+SHAPE = (2, 6, 6)
+N = 6
+IDS = tuple(f"image-{i}" for i in range(N))
+
+
+def smooth_denoiser() -> Denoiser:
+    """Two convolutions with a tanh between them, time entering as a shift; nonlinear, float64."""
+    generator = torch.Generator().manual_seed(1)
+    first = torch.randn(6, 2, 3, 3, generator=generator, dtype=torch.float64) / 4
+    second = torch.randn(2, 6, 3, 3, generator=generator, dtype=torch.float64) / 4
+    shift = torch.randn(6, generator=generator, dtype=torch.float64)[:, None, None]
+
+    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+        hidden = torch.tanh(torch.nn.functional.conv2d(x, first.to(x), padding=1) + (shift * t / 100).to(x))
+        return torch.nn.functional.conv2d(hidden, second.to(x), padding=1)
+
+    return Denoiser.from_function(predict, linear_schedule().alphas_cumprod)
+
+
+def images(shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(2).uniform(-1, 1, (N, *shape))).to(dtype)
+
+
+def noise(ids: tuple[str, ...] = IDS, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float64) -> Noise:
+    return Noise(5, ids, shape, dtype)
+
+
+def ready(spec: str, denoiser: Denoiser, shape: tuple[int, ...] = SHAPE, timesteps: tuple[int, ...] = TIMESTEPS) -> Attack:
+    """The attack with what it needs from calibration images, which are others than those it is tested on."""
+    x0 = torch.from_numpy(np.random.default_rng(9).uniform(-1, 1, (N, *shape)))
+    others = Noise(5, tuple(f"calibration-{i}" for i in range(N)), shape, torch.float64)
+    return parse(spec, ATTACKS, timesteps).prepared(denoiser, x0, others)
+
+
+@pytest.fixture(params=[*ATTACKS, *VARIANTS])
+def spec(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def denoiser() -> Denoiser:
+    return smooth_denoiser()
+
+
+@pytest.fixture
+def attack(spec: str, denoiser: Denoiser) -> Attack:
+    return ready(spec, denoiser)
+
+
+@pytest.fixture(params=[s for s in (*ATTACKS, *VARIANTS) if issubclass(ATTACKS[s.partition("(")[0]], ResidualAttack)])
+def residual(request: pytest.FixtureRequest, denoiser: Denoiser) -> Attack:
+    return ready(request.param, denoiser)
+
+
+def test_statistics_are_finite_float64_of_shape_timesteps_by_batch(attack: Attack, denoiser: Denoiser) -> None:
+    value = attack.statistics(denoiser, images(), noise())
+    assert value.shape == (len(TIMESTEPS), N)
+    assert value.dtype == torch.float64
+    assert torch.isfinite(value).all()
+    assert len(value.unique()) == value.numel()  # every image and timestep has its own
+
+
+def test_statistics_are_float64_for_float32_images(attack: Attack, denoiser: Denoiser) -> None:
+    value = attack.statistics(denoiser, images(dtype=torch.float32), noise(dtype=torch.float32))
+    assert value.dtype == torch.float64
+    torch.testing.assert_close(value, attack.statistics(denoiser, images(), noise()), rtol=1e-2, atol=1e-3)
+
+
+def test_statistics_are_deterministic(attack: Attack, denoiser: Denoiser) -> None:
+    torch.manual_seed(0)
+    first = attack.statistics(denoiser, images(), noise())
+    torch.manual_seed(1)
+    assert torch.equal(first, attack.statistics(denoiser, images(), noise()))
+
+
+def test_statistics_leave_images_noise_and_the_global_generator_alone(attack: Attack, denoiser: Denoiser) -> None:
+    x0, e = images(), noise()
+    state = torch.get_rng_state()
+    attack.statistics(denoiser, x0, e, mask=torch.ones_like(x0))
+    assert torch.equal(x0, images())
+    assert torch.equal(e(0), noise()(0))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_statistics_move_with_their_image_when_the_batch_is_permuted(attack: Attack, denoiser: Denoiser) -> None:
+    order = [4, 0, 5, 2, 1, 3]
+    whole = attack.statistics(denoiser, images(), noise())
+    permuted = attack.statistics(denoiser, images()[order], noise(tuple(IDS[i] for i in order)))
+    torch.testing.assert_close(permuted, whole[:, order], rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_statistics_do_not_depend_on_the_batch_size(attack: Attack, denoiser: Denoiser, size: int) -> None:
+    whole = attack.statistics(denoiser, images(), noise())
+    parts = [attack.statistics(denoiser, images()[i : i + size], noise(IDS[i : i + size])) for i in range(0, N, size)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-10, atol=0)
+
+
+def test_statistics_of_a_float32_network_do_not_depend_on_the_batch_size(spec: str, tiny_network: Callable[..., torch.nn.Module]) -> None:
+    """Convolutions may sum in another order in another batch: within 1e-3 relative, after p = 4 and differences of predictions."""
+    denoiser, shape, size = NetworkDenoiser(tiny_network(), linear_schedule()), (1, 8, 8), 4
+    attack, x0 = ready(spec, denoiser, shape), images(shape, torch.float32)
+    whole = attack.statistics(denoiser, x0, noise(IDS, shape, torch.float32))
+    parts = [attack.statistics(denoiser, x0[i : i + size], noise(IDS[i : i + size], shape, torch.float32)) for i in range(0, N, size)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-3, atol=0)
+
+
+def test_statistics_leave_the_network_unchanged(spec: str, tiny_network: Callable[..., torch.nn.Module]) -> None:
+    network, untouched = tiny_network(), tiny_network()
+    denoiser = NetworkDenoiser(network, linear_schedule())
+    attack = ready(spec, denoiser, (1, 8, 8))
+    attack.statistics(denoiser, images((1, 8, 8)), noise(IDS, (1, 8, 8)))
+    after, before = network.state_dict(), untouched.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert not network.training
+    assert all(p.grad is None and not p.requires_grad for p in network.parameters())
+
+
+def test_a_mask_of_ones_changes_nothing(attack: Attack, denoiser: Denoiser) -> None:
+    ones = torch.ones_like(images())
+    assert torch.equal(attack.statistics(denoiser, images(), noise(), mask=ones), attack.statistics(denoiser, images(), noise()))
+
+
+def test_a_mask_keeps_what_lies_outside_it_out_of_the_statistic(attack: Attack, denoiser: Denoiser) -> None:
+    mask = torch.zeros_like(images())
+    mask[:, 0, 0, 0] = 1
+    masked = attack.statistics(denoiser, images(), noise(), mask=mask)
+    assert (masked != attack.statistics(denoiser, images(), noise())).all()
+
+
+def test_a_mask_of_zeros_makes_a_residual_statistic_zero(residual: Attack, denoiser: Denoiser) -> None:
+    assert (residual.statistics(denoiser, images(), noise(), mask=torch.zeros_like(images())) == 0).all()
+
+
+def test_residual_statistics_add_up_over_disjoint_masks(residual: Attack, denoiser: Denoiser) -> None:
+    left = (torch.rand(images().shape, generator=torch.Generator().manual_seed(0)) < 0.4).double()
+    halves = [residual.statistics(denoiser, images(), noise(), mask=m) for m in (left, 1 - left)]
+    assert all((h > 0).all() for h in halves)
+    torch.testing.assert_close(halves[0] + halves[1], residual.statistics(denoiser, images(), noise()), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("timesteps", [(100,), (50, 100, 150), tuple(range(40, 130, 10))])
+def test_declared_queries_are_the_forwards_made_for_each_image(spec: str, denoiser: Denoiser, timesteps: tuple[int, ...]) -> None:
+    attack, forwards = ready(spec, denoiser, timesteps=timesteps), []
+    attack.statistics(Counted(denoiser, lambda n, t: forwards.append(n)), images(), noise())
+    assert sum(forwards) == N * attack.queries
+
+
+def test_a_timestep_gives_the_same_number_alone_as_in_a_grid(spec: str, denoiser: Denoiser) -> None:
+    whole = ready(spec, denoiser).statistics(denoiser, images(), noise())
+    alone = [ready(spec, denoiser, timesteps=(t,)).statistics(denoiser, images(), noise()) for t in TIMESTEPS]
+    torch.testing.assert_close(torch.cat(alone), whole, rtol=1e-12, atol=0)
+
+
+def test_row_i_belongs_to_timestep_i_even_when_they_are_not_sorted(spec: str, denoiser: Denoiser) -> None:
+    whole = ready(spec, denoiser).statistics(denoiser, images(), noise())
+    try:
+        backwards = ready(spec, denoiser, timesteps=TIMESTEPS[::-1]).statistics(denoiser, images(), noise())
+    except UserError:  # to refuse them is as good
+        return
+    torch.testing.assert_close(backwards, whole.flip(0), rtol=1e-12, atol=0)
+
+
+def test_statistics_depend_on_the_image(attack: Attack, denoiser: Denoiser) -> None:
+    value = attack.statistics(denoiser, images(), noise())
+    assert (attack.statistics(denoiser, -images(), noise()) != value).all()
+
+
+def test_attacks_are_frozen_dataclasses_that_compare_by_value(attack: Attack) -> None:
+    assert is_dataclass(attack)
+    with pytest.raises(FrozenInstanceError):
+        attack.timesteps = (1,)
+    assert replace(attack) == attack
+    assert hash(replace(attack)) == hash(attack)
+    assert replace(attack, timesteps=(60,)) != attack
+
+
+def test_recorded_parameters_survive_json_and_rebuild_the_attack(attack: Attack) -> None:
+    recorded = json.loads(json.dumps(attack.parameters(), allow_nan=False))
+    assert "timesteps" not in recorded
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items()}
+    assert type(attack)(timesteps=attack.timesteps, **values) == attack
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_declares_its_name_source_access_and_direction(name: str) -> None:
+    kind = ATTACKS[name]
+    assert kind.name == name
+    assert kind.access in ("black-box", "grey-box", "white-box")
+    assert kind.direction in ("small", "large")
+    assert "arXiv" in kind.source
+    assert kind.__doc__
+    if issubclass(kind, ResidualAttack):
+        assert kind.direction == "small"

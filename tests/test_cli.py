@@ -1,0 +1,308 @@
+"""The command line as a user meets it: what is printed where, exit codes, one line per mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from leakscope import cli, hub
+
+RNG = np.random.default_rng(0)
+SETTINGS = ["--attacks", "sima,loss", "--timesteps", "50:100:50", "--device", "cpu", "--batch-size", "16"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    network = hub.new_network(
+        {
+            "sample_size": 8,
+            "in_channels": 3,
+            "out_channels": 3,
+            "layers_per_block": 1,
+            "block_out_channels": (8, 16),
+            "down_block_types": ("DownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "UpBlock2D"),
+            "norm_num_groups": 4,
+        }
+    )
+    hub.save(folder, network, hub.new_scheduler({}))
+    return folder
+
+
+@pytest.fixture
+def sides(tmp_path) -> list[str]:
+    for name in ("members", "nonmembers"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i in range(12):
+            Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{name}-{i:02d}.png")
+    return ["--members", str(tmp_path / "members"), "--nonmembers", str(tmp_path / "nonmembers")]
+
+
+def call(capsys, *arguments) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `leakscope ARGUMENTS`, in this process."""
+    before = sys.argv
+    sys.argv = ["leakscope", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    finally:
+        sys.argv = before
+    out, err = capsys.readouterr()
+    code = stopped.value.code
+    return (code if isinstance(code, int) else 0), out, err
+
+
+def refused(capsys, *arguments) -> str:
+    """The one line that a user's mistake gives; fails unless the exit code is 2 and nothing else is said."""
+    code, out, err = call(capsys, *arguments)
+    lines = [line for line in err.splitlines() if line.startswith("leakscope:")]
+    assert (code, out, len(lines)) == (2, "", 1), (code, out, err)
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def test_audit_prints_the_table_and_writes_the_run(capsys, model, sides, tmp_path):
+    code, out, err = call(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run")
+    assert code == 0
+    assert err.startswith("plan: 12 members and 12 held-out images (8 x 8 RGB), 2 attacks, 4 denoiser queries per image, 96 in all")
+    assert "sima" in out
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in out
+    assert (tmp_path / "run" / "report.html").read_text().lstrip().lower().startswith("<!doctype html>")
+
+
+def test_json_is_the_record_and_nothing_else_on_stdout(capsys, model, sides, tmp_path):
+    code, out, _ = call(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run", "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads((tmp_path / "run" / "audit.json").read_text())
+
+
+def test_dry_run_writes_nothing(capsys, model, sides, tmp_path):
+    code, out, _ = call(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run", "--dry-run")
+    assert code == 0
+    assert out.startswith("plan: 12 members")
+    assert not (tmp_path / "run").exists()
+
+
+def test_report_renders_again_with_thumbnails_and_markdown(capsys, model, sides, tmp_path):
+    call(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run")
+    first = (tmp_path / "run" / "report.html").read_text()
+    (tmp_path / "run" / "report.html").unlink()
+    assert call(capsys, "report", tmp_path / "run")[0] == 0
+    assert (tmp_path / "run" / "report.html").read_text() == first
+    assert "data:image/png" not in first
+    code, out, _ = call(capsys, "report", tmp_path / "run", "--thumbnails", "--markdown")
+    assert code == 0
+    assert "| sima |" in out.replace("**", "")
+    assert "data:image/png" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_settings_may_come_from_a_file_and_flags_win(capsys, model, sides, tmp_path):
+    file = tmp_path / "audit.yaml"
+    file.write_text("attacks: ['sima', 'sima_mc(m=2,variant=norms)']\ntimesteps: 50\nskip-unreadable: true\nseed: 3\n")
+    code, out, _ = call(capsys, "audit", model, *sides, "-C", file, "--seed", 4, "--dry-run", "--json")
+    assert code == 0
+    plan = json.loads(out)
+    assert [a["attack"] for a in plan["attacks"]] == ["sima", "sima_mc(m=2,variant=norms)"]
+    assert (plan["seed"], plan["attacks"][0]["timesteps"]) == (4, [50])
+
+
+def test_gates_give_exit_code_three_after_writing_everything(capsys, model, sides, tmp_path):
+    code, out, err = call(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run", "--max-auc", "0.3")
+    assert code == 3
+    assert "above the limit of 0.3" in err
+    assert "sima" in out
+    assert (tmp_path / "run" / "audit.json").exists()
+
+
+def test_an_invalid_audit_gives_exit_code_four_after_writing_everything(capsys, model, tmp_path):
+    np.save(tmp_path / "m.npy", RNG.integers(128, 256, (60, 8, 8, 3), dtype=np.uint8))
+    np.save(tmp_path / "n.npy", RNG.integers(0, 128, (60, 8, 8, 3), dtype=np.uint8))
+    arguments = ["audit", model, "--members", tmp_path / "m.npy", "--nonmembers", tmp_path / "n.npy", *SETTINGS, "-o", tmp_path / "run"]
+    code, _, err = call(capsys, *arguments)
+    assert code == 4
+    assert "different sources" in err
+    assert (tmp_path / "run" / "report.html").exists()
+    assert call(capsys, *arguments, "--allow-shift")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--attacks", "simma"], "unknown attack 'simma'; did you mean 'sima'"),
+        (["--attacks", "sima_mc(n=3)"], "unknown parameter of sima_mc 'n'"),
+        (["--attacks", "sima,sima"], "each attack must be listed once; sima"),
+        (["--timesteps", "0:1000:100"], r"timesteps must lie in [0, 1000)"),
+        (["--timesteps", "ten"], "timesteps are written start:stop:step"),
+        (["--shard", "3/2"], "--shard i/n needs 1 <= i <= n; got 3/2"),
+        (["--batch-size", "0"], "batch_size: must be 'auto' or at least 1"),
+        (["--dtype", "float31"], "unknown dtype 'float31'; did you mean 'float32'"),
+        (["--device", "quantum"], "device 'quantum' cannot be used"),
+        (["--data", "digits"], "give --members and --nonmembers, or --data and --split, not both"),
+        (["--max-auc", "1.5"], "max_auc: "),
+        (["--atacks", "sima"], "No such option: --atacks"),
+    ],
+)
+def test_wrong_settings_are_one_line(capsys, model, sides, tmp_path, change, message):
+    assert message in refused(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run", *change)
+
+
+def test_an_unknown_config_key_names_the_nearest(capsys, model, sides, tmp_path):
+    file = tmp_path / "audit.yaml"
+    file.write_text("timestep: 50\n")
+    assert "unknown config key 'timestep'; did you mean 'timesteps'" in refused(
+        capsys, "audit", model, *sides, "-C", file, "-o", tmp_path / "run"
+    )
+    file.write_text("- a list\n")
+    assert "must hold keys and values; got list" in refused(capsys, "audit", model, *sides, "-C", file)
+    file.write_text("a: [")
+    assert "must be YAML" in refused(capsys, "audit", model, *sides, "-C", file)
+
+
+def test_wrong_data_is_one_line(capsys, model, sides, tmp_path):
+    run = ["-o", tmp_path / "run"]
+    nothing = tmp_path / "empty"
+    nothing.mkdir()
+    members, nonmembers = tmp_path / "members", tmp_path / "nonmembers"
+    audit = ["audit", model, *SETTINGS, *run]
+    assert "found nothing at" in refused(capsys, *audit, "--members", tmp_path / "no", "--nonmembers", nonmembers)
+    assert "must contain images" in refused(capsys, *audit, "--members", nothing, "--nonmembers", nonmembers)
+    assert "must be given as --members and --nonmembers" in refused(capsys, *audit, "--members", members)
+    assert "needs a run folder" in refused(capsys, "audit", model, *SETTINGS, *sides)
+    assert "at least 10 members and 10 held-out images; got 5 and 5" in refused(capsys, *audit, *sides, "--limit", 5)
+
+    (members / "broken.png").write_bytes((members / "members-00.png").read_bytes()[:60])
+    assert "broken.png" in refused(capsys, *audit, *sides)
+    code, _, _ = call(capsys, *audit, *sides, "--skip-unreadable")
+    assert code == 0
+    record = json.loads((tmp_path / "run" / "audit.json").read_text())
+    assert record["omitted"][0].startswith("broken.png")
+    (members / "broken.png").unlink()
+
+    Image.fromarray(RNG.integers(0, 256, (10, 8, 3), dtype=np.uint8)).save(nonmembers / "tall.png")
+    message = refused(capsys, *audit, *sides)
+    assert "1 of 25 images do not have the shape the model takes, 8 x 8 RGB (first: tall.png is 10 x 8 RGB)" in message
+    (nonmembers / "tall.png").unlink()
+
+    Image.open(members / "members-03.png").save(nonmembers / "copy.bmp")
+    assert "1 are on both sides, pixel for pixel: members-03.png = copy.bmp" in refused(capsys, *audit, *sides)
+
+
+def test_resizing_is_recorded(capsys, model, sides, tmp_path):
+    Image.fromarray(RNG.integers(0, 256, (20, 16), dtype=np.uint8)).save(tmp_path / "members" / "grey.png")
+    assert call(capsys, "audit", model, *sides, *SETTINGS, "--resize", "-o", tmp_path / "run")[0] == 0
+    record = json.loads((tmp_path / "run" / "audit.json").read_text())
+    assert record["plan"]["resize"] is True
+    assert any("resized" in w for w in record["warnings"])
+
+
+def test_a_broken_model_is_one_line(capsys, model, sides, tmp_path):
+    arguments = [*sides, *SETTINGS, "-o", tmp_path / "run"]
+    assert "found nothing at" in refused(capsys, "audit", tmp_path / "no-model", *arguments)
+    hollow = tmp_path / "hollow"
+    hollow.mkdir()
+    assert "must be a diffusers model folder; unet/config.json is missing" in refused(capsys, "audit", hollow, *arguments)
+
+
+def test_a_run_folder_that_is_none_is_one_line(capsys, tmp_path):
+    assert "has no audit.json" in refused(capsys, "report", tmp_path)
+    (tmp_path / "audit.json").write_text("{}")
+    assert "cannot be read as schema version 1" in refused(capsys, "report", tmp_path)
+
+
+def test_attacks_lists_every_attack(capsys):
+    from leakscope.attacks import ATTACKS
+
+    code, out, _ = call(capsys, "attacks", "--json")
+    assert code == 0
+    rows = json.loads(out)
+    assert [row["attack"] for row in rows] == list(ATTACKS)
+    assert all(row["access"] == "grey-box" and row["source"] for row in rows)
+    assert call(capsys, "attacks")[0] == 0
+
+
+def test_selfcheck_passes_and_says_so(capsys):
+    code, out, _ = call(capsys, "selfcheck", "--json")
+    assert code == 0
+    checks = json.loads(out)
+    assert len(checks) == 7
+    assert all(check["memoriser"] == 1.0 and check["passed"] for check in checks)
+
+
+def test_selfcheck_fails_when_an_attack_is_wrong(capsys, monkeypatch):
+    from leakscope.attacks.sima import SimA
+
+    monkeypatch.setattr(
+        SimA, "residuals", lambda self, denoiser, x0, noise, cond=None: (denoiser(x0, t) * 0 + noise(0) for t in self.timesteps)
+    )
+    code, out, err = call(capsys, "selfcheck")
+    assert code == 1
+    assert "FAILED" in out
+    assert "selfcheck failed" in err
+
+
+def test_metrics_of_samples_equal_those_of_the_audit(capsys, model, sides, tmp_path):
+    np.save(tmp_path / "m.npy", RNG.integers(0, 256, (220, 8, 8, 3), dtype=np.uint8))
+    np.save(tmp_path / "n.npy", RNG.integers(0, 256, (220, 8, 8, 3), dtype=np.uint8))
+    files = ["--members", tmp_path / "m.npy", "--nonmembers", tmp_path / "n.npy"]
+    assert call(capsys, "audit", model, *files, *SETTINGS, "-o", tmp_path / "run")[0] == 0
+    record = json.loads((tmp_path / "run" / "audit.json").read_text())["results"][0]
+    _, out, _ = call(capsys, "metrics", tmp_path / "run" / "samples.csv", "--score", "sima", "--json")
+    result = json.loads(out)
+    for key in ("auc", "tpr_at_fpr", "tnr_at_fnr", "asr", "achieved_fpr"):
+        assert result[key] == record[key]
+
+
+def test_train_then_audit_by_the_split_it_wrote(capsys, tmp_path):
+    network = {
+        "layers_per_block": 1,
+        "block_out_channels": [8, 16],
+        "down_block_types": ["DownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "UpBlock2D"],
+        "norm_num_groups": 4,
+    }
+    (tmp_path / "t.yaml").write_text(json.dumps({"model": network, "batch_size": 8, "device": "cpu"}))
+    code, out, _ = call(
+        capsys, "train", "--data", "digits", "--train-size", 30, "--steps", 3, "-C", tmp_path / "t.yaml", "-o", tmp_path / "m", "--json"
+    )
+    assert code == 0
+    split = json.loads(out)["split"]
+    arguments = ["--data", "digits", "--split", split, "--limit", 30, *SETTINGS, "-o", tmp_path / "run"]
+    assert call(capsys, "audit", tmp_path / "m", *arguments)[0] == 0
+    members = json.loads(Path(split).read_text())["members"]
+    samples = pd.read_csv(tmp_path / "run" / "samples.csv", dtype={"id": str})
+    assert set(samples.id[samples.member == 1]) == set(members)
+
+
+def test_interrupting_an_audit_says_that_it_resumes(capsys, model, sides, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("leakscope.scoring._score_chunk", interrupt)
+    code, _, err = call(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run")
+    assert code == 1
+    assert "interrupted; finished work is kept, the same command resumes" in err
+
+
+def test_a_bug_shows_its_traceback(model, sides, tmp_path):
+    code = "import sys, leakscope.auditing as a; a.prepare = lambda *_: 1 / 0; from leakscope.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "audit", str(model), *sides], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert "Traceback" in done.stderr
+
+
+def test_version_and_help(capsys):
+    assert call(capsys, "--version")[1].startswith("leakscope 0.")
+    for command in ("demo", "train", "audit", "metrics", "report", "attacks", "selfcheck"):
+        code, out, _ = call(capsys, command, "--help")
+        assert code == 0
+        assert command in out
