@@ -62,7 +62,7 @@ def overhead(scratch: Path) -> dict[str, float]:
     for attack in ("sima", "pia", "secmi"):
         config = build(AuditConfig, {**sides, "attacks": attack, "timesteps": "10:100:10", "batch_size": BATCH, "device": "cpu"})
         prepared = prepare(config, target)
-        torch.set_num_threads(prepared.worker.threads)
+        torch.set_num_threads(os.cpu_count() or 1)
         queries = prepared.queries_per_image * IMAGES
         x = torch.randn(BATCH, 3, SIZE, SIZE)
         bare, audited = [], []

@@ -286,9 +286,9 @@ def test_interrupting_an_audit_says_that_it_resumes(capsys, model, sides, tmp_pa
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("leakscope.scoring._score_chunk", interrupt)
+    monkeypatch.setattr("leakscope.scoring._prepared", interrupt)
     code, _, err = call(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run")
-    assert code == 1
+    assert code == 130
     assert "interrupted; finished work is kept, the same command resumes" in err
 
 

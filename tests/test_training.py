@@ -36,6 +36,7 @@ def data(tmp_path) -> Path:
 
 def config(data: Path, output: Path, **changes):
     base = {"data": str(data), "output": output, "steps": 6, "batch_size": 4, "model": TINY, "device": "cpu", "checkpoint_every": 2}
+    base["threads"] = 1
     return leakscope.train_config(None, None, **{**base, **changes})
 
 
@@ -62,7 +63,7 @@ def test_training_leaves_a_diffusers_folder_and_a_split(data, tmp_path):
 
 
 def test_training_learns(data, tmp_path):
-    folder = leakscope.train(config(data, tmp_path / "model", steps=300, batch_size=16, learning_rate=2e-3, checkpoint_every=300))
+    folder = leakscope.train(config(data, tmp_path / "model", steps=150, batch_size=8, learning_rate=3e-3, checkpoint_every=150))
     losses = pd.read_csv(folder / "losses.csv").loss
     assert losses.iloc[-1] < 0.7 * losses.iloc[0]
 
@@ -85,7 +86,9 @@ def test_a_longer_run_continues_a_shorter_one_exactly(data, tmp_path):
 @pytest.mark.slow
 def test_killed_and_resumed_training_equals_uninterrupted(data, tmp_path):
     yaml = tmp_path / "train.yaml"
-    yaml.write_text(json.dumps({"data": str(data), "steps": 400, "batch_size": 4, "model": TINY, "device": "cpu", "checkpoint_every": 20}))
+    yaml.write_text(
+        json.dumps({"data": str(data), "steps": 60, "batch_size": 4, "model": TINY, "device": "cpu", "checkpoint_every": 15, "threads": 1})
+    )
     command = [sys.executable, "-m", "leakscope", "train", "-C", str(yaml), "-o"]
     killed = tmp_path / "killed"
     process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -104,7 +107,9 @@ def test_killed_and_resumed_training_equals_uninterrupted(data, tmp_path):
 @pytest.mark.slow
 def test_two_processes_under_accelerate_launch_train_the_same_model_as_one(data, tmp_path):
     yaml = tmp_path / "train.yaml"
-    yaml.write_text(json.dumps({"data": str(data), "steps": 4, "batch_size": 8, "model": TINY, "device": "cpu", "learning_rate": 1e-3}))
+    yaml.write_text(
+        json.dumps({"data": str(data), "steps": 4, "batch_size": 8, "model": TINY, "device": "cpu", "learning_rate": 1e-3, "threads": 1})
+    )
     arguments = ["-m", "leakscope", "train", "-C", str(yaml), "-o"]
     one = [sys.executable, *arguments, str(tmp_path / "one")]
     launch = [
@@ -168,7 +173,7 @@ def test_bad_settings_are_one_line(data, tmp_path):
     ]
     for change, message in cases:
         with pytest.raises(UserError, match=message):
-            leakscope.train(config(data, out, **change))
+            leakscope.train(config(**{"data": data, "output": out, **change}))
     with pytest.raises(UserError, match="unknown preset 'digit'; did you mean 'digits'"):
         leakscope.train_config("digit", data="digits", output=out)
 

@@ -46,10 +46,10 @@ class AuditConfig(Config):
             return _outside_brackets(value)
         return tuple(part for item in value for part in _outside_brackets(str(item))) if isinstance(value, list | tuple) else value
 
-    @field_validator("timesteps", mode="before")
+    @field_validator("members", "nonmembers", "data", "timesteps", mode="before")
     @classmethod
-    def _timesteps_text(cls, value: Any) -> Any:
-        return value if value is None else str(value)
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path | int) else value
 
     @field_validator("batch_size")
     @classmethod

@@ -172,7 +172,7 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
         dtype=target.dtype,
         device=target.device.split(":")[0],
     )
-    return Prepared(config, target, found, attacks, plan, split, scoring.worker(config.shard, config.threads))
+    return Prepared(config, target, found, attacks, plan, split, scoring.worker(config.shard, config.threads, target.device))
 
 
 def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Audit | None:
@@ -205,7 +205,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected) -> Audit:
         command=_command(config),
         settings=config.model_dump(mode="json"),
         plan=prepared.plan,
-        environment=environment(prepared.target, prepared.plan.seed, prepared.plan.data_fingerprint),
+        environment=environment(prepared.target, prepared.worker.threads, config.seed, prepared.plan.data_fingerprint),
         split=split.record,
         headline=evaluation.headline(results),
         results=tuple(results),

@@ -27,6 +27,7 @@ app = typer.Typer(
 File = Annotated[Path | None, typer.Option("-C", "--config", help="YAML file with any of these settings; flags win.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
 Opt = typer.Option
+INTERRUPTED = 130  # what shells expect after Ctrl-C
 UsageError: Any = typer.BadParameter.__base__  # some versions of typer bring a click of their own
 
 
@@ -108,7 +109,10 @@ def audit(
     ] = None,
     dtype: Annotated[str | None, Opt(help="float32, float16, bfloat16 or float64.", show_default=False)] = None,
     device: Annotated[str | None, Opt(help="cpu, cuda, cuda:1, mps; default the first accelerator.", show_default=False)] = None,
-    threads: Annotated[int | None, Opt(help="CPU threads of this worker.", show_default=False)] = None,
+    threads: Annotated[
+        int | None,
+        Opt(help="Chunks this worker scores side by side, one CPU thread each; default its share of the cores.", show_default=False),
+    ] = None,
     dry_run: Annotated[bool | None, Opt("--dry-run", help="Check everything and print the plan only.", show_default=False)] = None,
     thumbnails: Annotated[bool | None, Opt("--thumbnails", help="Show the most exposed images in the report.", show_default=False)] = None,
     max_auc: Annotated[float | None, Opt(help="Gate: exit 3 if any attack's AUC may exceed this.", show_default=False)] = None,
@@ -212,11 +216,14 @@ def _version(version: Annotated[bool, Opt("--version", help="Print the version a
 def main() -> Never:
     """Runs the command line and exits with the code of what happened."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == INTERRUPTED:  # some versions of typer return it instead of raising
+            raise KeyboardInterrupt
+        sys.exit(code)
     except LeakscopeError as error:
         _stop(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _stop("interrupted; finished work is kept, the same command resumes", 1)
+        _stop("interrupted; finished work is kept, the same command resumes", INTERRUPTED)
     except UsageError as error:
         _stop(error.format_message(), 2)
 

@@ -9,8 +9,8 @@ from leakscope.record import Environment
 PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "scipy", "scikit-learn", "pyarrow", "pillow")
 
 
-def environment(target: Any, seed: int, data_fingerprint: str) -> Environment:
-    """The environment of this process auditing `target`."""
+def environment(target: Any, threads: int, seed: int, data_fingerprint: str) -> Environment:
+    """The environment of this process auditing `target` with `threads` chunks side by side."""
     import torch
 
     found = {}
@@ -28,7 +28,7 @@ def environment(target: Any, seed: int, data_fingerprint: str) -> Environment:
         device=target.device,
         device_name=name,
         dtype=target.dtype,
-        threads=torch.get_num_threads(),
+        threads=threads,
         seed=seed,
         model_fingerprint=target.fingerprint,
         data_fingerprint=data_fingerprint,

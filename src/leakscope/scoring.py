@@ -9,9 +9,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -40,7 +43,7 @@ META = b"leakscope"
 
 @dataclass(frozen=True)
 class Worker:
-    """Worker `rank` of `count`, computing with `threads` CPU threads."""
+    """Worker `rank` of `count`, scoring `threads` chunks side by side."""
 
     rank: int
     count: int
@@ -83,11 +86,11 @@ class Collected:
     chunks: int
 
 
-def worker(shard: str | None, threads: int | None) -> Worker:
+def worker(shard: str | None, threads: int | None, device: str) -> Worker:
     """This process's share: `--shard i/n` (1-based), else RANK and WORLD_SIZE, else everything.
 
     Workers on one machine share its cores: two processes that each take all of them are many times slower on small
-    convolutions. Raises `UserError` for a shard that is not of the form i/n with 1 <= i <= n.
+    convolutions. An accelerator takes one chunk at a time. Raises `UserError` for a shard that is not of the form i/n with 1 <= i <= n.
     """
     if shard:
         try:
@@ -101,7 +104,7 @@ def worker(shard: str | None, threads: int | None) -> Worker:
         rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Worker(rank, count, threads or max(1, cores // local))
+    return Worker(rank, count, threads or (max(1, cores // local) if device == "cpu" else 1))
 
 
 def auto_batch_size(shape: ImageShape, device: str) -> int:
@@ -112,15 +115,14 @@ def auto_batch_size(shape: ImageShape, device: str) -> int:
 
 
 def estimate(job: Job, folder: Path | None, share: Worker) -> str:
-    """What is left to this worker and about how long it takes, from one timed forward."""
-    torch.set_num_threads(share.threads)
+    """What is left to this worker and about how long it takes, from one timed round of forwards."""
     work = _work(job, share)
     left = sum(_queries(job, c, k) for c, k in work if folder is None or not job.file(folder, c, k).exists())
     if not left:
         return "all of it is done" if share.count == 1 else "all of this shard is done"
     done = sum(_queries(job, c, k) for c, k in work) - left
     resumed = f", {done:,} queries are done already" if done else ""
-    return f"{_readable(left / _speed(job))} left{resumed}"
+    return f"{_readable(left / _speed(job, share))} left{resumed}"
 
 
 def score(job: Job, folder: Path, share: Worker) -> int:
@@ -128,14 +130,28 @@ def score(job: Job, folder: Path, share: Worker) -> int:
 
     Raises `UserError` when the model returns NaN (naming the first image and timestep) or the disk is full.
     """
-    torch.set_num_threads(share.threads)
     work = _work(job, share)
     todo = [(c, k) for c, k in work if not job.file(folder, c, k).exists()]
     if todo:
         total, left = (sum(_queries(job, c, k) for c, k in part) for part in (work, todo))
-        with progress("scoring", total, "queries", done=total - left) as advance, torch.inference_mode():
-            _score_chunks(job, folder, todo, advance)
+        with _one_thread_each(), progress("scoring", total, "queries", done=total - left) as advance:
+            _score_chunks(job, folder, todo, share, advance)
     return sum(not job.file(folder, c, k).exists() for c in range(job.chunks) for k in range(len(job.attacks)))
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Every forward runs on one CPU thread; speed comes from chunks side by side.
+
+    The last bits of a convolution depend on how many threads share it, so a thread count that follows the number of
+    workers would break the promise of bit-identical scores. Small images also leave little to share.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _work(job: Job, share: Worker) -> list[tuple[int, int]]:
@@ -171,36 +187,69 @@ def save_scores(folder: Path, scores: Sequence[Scores]) -> None:
         write_atomic(folder / "scores" / f"all-{k:02d}.parquet", partial(pq.write_table, table))
 
 
-def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], advance: Callable[..., None]) -> None:
-    loaded, images = -1, np.empty(0)
-    prepared: dict[int, Attack] = {}
-    for chunk, k in todo:
-        if chunk != loaded:
-            loaded, images = chunk, _images(job, job.rows(chunk))
-        if k not in prepared:
-            prepared[k] = _prepared(job, job.attacks[k])
-        _score_chunk(job, prepared[k], job.rows(chunk), images, job.file(folder, chunk, k), advance)
+class _Stopped(Exception):
+    """Raised inside a chunk when another one has failed or the user has interrupted."""
+
+
+def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share: Worker, advance: Callable[..., None]) -> None:
+    """Scores the chunks, `share.threads` side by side; the first failure in their order stops the rest."""
+    lock, stop = Lock(), Event()
+
+    def forward_done(images: int, name: str) -> None:
+        if stop.is_set():
+            raise _Stopped
+        with lock:
+            advance(images, name)
+
+    @lru_cache(maxsize=share.threads + 1)
+    def loaded(chunk: int) -> Float32[np.ndarray, "n c h w"]:
+        return _images(job, job.rows(chunk))
+
+    def images_of(chunk: int) -> Float32[np.ndarray, "n c h w"]:
+        with lock:  # image files and tables are read by one thread at a time
+            return loaded(chunk)
+
+    with torch.inference_mode():
+        attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in todo})}
+    with ThreadPoolExecutor(share.threads) as pool:
+        running = [
+            pool.submit(_score_chunk, job, attacks[k], job.rows(c), partial(images_of, c), job.file(folder, c, k), forward_done)
+            for c, k in todo
+        ]
+        try:
+            for chunk in running:
+                chunk.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def _score_chunk(
-    job: Job, attack: Attack, rows: range, images: Float32[np.ndarray, "n c h w"], path: Path, advance: Callable[..., None]
+    job: Job,
+    attack: Attack,
+    rows: range,
+    images_of: Callable[[], Float32[np.ndarray, "n c h w"]],
+    path: Path,
+    forward_done: Callable[[int, str], None],
 ) -> None:
-    queries, started = 0, time.monotonic()
+    images, queries, started = images_of(), 0, time.monotonic()
 
     def count(n: int, t: int) -> None:
         nonlocal queries
         queries += n
-        advance(n, attack.name)
+        forward_done(n, attack.name)
 
     denoiser = Counted(job.target.denoiser, count)
     statistic = np.empty((len(rows), len(attack.timesteps)))
-    for batch in _batches(len(rows), job.plan.batch_size):
-        ids = job.cohort.ids[rows.start + batch.start : rows.start + batch.stop]
-        x0 = torch.from_numpy(images[batch]).to(job.target.device, job.target.x_dtype)
-        noise = Noise(job.plan.seed, ids, tuple(x0.shape[1:]), job.target.x_dtype, job.target.device)
-        values = attack.statistics(denoiser, x0, noise).T.cpu().numpy()
-        _refuse_nan(values, ids, attack)
-        statistic[batch] = values
+    with torch.inference_mode():
+        for batch in _batches(len(rows), job.plan.batch_size):
+            ids = job.cohort.ids[rows.start + batch.start : rows.start + batch.stop]
+            x0 = torch.from_numpy(images[batch]).to(job.target.device, job.target.x_dtype)
+            noise = Noise(job.plan.seed, ids, tuple(x0.shape[1:]), job.target.x_dtype, job.target.device)
+            values = attack.statistics(denoiser, x0, noise).T.cpu().numpy()
+            _refuse_nan(values, ids, attack)
+            statistic[batch] = values
     if queries != len(rows) * attack.queries:
         raise RuntimeError(f"{attack.label} declares {attack.queries} queries per image and made {queries / len(rows):g}")
     meta = {"queries": queries, "seconds": round(time.monotonic() - started, 4), "parameters": attack.parameters()}
@@ -253,15 +302,20 @@ def _batches(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def _speed(job: Job) -> float:
-    """Queries per second, from one timed forward after a warm-up."""
+def _speed(job: Job, share: Worker) -> float:
+    """Queries per second: one forward in each of this worker's threads, timed after a warm-up."""
     rows = range(min(job.plan.batch_size, len(job.cohort)))
     x0 = torch.from_numpy(_images(job, rows)).to(job.target.device, job.target.x_dtype)
-    with torch.inference_mode():
-        job.target.denoiser(x0, 0)
+
+    def forward(_: int) -> float:
+        with torch.inference_mode():
+            return job.target.denoiser(x0, 0).sum().item()
+
+    with _one_thread_each(), ThreadPoolExecutor(share.threads) as pool:
+        forward(0)
         started = time.monotonic()
-        job.target.denoiser(x0, 0).sum().item()
-    return len(rows) / max(time.monotonic() - started, 1e-9)
+        list(pool.map(forward, range(share.threads)))
+    return share.threads * len(rows) / max(time.monotonic() - started, 1e-9)
 
 
 def _readable(seconds: float) -> str:
