@@ -7,9 +7,9 @@ from leakscope.config import build
 from leakscope.training.denoiser import train, train_config
 
 MEMBERS = 256
-HELD_OUT = 512
-ATTACKS = "loss,secmi,pia,pian,sima,sima_mc(m=8),noise_aggregation"
-TIMESTEPS = "30:300:30"
+HELD_OUT = 400
+ATTACKS = "loss,secmi,pia,pian,sima,sima_mc(m=4),noise_aggregation"
+TIMESTEPS = "20:160:20"
 
 
 def run_demo(output: Path) -> Audit:

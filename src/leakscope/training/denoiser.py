@@ -104,7 +104,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, accelerator: Any, network: torch.nn.Module, scheduler: Any, images: np.ndarray) -> None:
         self.config, self.accelerator, self.scheduler, self.images = config, accelerator, scheduler, images
-        optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self.ema = hub.moving_average(network, config.ema_decay) if config.ema_decay else None
         self.step, self.losses = 0, list[list[float]]()

@@ -1,0 +1,79 @@
+"""The studies' own checks, small: their inputs, their settings, and that the tables printed are the numbers recorded."""
+
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from leakscope.audit_config import AuditConfig
+from leakscope.config import build, read_yaml
+from leakscope.record import AuditRecord
+from leakscope.training.denoiser import train_config
+
+STUDIES = Path(__file__).parents[1] / "studies"
+NAMES = ("cifar10", "fashion-mnist")
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, STUDIES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("cifar10", "splits", "fashion-mnist"):
+        (tmp_path / name).mkdir()
+    index = rng.permutation(4000)[:600]
+    images = rng.integers(0, 256, (600, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "cifar10" / "cifar10-lossless-train4000-test1000.npz", train_images=images, train_index=index)
+    np.savez(tmp_path / "splits" / "CIFAR10_train_ratio0.5.npz", mia_train_idxs=np.arange(0, 4000, 2), mia_eval_idxs=np.arange(1, 4000, 2))
+    header = bytes(16)
+    pixels = rng.integers(0, 256, (3000, 28, 28), dtype=np.uint8).tobytes()
+    (tmp_path / "fashion-mnist" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels, 1))
+    return tmp_path
+
+
+def test_cifar10_members_come_from_the_public_members_and_held_out_images_from_the_rest(raw, tmp_path):
+    prepare = script("prepare")
+    prepare.cifar10(raw, tmp_path)
+    split = json.loads((tmp_path / "cifar10-split.json").read_text())
+    with np.load(raw / "cifar10" / "cifar10-lossless-train4000-test1000.npz") as arrays:
+        index = arrays["train_index"]
+    assert len(split["members"]) == prepare.MEMBERS
+    assert all(index[int(i)] % 2 == 0 for i in split["members"])
+    assert sorted(map(int, split["nonmembers"])) == np.flatnonzero(index % 2 == 1).tolist()
+    assert np.load(tmp_path / "cifar10.npy").shape == (600, 32, 32, 3)
+
+
+def test_fashion_mnist_sides_are_disjoint_and_of_the_stated_sizes(raw, tmp_path):
+    prepare = script("prepare")
+    prepare.fashion_mnist(raw, tmp_path)
+    split = json.loads((tmp_path / "fashion-mnist-split.json").read_text())
+    assert (len(split["members"]), len(split["nonmembers"])) == (prepare.MEMBERS, prepare.FASHION_HELD_OUT)
+    assert not set(split["members"]) & set(split["nonmembers"])
+    assert np.load(tmp_path / "fashion-mnist.npy").shape == (prepare.MEMBERS + prepare.FASHION_HELD_OUT, 28, 28)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_settings_of_a_study_are_valid_and_those_of_its_record(name):
+    config = train_config(None, STUDIES / name / "train.yaml", data="x.npy", output="y")
+    assert config.model["block_out_channels"][0] == 32
+    audit = build(AuditConfig, read_yaml(STUDIES / name / "audit.yaml"), {"data": "x.npy", "split": "s.json"})
+    record = AuditRecord.model_validate_json((STUDIES / name / "audit.json").read_text())
+    assert [r.attack for r in record.results] == list(audit.attacks)
+    assert record.settings["timesteps"] == audit.timesteps
+    trained = yaml.safe_load((STUDIES / name / "train.yaml").read_text())
+    assert f"{trained['steps']:,} steps" in (STUDIES / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_table_in_the_text_is_the_record(name):
+    record = AuditRecord.model_validate_json((STUDIES / name / "audit.json").read_text())
+    assert script("table").table(record) in (STUDIES / "README.md").read_text()
