@@ -185,14 +185,15 @@ def test_the_split_does_not_depend_on_order_and_is_a_fifth_of_each_side():
 
 
 def test_a_nan_names_the_image_and_timestep_and_keeps_finished_chunks(data, tmp_path):
-    clean = leakscope.Denoiser.from_function(lambda x, t: 0.1 * x, linear_schedule().alphas_cumprod)
+    schedule = linear_schedule().alphas_cumprod
+    clean = leakscope.Target(leakscope.Denoiser.from_function(lambda x, t: 0.1 * x, schedule), fingerprint="mine")
     broken_at = torch.from_numpy(NONMEMBERS[3].astype(np.float32) / 127.5 - 1)
 
     def sometimes_nan(x, t):
         hit = (x[:, 0] == broken_at).all(dim=(1, 2))
         return torch.where(hit[:, None, None, None], torch.nan, 0.1 * x) if t == 100 else 0.1 * x
 
-    broken = leakscope.Denoiser.from_function(sometimes_nan, linear_schedule().alphas_cumprod)
+    broken = leakscope.Target(leakscope.Denoiser.from_function(sometimes_nan, schedule), fingerprint="mine")
     arguments = settings(data, attacks="sima")
     with pytest.raises(UserError, match=r"sima got nan for image nonmembers/3 at timestep 100.*finished chunks are kept"):
         leakscope.audit(broken, output=tmp_path, **arguments)
@@ -305,3 +306,74 @@ def test_scores_do_not_depend_on_batch_size_beyond_rounding(model, data):
         for b in (3, 16)
     )
     np.testing.assert_allclose(first.statistic, second.statistic, rtol=2e-3, atol=1e-4)
+
+
+def test_scores_of_a_model_that_nobody_can_identify_are_not_taken_for_another_one(tmp_path):
+    schedule = linear_schedule().alphas_cumprod
+    first, second = (leakscope.Denoiser.from_function(lambda x, t, f=f: f * x, schedule) for f in (0.1, 0.2))
+    leakscope.audit(first, MEMBERS, NONMEMBERS, attacks="sima", timesteps="100", output=tmp_path)
+    with pytest.raises(UserError, match="nothing says that they are of this model"):
+        leakscope.audit(second, MEMBERS, NONMEMBERS, attacks="sima", timesteps="100", output=tmp_path)
+
+
+def test_saving_over_another_audit_is_refused_and_a_saved_audit_can_be_resumed(model, data, tmp_path, monkeypatch):
+    saved = leakscope.audit(model, **settings(data, attacks="sima"))
+    saved.save(tmp_path)
+    other = leakscope.audit(model, **settings(data, attacks="sima", seed=1))
+    with pytest.raises(UserError, match="belongs to another plan"):
+        other.save(tmp_path)
+    monkeypatch.setattr("leakscope.scoring._score_chunk", lambda *_: pytest.fail("scored again"))
+    again = leakscope.audit(model, output=tmp_path, **settings(data, attacks="sima"))
+    np.testing.assert_array_equal(again.scores[0].statistic, saved.scores[0].statistic)
+    assert again.record.costs.queries == saved.record.costs.queries
+
+
+def test_damaged_and_foreign_chunks_are_named(model, data, whole, tmp_path):
+    import shutil
+
+    run_folder = tmp_path / "run"
+    shutil.copytree(whole, run_folder)
+    chunk = sorted((run_folder / "scores").glob("*.parquet"))[0]
+    chunk.write_bytes(b"")
+    with pytest.raises(UserError, match=r"chunk-00000-00-loss.parquet is damaged; delete it"):
+        leakscope.audit(model, output=run_folder, **settings(data))
+    foreign = tmp_path / "foreign"
+    leakscope.audit(model, output=foreign, **settings(data, seed=1))
+    shutil.copy(foreign / "scores" / chunk.name, chunk)
+    with pytest.raises(UserError, match=r"chunk-00000-00-loss.parquet belongs to another plan; delete it"):
+        leakscope.audit(model, output=run_folder, **settings(data))
+    chunk.unlink()
+    leakscope.audit(model, output=run_folder, **settings(data))
+    pd.testing.assert_frame_equal(scores(run_folder), scores(whole), check_exact=True)
+
+
+def test_a_plan_file_has_one_first_writer(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from leakscope.files import write_new
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: write_new(tmp_path / "plan.json", str(i)), range(8)))
+    assert sum(won) == 1
+    assert (tmp_path / "plan.json").read_text() == str(won.index(True))
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_halves_that_would_be_empty_and_impossible_seeds_are_refused_before_scoring(model, data):
+    for fraction in (0.01, 0.99):
+        with pytest.raises(UserError, match="calibrate_fraction must leave images on both halves"):
+            leakscope.audit(model, **settings(data, calibrate_fraction=fraction))
+    for seed in (-1, 2**33):
+        with pytest.raises(UserError, match="seed: "):
+            leakscope.audit(model, **settings(data, seed=seed))
+
+
+def test_the_command_in_the_record_repeats_the_audit(whole, model, data, tmp_path):
+    import shlex
+
+    record = AuditRecord.model_validate_json((whole / "audit.json").read_text())
+    words = shlex.split(record.command)
+    assert words[:3] == ["leakscope", "audit", str(model)]
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "all of it is done" in done.stderr

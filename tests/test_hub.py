@@ -427,3 +427,11 @@ def test_a_misspelt_scheduler_key_names_the_nearest() -> None:
 def test_a_scheduler_that_diffusers_refuses_says_why() -> None:
     with pytest.raises(UserError, match="diffusers refuses this DDPMScheduler configuration: quadratic is not implemented"):
         new_scheduler({"beta_schedule": "quadratic"})
+
+
+@pytest.mark.parametrize("part", ["vae", "vqvae", "text_encoder"])
+def test_a_latent_or_text_model_is_not_audited_as_pixels(model_folder, part):
+    folder = model_folder()
+    (folder / part).mkdir()
+    with pytest.raises(UserError, match=f"has a {part}/ folder: it is no plain pixel model"):
+        load(folder, device="cpu")

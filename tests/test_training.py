@@ -208,3 +208,35 @@ def test_presets_are_valid_and_flags_win_over_the_file_over_the_preset(tmp_path)
         chosen = leakscope.train_config(preset, yaml, data="digits", output=tmp_path, batch_size=5)
         assert (chosen.steps, chosen.batch_size) == (7, 5)
         assert chosen.model["block_out_channels"]
+
+
+def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(data, tmp_path):
+    once = leakscope.train(config(data, tmp_path / "once", steps=6))
+    twice = leakscope.train(config(data, tmp_path / "twice", steps=4))
+    (twice / "checkpoint").rename(twice / "checkpoint.old")
+    leakscope.train(config(data, twice, steps=6))
+    assert same(once, twice)
+    assert pd.read_csv(twice / "losses.csv").step.iloc[0] == 4, "it went on from the old checkpoint"
+
+
+def test_images_need_not_be_square(tmp_path):
+    np.save(tmp_path / "wide.npy", np.zeros((12, 8, 16), dtype=np.uint8))
+    folder = leakscope.train(config(tmp_path / "wide.npy", tmp_path / "model"))
+    shape = leakscope.load(folder, device="cpu").shape
+    assert (shape.height, shape.width) == (8, 16)
+
+
+def test_a_model_that_was_trained_elsewhere_is_not_overwritten(data, tmp_path):
+    folder = leakscope.train(config(data, tmp_path / "model"))
+    (folder / "train.json").unlink()
+    with pytest.raises(UserError, match="holds a model that this command did not train"):
+        leakscope.train(config(data, folder))
+
+
+def test_yaml_timesteps_with_colons_stay_text(tmp_path):
+    from leakscope.config import read_yaml
+
+    (tmp_path / "c.yaml").write_text("a: 10:50\nb: 10:300:10\nc: 7\nd: 1e-3\ne: 2.5\nf: 0x10\ng: true\nh: 2024-01-01x\n")
+    found = read_yaml(tmp_path / "c.yaml")
+    assert (found["a"], found["b"], found["c"], found["e"], found["g"]) == ("10:50", "10:300:10", 7, 2.5, True)
+    assert float(found["d"]) == 1e-3

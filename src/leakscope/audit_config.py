@@ -23,9 +23,9 @@ class AuditConfig(Config):
     timesteps: str | None = None
     calibration: bool = True
     calibrate_fraction: float = Field(0.2, gt=0, lt=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     batch_size: Literal["auto"] | int = "auto"
-    chunk_size: int = Field(256, ge=1)
+    chunk_size: int = Field(128, ge=1)
     shard: str | None = None
     limit: int | None = Field(None, ge=1)
     resize: bool = False

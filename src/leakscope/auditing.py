@@ -8,8 +8,9 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +30,7 @@ from leakscope.data.sources import open_source
 from leakscope.diffusion.denoiser import Denoiser
 from leakscope.environment import environment
 from leakscope.errors import GateFailed, InvalidAudit, UserError
-from leakscope.files import checked_folder, write_text
+from leakscope.files import checked_folder, write_new
 from leakscope.record import AuditRecord, Costs, Plan, Result, Samples, Scores
 from leakscope.run_folder import read_plan, write_results
 
@@ -67,8 +68,8 @@ class Audit:
     def save(self, folder: str | Path, thumbnails: bool = False) -> Path:
         """Writes audit.json, samples.csv, report.html and, where they are not there yet, the scores; returns the folder."""
         folder = checked_folder(Path(folder))
-        scoring.save_scores(folder, self.scores)
-        write_text(folder / "plan.json", self.record.plan.model_dump_json(indent=2))
+        _claim(folder, self.record.plan)
+        scoring.save_scores(folder, self.record, self.scores)
         write_results(folder, self.record, self.samples, self.cohort if thumbnails else None)
         return folder
 
@@ -91,11 +92,13 @@ def audit(
     """
     names = {key: None if value is None else value if isinstance(value, str) else str(value) if isinstance(value, Path) else "array"
              for key, value in (("members", members), ("nonmembers", nonmembers))}  # fmt: skip
-    config = build(AuditConfig, {**names, "attacks": attacks, "output": output, **settings})
+    model = str(target) if isinstance(target, str | Path) else getattr(target, "name", "denoiser")
+    config = build(AuditConfig, {**names, "model": model, "attacks": attacks, "output": output, **settings})
     if isinstance(target, str | Path):
         target = hub.load(target, config.dtype, config.device)
     elif isinstance(target, Denoiser):
-        target = hub.Target(target)
+        device = str(hub.checked_device(config.device)) if config.device else "cpu"
+        target = hub.Target(target, dtype=config.dtype, device=device)
     cohort = None if config.data else two_sources(open_source(members), open_source(nonmembers), config.limit, config.seed)
     with TemporaryDirectory() as scratch:
         folder = Path(output) if output else Path(scratch)
@@ -123,6 +126,11 @@ class Prepared:
     def queries_per_image(self) -> int:
         """Denoiser forwards per image over all attacks and timesteps."""
         return sum(a.queries for a in self.attacks)
+
+    def summary(self) -> dict[str, Any]:
+        """The plan with what it will take, for `--dry-run --json`."""
+        per_image = self.queries_per_image
+        return {**self.plan.model_dump(mode="json"), "queries_per_image": per_image, "queries": per_image * len(self.scan.cohort)}
 
     @property
     def job(self) -> scoring.Job:
@@ -152,8 +160,10 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
     found = scan(cohort or read_cohort(config), target.shape, config.resize, config.skip_unreadable)
     batch_size = scoring.auto_batch_size(found.shape, target.device) if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
+    _check_halves(found.cohort, config)
     split = evaluation.halves(found.cohort.ids, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
     plan = Plan(
+        leakscope=version("leakscope"),
         model=target.name,
         model_fingerprint=target.fingerprint,
         members=found.cohort.names[0],
@@ -172,7 +182,7 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
         dtype=target.dtype,
         device=target.device.split(":")[0],
     )
-    return Prepared(config, target, found, attacks, plan, split, scoring.worker(config.shard, config.threads, target.device))
+    return Prepared(config, target, found, attacks, plan, split, scoring.worker(config.shard, config.threads, target))
 
 
 def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Audit | None:
@@ -181,7 +191,12 @@ def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda li
     Raises `UserError` when the folder belongs to another plan, cannot be written, or the model returns NaN.
     """
     checked_folder(folder)
-    _claim(folder, prepared.plan)
+    first = _claim(folder, prepared.plan)
+    if not first and prepared.plan.model_fingerprint == hub.UNKNOWN and any((folder / "scores").glob("*.parquet")):
+        raise UserError(
+            f"{folder} holds scores, and nothing says that they are of this model; choose another folder, "
+            "or give leakscope.Target(denoiser, fingerprint=...)"
+        )
     log(prepared.describe(folder))
     missing = scoring.score(prepared.job, folder, prepared.worker)
     if missing:
@@ -196,7 +211,8 @@ def _finish(prepared: Prepared, collected: scoring.Collected) -> Audit:
     results = []
     for attack, scores, parameters in zip(prepared.attacks, collected.scores, collected.parameters, strict=True):
         result = evaluation.evaluate_scores(scores, cohort.member, split)
-        single = type(attack)(**{**attack.parameters(), "timesteps": (result.timestep,)})
+        assert result.timestep is not None, "only scores without timesteps have none"
+        single = replace(attack, timesteps=(result.timestep,))
         costs = {"queries": attack.queries, "queries_at_timestep": single.queries}
         results.append(result.model_copy(update={"access": attack.access, "parameters": parameters, **costs}))
     blind = blind_auc(prepared.scan.features, cohort.member, config.seed)
@@ -262,22 +278,38 @@ def _published(spec: str) -> tuple[int, ...] | None:
     return (attack.published_timestep,)
 
 
-def _claim(folder: Path, plan: Plan) -> None:
-    before = read_plan(folder)
-    if before is None:
-        write_text(folder / "plan.json", plan.model_dump_json(indent=2))
-        return
-    old, new = before.model_dump(mode="json"), plan.model_dump(mode="json")
-    changed = [key for key in new if old[key] != new[key]]
+def _claim(folder: Path, plan: Plan) -> bool:
+    """Makes the folder the plan's own; True when it was free, False when it already belongs to this very plan.
+
+    Raises `UserError` when it is another plan's. Shards that start together cannot both be first.
+    """
+    if write_new(folder / "plan.json", plan.model_dump_json(indent=2)):
+        return True
+    old, new = ({} if p is None else p.model_dump(mode="json") for p in (read_plan(folder), plan))
+    changed = [key for key in new if old.get(key) != new[key]]
     if changed:
         short = lambda value: f"{str(value)[:60]}…" if len(str(value)) > 60 else str(value)
-        differences = "; ".join(f"{key} was {short(old[key])}, now {short(new[key])}" for key in changed[:3])
+        differences = "; ".join(f"{key} was {short(old.get(key))}, now {short(new[key])}" for key in changed[:3])
         raise UserError(f"{folder} belongs to another plan ({differences}); use another -o, or the same settings to resume")
+    return False
+
+
+def _check_halves(cohort: Cohort, config: AuditConfig) -> None:
+    smallest = int(min(cohort.member.sum(), (~cohort.member).sum()))
+    calibrate = round(config.calibrate_fraction * smallest)
+    if config.calibration and not 0 < calibrate < smallest:
+        raise UserError(
+            f"calibrate_fraction must leave images on both halves; {config.calibrate_fraction} of {smallest} images "
+            f"calibrates on {calibrate}"
+        )
 
 
 def _command(config: AuditConfig) -> str:
-    given = config.model_dump(exclude_defaults=True, mode="json")
+    """The command line that repeats the audit; for objects in memory, that it was a call from Python."""
+    given = config.model_dump(exclude_defaults=True, exclude={"shard", "threads"}, mode="json")
     model = given.pop("model", "denoiser")
+    if "array" in (config.members, config.nonmembers) or model == "denoiser":
+        return "leakscope.audit(...) from Python, with the settings recorded in audit.json"
     parts = ["leakscope", "audit", model]
     for key, value in given.items():
         flag = "--" + key.replace("_", "-")

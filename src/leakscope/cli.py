@@ -130,7 +130,7 @@ def audit(
     settings = build(api.AuditConfig, read_yaml(config) if config else {}, given)
     prepared = api.prepare(settings)
     if settings.dry_run:
-        return _print(prepared.plan.model_dump(mode="json"), as_json, prepared.describe())
+        return _print(prepared.summary(), as_json, prepared.describe())
     if settings.output is None:
         raise UserError("an audit needs a run folder: give -o RUN")
     finished = api.run(prepared, settings.output)

@@ -3,6 +3,7 @@
 Each command has one pydantic model; its field names are the config keys and, with dashes, the long flags.
 """
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +11,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from leakscope.errors import UserError, unknown
+
+COLONLESS = {
+    "tag:yaml.org,2002:int": re.compile(r"^[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
+    "tag:yaml.org,2002:float": re.compile(r"^[-+]?([0-9][0-9_]*)?\.?[0-9_]+([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+}
 
 
 class Config(BaseModel):
@@ -21,10 +27,20 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without base-60 numbers, which would read the timesteps 10:50 as 650."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, COLONLESS.get(tag, pattern)) for tag, pattern in resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises `UserError` for a missing file, bad YAML or anything but a mapping."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the config file {path} cannot be read ({error})") from None
     except yaml.YAMLError as error:

@@ -159,6 +159,7 @@ def _oracle(timesteps: tuple[int, ...], m: Float64[np.ndarray, "m k"], n: Float6
         auc=max(aucs),
         asr=max(metrics.best_accuracy(m[:, i], n[:, i])[1] for i in columns),
         tpr_at_1pct=None if None in rates else max(r for r in rates if r is not None),
+        reason=f"tpr_at_1pct is not estimable (needs >= 100 non-members, has {len(n)})" if None in rates else None,
     )
 
 
@@ -191,7 +192,7 @@ def _median_record(records: Sequence[R]) -> R:
         if all(isinstance(v, float) for v in values):
             update[name] = float(np.median(values))
         elif any(isinstance(v, float) for v in values):
-            update[name] = None  # not estimable on every split
+            update |= {name: None, "reason": "not estimable on every split"}
         elif name == "method" and len(set(values)) > 1:
             update[name] = " or ".join(sorted({v or "none" for v in values}))
     return records[0].model_copy(update=update)

@@ -3,16 +3,19 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 from leakscope.errors import UserError
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write(temporary)` beside `path`, then renames it into place; raises `UserError` when the disk refuses."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")  # workers on several machines may share process ids
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -25,6 +28,23 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def write_new(path: Path, text: str) -> bool:
+    """Writes a file that is not there yet, whole and for one writer only; False when somebody was first."""
+    if path.exists():
+        return False
+    mine = path.with_name(f".{path.name}.{uuid4().hex}.new")
+    write_text(mine, text)
+    try:
+        os.link(mine, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        os.replace(mine, path)
+    finally:
+        mine.unlink(missing_ok=True)
+    return True
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -34,7 +54,7 @@ def checked_folder(path: Path) -> Path:
     """`path` as an existing folder that can be written to; raises `UserError` otherwise."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable.{os.getpid()}"
+        probe = path / f".writable.{uuid4().hex}"
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -7,6 +7,7 @@ The only module that imports diffusers or knows its folder layout:
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +19,9 @@ from leakscope.diffusion.denoiser import Denoiser, NetworkDenoiser, PredictionTy
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, unknown
 
+UNKNOWN = "unknown"
 NETWORKS = ("UNet2DModel",)
+OTHER_PARTS = ("vae", "vqvae", "vqmodel", "text_encoder", "text_encoder_2", "transformer", "image_encoder", "movq")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -27,14 +30,15 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class Target:
     """What is audited: a denoiser, the images it takes, and where it runs.
 
-    `shape` is None for a model that takes images of any one size. `x_dtype` is the dtype of images and noise: at least
-    float32, so that a half-precision network does not round the attack's own arithmetic.
+    `shape` is None for a model that takes images of any one size. `fingerprint` says which model this is; without one,
+    a run folder cannot be resumed, since nobody could tell whether it is the same model. `x_dtype` is the dtype of
+    images and noise: at least float32, so that a half-precision network does not round the attack's own arithmetic.
     """
 
     denoiser: Denoiser
     shape: ImageShape | None = None
     name: str = "denoiser"
-    fingerprint: str = "unknown"
+    fingerprint: str = UNKNOWN
     dtype: str = "float32"
     device: str = "cpu"
 
@@ -52,6 +56,7 @@ def load(model: str | Path, dtype: str = "float32", device: str | None = None) -
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     folder = _folder(model)
+    _refuse_other_kinds(folder)
     network_folder = folder / "unet"
     config = _read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
     _refuse_pickles(network_folder)
@@ -65,7 +70,9 @@ def load(model: str | Path, dtype: str = "float32", device: str | None = None) -
 def checked_device(device: str | None) -> torch.device:
     """The device to run on; None means the first accelerator, or the CPU. Raises `UserError` where it is not there."""
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         torch.empty(1, device=device)
         return torch.device(device)
@@ -132,6 +139,13 @@ def _folder(model: str | Path) -> Path:
     except Exception as error:  # network, gating and naming errors differ by version; all mean the id gave no model
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"no folder at {model}, and the hub gave no such model ({reason}); pass a local folder") from None
+
+
+def _refuse_other_kinds(folder: Path) -> None:
+    """A denoiser of latents or of captioned images must not be audited as if it took pixels alone."""
+    for part in OTHER_PARTS:
+        if (folder / part).is_dir():
+            raise UserError(f"{folder} has a {part}/ folder: it is no plain pixel model, and this version audits only those")
 
 
 def _pickle_message(path: Path) -> str:

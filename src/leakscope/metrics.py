@@ -53,8 +53,8 @@ def auc_estimate(members: Sample, nonmembers: Sample) -> Estimate:
     """AUC with DeLong's interval, taken on the logit scale.
 
     On the plain scale it covers too little near separation (81 % at AUC 0.99 with 50 a side); for large samples both agree.
-    Where the two sides are perfectly separated DeLong's variance is 0; the interval then rests on the min(M, N) disjoint
-    pairs that all came out right, an exact binomial bound.
+    Where the two sides are perfectly separated (or all tied) DeLong's variance is 0; the interval then rests on min(M, N)
+    disjoint pairs, an exact binomial bound.
     """
     m, n = len(members), len(nonmembers)
     if min(m, n) < 2:
@@ -62,8 +62,8 @@ def auc_estimate(members: Sample, nonmembers: Sample) -> Estimate:
     value = auc(members, nonmembers)
     placements_m, placements_n = _placements(members, nonmembers)
     deviation = np.sqrt(placements_m.var(ddof=1) / m + placements_n.var(ddof=1) / n)
-    if deviation == 0 and value in (0.0, 1.0):
-        low, high = clopper_pearson(int(value * min(m, n)), min(m, n))
+    if deviation == 0:
+        low, high = clopper_pearson(round(value * min(m, n)), min(m, n))
         return Estimate(value=value, low=low, high=high, method="exact binomial on disjoint pairs")
     half = ndtri(1 - ALPHA / 2) * deviation / (value * (1 - value))
     return Estimate(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 Direction = Literal["small", "large"]
 
@@ -98,6 +98,7 @@ class Oracle(Record):
     auc: float | None = None
     asr: float | None = None
     tpr_at_1pct: float | None = None
+    reason: str | None = None
 
 
 class AUCAt(Record):
@@ -162,7 +163,7 @@ class Split(Record):
 
 
 class Costs(Record):
-    """What the scoring took: forwards of one image each, and the sum of the workers' seconds."""
+    """What the scoring took: forwards of one image each, and seconds summed over what was computed side by side."""
 
     queries: int
     seconds: float
@@ -172,6 +173,8 @@ class Costs(Record):
 class Plan(Record):
     """All that decides the scores of a run. A run folder belongs to one plan."""
 
+    schema_version: Literal[1] = SCHEMA_VERSION
+    leakscope: str
     model: str
     model_fingerprint: str
     members: str
@@ -194,7 +197,7 @@ class Plan(Record):
 class AuditRecord(Record):
     """audit.json."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[1] = SCHEMA_VERSION
     created: str
     command: str
     settings: dict[str, Any]

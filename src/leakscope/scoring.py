@@ -5,13 +5,14 @@ bit-identical for any number of workers and any history of interruptions. Worker
 is done, and merging is reading the folder.
 """
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Event, Lock
@@ -21,18 +22,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Bool, Float, Float64, UInt8
 
 from leakscope.attacks.base import Attack
 from leakscope.data.cohort import Cohort, keyed_order
 from leakscope.data.pixels import ImageShape, fit, to_model
-from leakscope.diffusion.denoiser import Counted
+from leakscope.diffusion.denoiser import Counted, NetworkDenoiser
 from leakscope.diffusion.noise import Noise
 from leakscope.errors import UserError
 from leakscope.files import write_atomic
 from leakscope.hub import Target
 from leakscope.progress import progress
-from leakscope.record import Plan, Scores
+from leakscope.record import AuditRecord, Plan, Scores
 
 BATCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**21}
 MAX_BATCH = 256
@@ -72,7 +73,7 @@ class Job:
 
     def file(self, folder: Path, chunk: int, k: int) -> Path:
         """Where the scores of one chunk and attack k are kept."""
-        return folder / "scores" / f"chunk-{chunk:05d}-{k:02d}-{self.attacks[k].name}.parquet"
+        return chunk_file(folder, chunk, k, self.attacks[k].name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +87,16 @@ class Collected:
     chunks: int
 
 
-def worker(shard: str | None, threads: int | None, device: str) -> Worker:
+def chunk_file(folder: Path, chunk: int, k: int, name: str) -> Path:
+    """The file of one chunk of images under the k-th attack."""
+    return folder / "scores" / f"chunk-{chunk:05d}-{k:02d}-{name}.parquet"
+
+
+def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
     """This process's share: `--shard i/n` (1-based), else RANK and WORLD_SIZE, else everything.
 
-    Workers on one machine share its cores: two processes that each take all of them are many times slower on small
-    convolutions. An accelerator takes one chunk at a time. Raises `UserError` for a shard that is not of the form i/n with 1 <= i <= n.
+    Processes that a launcher started on one machine share its cores. An accelerator takes one chunk at a time, and so
+    does a function, which may not be made for several threads. Raises `UserError` for a shard that is not of the form i/n with 1 <= i <= n.
     """
     if shard:
         try:
@@ -99,12 +105,13 @@ def worker(shard: str | None, threads: int | None, device: str) -> Worker:
             raise UserError(f"--shard is written i/n, as in 1/4; got {shard}") from None
         if not 1 <= rank <= count:
             raise UserError(f"--shard i/n needs 1 <= i <= n; got {shard}")
-        rank, local = rank - 1, count
+        rank -= 1
     else:
         rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Worker(rank, count, threads or (max(1, cores // local) if device == "cpu" else 1))
+    side_by_side = target.device == "cpu" and isinstance(target.denoiser, NetworkDenoiser)
+    return Worker(rank, count, threads or (max(1, cores // local) if side_by_side else 1))
 
 
 def auto_batch_size(shape: ImageShape, device: str) -> int:
@@ -122,7 +129,8 @@ def estimate(job: Job, folder: Path | None, share: Worker) -> str:
         return "all of it is done" if share.count == 1 else "all of this shard is done"
     done = sum(_queries(job, c, k) for c, k in work) - left
     resumed = f", {done:,} queries are done already" if done else ""
-    return f"{_readable(left / _speed(job, share))} left{resumed}"
+    units = sum(folder is None or not job.file(folder, c, k).exists() for c, k in work)
+    return f"{_readable(left / _speed(job, min(share.threads, units)))} left{resumed}"
 
 
 def score(job: Job, folder: Path, share: Worker) -> int:
@@ -167,24 +175,65 @@ def collect(job: Job, folder: Path) -> Collected:
     """Reads every chunk of a finished run back into one `Scores` per attack."""
     scores, parameters, queries, seconds = [], [], 0, 0.0
     for k, attack in enumerate(job.attacks):
-        columns, meta = [], {}
+        columns, settled = [], attack.parameters()
         for chunk in range(job.chunks):
-            table = pq.read_table(job.file(folder, chunk, k))
-            meta = json.loads(table.schema.metadata[META])
-            queries, seconds = queries + meta["queries"], seconds + meta["seconds"]
-            columns.append(table.column("statistic").to_numpy().reshape(-1, len(attack.timesteps)))
+            statistic, meta = _read(job.file(folder, chunk, k), job, len(job.rows(chunk)) * len(attack.timesteps))
+            queries, seconds, settled = queries + meta.queries, seconds + meta.seconds, meta.parameters
+            columns.append(statistic.reshape(-1, len(attack.timesteps)))
         scores.append(Scores(attack.label, attack.direction, attack.timesteps, job.cohort.ids, np.concatenate(columns)))
-        parameters.append(meta["parameters"])
+        parameters.append(settled)
     return Collected(tuple(scores), tuple(parameters), queries, seconds, job.chunks * len(job.attacks))
 
 
-def save_scores(folder: Path, scores: Sequence[Scores]) -> None:
-    """Writes scores that were computed elsewhere, one file per attack; leaves a folder alone that has its chunks."""
-    if any((folder / "scores").glob("*.parquet")):
-        return
+def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> None:
+    """Writes the scores of a finished audit as the chunks that its plan would have made; existing ones are left alone."""
+    size = record.plan.chunk_size
     for k, s in enumerate(scores):
-        table = _table(s.ids, s.attack, s.timesteps, s.statistic)
-        write_atomic(folder / "scores" / f"all-{k:02d}.parquet", partial(pq.write_table, table))
+        result = record.result(s.attack)
+        for chunk, start in enumerate(range(0, len(s.ids), size)):
+            path = chunk_file(folder, chunk, k, s.attack.partition("(")[0])
+            if not path.exists():
+                rows = slice(start, start + size)
+                queries = len(s.ids[rows]) * (result.queries or 0)
+                seconds = record.costs.seconds * queries / max(1, record.costs.queries)
+                meta = ChunkMeta(_plan_id(record.plan), queries, round(seconds, 4), result.parameters)
+                _write(path, s.ids[rows], s.attack, s.timesteps, s.statistic[rows], meta)
+
+
+@dataclass(frozen=True)
+class ChunkMeta:
+    """What a score file says of itself: the plan it belongs to, what it cost, the attack's final parameters."""
+
+    plan: str
+    queries: int
+    seconds: float
+    parameters: dict[str, Any]
+
+
+def _plan_id(plan: Plan) -> str:
+    return hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
+
+
+def _write(
+    path: Path, ids: Sequence[str], attack: str, timesteps: Sequence[int], statistic: Float64[np.ndarray, "n k"], meta: ChunkMeta
+) -> None:
+    table = _table(ids, attack, timesteps, statistic).replace_schema_metadata({META: json.dumps(asdict(meta))})
+    write_atomic(path, partial(pq.write_table, table))
+
+
+def _read(path: Path, job: Job, rows: int) -> tuple[Float64[np.ndarray, " r"], ChunkMeta]:
+    try:
+        table = pq.read_table(path)
+        meta = ChunkMeta(**json.loads(table.schema.metadata[META]))
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged; delete it and run the same command again") from None
+    if meta.plan != _plan_id(job.plan) or len(table) != rows:
+        raise UserError(f"{path} belongs to another plan; delete it and run the same command again")
+    return table.column("statistic").to_numpy(), meta
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 class _Stopped(Exception):
@@ -193,25 +242,25 @@ class _Stopped(Exception):
 
 def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share: Worker, advance: Callable[..., None]) -> None:
     """Scores the chunks, `share.threads` side by side; the first failure in their order stops the rest."""
-    lock, stop = Lock(), Event()
+    reading, counting, stop = Lock(), Lock(), Event()
 
     def forward_done(images: int, name: str) -> None:
         if stop.is_set():
             raise _Stopped
-        with lock:
+        with counting:
             advance(images, name)
 
-    @lru_cache(maxsize=share.threads + 1)
-    def loaded(chunk: int) -> Float32[np.ndarray, "n c h w"]:
+    @lru_cache(maxsize=2 + share.threads // len(job.attacks))
+    def loaded(chunk: int) -> UInt8[np.ndarray, "n h w c"]:
         return _images(job, job.rows(chunk))
 
-    def images_of(chunk: int) -> Float32[np.ndarray, "n c h w"]:
-        with lock:  # image files and tables are read by one thread at a time
+    def images_of(chunk: int) -> UInt8[np.ndarray, "n h w c"]:
+        with reading:  # image files and tables are read by one thread at a time
             return loaded(chunk)
 
     with torch.inference_mode():
         attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in todo})}
-    with ThreadPoolExecutor(share.threads) as pool:
+    with _pool(share.threads) as pool:
         running = [
             pool.submit(_score_chunk, job, attacks[k], job.rows(c), partial(images_of, c), job.file(folder, c, k), forward_done)
             for c, k in todo
@@ -219,17 +268,21 @@ def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share
         try:
             for chunk in running:
                 chunk.result()
+        except torch.OutOfMemoryError:
+            stop.set()
+            raise UserError(f"the device has too little memory for batches of {job.plan.batch_size}; lower --batch-size") from None
         except BaseException:
             stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
             raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _score_chunk(
     job: Job,
     attack: Attack,
     rows: range,
-    images_of: Callable[[], Float32[np.ndarray, "n c h w"]],
+    images_of: Callable[[], UInt8[np.ndarray, "n h w c"]],
     path: Path,
     forward_done: Callable[[int, str], None],
 ) -> None:
@@ -245,17 +298,15 @@ def _score_chunk(
     with torch.inference_mode():
         for batch in _batches(len(rows), job.plan.batch_size):
             ids = job.cohort.ids[rows.start + batch.start : rows.start + batch.stop]
-            x0 = torch.from_numpy(images[batch]).to(job.target.device, job.target.x_dtype)
+            x0 = _tensor(job, images[batch])
             noise = Noise(job.plan.seed, ids, tuple(x0.shape[1:]), job.target.x_dtype, job.target.device)
             values = attack.statistics(denoiser, x0, noise).T.cpu().numpy()
             _refuse_nan(values, ids, attack)
             statistic[batch] = values
     if queries != len(rows) * attack.queries:
         raise RuntimeError(f"{attack.label} declares {attack.queries} queries per image and made {queries / len(rows):g}")
-    meta = {"queries": queries, "seconds": round(time.monotonic() - started, 4), "parameters": attack.parameters()}
-    table = _table(job.cohort.ids[rows.start : rows.stop], attack.label, attack.timesteps, statistic)
-    table = table.replace_schema_metadata({META: json.dumps(meta)})
-    write_atomic(path, partial(pq.write_table, table))
+    meta = ChunkMeta(_plan_id(job.plan), queries, round(time.monotonic() - started, 4), attack.parameters())
+    _write(path, job.cohort.ids[rows.start : rows.stop], attack.label, attack.timesteps, statistic, meta)
 
 
 def _table(ids: Sequence[str], attack: str, timesteps: Sequence[int], statistic: Float64[np.ndarray, "n k"]) -> pa.Table:
@@ -279,10 +330,13 @@ def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: 
         )
 
 
-def _images(job: Job, rows: Sequence[int]) -> Float32[np.ndarray, "n c h w"]:
-    """Pixels as the model takes them; the scan has already shown that each of them fits or may be resized."""
-    fitted = [fit(job.cohort.read[i](), job.shape, job.plan.resize, job.cohort.ids[i]) for i in rows]
-    return to_model(np.stack(fitted))
+def _images(job: Job, rows: Sequence[int]) -> UInt8[np.ndarray, "n h w c"]:
+    """Pixels in the model's shape; the scan has already shown that each image fits or may be resized."""
+    return np.stack([fit(job.cohort.read[i](), job.shape, job.plan.resize, job.cohort.ids[i]) for i in rows])
+
+
+def _tensor(job: Job, images: UInt8[np.ndarray, "b h w c"]) -> Float[torch.Tensor, "b c h w"]:
+    return torch.from_numpy(to_model(images)).to(job.target.device, job.target.x_dtype)
 
 
 def _prepared(job: Job, attack: Attack) -> Attack:
@@ -293,7 +347,7 @@ def _prepared(job: Job, attack: Attack) -> Attack:
     ids = tuple(i for i, use in zip(job.cohort.ids, allowed, strict=True) if use)
     chosen = set(keyed_order(ids, "prepare", job.plan.seed)[:PREPARATION_IMAGES])
     rows = [i for i, image_id in enumerate(job.cohort.ids) if image_id in chosen]
-    x0 = torch.from_numpy(_images(job, rows)).to(job.target.device, job.target.x_dtype)
+    x0 = _tensor(job, _images(job, rows))
     noise = Noise(job.plan.seed, tuple(job.cohort.ids[i] for i in rows), tuple(x0.shape[1:]), job.target.x_dtype, job.target.device)
     return attack.prepared(job.target.denoiser, x0, noise)
 
@@ -302,20 +356,20 @@ def _batches(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def _speed(job: Job, share: Worker) -> float:
-    """Queries per second: one forward in each of this worker's threads, timed after a warm-up."""
+def _speed(job: Job, threads: int) -> float:
+    """Queries per second: one forward in each of `threads` threads, timed after a warm-up."""
     rows = range(min(job.plan.batch_size, len(job.cohort)))
-    x0 = torch.from_numpy(_images(job, rows)).to(job.target.device, job.target.x_dtype)
+    x0 = _tensor(job, _images(job, rows))
 
     def forward(_: int) -> float:
         with torch.inference_mode():
             return job.target.denoiser(x0, 0).sum().item()
 
-    with _one_thread_each(), ThreadPoolExecutor(share.threads) as pool:
+    with _one_thread_each(), _pool(threads) as pool:
         forward(0)
         started = time.monotonic()
-        list(pool.map(forward, range(share.threads)))
-    return share.threads * len(rows) / max(time.monotonic() - started, 1e-9)
+        list(pool.map(forward, range(threads)))
+    return threads * len(rows) / max(time.monotonic() - started, 1e-9)
 
 
 def _readable(seconds: float) -> str:

@@ -75,8 +75,8 @@ class Attack(ABC):
         return False
 
     def parameters(self) -> dict[str, Any]:
-        """The recorded parameters, timesteps left out."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "timesteps"}
+        """The recorded parameters, timesteps and what does not apply (an empty tuple) left out."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "timesteps" and getattr(self, f.name) != ()}
 
     @property
     def label(self) -> str:
@@ -117,10 +117,15 @@ class ResidualAttack(Attack):
 
 def p_norm(field: Float[Tensor, "b *s"], p: float, mask: Float[Tensor, "b *s"] | None = None) -> Float64[Tensor, " b"]:
     """sum of mask * |field|**p for each image, in float64; un-rooted."""
-    powers = field.double().abs().pow(p)
+    powers = float64(field).abs().pow(p)
     if mask is not None:
-        powers = powers * mask
+        powers = powers * mask.to(powers)
     return powers.flatten(start_dim=1).sum(dim=1)
+
+
+def float64(x: Float[Tensor, "*s"]) -> Float64[Tensor, "*s"]:
+    """x in double precision, on the CPU where the device has none (Apple's)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, ...] | None) -> Attack:

@@ -36,7 +36,7 @@ def table(rows: list[dict[str, Any]]) -> Any:
     for heading in ("attack", "access", "queries", "parameters", "source"):
         view.add_column(heading, overflow="fold")
     for row in rows:
-        parameters = ", ".join(f"{k}={v}" for k, v in row["parameters"].items() if v != ())
+        parameters = ", ".join(f"{k}={v}" for k, v in row["parameters"].items())
         view.add_row(
             row["attack"], row["access"], f"{row['queries_one_timestep']} / {row['queries_default_sweep']}", parameters, row["source"]
         )

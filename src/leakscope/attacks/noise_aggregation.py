@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from leakscope.attacks.base import Attack, Direction
+from leakscope.attacks.base import Attack, Direction, float64
 from leakscope.diffusion.denoiser import Denoiser
 from leakscope.diffusion.noise import Noise
 from leakscope.diffusion.schedule import Schedule
@@ -115,7 +115,7 @@ class NoiseAggregation(Attack):
             collected.append(eps if mask is None else eps * mask)
             if u is not None:
                 x_t = schedule.ddim(x_t, eps, t, u)
-        return torch.stack(collected).double().flatten(start_dim=2)
+        return float64(torch.stack(collected)).flatten(start_dim=2)
 
 
 def _dispersion(metric: str, e: Predictions, bandwidth: float) -> Float64[Tensor, " b"]:

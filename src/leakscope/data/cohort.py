@@ -83,8 +83,11 @@ class Cohort:
         return Cohort(tuple(self.ids[i] for i in rows), self.member[rows], tuple(self.read[i] for i in rows), self.names)
 
     def of(self, image_id: str) -> Pixels:
-        """The pixels of one image by its id."""
-        return self.read[bisect_left(self.ids, sort_key(image_id), key=sort_key)]()
+        """The pixels of one image by its id; raises `UserError` when there is none."""
+        row = bisect_left(self.ids, sort_key(image_id), key=sort_key)
+        if row == len(self.ids) or self.ids[row] != image_id:
+            raise UserError(f"the image {image_id} is no longer among the data of this audit")
+        return self.read[row]()
 
 
 def two_sources(members: ImageSource, nonmembers: ImageSource, limit: int | None = None, seed: int = 0) -> Cohort:

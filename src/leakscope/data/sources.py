@@ -22,6 +22,7 @@ from leakscope.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 MAX_PIXELS = 64 * 2**20  # an 8192 x 8192 image; beyond it a small file may be a decompression bomb
+SKIP_HINT = ", or leave it out with --skip-unreadable"
 IMAGE_COLUMNS = ("image", "img", "images", "pixels")
 
 Pixels = UInt8[np.ndarray, "h w c"]
@@ -80,16 +81,16 @@ def decode(content: bytes | Path, name: str) -> Pixels:
                 if image.width * image.height > MAX_PIXELS:
                     raise UnreadableImage(
                         f"{name}: {image.width} x {image.height} pixels is above the limit of {MAX_PIXELS:,} "
-                        "(a decompression bomb?); shrink it, or leave it out with --skip-unreadable"
+                        f"(a decompression bomb?); shrink it{SKIP_HINT}"
                     )
                 return _pixels(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage(f"{name}: {error}; shrink it, or leave it out with --skip-unreadable") from None
+        raise UnreadableImage(f"{name}: {error}; shrink it{SKIP_HINT}") from None
     except UnidentifiedImageError:
-        raise UnreadableImage(f"{name} is no image; remove it, or leave it out with --skip-unreadable") from None
+        raise UnreadableImage(f"{name} is no image; remove it{SKIP_HINT}") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         reason = str(error).split("\n")[0]
-        raise UnreadableImage(f"{name} cannot be decoded ({reason}); replace it, or leave it out with --skip-unreadable") from None
+        raise UnreadableImage(f"{name} cannot be decoded ({reason}); replace it{SKIP_HINT}") from None
 
 
 def _pixels(image: Image.Image) -> Pixels:
@@ -179,7 +180,7 @@ def _parquet(path: Path, key: str | None) -> ImageSource:
         cell = group(g)[i - int(starts[g])].as_py()
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(content, bytes):
-            raise UnreadableImage(f"{path} row {i}: column '{column}' holds no encoded image; leave it out with --skip-unreadable")
+            raise UnreadableImage(f"{path} row {i}: column '{column}' holds no encoded image; replace it{SKIP_HINT}")
         return decode(content, f"{path} row {i}")
 
     return ImageSource(str(path), tuple(map(str, range(starts[-1]))), read)
@@ -197,7 +198,7 @@ def _hugging_face(locator: str) -> ImageSource:
         import datasets
     except ImportError:
         raise UserError(f"'{locator}' needs the datasets library: pip install 'leakscope[hf]'") from None
-    _, name, *rest = locator.split(":")
+    _, name, *rest = locator.split(":", 2)
     split = rest[0] if rest else "train"
     try:
         table = datasets.load_dataset(name, split=split)

@@ -29,7 +29,7 @@ GLOSSARY = (
     ("Timestep", "how much noise an image gets before the model is asked about it; each attack has one where it sees most."),
     (
         "Calibrate, test half",
-        "settings are chosen on the one; every number in the verdict comes from the other, which is read once.",
+        "settings are chosen on the one; every number in the verdict comes from the other.",
     ),
 )
 

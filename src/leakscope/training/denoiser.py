@@ -9,6 +9,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +17,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field
+from safetensors import SafetensorError
 from torch import Tensor
 
 from leakscope import hub
 from leakscope.config import Config, build, read_yaml
 from leakscope.data.cohort import choose_members, read_split
 from leakscope.data.pixels import ImageShape, fit, shape_of, to_model
-from leakscope.data.sources import ImageSource, open_source
+from leakscope.data.sources import SKIP_HINT, ImageSource, UnreadableImage, open_source
 from leakscope.errors import UserError, unknown
 from leakscope.files import checked_folder, write_text
 from leakscope.progress import progress
@@ -50,7 +52,7 @@ class TrainConfig(Config):
     flip: bool = False
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     checkpoint_every: int = Field(500, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     threads: int | None = Field(None, ge=1)
     device: Literal["cpu", "auto"] = "auto"
     model: dict[str, Any] = {}
@@ -82,7 +84,8 @@ def train(config: TrainConfig) -> Path:
     """
     source = open_source(config.data)
     shape = _training_shape(source, config)
-    network_config = {"sample_size": shape.height, "in_channels": shape.channels, "out_channels": shape.channels, **config.model}
+    size = shape.height if shape.height == shape.width else [shape.height, shape.width]
+    network_config = {"sample_size": size, "in_channels": shape.channels, "out_channels": shape.channels, **config.model}
     _check_depth(network_config, shape)
     accelerator = _accelerator(config)
     if config.batch_size % accelerator.num_processes:
@@ -122,6 +125,9 @@ class _Run:
     def go(self) -> Path:
         config, folder = self.config, self.config.output
         checkpoint = folder / "checkpoint"
+        if not checkpoint.exists() and checkpoint.with_name("checkpoint.old").exists() and self.accelerator.is_main_process:
+            checkpoint.with_name("checkpoint.old").rename(checkpoint)  # killed between the two renames of a save
+        self.accelerator.wait_for_everyone()
         if checkpoint.exists():
             self.accelerator.load_state(str(checkpoint))
         if self.step > config.steps:
@@ -148,9 +154,10 @@ class _Run:
         with accelerator.autocast():
             prediction = self.network(self.scheduler.add_noise(x0, noise, t), t).sample
         loss = torch.nn.functional.mse_loss(prediction.float(), target)
-        if not torch.isfinite(loss):
+        shared = float(accelerator.reduce(loss.detach(), "mean"))
+        if not isfinite(shared):  # on every process alike, so that none waits for another
             raise UserError(
-                f"the loss is {loss.item()} at step {self.step}; lower learning_rate ({config.learning_rate}) and start in a new folder"
+                f"the loss is {shared} at step {self.step}; lower learning_rate ({config.learning_rate}) and start in a new folder"
             )
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
@@ -158,7 +165,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.step(self.network.parameters())
-        return float(accelerator.reduce(loss.detach(), "mean"))
+        return shared
 
     def _batch(self) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"], Float[Tensor, "b c h w"]]:
         """This process's share of step `self.step`: images, timesteps and noise are cut from those of the whole batch."""
@@ -198,7 +205,10 @@ class _Run:
         if self.ema:
             self.ema.copy_to(network.parameters())
         if self.accelerator.is_main_process:
-            hub.save(folder, network, self.scheduler)
+            try:
+                hub.save(folder, network, self.scheduler)
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"the model {folder} cannot be written ({error}); free the disk and run the same command again") from None
             write_text(folder / "losses.csv", "step,loss\n" + "".join(f"{int(s)},{value:.6f}\n" for s, value in self.losses))
         self.accelerator.wait_for_everyone()
         return folder
@@ -265,7 +275,10 @@ def _read(source: ImageSource, shape: ImageShape, config: TrainConfig) -> Traini
     images = np.empty((len(members), shape.height, shape.width, shape.channels), dtype=np.uint8)
     with progress("reading images", len(members), "images") as advance:
         for row, image_id in enumerate(members):
-            pixels = source.read(position[image_id])
+            try:
+                pixels = source.read(position[image_id])
+            except UnreadableImage as error:
+                raise UserError(str(error).replace(SKIP_HINT, "")) from None
             images[row] = fit(pixels, shape, config.resize is not None, f"{source.name}: {image_id}")
             advance(1)
     return TrainingData(images, members, nonmembers)
@@ -279,6 +292,8 @@ def _record(config: TrainConfig, network: dict[str, Any]) -> dict[str, Any]:
 def _refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
     path = folder / "train.json"
     if not path.exists():
+        if (folder / "unet").exists() or (folder / "model_index.json").exists():
+            raise UserError(f"{folder} holds a model that this command did not train; choose another -o")
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     changed = [k for k in record if k not in MAY_CHANGE and record[k] != before.get(k)]
