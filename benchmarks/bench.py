@@ -5,7 +5,6 @@ memory     peak memory of scoring 20,000 images ÷ that of 1,000
 threads    seconds of two workers that each take all cores ÷ seconds of two workers that share them
 """
 
-import json
 import os
 import resource
 import subprocess
@@ -21,6 +20,7 @@ SIZE = 32
 BATCH = 32
 IMAGES = 128
 ROUNDS = 3
+LOOP = 60
 
 
 def make_model(folder: Path, size: int = SIZE, channels: tuple[int, ...] = CHANNELS) -> None:
@@ -45,38 +45,51 @@ def make_model(folder: Path, size: int = SIZE, channels: tuple[int, ...] = CHANN
 
 def overhead(scratch: Path) -> dict[str, float]:
     """Interleaved rounds of a bare loop and of an audit's scoring; the ratio of their best rates."""
-    import torch
-
-    from leakscope import hub, scoring
-    from leakscope.audit_config import AuditConfig
-    from leakscope.auditing import prepare
-    from leakscope.config import build
+    from leakscope import hub
 
     images = np.random.default_rng(0).integers(0, 256, (2, IMAGES // 2, SIZE, SIZE, 3), dtype=np.uint8)
     for name, side in zip(("members", "nonmembers"), images, strict=True):
         np.save(scratch / f"{name}.npy", side)
     make_model(scratch / "model")
     target = hub.load(scratch / "model", device="cpu")
+    cores = os.cpu_count() or 1
+    ratios = {attack: ratio(scratch, target, attack, 1) for attack in ("sima", "pia", "secmi")}
+    return {**ratios, f"sima on {cores} cores": ratio(scratch, target, "sima", cores)}
+
+
+def ratio(scratch: Path, target: "hub.Target", attack: str, threads: int) -> float:
+    """Best rate of an audit on `threads` chunks side by side over that of a loop on `threads` intra-op threads."""
+    import torch
+
+    from leakscope import scoring
+    from leakscope.audit_config import AuditConfig
+    from leakscope.auditing import prepare
+    from leakscope.config import build
+
     sides = {"members": scratch / "members.npy", "nonmembers": scratch / "nonmembers.npy"}
-    ratios = {}
-    for attack in ("sima", "pia", "secmi"):
-        config = build(AuditConfig, {**sides, "attacks": attack, "timesteps": "10:100:10", "batch_size": BATCH, "device": "cpu"})
-        prepared = prepare(config, target)
-        torch.set_num_threads(os.cpu_count() or 1)
-        queries = prepared.queries_per_image * IMAGES
-        x = torch.randn(BATCH, 3, SIZE, SIZE)
-        bare, audited = [], []
-        for round_ in range(ROUNDS):
-            started = time.perf_counter()
-            with torch.inference_mode():
-                for i in range(queries // BATCH):
-                    _ = target.denoiser.network(x, torch.tensor(i % 1000)).sample
-            bare.append(queries / (time.perf_counter() - started))
-            started = time.perf_counter()
-            assert scoring.score(prepared.job, scratch / f"{attack}-{round_}", prepared.worker) == 0
-            audited.append(queries / (time.perf_counter() - started))
-        ratios[attack] = max(audited) / max(bare)
-    return ratios
+    settings = {
+        "attacks": attack,
+        "timesteps": "10:100:10",
+        "batch_size": BATCH,
+        "chunk_size": 2 * BATCH,
+        "device": "cpu",
+        "threads": threads,
+    }
+    prepared = prepare(build(AuditConfig, {**sides, **settings}), target)
+    queries = prepared.queries_per_image * IMAGES
+    x = torch.randn(BATCH, 3, SIZE, SIZE)
+    bare, audited = [], []
+    for round_ in range(ROUNDS):
+        torch.set_num_threads(threads)
+        started = time.perf_counter()
+        with torch.inference_mode():
+            for i in range(queries // BATCH):
+                _ = target.denoiser.network(x, torch.tensor(i % 1000)).sample
+        bare.append(queries / (time.perf_counter() - started))
+        started = time.perf_counter()
+        assert scoring.score(prepared.job, scratch / f"{attack}-{threads}-{round_}", prepared.worker) == 0
+        audited.append(queries / (time.perf_counter() - started))
+    return max(audited) / max(bare)
 
 
 def peak_memory(scratch: Path, count: int) -> int:
@@ -109,27 +122,36 @@ def score_only(folder: Path) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def two_workers(scratch: Path, threads: int | None) -> float:
-    """Seconds that two concurrent shards need for scoring, by their own clocks (imports left out)."""
-    run = Path(tempfile.mkdtemp(dir=scratch))
-    sides = ["--members", str(scratch / "members.npy"), "--nonmembers", str(scratch / "nonmembers.npy")]
-    base = [sys.executable, "-m", "leakscope", "audit", str(scratch / "model"), *sides, "--attacks", "sima", "--timesteps", "10:100:10"]
-    base += ["--batch-size", str(BATCH), "--chunk-size", str(BATCH), "--device", "cpu", "-o", str(run)]
-    flags = ["--threads", str(threads)] if threads else []
-    workers = [subprocess.Popen([*base, *flags, "--shard", f"{i}/2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for i in (1, 2)]
-    for worker in workers:
-        worker.wait()
-    import pyarrow.parquet as pq
+def two_processes(scratch: Path, threads: int) -> float:
+    """Seconds of wall clock of two bare loops side by side, each on `threads` intra-op threads (imports left out)."""
+    workers = [
+        subprocess.Popen([sys.executable, __file__, "--loop", str(scratch / "model"), str(threads)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    return max(float(worker.communicate()[0]) for worker in workers)
 
-    seconds = [json.loads(pq.read_schema(f).metadata[b"leakscope"])["seconds"] for f in sorted(run.glob("scores/*.parquet"))]
-    return sum(seconds) / 2
+
+def loop_only(folder: Path, threads: int) -> None:
+    import torch
+
+    from leakscope import hub
+
+    denoiser = hub.load(folder, device="cpu").denoiser
+    torch.set_num_threads(threads)
+    x = torch.randn(4, 3, SIZE, SIZE)
+    with torch.inference_mode():
+        denoiser(x, 0)
+        started = time.perf_counter()
+        for t in range(LOOP):
+            denoiser(x, t)
+    print(time.perf_counter() - started)
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         for attack, ratio in overhead(scratch).items():
-            print(f"overhead  {attack:<6} audit ÷ bare loop: {ratio:.3f}   (aim >= 0.95)", flush=True)
+            print(f"overhead  {attack:<15} audit ÷ bare loop: {ratio:.3f}   (aim >= 0.95)", flush=True)
         small, large = peak_memory(scratch, 1_000), peak_memory(scratch, 20_000)
         print(
             f"memory    20,000 ÷ 1,000 images: {large / small:.3f}   ({large / 1024:.0f} and {small / 1024:.0f} MiB; aim <= 1.05)",
@@ -146,5 +168,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--score"]:
         score_only(Path(sys.argv[2]))
+    elif sys.argv[1:2] == ["--loop"]:
+        loop_only(Path(sys.argv[2]), int(sys.argv[3]))
     else:
         main()
