@@ -274,9 +274,14 @@ def test_gates_compare_the_upper_end_of_the_interval(model, data):
     record = leakscope.audit(model, **settings(data, attacks="sima", timesteps="100")).record
     sides = {"members": "a", "nonmembers": "b", "allow_shift": True}
     high = record.results[0].auc.high
+    assert high > 1 - record.results[0].auc.low, "this model leaks a little, so that the two limits differ"
     gate(record, build(AuditConfig, {**sides, "max_auc": min(1.0, high + 1e-6)}))
     with pytest.raises(GateFailed, match=r"sima: AUC may reach .* above the limit"):
         gate(record, build(AuditConfig, {**sides, "max_auc": high - 1e-6}))
+    low = record.results[0].auc.low
+    swapped = record.results[0].model_copy(update={"auc": record.results[0].auc.model_copy(update={"low": 1 - high, "high": 1 - low})})
+    with pytest.raises(GateFailed, match="reversed"):
+        gate(record.model_copy(update={"results": (swapped,)}), build(AuditConfig, {**sides, "max_auc": high - 1e-6}))
     with pytest.raises(GateFailed, match="TPR at 1 % FPR is not estimable"):
         gate(record, build(AuditConfig, {**sides, "max_tpr": 0.5}))
 
@@ -377,3 +382,10 @@ def test_the_command_in_the_record_repeats_the_audit(whole, model, data, tmp_pat
     done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "all of it is done" in done.stderr
+
+
+def test_a_folder_with_files_of_somebody_else_is_left_alone(model, data, tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(UserError, match=r"already holds a report.html that no audit here has written"):
+        leakscope.audit(model, output=tmp_path, **settings(data))
+    assert (tmp_path / "report.html").read_text() == "mine"

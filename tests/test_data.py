@@ -676,3 +676,16 @@ def test_images_are_read_only_when_asked_for():
 def test_a_folder_is_opened_by_path_object_or_text(tmp_path):
     root = folder(tmp_path / "a", pictures(2))
     assert open_source(Path(root)).ids == open_source(str(root)).ids
+
+
+def test_dead_links_are_reported_and_companions_of_macos_are_not_images(tmp_path):
+    root = folder(tmp_path / "images", pictures(3))
+    (root / "._000.png").write_bytes(b"Mac OS X")
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX" / "000.png").write_bytes(b"Mac OS X")
+    assert open_source(root).ids == ("000.png", "001.png", "002.png")
+    (root / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    source = open_source(root)
+    assert "gone.png" in source.ids
+    with pytest.raises(UnreadableImage, match=r"gone.png cannot be decoded"):
+        source.read(source.ids.index("gone.png"))

@@ -239,4 +239,4 @@ def test_yaml_timesteps_with_colons_stay_text(tmp_path):
     (tmp_path / "c.yaml").write_text("a: 10:50\nb: 10:300:10\nc: 7\nd: 1e-3\ne: 2.5\nf: 0x10\ng: true\nh: 2024-01-01x\n")
     found = read_yaml(tmp_path / "c.yaml")
     assert (found["a"], found["b"], found["c"], found["e"], found["g"]) == ("10:50", "10:300:10", 7, 2.5, True)
-    assert float(found["d"]) == 1e-3
+    assert (type(found["c"]), found["d"], found["f"]) == (int, 1e-3, 16)

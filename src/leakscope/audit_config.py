@@ -51,11 +51,11 @@ class AuditConfig(Config):
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path | int) else value
 
-    @field_validator("batch_size")
+    @field_validator("batch_size", mode="before")
     @classmethod
     def _positive(cls, value: Any) -> Any:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("must be 'auto' or at least 1")
+        if value != "auto" and not (str(value).isdecimal() and int(value) >= 1):
+            raise ValueError("must be 'auto' or a whole number of at least 1")
         return value
 
     @model_validator(mode="after")

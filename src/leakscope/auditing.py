@@ -140,12 +140,13 @@ class Prepared:
 
     def describe(self, folder: Path | None = None) -> str:
         """The plan in one line, with the time that is left when `folder` holds finished chunks."""
-        plan = self.plan
+        plan, lost = self.plan, len(self.scan.omitted)
+        omitted = f", {lost} unreadable left out" if lost else ""
         return (
             f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
             f"{len(self.attacks)} attacks, "
             f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
-            f"on {plan.device} ({plan.dtype}, batches of {plan.batch_size}); {scoring.estimate(self.job, folder, self.worker)}"
+            f"on {plan.device} ({plan.dtype}, batches of {plan.batch_size}){omitted}; {scoring.estimate(self.job, folder, self.worker)}"
         )
 
 
@@ -236,7 +237,8 @@ def _finish(prepared: Prepared, collected: scoring.Collected) -> Audit:
 def gate(record: AuditRecord, config: AuditConfig) -> None:
     """Raises `InvalidAudit` when the sides differ without the model, `GateFailed` when a limit the user set is not met.
 
-    A limit is met when the upper end of every attack's 95 % interval is at or below it: what cannot be excluded counts.
+    A limit is met when the upper end of every attack's 95 % interval is at or below it: what cannot be excluded counts,
+    and so does an attack that works with its direction reversed.
     """
     if record.blind.low is not None and record.blind.low > INVALID_ABOVE and not config.allow_shift:
         raise InvalidAudit(
@@ -245,12 +247,17 @@ def gate(record: AuditRecord, config: AuditConfig) -> None:
         )
     for result in record.results:
         rate = next(r for r in result.tpr_at_fpr if r.fpr == 0.01)
-        for name, estimate, limit in (("AUC", result.auc, config.max_auc), ("TPR at 1 % FPR", rate, config.max_tpr)):
-            if limit is None:
-                continue
-            if estimate.high is None or estimate.high > limit:
-                reach = f"may reach {estimate.high:.3f}" if estimate.high is not None else f"is {estimate.reason}"
-                raise GateFailed(f"{result.attack}: {name} {reach}, above the limit of {limit}")
+        reversed_auc = None if result.auc.low is None else 1 - result.auc.low
+        checks = (
+            ("AUC", result.auc, result.auc.high, config.max_auc),
+            ("AUC with the direction reversed (are the sides swapped?)", result.auc, reversed_auc, config.max_auc),
+            ("TPR at 1 % FPR", rate, rate.high, config.max_tpr),
+        )
+        for name, estimate, reach, limit in checks:
+            if limit is not None and reach is None:
+                raise GateFailed(f"{result.attack}: {name} is {estimate.reason}, so the limit of {limit} cannot be confirmed")
+            if limit is not None and reach is not None and reach > limit:
+                raise GateFailed(f"{result.attack}: {name} may reach {reach:.3f}, above the limit of {limit}")
 
 
 def choose_attacks(config: AuditConfig) -> tuple[Attack, ...]:
@@ -283,6 +290,9 @@ def _claim(folder: Path, plan: Plan) -> bool:
 
     Raises `UserError` when it is another plan's. Shards that start together cannot both be first.
     """
+    strangers = [name for name in ("audit.json", "samples.csv", "report.html") if (folder / name).exists()]
+    if strangers and not (folder / "plan.json").exists():
+        raise UserError(f"{folder} already holds a {strangers[0]} that no audit here has written; choose another -o")
     if write_new(folder / "plan.json", plan.model_dump_json(indent=2)):
         return True
     old, new = ({} if p is None else p.model_dump(mode="json") for p in (read_plan(folder), plan))
@@ -344,6 +354,7 @@ def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | 
     for result in results:
         if result.auc.value is not None and result.auc.value < 0.4:
             found.append(
-                f"{result.attack}: AUC {result.auc.value:.2f} is below 0.4, against the direction its theory gives; it was not flipped"
+                f"{result.attack}: AUC {result.auc.value:.2f} is below 0.4, against the direction its theory gives "
+                "(are the sides swapped?); it was not flipped"
             )
     return tuple(found)

@@ -52,7 +52,7 @@ def train(
         int | None, Opt(help="Train on this many images drawn at random; the rest is held out.", show_default=False)
     ] = None,
     split: Annotated[
-        Path | None, Opt(help='JSON {"members": [ids], "nonmembers": [ids]}: train on the members.', show_default=False)
+        Path | None, Opt(help='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}: train on the members.', show_default=False)
     ] = None,
     steps: Annotated[int | None, Opt(help="Optimiser steps; a larger number extends a finished run.", show_default=False)] = None,
     batch_size: Annotated[int | None, Opt(show_default=False)] = None,
@@ -85,7 +85,7 @@ def audit(
     members: Annotated[str | None, Opt(help="DATA that the model was trained on.", show_default=False)] = None,
     nonmembers: Annotated[str | None, Opt(help="Held-out DATA from the same source.", show_default=False)] = None,
     data: Annotated[str | None, Opt(help="One DATA for both sides, with --split.", show_default=False)] = None,
-    split: Annotated[Path | None, Opt(help='JSON {"members": [ids], "nonmembers": [ids]}.', show_default=False)] = None,
+    split: Annotated[Path | None, Opt(help='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}.', show_default=False)] = None,
     output: Annotated[Path | None, Opt("-o", "--output", help="The run folder.", show_default=False)] = None,
     config: File = None,
     attacks: Annotated[str | None, Opt(help="all, or names such as 'sima,sima_mc(m=10)'.", show_default=False)] = None,
@@ -98,7 +98,7 @@ def audit(
     ] = None,
     seed: Annotated[int | None, Opt(show_default=False)] = None,
     batch_size: Annotated[str | None, Opt(help="auto, or images per forward.", show_default=False)] = None,
-    chunk_size: Annotated[int | None, Opt(help="Images per score file (256).", show_default=False)] = None,
+    chunk_size: Annotated[int | None, Opt(help="Images per score file (128).", show_default=False)] = None,
     shard: Annotated[str | None, Opt(help="i/n: score the i-th of n shares.", show_default=False)] = None,
     limit: Annotated[int | None, Opt(help="At most this many images a side.", show_default=False)] = None,
     resize: Annotated[
@@ -225,6 +225,8 @@ def main() -> Never:
     except (KeyboardInterrupt, typer.Abort):
         _stop("interrupted; finished work is kept, the same command resumes", INTERRUPTED)
     except UsageError as error:
+        if not error.format_message():  # no command was given: the help is already there
+            sys.exit(2)
         _stop(error.format_message(), 2)
 
 

@@ -14,7 +14,9 @@ from leakscope.errors import UserError, unknown
 
 COLONLESS = {
     "tag:yaml.org,2002:int": re.compile(r"^[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
-    "tag:yaml.org,2002:float": re.compile(r"^[-+]?([0-9][0-9_]*)?\.?[0-9_]+([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"^[-+]?(([0-9][0-9_]*\.[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
+    ),
 }
 
 
@@ -64,8 +66,9 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
         return kind(**merged)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or kind.__name__
+        key = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "missing":
             raise UserError(f"{key} must be given: --{key.replace('_', '-')}, or the key in the config file") from None
         got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"
-        raise UserError(f"{key}: {first['msg'].removeprefix('Value error, ')}{got}") from None
+        where = f"{key}: " if key else ""
+        raise UserError(f"{where}{first['msg'].removeprefix('Value error, ')}{got}") from None

@@ -48,7 +48,12 @@ def rewrite_report(folder: Path, thumbnails: bool) -> AuditRecord:
     `thumbnails` reads the images again from where the audit found them; raises `UserError` when they are gone.
     """
     record = read_record(folder)
-    cohort = read_cohort(build(AuditConfig, record.settings)) if thumbnails else None
+    try:
+        cohort = read_cohort(build(AuditConfig, record.settings)) if thumbnails else None
+    except UserError as error:
+        raise UserError(
+            f"the images of this audit are not where it read them ({error}); put them back, or leave out --thumbnails"
+        ) from None
     samples = read_samples(folder)
     write_text(folder / "report.html", report.html(record, samples, _thumbnails(cohort) if cohort else None))
     return record

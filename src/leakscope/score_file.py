@@ -16,6 +16,8 @@ def evaluate_file(path: Path, convention: str = "member-exact", column: str = "s
     a file that cannot be read, lacks a column, repeats an id, or holds anything but 0/1 members and finite scores.
     """
     table = _read(path)
+    if len(table.column_names) == 1 and set(table.column_names[0]) & set(";\t"):
+        raise UserError(f"{path} must separate its columns by commas; its first line is {table.column_names[0]!r}")
     twice = {name for name in table.column_names if table.column_names.count(name) > 1}
     if twice:
         raise UserError(f"{path} must have each column once; {min(twice)} is there twice")
@@ -67,7 +69,7 @@ def _members(table, path: Path) -> np.ndarray:  # type: ignore[no-untyped-def]
     values = table.column("member").to_pylist()
     bad = next((v for v in values if v not in (0, 1)), None)  # True == 1
     if bad is not None or None in values:
-        raise UserError(f"{path}: member must be 0 or 1; got {bad}")
+        raise UserError(f"{path}: member must be 0 or 1; got {bad!r}")
     return np.array(values, dtype=bool)
 
 

@@ -114,8 +114,14 @@ def _from_16_bit(pixels: np.ndarray) -> Pixels:
     return (pixels.astype(np.uint16) >> 8).astype(np.uint8)[..., None]
 
 
+def _is_image(path: Path) -> bool:
+    """By name; a dead link counts, so that it is reported and not silently missing. macOS's "._" companions do not."""
+    companion = path.name.startswith("._") or "__MACOSX" in path.parts
+    return path.suffix.lower() in IMAGE_SUFFIXES and not companion and (path.is_file() or path.is_symlink())
+
+
 def _folder(path: Path) -> ImageSource:
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    files = sorted(p for p in path.rglob("*") if _is_image(p))
     if not files:
         raise UserError(f"{path} must contain images ({', '.join(sorted(IMAGE_SUFFIXES))}); found none")
     # a name that is not UTF-8 is spelled with escapes, so that it can be hashed and written
