@@ -21,7 +21,7 @@ from leakscope.config import build
 from leakscope.data.cohort import calibrate_half
 from leakscope.diffusion.analytic import Memoriser, linear_schedule
 from leakscope.errors import GateFailed, InvalidAudit, UserError
-from leakscope.record import AuditRecord
+from leakscope.record import AuditRecord, Estimate
 
 RNG = np.random.default_rng(0)
 MEMBERS, NONMEMBERS = RNG.integers(0, 256, (2, 40, 8, 8), dtype=np.uint8)
@@ -270,20 +270,21 @@ def test_sides_from_different_sources_make_the_audit_invalid():
     gate(audit.record, build(AuditConfig, {"members": "a", "nonmembers": "b", "allow_shift": True}))
 
 
-def test_gates_compare_the_upper_end_of_the_interval(model, data):
+def test_gates_compare_the_upper_end_of_the_interval_in_either_direction(model, data):
     record = leakscope.audit(model, **settings(data, attacks="sima", timesteps="100")).record
-    sides = {"members": "a", "nonmembers": "b", "allow_shift": True}
-    high = record.results[0].auc.high
-    assert high > 1 - record.results[0].auc.low, "this model leaks a little, so that the two limits differ"
-    gate(record, build(AuditConfig, {**sides, "max_auc": min(1.0, high + 1e-6)}))
-    with pytest.raises(GateFailed, match=r"sima: AUC may reach .* above the limit"):
-        gate(record, build(AuditConfig, {**sides, "max_auc": high - 1e-6}))
-    low = record.results[0].auc.low
-    swapped = record.results[0].model_copy(update={"auc": record.results[0].auc.model_copy(update={"low": 1 - high, "high": 1 - low})})
-    with pytest.raises(GateFailed, match="reversed"):
-        gate(record.model_copy(update={"results": (swapped,)}), build(AuditConfig, {**sides, "max_auc": high - 1e-6}))
-    with pytest.raises(GateFailed, match="TPR at 1 % FPR is not estimable"):
-        gate(record, build(AuditConfig, {**sides, "max_tpr": 0.5}))
+
+    def check(low, high, **limits):
+        auc = Estimate(value=(low + high) / 2, low=low, high=high)
+        changed = record.model_copy(update={"results": (record.results[0].model_copy(update={"auc": auc}),)})
+        gate(changed, build(AuditConfig, {"members": "a", "nonmembers": "b", "allow_shift": True, **limits}))
+
+    check(0.45, 0.7, max_auc=0.7)
+    with pytest.raises(GateFailed, match=r"sima: AUC may reach 0.700, above the limit of 0.69"):
+        check(0.45, 0.7, max_auc=0.69)
+    with pytest.raises(GateFailed, match=r"AUC with the direction reversed \(are the sides swapped\?\) may reach 0.900"):
+        check(0.1, 0.3, max_auc=0.6)
+    with pytest.raises(GateFailed, match=r"TPR at 1 % FPR is not estimable .* so the limit of 0.5 cannot be confirmed"):
+        check(0.45, 0.7, max_tpr=0.5)
 
 
 def test_the_plan_comes_first_and_names_what_will_be_done(model, data, tmp_path):
