@@ -66,6 +66,7 @@ def record_of(samples: Samples, shifts: dict[str, float], **changes: Any) -> Aud
         "command": "leakscope audit runs/ddpm --members data/train --nonmembers data/held-out --attacks all --seed 0 -o runs/a",
         "settings": {"attacks": "all", "seed": 0},
         "plan": Plan(
+            leakscope="0.1.0",
             model="runs/ddpm",
             model_fingerprint=fingerprint,
             members="data/train",
