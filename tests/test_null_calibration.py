@@ -163,3 +163,18 @@ def test_the_achieved_fpr_of_the_whole_evaluation_covers_the_truth_of_its_thresh
         achieved = evaluate_scores(scores, member, halves(scores.ids, member, 0.2, seed)).achieved_fpr
         held.append(holds(achieved, norm.sf(achieved.threshold, scale=np.sqrt(2))))
     assert_covers(held)
+
+
+def test_near_separation_the_logit_interval_covers_where_the_plain_one_does_not():
+    rng, shift, runs = np.random.default_rng(7), 3.5, 600
+    truth = float(norm.cdf(shift / np.sqrt(2)))
+    plain = logit = 0
+    for _ in range(runs):
+        members, nonmembers = rng.normal(shift, 1, 50), rng.normal(0, 1, 50)
+        estimate = metrics.auc_estimate(members, nonmembers)
+        wins = members[:, None] > nonmembers
+        half = norm.ppf(0.975) * np.sqrt(wins.mean(axis=1).var(ddof=1) / 50 + wins.mean(axis=0).var(ddof=1) / 50)
+        plain += wins.mean() - half <= truth <= wins.mean() + half
+        logit += estimate.low <= truth <= estimate.high
+    assert plain / runs < 0.9
+    assert logit / runs > 0.92

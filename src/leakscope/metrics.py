@@ -52,7 +52,7 @@ def auc(members: Sample, nonmembers: Sample) -> float:
 def auc_estimate(members: Sample, nonmembers: Sample) -> Estimate:
     """AUC with DeLong's interval, taken on the logit scale.
 
-    On the plain scale it covers too little near separation (81 % at AUC 0.99 with 50 a side); for large samples both agree.
+    On the plain scale it covers too little near separation; for large samples both agree.
     Where the two sides are perfectly separated (or all tied) DeLong's variance is 0; the interval then rests on min(M, N)
     disjoint pairs, an exact binomial bound.
     """
