@@ -1,4 +1,4 @@
-"""Standard normals keyed by (seed, image id, draw).
+"""Standard normals keyed by (seed, image id, stream, draw).
 
 Each image has its own counter-based stream, so its noise does not depend on the batch it is in, on the order of images,
 on the number of workers, or on a run having been interrupted. This is the package's only source of noise for scoring.
@@ -26,13 +26,18 @@ class Noise:
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
+    stream: str = ""  # what the normals are for: other purposes get independent ones
     _drawn: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, draw: int) -> Float[Tensor, "b *s"]:
         if draw not in self._drawn:
-            normals = np.stack([_normals(self.seed, i, draw, self.shape) for i in self.ids])
+            normals = np.stack([_normals(self.seed, i + self._suffix, draw, self.shape) for i in self.ids])
             self._drawn[draw] = torch.from_numpy(normals).to(device=self.device, dtype=self.dtype)
         return self._drawn[draw]
+
+    @property
+    def _suffix(self) -> str:
+        return f"\0{self.stream}" if self.stream else ""
 
 
 def _normals(seed: int, image_id: str, draw: int, shape: Sequence[int]) -> np.ndarray:

@@ -1,0 +1,83 @@
+"""From images to the space a denoiser works in, and back: deterministic to encode, differentiable to decode.
+
+    identity       z = x                                                    pixel models
+    autoencoder    z = (h - shift) * scale,   h = posterior mean, or the encoder's output where it has no posterior
+                   x = D(z / scale + shift)
+
+A vector-quantised autoencoder is attacked at its pre-quantisation output, as the original latent-diffusion code is;
+`snap` takes a latent to the code that its decoder is given, which is where its derivatives are taken.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Codec(ABC):
+    """A map between images in [-1, 1] and the latents z that a denoiser was trained on."""
+
+    @abstractmethod
+    def encode(self, x: Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
+        """The latents of a batch of images; no randomness."""
+
+    @abstractmethod
+    def decode(self, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:
+        """The images of latents as `snap` returns them; can be differentiated with respect to z."""
+
+    def snap(self, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *z"]:
+        """The latents that the decoder really takes: the nearest codes of a quantised model, else z itself."""
+        return z
+
+
+@final
+@dataclass(frozen=True)
+class Identity(Codec):
+    """No latents: the denoiser works on pixels."""
+
+    def encode(self, x: Float[Tensor, "b *x"]) -> Float[Tensor, "b *x"]:
+        return x
+
+    def decode(self, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *z"]:
+        return z
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Autoencoder(Codec):
+    """A diffusers autoencoder: AutoencoderKL, AutoencoderTiny or VQModel, frozen.
+
+    `scale` and `shift` are the config's scaling_factor and shift_factor (numbers, or one per channel).
+    """
+
+    network: Any
+    scale: Float[Tensor, "#c"]
+    shift: Float[Tensor, "#c"]
+
+    def encode(self, x: Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
+        encoded = self.network.encode(x)
+        h = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        return (h - _per_channel(self.shift, h)) * _per_channel(self.scale, h)
+
+    def decode(self, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:
+        unquantised = {"force_not_quantize": True} if self._quantised else {}
+        return self.network.decode(self._to_network(z), **unquantised).sample  # type: ignore[no-any-return]
+
+    def snap(self, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *z"]:
+        if not self._quantised:
+            return z
+        codes = self.network.quantize(self._to_network(z))[0].detach()
+        return (codes - _per_channel(self.shift, z)) * _per_channel(self.scale, z)
+
+    @property
+    def _quantised(self) -> bool:
+        return hasattr(self.network, "quantize")
+
+    def _to_network(self, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *z"]:
+        return z / _per_channel(self.scale, z) + _per_channel(self.shift, z)
+
+
+def _per_channel(values: Float[Tensor, "#c"], z: Tensor) -> Tensor:
+    return values.to(z).reshape(-1, *[1] * (z.ndim - 2))
