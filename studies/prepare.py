@@ -5,6 +5,11 @@ RAW holds cifar10/, fashion-mnist/ and splits/ as published; OUT gets
     cifar10.npy, cifar10-split.json       the lossless part; members are 128 of the public split's members among the
                                           4000, held out are all 1973 of its non-members
     fashion-mnist.npy, fashion-mnist-split.json     2128 training images in a seeded order: 128 and 2000
+
+and for the latent models, which need more members to memorise less of each:
+
+    cifar10-latent-split.json         1000 of the public members, the same held-out images
+    fashion-mnist-32.npy, fashion-mnist-32-split.json     3000 images padded to 32 x 32: 1000 and 2000
 """
 
 import gzip
@@ -15,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 MEMBERS = 128
+LATENT_MEMBERS = 1000
 FASHION_HELD_OUT = 2000
 
 
@@ -25,6 +31,8 @@ def cifar10(raw: Path, out: Path) -> None:
         public_members = np.isin(index, split["mia_train_idxs"])
     members = np.random.default_rng(0).choice(np.flatnonzero(public_members), MEMBERS, replace=False)
     save(out / "cifar10", images, np.sort(members), np.flatnonzero(~public_members))
+    more = np.random.default_rng(1).choice(np.flatnonzero(public_members), LATENT_MEMBERS, replace=False)
+    save_split(out / "cifar10-latent", np.sort(more), np.flatnonzero(~public_members))
 
 
 def fashion_mnist(raw: Path, out: Path) -> None:
@@ -32,13 +40,21 @@ def fashion_mnist(raw: Path, out: Path) -> None:
     images = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28)
     chosen = images[np.random.default_rng(0).permutation(len(images))[: MEMBERS + FASHION_HELD_OUT]]
     save(out / "fashion-mnist", chosen, np.arange(MEMBERS), np.arange(MEMBERS, len(chosen)))
+    more = images[np.random.default_rng(1).permutation(len(images))[: LATENT_MEMBERS + FASHION_HELD_OUT]]
+    padded = np.pad(more, ((0, 0), (2, 2), (2, 2)))
+    save(out / "fashion-mnist-32", padded, np.arange(LATENT_MEMBERS), np.arange(LATENT_MEMBERS, len(padded)))
 
 
 def save(stem: Path, images: np.ndarray, members: np.ndarray, nonmembers: np.ndarray) -> None:
     np.save(stem.with_suffix(".npy"), images)
+    save_split(stem, members, nonmembers)
+    print(f"{stem.name}: images {images.shape}")
+
+
+def save_split(stem: Path, members: np.ndarray, nonmembers: np.ndarray) -> None:
     split = {"members": [str(i) for i in members], "nonmembers": [str(i) for i in nonmembers]}
     stem.with_name(f"{stem.name}-split.json").write_text(json.dumps(split), encoding="utf-8")
-    print(f"{stem.name}: {len(members)} members, {len(nonmembers)} held out, images {images.shape}")
+    print(f"{stem.name}: {len(members)} members, {len(nonmembers)} held out")
 
 
 if __name__ == "__main__":

@@ -275,7 +275,7 @@ def test_broken_json_is_refused(model_folder: Folders, file: Callable[[Path], Pa
 def test_another_kind_of_network_is_refused_by_name(model_folder: Folders) -> None:
     folder = model_folder()
     edit(unet_config(folder), _class_name="UNet2DConditionModel")
-    assert refusal(folder) == f"networks must be one of UNet2DModel; {folder / 'unet'} holds a UNet2DConditionModel"
+    assert refusal(folder) == f"networks must be one of UNet2DModel, DiTTransformer2DModel; {folder / 'unet'} holds a UNet2DConditionModel"
 
 
 @pytest.mark.parametrize("keys", [{"num_class_embeds": 10}, {"class_embed_type": "timestep"}], ids=str)

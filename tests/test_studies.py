@@ -12,7 +12,7 @@ import yaml
 from leakscope.audit_config import AuditConfig
 from leakscope.config import build, read_yaml
 from leakscope.record import AuditRecord
-from leakscope.training.denoiser import train_config
+from leakscope.training.settings import train_config
 
 STUDIES = Path(__file__).parents[1] / "studies"
 NAMES = ("cifar10", "fashion-mnist")

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 import leakscope
+from leakscope import hub
 from leakscope.errors import UserError
-from leakscope.training import denoiser as training
+from leakscope.training import loop
+from leakscope.training.denoiser import DenoisingLoss
 
 TINY = {
     "layers_per_block": 1,
@@ -132,7 +134,7 @@ def test_two_processes_under_accelerate_launch_train_the_same_model_as_one(data,
 
 
 def test_steps_visit_every_image_once_an_epoch():
-    rows = np.concatenate([training._rows(step, 4, 10, seed=0) for step in range(5)])
+    rows = np.concatenate([loop._rows(step, 4, 10, seed=0) for step in range(5)])
     assert sorted(rows[:10]) == list(range(10))
     assert sorted(rows[10:20]) == list(range(10))
     assert list(rows[:10]) != list(rows[10:20])
@@ -140,15 +142,13 @@ def test_steps_visit_every_image_once_an_epoch():
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_the_loss_target_is_that_of_the_prediction_type(prediction_type):
-    from leakscope import hub
-
     scheduler = hub.new_scheduler({"prediction_type": prediction_type})
     generator = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(2, 3, 1, 4, 4, generator=generator)
     t = torch.tensor([5, 300, 900])
     a, s = (v.reshape(-1, 1, 1, 1) for v in (scheduler.alphas_cumprod[t].sqrt(), (1 - scheduler.alphas_cumprod[t]).sqrt()))
     expected = {"epsilon": noise, "v_prediction": a * noise - s * x0, "sample": x0}[prediction_type]
-    torch.testing.assert_close(training._target(scheduler, x0, noise, t), expected)
+    torch.testing.assert_close(DenoisingLoss(torch.nn.Identity(), scheduler)._target(x0, noise, t), expected)
 
 
 def test_another_run_in_the_same_folder_is_refused(data, tmp_path):
@@ -187,7 +187,7 @@ def test_images_that_cannot_be_halved_often_enough_are_refused(tmp_path):
 
 
 def test_a_diverging_loss_stops_with_advice(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training.hub, "new_network", lambda _: _Diverging())
+    monkeypatch.setattr(hub, "new_network", lambda _: _Diverging())
     with pytest.raises(UserError, match="the loss is nan at step 0; lower learning_rate"):
         leakscope.train(config(data, tmp_path / "model"))
 
@@ -204,7 +204,7 @@ class _Diverging(torch.nn.Module):
 def test_presets_are_valid_and_flags_win_over_the_file_over_the_preset(tmp_path):
     yaml = tmp_path / "c.yaml"
     yaml.write_text("steps: 7\nbatch-size: 3\n")
-    for preset in ("digits", "small", "ddpm"):
+    for preset in ("digits", "small", "ddpm", "vae", "vq", "latent"):
         chosen = leakscope.train_config(preset, yaml, data="digits", output=tmp_path, batch_size=5)
         assert (chosen.steps, chosen.batch_size) == (7, 5)
         assert chosen.model["block_out_channels"]

@@ -34,9 +34,9 @@ _HOMES = {
     "Estimate": "record",
     "Result": "record",
     "Scores": "record",
-    "TrainConfig": "training.denoiser",
-    "train": "training.denoiser",
-    "train_config": "training.denoiser",
+    "TrainConfig": "training.settings",
+    "train": "training.run",
+    "train_config": "training.settings",
 }
 __all__ = [*sorted(_HOMES), "__version__"]
 

@@ -46,7 +46,15 @@ def demo(
 def train(
     data: Annotated[str | None, Opt(help="Image folder, .npy, .npz, .parquet, 'digits' or hf:NAME.", show_default=False)] = None,
     output: Annotated[Path | None, Opt("-o", "--output", help="The model folder.", show_default=False)] = None,
-    preset: Annotated[str | None, Opt(help="digits, small (default) or ddpm.", show_default=False)] = None,
+    preset: Annotated[
+        str | None,
+        Opt(help="Pixels: digits, small (default), ddpm. Autoencoders: vae, vq. On latents: latent.", show_default=False),
+    ] = None,
+    autoencoder: Annotated[
+        Path | None,
+        Opt(help="Train on the latents of this folder's vae/ or vqvae/, on its split unless told otherwise.", show_default=False),
+    ] = None,
+    kl_weight: Annotated[float | None, Opt(help="The β of a β-VAE.", show_default=False)] = None,
     config: File = None,
     train_size: Annotated[
         int | None, Opt(help="Train on this many images drawn at random; the rest is held out.", show_default=False)
@@ -70,12 +78,12 @@ def train(
     device: Annotated[str | None, Opt(help="auto or cpu.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a DDPM on images and save it as a diffusers folder. The same command resumes."""
+    """Train a DDPM, an autoencoder, or a DDPM on its latents; saved as a diffusers folder. The same command resumes."""
     given = {k: v for k, v in locals().items() if k not in ("preset", "config", "as_json")}
-    from leakscope.training.denoiser import train as train_denoiser
-    from leakscope.training.denoiser import train_config
+    from leakscope.training.run import train as train_model
+    from leakscope.training.settings import train_config
 
-    folder = train_denoiser(train_config(preset, config, **given))
+    folder = train_model(train_config(preset, config, **given))
     _print({"model": str(folder), "split": str(folder / "split.json")}, as_json, f"model: {folder}\nsplit: {folder / 'split.json'}")
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from leakscope.auditing import Audit, AuditConfig, prepare, run
 from leakscope.config import build
-from leakscope.training.denoiser import train, train_config
+from leakscope.training.run import train
+from leakscope.training.settings import train_config
 
 MEMBERS = 256
 HELD_OUT = 400

@@ -2,7 +2,11 @@
 
 The only module that imports diffusers or knows its folder layout:
 
-    MODEL/unet/config.json, unet/*.safetensors, scheduler/scheduler_config.json   (model_index.json is not needed)
+    MODEL/unet/ or transformer/        config.json and *.safetensors: the denoiser
+    MODEL/scheduler/                   scheduler_config.json: its noise schedule
+    MODEL/vae/ or vqvae/               the autoencoder of a latent model, if it is one
+
+model_index.json is not needed.
 """
 
 import hashlib
@@ -15,13 +19,20 @@ from typing import Any, get_args
 import torch
 
 from leakscope.data.pixels import ImageShape
+from leakscope.diffusion.codec import Autoencoder, Codec, Identity
 from leakscope.diffusion.denoiser import Denoiser, NetworkDenoiser, PredictionType
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, unknown
 
 UNKNOWN = "unknown"
-NETWORKS = ("UNet2DModel",)
-OTHER_PARTS = ("vae", "vqvae", "vqmodel", "text_encoder", "text_encoder_2", "transformer", "image_encoder", "movq")
+NETWORKS = {"unet": ("UNet2DModel",), "transformer": ("DiTTransformer2DModel",)}
+LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
+AUTOENCODER_FOLDERS = ("vae", "vqvae")
+PARTS = (*NETWORKS, *AUTOENCODER_FOLDERS, "scheduler")
+OTHER_PARTS = ("vqmodel", "text_encoder", "text_encoder_2", "image_encoder", "movq")
+PIXELS = Identity()
+PROBE = 64  # pixels a side of the blank image that shows how far an autoencoder scales down
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -30,9 +41,11 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class Target:
     """What is audited: a denoiser, the images it takes, and where it runs.
 
-    `shape` is None for a model that takes images of any one size. `fingerprint` says which model this is; without one,
+    `shape` is None for a model that takes images of any one size; `codec` takes images to what the denoiser works on.
+    `classes` is the number of classes of a class-conditional model. `fingerprint` says which model this is; without one,
     a run folder cannot be resumed, since nobody could tell whether it is the same model. `x_dtype` is the dtype of
-    images and noise: at least float32, so that a half-precision network does not round the attack's own arithmetic.
+    images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
+    arithmetic.
     """
 
     denoiser: Denoiser
@@ -41,10 +54,17 @@ class Target:
     fingerprint: str = UNKNOWN
     dtype: str = "float32"
     device: str = "cpu"
+    codec: Codec = PIXELS
+    classes: int | None = None
 
     @property
     def x_dtype(self) -> torch.dtype:
         return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @property
+    def latent(self) -> bool:
+        """Whether the denoiser works on latents."""
+        return not isinstance(self.codec, Identity)
 
 
 def load(model: str | Path, dtype: str = "float32", device: str | None = None) -> Target:
@@ -57,14 +77,68 @@ def load(model: str | Path, dtype: str = "float32", device: str | None = None) -
         raise unknown("dtype", dtype, DTYPES)
     folder = _folder(model)
     _refuse_other_kinds(folder)
-    network_folder = folder / "unet"
+    network_folder = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
     config = _read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
     _refuse_pickles(network_folder)
     device = str(checked_device(device))
-    shape = _shape(config, network_folder)
     schedule, prediction_type = _schedule(folder)
-    network = _network(network_folder, config, DTYPES[dtype]).to(device).eval().requires_grad_(False)
-    return Target(NetworkDenoiser(network, schedule, prediction_type), shape, str(model), _fingerprint(folder), dtype, device)
+    network = _network(network_folder, config, DTYPES[dtype]).to(device)
+    classes = _classes(config, network_folder)
+    denoiser = NetworkDenoiser(network, schedule, prediction_type, classes)
+    shape = _shape(config, network_folder)
+    codec: Codec = PIXELS
+    if _autoencoder_folder(folder):
+        codec = load_codec(folder, "float64" if dtype == "float64" else "float32", device)
+        shape = _image_shape(codec, shape, config, folder)
+    return Target(denoiser, shape, str(model), _fingerprint(folder), dtype, device, codec, classes)
+
+
+def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> Autoencoder:
+    """The autoencoder in the vae/ or vqvae/ of a folder (or the folder of the autoencoder itself), frozen.
+
+    Raises `UserError` for another kind of autoencoder, missing weights, and a config that does not say its scaling_factor.
+    """
+    own = _autoencoder_folder(Path(folder)) or Path(folder)
+    config = _read_json(own / "config.json", f"{folder} must hold an autoencoder, as vae/ or vqvae/")
+    name = config.get("_class_name", "")
+    if name not in AUTOENCODERS:
+        raise UserError(f"autoencoders must be one of {', '.join(AUTOENCODERS)}; {own} holds a {name or 'config.json without _class_name'}")
+    if config.get("lookup_from_codebook"):
+        raise UserError(f"{own} decodes code numbers (lookup_from_codebook); its latents are not what a diffusion model works on")
+    if not isinstance(config.get("scaling_factor"), int | float):
+        raise UserError(
+            f"{own}/config.json must say scaling_factor, the number that latents were multiplied by when the denoiser was trained "
+            "(0.18215 for Stable Diffusion 1); set it there"
+        )
+    _refuse_pickles(own)
+    network = _pretrained(name, own, DTYPES[dtype]).to(device)
+    return _codec(network)
+
+
+def new_autoencoder(name: str, config: dict[str, Any]) -> torch.nn.Module:
+    """An untrained AutoencoderKL or VQModel with `config`; raises `UserError` when diffusers refuses it."""
+    return _new(name, config, "model key")
+
+
+def codec_of(network: torch.nn.Module, scaling_factor: float) -> Autoencoder:
+    """A trained autoencoder as a codec, with the scaling factor written into its config."""
+    network.register_to_config(scaling_factor=scaling_factor)  # type: ignore[operator]
+    return _codec(network)
+
+
+def save_autoencoder(folder: Path, codec: Autoencoder) -> None:
+    """Writes folder/vae/ (or vqvae/ for a VQModel), as diffusers' from_pretrained and `load_codec` read it."""
+    name = "vqvae" if type(codec.network).__name__ == "VQModel" else "vae"
+    codec.network.save_pretrained(folder / name)
+
+
+def _codec(network: Any) -> Autoencoder:
+    config, network = network.config, network.eval().requires_grad_(False)
+    mean, std = (config.get(key) for key in ("latents_mean", "latents_std"))
+    parameter = next(network.parameters())
+    tensor = lambda values: torch.as_tensor(values, dtype=torch.float64).reshape(-1).to(parameter)
+    shift = tensor(mean if mean is not None else config.get("shift_factor") or 0.0)
+    return Autoencoder(network, tensor(config["scaling_factor"]) / tensor(std if std is not None else 1.0), shift)
 
 
 def checked_device(device: str | None) -> torch.device:
@@ -82,29 +156,24 @@ def checked_device(device: str | None) -> torch.device:
 
 def new_network(config: dict[str, Any]) -> torch.nn.Module:
     """An untrained UNet2DModel with `config`; raises `UserError` when diffusers refuses it."""
-    diffusers = _diffusers()
-    allowed = [k for k in diffusers.UNet2DModel.__init__.__annotations__ if k != "return"]
+    return _new("UNet2DModel", config, "model key")
+
+
+def _new(name: str, config: dict[str, Any], noun: str) -> Any:
+    kind = getattr(_diffusers(), name)
+    allowed = [k for k in kind.__init__.__annotations__ if k != "return"]
     for key in config:
         if key not in allowed:
-            raise unknown("model key", key, allowed)
+            raise unknown(noun, key, allowed)
     try:
-        return diffusers.UNet2DModel(**config)  # type: ignore[no-any-return]
-    except (ValueError, TypeError, AssertionError) as error:
-        raise UserError(f"diffusers refuses this UNet2DModel configuration: {str(error).splitlines()[0]}") from None
+        return kind(**config)
+    except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"diffusers refuses this {name} configuration: {str(error).splitlines()[0]}") from None
 
 
 def new_scheduler(config: dict[str, Any]) -> Any:
     """A diffusers DDPMScheduler with `config`; raises `UserError` for what it does not know."""
-    from diffusers import DDPMScheduler
-
-    allowed = [k for k in DDPMScheduler.__init__.__annotations__ if k != "return"]
-    for key in config:
-        if key not in allowed:
-            raise unknown("scheduler key", key, allowed)
-    try:
-        return DDPMScheduler(**config)
-    except (ValueError, NotImplementedError, TypeError) as error:
-        raise UserError(f"diffusers refuses this DDPMScheduler configuration: {str(error).splitlines()[0]}") from None
+    return _new("DDPMScheduler", config, "scheduler key")
 
 
 def moving_average(network: torch.nn.Module, decay: float) -> Any:
@@ -114,12 +183,22 @@ def moving_average(network: torch.nn.Module, decay: float) -> Any:
     return EMAModel(network.parameters(), decay=decay)
 
 
-def save(folder: Path, network: torch.nn.Module, scheduler: Any) -> None:
-    """Writes a DDPMPipeline folder that diffusers and `load` read."""
-    from diffusers import DDPMPipeline
+def save(folder: Path, network: torch.nn.Module, scheduler: Any, codec: Codec | None = None) -> None:
+    """Writes a folder that diffusers and `load` read: a DDPMPipeline, or with a codec the parts of a latent model.
 
-    pipeline: Any = DDPMPipeline(unet=network, scheduler=scheduler)
-    pipeline.save_pretrained(folder)
+    With a VQModel it is diffusers' LDMPipeline; for AutoencoderKL there is no unconditional pipeline, so the parts stand alone.
+    """
+    from diffusers import DDPMPipeline, LDMPipeline
+
+    if not isinstance(codec, Autoencoder):
+        pipeline: Any = DDPMPipeline(unet=network, scheduler=scheduler)
+        return pipeline.save_pretrained(folder)  # type: ignore[no-any-return]
+    if type(codec.network).__name__ == "VQModel":
+        pipeline = LDMPipeline(vqvae=codec.network, unet=network, scheduler=scheduler)
+        return pipeline.save_pretrained(folder)  # type: ignore[no-any-return]
+    save_autoencoder(folder, codec)
+    network.save_pretrained(folder / "unet")  # type: ignore[operator]
+    scheduler.save_pretrained(folder / "scheduler")
 
 
 def _folder(model: str | Path) -> Path:
@@ -135,17 +214,21 @@ def _folder(model: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(model), allow_patterns=["*.json", "unet/*.safetensors", "unet/*.json"]))
+        return Path(
+            snapshot_download(
+                str(model), allow_patterns=["*.json", *(f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors"))]
+            )
+        )
     except Exception as error:  # network, gating and naming errors differ by version; all mean the id gave no model
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"no folder at {model}, and the hub gave no such model ({reason}); pass a local folder") from None
 
 
 def _refuse_other_kinds(folder: Path) -> None:
-    """A denoiser of latents or of captioned images must not be audited as if it took pixels alone."""
+    """A denoiser of captioned images must not be audited as if it took pixels alone."""
     for part in OTHER_PARTS:
         if (folder / part).is_dir():
-            raise UserError(f"{folder} has a {part}/ folder: it is no plain pixel model, and this version audits only those")
+            raise UserError(f"{folder} has a {part}/ folder: this version audits models without text or image prompts only")
 
 
 def _pickle_message(path: Path) -> str:
@@ -177,11 +260,14 @@ def _read_json(path: Path, must: str) -> dict[str, Any]:
 
 
 def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
-    name = config.get("_class_name", "UNet2DModel")
-    if name not in NETWORKS:
-        raise UserError(f"networks must be one of {', '.join(NETWORKS)}; {folder} holds a {name}")
-    if config.get("num_class_embeds") or config.get("class_embed_type"):
-        raise UserError(f"{folder} is class-conditional; this version audits unconditional models only")
+    allowed = NETWORKS[folder.name]
+    name = LEGACY.get(config.get("_class_name", ""), config.get("_class_name", allowed[0]))
+    if name not in allowed:
+        raise UserError(f"networks must be one of {', '.join(sum(NETWORKS.values(), ()))}; {folder} holds a {name}")
+    return _pretrained(name, folder, dtype)
+
+
+def _pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     try:
         network, info = getattr(_diffusers(), name).from_pretrained(
             folder,
@@ -196,7 +282,14 @@ def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.
     if info["missing_keys"] or info["unexpected_keys"]:
         odd = (list(info["missing_keys"]) + list(info["unexpected_keys"]))[0]
         raise UserError(f"{folder}: the weights do not match config.json (first: {odd}); re-export the model")
-    return network
+    return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _classes(config: dict[str, Any], folder: Path) -> int | None:
+    """The number of classes a network is conditioned on; None for an unconditional one."""
+    if config.get("class_embed_type"):
+        raise UserError(f"class_embed_type must be null (labels by number); {folder} says '{config['class_embed_type']}'")
+    return config.get("num_embeds_ada_norm" if folder.name == "transformer" else "num_class_embeds")
 
 
 def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
@@ -232,6 +325,41 @@ def _shape(config: dict[str, Any], folder: Path) -> ImageShape | None:
     return ImageShape(channels, *sides)
 
 
+def _autoencoder_folder(folder: Path) -> Path | None:
+    found = [folder / name for name in AUTOENCODER_FOLDERS if (folder / name).is_dir()]
+    if len(found) > 1:
+        raise UserError(f"{folder} must hold one autoencoder; it has {' and '.join(f.name + '/' for f in found)}")
+    return found[0] if found else None
+
+
+def latent_shape(codec: Autoencoder, shape: ImageShape) -> ImageShape:
+    """The latents of images of `shape`: as many channels as the autoencoder makes, sides that many times smaller."""
+    channels, factor = _scaling(codec)
+    if shape.height % factor or shape.width % factor:
+        raise UserError(f"image sides must be multiples of {factor} for this autoencoder; got {shape}: use --resize")
+    return ImageShape(channels, shape.height // factor, shape.width // factor)
+
+
+def _scaling(codec: Autoencoder) -> tuple[int, int]:
+    """How many latent channels, and by how much smaller than the image: read off a blank image."""
+    channels = int(codec.network.config.in_channels)
+    with torch.inference_mode():
+        z = codec.encode(torch.zeros(1, channels, PROBE, PROBE, dtype=codec.scale.dtype, device=codec.scale.device))
+    return z.shape[1], PROBE // z.shape[2]
+
+
+def _image_shape(codec: Autoencoder, latent: ImageShape | None, config: dict[str, Any], folder: Path) -> ImageShape | None:
+    """The images of a latent model, from the shape of its latents; raises `UserError` when the two parts do not fit."""
+    channels, factor = _scaling(codec)
+    if channels != config.get("in_channels"):
+        raise UserError(
+            f"the autoencoder and the denoiser must belong together; {folder} makes latents of {channels} channels, "
+            f"and its denoiser takes {config.get('in_channels')}"
+        )
+    size = (latent.height * factor, latent.width * factor) if latent else None
+    return ImageShape(int(codec.network.config.in_channels), *size) if size else None
+
+
 def _first_lines(error: Exception) -> str:
     """Enough of a library's message to act on, on one line."""
     return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
@@ -248,11 +376,10 @@ def _diffusers() -> Any:
 
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
-    files = [
-        folder / "scheduler" / "scheduler_config.json",
-        *sorted((folder / "unet").glob("*.safetensors")),
-        folder / "unet" / "config.json",
-    ]
+    files = [folder / "scheduler" / "scheduler_config.json"]
+    for part in (*NETWORKS, *AUTOENCODER_FOLDERS):
+        if (folder / part).is_dir():
+            files += [*sorted((folder / part).glob("*.safetensors")), folder / part / "config.json"]
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as stream:

@@ -37,12 +37,14 @@ class ImageSource:
     """A named, ordered set of images that are read one at a time.
 
     `ids` are unique: the path below an image folder, or the row number (as text) of an array or table.
-    `read(i)` returns image i as uint8 (height, width, channels) with 1, 3 or 4 channels.
+    `read(i)` returns image i as uint8 (height, width, channels) with 1, 3 or 4 channels. `labels` are class numbers, one
+    per image, where the data has them.
     """
 
     name: str
     ids: tuple[str, ...]
     read: Callable[[int], Pixels]
+    labels: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -55,17 +55,26 @@ class FunctionDenoiser(Denoiser):
 @final
 @dataclass(frozen=True, eq=False)
 class NetworkDenoiser(Denoiser):
-    """A diffusers network as a denoiser: runs in its own dtype, answers in that of x_t."""
+    """A diffusers network as a denoiser: runs in its own dtype, answers in that of x_t.
+
+    With `classes` it is conditioned on labels in [0, classes): `cond` is then an integer per image.
+    """
 
     network: torch.nn.Module
     schedule: Schedule
     prediction_type: PredictionType = "epsilon"
+    classes: int | None = None
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
-        if cond is not None:
-            raise UserError("this model takes no condition; got one")
+        if (cond is None) != (self.classes is None):
+            expected = "no condition" if self.classes is None else f"labels of {self.classes} classes as its condition"
+            raise UserError(f"this model takes {expected}; got {'none' if cond is None else 'one'}")
         dtype = next(self.network.parameters()).dtype
-        prediction = self.network(x_t.to(dtype), torch.tensor(t, device=x_t.device)).sample
+        timestep = torch.tensor(t, device=x_t.device)
+        if cond is None:
+            prediction = self.network(x_t.to(dtype), timestep).sample
+        else:  # transformers need a timestep per image
+            prediction = self.network(x_t.to(dtype), timestep.expand(len(x_t)), class_labels=cond).sample
         prediction = prediction[:, : x_t.shape[1]].to(x_t.dtype)  # learned-variance models append their variance
         return to_noise(prediction, x_t, t, self.schedule, self.prediction_type)
 

@@ -1,0 +1,64 @@
+"""The images of a training run: which ones, in what shape, all in memory as uint8."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from leakscope.data.cohort import choose_members, read_split
+from leakscope.data.pixels import ImageShape, fit, shape_of
+from leakscope.data.sources import SKIP_HINT, ImageSource, UnreadableImage, open_source
+from leakscope.errors import UserError
+from leakscope.progress import progress
+from leakscope.training.settings import TrainConfig
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """The training images with their labels, where the data has any, and what split.json will say."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int64[np.ndarray, " n"] | None
+    members: tuple[str, ...]
+    nonmembers: tuple[str, ...]
+
+
+def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> TrainingData:
+    """Reads the members of the data; `shape` is what a given autoencoder takes, else the first image decides.
+
+    Raises `UserError` for data that cannot be read, or images of different shapes without `--resize`.
+    """
+    source = open_source(config.data)
+    shape = training_shape(source, config) if shape is None else shape
+    members, nonmembers = _sides(source, config)
+    position = {image_id: i for i, image_id in enumerate(source.ids)}
+    images = np.empty((len(members), shape.height, shape.width, shape.channels), dtype=np.uint8)
+    with progress("reading images", len(members), "images") as advance:
+        for row, image_id in enumerate(members):
+            try:
+                pixels = source.read(position[image_id])
+            except UnreadableImage as error:
+                raise UserError(str(error).replace(SKIP_HINT, "")) from None
+            images[row] = fit(pixels, shape, config.resize is not None, f"{source.name}: {image_id}")
+            advance(1)
+    labels = None if source.labels is None else np.array([source.labels[position[i]] for i in members], dtype=np.int64)
+    return TrainingData(images, labels, members, nonmembers)
+
+
+def training_shape(source: ImageSource, config: TrainConfig, channels: int | None = None) -> ImageShape:
+    """The shape of the training images: of the first one, or as `--resize` says."""
+    first = shape_of(source.read(0))
+    side = config.resize
+    return ImageShape(channels or int(config.model.get("in_channels", min(first.channels, 3))), side or first.height, side or first.width)
+
+
+def _sides(source: ImageSource, config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    split = config.split or (None if config.train_size else _split_of(config.autoencoder))
+    return read_split(split, source) if split else choose_members(source.ids, config.train_size, config.seed)
+
+
+def _split_of(autoencoder: Path | None) -> Path | None:
+    """The split that an autoencoder was trained with: a denoiser of its latents is meant for the same members."""
+    path = autoencoder / "split.json" if autoencoder else None
+    return path if path and path.is_file() else None

@@ -1,0 +1,59 @@
+"""The settings of `leakscope train`: presets, a YAML file, flags."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from leakscope.config import Config, build, read_yaml
+from leakscope.errors import unknown
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class TrainConfig(Config):
+    """Everything that decides a training run; the keys of `-C FILE` and, with dashes, the flags of `leakscope train`.
+
+    `kind` is what is trained: a denoiser (of pixels, or with `autoencoder` of its latents), a β-VAE or a VQ autoencoder.
+    """
+
+    data: str
+    output: Path
+    kind: Literal["denoiser", "vae", "vq"] = "denoiser"
+    autoencoder: Path | None = None
+    kl_weight: float = Field(1e-2, ge=0)
+    split: Path | None = None
+    train_size: int | None = Field(None, ge=1)
+    resize: int | None = Field(None, ge=4)
+    steps: int = Field(5000, ge=1)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(100, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    flip: bool = False
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    checkpoint_every: int = Field(500, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+    threads: int | None = Field(None, ge=1)
+    device: Literal["cpu", "auto"] = "auto"
+    model: dict[str, Any] = {}
+    scheduler: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> "TrainConfig":
+        if self.autoencoder and self.kind != "denoiser":
+            raise ValueError(f"--autoencoder is for a denoiser of latents, and this trains a {self.kind}; leave it out")
+        if self.autoencoder and self.flip:
+            raise ValueError("latents cannot be flipped like pixels; leave out --flip, or flip the images themselves")
+        return self
+
+
+def train_config(preset: str | None = None, file: Path | None = None, **flags: Any) -> TrainConfig:
+    """The settings of a preset, then of a YAML file, then of the flags, later ones winning."""
+    presets = {p.stem: p for p in PRESETS.glob("*.yaml")}
+    if preset is not None and preset not in presets:
+        raise unknown("preset", preset, presets)
+    base = read_yaml(presets[preset]) if preset else {} if file else read_yaml(presets["small"])
+    return build(TrainConfig, base, read_yaml(file) if file else {}, flags)
