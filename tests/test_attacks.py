@@ -394,9 +394,9 @@ def test_timesteps_come_from_the_spec_then_the_caller_then_the_default_sweep() -
     ("spec", "message"),
     [
         ("simo", "unknown attack 'simo'; did you mean 'sima'?"),
-        ("PIA", "unknown attack 'PIA'; known: loss, noise_aggregation, pia, pian, secmi, sima, sima_mc"),
-        ("xyzzy", "unknown attack 'xyzzy'; known: loss, noise_aggregation, pia, pian, secmi, sima, sima_mc"),
-        ("", "unknown attack ''; known: loss, noise_aggregation"),
+        ("PIA", "unknown attack 'PIA'; known: loss, loss_frequency, noise_aggregation, pia, pia_frequency, pian, secmi, sima, sima_mc"),
+        ("xyzzy", "unknown attack 'xyzzy'; known: loss, loss_frequency, noise_aggregation, pia, pia_frequency, pian, secmi, sima, sima_mc"),
+        ("", "unknown attack ''; known: loss, loss_frequency"),
         ("loss(draw=3)", "unknown parameter of loss 'draw'; did you mean 'draws'?"),
         ("noise_aggregation(strid=3)", "unknown parameter of noise_aggregation 'strid'; did you mean 'stride'?"),
         ("sima(zz=3)", "unknown parameter of sima 'zz'; known: p, timesteps"),

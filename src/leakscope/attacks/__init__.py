@@ -1,6 +1,7 @@
 """The attacks, by the name that `--attacks` takes. Adding one is a file with a frozen dataclass and a line here."""
 
 from leakscope.attacks.base import Attack, ResidualAttack
+from leakscope.attacks.frequency import LossFrequency, PIAFrequency
 from leakscope.attacks.loss import Loss
 from leakscope.attacks.noise_aggregation import NoiseAggregation
 from leakscope.attacks.pia import PIA, PIAN
@@ -15,6 +16,8 @@ ATTACKS: dict[str, type[Attack]] = {
     "sima": SimA,
     "sima_mc": SimAMonteCarlo,
     "noise_aggregation": NoiseAggregation,
+    "loss_frequency": LossFrequency,
+    "pia_frequency": PIAFrequency,
 }
 
 __all__ = ["ATTACKS", "Attack", "ResidualAttack"]

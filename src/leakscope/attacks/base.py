@@ -5,7 +5,7 @@ codecs. A `ResidualAttack` only says which fields it looks at; their masked p-no
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from math import inf
@@ -22,6 +22,7 @@ from leakscope.errors import UserError, unknown
 
 Access = Literal["black-box", "grey-box", "white-box"]
 Direction = Literal["small", "large"]
+Masks = Sequence[Float[Tensor, "b *s"] | None]
 
 SWEEP = tuple(range(10, 301, 10))
 MOST_TIMESTEPS = 100_000  # a longer grid is a slip of the keyboard
@@ -52,6 +53,23 @@ class Attack(ABC):
     ) -> Float64[Tensor, "k b"]:
         """One number per timestep and image. `mask` (0/1, like x0) restricts it to some coordinates."""
 
+    def masked_statistics(
+        self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, masks: Masks = (None,)
+    ) -> Float64[Tensor, "m k b"]:
+        """`statistics` under every mask (None: all coordinates), for the forwards of one; raises `UserError` where there are none."""
+        if not self.takes_masks and any(mask is not None for mask in masks):
+            raise UserError(f"{self.label} takes no mask; leave out --mask, or this attack")
+        return torch.stack([self.statistics(denoiser, x0, noise, cond, mask) for mask in masks])
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether the statistic can be restricted to some coordinates of x0."""
+        return False
+
+    def in_pixels(self, decode: Callable[[Tensor], Tensor]) -> "Attack":
+        """The attack on a latent model with this decoder; only attacks that compare images need it."""
+        return self
+
     @property
     @abstractmethod
     def queries(self) -> int:
@@ -76,14 +94,12 @@ class Attack(ABC):
 
     def parameters(self) -> dict[str, Any]:
         """The recorded parameters, timesteps and what does not apply (an empty tuple) left out."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "timesteps" and getattr(self, f.name) != ()}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "timesteps" and f.compare and getattr(self, f.name) != ()}
 
     @property
     def label(self) -> str:
         """The name with the parameters that differ from the defaults, as `--attacks` takes it: `sima_mc(m=10)`."""
-        changed = [
-            f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.name != "timesteps" and getattr(self, f.name) != f.default
-        ]
+        changed = [f"{k}={v}" for k, v in self.parameters().items() if v != self.__dataclass_fields__[k].default]
         return f"{self.name}({','.join(changed)})" if changed else self.name
 
 
@@ -111,16 +127,26 @@ class ResidualAttack(Attack):
     def statistics(
         self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, mask: Float[Tensor, "b *s"] | None = None
     ) -> Float64[Tensor, "k b"]:
-        norms = [p_norm(r, self.p, mask) for r in self.residuals(denoiser, x0, noise, cond)]
-        return torch.stack(norms).reshape(len(self.timesteps), self.replicates, len(x0)).mean(dim=1)
+        return self.masked_statistics(denoiser, x0, noise, cond, (mask,))[0]
+
+    @final
+    def masked_statistics(
+        self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, masks: Masks = (None,)
+    ) -> Float64[Tensor, "m k b"]:
+        if not self.takes_masks and any(mask is not None for mask in masks):
+            raise UserError(f"{self.label} takes no mask; leave out --mask, or this attack")
+        norms = [p_norms(r, self.p, masks) for r in self.residuals(denoiser, x0, noise, cond)]
+        return torch.stack(norms, dim=1).reshape(len(masks), len(self.timesteps), self.replicates, len(x0)).mean(dim=2)
+
+    @property
+    def takes_masks(self) -> bool:
+        return True
 
 
-def p_norm(field: Float[Tensor, "b *s"], p: float, mask: Float[Tensor, "b *s"] | None = None) -> Float64[Tensor, " b"]:
-    """sum of mask * |field|**p for each image, in float64; un-rooted."""
+def p_norms(field: Float[Tensor, "b *s"], p: float, masks: Masks) -> Float64[Tensor, "m b"]:
+    """sum of mask * |field|**p for each mask and image, in float64; un-rooted."""
     powers = float64(field).abs().pow(p)
-    if mask is not None:
-        powers = powers * mask.to(powers)
-    return powers.flatten(start_dim=1).sum(dim=1)
+    return torch.stack([(powers if mask is None else powers * mask.to(powers)).flatten(start_dim=1).sum(dim=1) for mask in masks])
 
 
 def float64(x: Float[Tensor, "*s"]) -> Float64[Tensor, "*s"]:
@@ -139,7 +165,7 @@ def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, 
     if "(" in text and not rest.endswith(")"):
         raise UserError(f"attack parameters are written {name}(key=value,key=value); got {text}")
     given: dict[str, Any] = {} if timesteps is None else {"timesteps": timesteps}
-    known = {f.name: f for f in fields(attacks[name])}
+    known = {f.name: f for f in fields(attacks[name]) if f.compare}
     for part in filter(None, rest.removesuffix(")").split(",")):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from leakscope.attacks.base import Attack, Direction, float64
+from leakscope.attacks.base import Attack, Direction, Masks, float64
 from leakscope.diffusion.denoiser import Denoiser
 from leakscope.diffusion.noise import Noise
 from leakscope.diffusion.schedule import Schedule
@@ -84,12 +84,17 @@ class NoiseAggregation(Attack):
     def prepared(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> "NoiseAggregation":
         if not self.needs_preparation:
             return self
-        medians = [_pair_distances(self._predictions(denoiser, x0, noise, cond, None, t)).quantile(0.5) for t in self.timesteps]
+        medians = [_pair_distances(self._predictions(denoiser, x0, noise, cond, t)).quantile(0.5) for t in self.timesteps]
         return replace(self, bandwidth=tuple(float(m) for m in medians))
 
     def statistics(
         self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, mask: Float[Tensor, "b *s"] | None = None
     ) -> Float64[Tensor, "k b"]:
+        return self.masked_statistics(denoiser, x0, noise, cond, (mask,))[0]
+
+    def masked_statistics(
+        self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, masks: Masks = (None,)
+    ) -> Float64[Tensor, "m k b"]:
         if self.needs_preparation:
             raise UserError("noise_aggregation(metric=density) needs its bandwidth: call prepared() with calibration images first")
         lost = [t for t in self.timesteps if not self.usable(t, denoiser.schedule)]
@@ -97,14 +102,17 @@ class NoiseAggregation(Attack):
             raise UserError(f"timestep {lost[0]} cannot be used: {self.why_unusable(lost[0], denoiser.schedule)}")
         scores = []
         for i, t in enumerate(self.timesteps):
-            predictions = self._predictions(denoiser, x0, noise, cond, mask, t)
+            predictions = self._predictions(denoiser, x0, noise, cond, t)
             bandwidth = self.bandwidth[i] if self.metric == "density" else 0.0
-            scores.append(-torch.log(_dispersion(self.metric, predictions, bandwidth) + FLOOR))
-        return torch.stack(scores)
+            kept = [predictions if mask is None else predictions * float64(mask).flatten(start_dim=1) for mask in masks]
+            scores.append(torch.stack([-torch.log(_dispersion(self.metric, e, bandwidth) + FLOOR) for e in kept]))
+        return torch.stack(scores, dim=1)
 
-    def _predictions(
-        self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any, mask: Float[Tensor, "b *s"] | None, start: int
-    ) -> Predictions:
+    @property
+    def takes_masks(self) -> bool:
+        return True
+
+    def _predictions(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any, start: int) -> Predictions:
         schedule = denoiser.schedule
         sigma = self.sigma if self.sigma_scale == "fixed" else schedule.s(start)
         x_t = schedule.a(start) * x0 + sigma * noise(0)
@@ -112,7 +120,7 @@ class NoiseAggregation(Attack):
         collected = []
         for t, u in zip(walk, [*walk[1:], None], strict=True):
             eps = denoiser(x_t, t, cond)
-            collected.append(eps if mask is None else eps * mask)
+            collected.append(eps)
             if u is not None:
                 x_t = schedule.ddim(x_t, eps, t, u)
         return float64(torch.stack(collected)).flatten(start_dim=2)

@@ -1,0 +1,62 @@
+"""Which latent coordinates an attack looks at: `--mask influence[:0.4]`, its controls, and `auto`. No torch.
+
+A mask drops a share `ratio` of each image's coordinates: those of lowest influence on the decoded image, or, as controls,
+as many at random (`random`) or those of highest influence (`reverse`). `auto` leaves the ratio to the calibrate half.
+(Rao, Qu and Moyer 2025, arXiv 2511.20592, section 4.3 and appendix B.)
+"""
+
+from dataclasses import dataclass
+
+from leakscope.errors import UserError, unknown
+
+CONTROLS = ("influence", "random", "reverse")
+PAPER_RATIO = 0.4
+AUTO_RATIOS = tuple(i / 10 for i in range(10))
+
+
+@dataclass(frozen=True, order=True)
+class Mask:
+    """A share `ratio` in [0, 1) of the coordinates is dropped; at 0 none is, whatever the control."""
+
+    control: str
+    ratio: float
+
+    @property
+    def label(self) -> str:
+        """As `--mask` takes it: `influence:0.4`."""
+        return f"{self.control}:{self.ratio:g}"
+
+
+@dataclass(frozen=True)
+class MaskChoice:
+    """One masked result: the `masks` that the calibrate half chooses from, usually one."""
+
+    label: str
+    masks: tuple[Mask, ...]
+
+
+def parse_mask(text: str) -> MaskChoice:
+    """The mask that `influence`, `random:0.3`, `reverse` or `auto` stands for; raises `UserError` for another."""
+    name, _, ratio = text.strip().partition(":")
+    if name == "auto" and not ratio:
+        return MaskChoice("influence:auto", tuple(Mask("influence", r) for r in AUTO_RATIOS))
+    if name not in CONTROLS:
+        raise unknown("mask", name, (*CONTROLS, "auto"))
+    try:
+        share = float(ratio) if ratio else PAPER_RATIO
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        raise UserError(f"a mask's ratio is the share of coordinates dropped, above 0 and below 1, as in {name}:0.4; got {ratio!r}")
+    mask = Mask(name, share)
+    return MaskChoice(mask.label, (mask,))
+
+
+def distinct(choices: tuple[MaskChoice, ...]) -> tuple[Mask, ...]:
+    """Every mask that some choice needs, once; masks of ratio 0 are no masks and left out."""
+    return tuple(dict.fromkeys(mask for choice in choices for mask in choice.masks if mask.ratio > 0))
+
+
+def masked_label(attack: str, mask: str) -> str:
+    """How a masked attack is named in results, scores and tables: `sima[influence:0.4]`."""
+    return f"{attack}[{mask}]"
