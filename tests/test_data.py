@@ -15,7 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from leakscope.data import sources
-from leakscope.data.cohort import choose_members, one_source, read_split, two_sources
+from leakscope.data.cohort import one_source, read_split, two_sources
+from leakscope.data.draw import choose_members
 from leakscope.data.pixels import ImageShape, fit, pixel_hash, to_model, to_uint8
 from leakscope.data.scan import scan
 from leakscope.data.sources import ImageSource, UnreadableImage, decode, open_source

@@ -25,7 +25,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, UInt8
 
 from leakscope.attacks.base import Attack
-from leakscope.data.cohort import Cohort, keyed_order
+from leakscope.data.cohort import Cohort
+from leakscope.data.draw import keyed_order
 from leakscope.data.pixels import ImageShape, fit, to_model
 from leakscope.diffusion.denoiser import Counted, NetworkDenoiser
 from leakscope.diffusion.noise import Noise

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from leakscope import hub
 from leakscope.config import Config, build, read_yaml
-from leakscope.data.cohort import choose_members, read_split
+from leakscope.data.cohort import read_split
+from leakscope.data.draw import choose_members
 from leakscope.data.pixels import ImageShape, fit, shape_of, to_model
 from leakscope.data.sources import SKIP_HINT, ImageSource, UnreadableImage, open_source
 from leakscope.errors import UserError, unknown
