@@ -1,5 +1,7 @@
 """`make bench`: ratios from one run on this machine. Nothing here asserts; read the numbers.
 
+`make bench PARTS=memory` (or `python benchmarks/bench.py memory threads`) runs some of the parts only.
+
 overhead   queries/s of an audit ÷ queries/s of the same model called in a bare loop (same batch size, dtype, threads)
 memory     peak memory of scoring 20,000 images ÷ that of 1,000
 threads    seconds of two workers that each take all cores ÷ seconds of two workers that share them
@@ -147,20 +149,36 @@ def loop_only(folder: Path, threads: int) -> None:
     print(time.perf_counter() - started)
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        for attack, ratio in overhead(scratch).items():
-            print(f"overhead  {attack:<15} audit ÷ bare loop: {ratio:.3f}   (aim >= 0.95)", flush=True)
-        small, large = peak_memory(scratch, 1_000), peak_memory(scratch, 20_000)
-        print(
-            f"memory    20,000 ÷ 1,000 images: {large / small:.3f}   ({large / 1024:.0f} and {small / 1024:.0f} MiB; aim <= 1.05)",
-            flush=True,
-        )
-        cores = os.cpu_count() or 1
-        greedy, ours = two_processes(scratch, cores), two_processes(scratch, 1)
-        ratio_of_two = f"{greedy / ours:.2f}   (above 1: one is faster)"
-        print(f"threads   two processes, {cores} intra-op threads each ÷ one each, as audits run: {ratio_of_two}")
+def print_overhead(scratch: Path) -> None:
+    for attack, ratio in overhead(scratch).items():
+        print(f"overhead  {attack:<15} audit ÷ bare loop: {ratio:.3f}   (aim >= 0.95)", flush=True)
+
+
+def print_memory(scratch: Path) -> None:
+    small, large = peak_memory(scratch, 1_000), peak_memory(scratch, 20_000)
+    print(
+        f"memory    20,000 ÷ 1,000 images: {large / small:.3f}   ({large / 1024:.0f} and {small / 1024:.0f} MiB; aim <= 1.05)",
+        flush=True,
+    )
+
+
+def print_threads(scratch: Path) -> None:
+    make_model(scratch / "model")
+    cores = os.cpu_count() or 1
+    greedy, ours = two_processes(scratch, cores), two_processes(scratch, 1)
+    ratio_of_two = f"{greedy / ours:.2f}   (above 1: one is faster)"
+    print(f"threads   two processes, {cores} intra-op threads each ÷ one each, as audits run: {ratio_of_two}", flush=True)
+
+
+PARTS = {"overhead": print_overhead, "memory": print_memory, "threads": print_threads}
+
+
+def main(names: list[str]) -> None:
+    if not PARTS.keys() >= set(names):
+        sys.exit(f"the parts are {', '.join(PARTS)}; got {' '.join(names)}")
+    for name in names or PARTS:
+        with tempfile.TemporaryDirectory() as scratch:
+            PARTS[name](Path(scratch))
 
 
 if __name__ == "__main__":
@@ -169,4 +187,4 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["--loop"]:
         loop_only(Path(sys.argv[2]), int(sys.argv[3]))
     else:
-        main()
+        main(sys.argv[1:])

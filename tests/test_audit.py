@@ -18,7 +18,7 @@ from leakscope import hub
 from leakscope.audit_config import AuditConfig
 from leakscope.auditing import gate, prepare, run
 from leakscope.config import build
-from leakscope.data.cohort import calibrate_half
+from leakscope.data.draw import calibrate_half
 from leakscope.diffusion.analytic import Memoriser, linear_schedule
 from leakscope.errors import GateFailed, InvalidAudit, UserError
 from leakscope.record import AuditRecord, Estimate

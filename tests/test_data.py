@@ -15,7 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from leakscope.data import sources
-from leakscope.data.cohort import choose_members, one_source, read_split, two_sources
+from leakscope.data.cohort import one_source, read_split, two_sources
+from leakscope.data.draw import choose_members
 from leakscope.data.pixels import ImageShape, fit, pixel_hash, to_model, to_uint8
 from leakscope.data.scan import scan
 from leakscope.data.sources import ImageSource, UnreadableImage, decode, open_source
@@ -409,7 +410,7 @@ def test_skipped_images_are_recorded_and_left_out(tmp_path):
     assert [note.partition(":")[0] for note in sorted(found.omitted)] == ["members/005.png", "nonmembers/002.png"]
     assert not {"members/005.png", "nonmembers/002.png"} & set(found.cohort.ids)
     for i, image_id in enumerate(found.cohort.ids):
-        np.testing.assert_array_equal(found.cohort.read[i](), found.cohort.of(image_id))
+        np.testing.assert_array_equal(found.cohort.read(i), found.cohort.of(image_id))
 
 
 def test_a_side_that_becomes_too_small_by_skipping_is_refused(tmp_path):
@@ -578,7 +579,7 @@ def test_ids_that_differ_are_kept_and_sorted(tmp_path):
     assert both.ids == (*map(str, range(12)), "000.png", "001.png")  # numbers in their own order, shorter names first
     for i, image_id in enumerate(both.ids):
         expected = pictures(2)[int(image_id[:3])] if both.member[i] else pictures(12, seed=1)[int(image_id)]
-        np.testing.assert_array_equal(both.read[i](), expected)
+        np.testing.assert_array_equal(both.read(i), expected)
 
 
 def test_the_limit_is_per_side_deterministic_and_a_function_of_id_and_seed():
@@ -589,7 +590,7 @@ def test_the_limit_is_per_side_deterministic_and_a_function_of_id_and_seed():
     larger = a_cohort(members, held_out, limit=20)
     assert set(first.ids) < set(larger.ids)
     assert len(a_cohort(members, held_out, limit=1000)) == 70
-    np.testing.assert_array_equal(first.read[0](), members[int(first.ids[0].removeprefix("members/"))])
+    np.testing.assert_array_equal(first.read(0), members[int(first.ids[0].removeprefix("members/"))])
 
 
 def write_split(path, members, nonmembers):

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 import leakscope
 from leakscope import metrics
-from leakscope.data.cohort import calibrate_half
+from leakscope.data.draw import calibrate_half
 from leakscope.errors import UserError
 from leakscope.evaluation import REPEATS, SMALL_SIDE, evaluate, evaluate_scores, halves, headline, samples
 from leakscope.record import Scores

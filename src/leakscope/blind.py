@@ -16,11 +16,12 @@ from leakscope.record import Estimate
 FEWEST = 50  # images a side, below which five folds say little
 INVALID_ABOVE = 0.6  # a lower end above this makes the audit invalid
 GRID = 4
+FEATURES = 12 + GRID**2
 WIDER = 1.5
 
 
 def image_features(pixels: UInt8[np.ndarray, "h w c"]) -> Float64[np.ndarray, " f"]:
-    """Simple statistics of one image: brightness, contrast, colour, sharpness, 8-pixel blocking, a 4 x 4 thumbnail."""
+    """FEATURES statistics of one image: brightness, contrast, colour, sharpness, 8-pixel blocking, a 4 x 4 thumbnail."""
     x = pixels[..., :3].astype(np.float64) / 255
     grey = x.mean(axis=2)
     across, down = np.abs(np.diff(grey, axis=1)), np.abs(np.diff(grey, axis=0))

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from leakscope import metrics
-from leakscope.data.cohort import calibrate_half
+from leakscope.data.draw import calibrate_half
 from leakscope.errors import UserError, unknown
 from leakscope.record import Accuracy, AchievedFPR, AUCAt, Estimate, Oracle, Record, Result, Samples, Scores, Split
 

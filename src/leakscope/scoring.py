@@ -25,7 +25,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, UInt8
 
 from leakscope.attacks.base import Attack
-from leakscope.data.cohort import Cohort, keyed_order
+from leakscope.data.cohort import Cohort
+from leakscope.data.draw import keyed_order
 from leakscope.data.pixels import ImageShape, fit, to_model
 from leakscope.diffusion.denoiser import Counted, NetworkDenoiser
 from leakscope.diffusion.noise import Noise
@@ -332,7 +333,7 @@ def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: 
 
 def _images(job: Job, rows: Sequence[int]) -> UInt8[np.ndarray, "n h w c"]:
     """Pixels in the model's shape; the scan has already shown that each image fits or may be resized."""
-    return np.stack([fit(job.cohort.read[i](), job.shape, job.plan.resize, job.cohort.ids[i]) for i in rows])
+    return np.stack([fit(job.cohort.read(i), job.shape, job.plan.resize, job.cohort.ids[i]) for i in rows])
 
 
 def _tensor(job: Job, images: UInt8[np.ndarray, "b h w c"]) -> Float[torch.Tensor, "b c h w"]:

@@ -1,29 +1,18 @@
-"""Who is a member and who is held out, and which half of them is used to choose settings."""
+"""The images of an audit: who is a member and who is held out."""
 
-import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
+from leakscope.data.draw import keyed_order
 from leakscope.data.sources import ImageSource, Pixels
 from leakscope.errors import UserError
-
-
-def choose_members(ids: tuple[str, ...], size: int | None, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """`size` ids drawn at random as members, the rest held out; all of them when `size` is None. Order is kept."""
-    if size is None:
-        return ids, ()
-    if size >= len(ids):
-        raise UserError(f"train_size must leave images to hold out: at most {len(ids) - 1} of {len(ids)}; got {size}")
-    chosen = set(np.random.default_rng(seed).choice(len(ids), size, replace=False).tolist())
-    members = tuple(image_id for i, image_id in enumerate(ids) if i in chosen)
-    return members, tuple(image_id for i, image_id in enumerate(ids) if i not in chosen)
 
 
 def read_split(path: Path, source: ImageSource) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -54,12 +43,6 @@ def read_split(path: Path, source: ImageSource) -> tuple[tuple[str, ...], tuple[
     return members, nonmembers
 
 
-def keyed_order(ids: tuple[str, ...], *key: object) -> list[str]:
-    """`ids` in an order that depends on nothing but each id and `key`."""
-    prefix = "\0".join(map(str, key))
-    return sorted(ids, key=lambda i: hashlib.blake2b(f"{prefix}\0{i}".encode(), digest_size=16).digest())
-
-
 def sort_key(image_id: str) -> tuple[int, str]:
     """The order of ids: row numbers sort as numbers, so that tables are read from front to back."""
     return len(image_id), image_id
@@ -67,27 +50,35 @@ def sort_key(image_id: str) -> tuple[int, str]:
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """The images of one audit, sorted by id (`sort_key`), with their side. Images are read one at a time."""
+    """The images of one audit, sorted by id (`sort_key`), with their side. Images are read one at a time.
+
+    An image costs its id and nine bytes, however many there are.
+    """
 
     ids: tuple[str, ...]
     member: Bool[np.ndarray, " n"]
-    read: tuple[Callable[[], Pixels], ...]
+    position: Int64[np.ndarray, " n"]  # in the source of its side
+    sources: tuple[ImageSource, ImageSource]  # of members and of non-members, which may be the same
     names: tuple[str, str]  # where members and non-members come from
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def read(self, row: int) -> Pixels:
+        """The pixels of the image in a row."""
+        return self.sources[0 if self.member[row] else 1].read(int(self.position[row]))
+
     def only(self, keep: Bool[np.ndarray, " n"]) -> "Cohort":
         """The cohort restricted to the images marked in `keep`."""
-        rows = np.flatnonzero(keep)
-        return Cohort(tuple(self.ids[i] for i in rows), self.member[rows], tuple(self.read[i] for i in rows), self.names)
+        ids = tuple(compress(self.ids, keep))
+        return replace(self, ids=ids, member=self.member[keep], position=self.position[keep])
 
     def of(self, image_id: str) -> Pixels:
         """The pixels of one image by its id; raises `UserError` when there is none."""
         row = bisect_left(self.ids, sort_key(image_id), key=sort_key)
         if row == len(self.ids) or self.ids[row] != image_id:
             raise UserError(f"the image {image_id} is no longer among the data of this audit")
-        return self.read[row]()
+        return self.read(row)
 
 
 def two_sources(members: ImageSource, nonmembers: ImageSource, limit: int | None = None, seed: int = 0) -> Cohort:
@@ -97,45 +88,30 @@ def two_sources(members: ImageSource, nonmembers: ImageSource, limit: int | None
     """
     clash = not set(members.ids).isdisjoint(nonmembers.ids)
     prefixes = ("members/", "nonmembers/") if clash else ("", "")
-    rows = []
-    for source, prefix, is_member in zip((members, nonmembers), prefixes, (True, False), strict=True):
-        position = {image_id: i for i, image_id in enumerate(source.ids)}
-        for image_id in _limited(source.ids, limit, seed):
-            rows.append((prefix + image_id, is_member, partial(source.read, position[image_id])))
-    return _cohort(rows, (members.name, nonmembers.name))
+    sides = [_positions(source, source.ids, limit, seed) for source in (members, nonmembers)]
+    return _cohort((members, nonmembers), sides, prefixes, (members.name, nonmembers.name))
 
 
 def one_source(source: ImageSource, split: Path, limit: int | None = None, seed: int = 0) -> Cohort:
     """Both sides from one source, as a split file says."""
-    members, nonmembers = read_split(split, source)
-    if not nonmembers:
+    listed = read_split(split, source)
+    if not listed[1]:
         raise UserError(f'{split} must name held-out images under "nonmembers"; it has none')
+    sides = [_positions(source, ids, limit, seed) for ids in listed]
+    return _cohort((source, source), sides, ("", ""), (f"{source.name} [{split}: members]", f"{source.name} [{split}: nonmembers]"))
+
+
+def _positions(source: ImageSource, ids: tuple[str, ...], limit: int | None, seed: int) -> list[int]:
+    """Where `ids`, or `limit` of them drawn by id and seed, stand in the source."""
     position = {image_id: i for i, image_id in enumerate(source.ids)}
-    rows = [
-        (image_id, is_member, partial(source.read, position[image_id]))
-        for side, is_member in ((members, True), (nonmembers, False))
-        for image_id in _limited(side, limit, seed)
-    ]
-    return _cohort(rows, (f"{source.name} [{split}: members]", f"{source.name} [{split}: nonmembers]"))
+    return [position[image_id] for image_id in (ids if limit is None else keyed_order(ids, "limit", seed)[:limit])]
 
 
-def calibrate_half(
-    ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float, seed: int, repeat: int = 0
-) -> Bool[np.ndarray, " n"]:
-    """Which images settings are chosen on: `fraction` of each side, by a hash of id, seed and repeat."""
-    calibrate = np.zeros(len(ids), dtype=bool)
-    position = {image_id: i for i, image_id in enumerate(ids)}
-    for side in (True, False):
-        own = tuple(image_id for image_id, is_member in zip(ids, member, strict=True) if is_member == side)
-        for image_id in keyed_order(own, "calibrate", seed, repeat)[: round(fraction * len(own))]:
-            calibrate[position[image_id]] = True
-    return calibrate
-
-
-def _limited(ids: tuple[str, ...], limit: int | None, seed: int) -> list[str]:
-    return list(ids) if limit is None else keyed_order(ids, "limit", seed)[:limit]
-
-
-def _cohort(unsorted: Sequence[tuple[str, bool, Callable[[], Pixels]]], names: tuple[str, str]) -> Cohort:
-    rows = sorted(unsorted, key=lambda row: sort_key(row[0]))
-    return Cohort(tuple(r[0] for r in rows), np.array([r[1] for r in rows]), tuple(r[2] for r in rows), names)
+def _cohort(
+    sources: tuple[ImageSource, ImageSource], sides: Sequence[list[int]], prefixes: tuple[str, str], names: tuple[str, str]
+) -> Cohort:
+    ids = [prefix + source.ids[i] for source, prefix, side in zip(sources, prefixes, sides, strict=True) for i in side]
+    order = sorted(range(len(ids)), key=lambda row: sort_key(ids[row]))
+    member = np.repeat([True, False], [len(side) for side in sides])
+    position = np.array([*sides[0], *sides[1]], dtype=np.int64)
+    return Cohort(tuple(ids[row] for row in order), member[order], position[order], sources, names)

@@ -30,9 +30,9 @@ def shape_of(pixels: UInt8[np.ndarray, "h w c"]) -> ImageShape:
     return ImageShape(channels, height, width)
 
 
-def pixel_hash(pixels: UInt8[np.ndarray, "h w c"]) -> str:
-    """A fingerprint of the exact decoded pixels: equal for equal images, whatever their file format or name."""
-    return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+def pixel_hash(pixels: UInt8[np.ndarray, "h w c"]) -> bytes:
+    """The SHA-256 of the exact decoded pixels: equal for equal images, whatever their file format or name."""
+    return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).digest()
 
 
 def fit(pixels: UInt8[np.ndarray, "h w c"], shape: ImageShape, resize: bool, name: str) -> UInt8[np.ndarray, "h2 w2 c2"]:

@@ -4,9 +4,9 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt8
 
-from leakscope.blind import image_features
+from leakscope.blind import FEATURES, image_features
 from leakscope.data.cohort import Cohort
 from leakscope.data.pixels import ImageShape, fit, pixel_hash, shape_of
 from leakscope.data.sources import UnreadableImage
@@ -15,6 +15,9 @@ from leakscope.progress import progress
 
 LISTED = 5  # examples named in an error
 FEWEST = 10  # images a side below which nothing can be said
+HASH = 32  # bytes of a pixel hash
+
+Hashes = UInt8[np.ndarray, "n 32"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +37,14 @@ def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable
 
     `shape` None means that the model takes any one size; the first readable image then sets it.
     """
-    hashes, features, misfits, omitted = [], [], [], []
+    misfits, omitted = [], []
     readable = np.ones(len(cohort), dtype=bool)
+    hashes, features = np.zeros((len(cohort), HASH), dtype=np.uint8), np.zeros((len(cohort), FEATURES))
     with progress("checking images", len(cohort), "images") as advance:
         for i, image_id in enumerate(cohort.ids):
             advance(1)
             try:
-                pixels = cohort.read[i]()
+                pixels = cohort.read(i)
             except UnreadableImage as error:
                 if not skip_unreadable:
                     raise
@@ -51,19 +55,19 @@ def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable
             if shape_of(pixels) != shape and not resize:
                 misfits.append(f"{image_id} is {shape_of(pixels)}")
                 continue
-            hashes.append(pixel_hash(pixels))
-            features.append(image_features(fit(pixels, shape, resize, image_id)))
+            hashes[i] = np.frombuffer(pixel_hash(pixels), dtype=np.uint8)
+            features[i] = image_features(fit(pixels, shape, resize, image_id))
     if misfits:
         raise UserError(
             f"{len(misfits)} of {len(cohort)} images do not have the shape the model takes, {shape} "
             f"(first: {misfits[0]}); --resize converts them (antialiased, recorded)"
         )
-    kept = cohort.only(readable)
+    kept, hashes = cohort.only(readable), hashes[readable]
     _refuse_too_few(kept)
     _refuse_shared(kept, hashes)
     assert shape is not None
-    repeated = len(hashes) - len(set(hashes))
-    return Scan(kept, shape, _fingerprint(kept, hashes), np.array(features), tuple(omitted), repeated)
+    repeated = len(hashes) - len(np.unique(hashes, axis=0))
+    return Scan(kept, shape, _fingerprint(kept, hashes), features[readable], tuple(omitted), repeated)
 
 
 def _refuse_too_few(cohort: Cohort) -> None:
@@ -72,9 +76,10 @@ def _refuse_too_few(cohort: Cohort) -> None:
         raise UserError(f"an audit needs at least {FEWEST} members and {FEWEST} held-out images; got {members} and {nonmembers}")
 
 
-def _refuse_shared(cohort: Cohort, hashes: list[str]) -> None:
-    first_member = {h: i for h, i, m in zip(hashes, cohort.ids, cohort.member, strict=True) if m}
-    shared = [f"{first_member[h]} = {i}" for h, i, m in zip(hashes, cohort.ids, cohort.member, strict=True) if not m and h in first_member]
+def _refuse_shared(cohort: Cohort, hashes: Hashes) -> None:
+    member = {hashes[row].tobytes(): cohort.ids[row] for row in np.flatnonzero(cohort.member)}
+    held_out = ((hashes[row].tobytes(), cohort.ids[row]) for row in np.flatnonzero(~cohort.member))
+    shared = [f"{member[pixels]} = {image_id}" for pixels, image_id in held_out if pixels in member]
     if shared:
         more = f" and {len(shared) - LISTED} more" if len(shared) > LISTED else ""
         raise UserError(
@@ -83,8 +88,8 @@ def _refuse_shared(cohort: Cohort, hashes: list[str]) -> None:
         )
 
 
-def _fingerprint(cohort: Cohort, hashes: list[str]) -> str:
+def _fingerprint(cohort: Cohort, hashes: Hashes) -> str:
     digest = hashlib.sha256()
     for image_id, is_member, pixels in zip(cohort.ids, cohort.member, hashes, strict=True):
-        digest.update(f"{image_id}\0{int(is_member)}\0{pixels}\n".encode())
+        digest.update(f"{image_id}\0{int(is_member)}\0{pixels.tobytes().hex()}\n".encode())
     return digest.hexdigest()

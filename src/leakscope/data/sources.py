@@ -10,9 +10,10 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -143,14 +144,28 @@ def _array_source(name: str, images: np.ndarray) -> ImageSource:
 def _numpy_file(path: Path, key: str | None) -> ImageSource:
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return _array_source(str(path), loaded)
+        if isinstance(loaded, np.memmap):
+            return replace(_array_source(str(path), loaded), read=_mapped(path, loaded))
         with loaded:
             return _array_source(f"{path}:{key}" if key else str(path), loaded[key or _image_key(path, loaded)])
     except KeyError:
         raise UserError(f"{path} has no array '{key}'; it holds {', '.join(loaded.files)}") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as numpy data without pickle ({error})") from None
+
+
+def _mapped(path: Path, images: np.memmap) -> Callable[[int], Pixels]:
+    """Reads each image of a .npy file through a mapping of its own: one that stayed open would keep every page read in memory."""
+    absolute, offset, shape = str(path.absolute()), images.offset, images.shape
+    order: Literal["C", "F"] = "C" if images.flags.c_contiguous else "F"
+
+    def read(i: int) -> Pixels:
+        try:
+            return np.atleast_3d(np.array(np.memmap(absolute, np.uint8, "r", offset, shape, order)[i]))
+        except (OSError, ValueError) as error:
+            raise UnreadableImage(f"{path} row {i} cannot be read any more ({error}); put the file back{SKIP_HINT}") from None
+
+    return read
 
 
 def _image_key(path: Path, arrays: "np.lib.npyio.NpzFile") -> str:

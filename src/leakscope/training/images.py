@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from leakscope.data.cohort import choose_members, read_split
+from leakscope.data.cohort import read_split
+from leakscope.data.draw import choose_members
 from leakscope.data.pixels import ImageShape, fit, shape_of
 from leakscope.data.sources import SKIP_HINT, ImageSource, UnreadableImage, open_source
 from leakscope.errors import UserError
