@@ -21,6 +21,8 @@ class AuditConfig(Config):
     split: Path | None = None
     attacks: tuple[str, ...] = ("all",)
     timesteps: str | None = None
+    mask: tuple[str, ...] = ()
+    probes: int = Field(8, ge=1)
     calibration: bool = True
     calibrate_fraction: float = Field(0.2, gt=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**32)
@@ -45,6 +47,11 @@ class AuditConfig(Config):
         if isinstance(value, str):
             return _outside_brackets(value)
         return tuple(part for item in value for part in _outside_brackets(str(item))) if isinstance(value, list | tuple) else value
+
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _split_masks(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
     @field_validator("members", "nonmembers", "data", "timesteps", mode="before")
     @classmethod

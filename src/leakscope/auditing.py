@@ -7,7 +7,7 @@ workers share the work without talking to each other, and the one that finds eve
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,6 +31,9 @@ from leakscope.diffusion.denoiser import Denoiser
 from leakscope.environment import environment
 from leakscope.errors import GateFailed, InvalidAudit, UserError
 from leakscope.files import checked_folder, write_new
+from leakscope.inputs import Inputs, clear
+from leakscope.masks import MaskChoice, parse_mask
+from leakscope.masks import distinct as distinct_masks
 from leakscope.record import AuditRecord, Costs, Plan, Result, Samples, Scores
 from leakscope.run_folder import read_plan, write_results
 
@@ -117,7 +120,9 @@ class Prepared:
     config: AuditConfig
     target: hub.Target
     scan: Scan
+    inputs: Inputs
     attacks: tuple[Attack, ...]
+    masks: tuple[MaskChoice, ...]
     plan: Plan
     split: evaluation.Halves
     worker: scoring.Worker
@@ -135,16 +140,16 @@ class Prepared:
     @property
     def job(self) -> scoring.Job:
         """What the workers are given."""
-        found = self.scan
-        return scoring.Job(self.target, found.cohort, found.shape, self.attacks, self.plan, self.split.calibrate[0])
+        return scoring.Job(self.inputs, self.attacks, self.plan, self.split.calibrate[0])
 
     def describe(self, folder: Path | None = None) -> str:
         """The plan in one line, with the time that is left when `folder` holds finished chunks."""
         plan, lost = self.plan, len(self.scan.omitted)
         omitted = f", {lost} unreadable left out" if lost else ""
+        masks = f" (each also under {', '.join(plan.masks)})" if plan.masks else ""
         return (
             f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
-            f"{len(self.attacks)} attacks, "
+            f"{len(self.attacks)} attacks{masks}, "
             f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
             f"on {plan.device} ({plan.dtype}, batches of {plan.batch_size}){omitted}; {scoring.estimate(self.job, folder, self.worker)}"
         )
@@ -155,13 +160,16 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
 
     `target` and `cohort` are loaded as the config says unless they are given.
     """
-    chosen = choose_attacks(config)
+    chosen, masks = choose_attacks(config), choose_masks(config)
     target = target or hub.load(config.model, config.dtype, config.device)
     attacks = tuple(fit_to_schedule(attack, target.denoiser.schedule) for attack in chosen)
-    found = scan(cohort or read_cohort(config), target.shape, config.resize, config.skip_unreadable)
-    batch_size = scoring.auto_batch_size(found.shape, target.device) if config.batch_size == "auto" else config.batch_size
-    batch_size = min(batch_size, config.chunk_size)
+    if masks and not target.latent:
+        raise UserError(f"--mask ranks the latent coordinates of a decoder, and {target.name} works on pixels; leave it out")
+    found = scan(cohort or read_cohort(config), target.shape, config.resize, config.skip_unreadable, target.classes)
     _check_halves(found.cohort, config)
+    inputs = Inputs(target, found.cohort, found.shape, config.resize, config.seed, found.labels, distinct_masks(masks), config.probes)
+    batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
+    batch_size = min(batch_size, config.chunk_size)
     split = evaluation.halves(found.cohort.ids, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
     plan = Plan(
         leakscope=version("leakscope"),
@@ -182,8 +190,11 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
         chunk_size=config.chunk_size - config.chunk_size % batch_size,
         dtype=target.dtype,
         device=target.device.split(":")[0],
+        masks=tuple(choice.label for choice in masks),
+        probes=config.probes if masks else None,
+        classes=target.classes,
     )
-    return Prepared(config, target, found, attacks, plan, split, scoring.worker(config.shard, config.threads, target))
+    return Prepared(config, target, found, inputs, attacks, masks, plan, split, scoring.worker(config.shard, config.threads, target))
 
 
 def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Audit | None:
@@ -203,19 +214,21 @@ def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda li
     if missing:
         log(f"{missing} chunks belong to other shards and are not finished; the last shard writes the results (or run this again later)")
         return None
-    return _finish(prepared, scoring.collect(prepared.job, folder))
+    audit = _finish(prepared, scoring.collect(prepared.job, folder))
+    clear(folder)
+    return audit
 
 
 def _finish(prepared: Prepared, collected: scoring.Collected) -> Audit:
     cohort, split, config = prepared.scan.cohort, prepared.split, prepared.config
     started = time.monotonic()
-    results = []
-    for attack, scores, parameters in zip(prepared.attacks, collected.scores, collected.parameters, strict=True):
-        result = evaluation.evaluate_scores(scores, cohort.member, split)
-        assert result.timestep is not None, "only scores without timesteps have none"
-        single = replace(attack, timesteps=(result.timestep,))
-        costs = {"queries": attack.queries, "queries_at_timestep": single.queries}
-        results.append(result.model_copy(update={"access": attack.access, "parameters": parameters, **costs}))
+    pairs = [
+        pair
+        for attack, scores, parameters in zip(prepared.attacks, collected.scores, collected.parameters, strict=True)
+        for pair in _results(prepared, attack, scores, parameters)
+    ]
+    results, chosen = [result for result, _ in pairs], [scores for _, scores in pairs]
+    every = tuple(scores for group in collected.scores for scores in group)
     blind = blind_auc(prepared.scan.features, cohort.member, config.seed)
     record = AuditRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -231,7 +244,21 @@ def _finish(prepared: Prepared, collected: scoring.Collected) -> Audit:
         omitted=prepared.scan.omitted,
         costs=Costs(queries=collected.queries, seconds=round(collected.seconds + time.monotonic() - started, 2), chunks=collected.chunks),
     )
-    return Audit(record, evaluation.samples(collected.scores, results, cohort.member, split), collected.scores, cohort)
+    return Audit(record, evaluation.samples(chosen, results, cohort.member, split), every, cohort)
+
+
+def _results(prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], parameters: dict[str, Any]) -> Iterator[tuple[Result, Scores]]:
+    """An attack's result and those under each mask, with the scores each came from."""
+    member, split, unmasked = prepared.scan.cohort.member, prepared.split, scores[0]
+    found = [(evaluation.evaluate_scores(unmasked, member, split), unmasked)]
+    under = dict(zip(prepared.inputs.masks, scores[1:], strict=False))
+    for choice in prepared.masks if under else ():
+        candidates = [evaluation.Candidate(mask.ratio, under.get(mask, unmasked)) for mask in choice.masks]
+        found.append(evaluation.evaluate_masked(attack.label, choice.label, candidates, unmasked, member, split))
+    for result, source in found:
+        assert result.timestep is not None, "only scores without timesteps have none"
+        costs = {"queries": attack.queries, "queries_at_timestep": replace(attack, timesteps=(result.timestep,)).queries}
+        yield result.model_copy(update={"access": attack.access, "parameters": parameters, **costs}), source
 
 
 def gate(record: AuditRecord, config: AuditConfig) -> None:
@@ -274,6 +301,17 @@ def choose_attacks(config: AuditConfig) -> tuple[Attack, ...]:
     if not config.calibration and any(len(a.timesteps) > 1 for a in chosen):
         raise UserError("--no-calibration chooses nothing, so --timesteps must be one number")
     return tuple(chosen)
+
+
+def choose_masks(config: AuditConfig) -> tuple[MaskChoice, ...]:
+    """The masks of a config; raises `UserError` for one that is not known, or twice there."""
+    choices = tuple(parse_mask(text) for text in config.mask)
+    labels = [choice.label for choice in choices]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"each mask must be listed once; got {', '.join(labels)}")
+    if not config.calibration and any(len(choice.masks) > 1 for choice in choices):
+        raise UserError("--mask auto chooses its ratio on the calibrate half; with --no-calibration give a ratio, as in influence:0.4")
+    return choices
 
 
 def _published(spec: str) -> tuple[int, ...] | None:
@@ -323,7 +361,7 @@ def _command(config: AuditConfig) -> str:
     parts = ["leakscope", "audit", model]
     for key, value in given.items():
         flag = "--" + key.replace("_", "-")
-        if key == "attacks":
+        if key in ("attacks", "mask"):
             value = ",".join(value)
         parts += [f"--no-{key}"] if value is False else [flag] if value is True else [flag, str(value)]
     return shlex.join(parts)

@@ -5,7 +5,7 @@ Sets with fewer than 200 images a side use repeated splits, and every number is 
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64
 from leakscope import metrics
 from leakscope.data.draw import calibrate_half
 from leakscope.errors import UserError, unknown
-from leakscope.record import Accuracy, AchievedFPR, AUCAt, Estimate, Oracle, Record, Result, Samples, Scores, Split
+from leakscope.record import Accuracy, AchievedFPR, AUCAt, Estimate, Gain, Oracle, Record, Result, Samples, Scores, Split
 
 SMALL_SIDE = 200
 REPEATS = 25
@@ -54,6 +54,44 @@ def evaluate_scores(scores: Scores, member: Bool[np.ndarray, " n"], split: Halve
     """One attack's result over its timesteps; attack parameters and costs are left to the caller."""
     results = [_one_split(scores, member, calibrate, split.record.seed) for calibrate in split.calibrate]
     return results[0] if len(results) == 1 else _median(results)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One setting of a masked attack that the calibrate half may choose: its ratio, and the scores under it."""
+
+    ratio: float
+    scores: Scores
+
+
+def evaluate_masked(
+    label: str, candidates: Sequence[Candidate], unmasked: Scores, member: Bool[np.ndarray, " n"], split: Halves
+) -> tuple[Result, Scores]:
+    """The result of a masked attack, with what the mask adds, and the scores it came from.
+
+    The ratio, where there are several, and the timestep are those of the best AUC on the calibrate half.
+    """
+    results = []
+    for calibrate in split.calibrate:
+        options = [(_one_split(c.scores, member, calibrate, split.record.seed), c) for c in candidates]
+        result, chosen = max(options, key=lambda option: max((p.auc for p in option[0].per_timestep), default=0.0))
+        base = _one_split(unmasked, member, calibrate, split.record.seed)
+        oracle = max((r.oracle for r, _ in options), key=lambda o: o.auc or 0.0)
+        gain = _gain((result, chosen.scores), (base, unmasked), member, ~calibrate, split.record.seed)
+        results.append(result.model_copy(update={"attack": label, "mask_ratio": chosen.ratio, "oracle": oracle, "gain": gain}))
+    result = results[0] if len(results) == 1 else _median(results)
+    scores = next(c.scores for c in candidates if c.ratio == result.mask_ratio)
+    return result, replace(scores, attack=label)
+
+
+def _gain(
+    masked: tuple[Result, Scores], unmasked: tuple[Result, Scores], member: Bool[np.ndarray, " n"], test: Bool[np.ndarray, " n"], seed: int
+) -> Gain:
+    columns = [scores.membership[:, scores.timesteps.index(result.timestep)] for result, scores in (masked, unmasked)]
+    m, n = (np.stack([column[test & side] for column in columns], axis=1) for side in (member, ~member))
+    thresholds = [result.asr.threshold for result, _ in (masked, unmasked)]
+    asr = Estimate(reason=NO_CALIBRATION) if None in thresholds else metrics.accuracy_difference(m, n, np.array(thresholds))
+    return Gain(auc=metrics.auc_difference(m, n), asr=asr, tpr_at_1pct=metrics.tpr_difference(m, n, 0.01, seed))
 
 
 def samples(all_scores: Sequence[Scores], results: Sequence[Result], member: Bool[np.ndarray, " n"], split: Halves) -> Samples:
@@ -171,6 +209,8 @@ def _median(results: Sequence[Result]) -> Result:
     return first.model_copy(
         update={
             "timestep": timestep,
+            "mask_ratio": Counter(r.mask_ratio for r in results).most_common(1)[0][0],
+            "gain": _median_gain([r.gain for r in results if r.gain]),
             "auc": _median_record([r.auc for r in results]),
             "tpr_at_fpr": tuple(_median_record(same) for same in zip(*(r.tpr_at_fpr for r in results), strict=True)),
             "tnr_at_fnr": tuple(_median_record(same) for same in zip(*(r.tnr_at_fnr for r in results), strict=True)),
@@ -182,6 +222,12 @@ def _median(results: Sequence[Result]) -> Result:
             "per_timestep": tuple(AUCAt(timestep=points[0].timestep, auc=float(np.median([p.auc for p in points]))) for points in grids),
         }
     )
+
+
+def _median_gain(gains: Sequence[Gain]) -> Gain | None:
+    if not gains:
+        return None
+    return Gain(**{name: _median_record([getattr(g, name) for g in gains]) for name in Gain.model_fields})
 
 
 def _median_record(records: Sequence[R]) -> R:

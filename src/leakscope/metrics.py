@@ -21,6 +21,7 @@ LEVEL = 0.95
 ALPHA = 1 - LEVEL
 RATES = (0.1, 0.01, 0.001)
 BOOTSTRAPS = 10_000
+PAIRED_BOOTSTRAPS = 2_000  # each sorts all scores again
 FEW = 10  # expected false positives below which a rate has low support
 FEW_HITS = 6  # members on either side of the threshold below which percentiles of the bootstrap are too narrow
 
@@ -78,6 +79,40 @@ def auc_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.n
     variance = sum(np.var(columns[0][side] - columns[1][side], ddof=1) / len(columns[0][side]) for side in (0, 1))
     half = ndtri(1 - ALPHA / 2) * np.sqrt(variance)
     return Estimate(value=value, low=value - half, high=value + half, method="paired DeLong")
+
+
+def tpr_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.ndarray, "n 2"], fpr: float, seed: int = 0) -> Estimate:
+    """TPR of column 0 minus TPR of column 1 at the same false-positive rate, on the same images.
+
+    Stratified bootstrap of images, both thresholds re-derived each time; no interval where fewer than FEW false positives
+    decide it.
+    """
+    n, m = len(nonmembers), len(members)
+    k = _count(fpr, n)
+    if k < 1 or not m:
+        return Estimate(reason=tpr_at_fpr(members[:, 0], nonmembers[:, 0], fpr).reason)
+    rates = [float(np.mean(members[:, c] > np.sort(nonmembers[:, c])[n - k])) for c in (0, 1)]
+    value = rates[0] - rates[1]
+    if k < FEW:
+        return Estimate(value=value, reason=f"no interval: fewer than {FEW} held-out images decide it")
+    rng, differences = np.random.default_rng((seed, 2)), []
+    for _ in range(PAIRED_BOOTSTRAPS):
+        held_out, own = nonmembers[rng.integers(0, n, n)], members[rng.integers(0, m, m)]
+        thresholds = np.partition(held_out, n - k, axis=0)[n - k]
+        above = (own > thresholds).mean(axis=0)
+        differences.append(above[0] - above[1])
+    low, high = np.quantile(differences, [ALPHA / 2, 1 - ALPHA / 2])
+    return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), method="paired stratified bootstrap")
+
+
+def accuracy_difference(
+    members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.ndarray, "n 2"], thresholds: Float64[np.ndarray, "2"]
+) -> Estimate:
+    """Accuracy of column 0 minus that of column 1 at thresholds chosen elsewhere, on the same images."""
+    right = np.concatenate([members > thresholds, nonmembers <= thresholds]).astype(np.float64)
+    difference = right[:, 0] - right[:, 1]
+    value, half = float(difference.mean()), float(ndtri(1 - ALPHA / 2) * difference.std(ddof=1) / np.sqrt(len(difference)))
+    return Estimate(value=value, low=value - half, high=value + half, method="paired normal")
 
 
 def tpr_at_fpr(members: Sample, nonmembers: Sample, fpr: float, seed: int = 0) -> RateAtFPR:

@@ -108,14 +108,25 @@ class AUCAt(Record):
     auc: float
 
 
+class Gain(Record):
+    """What a mask adds to an attack: masked minus unmasked on the same test images, each at its own chosen settings."""
+
+    auc: Estimate
+    asr: Estimate
+    tpr_at_1pct: Estimate
+
+
 class Result(Record):
     """What one attack achieves. Rates are of the test half; member is the positive class.
 
     `queries` counts denoiser forwards per image over the whole sweep, `queries_at_timestep` those the chosen timestep
-    needs alone.
+    needs alone; masked results share those of their attack. `mask_ratio` is the share of latent coordinates dropped.
     """
 
     attack: str
+    mask: str | None = None
+    mask_ratio: float | None = None
+    gain: Gain | None = None
     access: str = "grey-box"
     parameters: dict[str, Any] = {}
     queries: int | None = None
@@ -192,6 +203,9 @@ class Plan(Record):
     chunk_size: int
     dtype: str
     device: str
+    masks: tuple[str, ...] = ()
+    probes: int | None = None
+    classes: int | None = None
 
 
 class AuditRecord(Record):

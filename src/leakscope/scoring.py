@@ -14,30 +14,30 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
+from itertools import groupby
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool, Float, Float64, UInt8
+from jaxtyping import Bool, Float64
 
 from leakscope.attacks.base import Attack
 from leakscope.data.cohort import Cohort
 from leakscope.data.draw import keyed_order
-from leakscope.data.pixels import ImageShape, fit, to_model
 from leakscope.diffusion.denoiser import Counted, NetworkDenoiser
-from leakscope.diffusion.noise import Noise
 from leakscope.errors import UserError
 from leakscope.files import write_atomic
 from leakscope.hub import Target
+from leakscope.inputs import Inputs
+from leakscope.masks import Mask, masked_label
 from leakscope.progress import progress
 from leakscope.record import AuditRecord, Plan, Scores
 
-BATCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**21}
-MAX_BATCH = 256
+TIMED_IMAGES = 8  # encoded to estimate how long all will take
 PREPARATION_IMAGES = 64
 SCHEMA = pa.schema([("id", pa.string()), ("attack", pa.string()), ("timestep", pa.int32()), ("statistic", pa.float64())])
 META = b"leakscope"
@@ -56,12 +56,24 @@ class Worker:
 class Job:
     """What is to be scored; labels are not in it, only which images may calibrate."""
 
-    target: Target
-    cohort: Cohort
-    shape: ImageShape
+    inputs: Inputs
     attacks: tuple[Attack, ...]
     plan: Plan
     calibrate: Bool[np.ndarray, " n"]
+
+    @property
+    def cohort(self) -> Cohort:
+        """The images."""
+        return self.inputs.cohort
+
+    @property
+    def target(self) -> Target:
+        """The model."""
+        return self.inputs.target
+
+    def masks(self, k: int) -> tuple[Mask, ...]:
+        """The masks that the k-th attack is scored under, besides none."""
+        return self.inputs.masks if self.attacks[k].takes_masks else ()
 
     @property
     def chunks(self) -> int:
@@ -79,9 +91,12 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Collected:
-    """All scores of a run, with what they cost and the parameters that each attack ended with."""
+    """All scores of a run, with what they cost and the parameters that each attack ended with.
 
-    scores: tuple[Scores, ...]
+    Of each attack there are the unmasked scores, then those under each of its masks.
+    """
+
+    scores: tuple[tuple[Scores, ...], ...]
     parameters: tuple[dict[str, Any], ...]
     queries: int
     seconds: float
@@ -115,13 +130,6 @@ def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
     return Worker(rank, count, threads or (max(1, cores // local) if side_by_side else 1))
 
 
-def auto_batch_size(shape: ImageShape, device: str) -> int:
-    """Images per forward: a power of two that depends on the image and the kind of device only, so that runs repeat."""
-    elements = BATCH_ELEMENTS["cpu" if device == "cpu" else "cuda"]
-    fitting = elements // (shape.channels * shape.height * shape.width)
-    return int(min(MAX_BATCH, 2 ** max(0, int(np.log2(max(1, fitting))))))
-
-
 def estimate(job: Job, folder: Path | None, share: Worker) -> str:
     """What is left to this worker and about how long it takes, from one timed round of forwards."""
     work = _work(job, share)
@@ -131,7 +139,9 @@ def estimate(job: Job, folder: Path | None, share: Worker) -> str:
     done = sum(_queries(job, c, k) for c, k in work) - left
     resumed = f", {done:,} queries are done already" if done else ""
     units = sum(folder is None or not job.file(folder, c, k).exists() for c, k in work)
-    return f"{_readable(left / _speed(job, min(share.threads, units)))} left{resumed}"
+    encoding = sum(len(job.rows(c)) for c in range(share.rank, job.chunks, share.count)) * _encoding_seconds(job)
+    seconds = left / _speed(job, min(share.threads, units)) + (0 if done else encoding / share.threads)
+    return f"{_readable(seconds)} left{resumed}"
 
 
 def score(job: Job, folder: Path, share: Worker) -> int:
@@ -143,9 +153,20 @@ def score(job: Job, folder: Path, share: Worker) -> int:
     todo = [(c, k) for c, k in work if not job.file(folder, c, k).exists()]
     if todo:
         total, left = (sum(_queries(job, c, k) for c, k in part) for part in (work, todo))
-        with _one_thread_each(), progress("scoring", total, "queries", done=total - left) as advance:
-            _score_chunks(job, folder, todo, share, advance)
+        with _one_thread_each():
+            with _pool(share.threads) as pool, _clear_message(job):
+                job.inputs.prepare(folder, {c: job.rows(c) for c, _ in todo}, pool)
+            with progress("scoring", total, "queries", done=total - left) as advance:
+                _score_chunks(job, folder, todo, share, advance)
     return sum(not job.file(folder, c, k).exists() for c in range(job.chunks) for k in range(len(job.attacks)))
+
+
+@contextmanager
+def _clear_message(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"the device has too little memory for batches of {job.plan.batch_size}; lower --batch-size") from None
 
 
 @contextmanager
@@ -178,10 +199,14 @@ def collect(job: Job, folder: Path) -> Collected:
     for k, attack in enumerate(job.attacks):
         columns, settled = [], attack.parameters()
         for chunk in range(job.chunks):
-            statistic, meta = _read(job.file(folder, chunk, k), job, len(job.rows(chunk)) * len(attack.timesteps))
+            shape = (1 + len(job.masks(k)), len(job.rows(chunk)), len(attack.timesteps))
+            statistic, meta = _read(job.file(folder, chunk, k), job, int(np.prod(shape)))
             queries, seconds, settled = queries + meta.queries, seconds + meta.seconds, meta.parameters
-            columns.append(statistic.reshape(-1, len(attack.timesteps)))
-        scores.append(Scores(attack.label, attack.direction, attack.timesteps, job.cohort.ids, np.concatenate(columns)))
+            columns.append(statistic.reshape(shape))
+        labels, whole = _labels(attack, job.masks(k)), np.concatenate(columns, axis=1)
+        scores.append(
+            tuple(Scores(name, attack.direction, attack.timesteps, job.cohort.ids, part) for name, part in zip(labels, whole, strict=True))
+        )
         parameters.append(settled)
     return Collected(tuple(scores), tuple(parameters), queries, seconds, job.chunks * len(job.attacks))
 
@@ -189,16 +214,18 @@ def collect(job: Job, folder: Path) -> Collected:
 def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> None:
     """Writes the scores of a finished audit as the chunks that its plan would have made; existing ones are left alone."""
     size = record.plan.chunk_size
-    for k, s in enumerate(scores):
-        result = record.result(s.attack)
-        for chunk, start in enumerate(range(0, len(s.ids), size)):
-            path = chunk_file(folder, chunk, k, s.attack.partition("(")[0])
+    for k, (attack, group) in enumerate(groupby(scores, key=lambda s: s.attack.partition("[")[0])):
+        variants, result = list(group), record.result(attack)
+        ids, timesteps = variants[0].ids, variants[0].timesteps
+        for chunk, start in enumerate(range(0, len(ids), size)):
+            path = chunk_file(folder, chunk, k, attack.partition("(")[0])
             if not path.exists():
                 rows = slice(start, start + size)
-                queries = len(s.ids[rows]) * (result.queries or 0)
+                queries = len(ids[rows]) * (result.queries or 0)
                 seconds = record.costs.seconds * queries / max(1, record.costs.queries)
                 meta = ChunkMeta(_plan_id(record.plan), queries, round(seconds, 4), result.parameters)
-                _write(path, s.ids[rows], s.attack, s.timesteps, s.statistic[rows], meta)
+                statistic = np.stack([s.statistic[rows] for s in variants])
+                _write(path, ids[rows], [s.attack for s in variants], timesteps, statistic, meta)
 
 
 @dataclass(frozen=True)
@@ -215,10 +242,19 @@ def _plan_id(plan: Plan) -> str:
     return hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
 
 
+def _labels(attack: Attack, masks: Sequence[Mask]) -> list[str]:
+    return [attack.label, *(masked_label(attack.label, mask.label) for mask in masks)]
+
+
 def _write(
-    path: Path, ids: Sequence[str], attack: str, timesteps: Sequence[int], statistic: Float64[np.ndarray, "n k"], meta: ChunkMeta
+    path: Path,
+    ids: Sequence[str],
+    labels: Sequence[str],
+    timesteps: Sequence[int],
+    statistic: Float64[np.ndarray, "m n k"],
+    meta: ChunkMeta,
 ) -> None:
-    table = _table(ids, attack, timesteps, statistic).replace_schema_metadata({META: json.dumps(asdict(meta))})
+    table = _table(ids, labels, timesteps, statistic).replace_schema_metadata({META: json.dumps(asdict(meta))})
     write_atomic(path, partial(pq.write_table, table))
 
 
@@ -252,10 +288,11 @@ def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share
             advance(images, name)
 
     @lru_cache(maxsize=2 + share.threads // len(job.attacks))
-    def loaded(chunk: int) -> UInt8[np.ndarray, "n h w c"]:
-        return _images(job, job.rows(chunk))
+    def loaded(chunk: int) -> Loaded:
+        influence = job.inputs.influence(folder, chunk) if job.inputs.masks else None
+        return Loaded(job.inputs.x0(folder, chunk, job.rows(chunk)), influence)
 
-    def images_of(chunk: int) -> UInt8[np.ndarray, "n h w c"]:
+    def inputs_of(chunk: int) -> Loaded:
         with reading:  # image files and tables are read by one thread at a time
             return loaded(chunk)
 
@@ -263,15 +300,13 @@ def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share
         attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in todo})}
     with _pool(share.threads) as pool:
         running = [
-            pool.submit(_score_chunk, job, attacks[k], job.rows(c), partial(images_of, c), job.file(folder, c, k), forward_done)
+            pool.submit(_score_chunk, job, attacks[k], job.rows(c), partial(inputs_of, c), job.file(folder, c, k), forward_done)
             for c, k in todo
         ]
         try:
-            for chunk in running:
-                chunk.result()
-        except torch.OutOfMemoryError:
-            stop.set()
-            raise UserError(f"the device has too little memory for batches of {job.plan.batch_size}; lower --batch-size") from None
+            with _clear_message(job):
+                for chunk in running:
+                    chunk.result()
         except BaseException:
             stop.set()
             raise
@@ -279,43 +314,52 @@ def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+class Loaded(NamedTuple):
+    """The inputs of one chunk: uint8 images or latents, and the influence of the latents where there are masks."""
+
+    x0: np.ndarray
+    influence: np.ndarray | None
+
+
 def _score_chunk(
     job: Job,
     attack: Attack,
     rows: range,
-    images_of: Callable[[], UInt8[np.ndarray, "n h w c"]],
+    inputs_of: Callable[[], Loaded],
     path: Path,
     forward_done: Callable[[int, str], None],
 ) -> None:
-    images, queries, started = images_of(), 0, time.monotonic()
+    images, influence = inputs_of()
+    queries, started = 0, time.monotonic()
 
     def count(n: int, t: int) -> None:
         nonlocal queries
         queries += n
         forward_done(n, attack.name)
 
-    denoiser = Counted(job.target.denoiser, count)
-    statistic = np.empty((len(rows), len(attack.timesteps)))
+    denoiser, labels = Counted(job.target.denoiser, count), _labels(attack, job.inputs.masks if attack.takes_masks else ())
+    statistic = np.empty((len(labels), len(rows), len(attack.timesteps)))
     with torch.inference_mode():
         for batch in _batches(len(rows), job.plan.batch_size):
-            ids = job.cohort.ids[rows.start + batch.start : rows.start + batch.stop]
-            x0 = _tensor(job, images[batch])
-            noise = Noise(job.plan.seed, ids, tuple(x0.shape[1:]), job.target.x_dtype, job.target.device)
-            values = attack.statistics(denoiser, x0, noise).T.cpu().numpy()
-            _refuse_nan(values, ids, attack)
-            statistic[batch] = values
+            whole = slice(rows.start + batch.start, rows.start + batch.stop)
+            ids, x0 = job.cohort.ids[whole], job.inputs.tensor(images[batch])
+            masks = [None, *(job.inputs.keep(influence[batch], ids) if influence is not None and attack.takes_masks else ())]
+            noise, cond = job.inputs.noise(ids, x0.shape[1:]), job.inputs.conditions(whole)
+            values = attack.masked_statistics(denoiser, x0, noise, cond, masks).transpose(1, 2).cpu().numpy()
+            _refuse_nan(values[0], ids, attack)
+            statistic[:, batch] = values
     if queries != len(rows) * attack.queries:
         raise RuntimeError(f"{attack.label} declares {attack.queries} queries per image and made {queries / len(rows):g}")
     meta = ChunkMeta(_plan_id(job.plan), queries, round(time.monotonic() - started, 4), attack.parameters())
-    _write(path, job.cohort.ids[rows.start : rows.stop], attack.label, attack.timesteps, statistic, meta)
+    _write(path, job.cohort.ids[rows.start : rows.stop], labels, attack.timesteps, statistic, meta)
 
 
-def _table(ids: Sequence[str], attack: str, timesteps: Sequence[int], statistic: Float64[np.ndarray, "n k"]) -> pa.Table:
-    n, k = statistic.shape
+def _table(ids: Sequence[str], labels: Sequence[str], timesteps: Sequence[int], statistic: Float64[np.ndarray, "m n k"]) -> pa.Table:
+    m, n, k = statistic.shape
     columns = [
-        np.repeat(np.array(ids, dtype=object), k),
-        pa.array([attack] * (n * k)),
-        np.tile(timesteps, n).astype(np.int32),
+        np.tile(np.repeat(np.array(ids, dtype=object), k), m),
+        np.repeat(np.array(labels, dtype=object), n * k),
+        np.tile(timesteps, m * n).astype(np.int32),
         statistic.ravel(),
     ]
     return pa.table([pa.array(c) for c in columns], schema=SCHEMA)
@@ -331,26 +375,19 @@ def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: 
         )
 
 
-def _images(job: Job, rows: Sequence[int]) -> UInt8[np.ndarray, "n h w c"]:
-    """Pixels in the model's shape; the scan has already shown that each image fits or may be resized."""
-    return np.stack([fit(job.cohort.read(i), job.shape, job.plan.resize, job.cohort.ids[i]) for i in rows])
-
-
-def _tensor(job: Job, images: UInt8[np.ndarray, "b h w c"]) -> Float[torch.Tensor, "b c h w"]:
-    return torch.from_numpy(to_model(images)).to(job.target.device, job.target.x_dtype)
-
-
 def _prepared(job: Job, attack: Attack) -> Attack:
-    """The attack with what it needs from images of the calibrate half, the same ones in every worker."""
+    """The attack with the decoder and what it needs from images of the calibrate half, the same ones in every worker."""
+    codec = job.target.codec
+    attack = attack.in_pixels(lambda z: codec.decode(codec.snap(z))) if job.target.latent else attack
     if not attack.needs_preparation:
         return attack
     allowed = job.calibrate if job.calibrate.any() else np.ones(len(job.cohort), dtype=bool)
     ids = tuple(i for i, use in zip(job.cohort.ids, allowed, strict=True) if use)
     chosen = set(keyed_order(ids, "prepare", job.plan.seed)[:PREPARATION_IMAGES])
     rows = [i for i, image_id in enumerate(job.cohort.ids) if image_id in chosen]
-    x0 = _tensor(job, _images(job, rows))
-    noise = Noise(job.plan.seed, tuple(job.cohort.ids[i] for i in rows), tuple(x0.shape[1:]), job.target.x_dtype, job.target.device)
-    return attack.prepared(job.target.denoiser, x0, noise)
+    x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows)))
+    noise = job.inputs.noise([job.cohort.ids[i] for i in rows], x0.shape[1:])
+    return attack.prepared(job.target.denoiser, x0, noise, job.inputs.conditions(rows))
 
 
 def _batches(n: int, size: int) -> Iterator[slice]:
@@ -360,17 +397,28 @@ def _batches(n: int, size: int) -> Iterator[slice]:
 def _speed(job: Job, threads: int) -> float:
     """Queries per second: one forward in each of `threads` threads, timed after a warm-up."""
     rows = range(min(job.plan.batch_size, len(job.cohort)))
-    x0 = _tensor(job, _images(job, rows))
+    x0, cond = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows))), job.inputs.conditions(slice(0, len(rows)))
 
     def forward(_: int) -> float:
         with torch.inference_mode():
-            return job.target.denoiser(x0, 0).sum().item()
+            return job.target.denoiser(x0, 0, cond).sum().item()
 
     with _one_thread_each(), _pool(threads) as pool:
         forward(0)
         started = time.monotonic()
         list(pool.map(forward, range(threads)))
     return threads * len(rows) / max(time.monotonic() - started, 1e-9)
+
+
+def _encoding_seconds(job: Job) -> float:
+    """What encoding an image, and measuring its influence for masks, takes; nothing for pixel models."""
+    if not job.target.latent:
+        return 0.0
+    rows = range(min(TIMED_IMAGES, len(job.cohort)))
+    with _one_thread_each():
+        started = time.monotonic()
+        job.inputs.latents_and_influence(rows)
+    return (time.monotonic() - started) / len(rows)
 
 
 def _readable(seconds: float) -> str:

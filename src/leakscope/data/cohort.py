@@ -68,6 +68,14 @@ class Cohort:
         """The pixels of the image in a row."""
         return self.sources[0 if self.member[row] else 1].read(int(self.position[row]))
 
+    @property
+    def labels(self) -> Int64[np.ndarray, " n"] | None:
+        """The class of every image; None unless both sources have classes."""
+        members, nonmembers = (source.labels for source in self.sources)
+        if members is None or nonmembers is None:
+            return None
+        return np.array([(members if m else nonmembers)[i] for m, i in zip(self.member, self.position, strict=True)], dtype=np.int64)
+
     def only(self, keep: Bool[np.ndarray, " n"]) -> "Cohort":
         """The cohort restricted to the images marked in `keep`."""
         ids = tuple(compress(self.ids, keep))

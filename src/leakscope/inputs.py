@@ -1,0 +1,138 @@
+"""What the attacks are given: images as tensors, or latents encoded once, with their influence where masks need it.
+
+For a latent model each chunk's latents, and if there are masks their influence, are computed once and kept in the run
+folder until the audit is finished; every attack and a resumed run read them there. They are removed at the end: a decoder
+turns latents back into the private images.
+"""
+
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from leakscope.data.cohort import Cohort
+from leakscope.data.pixels import ImageShape, fit, to_model
+from leakscope.diffusion.noise import Noise
+from leakscope.errors import UserError
+from leakscope.files import write_atomic
+from leakscope.geometry import influence, keep_mask
+from leakscope.hub import Target
+from leakscope.masks import Mask
+from leakscope.progress import progress
+
+BATCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**21}
+MAX_BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Gives the inputs of `cohort` under `target`; results depend on the image, the seed and the sizes here alone."""
+
+    target: Target
+    cohort: Cohort
+    shape: ImageShape
+    resize: bool
+    seed: int
+    labels: Int64[np.ndarray, " n"] | None = None  # of a class-conditional model
+    masks: tuple[Mask, ...] = ()
+    probes: int = 8
+
+    def pixels(self, rows: Sequence[int]) -> UInt8[np.ndarray, "n h w c"]:
+        """Images in the model's shape; the scan has already shown that each fits or may be resized."""
+        return np.stack([fit(self.cohort.read(i), self.shape, self.resize, self.cohort.ids[i]) for i in rows])
+
+    def tensor(self, images: np.ndarray) -> Float[Tensor, "b *s"]:
+        """uint8 images, or latents, on the device."""
+        x = to_model(images) if images.dtype == np.uint8 else images
+        return torch.from_numpy(x).to(self.target.device, self.target.x_dtype)
+
+    def encode(self, images: UInt8[np.ndarray, "n h w c"]) -> np.ndarray:
+        """The latents of images, a batch at a time; the images themselves for a pixel model."""
+        if not self.target.latent:
+            return images
+        size = auto_batch_size(self.shape, self.target.device)
+        with torch.inference_mode():
+            parts = [self.target.codec.encode(self.tensor(images[start : start + size])) for start in range(0, len(images), size)]
+        return torch.cat(parts).cpu().numpy()
+
+    def noise(self, ids: Sequence[str], shape: Sequence[int], stream: str = "") -> Noise:
+        """The keyed normals of a batch."""
+        return Noise(self.seed, tuple(ids), tuple(shape), self.target.x_dtype, self.target.device, stream)
+
+    def conditions(self, rows: slice | list[int]) -> Int64[Tensor, " b"] | None:
+        """The labels of a class-conditional model."""
+        return None if self.labels is None else torch.from_numpy(self.labels[rows]).to(self.target.device)
+
+    def prepare(self, folder: Path, chunks: dict[int, range], pool: Executor) -> None:
+        """Computes what `x0` and `influence` read, for the chunks that miss it."""
+        if not self.target.latent:
+            return
+        missing = {c: rows for c, rows in chunks.items() if not all(f.exists() for f in self._files(folder, c))}
+        what = "encoding, influence" if self.masks else "encoding images"
+        total, left = (sum(map(len, part.values())) for part in (chunks, missing))
+        with progress(what, total, "images", done=total - left) as advance:
+            for done in pool.map(partial(self._prepare_chunk, folder), missing, missing.values()):
+                advance(done)
+
+    def _prepare_chunk(self, folder: Path, chunk: int, rows: range) -> int:
+        for file, array in zip(self._files(folder, chunk), self.latents_and_influence(rows), strict=True):
+            write_atomic(file, partial(_save, array))
+        return len(rows)
+
+    def latents_and_influence(self, rows: range) -> list[np.ndarray]:
+        """The latents of some images and, with masks, the influence of each coordinate."""
+        z = self.encode(self.pixels(rows))
+        if not self.masks:
+            return [z]
+        noise = self.noise(self.cohort.ids[rows.start : rows.stop], z.shape[1:])
+        return [z, influence(self.target.codec, self.tensor(z), self.probes, noise).cpu().numpy()]
+
+    def x0(self, folder: Path, chunk: int, rows: range) -> np.ndarray:
+        """The latents of one chunk, or its uint8 images."""
+        return _load(self._files(folder, chunk)[0]) if self.target.latent else self.pixels(rows)
+
+    def influence(self, folder: Path, chunk: int) -> Float[np.ndarray, "n *z"]:
+        """The influence of every latent coordinate of one chunk."""
+        return _load(self._files(folder, chunk)[1])
+
+    def keep(self, influences: Float[np.ndarray, "b *z"], ids: Sequence[str]) -> list[Float[Tensor, "b *z"]]:
+        """The masks of a batch, in the order of `masks`."""
+        values = torch.from_numpy(influences).to(self.target.device)
+        noise = self.noise(ids, influences.shape[1:], "mask")
+        return [keep_mask(values, 1 - mask.ratio, mask.control, noise) for mask in self.masks]
+
+    def _files(self, folder: Path, chunk: int) -> list[Path]:
+        kinds = ("latents", "influence") if self.masks else ("latents",)
+        return [folder / kind / f"chunk-{chunk:05d}.npy" for kind in kinds]
+
+
+def clear(folder: Path) -> None:
+    """Removes the latents and influences of a finished run."""
+    for kind in ("latents", "influence"):
+        shutil.rmtree(folder / kind, ignore_errors=True)
+
+
+def auto_batch_size(shape: ImageShape, device: str) -> int:
+    """Images per forward: a power of two that depends on the image and the kind of device only, so that runs repeat."""
+    elements = BATCH_ELEMENTS["cpu" if device == "cpu" else "cuda"]
+    fitting = elements // (shape.channels * shape.height * shape.width)
+    return int(min(MAX_BATCH, 2 ** max(0, int(np.log2(max(1, fitting))))))
+
+
+def _save(array: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
+    except (OSError, ValueError, EOFError):
+        raise UserError(f"{path} is damaged; delete it and run the same command again") from None
