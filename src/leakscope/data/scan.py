@@ -38,6 +38,7 @@ def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable
     `shape` None means that the model takes any one size; the first readable image then sets it.
     """
     misfits, omitted = [], []
+    first_error: UnreadableImage | None = None
     readable = np.ones(len(cohort), dtype=bool)
     hashes, features = np.zeros((len(cohort), HASH), dtype=np.uint8), np.zeros((len(cohort), FEATURES))
     with progress("checking images", len(cohort), "images") as advance:
@@ -46,8 +47,7 @@ def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable
             try:
                 pixels = cohort.read(i)
             except UnreadableImage as error:
-                if not skip_unreadable:
-                    raise
+                first_error = first_error or error
                 omitted.append(f"{image_id}: {error}")
                 readable[i] = False
                 continue
@@ -58,6 +58,8 @@ def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable
             row = i - len(omitted)
             hashes[row] = np.frombuffer(pixel_hash(pixels), dtype=np.uint8)
             features[row] = image_features(fit(pixels, shape, resize, image_id))
+    if first_error and not skip_unreadable:
+        raise UserError(f"{len(omitted)} of {len(cohort)} images cannot be read (first: {first_error})")
     if misfits:
         raise UserError(
             f"{len(misfits)} of {len(cohort)} images do not have the shape the model takes, {shape} "
