@@ -393,11 +393,31 @@ def test_repeated_images_on_one_side_are_counted_not_refused():
     assert scanned(members, pictures(12, seed=1)).repeated == 2
 
 
-def test_an_unreadable_image_stops_the_scan_and_is_named(tmp_path):
+def test_unreadable_images_are_counted_and_the_first_is_named(tmp_path):
     members = folder(tmp_path / "m", pictures(12))
     (members / "005.png").write_bytes(b"no picture")
-    with pytest.raises(UnreadableImage, match=r"005\.png is no image"):
+    (members / "007.png").write_bytes(b"")
+    image(pictures(1, 9, 6)[0]).save(members / "009.png")
+    with pytest.raises(UserError) as error:
         scanned(members, pictures(12, seed=1))
+    one_line(error, r"^2 of 24 images cannot be read \(first: .*005\.png is no image; remove it, or leave it out with --skip-unreadable\)$")
+
+
+def test_a_numpy_file_that_goes_away_is_unreadable_by_its_row(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, pictures(12))
+    source = open_source(path)
+    path.unlink()
+    with pytest.raises(UnreadableImage, match=r"a\.npy row 3 cannot be read any more") as error:
+        source.read(3)
+    one_line(error, "put the file back, or leave it out with --skip-unreadable")
+
+
+def test_a_numpy_file_in_any_order_or_without_a_channel_axis_gives_its_images(tmp_path):
+    images = pictures(5, channels=1)
+    for name, stored in (("c", images), ("fortran", np.asfortranarray(images)), ("grey", images[..., 0])):
+        np.save(tmp_path / f"{name}.npy", stored)
+        np.testing.assert_array_equal(read_all(open_source(tmp_path / f"{name}.npy")), images)
 
 
 def test_skipped_images_are_recorded_and_left_out(tmp_path):

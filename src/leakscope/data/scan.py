@@ -38,6 +38,7 @@ def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable
     `shape` None means that the model takes any one size; the first readable image then sets it.
     """
     misfits, omitted = [], []
+    first_error: UnreadableImage | None = None
     readable = np.ones(len(cohort), dtype=bool)
     hashes, features = np.zeros((len(cohort), HASH), dtype=np.uint8), np.zeros((len(cohort), FEATURES))
     with progress("checking images", len(cohort), "images") as advance:
@@ -46,8 +47,7 @@ def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable
             try:
                 pixels = cohort.read(i)
             except UnreadableImage as error:
-                if not skip_unreadable:
-                    raise
+                first_error = first_error or error
                 omitted.append(f"{image_id}: {error}")
                 readable[i] = False
                 continue
@@ -55,19 +55,23 @@ def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable
             if shape_of(pixels) != shape and not resize:
                 misfits.append(f"{image_id} is {shape_of(pixels)}")
                 continue
-            hashes[i] = np.frombuffer(pixel_hash(pixels), dtype=np.uint8)
-            features[i] = image_features(fit(pixels, shape, resize, image_id))
+            row = i - len(omitted)
+            hashes[row] = np.frombuffer(pixel_hash(pixels), dtype=np.uint8)
+            features[row] = image_features(fit(pixels, shape, resize, image_id))
+    if first_error and not skip_unreadable:
+        raise UserError(f"{len(omitted)} of {len(cohort)} images cannot be read (first: {first_error})")
     if misfits:
         raise UserError(
             f"{len(misfits)} of {len(cohort)} images do not have the shape the model takes, {shape} "
             f"(first: {misfits[0]}); --resize converts them (antialiased, recorded)"
         )
-    kept, hashes = cohort.only(readable), hashes[readable]
+    kept = cohort.only(readable)
+    hashes, features = hashes[: len(kept)], features[: len(kept)]
     _refuse_too_few(kept)
     _refuse_shared(kept, hashes)
     assert shape is not None
-    repeated = len(hashes) - len(np.unique(hashes, axis=0))
-    return Scan(kept, shape, _fingerprint(kept, hashes), features[readable], tuple(omitted), repeated)
+    repeated = len(hashes) - len(np.unique(_keys(hashes)))
+    return Scan(kept, shape, _fingerprint(kept, hashes), features, tuple(omitted), repeated)
 
 
 def _refuse_too_few(cohort: Cohort) -> None:
@@ -77,15 +81,21 @@ def _refuse_too_few(cohort: Cohort) -> None:
 
 
 def _refuse_shared(cohort: Cohort, hashes: Hashes) -> None:
-    member = {hashes[row].tobytes(): cohort.ids[row] for row in np.flatnonzero(cohort.member)}
-    held_out = ((hashes[row].tobytes(), cohort.ids[row]) for row in np.flatnonzero(~cohort.member))
-    shared = [f"{member[pixels]} = {image_id}" for pixels, image_id in held_out if pixels in member]
-    if shared:
+    keys = _keys(hashes)
+    shared = np.flatnonzero(~cohort.member & np.isin(keys, keys[cohort.member]))
+    if len(shared):
+        twins = [np.flatnonzero(cohort.member & (keys == keys[row]))[-1] for row in shared[:LISTED]]
+        pairs = [f"{cohort.ids[twin]} = {cohort.ids[row]}" for twin, row in zip(twins, shared, strict=False)]
         more = f" and {len(shared) - LISTED} more" if len(shared) > LISTED else ""
         raise UserError(
             f"members and held-out images must not share an image; {len(shared)} are on both sides, pixel for pixel: "
-            f"{'; '.join(shared[:LISTED])}{more}: remove them from one side"
+            f"{'; '.join(pairs)}{more}: remove them from one side"
         )
+
+
+def _keys(hashes: Hashes) -> np.ndarray:
+    """The hashes as text of a fixed width, which compares and sorts as a whole."""
+    return hashes.view(f"S{HASH}")[:, 0]
 
 
 def _fingerprint(cohort: Cohort, hashes: Hashes) -> str:
