@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float64
 from leakscope import metrics
 from leakscope.data.draw import calibrate_half
 from leakscope.errors import UserError, unknown
+from leakscope.masks import masked_label
 from leakscope.record import Accuracy, AchievedFPR, AUCAt, Estimate, Gain, Oracle, Record, Result, Samples, Scores, Split
 
 SMALL_SIDE = 200
@@ -65,7 +66,7 @@ class Candidate:
 
 
 def evaluate_masked(
-    label: str, candidates: Sequence[Candidate], unmasked: Scores, member: Bool[np.ndarray, " n"], split: Halves
+    attack: str, mask: str, candidates: Sequence[Candidate], unmasked: Scores, member: Bool[np.ndarray, " n"], split: Halves
 ) -> tuple[Result, Scores]:
     """The result of a masked attack, with what the mask adds, and the scores it came from.
 
@@ -78,10 +79,11 @@ def evaluate_masked(
         base = _one_split(unmasked, member, calibrate, split.record.seed)
         oracle = max((r.oracle for r, _ in options), key=lambda o: o.auc or 0.0)
         gain = _gain((result, chosen.scores), (base, unmasked), member, ~calibrate, split.record.seed)
-        results.append(result.model_copy(update={"attack": label, "mask_ratio": chosen.ratio, "oracle": oracle, "gain": gain}))
+        found = {"attack": masked_label(attack, mask), "mask": mask, "mask_ratio": chosen.ratio, "oracle": oracle, "gain": gain}
+        results.append(result.model_copy(update=found))
     result = results[0] if len(results) == 1 else _median(results)
     scores = next(c.scores for c in candidates if c.ratio == result.mask_ratio)
-    return result, replace(scores, attack=label)
+    return result, replace(scores, attack=result.attack)
 
 
 def _gain(

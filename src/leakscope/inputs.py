@@ -44,6 +44,13 @@ class Inputs:
     masks: tuple[Mask, ...] = ()
     probes: int = 8
 
+    def auto_batch_size(self) -> int:
+        """Images per forward of the denoiser."""
+        if not self.target.latent:
+            return auto_batch_size(self.shape, self.target.device)
+        channels, height, width = self.encode(self.pixels([0])).shape[1:]
+        return auto_batch_size(ImageShape(channels, height, width), self.target.device)
+
     def pixels(self, rows: Sequence[int]) -> UInt8[np.ndarray, "n h w c"]:
         """Images in the model's shape; the scan has already shown that each fits or may be resized."""
         return np.stack([fit(self.cohort.read(i), self.shape, self.resize, self.cohort.ids[i]) for i in rows])

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 
 from leakscope.blind import FEATURES, image_features
 from leakscope.data.cohort import Cohort
@@ -30,13 +30,17 @@ class Scan:
     features: Float64[np.ndarray, "n f"]
     omitted: tuple[str, ...]
     repeated: int
+    labels: Int64[np.ndarray, " n"] | None = None
 
 
-def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable: bool) -> Scan:
+def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable: bool, classes: int | None = None) -> Scan:
     """Reads every image once; raises `UserError` for what cannot be audited.
 
-    `shape` None means that the model takes any one size; the first readable image then sets it.
+    `shape` None means that the model takes any one size; the first readable image then sets it. With `classes` every image
+    must have a label in [0, classes).
     """
+    if classes is not None:
+        _refuse_labels(cohort, classes)
     misfits, omitted = [], []
     first_error: UnreadableImage | None = None
     readable = np.ones(len(cohort), dtype=bool)
@@ -71,7 +75,30 @@ def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable
     _refuse_shared(kept, hashes)
     assert shape is not None
     repeated = len(hashes) - len(np.unique(_keys(hashes)))
-    return Scan(kept, shape, _fingerprint(kept, hashes), features, tuple(omitted), repeated)
+    labels = None if classes is None else kept.labels
+    return Scan(kept, shape, _fingerprint(kept, hashes, labels), features, tuple(omitted), repeated, labels)
+
+
+def _refuse_labels(cohort: Cohort, classes: int) -> None:
+    labels = cohort.labels
+    if labels is None:
+        raise UserError(
+            f"the model is conditioned on one of {classes} classes, so every image needs a label; the data has none: use a folder per "
+            "class, a `label` in metadata.jsonl or a column, or an array of labels in the .npz"
+        )
+    folders = {source.class_names for source in cohort.sources}
+    if len(folders) > 1:
+        raise UserError(
+            "members and held-out images must have the same class folders, or their numbers would not mean the same classes; "
+            f"{cohort.names[0]} has {len(cohort.sources[0].class_names)}, {cohort.names[1]} has {len(cohort.sources[1].class_names)}: "
+            "give a `label` in metadata.jsonl"
+        )
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(outside):
+        row = outside[0]
+        raise UserError(
+            f"labels must lie in [0, {classes}), the model's classes; {len(outside)} do not (first: {cohort.ids[row]} has {labels[row]})"
+        )
 
 
 def _refuse_too_few(cohort: Cohort) -> None:
@@ -98,8 +125,10 @@ def _keys(hashes: Hashes) -> np.ndarray:
     return hashes.view(f"S{HASH}")[:, 0]
 
 
-def _fingerprint(cohort: Cohort, hashes: Hashes) -> str:
+def _fingerprint(cohort: Cohort, hashes: Hashes, labels: Int64[np.ndarray, " n"] | None) -> str:
     digest = hashlib.sha256()
     for image_id, is_member, pixels in zip(cohort.ids, cohort.member, hashes, strict=True):
         digest.update(f"{image_id}\0{int(is_member)}\0{pixels.tobytes().hex()}\n".encode())
+    if labels is not None:
+        digest.update(labels.tobytes())
     return digest.hexdigest()
