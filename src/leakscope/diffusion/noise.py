@@ -27,7 +27,7 @@ class Noise:
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
     stream: str = ""  # what the normals are for: other purposes get independent ones
-    _drawn: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _drawn: dict[int, Tensor] = field(init=False, default_factory=dict, repr=False, compare=False)  # not handed on by replace()
 
     def __call__(self, draw: int) -> Float[Tensor, "b *s"]:
         if draw not in self._drawn:

@@ -1,0 +1,126 @@
+"""Operations in a form that autograd can transpose twice, cheaply; their values and derivatives are torch's.
+
+What a reverse pass over u -> J^T u would meet otherwise: torch's fused attentions have no second derivative; that of a
+convolution computes one with respect to the weights as well, which nobody asked for and which more than doubles its time; that
+of GroupNorm takes a dozen passes over memory where two do. Every other operation is left as it is.
+
+    convolution    J^T u = conv_transpose(u, w)
+    GroupNorm      y = w n(x) + c;   the Jacobian P of n is symmetric, so J^T u = P (w u) and J v = w (P v)
+    SiLU           J = diag(s + x s (1 - s)),   s = sigmoid(x)
+"""
+
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+
+
+@final
+class TwiceDifferentiable(TorchFunctionMode):
+    """The context in which these forms are used; for this thread only, unlike torch's own choice of attention kernels."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _FORMS.get(func, func)(*args, **(kwargs or {}))
+
+
+def _attention(*args: Any, **kwargs: Any) -> Tensor:
+    return torch.ops.aten._scaled_dot_product_attention_math(*args, **kwargs)[0]  # type: ignore[no-any-return]
+
+
+def _conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
+    if isinstance(padding, str) or not input.requires_grad:
+        return nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    pairs = [(s, s) if isinstance(s, int) else tuple(s) for s in (stride, padding, dilation)]
+    return _Convolution.apply(input, weight, bias, *pairs, groups)  # type: ignore[no-any-return]
+
+
+def _group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    if not input.requires_grad:
+        return nn.functional.group_norm(input, num_groups, weight, bias, eps)
+    return _GroupNorm.apply(input, num_groups, weight, bias, eps)  # type: ignore[no-any-return]
+
+
+def _silu(input: Tensor, inplace: bool = False) -> Tensor:
+    return nn.functional.silu(input, inplace) if inplace or not input.requires_grad else _SiLU.apply(input)
+
+
+_FORMS = {
+    nn.functional.scaled_dot_product_attention: _attention,
+    nn.functional.conv2d: _conv2d,
+    nn.functional.group_norm: _group_norm,
+    nn.functional.silu: _silu,
+}
+
+
+class _Convolution(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.settings = (tuple(x.shape[-2:]), stride, padding, dilation, groups)
+        return nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> Any:
+        (weight,) = ctx.saved_tensors
+        size, stride, padding, dilation, groups = ctx.settings
+        ends = zip(size, u.shape[-2:], stride, padding, dilation, weight.shape[-2:], strict=True)
+        rest = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, s, p, d, k in ends]
+        return nn.functional.conv_transpose2d(u, weight.detach(), None, stride, padding, rest, groups, dilation), *[None] * 6
+
+
+class _GroupNorm(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        x = x.contiguous()
+        y, mean, rstd = torch.native_group_norm(x, weight, bias, *_sizes(x), groups, eps)
+        ctx.save_for_backward(x, mean, rstd, weight)
+        ctx.groups = groups
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> Any:
+        x, mean, rstd, weight = (None if saved is None else saved.detach() for saved in ctx.saved_tensors)
+        return _GroupNormTransposed.apply(u, x, mean, rstd, weight, ctx.groups), None, None, None, None
+
+
+class _GroupNormTransposed(Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, groups: int) -> Tensor:
+        ctx.save_for_backward(x, mean, rstd, weight)
+        ctx.groups = groups
+        return _project(u, x, mean, rstd, weight, groups)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        x, mean, rstd, weight = ctx.saved_tensors
+        jv = _project(v, x, mean, rstd, None, ctx.groups)
+        return jv if weight is None else jv * weight.reshape(-1, *[1] * (x.ndim - 2)), *[None] * 5
+
+
+def _project(u: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, groups: int) -> Tensor:
+    """P (w u), the gradient with respect to its input that torch's own GroupNorm gives."""
+    only_x = [True, False, False]
+    backward = torch.ops.aten.native_group_norm_backward
+    return backward(u.contiguous(), x, mean, rstd, weight, *_sizes(x), groups, only_x)[0]  # type: ignore[no-any-return]
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[1], x[0, 0].numel()
+
+
+class _SiLU(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        s = torch.sigmoid(x)
+        y = x * s
+        ctx.save_for_backward(torch.addcmul(s, y, 1 - s))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> Any:
+        (slope,) = ctx.saved_tensors
+        return u * slope

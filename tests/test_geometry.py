@@ -1,0 +1,542 @@
+"""The geometry of latents against dense Jacobians and closed forms."""
+
+import gc
+import math
+import threading
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # of the dense Jacobians
+
+LATENT = (3, 4, 4)
+IMAGE = (3, 8, 8)
+D, M = math.prod(LATENT), math.prod(IMAGE)
+
+
+@pytest.fixture(scope="module")
+def kl():
+    """A float64 AutoencoderKL codec with GroupNorm and attention, 3 x 4 x 4 to 3 x 8 x 8, its attention turned up."""
+    return autoencoder("AutoencoderKL")
+
+
+def autoencoder(kind: str, **keys: Any) -> Any:
+    import diffusers
+
+    from leakscope.diffusion.codec import Autoencoder
+
+    torch.manual_seed(0)
+    network = getattr(diffusers, kind)(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=LATENT[0],
+        norm_num_groups=4,
+        **keys,
+    )
+    for module in network.modules():
+        if isinstance(module, torch.nn.GroupNorm):  # untrained ones have weights of one
+            torch.nn.init.normal_(module.weight, 1, 0.3)
+    network = network.double().eval().requires_grad_(False)
+    return Autoencoder(network, torch.tensor([0.5]).double(), torch.tensor([0.1]).double())
+
+
+def codec_of(decoder: Any, snapping: Any = None) -> Any:
+    """A codec that decodes with a function."""
+    from leakscope.diffusion.codec import Codec
+
+    @final
+    @dataclass(frozen=True)
+    class Given(Codec):
+        def encode(self, x: Tensor) -> Tensor:
+            raise NotImplementedError
+
+        def decode(self, z: Tensor) -> Tensor:
+            return decoder(z)
+
+        def snap(self, z: Tensor) -> Tensor:
+            return z if snapping is None else snapping(z)
+
+    return Given()
+
+
+def linear(A: Tensor) -> Any:
+    return codec_of(lambda z: (z.flatten(1) @ A.T.to(z)).reshape(len(z), *IMAGE))
+
+
+def matrix(rank: int = D) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    A = torch.randn(M, D, generator=generator, dtype=torch.float64) * torch.linspace(0.2, 3, D)
+    U, s, Vh = torch.linalg.svd(A, full_matrices=False)
+    return U[:, :rank] * s[:rank] @ Vh[:rank]
+
+
+def latents(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(n, *LATENT, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+
+
+def keyed(n: int, seed: int = 0, start: int = 0) -> Any:
+    from leakscope.diffusion.noise import Noise
+
+    return Noise(seed, tuple(f"image {i}" for i in range(start, start + n)), ())
+
+
+def dense(codec: Any, z: Tensor) -> Tensor:
+    """The Jacobians (b, M, D), by torch.func."""
+    one = lambda z_i: codec.decode(z_i[None])[0]
+    return torch.stack([torch.func.jacrev(one)(z_i).reshape(M, D) for z_i in z])
+
+
+class Square(torch.autograd.Function):
+    """z^2 whose backward cannot be differentiated, and which has no forward mode."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return z**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, u: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * u
+
+
+class SilentSquare(torch.autograd.Function):
+    """z^2 whose backward hides from autograd how it depends on the gradient: the second derivative would be wrong, not missing."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return z**2
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * u.detach()
+
+
+# products
+
+
+@pytest.mark.parametrize("order", ["jvp first", "vjp first"])
+def test_both_products_equal_the_dense_jacobian(kl, order):
+    from leakscope.geometry.operators import LinearMap
+
+    z = latents(3)
+    J, expected = LinearMap(kl.decode, z), dense(kl, z)
+    v, u = torch.randn(4, *z.shape).double(), torch.randn(4, 3, *IMAGE).double()
+    first = J.vjp(u) if order == "vjp first" else None
+    jv, jtu = J.jvp(v), J.vjp(u)
+    assert J.mode == "autograd" and J.x_shape == (3, *IMAGE)
+    torch.testing.assert_close(jv.flatten(2), torch.einsum("bmd,rbd->rbm", expected, v.flatten(2)), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(jtu.flatten(2), torch.einsum("bmd,rbm->rbd", expected, u.flatten(2)), rtol=1e-9, atol=1e-11)
+    if first is not None:
+        torch.testing.assert_close(first, jtu, rtol=1e-9, atol=1e-11)
+
+
+LAYERS = {
+    "strides": lambda nn: [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.SiLU(), nn.ConvTranspose2d(8, 3, 4, stride=4)],
+    "dilation, groups": lambda nn: [
+        nn.Conv2d(3, 6, (3, 2), padding=(2, 1), dilation=2, groups=3, bias=False),
+        nn.Tanh(),
+        nn.Upsample((8, 8)),
+        nn.Conv2d(6, 3, 1),
+    ],
+    "paddings by name, GroupNorm without weights": lambda nn: [
+        nn.Conv2d(3, 4, 3, padding="same", padding_mode="circular"),
+        nn.GroupNorm(2, 4, affine=False),
+        nn.SiLU(),
+        nn.Upsample((8, 8)),
+        nn.Conv2d(4, 3, 3, padding="same"),
+    ],
+    "a stride that leaves a rest": lambda nn: [nn.Conv2d(3, 4, 2, stride=3), nn.Flatten(), nn.Linear(4, M), nn.Unflatten(1, IMAGE)],
+}
+
+
+@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
+def test_products_are_right_for_convolutions_of_every_kind(layers):
+    from leakscope.geometry.operators import LinearMap
+
+    torch.manual_seed(2)
+    codec = codec_of(torch.nn.Sequential(*layers(torch.nn)).double())
+    z = latents(2)
+    J, expected = LinearMap(codec.decode, z, "autograd"), dense(codec, z)
+    v, u = torch.randn(2, *z.shape).double(), torch.randn(2, 2, *IMAGE).double()
+    torch.testing.assert_close(J.jvp(v).flatten(2), torch.einsum("bmd,rbd->rbm", expected, v.flatten(2)), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(J.vjp(u).flatten(2), torch.einsum("bmd,rbm->rbd", expected, u.flatten(2)), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 1e-3)])
+def test_central_differences_agree_with_autograd(kl, dtype, tolerance):
+    from leakscope.geometry.operators import LinearMap
+
+    codec = replace(kl, network=autoencoder("AutoencoderKL").network.to(dtype))
+    z = latents(3, dtype)
+    z[2] *= 10
+    v = torch.randn(2, *z.shape, dtype=dtype)
+    v[1] *= 1e3
+    exact = LinearMap(codec.decode, z, "autograd").jvp(v)
+    near = LinearMap(codec.decode, z, "central differences")
+    error = (near.jvp(v) - exact).flatten(2).norm(dim=2) / exact.flatten(2).norm(dim=2)
+    assert near.mode == "central differences"
+    assert error.max() < tolerance
+    assert (near.jvp(torch.zeros_like(v)) == 0).all()
+    assert LinearMap(codec.decode, torch.zeros_like(z), "central differences").jvp(v).isfinite().all()
+
+
+@pytest.mark.parametrize("planted", [Square, SilentSquare])
+def test_a_decoder_without_second_derivative_falls_back_to_central_differences(kl, planted):
+    from leakscope.errors import UserError
+    from leakscope.geometry.operators import LinearMap
+    from leakscope.geometry.pullback import distortion
+
+    codec = codec_of(lambda z: kl.decode(z + planted.apply(z)))
+    z = latents(2)
+    J = LinearMap(codec.decode, z)
+    v = torch.randn(2, *z.shape).double()
+    same = LinearMap(lambda z: kl.decode(z + z**2), z)
+    torch.testing.assert_close(J.jvp(v), same.jvp(v), rtol=1e-5, atol=1e-6)
+    assert (J.mode, same.mode) == ("central differences", "autograd")
+    expected = torch.linalg.svdvals(dense(codec_of(lambda z: kl.decode(z + z**2)), z))[:, :5].log().sum(1)
+    torch.testing.assert_close(distortion(codec, z, 5, noise=keyed(2)), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="must be differentiable twice"):
+        distortion(codec, z, 5, noise=keyed(2), mode="autograd")
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda z: z.detach(), lambda z: z.round(), lambda z: (z.flatten(1).argmax(1)[:, None] * torch.ones(1, M)).double()]
+)
+def test_decoders_without_a_derivative_say_so(cut):
+    from leakscope.errors import UserError
+    from leakscope.geometry.pullback import distortion, influence
+
+    A = matrix()
+    codec = codec_of(lambda z: linear(A).decode(cut(z)) if cut(z).numel() == z.numel() else cut(z).reshape(len(z), *IMAGE))
+    for call in (influence, distortion):
+        with pytest.raises(UserError, match=r"cut off from them|zero in every direction") as caught:
+            call(codec, latents(2), noise=keyed(2))
+        assert "\n" not in str(caught.value)
+
+
+def test_one_image_of_zero_or_infinite_derivative_is_counted():
+    from leakscope.errors import UserError
+    from leakscope.geometry.pullback import influence
+
+    A, z = matrix(), latents(3)
+    z[1] = -7
+    codec = lambda f: codec_of(lambda z: linear(A).decode(f(z)))
+    with pytest.raises(UserError, match=r"zero in every direction .* for 1 of 3 images"):
+        influence(codec(lambda z: z.clamp(min=-6)), z.clamp(min=-7), noise=keyed(3))
+    with pytest.raises(UserError, match="not finite for 1 of 3 images"):
+        influence(codec(lambda z: (z + 7).sqrt()), z, noise=keyed(3))
+
+
+# estimators
+
+
+def test_a_linear_decoder_has_the_closed_form_distortion_and_influence():
+    from leakscope.geometry.pullback import distortion, influence
+
+    A, n = matrix(), 40
+    z = latents(n)
+    torch.testing.assert_close(
+        distortion(linear(A), z[:3], top=D, noise=keyed(3)), torch.linalg.svdvals(A).log().sum().expand(3), rtol=1e-9, atol=0
+    )
+    probes = 32
+    found = influence(linear(A), z, probes, noise=keyed(n)).flatten(1).double()
+    assert found.dtype == torch.float64
+    ratios = (2 * found).exp() / A.square().sum(0)  # chi-squared(32) / 32, independent between images
+    draws = ratios.mean(0)
+    sd = math.sqrt(2 / (probes * n))
+    assert (draws - 1).abs().max() < 5 * sd  # 48 coordinates at five sigma
+    assert 0.7 < ratios.var(0).mean() / (2 / probes) < 1.3
+
+
+def test_influence_is_unbiased_with_variance_two_over_n(kl):
+    from leakscope.geometry.estimators import hutchinson
+    from leakscope.geometry.operators import LinearMap
+
+    copies, z = 200, latents(1)
+    J, G = LinearMap(kl.decode, z.expand(copies, *LATENT)), dense(kl, z)[0].square().sum(0)
+    probes = torch.randn(8, copies, *IMAGE, generator=torch.Generator().manual_seed(5)).double()
+    for n in (2, 8):
+        runs = hutchinson(J, probes[:n].split(3)).flatten(1) / G
+        assert ((runs.mean(0) - 1).abs() < 5 * math.sqrt(2 / n / copies)).all()
+        spread = math.sqrt((12 / n + 2) / copies)  # of a sample variance of chi-squared means, were all coordinates one
+        assert abs(runs.var(0).mean() / (2 / n) - 1) < 4 * spread
+    assert (runs >= 0).all()
+
+
+def test_singular_values_are_those_of_the_dense_jacobian(kl):
+    from leakscope.geometry.estimators import singular_values
+    from leakscope.geometry.operators import LinearMap
+
+    z, top = latents(3), 10
+    V0 = torch.randn(26, 3, *LATENT, generator=torch.Generator().manual_seed(7)).double()
+    found = singular_values(LinearMap(kl.decode, z), V0)
+    expected = torch.linalg.svdvals(dense(kl, z))
+    torch.testing.assert_close(found[:, :top], expected[:, :top], rtol=1e-3, atol=0)
+    assert (found <= expected[:, :26] * (1 + 1e-9)).all(), "a projection does not lengthen"
+    unpowered = singular_values(LinearMap(kl.decode, z), V0, power=0)
+    assert ((found - expected[:, :26]).abs().sum(1) < (unpowered - expected[:, :26]).abs().sum(1)).all()
+
+
+def test_distortion_of_the_full_latent_space_is_the_log_volume(kl):
+    from leakscope.geometry.pullback import distortion
+
+    z = latents(2)
+    expected = torch.linalg.svdvals(dense(kl, z)).log().sum(1)
+    torch.testing.assert_close(distortion(kl, z, top=D, noise=keyed(2)), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_scaling_the_decoder_shifts_the_distortion_by_k_log_c(kl):
+    from leakscope.geometry.pullback import distortion, influence
+
+    z, c = latents(2), 7.5
+    scaled = codec_of(lambda z: c * kl.decode(z))
+    gap = distortion(scaled, z, 6, 8, noise=keyed(2)) - distortion(kl, z, 6, 8, noise=keyed(2))
+    torch.testing.assert_close(gap, torch.full((2,), 6 * math.log(c), dtype=torch.float64), rtol=1e-9, atol=0)
+    torch.testing.assert_close(influence(scaled, z, noise=keyed(2)), influence(kl, z, noise=keyed(2)) + math.log(c), rtol=1e-5, atol=1e-5)
+
+
+def test_fewer_outputs_than_columns_are_no_difficulty():
+    from leakscope.geometry.pullback import distortion
+
+    A = matrix()[:7]
+    codec = codec_of(lambda z: z.flatten(1) @ A.T)
+    expected = torch.linalg.svdvals(A).log().sum().expand(2)
+    torch.testing.assert_close(distortion(codec, latents(2), top=7, noise=keyed(2)), expected, rtol=1e-9, atol=0)
+
+
+# batches, budgets, surroundings
+
+
+def test_results_per_image_depend_neither_on_the_batch_nor_on_the_pieces(kl):
+    from leakscope.geometry.pullback import distortion, influence
+
+    n, calls = 3, {"influence": (influence, (5,)), "distortion": (distortion, (3, 4))}
+    z = latents(n)
+    for call, sizes in calls.values():
+        whole = call(kl, z, *sizes, noise=keyed(n))
+        single = torch.cat([call(kl, z[i : i + 1], *sizes, noise=keyed(1, start=i)) for i in range(n)])
+        tolerance = {"rtol": 1e-9, "atol": 0} if whole.dtype == torch.float64 else {"rtol": 1e-6, "atol": 1e-6}
+        torch.testing.assert_close(whole, single, **tolerance)
+        for budget in (1, 150_000, 250_000):
+            torch.testing.assert_close(call(kl, z, *sizes, noise=keyed(n), budget=budget), whole, **tolerance)
+        assert not torch.allclose(whole, call(kl, z, *sizes, noise=keyed(n, seed=1)), rtol=1e-6, atol=0)
+
+
+def test_the_budget_limits_what_graphs_save(kl):
+    from leakscope.geometry.pullback import blocks, distortion, influence
+
+    z, most = latents(6), {}
+    for budget in (150_000, 300_000, 2**30):
+        images, vectors = blocks(kl, z, 8, budget=budget)
+        assert blocks(kl, z, 8, budget=budget) == (images, vectors) and images <= 6 and vectors <= 8
+        most[budget] = (images, _peak(lambda budget=budget: influence(kl, z, 2, noise=keyed(6), budget=budget)))
+    weights = _peak(lambda: influence(kl, z[:1], noise=keyed(1))) * 2 - _peak(lambda: influence(kl, z[:2], noise=keyed(2)))
+    assert most[2**30][0] == 6 and most[150_000][0] < most[300_000][0] < 6
+    for budget, (_, peak) in most.items():
+        assert peak <= max(budget, 0) + max(weights, 0)
+    assert most[300_000][1] > 0.3 * 300_000, "the budget is used"
+    peak = _peak(lambda: distortion(kl, z, 2, 2, noise=keyed(6), budget=400_000))
+    assert peak <= 400_000 + max(weights, 0)
+
+
+def test_measuring_leaves_nothing_behind(kl):
+    from leakscope.geometry.pullback import blocks
+
+    tensors = lambda: sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
+    blocks(kl, latents(1), 8, both=True)
+    gc.collect()
+    before = tensors()
+    for _ in range(3):
+        blocks(kl, latents(1), 8, both=True)
+    gc.collect()
+    assert tensors() <= before
+
+
+def _peak(call: Any) -> int:
+    """The most bytes that graphs hold at a time: every saved storage is counted until it is let go."""
+    alive: dict[int, tuple[int, int]] = {}
+    total = peak = 0
+
+    class Held:
+        def __init__(self, tensor: Tensor) -> None:
+            nonlocal total, peak
+            self.tensor, self.key = tensor.detach(), tensor.untyped_storage().data_ptr()
+            size, count = alive.get(self.key, (tensor.untyped_storage().nbytes(), 0))
+            alive[self.key] = (size, count + 1)
+            total += 0 if count else size
+            peak = max(peak, total)
+
+        def __del__(self) -> None:
+            nonlocal total
+            size, count = alive.pop(self.key)
+            total -= 0 if count > 1 else size
+            if count > 1:
+                alive[self.key] = (size, count - 1)
+
+    gc.collect()
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        call()
+    gc.collect()
+    assert not alive, "graphs are let go"
+    return peak
+
+
+def test_works_without_gradients_in_threads_and_in_single_precision(kl):
+    from leakscope.geometry.pullback import distortion, influence
+
+    z, found = latents(2), {}
+    single = autoencoder("AutoencoderKL")
+    single = replace(single, network=single.network.float())
+
+    def both(codec: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+        return influence(codec, z, noise=keyed(2)), distortion(codec, z, 3, 4, noise=keyed(2))
+
+    def work(name: str) -> None:
+        with torch.inference_mode():
+            found[name] = both(kl, z.clone())
+
+    threads = [threading.Thread(target=work, args=(f"thread {i}",)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    work("inference mode")
+    with torch.no_grad():
+        found["no grad"] = both(kl, z.requires_grad_(True))
+    expected = both(kl, z.detach())
+    assert len(found) == 4
+    for name, (first, second) in found.items():
+        assert torch.equal(first, expected[0]) and torch.equal(second, expected[1]), name
+        assert not first.requires_grad and not second.requires_grad, name
+    first, second = both(single, z.detach().float())
+    assert (first.dtype, second.dtype) == (torch.float32, torch.float64)
+    torch.testing.assert_close(first, expected[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(second, expected[1], rtol=1e-3, atol=1e-3)
+
+
+def test_the_model_and_the_random_state_stay_as_they_are(kl):
+    from leakscope.geometry.pullback import distortion, influence
+
+    codec = autoencoder("AutoencoderKL")
+    codec.network.requires_grad_(True).train()
+    before = {k: v.clone() for k, v in codec.network.state_dict().items()}
+    z, state = latents(2), torch.get_rng_state()
+    original = z.clone()
+    first = influence(codec, z, noise=keyed(2)), distortion(codec, z, 3, 4, noise=keyed(2))
+    assert codec.network.training and all(p.grad is None and p.requires_grad for p in codec.network.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in codec.network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(z, original) and not z.requires_grad
+    assert torch.equal(first[0], influence(kl, z, noise=keyed(2)))
+
+
+def test_a_quantised_decoder_is_differentiated_at_the_codes():
+    from leakscope.geometry.pullback import distortion, influence
+
+    codec = autoencoder("VQModel", num_vq_embeddings=16)
+    z = latents(2)
+    J = dense(codec, codec.snap(z))
+    assert (codec.snap(z) - z).abs().max() > 0.1
+    torch.testing.assert_close(
+        distortion(codec, z, 6, 20, noise=keyed(2)), torch.linalg.svdvals(J)[:, :6].log().sum(1), rtol=1e-3, atol=1e-3
+    )
+    found = (2 * influence(codec, z, 400, noise=keyed(2)).flatten(1).double()).exp() / J.square().sum(1)
+    assert (found - 1).abs().max() < 5 * math.sqrt(2 / 400)
+
+
+def test_counts_out_of_range_are_refused(kl):
+    from leakscope.errors import UserError
+    from leakscope.geometry.estimators import hutchinson
+    from leakscope.geometry.operators import LinearMap
+    from leakscope.geometry.pullback import distortion, influence
+
+    z = latents(2)
+    narrow = codec_of(lambda z: z.flatten(1)[:, :5])
+    cases = [
+        (lambda: distortion(kl, z, top=D + 1, noise=keyed(2)), f"top must be at most {D}.*got {D + 1}"),
+        (lambda: distortion(narrow, z, top=6, noise=keyed(2)), "top must be at most 5.*got 6"),
+        (lambda: distortion(linear(matrix(rank=9)), z, top=10, noise=keyed(2)), "got 10 where the rank is 9"),
+        (lambda: distortion(linear(matrix(rank=9)), z.float(), top=10, noise=keyed(2)), "got 10 where the rank is 9"),
+        (lambda: distortion(kl, z, top=0, noise=keyed(2)), "top must be an integer of at least 1; got 0"),
+        (lambda: distortion(kl, z, oversampling=-1, noise=keyed(2)), "oversampling must be an integer of at least 0; got -1"),
+        (lambda: influence(kl, z, 0, noise=keyed(2)), "probes must be an integer of at least 1; got 0"),
+        (lambda: influence(kl, z, noise=keyed(2), budget=0), "budget must be an integer of at least 1; got 0"),
+        (lambda: influence(kl, z, noise=keyed(3)), "got 3 ids for 2 images"),
+        (lambda: influence(kl, z[:0], noise=keyed(0)), "at least one; got 0 ids for 0 images"),
+        (lambda: hutchinson(LinearMap(kl.decode, z), []), "at least one probe; got none"),
+    ]
+    for call, message in cases:
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+# masks
+
+
+@pytest.mark.parametrize("keep", [0.02, 0.1, 0.3, 0.5, 0.6, 0.75, 0.9, 0.99])
+@pytest.mark.parametrize("d", [2, 47, 48, 256, 1001])
+def test_a_mask_keeps_what_lies_above_the_images_own_quantile(keep, d):
+    from leakscope.geometry.pullback import keep_mask
+
+    values = torch.randn(3, d, generator=torch.Generator().manual_seed(d)) * torch.tensor([[1.0], [10], [0.1]]) + torch.tensor(
+        [[0.0], [5], [-5]]
+    )
+    quantile = np.quantile(values.double().numpy(), 1 - keep, axis=1, keepdims=True)
+    expected = values.double().numpy() > quantile + 1e-12
+    mask = keep_mask(values, keep)
+    if expected.any():
+        assert np.array_equal(mask.numpy(), expected)
+    assert (mask.sum(1) == mask[0].sum()).all() and mask.sum() >= 3
+    assert abs(float(mask[0].sum()) - keep * d) <= 1
+
+
+def test_controls_drop_the_same_share(kl):
+    from leakscope.geometry.pullback import keep_mask
+
+    values = torch.randn(4, *LATENT, generator=torch.Generator().manual_seed(0))
+    kept = keep_mask(values, 0.6)
+    random = keep_mask(values, 0.6, "random", keyed(4))
+    reverse = keep_mask(values, 0.6, "reverse")
+    assert kept.shape == values.shape and kept.dtype == values.dtype and set(kept.unique().tolist()) == {0, 1}
+    assert (kept.flatten(1).sum(1) == random.flatten(1).sum(1)).all() and (kept.flatten(1).sum(1) == reverse.flatten(1).sum(1)).all()
+    assert torch.equal(reverse, keep_mask(-values, 0.6)), "the most influential go instead of the least"
+    assert ((1 - kept) * (1 - reverse)).sum() == 0, "nothing is dropped by both"
+    assert torch.equal(random, keep_mask(values + 1, 0.6, "random", keyed(4)))
+    assert torch.equal(random[2:3], keep_mask(values[2:3], 0.6, "random", keyed(1, start=2)))
+    assert not torch.equal(random, kept) and not torch.equal(random[0], random[1])
+    assert not torch.equal(random, keep_mask(values, 0.6, "random", keyed(4, seed=1)))
+    for control in ("influence", "random", "reverse"):
+        assert (keep_mask(values, 1.0, control, keyed(4)) == 1).all()
+
+
+def test_ties_do_not_change_the_share_kept():
+    from leakscope.geometry.pullback import keep_mask
+
+    for control in ("influence", "reverse"):
+        mask = keep_mask(torch.zeros(2, 10), 0.6, control)
+        assert mask.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1, 1, 1]] * 2 if control == "influence" else [[1] * 6 + [0] * 4] * 2
+
+
+def test_masks_refuse_bad_settings():
+    from leakscope.errors import UserError
+    from leakscope.geometry.pullback import keep_mask
+
+    values = torch.randn(2, 10)
+    cases = [
+        (lambda: keep_mask(values, 0.0), r"keep must be a share of coordinates in \(0, 1\]; got 0.0"),
+        (lambda: keep_mask(values, 1.5), "got 1.5"),
+        (lambda: keep_mask(values, math.nan), "got nan"),
+        (lambda: keep_mask(values, 0.5, "random"), "needs noise keyed"),
+        (lambda: keep_mask(values, 0.5, "random", keyed(3)), "got 3 ids for 2 images"),
+        (lambda: keep_mask(values * math.nan), "influence must be finite"),
+    ]
+    for call, message in cases:
+        with pytest.raises(UserError, match=message):
+            call()
