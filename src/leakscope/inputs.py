@@ -99,7 +99,7 @@ class Inputs:
         if not self.masks:
             return [z]
         noise = self.noise(self.cohort.ids[rows.start : rows.stop], z.shape[1:])
-        return [z, influence(self.target.codec, self.tensor(z), self.probes, noise).cpu().numpy()]
+        return [z, influence(self.target.codec, self.tensor(z), self.probes, noise=noise).cpu().numpy()]
 
     def x0(self, folder: Path, chunk: int, rows: range) -> np.ndarray:
         """The latents of one chunk, or its uint8 images."""

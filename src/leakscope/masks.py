@@ -6,10 +6,12 @@ as many at random (`random`) or those of highest influence (`reverse`). `auto` l
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from leakscope.errors import UserError, unknown
 
-CONTROLS = ("influence", "random", "reverse")
+Control = Literal["influence", "random", "reverse"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
 PAPER_RATIO = 0.4
 AUTO_RATIOS = tuple(i / 10 for i in range(10))
 
@@ -18,7 +20,7 @@ AUTO_RATIOS = tuple(i / 10 for i in range(10))
 class Mask:
     """A share `ratio` in [0, 1) of the coordinates is dropped; at 0 none is, whatever the control."""
 
-    control: str
+    control: Control
     ratio: float
 
     @property
@@ -40,7 +42,8 @@ def parse_mask(text: str) -> MaskChoice:
     name, _, ratio = text.strip().partition(":")
     if name == "auto" and not ratio:
         return MaskChoice("influence:auto", tuple(Mask("influence", r) for r in AUTO_RATIOS))
-    if name not in CONTROLS:
+    control = next((c for c in CONTROLS if c == name), None)
+    if control is None:
         raise unknown("mask", name, (*CONTROLS, "auto"))
     try:
         share = float(ratio) if ratio else PAPER_RATIO
@@ -48,7 +51,7 @@ def parse_mask(text: str) -> MaskChoice:
         share = -1.0
     if not 0 < share < 1:
         raise UserError(f"a mask's ratio is the share of coordinates dropped, above 0 and below 1, as in {name}:0.4; got {ratio!r}")
-    mask = Mask(name, share)
+    mask = Mask(control, share)
     return MaskChoice(mask.label, (mask,))
 
 

@@ -68,13 +68,21 @@ class Cohort:
         """The pixels of the image in a row."""
         return self.sources[0 if self.member[row] else 1].read(int(self.position[row]))
 
-    @property
     def labels(self) -> Int64[np.ndarray, " n"] | None:
-        """The class of every image; None unless both sources have classes."""
-        members, nonmembers = (source.labels for source in self.sources)
+        """The class of every image; None unless both sources have classes.
+
+        Raises `UserError` where they are numbers of folders that differ between the sources.
+        """
+        members, nonmembers = (source.labels() for source in self.sources)
         if members is None or nonmembers is None:
             return None
-        return np.array([(members if m else nonmembers)[i] for m, i in zip(self.member, self.position, strict=True)], dtype=np.int64)
+        if members.names != nonmembers.names:
+            raise UserError(
+                "members and held-out images must have the same class folders, or their numbers would not mean the same classes; "
+                f"{self.names[0]} has {len(members.names)}, {self.names[1]} has {len(nonmembers.names)}: give a `label` in metadata.jsonl"
+            )
+        sides = (np.array(nonmembers.numbers), np.array(members.numbers))
+        return np.array([sides[int(m)][i] for m, i in zip(self.member, self.position, strict=True)], dtype=np.int64)
 
     def only(self, keep: Bool[np.ndarray, " n"]) -> "Cohort":
         """The cohort restricted to the images marked in `keep`."""

@@ -75,23 +75,16 @@ def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable
     _refuse_shared(kept, hashes)
     assert shape is not None
     repeated = len(hashes) - len(np.unique(_keys(hashes)))
-    labels = None if classes is None else kept.labels
+    labels = None if classes is None else kept.labels()
     return Scan(kept, shape, _fingerprint(kept, hashes, labels), features, tuple(omitted), repeated, labels)
 
 
 def _refuse_labels(cohort: Cohort, classes: int) -> None:
-    labels = cohort.labels
+    labels = cohort.labels()
     if labels is None:
         raise UserError(
             f"the model is conditioned on one of {classes} classes, so every image needs a label; the data has none: use a folder per "
             "class, a `label` in metadata.jsonl or a column, or an array of labels in the .npz"
-        )
-    folders = {source.class_names for source in cohort.sources}
-    if len(folders) > 1:
-        raise UserError(
-            "members and held-out images must have the same class folders, or their numbers would not mean the same classes; "
-            f"{cohort.names[0]} has {len(cohort.sources[0].class_names)}, {cohort.names[1]} has {len(cohort.sources[1].class_names)}: "
-            "give a `label` in metadata.jsonl"
         )
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(outside):

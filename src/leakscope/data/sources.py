@@ -35,19 +35,26 @@ class UnreadableImage(UserError):
 
 
 @dataclass(frozen=True)
+class Labels:
+    """The class of every image, as a number; where they number folders, `names` are those folders."""
+
+    numbers: tuple[int, ...]
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ImageSource:
     """A named, ordered set of images that are read one at a time.
 
     `ids` are unique: the path below an image folder, or the row number (as text) of an array or table.
-    `read(i)` returns image i as uint8 (height, width, channels) with 1, 3 or 4 channels. `labels` are class numbers, one
-    per image, where the data has them; where they number folders, `class_names` are those folders.
+    `read(i)` returns image i as uint8 (height, width, channels) with 1, 3 or 4 channels. `labels()` reads
+    their classes, or returns None where the data has none.
     """
 
     name: str
     ids: tuple[str, ...]
     read: Callable[[int], Pixels]
-    labels: tuple[int, ...] | None = None
-    class_names: tuple[str, ...] = ()
+    labels: Callable[[], Labels | None] = lambda: None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -131,21 +138,22 @@ def _folder(path: Path) -> ImageSource:
         raise UserError(f"{path} must contain images ({', '.join(sorted(IMAGE_SUFFIXES))}); found none")
     # a name that is not UTF-8 is spelled with escapes, so that it can be hashed and written
     ids = tuple(f.relative_to(path).as_posix().encode("utf-8", "backslashreplace").decode() for f in files)
-    source = ImageSource(str(path), ids, lambda i: decode(files[i], str(files[i])))
-    labels = _metadata_labels(path, ids)
+    return ImageSource(str(path), ids, lambda i: decode(files[i], str(files[i])), lambda: _folder_labels(path, ids))
+
+
+def _folder_labels(path: Path, ids: tuple[str, ...]) -> Labels | None:
+    """The `label`s of metadata.jsonl, else the folder of every image where all are in folders."""
+    metadata = path / "metadata.jsonl"
+    labels = _metadata_labels(metadata, ids) if metadata.is_file() else None
     folders = [image_id.rpartition("/")[0] for image_id in ids]
     if labels or not all(folders):
-        return replace(source, labels=labels)
+        return labels
     names = sorted(set(folders))
     number = {name: i for i, name in enumerate(names)}
-    return replace(source, labels=tuple(number[name] for name in folders), class_names=tuple(names))
+    return Labels(tuple(number[name] for name in folders), tuple(names))
 
 
-def _metadata_labels(path: Path, ids: tuple[str, ...]) -> tuple[int, ...] | None:
-    """The `label` of every image in metadata.jsonl; None where the file has none."""
-    metadata = path / "metadata.jsonl"
-    if not metadata.is_file():
-        return None
+def _metadata_labels(metadata: Path, ids: tuple[str, ...]) -> Labels | None:
     try:
         rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
         labels = {str(row["file_name"]): int(row["label"]) for row in rows if "label" in row}
@@ -154,7 +162,7 @@ def _metadata_labels(path: Path, ids: tuple[str, ...]) -> tuple[int, ...] | None
     missing = [i for i in ids if i not in labels]
     if labels and missing:
         raise UserError(f"{metadata} must give every image a label; {len(missing)} have none (first: {missing[0]})")
-    return tuple(labels[i] for i in ids) if labels else None
+    return Labels(tuple(labels[i] for i in ids)) if labels else None
 
 
 def _array_source(name: str, images: np.ndarray) -> ImageSource:
@@ -173,7 +181,8 @@ def _numpy_file(path: Path, key: str | None) -> ImageSource:
             return replace(_array_source(str(path), loaded), read=_mapped(path, loaded))
         with loaded:
             images = loaded[key or _image_key(path, loaded)]
-            return replace(_array_source(f"{path}:{key}" if key else str(path), images), labels=_array_labels(loaded, len(images)))
+            labels = _array_labels(loaded, len(images))
+            return replace(_array_source(f"{path}:{key}" if key else str(path), images), labels=lambda: labels)
     except KeyError:
         raise UserError(f"{path} has no array '{key}'; it holds {', '.join(loaded.files)}") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -194,11 +203,11 @@ def _mapped(path: Path, images: np.memmap) -> Callable[[int], Pixels]:
     return read
 
 
-def _array_labels(arrays: "np.lib.npyio.NpzFile", count: int) -> tuple[int, ...] | None:
+def _array_labels(arrays: "np.lib.npyio.NpzFile", count: int) -> Labels | None:
     """The one array of an .npz that is named like labels and has a whole number per image."""
     named = [arrays[k] for k in arrays.files if "label" in k.lower()]
     fitting = [a for a in named if a.shape == (count,) and a.dtype.kind in "iu"]
-    return tuple(fitting[0].tolist()) if len(fitting) == 1 else None
+    return Labels(tuple(fitting[0].tolist())) if len(fitting) == 1 else None
 
 
 def _image_key(path: Path, arrays: "np.lib.npyio.NpzFile") -> str:
@@ -239,10 +248,12 @@ def _parquet(path: Path, key: str | None) -> ImageSource:
             raise UnreadableImage(f"{path} row {i}: column '{column}' holds no encoded image; replace it{SKIP_HINT}")
         return decode(content, f"{path} row {i}")
 
-    labels = None
-    if "label" in names and pa.types.is_integer(file.schema_arrow.field("label").type):
+    def labels() -> Labels | None:
+        if "label" not in names or not pa.types.is_integer(file.schema_arrow.field("label").type):
+            return None
         numbers = file.read(columns=["label"]).column(0)
-        labels = None if numbers.null_count else tuple(numbers.to_pylist())
+        return None if numbers.null_count else Labels(tuple(numbers.to_pylist()))
+
     return ImageSource(str(path), tuple(map(str, range(starts[-1]))), read, labels)
 
 
@@ -251,7 +262,7 @@ def _digits() -> ImageSource:
 
     digits = load_digits()
     images = np.clip(np.rint(digits.images * (255 / 16)), 0, 255).astype(np.uint8)
-    return replace(_array_source("digits", images), labels=tuple(digits.target.tolist()))
+    return replace(_array_source("digits", images), labels=lambda: Labels(tuple(digits.target.tolist())))
 
 
 def _hugging_face(locator: str) -> ImageSource:
@@ -275,5 +286,5 @@ def _hugging_face(locator: str) -> ImageSource:
         return decode(cell["bytes"] or Path(cell["path"]), f"{locator} row {i}")
 
     classes = next((c for c, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)), None)
-    labels = tuple(table[classes]) if classes else None
+    labels = lambda: Labels(tuple(table[classes])) if classes else None
     return ImageSource(locator, tuple(map(str, range(len(table)))), read, labels)

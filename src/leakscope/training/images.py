@@ -17,7 +17,7 @@ from leakscope.training.settings import TrainConfig
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """The training images with their labels, where the data has any, and what split.json will say."""
+    """The training images, the labels of a class-conditional model where the data has any, and what split.json will say."""
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int64[np.ndarray, " n"] | None
@@ -43,7 +43,8 @@ def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> 
                 raise UserError(str(error).replace(SKIP_HINT, "")) from None
             images[row] = fit(pixels, shape, config.resize is not None, f"{source.name}: {image_id}")
             advance(1)
-    labels = None if source.labels is None else np.array([source.labels[position[i]] for i in members], dtype=np.int64)
+    found = source.labels() if config.model.get("num_class_embeds") else None
+    labels = np.array([found.numbers[position[i]] for i in members], dtype=np.int64) if found else None
     return TrainingData(images, labels, members, nonmembers)
 
 
