@@ -145,6 +145,56 @@ class Result(Record):
     convention: str = "member-exact"
 
 
+class Quartile(Record):
+    """The images whose distortion lies in one quarter, 1 the lowest: AUC of the test half by timestep, and at the chosen one."""
+
+    quartile: int
+    low: float
+    high: float
+    n_members: int
+    n_nonmembers: int
+    per_timestep: tuple[AUCAt, ...]
+    auc: Estimate
+
+
+class BandAt(Record):
+    """Mean and standard deviation of the AUC of random subsets as large as a quartile."""
+
+    timestep: int
+    mean: float
+    sd: float
+
+
+class FilterGain(Record):
+    """What the frequency filter adds to an attack (negative: it weakens it)."""
+
+    attack: str
+    filtered: str
+    gain: Gain
+
+
+class Geometry(Record):
+    """How leakage follows the decoder's geometry. Distortion is the sum of the `top` largest log singular values.
+
+    `attack` is the one whose curves are given by quartile. `high_minus_low` is the AUC of the highest quartile minus that
+    of the lowest at the chosen timestep; `distortion_auc` what distortion alone, higher for members, tells of membership.
+    """
+
+    top: int
+    probes: int
+    attack: str | None
+    quartiles: tuple[Quartile, ...]
+    band: tuple[BandAt, ...]
+    high_minus_low: Estimate
+    distortion_auc: Estimate
+    radius: float
+    low_frequency: Estimate
+    high_frequency: Estimate
+    highest: tuple[str, ...]
+    lowest: tuple[str, ...]
+    filters: tuple[FilterGain, ...]
+
+
 class Environment(Record):
     """Where the numbers come from."""
 
@@ -205,6 +255,7 @@ class Plan(Record):
     device: str
     masks: tuple[str, ...] = ()
     probes: int | None = None
+    top: int | None = None
     classes: int | None = None
 
 
@@ -224,6 +275,7 @@ class AuditRecord(Record):
     warnings: tuple[str, ...]
     omitted: tuple[str, ...]
     costs: Costs
+    geometry: Geometry | None = None
 
     def result(self, attack: str) -> Result:
         """The result of one attack by its label."""
