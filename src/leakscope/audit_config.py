@@ -1,12 +1,12 @@
 """The settings of `leakscope audit`, and the images they name. No torch."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from leakscope.config import Config
-from leakscope.data.cohort import Cohort, one_source, two_sources
+from leakscope.data.cohort import Cohort, images_alone, one_source, two_sources
 from leakscope.data.sources import open_source
 
 
@@ -65,18 +65,51 @@ class AuditConfig(Config):
             raise ValueError("must be 'auto' or a whole number of at least 1")
         return value
 
+    @property
+    def two_sided(self) -> bool:
+        """Whether members and held-out images are given, and not just images."""
+        return bool(self.members or self.split)
+
     @model_validator(mode="after")
     def _two_sides(self) -> "AuditConfig":
-        pair, single = (self.members, self.nonmembers), (self.data, self.split)
-        if any(pair) and any(single):
-            raise ValueError("give --members and --nonmembers, or --data and --split, not both")
-        if (any(pair) and not all(pair)) or (any(single) and not all(single)) or not any(pair + single):
-            raise ValueError("the two sides must be given as --members and --nonmembers, or as --data with --split")
-        return self
+        return _refuse_one_side(self)
+
+
+C = TypeVar("C", bound=AuditConfig)
+
+
+def _refuse_one_side(config: C) -> C:
+    pair, single = (config.members, config.nonmembers), (config.data, config.split)
+    if any(pair) and any(single):
+        raise ValueError("give --members and --nonmembers, or --data and --split, not both")
+    if (any(pair) and not all(pair)) or (any(single) and not all(single)) or not any(pair + single):
+        raise ValueError("the two sides must be given as --members and --nonmembers, or as --data with --split")
+    return config
+
+
+class GeometryConfig(AuditConfig):
+    """The settings of `leakscope geometry`: those of an audit, but images alone will do, and attacks run under many masks."""
+
+    attacks: tuple[str, ...] = ("sima", "secmi", "pia", "loss", "loss_frequency", "pia_frequency")
+    mask: tuple[str, ...] = (*(f"influence:0.{i}" for i in range(1, 10)), "random:0.4", "reverse:0.4", "reverse:0.9")
+    top: int = Field(20, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _images_alone(cls, given: Any) -> Any:
+        """Without two sides nothing is attacked."""
+        alone = given.get("data") and not any(given.get(key) for key in ("split", "members", "nonmembers"))
+        return {**given, "attacks": (), "mask": (), "calibration": False} if alone else given
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> "GeometryConfig":
+        return _refuse_one_side(self) if self.two_sided or not self.data else self
 
 
 def read_cohort(config: AuditConfig) -> Cohort:
-    """The images of a config, from a pair of sources or from one with a split file."""
+    """The images of a config: a pair of sources, one with a split file, or for their geometry one alone."""
+    if config.data and not config.two_sided:
+        return images_alone(open_source(config.data), config.limit, config.seed)
     if config.data and config.split:
         return one_source(open_source(config.data), config.split, config.limit, config.seed)
     return two_sources(open_source(config.members or ""), open_source(config.nonmembers or ""), config.limit, config.seed)

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
 
 from leakscope import evaluation, hub, scoring
 from leakscope.attacks import ATTACKS
 from leakscope.attacks.base import SWEEP, Attack, fit_to_schedule, parse, parse_timesteps
-from leakscope.audit_config import AuditConfig, read_cohort
+from leakscope.audit_config import AuditConfig, GeometryConfig, read_cohort
 from leakscope.blind import INVALID_ABOVE, blind_auc
 from leakscope.config import build
 from leakscope.data.cohort import Cohort, two_sources
@@ -31,7 +32,8 @@ from leakscope.diffusion.denoiser import Denoiser
 from leakscope.environment import environment
 from leakscope.errors import GateFailed, InvalidAudit, UserError
 from leakscope.files import checked_folder, write_new
-from leakscope.inputs import Inputs, clear
+from leakscope.geometry_analyses import analyse
+from leakscope.inputs import Inputs, clear, write_geometry
 from leakscope.masks import MaskChoice, parse_mask
 from leakscope.masks import distinct as distinct_masks
 from leakscope.record import AuditRecord, Costs, Plan, Result, Samples, Scores
@@ -146,12 +148,16 @@ class Prepared:
         """The plan in one line, with the time that is left when `folder` holds finished chunks."""
         plan, lost = self.plan, len(self.scan.omitted)
         omitted = f", {lost} unreadable left out" if lost else ""
+        where = f"on {plan.device} ({plan.dtype}, batches of {plan.batch_size}){omitted}; {scoring.estimate(self.job, folder, self.worker)}"
+        if not self.attacks:
+            measured = f"distortion from {plan.top} singular values, influence from {plan.probes} probes"
+            return f"plan: {plan.n_nonmembers:,} images ({plan.image_shape}), {measured}, {where}"
         masks = f" (each also under {', '.join(plan.masks)})" if plan.masks else ""
         return (
             f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
             f"{len(self.attacks)} attacks{masks}, "
             f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
-            f"on {plan.device} ({plan.dtype}, batches of {plan.batch_size}){omitted}; {scoring.estimate(self.job, folder, self.worker)}"
+            f"{where}"
         )
 
 
@@ -163,11 +169,14 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
     chosen, masks = choose_attacks(config), choose_masks(config)
     target = target or hub.load(config.model, config.dtype, config.device)
     attacks = tuple(fit_to_schedule(attack, target.denoiser.schedule) for attack in chosen)
-    if masks and not target.latent:
-        raise UserError(f"--mask ranks the latent coordinates of a decoder, and {target.name} works on pixels; leave it out")
+    top = config.top if isinstance(config, GeometryConfig) else None
+    if (masks or top) and not target.latent:
+        what = "geometry is that" if top else "--mask ranks the latent coordinates"
+        raise UserError(f"{what} of a decoder, and {target.name} works on pixels" + ("" if top else "; leave it out"))
     found = scan(cohort or read_cohort(config), target.shape, config.resize, config.skip_unreadable, target.classes)
-    _check_halves(found.cohort, config)
-    inputs = Inputs(target, found.cohort, found.shape, config.resize, config.seed, found.labels, distinct_masks(masks), config.probes)
+    if config.two_sided or not config.data:
+        _check_halves(found.cohort, config)
+    inputs = Inputs(target, found.cohort, found.shape, config.resize, config.seed, found.labels, distinct_masks(masks), config.probes, top)
     batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
     split = evaluation.halves(found.cohort.ids, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
@@ -191,7 +200,8 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
         dtype=target.dtype,
         device=target.device.split(":")[0],
         masks=tuple(choice.label for choice in masks),
-        probes=config.probes if masks else None,
+        probes=config.probes if masks or top else None,
+        top=top,
         classes=target.classes,
     )
     return Prepared(config, target, found, inputs, attacks, masks, plan, split, scoring.worker(config.shard, config.threads, target))
@@ -202,6 +212,25 @@ def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda li
 
     Raises `UserError` when the folder belongs to another plan, cannot be written, or the model returns NaN.
     """
+    if not _all_done(prepared, folder, log):
+        return None
+    measured = _measured(prepared, folder)
+    audit = _finish(prepared, scoring.collect(prepared.job, folder), measured)
+    clear(folder)
+    return audit
+
+
+def measure(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> bool:
+    """Leaves geometry.parquet and influence.npy of images alone; False when other workers still have chunks to do."""
+    if not _all_done(prepared, folder, log):
+        return False
+    _measured(prepared, folder)
+    clear(folder)
+    return True
+
+
+def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None]) -> bool:
+    """Does what is missing of this worker's share; whether every share is done then."""
     checked_folder(folder)
     first = _claim(folder, prepared.plan)
     if not first and prepared.plan.model_fingerprint == hub.UNKNOWN and any((folder / "scores").glob("*.parquet")):
@@ -213,13 +242,15 @@ def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda li
     missing = scoring.score(prepared.job, folder, prepared.worker)
     if missing:
         log(f"{missing} chunks belong to other shards and are not finished; the last shard writes the results (or run this again later)")
-        return None
-    audit = _finish(prepared, scoring.collect(prepared.job, folder))
-    clear(folder)
-    return audit
+    return not missing
 
 
-def _finish(prepared: Prepared, collected: scoring.Collected) -> Audit:
+def _measured(prepared: Prepared, folder: Path) -> Float64[np.ndarray, "n 3"] | None:
+    job = prepared.job
+    return write_geometry(job.inputs, folder, {c: job.rows(c) for c in range(job.chunks)}) if job.inputs.top else None
+
+
+def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[np.ndarray, "n 3"] | None) -> Audit:
     cohort, split, config = prepared.scan.cohort, prepared.split, prepared.config
     started = time.monotonic()
     pairs = [
@@ -229,6 +260,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected) -> Audit:
     ]
     results, chosen = [result for result, _ in pairs], [scores for _, scores in pairs]
     every = tuple(scores for group in collected.scores for scores in group)
+    geometry = None if measured is None else analyse(prepared.inputs, measured, results, chosen, cohort.member, split)
     blind = blind_auc(prepared.scan.features, cohort.member, config.seed)
     record = AuditRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -243,6 +275,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected) -> Audit:
         warnings=_warnings(prepared, results, blind.low),
         omitted=prepared.scan.omitted,
         costs=Costs(queries=collected.queries, seconds=round(collected.seconds + time.monotonic() - started, 2), chunks=collected.chunks),
+        geometry=geometry,
     )
     return Audit(record, evaluation.samples(chosen, results, cohort.member, split), every, cohort)
 
@@ -296,7 +329,7 @@ def choose_attacks(config: AuditConfig) -> tuple[Attack, ...]:
     twice = {label for label in labels if labels.count(label) > 1}
     if twice:
         raise UserError(f"each attack must be listed once; {sorted(twice)[0]} is there twice")
-    if not chosen:
+    if not chosen and config.two_sided:
         raise UserError("attacks must name at least one attack")
     if not config.calibration and any(len(a.timesteps) > 1 for a in chosen):
         raise UserError("--no-calibration chooses nothing, so --timesteps must be one number")
@@ -358,7 +391,7 @@ def _command(config: AuditConfig) -> str:
     model = given.pop("model", "denoiser")
     if "array" in (config.members, config.nonmembers) or model == "denoiser":
         return "leakscope.audit(...) from Python, with the settings recorded in audit.json"
-    parts = ["leakscope", "audit", model]
+    parts = ["leakscope", "geometry" if isinstance(config, GeometryConfig) else "audit", model]
     for key, value in given.items():
         flag = "--" + key.replace("_", "-")
         if key in ("attacks", "mask"):

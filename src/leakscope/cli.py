@@ -13,6 +13,8 @@ import typer
 from leakscope.errors import LeakscopeError, UserError
 
 if TYPE_CHECKING:
+    from leakscope.audit_config import AuditConfig
+    from leakscope.auditing import Prepared
     from leakscope.record import AuditRecord
 
 app = typer.Typer(
@@ -98,6 +100,11 @@ def audit(
     config: File = None,
     attacks: Annotated[str | None, Opt(help="all, or names such as 'sima,sima_mc(m=10)'.", show_default=False)] = None,
     timesteps: Annotated[str | None, Opt(help="start:stop:step, stop included; default 10:300:10.", show_default=False)] = None,
+    mask: Annotated[
+        str | None,
+        Opt(help="Latent models: also under influence[:0.4], auto, or the controls random[:0.4], reverse[:0.4].", show_default=False),
+    ] = None,
+    probes: Annotated[int | None, Opt(help="Random probes per image for the influence (8).", show_default=False)] = None,
     calibration: Annotated[
         bool | None, Opt("--calibration/--no-calibration", help="Choose settings on a calibrate half.", show_default=False)
     ] = None,
@@ -141,12 +148,61 @@ def audit(
         return _print(prepared.summary(), as_json, prepared.describe())
     if settings.output is None:
         raise UserError("an audit needs a run folder: give -o RUN")
-    finished = api.run(prepared, settings.output)
-    if finished is None:
-        return _print({"finished": False}, as_json, "this shard is done")
-    finished.save(settings.output, settings.thumbnails)
-    _print_audit(finished.record, settings.output, as_json)
-    api.gate(finished.record, settings)
+    _run_audit(prepared, settings, as_json)
+
+
+@app.command()
+def geometry(
+    model: Annotated[str, typer.Argument(help="A latent model: a diffusers folder or a hub id.", show_default=False)],
+    data: Annotated[str | None, Opt(help="Images; with --split also who is a member.", show_default=False)] = None,
+    split: Annotated[Path | None, Opt(help='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}.', show_default=False)] = None,
+    members: Annotated[str | None, Opt(help="DATA that the model was trained on.", show_default=False)] = None,
+    nonmembers: Annotated[str | None, Opt(help="Held-out DATA from the same source.", show_default=False)] = None,
+    output: Annotated[Path | None, Opt("-o", "--output", help="The output folder.", show_default=False)] = None,
+    config: File = None,
+    probes: Annotated[int | None, Opt(help="Random probes per image for the influence (8).", show_default=False)] = None,
+    top: Annotated[int | None, Opt(help="Singular values in the distortion (20).", show_default=False)] = None,
+    attacks: Annotated[str | None, Opt(help="Attacks that the analyses look at.", show_default=False)] = None,
+    mask: Annotated[str | None, Opt(help="Masks that the analyses look at.", show_default=False)] = None,
+    timesteps: Annotated[str | None, Opt(help="start:stop:step, stop included; default 10:300:10.", show_default=False)] = None,
+    seed: Annotated[int | None, Opt(show_default=False)] = None,
+    batch_size: Annotated[str | None, Opt(help="auto, or images per forward.", show_default=False)] = None,
+    chunk_size: Annotated[int | None, Opt(help="Images per file (128).", show_default=False)] = None,
+    shard: Annotated[str | None, Opt(help="i/n: work on the i-th of n shares.", show_default=False)] = None,
+    limit: Annotated[int | None, Opt(help="At most this many images (a side).", show_default=False)] = None,
+    resize: Annotated[
+        bool | None, Opt("--resize/--no-resize", help="Convert images of another size or colour.", show_default=False)
+    ] = None,
+    skip_unreadable: Annotated[
+        bool | None, Opt("--skip-unreadable/--no-skip-unreadable", help="Leave out damaged files.", show_default=False)
+    ] = None,
+    dtype: Annotated[str | None, Opt(help="float32, float16, bfloat16 or float64.", show_default=False)] = None,
+    device: Annotated[str | None, Opt(help="cpu, cuda, cuda:1, mps; default the first accelerator.", show_default=False)] = None,
+    threads: Annotated[int | None, Opt(help="Chunks worked on side by side, one CPU thread each.", show_default=False)] = None,
+    dry_run: Annotated[bool | None, Opt("--dry-run", help="Check everything and print the plan only.", show_default=False)] = None,
+    thumbnails: Annotated[bool | None, Opt("--thumbnails", help="Show images in the report.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how a decoder stretches each image and latent coordinate, and whether leakage follows. The same command resumes.
+
+    Leaves geometry.parquet (id, distortion) and influence.npy; with members and held-out images also a whole audit.
+    """
+    given = {k: v for k, v in locals().items() if k not in ("config", "as_json")}
+    from leakscope import auditing as api
+    from leakscope.audit_config import GeometryConfig
+    from leakscope.config import build, read_yaml
+
+    settings = build(GeometryConfig, read_yaml(config) if config else {}, given)
+    prepared = api.prepare(settings)
+    if settings.dry_run:
+        return _print(prepared.summary(), as_json, prepared.describe())
+    if settings.output is None:
+        raise UserError("the geometry needs an output folder: give -o DIR")
+    if settings.two_sided:
+        return _run_audit(prepared, settings, as_json)
+    finished = api.measure(prepared, settings.output)
+    text = f"geometry: {settings.output / 'geometry.parquet'}\ninfluence: {settings.output / 'influence.npy'}"
+    _print({"finished": finished, "images": len(prepared.scan.cohort)}, as_json, text if finished else "this shard is done")
 
 
 @app.command()
@@ -236,6 +292,18 @@ def main() -> Never:
         if not error.format_message():  # no command was given: the help is already there
             sys.exit(2)
         _stop(error.format_message(), 2)
+
+
+def _run_audit(prepared: "Prepared", settings: "AuditConfig", as_json: bool) -> None:
+    from leakscope import auditing as api
+
+    assert settings.output is not None
+    finished = api.run(prepared, settings.output)
+    if finished is None:
+        return _print({"finished": False}, as_json, "this shard is done")
+    finished.save(settings.output, settings.thumbnails)
+    _print_audit(finished.record, settings.output, as_json)
+    api.gate(finished.record, settings)
 
 
 def _stop(message: str, code: int) -> Never:

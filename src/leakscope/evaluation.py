@@ -78,17 +78,18 @@ def evaluate_masked(
         result, chosen = max(options, key=lambda option: max((p.auc for p in option[0].per_timestep), default=0.0))
         base = _one_split(unmasked, member, calibrate, split.record.seed)
         oracle = max((r.oracle for r, _ in options), key=lambda o: o.auc or 0.0)
-        gain = _gain((result, chosen.scores), (base, unmasked), member, ~calibrate, split.record.seed)
-        found = {"attack": masked_label(attack, mask), "mask": mask, "mask_ratio": chosen.ratio, "oracle": oracle, "gain": gain}
+        added = gain((result, chosen.scores), (base, unmasked), member, ~calibrate, split.record.seed)
+        found = {"attack": masked_label(attack, mask), "mask": mask, "mask_ratio": chosen.ratio, "oracle": oracle, "gain": added}
         results.append(result.model_copy(update=found))
     result = results[0] if len(results) == 1 else _median(results)
     scores = next(c.scores for c in candidates if c.ratio == result.mask_ratio)
     return result, replace(scores, attack=result.attack)
 
 
-def _gain(
+def gain(
     masked: tuple[Result, Scores], unmasked: tuple[Result, Scores], member: Bool[np.ndarray, " n"], test: Bool[np.ndarray, " n"], seed: int
 ) -> Gain:
+    """What the first of two results adds to the second on the same test images, each at its own settings."""
     columns = [scores.membership[:, scores.timesteps.index(result.timestep)] for result, scores in (masked, unmasked)]
     m, n = (np.stack([column[test & side] for column in columns], axis=1) for side in (member, ~member))
     thresholds = [result.asr.threshold for result, _ in (masked, unmasked)]

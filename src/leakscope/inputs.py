@@ -2,19 +2,21 @@
 
 For a latent model each chunk's latents, and if there are masks their influence, are computed once and kept in the run
 folder until the audit is finished; every attack and a resumed run read them there. They are removed at the end: a decoder
-turns latents back into the private images.
+turns latents back into the private images. `leakscope geometry` keeps influence.npy and geometry.parquet.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from leakscope.data.cohort import Cohort
@@ -22,7 +24,8 @@ from leakscope.data.pixels import ImageShape, fit, to_model
 from leakscope.diffusion.noise import Noise
 from leakscope.errors import UserError
 from leakscope.files import write_atomic
-from leakscope.geometry import influence, keep_mask
+from leakscope.frequencies import energies
+from leakscope.geometry import distortion, influence, keep_mask
 from leakscope.hub import Target
 from leakscope.masks import Mask
 from leakscope.progress import progress
@@ -43,6 +46,7 @@ class Inputs:
     labels: Int64[np.ndarray, " n"] | None = None  # of a class-conditional model
     masks: tuple[Mask, ...] = ()
     probes: int = 8
+    top: int | None = None  # measure distortion, with this many singular values
 
     def auto_batch_size(self) -> int:
         """Images per forward of the denoiser."""
@@ -78,36 +82,45 @@ class Inputs:
         return None if self.labels is None else torch.from_numpy(self.labels[rows]).to(self.target.device)
 
     def prepare(self, folder: Path, chunks: dict[int, range], pool: Executor) -> None:
-        """Computes what `x0` and `influence` read, for the chunks that miss it."""
-        if not self.target.latent:
-            return
-        missing = {c: rows for c, rows in chunks.items() if not all(f.exists() for f in self._files(folder, c))}
-        what = "encoding, influence" if self.masks else "encoding images"
-        total, left = (sum(map(len, part.values())) for part in (chunks, missing))
-        with progress(what, total, "images", done=total - left) as advance:
-            for done in pool.map(partial(self._prepare_chunk, folder), missing, missing.values()):
+        """Computes what `x0`, `influence` and `distortion` read."""
+        what = "geometry" if self.top else "encoding, influence" if self.masks else "encoding images"
+        with progress(what, sum(map(len, chunks.values())), "images") as advance:
+            for done in pool.map(partial(self._prepare_chunk, folder), chunks, chunks.values()):
                 advance(done)
 
     def _prepare_chunk(self, folder: Path, chunk: int, rows: range) -> int:
-        for file, array in zip(self._files(folder, chunk), self.latents_and_influence(rows), strict=True):
-            write_atomic(file, partial(_save, array))
+        files = self._files(folder, chunk)
+        for kind, array in self.measure(rows, [kind for kind, file in files.items() if not file.exists()]).items():
+            write_atomic(files[kind], partial(_save, array))
         return len(rows)
 
-    def latents_and_influence(self, rows: range) -> list[np.ndarray]:
-        """The latents of some images and, with masks, the influence of each coordinate."""
-        z = self.encode(self.pixels(rows))
-        if not self.masks:
-            return [z]
-        noise = self.noise(self.cohort.ids[rows.start : rows.stop], z.shape[1:])
-        return [z, influence(self.target.codec, self.tensor(z), self.probes, noise=noise).cpu().numpy()]
+    def measure(self, rows: range, kinds: Sequence[str]) -> dict[str, np.ndarray]:
+        """What is asked for of some images: "latents", "influence" of each coordinate, "distortion" beside the energies."""
+        images, found = self.pixels(rows), {}
+        z = self.encode(images)
+        noise, codec = self.noise(self.cohort.ids[rows.start : rows.stop], z.shape[1:]), self.target.codec
+        if "distortion" in kinds and self.top:
+            measured = distortion(codec, self.tensor(z), self.top, noise=noise).cpu().numpy()
+            found["distortion"] = np.column_stack([measured, energies(images)])
+        if "influence" in kinds:
+            found["influence"] = influence(codec, self.tensor(z), self.probes, noise=noise).cpu().numpy()
+        return found | {"latents": z}  # last, so that what is there is complete
+
+    def measured(self, folder: Path, chunk: int) -> bool:
+        """Whether a chunk has all of `kinds`."""
+        return all(file.exists() for file in self._files(folder, chunk).values())
 
     def x0(self, folder: Path, chunk: int, rows: range) -> np.ndarray:
         """The latents of one chunk, or its uint8 images."""
-        return _load(self._files(folder, chunk)[0]) if self.target.latent else self.pixels(rows)
+        return _load(self._files(folder, chunk)["latents"]) if self.target.latent else self.pixels(rows)
 
     def influence(self, folder: Path, chunk: int) -> Float[np.ndarray, "n *z"]:
         """The influence of every latent coordinate of one chunk."""
-        return _load(self._files(folder, chunk)[1])
+        return _load(self._files(folder, chunk)["influence"])
+
+    def distortion(self, folder: Path, chunk: int) -> Float64[np.ndarray, "n 3"]:
+        """Distortion, low- and high-frequency energy of the images of one chunk."""
+        return _load(self._files(folder, chunk)["distortion"])
 
     def keep(self, influences: Float[np.ndarray, "b *z"], ids: Sequence[str]) -> list[Float[Tensor, "b *z"]]:
         """The masks of a batch, in the order of `masks`."""
@@ -115,15 +128,41 @@ class Inputs:
         noise = self.noise(ids, influences.shape[1:], "mask")
         return [keep_mask(values, 1 - mask.ratio, mask.control, noise) for mask in self.masks]
 
-    def _files(self, folder: Path, chunk: int) -> list[Path]:
-        kinds = ("latents", "influence") if self.masks else ("latents",)
-        return [folder / kind / f"chunk-{chunk:05d}.npy" for kind in kinds]
+    @property
+    def kinds(self) -> list[str]:
+        """What is computed for every image of a latent model."""
+        return ["latents", *["influence"] * bool(self.masks or self.top), *["distortion"] * bool(self.top)]
+
+    def _files(self, folder: Path, chunk: int) -> dict[str, Path]:
+        return {kind: folder / kind / f"chunk-{chunk:05d}.npy" for kind in self.kinds}
 
 
 def clear(folder: Path) -> None:
-    """Removes the latents and influences of a finished run."""
+    """Removes the latents and influences of a finished run, of which `write_geometry` has made one file."""
     for kind in ("latents", "influence"):
         shutil.rmtree(folder / kind, ignore_errors=True)
+
+
+def write_geometry(inputs: Inputs, folder: Path, chunks: dict[int, range]) -> Float64[np.ndarray, "n 3"]:
+    """Leaves influence.npy and geometry.parquet in `folder`; returns distortion, low- and high-frequency energy of every image."""
+    measured = np.concatenate([inputs.distortion(folder, c) for c in chunks])
+    if not (folder / "influence.npy").exists():
+        write_atomic(folder / "influence.npy", partial(_join, [partial(inputs.influence, folder, c) for c in chunks], len(measured)))
+    table = pa.table({"id": pa.array(inputs.cohort.ids, pa.string()), "distortion": pa.array(measured[:, 0])})
+    write_atomic(folder / "geometry.parquet", partial(pq.write_table, table))
+    return measured
+
+
+def _join(parts: Sequence[Callable[[], np.ndarray]], count: int, path: Path) -> None:
+    """Writes the parts as one array, a part at a time in memory."""
+    whole, at = None, 0
+    for part in (read() for read in parts):
+        if whole is None:
+            whole = np.lib.format.open_memmap(path, "w+", np.float32, (count, *part.shape[1:]))
+        whole[at : at + len(part)] = part
+        at += len(part)
+    if whole is not None:
+        whole.flush()
 
 
 def auto_batch_size(shape: ImageShape, device: str) -> int:

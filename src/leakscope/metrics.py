@@ -81,6 +81,16 @@ def auc_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.n
     return Estimate(value=value, low=value - half, high=value + half, method="paired DeLong")
 
 
+def auc_gap(first: tuple[Sample, Sample], second: tuple[Sample, Sample]) -> Estimate:
+    """AUC of the first (members, nonmembers) minus that of the second, which are other images."""
+    if min(map(len, (*first, *second))) < 2:
+        return Estimate(reason="needs at least 2 members and 2 non-members in each group")
+    value = auc(*first) - auc(*second)
+    variance = sum(part.var(ddof=1) / len(part) for group in (first, second) for part in _placements(*group))
+    half = float(ndtri(1 - ALPHA / 2) * np.sqrt(variance))
+    return Estimate(value=value, low=value - half, high=value + half, method="DeLong, independent groups")
+
+
 def tpr_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.ndarray, "n 2"], fpr: float, seed: int = 0) -> Estimate:
     """TPR of column 0 minus TPR of column 1 at the same false-positive rate, on the same images.
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from leakscope import report
-from leakscope.audit_config import AuditConfig, read_cohort
+from leakscope.audit_config import AuditConfig, GeometryConfig, read_cohort
 from leakscope.config import build
 from leakscope.data.cohort import Cohort
 from leakscope.data.pixels import png
@@ -49,7 +49,8 @@ def rewrite_report(folder: Path, thumbnails: bool) -> AuditRecord:
     """
     record = read_record(folder)
     try:
-        cohort = read_cohort(build(AuditConfig, record.settings)) if thumbnails else None
+        kind = GeometryConfig if record.geometry else AuditConfig
+        cohort = read_cohort(build(kind, record.settings)) if thumbnails else None
     except UserError as error:
         raise UserError(
             f"the images of this audit are not where it read them ({error}); put them back, or leave out --thumbnails"

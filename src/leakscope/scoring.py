@@ -131,17 +131,27 @@ def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
 
 
 def estimate(job: Job, folder: Path | None, share: Worker) -> str:
-    """What is left to this worker and about how long it takes, from one timed round of forwards."""
+    """What is left to this worker and about how long it takes, from one timed round of forwards and of measurements."""
     work = _work(job, share)
-    left = sum(_queries(job, c, k) for c, k in work if folder is None or not job.file(folder, c, k).exists())
-    if not left:
+    todo = [(c, k) for c, k in work if folder is None or not job.file(folder, c, k).exists()]
+    unmeasured = _unmeasured(job, folder, share, todo)
+    if not todo and not unmeasured:
         return "all of it is done" if share.count == 1 else "all of this shard is done"
-    done = sum(_queries(job, c, k) for c, k in work) - left
-    resumed = f", {done:,} queries are done already" if done else ""
-    units = sum(folder is None or not job.file(folder, c, k).exists() for c, k in work)
-    encoding = sum(len(job.rows(c)) for c in range(share.rank, job.chunks, share.count)) * _encoding_seconds(job)
-    seconds = left / _speed(job, min(share.threads, units)) + (0 if done else encoding / share.threads)
+    total, left = (sum(_queries(job, c, k) for c, k in part) for part in (work, todo))
+    resumed = f", {total - left:,} queries are done already" if total - left else ""
+    seconds = left / _speed(job, min(share.threads, len(todo))) if left else 0.0
+    if unmeasured and job.target.latent:
+        seconds += sum(len(job.rows(c)) for c in unmeasured) * _measuring_seconds(job) / min(share.threads, len(unmeasured))
     return f"{_readable(seconds)} left{resumed}"
+
+
+def _unmeasured(job: Job, folder: Path | None, share: Worker, todo: Sequence[tuple[int, int]]) -> list[int]:
+    """This worker's chunks that need their latents, influence or distortion and do not have them yet."""
+    if not job.target.latent:
+        return []
+    wanted = job.inputs.top is not None and not (folder and (folder / "influence.npy").exists())
+    chunks = range(share.rank, job.chunks, share.count) if wanted else sorted({c for c, _ in todo})
+    return [c for c in chunks if folder is None or not job.inputs.measured(folder, c)]
 
 
 def score(job: Job, folder: Path, share: Worker) -> int:
@@ -151,14 +161,17 @@ def score(job: Job, folder: Path, share: Worker) -> int:
     """
     work = _work(job, share)
     todo = [(c, k) for c, k in work if not job.file(folder, c, k).exists()]
+    unmeasured = _unmeasured(job, folder, share, todo)
+    if unmeasured:
+        with _one_thread_each(), _pool(share.threads) as pool, _clear_message(job):
+            job.inputs.prepare(folder, {c: job.rows(c) for c in unmeasured}, pool)
     if todo:
         total, left = (sum(_queries(job, c, k) for c, k in part) for part in (work, todo))
-        with _one_thread_each():
-            with _pool(share.threads) as pool, _clear_message(job):
-                job.inputs.prepare(folder, {c: job.rows(c) for c, _ in todo}, pool)
-            with progress("scoring", total, "queries", done=total - left) as advance:
-                _score_chunks(job, folder, todo, share, advance)
-    return sum(not job.file(folder, c, k).exists() for c in range(job.chunks) for k in range(len(job.attacks)))
+        with _one_thread_each(), progress("scoring", total, "queries", done=total - left) as advance:
+            _score_chunks(job, folder, todo, share, advance)
+    everyone = Worker(0, 1, 1)
+    missing = [(c, k) for c, k in _work(job, everyone) if not job.file(folder, c, k).exists()]
+    return len(missing) + (len(_unmeasured(job, folder, everyone, missing)) if not missing else 0)
 
 
 @contextmanager
@@ -410,14 +423,12 @@ def _speed(job: Job, threads: int) -> float:
     return threads * len(rows) / max(time.monotonic() - started, 1e-9)
 
 
-def _encoding_seconds(job: Job) -> float:
-    """What encoding an image, and measuring its influence for masks, takes; nothing for pixel models."""
-    if not job.target.latent:
-        return 0.0
+def _measuring_seconds(job: Job) -> float:
+    """Seconds to encode an image and to measure what is asked of its geometry."""
     rows = range(min(TIMED_IMAGES, len(job.cohort)))
     with _one_thread_each():
         started = time.monotonic()
-        job.inputs.latents_and_influence(rows)
+        job.inputs.measure(rows, job.inputs.kinds)
     return (time.monotonic() - started) / len(rows)
 
 

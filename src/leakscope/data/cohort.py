@@ -117,6 +117,11 @@ def one_source(source: ImageSource, split: Path, limit: int | None = None, seed:
     return _cohort((source, source), sides, ("", ""), (f"{source.name} [{split}: members]", f"{source.name} [{split}: nonmembers]"))
 
 
+def images_alone(source: ImageSource, limit: int | None = None, seed: int = 0) -> Cohort:
+    """Images of which nothing is said: all on the side of the non-members."""
+    return _cohort((source, source), [[], _positions(source, source.ids, limit, seed)], ("", ""), (source.name, source.name))
+
+
 def _positions(source: ImageSource, ids: tuple[str, ...], limit: int | None, seed: int) -> list[int]:
     """Where `ids`, or `limit` of them drawn by id and seed, stand in the source."""
     position = {image_id: i for i, image_id in enumerate(source.ids)}

@@ -71,7 +71,8 @@ def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable
         )
     kept = cohort.only(readable)
     hashes, features = hashes[: len(kept)], features[: len(kept)]
-    _refuse_too_few(kept)
+    if cohort.member.any():
+        _refuse_too_few(kept)
     _refuse_shared(kept, hashes)
     assert shape is not None
     repeated = len(hashes) - len(np.unique(_keys(hashes)))
