@@ -313,10 +313,9 @@ def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
 
 def _shape(config: dict[str, Any], folder: Path) -> ImageShape | None:
     size, channels = config.get("sample_size"), config.get("in_channels", 3)
-    if config.get("out_channels", 3) not in (channels, 2 * channels):
-        raise UserError(
-            f"a denoiser predicts as many channels as it takes; {folder} has {channels} in and {config.get('out_channels', 3)} out"
-        )
+    out = config.get("out_channels", 3)  # null in a transformer's config means as many as it takes
+    if out not in (channels, 2 * channels, None):
+        raise UserError(f"a denoiser predicts as many channels as it takes; {folder} has {channels} in and {out} out")
     if size is None:
         return None
     sides = [size, size] if isinstance(size, int) else size
