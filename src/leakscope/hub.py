@@ -282,6 +282,7 @@ def _pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     if info["missing_keys"] or info["unexpected_keys"]:
         odd = (list(info["missing_keys"]) + list(info["unexpected_keys"]))[0]
         raise UserError(f"{folder}: the weights do not match config.json (first: {odd}); re-export the model")
+    network.register_to_config(_name_or_path=None)  # else a saved copy would say where it came from, and differ by place
     return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
