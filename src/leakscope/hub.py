@@ -10,6 +10,7 @@ model_index.json is not needed.
 """
 
 import hashlib
+import inspect
 import json
 import os
 from dataclasses import dataclass
@@ -117,6 +118,8 @@ def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
 
 def new_autoencoder(name: str, config: dict[str, Any]) -> torch.nn.Module:
     """An untrained AutoencoderKL or VQModel with `config`; raises `UserError` when diffusers refuses it."""
+    if config.get("lookup_from_codebook"):
+        raise UserError("lookup_from_codebook must be left out: its decoder takes code numbers, which no diffusion model predicts")
     return _new(name, config, "model key")
 
 
@@ -161,7 +164,7 @@ def new_network(config: dict[str, Any]) -> torch.nn.Module:
 
 def _new(name: str, config: dict[str, Any], noun: str) -> Any:
     kind = getattr(_diffusers(), name)
-    allowed = [k for k in kind.__init__.__annotations__ if k != "return"]
+    allowed = [k for k in inspect.signature(kind.__init__).parameters if k != "self"]  # not all of them have annotations
     for key in config:
         if key not in allowed:
             raise unknown(noun, key, allowed)
