@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
@@ -106,11 +107,16 @@ def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
         raise UserError(f"autoencoders must be one of {', '.join(AUTOENCODERS)}; {own} holds a {name or 'config.json without _class_name'}")
     if config.get("lookup_from_codebook"):
         raise UserError(f"{own} decodes code numbers (lookup_from_codebook); its latents are not what a diffusion model works on")
-    if not isinstance(config.get("scaling_factor"), int | float):
+    factor = config.get("scaling_factor")
+    if not isinstance(factor, int | float) or factor is True or not 0 < factor < inf:
         raise UserError(
-            f"{own}/config.json must say scaling_factor, the number that latents were multiplied by when the denoiser was trained "
-            "(0.18215 for Stable Diffusion 1); set it there"
+            f"{own}/config.json must say scaling_factor, the positive number that latents were multiplied by when the denoiser was "
+            f"trained (0.18215 for Stable Diffusion 1); got {factor}: set it there"
         )
+    for key in ("latents_mean", "latents_std"):
+        values, channels = config.get(key), config.get("latent_channels", 4)
+        if values is not None and not (isinstance(values, list) and len(values) == channels):
+            raise UserError(f"{own}/config.json must give {key} as {channels} numbers, one per latent channel, or null; got {values}")
     _refuse_pickles(own)
     network = _pretrained(name, own, DTYPES[dtype]).to(device)
     return _codec(network)
