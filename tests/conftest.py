@@ -57,3 +57,92 @@ def digits() -> np.ndarray:
     from sklearn.datasets import load_digits
 
     return np.rint(load_digits().images * (255 / 16)).astype(np.uint8)[..., None]
+
+
+AUTOENCODERS = {"vae": "vae", "tiny": "vae", "vqvae": "vqvae"}  # the kinds that `latent_folder` makes, and the folder of each
+
+
+@pytest.fixture
+def autoencoder() -> Callable[..., torch.nn.Module]:
+    """An untrained autoencoder of diffusers that halves grey images of 8 x 8: `autoencoder("vqvae", latent_channels=3)`.
+
+    The kinds are vae (AutoencoderKL), tiny (AutoencoderTiny) and vqvae (VQModel). The same keys give the same weights.
+    """
+    from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
+
+    images = {"in_channels": 1, "out_channels": 1, "latent_channels": 4}
+    blocks = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "sample_size": 8,
+    }
+    halves = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8), "num_encoder_blocks": (1, 1)}
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "vae": (AutoencoderKL, {**images, **blocks, "scaling_factor": 0.5}),
+        "tiny": (AutoencoderTiny, {**images, **halves, "num_decoder_blocks": (1, 1), "scaling_factor": 1.3}),
+        "vqvae": (VQModel, {**images, **blocks, "num_vq_embeddings": 16, "scaling_factor": 0.7}),
+    }
+
+    def make(kind: str = "vae", **keys: Any) -> torch.nn.Module:
+        torch.manual_seed(0)
+        network_class, config = kinds[kind]
+        network = network_class(**{**config, **keys})
+        if kind == "vqvae":  # codes among the latents; those of a new network all lie next to zero
+            torch.nn.init.normal_(network.quantize.embedding.weight)
+        return network.eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture
+def tiny_transformer() -> Callable[..., torch.nn.Module]:
+    """An untrained DiT of 10 classes for latents of 4 channels and 4 x 4, with learned variance: `tiny_transformer(out_channels=4)`."""
+    from diffusers import DiTTransformer2DModel
+
+    config = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 4, "out_channels": 8, "num_layers": 1}
+    config |= {"sample_size": 4, "patch_size": 2, "num_embeds_ada_norm": 10, "norm_num_groups": 4}
+
+    def make(**keys: Any) -> torch.nn.Module:
+        torch.manual_seed(0)
+        return DiTTransformer2DModel(**{**config, **keys}).eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture
+def latent_folder(
+    tmp_path: Path,
+    autoencoder: Callable[..., torch.nn.Module],
+    tiny_network: Callable[..., torch.nn.Module],
+    tiny_transformer: Callable[..., torch.nn.Module],
+) -> Callable[..., Path]:
+    """A latent model of grey 8 x 8 images, latents 4 x 4 x 4, each part as diffusers itself writes it:
+
+    `latent_folder("name", kind="vqvae", network="transformer", classes=7, encoder={"scaling_factor": 2.0}, sample_size=8)`.
+    `encoder` are keys of the autoencoder, the others are keys of the denoiser; a transformer has 10 classes by default.
+    """
+    from diffusers import DDPMScheduler
+
+    def make(
+        name: str = "latent",
+        kind: str = "vae",
+        network: str = "unet",
+        classes: int | None = None,
+        encoder: dict[str, Any] | None = None,
+        scheduler: dict[str, Any] | None = None,
+        **keys: Any,
+    ) -> Path:
+        folder = tmp_path / name
+        if network == "transformer":
+            denoiser = tiny_transformer(**{"num_embeds_ada_norm": classes or 10, **keys})
+        else:
+            denoiser = tiny_network(**{"sample_size": 4, "in_channels": 4, "out_channels": 4, "num_class_embeds": classes, **keys})
+        denoiser.save_pretrained(folder / network)
+        autoencoder(kind, **(encoder or {})).save_pretrained(folder / AUTOENCODERS[kind])
+        DDPMScheduler(**(scheduler or {})).save_pretrained(folder / "scheduler")
+        return folder
+
+    return make

@@ -1,5 +1,6 @@
 """Models in diffusers folders: what load() must answer, and what it must refuse in one line that says what to do."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -8,13 +9,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTTransformer2DModel,
+    EulerDiscreteScheduler,
+    LDMPipeline,
+    PNDMScheduler,
+    UNet2DModel,
+    VQModel,
+)
 
 from leakscope.attacks import ATTACKS
 from leakscope.data.pixels import ImageShape
 from leakscope.diffusion.noise import Noise
 from leakscope.errors import UserError
-from leakscope.hub import Target, checked_device, load, new_network, new_scheduler
+from leakscope.hub import (
+    Target,
+    checked_device,
+    codec_of,
+    latent_shape,
+    load,
+    load_codec,
+    new_autoencoder,
+    new_network,
+    new_scheduler,
+    save,
+)
 
 Folders = Callable[..., Path]
 
@@ -278,10 +302,10 @@ def test_another_kind_of_network_is_refused_by_name(model_folder: Folders) -> No
     assert refusal(folder) == f"networks must be one of UNet2DModel, DiTTransformer2DModel; {folder / 'unet'} holds a UNet2DConditionModel"
 
 
-@pytest.mark.parametrize("keys", [{"num_class_embeds": 10}, {"class_embed_type": "timestep"}], ids=str)
-def test_a_class_conditional_model_is_refused(model_folder: Folders, keys: dict) -> None:
-    message = refusal(model_folder(**keys))
-    assert message.endswith("is class-conditional; this version audits unconditional models only")
+@pytest.mark.parametrize("kind", ["timestep", "identity"])
+def test_classes_that_are_no_numbers_are_refused(model_folder: Folders, kind: str) -> None:
+    folder = model_folder(class_embed_type=kind)
+    assert refusal(folder) == f"class_embed_type must be null (labels by number); {folder / 'unet'} says '{kind}'"
 
 
 def test_a_pickle_checkpoint_is_refused_with_the_reason_and_a_way_out(
@@ -429,9 +453,334 @@ def test_a_scheduler_that_diffusers_refuses_says_why() -> None:
         new_scheduler({"beta_schedule": "quadratic"})
 
 
-@pytest.mark.parametrize("part", ["vae", "vqvae", "text_encoder"])
-def test_a_latent_or_text_model_is_not_audited_as_pixels(model_folder, part):
+# --- classes ------------------------------------------------------------------------------------------------------------
+
+
+def labels(*numbers: int) -> torch.Tensor:
+    return torch.tensor(numbers)
+
+
+def test_a_class_conditional_unet_predicts_what_diffusers_predicts_for_the_labels(model_folder: Folders) -> None:
+    folder = model_folder(num_class_embeds=10)
+    target, x_t = load(folder, device="cpu"), images(3, 1, 8, 8)
+    assert target.classes == 10
+    network = UNet2DModel.from_pretrained(folder / "unet").eval().requires_grad_(False)
+    expected = network(x_t, 50, class_labels=labels(0, 4, 9)).sample
+    torch.testing.assert_close(target.denoiser(x_t, 50, labels(0, 4, 9)), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(target.denoiser(x_t, 50, labels(1, 1, 1)), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("keys", [{"network": "unet", "classes": 10}, {"network": "transformer"}], ids=str)
+def test_a_class_conditional_model_without_labels_is_refused_in_one_line(latent_folder: Folders, keys: dict) -> None:
+    target = load(latent_folder(**keys), device="cpu")
+    with pytest.raises(UserError) as caught:
+        target.denoiser(images(2, 4, 4, 4), 50)
+    assert str(caught.value) == "this model takes labels of 10 classes as its condition; got none"
+
+
+def test_an_unconditional_model_with_labels_is_refused_in_one_line(model_folder: Folders) -> None:
+    target = load(model_folder(), device="cpu")
+    assert target.classes is None
+    with pytest.raises(UserError) as caught:
+        target.denoiser(images(2, 1, 8, 8), 50, labels(1, 2))
+    assert str(caught.value) == "this model takes no condition; got one"
+
+
+@pytest.mark.parametrize("out", [4, 8, None], ids=["noise alone", "noise and variance", "as many as it takes"])
+def test_a_transformer_predicts_what_diffusers_predicts_less_its_variance(latent_folder: Folders, out: int | None) -> None:
+    folder = latent_folder(network="transformer", classes=7, out_channels=out)
+    target, z_t = load(folder, device="cpu"), images(3, 4, 4, 4)
+    assert target.classes == 7
+    network = DiTTransformer2DModel.from_pretrained(folder / "transformer").eval().requires_grad_(False)
+    both = network(z_t, torch.full((3,), 50), class_labels=labels(0, 3, 6)).sample
+    assert both.shape == (3, out or 4, 4, 4) and both.std() > 1e-3
+    torch.testing.assert_close(target.denoiser(z_t, 50, labels(0, 3, 6)), both[:, :4], rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_transformer_folders_load_under_their_old_class_name(latent_folder: Folders) -> None:
+    """facebook/DiT-XL-2-256 says Transformer2DModel, with keys of the class it was split from."""
+    folder, z_t = latent_folder(network="transformer"), images(2, 4, 4, 4)
+    before = load(folder, device="cpu").denoiser(z_t, 50, labels(1, 2))
+    edit(folder / "transformer" / "config.json", _class_name="Transformer2DModel", num_vector_embeds=False, only_cross_attention=False)
+    assert torch.equal(load(folder, device="cpu").denoiser(z_t, 50, labels(1, 2)), before)
+
+
+# --- latent models ------------------------------------------------------------------------------------------------------
+
+KINDS = {"vae": AutoencoderKL, "tiny": AutoencoderTiny, "vqvae": VQModel}
+
+
+def encoder_config(folder: Path) -> Path:
+    (part,) = (folder / name for name in ("vae", "vqvae") if (folder / name).is_dir())
+    return part / "config.json"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("network", ["unet", "transformer"])
+def test_every_autoencoder_loads_with_every_network(latent_folder: Folders, kind: str, network: str) -> None:
+    folder = latent_folder(kind=kind, network=network)
+    target = load(folder, device="cpu")
+    assert target.latent
+    assert target.shape == ImageShape(1, 8, 8), "the images, not the latents"
+    z = target.codec.encode(images(2, 1, 8, 8))
+    theirs = KINDS[kind].from_pretrained(encoder_config(folder).parent).eval().requires_grad_(False)
+    encoded = theirs.encode(images(2, 1, 8, 8))
+    h = encoded.latent_dist.mean if kind == "vae" else encoded.latents
+    torch.testing.assert_close(z, h * theirs.config.scaling_factor, rtol=1e-5, atol=1e-6)
+    cond = labels(3, 5) if network == "transformer" else None
+    assert target.classes == (10 if network == "transformer" else None)
+    assert target.denoiser(z, 50, cond).shape == z.shape
+
+
+@pytest.mark.parametrize(("channels", "size"), [(3, 4), (1, 8), (3, (4, 6))], ids=str)
+def test_the_images_of_a_latent_model_are_its_latents_scaled_up(latent_folder: Folders, channels: int, size: int | tuple[int, int]) -> None:
+    folder = latent_folder(sample_size=size, encoder={"in_channels": channels, "out_channels": channels})
+    height, width = (size, size) if isinstance(size, int) else size
+    target = load(folder, device="cpu")
+    assert target.shape == ImageShape(channels, 2 * height, 2 * width)
+    assert target.codec.encode(images(2, channels, 2 * height, 2 * width)).shape == (2, 4, height, width)
+
+
+def test_the_factor_between_images_and_latents_is_that_of_the_autoencoder(latent_folder: Folders) -> None:
+    """SD-like: three halvings, by blocks of its own width."""
+    encoder = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    folder = latent_folder(kind="tiny", encoder={**encoder, "num_encoder_blocks": (1,) * 4, "num_decoder_blocks": (1,) * 4})
+    assert load(folder, device="cpu").shape == ImageShape(1, 32, 32)
+
+
+def test_a_latent_model_of_any_size_has_no_shape(latent_folder: Folders) -> None:
+    target = load(latent_folder(sample_size=None), device="cpu")
+    assert target.shape is None and target.latent
+
+
+def test_a_pixel_model_is_not_latent(model_folder: Folders) -> None:
+    target, x = load(model_folder(), device="cpu"), images(2, 1, 8, 8)
+    assert not target.latent
+    assert target.codec.encode(x) is x
+
+
+@pytest.mark.parametrize(
+    ("dtype", "encoder"), [("float16", torch.float32), ("bfloat16", torch.float32), ("float32", torch.float32), ("float64", torch.float64)]
+)
+def test_an_autoencoder_runs_in_at_least_float32(latent_folder: Folders, dtype: str, encoder: torch.dtype) -> None:
+    target = load(latent_folder(), dtype=dtype, device="cpu")
+    assert {p.dtype for p in target.denoiser.network.parameters()} == {getattr(torch, dtype)}
+    assert {p.dtype for p in target.codec.network.parameters()} == {encoder}
+    z = target.codec.encode(images(2, 1, 8, 8, dtype=target.x_dtype))
+    assert z.dtype == target.codec.decode(z).dtype == target.denoiser(z, 50).dtype == encoder
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_transformer_runs_in_half_precision(latent_folder: Folders, dtype: str) -> None:
+    folder, z_t = latent_folder(network="transformer"), images(2, 4, 4, 4)
+    exact = load(folder, device="cpu").denoiser(z_t, 50, labels(1, 2))
+    torch.testing.assert_close(load(folder, dtype=dtype, device="cpu").denoiser(z_t, 50, labels(1, 2)), exact, rtol=0.1, atol=0.1)
+
+
+def test_the_fingerprint_of_a_pixel_model_is_its_schedule_weights_and_config(model_folder: Folders) -> None:
+    folder, digest = model_folder(), hashlib.sha256()
+    for file in (scheduler_config(folder), weights(folder), unet_config(folder)):
+        digest.update(file.name.encode() + file.read_bytes())
+    assert load(folder, device="cpu").fingerprint == digest.hexdigest()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fingerprint_follows_the_weights_and_config_of_the_autoencoder_and_not_the_place(latent_folder: Folders, kind: str) -> None:
+    first, same = (load(latent_folder(name, kind=kind), device="cpu").fingerprint for name in "ab")
+    assert first == same
+    scaled = load(latent_folder("c", kind=kind, encoder={"scaling_factor": 0.9}), device="cpu").fingerprint
+    folder = latent_folder("d", kind=kind)
+    network = KINDS[kind].from_pretrained(encoder_config(folder).parent)
+    with torch.no_grad():
+        next(network.parameters()).add_(1e-3)
+    before = encoder_config(folder).read_bytes()
+    network.save_pretrained(encoder_config(folder).parent)
+    encoder_config(folder).write_bytes(before)
+    assert len({first, scaled, load(folder, device="cpu").fingerprint}) == 3
+
+
+def test_the_fingerprint_of_a_transformer_follows_its_weights(latent_folder: Folders) -> None:
+    folder = latent_folder(network="transformer")
+    before = load(folder, device="cpu").fingerprint
+    network = DiTTransformer2DModel.from_pretrained(folder / "transformer")
+    with torch.no_grad():
+        network.proj_out_2.bias += 1e-3
+    network.save_pretrained(folder / "transformer")
+    assert load(folder, device="cpu").fingerprint != before
+
+
+@pytest.mark.parametrize("keys", [{"encoder": {"latent_channels": 3}}, {"in_channels": 8, "out_channels": 8}], ids=str)
+def test_an_autoencoder_that_does_not_fit_the_denoiser_is_refused(latent_folder: Folders, keys: dict) -> None:
+    folder = latent_folder(**keys)
+    made, taken = (3, 4) if "encoder" in keys else (4, 8)
+    assert refusal(folder, device="cpu") == (
+        f"the autoencoder and the denoiser must belong together; {folder} makes latents of {made} channels, and its denoiser takes {taken}"
+    )
+
+
+@pytest.mark.parametrize("factor", [None, "0.18215", True, 0, -1.0, float("nan")], ids=repr)
+def test_an_autoencoder_that_does_not_say_its_scaling_factor_is_refused_with_where_to_set_it(
+    latent_folder: Folders, factor: object
+) -> None:
+    """The defaults of diffusers are those of one model, 0.18215, and 1: assuming one would audit other latents."""
+    folder = latent_folder(kind="vqvae")
+    edit(encoder_config(folder), scaling_factor=factor)
+    message = refusal(folder, device="cpu")
+    assert message.startswith(f"{encoder_config(folder)} must say scaling_factor, the positive number that latents were multiplied by")
+    assert message.endswith(f"(0.18215 for Stable Diffusion 1); got {factor}: set it there")
+
+
+def test_two_autoencoders_are_refused(latent_folder: Folders, autoencoder: Callable[..., torch.nn.Module]) -> None:
+    folder = latent_folder(kind="vae")
+    autoencoder("vqvae").save_pretrained(folder / "vqvae")
+    assert refusal(folder, device="cpu") == f"{folder} must hold one autoencoder; it has vae/ and vqvae/"
+
+
+def test_a_pickled_autoencoder_is_refused(latent_folder: Folders, autoencoder: Callable[..., torch.nn.Module]) -> None:
+    folder = latent_folder()
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    autoencoder().save_pretrained(folder / "vae", safe_serialization=False)
+    assert refusal(folder, device="cpu").startswith(
+        f"{folder / 'vae' / 'diffusion_pytorch_model.bin'} is a pickle checkpoint, which runs code when it is opened"
+    )
+
+
+def test_an_autoencoder_without_weights_is_refused(latent_folder: Folders) -> None:
+    folder = latent_folder()
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    assert refusal(folder, device="cpu") == f"{folder / 'vae'} must hold the weights as .safetensors; found none"
+
+
+@pytest.mark.parametrize(("name", "said"), [("AutoencoderDC", "AutoencoderDC"), (None, "config.json without _class_name")])
+def test_another_kind_of_autoencoder_is_refused_by_name(latent_folder: Folders, name: str | None, said: str) -> None:
+    folder = latent_folder()
+    edit(encoder_config(folder), _class_name=name)
+    assert refusal(folder, device="cpu") == (
+        f"autoencoders must be one of AutoencoderKL, AutoencoderTiny, VQModel; {folder / 'vae'} holds a {said}"
+    )
+
+
+def test_an_autoencoder_of_code_numbers_is_refused(latent_folder: Folders) -> None:
+    folder = latent_folder(kind="vqvae", encoder={"lookup_from_codebook": True})
+    assert refusal(folder, device="cpu").startswith(f"{folder / 'vqvae'} decodes code numbers (lookup_from_codebook)")
+
+
+@pytest.mark.parametrize("keys", [{"latents_mean": [0.1, 0.2]}, {"latents_std": [1.0, 2.0, 3.0]}], ids=str)
+def test_latent_statistics_of_another_number_of_channels_are_refused(latent_folder: Folders, keys: dict) -> None:
+    folder = latent_folder()
+    edit(encoder_config(folder), **keys)
+    ((key, values),) = keys.items()
+    assert refusal(folder, device="cpu") == (
+        f"{encoder_config(folder)} must give {key} as 4 numbers, one per latent channel, or null; got {values}"
+    )
+
+
+def test_an_empty_autoencoder_folder_is_refused(model_folder: Folders) -> None:
     folder = model_folder()
+    (folder / "vae").mkdir()
+    assert refusal(folder) == f"{folder} must hold an autoencoder, as vae/ or vqvae/; vae/config.json is missing"
+
+
+def test_a_folder_without_an_autoencoder_gives_no_codec(model_folder: Folders) -> None:
+    folder = model_folder()
+    with pytest.raises(UserError, match=r"must hold an autoencoder, as vae/ or vqvae/; model/config.json is missing"):
+        load_codec(folder)
+
+
+def test_an_autoencoder_loads_from_its_own_folder_too(latent_folder: Folders) -> None:
+    folder, x = latent_folder(), images(2, 1, 8, 8)
+    assert torch.equal(load_codec(folder).encode(x), load_codec(folder / "vae").encode(x))
+
+
+def test_image_sides_become_latent_sides_or_are_refused(latent_folder: Folders) -> None:
+    codec = load_codec(latent_folder())
+    assert latent_shape(codec, ImageShape(1, 8, 12)) == ImageShape(4, 4, 6)
+    with pytest.raises(UserError, match=r"image sides must be multiples of 2 for this autoencoder; got 8 x 9 grey: use --resize"):
+        latent_shape(codec, ImageShape(1, 8, 9))
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "image_encoder"])
+def test_a_model_of_captions_or_image_prompts_is_not_audited_as_one_of_images_alone(latent_folder: Folders, part: str) -> None:
+    folder = latent_folder()
     (folder / part).mkdir()
-    with pytest.raises(UserError, match=f"has a {part}/ folder: it is no plain pixel model"):
-        load(folder, device="cpu")
+    assert refusal(folder) == f"{folder} has a {part}/ folder: this version audits models without text or image prompts only"
+
+
+# --- saving latent models -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def resaved(latent_folder: Folders, tiny_network: Callable[..., torch.nn.Module]) -> Callable[..., tuple[Path, Path]]:
+    """A latent folder as diffusers writes it, and the same model as `save` writes it."""
+
+    def make(kind: str, name: str = "ours") -> tuple[Path, Path]:
+        theirs = latent_folder("theirs", kind=kind, scheduler={"num_train_timesteps": 77})
+        network = tiny_network(sample_size=4, in_channels=4, out_channels=4)
+        save(theirs.parent / name, network, new_scheduler({"num_train_timesteps": 77}), load_codec(theirs))
+        return theirs, theirs.parent / name
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_latent_model_loads_as_the_one_that_was_saved(resaved: Callable[..., tuple[Path, Path]], kind: str) -> None:
+    before, after = (load(folder, device="cpu") for folder in resaved(kind))
+    x = images(2, 1, 8, 8)
+    z = before.codec.encode(x)
+    assert before.shape == after.shape == ImageShape(1, 8, 8)
+    assert torch.equal(after.codec.encode(x), z)
+    assert torch.equal(after.codec.decode(z), before.codec.decode(z))
+    assert torch.equal(after.denoiser(z, 50), before.denoiser(z, 50))
+
+
+@pytest.mark.parametrize(("kind", "part"), [("vae", "vae"), ("tiny", "vae"), ("vqvae", "vqvae")])
+def test_the_parts_of_a_saved_latent_model_load_in_diffusers(resaved: Callable[..., tuple[Path, Path]], kind: str, part: str) -> None:
+    theirs, ours = resaved(kind)
+    x = images(2, 1, 8, 8)
+    first, second = (KINDS[kind].from_pretrained(folder, subfolder=part).eval() for folder in (theirs, ours))
+    assert torch.equal(first(x).sample, second(x).sample)
+    assert second.config.scaling_factor == first.config.scaling_factor
+    assert UNet2DModel.from_pretrained(ours, subfolder="unet").config.sample_size == 4
+    assert DDPMScheduler.from_pretrained(ours, subfolder="scheduler").config.num_train_timesteps == 77
+
+
+def test_a_saved_latent_model_with_codes_is_a_pipeline_of_diffusers(resaved: Callable[..., tuple[Path, Path]]) -> None:
+    pipeline = LDMPipeline.from_pretrained(resaved("vqvae")[1])
+    pipeline.set_progress_bar_config(disable=True)
+    assert isinstance(pipeline.vqvae, VQModel) and isinstance(pipeline.unet, UNet2DModel)
+    assert pipeline.vqvae.config.scaling_factor == 0.7
+    assert np.asarray(pipeline(num_inference_steps=2, output_type="np").images).shape == (1, 8, 8, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_autoencoder_does_not_say_where_it_was_loaded_from(resaved: Callable[..., tuple[Path, Path]], kind: str) -> None:
+    """Else the fingerprint of one and the same model would differ by machine, and tell of it."""
+    theirs, ours = resaved(kind)
+    assert str(theirs.parent) not in encoder_config(ours).read_text()
+
+
+# --- new autoencoders ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKL", "VQModel"])
+def test_a_new_autoencoder_takes_every_key_of_diffusers_and_names_the_nearest_of_another(name: str) -> None:
+    network = new_autoencoder(name, {"mid_block_add_attention": False, "block_out_channels": (8,), "norm_num_groups": 4})
+    assert network.config.mid_block_add_attention is False
+    with pytest.raises(UserError, match="unknown model key 'latent_chanels'; did you mean 'latent_channels'"):
+        new_autoencoder(name, {"latent_chanels": 4})
+    with pytest.raises(UserError, match=f"diffusers refuses this {name} configuration: "):
+        new_autoencoder(name, {"down_block_types": ("NoBlock",)})
+
+
+def test_a_new_autoencoder_of_code_numbers_is_refused() -> None:
+    with pytest.raises(UserError, match="lookup_from_codebook must be left out: its decoder takes code numbers"):
+        new_autoencoder("VQModel", {"lookup_from_codebook": True})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_codec_of_a_network_writes_its_scaling_factor_into_the_config(autoencoder: Callable[..., torch.nn.Module], kind: str) -> None:
+    network, x = autoencoder(kind), images(2, 1, 8, 8)
+    once = codec_of(network, 1.0).encode(x)
+    codec = codec_of(network, 0.25)
+    assert codec.network.config.scaling_factor == 0.25
+    torch.testing.assert_close(codec.encode(x), once * 0.25)

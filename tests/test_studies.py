@@ -40,25 +40,30 @@ def raw(tmp_path) -> Path:
     return tmp_path
 
 
-def test_cifar10_members_come_from_the_public_members_and_held_out_images_from_the_rest(raw, tmp_path):
+@pytest.mark.parametrize(("name", "size"), [("cifar10", "MEMBERS"), ("cifar10-latent", "LATENT_MEMBERS")])
+def test_cifar10_members_come_from_the_public_members_and_held_out_images_from_the_rest(raw, tmp_path, monkeypatch, name, size):
     prepare = script("prepare")
+    monkeypatch.setattr(prepare, "LATENT_MEMBERS", 200)  # of the 286 public members here; 1000 of those in the real data
     prepare.cifar10(raw, tmp_path)
-    split = json.loads((tmp_path / "cifar10-split.json").read_text())
+    split = json.loads((tmp_path / f"{name}-split.json").read_text())
     with np.load(raw / "cifar10" / "cifar10-lossless-train4000-test1000.npz") as arrays:
         index = arrays["train_index"]
-    assert len(split["members"]) == prepare.MEMBERS
+    assert len(set(split["members"])) == getattr(prepare, size)
     assert all(index[int(i)] % 2 == 0 for i in split["members"])
     assert sorted(map(int, split["nonmembers"])) == np.flatnonzero(index % 2 == 1).tolist()
     assert np.load(tmp_path / "cifar10.npy").shape == (600, 32, 32, 3)
 
 
-def test_fashion_mnist_sides_are_disjoint_and_of_the_stated_sizes(raw, tmp_path):
+@pytest.mark.parametrize(("name", "size", "side"), [("fashion-mnist", "MEMBERS", 28), ("fashion-mnist-32", "LATENT_MEMBERS", 32)])
+def test_fashion_mnist_sides_are_disjoint_and_of_the_stated_sizes(raw, tmp_path, name, size, side):
     prepare = script("prepare")
     prepare.fashion_mnist(raw, tmp_path)
-    split = json.loads((tmp_path / "fashion-mnist-split.json").read_text())
-    assert (len(split["members"]), len(split["nonmembers"])) == (prepare.MEMBERS, prepare.FASHION_HELD_OUT)
+    split, members = json.loads((tmp_path / f"{name}-split.json").read_text()), getattr(prepare, size)
+    assert (len(split["members"]), len(split["nonmembers"])) == (members, prepare.FASHION_HELD_OUT)
     assert not set(split["members"]) & set(split["nonmembers"])
-    assert np.load(tmp_path / "fashion-mnist.npy").shape == (prepare.MEMBERS + prepare.FASHION_HELD_OUT, 28, 28)
+    images = np.load(tmp_path / f"{name}.npy")
+    assert images.shape == (members + prepare.FASHION_HELD_OUT, side, side)
+    assert side == 28 or images[:, [0, 1, -2, -1]].max() == images[:, :, [0, 1, -2, -1]].max() == 0 < images[:, 2, 2].max()
 
 
 @pytest.mark.parametrize("name", NAMES)

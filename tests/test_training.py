@@ -16,9 +16,12 @@ from safetensors.torch import load_file
 
 import leakscope
 from leakscope import hub
+from leakscope.data.pixels import ImageShape, to_model
+from leakscope.data.sources import ImageSource, open_source
 from leakscope.errors import UserError
-from leakscope.training import loop
-from leakscope.training.denoiser import DenoisingLoss
+from leakscope.training import images, loop, run
+from leakscope.training.autoencoder import QuantisedLoss, VariationalLoss, autoencoder_config
+from leakscope.training.denoiser import DenoisingLoss, denoiser_task, encode_all, network_config
 
 TINY = {
     "layers_per_block": 1,
@@ -46,8 +49,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
 
 
-def same(first: Path, second: Path, **tolerance) -> bool:
-    one, two = weights(first), weights(second)
+def same(first: Path, second: Path, read=weights, **tolerance) -> bool:
+    one, two = read(first), read(second)
     return all(torch.allclose(one[k], two[k], **tolerance) if tolerance else torch.equal(one[k], two[k]) for k in one)
 
 
@@ -107,30 +110,18 @@ def test_killed_and_resumed_training_equals_uninterrupted(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_under_accelerate_launch_train_the_same_model_as_one(data, tmp_path):
-    yaml = tmp_path / "train.yaml"
-    yaml.write_text(
-        json.dumps({"data": str(data), "steps": 4, "batch_size": 8, "model": TINY, "device": "cpu", "learning_rate": 1e-3, "threads": 1})
-    )
+@pytest.mark.parametrize("kind", ["denoiser", "vae", "vq"])
+def test_two_processes_train_the_same_model_as_one(data, tmp_path, kind):
+    yaml, settings = tmp_path / "train.yaml", {"data": str(data), "kind": kind, "model": MODELS.get(kind, TINY), "learning_rate": 1e-3}
+    yaml.write_text(json.dumps({**settings, "steps": 4, "warmup_steps": 0, "batch_size": 8, "device": "cpu", "threads": 1}))
     arguments = ["-m", "leakscope", "train", "-C", str(yaml), "-o"]
-    one = [sys.executable, *arguments, str(tmp_path / "one")]
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-    ]
-    two = [*launch, "--dynamo_backend", "no", "--main_process_port", "0", *arguments, str(tmp_path / "two")]
-    for command in (one, two):
-        done = subprocess.run(command, capture_output=True, text=True)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for start, output in (([], tmp_path / "one"), (launch, tmp_path / "two")):
+        done = subprocess.run([sys.executable, *start, *arguments, str(output)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    assert same(tmp_path / "one", tmp_path / "two", rtol=1e-3, atol=1e-4)
+    assert (tmp_path / "two" / "checkpoint" / "random_states_1.pkl").exists(), "there was a second process"
+    read = weights if kind == "denoiser" else encoder_weights
+    assert same(tmp_path / "one", tmp_path / "two", read, rtol=1e-3, atol=5e-4), "the weights moved by 4e-3"
 
 
 def test_steps_visit_every_image_once_an_epoch():
@@ -180,7 +171,7 @@ def test_bad_settings_are_one_line(data, tmp_path):
 
 def test_images_that_cannot_be_halved_often_enough_are_refused(tmp_path):
     np.save(tmp_path / "odd.npy", np.zeros((12, 9, 9), dtype=np.uint8))
-    with pytest.raises(UserError, match=r"image sides must be multiples of 2 .*got 9 x 9 grey: use --resize"):
+    with pytest.raises(UserError, match=r"image sides must be multiples of 2 .*got 9 x 9: use --resize"):
         leakscope.train(config(tmp_path / "odd.npy", tmp_path / "model"))
     folder = leakscope.train(config(tmp_path / "odd.npy", tmp_path / "model", resize=8))
     assert leakscope.load(folder, device="cpu").shape.height == 8
@@ -240,3 +231,361 @@ def test_yaml_timesteps_with_colons_stay_text(tmp_path):
     found = read_yaml(tmp_path / "c.yaml")
     assert (found["a"], found["b"], found["c"], found["e"], found["g"]) == ("10:50", "10:300:10", 7, 2.5, True)
     assert (type(found["c"]), found["d"], found["f"]) == (int, 1e-3, 16)
+
+
+# --- autoencoders -------------------------------------------------------------------------------------------------------
+
+AUTOENCODER = {"block_out_channels": [8, 16], "layers_per_block": 1, "latent_channels": 2, "norm_num_groups": 4}
+MODELS = {"vae": AUTOENCODER, "vq": {**AUTOENCODER, "num_vq_embeddings": 64}}
+PARTS = {"vae": "vae", "vq": "vqvae"}
+
+
+def encoder_weights(folder: Path) -> dict[str, torch.Tensor]:
+    (part,) = (folder / name for name in PARTS.values() if (folder / name).is_dir())
+    return load_file(part / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def digits_file(digits, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "digits.npy"
+    np.save(path, digits[:100])
+    return path
+
+
+@pytest.fixture(scope="module", params=PARTS)
+def trained(request, digits_file, tmp_path_factory) -> tuple[str, Path]:
+    """A kind of autoencoder, and the folder of one that was trained for seconds on 80 of 100 digits."""
+    changes = {"kind": request.param, "model": MODELS[request.param], "steps": 150, "batch_size": 16, "learning_rate": 5e-3}
+    changes |= {"checkpoint_every": 150, "train_size": 80, "kl_weight": 1e-4}
+    return request.param, leakscope.train(config(digits_file, tmp_path_factory.mktemp(request.param) / "model", **changes))
+
+
+def members(folder: Path, digits: np.ndarray) -> np.ndarray:
+    """The images that a folder's split names as members."""
+    return digits[[int(i) for i in json.loads((folder / "split.json").read_text())["members"]]]
+
+
+def test_an_autoencoder_learns(trained):
+    _, folder = trained
+    losses = pd.read_csv(folder / "losses.csv").loss
+    assert losses.iloc[-1] < 0.6 * losses.iloc[0]
+
+
+def test_an_autoencoder_leaves_its_folder_its_split_and_its_settings(trained):
+    kind, folder = trained
+    left = {path.name for path in folder.iterdir()}
+    assert left == {PARTS[kind], "split.json", "train.json", "losses.csv", "checkpoint"}
+    split = json.loads((folder / "split.json").read_text())
+    assert len(split["members"]) == 80
+    assert sorted(split["members"] + split["nonmembers"], key=int) == [str(i) for i in range(100)]
+    record = json.loads((folder / "train.json").read_text())
+    assert (record["kind"], record["model"]["latent_channels"], record["model"]["in_channels"]) == (kind, 2, 1)
+
+
+def test_an_autoencoder_loads_in_diffusers(trained):
+    import diffusers
+
+    kind, folder = trained
+    network = {"vae": diffusers.AutoencoderKL, "vq": diffusers.VQModel}[kind].from_pretrained(folder, subfolder=PARTS[kind])
+    assert network.config.sample_size == 8
+
+
+def test_the_latents_of_the_members_have_standard_deviation_one(trained, digits):
+    _, folder = trained
+    codec = hub.load_codec(folder)
+    z = codec.encode(torch.from_numpy(to_model(members(folder, digits))))
+    assert z.shape == (80, 2, 4, 4)
+    assert float(z.double().std(unbiased=False)) == pytest.approx(1, rel=1e-5)
+    unscaled = z / codec.network.config.scaling_factor
+    assert codec.network.config.scaling_factor == pytest.approx(1 / float(unscaled.std(unbiased=False)), rel=1e-5)
+    assert float(unscaled.std()) != pytest.approx(1, rel=0.05), "the test must not pass without a scaling factor"
+
+
+def test_a_round_trip_costs_about_what_training_reported(trained, digits):
+    """The loss adds to the reconstruction its noise (vae) or the distance to the codes (vq), so it is somewhat larger."""
+    _, folder = trained
+    codec, x = hub.load_codec(folder), torch.from_numpy(to_model(members(folder, digits)))
+    error = float((codec.decode(codec.snap(codec.encode(x))) - x).abs().mean())
+    reported = pd.read_csv(folder / "losses.csv").loss.iloc[-1]
+    blank = float((x - x.median(dim=0).values).abs().mean())
+    assert 0.4 * reported < error < 1.1 * reported
+    assert error < 0.7 * blank, "it knows more than the median image"
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_longer_autoencoder_run_continues_a_shorter_one_exactly(data, tmp_path, kind):
+    changes = {"kind": kind, "model": MODELS[kind], "ema_decay": 0.9}
+    once = leakscope.train(config(data, tmp_path / "once", **changes))
+    twice = leakscope.train(config(data, tmp_path / "twice", **{**changes, "steps": 3}))
+    assert not same(once, twice, encoder_weights)
+    leakscope.train(config(data, twice, **changes))
+    assert same(once, twice, encoder_weights)
+    assert (once / PARTS[kind] / "config.json").read_text() == (twice / PARTS[kind] / "config.json").read_text()
+    with pytest.raises(UserError, match=r"holds another training run"):
+        leakscope.train(config(data, once, **{**changes, "model": {**MODELS[kind], "latent_channels": 3}}))
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_the_seed_decides_the_autoencoder(data, tmp_path, kind):
+    changes = {"kind": kind, "model": MODELS[kind], "steps": 2}
+    a, b, c = (leakscope.train(config(data, tmp_path / name, seed=seed, **changes)) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert same(a, b, encoder_weights)
+    assert not same(a, c, encoder_weights)
+
+
+def double(name: str, **keys) -> torch.nn.Module:
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    return hub.new_autoencoder(name, {"in_channels": 1, "out_channels": 1, **blocks, **AUTOENCODER, **keys}).double()
+
+
+def agree_with_their_derivatives(loss: torch.Tensor, expected: torch.Tensor, network: torch.nn.Module) -> None:
+    """The losses are float32 at the end; the derivatives follow from them, with respect to every weight."""
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    ours, theirs = (torch.autograd.grad(value, parameters, retain_graph=True) for value in (loss, expected))
+    for name, one, two in zip(names, ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
+    assert max(float(two.abs().max()) for two in theirs) > 1e-4
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.01, 4.0])
+def test_the_variational_loss_is_l1_and_the_mean_divergence_over_latent_coordinates(beta):
+    network, generator = double("AutoencoderKL"), torch.Generator().manual_seed(0)
+    x = torch.rand(3, 1, 8, 8, generator=generator, dtype=torch.float64) * 2 - 1
+    e = torch.randn(3, 2, 4, 4, generator=generator, dtype=torch.float64)
+    mean, logvar = network.quant_conv(network.encoder(x)).chunk(2, dim=1)
+    sigma = (logvar / 2).exp()
+    image = network.decoder(network.post_quant_conv(mean + sigma * e))
+    divergence = -sigma.log() + (sigma**2 + mean**2) / 2 - 1 / 2
+    expected = (x - image).abs().mean() + beta * divergence.mean()
+    agree_with_their_derivatives(VariationalLoss(network, beta)(x, None, e), expected, network)
+
+
+def test_the_quantised_loss_is_l1_and_codes_to_latents_and_a_quarter_of_latents_to_codes():
+    """By its derivatives too: the two distances are one number, and only the weights of their derivatives tell them apart."""
+    network, generator = double("VQModel", num_vq_embeddings=16), torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(network.quantize.embedding.weight, std=0.3, generator=generator)
+    x = torch.rand(3, 1, 8, 8, generator=generator, dtype=torch.float64) * 2 - 1
+    h = network.quant_conv(network.encoder(x))
+    codes, vectors = network.quantize.embedding.weight, h.permute(0, 2, 3, 1).reshape(-1, 2)
+    nearest = (vectors[:, None] - codes[None]).square().sum(-1).argmin(1)
+    assert len(nearest.unique()) > 3
+    code = codes[nearest].reshape(3, 4, 4, 2).permute(0, 3, 1, 2)
+    image = network.decoder(network.post_quant_conv(h + (code - h).detach()))
+    distances = (code - h.detach()).square().mean() + (code.detach() - h).square().mean() / 4
+    agree_with_their_derivatives(QuantisedLoss(network)(x, None), (x - image).abs().mean() + distances, network)
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_an_autoencoder_of_images_that_cannot_be_halved_often_enough_is_refused(tmp_path, kind):
+    np.save(tmp_path / "odd.npy", np.zeros((12, 8, 10), dtype=np.uint8))
+    model = {**MODELS[kind], "block_out_channels": [8, 8, 8]}
+    with pytest.raises(UserError, match=r"image sides must be multiples of 4 for a network of 3 levels; got 8 x 10: use --resize"):
+        leakscope.train(config(tmp_path / "odd.npy", tmp_path / "model", kind=kind, model=model))
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_images_of_an_autoencoder_need_not_be_square(tmp_path, kind):
+    np.save(tmp_path / "wide.npy", np.random.default_rng(0).integers(0, 256, (6, 8, 12, 3), dtype=np.uint8))
+    folder = leakscope.train(config(tmp_path / "wide.npy", tmp_path / "model", kind=kind, model=MODELS[kind], steps=1))
+    assert hub.load_codec(folder).encode(torch.zeros(1, 3, 8, 12)).shape == (1, 2, 4, 6)
+
+
+def test_settings_that_do_not_fit_the_kind_are_one_line(data, tmp_path, trained):
+    _, folder = trained
+    cases = [
+        ({"kind": "vae", "autoencoder": folder}, "--autoencoder is for a denoiser of latents, and this trains a vae; leave it out"),
+        ({"kind": "vq", "autoencoder": folder}, "--autoencoder is for a denoiser of latents, and this trains a vq; leave it out"),
+        ({"autoencoder": folder, "flip": True}, "latents cannot be flipped like pixels; leave out --flip, or flip the images themselves"),
+        ({"kind": "gan"}, "kind: .*'denoiser', 'vae' or 'vq'; got 'gan'"),
+        ({"kl_weight": -1}, "kl_weight: .*greater than or equal to 0; got -1"),
+        ({"kind": "vae", "model": {**AUTOENCODER, "latent_chanels": 4}}, "unknown model key 'latent_chanels'; did you mean"),
+        ({"kind": "vae", "model": {**AUTOENCODER, "norm_num_groups": 3}}, "diffusers refuses this AutoencoderKL configuration"),
+        ({"autoencoder": tmp_path / "nowhere"}, "nowhere must hold an autoencoder, as vae/ or vqvae/"),
+    ]
+    for change, message in cases:
+        with pytest.raises(UserError, match=message) as caught:
+            leakscope.train(config(data, tmp_path / "model", **change))
+        assert "\n" not in str(caught.value)
+
+
+# --- denoisers of latents -----------------------------------------------------------------------------------------------
+
+
+def test_a_denoiser_of_latents_leaves_the_autoencoder_as_it_was_and_a_model_that_loads(trained, digits_file, tmp_path):
+    kind, autoencoder = trained
+    folder = leakscope.train(config(digits_file, tmp_path / "model", autoencoder=autoencoder, ema_decay=0.9))
+    assert same(folder, autoencoder, encoder_weights)
+    target = leakscope.load(folder, device="cpu")
+    assert target.shape == ImageShape(1, 8, 8) and target.latent
+    assert target.codec.network.config.scaling_factor == hub.load_codec(autoencoder).network.config.scaling_factor
+    x = torch.from_numpy(to_model(IMAGES[:2, ..., None]))
+    z = target.codec.encode(x)
+    assert torch.equal(z, hub.load_codec(autoencoder).encode(x))
+    assert target.denoiser(z, 50).shape == z.shape == (2, 2, 4, 4)
+    assert str(tmp_path) not in (folder / PARTS[kind] / "config.json").read_text()
+
+
+@pytest.mark.parametrize("part", ["", "part"])
+def test_a_denoiser_of_latents_takes_the_split_of_the_autoencoder_unless_told_otherwise(trained, digits_file, tmp_path, part):
+    kind, autoencoder = trained
+    given = autoencoder / (part and PARTS[kind])
+    own, train_size, split = tmp_path / "split.json", tmp_path / "train_size", tmp_path / "split"
+    own.write_text(json.dumps({"members": ["1", "2", "3", "4"], "nonmembers": ["9"]}))
+    of = lambda folder: json.loads((folder / "split.json").read_text())
+    train = lambda output, **changes: leakscope.train(config(digits_file, output, autoencoder=given, steps=1, **changes))
+    assert of(train(tmp_path / "none")) == of(autoencoder)
+    assert len(of(train(train_size, train_size=10))["members"]) == 10
+    assert of(train(split, split=own)) == json.loads(own.read_text())
+
+
+def test_a_denoiser_of_latents_trains_on_the_codecs_latents_of_the_members(trained, digits_file, tmp_path, digits):
+    _, autoencoder = trained
+    codec, settings = hub.load_codec(autoencoder), config(digits_file, tmp_path / "model", autoencoder=autoencoder)
+    data = images.read_training_data(settings, ImageShape(1, 8, 8))
+    network = network_config(settings, ImageShape(2, 4, 4))
+    task = denoiser_task(settings, network, data, codec)
+    expected = codec.encode(torch.from_numpy(to_model(members(autoencoder, digits)))).numpy()
+    assert task.inputs.dtype == np.float32
+    np.testing.assert_allclose(task.inputs, expected, rtol=1e-4, atol=1e-5)
+    t, noise = task.draw(3, torch.Generator().manual_seed(0))
+    assert t.shape == (3,) and noise.shape == (3, 2, 4, 4)
+
+
+def test_encoding_a_batch_at_a_time_keeps_every_image_in_its_place(trained, digits):
+    codec = hub.load_codec(trained[1])
+    whole = codec.encode(torch.from_numpy(to_model(digits[:130]))).numpy()
+    np.testing.assert_allclose(encode_all(codec, digits[:130]), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_longer_run_on_latents_continues_a_shorter_one_exactly(trained, digits_file, tmp_path):
+    _, autoencoder = trained
+    changes = {"autoencoder": autoencoder, "ema_decay": 0.9}
+    once = leakscope.train(config(digits_file, tmp_path / "once", **changes))
+    twice = leakscope.train(config(digits_file, tmp_path / "twice", steps=3, **changes))
+    leakscope.train(config(digits_file, twice, **changes))
+    assert same(once, twice)
+
+
+def test_images_that_the_autoencoder_cannot_divide_are_refused(trained, tmp_path):
+    np.save(tmp_path / "odd.npy", np.zeros((12, 9, 9), dtype=np.uint8))
+    with pytest.raises(UserError, match=r"image sides must be multiples of 2 for this autoencoder; got 9 x 9 grey: use --resize"):
+        leakscope.train(config(tmp_path / "odd.npy", tmp_path / "model", autoencoder=trained[1]))
+
+
+def test_latents_that_cannot_be_halved_often_enough_are_refused(trained, digits_file, tmp_path):
+    blocks = {"down_block_types": ["DownBlock2D"] * 4, "up_block_types": ["UpBlock2D"] * 4, "block_out_channels": [8] * 4}
+    with pytest.raises(UserError, match=r"latent sides must be multiples of 8 for a network of 4 levels; got 4 x 4: use --resize"):
+        leakscope.train(config(digits_file, tmp_path / "model", autoencoder=trained[1], model={**TINY, **blocks}))
+
+
+def test_grey_images_are_refused_by_an_autoencoder_of_colours_unless_they_are_converted(digits_file, data, tmp_path):
+    np.save(tmp_path / "rgb.npy", np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8))
+    autoencoder = leakscope.train(config(tmp_path / "rgb.npy", tmp_path / "vae", kind="vae", model=AUTOENCODER, steps=1))
+    with pytest.raises(UserError, match="is 8 x 8 grey, the model takes 8 x 8 RGB; --resize converts it"):
+        leakscope.train(config(data, tmp_path / "model", autoencoder=autoencoder))
+    folder = leakscope.train(config(data, tmp_path / "model", autoencoder=autoencoder, resize=8, steps=1))
+    assert leakscope.load(folder, device="cpu").shape == ImageShape(3, 8, 8)
+
+
+def test_an_autoencoder_folder_is_not_overwritten_by_a_denoiser(trained, digits_file):
+    _, autoencoder = trained
+    with pytest.raises(UserError, match=r"holds another training run \(kind was '(vae|vq)', now 'denoiser'"):
+        leakscope.train(config(digits_file, autoencoder, autoencoder=autoencoder))
+
+
+# --- classes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled(monkeypatch, data):
+    """Makes the data of `config` have labels."""
+
+    def label(labels: tuple[int, ...]) -> None:
+        source = open_source(str(data))
+        for module in (run, images):
+            monkeypatch.setattr(module, "open_source", lambda _: ImageSource(source.name, source.ids, source.read, labels))
+
+    return label
+
+
+CONDITIONAL = {**TINY, "num_class_embeds": 10}
+
+
+def test_a_class_conditional_denoiser_sees_every_image_with_its_label(data, tmp_path, labelled, monkeypatch):
+    labelled(tuple(i % 10 for i in range(30)))
+    seen, forward = [], DenoisingLoss.forward
+
+    def watched(self, x0, labels, t, noise):
+        seen.extend(zip(x0.clone(), labels.tolist(), strict=True))
+        return forward(self, x0, labels, t, noise)
+
+    monkeypatch.setattr(DenoisingLoss, "forward", watched)
+    folder = leakscope.train(config(data, tmp_path / "model", model=CONDITIONAL, train_size=20))
+    everything = torch.from_numpy(to_model(IMAGES[..., None]))
+    trained_on = set()
+    for x0, label in seen:
+        (i,) = [i for i in range(30) if torch.equal(x0, everything[i])]
+        assert label == i % 10
+        trained_on.add(str(i))
+    assert len(seen) == 24 and trained_on == set(json.loads((folder / "split.json").read_text())["members"])
+
+
+def test_a_class_conditional_denoiser_learns_its_classes_and_loads(data, tmp_path, labelled):
+    labelled(tuple(i % 10 for i in range(30)))
+    folder = leakscope.train(config(data, tmp_path / "model", model=CONDITIONAL))
+    target = leakscope.load(folder, device="cpu")
+    assert target.classes == 10
+    x = torch.zeros(2, 1, 8, 8)
+    assert not torch.allclose(target.denoiser(x, 50, torch.tensor([1, 2])), target.denoiser(x, 50, torch.tensor([3, 4])))
+    again = leakscope.train(config(data, tmp_path / "again", model=CONDITIONAL))
+    assert same(folder, again)
+    moved = tuple((i + 1) % 10 for i in range(30))
+    labelled(moved)
+    assert not same(folder, leakscope.train(config(data, tmp_path / "moved", model=CONDITIONAL)))
+
+
+def test_a_class_conditional_denoiser_of_latents_trains_and_loads(trained, data, tmp_path, labelled):
+    labelled(tuple(i % 10 for i in range(30)))
+    settings = config(data, tmp_path / "model", model=CONDITIONAL, autoencoder=trained[1], train_size=20, steps=2)
+    target = leakscope.load(leakscope.train(settings), device="cpu")
+    assert target.classes == 10 and target.latent
+
+
+def test_labels_are_left_alone_by_a_denoiser_without_classes(data, tmp_path, labelled):
+    labelled(tuple(range(100, 130)))
+    assert leakscope.load(leakscope.train(config(data, tmp_path / "model", steps=1)), device="cpu").classes is None
+
+
+def test_class_conditional_training_without_labels_is_refused(data, tmp_path):
+    with pytest.raises(UserError, match="num_class_embeds is 10, so the data must have labels, one per image; it has none"):
+        leakscope.train(config(data, tmp_path / "model", model=CONDITIONAL))
+
+
+@pytest.mark.parametrize("worst", [10, 99, -1])
+def test_a_label_out_of_range_is_refused(data, tmp_path, labelled, worst):
+    labelled((*range(10), worst, *range(9), *range(10)))
+    with pytest.raises(UserError, match=rf"labels must lie in \[0, 10\), the model's num_class_embeds; got {worst}"):
+        leakscope.train(config(data, tmp_path / "model", model=CONDITIONAL))
+
+
+# --- presets of latent models -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("preset", "name"), [("vae", "AutoencoderKL"), ("vq", "VQModel")])
+@pytest.mark.parametrize("side", [28, 32, 64])
+def test_the_autoencoder_presets_make_images_four_times_smaller_with_four_channels(tmp_path, preset, name, side):
+    settings = leakscope.train_config(preset, data="x.npy", output=tmp_path)
+    assert settings.kind == preset
+    network = hub.new_autoencoder(name, autoencoder_config(settings, ImageShape(3, side, side)))
+    assert hub.latent_shape(hub.codec_of(network, 1.0), ImageShape(3, side, side)) == ImageShape(4, side // 4, side // 4)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(0.8e6, rel=0.05), "the size that the preset states"
+
+
+def test_the_latent_preset_trains_on_the_latents_of_an_autoencoder(trained, digits_file, tmp_path):
+    flags = {"data": str(digits_file), "output": tmp_path / "model", "autoencoder": trained[1], "device": "cpu", "threads": 1}
+    folder = leakscope.train(leakscope.train_config("latent", steps=1, batch_size=2, **flags))
+    target = leakscope.load(folder, device="cpu")
+    assert target.shape == ImageShape(1, 8, 8) and target.latent
+    assert sum(p.numel() for p in target.denoiser.network.parameters()) == pytest.approx(4.4e6, rel=0.05), "the size that it states"

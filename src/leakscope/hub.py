@@ -10,9 +10,11 @@ model_index.json is not needed.
 """
 
 import hashlib
+import inspect
 import json
 import os
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
@@ -105,11 +107,16 @@ def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
         raise UserError(f"autoencoders must be one of {', '.join(AUTOENCODERS)}; {own} holds a {name or 'config.json without _class_name'}")
     if config.get("lookup_from_codebook"):
         raise UserError(f"{own} decodes code numbers (lookup_from_codebook); its latents are not what a diffusion model works on")
-    if not isinstance(config.get("scaling_factor"), int | float):
+    factor = config.get("scaling_factor")
+    if not isinstance(factor, int | float) or factor is True or not 0 < factor < inf:
         raise UserError(
-            f"{own}/config.json must say scaling_factor, the number that latents were multiplied by when the denoiser was trained "
-            "(0.18215 for Stable Diffusion 1); set it there"
+            f"{own}/config.json must say scaling_factor, the positive number that latents were multiplied by when the denoiser was "
+            f"trained (0.18215 for Stable Diffusion 1); got {factor}: set it there"
         )
+    for key in ("latents_mean", "latents_std"):
+        values, channels = config.get(key), config.get("latent_channels", 4)
+        if values is not None and not (isinstance(values, list) and len(values) == channels):
+            raise UserError(f"{own}/config.json must give {key} as {channels} numbers, one per latent channel, or null; got {values}")
     _refuse_pickles(own)
     network = _pretrained(name, own, DTYPES[dtype]).to(device)
     return _codec(network)
@@ -117,6 +124,8 @@ def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
 
 def new_autoencoder(name: str, config: dict[str, Any]) -> torch.nn.Module:
     """An untrained AutoencoderKL or VQModel with `config`; raises `UserError` when diffusers refuses it."""
+    if config.get("lookup_from_codebook"):
+        raise UserError("lookup_from_codebook must be left out: its decoder takes code numbers, which no diffusion model predicts")
     return _new(name, config, "model key")
 
 
@@ -161,7 +170,7 @@ def new_network(config: dict[str, Any]) -> torch.nn.Module:
 
 def _new(name: str, config: dict[str, Any], noun: str) -> Any:
     kind = getattr(_diffusers(), name)
-    allowed = [k for k in kind.__init__.__annotations__ if k != "return"]
+    allowed = [k for k in inspect.signature(kind.__init__).parameters if k != "self"]  # not all of them have annotations
     for key in config:
         if key not in allowed:
             raise unknown(noun, key, allowed)
@@ -282,6 +291,7 @@ def _pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     if info["missing_keys"] or info["unexpected_keys"]:
         odd = (list(info["missing_keys"]) + list(info["unexpected_keys"]))[0]
         raise UserError(f"{folder}: the weights do not match config.json (first: {odd}); re-export the model")
+    network.register_to_config(_name_or_path=None)  # else a saved copy would say where it came from, and differ by place
     return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
@@ -313,10 +323,9 @@ def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
 
 def _shape(config: dict[str, Any], folder: Path) -> ImageShape | None:
     size, channels = config.get("sample_size"), config.get("in_channels", 3)
-    if config.get("out_channels", 3) not in (channels, 2 * channels):
-        raise UserError(
-            f"a denoiser predicts as many channels as it takes; {folder} has {channels} in and {config.get('out_channels', 3)} out"
-        )
+    out = config.get("out_channels", 3)  # null in a transformer's config means as many as it takes
+    if out not in (channels, 2 * channels, None):
+        raise UserError(f"a denoiser predicts as many channels as it takes; {folder} has {channels} in and {out} out")
     if size is None:
         return None
     sides = [size, size] if isinstance(size, int) else size

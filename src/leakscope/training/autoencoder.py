@@ -43,12 +43,13 @@ class QuantisedLoss(torch.nn.Module):
 
     def __init__(self, network: Any) -> None:
         super().__init__()
+        network.quantize.legacy = False  # diffusers' default has the 1/4 on the other term
         self.network = network
 
     def forward(self, x: Float[Tensor, "b *x"], labels: None) -> Float[Tensor, ""]:
-        codes, commitment, _ = self.network.quantize(self.network.encode(x).latents)
+        codes, distance, _ = self.network.quantize(self.network.encode(x).latents)
         image = self.network.decode(codes, force_not_quantize=True).sample
-        return (image.float() - x).abs().mean() + commitment.float()
+        return (image.float() - x).abs().mean() + distance.float()
 
 
 def autoencoder_config(config: TrainConfig, shape: ImageShape) -> dict[str, Any]:

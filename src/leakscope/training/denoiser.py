@@ -54,16 +54,16 @@ def network_config(config: TrainConfig, shape: ImageShape) -> dict[str, Any]:
     """The UNet2DModel configuration for inputs of `shape`; raises `UserError` when they cannot be halved often enough."""
     size = shape.height if shape.height == shape.width else [shape.height, shape.width]
     full = {"sample_size": size, "in_channels": shape.channels, "out_channels": shape.channels, **config.model}
-    check_depth(len(full.get("block_out_channels", (0,) * 4)), shape)
+    check_depth(len(full.get("block_out_channels", (0,) * 4)), shape, "latent" if config.autoencoder else "image")
     return full
 
 
-def check_depth(levels: int, shape: ImageShape) -> None:
+def check_depth(levels: int, shape: ImageShape, what: str = "image") -> None:
     """Raises `UserError` unless the sides of `shape` can be halved `levels` - 1 times."""
     step = 2 ** (levels - 1)
     if shape.height % step or shape.width % step:
         raise UserError(
-            f"image sides must be multiples of {step} for a network of {levels} levels; got {shape}: "
+            f"{what} sides must be multiples of {step} for a network of {levels} levels; got {shape.height} x {shape.width}: "
             "use --resize or a preset with fewer levels"
         )
 

@@ -11,6 +11,7 @@ from leakscope.data.draw import choose_members
 from leakscope.data.pixels import ImageShape, fit, shape_of
 from leakscope.data.sources import SKIP_HINT, ImageSource, UnreadableImage, open_source
 from leakscope.errors import UserError
+from leakscope.hub import AUTOENCODER_FOLDERS
 from leakscope.progress import progress
 from leakscope.training.settings import TrainConfig
 
@@ -62,5 +63,7 @@ def _sides(source: ImageSource, config: TrainConfig) -> tuple[tuple[str, ...], t
 
 def _split_of(autoencoder: Path | None) -> Path | None:
     """The split that an autoencoder was trained with: a denoiser of its latents is meant for the same members."""
-    path = autoencoder / "split.json" if autoencoder else None
-    return path if path and path.is_file() else None
+    if autoencoder is None:
+        return None
+    path = (autoencoder.parent if autoencoder.name in AUTOENCODER_FOLDERS else autoencoder) / "split.json"
+    return path if path.is_file() else None
