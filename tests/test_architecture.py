@@ -66,10 +66,26 @@ def test_only_the_hub_imports_diffusers():
     assert users == {"hub.py"}
 
 
-def test_help_and_metrics_do_not_load_torch():
-    code = "import sys, leakscope.cli, leakscope.score_file; print(sorted({'torch', 'diffusers', 'sklearn'} & set(sys.modules)))"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "[]"
+UNNEEDED = {"PIL", "pandas", "pyarrow", "matplotlib", "jinja2", "sklearn", "scipy.stats", "datasets"} | TORCH
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["metrics", "scores.csv"], ["metrics", "scores.csv", "--json"]], ids=" ".join)
+def test_help_and_metrics_load_only_what_they_use(tmp_path, arguments):
+    rows = [f"{i},{i % 2},{i * 0.61 % 1}" for i in range(40)]
+    (tmp_path / "scores.csv").write_text("\n".join(["id,member,score", *rows]))
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = ['leakscope', *{arguments}]\n"
+        "try:\n    runpy.run_module('leakscope', run_name='__main__')\n"
+        "except SystemExit as stop:\n    assert not stop.code\n"
+        "print(*sorted(sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stderr.split())
+    assert "leakscope.cli" in loaded
+    assert loaded.isdisjoint(UNNEEDED)
+    assert "--json" not in arguments or "leakscope.report" not in loaded
 
 
 def test_public_names_resolve():

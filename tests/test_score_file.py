@@ -76,6 +76,14 @@ def test_members_of_a_parquet_file_may_be_booleans(tmp_path):
     assert evaluate_file(path).auc == metrics.auc_estimate(*sides(frame))
 
 
+def test_blank_lines_quotes_and_a_byte_order_mark_change_nothing(tmp_path):
+    frame = table()
+    plain = write(frame, tmp_path / "a.csv")
+    lines = [f'"{line.partition(",")[0]}",{line.partition(",")[2]}\r\n\r\n' for line in plain.read_text().splitlines()]
+    (tmp_path / "b.csv").write_bytes(b"\xef\xbb\xbf" + "".join(lines).encode())
+    assert evaluate_file(tmp_path / "b.csv") == evaluate_file(plain)
+
+
 def test_integer_scores_and_further_columns_are_accepted(tmp_path):
     frame = table()
     frame["score"] = (frame["score"] * 5).astype(int)
@@ -139,7 +147,7 @@ BAD = {
     "nan score": (GOOD.replace("0.25", "nan"), r"scores must be finite numbers; 1 of 2 non-member scores are not"),
     "missing score": (GOOD.replace("0.25", ""), r"scores must be finite numbers; 1 of 2 non-member scores are not"),
     "infinite score": (GOOD.replace("2.0", "inf"), r"scores must be finite numbers; 1 of 2 member scores are not"),
-    "score in words": (GOOD.replace("2.0", "high"), r"score must hold numbers"),
+    "score in words": (GOOD.replace("2.0", "high"), "score must hold numbers; got 'high'"),
     "member two": (GOOD.replace("b,0", "b,2"), r"member must be 0 or 1; got 2"),
     "member minus one": (GOOD.replace("b,0", "b,-1"), r"member must be 0 or 1; got -1"),
     "member a half": (GOOD.replace("b,0", "b,0.5"), r"member must be 0 or 1; got 0.5"),
@@ -149,7 +157,7 @@ BAD = {
     "only non-members": (GOOD.replace(",1,", ",0,"), r"must hold members and non-members; it has 0 and 4"),
     "header only": ("id,member,score\n", r"must hold members and non-members; it has 0 and 0"),
     "empty": ("", r"cannot be read \(.*[Ee]mpty"),
-    "ragged": (GOOD + "e,1\n", r"cannot be read \(.*Expected 3 columns, got 2"),
+    "ragged": (GOOD + "e,1\n", "must have 3 columns in every row; row 5 has 2"),
     "column twice": ("id,member,score,score\na,1,2.0,1\nb,0,1.0,1\n", r"score"),
     "everything calibrate": ("id,member,score,part\na,1,2.0,calibrate\nb,0,1.0,calibrate\n", r"test"),
     "unknown part": ("id,member,score,part\na,1,2.0,train\nb,0,1.0,test\nc,1,2.0,test\n", r"part must be calibrate or test; got train"),
@@ -192,7 +200,7 @@ def test_a_bad_parquet_file_gets_the_same_messages_as_a_csv(tmp_path):
         ({"member": 2}, "member must be 0 or 1; got 2"),
         ({"id": "same"}, "must name each id once; it repeats 39"),
         ({"score": np.nan}, "scores must be finite numbers; 20 of 20 member scores are not"),
-        ({"score": "high"}, "score must hold numbers; it is"),
+        ({"score": "high"}, "score must hold numbers; got 'high'"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate_file(write(frame.assign(**change), tmp_path / "a.parquet"))
@@ -257,19 +265,3 @@ def test_the_command_answers_bad_input_with_exit_code_two_and_one_line(tmp_path,
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("leakscope: ")
     assert "Traceback" not in done.stderr
-
-
-def test_the_command_loads_neither_a_model_library_nor_slow_statistics(tmp_path):
-    path = write(table(), tmp_path / "a.csv")
-    program = (
-        "import runpy, sys\n"
-        f"sys.argv = ['leakscope', 'metrics', {str(path)!r}, '--json']\n"
-        "try:\n    runpy.run_module('leakscope', run_name='__main__')\n"
-        "except SystemExit as stop:\n    assert not stop.code\n"
-        "print(*sorted(sys.modules), file=sys.stderr)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    loaded = set(done.stderr.split())
-    assert "leakscope.metrics" in loaded
-    assert loaded.isdisjoint({"torch", "diffusers", "transformers", "scipy.stats", "sklearn", "datasets"})

@@ -215,12 +215,13 @@ def metrics(
     as_json: Json = False,
 ) -> None:
     """The statistics of a score file; needs no model."""
-    from leakscope.report import print_result
     from leakscope.score_file import evaluate_file
 
     result = evaluate_file(file, convention, score)
     if as_json:
         return _print(result.model_dump(), True, "")
+    from leakscope.report import print_result
+
     print_result(result)
 
 

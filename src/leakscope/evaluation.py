@@ -37,7 +37,8 @@ def halves(ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float
     m, n = int(member.sum()), int((~member).sum())
     repeats = REPEATS if calibration and min(m, n) < SMALL_SIDE else 1
     fraction = fraction if calibration else 0.0
-    rows = np.array([calibrate_half(ids, member, fraction, seed, repeat) for repeat in range(repeats)])
+    drawn = [calibrate_half(ids, member, fraction, seed, repeat) for repeat in range(repeats)] if calibration else []
+    rows = np.array(drawn or [np.zeros_like(member)])
     counts = (int(rows[0][member].sum()), int(rows[0][~member].sum()))
     record = Split(
         calibrate_fraction=fraction,
@@ -142,8 +143,10 @@ def evaluate(
         result = evaluate_scores(scores, member, Halves(~test[None], record))
     else:
         whole = evaluate_scores(scores, member, halves(scores.ids, member, 0.2, seed, calibration=False))
-        thresholds = evaluate_scores(scores, member, halves(scores.ids, member, 0.2, seed))
-        result = whole.model_copy(update={"asr": thresholds.asr, "achieved_fpr": thresholds.achieved_fpr})
+        split = halves(scores.ids, member, 0.2, seed)
+        carried = [_carried(*_sides(scores.membership[:, 0], member, calibrate)) for calibrate in split.calibrate]
+        asr, achieved = (_median_record(same) for same in zip(*carried, strict=True))
+        result = whole.model_copy(update={"asr": asr, "achieved_fpr": achieved})
     result = result.model_copy(update={"timestep": None, "per_timestep": (), "oracle": result.oracle.model_copy(update={"timestep": None})})
     return result if convention == "member-exact" else _by_convention(result, m, n, convention)
 
@@ -159,9 +162,7 @@ def _checked(scores: Any, side: str) -> Float64[np.ndarray, " n"]:
 
 
 def _one_split(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"], seed: int) -> Result:
-    membership = scores.membership
-    cal_m, cal_n = membership[calibrate & member], membership[calibrate & ~member]
-    test_m, test_n = membership[~calibrate & member], membership[~calibrate & ~member]
+    cal_m, cal_n, test_m, test_n = _sides(scores.membership, member, calibrate)
     calibrated = bool(len(cal_m) and len(cal_n))
     if not calibrated and len(scores.timesteps) > 1:
         raise UserError(f"{scores.attack}: without a calibrate half there must be one timestep; got {len(scores.timesteps)}")
@@ -170,11 +171,7 @@ def _one_split(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[n
     )
     chosen = int(np.argmax([point.auc for point in per_timestep])) if calibrated else 0
     m, n = test_m[:, chosen], test_n[:, chosen]
-    if calibrated:
-        threshold, _ = metrics.best_accuracy(cal_m[:, chosen], cal_n[:, chosen])
-        asr, achieved = metrics.accuracy_at(threshold, m, n), metrics.achieved_fpr(cal_n[:, chosen], n)
-    else:
-        asr, achieved = Accuracy(reason=NO_CALIBRATION), AchievedFPR(reason=NO_CALIBRATION)
+    asr, achieved = _carried(cal_m[:, chosen], cal_n[:, chosen], m, n)
     return Result(
         attack=scores.attack,
         timestep=scores.timesteps[chosen],
@@ -189,6 +186,19 @@ def _one_split(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[n
         n_nonmembers=len(n),
         per_timestep=per_timestep,
     )
+
+
+def _sides(membership: np.ndarray, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> tuple[np.ndarray, ...]:
+    """Members and non-members of the calibrate half, then of the test half."""
+    return tuple(membership[half & side] for half in (calibrate, ~calibrate) for side in (member, ~member))
+
+
+def _carried(cal_m: metrics.Sample, cal_n: metrics.Sample, m: metrics.Sample, n: metrics.Sample) -> tuple[Accuracy, AchievedFPR]:
+    """What thresholds of the calibrate half give on the test half."""
+    if not len(cal_m) or not len(cal_n):
+        return Accuracy(reason=NO_CALIBRATION), AchievedFPR(reason=NO_CALIBRATION)
+    threshold, _ = metrics.best_accuracy(cal_m, cal_n)
+    return metrics.accuracy_at(threshold, m, n), metrics.achieved_fpr(cal_n, n)
 
 
 def _oracle(timesteps: tuple[int, ...], m: Float64[np.ndarray, "m k"], n: Float64[np.ndarray, "n k"]) -> Oracle:
