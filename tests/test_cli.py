@@ -233,7 +233,7 @@ def test_selfcheck_passes_and_says_so(capsys):
     code, out, _ = call(capsys, "selfcheck", "--json")
     assert code == 0
     checks = json.loads(out)
-    assert len(checks) == 7
+    assert len(checks) == len(ATTACKS)
     assert all(check["memoriser"] == 1.0 and check["passed"] for check in checks)
 
 

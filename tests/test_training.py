@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import leakscope
 from leakscope import hub
 from leakscope.data.pixels import ImageShape, to_model
-from leakscope.data.sources import ImageSource, open_source
+from leakscope.data.sources import ImageSource, Labels, open_source
 from leakscope.errors import UserError
 from leakscope.training import images, loop, run
 from leakscope.training.autoencoder import QuantisedLoss, VariationalLoss, autoencoder_config
@@ -373,7 +373,7 @@ def test_the_quantised_loss_is_l1_and_codes_to_latents_and_a_quarter_of_latents_
     assert len(nearest.unique()) > 3
     code = codes[nearest].reshape(3, 4, 4, 2).permute(0, 3, 1, 2)
     image = network.decoder(network.post_quant_conv(h + (code - h).detach()))
-    distances = (code - h.detach()).square().mean() + (code.detach() - h).square().mean() / 4
+    distances = (code - h.detach()).square().mean() / 4 + (code.detach() - h).square().mean()
     agree_with_their_derivatives(QuantisedLoss(network)(x, None), (x - image).abs().mean() + distances, network)
 
 
@@ -505,7 +505,7 @@ def labelled(monkeypatch, data):
     def label(labels: tuple[int, ...]) -> None:
         source = open_source(str(data))
         for module in (run, images):
-            monkeypatch.setattr(module, "open_source", lambda _: ImageSource(source.name, source.ids, source.read, labels))
+            monkeypatch.setattr(module, "open_source", lambda _: ImageSource(source.name, source.ids, source.read, lambda: Labels(labels)))
 
     return label
 

@@ -169,6 +169,9 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
     chosen, masks = choose_attacks(config), choose_masks(config)
     target = target or hub.load(config.model, config.dtype, config.device)
     attacks = tuple(fit_to_schedule(attack, target.denoiser.schedule) for attack in chosen)
+    if target.latent:
+        codec = target.codec
+        attacks = tuple(attack.in_pixels(lambda z: codec.decode(codec.snap(z))) for attack in attacks)
     top = config.top if isinstance(config, GeometryConfig) else None
     if (masks or top) and not target.latent:
         what = "geometry is that" if top else "--mask ranks the latent coordinates"

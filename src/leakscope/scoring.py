@@ -389,9 +389,7 @@ def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: 
 
 
 def _prepared(job: Job, attack: Attack) -> Attack:
-    """The attack with the decoder and what it needs from images of the calibrate half, the same ones in every worker."""
-    codec = job.target.codec
-    attack = attack.in_pixels(lambda z: codec.decode(codec.snap(z))) if job.target.latent else attack
+    """The attack with what it needs from images of the calibrate half, the same ones in every worker."""
     if not attack.needs_preparation:
         return attack
     allowed = job.calibrate if job.calibrate.any() else np.ones(len(job.cohort), dtype=bool)

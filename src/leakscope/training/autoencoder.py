@@ -1,9 +1,10 @@
 """The autoencoders of latent models: a β-VAE and a vector-quantised one, both with an L1 reconstruction.
 
     β-VAE    mean |x - D(h)| + β mean KL(N(μ, σ²) || N(0, 1)),   h = μ + σ e        means over pixels and latent coordinates
-    VQ       mean |x - D(h_q)| + mean |h_q - sg h|² + 1/4 mean |sg h_q - h|²,       gradients straight through h_q = code(h)
+    VQ       mean |x - D(h_q)| + 1/4 mean |h_q - sg h|² + mean |sg h_q - h|²,       gradients straight through h_q = code(h)
 
-Higgins et al. 2017 (β-VAE); van den Oord, Vinyals and Kavukcuoglu 2017, arXiv 1711.00937, eq. 3. The L1 term and the
+Higgins et al. 2017 (β-VAE); van den Oord, Vinyals and Kavukcuoglu 2017, arXiv 1711.00937, eq. 3, with the 1/4 on the
+codebook term, as the original latent diffusion and diffusers' VQModel have it. The L1 term and the
 sizes follow Rao, Qu and Moyer 2025, arXiv 2511.20592, appendix H. When training ends, scaling_factor is set to one over
 the standard deviation of the training latents, as latent diffusion does.
 """
@@ -43,7 +44,6 @@ class QuantisedLoss(torch.nn.Module):
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        network.quantize.legacy = False  # diffusers' default has the 1/4 on the other term
         self.network = network
 
     def forward(self, x: Float[Tensor, "b *x"], labels: None) -> Float[Tensor, ""]:
