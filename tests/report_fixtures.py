@@ -3,13 +3,16 @@
 import io
 from dataclasses import replace
 from statistics import NormalDist
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from leakscope import metrics
-from leakscope.record import AUCAt, AuditRecord, Costs, Environment, Estimate, Oracle, Plan, Result, Samples, Split
+from leakscope.evaluation import Halves
+from leakscope.geometry_analyses import analyse
+from leakscope.record import AUCAt, AuditRecord, Costs, Environment, Estimate, Gain, Geometry, Oracle, Plan, Result, Samples, Scores, Split
 
 EVIL = "<script>alert('x')</script>&\"|`é画\x1b[2J\u202e\udcff.png"
 MONTE_CARLO = "sima_mc(m=10,variant=norms)"
@@ -134,3 +137,70 @@ def thumbnail(image_id: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+MASKS = (*(f"influence:{i / 10:g}" for i in range(1, 10)), "random:0.4", "reverse:0.4", "reverse:0.9")
+LATENT_SHIFTS = {"sima": 1.2, "pia": 0.9, "secmi": 1.0, "loss": 0.5}
+SWEPT = (20, 60, 100, 140, 180, 240, 300)
+
+
+def latent_audit(
+    masks: tuple[str, ...] = MASKS,
+    n: int = 400,
+    geometry: bool = True,
+    shifts: dict[str, float] = LATENT_SHIFTS,
+    seed: int = 0,
+    **changes: Any,
+) -> tuple[AuditRecord, Samples]:
+    """A record of a latent model with masked results and, if asked for, the analyses of geometry on synthetic distortions."""
+    filtered = {f"{name}_frequency": shifts[name] * 0.7 for name in ("loss", "pia") if name in shifts and geometry}
+    every = {**shifts, **filtered}
+    labels = {a: [(a, None, d), *((f"{a}[{m}]", m, d * _effect(m)) for m in masks if a in shifts)] for a, d in every.items()}
+    samples = samples_of({label: d for group in labels.values() for label, _, d in group}, n, seed)
+    results = []
+    for group in labels.values():
+        plain = result_of(samples, group[0][0], group[0][2])
+        results += [plain, *(_masked_result(samples, label, mask, d, plain) for label, mask, d in group[1:])]
+    fields = {"results": tuple(results), **changes}
+    if geometry:
+        fields = {"geometry": geometry_of(samples, [r for r in results if r.mask is None], every), **fields}
+    record = record_of(samples, every, **fields)
+    plan = record.plan.model_copy(update={"masks": masks, "probes": 8, "top": 20 if geometry else None, "classes": 10})
+    return record.model_copy(update={"plan": plan}), samples
+
+
+def _effect(mask: str) -> float:
+    control, _, ratio = mask.partition(":")
+    share = 0.3 if ratio == "auto" else float(ratio)
+    return {"influence": 1 + 0.9 * share * (1 - share * 1.3), "random": 1 - 0.3 * share, "reverse": 1 - 0.8 * share}[control]
+
+
+def _masked_result(samples: Samples, label: str, mask: str, d: float, plain: Result) -> Result:
+    found = result_of(samples, label, d)
+    m, n = (np.stack(columns, axis=1) for columns in zip(samples.sides(label), samples.sides(plain.attack), strict=True))
+    gain = Gain(
+        auc=metrics.auc_difference(m, n),
+        asr=metrics.accuracy_difference(m, n, np.array([found.asr.threshold, plain.asr.threshold])),
+        tpr_at_1pct=metrics.tpr_difference(m, n, 0.01),
+    )
+    ratio = 0.3 if mask.endswith("auto") else float(mask.partition(":")[2])
+    return found.model_copy(update={"mask": mask, "mask_ratio": ratio, "gain": gain})
+
+
+def geometry_of(samples: Samples, results: list[Result], shifts: dict[str, float]) -> Geometry:
+    """The analyses of leakscope.geometry_analyses, where members of higher distortion leak more."""
+    rng = np.random.default_rng(1)
+    size = len(samples.ids)
+    distortion = 3 * rng.normal(size=size) - 20 + 0.3 * samples.member
+    energies = np.exp(distortion / 9 + rng.normal(size=size)), np.exp(-distortion / 20 + rng.normal(size=size))
+    more = 1 + (distortion + 20) / 8
+    scores = []
+    for attack, d in shifts.items():
+        hill = np.array([np.exp(-(((t - 100) / 110) ** 2)) for t in SWEPT])
+        statistic = (
+            d * (samples.member * more)[:, None] * hill + samples.scores[attack][:, None] * 0.2 + rng.normal(size=(size, len(SWEPT)))
+        )
+        scores.append(Scores(attack, "large", SWEPT, samples.ids, statistic))
+    split = Halves(~samples.test[None], record_of(samples, {}, results=()).split)
+    inputs = SimpleNamespace(cohort=samples, shape=SimpleNamespace(height=32, width=32), top=20, probes=8)
+    return analyse(inputs, np.stack([distortion, *energies], axis=1), results, scores, samples.member, split)

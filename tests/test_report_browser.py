@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from report_fixtures import SHIFTS, audit_of, thumbnail
+from report_fixtures import LATENT_SHIFTS, MASKS, SHIFTS, audit_of, latent_audit, thumbnail
 
 from leakscope.report import html
 
@@ -68,6 +68,10 @@ def pages(tmp_path_factory):
     cases = {"leak": (SHIFTS, thumbnail), "null": (dict.fromkeys(SHIFTS, 0.0), None), "long": (LONG, None)}
     for name, (shifts, pictures) in cases.items():
         (folder / f"{name}.html").write_text(html(*audit_of(shifts, 600), pictures), encoding="utf-8")
+    latent = {"geometry": (latent_audit(), thumbnail), "geometry-long": (latent_audit(shifts=LONG), None)}
+    latent["masks"] = (latent_audit(("influence:0.4", "influence:auto", "random:0.4"), geometry=False), None)
+    for name, (audit, pictures) in latent.items():
+        (folder / f"{name}.html").write_text(html(*audit, pictures), encoding="utf-8")
     return folder
 
 
@@ -78,9 +82,10 @@ def show(browser, pages, name, size):
 
 
 @pytest.mark.parametrize("size", [PHONE, (768, 1024), DESK], ids=["phone", "tablet", "desk"])
-@pytest.mark.parametrize("name", ["leak", "null", "long"])
+@pytest.mark.parametrize("name", ["leak", "null", "long", "geometry", "geometry-long", "masks"])
 def test_nothing_overflows(browser, pages, name, size):
     show(browser, pages, name, size)
+    browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true })")
     assert browser.execute_script("const e = document.documentElement; return e.scrollWidth - e.clientWidth") <= 0
     assert browser.execute_script(OVERFLOWING) == []
     assert browser.execute_script(OUTSIDE_FIGURE) == []
@@ -99,9 +104,31 @@ def test_every_section_and_figure_is_there_and_images_load_without_a_complaint(b
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_the_geometry_section_shows_its_figures_and_pictures_and_folds_the_long_table(browser, pages, size):
+    browser.get_log("browser")
+    show(browser, pages, "geometry", size)
+    for selector, number in {"#geometry figure > svg[role=img]": 4, "#geometry .gallery img": 24, "#masks summary": 1}.items():
+        sizes = browser.execute_script(SIZES, selector)
+        assert len(sizes) == number
+        assert all(width > 40 and height > 20 for width, height in sizes), (selector, sizes)
+    visible = "return [...document.querySelectorAll('#masks tbody tr')].filter(e => e.checkVisibility()).length"
+    assert browser.execute_script(visible) == 0
+    browser.execute_script("document.querySelector('#masks summary').click()")
+    assert browser.execute_script(visible) == len(LATENT_SHIFTS) * len(MASKS)
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("name", ["geometry", "masks"])
+def test_tables_of_masks_fit_a_desk_without_scrolling(browser, pages, name):
+    show(browser, pages, name, DESK)
+    assert set(browser.execute_script("return [...document.querySelectorAll('.scroll')].map(s => s.scrollWidth - s.clientWidth)")) == {0}
+
+
+@pytest.mark.parametrize("name", ["leak", "geometry"])
 @pytest.mark.parametrize(("size", "smallest"), [(PHONE, 8), (DESK, 11)], ids=["phone", "desk"])
-def test_text_in_figures_can_be_read(browser, pages, size, smallest):
-    show(browser, pages, "leak", size)
+def test_text_in_figures_can_be_read(browser, pages, size, smallest, name):
+    show(browser, pages, name, size)
     heights = [height for _, height in browser.execute_script(SIZES, "svg[role=img] text")]
     assert min(heights) > smallest
 

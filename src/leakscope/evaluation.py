@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64
 from leakscope import metrics
 from leakscope.data.draw import calibrate_half
 from leakscope.errors import UserError, unknown
-from leakscope.masks import masked_label
+from leakscope.masks import masked_label, may_lead
 from leakscope.record import Accuracy, AchievedFPR, AUCAt, Estimate, Gain, Oracle, Record, Result, Samples, Scores, Split
 
 SMALL_SIDE = 200
@@ -107,8 +107,8 @@ def samples(all_scores: Sequence[Scores], results: Sequence[Result], member: Boo
 
 
 def headline(results: Sequence[Result]) -> str | None:
-    """The attack that looked best on the calibrate half; None without one."""
-    best = [(max(point.auc for point in r.per_timestep), r.attack) for r in results if r.per_timestep]
+    """The attack that looked best on the calibrate half, controls of masks aside; None without one."""
+    best = [(max(point.auc for point in r.per_timestep), r.attack) for r in results if r.per_timestep and may_lead(r.mask)]
     return max(best, key=lambda pair: pair[0])[1] if best else None
 
 

@@ -4,7 +4,8 @@ Names of attacks are set in HTML beside the figures (`styles` says how each is d
 """
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from io import StringIO
@@ -18,13 +19,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from leakscope.metrics import tpr_at_fpr
-from leakscope.record import AuditRecord, Result, Samples
+from leakscope.record import Result, Samples
+from leakscope.report.selection import attack_of
 from leakscope.report.wording import visible
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; dashes say the same without colour.
 LEAD, MEMBERS, HELD_OUT, GUESS = "#0072B2", "#0072B2", "#D55E00", "#767676"
 COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#8C6D1F", "#56B4E9", "#444444")
 DASHES = ((6.0, 2.0), (2.0, 1.5), (7.0, 2.0, 1.5, 2.0), (10.0, 3.0), (4.0, 1.5, 1.5, 1.5, 1.5, 1.5), (1.0, 1.0))
+SHIFTS = (0, 2, 4, 1, 3, 5)  # of the dashes of an attack's masked forms
 BAND_POINTS = 12
 CURVE_POINTS = 240  # more is not visible, and 50,000 images would make the file heavy
 MOST_BINS = 36
@@ -60,24 +63,32 @@ class LineStyle(NamedTuple):
     dashes: tuple[float, ...]
 
 
-def styles(record: AuditRecord, lead: str | None) -> dict[str, LineStyle]:
-    """A style per attack; `lead` is the thick solid line."""
-    others = [r.attack for r in record.results if r.attack != lead]
-    # The dashes shift by one each time the colours have come round, so that 36 attacks are told apart.
-    drawn = {a: LineStyle(COLOURS[i % 6], 1.5, DASHES[(i + i // 6) % 6]) for i, a in enumerate(others)}
-    return {r.attack: drawn.get(r.attack, LineStyle(LEAD, 2.6, ())) for r in record.results}
+def styles(results: Sequence[Result], lead: str | None) -> dict[str, LineStyle]:
+    """A style per result; `lead` is the thick solid line. An attack and its masked forms share a colour, not their dashes."""
+    leading = next((attack_of(r) for r in results if r.attack == lead), None)
+    attacks = list(dict.fromkeys(attack_of(r) for r in results if attack_of(r) != leading))
+    drawn: dict[str, LineStyle] = {}
+    variants: Counter[str] = Counter()
+    for r in results:
+        attack = attack_of(r)
+        i, variant = (0 if attack == leading else attacks.index(attack)), SHIFTS[variants[attack] % 6]
+        variants[attack] += 1
+        # The dashes shift by one each time the colours have come round, so that 36 attacks are told apart.
+        style = LineStyle(LEAD if attack == leading else COLOURS[i % 6], 1.5, DASHES[(i + i // 6 + variant) % 6])
+        drawn[r.attack] = LineStyle(LEAD, 2.6, ()) if r.attack == lead else style
+    return drawn
 
 
-def roc(record: AuditRecord, samples: Samples, lead: str | None) -> str | None:
+def roc(results: Sequence[Result], samples: Samples, lead: str | None) -> str | None:
     """TPR against FPR of the test half on log-log axes, the lead with its 95 % band; None where there are no scores."""
-    sides = {r.attack: finite_sides(samples, r.attack) for r in record.results}
+    sides = {r.attack: finite_sides(samples, r.attack) for r in results}
     sides = {attack: pair for attack, pair in sides.items() if len(pair[0]) and len(pair[1])}
     if not sides:
         return None
     lowest = 1 / max(len(pair[1]) for pair in sides.values())
-    drawn = styles(record, lead)
-    with _settings():
-        figure, axes = _canvas(5.0, 4.6)
+    drawn = styles(results, lead)
+    with settings():
+        figure, axes = canvas(5.0, 4.6)
         axes.plot([lowest, 1], [lowest, 1], color=GUESS, linewidth=1.2, dashes=(1, 2))
         if lead in sides:
             grid, low, high = _band(*sides[lead])
@@ -93,17 +104,17 @@ def roc(record: AuditRecord, samples: Samples, lead: str | None) -> str | None:
             axis.set_major_formatter(FuncFormatter(lambda rate, _: f"{100 * rate:g} %"))
             axis.set_minor_formatter(NullFormatter())
         title = "ROC curves of all attacks on the test half, both axes logarithmic: members caught against false alarms"
-        return _svg(figure, "roc", title)
+        return svg(figure, "roc", title)
 
 
-def timesteps(record: AuditRecord, lead: str | None) -> str | None:
+def timesteps(results: Sequence[Result], lead: str | None) -> str | None:
     """AUC against timestep on the calibrate half, the chosen timestep marked; None where nothing was swept."""
-    swept = [r for r in record.results if r.per_timestep]
+    swept = [r for r in results if r.per_timestep]
     if not swept:
         return None
-    drawn = styles(record, lead)
-    with _settings():
-        figure, axes = _canvas(5.0, 3.7)
+    drawn = styles(results, lead)
+    with settings():
+        figure, axes = canvas(5.0, 3.7)
         axes.axhline(0.5, color=GUESS, linewidth=1.2, dashes=(1, 2))
         for result in sorted(swept, key=lambda r: r.attack == lead):
             _plot_sweep(axes, result, drawn[result.attack])
@@ -111,7 +122,7 @@ def timesteps(record: AuditRecord, lead: str | None) -> str | None:
         axes.set(xlabel="timestep", ylabel="AUC on the calibrate half", ylim=(min(low, 0.47), max(high, 0.58)))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         title = "AUC of every attack on the calibrate half against timestep; a dot marks the chosen timestep"
-        return _svg(figure, "timesteps", title)
+        return svg(figure, "timesteps", title)
 
 
 def _plot_sweep(axes: Axes, result: Result, style: LineStyle) -> None:
@@ -138,8 +149,8 @@ def histogram(samples: Samples, result: Result, name: str, small: bool) -> str |
     bins = int(np.clip(2 * np.sqrt(min(len(members), len(nonmembers))), 10, MOST_BINS))
     edges = np.linspace(low, high, bins + 1)
     share = lambda scores: 100 * np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0] / len(scores)
-    with _settings():
-        figure, axes = _canvas(3.4, 2.2) if small else _canvas(5.0, 3.4)
+    with settings():
+        figure, axes = canvas(3.4, 2.2) if small else canvas(5.0, 3.4)
         axes.stairs(share(members), edges, fill=True, color=MEMBERS, alpha=0.45)
         axes.stairs(share(nonmembers), edges, color=HELD_OUT, linewidth=1.8)
         threshold = result.asr.threshold
@@ -153,7 +164,7 @@ def histogram(samples: Samples, result: Result, name: str, small: bool) -> str |
         if not small:
             axes.set(xlabel="membership score (higher = more likely a member)", ylabel="share of images")
         title = f"Histogram of the scores of {visible(result.attack)} on the test half: members against held-out images"
-        return _svg(figure, name, title)
+        return svg(figure, name, title)
 
 
 def finite_sides(samples: Samples, attack: str) -> tuple[Sample, Sample]:
@@ -183,7 +194,7 @@ def _band(members: Sample, nonmembers: Sample) -> tuple[Sample, Sample, Sample]:
 
 
 @contextmanager
-def _settings() -> Iterator[None]:
+def settings() -> Iterator[None]:
     """Our style on top of matplotlib's own defaults, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -191,12 +202,12 @@ def _settings() -> Iterator[None]:
         yield
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height))
     return figure, figure.add_subplot()
 
 
-def _svg(figure: Figure, name: str, label: str) -> str:
+def svg(figure: Figure, name: str, label: str) -> str:
     """The figure as an <svg> element for HTML, its ids prefixed with `name`, without the metadata of a file."""
     figure.patch.set_alpha(0)
     buffer = StringIO()

@@ -7,15 +7,18 @@ The verdict rests on the attack that was chosen on the calibrate half, and on it
     invalid          a classifier that never sees the model tells the sides apart (AUC interval above 0.6), or there is no AUC
 
 Another attack counts only if its interval stays above one half when widened for the number of attacks looked at
-(Bonferroni). Each rule errs at most 2.5 % of the time where nothing leaks, so the verdict errs at most 5 %
-(with one division; repeated divisions of small sets choose and test on the same images in turn).
+(Bonferroni), masked ones counted. Controls of masks never count: they are there to show what a mask should not do. Each
+rule errs at most 2.5 % of the time where nothing leaks, so the verdict errs at most 5 % (with one division; repeated
+divisions of small sets choose and test on the same images in turn).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
 from leakscope.blind import INVALID_ABOVE
+from leakscope.masks import may_lead, unmasked_label
 from leakscope.metrics import ALPHA
 from leakscope.record import AuditRecord, Estimate, Result
 from leakscope.report.wording import count, percent, spoken, visible
@@ -41,9 +44,10 @@ class Verdict:
 
 def verdict(record: AuditRecord) -> Verdict:
     """What the numbers of an audit mean; never that a model is safe."""
-    chosen = next((r for r in record.results if r.attack == record.headline), None)
-    finder = _finder(record, chosen)
-    lead = finder or chosen or max(record.results, key=lambda r: r.auc.value or 0.0, default=None)
+    candidates = tuple(r for r in record.results if may_lead(r.mask))
+    chosen = next((r for r in candidates if r.attack == record.headline), None)
+    finder = _finder(candidates, chosen)
+    lead = finder or chosen or max(candidates, key=lambda r: r.auc.value or 0.0, default=None)
     attack = lead.attack if lead else None
     if (record.blind.low or 0.0) > INVALID_ABOVE:
         title = "Invalid: the two sides come from different sources, so the numbers below do not measure membership."
@@ -52,7 +56,7 @@ def verdict(record: AuditRecord) -> Verdict:
         why = lead.auc.reason if lead and lead.auc.reason else "the record holds no attack with an interval"
         title = "No verdict: the audit could not measure whether members can be told apart."
         return Verdict("invalid", title, (f"The reason: {visible(why)}.", _blind(record.blind)), attack)
-    grounds = (_provenance(record, lead, chosen), _blind(record.blind))
+    grounds = (*_mask(lead), _provenance(record, lead, chosen, candidates), _blind(record.blind))
     if finder:
         title = "A leak was found: members can be told apart from held-out images better than by guessing."
         return Verdict("leak", title, (_picks(lead), _caught(lead), *grounds), attack)
@@ -63,11 +67,11 @@ def verdict(record: AuditRecord) -> Verdict:
     return Verdict("no-leak-found", title, (_picks(lead), _not_excluded(lead.auc), _caught(lead), *grounds), attack)
 
 
-def _finder(record: AuditRecord, chosen: Result | None) -> Result | None:
+def _finder(candidates: Sequence[Result], chosen: Result | None) -> Result | None:
     """The attack that finds a leak: the chosen one, else the strongest that stands the correction."""
     if chosen and (chosen.auc.low or 0.0) > GUESSING:
         return chosen
-    found = [r for r in record.results if r is not chosen and _widened_low(r.auc, len(record.results)) > GUESSING]
+    found = [r for r in candidates if r is not chosen and _widened_low(r.auc, len(candidates)) > GUESSING]
     return max(found, key=lambda r: r.auc.value or 0.0, default=None)
 
 
@@ -115,10 +119,21 @@ def _reversed() -> str:
     )
 
 
-def _provenance(record: AuditRecord, lead: Result, chosen: Result | None) -> str:
+def _mask(result: Result) -> tuple[str, ...]:
+    """What a masked attack is, for those who meet its label first."""
+    if result.mask is None:
+        return ()
+    share = "a share" if result.mask_ratio is None else percent(result.mask_ratio, 0)
+    name = f"{visible(result.attack)} is the attack {visible(unmasked_label(result.attack, result.mask))}"
+    return (f"{name} with {share} of each image's latent left out: the part that matters least to the decoded picture.",)
+
+
+def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candidates: Sequence[Result]) -> str:
     """How the attack was picked, what it was measured on and what access it needs."""
     sizes = f"{count(lead.n_members)} members and {count(lead.n_nonmembers)} held-out images"
-    tries = len(record.results)
+    tries = len(candidates)
+    masked = any(r.mask for r in candidates)
+    looked = f"{tries} attacks (masked ones counted)" if masked else f"{tries} attacks"
     if lead is chosen:
         chosen_apart = "none of which the attack was chosen on" if record.split.repeats == 1 else "in each division"
         how = chosen_apart if record.plan.calibration else "with settings that were fixed beforehand"
@@ -126,13 +141,13 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None) -> str
     elif chosen:
         text = (
             f"The attack chosen beforehand, {visible(chosen.attack)}, finds nothing on these {sizes}; "
-            f"the one named here does, also when its interval is widened because {tries} attacks were looked at."
+            f"the one named here does, also when its interval is widened because {looked} were looked at."
         )
     elif tries == 1:
         text = f"This was measured on {sizes}, with one attack and settings that were fixed beforehand."
     else:
         text = (
-            f"No attack was chosen beforehand: of {tries}, the strongest on these {sizes} is named, "
+            f"No attack was chosen beforehand: of {looked if masked else tries}, the strongest on these {sizes} is named, "
             "and judged by an interval that is widened for that."
         )
     if record.split.repeats > 1:

@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,15 @@ from leakscope.metrics import exposure
 from leakscope.record import AuditRecord, Estimate, Result, Samples
 from leakscope.report import wording
 from leakscope.report.judgement import verdict
+from leakscope.report.masked import masks_table, summaries
+from leakscope.report.selection import masked, shown, unmasked
 from leakscope.report.table import ORACLE_NOTE, table
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 MOST_EXPOSED = 12
+MOST_ROWS = 24  # longer tables of masks are folded away; their summary is not
 LISTED = 20  # omitted files shown by name
 
 GLOSSARY = (
@@ -34,6 +37,15 @@ GLOSSARY = (
 )
 
 
+LATENT_GLOSSARY = (
+    ("Latent", "the compressed form of an image that the diffusion model works on; its numbers are the latent coordinates."),
+    ("Decoder", "the part of the model that turns a latent into a picture."),
+    ("Influence", "how much the decoded picture changes when one latent coordinate changes a little."),
+    ("Distortion", "how strongly the decoder stretches small steps around an image's latent; one number per image."),
+    ("Mask", "leaves a share of the latent coordinates out of an attack, such as the 40 % of lowest influence (influence:0.4)."),
+)
+
+
 @dataclass(frozen=True)
 class Exposed:
     """A member that scores high: how many held-out images score as high, in words, and its picture as a data URI."""
@@ -44,16 +56,28 @@ class Exposed:
     picture: str | None
 
 
+@dataclass(frozen=True)
+class Pictured:
+    """An image of a gallery: its side in words, and its picture as a data URI."""
+
+    id: str
+    side: str
+    picture: str | None
+
+
 def html(record: AuditRecord, samples: Samples, thumbnail: Callable[[str], bytes] | None = None) -> str:
     """The whole report; `thumbnail` gives an image's PNG by its id, and without it no image is shown.
 
     The same record and samples give the same bytes.
     """
     from leakscope.report import figures
+    from leakscope.report.geometry_section import section
 
     judged = verdict(record)
     lead = next((r for r in record.results if r.attack == judged.attack), None)
-    others = [r for r in record.results if r is not lead]
+    results = shown(record)
+    others = [r for r in results if r is not lead]
+    drawn = figures.styles(results, judged.attack)
     pages = _template().render(
         record=record,
         verdict=judged,
@@ -62,18 +86,28 @@ def html(record: AuditRecord, samples: Samples, thumbnail: Callable[[str], bytes
         table=table(record),
         oracle_note=ORACLE_NOTE,
         conventions=sorted({r.convention for r in record.results} - {"member-exact"}),
-        styles=[(r.attack, figures.styles(record, judged.attack)[r.attack]) for r in ([lead] if lead else []) + others],
-        roc=figures.roc(record, samples, judged.attack),
-        timesteps=figures.timesteps(record, judged.attack),
+        hidden=len(results) < len(record.results),
+        attacks=unmasked(record),
+        masks=_masks(record),
+        styles=[(r.attack, drawn[r.attack]) for r in ([lead] if lead else []) + others],
+        roc=figures.roc(results, samples, judged.attack),
+        timesteps=figures.timesteps(results, judged.attack),
         histogram=figures.histogram(samples, lead, "scores", small=False) if lead else None,
         histograms=[(r.attack, figures.histogram(samples, r, f"scores-{i}", small=True)) for i, r in enumerate(others)],
+        geometry=section(record, judged.attack, _gallery(samples, thumbnail)) if record.geometry else None,
         exposed=_most_exposed(samples, judged.attack, thumbnail),
         pictures=thumbnail is not None,
-        glossary=GLOSSARY,
+        glossary=GLOSSARY + (LATENT_GLOSSARY if record.geometry or masked(record) else ()),
         blind_limit=INVALID_ABOVE,
         listed=LISTED,
     )
     return pages.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _masks(record: AuditRecord) -> dict[str, Any] | None:
+    """The section on masks; None for a record without masked results."""
+    table = masks_table(record)
+    return {"table": table, "summaries": summaries(record), "folded": len(table.rows) > MOST_ROWS} if table else None
 
 
 def _tiles(result: Result) -> list[dict[str, Any]]:
@@ -105,6 +139,13 @@ def _most_exposed(samples: Samples, attack: str | None, thumbnail: Callable[[str
     ]
 
 
+def _gallery(samples: Samples, thumbnail: Callable[[str], bytes] | None) -> Callable[[Sequence[str]], list[Pictured]]:
+    """Ids to what is shown of them."""
+    member = dict(zip(samples.ids, samples.member.tolist(), strict=True))
+    side = lambda i: ("member" if member[i] else "held-out image") if i in member else "unknown side"
+    return lambda ids: [Pictured(wording.visible(i), side(i), _picture(i, thumbnail)) for i in ids[:MOST_EXPOSED]]
+
+
 def _picture(image_id: str, thumbnail: Callable[[str], bytes] | None) -> str | None:
     return None if thumbnail is None else "data:image/png;base64," + base64.b64encode(thumbnail(image_id)).decode("ascii")
 
@@ -124,7 +165,7 @@ def _template() -> "Template":
         # A number and its percent sign must not be torn apart at the end of a line.
         "prose": lambda text: Markup(str(escape(text)).replace(" %", "&nbsp;%")),
         # A long name breaks after its separators, not in the middle of a word.
-        "breakable": lambda text: Markup(re.sub(r"([_,/(])", r"\1<wbr>", str(escape(text)))),
+        "breakable": lambda text: Markup(re.sub(r"([_,/(\[])", r"\1<wbr>", str(escape(text)))),
         "moment": wording.moment,
         "svg": Markup,
     }

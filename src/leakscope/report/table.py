@@ -1,13 +1,17 @@
-"""The table of all attacks: the same columns and cells for the terminal, Markdown and HTML."""
+"""Tables of results: the same columns and cells for the terminal, Markdown and HTML; here that of all attacks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+from leakscope.masks import may_lead
 from leakscope.metrics import FEW
 from leakscope.record import AuditRecord, Estimate, RateAtFNR, RateAtFPR, Result
+from leakscope.report.selection import shown
 from leakscope.report.wording import count, interval, percent, visible
 
 NOT_ESTIMABLE = "n/e"
+R = TypeVar("R")
 ORACLE_NOTE = (
     "Oracle AUC: the best timestep picked on the test images themselves, as papers do. "
     "It is optimistic and given only for comparison with their tables."
@@ -31,7 +35,7 @@ class Column:
     lines: tuple[str, ...]
     hint: str
     importance: int
-    cell: Callable[[Result], Cell]
+    cell: Callable[[Any], Cell]
     faint: bool = False
 
     @property
@@ -41,7 +45,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One attack and its cells, in the order of the columns."""
+    """One result and its cells, in the order of the columns."""
 
     attack: str
     access: str
@@ -51,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All attacks; `notes` are the footnotes that cells refer to by their number, from 1."""
+    """A table of results; `notes` are the footnotes that cells refer to by their number, from 1."""
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
@@ -59,7 +63,14 @@ class Table:
 
 
 def table(record: AuditRecord) -> Table:
-    """The cells of every attack, equal reasons sharing one footnote."""
+    """The main table: what each attack that is shown achieves."""
+    results = shown(record)
+    head = lambda r: (r.attack, r.access, r.attack == record.headline and may_lead(r.mask))
+    return tabulate(results, columns(results), head)
+
+
+def tabulate(results: Sequence[R], drawn: tuple[Column, ...], head: Callable[[R], tuple[str, str, bool]]) -> Table:
+    """A row per result; `head` gives its name, small print and whether it is marked. Equal reasons share one footnote."""
     notes: list[str] = []
 
     def numbered(column: Column, cell: Cell) -> Cell:
@@ -71,11 +82,11 @@ def table(record: AuditRecord) -> Table:
         return replace(cell, note=notes.index(text) + 1)
 
     rows = []
-    shown = columns(record.results)
-    for r in record.results:
-        cells = tuple(numbered(c, c.cell(r)) for c in shown)
-        rows.append(Row(visible(r.attack), visible(r.access), r.attack == record.headline, cells))
-    return Table(shown, tuple(rows), tuple(notes))
+    for r in results:
+        attack, access, marked = head(r)
+        cells = tuple(numbered(c, c.cell(r)) for c in drawn)
+        rows.append(Row(visible(attack), visible(access), marked, cells))
+    return Table(drawn, tuple(rows), tuple(notes))
 
 
 def columns(results: Sequence[Result]) -> tuple[Column, ...]:
@@ -85,13 +96,13 @@ def columns(results: Sequence[Result]) -> tuple[Column, ...]:
     return tuple(replace(c, lines=(*c.lines, named)) if c.cell is _achieved and named else c for c in COLUMNS)
 
 
-def _missing(reason: str | None) -> Cell:
+def missing(reason: str | None) -> Cell:
     return Cell(NOT_ESTIMABLE, reason=reason or "not estimable (the record gives no reason)")
 
 
-def _auc(result: Result) -> Cell:
+def auc_cell(result: Result) -> Cell:
     auc = result.auc
-    return _missing(auc.reason) if auc.value is None else Cell(f"{auc.value:.3f}", _interval(auc, in_percent=False))
+    return missing(auc.reason) if auc.value is None else Cell(f"{auc.value:.3f}", _interval(auc, in_percent=False))
 
 
 def _interval(estimate: Estimate, in_percent: bool = True) -> tuple[str, ...]:
@@ -101,14 +112,14 @@ def _interval(estimate: Estimate, in_percent: bool = True) -> tuple[str, ...]:
 
 def _rate(rate: RateAtFPR | RateAtFNR | None, few: str) -> Cell:
     if rate is None:
-        return _missing("not in the record")
+        return missing("not in the record")
     if rate.value is None:
-        return _missing(rate.reason)
+        return missing(rate.reason)
     reason = f"low support (fewer than {FEW} {few} decide it; the interval counts this)" if rate.support == "low" else None
     return Cell(percent(rate.value), _interval(rate), reason)
 
 
-def _tpr(fpr: float) -> Callable[[Result], Cell]:
+def tpr_cell(fpr: float) -> Callable[[Result], Cell]:
     return lambda result: _rate(next((r for r in result.tpr_at_fpr if abs(r.fpr - fpr) < 1e-9), None), "held-out images")
 
 
@@ -116,10 +127,10 @@ def _tnr(result: Result) -> Cell:
     return _rate(next((r for r in result.tnr_at_fnr if abs(r.fnr - 0.01) < 1e-9), None), "members")
 
 
-def _asr(result: Result) -> Cell:
+def asr_cell(result: Result) -> Cell:
     asr = result.asr
     if asr.value is None:
-        return _missing(asr.reason)
+        return missing(asr.reason)
     baseline = (f"baseline {percent(asr.baseline)}",) if asr.baseline is not None and asr.baseline > 0.505 else ()
     return Cell(percent(asr.value), (*_interval(asr), *baseline))
 
@@ -138,7 +149,7 @@ def _queries(result: Result) -> Cell:
 def _achieved(result: Result) -> Cell:
     rate = result.achieved_fpr
     if rate.value is None:
-        return _missing(rate.reason)
+        return missing(rate.reason)
     return Cell(percent(rate.value), _interval(rate))
 
 
@@ -149,12 +160,12 @@ def _oracle(result: Result) -> Cell:
 
 
 COLUMNS = (
-    Column(("AUC",), "How often the attack picks the member out of a pair; 0.5 is guessing. In brackets: 95 % interval.", 1, _auc),
-    Column(("TPR at", "10 % FPR"), "Share of members caught when 10 % of the held-out images raise a false alarm.", 6, _tpr(0.1)),
-    Column(("TPR at", "1 % FPR"), "Share of members caught when 1 % of the held-out images raise a false alarm.", 2, _tpr(0.01)),
-    Column(("TPR at", "0.1 % FPR"), "Share of members caught when 1 in 1,000 held-out images raises a false alarm.", 7, _tpr(0.001)),
+    Column(("AUC",), "How often the attack picks the member out of a pair; 0.5 is guessing. In brackets: 95 % interval.", 1, auc_cell),
+    Column(("TPR at", "10 % FPR"), "Share of members caught when 10 % of the held-out images raise a false alarm.", 6, tpr_cell(0.1)),
+    Column(("TPR at", "1 % FPR"), "Share of members caught when 1 % of the held-out images raise a false alarm.", 2, tpr_cell(0.01)),
+    Column(("TPR at", "0.1 % FPR"), "Share of members caught when 1 in 1,000 held-out images raises a false alarm.", 7, tpr_cell(0.001)),
     Column(("TNR at", "1 % FNR"), "Share of held-out images that are cleared when 1 % of the members are missed.", 8, _tnr),
-    Column(("Attack", "success"), "Share of right answers at the threshold set on the calibrate half.", 3, _asr),
+    Column(("Attack", "success"), "Share of right answers at the threshold set on the calibrate half.", 3, asr_cell),
     Column(("Timestep",), "The timestep chosen on the calibrate half.", 4, _timestep),
     Column(("Queries", "per image"), "Forwards of the denoiser for all timesteps; below, for the chosen one alone.", 5, _queries),
     Column(

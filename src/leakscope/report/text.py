@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -9,7 +10,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from leakscope.record import AuditRecord, Result
+from leakscope.report.geometry import sentences as geometry_sentences
 from leakscope.report.judgement import verdict
+from leakscope.report.masked import masks_table, summaries
 from leakscope.report.table import ORACLE_NOTE, Cell, Column, Table, columns, table
 from leakscope.report.wording import count, visible
 
@@ -36,20 +39,37 @@ def print_terminal(record: AuditRecord, console: Console) -> None:
     for warning in record.warnings:
         say(f"warning: {visible(warning)}", "yellow")
     if record.results:
-        content = table(record)
-        shown = _fitting(content, console)
+        _print_table(table(record), console, say)
+    masks = masks_table(record)
+    if masks:
         console.print()
-        console.print(_rich(content, shown, console))
-        hidden = [c.title for c in content.columns if c not in shown]
-        if hidden:
-            say(f"Not shown at this width: {', '.join(hidden)}.", "dim")
-        for i, note in enumerate(content.notes, 1):
-            if any(row.cells[content.columns.index(c)].note == i for row in content.rows for c in shown):
-                say(f"({i}) {note}", "dim")
-        if any(c.faint for c in shown):
-            say(ORACLE_NOTE, "dim")
+        say("What masks add", "bold")
+        for sentence in summaries(record):
+            say(sentence, indent=2)
+        _print_table(masks, console, say, flat=True)
+    found = geometry_sentences(record)
+    if found:
+        console.print()
+        say("Geometry", "bold")
+        for sentence in found:
+            say(sentence, indent=2)
     if record.omitted:
         say(_omitted(record), "yellow")
+
+
+def _print_table(content: Table, console: Console, say: Callable[..., None], flat: bool = False) -> None:
+    """The columns that fit and the notes that they need; `flat` keeps each row on one line."""
+    shown = _fitting(content, console, flat)
+    console.print()
+    console.print(_rich(content, shown, console, flat))
+    hidden = [c.title for c in content.columns if c not in shown]
+    if hidden:
+        say(f"Not shown at this width: {', '.join(hidden)}.", "dim")
+    for i, note in enumerate(content.notes, 1):
+        if any(row.cells[content.columns.index(c)].note == i for row in content.rows for c in shown):
+            say(f"({i}) {note}", "dim")
+    if any(c.faint for c in shown):
+        say(ORACLE_NOTE, "dim")
 
 
 def print_result(result: Result, console: Console | None = None) -> None:
@@ -76,13 +96,15 @@ def markdown(record: AuditRecord) -> str:
     if record.warnings:
         lines += ["", "Warnings:", "", *(f"- {_escape(visible(w))}" for w in record.warnings)]
     if content.rows:
-        lines += ["", "| Attack | " + " | ".join(_escape(c.title) for c in content.columns) + " |"]
-        lines += ["| :-- |" + " --: |" * len(content.columns)]
-        lines += [_markdown_row(row.attack, row.headline, row.cells) for row in content.rows]
         key = "Bold: the attack chosen on the calibrate half. Intervals are 95 %; rates are of the test half."
-        lines += ["", f"{key} {ORACLE_NOTE}"]
-    if content.notes:
-        lines += ["", *(f"{i}. {_escape(note)}" for i, note in enumerate(content.notes, 1))]
+        lines += [*_markdown_table(content), "", f"{key} {ORACLE_NOTE}"]
+    lines += _markdown_notes(content)
+    masks, found = masks_table(record), geometry_sentences(record)
+    if masks:
+        lines += ["", "### What masks add", "", *(f"- {_escape(sentence)}" for sentence in summaries(record))]
+        lines += [*_markdown_table(masks), *_markdown_notes(masks)]
+    if found:
+        lines += ["", "### Geometry", "", *(f"- {_escape(sentence)}" for sentence in found)]
     if record.omitted:
         lines += ["", _omitted(record)]
     return "\n".join(lines) + "\n"
@@ -91,6 +113,16 @@ def markdown(record: AuditRecord) -> str:
 def _omitted(record: AuditRecord) -> str:
     files = len(record.omitted)
     return "1 file was left out; audit.json names it." if files == 1 else f"{count(files)} files were left out; audit.json names them."
+
+
+def _markdown_table(content: Table) -> list[str]:
+    lines = ["", "| Attack | " + " | ".join(_escape(c.title) for c in content.columns) + " |"]
+    lines += ["| :-- |" + " --: |" * len(content.columns)]
+    return lines + [_markdown_row(row.attack, row.headline, row.cells) for row in content.rows]
+
+
+def _markdown_notes(content: Table) -> list[str]:
+    return ["", *(f"{i}. {_escape(note)}" for i, note in enumerate(content.notes, 1))] if content.notes else []
 
 
 def _markdown_row(attack: str, headline: bool, cells: tuple[Cell, ...]) -> str:
@@ -111,18 +143,18 @@ def _mark(cell: Cell) -> str:
     return f" ({cell.note})" if cell.note else ""
 
 
-def _fitting(content: Table, console: Console) -> tuple[Column, ...]:
+def _fitting(content: Table, console: Console, flat: bool = False) -> tuple[Column, ...]:
     """As many columns as the terminal has room for, the most important first; at least the AUC."""
     by_importance = sorted(content.columns, key=lambda c: c.importance)
     unlimited = console.options.update(max_width=10_000)
     for kept in range(len(by_importance), 1, -1):
         chosen = tuple(c for c in content.columns if c in by_importance[:kept])
-        if Measurement.get(console, unlimited, _rich(content, chosen, console)).maximum <= console.width:
+        if Measurement.get(console, unlimited, _rich(content, chosen, console, flat)).maximum <= console.width:
             return chosen
     return tuple(by_importance[:1])
 
 
-def _rich(content: Table, chosen: tuple[Column, ...], console: Console) -> RichTable:
+def _rich(content: Table, chosen: tuple[Column, ...], console: Console, flat: bool) -> RichTable:
     drawn = RichTable(show_edge=False, pad_edge=False, show_lines=False, header_style="bold", caption_style="dim")
     drawn.add_column("Attack", overflow="fold", max_width=LABEL, vertical="top")
     for column in chosen:
@@ -130,7 +162,7 @@ def _rich(content: Table, chosen: tuple[Column, ...], console: Console) -> RichT
     indices = [content.columns.index(c) for c in chosen]
     for row in content.rows:
         name = Text(_encodable(_broken(row.attack), console), "bold" if row.headline else "")
-        drawn.add_row(name, *(_rich_cell(row.cells[i]) for i in indices))
+        drawn.add_row(name, *(_rich_cell(row.cells[i], flat) for i in indices))
     return drawn
 
 
@@ -140,9 +172,9 @@ def _encodable(text: str, console: Console) -> str:
 
 
 def _broken(attack: str) -> str:
-    """A long label with a line per parameter."""
-    return attack.replace(",", ",\n ") if len(attack) > LABEL else attack
+    """A long label with a line per parameter, and one for its mask."""
+    return attack.replace(",", ",\n ").replace(")[", ")\n [") if len(attack) > LABEL else attack
 
 
-def _rich_cell(cell: Cell) -> Text:
-    return Text("\n").join([Text(cell.text + _mark(cell)), *(Text(detail, "dim") for detail in cell.details)])
+def _rich_cell(cell: Cell, flat: bool) -> Text:
+    return Text(" " if flat else "\n").join([Text(cell.text + _mark(cell)), *(Text(detail, "dim") for detail in cell.details)])

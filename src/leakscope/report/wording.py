@@ -55,6 +55,23 @@ def interval(estimate: Estimate, in_percent: bool) -> str:
     return f"[{low}, {high}]"
 
 
+def signed(x: float, in_percent: bool = False) -> str:
+    """A difference with its sign, +0.021 or, in points of percent, +2.1; only an exact 0 is written as 0."""
+    scaled, fewest = (100 * x, 1) if in_percent else (x, 3)
+    for places in range(fewest, fewest + 4):
+        text = f"{scaled:+.{places}f}"
+        if float(text) != 0.0:
+            return text
+    return f"{0.0:.{fewest}f}"
+
+
+def signed_interval(estimate: Estimate, in_percent: bool = False) -> str:
+    """[+0.010, +0.032]; empty where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"[{signed(estimate.low, in_percent)}, {signed(estimate.high, in_percent)}]"
+
+
 def exposed(share: float, nonmembers: int) -> str:
     """In words, how many held-out images score at least as high as a member does."""
     if share == 0:
