@@ -1,4 +1,7 @@
-"""Prints a study's table as Markdown from its audit.json: `python studies/table.py studies/cifar10/audit.json`."""
+"""Prints a study's tables as Markdown from its audit.json: `python studies/table.py studies/cifar10/audit.json`.
+
+Masked results have a table of their own, with what each mask adds; geometry has its quartiles and correlations.
+"""
 
 import sys
 from pathlib import Path
@@ -20,7 +23,7 @@ def cell(estimate: Estimate, scale: float, digits: int) -> str:
 def table(record: AuditRecord) -> str:
     """One row per attack: the chosen timestep, then test-half numbers with 95 % intervals; rates in percent."""
     rows = []
-    for r in record.results:
+    for r in (r for r in record.results if r.mask is None):
         rates = {rate.fpr: cell(rate, 100, 1) for rate in r.tpr_at_fpr}
         name = f"**{r.attack}**" if r.attack == record.headline else r.attack
         oracle = "n/e" if r.oracle.auc is None else f"{r.oracle.auc:.3f}"
@@ -28,5 +31,65 @@ def table(record: AuditRecord) -> str:
     return "\n".join([HEADER, *rows])
 
 
+MASKS = ("influence:0.4", "random:0.4", "reverse:0.4", "reverse:0.9")
+MASK_HEADER = (
+    "| attack | mask | AUC | AUC minus unmasked | success minus unmasked | TPR at 1 % FPR minus unmasked |\n"
+    "| :-- | :-- | --: | --: | --: | --: |"
+)
+
+
+def mask_table(record: AuditRecord) -> str:
+    """What each mask adds to each attack; differences with 95 % intervals, rates in percent."""
+    rows = []
+    for r in record.results:
+        if r.mask in MASKS and r.gain is not None:
+            added = (cell(r.gain.auc, 1, 3), cell(r.gain.asr, 100, 1), cell(r.gain.tpr_at_1pct, 100, 1))
+            rows.append(f"| {r.attack.partition('[')[0]} | {r.mask} | {r.auc.value:.3f} | {' | '.join(added)} |")
+    return "\n".join([MASK_HEADER, *rows])
+
+
+def sweep_table(record: AuditRecord) -> str:
+    """AUC by the share of latent coordinates dropped, least influential first."""
+    ratios = [i / 10 for i in range(10)]
+    by_mask = {r.attack: r.auc.value for r in record.results}
+    plain = [r.attack for r in record.results if r.mask is None and f"{r.attack}[influence:0.1]" in by_mask]
+    rows = [
+        f"| {name} | " + " | ".join(f"{by_mask[f'{name}[influence:{ratio}]' if ratio else name]:.3f}" for ratio in ratios) + " |"
+        for name in plain
+    ]
+    head = "| attack | " + " | ".join(f"{ratio:g}" for ratio in ratios) + " |\n| :-- |" + " --: |" * len(ratios)
+    return "\n".join([head, *rows])
+
+
+def geometry_table(record: AuditRecord) -> str:
+    """AUC by quartile of distortion, and the correlations."""
+    found = record.geometry
+    assert found is not None
+    rows = [
+        f"| {q.quartile} | {q.low:.1f} to {q.high:.1f} | {q.n_members} / {q.n_nonmembers} | {cell(q.auc, 1, 3)} |" for q in found.quartiles
+    ]
+    lines = [
+        f"highest minus lowest quartile: {cell(found.high_minus_low, 1, 3)}",
+        f"AUC of distortion alone: {cell(found.distortion_auc, 1, 3)}",
+        f"correlation of distortion with low-frequency energy: {cell(found.low_frequency, 1, 2)}",
+        f"correlation of distortion with high-frequency energy: {cell(found.high_frequency, 1, 2)}",
+        *(f"{f.filtered} minus {f.attack}, AUC: {cell(f.gain.auc, 1, 3)}" for f in found.filters),
+    ]
+    head = f"| quartile of distortion | log volume | members / held out | AUC of {found.attack} |\n| --: | :-- | --: | --: |"
+    return "\n".join([head, *rows, "", *(f"- {line}" for line in lines)])
+
+
+def tables(record: AuditRecord) -> str:
+    """All tables of a record."""
+    parts = [table(record)]
+    if any(r.mask for r in record.results):
+        parts.append(mask_table(record))
+    if any(r.mask == "influence:0.1" for r in record.results):
+        parts.append(sweep_table(record))
+    if record.geometry is not None and record.geometry.quartiles:
+        parts.append(geometry_table(record))
+    return "\n\n".join(parts)
+
+
 if __name__ == "__main__":
-    print(table(AuditRecord.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    print(tables(AuditRecord.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))))
