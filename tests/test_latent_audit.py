@@ -217,7 +217,7 @@ def test_a_mask_on_a_pixel_model_and_bad_masks_are_refused(model_folder, latent_
 
 
 def geometry_settings(model: Path, images: tuple[Path, Path] | None, output: Path, **changes) -> dict:
-    given = settings(model, images, output, top=4, **changes)
+    given = settings(model, images, output, top=4, chunk_size=64, **changes)
     return {k: v for k, v in given.items() if k != "attacks" or "attacks" in changes}
 
 

@@ -34,7 +34,7 @@ from leakscope.errors import GateFailed, InvalidAudit, UserError
 from leakscope.files import checked_folder, write_new
 from leakscope.geometry_analyses import analyse
 from leakscope.inputs import Inputs, clear, write_geometry
-from leakscope.masks import MaskChoice, parse_mask
+from leakscope.masks import MaskChoice, may_lead, parse_mask
 from leakscope.masks import distinct as distinct_masks
 from leakscope.record import AuditRecord, Costs, Plan, Result, Samples, Scores
 from leakscope.run_folder import read_plan, write_results
@@ -152,7 +152,7 @@ class Prepared:
         if not self.attacks:
             measured = f"distortion from {plan.top} singular values, influence from {plan.probes} probes"
             return f"plan: {plan.n_nonmembers:,} images ({plan.image_shape}), {measured}, {where}"
-        masks = f" (each also under {', '.join(plan.masks)})" if plan.masks else ""
+        masks = f" (also under {', '.join(plan.masks)})" if plan.masks else ""
         return (
             f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
             f"{len(self.attacks)} attacks{masks}, "
@@ -286,11 +286,12 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
 def _results(prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], parameters: dict[str, Any]) -> Iterator[tuple[Result, Scores]]:
     """An attack's result and those under each mask, with the scores each came from."""
     member, split, unmasked = prepared.scan.cohort.member, prepared.split, scores[0]
-    found = [(evaluation.evaluate_scores(unmasked, member, split), unmasked)]
+    base = evaluation.on_every_split(unmasked, member, split)
+    found = [(evaluation.combined(base), unmasked)]
     under = dict(zip(prepared.inputs.masks, scores[1:], strict=False))
     for choice in prepared.masks if under else ():
         candidates = [evaluation.Candidate(mask.ratio, under.get(mask, unmasked)) for mask in choice.masks]
-        found.append(evaluation.evaluate_masked(attack.label, choice.label, candidates, unmasked, member, split))
+        found.append(evaluation.evaluate_masked(choice.label, candidates, unmasked, base, member, split))
     for result, source in found:
         assert result.timestep is not None, "only scores without timesteps have none"
         costs = {"queries": attack.queries, "queries_at_timestep": replace(attack, timesteps=(result.timestep,)).queries}
@@ -308,7 +309,7 @@ def gate(record: AuditRecord, config: AuditConfig) -> None:
             f"a classifier that never saw the model tells the two sides apart (AUC {record.blind.value:.2f}): they come from different "
             "sources, so the scores do not measure membership; use a matched held-out set, or --allow-shift to exit 0 all the same"
         )
-    for result in record.results:
+    for result in (r for r in record.results if may_lead(r.mask)):
         rate = next(r for r in result.tpr_at_fpr if r.fpr == 0.01)
         reversed_auc = None if result.auc.low is None else 1 - result.auc.low
         checks = (
@@ -425,7 +426,7 @@ def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | 
         found.append(
             "a classifier that never saw the model tells the two sides apart better than chance: part of every AUC may be that difference"
         )
-    for result in results:
+    for result in (r for r in results if r.mask is None):
         if result.auc.value is not None and result.auc.value < 0.4:
             found.append(
                 f"{result.attack}: AUC {result.auc.value:.2f} is below 0.4, against the direction its theory gives "

@@ -54,7 +54,16 @@ def halves(ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float
 
 def evaluate_scores(scores: Scores, member: Bool[np.ndarray, " n"], split: Halves) -> Result:
     """One attack's result over its timesteps; attack parameters and costs are left to the caller."""
-    results = [_one_split(scores, member, calibrate, split.record.seed) for calibrate in split.calibrate]
+    return combined(on_every_split(scores, member, split))
+
+
+def on_every_split(scores: Scores, member: Bool[np.ndarray, " n"], split: Halves) -> list[Result]:
+    """One attack's result for each division into halves."""
+    return [_one_split(scores, member, calibrate, split.record.seed) for calibrate in split.calibrate]
+
+
+def combined(results: Sequence[Result]) -> Result:
+    """The result of the one division, or the medians over repeated ones."""
     return results[0] if len(results) == 1 else _median(results)
 
 
@@ -67,24 +76,39 @@ class Candidate:
 
 
 def evaluate_masked(
-    attack: str, mask: str, candidates: Sequence[Candidate], unmasked: Scores, member: Bool[np.ndarray, " n"], split: Halves
+    mask: str,
+    candidates: Sequence[Candidate],
+    unmasked: Scores,
+    base: Sequence[Result],
+    member: Bool[np.ndarray, " n"],
+    split: Halves,
 ) -> tuple[Result, Scores]:
-    """The result of a masked attack, with what the mask adds, and the scores it came from.
+    """The result of a masked attack, with what the mask adds to `base`, and the scores it came from.
 
-    The ratio, where there are several, and the timestep are those of the best AUC on the calibrate half.
+    `base` are the results of the `unmasked` scores on every split. The ratio, where there are several, and the timestep are
+    those of the best AUC on the calibrate half.
     """
     results = []
-    for calibrate in split.calibrate:
-        options = [(_one_split(c.scores, member, calibrate, split.record.seed), c) for c in candidates]
-        result, chosen = max(options, key=lambda option: max((p.auc for p in option[0].per_timestep), default=0.0))
-        base = _one_split(unmasked, member, calibrate, split.record.seed)
-        oracle = max((r.oracle for r, _ in options), key=lambda o: o.auc or 0.0)
-        added = gain((result, chosen.scores), (base, unmasked), member, ~calibrate, split.record.seed)
-        found = {"attack": masked_label(attack, mask), "mask": mask, "mask_ratio": chosen.ratio, "oracle": oracle, "gain": added}
-        results.append(result.model_copy(update=found))
-    result = results[0] if len(results) == 1 else _median(results)
+    for calibrate, plain in zip(split.calibrate, base, strict=True):
+        chosen = max(candidates, key=lambda c: _best_auc(c.scores, member, calibrate)) if len(candidates) > 1 else candidates[0]
+        result = _one_split(chosen.scores, member, calibrate, split.record.seed)
+        oracles = [_oracle(c.scores.timesteps, *_sides(c.scores.membership, member, calibrate)[2:]) for c in candidates]
+        update = {
+            "attack": masked_label(unmasked.attack, mask),
+            "mask": mask,
+            "mask_ratio": chosen.ratio,
+            "oracle": max(oracles, key=lambda o: o.auc or 0.0),
+            "gain": gain((result, chosen.scores), (plain, unmasked), member, ~calibrate, split.record.seed),
+        }
+        results.append(result.model_copy(update=update))
+    result = combined(results)
     scores = next(c.scores for c in candidates if c.ratio == result.mask_ratio)
     return result, replace(scores, attack=result.attack)
+
+
+def _best_auc(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> float:
+    m, n, *_ = _sides(scores.membership, member, calibrate)
+    return max(metrics.auc(m[:, i], n[:, i]) for i in range(len(scores.timesteps)))
 
 
 def gain(
@@ -204,7 +228,7 @@ def _carried(cal_m: metrics.Sample, cal_n: metrics.Sample, m: metrics.Sample, n:
 def _oracle(timesteps: tuple[int, ...], m: Float64[np.ndarray, "m k"], n: Float64[np.ndarray, "n k"]) -> Oracle:
     columns = range(len(timesteps))
     aucs = [metrics.auc(m[:, i], n[:, i]) for i in columns]
-    rates = [metrics.tpr_at_fpr(m[:, i], n[:, i], 0.01).value for i in columns]
+    rates = [metrics.tpr_value(m[:, i], n[:, i], 0.01) for i in columns]
     return Oracle(
         timestep=timesteps[int(np.argmax(aucs))],
         auc=max(aucs),

@@ -107,7 +107,7 @@ def tpr_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.n
     k = _count(fpr, n)
     if k < 1 or not m:
         return Estimate(reason=tpr_at_fpr(members[:, 0], nonmembers[:, 0], fpr).reason)
-    rates = [float(np.mean(members[:, c] > np.sort(nonmembers[:, c])[n - k])) for c in (0, 1)]
+    rates = [tpr_value(members[:, c], nonmembers[:, c], fpr) or 0.0 for c in (0, 1)]
     value = rates[0] - rates[1]
     if k < FEW:
         return Estimate(value=value, reason=f"no interval: fewer than {FEW} held-out images decide it")
@@ -137,6 +137,12 @@ def accuracy_difference(
     return Estimate(value=(gained - lost) / len(right), low=low, high=high, method="paired, Agresti-Min")
 
 
+def tpr_value(members: Sample, nonmembers: Sample, fpr: float) -> float | None:
+    """The TPR at a false-positive rate, without its interval; None where it cannot be estimated."""
+    n, k = len(nonmembers), _count(fpr, len(nonmembers))
+    return float(np.mean(members > np.sort(nonmembers)[n - k])) if k >= 1 and len(members) else None
+
+
 def tpr_at_fpr(members: Sample, nonmembers: Sample, fpr: float, seed: int = 0) -> RateAtFPR:
     """TPR at a false-positive rate in (0, 1), with an interval that counts the threshold's own uncertainty.
 
@@ -150,7 +156,7 @@ def tpr_at_fpr(members: Sample, nonmembers: Sample, fpr: float, seed: int = 0) -
         return RateAtFPR(fpr=fpr, support="none", reason=f"not estimable (needs >= {needed} non-members, has {n})")
     if len(members) < 1:
         return RateAtFPR(fpr=fpr, support="none", reason="not estimable (no members)")
-    value = float(np.mean(members > np.sort(nonmembers)[n - k]))
+    value = tpr_value(members, nonmembers, fpr) or 0.0
     support: Literal["ok", "low"] = "low" if k < FEW else "ok"
     if k >= FEW and FEW_HITS <= round(value * len(members)) <= len(members) - FEW_HITS:
         low, high = _bootstrap(members, nonmembers, k, seed)
