@@ -5,6 +5,8 @@
 overhead   queries/s of an audit ÷ queries/s of the same model called in a bare loop (same batch size, dtype, threads)
 memory     peak memory of scoring 20,000 images ÷ that of 1,000
 threads    seconds of two workers that each take all cores ÷ seconds of two workers that share them
+geometry   seconds of a plain loop over images and vectors ÷ seconds of our influence and distortion
+masks      seconds of scoring with four masks ÷ without, influence known
 """
 
 import os
@@ -12,9 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 CHANNELS = (32, 64, 64)
 SIZE = 32
@@ -170,7 +174,50 @@ def print_threads(scratch: Path) -> None:
     print(f"threads   two processes, {cores} intra-op threads each ÷ one each, as audits run: {ratio_of_two}", flush=True)
 
 
-PARTS = {"overhead": print_overhead, "memory": print_memory, "threads": print_threads}
+def print_geometry(scratch: Path) -> None:
+    import geometry
+
+    geometry.main()
+
+
+def print_masks(scratch: Path) -> None:
+    """Rounds of scoring sima with and without masks, taking turns; latents and influence are there already."""
+    from geometry import make_codec
+
+    from leakscope import hub, scoring
+    from leakscope.audit_config import AuditConfig
+    from leakscope.auditing import prepare
+    from leakscope.config import build
+
+    preset = Path(hub.__file__).parent / "training" / "presets" / "latent.yaml"
+    network = hub.new_network({"sample_size": 8, "in_channels": 4, "out_channels": 4, **yaml.safe_load(preset.read_text())["model"]})
+    hub.save(scratch / "model", network, hub.new_scheduler({}), hub.codec_of(make_codec().network, 1.0))
+    images = np.random.default_rng(0).integers(0, 256, (2, IMAGES // 2, SIZE, SIZE, 3), dtype=np.uint8)
+    for name, side in zip(("members", "nonmembers"), images, strict=True):
+        np.save(scratch / f"{name}.npy", side)
+    sides = {name: str(scratch / f"{name}.npy") for name in ("members", "nonmembers")}
+    given = {"model": str(scratch / "model"), **sides, "attacks": "sima", "timesteps": "10:300:10", "device": "cpu", "threads": 1}
+    target, seconds = hub.load(scratch / "model", device="cpu"), {}
+    for round_ in range(2 * ROUNDS):
+        for name, masks in (("plain", ()), ("masked", ("influence", "random", "reverse", "influence:0.8"))):
+            prepared = prepare(build(AuditConfig, {**given, "mask": masks}), target)
+            job, folder = prepared.job, scratch / f"{name}-{round_}"
+            with ThreadPoolExecutor(1) as pool:
+                job.inputs.prepare(folder, {c: job.rows(c) for c in range(job.chunks)}, pool)
+            started = time.perf_counter()
+            assert scoring.score(job, folder, prepared.worker) == 0
+            seconds.setdefault(name, []).append(time.perf_counter() - started)
+    added = min(seconds["masked"]) / min(seconds["plain"]) - 1
+    print(f"masks     four masks add {100 * added:.2f} % to the scoring time of sima   (aim < 1 % for one)", flush=True)
+
+
+PARTS = {
+    "overhead": print_overhead,
+    "memory": print_memory,
+    "threads": print_threads,
+    "geometry": print_geometry,
+    "masks": print_masks,
+}
 
 
 def main(names: list[str]) -> None:

@@ -17,7 +17,7 @@ from leakscope.diffusion.codec import Autoencoder
 from leakscope.diffusion.noise import Noise
 from leakscope.geometry import distortion, influence
 
-CHANNELS = (32, 64, 64)
+CHANNELS = (32, 48, 64)  # those of the preset vae
 LATENT = (4, 8, 8)
 PROBES = 8
 TOP, OVERSAMPLING, POWER = 20, 30, 2
@@ -116,7 +116,7 @@ def main(threads: int = 1) -> dict[str, float]:
             lambda z: distortion(codec, z, TOP, OVERSAMPLING, POWER, noise=keyed(len(z), (), "")),
             lambda z: loop_distortion(codec, z, keyed(len(z), LATENT, "distortion")),
             (16, 1),
-            rounds=2,
+            rounds=1,
         ),
     }
 
