@@ -88,6 +88,40 @@ def sima_mc(eps: Eps, table, x0, draws: Sequence[np.ndarray], timesteps, variant
     return np.array(rows)
 
 
+def damped(image: np.ndarray, radius: float, gain: float) -> np.ndarray:
+    """One channel (h, w) with `gain` times the frequencies beyond `radius`: an explicit mask over the spectrum of np.fft."""
+    height, width = image.shape
+    mask = np.ones((height, width))
+    for u in range(height):
+        for v in range(width):
+            down, right = min(u, height - u), min(v, width - v)  # cycles per image; beyond the middle they are negative
+            if sqrt(down**2 + right**2) > radius:
+                mask[u, v] = gain
+    filtered = np.fft.ifft2(mask * np.fft.fft2(image))
+    assert np.abs(filtered.imag).max() < 1e-12 * max(1.0, np.abs(image).max())
+    return filtered.real
+
+
+def frequency(eps: Eps, table, x0, e, timesteps, p, radius=5.0, gain=0.2, decode=lambda z: z, mask=None) -> np.ndarray:
+    """Both guesses of the image decoded and filtered, each on its own; e is the noise that was added."""
+    rows = []
+    for t in timesteps:
+        x_t = q(table, x0, t, e)
+        guess = (x_t - sqrt(1 - table[t]) * eps(x_t, t)) / sqrt(table[t])
+        target = (x_t - sqrt(1 - table[t]) * e) / sqrt(table[t])
+        sides = [np.array([[damped(c, radius, gain) for c in image] for image in decode(z)]) for z in (guess, target)]
+        rows.append(norm_p(sides[0] - sides[1], p, mask))
+    return np.array(rows)
+
+
+def loss_frequency(eps: Eps, table, x0, e, timesteps, p=2.0, **filters) -> np.ndarray:
+    return frequency(eps, table, x0, e, timesteps, p, **filters)
+
+
+def pia_frequency(eps: Eps, table, x0, timesteps, p=4.0, **filters) -> np.ndarray:
+    return frequency(eps, table, x0, eps(x0, 0), timesteps, p, **filters)
+
+
 def walked_predictions(eps: Eps, table, x0, e, t, k=5, stride=10, sigma=0.1, sigma_scale="fixed", mask=None) -> np.ndarray:
     """The k (masked) predictions of noise aggregation, of shape (k, b, d)."""
     x = sqrt(table[t]) * x0 + (sigma if sigma_scale == "fixed" else sqrt(1 - table[t])) * e

@@ -165,6 +165,18 @@ def test_residual_statistics_add_up_over_disjoint_masks(residual: Attack, denois
     torch.testing.assert_close(halves[0] + halves[1], residual.statistics(denoiser, images(), noise()), rtol=1e-12, atol=0)
 
 
+def test_many_masks_give_what_each_gives_alone_for_the_forwards_of_one(spec: str, attack: Attack, denoiser: Denoiser) -> None:
+    generator = torch.Generator().manual_seed(3)
+    masks = [None, *((torch.rand(images().shape, generator=generator) < keep).double() for keep in (0.3, 0.6)), torch.ones_like(images())]
+    forwards: list[int] = []
+    together = attack.masked_statistics(Counted(denoiser, lambda n, t: forwards.append(n)), images(), noise(), masks=masks)
+    assert sum(forwards) == N * attack.queries
+    assert together.dtype == torch.float64 and together.shape == (len(masks), len(TIMESTEPS), N)
+    alone = [attack.statistics(denoiser, images(), noise(), mask=mask) for mask in masks]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-12, atol=0)
+    assert not torch.equal(together[0], together[1]) and torch.equal(together[0], together[3])
+
+
 @pytest.mark.parametrize("timesteps", [(100,), (50, 100, 150), tuple(range(40, 130, 10))])
 def test_declared_queries_are_the_forwards_made_for_each_image(spec: str, denoiser: Denoiser, timesteps: tuple[int, ...]) -> None:
     attack, forwards = ready(spec, denoiser, timesteps=timesteps), []

@@ -222,6 +222,95 @@ def test_noise_aggregation_rises_when_the_predictions_move_together(metric: str)
     assert (tight > loose).all()
 
 
+FILTERS = [("", {}), ("radius=2,gain=0", {"radius": 2.0, "gain": 0.0}), ("radius=0,gain=0.5,p=1", {"radius": 0.0, "gain": 0.5, "p": 1.0})]
+filters = pytest.mark.parametrize(("given", "values"), FILTERS, ids=lambda v: v or "default" if isinstance(v, str) else "")
+frequency_attacks = pytest.mark.parametrize("name", ["loss_frequency", "pia_frequency"])
+
+
+def to_pixels(z: np.ndarray) -> np.ndarray:
+    """A nonlinear decoder that doubles height and width and turns c channels into two."""
+    large = np.tanh(1.5 * z).repeat(2, axis=2).repeat(2, axis=3)
+    return np.stack([large.sum(axis=1), (large**2).sum(axis=1) - large[:, 0]], axis=1)
+
+
+def filtered(name: str, setting: Setting, timesteps: tuple[int, ...] = TIMESTEPS, **values) -> np.ndarray:
+    """The reference, whose timesteps the attack's statistics have to equal."""
+    if name == "loss_frequency":
+        return reference.loss_frequency(setting.eps, LINEAR, setting.images, setting.draws(1)[0], timesteps, **values)
+    return reference.pia_frequency(setting.eps, LINEAR, setting.images, timesteps, **values)
+
+
+@filters
+@frequency_attacks
+def test_frequency_attacks_compare_damped_images(setting: Setting, masked: bool, name: str, given: str, values: dict) -> None:
+    expected = filtered(name, setting, mask=setting.keep if masked else None, **values)
+    same(setting.statistics(f"{name}({given})" if given else name, masked), expected, rtol=1e-8)
+
+
+@filters
+@frequency_attacks
+def test_frequency_attacks_on_latents_damp_the_decoded_images(name: str, given: str, values: dict) -> None:
+    setting = Setting((3, 5, 6))
+    attack = parse(f"{name}({given})" if given else name, ATTACKS, TIMESTEPS).in_pixels(lambda z: torch.from_numpy(to_pixels(z.numpy())))
+    value = attack.statistics(setting.denoiser, setting.x0, setting.noise).numpy()
+    same(value, filtered(name, setting, decode=to_pixels, **values), rtol=1e-8)
+    assert (np.abs(value / filtered(name, setting, **values) - 1) > 1e-3).all(), "the decoder is used"
+
+
+@pytest.mark.parametrize("given", ["radius=1e9", "gain=1", "radius=0,gain=1"])
+@pytest.mark.parametrize(("name", "plain"), [("loss_frequency", "loss"), ("pia_frequency", "pia")])
+def test_without_a_filter_the_difference_of_images_is_the_error_of_the_noise_in_units_of_the_signal(
+    setting: Setting, name: str, plain: str, given: str
+) -> None:
+    p = {"loss": 2, "pia": 4}[plain]
+    scale = np.array([np.sqrt((1 - LINEAR[t]) / LINEAR[t]) ** p for t in TIMESTEPS])[:, None]
+    same(setting.statistics(f"{name}({given})", False), scale * setting.statistics(plain, False), rtol=1e-9)
+
+
+def test_a_filter_that_lets_nothing_but_the_mean_through_leaves_the_squared_mean_of_each_channel(setting: Setting) -> None:
+    value = setting.statistics("loss_frequency(radius=0,gain=0)", False)
+    e, size = setting.draws(1)[0], setting.images[0, 0].size
+    for row, t in zip(value, TIMESTEPS, strict=True):
+        error = np.sqrt((1 - LINEAR[t]) / LINEAR[t]) * (e - setting.eps(reference.q(LINEAR, setting.images, t, e), t))
+        same(row, (size * error.mean(axis=(2, 3)) ** 2).sum(axis=1), rtol=1e-8)
+
+
+@frequency_attacks
+def test_a_frequency_attack_takes_masks_on_pixels_and_refuses_them_on_latents(setting: Setting, name: str) -> None:
+    attack = parse(f"{name}(gain=0.5)", ATTACKS, TIMESTEPS)
+    decoded = attack.in_pixels(lambda z: z)
+    assert attack.takes_masks and not decoded.takes_masks
+    assert decoded.statistics(setting.denoiser, setting.x0, setting.noise).shape == (len(TIMESTEPS), len(IDS))
+    for masks in ((setting.mask,), (None, setting.mask)):
+        with pytest.raises(UserError) as refusal:
+            decoded.masked_statistics(setting.denoiser, setting.x0, setting.noise, masks=masks)
+        assert str(refusal.value) == f"{name}(gain=0.5) takes no mask; leave out --mask, or this attack"
+
+
+@frequency_attacks
+def test_the_decoder_of_a_frequency_attack_is_no_parameter(name: str) -> None:
+    attack = parse(f"{name}(radius=3)", ATTACKS, TIMESTEPS)
+    decoded = attack.in_pixels(lambda z: z)
+    assert decoded.parameters() == attack.parameters() == {"p": attack.p, "radius": 3.0, "gain": 0.2}
+    assert decoded.label == attack.label == f"{name}(radius=3.0)"
+    assert decoded == attack and hash(decoded) == hash(attack) and "decode" not in repr(decoded)
+    with pytest.raises(UserError, match=f"unknown parameter of {name} 'decode'"):
+        parse(f"{name}(decode=x)", ATTACKS, TIMESTEPS)
+
+
+@pytest.mark.parametrize("given", ["radius=-1", "radius=nan", "radius=inf", "gain=-0.1", "gain=1.1", "gain=nan"])
+@frequency_attacks
+def test_a_filter_that_gives_no_number_or_cannot_be_recorded_is_refused(name: str, given: str) -> None:
+    with pytest.raises(UserError, match=rf"{name} needs a finite radius >= 0 and gain in \[0, 1\]; got"):
+        parse(f"{name}({given})", ATTACKS, TIMESTEPS)
+
+
+@pytest.mark.parametrize("name", [n for n, kind in ATTACKS.items() if not n.endswith("_frequency")])
+def test_attacks_that_compare_no_images_ignore_the_decoder(name: str) -> None:
+    attack = parse(name, ATTACKS, TIMESTEPS)
+    assert attack.in_pixels(lambda z: z) is attack
+
+
 @pytest.mark.parametrize("model_dtype", [torch.float32, torch.bfloat16])
 def test_norms_are_summed_in_float64_whatever_the_model_computes_in(model_dtype: torch.dtype) -> None:
     # 1 + 4095 times 2^-12: float32 and bfloat16 sums of fourth powers would lose most of the small terms

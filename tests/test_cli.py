@@ -300,6 +300,114 @@ def test_a_bug_shows_its_traceback(model, sides, tmp_path):
     assert "Traceback" in done.stderr
 
 
+LATENT = ["--timesteps", "50:100:50", "--device", "cpu", "--threads", "1", "--batch-size", "8"]
+
+
+@pytest.fixture
+def pictures(tmp_path, digits) -> Path:
+    np.save(tmp_path / "pictures.npy", digits[:20])
+    return tmp_path / "pictures.npy"
+
+
+def test_the_help_of_geometry_names_its_flags_and_what_it_leaves(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, err = call(capsys, "geometry", "--help")
+    assert (code, err) == (0, "")
+    for said in (
+        "--data",
+        "--split",
+        "--members",
+        "--nonmembers",
+        "--top",
+        "--probes",
+        "--mask",
+        "--dry-run",
+        "--json",
+        "geometry.parquet",
+    ):
+        assert said in out
+    assert "--max-auc" not in out, "geometry has no gate"
+
+
+def test_geometry_of_images_alone_leaves_two_files_and_says_where(capsys, latent_folder, pictures, tmp_path):
+    given = ["geometry", latent_folder(), "--data", pictures, "--top", 3, "--probes", 2, *LATENT, "-o", tmp_path / "out"]
+    code, out, err = call(capsys, *given)
+    assert code == 0
+    assert out == f"geometry: {tmp_path / 'out' / 'geometry.parquet'}\ninfluence: {tmp_path / 'out' / 'influence.npy'}\n"
+    assert err.startswith("plan: 20 images (8 x 8 grey), distortion from 3 singular values, influence from 2 probes, on cpu")
+    table = pd.read_parquet(tmp_path / "out" / "geometry.parquet")
+    assert sorted(table.id, key=int) == list(map(str, range(20))) and np.isfinite(table.distortion).all()
+    assert np.load(tmp_path / "out" / "influence.npy").shape == (20, 4, 4, 4)
+    code, out, _ = call(capsys, *given, "--json")
+    assert code == 0 and json.loads(out) == {"finished": True, "images": 20}
+
+
+def test_a_dry_run_of_geometry_prints_the_plan_as_json_and_writes_nothing(capsys, latent_folder, pictures, tmp_path):
+    folder = latent_folder()
+    code, out, err = call(
+        capsys, "geometry", folder, "--data", pictures, "--top", 3, *LATENT, "-o", tmp_path / "out", "--dry-run", "--json"
+    )
+    plan = json.loads(out)
+    assert (code, err) == (0, "") and not (tmp_path / "out").exists()
+    assert (plan["top"], plan["probes"], plan["attacks"], plan["masks"]) == (3, 8, [], [])
+    assert (plan["queries"], plan["n_members"], plan["n_nonmembers"]) == (0, 0, 20)
+
+
+def test_a_dry_run_of_geometry_with_two_sides_counts_their_queries(capsys, latent_folder, digits, tmp_path):
+    for name, part in (("m", digits[:12]), ("n", digits[20:32])):
+        np.save(tmp_path / f"{name}.npy", part)
+    sides = ["--members", tmp_path / "m.npy", "--nonmembers", tmp_path / "n.npy", "--attacks", "sima,loss", "--mask", "influence,random"]
+    code, out, _ = call(capsys, "geometry", latent_folder(), *sides, *LATENT, "--dry-run", "--json")
+    plan = json.loads(out)
+    assert code == 0 and [a["attack"] for a in plan["attacks"]] == ["sima", "loss"]
+    assert (plan["masks"], plan["top"], plan["queries_per_image"], plan["queries"]) == (["influence:0.4", "random:0.4"], 20, 4, 96)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--top", "65"], "top must be at most 64, the most singular values there are; got 65"),
+        (["--top", "0"], "top: Input should be greater than or equal to 1; got 0"),
+        (["--probes", "0"], "probes: Input should be greater than or equal to 1; got 0"),
+        (["--data", "nowhere.npy"], "found nothing at nowhere.npy"),
+        (["--nonmembers", "digits"], "not both"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_wrong_flags_of_geometry_are_one_line(capsys, latent_folder, pictures, tmp_path, flags, said):
+    given = {"--data": pictures, "--top": 3, "-o": tmp_path / "out"} | dict([flags])
+    line = refused(capsys, "geometry", latent_folder(), *LATENT, *(part for pair in given.items() for part in pair))
+    assert said in line
+    assert not (tmp_path / "out" / "geometry.parquet").exists()
+
+
+def test_geometry_needs_a_latent_model_data_and_an_output(capsys, latent_folder, model, pictures):
+    assert "works on pixels" in refused(capsys, "geometry", model, "--data", pictures, *LATENT, "-o", "unused")
+    assert "must be given as --members and --nonmembers" in refused(capsys, "geometry", latent_folder(), *LATENT, "-o", "unused")
+    assert "give -o DIR" in refused(capsys, "geometry", latent_folder("b"), "--data", pictures, "--top", 3, *LATENT)
+    assert not Path("unused").exists()
+
+
+def test_geometry_has_no_gate(capsys, latent_folder, pictures):
+    code, out, err = call(capsys, "geometry", latent_folder(), "--data", pictures, "--max-auc", "0.6")
+    assert (code, out) == (2, "") and "--max-auc" in err and "Traceback" not in err
+
+
+def test_masked_results_in_json_name_their_mask_its_ratio_and_what_it_adds(capsys, latent_folder, digits, tmp_path):
+    for name, part in (("m", digits[:24]), ("n", digits[30:54])):
+        np.save(tmp_path / f"{name}.npy", part)
+    sides = ["--members", tmp_path / "m.npy", "--nonmembers", tmp_path / "n.npy", "--attacks", "sima,loss_frequency", "--allow-shift"]
+    code, out, _ = call(capsys, "audit", latent_folder(), *sides, *LATENT, "--mask", "influence", "-o", tmp_path / "run", "--json")
+    results = {r["attack"]: r for r in json.loads(out)["results"]}
+    assert code == 0 and list(results) == ["sima", "sima[influence:0.4]", "loss_frequency"]
+    masked = results["sima[influence:0.4]"]
+    assert (masked["mask"], masked["mask_ratio"]) == ("influence:0.4", 0.4)
+    assert set(masked["gain"]) == {"auc", "asr", "tpr_at_1pct"}
+    assert masked["gain"]["auc"]["low"] <= masked["gain"]["auc"]["value"] <= masked["gain"]["auc"]["high"]
+    for plain in ("sima", "loss_frequency"):
+        assert (results[plain]["mask"], results[plain]["mask_ratio"], results[plain]["gain"]) == (None, None, None)
+
+
 def test_version_and_help(capsys):
     assert call(capsys, "--version")[1].startswith("leakscope 0.")
     for command in ("demo", "train", "audit", "metrics", "report", "attacks", "selfcheck"):

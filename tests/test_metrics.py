@@ -126,6 +126,131 @@ def test_auc_difference_interval_agrees_with_a_paired_bootstrap():
     assert (estimate.high - estimate.low) / (2 * norm.ppf(0.975)) == pytest.approx(np.std(draws), rel=0.1)
 
 
+def test_an_auc_gap_is_the_difference_with_the_intervals_of_both_groups_combined():
+    first, second = gaussians(40, 60, 1.2, seed=1), gaussians(30, 50, 0.4, seed=2)
+    a, b, gap = metrics.auc_estimate(*first), metrics.auc_estimate(*second), metrics.auc_gap(first, second)
+    assert gap.value == pytest.approx(sk.roc_auc_score(*labelled(*first)) - sk.roc_auc_score(*labelled(*second)), abs=1e-12)
+    assert gap.low == pytest.approx(gap.value - math.sqrt((a.value - a.low) ** 2 + (b.high - b.value) ** 2), abs=1e-12)
+    assert gap.high == pytest.approx(gap.value + math.sqrt((a.high - a.value) ** 2 + (b.value - b.low) ** 2), abs=1e-12)
+
+
+def test_an_auc_gap_of_large_groups_has_the_straight_line_delong_variance():
+    first, second = gaussians(900, 800, 0.8, seed=1), gaussians(700, 1000, 0.4, seed=2)
+    parts = [part for group in (first, second) for part in structural_components(*group)]
+    half = norm.ppf(0.975) * math.sqrt(sum(np.var(part, ddof=1) / len(part) for part in parts))
+    gap = metrics.auc_gap(first, second)
+    assert gap.high - gap.value == pytest.approx(half, rel=0.03)
+    assert gap.value - gap.low == pytest.approx(half, rel=0.03)
+
+
+def test_an_auc_gap_of_separated_groups_stays_uncertain_and_within_one():
+    separated = (np.arange(5) + 10.0, np.arange(6.0))
+    gap = metrics.auc_gap(separated, separated)
+    assert gap.value == 0 and -1 <= gap.low < -0.2 and 0.2 < gap.high <= 1
+    opposite = metrics.auc_gap(separated, separated[::-1])
+    assert opposite.value == 1 and opposite.low < opposite.high <= 1
+
+
+@pytest.mark.parametrize("empty", range(4))
+def test_an_auc_gap_with_a_single_image_on_some_side_is_null_with_a_reason(empty):
+    sides = [np.arange(3.0) for _ in range(4)]
+    sides[empty] = sides[empty][:1]
+    gap = metrics.auc_gap((sides[0], sides[1]), (sides[2], sides[3]))
+    assert (gap.value, gap.low, gap.high) == (None, None, None)
+    assert gap.reason == "needs at least 2 members and 2 non-members in each group"
+
+
+def paired(m, n, seed=0, shifts=(1.2, 0.6)):
+    rng = np.random.default_rng(seed)
+    sides = [rng.normal(0, 1, (size, 2)) + rng.normal(0, 1, (size, 1)) for size in (m, n)]
+    return sides[0] + shifts, sides[1]
+
+
+def test_an_accuracy_difference_counts_the_images_that_only_one_attack_gets_right():
+    members, nonmembers, thresholds = *paired(70, 90), np.array([0.5, 0.3])
+    only = [0, 0]
+    for rows, is_member in ((members, True), (nonmembers, False)):
+        for row in rows:
+            right = [(score > threshold) == is_member for score, threshold in zip(row, thresholds, strict=True)]
+            only[0] += right[0] and not right[1]
+            only[1] += right[1] and not right[0]
+    found = metrics.accuracy_difference(members, nonmembers, thresholds)
+    accuracies = [metrics.accuracy_at(thresholds[c], members[:, c], nonmembers[:, c]).value for c in (0, 1)]
+    assert found.value == pytest.approx((only[0] - only[1]) / 160) == pytest.approx(accuracies[0] - accuracies[1])
+    half_each = np.repeat([1.0, -1.0, 0.0], [2 * only[0] + 1, 2 * only[1] + 1, 2 * (160 - sum(only)) + 2])  # in half images
+    deviation = half_each.std() / math.sqrt(162)
+    assert found.low == pytest.approx(half_each.mean() - norm.ppf(0.975) * deviation)
+    assert found.high == pytest.approx(half_each.mean() + norm.ppf(0.975) * deviation)
+
+
+def test_an_accuracy_difference_counts_a_score_at_the_threshold_as_a_nonmember():
+    members, nonmembers = np.array([[1.0, 1.0], [0.0, 2.0]]), np.array([[1.0, 0.5], [2.0, 1.0]])
+    found = metrics.accuracy_difference(members, nonmembers, np.array([1.0, 0.5]))
+    assert found.value == (1 - 3) / 4  # first: the non-member at 1; second: both members and the non-member at 0.5
+
+
+@pytest.mark.parametrize("size", [1, 5, 500])
+def test_an_accuracy_difference_of_attacks_that_never_disagree_still_has_a_width(size):
+    scores = np.tile(np.arange(size, dtype=float)[:, None], 2)
+    found = metrics.accuracy_difference(scores, scores, np.zeros(2))
+    assert found.value == 0 and -1 <= found.low < 0 < found.high <= 1
+    assert found.high == pytest.approx(-found.low)
+
+
+@pytest.mark.parametrize(("m", "n", "fpr"), [(80, 150, 0.1), (40, 1200, 0.01), (50, 101, 0.1)])
+def test_a_tpr_difference_is_that_of_the_two_rates_with_resampled_images_and_rederived_thresholds(monkeypatch, m, n, fpr):
+    monkeypatch.setattr(metrics, "PAIRED_BOOTSTRAPS", 600)
+    members, nonmembers = paired(m, n)
+    found = metrics.tpr_difference(members, nonmembers, fpr)
+    rates = [metrics.tpr_at_fpr(members[:, c], nonmembers[:, c], fpr).value for c in (0, 1)]
+    assert found.value == pytest.approx(rates[0] - rates[1])
+    rng, draws = np.random.default_rng(77), []
+    for _ in range(600):
+        own, others = members[rng.integers(0, m, m)], nonmembers[rng.integers(0, n, n)]
+        kth = [sorted(others[:, c], reverse=True)[math.floor(fpr * n + 1e-9) - 1] for c in (0, 1)]
+        draws.append((own[:, 0] > kth[0]).mean() - (own[:, 1] > kth[1]).mean())
+    low, high = np.quantile(draws, [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.15 * (high - low))
+    assert found.high == pytest.approx(high, abs=0.15 * (high - low))
+
+
+def test_a_tpr_difference_of_an_attack_and_itself_is_exactly_zero_and_the_swap_changes_the_sign():
+    members, nonmembers = paired(60, 120)
+    same = metrics.tpr_difference(members[:, [0, 0]], nonmembers[:, [0, 0]], 0.1)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    there, back = (metrics.tpr_difference(members[:, c], nonmembers[:, c], 0.1) for c in ([0, 1], [1, 0]))
+    assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low))
+
+
+@pytest.mark.parametrize(("n", "fpr"), [(999, 0.01), (100, 0.01), (99, 0.1)])
+def test_a_tpr_difference_that_fewer_than_ten_false_positives_decide_has_no_interval(n, fpr):
+    found = metrics.tpr_difference(*paired(200, n), fpr)
+    assert found.value is not None and found.low is None and found.high is None and found.method is None
+    assert found.reason == "no interval: fewer than 10 held-out images decide it"
+
+
+def test_a_tpr_difference_that_ten_false_positives_decide_has_one():
+    found = metrics.tpr_difference(*paired(200, 100), 0.1)
+    assert found.low <= found.value <= found.high and found.reason is None
+
+
+@pytest.mark.parametrize(("m", "n", "reason"), [(20, 99, "needs >= 100 non-members, has 99"), (0, 200, "no members")])
+def test_a_tpr_difference_that_cannot_be_estimated_is_null_with_the_reason_of_the_rate(m, n, reason):
+    found = metrics.tpr_difference(*paired(m, n), 0.01)
+    assert found.value is None and reason in found.reason
+
+
+@pytest.mark.parametrize("fpr", [0.1, 0.01, 0.29])
+@pytest.mark.parametrize("n", [5, 100, 290])
+def test_the_bare_rate_is_that_of_the_estimate_and_null_where_there_is_none(n, fpr):
+    k = int(round(fpr * n, 6))
+    for members, nonmembers in (gaussians(37, n), tied(37, n)):
+        kth = sorted(nonmembers, reverse=True)[k - 1] if k else None
+        expected = sum(score > kth for score in members) / 37 if k else None
+        assert metrics.tpr_value(members, nonmembers, fpr) == metrics.tpr_at_fpr(members, nonmembers, fpr).value == expected
+        assert metrics.tpr_value(members[:0], nonmembers, fpr) is None
+
+
 # TPR at a false-positive rate
 
 

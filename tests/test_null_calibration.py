@@ -119,6 +119,58 @@ def test_the_interval_of_an_auc_difference_covers_a_real_difference():
     assert_covers(held)
 
 
+def pairs_of_attacks(m, n, correlation, shifts, runs, seed):
+    """Scores of two correlated attacks, members shifted by `shifts`."""
+    rng, covariance = np.random.default_rng((seed, m, n)), [[1, correlation], [correlation, 1]]
+    for _ in range(runs):
+        yield rng.multivariate_normal(shifts, covariance, m), rng.multivariate_normal([0, 0], covariance, n)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "correlation", "shifts"),
+    [
+        (200, 200, 0.9, (0, 0)),
+        (100, 300, 0.9, (1, 1)),
+        (60, 60, 0.7, (1.5, 0.5)),
+        (10, 10, 0.99, (0.5, 0.4)),
+        (100, 100, 0.999, (0.5, 0.45)),
+    ],
+    ids=["null", "equally good", "different", "few images", "few disagreements"],
+)
+def test_the_interval_of_an_accuracy_difference_covers(m, n, correlation, shifts):
+    thresholds = np.array([0.2, 0.3])
+    right = [m * norm.sf(t - shift) + n * norm.cdf(t) for t, shift in zip(thresholds, shifts, strict=True)]
+    truth = (right[0] - right[1]) / (m + n)
+    pairs = pairs_of_attacks(m, n, correlation, shifts, RUNS, seed=10)
+    assert_covers([holds(metrics.accuracy_difference(*pair, thresholds), truth) for pair in pairs])
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "fpr", "correlation", "shifts"),
+    [
+        (150, 150, 0.1, 0.9, (0, 0)),
+        (150, 100, 0.1, 0.9, (1, 1)),
+        (150, 100, 0.1, 0.7, (1.5, 0.5)),
+        (60, 1000, 0.01, 0.7, (1.5, 0.5)),
+    ],
+    ids=["null", "equally good", "different", "different at 1 %"],
+)
+def test_the_interval_of_a_tpr_difference_covers(monkeypatch, m, n, fpr, correlation, shifts):
+    monkeypatch.setattr(metrics, "PAIRED_BOOTSTRAPS", 300)
+    truth = true_tpr(fpr, shifts[0]) - true_tpr(fpr, shifts[1])
+    pairs = pairs_of_attacks(m, n, correlation, shifts, 100, seed=11)
+    assert_covers([holds(metrics.tpr_difference(*pair, fpr, seed=i), truth) for i, pair in enumerate(pairs)])
+
+
+@pytest.mark.parametrize(
+    ("size", "shifts"), [(3, (0, 0)), (10, (0, 0)), (40, (1, 1)), (100, (1.5, 0.5)), (10, (2.5, 1)), (40, (4, 3))], ids=str
+)
+def test_the_interval_of_an_auc_gap_between_groups_covers_also_for_few_images_and_near_separation(size, shifts):
+    groups = zip(*(draws(size, size, shift, seed=i + 12) for i, shift in enumerate(shifts)), strict=True)
+    truth = true_auc(shifts[0]) - true_auc(shifts[1])
+    assert_covers([holds(metrics.auc_gap(*pair), truth) for pair in groups])
+
+
 @pytest.mark.slow
 def test_the_blind_interval_covers_one_half_when_both_sides_are_alike():
     rng = np.random.default_rng(6)

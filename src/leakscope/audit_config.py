@@ -103,7 +103,7 @@ class GeometryConfig(AuditConfig):
 
     @model_validator(mode="after")
     def _two_sides(self) -> "GeometryConfig":
-        return _refuse_one_side(self) if self.two_sided or not self.data else self
+        return self if self.data and not (self.split or self.members or self.nonmembers) else _refuse_one_side(self)
 
 
 def read_cohort(config: AuditConfig) -> Cohort:

@@ -40,7 +40,9 @@ class MaskChoice:
 def parse_mask(text: str) -> MaskChoice:
     """The mask that `influence`, `random:0.3`, `reverse` or `auto` stands for; raises `UserError` for another."""
     name, _, ratio = text.strip().partition(":")
-    if name == "auto" and not ratio:
+    if name == "auto" and ratio:
+        raise UserError(f"auto takes no ratio, it chooses one; for {ratio} write influence:{ratio}")
+    if name == "auto":
         return MaskChoice("influence:auto", tuple(Mask("influence", r) for r in AUTO_RATIOS))
     control = next((c for c in CONTROLS if c == name), None)
     if control is None:

@@ -137,6 +137,12 @@ def accuracy_difference(
     return Estimate(value=(gained - lost) / len(right), low=low, high=high, method="paired, Agresti-Min")
 
 
+def tpr_value(members: Sample, nonmembers: Sample, fpr: float) -> float | None:
+    """The TPR at a false-positive rate, without its interval; None where it cannot be estimated."""
+    n, k = len(nonmembers), _count(fpr, len(nonmembers))
+    return float(np.mean(members > np.sort(nonmembers)[n - k])) if k >= 1 and len(members) else None
+
+
 def tpr_at_fpr(members: Sample, nonmembers: Sample, fpr: float, seed: int = 0) -> RateAtFPR:
     """TPR at a false-positive rate in (0, 1), with an interval that counts the threshold's own uncertainty.
 

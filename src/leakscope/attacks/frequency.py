@@ -11,6 +11,7 @@ is applied once, to the difference.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, ClassVar, final
 
 import torch
@@ -36,8 +37,8 @@ class _FrequencyFilter(ResidualAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.radius < 0 or not 0 <= self.gain <= 1:
-            raise UserError(f"{self.name} needs radius >= 0 and gain in [0, 1]; got {self.radius}, {self.gain}")
+        if not 0 <= self.radius < inf or not 0 <= self.gain <= 1:
+            raise UserError(f"{self.name} needs a finite radius >= 0 and gain in [0, 1]; got {self.radius}, {self.gain}")
 
     def in_pixels(self, decode: Callable[[Tensor], Tensor]) -> "_FrequencyFilter":
         return replace(self, decode=decode)

@@ -156,13 +156,19 @@ def _folder_labels(path: Path, ids: tuple[str, ...]) -> Labels | None:
 def _metadata_labels(metadata: Path, ids: tuple[str, ...]) -> Labels | None:
     try:
         rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
-        labels = {str(row["file_name"]): int(row["label"]) for row in rows if "label" in row}
+        labels = {str(row["file_name"]): _whole(row["label"]) for row in rows if "label" in row}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{metadata} must hold a JSON object with file_name per line, labels as whole numbers ({error})") from None
     missing = [i for i in ids if i not in labels]
     if labels and missing:
         raise UserError(f"{metadata} must give every image a label; {len(missing)} have none (first: {missing[0]})")
     return Labels(tuple(labels[i] for i in ids)) if labels else None
+
+
+def _whole(label: object) -> int:
+    if not isinstance(label, int) or isinstance(label, bool) or abs(label) >= 2**63:
+        raise ValueError(f"got the label {json.dumps(label)}")
+    return label
 
 
 def _array_source(name: str, images: np.ndarray) -> ImageSource:
@@ -181,8 +187,9 @@ def _numpy_file(path: Path, key: str | None) -> ImageSource:
             return replace(_array_source(str(path), loaded), read=_mapped(path, loaded))
         with loaded:
             images = loaded[key or _image_key(path, loaded)]
+            source = _array_source(f"{path}:{key}" if key else str(path), images)
             labels = _array_labels(loaded, len(images))
-            return replace(_array_source(f"{path}:{key}" if key else str(path), images), labels=lambda: labels)
+            return replace(source, labels=lambda: labels)
     except KeyError:
         raise UserError(f"{path} has no array '{key}'; it holds {', '.join(loaded.files)}") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -205,9 +212,16 @@ def _mapped(path: Path, images: np.memmap) -> Callable[[int], Pixels]:
 
 def _array_labels(arrays: "np.lib.npyio.NpzFile", count: int) -> Labels | None:
     """The one array of an .npz that is named like labels and has a whole number per image."""
-    named = [arrays[k] for k in arrays.files if "label" in k.lower()]
-    fitting = [a for a in named if a.shape == (count,) and a.dtype.kind in "iu"]
+    named = [_array_or_none(arrays, k) for k in arrays.files if "label" in k.lower()]
+    fitting = [a for a in named if a is not None and a.shape == (count,) and a.dtype.kind in "iu"]
     return Labels(tuple(fitting[0].tolist())) if len(fitting) == 1 else None
+
+
+def _array_or_none(arrays: "np.lib.npyio.NpzFile", key: str) -> np.ndarray | None:
+    try:
+        return arrays[key]
+    except ValueError:  # Python objects, such as names: nothing that a model without classes needs
+        return None
 
 
 def _image_key(path: Path, arrays: "np.lib.npyio.NpzFile") -> str:
