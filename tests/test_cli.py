@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from leakscope import cli, hub
+from leakscope.attacks import ATTACKS
 
 RNG = np.random.default_rng(0)
 SETTINGS = ["--attacks", "sima,loss", "--timesteps", "50:100:50", "--device", "cpu", "--batch-size", "16"]

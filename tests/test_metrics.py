@@ -217,7 +217,7 @@ def test_a_tpr_difference_is_that_of_the_two_rates_with_resampled_images_and_red
 def test_a_tpr_difference_of_an_attack_and_itself_is_exactly_zero_and_the_swap_changes_the_sign():
     members, nonmembers = paired(60, 120)
     same = metrics.tpr_difference(members[:, [0, 0]], nonmembers[:, [0, 0]], 0.1)
-    assert (same.value, same.low, same.high) == (0, 0, 0)
+    assert (same.value, same.low, same.high) == (0, None, None), "no resample changes it, which is no certainty"
     there, back = (metrics.tpr_difference(members[:, c], nonmembers[:, c], 0.1) for c in ([0, 1], [1, 0]))
     assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low))
 

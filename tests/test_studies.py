@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from leakscope.audit_config import AuditConfig
+from leakscope.audit_config import AuditConfig, GeometryConfig
 from leakscope.config import build, read_yaml
 from leakscope.record import AuditRecord
 from leakscope.training.settings import train_config
@@ -82,3 +82,22 @@ def test_the_settings_of_a_study_are_valid_and_those_of_its_record(name):
 def test_the_table_in_the_text_is_the_record(name):
     record = AuditRecord.model_validate_json((STUDIES / name / "audit.json").read_text())
     assert script("table").table(record) in (STUDIES / "README.md").read_text()
+
+
+LATENT = ("cifar10-vae", "cifar10-vq", "fashion-mnist-vae", "fashion-mnist-vq")
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_the_tables_of_a_latent_study_are_its_record_and_its_settings_those_of_its_files(name):
+    folder, text = STUDIES / name, (STUDIES / "README.md").read_text()
+    record = AuditRecord.model_validate_json((folder / "audit.json").read_text())
+    assert script("table").tables(record) in text
+    trained = train_config(None, folder / "train.yaml", data="x.npy", output="y", autoencoder="z")
+    encoder = train_config(None, folder / "autoencoder.yaml", data="x.npy", output="y")
+    assert f"{trained.steps:,} steps" in text and f"{encoder.steps:,} steps" in text
+    kind, file = (GeometryConfig, "geometry.yaml") if name.endswith("vae") else (AuditConfig, "audit.yaml")
+    config = build(kind, read_yaml(folder / file), {"data": "x.npy", "split": "s.json"})
+    assert record.plan.masks == tuple(m if ":" in m else f"{m}:0.4" for m in config.mask)
+    assert [r.attack for r in record.results if r.mask is None] == list(config.attacks)
+    sima = record.result("sima").auc.value
+    assert 0.65 <= sima <= 0.95, "trained until it leaks, not until it is saturated"

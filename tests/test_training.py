@@ -196,7 +196,8 @@ def test_presets_are_valid_and_flags_win_over_the_file_over_the_preset(tmp_path)
     yaml = tmp_path / "c.yaml"
     yaml.write_text("steps: 7\nbatch-size: 3\n")
     for preset in ("digits", "small", "ddpm", "vae", "vq", "latent"):
-        chosen = leakscope.train_config(preset, yaml, data="digits", output=tmp_path, batch_size=5)
+        given = {"autoencoder": tmp_path} if preset == "latent" else {}
+        chosen = leakscope.train_config(preset, yaml, data="digits", output=tmp_path, batch_size=5, **given)
         assert (chosen.steps, chosen.batch_size) == (7, 5)
         assert chosen.model["block_out_channels"]
 
@@ -589,3 +590,17 @@ def test_the_latent_preset_trains_on_the_latents_of_an_autoencoder(trained, digi
     target = leakscope.load(folder, device="cpu")
     assert target.shape == ImageShape(1, 8, 8) and target.latent
     assert sum(p.numel() for p in target.denoiser.network.parameters()) == pytest.approx(4.4e6, rel=0.05), "the size that it states"
+
+
+def test_the_latent_preset_needs_an_autoencoder(tmp_path):
+    with pytest.raises(UserError, match="the preset latent trains on the latents of an autoencoder: give --autoencoder FOLDER"):
+        leakscope.train_config("latent", data="digits", output=tmp_path)
+
+
+def test_an_autoencoder_folder_called_vae_still_brings_its_split(trained, digits_file, tmp_path):
+    import shutil
+
+    shutil.copytree(trained[1], tmp_path / "vae")
+    flags = {"data": str(digits_file), "output": tmp_path / "model", "autoencoder": tmp_path / "vae", "device": "cpu", "threads": 1}
+    folder = leakscope.train(leakscope.train_config("latent", steps=1, batch_size=2, **flags))
+    assert json.loads((folder / "split.json").read_text()) == json.loads((tmp_path / "vae" / "split.json").read_text())

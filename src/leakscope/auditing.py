@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float64
+from torch import Tensor
 
 from leakscope import evaluation, hub, scoring
 from leakscope.attacks import ATTACKS
@@ -28,12 +31,13 @@ from leakscope.config import build
 from leakscope.data.cohort import Cohort, two_sources
 from leakscope.data.scan import Scan, scan
 from leakscope.data.sources import open_source
+from leakscope.diffusion.codec import Codec
 from leakscope.diffusion.denoiser import Denoiser
 from leakscope.environment import environment
 from leakscope.errors import GateFailed, InvalidAudit, UserError
 from leakscope.files import checked_folder, write_new
 from leakscope.geometry_analyses import analyse
-from leakscope.inputs import Inputs, clear, write_geometry
+from leakscope.inputs import Inputs, auto_batch_size, clear, write_geometry
 from leakscope.masks import MaskChoice, may_lead, parse_mask
 from leakscope.masks import distinct as distinct_masks
 from leakscope.record import AuditRecord, Costs, Plan, Result, Samples, Scores
@@ -169,17 +173,28 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
     chosen, masks = choose_attacks(config), choose_masks(config)
     target = target or hub.load(config.model, config.dtype, config.device)
     attacks = tuple(fit_to_schedule(attack, target.denoiser.schedule) for attack in chosen)
-    if target.latent:
-        codec = target.codec
-        attacks = tuple(attack.in_pixels(lambda z: codec.decode(codec.snap(z))) for attack in attacks)
     top = config.top if isinstance(config, GeometryConfig) else None
     if (masks or top) and not target.latent:
         what = "geometry is that" if top else "--mask ranks the latent coordinates"
         raise UserError(f"{what} of a decoder, and {target.name} works on pixels" + ("" if top else "; leave it out"))
-    found = scan(cohort or read_cohort(config), target.shape, config.resize, config.skip_unreadable, target.classes)
+    found = scan(cohort or read_cohort(config), target.shape, config.resize, config.skip_unreadable, target.classes if attacks else None)
+    if target.latent:
+        codec = target.codec
+        attacks = tuple(attack.in_pixels(partial(_decoded, codec, auto_batch_size(found.shape, target.device))) for attack in attacks)
     if config.two_sided or not config.data:
         _check_halves(found.cohort, config)
-    inputs = Inputs(target, found.cohort, found.shape, config.resize, config.seed, found.labels, distinct_masks(masks), config.probes, top)
+    inputs = Inputs(
+        target,
+        found.cohort,
+        found.shape,
+        config.resize,
+        config.seed,
+        found.labels,
+        distinct_masks(masks),
+        config.probes,
+        top,
+        bool(attacks),
+    )
     batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
     split = evaluation.halves(found.cohort.ids, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
@@ -210,6 +225,11 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
     return Prepared(config, target, found, inputs, attacks, masks, plan, split, scoring.worker(config.shard, config.threads, target))
 
 
+def _decoded(codec: Codec, size: int, z: Tensor) -> Tensor:
+    """The images of a batch of latents, as many at a time as images of their size allow."""
+    return torch.cat([codec.decode(codec.snap(part)) for part in z.split(size)])
+
+
 def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Audit | None:
     """Scores what is missing in `folder` and evaluates; None when other workers still have chunks to do.
 
@@ -236,7 +256,7 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None]) -> b
     """Does what is missing of this worker's share; whether every share is done then."""
     checked_folder(folder)
     first = _claim(folder, prepared.plan)
-    if not first and prepared.plan.model_fingerprint == hub.UNKNOWN and any((folder / "scores").glob("*.parquet")):
+    if not first and prepared.plan.model_fingerprint == hub.UNKNOWN and any(folder.glob("*/chunk-*")):
         raise UserError(
             f"{folder} holds scores, and nothing says that they are of this model; choose another folder, "
             "or give leakscope.Target(denoiser, fingerprint=...)"

@@ -181,6 +181,9 @@ def geometry(
     threads: Annotated[int | None, Opt(help="Chunks worked on side by side, one CPU thread each.", show_default=False)] = None,
     dry_run: Annotated[bool | None, Opt("--dry-run", help="Check everything and print the plan only.", show_default=False)] = None,
     thumbnails: Annotated[bool | None, Opt("--thumbnails", help="Show images in the report.", show_default=False)] = None,
+    allow_shift: Annotated[
+        bool | None, Opt("--allow-shift", help="Exit 0 even if the sides differ without the model.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure how a decoder stretches each image and latent coordinate, and whether leakage follows. The same command resumes.

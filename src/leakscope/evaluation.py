@@ -62,6 +62,11 @@ def on_every_split(scores: Scores, member: Bool[np.ndarray, " n"], split: Halves
     return [_one_split(scores, member, calibrate, split.record.seed) for calibrate in split.calibrate]
 
 
+def on_first_split(scores: Scores, member: Bool[np.ndarray, " n"], split: Halves) -> Result:
+    """One attack's result for the first division alone: settings and test images that belong together."""
+    return _one_split(scores, member, split.calibrate[0], split.record.seed)
+
+
 def combined(results: Sequence[Result]) -> Result:
     """The result of the one division, or the medians over repeated ones."""
     return results[0] if len(results) == 1 else _median(results)
@@ -93,11 +98,13 @@ def evaluate_masked(
         chosen = max(candidates, key=lambda c: _best_auc(c.scores, member, calibrate)) if len(candidates) > 1 else candidates[0]
         result = _one_split(chosen.scores, member, calibrate, split.record.seed)
         oracles = [_oracle(c.scores.timesteps, *_sides(c.scores.membership, member, calibrate)[2:]) for c in candidates]
+        best = max(oracles, key=lambda o: o.auc or 0.0)
+        each = {key: max((getattr(o, key) for o in oracles if getattr(o, key) is not None), default=None) for key in ("asr", "tpr_at_1pct")}
         update = {
             "attack": masked_label(unmasked.attack, mask),
             "mask": mask,
             "mask_ratio": chosen.ratio,
-            "oracle": max(oracles, key=lambda o: o.auc or 0.0),
+            "oracle": best.model_copy(update=each),
             "gain": gain((result, chosen.scores), (plain, unmasked), member, ~calibrate, split.record.seed),
         }
         results.append(result.model_copy(update=update))
@@ -117,8 +124,9 @@ def gain(
     """What the first of two results adds to the second on the same test images, each at its own settings."""
     columns = [scores.membership[:, scores.timesteps.index(result.timestep)] for result, scores in (masked, unmasked)]
     m, n = (np.stack([column[test & side] for column in columns], axis=1) for side in (member, ~member))
-    thresholds = [result.asr.threshold for result, _ in (masked, unmasked)]
-    asr = Estimate(reason=NO_CALIBRATION) if None in thresholds else metrics.accuracy_difference(m, n, np.array(thresholds))
+    calibrated = all(result.asr.value is not None for result, _ in (masked, unmasked))
+    thresholds = [-np.inf if result.asr.threshold is None else result.asr.threshold for result, _ in (masked, unmasked)]
+    asr = metrics.accuracy_difference(m, n, np.array(thresholds)) if calibrated else Estimate(reason=NO_CALIBRATION)
     return Gain(auc=metrics.auc_difference(m, n), asr=asr, tpr_at_1pct=metrics.tpr_difference(m, n, 0.01, seed))
 
 

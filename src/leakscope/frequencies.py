@@ -21,6 +21,6 @@ def energies(images: UInt8[np.ndarray, "n h w c"]) -> Float64[np.ndarray, "n 2"]
     """The low- and high-frequency energy of each image."""
     height, width = images.shape[1:3]
     distance = np.hypot(np.fft.fftfreq(height, 1 / height)[:, None], np.fft.fftfreq(width, 1 / width))
-    power = np.square(np.abs(np.fft.fft2(images / 127.5 - 1.0, axes=(1, 2)))).sum(axis=3)
     low = distance <= radius(height, width)
-    return np.stack([power[:, low].sum(axis=1), power[:, ~low].sum(axis=1)], axis=1)
+    powers = (np.square(np.abs(np.fft.fft2(x / 127.5 - 1.0, axes=(0, 1)))).sum(axis=2) for x in images)
+    return np.array([[power[low].sum(), power[~low].sum()] for power in powers]).reshape(-1, 2)

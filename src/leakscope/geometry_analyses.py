@@ -1,7 +1,8 @@
 """What an audit says about geometry: does leakage follow distortion, and distortion the image's frequencies? No torch.
 
 Quartiles of distortion are those of members and held-out images together. Everything about attacks is of the test half, at
-timesteps that the calibrate half chose. (Rao, Qu and Moyer 2025, arXiv 2511.20592, sections 4.2 to 4.4 and appendix F.)
+timesteps that the calibrate half chose; of repeated divisions the first alone is used. (Rao, Qu and Moyer 2025, arXiv
+2511.20592, sections 4.2 to 4.4 and appendix F.)
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from leakscope import metrics
-from leakscope.evaluation import Halves, gain
+from leakscope.evaluation import Halves, gain, on_first_split
 from leakscope.frequencies import radius
 from leakscope.record import AUCAt, BandAt, Estimate, FilterGain, Geometry, Quartile, Result, Scores
 
@@ -36,17 +37,16 @@ def analyse(
     """
     distortion, low, high = measured.T
     test = ~split.calibrate[0]
-    by_name = {r.attack: (r, s) for r, s in zip(results, scores, strict=True)}
-    shown = by_name.get(PREFERRED) or next((pair for pair in by_name.values() if pair[0].mask is None), None)
-    quartiles, band, gap = (
-        ((), (), Estimate(reason="no attack was run")) if shown is None else _by_quartile(*shown, distortion, member, test)
-    )
+    by_name = {r.attack: s for r, s in zip(results, scores, strict=True) if r.mask is None}
+    first = lambda name: (on_first_split(by_name[name], member, split), by_name[name])
+    shown = PREFERRED if PREFERRED in by_name else next(iter(by_name))
+    quartiles, band, gap = _by_quartile(*first(shown), distortion, member, test)
     order = np.lexsort((np.arange(len(distortion)), distortion))
     ids = inputs.cohort.ids
     return Geometry(
         top=inputs.top,
         probes=inputs.probes,
-        attack=shown[0].attack if shown else None,
+        attack=shown,
         quartiles=quartiles,
         band=band,
         high_minus_low=gap,
@@ -57,7 +57,7 @@ def analyse(
         highest=tuple(ids[i] for i in order[::-1][:SHOWN]),
         lowest=tuple(ids[i] for i in order[:SHOWN]),
         filters=tuple(
-            FilterGain(attack=name, filtered=other, gain=gain(by_name[other], by_name[name], member, test, split.record.seed))
+            FilterGain(attack=name, filtered=other, gain=gain(first(other), first(name), member, test, split.record.seed))
             for name, other in ((name, f"{name}_frequency") for name in ("loss", "pia"))
             if name in by_name and other in by_name
         ),

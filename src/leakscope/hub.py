@@ -122,6 +122,12 @@ def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
     return _codec(network)
 
 
+def codec_fingerprint(folder: Path) -> str:
+    """Which autoencoder is in a folder: a hash of its weights and config."""
+    own = _autoencoder_folder(folder) or folder
+    return _hash([*sorted(own.glob("*.safetensors")), own / "config.json"])
+
+
 def new_autoencoder(name: str, config: dict[str, Any]) -> torch.nn.Module:
     """An untrained AutoencoderKL or VQModel with `config`; raises `UserError` when diffusers refuses it."""
     if config.get("lookup_from_codebook"):
@@ -384,11 +390,15 @@ def _diffusers() -> Any:
 
 
 def _fingerprint(folder: Path) -> str:
-    digest = hashlib.sha256()
     files = [folder / "scheduler" / "scheduler_config.json"]
     for part in (*NETWORKS, *AUTOENCODER_FOLDERS):
         if (folder / part).is_dir():
             files += [*sorted((folder / part).glob("*.safetensors")), folder / part / "config.json"]
+    return _hash(files)
+
+
+def _hash(files: list[Path]) -> str:
+    digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as stream:

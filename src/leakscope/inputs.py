@@ -2,15 +2,17 @@
 
 For a latent model each chunk's latents, and if there are masks their influence, are computed once and kept in the run
 folder until the audit is finished; every attack and a resumed run read them there. They are removed at the end: a decoder
-turns latents back into the private images. `leakscope geometry` keeps influence.npy and geometry.parquet.
+turns latents back into the private images. `leakscope geometry` keeps influence.npy, geometry.parquet and distortion/.
 """
 
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +49,8 @@ class Inputs:
     masks: tuple[Mask, ...] = ()
     probes: int = 8
     top: int | None = None  # measure distortion, with this many singular values
+    scored: bool = True  # whether attacks will read the latents
+    _reading: Any = field(default_factory=Lock, repr=False)  # image files and tables are read by one thread at a time
 
     def auto_batch_size(self) -> int:
         """Images per forward of the denoiser."""
@@ -57,7 +61,8 @@ class Inputs:
 
     def pixels(self, rows: Sequence[int]) -> UInt8[np.ndarray, "n h w c"]:
         """Images in the model's shape; the scan has already shown that each fits or may be resized."""
-        return np.stack([fit(self.cohort.read(i), self.shape, self.resize, self.cohort.ids[i]) for i in rows])
+        with self._reading:
+            return np.stack([fit(self.cohort.read(i), self.shape, self.resize, self.cohort.ids[i]) for i in rows])
 
     def tensor(self, images: np.ndarray) -> Float[Tensor, "b *s"]:
         """uint8 images, or latents, on the device."""
@@ -96,7 +101,7 @@ class Inputs:
 
     def measure(self, rows: range, kinds: Sequence[str]) -> dict[str, np.ndarray]:
         """What is asked for of some images: "latents", "influence" of each coordinate, "distortion" beside the energies."""
-        images, found = self.pixels(rows), {}
+        images, found = self.pixels(rows), dict[str, np.ndarray]()
         z = self.encode(images)
         noise, codec = self.noise(self.cohort.ids[rows.start : rows.stop], z.shape[1:]), self.target.codec
         if "distortion" in kinds and self.top:
@@ -104,11 +109,12 @@ class Inputs:
             found["distortion"] = np.column_stack([measured, energies(images)])
         if "influence" in kinds:
             found["influence"] = influence(codec, self.tensor(z), self.probes, noise=noise).cpu().numpy()
-        return found | {"latents": z}  # last, so that what is there is complete
+        return found | ({"latents": z} if "latents" in kinds else {})
 
-    def measured(self, folder: Path, chunk: int) -> bool:
-        """Whether a chunk has all of `kinds`."""
-        return all(file.exists() for file in self._files(folder, chunk).values())
+    def measured(self, folder: Path, chunk: int, kinds: Sequence[str] | None = None) -> bool:
+        """Whether a chunk has all of `kinds`, by default of its own."""
+        files = self._files(folder, chunk)
+        return all(files[kind].exists() for kind in (self.kinds if kinds is None else kinds))
 
     def x0(self, folder: Path, chunk: int, rows: range) -> np.ndarray:
         """The latents of one chunk, or its uint8 images."""
@@ -131,38 +137,47 @@ class Inputs:
     @property
     def kinds(self) -> list[str]:
         """What is computed for every image of a latent model."""
-        return ["latents", *["influence"] * bool(self.masks or self.top), *["distortion"] * bool(self.top)]
+        wanted = {"latents": self.scored, "influence": self.masks or self.top, "distortion": self.top}
+        return [kind for kind, want in wanted.items() if want]
 
     def _files(self, folder: Path, chunk: int) -> dict[str, Path]:
         return {kind: folder / kind / f"chunk-{chunk:05d}.npy" for kind in self.kinds}
 
 
 def clear(folder: Path) -> None:
-    """Removes the latents and influences of a finished run, of which `write_geometry` has made one file."""
+    """Removes the latents and influences of a finished run, of which `write_geometry` has made one file.
+
+    Raises `UserError` when they cannot be removed: a decoder turns latents back into the private images.
+    """
     for kind in ("latents", "influence"):
-        shutil.rmtree(folder / kind, ignore_errors=True)
+        shutil.rmtree(folder / kind, ignore_errors=True)  # another worker may be removing them too
+        if (folder / kind).exists():
+            raise UserError(f"{folder / kind} cannot be removed; the results are written, remove it by hand: it may show private images")
 
 
 def write_geometry(inputs: Inputs, folder: Path, chunks: dict[int, range]) -> Float64[np.ndarray, "n 3"]:
     """Leaves influence.npy and geometry.parquet in `folder`; returns distortion, low- and high-frequency energy of every image."""
     measured = np.concatenate([inputs.distortion(folder, c) for c in chunks])
-    if not (folder / "influence.npy").exists():
-        write_atomic(folder / "influence.npy", partial(_join, [partial(inputs.influence, folder, c) for c in chunks], len(measured)))
+    whole = folder / "influence.npy"
+    if not whole.exists():
+        try:
+            write_atomic(whole, partial(_join, [partial(inputs.influence, folder, c) for c in chunks], len(measured)))
+        except UserError:
+            if not whole.exists():  # else another worker was faster, and has removed the parts
+                raise
     table = pa.table({"id": pa.array(inputs.cohort.ids, pa.string()), "distortion": pa.array(measured[:, 0])})
     write_atomic(folder / "geometry.parquet", partial(pq.write_table, table))
     return measured
 
 
 def _join(parts: Sequence[Callable[[], np.ndarray]], count: int, path: Path) -> None:
-    """Writes the parts as one array, a part at a time in memory."""
-    whole, at = None, 0
-    for part in (read() for read in parts):
-        if whole is None:
-            whole = np.lib.format.open_memmap(path, "w+", np.float32, (count, *part.shape[1:]))
-        whole[at : at + len(part)] = part
-        at += len(part)
-    if whole is not None:
-        whole.flush()
+    """Writes the parts as one float32 .npy, a part at a time in memory."""
+    with path.open("wb") as file:
+        for i, part in enumerate(read().astype("<f4") for read in parts):
+            if i == 0:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (count, *part.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(part.tobytes())
 
 
 def auto_batch_size(shape: ImageShape, device: str) -> int:

@@ -73,11 +73,18 @@ def auc_estimate(members: Sample, nonmembers: Sample) -> Estimate:
 
 
 def auc_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.ndarray, "n 2"]) -> Estimate:
-    """AUC of column 0 minus AUC of column 1 on the same images, with DeLong's paired interval."""
+    """AUC of column 0 minus AUC of column 1 on the same images, with DeLong's paired interval.
+
+    Where no image is ranked differently the estimated variance is 0, which is no certainty: then there is no interval.
+    """
+    if min(len(members), len(nonmembers)) < 2:
+        return Estimate(reason="needs at least 2 members and 2 non-members")
     columns = [_placements(members[:, c], nonmembers[:, c]) for c in (0, 1)]
     value = float(columns[0][0].mean() - columns[1][0].mean())
     variance = sum(np.var(columns[0][side] - columns[1][side], ddof=1) / len(columns[0][side]) for side in (0, 1))
-    half = ndtri(1 - ALPHA / 2) * np.sqrt(variance)
+    if variance == 0:
+        return Estimate(value=value, reason="no interval: both attacks rank every image alike")
+    half = float(ndtri(1 - ALPHA / 2) * np.sqrt(variance))
     return Estimate(value=value, low=value - half, high=value + half, method="paired DeLong")
 
 
@@ -118,6 +125,8 @@ def tpr_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.n
         above = (own > thresholds).mean(axis=0)
         differences.append(above[0] - above[1])
     low, high = np.quantile(differences, [ALPHA / 2, 1 - ALPHA / 2])
+    if low == high:
+        return Estimate(value=value, reason="no interval: no resampling of these images changes the difference")
     return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), method="paired stratified bootstrap")
 
 

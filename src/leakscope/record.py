@@ -102,14 +102,14 @@ class Oracle(Record):
 
 
 class AUCAt(Record):
-    """The AUC on the calibrate half at one timestep."""
+    """The AUC at one timestep: of the calibrate half in a result, of the test half in a quartile."""
 
     timestep: int
     auc: float
 
 
 class Gain(Record):
-    """What a mask adds to an attack: masked minus unmasked on the same test images, each at its own chosen settings."""
+    """What a mask or a filter adds to an attack: with it minus without, on the same test images, each at its own settings."""
 
     auc: Estimate
     asr: Estimate

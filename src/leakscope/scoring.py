@@ -149,9 +149,12 @@ def _unmeasured(job: Job, folder: Path | None, share: Worker, todo: Sequence[tup
     """This worker's chunks that need their latents, influence or distortion and do not have them yet."""
     if not job.target.latent:
         return []
-    wanted = job.inputs.top is not None and not (folder and (folder / "influence.npy").exists())
-    chunks = range(share.rank, job.chunks, share.count) if wanted else sorted({c for c, _ in todo})
-    return [c for c in chunks if folder is None or not job.inputs.measured(folder, c)]
+    mine, scored = range(share.rank, job.chunks, share.count), {c for c, _ in todo}
+    if folder is None:
+        return list(mine) if job.inputs.top else sorted(scored)
+    whole = (folder / "influence.npy").exists()
+    wanted = [c for c in mine if job.inputs.top and not job.inputs.measured(folder, c, ("distortion",) if whole else None)]
+    return sorted({*wanted, *(c for c in scored if not job.inputs.measured(folder, c))})
 
 
 def score(job: Job, folder: Path, share: Worker) -> int:
@@ -423,7 +426,7 @@ def _speed(job: Job, threads: int) -> float:
 
 def _measuring_seconds(job: Job) -> float:
     """Seconds to encode an image and to measure what is asked of its geometry."""
-    rows = range(min(TIMED_IMAGES, len(job.cohort)))
+    rows = range(1 if job.inputs.top else min(TIMED_IMAGES, len(job.cohort)))
     with _one_thread_each():
         started = time.monotonic()
         job.inputs.measure(rows, job.inputs.kinds)

@@ -110,7 +110,7 @@ class NoiseAggregation(Attack):
 
     @property
     def takes_masks(self) -> bool:
-        return True
+        return self.metric != "density"  # its bandwidth is that of whole predictions
 
     def _predictions(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any, start: int) -> Predictions:
         schedule = denoiser.schedule

@@ -92,7 +92,7 @@ def distortion(
         values = singular_values(LinearMap(codec.decode, z[part], mode), V0, power, vectors)[:, :top]
         _full_rank(values, z.dtype, cost.outputs)
         found.append(values.log().sum(dim=1))
-    return torch.cat(found).to(z.device)
+    return torch.cat(found)
 
 
 def keep_mask(

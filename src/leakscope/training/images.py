@@ -65,5 +65,5 @@ def _split_of(autoencoder: Path | None) -> Path | None:
     """The split that an autoencoder was trained with: a denoiser of its latents is meant for the same members."""
     if autoencoder is None:
         return None
-    path = (autoencoder.parent if autoencoder.name in AUTOENCODER_FOLDERS else autoencoder) / "split.json"
-    return path if path.is_file() else None
+    folders = (autoencoder, *([autoencoder.parent] if autoencoder.name in AUTOENCODER_FOLDERS else []))
+    return next((folder / "split.json" for folder in folders if (folder / "split.json").is_file()), None)

@@ -66,7 +66,8 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
             raise UserError(f"{folder} holds a model that this command did not train; choose another -o")
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [k for k in record if k not in MAY_CHANGE and record[k] != before.get(k)]
+    defaults = {name: f.default for name, f in TrainConfig.model_fields.items()}  # of settings that older runs did not have
+    changed = [k for k in record if k not in MAY_CHANGE and record[k] != before.get(k, defaults.get(k))]
     if changed:
         was = ", ".join(f"{k} was {before.get(k)!r}, now {record[k]!r}" for k in changed[:3])
         raise UserError(f"{folder} holds another training run ({was}); choose another -o, or the same settings to resume")

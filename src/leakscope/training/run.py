@@ -27,7 +27,9 @@ def train(config: TrainConfig) -> Path:
     latent = hub.latent_shape(codec, shape) if codec else shape
     network = network_config(config, latent) if config.kind == "denoiser" else autoencoder_config(config, shape)
     checked_folder(config.output)
-    record = _record(config, network)
+    record = _record(config, network) | (
+        {"autoencoder_fingerprint": hub.codec_fingerprint(config.autoencoder)} if config.autoencoder else {}
+    )
     refuse_other_run(config.output, record)
     data = read_training_data(config, shape)
     torch.manual_seed(config.seed)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from leakscope.config import Config, build, read_yaml
-from leakscope.errors import unknown
+from leakscope.errors import UserError, unknown
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -55,5 +55,7 @@ def train_config(preset: str | None = None, file: Path | None = None, **flags: A
     presets = {p.stem: p for p in PRESETS.glob("*.yaml")}
     if preset is not None and preset not in presets:
         raise unknown("preset", preset, presets)
+    if preset == "latent" and not flags.get("autoencoder") and not (file and read_yaml(file).get("autoencoder")):
+        raise UserError("the preset latent trains on the latents of an autoencoder: give --autoencoder FOLDER")
     base = read_yaml(presets[preset]) if preset else {} if file else read_yaml(presets["small"])
     return build(TrainConfig, base, read_yaml(file) if file else {}, flags)
