@@ -29,6 +29,17 @@ app = typer.Typer(
 File = Annotated[Path | None, typer.Option("-C", "--config", help="YAML file with any of these settings; flags win.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
 Opt = typer.Option
+# options that audit and geometry share
+Resize = Annotated[bool | None, Opt("--resize/--no-resize", help="Convert images of another size or colour.", show_default=False)]
+SkipUnreadable = Annotated[bool | None, Opt("--skip-unreadable/--no-skip-unreadable", help="Leave out damaged files.", show_default=False)]
+Dtype = Annotated[str | None, Opt(help="float32, float16, bfloat16 or float64.", show_default=False)]
+Device = Annotated[str | None, Opt(help="cpu, cuda, cuda:1, mps; default the first accelerator.", show_default=False)]
+DryRun = Annotated[bool | None, Opt("--dry-run", help="Check everything and print the plan only.", show_default=False)]
+AllowShift = Annotated[bool | None, Opt("--allow-shift", help="Exit 0 even if the sides differ without the model.", show_default=False)]
+Members = Annotated[str | None, Opt(help="DATA that the model was trained on.", show_default=False)]
+Nonmembers = Annotated[str | None, Opt(help="Held-out DATA from the same source.", show_default=False)]
+Split = Annotated[Path | None, Opt(help='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}.', show_default=False)]
+Probes = Annotated[int | None, Opt(help="Random probes per image for the influence (8).", show_default=False)]
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 UsageError: Any = typer.BadParameter.__base__  # some versions of typer bring a click of their own
 
@@ -92,10 +103,10 @@ def train(
 @app.command()
 def audit(
     model: Annotated[str, typer.Argument(help="A diffusers folder or a hub id; safetensors only.", show_default=False)],
-    members: Annotated[str | None, Opt(help="DATA that the model was trained on.", show_default=False)] = None,
-    nonmembers: Annotated[str | None, Opt(help="Held-out DATA from the same source.", show_default=False)] = None,
+    members: Members = None,
+    nonmembers: Nonmembers = None,
     data: Annotated[str | None, Opt(help="One DATA for both sides, with --split.", show_default=False)] = None,
-    split: Annotated[Path | None, Opt(help='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}.', show_default=False)] = None,
+    split: Split = None,
     output: Annotated[Path | None, Opt("-o", "--output", help="The run folder.", show_default=False)] = None,
     config: File = None,
     attacks: Annotated[str | None, Opt(help="all, or names such as 'sima,sima_mc(m=10)'.", show_default=False)] = None,
@@ -104,7 +115,7 @@ def audit(
         str | None,
         Opt(help="Latent models: also under influence[:0.4], auto, or the controls random[:0.4], reverse[:0.4].", show_default=False),
     ] = None,
-    probes: Annotated[int | None, Opt(help="Random probes per image for the influence (8).", show_default=False)] = None,
+    probes: Probes = None,
     calibration: Annotated[
         bool | None, Opt("--calibration/--no-calibration", help="Choose settings on a calibrate half.", show_default=False)
     ] = None,
@@ -116,25 +127,19 @@ def audit(
     chunk_size: Annotated[int | None, Opt(help="Images per score file (128).", show_default=False)] = None,
     shard: Annotated[str | None, Opt(help="i/n: score the i-th of n shares.", show_default=False)] = None,
     limit: Annotated[int | None, Opt(help="At most this many images a side.", show_default=False)] = None,
-    resize: Annotated[
-        bool | None, Opt("--resize/--no-resize", help="Convert images of another size or colour.", show_default=False)
-    ] = None,
-    skip_unreadable: Annotated[
-        bool | None, Opt("--skip-unreadable/--no-skip-unreadable", help="Leave out damaged files.", show_default=False)
-    ] = None,
-    dtype: Annotated[str | None, Opt(help="float32, float16, bfloat16 or float64.", show_default=False)] = None,
-    device: Annotated[str | None, Opt(help="cpu, cuda, cuda:1, mps; default the first accelerator.", show_default=False)] = None,
+    resize: Resize = None,
+    skip_unreadable: SkipUnreadable = None,
+    dtype: Dtype = None,
+    device: Device = None,
     threads: Annotated[
         int | None,
         Opt(help="Chunks this worker scores side by side, one CPU thread each; default its share of the cores.", show_default=False),
     ] = None,
-    dry_run: Annotated[bool | None, Opt("--dry-run", help="Check everything and print the plan only.", show_default=False)] = None,
+    dry_run: DryRun = None,
     thumbnails: Annotated[bool | None, Opt("--thumbnails", help="Show the most exposed images in the report.", show_default=False)] = None,
     max_auc: Annotated[float | None, Opt(help="Gate: exit 3 if any attack's AUC may exceed this.", show_default=False)] = None,
     max_tpr: Annotated[float | None, Opt(help="Gate: exit 3 if any TPR at 1 % FPR may exceed this.", show_default=False)] = None,
-    allow_shift: Annotated[
-        bool | None, Opt("--allow-shift", help="Exit 0 even if the sides differ without the model.", show_default=False)
-    ] = None,
+    allow_shift: AllowShift = None,
     as_json: Json = False,
 ) -> None:
     """Audit a model with membership inference attacks. The same command resumes."""
@@ -155,12 +160,12 @@ def audit(
 def geometry(
     model: Annotated[str, typer.Argument(help="A latent model: a diffusers folder or a hub id.", show_default=False)],
     data: Annotated[str | None, Opt(help="Images; with --split also who is a member.", show_default=False)] = None,
-    split: Annotated[Path | None, Opt(help='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}.', show_default=False)] = None,
-    members: Annotated[str | None, Opt(help="DATA that the model was trained on.", show_default=False)] = None,
-    nonmembers: Annotated[str | None, Opt(help="Held-out DATA from the same source.", show_default=False)] = None,
+    split: Split = None,
+    members: Members = None,
+    nonmembers: Nonmembers = None,
     output: Annotated[Path | None, Opt("-o", "--output", help="The output folder.", show_default=False)] = None,
     config: File = None,
-    probes: Annotated[int | None, Opt(help="Random probes per image for the influence (8).", show_default=False)] = None,
+    probes: Probes = None,
     top: Annotated[int | None, Opt(help="Singular values in the distortion (20).", show_default=False)] = None,
     attacks: Annotated[str | None, Opt(help="Attacks that the analyses look at.", show_default=False)] = None,
     mask: Annotated[str | None, Opt(help="Masks that the analyses look at.", show_default=False)] = None,
@@ -170,20 +175,14 @@ def geometry(
     chunk_size: Annotated[int | None, Opt(help="Images per file (128).", show_default=False)] = None,
     shard: Annotated[str | None, Opt(help="i/n: work on the i-th of n shares.", show_default=False)] = None,
     limit: Annotated[int | None, Opt(help="At most this many images (a side).", show_default=False)] = None,
-    resize: Annotated[
-        bool | None, Opt("--resize/--no-resize", help="Convert images of another size or colour.", show_default=False)
-    ] = None,
-    skip_unreadable: Annotated[
-        bool | None, Opt("--skip-unreadable/--no-skip-unreadable", help="Leave out damaged files.", show_default=False)
-    ] = None,
-    dtype: Annotated[str | None, Opt(help="float32, float16, bfloat16 or float64.", show_default=False)] = None,
-    device: Annotated[str | None, Opt(help="cpu, cuda, cuda:1, mps; default the first accelerator.", show_default=False)] = None,
+    resize: Resize = None,
+    skip_unreadable: SkipUnreadable = None,
+    dtype: Dtype = None,
+    device: Device = None,
     threads: Annotated[int | None, Opt(help="Chunks worked on side by side, one CPU thread each.", show_default=False)] = None,
-    dry_run: Annotated[bool | None, Opt("--dry-run", help="Check everything and print the plan only.", show_default=False)] = None,
+    dry_run: DryRun = None,
     thumbnails: Annotated[bool | None, Opt("--thumbnails", help="Show images in the report.", show_default=False)] = None,
-    allow_shift: Annotated[
-        bool | None, Opt("--allow-shift", help="Exit 0 even if the sides differ without the model.", show_default=False)
-    ] = None,
+    allow_shift: AllowShift = None,
     as_json: Json = False,
 ) -> None:
     """Measure how a decoder stretches each image and latent coordinate, and whether leakage follows. The same command resumes.

@@ -14,7 +14,7 @@ does not change the result beyond rounding; all randomness is keyed, so that of 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import floor
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float32, Float64
@@ -25,8 +25,7 @@ from leakscope.diffusion.noise import Noise
 from leakscope.errors import UserError, unknown
 from leakscope.geometry.estimators import hutchinson, singular_values
 from leakscope.geometry.operators import LinearMap, Mode, record, recording
-
-Control = Literal["influence", "random", "reverse"]
+from leakscope.masks import CONTROLS, Control
 
 BUDGET = 2**30
 FLOOR = 1e-12
@@ -107,8 +106,8 @@ def keep_mask(
     its shape is not used, its stream becomes "mask".
     Returns a tensor like `influence`. Raises `UserError` for other values.   (Rao, Qu and Moyer 2025, arXiv 2511.20592, eq. 6.)
     """
-    if control not in ("influence", "random", "reverse"):
-        raise unknown("mask control", control, ("influence", "random", "reverse"))
+    if control not in CONTROLS:
+        raise unknown("mask control", control, CONTROLS)
     if not 0 < keep <= 1:
         raise UserError(f"keep must be a share of coordinates in (0, 1]; got {keep}")
     if not influence.isfinite().all():
