@@ -10,6 +10,12 @@ and for the latent models, which need more members to memorise less of each:
 
     cifar10-latent-split.json         1000 of the public members, the same held-out images
     fashion-mnist-32.npy, fashion-mnist-32-split.json     3000 images padded to 32 x 32: 1000 and 2000
+
+and for the defences, whose feature extractors and autoencoder must know neither side:
+
+    cifar10-defences-split.json       600 public members, 600 held out; cifar10-others-split.json: all others as members
+    fashion-mnist-defences-split.json       400 and 600 of fashion-mnist.npy
+    cifar10-others.npz, fashion-mnist-others.npz      images of neither side with their labels, 2800 and 10000
 """
 
 import gzip
@@ -21,28 +27,44 @@ import numpy as np
 
 MEMBERS = 128
 LATENT_MEMBERS = 1000
+DEFENCES_MEMBERS = {"cifar10": 600, "fashion-mnist": 400}
+DEFENCES_HELD_OUT = 600
+OTHERS = 10000
 FASHION_HELD_OUT = 2000
 
 
 def cifar10(raw: Path, out: Path) -> None:
     with np.load(raw / "cifar10" / "cifar10-lossless-train4000-test1000.npz") as arrays:
-        images, index = arrays["train_images"], arrays["train_index"]
+        images, index, labels = arrays["train_images"], arrays["train_index"], arrays["train_labels"]
     with np.load(raw / "splits" / "CIFAR10_train_ratio0.5.npz") as split:
         public_members = np.isin(index, split["mia_train_idxs"])
     members = np.random.default_rng(0).choice(np.flatnonzero(public_members), MEMBERS, replace=False)
     save(out / "cifar10", images, np.sort(members), np.flatnonzero(~public_members))
     more = np.random.default_rng(1).choice(np.flatnonzero(public_members), LATENT_MEMBERS, replace=False)
     save_split(out / "cifar10-latent", np.sort(more), np.flatnonzero(~public_members))
+    draw = np.random.default_rng(2)
+    members = draw.choice(np.flatnonzero(public_members), DEFENCES_MEMBERS["cifar10"], replace=False)
+    held_out = draw.choice(np.flatnonzero(~public_members), DEFENCES_HELD_OUT, replace=False)
+    others = np.setdiff1d(np.arange(len(images)), np.concatenate([members, held_out]))
+    save_split(out / "cifar10-defences", np.sort(members), np.sort(held_out))
+    save_split(out / "cifar10-others", others, np.array([], dtype=int))
+    np.savez(out / "cifar10-others.npz", images=images[others], labels=labels[others].astype(np.int64).ravel())
 
 
 def fashion_mnist(raw: Path, out: Path) -> None:
     content = gzip.decompress((raw / "fashion-mnist" / "train-images-idx3-ubyte.gz").read_bytes())
     images = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28)
-    chosen = images[np.random.default_rng(0).permutation(len(images))[: MEMBERS + FASHION_HELD_OUT]]
+    order = np.random.default_rng(0).permutation(len(images))
+    chosen = images[order[: MEMBERS + FASHION_HELD_OUT]]
     save(out / "fashion-mnist", chosen, np.arange(MEMBERS), np.arange(MEMBERS, len(chosen)))
     more = images[np.random.default_rng(1).permutation(len(images))[: LATENT_MEMBERS + FASHION_HELD_OUT]]
     padded = np.pad(more, ((0, 0), (2, 2), (2, 2)))
     save(out / "fashion-mnist-32", padded, np.arange(LATENT_MEMBERS), np.arange(LATENT_MEMBERS, len(padded)))
+    n = DEFENCES_MEMBERS["fashion-mnist"]
+    save_split(out / "fashion-mnist-defences", np.arange(n), np.arange(n, n + DEFENCES_HELD_OUT))
+    labels = np.frombuffer(gzip.decompress((raw / "fashion-mnist" / "train-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
+    others = order[len(chosen) : len(chosen) + OTHERS]
+    np.savez(out / "fashion-mnist-others.npz", images=images[others], labels=labels[others].astype(np.int64))
 
 
 def save(stem: Path, images: np.ndarray, members: np.ndarray, nonmembers: np.ndarray) -> None:
