@@ -136,7 +136,7 @@ class Prepared:
     @property
     def queries_per_image(self) -> int:
         """Denoiser forwards per image over all attacks and timesteps."""
-        return sum(a.queries for a in self.attacks)
+        return sum(self.job.queries(k) for k in range(len(self.attacks)))
 
     def summary(self) -> dict[str, Any]:
         """The plan with what it will take, for `--dry-run --json`."""
@@ -314,7 +314,9 @@ def _results(prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], par
         found.append(evaluation.evaluate_masked(choice.label, candidates, unmasked, base, member, split))
     for result, source in found:
         assert result.timestep is not None, "only scores without timesteps have none"
-        costs = {"queries": attack.queries, "queries_at_timestep": replace(attack, timesteps=(result.timestep,)).queries}
+        models = len(prepared.target.denoiser.exposed)
+        alone = replace(attack, timesteps=(result.timestep,)).queries
+        costs = {"queries": attack.queries * models, "queries_at_timestep": alone * models}
         yield result.model_copy(update={"access": attack.access, "parameters": parameters, **costs}), source
 
 
@@ -426,6 +428,12 @@ def _command(config: AuditConfig) -> str:
 
 def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | None) -> tuple[str, ...]:
     found, split = [], prepared.split.record
+    models = len(prepared.target.denoiser.exposed)
+    if models > 1:
+        found.append(
+            f"the release holds {models} models, and whoever has it can ask each: every statistic is that of the model under which "
+            "the image looks most like a member"
+        )
     if split.repeats > 1:
         found.append(
             f"fewer than {evaluation.SMALL_SIDE} images on a side: every number is the median over {split.repeats} calibrate/test splits"

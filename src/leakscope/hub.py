@@ -5,6 +5,7 @@ The only module that imports diffusers or knows its folder layout:
     MODEL/unet/ or transformer/        config.json and *.safetensors: the denoiser
     MODEL/scheduler/                   scheduler_config.json: its noise schedule
     MODEL/vae/ or vqvae/               the autoencoder of a latent model, if it is one
+    MODEL/unet_2/ or transformer_2/    the second network of a `Dual`, with dual.json saying how the two take turns
 
 model_index.json is not needed.
 """
@@ -13,25 +14,32 @@ import hashlib
 import inspect
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 
 from leakscope.data.pixels import ImageShape
 from leakscope.diffusion.codec import Autoencoder, Codec, Identity
 from leakscope.diffusion.denoiser import Denoiser, NetworkDenoiser, PredictionType
+from leakscope.diffusion.dual import Choice, Dual, refuse_strangers
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, unknown
+from leakscope.files import write_text
 
 UNKNOWN = "unknown"
 NETWORKS = {"unet": ("UNet2DModel",), "transformer": ("DiTTransformer2DModel",)}
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 AUTOENCODER_FOLDERS = ("vae", "vqvae")
-PARTS = (*NETWORKS, *AUTOENCODER_FOLDERS, "scheduler")
+SECOND = "_2"  # what the folder of a second network is called after the first
+PARTS = (*NETWORKS, *(name + SECOND for name in NETWORKS), *AUTOENCODER_FOLDERS, "scheduler")
+DUAL = "dual.json"
+SAMPLERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm": "DPMSolverMultistepScheduler"}
 OTHER_PARTS = ("vqmodel", "text_encoder", "text_encoder_2", "image_encoder", "movq")
 PIXELS = Identity()
 PROBE = 64  # pixels a side of the blank image that shows how far an autoencoder scales down
@@ -81,18 +89,71 @@ def load(model: str | Path, dtype: str = "float32", device: str | None = None) -
     _refuse_other_kinds(folder)
     network_folder = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
     config = _read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
-    _refuse_pickles(network_folder)
     device = str(checked_device(device))
-    schedule, prediction_type = _schedule(folder)
-    network = _network(network_folder, config, DTYPES[dtype]).to(device)
+    denoiser: Denoiser = _denoiser(folder, network_folder, dtype, device)
+    second = network_folder.with_name(network_folder.name + SECOND)
+    if second.is_dir():
+        turns = _read_json(folder / DUAL, f"{folder} has two networks, so it must say how they take turns")
+        choice, seed = turns.get("choice"), turns.get("seed", 0)
+        if choice not in get_args(Choice) or not isinstance(seed, int):
+            raise UserError(f"{folder / DUAL} must give choice as alternate or random, and seed as a whole number; got {choice}, {seed}")
+        denoiser = Dual((denoiser, _denoiser(folder, second, dtype, device)), choice, seed)
     classes = _classes(config, network_folder)
-    denoiser = NetworkDenoiser(network, schedule, prediction_type, classes)
     shape = _shape(config, network_folder)
     codec: Codec = PIXELS
     if _autoencoder_folder(folder):
         codec = load_codec(folder, "float64" if dtype == "float64" else "float32", device)
         shape = _image_shape(codec, shape, config, folder)
     return Target(denoiser, shape, str(model), _fingerprint(folder), dtype, device, codec, classes)
+
+
+def _denoiser(folder: Path, network_folder: Path, dtype: str, device: str) -> NetworkDenoiser:
+    """The network in one part of a model's folder, on the model's schedule."""
+    config = _read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
+    _refuse_pickles(network_folder)
+    schedule, prediction_type = _schedule(folder)
+    network = _network(network_folder, config, DTYPES[dtype]).to(device)
+    return NetworkDenoiser(network, schedule, prediction_type, _classes(config, network_folder))
+
+
+def save_dual(folder: Path, teachers: tuple[Path, Path], choice: Choice = "alternate", seed: int = 0) -> None:
+    """Writes two trained folders as one that `load` reads as a `Dual`; every part of it also loads with diffusers.
+
+    Raises `UserError` when the two cannot take turns: other schedules, prediction types, classes, shapes or autoencoders.
+    """
+    one, other = (load(teacher, device="cpu") for teacher in teachers)
+    refuse_strangers(one.denoiser, other.denoiser)
+    if one.shape != other.shape:
+        raise UserError(f"the two teachers must take the same images; theirs are {one.shape} and {other.shape}")
+    if one.latent != other.latent or (one.latent and codec_fingerprint(teachers[0]) != codec_fingerprint(teachers[1])):
+        raise UserError("the two teachers must share one autoencoder; theirs differ: train both with the same --autoencoder")
+    for part in PARTS:
+        if (teachers[0] / part).is_dir():
+            shutil.copytree(teachers[0] / part, folder / part, dirs_exist_ok=True)
+    for part in NETWORKS:
+        if (teachers[1] / part).is_dir():
+            shutil.copytree(teachers[1] / part, folder / (part + SECOND), dirs_exist_ok=True)
+    record = {"schema_version": 1, "choice": choice, "seed": seed, "teachers": [one.fingerprint, other.fingerprint]}
+    write_text(folder / DUAL, json.dumps(record, indent=2))
+
+
+def new_sampler(name: str, schedule: Schedule, steps: int, clip: bool) -> Any:
+    """A diffusers scheduler over `steps` timesteps of `schedule`, to be driven by a `Denoiser` (prediction_type epsilon).
+
+    name: ddim (deterministic), ddpm (ancestral) or dpm (DPM-Solver++, second order). clip: whether the predicted clean image is clipped to
+    [-1, 1], which is right for pixels and wrong for latents. Raises `UserError` for an unknown name or too many steps.
+    """
+    if name not in SAMPLERS:
+        raise unknown("sampler", name, SAMPLERS)
+    if not 1 <= steps <= len(schedule):
+        raise UserError(f"steps must lie in [1, {len(schedule)}], the model's schedule; got {steps}")
+    kept = np.concatenate([[1.0], schedule.alphas_cumprod])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        betas = np.nan_to_num(1 - kept[1:] / kept[:-1], nan=1.0)
+    config = {"num_train_timesteps": len(schedule), "trained_betas": betas.tolist(), "prediction_type": "epsilon"}
+    sampler = getattr(_diffusers(), SAMPLERS[name])(**config, **({} if name == "dpm" else {"clip_sample": clip}))
+    sampler.set_timesteps(steps)
+    return sampler
 
 
 def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> Autoencoder:
@@ -275,7 +336,7 @@ def _read_json(path: Path, must: str) -> dict[str, Any]:
 
 
 def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
-    allowed = NETWORKS[folder.name]
+    allowed = NETWORKS[folder.name.removesuffix(SECOND)]
     name = LEGACY.get(config.get("_class_name", ""), config.get("_class_name", allowed[0]))
     if name not in allowed:
         raise UserError(f"networks must be one of {', '.join(sum(NETWORKS.values(), ()))}; {folder} holds a {name}")
@@ -305,7 +366,7 @@ def _classes(config: dict[str, Any], folder: Path) -> int | None:
     """The number of classes a network is conditioned on; None for an unconditional one."""
     if config.get("class_embed_type"):
         raise UserError(f"class_embed_type must be null (labels by number); {folder} says '{config['class_embed_type']}'")
-    return config.get("num_embeds_ada_norm" if folder.name == "transformer" else "num_class_embeds")
+    return config.get("num_embeds_ada_norm" if folder.name.startswith("transformer") else "num_class_embeds")
 
 
 def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
@@ -391,8 +452,10 @@ def _diffusers() -> Any:
 
 def _fingerprint(folder: Path) -> str:
     files = [folder / "scheduler" / "scheduler_config.json"]
-    for part in (*NETWORKS, *AUTOENCODER_FOLDERS):
-        if (folder / part).is_dir():
+    if (folder / DUAL).is_file():
+        files.append(folder / DUAL)
+    for part in PARTS:
+        if part != "scheduler" and (folder / part).is_dir():
             files += [*sorted((folder / part).glob("*.safetensors")), folder / part / "config.json"]
     return _hash(files)
 

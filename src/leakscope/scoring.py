@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float64
+from torch import Tensor
 
-from leakscope.attacks.base import Attack
+from leakscope.attacks.base import Attack, Direction
 from leakscope.data.cohort import Cohort
 from leakscope.data.draw import keyed_order
 from leakscope.diffusion.denoiser import Counted, NetworkDenoiser
@@ -74,6 +75,10 @@ class Job:
     def masks(self, k: int) -> tuple[Mask, ...]:
         """The masks that the k-th attack is scored under, besides none."""
         return self.inputs.masks if self.attacks[k].takes_masks else ()
+
+    def queries(self, k: int) -> int:
+        """Forwards per image that the k-th attack makes, over every model that the target exposes."""
+        return self.attacks[k].queries * len(self.target.denoiser.exposed)
 
     @property
     def chunks(self) -> int:
@@ -126,7 +131,8 @@ def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
         rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    side_by_side = target.device == "cpu" and isinstance(target.denoiser, NetworkDenoiser)
+    networks = all(isinstance(exposed, NetworkDenoiser) for exposed in target.denoiser.exposed)
+    side_by_side = target.device == "cpu" and networks
     return Worker(rank, count, threads or (max(1, cores // local) if side_by_side else 1))
 
 
@@ -206,7 +212,7 @@ def _work(job: Job, share: Worker) -> list[tuple[int, int]]:
 
 
 def _queries(job: Job, chunk: int, k: int) -> int:
-    return len(job.rows(chunk)) * job.attacks[k].queries
+    return len(job.rows(chunk)) * job.queries(k)
 
 
 def collect(job: Job, folder: Path) -> Collected:
@@ -316,7 +322,9 @@ def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share
         attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in todo})}
     with _pool(share.threads) as pool:
         running = [
-            pool.submit(_score_chunk, job, attacks[k], job.rows(c), partial(inputs_of, c), job.file(folder, c, k), forward_done)
+            pool.submit(
+                _score_chunk, job, attacks[k], job.queries(k), job.rows(c), partial(inputs_of, c), job.file(folder, c, k), forward_done
+            )
             for c, k in todo
         ]
         try:
@@ -340,6 +348,7 @@ class Loaded(NamedTuple):
 def _score_chunk(
     job: Job,
     attack: Attack,
+    declared: int,
     rows: range,
     inputs_of: Callable[[], Loaded],
     path: Path,
@@ -353,7 +362,8 @@ def _score_chunk(
         queries += n
         forward_done(n, attack.name)
 
-    denoiser, labels = Counted(job.target.denoiser, count), _labels(attack, job.inputs.masks if attack.takes_masks else ())
+    denoisers = [Counted(exposed, count) for exposed in job.target.denoiser.exposed]
+    labels = _labels(attack, job.inputs.masks if attack.takes_masks else ())
     statistic = np.empty((len(labels), len(rows), len(attack.timesteps)))
     with torch.inference_mode():
         for batch in _batches(len(rows), job.plan.batch_size):
@@ -361,13 +371,19 @@ def _score_chunk(
             ids, x0 = job.cohort.ids[whole], job.inputs.tensor(images[batch])
             masks = [None, *(job.inputs.keep(influence[batch], ids) if influence is not None and attack.takes_masks else ())]
             noise, cond = job.inputs.noise(ids, x0.shape[1:]), job.inputs.conditions(whole)
-            values = attack.masked_statistics(denoiser, x0, noise, cond, masks).transpose(1, 2).cpu().numpy()
+            each = torch.stack([attack.masked_statistics(denoiser, x0, noise, cond, masks) for denoiser in denoisers])
+            values = most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy()
             _refuse_nan(values[0], ids, attack)
             statistic[:, batch] = values
-    if queries != len(rows) * attack.queries:
-        raise RuntimeError(f"{attack.label} declares {attack.queries} queries per image and made {queries / len(rows):g}")
+    if queries != len(rows) * declared:
+        raise RuntimeError(f"{attack.label} declares {declared} queries per image and made {queries / len(rows):g}")
     meta = ChunkMeta(_plan_id(job.plan), queries, round(time.monotonic() - started, 4), attack.parameters())
     _write(path, job.cohort.ids[rows.start : rows.stop], labels, attack.timesteps, statistic, meta)
+
+
+def most_exposed(statistics: Float64[Tensor, "e m k b"], direction: Direction) -> Float64[Tensor, "m k b"]:
+    """What an attacker who can ask several models of one release goes by: per image and timestep, the most member-like one."""
+    return statistics.amin(dim=0) if direction == "small" else statistics.amax(dim=0)
 
 
 def _table(ids: Sequence[str], labels: Sequence[str], timesteps: Sequence[int], statistic: Float64[np.ndarray, "m n k"]) -> pa.Table:
@@ -401,7 +417,8 @@ def _prepared(job: Job, attack: Attack) -> Attack:
     rows = [i for i, image_id in enumerate(job.cohort.ids) if image_id in chosen]
     x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows)))
     noise = job.inputs.noise([job.cohort.ids[i] for i in rows], x0.shape[1:])
-    return attack.prepared(job.target.denoiser, x0, noise, job.inputs.conditions(rows))
+    first = job.target.denoiser.exposed[0]  # what is settled is a scale, the same for models that are compared
+    return attack.prepared(first, x0, noise, job.inputs.conditions(rows))
 
 
 def _batches(n: int, size: int) -> Iterator[slice]:

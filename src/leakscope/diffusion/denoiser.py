@@ -31,6 +31,15 @@ class Denoiser(ABC):
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         """The predicted noise at timestep t in [0, T), in the shape, dtype and device of x_t."""
 
+    @property
+    def exposed(self) -> "tuple[Denoiser, ...]":
+        """The models that whoever is given this denoiser can ask on their own; several only for `Dual`."""
+        return (self,)
+
+    def over(self, timesteps: tuple[int, ...]) -> "Denoiser":
+        """The denoiser for a sampler that visits these timesteps in this order."""
+        return self
+
     @staticmethod
     def from_function(predict_noise: Callable[..., Tensor], alphas_cumprod: Any) -> "Denoiser":
         """A denoiser from `predict_noise(x_t, t)` (or `(x_t, t, cond)` when conditioned) and the T values of alpha_bar.

@@ -40,6 +40,12 @@ class Noise:
         return f"\0{self.stream}" if self.stream else ""
 
 
+def generators(seed: int, ids: Sequence[str], stream: str) -> list[torch.Generator]:
+    """A torch generator per id, keyed alike, for samplers that draw their own noise."""
+    digests = [hashlib.blake2b(f"{seed}\0{i}\0{stream}".encode(), digest_size=8).digest() for i in ids]
+    return [torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1) for digest in digests]
+
+
 def _normals(seed: int, image_id: str, draw: int, shape: Sequence[int]) -> np.ndarray:
     digest = hashlib.blake2b(f"{seed}\0{image_id}".encode(), digest_size=16).digest()
     key = np.frombuffer(digest, dtype=np.uint64)

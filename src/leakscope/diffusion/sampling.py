@@ -1,0 +1,41 @@
+"""Images from noise: any diffusers sampler, driven by a `Denoiser`.
+
+    x_T ~ N(0, I),   x_u = step(eps(x_t, t), t, x_t)   over the sampler's own timesteps
+
+The sampler must take predicted noise (prediction_type epsilon), which is what every `Denoiser` gives. Each image has
+random numbers of its own, keyed by seed and id, so it does not depend on the batch it is drawn in.
+"""
+
+import inspect
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from leakscope.diffusion.denoiser import Denoiser
+from leakscope.diffusion.noise import Noise, generators
+
+
+def sample(denoiser: Denoiser, sampler: Any, noise: Noise, cond: Any = None, rounds: int = 1) -> Float[Tensor, "b *s"]:
+    """One image, or latent, per id of `noise`.
+
+    sampler: a diffusers scheduler on which `set_timesteps` was called. rounds: 1 draws an ordinary image. More are what an
+    attacker does who knows of `Dual`: the image is noised again to the sampler's second timestep and drawn from there with
+    the first model taking the first turn once more, so that of every earlier round only that model's first step survives
+    (Tran et al. 2024, arXiv 2410.16657, appendix A.5).
+    """
+    timesteps = [int(t) for t in sampler.timesteps]
+    random = {"generator": generators(noise.seed, noise.ids, "sampler")} if _is_random(sampler) else {}
+    x = noise(0) * float(sampler.init_noise_sigma)
+    for number in range(rounds):
+        visited = timesteps if number == 0 else timesteps[1:]
+        if number:
+            x = denoiser.schedule.add_noise(x, visited[0], noise(number))
+        turns = denoiser.over(tuple(visited))
+        for t in visited:
+            x = sampler.step(turns(sampler.scale_model_input(x, t), t, cond), t, x, **random).prev_sample
+    return x
+
+
+def _is_random(sampler: Any) -> bool:
+    return "generator" in inspect.signature(sampler.step).parameters
