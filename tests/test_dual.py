@@ -73,7 +73,7 @@ def test_our_sampling_is_the_one_of_a_diffusers_pipeline(model_folder: Callable[
     noise = Noise(3, ("0", "1"), shape)
     ours = sample(target.denoiser, hub.new_sampler("ddim", target.denoiser.schedule, 10, clip=True), noise)
     unet: Any = target.denoiser.network  # type: ignore[attr-defined]
-    theirs = diffusers.DDIMScheduler(clip_sample=True)
+    theirs: Any = diffusers.DDIMScheduler(clip_sample=True)
     theirs.set_timesteps(10)
     x = noise(0)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_a_folder_of_two_networks_must_say_how_they_take_turns(model_folder: Cal
     folder = model_folder()
     hub.save_dual(tmp_path / "dual", (folder, folder))
     (tmp_path / "dual" / "dual.json").write_text('{"choice": "both"}')
-    with pytest.raises(UserError, match="must give choice as alternate or random.*got both"):
+    with pytest.raises(UserError, match=r"must give choice as alternate or random.*got both"):
         hub.load(tmp_path / "dual")
     (tmp_path / "dual" / "dual.json").unlink()
     with pytest.raises(UserError, match=r"must say how they take turns.*dual\.json is missing"):
@@ -137,7 +137,7 @@ def test_teachers_with_different_schedules_or_prediction_types_are_refused(model
 
 
 def test_unknown_choices_samplers_and_steps_are_refused() -> None:
-    with pytest.raises(UserError, match="unknown sampler 'ddin'.*ddim"):
+    with pytest.raises(UserError, match=r"unknown sampler 'ddin'.*ddim"):
         hub.new_sampler("ddin", SCHEDULE, 5, clip=True)
     with pytest.raises(UserError, match=r"steps must lie in \[1, 1000\].*got 0"):
         hub.new_sampler("ddim", SCHEDULE, 0, clip=True)
