@@ -101,6 +101,59 @@ def train(
 
 
 @app.command()
+def defend(
+    method: Annotated[str, typer.Argument(help="dual, distill, or the control one-teacher.", show_default=False)],
+    data: Annotated[str | None, Opt(help="Image folder, .npy, .npz, .parquet, 'digits' or hf:NAME.", show_default=False)] = None,
+    output: Annotated[Path | None, Opt("-o", "--output", help="Where teachers, student or dual go.", show_default=False)] = None,
+    preset: Annotated[str | None, Opt(help="digits, small (default), ddpm, latent.", show_default=False)] = None,
+    autoencoder: Annotated[Path | None, Opt(help="Train on the latents of this folder's vae/ or vqvae/.", show_default=False)] = None,
+    config: File = None,
+    teachers: Annotated[
+        str | None, Opt(help="Folders that are trained already, as A,B (one-teacher: A); the student is like them.", show_default=False)
+    ] = None,
+    halves: Annotated[
+        Path | None, Opt(help='What given teachers were trained on: JSON {"halves": [IDS, IDS]}.', show_default=False)
+    ] = None,
+    near_duplicates: Annotated[
+        float | None, Opt(help="RMS difference of thumbnails below which two images stay on one side (0.03).", show_default=False)
+    ] = None,
+    choice: Annotated[str | None, Opt(help="How two models take turns: alternate (default) or random.", show_default=False)] = None,
+    train_size: Annotated[int | None, Opt(help="Train on this many images; the rest is held out.", show_default=False)] = None,
+    split: Annotated[
+        Path | None, Opt(help='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}: defend the members.', show_default=False)
+    ] = None,
+    steps: Annotated[int | None, Opt(help="Optimiser steps of every model.", show_default=False)] = None,
+    teacher_steps: Annotated[int | None, Opt(help="Steps of each teacher, if not --steps.", show_default=False)] = None,
+    student_steps: Annotated[int | None, Opt(help="Steps of the student, if not --steps.", show_default=False)] = None,
+    side_by_side: Annotated[
+        bool | None, Opt("--side-by-side/--one-by-one", help="Train both teachers at once; default where it pays.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int | None, Opt(show_default=False)] = None,
+    learning_rate: Annotated[float | None, Opt(show_default=False)] = None,
+    weight_decay: Annotated[float | None, Opt(show_default=False)] = None,
+    warmup_steps: Annotated[int | None, Opt(show_default=False)] = None,
+    ema_decay: Annotated[float | None, Opt(help="Save exponential moving averages of the weights.", show_default=False)] = None,
+    flip: Annotated[bool | None, Opt("--flip/--no-flip", help="Random horizontal flips.", show_default=False)] = None,
+    resize: Annotated[int | None, Opt(help="Resize (antialiased) and centre-crop images to this side.", show_default=False)] = None,
+    mixed_precision: Annotated[str | None, Opt(help="no, fp16 or bf16.", show_default=False)] = None,
+    checkpoint_every: Annotated[int | None, Opt(help="Steps between checkpoints.", show_default=False)] = None,
+    seed: Annotated[int | None, Opt(show_default=False)] = None,
+    threads: Annotated[int | None, Opt(help="CPU threads of each training process.", show_default=False)] = None,
+    device: Annotated[str | None, Opt(help="auto or cpu.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a defence: DualMD (dual), DistillMD (distill), or plain distillation to compare with. The same command resumes."""
+    given = {k: v for k, v in locals().items() if k not in ("method", "preset", "config", "as_json")}
+    from leakscope.defenses.defend import defend as train_defence
+    from leakscope.defenses.defend import defend_config
+
+    settings = defend_config(method, preset, config, **given)
+    folder = train_defence(settings)
+    split_file = settings.output / "split.json"
+    _print({"model": str(folder), "split": str(split_file)}, as_json, f"model: {folder}\nsplit: {split_file}")
+
+
+@app.command()
 def audit(
     model: Annotated[str, typer.Argument(help="A diffusers folder or a hub id; safetensors only.", show_default=False)],
     members: Members = None,

@@ -94,7 +94,7 @@ def load(model: str | Path, dtype: str = "float32", device: str | None = None) -
     second = network_folder.with_name(network_folder.name + SECOND)
     if second.is_dir():
         turns = _read_json(folder / DUAL, f"{folder} has two networks, so it must say how they take turns")
-        choice, seed = turns.get("choice"), turns.get("seed", 0)
+        choice, seed = turns.get("choice", ""), turns.get("seed", 0)
         if choice not in get_args(Choice) or not isinstance(seed, int):
             raise UserError(f"{folder / DUAL} must give choice as alternate or random, and seed as a whole number; got {choice}, {seed}")
         denoiser = Dual((denoiser, _denoiser(folder, second, dtype, device)), choice, seed)
@@ -181,6 +181,22 @@ def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
     _refuse_pickles(own)
     network = _pretrained(name, own, DTYPES[dtype]).to(device)
     return _codec(network)
+
+
+def settings_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a trained UNet2DModel and of its scheduler, as `new_network` and `new_scheduler` take them."""
+    kinds = {"unet/config.json": "UNet2DModel", "scheduler/scheduler_config.json": "DDPMScheduler"}
+    found = []
+    for path, name in kinds.items():
+        config = _read_json(folder / path, f"{folder} must hold a UNet2DModel and its scheduler to be a teacher")
+        known = inspect.signature(getattr(_diffusers(), name).__init__).parameters
+        found.append({key: value for key, value in config.items() if key in known})
+    return found[0], found[1]
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Which model is in a folder: a hash of its weights, configs and schedule."""
+    return _fingerprint(Path(folder))
 
 
 def codec_fingerprint(folder: Path) -> str:

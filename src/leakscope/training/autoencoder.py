@@ -73,4 +73,6 @@ def autoencoder_task(config: TrainConfig, network: dict[str, Any], data: Trainin
         unscaled = encode_all(hub.codec_of(model, 1.0), data.images)
         hub.save_autoencoder(folder, hub.codec_of(model, 1 / float(unscaled.std())))
 
-    return Task(VariationalLoss(model, config.kl_weight) if config.kind == "vae" else QuantisedLoss(model), data.images, None, draw, save)
+    return Task(
+        VariationalLoss(model, config.kl_weight) if config.kind == "vae" else QuantisedLoss(model), data.images, (None,), draw, save
+    )

@@ -19,6 +19,7 @@ from leakscope.data.pixels import ImageShape, to_model
 from leakscope.diffusion.codec import Autoencoder
 from leakscope.errors import UserError
 from leakscope.progress import progress
+from leakscope.training.distillation import DistillationLoss, Lesson, alternating, half_of, teacher_networks
 from leakscope.training.images import TrainingData
 from leakscope.training.loop import Task
 from leakscope.training.settings import TrainConfig
@@ -68,8 +69,15 @@ def check_depth(levels: int, shape: ImageShape, what: str = "image") -> None:
         )
 
 
-def denoiser_task(config: TrainConfig, network: dict[str, Any], data: TrainingData, codec: Autoencoder | None) -> Task:
-    """The task of training a denoiser on the pixels of `data`, or on their latents under `codec`."""
+def denoiser_task(
+    config: TrainConfig,
+    network: dict[str, Any],
+    data: TrainingData,
+    codec: Autoencoder | None,
+    lesson: Lesson | None,
+    device: torch.device,
+) -> Task:
+    """The task of training a denoiser on the pixels of `data`, or on their latents under `codec`; with a lesson, a student."""
     labels = _labels(network, data)
     model, scheduler = hub.new_network(network), hub.new_scheduler(config.scheduler)
     inputs = data.images if codec is None else encode_all(codec, data.images)
@@ -80,7 +88,11 @@ def denoiser_task(config: TrainConfig, network: dict[str, Any], data: TrainingDa
         return t, torch.randn((n, *shape), generator=generator)
 
     save: Callable[[Path], None] = lambda folder: hub.save(folder, model, scheduler, codec)
-    return Task(DenoisingLoss(model, scheduler), inputs, labels, draw, save)
+    if lesson is None:
+        return Task(DenoisingLoss(model, scheduler), inputs, (labels,), draw, save)
+    half = half_of(data.members, lesson)
+    student = DistillationLoss(model, scheduler, teacher_networks(lesson, device, scheduler, shape))
+    return Task(student, inputs, (labels, half), draw, save, alternating(half))
 
 
 def encode_all(codec: Autoencoder, images: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n *z"]:

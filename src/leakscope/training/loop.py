@@ -7,9 +7,10 @@ share the batch: the order of images is a permutation keyed by (seed, epoch), ev
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -28,22 +29,25 @@ from leakscope.progress import progress
 from leakscope.training.settings import TrainConfig
 
 LOSS_EVERY = 50  # steps averaged in one point of the loss curve
+Rows = Callable[[int, int, int], Int[np.ndarray, " b"]]  # of (step, batch size, seed): the images of one step
 MAY_CHANGE = frozenset({"output", "steps", "checkpoint_every", "threads", "device"})  # between a run and its resumption
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is trained: `module(x, labels, *draws)` gives the loss of a batch.
+    """What is trained: `module(x, *given, *draws)` gives the loss of a batch.
 
-    `inputs` are uint8 images (n, h, w, c) or float32 latents (n, *z); `draw(n, generator)` gives the random numbers of a
-    whole batch, each with n rows; `save(folder)` writes the finished model.
+    `inputs` are uint8 images (n, h, w, c) or float32 latents (n, *z); `given` is what else belongs to each image, one array
+    per argument, or None for an argument that is None. `draw(n, generator)` gives the random numbers of a whole batch, each
+    with n rows; `save(folder)` writes the finished model. `rows` chooses the images of a step, by default all in turn.
     """
 
     module: torch.nn.Module
     inputs: np.ndarray
-    labels: np.ndarray | None
+    given: tuple[np.ndarray | None, ...]
     draw: Callable[[int, Generator], tuple[Tensor, ...]]
     save: Callable[[Path], None]
+    rows: Rows | None = None
 
 
 def accelerator_of(config: TrainConfig) -> Any:
@@ -71,6 +75,24 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
     if changed:
         was = ", ".join(f"{k} was {before.get(k)!r}, now {record[k]!r}" for k in changed[:3])
         raise UserError(f"{folder} holds another training run ({was}); choose another -o, or the same settings to resume")
+
+
+@contextmanager
+def clear_memory_message(batch_size: int) -> Iterator[None]:
+    """Turns running out of memory into one line."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        reason = "the device"
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        reason = "this machine"
+    else:
+        return
+    raise UserError(
+        f"{reason} has too little memory for this model with batches of {batch_size}; lower --batch-size or make the model smaller"
+    )
 
 
 class Loop:
@@ -121,8 +143,7 @@ class Loop:
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, (self.step + 1) / max(1, config.warmup_steps))
-        x, labels, draws = self._batch()
-        loss = self.module(x, labels, *draws)
+        loss = self.module(*self._batch())
         shared = float(accelerator.reduce(loss.detach(), "mean"))
         if not isfinite(shared):  # on every process alike, so that none waits for another
             raise UserError(
@@ -136,10 +157,11 @@ class Loop:
             self.ema.step(self.module.parameters())
         return shared
 
-    def _batch(self) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+    def _batch(self) -> tuple[Tensor | None, ...]:
         """This process's share of step `self.step`: inputs and random numbers are cut from those of the whole batch."""
         config, accelerator, task = self.config, self.accelerator, self.task
-        rows = _rows(self.step, config.batch_size, len(task.inputs), config.seed)
+        choose = task.rows or partial(shuffled, n=len(task.inputs))
+        rows = choose(self.step, config.batch_size, config.seed)
         generator = Generator().manual_seed(_mix(config.seed, self.step))
         inputs = task.inputs[rows]
         x = torch.from_numpy(to_model(inputs) if inputs.dtype == np.uint8 else inputs)
@@ -149,8 +171,8 @@ class Loop:
             x[flipped] = x[flipped].flip(-1)
         share = slice(accelerator.process_index, None, accelerator.num_processes)
         own = lambda part: part[share].to(accelerator.device)
-        labels = None if task.labels is None else own(torch.from_numpy(task.labels[rows]))
-        return own(x), labels, tuple(own(part) for part in draws)
+        given = [None if array is None else own(torch.from_numpy(array[rows])) for array in task.given]
+        return own(x), *given, *(own(part) for part in draws)
 
     def _save_checkpoint(self, checkpoint: Path) -> None:
         fresh = checkpoint.with_name("checkpoint.part")
@@ -194,7 +216,7 @@ def _order(epoch: int, n: int, seed: int) -> Int[np.ndarray, " n"]:
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
-def _rows(step: int, batch_size: int, n: int, seed: int) -> Int[np.ndarray, " b"]:
-    """The images of one step: consecutive places in the endless sequence of shuffled epochs."""
+def shuffled(step: int, batch_size: int, seed: int, n: int) -> Int[np.ndarray, " b"]:
+    """The images of one step: consecutive places in the endless sequence of shuffled epochs of n images."""
     places = np.arange(step * batch_size, (step + 1) * batch_size)
     return np.array([_order(int(p // n), n, seed)[p % n] for p in places])

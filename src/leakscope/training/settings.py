@@ -52,10 +52,15 @@ class TrainConfig(Config):
 
 def train_config(preset: str | None = None, file: Path | None = None, **flags: Any) -> TrainConfig:
     """The settings of a preset, then of a YAML file, then of the flags, later ones winning."""
+    return build(TrainConfig, *train_settings(preset, file, flags))
+
+
+def train_settings(preset: str | None, file: Path | None, flags: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The layers that settings are built from: preset, YAML file, flags."""
     presets = {p.stem: p for p in PRESETS.glob("*.yaml")}
     if preset is not None and preset not in presets:
         raise unknown("preset", preset, presets)
     if preset == "latent" and not flags.get("autoencoder") and not (file and read_yaml(file).get("autoencoder")):
         raise UserError("the preset latent trains on the latents of an autoencoder: give --autoencoder FOLDER")
     base = read_yaml(presets[preset]) if preset else {} if file else read_yaml(presets["small"])
-    return build(TrainConfig, base, read_yaml(file) if file else {}, flags)
+    return base, read_yaml(file) if file else {}, flags

@@ -1,0 +1,1 @@
+"""Defences that train models: DualMD, DistillMD, and the controls of a fair comparison."""
