@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def reached(module: str, seen: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["metrics", "record", "report", "evaluation", "run_folder", "score_file", "data.scan", "audit_config", "cli"]
+    "module", ["metrics", "binomial", "record", "report", "evaluation", "run_folder", "score_file", "data.scan", "audit_config", "cli"]
 )
 def test_what_comes_after_the_wall_never_imports_torch(module):
     brought = {name.split(".")[0] for name in reached(f"leakscope.{module}", set())}
@@ -66,7 +67,7 @@ def test_only_the_hub_imports_diffusers():
     assert users == {"hub.py"}
 
 
-UNNEEDED = {"PIL", "pandas", "pyarrow", "matplotlib", "jinja2", "sklearn", "scipy.stats", "datasets"} | TORCH
+UNNEEDED = {"PIL", "pandas", "pyarrow", "matplotlib", "jinja2", "sklearn", "scipy", "numpy.f2py", "datasets"} | TORCH
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["metrics", "scores.csv"], ["metrics", "scores.csv", "--json"]], ids=" ".join)
@@ -86,6 +87,19 @@ def test_help_and_metrics_load_only_what_they_use(tmp_path, arguments):
     assert "leakscope.cli" in loaded
     assert loaded.isdisjoint(UNNEEDED)
     assert "--json" not in arguments or "leakscope.report" not in loaded
+
+
+def test_importing_the_package_reads_no_metadata_of_packages_until_asked_for_the_version():
+    program = (
+        "import sys\n"
+        "before = set(sys.modules)\n"
+        "import leakscope\n"
+        "assert 'importlib.metadata' not in set(sys.modules) - before\n"
+        "print(leakscope.__version__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == version("leakscope")
 
 
 def test_public_names_resolve():

@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, norm
+from scipy.special import betaincinv
+from scipy.stats import binom, binomtest, norm
 from sklearn import metrics as sk
 
 from leakscope import evaluate, metrics
+from leakscope.binomial import at_most, rate_with_tail
 
 
 def gaussians(m, n, shift=1.0, seed=0):
@@ -338,8 +340,6 @@ def test_a_rate_of_zero_or_one_still_has_an_interval_of_positive_width():
 
 def order_statistic_interval(members, nonmembers, fpr):
     """Each of four one-sided statements at 1.25 %: two non-member order statistics around the quantile, two binomial bounds."""
-    from scipy.stats import binom
-
     n, m, risk = len(nonmembers), len(members), 0.05 / 4
     falling = sorted(nonmembers, reverse=True)
     # the j-th largest lies above the quantile when at least j of N exceed it
@@ -485,6 +485,25 @@ def test_clopper_pearson_equals_scipy(trials, share, alpha):
     successes = round(share * trials)
     exact = binomtest(successes, trials).proportion_ci(1 - alpha, "exact")
     assert metrics.clopper_pearson(successes, trials, alpha) == pytest.approx((exact.low, exact.high), abs=1e-10)
+
+
+@pytest.mark.parametrize("trials", [1, 2, 9, 50, 1600, 1_000_000])
+@pytest.mark.parametrize("share", [0, 1e-6, 0.002, 0.3, 0.5, 0.97, 1])
+def test_the_rate_with_a_given_tail_equals_scipy_however_small_the_tail(trials, share):
+    for successes in {math.floor(share * trials), math.ceil(share * trials)} - {0}:
+        for tail in (0.5, 0.025, 1e-4, 1e-12, 1e-100):
+            exact = betaincinv(successes, trials - successes + 1, tail)
+            assert rate_with_tail(successes, trials, tail) == pytest.approx(exact, rel=1e-8, abs=0), (successes, tail)
+            assert rate_with_tail(successes, trials, tail) == pytest.approx(exact, rel=0, abs=1e-10), (successes, tail)
+    assert rate_with_tail(0, trials, 0.025) == 0
+
+
+@pytest.mark.parametrize("trials", [1, 2, 15, 300, 1_000_000])
+@pytest.mark.parametrize("rate", [1e-6, 0.001, 0.1, 0.5, 0.999])
+def test_binomial_probabilities_equal_scipy(trials, rate):
+    counts = np.unique(np.clip(round(trials * rate) + np.arange(-2000, 2001), 0, trials))
+    assert at_most(trials, rate)[counts] == pytest.approx(binom.cdf(counts, trials, rate), abs=1e-12)
+    assert len(at_most(trials, rate)) == trials + 1
 
 
 # thresholds carried from calibrate to test

@@ -9,10 +9,7 @@ Names are imported when first used, so that what needs no torch does not pay for
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
-
-__version__ = version("leakscope")
 
 _HOMES = {
     "ATTACKS": "attacks",
@@ -42,9 +39,14 @@ __all__ = [*sorted(_HOMES), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("leakscope")
+    elif name in _HOMES:
+        value = getattr(import_module(f"leakscope.{_HOMES[name]}"), name)
+    else:
         raise AttributeError(f"module 'leakscope' has no attribute '{name}'")
-    value = getattr(import_module(f"leakscope.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -5,20 +5,23 @@ Higher score = more likely a member. M members, N non-members. ROC by sorting fl
     TPR at a    share of members strictly above the k-th largest non-member score, k = floor(a N), so FPR never exceeds a
     AUC         P(member > non-member) + 1/2 P(tie); interval by DeLong, DeLong and Clarke-Pearson 1988
 
-Only numpy and scipy.special are imported, so that `leakscope metrics` answers at once; scikit-learn is the tests' oracle.
+Only numpy is imported, so that `leakscope metrics` answers at once; scikit-learn and scipy are the tests' oracles.
 """
 
+import math
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
-from scipy.special import bdtr, betaincinv, expit, logit, ndtri
 
+from leakscope.binomial import at_most, rate_with_tail
 from leakscope.record import Accuracy, AchievedFPR, Estimate, RateAtFNR, RateAtFPR
 
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
+NORMAL = NormalDist().inv_cdf(1 - ALPHA / 2)  # standard deviations on either side of a normal estimate
 RATES = (0.1, 0.01, 0.001)
 BOOTSTRAPS = 10_000
 PAIRED_BOOTSTRAPS = 2_000  # each sorts all scores again
@@ -66,10 +69,9 @@ def auc_estimate(members: Sample, nonmembers: Sample) -> Estimate:
     if deviation == 0:
         low, high = clopper_pearson(round(value * min(m, n)), min(m, n))
         return Estimate(value=value, low=low, high=high, method="exact binomial on disjoint pairs")
-    half = ndtri(1 - ALPHA / 2) * deviation / (value * (1 - value))
-    return Estimate(
-        value=value, low=float(expit(logit(value) - half)), high=float(expit(logit(value) + half)), method="DeLong, logit scale"
-    )
+    odds, factor = value / (1 - value), math.exp(NORMAL * deviation / (value * (1 - value)))
+    low, high = (odds / (1 + odds) for odds in (odds / factor, odds * factor))
+    return Estimate(value=value, low=low, high=high, method="DeLong, logit scale")
 
 
 def auc_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.ndarray, "n 2"]) -> Estimate:
@@ -84,7 +86,7 @@ def auc_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.n
     variance = sum(np.var(columns[0][side] - columns[1][side], ddof=1) / len(columns[0][side]) for side in (0, 1))
     if variance == 0:
         return Estimate(value=value, reason="no interval: both attacks rank every image alike")
-    half = float(ndtri(1 - ALPHA / 2) * np.sqrt(variance))
+    half = float(NORMAL * np.sqrt(variance))
     return Estimate(value=value, low=value - half, high=value + half, method="paired DeLong")
 
 
@@ -141,7 +143,7 @@ def accuracy_difference(
     right = np.concatenate([members > thresholds, nonmembers <= thresholds])
     gained, lost = (int((right[:, c] & ~right[:, 1 - c]).sum()) for c in (0, 1))
     one, other, total = gained + 0.5, lost + 0.5, len(right) + 2
-    centre, half = (one - other) / total, float(ndtri(1 - ALPHA / 2) * np.sqrt(one + other - (one - other) ** 2 / total) / total)
+    centre, half = (one - other) / total, float(NORMAL * np.sqrt(one + other - (one - other) ** 2 / total) / total)
     low, high = max(centre - half, -1.0), min(centre + half, 1.0)
     return Estimate(value=(gained - lost) / len(right), low=low, high=high, method="paired, Agresti-Min")
 
@@ -223,9 +225,7 @@ def achieved_fpr(calibrate_nonmembers: Sample, test_nonmembers: Sample) -> Achie
 
 def clopper_pearson(successes: int, trials: int, alpha: float = ALPHA) -> tuple[float, float]:
     """The exact two-sided binomial interval at level 1 - alpha."""
-    low = 0.0 if successes == 0 else float(betaincinv(successes, trials - successes + 1, alpha / 2))
-    high = 1.0 if successes == trials else float(betaincinv(successes + 1, trials - successes, 1 - alpha / 2))
-    return low, high
+    return rate_with_tail(successes, trials, alpha / 2), 1 - rate_with_tail(trials - successes, trials, alpha / 2)
 
 
 def exposure(scores: Sample, nonmembers: Sample) -> Sample:
@@ -325,10 +325,10 @@ def _order_statistics(members: Sample, nonmembers: Sample, fpr: float) -> tuple[
     n, m = len(nonmembers), len(members)
     falling = np.sort(nonmembers)[::-1]
     counts = np.arange(n + 1)
-    at_most = bdtr(counts, n, fpr)  # P(at most j of N non-members exceed q)
-    sure = counts[1:][1 - at_most[:-1] >= 1 - ALPHA / 4]  # j with P(at least j exceed q) high: the j-th largest is above q
+    below = at_most(n, fpr)  # P(at most j of N non-members exceed q)
+    sure = counts[1:][1 - below[:-1] >= 1 - ALPHA / 4]  # j with P(at least j exceed q) high: the j-th largest is above q
     upper = falling[sure[-1] - 1] if len(sure) else np.inf
-    enough = counts[at_most >= 1 - ALPHA / 4][0]  # at most this many exceed q: the next one is below q
+    enough = counts[below >= 1 - ALPHA / 4][0]  # at most this many exceed q: the next one is below q
     lower = falling[enough] if enough < n else -np.inf
     low = clopper_pearson(int((members > upper).sum()), m, ALPHA / 2)[0]
     high = clopper_pearson(int((members >= lower).sum()), m, ALPHA / 2)[1]
