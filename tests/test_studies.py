@@ -32,7 +32,7 @@ def raw(tmp_path) -> Path:
         (tmp_path / name).mkdir()
     index = rng.permutation(4000)[:600]
     images = rng.integers(0, 256, (600, 32, 32, 3), dtype=np.uint8)
-    np.savez(tmp_path / "cifar10" / "cifar10-lossless-train4000-test1000.npz", train_images=images, train_index=index)
+    np.savez(tmp_path / "cifar10" / "cifar10-lossless-train4000-test1000.npz", train_images=images, train_index=index, train_labels=labels)
     np.savez(tmp_path / "splits" / "CIFAR10_train_ratio0.5.npz", mia_train_idxs=np.arange(0, 4000, 2), mia_eval_idxs=np.arange(1, 4000, 2))
     header = bytes(16)
     pixels = rng.integers(0, 256, (3000, 28, 28), dtype=np.uint8).tobytes()
