@@ -29,6 +29,7 @@ from leakscope.comparison_record import (
     Worst,
 )
 from leakscope.errors import UserError, unknown
+from leakscope.files import checked_folder, write_text
 from leakscope.masks import may_lead
 from leakscope.record import RateAtFPR, Result
 from leakscope.runs import EntryRuns, Run, default_halves, pair, quality_of, read_entries, read_halves
@@ -71,6 +72,15 @@ def compare(
         swap_reason=swap_reason,
         warnings=tuple(_warnings(entries, compared, shared)),
     )
+
+
+def save(record: Comparison, folder: Path) -> None:
+    """Writes compare.json and compare.html."""
+    from leakscope.report.comparison_page import comparison_html
+
+    folder = checked_folder(folder)
+    write_text(folder / "compare.html", comparison_html(record))
+    write_text(folder / "compare.json", record.model_dump_json(indent=2))
 
 
 def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, ...]:

@@ -48,10 +48,10 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Hal
     runs = [run for entry in entries for run in entry.runs]
     first, second = (_run_of(runs, halves, i) for i in (0, 1))
     shared = tuple(tuple(i for i in half if i in first.rows and i in second.rows) for half in halves.halves)
-    for number, (half, found) in enumerate(zip(halves.halves, shared, strict=True), 1):
-        if len(found) < 2:
+    for number, (half, audited) in enumerate(zip(halves.halves, shared, strict=True), 1):
+        if len(audited) < 2:
             raise UserError(
-                f"both teachers must be audited on the members of both halves; {first.name} and {second.name} share {len(found)} of "
+                f"both teachers must be audited on the members of both halves; {first.name} and {second.name} share {len(audited)} of "
                 f"the {len(half)} images of half {number}: audit each with all members"
             )
     swapped = Sides(shared[0], shared[1])
