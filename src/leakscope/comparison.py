@@ -25,15 +25,14 @@ from leakscope.comparison_record import (
     Difference,
     Entry,
     Quality,
-    SwapAudit,
     Worst,
 )
 from leakscope.errors import UserError, unknown
 from leakscope.files import checked_folder, write_text
 from leakscope.masks import may_lead
 from leakscope.record import RateAtFPR, Result
-from leakscope.runs import EntryRuns, Run, default_halves, pair, quality_of, read_entries, read_halves
-from leakscope.swap_audit import swap_audit
+from leakscope.runs import EntryRuns, Run, pair, quality_of, read_entries
+from leakscope.swap_audit import NO_HALVES, swap_or_reason, with_halves
 
 FEW_PAIRS = 0.9  # of a run's test images, below which the number of pairs is a warning
 
@@ -52,12 +51,13 @@ def compare(
     halves: split.json of a defence with two teachers. quality: `NAME=FILE`. seed: of the bootstrap.
     Raises `UserError` for runs that cannot be compared.
     """
-    entries = read_entries(runs)
+    audited = read_entries(runs)
+    entries, halves_file, unused = with_halves(audited, halves)
     shared = _attacks(entries, attacks)
     qualities = quality_of(entries, quality)
     compared = tuple(_entry(entry, entries[0], shared, qualities.get(entry.name), seed) for entry in entries)
     metric, reason = _quality_metric(compared)
-    swap, swap_reason = _swap(entries, shared, halves)
+    swap, swap_reason = swap_or_reason(audited, shared, halves_file, halves is not None) if halves_file else (None, unused or NO_HALVES)
     return Comparison(
         leakscope=version("leakscope"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -70,7 +70,7 @@ def compare(
         quality_reason=reason,
         swap=swap,
         swap_reason=swap_reason,
-        warnings=tuple(_warnings(entries, compared, shared)),
+        warnings=tuple(_warnings(entries, compared, shared, audited, unused)),
     )
 
 
@@ -212,20 +212,38 @@ def _quality_metric(entries: Sequence[Entry]) -> tuple[Literal["kid", "frechet"]
     return None, "the entries share neither a KID nor a Fréchet distance"
 
 
-def _swap(entries: Sequence[EntryRuns], attacks: Sequence[str], given: Path | None) -> tuple[SwapAudit | None, str | None]:
-    """The swap audit; where nobody asked for one and it cannot be made, why."""
-    if given:
-        return swap_audit(entries, attacks, read_halves(given)), None
-    path = default_halves(entries)
-    if path is None:
-        return None, "no split.json with two halves lies beside the audited models, and --halves names none"
-    try:
-        return swap_audit(entries, attacks, read_halves(path)), None
-    except UserError as error:
-        return None, str(error)
+def _warnings(
+    entries: Sequence[EntryRuns], compared: Sequence[Entry], attacks: Sequence[str], audited: Sequence[EntryRuns], unused: str | None
+) -> list[str]:
+    found = [
+        f"{entry.name}: {run.name} is on a teacher of one half of the members; {len(run.samples.ids) - len(own.samples.ids)} images of the "
+        "other half, which it never saw, are left out of its numbers"
+        for entry, kept in zip(audited, entries, strict=True)
+        for run, own in zip(entry.runs, kept.runs, strict=True)
+        if own is not run
+    ]
+    if unused:
+        found.append(f"{unused}; a teacher that was audited on both halves would count images it never saw as members")
+    found += _about_pairs(entries, compared)
+    every = dict.fromkeys(a for entry in entries for run in entry.runs for a in run.attacks)
+    left = [a for a in every if a not in attacks]
+    if left:
+        found.append(f"attacks that not every run has, or that were not asked for, are left out: {', '.join(left)}")
+    if any(run.record.split.repeats > 1 for entry in entries for run in entry.runs):
+        found.append(
+            f"fewer than {evaluation.SMALL_SIDE} images on a side: differences are medians over {evaluation.REPEATS} calibrate/test "
+            "divisions, with scores at the timestep that most of them chose"
+        )
+    found += [
+        f"{entry.name}: no calibrate half, so its worst attack is the largest AUC on the test part, which flatters the attack"
+        for entry in compared
+        if entry.worst.chosen_on == "test"
+    ]
+    return found
 
 
-def _warnings(entries: Sequence[EntryRuns], compared: Sequence[Entry], attacks: Sequence[str]) -> list[str]:
+def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> list[str]:
+    """Which differences rest on fewer images than the entry's own numbers, and which on other data."""
     reference, found = entries[0].runs[0], []
     for entry, result in zip(entries[1:], compared[1:], strict=True):
         against = result.worst.difference
@@ -243,20 +261,6 @@ def _warnings(entries: Sequence[EntryRuns], compared: Sequence[Entry], attacks: 
                     f"{entry.name}: {run.name} and {reference.name} were audited on different data; the {shared} images with the same id "
                     "are taken to be the same images"
                 )
-    every = dict.fromkeys(a for entry in entries for run in entry.runs for a in run.attacks)
-    left = [a for a in every if a not in attacks]
-    if left:
-        found.append(f"attacks that not every run has, or that were not asked for, are left out: {', '.join(left)}")
-    if any(run.record.split.repeats > 1 for entry in entries for run in entry.runs):
-        found.append(
-            f"fewer than {evaluation.SMALL_SIDE} images on a side: differences are medians over {evaluation.REPEATS} calibrate/test "
-            "divisions, with scores at the timestep that most of them chose"
-        )
-    found += [
-        f"{entry.name}: no calibrate half, so its worst attack is the largest AUC on the test part, which flatters the attack"
-        for entry in compared
-        if entry.worst.chosen_on == "test"
-    ]
     return found
 
 

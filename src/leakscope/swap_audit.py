@@ -11,6 +11,7 @@ the rest. No torch here.
 
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,9 @@ from leakscope.comparison_record import SwapAudit, SwapResult
 from leakscope.errors import UserError
 from leakscope.masks import may_lead
 from leakscope.record import Result, Scores
-from leakscope.runs import EntryRuns, HalvesFile, Run, read_scores
+from leakscope.runs import EntryRuns, HalvesFile, Run, default_halves, read_halves, read_scores
+
+NO_HALVES = "no split.json with two halves lies beside the audited models, and --halves names none"
 
 
 class Sides(NamedTuple):
@@ -76,6 +79,70 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Hal
     )
 
 
+def with_halves(audited: Sequence[EntryRuns], given: Path | None) -> tuple[tuple[EntryRuns, ...], HalvesFile | None, str | None]:
+    """The entries with teachers on their own half, and the halves file; or why one that nobody asked for does not fit."""
+    path = given or default_halves(audited)
+    if path is None:
+        return tuple(audited), None, None
+    try:
+        halves = read_halves(path)
+        return tuple(on_own_half(entry, halves) for entry in audited), halves, None
+    except UserError as error:
+        if given:
+            raise
+        return tuple(audited), None, f"the halves in {path} are not used ({error})"
+
+
+def swap_or_reason(
+    entries: Sequence[EntryRuns], attacks: Sequence[str], halves: HalvesFile, asked: bool
+) -> tuple[SwapAudit | None, str | None]:
+    """The swap audit; where nobody asked for one and it cannot be made, why."""
+    try:
+        return swap_audit(entries, attacks, halves), None
+    except UserError as error:
+        if asked:
+            raise
+        return None, str(error)
+
+
+def on_own_half(entry: EntryRuns, halves: HalvesFile) -> EntryRuns:
+    """The entry with each teacher's run restricted to the teacher's own half: the other half it never saw, so those are no members.
+
+    Settings are chosen again on what is left. Attacks whose scores at every timestep are not on disk are left out.
+    """
+    return EntryRuns(entry.name, tuple(_own_half(run, halves) for run in entry.runs))
+
+
+def _own_half(run: Run, halves: HalvesFile) -> Run:
+    fingerprint = run.record.plan.model_fingerprint
+    if fingerprint not in halves.teachers:
+        return run
+    _check_members(run, halves)
+    others = frozenset(halves.halves[1 - halves.teachers.index(fingerprint)])
+    kept = [i for i in run.samples.ids if i not in others]
+    if len(kept) == len(run.samples.ids):
+        return run
+    member = run.samples.member[[run.rows[i] for i in kept]]
+    sides = Sides(tuple(i for i, m in zip(kept, member, strict=True) if m), tuple(i for i, m in zip(kept, member, strict=True) if not m))
+    found = [(run.result(attack), scores) for attack in run.attacks if (scores := read_scores(run, attack))]
+    own = [_restricted(scores, run, sides, scores.timesteps) for _, scores in found]
+    if not own or not sides.positive:
+        raise UserError(
+            f"{run.name} is on a teacher that {halves.path} names and must hold images of that teacher's own half, with scores; "
+            "it holds none: audit it with all members"
+        )
+    positive = np.repeat([True, False], [len(sides.positive), len(sides.negative)])
+    plan = run.record.plan
+    split = evaluation.halves(own[0].ids, positive, plan.calibrate_fraction, plan.seed, plan.calibration)
+    kept_fields = ("mask", "mask_ratio", "access", "parameters", "queries", "queries_at_timestep")
+    results = [
+        evaluation.evaluate_scores(scores, positive, split).model_copy(update={k: getattr(old, k) for k in kept_fields})
+        for (old, _), scores in zip(found, own, strict=True)
+    ]
+    record = run.record.model_copy(update={"results": tuple(results), "split": split.record})
+    return Run(run.name, record, evaluation.samples(own, results, positive, split))
+
+
 def _run_of(runs: Sequence[Run], halves: HalvesFile, which: int) -> Run:
     """The run on one teacher; of several, the one on the most members of both halves."""
     fingerprint = halves.teachers[which]
@@ -86,13 +153,17 @@ def _run_of(runs: Sequence[Run], halves: HalvesFile, which: int) -> Run:
             f"({fingerprint[:24]}): audit it on all members and add its RUN, or leave out --halves"
         )
     run = max(found, key=lambda r: sum(i in r.rows for i in chain(*halves.halves)))
+    _check_members(run, halves)
+    return run
+
+
+def _check_members(run: Run, halves: HalvesFile) -> None:
     strangers = [i for i in chain(*halves.halves) if i in run.rows and not run.samples.member[run.rows[i]]]
     if strangers:
         raise UserError(
             f"{halves.path}: the halves must be made of members; {run.name} holds out {len(strangers)} of their ids "
             f"(first: {strangers[0]}): audit the teachers with all members as members"
         )
-    return run
 
 
 def _held_out(run: Run) -> tuple[str, ...]:

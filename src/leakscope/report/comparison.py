@@ -53,19 +53,31 @@ def comparison_verdict(record: Comparison) -> ComparisonVerdict:
     known = [e for e in others if _worst_difference(e).high is not None]
     if not known:
         return ComparisonVerdict("invalid", "No verdict: no difference to the reference could be measured.", sentences)
-    lower = [e for e in known if (_worst_difference(e).high or 0.0) < 0]
+    lower = [e for e in known if (_worst_difference(e).high or 0.0) < 0 and not _undone(e, record)]
     higher = [e for e in known if (_worst_difference(e).low or 0.0) > 0]
     reference = visible(record.reference.name)
     if lower:
         best = min(lower, key=lambda e: _worst_difference(e).value or 0.0)
         by = f"its AUC is {_lowered(_worst_difference(best))} than that of {reference}"
-        some = "" if len(others) == 1 else f"{len(lower)} of {len(others)} weaken the worst attack. By point estimate most: "
-        title = f"{some}{visible(best.name)} weakens the worst attack: {by}."
+        who = f"{visible(best.name)} weakens the worst attack"
+        if len(others) > 1:
+            most = f", {visible(best.name)} most by point estimate" if len(lower) > 1 else f": {visible(best.name)}"
+            who = f"{len(lower)} of {len(others)} {'weaken' if len(lower) > 1 else 'weakens'} the worst attack{most}"
+        title = f"{who}: {by}." if len(others) == 1 or len(lower) > 1 else f"{who}; {by}."
         return ComparisonVerdict("lowers", title, sentences)
     stronger = f" {visible(', '.join(e.name for e in higher))} makes it stronger." if higher else ""
     subject = visible(others[0].name) if len(others) == 1 else f"None of the {len(others)} entries"
     shown = "was not shown" if len(others) == 1 else "was shown"
     return ComparisonVerdict("not-shown", f"{subject} {shown} to weaken the worst attack of {reference}.{stronger}", sentences)
+
+
+def _undone(entry: Entry, record: Comparison) -> SwapResult | None:
+    """The swap audit of the two teachers of an entry, where it finds more than the entry's worst attack."""
+    swap = record.swap
+    if swap is None or not set(swap.runs) <= {run.run for run in entry.runs}:
+        return None
+    best = next(r for r in swap.results if r.attack == swap.best)
+    return best if (best.auc.low or 0.0) > (entry.worst.not_excluded or 0.0) else None
 
 
 def _worst_difference(entry: Entry) -> Estimate:
@@ -86,7 +98,8 @@ def _reference(entry: Entry) -> str:
         )
     value, ends = spoken(auc)
     pair = f"Given one member and one held-out image, the worst attack on {name}, {attack}, picks the member"
-    return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing). All else is compared with that."
+    rest = "As a fraction, that share is the AUC; the others are compared with it."
+    return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing). {rest}"
 
 
 def _against(entry: Entry, record: Comparison) -> str:
@@ -103,6 +116,12 @@ def _against(entry: Entry, record: Comparison) -> str:
     else:
         versus = f"the difference in AUC is {signed(against.auc.value)} {signed_interval(against.auc)} on {pairs}"
     text = f"{head}, AUC {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]; {versus}. {not_excluded(auc)}"
+    both = _undone(entry, record)
+    if both is not None and both.auc.value is not None:
+        text += (
+            f" But whoever has both teachers tells by {visible(both.attack)} which of them saw an image, with an AUC of "
+            f"{both.auc.value:.3f} (swap audit), so it is not counted among those that weaken the attack."
+        )
     quality = _quality_words(entry, record)
     return f"{text} {quality}" if quality else text
 
@@ -212,9 +231,7 @@ def attacks_table(record: Comparison) -> Table:
         Column(("TPR at", "1 % FPR"), "On the test half.", 3, lambda c: rate_cell(c.result.tpr_at_1pct, "held-out images")),
         Column(("TPR at 1 % FPR", "difference (points)"), "In points of percent.", 4, of(lambda d: d.tpr_at_1pct, True)),
         Column(("TPR at 10 % FPR", "difference (points)"), "In points of percent.", 5, of(lambda d: d.tpr_at_10pct, True)),
-        Column(
-            ("Timestep",), "Chosen on the calibrate half.", 6, lambda c: Cell("-" if c.result.timestep is None else str(c.result.timestep))
-        ),
+        Column(("Timestep",), "Chosen on the calibrate half.", 6, timestep),
     )
     return tabulate(rows, drawn, lambda c: (f"{c.entry.name}: {c.result.attack}", _run_of(c), _is_worst(c)))
 
@@ -252,11 +269,7 @@ def swap_sentences(swap: SwapAudit) -> tuple[str, ...]:
     own = " and ".join("n/e" if e.value is None else percent(e.value) for e in best.own)
     beside = f"On one teacher alone the same attack tells members of its half from held-out images {own} of the time."
     who = "This needs access to both teachers, as somebody has to whom both are released."
-    mixed = (
-        "The ordinary numbers of these two runs above count the members of both halves as members, though each teacher saw only one "
-        "half: they understate what either teacher leaks. The numbers in this section do not."
-    )
-    return first, beside, who, mixed
+    return first, beside, who
 
 
 def print_comparison(record: Comparison, console: Console) -> None:
@@ -275,3 +288,5 @@ def print_comparison(record: Comparison, console: Console) -> None:
         for sentence in swap_sentences(record.swap):
             say_to(console, sentence, indent=2)
         print_table(swap_table(record.swap), console)
+    elif record.swap_reason:
+        say_to(console, f"No swap audit: {visible(record.swap_reason)}.", "dim")

@@ -48,8 +48,8 @@ def forest(record: Comparison) -> Forest | None:
     rows = [("The worst attacks", True, e.name, e.worst.attack, e.worst.difference) for e in record.entries[1:]]
     for attack in record.attacks:
         for e in record.entries[1:]:
-            note = lambda r, e=e: artefact(r.run) if len(e.runs) > 1 else ""
-            rows += [(attack, False, e.name, note(r), r.difference) for r in e.results if r.attack == attack]
+            of_run = lambda r, e=e: artefact(r.run) if len(e.runs) > 1 else ""
+            rows += [(attack, False, e.name, of_run(r), r.difference) for r in e.results if r.attack == attack]
     drawn = [(title, worst, name, note, d.auc) for title, worst, name, note, d in rows if d and d.auc.low is not None]
     if not drawn:
         return None
@@ -113,7 +113,7 @@ def scatter(record: Comparison) -> str | None:
                 _dot(axes, point, x, e.worst_result.auc)
         low, high = axes.get_ylim()
         axes.set(ylim=(min(low, 0.47), min(1.03, max(high, 0.58))), xlabel=f"{QUALITY[metric]} (lower = better images)")
-        axes.set(ylabel="AUC of the worst attack (lower = more private)")
+        axes.set(ylabel="AUC of the worst attack")
         axes.margins(x=0.12)
         return svg(figure, "privacy-quality", f"AUC of the worst attack against {QUALITY[metric]}, a numbered dot per entry")
 
