@@ -268,7 +268,10 @@ def swap_sentences(swap: SwapAudit) -> tuple[str, ...]:
     )
     own = " and ".join("n/e" if e.value is None else percent(e.value) for e in best.own)
     beside = f"On one teacher alone the same attack tells members of its half from held-out images {own} of the time."
-    who = "This needs access to both teachers, as somebody has to whom both are released."
+    who = (
+        "This needs access to both teachers, as somebody has to whom both are released. It takes for granted that the members were divided "
+        "into halves at random: halves that differ by themselves are told apart as well."
+    )
     return first, beside, who
 
 
