@@ -6,7 +6,9 @@ import re
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import run_fixtures
 from rich.console import Console
 from run_fixtures import gaussian, ids_of, make_run, swap_runs, write_quality
 from test_cli import call, refused
@@ -284,6 +286,20 @@ def test_a_missing_halves_file_and_missing_scores_are_refused(tmp_path):
     (one / "scores").mkdir()
     (one / "scores" / "chunk-00000-00-sima.parquet").write_text("no parquet")
     with pytest.raises(UserError, match=r"scores under .*run-teacher-1 cannot be read"):
+        compare(names(one, two), halves=split)
+
+
+def test_teachers_without_a_shared_timestep_and_incomplete_scores_are_refused(tmp_path, monkeypatch):
+    one, two, split = swap_runs(tmp_path, d=1.0, difficulty=1.0)
+    monkeypatch.setattr(run_fixtures, "TIMESTEPS", (60, 110, 160))
+    other = make_run(tmp_path / "other", {"sima": gaussian(1.0), "loss": gaussian(1.0)}, fingerprint=f"sha256:{2:064x}")
+    with pytest.raises(
+        UserError, match=r"needs scores of both teachers at a shared timestep; .*teacher-1 and .*other have none: audit them"
+    ):
+        compare(names(one, other), halves=split)
+    file = next((two / "scores").glob("*sima.parquet"))
+    pq.write_table(pq.read_table(file).slice(3), file)
+    with pytest.raises(UserError, match=r"run-teacher-2 lacks scores of sima for some images; repeat its audit command"):
         compare(names(one, two), halves=split)
 
 

@@ -62,7 +62,10 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Hal
     measured = {attack: _measured(attack, (first, second), swapped, own) for attack in attacks}
     found = {attack: m for attack, m in measured.items() if m is not None}
     if not found:
-        raise UserError(f"the swap audit needs an attack whose scores both teachers have; {first.name} and {second.name} have none")
+        raise UserError(
+            f"the swap audit needs scores of both teachers at a shared timestep; {first.name} and {second.name} have none: "
+            "audit them with the same --timesteps"
+        )
     leading = [a for a in found if may_lead(first.result(a).mask)] or list(found)
     best = max(leading, key=lambda a: found[a].result.calibrate_auc or found[a].result.auc.value or 0.0)
     sizes = found[best]
