@@ -59,7 +59,7 @@ def stepper(config: Any, teacher: torch.nn.Module | None = None) -> Callable[[],
 
 
 def plain_stepper(config: Any) -> Callable[[], None]:
-    """One step of the loop in diffusers' examples/unconditional_image_generation, written from its description, with the same model and batch."""
+    """One step of the loop of diffusers' unconditional training example, written anew, with the same model and batch."""
     from accelerate import Accelerator
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
