@@ -1,4 +1,4 @@
-"""Prints a study's tables as Markdown from its audit.json: `python studies/table.py studies/cifar10/audit.json`.
+"""Prints a study's tables as Markdown from its audit.json or compare.json: `python studies/table.py studies/cifar10/audit.json`.
 
 Masked results have a table of their own, with what each mask adds; geometry has its quartiles and correlations.
 """
@@ -6,6 +6,7 @@ Masked results have a table of their own, with what each mask adds; geometry has
 import sys
 from pathlib import Path
 
+from leakscope.comparison_record import Comparison, Entry
 from leakscope.record import AuditRecord, Estimate
 
 HEADER = (
@@ -29,6 +30,42 @@ def table(record: AuditRecord) -> str:
         oracle = "n/e" if r.oracle.auc is None else f"{r.oracle.auc:.3f}"
         rows.append(f"| {name} | {r.timestep} | {cell(r.auc, 1, 3)} | {rates[0.1]} | {rates[0.01]} | {cell(r.asr, 100, 1)} | {oracle} |")
     return "\n".join([HEADER, *rows])
+
+
+DEFENCE_HEADER = (
+    "| model | worst attack | its AUC | its TPR at 1 % FPR | AUC minus undefended | secmi AUC | sima AUC | KID × 1000 | Fréchet | Inception score |\n"
+    "| :-- | :-- | --: | --: | --: | --: | --: | --: | --: | --: |"
+)
+SWAP_HEADER = "| attack | swap audit AUC | teacher 1 on its half | teacher 2 on its half |\n| :-- | --: | --: | --: |"
+
+
+def defence_table(record: Comparison) -> str:
+    """One row per entry: its worst attack, and quality with 95 % intervals; rates in percent."""
+    rows = []
+    for entry in record.entries:
+        worst, difference = entry.worst_result, entry.worst.difference
+        on = f"{worst.attack} ({Path(worst.run).name})" if len(entry.runs) > 1 else worst.attack
+        privacy = (cell(worst.auc, 1, 3), cell(worst.tpr_at_1pct, 100, 1), cell(difference.auc, 1, 3) if difference else "")
+        quality = [quality_cell(entry, *how) for how in (("kid", 1000, 1), ("frechet", 1, 2), ("inception_score", 1, 2))]
+        rows.append(f"| {entry.name} | {on} | {' | '.join([*privacy, highest(entry, 'secmi'), highest(entry, 'sima'), *quality])} |")
+    return "\n".join([DEFENCE_HEADER, *rows])
+
+
+def highest(entry: Entry, attack: str) -> str:
+    found = max((r.auc for r in entry.results if r.attack == attack), key=lambda auc: auc.value or 0.0)
+    return cell(found, 1, 3)
+
+
+def quality_cell(entry: Entry, name: str, scale: float, digits: int) -> str:
+    metric = entry.quality.metric(name) if entry.quality else None
+    return cell(metric, scale, digits) if metric else "n/e"
+
+
+def swap_table(record: Comparison) -> str:
+    """The swap audit of the two teachers beside the ordinary one."""
+    assert record.swap is not None
+    rows = [f"| {r.attack} | {cell(r.auc, 1, 3)} | {cell(r.own[0], 1, 3)} | {cell(r.own[1], 1, 3)} |" for r in record.swap.results]
+    return "\n".join([SWAP_HEADER, *rows])
 
 
 MASKS = ("influence:0.4", "random:0.4", "reverse:0.4", "reverse:0.9")
@@ -92,4 +129,9 @@ def tables(record: AuditRecord) -> str:
 
 
 if __name__ == "__main__":
-    print(tables(AuditRecord.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    text = Path(sys.argv[1]).read_text(encoding="utf-8")
+    if "compare" in Path(sys.argv[1]).name:
+        compared = Comparison.model_validate_json(text)
+        print("\n\n".join([defence_table(compared), *([swap_table(compared)] if compared.swap else [])]))
+    else:
+        print(tables(AuditRecord.model_validate_json(text)))
