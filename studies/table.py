@@ -33,7 +33,7 @@ def table(record: AuditRecord) -> str:
 
 
 DEFENCE_HEADER = (
-    "| model | worst attack | its AUC | its TPR at 1 % FPR | minus undefended | secmi AUC | sima AUC | 1000 KID | Fréchet | Inception score |\n"
+    "| model | worst attack | its AUC | TPR at 1 % FPR | minus undefended | secmi AUC | sima AUC | 1000 KID | Fréchet | Inception |\n"
     "| :-- | :-- | --: | --: | --: | --: | --: | --: | --: | --: |"
 )
 SWAP_HEADER = "| attack | swap audit AUC | teacher 1 on its half | teacher 2 on its half |\n| :-- | --: | --: | --: |"
