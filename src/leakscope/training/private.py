@@ -138,10 +138,11 @@ class PrivateTraining:
                 self.optimizer.zero_grad(set_to_none=True)
             part = [None if whole is None else whole[start : start + at_once] for whole in arguments]
             loss = module(*part)
-            refuse_divergence(float(loss), step, self.config.learning_rate)
+            value = float(loss.detach())
+            refuse_divergence(value, step, self.config.learning_rate)
             with _quiet():
                 loss.backward()
-            total += float(loss) * len(part[0])  # type: ignore[arg-type]
+            total += value * len(part[0])  # type: ignore[arg-type]
         return total / n
 
 
@@ -163,7 +164,7 @@ def per_sample(module: torch.nn.Module) -> torch.nn.Module:
 def _refuse_wrong_gradients(module: Any, task: Task) -> None:
     """Compares Opacus' gradient of one image in a batch of two with autograd's gradient of that image alone."""
     arguments = batch(task, np.array([0, len(task.inputs) - 1]), keyed(0))
-    named = [(name, p) for name, p in task.module.named_parameters() if p.requires_grad]
+    named: list[tuple[str, Any]] = [(name, p) for name, p in task.module.named_parameters() if p.requires_grad]
     with _quiet(), _without_dropout(module):
         module(*arguments).backward()
         missing = [name for name, p in named if p.grad_sample is None]
