@@ -7,6 +7,7 @@ memory     peak memory of scoring 20,000 images ÷ that of 1,000
 threads    seconds of two workers that each take all cores ÷ seconds of two workers that share them
 geometry   seconds of a plain loop over images and vectors ÷ seconds of our influence and distortion
 masks      seconds of scoring with four masks ÷ without, influence known
+training   our steps/s ÷ those of diffusers' example loop; a distillation step ÷ an ordinary one; two teachers side by side ÷ one
 """
 
 import os
@@ -211,12 +212,23 @@ def print_masks(scratch: Path) -> None:
     print(f"masks     four masks add {100 * added:.2f} % to the scoring time of sima   (aim < 1 % for one)", flush=True)
 
 
+def print_training(scratch: Path) -> None:
+    import training
+
+    ours, student = training.step_ratios(scratch)
+    print(f"training  our steps/s ÷ those of diffusers' example loop  {ours:.3f}   (aim >= 1.0)", flush=True)
+    print(f"training  a distillation step ÷ an ordinary step  {student:.3f}   (aim <= 1.45)", flush=True)
+    pair = training.side_by_side_ratio(scratch)
+    print(f"training  two teachers in two processes ÷ one in one  {pair:.3f}   (aim <= 1.15 where the cores allow it)", flush=True)
+
+
 PARTS = {
     "overhead": print_overhead,
     "memory": print_memory,
     "threads": print_threads,
     "geometry": print_geometry,
     "masks": print_masks,
+    "training": print_training,
 }
 
 

@@ -6,12 +6,15 @@ when the count is lower than a binomial at the nominal level would be once in a 
 
 import numpy as np
 import pytest
+from report_fixtures import audit_of
 from scipy.stats import binom, norm
 
 from leakscope import metrics
 from leakscope.blind import INVALID_ABOVE, blind_auc
-from leakscope.evaluation import evaluate_scores, halves
+from leakscope.comparison import difference
+from leakscope.evaluation import evaluate_scores, halves, samples
 from leakscope.record import Scores
+from leakscope.runs import Run
 
 RUNS = 300
 
@@ -160,6 +163,71 @@ def test_the_interval_of_a_tpr_difference_covers(monkeypatch, m, n, fpr, correla
     truth = true_tpr(fpr, shifts[0]) - true_tpr(fpr, shifts[1])
     pairs = pairs_of_attacks(m, n, correlation, shifts, 100, seed=11)
     assert_covers([holds(metrics.tpr_difference(*pair, fpr, seed=i), truth) for i, pair in enumerate(pairs)])
+
+
+def finds(estimate):
+    """Whether the interval leaves out 0."""
+    return estimate.low > 0 or estimate.high < 0
+
+
+@pytest.mark.parametrize(("correlation", "least"), [(0.0, 0.5), (0.9, 0.99)])
+def test_a_paired_auc_difference_finds_a_real_one_and_more_surely_the_more_the_models_agree_on_difficulty(correlation, least):
+    pairs = list(pairs_of_attacks(200, 200, correlation, (1.0, 0.7), 200, seed=13))
+    found = np.mean([finds(metrics.auc_difference(*pair)) for pair in pairs])
+    assert found > least
+    if correlation:
+        unpaired = np.mean([finds(metrics.auc_gap(*((m[:, c], n[:, c]) for c in (0, 1)))) for m, n in pairs])
+        assert found > unpaired + 0.3, "pairing is what finds it"
+
+
+@pytest.mark.parametrize(("m", "n", "fpr", "shifts"), [(300, 300, 0.1, (1.5, 0.9)), (300, 1000, 0.01, (2.5, 1.5))])
+def test_a_paired_tpr_difference_finds_a_real_one(monkeypatch, m, n, fpr, shifts):
+    monkeypatch.setattr(metrics, "PAIRED_BOOTSTRAPS", 300)
+    pairs = pairs_of_attacks(m, n, 0.9, shifts, 40, seed=14)
+    assert np.mean([finds(metrics.tpr_difference(*pair, fpr, seed=i)) for i, pair in enumerate(pairs)]) > 0.8
+
+
+@pytest.mark.parametrize("shifts", [(0, 0), (1, 1)], ids=["null", "equally good"])
+def test_the_interval_of_a_tpr_difference_at_1_percent_covers_zero(monkeypatch, shifts):
+    monkeypatch.setattr(metrics, "PAIRED_BOOTSTRAPS", 300)
+    pairs = pairs_of_attacks(100, 1000, 0.7, shifts, 100, seed=15)
+    estimates = [metrics.tpr_difference(*pair, 0.01, seed=i) for i, pair in enumerate(pairs)]
+    assert_covers([holds(e, 0) for e in estimates if e.low is not None])
+
+
+def null_comparison(n, d, seed):
+    """Scores at three timesteps of two models that leak alike: images have their difficulty, members a shift of d in both."""
+    rng, member = np.random.default_rng((seed, 16)), np.arange(2 * n) < n
+    ids, difficulty = tuple(f"image-{i:04d}" for i in range(2 * n)), rng.normal(size=(2 * n, 1))
+    for _ in range(2):
+        yield Scores("sima", "large", (10, 20, 30), ids, d * member[:, None] + difficulty + rng.normal(size=(2 * n, 3))), member
+
+
+@pytest.mark.parametrize(("n", "d", "runs"), [(300, 0.0, 60), (300, 1.0, 60), (60, 1.0, 15)], ids=["null", "one split", "repeated splits"])
+def test_the_whole_comparison_of_two_models_that_leak_alike_covers_zero(monkeypatch, n, d, runs):
+    monkeypatch.setattr(metrics, "PAIRED_BOOTSTRAPS", 10)  # of rates, which are not looked at here
+    held, (blank, _) = [], audit_of({"sima": 1.0}, 20)
+    for seed in range(runs):
+        made = []
+        for scores, member in null_comparison(n, d, seed):
+            split = halves(scores.ids, member, 0.2, seed=0)
+            result = evaluate_scores(scores, member, split)
+            record = blank.model_copy(update={"split": split.record})
+            made.append(Run("run", record, samples([scores], [result], member, split)))
+        held.append(holds(difference((made[0], "sima"), (made[1], "sima"), 0).auc, 0))
+    assert_covers(held)
+
+
+@pytest.mark.parametrize("d", [0.0, 1.0])
+def test_the_swap_audit_covers_its_truth_though_the_timestep_is_picked(d):
+    held = []
+    for seed in range(80):
+        rng, first = np.random.default_rng((seed, 17)), np.arange(600) < 300
+        difficulty = 3 * rng.normal(size=(600, 1))
+        one, two = (d * own[:, None] + difficulty + rng.normal(size=(600, 3)) for own in (first, ~first))
+        scores = Scores("swap", "large", (10, 20, 30), tuple(f"image-{i:04d}" for i in range(600)), one - two)
+        held.append(holds(evaluate_scores(scores, first, halves(scores.ids, first, 0.2, seed)).auc, norm.cdf(2 * d / 2)))
+    assert_covers(held)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,11 @@ import shutil
 
 import pytest
 from report_fixtures import LATENT_SHIFTS, MASKS, SHIFTS, audit_of, latent_audit, thumbnail
+from run_fixtures import gaussian, make_run, swap_runs, write_quality
 
+from leakscope.comparison import compare
 from leakscope.report import html
+from leakscope.report.comparison_page import comparison_html
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -44,6 +47,12 @@ for (const svg of document.querySelectorAll('svg[role=img]')) {
 }
 return out;
 """
+OUTSIDE_TRACK = """
+return [...document.querySelectorAll('.track')].filter(track => [...track.children].some(mark => {
+  const outer = track.getBoundingClientRect(), inner = mark.getBoundingClientRect();
+  return inner.left < outer.left - 12 || inner.right > outer.right + 12;
+})).length;
+"""
 BOXES = "[...document.querySelectorAll(arguments[0])].map(e => e.getBoundingClientRect())"
 SIZES = f"return {BOXES}.map(b => [b.width, b.height])"
 
@@ -72,7 +81,25 @@ def pages(tmp_path_factory):
     latent["masks"] = (latent_audit(("influence:0.4", "influence:auto", "random:0.4"), geometry=False), None)
     for name, (audit, pictures) in latent.items():
         (folder / f"{name}.html").write_text(html(*audit, pictures), encoding="utf-8")
+    for name, record in comparisons(tmp_path_factory.mktemp("runs")).items():
+        (folder / f"{name}.html").write_text(comparison_html(record), encoding="utf-8")
     return folder
+
+
+def comparisons(folder):
+    """A comparison with everything in it, and one with long names and neither quality nor teachers."""
+    label = next(a for a in LONG if "(" in a)
+    attacks = {"sima": gaussian(1.5), label: gaussian(1.0), "loss": gaussian(0.5)}
+    weaker = {a: gaussian(0.2) for a in attacks}
+    made = [make_run(folder / name, a, seed=i) for i, (name, a) in enumerate([("undefended", attacks), ("distilled", weaker)])]
+    one, two, _ = swap_runs(folder, d=1.0, difficulty=3.0)
+    for i, run in enumerate((*made, one)):
+        write_quality(run, kid=0.01 + 0.004 * i)
+    name = "a-name-that-is-very-long-" * 3
+    return {
+        "compare": compare([*map(str, made), f"dual={one},{two}"]),
+        "compare-long": compare([f"{name}1={made[0]}", f"{name}2={made[1]}"], quality=[]).model_copy(update={"quality_metric": None}),
+    }
 
 
 def show(browser, pages, name, size):
@@ -82,7 +109,7 @@ def show(browser, pages, name, size):
 
 
 @pytest.mark.parametrize("size", [PHONE, (768, 1024), DESK], ids=["phone", "tablet", "desk"])
-@pytest.mark.parametrize("name", ["leak", "null", "long", "geometry", "geometry-long", "masks"])
+@pytest.mark.parametrize("name", ["leak", "null", "long", "geometry", "geometry-long", "masks", "compare", "compare-long"])
 def test_nothing_overflows(browser, pages, name, size):
     show(browser, pages, name, size)
     browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true })")
@@ -119,13 +146,13 @@ def test_the_geometry_section_shows_its_figures_and_pictures_and_folds_the_long_
     assert browser.get_log("browser") == []
 
 
-@pytest.mark.parametrize("name", ["geometry", "masks"])
-def test_tables_of_masks_fit_a_desk_without_scrolling(browser, pages, name):
+@pytest.mark.parametrize("name", ["geometry", "masks", "compare"])
+def test_other_tables_fit_a_desk_without_scrolling(browser, pages, name):
     show(browser, pages, name, DESK)
     assert set(browser.execute_script("return [...document.querySelectorAll('.scroll')].map(s => s.scrollWidth - s.clientWidth)")) == {0}
 
 
-@pytest.mark.parametrize("name", ["leak", "geometry"])
+@pytest.mark.parametrize("name", ["leak", "geometry", "compare"])
 @pytest.mark.parametrize(("size", "smallest"), [(PHONE, 8), (DESK, 11)], ids=["phone", "desk"])
 def test_text_in_figures_can_be_read(browser, pages, size, smallest, name):
     show(browser, pages, name, size)
@@ -138,8 +165,21 @@ def test_the_whole_table_fits_a_desk_without_scrolling(browser, pages):
     assert browser.execute_script("const s = document.querySelector('.scroll'); return s.scrollWidth - s.clientWidth") <= 0
 
 
-def test_the_page_makes_no_request(browser, pages):
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_a_comparison_shows_every_section_every_difference_and_the_scatter(browser, pages, size):
+    browser.get_log("browser")
+    show(browser, pages, "compare", size)
+    for selector, number in {"section": 9, "figure > svg[role=img]": 1, ".track[role=img]": 8, "#swap tbody tr": 2}.items():
+        sizes = browser.execute_script(SIZES, selector)
+        assert len(sizes) == number
+        assert all(width > 40 and height > 15 for width, height in sizes), (selector, sizes)
+    assert browser.execute_script(OUTSIDE_TRACK) == 0
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("name", ["leak", "compare"])
+def test_the_page_makes_no_request(browser, pages, name):
     browser.get_log("performance")
-    show(browser, pages, "leak", DESK)
+    show(browser, pages, name, DESK)
     sent = [entry["message"] for entry in browser.get_log("performance") if '"Network.requestWillBeSent"' in entry["message"]]
     assert not [m for m in sent if '"url":"file:' not in m and '"url":"data:' not in m]

@@ -31,18 +31,22 @@ def raw(tmp_path) -> Path:
     for name in ("cifar10", "splits", "fashion-mnist"):
         (tmp_path / name).mkdir()
     index = rng.permutation(4000)[:600]
-    images = rng.integers(0, 256, (600, 32, 32, 3), dtype=np.uint8)
-    np.savez(tmp_path / "cifar10" / "cifar10-lossless-train4000-test1000.npz", train_images=images, train_index=index)
+    images, labels = rng.integers(0, 256, (600, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, (600, 1))
+    np.savez(tmp_path / "cifar10" / "cifar10-lossless-train4000-test1000.npz", train_images=images, train_index=index, train_labels=labels)
     np.savez(tmp_path / "splits" / "CIFAR10_train_ratio0.5.npz", mia_train_idxs=np.arange(0, 4000, 2), mia_eval_idxs=np.arange(1, 4000, 2))
     header = bytes(16)
     pixels = rng.integers(0, 256, (3000, 28, 28), dtype=np.uint8).tobytes()
     (tmp_path / "fashion-mnist" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels, 1))
+    classes = rng.integers(0, 10, 3000, dtype=np.uint8).tobytes()
+    (tmp_path / "fashion-mnist" / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header[:8] + classes, 1))
     return tmp_path
 
 
 @pytest.mark.parametrize(("name", "size"), [("cifar10", "MEMBERS"), ("cifar10-latent", "LATENT_MEMBERS")])
 def test_cifar10_members_come_from_the_public_members_and_held_out_images_from_the_rest(raw, tmp_path, monkeypatch, name, size):
     prepare = script("prepare")
+    monkeypatch.setattr(prepare, "DEFENCES_MEMBERS", {"cifar10": 100})
+    monkeypatch.setattr(prepare, "DEFENCES_HELD_OUT", 100)
     monkeypatch.setattr(prepare, "LATENT_MEMBERS", 200)  # of the 286 public members here; 1000 of those in the real data
     prepare.cifar10(raw, tmp_path)
     split = json.loads((tmp_path / f"{name}-split.json").read_text())
@@ -64,6 +68,23 @@ def test_fashion_mnist_sides_are_disjoint_and_of_the_stated_sizes(raw, tmp_path,
     images = np.load(tmp_path / f"{name}.npy")
     assert images.shape == (members + prepare.FASHION_HELD_OUT, side, side)
     assert side == 28 or images[:, [0, 1, -2, -1]].max() == images[:, :, [0, 1, -2, -1]].max() == 0 < images[:, 2, 2].max()
+
+
+def test_the_sides_of_the_study_of_defences_and_what_its_extractors_learn_from_do_not_meet(raw, tmp_path, monkeypatch):
+    prepare = script("prepare")
+    monkeypatch.setattr(prepare, "DEFENCES_MEMBERS", {"cifar10": 100, "fashion-mnist": 400})
+    monkeypatch.setattr(prepare, "DEFENCES_HELD_OUT", 100)
+    monkeypatch.setattr(prepare, "LATENT_MEMBERS", 200)
+    prepare.cifar10(raw, tmp_path)
+    prepare.fashion_mnist(raw, tmp_path)
+    sides = json.loads((tmp_path / "cifar10-defences-split.json").read_text())
+    others = json.loads((tmp_path / "cifar10-others-split.json").read_text())["members"]
+    assert sorted(map(int, [*sides["members"], *sides["nonmembers"], *others])) == list(range(600))
+    images = np.load(tmp_path / "fashion-mnist.npy")
+    with np.load(tmp_path / "fashion-mnist-others.npz") as arrays:
+        seen = {image.tobytes() for image in images}
+        assert not any(image.tobytes() in seen for image in arrays["images"])
+        assert len(arrays["images"]) == len(arrays["labels"]) == 3000 - len(images)
 
 
 @pytest.mark.parametrize("name", NAMES)

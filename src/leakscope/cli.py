@@ -317,6 +317,37 @@ def report(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="RUN, or NAME=RUN[,RUN...]; the first is the reference, undefended.", show_default=False),
+    ],
+    output: Annotated[Path | None, Opt("-o", "--output", help="Where compare.json and compare.html go.", show_default=False)] = None,
+    attack: Annotated[list[str] | None, Opt(help="Only this attack; may be repeated. Default all that every run has.")] = None,
+    halves: Annotated[
+        Path | None,
+        Opt(help="split.json of a defence with two teachers, for the swap audit; default beside the audited models.", show_default=False),
+    ] = None,
+    quality: Annotated[list[str] | None, Opt(help="NAME=FILE: an entry's quality.json; may be repeated.", show_default=False)] = None,
+    seed: Annotated[int, Opt(help="Of the bootstrap.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare finished audits image by image with the first of them: which leaks less, by how much, at what quality."""
+    from leakscope import comparison as api
+
+    record = api.compare(runs, attack or (), halves, quality or (), seed, output)
+    if output:
+        api.save(record, output)
+    if as_json:
+        return print(record.model_dump_json(indent=2))
+    from leakscope.report.comparison import print_comparison
+
+    print_comparison(record, _console())
+    if output:
+        print(f"report: {output / 'compare.html'}")
+
+
+@app.command()
 def attacks(as_json: Json = False) -> None:
     """List the attacks: access, parameters, queries, source."""
     from leakscope.attacks.listing import listing, table

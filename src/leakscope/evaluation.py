@@ -177,7 +177,7 @@ def evaluate(
         whole = evaluate_scores(scores, member, halves(scores.ids, member, 0.2, seed, calibration=False))
         split = halves(scores.ids, member, 0.2, seed)
         carried = [_carried(*_sides(scores.membership[:, 0], member, calibrate)) for calibrate in split.calibrate]
-        asr, achieved = (_median_record(same) for same in zip(*carried, strict=True))
+        asr, achieved = (median_record(same) for same in zip(*carried, strict=True))
         result = whole.model_copy(update={"asr": asr, "achieved_fpr": achieved})
     result = result.model_copy(update={"timestep": None, "per_timestep": (), "oracle": result.oracle.model_copy(update={"timestep": None})})
     return result if convention == "member-exact" else _by_convention(result, m, n, convention)
@@ -256,12 +256,12 @@ def _median(results: Sequence[Result]) -> Result:
             "timestep": timestep,
             "mask_ratio": Counter(r.mask_ratio for r in results).most_common(1)[0][0],
             "gain": _median_gain([r.gain for r in results if r.gain]),
-            "auc": _median_record([r.auc for r in results]),
-            "tpr_at_fpr": tuple(_median_record(same) for same in zip(*(r.tpr_at_fpr for r in results), strict=True)),
-            "tnr_at_fnr": tuple(_median_record(same) for same in zip(*(r.tnr_at_fnr for r in results), strict=True)),
-            "asr": _median_record([r.asr for r in results]),
-            "achieved_fpr": _median_record([r.achieved_fpr for r in results]),
-            "oracle": _median_record([r.oracle for r in results]).model_copy(
+            "auc": median_record([r.auc for r in results]),
+            "tpr_at_fpr": tuple(median_record(same) for same in zip(*(r.tpr_at_fpr for r in results), strict=True)),
+            "tnr_at_fnr": tuple(median_record(same) for same in zip(*(r.tnr_at_fnr for r in results), strict=True)),
+            "asr": median_record([r.asr for r in results]),
+            "achieved_fpr": median_record([r.achieved_fpr for r in results]),
+            "oracle": median_record([r.oracle for r in results]).model_copy(
                 update={"timestep": Counter(r.oracle.timestep for r in results).most_common(1)[0][0]}
             ),
             "per_timestep": tuple(AUCAt(timestep=points[0].timestep, auc=float(np.median([p.auc for p in points]))) for points in grids),
@@ -272,10 +272,10 @@ def _median(results: Sequence[Result]) -> Result:
 def _median_gain(gains: Sequence[Gain]) -> Gain | None:
     if not gains:
         return None
-    return Gain(**{name: _median_record([getattr(g, name) for g in gains]) for name in Gain.model_fields})
+    return Gain(**{name: median_record([getattr(g, name) for g in gains]) for name in Gain.model_fields})
 
 
-def _median_record(records: Sequence[R]) -> R:
+def median_record(records: Sequence[R]) -> R:
     """The first record with each of its floats replaced by the median over all, or by null if it is null anywhere."""
     update: dict[str, Any] = {}
     for name in type(records[0]).model_fields:

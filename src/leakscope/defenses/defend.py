@@ -13,10 +13,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Thread
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -227,20 +228,23 @@ def _run_side_by_side(folders: Sequence[Path]) -> None:
         threads.append(Thread(target=_relay, args=(process.stderr, folder.name, number, last), daemon=True))
         threads[-1].start()
     try:
-        codes = [process.wait() for process in processes]
+        while any(process.poll() is None for process in processes) and not any(process.poll() for process in processes):
+            time.sleep(0.1)
+        codes = [process.poll() or 0 for process in processes]
     finally:
         for process in processes:
-            process.terminate()
+            process.terminate()  # nothing to a process that has ended
+            process.wait()
     for thread in threads:
         thread.join()
     for folder, code, line in zip(folders, codes, last, strict=True):
         if code == 2:
-            raise UserError(f"{folder.name}: {line.removeprefix('error: ')}")
+            raise UserError(f"{folder.name}: {line.removeprefix('leakscope: ')}")
         if code:
             raise RuntimeError(f"training {folder} ended with exit code {code}: {line}")
 
 
-def _relay(lines: IO[str], name: str, number: int, last: list[str]) -> None:
+def _relay(lines: Iterable[str], name: str, number: int, last: list[str]) -> None:
     for line in lines:
         last[number] = line.strip()
         print(f"{name} {line}", end="", file=sys.stderr, flush=True)

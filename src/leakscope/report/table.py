@@ -101,7 +101,11 @@ def missing(reason: str | None) -> Cell:
 
 
 def auc_cell(result: Result) -> Cell:
-    auc = result.auc
+    return estimate_cell(result.auc)
+
+
+def estimate_cell(auc: Estimate) -> Cell:
+    """An AUC with its interval."""
     return missing(auc.reason) if auc.value is None else Cell(f"{auc.value:.3f}", _interval(auc, in_percent=False))
 
 
@@ -110,7 +114,7 @@ def _interval(estimate: Estimate, in_percent: bool = True) -> tuple[str, ...]:
     return (text,) if text else ()
 
 
-def _rate(rate: RateAtFPR | RateAtFNR | None, few: str) -> Cell:
+def rate_cell(rate: RateAtFPR | RateAtFNR | None, few: str) -> Cell:
     if rate is None:
         return missing("not in the record")
     if rate.value is None:
@@ -120,11 +124,11 @@ def _rate(rate: RateAtFPR | RateAtFNR | None, few: str) -> Cell:
 
 
 def tpr_cell(fpr: float) -> Callable[[Result], Cell]:
-    return lambda result: _rate(next((r for r in result.tpr_at_fpr if abs(r.fpr - fpr) < 1e-9), None), "held-out images")
+    return lambda result: rate_cell(next((r for r in result.tpr_at_fpr if abs(r.fpr - fpr) < 1e-9), None), "held-out images")
 
 
 def _tnr(result: Result) -> Cell:
-    return _rate(next((r for r in result.tnr_at_fnr if abs(r.fnr - 0.01) < 1e-9), None), "members")
+    return rate_cell(next((r for r in result.tnr_at_fnr if abs(r.fnr - 0.01) < 1e-9), None), "members")
 
 
 def asr_cell(result: Result) -> Cell:

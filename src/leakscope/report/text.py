@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Callable
+from functools import partial
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -24,14 +24,7 @@ LABEL = 24  # room for an attack with one parameter; longer labels fold, so that
 def print_terminal(record: AuditRecord, console: Console) -> None:
     """Prints the verdict, the table and the warnings; a narrow terminal leaves out the least important columns."""
 
-    def say(text: str, style: str = "", indent: int = 0) -> None:
-        shown = _encodable(text, console)
-        # textwrap breaks no line at a no-break space, so a number keeps its percent sign; rich would.
-        margin = " " * indent
-        width = max(20, min(console.width, LINE))
-        filled = textwrap.fill(shown.replace(" %", "\u00a0%"), width, initial_indent=margin, subsequent_indent=margin)
-        console.print(Text(filled.replace("\u00a0", " "), style))
-
+    say = partial(say_to, console)
     judged = verdict(record)
     say(judged.title, COLOURS[judged.level])
     for sentence in judged.sentences:
@@ -39,14 +32,14 @@ def print_terminal(record: AuditRecord, console: Console) -> None:
     for warning in record.warnings:
         say(f"warning: {visible(warning)}", "yellow")
     if record.results:
-        _print_table(table(record), console, say)
+        print_table(table(record), console)
     masks = masks_table(record)
     if masks:
         console.print()
         say("What masks add", "bold")
         for sentence in summaries(record):
             say(sentence, indent=2)
-        _print_table(masks, console, say, flat=True)
+        print_table(masks, console, flat=True)
     found = geometry_sentences(record)
     if found:
         console.print()
@@ -57,11 +50,22 @@ def print_terminal(record: AuditRecord, console: Console) -> None:
         say(_omitted(record), "yellow")
 
 
-def _print_table(content: Table, console: Console, say: Callable[..., None], flat: bool = False) -> None:
-    """The columns that fit and the notes that they need; `flat` keeps each row on one line."""
+def say_to(console: Console, text: str, style: str = "", indent: int = 0) -> None:
+    """Prints a paragraph, wrapped, in characters that the terminal has."""
+    shown = _encodable(text, console)
+    # textwrap breaks no line at a no-break space, so a number keeps its percent sign; rich would.
+    margin = " " * indent
+    width = max(20, min(console.width, LINE))
+    filled = textwrap.fill(shown.replace(" %", "\u00a0%"), width, initial_indent=margin, subsequent_indent=margin)
+    console.print(Text(filled.replace("\u00a0", " "), style))
+
+
+def print_table(content: Table, console: Console, flat: bool = False, first: str = "Attack") -> None:
+    """The columns that fit and the notes that they need; `flat` keeps each row on one line, `first` heads the names."""
+    say = partial(say_to, console)
     shown = _fitting(content, console, flat)
     console.print()
-    console.print(_rich(content, shown, console, flat))
+    console.print(_rich(content, shown, console, flat, first))
     hidden = [c.title for c in content.columns if c not in shown]
     if hidden:
         say(f"Not shown at this width: {', '.join(hidden)}.", "dim")
@@ -154,9 +158,9 @@ def _fitting(content: Table, console: Console, flat: bool = False) -> tuple[Colu
     return tuple(by_importance[:1])
 
 
-def _rich(content: Table, chosen: tuple[Column, ...], console: Console, flat: bool) -> RichTable:
+def _rich(content: Table, chosen: tuple[Column, ...], console: Console, flat: bool, first: str = "Attack") -> RichTable:
     drawn = RichTable(show_edge=False, pad_edge=False, show_lines=False, header_style="bold", caption_style="dim")
-    drawn.add_column("Attack", overflow="fold", max_width=LABEL, vertical="top")
+    drawn.add_column(first, overflow="fold", max_width=LABEL, vertical="top")
     for column in chosen:
         drawn.add_column("\n".join(column.lines), justify="right", no_wrap=True, style="dim" if column.faint else "")
     indices = [content.columns.index(c) for c in chosen]
