@@ -84,7 +84,9 @@ class EarlyStopping:
             rows = np.arange(start, min(start + self.batch_size, n))
             arguments = batch(self.task, rows, keyed(self.seed, VALIDATION, draw, start), device=accelerator.device)
             total += float(self.task.module(*arguments)) * len(rows)
-        return float(accelerator.reduce(total.to(accelerator.device), "sum")) / (n * draws)
+        if accelerator.num_processes > 1:
+            total = accelerator.reduce(total.to(accelerator.device), "sum")
+        return float(total) / (n * draws)
 
 
 @contextmanager
