@@ -502,6 +502,13 @@ def test_networks_without_per_sample_gradients_are_refused(data, tmp_path, monke
     assert "\n" not in str(caught.value)
 
 
+def test_blocks_that_change_what_opacus_watches_are_refused(data, tmp_path):
+    skip = {**TINY, "down_block_types": ["DownBlock2D", "SkipDownBlock2D"], "up_block_types": ["SkipUpBlock2D", "UpBlock2D"]}
+    with pytest.raises(UserError, match=r"Opacus cannot follow this network, .*choose other block types") as caught:
+        leakscope.train(config(data, tmp_path / "model", model=skip, **NOISY))
+    assert "\n" not in str(caught.value)
+
+
 def test_dropout_does_not_look_like_a_wrong_gradient(data, tmp_path):
     assert (leakscope.train(config(data, tmp_path / "model", model={**TINY, "dropout": 0.5}, **NOISY, steps=1)) / "unet").is_dir()
 

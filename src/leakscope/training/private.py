@@ -166,7 +166,14 @@ def _refuse_wrong_gradients(module: Any, task: Task) -> None:
     arguments = batch(task, np.array([0, len(task.inputs) - 1]), keyed(0))
     named: list[tuple[str, Any]] = [(name, p) for name, p in task.module.named_parameters() if p.requires_grad]
     with _quiet(), _without_dropout(module):
-        module(*arguments).backward()
+        try:
+            module(*arguments).backward()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise UserError(
+                f"Opacus cannot follow this network, so DP-SGD cannot train it; choose other block types ({str(error).split('. ')[0]})"
+            ) from None
         missing = [name for name, p in named if p.grad_sample is None]
         if missing:
             raise UserError(
