@@ -87,17 +87,36 @@ def train(
     mixed_precision: Annotated[str | None, Opt(help="no, fp16 or bf16.", show_default=False)] = None,
     checkpoint_every: Annotated[int | None, Opt(help="Steps between checkpoints.", show_default=False)] = None,
     seed: Annotated[int | None, Opt(show_default=False)] = None,
+    validation: Annotated[
+        float | None, Opt(help="Set aside this share of the members; save the weights with the lowest loss on them.", show_default=False)
+    ] = None,
+    patience: Annotated[
+        int | None, Opt(help="Stop when that loss has not fallen for this many checks, one a checkpoint.", show_default=False)
+    ] = None,
+    dp_epsilon: Annotated[
+        float | None, Opt(help="DP-SGD: the epsilon that all steps may spend; chooses the noise.", show_default=False)
+    ] = None,
+    dp_delta: Annotated[float | None, Opt(help="DP-SGD: its delta, well below one over the number of images.", show_default=False)] = None,
+    dp_noise_multiplier: Annotated[
+        float | None, Opt(help="DP-SGD: the noise itself, in clipping norms, instead of --dp-epsilon.", show_default=False)
+    ] = None,
+    dp_max_grad_norm: Annotated[
+        float | None, Opt(help="DP-SGD: the norm each image's gradient is clipped to (1.0).", show_default=False)
+    ] = None,
     threads: Annotated[int | None, Opt(help="CPU threads of this process.", show_default=False)] = None,
     device: Annotated[str | None, Opt(help="auto or cpu.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
     """Train a DDPM, an autoencoder, or a DDPM on its latents; saved as a diffusers folder. The same command resumes."""
     given = {k: v for k, v in locals().items() if k not in ("preset", "config", "as_json")}
+    from leakscope.training.run import describe, outcome
     from leakscope.training.run import train as train_model
     from leakscope.training.settings import train_config
 
     folder = train_model(train_config(preset, config, **given))
-    _print({"model": str(folder), "split": str(folder / "split.json")}, as_json, f"model: {folder}\nsplit: {folder / 'split.json'}")
+    ended = outcome(folder)
+    text = f"model: {folder}\nsplit: {folder / 'split.json'}{describe(ended)}"
+    _print({"model": str(folder), "split": str(folder / "split.json"), **ended}, as_json, text)
 
 
 @app.command()

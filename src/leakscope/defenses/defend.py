@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from leakscope import hub
 from leakscope.config import build, read_yaml
@@ -54,6 +54,13 @@ class DefendConfig(TrainConfig):
     student_steps: int | None = Field(None, ge=1)
     choice: Choice = "alternate"
     side_by_side: bool | None = None
+
+    @model_validator(mode="after")
+    def _no_yardsticks(self) -> "DefendConfig":
+        if self.validation or self.private:
+            which = "--validation" if self.validation else "DP-SGD"
+            raise ValueError(f"{which} is another defence to compare with, not a part of this one; train it by leakscope train")
+        return self
 
 
 def defend_config(method: str, preset: str | None = None, file: Path | None = None, **flags: Any) -> DefendConfig:

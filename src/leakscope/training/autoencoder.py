@@ -20,8 +20,8 @@ from leakscope import hub
 from leakscope.data.pixels import ImageShape
 from leakscope.training.denoiser import check_depth, encode_all
 from leakscope.training.images import TrainingData
-from leakscope.training.loop import Task
 from leakscope.training.settings import TrainConfig
+from leakscope.training.task import Task
 
 NAMES = {"vae": "AutoencoderKL", "vq": "VQModel"}
 

@@ -21,8 +21,8 @@ from leakscope.errors import UserError
 from leakscope.progress import progress
 from leakscope.training.distillation import DistillationLoss, Lesson, alternating, half_of, teacher_networks
 from leakscope.training.images import TrainingData
-from leakscope.training.loop import Task
 from leakscope.training.settings import TrainConfig
+from leakscope.training.task import Task
 
 ENCODED_AT_ONCE = 64  # images
 

@@ -22,7 +22,7 @@ from leakscope import hub
 from leakscope.diffusion.denoiser import NetworkDenoiser
 from leakscope.diffusion.dual import refuse_strangers
 from leakscope.errors import UserError
-from leakscope.training.loop import Rows, shuffled
+from leakscope.training.task import Rows, shuffled
 
 
 @dataclass(frozen=True)

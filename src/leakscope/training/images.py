@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from leakscope.data.cohort import read_split
-from leakscope.data.draw import choose_members
+from leakscope.data.draw import choose_members, keyed_order
 from leakscope.data.pixels import ImageShape, fit, shape_of
 from leakscope.data.sources import SKIP_HINT, ImageSource, UnreadableImage, open_source
 from leakscope.errors import UserError
@@ -18,12 +18,13 @@ from leakscope.training.settings import TrainConfig
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """The training images, the labels of a class-conditional model where the data has any, and what split.json will say."""
+    """The images of the members, then those set aside for validation; their labels where a model needs them; what split.json will say."""
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int64[np.ndarray, " n"] | None
     members: tuple[str, ...]
     nonmembers: tuple[str, ...]
+    validation: tuple[str, ...] = ()
 
 
 def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> TrainingData:
@@ -33,11 +34,13 @@ def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> 
     """
     source = open_source(config.data)
     shape = training_shape(source, config) if shape is None else shape
-    members, nonmembers = _sides(source, config)
+    chosen, nonmembers = _sides(source, config)
+    members, validation = set_aside(chosen, config.validation, config.seed) if config.validation else (chosen, ())
+    read = (*members, *validation)
     position = {image_id: i for i, image_id in enumerate(source.ids)}
-    images = np.empty((len(members), shape.height, shape.width, shape.channels), dtype=np.uint8)
-    with progress("reading images", len(members), "images") as advance:
-        for row, image_id in enumerate(members):
+    images = np.empty((len(read), shape.height, shape.width, shape.channels), dtype=np.uint8)
+    with progress("reading images", len(read), "images") as advance:
+        for row, image_id in enumerate(read):
             try:
                 pixels = source.read(position[image_id])
             except UnreadableImage as error:
@@ -45,8 +48,8 @@ def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> 
             images[row] = fit(pixels, shape, config.resize is not None, f"{source.name}: {image_id}")
             advance(1)
     found = source.labels() if config.model.get("num_class_embeds") else None
-    labels = np.array([found.numbers[position[i]] for i in members], dtype=np.int64) if found else None
-    return TrainingData(images, labels, members, nonmembers)
+    labels = np.array([found.numbers[position[i]] for i in read], dtype=np.int64) if found else None
+    return TrainingData(images, labels, members, nonmembers, validation)
 
 
 def training_shape(source: ImageSource, config: TrainConfig, channels: int | None = None) -> ImageShape:
@@ -54,6 +57,15 @@ def training_shape(source: ImageSource, config: TrainConfig, channels: int | Non
     first = shape_of(source.read(0))
     side = config.resize
     return ImageShape(channels or int(config.model.get("in_channels", min(first.channels, 3))), side or first.height, side or first.width)
+
+
+def set_aside(ids: tuple[str, ...], fraction: float, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Who is trained on and who is kept for validation, by a hash of id and seed; raises `UserError` when either is nobody."""
+    count = round(fraction * len(ids))
+    if not 0 < count < len(ids):
+        raise UserError(f"validation must set aside some images and leave some; got {fraction:g} of {len(ids)}, which is {count}")
+    aside = set(keyed_order(ids, "validation", seed)[:count])
+    return tuple(i for i in ids if i not in aside), tuple(i for i in ids if i in aside)
 
 
 def _sides(source: ImageSource, config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:

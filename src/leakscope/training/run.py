@@ -1,6 +1,7 @@
 """`leakscope train`: from settings to a diffusers folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from leakscope.files import checked_folder, write_text
 from leakscope.training.autoencoder import autoencoder_config, autoencoder_task
 from leakscope.training.denoiser import denoiser_task, network_config
 from leakscope.training.distillation import Lesson
+from leakscope.training.early_stopping import EarlyStopping, split_task
 from leakscope.training.images import read_training_data, training_shape
 from leakscope.training.loop import Loop, accelerator_of, clear_memory_message, refuse_other_run
+from leakscope.training.private import Privacy, PrivateTraining, plan_privacy, poisson
 from leakscope.training.settings import TrainConfig
+from leakscope.training.task import Task
 
 
 def train(config: TrainConfig, lesson: Lesson | None = None) -> Path:
@@ -34,18 +38,67 @@ def train(config: TrainConfig, lesson: Lesson | None = None) -> Path:
     record |= lesson.record() if lesson else {}
     refuse_other_run(config.output, record)
     data = read_training_data(config, shape)
+    privacy = plan_privacy(config, len(data.images), accelerator.num_processes) if config.private else None
+    record |= {"privacy": privacy.record()} if privacy else {}
+    refuse_other_run(config.output, record)
     torch.manual_seed(config.seed)
     with clear_memory_message(config.batch_size):
         if config.kind == "denoiser":
             task = denoiser_task(config, network, data, codec, lesson, accelerator.device)
         else:
             task = autoencoder_task(config, network, data)
-        loop = Loop(config, accelerator, task)
+        loop = _loop(config, accelerator, task, len(data.members), privacy)
     if accelerator.is_main_process:
+        split = {"members": data.members, "nonmembers": data.nonmembers} | ({"validation": data.validation} if data.validation else {})
         write_text(config.output / "train.json", json.dumps(record, indent=2))
-        write_text(config.output / "split.json", json.dumps({"members": data.members, "nonmembers": data.nonmembers}))
+        write_text(config.output / "split.json", json.dumps(split))
     with clear_memory_message(config.batch_size):
-        return loop.go()
+        folder = loop.go()
+    if accelerator.is_main_process:
+        write_text(folder / "train.json", json.dumps(record | _outcome(loop), indent=2))
+    return folder
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What early stopping and DP-SGD add to train.json when a run is over: `early_stopping`, `spent`."""
+    record = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+    return {key: record[key] for key in ("early_stopping", "spent") if key in record}
+
+
+def describe(outcome: dict[str, Any]) -> str:
+    """The same as lines to print, each with a line break before it."""
+    lines = ""
+    if stop := outcome.get("early_stopping"):
+        lines += f"\nearly stopping: saved step {stop['saved_step']}, validation loss {stop['validation_loss']:.4f}; "
+        lines += f"stopped at step {stop['last_step']}: {stop['stopped']}"
+    if spent := outcome.get("spent"):
+        lines += (
+            f"\nprivacy: epsilon {spent['epsilon']:.3f} at delta {spent['delta']:g} for each single image after {spent['steps']} steps, "
+        )
+        lines += "as long as the seed, train.json, losses.csv and checkpoint/ stay secret"
+    return lines
+
+
+def _loop(config: TrainConfig, accelerator: Any, task: Task, members: int, privacy: Privacy | None) -> Loop:
+    """The loop, with early stopping on the images after the first `members`, or private, where asked for."""
+    stopping = None
+    if config.validation:
+        task, aside = split_task(task, members)
+        stopping = EarlyStopping(aside, config.patience, config.batch_size, config.seed)
+    if privacy is None:
+        return Loop(config, accelerator, task, stopping)
+    return Loop(config, accelerator, replace(task, rows=poisson(members)), private=PrivateTraining(privacy, config))
+
+
+def _outcome(loop: Loop) -> dict[str, Any]:
+    """The keys of train.json that only a finished run has."""
+    result: dict[str, Any] = {}
+    if loop.stopping:
+        result["early_stopping"] = loop.stopping.record(loop.step)
+    if loop.private:
+        privacy = loop.private.privacy
+        result["spent"] = {"epsilon": privacy.epsilon(loop.step), "delta": privacy.delta, "steps": loop.step}
+    return result
 
 
 def _record(config: TrainConfig, network: dict[str, Any]) -> dict[str, Any]:

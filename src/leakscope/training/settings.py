@@ -15,6 +15,8 @@ class TrainConfig(Config):
     """Everything that decides a training run; the keys of `-C FILE` and, with dashes, the flags of `leakscope train`.
 
     `kind` is what is trained: a denoiser (of pixels, or with `autoencoder` of its latents), a β-VAE or a VQ autoencoder.
+    `validation` is the share of the members that is set aside and chooses which weights are saved; training stops when their
+    loss has not fallen for `patience` checks, one every `checkpoint_every` steps. The settings with dp_ make it DP-SGD.
     """
 
     data: str
@@ -33,6 +35,12 @@ class TrainConfig(Config):
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
     flip: bool = False
+    validation: float | None = Field(None, gt=0, lt=1)
+    patience: int | None = Field(None, ge=1)
+    dp_epsilon: float | None = Field(None, gt=0)
+    dp_delta: float | None = Field(None, gt=0, lt=1)
+    dp_noise_multiplier: float | None = Field(None, gt=0)
+    dp_max_grad_norm: float | None = Field(None, gt=0)
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     checkpoint_every: int = Field(500, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
@@ -47,6 +55,38 @@ class TrainConfig(Config):
             raise ValueError(f"--autoencoder is for a denoiser of latents, and this trains a {self.kind}; leave it out")
         if self.autoencoder and self.flip:
             raise ValueError("latents cannot be flipped like pixels; leave out --flip, or flip the images themselves")
+        return self
+
+    @property
+    def private(self) -> bool:
+        """Whether this is DP-SGD."""
+        return self.dp_epsilon is not None or self.dp_noise_multiplier is not None
+
+    @model_validator(mode="after")
+    def _early_stopping_fits(self) -> "TrainConfig":
+        if self.validation and self.kind != "denoiser":
+            raise ValueError(f"--validation is for denoisers, and this trains a {self.kind}; leave it out")
+        if self.patience and not self.validation:
+            raise ValueError("--patience counts checks of the validation loss; give --validation FRACTION too")
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_fits(self) -> "TrainConfig":
+        given = [name for name in ("dp_delta", "dp_max_grad_norm") if getattr(self, name) is not None]
+        if given and not self.private:
+            raise ValueError(f"--{given[0].replace('_', '-')} belongs to DP-SGD; give --dp-epsilon or --dp-noise-multiplier too")
+        if not self.private:
+            return self
+        if self.dp_epsilon is not None and self.dp_noise_multiplier is not None:
+            raise ValueError("--dp-epsilon chooses the noise, and --dp-noise-multiplier states it; give one of them")
+        if self.dp_delta is None:
+            raise ValueError("DP-SGD promises (epsilon, delta); give --dp-delta, well below one over the number of images")
+        if self.kind != "denoiser":
+            raise ValueError(f"DP-SGD is for denoisers, whose loss is a sum over images; this trains a {self.kind}: leave out --dp-*")
+        if self.mixed_precision != "no":
+            raise ValueError(f"DP-SGD clips gradients in full precision; leave out --mixed-precision {self.mixed_precision}")
+        if self.validation:
+            raise ValueError("DP-SGD does not protect the images that --validation sets aside; leave one of them out")
         return self
 
 
