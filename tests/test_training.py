@@ -125,7 +125,7 @@ def test_two_processes_train_the_same_model_as_one(data, tmp_path, kind):
 
 
 def test_steps_visit_every_image_once_an_epoch():
-    rows = np.concatenate([loop._rows(step, 4, 10, seed=0) for step in range(5)])
+    rows = np.concatenate([loop.shuffled(step, 4, 0, n=10) for step in range(5)])
     assert sorted(rows[:10]) == list(range(10))
     assert sorted(rows[10:20]) == list(range(10))
     assert list(rows[:10]) != list(rows[10:20])
@@ -446,7 +446,7 @@ def test_a_denoiser_of_latents_trains_on_the_codecs_latents_of_the_members(train
     codec, settings = hub.load_codec(autoencoder), config(digits_file, tmp_path / "model", autoencoder=autoencoder)
     data = images.read_training_data(settings, ImageShape(1, 8, 8))
     network = network_config(settings, ImageShape(2, 4, 4))
-    task = denoiser_task(settings, network, data, codec)
+    task = denoiser_task(settings, network, data, codec, None, torch.device("cpu"))
     expected = codec.encode(torch.from_numpy(to_model(members(autoencoder, digits)))).numpy()
     assert task.inputs.dtype == np.float32
     np.testing.assert_allclose(task.inputs, expected, rtol=1e-4, atol=1e-5)
