@@ -28,6 +28,7 @@ _HOMES = {
     "LeakscopeError": "errors",
     "UserError": "errors",
     "evaluate": "evaluation",
+    "generate": "generation",
     "Target": "hub",
     "load": "hub",
     "AuditRecord": "record",
