@@ -29,6 +29,7 @@ _HOMES = {
     "UserError": "errors",
     "evaluate": "evaluation",
     "generate": "generation",
+    "measure_quality": "quality.measure",
     "Target": "hub",
     "load": "hub",
     "AuditRecord": "record",

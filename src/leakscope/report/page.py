@@ -78,7 +78,7 @@ def html(record: AuditRecord, samples: Samples, thumbnail: Callable[[str], bytes
     results = shown(record)
     others = [r for r in results if r is not lead]
     drawn = figures.styles(results, judged.attack)
-    pages = _template().render(
+    pages = template("template.html.j2").render(
         record=record,
         verdict=judged,
         lead=lead,
@@ -151,7 +151,8 @@ def _picture(image_id: str, thumbnail: Callable[[str], bytes] | None) -> str | N
 
 
 @cache
-def _template() -> "Template":
+def template(name: str) -> "Template":
+    """A page of this package, with the filters that all of them use."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup, escape
 
@@ -169,4 +170,4 @@ def _template() -> "Template":
         "moment": wording.moment,
         "svg": Markup,
     }
-    return environment.get_template("template.html.j2")
+    return environment.get_template(name)
