@@ -234,6 +234,7 @@ def quality(
     batch_size: Annotated[int | None, Opt(help="Images per forward; default by their size.", show_default=False)] = None,
     limit: Annotated[int | None, Opt(help="At most this many real images a side.", show_default=False)] = None,
     resize: Resize = None,
+    skip_unreadable: SkipUnreadable = None,
     dtype: Dtype = None,
     device: Device = None,
     threads: Annotated[int | None, Opt(help="Chunks drawn side by side, one CPU thread each.", show_default=False)] = None,

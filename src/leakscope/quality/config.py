@@ -35,6 +35,7 @@ class QualityConfig(Config):
     scores: bool = False
     limit: int | None = Field(None, ge=1)
     resize: bool = False
+    skip_unreadable: bool = False
     dtype: str = "float32"
     device: str | None = None
     threads: int | None = Field(None, ge=1)

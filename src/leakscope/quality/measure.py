@@ -4,12 +4,13 @@ Everything that can be refused is refused before the first image is drawn: the r
 computed first. The same call resumes: drawn chunks are kept in the output folder.
 """
 
-import hashlib
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +20,22 @@ from jaxtyping import Float, Int64, UInt8
 from leakscope import hub
 from leakscope.config import build
 from leakscope.data.cohort import Cohort
-from leakscope.data.pixels import ImageShape, fit, pixel_hash, png, shape_of
+from leakscope.data.pixels import ImageShape, fit, png, shape_of
 from leakscope.environment import environment
 from leakscope.errors import UserError
 from leakscope.files import checked_folder, write_text
 from leakscope.generation import Drawing, draw, plan_drawing
 from leakscope.hub import Target
-from leakscope.progress import progress
 from leakscope.quality import copies, statistics
-from leakscope.quality.config import QualityConfig, Real, read_real, source_name
-from leakscope.quality.extractors import BATCH, Extractor, Features, extract, open_extractor, probe
-from leakscope.quality.record import FILE, ImageSet, Metric, MetricName, QualityCosts, QualityRecord, read_quality
+from leakscope.quality.config import QualityConfig, Real, read_real
+from leakscope.quality.extractors import Extractor, open_extractor, probe
+from leakscope.quality.features import Both, RealSet, cut, features_of, read_set, refuse_shared
+from leakscope.quality.record import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
 from leakscope.record import Estimate
 from leakscope.report.quality import Pictures, html
 from leakscope.threads import side_by_side
 
 SCORES = "nearest.csv"
-
-
-@dataclass(frozen=True, eq=False)
-class RealSet:
-    """One set of real images, read once: its features, and those for copies where that is another encoder's."""
-
-    cohort: Cohort
-    fingerprint: str
-    hashes: frozenset[bytes]
-    features: Features
-    for_copies: Float[np.ndarray, "n d"]
-
-    @property
-    def described(self) -> ImageSet:
-        return ImageSet(source=source_name(self.cohort), n=len(self.cohort), fingerprint=self.fingerprint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +68,30 @@ def measure_quality(model: "str | Path | Target", extractor: Any = None, **setti
     return measure(config, target, extractor if callable(extractor) else None)
 
 
-def measure(config: QualityConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None) -> Measured:
-    """Everything that a config says; writes nearest.csv and the drawn images into its output folder, nothing without one."""
-    started = time.monotonic()
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """All that can be known before real images are read: `encoders` are the extractor and the one that copies are found with."""
+
+    config: QualityConfig
+    target: Target
+    real: Real
+    drawing: Drawing
+    classes: str | None
+    encoders: tuple[Extractor, Extractor]
+
+    def describe(self) -> str:
+        """The plan in one line."""
+        drawing, training = self.drawing, self.real.training
+        others = f" and {len(training):,} training images" if training else ""
+        return (
+            f"plan: {drawing.n:,} images ({drawing.shape}) by {drawing.sampler} in {drawing.steps} steps, "
+            f"{drawing.n * drawing.forwards:,} forwards; against {len(self.real.reference):,} real images{others}; "
+            f"features of {self.encoders[0].name}"
+        )
+
+
+def prepare(config: QualityConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None) -> Prepared:
+    """Loads the model and the extractors and checks that they fit the images."""
     target = target or hub.load(config.model, config.dtype, config.device)
     real = read_real(config)
     shape = target.shape or shape_of(real.reference.read(0))
@@ -94,48 +101,69 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
         probe(each, shape)
     labels, classes = _labels(target, real.reference, config)
     drawing = plan_drawing(target, config.images, config.seed, config.steps, config.sampler, config.rounds, shape, labels)
+    return Prepared(config, target, real, drawing, classes, (first, second))
+
+
+def measure(config: QualityConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None) -> Measured:
+    """Everything that a config says; writes nearest.csv and the drawn images into its output folder, nothing without one."""
+    started = time.monotonic()
+    prepared = prepare(config, target, extractor)
+    print(prepared.describe(), file=sys.stderr, flush=True)
     folder = checked_folder(config.output) if config.output else None
-    encoders = (first, second)
-    reference = _read_set("reference", real.reference, shape, config.resize, encoders)
-    training = _read_set("training", real.training, shape, config.resize, encoders) if real.training else None
-    _refuse_shared(reference, training)
+    read = partial(read_set, shape=prepared.drawing.shape, config=config, encoders=prepared.encoders)
+    reference = read("reference", prepared.real.reference)
+    training = read("training", prepared.real.training) if prepared.real.training else None
+    refuse_shared(reference, training)
     if folder:
-        _refuse_another_measurement(folder, target, encoders, reference, training)
-    measuring, started = time.monotonic() - started, time.monotonic()
-    images = _drawn(drawing, folder, config)
-    drawing_seconds, started = time.monotonic() - started, time.monotonic()
-    generated, for_copies = _features("generated", len(images), _cut(images), encoders)
-    metrics, found = _statistics(encoders, generated, for_copies, reference, training)
+        _refuse_another_measurement(folder, prepared, reference, training)
+    before = time.monotonic()
+    images = _drawn(prepared.drawing, folder, config)
+    drawn = time.monotonic()
+    features = features_of("generated", len(images), cut(images), prepared.encoders)
+    metrics, found = _statistics(prepared.encoders, features, reference, training)
     if config.scores and folder and training:
-        _write_scores(folder / SCORES, reference, training, for_copies)
+        _write_scores(folder / SCORES, reference, training, features.for_copies)
     costs = QualityCosts(
-        forwards=config.images * drawing.forwards,
-        seconds_drawing=round(drawing_seconds, 3),
-        seconds_measuring=round(measuring + time.monotonic() - started, 3),
+        forwards=len(images) * prepared.drawing.forwards,
+        seconds_drawing=round(drawn - before, 3),
+        seconds_measuring=round(before - started + time.monotonic() - drawn, 3),
     )
-    threads = config.threads or side_by_side(target)
-    record = QualityRecord(
+    return Measured(_record(prepared, reference, training, metrics, found, costs), images, prepared.real, prepared.drawing.shape)
+
+
+def _record(
+    prepared: Prepared,
+    reference: RealSet,
+    training: RealSet | None,
+    metrics: tuple[Metric, ...],
+    found: Copies | None,
+    costs: QualityCosts,
+) -> QualityRecord:
+    config, target, drawing, first = prepared.config, prepared.target, prepared.drawing, prepared.encoders[0]
+    return QualityRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=config.command,
         model=target.name,
         model_fingerprint=target.fingerprint,
-        images=len(images),
-        image_shape=str(shape),
-        **config.model_dump(include={"sampler", "steps", "seed", "rounds"}),
-        classes=classes,
+        images=drawing.n,
+        image_shape=str(drawing.shape),
+        sampler=drawing.sampler,
+        steps=drawing.steps,
+        seed=drawing.seed,
+        rounds=drawing.rounds,
+        classes=prepared.classes,
         extractor=first.name,
         extractor_fingerprint=first.fingerprint,
-        dimension=generated.features.shape[1],
+        dimension=reference.features.plain.features.shape[1],
         reference=reference.described,
         training=training.described if training else None,
         metrics=metrics,
         copies=found,
         scores=SCORES if config.scores else None,
-        warnings=_warnings(config, target, drawing, reference, training),
-        environment=environment(target, threads, config.seed, reference.fingerprint),
+        warnings=_warnings(prepared, reference, training),
+        environment=environment(target, config.threads or side_by_side(target), config.seed, reference.fingerprint),
         costs=costs,
     )
-    return Measured(record, images, real, shape)
 
 
 def _labels(target: Target, reference: Cohort, config: QualityConfig) -> tuple[Int64[np.ndarray, " n"] | None, str | None]:
@@ -153,46 +181,6 @@ def _labels(target: Target, reference: Cohort, config: QualityConfig) -> tuple[I
     return drawn.astype(np.int64), f"in the frequencies of the reference, over {target.classes} classes"
 
 
-def _read_set(role: str, cohort: Cohort, shape: ImageShape, resize: bool, encoders: tuple[Extractor, Extractor]) -> RealSet:
-    """Reads every image once, for its hash and its features."""
-    digest, hashes = hashlib.sha256(), set()
-
-    def batches() -> Iterator[UInt8[np.ndarray, "b h w c"]]:
-        for start in range(0, len(cohort), BATCH):
-            images = []
-            for i in range(start, min(start + BATCH, len(cohort))):
-                pixels = cohort.read(i)
-                hashes.add(pixel_hash(pixels))
-                digest.update(f"{cohort.ids[i]}\0{pixel_hash(pixels).hex()}\n".encode())
-                images.append(fit(pixels, shape, resize, cohort.ids[i]))
-            yield np.stack(images)
-
-    features, for_copies = _features(role, len(cohort), batches(), encoders)
-    return RealSet(cohort, digest.hexdigest(), frozenset(hashes), features, for_copies)
-
-
-def _features(
-    role: str, n: int, batches: Iterator[UInt8[np.ndarray, "b h w c"]], encoders: tuple[Extractor, Extractor]
-) -> tuple[Features, Float[np.ndarray, "n d"]]:
-    """The features of a set under the extractor, and under the encoder that looks for copies."""
-    first, second = encoders
-    others: list[np.ndarray] = []
-
-    def both() -> Iterator[UInt8[np.ndarray, "b h w c"]]:
-        for images in batches:
-            if second is not first:
-                others.append(extract(second, [images]).features)
-            yield images
-
-    with progress(f"features, {role}", n, "images") as advance:
-        features = extract(first, both(), advance)
-    return features, np.concatenate(others) if others else features.features
-
-
-def _cut(images: UInt8[np.ndarray, "n h w c"]) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
-    yield from (images[start : start + BATCH] for start in range(0, len(images), BATCH))
-
-
 def _drawn(drawing: Drawing, folder: Path | None, config: QualityConfig) -> UInt8[np.ndarray, "n h w c"]:
     if folder:
         return draw(drawing, folder, config.batch_size, config.threads)
@@ -201,22 +189,18 @@ def _drawn(drawing: Drawing, folder: Path | None, config: QualityConfig) -> UInt
 
 
 def _statistics(
-    encoders: tuple[Extractor, Extractor],
-    generated: Features,
-    for_copies: Float[np.ndarray, "n d"],
-    reference: RealSet,
-    training: RealSet | None,
-) -> tuple[tuple[Metric, ...], Any]:
-    x, y = generated.features, reference.features.features
+    encoders: tuple[Extractor, Extractor], generated: Both, reference: RealSet, training: RealSet | None
+) -> tuple[tuple[Metric, ...], Copies | None]:
+    x, y = generated.plain.features, reference.features.plain.features
     precision, recall = statistics.precision_recall(x, y)
     found = copies.no_copies()
     if training:
-        encoder = encoders[1].name, encoders[1].fingerprint
-        found = copies.find_copies(encoder, for_copies, reference.for_copies, training.for_copies, training.cohort.ids)
+        encoder, of = (encoders[1].name, encoders[1].fingerprint), training.features.for_copies
+        found = copies.find_copies(encoder, generated.for_copies, reference.features.for_copies, of, training.cohort.ids)
     metrics: dict[MetricName, Estimate] = {
         "frechet": statistics.frechet_distance(x, y),
         "kid": statistics.kernel_distance(x, y),
-        "inception_score": statistics.inception_score(generated.probabilities),
+        "inception_score": statistics.inception_score(generated.plain.probabilities),
         "precision": precision,
         "recall": recall,
     }
@@ -225,24 +209,13 @@ def _statistics(
 
 def _write_scores(path: Path, reference: RealSet, training: RealSet, generated: Float[np.ndarray, "n d"]) -> None:
     ids = training.cohort.ids + reference.cohort.ids
-    candidates = np.concatenate([training.for_copies, reference.for_copies])
+    candidates = np.concatenate([training.features.for_copies, reference.features.for_copies])
     member = np.repeat([1, 0], [len(training.cohort), len(reference.cohort)])
     write_text(path, copies.scores_csv(ids, member, copies.membership_scores(candidates, generated)))
 
 
-def _refuse_shared(reference: RealSet, training: RealSet | None) -> None:
-    """The threshold of the copy rate comes from images that the model has not seen."""
-    shared = len(reference.hashes & training.hashes) if training else 0
-    if shared:
-        raise UserError(
-            f"reference and training must not share an image; {shared} are in both, pixel for pixel: "
-            "remove them from the reference, or leave out --training"
-        )
-
-
-def _refuse_another_measurement(
-    folder: Path, target: Target, encoders: tuple[Extractor, Extractor], reference: RealSet, training: RealSet | None
-) -> None:
+def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: RealSet, training: RealSet | None) -> None:
+    encoders = prepared.encoders
     if not (folder / FILE).exists():
         return
     before = read_quality(folder)
@@ -250,7 +223,7 @@ def _refuse_another_measurement(
         return  # the drawn images are refused then
     set_of = lambda s: None if s is None else (s.n, s.fingerprint)
     pairs: dict[str, tuple[Any, Any]] = {
-        "model": (before.model_fingerprint, target.fingerprint),
+        "model": (before.model_fingerprint, prepared.target.fingerprint),
         "extractor": ((before.extractor, before.extractor_fingerprint), (encoders[0].name, encoders[0].fingerprint)),
         "reference": (set_of(before.reference), set_of(reference.described)),
         "training": (set_of(before.training), set_of(training.described if training else None)),
@@ -264,15 +237,18 @@ def _refuse_another_measurement(
             )
 
 
-def _warnings(config: QualityConfig, target: Target, drawing: Drawing, reference: RealSet, training: RealSet | None) -> tuple[str, ...]:
-    found = []
-    if len(target.denoiser.exposed) > 1:
-        found.append("two models take turns, one per step" + (f"; drawn in {config.rounds} adaptive rounds" if config.rounds > 1 else ""))
-    if config.resize:
-        found.append(f"real images of another shape were resized to {drawing.shape} (bicubic, antialiased, centre crop)")
+def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) -> tuple[str, ...]:
+    found, rounds = [], prepared.config.rounds
+    if len(prepared.target.denoiser.exposed) > 1:
+        found.append("two models take turns, one per step" + (f"; drawn in {rounds} adaptive rounds" if rounds > 1 else ""))
+    if prepared.config.resize:
+        found.append(f"real images of another shape were resized to {prepared.drawing.shape} (bicubic, antialiased, centre crop)")
+    omitted = reference.omitted + (training.omitted if training else 0)
+    if omitted:
+        found.append(f"{omitted} unreadable images were left out")
     repeated = len(reference.cohort) - len(reference.hashes)
     if repeated:
         found.append(f"{repeated} images occur more than once in the reference; intervals treat them as independent")
-    if training is None and config.reference:
+    if training is None:
         found.append("whether the reference was trained on is not known; against training images every distance is too small")
     return tuple(found)

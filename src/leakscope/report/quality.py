@@ -15,6 +15,7 @@ from leakscope.report.page import template
 from leakscope.report.wording import count, number, percent, spoken, visible
 
 EXPECTED = 0.01  # the copy rate of a model that copies nothing
+NOT_ESTIMABLE = "n/e"
 GRID = 64  # generated images shown
 SHARES: tuple[MetricName, ...] = ("precision", "recall", "copy_rate")
 COLOURS = {"leak": "bold red", "no-leak-found": "bold cyan", "invalid": "bold yellow"}
@@ -119,14 +120,16 @@ def lines(record: QualityRecord) -> tuple[Line, ...]:
 def _line(metric: Metric) -> Line:
     said, share = METRICS[metric.name], metric.name in SHARES
     if metric.value is None:
-        return Line(said.title, said.meaning, "n/e", "", said.better, visible(metric.reason or ""))
+        return Line(said.title, said.meaning, NOT_ESTIMABLE, "", said.better, visible(metric.reason or ""))
     value = percent(metric.value) if share else decimal(metric.value)
     return Line(said.title, said.meaning, value, _interval(metric, share), said.better, visible(metric.method or ""))
 
 
 def decimal(x: float) -> str:
     """Three significant digits, without an exponent for what people read."""
-    return f"{x:.3g}" if x == 0 or 1e-4 <= abs(x) < 1000 else f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.2g}"
+    if abs(x) >= 1000:
+        return f"{x:,.0f}"
+    return f"{x:#.3g}".rstrip(".") if x == 0 or abs(x) >= 1e-4 else f"{x:.2g}"
 
 
 def _interval(estimate: Estimate, share: bool) -> str:
@@ -148,12 +151,14 @@ def print_quality(record: QualityRecord, console: Console) -> None:
     table.add_column("Metric", no_wrap=True)
     table.add_column("Value", justify="right", no_wrap=True)
     table.add_column("95 %", justify="right", no_wrap=True)
-    table.add_column("Better", max_width=15)
-    table.add_column("How", style="dim", overflow="fold")
+    table.add_column("Better", no_wrap=True)
     for line in lines(record):
-        table.add_row(line.title, line.value, line.interval, line.better, line.note)
+        table.add_row(line.title, line.value, line.interval, line.better)
     console.print()
     console.print(table)
+    for line in lines(record):
+        if line.value == NOT_ESTIMABLE:
+            console.print(Text(f"{line.title}: {line.note}", "dim"))
     drawn = f"{count(record.images)} images by {record.sampler} in {record.steps} steps, seed {record.seed}"
     source = visible(record.reference.source)
     console.print(Text(f"{drawn}; {count(record.reference.n)} real images of {source}; features: {visible(record.extractor)}", "dim"))
@@ -202,7 +207,7 @@ def _percentiles(record: QualityRecord) -> list[dict[str, str]]:
     return [
         {
             "name": name(p.percent),
-            "generated": "n/e" if p.generated.value is None else f"{p.generated.value:.3f}",
+            "generated": NOT_ESTIMABLE if p.generated.value is None else f"{p.generated.value:.3f}",
             "interval": "" if p.generated.low is None or p.generated.high is None else f"[{p.generated.low:.3f}, {p.generated.high:.3f}]",
             "reference": f"{p.reference:.3f}",
         }
