@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from quality_fixtures import PAIRS, quality_page
 from report_fixtures import LATENT_SHIFTS, MASKS, SHIFTS, audit_of, latent_audit, thumbnail
 
 from leakscope.report import html
@@ -72,6 +73,8 @@ def pages(tmp_path_factory):
     latent["masks"] = (latent_audit(("influence:0.4", "influence:auto", "random:0.4"), geometry=False), None)
     for name, (audit, pictures) in latent.items():
         (folder / f"{name}.html").write_text(html(*audit, pictures), encoding="utf-8")
+    for name, long in {"quality": False, "quality-long": True}.items():
+        (folder / f"{name}.html").write_text(quality_page(long), encoding="utf-8")
     return folder
 
 
@@ -82,7 +85,7 @@ def show(browser, pages, name, size):
 
 
 @pytest.mark.parametrize("size", [PHONE, (768, 1024), DESK], ids=["phone", "tablet", "desk"])
-@pytest.mark.parametrize("name", ["leak", "null", "long", "geometry", "geometry-long", "masks"])
+@pytest.mark.parametrize("name", ["leak", "null", "long", "geometry", "geometry-long", "masks", "quality", "quality-long"])
 def test_nothing_overflows(browser, pages, name, size):
     show(browser, pages, name, size)
     browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true })")
@@ -119,8 +122,20 @@ def test_the_geometry_section_shows_its_figures_and_pictures_and_folds_the_long_
     assert browser.get_log("browser") == []
 
 
-@pytest.mark.parametrize("name", ["geometry", "masks"])
-def test_tables_of_masks_fit_a_desk_without_scrolling(browser, pages, name):
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_the_page_of_quality_shows_its_images_and_tables(browser, pages, size):
+    browser.get_log("browser")
+    show(browser, pages, "quality", size)
+    for selector, number in {"section": 6, ".grid img": 64, ".pairs img": 2 * PAIRS, "tbody tr": 6 + 5}.items():
+        sizes = browser.execute_script(SIZES, selector)
+        assert len(sizes) == number, selector
+        assert all(width > 40 and height > 20 for width, height in sizes), (selector, sizes)
+    assert browser.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("name", ["geometry", "masks", "quality"])
+def test_tables_fit_a_desk_without_scrolling(browser, pages, name):
     show(browser, pages, name, DESK)
     assert set(browser.execute_script("return [...document.querySelectorAll('.scroll')].map(s => s.scrollWidth - s.clientWidth)")) == {0}
 
@@ -138,8 +153,9 @@ def test_the_whole_table_fits_a_desk_without_scrolling(browser, pages):
     assert browser.execute_script("const s = document.querySelector('.scroll'); return s.scrollWidth - s.clientWidth") <= 0
 
 
-def test_the_page_makes_no_request(browser, pages):
+@pytest.mark.parametrize("name", ["leak", "quality"])
+def test_the_page_makes_no_request(browser, pages, name):
     browser.get_log("performance")
-    show(browser, pages, "leak", DESK)
+    show(browser, pages, name, DESK)
     sent = [entry["message"] for entry in browser.get_log("performance") if '"Network.requestWillBeSent"' in entry["message"]]
     assert not [m for m in sent if '"url":"file:' not in m and '"url":"data:' not in m]

@@ -138,7 +138,7 @@ def _as_probabilities(classes: Float[np.ndarray, "b c"]) -> Float[np.ndarray, "b
     return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
 
-def _rgb(images: Images) -> Images:
+def _rgb(images: Images) -> UInt8[np.ndarray, "b h w 3"]:
     """Three channels: grey is repeated, transparency is dropped."""
     return images.repeat(3, axis=3) if images.shape[3] == 1 else images[..., :3]
 
