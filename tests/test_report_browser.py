@@ -126,7 +126,7 @@ def test_the_geometry_section_shows_its_figures_and_pictures_and_folds_the_long_
 def test_the_page_of_quality_shows_its_images_and_tables(browser, pages, size):
     browser.get_log("browser")
     show(browser, pages, "quality", size)
-    for selector, number in {"section": 6, ".grid img": 64, ".pairs img": 2 * PAIRS, "tbody tr": 6 + 5}.items():
+    for selector, number in {"section": 7, ".grid img": 64, ".pairs img": 2 * PAIRS, "tbody tr": 6 + 5}.items():
         sizes = browser.execute_script(SIZES, selector)
         assert len(sizes) == number, selector
         assert all(width > 40 and height > 20 for width, height in sizes), (selector, sizes)
