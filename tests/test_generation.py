@@ -53,7 +53,7 @@ def test_what_an_interrupted_call_drew_is_kept_and_the_rest_is_the_same(tmp_path
     counted = Counted(Gaussian(0.2, 0.3, SCHEDULE), interrupt)
     with pytest.raises(KeyboardInterrupt):
         generate(analytic(counted), 10, steps=3, folder=tmp_path / "cut")
-    assert [p.name for p in sorted((tmp_path / "cut" / "generated").glob("*.npy"))] == ["chunk-00000.npy"]
+    assert [p.name for p in sorted((tmp_path / "cut" / "generated").glob("*.npy"))] == ["images-00000.npy"]
     calls = 10
     np.testing.assert_array_equal(generate(analytic(counted), 10, steps=3, folder=tmp_path / "cut"), whole)
     assert calls == 10 + 2 * 3, "a finished chunk is not drawn again"
@@ -154,7 +154,7 @@ def test_a_folder_belongs_to_one_plan(tmp_path: Path) -> None:
         generate(analytic(), 3, steps=3, folder=tmp_path)
     with pytest.raises(UserError, match="nobody can tell whether they are of this model"):
         generate(Target(Gaussian(0.2, 0.3, SCHEDULE), SHAPE), 3, steps=2, folder=tmp_path)
-    chunk = tmp_path / "generated" / "chunk-00000.npy"
+    chunk = tmp_path / "generated" / "images-00000.npy"
     np.save(chunk, np.zeros((2, 4, 4, 1), dtype=np.uint8))
     with pytest.raises(UserError, match="must hold 3 images; it has 2: delete it and run the same command again"):
         generate(analytic(), 3, steps=2, folder=tmp_path)

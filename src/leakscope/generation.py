@@ -248,7 +248,7 @@ def _refuse_another_plan(folder: Path, plan: dict[str, Any]) -> None:
 
 
 def _file(folder: Path, chunk: int) -> Path:
-    return folder / f"chunk-{chunk:05d}.npy"
+    return folder / f"images-{chunk:05d}.npy"
 
 
 def _save(images: np.ndarray, path: Path) -> None:

@@ -410,10 +410,10 @@ def _speed(job: Job, threads: int) -> float:
         with torch.inference_mode():
             return job.target.denoiser(x0, 0, cond).sum().item()
 
-    with one_thread_each(), _pool(threads) as pool:
+    with one_thread_each(), pool(threads) as executor:
         forward(0)
         started = time.monotonic()
-        list(pool.map(forward, range(threads)))
+        list(executor.map(forward, range(threads)))
     return threads * len(rows) / max(time.monotonic() - started, 1e-9)
 
 

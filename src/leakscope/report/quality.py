@@ -12,7 +12,7 @@ from rich.text import Text
 from leakscope.quality.record import Metric, MetricName, QualityRecord
 from leakscope.record import Estimate
 from leakscope.report.page import template
-from leakscope.report.wording import count, number, percent, spoken, visible
+from leakscope.report.wording import count, interval, number, percent, spoken, visible
 
 EXPECTED = 0.01  # the copy rate of a model that copies nothing
 NOT_ESTIMABLE = "n/e"
@@ -108,7 +108,7 @@ def _closest(record: QualityRecord) -> str:
     assert record.copies is not None
     high = next(p for p in record.copies.percentiles if p.percent == 95)
     value = high.generated.value
-    shown = f"{value:.3f} {_interval(high.generated, False)}".rstrip() if value is not None else "not estimable"
+    shown = f"{value:.3f} {interval(high.generated, in_percent=False)}".rstrip() if value is not None else "not estimable"
     return f"95th percentile of the similarity to the nearest training image: {shown}; of unseen real images {high.reference:.3f}."
 
 
