@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_cli import call, refused
 
+from leakscope import hub
 from leakscope.data.pixels import ImageShape, to_model
 from leakscope.diffusion.analytic import Memoriser, linear_schedule
 from leakscope.errors import UserError
@@ -381,3 +382,26 @@ def test_the_shown_command_repeats_the_measurement():
 
     config = QualityConfig(model="m", data="digits", split=Path("s.json"), images=20, thumbnails=True, threads=2)
     assert config.command == "leakscope quality m --data digits --split s.json --images 20 --thumbnails"
+
+
+def test_two_models_that_take_turns_are_drawn_from_in_adaptive_rounds(capsys, model_folder, network, tmp_path):
+    hub.save_dual(tmp_path / "dual", (model_folder("one"), model_folder("other")))
+    base = [
+        "quality",
+        tmp_path / "dual",
+        "--reference",
+        "digits",
+        "--limit",
+        "20",
+        "--extractor",
+        network,
+        "--images",
+        "12",
+        "--device",
+        "cpu",
+    ]
+    code, out, err = call(capsys, *base, "--steps", "3", "--rounds", "2", "--json")
+    record = json.loads(out)
+    assert code == 0, err
+    assert (record["rounds"], record["costs"]["forwards"]) == (2, 12 * (3 + 2))
+    assert "two models take turns, one per step; drawn in 2 adaptive rounds" in record["warnings"]
