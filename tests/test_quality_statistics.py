@@ -135,6 +135,17 @@ def test_the_copy_rate_of_fresh_images_is_one_percent_and_of_copies_one():
     assert "needs at least 99 reference images" in s.copy_rate(np.ones(5), np.ones(98)).reason
 
 
+@pytest.mark.parametrize("m", [120, 999])
+def test_a_threshold_from_few_images_raises_no_more_false_alarms(m):
+    alarms = 0
+    for seed in range(1000):
+        drawn = np.random.default_rng(seed).random(m + 800)
+        alarms += s.copy_chance(drawn[m:], drawn[:m]) < 0.025
+    assert binom.sf(alarms - 1, 1000, 0.025) > 1e-3, alarms
+    assert s.copy_chance(np.full(50, 2.0), drawn[:m]) < 1e-3
+    assert s.copy_chance(np.ones(5), np.ones(98)) is None
+
+
 def test_the_interval_of_a_percentile_covers_it():
     found = [s.percentile(np.random.default_rng(i).random(300), 95) for i in range(300)]
     assert binom.cdf(sum(f.low <= 0.95 <= f.high for f in found), 300, 0.95) > 1e-3

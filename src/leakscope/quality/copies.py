@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from leakscope.quality.record import Copies, Metric, Pair, Percentile
-from leakscope.quality.statistics import copy_rate, copy_threshold, nearest, percentile
+from leakscope.quality.statistics import copy_chance, copy_rate, copy_threshold, nearest, percentile
 from leakscope.record import Estimate
 
 PERCENTS = (50.0, 90.0, 95.0, 99.0, 100.0)
@@ -54,6 +54,7 @@ def find_copies(encoder: tuple[str, str], generated: Vectors, reference: Vectors
         encoder_fingerprint=encoder[1],
         dimension=training.shape[1],
         threshold=copy_threshold(unseen),
+        chance=copy_chance(similarity, unseen),
         percentiles=tuple(
             Percentile(percent=p, generated=percentile(similarity, p), reference=percentile(unseen, p).value or 0.0) for p in PERCENTS
         ),

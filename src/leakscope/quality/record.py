@@ -49,12 +49,15 @@ class Pair(Record):
 
 
 class Copies(Record):
-    """Similarities are cosines of features. `threshold` is the one of the copy rate; null when the reference is too small."""
+    """Similarities are cosines of features. `threshold` is the one of the copy rate, `chance` how often as many or more would
+    exceed it if generated images were like unseen real ones; both are null when the reference is too small.
+    """
 
     encoder: str
     encoder_fingerprint: str
     dimension: int
     threshold: float | None
+    chance: float | None
     percentiles: tuple[Percentile, ...]
     pairs: tuple[Pair, ...]
 

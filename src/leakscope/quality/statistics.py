@@ -197,6 +197,21 @@ def copy_rate(generated: Float64[np.ndarray, " n"], reference: Float64[np.ndarra
     return wilson(int((generated > threshold).sum()), len(generated), method)
 
 
+def copy_chance(generated: Float64[np.ndarray, " n"], reference: Float64[np.ndarray, " m"]) -> float | None:
+    """How often as many images or more would exceed `copy_threshold` if generated images were like unseen real ones.
+
+    Exact for independent images: the number is beta-binomial with parameters k and m + 1 - k, so a threshold from few
+    reference images, which may lie low by chance, does not pass for copying. None where there is no threshold.
+    """
+    from scipy.stats import betabinom
+
+    threshold, m = copy_threshold(reference), len(reference)
+    if threshold is None:
+        return None
+    k = int((reference >= threshold).sum())
+    return float(betabinom.sf(int((generated > threshold).sum()) - 1, len(generated), k, m + 1 - k))
+
+
 def percentile(values: Float64[np.ndarray, " n"], percent: float | int) -> Estimate:
     """A percentile with the interval that two order statistics give, whatever the distribution; None where there are too few.
 

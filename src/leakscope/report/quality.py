@@ -14,7 +14,7 @@ from leakscope.record import Estimate
 from leakscope.report.page import template
 from leakscope.report.wording import count, interval, number, percent, spoken, visible
 
-EXPECTED = 0.01  # the copy rate of a model that copies nothing
+ALPHA = 0.05
 NOT_ESTIMABLE = "n/e"
 GRID = 64  # generated images shown
 SHARES: tuple[MetricName, ...] = ("precision", "recall", "copy_rate")
@@ -88,7 +88,8 @@ def verdict(record: QualityRecord) -> Verdict:
     value, ends = spoken(rate)
     size = f"{value} of the generated images (95 % interval {ends}) are nearer to a training image than 99 % of unseen real images are"
     closest = _closest(record)
-    if rate.low > EXPECTED:
+    chance = record.copies.chance if record.copies else None
+    if chance is not None and chance < ALPHA / 2:
         return Verdict("leak", "The model draws images that are too close to its training images.", (f"{size}.", closest, distance))
     bound = f"{size}, where a model that copies nothing has 1 %. More than {percent(rate.high)} can be excluded, less cannot."
     return Verdict("no-leak-found", "No more near-copies than unseen real images would give.", (bound, closest, distance))
