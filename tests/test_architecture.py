@@ -43,7 +43,23 @@ def reached(module: str, seen: set[str]) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["metrics", "binomial", "record", "report", "evaluation", "run_folder", "score_file", "data.scan", "audit_config", "cli", "comparison"],
+    [
+        "metrics",
+        "binomial",
+        "comparison",
+        "record",
+        "report",
+        "evaluation",
+        "run_folder",
+        "score_file",
+        "data.scan",
+        "audit_config",
+        "cli",
+        "quality.statistics",
+        "quality.copies",
+        "quality.config",
+        "report.quality",
+    ],
 )
 def test_what_comes_after_the_wall_never_imports_torch(module):
     brought = {name.split(".")[0] for name in reached(f"leakscope.{module}", set())}

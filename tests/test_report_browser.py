@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from quality_fixtures import PAIRS, quality_page
 from report_fixtures import LATENT_SHIFTS, MASKS, SHIFTS, audit_of, latent_audit, thumbnail
 from run_fixtures import gaussian, make_run, swap_runs, write_quality
 
@@ -83,6 +84,8 @@ def pages(tmp_path_factory):
         (folder / f"{name}.html").write_text(html(*audit, pictures), encoding="utf-8")
     for name, record in comparisons(tmp_path_factory.mktemp("runs")).items():
         (folder / f"{name}.html").write_text(comparison_html(record), encoding="utf-8")
+    for name, long in {"quality": False, "quality-long": True}.items():
+        (folder / f"{name}.html").write_text(quality_page(long), encoding="utf-8")
     return folder
 
 
@@ -109,7 +112,9 @@ def show(browser, pages, name, size):
 
 
 @pytest.mark.parametrize("size", [PHONE, (768, 1024), DESK], ids=["phone", "tablet", "desk"])
-@pytest.mark.parametrize("name", ["leak", "null", "long", "geometry", "geometry-long", "masks", "compare", "compare-long"])
+@pytest.mark.parametrize(
+    "name", ["leak", "null", "long", "geometry", "geometry-long", "masks", "compare", "compare-long", "quality", "quality-long"]
+)
 def test_nothing_overflows(browser, pages, name, size):
     show(browser, pages, name, size)
     browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true })")
@@ -146,7 +151,19 @@ def test_the_geometry_section_shows_its_figures_and_pictures_and_folds_the_long_
     assert browser.get_log("browser") == []
 
 
-@pytest.mark.parametrize("name", ["geometry", "masks", "compare"])
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_the_page_of_quality_shows_its_images_and_tables(browser, pages, size):
+    browser.get_log("browser")
+    show(browser, pages, "quality", size)
+    for selector, number in {"section": 7, ".grid img": 64, ".pairs img": 2 * PAIRS, "tbody tr": 6 + 5}.items():
+        sizes = browser.execute_script(SIZES, selector)
+        assert len(sizes) == number, selector
+        assert all(width > 40 and height > 20 for width, height in sizes), (selector, sizes)
+    assert browser.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("name", ["geometry", "masks", "compare", "quality"])
 def test_other_tables_fit_a_desk_without_scrolling(browser, pages, name):
     show(browser, pages, name, DESK)
     assert set(browser.execute_script("return [...document.querySelectorAll('.scroll')].map(s => s.scrollWidth - s.clientWidth)")) == {0}
@@ -177,7 +194,7 @@ def test_a_comparison_shows_every_section_every_difference_and_the_scatter(brows
     assert browser.get_log("browser") == []
 
 
-@pytest.mark.parametrize("name", ["leak", "compare"])
+@pytest.mark.parametrize("name", ["leak", "compare", "quality"])
 def test_the_page_makes_no_request(browser, pages, name):
     browser.get_log("performance")
     show(browser, pages, name, DESK)

@@ -25,6 +25,8 @@ _HOMES = {
     "LeakscopeError": "errors",
     "UserError": "errors",
     "evaluate": "evaluation",
+    "generate": "generation",
+    "measure_quality": "quality.measure",
     "Target": "hub",
     "load": "hub",
     "AuditRecord": "record",

@@ -280,6 +280,61 @@ def geometry(
 
 
 @app.command()
+def quality(
+    model: Annotated[str, typer.Argument(help="A diffusers folder or a hub id; safetensors only.", show_default=False)],
+    reference: Annotated[str | None, Opt(help="Real DATA to compare with, normally held out.", show_default=False)] = None,
+    training: Annotated[str | None, Opt(help="DATA that the model was trained on: looks for copies of it.", show_default=False)] = None,
+    data: Annotated[str | None, Opt(help="One DATA for both, with --split.", show_default=False)] = None,
+    split: Split = None,
+    output: Annotated[
+        Path | None, Opt("-o", "--output", help="quality.json, quality.html and the images; may be a run folder.", show_default=False)
+    ] = None,
+    config: File = None,
+    images: Annotated[int | None, Opt(help="Images to draw (2048).", show_default=False)] = None,
+    steps: Annotated[int | None, Opt(help="Steps of the sampler (50).", show_default=False)] = None,
+    sampler: Annotated[str | None, Opt(help="ddim (default), ddpm or dpm.", show_default=False)] = None,
+    rounds: Annotated[int | None, Opt(help="Of the adaptive attack on two models that take turns.", show_default=False)] = None,
+    extractor: Annotated[
+        str | None,
+        Opt(help="inception[:FILE] (default), dinov2[:MODEL], clip[:MODEL], torchscript:FILE, sscd:FILE or pixels.", show_default=False),
+    ] = None,
+    copy_encoder: Annotated[str | None, Opt(help="What copies are found with; default the extractor.", show_default=False)] = None,
+    scores: Annotated[
+        bool | None, Opt("--scores", help="Write nearest.csv: each image's nearest generation, for `metrics`.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, Opt(show_default=False)] = None,
+    batch_size: Annotated[int | None, Opt(help="Images per forward; default by their size.", show_default=False)] = None,
+    limit: Annotated[int | None, Opt(help="At most this many real images a side.", show_default=False)] = None,
+    resize: Resize = None,
+    skip_unreadable: SkipUnreadable = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Annotated[int | None, Opt(help="Chunks drawn side by side, one CPU thread each.", show_default=False)] = None,
+    thumbnails: Annotated[
+        bool | None, Opt("--thumbnails", help="Show the closest training images in the report.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw images and compare them with real ones: Fréchet distance, KID, precision, copies. The same command resumes."""
+    given = {k: v for k, v in locals().items() if k not in ("config", "as_json")}
+    from leakscope.config import build, read_yaml
+    from leakscope.quality.config import QualityConfig
+    from leakscope.quality.measure import measure
+
+    settings = build(QualityConfig, read_yaml(config) if config else {}, given)
+    measured = measure(settings)
+    if settings.output:
+        measured.save(settings.output, settings.thumbnails)
+    if as_json:
+        return print(measured.record.model_dump_json(indent=2))
+    from leakscope.report.quality import print_quality
+
+    print_quality(measured.record, _console())
+    if settings.output:
+        print(f"report: {settings.output / 'quality.html'}")
+
+
+@app.command()
 def metrics(
     file: Annotated[
         Path, typer.Argument(help="CSV or Parquet of id,member,score; member 0/1, higher = more likely a member.", show_default=False)

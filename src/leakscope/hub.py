@@ -94,7 +94,8 @@ def load(model: str | Path, dtype: str = "float32", device: str | None = None) -
     second = network_folder.with_name(network_folder.name + SECOND)
     if second.is_dir():
         turns = _read_json(folder / DUAL, f"{folder} has two networks, so it must say how they take turns")
-        choice, seed = turns.get("choice", ""), turns.get("seed", 0)
+        choice: Any = turns.get("choice")
+        seed = turns.get("seed", 0)
         if choice not in get_args(Choice) or not isinstance(seed, int):
             raise UserError(f"{folder / DUAL} must give choice as alternate or random, and seed as a whole number; got {choice}, {seed}")
         denoiser = Dual((denoiser, _denoiser(folder, second, dtype, device)), choice, seed)

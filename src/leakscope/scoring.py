@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -29,7 +28,7 @@ from torch import Tensor
 from leakscope.attacks.base import Attack, Direction
 from leakscope.data.cohort import Cohort
 from leakscope.data.draw import keyed_order
-from leakscope.diffusion.denoiser import Counted, NetworkDenoiser
+from leakscope.diffusion.denoiser import Counted
 from leakscope.errors import UserError
 from leakscope.files import write_atomic
 from leakscope.hub import Target
@@ -37,6 +36,7 @@ from leakscope.inputs import Inputs
 from leakscope.masks import Mask, masked_label
 from leakscope.progress import progress
 from leakscope.record import AuditRecord, Plan, Scores
+from leakscope.threads import one_thread_each, pool, side_by_side
 
 TIMED_IMAGES = 8  # encoded to estimate how long all will take
 PREPARATION_IMAGES = 64
@@ -116,8 +116,7 @@ def chunk_file(folder: Path, chunk: int, k: int, name: str) -> Path:
 def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
     """This process's share: `--shard i/n` (1-based), else RANK and WORLD_SIZE, else everything.
 
-    Processes that a launcher started on one machine share its cores. An accelerator takes one chunk at a time, and so
-    does a function, which may not be made for several threads. Raises `UserError` for a shard that is not of the form i/n with 1 <= i <= n.
+    Raises `UserError` for a shard that is not of the form i/n with 1 <= i <= n.
     """
     if shard:
         try:
@@ -129,11 +128,7 @@ def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
         rank -= 1
     else:
         rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    networks = all(isinstance(exposed, NetworkDenoiser) for exposed in target.denoiser.exposed)
-    side_by_side = target.device == "cpu" and networks
-    return Worker(rank, count, threads or (max(1, cores // local) if side_by_side else 1))
+    return Worker(rank, count, threads or side_by_side(target))
 
 
 def estimate(job: Job, folder: Path | None, share: Worker) -> str:
@@ -172,11 +167,11 @@ def score(job: Job, folder: Path, share: Worker) -> int:
     todo = [(c, k) for c, k in work if not job.file(folder, c, k).exists()]
     unmeasured = _unmeasured(job, folder, share, todo)
     if unmeasured:
-        with _one_thread_each(), _pool(share.threads) as pool, _clear_message(job):
-            job.inputs.prepare(folder, {c: job.rows(c) for c in unmeasured}, pool)
+        with one_thread_each(), pool(share.threads) as executor, _clear_message(job):
+            job.inputs.prepare(folder, {c: job.rows(c) for c in unmeasured}, executor)
     if todo:
         total, left = (sum(_queries(job, c, k) for c, k in part) for part in (work, todo))
-        with _one_thread_each(), progress("scoring", total, "queries", done=total - left) as advance:
+        with one_thread_each(), progress("scoring", total, "queries", done=total - left) as advance:
             _score_chunks(job, folder, todo, share, advance)
     everyone = Worker(0, 1, 1)
     missing = [(c, k) for c, k in _work(job, everyone) if not job.file(folder, c, k).exists()]
@@ -189,21 +184,6 @@ def _clear_message(job: Job) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise UserError(f"the device has too little memory for batches of {job.plan.batch_size}; lower --batch-size") from None
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Every forward runs on one CPU thread; speed comes from chunks side by side.
-
-    The last bits of a convolution depend on how many threads share it, so a thread count that follows the number of
-    workers would break the promise of bit-identical scores. Small images also leave little to share.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _work(job: Job, share: Worker) -> list[tuple[int, int]]:
@@ -291,10 +271,6 @@ def _read(path: Path, job: Job, rows: int) -> tuple[Float64[np.ndarray, " r"], C
     return table.column("statistic").to_numpy(), meta
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-
-
 class _Stopped(Exception):
     """Raised inside a chunk when another one has failed or the user has interrupted."""
 
@@ -320,9 +296,9 @@ def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share
 
     with torch.inference_mode():
         attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in todo})}
-    with _pool(share.threads) as pool:
+    with pool(share.threads) as executor:
         running = [
-            pool.submit(
+            executor.submit(
                 _score_chunk, job, attacks[k], job.queries(k), job.rows(c), partial(inputs_of, c), job.file(folder, c, k), forward_done
             )
             for c, k in todo
@@ -335,7 +311,7 @@ def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share
             stop.set()
             raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            executor.shutdown(wait=True, cancel_futures=True)
 
 
 class Loaded(NamedTuple):
@@ -434,17 +410,17 @@ def _speed(job: Job, threads: int) -> float:
         with torch.inference_mode():
             return job.target.denoiser(x0, 0, cond).sum().item()
 
-    with _one_thread_each(), _pool(threads) as pool:
+    with one_thread_each(), pool(threads) as executor:
         forward(0)
         started = time.monotonic()
-        list(pool.map(forward, range(threads)))
+        list(executor.map(forward, range(threads)))
     return threads * len(rows) / max(time.monotonic() - started, 1e-9)
 
 
 def _measuring_seconds(job: Job) -> float:
     """Seconds to encode an image and to measure what is asked of its geometry."""
     rows = range(1 if job.inputs.top else min(TIMED_IMAGES, len(job.cohort)))
-    with _one_thread_each():
+    with one_thread_each():
         started = time.monotonic()
         job.inputs.measure(rows, job.inputs.kinds)
     return (time.monotonic() - started) / len(rows)

@@ -7,6 +7,7 @@ random numbers of its own, keyed by seed and id, so it does not depend on the ba
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float
@@ -16,13 +17,20 @@ from leakscope.diffusion.denoiser import Denoiser
 from leakscope.diffusion.noise import Noise, generators
 
 
-def sample(denoiser: Denoiser, sampler: Any, noise: Noise, cond: Any = None, rounds: int = 1) -> Float[Tensor, "b *s"]:
+def sample(
+    denoiser: Denoiser,
+    sampler: Any,
+    noise: Noise,
+    cond: Any = None,
+    rounds: int = 1,
+    on_step: Callable[[int], object] = lambda images: None,
+) -> Float[Tensor, "b *s"]:
     """One image, or latent, per id of `noise`.
 
     sampler: a diffusers scheduler on which `set_timesteps` was called. rounds: 1 draws an ordinary image. More are what an
     attacker does who knows of `Dual`: the image is noised again to the sampler's second timestep and drawn from there with
     the first model taking the first turn once more, so that of every earlier round only that model's first step survives
-    (Tran et al. 2024, arXiv 2410.16657, appendix A.5).
+    (Tran et al. 2024, arXiv 2410.16657, appendix A.5). on_step: told the number of images after every forward.
     """
     timesteps = [int(t) for t in sampler.timesteps]
     random = {"generator": generators(noise.seed, noise.ids, "sampler")} if _is_random(sampler) else {}
@@ -34,6 +42,7 @@ def sample(denoiser: Denoiser, sampler: Any, noise: Noise, cond: Any = None, rou
         turns = denoiser.over(tuple(visited))
         for t in visited:
             x = sampler.step(turns(sampler.scale_model_input(x, t), t, cond), t, x, **random).prev_sample
+            on_step(len(x))
     return x
 
 

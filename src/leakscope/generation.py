@@ -1,0 +1,267 @@
+"""Images drawn from a model: seeded per image, in chunks that are written as they are finished and found again.
+
+Image i depends on the model, the sampler, the seed and i alone, so neither the batch it is drawn in nor an interruption
+changes it (up to the last bits of a forward, which uint8 pixels round away almost always).
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from leakscope import hub
+from leakscope.data.pixels import ImageShape, to_uint8
+from leakscope.diffusion.codec import Autoencoder
+from leakscope.diffusion.noise import Noise
+from leakscope.diffusion.sampling import sample
+from leakscope.errors import UserError
+from leakscope.files import checked_folder, write_atomic, write_new
+from leakscope.hub import Target
+from leakscope.inputs import auto_batch_size
+from leakscope.progress import progress
+from leakscope.threads import one_thread_each, pool, side_by_side
+
+CHUNK = {"cpu": 64, "cuda": 256}  # images per file: several on a CPU at once, one full batch on an accelerator
+FOLDER = "generated"
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """What is drawn: `n` images of `shape` in pixels, whose denoiser works on `latent` (the same for a pixel model).
+
+    `labels` are the classes of the images of a class-conditional model.
+    """
+
+    target: Target
+    n: int
+    shape: ImageShape
+    latent: ImageShape
+    seed: int
+    steps: int
+    sampler: str
+    rounds: int
+    labels: Int64[np.ndarray, " n"] | None
+
+    @property
+    def forwards(self) -> int:
+        """Denoiser forwards per image: the first round visits every timestep, later ones all but the first."""
+        return self.steps + (self.rounds - 1) * (self.steps - 1)
+
+    @property
+    def chunks(self) -> dict[int, range]:
+        """The images of every chunk; depends on the kind of device, not on the batch size or the number of threads."""
+        size = CHUNK["cpu" if self.target.device == "cpu" else "cuda"]
+        return {start // size: range(start, min(start + size, self.n)) for start in range(0, self.n, size)}
+
+    def plan(self) -> dict[str, Any]:
+        """All that decides the images; a folder belongs to one such plan."""
+        labels = None if self.labels is None else hashlib.sha256(self.labels.tobytes()).hexdigest()
+        return {
+            "schema_version": 1,
+            "model": self.target.name,
+            "model_fingerprint": self.target.fingerprint,
+            "images": self.n,
+            "image_shape": str(self.shape),
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "rounds": self.rounds,
+            "seed": self.seed,
+            "labels": labels,
+            "dtype": self.target.dtype,
+            "device": self.target.device.partition(":")[0],
+        }
+
+
+def generate(
+    target: Target,
+    n: int,
+    seed: int = 0,
+    steps: int = 50,
+    sampler: str = "ddim",
+    rounds: int = 1,
+    batch_size: int | None = None,
+    folder: Path | None = None,
+    threads: int | None = None,
+    shape: ImageShape | None = None,
+    labels: Int64[np.ndarray, " n"] | None = None,
+) -> UInt8[np.ndarray, "n h w c"]:
+    """`n` images of a model, always the same for the same arguments.
+
+    sampler: ddim, ddpm or dpm, over `steps` timesteps. rounds: more than 1 draws as an attacker does who knows of `Dual`
+    (see `sampling.sample`). batch_size: images per forward, by default from their size. folder: keeps finished chunks in
+    folder/generated, so that the same call resumes; without one, nothing is kept. shape: for a model that takes images of
+    any size. labels: the classes to draw of a class-conditional model, by default drawn evenly at random.
+    Raises `UserError` for what the model or sampler cannot do, and when a folder holds images of another plan.
+    """
+    drawing = plan_drawing(target, n, seed, steps, sampler, rounds, shape, labels)
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return draw(drawing, Path(temporary), batch_size, threads)
+    return draw(drawing, folder, batch_size, threads)
+
+
+def plan_drawing(
+    target: Target,
+    n: int,
+    seed: int = 0,
+    steps: int = 50,
+    sampler: str = "ddim",
+    rounds: int = 1,
+    shape: ImageShape | None = None,
+    labels: Int64[np.ndarray, " n"] | None = None,
+) -> Drawing:
+    """Checks everything that can be checked before the first image is drawn; see `generate`."""
+    shape = target.shape or shape
+    if n < 1:
+        raise UserError(f"images must be at least 1, so that there is something to measure; got {n}")
+    if shape is None:
+        raise UserError("this model takes images of any size, so the size to draw must be given: shape=ImageShape(channels, height, width)")
+    if rounds < 1:
+        raise UserError(f"rounds must be at least 1; got {rounds}")
+    if rounds > 1 and len(target.denoiser.exposed) == 1:
+        raise UserError(f"rounds are an attack on two models that take turns; this is one model: leave out --rounds {rounds}")
+    if rounds > 1 and sampler == "dpm":
+        raise UserError("more than one round needs a sampler without memory, ddim or ddpm; got dpm")
+    hub.new_sampler(sampler, target.denoiser.schedule, steps, clip=not target.latent)
+    if rounds > 1 and steps < 2:
+        raise UserError(f"more than one round needs at least 2 steps, since rounds start at the second; got {steps}")
+    latent = hub.latent_shape(target.codec, shape) if isinstance(target.codec, Autoencoder) else shape
+    return Drawing(target, n, shape, latent, seed, steps, sampler, rounds, _labels(target, n, seed, labels))
+
+
+def _labels(target: Target, n: int, seed: int, labels: Int64[np.ndarray, " n"] | None) -> Int64[np.ndarray, " n"] | None:
+    if target.classes is None:
+        if labels is not None:
+            raise UserError("this model is not conditioned on classes; leave out the labels")
+        return None
+    if labels is None:
+        return np.random.default_rng(seed).integers(target.classes, size=n)
+    if len(labels) != n or labels.min() < 0 or labels.max() >= target.classes:
+        raise UserError(f"labels must be {n} numbers in [0, {target.classes}); got {len(labels)} from {labels.min()} to {labels.max()}")
+    return labels.astype(np.int64)
+
+
+def draw(drawing: Drawing, folder: Path, batch_size: int | None = None, threads: int | None = None) -> UInt8[np.ndarray, "n h w c"]:
+    """The images of a drawing; chunks that folder/generated has already are read, not drawn."""
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size must be at least 1; got {batch_size}")
+    kept = checked_folder(folder / FOLDER)
+    _refuse_another_plan(kept, drawing.plan())
+    missing = {chunk: rows for chunk, rows in drawing.chunks.items() if not _file(kept, chunk).exists()}
+    left = sum(map(len, missing.values()))
+    if missing:
+        size = batch_size or auto_batch_size(drawing.latent, drawing.target.device)
+        total = drawing.n * drawing.forwards
+        with one_thread_each(), progress("drawing images", total, "forwards", done=total - left * drawing.forwards) as advance:
+            _draw_chunks(drawing, kept, missing, size, threads or side_by_side(drawing.target), advance)
+    return np.concatenate([_read(kept, chunk, len(rows)) for chunk, rows in drawing.chunks.items()])
+
+
+class _Stopped(Exception):
+    """Raised inside a chunk when another one has failed or the user has interrupted."""
+
+
+def _draw_chunks(
+    drawing: Drawing, folder: Path, chunks: dict[int, range], batch_size: int, threads: int, advance: Callable[..., None]
+) -> None:
+    stop, counting = Event(), Lock()
+
+    def on_step(images: int) -> None:
+        if stop.is_set():
+            raise _Stopped
+        with counting:
+            advance(images)
+
+    with pool(threads) as executor:
+        running = [executor.submit(_draw_chunk, drawing, _file(folder, c), rows, batch_size, on_step) for c, rows in chunks.items()]
+        try:
+            for chunk in running:
+                chunk.result()
+        except torch.OutOfMemoryError:
+            stop.set()
+            raise UserError(f"the device has too little memory for batches of {batch_size}; lower --batch-size") from None
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _draw_chunk(drawing: Drawing, path: Path, rows: range, batch_size: int, on_step: Callable[[int], None]) -> None:
+    batches = [range(start, min(start + batch_size, rows.stop)) for start in range(rows.start, rows.stop, batch_size)]
+    images = np.concatenate([_draw_batch(drawing, batch, on_step) for batch in batches])
+    write_atomic(path, partial(_save, images))
+
+
+def _draw_batch(drawing: Drawing, rows: range, on_step: Callable[[int], None]) -> UInt8[np.ndarray, "b h w c"]:
+    target, latent = drawing.target, drawing.latent
+    sampler = hub.new_sampler(drawing.sampler, target.denoiser.schedule, drawing.steps, clip=not target.latent)
+    shape = (latent.channels, latent.height, latent.width)
+    noise = Noise(drawing.seed, tuple(map(str, rows)), shape, target.x_dtype, target.device, "sample")
+    cond = None if drawing.labels is None else torch.from_numpy(drawing.labels[rows.start : rows.stop]).to(target.device)
+    with torch.inference_mode():
+        x = _decoded(drawing, sample(target.denoiser, sampler, noise, cond, drawing.rounds, on_step))
+    broken = torch.flatten(~torch.isfinite(x), 1).any(dim=1).nonzero()
+    if len(broken):
+        raise UserError(
+            f"the model must draw finite numbers; image {rows[int(broken[0])]} of seed {drawing.seed} has NaN or infinity: "
+            "use --dtype float32, or another sampler"
+        )
+    return to_uint8(x.float().cpu().numpy())
+
+
+def _decoded(drawing: Drawing, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:
+    """Latents as images, as many at once as images of that size allow."""
+    codec, pieces = drawing.target.codec, z.split(auto_batch_size(drawing.shape, drawing.target.device))
+    return torch.cat([codec.decode(codec.snap(piece)) for piece in pieces])
+
+
+def _refuse_another_plan(folder: Path, plan: dict[str, Any]) -> None:
+    path = folder / PLAN
+    if write_new(path, json.dumps(plan, indent=2)):
+        return
+    if plan["model_fingerprint"] == hub.UNKNOWN:
+        raise UserError(
+            f"{folder} holds images already, and nobody can tell whether they are of this model; "
+            "choose another folder, or give leakscope.Target(denoiser, fingerprint=...)"
+        )
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete {folder} to draw its images again") from None
+    for key, value in plan.items():
+        if before.get(key) != value and key != "model":  # a model may have moved
+            raise UserError(
+                f"{folder} holds images drawn with {key.replace('_', ' ')} {before.get(key)}, now it is {value}; choose another folder"
+            )
+
+
+def _file(folder: Path, chunk: int) -> Path:
+    return folder / f"images-{chunk:05d}.npy"
+
+
+def _save(images: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, images, allow_pickle=False)
+
+
+def _read(folder: Path, chunk: int, n: int) -> UInt8[np.ndarray, "n h w c"]:
+    path = _file(folder, chunk)
+    try:
+        images = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise UserError(f"{path} is damaged; delete it and run the same command again") from None
+    if len(images) != n:
+        raise UserError(f"{path} must hold {n} images; it has {len(images)}: delete it and run the same command again")
+    return images  # type: ignore[no-any-return]

@@ -1,0 +1,166 @@
+"""Images drawn from a model: the same whatever the batch, the threads and the interruptions; refusals before any work."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from leakscope import hub
+from leakscope.data.pixels import ImageShape
+from leakscope.diffusion.analytic import Gaussian, Memoriser, linear_schedule
+from leakscope.diffusion.denoiser import Counted, Denoiser
+from leakscope.diffusion.dual import Dual
+from leakscope.errors import UserError
+from leakscope.generation import CHUNK, generate
+from leakscope.hub import Target
+
+SCHEDULE = linear_schedule()
+SHAPE = ImageShape(1, 4, 4)
+
+
+def analytic(denoiser: Denoiser | None = None, **keys) -> Target:
+    return Target(denoiser or Gaussian(0.2, 0.3, SCHEDULE), SHAPE, fingerprint="f", **keys)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm"])
+def test_images_depend_on_neither_batches_nor_threads_nor_how_many_are_drawn(model_folder: Callable[..., Path], sampler: str) -> None:
+    target = hub.load(model_folder(), device="cpu")
+    drawn = generate(target, 9, steps=4, sampler=sampler, threads=1)
+    assert drawn.shape == (9, 8, 8, 1)
+    assert drawn.dtype == np.uint8
+    for other in (
+        generate(target, 9, steps=4, sampler=sampler, batch_size=2, threads=2),
+        generate(target, 12, steps=4, sampler=sampler)[:9],
+    ):
+        assert np.abs(drawn.astype(int) - other).max() <= 1
+    assert (drawn != generate(target, 9, seed=1, steps=4, sampler=sampler)).mean() > 0.3
+    assert len(np.unique(drawn.reshape(9, -1), axis=0)) == 9
+
+
+def test_what_an_interrupted_call_drew_is_kept_and_the_rest_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CHUNK, "cpu", 4)
+    whole = generate(analytic(), 10, steps=3, folder=tmp_path / "whole")
+    calls = 0
+
+    def interrupt(n: int, t: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+
+    counted = Counted(Gaussian(0.2, 0.3, SCHEDULE), interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        generate(analytic(counted), 10, steps=3, folder=tmp_path / "cut")
+    assert [p.name for p in sorted((tmp_path / "cut" / "generated").glob("*.npy"))] == ["images-00000.npy"]
+    calls = 10
+    np.testing.assert_array_equal(generate(analytic(counted), 10, steps=3, folder=tmp_path / "cut"), whole)
+    assert calls == 10 + 2 * 3, "a finished chunk is not drawn again"
+    np.testing.assert_array_equal(generate(analytic(counted), 10, steps=3, folder=tmp_path / "cut"), whole)
+    assert calls == 10 + 2 * 3
+
+
+def test_two_models_take_turns_and_adaptive_rounds_ask_them_again() -> None:
+    calls: list[tuple[int, int]] = []
+    pair = tuple(Counted(Gaussian(m, 1.0, SCHEDULE), lambda n, t, which=i: calls.append((which, n))) for i, m in enumerate((0.5, -0.5)))
+    target = analytic(Dual(pair))
+    once = generate(target, 6, steps=4, batch_size=6)
+    assert calls == [(0, 6), (1, 6)] * 2
+    calls.clear()
+    thrice = generate(target, 6, steps=4, rounds=3, batch_size=6)
+    assert [which for which, _ in calls] == [0, 1, 0, 1] + 2 * [0, 1, 0]
+    assert (once != thrice).any()
+
+
+def test_a_dual_folder_draws_images_that_are_those_of_neither_model(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    one, other = model_folder("one"), model_folder("other")
+    loaded = hub.load(other, device="cpu")
+    torch.manual_seed(1)
+    for weights in loaded.denoiser.network.parameters():  # type: ignore[attr-defined]
+        weights.data.normal_(0, 0.1)
+    hub.save(other, loaded.denoiser.network, hub.new_scheduler({}))  # type: ignore[attr-defined]
+    hub.save_dual(tmp_path / "dual", (one, other))
+    drawn = [generate(hub.load(folder, device="cpu"), 4, steps=4) for folder in (one, other, tmp_path / "dual")]
+    assert (drawn[2] != drawn[0]).any()
+    assert (drawn[2] != drawn[1]).any()
+
+
+@pytest.mark.parametrize("kind", ["vae", "vqvae"])
+def test_latents_are_snapped_and_decoded_to_images(latent_folder: Callable[..., Path], kind: str) -> None:
+    target = hub.load(latent_folder(kind=kind), device="cpu")
+    drawn = generate(target, 3, steps=3)
+    assert drawn.shape == (3, 8, 8, 1)
+    assert np.abs(drawn.astype(int) - generate(target, 3, steps=3, batch_size=1)).max() <= 1
+
+
+def test_a_class_conditional_model_draws_given_classes_and_all_of_them_by_default(latent_folder: Callable[..., Path]) -> None:
+    target = hub.load(latent_folder(network="transformer"), device="cpu")
+    first, second = (generate(target, 4, steps=2, labels=np.full(4, label)) for label in (0, 9))
+    assert (first != second).any()
+    assert generate(target, 4, steps=2).shape == first.shape
+    with pytest.raises(UserError, match=r"labels must be 4 numbers in \[0, 10\); got 4 from 10 to 10"):
+        generate(target, 4, steps=2, labels=np.full(4, 10))
+
+
+def test_an_image_of_a_memoriser_is_one_of_its_points() -> None:
+    points = torch.randn((5, 1, 4, 4), generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    drawn = generate(analytic(Memoriser(points, SCHEDULE)), 8, steps=50)
+    known = np.rint((points.numpy() + 1) * 127.5).reshape(5, -1)
+    assert np.abs(drawn.reshape(8, 1, -1) - known[None]).max(axis=2).min(axis=1).max() < 8
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("images must be at least 1, so that there is something to measure; got 0", {"n": 0}),
+        (r"steps must lie in \[1, 1000\], the model's schedule; got 1001", {"steps": 1001}),
+        ("unknown sampler 'ddym'; did you mean", {"sampler": "ddym"}),
+        ("rounds must be at least 1; got 0", {"rounds": 0}),
+        ("rounds are an attack on two models that take turns; this is one model: leave out --rounds 2", {"rounds": 2}),
+        ("batch_size must be at least 1; got 0", {"batch_size": 0}),
+        ("this model is not conditioned on classes; leave out the labels", {"labels": np.zeros(2, dtype=np.int64)}),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(message: str, arguments: dict) -> None:
+    with pytest.raises(UserError, match=message):
+        generate(analytic(), **{"n": 2, **arguments})
+
+
+def test_rounds_refuse_samplers_with_memory_and_a_single_step() -> None:
+    dual = analytic(Dual((Gaussian(0.5, 1.0, SCHEDULE), Gaussian(-0.5, 1.0, SCHEDULE))))
+    with pytest.raises(UserError, match="more than one round needs a sampler without memory, ddim or ddpm; got dpm"):
+        generate(dual, 2, sampler="dpm", rounds=2)
+    with pytest.raises(UserError, match="more than one round needs at least 2 steps, since rounds start at the second; got 1"):
+        generate(dual, 2, steps=1, rounds=2)
+
+
+def test_a_model_of_any_size_must_be_told_the_size() -> None:
+    target = Target(Gaussian(0.2, 0.3, SCHEDULE))
+    with pytest.raises(UserError, match="takes images of any size, so the size to draw must be given"):
+        generate(target, 2)
+    assert generate(target, 2, steps=2, shape=ImageShape(3, 5, 6)).shape == (2, 5, 6, 3)
+
+
+def test_numbers_that_are_not_finite_are_refused_with_the_image() -> None:
+    broken = Denoiser.from_function(lambda x, t: x * float("nan"), SCHEDULE.alphas_cumprod)
+    with pytest.raises(UserError, match="the model must draw finite numbers; image 0 of seed 0 has NaN or infinity"):
+        generate(analytic(broken), 2, steps=2)
+
+
+def test_a_folder_belongs_to_one_plan(tmp_path: Path) -> None:
+    generate(analytic(), 3, steps=2, folder=tmp_path)
+    with pytest.raises(UserError, match="holds images drawn with steps 2, now it is 3; choose another folder"):
+        generate(analytic(), 3, steps=3, folder=tmp_path)
+    with pytest.raises(UserError, match="nobody can tell whether they are of this model"):
+        generate(Target(Gaussian(0.2, 0.3, SCHEDULE), SHAPE), 3, steps=2, folder=tmp_path)
+    chunk = tmp_path / "generated" / "images-00000.npy"
+    np.save(chunk, np.zeros((2, 4, 4, 1), dtype=np.uint8))
+    with pytest.raises(UserError, match="must hold 3 images; it has 2: delete it and run the same command again"):
+        generate(analytic(), 3, steps=2, folder=tmp_path)
+    chunk.write_bytes(b"")
+    with pytest.raises(UserError, match="is damaged; delete it and run the same command again"):
+        generate(analytic(), 3, steps=2, folder=tmp_path)
+    (tmp_path / "generated" / "plan.json").write_text("{")
+    with pytest.raises(UserError, match="to draw its images again"):
+        generate(analytic(), 3, steps=2, folder=tmp_path)
