@@ -202,7 +202,7 @@ def _quality_metric(entries: Sequence[Entry]) -> tuple[Literal["kid", "frechet"]
     known = [(entry.name, entry.quality) for entry in entries if entry.quality]
     if len(known) < 2:
         return None, f"{'no entry has' if not known else f'only {known[0][0]} has'} a quality.json"
-    settings = {(quality.extractor, quality.images) for _, quality in known}
+    settings = {(quality.extractor_fingerprint or quality.extractor, quality.images) for _, quality in known}
     if len(settings) > 1:
         each = "; ".join(f"{name}: {quality.extractor}, {quality.images} images" for name, quality in known)
         return None, f"the metrics of quality are not comparable, because extractors or numbers of images differ ({each})"

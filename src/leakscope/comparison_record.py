@@ -80,6 +80,7 @@ class Quality(BaseModel):
     schema_version: Literal[1] = 1
     model: str
     extractor: str
+    extractor_fingerprint: str = ""
     images: int
     metrics: tuple[QualityMetric, ...]
 
