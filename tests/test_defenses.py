@@ -82,6 +82,12 @@ def test_a_near_duplicate_pair_never_straddles_the_halves(change):
         assert all({str(i), str(20 + i)} <= set(first) or {str(i), str(20 + i)} <= set(second) for i in range(5))
 
 
+def test_exact_duplicates_are_found_without_a_radius():
+    images = np.random.default_rng(6).integers(240, 256, (600, 16, 16, 3), dtype=np.uint8)
+    group = near_duplicates(np.concatenate([images, images[:, :, ::-1]]), 0.0)
+    assert (group[:600] == group[600:]).all() and len(set(group)) == 600
+
+
 def test_chains_of_near_duplicates_are_one_group():
     levels = np.array([0, 5, 10, 15, 120, 125], dtype=np.uint8)
     images = np.broadcast_to(levels[:, None, None, None], (6, 8, 8, 1))
@@ -335,6 +341,14 @@ def test_teachers_whose_splits_are_unknown_are_refused_unless_the_halves_are_giv
     halves.write_text("[]")
     with pytest.raises(UserError, match=r'must be JSON of the form \{"halves"'):
         refused(data, tmp_path, teachers, halves=halves)
+    listed = split_of(tmp_path / "out")["halves"]
+    halves.write_text(json.dumps({"halves": [listed[1], listed[0]]}))
+    with pytest.raises(UserError, match="must give the halves in the order of --teachers"):
+        refused(data, tmp_path, teachers, halves=halves)
+    halves.write_text(json.dumps({"halves": "ab"}))
+    with pytest.raises(UserError, match=r'must be JSON of the form \{"halves"'):
+        refused(data, tmp_path, teachers, halves=halves)
+    (tmp_path / "out" / "teacher-1" / "split.json").unlink()
     halves.write_text(json.dumps({"halves": [["0"], ["999"]]}))
     with pytest.raises(UserError, match=r"must hold the images the teachers were trained on; 1 are not there \(first: 999\)"):
         refused(data, tmp_path, teachers, halves=halves)
@@ -368,6 +382,79 @@ def test_a_student_deeper_than_memory_allows_is_refused(data, tmp_path):
     teachers = given_teachers(data, tmp_path)
     with pytest.raises(UserError, match=r"too little memory for this model.*make the model smaller"):
         refused(data, tmp_path, teachers, model={**TINY, "block_out_channels": [400_000, 400_000]})
+
+
+def test_a_finished_defence_is_never_mixed_with_another(data, tmp_path):
+    """Whatever is refused, OUT/split.json stays what it was."""
+    teachers = given_teachers(data, tmp_path)
+    other = tmp_path / "other"
+    defend(settings("dual", data, other, steps=1, seed=7))
+    before = (other / "split.json").read_text()
+    with pytest.raises(UserError, match="holds a defence with other teachers"):
+        defend(defend_config("dual", data=str(data), output=other, teachers=teachers))
+    with pytest.raises(UserError, match="holds a defence with two teachers"):
+        defend(settings("one-teacher", data, other, steps=1))
+    with pytest.raises(UserError, match="is finished after 1 steps"):
+        defend(settings("dual", data, other, steps=1, seed=7, teacher_steps=2))
+    with pytest.raises(UserError, match="takes turns in another way"):
+        defend(settings("dual", data, other, steps=1, seed=7, choice="random"))
+    assert (other / "split.json").read_text() == before
+
+
+def test_a_student_whose_halves_were_exchanged_is_not_resumed(data, tmp_path):
+    teachers = given_teachers(data, tmp_path)
+    refused(data, tmp_path, teachers)
+    record = json.loads((tmp_path / "two" / "student" / "train.json").read_text())
+    assert len(set(record["halves"])) == 2
+    record["halves"].reverse()
+    (tmp_path / "two" / "student" / "train.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"holds another training run \(halves was"):
+        refused(data, tmp_path, teachers)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"train_size": 4}, "leave out --train-size"),
+        ({"autoencoder": "vae"}, "was trained on pixels; leave out --autoencoder"),
+        ({"resize": 16}, "must take inputs of the same shape; .*takes \\(1, 8, 8\\), the student's are \\(1, 16, 16\\)"),
+    ],
+)
+def test_settings_that_given_teachers_decide_are_refused(data, tmp_path, more, message):
+    teachers = given_teachers(data, tmp_path)
+    with pytest.raises(UserError, match=message):
+        refused(data, tmp_path, teachers, **more)
+
+
+def test_unfinished_and_missing_teachers_are_refused(data, tmp_path):
+    teachers = given_teachers(data, tmp_path)
+    with pytest.raises(UserError, match="must be folders of trained models; there is none at nowhere"):
+        refused(data, tmp_path, f"{tmp_path}/out/teacher-1,nowhere")
+    (tmp_path / "out" / "teacher-2" / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(UserError, match=r"scheduler_config\.json is missing"):
+        refused(data, tmp_path, teachers)
+    with pytest.raises(UserError, match="give --teachers A,B too"):
+        defend(settings("distill", data, tmp_path / "x", halves=tmp_path / "out" / "split.json"))
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(data, tmp_path):
+    from leakscope.files import locked
+
+    (tmp_path / "out" / "teacher-1").mkdir(parents=True)
+    with locked(tmp_path / "out" / "teacher-1"), pytest.raises(UserError, match=r"another process is training in .*teacher-1"):
+        defend(settings("dual", data, tmp_path / "out", steps=1))
+    defend(settings("dual", data, tmp_path / "out", steps=1))
+
+
+def test_under_a_launcher_both_processes_train_the_same_teacher(data, tmp_path):
+    """Two ranks must not start teachers of their own, whose gradients would meet."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "leakscope"]
+    command += ["defend", "dual", "--data", str(data), "--train-size", "16", "--steps", "2", "--batch-size", "4", "--device", "cpu"]
+    command += ["--preset", "digits", "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert isinstance(hub.load(tmp_path / "out" / "dual").denoiser, Dual)
+    assert (tmp_path / "out" / "teacher-2" / "checkpoint" / "random_states_1.pkl").exists(), "there was a second process"
 
 
 def test_one_teacher_is_not_two(data, tmp_path):

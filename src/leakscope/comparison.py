@@ -164,13 +164,16 @@ def _rate(result: Result, fpr: float) -> RateAtFPR:
     return next((r for r in result.tpr_at_fpr if abs(r.fpr - fpr) < 1e-9), missing)
 
 
-def _worst(runs: Sequence[Run], attacks: Sequence[str], controls: bool = False) -> tuple[Run, str, Literal["calibrate", "test"]]:
+def _worst(
+    runs: Sequence[Run], attacks: Sequence[str], controls: bool = False
+) -> tuple[Run, str, Literal["calibrate", "repeated", "test"]]:
     """The run and attack with the highest AUC on calibrate; on test where some run has no calibrate half."""
     candidates = [(run, attack, run.result(attack)) for run in runs for attack in attacks]
     candidates = [c for c in candidates if controls or may_lead(c[2].mask)]
     calibrated = all(c[2].per_timestep for c in candidates)
     run, attack, _ = max(candidates, key=lambda c: (_calibrate_auc(c[2]) if calibrated else c[2].auc.value) or 0.0)
-    return run, attack, "calibrate" if calibrated else "test"
+    repeated = any(run.record.split.repeats > 1 for run in runs) and len(candidates) > 1
+    return run, attack, ("repeated" if repeated else "calibrate") if calibrated else "test"
 
 
 def difference(first: tuple[Run, str], second: tuple[Run, str], seed: int) -> Difference:
@@ -202,10 +205,12 @@ def _quality_metric(entries: Sequence[Entry]) -> tuple[Literal["kid", "frechet"]
     known = [(entry.name, entry.quality) for entry in entries if entry.quality]
     if len(known) < 2:
         return None, f"{'no entry has' if not known else f'only {known[0][0]} has'} a quality.json"
-    settings = {(quality.extractor_fingerprint or quality.extractor, quality.images) for _, quality in known}
-    if len(settings) > 1:
-        each = "; ".join(f"{name}: {quality.extractor}, {quality.images} images" for name, quality in known)
-        return None, f"the metrics of quality are not comparable, because extractors or numbers of images differ ({each})"
+    if len({quality.setting for _, quality in known}) > 1:
+        each = "; ".join(f"{name}: {quality.extractor}, {quality.images} images, {quality.drawn}" for name, quality in known)
+        return (
+            None,
+            f"the metrics of quality are not comparable: extractors, numbers of images, references or samplers differ ({each})",
+        )
     for metric in LOWER_IS_BETTER:
         if all(quality.metric(metric) for _, quality in known):
             return ("kid" if metric == "kid" else "frechet"), None
@@ -239,6 +244,12 @@ def _warnings(
         for entry in compared
         if entry.worst.chosen_on == "test"
     ]
+    found += [
+        f"{entry.name}: its worst attack was chosen on the calibrate parts of all divisions together, which are nearly all the images "
+        "that it is reported on: that flatters the attack, the more so the more attacks and runs an entry has"
+        for entry in compared
+        if entry.worst.chosen_on == "repeated"
+    ]
     return found
 
 
@@ -248,11 +259,13 @@ def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> lis
     for entry, result in zip(entries[1:], compared[1:], strict=True):
         against = result.worst.difference
         assert against is not None, "only the reference has none"
-        tested = result.worst_result.n_members + result.worst_result.n_nonmembers
-        if against.members + against.nonmembers < FEW_PAIRS * tested:
+        numbers = [(one.name, one.worst_result.n_members, one.worst_result.n_nonmembers) for one in (result, compared[0])]
+        fewer = [(name, m, n) for name, m, n in numbers if against.members + against.nonmembers < FEW_PAIRS * (m + n)]
+        if fewer:
             found.append(
                 f"{entry.name}: differences rest on the {against.members} members and {against.nonmembers} held-out images in the test "
-                f"part of both runs; its own numbers on {result.worst_result.n_members} and {result.worst_result.n_nonmembers}"
+                "part of both runs, so they need not be what is left when one AUC is taken from the other; "
+                + " and ".join(f"the numbers of {name} rest on {m} and {n}" for name, m, n in fewer)
             )
         for run in entry.runs:
             if run.record.plan.data_fingerprint != reference.record.plan.data_fingerprint:

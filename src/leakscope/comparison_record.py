@@ -53,13 +53,14 @@ class ComparedResult(Record):
 class Worst(Record):
     """An entry's number: the run and attack with the highest AUC on the calibrate half, controls of masks aside.
 
-    `chosen_on` is "test" where a run has no calibrate half: then the largest AUC was picked, which is optimistic for the
+    `chosen_on` is "repeated" where small sets have several divisions, whose calibrate parts together are nearly all images, and
+    "test" where a run has no calibrate half: then the largest AUC was picked, which is optimistic for the
     attacker. `difference` is to the reference's own worst. `not_excluded` is the upper end of the AUC's interval.
     """
 
     run: str
     attack: str
-    chosen_on: Literal["calibrate", "test"]
+    chosen_on: Literal["calibrate", "repeated", "test"]
     not_excluded: float | None
     difference: Difference | None
 
@@ -79,10 +80,25 @@ class Quality(BaseModel):
 
     schema_version: Literal[1] = 1
     model: str
+    model_fingerprint: str = ""
     extractor: str
     extractor_fingerprint: str = ""
     images: int
+    sampler: str = ""
+    steps: int = 0
+    rounds: int = 1
+    reference: dict[str, str | int] = {}
     metrics: tuple[QualityMetric, ...]
+
+    @property
+    def setting(self) -> tuple[str, int, str, str]:
+        """What two measurements must share to be compared."""
+        return self.extractor_fingerprint or self.extractor, self.images, self.drawn, str(self.reference.get("fingerprint", ""))
+
+    @property
+    def drawn(self) -> str:
+        """How the images were drawn."""
+        return f"{self.sampler} of {self.steps} steps" if self.sampler else "sampler not known"
 
     def metric(self, name: str) -> QualityMetric | None:
         """One metric by its name; None where it was not computed."""

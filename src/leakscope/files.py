@@ -1,7 +1,8 @@
 """Writing so that a file is whole or absent, and a full or read-only disk is a clear message."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -48,6 +49,27 @@ def write_new(path: Path, text: str) -> bool:
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a folder to one process while it works there; raises `UserError` when another one has it.
+
+    The lock ends with the process, however that ends. Where the system has no such locks nothing is kept.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {folder}; wait for it, or stop it") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def checked_folder(path: Path) -> Path:

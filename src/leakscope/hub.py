@@ -117,17 +117,26 @@ def _denoiser(folder: Path, network_folder: Path, dtype: str, device: str) -> Ne
     return NetworkDenoiser(network, schedule, prediction_type, _classes(config, network_folder))
 
 
-def save_dual(folder: Path, teachers: tuple[Path, Path], choice: Choice = "alternate", seed: int = 0) -> None:
-    """Writes two trained folders as one that `load` reads as a `Dual`; every part of it also loads with diffusers.
-
-    Raises `UserError` when the two cannot take turns: other schedules, prediction types, classes, shapes or autoencoders.
-    """
+def load_pair(teachers: tuple[Path, Path]) -> tuple[Target, Target]:
+    """Two models that are to take turns, or to teach one student; raises `UserError` when they cannot."""
     one, other = (load(teacher, device="cpu") for teacher in teachers)
+    for path, target in zip(teachers, (one, other), strict=True):
+        if len(target.denoiser.exposed) > 1:
+            raise UserError(f"a teacher must be one network; {path} holds several")
     refuse_strangers(one.denoiser, other.denoiser)
     if one.shape != other.shape:
         raise UserError(f"the two teachers must take the same images; theirs are {one.shape} and {other.shape}")
     if one.latent != other.latent or (one.latent and codec_fingerprint(teachers[0]) != codec_fingerprint(teachers[1])):
         raise UserError("the two teachers must share one autoencoder; theirs differ: train both with the same --autoencoder")
+    return one, other
+
+
+def save_dual(folder: Path, teachers: tuple[Path, Path], choice: Choice = "alternate", seed: int = 0) -> None:
+    """Writes two trained folders as one that `load` reads as a `Dual`; every part of it also loads with diffusers.
+
+    Raises `UserError` when the two cannot take turns: other schedules, prediction types, classes, shapes or autoencoders.
+    """
+    one, other = load_pair(teachers)
     for part in PARTS:
         if (teachers[0] / part).is_dir():
             shutil.copytree(teachers[0] / part, folder / part, dirs_exist_ok=True)

@@ -166,8 +166,15 @@ def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, 
     """The quality of each entry by its name, and the file it is from: the one given as NAME=FILE, else of its first run with one."""
     files: dict[str, Path] = {}
     for entry in entries:
-        own = [run.folder / "quality.json" for run in entry.runs if (run.folder / "quality.json").is_file()]
-        files |= {entry.name: own[0]} if own else {}
+        own = [run for run in entry.runs if (run.folder / "quality.json").is_file()]
+        for run in own[:1]:
+            files[entry.name] = run.folder / "quality.json"
+            measured = read_quality(files[entry.name]).model_fingerprint
+            if measured and measured != run.record.plan.model_fingerprint:
+                raise UserError(
+                    f"{files[entry.name]} was measured on another model than {run.name} audits; measure that model into the folder, "
+                    f"or name the file with --quality {entry.name}=FILE"
+                )
     for argument in given:
         name, equals, file = argument.partition("=")
         if not equals or not file:
@@ -209,13 +216,14 @@ def read_halves(path: Path) -> HalvesFile:
     return HalvesFile(path, members, (first, second), (one, two))
 
 
-def default_halves(entries: Sequence[EntryRuns]) -> Path | None:
-    """split.json with halves beside the model of some run; None where there is none."""
+def default_halves(entries: Sequence[EntryRuns]) -> tuple[Path, ...]:
+    """Every split.json with halves beside the model of a run."""
+    found: list[Path] = []
     for run in (run for entry in entries for run in entry.runs):
         path = Path(str(run.record.settings.get("model") or run.record.plan.model)).absolute().parent / "split.json"
         try:
             if path.is_file() and "halves" in json.loads(path.read_text(encoding="utf-8")):
-                return path
+                found += [] if path in found else [path]
         except (OSError, ValueError):
             continue
-    return None
+    return tuple(found)

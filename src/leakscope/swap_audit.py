@@ -84,16 +84,23 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Hal
 
 def with_halves(audited: Sequence[EntryRuns], given: Path | None) -> tuple[tuple[EntryRuns, ...], HalvesFile | None, str | None]:
     """The entries with teachers on their own half, and the halves file; or why one that nobody asked for does not fit."""
-    path = given or default_halves(audited)
-    if path is None:
-        return tuple(audited), None, None
-    try:
-        halves = read_halves(path)
-        return tuple(on_own_half(entry, halves) for entry in audited), halves, None
-    except UserError as error:
-        if given:
-            raise
-        return tuple(audited), None, f"the halves in {path} are not used ({error})"
+    entries, used, unused = tuple(audited), list[HalvesFile](), list[str]()
+    for path in (given,) if given else default_halves(audited):
+        try:
+            halves = read_halves(path)
+            entries = tuple(on_own_half(entry, halves) for entry in entries)
+        except UserError as error:
+            if given:
+                raise
+            unused.append(f"the halves in {path} are not used ({error})")
+            continue
+        fingerprints = {run.record.plan.model_fingerprint for entry in audited for run in entry.runs}
+        if given or fingerprints & set(halves.teachers):
+            used.append(halves)
+        else:
+            unused.append(f"{path} names two teachers, and no run audits either of them")
+    swappable = [halves for halves in used if fingerprints >= set(halves.teachers)]
+    return entries, next(iter(swappable or used), None), "; ".join(unused) or None
 
 
 def swap_or_reason(

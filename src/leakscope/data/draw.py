@@ -1,6 +1,7 @@
 """Draws of images by id and seed: who is trained on, and which half settings are chosen on. Knows ids only, no images."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool
@@ -23,6 +24,11 @@ def keyed_order(ids: tuple[str, ...], *key: object) -> list[str]:
     """`ids` in an order that depends on nothing but each id and `key`."""
     prefix = "\0".join(map(str, key))
     return sorted(ids, key=lambda i: hashlib.blake2b(f"{prefix}\0{i}".encode(), digest_size=16).digest())
+
+
+def ids_digest(ids: Sequence[str]) -> str:
+    """A hash of a set of ids: equal for equal sets, whatever their order."""
+    return hashlib.sha256("\0".join(sorted(ids)).encode()).hexdigest()
 
 
 def calibrate_half(

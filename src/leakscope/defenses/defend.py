@@ -11,12 +11,13 @@ runs of `leakscope train` (their settings are in OUT/teacher-1/train.yaml), so e
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from pydantic import Field, model_validator
 
 from leakscope import hub
 from leakscope.config import build, read_yaml
+from leakscope.data.cohort import read_split
 from leakscope.data.sources import open_source
 from leakscope.defenses.halves import split_halves
 from leakscope.diffusion.dual import Choice
@@ -83,24 +85,65 @@ def defend(config: DefendConfig) -> Path:
     if config.kind != "denoiser":
         raise UserError(f"a defence trains denoisers; got kind {config.kind}: train the autoencoder first and give --autoencoder")
     checked_folder(config.output)
+    _refuse_other_kind(config)
     if config.method == "one-teacher":
         return _student(config, Lesson(_one_teacher(config)))
+    _refuse_strangers(config)
     halves = _halves(config)
     teachers = config.teachers or _train_teachers(config, halves)
     _write_split(config, halves, tuple(hub.fingerprint(teacher) for teacher in teachers))
     if config.method == "distill":
         return _student(config, Lesson(tuple(teachers), halves))
     dual = config.output / "dual"
-    hub.save_dual(dual, (teachers[0], teachers[1]), config.choice, config.seed)
-    write_text(dual / "split.json", (config.output / "split.json").read_text(encoding="utf-8"))
+    if (dual / hub.DUAL).exists() and json.loads((dual / hub.DUAL).read_text(encoding="utf-8")).get("choice") != config.choice:
+        raise UserError(f"{dual} takes turns in another way; choose another -o, or the same --choice")
+    if int(os.environ.get("RANK", 0)) == 0:
+        hub.save_dual(dual, (teachers[0], teachers[1]), config.choice, config.seed)
+        write_text(dual / "split.json", (config.output / "split.json").read_text(encoding="utf-8"))
     return dual
+
+
+def _refuse_other_kind(config: DefendConfig) -> None:
+    """Raises `UserError` when OUT holds a defence with another number of teachers, before anything of it is touched."""
+    path = config.output / "split.json"
+    two = "halves" in json.loads(path.read_text(encoding="utf-8")) if path.exists() else config.method != "one-teacher"
+    if two != (config.method != "one-teacher"):
+        raise UserError(f"{config.output} holds a defence with {'two teachers' if two else 'one teacher'}; choose another -o")
+
+
+def _refuse_strangers(config: DefendConfig) -> None:
+    """Raises `UserError` for given teachers that are no finished models, or that cannot teach together."""
+    if not config.teachers:
+        if config.halves:
+            raise UserError("--halves says what given teachers were trained on; give --teachers A,B too, or leave it out")
+        return
+    if len(config.teachers) != 2:
+        raise UserError(f"two teachers must be given, as --teachers A,B; got {len(config.teachers)}")
+    if config.train_size:
+        raise UserError("given teachers were trained already, which decides who is a member; leave out --train-size")
+    _refuse_missing(config.teachers)
+    target, _ = hub.load_pair((config.teachers[0], config.teachers[1]))
+    _refuse_other_autoencoder(config, config.teachers[0], target.latent)
+
+
+def _refuse_other_autoencoder(config: DefendConfig, teacher: Path, latent: bool) -> None:
+    """A student works on its teachers' latents; another autoencoder must not be dropped in silence."""
+    if config.autoencoder and not (latent and hub.codec_fingerprint(config.autoencoder) == hub.codec_fingerprint(teacher)):
+        own = "with another autoencoder" if latent else "on pixels"
+        raise UserError(f"a student works on what its teachers do, and {teacher} was trained {own}; leave out --autoencoder")
+    if latent and config.flip:
+        raise UserError("latents cannot be flipped like pixels; leave out --flip")
+
+
+def _refuse_missing(teachers: Sequence[Path]) -> None:
+    for teacher in teachers:
+        if not teacher.is_dir():
+            raise UserError(f"--teachers must be folders of trained models; there is none at {teacher}")
 
 
 def _halves(config: DefendConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The halves of given teachers, of an earlier command in this folder, or new ones."""
-    if config.teachers and len(config.teachers) != 2:
-        raise UserError(f"two teachers must be given, as --teachers A,B; got {len(config.teachers)}")
-    if config.halves or config.teachers:
+    if config.teachers:
         return _given_halves(config)
     codec = hub.load_codec(config.autoencoder, device="cpu") if config.autoencoder else None
     shape = training_shape(open_source(config.data), config, codec.network.config.in_channels if codec else None)
@@ -113,6 +156,8 @@ def _halves(config: DefendConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
         )
     together = f", {halves.groups} groups of near-duplicates kept together" if halves.groups else ""
     print(f"halves: {len(halves.first)} and {len(halves.second)} images{together}", file=sys.stderr)
+    if not data.nonmembers:
+        print("every image is a member: none is held out to audit with (--train-size N or --split FILE hold some out)", file=sys.stderr)
     split = {"members": data.members, "nonmembers": data.nonmembers, "halves": [halves.first, halves.second]}
     if not before.exists():
         write_text(before, json.dumps(split))
@@ -123,6 +168,9 @@ def _given_halves(config: DefendConfig) -> tuple[tuple[str, ...], tuple[str, ...
     """What given teachers were trained on, checked against each other and the data."""
     if config.halves:
         first, second = _read_halves(config.halves)
+        for teacher, half in zip(config.teachers, (first, second), strict=True):
+            if (teacher / "split.json").exists() and set(_trained_on(teacher)) != set(half):
+                raise UserError(f"{config.halves} must give the halves in the order of --teachers; {teacher}/split.json has other members")
     else:
         first, second = (_trained_on(teacher) for teacher in config.teachers)
     both = set(first) & set(second)
@@ -143,13 +191,16 @@ def _trained_on(teacher: Path) -> tuple[str, ...]:
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"nothing says what {teacher} was trained on: it has no split.json with members; "
-            'give --halves FILE, JSON {"halves": [IDS OF THE FIRST, IDS OF THE SECOND]}'
+            'put one there, or for two teachers give --halves FILE, JSON {"halves": [IDS OF THE FIRST, IDS OF THE SECOND]}'
         ) from None
 
 
 def _read_halves(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     try:
-        first, second = (tuple(map(str, half)) for half in json.loads(path.read_text(encoding="utf-8"))["halves"])
+        listed = json.loads(path.read_text(encoding="utf-8"))["halves"]
+        if not all(isinstance(half, list) for half in listed):
+            raise TypeError
+        first, second = (tuple(map(str, half)) for half in listed)
     except OSError as error:
         raise UserError(f"the halves {path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
@@ -159,28 +210,41 @@ def _read_halves(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return first, second
 
 
-def _held_out(config: DefendConfig, members: set[str]) -> list[str]:
+def _held_out(config: DefendConfig, members: set[str], ids: tuple[str, ...]) -> tuple[str, ...]:
     """Who is held out: as the split file of the data says; with given teachers and none, every other image of the data."""
-    before = config.output / "split.json"
-    if before.exists():
-        return list(json.loads(before.read_text(encoding="utf-8"))["nonmembers"])
-    if config.split:
-        return list(map(str, json.loads(config.split.read_text(encoding="utf-8"))["nonmembers"]))
-    return [i for i in open_source(config.data).ids if i not in members]
+    if not config.split:
+        aside = {i for teacher in config.teachers for i in _listed(teacher, "validation")}  # they chose a teacher's weights
+        return tuple(i for i in ids if i not in members and i not in aside)
+    listed, held_out = read_split(config.split, open_source(config.data))
+    if set(listed) != members:
+        raise UserError(
+            f"{config.split} must have the members that the teachers were trained on; "
+            f"{len(set(listed) ^ members)} ids are in only one of the two"
+        )
+    return held_out
 
 
 def _write_split(config: DefendConfig, halves: tuple[tuple[str, ...], tuple[str, ...]], fingerprints: Sequence[str]) -> None:
+    """Writes OUT/split.json; raises `UserError` when it is that of another defence."""
+    path, ids = config.output / "split.json", open_source(config.data).ids
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if before and (before.get("teachers", list(fingerprints)) != list(fingerprints) or _read_halves(path) != tuple(halves)):
+        raise UserError(f"{config.output} holds a defence with other teachers; choose another -o")
     members = {i for half in halves for i in half}
-    held_out = [i for i in _held_out(config, members) if i not in members]
-    order = [i for i in open_source(config.data).ids if i in members]
-    split = {"members": order, "nonmembers": held_out, "halves": halves, "teachers": fingerprints}
-    write_text(config.output / "split.json", json.dumps(split))
+    held_out = before["nonmembers"] if before else _held_out(config, members, ids)
+    split = {"members": [i for i in ids if i in members], "nonmembers": held_out, "halves": halves, "teachers": fingerprints}
+    write_text(path, json.dumps(split))
 
 
 def _train_teachers(config: DefendConfig, halves: tuple[tuple[str, ...], tuple[str, ...]]) -> tuple[Path, ...]:
     """Trains a teacher on each half, side by side where there are two devices or several cores."""
     folders = tuple(config.output / name for name in TEACHERS)
-    nonmembers = json.loads((config.output / "split.json").read_text(encoding="utf-8"))["nonmembers"]
+    split = json.loads((config.output / "split.json").read_text(encoding="utf-8"))
+    nonmembers, steps = split["nonmembers"], config.teacher_steps or config.steps
+    for folder in folders if "teachers" in split else ():
+        before = json.loads((folder / "train.json").read_text(encoding="utf-8"))["steps"] if (folder / "train.json").exists() else steps
+        if before != steps:
+            raise UserError(f"{folder} is finished after {before} steps, and what was made of it would not fit {steps}; choose another -o")
     together = _side_by_side(config)
     for number, (folder, half) in enumerate(zip(folders, halves, strict=True)):
         folder.mkdir(exist_ok=True)
@@ -192,7 +256,7 @@ def _train_teachers(config: DefendConfig, halves: tuple[tuple[str, ...], tuple[s
                 "output": folder,
                 "split": folder / "split.json",
                 "train_size": None,
-                "steps": config.teacher_steps or config.steps,
+                "steps": steps,
                 "seed": config.seed + number,
                 "threads": threads,
             }
@@ -210,6 +274,10 @@ def _train_teachers(config: DefendConfig, halves: tuple[tuple[str, ...], tuple[s
 
 def _side_by_side(config: DefendConfig) -> bool:
     """Whether each teacher gets a process of its own: two accelerators, or at least two cores without any."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a launcher's processes share each training already
+        if config.side_by_side:
+            raise UserError("--side-by-side starts processes of its own; leave it out under a launcher")
+        return False
     if config.side_by_side is not None:
         return config.side_by_side
     accelerators = torch.cuda.device_count() if config.device == "auto" else 0
@@ -218,10 +286,12 @@ def _side_by_side(config: DefendConfig) -> bool:
 
 def _run_side_by_side(folders: Sequence[Path]) -> None:
     """One `leakscope train` per teacher; their lines carry the teacher's name, and the first failure stops both."""
-    devices = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = [name for name in visible.split(",") if name] or [str(number) for number in range(torch.cuda.device_count())]
     processes, threads, last = [], [], ["" for _ in folders]
+    ended = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if current_thread() is main_thread() else None
     for number, folder in enumerate(folders):
-        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": str(number % devices)} if devices else {})}
+        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {})}
         command = [sys.executable, "-m", "leakscope", "train", "-C", str(folder / "train.yaml")]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
         processes.append(process)
@@ -235,6 +305,8 @@ def _run_side_by_side(folders: Sequence[Path]) -> None:
         for process in processes:
             process.terminate()  # nothing to a process that has ended
             process.wait()
+        if ended is not None:
+            signal.signal(signal.SIGTERM, ended)
     for thread in threads:
         thread.join()
     for folder, code, line in zip(folders, codes, last, strict=True):
@@ -252,9 +324,12 @@ def _relay(lines: Iterable[str], name: str, number: int, last: list[str]) -> Non
 
 def _one_teacher(config: DefendConfig) -> tuple[Path, ...]:
     """The teacher of plain distillation: given, or trained on all images."""
-    if len(config.teachers) > 1:
-        raise UserError(f"one-teacher distillation takes one teacher, as --teachers MODEL; got {len(config.teachers)}")
+    if len(config.teachers) > 1 or config.halves:
+        got = f"got {len(config.teachers)}" if len(config.teachers) > 1 else "--halves is for two"
+        raise UserError(f"one-teacher distillation takes one teacher, as --teachers MODEL; {got}")
     if config.teachers:
+        _refuse_missing(config.teachers)
+        _refuse_other_autoencoder(config, config.teachers[0], hub.load(config.teachers[0], device="cpu").latent)
         return config.teachers
     folder = config.output / "teacher"
     settings = config.model_copy(update={"output": folder, "steps": config.teacher_steps or config.steps})
@@ -266,8 +341,10 @@ def _student(config: DefendConfig, lesson: Lesson) -> Path:
     teacher = lesson.teachers[0]
     split = config.output / "split.json"
     if not lesson.halves:
-        trained = {"members": _trained_on(teacher), "nonmembers": _nonmembers(teacher)}
-        write_text(split, json.dumps(trained))
+        trained = json.dumps({"members": _trained_on(teacher), "nonmembers": _listed(teacher, "nonmembers")})
+        if split.exists() and split.read_text(encoding="utf-8") != trained:
+            raise UserError(f"{config.output} holds a defence with other teachers; choose another -o")
+        write_text(split, trained)
     latent = any((teacher / name).is_dir() for name in hub.AUTOENCODER_FOLDERS)
     model, scheduler = hub.settings_of(teacher)
     update = {
@@ -283,5 +360,7 @@ def _student(config: DefendConfig, lesson: Lesson) -> Path:
     return train(TrainConfig(**config.model_copy(update=update).model_dump(include=set(TrainConfig.model_fields))), lesson)
 
 
-def _nonmembers(teacher: Path) -> list[str]:
-    return list(json.loads((teacher / "split.json").read_text(encoding="utf-8")).get("nonmembers", []))
+def _listed(teacher: Path, side: str) -> list[str]:
+    """The ids on one side of a teacher's split.json; none without the file."""
+    path = teacher / "split.json"
+    return list(json.loads(path.read_text(encoding="utf-8")).get(side, [])) if path.exists() else []

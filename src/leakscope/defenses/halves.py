@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float64, Int, UInt8
 
 from leakscope.data.pixels import ImageShape, fit
 from leakscope.errors import UserError
+from leakscope.progress import progress
 
 THUMBNAIL = 16  # pixels a side
 SMALLEST = 2  # images a half must have
+AT_ONCE = 256  # images whose neighbours are in memory together
+SLACK = 1e-5  # of a distance, for rounding
 
 
 class Halves(NamedTuple):
@@ -35,9 +38,9 @@ def split_halves(ids: Sequence[str], images: UInt8[np.ndarray, "n h w c"], radiu
     sizes = np.bincount(group)
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind="stable")]  # large groups first, so that single images even the halves out
-    side, filled = np.zeros(len(sizes), dtype=int), [0, 0]
+    side, filled, favoured = np.zeros(len(sizes), dtype=int), [0, 0], int(np.random.default_rng((seed, 4)).integers(2))
     for number in order:
-        side[number] = int(filled[1] < filled[0])
+        side[number] = favoured if filled[0] == filled[1] else int(filled[1] < filled[0])
         filled[side[number]] += sizes[number]
     if min(filled) < SMALLEST:
         raise UserError(
@@ -50,21 +53,30 @@ def split_halves(ids: Sequence[str], images: UInt8[np.ndarray, "n h w c"], radiu
 
 def near_duplicates(images: UInt8[np.ndarray, "n h w c"], radius: float) -> Int[np.ndarray, " n"]:
     """The number of the group of near-duplicates that each image is in."""
+    from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
     from sklearn.neighbors import NearestNeighbors
 
     upright, mirrored = thumbnails(images), thumbnails(images[:, :, ::-1])
-    reach = radius * float(np.sqrt(upright.shape[1])) + 1e-6
-    near = NearestNeighbors(radius=reach, algorithm="brute").fit(upright)
-    graph = near.radius_neighbors_graph(upright) + near.radius_neighbors_graph(mirrored)
-    _, group = connected_components(graph, directed=False)
-    return group  # type: ignore[no-any-return]
+    near = NearestNeighbors(radius=radius * float(np.sqrt(upright.shape[1])) + SLACK, algorithm="brute").fit(upright)
+    n = len(upright)
+    group = np.arange(n)
+    with progress("looking for near-duplicates", n, "images") as advance:
+        for start in range(0, n, AT_ONCE):  # a block at a time, since images that look alike have a neighbour in every other
+            rows = np.arange(start, min(start + AT_ONCE, n))
+            for side in (upright, mirrored):
+                found = near.radius_neighbors_graph(side[rows]).tocoo()
+                ends = (np.concatenate([rows[found.row], np.arange(n)]), np.concatenate([found.col, group]))
+                _, group = connected_components(coo_array((np.ones(len(ends[0])), ends), shape=(n, n)), directed=False)
+                group = np.unique(group, return_index=True)[1][group]  # the first image of each group stands for it
+            advance(len(rows))
+    return np.unique(group, return_inverse=True)[1]  # type: ignore[no-any-return]
 
 
-def thumbnails(images: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n d"]:
+def thumbnails(images: UInt8[np.ndarray, "n h w c"]) -> Float64[np.ndarray, "n d"]:
     """Every image at THUMBNAIL pixels a side (smaller ones as they are), flat, in [0, 1]."""
     _, height, width, channels = images.shape
     if min(height, width) > THUMBNAIL:
         shape = ImageShape(channels, THUMBNAIL, THUMBNAIL)
         images = np.stack([fit(np.ascontiguousarray(image), shape, True, "image") for image in images])
-    return images.reshape(len(images), -1).astype(np.float32) / 255
+    return images.reshape(len(images), -1).astype(np.float64) / 255

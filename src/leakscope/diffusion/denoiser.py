@@ -100,6 +100,13 @@ class Counted(Denoiser):
     def schedule(self) -> Schedule:  # type: ignore[override]
         return self.denoiser.schedule
 
+    @property
+    def exposed(self) -> tuple[Denoiser, ...]:
+        return tuple(Counted(denoiser, self.on_call) for denoiser in self.denoiser.exposed)
+
+    def over(self, timesteps: tuple[int, ...]) -> "Counted":
+        return Counted(self.denoiser.over(timesteps), self.on_call)
+
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         eps = self.denoiser(x_t, t, cond)
         self.on_call(len(x_t), t)

@@ -33,6 +33,7 @@ from leakscope.quality.features import Both, RealSet, cut, features_of, read_set
 from leakscope.quality.record import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
 from leakscope.record import Estimate
 from leakscope.report.quality import Pictures, html
+from leakscope.run_folder import read_plan
 from leakscope.threads import side_by_side
 
 SCORES = "nearest.csv"
@@ -216,6 +217,9 @@ def _write_scores(path: Path, reference: RealSet, training: RealSet, generated: 
 
 def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: RealSet, training: RealSet | None) -> None:
     encoders = prepared.encoders
+    plan = read_plan(folder)
+    if plan is not None and plan.model_fingerprint != prepared.target.fingerprint:
+        raise UserError(f"{folder} is the audit of another model; choose another folder")
     if not (folder / FILE).exists():
         return
     before = read_quality(folder)

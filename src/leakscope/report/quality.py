@@ -83,7 +83,9 @@ def verdict(record: QualityRecord) -> Verdict:
     rate = record.metric("copy_rate")
     distance = _distance(record)
     if rate.value is None or rate.low is None or rate.high is None:
-        title = "Measured: how far the images are from real ones. Copying was not looked at."
+        measured = any(metric.value is not None for metric in record.metrics)
+        title = "How far the images are from real ones was measured" if measured else "Nothing could be measured with so few images"
+        title += "; whether training images are copied was not." if measured else "."
         return Verdict("invalid", title, (distance, f"No copy rate: {visible(rate.reason or '')}."))
     value, ends = spoken(rate)
     size = f"{value} of the generated images (95 % interval {ends}) are nearer to a training image than 99 % of unseen real images are"

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from leakscope import hub
+from leakscope.data.draw import ids_digest
 from leakscope.diffusion.denoiser import NetworkDenoiser
 from leakscope.diffusion.dual import refuse_strangers
 from leakscope.errors import UserError
@@ -34,7 +35,7 @@ class Lesson:
 
     def record(self) -> dict[str, Any]:
         """What decides the student besides its own settings."""
-        halves = {"half_sizes": [len(half) for half in self.halves]} if self.halves else {}
+        halves = {"halves": [ids_digest(half) for half in self.halves]} if self.halves else {}
         return {"teachers": [hub.fingerprint(teacher) for teacher in self.teachers], **halves}
 
 
@@ -80,19 +81,22 @@ def teacher_networks(lesson: Lesson, device: torch.device, scheduler: Any, shape
         if not isinstance(denoiser, NetworkDenoiser):
             raise UserError(f"a teacher must be one network; {path} holds several")
         refuse_strangers(targets[0].denoiser, denoiser)
-        config = scheduler.config
-        if config.prediction_type != denoiser.prediction_type:
-            raise UserError(
-                f"student and teachers must have the same prediction type; got {config.prediction_type} and {denoiser.prediction_type}"
-            )
+        if scheduler.config.prediction_type != denoiser.prediction_type:
+            pair = f"{scheduler.config.prediction_type} and {denoiser.prediction_type}"
+            raise UserError(f"student and teachers must have the same prediction type; got {pair}")
         own = np.asarray(scheduler.alphas_cumprod, dtype=np.float64)
         if own.shape != denoiser.schedule.alphas_cumprod.shape or not np.allclose(own, denoiser.schedule.alphas_cumprod, rtol=1e-5):
             raise UserError(
                 f"student and teachers must have the same noise schedule; {path} has another: leave out `scheduler`, or set it alike"
             )
-        takes = denoiser.network.config.in_channels  # type: ignore[union-attr]
-        if takes != shape[0]:
-            raise UserError(f"student and teachers must take the same inputs; {path} takes {takes} channels, the student {shape[0]}")
+        config: Any = denoiser.network.config
+        size = config.sample_size or shape[1:]
+        takes = (config.in_channels, *((size, size) if isinstance(size, int) else tuple(size)))
+        if takes != tuple(shape):
+            raise UserError(
+                f"student and teachers must take inputs of the same shape; {path} takes {takes}, the student's are {tuple(shape)}: "
+                "give the --resize and --autoencoder that the teachers were trained with"
+            )
     return tuple(target.denoiser.network for target in targets)  # type: ignore[attr-defined]
 
 

@@ -29,7 +29,8 @@ from leakscope.training.settings import TrainConfig
 from leakscope.training.task import Task, batch, keyed, refuse_divergence, shuffled
 
 LOSS_EVERY = 50  # steps averaged in one point of the loss curve
-MAY_CHANGE = frozenset({"output", "steps", "checkpoint_every", "threads", "device"})  # between a run and its resumption
+MAY_CHANGE = frozenset({"output", "split", "steps", "checkpoint_every", "threads", "device"})  # between a run and its resumption
+OUTCOMES = frozenset({"early_stopping", "spent"})  # keys of train.json that only a finished run has
 FIXED_BY = {"validation": "checkpoint_every", "dp_epsilon": "steps"}  # unless this setting makes the result depend on it
 
 
@@ -46,7 +47,10 @@ def accelerator_of(config: TrainConfig) -> Any:
 
 
 def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
-    """Raises `UserError` when the folder holds another training run, or a model from elsewhere."""
+    """Raises `UserError` when the folder holds another training run, or a model from elsewhere.
+
+    A record with a hash of the `members` is complete: then a key that only the earlier run has is a difference too.
+    """
     path = folder / "train.json"
     if not path.exists():
         if any((folder / name).exists() for name in (*hub.PARTS, "model_index.json")):
@@ -54,10 +58,12 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     defaults = {name: f.default for name, f in TrainConfig.model_fields.items()}  # of settings that older runs did not have
-    free = MAY_CHANGE - {fixed for key, fixed in FIXED_BY.items() if record.get(key) is not None}
-    changed = [k for k in record if k not in free and record[k] != before.get(k, defaults.get(k))]
+    free = OUTCOMES | (MAY_CHANGE - {fixed for key, fixed in FIXED_BY.items() if record.get(key) is not None})
+    free |= set() if "members" in before else {"members"}  # older runs did not say
+    keys = [*record, *(k for k in before if k not in record)] if "members" in record else list(record)
+    changed = [k for k in keys if k not in free and record.get(k) != before.get(k, defaults.get(k))]
     if changed:
-        was = ", ".join(f"{k} was {before.get(k)!r}, now {record[k]!r}" for k in changed[:3])
+        was = ", ".join(f"{k} was {before.get(k)!r}, now {record.get(k)!r}" for k in changed[:3])
         raise UserError(f"{folder} holds another training run ({was}); choose another -o, or the same settings to resume")
 
 

@@ -1,6 +1,7 @@
 """`leakscope train`: from settings to a diffusers folder."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import torch
 
 from leakscope import hub
+from leakscope.data.draw import ids_digest
 from leakscope.data.sources import open_source
-from leakscope.files import checked_folder, write_text
+from leakscope.files import checked_folder, locked, write_text
 from leakscope.training.autoencoder import autoencoder_config, autoencoder_task
 from leakscope.training.denoiser import denoiser_task, network_config
 from leakscope.training.distillation import Lesson
@@ -24,14 +26,20 @@ from leakscope.training.task import Task
 def train(config: TrainConfig, lesson: Lesson | None = None) -> Path:
     """Trains (or goes on training) the model of `config`, with a lesson by distillation, and returns its folder.
 
-    Raises `UserError` for data or a configuration that cannot be trained, or for a folder that holds another run.
+    Raises `UserError` for data or a configuration that cannot be trained, or for a folder that holds another run or that
+    another process is training in.
     """
     accelerator = accelerator_of(config)
+    checked_folder(config.output)
+    with locked(config.output) if accelerator.is_main_process else nullcontext():
+        return _train(config, lesson, accelerator)
+
+
+def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path:
     codec = hub.load_codec(config.autoencoder, device=str(accelerator.device)) if config.autoencoder else None
     shape = training_shape(open_source(config.data), config, codec.network.config.in_channels if codec else None)
     latent = hub.latent_shape(codec, shape) if codec else shape
     network = network_config(config, latent) if config.kind == "denoiser" else autoencoder_config(config, shape)
-    checked_folder(config.output)
     record = _record(config, network) | (
         {"autoencoder_fingerprint": hub.codec_fingerprint(config.autoencoder)} if config.autoencoder else {}
     )
@@ -39,7 +47,7 @@ def train(config: TrainConfig, lesson: Lesson | None = None) -> Path:
     refuse_other_run(config.output, record)
     data = read_training_data(config, shape)
     privacy = plan_privacy(config, len(data.images), accelerator.num_processes) if config.private else None
-    record |= {"privacy": privacy.record()} if privacy else {}
+    record |= {"members": ids_digest(data.members), **({"privacy": privacy.record()} if privacy else {})}
     refuse_other_run(config.output, record)
     torch.manual_seed(config.seed)
     with clear_memory_message(config.batch_size):
