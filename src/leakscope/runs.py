@@ -220,7 +220,7 @@ def default_halves(entries: Sequence[EntryRuns]) -> tuple[Path, ...]:
     """Every split.json with halves beside the model of a run."""
     found: list[Path] = []
     for run in (run for entry in entries for run in entry.runs):
-        path = Path(str(run.record.settings.get("model") or run.record.plan.model)).absolute().parent / "split.json"
+        path = Path(str(run.record.settings.get("model") or run.record.plan.model)).parent / "split.json"
         try:
             if path.is_file() and "halves" in json.loads(path.read_text(encoding="utf-8")):
                 found += [] if path in found else [path]

@@ -29,6 +29,7 @@ QUALITY = {
     "recall": "recall",
     "copy_rate": "copy rate",
 }
+TABULATED = ("kid", "frechet", "copy_rate")
 HOW_TO_QUALITY = "leakscope quality MODEL --reference DATA -o RUN"
 
 
@@ -185,7 +186,8 @@ def entries_table(record: Comparison, names: bool) -> Table:
         Column(("TPR at 10 % FPR", "difference (points)"), "In points of percent.", 6, rates(lambda d: d.tpr_at_10pct)),
     )
     found = {m.name for e in record.entries if e.quality for m in e.quality.metrics}
-    quality = tuple(Column((QUALITY.get(m, visible(m)),), "From quality.json.", 7 + i, _quality(m)) for i, m in enumerate(sorted(found)))
+    shown = [m for m in TABULATED if m in found]  # as many as a page is wide; quality.json has the others
+    quality = tuple(Column((QUALITY.get(m, visible(m)),), "From quality.json.", 7 + i, _quality(m)) for i, m in enumerate(shown))
     drawn = (*((worst,) if names else ()), *measured, *quality)
     return tabulate(record.entries, drawn, lambda e: (e.name, _small_print(e), False))
 
@@ -209,9 +211,9 @@ def _quality(name: str) -> Callable[[Entry], Cell]:
             return Cell("-")
         if found.value is None:
             return missing(found.reason)
-        return Cell(
-            f"{found.value:.4g}", (f"[{found.low:.4g}, {found.high:.4g}]",) if found.low is not None and found.high is not None else ()
-        )
+        digits = 3 if abs(found.value) < 2 else 2
+        ends = (f"[{found.low:.{digits}f}, {found.high:.{digits}f}]",) if found.low is not None and found.high is not None else ()
+        return Cell(f"{found.value:.{digits}f}", ends)
 
     return cell
 
