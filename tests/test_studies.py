@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from leakscope.audit_config import AuditConfig, GeometryConfig
+from leakscope.comparison_record import Comparison
 from leakscope.config import build, read_yaml
 from leakscope.record import AuditRecord
 from leakscope.training.settings import train_config
@@ -122,3 +123,15 @@ def test_the_tables_of_a_latent_study_are_its_record_and_its_settings_those_of_i
     assert [r.attack for r in record.results if r.mask is None] == list(config.attacks)
     sima = record.result("sima").auc.value
     assert 0.65 <= sima <= 0.95, "trained until it leaks, not until it is saturated"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
+def test_the_tables_of_the_study_of_defences_are_its_records(name):
+    text = (STUDIES / "README.md").read_text()
+    record = Comparison.model_validate_json((STUDIES / "defences" / f"{name}-compare.json").read_text())
+    table = script("table")
+    assert table.defence_table(record) in text and table.swap_table(record) in text
+    trained = train_config(None, STUDIES / "defences" / f"{name}.yaml", data="x.npy", output="y")
+    assert f"{trained.steps:,}" in text.partition("# Defences")[2]
+    undefended = max(r.auc.value for r in record.reference.results)
+    assert undefended >= 0.85, "the study asks for a model that leaks"
