@@ -53,12 +53,13 @@ def test_what_an_interrupted_call_drew_is_kept_and_the_rest_is_the_same(tmp_path
     counted = Counted(Gaussian(0.2, 0.3, SCHEDULE), interrupt)
     with pytest.raises(KeyboardInterrupt):
         generate(analytic(counted), 10, steps=3, folder=tmp_path / "cut")
-    assert [p.name for p in sorted((tmp_path / "cut" / "generated").glob("*.npy"))] == ["images-00000.npy"]
+    drawn = {p.name for p in (tmp_path / "cut" / "generated").glob("*.npy")}
+    assert "images-00000.npy" in drawn and "images-00001.npy" not in drawn, "the third may have begun before the second had failed"
     calls = 10
     np.testing.assert_array_equal(generate(analytic(counted), 10, steps=3, folder=tmp_path / "cut"), whole)
-    assert calls == 10 + 2 * 3, "a finished chunk is not drawn again"
+    assert calls == 10 + (3 - len(drawn)) * 3, "a finished chunk is not drawn again"
     np.testing.assert_array_equal(generate(analytic(counted), 10, steps=3, folder=tmp_path / "cut"), whole)
-    assert calls == 10 + 2 * 3
+    assert calls == 10 + (3 - len(drawn)) * 3
 
 
 def test_two_models_take_turns_and_adaptive_rounds_ask_them_again() -> None:
