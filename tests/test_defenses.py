@@ -264,29 +264,9 @@ def test_a_student_of_latents_learns_on_its_teachers_latents(tmp_path, latent_fo
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     folder = latent_folder("vae")
-    student = defend(
-        settings(
-            "distill",
-            tmp_path / "images.npy",
-            tmp_path / "out",
-            train_size=8,
-            autoencoder=folder,
-            model={**TINY, "in_channels": 4, "out_channels": 4},
-            steps=2,
-        )
-    )
+    more = {"train_size": 8, "autoencoder": folder, "model": {**TINY, "in_channels": 4, "out_channels": 4}, "steps": 2}
+    student, dual = (defend(settings(method, tmp_path / "images.npy", tmp_path / "out", **more)) for method in ("distill", "dual"))
     assert hub.codec_fingerprint(student) == hub.codec_fingerprint(tmp_path / "out" / "teacher-1")
-    dual = defend(
-        settings(
-            "dual",
-            tmp_path / "images.npy",
-            tmp_path / "out",
-            train_size=8,
-            autoencoder=folder,
-            model={**TINY, "in_channels": 4, "out_channels": 4},
-            steps=2,
-        )
-    )
     assert hub.load(dual).latent
 
 

@@ -1,5 +1,6 @@
 """Writing so that a file is whole or absent, and a full or read-only disk is a clear message."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,6 +75,17 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def hash_files(files: list[Path]) -> str:
+    """The SHA-256 of the names and contents of files, in their order."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def checked_folder(path: Path) -> Path:

@@ -10,7 +10,6 @@ The only module that imports diffusers or knows its folder layout:
 model_index.json is not needed.
 """
 
-import hashlib
 import inspect
 import json
 import os
@@ -29,7 +28,7 @@ from leakscope.diffusion.denoiser import Denoiser, NetworkDenoiser, PredictionTy
 from leakscope.diffusion.dual import Choice, Dual, refuse_strangers
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, unknown
-from leakscope.files import write_text
+from leakscope.files import hash_files, write_text
 
 UNKNOWN = "unknown"
 NETWORKS = {"unet": ("UNet2DModel",), "transformer": ("DiTTransformer2DModel",)}
@@ -212,7 +211,7 @@ def fingerprint(folder: str | Path) -> str:
 def codec_fingerprint(folder: Path) -> str:
     """Which autoencoder is in a folder: a hash of its weights and config."""
     own = _autoencoder_folder(folder) or folder
-    return _hash([*sorted(own.glob("*.safetensors")), own / "config.json"])
+    return hash_files([*sorted(own.glob("*.safetensors")), own / "config.json"])
 
 
 def new_autoencoder(name: str, config: dict[str, Any]) -> torch.nn.Module:
@@ -483,14 +482,4 @@ def _fingerprint(folder: Path) -> str:
     for part in PARTS:
         if part != "scheduler" and (folder / part).is_dir():
             files += [*sorted((folder / part).glob("*.safetensors")), folder / part / "config.json"]
-    return _hash(files)
-
-
-def _hash(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
+    return hash_files(files)

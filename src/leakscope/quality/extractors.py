@@ -27,6 +27,7 @@ from torch import Tensor
 
 from leakscope.data.pixels import ImageShape, to_model
 from leakscope.errors import UserError, unknown
+from leakscope.files import hash_files
 
 KINDS = ("inception", "dinov2", "clip", "sscd", "torchscript", "pixels")
 HUB = {"dinov2": "facebook/dinov2-large", "clip": "openai/clip-vit-large-patch14"}
@@ -80,7 +81,7 @@ def open_extractor(spec: "str | Path | Callable[[Tensor], Answer] | Extractor", 
         return _transformer(kind, where or HUB[kind], device)
     network = _torchscript(Path(where), device)
     run = {"inception": _inception, "sscd": _sscd, "torchscript": _either_channels}[kind](network, device)
-    return Extractor(text if kind == "inception" else f"{kind}:{where}", _hash([Path(where)]), run)
+    return Extractor(text if kind == "inception" else f"{kind}:{where}", hash_files([Path(where)]), run)
 
 
 def probe(extractor: Extractor, shape: ImageShape) -> int:
@@ -246,7 +247,7 @@ def _transformer(kind: str, model: str, device: str) -> Extractor:
     network = network.to(device).eval()
     embed = (lambda x: network(x).last_hidden_state[:, 0]) if kind == "dinov2" else (lambda x: network(x).image_embeds)
     files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "preprocessor_config.json"]
-    return Extractor(f"{kind}:{model}", _hash(files), lambda images: embed(preprocess(images).to(device)))
+    return Extractor(f"{kind}:{model}", hash_files(files), lambda images: embed(preprocess(images).to(device)))
 
 
 def _encoder_folder(model: str) -> Path:
@@ -283,13 +284,3 @@ def _preprocessing(folder: Path) -> Callable[[Images], Tensor]:
         return sized[max(top, 0) :, max(left, 0) :][: crop["height"], : crop["width"]]
 
     return lambda images: _normalised(np.stack([one(image) for image in _rgb(images)]), mean, std, "cpu")
-
-
-def _hash(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
