@@ -1,0 +1,51 @@
+"""Captions as a denoiser is given them, and what may be done with the conditions of a batch without knowing their kind.
+
+A condition is None, a tensor of class labels (b,), or the `Prompts` of b images.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """The captions of b images, embedded by the model's own text encoder.
+
+    `tensors` is what the network takes besides x_t and t, by the names of its pipeline, each of b rows; the first is the
+    text embedding that it attends to. `encode` embeds other texts in the same way, each distinct one once.
+    """
+
+    texts: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+    encode: "Callable[[Sequence[str]], Prompts]"
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def vectors(self) -> Float64[Tensor, "b d"]:
+        """The text embeddings as one vector a caption, for similarities between captions."""
+        return next(iter(self.tensors.values())).flatten(start_dim=1).cpu().double()
+
+
+def joined(conditions: Sequence[Any]) -> Any:
+    """The conditions of several batches of one model as those of one batch."""
+    first = conditions[0]
+    if first is None or isinstance(first, Tensor):
+        return first if first is None else torch.cat(list(conditions))
+    texts = tuple(text for prompts in conditions for text in prompts.texts)
+    tensors = {name: torch.cat([prompts.tensors[name] for prompts in conditions]) for name in first.tensors}
+    return Prompts(texts, tensors, first.encode)
+
+
+def chosen(condition: Any, rows: slice) -> Any:
+    """The conditions of some rows of a batch."""
+    if condition is None or isinstance(condition, Tensor):
+        return condition if condition is None else condition[rows]
+    return Prompts(condition.texts[rows], {name: tensor[rows] for name, tensor in condition.tensors.items()}, condition.encode)
