@@ -81,7 +81,7 @@ def test_attacks_never_import_codecs_data_hub_defences_or_training():
 
 def test_only_the_hub_imports_diffusers():
     users = {str(f.relative_to(SOURCE)) for f in SOURCE.rglob("*.py") if any(n.split(".")[0] == "diffusers" for n in imports(f))}
-    assert users == {"hub.py"}
+    assert users and all(user.startswith("hub/") for user in users)
 
 
 UNNEEDED = {"PIL", "pandas", "pyarrow", "matplotlib", "jinja2", "sklearn", "scipy", "numpy.f2py", "datasets"} | TORCH

@@ -1,0 +1,121 @@
+"""What lies in a model's folder: where its parts are, how one is read safely, and a hash of them all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leakscope.errors import UserError
+from leakscope.files import hash_files
+
+NETWORKS = {"unet": ("UNet2DModel",), "transformer": ("DiTTransformer2DModel",)}
+AUTOENCODER_FOLDERS = ("vae", "vqvae")
+SECOND = "_2"  # what the folder of a second network is called after the first
+PARTS = (*NETWORKS, *(name + SECOND for name in NETWORKS), *AUTOENCODER_FOLDERS, "scheduler")
+DUAL = "dual.json"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def located(model: str | Path) -> Path:
+    path = Path(model)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix in PICKLES:
+            raise UserError(pickle_message(path))
+        raise UserError(f"MODEL must be a diffusers folder or a hub id; {path} is a file")
+    if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
+        raise UserError(f"MODEL must be a diffusers folder or a hub id (owner/name); found nothing at {model}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                str(model), allow_patterns=["*.json", *(f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors"))]
+            )
+        )
+    except Exception as error:  # network, gating and naming errors differ by version; all mean the id gave no model
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"no folder at {model}, and the hub gave no such model ({reason}); pass a local folder") from None
+
+
+def pickle_message(path: Path) -> str:
+    return (
+        f"{path} is a pickle checkpoint, which runs code when it is opened; convert it where you trust it: load it with "
+        "diffusers' from_pretrained(..., use_safetensors=False) and save_pretrained(..., safe_serialization=True)"
+    )
+
+
+def refuse_pickles(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
+    if pickles:
+        raise UserError(pickle_message(pickles[0]))
+    raise UserError(f"{folder} must hold the weights as .safetensors; found none")
+
+
+def read_json(path: Path, must: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{must}; {path.parent.name}/{path.name} is missing")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} must be JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object; got {type(content).__name__}")
+    return content
+
+
+def pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    try:
+        network, info = getattr(diffusers_library(), name).from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            low_cpu_mem_usage=False,
+        )
+    except Exception as error:  # safetensors, json and torch each raise their own; all mean unusable weights
+        raise UserError(f"{folder} cannot be loaded: {first_lines(error)}") from None
+    if info["missing_keys"] or info["unexpected_keys"]:
+        odd = (list(info["missing_keys"]) + list(info["unexpected_keys"]))[0]
+        raise UserError(f"{folder}: the weights do not match config.json (first: {odd}); re-export the model")
+    network.register_to_config(_name_or_path=None)  # else a saved copy would say where it came from, and differ by place
+    return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def autoencoder_folder(folder: Path) -> Path | None:
+    found = [folder / name for name in AUTOENCODER_FOLDERS if (folder / name).is_dir()]
+    if len(found) > 1:
+        raise UserError(f"{folder} must hold one autoencoder; it has {' and '.join(f.name + '/' for f in found)}")
+    return found[0] if found else None
+
+
+def fingerprint(model: str | Path) -> str:
+    """Which model is in a folder: a hash of its weights, configs and schedule."""
+    folder = Path(model)
+    files = [folder / "scheduler" / "scheduler_config.json"]
+    if (folder / DUAL).is_file():
+        files.append(folder / DUAL)
+    for part in PARTS:
+        if part != "scheduler" and (folder / part).is_dir():
+            files += [*sorted((folder / part).glob("*.safetensors")), folder / part / "config.json"]
+    return hash_files(files)
+
+
+def first_lines(error: Exception) -> str:
+    """Enough of a library's message to act on, on one line."""
+    return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
+
+
+def diffusers_library() -> Any:
+    """diffusers, told to keep its own warnings and bars off our one line."""
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    return diffusers

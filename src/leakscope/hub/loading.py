@@ -1,0 +1,218 @@
+"""A folder or hub id in, a `Target` out; and what is made of finished models."""
+
+import inspect
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from leakscope.data.pixels import ImageShape
+from leakscope.diffusion.codec import Codec, Identity
+from leakscope.diffusion.denoiser import Denoiser, NetworkDenoiser, PredictionType
+from leakscope.diffusion.dual import Choice, Dual, refuse_strangers
+from leakscope.diffusion.schedule import Schedule
+from leakscope.errors import UserError, unknown
+from leakscope.files import write_text
+from leakscope.hub.codecs import codec_fingerprint, image_shape, load_codec
+from leakscope.hub.folders import (
+    DTYPES,
+    DUAL,
+    NETWORKS,
+    PARTS,
+    SECOND,
+    autoencoder_folder,
+    diffusers_library,
+    fingerprint,
+    first_lines,
+    located,
+    pretrained,
+    read_json,
+    refuse_pickles,
+)
+
+UNKNOWN = "unknown"
+LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
+OTHER_PARTS = ("vqmodel", "text_encoder", "text_encoder_2", "image_encoder", "movq")
+PIXELS = Identity()
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What is audited: a denoiser, the images it takes, and where it runs.
+
+    `shape` is None for a model that takes images of any one size; `codec` takes images to what the denoiser works on.
+    `classes` is the number of classes of a class-conditional model. `fingerprint` says which model this is; without one,
+    a run folder cannot be resumed, since nobody could tell whether it is the same model. `x_dtype` is the dtype of
+    images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
+    arithmetic.
+    """
+
+    denoiser: Denoiser
+    shape: ImageShape | None = None
+    name: str = "denoiser"
+    fingerprint: str = UNKNOWN
+    dtype: str = "float32"
+    device: str = "cpu"
+    codec: Codec = PIXELS
+    classes: int | None = None
+
+    @property
+    def x_dtype(self) -> torch.dtype:
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @property
+    def latent(self) -> bool:
+        """Whether the denoiser works on latents."""
+        return not isinstance(self.codec, Identity)
+
+
+def load(model: str | Path, dtype: str = "float32", device: str | None = None) -> Target:
+    """The model in a diffusers folder or of a hub id, ready to be audited.
+
+    `dtype` is float32, float16, bfloat16 or float64; `device` a torch device, by default the first accelerator or the CPU.
+    Raises `UserError` for a folder that is no diffusers model, pickle checkpoints, and networks that are not supported.
+    """
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    folder = located(model)
+    _refuse_other_kinds(folder)
+    network_folder = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
+    config = read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
+    device = str(checked_device(device))
+    denoiser: Denoiser = _denoiser(folder, network_folder, dtype, device)
+    second = network_folder.with_name(network_folder.name + SECOND)
+    if second.is_dir():
+        turns = read_json(folder / DUAL, f"{folder} has two networks, so it must say how they take turns")
+        choice: Any = turns.get("choice")
+        seed = turns.get("seed", 0)
+        if choice not in get_args(Choice) or not isinstance(seed, int):
+            raise UserError(f"{folder / DUAL} must give choice as alternate or random, and seed as a whole number; got {choice}, {seed}")
+        denoiser = Dual((denoiser, _denoiser(folder, second, dtype, device)), choice, seed)
+    classes = _classes(config, network_folder)
+    shape = _shape(config, network_folder)
+    codec: Codec = PIXELS
+    if autoencoder_folder(folder):
+        codec = load_codec(folder, "float64" if dtype == "float64" else "float32", device)
+        shape = image_shape(codec, shape, config, folder)
+    return Target(denoiser, shape, str(model), fingerprint(folder), dtype, device, codec, classes)
+
+
+def _denoiser(folder: Path, network_folder: Path, dtype: str, device: str) -> NetworkDenoiser:
+    """The network in one part of a model's folder, on the model's schedule."""
+    config = read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
+    refuse_pickles(network_folder)
+    schedule, prediction_type = _schedule(folder)
+    network = _network(network_folder, config, DTYPES[dtype]).to(device)
+    return NetworkDenoiser(network, schedule, prediction_type, _classes(config, network_folder))
+
+
+def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+    allowed = NETWORKS[folder.name.removesuffix(SECOND)]
+    name = LEGACY.get(config.get("_class_name", ""), config.get("_class_name", allowed[0]))
+    if name not in allowed:
+        raise UserError(f"networks must be one of {', '.join(sum(NETWORKS.values(), ()))}; {folder} holds a {name}")
+    return pretrained(name, folder, dtype)
+
+
+def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
+    """The model's own table, built by the scheduler class that its folder names."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path, f"{folder} must say its noise schedule")
+    name, prediction_type = config.get("_class_name", "DDPMScheduler"), config.get("prediction_type", "epsilon")
+    if prediction_type not in get_args(PredictionType):
+        raise UserError(f"prediction_type must be epsilon, v_prediction or sample; {folder} says '{prediction_type}'")
+    kind = getattr(diffusers_library(), str(name), None)
+    if kind is None or not hasattr(kind, "from_config"):
+        raise UserError(f"{path} must name a scheduler of diffusers; got {name}")
+    try:
+        table = getattr(kind.from_config(config), "alphas_cumprod", None)
+    except (ValueError, NotImplementedError, TypeError, AttributeError, ImportError) as error:
+        raise UserError(f"{path} cannot be used: {first_lines(error)}") from None
+    if table is None:
+        raise UserError(f"the scheduler must have a discrete table of alphas_cumprod, as DDPMScheduler does; {folder} uses {name}")
+    return Schedule(table), prediction_type
+
+
+def _classes(config: dict[str, Any], folder: Path) -> int | None:
+    """The number of classes a network is conditioned on; None for an unconditional one."""
+    if config.get("class_embed_type"):
+        raise UserError(f"class_embed_type must be null (labels by number); {folder} says '{config['class_embed_type']}'")
+    return config.get("num_embeds_ada_norm" if folder.name.startswith("transformer") else "num_class_embeds")
+
+
+def _shape(config: dict[str, Any], folder: Path) -> ImageShape | None:
+    size, channels = config.get("sample_size"), config.get("in_channels", 3)
+    out = config.get("out_channels", 3)  # null in a transformer's config means as many as it takes
+    if out not in (channels, 2 * channels, None):
+        raise UserError(f"a denoiser predicts as many channels as it takes; {folder} has {channels} in and {out} out")
+    if size is None:
+        return None
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise UserError(f"sample_size must be a number of pixels or a pair (height, width); {folder}/config.json says {size!r}")
+    return ImageShape(channels, *sides)
+
+
+def _refuse_other_kinds(folder: Path) -> None:
+    """A denoiser of captioned images must not be audited as if it took pixels alone."""
+    for part in OTHER_PARTS:
+        if (folder / part).is_dir():
+            raise UserError(f"{folder} has a {part}/ folder: this version audits models without text or image prompts only")
+
+
+def checked_device(device: str | None) -> torch.device:
+    """The device to run on; None means the first accelerator, or the CPU. Raises `UserError` where it is not there."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device '{device}' cannot be used ({str(error).splitlines()[0]})") from None
+
+
+def load_pair(teachers: tuple[Path, Path]) -> tuple[Target, Target]:
+    """Two models that are to take turns, or to teach one student; raises `UserError` when they cannot."""
+    one, other = (load(teacher, device="cpu") for teacher in teachers)
+    for path, target in zip(teachers, (one, other), strict=True):
+        if len(target.denoiser.exposed) > 1:
+            raise UserError(f"a teacher must be one network; {path} holds several")
+    refuse_strangers(one.denoiser, other.denoiser)
+    if one.shape != other.shape:
+        raise UserError(f"the two teachers must take the same images; theirs are {one.shape} and {other.shape}")
+    if one.latent != other.latent or (one.latent and codec_fingerprint(teachers[0]) != codec_fingerprint(teachers[1])):
+        raise UserError("the two teachers must share one autoencoder; theirs differ: train both with the same --autoencoder")
+    return one, other
+
+
+def save_dual(folder: Path, teachers: tuple[Path, Path], choice: Choice = "alternate", seed: int = 0) -> None:
+    """Writes two trained folders as one that `load` reads as a `Dual`; every part of it also loads with diffusers.
+
+    Raises `UserError` when the two cannot take turns: other schedules, prediction types, classes, shapes or autoencoders.
+    """
+    one, other = load_pair(teachers)
+    for part in PARTS:
+        if (teachers[0] / part).is_dir():
+            shutil.copytree(teachers[0] / part, folder / part, dirs_exist_ok=True)
+    for part in NETWORKS:
+        if (teachers[1] / part).is_dir():
+            shutil.copytree(teachers[1] / part, folder / (part + SECOND), dirs_exist_ok=True)
+    record = {"schema_version": 1, "choice": choice, "seed": seed, "teachers": [one.fingerprint, other.fingerprint]}
+    write_text(folder / DUAL, json.dumps(record, indent=2))
+
+
+def settings_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a trained UNet2DModel and of its scheduler, as `new_network` and `new_scheduler` take them."""
+    kinds = {"unet/config.json": "UNet2DModel", "scheduler/scheduler_config.json": "DDPMScheduler"}
+    found = []
+    for path, name in kinds.items():
+        config = read_json(folder / path, f"{folder} must hold a UNet2DModel and its scheduler to be a teacher")
+        known = inspect.signature(getattr(diffusers_library(), name).__init__).parameters
+        found.append({key: value for key, value in config.items() if key in known})
+    return found[0], found[1]

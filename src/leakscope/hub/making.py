@@ -1,0 +1,94 @@
+"""New parts, untrained: networks, autoencoders, schedulers, samplers; and trained ones written to a folder."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from leakscope.diffusion.codec import Autoencoder, Codec
+from leakscope.diffusion.schedule import Schedule
+from leakscope.errors import UserError, unknown
+from leakscope.hub.folders import diffusers_library
+
+SAMPLERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm": "DPMSolverMultistepScheduler"}
+
+
+def new_network(config: dict[str, Any]) -> torch.nn.Module:
+    """An untrained UNet2DModel with `config`; raises `UserError` when diffusers refuses it."""
+    return new_component("UNet2DModel", config, "model key")
+
+
+def new_autoencoder(name: str, config: dict[str, Any]) -> torch.nn.Module:
+    """An untrained AutoencoderKL or VQModel with `config`; raises `UserError` when diffusers refuses it."""
+    if config.get("lookup_from_codebook"):
+        raise UserError("lookup_from_codebook must be left out: its decoder takes code numbers, which no diffusion model predicts")
+    return new_component(name, config, "model key")
+
+
+def new_scheduler(config: dict[str, Any]) -> Any:
+    """A diffusers DDPMScheduler with `config`; raises `UserError` for what it does not know."""
+    return new_component("DDPMScheduler", config, "scheduler key")
+
+
+def new_sampler(name: str, schedule: Schedule, steps: int, clip: bool) -> Any:
+    """A diffusers scheduler over `steps` timesteps of `schedule`, to be driven by a `Denoiser` (prediction_type epsilon).
+
+    name: ddim (deterministic), ddpm (ancestral) or dpm (DPM-Solver++, second order). clip: whether the predicted clean image is clipped to
+    [-1, 1], which is right for pixels and wrong for latents. Raises `UserError` for an unknown name or too many steps.
+    """
+    if name not in SAMPLERS:
+        raise unknown("sampler", name, SAMPLERS)
+    if not 1 <= steps <= len(schedule):
+        raise UserError(f"steps must lie in [1, {len(schedule)}], the model's schedule; got {steps}")
+    kept = np.concatenate([[1.0], schedule.alphas_cumprod])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        betas = np.nan_to_num(1 - kept[1:] / kept[:-1], nan=1.0)
+    config = {"num_train_timesteps": len(schedule), "trained_betas": betas.tolist(), "prediction_type": "epsilon"}
+    sampler = getattr(diffusers_library(), SAMPLERS[name])(**config, **({} if name == "dpm" else {"clip_sample": clip}))
+    sampler.set_timesteps(steps)
+    return sampler
+
+
+def new_component(name: str, config: dict[str, Any], noun: str) -> Any:
+    kind = getattr(diffusers_library(), name)
+    allowed = [k for k in inspect.signature(kind.__init__).parameters if k != "self"]  # not all of them have annotations
+    for key in config:
+        if key not in allowed:
+            raise unknown(noun, key, allowed)
+    try:
+        return kind(**config)
+    except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"diffusers refuses this {name} configuration: {str(error).splitlines()[0]}") from None
+
+
+def moving_average(network: torch.nn.Module, decay: float) -> Any:
+    """diffusers' exponential moving average of the network's weights."""
+    from diffusers.training_utils import EMAModel
+
+    return EMAModel(network.parameters(), decay=decay)
+
+
+def save(folder: Path, network: torch.nn.Module, scheduler: Any, codec: Codec | None = None) -> None:
+    """Writes a folder that diffusers and `load` read: a DDPMPipeline, or with a codec the parts of a latent model.
+
+    With a VQModel it is diffusers' LDMPipeline; for AutoencoderKL there is no unconditional pipeline, so the parts stand alone.
+    """
+    from diffusers import DDPMPipeline, LDMPipeline
+
+    if not isinstance(codec, Autoencoder):
+        pipeline: Any = DDPMPipeline(unet=network, scheduler=scheduler)
+        return pipeline.save_pretrained(folder)  # type: ignore[no-any-return]
+    if type(codec.network).__name__ == "VQModel":
+        pipeline = LDMPipeline(vqvae=codec.network, unet=network, scheduler=scheduler)
+        return pipeline.save_pretrained(folder)  # type: ignore[no-any-return]
+    save_autoencoder(folder, codec)
+    network.save_pretrained(folder / "unet")  # type: ignore[operator]
+    scheduler.save_pretrained(folder / "scheduler")
+
+
+def save_autoencoder(folder: Path, codec: Autoencoder) -> None:
+    """Writes folder/vae/ (or vqvae/ for a VQModel), as diffusers' from_pretrained and `load_codec` read it."""
+    name = "vqvae" if type(codec.network).__name__ == "VQModel" else "vae"
+    codec.network.save_pretrained(folder / name)
