@@ -145,7 +145,7 @@ def test_other_samplers_of_the_same_noise_process_give_their_table(model_folder:
     assert target.denoiser.prediction_type == "v_prediction"
 
 
-@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "ScoreSdeVeScheduler", "CMStochasticIterativeScheduler"])
+@pytest.mark.parametrize("name", ["ScoreSdeVeScheduler", "CMStochasticIterativeScheduler"])
 def test_a_scheduler_that_has_no_alphas_cumprod_is_refused(model_folder: Folders, name: str) -> None:
     """Reading it as a DDPM scheduler would audit the model with betas that it was never trained with."""
     import diffusers
@@ -298,8 +298,16 @@ def test_broken_json_is_refused(model_folder: Folders, file: Callable[[Path], Pa
 
 def test_another_kind_of_network_is_refused_by_name(model_folder: Folders) -> None:
     folder = model_folder()
+    edit(unet_config(folder), _class_name="UNet3DConditionModel")
+    assert refusal(folder).startswith("networks must be one of UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, ")
+    assert refusal(folder).endswith(f"; {folder / 'unet'} holds a UNet3DConditionModel")
+
+
+def test_a_network_of_captions_without_a_pipeline_that_embeds_them_is_refused(model_folder: Folders) -> None:
+    folder = model_folder()
     edit(unet_config(folder), _class_name="UNet2DConditionModel")
-    assert refusal(folder) == f"networks must be one of UNet2DModel, DiTTransformer2DModel; {folder / 'unet'} holds a UNet2DConditionModel"
+    message = f"{folder / 'unet'} holds a UNet2DConditionModel, which takes captions; model_index.json must name its pipeline, one of "
+    assert refusal(folder).startswith(message + "StableDiffusionPipeline, ")
 
 
 @pytest.mark.parametrize("kind", ["timestep", "identity"])
@@ -703,7 +711,11 @@ def test_image_sides_become_latent_sides_or_are_refused(latent_folder: Folders) 
 def test_a_model_of_captions_or_image_prompts_is_not_audited_as_one_of_images_alone(latent_folder: Folders, part: str) -> None:
     folder = latent_folder()
     (folder / part).mkdir()
-    assert refusal(folder) == f"{folder} has a {part}/ folder: this version audits models without text or image prompts only"
+    (folder / "model_index.json").unlink(missing_ok=True)
+    assert refusal(folder).startswith("text-to-image models must be one of StableDiffusionPipeline, StableDiffusionXLPipeline, ")
+    assert refusal(folder).endswith(f"named in model_index.json; {folder} has no such file")
+    (folder / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
+    assert refusal(folder).endswith(f"{folder} is a KandinskyPipeline")
 
 
 # --- saving latent models -----------------------------------------------------------------------------------------------

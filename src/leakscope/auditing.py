@@ -314,9 +314,9 @@ def _results(prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], par
         found.append(evaluation.evaluate_masked(choice.label, candidates, unmasked, base, member, split))
     for result, source in found:
         assert result.timestep is not None, "only scores without timesteps have none"
-        models = len(prepared.target.denoiser.exposed)
+        forwards = sum(model.forwards for model in prepared.target.denoiser.exposed)
         alone = replace(attack, timesteps=(result.timestep,)).queries
-        costs = {"queries": attack.queries * models, "queries_at_timestep": alone * models}
+        costs = {"queries": attack.queries * forwards, "queries_at_timestep": alone * forwards}
         yield result.model_copy(update={"access": attack.access, "parameters": parameters, **costs}), source
 
 

@@ -78,7 +78,7 @@ class Job:
 
     def queries(self, k: int) -> int:
         """Forwards per image that the k-th attack makes, over every model that the target exposes."""
-        return self.attacks[k].queries * len(self.target.denoiser.exposed)
+        return self.attacks[k].queries * sum(model.forwards for model in self.target.denoiser.exposed)
 
     @property
     def chunks(self) -> int:

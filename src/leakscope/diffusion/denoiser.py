@@ -3,12 +3,13 @@
     epsilon         eps = f
     v_prediction    eps = a_t f + s_t x_t              (Salimans and Ho 2022, arXiv 2202.00512, appendix D)
     sample          eps = (x_t - a_t f) / s_t
+    flow            eps = x_t + a_t f                  f = e - x0, a_t = 1 - sigma_t (Esser et al. 2024, arXiv 2403.03206)
 
 This is the only place where predictions are converted. Wrappers are denoisers too.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -16,10 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from leakscope.diffusion.prompts import Prompts, joined
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
+Ask = Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]  # of (network, x_t, time per image, text conditions): its prediction
 
 
 class Denoiser(ABC):
@@ -35,6 +38,11 @@ class Denoiser(ABC):
     def exposed(self) -> "tuple[Denoiser, ...]":
         """The models that whoever is given this denoiser can ask on their own; several only for `Dual`."""
         return (self,)
+
+    @property
+    def forwards(self) -> int:
+        """Network forwards per image and call."""
+        return 1
 
     def over(self, timesteps: tuple[int, ...]) -> "Denoiser":
         """The denoiser for a sampler that visits these timesteps in this order."""
@@ -66,26 +74,66 @@ class FunctionDenoiser(Denoiser):
 class NetworkDenoiser(Denoiser):
     """A diffusers network as a denoiser: runs in its own dtype, answers in that of x_t.
 
-    With `classes` it is conditioned on labels in [0, classes): `cond` is then an integer per image.
+    With `classes` it is conditioned on labels in [0, classes): `cond` is then an integer per image. With `ask`, which knows
+    how a text-to-image network is called, `cond` is the `Prompts` of the images.
     """
 
     network: torch.nn.Module
     schedule: Schedule
     prediction_type: PredictionType = "epsilon"
     classes: int | None = None
+    ask: Ask | None = None
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
-        if (cond is None) != (self.classes is None):
-            expected = "no condition" if self.classes is None else f"labels of {self.classes} classes as its condition"
-            raise UserError(f"this model takes {expected}; got {'none' if cond is None else 'one'}")
         dtype = next(self.network.parameters()).dtype
-        timestep = torch.tensor(t, device=x_t.device)
-        if cond is None:
+        timestep = torch.tensor(self.schedule.times[t], device=x_t.device, dtype=torch.float32 if self.schedule.is_flow else torch.int64)
+        if isinstance(cond, Prompts) and self.ask:
+            conditions = {name: value.to(dtype) if value.is_floating_point() else value for name, value in cond.tensors.items()}
+            prediction = self.ask(self.network, x_t.to(dtype), timestep.expand(len(x_t)), conditions)
+        elif cond is None and self.classes is None and not self.ask:
             prediction = self.network(x_t.to(dtype), timestep).sample
-        else:  # transformers need a timestep per image
+        elif isinstance(cond, Tensor) and self.classes is not None:  # transformers need a timestep per image
             prediction = self.network(x_t.to(dtype), timestep.expand(len(x_t)), class_labels=cond).sample
+        else:
+            labels = "no condition" if self.classes is None else f"labels of {self.classes} classes as its condition"
+            expected = "captions as its condition" if self.ask else labels
+            raise UserError(f"this model takes {expected}; got {'none' if cond is None else 'one'}")
         prediction = prediction[:, : x_t.shape[1]].to(x_t.dtype)  # learned-variance models append their variance
         return to_noise(prediction, x_t, t, self.schedule, self.prediction_type)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Guided(Denoiser):
+    """Classifier-free guidance: eps(empty) + scale (eps(caption) - eps(empty)), two forwards in one batch.
+
+    Ho and Salimans 2022, arXiv 2207.12598, eq. 6 with scale = 1 + w.
+    """
+
+    denoiser: Denoiser
+    scale: float
+
+    @property
+    def schedule(self) -> Schedule:  # type: ignore[override]
+        return self.denoiser.schedule
+
+    @property
+    def exposed(self) -> tuple[Denoiser, ...]:
+        return tuple(Guided(denoiser, self.scale) for denoiser in self.denoiser.exposed)
+
+    @property
+    def forwards(self) -> int:
+        return 2 * self.denoiser.forwards
+
+    def over(self, timesteps: tuple[int, ...]) -> "Guided":
+        return Guided(self.denoiser.over(timesteps), self.scale)
+
+    def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
+        if not isinstance(cond, Prompts):
+            raise UserError("guidance is between a caption and none, so the model must take captions; leave out --guidance-scale")
+        both = joined([cond.encode([""] * len(cond)), cond])
+        empty, text = self.denoiser(torch.cat([x_t, x_t]), t, both).chunk(2)
+        return empty + self.scale * (text - empty)
 
 
 @final
@@ -109,7 +157,7 @@ class Counted(Denoiser):
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         eps = self.denoiser(x_t, t, cond)
-        self.on_call(len(x_t), t)
+        self.on_call(len(x_t) * self.denoiser.forwards, t)
         return eps
 
 
@@ -124,4 +172,6 @@ def to_noise(
             return schedule.a(t) * prediction + schedule.s(t) * x_t
         case "sample":
             return (x_t - schedule.a(t) * prediction) / schedule.s(t)
+        case "flow":
+            return x_t + schedule.a(t) * prediction
     raise UserError(f"prediction_type must be epsilon, v_prediction or sample; the scheduler says '{prediction_type}'")

@@ -8,13 +8,15 @@ random numbers of its own, keyed by seed and id, so it does not depend on the ba
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, final
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from leakscope.diffusion.denoiser import Denoiser
 from leakscope.diffusion.noise import Noise, generators
+from leakscope.diffusion.schedule import Schedule
 
 
 def sample(
@@ -44,6 +46,38 @@ def sample(
             x = sampler.step(turns(sampler.scale_model_input(x, t), t, cond), t, x, **random).prev_sample
             on_step(len(x))
     return x
+
+
+class Stepped(NamedTuple):
+    """What a sampler's step returns, as diffusers' own do."""
+
+    prev_sample: Tensor
+
+
+@final
+class FlowSampler:
+    """Euler steps of flow matching for predicted noise: x_u = x_t + (sigma_u - sigma_t) f, which is `Schedule.ddim`.
+
+    Has the part of a diffusers scheduler that `sample` uses. It starts at the last timestep but one: at sigma = 1 the
+    noise alone does not say what the network predicted.
+    """
+
+    init_noise_sigma = 1.0
+
+    def __init__(self, schedule: Schedule, steps: int) -> None:
+        self.schedule = schedule
+        self.timesteps = [int(t) for t in np.rint(np.linspace(len(schedule) - 2, 0, steps))]
+
+    def scale_model_input(self, x: Tensor, t: int) -> Tensor:
+        """x itself."""
+        return x
+
+    def step(self, eps: Float[Tensor, "b *s"], t: int, x: Float[Tensor, "b *s"]) -> Stepped:
+        """From timestep t to the next one, or from the last one to the clean image."""
+        place = self.timesteps.index(t)
+        if place + 1 == len(self.timesteps):
+            return Stepped(self.schedule.predict_x0(x, t, eps))
+        return Stepped(self.schedule.ddim(x, eps, t, self.timesteps[place + 1]))
 
 
 def _is_random(sampler: Any) -> bool:

@@ -1,17 +1,21 @@
 """How much signal and noise an image carries at the integer timestep t.
 
-    q(x0, t, e)        = a_t x0 + s_t e                      a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t)
+    q(x0, t, e)        = a_t x0 + s_t e
     ddim(x, e, t -> u) = a_u (x - s_t e) / a_t + s_u e       eta = 0, nothing clipped
 
-The table is the model scheduler's own `alphas_cumprod`, in float64; time stays discrete because attacks quote integer
-timesteps. (Ho et al. 2020, arXiv 2006.11239, eq. 4; Song et al. 2021, arXiv 2010.02502, eq. 12.)
+    diffusion          a_t = sqrt(alpha_bar_t),   s_t = sqrt(1 - alpha_bar_t)
+    flow matching      a_t = 1 - sigma_t,         s_t = sigma_t
+
+The table is the model scheduler's own, in float64; time stays discrete because attacks quote integer timesteps. For flow
+matching it is the grid that the model was trained on, sigma_0 being the least noisy. (Ho et al. 2020, arXiv 2006.11239,
+eq. 4; Song et al. 2021, arXiv 2010.02502, eq. 12; Lipman et al. 2023, arXiv 2210.02747; Esser et al. 2024, arXiv 2403.03206.)
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from leakscope.errors import UserError
@@ -19,27 +23,53 @@ from leakscope.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The discrete noise schedule of a model: `alphas_cumprod[t]` in [0, 1], not increasing, for t in [0, T)."""
+    """The discrete noise schedule of a model: `alphas_cumprod[t]` in [0, 1], not increasing, for t in [0, T).
+
+    `signal` and `noise` are a_t and s_t. `times` is how the network is told the time: t itself, or 1000 sigma_t for a model
+    of flow matching, whose `alphas_cumprod` is the diffusion's that has the same signal-to-noise ratio.
+    """
 
     alphas_cumprod: Float64[np.ndarray, "T"]
+    signal: Float64[np.ndarray, "T"]
+    noise: Float64[np.ndarray, "T"]
+    times: Shaped[np.ndarray, "T"]
 
     def __init__(self, alphas_cumprod: "Sequence[float] | np.ndarray | Tensor") -> None:
         table = np.array(alphas_cumprod.cpu() if isinstance(alphas_cumprod, Tensor) else alphas_cumprod, dtype=np.float64)
         if table.ndim != 1 or len(table) == 0 or not ((table >= 0) & (table <= 1)).all() or (np.diff(table) > 0).any():
             raise UserError(f"alphas_cumprod must be a non-increasing table of numbers in [0, 1]; got shape {table.shape}")
-        table.setflags(write=False)
-        object.__setattr__(self, "alphas_cumprod", table)
+        self._settle(table, np.sqrt(table), np.sqrt(1.0 - table), np.arange(len(table)))
+
+    def _settle(self, *tables: np.ndarray) -> None:
+        for name, table in zip(("alphas_cumprod", "signal", "noise", "times"), tables, strict=True):
+            table.setflags(write=False)
+            object.__setattr__(self, name, table)
+
+    @classmethod
+    def flow(cls, sigmas: "Sequence[float] | np.ndarray | Tensor") -> "Schedule":
+        """The schedule of a model of flow matching from its sigmas, increasing in [0, 1]; raises `UserError` for others."""
+        s = np.array(sigmas.cpu() if isinstance(sigmas, Tensor) else sigmas, dtype=np.float64)
+        if s.ndim != 1 or len(s) == 0 or not ((s >= 0) & (s <= 1)).all() or (np.diff(s) <= 0).any():
+            raise UserError(f"the sigmas of flow matching must be an increasing table of numbers in [0, 1]; got shape {s.shape}")
+        made = cls([1.0])
+        made._settle((1 - s) ** 2 / ((1 - s) ** 2 + s**2), 1 - s, s, 1000 * s)
+        return made
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether this is the schedule of flow matching."""
+        return self.times.dtype.kind == "f"
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
 
     def a(self, t: int) -> float:
-        """sqrt(alpha_bar_t), the share of signal."""
-        return float(np.sqrt(self.alphas_cumprod[t]))
+        """The share of signal: sqrt(alpha_bar_t), or 1 - sigma_t."""
+        return float(self.signal[t])
 
     def s(self, t: int) -> float:
-        """sqrt(1 - alpha_bar_t), the share of noise."""
-        return float(np.sqrt(1.0 - self.alphas_cumprod[t]))
+        """The share of noise: sqrt(1 - alpha_bar_t), or sigma_t."""
+        return float(self.noise[t])
 
     def add_noise(self, x0: Float[Tensor, "b *s"], t: int, noise: Float[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:
         """q(x0, t, e): the image at timestep t when the noise drawn is `noise`."""

@@ -19,6 +19,7 @@ from leakscope.hub.making import (
     new_network,
     new_sampler,
     new_scheduler,
+    new_text_to_image,
     save,
     save_autoencoder,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "new_network",
     "new_sampler",
     "new_scheduler",
+    "new_text_to_image",
     "save",
     "save_autoencoder",
     "save_dual",

@@ -16,9 +16,10 @@ AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 PROBE = 64  # pixels a side of the blank image that shows how far an autoencoder scales down
 
 
-def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> Autoencoder:
+def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", factor: float | None = None) -> Autoencoder:
     """The autoencoder in the vae/ or vqvae/ of a folder (or the folder of the autoencoder itself), frozen.
 
+    `factor` is the scaling_factor where the config says none, which the first Stable Diffusion folders do not.
     Raises `UserError` for another kind of autoencoder, missing weights, and a config that does not say its scaling_factor.
     """
     own = autoencoder_folder(Path(folder)) or Path(folder)
@@ -28,7 +29,7 @@ def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
         raise UserError(f"autoencoders must be one of {', '.join(AUTOENCODERS)}; {own} holds a {name or 'config.json without _class_name'}")
     if config.get("lookup_from_codebook"):
         raise UserError(f"{own} decodes code numbers (lookup_from_codebook); its latents are not what a diffusion model works on")
-    factor = config.get("scaling_factor")
+    factor = config.get("scaling_factor", factor)
     if not isinstance(factor, int | float) or factor is True or not 0 < factor < inf:
         raise UserError(
             f"{own}/config.json must say scaling_factor, the positive number that latents were multiplied by when the denoiser was "
@@ -66,13 +67,13 @@ def codec_fingerprint(folder: Path) -> str:
 
 def latent_shape(codec: Autoencoder, shape: ImageShape) -> ImageShape:
     """The latents of images of `shape`: as many channels as the autoencoder makes, sides that many times smaller."""
-    channels, factor = _scaling(codec)
+    channels, factor = scaling(codec)
     if shape.height % factor or shape.width % factor:
         raise UserError(f"image sides must be multiples of {factor} for this autoencoder; got {shape}: use --resize")
     return ImageShape(channels, shape.height // factor, shape.width // factor)
 
 
-def _scaling(codec: Autoencoder) -> tuple[int, int]:
+def scaling(codec: Autoencoder) -> tuple[int, int]:
     """How many latent channels, and by how much smaller than the image: read off a blank image."""
     channels = int(codec.network.config.in_channels)
     with torch.inference_mode():
@@ -80,13 +81,13 @@ def _scaling(codec: Autoencoder) -> tuple[int, int]:
     return z.shape[1], PROBE // z.shape[2]
 
 
-def image_shape(codec: Autoencoder, latent: ImageShape | None, config: dict[str, Any], folder: Path) -> ImageShape | None:
+def image_shape(codec: Autoencoder, latent: ImageShape | None, taken: int, folder: Path) -> ImageShape | None:
     """The images of a latent model, from the shape of its latents; raises `UserError` when the two parts do not fit."""
-    channels, factor = _scaling(codec)
-    if channels != config.get("in_channels"):
+    channels, factor = scaling(codec)
+    if channels != taken:
         raise UserError(
             f"the autoencoder and the denoiser must belong together; {folder} makes latents of {channels} channels, "
-            f"and its denoiser takes {config.get('in_channels')}"
+            f"and its denoiser takes {taken}"
         )
     size = (latent.height * factor, latent.width * factor) if latent else None
     return ImageShape(int(codec.network.config.in_channels), *size) if size else None

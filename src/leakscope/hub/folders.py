@@ -9,10 +9,15 @@ import torch
 from leakscope.errors import UserError
 from leakscope.files import hash_files
 
-NETWORKS = {"unet": ("UNet2DModel",), "transformer": ("DiTTransformer2DModel",)}
+NETWORKS = {
+    "unet": ("UNet2DModel", "UNet2DConditionModel"),
+    "transformer": ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel"),
+}
 AUTOENCODER_FOLDERS = ("vae", "vqvae")
 SECOND = "_2"  # what the folder of a second network is called after the first
-PARTS = (*NETWORKS, *(name + SECOND for name in NETWORKS), *AUTOENCODER_FOLDERS, "scheduler")
+TEXT_PARTS = tuple(name + number for name in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))
+PARTS = (*NETWORKS, *(name + SECOND for name in NETWORKS), *AUTOENCODER_FOLDERS, "scheduler", *TEXT_PARTS)
+TOKENIZER_FILES = ("*.json", "*.txt", "*.model")  # vocabularies
 DUAL = "dual.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -33,7 +38,9 @@ def located(model: str | Path) -> Path:
     try:
         return Path(
             snapshot_download(
-                str(model), allow_patterns=["*.json", *(f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors"))]
+                str(model),
+                allow_patterns=["*.json", *(f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors", "txt", "model"))],
+                ignore_patterns=["*.fp16.*", "*.non_ema.*"],  # second copies of the same weights
             )
         )
     except Exception as error:  # network, gating and naming errors differ by version; all mean the id gave no model
@@ -103,8 +110,17 @@ def fingerprint(model: str | Path) -> str:
         files.append(folder / DUAL)
     for part in PARTS:
         if part != "scheduler" and (folder / part).is_dir():
-            files += [*sorted((folder / part).glob("*.safetensors")), folder / part / "config.json"]
+            files += sorted((folder / part).glob("*.safetensors"))
+            config = folder / part / "config.json"
+            files += [config] if config.is_file() else []
+            files += sorted(file for ending in TOKENIZER_FILES for file in (folder / part).glob(ending) if part.startswith("tokenizer"))
     return hash_files(files)
+
+
+def text_fingerprint(folder: Path) -> str:
+    """Which text encoders are in a folder: a hash of their weights, configs and vocabularies."""
+    parts = [folder / part for part in TEXT_PARTS if (folder / part).is_dir()]
+    return hash_files(sorted(file for part in parts for ending in ("*.safetensors", *TOKENIZER_FILES) for file in part.glob(ending)))
 
 
 def first_lines(error: Exception) -> str:

@@ -11,13 +11,13 @@ from typing import Any, get_args
 import torch
 
 from leakscope.data.pixels import ImageShape
-from leakscope.diffusion.codec import Codec, Identity
-from leakscope.diffusion.denoiser import Denoiser, NetworkDenoiser, PredictionType
+from leakscope.diffusion.codec import Autoencoder, Codec, Identity
+from leakscope.diffusion.denoiser import Ask, Denoiser, Guided, NetworkDenoiser, PredictionType
 from leakscope.diffusion.dual import Choice, Dual, refuse_strangers
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, unknown
 from leakscope.files import write_text
-from leakscope.hub.codecs import codec_fingerprint, image_shape, load_codec
+from leakscope.hub.codecs import codec_fingerprint, image_shape, load_codec, scaling
 from leakscope.hub.folders import (
     DTYPES,
     DUAL,
@@ -32,11 +32,16 @@ from leakscope.hub.folders import (
     pretrained,
     read_json,
     refuse_pickles,
+    text_fingerprint,
 )
+from leakscope.hub.pipelines import INDEX, PIPELINES, TextEncoder, asking, load_text, pipeline_of
 
 UNKNOWN = "unknown"
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
-OTHER_PARTS = ("vqmodel", "text_encoder", "text_encoder_2", "image_encoder", "movq")
+OTHER_PARTS = ("vqmodel", "movq")
+WITHOUT_TEXT = ("UNet2DModel", "DiTTransformer2DModel")
+FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+STABLE_DIFFUSION_FACTOR = 0.18215  # Rombach et al. 2022, arXiv 2112.10752
 PIXELS = Identity()
 
 
@@ -45,7 +50,8 @@ class Target:
     """What is audited: a denoiser, the images it takes, and where it runs.
 
     `shape` is None for a model that takes images of any one size; `codec` takes images to what the denoiser works on.
-    `classes` is the number of classes of a class-conditional model. `fingerprint` says which model this is; without one,
+    `classes` is the number of classes of a class-conditional model, `text` embeds the captions of a text-to-image model.
+    `fingerprint` says which model this is; without one,
     a run folder cannot be resumed, since nobody could tell whether it is the same model. `x_dtype` is the dtype of
     images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
     arithmetic.
@@ -59,6 +65,7 @@ class Target:
     device: str = "cpu"
     codec: Codec = PIXELS
     classes: int | None = None
+    text: Any = None
 
     @property
     def x_dtype(self) -> torch.dtype:
@@ -70,20 +77,28 @@ class Target:
         return not isinstance(self.codec, Identity)
 
 
-def load(model: str | Path, dtype: str = "float32", device: str | None = None) -> Target:
+def load(model: str | Path, dtype: str = "float32", device: str | None = None, guidance_scale: float = 1.0) -> Target:
     """The model in a diffusers folder or of a hub id, ready to be audited.
 
     `dtype` is float32, float16, bfloat16 or float64; `device` a torch device, by default the first accelerator or the CPU.
+    `guidance_scale` other than 1 makes every answer of a text-to-image model one of classifier-free guidance.
     Raises `UserError` for a folder that is no diffusers model, pickle checkpoints, and networks that are not supported.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     folder = located(model)
+    name = pipeline_of(folder)
     _refuse_other_kinds(folder)
     network_folder = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
     config = read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
     device = str(checked_device(device))
-    denoiser: Denoiser = _denoiser(folder, network_folder, dtype, device)
+    codec: Codec = PIXELS
+    if autoencoder_folder(folder):
+        factor = STABLE_DIFFUSION_FACTOR if name == "StableDiffusionPipeline" else None
+        codec = load_codec(folder, "float64" if dtype == "float64" else "float32", device, factor)
+    ask = asking(name, scaling(codec)[1] if isinstance(codec, Autoencoder) else 1) if name else None
+    first = _denoiser(folder, network_folder, dtype, device, ask)
+    denoiser: Denoiser = first
     second = network_folder.with_name(network_folder.name + SECOND)
     if second.is_dir():
         turns = read_json(folder / DUAL, f"{folder} has two networks, so it must say how they take turns")
@@ -91,30 +106,37 @@ def load(model: str | Path, dtype: str = "float32", device: str | None = None) -
         seed = turns.get("seed", 0)
         if choice not in get_args(Choice) or not isinstance(seed, int):
             raise UserError(f"{folder / DUAL} must give choice as alternate or random, and seed as a whole number; got {choice}, {seed}")
-        denoiser = Dual((denoiser, _denoiser(folder, second, dtype, device)), choice, seed)
-    classes = _classes(config, network_folder)
-    shape = _shape(config, network_folder)
-    codec: Codec = PIXELS
-    if autoencoder_folder(folder):
-        codec = load_codec(folder, "float64" if dtype == "float64" else "float32", device)
-        shape = image_shape(codec, shape, config, folder)
-    return Target(denoiser, shape, str(model), fingerprint(folder), dtype, device, codec, classes)
+        denoiser = Dual((first, _denoiser(folder, second, dtype, device, ask)), choice, seed)
+    packing = PIPELINES[name].packing if name else 1
+    shape = _shape(config, network_folder, packing)
+    if isinstance(codec, Autoencoder):
+        shape = image_shape(codec, shape, int(config.get("in_channels", 0)) // packing, folder)
+    text = TextEncoder(load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device)) if name else None
+    guided = denoiser if guidance_scale == 1 else Guided(denoiser, guidance_scale)
+    if text is None and guidance_scale != 1:
+        raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")
+    return Target(guided, shape, str(model), fingerprint(folder), dtype, device, codec, first.classes, text)
 
 
-def _denoiser(folder: Path, network_folder: Path, dtype: str, device: str) -> NetworkDenoiser:
+def _denoiser(folder: Path, network_folder: Path, dtype: str, device: str, ask: Ask | None) -> NetworkDenoiser:
     """The network in one part of a model's folder, on the model's schedule."""
     config = read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
     refuse_pickles(network_folder)
     schedule, prediction_type = _schedule(folder)
     network = _network(network_folder, config, DTYPES[dtype]).to(device)
-    return NetworkDenoiser(network, schedule, prediction_type, _classes(config, network_folder))
+    return NetworkDenoiser(network, schedule, prediction_type, None if ask else _classes(config, network_folder), ask)
 
 
 def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
     allowed = NETWORKS[folder.name.removesuffix(SECOND)]
     name = LEGACY.get(config.get("_class_name", ""), config.get("_class_name", allowed[0]))
+    if config.get("norm_type") == "ada_norm_single":
+        name = "PixArtTransformer2DModel"  # which the first PixArt folders call Transformer2DModel too
     if name not in allowed:
         raise UserError(f"networks must be one of {', '.join(sum(NETWORKS.values(), ()))}; {folder} holds a {name}")
+    if (name not in WITHOUT_TEXT) != (pipeline_of(folder.parent) is not None):
+        takes = "takes captions" if name not in WITHOUT_TEXT else "takes no captions"
+        raise UserError(f"{folder} holds a {name}, which {takes}; model_index.json must name its pipeline, one of {', '.join(PIPELINES)}")
     return pretrained(name, folder, dtype)
 
 
@@ -123,15 +145,18 @@ def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_json(path, f"{folder} must say its noise schedule")
     name, prediction_type = config.get("_class_name", "DDPMScheduler"), config.get("prediction_type", "epsilon")
-    if prediction_type not in get_args(PredictionType):
+    if prediction_type not in get_args(PredictionType) or prediction_type == "flow":
         raise UserError(f"prediction_type must be epsilon, v_prediction or sample; {folder} says '{prediction_type}'")
     kind = getattr(diffusers_library(), str(name), None)
     if kind is None or not hasattr(kind, "from_config"):
         raise UserError(f"{path} must name a scheduler of diffusers; got {name}")
     try:
-        table = getattr(kind.from_config(config), "alphas_cumprod", None)
+        made = kind.from_config(config)
     except (ValueError, NotImplementedError, TypeError, AttributeError, ImportError) as error:
         raise UserError(f"{path} cannot be used: {first_lines(error)}") from None
+    if name == FLOW_SCHEDULER:
+        return Schedule.flow(made.sigmas.flip(0)), "flow"
+    table = getattr(made, "alphas_cumprod", None)
     if table is None:
         raise UserError(f"the scheduler must have a discrete table of alphas_cumprod, as DDPMScheduler does; {folder} uses {name}")
     return Schedule(table), prediction_type
@@ -144,7 +169,7 @@ def _classes(config: dict[str, Any], folder: Path) -> int | None:
     return config.get("num_embeds_ada_norm" if folder.name.startswith("transformer") else "num_class_embeds")
 
 
-def _shape(config: dict[str, Any], folder: Path) -> ImageShape | None:
+def _shape(config: dict[str, Any], folder: Path, packing: int = 1) -> ImageShape | None:
     size, channels = config.get("sample_size"), config.get("in_channels", 3)
     out = config.get("out_channels", 3)  # null in a transformer's config means as many as it takes
     if out not in (channels, 2 * channels, None):
@@ -154,14 +179,14 @@ def _shape(config: dict[str, Any], folder: Path) -> ImageShape | None:
     sides = [size, size] if isinstance(size, int) else size
     if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise UserError(f"sample_size must be a number of pixels or a pair (height, width); {folder}/config.json says {size!r}")
-    return ImageShape(channels, *sides)
+    return ImageShape(channels // packing, *sides)
 
 
 def _refuse_other_kinds(folder: Path) -> None:
-    """A denoiser of captioned images must not be audited as if it took pixels alone."""
+    """A denoiser that is conditioned on more than captions must not be audited as if it were not."""
     for part in OTHER_PARTS:
         if (folder / part).is_dir():
-            raise UserError(f"{folder} has a {part}/ folder: this version audits models without text or image prompts only")
+            raise UserError(f"{folder} has a {part}/ folder: models with image prompts cannot be audited")
 
 
 def checked_device(device: str | None) -> torch.device:
@@ -184,6 +209,8 @@ def load_pair(teachers: tuple[Path, Path]) -> tuple[Target, Target]:
         if len(target.denoiser.exposed) > 1:
             raise UserError(f"a teacher must be one network; {path} holds several")
     refuse_strangers(one.denoiser, other.denoiser)
+    if (one.text is None) != (other.text is None) or (one.text and text_fingerprint(teachers[0]) != text_fingerprint(teachers[1])):
+        raise UserError("the two teachers must share their text encoders; theirs differ: fine-tune both from the same model")
     if one.shape != other.shape:
         raise UserError(f"the two teachers must take the same images; theirs are {one.shape} and {other.shape}")
     if one.latent != other.latent or (one.latent and codec_fingerprint(teachers[0]) != codec_fingerprint(teachers[1])):
@@ -200,6 +227,8 @@ def save_dual(folder: Path, teachers: tuple[Path, Path], choice: Choice = "alter
     for part in PARTS:
         if (teachers[0] / part).is_dir():
             shutil.copytree(teachers[0] / part, folder / part, dirs_exist_ok=True)
+    if (teachers[0] / INDEX).is_file() and one.text:
+        shutil.copyfile(teachers[0] / INDEX, folder / INDEX)
     for part in NETWORKS:
         if (teachers[1] / part).is_dir():
             shutil.copytree(teachers[1] / part, folder / (part + SECOND), dirs_exist_ok=True)

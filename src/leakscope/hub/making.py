@@ -1,6 +1,7 @@
 """New parts, untrained: networks, autoencoders, schedulers, samplers; and trained ones written to a folder."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,40 @@ import numpy as np
 import torch
 
 from leakscope.diffusion.codec import Autoencoder, Codec
+from leakscope.diffusion.sampling import FlowSampler
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, unknown
-from leakscope.hub.folders import diffusers_library
+from leakscope.hub.folders import diffusers_library, first_lines
 
+VOCABULARY = 4096  # tokens of a tokenizer that is built from captions
 SAMPLERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm": "DPMSolverMultistepScheduler"}
 
 
 def new_network(config: dict[str, Any]) -> torch.nn.Module:
     """An untrained UNet2DModel with `config`; raises `UserError` when diffusers refuses it."""
     return new_component("UNet2DModel", config, "model key")
+
+
+def new_text_to_image(
+    captions: Sequence[str], network: dict[str, Any], text_encoder: dict[str, Any], codec: Autoencoder, scheduler: Any, tokens: int = 32
+) -> Any:
+    """An untrained StableDiffusionPipeline: a tokenizer built from `captions`, a CLIP text encoder, a UNet2DConditionModel.
+
+    `network` and `text_encoder` are the settings of the last two; `tokens` is the longest caption. Raises `UserError` for settings that
+    diffusers or transformers refuse.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer(model_max_length=tokens).train_new_from_iterator(sorted(set(captions)), VOCABULARY)
+    marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    try:
+        config = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=tokens, **marks, **text_encoder)
+        encoder = CLIPTextModel(config).eval().requires_grad_(False)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"transformers refuses this text encoder: {first_lines(error)}") from None
+    unet = new_component("UNet2DConditionModel", {"cross_attention_dim": config.hidden_size, **network}, "model key")
+    parts = {"vae": codec.network, "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
+    return diffusers_library().StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
 def new_autoencoder(name: str, config: dict[str, Any]) -> torch.nn.Module:
@@ -35,13 +60,19 @@ def new_scheduler(config: dict[str, Any]) -> Any:
 def new_sampler(name: str, schedule: Schedule, steps: int, clip: bool) -> Any:
     """A diffusers scheduler over `steps` timesteps of `schedule`, to be driven by a `Denoiser` (prediction_type epsilon).
 
+    For a schedule of flow matching it is a `FlowSampler`.
+
     name: ddim (deterministic), ddpm (ancestral) or dpm (DPM-Solver++, second order). clip: whether the predicted clean image is clipped to
     [-1, 1], which is right for pixels and wrong for latents. Raises `UserError` for an unknown name or too many steps.
     """
     if name not in SAMPLERS:
         raise unknown("sampler", name, SAMPLERS)
+    if schedule.is_flow and name != "ddim":
+        raise UserError(f"a model of flow matching is sampled by Euler steps, which is --sampler ddim here; got {name}")
     if not 1 <= steps <= len(schedule):
         raise UserError(f"steps must lie in [1, {len(schedule)}], the model's schedule; got {steps}")
+    if schedule.is_flow:
+        return FlowSampler(schedule, steps)
     kept = np.concatenate([[1.0], schedule.alphas_cumprod])
     with np.errstate(invalid="ignore", divide="ignore"):
         betas = np.nan_to_num(1 - kept[1:] / kept[:-1], nan=1.0)

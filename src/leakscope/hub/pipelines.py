@@ -1,0 +1,209 @@
+"""The text-to-image pipelines of diffusers: which are supported, how each embeds a caption and asks its network.
+
+Text encoders, tokenizers and the embedding itself are the pipeline's own (`encode_prompt`), so a caption means here what it
+meant when the model was trained. Safety checkers and image encoders are never loaded.
+"""
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leakscope.diffusion.prompts import Prompts
+from leakscope.errors import UserError
+from leakscope.hub.folders import diffusers_library, first_lines, read_json
+
+CACHE_BYTES = 2**30  # of text embeddings
+INDEX = "model_index.json"
+NOT_LOADED = ("vae", "safety_checker", "feature_extractor", "image_encoder")
+
+Embedding = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One class of diffusers' pipelines.
+
+    embed(pipeline, text): what the network takes for a caption, each with one row. ask(pixels, network, x_t, time,
+    conditions): the network's prediction, pixels being the pixels a side that a latent pixel stands for. packing: latent
+    pixels that the transformer takes as one.
+    """
+
+    embed: Callable[[Any, str], Embedding]
+    ask: Callable[[int, Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+    packing: int = 1
+
+
+def _embed_sd(pipeline: Any, text: str) -> Embedding:
+    return {"encoder_hidden_states": pipeline.encode_prompt(text, pipeline.device, 1, False)[0]}
+
+
+def _ask_sd(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    return network(x_t, time, **conditions).sample  # type: ignore[no-any-return]
+
+
+def _embed_sdxl(pipeline: Any, text: str) -> Embedding:
+    embedding, _, pooled, _ = pipeline.encode_prompt(text, device=pipeline.device, do_classifier_free_guidance=False)
+    empty = text == "" and pipeline.config.force_zeros_for_empty_prompt  # what the model was trained to take for no caption
+    return {"encoder_hidden_states": embedding * (not empty), "text_embeds": pooled * (not empty)}
+
+
+def _ask_sdxl(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    height, width = (side * pixels for side in x_t.shape[-2:])
+    ids = torch.tensor([height, width, 0, 0, height, width], dtype=x_t.dtype, device=x_t.device).expand(len(x_t), 6)
+    added = {"text_embeds": conditions["text_embeds"], "time_ids": ids}  # an uncropped image of its own size
+    return network(x_t, time, conditions["encoder_hidden_states"], added_cond_kwargs=added).sample  # type: ignore[no-any-return]
+
+
+def _embed_pixart(pipeline: Any, text: str) -> Embedding:
+    embedding, mask, _, _ = pipeline.encode_prompt(text, do_classifier_free_guidance=False, device=pipeline.device)
+    return {"encoder_hidden_states": embedding, "encoder_attention_mask": mask}
+
+
+def _ask_pixart(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+    if network.config.sample_size == 128:  # the one size whose networks are told the resolution, as in the pipeline itself
+        height, width = (side * pixels for side in x_t.shape[-2:])
+        rows = lambda *values: torch.tensor([values], dtype=x_t.dtype, device=x_t.device).expand(len(x_t), -1)
+        added = {"resolution": rows(height, width), "aspect_ratio": rows(height / width)}
+    return network(x_t, timestep=time, added_cond_kwargs=added, **conditions).sample  # type: ignore[no-any-return]
+
+
+def _embed_sd3(pipeline: Any, text: str) -> Embedding:
+    embedding, _, pooled, _ = pipeline.encode_prompt(text, None, None, device=pipeline.device, do_classifier_free_guidance=False)
+    return {"encoder_hidden_states": embedding, "pooled_projections": pooled}
+
+
+def _ask_sd3(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    return network(x_t, timestep=time, **conditions).sample  # type: ignore[no-any-return]
+
+
+def _embed_flux(pipeline: Any, text: str) -> Embedding:
+    embedding, pooled, _ = pipeline.encode_prompt(text, None, device=pipeline.device)
+    return {"encoder_hidden_states": embedding, "pooled_projections": pooled}
+
+
+def _ask_flux(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    pipeline = diffusers_library().FluxPipeline
+    b, c, h, w = x_t.shape
+    positions = pipeline._prepare_latent_image_ids(b, h // 2, w // 2, x_t.device, x_t.dtype)
+    words = torch.zeros(conditions["encoder_hidden_states"].shape[1], 3, dtype=x_t.dtype, device=x_t.device)
+    guidance = torch.ones(b, dtype=torch.float32, device=x_t.device) if network.config.guidance_embeds else None
+    packed = pipeline._pack_latents(x_t, b, c, h, w)
+    found = network(packed, timestep=time / 1000, img_ids=positions, txt_ids=words, guidance=guidance, **conditions).sample
+    return pipeline._unpack_latents(found, h, w, 1)  # type: ignore[no-any-return]
+
+
+PIPELINES = {
+    "StableDiffusionPipeline": Pipeline(_embed_sd, _ask_sd),
+    "StableDiffusionXLPipeline": Pipeline(_embed_sdxl, _ask_sdxl),
+    "PixArtAlphaPipeline": Pipeline(_embed_pixart, _ask_pixart),
+    "PixArtSigmaPipeline": Pipeline(_embed_pixart, _ask_pixart),
+    "StableDiffusion3Pipeline": Pipeline(_embed_sd3, _ask_sd3),
+    "FluxPipeline": Pipeline(_embed_flux, _ask_flux, packing=4),
+}
+
+
+class TextEncoder:
+    """Embeds captions with the text encoders of a pipeline, each distinct caption once and on its own.
+
+    One at a time, so that an embedding does not depend on what else is in the batch; kept while 1 GiB lasts.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline, self._embed = pipeline, PIPELINES[type(pipeline).__name__].embed
+        self._kept: OrderedDict[str, Embedding] = OrderedDict()
+        self._bytes, self._lock = 0, Lock()
+
+    def __call__(self, texts: Sequence[str]) -> Prompts:
+        """The captions as conditions of a batch."""
+        with self._lock:
+            rows = [self._embedded(text) for text in texts]
+        return Prompts(tuple(texts), {name: torch.cat([row[name] for row in rows]) for name in rows[0]}, self)
+
+    def truncated(self, texts: Sequence[str]) -> list[int]:
+        """Which texts are longer than every tokenizer of the pipeline takes, so that their end is lost."""
+        limits = self._tokenizers
+        return [i for i, text in enumerate(texts) if all(len(tokenizer(text).input_ids) > limit for tokenizer, limit in limits)]
+
+    @property
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        """Every tokenizer with the most tokens that it is asked for."""
+        asked = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
+        names = [name for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if getattr(self.pipeline, name, None) is not None]
+        limits = {name: getattr(self.pipeline, name).model_max_length for name in names}
+        return [
+            (getattr(self.pipeline, name), asked.default if asked and "T5" in type(getattr(self.pipeline, name)).__name__ else limit)
+            for name, limit in limits.items()
+        ]
+
+    def _embedded(self, text: str) -> Embedding:
+        if text in self._kept:
+            self._kept.move_to_end(text)
+            return self._kept[text]
+        with torch.inference_mode():
+            made = self._embed(self.pipeline, text)
+        self._kept[text] = made
+        self._bytes += _size(made)
+        while self._bytes > CACHE_BYTES and len(self._kept) > 1:
+            self._bytes -= _size(self._kept.popitem(last=False)[1])
+        return made
+
+
+def _size(embedding: Embedding) -> int:
+    return sum(value.nbytes for value in embedding.values())
+
+
+def pipeline_of(folder: Path) -> str | None:
+    """The text-to-image pipeline that a folder holds, by its model_index.json; None for a model without captions.
+
+    Raises `UserError` for a text model whose pipeline is not named or not supported.
+    """
+    index = folder / INDEX
+    named = str(read_json(index, "").get("_class_name")) if index.is_file() else None
+    if named in PIPELINES:
+        return named
+    if any(folder.glob("text_encoder*")) or any(folder.glob("image_encoder")):
+        raise UserError(
+            f"text-to-image models must be one of {', '.join(PIPELINES)}, named in {INDEX}; {folder} "
+            f"{f'is a {named}' if named else 'has no such file'}"
+        )
+    return None
+
+
+def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtype: torch.dtype, device: str) -> Any:
+    """The pipeline of a folder around a `network` that is loaded already as its `part`, with its text encoders but no autoencoder."""
+    kind = getattr(diffusers_library(), name)
+    _quiet()
+    absent = {key: None for key in NOT_LOADED if key in inspect.signature(kind.__init__).parameters}
+    try:
+        pipeline = kind.from_pretrained(
+            folder, **{part: network}, **absent, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+    except Exception as error:  # transformers, tokenizers and diffusers each raise their own; all mean an unusable folder
+        raise UserError(f"the text encoders of {folder} cannot be loaded: {first_lines(error)}") from None
+    for encoder in (getattr(pipeline, key, None) for key in ("text_encoder", "text_encoder_2", "text_encoder_3")):
+        if encoder is not None:
+            encoder.eval().requires_grad_(False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def _quiet() -> None:
+    """Keeps the warnings and bars of transformers off our one line; what it warns of, captions that are too long, is counted here."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def asking(name: str, pixels: int) -> Callable[..., Tensor]:
+    """How the network of a pipeline is asked, as `NetworkDenoiser` takes it."""
+    return partial(PIPELINES[name].ask, pixels)
