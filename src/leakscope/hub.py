@@ -26,6 +26,7 @@ from leakscope.data.pixels import ImageShape
 from leakscope.diffusion.codec import Autoencoder, Codec, Identity
 from leakscope.diffusion.denoiser import Denoiser, NetworkDenoiser, PredictionType
 from leakscope.diffusion.dual import Choice, Dual, refuse_strangers
+from leakscope.diffusion.prompts import TextEncoder
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, unknown
 from leakscope.files import hash_files, write_text
@@ -51,7 +52,8 @@ class Target:
     """What is audited: a denoiser, the images it takes, and where it runs.
 
     `shape` is None for a model that takes images of any one size; `codec` takes images to what the denoiser works on.
-    `classes` is the number of classes of a class-conditional model. `fingerprint` says which model this is; without one,
+    `classes` is the number of classes of a class-conditional model, `text` embeds the captions of a text-to-image model; no
+    model has both. `fingerprint` says which model this is; without one,
     a run folder cannot be resumed, since nobody could tell whether it is the same model. `x_dtype` is the dtype of
     images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
     arithmetic.
@@ -65,6 +67,7 @@ class Target:
     device: str = "cpu"
     codec: Codec = PIXELS
     classes: int | None = None
+    text: TextEncoder | None = None
 
     @property
     def x_dtype(self) -> torch.dtype:
