@@ -1,6 +1,7 @@
 """What lies in a model's folder: where its parts are, how one is read safely, and a hash of them all."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def diffusers_library() -> Any:
     """diffusers, told to keep its own warnings and bars off our one line."""
     import diffusers
 
+    warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # the older name, which every version knows
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     return diffusers

@@ -180,8 +180,8 @@ def pipeline_of(folder: Path) -> str | None:
 
 def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtype: torch.dtype, device: str) -> Any:
     """The pipeline of a folder around a `network` that is loaded already as its `part`, with its text encoders but no autoencoder."""
-    kind = getattr(diffusers_library(), name)
     _quiet()
+    kind = getattr(diffusers_library(), name)
     absent = {key: None for key in NOT_LOADED if key in inspect.signature(kind.__init__).parameters}
     try:
         pipeline = kind.from_pretrained(
