@@ -8,7 +8,7 @@ This is the only place where predictions are converted. Wrappers are denoisers t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from leakscope.diffusion.prompts import chosen
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError
 
@@ -30,6 +31,12 @@ class Denoiser(ABC):
     @abstractmethod
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         """The predicted noise at timestep t in [0, T), in the shape, dtype and device of x_t."""
+
+    def at_once(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
+        """The predicted noise of k equal parts of a batch one after another, each at a timestep of its own; `cond` is of all rows."""
+        size = len(x_t) // len(timesteps)
+        parts = [slice(start, start + size) for start in range(0, len(x_t), size)]
+        return torch.cat([self(x_t[rows], t, chosen(cond, rows)) for rows, t in zip(parts, timesteps, strict=True)])
 
     @property
     def exposed(self) -> "tuple[Denoiser, ...]":
@@ -75,17 +82,26 @@ class NetworkDenoiser(Denoiser):
     classes: int | None = None
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
+        timestep = torch.tensor(t, device=x_t.device)
+        # transformers need a timestep per image
+        prediction = self._prediction(x_t, timestep if cond is None else timestep.expand(len(x_t)), cond)
+        return to_noise(prediction, x_t, t, self.schedule, self.prediction_type)
+
+    def at_once(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
+        rows = torch.tensor(timesteps, device=x_t.device).repeat_interleave(len(x_t) // len(timesteps))
+        prediction = self._prediction(x_t, rows, cond)
+        parts = zip(prediction.chunk(len(timesteps)), x_t.chunk(len(timesteps)), timesteps, strict=True)
+        return torch.cat([to_noise(part, x, t, self.schedule, self.prediction_type) for part, x, t in parts])
+
+    def _prediction(self, x_t: Float[Tensor, "b *s"], timestep: Tensor, cond: Any) -> Float[Tensor, "b *s"]:
+        """What the network predicts, whatever that is, at one timestep or at one per row."""
         if (cond is None) != (self.classes is None):
             expected = "no condition" if self.classes is None else f"labels of {self.classes} classes as its condition"
             raise UserError(f"this model takes {expected}; got {'none' if cond is None else 'one'}")
         dtype = next(self.network.parameters()).dtype
-        timestep = torch.tensor(t, device=x_t.device)
-        if cond is None:
-            prediction = self.network(x_t.to(dtype), timestep).sample
-        else:  # transformers need a timestep per image
-            prediction = self.network(x_t.to(dtype), timestep.expand(len(x_t)), class_labels=cond).sample
-        prediction = prediction[:, : x_t.shape[1]].to(x_t.dtype)  # learned-variance models append their variance
-        return to_noise(prediction, x_t, t, self.schedule, self.prediction_type)
+        labels = {} if cond is None else {"class_labels": cond}
+        prediction = self.network(x_t.to(dtype), timestep, **labels).sample
+        return prediction[:, : x_t.shape[1]].to(x_t.dtype)  # learned-variance models append their variance
 
 
 @final
@@ -110,6 +126,12 @@ class Counted(Denoiser):
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         eps = self.denoiser(x_t, t, cond)
         self.on_call(len(x_t), t)
+        return eps
+
+    def at_once(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
+        eps = self.denoiser.at_once(x_t, timesteps, cond)
+        for t in timesteps:
+            self.on_call(len(x_t) // len(timesteps), t)
         return eps
 
 
