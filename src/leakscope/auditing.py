@@ -42,6 +42,7 @@ from leakscope.masks import MaskChoice, may_lead, parse_mask
 from leakscope.masks import distinct as distinct_masks
 from leakscope.record import AuditRecord, Costs, Plan, Result, Samples, Scores
 from leakscope.run_folder import read_plan, write_results
+from leakscope.settling import needs_calibration
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,10 @@ class Audit:
         return self.record.results
 
     def to_frame(self) -> pd.DataFrame:
-        """The scores as a table: id, attack, timestep, statistic (the paper's own), member (bool)."""
+        """The scores as a table: id, attack, timestep, statistic (the paper's own), member (bool).
+
+        Of an attack that stores components, `timestep` counts them from 0.
+        """
         frames = [
             pd.DataFrame(
                 {
@@ -172,7 +176,7 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
     """
     chosen, masks = choose_attacks(config), choose_masks(config)
     target = target or hub.load(config.model, config.dtype, config.device)
-    attacks = tuple(fit_to_schedule(attack, target.denoiser.schedule) for attack in chosen)
+    attacks = _fitting(chosen, config, target)
     top = config.top if isinstance(config, GeometryConfig) else None
     if (masks or top) and not target.latent:
         what = "geometry is that" if top else "--mask ranks the latent coordinates"
@@ -313,10 +317,9 @@ def _results(prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], par
         candidates = [evaluation.Candidate(mask.ratio, under.get(mask, unmasked)) for mask in choice.masks]
         found.append(evaluation.evaluate_masked(choice.label, candidates, unmasked, base, member, split))
     for result, source in found:
-        assert result.timestep is not None, "only scores without timesteps have none"
         forwards = sum(model.forwards for model in prepared.target.denoiser.exposed)
-        alone = replace(attack, timesteps=(result.timestep,)).queries
-        costs = {"queries": attack.queries * forwards, "queries_at_timestep": alone * forwards}
+        alone = None if result.timestep is None else replace(attack, timesteps=(result.timestep,)).queries * forwards
+        costs = {"queries": attack.queries * forwards, "queries_at_timestep": alone}
         yield result.model_copy(update={"access": attack.access, "parameters": parameters, **costs}), source
 
 
@@ -357,9 +360,33 @@ def choose_attacks(config: AuditConfig) -> tuple[Attack, ...]:
         raise UserError(f"each attack must be listed once; {sorted(twice)[0]} is there twice")
     if not chosen and config.two_sided:
         raise UserError("attacks must name at least one attack")
-    if not config.calibration and any(len(a.timesteps) > 1 for a in chosen):
+    if not config.calibration and any(len(a.timesteps) > 1 and a.rule is None for a in chosen):
         raise UserError("--no-calibration chooses nothing, so --timesteps must be one number")
     return tuple(chosen)
+
+
+def _fitting(chosen: Sequence[Attack], config: AuditConfig, target: hub.Target) -> tuple[Attack, ...]:
+    """The attacks as this model and these settings allow them; `all` leaves out those of a special kind that are not allowed.
+
+    Raises `UserError` for one that was named itself.
+    """
+    specs = {spec.partition("(")[0].strip() for spec in config.attacks}
+    fitting = []
+    for attack in chosen:
+        try:
+            fitting.append(_allowed(attack, config, target))
+        except UserError:
+            if attack.name in specs or attack.rule is None:
+                raise
+    return tuple(fitting)
+
+
+def _allowed(attack: Attack, config: AuditConfig, target: hub.Target) -> Attack:
+    if attack.needs_text and getattr(target, "text", None) is None:
+        raise UserError(f"{attack.name} compares captions, and {target.name} takes none; leave it out")
+    if needs_calibration(attack.rule) and not config.calibration:
+        raise UserError(f"{attack.name} settles its score on the calibrate half; leave out --no-calibration, or this attack")
+    return fit_to_schedule(attack, target.denoiser.schedule)
 
 
 def choose_masks(config: AuditConfig) -> tuple[MaskChoice, ...]:
@@ -375,7 +402,7 @@ def choose_masks(config: AuditConfig) -> tuple[MaskChoice, ...]:
 
 def _published(spec: str) -> tuple[int, ...] | None:
     attack = parse(spec, ATTACKS, None)
-    if attack.timesteps != SWEEP:
+    if attack.timesteps != SWEEP or attack.rule:
         return None
     if attack.published_timestep is None:
         raise UserError(f"{attack.name} has no published single timestep; with --no-calibration give --timesteps T")

@@ -201,13 +201,16 @@ def collect(job: Job, folder: Path) -> Collected:
     for k, attack in enumerate(job.attacks):
         columns, settled = [], attack.parameters()
         for chunk in range(job.chunks):
-            shape = (1 + len(job.masks(k)), len(job.rows(chunk)), len(attack.timesteps))
+            shape = (1 + len(job.masks(k)), len(job.rows(chunk)), len(attack.columns))
             statistic, meta = _read(job.file(folder, chunk, k), job, int(np.prod(shape)))
             queries, seconds, settled = queries + meta.queries, seconds + meta.seconds, meta.parameters
             columns.append(statistic.reshape(shape))
         labels, whole = _labels(attack, job.masks(k)), np.concatenate(columns, axis=1)
         scores.append(
-            tuple(Scores(name, attack.direction, attack.timesteps, job.cohort.ids, part) for name, part in zip(labels, whole, strict=True))
+            tuple(
+                Scores(name, attack.direction, attack.columns, job.cohort.ids, part, attack.rule)
+                for name, part in zip(labels, whole, strict=True)
+            )
         )
         parameters.append(settled)
     return Collected(tuple(scores), tuple(parameters), queries, seconds, job.chunks * len(job.attacks))
@@ -340,25 +343,33 @@ def _score_chunk(
 
     denoisers = [Counted(exposed, count) for exposed in job.target.denoiser.exposed]
     labels = _labels(attack, job.inputs.masks if attack.takes_masks else ())
-    statistic = np.empty((len(labels), len(rows), len(attack.timesteps)))
+    statistic = np.empty((len(labels), len(rows), len(attack.columns)))
     with torch.inference_mode():
-        for batch in _batches(len(rows), job.plan.batch_size):
+        for batch in _batches(len(rows), max(1, job.plan.batch_size // attack.width)):
             whole = slice(rows.start + batch.start, rows.start + batch.stop)
             ids, x0 = job.cohort.ids[whole], job.inputs.tensor(images[batch])
             masks = [None, *(job.inputs.keep(influence[batch], ids) if influence is not None and attack.takes_masks else ())]
             noise, cond = job.inputs.noise(ids, x0.shape[1:]), job.inputs.conditions(whole)
-            each = torch.stack([attack.masked_statistics(denoiser, x0, noise, cond, masks) for denoiser in denoisers])
+            here = _on_batch(job, attack, whole)
+            each = torch.stack([here.masked_statistics(denoiser, x0, noise, cond, masks) for denoiser in denoisers])
             values = most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy()
             _refuse_nan(values[0], ids, attack)
             statistic[:, batch] = values
     if queries != len(rows) * declared:
         raise RuntimeError(f"{attack.label} declares {declared} queries per image and made {queries / len(rows):g}")
     meta = ChunkMeta(_plan_id(job.plan), queries, round(time.monotonic() - started, 4), attack.parameters())
-    _write(path, job.cohort.ids[rows.start : rows.stop], labels, attack.timesteps, statistic, meta)
+    _write(path, job.cohort.ids[rows.start : rows.stop], labels, attack.columns, statistic, meta)
+
+
+def _on_batch(job: Job, attack: Attack, rows: slice) -> Attack:
+    """The attack with what it needs of a batch's own images, where it is given latents."""
+    if not job.target.latent:
+        return attack
+    return attack.for_batch(lambda: job.inputs.tensor(job.inputs.pixels(range(rows.start, rows.stop))), job.inputs.latents)
 
 
 def most_exposed(statistics: Float64[Tensor, "e m k b"], direction: Direction) -> Float64[Tensor, "m k b"]:
-    """What an attacker who can ask several models of one release goes by: per image and timestep, the most member-like one."""
+    """What an attacker who can ask several models of one release goes by: per image and column, the most member-like one."""
     return statistics.amin(dim=0) if direction == "small" else statistics.amax(dim=0)
 
 
@@ -376,9 +387,9 @@ def _table(ids: Sequence[str], labels: Sequence[str], timesteps: Sequence[int], 
 def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: Attack) -> None:
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
-        image, t = ids[bad[0][0]], attack.timesteps[bad[0][1]]
+        where = f"image {ids[bad[0][0]]}" + ("" if attack.rule else f" at timestep {attack.timesteps[bad[0][1]]}")
         raise UserError(
-            f"the model must return finite numbers; {attack.label} got {values[tuple(bad[0])]} for image {image} at timestep {t}: "
+            f"the model must return finite numbers; {attack.label} got {values[tuple(bad[0])]} for {where}: "
             "try --dtype float32, or check the weights; finished chunks are kept"
         )
 
