@@ -14,6 +14,7 @@ from leakscope.data.pixels import ImageShape
 from leakscope.diffusion.codec import Autoencoder, Codec, Identity
 from leakscope.diffusion.denoiser import Ask, Denoiser, Guided, NetworkDenoiser, PredictionType
 from leakscope.diffusion.dual import Choice, Dual, refuse_strangers
+from leakscope.diffusion.prompts import TextEncoder
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, unknown
 from leakscope.files import write_text
@@ -34,7 +35,7 @@ from leakscope.hub.folders import (
     refuse_pickles,
     text_fingerprint,
 )
-from leakscope.hub.pipelines import INDEX, PIPELINES, TextEncoder, asking, load_text, pipeline_of
+from leakscope.hub.pipelines import INDEX, PIPELINES, PipelineText, asking, load_text, pipeline_of
 
 UNKNOWN = "unknown"
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
@@ -50,8 +51,8 @@ class Target:
     """What is audited: a denoiser, the images it takes, and where it runs.
 
     `shape` is None for a model that takes images of any one size; `codec` takes images to what the denoiser works on.
-    `classes` is the number of classes of a class-conditional model, `text` embeds the captions of a text-to-image model.
-    `fingerprint` says which model this is; without one,
+    `classes` is the number of classes of a class-conditional model, `text` embeds the captions of a text-to-image model; no
+    model has both. `fingerprint` says which model this is; without one,
     a run folder cannot be resumed, since nobody could tell whether it is the same model. `x_dtype` is the dtype of
     images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
     arithmetic.
@@ -65,7 +66,7 @@ class Target:
     device: str = "cpu"
     codec: Codec = PIXELS
     classes: int | None = None
-    text: Any = None
+    text: TextEncoder | None = None
 
     @property
     def x_dtype(self) -> torch.dtype:
@@ -111,7 +112,7 @@ def load(model: str | Path, dtype: str = "float32", device: str | None = None, g
     shape = _shape(config, network_folder, packing)
     if isinstance(codec, Autoencoder):
         shape = image_shape(codec, shape, int(config.get("in_channels", 0)) // packing, folder)
-    text = TextEncoder(load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device)) if name else None
+    text = PipelineText(load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device)) if name else None
     guided = denoiser if guidance_scale == 1 else Guided(denoiser, guidance_scale)
     if text is None and guidance_scale != 1:
         raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")

@@ -111,7 +111,7 @@ PIPELINES = {
 }
 
 
-class TextEncoder:
+class PipelineText:
     """Embeds captions with the text encoders of a pipeline, each distinct caption once and on its own.
 
     One at a time, so that an embedding does not depend on what else is in the batch; kept while 1 GiB lasts.
