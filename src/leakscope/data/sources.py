@@ -324,7 +324,7 @@ def _holds_text(kind: Any) -> bool:
 
     if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
         return _holds_text(kind.value_type)
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def _digits() -> ImageSource:
