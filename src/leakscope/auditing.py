@@ -43,6 +43,7 @@ from leakscope.masks import distinct as distinct_masks
 from leakscope.record import AuditRecord, Costs, Plan, Result, Samples, Scores
 from leakscope.report.wording import visible
 from leakscope.run_folder import read_plan, write_results
+from leakscope.service import service
 from leakscope.settling import needs_calibration
 
 
@@ -199,6 +200,7 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
     if target.latent:
         codec = target.codec
         attacks = tuple(attack.in_pixels(partial(_decoded, codec, auto_batch_size(found.shape, target.device))) for attack in attacks)
+    attacks = tuple(attack.served_by(service(target, found.shape)) for attack in attacks)
     if config.two_sided or not config.data:
         _check_halves(found.cohort, config)
     inputs = Inputs(
@@ -348,7 +350,7 @@ def _results(prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], par
         candidates = [evaluation.Candidate(mask.ratio, under.get(mask, unmasked)) for mask in choice.masks]
         found.append(evaluation.evaluate_masked(choice.label, candidates, unmasked, base, member, split))
     for result, source in found:
-        forwards = sum(model.forwards for model in prepared.target.denoiser.exposed)
+        forwards = scoring.forwards(prepared.target, attack)
         alone = None if result.timestep is None else replace(attack, timesteps=(result.timestep,)).queries * forwards
         costs = {"queries": attack.queries * forwards, "queries_at_timestep": alone}
         yield result.model_copy(update={"access": attack.access, "parameters": parameters, **costs}), source
@@ -383,7 +385,7 @@ def gate(record: AuditRecord, config: AuditConfig) -> None:
 def choose_attacks(config: AuditConfig) -> tuple[Attack, ...]:
     """The attacks of a config with their timesteps, before any model is known."""
     given = parse_timesteps(config.timesteps) if config.timesteps else None
-    specs = [name for spec in config.attacks for name in (ATTACKS if spec == "all" else [spec])]
+    specs = [name for spec in config.attacks for name in (_all() if spec == "all" else [spec])]
     chosen = [parse(spec, ATTACKS, given or (SWEEP if config.calibration else _published(spec))) for spec in specs]
     labels = [a.label for a in chosen]
     twice = {label for label in labels if labels.count(label) > 1}
@@ -394,6 +396,11 @@ def choose_attacks(config: AuditConfig) -> tuple[Attack, ...]:
     if not config.calibration and any(len(a.timesteps) > 1 and a.rule is None for a in chosen):
         raise UserError("--no-calibration chooses nothing, so --timesteps must be one number")
     return tuple(chosen)
+
+
+def _all() -> list[str]:
+    """The attacks that need nothing but the model and its data."""
+    return [name for name, kind in ATTACKS.items() if kind.in_all]
 
 
 def _fitting(chosen: Sequence[Attack], config: AuditConfig, target: hub.Target) -> tuple[Attack, ...]:
@@ -414,8 +421,8 @@ def _fitting(chosen: Sequence[Attack], config: AuditConfig, target: hub.Target) 
 
 def _allowed(attack: Attack, config: AuditConfig, target: hub.Target) -> Attack:
     if attack.needs_text and getattr(target, "text", None) is None:
-        raise UserError(f"{attack.name} compares captions, and {target.name} takes none; leave it out")
-    if needs_calibration(attack.rule) and not config.calibration:
+        raise UserError(f"{attack.name} works with captions, and {target.name} takes none; leave it out")
+    if needs_calibration(attack.settled_by) and not config.calibration:
         raise UserError(f"{attack.name} settles its score on the calibrate half; leave out --no-calibration, or this attack")
     return fit_to_schedule(attack, target.denoiser.schedule)
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from leakscope.attacks.base import Attack, Direction
 from leakscope.data.cohort import Cohort
 from leakscope.data.draw import keyed_order
-from leakscope.diffusion.denoiser import Counted
+from leakscope.diffusion.denoiser import Counted, Denoiser, unguided
 from leakscope.errors import UserError
 from leakscope.files import write_atomic
 from leakscope.hub import Target
@@ -77,8 +77,8 @@ class Job:
         return self.inputs.masks if self.attacks[k].takes_masks else ()
 
     def queries(self, k: int) -> int:
-        """Forwards per image that the k-th attack makes, over every model that the target exposes."""
-        return self.attacks[k].queries * sum(model.forwards for model in self.target.denoiser.exposed)
+        """Forwards per image that the k-th attack makes, over every model that it may ask."""
+        return self.attacks[k].queries * forwards(self.target, self.attacks[k])
 
     @property
     def chunks(self) -> int:
@@ -111,6 +111,16 @@ class Collected:
 def chunk_file(folder: Path, chunk: int, k: int, name: str) -> Path:
     """The file of one chunk of images under the k-th attack."""
     return folder / "scores" / f"chunk-{chunk:05d}-{k:02d}-{name}.parquet"
+
+
+def asked(target: Target, attack: Attack) -> tuple[Denoiser, ...]:
+    """The models that an attack asks: every one that the release exposes, or where only images are seen, what draws them."""
+    return (unguided(target.denoiser),) if attack.access == "black-box" else target.denoiser.exposed
+
+
+def forwards(target: Target, attack: Attack) -> int:
+    """Network forwards for one query of an attack."""
+    return sum(model.forwards for model in asked(target, attack))
 
 
 def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
@@ -208,7 +218,7 @@ def collect(job: Job, folder: Path) -> Collected:
         labels, whole = _labels(attack, job.masks(k)), np.concatenate(columns, axis=1)
         scores.append(
             tuple(
-                Scores(name, attack.direction, attack.columns, job.cohort.ids, part, attack.rule)
+                Scores(name, attack.direction, attack.columns, job.cohort.ids, part, attack.settled_by)
                 for name, part in zip(labels, whole, strict=True)
             )
         )
@@ -341,7 +351,7 @@ def _score_chunk(
         queries += n
         forward_done(n, attack.name)
 
-    denoisers = [Counted(exposed, count) for exposed in job.target.denoiser.exposed]
+    denoisers = [Counted(exposed, count) for exposed in asked(job.target, attack)]
     labels = _labels(attack, job.inputs.masks if attack.takes_masks else ())
     statistic = np.empty((len(labels), len(rows), len(attack.columns)))
     with torch.inference_mode():

@@ -1,10 +1,13 @@
 """From the components that some attacks store to membership scores, settled on the calibrate half. No torch.
 
     as_is     the one component is the score, nothing is settled
+    mean      the mean of the components, nothing is settled
     clid      (1 - w) S(u) + w S(v), w in {0, 0.1, ..., 1}        S(x) = (x - median) / IQR, both of the calibrate half
+    logistic  b + w . Z(x), a logistic regression                 Z(x) = (x - mean) / standard deviation; all of the calibrate half
 
 A rule makes candidate columns of the components, each with a setting that can be read ("w=0.3"), and the calibrate half
 chooses among them as it does among timesteps. Adding one is a function here, and its name in RULES and on its attack.
+A trained rule has seen the labels of the calibrate half, so its AUC there, and a threshold from there, are optimistic.
 (CLiD: Zhai et al. 2024, arXiv 2405.14800.)
 """
 
@@ -41,13 +44,28 @@ def _clid(components: Float64[np.ndarray, "n 2"], calibrate: Bool[np.ndarray, " 
     return Columns(np.stack([(1 - w) * u + w * v for w in WEIGHTS], axis=1), tuple(f"w={w:g}" for w in WEIGHTS))
 
 
-AS_IS = "as_is"
-RULES: dict[str, Rule] = {AS_IS: _as_is, "clid": _clid}
+def _mean(components: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"]) -> Columns:
+    return Columns(components.mean(axis=1, keepdims=True), (None,))
+
+
+def _logistic(components: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"]) -> Columns:
+    from sklearn.linear_model import LogisticRegression
+
+    if member.all() or not member.any():
+        raise UserError("a classifier is trained on images of both sides; the calibrate half has one only: raise --calibrate-fraction")
+    spread = components[calibrate].std(axis=0)
+    x = (components - components[calibrate].mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    trained = LogisticRegression().fit(x[calibrate], member)  # weights of sides that differ in size are left as they are
+    return Columns(trained.decision_function(x).astype(np.float64)[:, None], (None,))
+
+
+AS_IS, MEAN = "as_is", "mean"
+RULES: dict[str, Rule] = {AS_IS: _as_is, MEAN: _mean, "clid": _clid, "logistic": _logistic}
 
 
 def needs_calibration(rule: str | None) -> bool:
     """Whether a rule takes anything from the calibrate half."""
-    return rule is not None and rule != AS_IS
+    return rule not in (None, AS_IS, MEAN)
 
 
 def settled(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Columns:

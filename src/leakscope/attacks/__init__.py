@@ -1,6 +1,7 @@
 """The attacks, by the name that `--attacks` takes. Adding one is a file with a frozen dataclass and a line here."""
 
 from leakscope.attacks.base import Attack, ResidualAttack
+from leakscope.attacks.black_box import BlackBox
 from leakscope.attacks.clid import CLiD
 from leakscope.attacks.frequency import LossFrequency, PIAFrequency
 from leakscope.attacks.loss import Loss
@@ -22,6 +23,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "clid": CLiD,
     "loss_frequency": LossFrequency,
     "pia_frequency": PIAFrequency,
+    "black_box": BlackBox,
 }
 
 __all__ = ["ATTACKS", "Attack", "ResidualAttack"]

@@ -23,9 +23,30 @@ from leakscope.errors import UserError, unknown
 Access = Literal["black-box", "grey-box", "white-box"]
 Direction = Literal["small", "large"]
 Masks = Sequence[Float[Tensor, "b *s"] | None]
+Draw = Callable[[Denoiser, Noise, Any], Float[Tensor, "b c h w"]]  # an image in [-1, 1] per id of the noise, for its condition
+Embed = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b d"]]  # of images in [-1, 1]
 
 SWEEP = tuple(range(10, 301, 10))
 MOST_TIMESTEPS = 100_000  # a longer grid is a slip of the keyboard
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A network that says which images look alike, with a hash of its weights."""
+
+    fingerprint: str
+    embed: Embed
+
+
+@dataclass(frozen=True, eq=False)
+class Service:
+    """What whoever sees nothing but a model's images has: the drawing of them in so many steps, and encoders of their own.
+
+    Both raise `UserError` for what there is not.
+    """
+
+    drawing: Callable[[int], Draw]
+    encoder: Callable[[str], Encoder]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +67,7 @@ class Attack(ABC):
     published_timestep: ClassVar[int | None] = None
     rule: ClassVar[str | None] = None
     needs_text: ClassVar[bool] = False  # whether `cond` must be `Prompts`
+    in_all: ClassVar[bool] = True  # whether `--attacks all` means it too
 
     def __post_init__(self) -> None:
         if not self.timesteps or any(u <= t for t, u in pairwise(self.timesteps)):
@@ -79,6 +101,11 @@ class Attack(ABC):
         return self.timesteps
 
     @property
+    def settled_by(self) -> str | None:
+        """The rule for these parameters, where it depends on them."""
+        return self.rule
+
+    @property
     def width(self) -> int:
         """Rows per image in one forward; batches of images are so much smaller."""
         return 1
@@ -89,6 +116,10 @@ class Attack(ABC):
 
     def for_batch(self, pixels: Callable[[], Tensor], encode: Callable[[Tensor], Tensor]) -> "Attack":
         """The attack on one batch of a latent model, whose images in [-1, 1] `pixels` reads; only those that change images need it."""
+        return self
+
+    def served_by(self, service: Service) -> "Attack":
+        """The attack on a model that draws images; only attacks that look at those need it."""
         return self
 
     @property
@@ -238,6 +269,8 @@ def fit_to_schedule(attack: Attack, schedule: Schedule) -> Attack:
 
     A sweep that starts below what an attack needs (noise aggregation walks down 40 steps) loses those timesteps only.
     """
+    if not attack.timesteps:
+        return attack
     if attack.rule and attack.timesteps[-1] >= len(schedule):
         raise UserError(
             f"{attack.name} averages over timesteps up to {attack.timesteps[-1]}, and the model's schedule has {len(schedule)}; "

@@ -151,6 +151,16 @@ class Guided(Denoiser):
         return empty + self.scale * (text - empty)
 
 
+def unguided(denoiser: Denoiser) -> Denoiser:
+    """The denoiser without classifier-free guidance, where it has any."""
+    return denoiser.denoiser if isinstance(denoiser, Guided) else denoiser
+
+
+def guided(denoiser: Denoiser, scale: float) -> Denoiser:
+    """The denoiser under classifier-free guidance of this scale in place of any other; 1 is none, for half the forwards."""
+    return unguided(denoiser) if scale == 1 else Guided(unguided(denoiser), scale)
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Counted(Denoiser):
