@@ -28,7 +28,7 @@ from torch import Tensor
 from leakscope.attacks.base import Attack, Direction
 from leakscope.data.cohort import Cohort
 from leakscope.data.draw import keyed_order
-from leakscope.diffusion.denoiser import Counted
+from leakscope.diffusion.denoiser import Counted, Denoiser, unguided
 from leakscope.errors import UserError
 from leakscope.files import write_atomic
 from leakscope.hub import Target
@@ -77,8 +77,8 @@ class Job:
         return self.inputs.masks if self.attacks[k].takes_masks else ()
 
     def queries(self, k: int) -> int:
-        """Forwards per image that the k-th attack makes, over every model that the target exposes."""
-        return self.attacks[k].queries * sum(model.forwards for model in self.target.denoiser.exposed)
+        """Forwards per image that the k-th attack makes, over every model that it may ask."""
+        return self.attacks[k].queries * forwards(self.target, self.attacks[k])
 
     @property
     def chunks(self) -> int:
@@ -111,6 +111,16 @@ class Collected:
 def chunk_file(folder: Path, chunk: int, k: int, name: str) -> Path:
     """The file of one chunk of images under the k-th attack."""
     return folder / "scores" / f"chunk-{chunk:05d}-{k:02d}-{name}.parquet"
+
+
+def asked(target: Target, attack: Attack) -> tuple[Denoiser, ...]:
+    """The models that an attack asks: every one that the release exposes, or where only images are seen, what draws them."""
+    return (unguided(target.denoiser),) if attack.access == "black-box" else target.denoiser.exposed
+
+
+def forwards(target: Target, attack: Attack) -> int:
+    """Network forwards for one query of an attack."""
+    return sum(model.forwards for model in asked(target, attack))
 
 
 def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
@@ -201,13 +211,16 @@ def collect(job: Job, folder: Path) -> Collected:
     for k, attack in enumerate(job.attacks):
         columns, settled = [], attack.parameters()
         for chunk in range(job.chunks):
-            shape = (1 + len(job.masks(k)), len(job.rows(chunk)), len(attack.timesteps))
+            shape = (1 + len(job.masks(k)), len(job.rows(chunk)), len(attack.columns))
             statistic, meta = _read(job.file(folder, chunk, k), job, int(np.prod(shape)))
             queries, seconds, settled = queries + meta.queries, seconds + meta.seconds, meta.parameters
             columns.append(statistic.reshape(shape))
         labels, whole = _labels(attack, job.masks(k)), np.concatenate(columns, axis=1)
         scores.append(
-            tuple(Scores(name, attack.direction, attack.timesteps, job.cohort.ids, part) for name, part in zip(labels, whole, strict=True))
+            tuple(
+                Scores(name, attack.direction, attack.columns, job.cohort.ids, part, attack.settled_by)
+                for name, part in zip(labels, whole, strict=True)
+            )
         )
         parameters.append(settled)
     return Collected(tuple(scores), tuple(parameters), queries, seconds, job.chunks * len(job.attacks))
@@ -338,27 +351,35 @@ def _score_chunk(
         queries += n
         forward_done(n, attack.name)
 
-    denoisers = [Counted(exposed, count) for exposed in job.target.denoiser.exposed]
+    denoisers = [Counted(exposed, count) for exposed in asked(job.target, attack)]
     labels = _labels(attack, job.inputs.masks if attack.takes_masks else ())
-    statistic = np.empty((len(labels), len(rows), len(attack.timesteps)))
+    statistic = np.empty((len(labels), len(rows), len(attack.columns)))
     with torch.inference_mode():
-        for batch in _batches(len(rows), job.plan.batch_size):
+        for batch in _batches(len(rows), max(1, job.plan.batch_size // attack.width)):
             whole = slice(rows.start + batch.start, rows.start + batch.stop)
             ids, x0 = job.cohort.ids[whole], job.inputs.tensor(images[batch])
             masks = [None, *(job.inputs.keep(influence[batch], ids) if influence is not None and attack.takes_masks else ())]
             noise, cond = job.inputs.noise(ids, x0.shape[1:]), job.inputs.conditions(whole)
-            each = torch.stack([attack.masked_statistics(denoiser, x0, noise, cond, masks) for denoiser in denoisers])
+            here = _on_batch(job, attack, whole)
+            each = torch.stack([here.masked_statistics(denoiser, x0, noise, cond, masks) for denoiser in denoisers])
             values = most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy()
             _refuse_nan(values[0], ids, attack)
             statistic[:, batch] = values
     if queries != len(rows) * declared:
         raise RuntimeError(f"{attack.label} declares {declared} queries per image and made {queries / len(rows):g}")
     meta = ChunkMeta(_plan_id(job.plan), queries, round(time.monotonic() - started, 4), attack.parameters())
-    _write(path, job.cohort.ids[rows.start : rows.stop], labels, attack.timesteps, statistic, meta)
+    _write(path, job.cohort.ids[rows.start : rows.stop], labels, attack.columns, statistic, meta)
+
+
+def _on_batch(job: Job, attack: Attack, rows: slice) -> Attack:
+    """The attack with what it needs of a batch's own images, where it is given latents."""
+    if not job.target.latent:
+        return attack
+    return attack.for_batch(lambda: job.inputs.tensor(job.inputs.pixels(range(rows.start, rows.stop))), job.inputs.latents)
 
 
 def most_exposed(statistics: Float64[Tensor, "e m k b"], direction: Direction) -> Float64[Tensor, "m k b"]:
-    """What an attacker who can ask several models of one release goes by: per image and timestep, the most member-like one."""
+    """What an attacker who can ask several models of one release goes by: per image and column, the most member-like one."""
     return statistics.amin(dim=0) if direction == "small" else statistics.amax(dim=0)
 
 
@@ -376,9 +397,9 @@ def _table(ids: Sequence[str], labels: Sequence[str], timesteps: Sequence[int], 
 def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: Attack) -> None:
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
-        image, t = ids[bad[0][0]], attack.timesteps[bad[0][1]]
+        where = f"image {ids[bad[0][0]]}" + ("" if attack.rule else f" at timestep {attack.timesteps[bad[0][1]]}")
         raise UserError(
-            f"the model must return finite numbers; {attack.label} got {values[tuple(bad[0])]} for image {image} at timestep {t}: "
+            f"the model must return finite numbers; {attack.label} got {values[tuple(bad[0])]} for {where}: "
             "try --dtype float32, or check the weights; finished chunks are kept"
         )
 

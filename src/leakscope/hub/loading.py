@@ -51,8 +51,8 @@ class Target:
     """What is audited: a denoiser, the images it takes, and where it runs.
 
     `shape` is None for a model that takes images of any one size; `codec` takes images to what the denoiser works on.
-    `classes` is the number of classes of a class-conditional model, `text` embeds the captions of a text-to-image model.
-    `fingerprint` says which model this is; without one,
+    `classes` is the number of classes of a class-conditional model, `text` embeds the captions of a text-to-image model; no
+    model has both. `fingerprint` says which model this is; without one,
     a run folder cannot be resumed, since nobody could tell whether it is the same model. `x_dtype` is the dtype of
     images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
     arithmetic.

@@ -72,8 +72,9 @@ def new_sampler(name: str, schedule: Schedule, steps: int, clip: bool) -> Any:
         raise unknown("sampler", name, SAMPLERS)
     if schedule.is_flow and name != "ddim":
         raise UserError(f"a model of flow matching is sampled by Euler steps, which is --sampler ddim here; got {name}")
-    if not 1 <= steps <= len(schedule):
-        raise UserError(f"steps must lie in [1, {len(schedule)}], the model's schedule; got {steps}")
+    most = len(schedule) - schedule.is_flow  # which is never asked at its last timestep
+    if not 1 <= steps <= most:
+        raise UserError(f"steps must lie in [1, {most}], the model's schedule; got {steps}")
     if schedule.is_flow:
         return FlowSampler(schedule, steps)
     kept = np.concatenate([[1.0], schedule.alphas_cumprod])
