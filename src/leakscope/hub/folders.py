@@ -20,6 +20,7 @@ TEXT_PARTS = tuple(name + number for name in ("text_encoder", "tokenizer") for n
 PARTS = (*NETWORKS, *(name + SECOND for name in NETWORKS), *AUTOENCODER_FOLDERS, "scheduler", *TEXT_PARTS)
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")  # vocabularies
 DUAL = "dual.json"
+INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -107,6 +108,8 @@ def fingerprint(model: str | Path) -> str:
     """Which model is in a folder: a hash of its weights, configs and schedule."""
     folder = Path(model)
     files = [folder / "scheduler" / "scheduler_config.json"]
+    if (folder / INDEX).is_file() and any((folder / part).is_dir() for part in TEXT_PARTS):
+        files.append(folder / INDEX)  # says how captions are embedded: the pipeline, and what no caption means to it
     if (folder / DUAL).is_file():
         files.append(folder / DUAL)
     for part in PARTS:

@@ -22,6 +22,7 @@ from leakscope.hub.codecs import codec_fingerprint, image_shape, load_codec, sca
 from leakscope.hub.folders import (
     DTYPES,
     DUAL,
+    INDEX,
     NETWORKS,
     PARTS,
     SECOND,
@@ -35,7 +36,7 @@ from leakscope.hub.folders import (
     refuse_pickles,
     text_fingerprint,
 )
-from leakscope.hub.pipelines import INDEX, PIPELINES, PipelineText, asking, load_text, pipeline_of
+from leakscope.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of
 
 UNKNOWN = "unknown"
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
