@@ -22,6 +22,7 @@ class AuditConfig(Config):
     attacks: tuple[str, ...] = ("all",)
     timesteps: str | None = None
     mask: tuple[str, ...] = ()
+    captions: str | None = None
     probes: int = Field(8, ge=1)
     calibration: bool = True
     calibrate_fraction: float = Field(0.2, gt=0, lt=1)
@@ -53,7 +54,7 @@ class AuditConfig(Config):
     def _split_masks(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
-    @field_validator("members", "nonmembers", "data", "timesteps", mode="before")
+    @field_validator("members", "nonmembers", "data", "timesteps", "captions", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path | int) else value
@@ -99,7 +100,7 @@ class GeometryConfig(AuditConfig):
     def _images_alone(cls, given: Any) -> Any:
         """Without two sides nothing is attacked."""
         alone = given.get("data") and not any(given.get(key) for key in ("split", "members", "nonmembers"))
-        useless = [key for key in ("attacks", "mask") if given.get(key)] if alone else []
+        useless = [key for key in ("attacks", "mask", "captions") if given.get(key)] if alone else []
         if useless:
             raise ValueError(f"without --split or --nonmembers nothing is attacked; leave out --{useless[0]}, or say who is a member")
         return {**given, "attacks": (), "mask": (), "calibration": False} if alone else given

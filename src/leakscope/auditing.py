@@ -41,6 +41,7 @@ from leakscope.inputs import Inputs, auto_batch_size, clear, write_geometry
 from leakscope.masks import MaskChoice, may_lead, parse_mask
 from leakscope.masks import distinct as distinct_masks
 from leakscope.record import AuditRecord, Costs, Plan, Result, Samples, Scores
+from leakscope.report.wording import visible
 from leakscope.run_folder import read_plan, write_results
 
 
@@ -132,6 +133,7 @@ class Prepared:
     plan: Plan
     split: evaluation.Halves
     worker: scoring.Worker
+    truncated: tuple[str, ...] = ()
 
     @property
     def queries_per_image(self) -> int:
@@ -157,9 +159,11 @@ class Prepared:
             measured = f"distortion from {plan.top} singular values, influence from {plan.probes} probes"
             return f"plan: {plan.n_nonmembers:,} images ({plan.image_shape}), {measured}, {where}"
         masks = f" (also under {', '.join(plan.masks)})" if plan.masks else ""
+        cut = f", {plan.captions_truncated:,} truncated" if plan.captions_truncated else ""
+        captions = f"captions {visible(plan.captions)} ({plan.captions_found:,} found{cut}), " if plan.captions else ""
         return (
             f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
-            f"{len(self.attacks)} attacks{masks}, "
+            f"{len(self.attacks)} attacks{masks}, {captions}"
             f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
             f"{where}"
         )
@@ -177,7 +181,17 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
     if (masks or top) and not target.latent:
         what = "geometry is that" if top else "--mask ranks the latent coordinates"
         raise UserError(f"{what} of a decoder, and {target.name} works on pixels" + ("" if top else "; leave it out"))
-    found = scan(cohort or read_cohort(config), target.shape, config.resize, config.skip_unreadable, target.classes if attacks else None)
+    found = scan(
+        cohort or read_cohort(config),
+        target.shape,
+        config.resize,
+        config.skip_unreadable,
+        target.classes if attacks else None,
+        _told(config, target) if attacks else None,
+        config.seed,
+    )
+    captions = found.captions
+    truncated = tuple(found.cohort.ids[row] for row in target.text.truncated(captions.texts)) if captions and target.text else ()
     if target.latent:
         codec = target.codec
         attacks = tuple(attack.in_pixels(partial(_decoded, codec, auto_batch_size(found.shape, target.device))) for attack in attacks)
@@ -194,6 +208,7 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
         config.probes,
         top,
         bool(attacks),
+        captions.texts if captions else None,
     )
     batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
@@ -221,8 +236,21 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
         probes=config.probes if masks or top else None,
         top=top,
         classes=target.classes,
+        captions=captions.choice if captions else None,
+        captions_found=captions.found if captions else None,
+        captions_truncated=len(truncated) if captions else None,
     )
-    return Prepared(config, target, found, inputs, attacks, masks, plan, split, scoring.worker(config.shard, config.threads, target))
+    worker = scoring.worker(config.shard, config.threads, target)
+    return Prepared(config, target, found, inputs, attacks, masks, plan, split, worker, truncated)
+
+
+def _told(config: AuditConfig, target: hub.Target) -> str | None:
+    """Which captions a text-to-image model is given; raises `UserError` when they are chosen for another model."""
+    if target.text is not None:
+        return "own" if config.captions is None else config.captions
+    if config.captions is not None:
+        raise UserError(f"--captions says what a text-to-image model is told; {target.name} takes no text: leave it out")
+    return None
 
 
 def _decoded(codec: Codec, size: int, z: Tensor) -> Tensor:
@@ -262,6 +290,8 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None]) -> b
             "or give leakscope.Target(denoiser, fingerprint=...)"
         )
     log(prepared.describe(folder))
+    if prepared.scan.captions:
+        log(f"captions found: {prepared.scan.captions.found}/{len(prepared.scan.cohort)} ({visible(prepared.scan.captions.choice)})")
     missing = scoring.score(prepared.job, folder, prepared.worker)
     if missing:
         log(f"{missing} chunks belong to other shards and are not finished; the last shard writes the results (or run this again later)")
@@ -297,6 +327,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         blind=blind,
         warnings=_warnings(prepared, results, blind.low),
         omitted=prepared.scan.omitted,
+        truncated=prepared.truncated,
         costs=Costs(queries=collected.queries, seconds=round(collected.seconds + time.monotonic() - started, 2), chunks=collected.chunks),
         geometry=geometry,
     )
@@ -448,6 +479,11 @@ def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | 
         found.append(f"{prepared.scan.repeated} images occur more than once on their side; intervals treat them as independent")
     if prepared.scan.omitted:
         found.append(f"{len(prepared.scan.omitted)} unreadable images were left out")
+    if prepared.truncated:
+        found.append(
+            f"{len(prepared.truncated)} captions are longer than the model's text encoder reads: it was told their beginning only "
+            "(audit.json lists the images under truncated)"
+        )
     if prepared.config.resize:
         found.append(f"images of another shape were resized to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")
     if blind_low is not None and blind_low > 0.5:

@@ -39,6 +39,10 @@ AllowShift = Annotated[bool | None, Opt("--allow-shift", help="Exit 0 even if th
 Members = Annotated[str | None, Opt(help="DATA that the model was trained on.", show_default=False)]
 Nonmembers = Annotated[str | None, Opt(help="Held-out DATA from the same source.", show_default=False)]
 Split = Annotated[Path | None, Opt(help='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}.', show_default=False)]
+Captions = Annotated[
+    str | None,
+    Opt(help="Text-to-image models: own (default), empty, fixed:TEXT, swapped, or a .json, .jsonl or .csv file.", show_default=False),
+]
 Probes = Annotated[int | None, Opt(help="Random probes per image for the influence (8).", show_default=False)]
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 UsageError: Any = typer.BadParameter.__base__  # some versions of typer bring a click of their own
@@ -187,6 +191,7 @@ def audit(
         str | None,
         Opt(help="Latent models: also under influence[:0.4], auto, or the controls random[:0.4], reverse[:0.4].", show_default=False),
     ] = None,
+    captions: Captions = None,
     probes: Probes = None,
     calibration: Annotated[
         bool | None, Opt("--calibration/--no-calibration", help="Choose settings on a calibrate half.", show_default=False)
@@ -237,6 +242,7 @@ def geometry(
     nonmembers: Nonmembers = None,
     output: Annotated[Path | None, Opt("-o", "--output", help="The output folder.", show_default=False)] = None,
     config: File = None,
+    captions: Captions = None,
     probes: Probes = None,
     top: Annotated[int | None, Opt(help="Singular values in the distortion (20).", show_default=False)] = None,
     attacks: Annotated[str | None, Opt(help="Attacks that the analyses look at.", show_default=False)] = None,

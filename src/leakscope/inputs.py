@@ -24,6 +24,7 @@ from torch import Tensor
 from leakscope.data.cohort import Cohort
 from leakscope.data.pixels import ImageShape, fit, to_model
 from leakscope.diffusion.noise import Noise
+from leakscope.diffusion.prompts import Prompts
 from leakscope.errors import UserError
 from leakscope.files import write_atomic
 from leakscope.frequencies import energies
@@ -50,7 +51,9 @@ class Inputs:
     probes: int = 8
     top: int | None = None  # measure distortion, with this many singular values
     scored: bool = True  # whether attacks will read the latents
+    captions: tuple[str, ...] | None = None  # what a model of captioned images is told of each image
     _reading: Any = field(default_factory=Lock, repr=False)  # image files and tables are read by one thread at a time
+    _embedding: Any = field(default_factory=Lock, repr=False)  # captions are embedded by one thread at a time, each once
 
     def auto_batch_size(self) -> int:
         """Images per forward of the denoiser."""
@@ -82,8 +85,12 @@ class Inputs:
         """The keyed normals of a batch."""
         return Noise(self.seed, tuple(ids), tuple(shape), self.target.x_dtype, self.target.device, stream)
 
-    def conditions(self, rows: slice | list[int]) -> Int64[Tensor, " b"] | None:
-        """The labels of a class-conditional model."""
+    def conditions(self, rows: slice | list[int]) -> Int64[Tensor, " b"] | Prompts | None:
+        """The labels of images for a class-conditional model, their captions for a text-to-image model."""
+        if self.captions is not None and self.target.text is not None:
+            texts = self.captions[rows] if isinstance(rows, slice) else tuple(self.captions[row] for row in rows)
+            with self._embedding:
+                return self.target.text(texts)
         return None if self.labels is None else torch.from_numpy(self.labels[rows]).to(self.target.device)
 
     def prepare(self, folder: Path, chunks: dict[int, range], pool: Executor) -> None:

@@ -257,6 +257,9 @@ class Plan(Record):
     probes: int | None = None
     top: int | None = None
     classes: int | None = None
+    captions: str | None = None
+    captions_found: int | None = None
+    captions_truncated: int | None = None
 
 
 class AuditRecord(Record):
@@ -274,6 +277,7 @@ class AuditRecord(Record):
     blind: Estimate
     warnings: tuple[str, ...]
     omitted: tuple[str, ...]
+    truncated: tuple[str, ...] = ()
     costs: Costs
     geometry: Geometry | None = None
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from leakscope.data.draw import keyed_order
-from leakscope.data.sources import ImageSource, Pixels
+from leakscope.data.sources import ImageSource, Pixels, Texts
 from leakscope.errors import UserError
 
 
@@ -83,6 +83,15 @@ class Cohort:
             )
         sides = (np.array(nonmembers.numbers), np.array(members.numbers))
         return np.array([sides[int(m)][i] for m, i in zip(self.member, self.position, strict=True)], dtype=np.int64)
+
+    def captions(self) -> tuple[Texts, ...] | None:
+        """The texts of every image, its own caption first and none where it has none; None where neither source has any."""
+        members, nonmembers = (source.captions() for source in self.sources)
+        if members is None and nonmembers is None:
+            return None
+        sides = (nonmembers, members)
+        texts = ((sides[int(m)], int(i)) for m, i in zip(self.member, self.position, strict=True))
+        return tuple(() if side is None else side[i] for side, i in texts)
 
     def only(self, keep: Bool[np.ndarray, " n"]) -> "Cohort":
         """The cohort restricted to the images marked in `keep`."""

@@ -1,12 +1,14 @@
 """The pass over all images before anything is scored: can each be read, does it fit, is it on one side only?"""
 
 import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from leakscope.blind import FEATURES, image_features
+from leakscope.data.captions import Captions, choose_captions
 from leakscope.data.cohort import Cohort
 from leakscope.data.pixels import ImageShape, fit, pixel_hash, shape_of
 from leakscope.data.sources import UnreadableImage
@@ -31,16 +33,26 @@ class Scan:
     omitted: tuple[str, ...]
     repeated: int
     labels: Int64[np.ndarray, " n"] | None = None
+    captions: Captions | None = None
 
 
-def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable: bool, classes: int | None = None) -> Scan:
+def scan(
+    cohort: Cohort,
+    shape: ImageShape | None,
+    resize: bool,
+    skip_unreadable: bool,
+    classes: int | None = None,
+    captions: str | None = None,
+    seed: int = 0,
+) -> Scan:
     """Reads every image once; raises `UserError` for what cannot be audited.
 
     `shape` None means that the model takes any one size; the first readable image then sets it. With `classes` every image
-    must have a label in [0, classes).
+    must have a label in [0, classes); with `captions`, a choice of `choose_captions`, a caption.
     """
     if classes is not None:
         _refuse_labels(cohort, classes)
+    told = None if captions is None else choose_captions(cohort, captions, seed)
     misfits, omitted = [], []
     first_error: UnreadableImage | None = None
     readable = np.ones(len(cohort), dtype=bool)
@@ -77,7 +89,9 @@ def scan(cohort: Cohort, shape: ImageShape | None, resize: bool, skip_unreadable
     assert shape is not None
     repeated = len(hashes) - len(np.unique(_keys(hashes)))
     labels = None if classes is None else kept.labels()
-    return Scan(kept, shape, _fingerprint(kept, hashes, labels), features, tuple(omitted), repeated, labels)
+    if omitted and captions is not None:
+        told = choose_captions(kept, captions, seed)
+    return Scan(kept, shape, _fingerprint(kept, hashes, labels, told), features, tuple(omitted), repeated, labels, told)
 
 
 def _refuse_labels(cohort: Cohort, classes: int) -> None:
@@ -119,10 +133,12 @@ def _keys(hashes: Hashes) -> np.ndarray:
     return hashes.view(f"S{HASH}")[:, 0]
 
 
-def _fingerprint(cohort: Cohort, hashes: Hashes, labels: Int64[np.ndarray, " n"] | None) -> str:
+def _fingerprint(cohort: Cohort, hashes: Hashes, labels: Int64[np.ndarray, " n"] | None, captions: Captions | None) -> str:
     digest = hashlib.sha256()
     for image_id, is_member, pixels in zip(cohort.ids, cohort.member, hashes, strict=True):
         digest.update(f"{image_id}\0{int(is_member)}\0{pixels.tobytes().hex()}\n".encode())
     if labels is not None:
         digest.update(labels.tobytes())
+    if captions is not None:
+        digest.update(json.dumps(captions.texts).encode())
     return digest.hexdigest()

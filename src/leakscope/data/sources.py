@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -26,8 +26,10 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 MAX_PIXELS = 64 * 2**20  # an 8192 x 8192 image; beyond it a small file may be a decompression bomb
 SKIP_HINT = ", or leave it out with --skip-unreadable"
 IMAGE_COLUMNS = ("image", "img", "images", "pixels")
+CAPTION_COLUMNS = ("text", "caption")
 
 Pixels = UInt8[np.ndarray, "h w c"]
+Texts = tuple[str, ...]
 
 
 class UnreadableImage(UserError):
@@ -48,13 +50,15 @@ class ImageSource:
 
     `ids` are unique: the path below an image folder, or the row number (as text) of an array or table.
     `read(i)` returns image i as uint8 (height, width, channels) with 1, 3 or 4 channels. `labels()` reads
-    their classes, or returns None where the data has none.
+    their classes, `captions()` the texts of each image, its own caption first and none where it has none; both return
+    None where the data has none at all.
     """
 
     name: str
     ids: tuple[str, ...]
     read: Callable[[int], Pixels]
     labels: Callable[[], Labels | None] = lambda: None
+    captions: Callable[[], tuple[Texts, ...] | None] = lambda: None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -138,7 +142,8 @@ def _folder(path: Path) -> ImageSource:
         raise UserError(f"{path} must contain images ({', '.join(sorted(IMAGE_SUFFIXES))}); found none")
     # a name that is not UTF-8 is spelled with escapes, so that it can be hashed and written
     ids = tuple(f.relative_to(path).as_posix().encode("utf-8", "backslashreplace").decode() for f in files)
-    return ImageSource(str(path), ids, lambda i: decode(files[i], str(files[i])), lambda: _folder_labels(path, ids))
+    read = lambda i: decode(files[i], str(files[i]))
+    return ImageSource(str(path), ids, read, lambda: _folder_labels(path, ids), lambda: _folder_captions(path, ids))
 
 
 def _folder_labels(path: Path, ids: tuple[str, ...]) -> Labels | None:
@@ -155,8 +160,7 @@ def _folder_labels(path: Path, ids: tuple[str, ...]) -> Labels | None:
 
 def _metadata_labels(metadata: Path, ids: tuple[str, ...]) -> Labels | None:
     try:
-        rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
-        labels = {str(row["file_name"]): _whole(row["label"]) for row in rows if "label" in row}
+        labels = {str(row["file_name"]): _whole(row["label"]) for row in read_lines(metadata) if "label" in row}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{metadata} must hold a JSON object with file_name per line, labels as whole numbers ({error})") from None
     missing = [i for i in ids if i not in labels]
@@ -169,6 +173,45 @@ def _whole(label: object) -> int:
     if not isinstance(label, int) or isinstance(label, bool) or abs(label) >= 2**63:
         raise ValueError(f"got the label {json.dumps(label)}")
     return label
+
+
+def _folder_captions(path: Path, ids: tuple[str, ...]) -> tuple[Texts, ...] | None:
+    """`text`, then the `captions`, of metadata.jsonl; None where no line has any."""
+    metadata, found = path / "metadata.jsonl", dict[str, Texts]()
+    if not metadata.is_file():
+        return None
+    try:
+        for row in read_lines(metadata):
+            if "text" in row or "captions" in row:
+                name, text = str(row["file_name"]), row.get("text")
+                if not (text is None or isinstance(text, str)):
+                    raise ValueError(f"got the text {json.dumps(text)}")
+                found[name] = _told((*found.get(name, ()), *texts_of(text), *texts_of(row.get("captions"))))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{metadata} must hold a JSON object with file_name per line, text as a string and captions as a list of them ({error})"
+        ) from None
+    return tuple(found.get(i, ()) for i in ids) if any(found.values()) else None
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The JSON values in the lines of a file; raises `OSError`, or `ValueError` for what is no JSON."""
+    # not splitlines: it would also cut at the other line separators of Unicode, which JSON has inside its texts
+    return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+
+
+def texts_of(value: Any) -> Texts:
+    """One text, a list of them, or None, as the distinct texts in their order; raises `ValueError` for anything else."""
+    texts = [] if value is None else [value] if isinstance(value, str) else value
+    texts = [text for text in texts if text is not None] if isinstance(texts, list | tuple) else [texts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"got the text {json.dumps(value, default=str)}")
+    return tuple(dict.fromkeys(texts))
+
+
+def _told(texts: Any) -> Texts:
+    """The texts of an image that say something: a blank one is what many tables hold where there is no caption."""
+    return tuple(text for text in texts_of(texts) if text.strip())
 
 
 def _array_source(name: str, images: np.ndarray) -> ImageSource:
@@ -268,7 +311,20 @@ def _parquet(path: Path, key: str | None) -> ImageSource:
         numbers = file.read(columns=["label"]).column(0)
         return None if numbers.null_count else Labels(tuple(numbers.to_pylist()))
 
-    return ImageSource(str(path), tuple(map(str, range(starts[-1]))), read, labels)
+    def captions() -> tuple[Texts, ...] | None:
+        told = next((c for c in CAPTION_COLUMNS if c in names and _holds_text(file.schema_arrow.field(c).type)), None)
+        return tuple(map(_told, file.read(columns=[told]).column(0).to_pylist())) if told else None
+
+    return ImageSource(str(path), tuple(map(str, range(starts[-1]))), read, labels, captions)
+
+
+def _holds_text(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds a text, or a list of texts, per row."""
+    import pyarrow.types as types
+
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+        return _holds_text(kind.value_type)
+    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def _digits() -> ImageSource:
@@ -301,4 +357,6 @@ def _hugging_face(locator: str) -> ImageSource:
 
     classes = next((c for c, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)), None)
     labels = lambda: Labels(tuple(table[classes])) if classes else None
-    return ImageSource(locator, tuple(map(str, range(len(table)))), read, labels)
+    told = next((c for c in CAPTION_COLUMNS if c in table.features and _holds_text(table.data.schema.field(c).type)), None)
+    captions = lambda: tuple(map(_told, table[told])) if told else None
+    return ImageSource(locator, tuple(map(str, range(len(table)))), read, labels, captions)

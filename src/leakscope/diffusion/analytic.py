@@ -4,6 +4,9 @@ Memoriser: the optimal denoiser of a finite set {y_i}, a kernel-weighted mean in
 
     x0_hat = sum_i w_i y_i,   w = softmax_i(-|x_t - a_t y_i|^2 / (2 s_t^2)),   eps = (x_t - a_t x0_hat) / s_t
 
+With captions it is that of a finite set of pairs: a caption restricts the sum to the images that carry it. A caption of
+none of them says nothing, and is answered by the Gaussian of uniform pixels.
+
 Gaussian: the optimal denoiser of N(mu, v I),
 
     eps = s_t (x_t - a_t mu) / (a_t^2 v + s_t^2)
@@ -16,7 +19,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from leakscope.diffusion.denoiser import Denoiser
@@ -31,17 +34,31 @@ def linear_schedule(steps: int = 1000, first: float = 1e-4, last: float = 2e-2) 
 @final
 @dataclass(frozen=True, eq=False)
 class Memoriser(Denoiser):
-    """The optimal denoiser of the finite set `points`: the most a model can leak."""
+    """The optimal denoiser of the finite set `points`: the most a model can leak.
+
+    With `texts`, one per point, it has memorised which caption goes with which image, and answers `Prompts` from the images
+    of that caption alone. An image that is given another one's caption then leaves no trace of its own in the answer.
+    """
 
     points: Float[Tensor, "n *s"]
     schedule: Schedule
+    texts: tuple[str, ...] | None = None
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         a, s = self.schedule.a(t), self.schedule.s(t)
         points = self.points.to(x_t)
         distances = (x_t.flatten(1)[:, None] - a * points.flatten(1)[None]).square().sum(dim=-1)
-        weights = torch.softmax(-distances / (2 * s**2), dim=1)
-        return (x_t - a * (weights @ points.flatten(1)).reshape(x_t.shape)) / s
+        carrying = self._carrying(cond, len(x_t)).to(x_t.device)
+        weights = torch.softmax((-distances / (2 * s**2)).masked_fill(~carrying, torch.finfo(x_t.dtype).min), dim=1)
+        eps = (x_t - a * (weights @ points.flatten(1)).reshape(x_t.shape)) / s
+        known = carrying.any(dim=1).reshape(-1, *[1] * (x_t.ndim - 1))
+        return torch.where(known, eps, Gaussian(0.0, 1 / 3, self.schedule)(x_t, t))
+
+    def _carrying(self, cond: Any, batch: int) -> Bool[Tensor, "b n"]:
+        """Which points have the caption that each image of the batch is given."""
+        if self.texts is None or cond is None:
+            return torch.ones(batch, len(self.points), dtype=torch.bool)
+        return torch.tensor([[text == given for text in self.texts] for given in cond.texts])
 
 
 @final

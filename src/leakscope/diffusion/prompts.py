@@ -5,7 +5,7 @@ A condition is None, a tensor of class labels (b,), or the `Prompts` of b images
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -32,6 +32,17 @@ class Prompts:
     def vectors(self) -> Float64[Tensor, "b d"]:
         """The text embeddings as one vector a caption, for similarities between captions."""
         return next(iter(self.tensors.values())).flatten(start_dim=1).cpu().double()
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Captions to `Prompts`, as the model was trained with them."""
+
+    def __call__(self, texts: Sequence[str]) -> Prompts:
+        """The prompts of a batch; each distinct text is embedded once per process."""
+
+    def truncated(self, texts: Sequence[str]) -> list[int]:
+        """Which of `texts` are longer than the tokenizer's limit, so that the model is told their beginning only."""
 
 
 def joined(conditions: Sequence[Any]) -> Any:
