@@ -35,19 +35,33 @@ def located(model: str | Path) -> Path:
         raise UserError(f"MODEL must be a diffusers folder or a hub id; {path} is a file")
     if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
         raise UserError(f"MODEL must be a diffusers folder or a hub id (owner/name); found nothing at {model}")
-    from huggingface_hub import snapshot_download
+    parts = [f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors", "txt", "model")]
+    return downloaded(str(model), ["*.json", *parts])
+
+
+def downloaded(name: str, patterns: list[str]) -> Path:
+    """The files of a hub id that match, in the cache; raises `UserError` saying what to do when there are none to have."""
+    import huggingface_hub
 
     try:
-        return Path(
-            snapshot_download(
-                str(model),
-                allow_patterns=["*.json", *(f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors", "txt", "model"))],
-                ignore_patterns=["*.fp16.*", "*.non_ema.*"],  # second copies of the same weights
-            )
-        )
-    except Exception as error:  # network, gating and naming errors differ by version; all mean the id gave no model
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"no folder at {model}, and the hub gave no such model ({reason}); pass a local folder") from None
+        # second copies of the same weights are left out
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*.fp16.*", "*.non_ema.*"]))
+    except Exception as error:  # network, gating and naming errors differ by version; all mean the id gave nothing
+        reason = first_lines(error).partition(". ")[0] or type(error).__name__
+        if _is_closed(error):
+            raise UserError(
+                f"the hub shows {name} to those who may see it, or it does not exist ({reason}): accept its terms on its page and "
+                "log in with `hf auth login` or HF_TOKEN, or pass a local folder"
+            ) from None
+        raise UserError(f"no folder at {name}, and the hub gave no such model ({reason}); pass a local folder") from None
+
+
+def _is_closed(error: Exception) -> bool:
+    """Whether the hub refused for want of a login: a gated, private or missing repository, which it does not tell apart."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(error, RepositoryNotFoundError) or status in (401, 403)
 
 
 def pickle_message(path: Path) -> str:
