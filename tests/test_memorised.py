@@ -295,8 +295,8 @@ def test_a_list_without_labels_is_scored_only() -> None:
     assert record.results == () and "nothing to compare it with" in record.reason
     assert [row.memorised for row in record.prompts] == [None] * 27
     assert record.warnings == (
-        "1 prompts were listed more than once, and count once",
-        "1 prompts are longer than the text encoder takes; their ends were not read",
+        "1 repetition of a prompt left out: each counts once",
+        "1 of 27 prompts longer than the text encoder takes: their ends were not read",
     )
 
 
@@ -386,7 +386,7 @@ def test_the_terminal_prints_all_of_it_in_eighty_columns() -> None:
         "AUC",
         "Success",
         "memorised",
-        "warning: 1 prompts are longer",
+        "warning: 1 of 27 prompts longer",
     ):
         assert part in text
 

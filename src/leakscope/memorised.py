@@ -294,9 +294,9 @@ def _results(rows: Sequence[PromptScore], lists: Lists, asking: Asking) -> tuple
 def _warnings(asking: Asking, lists: Lists) -> tuple[str, ...]:
     found, lost = [], len(asking.target.text.truncated(lists.texts))
     if lists.repeated:
-        found.append(f"{lists.repeated} prompts were listed more than once, and count once")
+        found.append(f"{lists.repeated} {'repetition' if lists.repeated == 1 else 'repetitions'} of a prompt left out: each counts once")
     if lost:
-        found.append(f"{lost} prompts are longer than the text encoder takes; their ends were not read")
+        found.append(f"{lost} of {len(lists.texts)} prompts longer than the text encoder takes: their ends were not read")
     if len(asking.target.denoiser.exposed) > 1:
         found.append("two models take turns, one per step; of their t-errors the smaller counts")
     return tuple(found)

@@ -153,7 +153,8 @@ def histogram(record: PromptsRecord, name: Statistic) -> str:
         axes.stairs(share(filled), edges, fill=True, color=MEMBERS, alpha=0.45)
         if len(line):
             axes.stairs(share(line), edges, color=HELD_OUT, linewidth=1.8)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
         axes.grid(visible=False, axis="x")
         axes.margins(x=0.01)
