@@ -359,6 +359,49 @@ def quality(
 
 
 @app.command()
+def prompts(
+    model: Annotated[str, typer.Argument(help="A text-to-image model: a diffusers folder or a hub id.", show_default=False)],
+    memorised: Annotated[
+        Path | None, Opt(help="Prompts that may be memorised: one a line, or the column 'text' of .csv or .jsonl.", show_default=False)
+    ] = None,
+    ordinary: Annotated[Path | None, Opt(help="Prompts of the same kind that are not.", show_default=False)] = None,
+    prompts: Annotated[Path | None, Opt(help="One list without labels: scores only.", show_default=False)] = None,
+    output: Annotated[
+        Path | None, Opt("-o", "--output", help="prompts.json, .csv and .html, and finished chunks.", show_default=False)
+    ] = None,
+    config: File = None,
+    images: Annotated[int | None, Opt(help="Images drawn for each prompt, whose scores are averaged (1).", show_default=False)] = None,
+    steps: Annotated[int | None, Opt(help="DDIM steps of each image (50).", show_default=False)] = None,
+    guidance_scale: Annotated[float | None, Opt(help="Classifier-free guidance while drawing (7.5).", show_default=False)] = None,
+    timestep: Annotated[int | None, Opt(help="Where the t-error is taken (90).", show_default=False)] = None,
+    size: Annotated[int | None, Opt(help="Pixels a side, for a model that draws any size.", show_default=False)] = None,
+    seed: Annotated[int | None, Opt(show_default=False)] = None,
+    batch_size: Annotated[int | None, Opt(help="Images at once; default by their size.", show_default=False)] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Annotated[int | None, Opt(help="Chunks asked side by side, one CPU thread each.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Score prompts by how memorised they look: t-error and magnitude of what the model draws for them. The same command resumes."""
+    given = {k: v for k, v in locals().items() if k not in ("config", "as_json")}
+    from leakscope.config import build, read_yaml
+    from leakscope.memorised import find
+    from leakscope.memorised_config import PromptsConfig
+
+    settings = build(PromptsConfig, read_yaml(config) if config else {}, given)
+    found = find(settings)
+    if settings.output:
+        found.save(settings.output)
+    if as_json:
+        return print(found.record.model_dump_json(indent=2))
+    from leakscope.report.memorised import print_memorised
+
+    print_memorised(found.record, _console())
+    if settings.output:
+        print(f"report: {settings.output / 'prompts.html'}")
+
+
+@app.command()
 def metrics(
     file: Annotated[
         Path, typer.Argument(help="CSV or Parquet of id,member,score; member 0/1, higher = more likely a member.", show_default=False)
