@@ -1,6 +1,7 @@
 """What lies in a model's folder: where its parts are, how one is read safely, and a hash of them all."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ TEXT_PARTS = tuple(name + number for name in ("text_encoder", "tokenizer") for n
 PARTS = (*NETWORKS, *(name + SECOND for name in NETWORKS), *AUTOENCODER_FOLDERS, "scheduler", *TEXT_PARTS)
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")  # vocabularies
 DUAL = "dual.json"
+INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -33,19 +35,33 @@ def located(model: str | Path) -> Path:
         raise UserError(f"MODEL must be a diffusers folder or a hub id; {path} is a file")
     if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
         raise UserError(f"MODEL must be a diffusers folder or a hub id (owner/name); found nothing at {model}")
-    from huggingface_hub import snapshot_download
+    parts = [f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors", "txt", "model")]
+    return downloaded(str(model), ["*.json", *parts])
+
+
+def downloaded(name: str, patterns: list[str]) -> Path:
+    """The files of a hub id that match, in the cache; raises `UserError` saying what to do when there are none to have."""
+    import huggingface_hub
 
     try:
-        return Path(
-            snapshot_download(
-                str(model),
-                allow_patterns=["*.json", *(f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors", "txt", "model"))],
-                ignore_patterns=["*.fp16.*", "*.non_ema.*"],  # second copies of the same weights
-            )
-        )
-    except Exception as error:  # network, gating and naming errors differ by version; all mean the id gave no model
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"no folder at {model}, and the hub gave no such model ({reason}); pass a local folder") from None
+        # second copies of the same weights are left out
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*.fp16.*", "*.non_ema.*"]))
+    except Exception as error:  # network, gating and naming errors differ by version; all mean the id gave nothing
+        reason = first_lines(error).partition(". ")[0] or type(error).__name__
+        if _is_closed(error):
+            raise UserError(
+                f"the hub shows {name} to those who may see it, or it does not exist ({reason}): accept its terms on its page and "
+                "log in with `hf auth login` or HF_TOKEN, or pass a local folder"
+            ) from None
+        raise UserError(f"no folder at {name}, and the hub gave no such model ({reason}); pass a local folder") from None
+
+
+def _is_closed(error: Exception) -> bool:
+    """Whether the hub refused for want of a login: a gated, private or missing repository, which it does not tell apart."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(error, RepositoryNotFoundError) or status in (401, 403)
 
 
 def pickle_message(path: Path) -> str:
@@ -106,6 +122,8 @@ def fingerprint(model: str | Path) -> str:
     """Which model is in a folder: a hash of its weights, configs and schedule."""
     folder = Path(model)
     files = [folder / "scheduler" / "scheduler_config.json"]
+    if (folder / INDEX).is_file() and any((folder / part).is_dir() for part in TEXT_PARTS):
+        files.append(folder / INDEX)  # says how captions are embedded: the pipeline, and what no caption means to it
     if (folder / DUAL).is_file():
         files.append(folder / DUAL)
     for part in PARTS:
@@ -132,6 +150,7 @@ def diffusers_library() -> Any:
     """diffusers, told to keep its own warnings and bars off our one line."""
     import diffusers
 
+    warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # the older name, which every version knows
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     return diffusers

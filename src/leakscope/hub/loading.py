@@ -1,5 +1,6 @@
 """A folder or hub id in, a `Target` out; and what is made of finished models."""
 
+import hashlib
 import inspect
 import json
 import os
@@ -18,10 +19,12 @@ from leakscope.diffusion.prompts import TextEncoder
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, unknown
 from leakscope.files import write_text
+from leakscope.hub.adapters import adapter_file, adapter_fingerprint, apply
 from leakscope.hub.codecs import codec_fingerprint, image_shape, load_codec, scaling
 from leakscope.hub.folders import (
     DTYPES,
     DUAL,
+    INDEX,
     NETWORKS,
     PARTS,
     SECOND,
@@ -35,7 +38,7 @@ from leakscope.hub.folders import (
     refuse_pickles,
     text_fingerprint,
 )
-from leakscope.hub.pipelines import INDEX, PIPELINES, PipelineText, asking, load_text, pipeline_of
+from leakscope.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of
 
 UNKNOWN = "unknown"
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
@@ -52,9 +55,9 @@ class Target:
 
     `shape` is None for a model that takes images of any one size; `codec` takes images to what the denoiser works on.
     `classes` is the number of classes of a class-conditional model, `text` embeds the captions of a text-to-image model; no
-    model has both. `fingerprint` says which model this is; without one,
-    a run folder cannot be resumed, since nobody could tell whether it is the same model. `x_dtype` is the dtype of
-    images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
+    model has both. `lora` is the adapter that was merged into its weights, at `lora_scale`. `fingerprint` says which model this is, adapter
+    included; without one, a run folder cannot be resumed, since nobody could tell whether it is the same model. `x_dtype` is
+    the dtype of images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
     arithmetic.
     """
 
@@ -67,6 +70,8 @@ class Target:
     codec: Codec = PIXELS
     classes: int | None = None
     text: TextEncoder | None = None
+    lora: str | None = None
+    lora_scale: float = 1.0
 
     @property
     def x_dtype(self) -> torch.dtype:
@@ -78,12 +83,22 @@ class Target:
         return not isinstance(self.codec, Identity)
 
 
-def load(model: str | Path, dtype: str = "float32", device: str | None = None, guidance_scale: float = 1.0) -> Target:
+def load(
+    model: str | Path,
+    dtype: str = "float32",
+    device: str | None = None,
+    guidance_scale: float = 1.0,
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
+) -> Target:
     """The model in a diffusers folder or of a hub id, ready to be audited.
 
     `dtype` is float32, float16, bfloat16 or float64; `device` a torch device, by default the first accelerator or the CPU.
     `guidance_scale` other than 1 makes every answer of a text-to-image model one of classifier-free guidance.
-    Raises `UserError` for a folder that is no diffusers model, pickle checkpoints, and networks that are not supported.
+    `lora` is a LoRA adapter of a text-to-image model, a safetensors file, a folder or a hub id: it is merged into the weights
+    of the denoiser, and of the text encoders where it has such, at `lora_scale` times the strength that it was saved with.
+    Raises `UserError` for a folder that is no diffusers model, pickle checkpoints, networks that are not supported, and an
+    adapter that does not match the model.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
@@ -92,6 +107,11 @@ def load(model: str | Path, dtype: str = "float32", device: str | None = None, g
     _refuse_other_kinds(folder)
     network_folder = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
     config = read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
+    second = network_folder.with_name(network_folder.name + SECOND)
+    unfit = "takes no captions" if name is None else "holds two networks" if second.is_dir() else None
+    if lora is not None and unfit:
+        raise UserError(f"a LoRA is applied to a text-to-image model of one network, and {model} {unfit}; leave out --lora")
+    adapter = None if lora is None else adapter_file(lora)
     device = str(checked_device(device))
     codec: Codec = PIXELS
     if autoencoder_folder(folder):
@@ -100,7 +120,6 @@ def load(model: str | Path, dtype: str = "float32", device: str | None = None, g
     ask = asking(name, scaling(codec)[1] if isinstance(codec, Autoencoder) else 1) if name else None
     first = _denoiser(folder, network_folder, dtype, device, ask)
     denoiser: Denoiser = first
-    second = network_folder.with_name(network_folder.name + SECOND)
     if second.is_dir():
         turns = read_json(folder / DUAL, f"{folder} has two networks, so it must say how they take turns")
         choice: Any = turns.get("choice")
@@ -112,11 +131,17 @@ def load(model: str | Path, dtype: str = "float32", device: str | None = None, g
     shape = _shape(config, network_folder, packing)
     if isinstance(codec, Autoencoder):
         shape = image_shape(codec, shape, int(config.get("in_channels", 0)) // packing, folder)
-    text = PipelineText(load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device)) if name else None
+    pipeline = load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device) if name else None
+    which = fingerprint(folder)
+    if adapter is not None:
+        apply(pipeline, network_folder.name, adapter, lora_scale)
+        which = hashlib.sha256(f"{which} {adapter_fingerprint(adapter, lora_scale)}".encode()).hexdigest()
+    text = None if pipeline is None else PipelineText(pipeline)
     guided = denoiser if guidance_scale == 1 else Guided(denoiser, guidance_scale)
     if text is None and guidance_scale != 1:
         raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")
-    return Target(guided, shape, str(model), fingerprint(folder), dtype, device, codec, first.classes, text)
+    applied = None if lora is None else str(lora)
+    return Target(guided, shape, str(model), which, dtype, device, codec, first.classes, text, applied, lora_scale)
 
 
 def _denoiser(folder: Path, network_folder: Path, dtype: str, device: str, ask: Ask | None) -> NetworkDenoiser:
