@@ -318,6 +318,15 @@ def quality(
     steps: Annotated[int | None, Opt(help="Steps of the sampler (50).", show_default=False)] = None,
     sampler: Annotated[str | None, Opt(help="ddim (default), ddpm or dpm.", show_default=False)] = None,
     rounds: Annotated[int | None, Opt(help="Of the adaptive attack on two models that take turns.", show_default=False)] = None,
+    captions: Annotated[
+        str | None,
+        Opt(help="Text-to-image models draw the reference's own captions (default), fixed:TEXT, or those of a file.", show_default=False),
+    ] = None,
+    prompts: Annotated[Path | None, Opt(help="Or these: a text per line, or a .json, .jsonl or .csv.", show_default=False)] = None,
+    guidance_scale: Annotated[float | None, Opt(help="Of classifier-free guidance (7.5); 1 is none.", show_default=False)] = None,
+    clip: Annotated[
+        str | None, Opt(help="A CLIP for the CLIP score; hub id or folder (openai/clip-vit-large-patch14).", show_default=False)
+    ] = None,
     extractor: Annotated[
         str | None,
         Opt(help="inception[:FILE] (default), dinov2[:MODEL], clip[:MODEL], torchscript:FILE, sscd:FILE or pixels.", show_default=False),
