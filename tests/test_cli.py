@@ -226,7 +226,7 @@ def test_attacks_lists_every_attack(capsys):
     assert code == 0
     rows = json.loads(out)
     assert [row["attack"] for row in rows] == list(ATTACKS)
-    assert all(row["access"] == "grey-box" and row["source"] for row in rows)
+    assert all(row["access"] == ("black-box" if row["attack"] == "black_box" else "grey-box") and row["source"] for row in rows)
     assert call(capsys, "attacks")[0] == 0
 
 
