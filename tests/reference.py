@@ -122,6 +122,65 @@ def pia_frequency(eps: Eps, table, x0, timesteps, p=4.0, **filters) -> np.ndarra
     return frequency(eps, table, x0, eps(x0, 0), timesteps, p, **filters)
 
 
+def resized(channel: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear enlargement between the centres of pixels; beyond the outermost centres their values."""
+    old = channel.shape
+    found = np.zeros((height, width))
+    for i in range(height):
+        for j in range(width):
+            y = min(max((i + 0.5) * old[0] / height - 0.5, 0), old[0] - 1)
+            x = min(max((j + 0.5) * old[1] / width - 0.5, 0), old[1] - 1)
+            up, left = int(y), int(x)
+            down, right = min(up + 1, old[0] - 1), min(left + 1, old[1] - 1)
+            above = channel[up, left] * (1 - (x - left)) + channel[up, right] * (x - left)
+            below = channel[down, left] * (1 - (x - left)) + channel[down, right] * (x - left)
+            found[i, j] = above * (1 - (y - up)) + below * (y - up)
+    return found
+
+
+def centre_crop(x: np.ndarray, share: float) -> np.ndarray:
+    height, width = x.shape[2:]
+    h, w = round(share * height), round(share * width)
+    top, left = (height - h) // 2, (width - w) // 2
+    return np.array([[resized(c[top : top + h, left : left + w], height, width) for c in image] for image in x])
+
+
+def mse(eps_t: np.ndarray, e: np.ndarray) -> np.ndarray:
+    return np.array([((p - n) ** 2).mean() for p, n in zip(eps_t, e, strict=True)])
+
+
+def pfami(eps: Eps, table, x0, draws, timesteps, crops=10, encode=lambda x: x, pixels=None) -> np.ndarray:
+    """One number per image; `draws` has one noise per timestep. `pixels` are the images that x0 encodes."""
+    ratios = []
+    for t, e in zip(timesteps, draws, strict=True):
+        own = mse(eps(q(table, x0, t, e), t), e)
+        for i in range(crops):
+            crop = encode(centre_crop(x0 if pixels is None else pixels, 0.95 - i * (0.95 - 0.7) / (crops - 1)))
+            ratios.append((mse(eps(q(table, crop, t, e), t), e) - own) / own)
+    return sum(ratios) / len(ratios)
+
+
+def reduced_caption(text: str, vector, percent: int) -> str:
+    words = text.split()
+    cosine = lambda u, v: u @ v / sqrt(u @ u) / sqrt(v @ v)
+    importance = [1 - cosine(vector(text), vector(" ".join(words[:i] + words[i + 1 :]))) for i in range(len(words))]
+    count = max(1, int(percent * len(words) / 100 + 0.5))
+    kept = sorted(range(len(words)), key=lambda i: (-importance[i], i))[:count]
+    return " ".join(words[i] for i in sorted(kept))
+
+
+def clid(eps, table, x0, draws, timesteps, texts: Sequence[str], vector) -> np.ndarray:
+    """-L(c) and the mean of L(c_i) - L(c); `eps(x, t, texts)` is conditioned, `vector` embeds a text."""
+
+    def loss_of(conditions: Sequence[str]) -> np.ndarray:
+        each = [mse(eps(q(table, x0, t, e), t, conditions), e) for t, e in zip(timesteps, draws, strict=True)]
+        return sum(each) / len(each)
+
+    others = [[reduced_caption(text, vector, percent) for text in texts] for percent in (30, 50, 70)] + [[""] * len(texts)]
+    own = loss_of(texts)
+    return np.array([-own, sum(loss_of(other) - own for other in others) / 4])
+
+
 def walked_predictions(eps: Eps, table, x0, e, t, k=5, stride=10, sigma=0.1, sigma_scale="fixed", mask=None) -> np.ndarray:
     """The k (masked) predictions of noise aggregation, of shape (k, b, d)."""
     x = sqrt(table[t]) * x0 + (sigma if sigma_scale == "fixed" else sqrt(1 - table[t])) * e

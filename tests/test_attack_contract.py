@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError, is_dataclass, replace
 import numpy as np
 import pytest
 import torch
+from caption_fixtures import Captioned, captions
 
 from leakscope.attacks import ATTACKS, Attack, ResidualAttack
 from leakscope.attacks.base import parse
@@ -14,6 +15,7 @@ from leakscope.diffusion.analytic import linear_schedule
 from leakscope.diffusion.denoiser import Counted, Denoiser, NetworkDenoiser
 from leakscope.diffusion.noise import Noise
 from leakscope.errors import UserError
+from leakscope.settling import RULES
 
 VARIANTS = [
     "loss(draws=3)",
@@ -57,14 +59,23 @@ def ready(spec: str, denoiser: Denoiser, shape: tuple[int, ...] = SHAPE, timeste
     return parse(spec, ATTACKS, timesteps).prepared(denoiser, x0, others)
 
 
-@pytest.fixture(params=[*ATTACKS, *VARIANTS])
+def statistics(attack: Attack, denoiser: Denoiser, x0: torch.Tensor, e: Noise, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """What the attack says, with captions for one that compares them."""
+    return attack.statistics(denoiser, x0, e, captions(e.ids) if attack.needs_text else None, mask)
+
+
+SPECS = [*ATTACKS, *VARIANTS]
+SWEPT = [s for s in SPECS if parse(s, ATTACKS, TIMESTEPS).rule is None]
+
+
+@pytest.fixture(params=SPECS)
 def spec(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
 def denoiser() -> Denoiser:
-    return smooth_denoiser()
+    return Captioned(smooth_denoiser())
 
 
 @pytest.fixture
@@ -72,36 +83,42 @@ def attack(spec: str, denoiser: Denoiser) -> Attack:
     return ready(spec, denoiser)
 
 
-@pytest.fixture(params=[s for s in (*ATTACKS, *VARIANTS) if issubclass(ATTACKS[s.partition("(")[0]], ResidualAttack)])
+@pytest.fixture(params=SWEPT)
+def maskable(request: pytest.FixtureRequest, denoiser: Denoiser) -> Attack:
+    return ready(request.param, denoiser)
+
+
+@pytest.fixture(params=[s for s in SPECS if issubclass(ATTACKS[s.partition("(")[0]], ResidualAttack)])
 def residual(request: pytest.FixtureRequest, denoiser: Denoiser) -> Attack:
     return ready(request.param, denoiser)
 
 
 def test_statistics_are_finite_float64_of_shape_timesteps_by_batch(attack: Attack, denoiser: Denoiser) -> None:
-    value = attack.statistics(denoiser, images(), noise())
-    assert value.shape == (len(TIMESTEPS), N)
+    value = statistics(attack, denoiser, images(), noise())
+    assert value.shape == (len(attack.columns), N)
+    assert attack.columns == (TIMESTEPS if attack.rule is None else tuple(range(len(attack.columns))))
     assert value.dtype == torch.float64
     assert torch.isfinite(value).all()
     assert len(value.unique()) == value.numel()  # every image and timestep has its own
 
 
 def test_statistics_are_float64_for_float32_images(attack: Attack, denoiser: Denoiser) -> None:
-    value = attack.statistics(denoiser, images(dtype=torch.float32), noise(dtype=torch.float32))
+    value = statistics(attack, denoiser, images(dtype=torch.float32), noise(dtype=torch.float32))
     assert value.dtype == torch.float64
-    torch.testing.assert_close(value, attack.statistics(denoiser, images(), noise()), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(value, statistics(attack, denoiser, images(), noise()), rtol=1e-2, atol=1e-3)
 
 
 def test_statistics_are_deterministic(attack: Attack, denoiser: Denoiser) -> None:
     torch.manual_seed(0)
-    first = attack.statistics(denoiser, images(), noise())
+    first = statistics(attack, denoiser, images(), noise())
     torch.manual_seed(1)
-    assert torch.equal(first, attack.statistics(denoiser, images(), noise()))
+    assert torch.equal(first, statistics(attack, denoiser, images(), noise()))
 
 
 def test_statistics_leave_images_noise_and_the_global_generator_alone(attack: Attack, denoiser: Denoiser) -> None:
     x0, e = images(), noise()
     state = torch.get_rng_state()
-    attack.statistics(denoiser, x0, e, mask=torch.ones_like(x0))
+    statistics(attack, denoiser, x0, e, mask=torch.ones_like(x0) if attack.rule is None else None)
     assert torch.equal(x0, images())
     assert torch.equal(e(0), noise()(0))
     assert torch.equal(state, torch.get_rng_state())
@@ -109,32 +126,32 @@ def test_statistics_leave_images_noise_and_the_global_generator_alone(attack: At
 
 def test_statistics_move_with_their_image_when_the_batch_is_permuted(attack: Attack, denoiser: Denoiser) -> None:
     order = [4, 0, 5, 2, 1, 3]
-    whole = attack.statistics(denoiser, images(), noise())
-    permuted = attack.statistics(denoiser, images()[order], noise(tuple(IDS[i] for i in order)))
+    whole = statistics(attack, denoiser, images(), noise())
+    permuted = statistics(attack, denoiser, images()[order], noise(tuple(IDS[i] for i in order)))
     torch.testing.assert_close(permuted, whole[:, order], rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_statistics_do_not_depend_on_the_batch_size(attack: Attack, denoiser: Denoiser, size: int) -> None:
-    whole = attack.statistics(denoiser, images(), noise())
-    parts = [attack.statistics(denoiser, images()[i : i + size], noise(IDS[i : i + size])) for i in range(0, N, size)]
+    whole = statistics(attack, denoiser, images(), noise())
+    parts = [statistics(attack, denoiser, images()[i : i + size], noise(IDS[i : i + size])) for i in range(0, N, size)]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-10, atol=0)
 
 
 def test_statistics_of_a_float32_network_do_not_depend_on_the_batch_size(spec: str, tiny_network: Callable[..., torch.nn.Module]) -> None:
     """Convolutions may sum in another order in another batch: within 1e-3 relative, after p = 4 and differences of predictions."""
-    denoiser, shape, size = NetworkDenoiser(tiny_network(), linear_schedule()), (1, 8, 8), 4
+    denoiser, shape, size = Captioned(NetworkDenoiser(tiny_network(), linear_schedule())), (1, 8, 8), 4
     attack, x0 = ready(spec, denoiser, shape), images(shape, torch.float32)
-    whole = attack.statistics(denoiser, x0, noise(IDS, shape, torch.float32))
-    parts = [attack.statistics(denoiser, x0[i : i + size], noise(IDS[i : i + size], shape, torch.float32)) for i in range(0, N, size)]
+    whole = statistics(attack, denoiser, x0, noise(IDS, shape, torch.float32))
+    parts = [statistics(attack, denoiser, x0[i : i + size], noise(IDS[i : i + size], shape, torch.float32)) for i in range(0, N, size)]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-3, atol=0)
 
 
 def test_statistics_leave_the_network_unchanged(spec: str, tiny_network: Callable[..., torch.nn.Module]) -> None:
     network, untouched = tiny_network(), tiny_network()
-    denoiser = NetworkDenoiser(network, linear_schedule())
+    denoiser = Captioned(NetworkDenoiser(network, linear_schedule()))
     attack = ready(spec, denoiser, (1, 8, 8))
-    attack.statistics(denoiser, images((1, 8, 8)), noise(IDS, (1, 8, 8)))
+    statistics(attack, denoiser, images((1, 8, 8)), noise(IDS, (1, 8, 8)))
     after, before = network.state_dict(), untouched.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[k], before[k]) for k in before)
@@ -142,16 +159,16 @@ def test_statistics_leave_the_network_unchanged(spec: str, tiny_network: Callabl
     assert all(p.grad is None and not p.requires_grad for p in network.parameters())
 
 
-def test_a_mask_of_ones_changes_nothing(attack: Attack, denoiser: Denoiser) -> None:
+def test_a_mask_of_ones_changes_nothing(maskable: Attack, denoiser: Denoiser) -> None:
     ones = torch.ones_like(images())
-    assert torch.equal(attack.statistics(denoiser, images(), noise(), mask=ones), attack.statistics(denoiser, images(), noise()))
+    assert torch.equal(statistics(maskable, denoiser, images(), noise(), mask=ones), statistics(maskable, denoiser, images(), noise()))
 
 
-def test_a_mask_keeps_what_lies_outside_it_out_of_the_statistic(attack: Attack, denoiser: Denoiser) -> None:
+def test_a_mask_keeps_what_lies_outside_it_out_of_the_statistic(maskable: Attack, denoiser: Denoiser) -> None:
     mask = torch.zeros_like(images())
     mask[:, 0, 0, 0] = 1
-    masked = attack.statistics(denoiser, images(), noise(), mask=mask)
-    assert (masked != attack.statistics(denoiser, images(), noise())).all()
+    masked = statistics(maskable, denoiser, images(), noise(), mask=mask)
+    assert (masked != statistics(maskable, denoiser, images(), noise())).all()
 
 
 def test_a_mask_of_zeros_makes_a_residual_statistic_zero(residual: Attack, denoiser: Denoiser) -> None:
@@ -165,43 +182,45 @@ def test_residual_statistics_add_up_over_disjoint_masks(residual: Attack, denois
     torch.testing.assert_close(halves[0] + halves[1], residual.statistics(denoiser, images(), noise()), rtol=1e-12, atol=0)
 
 
-def test_many_masks_give_what_each_gives_alone_for_the_forwards_of_one(spec: str, attack: Attack, denoiser: Denoiser) -> None:
+def test_many_masks_give_what_each_gives_alone_for_the_forwards_of_one(maskable: Attack, denoiser: Denoiser) -> None:
     generator = torch.Generator().manual_seed(3)
     masks = [None, *((torch.rand(images().shape, generator=generator) < keep).double() for keep in (0.3, 0.6)), torch.ones_like(images())]
     forwards: list[int] = []
-    together = attack.masked_statistics(Counted(denoiser, lambda n, t: forwards.append(n)), images(), noise(), masks=masks)
-    assert sum(forwards) == N * attack.queries
+    together = maskable.masked_statistics(Counted(denoiser, lambda n, t: forwards.append(n)), images(), noise(), masks=masks)
+    assert sum(forwards) == N * maskable.queries
     assert together.dtype == torch.float64 and together.shape == (len(masks), len(TIMESTEPS), N)
-    alone = [attack.statistics(denoiser, images(), noise(), mask=mask) for mask in masks]
+    alone = [statistics(maskable, denoiser, images(), noise(), mask=mask) for mask in masks]
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-12, atol=0)
     assert not torch.equal(together[0], together[1]) and torch.equal(together[0], together[3])
 
 
 @pytest.mark.parametrize("timesteps", [(100,), (50, 100, 150), tuple(range(40, 130, 10))])
 def test_declared_queries_are_the_forwards_made_for_each_image(spec: str, denoiser: Denoiser, timesteps: tuple[int, ...]) -> None:
-    attack, forwards = ready(spec, denoiser, timesteps=timesteps), []
-    attack.statistics(Counted(denoiser, lambda n, t: forwards.append(n)), images(), noise())
+    attack, forwards = ready(spec, denoiser, timesteps=timesteps), list[int]()
+    statistics(attack, Counted(denoiser, lambda n, t: forwards.append(n)), images(), noise())
     assert sum(forwards) == N * attack.queries
 
 
+@pytest.mark.parametrize("spec", SWEPT)
 def test_a_timestep_gives_the_same_number_alone_as_in_a_grid(spec: str, denoiser: Denoiser) -> None:
-    whole = ready(spec, denoiser).statistics(denoiser, images(), noise())
-    alone = [ready(spec, denoiser, timesteps=(t,)).statistics(denoiser, images(), noise()) for t in TIMESTEPS]
+    whole = statistics(ready(spec, denoiser), denoiser, images(), noise())
+    alone = [statistics(ready(spec, denoiser, timesteps=(t,)), denoiser, images(), noise()) for t in TIMESTEPS]
     torch.testing.assert_close(torch.cat(alone), whole, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("spec", SWEPT)
 def test_row_i_belongs_to_timestep_i_even_when_they_are_not_sorted(spec: str, denoiser: Denoiser) -> None:
-    whole = ready(spec, denoiser).statistics(denoiser, images(), noise())
+    whole = statistics(ready(spec, denoiser), denoiser, images(), noise())
     try:
-        backwards = ready(spec, denoiser, timesteps=TIMESTEPS[::-1]).statistics(denoiser, images(), noise())
+        backwards = statistics(ready(spec, denoiser, timesteps=TIMESTEPS[::-1]), denoiser, images(), noise())
     except UserError:  # to refuse them is as good
         return
     torch.testing.assert_close(backwards, whole.flip(0), rtol=1e-12, atol=0)
 
 
 def test_statistics_depend_on_the_image(attack: Attack, denoiser: Denoiser) -> None:
-    value = attack.statistics(denoiser, images(), noise())
-    assert (attack.statistics(denoiser, -images(), noise()) != value).all()
+    value = statistics(attack, denoiser, images(), noise())
+    assert (statistics(attack, denoiser, -images(), noise()) != value).all()
 
 
 def test_attacks_are_frozen_dataclasses_that_compare_by_value(attack: Attack) -> None:
@@ -215,9 +234,9 @@ def test_attacks_are_frozen_dataclasses_that_compare_by_value(attack: Attack) ->
 
 def test_recorded_parameters_survive_json_and_rebuild_the_attack(attack: Attack) -> None:
     recorded = json.loads(json.dumps(attack.parameters(), allow_nan=False))
-    assert "timesteps" not in recorded
+    assert ("timesteps" in recorded) == (attack.rule is not None)
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items()}
-    assert type(attack)(timesteps=attack.timesteps, **values) == attack
+    assert type(attack)(**{"timesteps": attack.timesteps, **values}) == attack
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -228,5 +247,14 @@ def test_every_attack_declares_its_name_source_access_and_direction(name: str) -
     assert kind.direction in ("small", "large")
     assert "arXiv" in kind.source
     assert kind.__doc__
+    assert kind.rule is None or kind.rule in RULES
+    if kind.rule:
+        assert kind.direction == "large", "components must be high for members, so that several models can be compared"
     if issubclass(kind, ResidualAttack):
         assert kind.direction == "small"
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if s not in SWEPT])
+def test_an_attack_that_takes_no_mask_refuses_one(spec: str, denoiser: Denoiser) -> None:
+    with pytest.raises(UserError, match="takes no mask; leave out --mask, or this attack"):
+        statistics(ready(spec, denoiser), denoiser, images(), noise(), mask=torch.ones_like(images()))

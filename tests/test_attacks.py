@@ -7,14 +7,18 @@ import numpy as np
 import pytest
 import reference
 import torch
+from caption_fixtures import Captioned, caption_vector, captions, toy_encode
 from reference import LINEAR
 
 from leakscope.attacks import ATTACKS
 from leakscope.attacks.base import SWEEP, fit_to_schedule, parse, parse_timesteps
+from leakscope.attacks.clid import CLiD, by_importance, shortened
 from leakscope.attacks.noise_aggregation import NoiseAggregation
+from leakscope.attacks.pfami import PFAMI
 from leakscope.attacks.secmi import SecMI
 from leakscope.diffusion.denoiser import Counted, Denoiser
 from leakscope.diffusion.noise import Noise
+from leakscope.diffusion.prompts import Prompts
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError
 
@@ -78,6 +82,103 @@ def test_loss_is_the_mean_over_draws_of_the_noise_error(setting: Setting, masked
     mask = setting.keep if masked else None
     expected = reference.loss(setting.eps, LINEAR, setting.images, setting.draws(draws), TIMESTEPS, p, mask)
     same(setting.statistics(spec, masked), expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "crops", "timesteps"), [("pfami", 10, tuple(range(0, 451, 50))), ("pfami(crops=3,timesteps=20+90)", 3, (20, 90))]
+)
+def test_pfami_is_the_mean_relative_excess_of_the_crops_losses(setting: Setting, spec: str, crops: int, timesteps: tuple[int, ...]) -> None:
+    expected = reference.pfami(setting.eps, LINEAR, setting.images, setting.draws(len(timesteps)), timesteps, crops)
+    same(setting.statistics(spec, False), expected[None])
+
+
+def test_pfami_of_a_latent_model_takes_the_latents_of_the_cropped_pixels(setting: Setting) -> None:
+    """An encoder that is not linear: cropping latents gives something else."""
+    pixels, attack = torch.from_numpy(np.random.default_rng(8).uniform(-1, 1, setting.images.shape)), PFAMI(timesteps=(50, 100))
+    encode, encode_numpy = lambda x: torch.tanh(2 * x), lambda x: np.tanh(2 * x)
+    found = attack.for_batch(lambda: pixels, encode).statistics(setting.denoiser, encode(pixels), setting.noise)
+    draws, latents = setting.draws(2), encode_numpy(pixels.numpy())
+    same(found.numpy(), reference.pfami(setting.eps, LINEAR, latents, draws, (50, 100), 10, encode_numpy, pixels.numpy())[None])
+    assert not np.allclose(found, attack.statistics(setting.denoiser, encode(pixels), setting.noise), rtol=1e-3)
+
+
+def test_pfami_of_an_image_without_any_loss_is_finite_and_large(setting: Setting) -> None:
+    x0, e = setting.x0, setting.noise(0)
+
+    def knows_the_images(x: torch.Tensor, t: int) -> torch.Tensor:
+        repeats = len(x) // len(x0)
+        member = (x - denoiser.schedule.add_noise(x0, t, e).repeat(repeats, 1, 1, 1)).abs().flatten(1).amax(dim=1) == 0
+        return torch.where(member[:, None, None, None], e.repeat(repeats, 1, 1, 1), torch.zeros_like(x))
+
+    denoiser = Denoiser.from_function(knows_the_images, LINEAR)
+    value = PFAMI(timesteps=(100,)).statistics(denoiser, x0, setting.noise)
+    assert torch.isfinite(value).all() and (value > 1e6).all()
+
+
+def test_clid_components_are_the_loss_and_what_other_captions_add_to_it(setting: Setting) -> None:
+    cond = toy_encode(("a red fox in the snow", "two boats", "a a dog", ""))
+    shift = lambda texts: np.tanh(np.array([caption_vector(text).sum() for text in texts]) / 8)
+    moved = lambda x, texts: x + 0.1 * shift(texts).reshape(-1, 1, 1, 1) * np.cos(x)
+    eps = lambda x, t, texts: setting.eps(moved(x, texts), t)
+    for timesteps in ((440, 450, 460), (20,)):
+        found = CLiD(timesteps=timesteps).statistics(Captioned(setting.denoiser), setting.x0, setting.noise, cond)
+        expected = reference.clid(eps, LINEAR, setting.images, setting.draws(len(timesteps)), timesteps, cond.texts, caption_vector)
+        same(found.numpy(), expected, rtol=1e-8)  # differences of losses that are nearly equal
+    assert found[1, 3] == 0, "an empty caption has nothing to lose"
+
+
+def test_clid_asks_for_all_its_conditions_and_timesteps_in_one_batch(setting: Setting) -> None:
+    asked: list[tuple[int, tuple[int, ...]]] = []
+
+    class Once(Denoiser):
+        schedule = setting.denoiser.schedule
+
+        def __call__(self, x_t, t, cond=None):
+            raise AssertionError("one forward each")
+
+        def at_once(self, x_t, timesteps, cond=None):
+            asked.append((len(x_t), tuple(timesteps)))
+            assert len(cond) == len(x_t)
+            return torch.zeros_like(x_t)
+
+    CLiD().statistics(Once(), setting.x0, setting.noise, captions(IDS))
+    assert asked == [(15 * len(IDS), (440,) * 5 + (450,) * 5 + (460,) * 5)]
+
+
+def test_clid_without_captions_says_what_it_needs(setting: Setting) -> None:
+    with pytest.raises(UserError, match="clid needs the captions of the images as cond, a Prompts; got NoneType"):
+        CLiD().statistics(setting.denoiser, setting.x0, setting.noise)
+
+
+@pytest.mark.parametrize(
+    ("text", "percent", "expected"),
+    [
+        ("dog", 30, "dog"),
+        ("dog", 70, "dog"),
+        ("", 50, ""),
+        ("one two", 30, "two"),  # a word at least
+        ("one two", 50, "two"),
+        ("one two three four five", 30, "four five"),  # 1.5 words, rounded up
+        ("one two three four five", 50, "three four five"),
+        ("one two three four five", 70, "two three four five"),
+        ("five one four", 70, "five four"),  # in their own order
+        ("dog one", 50, "dog"),  # of equal ones the earlier
+        ("one dog", 50, "one"),
+    ],
+)
+def test_a_reduced_caption_keeps_its_most_important_words_in_order(text: str, percent: int, expected: str) -> None:
+    """An encoder where a word's direction is its own and its weight what the word says."""
+    weights = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "dog": 1}
+
+    def encode(texts) -> Prompts:
+        vectors = torch.zeros(len(texts), 7, dtype=torch.float64)
+        vectors[:, 0] = 20.0
+        for row, caption in enumerate(texts):
+            for word in set(caption.split()):
+                vectors[row, list(weights).index(word) + 1] = weights[word]
+        return Prompts(tuple(texts), {"embeds": vectors}, encode)
+
+    assert shortened(text, by_importance(encode([text]), text), percent) == expected
 
 
 @pytest.mark.parametrize(("spec", "k"), [("secmi", 10), ("secmi(k=5)", 5)])
@@ -399,11 +500,21 @@ def test_secmi_does_not_step_onto_a_timestep_without_signal() -> None:
     assert fit_to_schedule(SecMI(timesteps=(0, 10)), schedule).timesteps == (0,)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", [name for name, kind in ATTACKS.items() if kind.rule is None])
 @pytest.mark.parametrize("t", [1000, 5000])
 def test_timesteps_outside_the_schedule_are_refused(name: str, t: int) -> None:
     with pytest.raises(UserError, match=rf"timesteps must lie in \[0, 1000\), the model's schedule; got {t}"):
         fit_to_schedule(ATTACKS[name](timesteps=(100, t)), SCHEDULE)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in ATTACKS.items() if kind.rule])
+def test_a_grid_of_an_attack_s_own_must_lie_in_the_schedule_whole(name: str) -> None:
+    message = (
+        f"{name} averages over timesteps up to 1000, and the model's schedule has 1000; give it others, as in {name}(timesteps=0:999:10)"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        fit_to_schedule(ATTACKS[name](timesteps=(100, 1000)), SCHEDULE)
+    assert fit_to_schedule(ATTACKS[name](timesteps=(100, 999)), SCHEDULE).timesteps == (100, 999)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -440,6 +551,9 @@ def test_statistics_at_an_undefined_timestep_are_an_error_and_never_a_number(spe
         "sima_mc(m=10,variant=norms)",
         "noise_aggregation(k=4,stride=20,sigma=1e-05,sigma_scale=schedule,metric=hull)",
         "noise_aggregation(metric=density)",
+        "pfami(timesteps=10:30:10,crops=3)",
+        "clid(timesteps=440+460)",
+        "clid(timesteps=7)",
     ],
 )
 def test_a_label_is_what_parse_takes(spec: str) -> None:
@@ -456,6 +570,9 @@ def test_defaults_are_those_of_the_papers() -> None:
     assert parameters["sima_mc"] == {"p": 4.0, "m": 30, "variant": "mean"}
     published = {"k": 5, "stride": 10, "sigma": 0.1, "sigma_scale": "fixed", "metric": "l2"}
     assert published.items() <= parameters["noise_aggregation"].items()
+    assert parameters["pfami"] == {"timesteps": tuple(range(0, 451, 50)), "crops": 10}
+    assert parameters["clid"] == {"timesteps": (440, 450, 460)}
+    assert (ATTACKS["pfami"]().queries, ATTACKS["clid"]().queries) == (110, 15)
     assert {n: k.published_timestep for n, k in ATTACKS.items() if n in ("secmi", "pia", "pian", "noise_aggregation")} == {
         "secmi": 90,
         "pia": 200,
@@ -479,13 +596,18 @@ def test_timesteps_come_from_the_spec_then_the_caller_then_the_default_sweep() -
     assert parse("sima(timesteps=50:150:50)", ATTACKS, (7,)).timesteps == (50, 100, 150)
 
 
+def test_a_sweep_does_not_touch_the_timesteps_that_an_attack_averages_over() -> None:
+    assert parse("clid", ATTACKS, (7,)).timesteps == (440, 450, 460)
+    assert parse("pfami(timesteps=0:20:10)", ATTACKS, (7,)).timesteps == (0, 10, 20)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         ("simo", "unknown attack 'simo'; did you mean 'sima'?"),
-        ("PIA", "unknown attack 'PIA'; known: loss, loss_frequency, noise_aggregation, pia, pia_frequency, pian, secmi, sima, sima_mc"),
-        ("xyzzy", "unknown attack 'xyzzy'; known: loss, loss_frequency, noise_aggregation, pia, pia_frequency, pian, secmi, sima, sima_mc"),
-        ("", "unknown attack ''; known: loss, loss_frequency"),
+        ("PIA", f"unknown attack 'PIA'; known: {', '.join(sorted(ATTACKS))}"),
+        ("xyzzy", f"unknown attack 'xyzzy'; known: {', '.join(sorted(ATTACKS))}"),
+        ("", "unknown attack ''; known: clid, loss, loss_frequency"),
         ("loss(draw=3)", "unknown parameter of loss 'draw'; did you mean 'draws'?"),
         ("noise_aggregation(strid=3)", "unknown parameter of noise_aggregation 'strid'; did you mean 'stride'?"),
         ("sima(zz=3)", "unknown parameter of sima 'zz'; known: p, timesteps"),
@@ -499,6 +621,7 @@ def test_timesteps_come_from_the_spec_then_the_caller_then_the_default_sweep() -
         ("sima_mc(m=2.5)", "sima_mc: m must be of the kind int; got '2.5'"),
         ("sima(p=four)", "sima: p must be of the kind float; got 'four'"),
         ("sima_mc(m=0)", "sima_mc: m must be at least 1; got 0"),
+        ("pfami(crops=0)", "pfami: crops must be at least 1; got 0"),
         ("loss(draws=0)", "loss: draws must be at least 1; got 0"),
         ("secmi(k=0)", "secmi: k must be at least 1; got 0"),
         ("noise_aggregation(k=1)", "noise_aggregation needs k >= 2, stride >= 1 and sigma >= 0; got 1, 10, 0.1"),

@@ -1,5 +1,7 @@
 """Schedules, prediction conversions and keyed noise against diffusers and scipy; the analytic models against brute force."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from leakscope.attacks import ATTACKS
 from leakscope.attacks.base import parse
 from leakscope.diffusion.analytic import Gaussian, Memoriser, linear_schedule
-from leakscope.diffusion.denoiser import Counted, Denoiser, NetworkDenoiser, to_noise
+from leakscope.diffusion.denoiser import Counted, Denoiser, NetworkDenoiser, PredictionType, to_noise
 from leakscope.diffusion.noise import Noise
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError
@@ -356,10 +358,37 @@ def test_gaussian_equals_the_posterior_mean_by_numerical_integration(mean: float
             assert eps == pytest.approx((x_t - a * first / mass) / s, rel=1e-7, abs=1e-9)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("classes", [None, 5])
+def test_parts_at_their_own_timesteps_in_one_forward_are_those_of_a_loop(
+    tiny_network: Callable[..., torch.nn.Module], prediction_type: PredictionType, classes: int | None
+) -> None:
+    network, forwards = tiny_network(num_class_embeds=classes), list[int]()
+    network.register_forward_hook(lambda *_: forwards.append(1))
+    denoiser = NetworkDenoiser(network, linear_schedule(), prediction_type, classes)
+    x = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    cond, timesteps = None if classes is None else torch.tensor([0, 4, 1, 1, 3, 2]), (10, 999, 440)
+    together = denoiser.at_once(x, timesteps, cond)
+    assert len(forwards) == 1
+    torch.testing.assert_close(together, Denoiser.at_once(denoiser, x, timesteps, cond), rtol=1e-5, atol=1e-5)
+    assert len(forwards) == 4
+    alone = [denoiser(x[2 * i : 2 * i + 2], t, None if cond is None else cond[2 * i : 2 * i + 2]) for i, t in enumerate(timesteps)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_parts_asked_at_once_are_counted_with_their_timesteps() -> None:
+    counted: list[tuple[int, int]] = []
+    denoiser = Counted(Denoiser.from_function(lambda x, t: x * t, linear_schedule().alphas_cumprod), lambda n, t: counted.append((n, t)))
+    found = denoiser.at_once(torch.ones(6, 1, 2, 2), (3, 5, 5))
+    assert found.flatten(1).mean(1).tolist() == [3, 3, 5, 5, 5, 5]
+    assert counted == [(2, 3), (2, 5), (2, 5)]
+
+
 SIDE = 128
 BAND = 3.3 * np.sqrt((2 * SIDE + 1) / (12 * SIDE**2))  # 3.3 standard errors of the AUC when there is no difference
+UNCAPTIONED = [name for name, kind in ATTACKS.items() if not kind.needs_text]
 SPECS = [
-    *ATTACKS,
+    *UNCAPTIONED,
     "sima_mc(variant=norms)",
     "loss(draws=4)",
     *(f"noise_aggregation(metric={m})" for m in ("l1", "centroid", "density", "hull")),
@@ -405,7 +434,7 @@ def test_every_attack_guesses_on_a_model_that_knows_nothing(spec: str, sides: tu
     assert abs(auc_at_150(Gaussian(0.0, 1 / 3, linear_schedule()), spec, *sides) - 0.5) <= BAND
 
 
-@pytest.mark.parametrize("spec", list(ATTACKS))
+@pytest.mark.parametrize("spec", UNCAPTIONED)
 def test_every_attack_tells_memorised_digits_from_others_like_them(spec: str, digits: np.ndarray) -> None:
     chosen = np.random.default_rng(0).permutation(np.unique(digits, axis=0))[: 2 * SIDE]
     pixels = chosen.transpose(0, 3, 1, 2) / 127.5 - 1.0

@@ -44,6 +44,8 @@ from leakscope.record import AuditRecord, Costs, Plan, Result, Samples, Scores
 from leakscope.reference import load_reference, refuse_strangers
 from leakscope.report.wording import visible
 from leakscope.run_folder import read_plan, write_results
+from leakscope.service import service
+from leakscope.settling import needs_calibration
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,10 @@ class Audit:
         return self.record.results
 
     def to_frame(self) -> pd.DataFrame:
-        """The scores as a table: id, attack, timestep, statistic (the paper's own), member (bool)."""
+        """The scores as a table: id, attack, timestep, statistic (the paper's own), member (bool).
+
+        Of an attack that stores components, `timestep` counts them from 0.
+        """
         frames = [
             pd.DataFrame(
                 {
@@ -198,7 +203,7 @@ def prepare(
     reference = reference or load_reference(config, target)
     if reference:
         refuse_strangers(target, reference)
-    attacks = tuple(fit_to_schedule(attack, target.denoiser.schedule) for attack in chosen)
+    attacks = _fitting(chosen, config, target)
     top = config.top if isinstance(config, GeometryConfig) else None
     if (masks or top) and not target.latent:
         what = "geometry is that" if top else "--mask ranks the latent coordinates"
@@ -217,6 +222,7 @@ def prepare(
     if target.latent:
         codec = target.codec
         attacks = tuple(attack.in_pixels(partial(_decoded, codec, auto_batch_size(found.shape, target.device))) for attack in attacks)
+    attacks = tuple(attack.served_by(service(target, found.shape)) for attack in attacks)
     if config.two_sided or not config.data:
         _check_halves(found.cohort, config)
     inputs = Inputs(
@@ -373,13 +379,10 @@ def _results(prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], par
         candidates = [evaluation.Candidate(mask.ratio, under.get(mask, unmasked)) for mask in choice.masks]
         found.append(evaluation.evaluate_masked(choice.label, candidates, unmasked, base, member, split))
     for result, source in found:
-        assert result.timestep is not None, "only scores without timesteps have none"
-        alone = replace(attack, timesteps=(result.timestep,))
         models = [model for model in _asked(prepared, result) if model]
-        costs = {
-            "queries": sum(scoring.queries(attack, model) for model in models),
-            "queries_at_timestep": sum(scoring.queries(alone, model) for model in models),
-        }
+        cost = lambda part, models=models: sum(part.queries * scoring.forwards(model, part) for model in models)
+        alone = None if result.timestep is None else cost(replace(attack, timesteps=(result.timestep,)))
+        costs = {"queries": cost(attack), "queries_at_timestep": alone}
         yield result.model_copy(update={"access": attack.access, "parameters": parameters, **costs}), source
 
 
@@ -421,7 +424,7 @@ def gate(record: AuditRecord, config: AuditConfig) -> None:
 def choose_attacks(config: AuditConfig) -> tuple[Attack, ...]:
     """The attacks of a config with their timesteps, before any model is known."""
     given = parse_timesteps(config.timesteps) if config.timesteps else None
-    specs = [name for spec in config.attacks for name in (ATTACKS if spec == "all" else [spec])]
+    specs = [name for spec in config.attacks for name in (_all() if spec == "all" else [spec])]
     chosen = [parse(spec, ATTACKS, given or (SWEEP if config.calibration else _published(spec))) for spec in specs]
     labels = [a.label for a in chosen]
     twice = {label for label in labels if labels.count(label) > 1}
@@ -429,9 +432,38 @@ def choose_attacks(config: AuditConfig) -> tuple[Attack, ...]:
         raise UserError(f"each attack must be listed once; {sorted(twice)[0]} is there twice")
     if not chosen and config.two_sided:
         raise UserError("attacks must name at least one attack")
-    if not config.calibration and any(len(a.timesteps) > 1 for a in chosen):
+    if not config.calibration and any(len(a.timesteps) > 1 and a.rule is None for a in chosen):
         raise UserError("--no-calibration chooses nothing, so --timesteps must be one number")
     return tuple(chosen)
+
+
+def _all() -> list[str]:
+    """The attacks that need nothing but the model and its data."""
+    return [name for name, kind in ATTACKS.items() if kind.in_all]
+
+
+def _fitting(chosen: Sequence[Attack], config: AuditConfig, target: hub.Target) -> tuple[Attack, ...]:
+    """The attacks as this model and these settings allow them; `all` leaves out those of a special kind that are not allowed.
+
+    Raises `UserError` for one that was named itself.
+    """
+    specs = {spec.partition("(")[0].strip() for spec in config.attacks}
+    fitting = []
+    for attack in chosen:
+        try:
+            fitting.append(_allowed(attack, config, target))
+        except UserError:
+            if attack.name in specs or attack.rule is None:
+                raise
+    return tuple(fitting)
+
+
+def _allowed(attack: Attack, config: AuditConfig, target: hub.Target) -> Attack:
+    if attack.needs_text and getattr(target, "text", None) is None:
+        raise UserError(f"{attack.name} works with captions, and {target.name} takes none; leave it out")
+    if needs_calibration(attack.settled_by) and not config.calibration:
+        raise UserError(f"{attack.name} settles its score on the calibrate half; leave out --no-calibration, or this attack")
+    return fit_to_schedule(attack, target.denoiser.schedule)
 
 
 def choose_masks(config: AuditConfig) -> tuple[MaskChoice, ...]:
@@ -447,7 +479,7 @@ def choose_masks(config: AuditConfig) -> tuple[MaskChoice, ...]:
 
 def _published(spec: str) -> tuple[int, ...] | None:
     attack = parse(spec, ATTACKS, None)
-    if attack.timesteps != SWEEP:
+    if attack.timesteps != SWEEP or attack.rule:
         return None
     if attack.published_timestep is None:
         raise UserError(f"{attack.name} has no published single timestep; with --no-calibration give --timesteps T")

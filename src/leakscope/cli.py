@@ -73,12 +73,23 @@ def train(
     output: Annotated[Path | None, Opt("-o", "--output", help="The model folder.", show_default=False)] = None,
     preset: Annotated[
         str | None,
-        Opt(help="Pixels: digits, small (default), ddpm. Autoencoders: vae, vq. On latents: latent.", show_default=False),
+        Opt(
+            help="Pixels: digits, small (default), ddpm. Autoencoders: vae, vq. On latents: latent. With captions: text, fine-tune, lora.",
+            show_default=False,
+        ),
     ] = None,
     autoencoder: Annotated[
         Path | None,
         Opt(help="Train on the latents of this folder's vae/ or vqvae/, on its split unless told otherwise.", show_default=False),
     ] = None,
+    base: Annotated[str | None, Opt(help="A text-to-image model to fine-tune: a diffusers folder or hub id.", show_default=False)] = None,
+    lora_rank: Annotated[int | None, Opt(help="Fine-tune low-rank adapters of this rank only.", show_default=False)] = None,
+    captions: Annotated[str | None, Opt(help="own (default), or a file of texts for every image.", show_default=False)] = None,
+    diversify: Annotated[
+        bool | None, Opt("--diversify/--no-diversify", help="Draw one of an image's texts at every step.", show_default=False)
+    ] = None,
+    caption_dropout: Annotated[float | None, Opt(help="Share of images trained without their caption.", show_default=False)] = None,
+    random_crops: Annotated[int | None, Opt(help="This many random crops an image instead of the central one.", show_default=False)] = None,
     kl_weight: Annotated[float | None, Opt(help="The β of a β-VAE.", show_default=False)] = None,
     config: File = None,
     train_size: Annotated[
@@ -119,7 +130,7 @@ def train(
     device: Annotated[str | None, Opt(help="auto or cpu.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a DDPM, an autoencoder, or a DDPM on its latents; saved as a diffusers folder. The same command resumes."""
+    """Train a DDPM, an autoencoder, a DDPM on its latents, or fine-tune a text-to-image model. The same command resumes."""
     given = {k: v for k, v in locals().items() if k not in ("preset", "config", "as_json")}
     from leakscope.training.run import describe, outcome
     from leakscope.training.run import train as train_model
@@ -138,6 +149,13 @@ def defend(
     output: Annotated[Path | None, Opt("-o", "--output", help="Where teachers, student or dual go.", show_default=False)] = None,
     preset: Annotated[str | None, Opt(help="digits, small (default), ddpm, latent.", show_default=False)] = None,
     autoencoder: Annotated[Path | None, Opt(help="Train on the latents of this folder's vae/ or vqvae/.", show_default=False)] = None,
+    base: Annotated[str | None, Opt(help="A text-to-image model to fine-tune: a diffusers folder or hub id.", show_default=False)] = None,
+    captions: Annotated[str | None, Opt(help="own (default), or a file of texts for every image.", show_default=False)] = None,
+    diversify: Annotated[
+        bool | None, Opt("--diversify/--no-diversify", help="Draw one of an image's texts at every step.", show_default=False)
+    ] = None,
+    caption_dropout: Annotated[float | None, Opt(help="Share of images trained without their caption.", show_default=False)] = None,
+    random_crops: Annotated[int | None, Opt(help="This many random crops an image instead of the central one.", show_default=False)] = None,
     config: File = None,
     teachers: Annotated[
         str | None, Opt(help="Folders that are trained already, as A,B (one-teacher: A); the student is like them.", show_default=False)

@@ -144,6 +144,7 @@ def _result(run: Run, attack: str, reference: EntryRuns | None, seed: int) -> Co
         mask=found.mask,
         access=found.access,
         timestep=found.timestep,
+        setting=found.setting,
         calibrate_auc=_calibrate_auc(found),
         auc=found.auc,
         tpr_at_10pct=_rate(found, 0.1),

@@ -33,7 +33,7 @@ class Difference(Record):
 class ComparedResult(Record):
     """What one attack achieves on one run, and its difference to the same attack on the reference (null for the reference).
 
-    `calibrate_auc` is the AUC of the chosen timestep on the calibrate half, which the worst attack is chosen by.
+    `calibrate_auc` is the AUC of the chosen timestep or setting on the calibrate half, which the worst attack is chosen by.
     """
 
     run: str
@@ -41,6 +41,7 @@ class ComparedResult(Record):
     mask: str | None
     access: str
     timestep: int | None
+    setting: str | None = None
     calibrate_auc: float | None
     auc: Estimate
     tpr_at_10pct: RateAtFPR
@@ -139,15 +140,16 @@ class SwapResult(Record):
     """One attack in the swap audit.
 
     `auc` tells the members of the first half from those of the second by the difference of their two scores, at
-    `timestep`. `own` is what the attack achieves on each teacher alone: members of its half against held-out images.
+    `timestep` or `setting`. `own` is what the attack achieves on each teacher alone: members of its half against held-out images.
     """
 
     attack: str
-    timestep: int
+    timestep: int | None
+    setting: str | None = None
     calibrate_auc: float | None
     auc: Estimate
     own: tuple[Estimate, Estimate]
-    own_timesteps: tuple[int, int]
+    own_timesteps: tuple[int | None, int | None]
 
 
 class SwapAudit(Record):

@@ -16,6 +16,7 @@ from leakscope.data.draw import calibrate_half
 from leakscope.errors import UserError, unknown
 from leakscope.masks import masked_label
 from leakscope.record import VARIANTS, Accuracy, AchievedFPR, AUCAt, Estimate, Gain, Oracle, Record, Result, Samples, Scores, Split, Variant
+from leakscope.settling import Key, column, named, settled
 
 SMALL_SIDE = 200
 REPEATS = 25
@@ -143,7 +144,7 @@ def gain(
     masked: tuple[Result, Scores], unmasked: tuple[Result, Scores], member: Bool[np.ndarray, " n"], test: Bool[np.ndarray, " n"], seed: int
 ) -> Gain:
     """What the first of two results adds to the second on the same test images, each at its own settings."""
-    columns = [scores.membership[:, scores.timesteps.index(result.timestep)] for result, scores in (masked, unmasked)]
+    columns = [column(scores, result, member, ~test) for result, scores in (masked, unmasked)]
     m, n = (np.stack([column[test & side] for column in columns], axis=1) for side in (member, ~member))
     calibrated = all(result.asr.value is not None for result, _ in (masked, unmasked))
     thresholds = [-np.inf if result.asr.threshold is None else result.asr.threshold for result, _ in (masked, unmasked)]
@@ -152,10 +153,8 @@ def gain(
 
 
 def samples(all_scores: Sequence[Scores], results: Sequence[Result], member: Bool[np.ndarray, " n"], split: Halves) -> Samples:
-    """The table of membership scores at each attack's chosen timestep, with the halves of the first split."""
-    columns = {
-        s.attack: s.membership[:, s.timesteps.index(r.timestep)] for s, r in zip(all_scores, results, strict=True) if r.timestep is not None
-    }
+    """The table of membership scores at each attack's chosen timestep or setting, with the halves of the first split."""
+    columns = {s.attack: column(s, r, member, split.calibrate[0]) for s, r in zip(all_scores, results, strict=True)}
     return Samples(all_scores[0].ids, member, ~split.calibrate[0], columns)
 
 
@@ -215,26 +214,26 @@ def _checked(scores: Any, side: str) -> Float64[np.ndarray, " n"]:
 
 
 def _one_split(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"], seed: int) -> Result:
-    cal_m, cal_n, test_m, test_n = _sides(scores.membership, member, calibrate)
+    membership, keys = settled(scores, member, calibrate)
+    cal_m, cal_n, test_m, test_n = _sides(membership, member, calibrate)
     calibrated = bool(len(cal_m) and len(cal_n))
-    if not calibrated and len(scores.timesteps) > 1:
-        raise UserError(f"{scores.attack}: without a calibrate half there must be one timestep; got {len(scores.timesteps)}")
-    per_timestep = (
-        tuple(AUCAt(timestep=t, auc=metrics.auc(cal_m[:, i], cal_n[:, i])) for i, t in enumerate(scores.timesteps)) if calibrated else ()
-    )
+    if not calibrated and len(keys) > 1:
+        raise UserError(f"{scores.attack}: without a calibrate half there must be one timestep; got {len(keys)}")
+    per_timestep = tuple(AUCAt(**named(key), auc=metrics.auc(cal_m[:, i], cal_n[:, i])) for i, key in enumerate(keys)) if calibrated else ()
     chosen = int(np.argmax([point.auc for point in per_timestep])) if calibrated else 0
     m, n = test_m[:, chosen], test_n[:, chosen]
     asr, achieved = _carried(cal_m[:, chosen], cal_n[:, chosen], m, n)
     return Result(
         attack=scores.attack,
-        timestep=scores.timesteps[chosen],
+        **named(keys[chosen]),
+        rule=scores.rule,
         direction=scores.direction,
         auc=metrics.auc_estimate(m, n),
         tpr_at_fpr=tuple(metrics.tpr_at_fpr(m, n, a, seed) for a in metrics.RATES),
         tnr_at_fnr=tuple(metrics.tnr_at_fnr(m, n, a, seed) for a in metrics.RATES),
         asr=asr,
         achieved_fpr=achieved,
-        oracle=_oracle(scores.timesteps, test_m, test_n),
+        oracle=_oracle(keys, test_m, test_n),
         n_members=len(m),
         n_nonmembers=len(n),
         per_timestep=per_timestep,
@@ -254,12 +253,12 @@ def _carried(cal_m: metrics.Sample, cal_n: metrics.Sample, m: metrics.Sample, n:
     return metrics.accuracy_at(threshold, m, n), metrics.achieved_fpr(cal_n, n)
 
 
-def _oracle(timesteps: tuple[int, ...], m: Float64[np.ndarray, "m k"], n: Float64[np.ndarray, "n k"]) -> Oracle:
-    columns = range(len(timesteps))
+def _oracle(keys: Sequence[Key], m: Float64[np.ndarray, "m k"], n: Float64[np.ndarray, "n k"]) -> Oracle:
+    columns = range(len(keys))
     aucs = [metrics.auc(m[:, i], n[:, i]) for i in columns]
     rates = [metrics.tpr_value(m[:, i], n[:, i], 0.01) for i in columns]
     return Oracle(
-        timestep=timesteps[int(np.argmax(aucs))],
+        **named(keys[int(np.argmax(aucs))]),
         auc=max(aucs),
         asr=max(metrics.best_accuracy(m[:, i], n[:, i])[1] for i in columns),
         tpr_at_1pct=None if None in rates else max(r for r in rates if r is not None),
@@ -268,13 +267,15 @@ def _oracle(timesteps: tuple[int, ...], m: Float64[np.ndarray, "m k"], n: Float6
 
 
 def _median(results: Sequence[Result]) -> Result:
-    """Field by field the median over repeated splits; the timestep is the one chosen most often."""
+    """Field by field the median over repeated splits; the timestep or setting is the one chosen most often."""
     first = results[0]
-    timestep = Counter(r.timestep for r in results).most_common(1)[0][0]
+    timestep, setting = Counter((r.timestep, r.setting) for r in results).most_common(1)[0][0]
+    best_timestep, best_setting = Counter((r.oracle.timestep, r.oracle.setting) for r in results).most_common(1)[0][0]
     grids = zip(*(r.per_timestep for r in results), strict=True)
     return first.model_copy(
         update={
             "timestep": timestep,
+            "setting": setting,
             "mask_ratio": Counter(r.mask_ratio for r in results).most_common(1)[0][0],
             "gain": _median_gain([r.gain for r in results if r.gain]),
             "auc": median_record([r.auc for r in results]),
@@ -282,10 +283,8 @@ def _median(results: Sequence[Result]) -> Result:
             "tnr_at_fnr": tuple(median_record(same) for same in zip(*(r.tnr_at_fnr for r in results), strict=True)),
             "asr": median_record([r.asr for r in results]),
             "achieved_fpr": median_record([r.achieved_fpr for r in results]),
-            "oracle": median_record([r.oracle for r in results]).model_copy(
-                update={"timestep": Counter(r.oracle.timestep for r in results).most_common(1)[0][0]}
-            ),
-            "per_timestep": tuple(AUCAt(timestep=points[0].timestep, auc=float(np.median([p.auc for p in points]))) for points in grids),
+            "oracle": median_record([r.oracle for r in results]).model_copy(update={"timestep": best_timestep, "setting": best_setting}),
+            "per_timestep": tuple(points[0].model_copy(update={"auc": float(np.median([p.auc for p in points]))}) for points in grids),
         }
     )
 

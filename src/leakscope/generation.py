@@ -1,15 +1,16 @@
 """Images drawn from a model: seeded per image, in chunks that are written as they are finished and found again.
 
-Image i depends on the model, the sampler, the seed and i alone, so neither the batch it is drawn in nor an interruption
-changes it (up to the last bits of a forward, which uint8 pixels round away almost always).
+Image i depends on the model, the sampler, the seed, its label or prompt and i alone, so neither the batch it is drawn in
+nor an interruption changes it (up to the last bits of a forward, which uint8 pixels round away almost always).
 """
 
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
@@ -22,7 +23,9 @@ from torch import Tensor
 from leakscope import hub
 from leakscope.data.pixels import ImageShape, to_uint8
 from leakscope.diffusion.codec import Autoencoder
+from leakscope.diffusion.denoiser import Denoiser, Guided, guided
 from leakscope.diffusion.noise import Noise
+from leakscope.diffusion.prompts import Prompts
 from leakscope.diffusion.sampling import sample
 from leakscope.errors import UserError
 from leakscope.files import checked_folder, write_atomic, write_new
@@ -34,13 +37,15 @@ from leakscope.threads import one_thread_each, pool, side_by_side
 CHUNK = {"cpu": 64, "cuda": 256}  # images per file: several on a CPU at once, one full batch on an accelerator
 FOLDER = "generated"
 PLAN = "plan.json"
+GUIDANCE = 7.5  # of diffusers' pipelines by default
 
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
     """What is drawn: `n` images of `shape` in pixels, whose denoiser works on `latent` (the same for a pixel model).
 
-    `labels` are the classes of the images of a class-conditional model.
+    `labels` are the classes of the images of a class-conditional model, `prompts` the texts of those of a text-to-image
+    model, with their `guidance_scale`.
     """
 
     target: Target
@@ -52,11 +57,18 @@ class Drawing:
     sampler: str
     rounds: int
     labels: Int64[np.ndarray, " n"] | None
+    prompts: tuple[str, ...] | None
+    guidance_scale: float | None
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """What the sampler asks: the model, under this guidance and no other."""
+        return self.target.denoiser if self.guidance_scale is None else guided(self.target.denoiser, self.guidance_scale)
 
     @property
     def forwards(self) -> int:
         """Denoiser forwards per image: the first round visits every timestep, later ones all but the first."""
-        return self.steps + (self.rounds - 1) * (self.steps - 1)
+        return (self.steps + (self.rounds - 1) * (self.steps - 1)) * self.denoiser.forwards
 
     @property
     def chunks(self) -> dict[int, range]:
@@ -67,6 +79,7 @@ class Drawing:
     def plan(self) -> dict[str, Any]:
         """All that decides the images; a folder belongs to one such plan."""
         labels = None if self.labels is None else hashlib.sha256(self.labels.tobytes()).hexdigest()
+        prompts = None if self.prompts is None else hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
         return {
             "schema_version": 1,
             "model": self.target.name,
@@ -78,6 +91,8 @@ class Drawing:
             "rounds": self.rounds,
             "seed": self.seed,
             "labels": labels,
+            "prompts": prompts,
+            "guidance_scale": self.guidance_scale,
             "dtype": self.target.dtype,
             "device": self.target.device.partition(":")[0],
         }
@@ -95,16 +110,20 @@ def generate(
     threads: int | None = None,
     shape: ImageShape | None = None,
     labels: Int64[np.ndarray, " n"] | None = None,
+    prompts: Sequence[str] | None = None,
+    guidance_scale: float | None = None,
 ) -> UInt8[np.ndarray, "n h w c"]:
     """`n` images of a model, always the same for the same arguments.
 
     sampler: ddim, ddpm or dpm, over `steps` timesteps. rounds: more than 1 draws as an attacker does who knows of `Dual`
     (see `sampling.sample`). batch_size: images per forward, by default from their size. folder: keeps finished chunks in
     folder/generated, so that the same call resumes; without one, nothing is kept. shape: for a model that takes images of
-    any size. labels: the classes to draw of a class-conditional model, by default drawn evenly at random.
+    any size. labels: the classes to draw of a class-conditional model, by default drawn evenly at random. prompts: for a
+    text-to-image model, the text of each image, several times for several images of it. guidance_scale: of classifier-free
+    guidance, which doubles the forwards; 1 is none, the default that of the target where it has one, else 7.5.
     Raises `UserError` for what the model or sampler cannot do, and when a folder holds images of another plan.
     """
-    drawing = plan_drawing(target, n, seed, steps, sampler, rounds, shape, labels)
+    drawing = plan_drawing(target, n, seed, steps, sampler, rounds, shape, labels, prompts, guidance_scale)
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
             return draw(drawing, Path(temporary), batch_size, threads)
@@ -120,6 +139,8 @@ def plan_drawing(
     rounds: int = 1,
     shape: ImageShape | None = None,
     labels: Int64[np.ndarray, " n"] | None = None,
+    prompts: Sequence[str] | None = None,
+    guidance_scale: float | None = None,
 ) -> Drawing:
     """Checks everything that can be checked before the first image is drawn; see `generate`."""
     shape = target.shape or shape
@@ -137,7 +158,32 @@ def plan_drawing(
     if rounds > 1 and steps < 2:
         raise UserError(f"more than one round needs at least 2 steps, since rounds start at the second; got {steps}")
     latent = hub.latent_shape(target.codec, shape) if isinstance(target.codec, Autoencoder) else shape
-    return Drawing(target, n, shape, latent, seed, steps, sampler, rounds, _labels(target, n, seed, labels))
+    texts, scale = _prompts(target, n, prompts), _guidance(target, guidance_scale)
+    return Drawing(target, n, shape, latent, seed, steps, sampler, rounds, _labels(target, n, seed, labels), texts, scale)
+
+
+def _prompts(target: Target, n: int, prompts: Sequence[str] | None) -> tuple[str, ...] | None:
+    if target.text is None:
+        if prompts is not None:
+            raise UserError(f"prompts are what a text-to-image model draws; {target.name} takes no text: leave them out")
+        return None
+    if prompts is None:
+        raise UserError(f"{target.name} draws what it is told: give prompts, a text for each image")
+    if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts) or len(prompts) != n:
+        raise UserError(f"prompts must be {n} texts, one for each image; got {'one text' if isinstance(prompts, str) else len(prompts)}")
+    return tuple(prompts)
+
+
+def _guidance(target: Target, scale: float | None) -> float | None:
+    if target.text is None:
+        if scale is not None:
+            raise UserError(f"guidance is between a caption and none, and {target.name} takes no captions; leave out the guidance scale")
+        return None
+    if scale is None:
+        return target.denoiser.scale if isinstance(target.denoiser, Guided) else GUIDANCE
+    if not isfinite(scale) or scale < 0:
+        raise UserError(f"the guidance scale must be a number of at least 0 (1 is no guidance); got {scale}")
+    return float(scale)
 
 
 def _labels(target: Target, n: int, seed: int, labels: Int64[np.ndarray, " n"] | None) -> Int64[np.ndarray, " n"] | None:
@@ -161,7 +207,7 @@ def draw(drawing: Drawing, folder: Path, batch_size: int | None = None, threads:
     missing = {chunk: rows for chunk, rows in drawing.chunks.items() if not _file(kept, chunk).exists()}
     left = sum(map(len, missing.values()))
     if missing:
-        size = batch_size or auto_batch_size(drawing.latent, drawing.target.device)
+        size = batch_size or max(1, auto_batch_size(drawing.latent, drawing.target.device) // drawing.denoiser.forwards)
         total = drawing.n * drawing.forwards
         with one_thread_each(), progress("drawing images", total, "forwards", done=total - left * drawing.forwards) as advance:
             _draw_chunks(drawing, kept, missing, size, threads or side_by_side(drawing.target), advance)
@@ -181,7 +227,7 @@ def _draw_chunks(
         if stop.is_set():
             raise _Stopped
         with counting:
-            advance(images)
+            advance(images * drawing.denoiser.forwards)
 
     with pool(threads) as executor:
         running = [executor.submit(_draw_chunk, drawing, _file(folder, c), rows, batch_size, on_step) for c, rows in chunks.items()]
@@ -206,12 +252,12 @@ def _draw_chunk(drawing: Drawing, path: Path, rows: range, batch_size: int, on_s
 
 def _draw_batch(drawing: Drawing, rows: range, on_step: Callable[[int], None]) -> UInt8[np.ndarray, "b h w c"]:
     target, latent = drawing.target, drawing.latent
-    sampler = hub.new_sampler(drawing.sampler, target.denoiser.schedule, drawing.steps, clip=not target.latent)
     shape = (latent.channels, latent.height, latent.width)
     noise = Noise(drawing.seed, tuple(map(str, rows)), shape, target.x_dtype, target.device, "sample")
-    cond = None if drawing.labels is None else torch.from_numpy(drawing.labels[rows.start : rows.stop]).to(target.device)
+    sampler = hub.new_sampler(drawing.sampler, target.denoiser.schedule, drawing.steps, clip=not target.latent)
     with torch.inference_mode():
-        x = _decoded(drawing, sample(target.denoiser, sampler, noise, cond, drawing.rounds, on_step))
+        z = sample(drawing.denoiser, sampler, noise, _conditions(drawing, rows), drawing.rounds, on_step)
+        x = decoded(target, drawing.shape, z)
     broken = torch.flatten(~torch.isfinite(x), 1).any(dim=1).nonzero()
     if len(broken):
         raise UserError(
@@ -221,10 +267,15 @@ def _draw_batch(drawing: Drawing, rows: range, on_step: Callable[[int], None]) -
     return to_uint8(x.float().cpu().numpy())
 
 
-def _decoded(drawing: Drawing, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:
-    """Latents as images, as many at once as images of that size allow."""
-    codec, pieces = drawing.target.codec, z.split(auto_batch_size(drawing.shape, drawing.target.device))
-    return torch.cat([codec.decode(codec.snap(piece)) for piece in pieces])
+def _conditions(drawing: Drawing, rows: range) -> Int64[Tensor, " b"] | Prompts | None:
+    if drawing.prompts is not None and drawing.target.text is not None:
+        return drawing.target.text(drawing.prompts[rows.start : rows.stop])
+    return None if drawing.labels is None else torch.from_numpy(drawing.labels[rows.start : rows.stop]).to(drawing.target.device)
+
+
+def decoded(target: Target, shape: ImageShape, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:
+    """Latents as images of `shape`, as many at once as images of that size allow."""
+    return torch.cat([target.codec.decode(target.codec.snap(piece)) for piece in z.split(auto_batch_size(shape, target.device))])
 
 
 def _refuse_another_plan(folder: Path, plan: dict[str, Any]) -> None:

@@ -19,7 +19,9 @@ from leakscope.record import AUCAt, BandAt, Estimate, FilterGain, Geometry, Quar
 DRAWS = 10  # random subsets in the band
 SHOWN = 12  # images in a gallery
 PREFERRED = "sima"  # the attack whose curves the paper shows
+NOTHING_SWEPT: "ByQuartile" = (), (), Estimate(reason="no attack that sweeps timesteps was run")
 
+ByQuartile = tuple[tuple[Quartile, ...], tuple[BandAt, ...], Estimate]
 Sides = tuple[Float64[np.ndarray, "_ k"], Float64[np.ndarray, "_ k"]]
 
 
@@ -39,8 +41,9 @@ def analyse(
     test = ~split.calibrate[0]
     by_name = {r.attack: s for r, s in zip(results, scores, strict=True) if r.mask is None}
     first = lambda name: (on_first_split(by_name[name], member, split), by_name[name])
-    shown = PREFERRED if PREFERRED in by_name else next(iter(by_name))
-    quartiles, band, gap = _by_quartile(*first(shown), distortion, member, test)
+    swept = [name for name, s in by_name.items() if s.rule is None]
+    shown = PREFERRED if PREFERRED in swept else next(iter(swept), None)
+    quartiles, band, gap = NOTHING_SWEPT if shown is None else _by_quartile(*first(shown), distortion, member, test)
     order = np.lexsort((np.arange(len(distortion)), distortion))
     ids = inputs.cohort.ids
     return Geometry(
@@ -77,7 +80,7 @@ def correlation(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> E
 
 def _by_quartile(
     result: Result, scores: Scores, distortion: Float64[np.ndarray, " n"], member: Bool[np.ndarray, " n"], test: Bool[np.ndarray, " n"]
-) -> tuple[tuple[Quartile, ...], tuple[BandAt, ...], Estimate]:
+) -> ByQuartile:
     bounds = np.quantile(distortion, [0, 0.25, 0.5, 0.75, 1])
     group = np.searchsorted(bounds[1:4], distortion, side="right")
     chosen = scores.timesteps.index(result.timestep or 0)

@@ -81,6 +81,10 @@ class Inputs:
             parts = [self.target.codec.encode(self.tensor(images[start : start + size])) for start in range(0, len(images), size)]
         return torch.cat(parts).cpu().numpy()
 
+    def latents(self, x: Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
+        """The latents of images on the device, as many at a time as images of their size allow."""
+        return torch.cat([self.target.codec.encode(part) for part in x.split(auto_batch_size(self.shape, self.target.device))])
+
     def noise(self, ids: Sequence[str], shape: Sequence[int], stream: str = "") -> Noise:
         """The keyed normals of a batch."""
         return Noise(self.seed, tuple(ids), tuple(shape), self.target.x_dtype, self.target.device, stream)

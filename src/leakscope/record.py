@@ -22,23 +22,28 @@ VARIANTS: tuple[Variant, Variant] = get_args(Variant)
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """One attack's statistics for every image and timestep, in the paper's own units."""
+    """One attack's statistics for every image and timestep, in the paper's own units.
+
+    With a `rule` (see `leakscope.settling`) the columns are components, of which the calibrate half makes a score;
+    `timesteps` then counts them from 0.
+    """
 
     attack: str
     direction: Direction
     timesteps: tuple[int, ...]
     ids: tuple[str, ...]
     statistic: Float64[np.ndarray, "n k"]
+    rule: str | None = None
 
     @property
     def membership(self) -> Float64[np.ndarray, "n k"]:
-        """Higher = more likely a member. The only sign flip of the package."""
+        """Higher = more likely a member, component by component where there is a rule. The only sign flip of the package."""
         return self.statistic if self.direction == "large" else -self.statistic
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """samples.csv: per image its side, its half and each attack's membership score at the chosen timestep."""
+    """samples.csv: per image its side, its half and each attack's membership score at the chosen timestep or setting."""
 
     ids: tuple[str, ...]
     member: Bool[np.ndarray, " n"]
@@ -99,6 +104,7 @@ class Oracle(Record):
     """The best on the test half over thresholds and timesteps, each picked separately: what papers print, optimistic."""
 
     timestep: int | None = None
+    setting: str | None = None
     auc: float | None = None
     asr: float | None = None
     tpr_at_1pct: float | None = None
@@ -106,9 +112,10 @@ class Oracle(Record):
 
 
 class AUCAt(Record):
-    """The AUC at one timestep: of the calibrate half in a result, of the test half in a quartile."""
+    """The AUC at one timestep, or at one setting: of the calibrate half in a result, of the test half in a quartile."""
 
-    timestep: int
+    timestep: int | None = None
+    setting: str | None = None
     auc: float
 
 
@@ -130,6 +137,8 @@ class Result(Record):
     needs alone; masked results share those of their attack. `mask_ratio` is the share of latent coordinates dropped.
     `variant` is "reference" for the attack on the reference model and "excess" for the attack on what is left of the audited
     model's statistics when the reference's are subtracted.
+    An attack that averages over timesteps of its own has a `rule` in place of a timestep, and where the calibrate half chose
+    something, the `setting` that it chose.
     """
 
     attack: str
@@ -142,6 +151,8 @@ class Result(Record):
     queries: int | None = None
     queries_at_timestep: int | None = None
     timestep: int | None = None
+    setting: str | None = None
+    rule: str | None = None
     direction: Direction = "large"
     auc: Estimate
     tpr_at_fpr: tuple[RateAtFPR, ...]

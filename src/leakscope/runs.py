@@ -148,7 +148,8 @@ def read_scores(run: Run, attack: str) -> Scores | None:
     statistic[[run.rows[i] for i in ids], np.searchsorted(columns, timesteps)] = table.column("statistic").to_numpy()
     if np.isnan(statistic).any():
         raise UserError(f"{run.folder} lacks scores of {attack} for some images; repeat its audit command")
-    return Scores(attack, run.result(attack).direction, tuple(columns.tolist()), run.samples.ids, statistic)
+    result = run.result(attack)
+    return Scores(attack, result.direction, tuple(columns.tolist()), run.samples.ids, statistic, result.rule)
 
 
 def read_quality(path: Path) -> Quality:

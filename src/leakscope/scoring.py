@@ -28,7 +28,7 @@ from torch import Tensor
 from leakscope.attacks.base import Attack, Direction
 from leakscope.data.cohort import Cohort
 from leakscope.data.draw import keyed_order
-from leakscope.diffusion.denoiser import Counted
+from leakscope.diffusion.denoiser import Counted, Denoiser, unguided
 from leakscope.errors import UserError
 from leakscope.files import write_atomic
 from leakscope.hub import Target
@@ -79,8 +79,8 @@ class Job:
         return self.inputs.target
 
     def queries(self, k: int) -> int:
-        """Forwards per image that the k-th attack makes, over every model that the target exposes, and those of its reference."""
-        return sum(queries(self.attacks[k], inputs.target) for inputs in self.models)
+        """Forwards per image that the k-th attack makes, over every model that it may ask and those of the reference."""
+        return self.attacks[k].queries * sum(forwards(inputs.target, self.attacks[k]) for inputs in self.models)
 
     def labels(self, attack: Attack) -> list[str]:
         """How the scores of an attack are called: its own, those under its masks, those of the reference and the excess over it."""
@@ -115,14 +115,19 @@ class Collected:
     chunks: int
 
 
-def queries(attack: Attack, target: Target) -> int:
-    """Forwards per image that an attack makes of all that a target exposes."""
-    return attack.queries * sum(model.forwards for model in target.denoiser.exposed)
-
-
 def chunk_file(folder: Path, chunk: int, k: int, name: str) -> Path:
     """The file of one chunk of images under the k-th attack."""
     return folder / "scores" / f"chunk-{chunk:05d}-{k:02d}-{name}.parquet"
+
+
+def asked(target: Target, attack: Attack) -> tuple[Denoiser, ...]:
+    """The models that an attack asks: every one that the release exposes, or where only images are seen, what draws them."""
+    return (unguided(target.denoiser),) if attack.access == "black-box" else target.denoiser.exposed
+
+
+def forwards(target: Target, attack: Attack) -> int:
+    """Network forwards for one query of an attack."""
+    return sum(model.forwards for model in asked(target, attack))
 
 
 def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
@@ -213,13 +218,16 @@ def collect(job: Job, folder: Path) -> Collected:
     for k, attack in enumerate(job.attacks):
         columns, settled = [], attack.parameters()
         for chunk in range(job.chunks):
-            shape = (len(job.labels(attack)), len(job.rows(chunk)), len(attack.timesteps))
+            shape = (len(job.labels(attack)), len(job.rows(chunk)), len(attack.columns))
             statistic, meta = _read(job.file(folder, chunk, k), job, int(np.prod(shape)))
             queries, seconds, settled = queries + meta.queries, seconds + meta.seconds, meta.parameters
             columns.append(statistic.reshape(shape))
         labels, whole = job.labels(attack), np.concatenate(columns, axis=1)
         scores.append(
-            tuple(Scores(name, attack.direction, attack.timesteps, job.cohort.ids, part) for name, part in zip(labels, whole, strict=True))
+            tuple(
+                Scores(name, attack.direction, attack.columns, job.cohort.ids, part, attack.settled_by)
+                for name, part in zip(labels, whole, strict=True)
+            )
         )
         parameters.append(settled)
     return Collected(tuple(scores), tuple(parameters), queries, seconds, job.chunks * len(job.attacks))
@@ -230,13 +238,13 @@ def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> 
     size = record.plan.chunk_size
     for k, (attack, group) in enumerate(groupby(scores, key=lambda s: s.attack.partition("[")[0])):
         variants, result = list(group), record.result(attack)
-        asked = {r.attack: r.queries or 0 for r in record.results}
+        per_image = {r.attack: r.queries or 0 for r in record.results}
         ids, timesteps = variants[0].ids, variants[0].timesteps
         for chunk, start in enumerate(range(0, len(ids), size)):
             path = chunk_file(folder, chunk, k, attack.partition("(")[0])
             if not path.exists():
                 rows = slice(start, start + size)
-                made = len(ids[rows]) * max(asked.get(s.attack, 0) for s in variants)
+                made = len(ids[rows]) * max(per_image.get(s.attack, 0) for s in variants)
                 seconds = record.costs.seconds * made / max(1, record.costs.queries)
                 meta = ChunkMeta(_plan_id(record.plan), made, round(seconds, 4), result.parameters)
                 statistic = np.stack([s.statistic[rows] for s in variants])
@@ -340,36 +348,43 @@ def _score_chunk(
     forward_done: Callable[[int, str], None],
 ) -> None:
     images, influence = inputs_of()
-    asked, started = 0, time.monotonic()
+    made, started = 0, time.monotonic()
 
     def count(n: int, t: int) -> None:
-        nonlocal asked
-        asked += n
+        nonlocal made
+        made += n
         forward_done(n, attack.name)
 
     labels = job.labels(attack)
-    statistic = np.empty((len(labels), len(rows), len(attack.timesteps)))
+    statistic = np.empty((len(labels), len(rows), len(attack.columns)))
     with torch.inference_mode():
-        for batch in _batches(len(rows), job.plan.batch_size):
+        for batch in _batches(len(rows), max(1, job.plan.batch_size // attack.width)):
             whole = slice(rows.start + batch.start, rows.start + batch.stop)
             ids, x0 = job.cohort.ids[whole], job.inputs.tensor(images[batch])
             masks = [None, *(job.inputs.keep(influence[batch], ids) if influence is not None and attack.takes_masks else ())]
-            noise, found = job.inputs.noise(ids, x0.shape[1:]), []
-            for inputs in job.models:
-                denoisers, cond = [Counted(exposed, count) for exposed in inputs.target.denoiser.exposed], inputs.conditions(whole)
-                each = torch.stack([attack.masked_statistics(denoiser, x0, noise, cond, masks) for denoiser in denoisers])
+            noise, here, found = job.inputs.noise(ids, x0.shape[1:]), _on_batch(job, attack, whole), []
+            for inputs, label in zip(job.models, labels, strict=False):  # without masks the second label is the reference's
+                cond, denoisers = inputs.conditions(whole), [Counted(exposed, count) for exposed in asked(inputs.target, attack)]
+                each = torch.stack([here.masked_statistics(denoiser, x0, noise, cond, masks) for denoiser in denoisers])
                 found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
-                _refuse_nan(found[-1][0], ids, attack, labels[0] if inputs is job.inputs else labels[-2])
+                _refuse_nan(found[-1][0], ids, attack, label)
             excess = [found[0] - found[1]] if job.reference else []
             statistic[:, batch] = np.concatenate(found + excess)
-    if asked != len(rows) * declared:
-        raise RuntimeError(f"{attack.label} declares {declared} queries per image and made {asked / len(rows):g}")
-    meta = ChunkMeta(_plan_id(job.plan), asked, round(time.monotonic() - started, 4), attack.parameters())
-    _write(path, job.cohort.ids[rows.start : rows.stop], labels, attack.timesteps, statistic, meta)
+    if made != len(rows) * declared:
+        raise RuntimeError(f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}")
+    meta = ChunkMeta(_plan_id(job.plan), made, round(time.monotonic() - started, 4), attack.parameters())
+    _write(path, job.cohort.ids[rows.start : rows.stop], labels, attack.columns, statistic, meta)
+
+
+def _on_batch(job: Job, attack: Attack, rows: slice) -> Attack:
+    """The attack with what it needs of a batch's own images, where it is given latents."""
+    if not job.target.latent:
+        return attack
+    return attack.for_batch(lambda: job.inputs.tensor(job.inputs.pixels(range(rows.start, rows.stop))), job.inputs.latents)
 
 
 def most_exposed(statistics: Float64[Tensor, "e m k b"], direction: Direction) -> Float64[Tensor, "m k b"]:
-    """What an attacker who can ask several models of one release goes by: per image and timestep, the most member-like one."""
+    """What an attacker who can ask several models of one release goes by: per image and column, the most member-like one."""
     return statistics.amin(dim=0) if direction == "small" else statistics.amax(dim=0)
 
 
@@ -387,9 +402,9 @@ def _table(ids: Sequence[str], labels: Sequence[str], timesteps: Sequence[int], 
 def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: Attack, label: str) -> None:
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
-        image, t = ids[bad[0][0]], attack.timesteps[bad[0][1]]
+        where = f"image {ids[bad[0][0]]}" + ("" if attack.rule else f" at timestep {attack.timesteps[bad[0][1]]}")
         raise UserError(
-            f"the model must return finite numbers; {label} got {values[tuple(bad[0])]} for image {image} at timestep {t}: "
+            f"the model must return finite numbers; {label} got {values[tuple(bad[0])]} for {where}: "
             "try --dtype float32, or check the weights; finished chunks are kept"
         )
 
@@ -416,17 +431,17 @@ def _speed(job: Job, threads: int) -> float:
     """Queries per second: one forward of every model in each of `threads` threads, timed after a warm-up."""
     rows = range(min(job.plan.batch_size, len(job.cohort)))
     x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows)))
-    asked = [(inputs.target.denoiser, inputs.conditions(slice(0, len(rows)))) for inputs in job.models]
+    models = [(inputs.target.denoiser, inputs.conditions(slice(0, len(rows)))) for inputs in job.models]
 
     def forward(_: int) -> float:
         with torch.inference_mode():
-            return sum(denoiser(x0, 0, cond).sum().item() for denoiser, cond in asked)
+            return sum(denoiser(x0, 0, cond).sum().item() for denoiser, cond in models)
 
     with one_thread_each(), pool(threads) as executor:
         forward(0)
         started = time.monotonic()
         list(executor.map(forward, range(threads)))
-    return threads * len(rows) * len(asked) / max(time.monotonic() - started, 1e-9)
+    return threads * len(rows) * len(models) / max(time.monotonic() - started, 1e-9)
 
 
 def _measuring_seconds(job: Job) -> float:

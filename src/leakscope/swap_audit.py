@@ -6,10 +6,11 @@ Every x is a member of one teacher and held out from the other, so how difficult
 D1 against D2, is 0.5 when the teachers tell nothing, and close to 1 when which of them saw x can be read off, also where
 each teacher's ordinary AUC is weak because images differ more from each other than members do from held-out images.
 Timesteps are chosen on a calibrate half of D1 and D2 together (drawn for this audit, by id and seed); the numbers are of
-the rest. No torch here.
+the rest. Where an attack stores components, d is taken of each and settled there. No torch here.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -186,13 +187,13 @@ def _measured(attack: str, runs: tuple[Run, Run], swapped: Sides, own: tuple[Sid
     if one is None or two is None or not timesteps:
         return None
     a, b = _restricted(one, runs[0], swapped, timesteps), _restricted(two, runs[1], swapped, timesteps)
-    swap, repeats = _evaluated(Scores(attack, "large", timesteps, a.ids, a.membership - b.membership), swapped, runs[0])
+    swap, repeats = _evaluated(Scores(attack, "large", timesteps, a.ids, a.membership - b.membership, a.rule), swapped, runs[0])
     first, _ = _evaluated(_restricted(one, runs[0], own[0], one.timesteps), own[0], runs[0])
     second, _ = _evaluated(_restricted(two, runs[1], own[1], two.timesteps), own[1], runs[1])
-    assert swap.timestep is not None and first.timestep is not None and second.timestep is not None, "all scores have timesteps"
     result = SwapResult(
         attack=attack,
         timestep=swap.timestep,
+        setting=swap.setting,
         calibrate_auc=max((point.auc for point in swap.per_timestep), default=None),
         auc=swap.auc,
         own=(first.auc, second.auc),
@@ -206,7 +207,7 @@ def _restricted(scores: Scores, run: Run, sides: Sides, timesteps: tuple[int, ..
     ids = (*sides.positive, *sides.negative)
     rows = np.array([run.rows[i] for i in ids])
     columns = [scores.timesteps.index(t) for t in timesteps]
-    return Scores(scores.attack, scores.direction, timesteps, ids, scores.statistic[rows][:, columns])
+    return replace(scores, timesteps=timesteps, ids=ids, statistic=scores.statistic[rows][:, columns])
 
 
 def _evaluated(scores: Scores, sides: Sides, run: Run) -> tuple[Result, int]:

@@ -23,9 +23,30 @@ from leakscope.errors import UserError, unknown
 Access = Literal["black-box", "grey-box", "white-box"]
 Direction = Literal["small", "large"]
 Masks = Sequence[Float[Tensor, "b *s"] | None]
+Draw = Callable[[Denoiser, Noise, Any], Float[Tensor, "b c h w"]]  # an image in [-1, 1] per id of the noise, for its condition
+Embed = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b d"]]  # of images in [-1, 1]
 
 SWEEP = tuple(range(10, 301, 10))
 MOST_TIMESTEPS = 100_000  # a longer grid is a slip of the keyboard
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A network that says which images look alike, with a hash of its weights."""
+
+    fingerprint: str
+    embed: Embed
+
+
+@dataclass(frozen=True, eq=False)
+class Service:
+    """What whoever sees nothing but a model's images has: the drawing of them in so many steps, and encoders of their own.
+
+    Both raise `UserError` for what there is not.
+    """
+
+    drawing: Callable[[int], Draw]
+    encoder: Callable[[str], Encoder]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +54,8 @@ class Attack(ABC):
     """A membership inference attack; its fields are the parameters that go into the record.
 
     `direction` says, by the attack's theory, which end of the statistic means "member"; it is never picked on data.
+    `timesteps` are a sweep, from which the calibrate half picks one. An attack with a `rule` (of `leakscope.settling`)
+    has timesteps of its own, a parameter like any other, and `columns` of components that the rule makes a score of.
     """
 
     timesteps: tuple[int, ...] = SWEEP
@@ -42,6 +65,9 @@ class Attack(ABC):
     direction: ClassVar[Direction] = "small"
     source: ClassVar[str]
     published_timestep: ClassVar[int | None] = None
+    rule: ClassVar[str | None] = None
+    needs_text: ClassVar[bool] = False  # whether `cond` must be `Prompts`
+    in_all: ClassVar[bool] = True  # whether `--attacks all` means it too
 
     def __post_init__(self) -> None:
         if not self.timesteps or any(u <= t for t, u in pairwise(self.timesteps)):
@@ -51,14 +77,13 @@ class Attack(ABC):
     def statistics(
         self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, mask: Float[Tensor, "b *s"] | None = None
     ) -> Float64[Tensor, "k b"]:
-        """One number per timestep and image. `mask` (0/1, like x0) restricts it to some coordinates."""
+        """One number per column and image. `mask` (0/1, like x0) restricts it to some coordinates."""
 
     def masked_statistics(
         self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, masks: Masks = (None,)
     ) -> Float64[Tensor, "m k b"]:
         """`statistics` under every mask (None: all coordinates), for the forwards of one; raises `UserError` where there are none."""
-        if not self.takes_masks and any(mask is not None for mask in masks):
-            raise UserError(f"{self.label} takes no mask; leave out --mask, or this attack")
+        self._refuse_masks(*masks)
         return torch.stack([self.statistics(denoiser, x0, noise, cond, mask) for mask in masks])
 
     @property
@@ -66,8 +91,35 @@ class Attack(ABC):
         """Whether the statistic can be restricted to some coordinates of x0."""
         return False
 
+    def _refuse_masks(self, *masks: Float[Tensor, "b *s"] | None) -> None:
+        if not self.takes_masks and any(mask is not None for mask in masks):
+            raise UserError(f"{self.label} takes no mask; leave out --mask, or this attack")
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """What the columns of the statistics are: the timesteps, or the numbers from 0 of the components of a `rule`."""
+        return self.timesteps
+
+    @property
+    def settled_by(self) -> str | None:
+        """The rule for these parameters, where it depends on them."""
+        return self.rule
+
+    @property
+    def width(self) -> int:
+        """Rows per image in one forward; batches of images are so much smaller."""
+        return 1
+
     def in_pixels(self, decode: Callable[[Tensor], Tensor]) -> "Attack":
         """The attack on a latent model with this decoder; only attacks that compare images need it."""
+        return self
+
+    def for_batch(self, pixels: Callable[[], Tensor], encode: Callable[[Tensor], Tensor]) -> "Attack":
+        """The attack on one batch of a latent model, whose images in [-1, 1] `pixels` reads; only those that change images need it."""
+        return self
+
+    def served_by(self, service: Service) -> "Attack":
+        """The attack on a model that draws images; only attacks that look at those need it."""
         return self
 
     @property
@@ -93,13 +145,14 @@ class Attack(ABC):
         return False
 
     def parameters(self) -> dict[str, Any]:
-        """The recorded parameters, timesteps and what does not apply (an empty tuple) left out."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "timesteps" and f.compare and getattr(self, f.name) != ()}
+        """The recorded parameters; timesteps that are a sweep, and what does not apply (an empty tuple), are left out."""
+        names = [f.name for f in fields(self) if f.compare and (f.name != "timesteps" or self.rule)]
+        return {name: getattr(self, name) for name in names if getattr(self, name) != ()}
 
     @property
     def label(self) -> str:
         """The name with the parameters that differ from the defaults, as `--attacks` takes it: `sima_mc(m=10)`."""
-        changed = [f"{k}={v}" for k, v in self.parameters().items() if v != self.__dataclass_fields__[k].default]
+        changed = [f"{k}={written(k, v)}" for k, v in self.parameters().items() if v != self.__dataclass_fields__[k].default]
         return f"{self.name}({','.join(changed)})" if changed else self.name
 
 
@@ -133,8 +186,7 @@ class ResidualAttack(Attack):
     def masked_statistics(
         self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, masks: Masks = (None,)
     ) -> Float64[Tensor, "m k b"]:
-        if not self.takes_masks and any(mask is not None for mask in masks):
-            raise UserError(f"{self.label} takes no mask; leave out --mask, or this attack")
+        self._refuse_masks(*masks)
         norms = [p_norms(r, self.p, masks) for r in self.residuals(denoiser, x0, noise, cond)]
         return torch.stack(norms, dim=1).reshape(len(masks), len(self.timesteps), self.replicates, len(x0)).mean(dim=2)
 
@@ -157,6 +209,7 @@ def float64(x: Float[Tensor, "*s"]) -> Float64[Tensor, "*s"]:
 def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, ...] | None) -> Attack:
     """The attack that a spec such as `sima` or `sima_mc(m=10,variant=norms,timesteps=50:150:50)` stands for.
 
+    `timesteps` is the sweep of attacks that sweep and whose spec has none.
     Raises `UserError` for an unknown attack or parameter (naming the nearest) and for a value of the wrong kind.
     """
     name, _, rest = text.strip().partition("(")
@@ -164,7 +217,7 @@ def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, 
         raise unknown("attack", name, attacks)
     if "(" in text and not rest.endswith(")"):
         raise UserError(f"attack parameters are written {name}(key=value,key=value); got {text}")
-    given: dict[str, Any] = {} if timesteps is None else {"timesteps": timesteps}
+    given: dict[str, Any] = {} if timesteps is None or attacks[name].rule else {"timesteps": timesteps}
     known = {f.name: f for f in fields(attacks[name]) if f.compare}
     for part in filter(None, rest.removesuffix(")").split(",")):
         key, equals, value = (piece.strip() for piece in part.partition("="))
@@ -203,11 +256,26 @@ def parse_timesteps(text: str | int) -> tuple[int, ...]:
     return tuple(sorted(set(grid)))
 
 
+def written(key: str, value: Any) -> str:
+    """A parameter as a spec has it: timesteps as a grid."""
+    if key != "timesteps":
+        return str(value)
+    steps = {u - t for t, u in pairwise(value)}
+    return f"{value[0]}:{value[-1]}:{steps.pop()}" if len(value) > 2 and len(steps) == 1 else "+".join(map(str, value))
+
+
 def fit_to_schedule(attack: Attack, schedule: Schedule) -> Attack:
     """The attack on those of its timesteps where it is defined; raises `UserError` outside the schedule or when none is left.
 
     A sweep that starts below what an attack needs (noise aggregation walks down 40 steps) loses those timesteps only.
     """
+    if not attack.timesteps:
+        return attack
+    if attack.rule and attack.timesteps[-1] >= len(schedule):
+        raise UserError(
+            f"{attack.name} averages over timesteps up to {attack.timesteps[-1]}, and the model's schedule has {len(schedule)}; "
+            f"give it others, as in {attack.name}(timesteps=0:{len(schedule) - 1}:10), or leave it out"
+        )
     schedule.check(attack.timesteps)
     kept = tuple(t for t in attack.timesteps if attack.usable(t, schedule))
     if not kept:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from leakscope.attacks import ATTACKS
+from leakscope.attacks.base import written
 
 
 def listing() -> list[dict[str, Any]]:
@@ -17,7 +18,7 @@ def listing() -> list[dict[str, Any]]:
                 "member_is": attack.direction,
                 "parameters": attack.parameters(),
                 "queries_default_sweep": attack.queries,
-                "queries_one_timestep": kind(timesteps=(attack.published_timestep or 100,)).queries,
+                "queries_one_timestep": attack.queries if attack.rule else kind(timesteps=(attack.published_timestep or 100,)).queries,
                 "published_timestep": attack.published_timestep,
                 "about": (kind.__doc__ or "").split("\n")[0],
                 "source": attack.source,
@@ -36,8 +37,7 @@ def table(rows: list[dict[str, Any]]) -> Any:
     for heading in ("attack", "access", "queries", "parameters", "source"):
         view.add_column(heading, overflow="fold")
     for row in rows:
-        parameters = ", ".join(f"{k}={v}" for k, v in row["parameters"].items())
-        view.add_row(
-            row["attack"], row["access"], f"{row['queries_one_timestep']} / {row['queries_default_sweep']}", parameters, row["source"]
-        )
+        parameters = ", ".join(f"{k}={written(k, v)}" for k, v in row["parameters"].items())
+        both = [row["queries_one_timestep"], row["queries_default_sweep"]]
+        view.add_row(row["attack"], row["access"], " / ".join(map(str, dict.fromkeys(both))), parameters, row["source"])
     return view

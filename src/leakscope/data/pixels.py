@@ -35,10 +35,13 @@ def pixel_hash(pixels: UInt8[np.ndarray, "h w c"]) -> bytes:
     return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).digest()
 
 
-def fit(pixels: UInt8[np.ndarray, "h w c"], shape: ImageShape, resize: bool, name: str) -> UInt8[np.ndarray, "h2 w2 c2"]:
+def fit(
+    pixels: UInt8[np.ndarray, "h w c"], shape: ImageShape, resize: bool, name: str, place: tuple[float, float] = (0.5, 0.5)
+) -> UInt8[np.ndarray, "h2 w2 c2"]:
     """The image in the model's shape; without `resize` it must have that shape already.
 
-    Resizing is antialiased bicubic on the shorter side and a centre crop; transparency is laid on white.
+    Resizing is antialiased bicubic on the shorter side and a crop, of the centre or where `place` says (down and to the
+    right, as fractions of what is cut off); transparency is laid on white.
     """
     got = shape_of(pixels)
     if got == shape:
@@ -53,7 +56,7 @@ def fit(pixels: UInt8[np.ndarray, "h w c"], shape: ImageShape, resize: bool, nam
     image = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[shape.channels])
     scale = max(shape.width / image.width, shape.height / image.height)
     width, height = max(shape.width, round(image.width * scale)), max(shape.height, round(image.height * scale))
-    left, top = (width - shape.width) // 2, (height - shape.height) // 2
+    top, left = int((height - shape.height) * place[0]), int((width - shape.width) * place[1])
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     array = np.asarray(image.crop((left, top, left + shape.width, top + shape.height)))
     return array[..., None] if array.ndim == 2 else array

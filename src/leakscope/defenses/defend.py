@@ -27,6 +27,7 @@ from pydantic import Field, model_validator
 from leakscope import hub
 from leakscope.config import build, read_yaml
 from leakscope.data.cohort import read_split
+from leakscope.data.pixels import ImageShape
 from leakscope.data.sources import open_source
 from leakscope.defenses.halves import split_halves
 from leakscope.diffusion.dual import Choice
@@ -36,6 +37,7 @@ from leakscope.training.distillation import Lesson
 from leakscope.training.images import read_training_data, training_shape
 from leakscope.training.run import train
 from leakscope.training.settings import TrainConfig, train_settings
+from leakscope.training.text_to_image import base_shape, load_base
 
 Method = Literal["dual", "distill", "one-teacher"]
 TEACHERS = ("teacher-1", "teacher-2")
@@ -62,6 +64,10 @@ class DefendConfig(TrainConfig):
         if self.validation or self.private:
             which = "--validation" if self.validation else "DP-SGD"
             raise ValueError(f"{which} is another defence to compare with, not a part of this one; train it by leakscope train")
+        if self.lora_rank:
+            raise ValueError("teachers and students are whole models; leave out --lora-rank")
+        if self.kind == "text-to-image" and not self.base:
+            raise ValueError("the models of a text-to-image defence must start from one model, as --base MODEL; train that first")
         return self
 
 
@@ -82,7 +88,7 @@ def defend(config: DefendConfig) -> Path:
     Raises `UserError` for a set too small to split, teachers that do not fit each other or the data, and a folder that
     holds another defence.
     """
-    if config.kind != "denoiser":
+    if config.kind not in ("denoiser", "text-to-image"):
         raise UserError(f"a defence trains denoisers; got kind {config.kind}: train the autoencoder first and give --autoencoder")
     checked_folder(config.output)
     _refuse_other_kind(config)
@@ -131,7 +137,7 @@ def _refuse_other_autoencoder(config: DefendConfig, teacher: Path, latent: bool)
     if config.autoencoder and not (latent and hub.codec_fingerprint(config.autoencoder) == hub.codec_fingerprint(teacher)):
         own = "with another autoencoder" if latent else "on pixels"
         raise UserError(f"a student works on what its teachers do, and {teacher} was trained {own}; leave out --autoencoder")
-    if latent and config.flip:
+    if latent and config.flip and not config.base:
         raise UserError("latents cannot be flipped like pixels; leave out --flip")
 
 
@@ -145,9 +151,7 @@ def _halves(config: DefendConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The halves of given teachers, of an earlier command in this folder, or new ones."""
     if config.teachers:
         return _given_halves(config)
-    codec = hub.load_codec(config.autoencoder, device="cpu") if config.autoencoder else None
-    shape = training_shape(open_source(config.data), config, codec.network.config.in_channels if codec else None)
-    data = read_training_data(config, shape)
+    data = read_training_data(config.model_copy(update={"random_crops": None}), _shape(config))
     halves = split_halves(data.members, data.images, config.near_duplicates, config.seed)
     before = config.output / "split.json"
     if before.exists() and _read_halves(before) != (halves.first, halves.second):
@@ -162,6 +166,14 @@ def _halves(config: DefendConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if not before.exists():
         write_text(before, json.dumps(split))
     return halves.first, halves.second
+
+
+def _shape(config: DefendConfig) -> ImageShape:
+    """The images that the models of a defence are trained on."""
+    if config.base:
+        return base_shape(config, load_base(config, "cpu")[1])
+    codec = hub.load_codec(config.autoencoder, device="cpu") if config.autoencoder else None
+    return training_shape(open_source(config.data), config, codec.network.config.in_channels if codec else None)
 
 
 def _given_halves(config: DefendConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -345,18 +357,21 @@ def _student(config: DefendConfig, lesson: Lesson) -> Path:
         if split.exists() and split.read_text(encoding="utf-8") != trained:
             raise UserError(f"{config.output} holds a defence with other teachers; choose another -o")
         write_text(split, trained)
-    latent = any((teacher / name).is_dir() for name in hub.AUTOENCODER_FOLDERS)
-    model, scheduler = hub.settings_of(teacher)
-    update = {
+    update: dict[str, Any] = {
         "output": config.output / "student",
         "steps": config.student_steps or config.steps,
         "split": split,
         "train_size": None,
         "seed": config.seed + len(lesson.teachers),
-        "autoencoder": teacher if latent else None,
-        "model": config.model or model,
-        "scheduler": config.scheduler or scheduler,
     }
+    if not config.base:
+        latent = any((teacher / name).is_dir() for name in hub.AUTOENCODER_FOLDERS)
+        model, scheduler = hub.settings_of(teacher)
+        update |= {
+            "autoencoder": teacher if latent else None,
+            "model": config.model or model,
+            "scheduler": config.scheduler or scheduler,
+        }
     return train(TrainConfig(**config.model_copy(update=update).model_dump(include=set(TrainConfig.model_fields))), lesson)
 
 

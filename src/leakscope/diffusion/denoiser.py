@@ -9,15 +9,15 @@ This is the only place where predictions are converted. Wrappers are denoisers t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from leakscope.diffusion.prompts import Prompts, joined
+from leakscope.diffusion.prompts import Prompts, chosen, joined
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError
 
@@ -33,6 +33,12 @@ class Denoiser(ABC):
     @abstractmethod
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         """The predicted noise at timestep t in [0, T), in the shape, dtype and device of x_t."""
+
+    def at_once(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
+        """The predicted noise of k equal parts of a batch one after another, each at a timestep of its own; `cond` is of all rows."""
+        size = len(x_t) // len(timesteps)
+        parts = [slice(start, start + size) for start in range(0, len(x_t), size)]
+        return torch.cat([self(x_t[rows], t, chosen(cond, rows)) for rows, t in zip(parts, timesteps, strict=True)])
 
     @property
     def exposed(self) -> "tuple[Denoiser, ...]":
@@ -85,21 +91,30 @@ class NetworkDenoiser(Denoiser):
     ask: Ask | None = None
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
+        return self.at_once(x_t, (t,), cond)
+
+    def at_once(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
+        kind = torch.float32 if self.schedule.is_flow else torch.int64
+        times = torch.tensor([self.schedule.times[t] for t in timesteps], device=x_t.device, dtype=kind)
+        prediction = self._prediction(x_t, times.repeat_interleave(len(x_t) // len(timesteps)), cond)
+        parts = zip(prediction.chunk(len(timesteps)), x_t.chunk(len(timesteps)), timesteps, strict=True)
+        return torch.cat([to_noise(part, x, t, self.schedule, self.prediction_type) for part, x, t in parts])
+
+    def _prediction(self, x_t: Float[Tensor, "b *s"], times: Float[Tensor, " b"] | Int64[Tensor, " b"], cond: Any) -> Float[Tensor, "b *s"]:
+        """What the network predicts, whatever that is, each image at a time of its own."""
         dtype = next(self.network.parameters()).dtype
-        timestep = torch.tensor(self.schedule.times[t], device=x_t.device, dtype=torch.float32 if self.schedule.is_flow else torch.int64)
         if isinstance(cond, Prompts) and self.ask:
             conditions = {name: value.to(dtype) if value.is_floating_point() else value for name, value in cond.tensors.items()}
-            prediction = self.ask(self.network, x_t.to(dtype), timestep.expand(len(x_t)), conditions)
+            prediction = self.ask(self.network, x_t.to(dtype), times, conditions)
         elif cond is None and self.classes is None and not self.ask:
-            prediction = self.network(x_t.to(dtype), timestep).sample
-        elif isinstance(cond, Tensor) and self.classes is not None:  # transformers need a timestep per image
-            prediction = self.network(x_t.to(dtype), timestep.expand(len(x_t)), class_labels=cond).sample
+            prediction = self.network(x_t.to(dtype), times).sample
+        elif isinstance(cond, Tensor) and self.classes is not None:
+            prediction = self.network(x_t.to(dtype), times, class_labels=cond).sample
         else:
             labels = "no condition" if self.classes is None else f"labels of {self.classes} classes as its condition"
             expected = "captions as its condition" if self.ask else labels
             raise UserError(f"this model takes {expected}; got {'none' if cond is None else 'one'}")
-        prediction = prediction[:, : x_t.shape[1]].to(x_t.dtype)  # learned-variance models append their variance
-        return to_noise(prediction, x_t, t, self.schedule, self.prediction_type)
+        return prediction[:, : x_t.shape[1]].to(x_t.dtype)  # learned-variance models append their variance
 
 
 @final
@@ -136,6 +151,16 @@ class Guided(Denoiser):
         return empty + self.scale * (text - empty)
 
 
+def unguided(denoiser: Denoiser) -> Denoiser:
+    """The denoiser without classifier-free guidance, where it has any."""
+    return denoiser.denoiser if isinstance(denoiser, Guided) else denoiser
+
+
+def guided(denoiser: Denoiser, scale: float) -> Denoiser:
+    """The denoiser under classifier-free guidance of this scale in place of any other; 1 is none, for half the forwards."""
+    return unguided(denoiser) if scale == 1 else Guided(unguided(denoiser), scale)
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Counted(Denoiser):
@@ -158,6 +183,12 @@ class Counted(Denoiser):
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         eps = self.denoiser(x_t, t, cond)
         self.on_call(len(x_t) * self.denoiser.forwards, t)
+        return eps
+
+    def at_once(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
+        eps = self.denoiser.at_once(x_t, timesteps, cond)
+        for t in timesteps:
+            self.on_call(len(x_t) // len(timesteps) * self.denoiser.forwards, t)
         return eps
 
 

@@ -11,9 +11,10 @@ The only package that imports diffusers or knows its folder layout:
 """
 
 from leakscope.hub.codecs import codec_fingerprint, codec_of, latent_shape, load_codec, same_codec
-from leakscope.hub.folders import AUTOENCODER_FOLDERS, DUAL, PARTS, fingerprint
+from leakscope.hub.folders import AUTOENCODER_FOLDERS, DUAL, PARTS, fingerprint, located, text_fingerprint
 from leakscope.hub.loading import UNKNOWN, Target, checked_device, load, load_pair, save_dual, settings_of
 from leakscope.hub.making import (
+    add_lora,
     moving_average,
     new_autoencoder,
     new_network,
@@ -22,6 +23,8 @@ from leakscope.hub.making import (
     new_text_to_image,
     save,
     save_autoencoder,
+    save_fine_tuned,
+    save_lora,
 )
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "PARTS",
     "UNKNOWN",
     "Target",
+    "add_lora",
     "checked_device",
     "codec_fingerprint",
     "codec_of",
@@ -38,6 +42,7 @@ __all__ = [
     "load",
     "load_codec",
     "load_pair",
+    "located",
     "moving_average",
     "new_autoencoder",
     "new_network",
@@ -48,5 +53,8 @@ __all__ = [
     "save",
     "save_autoencoder",
     "save_dual",
+    "save_fine_tuned",
+    "save_lora",
     "settings_of",
+    "text_fingerprint",
 ]

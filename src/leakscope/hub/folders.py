@@ -1,6 +1,7 @@
 """What lies in a model's folder: where its parts are, how one is read safely, and a hash of them all."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ TEXT_PARTS = tuple(name + number for name in ("text_encoder", "tokenizer") for n
 PARTS = (*NETWORKS, *(name + SECOND for name in NETWORKS), *AUTOENCODER_FOLDERS, "scheduler", *TEXT_PARTS)
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")  # vocabularies
 DUAL = "dual.json"
+INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -120,6 +122,8 @@ def fingerprint(model: str | Path) -> str:
     """Which model is in a folder: a hash of its weights, configs and schedule."""
     folder = Path(model)
     files = [folder / "scheduler" / "scheduler_config.json"]
+    if (folder / INDEX).is_file() and any((folder / part).is_dir() for part in TEXT_PARTS):
+        files.append(folder / INDEX)  # says how captions are embedded: the pipeline, and what no caption means to it
     if (folder / DUAL).is_file():
         files.append(folder / DUAL)
     for part in PARTS:
@@ -146,6 +150,7 @@ def diffusers_library() -> Any:
     """diffusers, told to keep its own warnings and bars off our one line."""
     import diffusers
 
+    warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # the older name, which every version knows
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     return diffusers

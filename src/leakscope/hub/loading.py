@@ -19,12 +19,12 @@ from leakscope.diffusion.prompts import TextEncoder
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, unknown
 from leakscope.files import write_text
-from leakscope.hub import pipelines
 from leakscope.hub.adapters import adapter_file, adapter_fingerprint, apply
 from leakscope.hub.codecs import codec_fingerprint, image_shape, load_codec, scaling
 from leakscope.hub.folders import (
     DTYPES,
     DUAL,
+    INDEX,
     NETWORKS,
     PARTS,
     SECOND,
@@ -38,7 +38,7 @@ from leakscope.hub.folders import (
     refuse_pickles,
     text_fingerprint,
 )
-from leakscope.hub.pipelines import INDEX, PIPELINES, asking, load_text, pipeline_of
+from leakscope.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of
 
 UNKNOWN = "unknown"
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
@@ -55,8 +55,7 @@ class Target:
 
     `shape` is None for a model that takes images of any one size; `codec` takes images to what the denoiser works on.
     `classes` is the number of classes of a class-conditional model, `text` embeds the captions of a text-to-image model; no
-    model has both.
-    `lora` is the adapter that was merged into its weights, at `lora_scale`. `fingerprint` says which model this is, adapter
+    model has both. `lora` is the adapter that was merged into its weights, at `lora_scale`. `fingerprint` says which model this is, adapter
     included; without one, a run folder cannot be resumed, since nobody could tell whether it is the same model. `x_dtype` is
     the dtype of images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
     arithmetic.
@@ -137,7 +136,7 @@ def load(
     if adapter is not None:
         apply(pipeline, network_folder.name, adapter, lora_scale)
         which = hashlib.sha256(f"{which} {adapter_fingerprint(adapter, lora_scale)}".encode()).hexdigest()
-    text = None if pipeline is None else pipelines.TextEncoder(pipeline)
+    text = None if pipeline is None else PipelineText(pipeline)
     guided = denoiser if guidance_scale == 1 else Guided(denoiser, guidance_scale)
     if text is None and guidance_scale != 1:
         raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")

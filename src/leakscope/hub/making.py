@@ -1,6 +1,7 @@
 """New parts, untrained: networks, autoencoders, schedulers, samplers; and trained ones written to a folder."""
 
 import inspect
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from leakscope.diffusion.codec import Autoencoder, Codec
 from leakscope.diffusion.sampling import FlowSampler
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, unknown
-from leakscope.hub.folders import diffusers_library, first_lines
+from leakscope.hub.folders import PARTS, diffusers_library, first_lines
+from leakscope.hub.pipelines import INDEX, pipeline_of
 
 VOCABULARY = 4096  # tokens of a tokenizer that is built from captions
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 SAMPLERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm": "DPMSolverMultistepScheduler"}
 
 
@@ -69,8 +72,9 @@ def new_sampler(name: str, schedule: Schedule, steps: int, clip: bool) -> Any:
         raise unknown("sampler", name, SAMPLERS)
     if schedule.is_flow and name != "ddim":
         raise UserError(f"a model of flow matching is sampled by Euler steps, which is --sampler ddim here; got {name}")
-    if not 1 <= steps <= len(schedule):
-        raise UserError(f"steps must lie in [1, {len(schedule)}], the model's schedule; got {steps}")
+    most = len(schedule) - schedule.is_flow  # which is never asked at its last timestep
+    if not 1 <= steps <= most:
+        raise UserError(f"steps must lie in [1, {most}], the model's schedule; got {steps}")
     if schedule.is_flow:
         return FlowSampler(schedule, steps)
     kept = np.concatenate([[1.0], schedule.alphas_cumprod])
@@ -117,6 +121,41 @@ def save(folder: Path, network: torch.nn.Module, scheduler: Any, codec: Codec | 
     save_autoencoder(folder, codec)
     network.save_pretrained(folder / "unet")  # type: ignore[operator]
     scheduler.save_pretrained(folder / "scheduler")
+
+
+def save_fine_tuned(folder: Path, base: Path, network: torch.nn.Module) -> None:
+    """Writes a text-to-image model with the parts of `base` and its denoiser trained: a folder of the same pipeline."""
+    part = _network_part(base)
+    for name in PARTS:
+        if (base / name).is_dir() and name != part:
+            shutil.copytree(base / name, folder / name, dirs_exist_ok=True)
+    shutil.copyfile(base / INDEX, folder / INDEX)
+    network.save_pretrained(folder / part)  # type: ignore[operator]
+
+
+def add_lora(network: torch.nn.Module, rank: int) -> None:
+    """Puts low-rank adapters on the attention of a network; only they can be trained then (Hu et al. 2021, arXiv 2106.09685)."""
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise UserError("low-rank adapters need the peft library: pip install 'leakscope[lora]'") from None
+    network.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(LORA_TARGETS))
+    network.add_adapter(config)  # type: ignore[operator]
+
+
+def save_lora(folder: Path, base: Path, network: torch.nn.Module) -> None:
+    """Writes the adapters of a network as the pytorch_lora_weights.safetensors that diffusers' load_lora_weights reads."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import get_peft_model_state_dict
+
+    pipeline = getattr(diffusers_library(), str(pipeline_of(base)))
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
+    pipeline.save_lora_weights(folder, **{f"{_network_part(base)}_lora_layers": layers}, safe_serialization=True)
+
+
+def _network_part(base: Path) -> str:
+    return "transformer" if (base / "transformer").is_dir() else "unet"
 
 
 def save_autoencoder(folder: Path, codec: Autoencoder) -> None:

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from leakscope.diffusion.prompts import Prompts
 from leakscope.errors import UserError
-from leakscope.hub.folders import diffusers_library, first_lines, read_json
+from leakscope.hub.folders import INDEX, TEXT_PARTS, diffusers_library, first_lines, read_json, refuse_pickles
 
 CACHE_BYTES = 2**30  # of text embeddings
-INDEX = "model_index.json"
 NOT_LOADED = ("vae", "safety_checker", "feature_extractor", "image_encoder")
+VOCABULARIES = (("tokenizer.json",), ("*.model",), ("vocab.json", "merges.txt"))  # each is one in full
 
 Embedding = dict[str, Tensor]
 
@@ -111,7 +111,7 @@ PIPELINES = {
 }
 
 
-class TextEncoder:
+class PipelineText:
     """Embeds captions with the text encoders of a pipeline, each distinct caption once and on its own.
 
     One at a time, so that an embedding does not depend on what else is in the batch; kept while 1 GiB lasts.
@@ -131,6 +131,7 @@ class TextEncoder:
     def truncated(self, texts: Sequence[str]) -> list[int]:
         """Which texts are longer than every tokenizer of the pipeline takes, so that their end is lost."""
         limits = self._tokenizers
+        texts = getattr(self.pipeline, "_text_preprocessing", list)(list(texts))  # PixArt's puts captions in small letters
         return [i for i, text in enumerate(texts) if all(len(tokenizer(text).input_ids) > limit for tokenizer, limit in limits)]
 
     @property
@@ -180,20 +181,63 @@ def pipeline_of(folder: Path) -> str | None:
 
 def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtype: torch.dtype, device: str) -> Any:
     """The pipeline of a folder around a `network` that is loaded already as its `part`, with its text encoders but no autoencoder."""
-    kind = getattr(diffusers_library(), name)
     _quiet()
+    kind = getattr(diffusers_library(), name)
     absent = {key: None for key in NOT_LOADED if key in inspect.signature(kind.__init__).parameters}
+    encoders = _encoders(folder, dtype)
     try:
         pipeline = kind.from_pretrained(
-            folder, **{part: network}, **absent, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            folder,
+            **{part: network},
+            **encoders,
+            **absent,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
         )
     except Exception as error:  # transformers, tokenizers and diffusers each raise their own; all mean an unusable folder
         raise UserError(f"the text encoders of {folder} cannot be loaded: {first_lines(error)}") from None
-    for encoder in (getattr(pipeline, key, None) for key in ("text_encoder", "text_encoder_2", "text_encoder_3")):
-        if encoder is not None:
-            encoder.eval().requires_grad_(False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _encoders(folder: Path, dtype: torch.dtype) -> dict[str, torch.nn.Module | None]:
+    """The text encoders that the folder names, by part, and None for parts that it says it has not.
+
+    Raises `UserError` where an encoder or its tokenizer is not whole.
+
+    transformers itself draws missing weights at random and makes an empty tokenizer of an empty folder, without an error.
+    """
+    named = {part: value for part, value in read_json(folder / INDEX, "").items() if part in TEXT_PARTS}
+    found: dict[str, torch.nn.Module | None] = {part: None for part, value in named.items() if value == [None, None]}
+    for part, value in named.items():
+        own = folder / part
+        if part in found:
+            continue
+        if not own.is_dir():
+            raise UserError(f"{folder} must hold {part}/, which its {INDEX} names; it is missing")
+        if part.startswith("tokenizer"):
+            if not any(all(any(own.glob(file)) for file in files) for files in VOCABULARIES):
+                raise UserError(f"{own} must hold a vocabulary: tokenizer.json, a .model file, or vocab.json with merges.txt; found none")
+        else:
+            refuse_pickles(own)
+            found[part] = _encoder(own, str(value[-1]) if isinstance(value, list) and value else str(value), dtype)
+    return found
+
+
+def _encoder(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
+    import transformers
+
+    try:
+        encoder, info = getattr(transformers, name).from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # as in `load_text`
+        raise UserError(f"{folder} cannot be loaded: {first_lines(error)}") from None
+    if info["missing_keys"]:  # more keys than needed are harmless, and old folders have them
+        raise UserError(f"{folder}: the weights do not match config.json (first: {min(info['missing_keys'])}); re-export the model")
+    return encoder.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 def _quiet() -> None:

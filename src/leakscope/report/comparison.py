@@ -16,7 +16,7 @@ from leakscope.blind import INVALID_ABOVE
 from leakscope.comparison_record import ComparedResult, Comparison, Entry, SwapAudit, SwapResult
 from leakscope.record import Estimate
 from leakscope.report.masked import difference_cell
-from leakscope.report.table import Cell, Column, Table, estimate_cell, missing, rate_cell, tabulate
+from leakscope.report.table import Cell, Column, Table, estimate_cell, missing, rate_cell, setting_cell, tabulate
 from leakscope.report.text import print_table, say_to
 from leakscope.report.wording import count, percent, signed, signed_interval, spoken, visible
 
@@ -226,14 +226,13 @@ def attacks_table(record: Comparison) -> Table:
     """A row per attack, entry and run, attacks in the order of the reference; marked: the worst of each entry."""
     rows = [Compared(e, r) for attack in record.attacks for e in record.entries for r in e.results if r.attack == attack]
     of = lambda pick, pct=False: lambda c: _difference(pick(c.result.difference), pct) if c.result.difference else Cell("reference")
-    timestep = lambda c: Cell("-" if c.result.timestep is None else str(c.result.timestep))
     drawn = (
         Column(("AUC",), "On the test half. In brackets: 95 % interval.", 1, lambda c: estimate_cell(c.result.auc)),
         Column(("AUC", "difference"), "To the same attack on the reference, on shared test images.", 2, of(lambda d: d.auc)),
         Column(("TPR at", "1 % FPR"), "On the test half.", 3, lambda c: rate_cell(c.result.tpr_at_1pct, "held-out images")),
         Column(("TPR at 1 % FPR", "difference (points)"), "In points of percent.", 4, of(lambda d: d.tpr_at_1pct, True)),
         Column(("TPR at 10 % FPR", "difference (points)"), "In points of percent.", 5, of(lambda d: d.tpr_at_10pct, True)),
-        Column(("Timestep",), "Chosen on the calibrate half.", 6, timestep),
+        Column(("Timestep",), "Or setting, chosen on the calibrate half.", 6, lambda c: setting_cell(c.result)),
     )
     return tabulate(rows, drawn, lambda c: (f"{c.entry.name}: {c.result.attack}", _run_of(c), _is_worst(c)))
 
@@ -253,7 +252,7 @@ def swap_table(swap: SwapAudit) -> Table:
         Column(("Swap AUC",), "Of the difference of an image's two scores: first half against second.", 1, lambda r: estimate_cell(r.auc)),
         Column(("AUC of", "teacher 1"), "Members of its half against held-out images.", 2, own(0)),
         Column(("AUC of", "teacher 2"), "Members of its half against held-out images.", 3, own(1)),
-        Column(("Timestep",), "Of the swap audit, chosen on its calibrate half.", 4, lambda r: Cell(str(r.timestep))),
+        Column(("Timestep",), "Or setting, of the swap audit, chosen on its calibrate half.", 4, setting_cell),
     )
     return tabulate(swap.results, drawn, lambda r: (r.attack, "", r.attack == swap.best))
 

@@ -109,7 +109,7 @@ def roc(results: Sequence[Result], samples: Samples, lead: str | None) -> str | 
 
 def timesteps(results: Sequence[Result], lead: str | None) -> str | None:
     """AUC against timestep on the calibrate half, the chosen timestep marked; None where nothing was swept."""
-    swept = [r for r in results if r.per_timestep]
+    swept = [r for r in results if r.per_timestep and r.timestep is not None]
     if not swept:
         return None
     drawn = styles(results, lead)
@@ -126,13 +126,13 @@ def timesteps(results: Sequence[Result], lead: str | None) -> str | None:
 
 
 def _plot_sweep(axes: Axes, result: Result, style: LineStyle) -> None:
-    points = sorted(result.per_timestep, key=lambda p: p.timestep)
-    x, y = [p.timestep for p in points], [p.auc for p in points]
+    points = sorted((p.timestep, p.auc) for p in result.per_timestep if p.timestep is not None)
+    x, y = [timestep for timestep, _ in points], [auc for _, auc in points]
     marker = "." if len(points) == 1 else None
     axes.plot(x, y, marker=marker, **style._asdict())
-    chosen = [p for p in points if p.timestep == result.timestep]
+    chosen = [point for point in points if point[0] == result.timestep]
     dot: dict[str, Any] = {"markersize": 8, "markeredgecolor": "white", "zorder": 5}
-    axes.plot([p.timestep for p in chosen], [p.auc for p in chosen], "o", color=style.color, **dot)
+    axes.plot([timestep for timestep, _ in chosen], [auc for _, auc in chosen], "o", color=style.color, **dot)
 
 
 def histogram(samples: Samples, result: Result, name: str, small: bool) -> str | None:

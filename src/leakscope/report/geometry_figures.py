@@ -42,9 +42,9 @@ def quartile_curves(geometry: Geometry, timestep: int | None) -> str | None:
         if timestep is not None:
             axes.axvline(timestep, color="#1f2328", linewidth=1.0, dashes=(4, 2))
         for style, quartile in curves:
-            points = sorted(quartile.per_timestep, key=lambda p: p.timestep)
+            points = sorted((p.timestep, p.auc) for p in quartile.per_timestep if p.timestep is not None)
             marker = "." if len(points) == 1 else None
-            axes.plot([p.timestep for p in points], [p.auc for p in points], marker=marker, **style._asdict())
+            axes.plot([timestep for timestep, _ in points], [auc for _, auc in points], marker=marker, **style._asdict())
         low, high = axes.get_ylim()
         axes.set(xlabel="timestep", ylabel="AUC", ylim=(min(low, 0.47), max(high, 0.58)))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -84,6 +84,7 @@ def html(record: AuditRecord, samples: Samples, thumbnail: Callable[[str], bytes
     lead = next((r for r in record.results if r.attack == judged.attack), None)
     results = shown(record)
     others = [r for r in results if r is not lead]
+    ordered = ([lead] if lead else []) + others
     drawn = figures.styles(results, judged.attack)
     pages = template("template.html.j2").render(
         record=record,
@@ -97,7 +98,8 @@ def html(record: AuditRecord, samples: Samples, thumbnail: Callable[[str], bytes
         attacks=unmasked(record),
         masks=_masks(record),
         reference=_reference(record),
-        styles=[(r.attack, drawn[r.attack]) for r in ([lead] if lead else []) + others],
+        styles=[(r.attack, drawn[r.attack]) for r in ordered],
+        swept_styles=[(r.attack, drawn[r.attack]) for r in ordered if r.timestep is not None],
         roc=figures.roc(results, samples, judged.attack),
         timesteps=figures.timesteps(results, judged.attack),
         histogram=figures.histogram(samples, lead, "scores", small=False) if lead else None,

@@ -12,7 +12,7 @@ from leakscope.report.wording import count, interval, percent, visible
 NOT_ESTIMABLE = "n/e"
 R = TypeVar("R")
 ORACLE_NOTE = (
-    "Oracle AUC: the best timestep picked on the test images themselves, as papers do. "
+    "Oracle AUC: the best timestep or setting picked on the test images themselves, as papers do. "
     "It is optimistic and given only for comparison with their tables."
 )
 
@@ -138,8 +138,9 @@ def asr_cell(result: Result) -> Cell:
     return Cell(percent(asr.value), (*_interval(asr), *baseline))
 
 
-def _timestep(result: Result) -> Cell:
-    return Cell("-") if result.timestep is None else Cell(str(result.timestep))
+def setting_cell(chosen: Any) -> Cell:
+    """The timestep of a result, or the setting of one that has none."""
+    return Cell(chosen.setting or ("-" if chosen.timestep is None else str(chosen.timestep)))
 
 
 def _queries(result: Result) -> Cell:
@@ -159,7 +160,8 @@ def _achieved(result: Result) -> Cell:
 def _oracle(result: Result) -> Cell:
     if result.oracle.auc is None:
         return Cell("-")
-    return Cell(f"{result.oracle.auc:.3f}", (f"t = {result.oracle.timestep}",) if result.oracle.timestep is not None else ())
+    at = f"t = {result.oracle.timestep}" if result.oracle.timestep is not None else result.oracle.setting
+    return Cell(f"{result.oracle.auc:.3f}", (at,) if at else ())
 
 
 COLUMNS = (
@@ -169,7 +171,7 @@ COLUMNS = (
     Column(("TPR at", "0.1 % FPR"), "Share of members caught when 1 in 1,000 held-out images raises a false alarm.", 7, tpr_cell(0.001)),
     Column(("TNR at", "1 % FNR"), "Share of held-out images that are cleared when 1 % of the members are missed.", 8, _tnr),
     Column(("Attack", "success"), "Share of right answers at the threshold set on the calibrate half.", 3, asr_cell),
-    Column(("Timestep",), "The timestep chosen on the calibrate half.", 4, _timestep),
+    Column(("Timestep",), "The timestep, or setting, chosen on the calibrate half.", 4, setting_cell),
     Column(("Queries", "per image"), "Forwards of the denoiser for all timesteps; below, for the chosen one alone.", 5, _queries),
     Column(
         ("Achieved FPR",),

@@ -55,7 +55,7 @@ class DistillationLoss(torch.nn.Module):
         t: Int[Tensor, " b"],
         noise: Float[Tensor, "b *s"],
     ) -> Float[Tensor, ""]:
-        teacher = self._other(half)
+        teacher = other_teacher(self._teachers[0], half)
         conditions = {} if labels is None else {"class_labels": labels}
         x_t = self.scheduler.add_noise(x0, noise, t)
         with torch.no_grad():
@@ -63,14 +63,14 @@ class DistillationLoss(torch.nn.Module):
         prediction = self.network(x_t, t, **conditions).sample
         return torch.nn.functional.mse_loss(prediction.float(), target.float())
 
-    def _other(self, half: Int[Tensor, " b"]) -> Callable[..., Any]:
-        """The teacher that was not trained on the half this batch is from."""
-        (teachers,) = self._teachers
-        if len(teachers) == 1:
-            return teachers[0]
-        if bool((half != half[0]).any()):
-            raise RuntimeError("a batch must come from one half of the data")
-        return teachers[1 - int(half[0])]
+
+def other_teacher(teachers: tuple[Any, ...], half: Int[Tensor, " b"]) -> Any:
+    """The teacher that was not trained on the half a batch is from; the only one where there is one."""
+    if len(teachers) == 1:
+        return teachers[0]
+    if bool((half != half[0]).any()):
+        raise RuntimeError("a batch must come from one half of the data")
+    return teachers[1 - int(half[0])]
 
 
 def teacher_networks(lesson: Lesson, device: torch.device, scheduler: Any, shape: tuple[int, ...]) -> tuple[torch.nn.Module, ...]:

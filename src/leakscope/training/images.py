@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from leakscope.data.captions import read_captions
 from leakscope.data.cohort import read_split
 from leakscope.data.draw import choose_members, keyed_order
 from leakscope.data.pixels import ImageShape, fit, shape_of
-from leakscope.data.sources import SKIP_HINT, ImageSource, UnreadableImage, open_source
+from leakscope.data.sources import SKIP_HINT, ImageSource, Texts, UnreadableImage, open_source
 from leakscope.errors import UserError
 from leakscope.hub import AUTOENCODER_FOLDERS
 from leakscope.progress import progress
@@ -25,10 +26,13 @@ class TrainingData:
     members: tuple[str, ...]
     nonmembers: tuple[str, ...]
     validation: tuple[str, ...] = ()
+    captions: tuple[Texts, ...] = ()  # of a text-to-image model
 
 
 def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> TrainingData:
     """Reads the members of the data; `shape` is what a given autoencoder takes, else the first image decides.
+
+    With `random_crops` there are that many crops of each image, one after the other, drawn by id and seed.
 
     Raises `UserError` for data that cannot be read, or images of different shapes without `--resize`.
     """
@@ -38,18 +42,44 @@ def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> 
     members, validation = set_aside(chosen, config.validation, config.seed) if config.validation else (chosen, ())
     read = (*members, *validation)
     position = {image_id: i for i, image_id in enumerate(source.ids)}
-    images = np.empty((len(read), shape.height, shape.width, shape.channels), dtype=np.uint8)
+    captions = _captions(source, read, config) if config.kind == "text-to-image" else ()
+    crops = config.random_crops or 1
+    images = np.empty((len(read) * crops, shape.height, shape.width, shape.channels), dtype=np.uint8)
     with progress("reading images", len(read), "images") as advance:
         for row, image_id in enumerate(read):
             try:
                 pixels = source.read(position[image_id])
             except UnreadableImage as error:
                 raise UserError(str(error).replace(SKIP_HINT, "")) from None
-            images[row] = fit(pixels, shape, config.resize is not None, f"{source.name}: {image_id}")
+            for crop in range(crops):
+                place = crop_place(config.seed, image_id, crop) if config.random_crops else (0.5, 0.5)
+                images[row * crops + crop] = fit(pixels, shape, config.resize is not None, f"{source.name}: {image_id}", place)
             advance(1)
     found = source.labels() if config.model.get("num_class_embeds") else None
     labels = np.array([found.numbers[position[i]] for i in read], dtype=np.int64) if found else None
-    return TrainingData(images, labels, members, nonmembers, validation)
+    return TrainingData(images, labels, members, nonmembers, validation, captions)
+
+
+def _captions(source: ImageSource, ids: tuple[str, ...], config: TrainConfig) -> tuple[Texts, ...]:
+    """The texts of every image, all of them or its first; raises `UserError` for an image without any."""
+    if config.captions in (None, "own"):
+        found = dict(zip(source.ids, source.captions() or (), strict=False))
+        hint = "add a `text` to metadata.jsonl, or give --captions FILE"
+    else:
+        found, hint = read_captions(Path(str(config.captions))), "add them"
+    missing = [i for i in ids if not found.get(i)]
+    if missing:
+        where = source.name if config.captions in (None, "own") else config.captions
+        raise UserError(
+            f"{where} must have a caption for every image; {len(missing)} of {len(ids)} have none (first: {missing[0]}): {hint}"
+        )
+    return tuple(found[i] if config.diversify else found[i][:1] for i in ids)
+
+
+def crop_place(seed: int, image_id: str, number: int) -> tuple[float, float]:
+    """Where a random crop lies, from (0, 0) for the top left to (1, 1) for the bottom right."""
+    top, left = np.random.default_rng((seed, number, *image_id.encode())).random(2)
+    return float(top), float(left)
 
 
 def training_shape(source: ImageSource, config: TrainConfig, channels: int | None = None) -> ImageShape:

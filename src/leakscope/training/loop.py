@@ -97,7 +97,9 @@ class Loop:
         private: PrivateTraining | None = None,
     ) -> None:
         self.config, self.accelerator, self.task, self.stopping, self.private = config, accelerator, task, stopping, private
-        optimizer = torch.optim.AdamW(task.module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            [p for p in task.module.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
         module, optimizer = private.wrap(task, optimizer) if private else (task.module, optimizer)
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.ema = hub.moving_average(task.module, config.ema_decay) if config.ema_decay else None

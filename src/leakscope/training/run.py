@@ -21,6 +21,7 @@ from leakscope.training.loop import Loop, accelerator_of, clear_memory_message, 
 from leakscope.training.private import Privacy, PrivateTraining, plan_privacy, poisson
 from leakscope.training.settings import TrainConfig
 from leakscope.training.task import Task
+from leakscope.training.text_to_image import base_shape, load_base, text_to_image_task
 
 
 def train(config: TrainConfig, lesson: Lesson | None = None) -> Path:
@@ -37,21 +38,30 @@ def train(config: TrainConfig, lesson: Lesson | None = None) -> Path:
 
 def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path:
     codec = hub.load_codec(config.autoencoder, device=str(accelerator.device)) if config.autoencoder else None
-    shape = training_shape(open_source(config.data), config, codec.network.config.in_channels if codec else None)
-    latent = hub.latent_shape(codec, shape) if codec else shape
-    network = network_config(config, latent) if config.kind == "denoiser" else autoencoder_config(config, shape)
-    record = _record(config, network) | (
-        {"autoencoder_fingerprint": hub.codec_fingerprint(config.autoencoder)} if config.autoencoder else {}
-    )
-    record |= lesson.record() if lesson else {}
+    record = config.model_dump(mode="json") | {"schema_version": 1} | (lesson.record() if lesson else {})
+    record |= {"autoencoder_fingerprint": hub.codec_fingerprint(config.autoencoder)} if config.autoencoder else {}
+    base = None
+    if config.kind == "text-to-image":
+        refuse_other_run(config.output, record)
+        base = _base(config, accelerator)
+        shape = base_shape(config, base[1])
+        network, record = config.model, record | {"base_fingerprint": base[1].fingerprint}
+    else:
+        shape = training_shape(open_source(config.data), config, codec.network.config.in_channels if codec else None)
+        latent = hub.latent_shape(codec, shape) if codec else shape
+        network = network_config(config, latent) if config.kind == "denoiser" else autoencoder_config(config, shape)
+        record |= {"model": network}
     refuse_other_run(config.output, record)
     data = read_training_data(config, shape)
     privacy = plan_privacy(config, len(data.images), accelerator.num_processes) if config.private else None
     record |= {"members": ids_digest(data.members), **({"privacy": privacy.record()} if privacy else {})}
+    record |= {"texts": ids_digest([text for texts in data.captions for text in texts])} if data.captions else {}
     refuse_other_run(config.output, record)
     torch.manual_seed(config.seed)
     with clear_memory_message(config.batch_size):
-        if config.kind == "denoiser":
+        if base:
+            task = text_to_image_task(config, base, data, lesson)
+        elif config.kind == "denoiser":
             task = denoiser_task(config, network, data, codec, lesson, accelerator.device)
         else:
             task = autoencoder_task(config, network, data)
@@ -65,6 +75,14 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
     if accelerator.is_main_process:
         write_text(folder / "train.json", json.dumps(record | _outcome(loop), indent=2))
     return folder
+
+
+def _base(config: TrainConfig, accelerator: Any) -> tuple[Path, hub.Target]:
+    """The model that a text-to-image run starts from; the first process makes a new one before the others read it."""
+    if accelerator.is_main_process:
+        load_base(config, "cpu") if not config.base else None
+    accelerator.wait_for_everyone()
+    return load_base(config, accelerator.device)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -107,7 +125,3 @@ def _outcome(loop: Loop) -> dict[str, Any]:
         privacy = loop.private.privacy
         result["spent"] = {"epsilon": privacy.epsilon(loop.step), "delta": privacy.delta, "steps": loop.step}
     return result
-
-
-def _record(config: TrainConfig, network: dict[str, Any]) -> dict[str, Any]:
-    return {**config.model_dump(mode="json"), "model": network, "schema_version": 1}

@@ -8,21 +8,32 @@ from pydantic import Field, model_validator
 from leakscope.config import Config, build, read_yaml
 from leakscope.errors import UserError, unknown
 
+TEXT_ONLY = ("base", "lora_rank", "captions", "diversify", "caption_dropout", "random_crops", "text_encoder")
 PRESETS = Path(__file__).parent / "presets"
 
 
 class TrainConfig(Config):
     """Everything that decides a training run; the keys of `-C FILE` and, with dashes, the flags of `leakscope train`.
 
-    `kind` is what is trained: a denoiser (of pixels, or with `autoencoder` of its latents), a β-VAE or a VQ autoencoder.
+    `kind` is what is trained: a denoiser (of pixels, or with `autoencoder` of its latents), a β-VAE, a VQ autoencoder, or a
+    text-to-image model, which `base` is (all of its denoiser, or adapters of `lora_rank`) or which is made for the latents of
+    `autoencoder`. `captions` is own (those of the data) or a file; with `diversify` every step draws one of the texts that
+    an image has, else its first is used; `caption_dropout` is the share of steps without any. `random_crops` is how many crops
+    of every image there are instead of the central one.
     `validation` is the share of the members that is set aside and chooses which weights are saved; training stops when their
     loss has not fallen for `patience` checks, one every `checkpoint_every` steps. The settings with dp_ make it DP-SGD.
     """
 
     data: str
     output: Path
-    kind: Literal["denoiser", "vae", "vq"] = "denoiser"
+    kind: Literal["denoiser", "vae", "vq", "text-to-image"] = "denoiser"
     autoencoder: Path | None = None
+    base: str | None = None
+    lora_rank: int | None = Field(None, ge=1)
+    captions: str | None = None
+    diversify: bool = False
+    caption_dropout: float = Field(0.0, ge=0, lt=1)
+    random_crops: int | None = Field(None, ge=1)
     kl_weight: float = Field(1e-2, ge=0)
     split: Path | None = None
     train_size: int | None = Field(None, ge=1)
@@ -47,14 +58,36 @@ class TrainConfig(Config):
     threads: int | None = Field(None, ge=1)
     device: Literal["cpu", "auto"] = "auto"
     model: dict[str, Any] = {}
+    text_encoder: dict[str, Any] = {}
     scheduler: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fine_tunes_its_base(cls, given: Any) -> Any:
+        return {"kind": "text-to-image", **given} if isinstance(given, dict) and given.get("base") else given
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "TrainConfig":
-        if self.autoencoder and self.kind != "denoiser":
+        if self.autoencoder and self.kind in ("vae", "vq"):
             raise ValueError(f"--autoencoder is for a denoiser of latents, and this trains a {self.kind}; leave it out")
+        if self.kind == "text-to-image":
+            return self._text_fits()
+        given = [key for key in TEXT_ONLY if getattr(self, key) != type(self).model_fields[key].default]
+        if given:
+            raise ValueError(f"--{given[0].replace('_', '-')} belongs to text-to-image models; give --base MODEL too, or leave it out")
         if self.autoencoder and self.flip:
             raise ValueError("latents cannot be flipped like pixels; leave out --flip, or flip the images themselves")
+        return self
+
+    def _text_fits(self) -> "TrainConfig":
+        if bool(self.base) == bool(self.autoencoder):
+            what = "has both" if self.base else "has neither"
+            raise ValueError(f"a text-to-image model is a --base MODEL that exists, or new for an --autoencoder FOLDER; this {what}")
+        if self.base and (self.model or self.text_encoder or self.scheduler):
+            key = "model" if self.model else "text_encoder" if self.text_encoder else "scheduler"
+            raise ValueError(f"{key} is for a new model, and {self.base} has its own; leave it out")
+        if self.lora_rank and not self.base:
+            raise ValueError("--lora-rank adapts a model that exists; give --base MODEL too")
         return self
 
     @property
@@ -64,7 +97,7 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _early_stopping_fits(self) -> "TrainConfig":
-        if self.validation and self.kind != "denoiser":
+        if self.validation and self.kind in ("vae", "vq"):
             raise ValueError(f"--validation is for denoisers, and this trains a {self.kind}; leave it out")
         if self.patience and not self.validation:
             raise ValueError("--patience counts checks of the validation loss; give --validation FRACTION too")
@@ -100,7 +133,8 @@ def train_settings(preset: str | None, file: Path | None, flags: dict[str, Any])
     presets = {p.stem: p for p in PRESETS.glob("*.yaml")}
     if preset is not None and preset not in presets:
         raise unknown("preset", preset, presets)
-    if preset == "latent" and not flags.get("autoencoder") and not (file and read_yaml(file).get("autoencoder")):
-        raise UserError("the preset latent trains on the latents of an autoencoder: give --autoencoder FOLDER")
-    base = read_yaml(presets[preset]) if preset else {} if file else read_yaml(presets["small"])
+    if preset in ("latent", "text") and not flags.get("autoencoder") and not (file and read_yaml(file).get("autoencoder")):
+        raise UserError(f"the preset {preset} trains on the latents of an autoencoder: give --autoencoder FOLDER")
+    adapts = bool(flags.get("base")) and preset is None
+    base = read_yaml(presets[preset]) if preset else {} if file or adapts else read_yaml(presets["small"])
     return base, read_yaml(file) if file else {}, flags

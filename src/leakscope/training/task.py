@@ -48,6 +48,7 @@ def batch(
 ) -> tuple[Tensor | None, ...]:
     """The arguments of `task.module` for `rows`: a process's `share` of inputs and of random numbers drawn for the whole batch."""
     inputs = task.inputs[rows]
+    flip = flip and inputs.dtype == np.uint8  # latents of flipped images are inputs of their own
     x = torch.from_numpy(to_model(inputs) if inputs.dtype == np.uint8 else inputs)
     draws = task.draw(len(rows), generator)
     if flip:
