@@ -14,6 +14,9 @@ class AuditConfig(Config):
     """Everything that decides an audit; the keys of `-C FILE` and, with dashes, the flags of `leakscope audit`."""
 
     model: str = "denoiser"
+    lora: str | None = None
+    lora_scale: float = Field(1.0, allow_inf_nan=False)
+    reference: str | None = None
     output: Path | None = None
     members: str | None = None
     nonmembers: str | None = None
@@ -54,7 +57,7 @@ class AuditConfig(Config):
     def _split_masks(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
-    @field_validator("members", "nonmembers", "data", "timesteps", "captions", mode="before")
+    @field_validator("members", "nonmembers", "data", "timesteps", "captions", "lora", "reference", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path | int) else value
@@ -70,6 +73,14 @@ class AuditConfig(Config):
     def two_sided(self) -> bool:
         """Whether members and held-out images are given, and not just images."""
         return bool(self.members or self.split)
+
+    @model_validator(mode="after")
+    def _models_alone(self) -> "AuditConfig":
+        if self.lora_scale != 1.0 and self.lora is None:
+            raise ValueError("--lora-scale is the strength of a LoRA, and none is given: add --lora")
+        if self.reference is not None and self.mask:
+            raise ValueError("a reference is not compared under masks: leave out --reference, or --mask")
+        return self
 
     @model_validator(mode="after")
     def _two_sides(self) -> "AuditConfig":
@@ -100,7 +111,7 @@ class GeometryConfig(AuditConfig):
     def _images_alone(cls, given: Any) -> Any:
         """Without two sides nothing is attacked."""
         alone = given.get("data") and not any(given.get(key) for key in ("split", "members", "nonmembers"))
-        useless = [key for key in ("attacks", "mask", "captions") if given.get(key)] if alone else []
+        useless = [key for key in ("attacks", "mask", "captions", "reference") if given.get(key)] if alone else []
         if useless:
             raise ValueError(f"without --split or --nonmembers nothing is attacked; leave out --{useless[0]}, or say who is a member")
         return {**given, "attacks": (), "mask": (), "calibration": False} if alone else given

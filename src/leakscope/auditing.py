@@ -38,9 +38,10 @@ from leakscope.errors import GateFailed, InvalidAudit, UserError
 from leakscope.files import checked_folder, write_new
 from leakscope.geometry_analyses import analyse
 from leakscope.inputs import Inputs, auto_batch_size, clear, write_geometry
-from leakscope.masks import MaskChoice, may_lead, parse_mask
+from leakscope.masks import MaskChoice, parse_mask
 from leakscope.masks import distinct as distinct_masks
 from leakscope.record import AuditRecord, Costs, Plan, Result, Samples, Scores
+from leakscope.reference import load_reference, refuse_strangers
 from leakscope.report.wording import visible
 from leakscope.run_folder import read_plan, write_results
 from leakscope.service import service
@@ -95,6 +96,7 @@ def audit(
     nonmembers: Any = None,
     attacks: str | Sequence[str] = "all",
     output: str | Path | None = None,
+    reference: hub.Target | Denoiser | str | Path | None = None,
     **settings: Any,
 ) -> Audit:
     """Audits a model on images that were, and images that were not, in its training set.
@@ -102,27 +104,38 @@ def audit(
     target: a diffusers folder or hub id, a loaded `Target`, or a `Denoiser` of your own.
     members, nonmembers: DATA as on the command line, or uint8 arrays (N, H, W[, C]).
     attacks: names or specs such as "sima_mc(m=10)". settings: any key of `AuditConfig`, such as timesteps="10:300:10".
+    reference: a model as `target`, or "base" for the target without its LoRA: what leaks beyond what it knows is reported too.
     output: a run folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
     Raises `UserError` for input that cannot be audited.
     """
     names = {key: None if value is None else value if isinstance(value, str) else str(value) if isinstance(value, Path) else "array"
              for key, value in (("members", members), ("nonmembers", nonmembers))}  # fmt: skip
-    model = str(target) if isinstance(target, str | Path) else getattr(target, "name", "denoiser")
-    config = build(AuditConfig, {**names, "model": model, "attacks": attacks, "output": output, **settings})
-    if isinstance(target, str | Path):
-        target = hub.load(target, config.dtype, config.device)
-    elif isinstance(target, Denoiser):
-        device = str(hub.checked_device(config.device)) if config.device else "cpu"
-        target = hub.Target(target, dtype=config.dtype, device=device)
+    named = None if reference is None else _name(reference)
+    config = build(AuditConfig, {**names, "model": _name(target), "reference": named, "attacks": attacks, "output": output, **settings})
+    if config.lora is not None and not isinstance(target, str | Path):
+        raise UserError("a LoRA is applied when a model is loaded: give leakscope.load(MODEL, lora=...) as the target, and no lora here")
+    one, other = (_in_memory(model, config) for model in (target, reference))
     cohort = None if config.data else two_sources(open_source(members), open_source(nonmembers), config.limit, config.seed)
     with TemporaryDirectory() as scratch:
         folder = Path(output) if output else Path(scratch)
-        finished = run(prepare(config, target, cohort), folder)
+        finished = run(prepare(config, one, cohort, other), folder)
         if finished is None:
             raise UserError("other shards have not finished; run them, then this call again")
         if output:
             finished.save(folder, config.thumbnails)
     return finished
+
+
+def _name(model: hub.Target | Denoiser | str | Path) -> str:
+    return str(model) if isinstance(model, str | Path) else getattr(model, "name", "denoiser")
+
+
+def _in_memory(model: hub.Target | Denoiser | str | Path | None, config: AuditConfig) -> hub.Target | None:
+    """A model that is loaded already; None for one that a config names."""
+    if not isinstance(model, Denoiser):
+        return model if isinstance(model, hub.Target) else None
+    device = str(hub.checked_device(config.device)) if config.device else "cpu"
+    return hub.Target(model, dtype=config.dtype, device=device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +144,7 @@ class Prepared:
 
     config: AuditConfig
     target: hub.Target
+    reference: hub.Target | None
     scan: Scan
     inputs: Inputs
     attacks: tuple[Attack, ...]
@@ -153,7 +167,8 @@ class Prepared:
     @property
     def job(self) -> scoring.Job:
         """What the workers are given."""
-        return scoring.Job(self.inputs, self.attacks, self.plan, self.split.calibrate[0])
+        reference = replace(self.inputs, target=self.reference) if self.reference else None
+        return scoring.Job(self.inputs, self.attacks, self.plan, self.split.calibrate[0], reference)
 
     def describe(self, folder: Path | None = None) -> str:
         """The plan in one line, with the time that is left when `folder` holds finished chunks."""
@@ -164,23 +179,30 @@ class Prepared:
             measured = f"distortion from {plan.top} singular values, influence from {plan.probes} probes"
             return f"plan: {plan.n_nonmembers:,} images ({plan.image_shape}), {measured}, {where}"
         masks = f" (also under {', '.join(plan.masks)})" if plan.masks else ""
+        masks += f" (also on the reference {visible(plan.reference)})" if plan.reference else ""
+        lora = f"the LoRA {visible(plan.lora)} at scale {plan.lora_scale:g}, " if plan.lora else ""
         cut = f", {plan.captions_truncated:,} truncated" if plan.captions_truncated else ""
         captions = f"captions {visible(plan.captions)} ({plan.captions_found:,} found{cut}), " if plan.captions else ""
         return (
             f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
-            f"{len(self.attacks)} attacks{masks}, {captions}"
+            f"{lora}{len(self.attacks)} attacks{masks}, {captions}"
             f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
             f"{where}"
         )
 
 
-def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohort | None = None) -> Prepared:
+def prepare(
+    config: AuditConfig, target: hub.Target | None = None, cohort: Cohort | None = None, reference: hub.Target | None = None
+) -> Prepared:
     """Checks attacks, model, data and their fit; raises `UserError` for the first thing that is wrong.
 
-    `target` and `cohort` are loaded as the config says unless they are given.
+    `target`, `cohort` and `reference` are loaded as the config says unless they are given.
     """
     chosen, masks = choose_attacks(config), choose_masks(config)
-    target = target or hub.load(config.model, config.dtype, config.device)
+    target = target or hub.load(config.model, config.dtype, config.device, lora=config.lora, lora_scale=config.lora_scale)
+    reference = reference or load_reference(config, target)
+    if reference:
+        refuse_strangers(target, reference)
     attacks = _fitting(chosen, config, target)
     top = config.top if isinstance(config, GeometryConfig) else None
     if (masks or top) and not target.latent:
@@ -245,9 +267,13 @@ def prepare(config: AuditConfig, target: hub.Target | None = None, cohort: Cohor
         captions=captions.choice if captions else None,
         captions_found=captions.found if captions else None,
         captions_truncated=len(truncated) if captions else None,
+        lora=target.lora,
+        lora_scale=target.lora_scale if target.lora else None,
+        reference=config.reference if reference else None,
+        reference_fingerprint=reference.fingerprint if reference else None,
     )
     worker = scoring.worker(config.shard, config.threads, target)
-    return Prepared(config, target, found, inputs, attacks, masks, plan, split, worker, truncated)
+    return Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated)
 
 
 def _told(config: AuditConfig, target: hub.Target) -> str | None:
@@ -290,7 +316,8 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None]) -> b
     """Does what is missing of this worker's share; whether every share is done then."""
     checked_folder(folder)
     first = _claim(folder, prepared.plan)
-    if not first and prepared.plan.model_fingerprint == hub.UNKNOWN and any(folder.glob("*/chunk-*")):
+    unknown = hub.UNKNOWN in (prepared.plan.model_fingerprint, prepared.plan.reference_fingerprint)
+    if not first and unknown and any(folder.glob("*/chunk-*")):
         raise UserError(
             f"{folder} holds scores, and nothing says that they are of this model; choose another folder, "
             "or give leakscope.Target(denoiser, fingerprint=...)"
@@ -341,19 +368,29 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
 
 
 def _results(prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], parameters: dict[str, Any]) -> Iterator[tuple[Result, Scores]]:
-    """An attack's result and those under each mask, with the scores each came from."""
+    """An attack's result and those under each mask or beside the reference, with the scores each came from."""
     member, split, unmasked = prepared.scan.cohort.member, prepared.split, scores[0]
     base = evaluation.on_every_split(unmasked, member, split)
     found = [(evaluation.combined(base), unmasked)]
+    if prepared.reference:
+        found += evaluation.evaluate_reference(scores, base, member, split)
     under = dict(zip(prepared.inputs.masks, scores[1:], strict=False))
     for choice in prepared.masks if under else ():
         candidates = [evaluation.Candidate(mask.ratio, under.get(mask, unmasked)) for mask in choice.masks]
         found.append(evaluation.evaluate_masked(choice.label, candidates, unmasked, base, member, split))
     for result, source in found:
-        forwards = scoring.forwards(prepared.target, attack)
-        alone = None if result.timestep is None else replace(attack, timesteps=(result.timestep,)).queries * forwards
-        costs = {"queries": attack.queries * forwards, "queries_at_timestep": alone}
+        models = [model for model in _asked(prepared, result) if model]
+        cost = lambda part, models=models: sum(part.queries * scoring.forwards(model, part) for model in models)
+        alone = None if result.timestep is None else cost(replace(attack, timesteps=(result.timestep,)))
+        costs = {"queries": cost(attack), "queries_at_timestep": alone}
         yield result.model_copy(update={"access": attack.access, "parameters": parameters, **costs}), source
+
+
+def _asked(prepared: Prepared, result: Result) -> tuple[hub.Target | None, ...]:
+    """The models that a result needs the answers of."""
+    if result.variant is None:
+        return (prepared.target,)
+    return (prepared.reference,) if result.variant == "reference" else (prepared.target, prepared.reference)
 
 
 def gate(record: AuditRecord, config: AuditConfig) -> None:
@@ -367,9 +404,11 @@ def gate(record: AuditRecord, config: AuditConfig) -> None:
             f"a classifier that never saw the model tells the two sides apart (AUC {record.blind.value:.2f}): they come from different "
             "sources, so the scores do not measure membership; use a matched held-out set, or --allow-shift to exit 0 all the same"
         )
-    for result in (r for r in record.results if may_lead(r.mask)):
+    for result in (r for r in record.results if r.leads):
         rate = next(r for r in result.tpr_at_fpr if r.fpr == 0.01)
         reversed_auc = None if result.auc.low is None else 1 - result.auc.low
+        if result.variant == "excess":  # reversed, it is the reference that leaks
+            reversed_auc = result.auc.high
         checks = (
             ("AUC", result.auc, result.auc.high, config.max_auc),
             ("AUC with the direction reversed (are the sides swapped?)", result.auc, reversed_auc, config.max_auc),
@@ -480,7 +519,7 @@ def _command(config: AuditConfig) -> str:
     """The command line that repeats the audit; for objects in memory, that it was a call from Python."""
     given = config.model_dump(exclude_defaults=True, exclude={"shard", "threads"}, mode="json")
     model = given.pop("model", "denoiser")
-    if "array" in (config.members, config.nonmembers) or model == "denoiser":
+    if "array" in (config.members, config.nonmembers) or "denoiser" in (model, config.reference):
         return "leakscope.audit(...) from Python, with the settings recorded in audit.json"
     parts = ["leakscope", "geometry" if isinstance(config, GeometryConfig) else "audit", model]
     for key, value in given.items():
@@ -524,7 +563,9 @@ def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | 
         found.append(
             "a classifier that never saw the model tells the two sides apart better than chance: part of every AUC may be that difference"
         )
-    for result in (r for r in results if r.mask is None):
+    if prepared.reference and prepared.plan.reference_fingerprint == prepared.plan.model_fingerprint != hub.UNKNOWN:
+        found.append("the reference is the model itself: there is no excess over it")
+    for result in (r for r in results if r.plain):
         if result.auc.value is not None and result.auc.value < 0.4:
             found.append(
                 f"{result.attack}: AUC {result.auc.value:.2f} is below 0.4, against the direction its theory gives "

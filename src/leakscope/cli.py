@@ -43,6 +43,14 @@ Captions = Annotated[
     str | None,
     Opt(help="Text-to-image models: own (default), empty, fixed:TEXT, swapped, or a .json, .jsonl or .csv file.", show_default=False),
 ]
+Lora = Annotated[
+    str | None,
+    Opt(help="A LoRA adapter to apply to a text-to-image MODEL: a .safetensors file, a folder or a hub id.", show_default=False),
+]
+Reference = Annotated[
+    str | None,
+    Opt(help="Report what leaks beyond this model; 'base' is MODEL without its --lora.", show_default=False),
+]
 Probes = Annotated[int | None, Opt(help="Random probes per image for the influence (8).", show_default=False)]
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 UsageError: Any = typer.BadParameter.__base__  # some versions of typer bring a click of their own
@@ -197,6 +205,9 @@ def defend(
 @app.command()
 def audit(
     model: Annotated[str, typer.Argument(help="A diffusers folder or a hub id; safetensors only.", show_default=False)],
+    lora: Lora = None,
+    lora_scale: Annotated[float | None, Opt(help="The strength of the LoRA (1.0).", show_default=False)] = None,
+    reference: Reference = None,
     members: Members = None,
     nonmembers: Nonmembers = None,
     data: Annotated[str | None, Opt(help="One DATA for both sides, with --split.", show_default=False)] = None,

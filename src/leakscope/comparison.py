@@ -29,7 +29,6 @@ from leakscope.comparison_record import (
 )
 from leakscope.errors import UserError, unknown
 from leakscope.files import checked_folder, write_text
-from leakscope.masks import may_lead
 from leakscope.record import RateAtFPR, Result
 from leakscope.runs import EntryRuns, Run, pair, quality_of, read_entries
 from leakscope.swap_audit import NO_HALVES, swap_or_reason, with_halves
@@ -94,7 +93,7 @@ def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, .
         if attack not in shared:
             raise unknown("attack, or one that not every run has:", attack, shared)
     chosen = tuple(dict.fromkeys(asked)) or shared
-    if not any(may_lead(runs[0].result(a).mask) for a in chosen):
+    if not any(runs[0].result(a).leads for a in chosen):
         raise UserError(f"controls of masks cannot be an entry's worst attack; name another beside {', '.join(chosen)}")
     return chosen
 
@@ -170,7 +169,7 @@ def _worst(
 ) -> tuple[Run, str, Literal["calibrate", "repeated", "test"]]:
     """The run and attack with the highest AUC on calibrate; on test where some run has no calibrate half."""
     candidates = [(run, attack, run.result(attack)) for run in runs for attack in attacks]
-    candidates = [c for c in candidates if controls or may_lead(c[2].mask)]
+    candidates = [c for c in candidates if controls or c[2].leads]
     calibrated = all(c[2].per_timestep for c in candidates)
     run, attack, _ = max(candidates, key=lambda c: (_calibrate_auc(c[2]) if calibrated else c[2].auc.value) or 0.0)
     repeated = any(run.record.split.repeats > 1 for run in runs) and len(candidates) > 1

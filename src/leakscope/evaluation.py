@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float64
 from leakscope import metrics
 from leakscope.data.draw import calibrate_half
 from leakscope.errors import UserError, unknown
-from leakscope.masks import masked_label, may_lead
-from leakscope.record import Accuracy, AchievedFPR, AUCAt, Estimate, Gain, Oracle, Record, Result, Samples, Scores, Split
+from leakscope.masks import masked_label
+from leakscope.record import VARIANTS, Accuracy, AchievedFPR, AUCAt, Estimate, Gain, Oracle, Record, Result, Samples, Scores, Split, Variant
 from leakscope.settling import Key, column, named, settled
 
 SMALL_SIDE = 200
@@ -114,6 +114,27 @@ def evaluate_masked(
     return result, replace(scores, attack=result.attack)
 
 
+def evaluate_reference(
+    scores: Sequence[Scores], base: Sequence[Result], member: Bool[np.ndarray, " n"], split: Halves
+) -> list[tuple[Result, Scores]]:
+    """The results of an attack on the reference model and on the excess of the audited one over it, with their scores.
+
+    `scores` are those of the model, of the reference, and the excess; `base` the results of the first on every split. The gain
+    of the reference is what the model adds to it, that of the excess what subtracting the reference adds to the model's scores.
+    """
+    model, reference, excess = scores
+    found: dict[Variant, list[Result]] = {variant: [] for variant in VARIANTS}
+    for calibrate, plain in zip(split.calibrate, base, strict=True):
+        other, left = (_one_split(part, member, calibrate, split.record.seed) for part in (reference, excess))
+        gains = [
+            gain(*pair, member, ~calibrate, split.record.seed)
+            for pair in (((plain, model), (other, reference)), ((left, excess), (plain, model)))
+        ]
+        for variant, result, added in zip(VARIANTS, (other, left), gains, strict=True):
+            found[variant].append(result.model_copy(update={"variant": variant, "gain": added}))
+    return [(combined(found[variant]), part) for variant, part in zip(VARIANTS, (reference, excess), strict=True)]
+
+
 def _best_auc(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> float:
     m, n, *_ = _sides(scores.membership, member, calibrate)
     return max(metrics.auc(m[:, i], n[:, i]) for i in range(len(scores.timesteps)))
@@ -139,7 +160,7 @@ def samples(all_scores: Sequence[Scores], results: Sequence[Result], member: Boo
 
 def headline(results: Sequence[Result]) -> str | None:
     """The attack that looked best on the calibrate half, controls of masks aside; None without one."""
-    best = [(max(point.auc for point in r.per_timestep), r.attack) for r in results if r.per_timestep and may_lead(r.mask)]
+    best = [(max(point.auc for point in r.per_timestep), r.attack) for r in results if r.per_timestep and r.leads]
     return max(best, key=lambda pair: pair[0])[1] if best else None
 
 

@@ -63,7 +63,7 @@ def distinct(choices: tuple[MaskChoice, ...]) -> tuple[Mask, ...]:
 
 
 def masked_label(attack: str, mask: str) -> str:
-    """How a masked attack is named in results, scores and tables: `sima[influence:0.4]`."""
+    """How an attack is named in results, scores and tables under a mask, `sima[influence:0.4]`, or beside a reference, `sima[excess]`."""
     return f"{attack}[{mask}]"
 
 

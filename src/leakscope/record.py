@@ -5,15 +5,19 @@ cannot be estimated is null, with the reason beside it.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float64
 from pydantic import BaseModel, ConfigDict
 
+from leakscope.masks import may_lead, unmasked_label
+
 SCHEMA_VERSION: Literal[1] = 1
 
 Direction = Literal["small", "large"]
+Variant = Literal["reference", "excess"]
+VARIANTS: tuple[Variant, Variant] = get_args(Variant)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +120,10 @@ class AUCAt(Record):
 
 
 class Gain(Record):
-    """What a mask or a filter adds to an attack: with it minus without, on the same test images, each at its own settings."""
+    """What a mask or a filter adds to an attack: with it minus without, on the same test images, each at its own settings.
+
+    Of the attack on a reference model it is what the audited model adds: the audited model minus its reference.
+    """
 
     auc: Estimate
     asr: Estimate
@@ -128,6 +135,8 @@ class Result(Record):
 
     `queries` counts denoiser forwards per image over the whole sweep, `queries_at_timestep` those the chosen timestep
     needs alone; masked results share those of their attack. `mask_ratio` is the share of latent coordinates dropped.
+    `variant` is "reference" for the attack on the reference model and "excess" for the attack on what is left of the audited
+    model's statistics when the reference's are subtracted.
     An attack that averages over timesteps of its own has a `rule` in place of a timestep, and where the calibrate half chose
     something, the `setting` that it chose.
     """
@@ -135,6 +144,7 @@ class Result(Record):
     attack: str
     mask: str | None = None
     mask_ratio: float | None = None
+    variant: Variant | None = None
     gain: Gain | None = None
     access: str = "grey-box"
     parameters: dict[str, Any] = {}
@@ -154,6 +164,21 @@ class Result(Record):
     n_nonmembers: int
     per_timestep: tuple[AUCAt, ...] = ()
     convention: str = "member-exact"
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is the attack itself, on the audited model and under no mask."""
+        return self.mask is None and self.variant is None
+
+    @property
+    def base(self) -> str:
+        """The label of the attack itself: `sima` for `sima[influence:0.4]` and `sima[excess]`."""
+        return unmasked_label(self.attack, self.mask or self.variant)
+
+    @property
+    def leads(self) -> bool:
+        """Whether the result may speak for the audit: controls of masks, and what is found in another model, never do."""
+        return may_lead(self.mask) and self.variant != "reference"
 
 
 class Quartile(Record):
@@ -271,6 +296,10 @@ class Plan(Record):
     captions: str | None = None
     captions_found: int | None = None
     captions_truncated: int | None = None
+    lora: str | None = None
+    lora_scale: float | None = None
+    reference: str | None = None
+    reference_fingerprint: str | None = None
 
 
 class AuditRecord(Record):

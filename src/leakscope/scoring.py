@@ -33,9 +33,9 @@ from leakscope.errors import UserError
 from leakscope.files import write_atomic
 from leakscope.hub import Target
 from leakscope.inputs import Inputs
-from leakscope.masks import Mask, masked_label
+from leakscope.masks import masked_label
 from leakscope.progress import progress
-from leakscope.record import AuditRecord, Plan, Scores
+from leakscope.record import VARIANTS, AuditRecord, Plan, Scores
 from leakscope.threads import one_thread_each, pool, side_by_side
 
 TIMED_IMAGES = 8  # encoded to estimate how long all will take
@@ -61,6 +61,12 @@ class Job:
     attacks: tuple[Attack, ...]
     plan: Plan
     calibrate: Bool[np.ndarray, " n"]
+    reference: Inputs | None = None  # the same images for another model
+
+    @property
+    def models(self) -> tuple[Inputs, ...]:
+        """The inputs of every model that is scored, the audited one first."""
+        return (self.inputs,) if self.reference is None else (self.inputs, self.reference)
 
     @property
     def cohort(self) -> Cohort:
@@ -72,13 +78,14 @@ class Job:
         """The model."""
         return self.inputs.target
 
-    def masks(self, k: int) -> tuple[Mask, ...]:
-        """The masks that the k-th attack is scored under, besides none."""
-        return self.inputs.masks if self.attacks[k].takes_masks else ()
-
     def queries(self, k: int) -> int:
-        """Forwards per image that the k-th attack makes, over every model that it may ask."""
-        return self.attacks[k].queries * forwards(self.target, self.attacks[k])
+        """Forwards per image that the k-th attack makes, over every model that it may ask and those of the reference."""
+        return self.attacks[k].queries * sum(forwards(inputs.target, self.attacks[k]) for inputs in self.models)
+
+    def labels(self, attack: Attack) -> list[str]:
+        """How the scores of an attack are called: its own, those under its masks, those of the reference and the excess over it."""
+        masks = [mask.label for mask in self.inputs.masks] if attack.takes_masks else []
+        return [attack.label, *(masked_label(attack.label, name) for name in (*masks, *(VARIANTS if self.reference else ())))]
 
     @property
     def chunks(self) -> int:
@@ -98,7 +105,7 @@ class Job:
 class Collected:
     """All scores of a run, with what they cost and the parameters that each attack ended with.
 
-    Of each attack there are the unmasked scores, then those under each of its masks.
+    Of each attack there are the unmasked scores, then those under each of its masks, or those of the reference and the excess.
     """
 
     scores: tuple[tuple[Scores, ...], ...]
@@ -211,11 +218,11 @@ def collect(job: Job, folder: Path) -> Collected:
     for k, attack in enumerate(job.attacks):
         columns, settled = [], attack.parameters()
         for chunk in range(job.chunks):
-            shape = (1 + len(job.masks(k)), len(job.rows(chunk)), len(attack.columns))
+            shape = (len(job.labels(attack)), len(job.rows(chunk)), len(attack.columns))
             statistic, meta = _read(job.file(folder, chunk, k), job, int(np.prod(shape)))
             queries, seconds, settled = queries + meta.queries, seconds + meta.seconds, meta.parameters
             columns.append(statistic.reshape(shape))
-        labels, whole = _labels(attack, job.masks(k)), np.concatenate(columns, axis=1)
+        labels, whole = job.labels(attack), np.concatenate(columns, axis=1)
         scores.append(
             tuple(
                 Scores(name, attack.direction, attack.columns, job.cohort.ids, part, attack.settled_by)
@@ -231,14 +238,15 @@ def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> 
     size = record.plan.chunk_size
     for k, (attack, group) in enumerate(groupby(scores, key=lambda s: s.attack.partition("[")[0])):
         variants, result = list(group), record.result(attack)
+        per_image = {r.attack: r.queries or 0 for r in record.results}
         ids, timesteps = variants[0].ids, variants[0].timesteps
         for chunk, start in enumerate(range(0, len(ids), size)):
             path = chunk_file(folder, chunk, k, attack.partition("(")[0])
             if not path.exists():
                 rows = slice(start, start + size)
-                queries = len(ids[rows]) * (result.queries or 0)
-                seconds = record.costs.seconds * queries / max(1, record.costs.queries)
-                meta = ChunkMeta(_plan_id(record.plan), queries, round(seconds, 4), result.parameters)
+                made = len(ids[rows]) * max(per_image.get(s.attack, 0) for s in variants)
+                seconds = record.costs.seconds * made / max(1, record.costs.queries)
+                meta = ChunkMeta(_plan_id(record.plan), made, round(seconds, 4), result.parameters)
                 statistic = np.stack([s.statistic[rows] for s in variants])
                 _write(path, ids[rows], [s.attack for s in variants], timesteps, statistic, meta)
 
@@ -255,10 +263,6 @@ class ChunkMeta:
 
 def _plan_id(plan: Plan) -> str:
     return hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
-
-
-def _labels(attack: Attack, masks: Sequence[Mask]) -> list[str]:
-    return [attack.label, *(masked_label(attack.label, mask.label) for mask in masks)]
 
 
 def _write(
@@ -344,30 +348,31 @@ def _score_chunk(
     forward_done: Callable[[int, str], None],
 ) -> None:
     images, influence = inputs_of()
-    queries, started = 0, time.monotonic()
+    made, started = 0, time.monotonic()
 
     def count(n: int, t: int) -> None:
-        nonlocal queries
-        queries += n
+        nonlocal made
+        made += n
         forward_done(n, attack.name)
 
-    denoisers = [Counted(exposed, count) for exposed in asked(job.target, attack)]
-    labels = _labels(attack, job.inputs.masks if attack.takes_masks else ())
+    labels = job.labels(attack)
     statistic = np.empty((len(labels), len(rows), len(attack.columns)))
     with torch.inference_mode():
         for batch in _batches(len(rows), max(1, job.plan.batch_size // attack.width)):
             whole = slice(rows.start + batch.start, rows.start + batch.stop)
             ids, x0 = job.cohort.ids[whole], job.inputs.tensor(images[batch])
             masks = [None, *(job.inputs.keep(influence[batch], ids) if influence is not None and attack.takes_masks else ())]
-            noise, cond = job.inputs.noise(ids, x0.shape[1:]), job.inputs.conditions(whole)
-            here = _on_batch(job, attack, whole)
-            each = torch.stack([here.masked_statistics(denoiser, x0, noise, cond, masks) for denoiser in denoisers])
-            values = most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy()
-            _refuse_nan(values[0], ids, attack)
-            statistic[:, batch] = values
-    if queries != len(rows) * declared:
-        raise RuntimeError(f"{attack.label} declares {declared} queries per image and made {queries / len(rows):g}")
-    meta = ChunkMeta(_plan_id(job.plan), queries, round(time.monotonic() - started, 4), attack.parameters())
+            noise, here, found = job.inputs.noise(ids, x0.shape[1:]), _on_batch(job, attack, whole), []
+            for inputs, label in zip(job.models, labels, strict=False):  # without masks the second label is the reference's
+                cond, denoisers = inputs.conditions(whole), [Counted(exposed, count) for exposed in asked(inputs.target, attack)]
+                each = torch.stack([here.masked_statistics(denoiser, x0, noise, cond, masks) for denoiser in denoisers])
+                found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
+                _refuse_nan(found[-1][0], ids, attack, label)
+            excess = [found[0] - found[1]] if job.reference else []
+            statistic[:, batch] = np.concatenate(found + excess)
+    if made != len(rows) * declared:
+        raise RuntimeError(f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}")
+    meta = ChunkMeta(_plan_id(job.plan), made, round(time.monotonic() - started, 4), attack.parameters())
     _write(path, job.cohort.ids[rows.start : rows.stop], labels, attack.columns, statistic, meta)
 
 
@@ -394,12 +399,12 @@ def _table(ids: Sequence[str], labels: Sequence[str], timesteps: Sequence[int], 
     return pa.table([pa.array(c) for c in columns], schema=SCHEMA)
 
 
-def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: Attack) -> None:
+def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: Attack, label: str) -> None:
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         where = f"image {ids[bad[0][0]]}" + ("" if attack.rule else f" at timestep {attack.timesteps[bad[0][1]]}")
         raise UserError(
-            f"the model must return finite numbers; {attack.label} got {values[tuple(bad[0])]} for {where}: "
+            f"the model must return finite numbers; {label} got {values[tuple(bad[0])]} for {where}: "
             "try --dtype float32, or check the weights; finished chunks are kept"
         )
 
@@ -423,19 +428,20 @@ def _batches(n: int, size: int) -> Iterator[slice]:
 
 
 def _speed(job: Job, threads: int) -> float:
-    """Queries per second: one forward in each of `threads` threads, timed after a warm-up."""
+    """Queries per second: one forward of every model in each of `threads` threads, timed after a warm-up."""
     rows = range(min(job.plan.batch_size, len(job.cohort)))
-    x0, cond = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows))), job.inputs.conditions(slice(0, len(rows)))
+    x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows)))
+    models = [(inputs.target.denoiser, inputs.conditions(slice(0, len(rows)))) for inputs in job.models]
 
     def forward(_: int) -> float:
         with torch.inference_mode():
-            return job.target.denoiser(x0, 0, cond).sum().item()
+            return sum(denoiser(x0, 0, cond).sum().item() for denoiser, cond in models)
 
     with one_thread_each(), pool(threads) as executor:
         forward(0)
         started = time.monotonic()
         list(executor.map(forward, range(threads)))
-    return threads * len(rows) / max(time.monotonic() - started, 1e-9)
+    return threads * len(rows) * len(models) / max(time.monotonic() - started, 1e-9)
 
 
 def _measuring_seconds(job: Job) -> float:

@@ -21,7 +21,6 @@ from jaxtyping import Bool
 from leakscope import evaluation
 from leakscope.comparison_record import SwapAudit, SwapResult
 from leakscope.errors import UserError
-from leakscope.masks import may_lead
 from leakscope.record import Result, Scores
 from leakscope.runs import EntryRuns, HalvesFile, Run, default_halves, read_halves, read_scores
 
@@ -67,7 +66,7 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Hal
             f"the swap audit needs scores of both teachers at a shared timestep; {first.name} and {second.name} have none: "
             "audit them with the same --timesteps"
         )
-    leading = [a for a in found if may_lead(first.result(a).mask)] or list(found)
+    leading = [a for a in found if first.result(a).leads] or list(found)
     best = max(leading, key=lambda a: found[a].result.calibrate_auc or found[a].result.auc.value or 0.0)
     sizes = found[best]
     return SwapAudit(

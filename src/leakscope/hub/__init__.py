@@ -10,7 +10,7 @@ The only package that imports diffusers or knows its folder layout:
     MODEL/unet_2/ or transformer_2/    the second network of a `Dual`, with dual.json saying how the two take turns
 """
 
-from leakscope.hub.codecs import codec_fingerprint, codec_of, latent_shape, load_codec
+from leakscope.hub.codecs import codec_fingerprint, codec_of, latent_shape, load_codec, same_codec
 from leakscope.hub.folders import AUTOENCODER_FOLDERS, DUAL, PARTS, fingerprint, located, text_fingerprint
 from leakscope.hub.loading import UNKNOWN, Target, checked_device, load, load_pair, save_dual, settings_of
 from leakscope.hub.making import (
@@ -49,6 +49,7 @@ __all__ = [
     "new_sampler",
     "new_scheduler",
     "new_text_to_image",
+    "same_codec",
     "save",
     "save_autoencoder",
     "save_dual",

@@ -107,16 +107,16 @@ def _merge_diffusers(pipeline: Any, parts: Mapping[str, Any], file: Path, raw: M
 
 def _merge_peft(network: Any, file: Path, raw: Mapping[str, Tensor], scale: float) -> None:
     from peft import LoraConfig, PeftModel, set_peft_model_state_dict
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.tuners.lora import LoraLayer
 
     if not file.with_name(CONFIG).is_file():
         raise UserError(f"peft writes {CONFIG} beside {file.name}, with the layers and their scale; it is missing")
-    config = LoraConfig.from_pretrained(file.parent)
+    config = LoraConfig.from_pretrained(str(file.parent))
     wrapped = PeftModel(network, config, adapter_name=NAME)
     set_peft_model_state_dict(wrapped, dict(raw), adapter_name=NAME)
     _check_all_used(raw, [network])
     for module in network.modules():
-        if isinstance(module, BaseTunerLayer):
+        if isinstance(module, LoraLayer):
             module.scale_layer(scale)
     wrapped.merge_and_unload(safe_merge=True)
     if hasattr(network, "peft_config"):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from leakscope.data.pixels import ImageShape
-from leakscope.diffusion.codec import Autoencoder
+from leakscope.diffusion.codec import Autoencoder, Codec
 from leakscope.errors import UserError
 from leakscope.files import hash_files
 from leakscope.hub.folders import DTYPES, autoencoder_folder, pretrained, read_json, refuse_pickles
@@ -63,6 +63,16 @@ def codec_fingerprint(folder: Path) -> str:
     """Which autoencoder is in a folder: a hash of its weights and config."""
     own = autoencoder_folder(folder) or folder
     return hash_files([*sorted(own.glob("*.safetensors")), own / "config.json"])
+
+
+def same_codec(one: Codec, other: Codec) -> bool:
+    """Whether two codecs give the same latents: the same settings, scale and weights, wherever and whenever they were saved."""
+    if not isinstance(one, Autoencoder) or not isinstance(other, Autoencoder):
+        return type(one) is type(other)
+    settings = [{k: v for k, v in dict(codec.network.config).items() if k[0] != "_"} for codec in (one, other)]
+    states = [{**codec.network.state_dict(), "scale": codec.scale, "shift": codec.shift} for codec in (one, other)]
+    alike = settings[0] == settings[1] and type(one.network) is type(other.network) and states[0].keys() == states[1].keys()
+    return alike and all(torch.equal(value.cpu(), states[1][key].cpu()) for key, value in states[0].items())
 
 
 def latent_shape(codec: Autoencoder, shape: ImageShape) -> ImageShape:

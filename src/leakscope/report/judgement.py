@@ -7,9 +7,10 @@ The verdict rests on the attack that was chosen on the calibrate half, and on it
     invalid          a classifier that never sees the model tells the sides apart (AUC interval above 0.6), or there is no AUC
 
 Another attack counts only if its interval stays above one half when widened for the number of attacks looked at
-(Bonferroni), masked ones counted. Controls of masks never count: they are there to show what a mask should not do. Each
-rule errs at most 2.5 % of the time where nothing leaks, so the verdict errs at most 5 % (with one division; repeated
-divisions of small sets choose and test on the same images in turn).
+(Bonferroni), masked ones and those on the excess over a reference counted. Controls of masks never count: they are there to
+show what a mask should not do; nor does what is found in the reference, which is another model. Each rule errs at most 2.5 %
+of the time where nothing leaks, so the verdict errs at most 5 % (with one division; repeated divisions of small sets choose
+and test on the same images in turn).
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ from statistics import NormalDist
 from typing import Literal
 
 from leakscope.blind import INVALID_ABOVE
-from leakscope.masks import may_lead, unmasked_label
 from leakscope.metrics import ALPHA
 from leakscope.record import AuditRecord, Estimate, Result
 from leakscope.report.wording import count, percent, spoken, visible
@@ -44,7 +44,7 @@ class Verdict:
 
 def verdict(record: AuditRecord) -> Verdict:
     """What the numbers of an audit mean; never that a model is safe."""
-    candidates = tuple(r for r in record.results if may_lead(r.mask))
+    candidates = tuple(r for r in record.results if r.leads)
     chosen = next((r for r in candidates if r.attack == record.headline), None)
     finder = _finder(candidates, chosen)
     lead = finder or chosen or max(candidates, key=lambda r: r.auc.value or 0.0, default=None)
@@ -56,7 +56,7 @@ def verdict(record: AuditRecord) -> Verdict:
         why = lead.auc.reason if lead and lead.auc.reason else "the record holds no attack with an interval"
         title = "No verdict: the audit could not measure whether members can be told apart."
         return Verdict("invalid", title, (f"The reason: {visible(why)}.", _blind(record.blind)), attack)
-    grounds = (*_mask(lead), _provenance(record, lead, chosen, candidates), _blind(record.blind))
+    grounds = (*_mask(record, lead), _provenance(record, lead, chosen, candidates), _blind(record.blind))
     if finder:
         title = "A leak was found: members can be told apart from held-out images better than by guessing."
         return Verdict("leak", title, (_picks(lead), _caught(lead), *grounds), attack)
@@ -119,12 +119,17 @@ def _reversed() -> str:
     )
 
 
-def _mask(result: Result) -> tuple[str, ...]:
-    """What a masked attack is, for those who meet its label first."""
+def _mask(record: AuditRecord, result: Result) -> tuple[str, ...]:
+    """What a masked attack or one on the excess is, for those who meet its label first."""
+    if result.variant == "excess":
+        return (
+            f"{visible(result.attack)} is the attack {visible(result.base)} on what the model sees in each image beyond the reference "
+            f"model {visible(record.plan.reference or '')}.",
+        )
     if result.mask is None:
         return ()
     share = "a share" if result.mask_ratio is None else percent(result.mask_ratio, 0)
-    name = f"{visible(result.attack)} is the attack {visible(unmasked_label(result.attack, result.mask))}"
+    name = f"{visible(result.attack)} is the attack {visible(result.base)}"
     return (f"{name} with {share} of each image's latent left out: the part that matters least to the decoded picture.",)
 
 
@@ -133,7 +138,8 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
     sizes = f"{count(lead.n_members)} members and {count(lead.n_nonmembers)} held-out images"
     tries = len(candidates)
     masked = any(r.mask for r in candidates)
-    looked = f"{tries} attacks (masked ones counted)" if masked else f"{tries} attacks"
+    counted = "masked ones" if masked else "those on the excess" if any(r.variant for r in candidates) else None
+    looked = f"{tries} attacks ({counted} counted)" if counted else f"{tries} attacks"
     if lead is chosen:
         chosen_apart = "none of which the attack was chosen on" if record.split.repeats == 1 else "in each division"
         how = chosen_apart if record.plan.calibration else "with settings that were fixed beforehand"
@@ -147,7 +153,7 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
         text = f"This was measured on {sizes}, with one attack and settings that were fixed beforehand."
     else:
         text = (
-            f"No attack was chosen beforehand: of {looked if masked else tries}, the strongest on these {sizes} is named, "
+            f"No attack was chosen beforehand: of {looked if counted else tries}, the strongest on these {sizes} is named, "
             "and judged by an interval that is widened for that."
         )
     if record.split.repeats > 1:

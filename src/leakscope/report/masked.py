@@ -43,10 +43,10 @@ def differences(importances: tuple[int, int, int]) -> tuple[Column, ...]:
 
 
 def gain_cell(pick: Callable[[Gain], Estimate], in_percent: bool = True) -> Callable[[Result], Cell]:
-    """The cell of one difference of a masked result; empty for an unmasked one."""
+    """The cell of one difference of a masked result or one beside a reference; empty for the attack itself."""
 
     def cell(result: Result) -> Cell:
-        if result.mask is None:
+        if result.plain:
             return Cell("")
         return difference_cell(pick(result.gain), in_percent) if result.gain else missing("the difference is not in the record")
 

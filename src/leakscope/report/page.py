@@ -13,6 +13,7 @@ from leakscope.blind import INVALID_ABOVE
 from leakscope.metrics import exposure
 from leakscope.record import AuditRecord, Estimate, Result, Samples
 from leakscope.report import wording
+from leakscope.report.beyond import reference_table, sentences
 from leakscope.report.judgement import verdict
 from leakscope.report.masked import masks_table, summaries
 from leakscope.report.selection import masked, shown, unmasked
@@ -43,6 +44,12 @@ LATENT_GLOSSARY = (
     ("Influence", "how much the decoded picture changes when one latent coordinate changes a little."),
     ("Distortion", "how strongly the decoder stretches small steps around an image's latent; one number per image."),
     ("Mask", "leaves a share of the latent coordinates out of an attack, such as the 40 % of lowest influence (influence:0.4)."),
+)
+
+
+REFERENCE_GLOSSARY = (
+    ("Reference", "a model without the training that is audited, such as the one that was fine-tuned; it says how hard each image is."),
+    ("Excess", "an attack's score of an image less its score of the same image in the reference."),
 )
 
 
@@ -87,9 +94,10 @@ def html(record: AuditRecord, samples: Samples, thumbnail: Callable[[str], bytes
         table=table(record),
         oracle_note=ORACLE_NOTE,
         conventions=sorted({r.convention for r in record.results} - {"member-exact"}),
-        hidden=len(results) < len(record.results),
+        hidden=any(r.mask is not None for r in record.results if r not in results),
         attacks=unmasked(record),
         masks=_masks(record),
+        reference=_reference(record),
         styles=[(r.attack, drawn[r.attack]) for r in ordered],
         swept_styles=[(r.attack, drawn[r.attack]) for r in ordered if r.timestep is not None],
         roc=figures.roc(results, samples, judged.attack),
@@ -99,7 +107,9 @@ def html(record: AuditRecord, samples: Samples, thumbnail: Callable[[str], bytes
         geometry=section(record, judged.attack, _gallery(samples, thumbnail)) if record.geometry else None,
         exposed=_most_exposed(samples, judged.attack, thumbnail),
         pictures=thumbnail is not None,
-        glossary=GLOSSARY + (LATENT_GLOSSARY if record.geometry or masked(record) else ()),
+        glossary=GLOSSARY
+        + (LATENT_GLOSSARY if record.geometry or masked(record) else ())
+        + (REFERENCE_GLOSSARY if record.plan.reference else ()),
         blind_limit=INVALID_ABOVE,
         listed=LISTED,
     )
@@ -110,6 +120,17 @@ def _masks(record: AuditRecord) -> dict[str, Any] | None:
     """The section on masks; None for a record without masked results."""
     table = masks_table(record)
     return {"table": table, "summaries": summaries(record), "folded": len(table.rows) > MOST_ROWS} if table else None
+
+
+def _glossary(record: AuditRecord) -> tuple[tuple[str, str], ...]:
+    latent = LATENT_GLOSSARY if record.geometry or masked(record) else ()
+    return GLOSSARY + latent + (REFERENCE_GLOSSARY if record.plan.reference else ())
+
+
+def _reference(record: AuditRecord) -> dict[str, Any] | None:
+    """The section on the reference model; None for a record without one."""
+    table = reference_table(record)
+    return {"table": table, "sentences": sentences(record)} if table else None
 
 
 def _tiles(result: Result) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Which results are shown where: the first table and figures stay readable, the tables of masks show the rest."""
 
-from leakscope.masks import masked_label, may_lead, unmasked_label
+from leakscope.masks import masked_label
 from leakscope.record import AuditRecord, Result
 from leakscope.report.judgement import verdict
 
@@ -9,20 +9,20 @@ SHOWN_MASKS = (MAIN_MASK, "influence:auto")
 
 
 def shown(record: AuditRecord) -> tuple[Result, ...]:
-    """The results of the main table, the ROC curves, the timesteps and the histograms.
+    """The results of the main table, the ROC curves, the timesteps and the histograms, which are of the audited model.
 
     Where the geometry was studied there are a dozen masks per attack: then only the unmasked results, the mask of the
     paper and the chosen one are shown, and always the results that the verdict and the headline speak of.
     """
     if record.geometry is None:
-        return record.results
+        return tuple(r for r in record.results if r.variant != "reference")
     named = {verdict(record).attack, record.headline}
-    return tuple(r for r in record.results if r.mask is None or r.mask in SHOWN_MASKS or (r.attack in named and may_lead(r.mask)))
+    return tuple(r for r in record.results if r.mask is None or r.mask in SHOWN_MASKS or (r.attack in named and r.leads))
 
 
 def unmasked(record: AuditRecord) -> tuple[Result, ...]:
     """The attacks themselves."""
-    return tuple(r for r in record.results if r.mask is None)
+    return tuple(r for r in record.results if r.plain)
 
 
 def masked(record: AuditRecord) -> tuple[Result, ...]:
@@ -32,7 +32,7 @@ def masked(record: AuditRecord) -> tuple[Result, ...]:
 
 def attack_of(result: Result) -> str:
     """The label of the attack behind a masked result; its own where it is unmasked."""
-    return unmasked_label(result.attack, result.mask)
+    return result.base
 
 
 def under(record: AuditRecord, attack: str, mask: str | None) -> Result | None:

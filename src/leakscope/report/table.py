@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from leakscope.masks import may_lead
 from leakscope.metrics import FEW
 from leakscope.record import AuditRecord, Estimate, RateAtFNR, RateAtFPR, Result
 from leakscope.report.selection import shown
@@ -65,7 +64,7 @@ class Table:
 def table(record: AuditRecord) -> Table:
     """The main table: what each attack that is shown achieves."""
     results = shown(record)
-    head = lambda r: (r.attack, r.access, r.attack == record.headline and may_lead(r.mask))
+    head = lambda r: (r.attack, r.access, r.attack == record.headline and r.leads)
     return tabulate(results, columns(results), head)
 
 

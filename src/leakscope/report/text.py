@@ -10,6 +10,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from leakscope.record import AuditRecord, Result
+from leakscope.report.beyond import TITLE, reference_table
+from leakscope.report.beyond import sentences as reference_sentences
 from leakscope.report.geometry import sentences as geometry_sentences
 from leakscope.report.judgement import verdict
 from leakscope.report.masked import masks_table, summaries
@@ -40,6 +42,13 @@ def print_terminal(record: AuditRecord, console: Console) -> None:
         for sentence in summaries(record):
             say(sentence, indent=2)
         print_table(masks, console, flat=True)
+    beside = reference_table(record)
+    if beside:
+        console.print()
+        say(TITLE, "bold")
+        for sentence in reference_sentences(record):
+            say(sentence, indent=2)
+        print_table(beside, console, flat=True)
     found = geometry_sentences(record)
     if found:
         console.print()
@@ -107,6 +116,10 @@ def markdown(record: AuditRecord) -> str:
     if masks:
         lines += ["", "### What masks add", "", *(f"- {_escape(sentence)}" for sentence in summaries(record))]
         lines += [*_markdown_table(masks), *_markdown_notes(masks)]
+    beside = reference_table(record)
+    if beside:
+        lines += ["", f"### {TITLE}", "", *(f"- {_escape(sentence)}" for sentence in reference_sentences(record))]
+        lines += [*_markdown_table(beside), *_markdown_notes(beside)]
     if found:
         lines += ["", "### Geometry", "", *(f"- {_escape(sentence)}" for sentence in found)]
     if record.omitted:

@@ -1,0 +1,62 @@
+"""What leaks beyond a reference model: a table with a row per attack, and sentences that say what it adds up to."""
+
+from collections.abc import Callable, Sequence
+
+from leakscope.record import AuditRecord, Estimate, Result
+from leakscope.report.masked import gain_cell
+from leakscope.report.table import Cell, Column, Table, auc_cell, missing, tabulate
+from leakscope.report.wording import visible
+
+TITLE = "Leakage beyond the reference"
+DIFFERENCE = "the audited model minus the reference on the same test images. In brackets: 95 % interval."
+
+
+def reference_table(record: AuditRecord) -> Table | None:
+    """The attacks on the audited model, on the reference and on the excess; None for a record without a reference."""
+    rows = tuple(r for r in record.results if r.plain and _of(record, r, "excess"))
+    return tabulate(rows, _columns(record), lambda r: (r.attack, "", False)) if rows else None
+
+
+def _of(record: AuditRecord, result: Result, variant: str) -> Result | None:
+    return next((r for r in record.results if r.variant == variant and r.base == result.attack), None)
+
+
+def _columns(record: AuditRecord) -> tuple[Column, ...]:
+    beside = lambda variant, cell: lambda r: _cell(_of(record, r, variant), cell)
+    points = f"In points of percent, {DIFFERENCE}"
+    auc, asr, tpr = gain_cell(lambda g: g.auc, in_percent=False), gain_cell(lambda g: g.asr), gain_cell(lambda g: g.tpr_at_1pct)
+    return (
+        Column(("AUC", "model"), "The attack on the audited model.", 5, auc_cell),
+        Column(("AUC", "reference"), "The attack on the reference, which tells how hard each image is.", 6, beside("reference", auc_cell)),
+        Column(("AUC", "difference"), f"AUC, {DIFFERENCE}", 2, beside("reference", auc)),
+        Column(("Attack success", "difference (points)"), points, 7, beside("reference", asr)),
+        Column(("TPR at 1 % FPR", "difference (points)"), points, 4, beside("reference", tpr)),
+        Column(("AUC", "excess"), "The attack on the model's scores less the reference's, image by image.", 1, beside("excess", auc_cell)),
+        Column(("Excess", "against model"), "AUC of the excess minus that of the model's scores alone.", 3, beside("excess", auc)),
+    )
+
+
+def _cell(found: Result | None, cell: Callable[[Result], Cell]) -> Cell:
+    return missing("the reference is not in the record") if found is None else cell(found)
+
+
+def sentences(record: AuditRecord) -> tuple[str, ...]:
+    """What the differences say together; none for a record without a reference."""
+    others = [r for r in record.results if r.variant == "reference"]
+    excess = [r for r in record.results if r.variant == "excess"]
+    if not excess:
+        return ()
+    gains = [r.gain.auc if r.gain else Estimate() for r in others]
+    name = visible(record.plan.reference or "the reference")
+    return (
+        f"Members stand out more in the audited model than in {name}: {_count(gains, 0.0)}; "
+        f"they stand out by what the model sees beyond it, image by image: {_count([r.auc for r in excess], 0.5)}.",
+    )
+
+
+def _count(estimates: Sequence[Estimate], level: float) -> str:
+    """Of how many attacks the interval lies above the level, below it, or around it."""
+    above = sum(e.low is not None and e.low > level for e in estimates)
+    below = sum(e.high is not None and e.high < level for e in estimates)
+    noun = "attack" if len(estimates) == 1 else "attacks"
+    return f"{above} of {len(estimates)} {noun} yes, {below} the other way round, the rest undecided"
