@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from caption_fixtures import Captioned, captions
 from report_fixtures import audit_of
 from rich.console import Console
 from run_fixtures import make_run
-from text_fixtures import Captioned, captions
 
 import leakscope
-from leakscope import hub, inputs, scoring
+from leakscope import auditing, hub, inputs, scoring
 from leakscope.audit_config import AuditConfig, GeometryConfig
 from leakscope.auditing import prepare, run
 from leakscope.comparison import compare
@@ -48,6 +48,7 @@ def captioned(monkeypatch) -> hub.Target:
         return captions(ids[rows] if isinstance(rows, slice) else [ids[i] for i in rows])
 
     monkeypatch.setattr(inputs.Inputs, "conditions", conditions)
+    monkeypatch.setattr(auditing, "_told", lambda config, target: None)  # arrays have no captions to be read
     points = torch.from_numpy(MEMBERS[:20, None] / 127.5 - 1.0)
     return CaptionedTarget(Captioned(Memoriser(points, linear_schedule())), dtype="float32", device="cpu")
 
@@ -114,14 +115,14 @@ def test_a_batch_shrinks_by_the_width_of_the_attack(memoriser, monkeypatch):
     assert set(sizes) == {3 * 5, 2 * 5, 5}, "batches of 16 rows hold three images of five rows, and the last of a chunk two or one"
 
 
-def test_all_leaves_out_what_a_model_without_captions_cannot_be_asked(memoriser):
+def test_all_leaves_out_what_a_model_without_captions_cannot_be_asked(memoriser, captioned):
     config = build(AuditConfig, {"members": "array", "nonmembers": "array", "attacks": "all", "timesteps": "50:100:50", "device": "cpu"})
     cohort = two_sources(open_source(MEMBERS), open_source(NONMEMBERS))
     names = [a.name for a in prepare(config, memoriser, cohort).attacks]
     assert "clid" not in names and "pfami" in names
-    with pytest.raises(UserError, match=r"clid compares captions, and .* takes none; leave it out"):
+    with pytest.raises(UserError, match=r"clid works with captions, and .* takes none; leave it out"):
         prepare(config.model_copy(update={"attacks": ("sima", "clid(timesteps=7)")}), memoriser, cohort)
-    assert "clid" in [a.name for a in prepare(config, CaptionedTarget(memoriser.denoiser), cohort).attacks]
+    assert "clid" in [a.name for a in prepare(config, captioned, cohort).attacks]
 
 
 def test_without_calibration_a_score_that_is_settled_there_is_refused(captioned):
