@@ -399,7 +399,7 @@ def test_adapters_alone_are_trained_and_diffusers_loads_them_on_the_base(kind, b
 
 
 def test_adapters_of_a_pipeline_that_has_none_are_refused(bases, data, tmp_path):
-    with pytest.raises(UserError, match="diffusers has no low-rank adapters for a PixArtAlphaPipeline, which .* is; leave out --lora-rank"):
+    with pytest.raises(UserError, match=r"diffusers has no low-rank adapters for a PixArtAlphaPipeline, which .*; leave out --lora-rank"):
         leakscope.train(settings(data, tmp_path / "model", bases("pixart"), lora_rank=2))
 
 
@@ -581,13 +581,13 @@ def test_given_teachers_of_another_base_are_refused(defended, bases, many, tmp_p
     for method in ("dual", "distill"):
         with pytest.raises(UserError, match="the two teachers must share their text encoders; theirs differ: fine-tune both from the same"):
             defend(defence(method, many, tmp_path / method, bases(), teachers=pair(defended / "teacher-1", stranger), train_size=None))
-    with pytest.raises(UserError, match="student and teachers must share text encoders and autoencoder; .*stranger has others"):
+    with pytest.raises(UserError, match=r"student and teachers must share text encoders and autoencoder; .*stranger has others"):
         defend(defence("one-teacher", many, tmp_path / "one", bases(), teachers=str(stranger), train_size=None))
 
 
 def test_a_student_and_its_teachers_take_captions_or_none(defended, bases, many, tmp_path, model_folder):
     for method, number in (("distill", 2), ("dual", 2), ("one-teacher", 1)):
-        given = lambda *folders: {"teachers": ",".join(map(str, folders[:number])), "train_size": None}
+        given = lambda *folders, number=number: {"teachers": ",".join(map(str, folders[:number])), "train_size": None}
         text = given(defended / "teacher-1", defended / "teacher-2")
         with pytest.raises(UserError, match="teacher-1 takes captions; give --base, the model it was trained from"):
             defend(defence(method, many, tmp_path / method, None, **text))

@@ -112,8 +112,8 @@ def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
     except Exception as error:  # json, safetensors, tokenizers and transformers each raise their own; all mean an unusable folder
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"the captioner must be a BLIP of transformers with safetensors; {model} cannot be used ({reason}): pass the local folder of one, "
-            "or write the captions file in another way"
+            f"the captioner must be a BLIP of transformers with safetensors; {model} cannot be used ({reason}): "
+            "pass the local folder of one, or write the captions file in another way"
         ) from None
     lost = [key for key in info["missing_keys"] if key.startswith(("vision_model", "text_decoder"))]
     if lost:
