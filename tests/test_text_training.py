@@ -49,12 +49,18 @@ def data(tmp_path_factory):
     return image_folder(tmp_path_factory.mktemp("data"))
 
 
-def image_folder(folder: Path, width: int = SIDE, height: int = SIDE, told=lambda i: {"text": CAPTIONS[i]}) -> Path:
+def image_folder(folder: Path, width: int = SIDE, height: int = SIDE, told=lambda i: {"text": CAPTIONS[i % N]}, n: int = N) -> Path:
     rng = np.random.default_rng(0)
-    for i in range(N):
+    for i in range(n):
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    (folder / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": f"{i}.png", **told(i)}) for i in range(N)))
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": f"{i}.png", **told(i)}) for i in range(n)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """As many images as an audit needs."""
+    return image_folder(tmp_path_factory.mktemp("many"), n=20)
 
 
 def settings(data, output, base=None, preset=None, **changes):
@@ -187,7 +193,9 @@ def test_the_loss_is_the_same_whether_embeddings_are_kept_or_made_anew(bases, da
     task, _, target = task_of(settings(data, tmp_path / "model", bases()))
     fresh = hub.load(bases(), device="cpu")
     distinct = [*sorted(CAPTIONS), ""]
-    assert torch.equal(task.module._fixed[1]["encoder_hidden_states"], torch.cat([fresh.text([c]).tensors["encoder_hidden_states"] for c in distinct]))
+    assert torch.equal(
+        task.module._fixed[1]["encoder_hidden_states"], torch.cat([fresh.text([c]).tensors["encoder_hidden_states"] for c in distinct])
+    )
     kept = task.module._fixed[1]
     draws = task.draw(3, torch.Generator().manual_seed(0))
     arguments = (torch.from_numpy(task.inputs[:3]), *(torch.from_numpy(given[:3]) for given in task.given), *draws)
@@ -256,7 +264,12 @@ def test_every_view_is_drawn_in_about_equal_shares_whatever_the_text():
 def test_captions_are_the_first_text_or_with_diversify_all_of_the_data_or_a_file(bases, data, tmp_path):
     shape = ImageShape(3, SIDE, SIDE)
     told = lambda folder=data, **changes: dict(
-        zip(*(lambda found: (found.members, found.captions))(read_training_data(settings(folder, tmp_path / "m", bases(), **changes), shape)), strict=True)
+        zip(
+            *(lambda found: (found.members, found.captions))(
+                read_training_data(settings(folder, tmp_path / "m", bases(), **changes), shape)
+            ),
+            strict=True,
+        )
     )
     file = captions_file(tmp_path / "texts.json")
     assert told() == told(captions="own") == {f"{i}.png": (CAPTIONS[i],) for i in range(N)}
@@ -302,7 +315,7 @@ def test_views_are_the_latents_of_crops_keyed_by_id_and_seed_and_of_their_mirror
         both = np.stack([*crops, *(crop[:, ::-1] for crop in crops)])
         expected = target.codec.encode(torch.from_numpy(to_model(both))).numpy()
         np.testing.assert_allclose(task.inputs[row], expected, rtol=1e-4, atol=1e-5)
-        assert len(np.unique(task.inputs[row].reshape(6, -1), axis=0)) == 6
+        assert len(np.unique(task.inputs[row].reshape(6, -1), axis=0)) >= 4, "two of three crops may fall on the same place"
     assert crop_place(5, "0.png", 0) != crop_place(6, "0.png", 0) and crop_place(5, "0.png", 0) != crop_place(5, "1.png", 0)
     assert crop_place(5, "0.png", 0) == crop_place(5, "0.png", 0)
     plain = config.model_copy(update={"flip": False, "random_crops": None})
@@ -364,7 +377,12 @@ def test_adapters_alone_are_trained_and_diffusers_loads_them_on_the_base(kind, b
     own = weights(bases(kind))
     state = network.state_dict()
     assert {name for name, p in network.named_parameters() if p.requires_grad} == {name for name in state if "lora" in name}
-    assert all(torch.equal(state[name if name in state else name.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias")], value) for name, value in own.items())
+    assert all(
+        torch.equal(
+            state[name if name in state else name.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias")], value
+        )
+        for name, value in own.items()
+    )
     shapes = {value.shape for name, value in state.items() if "lora_A" in name}
     assert {shape[0] for shape in shapes} == {3} and LORA_TARGETS
     plain = diffusers.DiffusionPipeline.from_pretrained(bases(kind))
@@ -381,7 +399,7 @@ def test_adapters_alone_are_trained_and_diffusers_loads_them_on_the_base(kind, b
 
 
 def test_adapters_of_a_pipeline_that_has_none_are_refused(bases, data, tmp_path):
-    with pytest.raises(UserError, match="diffusers has no low-rank adapters for a PixArtAlphaPipeline, which .* is; leave out --lora-rank"):
+    with pytest.raises(UserError, match=r"diffusers has no low-rank adapters for a PixArtAlphaPipeline, which .*; leave out --lora-rank"):
         leakscope.train(settings(data, tmp_path / "model", bases("pixart"), lora_rank=2))
 
 
@@ -405,7 +423,9 @@ def test_a_new_model_is_made_for_an_autoencoder_and_trained_and_loads(data, code
     folder = leakscope.train(new(data, tmp_path / "model", codec, train_size=6))
     assert type(diffusers.DiffusionPipeline.from_pretrained(folder)) is diffusers.StableDiffusionPipeline
     assert hub.load(folder / "base", device="cpu").shape == hub.load(folder, device="cpu").shape == ImageShape(3, SIDE, SIDE)
-    assert equal(weights(folder, "vae"), weights(codec, "vae")) and equal(weights(folder, "text_encoder"), weights(folder / "base", "text_encoder"))
+    assert equal(weights(folder, "vae"), weights(codec, "vae")) and equal(
+        weights(folder, "text_encoder"), weights(folder / "base", "text_encoder")
+    )
     assert not equal(weights(folder), weights(folder / "base"))
     again = leakscope.train(new(data, tmp_path / "again", codec, train_size=6))
     assert equal(weights(folder), weights(again)) and record(folder)["base_fingerprint"] == record(again)["base_fingerprint"]
@@ -447,26 +467,40 @@ def test_the_text_preset_is_a_new_model_and_the_others_start_from_a_base(data, c
         settings(data, tmp_path / "m", preset="fine-tune")
 
 
+def test_the_tokenizer_of_a_new_model_is_the_same_every_time_and_reads_what_it_was_built_from():
+    texts = [*CAPTIONS, "a häuschen with 12 trees!"]
+    made = [hub.making._new_tokenizer(order, 32) for order in (texts, texts[::-1], texts)]
+    assert made[0].get_vocab() == made[1].get_vocab() == made[2].get_vocab()
+    assert len(made[0]) <= hub.making.VOCABULARY and sorted(made[0].get_vocab().values()) == list(range(len(made[0])))
+    for text in texts:
+        tokens = made[0](text).input_ids
+        assert made[0].decode(tokens, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
+        assert (tokens[0], tokens[-1]) == (made[0].bos_token_id, made[0].eos_token_id) and made[1](text).input_ids == tokens
+    assert len(made[0]("umbrella with rain drops").input_ids) == 6, "a token for every word that it knows"
+
+
 # ---- defences
 
 
 def defence(method, data, output, base, **changes):
-    given = {"data": str(data), "output": output, "base": base and str(base), "steps": 2, "batch_size": 2, "train_size": 6}
-    return defend_config(method, None, None, **{**given, "device": "cpu", "threads": 1, "side_by_side": False, "near_duplicates": 0.0, **changes})
+    given = {"data": str(data), "output": output, "base": base and str(base), "steps": 2, "batch_size": 2, "train_size": 10}
+    return defend_config(
+        method, None, None, **{**given, "device": "cpu", "threads": 1, "side_by_side": False, "near_duplicates": 0.0, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
-def defended(bases, data, tmp_path_factory):
+def defended(bases, many, tmp_path_factory):
     """OUT of a distillation, in which dual was made too."""
     output = tmp_path_factory.mktemp("defence") / "out"
     for method in ("distill", "dual"):
-        defend(defence(method, data, output, bases()))
+        defend(defence(method, many, output, bases()))
     return output
 
 
 def test_a_text_defence_leaves_related_models_and_who_was_in_which_half(defended, bases):
     split = json.loads((defended / "split.json").read_text())
-    assert not set(split["halves"][0]) & set(split["halves"][1]) and len(split["members"]) == 6
+    assert not set(split["halves"][0]) & set(split["halves"][1]) and len(split["members"]) == 10
     for number, name in enumerate(("teacher-1", "teacher-2")):
         assert json.loads((defended / name / "split.json").read_text())["members"] == split["halves"][number]
         assert hub.text_fingerprint(defended / name) == hub.text_fingerprint(bases())
@@ -476,26 +510,35 @@ def test_a_text_defence_leaves_related_models_and_who_was_in_which_half(defended
 
 
 @pytest.mark.parametrize("name", ["student", "dual"])
-def test_an_audit_takes_the_models_of_a_text_defence(name, defended, data):
-    run = {"data": str(data), "split": str(defended / "split.json"), "timesteps": "100", "calibration": False, "device": "cpu", "threads": 1}
+def test_an_audit_takes_the_models_of_a_text_defence(name, defended, many):
+    run = {
+        "data": str(many),
+        "split": str(defended / "split.json"),
+        "timesteps": "100",
+        "calibration": False,
+        "device": "cpu",
+        "threads": 1,
+    }
     done = leakscope.audit(str(defended / name), attacks="loss", **run)
-    assert done.results[0].attack == "loss" and done.record.plan.captions_found == 8
+    assert done.results[0].attack == "loss" and done.record.plan.captions_found == 20
 
 
 def test_plain_distillation_has_a_teacher_of_everything(bases, data, tmp_path):
-    student = defend(defence("one-teacher", data, tmp_path / "out", bases(), diversify=True))
+    student = defend(defence("one-teacher", data, tmp_path / "out", bases(), diversify=True, train_size=6))
     assert (tmp_path / "out" / "teacher" / "split.json").read_text() == (student / "split.json").read_text()
     assert len(record(student)["teachers"]) == 1
 
 
-def test_every_caption_and_image_is_taught_by_the_teacher_of_the_other_half(defended, bases, data, tmp_path):
+def test_every_caption_and_image_is_taught_by_the_teacher_of_the_other_half(defended, bases, many, tmp_path):
     split = json.loads((defended / "split.json").read_text())
     lesson = Lesson((defended / "teacher-1", defended / "teacher-2"), tuple(map(tuple, split["halves"])))
-    task, found, target = task_of(settings(data, tmp_path / "m", bases(), split=defended / "split.json"), lesson)
+    task, found, target = task_of(settings(many, tmp_path / "m", bases(), split=defended / "split.json"), lesson)
     teachers, asked = task.module._fixed[2], []
     ask, numbers = target.denoiser.ask, {id(network): k for k, network in enumerate(teachers)}
     assert len(numbers) == 2 and not any(p.requires_grad for teacher in teachers for p in teacher.parameters())
-    planted = lambda network, x, t, c: asked.append(numbers[id(network)]) or torch.full_like(x, 1.0 + asked[-1]) if id(network) in numbers else 0 * ask(network, x, t, c)
+    planted = lambda network, x, t, c: (
+        asked.append(numbers[id(network)]) or torch.full_like(x, 1.0 + asked[-1]) if id(network) in numbers else 0 * ask(network, x, t, c)
+    )
     object.__setattr__(target.denoiser, "ask", planted)
     for step in range(6):
         rows = task.rows(step, 2, 0)
@@ -525,25 +568,32 @@ def test_the_student_learns_the_prediction_of_its_teacher(bases, data, tmp_path)
     assert float(loss.detach()) == pytest.approx(total, rel=1e-4) and total > 1e-6
 
 
-def test_given_teachers_of_another_base_are_refused(defended, bases, data, tmp_path):
+def test_given_teachers_of_another_base_are_refused(defended, bases, many, tmp_path):
     other = pipeline("sd")
     torch.nn.init.normal_(other.text_encoder.get_input_embeddings().weight)
     other.save_pretrained(tmp_path / "other")
     split = json.loads((defended / "split.json").read_text())
-    stranger = leakscope.train(settings(data, tmp_path / "stranger", tmp_path / "other", steps=1, split=defended / "teacher-2" / "split.json"))
+    stranger = leakscope.train(
+        settings(many, tmp_path / "stranger", tmp_path / "other", steps=1, split=defended / "teacher-2" / "split.json")
+    )
     assert json.loads((stranger / "split.json").read_text())["members"] == split["halves"][1]
     pair = lambda *folders: ",".join(map(str, folders))
     for method in ("dual", "distill"):
         with pytest.raises(UserError, match="the two teachers must share their text encoders; theirs differ: fine-tune both from the same"):
-            defend(defence(method, data, tmp_path / method, bases(), teachers=pair(defended / "teacher-1", stranger), train_size=None))
-    with pytest.raises(UserError, match="student and teachers must share text encoders and autoencoder; .*stranger has others"):
-        defend(defence("one-teacher", data, tmp_path / "one", bases(), teachers=str(stranger), train_size=None))
+            defend(defence(method, many, tmp_path / method, bases(), teachers=pair(defended / "teacher-1", stranger), train_size=None))
+    with pytest.raises(UserError, match=r"student and teachers must share text encoders and autoencoder; .*stranger has others"):
+        defend(defence("one-teacher", many, tmp_path / "one", bases(), teachers=str(stranger), train_size=None))
 
 
-def test_a_student_of_text_teachers_needs_their_base(defended, data, tmp_path):
-    given = f"{defended / 'teacher-1'},{defended / 'teacher-2'}"
-    with pytest.raises(UserError, match="are text-to-image models, so their student starts from one too: give --base MODEL"):
-        defend(defence("distill", data, tmp_path / "out", None, teachers=given, train_size=None))
+def test_a_student_and_its_teachers_take_captions_or_none(defended, bases, many, tmp_path, model_folder):
+    for method, number in (("distill", 2), ("dual", 2), ("one-teacher", 1)):
+        given = lambda *folders, number=number: {"teachers": ",".join(map(str, folders[:number])), "train_size": None}
+        text = given(defended / "teacher-1", defended / "teacher-2")
+        with pytest.raises(UserError, match="teacher-1 takes captions; give --base, the model it was trained from"):
+            defend(defence(method, many, tmp_path / method, None, **text))
+        pixels = given(model_folder("one"), model_folder("two"))
+        with pytest.raises(UserError, match="one takes no captions; leave out --base"):
+            defend(defence(method, many, tmp_path / method, bases(), **pixels))
 
 
 # ---- refusals
@@ -552,7 +602,10 @@ def test_a_student_of_text_teachers_needs_their_base(defended, data, tmp_path):
 def test_settings_that_do_not_fit_a_text_model_are_one_line(bases, data, codec, tmp_path, model_folder):
     base = bases()
     cases = [
-        ({"base": str(model_folder("pixels"))}, "--base must be a text-to-image model with one denoiser and an autoencoder; .*pixels is none"),
+        (
+            {"base": str(model_folder("pixels"))},
+            "--base must be a text-to-image model with one denoiser and an autoencoder; .*pixels is none",
+        ),
         ({"base": str(tmp_path / "nowhere")}, "MODEL must be a diffusers folder or a hub id .*; found nothing at .*nowhere"),
         ({"base": None, "lora_rank": 2}, "--lora-rank belongs to text-to-image models; give --base MODEL too"),
         ({"base": None, "autoencoder": codec, "kind": "text-to-image", "lora_rank": 2}, "--lora-rank adapts a model that exists"),
@@ -601,11 +654,28 @@ def test_early_stopping_works_on_text_models(bases, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tiny_model_learns_its_images_so_well_that_the_loss_attack_tells_them_from_others(data, codec, tmp_path):
+def test_a_tiny_model_learns_its_images_so_well_that_the_loss_attack_tells_them_from_others(many, tmp_path):
+    torch.manual_seed(0)
+    own = autoencoder(scaling_factor=1.0)
+    own.save_pretrained(tmp_path / "codec" / "vae")
+    images = np.stack([np.asarray(Image.open(path)) for path in sorted(many.glob("*.png"))])
+    latents = hub.load_codec(tmp_path / "codec").encode(torch.from_numpy(to_model(images)))
+    own.register_to_config(scaling_factor=float(1 / latents.std()))
+    own.save_pretrained(tmp_path / "codec" / "vae")
     network = {**NETWORK, "block_out_channels": [32, 32], "norm_num_groups": 8}
-    config = new(data, tmp_path / "m", codec, train_size=4, steps=300, model=network, learning_rate=5e-3, batch_size=16, warmup_steps=20)
+    config = new(
+        many,
+        tmp_path / "m",
+        tmp_path / "codec",
+        train_size=10,
+        steps=300,
+        model=network,
+        learning_rate=5e-3,
+        batch_size=16,
+        warmup_steps=20,
+    )
     folder = leakscope.train(config)
     losses = [float(line.split(",")[1]) for line in (folder / "losses.csv").read_text().splitlines()[1:]]
     assert losses[-1] < 0.5 * losses[0]
-    run = {"data": str(data), "split": str(folder / "split.json"), "timesteps": "100", "calibration": False, "device": "cpu", "threads": 1}
+    run = {"data": str(many), "split": str(folder / "split.json"), "timesteps": "300", "calibration": False, "device": "cpu", "threads": 1}
     assert leakscope.audit(str(folder), attacks="loss(draws=16)", **run).results[0].auc.value == 1.0

@@ -17,6 +17,7 @@ _HOMES = {
     "ResidualAttack": "attacks",
     "Audit": "auditing",
     "audit": "auditing",
+    "caption_images": "captioning",
     "compare": "comparison",
     "defend": "defenses.defend",
     "defend_config": "defenses.defend",

@@ -203,6 +203,28 @@ def defend(
 
 
 @app.command()
+def caption(
+    data: Annotated[str, typer.Argument(help="Image folder, .npy, .npz, .parquet, 'digits' or hf:NAME.", show_default=False)],
+    output: Annotated[Path, Opt("-o", "--output", help="The captions file, a .jsonl.")] = Path("captions.jsonl"),
+    captioner: Annotated[str, Opt(help="A BLIP of transformers: a folder or hub id.")] = "Salesforce/blip-image-captioning-base",
+    n: Annotated[int, Opt("-n", "--n", help="Captions an image, beside its own.")] = 5,
+    seed: Annotated[int, Opt(min=0)] = 0,
+    batch_size: Annotated[int, Opt(help="Images captioned at once; changes no caption.")] = 8,
+    split: Annotated[
+        Path | None, Opt(help='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}: the members.', show_default=False)
+    ] = None,
+    limit: Annotated[int | None, Opt(help="Only this many images, the first ones.", show_default=False)] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Write extra captions of images, for `train --captions FILE --diversify`. The same command resumes."""
+    from leakscope.captioning import caption_images
+
+    file = caption_images(data, output, captioner, n, seed, batch_size, device, split, limit)
+    _print({"captions": str(file)}, as_json, f"captions: {file}")
+
+
+@app.command()
 def audit(
     model: Annotated[str, typer.Argument(help="A diffusers folder or a hub id; safetensors only.", show_default=False)],
     lora: Lora = None,

@@ -129,11 +129,17 @@ def _refuse_strangers(config: DefendConfig) -> None:
         raise UserError("given teachers were trained already, which decides who is a member; leave out --train-size")
     _refuse_missing(config.teachers)
     target, _ = hub.load_pair((config.teachers[0], config.teachers[1]))
-    _refuse_other_autoencoder(config, config.teachers[0], target.latent)
+    _refuse_other_kind_of_teacher(config, config.teachers[0], target)
 
 
-def _refuse_other_autoencoder(config: DefendConfig, teacher: Path, latent: bool) -> None:
-    """A student works on its teachers' latents; another autoencoder must not be dropped in silence."""
+def _refuse_other_kind_of_teacher(config: DefendConfig, teacher: Path, target: hub.Target) -> None:
+    """A student works on what its teachers do: captions or none, and the latents of one autoencoder."""
+    if (target.text is None) != (config.base is None):
+        what = (
+            "takes no captions; leave out --base" if target.text is None else "takes captions; give --base, the model it was trained from"
+        )
+        raise UserError(f"a student is a model like its teachers, and {teacher} {what}")
+    latent = target.latent
     if config.autoencoder and not (latent and hub.codec_fingerprint(config.autoencoder) == hub.codec_fingerprint(teacher)):
         own = "with another autoencoder" if latent else "on pixels"
         raise UserError(f"a student works on what its teachers do, and {teacher} was trained {own}; leave out --autoencoder")
@@ -341,7 +347,7 @@ def _one_teacher(config: DefendConfig) -> tuple[Path, ...]:
         raise UserError(f"one-teacher distillation takes one teacher, as --teachers MODEL; {got}")
     if config.teachers:
         _refuse_missing(config.teachers)
-        _refuse_other_autoencoder(config, config.teachers[0], hub.load(config.teachers[0], device="cpu").latent)
+        _refuse_other_kind_of_teacher(config, config.teachers[0], hub.load(config.teachers[0], device="cpu"))
         return config.teachers
     folder = config.output / "teacher"
     settings = config.model_copy(update={"output": folder, "steps": config.teacher_steps or config.steps})

@@ -1,6 +1,7 @@
 """New parts, untrained: networks, autoencoders, schedulers, samplers; and trained ones written to a folder."""
 
 import inspect
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from leakscope.hub.folders import PARTS, diffusers_library, first_lines
 from leakscope.hub.pipelines import pipeline_of, write_index
 
 VOCABULARY = 4096  # tokens of a tokenizer that is built from captions
+MARKS = ("<|startoftext|>", "<|endoftext|>")
+PRIVATE = 0xE000  # where the characters begin that mean nothing by themselves
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 SAMPLERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm": "DPMSolverMultistepScheduler"}
 
@@ -34,9 +37,9 @@ def new_text_to_image(
     `network` and `text_encoder` are the settings of the last two; `tokens` is the longest caption. Raises `UserError` for settings that
     diffusers or transformers refuse.
     """
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel
 
-    tokenizer = CLIPTokenizer(model_max_length=tokens).train_new_from_iterator(sorted(set(captions)), VOCABULARY)
+    tokenizer = _new_tokenizer(captions, tokens)
     marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     try:
         config = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=tokens, **marks, **text_encoder)
@@ -46,6 +49,31 @@ def new_text_to_image(
     unet = new_component("UNet2DConditionModel", {"cross_attention_dim": config.hidden_size, **network}, "model key")
     parts = {"vae": codec.network, "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
     return diffusers_library().StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def _new_tokenizer(captions: Sequence[str], tokens: int) -> Any:
+    """A CLIP tokenizer of the byte pairs in `captions`, the same one every time.
+
+    The library's own training of it numbers the last letters of words in the order of a randomly hashed table. Here every last letter is
+    a letter of its own while the pairs are learnt, so that all letters have their numbers before any text is read.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    blank = CLIPTokenizer(model_max_length=tokens).backend_tokenizer
+    texts = [blank.normalizer.normalize_str(caption) for caption in captions]
+    words = [word for text in texts for word, _ in blank.pre_tokenizer.pre_tokenize_str(text)]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    last = {letter: chr(PRIVATE + i) for i, letter in enumerate(letters)}
+    learner = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(MARKS), initial_alphabet=[*letters, *last.values()], show_progress=False)
+    learner.train_from_iterator([word[:-1] + last[word[-1]] for word in words], trainer)
+    spelt = str.maketrans({own: letter + "</w>" for letter, own in last.items()})
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in json.loads(learner.to_str())["model"]["merges"]]
+    vocabulary = {token.translate(spelt): number for token, number in learner.get_vocab().items()}
+    vocabulary |= {mark: len(vocabulary) + i for i, mark in enumerate(MARKS)}
+    merges = [tuple(part.translate(spelt) for part in pair) for pair in pairs]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokens)
 
 
 def new_autoencoder(name: str, config: dict[str, Any]) -> torch.nn.Module:

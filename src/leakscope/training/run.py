@@ -55,7 +55,11 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
     data = read_training_data(config, shape)
     privacy = plan_privacy(config, len(data.images), accelerator.num_processes) if config.private else None
     record |= {"members": ids_digest(data.members), **({"privacy": privacy.record()} if privacy else {})}
-    record |= {"texts": ids_digest([json.dumps(told) for told in zip(data.members + data.validation, data.captions, strict=True)])} if data.captions else {}
+    record |= (
+        {"texts": ids_digest([json.dumps(told) for told in zip(data.members + data.validation, data.captions, strict=True)])}
+        if data.captions
+        else {}
+    )
     refuse_other_run(config.output, record)
     torch.manual_seed(config.seed)
     with clear_memory_message(config.batch_size):
