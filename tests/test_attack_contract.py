@@ -10,10 +10,11 @@ import torch
 from caption_fixtures import Captioned, captions
 
 from leakscope.attacks import ATTACKS, Attack, ResidualAttack
-from leakscope.attacks.base import parse
+from leakscope.attacks.base import Draw, Encoder, Service, parse
 from leakscope.diffusion.analytic import linear_schedule
 from leakscope.diffusion.denoiser import Counted, Denoiser, NetworkDenoiser
 from leakscope.diffusion.noise import Noise
+from leakscope.diffusion.prompts import Prompts
 from leakscope.errors import UserError
 from leakscope.settling import RULES
 
@@ -23,6 +24,7 @@ VARIANTS = [
     "sima_mc(variant=norms)",
     *(f"noise_aggregation(metric={m})" for m in ("l1", "centroid", "density", "hull")),
     "noise_aggregation(sigma_scale=schedule)",
+    "black_box(n=2,steps=3,guidance_scale=1,variant=classifier)",
 ]
 TIMESTEPS = (50, 150)
 SHAPE = (2, 6, 6)
@@ -56,7 +58,22 @@ def ready(spec: str, denoiser: Denoiser, shape: tuple[int, ...] = SHAPE, timeste
     """The attack with what it needs from calibration images, which are others than those it is tested on."""
     x0 = torch.from_numpy(np.random.default_rng(9).uniform(-1, 1, (N, *shape)))
     others = Noise(5, tuple(f"calibration-{i}" for i in range(N)), shape, torch.float64)
-    return parse(spec, ATTACKS, timesteps).prepared(denoiser, x0, others)
+    return parse(spec, ATTACKS, timesteps).served_by(SERVICE).prepared(denoiser, x0, others)
+
+
+def drawing(steps: int) -> Draw:
+    """Images that move a little with the denoiser and the caption at every step, whatever the timestep."""
+
+    def draw(denoiser: Denoiser, noise: Noise, cond: Prompts) -> torch.Tensor:
+        x = noise(0)
+        for step in range(steps):
+            x = x - denoiser(x, 10 * step, cond) / steps
+        return x
+
+    return draw
+
+
+SERVICE = Service(drawing, lambda spec: Encoder("hash", lambda x: x.flatten(start_dim=1)))
 
 
 def statistics(attack: Attack, denoiser: Denoiser, x0: torch.Tensor, e: Noise, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -229,12 +246,13 @@ def test_attacks_are_frozen_dataclasses_that_compare_by_value(attack: Attack) ->
         attack.timesteps = (1,)
     assert replace(attack) == attack
     assert hash(replace(attack)) == hash(attack)
-    assert replace(attack, timesteps=(60,)) != attack
+    another = {"timesteps": (60,)} if attack.timesteps else {"steps": 7}
+    assert replace(attack, **another) != attack
 
 
 def test_recorded_parameters_survive_json_and_rebuild_the_attack(attack: Attack) -> None:
     recorded = json.loads(json.dumps(attack.parameters(), allow_nan=False))
-    assert ("timesteps" in recorded) == (attack.rule is not None)
+    assert ("timesteps" in recorded) == (attack.rule is not None and attack.timesteps != ())
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items()}
     assert type(attack)(**{"timesteps": attack.timesteps, **values}) == attack
 

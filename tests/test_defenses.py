@@ -21,7 +21,7 @@ from leakscope.defenses.halves import near_duplicates, split_halves
 from leakscope.diffusion.analytic import Memoriser, linear_schedule
 from leakscope.diffusion.dual import Dual
 from leakscope.errors import UserError
-from leakscope.training.distillation import DistillationLoss, Lesson, alternating, half_of
+from leakscope.training.distillation import DistillationLoss, Lesson, alternating, half_of, other_teacher
 
 TINY = {
     "layers_per_block": 1,
@@ -176,7 +176,7 @@ def test_with_memorising_teachers_the_target_says_nothing_of_the_image_itself():
     targets = []
     for own in (points[0], points[2]):
         loss = DistillationLoss(torch.nn.Identity(), None, (as_network(own), as_network(points[1])))
-        teacher = loss._other(torch.zeros(4, dtype=torch.long))
+        teacher = other_teacher(loss._teachers[0], torch.zeros(4, dtype=torch.long))
         noise = torch.randn(points[0].shape, generator=torch.Generator().manual_seed(1))
         x_t = schedule.add_noise(points[0], 100, noise)
         targets.append(teacher(x_t, torch.full((4,), 100)).sample)

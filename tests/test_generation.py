@@ -1,19 +1,25 @@
 """Images drawn from a model: the same whatever the batch, the threads and the interruptions; refusals before any work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pytest
 import torch
+from text_fixtures import text_folder
 
 from leakscope import hub
-from leakscope.data.pixels import ImageShape
+from leakscope.data.pixels import ImageShape, to_uint8
 from leakscope.diffusion.analytic import Gaussian, Memoriser, linear_schedule
-from leakscope.diffusion.denoiser import Counted, Denoiser
+from leakscope.diffusion.denoiser import Counted, Denoiser, Guided
 from leakscope.diffusion.dual import Dual
+from leakscope.diffusion.noise import Noise
+from leakscope.diffusion.prompts import Prompts
+from leakscope.diffusion.sampling import sample
 from leakscope.errors import UserError
-from leakscope.generation import CHUNK, generate
+from leakscope.generation import CHUNK, generate, plan_drawing
 from leakscope.hub import Target
 
 SCHEDULE = linear_schedule()
@@ -165,3 +171,124 @@ def test_a_folder_belongs_to_one_plan(tmp_path: Path) -> None:
     (tmp_path / "generated" / "plan.json").write_text("{")
     with pytest.raises(UserError, match="to draw its images again"):
         generate(analytic(), 3, steps=2, folder=tmp_path)
+
+
+def prompted(**keys) -> Target:
+    """A model that draws the image of a caption, and grey where it is told nothing."""
+    points = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (len(PROMPTS), 1, 4, 4)))
+    return analytic(Memoriser(points, SCHEDULE, PROMPTS), text=Text(), dtype="float64", **keys)
+
+
+PROMPTS = ("a house", "moon", "red heart")
+
+
+class Text:
+    """Embeds nothing but the texts themselves, and would notice two threads in it."""
+
+    def __init__(self) -> None:
+        self.inside = Lock()
+
+    def __call__(self, texts: Sequence[str]) -> Prompts:
+        assert self.inside.acquire(blocking=False), "two threads embed at once"
+        try:
+            return Prompts(tuple(texts), {"embeds": torch.tensor([[len(text)] for text in texts])}, self)
+        finally:
+            self.inside.release()
+
+    def truncated(self, texts: Sequence[str]) -> list[int]:
+        return []
+
+
+def test_each_image_is_drawn_of_its_own_prompt_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CHUNK, "cpu", 4)
+    texts = [PROMPTS[i % 3] for i in range(10)]
+    drawn = generate(prompted(), 10, steps=5, prompts=texts, guidance_scale=1.0, threads=1)
+    known = to_uint8(prompted().denoiser.points.float().numpy())
+    np.testing.assert_allclose(drawn.astype(int), known[[i % 3 for i in range(10)]], atol=1)
+    guided = generate(prompted(), 10, steps=5, prompts=texts, guidance_scale=3.0, threads=1)
+    other = generate(prompted(), 10, steps=5, prompts=texts, guidance_scale=3.0, batch_size=3, threads=3)
+    assert np.abs(guided.astype(int) - other).max() <= 1
+    assert (guided != drawn).any()
+
+
+def test_several_images_of_one_prompt_differ() -> None:
+    drawn = generate(prompted(), 6, steps=3, prompts=["nobody's"] * 6)
+    assert len(np.unique(drawn.reshape(6, -1), axis=0)) == 6
+    np.testing.assert_array_equal(generate(prompted(), 2, steps=3, prompts=["nobody's"] * 2), drawn[:2])
+
+
+def test_guidance_is_counted_twice_and_takes_the_place_of_the_targets_own() -> None:
+    asked: list[int] = []
+    target = prompted()
+    counted = replace(target, denoiser=Counted(target.denoiser, lambda n, t: asked.append(n)))
+    for scale, forwards in ((None, 2), (3.0, 2), (1.0, 1)):
+        asked.clear()
+        drawing = plan_drawing(counted, 3, steps=4, prompts=PROMPTS, guidance_scale=scale)
+        assert drawing.forwards == 4 * forwards
+        generate(counted, 3, steps=4, prompts=PROMPTS, guidance_scale=scale)
+        assert sum(asked) == 3 * drawing.forwards
+    own = replace(target, denoiser=Guided(target.denoiser, 2.0))
+    assert plan_drawing(own, 3, prompts=PROMPTS).guidance_scale == 2.0
+    assert plan_drawing(target, 3, prompts=PROMPTS).guidance_scale == 7.5
+    images = [generate(t, 3, steps=4, prompts=PROMPTS, guidance_scale=3.0) for t in (own, target)]
+    np.testing.assert_array_equal(*images)
+
+
+def test_two_models_take_turns_under_guidance_too() -> None:
+    calls: list[tuple[int, int]] = []
+    pair = []
+    for i, mean in enumerate((0.5, -0.5)):
+        gaussian = Gaussian(mean, 1.0, SCHEDULE)
+        told = Denoiser.from_function(lambda x, t, cond, gaussian=gaussian: gaussian(x, t), SCHEDULE.alphas_cumprod)
+        pair.append(Counted(told, lambda n, t, i=i: calls.append((i, n))))
+    generate(analytic(Dual(tuple(pair)), text=Text()), 3, steps=4, prompts=PROMPTS, batch_size=3)
+    assert calls == [(0, 6), (1, 6)] * 2
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+def test_pipelines_draw_latents_that_are_not_clipped(tmp_path: Path, kind: str) -> None:
+    target = hub.load(text_folder(tmp_path / "model", kind), device="cpu")
+    drawn = generate(target, 3, steps=3, prompts=PROMPTS, guidance_scale=4.0)
+    assert drawn.shape == (3, 16, 16, 3)
+    noise = Noise(0, ("0", "1", "2"), (4, 8, 8), stream="sample")
+    sampler = hub.new_sampler("ddim", target.denoiser.schedule, 3, clip=False)
+    with torch.inference_mode():
+        z = sample(Guided(target.denoiser, 4.0), sampler, noise, target.text(PROMPTS))
+        expected = to_uint8(target.codec.decode(z).numpy())
+    assert np.abs(drawn.astype(int) - expected).max() <= 1
+
+
+def test_a_folder_of_other_prompts_or_another_guidance_is_refused(tmp_path: Path) -> None:
+    generate(prompted(), 3, steps=2, prompts=PROMPTS, folder=tmp_path)
+    with pytest.raises(UserError, match=r"drawn with prompts .*, now it is"):
+        generate(prompted(), 3, steps=2, prompts=PROMPTS[::-1], folder=tmp_path)
+    with pytest.raises(UserError, match=r"drawn with guidance scale 7\.5, now it is 2\.0"):
+        generate(prompted(), 3, steps=2, prompts=PROMPTS, guidance_scale=2.0, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("message", "target", "keys"),
+    [
+        ("draws what it is told: give prompts, a text for each image", prompted, {}),
+        ("prompts must be 3 texts, one for each image; got 2", prompted, {"prompts": PROMPTS[:2]}),
+        ("prompts must be 3 texts, one for each image; got one text", prompted, {"prompts": "abc"}),
+        (
+            r"at least 0 \(1 is no guidance\); got -1",
+            prompted,
+            {"prompts": PROMPTS, "guidance_scale": -1.0},
+        ),
+        ("takes no text: leave them out", analytic, {"prompts": PROMPTS}),
+        ("takes no captions; leave out the guidance scale", analytic, {"guidance_scale": 2.0}),
+    ],
+)
+def test_prompts_must_fit_the_model_and_the_images(message: str, target: Callable[[], Target], keys: dict) -> None:
+    with pytest.raises(UserError, match=message):
+        generate(target(), 3, **keys)
+
+
+def test_a_model_of_flow_matching_is_never_sampled_at_its_last_timestep(tmp_path: Path) -> None:
+    schedule = hub.load(text_folder(tmp_path / "model", "sd3"), device="cpu").denoiser.schedule
+    most = len(schedule) - 1
+    assert len(set(hub.new_sampler("ddim", schedule, most, clip=False).timesteps)) == most
+    with pytest.raises(UserError, match=rf"steps must lie in \[1, {most}\]"):
+        hub.new_sampler("ddim", schedule, most + 1, clip=False)

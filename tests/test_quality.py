@@ -335,6 +335,9 @@ def encoder_folder() -> Callable[[str, Path], Path]:
         size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
         if kind == "dinov2":
             network = transformers.Dinov2Model(transformers.Dinov2Config(**size))
+        elif kind == "deit":
+            config = transformers.DeiTConfig(**size, intermediate_size=16, num_labels=3)
+            network = transformers.DeiTForImageClassificationWithTeacher(config)  # as its checkpoints are
         else:
             config = transformers.CLIPVisionConfig(**size, intermediate_size=16, projection_dim=6)
             network = transformers.CLIPVisionModelWithProjection(config)
@@ -347,10 +350,11 @@ def encoder_folder() -> Callable[[str, Path], Path]:
     return make
 
 
-@pytest.mark.parametrize(("kind", "dimension"), [("dinov2", 16), ("clip", 6)])
+@pytest.mark.parametrize(("kind", "dimension"), [("dinov2", 16), ("clip", 6), ("deit", 16)])
 def test_encoders_of_transformers_are_read_from_a_folder(encoder_folder, tmp_path, kind, dimension):
     folder = encoder_folder(kind, tmp_path / kind)
     extractor = open_extractor(f"{kind}:{folder}")
+    assert open_extractor(str(folder)).fingerprint == extractor.fingerprint, "its config.json says which kind it is"
     assert probe(extractor, ImageShape(1, 8, 8)) == dimension
     assert len(extractor.fingerprint) == 64
     first, again = (extract(extractor, [part]).features for part in (images(4, 3), images(4, 3)[:2]))
@@ -362,19 +366,27 @@ def test_encoders_of_transformers_are_read_from_a_folder(encoder_folder, tmp_pat
 
 
 def test_preprocessing_resizes_crops_and_normalises_as_its_config_says(tmp_path):
-    from leakscope.quality.extractors import _preprocessing
+    from leakscope.quality.extractors import preprocessing
 
     config = {"size": {"shortest_edge": 8}, "crop_size": 4, "do_center_crop": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     x = images(2, 3)
     expected = (x[:, 2:6, 2:6].transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25
-    np.testing.assert_allclose(_preprocessing(tmp_path)(x).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(preprocessing(tmp_path)(x).numpy(), expected, rtol=1e-5)
 
 
 def test_an_encoder_of_another_kind_is_refused(encoder_folder, tmp_path):
     folder = encoder_folder("dinov2", tmp_path / "dinov2")
     with pytest.raises(UserError, match=r"must hold a clip model; its weights lack|cannot be used as clip"):
         open_extractor(f"clip:{folder}")
+
+
+def test_a_folder_must_say_which_known_encoder_it_holds(tmp_path):
+    with pytest.raises(UserError, match=r"must be a folder of transformers, with model_type in its config\.json"):
+        open_extractor(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match=r"encoders in a folder must be one of dinov2, clip, deit; .* holds a bert"):
+        open_extractor(str(tmp_path))
 
 
 def test_the_shown_command_repeats_the_measurement():

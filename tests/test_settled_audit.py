@@ -15,8 +15,8 @@ from text_fixtures import Captioned, captions
 
 import leakscope
 from leakscope import hub, inputs, scoring
-from leakscope.audit_config import AuditConfig
-from leakscope.auditing import prepare
+from leakscope.audit_config import AuditConfig, GeometryConfig
+from leakscope.auditing import prepare, run
 from leakscope.comparison import compare
 from leakscope.config import build
 from leakscope.data.cohort import two_sources
@@ -92,8 +92,8 @@ def test_workers_resume_and_settle_to_the_same_numbers(captioned, tmp_path):
 def test_a_saved_audit_has_the_files_of_one_that_ran_there(captioned, tmp_path):
     audit = leakscope.audit(captioned, MEMBERS, NONMEMBERS, "clid", **SETTINGS)
     audit.save(tmp_path / "saved")
-    run = read_entries([str(tmp_path / "saved"), f"b={tmp_path / 'saved'}"])[0].runs[0]
-    np.testing.assert_array_equal(read_scores(run, "clid").statistic, audit.scores[0].statistic)
+    saved = read_entries([str(tmp_path / "saved"), f"b={tmp_path / 'saved'}"])[0].runs[0]
+    np.testing.assert_array_equal(read_scores(saved, "clid").statistic, audit.scores[0].statistic)
 
 
 def test_finished_audits_are_compared_at_their_settings(captioned, tmp_path):
@@ -227,3 +227,19 @@ def test_only_attacks_that_change_images_read_them_again(latent_folder, digits, 
     read.clear()
     leakscope.audit(folder, attacks="pfami(crops=1,timesteps=40)", **given)
     assert sum(read) == once + 40
+
+
+def test_a_geometry_of_attacks_that_sweep_nothing_has_no_curves_and_says_why(latent_folder, digits, tmp_path):
+    sides = {"members": digits[:20], "nonmembers": digits[20:40]}
+    for name, part in sides.items():
+        np.save(tmp_path / f"{name}.npy", part)
+    given = {name: str(tmp_path / f"{name}.npy") for name in sides} | {"model": str(latent_folder()), "output": tmp_path / "run"}
+    attack = {"attacks": "pfami(crops=1,timesteps=40)", "mask": "influence", "timesteps": "40:80:40", "top": 3, **SETTINGS}
+    config = build(GeometryConfig, {**given, **attack})
+    audit = run(prepare(config), config.output, log=lambda line: None)
+    geometry = audit.record.geometry
+    assert (geometry.attack, geometry.quartiles, geometry.band) == (None, (), ())
+    assert geometry.high_minus_low.reason == "no attack that sweeps timesteps was run"
+    assert [r.attack for r in audit.results] == ["pfami(timesteps=40,crops=1)"], "it takes no mask"
+    audit.save(config.output)
+    assert "no attack that sweeps timesteps was run" in (config.output / "report.html").read_text()

@@ -18,7 +18,7 @@ from text_fixtures import CAPTIONS, CHANNELS, KINDS, LATENT, SIDE, autoencoder, 
 
 from leakscope import hub
 from leakscope.attacks import ATTACKS
-from leakscope.attacks.base import parse
+from leakscope.attacks.base import Encoder, Service, parse
 from leakscope.data.pixels import ImageShape
 from leakscope.diffusion.denoiser import Counted, Guided, NetworkDenoiser, to_noise
 from leakscope.diffusion.dual import Dual
@@ -27,6 +27,7 @@ from leakscope.diffusion.sampling import FlowSampler, sample
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError
 from leakscope.hub import Target, pipelines
+from leakscope.service import service
 
 DIFFUSION, FLOW = ("sd", "sd-v", "sdxl", "pixart"), ("sd3", "flux")
 TEXTS = ("a house with a garden", "moon", "")
@@ -297,15 +298,17 @@ def test_a_flow_model_is_sampled_as_diffusers_scheduler_does_on_the_same_sigmas(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [f"{name}(m=2)" if name == "sima_mc" else name for name in ATTACKS])
+@pytest.mark.parametrize("name", [{"sima_mc": "sima_mc(m=2)", "black_box": "black_box(n=2,steps=2)"}.get(name, name) for name in ATTACKS])
 def test_every_attack_asks_every_kind_with_captions(targets: dict[str, Target], kind: str, name: str) -> None:
     target, x0, forwards = targets[kind], 0.5 * latents(2), []
     noise, cond = Noise(5, ("a", "b"), (CHANNELS, LATENT, LATENT)), target.text(TEXTS[:2])
-    attack = parse(name, ATTACKS, (50, 150)).in_pixels(target.codec.decode).prepared(target.denoiser, x0, noise, cond)
+    drawn = Service(service(target, ImageShape(3, SIDE, SIDE)).drawing, lambda spec: Encoder("hash", lambda x: x.flatten(start_dim=1)))
+    attack = parse(name, ATTACKS, (50, 150)).in_pixels(target.codec.decode).served_by(drawn)
+    attack = attack.for_batch(lambda: torch.ones(2, 3, SIDE, SIDE), target.codec.encode).prepared(target.denoiser, x0, noise, cond)
     with torch.inference_mode():
         found = attack.statistics(Counted(target.denoiser, lambda n, t: forwards.append(n)), x0, noise, cond)
         others = attack.statistics(target.denoiser, x0, noise, target.text(["red heart", "cloud"]))
-    assert found.shape == (2, 2) and found.dtype == torch.float64
+    assert found.shape == (len(attack.columns), 2) and found.dtype == torch.float64
     assert torch.isfinite(found).all()
     assert sum(forwards) == 2 * attack.queries
     assert (found != others).all(), "the caption must reach the network"
@@ -327,7 +330,7 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_caption_is_embedded_once_and_alike_in_every_batch(targets: dict[str, Target], kind: str) -> None:
-    fresh = lambda: pipelines.TextEncoder(targets[kind].text.pipeline)
+    fresh = lambda: pipelines.PipelineText(targets[kind].text.pipeline)
     text = fresh()
     calls = encoder_calls(text.pipeline)
     first = text(["moon", "cloud", "moon", ""])
@@ -343,12 +346,12 @@ def test_a_caption_is_embedded_once_and_alike_in_every_batch(targets: dict[str, 
 
 
 def test_captions_that_were_evicted_are_embedded_again_alike(targets: dict[str, Target], monkeypatch: pytest.MonkeyPatch) -> None:
-    text = pipelines.TextEncoder(targets["sd"].text.pipeline)
+    text = pipelines.PipelineText(targets["sd"].text.pipeline)
     whole = text(CAPTIONS)
     one = sum(value.nbytes for value in text(["moon"]).tensors.values())
     for kept in (1, one, 3 * one):
         monkeypatch.setattr(pipelines, "CACHE_BYTES", kept)
-        small = pipelines.TextEncoder(targets["sd"].text.pipeline)
+        small = pipelines.PipelineText(targets["sd"].text.pipeline)
         for _ in range(2):
             assert same(small(CAPTIONS), whole)
         assert len(small._kept) == max(1, kept // one)
@@ -356,9 +359,9 @@ def test_captions_that_were_evicted_are_embedded_again_alike(targets: dict[str, 
 
 
 def test_threads_share_one_cache(targets: dict[str, Target]) -> None:
-    text = pipelines.TextEncoder(targets["sd3"].text.pipeline)
+    text = pipelines.PipelineText(targets["sd3"].text.pipeline)
     calls = encoder_calls(text.pipeline)
-    expected = pipelines.TextEncoder(targets["sd3"].text.pipeline)(CAPTIONS)
+    expected = pipelines.PipelineText(targets["sd3"].text.pipeline)(CAPTIONS)
     before = len(calls)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda i: text(CAPTIONS[i % 4 :] + CAPTIONS[: i % 4]), range(12)))

@@ -30,6 +30,7 @@ _HOMES = {
     "UserError": "errors",
     "evaluate": "evaluation",
     "generate": "generation",
+    "find_memorised": "memorised",
     "measure_quality": "quality.measure",
     "Target": "hub",
     "load": "hub",

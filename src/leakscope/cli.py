@@ -329,6 +329,15 @@ def quality(
     steps: Annotated[int | None, Opt(help="Steps of the sampler (50).", show_default=False)] = None,
     sampler: Annotated[str | None, Opt(help="ddim (default), ddpm or dpm.", show_default=False)] = None,
     rounds: Annotated[int | None, Opt(help="Of the adaptive attack on two models that take turns.", show_default=False)] = None,
+    captions: Annotated[
+        str | None,
+        Opt(help="Text-to-image models draw the reference's own captions (default), fixed:TEXT, or those of a file.", show_default=False),
+    ] = None,
+    prompts: Annotated[Path | None, Opt(help="Or these: a text per line, or a .json, .jsonl or .csv.", show_default=False)] = None,
+    guidance_scale: Annotated[float | None, Opt(help="Of classifier-free guidance (7.5); 1 is none.", show_default=False)] = None,
+    clip: Annotated[
+        str | None, Opt(help="A CLIP for the CLIP score; hub id or folder (openai/clip-vit-large-patch14).", show_default=False)
+    ] = None,
     extractor: Annotated[
         str | None,
         Opt(help="inception[:FILE] (default), dinov2[:MODEL], clip[:MODEL], torchscript:FILE, sscd:FILE or pixels.", show_default=False),
@@ -367,6 +376,49 @@ def quality(
     print_quality(measured.record, _console())
     if settings.output:
         print(f"report: {settings.output / 'quality.html'}")
+
+
+@app.command()
+def prompts(
+    model: Annotated[str, typer.Argument(help="A text-to-image model: a diffusers folder or a hub id.", show_default=False)],
+    memorised: Annotated[
+        Path | None, Opt(help="Prompts that may be memorised: one a line, or the column 'text' of .csv or .jsonl.", show_default=False)
+    ] = None,
+    ordinary: Annotated[Path | None, Opt(help="Prompts of the same kind that are not.", show_default=False)] = None,
+    prompts: Annotated[Path | None, Opt(help="One list without labels: scores only.", show_default=False)] = None,
+    output: Annotated[
+        Path | None, Opt("-o", "--output", help="prompts.json, .csv and .html, and finished chunks.", show_default=False)
+    ] = None,
+    config: File = None,
+    images: Annotated[int | None, Opt(help="Images drawn for each prompt, whose scores are averaged (1).", show_default=False)] = None,
+    steps: Annotated[int | None, Opt(help="DDIM steps of each image (50).", show_default=False)] = None,
+    guidance_scale: Annotated[float | None, Opt(help="Classifier-free guidance while drawing (7.5).", show_default=False)] = None,
+    timestep: Annotated[int | None, Opt(help="Where the t-error is taken (90).", show_default=False)] = None,
+    size: Annotated[int | None, Opt(help="Pixels a side, for a model that draws any size.", show_default=False)] = None,
+    seed: Annotated[int | None, Opt(show_default=False)] = None,
+    batch_size: Annotated[int | None, Opt(help="Images at once; default by their size.", show_default=False)] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Annotated[int | None, Opt(help="Chunks asked side by side, one CPU thread each.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Score prompts by how memorised they look: t-error and magnitude of what the model draws for them. The same command resumes."""
+    given = {k: v for k, v in locals().items() if k not in ("config", "as_json")}
+    from leakscope.config import build, read_yaml
+    from leakscope.memorised import find
+    from leakscope.memorised_config import PromptsConfig
+
+    settings = build(PromptsConfig, read_yaml(config) if config else {}, given)
+    found = find(settings)
+    if settings.output:
+        found.save(settings.output)
+    if as_json:
+        return print(found.record.model_dump_json(indent=2))
+    from leakscope.report.memorised import print_memorised
+
+    print_memorised(found.record, _console())
+    if settings.output:
+        print(f"report: {settings.output / 'prompts.html'}")
 
 
 @app.command()

@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import isfinite
 from pathlib import Path
 from threading import Event, Lock
@@ -25,7 +25,7 @@ from leakscope.data.pixels import ImageShape, to_uint8
 from leakscope.diffusion.codec import Autoencoder
 from leakscope.diffusion.denoiser import Denoiser, Guided, guided
 from leakscope.diffusion.noise import Noise
-from leakscope.diffusion.prompts import Prompts
+from leakscope.diffusion.prompts import Prompts, one_at_a_time
 from leakscope.diffusion.sampling import sample
 from leakscope.errors import UserError
 from leakscope.files import checked_folder, write_atomic, write_new
@@ -64,6 +64,12 @@ class Drawing:
     def denoiser(self) -> Denoiser:
         """What the sampler asks: the model, under this guidance and no other."""
         return self.target.denoiser if self.guidance_scale is None else guided(self.target.denoiser, self.guidance_scale)
+
+    @cached_property
+    def embed(self) -> Callable[[Sequence[str]], Prompts]:
+        """What turns prompts into conditions, for all threads."""
+        assert self.target.text is not None, "prompts are of text-to-image models"
+        return one_at_a_time(self.target.text)
 
     @property
     def forwards(self) -> int:
@@ -268,8 +274,8 @@ def _draw_batch(drawing: Drawing, rows: range, on_step: Callable[[int], None]) -
 
 
 def _conditions(drawing: Drawing, rows: range) -> Int64[Tensor, " b"] | Prompts | None:
-    if drawing.prompts is not None and drawing.target.text is not None:
-        return drawing.target.text(drawing.prompts[rows.start : rows.stop])
+    if drawing.prompts is not None:
+        return drawing.embed(drawing.prompts[rows.start : rows.stop])
     return None if drawing.labels is None else torch.from_numpy(drawing.labels[rows.start : rows.stop]).to(drawing.target.device)
 
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor
 from leakscope.data.cohort import Cohort
 from leakscope.data.pixels import ImageShape, fit, to_model
 from leakscope.diffusion.noise import Noise
-from leakscope.diffusion.prompts import Prompts
+from leakscope.diffusion.prompts import Prompts, one_at_a_time
 from leakscope.errors import UserError
 from leakscope.files import write_atomic
 from leakscope.frequencies import energies
@@ -53,7 +53,6 @@ class Inputs:
     scored: bool = True  # whether attacks will read the latents
     captions: tuple[str, ...] | None = None  # what a model of captioned images is told of each image
     _reading: Any = field(default_factory=Lock, repr=False)  # image files and tables are read by one thread at a time
-    _embedding: Any = field(default_factory=Lock, repr=False)  # captions are embedded by one thread at a time, each once
 
     def auto_batch_size(self) -> int:
         """Images per forward of the denoiser."""
@@ -93,9 +92,13 @@ class Inputs:
         """The labels of images for a class-conditional model, their captions for a text-to-image model."""
         if self.captions is not None and self.target.text is not None:
             texts = self.captions[rows] if isinstance(rows, slice) else tuple(self.captions[row] for row in rows)
-            with self._embedding:
-                return self.target.text(texts)
+            return self._embed(texts)
         return None if self.labels is None else torch.from_numpy(self.labels[rows]).to(self.target.device)
+
+    @cached_property
+    def _embed(self) -> Callable[[Sequence[str]], Prompts]:
+        assert self.target.text is not None, "captions are of text-to-image models"
+        return one_at_a_time(self.target.text)
 
     def prepare(self, folder: Path, chunks: dict[int, range], pool: Executor) -> None:
         """Computes what `x0`, `influence` and `distortion` read."""

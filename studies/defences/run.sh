@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The study of defences: trains, audits, measures quality and compares. `studies/defences/run.sh` from the project root, after
-# `python studies/prepare.py RAW work`. Every command resumes. About three hours on two CPU cores.
+# `python studies/prepare.py RAW work`. Every command resumes. About four hours on two CPU cores.
 set -euo pipefail
 S=studies/defences
 C="--data work/cifar10.npy --split work/cifar10-defences-split.json"
@@ -21,6 +21,9 @@ leakscope train -C $S/cifar10-dp.yaml --autoencoder work/c-ae $C -o work/c-dp
 leakscope train -C $S/fashion-mnist.yaml $F --resize 16 -o work/f-all
 leakscope defend distill -C $S/fashion-mnist.yaml $F --resize 16 --one-by-one -o work/f-md
 leakscope defend dual -C $S/fashion-mnist.yaml $F --resize 16 --one-by-one -o work/f-md
+leakscope defend one-teacher -C $S/fashion-mnist.yaml --data work/fashion-mnist.npy --resize 16 --teachers work/f-all -o work/f-one
+leakscope train -C $S/fashion-mnist.yaml $F --resize 16 --checkpoint-every 100 --validation 0.1 --patience 3 -o work/f-early
+leakscope train -C $S/fashion-mnist-dp.yaml $F --resize 16 -o work/f-dp
 
 audit() { leakscope audit "work/$1" -C $S/audit.yaml --threads 1 -o "work/run-$2" "${@:3}"; }
 quality() { leakscope quality "work/$1" --images 500 --steps 50 --scores --threads 1 -o "work/run-$2" "${@:3}"; }
@@ -33,7 +36,9 @@ done
 audit c-early c-early --data work/cifar10.npy --split work/c-early/split.json
 quality c-early c-early $C $CX
 quality c-dual/dual c-dual-rounds-3 $C $CX --rounds 3
-for pair in f-all=f-all f-md/teacher-1=f-teacher-1 f-md/teacher-2=f-teacher-2 f-md/dual=f-dual f-md/student=f-distill; do
+for pair in f-all=f-all f-md/teacher-1=f-teacher-1 f-md/teacher-2=f-teacher-2 f-md/dual=f-dual f-md/student=f-distill f-one/student=f-one-teacher f-dp=f-dp; do
   audit "${pair%=*}" "${pair#*=}" $F --resize
   quality "${pair%=*}" "${pair#*=}" $F $FX
 done
+audit f-early f-early --data work/fashion-mnist.npy --split work/f-early/split.json --resize
+quality f-early f-early $F $FX

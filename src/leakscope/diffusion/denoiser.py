@@ -10,7 +10,7 @@ This is the only place where predictions are converted. Wrappers are denoisers t
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import torch
@@ -122,11 +122,12 @@ class NetworkDenoiser(Denoiser):
 class Guided(Denoiser):
     """Classifier-free guidance: eps(empty) + scale (eps(caption) - eps(empty)), two forwards in one batch.
 
-    Ho and Salimans 2022, arXiv 2207.12598, eq. 6 with scale = 1 + w.
+    `on_difference` is told eps(caption) - eps(empty). Ho and Salimans 2022, arXiv 2207.12598, eq. 6 with scale = 1 + w.
     """
 
     denoiser: Denoiser
     scale: float
+    on_difference: Callable[[Tensor], object] = lambda difference: None
 
     @property
     def schedule(self) -> Schedule:  # type: ignore[override]
@@ -134,20 +135,21 @@ class Guided(Denoiser):
 
     @property
     def exposed(self) -> tuple[Denoiser, ...]:
-        return tuple(Guided(denoiser, self.scale) for denoiser in self.denoiser.exposed)
+        return tuple(replace(self, denoiser=denoiser) for denoiser in self.denoiser.exposed)
 
     @property
     def forwards(self) -> int:
         return 2 * self.denoiser.forwards
 
     def over(self, timesteps: tuple[int, ...]) -> "Guided":
-        return Guided(self.denoiser.over(timesteps), self.scale)
+        return replace(self, denoiser=self.denoiser.over(timesteps))
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         if not isinstance(cond, Prompts):
             raise UserError("guidance is between a caption and none, so the model must take captions; leave out --guidance-scale")
         both = joined([cond.encode([""] * len(cond)), cond])
         empty, text = self.denoiser(torch.cat([x_t, x_t]), t, both).chunk(2)
+        self.on_difference(text - empty)
         return empty + self.scale * (text - empty)
 
 

@@ -4,7 +4,8 @@ A condition is None, a tensor of class labels (b,), or the `Prompts` of b images
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
@@ -43,6 +44,17 @@ class TextEncoder(Protocol):
 
     def truncated(self, texts: Sequence[str]) -> list[int]:
         """Which of `texts` are longer than the tokenizer's limit, so that the model is told their beginning only."""
+
+
+def one_at_a_time(encode: Callable[[Sequence[str]], Prompts]) -> Callable[[Sequence[str]], Prompts]:
+    """The encoder for several threads, of which one is let in at a time; so are those that use its `Prompts` to embed more."""
+    entered = Lock()
+
+    def embed(texts: Sequence[str]) -> Prompts:
+        with entered:
+            return replace(encode(texts), encode=embed)
+
+    return embed
 
 
 def joined(conditions: Sequence[Any]) -> Any:

@@ -38,7 +38,7 @@ from leakscope.hub.folders import (
     refuse_pickles,
     text_fingerprint,
 )
-from leakscope.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of
+from leakscope.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of, write_index
 
 UNKNOWN = "unknown"
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
@@ -254,7 +254,7 @@ def save_dual(folder: Path, teachers: tuple[Path, Path], choice: Choice = "alter
         if (teachers[0] / part).is_dir():
             shutil.copytree(teachers[0] / part, folder / part, dirs_exist_ok=True)
     if (teachers[0] / INDEX).is_file() and one.text:
-        shutil.copyfile(teachers[0] / INDEX, folder / INDEX)
+        write_index(folder, teachers[0])
     for part in NETWORKS:
         if (teachers[1] / part).is_dir():
             shutil.copytree(teachers[1] / part, folder / (part + SECOND), dirs_exist_ok=True)

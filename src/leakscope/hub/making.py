@@ -14,7 +14,7 @@ from leakscope.diffusion.sampling import FlowSampler
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, unknown
 from leakscope.hub.folders import PARTS, diffusers_library, first_lines
-from leakscope.hub.pipelines import INDEX, pipeline_of
+from leakscope.hub.pipelines import pipeline_of, write_index
 
 VOCABULARY = 4096  # tokens of a tokenizer that is built from captions
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -129,12 +129,18 @@ def save_fine_tuned(folder: Path, base: Path, network: torch.nn.Module) -> None:
     for name in PARTS:
         if (base / name).is_dir() and name != part:
             shutil.copytree(base / name, folder / name, dirs_exist_ok=True)
-    shutil.copyfile(base / INDEX, folder / INDEX)
     network.save_pretrained(folder / part)  # type: ignore[operator]
+    write_index(folder, base)
 
 
-def add_lora(network: torch.nn.Module, rank: int) -> None:
-    """Puts low-rank adapters on the attention of a network; only they can be trained then (Hu et al. 2021, arXiv 2106.09685)."""
+def add_lora(base: Path, network: torch.nn.Module, rank: int) -> None:
+    """Puts low-rank adapters on the attention of the network of `base`; only they can be trained then.
+
+    Raises `UserError` for a pipeline to which diffusers has no way to load adapters. Hu et al. 2021, arXiv 2106.09685.
+    """
+    name = str(pipeline_of(base))
+    if not hasattr(getattr(diffusers_library(), name), "save_lora_weights"):
+        raise UserError(f"diffusers has no low-rank adapters for a {name}, which {base} is; leave out --lora-rank to train all of it")
     try:
         from peft import LoraConfig
     except ImportError:

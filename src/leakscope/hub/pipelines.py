@@ -5,6 +5,7 @@ meant when the model was trained. Safety checkers and image encoders are never l
 """
 
 import inspect
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from leakscope.diffusion.prompts import Prompts
 from leakscope.errors import UserError
+from leakscope.files import write_text
 from leakscope.hub.folders import INDEX, TEXT_PARTS, diffusers_library, first_lines, read_json, refuse_pickles
 
 CACHE_BYTES = 2**30  # of text embeddings
@@ -177,6 +179,16 @@ def pipeline_of(folder: Path) -> str | None:
             f"{f'is a {named}' if named else 'has no such file'}"
         )
     return None
+
+
+def write_index(folder: Path, base: Path) -> None:
+    """Writes the model_index.json of `base` for a copy of its parts; one that is not copied, as a safety checker, is said to be absent."""
+    index = read_json(base / INDEX, f"{base} must say its pipeline")
+    absent = [key for key, value in index.items() if isinstance(value, list) and not (folder / key).is_dir()]
+    index |= {key: [None, None] for key in absent}
+    if "safety_checker" in absent:
+        index["requires_safety_checker"] = False
+    write_text(folder / INDEX, json.dumps(index, indent=2))
 
 
 def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtype: torch.dtype, device: str) -> Any:

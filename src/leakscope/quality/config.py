@@ -29,6 +29,10 @@ class QualityConfig(Config):
     sampler: Literal["ddim", "ddpm", "dpm"] = "ddim"
     seed: int = Field(0, ge=0, lt=2**32)
     rounds: int = 1
+    captions: str | None = None
+    prompts: Path | None = None
+    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
+    clip: str | None = None
     batch_size: int | None = Field(None, ge=1)
     extractor: str = "inception"
     copy_encoder: str | None = None
@@ -41,7 +45,7 @@ class QualityConfig(Config):
     threads: int | None = Field(None, ge=1)
     thumbnails: bool = False
 
-    @field_validator("model", "reference", "training", "data", "extractor", "copy_encoder", mode="before")
+    @field_validator("model", "reference", "training", "data", "extractor", "copy_encoder", "captions", "clip", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
@@ -54,6 +58,8 @@ class QualityConfig(Config):
             raise ValueError("--split already says what is reference and training; leave out --reference and --training")
         if not (self.split or self.reference):
             raise ValueError("real images are needed to compare with: give --reference DATA, or --data DATA with --split FILE")
+        if self.captions and self.prompts:
+            raise ValueError("--captions takes the texts from the reference and --prompts from a file; give one of them")
         if self.scores and not self.split:
             raise ValueError("--scores needs to know who is a member: give --data DATA and --split FILE")
         if self.scores and not self.output:

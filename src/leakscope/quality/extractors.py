@@ -4,6 +4,8 @@
     inception:FILE       its TorchScript file as NVIDIA publishes it (inception-2015-12-05.pt: takes uint8, resizes itself)
     dinov2[:MODEL]       the class token of a DINOv2 through transformers; MODEL is a local folder or hub id
     clip[:MODEL]         the image embedding of a CLIP through transformers
+    deit[:MODEL]         the class token of a DeiT through transformers
+    FOLDER               whichever of these three its config.json says
     sscd:FILE            a copy-detection TorchScript file (Pizzi et al. 2022): 288 pixels a side, normalised as ImageNet is
     torchscript:FILE     any TorchScript file (also plainly FILE.pt): float images in [-1, 1], (b, 3 or c, h, w) -> (b, d),
                          or a pair (features, class logits or probabilities)
@@ -29,8 +31,13 @@ from leakscope.data.pixels import ImageShape, to_model
 from leakscope.errors import UserError, unknown
 from leakscope.files import hash_files
 
-KINDS = ("inception", "dinov2", "clip", "sscd", "torchscript", "pixels")
-HUB = {"dinov2": "facebook/dinov2-large", "clip": "openai/clip-vit-large-patch14"}
+KINDS = ("inception", "dinov2", "clip", "deit", "sscd", "torchscript", "pixels")
+HUB = {
+    "dinov2": "facebook/dinov2-large",
+    "clip": "openai/clip-vit-large-patch14",
+    "deit": "facebook/deit-base-distilled-patch16-224",
+}
+TRANSFORMERS = {"dinov2": "Dinov2Model", "clip": "CLIPVisionModelWithProjection", "deit": "DeiTModel"}
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SSCD_SIDE = 288
 PIXELS_SIDE = 8
@@ -69,6 +76,8 @@ def open_extractor(spec: "str | Path | Callable[[Tensor], Answer] | Extractor", 
     kind, _, where = text.partition(":")
     if kind not in KINDS and text.endswith((".pt", ".ts", ".torchscript", ".jit")):
         kind, where = "torchscript", text
+    if kind not in KINDS and Path(text).is_dir():
+        kind, where = _kind_of(Path(text)), text
     if kind not in KINDS:
         raise unknown("extractor", kind, KINDS)
     if kind in ("sscd", "torchscript") and not where:
@@ -232,25 +241,38 @@ def _transformer(kind: str, model: str, device: str) -> Extractor:
         import transformers
     except ImportError:
         raise UserError(f"the extractor {kind} needs transformers: pip install 'leakscope[encoders]'") from None
-    folder = _encoder_folder(model)
-    wanted = {"dinov2": "Dinov2Model", "clip": "CLIPVisionModelWithProjection"}[kind]
+    folder = encoder_folder(model)
     transformers.utils.logging.set_verbosity_error()
+    unused = {"add_pooling_layer": False} if kind == "deit" else {}  # which most of its checkpoints lack
     try:
-        preprocess = _preprocessing(folder)
-        network, info = getattr(transformers, wanted).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        preprocess = preprocessing(folder)
+        network, info = getattr(transformers, TRANSFORMERS[kind]).from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **unused
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{model} cannot be used as {kind} ({(str(error).splitlines() or [type(error).__name__])[0][:200]})") from None
     if info["missing_keys"]:
         raise UserError(f"{model} must hold a {kind} model; its weights lack {sorted(info['missing_keys'])[0]}")
     network = network.to(device).eval()
-    embed = (lambda x: network(x).last_hidden_state[:, 0]) if kind == "dinov2" else (lambda x: network(x).image_embeds)
+    embed = (lambda x: network(x).image_embeds) if kind == "clip" else (lambda x: network(x).last_hidden_state[:, 0])
     files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "preprocessor_config.json"]
     return Extractor(f"{kind}:{model}", hash_files(files), lambda images: embed(preprocess(images).to(device)))
 
 
-def _encoder_folder(model: str) -> Path:
+def _kind_of(folder: Path) -> str:
+    """Which of the transformers a folder holds."""
+    try:
+        said = str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"the encoder {folder} must be a folder of transformers, with model_type in its config.json") from None
+    kind = said.removesuffix("_vision_model")
+    if kind not in TRANSFORMERS:
+        raise UserError(f"encoders in a folder must be one of {', '.join(TRANSFORMERS)}; {folder} holds a {said}")
+    return kind
+
+
+def encoder_folder(model: str, patterns: tuple[str, ...] = ()) -> Path:
+    """The folder of a transformers model, fetched where it is a hub id; `patterns` are more files that are needed."""
     if Path(model).is_dir():
         return Path(model)
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
@@ -258,12 +280,12 @@ def _encoder_folder(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=["config.json", "preprocessor_config.json", "*.safetensors"]))
+        return Path(snapshot_download(model, allow_patterns=["config.json", "preprocessor_config.json", "*.safetensors", *patterns]))
     except Exception as error:  # as for MODEL: every failure means the id gave no encoder
         raise UserError(f"no folder at {model}, and the hub gave no such encoder ({str(error).strip().splitlines()[0]})") from None
 
 
-def _preprocessing(folder: Path) -> Callable[[Images], Tensor]:
+def preprocessing(folder: Path) -> Callable[[Images], Tensor]:
     """Resize, centre crop and normalisation as the folder's preprocessor_config.json says."""
     config = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     size, crop, how = config.get("size", 224), config.get("crop_size"), int(config.get("resample", 3))

@@ -27,12 +27,15 @@ from leakscope.files import checked_folder, write_text
 from leakscope.generation import Drawing, draw, plan_drawing
 from leakscope.hub import Target
 from leakscope.quality import copies, statistics
+from leakscope.quality.alignment import Clip, NoClip, alignment, find_clip
 from leakscope.quality.config import QualityConfig, Real, read_real
 from leakscope.quality.extractors import Extractor, open_extractor, probe
 from leakscope.quality.features import Both, RealSet, cut, features_of, read_set, refuse_shared
+from leakscope.quality.prompts import Told, choose_prompts
 from leakscope.quality.record import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
 from leakscope.record import Estimate
 from leakscope.report.quality import Pictures, html
+from leakscope.report.wording import visible
 from leakscope.run_folder import read_plan
 from leakscope.threads import side_by_side
 
@@ -79,13 +82,16 @@ class Prepared:
     drawing: Drawing
     classes: str | None
     encoders: tuple[Extractor, Extractor]
+    told: Told | None
+    clip: Clip | NoClip | None
 
     def describe(self) -> str:
         """The plan in one line."""
         drawing, training = self.drawing, self.real.training
         others = f" and {len(training):,} training images" if training else ""
+        told = f"of {visible(self.told.described)}, guidance {drawing.guidance_scale:g}, " if self.told else ""
         return (
-            f"plan: {drawing.n:,} images ({drawing.shape}) by {drawing.sampler} in {drawing.steps} steps, "
+            f"plan: {drawing.n:,} images ({drawing.shape}) {told}by {drawing.sampler} in {drawing.steps} steps, "
             f"{drawing.n * drawing.forwards:,} forwards; against {len(self.real.reference):,} real images{others}; "
             f"features of {self.encoders[0].name}"
         )
@@ -101,8 +107,21 @@ def prepare(config: QualityConfig, target: Target | None = None, extractor: Call
     for each in {first, second}:
         probe(each, shape)
     labels, classes = _labels(target, real.reference, config)
-    drawing = plan_drawing(target, config.images, config.seed, config.steps, config.sampler, config.rounds, shape, labels)
-    return Prepared(config, target, real, drawing, classes, (first, second))
+    told = choose_prompts(config, target.text is not None, real.reference)
+    drawing = plan_drawing(
+        target,
+        config.images,
+        config.seed,
+        config.steps,
+        config.sampler,
+        config.rounds,
+        shape,
+        labels,
+        told.texts if told else None,
+        config.guidance_scale,
+    )
+    clip = find_clip(config.clip, target.device) if told else None
+    return Prepared(config, target, real, drawing, classes, (first, second), told, clip)
 
 
 def measure(config: QualityConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None) -> Measured:
@@ -122,6 +141,9 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     drawn = time.monotonic()
     features = features_of("generated", len(images), cut(images), prepared.encoders)
     metrics, found = _statistics(prepared.encoders, features, reference, training)
+    if prepared.told and prepared.clip:
+        score = alignment(prepared.clip, images, prepared.told.texts, config.seed)
+        metrics += (Metric(name="clip_score", **score.model_dump()),)
     if config.scores and folder and training:
         _write_scores(folder / SCORES, reference, training, features.for_copies)
     costs = QualityCosts(
@@ -153,6 +175,10 @@ def _record(
         seed=drawing.seed,
         rounds=drawing.rounds,
         classes=prepared.classes,
+        prompts=prepared.told.described if prepared.told else None,
+        guidance_scale=drawing.guidance_scale,
+        clip=prepared.clip.name if isinstance(prepared.clip, Clip) else None,
+        clip_fingerprint=prepared.clip.fingerprint if isinstance(prepared.clip, Clip) else None,
         extractor=first.name,
         extractor_fingerprint=first.fingerprint,
         dimension=reference.features.plain.features.shape[1],
@@ -232,6 +258,8 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
         "reference": (set_of(before.reference), set_of(reference.described)),
         "training": (set_of(before.training), set_of(training.described if training else None)),
     }
+    if before.clip and isinstance(prepared.clip, Clip):
+        pairs["CLIP"] = (before.clip_fingerprint, prepared.clip.fingerprint)
     if before.copies and training:
         pairs["copy encoder"] = (before.copies.encoder_fingerprint, encoders[1].fingerprint)
     for what, (old, new) in pairs.items():
@@ -245,6 +273,15 @@ def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) 
     found, rounds = [], prepared.config.rounds
     if len(prepared.target.denoiser.exposed) > 1:
         found.append("two models take turns, one per step" + (f"; drawn in {rounds} adaptive rounds" if rounds > 1 else ""))
+    if prepared.told and prepared.target.text:
+        cut = len(prepared.target.text.truncated(prepared.told.distinct))
+        if cut:
+            found.append(f"{cut} captions are longer than the model's text encoder reads: it was told their beginning only")
+        if len(prepared.told.distinct) < prepared.drawing.n:
+            found.append(
+                f"{prepared.drawing.n} images were drawn of {len(prepared.told.distinct)} different captions; "
+                "intervals treat them as independent"
+            )
     if prepared.config.resize:
         found.append(f"real images of another shape were resized to {prepared.drawing.shape} (bicubic, antialiased, centre crop)")
     omitted = reference.omitted + (training.omitted if training else 0)

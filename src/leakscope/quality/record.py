@@ -15,7 +15,7 @@ from leakscope.record import Environment, Estimate, Record
 SCHEMA_VERSION: Literal[1] = 1
 FILE = "quality.json"
 
-MetricName = Literal["frechet", "kid", "inception_score", "precision", "recall", "copy_rate"]
+MetricName = Literal["frechet", "kid", "inception_score", "precision", "recall", "copy_rate", "clip_score"]
 
 
 class Metric(Estimate):
@@ -71,7 +71,7 @@ class QualityCosts(Record):
 
 
 class QualityRecord(Record):
-    """quality.json."""
+    """quality.json. `prompts` says in words what a text-to-image model was told, `clip` what the CLIP score was taken with."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     created: str
@@ -85,6 +85,10 @@ class QualityRecord(Record):
     seed: int
     rounds: int
     classes: str | None
+    prompts: str | None = None
+    guidance_scale: float | None = None
+    clip: str | None = None
+    clip_fingerprint: str | None = None
     extractor: str
     extractor_fingerprint: str
     dimension: int

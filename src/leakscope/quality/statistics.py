@@ -6,6 +6,8 @@
     precision   share of generated images within the balls of real ones  Kynkäänniemi et al. 2019, arXiv 1904.06991
     copy rate   share of generated images nearer to training than 99 % of unseen real images are
 
+    CLIP score  mean max(100 cos(E_I, E_C), 0) of image and caption      Hessel et al. 2021, arXiv 2104.08718, with w = 100 for 2.5
+
 Every one is an `Estimate` with a 95 % interval and the method of the interval; None with a reason where the sample is too small.
 """
 
@@ -26,6 +28,7 @@ FEWEST_PER_SPLIT = 10
 NEIGHBOURS = 3  # of precision and recall, as in their paper
 FEWEST_FOR_BALLS = 50
 COPY_QUANTILE = 0.01
+RESAMPLES = 1000  # of a bootstrap
 
 
 def frechet_distance(generated: Features, real: Features) -> Estimate:
@@ -129,6 +132,17 @@ def inception_score(probabilities: Float[np.ndarray, "n c"] | None) -> Estimate:
 def _score(p: Float64[np.ndarray, "n c"]) -> float:
     mean = p.mean(axis=0)
     return float(np.exp((xlogy(p, p).sum(axis=1) - xlogy(p, np.where(mean > 0, mean, 1.0)).sum(axis=1)).mean()))
+
+
+def clip_score(cosines: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
+    """How well generated images fit their captions, 0 to 100; `cosines` are of CLIP's embeddings of both, `seed` of the bootstrap."""
+    n = len(cosines)
+    if n < 2:
+        return Estimate(reason=f"needs at least 2 images; got {n}")
+    values, random = np.maximum(100 * cosines.astype(np.float64), 0), np.random.default_rng(seed)
+    means = [values[random.integers(n, size=n)].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(value=float(values.mean()), low=float(low), high=float(high), method=f"bootstrap over {n} images with their captions")
 
 
 def precision_recall(generated: Features, real: Features, seed: int = 0) -> tuple[Estimate, Estimate]:

@@ -28,6 +28,7 @@ QUALITY = {
     "precision": "precision",
     "recall": "recall",
     "copy_rate": "copy rate",
+    "clip_score": "CLIP score",
 }
 TABULATED = ("kid", "frechet", "copy_rate")
 HOW_TO_QUALITY = "leakscope quality MODEL --reference DATA -o RUN"

@@ -38,6 +38,7 @@ METRICS: dict[MetricName, Wording] = {
     "copy_rate": Wording(
         "Copy rate", "generated images nearer to training than 99 % of unseen real images are", "lower; 1 % without copies"
     ),
+    "clip_score": Wording("CLIP score", "100 times the cosine of image and caption to CLIP", "higher"),
 }
 GLOSSARY = (
     ("Feature", "a number that a trained network reads off an image; images with similar features look alike to that network."),
@@ -45,6 +46,7 @@ GLOSSARY = (
     ("Fréchet distance", "FID when the features are Inception's; grows as the sample gets smaller."),
     ("KID", "compares the same features without that bias, so it also serves small samples."),
     ("Similarity", "the cosine between the features of two images; 1 is the same direction."),
+    ("CLIP score", "how well images fit the captions they were drawn for; depends on the CLIP that looks."),
     ("Copy rate", "how many generated images are nearer to some training image than 99 % of unseen real images are."),
 )
 

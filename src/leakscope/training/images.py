@@ -62,18 +62,21 @@ def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> 
 
 def _captions(source: ImageSource, ids: tuple[str, ...], config: TrainConfig) -> tuple[Texts, ...]:
     """The texts of every image, all of them or its first; raises `UserError` for an image without any."""
-    if config.captions in (None, "own"):
-        found = dict(zip(source.ids, source.captions() or (), strict=False))
-        hint = "add a `text` to metadata.jsonl, or give --captions FILE"
-    else:
-        found, hint = read_captions(Path(str(config.captions))), "add them"
+    found, own = captions_of(source, config), config.captions in (None, "own")
     missing = [i for i in ids if not found.get(i)]
     if missing:
-        where = source.name if config.captions in (None, "own") else config.captions
+        where, hint = (source.name, "add a `text` to metadata.jsonl, or give --captions FILE") if own else (config.captions, "add them")
         raise UserError(
             f"{where} must have a caption for every image; {len(missing)} of {len(ids)} have none (first: {missing[0]}): {hint}"
         )
     return tuple(found[i] if config.diversify else found[i][:1] for i in ids)
+
+
+def captions_of(source: ImageSource, config: TrainConfig) -> dict[str, Texts]:
+    """The texts of every image by its id, of the data or of a file; none where the data has none."""
+    if config.captions in (None, "own"):
+        return dict(zip(source.ids, source.captions() or (), strict=False))
+    return read_captions(Path(str(config.captions)))
 
 
 def crop_place(seed: int, image_id: str, number: int) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from leakscope.training.loop import Loop, accelerator_of, clear_memory_message, 
 from leakscope.training.private import Privacy, PrivateTraining, plan_privacy, poisson
 from leakscope.training.settings import TrainConfig
 from leakscope.training.task import Task
-from leakscope.training.text_to_image import base_shape, load_base, text_to_image_task
+from leakscope.training.text_to_image import base_shape, load_base, make_base, text_to_image_task
 
 
 def train(config: TrainConfig, lesson: Lesson | None = None) -> Path:
@@ -55,7 +55,7 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
     data = read_training_data(config, shape)
     privacy = plan_privacy(config, len(data.images), accelerator.num_processes) if config.private else None
     record |= {"members": ids_digest(data.members), **({"privacy": privacy.record()} if privacy else {})}
-    record |= {"texts": ids_digest([text for texts in data.captions for text in texts])} if data.captions else {}
+    record |= {"texts": ids_digest([json.dumps(told) for told in zip(data.members + data.validation, data.captions, strict=True)])} if data.captions else {}
     refuse_other_run(config.output, record)
     torch.manual_seed(config.seed)
     with clear_memory_message(config.batch_size):
@@ -79,8 +79,8 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
 
 def _base(config: TrainConfig, accelerator: Any) -> tuple[Path, hub.Target]:
     """The model that a text-to-image run starts from; the first process makes a new one before the others read it."""
-    if accelerator.is_main_process:
-        load_base(config, "cpu") if not config.base else None
+    if accelerator.is_main_process and not config.base:
+        make_base(config)
     accelerator.wait_for_everyone()
     return load_base(config, accelerator.device)
 

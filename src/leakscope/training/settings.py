@@ -86,6 +86,8 @@ class TrainConfig(Config):
         if self.base and (self.model or self.text_encoder or self.scheduler):
             key = "model" if self.model else "text_encoder" if self.text_encoder else "scheduler"
             raise ValueError(f"{key} is for a new model, and {self.base} has its own; leave it out")
+        if self.random_crops and not self.resize:
+            raise ValueError("--random-crops cuts images that are resized; give --resize SIDE too")
         if self.lora_rank and not self.base:
             raise ValueError("--lora-rank adapts a model that exists; give --base MODEL too")
         return self

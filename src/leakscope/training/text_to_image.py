@@ -30,7 +30,7 @@ from leakscope.hub import Target
 from leakscope.progress import progress
 from leakscope.training.denoiser import encode_all
 from leakscope.training.distillation import Lesson, alternating, half_of, other_teacher
-from leakscope.training.images import TrainingData, training_shape
+from leakscope.training.images import TrainingData, captions_of, training_shape
 from leakscope.training.settings import TrainConfig
 from leakscope.training.task import Task
 
@@ -95,10 +95,8 @@ def _target(denoiser: NetworkDenoiser, a: Tensor, s: Tensor, x0: Tensor, noise: 
 
 
 def load_base(config: TrainConfig, device: torch.device | str) -> tuple[Path, Target]:
-    """The folder of the model that training starts from, and the model; a new one is made, and kept in OUT/base."""
+    """The folder of the model that training starts from, and the model."""
     folder = hub.located(config.base) if config.base else config.output / BASE
-    if not config.base and not folder.is_dir():
-        _make_base(config, folder)
     target = hub.load(folder, device=str(device))
     if target.text is None or not isinstance(target.denoiser, NetworkDenoiser) or not isinstance(target.codec, Autoencoder):
         raise UserError(f"--base must be a text-to-image model with one denoiser and an autoencoder; {config.base} is none")
@@ -107,11 +105,17 @@ def load_base(config: TrainConfig, device: torch.device | str) -> tuple[Path, Ta
     return folder, target
 
 
-def _make_base(config: TrainConfig, folder: Path) -> None:
-    """An untrained Stable Diffusion for the latents of an autoencoder, its tokenizer built from the captions of the data."""
+def make_base(config: TrainConfig) -> None:
+    """Makes OUT/base: an untrained Stable Diffusion for the latents of an autoencoder, its tokenizer built from the captions.
+
+    Only a folder with a train.json is known to have been made from these settings, so without one it is made again.
+    """
+    folder = config.output / BASE
+    if folder.is_dir() and (config.output / "train.json").is_file():
+        return
     assert config.autoencoder is not None, "settings without a base have an autoencoder"
     source, codec = open_source(config.data), hub.load_codec(config.autoencoder)
-    texts = [text for texts in source.captions() or () for text in texts]
+    texts = [text for texts in captions_of(source, config).values() for text in texts]
     if not texts:
         raise UserError(f"{config.data} must have captions, from which a new model's tokenizer is built: add a `text` to metadata.jsonl")
     latent = hub.latent_shape(codec, training_shape(source, config, codec.network.config.in_channels))
@@ -121,6 +125,7 @@ def _make_base(config: TrainConfig, folder: Path) -> None:
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     pipeline.save_pretrained(part)
+    shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 
 
@@ -136,7 +141,7 @@ def text_to_image_task(config: TrainConfig, base: tuple[Path, Target], data: Tra
     denoiser: Any = target.denoiser
     network = denoiser.network
     if config.lora_rank:
-        hub.add_lora(network, config.lora_rank)
+        hub.add_lora(folder, network, config.lora_rank)
         save = partial(hub.save_lora, base=folder, network=network)
     else:
         network.requires_grad_(True)
