@@ -83,9 +83,11 @@ def test_every_attack_is_reported_alone_on_the_reference_and_on_the_excess(pair,
 
 def test_the_audited_model_scores_as_it_does_without_a_reference_and_the_reference_as_it_does_alone(pair, images, tmp_path):
     model, reference = pair
-    both = by_name(run(**settings(model, images, tmp_path / "both", reference=str(reference))))
-    one, other = (by_name(run(**settings(m, images, tmp_path / m.name))) for m in pair)
-    for attack in RESIDUAL.split(","):
+    attacks = f"{RESIDUAL},pfami(timesteps=50+100,crops=2)"  # which by its paper is the excess of f over that of a reference
+    both = by_name(run(**settings(model, images, tmp_path / "both", attacks=attacks, reference=str(reference))))
+    one, other = (by_name(run(**settings(m, images, tmp_path / f"run-{m.name}", attacks=attacks))) for m in pair)
+    assert len(one) == 4 and len(both) == 12
+    for attack in one:
         assert np.array_equal(both[attack].statistic, one[attack].statistic)
         assert np.array_equal(both[f"{attack}[reference]"].statistic, other[attack].statistic)
         assert np.array_equal(both[f"{attack}[excess]"].statistic, one[attack].statistic - other[attack].statistic)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from leakscope.record import AuditRecord, Estimate, Result
+from leakscope.record import VARIANTS, AuditRecord, Estimate, Result
 from leakscope.report.masked import gain_cell
 from leakscope.report.table import Cell, Column, Table, auc_cell, missing, tabulate
 from leakscope.report.wording import visible
@@ -42,21 +42,21 @@ def _cell(found: Result | None, cell: Callable[[Result], Cell]) -> Cell:
 
 def sentences(record: AuditRecord) -> tuple[str, ...]:
     """What the differences say together; none for a record without a reference."""
-    others = [r for r in record.results if r.variant == "reference"]
-    excess = [r for r in record.results if r.variant == "excess"]
+    others, excess = ([r for r in record.results if r.variant == variant] for variant in VARIANTS)
     if not excess:
         return ()
-    gains = [r.gain.auc if r.gain else Estimate() for r in others]
-    name = visible(record.plan.reference or "the reference")
+    higher, lower = _beside([r.gain.auc if r.gain else Estimate() for r in others], 0.0)
+    better, worse = _beside([r.auc for r in excess], 0.5)
+    attacks = f"{len(excess)} {'attack' if len(excess) == 1 else 'attacks'}"
     return (
-        f"Members stand out more in the audited model than in {name}: {_count(gains, 0.0)}; "
-        f"they stand out by what the model sees beyond it, image by image: {_count([r.auc for r in excess], 0.5)}.",
+        f"Members stand out more in the audited model than in its reference, {visible(record.plan.reference or '')}, for {higher} of "
+        f"{attacks}, and less for {lower}: there the interval of the AUC difference lies above 0, or below.",
+        f"By what the model sees beyond its reference, image by image, {better} of {attacks} tell members apart better than by guessing"
+        + (f", and {worse} the other way round: has the reference seen the members?" if worse else "."),
     )
 
 
-def _count(estimates: Sequence[Estimate], level: float) -> str:
-    """Of how many attacks the interval lies above the level, below it, or around it."""
+def _beside(estimates: Sequence[Estimate], level: float) -> tuple[int, int]:
+    """How many intervals lie above a level, and how many below."""
     above = sum(e.low is not None and e.low > level for e in estimates)
-    below = sum(e.high is not None and e.high < level for e in estimates)
-    noun = "attack" if len(estimates) == 1 else "attacks"
-    return f"{above} of {len(estimates)} {noun} yes, {below} the other way round, the rest undecided"
+    return above, sum(e.high is not None and e.high < level for e in estimates)
