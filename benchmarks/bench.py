@@ -7,6 +7,7 @@ memory     peak memory of scoring 20,000 images ÷ that of 1,000
 threads    seconds of two workers that each take all cores ÷ seconds of two workers that share them
 geometry   seconds of a plain loop over images and vectors ÷ seconds of our influence and distortion
 masks      seconds of scoring with four masks ÷ without, influence known
+text       queries/s of an audit of a small Stable Diffusion ÷ those of its U-Net in a bare loop, embedding of captions included
 training   our steps/s ÷ those of diffusers' example loop; a distillation step ÷ an ordinary one; two teachers side by side ÷ one
 """
 
@@ -190,7 +191,7 @@ def print_masks(scratch: Path) -> None:
     from leakscope.auditing import prepare
     from leakscope.config import build
 
-    preset = Path(hub.__file__).parent / "training" / "presets" / "latent.yaml"
+    preset = Path(hub.__file__).parents[1] / "training" / "presets" / "latent.yaml"
     network = hub.new_network({"sample_size": 8, "in_channels": 4, "out_channels": 4, **yaml.safe_load(preset.read_text())["model"]})
     hub.save(scratch / "model", network, hub.new_scheduler({}), hub.codec_of(make_codec().network, 1.0))
     images = np.random.default_rng(0).integers(0, 256, (2, IMAGES // 2, SIZE, SIZE, 3), dtype=np.uint8)
@@ -212,6 +213,13 @@ def print_masks(scratch: Path) -> None:
     print(f"masks     four masks add {100 * added:.2f} % to the scoring time of sima   (aim < 1 % for one)", flush=True)
 
 
+def print_text(scratch: Path) -> None:
+    import text
+
+    for attack, ratio in text.ratios(scratch).items():
+        print(f"text      {attack:<15} audit ÷ bare loop: {ratio:.3f}   (aim >= 0.95)", flush=True)
+
+
 def print_training(scratch: Path) -> None:
     import training
 
@@ -228,6 +236,7 @@ PARTS = {
     "threads": print_threads,
     "geometry": print_geometry,
     "masks": print_masks,
+    "text": print_text,
     "training": print_training,
 }
 

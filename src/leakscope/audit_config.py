@@ -16,6 +16,7 @@ class AuditConfig(Config):
     model: str = "denoiser"
     lora: str | None = None
     lora_scale: float = Field(1.0, allow_inf_nan=False)
+    guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)
     reference: str | None = None
     output: Path | None = None
     members: str | None = None

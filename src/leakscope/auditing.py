@@ -32,7 +32,7 @@ from leakscope.data.cohort import Cohort, two_sources
 from leakscope.data.scan import Scan, scan
 from leakscope.data.sources import open_source
 from leakscope.diffusion.codec import Codec
-from leakscope.diffusion.denoiser import Denoiser
+from leakscope.diffusion.denoiser import Denoiser, Guided
 from leakscope.environment import environment
 from leakscope.errors import GateFailed, InvalidAudit, UserError
 from leakscope.files import checked_folder, write_new
@@ -183,9 +183,10 @@ class Prepared:
         lora = f"the LoRA {visible(plan.lora)} at scale {plan.lora_scale:g}, " if plan.lora else ""
         cut = f", {plan.captions_truncated:,} truncated" if plan.captions_truncated else ""
         captions = f"captions {visible(plan.captions)} ({plan.captions_found:,} found{cut}), " if plan.captions else ""
+        guidance = f"guidance {plan.guidance_scale:g}, " if plan.guidance_scale is not None else ""
         return (
             f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
-            f"{lora}{len(self.attacks)} attacks{masks}, {captions}"
+            f"{lora}{len(self.attacks)} attacks{masks}, {captions}{guidance}"
             f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
             f"{where}"
         )
@@ -199,7 +200,8 @@ def prepare(
     `target`, `cohort` and `reference` are loaded as the config says unless they are given.
     """
     chosen, masks = choose_attacks(config), choose_masks(config)
-    target = target or hub.load(config.model, config.dtype, config.device, lora=config.lora, lora_scale=config.lora_scale)
+    if target is None:
+        target = hub.load(config.model, config.dtype, config.device, config.guidance_scale, config.lora, config.lora_scale)
     reference = reference or load_reference(config, target)
     if reference:
         refuse_strangers(target, reference)
@@ -269,6 +271,7 @@ def prepare(
         captions_truncated=len(truncated) if captions else None,
         lora=target.lora,
         lora_scale=target.lora_scale if target.lora else None,
+        guidance_scale=target.denoiser.scale if isinstance(target.denoiser, Guided) else None,
         reference=config.reference if reference else None,
         reference_fingerprint=reference.fingerprint if reference else None,
     )

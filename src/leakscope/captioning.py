@@ -104,9 +104,8 @@ def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind != "blip":
             raise ValueError(f"its config.json says model_type {kind}")
-        network, info = transformers.BlipForConditionalGeneration.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        blip: Any = transformers.BlipForConditionalGeneration
+        network, info = blip.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         mean, std = _preprocessing(folder)
     except Exception as error:  # json, safetensors, tokenizers and transformers each raise their own; all mean an unusable folder
@@ -200,7 +199,7 @@ def _pixels(model: Captioner, image: UInt8[np.ndarray, "h w c"]) -> Float[Tensor
     side = int(model.network.config.vision_config.image_size)
     colour = fit(image, ImageShape(3, *image.shape[:2]), True, "")
     square = np.asarray(Image.fromarray(colour).resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32) / 255
-    return torch.from_numpy((square - np.float32(model.mean)) / np.float32(model.std)).permute(2, 0, 1).float()
+    return torch.from_numpy((square - np.array(model.mean, np.float32)) / np.array(model.std, np.float32)).permute(2, 0, 1).float()
 
 
 def _generator(seed: int, image_id: str, number: int) -> Generator:

@@ -229,6 +229,7 @@ def audit(
     model: Annotated[str, typer.Argument(help="A diffusers folder or a hub id; safetensors only.", show_default=False)],
     lora: Lora = None,
     lora_scale: Annotated[float | None, Opt(help="The strength of the LoRA (1.0).", show_default=False)] = None,
+    guidance_scale: Annotated[float | None, Opt(help="Attack predictions under guidance (1: none).", show_default=False)] = None,
     reference: Reference = None,
     members: Members = None,
     nonmembers: Nonmembers = None,

@@ -298,6 +298,7 @@ class Plan(Record):
     captions_truncated: int | None = None
     lora: str | None = None
     lora_scale: float | None = None
+    guidance_scale: float | None = None
     reference: str | None = None
     reference_fingerprint: str | None = None
 

@@ -25,7 +25,7 @@ def load_reference(config: AuditConfig, target: Target) -> Target | None:
         return None
     if config.reference == BASE and config.lora is None:
         raise UserError(f"--reference {BASE} is the model without its LoRA, so it needs --lora; otherwise name a model")
-    return hub.load(config.model if config.reference == BASE else config.reference, target.dtype, target.device)
+    return hub.load(config.model if config.reference == BASE else config.reference, target.dtype, target.device, config.guidance_scale)
 
 
 def refuse_strangers(target: Target, reference: Target) -> None:

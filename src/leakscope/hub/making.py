@@ -72,7 +72,7 @@ def _new_tokenizer(captions: Sequence[str], tokens: int) -> Any:
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in json.loads(learner.to_str())["model"]["merges"]]
     vocabulary = {token.translate(spelt): number for token, number in learner.get_vocab().items()}
     vocabulary |= {mark: len(vocabulary) + i for i, mark in enumerate(MARKS)}
-    merges = [tuple(part.translate(spelt) for part in pair) for pair in pairs]
+    merges: Any = [tuple(part.translate(spelt) for part in pair) for pair in pairs]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokens)
 
 

@@ -1,0 +1,40 @@
+"""`leakscope audit --guidance-scale`: attacks see guided predictions, and say so."""
+
+import numpy as np
+import pytest
+import torch
+
+from leakscope.audit_config import AuditConfig
+from leakscope.auditing import audit, prepare
+from leakscope.config import build
+from leakscope.diffusion.denoiser import Guided
+from leakscope.errors import UserError
+from leakscope.hub import load
+from text_fixtures import SIDE, text_folder
+
+SETTINGS = {"attacks": "sima", "timesteps": "100", "calibration": False, "captions": "fixed:red heart", "device": "cpu", "threads": 1}
+
+
+@pytest.fixture
+def sides() -> dict[str, np.ndarray]:
+    images = np.random.default_rng(0).integers(0, 256, (2, 10, SIDE, SIDE, 3), dtype=np.uint8)
+    return {"members": images[0], "nonmembers": images[1]}
+
+
+def test_guidance_is_asked_for_recorded_and_costs_two_forwards(tmp_path, sides):
+    folder = str(text_folder(tmp_path / "model"))
+    plain, guided = (audit(folder, **sides, **SETTINGS, guidance_scale=scale) for scale in (1.0, 3.0))
+    assert (plain.record.plan.guidance_scale, guided.record.plan.guidance_scale) == (None, 3.0)
+    assert (plain.results[0].queries, guided.results[0].queries) == (1, 2)
+    assert not np.allclose(plain.scores[0].statistic, guided.scores[0].statistic)
+    target = load(folder, device="cpu")
+    z = torch.randn(2, 4, SIDE // 2, SIDE // 2)
+    cond, empty = target.text(["red heart"] * 2), target.text([""] * 2)
+    eps = [target.denoiser(z, 100, c) for c in (empty, cond)]
+    torch.testing.assert_close(Guided(target.denoiser, 3.0)(z, 100, cond), eps[0] + 3.0 * (eps[1] - eps[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_of_a_model_without_captions_is_refused(tmp_path, model_folder, sides):
+    given = {"model": str(model_folder()), "members": "digits", "nonmembers": "digits", "guidance_scale": 2.0}
+    with pytest.raises(UserError, match="takes no captions; leave out --guidance-scale"):
+        prepare(build(AuditConfig, given))
