@@ -1,5 +1,7 @@
 """`leakscope audit --guidance-scale`: attacks see guided predictions, and say so."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,13 @@ def test_guidance_is_asked_for_recorded_and_costs_two_forwards(tmp_path, sides):
     cond, empty = target.text(["red heart"] * 2), target.text([""] * 2)
     eps = [target.denoiser(z, 100, c) for c in (empty, cond)]
     torch.testing.assert_close(Guided(target.denoiser, 3.0)(z, 100, cond), eps[0] + 3.0 * (eps[1] - eps[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_text_model_without_transformers_says_what_to_install(tmp_path, monkeypatch):
+    folder = text_folder(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"need transformers for their text encoders: pip install 'leakscope\[text\]'"):
+        load(folder, device="cpu")
 
 
 def test_guidance_of_a_model_without_captions_is_refused(tmp_path, model_folder, sides):

@@ -15,7 +15,7 @@ from leakscope.diffusion.sampling import FlowSampler
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, unknown
 from leakscope.hub.folders import PARTS, diffusers_library, first_lines
-from leakscope.hub.pipelines import pipeline_of, write_index
+from leakscope.hub.pipelines import pipeline_of, quiet, write_index
 
 VOCABULARY = 4096  # tokens of a tokenizer that is built from captions
 MARKS = ("<|startoftext|>", "<|endoftext|>")
@@ -37,6 +37,7 @@ def new_text_to_image(
     `network` and `text_encoder` are the settings of the last two; `tokens` is the longest caption. Raises `UserError` for settings that
     diffusers or transformers refuse.
     """
+    quiet()
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tokenizer = _new_tokenizer(captions, tokens)

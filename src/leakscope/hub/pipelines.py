@@ -193,7 +193,7 @@ def write_index(folder: Path, base: Path) -> None:
 
 def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtype: torch.dtype, device: str) -> Any:
     """The pipeline of a folder around a `network` that is loaded already as its `part`, with its text encoders but no autoencoder."""
-    _quiet()
+    quiet()
     kind = getattr(diffusers_library(), name)
     absent = {key: None for key in NOT_LOADED if key in inspect.signature(kind.__init__).parameters}
     encoders = _encoders(folder, dtype)
@@ -252,9 +252,12 @@ def _encoder(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
     return encoder.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keeps the warnings and bars of transformers off our one line; what it warns of, captions that are too long, is counted here."""
-    import transformers
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("text-to-image models need transformers for their text encoders: pip install 'leakscope[text]'") from None
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
