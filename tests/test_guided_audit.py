@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from text_fixtures import SIDE, text_folder
 
 from leakscope.audit_config import AuditConfig
 from leakscope.auditing import audit, prepare
@@ -12,7 +13,6 @@ from leakscope.config import build
 from leakscope.diffusion.denoiser import Guided
 from leakscope.errors import UserError
 from leakscope.hub import load
-from text_fixtures import SIDE, text_folder
 
 SETTINGS = {"attacks": "sima", "timesteps": "100", "calibration": False, "captions": "fixed:red heart", "device": "cpu", "threads": 1}
 
