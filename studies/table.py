@@ -36,6 +36,8 @@ DEFENCE_HEADER = (
     "| model | worst attack | its AUC | TPR at 1 % FPR | minus undefended | secmi AUC | sima AUC | 1000 KID | Fréchet | Inception |\n"
     "| :-- | :-- | --: | --: | --: | --: | --: | --: | --: | --: |"
 )
+ATTACKED = ("secmi", "sima", "pia", "clid", "black_box")  # the columns of a study of text-to-image models
+TEXT_HEADER = "| model | worst attack | " + " | ".join(ATTACKED) + " |\n| :-- | :-- |" + " --: |" * len(ATTACKED)
 SWAP_HEADER = "| attack | swap audit AUC | teacher 1 on its half | teacher 2 on its half |\n| :-- | --: | --: | --: |"
 
 
@@ -49,6 +51,16 @@ def defence_table(record: Comparison) -> str:
         quality = [quality_cell(entry, *how) for how in (("kid", 1000, 1), ("frechet", 1, 2), ("inception_score", 1, 2))]
         rows.append(f"| {entry.name} | {on} | {' | '.join([*privacy, highest(entry, 'secmi'), highest(entry, 'sima'), *quality])} |")
     return "\n".join([DEFENCE_HEADER, *rows])
+
+
+def text_table(record: Comparison) -> str:
+    """One row per entry: its worst attack, and the AUC of every attack on the artefact where it is highest."""
+    rows = []
+    for entry in record.entries:
+        names = {r.attack.partition("(")[0]: r.attack for r in entry.results}
+        found = [highest(entry, names[name]) for name in ATTACKED]
+        rows.append(f"| {entry.name} | {entry.worst_result.attack.partition('(')[0]} | {' | '.join(found)} |")
+    return "\n".join([TEXT_HEADER, *rows])
 
 
 def highest(entry: Entry, attack: str) -> str:
@@ -132,6 +144,7 @@ if __name__ == "__main__":
     text = Path(sys.argv[1]).read_text(encoding="utf-8")
     if "compare" in Path(sys.argv[1]).name:
         compared = Comparison.model_validate_json(text)
-        print("\n\n".join([defence_table(compared), *([swap_table(compared)] if compared.swap else [])]))
+        told = any(r.attack == "clid" for r in compared.reference.results)  # only text-to-image models are asked that
+        print("\n\n".join([text_table(compared) if told else defence_table(compared), *([swap_table(compared)] if compared.swap else [])]))
     else:
         print(tables(AuditRecord.model_validate_json(text)))

@@ -36,12 +36,12 @@ def pixel_hash(pixels: UInt8[np.ndarray, "h w c"]) -> bytes:
 
 
 def fit(
-    pixels: UInt8[np.ndarray, "h w c"], shape: ImageShape, resize: bool, name: str, place: tuple[float, float] = (0.5, 0.5)
+    pixels: UInt8[np.ndarray, "h w c"], shape: ImageShape, resize: bool, name: str, place: tuple[float, float] | None = None
 ) -> UInt8[np.ndarray, "h2 w2 c2"]:
     """The image in the model's shape; without `resize` it must have that shape already.
 
-    Resizing is antialiased bicubic on the shorter side and a crop, of the centre or where `place` says (down and to the
-    right, as fractions of what is cut off); transparency is laid on white.
+    Resizing is antialiased bicubic on the shorter side and a crop, of the centre or where `place` says (how far down and to the
+    right, in [0, 1) of the possible positions); transparency is laid on white.
     """
     got = shape_of(pixels)
     if got == shape:
@@ -56,7 +56,8 @@ def fit(
     image = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[shape.channels])
     scale = max(shape.width / image.width, shape.height / image.height)
     width, height = max(shape.width, round(image.width * scale)), max(shape.height, round(image.height * scale))
-    top, left = int((height - shape.height) * place[0]), int((width - shape.width) * place[1])
+    spare = (height - shape.height, width - shape.width)
+    top, left = (int((n + 1) * at) for n, at in zip(spare, place, strict=True)) if place else (n // 2 for n in spare)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     array = np.asarray(image.crop((left, top, left + shape.width, top + shape.height)))
     return array[..., None] if array.ndim == 2 else array

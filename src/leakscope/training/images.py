@@ -52,7 +52,7 @@ def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> 
             except UnreadableImage as error:
                 raise UserError(str(error).replace(SKIP_HINT, "")) from None
             for crop in range(crops):
-                place = crop_place(config.seed, image_id, crop) if config.random_crops else (0.5, 0.5)
+                place = crop_place(config.seed, image_id, crop) if config.random_crops else None
                 images[row * crops + crop] = fit(pixels, shape, config.resize is not None, f"{source.name}: {image_id}", place)
             advance(1)
     found = source.labels() if config.model.get("num_class_embeds") else None
@@ -80,7 +80,7 @@ def captions_of(source: ImageSource, config: TrainConfig) -> dict[str, Texts]:
 
 
 def crop_place(seed: int, image_id: str, number: int) -> tuple[float, float]:
-    """Where a random crop lies, from (0, 0) for the top left to (1, 1) for the bottom right."""
+    """Where a random crop lies, from (0, 0) for the top left to nearly (1, 1) for the bottom right."""
     top, left = np.random.default_rng((seed, number, *image_id.encode())).random(2)
     return float(top), float(left)
 
