@@ -161,7 +161,25 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
             f" Because the sets are small, numbers are medians over {record.split.repeats} random divisions; an image that is "
             "tested in one helps to choose in another, which flatters the attack a little."
         )
-    return f"{text} The attacker must be able to {ACCESS[lead.access]} ({lead.access} access)." if lead.access in ACCESS else text
+    if lead.access in ACCESS:
+        text += f" The attacker must be able to {ACCESS[lead.access]} ({lead.access} access)."
+    return text + _told(record.plan.captions)
+
+
+def _told(captions: str | None) -> str:
+    """What a text-to-image model was told of each image, which decides what an attack can find."""
+    match captions:
+        case None:
+            return ""
+        case "own":
+            return " The model was told each image's own caption, so the attacker must know it."
+        case "empty":
+            return " The model was told no captions; an attacker who knows them may find more."
+        case "swapped":
+            return " The model was told another image's caption with each image: a check of what captions give away, not of the risk."
+    if captions.startswith("fixed:"):
+        return " The model was told the same caption with every image; an attacker who knows their own may find more."
+    return f" The model was told the captions in {visible(captions)}, so the attacker must know them."
 
 
 def _blind(blind: Estimate) -> str:
