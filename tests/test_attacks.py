@@ -150,6 +150,17 @@ def test_clid_without_captions_says_what_it_needs(setting: Setting) -> None:
         CLiD().statistics(setting.denoiser, setting.x0, setting.noise)
 
 
+def test_captions_are_compared_by_their_pooled_embedding_or_by_the_mean_of_their_words() -> None:
+    tokens, mask = torch.randn(2, 5, 3), torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
+    vectors = lambda **tensors: Prompts(("a", "b"), {"encoder_hidden_states": tokens, **tensors}, lambda texts: None).vectors  # type: ignore
+    torch.testing.assert_close(vectors(), tokens.mean(dim=1).double())
+    words = torch.stack([tokens[0, :2].mean(dim=0), tokens[1].mean(dim=0)]).double()
+    torch.testing.assert_close(vectors(encoder_attention_mask=mask), words)
+    torch.testing.assert_close(vectors(text_embeds=torch.ones(2, 4)), torch.ones(2, 4).double())
+    moved = Prompts(("a", "b"), {"encoder_hidden_states": tokens[:, [1, 2, 3, 4, 0]]}, lambda texts: None)  # type: ignore
+    torch.testing.assert_close(moved.vectors, vectors(), msg="the place of a word is not its meaning")
+
+
 @pytest.mark.parametrize(
     ("text", "percent", "expected"),
     [
@@ -176,7 +187,7 @@ def test_a_reduced_caption_keeps_its_most_important_words_in_order(text: str, pe
         for row, caption in enumerate(texts):
             for word in set(caption.split()):
                 vectors[row, list(weights).index(word) + 1] = weights[word]
-        return Prompts(tuple(texts), {"embeds": vectors}, encode)
+        return Prompts(tuple(texts), {"embeds": vectors[:, None]}, encode)
 
     assert shortened(text, by_importance(encode([text]), text), percent) == expected
 

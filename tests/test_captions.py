@@ -486,3 +486,9 @@ def test_who_memorised_pairs_is_caught_with_their_captions():
 def test_who_memorised_pairs_says_nothing_of_an_image_with_another_ones_caption():
     band = 3.3 * float(np.sqrt((2 * SIDE + 1) / (12 * SIDE * SIDE)))
     assert {attack: auc for attack, auc in memorised(True, "swapped").items() if abs(auc - 0.5) > band} == {}
+
+
+def test_a_blank_text_in_a_captions_file_is_no_caption(tmp_path):
+    file = tmp_path / "texts.csv"
+    file.write_text("id,text\na.png,\nb.png,  \nc.png,a cat\n")
+    assert read_captions(file) == {"a.png": (), "b.png": (), "c.png": ("a cat",)}

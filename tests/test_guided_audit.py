@@ -47,3 +47,19 @@ def test_guidance_of_a_model_without_captions_is_refused(tmp_path, model_folder,
     given = {"model": str(model_folder()), "members": "digits", "nonmembers": "digits", "guidance_scale": 2.0}
     with pytest.raises(UserError, match="takes no captions; leave out --guidance-scale"):
         prepare(build(AuditConfig, given))
+
+
+def test_a_model_that_is_loaded_already_has_its_guidance(tmp_path, sides):
+    target = load(text_folder(tmp_path / "model"), device="cpu", guidance_scale=3.0)
+    assert audit(target, **sides, **SETTINGS).record.plan.guidance_scale == 3.0
+    with pytest.raises(UserError, match=r"give leakscope.load\(MODEL, guidance_scale=...\), and none here"):
+        audit(target, **sides, **SETTINGS, guidance_scale=2.0)
+    plain = load(text_folder(tmp_path / "model"), device="cpu")
+    with pytest.raises(UserError, match="the reference must be guided as the model is; their guidance scales are 1 and 3"):
+        audit(target, **sides, **SETTINGS, reference=plain)
+
+
+def test_flux_refuses_images_that_it_cannot_pack(tmp_path):
+    target = load(text_folder(tmp_path / "model", "flux"), device="cpu")
+    with pytest.raises(UserError, match="Flux takes images whose sides are multiples of 4; got 10 x 16: resize them"):
+        target.denoiser(torch.randn(1, 4, 5, 8), 100, target.text(["cloud"]))

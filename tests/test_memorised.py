@@ -443,3 +443,11 @@ def test_mistakes_on_the_command_line_are_one_line(
     capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], message: str
 ) -> None:
     assert message in refused(capsys, "prompts", folder, *arguments)
+
+
+def test_a_prompt_may_hold_what_unicode_calls_the_end_of_a_line(tmp_path):
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("a cat\u2028 in the sun\na dog\n", encoding="utf-8")
+    rows = tmp_path / "prompts.jsonl"
+    rows.write_text('{"text": "a cat\u2028 in the sun"}\n{"text": "a dog"}\n', encoding="utf-8")
+    assert read_prompts(lines) == read_prompts(rows) == ["a cat\u2028 in the sun", "a dog"]

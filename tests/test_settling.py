@@ -148,3 +148,25 @@ def test_components_without_a_calibrate_half_are_refused():
     scores, member = planted()
     with pytest.raises(UserError, match="clid settles its score on the calibrate half; leave out --no-calibration, or this attack"):
         evaluate_scores(scores, member, halves(scores.ids, member, 0.2, 0, calibration=False))
+
+
+def test_a_classifier_scores_no_image_that_it_was_trained_on():
+    """On noise, its AUC on the calibrate half is one half too, so that it is not chosen for having been trained there."""
+    found = []
+    for seed in range(20):
+        scores, member = planted(n=50, shifts=(0.0,) * 20, seed=seed, rule="logistic")
+        calibrate = np.arange(100) < 40
+        membership = settled(scores, member, calibrate).membership[:, 0]
+        found.append(roc_auc_score(member[calibrate], membership[calibrate]))
+        with_other_labels = settled(scores, np.where(calibrate, member, ~member), calibrate).membership[:, 0]
+        np.testing.assert_array_equal(membership, with_other_labels)
+    assert abs(np.mean(found) - 0.5) < 0.1
+    scores, member = planted(n=200, shifts=(2.0, 0.0), rule="logistic")
+    membership = settled(scores, member, np.arange(400) < 100).membership[:, 0]
+    assert roc_auc_score(member, membership) > 0.85
+
+
+def test_a_classifier_needs_two_calibration_images_of_each_side():
+    scores, member = planted(n=10, shifts=(1.0, 0.0), rule="logistic")
+    with pytest.raises(UserError, match="needs two calibration images of each side; raise --calibrate-fraction"):
+        settled(scores, member, np.arange(20) < 3)

@@ -114,6 +114,8 @@ def audit(
     config = build(AuditConfig, {**names, "model": _name(target), "reference": named, "attacks": attacks, "output": output, **settings})
     if config.lora is not None and not isinstance(target, str | Path):
         raise UserError("a LoRA is applied when a model is loaded: give leakscope.load(MODEL, lora=...) as the target, and no lora here")
+    if config.guidance_scale != 1.0 and not isinstance(target, str | Path):
+        raise UserError("guidance is put around a model when it is loaded: give leakscope.load(MODEL, guidance_scale=...), and none here")
     one, other = (_in_memory(model, config) for model in (target, reference))
     cohort = None if config.data else two_sources(open_source(members), open_source(nonmembers), config.limit, config.seed)
     with TemporaryDirectory() as scratch:

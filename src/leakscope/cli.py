@@ -107,7 +107,7 @@ def train(
     ema_decay: Annotated[float | None, Opt(help="Save an exponential moving average of the weights.", show_default=False)] = None,
     flip: Annotated[bool | None, Opt("--flip/--no-flip", help="Random horizontal flips.", show_default=False)] = None,
     resize: Annotated[int | None, Opt(help="Resize (antialiased) and centre-crop images to this side.", show_default=False)] = None,
-    mixed_precision: Annotated[str | None, Opt(help="no, fp16 or bf16.", show_default=False)] = None,
+    mixed_precision: Annotated[str | None, Opt(help="no, fp16, bf16, or auto: bf16 where the device has it.", show_default=False)] = None,
     checkpoint_every: Annotated[int | None, Opt(help="Steps between checkpoints.", show_default=False)] = None,
     seed: Annotated[int | None, Opt(show_default=False)] = None,
     validation: Annotated[
@@ -184,7 +184,7 @@ def defend(
     ema_decay: Annotated[float | None, Opt(help="Save exponential moving averages of the weights.", show_default=False)] = None,
     flip: Annotated[bool | None, Opt("--flip/--no-flip", help="Random horizontal flips.", show_default=False)] = None,
     resize: Annotated[int | None, Opt(help="Resize (antialiased) and centre-crop images to this side.", show_default=False)] = None,
-    mixed_precision: Annotated[str | None, Opt(help="no, fp16 or bf16.", show_default=False)] = None,
+    mixed_precision: Annotated[str | None, Opt(help="no, fp16, bf16, or auto: bf16 where the device has it.", show_default=False)] = None,
     checkpoint_every: Annotated[int | None, Opt(help="Steps between checkpoints.", show_default=False)] = None,
     seed: Annotated[int | None, Opt(show_default=False)] = None,
     threads: Annotated[int | None, Opt(help="CPU threads of each training process.", show_default=False)] = None,

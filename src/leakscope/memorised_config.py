@@ -1,6 +1,7 @@
 """The settings of `leakscope prompts`, and the lists of prompts they name. No torch."""
 
 import csv
+import io
 import json
 import shlex
 from collections.abc import Callable, Sequence
@@ -106,7 +107,7 @@ def read_prompts(path: Path) -> list[str]:
         raise UserError(f"FILE must be a text file with a prompt on each line, .csv or .jsonl; found nothing at {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
-    prompts = readers.get(path.suffix.lower(), lambda text, _: text.splitlines())(content, path)
+    prompts = readers.get(path.suffix.lower(), lambda text, _: text.rstrip("\n").split("\n"))(content, path)
     for number, prompt in enumerate(prompts, 1):
         if not isinstance(prompt, str) or not prompt.strip():
             raise UserError(f"{path} must hold a prompt on every line; that of line {number} is empty: leave the line out")
@@ -115,7 +116,7 @@ def read_prompts(path: Path) -> list[str]:
 
 def _csv(content: str, path: Path) -> list[Any]:
     try:
-        rows = list(csv.DictReader(content.splitlines(keepends=True)))
+        rows = list(csv.DictReader(io.StringIO(content, newline="")))
     except csv.Error as error:
         raise UserError(f"{path} cannot be read ({error})") from None
     _check_column(list(rows[0]) if rows else [], bool(rows), path)
@@ -124,7 +125,7 @@ def _csv(content: str, path: Path) -> list[Any]:
 
 def _jsonl(content: str, path: Path) -> list[Any]:
     rows = []
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.rstrip("\n").split("\n"), 1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:

@@ -12,6 +12,7 @@ import numpy as np
 
 from leakscope import hub
 from leakscope.audit_config import AuditConfig
+from leakscope.diffusion.denoiser import Guided
 from leakscope.errors import UserError
 from leakscope.hub import Target
 
@@ -35,6 +36,9 @@ def refuse_strangers(target: Target, reference: Target) -> None:
         raise UserError(f"the reference must take the same images as the model; they take {shapes[1]} and {shapes[0]}")
     if not hub.same_codec(target.codec, reference.codec):
         raise UserError("the reference must have the model's autoencoder, or neither any; theirs differ: latents cannot be compared")
+    scales = [model.denoiser.scale if isinstance(model.denoiser, Guided) else 1.0 for model in (target, reference)]
+    if scales[0] != scales[1]:
+        raise UserError(f"the reference must be guided as the model is; their guidance scales are {scales[1]:g} and {scales[0]:g}")
     one, other = target.denoiser.schedule, reference.denoiser.schedule
     alike = len(one) == len(other) and one.is_flow == other.is_flow
     if not alike or not np.allclose(one.alphas_cumprod, other.alphas_cumprod, rtol=0, atol=ROUNDING):

@@ -311,7 +311,7 @@ def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share
         with reading:  # image files and tables are read by one thread at a time
             return loaded(chunk)
 
-    with torch.inference_mode():
+    with torch.inference_mode(), _clear_message(job):
         attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in todo})}
     with pool(share.threads) as executor:
         running = [
@@ -358,7 +358,7 @@ def _score_chunk(
     labels = job.labels(attack)
     statistic = np.empty((len(labels), len(rows), len(attack.columns)))
     with torch.inference_mode():
-        for batch in _batches(len(rows), max(1, job.plan.batch_size // attack.width)):
+        for batch in _batches(len(rows), max(1, job.plan.batch_size // (attack.width * job.target.denoiser.forwards))):
             whole = slice(rows.start + batch.start, rows.start + batch.stop)
             ids, x0 = job.cohort.ids[whole], job.inputs.tensor(images[batch])
             masks = [None, *(job.inputs.keep(influence[batch], ids) if influence is not None and attack.takes_masks else ())]
@@ -429,7 +429,7 @@ def _batches(n: int, size: int) -> Iterator[slice]:
 
 def _speed(job: Job, threads: int) -> float:
     """Queries per second: one forward of every model in each of `threads` threads, timed after a warm-up."""
-    rows = range(min(job.plan.batch_size, len(job.cohort)))
+    rows = range(min(max(1, job.plan.batch_size // job.target.denoiser.forwards), len(job.cohort)))
     x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows)))
     models = [(inputs.target.denoiser, inputs.conditions(slice(0, len(rows)))) for inputs in job.models]
 
@@ -437,11 +437,11 @@ def _speed(job: Job, threads: int) -> float:
         with torch.inference_mode():
             return sum(denoiser(x0, 0, cond).sum().item() for denoiser, cond in models)
 
-    with one_thread_each(), pool(threads) as executor:
+    with one_thread_each(), pool(threads) as executor, _clear_message(job):
         forward(0)
         started = time.monotonic()
         list(executor.map(forward, range(threads)))
-    return threads * len(rows) * len(models) / max(time.monotonic() - started, 1e-9)
+    return threads * len(rows) * sum(denoiser.forwards for denoiser, _ in models) / max(time.monotonic() - started, 1e-9)
 
 
 def _measuring_seconds(job: Job) -> float:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from leakscope.diffusion.denoiser import NetworkDenoiser
+from leakscope.diffusion.denoiser import NetworkDenoiser, unguided
 from leakscope.hub import Target
 
 
@@ -19,7 +19,7 @@ def side_by_side(target: Target) -> int:
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    networks = all(isinstance(exposed, NetworkDenoiser) for exposed in target.denoiser.exposed)
+    networks = all(isinstance(unguided(exposed), NetworkDenoiser) for exposed in target.denoiser.exposed)
     return max(1, cores // local) if target.device == "cpu" and networks else 1
 
 

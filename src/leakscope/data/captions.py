@@ -9,7 +9,7 @@ from typing import Any
 
 from leakscope.data.cohort import Cohort
 from leakscope.data.draw import keyed_order
-from leakscope.data.sources import Texts, read_lines, texts_of
+from leakscope.data.sources import Texts, not_blank, read_lines, texts_of
 from leakscope.errors import UserError
 
 FIXED = "fixed:"
@@ -46,14 +46,14 @@ def read_captions(path: Path) -> dict[str, Texts]:
     """The texts of every image in a file, by its id: one or several, the image's own caption first.
 
     A .json holds {id: text or [texts]}, a .jsonl a line {"file_name" (or "id"): id, "text": text or [texts]}, a .csv the columns
-    id and text; several lines of one id are several texts. Raises `UserError` for anything else.
+    id and text; several lines of one id are several texts. Blank texts are none. Raises `UserError` for anything else.
     """
     if path.suffix not in KINDS:
         raise UserError(f"captions must be in a {', '.join(KINDS[:-1])} or {KINDS[-1]} file; got {path}: convert it")
     found: dict[str, Texts] = {}
     try:
         for image_id, texts in _rows(path):
-            found[image_id] = texts_of([*found.get(image_id, ()), *texts_of(texts)])
+            found[image_id] = not_blank([*found.get(image_id, ()), *texts_of(texts)])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         form = {
             ".json": "an object {id: text or [texts]}",

@@ -186,7 +186,7 @@ def _folder_captions(path: Path, ids: tuple[str, ...]) -> tuple[Texts, ...] | No
                 name, text = str(row["file_name"]), row.get("text")
                 if not (text is None or isinstance(text, str)):
                     raise ValueError(f"got the text {json.dumps(text)}")
-                found[name] = _told((*found.get(name, ()), *texts_of(text), *texts_of(row.get("captions"))))
+                found[name] = not_blank((*found.get(name, ()), *texts_of(text), *texts_of(row.get("captions"))))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{metadata} must hold a JSON object with file_name per line, text as a string and captions as a list of them ({error})"
@@ -209,7 +209,7 @@ def texts_of(value: Any) -> Texts:
     return tuple(dict.fromkeys(texts))
 
 
-def _told(texts: Any) -> Texts:
+def not_blank(texts: Any) -> Texts:
     """The texts of an image that say something: a blank one is what many tables hold where there is no caption."""
     return tuple(text for text in texts_of(texts) if text.strip())
 
@@ -313,7 +313,7 @@ def _parquet(path: Path, key: str | None) -> ImageSource:
 
     def captions() -> tuple[Texts, ...] | None:
         told = next((c for c in CAPTION_COLUMNS if c in names and _holds_text(file.schema_arrow.field(c).type)), None)
-        return tuple(map(_told, file.read(columns=[told]).column(0).to_pylist())) if told else None
+        return tuple(map(not_blank, file.read(columns=[told]).column(0).to_pylist())) if told else None
 
     return ImageSource(str(path), tuple(map(str, range(starts[-1]))), read, labels, captions)
 
@@ -358,5 +358,5 @@ def _hugging_face(locator: str) -> ImageSource:
     classes = next((c for c, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)), None)
     labels = lambda: Labels(tuple(table[classes])) if classes else None
     told = next((c for c in CAPTION_COLUMNS if c in table.features and _holds_text(table.data.schema.field(c).type)), None)
-    captions = lambda: tuple(map(_told, table[told])) if told else None
+    captions = lambda: tuple(map(not_blank, table[told])) if told else None
     return ImageSource(locator, tuple(map(str, range(len(table)))), read, labels, captions)

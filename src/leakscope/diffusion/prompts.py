@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+POOLED = ("text_embeds", "pooled_projections")  # of a whole caption, as pipelines name them
+MASK = "encoder_attention_mask"  # which tokens are words
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -31,8 +34,17 @@ class Prompts:
 
     @property
     def vectors(self) -> Float64[Tensor, "b d"]:
-        """The text embeddings as one vector a caption, for similarities between captions."""
-        return next(iter(self.tensors.values())).flatten(start_dim=1).cpu().double()
+        """One vector a caption, for similarities between captions: the pooled embedding where there is one, else the mean token.
+
+        Not the tokens in a row: without one word all later ones would be compared with others.
+        """
+        pooled = next((self.tensors[name] for name in POOLED if name in self.tensors), None)
+        if pooled is not None:
+            return pooled.cpu().double()
+        tokens = next(iter(self.tensors.values())).cpu().double()
+        mask = self.tensors.get(MASK)
+        weights = torch.ones(tokens.shape[:2], dtype=torch.float64) if mask is None else mask.cpu().double()
+        return (tokens * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 @runtime_checkable

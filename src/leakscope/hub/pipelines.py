@@ -65,7 +65,7 @@ def _ask_sdxl(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: 
 
 
 def _embed_pixart(pipeline: Any, text: str) -> Embedding:
-    embedding, mask, _, _ = pipeline.encode_prompt(text, do_classifier_free_guidance=False, device=pipeline.device)
+    embedding, mask, _, _ = pipeline.encode_prompt(text, do_classifier_free_guidance=False, device=pipeline.device, clean_caption=True)
     return {"encoder_hidden_states": embedding, "encoder_attention_mask": mask}
 
 
@@ -95,6 +95,8 @@ def _embed_flux(pipeline: Any, text: str) -> Embedding:
 def _ask_flux(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     pipeline = diffusers_library().FluxPipeline
     b, c, h, w = x_t.shape
+    if h % 2 or w % 2:
+        raise UserError(f"Flux takes images whose sides are multiples of {2 * pixels}; got {h * pixels} x {w * pixels}: resize them")
     positions = pipeline._prepare_latent_image_ids(b, h // 2, w // 2, x_t.device, x_t.dtype)
     words = torch.zeros(conditions["encoder_hidden_states"].shape[1], 3, dtype=x_t.dtype, device=x_t.device)
     guidance = torch.ones(b, dtype=torch.float32, device=x_t.device) if network.config.guidance_embeds else None

@@ -15,16 +15,15 @@ from jaxtyping import Float, Float32, Int, UInt8
 from torch import Generator, Tensor
 
 from leakscope import hub
-from leakscope.data.pixels import ImageShape, to_model
+from leakscope.data.pixels import ImageShape, shape_of, to_model
 from leakscope.diffusion.codec import Autoencoder
 from leakscope.errors import UserError
+from leakscope.inputs import auto_batch_size
 from leakscope.progress import progress
 from leakscope.training.distillation import DistillationLoss, Lesson, alternating, half_of, teacher_networks
 from leakscope.training.images import TrainingData
 from leakscope.training.settings import TrainConfig
 from leakscope.training.task import Task
-
-ENCODED_AT_ONCE = 64  # images
 
 
 class DenoisingLoss(torch.nn.Module):
@@ -99,8 +98,9 @@ def encode_all(codec: Autoencoder, images: UInt8[np.ndarray, "n h w c"]) -> Floa
     """The latents of all images, a batch at a time."""
     parts = []
     with torch.inference_mode(), progress("encoding images", len(images), "images") as advance:
-        for start in range(0, len(images), ENCODED_AT_ONCE):
-            batch = torch.from_numpy(to_model(images[start : start + ENCODED_AT_ONCE]))
+        size = auto_batch_size(shape_of(images[0]), codec.scale.device.type)
+        for start in range(0, len(images), size):
+            batch = torch.from_numpy(to_model(images[start : start + size]))
             parts.append(codec.encode(batch.to(codec.scale)).float().cpu().numpy())
             advance(len(batch))
     return np.concatenate(parts)

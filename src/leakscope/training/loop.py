@@ -40,7 +40,9 @@ def accelerator_of(config: TrainConfig) -> Any:
 
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", 1)))
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // processes))
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
+    able = config.device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    precision = ("bf16" if able else "no") if config.mixed_precision == "auto" else config.mixed_precision
+    accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
     if config.batch_size % accelerator.num_processes:
         raise UserError(f"batch_size must be a multiple of the {accelerator.num_processes} processes; got {config.batch_size}")
     return accelerator

@@ -69,6 +69,7 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
             task = denoiser_task(config, network, data, codec, lesson, accelerator.device)
         else:
             task = autoencoder_task(config, network, data)
+        base = codec = None  # frees the text encoders, which are not asked again
         loop = _loop(config, accelerator, task, len(data.members), privacy)
     if accelerator.is_main_process:
         split = {"members": data.members, "nonmembers": data.nonmembers} | ({"validation": data.validation} if data.validation else {})

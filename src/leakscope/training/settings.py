@@ -52,7 +52,7 @@ class TrainConfig(Config):
     dp_delta: float | None = Field(None, gt=0, lt=1)
     dp_noise_multiplier: float | None = Field(None, gt=0)
     dp_max_grad_norm: float | None = Field(None, gt=0)
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Literal["no", "fp16", "bf16", "auto"] = "no"
     checkpoint_every: int = Field(500, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
     threads: int | None = Field(None, ge=1)
@@ -137,6 +137,7 @@ def train_settings(preset: str | None, file: Path | None, flags: dict[str, Any])
         raise unknown("preset", preset, presets)
     if preset in ("latent", "text") and not flags.get("autoencoder") and not (file and read_yaml(file).get("autoencoder")):
         raise UserError(f"the preset {preset} trains on the latents of an autoencoder: give --autoencoder FOLDER")
-    adapts = bool(flags.get("base")) and preset is None
-    base = read_yaml(presets[preset]) if preset else {} if file or adapts else read_yaml(presets["small"])
+    if preset is None and file is None:
+        preset = ("lora" if flags.get("lora_rank") else "fine-tune") if flags.get("base") else "small"
+    base = read_yaml(presets[preset]) if preset else {}
     return base, read_yaml(file) if file else {}, flags

@@ -180,9 +180,9 @@ def embed_all(target: Target, captions: tuple[Texts, ...]) -> tuple[Int[np.ndarr
     rows = []
     with progress("embedding captions", len(distinct) + 1, "captions") as advance:
         for caption in [*distinct, ""]:
-            rows.append(text([caption]).tensors)
+            rows.append({name: value.cpu() for name, value in text([caption]).tensors.items()})
             advance(1)
-    embeddings = {name: torch.cat([row[name] for row in rows]).cpu() for name in rows[0]}
+    embeddings = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     place = {caption: i for i, caption in enumerate([*distinct, ""])}
     most = max(len(texts) for texts in captions)
     index = np.array([[place[texts[min(k, len(texts) - 1)]] for k in range(most)] for texts in captions], dtype=np.int64)
