@@ -682,8 +682,6 @@ def test_a_tiny_model_learns_its_images_so_well_that_the_loss_attack_tells_them_
 
 
 def test_fine_tuning_has_the_settings_of_the_papers_unless_told_otherwise(tmp_path):
-    from leakscope.training.settings import train_config
-
-    whole, adapters = (train_config(data="d", output=tmp_path, base="m", **given) for given in ({}, {"lora_rank": 8}))
+    whole, adapters = (leakscope.train_config(data="d", output=tmp_path, base="m", **given) for given in ({}, {"lora_rank": 8}))
     assert (whole.learning_rate, whole.batch_size, whole.steps, whole.mixed_precision) == (1e-5, 16, 20000, "auto")
     assert (adapters.learning_rate, adapters.lora_rank) == (1e-4, 8)
