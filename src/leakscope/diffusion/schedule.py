@@ -25,7 +25,7 @@ from leakscope.errors import UserError
 class Schedule:
     """The discrete noise schedule of a model: `alphas_cumprod[t]` in [0, 1], not increasing, for t in [0, T).
 
-    `signal` and `noise` are a_t and s_t. `times` is how the network is told the time: t itself, or T sigma_t for a model
+    `signal` and `noise` are a_t and s_t. `times` is how the network is told the time: t itself, or `unit` sigma_t for a model
     of flow matching, whose `alphas_cumprod` is the diffusion's that has the same signal-to-noise ratio.
     """
 
@@ -46,13 +46,16 @@ class Schedule:
             object.__setattr__(self, name, table)
 
     @classmethod
-    def flow(cls, sigmas: "Sequence[float] | np.ndarray | Tensor") -> "Schedule":
-        """The schedule of a model of flow matching from its sigmas, increasing in [0, 1]; raises `UserError` for others."""
+    def flow(cls, sigmas: "Sequence[float] | np.ndarray | Tensor", unit: float | int = 1000) -> "Schedule":
+        """The schedule of a model of flow matching from its sigmas, increasing in [0, 1]; raises `UserError` for others.
+
+        `unit` is what the network is told for sigma = 1: its scheduler's num_train_timesteps.
+        """
         s = np.array(sigmas.cpu() if isinstance(sigmas, Tensor) else sigmas, dtype=np.float64)
         if s.ndim != 1 or len(s) == 0 or not ((s >= 0) & (s <= 1)).all() or (np.diff(s) <= 0).any():
             raise UserError(f"the sigmas of flow matching must be an increasing table of numbers in [0, 1]; got shape {s.shape}")
         made = cls([1.0])
-        made._settle((1 - s) ** 2 / ((1 - s) ** 2 + s**2), 1 - s, s, len(s) * s)
+        made._settle((1 - s) ** 2 / ((1 - s) ** 2 + s**2), 1 - s, s, unit * s)
         return made
 
     @property

@@ -181,7 +181,7 @@ def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
     except (ValueError, NotImplementedError, TypeError, AttributeError, ImportError) as error:
         raise UserError(f"{path} cannot be used: {first_lines(error)}") from None
     if name == FLOW_SCHEDULER:
-        return Schedule.flow(made.sigmas.flip(0)), "flow"
+        return Schedule.flow(made.sigmas.flip(0), made.config.num_train_timesteps), "flow"
     table = getattr(made, "alphas_cumprod", None)
     if table is None:
         raise UserError(f"the scheduler must have a discrete table of alphas_cumprod, as DDPMScheduler does; {folder} uses {name}")
