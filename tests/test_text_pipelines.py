@@ -632,6 +632,6 @@ def test_a_flow_model_is_told_the_time_in_the_steps_of_its_own_scheduler(tmp_pat
     folder = text_folder(tmp_path / "model", "sd3")
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_train_timesteps": 100}))
-    schedule = load(folder, device="cpu").denoiser.schedule
+    schedule = hub.load(folder, device="cpu").denoiser.schedule
     expected = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler").timesteps
     np.testing.assert_allclose(schedule.times, expected.flip(0).numpy(), rtol=1e-6)
