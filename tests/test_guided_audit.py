@@ -1,5 +1,6 @@
 """`leakscope audit --guidance-scale`: attacks see guided predictions, and say so."""
 
+import shutil
 import sys
 
 import numpy as np
@@ -63,3 +64,11 @@ def test_flux_refuses_images_that_it_cannot_pack(tmp_path):
     target = load(text_folder(tmp_path / "model", "flux"), device="cpu")
     with pytest.raises(UserError, match="Flux takes images whose sides are multiples of 4; got 10 x 16: resize them"):
         target.denoiser(torch.randn(1, 4, 5, 8), 100, target.text(["cloud"]))
+
+
+@pytest.mark.parametrize("kind", ["sd", "flux"])
+def test_a_pipeline_without_its_autoencoder_is_no_model_of_pixels(tmp_path, kind):
+    folder = text_folder(tmp_path / "model", kind)
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(UserError, match="must hold vae/, on whose latents a .*Pipeline works; it is missing"):
+        load(folder, device="cpu")

@@ -114,6 +114,8 @@ def load(
     adapter = None if lora is None else adapter_file(lora)
     device = str(checked_device(device))
     codec: Codec = PIXELS
+    if name and not autoencoder_folder(folder):
+        raise UserError(f"{folder} must hold vae/, on whose latents a {name} works; it is missing")
     if autoencoder_folder(folder):
         factor = STABLE_DIFFUSION_FACTOR if name == "StableDiffusionPipeline" else None
         codec = load_codec(folder, "float64" if dtype == "float64" else "float32", device, factor)
