@@ -70,5 +70,5 @@ def test_flux_refuses_images_that_it_cannot_pack(tmp_path):
 def test_a_pipeline_without_its_autoencoder_is_no_model_of_pixels(tmp_path, kind):
     folder = text_folder(tmp_path / "model", kind)
     shutil.rmtree(folder / "vae")
-    with pytest.raises(UserError, match="must hold vae/, on whose latents a .*Pipeline works; it is missing"):
+    with pytest.raises(UserError, match=r"must hold vae/, on whose latents a .*Pipeline works; it is missing"):
         load(folder, device="cpu")
