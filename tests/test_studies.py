@@ -125,6 +125,13 @@ def test_the_tables_of_a_latent_study_are_its_record_and_its_settings_those_of_i
     assert 0.65 <= sima <= 0.95, "trained until it leaks, not until it is saturated"
 
 
+@pytest.mark.parametrize("name", ["compare", "captions-compare"])
+def test_the_tables_of_the_study_of_text_models_are_its_records(name):
+    record = Comparison.model_validate_json((STUDIES / "text" / f"{name}.json").read_text())
+    assert script("table").text_table(record) in (STUDIES / "README.md").read_text()
+    assert max(r.auc.value for r in record.reference.results) >= 0.85, "the study asks for a model that leaks"
+
+
 @pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
 def test_the_tables_of_the_study_of_defences_are_its_records(name):
     text = (STUDIES / "README.md").read_text()

@@ -21,9 +21,8 @@ audit() {
   leakscope audit "work/$1" -C $S/audit.yaml --threads 1 --data work/emoji --split work/emoji-split.json --resize --captions "$3" -o "work/run-$2-$3"
 }
 for captions in own empty swapped; do audit e-all e-all $captions; done
-for captions in own empty; do audit e-md/student e-distill $captions; done
+audit e-md/student e-distill own
 audit e-md/dual e-dual own
 audit e-all-div e-all-div own
 audit e-md-div/student e-distill-div own
-audit e-md-div/dual e-dual-div own
 python $S/figure.py work/run-e-all-own work/run-e-all-empty work/run-e-all-swapped $S/captions.png
