@@ -479,3 +479,19 @@ def test_an_output_folder_that_cannot_be_written_is_refused(runs, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         save(compare(names(runs / "undefended", runs / "defended")), tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(("what", "values"), [("captions", ("own", "empty")), ("guidance_scale", (None, 7.5))])
+def test_runs_that_told_their_models_different_things_are_compared_with_a_warning(tmp_path, what, values):
+    runs = []
+    for name, value in zip(("one", "other"), values, strict=True):
+        runs.append(make_run(tmp_path / name, {"sima": gaussian(1.0)}))
+        path = runs[-1] / "audit.json"
+        content = json.loads(path.read_text())
+        content["plan"][what] = value
+        path.write_text(json.dumps(content))
+    warned = compare(names(*runs)).warnings
+    name = what.replace("_", " ")
+    own, other = (value or "none" for value in values)
+    said = f"{runs[1]} was audited with {name} {other} and {runs[0]} with {own}, so the difference is not of the models alone"
+    assert any(said in warning for warning in warned), warned

@@ -30,6 +30,7 @@ from leakscope.comparison_record import (
 from leakscope.errors import UserError, unknown
 from leakscope.files import checked_folder, write_text
 from leakscope.record import RateAtFPR, Result
+from leakscope.report.wording import visible
 from leakscope.runs import EntryRuns, Run, pair, quality_of, read_entries
 from leakscope.swap_audit import NO_HALVES, swap_or_reason, with_halves
 
@@ -268,13 +269,26 @@ def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> lis
                 + " and ".join(f"the numbers of {name} rest on {m} and {n}" for name, m, n in fewer)
             )
         for run in entry.runs:
-            if run.record.plan.data_fingerprint != reference.record.plan.data_fingerprint:
+            told = _told_differently(run, reference)
+            if told:
+                found.append(f"{entry.name}: {told}, so the difference is not of the models alone")
+            elif run.record.plan.data_fingerprint != reference.record.plan.data_fingerprint:
                 shared = len(pair(run, reference).member)
                 found.append(
                     f"{entry.name}: {run.name} and {reference.name} were audited on different data; the {shared} images with the same id "
                     "are taken to be the same images"
                 )
     return found
+
+
+def _told_differently(run: Run, reference: Run) -> str | None:
+    """What two runs told their models differently, captions or guidance; None where that is the same."""
+    for what in ("captions", "guidance_scale"):
+        own, other = (getattr(one.record.plan, what) or "none" for one in (run, reference))
+        if own != other:
+            name = what.replace("_", " ")
+            return f"{run.name} was audited with {name} {visible(str(own))} and {reference.name} with {visible(str(other))}"
+    return None
 
 
 def _command(
