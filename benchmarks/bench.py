@@ -216,7 +216,7 @@ def print_masks(scratch: Path) -> None:
 def print_text(scratch: Path) -> None:
     import text
 
-    for attack, ratio in text.ratios(scratch).items():
+    for attack, ratio in text.ratios(scratch):
         print(f"text      {attack:<15} audit ÷ bare loop: {ratio:.3f}   (aim >= 0.95)", flush=True)
 
 
