@@ -27,7 +27,7 @@ def caption_vector(text: str) -> np.ndarray:
     return sum((word_vector(word) for word in text.split()), start=np.ones(8))
 
 
-def toy_encode(texts: Sequence[str]) -> Prompts:
+def toy_encode(texts: Sequence[str], together: bool = False) -> Prompts:
     return Prompts(tuple(texts), {"prompt_embeds": torch.from_numpy(np.stack([caption_vector(t) for t in texts]))[:, None]}, toy_encode)
 
 

@@ -147,7 +147,8 @@ def test_prompts_come_from_a_file_in_its_order(reference: Path, tmp_path: Path) 
     for name in ("p.txt", "p.json"):
         assert told(reference, prompts=tmp_path / name, images=3).texts == ("one", "two", "one")
     (tmp_path / "none.txt").write_text("\n")
-    for path, message in (("none.txt", "must hold at least one prompt"), ("missing.txt", "a file with a text per line; .* cannot be read")):
+    missing = "FILE must be a text file with a prompt on each line.*; found nothing at"
+    for path, message in (("none.txt", "must hold at least one prompt"), ("missing.txt", missing)):
         with pytest.raises(UserError, match=message):
             told(reference, prompts=tmp_path / path)
     with pytest.raises(UserError, match="--captions takes the texts from the reference and --prompts from a file"):

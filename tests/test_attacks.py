@@ -181,7 +181,7 @@ def test_a_reduced_caption_keeps_its_most_important_words_in_order(text: str, pe
     """An encoder where a word's direction is its own and its weight what the word says."""
     weights = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "dog": 1}
 
-    def encode(texts) -> Prompts:
+    def encode(texts, together=False) -> Prompts:
         vectors = torch.zeros(len(texts), 7, dtype=torch.float64)
         vectors[:, 0] = 20.0
         for row, caption in enumerate(texts):

@@ -42,7 +42,7 @@ FAST = "black_box(n=2,steps=3,guidance_scale=1.5,encoder=pixels)"
 class Text:
     """Captions as the sums of their words' vectors."""
 
-    def __call__(self, texts: Sequence[str]) -> Prompts:
+    def __call__(self, texts: Sequence[str], together: bool = False) -> Prompts:
         return Prompts(tuple(texts), {"prompt_embeds": torch.from_numpy(np.stack([caption_vector(t) for t in texts]))[:, None]}, self)
 
     def truncated(self, texts: Sequence[str]) -> list[int]:

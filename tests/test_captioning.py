@@ -171,7 +171,7 @@ def test_what_cannot_be_used_is_one_line(data, blip, tmp_path, model_folder):
         ({"captioner": str(tmp_path / "nowhere")}, "the captioner must be a folder or a hub id .*; found nothing at"),
         (
             {"captioner": "nobody/nothing-of-this-name"},
-            "no folder at nobody/.*, and the hub gave no such captioner .*; pass a local folder",
+            "no folder at nobody/.*, and the hub gave no such model .*; pass a local folder",
         ),
         (
             {"captioner": str(tmp_path / "empty")},

@@ -36,7 +36,7 @@ class Words:
     def __init__(self) -> None:
         self.inside = threading.Lock()
 
-    def __call__(self, texts: Sequence[str]) -> Prompts:
+    def __call__(self, texts: Sequence[str], together: bool = False) -> Prompts:
         assert self.inside.acquire(blocking=False), "two threads embed at once"
         try:
             return Prompts(tuple(texts), {"encoder_hidden_states": torch.tensor([[[float(len(t))]] for t in texts])}, self)

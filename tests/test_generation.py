@@ -169,7 +169,7 @@ def test_a_folder_belongs_to_one_plan(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is damaged; delete it and run the same command again"):
         generate(analytic(), 3, steps=2, folder=tmp_path)
     (tmp_path / "generated" / "plan.json").write_text("{")
-    with pytest.raises(UserError, match="to draw its images again"):
+    with pytest.raises(UserError, match="to begin again"):
         generate(analytic(), 3, steps=2, folder=tmp_path)
 
 
@@ -188,7 +188,7 @@ class Text:
     def __init__(self) -> None:
         self.inside = Lock()
 
-    def __call__(self, texts: Sequence[str]) -> Prompts:
+    def __call__(self, texts: Sequence[str], together: bool = False) -> Prompts:
         assert self.inside.acquire(blocking=False), "two threads embed at once"
         try:
             return Prompts(tuple(texts), {"embeds": torch.tensor([[len(text)] for text in texts])}, self)

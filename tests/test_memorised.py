@@ -17,6 +17,7 @@ from text_fixtures import CAPTIONS, CHANNELS, LATENT, text_folder
 import leakscope
 from leakscope import hub, memorised
 from leakscope.data.pixels import ImageShape
+from leakscope.data.prompts import read_prompts
 from leakscope.diffusion.analytic import linear_schedule
 from leakscope.diffusion.denoiser import Denoiser
 from leakscope.diffusion.dual import Dual
@@ -25,7 +26,7 @@ from leakscope.diffusion.prompts import Prompts
 from leakscope.errors import UserError
 from leakscope.hub import Target
 from leakscope.memorised import find_memorised
-from leakscope.memorised_config import PromptsConfig, read_prompts
+from leakscope.memorised_config import PromptsConfig
 from leakscope.memorised_record import PromptsRecord
 from leakscope.report.memorised import histogram, html, print_memorised, verdict
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Strengths:
     """A text encoder whose embedding says only how hard the caption pulls: 1 and more for secrets, 0 for others and for none."""
 
-    def __call__(self, texts: Sequence[str]) -> Prompts:
+    def __call__(self, texts: Sequence[str], together: bool = False) -> Prompts:
         pull = torch.tensor([[1.0 + len(text) % 3] if text.startswith("secret") else [0.0] for text in texts])
         return Prompts(tuple(texts), {"pull": pull}, self)
 
@@ -206,13 +207,13 @@ def test_a_model_that_nobody_can_recognise_and_damaged_files_are_not_resumed(tmp
     find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
     file = tmp_path / "own" / "prompts" / "scores-00000.npy"
     np.save(file, np.zeros((3, 2)))
-    with pytest.raises(UserError, match=r"must hold 8 rows of two scores; it has \(3, 2\): delete it and run the same command again"):
+    with pytest.raises(UserError, match=r"must hold 8 scores; it has 3: delete it and run the same command again"):
         find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
     file.write_bytes(b"nothing")
     with pytest.raises(UserError, match="is damaged; delete it and run the same command again"):
         find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
     (tmp_path / "own" / "prompts" / "plan.json").write_text("{")
-    with pytest.raises(UserError, match=r"cannot be read .* to ask again"):
+    with pytest.raises(UserError, match=r"cannot be read .* to begin again"):
         find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
 
 
@@ -223,7 +224,8 @@ def test_a_model_that_nobody_can_recognise_and_damaged_files_are_not_resumed(tmp
     ("name", "content"),
     [
         ("a.txt", "sun, with rays\nmoon\n"),
-        ("a.prompts", "\ufeffsun, with rays\r\nmoon"),
+        ("a.prompts", "\ufeffsun, with rays\r\n\n moon"),
+        ("a.json", '{"1.png": ["sun, with rays", "a sun"], "2.png": "moon"}'),
         ("a.csv", 'id,text\n1,"sun, with rays"\n2,moon\n'),
         ("a.jsonl", '{"text": "sun, with rays"}\n{"text": "moon", "id": 2}\n'),
     ],
@@ -236,14 +238,13 @@ def test_prompts_are_read_from_text_csv_and_jsonl(tmp_path: Path, name: str, con
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "sun\n\nmoon\n", "a.txt must hold a prompt on every line; that of line 2 is empty: leave the line out"),
-        ("a.txt", "sun\n  \n", "that of line 2 is empty"),
-        ("a.csv", "text,id\nsun,1\n,2\n", "that of line 2 is empty"),
+        ("a.txt", " \n\n", "a.txt must hold at least one prompt; it has none"),
+        ("a.csv", "text,id\nsun,1\n,2\n", "a.csv must hold a prompt in every row; that of row 2 is empty: leave the row out"),
         ("a.csv", "txt\nsun\n", "the prompts must be in a column 'text'; did you mean 'txt'"),
         ("a.jsonl", '{"text": "sun"}\nmoon\n', r"a.jsonl must hold a JSON object on every line; line 2 is none \(Expecting value\)"),
         ("a.jsonl", '["sun"]\n', "line 1 is a list"),
         ("a.jsonl", '{"caption": "sun"}\n', "the prompts must be in a column 'text'; known: caption"),
-        ("a.jsonl", '{"text": 3}\n', "that of line 1 is empty"),
+        ("a.jsonl", '{"text": 3}\n', "that of row 1 is empty"),
     ],
 )
 def test_a_file_without_prompts_is_one_line(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -254,7 +255,7 @@ def test_a_file_without_prompts_is_one_line(tmp_path: Path, name: str, content: 
 
 
 def test_a_missing_and_an_unreadable_file_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"FILE must be a text file with a prompt on each line, \.csv or \.jsonl; found nothing at"):
+    with pytest.raises(UserError, match=r"FILE must be a text file with a prompt on each line, \.csv, \.jsonl or \.json; found nothing at"):
         read_prompts(tmp_path / "none.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"binary\.txt cannot be read"):

@@ -345,6 +345,16 @@ def test_a_caption_is_embedded_once_and_alike_in_every_batch(targets: dict[str, 
     assert same(first.encode(["cloud"]), text(["cloud"]))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_embedded_together_are_those_embedded_alone_to_rounding_and_are_not_kept(targets: dict[str, Target], kind: str) -> None:
+    text = pipelines.PipelineText(targets[kind].text.pipeline)
+    told = ["moon", "a cloud over the sea", "", "moon"]
+    together, alone = text(told, together=True), pipelines.PipelineText(targets[kind].text.pipeline)(told)
+    assert together.texts == alone.texts and together.tensors.keys() == alone.tensors.keys() and not text._kept
+    for name, value in alone.tensors.items():
+        torch.testing.assert_close(together.tensors[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_captions_that_were_evicted_are_embedded_again_alike(targets: dict[str, Target], monkeypatch: pytest.MonkeyPatch) -> None:
     text = pipelines.PipelineText(targets["sd"].text.pipeline)
     whole = text(CAPTIONS)

@@ -24,7 +24,7 @@ from leakscope.data.pixels import ImageShape, fit
 from leakscope.data.sources import ImageSource, Texts, open_source, texts_of
 from leakscope.errors import UserError
 from leakscope.files import hash_files, write_text
-from leakscope.hub import checked_device
+from leakscope.hub import checked_device, folder_of
 from leakscope.progress import progress
 
 CAPTIONER = "Salesforce/blip-image-captioning-base"
@@ -97,7 +97,7 @@ def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
         import transformers
     except ImportError:
         raise UserError("captioning needs transformers: pip install 'leakscope[encoders]'") from None
-    folder = _located(model)
+    folder = folder_of(model, "the captioner", list(FILES))
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
@@ -120,20 +120,6 @@ def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
     where = str(checked_device(device))
     files = hash_files(sorted({file for ending in FILES for file in folder.glob(ending)}))
     return Captioner(network.to(where).eval().requires_grad_(False), tokenizer, mean, std, files, where)
-
-
-def _located(model: str | Path) -> Path:
-    if Path(model).is_dir():
-        return Path(model)
-    if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
-        raise UserError(f"the captioner must be a folder or a hub id (owner/name); found nothing at {model}")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(model), allow_patterns=list(FILES)))
-    except Exception as error:  # as for MODEL: every failure means the id gave no captioner
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"no folder at {model}, and the hub gave no such captioner ({reason}); pass a local folder") from None
 
 
 def _preprocessing(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -5,6 +5,7 @@ Long flags equal config keys; `-C FILE.yaml` is read first and flags win. Result
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Never
 
@@ -392,13 +393,9 @@ def quality(
     measured = measure(settings)
     if settings.output:
         measured.save(settings.output, settings.thumbnails)
-    if as_json:
-        return print(measured.record.model_dump_json(indent=2))
     from leakscope.report.quality import print_quality
 
-    print_quality(measured.record, _console())
-    if settings.output:
-        print(f"report: {settings.output / 'quality.html'}")
+    _print_record(measured.record, print_quality, settings.output / "quality.html" if settings.output else None, as_json)
 
 
 @app.command()
@@ -435,13 +432,9 @@ def prompts(
     found = find(settings)
     if settings.output:
         found.save(settings.output)
-    if as_json:
-        return print(found.record.model_dump_json(indent=2))
     from leakscope.report.memorised import print_memorised
 
-    print_memorised(found.record, _console())
-    if settings.output:
-        print(f"report: {settings.output / 'prompts.html'}")
+    _print_record(found.record, print_memorised, settings.output / "prompts.html" if settings.output else None, as_json)
 
 
 @app.command()
@@ -503,13 +496,9 @@ def compare(
     record = api.compare(runs, attack or (), halves, quality or (), seed, output)
     if output:
         api.save(record, output)
-    if as_json:
-        return print(record.model_dump_json(indent=2))
     from leakscope.report.comparison import print_comparison
 
-    print_comparison(record, _console())
-    if output:
-        print(f"report: {output / 'compare.html'}")
+    _print_record(record, print_comparison, output / "compare.html" if output else None, as_json)
 
 
 @app.command()
@@ -584,6 +573,15 @@ def _stop(message: str, code: int) -> Never:
 
 def _print(value: Any, as_json: bool, text: str) -> None:
     print(json.dumps(value, indent=2) if as_json else text)
+
+
+def _print_record(record: Any, show: Callable[[Any, Any], None], page: Path | None, as_json: bool) -> None:
+    """A record as JSON, or as `show` prints it, with where its page is."""
+    if as_json:
+        return print(record.model_dump_json(indent=2))
+    show(record, _console())
+    if page:
+        print(f"report: {page}")
 
 
 def _print_audit(record: "AuditRecord", folder: Path, as_json: bool) -> None:

@@ -9,10 +9,9 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from leakscope import hub
+from leakscope.chunks import cut, in_chunks
 from leakscope.data.pixels import ImageShape, to_uint8
 from leakscope.diffusion.codec import Autoencoder
 from leakscope.diffusion.denoiser import Denoiser, Guided, guided
@@ -28,15 +28,12 @@ from leakscope.diffusion.noise import Noise
 from leakscope.diffusion.prompts import Prompts, one_at_a_time
 from leakscope.diffusion.sampling import sample
 from leakscope.errors import UserError
-from leakscope.files import checked_folder, write_atomic, write_new
 from leakscope.hub import Target
 from leakscope.inputs import auto_batch_size
-from leakscope.progress import progress
-from leakscope.threads import one_thread_each, pool, side_by_side
+from leakscope.threads import Tick, side_by_side
 
 CHUNK = {"cpu": 64, "cuda": 256}  # images per file: several on a CPU at once, one full batch on an accelerator
 FOLDER = "generated"
-PLAN = "plan.json"
 GUIDANCE = 7.5  # of diffusers' pipelines by default
 
 
@@ -66,7 +63,7 @@ class Drawing:
         return self.target.denoiser if self.guidance_scale is None else guided(self.target.denoiser, self.guidance_scale)
 
     @cached_property
-    def embed(self) -> Callable[[Sequence[str]], Prompts]:
+    def embed(self) -> Callable[..., Prompts]:
         """What turns prompts into conditions, for all threads."""
         assert self.target.text is not None, "prompts are of text-to-image models"
         return one_at_a_time(self.target.text)
@@ -78,9 +75,8 @@ class Drawing:
 
     @property
     def chunks(self) -> dict[int, range]:
-        """The images of every chunk; depends on the kind of device, not on the batch size or the number of threads."""
-        size = CHUNK["cpu" if self.target.device == "cpu" else "cuda"]
-        return {start // size: range(start, min(start + size, self.n)) for start in range(0, self.n, size)}
+        """The images of every chunk."""
+        return cut(self.n, CHUNK, self.target.device)
 
     def plan(self) -> dict[str, Any]:
         """All that decides the images; a folder belongs to one such plan."""
@@ -208,52 +204,15 @@ def draw(drawing: Drawing, folder: Path, batch_size: int | None = None, threads:
     """The images of a drawing; chunks that folder/generated has already are read, not drawn."""
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {batch_size}")
-    kept = checked_folder(folder / FOLDER)
-    _refuse_another_plan(kept, drawing.plan())
-    missing = {chunk: rows for chunk, rows in drawing.chunks.items() if not _file(kept, chunk).exists()}
-    left = sum(map(len, missing.values()))
-    if missing:
-        size = batch_size or max(1, auto_batch_size(drawing.latent, drawing.target.device) // drawing.denoiser.forwards)
-        total = drawing.n * drawing.forwards
-        with one_thread_each(), progress("drawing images", total, "forwards", done=total - left * drawing.forwards) as advance:
-            _draw_chunks(drawing, kept, missing, size, threads or side_by_side(drawing.target), advance)
-    return np.concatenate([_read(kept, chunk, len(rows)) for chunk, rows in drawing.chunks.items()])
+    size = batch_size or max(1, auto_batch_size(drawing.latent, drawing.target.device) // drawing.denoiser.forwards)
 
+    def compute(rows: range, tick: Tick) -> UInt8[np.ndarray, "b h w c"]:
+        batches = [range(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
+        return np.concatenate([_draw_batch(drawing, batch, lambda images: tick(images * drawing.denoiser.forwards)) for batch in batches])
 
-class _Stopped(Exception):
-    """Raised inside a chunk when another one has failed or the user has interrupted."""
-
-
-def _draw_chunks(
-    drawing: Drawing, folder: Path, chunks: dict[int, range], batch_size: int, threads: int, advance: Callable[..., None]
-) -> None:
-    stop, counting = Event(), Lock()
-
-    def on_step(images: int) -> None:
-        if stop.is_set():
-            raise _Stopped
-        with counting:
-            advance(images * drawing.denoiser.forwards)
-
-    with pool(threads) as executor:
-        running = [executor.submit(_draw_chunk, drawing, _file(folder, c), rows, batch_size, on_step) for c, rows in chunks.items()]
-        try:
-            for chunk in running:
-                chunk.result()
-        except torch.OutOfMemoryError:
-            stop.set()
-            raise UserError(f"the device has too little memory for batches of {batch_size}; lower --batch-size") from None
-        except BaseException:
-            stop.set()
-            raise
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _draw_chunk(drawing: Drawing, path: Path, rows: range, batch_size: int, on_step: Callable[[int], None]) -> None:
-    batches = [range(start, min(start + batch_size, rows.stop)) for start in range(rows.start, rows.stop, batch_size)]
-    images = np.concatenate([_draw_batch(drawing, batch, on_step) for batch in batches])
-    write_atomic(path, partial(_save, images))
+    threads = threads or side_by_side(drawing.target)
+    kept = folder / FOLDER
+    return in_chunks(kept, drawing.plan(), "images drawn with", drawing.chunks, compute, "drawing images", drawing.forwards, size, threads)
 
 
 def _draw_batch(drawing: Drawing, rows: range, on_step: Callable[[int], None]) -> UInt8[np.ndarray, "b h w c"]:
@@ -282,43 +241,3 @@ def _conditions(drawing: Drawing, rows: range) -> Int64[Tensor, " b"] | Prompts 
 def decoded(target: Target, shape: ImageShape, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:
     """Latents as images of `shape`, as many at once as images of that size allow."""
     return torch.cat([target.codec.decode(target.codec.snap(piece)) for piece in z.split(auto_batch_size(shape, target.device))])
-
-
-def _refuse_another_plan(folder: Path, plan: dict[str, Any]) -> None:
-    path = folder / PLAN
-    if write_new(path, json.dumps(plan, indent=2)):
-        return
-    if plan["model_fingerprint"] == hub.UNKNOWN:
-        raise UserError(
-            f"{folder} holds images already, and nobody can tell whether they are of this model; "
-            "choose another folder, or give leakscope.Target(denoiser, fingerprint=...)"
-        )
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete {folder} to draw its images again") from None
-    for key, value in plan.items():
-        if before.get(key) != value and key != "model":  # a model may have moved
-            raise UserError(
-                f"{folder} holds images drawn with {key.replace('_', ' ')} {before.get(key)}, now it is {value}; choose another folder"
-            )
-
-
-def _file(folder: Path, chunk: int) -> Path:
-    return folder / f"images-{chunk:05d}.npy"
-
-
-def _save(images: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, images, allow_pickle=False)
-
-
-def _read(folder: Path, chunk: int, n: int) -> UInt8[np.ndarray, "n h w c"]:
-    path = _file(folder, chunk)
-    try:
-        images = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        raise UserError(f"{path} is damaged; delete it and run the same command again") from None
-    if len(images) != n:
-        raise UserError(f"{path} must hold {n} images; it has {len(images)}: delete it and run the same command again")
-    return images  # type: ignore[no-any-return]

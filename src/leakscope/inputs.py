@@ -96,7 +96,7 @@ class Inputs:
         return None if self.labels is None else torch.from_numpy(self.labels[rows]).to(self.target.device)
 
     @cached_property
-    def _embed(self) -> Callable[[Sequence[str]], Prompts]:
+    def _embed(self) -> Callable[..., Prompts]:
         assert self.target.text is not None, "captions are of text-to-image models"
         return one_at_a_time(self.target.text)
 

@@ -20,9 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -33,6 +31,7 @@ from torch import Tensor
 from leakscope import hub
 from leakscope.attacks.base import fit_to_schedule, float64
 from leakscope.attacks.secmi import SecMI
+from leakscope.chunks import cut, in_chunks
 from leakscope.config import build
 from leakscope.data.pixels import ImageShape
 from leakscope.diffusion.codec import Autoencoder
@@ -42,19 +41,18 @@ from leakscope.diffusion.sampling import sample
 from leakscope.environment import environment
 from leakscope.errors import UserError
 from leakscope.evaluation import evaluate
-from leakscope.files import checked_folder, write_atomic, write_new, write_text
+from leakscope.files import write_text
 from leakscope.hub import Target
 from leakscope.inputs import auto_batch_size
 from leakscope.memorised_config import Lists, PromptsConfig, one_list, read_lists, read_prompts, two_lists
 from leakscope.memorised_record import DIRECTIONS, FILE, PAGE, TABLE, PromptScore, PromptsCosts, PromptsPlan, PromptsRecord, to_csv
-from leakscope.progress import progress
 from leakscope.record import Result, Scores
 from leakscope.report.memorised import html
-from leakscope.threads import one_thread_each, pool, side_by_side
+from leakscope.threads import Tick, side_by_side
 
 CHUNK = {"cpu": 8, "cuda": 64}  # prompts per file
 FEWEST = 10  # prompts a list below which no interval says anything
-FOLDER, PLAN = "prompts", "plan.json"
+FOLDER = "prompts"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +82,6 @@ class Asking:
     def forwards(self) -> int:
         """Denoiser forwards per prompt: two a step, and the attack on every exposed model."""
         return self.config.images * (2 * self.config.steps + self.attack.queries * len(self.target.denoiser.exposed))
-
-    @property
-    def chunks(self) -> dict[int, range]:
-        """The prompts of every chunk; depends on the kind of device, not on the batch size or the number of threads."""
-        size = CHUNK["cpu" if self.target.device == "cpu" else "cuda"]
-        return {start // size: range(start, min(start + size, len(self.texts))) for start in range(0, len(self.texts), size)}
 
     @property
     def plan(self) -> PromptsPlan:
@@ -182,51 +174,17 @@ def prepare(config: PromptsConfig, target: Target, lists: Lists) -> Asking:
 
 def score(asking: Asking, folder: Path) -> Float64[np.ndarray, "n 2"]:
     """t-error and magnitude of every prompt; chunks that folder/prompts has already are read, not asked again."""
-    kept = checked_folder(folder / FOLDER)
-    _refuse_another_plan(kept, asking.plan.model_dump())
-    missing = {chunk: rows for chunk, rows in asking.chunks.items() if not _file(kept, chunk).exists()}
-    left, total = sum(map(len, missing.values())), len(asking.texts) * asking.forwards
-    if missing:
-        with one_thread_each(), progress("asking about prompts", total, "forwards", done=total - left * asking.forwards) as advance:
-            _score_chunks(asking, kept, missing, advance)
-    return np.concatenate([_read(kept, chunk, len(rows)) for chunk, rows in asking.chunks.items()])
-
-
-class _Stopped(Exception):
-    """Raised inside a chunk when another one has failed or the user has interrupted."""
-
-
-def _score_chunks(asking: Asking, folder: Path, chunks: dict[int, range], advance: Callable[..., None]) -> None:
     size = asking.config.batch_size or max(1, auto_batch_size(asking.latent, asking.target.device) // 2)  # guidance doubles a batch
-    stop, counting = Event(), Lock()
+    images, threads = asking.config.images, asking.config.threads or side_by_side(asking.target)
 
-    def on_call(forwards: int, t: int) -> None:
-        if stop.is_set():
-            raise _Stopped
-        with counting:
-            advance(forwards)
+    def compute(rows: range, tick: Tick) -> Float64[np.ndarray, "b 2"]:
+        drawn = [(asking.texts[row], number) for row in rows for number in range(images)]
+        batches = [drawn[start : start + size] for start in range(0, len(drawn), size)]
+        found = np.concatenate([_score_batch(asking, batch, lambda forwards, t: tick(forwards)) for batch in batches])
+        return found.reshape(len(rows), images, 2).mean(axis=1)
 
-    with pool(asking.config.threads or side_by_side(asking.target)) as executor:
-        running = [executor.submit(_score_chunk, asking, _file(folder, c), rows, size, on_call) for c, rows in chunks.items()]
-        try:
-            for chunk in running:
-                chunk.result()
-        except torch.OutOfMemoryError:
-            stop.set()
-            raise UserError(f"the device has too little memory for batches of {size}; lower --batch-size") from None
-        except BaseException:
-            stop.set()
-            raise
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _score_chunk(asking: Asking, path: Path, rows: range, batch_size: int, on_call: Callable[[int, int], None]) -> None:
-    images = asking.config.images
-    drawn = [(asking.texts[row], number) for row in rows for number in range(images)]
-    batches = [drawn[start : start + batch_size] for start in range(0, len(drawn), batch_size)]
-    found = np.concatenate([_score_batch(asking, batch, on_call) for batch in batches])
-    write_atomic(path, partial(_save, found.reshape(len(rows), images, 2).mean(axis=1)))
+    kept, plan, chunks = folder / FOLDER, asking.plan.model_dump(), cut(len(asking.texts), CHUNK, asking.target.device)
+    return in_chunks(kept, plan, "scores of", chunks, compute, "asking about prompts", asking.forwards, size, threads)
 
 
 def _score_batch(asking: Asking, batch: Sequence[tuple[str, int]], on_call: Callable[[int, int], None]) -> Float64[np.ndarray, "b 2"]:
@@ -302,41 +260,3 @@ def _warnings(asking: Asking, lists: Lists) -> tuple[str, ...]:
     if len(asking.target.denoiser.exposed) > 1:
         found.append("two models take turns, one per step; of their t-errors the smaller counts")
     return tuple(found)
-
-
-def _refuse_another_plan(folder: Path, plan: dict[str, Any]) -> None:
-    path = folder / PLAN
-    if write_new(path, json.dumps(plan, indent=2)):
-        return
-    if plan["model_fingerprint"] == hub.UNKNOWN:
-        raise UserError(
-            f"{folder} holds scores already, and nobody can tell whether they are of this model; "
-            "choose another folder, or give leakscope.Target(denoiser, fingerprint=...)"
-        )
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete {folder} to ask again") from None
-    for key, value in plan.items():
-        if before.get(key) != value and key != "model":  # a model may have moved
-            raise UserError(f"{folder} holds scores of {key.replace('_', ' ')} {before.get(key)}, now it is {value}; choose another folder")
-
-
-def _file(folder: Path, chunk: int) -> Path:
-    return folder / f"scores-{chunk:05d}.npy"
-
-
-def _save(scores: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, scores, allow_pickle=False)
-
-
-def _read(folder: Path, chunk: int, n: int) -> Float64[np.ndarray, "n 2"]:
-    path = _file(folder, chunk)
-    try:
-        scores = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        raise UserError(f"{path} is damaged; delete it and run the same command again") from None
-    if scores.shape != (n, 2):
-        raise UserError(f"{path} must hold {n} rows of two scores; it has {scores.shape}: delete it and run the same command again")
-    return scores  # type: ignore[no-any-return]

@@ -1,21 +1,17 @@
 """The settings of `leakscope prompts`, and the lists of prompts they name. No torch."""
 
-import csv
-import io
-import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, model_validator
 
 from leakscope.config import Config
-from leakscope.errors import UserError, unknown
+from leakscope.data.prompts import read_prompts
+from leakscope.errors import UserError
 
-COLUMN = "text"
 FROM_PYTHON = "leakscope.find_memorised(...) from Python, with the settings recorded in prompts.json"
 
 
@@ -96,50 +92,6 @@ def one_list(prompts: Sequence[str]) -> Lists:
     _refuse_empty(prompts, "the prompts")
     texts = tuple(sorted({*prompts}))
     return Lists(texts, None, len(prompts) - len(texts))
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line, or of the column `text` of a .csv or .jsonl file."""
-    readers: dict[str, Callable[[str, Path], list[Any]]] = {".csv": _csv, ".jsonl": _jsonl}
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"FILE must be a text file with a prompt on each line, .csv or .jsonl; found nothing at {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
-    prompts = readers.get(path.suffix.lower(), lambda text, _: text.rstrip("\n").split("\n"))(content, path)
-    for number, prompt in enumerate(prompts, 1):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError(f"{path} must hold a prompt on every line; that of line {number} is empty: leave the line out")
-    return prompts
-
-
-def _csv(content: str, path: Path) -> list[Any]:
-    try:
-        rows = list(csv.DictReader(io.StringIO(content, newline="")))
-    except csv.Error as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
-    _check_column(list(rows[0]) if rows else [], bool(rows), path)
-    return [row[COLUMN] for row in rows]
-
-
-def _jsonl(content: str, path: Path) -> list[Any]:
-    rows = []
-    for number, line in enumerate(content.rstrip("\n").split("\n"), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} must hold a JSON object on every line; line {number} is none ({error.msg})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path} must hold a JSON object on every line; line {number} is a {type(row).__name__}")
-        _check_column([str(key) for key in row], True, path)
-        rows.append(row[COLUMN])
-    return rows
-
-
-def _check_column(names: list[str], any_rows: bool, path: Path) -> None:
-    if any_rows and COLUMN not in names:
-        raise unknown(f"layout of {path}: the prompts must be in a column", COLUMN, names)
 
 
 def _refuse_empty(prompts: Sequence[str], what: str) -> None:

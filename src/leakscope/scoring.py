@@ -10,12 +10,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
-from threading import Event, Lock
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +35,7 @@ from leakscope.inputs import Inputs
 from leakscope.masks import masked_label
 from leakscope.progress import progress
 from leakscope.record import VARIANTS, AuditRecord, Plan, Scores
-from leakscope.threads import one_thread_each, pool, side_by_side
+from leakscope.threads import Tick, memory_message, one_thread_each, pool, run_all, side_by_side
 
 TIMED_IMAGES = 8  # encoded to estimate how long all will take
 PREPARATION_IMAGES = 64
@@ -184,7 +183,7 @@ def score(job: Job, folder: Path, share: Worker) -> int:
     todo = [(c, k) for c, k in work if not job.file(folder, c, k).exists()]
     unmeasured = _unmeasured(job, folder, share, todo)
     if unmeasured:
-        with one_thread_each(), pool(share.threads) as executor, _clear_message(job):
+        with one_thread_each(), pool(share.threads) as executor, memory_message(job.plan.batch_size):
             job.inputs.prepare(folder, {c: job.rows(c) for c in unmeasured}, executor)
     if todo:
         total, left = (sum(_queries(job, c, k) for c, k in part) for part in (work, todo))
@@ -193,14 +192,6 @@ def score(job: Job, folder: Path, share: Worker) -> int:
     everyone = Worker(0, 1, 1)
     missing = [(c, k) for c, k in _work(job, everyone) if not job.file(folder, c, k).exists()]
     return len(missing) + (len(_unmeasured(job, folder, everyone, missing)) if not missing else 0)
-
-
-@contextmanager
-def _clear_message(job: Job) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError(f"the device has too little memory for batches of {job.plan.batch_size}; lower --batch-size") from None
 
 
 def _work(job: Job, share: Worker) -> list[tuple[int, int]]:
@@ -288,19 +279,9 @@ def _read(path: Path, job: Job, rows: int) -> tuple[Float64[np.ndarray, " r"], C
     return table.column("statistic").to_numpy(), meta
 
 
-class _Stopped(Exception):
-    """Raised inside a chunk when another one has failed or the user has interrupted."""
-
-
 def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share: Worker, advance: Callable[..., None]) -> None:
     """Scores the chunks, `share.threads` side by side; the first failure in their order stops the rest."""
-    reading, counting, stop = Lock(), Lock(), Event()
-
-    def forward_done(images: int, name: str) -> None:
-        if stop.is_set():
-            raise _Stopped
-        with counting:
-            advance(images, name)
+    reading = Lock()
 
     @lru_cache(maxsize=2 + share.threads // len(job.attacks))
     def loaded(chunk: int) -> Loaded:
@@ -311,24 +292,14 @@ def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share
         with reading:  # image files and tables are read by one thread at a time
             return loaded(chunk)
 
-    with torch.inference_mode(), _clear_message(job):
-        attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in todo})}
-    with pool(share.threads) as executor:
-        running = [
-            executor.submit(
-                _score_chunk, job, attacks[k], job.queries(k), job.rows(c), partial(inputs_of, c), job.file(folder, c, k), forward_done
-            )
+    with memory_message(job.plan.batch_size):
+        with torch.inference_mode():
+            attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in todo})}
+        jobs = [
+            partial(_score_chunk, job, attacks[k], job.queries(k), job.rows(c), partial(inputs_of, c), job.file(folder, c, k))
             for c, k in todo
         ]
-        try:
-            with _clear_message(job):
-                for chunk in running:
-                    chunk.result()
-        except BaseException:
-            stop.set()
-            raise
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+        run_all(jobs, share.threads, advance)
 
 
 class Loaded(NamedTuple):
@@ -345,7 +316,7 @@ def _score_chunk(
     rows: range,
     inputs_of: Callable[[], Loaded],
     path: Path,
-    forward_done: Callable[[int, str], None],
+    tick: Tick,
 ) -> None:
     images, influence = inputs_of()
     made, started = 0, time.monotonic()
@@ -353,7 +324,7 @@ def _score_chunk(
     def count(n: int, t: int) -> None:
         nonlocal made
         made += n
-        forward_done(n, attack.name)
+        tick(n, attack.name)
 
     labels = job.labels(attack)
     statistic = np.empty((len(labels), len(rows), len(attack.columns)))
@@ -437,7 +408,7 @@ def _speed(job: Job, threads: int) -> float:
         with torch.inference_mode():
             return sum(denoiser(x0, 0, cond).sum().item() for denoiser, cond in models)
 
-    with one_thread_each(), pool(threads) as executor, _clear_message(job):
+    with one_thread_each(), pool(threads) as executor, memory_message(job.plan.batch_size):
         forward(0)
         started = time.monotonic()
         list(executor.map(forward, range(threads)))

@@ -1,14 +1,19 @@
 """One CPU thread a forward, several forwards side by side: why is in docs/design/004-threads.md."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Event, Lock
+from typing import Any
 
 import torch
 
 from leakscope.diffusion.denoiser import NetworkDenoiser, unguided
+from leakscope.errors import UserError
 from leakscope.hub import Target
+
+Tick = Callable[..., None]  # told of work that is done
 
 
 def side_by_side(target: Target) -> int:
@@ -36,6 +41,44 @@ def one_thread_each() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def memory_message(batch_size: int) -> Iterator[None]:
+    """Turns running out of a device's memory into one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"the device has too little memory for batches of {batch_size}; lower --batch-size") from None
+
+
+class _Stopped(Exception):
+    """Raised inside a job when another one has failed or the user has interrupted."""
+
+
+def run_all(jobs: Iterable[Callable[[Tick], object]], threads: int, advance: Tick) -> None:
+    """Runs every job, `threads` side by side; each is given what it calls after every forward, with what `advance` is told.
+
+    The first failure in their order, or an interruption, stops the others at their next forward.
+    """
+    stop, counting = Event(), Lock()
+
+    def tick(*done: Any) -> None:
+        if stop.is_set():
+            raise _Stopped
+        with counting:
+            advance(*done)
+
+    with pool(threads) as executor:
+        running = [executor.submit(job, tick) for job in jobs]
+        try:
+            for job in running:
+                job.result()
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
 
 
 def pool(threads: int) -> ThreadPoolExecutor:

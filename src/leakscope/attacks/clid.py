@@ -79,7 +79,7 @@ def by_importance(cond: Prompts, text: str) -> tuple[int, ...]:
     """The places of the words of a text, the most important first."""
     words = text.split()
     without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
-    vectors = cond.encode([text, *without]).vectors
+    vectors = cond.encode([text, *without], together=True).vectors  # the company of a text is its own, whatever the batch
     importance = 1 - torch.cosine_similarity(vectors[1:], vectors[:1], dim=1)
     return tuple(torch.argsort(importance, descending=True, stable=True).tolist())
 

@@ -22,12 +22,12 @@ class Prompts:
     """The captions of b images, embedded by the model's own text encoder.
 
     `tensors` is what the network takes besides x_t and t, by the names of its pipeline, each of b rows; the first is the
-    text embedding that it attends to. `encode` embeds other texts in the same way, each distinct one once.
+    text embedding that it attends to. `encode` embeds other texts in the same way, as a `TextEncoder` does.
     """
 
     texts: tuple[str, ...]
     tensors: Mapping[str, Tensor]
-    encode: "Callable[[Sequence[str]], Prompts]"
+    encode: "Callable[..., Prompts]"
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -51,20 +51,23 @@ class Prompts:
 class TextEncoder(Protocol):
     """Captions to `Prompts`, as the model was trained with them."""
 
-    def __call__(self, texts: Sequence[str]) -> Prompts:
-        """The prompts of a batch; each distinct text is embedded once per process."""
+    def __call__(self, texts: Sequence[str], together: bool = False) -> Prompts:
+        """The prompts of a batch; each distinct text is embedded on its own, once per process.
+
+        together: these texts are embedded as one batch, in whose last digits each may depend on the others.
+        """
 
     def truncated(self, texts: Sequence[str]) -> list[int]:
         """Which of `texts` are longer than the tokenizer's limit, so that the model is told their beginning only."""
 
 
-def one_at_a_time(encode: Callable[[Sequence[str]], Prompts]) -> Callable[[Sequence[str]], Prompts]:
+def one_at_a_time(encode: Callable[..., Prompts]) -> Callable[..., Prompts]:
     """The encoder for several threads, of which one is let in at a time; so are those that use its `Prompts` to embed more."""
     entered = Lock()
 
-    def embed(texts: Sequence[str]) -> Prompts:
+    def embed(texts: Sequence[str], **how: bool) -> Prompts:
         with entered:
-            return replace(encode(texts), encode=embed)
+            return replace(encode(texts, **how), encode=embed)
 
     return embed
 

@@ -11,7 +11,7 @@ The only package that imports diffusers or knows its folder layout:
 """
 
 from leakscope.hub.codecs import codec_fingerprint, codec_of, latent_shape, load_codec, same_codec
-from leakscope.hub.folders import AUTOENCODER_FOLDERS, DUAL, PARTS, fingerprint, located, text_fingerprint
+from leakscope.hub.folders import AUTOENCODER_FOLDERS, DUAL, PARTS, fingerprint, folder_of, located, text_fingerprint
 from leakscope.hub.loading import UNKNOWN, Target, checked_device, load, load_pair, save_dual, settings_of
 from leakscope.hub.making import (
     add_lora,
@@ -38,6 +38,7 @@ __all__ = [
     "codec_fingerprint",
     "codec_of",
     "fingerprint",
+    "folder_of",
     "latent_shape",
     "load",
     "load_codec",

@@ -39,6 +39,15 @@ def located(model: str | Path) -> Path:
     return downloaded(str(model), ["*.json", *parts])
 
 
+def folder_of(model: str | Path, what: str, patterns: list[str]) -> Path:
+    """The folder of another kind of model, "the encoder" for example, fetched where it is a hub id."""
+    if Path(model).is_dir():
+        return Path(model)
+    if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
+        raise UserError(f"{what} must be a folder or a hub id (owner/name); found nothing at {model}")
+    return downloaded(str(model), patterns)
+
+
 def downloaded(name: str, patterns: list[str]) -> Path:
     """The files of a hub id that match, in the cache; raises `UserError` saying what to do when there are none to have."""
     import huggingface_hub

@@ -33,28 +33,29 @@ Embedding = dict[str, Tensor]
 class Pipeline:
     """One class of diffusers' pipelines.
 
-    embed(pipeline, text): what the network takes for a caption, each with one row. ask(pixels, network, x_t, time,
+    embed(pipeline, texts): what the network takes for captions, each with a row for every one. ask(pixels, network, x_t, time,
     conditions): the network's prediction, pixels being the pixels a side that a latent pixel stands for. packing: latent
     pixels that the transformer takes as one.
     """
 
-    embed: Callable[[Any, str], Embedding]
+    embed: Callable[[Any, list[str]], Embedding]
     ask: Callable[[int, Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
     packing: int = 1
 
 
-def _embed_sd(pipeline: Any, text: str) -> Embedding:
-    return {"encoder_hidden_states": pipeline.encode_prompt(text, pipeline.device, 1, False)[0]}
+def _embed_sd(pipeline: Any, texts: list[str]) -> Embedding:
+    return {"encoder_hidden_states": pipeline.encode_prompt(texts, pipeline.device, 1, False)[0]}
 
 
 def _ask_sd(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     return network(x_t, time, **conditions).sample  # type: ignore[no-any-return]
 
 
-def _embed_sdxl(pipeline: Any, text: str) -> Embedding:
-    embedding, _, pooled, _ = pipeline.encode_prompt(text, device=pipeline.device, do_classifier_free_guidance=False)
-    empty = text == "" and pipeline.config.force_zeros_for_empty_prompt  # what the model was trained to take for no caption
-    return {"encoder_hidden_states": embedding * (not empty), "text_embeds": pooled * (not empty)}
+def _embed_sdxl(pipeline: Any, texts: list[str]) -> Embedding:
+    embedding, _, pooled, _ = pipeline.encode_prompt(texts, device=pipeline.device, do_classifier_free_guidance=False)
+    zeros = pipeline.config.force_zeros_for_empty_prompt  # what the model was trained to take for no caption
+    told = torch.tensor([[not (zeros and text == "")] for text in texts], device=pooled.device)
+    return {"encoder_hidden_states": embedding * told[..., None], "text_embeds": pooled * told}
 
 
 def _ask_sdxl(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
@@ -64,8 +65,8 @@ def _ask_sdxl(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: 
     return network(x_t, time, conditions["encoder_hidden_states"], added_cond_kwargs=added).sample  # type: ignore[no-any-return]
 
 
-def _embed_pixart(pipeline: Any, text: str) -> Embedding:
-    embedding, mask, _, _ = pipeline.encode_prompt(text, do_classifier_free_guidance=False, device=pipeline.device, clean_caption=True)
+def _embed_pixart(pipeline: Any, texts: list[str]) -> Embedding:
+    embedding, mask, _, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False, device=pipeline.device, clean_caption=True)
     return {"encoder_hidden_states": embedding, "encoder_attention_mask": mask}
 
 
@@ -78,8 +79,8 @@ def _ask_pixart(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions
     return network(x_t, timestep=time, added_cond_kwargs=added, **conditions).sample  # type: ignore[no-any-return]
 
 
-def _embed_sd3(pipeline: Any, text: str) -> Embedding:
-    embedding, _, pooled, _ = pipeline.encode_prompt(text, None, None, device=pipeline.device, do_classifier_free_guidance=False)
+def _embed_sd3(pipeline: Any, texts: list[str]) -> Embedding:
+    embedding, _, pooled, _ = pipeline.encode_prompt(texts, None, None, device=pipeline.device, do_classifier_free_guidance=False)
     return {"encoder_hidden_states": embedding, "pooled_projections": pooled}
 
 
@@ -87,8 +88,8 @@ def _ask_sd3(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: M
     return network(x_t, timestep=time, **conditions).sample  # type: ignore[no-any-return]
 
 
-def _embed_flux(pipeline: Any, text: str) -> Embedding:
-    embedding, pooled, _ = pipeline.encode_prompt(text, None, device=pipeline.device)
+def _embed_flux(pipeline: Any, texts: list[str]) -> Embedding:
+    embedding, pooled, _ = pipeline.encode_prompt(texts, None, device=pipeline.device)
     return {"encoder_hidden_states": embedding, "pooled_projections": pooled}
 
 
@@ -118,7 +119,8 @@ PIPELINES = {
 class PipelineText:
     """Embeds captions with the text encoders of a pipeline, each distinct caption once and on its own.
 
-    One at a time, so that an embedding does not depend on what else is in the batch; kept while 1 GiB lasts.
+    One at a time, so that an embedding does not depend on what else is in the batch; kept while 1 GiB lasts. Texts that always
+    come in the same company may be embedded `together`, which is faster; those are not kept.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -126,10 +128,10 @@ class PipelineText:
         self._kept: OrderedDict[str, Embedding] = OrderedDict()
         self._bytes, self._lock = 0, Lock()
 
-    def __call__(self, texts: Sequence[str]) -> Prompts:
+    def __call__(self, texts: Sequence[str], together: bool = False) -> Prompts:
         """The captions as conditions of a batch."""
         with self._lock:
-            rows = [self._embedded(text) for text in texts]
+            rows = [self._made(list(texts))] if together else [self._embedded(text) for text in texts]
         return Prompts(tuple(texts), {name: torch.cat([row[name] for row in rows]) for name in rows[0]}, self)
 
     def truncated(self, texts: Sequence[str]) -> list[int]:
@@ -153,13 +155,16 @@ class PipelineText:
         if text in self._kept:
             self._kept.move_to_end(text)
             return self._kept[text]
-        with torch.inference_mode():
-            made = self._embed(self.pipeline, text)
+        made = self._made([text])
         self._kept[text] = made
         self._bytes += _size(made)
         while self._bytes > CACHE_BYTES and len(self._kept) > 1:
             self._bytes -= _size(self._kept.popitem(last=False)[1])
         return made
+
+    def _made(self, texts: list[str]) -> Embedding:
+        with torch.inference_mode():
+            return self._embed(self.pipeline, texts)
 
 
 def _size(embedding: Embedding) -> int:

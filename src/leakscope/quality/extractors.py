@@ -30,6 +30,7 @@ from torch import Tensor
 from leakscope.data.pixels import ImageShape, to_model
 from leakscope.errors import UserError, unknown
 from leakscope.files import hash_files
+from leakscope.hub import folder_of
 
 KINDS = ("inception", "dinov2", "clip", "deit", "sscd", "torchscript", "pixels")
 HUB = {
@@ -273,16 +274,7 @@ def _kind_of(folder: Path) -> str:
 
 def encoder_folder(model: str, patterns: tuple[str, ...] = ()) -> Path:
     """The folder of a transformers model, fetched where it is a hub id; `patterns` are more files that are needed."""
-    if Path(model).is_dir():
-        return Path(model)
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise UserError(f"the encoder must be a folder or a hub id (owner/name); found nothing at {model}")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=["config.json", "preprocessor_config.json", "*.safetensors", *patterns]))
-    except Exception as error:  # as for MODEL: every failure means the id gave no encoder
-        raise UserError(f"no folder at {model}, and the hub gave no such encoder ({str(error).strip().splitlines()[0]})") from None
+    return folder_of(model, "the encoder", ["config.json", "preprocessor_config.json", "*.safetensors", *patterns])
 
 
 def preprocessing(folder: Path) -> Callable[[Images], Tensor]:

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-from leakscope.data.captions import KINDS, choose_captions, read_captions
+from leakscope.data.captions import choose_captions
 from leakscope.data.cohort import Cohort
 from leakscope.data.draw import keyed_order
+from leakscope.data.prompts import read_prompts
 from leakscope.errors import UserError
 from leakscope.quality.config import QualityConfig
 
@@ -35,25 +35,12 @@ def choose_prompts(config: QualityConfig, takes_text: bool, reference: Cohort) -
             raise UserError(f"{config.model} takes no captions; leave out --{given.replace('_', '-')}")
         return None
     if config.prompts:
-        texts = _read(config.prompts)
+        texts = read_prompts(config.prompts)
         return Told(_repeated(texts, config.images), f"{len(texts)} texts of {config.prompts}")
     choice = config.captions or "own"
     told = dict(zip(reference.ids, choose_captions(reference, choice, config.seed).texts, strict=True))
     texts = [told[image_id] for image_id in keyed_order(reference.ids, "prompts", config.seed)]
     return Told(_repeated(texts, config.images), f"captions of the reference ({choice})")
-
-
-def _read(path: Path) -> list[str]:
-    if path.suffix in KINDS:
-        texts = [texts[0] for texts in read_captions(path).values() if texts]
-    else:
-        try:
-            texts = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"prompts must be a file with a text per line; {path} cannot be read ({error})") from None
-    if not texts:
-        raise UserError(f"{path} must hold at least one prompt; it has none")
-    return texts
 
 
 def _repeated(texts: list[str], n: int) -> tuple[str, ...]:

@@ -6,21 +6,20 @@ invalid      in some run a classifier that never sees the model tells the sides 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 
 from leakscope.blind import INVALID_ABOVE
 from leakscope.comparison_record import ComparedResult, Comparison, Entry, SwapAudit, SwapResult
 from leakscope.record import Estimate
+from leakscope.report.judgement import Verdict
 from leakscope.report.masked import difference_cell
 from leakscope.report.table import Cell, Column, Table, estimate_cell, missing, rate_cell, setting_cell, tabulate
-from leakscope.report.text import print_table, say_to
+from leakscope.report.text import print_table, print_verdict, say_to
 from leakscope.report.wording import count, percent, signed, signed_interval, spoken, visible
 
-COLOURS = {"lowers": "bold cyan", "not-shown": "bold", "invalid": "bold yellow"}
 QUALITY = {
     "kid": "KID",
     "frechet": "Fréchet distance",
@@ -34,27 +33,18 @@ TABULATED = ("kid", "frechet", "copy_rate")
 HOW_TO_QUALITY = "leakscope quality MODEL --reference DATA -o RUN"
 
 
-@dataclass(frozen=True)
-class ComparisonVerdict:
-    """The answer in one `title`, and its grounds in `sentences`."""
-
-    level: Literal["lowers", "not-shown", "invalid"]
-    title: str
-    sentences: tuple[str, ...]
-
-
-def comparison_verdict(record: Comparison) -> ComparisonVerdict:
+def comparison_verdict(record: Comparison) -> Verdict:
     """What the differences to the reference mean."""
     invalid = [run.run for entry in record.entries for run in entry.runs if (run.blind.low or 0.0) > INVALID_ABOVE]
     if invalid:
         title = "Invalid: in some audits the two sides come from different sources, so the numbers do not measure membership."
         reason = "A classifier that never saw the model tells members from held-out images apart in "
-        return ComparisonVerdict("invalid", title, (f"{reason}{visible(', '.join(invalid))}. Audit again with sides from one source.",))
+        return Verdict("invalid", title, (f"{reason}{visible(', '.join(invalid))}. Audit again with sides from one source.",))
     others = record.entries[1:]
     sentences = (_reference(record.reference), *(_against(entry, record) for entry in others), _chosen(record))
     known = [e for e in others if _worst_difference(e).high is not None]
     if not known:
-        return ComparisonVerdict("invalid", "No verdict: no difference to the reference could be measured.", sentences)
+        return Verdict("invalid", "No verdict: no difference to the reference could be measured.", sentences)
     lower = [e for e in known if (_worst_difference(e).high or 0.0) < 0 and not _undone(e, record)]
     higher = [e for e in known if (_worst_difference(e).low or 0.0) > 0]
     reference = visible(record.reference.name)
@@ -66,11 +56,11 @@ def comparison_verdict(record: Comparison) -> ComparisonVerdict:
             most = f", {visible(best.name)} most by point estimate" if len(lower) > 1 else f": {visible(best.name)}"
             who = f"{len(lower)} of {len(others)} {'weaken' if len(lower) > 1 else 'weakens'} the worst attack{most}"
         title = f"{who}: {by}." if len(others) == 1 or len(lower) > 1 else f"{who}; {by}."
-        return ComparisonVerdict("lowers", title, sentences)
+        return Verdict("lowers", title, sentences)
     stronger = f" {visible(', '.join(e.name for e in higher))} makes it stronger." if higher else ""
     subject = visible(others[0].name) if len(others) == 1 else f"None of the {len(others)} entries"
     shown = "was not shown" if len(others) == 1 else "was shown"
-    return ComparisonVerdict("not-shown", f"{subject} {shown} to weaken the worst attack of {reference}.{stronger}", sentences)
+    return Verdict("not-shown", f"{subject} {shown} to weaken the worst attack of {reference}.{stronger}", sentences)
 
 
 def _undone(entry: Entry, record: Comparison) -> SwapResult | None:
@@ -279,12 +269,7 @@ def swap_sentences(swap: SwapAudit) -> tuple[str, ...]:
 
 def print_comparison(record: Comparison, console: Console) -> None:
     """Prints the verdict, the tables, the swap audit and the warnings."""
-    judged = comparison_verdict(record)
-    say_to(console, judged.title, COLOURS[judged.level])
-    for sentence in judged.sentences:
-        say_to(console, sentence, indent=2)
-    for warning in record.warnings:
-        say_to(console, f"warning: {visible(warning)}", "yellow")
+    print_verdict(comparison_verdict(record), record.warnings, console)
     print_table(entries_table(record, names=True), console, first="Entry")
     print_table(attacks_table(record), console, first="Entry and attack")
     if record.swap:

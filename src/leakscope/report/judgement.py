@@ -36,7 +36,7 @@ ACCESS = {
 class Verdict:
     """The answer in one plain `title`, its grounds in `sentences`, and the attack they speak of."""
 
-    level: Literal["leak", "no-leak-found", "invalid"]
+    level: Literal["leak", "no-leak-found", "lowers", "not-shown", "invalid"]  # the middle two only of comparisons
     title: str
     sentences: tuple[str, ...]
     attack: str | None = None

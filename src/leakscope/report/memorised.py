@@ -99,14 +99,9 @@ def print_memorised(record: PromptsRecord, console: "Console") -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    from leakscope.report.text import COLOURS, print_table, say_to
+    from leakscope.report.text import print_table, print_verdict
 
-    judged = verdict(record)
-    say_to(console, judged.title, COLOURS[judged.level])
-    for sentence in judged.sentences:
-        say_to(console, sentence, indent=2)
-    for warning in record.warnings:
-        say_to(console, f"warning: {visible(warning)}", "yellow")
+    print_verdict(verdict(record), record.warnings, console)
     if record.results:
         print_table(table(record), console, first="Statistic")
     drawn = RichTable(show_edge=False, pad_edge=False, header_style="bold")

@@ -11,14 +11,15 @@ from rich.text import Text
 
 from leakscope.quality.record import Metric, MetricName, QualityRecord
 from leakscope.record import Estimate
+from leakscope.report.judgement import Verdict
 from leakscope.report.page import template
+from leakscope.report.text import print_verdict
 from leakscope.report.wording import count, interval, number, percent, spoken, visible
 
 ALPHA = 0.05
 NOT_ESTIMABLE = "n/e"
 GRID = 64  # generated images shown
 SHARES: tuple[MetricName, ...] = ("precision", "recall", "copy_rate")
-COLOURS = {"leak": "bold red", "no-leak-found": "bold cyan", "invalid": "bold yellow"}
 
 
 class Wording(NamedTuple):
@@ -49,15 +50,6 @@ GLOSSARY = (
     ("CLIP score", "how well images fit the captions they were drawn for; depends on the CLIP that looks."),
     ("Copy rate", "how many generated images are nearer to some training image than 99 % of unseen real images are."),
 )
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The answer in one title, its grounds in sentences; levels as in the report of an audit."""
-
-    level: str
-    title: str
-    sentences: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,12 +138,7 @@ def _interval(estimate: Estimate, share: bool) -> str:
 
 def print_quality(record: QualityRecord, console: Console) -> None:
     """Prints the verdict, the metrics and the similarities."""
-    judged = verdict(record)
-    console.print(Text(judged.title, COLOURS[judged.level]))
-    for sentence in judged.sentences:
-        console.print(Text(f"  {sentence}"))
-    for warning in record.warnings:
-        console.print(Text(f"warning: {visible(warning)}", "yellow"))
+    print_verdict(verdict(record), record.warnings, console)
     table = RichTable(show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("Metric", no_wrap=True)
     table.add_column("Value", justify="right", no_wrap=True)

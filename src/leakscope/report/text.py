@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections.abc import Sequence
 from functools import partial
 
 from rich.console import Console
@@ -13,12 +14,12 @@ from leakscope.record import AuditRecord, Result
 from leakscope.report.beyond import TITLE, reference_table
 from leakscope.report.beyond import sentences as reference_sentences
 from leakscope.report.geometry import sentences as geometry_sentences
-from leakscope.report.judgement import verdict
+from leakscope.report.judgement import Verdict, verdict
 from leakscope.report.masked import masks_table, summaries
 from leakscope.report.table import ORACLE_NOTE, Cell, Column, Table, columns, table
 from leakscope.report.wording import count, visible
 
-COLOURS = {"leak": "bold red", "no-leak-found": "bold cyan", "invalid": "bold yellow"}
+COLOURS = {"leak": "bold red", "no-leak-found": "bold cyan", "lowers": "bold cyan", "not-shown": "bold", "invalid": "bold yellow"}
 LINE = 100  # longer lines of prose are hard to read, however wide the terminal
 LABEL = 24  # room for an attack with one parameter; longer labels fold, so that they do not push numbers out
 
@@ -27,12 +28,7 @@ def print_terminal(record: AuditRecord, console: Console) -> None:
     """Prints the verdict, the table and the warnings; a narrow terminal leaves out the least important columns."""
 
     say = partial(say_to, console)
-    judged = verdict(record)
-    say(judged.title, COLOURS[judged.level])
-    for sentence in judged.sentences:
-        say(sentence, indent=2)
-    for warning in record.warnings:
-        say(f"warning: {visible(warning)}", "yellow")
+    print_verdict(verdict(record), record.warnings, console)
     if record.results:
         print_table(table(record), console)
     masks = masks_table(record)
@@ -57,6 +53,15 @@ def print_terminal(record: AuditRecord, console: Console) -> None:
             say(sentence, indent=2)
     if record.omitted:
         say(_omitted(record), "yellow")
+
+
+def print_verdict(judged: Verdict, warnings: Sequence[str], console: Console) -> None:
+    """Prints what a record means, and what to be careful about."""
+    say_to(console, judged.title, COLOURS[judged.level])
+    for sentence in judged.sentences:
+        say_to(console, sentence, indent=2)
+    for warning in warnings:
+        say_to(console, f"warning: {visible(warning)}", "yellow")
 
 
 def say_to(console: Console, text: str, style: str = "", indent: int = 0) -> None:

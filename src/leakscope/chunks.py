@@ -1,0 +1,88 @@
+"""Long work as rows in chunks: a .npy for each, written when it is finished and found again by the same plan."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leakscope.errors import UserError
+from leakscope.files import checked_folder, write_atomic, write_new
+from leakscope.hub import UNKNOWN
+from leakscope.progress import progress
+from leakscope.threads import Tick, memory_message, one_thread_each, run_all
+
+PLAN = "plan.json"
+
+
+def cut(n: int, sizes: dict[str, int], device: str) -> dict[int, range]:
+    """The rows of every chunk; depends on the kind of device, cpu or cuda, not on the batch size or the number of threads."""
+    size = sizes["cpu" if device == "cpu" else "cuda"]
+    return {start // size: range(start, min(start + size, n)) for start in range(0, n, size)}
+
+
+def in_chunks(
+    folder: Path,
+    plan: dict[str, Any],
+    holds: str,
+    chunks: dict[int, range],
+    compute: Callable[[range, Tick], np.ndarray],
+    bar: str,
+    forwards: int,
+    batch_size: int,
+    threads: int,
+) -> np.ndarray:
+    """The rows of all chunks, in their order; chunks that `folder` has already are read, not computed again.
+
+    plan: all that decides the rows; a folder belongs to one. holds: what the rows are, as in "images drawn with". compute(rows,
+    tick): an array of as many rows, calling tick(forwards) after every batch. forwards: how many a row takes.
+    Raises `UserError` for a folder of another plan, a damaged chunk, and too little memory for `batch_size`.
+    """
+    checked_folder(folder)
+    _refuse_another_plan(folder, plan, holds)
+    file = lambda chunk: folder / f"{holds.partition(' ')[0]}-{chunk:05d}.npy"
+    missing = {chunk: rows for chunk, rows in chunks.items() if not file(chunk).exists()}
+
+    def job(path: Path, rows: range, tick: Tick) -> None:
+        write_atomic(path, partial(_save, compute(rows, tick)))
+
+    if missing:
+        total, left = (forwards * sum(map(len, part.values())) for part in (chunks, missing))
+        with one_thread_each(), progress(bar, total, "forwards", done=total - left) as advance, memory_message(batch_size):
+            run_all([partial(job, file(chunk), rows) for chunk, rows in missing.items()], threads, advance)
+    return np.concatenate([_read(file(chunk), len(rows)) for chunk, rows in chunks.items()])
+
+
+def _refuse_another_plan(folder: Path, plan: dict[str, Any], holds: str) -> None:
+    path = folder / PLAN
+    if write_new(path, json.dumps(plan, indent=2)):
+        return
+    if plan["model_fingerprint"] == UNKNOWN:
+        raise UserError(
+            f"{folder} holds {holds.partition(' ')[0]} already, and nobody can tell whether they are of this model; "
+            "choose another folder, or give leakscope.Target(denoiser, fingerprint=...)"
+        )
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete {folder} to begin again") from None
+    for key, value in plan.items():
+        if before.get(key) != value and key != "model":  # a model may have moved
+            raise UserError(f"{folder} holds {holds} {key.replace('_', ' ')} {before.get(key)}, now it is {value}; choose another folder")
+
+
+def _save(rows: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, rows, allow_pickle=False)
+
+
+def _read(path: Path, n: int) -> np.ndarray:
+    try:
+        rows: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise UserError(f"{path} is damaged; delete it and run the same command again") from None
+    if len(rows) != n:
+        raise UserError(f"{path} must hold {n} {path.name.partition('-')[0]}; it has {len(rows)}: delete it and run the same command again")
+    return rows
