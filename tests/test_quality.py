@@ -154,7 +154,7 @@ def test_the_same_command_draws_nothing_again_and_another_plan_is_refused(capsys
     assert call(capsys, *command)[0] == 0
     first = read_quality(tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("leakscope.generation._draw_chunk", None)  # nothing is left to draw
+        patch.setattr("leakscope.generation._draw_batch", None)  # nothing is left to draw
         assert call(capsys, *command)[0] == 0
     assert read_quality(tmp_path / "out").metrics == first.metrics
     assert "holds images drawn with seed 0, now it is 3" in refused(capsys, *command, "--seed", "3")

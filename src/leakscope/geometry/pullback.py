@@ -26,26 +26,31 @@ from leakscope.errors import UserError, unknown
 from leakscope.geometry.estimators import hutchinson, singular_values
 from leakscope.geometry.operators import LinearMap, Mode, record, recording
 from leakscope.masks import CONTROLS, Control
+from leakscope.memory import keep_freed_memory
 
 BUDGET = 2**30
+CPU_BUDGET = {"influence": 2**26, "distortion": 2**28}  # graphs that stay in a CPU's cache; columns long enough for its matrix products
 FLOOR = 1e-12
 RESIDENT = 3  # float64 copies of the columns that a step of the randomized SVD holds
 
 
-def influence(codec: Codec, z: Float[Tensor, "b *z"], probes: int = 8, *, noise: Noise, budget: int = BUDGET) -> Float32[Tensor, "b *z"]:
+def influence(
+    codec: Codec, z: Float[Tensor, "b *z"], probes: int = 8, *, noise: Noise, budget: int | None = None
+) -> Float32[Tensor, "b *z"]:
     """The influence of every latent coordinate on the decoded image: ½ log(mean over probes of (Jᵀv)_i² + 1e-12).
 
     High where a small change of the coordinate changes the image much: the log of the length of dx/dz_i. The estimate's
     square before the log is unbiased with a relative variance of 2/probes.
 
     z: latents of b images, as `codec.encode` returns them; snapped here.   probes: standard normals v in image space, >= 1.
-    noise: keyed for these images; its shape is not used, its stream becomes "influence".   budget: memory in bytes, see `blocks`.
+    noise: keyed for these images; its shape is not used, its stream becomes "influence".   budget: memory in bytes, see `blocks`;
+    None: 64 MiB on a CPU, else 1 GiB.
     Returns natural logs, float32, shaped like z. Raises `UserError` for a decoder without a derivative, or other counts.
     (Rao, Qu and Moyer 2025, arXiv 2511.20592, eq. 8 and algorithm 2.)
     """
     _at_least(1, probes=probes)
     z = _snapped(codec, z, noise)
-    images, vectors = blocks(codec, z, probes, budget=budget)
+    images, vectors = blocks(codec, z, probes, budget=_budget(budget, z, "influence"))
     found = []
     for part in _parts(len(z), images):
         J = LinearMap(codec.decode, z[part])
@@ -63,7 +68,7 @@ def distortion(
     power: int = 2,
     *,
     noise: Noise,
-    budget: int = BUDGET,
+    budget: int | None = None,
     mode: Mode | None = None,
 ) -> Float64[Tensor, " b"]:
     """The local distortion of each image: the sum of the logs of the `top` largest singular values of the decoder's Jacobian.
@@ -73,7 +78,8 @@ def distortion(
 
     z: latents of b images, as `codec.encode` returns them; snapped here.   top: K in [1, min(latent, image dimension)].
     oversampling, power: extra columns and power passes of the randomized SVD, >= 0.   noise: keyed for these images; its shape
-    is not used, its stream becomes "distortion".   budget: memory in bytes, see `blocks`.   mode: how J v is taken, see `LinearMap`.
+    is not used, its stream becomes "distortion".   budget: memory in bytes, see `blocks`; None: 256 MiB on a CPU, else 1 GiB.
+    mode: how J v is taken, see `LinearMap`.
     Returns natural logs. Raises `UserError` for K out of range or beyond the rank, and for a decoder without a derivative.
     (Rao, Qu and Moyer 2025, arXiv 2511.20592, eq. 4 and algorithm 1.)
     """
@@ -84,7 +90,7 @@ def distortion(
     cost = _cost(codec, z[:1], twice=mode != "central differences")
     if top > min(z[0].numel(), cost.outputs):
         raise UserError(f"top must be at most {min(z[0].numel(), cost.outputs)}, the most singular values there are; got {top}")
-    images, vectors = _fit(cost, len(z), columns, columns * RESIDENT, budget)
+    images, vectors = _fit(cost, len(z), columns, columns * RESIDENT, _budget(budget, z, "distortion"))
     found = []
     for part in _parts(len(z), images):
         V0 = _normals(noise, part, tuple(z.shape[1:]), z, "distortion", range(columns))
@@ -147,6 +153,14 @@ def blocks(codec: Codec, z: Float[Tensor, "b *z"], vectors: int, *, both: bool =
     budget always give the same answer. What torch needs within one operation, and the weights, come on top.
     """
     return _fit(_cost(codec, z[:1], both), len(z), vectors, 0, budget)
+
+
+def _budget(given: int | None, z: Tensor, what: str) -> int:
+    """The bytes to work in, once the process is prepared for it."""
+    if z.device.type != "cpu":
+        return given if given is not None else BUDGET
+    keep_freed_memory()
+    return given if given is not None else CPU_BUDGET[what]
 
 
 def _fit(cost: _Cost, images: int, vectors: int, resident: int, budget: int) -> Blocks:

@@ -75,7 +75,7 @@ class _Convolution(Function):
 class _GroupNorm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        x = x.contiguous()
+        x = _dense(x)
         y, mean, rstd = torch.native_group_norm(x, weight, bias, *_sizes(x), groups, eps)
         ctx.save_for_backward(x, mean, rstd, weight)
         ctx.groups = groups
@@ -105,7 +105,18 @@ def _project(u: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | 
     """P (w u), the gradient with respect to its input that torch's own GroupNorm gives."""
     only_x = [True, False, False]
     backward = torch.ops.aten.native_group_norm_backward
-    return backward(u.contiguous(), x, mean, rstd, weight, *_sizes(x), groups, only_x)[0]  # type: ignore[no-any-return]
+    return backward(_like(u, x), x, mean, rstd, weight, *_sizes(x), groups, only_x)[0]  # type: ignore[no-any-return]
+
+
+def _dense(x: Tensor) -> Tensor:
+    """`x` without gaps in memory, its channels last if they are so already."""
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if last else x.contiguous()
+
+
+def _like(u: Tensor, x: Tensor) -> Tensor:
+    """`u` in the layout of `x`, which the backward of GroupNorm takes for granted."""
+    return u.contiguous() if x.is_contiguous() else u.contiguous(memory_format=torch.channels_last)
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
