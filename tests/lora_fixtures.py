@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from text_fixtures import pipeline
 
 RANK, ALPHA = 2, 6
@@ -30,7 +30,9 @@ def lora_folder(folder: Path, kind: str = "sd", text: bool = False, rank: int = 
     network.add_adapter(config(LAYERS[kind], rank))
     layers, networks = {f"{part}_lora_layers": get_peft_model_state_dict(network)}, {part: network}
     if text:
-        made.text_encoder.add_adapter(config(["q_proj"], rank))
+        inject_adapter_in_model(
+            config(["q_proj"], rank), made.text_encoder
+        )  # not add_adapter: transformers may want a newer peft than there is
         layers["text_encoder_lora_layers"] = convert_state_dict_to_diffusers(get_peft_model_state_dict(made.text_encoder))
         networks["text_encoder"] = made.text_encoder
     made.save_lora_weights(folder, **layers, **_collate_lora_metadata(networks))

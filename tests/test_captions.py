@@ -216,7 +216,11 @@ def test_swapped_is_a_derangement_by_id_and_seed():
 def test_swapped_gives_another_text_wherever_there_is_one(seed):
     texts = ["same"] * 18 + ["other", "third"]
     assert all(a != b for a, b in zip(told(texts, seed), texts, strict=True))
-    assert told(["same"] * 5, seed) == ("same",) * 5
+
+
+def test_captions_that_are_all_alike_cannot_be_swapped():
+    with pytest.raises(UserError, match="swapped needs images with different captions; all 5 are captioned 'same'"):
+        told(["same"] * 5)
 
 
 FILES = {
@@ -248,6 +252,7 @@ DAMAGED = {
     "f.jsonl": "5",
     "g.csv": "id,words\nx,a\n",
     "h.csv": "\ud800",
+    "i.csv": "id,text\nx,a moon, over the sea\n",
 }
 
 
@@ -373,6 +378,14 @@ def test_the_record_says_what_the_model_was_told_and_what_it_did_not_read(tmp_pa
     assert any("2 captions are longer than the model's text encoder reads" in w for w in finished.record.warnings)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<dt>Captions</dt><dd>own; found for 46 of 46 images, 2 truncated by the text encoder</dd>" in page
+
+
+@pytest.mark.parametrize(("choice", "warned"), [("empty", True), ("fixed:", True), ("fixed:a moon", False), ("own", False)])
+def test_an_audit_that_tells_clid_no_captions_is_warned_of(choice, warned):
+    target = Target(Memoriser(torch.zeros(1, 1, 16, 16), SCHEDULE), name="m", fingerprint="m", text=Words())
+    record = leakscope.audit(target, MEMBERS, NONMEMBERS, "clid(timesteps=50),loss", captions=choice, **SMALL).record
+    expected = "the model was told no captions, and clid(timesteps=50) measures what captions add: what is left is not that attack"
+    assert (expected in record.warnings) == warned
 
 
 def test_a_record_without_captions_says_nothing_of_them(tmp_path, capsys):

@@ -177,6 +177,12 @@ def test_a_model_without_captions_takes_no_adapter(model_folder, latent_folder, 
         assert message == f"a LoRA is applied to a text-to-image model of one network, and {folder} takes no captions; leave out --lora"
 
 
+def test_an_adapter_that_was_never_trained_is_refused(models, tmp_path):
+    untrained = lambda weights: {key: value * (".lora_B." not in key) for key, value in weights.items()}
+    message = refusal(models("sd"), changed(lora_folder(tmp_path / "lora"), tmp_path / "zero", untrained))
+    assert message.endswith("changes nothing: all of its B matrices are zero, as they are before training")
+
+
 def test_an_adapter_has_no_path_to_other_models_in_the_process(models, tmp_path):
     level = diffusers.utils.logging.get_verbosity()
     first = hub.load(models("sd"), device="cpu")

@@ -240,6 +240,7 @@ def test_prompts_are_read_from_text_csv_and_jsonl(tmp_path: Path, name: str, con
     [
         ("a.txt", " \n\n", "a.txt must hold at least one prompt; it has none"),
         ("a.csv", "text,id\nsun,1\n,2\n", "a.csv must hold a prompt in every row; that of row 2 is empty: leave the row out"),
+        ("a.csv", "text\nsun, with rays\n", "line 2 has more fields than the header: put texts with commas in double quotes"),
         ("a.csv", "txt\nsun\n", "the prompts must be in a column 'text'; did you mean 'txt'"),
         ("a.jsonl", '{"text": "sun"}\nmoon\n', r"a.jsonl must hold a JSON object on every line; line 2 is none \(Expecting value\)"),
         ("a.jsonl", '["sun"]\n', "line 1 is a list"),

@@ -208,7 +208,7 @@ def test_the_loss_is_the_same_whether_embeddings_are_kept_or_made_anew(bases, da
 def test_every_distinct_caption_is_embedded_once(bases):
     target, asked = hub.load(bases(), device="cpu"), []
     embed, target.text._embed = target.text._embed, None
-    target.text._embed = lambda pipe, text: asked.append(text) or embed(pipe, text)
+    target.text._embed = lambda pipe, text: asked.extend(text) or embed(pipe, text)
     index, embeddings = embed_all(target, (("moon", "a house"), ("moon",), ("a house", "", "moon")))
     assert sorted(asked) == ["", "a house", "moon"]
     assert index.tolist() == [[1, 0, 0], [1, 1, 1], [0, 2, 1]]
@@ -278,6 +278,39 @@ def test_captions_are_the_first_text_or_with_diversify_all_of_the_data_or_a_file
     (tmp_path / "more").mkdir()
     own = image_folder(tmp_path / "more", told=lambda i: {"text": CAPTIONS[i], "captions": [f"other {i}"]})
     assert told(own, diversify=True)["3.png"] == (CAPTIONS[3], "other 3") and told(own)["3.png"] == (CAPTIONS[3],)
+
+
+def test_diversification_needs_images_with_several_texts(bases, data, tmp_path):
+    with pytest.raises(UserError, match="--diversify draws one of the texts that an image has; each of the 8 has one"):
+        leakscope.train(settings(data, tmp_path / "m", bases(), diversify=True))
+
+
+def test_captions_that_are_cut_are_counted_before_training(bases, tmp_path, capsys):
+    long = image_folder(tmp_path, told=lambda i: {"text": CAPTIONS[i] + (" moon" * 200 if i in (2, 5) else "")})
+    leakscope.train(settings(long, tmp_path / "m", bases(), steps=1))
+    said = f"2 of {N} captions are longer than the text encoder reads: the model is told their beginning only (first: "
+    assert said in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_or_record_is_one_line(bases, data, tmp_path):
+    folder = leakscope.train(settings(data, tmp_path / "m", bases(), steps=1))
+    again = lambda: leakscope.train(settings(data, folder, bases(), steps=2))
+    files = [file for file in (folder / "checkpoint").iterdir() if not file.name.startswith("random_states")]  # no step depends on those
+    assert len(files) >= 3
+    for file in files:
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=r"checkpoint is damaged \(.+\); delete it to begin again") as caught:
+            again()
+        assert "\n" not in str(caught.value)
+        file.write_bytes(whole)
+    record = (folder / "train.json").read_text()
+    for content in ("{", "[1]", "\ud800"):
+        (folder / "train.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+        with pytest.raises(UserError, match=r"train.json is damaged \(.+\); choose another -o, or delete .* to begin again"):
+            again()
+    (folder / "train.json").write_text(record)
+    again()
 
 
 def test_training_with_other_captions_is_another_run(bases, data, tmp_path):
@@ -524,7 +557,7 @@ def test_an_audit_takes_the_models_of_a_text_defence(name, defended, many):
 
 
 def test_plain_distillation_has_a_teacher_of_everything(bases, data, tmp_path):
-    student = defend(defence("one-teacher", data, tmp_path / "out", bases(), diversify=True, train_size=6))
+    student = defend(defence("one-teacher", data, tmp_path / "out", bases(), train_size=6))
     assert (tmp_path / "out" / "teacher" / "split.json").read_text() == (student / "split.json").read_text()
     assert len(record(student)["teachers"]) == 1
 

@@ -562,6 +562,10 @@ def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | 
             f"{len(prepared.truncated)} captions are longer than the model's text encoder reads: it was told their beginning only "
             "(audit.json lists the images under truncated)"
         )
+    told = prepared.scan.captions
+    asking = ", ".join(attack.label for attack in prepared.attacks if attack.needs_text)
+    if told and asking and not any(told.texts):
+        found.append(f"the model was told no captions, and {asking} measures what captions add: what is left is not that attack")
     if prepared.config.resize:
         found.append(f"images of another shape were resized to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")
     if blind_low is not None and blind_low > 0.5:

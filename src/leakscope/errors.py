@@ -39,3 +39,8 @@ def unknown(what: str, name: str, options: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(options)}"
     return UserError(f"unknown {what} '{name}'; {hint}")
+
+
+def first_lines(error: Exception) -> str:
+    """Enough of a library's message to act on, on one line."""
+    return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])

@@ -1,5 +1,6 @@
 """Progress for everything a person waits for: a bar on a terminal, plain lines elsewhere, always on stderr."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +8,12 @@ from contextlib import contextmanager
 
 FIRST_LINE_AFTER = 2.0  # seconds; shorter work prints nothing in a log
 LINE_EVERY = 15.0  # seconds between plain lines
+
+
+def say(line: str) -> None:
+    """A line beside the bars, once however many processes a launcher started."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

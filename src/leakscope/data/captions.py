@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,16 @@ def choose_captions(cohort: Cohort, choice: str, seed: int) -> Captions:
     swapped: every image is given the caption of another one, drawn by id and seed, with another text wherever there is one.
     Raises `UserError` for a choice that is none of these, and where an image has no caption that the choice needs.
     """
-    if choice in ("own", "swapped"):
+    if choice == "own":
+        return Captions(_own(cohort), len(cohort), choice)
+    if choice == "swapped":
         own = _own(cohort)
-        return Captions(own if choice == "own" else _swapped(cohort.ids, own, seed), len(own), choice)
+        if len({*own}) == 1:
+            raise UserError(f"swapped needs images with different captions; all {len(own)} are captioned {own[0]!r}")
+        return Captions(_swapped(cohort.ids, own, seed), len(own), choice)
     if choice == "empty" or choice.startswith(FIXED):
-        told = "" if choice == "empty" else choice.removeprefix(FIXED)
-        return Captions((told,) * len(cohort), sum(map(bool, cohort.captions() or ())), choice)
+        text = "" if choice == "empty" else choice.removeprefix(FIXED)
+        return Captions((text,) * len(cohort), sum(map(bool, cohort.captions() or ())), choice)
     if not Path(choice).is_file():
         raise UserError(f"captions must be own, empty, fixed:TEXT, swapped or a file; got '{choice}', and there is no such file")
     return Captions(_listed(cohort, Path(choice)), len(cohort), choice)
@@ -71,7 +75,16 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         yield from ((str(row["file_name"] if "file_name" in row else row["id"]), row["text"]) for row in read_lines(path))
     else:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from ((row["id"], row["text"]) for row in csv.DictReader(file))
+            yield from ((row["id"], row["text"]) for row in whole_rows(file))
+
+
+def whole_rows(file: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV file with a header; raises `ValueError` for one with more fields than that, as an unquoted comma makes."""
+    reader = csv.DictReader(file)
+    for row in reader:
+        if None in row:
+            raise ValueError(f"line {reader.line_num} has more fields than the header: put texts with commas in double quotes")
+        yield row
 
 
 def _own(cohort: Cohort) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from leakscope.data.captions import read_captions
+from leakscope.data.captions import read_captions, whole_rows
 from leakscope.errors import UserError, unknown
 
 COLUMN = "text"
@@ -38,8 +38,8 @@ def read_prompts(path: Path) -> list[str]:
 
 def _csv(content: str, path: Path) -> list[Any]:
     try:
-        rows = list(csv.DictReader(io.StringIO(content, newline="")))
-    except csv.Error as error:
+        rows = list(whole_rows(io.StringIO(content, newline="")))
+    except (csv.Error, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
     _check_column(list(rows[0]) if rows else [], bool(rows), path)
     return [row[COLUMN] for row in rows]

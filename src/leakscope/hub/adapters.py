@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leakscope.errors import UserError
+from leakscope.errors import UserError, first_lines
 from leakscope.files import hash_files
-from leakscope.hub.folders import PICKLES, diffusers_library, downloaded, first_lines, pickle_message
+from leakscope.hub.folders import PICKLES, diffusers_library, downloaded, pickle_message
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 CONFIG = "adapter_config.json"  # of peft
 NAME = "leakscope"  # of the adapter, while it is loaded
 PEFT_PREFIX = "base_model.model."
+SECOND = (".lora_B.", ".lora_up.", ".lora.up.", "_lora.up.")  # B of B A, which is zero until it is trained
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
@@ -174,6 +175,9 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise UserError(f"the LoRA {file} cannot be read: {first_lines(error)}") from None
     if not raw:
         raise UserError(f"the LoRA {file} holds no weights")
+    second = [value for key, value in raw.items() if any(part in key for part in SECOND)]
+    if second and not any(value.any() for value in second):
+        raise UserError(f"the LoRA {file} changes nothing: all of its B matrices are zero, as they are before training")
     return raw
 
 

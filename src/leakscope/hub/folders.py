@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from leakscope.errors import UserError
+from leakscope.errors import UserError, first_lines
 from leakscope.files import hash_files
 
 NETWORKS = {
@@ -148,11 +148,6 @@ def text_fingerprint(folder: Path) -> str:
     """Which text encoders are in a folder: a hash of their weights, configs and vocabularies."""
     parts = [folder / part for part in TEXT_PARTS if (folder / part).is_dir()]
     return hash_files(sorted(file for part in parts for ending in ("*.safetensors", *TOKENIZER_FILES) for file in part.glob(ending)))
-
-
-def first_lines(error: Exception) -> str:
-    """Enough of a library's message to act on, on one line."""
-    return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
 
 
 def diffusers_library() -> Any:

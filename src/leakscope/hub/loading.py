@@ -17,7 +17,7 @@ from leakscope.diffusion.denoiser import Ask, Denoiser, Guided, NetworkDenoiser,
 from leakscope.diffusion.dual import Choice, Dual, refuse_strangers
 from leakscope.diffusion.prompts import TextEncoder
 from leakscope.diffusion.schedule import Schedule
-from leakscope.errors import UserError, unknown
+from leakscope.errors import UserError, first_lines, unknown
 from leakscope.files import write_text
 from leakscope.hub.adapters import adapter_file, adapter_fingerprint, apply
 from leakscope.hub.codecs import codec_fingerprint, image_shape, load_codec, scaling
@@ -31,7 +31,6 @@ from leakscope.hub.folders import (
     autoencoder_folder,
     diffusers_library,
     fingerprint,
-    first_lines,
     located,
     pretrained,
     read_json,

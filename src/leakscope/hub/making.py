@@ -13,8 +13,8 @@ import torch
 from leakscope.diffusion.codec import Autoencoder, Codec
 from leakscope.diffusion.sampling import FlowSampler
 from leakscope.diffusion.schedule import Schedule
-from leakscope.errors import UserError, unknown
-from leakscope.hub.folders import PARTS, diffusers_library, first_lines
+from leakscope.errors import UserError, first_lines, unknown
+from leakscope.hub.folders import PARTS, diffusers_library
 from leakscope.hub.pipelines import pipeline_of, quiet, write_index
 
 VOCABULARY = 4096  # tokens of a tokenizer that is built from captions

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from leakscope.diffusion.prompts import Prompts
-from leakscope.errors import UserError
+from leakscope.errors import UserError, first_lines
 from leakscope.files import write_text
-from leakscope.hub.folders import INDEX, TEXT_PARTS, diffusers_library, first_lines, read_json, refuse_pickles
+from leakscope.hub.folders import INDEX, TEXT_PARTS, diffusers_library, read_json, refuse_pickles
 
 CACHE_BYTES = 2**30  # of text embeddings
 NOT_LOADED = ("vae", "safety_checker", "feature_extractor", "image_encoder")

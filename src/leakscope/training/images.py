@@ -69,6 +69,11 @@ def _captions(source: ImageSource, ids: tuple[str, ...], config: TrainConfig) ->
         raise UserError(
             f"{where} must have a caption for every image; {len(missing)} of {len(ids)} have none (first: {missing[0]}): {hint}"
         )
+    if config.diversify and all(len(found[i]) == 1 for i in ids):
+        raise UserError(
+            f"--diversify draws one of the texts that an image has; each of the {len(ids)} has one: give a --captions FILE with several "
+            "(`leakscope caption` writes one), or leave it out"
+        )
     return tuple(found[i] if config.diversify else found[i][:1] for i in ids)
 
 

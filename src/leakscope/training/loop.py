@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from math import isnan, nan
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from leakscope import hub
-from leakscope.errors import UserError
+from leakscope.errors import UserError, first_lines
 from leakscope.files import write_text
 from leakscope.progress import progress
 from leakscope.training.early_stopping import EarlyStopping
@@ -58,7 +59,10 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
         if any((folder / name).exists() for name in (*hub.PARTS, "model_index.json")):
             raise UserError(f"{folder} holds a model that this command did not train; choose another -o")
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); choose another -o, or delete {folder} to begin again") from None
     defaults = {name: f.default for name, f in TrainConfig.model_fields.items()}  # of settings that older runs did not have
     free = OUTCOMES | (MAY_CHANGE - {fixed for key, fixed in FIXED_BY.items() if record.get(key) is not None})
     free |= set() if "members" in before else {"members"}  # older runs did not say
@@ -128,7 +132,7 @@ class Loop:
             checkpoint.with_name("checkpoint.old").rename(checkpoint)  # killed between the two renames of a save
         self.accelerator.wait_for_everyone()
         if checkpoint.exists():
-            self.accelerator.load_state(str(checkpoint))
+            self._load_checkpoint(checkpoint)
         if self.step > config.steps:
             raise UserError(f"{folder} is already trained for {self.step} steps; --steps must be at least that, got {config.steps}")
         recent: list[float] = []
@@ -173,6 +177,15 @@ class Loop:
         rows = choose(self.step, config.batch_size, config.seed)
         share = slice(accelerator.process_index, None, accelerator.num_processes)
         return batch(self.task, rows, keyed(config.seed, self.step), config.flip, share, accelerator.device)
+
+    def _load_checkpoint(self, checkpoint: Path) -> None:
+        try:
+            self.accelerator.load_state(str(checkpoint))
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
+            reason = first_lines(error) or type(error).__name__
+            raise UserError(f"{checkpoint} is damaged ({reason}); delete it to begin again") from None
 
     def _save_checkpoint(self, checkpoint: Path) -> None:
         fresh = checkpoint.with_name("checkpoint.part")

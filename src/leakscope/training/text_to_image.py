@@ -27,7 +27,7 @@ from leakscope.diffusion.denoiser import NetworkDenoiser
 from leakscope.diffusion.dual import refuse_strangers
 from leakscope.errors import UserError
 from leakscope.hub import Target
-from leakscope.progress import progress
+from leakscope.progress import progress, say
 from leakscope.training.denoiser import encode_all
 from leakscope.training.distillation import Lesson, alternating, half_of, other_teacher
 from leakscope.training.images import TrainingData, captions_of, training_shape
@@ -177,7 +177,12 @@ def embed_all(target: Target, captions: tuple[Texts, ...]) -> tuple[Int[np.ndarr
     """The embeddings of every distinct text, the empty one last, and the places of each image's texts among them."""
     distinct = sorted({text for texts in captions for text in texts} - {""})
     text: Any = target.text
-    rows = []
+    rows, cut = [], text.truncated(distinct)
+    if cut:
+        say(
+            f"{len(cut):,} of {len(distinct):,} captions are longer than the text encoder reads: the model is told their beginning "
+            f"only (first: {distinct[cut[0]][:60]!r})"
+        )
     with progress("embedding captions", len(distinct) + 1, "captions") as advance:
         for caption in [*distinct, ""]:
             rows.append({name: value.cpu() for name, value in text([caption]).tensors.items()})
