@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The study of text-to-image models: `studies/text/run.sh ZIP` from the project root, ZIP being noto-emoji-128.zip; work/cifar10-extractor.pt
-# is that of the study of defences. Every command resumes. About two hours on two CPU cores.
+# The study of text-to-image models: `studies/text/run.sh ZIP` from the project root, ZIP being noto-emoji-128.zip. The image encoder needs
+# two packages of PyPI, which encoder.py names. Every command resumes. About two and a half hours on two CPU cores.
 set -euo pipefail
 S=studies/text
 [ -d work/emoji ] || python $S/prepare.py "$1" work
+[ -f work/encoder.pt ] || python $S/encoder.py work/encoder.pt
 python $S/paraphrase.py work/emoji work/emoji-captions.json
 leakscope train --preset vae --data work/emoji --split work/emoji-others-split.json --resize 32 --flip --steps 2500 --threads 1 --checkpoint-every 250 -o work/e-vae
 leakscope train -C $S/base.yaml --data work/emoji --resize 32 --autoencoder work/e-vae --split work/emoji-others-split.json -o work/e-base
@@ -18,11 +19,21 @@ for method in distill dual; do
 done
 
 audit() {
-  leakscope audit "work/$1" -C $S/audit.yaml --threads 1 --data work/emoji --split work/emoji-split.json --resize --captions "$3" -o "work/run-$2-$3"
+  leakscope audit "work/$1" -C $S/audit.yaml --threads 1 --data work/emoji --split work/emoji-split.json --resize --captions "$3" -o "work/run-e-$2-$3"
 }
-for captions in own empty swapped; do audit e-all e-all $captions; done
-audit e-md/student e-distill own
-audit e-md/dual e-dual own
-audit e-all-div e-all-div own
-audit e-md-div/student e-distill-div own
+quality() {
+  leakscope quality "work/$1" --data work/emoji --split work/emoji-split.json --resize --images 300 --threads 1 \
+    --extractor torchscript:work/encoder.pt --copy-encoder torchscript:work/encoder.pt -o "work/run-e-$2-own"
+}
+for model in e-all:all e-all-div:all-div e-md/dual:dual e-md-div/dual:dual-div e-md/student:distill e-md-div/student:distill-div; do
+  audit "${model%:*}" "${model#*:}" own
+  quality "${model%:*}" "${model#*:}"
+  audit "${model%:*}" "${model#*:}" empty
+done
+audit e-all all swapped
 python $S/figure.py work/run-e-all-own work/run-e-all-empty work/run-e-all-swapped $S/captions.png
+
+python $S/lists.py work
+for model in e-all:all e-md/student:distill; do
+  leakscope prompts "work/${model%:*}" --memorised work/emoji-members.txt --ordinary work/emoji-held-out.txt --threads 1 -o "work/prompts-e-${model#*:}"
+done
