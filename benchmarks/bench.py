@@ -18,9 +18,13 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
+
+if TYPE_CHECKING:
+    from leakscope import hub
 
 CHANNELS = (32, 64, 64)
 SIZE = 32
@@ -70,8 +74,8 @@ def ratio(scratch: Path, target: "hub.Target", attack: str, threads: int) -> flo
 
     from leakscope import scoring
     from leakscope.audit_config import AuditConfig
-    from leakscope.auditing import prepare
     from leakscope.config import build
+    from leakscope.planning import prepare
 
     sides = {"members": scratch / "members.npy", "nonmembers": scratch / "nonmembers.npy"}
     settings = {
@@ -120,8 +124,8 @@ def peak_memory(scratch: Path, count: int) -> int:
 def score_only(folder: Path) -> None:
     from leakscope import scoring
     from leakscope.audit_config import AuditConfig
-    from leakscope.auditing import prepare
     from leakscope.config import build
+    from leakscope.planning import prepare
 
     sides = {"members": folder / "members.npy", "nonmembers": folder / "nonmembers.npy", "model": str(folder / "model")}
     prepared = prepare(build(AuditConfig, {**sides, "attacks": "sima", "timesteps": "50:100:50", "device": "cpu"}))
@@ -188,8 +192,8 @@ def print_masks(scratch: Path) -> None:
 
     from leakscope import hub, scoring
     from leakscope.audit_config import AuditConfig
-    from leakscope.auditing import prepare
     from leakscope.config import build
+    from leakscope.planning import prepare
 
     preset = Path(hub.__file__).parents[1] / "training" / "presets" / "latent.yaml"
     network = hub.new_network({"sample_size": 8, "in_channels": 4, "out_channels": 4, **yaml.safe_load(preset.read_text())["model"]})

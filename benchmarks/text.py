@@ -52,8 +52,8 @@ def ratios(scratch: Path) -> Iterator[tuple[str, float]]:
     """Queries/s of each attack, latents encoded, over rows/s of the bare network; the best of interleaved rounds."""
     from leakscope import hub, scoring
     from leakscope.audit_config import AuditConfig
-    from leakscope.auditing import prepare
     from leakscope.config import build
+    from leakscope.planning import prepare
 
     model = make_pipeline(scratch)
     for attack, rows in ROWS.items():

@@ -2,8 +2,10 @@
 
 import ast
 import importlib
+import json
 import subprocess
 import sys
+import tokenize
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import leakscope
 
 SOURCE = Path(leakscope.__file__).parent
+RUFF = [sys.executable, "-m", "ruff", "check", "--isolated"]
 TORCH = {"torch", "diffusers", "accelerate", "transformers"}
 
 
@@ -120,6 +123,22 @@ def test_importing_the_package_reads_no_metadata_of_packages_until_asked_for_the
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == version("leakscope")
+
+
+def strings(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where every string of a file begins and ends: rows from 1, columns from 0."""
+    with path.open("rb") as file:
+        return [(token.start, token.end) for token in tokenize.tokenize(file.readline) if token.type == tokenize.STRING]
+
+
+def test_no_code_uses_a_name_that_is_defined_nowhere():
+    """The linters are told to let names pass, since those in jaxtyping's strings are dimensions; outside of strings none may."""
+    where = [str(SOURCE), str(Path(__file__).parent)]
+    done = subprocess.run([*RUFF, "--select", "F821", "--output-format", "json", *where], capture_output=True, text=True)
+    found = [(Path(e["filename"]), (e["location"]["row"], e["location"]["column"] - 1), e["message"]) for e in json.loads(done.stdout)]
+    assert len(found) > 100, "dimensions are among them"
+    places = {path: strings(path) for path, _, _ in found}
+    assert [(path.name, *rest) for path, *rest in found if not any(start <= rest[0] < end for start, end in places[path])] == []
 
 
 def test_public_names_resolve():

@@ -16,11 +16,12 @@ import torch
 import leakscope
 from leakscope import hub
 from leakscope.audit_config import AuditConfig
-from leakscope.auditing import gate, prepare, run
+from leakscope.auditing import gate, run
 from leakscope.config import build
 from leakscope.data.draw import calibrate_half
 from leakscope.diffusion.analytic import Memoriser, linear_schedule
 from leakscope.errors import GateFailed, InvalidAudit, UserError
+from leakscope.planning import prepare
 from leakscope.record import AuditRecord, Estimate
 
 RNG = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from leakscope.attacks import ATTACKS
 from leakscope.attacks.base import Encoder, Service, parse
 from leakscope.attacks.black_box import BlackBox, cosines
 from leakscope.audit_config import AuditConfig
-from leakscope.auditing import choose_attacks, prepare, run
+from leakscope.auditing import run
 from leakscope.config import build
 from leakscope.data.cohort import two_sources
 from leakscope.data.pixels import ImageShape, to_model, to_uint8
@@ -29,6 +29,7 @@ from leakscope.diffusion.noise import Noise
 from leakscope.diffusion.prompts import Prompts
 from leakscope.errors import UserError
 from leakscope.hub import Target
+from leakscope.planning import choose_attacks, prepare
 from leakscope.scoring import Job, Worker, collect, score
 from leakscope.service import service
 from leakscope.settling import settled

@@ -14,7 +14,7 @@ from PIL import Image
 import leakscope
 from leakscope.attacks import ATTACKS
 from leakscope.audit_config import AuditConfig, GeometryConfig
-from leakscope.auditing import prepare, run
+from leakscope.auditing import run
 from leakscope.config import build
 from leakscope.data.captions import choose_captions, read_captions
 from leakscope.data.cohort import two_sources
@@ -24,6 +24,7 @@ from leakscope.diffusion.analytic import Memoriser, linear_schedule
 from leakscope.diffusion.prompts import Prompts, TextEncoder
 from leakscope.errors import UserError
 from leakscope.hub import Target
+from leakscope.planning import prepare
 
 NAMES = tuple(f"{i:02d}.png" for i in range(12))
 LONGEST = 6  # words that the encoder of these tests reads

@@ -9,11 +9,12 @@ import torch
 from text_fixtures import SIDE, text_folder
 
 from leakscope.audit_config import AuditConfig
-from leakscope.auditing import audit, prepare
+from leakscope.auditing import audit
 from leakscope.config import build
 from leakscope.diffusion.denoiser import Guided
 from leakscope.errors import UserError
 from leakscope.hub import load
+from leakscope.planning import prepare
 
 SETTINGS = {"attacks": "sima", "timesteps": "100", "calibration": False, "captions": "fixed:red heart", "device": "cpu", "threads": 1}
 

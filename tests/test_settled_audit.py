@@ -14,15 +14,16 @@ from rich.console import Console
 from run_fixtures import make_run
 
 import leakscope
-from leakscope import auditing, hub, inputs, scoring
+from leakscope import hub, inputs, planning, scoring
 from leakscope.audit_config import AuditConfig, GeometryConfig
-from leakscope.auditing import prepare, run
+from leakscope.auditing import run
 from leakscope.comparison import compare
 from leakscope.config import build
 from leakscope.data.cohort import two_sources
 from leakscope.data.sources import open_source
 from leakscope.diffusion.analytic import Memoriser, linear_schedule
 from leakscope.errors import UserError
+from leakscope.planning import prepare
 from leakscope.record import AuditRecord
 from leakscope.report import print_terminal
 from leakscope.report.page import html
@@ -48,7 +49,7 @@ def captioned(monkeypatch) -> hub.Target:
         return captions(ids[rows] if isinstance(rows, slice) else [ids[i] for i in rows])
 
     monkeypatch.setattr(inputs.Inputs, "conditions", conditions)
-    monkeypatch.setattr(auditing, "_told", lambda config, target: None)  # arrays have no captions to be read
+    monkeypatch.setattr(planning, "_told", lambda config, target: None)  # arrays have no captions to be read
     points = torch.from_numpy(MEMBERS[:20, None] / 127.5 - 1.0)
     return CaptionedTarget(Captioned(Memoriser(points, linear_schedule())), dtype="float32", device="cpu")
 

@@ -15,7 +15,7 @@ from leakscope.errors import LeakscopeError, UserError
 
 if TYPE_CHECKING:
     from leakscope.audit_config import AuditConfig
-    from leakscope.auditing import Prepared
+    from leakscope.planning import Prepared
     from leakscope.record import AuditRecord
 
 app = typer.Typer(

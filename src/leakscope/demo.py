@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from leakscope.auditing import Audit, AuditConfig, prepare, run
+from leakscope.audit_config import AuditConfig
+from leakscope.auditing import Audit, run
 from leakscope.config import build
+from leakscope.planning import prepare
 from leakscope.training.run import train
 from leakscope.training.settings import train_config
 
