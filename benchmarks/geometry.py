@@ -20,6 +20,7 @@ from torch import Tensor
 from leakscope.diffusion.codec import Autoencoder
 from leakscope.diffusion.noise import Noise
 from leakscope.geometry import distortion, influence
+from leakscope.memory import keep_freed_memory
 from leakscope.threads import one_thread_each, pool
 
 CHANNELS = (32, 48, 64)  # those of the preset vae
@@ -58,7 +59,8 @@ def loop_influence(codec: Autoencoder, z: Tensor, noise: Noise, frugal: bool = F
 
 
 def side_by_side(codec: Autoencoder, z: Tensor, threads: int) -> Tensor:
-    """Influence as an audit computes it: chunks of images in a pool of threads."""
+    """Influence as an audit computes it: chunks of images in a pool of threads, freed memory kept."""
+    keep_freed_memory()
     size = -(-len(z) // threads)
 
     def chunk(start: int) -> Tensor:

@@ -182,6 +182,7 @@ def test_a_reduced_caption_keeps_its_most_important_words_in_order(text: str, pe
     weights = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "dog": 1}
 
     def encode(texts, together=False) -> Prompts:
+        assert together or len(texts) == 1, "the variants of a caption are embedded as one batch"
         vectors = torch.zeros(len(texts), 7, dtype=torch.float64)
         vectors[:, 0] = 20.0
         for row, caption in enumerate(texts):

@@ -220,7 +220,7 @@ def test_swapped_gives_another_text_wherever_there_is_one(seed):
 
 
 def test_captions_that_are_all_alike_cannot_be_swapped():
-    with pytest.raises(UserError, match="swapped needs images with different captions; all 5 are captioned 'same'"):
+    with pytest.raises(UserError, match=r"swapped needs images with different captions; all 5 have the same \('same'\): choose own"):
         told(["same"] * 5)
 
 
@@ -385,7 +385,7 @@ def test_the_record_says_what_the_model_was_told_and_what_it_did_not_read(tmp_pa
 def test_an_audit_that_tells_clid_no_captions_is_warned_of(choice, warned):
     target = Target(Memoriser(torch.zeros(1, 1, 16, 16), SCHEDULE), name="m", fingerprint="m", text=Words())
     record = leakscope.audit(target, MEMBERS, NONMEMBERS, "clid(timesteps=50),loss", captions=choice, **SMALL).record
-    expected = "the model was told no captions, and clid(timesteps=50) measures what captions add: what is left is not that attack"
+    expected = "the model was told no captions, and clid(timesteps=50) measures what captions add: what is left of it is the loss"
     assert (expected in record.warnings) == warned
 
 

@@ -360,7 +360,7 @@ def test_a_student_that_differs_from_its_teachers_is_refused(data, tmp_path):
 
 def test_a_student_deeper_than_memory_allows_is_refused(data, tmp_path):
     teachers = given_teachers(data, tmp_path)
-    with pytest.raises(UserError, match=r"too little memory for this model.*make the model smaller"):
+    with pytest.raises(UserError, match=r"too little memory for batches of .*make the model smaller"):
         refused(data, tmp_path, teachers, model={**TINY, "block_out_channels": [400_000, 400_000]})
 
 

@@ -347,15 +347,55 @@ def test_the_budget_limits_what_graphs_save(kl):
     assert peak <= 400_000 + max(weights, 0)
 
 
+def test_accelerators_whose_group_norm_takes_one_layout_measure_the_same_distortion(kl, monkeypatch):
+    """On a GPU group_norm refuses channels that lie last, as they do after attention; here a stand-in refuses them on the CPU."""
+    from leakscope.geometry import twice
+    from leakscope.geometry.pullback import distortion
+
+    expected, plain, seen = distortion(kl, latents(2), 3, 4, noise=keyed(2)), torch.native_group_norm, []
+
+    def strict(x: Tensor, *arguments: Any) -> Any:
+        assert x.is_contiguous(), "Expected X.is_contiguous(memory_format) to be true"
+        seen.append(x.ndim)
+        return plain(x, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "native_group_norm", strict)
+        patch.setattr(twice, "HOST", "another device")
+        torch.testing.assert_close(distortion(kl, latents(2), 3, 4, noise=keyed(2)), expected, rtol=1e-9, atol=0)
+    assert 4 in seen
+
+
+def test_on_a_cpu_work_is_cut_into_pieces_of_the_stated_size_unless_a_budget_is_given(kl, monkeypatch):
+    from leakscope.geometry import pullback
+
+    calls: list[int] = []
+    fit = pullback._fit
+    monkeypatch.setattr(pullback, "_fit", lambda *arguments: calls.append(arguments[-1]) or fit(*arguments))
+    for budget in (None, 2**20):
+        pullback.influence(kl, latents(2), noise=keyed(2), budget=budget)
+        pullback.distortion(kl, latents(2), 2, 2, noise=keyed(2), budget=budget)
+    assert calls == [2**26, 2**28, 2**20, 2**20]
+
+
+def test_only_latents_whose_derivatives_are_wanted_are_laid_out_for_speed_and_decode_alike(kl):
+    z, seen = latents(2), []
+    hook = kl.network.decoder.conv_in.register_forward_hook(lambda module, given, out: seen.append(given[0].stride()[1]))
+    plain, laid_out = kl.decode(z), kl.decode(z.clone().requires_grad_(True))
+    hook.remove()
+    assert seen == [math.prod(LATENT[1:]), 1]
+    torch.testing.assert_close(laid_out, plain, rtol=1e-6, atol=1e-8)
+
+
 def test_measuring_leaves_nothing_behind(kl):
     from leakscope.geometry.pullback import blocks
 
     tensors = lambda: sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
-    blocks(kl, latents(1), 8, both=True)
+    blocks(kl, latents(1), 8, both=True, budget=2**30)
     gc.collect()
     before = tensors()
     for _ in range(3):
-        blocks(kl, latents(1), 8, both=True)
+        blocks(kl, latents(1), 8, both=True, budget=2**30)
     gc.collect()
     assert tensors() <= before
 

@@ -207,7 +207,7 @@ def test_a_model_that_nobody_can_recognise_and_damaged_files_are_not_resumed(tmp
     find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
     file = tmp_path / "own" / "prompts" / "scores-00000.npy"
     np.save(file, np.zeros((3, 2)))
-    with pytest.raises(UserError, match=r"must hold 8 scores; it has 3: delete it and run the same command again"):
+    with pytest.raises(UserError, match=r"must hold 8 scores; its array is \(3, 2\): delete it and run the same command again"):
         find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
     file.write_bytes(b"nothing")
     with pytest.raises(UserError, match="is damaged; delete it and run the same command again"):
@@ -225,7 +225,12 @@ def test_a_model_that_nobody_can_recognise_and_damaged_files_are_not_resumed(tmp
     [
         ("a.txt", "sun, with rays\nmoon\n"),
         ("a.prompts", "\ufeffsun, with rays\r\n\n moon"),
-        ("a.json", '{"1.png": ["sun, with rays", "a sun"], "2.png": "moon"}'),
+        ("a.json", '{"1.png": ["sun, with rays", "a sun"], "2.png": "moon", "3.png": " "}'),
+        (
+            "b.JSONL",
+            '{"id": 1, "text": ["sun, with rays"]}\n\n{"id": 1, "text": "a sun"}\n{"id": 2, "text": [null, " moon"]}\n{"text": ""}\n',
+        ),
+        ("b.csv", 'file_name,text\n1,"sun, with rays"\n1,a sun\n2,moon \n3,\n'),
         ("a.csv", 'id,text\n1,"sun, with rays"\n2,moon\n'),
         ("a.jsonl", '{"text": "sun, with rays"}\n{"text": "moon", "id": 2}\n'),
     ],
@@ -239,13 +244,16 @@ def test_prompts_are_read_from_text_csv_and_jsonl(tmp_path: Path, name: str, con
     ("name", "content", "message"),
     [
         ("a.txt", " \n\n", "a.txt must hold at least one prompt; it has none"),
-        ("a.csv", "text,id\nsun,1\n,2\n", "a.csv must hold a prompt in every row; that of row 2 is empty: leave the row out"),
+        ("a.csv", "text,id\n,1\n", "a.csv must hold at least one prompt; it has none"),
+        ("a.jsonl", "", "a.jsonl must hold at least one prompt; it has none"),
+        ("a.json", '{"1.png": " "}', "a.json must hold at least one prompt; it has none"),
+        ("a.JSON", "[]", "a.JSON must hold an object"),
         ("a.csv", "text\nsun, with rays\n", "line 2 has more fields than the header: put texts with commas in double quotes"),
         ("a.csv", "txt\nsun\n", "the prompts must be in a column 'text'; did you mean 'txt'"),
-        ("a.jsonl", '{"text": "sun"}\nmoon\n', r"a.jsonl must hold a JSON object on every line; line 2 is none \(Expecting value\)"),
-        ("a.jsonl", '["sun"]\n', "line 1 is a list"),
+        ("a.jsonl", '{"text": "sun"}\nmoon\n', r"a.jsonl cannot be read \(Expecting value"),
+        ("a.jsonl", '["sun"]\n', "every line must be a JSON object; one is a list"),
         ("a.jsonl", '{"caption": "sun"}\n', "the prompts must be in a column 'text'; known: caption"),
-        ("a.jsonl", '{"text": 3}\n', "that of row 1 is empty"),
+        ("a.jsonl", '{"text": 3}\n', "a.jsonl cannot be read .got the text 3"),
     ],
 )
 def test_a_file_without_prompts_is_one_line(tmp_path: Path, name: str, content: str, message: str) -> None:

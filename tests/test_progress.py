@@ -45,3 +45,12 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     with module.progress("scoring", 3, "queries") as advance:
         advance(3, "sima")
     assert "scoring" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "said"), [(None, "hello\n"), ("0", "hello\n"), ("1", "")])
+def test_a_line_is_said_once_however_many_processes_there_are(monkeypatch, capsys, rank, said):
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    module.say("hello")
+    assert capsys.readouterr() == ("", said)

@@ -348,7 +348,7 @@ def test_a_caption_is_embedded_once_and_alike_in_every_batch(targets: dict[str, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_captions_embedded_together_are_those_embedded_alone_to_rounding_and_are_not_kept(targets: dict[str, Target], kind: str) -> None:
     text = pipelines.PipelineText(targets[kind].text.pipeline)
-    told = ["moon", "a cloud over the sea", "", "moon"]
+    told = ["moon", "a cloud over the sea", "", "moon"] * 5  # more than one piece
     together, alone = text(told, together=True), pipelines.PipelineText(targets[kind].text.pipeline)(told)
     assert together.texts == alone.texts and together.tensors.keys() == alone.tensors.keys() and not text._kept
     for name, value in alone.tensors.items():

@@ -20,6 +20,7 @@ from jaxtyping import Float64
 
 from leakscope import evaluation, hub, scoring
 from leakscope.attacks.base import Attack
+from leakscope.attacks.clid import CLiD
 from leakscope.audit_config import AuditConfig, GeometryConfig
 from leakscope.blind import INVALID_ABOVE, blind_auc
 from leakscope.config import build
@@ -322,9 +323,12 @@ def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | 
             "(audit.json lists the images under truncated)"
         )
     told = prepared.scan.captions
-    asking = ", ".join(attack.label for attack in prepared.attacks if attack.needs_text)
-    if told and asking and not any(told.texts):
-        found.append(f"the model was told no captions, and {asking} measures what captions add: what is left is not that attack")
+    if told and not any(told.texts):
+        found += [
+            f"the model was told no captions, and {attack.label} measures what captions add: what is left of it is the loss"
+            for attack in prepared.attacks
+            if isinstance(attack, CLiD)
+        ]
     if prepared.config.resize:
         found.append(f"images of another shape were resized to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")
     if blind_low is not None and blind_low > 0.5:

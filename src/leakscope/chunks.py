@@ -11,8 +11,9 @@ import numpy as np
 from leakscope.errors import UserError
 from leakscope.files import checked_folder, write_atomic, write_new
 from leakscope.hub import UNKNOWN
+from leakscope.memory import memory_message
 from leakscope.progress import progress
-from leakscope.threads import Tick, memory_message, one_thread_each, run_all
+from leakscope.threads import Tick, one_thread_each, run_all
 
 PLAN = "plan.json"
 
@@ -26,9 +27,11 @@ def cut(n: int, sizes: dict[str, int], device: str) -> dict[int, range]:
 def in_chunks(
     folder: Path,
     plan: dict[str, Any],
-    holds: str,
     chunks: dict[int, range],
     compute: Callable[[range, Tick], np.ndarray],
+    *,
+    what: str,
+    made: str,
     bar: str,
     forwards: int,
     batch_size: int,
@@ -36,13 +39,14 @@ def in_chunks(
 ) -> np.ndarray:
     """The rows of all chunks, in their order; chunks that `folder` has already are read, not computed again.
 
-    plan: all that decides the rows; a folder belongs to one. holds: what the rows are, as in "images drawn with". compute(rows,
-    tick): an array of as many rows, calling tick(forwards) after every batch. forwards: how many a row takes.
+    plan: all that decides the rows, `model_fingerprint` among it; a folder belongs to one. compute(rows, tick): an array of as
+    many rows, calling tick(forwards) after every batch. what: the rows' name, of the files too, and `made` how they depend on
+    the plan, as in "images" "drawn with". bar: what is being done. forwards: how many a row takes.
     Raises `UserError` for a folder of another plan, a damaged chunk, and too little memory for `batch_size`.
     """
     checked_folder(folder)
-    _refuse_another_plan(folder, plan, holds)
-    file = lambda chunk: folder / f"{holds.partition(' ')[0]}-{chunk:05d}.npy"
+    _refuse_another_plan(folder, plan, what, made)
+    file = lambda chunk: folder / f"{what}-{chunk:05d}.npy"
     missing = {chunk: rows for chunk, rows in chunks.items() if not file(chunk).exists()}
 
     def job(path: Path, rows: range, tick: Tick) -> None:
@@ -52,16 +56,19 @@ def in_chunks(
         total, left = (forwards * sum(map(len, part.values())) for part in (chunks, missing))
         with one_thread_each(), progress(bar, total, "forwards", done=total - left) as advance, memory_message(batch_size):
             run_all([partial(job, file(chunk), rows) for chunk, rows in missing.items()], threads, advance)
-    return np.concatenate([_read(file(chunk), len(rows)) for chunk, rows in chunks.items()])
+    found: list[np.ndarray] = []
+    for chunk, rows in chunks.items():
+        found.append(_read(file(chunk), (len(rows), *(found[0].shape[1:] if found else ())), what))
+    return np.concatenate(found)
 
 
-def _refuse_another_plan(folder: Path, plan: dict[str, Any], holds: str) -> None:
+def _refuse_another_plan(folder: Path, plan: dict[str, Any], what: str, made: str) -> None:
     path = folder / PLAN
     if write_new(path, json.dumps(plan, indent=2)):
         return
     if plan["model_fingerprint"] == UNKNOWN:
         raise UserError(
-            f"{folder} holds {holds.partition(' ')[0]} already, and nobody can tell whether they are of this model; "
+            f"{folder} holds {what} already, and nobody can tell whether they are of this model; "
             "choose another folder, or give leakscope.Target(denoiser, fingerprint=...)"
         )
     try:
@@ -70,7 +77,9 @@ def _refuse_another_plan(folder: Path, plan: dict[str, Any], holds: str) -> None
         raise UserError(f"{path} cannot be read ({error}); delete {folder} to begin again") from None
     for key, value in plan.items():
         if before.get(key) != value and key != "model":  # a model may have moved
-            raise UserError(f"{folder} holds {holds} {key.replace('_', ' ')} {before.get(key)}, now it is {value}; choose another folder")
+            raise UserError(
+                f"{folder} holds {what} {made} {key.replace('_', ' ')} {before.get(key)}, now it is {value}; choose another folder"
+            )
 
 
 def _save(rows: np.ndarray, path: Path) -> None:
@@ -78,11 +87,12 @@ def _save(rows: np.ndarray, path: Path) -> None:
         np.save(file, rows, allow_pickle=False)
 
 
-def _read(path: Path, n: int) -> np.ndarray:
+def _read(path: Path, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """A chunk's rows, which begin with `shape`: their number and, after the first chunk, all of it."""
     try:
         rows: np.ndarray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         raise UserError(f"{path} is damaged; delete it and run the same command again") from None
-    if len(rows) != n:
-        raise UserError(f"{path} must hold {n} {path.name.partition('-')[0]}; it has {len(rows)}: delete it and run the same command again")
+    if rows.ndim == 0 or rows.shape[: len(shape)] != shape:
+        raise UserError(f"{path} must hold {shape[0]} {what}; its array is {rows.shape}: delete it and run the same command again")
     return rows

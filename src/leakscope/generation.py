@@ -210,9 +210,18 @@ def draw(drawing: Drawing, folder: Path, batch_size: int | None = None, threads:
         batches = [range(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
         return np.concatenate([_draw_batch(drawing, batch, lambda images: tick(images * drawing.denoiser.forwards)) for batch in batches])
 
-    threads = threads or side_by_side(drawing.target)
-    kept = folder / FOLDER
-    return in_chunks(kept, drawing.plan(), "images drawn with", drawing.chunks, compute, "drawing images", drawing.forwards, size, threads)
+    return in_chunks(
+        folder / FOLDER,
+        drawing.plan(),
+        drawing.chunks,
+        compute,
+        what="images",
+        made="drawn with",
+        bar="drawing images",
+        forwards=drawing.forwards,
+        batch_size=size,
+        threads=threads or side_by_side(drawing.target),
+    )
 
 
 def _draw_batch(drawing: Drawing, rows: range, on_step: Callable[[int], None]) -> UInt8[np.ndarray, "b h w c"]:

@@ -31,6 +31,7 @@ from leakscope.frequencies import energies
 from leakscope.geometry import distortion, influence, keep_mask
 from leakscope.hub import Target
 from leakscope.masks import Mask
+from leakscope.memory import keep_freed_memory
 from leakscope.progress import progress
 
 BATCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**21}
@@ -102,6 +103,8 @@ class Inputs:
 
     def prepare(self, folder: Path, chunks: dict[int, range], pool: Executor) -> None:
         """Computes what `x0`, `influence` and `distortion` read."""
+        if self.masks or self.top:
+            keep_freed_memory()
         what = "geometry" if self.top else "encoding, influence" if self.masks else "encoding images"
         with progress(what, sum(map(len, chunks.values())), "images") as advance:
             for done in pool.map(partial(self._prepare_chunk, folder), chunks, chunks.values()):

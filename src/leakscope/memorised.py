@@ -34,6 +34,7 @@ from leakscope.attacks.secmi import SecMI
 from leakscope.chunks import cut, in_chunks
 from leakscope.config import build
 from leakscope.data.pixels import ImageShape
+from leakscope.data.prompts import read_prompts
 from leakscope.diffusion.codec import Autoencoder
 from leakscope.diffusion.denoiser import Counted, Guided
 from leakscope.diffusion.noise import Noise
@@ -44,7 +45,7 @@ from leakscope.evaluation import evaluate
 from leakscope.files import write_text
 from leakscope.hub import Target
 from leakscope.inputs import auto_batch_size
-from leakscope.memorised_config import Lists, PromptsConfig, one_list, read_lists, read_prompts, two_lists
+from leakscope.memorised_config import Lists, PromptsConfig, one_list, read_lists, two_lists
 from leakscope.memorised_record import DIRECTIONS, FILE, PAGE, TABLE, PromptScore, PromptsCosts, PromptsPlan, PromptsRecord, to_csv
 from leakscope.record import Result, Scores
 from leakscope.report.memorised import html
@@ -175,7 +176,7 @@ def prepare(config: PromptsConfig, target: Target, lists: Lists) -> Asking:
 def score(asking: Asking, folder: Path) -> Float64[np.ndarray, "n 2"]:
     """t-error and magnitude of every prompt; chunks that folder/prompts has already are read, not asked again."""
     size = asking.config.batch_size or max(1, auto_batch_size(asking.latent, asking.target.device) // 2)  # guidance doubles a batch
-    images, threads = asking.config.images, asking.config.threads or side_by_side(asking.target)
+    images = asking.config.images
 
     def compute(rows: range, tick: Tick) -> Float64[np.ndarray, "b 2"]:
         drawn = [(asking.texts[row], number) for row in rows for number in range(images)]
@@ -183,8 +184,18 @@ def score(asking: Asking, folder: Path) -> Float64[np.ndarray, "n 2"]:
         found = np.concatenate([_score_batch(asking, batch, lambda forwards, t: tick(forwards)) for batch in batches])
         return found.reshape(len(rows), images, 2).mean(axis=1)
 
-    kept, plan, chunks = folder / FOLDER, asking.plan.model_dump(), cut(len(asking.texts), CHUNK, asking.target.device)
-    return in_chunks(kept, plan, "scores of", chunks, compute, "asking about prompts", asking.forwards, size, threads)
+    return in_chunks(
+        folder / FOLDER,
+        asking.plan.model_dump(),
+        cut(len(asking.texts), CHUNK, asking.target.device),
+        compute,
+        what="scores",
+        made="of",
+        bar="asking about prompts",
+        forwards=asking.forwards,
+        batch_size=size,
+        threads=asking.config.threads or side_by_side(asking.target),
+    )
 
 
 def _score_batch(asking: Asking, batch: Sequence[tuple[str, int]], on_call: Callable[[int, int], None]) -> Float64[np.ndarray, "b 2"]:

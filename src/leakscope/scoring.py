@@ -33,9 +33,10 @@ from leakscope.files import write_atomic
 from leakscope.hub import Target
 from leakscope.inputs import Inputs
 from leakscope.masks import masked_label
+from leakscope.memory import memory_message
 from leakscope.progress import progress
 from leakscope.record import VARIANTS, AuditRecord, Plan, Scores
-from leakscope.threads import Tick, memory_message, one_thread_each, pool, run_all, side_by_side
+from leakscope.threads import Tick, one_thread_each, pool, run_all, side_by_side
 
 TIMED_IMAGES = 8  # encoded to estimate how long all will take
 PREPARATION_IMAGES = 64

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from leakscope.diffusion.denoiser import NetworkDenoiser, unguided
-from leakscope.errors import UserError
 from leakscope.hub import Target
 
 Tick = Callable[..., None]  # told of work that is done
@@ -41,15 +40,6 @@ def one_thread_each() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def memory_message(batch_size: int) -> Iterator[None]:
-    """Turns running out of a device's memory into one line."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError(f"the device has too little memory for batches of {batch_size}; lower --batch-size") from None
 
 
 class _Stopped(Exception):

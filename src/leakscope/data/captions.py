@@ -36,7 +36,10 @@ def choose_captions(cohort: Cohort, choice: str, seed: int) -> Captions:
     if choice == "swapped":
         own = _own(cohort)
         if len({*own}) == 1:
-            raise UserError(f"swapped needs images with different captions; all {len(own)} are captioned {own[0]!r}")
+            raise UserError(
+                f"swapped needs images with different captions; all {len(own)} have the same ({own[0][:60]!r}): "
+                "choose own, empty or fixed:TEXT"
+            )
         return Captions(_swapped(cohort.ids, own, seed), len(own), choice)
     if choice == "empty" or choice.startswith(FIXED):
         text = "" if choice == "empty" else choice.removeprefix(FIXED)
@@ -52,7 +55,8 @@ def read_captions(path: Path) -> dict[str, Texts]:
     A .json holds {id: text or [texts]}, a .jsonl a line {"file_name" (or "id"): id, "text": text or [texts]}, a .csv the columns
     id and text; several lines of one id are several texts. Blank texts are none. Raises `UserError` for anything else.
     """
-    if path.suffix not in KINDS:
+    kind = path.suffix.lower()
+    if kind not in KINDS:
         raise UserError(f"captions must be in a {', '.join(KINDS[:-1])} or {KINDS[-1]} file; got {path}: convert it")
     found: dict[str, Texts] = {}
     try:
@@ -64,14 +68,14 @@ def read_captions(path: Path) -> dict[str, Texts]:
             ".jsonl": "an object with file_name or id, and text, per line",
             ".csv": "the columns id and text",
         }
-        raise UserError(f"{path} must hold {form[path.suffix]} ({type(error).__name__}: {error})") from None
+        raise UserError(f"{path} must hold {form[kind]} ({type(error).__name__}: {error})") from None
     return found
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         yield from json.loads(path.read_text(encoding="utf-8-sig")).items()
-    elif path.suffix == ".jsonl":
+    elif path.suffix.lower() == ".jsonl":
         yield from ((str(row["file_name"] if "file_name" in row else row["id"]), row["text"]) for row in read_lines(path))
     else:
         with path.open(encoding="utf-8-sig", newline="") as file:

@@ -1,65 +1,65 @@
 """Prompts that belong to no image: a list of texts in a file."""
 
 import csv
-import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from leakscope.data.captions import read_captions, whole_rows
+from leakscope.data.sources import not_blank, read_lines
 from leakscope.errors import UserError, unknown
 
 COLUMN = "text"
+IDS = ("file_name", "id")
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line but for empty ones, of the column `text` of a .csv or .jsonl, or those of a captions .json.
+    """The prompts of a file: a text file with one a line, or a .csv or .jsonl with `text`; a captions file is one too.
 
-    Raises `UserError` for a file that cannot be read, holds none, or has an empty one.
+    Of several texts of one image (file_name or id), in a list or in several rows, or in a captions .json, the first counts: its
+    own caption. What is blank is no prompt. Raises `UserError` for a file that cannot be read or holds none.
     """
-    if path.suffix.lower() == ".json":
-        return [texts[0] for texts in read_captions(path).values() if texts]
-    readers: dict[str, Callable[[str, Path], list[Any]]] = {".csv": _csv, ".jsonl": _jsonl}
+    readers: dict[str, Callable[[Path], list[str]]] = {".csv": _csv, ".jsonl": _jsonl, ".json": _json}
+    if not path.is_file():
+        raise UserError(f"FILE must be a text file with a prompt on each line, .csv, .jsonl or .json; found nothing at {path}")
     try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"FILE must be a text file with a prompt on each line, .csv, .jsonl or .json; found nothing at {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
+        prompts = readers.get(path.suffix.lower(), _lines)(path)
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
-    prompts = readers.get(path.suffix.lower(), lambda text, _: [line.strip() for line in text.split("\n") if line.strip()])(content, path)
-    for number, prompt in enumerate(prompts, 1):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError(f"{path} must hold a prompt in every row; that of row {number} is empty: leave the row out")
     if not prompts:
         raise UserError(f"{path} must hold at least one prompt; it has none")
     return prompts
 
 
-def _csv(content: str, path: Path) -> list[Any]:
-    try:
-        rows = list(whole_rows(io.StringIO(content, newline="")))
-    except (csv.Error, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
-    _check_column(list(rows[0]) if rows else [], bool(rows), path)
-    return [row[COLUMN] for row in rows]
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
 
 
-def _jsonl(content: str, path: Path) -> list[Any]:
-    rows = []
-    for number, line in enumerate(content.rstrip("\n").split("\n"), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} must hold a JSON object on every line; line {number} is none ({error.msg})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path} must hold a JSON object on every line; line {number} is a {type(row).__name__}")
-        _check_column([str(key) for key in row], True, path)
-        told = row[COLUMN]
-        rows.append(told[0] if isinstance(told, list) and told else told)  # a captions file: the image's own comes first
-    return rows
+def _json(path: Path) -> list[str]:
+    return [texts[0] for texts in read_captions(path).values() if texts]
 
 
-def _check_column(names: list[str], any_rows: bool, path: Path) -> None:
-    if any_rows and COLUMN not in names:
-        raise unknown(f"layout of {path}: the prompts must be in a column", COLUMN, names)
+def _jsonl(path: Path) -> list[str]:
+    rows = read_lines(path)
+    odd = next((row for row in rows if not isinstance(row, dict)), None)
+    if odd is not None:
+        raise ValueError(f"every line must be a JSON object; one is a {type(odd).__name__}")
+    return _first_texts(rows, path)
+
+
+def _csv(path: Path) -> list[str]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return _first_texts(list(whole_rows(file)), path)
+
+
+def _first_texts(rows: list[dict[str, Any]], path: Path) -> list[str]:
+    """The first text of every image, or of every row that names none."""
+    found: dict[Any, str] = {}
+    for number, row in enumerate(rows):
+        if COLUMN not in row:
+            raise unknown(f"layout of {path}: the prompts must be in a column", COLUMN, map(str, row))
+        texts = not_blank(row[COLUMN])
+        image = next((str(row[key]) for key in IDS if key in row), number)
+        if texts:
+            found.setdefault(image, texts[0].strip())
+    return list(found.values())

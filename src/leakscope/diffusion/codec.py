@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -63,7 +64,7 @@ class Autoencoder(Codec):
 
     def decode(self, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:
         unquantised = {"force_not_quantize": True} if self._quantised else {}
-        return self.network.decode(self._to_network(z), **unquantised).sample  # type: ignore[no-any-return]
+        return self.network.decode(_laid_out(self._to_network(z)), **unquantised).sample  # type: ignore[no-any-return]
 
     def snap(self, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *z"]:
         if not self._quantised:
@@ -81,3 +82,12 @@ class Autoencoder(Codec):
 
 def _per_channel(values: Float[Tensor, "#c"], z: Tensor) -> Tensor:
     return values.to(z).reshape(-1, *[1] * (z.ndim - 2))
+
+
+def _laid_out(z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *z"]:
+    """Latents whose derivatives are wanted, on a CPU with their channels last: all layers follow, and convolutions are up to a third faster.
+
+    Otherwise as they are: torch's GroupNorm is a little less exact in that layout.
+    """
+    last = z.requires_grad and z.device.type == "cpu" and z.ndim == 4
+    return z.contiguous(memory_format=torch.channels_last) if last else z

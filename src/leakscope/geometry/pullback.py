@@ -26,7 +26,6 @@ from leakscope.errors import UserError, unknown
 from leakscope.geometry.estimators import hutchinson, singular_values
 from leakscope.geometry.operators import LinearMap, Mode, record, recording
 from leakscope.masks import CONTROLS, Control
-from leakscope.memory import keep_freed_memory
 
 BUDGET = 2**30
 CPU_BUDGET = {"influence": 2**26, "distortion": 2**28}  # graphs that stay in a CPU's cache; columns long enough for its matrix products
@@ -145,7 +144,7 @@ class _Cost(NamedTuple):
     pair64: int  # the same in float64
 
 
-def blocks(codec: Codec, z: Float[Tensor, "b *z"], vectors: int, *, both: bool = False, budget: int = BUDGET) -> Blocks:
+def blocks(codec: Codec, z: Float[Tensor, "b *z"], vectors: int, *, both: bool = False, budget: int) -> Blocks:
     """How many of the images z and the vectors to work on at a time so that graphs and vectors stay within `budget` bytes.
 
     At least one of each. Measured on the first image: what its graph saves for J^T u (with `both`, for J v too) and the size of a vector.
@@ -156,11 +155,7 @@ def blocks(codec: Codec, z: Float[Tensor, "b *z"], vectors: int, *, both: bool =
 
 
 def _budget(given: int | None, z: Tensor, what: str) -> int:
-    """The bytes to work in, once the process is prepared for it."""
-    if z.device.type != "cpu":
-        return given if given is not None else BUDGET
-    keep_freed_memory()
-    return given if given is not None else CPU_BUDGET[what]
+    return given if given is not None else CPU_BUDGET[what] if z.device.type == "cpu" else BUDGET
 
 
 def _fit(cost: _Cost, images: int, vectors: int, resident: int, budget: int) -> Blocks:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
+HOST = "cpu"
+
 
 @final
 class TwiceDifferentiable(TorchFunctionMode):
@@ -109,8 +111,8 @@ def _project(u: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | 
 
 
 def _dense(x: Tensor) -> Tensor:
-    """`x` without gaps in memory, its channels last if they are so already."""
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    """`x` without gaps in memory; on a CPU, whose GroupNorm takes both layouts, with its channels last if they are so already."""
+    last = x.device.type == HOST and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
     return x if last else x.contiguous()
 
 

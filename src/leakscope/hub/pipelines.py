@@ -23,6 +23,7 @@ from leakscope.files import write_text
 from leakscope.hub.folders import INDEX, TEXT_PARTS, diffusers_library, read_json, refuse_pickles
 
 CACHE_BYTES = 2**30  # of text embeddings
+TOGETHER = 16  # texts in one forward of the encoders, at most
 NOT_LOADED = ("vae", "safety_checker", "feature_extractor", "image_encoder")
 VOCABULARIES = (("tokenizer.json",), ("*.model",), ("vocab.json", "merges.txt"))  # each is one in full
 
@@ -120,7 +121,7 @@ class PipelineText:
     """Embeds captions with the text encoders of a pipeline, each distinct caption once and on its own.
 
     One at a time, so that an embedding does not depend on what else is in the batch; kept while 1 GiB lasts. Texts that always
-    come in the same company may be embedded `together`, which is faster; those are not kept.
+    come in the same company may be embedded `together`, TOGETHER at a time, which is faster; those are not kept.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -131,7 +132,8 @@ class PipelineText:
     def __call__(self, texts: Sequence[str], together: bool = False) -> Prompts:
         """The captions as conditions of a batch."""
         with self._lock:
-            rows = [self._made(list(texts))] if together else [self._embedded(text) for text in texts]
+            pieces = [list(texts[start : start + TOGETHER]) for start in range(0, len(texts), TOGETHER)]
+            rows = [self._made(piece) for piece in pieces] if together else [self._embedded(text) for text in texts]
         return Prompts(tuple(texts), {name: torch.cat([row[name] for row in rows]) for name in rows[0]}, self)
 
     def truncated(self, texts: Sequence[str]) -> list[int]:

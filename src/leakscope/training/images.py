@@ -69,9 +69,9 @@ def _captions(source: ImageSource, ids: tuple[str, ...], config: TrainConfig) ->
         raise UserError(
             f"{where} must have a caption for every image; {len(missing)} of {len(ids)} have none (first: {missing[0]}): {hint}"
         )
-    if config.diversify and all(len(found[i]) == 1 for i in ids):
+    if config.diversify and all(len(texts) <= 1 for texts in found.values()):  # of all images: the halves of a defence are judged alike
         raise UserError(
-            f"--diversify draws one of the texts that an image has; each of the {len(ids)} has one: give a --captions FILE with several "
+            "--diversify draws one of the texts that an image has, and no image has more than one: give a --captions FILE with several "
             "(`leakscope caption` writes one), or leave it out"
         )
     return tuple(found[i] if config.diversify else found[i][:1] for i in ids)

@@ -7,8 +7,6 @@ checkpoint, so that an interrupted run stops where an uninterrupted one would.
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from math import isnan, nan
 from pathlib import Path
@@ -23,6 +21,7 @@ from torch import Tensor
 from leakscope import hub
 from leakscope.errors import UserError, first_lines
 from leakscope.files import write_text
+from leakscope.memory import out_of_memory
 from leakscope.progress import progress
 from leakscope.training.early_stopping import EarlyStopping
 from leakscope.training.private import PrivateTraining
@@ -60,9 +59,11 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
             raise UserError(f"{folder} holds a model that this command did not train; choose another -o")
         return
     try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); choose another -o, or delete {folder} to begin again") from None
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise ValueError(f"it holds a {type(before).__name__}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); choose another -o, or delete {folder} to begin again") from None
     defaults = {name: f.default for name, f in TrainConfig.model_fields.items()}  # of settings that older runs did not have
     free = OUTCOMES | (MAY_CHANGE - {fixed for key, fixed in FIXED_BY.items() if record.get(key) is not None})
     free |= set() if "members" in before else {"members"}  # older runs did not say
@@ -71,24 +72,6 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
     if changed:
         was = ", ".join(f"{k} was {before.get(k)!r}, now {record.get(k)!r}" for k in changed[:3])
         raise UserError(f"{folder} holds another training run ({was}); choose another -o, or the same settings to resume")
-
-
-@contextmanager
-def clear_memory_message(batch_size: int) -> Iterator[None]:
-    """Turns running out of memory into one line."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError):
-        reason = "the device"
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
-            raise
-        reason = "this machine"
-    else:
-        return
-    raise UserError(
-        f"{reason} has too little memory for this model with batches of {batch_size}; lower --batch-size or make the model smaller"
-    )
 
 
 class Loop:
@@ -181,11 +164,11 @@ class Loop:
     def _load_checkpoint(self, checkpoint: Path) -> None:
         try:
             self.accelerator.load_state(str(checkpoint))
-        except torch.OutOfMemoryError:
-            raise
         except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
+            if out_of_memory(error) or "CUDA" in str(error):
+                raise
             reason = first_lines(error) or type(error).__name__
-            raise UserError(f"{checkpoint} is damaged ({reason}); delete it to begin again") from None
+            raise UserError(f"{checkpoint} cannot be read ({reason}); if its files are damaged, delete it to begin again") from None
 
     def _save_checkpoint(self, checkpoint: Path) -> None:
         fresh = checkpoint.with_name("checkpoint.part")

@@ -12,16 +12,19 @@ from leakscope import hub
 from leakscope.data.draw import ids_digest
 from leakscope.data.sources import open_source
 from leakscope.files import checked_folder, locked, write_text
+from leakscope.memory import memory_message
 from leakscope.training.autoencoder import autoencoder_config, autoencoder_task
 from leakscope.training.denoiser import denoiser_task, network_config
 from leakscope.training.distillation import Lesson
 from leakscope.training.early_stopping import EarlyStopping, split_task
 from leakscope.training.images import read_training_data, training_shape
-from leakscope.training.loop import Loop, accelerator_of, clear_memory_message, refuse_other_run
+from leakscope.training.loop import Loop, accelerator_of, refuse_other_run
 from leakscope.training.private import Privacy, PrivateTraining, plan_privacy, poisson
 from leakscope.training.settings import TrainConfig
 from leakscope.training.task import Task
 from leakscope.training.text_to_image import base_shape, load_base, make_base, text_to_image_task
+
+ADVICE = "lower --batch-size or make the model smaller"
 
 
 def train(config: TrainConfig, lesson: Lesson | None = None) -> Path:
@@ -62,7 +65,7 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
     )
     refuse_other_run(config.output, record)
     torch.manual_seed(config.seed)
-    with clear_memory_message(config.batch_size):
+    with memory_message(config.batch_size, ADVICE):
         if base:
             task = text_to_image_task(config, base, data, lesson)
         elif config.kind == "denoiser":
@@ -75,7 +78,7 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
         split = {"members": data.members, "nonmembers": data.nonmembers} | ({"validation": data.validation} if data.validation else {})
         write_text(config.output / "train.json", json.dumps(record, indent=2))
         write_text(config.output / "split.json", json.dumps(split))
-    with clear_memory_message(config.batch_size):
+    with memory_message(config.batch_size, ADVICE):
         folder = loop.go()
     if accelerator.is_main_process:
         write_text(folder / "train.json", json.dumps(record | _outcome(loop), indent=2))
