@@ -18,8 +18,11 @@ for method in distill dual; do
   leakscope defend $method -C $S/fine-tune.yaml $E $D --one-by-one -o work/e-md-div
 done
 
-audit() {
-  leakscope audit "work/$1" -C $S/audit.yaml --threads 1 --data work/emoji --split work/emoji-split.json --resize --captions "$3" -o "work/run-e-$2-$3"
+GREY=secmi,sima,pia,loss,clid
+BLACK="black_box(encoder=torchscript:work/encoder.pt,steps=25)"
+audit() { # model, name, captions, further flags
+  leakscope audit "work/$1" -C $S/audit.yaml --threads 1 --data work/emoji --split work/emoji-split.json --resize --captions "$3" \
+    -o "work/run-e-$2-$3" "${@:4}"
 }
 quality() {
   leakscope quality "work/$1" --data work/emoji --split work/emoji-split.json --resize --images 300 --threads 1 \
@@ -28,9 +31,11 @@ quality() {
 for model in e-all:all e-all-div:all-div e-md/dual:dual e-md-div/dual:dual-div e-md/student:distill e-md-div/student:distill-div; do
   audit "${model%:*}" "${model#*:}" own
   quality "${model%:*}" "${model#*:}"
-  audit "${model%:*}" "${model#*:}" empty
 done
-audit e-all all swapped
+for captions in empty swapped; do audit e-all all $captions --attacks "$GREY,$BLACK"; done
+for model in e-all-div:all-div e-md/dual:dual e-md-div/dual:dual-div e-md/student:distill e-md-div/student:distill-div; do
+  audit "${model%:*}" "${model#*:}" empty --attacks $GREY # without captions a model draws the same for all images
+done
 python $S/figure.py work/run-e-all-own work/run-e-all-empty work/run-e-all-swapped $S/captions.png
 
 python $S/lists.py work
