@@ -36,8 +36,7 @@ DEFENCE_HEADER = (
     "| model | worst attack | its AUC | TPR at 1 % FPR | minus undefended | secmi AUC | sima AUC | 1000 KID | Fréchet | Inception |\n"
     "| :-- | :-- | --: | --: | --: | --: | --: | --: | --: | --: |"
 )
-ATTACKED = ("secmi", "sima", "pia", "clid", "black_box")  # the columns of a study of text-to-image models
-TEXT_HEADER = "| model | worst attack | " + " | ".join(ATTACKED) + " |\n| :-- | :-- |" + " --: |" * len(ATTACKED)
+ATTACKED = ("secmi", "sima", "pia", "loss", "clid", "pfami", "black_box")  # the columns of a study of text-to-image models
 SWAP_HEADER = "| attack | swap audit AUC | teacher 1 on its half | teacher 2 on its half |\n| :-- | --: | --: | --: |"
 
 
@@ -54,13 +53,17 @@ def defence_table(record: Comparison) -> str:
 
 
 def text_table(record: Comparison) -> str:
-    """One row per entry: its worst attack, and the AUC of every attack on the artefact where it is highest."""
-    rows = []
-    for entry in record.entries:
-        names = {r.attack.partition("(")[0]: r.attack for r in entry.results}
-        found = [highest(entry, names[name]) for name in ATTACKED]
-        rows.append(f"| {entry.name} | {entry.worst_result.attack.partition('(')[0]} | {' | '.join(found)} |")
-    return "\n".join([TEXT_HEADER, *rows])
+    """One row per entry: its worst attack, the AUC of every attack on the artefact where it is highest, and quality where it is known."""
+    named = [{r.attack.partition("(")[0]: r.attack for r in entry.results} for entry in record.entries]
+    attacks = [name for name in ATTACKED if all(name in names for names in named)]
+    measured = (("kid", 1000, 1), ("copy_rate", 100, 1)) if record.entries[0].quality else ()
+    head = ["model", "worst attack", *attacks, *(("1000 KID", "copies, %") if measured else ())]
+    rows = [head, [":--", ":--", *["--:"] * (len(head) - 2)]]
+    for entry, names in zip(record.entries, named, strict=True):
+        found = [highest(entry, names[name]) for name in attacks]
+        quality = [quality_cell(entry, *how) for how in measured]
+        rows.append([entry.name, entry.worst_result.attack.partition("(")[0], *found, *quality])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def highest(entry: Entry, attack: str) -> str:
