@@ -125,7 +125,7 @@ def test_the_tables_of_a_latent_study_are_its_record_and_its_settings_those_of_i
     assert 0.65 <= sima <= 0.95, "trained until it leaks, not until it is saturated"
 
 
-@pytest.mark.parametrize("name", ["compare", "captions-compare"])
+@pytest.mark.parametrize("name", ["compare", "captions-compare", "empty-compare"])
 def test_the_tables_of_the_study_of_text_models_are_its_records(name):
     record = Comparison.model_validate_json((STUDIES / "text" / f"{name}.json").read_text())
     assert script("table").text_table(record) in (STUDIES / "README.md").read_text()

@@ -19,7 +19,7 @@ COLOURS = {"own": "#1f4e79", "empty": "#c55a11", "swapped": "#7f7f7f"}
 def draw(runs: list[Path], output: Path) -> None:
     """One group of three intervals per attack."""
     records = [AuditRecord.model_validate_json((run / "audit.json").read_text(encoding="utf-8")) for run in runs]
-    names = [result.attack for result in records[0].results]
+    names = [result.attack for result in records[0].results if all(result.attack in {r.attack for r in other.results} for other in records)]
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     for i, record in enumerate(records):
         told = str(record.plan.captions)
@@ -31,7 +31,7 @@ def draw(runs: list[Path], output: Path) -> None:
     axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(names)), [name.partition("(")[0] for name in names])
     axes.set_ylabel("AUC on the test half, 95 % interval")
-    axes.set_ylim(0.4, 1.02)
+    axes.set_ylim(0.3, 1.02)
     axes.legend(frameon=False)
     figure.savefig(output, dpi=150)
 
