@@ -230,6 +230,8 @@ FILES = {
     "c.jsonl": '{"id": "x", "text": "a"}\n{"id": "y", "text": "b"}\n{"id": "y", "text": "c"}',
     "d.csv": 'text,id,more\na,x,1\nb,y,2\n"c",y,3\n',
     "e.csv": "\ufeffid,text\nx,a\ny,b\ny,c\n",
+    "f.csv": "file_name,text\nx,a\ny,b\ny,c\n",
+    "G.JSON": '{"x": "a", "y": ["b", "c"]}',
 }
 
 
@@ -387,6 +389,20 @@ def test_an_audit_that_tells_clid_no_captions_is_warned_of(choice, warned):
     record = leakscope.audit(target, MEMBERS, NONMEMBERS, "clid(timesteps=50),loss", captions=choice, **SMALL).record
     expected = "the model was told no captions, and clid(timesteps=50) measures what captions add: what is left of it is the loss"
     assert (expected in record.warnings) == warned
+
+
+@pytest.mark.parametrize(
+    ("choice", "line"),
+    [
+        ("empty", "captions: the model is told nothing of any image (empty; 46/46 have one of their own)"),
+        ("fixed:a moon", "captions: the model is told 'a moon' with every image (fixed:a moon; 46/46 have one of their own)"),
+        ("swapped", "captions found: 46/46 (swapped)"),
+    ],
+)
+def test_what_is_told_is_printed_before_scoring(choice, line, capsys):
+    target = Target(Memoriser(torch.zeros(1, 1, 16, 16), SCHEDULE), name="m", fingerprint="m", text=Words())
+    leakscope.audit(target, MEMBERS, NONMEMBERS, "loss", captions=choice, **SMALL)
+    assert line in capsys.readouterr().err.splitlines()
 
 
 def test_a_record_without_captions_says_nothing_of_them(tmp_path, capsys):

@@ -183,6 +183,22 @@ def test_an_adapter_that_was_never_trained_is_refused(models, tmp_path):
     assert message.endswith("changes nothing: all of its B matrices are zero, as they are before training")
 
 
+def test_an_adapter_that_leakscope_trained_on_another_base_is_refused(models, tmp_path):
+    folder, model = lora_folder(tmp_path / "lora"), models("sd")
+    record = folder / "train.json"
+    for content in ("{", "[]", '{"base_fingerprint": null}', f'{{"base_fingerprint": "{hub.fingerprint(model)}"}}'):
+        record.write_text(content)
+        hub.load(model, device="cpu", lora=folder)
+    record.write_text('{"base_fingerprint": "another"}')
+    assert refusal(model, folder).endswith("was trained on another model than this one, as its train.json says; give that one")
+
+
+def test_an_adapter_that_is_switched_off_or_given_as_the_model_is_refused(models, tmp_path):
+    folder = lora_folder(tmp_path / "lora")
+    assert refusal(models("sd"), folder, lora_scale=0.0).startswith("--lora-scale 0 leaves nothing of the LoRA")
+    assert refusal(folder, None).endswith("is a LoRA adapter and no model; give the model that it was made for, and this with --lora")
+
+
 def test_an_adapter_has_no_path_to_other_models_in_the_process(models, tmp_path):
     level = diffusers.utils.logging.get_verbosity()
     first = hub.load(models("sd"), device="cpu")

@@ -388,6 +388,7 @@ def test_the_terminal_prints_all_of_it_in_eighty_columns() -> None:
     print_memorised(find_memorised(planted(), [*SECRET, "secret " * 30], PLAIN, **QUICK).record, Console(file=out, width=80))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 80
+    assert not any(line.rstrip().endswith(("…", "│")) or "│ …" in line for line in text.splitlines()), "numbers are never cut"
     for part in (
         "Memorised prompts stand out",
         "Statistic",

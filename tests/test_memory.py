@@ -1,33 +1,36 @@
 """What becomes of freed memory, and what is said when there is too little."""
 
-import subprocess
+import ctypes
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from leakscope import memory
 from leakscope.errors import UserError
 from leakscope.memory import memory_message
 
-FREE = """
-import resource, sys, torch
-from leakscope.memory import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-graph = lambda: [torch.ones(2**21) for _ in range(10)]  # 80 MiB
-graph()
-before = pages()
-for _ in range(20):
-    graph()
-print(pages() - before)
-"""
+
+@pytest.mark.parametrize(
+    ("platform", "library", "told"),
+    [("linux", True, [(-1, 2**31 - 1), (-3, 2**25)]), ("linux", False, []), ("darwin", True, [])],
+)
+def test_glibc_and_nothing_else_is_told_to_keep_freed_memory(monkeypatch, platform, library, told):
+    calls = []
+    found = SimpleNamespace(mallopt=lambda *call: calls.append(call)) if library else SimpleNamespace()
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: found)
+    monkeypatch.setattr(memory.sys, "platform", platform)
+    memory.keep_freed_memory()
+    assert calls == told
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc alone is told")
-def test_memory_that_is_kept_is_not_mapped_again_for_the_next_tensor():
-    run = lambda how: int(subprocess.run([sys.executable, "-c", FREE, how], capture_output=True, text=True, check=True).stdout)
-    assert 4 * run("keep") < run("return")  # which is 20 times 20,480 pages of 4 KiB, fewer where pages are huge
+def test_glibc_takes_both_settings():
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
+        pytest.skip("another C library")
+    assert library.mallopt(memory.M_TRIM_THRESHOLD, 2**31 - 1) == 1 == library.mallopt(memory.M_MMAP_THRESHOLD, memory.LARGEST)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,22 @@ def pair(model_folder, tiny_network) -> tuple[Path, Path]:
     return model, reference
 
 
+def test_the_verdict_says_what_is_left_of_the_leak_beyond_the_reference(pair, images, tmp_path):
+    from leakscope.report.judgement import verdict
+
+    model, reference = pair
+    alone = run(**settings(model, images, tmp_path / "alone")).record
+    assert not any("Beyond its reference" in said for said in verdict(alone).sentences)
+    record = run(**settings(model, images, tmp_path / "run", reference=str(reference))).record
+    judged = verdict(record)
+    excess = record.result(f"{judged.attack}[excess]").auc
+    said = next(
+        sentence for sentence in judged.sentences if sentence.startswith(f"Beyond its reference, {reference}, it picks the member ")
+    )
+    assert f"{100 * excess.value:.0f} %"[:2] in said
+    assert said.endswith("that much is this model's own.") == (excess.low > 0.5)
+
+
 def test_every_attack_is_reported_alone_on_the_reference_and_on_the_excess(pair, images, tmp_path):
     model, reference = pair
     audit = run(save=True, **settings(model, images, tmp_path / "run", attacks=f"{RESIDUAL},loss_frequency", reference=str(reference)))

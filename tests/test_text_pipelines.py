@@ -345,6 +345,22 @@ def test_a_caption_is_embedded_once_and_alike_in_every_batch(targets: dict[str, 
     assert same(first.encode(["cloud"]), text(["cloud"]))
 
 
+@pytest.mark.parametrize(
+    ("change", "lacks"),
+    [
+        ({"_class_name": "StableDiffusionXLPipeline"}, "a StableDiffusionXLPipeline must have a text_encoder_2"),
+        ({"text_encoder": [None, None]}, "a StableDiffusionPipeline must have a text_encoder"),
+        ({"tokenizer": [None, None]}, "a StableDiffusionPipeline must have a tokenizer"),
+    ],
+)
+def test_a_pipeline_without_what_embeds_its_captions_is_one_line(tmp_path: Path, change: dict[str, Any], lacks: str) -> None:
+    folder = text_folder(tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | change))
+    with pytest.raises(UserError, match=f"{lacks}; .* has none: is its model_index.json of another model"):
+        hub.load(folder, device="cpu")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_captions_embedded_together_are_those_embedded_alone_to_rounding_and_are_not_kept(targets: dict[str, Target], kind: str) -> None:
     text = pipelines.PipelineText(targets[kind].text.pipeline)

@@ -20,10 +20,12 @@ from jaxtyping import Float64
 
 from leakscope import evaluation, hub, scoring
 from leakscope.attacks.base import Attack
+from leakscope.attacks.black_box import BlackBox
 from leakscope.attacks.clid import CLiD
 from leakscope.audit_config import AuditConfig, GeometryConfig
 from leakscope.blind import INVALID_ABOVE, blind_auc
 from leakscope.config import build
+from leakscope.data.captions import Captions
 from leakscope.data.cohort import Cohort, two_sources
 from leakscope.data.sources import open_source
 from leakscope.diffusion.denoiser import Denoiser
@@ -164,11 +166,18 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None]) -> b
         )
     log(prepared.describe(folder))
     if prepared.scan.captions:
-        log(f"captions found: {prepared.scan.captions.found}/{len(prepared.scan.cohort)} ({visible(prepared.scan.captions.choice)})")
+        log(_captions_line(prepared.scan.captions, len(prepared.scan.cohort)))
     missing = scoring.score(prepared.job, folder, prepared.worker)
     if missing:
         log(f"{missing} chunks belong to other shards and are not finished; the last shard writes the results (or run this again later)")
     return not missing
+
+
+def _captions_line(captions: Captions, images: int) -> str:
+    if len({*captions.texts}) == 1 and captions.choice not in ("own", "swapped"):
+        told = f"{captions.texts[0]!r} with every image" if captions.texts[0] else "nothing of any image"
+        return f"captions: the model is told {told} ({visible(captions.choice)}; {captions.found}/{images} have one of their own)"
+    return f"captions found: {captions.found}/{images} ({visible(captions.choice)})"
 
 
 def _measured(prepared: Prepared, folder: Path) -> Float64[np.ndarray, "n 3"] | None:
@@ -329,6 +338,9 @@ def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | 
             for attack in prepared.attacks
             if isinstance(attack, CLiD)
         ]
+    own = [attack.label for attack in prepared.attacks if isinstance(attack, BlackBox)]
+    if own and prepared.config.guidance_scale != 1:
+        found.append(f"--guidance-scale is not for {', '.join(own)}, which draws under a guidance of its own: its parameter guidance_scale")
     if prepared.config.resize:
         found.append(f"images of another shape were resized to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")
     if blind_low is not None and blind_low > 0.5:

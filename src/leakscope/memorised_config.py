@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -25,7 +24,7 @@ class PromptsConfig(Config):
     output: Path | None = None
     images: int = Field(1, ge=1)
     steps: int = Field(50, ge=1)
-    guidance_scale: float = Field(7.5, gt=-inf, lt=inf)
+    guidance_scale: float = Field(7.5, ge=0, allow_inf_nan=False)
     timestep: int = Field(90, ge=0)
     size: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)

@@ -53,7 +53,7 @@ def read_captions(path: Path) -> dict[str, Texts]:
     """The texts of every image in a file, by its id: one or several, the image's own caption first.
 
     A .json holds {id: text or [texts]}, a .jsonl a line {"file_name" (or "id"): id, "text": text or [texts]}, a .csv the columns
-    id and text; several lines of one id are several texts. Blank texts are none. Raises `UserError` for anything else.
+    file_name (or id) and text; several lines of one id are several texts. Blank texts are none. Raises `UserError` for anything else.
     """
     kind = path.suffix.lower()
     if kind not in KINDS:
@@ -66,7 +66,7 @@ def read_captions(path: Path) -> dict[str, Texts]:
         form = {
             ".json": "an object {id: text or [texts]}",
             ".jsonl": "an object with file_name or id, and text, per line",
-            ".csv": "the columns id and text",
+            ".csv": "the columns file_name or id, and text",
         }
         raise UserError(f"{path} must hold {form[kind]} ({type(error).__name__}: {error})") from None
     return found
@@ -79,7 +79,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         yield from ((str(row["file_name"] if "file_name" in row else row["id"]), row["text"]) for row in read_lines(path))
     else:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from ((row["id"], row["text"]) for row in whole_rows(file))
+            yield from ((row["file_name" if "file_name" in row else "id"], row["text"]) for row in whole_rows(file))
 
 
 def whole_rows(file: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -111,8 +111,9 @@ def _listed(cohort: Cohort, path: Path) -> tuple[str, ...]:
     missing = [image_id for image_id in cohort.ids if not captions.get(image_id)]
     if missing:
         looks = f"; its ids look like {next(iter(captions))}" if captions else ""
+        todo = "add them" if len(missing) < len(cohort) else "name the images as the data does"
         raise UserError(
-            f"{path} must give every image a caption; {len(missing)} of {len(cohort)} have none (first: {missing[0]}{looks}): add them"
+            f"{path} must give every image a caption; {len(missing)} of {len(cohort)} have none (first: {missing[0]}{looks}): {todo}"
         )
     return tuple(captions[image_id][0] for image_id in cohort.ids)
 

@@ -9,6 +9,7 @@ Both libraries only warn of weights that fit nowhere; here every one must end up
 """
 
 import hashlib
+import json
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -63,6 +64,17 @@ def adapter_fingerprint(file: Path, scale: float) -> str:
     config = file.with_name(CONFIG)
     files = [file, config] if file.name == FILES[1] and config.is_file() else [file]
     return hashlib.sha256(f"{hash_files(files)} {scale!r}".encode()).hexdigest()
+
+
+def refuse_other_base(file: Path, model: str) -> None:
+    """Raises `UserError` if leakscope trained this adapter, and on another model than that with the fingerprint `model`."""
+    record = file.with_name("train.json")
+    try:
+        base = json.loads(record.read_text(encoding="utf-8")).get("base_fingerprint")
+    except (OSError, ValueError, AttributeError):
+        return  # from elsewhere, or nothing that can be read
+    if base not in (None, model):
+        raise UserError(f"the LoRA {file} was trained on another model than this one, as its {record.name} says; give that one")
 
 
 def apply(pipeline: Any, part: str, file: Path, scale: float) -> None:

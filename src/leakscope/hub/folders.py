@@ -45,11 +45,15 @@ def folder_of(model: str | Path, what: str, patterns: list[str]) -> Path:
         return Path(model)
     if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
         raise UserError(f"{what} must be a folder or a hub id (owner/name); found nothing at {model}")
-    return downloaded(str(model), patterns)
+    return downloaded(str(model), patterns, what)
 
 
-def downloaded(name: str, patterns: list[str]) -> Path:
-    """The files of a hub id that match, in the cache; raises `UserError` saying what to do when there are none to have."""
+def downloaded(name: str, patterns: list[str], what: str = "") -> Path:
+    """The files of a hub id that match, in the cache; raises `UserError` saying what to do when there are none to have.
+
+    what: the part it plays, "the encoder" for example, where it is not the model itself.
+    """
+    instead = "pass a local folder" + (f" as {what}" if what else "")
     import huggingface_hub
 
     try:
@@ -60,9 +64,9 @@ def downloaded(name: str, patterns: list[str]) -> Path:
         if _is_closed(error):
             raise UserError(
                 f"the hub shows {name} to those who may see it, or it does not exist ({reason}): accept its terms on its page and "
-                "log in with `hf auth login` or HF_TOKEN, or pass a local folder"
+                f"log in with `hf auth login` or HF_TOKEN, or {instead}"
             ) from None
-        raise UserError(f"no folder at {name}, and the hub gave no such model ({reason}); pass a local folder") from None
+        raise UserError(f"no folder at {name}, and the hub gave no such model ({reason}); {instead}") from None
 
 
 def _is_closed(error: Exception) -> bool:

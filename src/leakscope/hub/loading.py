@@ -19,7 +19,8 @@ from leakscope.diffusion.prompts import TextEncoder
 from leakscope.diffusion.schedule import Schedule
 from leakscope.errors import UserError, first_lines, unknown
 from leakscope.files import write_text
-from leakscope.hub.adapters import adapter_file, adapter_fingerprint, apply
+from leakscope.hub.adapters import FILES as ADAPTERS
+from leakscope.hub.adapters import adapter_file, adapter_fingerprint, apply, refuse_other_base
 from leakscope.hub.codecs import codec_fingerprint, image_shape, load_codec, scaling
 from leakscope.hub.folders import (
     DTYPES,
@@ -105,11 +106,15 @@ def load(
     name = pipeline_of(folder)
     _refuse_other_kinds(folder)
     network_folder = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
+    if not network_folder.is_dir() and any((folder / name).is_file() for name in ADAPTERS):
+        raise UserError(f"{folder} is a LoRA adapter and no model; give the model that it was made for, and this with --lora")
     config = read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
     second = network_folder.with_name(network_folder.name + SECOND)
     unfit = "takes no captions" if name is None else "holds two networks" if second.is_dir() else None
     if lora is not None and unfit:
         raise UserError(f"a LoRA is applied to a text-to-image model of one network, and {model} {unfit}; leave out --lora")
+    if lora is not None and lora_scale == 0:
+        raise UserError("--lora-scale 0 leaves nothing of the LoRA; leave out --lora, or give another scale")
     adapter = None if lora is None else adapter_file(lora)
     device = str(checked_device(device))
     codec: Codec = PIXELS
@@ -135,6 +140,7 @@ def load(
     pipeline = load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device) if name else None
     which = fingerprint(folder)
     if adapter is not None:
+        refuse_other_base(adapter, which)
         apply(pipeline, network_folder.name, adapter, lora_scale)
         which = hashlib.sha256(f"{which} {adapter_fingerprint(adapter, lora_scale)}".encode()).hexdigest()
     text = None if pipeline is None else PipelineText(pipeline)

@@ -174,6 +174,10 @@ def add_lora(base: Path, network: torch.nn.Module, rank: int) -> None:
         from peft import LoraConfig
     except ImportError:
         raise UserError("low-rank adapters need the peft library: pip install 'leakscope[lora]'") from None
+    layers = [module for name, module in network.named_modules() if name.rpartition(".")[2] in LORA_TARGETS]
+    widest = max((min(layer.weight.shape) for layer in layers if hasattr(layer, "weight")), default=rank)
+    if rank > widest:
+        raise UserError(f"--lora-rank must be at most {widest}, the width of the layers it adapts; got {rank}")
     network.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(LORA_TARGETS))
     network.add_adapter(config)  # type: ignore[operator]

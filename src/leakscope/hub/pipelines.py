@@ -36,12 +36,13 @@ class Pipeline:
 
     embed(pipeline, texts): what the network takes for captions, each with a row for every one. ask(pixels, network, x_t, time,
     conditions): the network's prediction, pixels being the pixels a side that a latent pixel stands for. packing: latent
-    pixels that the transformer takes as one.
+    pixels that the transformer takes as one. needs: parts without which diffusers' `encode_prompt` ends in a bug.
     """
 
     embed: Callable[[Any, list[str]], Embedding]
     ask: Callable[[int, Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
     packing: int = 1
+    needs: tuple[str, ...] = ("text_encoder", "tokenizer")
 
 
 def _embed_sd(pipeline: Any, texts: list[str]) -> Embedding:
@@ -109,7 +110,7 @@ def _ask_flux(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: 
 
 PIPELINES = {
     "StableDiffusionPipeline": Pipeline(_embed_sd, _ask_sd),
-    "StableDiffusionXLPipeline": Pipeline(_embed_sdxl, _ask_sdxl),
+    "StableDiffusionXLPipeline": Pipeline(_embed_sdxl, _ask_sdxl, needs=("text_encoder_2", "tokenizer_2")),
     "PixArtAlphaPipeline": Pipeline(_embed_pixart, _ask_pixart),
     "PixArtSigmaPipeline": Pipeline(_embed_pixart, _ask_pixart),
     "StableDiffusion3Pipeline": Pipeline(_embed_sd3, _ask_sd3),
@@ -219,6 +220,9 @@ def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtyp
         )
     except Exception as error:  # transformers, tokenizers and diffusers each raise their own; all mean an unusable folder
         raise UserError(f"the text encoders of {folder} cannot be loaded: {first_lines(error)}") from None
+    lacking = [part for part in PIPELINES[name].needs if getattr(pipeline, part, None) is None]
+    if lacking:
+        raise UserError(f"a {name} must have a {lacking[0]}; {folder} has none: is its {INDEX} of another model?")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

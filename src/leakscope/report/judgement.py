@@ -56,7 +56,7 @@ def verdict(record: AuditRecord) -> Verdict:
         why = lead.auc.reason if lead and lead.auc.reason else "the record holds no attack with an interval"
         title = "No verdict: the audit could not measure whether members can be told apart."
         return Verdict("invalid", title, (f"The reason: {visible(why)}.", _blind(record.blind)), attack)
-    grounds = (*_mask(record, lead), _provenance(record, lead, chosen, candidates), _blind(record.blind))
+    grounds = (*_beyond(record, lead), *_mask(record, lead), _provenance(record, lead, chosen, candidates), _blind(record.blind))
     if finder:
         title = "A leak was found: members can be told apart from held-out images better than by guessing."
         return Verdict("leak", title, (_picks(lead), _caught(lead), *grounds), attack)
@@ -110,6 +110,16 @@ def _not_excluded(auc: Estimate) -> str:
         "The interval includes 50 %, which is what guessing gives. These images cannot exclude that the attack picks the member "
         f"up to {percent(auc.high or 1.0)} of the time; more images narrow this down, and a stronger attack may find more."
     )
+
+
+def _beyond(record: AuditRecord, lead: Result) -> tuple[str, ...]:
+    """What is left of the lead once the reference's own leak is taken out; nothing without a reference."""
+    excess = next((r for r in record.results if r.variant == "excess" and r.base == lead.attack), None)
+    if excess is None or excess.auc.low is None:
+        return ()
+    value, ends = spoken(excess.auc)
+    adds = "that much is this model's own" if excess.auc.low > GUESSING else "no leak of this model's own is shown"
+    return (f"Beyond its reference, {visible(record.plan.reference or '')}, it picks the member {value} of the time ({ends}): {adds}.",)
 
 
 def _reversed() -> str:

@@ -105,9 +105,11 @@ def print_memorised(record: PromptsRecord, console: "Console") -> None:
     if record.results:
         print_table(table(record), console, first="Statistic")
     drawn = RichTable(show_edge=False, pad_edge=False, header_style="bold")
-    drawn.add_column("Most memorised by magnitude", no_wrap=True, overflow="ellipsis", ratio=1)
-    for title in ("Magnitude", "t-error", "List"):
-        drawn.add_column(title, justify="right", no_wrap=True)
+    numbers = ("Magnitude", "t-error", "List")
+    taken = sum(max(len(title), 10) + 3 for title in numbers)  # a long prompt is cut, never a number
+    drawn.add_column("Most memorised by magnitude", no_wrap=True, overflow="ellipsis", max_width=max(12, console.width - taken))
+    for title in numbers:
+        drawn.add_column(title, justify="right", no_wrap=True, min_width=max(len(title), 10 if title == "List" else 0))
     for row in record.prompts[:MOST_PRINTED]:
         drawn.add_row(Text(visible(row.prompt)), f"{row.magnitude:.4g}", f"{row.t_error:.4g}", side(row))
     console.print()

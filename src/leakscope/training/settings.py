@@ -68,6 +68,10 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "TrainConfig":
+        if self.split and self.train_size:
+            raise ValueError("--split says who is trained on, and --train-size draws them; give one of them")
+        if self.kl_weight != type(self).model_fields["kl_weight"].default and self.kind not in ("vae", "vq"):
+            raise ValueError(f"--kl-weight belongs to autoencoders, and this trains a {self.kind}; leave it out")
         if self.autoencoder and self.kind in ("vae", "vq"):
             raise ValueError(f"--autoencoder is for a denoiser of latents, and this trains a {self.kind}; leave it out")
         if self.kind == "text-to-image":
