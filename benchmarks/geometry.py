@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from leakscope.diffusion.codec import Autoencoder
 from leakscope.diffusion.noise import Noise
@@ -118,6 +119,25 @@ def compare(name: str, ours: Callable[[Tensor], Tensor], theirs: Callable[[Tenso
     return ratio
 
 
+def bound(codec: Autoencoder) -> float:
+    """Milliseconds an image that a forward and PROBES backwards of the decoder take one core, were they nothing but fast convolutions."""
+    z = torch.randn(1, *LATENT, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+    with FlopCounterMode(display=False) as forward:
+        x = codec.decode(z)
+    with FlopCounterMode(display=False) as backward:
+        torch.autograd.grad(x, z, torch.ones_like(x))
+    work = forward.get_total_flops() + PROBES * backward.get_total_flops()
+    u, w = torch.randn(16, 48, 32, 32), torch.randn(48, 48, 3, 3)  # the layer with most of the work, 16 images at a time
+    u = u.contiguous(memory_format=torch.channels_last)
+    convolution = lambda: torch.nn.functional.conv2d(u, w, padding=1)
+    with FlopCounterMode(display=False) as one:
+        convolution()
+    rate = one.get_total_flops() / min(seconds(convolution)[0] for _ in range(50))
+    most = f"at most {rate / 1e9:.0f} GFLOP/s on one core"
+    print(f"geometry  influence takes {work / 1e9:.2f} GFLOP an image, {most}: {1e3 * work / rate:.1f} ms", flush=True)
+    return 1e3 * work / rate
+
+
 def main(threads: int = 1) -> dict[str, float]:
     """All ratios, the last on all cores where there are several; about two minutes."""
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -132,6 +152,7 @@ def main(threads: int = 1) -> dict[str, float]:
         for name, theirs in ((f"influence{on}", loop(False)), (f"  frugal{on}", loop(True))):
             found[name.strip()] = compare(name, lambda z, n=n: side_by_side(codec, z, n), theirs, (64, 64), rounds=3)
     torch.set_num_threads(threads)
+    bound(codec)
     found["distortion"] = compare(
         "distortion",
         lambda z: distortion(codec, z, TOP, OVERSAMPLING, POWER, noise=keyed(len(z), (), "")),

@@ -171,6 +171,9 @@ def test_a_folder_belongs_to_one_plan(tmp_path: Path) -> None:
     (tmp_path / "generated" / "plan.json").write_text("{")
     with pytest.raises(UserError, match="to begin again"):
         generate(analytic(), 3, steps=2, folder=tmp_path)
+    (tmp_path / "generated" / "plan.json").write_text("[]")
+    with pytest.raises(UserError, match=r"plan.json cannot be read \(it holds a list\); delete .* to begin again"):
+        generate(analytic(), 3, steps=2, folder=tmp_path)
 
 
 def prompted(**keys) -> Target:

@@ -61,6 +61,16 @@ def test_a_model_that_is_loaded_already_has_its_guidance(tmp_path, sides):
         audit(target, **sides, **SETTINGS, reference=plain)
 
 
+def test_an_attack_with_a_guidance_of_its_own_is_not_said_to_have_the_audits(tmp_path, sides):
+    folder = text_folder(tmp_path / "model")
+    given = {**SETTINGS, "attacks": ["black_box(n=1,steps=2,guidance_scale=2,encoder=pixels)"]}
+    said = lambda model, **changes: [w for w in audit(model, **sides, **{**given, **changes}).record.warnings if " draws under " in w]
+    expected = "draws under a guidance of its own, 2, and not under the audit's 3: its parameter guidance_scale changes it"
+    for warned in (said(str(folder), guidance_scale=3.0), said(load(folder, device="cpu", guidance_scale=3.0))):
+        assert len(warned) == 1 and warned[0].startswith("black_box(") and warned[0].endswith(expected)
+    assert said(str(folder)) == said(str(folder), attacks=["sima"], guidance_scale=3.0) == []
+
+
 def test_flux_refuses_images_that_it_cannot_pack(tmp_path):
     target = load(text_folder(tmp_path / "model", "flux"), device="cpu")
     with pytest.raises(UserError, match="Flux takes images whose sides are multiples of 4; got 10 x 16: resize them"):

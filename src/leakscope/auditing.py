@@ -25,7 +25,7 @@ from leakscope.attacks.clid import CLiD
 from leakscope.audit_config import AuditConfig, GeometryConfig
 from leakscope.blind import INVALID_ABOVE, blind_auc
 from leakscope.config import build
-from leakscope.data.captions import Captions
+from leakscope.data.captions import FIXED, Captions
 from leakscope.data.cohort import Cohort, two_sources
 from leakscope.data.sources import open_source
 from leakscope.diffusion.denoiser import Denoiser
@@ -174,7 +174,7 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None]) -> b
 
 
 def _captions_line(captions: Captions, images: int) -> str:
-    if len({*captions.texts}) == 1 and captions.choice not in ("own", "swapped"):
+    if captions.choice == "empty" or captions.choice.startswith(FIXED):
         told = f"{captions.texts[0]!r} with every image" if captions.texts[0] else "nothing of any image"
         return f"captions: the model is told {told} ({visible(captions.choice)}; {captions.found}/{images} have one of their own)"
     return f"captions found: {captions.found}/{images} ({visible(captions.choice)})"
@@ -338,9 +338,14 @@ def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | 
             for attack in prepared.attacks
             if isinstance(attack, CLiD)
         ]
-    own = [attack.label for attack in prepared.attacks if isinstance(attack, BlackBox)]
-    if own and prepared.config.guidance_scale != 1:
-        found.append(f"--guidance-scale is not for {', '.join(own)}, which draws under a guidance of its own: its parameter guidance_scale")
+    guidance = prepared.plan.guidance_scale
+    if guidance is not None:
+        found += [
+            f"{attack.label} draws under a guidance of its own, {attack.guidance_scale:g}, and not under the audit's {guidance:g}: "
+            "its parameter guidance_scale changes it"
+            for attack in prepared.attacks
+            if isinstance(attack, BlackBox)
+        ]
     if prepared.config.resize:
         found.append(f"images of another shape were resized to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")
     if blind_low is not None and blind_low > 0.5:

@@ -73,6 +73,8 @@ def _refuse_another_plan(folder: Path, plan: dict[str, Any], what: str, made: st
         )
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise ValueError(f"it holds a {type(before).__name__}")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete {folder} to begin again") from None
     for key, value in plan.items():

@@ -85,7 +85,7 @@ def _per_channel(values: Float[Tensor, "#c"], z: Tensor) -> Tensor:
 
 
 def _laid_out(z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *z"]:
-    """Latents whose derivatives are wanted, on a CPU with channels last: all layers follow, and convolutions are up to a third faster.
+    """Latents whose derivatives are wanted, on a CPU with channels last: all layers follow, and convolutions are faster so.
 
     Otherwise as they are: torch's GroupNorm is a little less exact in that layout.
     """

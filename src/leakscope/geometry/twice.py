@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-HOST = "cpu"
+HOST = "cpu"  # the one device whose GroupNorm takes channels that lie last
 
 
 @final
