@@ -34,7 +34,9 @@ for model in e-all:all e-all-div:all-div e-md/dual:dual e-md-div/dual:dual-div e
 done
 for captions in empty swapped; do audit e-all all $captions --attacks "$GREY,$BLACK"; done
 for model in e-all-div:all-div e-md/dual:dual e-md-div/dual:dual-div e-md/student:distill e-md-div/student:distill-div; do
-  audit "${model%:*}" "${model#*:}" empty --attacks $GREY # without captions a model draws the same for all images
+  audit "${model%:*}" "${model#*:}" empty --attacks $GREY
+  leakscope audit "work/${model%:*}" -C $S/audit.yaml --threads 1 --data work/emoji --split work/emoji-split.json --resize --captions empty \
+    --attacks "$BLACK" -o "work/run-e-${model#*:}-empty-drawn"
 done
 python $S/figure.py work/run-e-all-own work/run-e-all-empty work/run-e-all-swapped $S/captions.png
 
