@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from leakscope.diffusion.codec import Autoencoder
 from leakscope.diffusion.noise import Noise
 from leakscope.geometry import distortion, influence
+from leakscope.geometry.operators import record
 from leakscope.memory import keep_freed_memory
 from leakscope.threads import one_thread_each, pool
 
@@ -120,12 +121,11 @@ def compare(name: str, ours: Callable[[Tensor], Tensor], theirs: Callable[[Tenso
 
 
 def bound(codec: Autoencoder) -> float:
-    """Milliseconds an image that a forward and PROBES backwards of the decoder take one core, were they nothing but fast convolutions."""
-    z = torch.randn(1, *LATENT, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+    """Milliseconds an image that our forward and PROBES backwards take one core, were they nothing but fast convolutions."""
     with FlopCounterMode(display=False) as forward:
-        x = codec.decode(z)
+        graph = record(codec.decode, torch.randn(1, *LATENT, generator=torch.Generator().manual_seed(1)))
     with FlopCounterMode(display=False) as backward:
-        torch.autograd.grad(x, z, torch.ones_like(x))
+        torch.autograd.grad(graph.x, graph.z, torch.ones_like(graph.x))
     work = forward.get_total_flops() + PROBES * backward.get_total_flops()
     u, w = torch.randn(16, 48, 32, 32), torch.randn(48, 48, 3, 3)  # the layer with most of the work, 16 images at a time
     u = u.contiguous(memory_format=torch.channels_last)

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from leakscope.errors import UserError
-from leakscope.geometry.twice import TwiceDifferentiable
+from leakscope.geometry.forms import CheapDerivatives
 
 Mode = Literal["autograd", "central differences"]
 
@@ -140,10 +140,10 @@ def record(decode: Callable[[Tensor], Tensor], z: Float[Tensor, "b *z"], twice: 
     """
     with recording():
         z = z.detach().clone().requires_grad_(True)
-        if not twice:
-            return _Graph(z, _depending(decode(z)))
-        with TwiceDifferentiable():
+        with CheapDerivatives(twice):
             x = _depending(decode(z))
+        if not twice:
+            return _Graph(z, x)
         u = torch.zeros_like(x, requires_grad=True)
         try:
             (jtu,) = torch.autograd.grad(x, z, u, create_graph=True)

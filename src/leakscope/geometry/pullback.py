@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import floor
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Float32, Float64
@@ -28,7 +29,7 @@ from leakscope.geometry.operators import LinearMap, Mode, record, recording
 from leakscope.masks import CONTROLS, Control
 
 BUDGET = 2**30
-CPU_BUDGET = {"influence": 2**26, "distortion": 2**28}  # graphs that stay in a CPU's cache; columns long enough for its matrix products
+CPU_BUDGET = {"influence": 2**27, "distortion": 2**28}  # more makes a CPU slower: fewer graphs and columns stay in its cache
 FLOOR = 1e-12
 RESIDENT = 3  # float64 copies of the columns that a step of the randomized SVD holds
 
@@ -43,7 +44,7 @@ def influence(
 
     z: latents of b images, as `codec.encode` returns them; snapped here.   probes: standard normals v in image space, >= 1.
     noise: keyed for these images; its shape is not used, its stream becomes "influence".   budget: memory in bytes, see `blocks`;
-    None: 64 MiB on a CPU, else 1 GiB.
+    None: 128 MiB on a CPU, else 1 GiB.
     Returns natural logs, float32, shaped like z. Raises `UserError` for a decoder without a derivative, or other counts.
     (Rao, Qu and Moyer 2025, arXiv 2511.20592, eq. 8 and algorithm 2.)
     """
@@ -144,6 +145,9 @@ class _Cost(NamedTuple):
     pair64: int  # the same in float64
 
 
+_COSTS: WeakKeyDictionary[Codec, dict[tuple[object, ...], _Cost]] = WeakKeyDictionary()
+
+
 def blocks(codec: Codec, z: Float[Tensor, "b *z"], vectors: int, *, both: bool = False, budget: int) -> Blocks:
     """How many of the images z and the vectors to work on at a time so that graphs and vectors stay within `budget` bytes.
 
@@ -167,6 +171,15 @@ def _fit(cost: _Cost, images: int, vectors: int, resident: int, budget: int) -> 
 
 
 def _cost(codec: Codec, z: Float[Tensor, "1 *z"], twice: bool) -> _Cost:
+    """Measured once for a codec and latents of one kind, since an audit asks for every chunk of its images."""
+    known = _COSTS.setdefault(codec, {})
+    kind = (z.shape, z.dtype, z.device, twice)
+    if kind not in known:
+        known[kind] = _measured(codec, z, twice)
+    return known[kind]
+
+
+def _measured(codec: Codec, z: Float[Tensor, "1 *z"], twice: bool) -> _Cost:
     """Of two images less that of one: the weights that a graph refers to are not counted."""
     (one, _), (two, outputs) = (_saved(codec.decode, torch.cat([z] * n), twice) for n in (1, 2))
     numbers = z.numel() + outputs // 2

@@ -1,15 +1,20 @@
-"""Operations in a form that autograd can transpose twice, cheaply; their values and derivatives are torch's.
+"""Operations in forms that autograd transposes cheaply; their values and derivatives are torch's, up to rounding.
 
-What a reverse pass over u -> J^T u would meet otherwise: torch's fused attentions have no second derivative; that of a
-convolution computes one with respect to the weights as well, which nobody asked for and which more than doubles its time; that
-of GroupNorm takes a dozen passes over memory where two do. Every other operation is left as it is.
+Once, for J^T u: a convolution of a doubled image reads every pixel four times. As one transposed convolution it does so once,
+and takes 4/9 of the work:
+
+    conv(up(x), w) = conv_transpose(x, k, stride 2),   k = w flipped, convolved with a 2 x 2 square of ones
+
+Twice, for J v: what a reverse pass over u -> J^T u would meet otherwise is that torch's fused attentions have no second derivative;
+that of a convolution computes one with respect to the weights as well, which nobody asked for and which more than doubles its time;
+that of GroupNorm takes a dozen passes over memory where two do. Every other operation is left as it is.
 
     convolution    J^T u = conv_transpose(u, w)
     GroupNorm      y = w n(x) + c;   the Jacobian P of n is symmetric, so J^T u = P (w u) and J v = w (P v)
     SiLU           J = diag(s + x s (1 - s)),   s = sigmoid(x)
 """
 
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +24,69 @@ from torch.overrides import TorchFunctionMode
 HOST = "cpu"  # the one device whose GroupNorm takes channels that lie last
 
 
+class _Doubled(NamedTuple):
+    y: Tensor  # x with every pixel as 2 x 2 of them
+    x: Tensor
+    version: int  # of y as it was made; one that was written to since is something else
+
+
 @final
-class TwiceDifferentiable(TorchFunctionMode):
-    """The context in which these forms are used; for this thread only, unlike torch's own choice of attention kernels."""
+class CheapDerivatives(TorchFunctionMode):
+    """The context in which these forms are used; for this thread only, unlike torch's own choice of attention kernels.
+
+    twice: whether the second derivative is wanted too.
+    """
+
+    def __init__(self, twice: bool) -> None:
+        super().__init__()
+        self._forms = _TWICE if twice else {}
+        self._doubled: _Doubled | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _FORMS.get(func, func)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is nn.functional.interpolate:
+            y = func(*args, **kwargs)
+            self._doubled = _doubled(y, *args, **kwargs)
+            return y
+        if func is nn.functional.conv2d and self._doubled is not None:
+            z = _convolved(self._doubled, *args, **kwargs)
+            if z is not None:
+                return z
+        return self._forms.get(func, func)(*args, **kwargs)
+
+
+def _doubled(
+    y: Tensor, input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *_: Any, **__: Any
+) -> _Doubled | None:
+    scales = scale_factor if isinstance(scale_factor, tuple | list) else [scale_factor]
+    twofold = input.ndim == 4 and y.shape[-2:] == (2 * input.shape[-2], 2 * input.shape[-1]) and all(s in (None, 2) for s in scales)
+    return _Doubled(y, input, y._version) if twofold and mode.startswith("nearest") and input.requires_grad else None
+
+
+def _convolved(
+    doubled: _Doubled,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    """The convolution of a doubled image, if it is one of 3 x 3 that keeps the size; else None."""
+    y, x, version = doubled
+    usual = groups == 1 and weight.shape[-2:] == (3, 3) and all(_pair(given) == (1, 1) for given in (stride, padding, dilation))
+    if not usual or input is not y or y._version != version:
+        return None
+    pad = nn.functional.pad
+    k = weight.detach().flip(2, 3).transpose(0, 1)
+    k = pad(k, (0, 1)) + pad(k, (1, 0))
+    k = pad(k, (0, 0, 0, 1)) + pad(k, (0, 0, 1, 0))
+    return _DoubledConvolution.apply(x, k, bias)  # type: ignore[no-any-return]
+
+
+def _pair(given: Any) -> Any:
+    return (given, given) if isinstance(given, int) else given if isinstance(given, str) else tuple(given)
 
 
 def _attention(*args: Any, **kwargs: Any) -> Tensor:
@@ -36,8 +98,7 @@ def _conv2d(
 ) -> Tensor:
     if isinstance(padding, str) or not input.requires_grad:
         return nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    pairs = [(s, s) if isinstance(s, int) else tuple(s) for s in (stride, padding, dilation)]
-    return _Convolution.apply(input, weight, bias, *pairs, groups)  # type: ignore[no-any-return]
+    return _Convolution.apply(input, weight, bias, *map(_pair, (stride, padding, dilation)), groups)  # type: ignore[no-any-return]
 
 
 def _group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -50,7 +111,7 @@ def _silu(input: Tensor, inplace: bool = False) -> Tensor:
     return nn.functional.silu(input, inplace) if inplace or not input.requires_grad else _SiLU.apply(input)
 
 
-_FORMS = {
+_TWICE = {
     nn.functional.scaled_dot_product_attention: _attention,
     nn.functional.conv2d: _conv2d,
     nn.functional.group_norm: _group_norm,
@@ -72,6 +133,17 @@ class _Convolution(Function):
         ends = zip(size, u.shape[-2:], stride, padding, dilation, weight.shape[-2:], strict=True)
         rest = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, s, p, d, k in ends]
         return nn.functional.conv_transpose2d(u, weight.detach(), None, stride, padding, rest, groups, dilation), *[None] * 6
+
+
+class _DoubledConvolution(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(k)
+        return nn.functional.conv_transpose2d(x, k, bias, stride=2, padding=1)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> Any:
+        return nn.functional.conv2d(u, ctx.saved_tensors[0], stride=2, padding=1), None, None
 
 
 class _GroupNorm(Function):
