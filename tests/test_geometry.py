@@ -170,13 +170,31 @@ def test_products_are_right_for_convolutions_of_every_kind(layers):
     torch.testing.assert_close(J.vjp(u).flatten(2), torch.einsum("bmd,rbm->rbd", expected, u.flatten(2)), rtol=1e-9, atol=1e-11)
 
 
-class WrittenTo(torch.nn.Module):
-    """Doubles an image and then changes it in place."""
+class Doubled(torch.nn.Module):
+    """A convolution of a doubled image that something was done to."""
+
+    def __init__(self, change: Any, gradients: bool = True) -> None:
+        super().__init__()
+        self.convolution, self.change, self.gradients = torch.nn.Conv2d(3, 3, 3, padding=1), change, gradients
 
     def forward(self, z: Tensor) -> Tensor:
-        y = torch.nn.functional.interpolate(z, scale_factor=2)
-        y[..., 1] *= 3
-        return y
+        x = 2 * z
+        with torch.set_grad_enabled(self.gradients and torch.is_grad_enabled()):
+            y = torch.nn.functional.interpolate(x, scale_factor=2)
+        self.change(x, y)
+        return self.convolution(y) + y + torch.nn.functional.interpolate(x, scale_factor=2)
+
+
+class Odd(torch.nn.Module):
+    """A convolution called with numbers that torch takes too."""
+
+    def __init__(self, convolution: Any) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, y: Tensor) -> Tensor:
+        weight, bias = self.convolution.weight, self.convolution.bias
+        return torch.nn.functional.conv2d(y, weight, bias, stride=np.int64(1), padding=(1,), dilation=[1])
 
 
 class Reused(torch.nn.Module):
@@ -212,13 +230,21 @@ DOUBLED = {  # layers, and how many of the convolutions are taken with the doubl
         2,
     ),
     "reused": (lambda nn: [Reused()], 1),
-    "written to": (lambda nn: [WrittenTo(), nn.Conv2d(3, 3, 3, padding=1)], 0),
+    "not changed": (lambda nn: [Doubled(lambda x, y: None)], 1),
+    "written to": (lambda nn: [Doubled(lambda x, y: y[..., 1].mul_(3))], 0),
+    "its source written to": (lambda nn: [Doubled(lambda x, y: x.relu_())], 0),
+    "cut off": (lambda nn: [Doubled(lambda x, y: y.detach_())], 0),
+    "made without gradients": (lambda nn: [Doubled(lambda x, y: None, gradients=False)], 0),
     "stretched": (lambda nn: [Stretched(), nn.Conv2d(3, 3, 3, padding=1)], 0),
     "bilinear": (lambda nn: [nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(3, 3, 3, padding=1)], 0),
     "one side": (lambda nn: [nn.Upsample(scale_factor=(2, 1)), nn.Conv2d(3, 6, 3, padding=1), nn.Flatten(), nn.Unflatten(1, IMAGE)], 0),
     "groups": (lambda nn: [nn.Upsample(scale_factor=2), nn.Conv2d(3, 3, 3, padding=1, groups=3)], 0),
     "dilation": (lambda nn: [nn.Upsample(scale_factor=2), nn.Conv2d(3, 3, 3, padding=2, dilation=2)], 0),
     "stride": (lambda nn: [nn.Upsample(scale_factor=2), nn.Conv2d(3, 12, 3, padding=1, stride=2), nn.PixelShuffle(2)], 0),
+    "strides of numpy, pads of one": (
+        lambda nn: [nn.Upsample(scale_factor=2.0), Odd(nn.Conv2d(3, 3, 3)), nn.Conv2d(3, 3, 3, padding=(1, 1))],
+        1,
+    ),
     "something between": (lambda nn: [nn.Upsample(scale_factor=2), nn.Tanh(), nn.Conv2d(3, 3, 3, padding=1)], 0),
 }
 
@@ -243,6 +269,78 @@ def test_convolutions_of_doubled_images_have_the_dense_jacobian(layers, taken, m
         torch.testing.assert_close(J.vjp(u).flatten(2), torch.einsum("bmd,rbm->rbd", expected, u.flatten(2)), rtol=1e-9, atol=1e-11)
         if jv is not None:
             torch.testing.assert_close(jv.flatten(2), torch.einsum("bmd,rbd->rbm", expected, v.flatten(2)), rtol=1e-9, atol=1e-11)
+
+
+class Checkpointed(torch.nn.Module):
+    def __init__(self, layers: Any) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, z: Tensor) -> Tensor:
+        from torch.utils.checkpoint import checkpoint
+
+        return checkpoint(self.layers, z, use_reentrant=False)
+
+
+class Autocast(torch.nn.Module):
+    def __init__(self, layers: Any) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, z: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.layers(z).to(z.dtype)
+
+
+@pytest.mark.parametrize(("wrapper", "firsts", "tolerance"), [(Checkpointed, ("vjp", "jvp"), 1e-3), (Autocast, ("vjp",), 0.1)])
+def test_decoders_that_do_more_than_compute_are_measured_as_they_are(wrapper, firsts, tolerance):
+    """Gradient checkpointing computes parts again, in the backward; autocast convolves in half precision.
+
+    Half precision is not enough for J v: not transposed within rounding, and differences of rounded numbers.
+    """
+    from leakscope.geometry.operators import LinearMap
+
+    torch.manual_seed(2)
+    nn = torch.nn
+    layers = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv2d(3, 3, 3, padding=1), nn.SiLU())
+    z = latents(2, torch.float32)
+    expected = dense(codec_of(layers), z).detach()
+    v, u = torch.randn(2, *z.shape), torch.randn(2, 2, *IMAGE)
+    for first in firsts:
+        J = LinearMap(wrapper(layers), z)
+        jv = J.jvp(v) if first == "jvp" else None
+        close = {"rtol": tolerance, "atol": tolerance * float(expected.norm()) / 3}
+        torch.testing.assert_close(J.vjp(u).flatten(2), torch.einsum("bmd,rbm->rbd", expected, u.flatten(2)), **close)
+        if jv is not None:
+            torch.testing.assert_close(jv.flatten(2), torch.einsum("bmd,rbd->rbm", expected, v.flatten(2)), **close)
+
+
+def test_an_error_of_the_decoders_own_is_not_hidden_by_the_second_attempt():
+    from leakscope.geometry.operators import LinearMap
+
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, z: Tensor) -> Tensor:
+            return z.clone()
+
+        @staticmethod
+        def backward(ctx: Any, u: Tensor) -> Tensor:
+            raise RuntimeError("this decoder is broken")
+
+    with pytest.raises(RuntimeError, match="this decoder is broken"):
+        LinearMap(Broken.apply, latents(1)).vjp(torch.randn(1, 1, *LATENT).double())
+
+
+def test_a_codec_need_not_be_hashable():
+    from leakscope.diffusion.codec import Codec
+    from leakscope.geometry import influence
+
+    @dataclass
+    class Mine(Codec):
+        encode = snap = lambda self, z: z
+        decode = lambda self, z: 3 * z
+
+    torch.testing.assert_close(influence(Mine(), latents(1), 400, noise=keyed(1)).exp().mean(), torch.tensor(3.0), rtol=0.05, atol=0)
 
 
 def test_a_decoder_of_diffusers_takes_less_work_than_as_it_is_written(kl):

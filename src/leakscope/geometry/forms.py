@@ -1,9 +1,9 @@
-"""Operations in forms that autograd transposes cheaply; their values and derivatives are torch's, up to rounding.
+"""Operations in forms that autograd transposes cheaply.
 
 Once, for J^T u: a convolution of a doubled image reads every pixel four times. As one transposed convolution it does so once,
-and takes 4/9 of the work:
+and takes 4/9 of the work. With 3 x 3 taps w, and x doubled by nearest neighbours,
 
-    conv(up(x), w) = conv_transpose(x, k, stride 2),   k = w flipped, convolved with a 2 x 2 square of ones
+    conv(doubled(x), w, padding 1) = conv_transpose(x, k, stride 2, padding 1),   k = w flipped, convolved with 2 x 2 ones
 
 Twice, for J v: what a reverse pass over u -> J^T u would meet otherwise is that torch's fused attentions have no second derivative;
 that of a convolution computes one with respect to the weights as well, which nobody asked for and which more than doubles its time;
@@ -12,8 +12,13 @@ that of GroupNorm takes a dozen passes over memory where two do. Every other ope
     convolution    J^T u = conv_transpose(u, w)
     GroupNorm      y = w n(x) + c;   the Jacobian P of n is symmetric, so J^T u = P (w u) and J v = w (P v)
     SiLU           J = diag(s + x s (1 - s)),   s = sigmoid(x)
+
+Values and derivatives with respect to images are torch's, up to rounding; those with respect to weights are not there. What a decoder
+does to a doubled image behind autograd's back, by `.data` or by a hook on that tensor, is not seen.
 """
 
+import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 import torch
@@ -24,10 +29,12 @@ from torch.overrides import TorchFunctionMode
 HOST = "cpu"  # the one device whose GroupNorm takes channels that lie last
 
 
-class _Doubled(NamedTuple):
-    y: Tensor  # x with every pixel as 2 x 2 of them
+class _Doubling(NamedTuple):
+    """That y is x with every pixel as 2 x 2 of them, as long as neither is written to."""
+
     x: Tensor
-    version: int  # of y as it was made; one that was written to since is something else
+    y: "weakref.ref[Tensor]"
+    versions: tuple[int, int]
 
 
 @final
@@ -40,31 +47,36 @@ class CheapDerivatives(TorchFunctionMode):
     def __init__(self, twice: bool) -> None:
         super().__init__()
         self._forms = _TWICE if twice else {}
-        self._doubled: _Doubled | None = None
+        self._last: _Doubling | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is nn.functional.interpolate:
             y = func(*args, **kwargs)
-            self._doubled = _doubled(y, *args, **kwargs)
+            self._last = _doubling(y, *args, **kwargs)
             return y
-        if func is nn.functional.conv2d and self._doubled is not None:
-            z = _convolved(self._doubled, *args, **kwargs)
+        if func is nn.functional.conv2d and self._last is not None:
+            z = _convolution_of_doubled(self._last, *args, **kwargs)
             if z is not None:
                 return z
         return self._forms.get(func, func)(*args, **kwargs)
 
 
-def _doubled(
+def _doubling(
     y: Tensor, input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *_: Any, **__: Any
-) -> _Doubled | None:
-    scales = scale_factor if isinstance(scale_factor, tuple | list) else [scale_factor]
-    twofold = input.ndim == 4 and y.shape[-2:] == (2 * input.shape[-2], 2 * input.shape[-1]) and all(s in (None, 2) for s in scales)
-    return _Doubled(y, input, y._version) if twofold and mode.startswith("nearest") and input.requires_grad else None
+) -> _Doubling | None:
+    scales = scale_factor if isinstance(scale_factor, Sequence) else [scale_factor]
+    doubled = (
+        mode in ("nearest", "nearest-exact")
+        and input.ndim == 4
+        and tuple(y.shape[2:]) == (2 * input.shape[2], 2 * input.shape[3])
+        and all(scale in (None, 2) for scale in scales)  # 2.1 gives the same size where sides are short, and other pixels
+    )
+    return _Doubling(input, weakref.ref(y), (input._version, y._version)) if doubled else None
 
 
-def _convolved(
-    doubled: _Doubled,
+def _convolution_of_doubled(
+    doubling: _Doubling,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -73,20 +85,24 @@ def _convolved(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor | None:
-    """The convolution of a doubled image, if it is one of 3 x 3 that keeps the size; else None."""
-    y, x, version = doubled
-    usual = groups == 1 and weight.shape[-2:] == (3, 3) and all(_pair(given) == (1, 1) for given in (stride, padding, dilation))
-    if not usual or input is not y or y._version != version:
+    """conv2d of the doubled image, if it is one of 3 x 3 that keeps the size; else None."""
+    x = doubling.x
+    if input is not doubling.y() or not input.requires_grad:  # it was cut off from x, or nobody asks
+        return None
+    if (x._version, input._version) != doubling.versions:
+        return None
+    if groups != 1 or tuple(weight.shape[2:]) != (3, 3) or any(_pair(given) != (1, 1) for given in (stride, padding, dilation)):
         return None
     pad = nn.functional.pad
-    k = weight.detach().flip(2, 3).transpose(0, 1)
+    k = weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).flip(2, 3).transpose(0, 1)
     k = pad(k, (0, 1)) + pad(k, (1, 0))
     k = pad(k, (0, 0, 0, 1)) + pad(k, (0, 0, 1, 0))
-    return _DoubledConvolution.apply(x, k, bias)  # type: ignore[no-any-return]
+    return _DoubledConvolution.apply(x, k.to(weight.dtype), bias)  # type: ignore[no-any-return]
 
 
-def _pair(given: Any) -> Any:
-    return (given, given) if isinstance(given, int) else given if isinstance(given, str) else tuple(given)
+def _pair(given: Any) -> tuple[Any, ...]:
+    values = tuple(given) if isinstance(given, Sequence) else (int(given),)
+    return 2 * values if len(values) == 1 else values
 
 
 def _attention(*args: Any, **kwargs: Any) -> Tensor:
@@ -143,7 +159,8 @@ class _DoubledConvolution(Function):
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> Any:
-        return nn.functional.conv2d(u, ctx.saved_tensors[0], stride=2, padding=1), None, None
+        (k,) = ctx.saved_tensors
+        return nn.functional.conv2d(u, k, stride=2, padding=1), None, None
 
 
 class _GroupNorm(Function):

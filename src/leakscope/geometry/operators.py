@@ -19,7 +19,7 @@ eps^(2/3), 2e-5 in float32 and 4e-11 in float64, times the curvature of D.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal, NamedTuple, final
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from leakscope.errors import UserError
 from leakscope.geometry.forms import CheapDerivatives
+from leakscope.memory import out_of_memory
 
 Mode = Literal["autograd", "central differences"]
 
@@ -56,6 +57,7 @@ class LinearMap:
         self._wanted = mode
         self._graph: _Graph | None = None
         self._mode: Mode | None = "central differences" if mode == "central differences" else None
+        self._as_written = False
         with recording():
             self.z = z.detach().clone()
 
@@ -74,8 +76,13 @@ class LinearMap:
     def vjp(self, u: Float[Tensor, "r b *x"]) -> Float[Tensor, "r b *z"]:
         """J^T u for every one of r vectors per image."""
         with recording():
-            graph = self._recorded()
-            return torch.stack([_transpose(graph.x, graph.z, u_) for u_ in u])
+            try:
+                return self._transposes(u)
+            except RuntimeError as error:
+                if self._mode == "autograd" or out_of_memory(error):
+                    raise
+            self._graph, self._as_written = None, True  # as it takes no forms, under autocast or gradient checkpointing
+            return self._transposes(u)
 
     def jvp(self, v: Float[Tensor, "r b *z"]) -> Float[Tensor, "r b *x"]:
         """J v for every one of r vectors per image."""
@@ -83,9 +90,13 @@ class LinearMap:
         with recording():
             return torch.stack([self._difference(v_) if central else self._second_transpose(v_) for v_ in v])
 
+    def _transposes(self, u: Float[Tensor, "r b *x"]) -> Float[Tensor, "r b *z"]:
+        graph = self._recorded()
+        return torch.stack([_transpose(graph.x, graph.z, u_) for u_ in u])
+
     def _recorded(self) -> _Graph:
         if self._graph is None:
-            self._graph = record(self._decode, self.z)
+            self._graph = record(self._decode, self.z, as_written=self._as_written)
         return self._graph
 
     def _choose_mode(self) -> Mode:
@@ -133,14 +144,16 @@ class LinearMap:
         return change * (length / (2 * h)).reshape(b, *[1] * (change.ndim - 1))
 
 
-def record(decode: Callable[[Tensor], Tensor], z: Float[Tensor, "b *z"], twice: bool = False) -> _Graph:
+def record(decode: Callable[[Tensor], Tensor], z: Float[Tensor, "b *z"], twice: bool = False, as_written: bool = False) -> _Graph:
     """One forward with its graph and, if `twice`, the graph of u -> J^T u, left out where autograd has none.
+
+    as_written: without the forms that are cheaper to transpose.
 
     Raises `UserError` for an output that does not depend on z as far as autograd can tell.
     """
     with recording():
         z = z.detach().clone().requires_grad_(True)
-        with CheapDerivatives(twice):
+        with nullcontext() if as_written else CheapDerivatives(twice):
             x = _depending(decode(z))
         if not twice:
             return _Graph(z, x)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import floor
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Float32, Float64
@@ -29,7 +28,7 @@ from leakscope.geometry.operators import LinearMap, Mode, record, recording
 from leakscope.masks import CONTROLS, Control
 
 BUDGET = 2**30
-CPU_BUDGET = {"influence": 2**27, "distortion": 2**28}  # more makes a CPU slower: fewer graphs and columns stay in its cache
+CPU_BUDGET = {"influence": 2**27, "distortion": 2**28}  # as measured: both less and more were slower
 FLOOR = 1e-12
 RESIDENT = 3  # float64 copies of the columns that a step of the randomized SVD holds
 
@@ -145,15 +144,12 @@ class _Cost(NamedTuple):
     pair64: int  # the same in float64
 
 
-_COSTS: WeakKeyDictionary[Codec, dict[tuple[object, ...], _Cost]] = WeakKeyDictionary()
-
-
 def blocks(codec: Codec, z: Float[Tensor, "b *z"], vectors: int, *, both: bool = False, budget: int) -> Blocks:
     """How many of the images z and the vectors to work on at a time so that graphs and vectors stay within `budget` bytes.
 
     At least one of each. Measured on the first image: what its graph saves for J^T u (with `both`, for J v too) and the size of a vector.
     Images have the first claim, since larger batches are faster and more vectors at a time are not. The same model, shape and
-    budget always give the same answer. What torch needs within one operation, and the weights, come on top.
+    budget always give the same answer. What torch needs within one operation comes on top, and so do the weights and sums of them.
     """
     return _fit(_cost(codec, z[:1], both), len(z), vectors, 0, budget)
 
@@ -171,16 +167,7 @@ def _fit(cost: _Cost, images: int, vectors: int, resident: int, budget: int) -> 
 
 
 def _cost(codec: Codec, z: Float[Tensor, "1 *z"], twice: bool) -> _Cost:
-    """Measured once for a codec and latents of one kind, since an audit asks for every chunk of its images."""
-    known = _COSTS.setdefault(codec, {})
-    kind = (z.shape, z.dtype, z.device, twice)
-    if kind not in known:
-        known[kind] = _measured(codec, z, twice)
-    return known[kind]
-
-
-def _measured(codec: Codec, z: Float[Tensor, "1 *z"], twice: bool) -> _Cost:
-    """Of two images less that of one: the weights that a graph refers to are not counted."""
+    """Of two images less that of one: what belongs to the weights, whatever the number of images, is not counted."""
     (one, _), (two, outputs) = (_saved(codec.decode, torch.cat([z] * n), twice) for n in (1, 2))
     numbers = z.numel() + outputs // 2
     return _Cost(max(two - one, 0), outputs // 2, numbers * z.element_size(), numbers * 8)
