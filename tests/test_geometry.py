@@ -271,6 +271,78 @@ def test_convolutions_of_doubled_images_have_the_dense_jacobian(layers, taken, m
             torch.testing.assert_close(jv.flatten(2), torch.einsum("bmd,rbd->rbm", expected, v.flatten(2)), rtol=1e-9, atol=1e-11)
 
 
+def masked_attention(z: Tensor) -> Tensor:
+    tokens = z.flatten(2).mT
+    mask = torch.ones(16, 16, dtype=torch.bool).tril()
+    return torch.nn.functional.scaled_dot_product_attention(tokens, 2 * tokens, tokens, attn_mask=mask)
+
+
+def modulated(z: Tensor) -> Tensor:
+    """A convolution whose weights come from the latents, of a doubled image."""
+    weight = z.reshape(3, 1, 16)[:, :, :9].reshape(3, 1, 3, 3).expand(3, 3, 3, 3).contiguous()
+    bias = z.sum(dim=(0, 2, 3))
+    return torch.nn.functional.conv2d(torch.nn.functional.interpolate(z, scale_factor=2), weight, bias, padding=1)
+
+
+def normalised(z: Tensor) -> Tensor:
+    x = torch.nn.functional.conv2d(z, z.reshape(3, 1, 4, 4).expand(3, 3, 4, 4), padding=2)
+    return torch.nn.functional.group_norm(x, 3, weight=z.sum(dim=(0, 2, 3)), bias=z[0, :, 0, 0])
+
+
+def guided(z: Tensor) -> Tensor:
+    """A decoder that takes a gradient itself."""
+    (step,) = torch.autograd.grad(torch.nn.functional.silu(z).square().sum(), z, create_graph=True)
+    return z - step
+
+
+def guided_when_normalised(z: Tensor) -> Tensor:
+    (step,) = torch.autograd.grad(torch.nn.functional.group_norm(z, 3).pow(3).sum(), z, create_graph=True)
+    return z - step
+
+
+def guided_when_doubled(z: Tensor) -> Tensor:
+    y = torch.nn.functional.interpolate(z, scale_factor=2)
+    weight = torch.linspace(-1, 1, 81, dtype=z.dtype).reshape(3, 3, 3, 3)
+    (step,) = torch.autograd.grad(torch.nn.functional.conv2d(y, weight, padding=1).pow(3).sum(), y, create_graph=True)
+    return y - step
+
+
+def hooked(z: Tensor) -> Tensor:
+    """A gradient that is not that of the values."""
+    y = torch.tanh(z)
+    if y.requires_grad:
+        y.register_hook(lambda u: 3 * u)
+    return y
+
+
+UNUSUAL = [masked_attention, modulated, normalised, guided, guided_when_normalised, guided_when_doubled]
+
+
+@pytest.mark.parametrize("decode", UNUSUAL)
+@pytest.mark.parametrize("first", ["vjp", "jvp"])
+def test_unusual_decoders_have_the_derivative_that_torch_gives_them(decode, first):
+    from leakscope.geometry.operators import LinearMap
+
+    z = latents(1)
+    expected = torch.autograd.functional.jacobian(decode, z)
+    m = expected[0].numel() // D
+    expected = expected.reshape(m, D)
+    J = LinearMap(decode, z)
+    v, u = torch.randn(2, *z.shape).double(), torch.randn(2, *decode(z.clone().requires_grad_(True)).shape).double()
+    jv = J.jvp(v) if first == "jvp" else None
+    torch.testing.assert_close(J.vjp(u).flatten(1), u.flatten(1) @ expected, rtol=1e-9, atol=1e-9)
+    if jv is not None:
+        torch.testing.assert_close(jv.flatten(1), v.flatten(1) @ expected.T, rtol=1e-5, atol=1e-7)
+
+
+def test_a_derivative_that_is_not_that_of_the_values_is_refused_for_j_v():
+    from leakscope.errors import UserError
+    from leakscope.geometry.operators import LinearMap
+
+    with pytest.raises(UserError, match="derivative must agree with its differences along a small step; they do not; let it compute in"):
+        LinearMap(hooked, latents(1), "central differences").jvp(latents(1)[None])
+
+
 class Checkpointed(torch.nn.Module):
     def __init__(self, layers: Any) -> None:
         super().__init__()
@@ -296,8 +368,9 @@ class Autocast(torch.nn.Module):
 def test_decoders_that_do_more_than_compute_are_measured_as_they_are(wrapper, firsts, tolerance):
     """Gradient checkpointing computes parts again, in the backward; autocast convolves in half precision.
 
-    Half precision is not enough for J v: not transposed within rounding, and differences of rounded numbers.
+    Half precision is not enough for J v: products that are not transposed within rounding, and differences of rounded numbers.
     """
+    from leakscope.errors import UserError
     from leakscope.geometry.operators import LinearMap
 
     torch.manual_seed(2)
@@ -313,6 +386,25 @@ def test_decoders_that_do_more_than_compute_are_measured_as_they_are(wrapper, fi
         torch.testing.assert_close(J.vjp(u).flatten(2), torch.einsum("bmd,rbm->rbd", expected, u.flatten(2)), **close)
         if jv is not None:
             torch.testing.assert_close(jv.flatten(2), torch.einsum("bmd,rbd->rbm", expected, v.flatten(2)), **close)
+    if "jvp" not in firsts:
+        with pytest.raises(UserError, match="dtype of its latents, without autocast"):
+            LinearMap(wrapper(layers), z).jvp(v)
+
+
+@pytest.mark.parametrize("broken", ["one weight", "one image"])
+def test_a_distortion_that_is_not_finite_is_one_line(kl, broken):
+    from leakscope.errors import UserError
+    from leakscope.geometry import distortion
+
+    z, decode = latents(3), kl.decode
+    if broken == "one image":
+        z[1, 0, 0, 0] = torch.nan
+    else:
+        decode = lambda z: kl.decode(z) * torch.nan
+    with pytest.raises(
+        UserError, match=f"not finite for {1 if broken == 'one image' else 3} of 3 images; check the latents and the decoder"
+    ):
+        distortion(codec_of(decode), z, 2, 2, noise=keyed(3))
 
 
 def test_an_error_of_the_decoders_own_is_not_hidden_by_the_second_attempt():

@@ -210,6 +210,10 @@ def test_a_mask_on_a_pixel_model_and_bad_masks_are_refused(model_folder, latent_
         ({"mask": "random:x"}, "a mask's ratio is the share"),
         ({"mask": "influence,influence:0.4"}, "each mask must be listed once"),
         ({"mask": "auto", "calibration": False, "timesteps": "40"}, "--mask auto chooses its ratio on the calibrate half"),
+        (
+            {"mask": "influence", "attacks": "loss_frequency,pia_frequency"},
+            "none of loss_frequency, pia_frequency takes a mask; leave out --mask, or add an attack that does, as sima",
+        ),
     ]
     for change, message in cases:
         with pytest.raises(UserError, match=message):
@@ -236,6 +240,23 @@ def test_geometry_of_images_alone_leaves_the_distortion_and_influence_of_each(la
     np.testing.assert_allclose(found, influence(target.codec, z, 8, noise=noise).numpy(), rtol=1e-3, atol=1e-3)
     assert not (tmp_path / "out" / "latents").exists()
     assert auditing.measure(auditing.prepare(config), tmp_path / "out", log=lambda line: None), "again: nothing is left to do"
+    whole = (tmp_path / "out" / "influence.npy").read_bytes()
+    (tmp_path / "out" / "influence.npy").write_bytes(whole[:500])
+    with pytest.raises(UserError, match=r"influence.npy is damaged; delete it and run the same command again"):
+        auditing.measure(auditing.prepare(config), tmp_path / "out", log=lambda line: None)
+    (tmp_path / "out" / "influence.npy").unlink()
+    assert auditing.measure(auditing.prepare(config), tmp_path / "out", log=lambda line: None)
+    assert (tmp_path / "out" / "influence.npy").read_bytes() == whole
+
+
+def test_the_plan_says_which_attacks_take_the_masks(latent_folder, images, tmp_path):
+    folder = latent_folder()
+    for attacks, said in (
+        ("sima,loss", "2 attacks (all also under influence:0.4)"),
+        ("sima,pfami", "2 attacks (sima also under influence:0.4)"),
+    ):
+        given = settings(folder, images, tmp_path / "run", attacks=attacks, mask="influence")
+        assert said in auditing.prepare(build(AuditConfig, given)).describe()
 
 
 @pytest.mark.slow

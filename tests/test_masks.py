@@ -35,7 +35,7 @@ def test_a_masks_label_is_what_parse_takes(control, ratio):
     assert parse_mask(mask.label).masks == (mask,)
 
 
-@pytest.mark.parametrize("ratio", ["0", "1", "1.2", "-0.1", "nan", "inf", "x", "0,4", "40%", "0.4:0.5"])
+@pytest.mark.parametrize("ratio", ["", "0", "1", "1.2", "-0.1", "nan", "inf", "x", "0,4", "40%", "0.4:0.5"])
 def test_a_ratio_that_drops_nothing_everything_or_is_no_number_is_refused(ratio):
     with pytest.raises(UserError, match=r"a mask's ratio is the share of coordinates dropped, above 0 and below 1, as in random:0\.4; got"):
         parse_mask(f"random:{ratio}")
@@ -48,6 +48,7 @@ def test_a_ratio_that_drops_nothing_everything_or_is_no_number_is_refused(ratio)
         ("Random:0.4", "unknown mask 'Random'; did you mean 'random'?"),
         ("", "unknown mask ''; known: auto, influence, random, reverse"),
         ("auto:0.4", "auto takes no ratio, it chooses one; for 0.4 write influence:0.4"),
+        ("auto:", "auto takes no ratio, it chooses one; for a ratio of yours write influence:0.4"),
     ],
 )
 def test_an_unknown_mask_is_refused_and_the_nearest_named(text, message):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -182,6 +182,7 @@ def write_geometry(inputs: Inputs, folder: Path, chunks: dict[int, range]) -> Fl
         except UserError:
             if not whole.exists():  # else another worker was faster, and has removed the parts
                 raise
+    _load(whole, mmap_mode="r")
     table = pa.table({"id": pa.array(inputs.cohort.ids, pa.string()), "distortion": pa.array(measured[:, 0])})
     write_atomic(folder / "geometry.parquet", partial(pq.write_table, table))
     return measured
@@ -209,8 +210,8 @@ def _save(array: np.ndarray, path: Path) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def _load(path: Path) -> np.ndarray:
+def _load(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
+        return np.load(path, mmap_mode, allow_pickle=False)  # type: ignore[no-any-return]
     except (OSError, ValueError, EOFError):
         raise UserError(f"{path} is damaged; delete it and run the same command again") from None

@@ -39,16 +39,16 @@ class MaskChoice:
 
 def parse_mask(text: str) -> MaskChoice:
     """The mask that `influence`, `random:0.3`, `reverse` or `auto` stands for; raises `UserError` for another."""
-    name, _, ratio = text.strip().partition(":")
-    if name == "auto" and ratio:
-        raise UserError(f"auto takes no ratio, it chooses one; for {ratio} write influence:{ratio}")
+    name, given, ratio = text.strip().partition(":")
+    if name == "auto" and given:
+        raise UserError(f"auto takes no ratio, it chooses one; for {ratio or 'a ratio of yours'} write influence:{ratio or PAPER_RATIO}")
     if name == "auto":
         return MaskChoice("influence:auto", tuple(Mask("influence", r) for r in AUTO_RATIOS))
     control = next((c for c in CONTROLS if c == name), None)
     if control is None:
         raise unknown("mask", name, (*CONTROLS, "auto"))
     try:
-        share = float(ratio) if ratio else PAPER_RATIO
+        share = float(ratio) if given else PAPER_RATIO
     except ValueError:
         share = -1.0
     if not 0 < share < 1:

@@ -61,6 +61,11 @@ class Prepared:
         reference = replace(self.inputs, target=self.reference) if self.reference else None
         return scoring.Job(self.inputs, self.attacks, self.plan, self.split.calibrate[0], reference)
 
+    @property
+    def _masked(self) -> str:
+        masked = [attack.name for attack in self.attacks if attack.takes_masks]
+        return "all" if len(masked) == len(self.attacks) else ", ".join(masked)
+
     def describe(self, folder: Path | None = None) -> str:
         """The plan in one line, with the time that is left when `folder` holds finished chunks."""
         plan, lost = self.plan, len(self.scan.omitted)
@@ -69,7 +74,7 @@ class Prepared:
         if not self.attacks:
             measured = f"distortion from {plan.top} singular values, influence from {plan.probes} probes"
             return f"plan: {plan.n_nonmembers:,} images ({plan.image_shape}), {measured}, {where}"
-        masks = f" (also under {', '.join(plan.masks)})" if plan.masks else ""
+        masks = f" ({self._masked} also under {', '.join(plan.masks)})" if plan.masks else ""
         masks += f" (also on the reference {visible(plan.reference)})" if plan.reference else ""
         lora = f"the LoRA {visible(plan.lora)} at scale {plan.lora_scale:g}, " if plan.lora else ""
         cut = f", {plan.captions_truncated:,} truncated" if plan.captions_truncated else ""
@@ -115,6 +120,10 @@ def prepare(
     if target.latent:
         codec = target.codec
         attacks = tuple(attack.in_pixels(partial(_decoded, codec, auto_batch_size(found.shape, target.device))) for attack in attacks)
+    if masks and attacks and not any(attack.takes_masks for attack in attacks):
+        raise UserError(
+            f"none of {', '.join(attack.name for attack in attacks)} takes a mask; leave out --mask, or add an attack that does, as sima"
+        )
     attacks = tuple(attack.served_by(service(target, found.shape)) for attack in attacks)
     if config.two_sided or not config.data:
         _check_halves(found.cohort, config)

@@ -50,7 +50,7 @@ def singular_values(J: LinearMap, V0: Float[Tensor, "l b *z"], power: int = 2, v
     for _ in range(power):
         V = _qr(backward(forward(V)))
     Q = _qr(forward(V))
-    return _derivative(torch.linalg.svdvals(backward(Q)))
+    return torch.linalg.svdvals(_derivative(backward(Q)))
 
 
 def _columns(
@@ -66,13 +66,13 @@ def _qr(columns: Float64[Tensor, "b n l"]) -> Float64[Tensor, "b n k"]:
 
 
 def _derivative(values: Float64[Tensor, "b *s"]) -> Float64[Tensor, "b *s"]:
-    """`values`, sums of squares or singular values, if none of its images shows a derivative of zero."""
-    size = values.flatten(start_dim=1).sum(dim=1)
+    """`values`, sums of squares or J^T Q, if none of its images shows a derivative that is zero or not finite."""
+    size = values.abs().flatten(start_dim=1).sum(dim=1)
     for wrong, what in ((~size.isfinite(), "not finite"), (size == 0, "zero in every direction (rounding, or a choice of the largest)")):
         if wrong.any():
             raise UserError(
                 f"the derivative of the decoder must be finite and not zero; got one that is {what} for {int(wrong.sum())} of "
-                f"{len(size)} images; check the latents, and use a codec whose decode is smooth"
+                f"{len(size)} images; check the latents and the decoder's weights, and use a codec whose decode is smooth"
             )
     return values
 

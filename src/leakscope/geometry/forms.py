@@ -91,6 +91,8 @@ def _convolution_of_doubled(
         return None
     if (x._version, input._version) != doubling.versions:
         return None
+    if _computed(weight) or _computed(bias):
+        return None
     if groups != 1 or tuple(weight.shape[2:]) != (3, 3) or any(_pair(given) != (1, 1) for given in (stride, padding, dilation)):
         return None
     pad = nn.functional.pad
@@ -105,20 +107,27 @@ def _pair(given: Any) -> tuple[Any, ...]:
     return 2 * values if len(values) == 1 else values
 
 
-def _attention(*args: Any, **kwargs: Any) -> Tensor:
-    return torch.ops.aten._scaled_dot_product_attention_math(*args, **kwargs)[0]  # type: ignore[no-any-return]
+def _computed(weight: Tensor | None) -> bool:
+    """Whether a weight may depend on the latents, so that its derivative is wanted as well."""
+    return weight is not None and weight.requires_grad and not weight.is_leaf
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
+    return torch.ops.aten._scaled_dot_product_attention_math(query, key, value, attn_mask, *args, **kwargs)[0]  # type: ignore[no-any-return]
 
 
 def _conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
-    if isinstance(padding, str) or not input.requires_grad:
+    if isinstance(padding, str) or not input.requires_grad or _computed(weight) or _computed(bias):
         return nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     return _Convolution.apply(input, weight, bias, *map(_pair, (stride, padding, dilation)), groups)  # type: ignore[no-any-return]
 
 
 def _group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    if not input.requires_grad:
+    if not input.requires_grad or _computed(weight) or _computed(bias):
         return nn.functional.group_norm(input, num_groups, weight, bias, eps)
     return _GroupNorm.apply(input, num_groups, weight, bias, eps)  # type: ignore[no-any-return]
 

@@ -19,7 +19,7 @@ eps^(2/3), 2e-5 in float32 and 4e-11 in float64, times the curvature of D.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, final
 
 import torch
@@ -31,6 +31,7 @@ from leakscope.geometry.forms import CheapDerivatives
 from leakscope.memory import out_of_memory
 
 Mode = Literal["autograd", "central differences"]
+AGREEMENT = 0.02  # of |J v|^2, which differences of single precision keep by far and those of half precision do not
 
 
 class _Graph(NamedTuple):
@@ -49,14 +50,15 @@ class LinearMap:
     `mode` says how J v is computed: "autograd", or "central differences" where the decoder cannot be differentiated twice,
     or its second derivation does not pass <u, J v> = <J^T u, v>. None chooses; naming one insists on it.
     Works inside torch.no_grad() and torch.inference_mode() and in threads; weights, gradients and random state stay as they are.
-    Raises `UserError` from the first product if the output of `decode` does not depend on z as far as autograd can tell.
+    Raises `UserError` from the first product if the output of `decode` does not depend on z as far as autograd can tell, and
+    from the first J v if differences do not agree with the derivative.
     """
 
     def __init__(self, decode: Callable[[Tensor], Tensor], z: Float[Tensor, "b *z"], mode: Mode | None = None) -> None:
         self._decode = decode
         self._wanted = mode
         self._graph: _Graph | None = None
-        self._mode: Mode | None = "central differences" if mode == "central differences" else None
+        self._mode: Mode | None = None
         self._as_written = False
         with recording():
             self.z = z.detach().clone()
@@ -100,32 +102,54 @@ class LinearMap:
         return self._graph
 
     def _choose_mode(self) -> Mode:
-        self._graph = None  # the graph of both products takes its place
-        graph = record(self._decode, self.z, twice=True)
-        self._graph = graph
-        if graph.jtu is not None and self._is_transposed():
+        if self._wanted != "central differences" and self._differentiates_twice():
             return "autograd"
-        self._graph = graph._replace(u=None, jtu=None)
         if self._wanted == "autograd":
             raise UserError("the decoder must be differentiable twice for J v by autograd; it is not; use central differences")
+        self._check_differences()
         return "central differences"
 
-    def _is_transposed(self) -> bool:
-        """Whether <u, J v> = <J^T u, v> for some u and v: false if the backward of an operation has a wrong derivative itself."""
+    def _differentiates_twice(self) -> bool:
+        """Records the graph of both products, through the cheaper forms or else as the decoder is written; whether one is right.
+
+        It is if J^T u is that of the decoder as it is written, and <u, J v> = <J^T u, v>, for some u and v: not, if the backward of an
+        operation has a wrong derivative itself, or the decoder does something that the cheaper forms do not know.
+        """
+        self._graph = None  # the graph of both products takes its place
+        plain = record(self._decode, self.z, as_written=True)
+        u, v = _normals(plain.x, 0), _normals(plain.z, 1)
+        expected = _transpose(plain.x, plain.z, u)
+        del plain
+        for self._as_written in (False, True):
+            try:
+                self._graph = record(self._decode, self.z, twice=True, as_written=self._as_written)
+                if self._graph.jtu is not None and self._is_transposed(u, v, expected):
+                    return True
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
+            self._graph = None
+        return False
+
+    def _is_transposed(self, u: Float[Tensor, "b *x"], v: Float[Tensor, "b *z"], expected: Float[Tensor, "b *z"]) -> bool:
         graph = self._recorded()
-        generator = torch.Generator().manual_seed(0)
-        u, v = (torch.randn(like.shape, generator=generator).to(like) for like in (graph.x, graph.z))
-        try:
-            with recording():
-                jv = self._second_transpose(v)
-                jtu = _transpose(graph.x, graph.z, u)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, NotImplementedError):
-            return False
-        gap = ((u * jv).flatten(1).sum(1) - (jtu * v).flatten(1).sum(1)).abs()
-        size = u.flatten(1).norm(dim=1) * jv.flatten(1).norm(dim=1)
-        return bool((gap <= torch.finfo(u.dtype).eps ** 0.5 * size).all())
+        with recording():
+            jv, jtu = self._second_transpose(v), _transpose(graph.x, graph.z, u)
+        unit = torch.finfo(v.dtype).eps ** 0.5
+        same = _lengths(jtu - expected) <= unit * _lengths(expected)
+        transposed = (_products(u, jv) - _products(jtu, v)).abs() <= unit * _lengths(u) * _lengths(jv)
+        return bool((same & transposed).all())
+
+    def _check_differences(self) -> None:
+        """Raises `UserError` where |J v|^2, by differences, is not <J^T J v, v>: in a decoder that rounds more than its latents do."""
+        v = _normals(self.z, 1)
+        jv = self._difference(v)
+        gap = (_products(jv, jv) - _products(self.vjp(jv[None])[0], v)).abs()
+        if (gap > AGREEMENT * _products(jv, jv)).any():
+            raise UserError(
+                "the decoder's derivative must agree with its differences along a small step; they do not; let it compute in the "
+                "dtype of its latents, without autocast, and without steps that autograd does not see"
+            )
 
     def _second_transpose(self, v: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:
         graph = self._recorded()
@@ -153,8 +177,7 @@ def record(decode: Callable[[Tensor], Tensor], z: Float[Tensor, "b *z"], twice: 
     """
     with recording():
         z = z.detach().clone().requires_grad_(True)
-        with nullcontext() if as_written else CheapDerivatives(twice):
-            x = _depending(decode(z))
+        x = _depending(decode(z) if as_written else _decoded(decode, z, twice))
         if not twice:
             return _Graph(z, x)
         u = torch.zeros_like(x, requires_grad=True)
@@ -165,6 +188,17 @@ def record(decode: Callable[[Tensor], Tensor], z: Float[Tensor, "b *z"], twice: 
         except (RuntimeError, NotImplementedError):
             return _Graph(z, x)
         return _Graph(z, x, u, jtu) if jtu.requires_grad else _Graph(z, x)
+
+
+def _decoded(decode: Callable[[Tensor], Tensor], z: Float[Tensor, "b *z"], twice: bool) -> Float[Tensor, "b *x"]:
+    """Through the forms that are cheaper to transpose, unless the decoder does not run with them, as when it takes gradients itself."""
+    try:
+        with CheapDerivatives(twice):
+            return decode(z)
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+    return decode(z)
 
 
 @contextmanager
@@ -185,6 +219,14 @@ def _depending(x: Tensor) -> Tensor:
             "(detached, or computed without gradients); use a codec whose decode keeps the graph"
         )
     return x
+
+
+def _normals(like: Float[Tensor, "b *s"], seed: int) -> Float[Tensor, "b *s"]:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
+
+
+def _products(v: Float[Tensor, "b *s"], w: Float[Tensor, "b *s"]) -> Float[Tensor, " b"]:
+    return (v * w).flatten(start_dim=1).sum(dim=1)
 
 
 def _lengths(v: Float[Tensor, "b *s"]) -> Float[Tensor, " b"]:
