@@ -172,6 +172,18 @@ def test_quartiles_without_one_side_are_null_with_a_reason():
     assert found.distortion_auc.value == 1
 
 
+def test_a_quarter_of_a_handful_of_images_has_no_curve():
+    from leakscope.record import Estimate
+    from leakscope.report.geometry_figures import quartile_curves
+
+    all_scores, member, measured = planted(40, lambda rank: 0.0)
+    found = analysed(all_scores, member, measured)
+    few = found.quartiles[0].model_copy(update={"auc": Estimate(reason="needs at least 2 members and 2 non-members")})
+    lightest = "#6c9bd2"
+    assert lightest in quartile_curves(found, 20)
+    assert lightest not in quartile_curves(found.model_copy(update={"quartiles": (few, *found.quartiles[1:])}), 20)
+
+
 @pytest.mark.filterwarnings("error")
 def test_one_distortion_for_all_images_is_no_finding():
     all_scores, member, measured = planted(20, lambda rank: 0.0)

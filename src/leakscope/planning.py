@@ -120,7 +120,7 @@ def prepare(
     if target.latent:
         codec = target.codec
         attacks = tuple(attack.in_pixels(partial(_decoded, codec, auto_batch_size(found.shape, target.device))) for attack in attacks)
-    if masks and attacks and not any(attack.takes_masks for attack in attacks):
+    if masks and not top and not any(attack.takes_masks for attack in attacks):
         raise UserError(
             f"none of {', '.join(attack.name for attack in attacks)} takes a mask; leave out --mask, or add an attack that does, as sima"
         )

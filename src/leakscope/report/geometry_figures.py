@@ -32,7 +32,7 @@ class Sweep(NamedTuple):
 
 def quartile_curves(geometry: Geometry, timestep: int | None) -> str | None:
     """AUC against timestep by quartile over the band of random subsets; None where there are no curves."""
-    curves = [(style_of(q), q) for q in geometry.quartiles if q.per_timestep]
+    curves = [(style_of(q), q) for q in geometry.quartiles if q.per_timestep and q.auc.value is not None]  # none of a handful
     if not curves:
         return None
     with settings():
