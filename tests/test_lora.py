@@ -230,3 +230,57 @@ def test_a_hub_id_that_needs_a_login_says_how_to_log_in(models, monkeypatch, kin
         else:
             assert message.startswith("the hub shows owner/name to those who may see it, or it does not exist (Access is restricted")
             assert message.endswith("log in with `hf auth login` or HF_TOKEN, or pass a local folder")
+
+
+def test_quality_and_prompts_are_those_of_the_adapted_model(models, tmp_path):
+    """As a model that is loaded with the adapter first; records and pages say which adapter it was."""
+    import numpy as np
+
+    lora = lora_folder(tmp_path / "lora")
+    np.save(tmp_path / "real.npy", np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
+    (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS[:3]))
+    drawn = {"reference": str(tmp_path / "real.npy"), "prompts": tmp_path / "prompts.txt", "images": 12, "steps": 2, "extractor": "pixels"}
+    asked = {"prompts": tmp_path / "prompts.txt", "steps": 2, "timestep": 20}
+    for measure, given, which in ((leakscope.measure_quality, drawn, "images"), (leakscope.find_memorised, asked, "record")):
+        plain, adapted, loaded = (
+            measure(model, **given, **more)
+            for model, more in (
+                (models("sd"), {}),
+                (models("sd"), {"lora": lora, "lora_scale": 0.5}),
+                (hub.load(models("sd"), lora=lora, lora_scale=0.5), {}),
+            )
+        )
+        plans = [getattr(found.record, "plan", found.record) for found in (plain, adapted, loaded)]
+        assert [(plan.lora, plan.lora_scale) for plan in plans] == [(None, None), (str(lora), 0.5), (str(lora), 0.5)]
+        assert plans[0].model_fingerprint != plans[1].model_fingerprint == plans[2].model_fingerprint
+        results = [found.images if which == "images" else found.record.prompts for found in (plain, adapted, loaded)]
+        assert np.array_equal(results[1], results[2]) and not np.array_equal(results[0], results[1])
+        assert f"--lora {lora} --lora-scale 0.5" in adapted.record.command
+        adapted.save(tmp_path / which)
+        page = (tmp_path / which / ("quality.html" if which == "images" else "prompts.html")).read_text()
+        assert f"with the LoRA {lora}" in page and "at scale 0.5; the fingerprint covers both" in page
+        with pytest.raises(UserError, match="--lora-scale is the strength of a LoRA, and none is given"):
+            measure(models("sd"), **given, lora_scale=0.5)
+        with pytest.raises(UserError, match="a LoRA is applied when a model is loaded: give"):
+            measure(hub.load(models("sd")), **given, lora=lora)
+
+
+def test_images_drawn_without_an_adapter_are_not_those_of_the_adapted_model(models, tmp_path):
+    import numpy as np
+
+    np.save(tmp_path / "real.npy", np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
+    (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS[:3]))
+    given = {"reference": str(tmp_path / "real.npy"), "prompts": tmp_path / "prompts.txt", "images": 12, "steps": 2, "extractor": "pixels"}
+    leakscope.measure_quality(models("sd"), **given, output=tmp_path / "out")
+    with pytest.raises(UserError, match="another"):
+        leakscope.measure_quality(models("sd"), **given, output=tmp_path / "out", lora=lora_folder(tmp_path / "lora"))
+
+
+def test_geometry_takes_an_adapter_where_there_is_an_attack(models, tmp_path):
+    from leakscope.audit_config import GeometryConfig
+    from leakscope.config import build
+
+    alone = {"model": models("sd"), "data": "images.npy"}
+    with pytest.raises(UserError, match="without --split or --nonmembers nothing is attacked; leave out --lora"):
+        build(GeometryConfig, {**alone, "lora": "adapter"})
+    assert build(GeometryConfig, {**alone, "split": "split.json", "lora": "adapter"}).lora == "adapter"

@@ -164,6 +164,24 @@ def test_a_reference_that_leaks_more_never_leads_and_never_fails_a_gate():
         gate(audit.record, AuditConfig(members="a", nonmembers="b", max_auc=0.5, allow_shift=True))
 
 
+def test_the_gate_on_the_excess_is_about_what_the_model_leaks_beyond_its_reference():
+    members, others = of_difficulties(60, 1), of_difficulties(60, 2)
+    leaky, plain = Memoriser(torch.from_numpy(to_model(members)), linear_schedule()), Gaussian(0.0, 0.15, linear_schedule())
+    limit = {"members": "a", "nonmembers": "b", "reference": "r", "allow_shift": True, "max_excess_auc": 0.7}
+    for model, reference in ((leaky, plain), (leaky, leaky)):
+        record = leakscope.audit(model, members, others, "loss", reference=reference, timesteps="100", threads=1).record
+        assert record.result("loss").auc.value > 0.95
+        if model is reference:
+            gate(record, AuditConfig(**limit))
+        else:
+            with pytest.raises(GateFailed, match=r"loss\[excess\]: AUC may reach 0.99., above the limit of 0.7"):
+                gate(record, AuditConfig(**limit))
+        with pytest.raises(GateFailed, match=r"loss: AUC may reach"):
+            gate(record, AuditConfig(**limit, max_auc=0.7))
+    with pytest.raises(ValueError, match="--max-excess-auc limits what leaks beyond a reference, and none is given"):
+        AuditConfig(members="a", nonmembers="b", max_excess_auc=0.6)
+
+
 def test_an_interrupted_audit_with_a_reference_resumes_to_the_same_scores(pair, images, tmp_path, monkeypatch):
     given = {"reference": str(pair[1])}
     whole = run(save=True, **settings(pair[0], images, tmp_path / "whole", **given))
@@ -240,7 +258,7 @@ def test_settings_that_contradict_a_reference_or_a_lora_are_refused(pair, images
     with pytest.raises(UserError, match="without --split or --nonmembers nothing is attacked; leave out --reference"):
         build(GeometryConfig, {"model": "m", "data": "d", "reference": "r"})
     with pytest.raises(UserError, match="a LoRA is applied when a model is loaded"):
-        leakscope.audit(Gaussian(0.0, 0.15, linear_schedule()), "a", "b", "loss", lora="x")
+        leakscope.audit(Gaussian(0.0, 0.15, linear_schedule()), *images, "loss", lora="x")
 
 
 def test_scores_of_an_unnamed_reference_are_not_resumed(images, tmp_path):
@@ -285,7 +303,7 @@ def test_a_lora_is_audited_against_its_base_from_the_command_line(captioned, tmp
     plan = json.loads((tmp_path / "adapted" / "plan.json").read_text())
     assert (plan["lora"], plan["lora_scale"], plan["reference"]) == (str(lora), 0.5, "base")
     assert plan["reference_fingerprint"] == hub.fingerprint(model) != plan["model_fingerprint"]
-    assert f"--lora {lora} --lora-scale 0.5 --reference base" in adapted["command"]
+    assert f"--lora {lora} --lora-scale 0.5 " in adapted["command"] and "--reference base" in adapted["command"]
     found, alone = (pd.read_csv(tmp_path / name / "samples.csv").set_index("id") for name in ("adapted", "base"))
     for attack in ("sima", "loss"):
         assert np.array_equal(found[f"{attack}[reference]"], alone[attack]), "the base is the model as it is without an adapter"

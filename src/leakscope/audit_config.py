@@ -5,17 +5,14 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from leakscope.config import Config
+from leakscope.config import ModelConfig
 from leakscope.data.cohort import Cohort, images_alone, one_source, two_sources
 from leakscope.data.sources import open_source
 
 
-class AuditConfig(Config):
+class AuditConfig(ModelConfig):
     """Everything that decides an audit; the keys of `-C FILE` and, with dashes, the flags of `leakscope audit`."""
 
-    model: str = "denoiser"
-    lora: str | None = None
-    lora_scale: float = Field(1.0, allow_inf_nan=False)
     guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)
     reference: str | None = None
     output: Path | None = None
@@ -37,13 +34,12 @@ class AuditConfig(Config):
     limit: int | None = Field(None, ge=1)
     resize: bool = False
     skip_unreadable: bool = False
-    dtype: str = "float32"
-    device: str | None = None
     threads: int | None = Field(None, ge=1)
     dry_run: bool = False
     thumbnails: bool = False
     max_auc: float | None = Field(None, ge=0, le=1)
     max_tpr: float | None = Field(None, ge=0, le=1)
+    max_excess_auc: float | None = Field(None, ge=0, le=1)
     allow_shift: bool = False
 
     @field_validator("attacks", mode="before")
@@ -58,7 +54,7 @@ class AuditConfig(Config):
     def _split_masks(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
-    @field_validator("members", "nonmembers", "data", "timesteps", "captions", "lora", "reference", mode="before")
+    @field_validator("members", "nonmembers", "data", "timesteps", "captions", "reference", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path | int) else value
@@ -77,10 +73,10 @@ class AuditConfig(Config):
 
     @model_validator(mode="after")
     def _models_alone(self) -> "AuditConfig":
-        if self.lora_scale != 1.0 and self.lora is None:
-            raise ValueError("--lora-scale is the strength of a LoRA, and none is given: add --lora")
         if self.reference is not None and self.mask:
             raise ValueError("a reference is not compared under masks: leave out --reference, or --mask")
+        if self.max_excess_auc is not None and self.reference is None:
+            raise ValueError("--max-excess-auc limits what leaks beyond a reference, and none is given: add --reference")
         return self
 
     @model_validator(mode="after")
@@ -112,7 +108,7 @@ class GeometryConfig(AuditConfig):
     def _images_alone(cls, given: Any) -> Any:
         """Without two sides nothing is attacked."""
         alone = given.get("data") and not any(given.get(key) for key in ("split", "members", "nonmembers"))
-        useless = [key for key in ("attacks", "mask", "captions", "reference") if given.get(key)] if alone else []
+        useless = [key for key in ("attacks", "mask", "captions", "reference", "lora") if given.get(key)] if alone else []
         if useless:
             raise ValueError(f"without --split or --nonmembers nothing is attacked; leave out --{useless[0]}, or say who is a member")
         return {**given, "attacks": (), "mask": (), "calibration": False} if alone else given

@@ -104,8 +104,6 @@ def audit(
              for key, value in (("members", members), ("nonmembers", nonmembers))}  # fmt: skip
     named = None if reference is None else _name(reference)
     config = build(AuditConfig, {**names, "model": _name(target), "reference": named, "attacks": attacks, "output": output, **settings})
-    if config.lora is not None and not isinstance(target, str | Path):
-        raise UserError("a LoRA is applied when a model is loaded: give leakscope.load(MODEL, lora=...) as the target, and no lora here")
     if config.guidance_scale != 1.0 and not isinstance(target, str | Path):
         raise UserError("guidance is put around a model when it is loaded: give leakscope.load(MODEL, guidance_scale=...), and none here")
     one, other = (_in_memory(model, config) for model in (target, reference))
@@ -246,7 +244,8 @@ def gate(record: AuditRecord, config: AuditConfig) -> None:
     """Raises `InvalidAudit` when the sides differ without the model, `GateFailed` when a limit the user set is not met.
 
     A limit is met when the upper end of every attack's 95 % interval is at or below it: what cannot be excluded counts,
-    and so does an attack that works with its direction reversed.
+    and so does an attack that works with its direction reversed. `max_excess_auc` is about the attacks on the excess over the
+    reference alone.
     """
     if record.blind.low is not None and record.blind.low > INVALID_ABOVE and not config.allow_shift:
         raise InvalidAudit(
@@ -262,6 +261,7 @@ def gate(record: AuditRecord, config: AuditConfig) -> None:
             ("AUC", result.auc, result.auc.high, config.max_auc),
             ("AUC with the direction reversed (are the sides swapped?)", result.auc, reversed_auc, config.max_auc),
             ("TPR at 1 % FPR", rate, rate.high, config.max_tpr),
+            ("AUC", result.auc, result.auc.high, config.max_excess_auc if result.variant == "excess" else None),
         )
         for name, estimate, reach, limit in checks:
             if limit is not None and reach is None:

@@ -48,6 +48,7 @@ Lora = Annotated[
     str | None,
     Opt(help="A LoRA adapter to apply to a text-to-image MODEL: a .safetensors file, a folder or a hub id.", show_default=False),
 ]
+LoraScale = Annotated[float | None, Opt(help="The strength of the LoRA (1.0).", show_default=False)]
 Reference = Annotated[
     str | None,
     Opt(help="Report what leaks beyond this model; 'base' is MODEL without its --lora.", show_default=False),
@@ -229,7 +230,7 @@ def caption(
 def audit(
     model: Annotated[str, typer.Argument(help="A diffusers folder or a hub id; safetensors only.", show_default=False)],
     lora: Lora = None,
-    lora_scale: Annotated[float | None, Opt(help="The strength of the LoRA (1.0).", show_default=False)] = None,
+    lora_scale: LoraScale = None,
     guidance_scale: Annotated[float | None, Opt(help="Attack predictions under guidance (1: none).", show_default=False)] = None,
     reference: Reference = None,
     members: Members = None,
@@ -269,6 +270,9 @@ def audit(
     thumbnails: Annotated[bool | None, Opt("--thumbnails", help="Show the most exposed images in the report.", show_default=False)] = None,
     max_auc: Annotated[float | None, Opt(help="Gate: exit 3 if any attack's AUC may exceed this.", show_default=False)] = None,
     max_tpr: Annotated[float | None, Opt(help="Gate: exit 3 if any TPR at 1 % FPR may exceed this.", show_default=False)] = None,
+    max_excess_auc: Annotated[
+        float | None, Opt(help="Gate: exit 3 if any attack's AUC beyond the --reference may exceed this.", show_default=False)
+    ] = None,
     allow_shift: AllowShift = None,
     as_json: Json = False,
 ) -> None:
@@ -289,6 +293,8 @@ def audit(
 @app.command()
 def geometry(
     model: Annotated[str, typer.Argument(help="A latent model: a diffusers folder or a hub id.", show_default=False)],
+    lora: Lora = None,
+    lora_scale: LoraScale = None,
     data: Annotated[str | None, Opt(help="Images; with --split also who is a member.", show_default=False)] = None,
     split: Split = None,
     members: Members = None,
@@ -341,6 +347,8 @@ def geometry(
 @app.command()
 def quality(
     model: Annotated[str, typer.Argument(help="A diffusers folder or a hub id; safetensors only.", show_default=False)],
+    lora: Lora = None,
+    lora_scale: LoraScale = None,
     reference: Annotated[str | None, Opt(help="Real DATA to compare with, normally held out.", show_default=False)] = None,
     training: Annotated[str | None, Opt(help="DATA that the model was trained on: looks for copies of it.", show_default=False)] = None,
     data: Annotated[str | None, Opt(help="One DATA for both, with --split.", show_default=False)] = None,
@@ -401,6 +409,8 @@ def quality(
 @app.command()
 def prompts(
     model: Annotated[str, typer.Argument(help="A text-to-image model: a diffusers folder or a hub id.", show_default=False)],
+    lora: Lora = None,
+    lora_scale: LoraScale = None,
     memorised: Annotated[
         Path | None, Opt(help="Prompts that may be memorised: one a line, or the column 'text' of .csv or .jsonl.", show_default=False)
     ] = None,

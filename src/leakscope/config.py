@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from leakscope.errors import UserError, unknown
 
@@ -24,6 +24,27 @@ class Config(BaseModel):
     """Base of all command settings: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelConfig(Config):
+    """Settings of a command about one model that is there already, with or without a LoRA adapter on it."""
+
+    model: str = "denoiser"
+    lora: str | None = None
+    lora_scale: float = Field(1.0, allow_inf_nan=False)
+    dtype: str = "float32"
+    device: str | None = None
+
+    @field_validator("model", "lora", mode="before")
+    @classmethod
+    def _name(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path | int) else value
+
+    @model_validator(mode="after")
+    def _scale_of_a_lora(self) -> "ModelConfig":
+        if self.lora_scale != 1.0 and self.lora is None:
+            raise ValueError("--lora-scale is the strength of a LoRA, and none is given: add --lora")
+        return self
 
 
 C = TypeVar("C", bound=Config)

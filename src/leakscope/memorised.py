@@ -90,6 +90,8 @@ class Asking:
         return PromptsPlan(
             model=target.name,
             model_fingerprint=target.fingerprint,
+            lora=target.lora,
+            lora_scale=target.lora_scale if target.lora else None,
             prompts=len(self.texts),
             prompts_fingerprint=hashlib.sha256(json.dumps(self.texts).encode()).hexdigest(),
             images=config.images,
@@ -141,7 +143,7 @@ def find(config: PromptsConfig, target: Target | None = None, lists: Lists | Non
     """Everything that a config says; keeps finished chunks in its output folder, nothing without one."""
     started = time.monotonic()
     lists = lists or read_lists(config)
-    target = target or hub.load(config.model, config.dtype, config.device)
+    target = hub.target_of(config, target)
     asking = prepare(config, target, lists)
     print(asking.describe(), file=sys.stderr, flush=True)
     if config.output:

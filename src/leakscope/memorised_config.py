@@ -7,17 +7,16 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from leakscope.config import Config
+from leakscope.config import ModelConfig
 from leakscope.data.prompts import read_prompts
 from leakscope.errors import UserError
 
 FROM_PYTHON = "leakscope.find_memorised(...) from Python, with the settings recorded in prompts.json"
 
 
-class PromptsConfig(Config):
+class PromptsConfig(ModelConfig):
     """Everything that decides `leakscope prompts`; the keys of `-C FILE` and, with dashes, its flags."""
 
-    model: str = "denoiser"
     memorised: Path | None = None
     ordinary: Path | None = None
     prompts: Path | None = None
@@ -29,8 +28,6 @@ class PromptsConfig(Config):
     size: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
     batch_size: int | None = Field(None, ge=1)
-    dtype: str = "float32"
-    device: str | None = None
     threads: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")

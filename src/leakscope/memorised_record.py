@@ -32,6 +32,8 @@ class PromptsPlan(Record):
     schema_version: Literal[1] = SCHEMA_VERSION
     model: str
     model_fingerprint: str
+    lora: str | None = None
+    lora_scale: float | None = None
     prompts: int
     prompts_fingerprint: str
     images: int

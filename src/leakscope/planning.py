@@ -96,8 +96,7 @@ def prepare(
     `target`, `cohort` and `reference` are loaded as the config says unless they are given.
     """
     chosen, masks = choose_attacks(config), choose_masks(config)
-    if target is None:
-        target = hub.load(config.model, config.dtype, config.device, config.guidance_scale, config.lora, config.lora_scale)
+    target = hub.target_of(config, target, config.guidance_scale)
     reference = reference or load_reference(config, target)
     if reference:
         refuse_strangers(target, reference)

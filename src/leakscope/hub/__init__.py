@@ -12,7 +12,7 @@ The only package that imports diffusers or knows its folder layout:
 
 from leakscope.hub.codecs import codec_fingerprint, codec_of, latent_shape, load_codec, same_codec
 from leakscope.hub.folders import AUTOENCODER_FOLDERS, DUAL, PARTS, fingerprint, folder_of, located, text_fingerprint
-from leakscope.hub.loading import UNKNOWN, Target, checked_device, load, load_pair, save_dual, settings_of
+from leakscope.hub.loading import UNKNOWN, Target, checked_device, load, load_pair, save_dual, settings_of, target_of
 from leakscope.hub.making import (
     add_lora,
     moving_average,
@@ -57,5 +57,6 @@ __all__ = [
     "save_fine_tuned",
     "save_lora",
     "settings_of",
+    "target_of",
     "text_fingerprint",
 ]

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import torch
 
+from leakscope.config import ModelConfig
 from leakscope.data.pixels import ImageShape
 from leakscope.diffusion.codec import Autoencoder, Codec, Identity
 from leakscope.diffusion.denoiser import Ask, Denoiser, Guided, NetworkDenoiser, PredictionType
@@ -149,6 +150,18 @@ def load(
         raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")
     applied = None if lora is None else str(lora)
     return Target(guided, shape, str(model), which, dtype, device, codec, first.classes, text, applied, lora_scale)
+
+
+def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale: float = 1.0) -> Target:
+    """The model that a command is about: `loaded` if there is one, else what the config names, with its LoRA.
+
+    Raises `UserError` for a LoRA beside a model that is loaded already, and as `load` does.
+    """
+    if loaded is None:
+        return load(config.model, config.dtype, config.device, guidance_scale, config.lora, config.lora_scale)
+    if config.lora is not None:
+        raise UserError("a LoRA is applied when a model is loaded: give leakscope.load(MODEL, lora=...) as the target, and no lora here")
+    return loaded
 
 
 def _denoiser(folder: Path, network_folder: Path, dtype: str, device: str, ask: Ask | None) -> NetworkDenoiser:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from leakscope.config import Config
+from leakscope.config import ModelConfig
 from leakscope.data.cohort import Cohort, images_alone, one_source
 from leakscope.data.sources import open_source
 from leakscope.errors import UserError
@@ -15,10 +15,9 @@ from leakscope.errors import UserError
 FEWEST = 10  # reference images below which no statistic says anything
 
 
-class QualityConfig(Config):
+class QualityConfig(ModelConfig):
     """Everything that decides `leakscope quality`; the keys of `-C FILE` and, with dashes, its flags."""
 
-    model: str = "denoiser"
     reference: str | None = None
     training: str | None = None
     data: str | None = None
@@ -40,12 +39,10 @@ class QualityConfig(Config):
     limit: int | None = Field(None, ge=1)
     resize: bool = False
     skip_unreadable: bool = False
-    dtype: str = "float32"
-    device: str | None = None
     threads: int | None = Field(None, ge=1)
     thumbnails: bool = False
 
-    @field_validator("model", "reference", "training", "data", "extractor", "copy_encoder", "captions", "clip", mode="before")
+    @field_validator("reference", "training", "data", "extractor", "copy_encoder", "captions", "clip", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value

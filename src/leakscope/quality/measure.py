@@ -99,7 +99,7 @@ class Prepared:
 
 def prepare(config: QualityConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None) -> Prepared:
     """Loads the model and the extractors and checks that they fit the images."""
-    target = target or hub.load(config.model, config.dtype, config.device)
+    target = hub.target_of(config, target)
     real = read_real(config)
     shape = target.shape or shape_of(real.reference.read(0))
     first = open_extractor(extractor or config.extractor, target.device)
@@ -168,6 +168,8 @@ def _record(
         command=config.command,
         model=target.name,
         model_fingerprint=target.fingerprint,
+        lora=target.lora,
+        lora_scale=target.lora_scale if target.lora else None,
         images=drawing.n,
         image_shape=str(drawing.shape),
         sampler=drawing.sampler,

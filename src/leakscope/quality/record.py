@@ -78,6 +78,8 @@ class QualityRecord(Record):
     command: str
     model: str
     model_fingerprint: str
+    lora: str | None = None
+    lora_scale: float | None = None
     images: int
     image_shape: str
     sampler: str
