@@ -460,7 +460,7 @@ def test_captions_are_a_key_of_the_config_and_a_flag(sides, tmp_path, monkeypatc
 
     from leakscope import auditing, cli
 
-    monkeypatch.setattr(auditing.hub, "load", lambda *_: Witness().target())
+    monkeypatch.setattr(auditing.hub, "target_of", lambda *_: Witness().target())
     (tmp_path / "c.yaml").write_text("captions: empty\nattacks: loss\ntimesteps: '50'\ncalibration: false\n")
     given = ["audit", "m", "--members", str(sides[0]), "--nonmembers", str(sides[1]), "-C", str(tmp_path / "c.yaml"), "--dry-run", "--json"]
     monkeypatch.setattr("leakscope.auditing.scoring.estimate", lambda *_: "")

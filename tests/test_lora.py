@@ -232,7 +232,7 @@ def test_a_hub_id_that_needs_a_login_says_how_to_log_in(models, monkeypatch, kin
             assert message.endswith("log in with `hf auth login` or HF_TOKEN, or pass a local folder")
 
 
-def test_quality_and_prompts_are_those_of_the_adapted_model(models, tmp_path):
+def test_quality_and_prompts_are_those_of_the_adapted_model(models, tmp_path, capsys):
     """As a model that is loaded with the adapter first; records and pages say which adapter it was."""
     import numpy as np
 
@@ -251,6 +251,7 @@ def test_quality_and_prompts_are_those_of_the_adapted_model(models, tmp_path):
             )
         )
         plans = [getattr(found.record, "plan", found.record) for found in (plain, adapted, loaded)]
+        assert capsys.readouterr().err.count(f"plan: the LoRA {lora} at scale 0.5, ") == 2
         assert [(plan.lora, plan.lora_scale) for plan in plans] == [(None, None), (str(lora), 0.5), (str(lora), 0.5)]
         assert plans[0].model_fingerprint != plans[1].model_fingerprint == plans[2].model_fingerprint
         results = [found.images if which == "images" else found.record.prompts for found in (plain, adapted, loaded)]

@@ -49,6 +49,7 @@ from leakscope.memorised_config import Lists, PromptsConfig, one_list, read_list
 from leakscope.memorised_record import DIRECTIONS, FILE, PAGE, TABLE, PromptScore, PromptsCosts, PromptsPlan, PromptsRecord, to_csv
 from leakscope.record import Result, Scores
 from leakscope.report.memorised import html
+from leakscope.report.wording import adapter
 from leakscope.threads import Tick, side_by_side
 
 CHUNK = {"cpu": 8, "cuda": 64}  # prompts per file
@@ -109,7 +110,8 @@ class Asking:
         """The plan in one line."""
         config = self.config
         return (
-            f"plan: {len(self.texts):,} prompts, {config.images} image{'s' if config.images > 1 else ''} each in {config.steps} steps at "
+            f"plan: {adapter(self.target.lora, self.target.lora_scale)}"
+            f"{len(self.texts):,} prompts, {config.images} image{'s' if config.images > 1 else ''} each in {config.steps} steps at "
             f"guidance {config.guidance_scale:g}, t-error at {config.timestep}; {len(self.texts) * self.forwards:,} forwards"
         )
 

@@ -24,7 +24,7 @@ from leakscope.masks import MaskChoice, parse_mask
 from leakscope.masks import distinct as distinct_masks
 from leakscope.record import Plan
 from leakscope.reference import load_reference, refuse_strangers
-from leakscope.report.wording import visible
+from leakscope.report.wording import adapter, visible
 from leakscope.service import service
 from leakscope.settling import needs_calibration
 
@@ -76,13 +76,12 @@ class Prepared:
             return f"plan: {plan.n_nonmembers:,} images ({plan.image_shape}), {measured}, {where}"
         masks = f" ({self._masked} also under {', '.join(plan.masks)})" if plan.masks else ""
         masks += f" (also on the reference {visible(plan.reference)})" if plan.reference else ""
-        lora = f"the LoRA {visible(plan.lora)} at scale {plan.lora_scale:g}, " if plan.lora else ""
         cut = f", {plan.captions_truncated:,} truncated" if plan.captions_truncated else ""
         captions = f"captions {visible(plan.captions)} ({plan.captions_found:,} found{cut}), " if plan.captions else ""
         guidance = f"guidance {plan.guidance_scale:g}, " if plan.guidance_scale is not None else ""
         return (
             f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
-            f"{lora}{len(self.attacks)} attacks{masks}, {captions}{guidance}"
+            f"{adapter(plan.lora, plan.lora_scale)}{len(self.attacks)} attacks{masks}, {captions}{guidance}"
             f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
             f"{where}"
         )

@@ -35,7 +35,7 @@ from leakscope.quality.prompts import Told, choose_prompts
 from leakscope.quality.record import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
 from leakscope.record import Estimate
 from leakscope.report.quality import Pictures, html
-from leakscope.report.wording import visible
+from leakscope.report.wording import adapter, visible
 from leakscope.run_folder import read_plan
 from leakscope.threads import side_by_side
 
@@ -91,7 +91,8 @@ class Prepared:
         others = f" and {len(training):,} training images" if training else ""
         told = f"of {visible(self.told.described)}, guidance {drawing.guidance_scale:g}, " if self.told else ""
         return (
-            f"plan: {drawing.n:,} images ({drawing.shape}) {told}by {drawing.sampler} in {drawing.steps} steps, "
+            f"plan: {adapter(self.target.lora, self.target.lora_scale)}"
+            f"{drawing.n:,} images ({drawing.shape}) {told}by {drawing.sampler} in {drawing.steps} steps, "
             f"{drawing.n * drawing.forwards:,} forwards; against {len(self.real.reference):,} real images{others}; "
             f"features of {self.encoders[0].name}"
         )

@@ -17,6 +17,11 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)
 
 
+def adapter(lora: str | None, scale: float | None) -> str:
+    """The LoRA at the head of a list: "the LoRA pokemon at scale 1, "; nothing where there is none."""
+    return "" if lora is None else f"the LoRA {visible(lora)} at scale {scale:g}, "
+
+
 def count(n: int) -> str:
     """1600 as 1,600."""
     return f"{n:,}"
