@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -278,6 +279,16 @@ def test_a_missing_network_config_is_named(model_folder: Folders) -> None:
     folder = model_folder()
     unet_config(folder).unlink()
     assert refusal(folder) == f"{folder} must be a diffusers model folder; unet/config.json is missing"
+
+
+@pytest.mark.parametrize("kind", ["vae", "vqvae"])
+def test_an_autoencoder_alone_says_what_is_missing_and_how_to_get_it(latent_folder: Folders, kind: str) -> None:
+    folder = latent_folder(kind=kind)
+    shutil.rmtree(folder / "unet")
+    assert refusal(folder) == (
+        f"{folder} holds an autoencoder and no denoiser (unet/ or transformer/); "
+        f"train one: leakscope train --preset latent --autoencoder {folder}"
+    )
 
 
 def test_a_missing_scheduler_is_named(model_folder: Folders) -> None:

@@ -109,6 +109,11 @@ def load(
     network_folder = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
     if not network_folder.is_dir() and any((folder / name).is_file() for name in ADAPTERS):
         raise UserError(f"{folder} is a LoRA adapter and no model; give the model that it was made for, and this with --lora")
+    if not network_folder.is_dir() and autoencoder_folder(folder):
+        raise UserError(
+            f"{folder} holds an autoencoder and no denoiser (unet/ or transformer/); "
+            f"train one: leakscope train --preset latent --autoencoder {folder}"
+        )
     config = read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
     second = network_folder.with_name(network_folder.name + SECOND)
     unfit = "takes no captions" if name is None else "holds two networks" if second.is_dir() else None
