@@ -273,7 +273,7 @@ def test_images_drawn_without_an_adapter_are_not_those_of_the_adapted_model(mode
     (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS[:3]))
     given = {"reference": str(tmp_path / "real.npy"), "prompts": tmp_path / "prompts.txt", "images": 12, "steps": 2, "extractor": "pixels"}
     leakscope.measure_quality(models("sd"), **given, output=tmp_path / "out")
-    with pytest.raises(UserError, match="another"):
+    with pytest.raises(UserError, match="holds images drawn with model fingerprint"):
         leakscope.measure_quality(models("sd"), **given, output=tmp_path / "out", lora=lora_folder(tmp_path / "lora"))
 
 
@@ -285,3 +285,19 @@ def test_geometry_takes_an_adapter_where_there_is_an_attack(models, tmp_path):
     with pytest.raises(UserError, match="without --split or --nonmembers nothing is attacked; leave out --lora"):
         build(GeometryConfig, {**alone, "lora": "adapter"})
     assert build(GeometryConfig, {**alone, "split": "split.json", "lora": "adapter"}).lora == "adapter"
+
+
+def test_the_command_of_an_audit_of_a_model_loaded_with_an_adapter_does_not_leave_it_out(models, tmp_path):
+    import numpy as np
+
+    sides = [tmp_path / f"{name}.npy" for name in ("members", "nonmembers")]
+    for i, side in enumerate(sides):
+        np.save(side, np.random.default_rng(i).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
+    given = {"attacks": "loss", "captions": "empty", "timesteps": "100", "calibration": False, "allow_shift": True, "threads": 1}
+    lora = lora_folder(tmp_path / "lora")
+    loaded = leakscope.audit(hub.load(models("sd"), lora=lora), *sides, **given).record
+    assert loaded.plan.lora == str(lora) and "from Python" in loaded.command
+    assert f"--lora {lora}" in leakscope.audit(models("sd"), *sides, **given, lora=lora).record.command
+    guided = leakscope.audit(hub.load(models("sd"), guidance_scale=2.0), *sides, **given).record
+    assert guided.plan.guidance_scale == 2 and "from Python" in guided.command
+    assert "from Python" not in leakscope.audit(models("sd"), *sides, **given).record.command

@@ -108,9 +108,11 @@ class GeometryConfig(AuditConfig):
     def _images_alone(cls, given: Any) -> Any:
         """Without two sides nothing is attacked."""
         alone = given.get("data") and not any(given.get(key) for key in ("split", "members", "nonmembers"))
-        useless = [key for key in ("attacks", "mask", "captions", "reference", "lora") if given.get(key)] if alone else []
+        useless = [key for key in ("attacks", "mask", "captions", "reference", "lora", "lora_scale") if given.get(key)] if alone else []
         if useless:
-            raise ValueError(f"without --split or --nonmembers nothing is attacked; leave out --{useless[0]}, or say who is a member")
+            raise ValueError(
+                f"without --split or --nonmembers nothing is attacked; leave out --{useless[0].replace('_', '-')}, or say who is a member"
+            )
         return {**given, "attacks": (), "mask": (), "calibration": False} if alone else given
 
     @model_validator(mode="after")

@@ -104,8 +104,6 @@ def audit(
              for key, value in (("members", members), ("nonmembers", nonmembers))}  # fmt: skip
     named = None if reference is None else _name(reference)
     config = build(AuditConfig, {**names, "model": _name(target), "reference": named, "attacks": attacks, "output": output, **settings})
-    if config.guidance_scale != 1.0 and not isinstance(target, str | Path):
-        raise UserError("guidance is put around a model when it is loaded: give leakscope.load(MODEL, guidance_scale=...), and none here")
     one, other = (_in_memory(model, config) for model in (target, reference))
     cohort = None if config.data else two_sources(open_source(members), open_source(nonmembers), config.limit, config.seed)
     with TemporaryDirectory() as scratch:
@@ -197,7 +195,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     blind = blind_auc(prepared.scan.features, cohort.member, config.seed)
     record = AuditRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=_command(config),
+        command=_command(config, prepared.plan),
         settings=config.model_dump(mode="json"),
         plan=prepared.plan,
         environment=environment(prepared.target, prepared.worker.threads, config.seed, prepared.plan.data_fingerprint),
@@ -289,11 +287,12 @@ def _claim(folder: Path, plan: Plan) -> bool:
     return False
 
 
-def _command(config: AuditConfig) -> str:
+def _command(config: AuditConfig, plan: Plan) -> str:
     """The command line that repeats the audit; for objects in memory, that it was a call from Python."""
     given = config.model_dump(exclude_defaults=True, exclude={"shard", "threads"}, mode="json")
     model = given.pop("model", "denoiser")
-    if "array" in (config.members, config.nonmembers) or "denoiser" in (model, config.reference):
+    loaded_with_more = plan.lora != config.lora or plan.guidance_scale not in (None, config.guidance_scale)
+    if "array" in (config.members, config.nonmembers) or "denoiser" in (model, config.reference) or loaded_with_more:
         return "leakscope.audit(...) from Python, with the settings recorded in audit.json"
     parts = ["leakscope", "geometry" if isinstance(config, GeometryConfig) else "audit", model]
     for key, value in given.items():

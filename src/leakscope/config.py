@@ -38,7 +38,7 @@ class ModelConfig(Config):
     @field_validator("model", "lora", mode="before")
     @classmethod
     def _name(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path | int) else value
+        return str(value) if isinstance(value, Path | int) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _scale_of_a_lora(self) -> "ModelConfig":

@@ -74,7 +74,7 @@ class Prepared:
         if not self.attacks:
             measured = f"distortion from {plan.top} singular values, influence from {plan.probes} probes"
             return f"plan: {plan.n_nonmembers:,} images ({plan.image_shape}), {measured}, {where}"
-        masks = f" ({self._masked} also under {', '.join(plan.masks)})" if plan.masks else ""
+        masks = f" ({self._masked} also under {', '.join(plan.masks)})" if plan.masks and self._masked else ""
         masks += f" (also on the reference {visible(plan.reference)})" if plan.reference else ""
         cut = f", {plan.captions_truncated:,} truncated" if plan.captions_truncated else ""
         captions = f"captions {visible(plan.captions)} ({plan.captions_found:,} found{cut}), " if plan.captions else ""

@@ -13,19 +13,20 @@ that of GroupNorm takes a dozen passes over memory where two do. Every other ope
     GroupNorm      y = w n(x) + c;   the Jacobian P of n is symmetric, so J^T u = P (w u) and J v = w (P v)
     SiLU           J = diag(s + x s (1 - s)),   s = sigmoid(x)
 
-Values and derivatives with respect to images are torch's, up to rounding; those with respect to weights are not there. What a decoder
-does to a doubled image behind autograd's back, by `.data` or by a hook on that tensor, is not seen.
+Values and derivatives with respect to images are torch's, up to rounding. Not there are derivatives with respect to weights, and not
+seen is what a decoder does to tensors behind autograd's back, or by hooks: whoever uses the forms tries them first (`operators`).
 """
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
+Forms = Literal["all", "attention", "none"]
 HOST = "cpu"  # the one device whose GroupNorm takes channels that lie last
 
 
@@ -41,17 +42,19 @@ class _Doubling(NamedTuple):
 class CheapDerivatives(TorchFunctionMode):
     """The context in which these forms are used; for this thread only, unlike torch's own choice of attention kernels.
 
-    twice: whether the second derivative is wanted too.
+    forms: "all", "attention" for that one alone, or "none".   twice: whether the second derivative is wanted too.
     """
 
-    def __init__(self, twice: bool) -> None:
+    def __init__(self, forms: Forms, twice: bool) -> None:
         super().__init__()
-        self._forms = _TWICE if twice else {}
+        swapped: dict[Forms, dict[Any, Any]] = {"all": _TWICE, "attention": _ATTENTION, "none": {}}
+        self._forms = swapped[forms] if twice else {}
+        self._doublings = forms == "all"
         self._last: _Doubling | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is nn.functional.interpolate:
+        if func is nn.functional.interpolate and self._doublings:
             y = func(*args, **kwargs)
             self._last = _doubling(y, *args, **kwargs)
             return y
@@ -91,8 +94,6 @@ def _convolution_of_doubled(
         return None
     if (x._version, input._version) != doubling.versions:
         return None
-    if _computed(weight) or _computed(bias):
-        return None
     if groups != 1 or tuple(weight.shape[2:]) != (3, 3) or any(_pair(given) != (1, 1) for given in (stride, padding, dilation)):
         return None
     pad = nn.functional.pad
@@ -107,11 +108,6 @@ def _pair(given: Any) -> tuple[Any, ...]:
     return 2 * values if len(values) == 1 else values
 
 
-def _computed(weight: Tensor | None) -> bool:
-    """Whether a weight may depend on the latents, so that its derivative is wanted as well."""
-    return weight is not None and weight.requires_grad and not weight.is_leaf
-
-
 def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
@@ -121,13 +117,13 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | No
 def _conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
-    if isinstance(padding, str) or not input.requires_grad or _computed(weight) or _computed(bias):
+    if isinstance(padding, str) or not input.requires_grad:
         return nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     return _Convolution.apply(input, weight, bias, *map(_pair, (stride, padding, dilation)), groups)  # type: ignore[no-any-return]
 
 
 def _group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    if not input.requires_grad or _computed(weight) or _computed(bias):
+    if not input.requires_grad:
         return nn.functional.group_norm(input, num_groups, weight, bias, eps)
     return _GroupNorm.apply(input, num_groups, weight, bias, eps)  # type: ignore[no-any-return]
 
@@ -136,8 +132,9 @@ def _silu(input: Tensor, inplace: bool = False) -> Tensor:
     return nn.functional.silu(input, inplace) if inplace or not input.requires_grad else _SiLU.apply(input)
 
 
+_ATTENTION: dict[Any, Any] = {nn.functional.scaled_dot_product_attention: _attention}
 _TWICE = {
-    nn.functional.scaled_dot_product_attention: _attention,
+    **_ATTENTION,
     nn.functional.conv2d: _conv2d,
     nn.functional.group_norm: _group_norm,
     nn.functional.silu: _silu,

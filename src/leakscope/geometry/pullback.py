@@ -24,6 +24,7 @@ from leakscope.diffusion.codec import Codec
 from leakscope.diffusion.noise import Noise
 from leakscope.errors import UserError, unknown
 from leakscope.geometry.estimators import hutchinson, singular_values
+from leakscope.geometry.forms import Forms
 from leakscope.geometry.operators import LinearMap, Mode, record, recording
 from leakscope.masks import CONTROLS, Control
 
@@ -49,10 +50,11 @@ def influence(
     """
     _at_least(1, probes=probes)
     z = _snapped(codec, z, noise)
-    images, vectors = blocks(codec, z, probes, budget=_budget(budget, z, "influence"))
+    first = LinearMap(codec.decode, z[:1])
+    images, vectors = blocks(codec, z, probes, forms=first.forms, budget=_budget(budget, z, "influence"))
     found = []
     for part in _parts(len(z), images):
-        J = LinearMap(codec.decode, z[part])
+        J = first.at(z[part])
         starts = range(0, probes, vectors)
         draws = (_normals(noise, part, J.x_shape[1:], z, "influence", range(s, min(s + vectors, probes))) for s in starts)
         found.append(hutchinson(J, draws))
@@ -86,14 +88,15 @@ def distortion(
     _at_least(0, oversampling=oversampling, power=power)
     z = _snapped(codec, z, noise)
     columns = min(top + oversampling, z[0].numel())
-    cost = _cost(codec, z[:1], twice=mode != "central differences")
+    first = LinearMap(codec.decode, z[:1], mode)
+    cost = _cost(codec, z[:1], first.mode == "autograd", first.forms)
     if top > min(z[0].numel(), cost.outputs):
         raise UserError(f"top must be at most {min(z[0].numel(), cost.outputs)}, the most singular values there are; got {top}")
     images, vectors = _fit(cost, len(z), columns, columns * RESIDENT, _budget(budget, z, "distortion"))
     found = []
     for part in _parts(len(z), images):
         V0 = _normals(noise, part, tuple(z.shape[1:]), z, "distortion", range(columns))
-        values = singular_values(LinearMap(codec.decode, z[part], mode), V0, power, vectors)[:, :top]
+        values = singular_values(first.at(z[part]), V0, power, vectors)[:, :top]
         _full_rank(values, z.dtype, cost.outputs)
         found.append(values.log().sum(dim=1))
     return torch.cat(found)
@@ -144,14 +147,14 @@ class _Cost(NamedTuple):
     pair64: int  # the same in float64
 
 
-def blocks(codec: Codec, z: Float[Tensor, "b *z"], vectors: int, *, both: bool = False, budget: int) -> Blocks:
+def blocks(codec: Codec, z: Float[Tensor, "b *z"], vectors: int, *, both: bool = False, forms: Forms = "all", budget: int) -> Blocks:
     """How many of the images z and the vectors to work on at a time so that graphs and vectors stay within `budget` bytes.
 
     At least one of each. Measured on the first image: what its graph saves for J^T u (with `both`, for J v too) and the size of a vector.
     Images have the first claim, since larger batches are faster and more vectors at a time are not. The same model, shape and
     budget always give the same answer. What torch needs within one operation comes on top, and so do the weights and sums of them.
     """
-    return _fit(_cost(codec, z[:1], both), len(z), vectors, 0, budget)
+    return _fit(_cost(codec, z[:1], both, forms), len(z), vectors, 0, budget)
 
 
 def _budget(given: int | None, z: Tensor, what: str) -> int:
@@ -166,14 +169,14 @@ def _fit(cost: _Cost, images: int, vectors: int, resident: int, budget: int) -> 
     return Blocks(images, min(vectors, max(1, (budget - images * image) // (images * vector))))
 
 
-def _cost(codec: Codec, z: Float[Tensor, "1 *z"], twice: bool) -> _Cost:
+def _cost(codec: Codec, z: Float[Tensor, "1 *z"], twice: bool, forms: Forms) -> _Cost:
     """Of two images less that of one: what belongs to the weights, whatever the number of images, is not counted."""
-    (one, _), (two, outputs) = (_saved(codec.decode, torch.cat([z] * n), twice) for n in (1, 2))
+    (one, _), (two, outputs) = (_saved(codec.decode, torch.cat([z] * n), twice, forms) for n in (1, 2))
     numbers = z.numel() + outputs // 2
     return _Cost(max(two - one, 0), outputs // 2, numbers * z.element_size(), numbers * 8)
 
 
-def _saved(decode: Callable[[Tensor], Tensor], z: Float[Tensor, "b *z"], twice: bool) -> tuple[int, int]:
+def _saved(decode: Callable[[Tensor], Tensor], z: Float[Tensor, "b *z"], twice: bool, forms: Forms) -> tuple[int, int]:
     """The bytes that the graph at z saves, every storage counted once, and the numbers in the output."""
     sizes: dict[int, int] = {}
 
@@ -183,7 +186,7 @@ def _saved(decode: Callable[[Tensor], Tensor], z: Float[Tensor, "b *z"], twice: 
         return saved.detach()  # with its graph it would keep itself alive
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-        graph = record(decode, z, twice)
+        graph = record(decode, z, twice, forms)
     return sum(sizes.values()), graph.x.numel()
 
 

@@ -160,12 +160,14 @@ def load(
 def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale: float = 1.0) -> Target:
     """The model that a command is about: `loaded` if there is one, else what the config names, with its LoRA.
 
-    Raises `UserError` for a LoRA beside a model that is loaded already, and as `load` does.
+    Raises `UserError` for a LoRA or guidance beside a model that is loaded already, and as `load` does.
     """
     if loaded is None:
         return load(config.model, config.dtype, config.device, guidance_scale, config.lora, config.lora_scale)
     if config.lora is not None:
         raise UserError("a LoRA is applied when a model is loaded: give leakscope.load(MODEL, lora=...) as the target, and no lora here")
+    if guidance_scale != 1.0:
+        raise UserError("guidance is put around a model when it is loaded: give leakscope.load(MODEL, guidance_scale=...), and none here")
     return loaded
 
 
