@@ -359,7 +359,22 @@ def test_unusual_decoders_have_the_derivative_that_torch_gives_them(decode, firs
     jv = J.jvp(v) if first == "jvp" else None
     torch.testing.assert_close(J.vjp(u).flatten(1), u.flatten(1) @ expected, rtol=1e-9, atol=1e-9)
     if jv is not None:
-        torch.testing.assert_close(jv.flatten(1), v.flatten(1) @ expected.T, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(jv.flatten(1), v.flatten(1) @ expected.T, rtol=1e-9, atol=1e-9)
+        assert J.mode == "autograd"
+
+
+def test_a_choice_made_at_one_image_holds_at_others(kl):
+    from leakscope.geometry.operators import LinearMap
+
+    calls: list[int] = []
+    first = LinearMap(lambda z: calls.append(len(z)) or kl.decode(z), latents(3))
+    assert (first.mode, first.forms) == ("autograd", "all")
+    chosen = len(calls)
+    assert set(calls) == {1}, "one image is enough"
+    other = first.at(latents(2))
+    assert (other.mode, other.forms) == ("autograd", "all") and len(calls) == chosen
+    other.jvp(latents(2)[None])
+    assert calls[chosen:] == [2]
 
 
 def test_a_derivative_that_is_not_that_of_the_values_is_refused_for_j_v():
@@ -472,6 +487,10 @@ def test_a_distortion_that_is_not_finite_is_one_line(kl, broken):
         UserError, match=f"not finite for {1 if broken == 'one image' else 3} of 3 images; check the latents and the decoder"
     ):
         distortion(codec_of(decode), z, 2, 2, noise=keyed(3))
+    if broken == "one image":
+        z = z.roll(-1, dims=0)
+        with pytest.raises(UserError, match="not finite for 1 of 3 images"):
+            distortion(codec_of(decode), z, 2, 2, noise=keyed(3), mode="autograd")
 
 
 def test_an_error_of_the_decoders_own_is_not_hidden_by_the_second_attempt():
