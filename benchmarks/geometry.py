@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from leakscope.diffusion.codec import Autoencoder, Codec
 from leakscope.diffusion.noise import Noise
 from leakscope.geometry import distortion, influence
-from leakscope.geometry.operators import record
+from leakscope.geometry.forms import Forms
+from leakscope.geometry.operators import LinearMap, record
 from leakscope.memory import keep_freed_memory
 
 CHANNELS = (32, 48, 64)  # those of the preset vae
@@ -125,11 +126,15 @@ def compare(name: str, ours: Product, theirs: Product, counts: tuple[int, int], 
 
 def arithmetic(codec: Codec) -> None:
     """Prints how long our influence would take one core, were it nothing but its convolutions at the rate of the largest of them."""
-    with FlopCounterMode(display=False) as forward:
-        graph = record(codec.decode, torch.randn(1, *LATENT, generator=torch.Generator().manual_seed(1)))
-    with FlopCounterMode(display=False) as backward:
-        torch.autograd.grad(graph.x, graph.z, torch.ones_like(graph.x))
-    work = forward.get_total_flops() + PROBES * backward.get_total_flops()
+
+    def operations(forms: Forms) -> int:
+        with FlopCounterMode(display=False) as forward:
+            graph = record(codec.decode, torch.randn(1, *LATENT, generator=torch.Generator().manual_seed(1)), forms=forms)
+        with FlopCounterMode(display=False) as backward:
+            torch.autograd.grad(graph.x, graph.z, torch.ones_like(graph.x))
+        return forward.get_total_flops() + PROBES * backward.get_total_flops()
+
+    work, as_written = operations("all"), operations("none")
     u, w = torch.randn(16, 48, 32, 32), torch.randn(32, 48, 3, 3)
     u = u.contiguous(memory_format=torch.channels_last)
     convolution = lambda: torch.nn.functional.conv2d(u, w, padding=1)
@@ -137,10 +142,21 @@ def arithmetic(codec: Codec) -> None:
         convolution()
     rate = one.get_total_flops() / min(seconds(convolution)[0] for _ in range(50))
     print(
-        f"geometry  influence takes {work / 1e9:.2f} GFLOP an image; at the {rate / 1e9:.0f} GFLOP/s of its largest convolution "
-        f"on one core: {1e3 * work / rate:.1f} ms",
+        f"geometry  influence takes {work / 1e9:.2f} GFLOP an image ({as_written / 1e9:.2f} as the decoder is written); "
+        f"at the {rate / 1e9:.0f} GFLOP/s of its largest convolution on one core: {1e3 * work / rate:.1f} ms",
         flush=True,
     )
+
+
+def choosing(codec: Codec) -> None:
+    """Prints what the choice of forms costs a call of `influence`, whatever the number of its images."""
+    z = torch.randn(1, *LATENT, generator=torch.Generator().manual_seed(1))
+
+    def choose() -> Tensor:
+        assert LinearMap(codec.decode, z).forms == "all"
+        return z
+
+    print(f"geometry  choosing the forms takes {1e3 * min(seconds(choose)[0] for _ in range(20)):.1f} ms a call", flush=True)
 
 
 def main(threads: int = 1) -> dict[str, float]:
@@ -165,6 +181,7 @@ def main(threads: int = 1) -> dict[str, float]:
                 name = f"{what}, {on}" + ", frugal" * frugal
                 found[name] = compare(name, ours, loop(frugal), counts, rounds)
     arithmetic(codec)
+    choosing(codec)
     return found
 
 

@@ -277,14 +277,28 @@ def test_images_drawn_without_an_adapter_are_not_those_of_the_adapted_model(mode
         leakscope.measure_quality(models("sd"), **given, output=tmp_path / "out", lora=lora_folder(tmp_path / "lora"))
 
 
-def test_geometry_takes_an_adapter_where_there_is_an_attack(models, tmp_path):
+def test_geometry_takes_an_adapter_where_there_is_an_attack(models, tmp_path, capsys):
+    import json
+
+    import numpy as np
+    from test_cli import call
+
     from leakscope.audit_config import GeometryConfig
     from leakscope.config import build
 
     alone = {"model": models("sd"), "data": "images.npy"}
     with pytest.raises(UserError, match="without --split or --nonmembers nothing is attacked; leave out --lora"):
         build(GeometryConfig, {**alone, "lora": "adapter"})
-    assert build(GeometryConfig, {**alone, "split": "split.json", "lora": "adapter"}).lora == "adapter"
+    images = tmp_path / "images.npy"
+    np.save(images, np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8))
+    (tmp_path / "split.json").write_text(
+        json.dumps({"members": [str(i) for i in range(12)], "nonmembers": [str(i) for i in range(12, 24)]})
+    )
+    lora = lora_folder(tmp_path / "lora")
+    given = ["geometry", models("sd"), "--data", images, "--split", tmp_path / "split.json", "--captions", "empty", "--top", "3"]
+    code, out, err = call(capsys, *given, "--lora", lora, "--lora-scale", "0.5", "-o", tmp_path / "out", "--dry-run")
+    assert code == 0, err
+    assert f"the LoRA {lora} at scale 0.5, " in out + err
 
 
 def test_the_command_of_an_audit_of_a_model_loaded_with_an_adapter_does_not_leave_it_out(models, tmp_path):

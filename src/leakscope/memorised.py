@@ -92,7 +92,7 @@ class Asking:
             model=target.name,
             model_fingerprint=target.fingerprint,
             lora=target.lora,
-            lora_scale=target.lora_scale if target.lora else None,
+            lora_scale=target.lora_scale,
             prompts=len(self.texts),
             prompts_fingerprint=hashlib.sha256(json.dumps(self.texts).encode()).hexdigest(),
             images=config.images,

@@ -168,7 +168,7 @@ def prepare(
         captions_found=captions.found if captions else None,
         captions_truncated=len(truncated) if captions else None,
         lora=target.lora,
-        lora_scale=target.lora_scale if target.lora else None,
+        lora_scale=target.lora_scale,
         guidance_scale=target.denoiser.scale if isinstance(target.denoiser, Guided) else None,
         reference=config.reference if reference else None,
         reference_fingerprint=reference.fingerprint if reference else None,

@@ -72,7 +72,7 @@ class Target:
     classes: int | None = None
     text: TextEncoder | None = None
     lora: str | None = None
-    lora_scale: float = 1.0
+    lora_scale: float | None = None
 
     @property
     def x_dtype(self) -> torch.dtype:
@@ -154,7 +154,7 @@ def load(
     if text is None and guidance_scale != 1:
         raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")
     applied = None if lora is None else str(lora)
-    return Target(guided, shape, str(model), which, dtype, device, codec, first.classes, text, applied, lora_scale)
+    return Target(guided, shape, str(model), which, dtype, device, codec, first.classes, text, applied, lora_scale if applied else None)
 
 
 def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale: float = 1.0) -> Target:

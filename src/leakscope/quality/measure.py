@@ -170,7 +170,7 @@ def _record(
         model=target.name,
         model_fingerprint=target.fingerprint,
         lora=target.lora,
-        lora_scale=target.lora_scale if target.lora else None,
+        lora_scale=target.lora_scale,
         images=drawing.n,
         image_shape=str(drawing.shape),
         sampler=drawing.sampler,
