@@ -12,7 +12,7 @@ WORKERS ?= 2
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/leakscope demo -o demo
+	$(BIN)/diffleak demo -o demo
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -24,7 +24,7 @@ import numpy as np
 import yaml
 
 if TYPE_CHECKING:
-    from leakscope import hub
+    from diffleak import hub
 
 CHANNELS = (32, 64, 64)
 SIZE = 32
@@ -37,7 +37,7 @@ LOOP = 60
 def make_model(folder: Path, size: int = SIZE, channels: tuple[int, ...] = CHANNELS) -> None:
     import torch
 
-    from leakscope import hub
+    from diffleak import hub
 
     torch.manual_seed(0)
     blocks = len(channels)
@@ -56,7 +56,7 @@ def make_model(folder: Path, size: int = SIZE, channels: tuple[int, ...] = CHANN
 
 def overhead(scratch: Path) -> dict[str, float]:
     """Interleaved rounds of a bare loop and of an audit's scoring; the ratio of their best rates."""
-    from leakscope import hub
+    from diffleak import hub
 
     images = np.random.default_rng(0).integers(0, 256, (2, IMAGES // 2, SIZE, SIZE, 3), dtype=np.uint8)
     for name, side in zip(("members", "nonmembers"), images, strict=True):
@@ -72,10 +72,10 @@ def ratio(scratch: Path, target: "hub.Target", attack: str, threads: int) -> flo
     """Best rate of an audit on `threads` chunks side by side over that of a loop on `threads` intra-op threads."""
     import torch
 
-    from leakscope import scoring
-    from leakscope.audit_config import AuditConfig
-    from leakscope.config import build
-    from leakscope.planning import prepare
+    from diffleak import scoring
+    from diffleak.audit_config import AuditConfig
+    from diffleak.config import build
+    from diffleak.planning import prepare
 
     sides = {"members": scratch / "members.npy", "nonmembers": scratch / "nonmembers.npy"}
     settings = {
@@ -122,10 +122,10 @@ def peak_memory(scratch: Path, count: int) -> int:
 
 
 def score_only(folder: Path) -> None:
-    from leakscope import scoring
-    from leakscope.audit_config import AuditConfig
-    from leakscope.config import build
-    from leakscope.planning import prepare
+    from diffleak import scoring
+    from diffleak.audit_config import AuditConfig
+    from diffleak.config import build
+    from diffleak.planning import prepare
 
     sides = {"members": folder / "members.npy", "nonmembers": folder / "nonmembers.npy", "model": str(folder / "model")}
     prepared = prepare(build(AuditConfig, {**sides, "attacks": "sima", "timesteps": "50:100:50", "device": "cpu"}))
@@ -146,7 +146,7 @@ def two_processes(scratch: Path, threads: int) -> float:
 def loop_only(folder: Path, threads: int) -> None:
     import torch
 
-    from leakscope import hub
+    from diffleak import hub
 
     denoiser = hub.load(folder, device="cpu").denoiser
     torch.set_num_threads(threads)
@@ -190,10 +190,10 @@ def print_masks(scratch: Path) -> None:
     """Rounds of scoring sima with and without masks, taking turns; latents and influence are there already."""
     from geometry import make_codec
 
-    from leakscope import hub, scoring
-    from leakscope.audit_config import AuditConfig
-    from leakscope.config import build
-    from leakscope.planning import prepare
+    from diffleak import hub, scoring
+    from diffleak.audit_config import AuditConfig
+    from diffleak.config import build
+    from diffleak.planning import prepare
 
     preset = Path(hub.__file__).parents[1] / "training" / "presets" / "latent.yaml"
     network = hub.new_network({"sample_size": 8, "in_channels": 4, "out_channels": 4, **yaml.safe_load(preset.read_text())["model"]})

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from leakscope.diffusion.codec import Autoencoder, Codec
-from leakscope.diffusion.noise import Noise
-from leakscope.geometry import distortion, influence
-from leakscope.geometry.forms import Forms
-from leakscope.geometry.operators import LinearMap, record
-from leakscope.memory import keep_freed_memory
+from diffleak.diffusion.codec import Autoencoder, Codec
+from diffleak.diffusion.noise import Noise
+from diffleak.geometry import distortion, influence
+from diffleak.geometry.forms import Forms
+from diffleak.geometry.operators import LinearMap, record
+from diffleak.memory import keep_freed_memory
 
 CHANNELS = (32, 48, 64)  # those of the preset vae
 LATENT = (4, 8, 8)

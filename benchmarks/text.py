@@ -19,8 +19,8 @@ WORDS = ("red", "blue", "old", "house", "river", "cat", "under", "near", "moon",
 
 def make_pipeline(folder: Path) -> Path:
     """An untrained pipeline, and 32 x 32 images with captions of five words."""
-    from leakscope import hub
-    from leakscope.hub import new_autoencoder, new_scheduler, new_text_to_image
+    from diffleak import hub
+    from diffleak.hub import new_autoencoder, new_scheduler, new_text_to_image
 
     torch.manual_seed(0)
     levels = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2, "block_out_channels": [16, 16]}
@@ -50,10 +50,10 @@ def make_pipeline(folder: Path) -> Path:
 
 def ratios(scratch: Path) -> Iterator[tuple[str, float]]:
     """Queries/s of each attack, latents encoded, over rows/s of the bare network; the best of interleaved rounds."""
-    from leakscope import hub, scoring
-    from leakscope.audit_config import AuditConfig
-    from leakscope.config import build
-    from leakscope.planning import prepare
+    from diffleak import hub, scoring
+    from diffleak.audit_config import AuditConfig
+    from diffleak.config import build
+    from diffleak.planning import prepare
 
     model = make_pipeline(scratch)
     for attack, rows in ROWS.items():

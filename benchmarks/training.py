@@ -19,7 +19,7 @@ ROUNDS = 4
 
 
 def settings(data: Path, output: Path, threads: int, steps: int = 1) -> Any:
-    from leakscope.training.settings import train_config
+    from diffleak.training.settings import train_config
 
     blocks = len(CHANNELS)
     model = {
@@ -33,12 +33,12 @@ def settings(data: Path, output: Path, threads: int, steps: int = 1) -> Any:
 
 
 def stepper(config: Any, teacher: torch.nn.Module | None = None) -> Callable[[], None]:
-    """One step of leakscope's loop, of ordinary training or with a teacher's targets."""
-    from leakscope.data.sources import open_source
-    from leakscope.training.denoiser import denoiser_task, network_config
-    from leakscope.training.distillation import DistillationLoss
-    from leakscope.training.images import read_training_data, training_shape
-    from leakscope.training.loop import Loop, accelerator_of
+    """One step of diffleak's loop, of ordinary training or with a teacher's targets."""
+    from diffleak.data.sources import open_source
+    from diffleak.training.denoiser import denoiser_task, network_config
+    from diffleak.training.distillation import DistillationLoss
+    from diffleak.training.images import read_training_data, training_shape
+    from diffleak.training.loop import Loop, accelerator_of
 
     accelerator = accelerator_of(config)
     shape = training_shape(open_source(config.data), config)
@@ -65,9 +65,9 @@ def plain_stepper(config: Any) -> Callable[[], None]:
     from diffusers.optimization import get_scheduler
     from torch.utils.data import DataLoader, TensorDataset
 
-    from leakscope import hub
-    from leakscope.data.pixels import ImageShape, to_model
-    from leakscope.training.denoiser import network_config
+    from diffleak import hub
+    from diffleak.data.pixels import ImageShape, to_model
+    from diffleak.training.denoiser import network_config
 
     accelerator = Accelerator(cpu=True)
     model: Any = hub.new_network(network_config(config, ImageShape(3, SIZE, SIZE)))
@@ -117,9 +117,9 @@ def interleaved(steps: dict[str, Callable[[], None]]) -> dict[str, float]:
 
 def step_ratios(scratch: Path) -> tuple[float, float]:
     """(our steps/s ÷ those of the plain loop, seconds of a distillation step ÷ those of an ordinary one)."""
-    from leakscope import hub
-    from leakscope.data.pixels import ImageShape
-    from leakscope.training.denoiser import network_config
+    from diffleak import hub
+    from diffleak.data.pixels import ImageShape
+    from diffleak.training.denoiser import network_config
 
     np.save(scratch / "images.npy", np.random.default_rng(0).integers(0, 256, (IMAGES, SIZE, SIZE, 3), dtype=np.uint8))
     config = settings(scratch / "images.npy", scratch / "model", threads=1)
@@ -147,6 +147,6 @@ def side_by_side_ratio(scratch: Path, steps: int = 60) -> float:
 
 
 if __name__ == "__main__":
-    from leakscope.training.run import train
+    from diffleak.training.run import train
 
     train(settings(Path(sys.argv[1]), Path(sys.argv[3]), threads=1, steps=int(sys.argv[2])))

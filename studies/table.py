@@ -6,8 +6,8 @@ Masked results have a table of their own, with what each mask adds; geometry has
 import sys
 from pathlib import Path
 
-from leakscope.comparison_record import Comparison, Entry
-from leakscope.record import AuditRecord, Estimate
+from diffleak.comparison_record import Comparison, Entry
+from diffleak.record import AuditRecord, Estimate
 
 HEADER = (
     "| attack | t | AUC | TPR at 10 % FPR | TPR at 1 % FPR | attack success | oracle AUC |\n| :-- | --: | --: | --: | --: | --: | --: |"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from leakscope.diffusion.denoiser import Denoiser
-from leakscope.diffusion.prompts import Prompts
+from diffleak.diffusion.denoiser import Denoiser
+from diffleak.diffusion.prompts import Prompts
 
 CAPTIONS = (
     "a red fox in the snow",

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
-install_import_hook("leakscope", "beartype.beartype")  # hence no import of the package at the top of this file
+install_import_hook("diffleak", "beartype.beartype")  # hence no import of the package at the top of this file
 torch.set_num_threads(1)
 
 TINY = {
@@ -29,7 +29,7 @@ TINY = {
 @pytest.fixture
 def tiny_network() -> Callable[..., torch.nn.Module]:
     """An untrained UNet2DModel of about 17 000 weights, the same ones for the same keys: `tiny_network(in_channels=3)`."""
-    from leakscope.hub import new_network
+    from diffleak.hub import new_network
 
     def make(**keys: Any) -> torch.nn.Module:
         torch.manual_seed(0)
@@ -41,7 +41,7 @@ def tiny_network() -> Callable[..., torch.nn.Module]:
 @pytest.fixture
 def model_folder(tmp_path: Path, tiny_network: Callable[..., torch.nn.Module]) -> Callable[..., Path]:
     """A diffusers folder with a tiny network: `model_folder("name", scheduler={...}, in_channels=3)`."""
-    from leakscope.hub import new_scheduler, save
+    from diffleak.hub import new_scheduler, save
 
     def make(name: str = "model", scheduler: dict[str, Any] | None = None, **keys: Any) -> Path:
         folder = tmp_path / name

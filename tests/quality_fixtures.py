@@ -3,11 +3,11 @@
 import numpy as np
 from report_fixtures import audit_of, thumbnail
 
-from leakscope.quality import statistics
-from leakscope.quality.copies import find_copies
-from leakscope.quality.record import ImageSet, Metric, QualityCosts, QualityRecord
-from leakscope.record import Estimate
-from leakscope.report.quality import Pictures, html
+from diffleak.quality import statistics
+from diffleak.quality.copies import find_copies
+from diffleak.quality.record import ImageSet, Metric, QualityCosts, QualityRecord
+from diffleak.record import Estimate
+from diffleak.report.quality import Pictures, html
 
 PAIRS = 12
 LONG = "a-very-long-folder-name-without-any-space/" * 4
@@ -36,7 +36,7 @@ def quality_record(long: bool = False, copies: float = 0.0) -> QualityRecord:
     environment = audit_of({"sima": 1.0}, 60)[0].environment
     return QualityRecord(
         created="2025-01-31T12:00:00+00:00",
-        command=f"leakscope quality {name}model --data digits --split split.json -o out",
+        command=f"diffleak quality {name}model --data digits --split split.json -o out",
         model=f"{name}model",
         model_fingerprint="1" * 64,
         images=400,

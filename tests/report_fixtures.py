@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from leakscope import metrics
-from leakscope.evaluation import Halves
-from leakscope.geometry_analyses import analyse
-from leakscope.record import AUCAt, AuditRecord, Costs, Environment, Estimate, Gain, Geometry, Oracle, Plan, Result, Samples, Scores, Split
+from diffleak import metrics
+from diffleak.evaluation import Halves
+from diffleak.geometry_analyses import analyse
+from diffleak.record import AUCAt, AuditRecord, Costs, Environment, Estimate, Gain, Geometry, Oracle, Plan, Result, Samples, Scores, Split
 
 EVIL = "<script>alert('x')</script>&\"|`é画\x1b[2J\u202e\udcff.png"
 MONTE_CARLO = "sima_mc(m=10,variant=norms)"
@@ -34,7 +34,7 @@ def samples_of(shifts: dict[str, float], n: int, seed: int = 0) -> Samples:
 
 
 def result_of(samples: Samples, attack: str, d: float, chosen: int = 100) -> Result:
-    """One attack's numbers through leakscope.metrics; the sweep is a hill around the chosen timestep."""
+    """One attack's numbers through diffleak.metrics; the sweep is a hill around the chosen timestep."""
     members, nonmembers = samples.sides(attack)
     calibrate = samples.sides(attack, test=False)
     threshold, _ = metrics.best_accuracy(*calibrate)
@@ -66,10 +66,10 @@ def record_of(samples: Samples, shifts: dict[str, float], **changes: Any) -> Aud
     fingerprint = "sha256:" + "0123456789abcdef" * 4
     fields = {
         "created": "2025-01-31T12:00:00Z",
-        "command": "leakscope audit runs/ddpm --members data/train --nonmembers data/held-out --attacks all --seed 0 -o runs/a",
+        "command": "diffleak audit runs/ddpm --members data/train --nonmembers data/held-out --attacks all --seed 0 -o runs/a",
         "settings": {"attacks": "all", "seed": 0},
         "plan": Plan(
-            leakscope="0.1.0",
+            diffleak="0.1.0",
             model="runs/ddpm",
             model_fingerprint=fingerprint,
             members="data/train",
@@ -89,7 +89,7 @@ def record_of(samples: Samples, shifts: dict[str, float], **changes: Any) -> Aud
             device="cuda",
         ),
         "environment": Environment(
-            leakscope="0.1.0",
+            diffleak="0.1.0",
             python="3.11.9",
             platform="Linux-6.1-x86_64",
             packages={"torch": "2.6.0", "diffusers": "0.31.0", "numpy": "2.1.0"},
@@ -188,7 +188,7 @@ def _masked_result(samples: Samples, label: str, mask: str, d: float, plain: Res
 
 
 def geometry_of(samples: Samples, results: list[Result], shifts: dict[str, float]) -> Geometry:
-    """The analyses of leakscope.geometry_analyses, where members of higher distortion leak more."""
+    """The analyses of diffleak.geometry_analyses, where members of higher distortion leak more."""
     rng = np.random.default_rng(1)
     size = len(samples.ids)
     distortion = 3 * rng.normal(size=size) - 20 + 0.3 * samples.member

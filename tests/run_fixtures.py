@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from report_fixtures import audit_of
 
-from leakscope import evaluation
-from leakscope.record import AuditRecord, Estimate, Scores
-from leakscope.run_folder import write_samples
+from diffleak import evaluation
+from diffleak.record import AuditRecord, Estimate, Scores
+from diffleak.run_folder import write_samples
 
 TIMESTEPS = (50, 100, 150)
 HILL = np.array([0.6, 1.0, 0.8])  # of the effect at each timestep
@@ -96,7 +96,7 @@ def _write(folder: Path, record: AuditRecord, scores: Sequence[Scores], samples:
 
 
 def write_quality(folder: Path, kid: float | None = 0.012, frechet: float = 14.1, extractor: str = "inception", images: int = 5000) -> Path:
-    """quality.json as `leakscope quality` writes it."""
+    """quality.json as `diffleak quality` writes it."""
     ends = {"low": None, "high": None, "reason": "too few images"} if kid is None else {"low": 0.9 * kid, "high": 1.1 * kid}
     metrics = [
         {"name": "kid", "value": kid, **ends},

@@ -1,4 +1,4 @@
-"""The CLIP score and the captions that images are drawn of: `leakscope quality` for text-to-image models."""
+"""The CLIP score and the captions that images are drawn of: `diffleak quality` for text-to-image models."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,14 @@ from PIL import Image
 from test_cli import call, refused
 from text_fixtures import CAPTIONS, clip_config, text_folder, tokenizers
 
-from leakscope.config import build
-from leakscope.data.cohort import images_alone
-from leakscope.data.sources import open_source
-from leakscope.errors import UserError
-from leakscope.quality.alignment import Clip, NoClip, alignment, cosines, find_clip, open_clip
-from leakscope.quality.config import QualityConfig
-from leakscope.quality.prompts import choose_prompts
-from leakscope.quality.statistics import clip_score
+from diffleak.config import build
+from diffleak.data.cohort import images_alone
+from diffleak.data.sources import open_source
+from diffleak.errors import UserError
+from diffleak.quality.alignment import Clip, NoClip, alignment, cosines, find_clip, open_clip
+from diffleak.quality.config import QualityConfig
+from diffleak.quality.prompts import choose_prompts
+from diffleak.quality.statistics import clip_score
 
 SIDE = 16
 
@@ -117,7 +117,7 @@ def test_images_that_are_what_their_captions_say_score_a_hundred() -> None:
 
 def test_without_any_clip_there_is_a_reason_and_for_one_that_was_named_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("leakscope.quality.alignment.HUB", {"clip": "nobody/nothing"})
+    monkeypatch.setattr("diffleak.quality.alignment.HUB", {"clip": "nobody/nothing"})
     missing = find_clip(None, "cpu")
     assert isinstance(missing, NoClip)
     estimate = alignment(missing, images(3), CAPTIONS[:3], 0)
@@ -184,7 +184,7 @@ def test_the_command_draws_the_captions_and_reports_the_score(capsys, model, cli
 
 def test_a_clip_that_cannot_be_had_leaves_the_rest_as_it_is(capsys, monkeypatch, model: Path, reference: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("leakscope.quality.alignment.HUB", {"clip": "nobody/nothing"})
+    monkeypatch.setattr("diffleak.quality.alignment.HUB", {"clip": "nobody/nothing"})
     command = ["quality", model, "--reference", reference, "--images", 12, "--steps", 1, "--extractor", "pixels", "--json"]
     code, out, err = call(capsys, *command)
     assert code == 0, err

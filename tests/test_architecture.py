@@ -3,17 +3,20 @@
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 import tokenize
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-import leakscope
+import diffleak
+from diffleak.errors import pip_install
 
-SOURCE = Path(leakscope.__file__).parent
+SOURCE = Path(diffleak.__file__).parent
 RUFF = [sys.executable, "-m", "ruff", "check", "--isolated"]
 TORCH = {"torch", "diffusers", "accelerate", "transformers"}
 
@@ -39,7 +42,7 @@ def reached(module: str, seen: set[str]) -> set[str]:
     seen.add(module)
     for name in imports(file, top_level_only=True):
         seen.add(name)
-        if name.startswith("leakscope"):
+        if name.startswith("diffleak"):
             reached(name, seen)
     return seen
 
@@ -68,18 +71,18 @@ def reached(module: str, seen: set[str]) -> set[str]:
     ],
 )
 def test_what_comes_after_the_wall_never_imports_torch(module):
-    brought = {name.split(".")[0] for name in reached(f"leakscope.{module}", set())}
+    brought = {name.split(".")[0] for name in reached(f"diffleak.{module}", set())}
     assert not brought & TORCH
 
 
 def test_attacks_never_import_codecs_data_hub_defences_or_training():
     forbidden = (
-        "leakscope.data",
-        "leakscope.hub",
-        "leakscope.defenses",
-        "leakscope.training",
-        "leakscope.diffusion.codec",
-        "leakscope.record",
+        "diffleak.data",
+        "diffleak.hub",
+        "diffleak.defenses",
+        "diffleak.training",
+        "diffleak.diffusion.codec",
+        "diffleak.record",
     )
     for file in (SOURCE / "attacks").glob("*.py"):
         assert not [name for name in imports(file) if name.startswith(forbidden)], file.name
@@ -99,30 +102,30 @@ def test_help_and_metrics_load_only_what_they_use(tmp_path, arguments):
     (tmp_path / "scores.csv").write_text("\n".join(["id,member,score", *rows]))
     program = (
         "import runpy, sys\n"
-        f"sys.argv = ['leakscope', *{arguments}]\n"
-        "try:\n    runpy.run_module('leakscope', run_name='__main__')\n"
+        f"sys.argv = ['diffleak', *{arguments}]\n"
+        "try:\n    runpy.run_module('diffleak', run_name='__main__')\n"
         "except SystemExit as stop:\n    assert not stop.code\n"
         "print(*sorted(sys.modules), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     loaded = set(done.stderr.split())
-    assert "leakscope.cli" in loaded
+    assert "diffleak.cli" in loaded
     assert loaded.isdisjoint(UNNEEDED)
-    assert "--json" not in arguments or "leakscope.report" not in loaded
+    assert "--json" not in arguments or "diffleak.report" not in loaded
 
 
 def test_importing_the_package_reads_no_metadata_of_packages_until_asked_for_the_version():
     program = (
         "import sys\n"
         "before = set(sys.modules)\n"
-        "import leakscope\n"
+        "import diffleak\n"
         "assert 'importlib.metadata' not in set(sys.modules) - before\n"
-        "print(leakscope.__version__)\n"
+        "print(diffleak.__version__)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == version("leakscope")
+    assert done.stdout.strip() == version("diffleak")
 
 
 def strings(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -142,10 +145,31 @@ def test_no_code_uses_a_name_that_is_defined_nowhere():
 
 
 def test_public_names_resolve():
-    for name in leakscope.__all__:
-        assert getattr(leakscope, name) is not None
+    for name in diffleak.__all__:
+        assert getattr(diffleak, name) is not None
     for module in ("auditing", "selfcheck", "evaluation", "hub"):
-        importlib.import_module(f"leakscope.{module}")
-    assert callable(leakscope.audit), "a submodule must not shadow the function"
+        importlib.import_module(f"diffleak.{module}")
+    assert callable(diffleak.audit), "a submodule must not shadow the function"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        leakscope.nothing  # noqa: B018
+        diffleak.nothing  # noqa: B018
+
+
+def test_no_other_name_of_the_package_is_left():
+    """The old name belongs to another package. It stays in the changelog, and in the one line that lets records of version 0.1 be read."""
+    root = SOURCE.parents[1]
+    former = "leak" + "scope"
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True).stdout.split("\n")
+    files = [root / name for name in listed if name] or [p for p in root.rglob("*.*") if ".venv" not in p.parts]
+    texts = {p.relative_to(root).as_posix(): p.read_bytes().decode(errors="replace").lower() for p in files if p.is_file()}
+    assert len(texts) > 100
+    found = {name for name, text in texts.items() if former in text or former in name.lower()}
+    assert found == {"CHANGELOG.md", "src/diffleak/record.py"}
+    assert texts["src/diffleak/record.py"].count(former) == 1
+
+
+def test_how_to_install_an_extra_is_said_in_one_place():
+    holders = {p.name for p in SOURCE.rglob("*.py") if "pip install" in p.read_text(encoding="utf-8")}
+    extras = set(tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    assert holders == {"errors.py"} and pip_install("text") == "pip install 'diffleak[text]'"
+    named = set(re.findall(r"pip_install\([\"'](\w+)[\"']\)", "".join(p.read_text(encoding="utf-8") for p in SOURCE.rglob("*.py"))))
+    assert named and named <= extras

@@ -9,14 +9,14 @@ import pytest
 import torch
 from caption_fixtures import Captioned, captions
 
-from leakscope.attacks import ATTACKS, Attack, ResidualAttack
-from leakscope.attacks.base import Draw, Encoder, Service, parse
-from leakscope.diffusion.analytic import linear_schedule
-from leakscope.diffusion.denoiser import Counted, Denoiser, NetworkDenoiser
-from leakscope.diffusion.noise import Noise
-from leakscope.diffusion.prompts import Prompts
-from leakscope.errors import UserError
-from leakscope.settling import RULES
+from diffleak.attacks import ATTACKS, Attack, ResidualAttack
+from diffleak.attacks.base import Draw, Encoder, Service, parse
+from diffleak.diffusion.analytic import linear_schedule
+from diffleak.diffusion.denoiser import Counted, Denoiser, NetworkDenoiser
+from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.prompts import Prompts
+from diffleak.errors import UserError
+from diffleak.settling import RULES
 
 VARIANTS = [
     "loss(draws=3)",

@@ -10,17 +10,17 @@ import torch
 from caption_fixtures import Captioned, caption_vector, captions, toy_encode
 from reference import LINEAR
 
-from leakscope.attacks import ATTACKS
-from leakscope.attacks.base import SWEEP, fit_to_schedule, parse, parse_timesteps
-from leakscope.attacks.clid import CLiD, by_importance, shortened
-from leakscope.attacks.noise_aggregation import NoiseAggregation
-from leakscope.attacks.pfami import PFAMI
-from leakscope.attacks.secmi import SecMI
-from leakscope.diffusion.denoiser import Counted, Denoiser
-from leakscope.diffusion.noise import Noise
-from leakscope.diffusion.prompts import Prompts
-from leakscope.diffusion.schedule import Schedule
-from leakscope.errors import UserError
+from diffleak.attacks import ATTACKS
+from diffleak.attacks.base import SWEEP, fit_to_schedule, parse, parse_timesteps
+from diffleak.attacks.clid import CLiD, by_importance, shortened
+from diffleak.attacks.noise_aggregation import NoiseAggregation
+from diffleak.attacks.pfami import PFAMI
+from diffleak.attacks.secmi import SecMI
+from diffleak.diffusion.denoiser import Counted, Denoiser
+from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.prompts import Prompts
+from diffleak.diffusion.schedule import Schedule
+from diffleak.errors import UserError
 
 SHAPES = [(1, 8, 8), (3, 6, 6)]
 TIMESTEPS = (40, 90, 200)

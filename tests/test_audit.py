@@ -13,16 +13,16 @@ import pandas as pd
 import pytest
 import torch
 
-import leakscope
-from leakscope import hub
-from leakscope.audit_config import AuditConfig
-from leakscope.auditing import gate, run
-from leakscope.config import build
-from leakscope.data.draw import calibrate_half
-from leakscope.diffusion.analytic import Memoriser, linear_schedule
-from leakscope.errors import GateFailed, InvalidAudit, UserError
-from leakscope.planning import prepare
-from leakscope.record import AuditRecord, Estimate
+import diffleak
+from diffleak import hub
+from diffleak.audit_config import AuditConfig
+from diffleak.auditing import gate, run
+from diffleak.config import build
+from diffleak.data.draw import calibrate_half
+from diffleak.diffusion.analytic import Memoriser, linear_schedule
+from diffleak.errors import GateFailed, InvalidAudit, UserError
+from diffleak.planning import prepare
+from diffleak.record import FORMER_NAME, AuditRecord, Estimate
 
 RNG = np.random.default_rng(0)
 MEMBERS, NONMEMBERS = RNG.integers(0, 256, (2, 40, 8, 8), dtype=np.uint8)
@@ -70,7 +70,7 @@ def scores(folder: Path) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def whole(model, data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    leakscope.audit(model, output=folder, **settings(data))
+    diffleak.audit(model, output=folder, **settings(data))
     return folder
 
 
@@ -90,6 +90,12 @@ def test_a_run_folder_holds_what_the_interface_promises(whole):
     assert promised | {"n_members", "n_nonmembers", "per_timestep"} <= set(record["results"][0])
 
 
+def test_a_record_of_the_former_name_is_read(whole):
+    text = (whole / "audit.json").read_text()
+    former = json.dumps(json.loads(text.replace('"diffleak":', f'"{FORMER_NAME}":')))
+    assert former != text and AuditRecord.model_validate_json(former) == AuditRecord.model_validate_json(text)
+
+
 def test_samples_hold_the_membership_score_at_the_chosen_timestep(whole):
     record = AuditRecord.model_validate_json((whole / "audit.json").read_text())
     samples, frame = pd.read_csv(whole / "samples.csv").set_index("id"), scores(whole)
@@ -105,9 +111,9 @@ def test_declared_queries_are_what_the_run_made(whole):
 
 
 def test_the_scores_are_those_of_the_attack_called_by_hand(model, whole):
-    from leakscope.attacks import ATTACKS
-    from leakscope.data.pixels import to_model
-    from leakscope.diffusion.noise import Noise
+    from diffleak.attacks import ATTACKS
+    from diffleak.data.pixels import to_model
+    from diffleak.diffusion.noise import Noise
 
     target = hub.load(model, device="cpu")
     frame = scores(whole)
@@ -126,8 +132,8 @@ def test_one_two_and_three_workers_give_bit_identical_scores(model, data, whole,
         folder = tmp_path / str(count)
         for rank in range(count - 1):
             with pytest.raises(UserError, match="other shards have not finished"):
-                leakscope.audit(model, output=folder, **settings(data, shard=f"{rank + 1}/{count}"))
-        leakscope.audit(model, output=folder, **settings(data, shard=f"{count}/{count}"))
+                diffleak.audit(model, output=folder, **settings(data, shard=f"{rank + 1}/{count}"))
+        diffleak.audit(model, output=folder, **settings(data, shard=f"{count}/{count}"))
         pd.testing.assert_frame_equal(scores(folder), scores(whole), check_exact=True)
         assert (folder / "samples.csv").read_text() == (whole / "samples.csv").read_text()
     for rank in range(2):
@@ -135,16 +141,16 @@ def test_one_two_and_three_workers_give_bit_identical_scores(model, data, whole,
         monkeypatch.setenv("WORLD_SIZE", "2")
         if rank == 0:
             with pytest.raises(UserError, match="other shards"):
-                leakscope.audit(model, output=tmp_path / "env", **settings(data))
+                diffleak.audit(model, output=tmp_path / "env", **settings(data))
         else:
-            leakscope.audit(model, output=tmp_path / "env", **settings(data))
+            diffleak.audit(model, output=tmp_path / "env", **settings(data))
     pd.testing.assert_frame_equal(scores(tmp_path / "env"), scores(whole), check_exact=True)
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(model, data, whole, tmp_path):
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "leakscope", "audit", str(model), "-o", str(folder)]
+    command = [sys.executable, "-m", "diffleak", "audit", str(model), "-o", str(folder)]
     for key, value in settings(data).items():
         command += [f"--{key.replace('_', '-')}", str(value)]
     kills = 0
@@ -165,14 +171,14 @@ def test_killed_and_resumed_equals_uninterrupted(model, data, whole, tmp_path):
 
 
 def test_a_finished_run_is_not_scored_again(model, data, whole, monkeypatch):
-    monkeypatch.setattr("leakscope.scoring._score_chunk", lambda *_: pytest.fail("scored again"))
-    leakscope.audit(model, output=whole, **settings(data))
+    monkeypatch.setattr("diffleak.scoring._score_chunk", lambda *_: pytest.fail("scored again"))
+    diffleak.audit(model, output=whole, **settings(data))
 
 
 def test_another_plan_in_the_same_folder_is_refused(model, data, whole):
     for changes in ({"seed": 1}, {"timesteps": "50"}, {"attacks": "sima"}, {"batch_size": 4}, {"limit": 30}):
         with pytest.raises(UserError, match=r"belongs to another plan \(.* was .*, now .*\); use another -o"):
-            leakscope.audit(model, output=whole, **settings(data, **changes))
+            diffleak.audit(model, output=whole, **settings(data, **changes))
 
 
 def test_the_split_does_not_depend_on_order_and_is_a_fifth_of_each_side():
@@ -187,20 +193,20 @@ def test_the_split_does_not_depend_on_order_and_is_a_fifth_of_each_side():
 
 def test_a_nan_names_the_image_and_timestep_and_keeps_finished_chunks(data, tmp_path):
     schedule = linear_schedule().alphas_cumprod
-    clean = leakscope.Target(leakscope.Denoiser.from_function(lambda x, t: 0.1 * x, schedule), fingerprint="mine")
+    clean = diffleak.Target(diffleak.Denoiser.from_function(lambda x, t: 0.1 * x, schedule), fingerprint="mine")
     broken_at = torch.from_numpy(NONMEMBERS[3].astype(np.float32) / 127.5 - 1)
 
     def sometimes_nan(x, t):
         hit = (x[:, 0] == broken_at).all(dim=(1, 2))
         return torch.where(hit[:, None, None, None], torch.nan, 0.1 * x) if t == 100 else 0.1 * x
 
-    broken = leakscope.Target(leakscope.Denoiser.from_function(sometimes_nan, schedule), fingerprint="mine")
+    broken = diffleak.Target(diffleak.Denoiser.from_function(sometimes_nan, schedule), fingerprint="mine")
     arguments = settings(data, attacks="sima")
     with pytest.raises(UserError, match=r"sima got nan for image nonmembers/3 at timestep 100.*finished chunks are kept"):
-        leakscope.audit(broken, output=tmp_path, **arguments)
+        diffleak.audit(broken, output=tmp_path, **arguments)
     kept = len(list(tmp_path.glob("scores/chunk*")))
     assert 0 < kept < 5
-    assert leakscope.audit(clean, output=tmp_path, **arguments).results
+    assert diffleak.audit(clean, output=tmp_path, **arguments).results
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(model, data, tmp_path, monkeypatch):
@@ -214,24 +220,24 @@ def test_a_full_disk_is_one_line_and_loses_nothing(model, data, tmp_path, monkey
         written.append(path)
         return real(table, path, *args, **kwargs)
 
-    monkeypatch.setattr("leakscope.scoring.pq.write_table", full_after_three)
+    monkeypatch.setattr("diffleak.scoring.pq.write_table", full_after_three)
     with pytest.raises(UserError, match=r"cannot be written .*No space left on device.*finished work is kept"):
-        leakscope.audit(model, output=tmp_path, **settings(data))
+        diffleak.audit(model, output=tmp_path, **settings(data))
     assert len(list(tmp_path.glob("scores/*"))) == 3
-    monkeypatch.setattr("leakscope.scoring.pq.write_table", real)
-    assert leakscope.audit(model, output=tmp_path, **settings(data)).results
+    monkeypatch.setattr("diffleak.scoring.pq.write_table", real)
+    assert diffleak.audit(model, output=tmp_path, **settings(data)).results
 
 
 def test_an_unwritable_folder_is_refused_before_scoring(model, data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"output folder .* cannot be written"):
-        leakscope.audit(model, output=tmp_path / "file" / "run", **settings(data))
+        diffleak.audit(model, output=tmp_path / "file" / "run", **settings(data))
 
 
 def test_the_python_api_takes_arrays_and_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     memoriser = Memoriser(torch.from_numpy(MEMBERS[:, None].astype(np.float32) / 127.5 - 1).double(), linear_schedule())
-    audit = leakscope.audit(memoriser, MEMBERS, NONMEMBERS, attacks=["sima", "pia"], timesteps="50:150:50")
+    audit = diffleak.audit(memoriser, MEMBERS, NONMEMBERS, attacks=["sima", "pia"], timesteps="50:150:50")
     assert [r.auc.value for r in audit.results] == [1.0, 1.0]
     assert not list(tmp_path.iterdir())
     frame = audit.to_frame()
@@ -243,18 +249,18 @@ def test_the_python_api_takes_arrays_and_leaves_nothing_behind(tmp_path, monkeyp
 
 
 def test_without_calibration_the_published_timestep_is_used_and_success_is_null(model, data):
-    audit = leakscope.audit(model, **settings(data, attacks="secmi,pia,noise_aggregation", timesteps=None, calibration=False))
+    audit = diffleak.audit(model, **settings(data, attacks="secmi,pia,noise_aggregation", timesteps=None, calibration=False))
     assert [r.timestep for r in audit.results] == [90, 200, 80]
     assert all(r.asr.value is None and "calibrate" in r.asr.reason for r in audit.results)
     assert all(r.n_members == 40 for r in audit.results)
     with pytest.raises(UserError, match="sima has no published single timestep"):
-        leakscope.audit(model, **settings(data, attacks="sima", timesteps=None, calibration=False))
+        diffleak.audit(model, **settings(data, attacks="sima", timesteps=None, calibration=False))
     with pytest.raises(UserError, match="timesteps must be one number"):
-        leakscope.audit(model, **settings(data, calibration=False))
+        diffleak.audit(model, **settings(data, calibration=False))
 
 
 def test_limit_takes_as_many_of_each_side_and_always_the_same(model, data):
-    first, second = (leakscope.audit(model, **settings(data, attacks="sima", limit=20)) for _ in range(2))
+    first, second = (diffleak.audit(model, **settings(data, attacks="sima", limit=20)) for _ in range(2))
     assert first.samples.ids == second.samples.ids
     assert (first.samples.member.sum(), (~first.samples.member).sum()) == (20, 20)
 
@@ -262,8 +268,8 @@ def test_limit_takes_as_many_of_each_side_and_always_the_same(model, data):
 def test_sides_from_different_sources_make_the_audit_invalid():
     bright = np.clip(np.random.default_rng(1).integers(0, 256, (60, 8, 8)) + 60, 0, 255).astype(np.uint8)
     dark = np.random.default_rng(2).integers(0, 200, (60, 8, 8), dtype=np.uint8)
-    model = leakscope.Denoiser.from_function(lambda x, t: 0.1 * x, linear_schedule().alphas_cumprod)
-    audit = leakscope.audit(model, bright, dark, attacks="sima", timesteps="100")
+    model = diffleak.Denoiser.from_function(lambda x, t: 0.1 * x, linear_schedule().alphas_cumprod)
+    audit = diffleak.audit(model, bright, dark, attacks="sima", timesteps="100")
     assert audit.record.blind.low > 0.9
     config = build(AuditConfig, {"members": "a", "nonmembers": "b"})
     with pytest.raises(InvalidAudit, match="classifier that never saw the model tells the two sides apart"):
@@ -272,7 +278,7 @@ def test_sides_from_different_sources_make_the_audit_invalid():
 
 
 def test_gates_compare_the_upper_end_of_the_interval_in_either_direction(model, data):
-    record = leakscope.audit(model, **settings(data, attacks="sima", timesteps="100")).record
+    record = diffleak.audit(model, **settings(data, attacks="sima", timesteps="100")).record
 
     def check(low, high, **limits):
         auc = Estimate(value=(low + high) / 2, low=low, high=high)
@@ -300,7 +306,7 @@ def test_the_plan_comes_first_and_names_what_will_be_done(model, data, tmp_path)
 def test_half_precision_and_double_agree_with_single_within_their_rounding(model, data):
     statistic = {}
     for dtype in ("float64", "float32", "bfloat16"):
-        frame = leakscope.audit(model, **settings(data, attacks="sima,pia", dtype=dtype)).to_frame()
+        frame = diffleak.audit(model, **settings(data, attacks="sima,pia", dtype=dtype)).to_frame()
         statistic[dtype] = frame.statistic.to_numpy()
     np.testing.assert_allclose(statistic["float32"], statistic["float64"], rtol=1e-3)
     assert not np.array_equal(statistic["bfloat16"], statistic["float32"])
@@ -309,7 +315,7 @@ def test_half_precision_and_double_agree_with_single_within_their_rounding(model
 
 def test_scores_do_not_depend_on_batch_size_beyond_rounding(model, data):
     first, second = (
-        leakscope.audit(model, **settings(data, attacks=ALL.replace(",noise_aggregation(metric=density)", ""), batch_size=b)).to_frame()
+        diffleak.audit(model, **settings(data, attacks=ALL.replace(",noise_aggregation(metric=density)", ""), batch_size=b)).to_frame()
         for b in (3, 16)
     )
     np.testing.assert_allclose(first.statistic, second.statistic, rtol=2e-3, atol=1e-4)
@@ -317,20 +323,20 @@ def test_scores_do_not_depend_on_batch_size_beyond_rounding(model, data):
 
 def test_scores_of_a_model_that_nobody_can_identify_are_not_taken_for_another_one(tmp_path):
     schedule = linear_schedule().alphas_cumprod
-    first, second = (leakscope.Denoiser.from_function(lambda x, t, f=f: f * x, schedule) for f in (0.1, 0.2))
-    leakscope.audit(first, MEMBERS, NONMEMBERS, attacks="sima", timesteps="100", output=tmp_path)
+    first, second = (diffleak.Denoiser.from_function(lambda x, t, f=f: f * x, schedule) for f in (0.1, 0.2))
+    diffleak.audit(first, MEMBERS, NONMEMBERS, attacks="sima", timesteps="100", output=tmp_path)
     with pytest.raises(UserError, match="nothing says that they are of this model"):
-        leakscope.audit(second, MEMBERS, NONMEMBERS, attacks="sima", timesteps="100", output=tmp_path)
+        diffleak.audit(second, MEMBERS, NONMEMBERS, attacks="sima", timesteps="100", output=tmp_path)
 
 
 def test_saving_over_another_audit_is_refused_and_a_saved_audit_can_be_resumed(model, data, tmp_path, monkeypatch):
-    saved = leakscope.audit(model, **settings(data, attacks="sima"))
+    saved = diffleak.audit(model, **settings(data, attacks="sima"))
     saved.save(tmp_path)
-    other = leakscope.audit(model, **settings(data, attacks="sima", seed=1))
+    other = diffleak.audit(model, **settings(data, attacks="sima", seed=1))
     with pytest.raises(UserError, match="belongs to another plan"):
         other.save(tmp_path)
-    monkeypatch.setattr("leakscope.scoring._score_chunk", lambda *_: pytest.fail("scored again"))
-    again = leakscope.audit(model, output=tmp_path, **settings(data, attacks="sima"))
+    monkeypatch.setattr("diffleak.scoring._score_chunk", lambda *_: pytest.fail("scored again"))
+    again = diffleak.audit(model, output=tmp_path, **settings(data, attacks="sima"))
     np.testing.assert_array_equal(again.scores[0].statistic, saved.scores[0].statistic)
     assert again.record.costs.queries == saved.record.costs.queries
 
@@ -343,21 +349,21 @@ def test_damaged_and_foreign_chunks_are_named(model, data, whole, tmp_path):
     chunk = sorted((run_folder / "scores").glob("*.parquet"))[0]
     chunk.write_bytes(b"")
     with pytest.raises(UserError, match=r"chunk-00000-00-loss.parquet is damaged; delete it"):
-        leakscope.audit(model, output=run_folder, **settings(data))
+        diffleak.audit(model, output=run_folder, **settings(data))
     foreign = tmp_path / "foreign"
-    leakscope.audit(model, output=foreign, **settings(data, seed=1))
+    diffleak.audit(model, output=foreign, **settings(data, seed=1))
     shutil.copy(foreign / "scores" / chunk.name, chunk)
     with pytest.raises(UserError, match=r"chunk-00000-00-loss.parquet belongs to another plan; delete it"):
-        leakscope.audit(model, output=run_folder, **settings(data))
+        diffleak.audit(model, output=run_folder, **settings(data))
     chunk.unlink()
-    leakscope.audit(model, output=run_folder, **settings(data))
+    diffleak.audit(model, output=run_folder, **settings(data))
     pd.testing.assert_frame_equal(scores(run_folder), scores(whole), check_exact=True)
 
 
 def test_a_plan_file_has_one_first_writer(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
-    from leakscope.files import write_new
+    from diffleak.files import write_new
 
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda i: write_new(tmp_path / "plan.json", str(i)), range(8)))
@@ -369,10 +375,10 @@ def test_a_plan_file_has_one_first_writer(tmp_path):
 def test_halves_that_would_be_empty_and_impossible_seeds_are_refused_before_scoring(model, data):
     for fraction in (0.01, 0.99):
         with pytest.raises(UserError, match="calibrate_fraction must leave images on both halves"):
-            leakscope.audit(model, **settings(data, calibrate_fraction=fraction))
+            diffleak.audit(model, **settings(data, calibrate_fraction=fraction))
     for seed in (-1, 2**33):
         with pytest.raises(UserError, match="seed: "):
-            leakscope.audit(model, **settings(data, seed=seed))
+            diffleak.audit(model, **settings(data, seed=seed))
 
 
 def test_the_command_in_the_record_repeats_the_audit(whole, model, data, tmp_path):
@@ -380,7 +386,7 @@ def test_the_command_in_the_record_repeats_the_audit(whole, model, data, tmp_pat
 
     record = AuditRecord.model_validate_json((whole / "audit.json").read_text())
     words = shlex.split(record.command)
-    assert words[:3] == ["leakscope", "audit", str(model)]
+    assert words[:3] == ["diffleak", "audit", str(model)]
     done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "all of it is done" in done.stderr
@@ -389,5 +395,5 @@ def test_the_command_in_the_record_repeats_the_audit(whole, model, data, tmp_pat
 def test_a_folder_with_files_of_somebody_else_is_left_alone(model, data, tmp_path):
     (tmp_path / "report.html").write_text("mine")
     with pytest.raises(UserError, match=r"already holds a report.html that no audit here has written"):
-        leakscope.audit(model, output=tmp_path, **settings(data))
+        diffleak.audit(model, output=tmp_path, **settings(data))
     assert (tmp_path / "report.html").read_text() == "mine"

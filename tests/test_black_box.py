@@ -11,28 +11,28 @@ from caption_fixtures import caption_vector
 from test_cli import call, refused
 from text_fixtures import text_folder
 
-import leakscope
-from leakscope import hub
-from leakscope.attacks import ATTACKS
-from leakscope.attacks.base import Encoder, Service, parse
-from leakscope.attacks.black_box import BlackBox, cosines
-from leakscope.audit_config import AuditConfig
-from leakscope.auditing import run
-from leakscope.config import build
-from leakscope.data.cohort import two_sources
-from leakscope.data.pixels import ImageShape, to_model, to_uint8
-from leakscope.data.sources import ImageSource
-from leakscope.diffusion.analytic import Gaussian, Memoriser, linear_schedule
-from leakscope.diffusion.denoiser import Counted, Denoiser, Guided
-from leakscope.diffusion.dual import Dual
-from leakscope.diffusion.noise import Noise
-from leakscope.diffusion.prompts import Prompts
-from leakscope.errors import UserError
-from leakscope.hub import Target
-from leakscope.planning import choose_attacks, prepare
-from leakscope.scoring import Job, Worker, collect, score
-from leakscope.service import service
-from leakscope.settling import settled
+import diffleak
+from diffleak import hub
+from diffleak.attacks import ATTACKS
+from diffleak.attacks.base import Encoder, Service, parse
+from diffleak.attacks.black_box import BlackBox, cosines
+from diffleak.audit_config import AuditConfig
+from diffleak.auditing import run
+from diffleak.config import build
+from diffleak.data.cohort import two_sources
+from diffleak.data.pixels import ImageShape, to_model, to_uint8
+from diffleak.data.sources import ImageSource
+from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
+from diffleak.diffusion.denoiser import Counted, Denoiser, Guided
+from diffleak.diffusion.dual import Dual
+from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.prompts import Prompts
+from diffleak.errors import UserError
+from diffleak.hub import Target
+from diffleak.planning import choose_attacks, prepare
+from diffleak.scoring import Job, Worker, collect, score
+from diffleak.service import service
+from diffleak.settling import settled
 
 SCHEDULE = linear_schedule()
 SIDE = 4
@@ -113,7 +113,7 @@ def test_similarities_are_those_of_a_straight_line_loop() -> None:
 
 
 def small(image: np.ndarray) -> np.ndarray:
-    from leakscope.quality.extractors import extract, open_extractor
+    from diffleak.quality.extractors import extract, open_extractor
 
     return extract(open_extractor("pixels"), [image]).features[0].astype(np.float64)
 
@@ -350,7 +350,7 @@ def test_without_calibration_a_threshold_works_and_a_classifier_does_not(tmp_pat
 
 
 def test_the_python_api_takes_a_captioned_target(tmp_path: Path) -> None:
-    (result,) = leakscope.audit(
+    (result,) = diffleak.audit(
         captioned(memoriser(12)), source("in", 12, 1), source("out", 12, 2), attacks=FAST, output=tmp_path / "run"
     ).results
     assert result.parameters["encoder"] == "pixels"

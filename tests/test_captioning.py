@@ -11,12 +11,12 @@ from PIL import Image
 from text_fixtures import CAPTIONS
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 
-import leakscope
-from leakscope import captioning
-from leakscope.captioning import caption_images, load_captioner, nucleus
-from leakscope.cli import main
-from leakscope.data.captions import read_captions
-from leakscope.errors import UserError
+import diffleak
+from diffleak import captioning
+from diffleak.captioning import caption_images, load_captioner, nucleus
+from diffleak.cli import main
+from diffleak.data.captions import read_captions
+from diffleak.errors import UserError
 
 N = len(CAPTIONS)
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", *sorted({word for text in CAPTIONS for word in text.split()})]
@@ -193,13 +193,13 @@ def test_what_cannot_be_used_is_one_line(data, blip, tmp_path, model_folder):
 
 
 def test_the_command_writes_the_file_and_says_where(data, blip, tmp_path, monkeypatch, capsys):
-    command = ["leakscope", "caption", str(data), "--captioner", str(blip), "-n", "2", "--limit", "2", "--device", "cpu", "--json"]
+    command = ["diffleak", "caption", str(data), "--captioner", str(blip), "-n", "2", "--limit", "2", "--device", "cpu", "--json"]
     monkeypatch.setattr(sys, "argv", [*command, "-o", str(tmp_path / "c.jsonl")])
     with pytest.raises(SystemExit, match="0"):
         main()
     assert json.loads(capsys.readouterr().out) == {"captions": str(tmp_path / "c.jsonl")}
-    assert told(tmp_path / "c.jsonl") == told(leakscope.caption_images(data, tmp_path / "p.jsonl", str(blip), 2, limit=2, device="cpu"))
+    assert told(tmp_path / "c.jsonl") == told(diffleak.caption_images(data, tmp_path / "p.jsonl", str(blip), 2, limit=2, device="cpu"))
     monkeypatch.setattr(sys, "argv", [*command, "-n", "0", "-o", str(tmp_path / "none.jsonl")])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert capsys.readouterr().err.strip() == "leakscope: n must be at least 1; got 0"
+    assert capsys.readouterr().err.strip() == "diffleak: n must be at least 1; got 0"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from leakscope import cli, hub
-from leakscope.attacks import ATTACKS
+from diffleak import cli, hub
+from diffleak.attacks import ATTACKS
 
 RNG = np.random.default_rng(0)
 SETTINGS = ["--attacks", "sima,loss", "--timesteps", "50:100:50", "--device", "cpu", "--batch-size", "16"]
@@ -49,9 +49,9 @@ def sides(tmp_path) -> list[str]:
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `leakscope ARGUMENTS`, in this process."""
+    """Exit code, stdout and stderr of `diffleak ARGUMENTS`, in this process."""
     before = sys.argv
-    sys.argv = ["leakscope", *map(str, arguments)]
+    sys.argv = ["diffleak", *map(str, arguments)]
     try:
         with pytest.raises(SystemExit) as stopped:
             cli.main()
@@ -65,7 +65,7 @@ def call(capsys, *arguments) -> tuple[int, str, str]:
 def refused(capsys, *arguments) -> str:
     """The one line that a user's mistake gives; fails unless the exit code is 2 and nothing else is said."""
     code, out, err = call(capsys, *arguments)
-    lines = [line for line in err.splitlines() if line.startswith("leakscope:")]
+    lines = [line for line in err.splitlines() if line.startswith("diffleak:")]
     assert (code, out, len(lines)) == (2, "", 1), (code, out, err)
     assert "Traceback" not in err
     return lines[0]
@@ -220,7 +220,7 @@ def test_a_run_folder_that_is_none_is_one_line(capsys, tmp_path):
 
 
 def test_attacks_lists_every_attack(capsys):
-    from leakscope.attacks import ATTACKS
+    from diffleak.attacks import ATTACKS
 
     code, out, _ = call(capsys, "attacks", "--json")
     assert code == 0
@@ -239,7 +239,7 @@ def test_selfcheck_passes_and_says_so(capsys):
 
 
 def test_selfcheck_fails_when_an_attack_is_wrong(capsys, monkeypatch):
-    from leakscope.attacks.sima import SimA
+    from diffleak.attacks.sima import SimA
 
     monkeypatch.setattr(
         SimA, "residuals", lambda self, denoiser, x0, noise, cond=None: (denoiser(x0, t) * 0 + noise(0) for t in self.timesteps)
@@ -287,14 +287,14 @@ def test_interrupting_an_audit_says_that_it_resumes(capsys, model, sides, tmp_pa
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("leakscope.scoring._prepared", interrupt)
+    monkeypatch.setattr("diffleak.scoring._prepared", interrupt)
     code, _, err = call(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run")
     assert code == 130
     assert "interrupted; finished work is kept, the same command resumes" in err
 
 
 def test_a_bug_shows_its_traceback(model, sides, tmp_path):
-    code = "import sys, leakscope.auditing as a; a.prepare = lambda *_: 1 / 0; from leakscope.cli import main; main()"
+    code = "import sys, diffleak.auditing as a; a.prepare = lambda *_: 1 / 0; from diffleak.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "audit", str(model), *sides], capture_output=True, text=True)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
@@ -410,7 +410,7 @@ def test_masked_results_in_json_name_their_mask_its_ratio_and_what_it_adds(capsy
 
 
 def test_version_and_help(capsys):
-    assert call(capsys, "--version")[1].startswith("leakscope 0.")
+    assert call(capsys, "--version")[1].startswith("diffleak 0.")
     for command in ("demo", "train", "audit", "metrics", "report", "attacks", "selfcheck"):
         code, out, _ = call(capsys, command, "--help")
         assert code == 0

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import AUTOENCODERS
 
-from leakscope.diffusion.codec import Identity
-from leakscope.hub import load_codec
+from diffleak.diffusion.codec import Identity
+from diffleak.hub import load_codec
 
 MEAN, STD = [0.1, -0.2, 0.3, 0.05], [0.5, 0.8, 1.2, 2.0]
 SETTINGS = [

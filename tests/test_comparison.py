@@ -1,4 +1,4 @@
-"""`leakscope compare`: what is paired with what, which attack counts, the swap audit, what is refused, what is printed."""
+"""`diffleak compare`: what is paired with what, which attack counts, the swap audit, what is refused, what is printed."""
 
 import io
 import json
@@ -13,13 +13,13 @@ from rich.console import Console
 from run_fixtures import gaussian, ids_of, make_run, swap_runs, write_quality
 from test_cli import call, refused
 
-from leakscope import metrics
-from leakscope.comparison import compare, save
-from leakscope.comparison_record import Comparison
-from leakscope.errors import UserError
-from leakscope.report.comparison import comparison_verdict, print_comparison
-from leakscope.report.comparison_page import comparison_html
-from leakscope.run_folder import read_record, read_samples
+from diffleak import metrics
+from diffleak.comparison import compare, save
+from diffleak.comparison_record import Comparison
+from diffleak.errors import UserError
+from diffleak.report.comparison import comparison_verdict, print_comparison
+from diffleak.report.comparison_page import comparison_html
+from diffleak.run_folder import read_record, read_samples
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +310,7 @@ def test_without_quality_files_the_page_says_how_to_get_them(runs):
     record = compare(names(runs / "undefended", runs / "defended"))
     assert record.quality_metric is None and record.quality_reason == "no entry has a quality.json"
     page = comparison_html(record)
-    assert "leakscope quality MODEL --reference DATA -o RUN" in page and "privacy-quality" not in page
+    assert "diffleak quality MODEL --reference DATA -o RUN" in page and "privacy-quality" not in page
 
 
 def test_quality_is_read_from_the_first_run_that_has_it_or_from_the_file_named(runs, tmp_path):
@@ -344,7 +344,7 @@ def test_quality_by_another_extractor_or_number_of_images_is_not_plotted_togethe
 def test_bad_quality_is_refused(runs, tmp_path):
     a, b = copy(runs, tmp_path), str(runs / "defended")
     (a / "quality.json").write_text("{}")
-    with pytest.raises(UserError, match=r"must be a quality.json as `leakscope quality` writes it \(Field required\)"):
+    with pytest.raises(UserError, match=r"must be a quality.json as `diffleak quality` writes it \(Field required\)"):
         compare([str(a), b])
     (a / "quality.json").unlink()
     for given, message in (

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from leakscope.data import sources
-from leakscope.data.cohort import one_source, read_split, two_sources
-from leakscope.data.draw import choose_members
-from leakscope.data.pixels import ImageShape, fit, pixel_hash, to_model, to_uint8
-from leakscope.data.scan import scan
-from leakscope.data.sources import ImageSource, UnreadableImage, decode, open_source
-from leakscope.errors import UserError
+from diffleak.data import sources
+from diffleak.data.cohort import one_source, read_split, two_sources
+from diffleak.data.draw import choose_members
+from diffleak.data.pixels import ImageShape, fit, pixel_hash, to_model, to_uint8
+from diffleak.data.scan import scan
+from diffleak.data.sources import ImageSource, UnreadableImage, decode, open_source
+from diffleak.errors import UserError
 
 
 def pictures(n, height=8, width=6, channels=3, seed=0):

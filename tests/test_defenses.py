@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from leakscope import hub
-from leakscope.data.pixels import to_model
-from leakscope.defenses.defend import defend, defend_config
-from leakscope.defenses.halves import near_duplicates, split_halves
-from leakscope.diffusion.analytic import Memoriser, linear_schedule
-from leakscope.diffusion.dual import Dual
-from leakscope.errors import UserError
-from leakscope.training.distillation import DistillationLoss, Lesson, alternating, half_of, other_teacher
+from diffleak import hub
+from diffleak.data.pixels import to_model
+from diffleak.defenses.defend import defend, defend_config
+from diffleak.defenses.halves import near_duplicates, split_halves
+from diffleak.diffusion.analytic import Memoriser, linear_schedule
+from diffleak.diffusion.dual import Dual
+from diffleak.errors import UserError
+from diffleak.training.distillation import DistillationLoss, Lesson, alternating, half_of, other_teacher
 
 TINY = {
     "layers_per_block": 1,
@@ -272,7 +272,7 @@ def test_a_student_of_latents_learns_on_its_teachers_latents(tmp_path, latent_fo
 
 def test_a_student_killed_and_resumed_has_the_same_loss_curve(data, tmp_path):
     defend(settings("dual", data, tmp_path / "teachers"))
-    command = [sys.executable, "-m", "leakscope", "defend", "distill", "--data", str(data), "--steps", "80", "--batch-size", "4"]
+    command = [sys.executable, "-m", "diffleak", "defend", "distill", "--data", str(data), "--steps", "80", "--batch-size", "4"]
     command += ["--checkpoint-every", "10", "--device", "cpu", "--threads", "1", "-o"]
     given = ["--teachers", f"{tmp_path}/teachers/teacher-1,{tmp_path}/teachers/teacher-2"]
     killed = tmp_path / "killed"
@@ -418,7 +418,7 @@ def test_unfinished_and_missing_teachers_are_refused(data, tmp_path):
 
 
 def test_a_folder_that_another_process_trains_in_is_refused(data, tmp_path):
-    from leakscope.files import locked
+    from diffleak.files import locked
 
     (tmp_path / "out" / "teacher-1").mkdir(parents=True)
     with locked(tmp_path / "out" / "teacher-1"), pytest.raises(UserError, match=r"another process is training in .*teacher-1"):
@@ -428,7 +428,7 @@ def test_a_folder_that_another_process_trains_in_is_refused(data, tmp_path):
 
 def test_under_a_launcher_both_processes_train_the_same_teacher(data, tmp_path):
     """Two ranks must not start teachers of their own, whose gradients would meet."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "leakscope"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "diffleak"]
     command += ["defend", "dual", "--data", str(data), "--train-size", "16", "--steps", "2", "--batch-size", "4", "--device", "cpu"]
     command += ["--preset", "digits", "-o", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

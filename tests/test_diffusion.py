@@ -11,13 +11,13 @@ from scipy import integrate, stats
 from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
-from leakscope.attacks import ATTACKS
-from leakscope.attacks.base import parse
-from leakscope.diffusion.analytic import Gaussian, Memoriser, linear_schedule
-from leakscope.diffusion.denoiser import Counted, Denoiser, NetworkDenoiser, PredictionType, to_noise
-from leakscope.diffusion.noise import Noise
-from leakscope.diffusion.schedule import Schedule
-from leakscope.errors import UserError
+from diffleak.attacks import ATTACKS
+from diffleak.attacks.base import parse
+from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
+from diffleak.diffusion.denoiser import Counted, Denoiser, NetworkDenoiser, PredictionType, to_noise
+from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.schedule import Schedule
+from diffleak.errors import UserError
 
 BETAS = [
     {"beta_schedule": "linear"},

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from leakscope import hub
-from leakscope.diffusion.analytic import Gaussian, Memoriser, linear_schedule
-from leakscope.diffusion.denoiser import Counted, Denoiser
-from leakscope.diffusion.dual import Dual
-from leakscope.diffusion.noise import Noise
-from leakscope.diffusion.sampling import sample
-from leakscope.errors import UserError
+from diffleak import hub
+from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
+from diffleak.diffusion.denoiser import Counted, Denoiser
+from diffleak.diffusion.dual import Dual
+from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.sampling import sample
+from diffleak.errors import UserError
 
 SCHEDULE = linear_schedule()
 NOISE = Noise(0, ("a", "b", "c"), (1, 4, 4))

@@ -14,19 +14,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import leakscope
-from leakscope import hub
-from leakscope.data.draw import keyed_order
-from leakscope.defenses.defend import defend_config
-from leakscope.errors import UserError
-from leakscope.training import private
-from leakscope.training.denoiser import DenoisingLoss, denoiser_task, network_config
-from leakscope.training.early_stopping import EarlyStopping, split_task
-from leakscope.training.images import read_training_data, set_aside
-from leakscope.training.loop import Loop, accelerator_of
-from leakscope.training.private import Privacy, PrivateTraining, per_sample, plan_privacy, poisson
-from leakscope.training.run import train
-from leakscope.training.task import batch, keyed
+import diffleak
+from diffleak import hub
+from diffleak.data.draw import keyed_order
+from diffleak.defenses.defend import defend_config
+from diffleak.errors import UserError
+from diffleak.training import private
+from diffleak.training.denoiser import DenoisingLoss, denoiser_task, network_config
+from diffleak.training.early_stopping import EarlyStopping, split_task
+from diffleak.training.images import read_training_data, set_aside
+from diffleak.training.loop import Loop, accelerator_of
+from diffleak.training.private import Privacy, PrivateTraining, per_sample, plan_privacy, poisson
+from diffleak.training.run import train
+from diffleak.training.task import batch, keyed
 
 TINY = {
     "layers_per_block": 1,
@@ -49,7 +49,7 @@ def data(tmp_path) -> Path:
 
 def config(data: Path, output: Path, **changes):
     base = {"data": str(data), "output": output, "steps": 6, "batch_size": 4, "model": TINY, "device": "cpu", "checkpoint_every": 2}
-    return leakscope.train_config(None, None, **{**base, "threads": 1, **changes})
+    return diffleak.train_config(None, None, **{**base, "threads": 1, **changes})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -69,7 +69,7 @@ def task_of(settings):
     """The task of a run and its data, without the run."""
     torch.manual_seed(settings.seed)
     images = read_training_data(settings)
-    network = network_config(settings, leakscope.data.pixels.ImageShape(1, 8, 8))
+    network = network_config(settings, diffleak.data.pixels.ImageShape(1, 8, 8))
     return denoiser_task(settings, network, images, None, None, torch.device("cpu")), images
 
 
@@ -90,7 +90,7 @@ def losses(monkeypatch):
 def test_images_set_aside_are_neither_members_nor_held_out_and_are_not_trained_on(data, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(DenoisingLoss, "forward", _recording(seen, DenoisingLoss.forward))
-    folder = leakscope.train(config(data, tmp_path / "model", train_size=20, validation=0.25, steps=20))
+    folder = diffleak.train(config(data, tmp_path / "model", train_size=20, validation=0.25, steps=20))
     split = text(folder, "split.json")
     assert [len(split[k]) for k in ("members", "validation", "nonmembers")] == [15, 5, 10]
     assert sorted((i for side in split.values() for i in side), key=int) == [str(i) for i in range(30)]
@@ -116,7 +116,7 @@ def test_who_is_set_aside_depends_on_the_seed_and_each_id():
 
 
 def test_the_validation_loss_is_that_of_the_saved_weights_on_fixed_draws(data, tmp_path):
-    folder = leakscope.train(config(data, tmp_path / "model", validation=0.2, ema_decay=0.9))
+    folder = diffleak.train(config(data, tmp_path / "model", validation=0.2, ema_decay=0.9))
     curve = pd.read_csv(folder / "validation.csv")
     assert list(curve.step) == [2, 4, 6]
     task, images = task_of(config(data, folder, validation=0.2))
@@ -135,7 +135,7 @@ def test_the_validation_loss_is_that_of_the_saved_weights_on_fixed_draws(data, t
 
 def test_training_stops_after_patience_and_saves_the_best_weights(data, tmp_path, losses):
     losses({2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5, 10: 0.5})
-    folder = leakscope.train(config(data, tmp_path / "model", validation=0.2, patience=2, steps=20))
+    folder = diffleak.train(config(data, tmp_path / "model", validation=0.2, patience=2, steps=20))
     assert text(folder, "train.json")["early_stopping"] == {
         "saved_step": 4,
         "validation_loss": 1.0,
@@ -143,10 +143,10 @@ def test_training_stops_after_patience_and_saves_the_best_weights(data, tmp_path
         "stopped": "no lower for 2 checks",
     }
     losses({2: 3.0, 4: 1.0})
-    best = leakscope.train(config(data, tmp_path / "best", validation=0.2, patience=2, steps=4))
+    best = diffleak.train(config(data, tmp_path / "best", validation=0.2, patience=2, steps=4))
     assert same(folder, best)
     losses({2: 3.0, 4: 1.0, 6: 2.0, 8: 0.9})
-    last = leakscope.train(config(data, tmp_path / "last", validation=0.2, patience=2, steps=8))
+    last = diffleak.train(config(data, tmp_path / "last", validation=0.2, patience=2, steps=8))
     assert not same(folder, last)
     assert text(last, "train.json")["early_stopping"]["stopped"] == "all steps done"
 
@@ -156,14 +156,14 @@ def test_an_interrupted_run_stops_where_an_uninterrupted_one_does(data, tmp_path
     curve = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5, 10: 1.7}
     settings = {"validation": 0.2, "patience": 3, "steps": 20, "ema_decay": ema_decay}
     losses(curve)
-    whole = leakscope.train(config(data, tmp_path / "whole", **settings))
+    whole = diffleak.train(config(data, tmp_path / "whole", **settings))
     step = Loop._one_step
     monkeypatch.setattr(Loop, "_one_step", lambda self: step(self) if self.step != 7 else _die())
     with pytest.raises(KeyboardInterrupt):
-        leakscope.train(config(data, tmp_path / "cut", **settings))
+        diffleak.train(config(data, tmp_path / "cut", **settings))
     monkeypatch.setattr(Loop, "_one_step", step)
-    cut = leakscope.train(config(data, tmp_path / "cut", **settings))
-    again = leakscope.train(config(data, tmp_path / "cut", **{**settings, "steps": 40}))
+    cut = diffleak.train(config(data, tmp_path / "cut", **settings))
+    again = diffleak.train(config(data, tmp_path / "cut", **{**settings, "steps": 40}))
     for name in ("validation.csv", "split.json"):
         assert (whole / name).read_text() == (cut / name).read_text()
     assert same(whole, cut) and same(whole, again)
@@ -176,17 +176,17 @@ def _die():
 
 def test_validation_changes_nothing_in_what_is_trained(data, tmp_path):
     """A run with images set aside goes through the same steps as one on the other images alone."""
-    folder = leakscope.train(config(data, tmp_path / "aside", validation=0.2, ema_decay=0.9, steps=2))
+    folder = diffleak.train(config(data, tmp_path / "aside", validation=0.2, ema_decay=0.9, steps=2))
     members = text(folder, "split.json")["members"]
     (tmp_path / "split.json").write_text(json.dumps({"members": members, "nonmembers": text(folder, "split.json")["validation"]}))
-    assert same(folder, leakscope.train(config(data, tmp_path / "alone", split=tmp_path / "split.json", ema_decay=0.9, steps=2)))
+    assert same(folder, diffleak.train(config(data, tmp_path / "alone", split=tmp_path / "split.json", ema_decay=0.9, steps=2)))
 
 
 def test_a_conditional_model_is_validated_with_the_labels_of_the_images_set_aside(data, tmp_path):
     settings = config(data, tmp_path / "model", validation=0.2, model={**TINY, "num_class_embeds": 30})
     images = read_training_data(settings.model_copy(update={"model": TINY}))
     images = replace(images, labels=np.array([int(i) for i in (*images.members, *images.validation)]))
-    network = network_config(settings, leakscope.data.pixels.ImageShape(1, 8, 8))
+    network = network_config(settings, diffleak.data.pixels.ImageShape(1, 8, 8))
     task = denoiser_task(settings, network, images, None, None, torch.device("cpu"))
     first, second = split_task(task, len(images.members))
     assert [str(label) for label in first.given[0]] == list(images.members)
@@ -200,7 +200,7 @@ def test_two_processes_stop_early_together(data, tmp_path):
     yaml = tmp_path / "train.yaml"
     settings = {"data": str(data), "model": TINY, "learning_rate": 1e-30, "validation": 0.2, "patience": 1, "checkpoint_every": 2}
     yaml.write_text(json.dumps({**settings, "steps": 20, "batch_size": 4, "device": "cpu", "threads": 1}))
-    arguments = ["-m", "leakscope", "train", "-C", str(yaml), "-o"]
+    arguments = ["-m", "diffleak", "train", "-C", str(yaml), "-o"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for start, output in (([], tmp_path / "one"), (launch, tmp_path / "two")):
         done = subprocess.run([sys.executable, *start, *arguments, str(output)], capture_output=True, text=True, timeout=120)
@@ -222,10 +222,10 @@ def test_settings_of_early_stopping_that_cannot_be_had_are_one_line(data, tmp_pa
     ]
     for change, message in cases:
         with pytest.raises(UserError, match=message):
-            leakscope.train(config(data, out, **change))
-    leakscope.train(config(data, out, validation=0.2, steps=2))
+            diffleak.train(config(data, out, **change))
+    diffleak.train(config(data, out, validation=0.2, steps=2))
     with pytest.raises(UserError, match="checkpoint_every was 2, now 3"):
-        leakscope.train(config(data, out, validation=0.2, steps=2, checkpoint_every=3))
+        diffleak.train(config(data, out, validation=0.2, steps=2, checkpoint_every=3))
 
 
 # --- DP-SGD: the step ---------------------------------------------------------------------------------------------------
@@ -365,19 +365,19 @@ def test_the_noise_is_the_least_that_keeps_epsilon(data, tmp_path, epsilon):
 
 
 def test_a_private_run_says_what_it_spent_and_loads(data, tmp_path, capsys):
-    folder = leakscope.train(config(data, tmp_path / "model", model=ATTENTION, dp_epsilon=4.0, dp_delta=1e-3, ema_decay=0.9))
+    folder = diffleak.train(config(data, tmp_path / "model", model=ATTENTION, dp_epsilon=4.0, dp_delta=1e-3, ema_decay=0.9))
     record = text(folder, "train.json")
     assert record["privacy"]["sample_rate"] == 4 / 30
     assert 3.9 < record["spent"]["epsilon"] <= 4 and record["spent"] | {"epsilon": 0} == {"epsilon": 0, "delta": 1e-3, "steps": 6}
-    assert leakscope.load(folder, device="cpu").shape.height == 8
-    assert set(weights(folder)) == set(weights(leakscope.train(config(data, tmp_path / "plain", model=ATTENTION, steps=1))))
+    assert diffleak.load(folder, device="cpu").shape.height == 8
+    assert set(weights(folder)) == set(weights(diffleak.train(config(data, tmp_path / "plain", model=ATTENTION, steps=1))))
 
 
 def test_a_longer_private_run_continues_a_shorter_one_exactly_and_goes_on_accounting(data, tmp_path):
-    once = leakscope.train(config(data, tmp_path / "once", **NOISY))
-    twice = leakscope.train(config(data, tmp_path / "twice", **NOISY, steps=3))
+    once = diffleak.train(config(data, tmp_path / "once", **NOISY))
+    twice = diffleak.train(config(data, tmp_path / "twice", **NOISY, steps=3))
     first = text(twice, "train.json")["spent"]
-    leakscope.train(config(data, twice, **NOISY))
+    diffleak.train(config(data, twice, **NOISY))
     assert same(once, twice)
     assert text(once, "train.json")["spent"] == text(twice, "train.json")["spent"]
     assert first["steps"] == 3 and first["epsilon"] < text(twice, "train.json")["spent"]["epsilon"]
@@ -385,13 +385,13 @@ def test_a_longer_private_run_continues_a_shorter_one_exactly_and_goes_on_accoun
 
 def test_clipping_and_noise_change_the_model(data, tmp_path):
     names = {"plain": {}, "noisy": NOISY, "less": {**NOISY, "dp_noise_multiplier": 0.5}, "tight": {**NOISY, "dp_max_grad_norm": 0.01}}
-    folders = [leakscope.train(config(data, tmp_path / name, **changes)) for name, changes in names.items()]
+    folders = [diffleak.train(config(data, tmp_path / name, **changes)) for name, changes in names.items()]
     assert not any(same(a, b) for i, a in enumerate(folders) for b in folders[:i])
 
 
 def test_a_private_run_learns_where_the_noise_is_small(data, tmp_path):
     settings = {"steps": 70, "batch_size": 8, "learning_rate": 5e-3, "warmup_steps": 10, "dp_noise_multiplier": 0.01, "dp_delta": 1e-3}
-    losses = pd.read_csv(leakscope.train(config(data, tmp_path / "model", **settings, checkpoint_every=70)) / "losses.csv").loss
+    losses = pd.read_csv(diffleak.train(config(data, tmp_path / "model", **settings, checkpoint_every=70)) / "losses.csv").loss
     assert losses.iloc[-1] < 0.8 * losses.iloc[0]
 
 
@@ -412,7 +412,7 @@ def test_settings_of_dp_that_cannot_be_had_are_one_line(data, tmp_path):
     ]
     for change, message in cases:
         with pytest.raises(UserError, match=message) as caught:
-            leakscope.train(config(data, tmp_path / "model", **change))
+            diffleak.train(config(data, tmp_path / "model", **change))
         assert "\n" not in str(caught.value)
 
 
@@ -429,16 +429,16 @@ def test_other_defences_take_neither(data, tmp_path, change, which):
 
 
 def test_more_steps_than_epsilon_was_planned_for_are_refused(data, tmp_path):
-    folder = leakscope.train(config(data, tmp_path / "model", dp_epsilon=4.0, dp_delta=1e-3, steps=2))
+    folder = diffleak.train(config(data, tmp_path / "model", dp_epsilon=4.0, dp_delta=1e-3, steps=2))
     with pytest.raises(UserError, match="steps was 2, now 3"):
-        leakscope.train(config(data, folder, dp_epsilon=4.0, dp_delta=1e-3, steps=3))
+        diffleak.train(config(data, folder, dp_epsilon=4.0, dp_delta=1e-3, steps=3))
 
 
 def test_another_number_of_images_is_another_run(data, tmp_path):
-    folder = leakscope.train(config(data, tmp_path / "model", **NOISY, steps=1))
+    folder = diffleak.train(config(data, tmp_path / "model", **NOISY, steps=1))
     np.save(data, IMAGES[:20])
     with pytest.raises(UserError, match=r"holds another training run \((privacy|members) was"):
-        leakscope.train(config(data, folder, **NOISY, steps=2))
+        diffleak.train(config(data, folder, **NOISY, steps=2))
 
 
 def test_a_missing_opacus_is_one_line(data, tmp_path, monkeypatch):
@@ -450,8 +450,8 @@ def test_a_missing_opacus_is_one_line(data, tmp_path, monkeypatch):
         return real(name, *rest, **keys)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(UserError, match=r"DP-SGD needs Opacus, which is not installed: pip install 'leakscope\[dp\]'"):
-        leakscope.train(config(data, tmp_path / "model", **NOISY))
+    with pytest.raises(UserError, match=r"DP-SGD needs Opacus, which is not installed: pip install 'diffleak\[dp\]'"):
+        diffleak.train(config(data, tmp_path / "model", **NOISY))
 
 
 class _Normalised(torch.nn.Module):
@@ -505,12 +505,12 @@ def test_networks_without_per_sample_gradients_are_refused(data, tmp_path, monke
 def test_blocks_that_change_what_opacus_watches_are_refused(data, tmp_path):
     skip = {**TINY, "down_block_types": ["DownBlock2D", "SkipDownBlock2D"], "up_block_types": ["SkipUpBlock2D", "UpBlock2D"]}
     with pytest.raises(UserError, match=r"Opacus cannot follow this network, .*choose other block types") as caught:
-        leakscope.train(config(data, tmp_path / "model", model=skip, **NOISY))
+        diffleak.train(config(data, tmp_path / "model", model=skip, **NOISY))
     assert "\n" not in str(caught.value)
 
 
 def test_dropout_does_not_look_like_a_wrong_gradient(data, tmp_path):
-    assert (leakscope.train(config(data, tmp_path / "model", model={**TINY, "dropout": 0.5}, **NOISY, steps=1)) / "unet").is_dir()
+    assert (diffleak.train(config(data, tmp_path / "model", model={**TINY, "dropout": 0.5}, **NOISY, steps=1)) / "unet").is_dir()
 
 
 # --- the command line ---------------------------------------------------------------------------------------------------
@@ -519,7 +519,7 @@ def test_dropout_does_not_look_like_a_wrong_gradient(data, tmp_path):
 def test_the_last_line_says_what_was_spent(data, tmp_path):
     (tmp_path / "c.yaml").write_text(json.dumps({"model": TINY, "device": "cpu", "threads": 1, "batch_size": 4, "steps": 2}))
     flags = ["--dp-epsilon", "4", "--dp-delta", "1e-3", "--dp-max-grad-norm", "0.5"]
-    command = [sys.executable, "-m", "leakscope", "train", "--data", str(data), "-C", str(tmp_path / "c.yaml"), "-o", str(tmp_path / "m")]
+    command = [sys.executable, "-m", "diffleak", "train", "--data", str(data), "-C", str(tmp_path / "c.yaml"), "-o", str(tmp_path / "m")]
     done = subprocess.run([*command, *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
@@ -528,7 +528,7 @@ def test_the_last_line_says_what_was_spent(data, tmp_path):
 
 
 def test_the_last_line_says_where_training_stopped_and_why(data, tmp_path, losses, capsys):
-    from leakscope.cli import train as command
+    from diffleak.cli import train as command
 
     (tmp_path / "c.yaml").write_text(json.dumps({"model": TINY, "device": "cpu", "threads": 1, "batch_size": 4, "checkpoint_every": 2}))
     for as_json in (False, True):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-import leakscope
-from leakscope import metrics
-from leakscope.data.draw import calibrate_half
-from leakscope.errors import UserError
-from leakscope.evaluation import REPEATS, SMALL_SIDE, evaluate, evaluate_scores, halves, headline, samples
-from leakscope.record import Scores
+import diffleak
+from diffleak import metrics
+from diffleak.data.draw import calibrate_half
+from diffleak.errors import UserError
+from diffleak.evaluation import REPEATS, SMALL_SIDE, evaluate, evaluate_scores, halves, headline, samples
+from diffleak.record import Scores
 
 
 def cohort(m, n, seed=0):
@@ -341,7 +341,7 @@ def arrays(m=400, n=500, shift=1.0, seed=0):
 
 def test_evaluate_is_public_and_its_auc_and_rates_are_of_all_scores():
     members, nonmembers = arrays()
-    result = leakscope.evaluate(members, nonmembers)
+    result = diffleak.evaluate(members, nonmembers)
     assert result.auc.value == pytest.approx(auc_of(np.r_[members, nonmembers], np.repeat([1, 0], [400, 500])))
     assert result.tpr_at_fpr[1].value == pytest.approx(np.mean(members > np.sort(nonmembers)[-5]))
     assert (result.n_members, result.n_nonmembers) == (400, 500)

@@ -6,7 +6,7 @@ from math import cos, hypot, pi
 import numpy as np
 import pytest
 
-from leakscope.frequencies import energies, radius
+from diffleak.frequencies import energies, radius
 
 
 def images(height: int, width: int, channels: int, n: int = 3) -> np.ndarray:

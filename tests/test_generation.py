@@ -10,17 +10,17 @@ import pytest
 import torch
 from text_fixtures import text_folder
 
-from leakscope import hub
-from leakscope.data.pixels import ImageShape, to_uint8
-from leakscope.diffusion.analytic import Gaussian, Memoriser, linear_schedule
-from leakscope.diffusion.denoiser import Counted, Denoiser, Guided
-from leakscope.diffusion.dual import Dual
-from leakscope.diffusion.noise import Noise
-from leakscope.diffusion.prompts import Prompts
-from leakscope.diffusion.sampling import sample
-from leakscope.errors import UserError
-from leakscope.generation import CHUNK, generate, plan_drawing
-from leakscope.hub import Target
+from diffleak import hub
+from diffleak.data.pixels import ImageShape, to_uint8
+from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
+from diffleak.diffusion.denoiser import Counted, Denoiser, Guided
+from diffleak.diffusion.dual import Dual
+from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.prompts import Prompts
+from diffleak.diffusion.sampling import sample
+from diffleak.errors import UserError
+from diffleak.generation import CHUNK, generate, plan_drawing
+from diffleak.hub import Target
 
 SCHEDULE = linear_schedule()
 SHAPE = ImageShape(1, 4, 4)

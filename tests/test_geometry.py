@@ -29,7 +29,7 @@ def kl():
 def autoencoder(kind: str, **keys: Any) -> Any:
     import diffusers
 
-    from leakscope.diffusion.codec import Autoencoder
+    from diffleak.diffusion.codec import Autoencoder
 
     torch.manual_seed(0)
     network = getattr(diffusers, kind)(
@@ -50,7 +50,7 @@ def autoencoder(kind: str, **keys: Any) -> Any:
 
 def codec_of(decoder: Any, snapping: Any = None) -> Any:
     """A codec that decodes with a function."""
-    from leakscope.diffusion.codec import Codec
+    from diffleak.diffusion.codec import Codec
 
     @final
     @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def latents(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def keyed(n: int, seed: int = 0, start: int = 0) -> Any:
-    from leakscope.diffusion.noise import Noise
+    from diffleak.diffusion.noise import Noise
 
     return Noise(seed, tuple(f"image {i}" for i in range(start, start + n)), ())
 
@@ -126,7 +126,7 @@ class SilentSquare(torch.autograd.Function):
 
 @pytest.mark.parametrize("order", ["jvp first", "vjp first"])
 def test_both_products_equal_the_dense_jacobian(kl, order):
-    from leakscope.geometry.operators import LinearMap
+    from diffleak.geometry.operators import LinearMap
 
     z = latents(3)
     J, expected = LinearMap(kl.decode, z), dense(kl, z)
@@ -161,7 +161,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
 def test_products_are_right_for_convolutions_of_every_kind(layers):
-    from leakscope.geometry.operators import LinearMap
+    from diffleak.geometry.operators import LinearMap
 
     torch.manual_seed(2)
     codec = codec_of(torch.nn.Sequential(*layers(torch.nn)).double())
@@ -253,8 +253,8 @@ DOUBLED = {  # layers, and how many of the convolutions are taken with the doubl
 
 @pytest.mark.parametrize(("layers", "taken"), DOUBLED.values(), ids=DOUBLED)
 def test_convolutions_of_doubled_images_have_the_dense_jacobian(layers, taken, monkeypatch):
-    from leakscope.geometry import forms
-    from leakscope.geometry.operators import LinearMap, record
+    from diffleak.geometry import forms
+    from diffleak.geometry.operators import LinearMap, record
 
     torch.manual_seed(2)
     decode = torch.nn.Sequential(*layers(torch.nn)).double()
@@ -348,7 +348,7 @@ UNUSUAL = [
 @pytest.mark.parametrize("decode", UNUSUAL)
 @pytest.mark.parametrize("first", ["vjp", "jvp"])
 def test_unusual_decoders_have_the_derivative_that_torch_gives_them(decode, first):
-    from leakscope.geometry.operators import LinearMap
+    from diffleak.geometry.operators import LinearMap
 
     z = latents(1)
     expected = torch.autograd.functional.jacobian(decode, z)
@@ -364,7 +364,7 @@ def test_unusual_decoders_have_the_derivative_that_torch_gives_them(decode, firs
 
 
 def test_a_choice_made_at_one_image_holds_at_others(kl):
-    from leakscope.geometry.operators import LinearMap
+    from diffleak.geometry.operators import LinearMap
 
     calls: list[int] = []
     first = LinearMap(lambda z: calls.append(len(z)) or kl.decode(z), latents(3))
@@ -378,15 +378,15 @@ def test_a_choice_made_at_one_image_holds_at_others(kl):
 
 
 def test_a_derivative_that_is_not_that_of_the_values_is_refused_for_j_v():
-    from leakscope.errors import UserError
-    from leakscope.geometry.operators import LinearMap
+    from diffleak.errors import UserError
+    from diffleak.geometry.operators import LinearMap
 
     with pytest.raises(UserError, match="derivative must agree with its differences along a small step; they do not; let it compute in"):
         LinearMap(hooked, latents(1), "central differences").jvp(latents(1)[None])
 
 
 def test_a_backward_whose_own_derivative_is_a_tenth_off_is_noticed_at_every_size():
-    from leakscope.geometry.operators import LinearMap
+    from diffleak.geometry.operators import LinearMap
 
     class TenthOff(torch.autograd.Function):
         @staticmethod
@@ -419,7 +419,7 @@ class TensorFloat32(TorchDispatchMode):
 
 
 def test_convolutions_of_an_accelerators_precision_are_no_reason_to_leave_the_forms(kl):
-    from leakscope.geometry.operators import LinearMap
+    from diffleak.geometry.operators import LinearMap
 
     network = deepcopy(kl.network).float()
     codec = replace(kl, network=network, scale=kl.scale.float(), shift=kl.shift.float())
@@ -456,7 +456,7 @@ class Autocast(torch.nn.Module):
 @pytest.mark.parametrize(("wrapper", "tolerance"), [(Checkpointed, 1e-3), (Autocast, 0.1)])
 def test_decoders_that_do_more_than_compute_are_measured_as_they_are(wrapper, tolerance):
     """Gradient checkpointing computes parts again, in the backward; autocast convolves in half precision."""
-    from leakscope.geometry.operators import LinearMap
+    from diffleak.geometry.operators import LinearMap
 
     torch.manual_seed(2)
     nn = torch.nn
@@ -475,8 +475,8 @@ def test_decoders_that_do_more_than_compute_are_measured_as_they_are(wrapper, to
 
 @pytest.mark.parametrize("broken", ["one weight", "one image"])
 def test_a_distortion_that_is_not_finite_is_one_line(kl, broken):
-    from leakscope.errors import UserError
-    from leakscope.geometry import distortion
+    from diffleak.errors import UserError
+    from diffleak.geometry import distortion
 
     z, decode = latents(3), kl.decode
     if broken == "one image":
@@ -494,7 +494,7 @@ def test_a_distortion_that_is_not_finite_is_one_line(kl, broken):
 
 
 def test_an_error_of_the_decoders_own_is_not_hidden_by_the_second_attempt():
-    from leakscope.geometry.operators import LinearMap
+    from diffleak.geometry.operators import LinearMap
 
     class Broken(torch.autograd.Function):
         @staticmethod
@@ -510,8 +510,8 @@ def test_an_error_of_the_decoders_own_is_not_hidden_by_the_second_attempt():
 
 
 def test_a_codec_need_not_be_hashable():
-    from leakscope.diffusion.codec import Codec
-    from leakscope.geometry import influence
+    from diffleak.diffusion.codec import Codec
+    from diffleak.geometry import influence
 
     @dataclass
     class Mine(Codec):
@@ -524,7 +524,7 @@ def test_a_codec_need_not_be_hashable():
 def test_a_decoder_of_diffusers_takes_less_work_than_as_it_is_written(kl):
     from torch.utils.flop_counter import FlopCounterMode
 
-    from leakscope.geometry.operators import record
+    from diffleak.geometry.operators import record
 
     def work(graph: Any) -> int:
         with FlopCounterMode(display=False) as counter:
@@ -546,7 +546,7 @@ def test_a_decoder_of_diffusers_takes_less_work_than_as_it_is_written(kl):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 1e-3)])
 def test_central_differences_agree_with_autograd(kl, dtype, tolerance):
-    from leakscope.geometry.operators import LinearMap
+    from diffleak.geometry.operators import LinearMap
 
     codec = replace(kl, network=autoencoder("AutoencoderKL").network.to(dtype))
     z = latents(3, dtype)
@@ -564,9 +564,9 @@ def test_central_differences_agree_with_autograd(kl, dtype, tolerance):
 
 @pytest.mark.parametrize("planted", [Square, SilentSquare])
 def test_a_decoder_without_second_derivative_falls_back_to_central_differences(kl, planted):
-    from leakscope.errors import UserError
-    from leakscope.geometry.operators import LinearMap
-    from leakscope.geometry.pullback import distortion
+    from diffleak.errors import UserError
+    from diffleak.geometry.operators import LinearMap
+    from diffleak.geometry.pullback import distortion
 
     codec = codec_of(lambda z: kl.decode(z + planted.apply(z)))
     z = latents(2)
@@ -585,8 +585,8 @@ def test_a_decoder_without_second_derivative_falls_back_to_central_differences(k
     "cut", [lambda z: z.detach(), lambda z: z.round(), lambda z: (z.flatten(1).argmax(1)[:, None] * torch.ones(1, M)).double()]
 )
 def test_decoders_without_a_derivative_say_so(cut):
-    from leakscope.errors import UserError
-    from leakscope.geometry.pullback import distortion, influence
+    from diffleak.errors import UserError
+    from diffleak.geometry.pullback import distortion, influence
 
     A = matrix()
     codec = codec_of(lambda z: linear(A).decode(cut(z)) if cut(z).numel() == z.numel() else cut(z).reshape(len(z), *IMAGE))
@@ -597,8 +597,8 @@ def test_decoders_without_a_derivative_say_so(cut):
 
 
 def test_one_image_of_zero_or_infinite_derivative_is_counted():
-    from leakscope.errors import UserError
-    from leakscope.geometry.pullback import influence
+    from diffleak.errors import UserError
+    from diffleak.geometry.pullback import influence
 
     A, z = matrix(), latents(3)
     z[1] = -7
@@ -613,7 +613,7 @@ def test_one_image_of_zero_or_infinite_derivative_is_counted():
 
 
 def test_a_linear_decoder_has_the_closed_form_distortion_and_influence():
-    from leakscope.geometry.pullback import distortion, influence
+    from diffleak.geometry.pullback import distortion, influence
 
     A, n = matrix(), 40
     z = latents(n)
@@ -631,8 +631,8 @@ def test_a_linear_decoder_has_the_closed_form_distortion_and_influence():
 
 
 def test_influence_is_unbiased_with_variance_two_over_n(kl):
-    from leakscope.geometry.estimators import hutchinson
-    from leakscope.geometry.operators import LinearMap
+    from diffleak.geometry.estimators import hutchinson
+    from diffleak.geometry.operators import LinearMap
 
     copies, z = 200, latents(1)
     J, G = LinearMap(kl.decode, z.expand(copies, *LATENT)), dense(kl, z)[0].square().sum(0)
@@ -646,8 +646,8 @@ def test_influence_is_unbiased_with_variance_two_over_n(kl):
 
 
 def test_singular_values_are_those_of_the_dense_jacobian(kl):
-    from leakscope.geometry.estimators import singular_values
-    from leakscope.geometry.operators import LinearMap
+    from diffleak.geometry.estimators import singular_values
+    from diffleak.geometry.operators import LinearMap
 
     z, top = latents(3), 10
     V0 = torch.randn(26, 3, *LATENT, generator=torch.Generator().manual_seed(7)).double()
@@ -660,7 +660,7 @@ def test_singular_values_are_those_of_the_dense_jacobian(kl):
 
 
 def test_distortion_of_the_full_latent_space_is_the_log_volume(kl):
-    from leakscope.geometry.pullback import distortion
+    from diffleak.geometry.pullback import distortion
 
     z = latents(2)
     expected = torch.linalg.svdvals(dense(kl, z)).log().sum(1)
@@ -668,7 +668,7 @@ def test_distortion_of_the_full_latent_space_is_the_log_volume(kl):
 
 
 def test_scaling_the_decoder_shifts_the_distortion_by_k_log_c(kl):
-    from leakscope.geometry.pullback import distortion, influence
+    from diffleak.geometry.pullback import distortion, influence
 
     z, c = latents(2), 7.5
     scaled = codec_of(lambda z: c * kl.decode(z))
@@ -678,7 +678,7 @@ def test_scaling_the_decoder_shifts_the_distortion_by_k_log_c(kl):
 
 
 def test_fewer_outputs_than_columns_are_no_difficulty():
-    from leakscope.geometry.pullback import distortion
+    from diffleak.geometry.pullback import distortion
 
     A = matrix()[:7]
     codec = codec_of(lambda z: z.flatten(1) @ A.T)
@@ -690,7 +690,7 @@ def test_fewer_outputs_than_columns_are_no_difficulty():
 
 
 def test_results_per_image_depend_neither_on_the_batch_nor_on_the_pieces(kl):
-    from leakscope.geometry.pullback import distortion, influence
+    from diffleak.geometry.pullback import distortion, influence
 
     n, calls = 3, {"influence": (influence, (5,)), "distortion": (distortion, (3, 4))}
     z = latents(n)
@@ -705,7 +705,7 @@ def test_results_per_image_depend_neither_on_the_batch_nor_on_the_pieces(kl):
 
 
 def test_the_budget_limits_what_graphs_save(kl):
-    from leakscope.geometry.pullback import blocks, distortion, influence
+    from diffleak.geometry.pullback import blocks, distortion, influence
 
     z, most = latents(6), {}
     for budget in (150_000, 300_000, 2**30):
@@ -723,8 +723,8 @@ def test_the_budget_limits_what_graphs_save(kl):
 
 def test_accelerators_whose_group_norm_takes_one_layout_measure_the_same_distortion(kl, monkeypatch):
     """On a GPU group_norm refuses channels that lie last, as they do after attention; here a stand-in refuses them on the CPU."""
-    from leakscope.geometry import forms
-    from leakscope.geometry.pullback import distortion
+    from diffleak.geometry import forms
+    from diffleak.geometry.pullback import distortion
 
     expected, plain, seen = distortion(kl, latents(2), 3, 4, noise=keyed(2)), torch.native_group_norm, []
 
@@ -741,7 +741,7 @@ def test_accelerators_whose_group_norm_takes_one_layout_measure_the_same_distort
 
 
 def test_on_a_cpu_work_is_cut_into_pieces_of_the_stated_size_unless_a_budget_is_given(kl, monkeypatch):
-    from leakscope.geometry import pullback
+    from diffleak.geometry import pullback
 
     calls: list[int] = []
     fit = pullback._fit
@@ -762,7 +762,7 @@ def test_only_latents_whose_derivatives_are_wanted_are_laid_out_for_speed_and_de
 
 
 def test_measuring_leaves_nothing_behind(kl):
-    from leakscope.geometry.pullback import blocks
+    from diffleak.geometry.pullback import blocks
 
     tensors = lambda: sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
     blocks(kl, latents(1), 8, both=True, budget=2**30)
@@ -804,7 +804,7 @@ def _peak(call: Any) -> int:
 
 
 def test_works_without_gradients_in_threads_and_in_single_precision(kl):
-    from leakscope.geometry.pullback import distortion, influence
+    from diffleak.geometry.pullback import distortion, influence
 
     z, found = latents(2), {}
     single = autoencoder("AutoencoderKL")
@@ -837,7 +837,7 @@ def test_works_without_gradients_in_threads_and_in_single_precision(kl):
 
 
 def test_the_model_and_the_random_state_stay_as_they_are(kl):
-    from leakscope.geometry.pullback import distortion, influence
+    from diffleak.geometry.pullback import distortion, influence
 
     codec = autoencoder("AutoencoderKL")
     codec.network.requires_grad_(True).train()
@@ -852,7 +852,7 @@ def test_the_model_and_the_random_state_stay_as_they_are(kl):
 
 
 def test_a_quantised_decoder_is_differentiated_at_the_codes():
-    from leakscope.geometry.pullback import distortion, influence
+    from diffleak.geometry.pullback import distortion, influence
 
     codec = autoencoder("VQModel", num_vq_embeddings=16)
     z = latents(2)
@@ -866,10 +866,10 @@ def test_a_quantised_decoder_is_differentiated_at_the_codes():
 
 
 def test_counts_out_of_range_are_refused(kl):
-    from leakscope.errors import UserError
-    from leakscope.geometry.estimators import hutchinson
-    from leakscope.geometry.operators import LinearMap
-    from leakscope.geometry.pullback import distortion, influence
+    from diffleak.errors import UserError
+    from diffleak.geometry.estimators import hutchinson
+    from diffleak.geometry.operators import LinearMap
+    from diffleak.geometry.pullback import distortion, influence
 
     z = latents(2)
     narrow = codec_of(lambda z: z.flatten(1)[:, :5])
@@ -897,7 +897,7 @@ def test_counts_out_of_range_are_refused(kl):
 @pytest.mark.parametrize("keep", [0.02, 0.1, 0.3, 0.5, 0.6, 0.75, 0.9, 0.99])
 @pytest.mark.parametrize("d", [2, 47, 48, 256, 1001])
 def test_a_mask_keeps_what_lies_above_the_images_own_quantile(keep, d):
-    from leakscope.geometry.pullback import keep_mask
+    from diffleak.geometry.pullback import keep_mask
 
     values = torch.randn(3, d, generator=torch.Generator().manual_seed(d)) * torch.tensor([[1.0], [10], [0.1]]) + torch.tensor(
         [[0.0], [5], [-5]]
@@ -912,7 +912,7 @@ def test_a_mask_keeps_what_lies_above_the_images_own_quantile(keep, d):
 
 
 def test_controls_drop_the_same_share(kl):
-    from leakscope.geometry.pullback import keep_mask
+    from diffleak.geometry.pullback import keep_mask
 
     values = torch.randn(4, *LATENT, generator=torch.Generator().manual_seed(0))
     kept = keep_mask(values, 0.6)
@@ -931,7 +931,7 @@ def test_controls_drop_the_same_share(kl):
 
 
 def test_ties_do_not_change_the_share_kept():
-    from leakscope.geometry.pullback import keep_mask
+    from diffleak.geometry.pullback import keep_mask
 
     for control in ("influence", "reverse"):
         mask = keep_mask(torch.zeros(2, 10), 0.6, control)
@@ -939,8 +939,8 @@ def test_ties_do_not_change_the_share_kept():
 
 
 def test_masks_refuse_bad_settings():
-    from leakscope.errors import UserError
-    from leakscope.geometry.pullback import keep_mask
+    from diffleak.errors import UserError
+    from diffleak.geometry.pullback import keep_mask
 
     values = torch.randn(2, 10)
     cases = [

@@ -7,11 +7,11 @@ import pytest
 from scipy.stats import binom, norm
 from sklearn.metrics import roc_auc_score
 
-from leakscope import metrics
-from leakscope.data.pixels import ImageShape
-from leakscope.evaluation import evaluate_scores, halves
-from leakscope.geometry_analyses import SHOWN, analyse, correlation
-from leakscope.record import Scores
+from diffleak import metrics
+from diffleak.data.pixels import ImageShape
+from diffleak.evaluation import evaluate_scores, halves
+from diffleak.geometry_analyses import SHOWN, analyse, correlation
+from diffleak.record import Scores
 
 TIMESTEPS = (10, 20, 30)
 
@@ -173,8 +173,8 @@ def test_quartiles_without_one_side_are_null_with_a_reason():
 
 
 def test_a_quarter_of_a_handful_of_images_has_no_curve():
-    from leakscope.record import Estimate
-    from leakscope.report.geometry_figures import quartile_curves
+    from diffleak.record import Estimate
+    from diffleak.report.geometry_figures import quartile_curves
 
     all_scores, member, measured = planted(40, lambda rank: 0.0)
     found = analysed(all_scores, member, measured)

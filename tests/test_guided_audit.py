@@ -1,4 +1,4 @@
-"""`leakscope audit --guidance-scale`: attacks see guided predictions, and say so."""
+"""`diffleak audit --guidance-scale`: attacks see guided predictions, and say so."""
 
 import shutil
 import sys
@@ -8,13 +8,13 @@ import pytest
 import torch
 from text_fixtures import SIDE, text_folder
 
-from leakscope.audit_config import AuditConfig
-from leakscope.auditing import audit
-from leakscope.config import build
-from leakscope.diffusion.denoiser import Guided
-from leakscope.errors import UserError
-from leakscope.hub import load
-from leakscope.planning import prepare
+from diffleak.audit_config import AuditConfig
+from diffleak.auditing import audit
+from diffleak.config import build
+from diffleak.diffusion.denoiser import Guided
+from diffleak.errors import UserError
+from diffleak.hub import load
+from diffleak.planning import prepare
 
 SETTINGS = {"attacks": "sima", "timesteps": "100", "calibration": False, "captions": "fixed:red heart", "device": "cpu", "threads": 1}
 
@@ -41,7 +41,7 @@ def test_guidance_is_asked_for_recorded_and_costs_two_forwards(tmp_path, sides):
 def test_a_text_model_without_transformers_says_what_to_install(tmp_path, monkeypatch):
     folder = text_folder(tmp_path / "model")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"need transformers for their text encoders: pip install 'leakscope\[text\]'"):
+    with pytest.raises(UserError, match=r"need transformers for their text encoders: pip install 'diffleak\[text\]'"):
         load(folder, device="cpu")
 
 
@@ -54,7 +54,7 @@ def test_guidance_of_a_model_without_captions_is_refused(tmp_path, model_folder,
 def test_a_model_that_is_loaded_already_has_its_guidance(tmp_path, sides):
     target = load(text_folder(tmp_path / "model"), device="cpu", guidance_scale=3.0)
     assert audit(target, **sides, **SETTINGS).record.plan.guidance_scale == 3.0
-    with pytest.raises(UserError, match=r"give leakscope.load\(MODEL, guidance_scale=...\), and none here"):
+    with pytest.raises(UserError, match=r"give diffleak.load\(MODEL, guidance_scale=...\), and none here"):
         audit(target, **sides, **SETTINGS, guidance_scale=2.0)
     plain = load(text_folder(tmp_path / "model"), device="cpu")
     with pytest.raises(UserError, match="the reference must be guided as the model is; their guidance scales are 1 and 3"):

@@ -24,11 +24,11 @@ from diffusers import (
     VQModel,
 )
 
-from leakscope.attacks import ATTACKS
-from leakscope.data.pixels import ImageShape
-from leakscope.diffusion.noise import Noise
-from leakscope.errors import UserError
-from leakscope.hub import (
+from diffleak.attacks import ATTACKS
+from diffleak.data.pixels import ImageShape
+from diffleak.diffusion.noise import Noise
+from diffleak.errors import UserError
+from diffleak.hub import (
     Target,
     checked_device,
     codec_of,
@@ -287,7 +287,7 @@ def test_an_autoencoder_alone_says_what_is_missing_and_how_to_get_it(latent_fold
     shutil.rmtree(folder / "unet")
     assert refusal(folder) == (
         f"{folder} holds an autoencoder and no denoiser (unet/ or transformer/); "
-        f"train one: leakscope train --preset latent --autoencoder {folder}"
+        f"train one: diffleak train --preset latent --autoencoder {folder}"
     )
 
 

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from leakscope.data.cohort import two_sources
-from leakscope.data.pixels import ImageShape
-from leakscope.data.scan import scan
-from leakscope.data.sources import open_source
-from leakscope.errors import UserError
+from diffleak.data.cohort import two_sources
+from diffleak.data.pixels import ImageShape
+from diffleak.data.scan import scan
+from diffleak.data.sources import open_source
+from diffleak.errors import UserError
 
 NAMES = ("b/1.png", "a/2.png", "b/0.png", "c/9.png")
 

@@ -1,4 +1,4 @@
-"""Audits of latent and class-conditional models, masked and unmasked, and `leakscope geometry`, end to end on tiny models."""
+"""Audits of latent and class-conditional models, masked and unmasked, and `diffleak geometry`, end to end on tiny models."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import leakscope
-from leakscope import auditing, scoring
-from leakscope.audit_config import AuditConfig, GeometryConfig
-from leakscope.config import build
-from leakscope.data.pixels import to_model
-from leakscope.diffusion.noise import Noise
-from leakscope.errors import UserError
-from leakscope.geometry import distortion, influence, keep_mask
+import diffleak
+from diffleak import auditing, scoring
+from diffleak.audit_config import AuditConfig, GeometryConfig
+from diffleak.config import build
+from diffleak.data.pixels import to_model
+from diffleak.diffusion.noise import Noise
+from diffleak.errors import UserError
+from diffleak.geometry import distortion, influence, keep_mask
 
 SEED = 3
 ATTACKS = "sima,secmi,noise_aggregation,loss_frequency"
@@ -54,7 +54,7 @@ def by_name(audit) -> dict:
 def test_scores_of_a_latent_model_are_those_of_its_encoded_images(latent_folder, images, tmp_path, kind):
     folder = latent_folder(kind=kind)
     audit = run(**settings(folder, images, tmp_path / "run", attacks="sima"))
-    target = leakscope.load(folder, device="cpu")
+    target = diffleak.load(folder, device="cpu")
     ids = audit.scores[0].ids
     pixels = np.concatenate([np.load(side) for side in images])
     position = {
@@ -70,7 +70,7 @@ def test_scores_of_a_latent_model_are_those_of_its_encoded_images(latent_folder,
 def test_masked_scores_are_those_of_the_masks_one_image_at_a_time(latent_folder, images, tmp_path):
     folder = latent_folder()
     audit = run(**settings(folder, images, tmp_path / "run", mask="influence:0.4,random:0.4,reverse:0.5"))
-    scores, target = by_name(audit), leakscope.load(folder, device="cpu")
+    scores, target = by_name(audit), diffleak.load(folder, device="cpu")
     for image_id in ("members/0", "members/59", "nonmembers/69"):  # the last batches are partial
         side, number = image_id.split("/")
         x = torch.from_numpy(to_model(np.load(images[side == "nonmembers"])[[int(number)]]))
@@ -127,7 +127,7 @@ def test_mask_auto_chooses_among_ratios_that_include_no_mask(latent_folder, imag
 def test_latents_and_influence_are_computed_once_reused_by_a_resumed_run_and_removed_at_the_end(
     latent_folder, images, tmp_path, monkeypatch
 ):
-    from leakscope import inputs
+    from diffleak import inputs
 
     calls = []
     real = inputs.influence
@@ -171,7 +171,7 @@ def test_class_conditional_models_are_asked_with_the_labels_of_the_data(latent_f
     folder = latent_folder(network=network, classes=10)
     given = settings(folder, None, tmp_path / "run", attacks="sima", data=f"{tmp_path / 'all.npz'}:images")
     audit = run(**{**given, "split": tmp_path / "split.json"})
-    target = leakscope.load(folder, device="cpu")
+    target = diffleak.load(folder, device="cpu")
     order = [int(i) for i in audit.scores[0].ids]
     with torch.inference_mode():
         z = target.codec.encode(torch.from_numpy(to_model(digits[:130][order])))
@@ -233,7 +233,7 @@ def test_geometry_of_images_alone_leaves_the_distortion_and_influence_of_each(la
     table, found = pq.read_table(tmp_path / "out" / "geometry.parquet"), np.load(tmp_path / "out" / "influence.npy")
     assert [str(f.type) for f in table.schema] == ["string", "double"] and table.column_names == ["id", "distortion"]
     assert found.shape == (37, 4, 4, 4) and found.dtype == np.float32
-    target, ids = leakscope.load(folder, device="cpu"), tuple(table.column("id").to_pylist())
+    target, ids = diffleak.load(folder, device="cpu"), tuple(table.column("id").to_pylist())
     z = target.codec.encode(torch.from_numpy(to_model(digits[[int(i) for i in ids]])))
     noise = Noise(SEED, ids, ())
     np.testing.assert_allclose(table.column("distortion").to_numpy(), distortion(target.codec, z, 4, noise=noise).numpy(), rtol=1e-4)
@@ -276,7 +276,7 @@ def test_geometry_with_members_gives_the_six_analyses(latent_folder, images, tmp
     masks = {r.mask for r in audit.results}
     assert masks == {None, *(f"influence:0.{i}" for i in range(1, 10)), "random:0.4", "reverse:0.4", "reverse:0.9"}
     assert np.load(tmp_path / "out" / "influence.npy").shape == (130, 4, 4, 4)
-    assert "leakscope geometry" in audit.record.command
+    assert "diffleak geometry" in audit.record.command
     again = run(
         GeometryConfig, **geometry_settings(Path(audit.record.plan.model), images, tmp_path / "out", attacks="sima,loss,loss_frequency")
     )

@@ -13,9 +13,9 @@ from lora_fixtures import ALPHA, RANK, lora_folder, peft_folder
 from safetensors.torch import load_file, save_file
 from text_fixtures import CAPTIONS, CHANNELS, LATENT, text_folder
 
-import leakscope
-from leakscope import hub
-from leakscope.errors import UserError
+import diffleak
+from diffleak import hub
+from diffleak.errors import UserError
 
 FILE = "pytorch_lora_weights.safetensors"
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -168,7 +168,7 @@ def test_what_is_no_adapter_is_refused_in_one_line(models, tmp_path, monkeypatch
     made = lora_folder(tmp_path / "lora")
     assert "give a folder of peft" in refusal(models("pixart"), made)
     monkeypatch.setitem(sys.modules, "peft", None)
-    assert refusal(models("sd"), made) == "--lora needs peft: pip install 'leakscope[lora]'"
+    assert refusal(models("sd"), made) == "--lora needs peft: pip install 'diffleak[lora]'"
 
 
 def test_a_model_without_captions_takes_no_adapter(model_folder, latent_folder, tmp_path):
@@ -183,7 +183,7 @@ def test_an_adapter_that_was_never_trained_is_refused(models, tmp_path):
     assert message.endswith("changes nothing: all of its B matrices are zero, as they are before training")
 
 
-def test_an_adapter_that_leakscope_trained_on_another_base_is_refused(models, tmp_path):
+def test_an_adapter_that_diffleak_trained_on_another_base_is_refused(models, tmp_path):
     folder, model = lora_folder(tmp_path / "lora"), models("sd")
     record = folder / "train.json"
     for content in ("{", "[]", '{"base_fingerprint": null}', f'{{"base_fingerprint": "{hub.fingerprint(model)}"}}'):
@@ -220,7 +220,7 @@ def test_a_hub_id_that_needs_a_login_says_how_to_log_in(models, monkeypatch, kin
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    for call in (lambda: leakscope.load("owner/name"), lambda: hub.load(models("sd"), device="cpu", lora="owner/name")):
+    for call in (lambda: diffleak.load("owner/name"), lambda: hub.load(models("sd"), device="cpu", lora="owner/name")):
         with pytest.raises(UserError) as caught:
             call()
         message = str(caught.value)
@@ -241,7 +241,7 @@ def test_quality_and_prompts_are_those_of_the_adapted_model(models, tmp_path, ca
     (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS[:3]))
     drawn = {"reference": str(tmp_path / "real.npy"), "prompts": tmp_path / "prompts.txt", "images": 12, "steps": 2, "extractor": "pixels"}
     asked = {"prompts": tmp_path / "prompts.txt", "steps": 2, "timestep": 20}
-    for measure, given, which in ((leakscope.measure_quality, drawn, "images"), (leakscope.find_memorised, asked, "record")):
+    for measure, given, which in ((diffleak.measure_quality, drawn, "images"), (diffleak.find_memorised, asked, "record")):
         plain, adapted, loaded = (
             measure(model, **given, **more)
             for model, more in (
@@ -272,9 +272,9 @@ def test_images_drawn_without_an_adapter_are_not_those_of_the_adapted_model(mode
     np.save(tmp_path / "real.npy", np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
     (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS[:3]))
     given = {"reference": str(tmp_path / "real.npy"), "prompts": tmp_path / "prompts.txt", "images": 12, "steps": 2, "extractor": "pixels"}
-    leakscope.measure_quality(models("sd"), **given, output=tmp_path / "out")
+    diffleak.measure_quality(models("sd"), **given, output=tmp_path / "out")
     with pytest.raises(UserError, match="holds images drawn with model fingerprint"):
-        leakscope.measure_quality(models("sd"), **given, output=tmp_path / "out", lora=lora_folder(tmp_path / "lora"))
+        diffleak.measure_quality(models("sd"), **given, output=tmp_path / "out", lora=lora_folder(tmp_path / "lora"))
 
 
 def test_geometry_takes_an_adapter_where_there_is_an_attack(models, tmp_path, capsys):
@@ -283,8 +283,8 @@ def test_geometry_takes_an_adapter_where_there_is_an_attack(models, tmp_path, ca
     import numpy as np
     from test_cli import call
 
-    from leakscope.audit_config import GeometryConfig
-    from leakscope.config import build
+    from diffleak.audit_config import GeometryConfig
+    from diffleak.config import build
 
     alone = {"model": models("sd"), "data": "images.npy"}
     with pytest.raises(UserError, match="without --split or --nonmembers nothing is attacked; leave out --lora"):
@@ -309,9 +309,9 @@ def test_the_command_of_an_audit_of_a_model_loaded_with_an_adapter_does_not_leav
         np.save(side, np.random.default_rng(i).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
     given = {"attacks": "loss", "captions": "empty", "timesteps": "100", "calibration": False, "allow_shift": True, "threads": 1}
     lora = lora_folder(tmp_path / "lora")
-    loaded = leakscope.audit(hub.load(models("sd"), lora=lora), *sides, **given).record
+    loaded = diffleak.audit(hub.load(models("sd"), lora=lora), *sides, **given).record
     assert loaded.plan.lora == str(lora) and "from Python" in loaded.command
-    assert f"--lora {lora}" in leakscope.audit(models("sd"), *sides, **given, lora=lora).record.command
-    guided = leakscope.audit(hub.load(models("sd"), guidance_scale=2.0), *sides, **given).record
+    assert f"--lora {lora}" in diffleak.audit(models("sd"), *sides, **given, lora=lora).record.command
+    guided = diffleak.audit(hub.load(models("sd"), guidance_scale=2.0), *sides, **given).record
     assert guided.plan.guidance_scale == 2 and "from Python" in guided.command
-    assert "from Python" not in leakscope.audit(models("sd"), *sides, **given).record.command
+    assert "from Python" not in diffleak.audit(models("sd"), *sides, **given).record.command

@@ -2,8 +2,8 @@
 
 import pytest
 
-from leakscope.errors import UserError
-from leakscope.masks import CONTROLS, Mask, control_of, distinct, masked_label, may_lead, parse_mask, unmasked_label
+from diffleak.errors import UserError
+from diffleak.masks import CONTROLS, Mask, control_of, distinct, masked_label, may_lead, parse_mask, unmasked_label
 
 
 @pytest.mark.parametrize("control", CONTROLS)

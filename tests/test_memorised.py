@@ -14,21 +14,21 @@ from rich.console import Console
 from test_cli import call, refused
 from text_fixtures import CAPTIONS, CHANNELS, LATENT, text_folder
 
-import leakscope
-from leakscope import hub, memorised
-from leakscope.data.pixels import ImageShape
-from leakscope.data.prompts import read_prompts
-from leakscope.diffusion.analytic import linear_schedule
-from leakscope.diffusion.denoiser import Denoiser
-from leakscope.diffusion.dual import Dual
-from leakscope.diffusion.noise import Noise
-from leakscope.diffusion.prompts import Prompts
-from leakscope.errors import UserError
-from leakscope.hub import Target
-from leakscope.memorised import find_memorised
-from leakscope.memorised_config import PromptsConfig
-from leakscope.memorised_record import PromptsRecord
-from leakscope.report.memorised import histogram, html, print_memorised, verdict
+import diffleak
+from diffleak import hub, memorised
+from diffleak.data.pixels import ImageShape
+from diffleak.data.prompts import read_prompts
+from diffleak.diffusion.analytic import linear_schedule
+from diffleak.diffusion.denoiser import Denoiser
+from diffleak.diffusion.dual import Dual
+from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.prompts import Prompts
+from diffleak.errors import UserError
+from diffleak.hub import Target
+from diffleak.memorised import find_memorised
+from diffleak.memorised_config import PromptsConfig
+from diffleak.memorised_record import PromptsRecord
+from diffleak.report.memorised import histogram, html, print_memorised, verdict
 
 QUICK = {"steps": 4, "timestep": 20, "seed": 3}
 SECRET = [f"secret {i}" for i in range(14)]
@@ -337,7 +337,7 @@ def test_models_and_settings_that_cannot_be_asked_are_refused(folder: Path, mode
 
 
 def test_the_folder_holds_the_record_the_table_and_the_page(tmp_path: Path) -> None:
-    found = leakscope.find_memorised(planted(), [*SECRET, 'a "quoted", prompt'], PLAIN, output=tmp_path, **QUICK)
+    found = diffleak.find_memorised(planted(), [*SECRET, 'a "quoted", prompt'], PLAIN, output=tmp_path, **QUICK)
     found.save(tmp_path)
     record = PromptsRecord.model_validate_json((tmp_path / "prompts.json").read_text())
     assert record == found.record and record.schema_version == 1
@@ -404,7 +404,7 @@ def test_the_terminal_prints_all_of_it_in_eighty_columns() -> None:
 
 def test_the_command_is_the_one_that_repeats_the_run() -> None:
     config = PromptsConfig(model="m", memorised=Path("a b.txt"), ordinary=Path("b.txt"), steps=7, output=Path("out"))
-    assert config.command == "leakscope prompts m --memorised 'a b.txt' --ordinary b.txt --output out --steps 7"
+    assert config.command == "diffleak prompts m --memorised 'a b.txt' --ordinary b.txt --output out --steps 7"
     assert "find_memorised" in find_memorised(planted(), prompts=PLAIN, **QUICK).record.command
 
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from leakscope import memory
-from leakscope.errors import UserError
-from leakscope.memory import memory_message
+from diffleak import memory
+from diffleak.errors import UserError
+from diffleak.memory import memory_message
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from scipy.special import betaincinv
 from scipy.stats import binom, binomtest, norm
 from sklearn import metrics as sk
 
-from leakscope import evaluate, metrics
-from leakscope.binomial import at_most, rate_with_tail
+from diffleak import evaluate, metrics
+from diffleak.binomial import at_most, rate_with_tail
 
 
 def gaussians(m, n, shift=1.0, seed=0):

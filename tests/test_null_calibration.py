@@ -9,12 +9,12 @@ import pytest
 from report_fixtures import audit_of
 from scipy.stats import binom, norm
 
-from leakscope import metrics
-from leakscope.blind import INVALID_ABOVE, blind_auc
-from leakscope.comparison import difference
-from leakscope.evaluation import evaluate_scores, halves, samples
-from leakscope.record import Scores
-from leakscope.runs import Run
+from diffleak import metrics
+from diffleak.blind import INVALID_ABOVE, blind_auc
+from diffleak.comparison import difference
+from diffleak.evaluation import evaluate_scores, halves, samples
+from diffleak.record import Scores
+from diffleak.runs import Run
 
 RUNS = 300
 

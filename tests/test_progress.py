@@ -2,7 +2,7 @@
 
 import pytest
 
-from leakscope import progress as module
+from diffleak import progress as module
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`leakscope quality` from images to report: extractors, copies, refusals, the command line."""
+"""`diffleak quality` from images to report: extractors, copies, refusals, the command line."""
 
 import csv
 import json
@@ -12,15 +12,15 @@ import pytest
 import torch
 from test_cli import call, refused
 
-from leakscope import hub
-from leakscope.data.pixels import ImageShape, to_model
-from leakscope.diffusion.analytic import Memoriser, linear_schedule
-from leakscope.errors import UserError
-from leakscope.hub import Target
-from leakscope.quality.copies import find_copies, membership_scores
-from leakscope.quality.extractors import extract, open_extractor, probe
-from leakscope.quality.measure import measure_quality
-from leakscope.quality.record import read_quality
+from diffleak import hub
+from diffleak.data.pixels import ImageShape, to_model
+from diffleak.diffusion.analytic import Memoriser, linear_schedule
+from diffleak.errors import UserError
+from diffleak.hub import Target
+from diffleak.quality.copies import find_copies, membership_scores
+from diffleak.quality.extractors import extract, open_extractor, probe
+from diffleak.quality.measure import measure_quality
+from diffleak.quality.record import read_quality
 
 SPLIT = {"members": [str(i) for i in range(40)], "nonmembers": [str(i) for i in range(40, 160)]}
 
@@ -154,7 +154,7 @@ def test_the_same_command_draws_nothing_again_and_another_plan_is_refused(capsys
     assert call(capsys, *command)[0] == 0
     first = read_quality(tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("leakscope.generation._draw_batch", None)  # nothing is left to draw
+        patch.setattr("diffleak.generation._draw_batch", None)  # nothing is left to draw
         assert call(capsys, *command)[0] == 0
     assert read_quality(tmp_path / "out").metrics == first.metrics
     assert "holds images drawn with seed 0, now it is 3" in refused(capsys, *command, "--seed", "3")
@@ -164,7 +164,7 @@ def test_the_same_command_draws_nothing_again_and_another_plan_is_refused(capsys
     assert "was measured with another reference" in refused(capsys, *command, "--limit", "100")
     (tmp_path / "out" / "quality.json").write_text("{}")
     assert "cannot be read as schema version 1" in refused(capsys, *command)
-    with pytest.raises(UserError, match=r"must be the folder of a finished `leakscope quality`; it has no quality.json"):
+    with pytest.raises(UserError, match=r"must be the folder of a finished `diffleak quality`; it has no quality.json"):
         read_quality(tmp_path)
 
 
@@ -316,7 +316,7 @@ def test_sscd_is_given_images_of_288_pixels_normalised_as_imagenet(tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "library", "extra"),
-    [("inception", "torch_fidelity", "leakscope[inception]"), ("dinov2", "transformers", "leakscope[encoders]")],
+    [("inception", "torch_fidelity", "diffleak[inception]"), ("dinov2", "transformers", "diffleak[encoders]")],
 )
 def test_a_missing_library_is_named(monkeypatch, kind, library, extra):
     for name in [m for m in sys.modules if m.split(".")[0] == library]:
@@ -366,7 +366,7 @@ def test_encoders_of_transformers_are_read_from_a_folder(encoder_folder, tmp_pat
 
 
 def test_preprocessing_resizes_crops_and_normalises_as_its_config_says(tmp_path):
-    from leakscope.quality.extractors import preprocessing
+    from diffleak.quality.extractors import preprocessing
 
     config = {"size": {"shortest_edge": 8}, "crop_size": 4, "do_center_crop": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
@@ -390,10 +390,10 @@ def test_a_folder_must_say_which_known_encoder_it_holds(tmp_path):
 
 
 def test_the_shown_command_repeats_the_measurement():
-    from leakscope.quality.config import QualityConfig
+    from diffleak.quality.config import QualityConfig
 
     config = QualityConfig(model="m", data="digits", split=Path("s.json"), images=20, thumbnails=True, threads=2)
-    assert config.command == "leakscope quality m --data digits --split s.json --images 20 --thumbnails"
+    assert config.command == "diffleak quality m --data digits --split s.json --images 20 --thumbnails"
 
 
 def test_two_models_that_take_turns_are_drawn_from_in_adaptive_rounds(capsys, model_folder, network, tmp_path):

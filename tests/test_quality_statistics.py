@@ -5,7 +5,7 @@ import pytest
 from scipy.linalg import sqrtm
 from scipy.stats import binom
 
-from leakscope.quality import statistics as s
+from diffleak.quality import statistics as s
 
 
 def normals(seed: int, n: int, d: int, mean: float = 0.0, scale: float = 1.0) -> np.ndarray:

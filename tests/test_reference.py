@@ -12,15 +12,15 @@ import torch
 from lora_fixtures import lora_folder
 from text_fixtures import CAPTIONS, SIDE, text_folder
 
-import leakscope
-from leakscope import auditing, cli, hub, scoring
-from leakscope.audit_config import AuditConfig, GeometryConfig
-from leakscope.auditing import gate
-from leakscope.config import build
-from leakscope.data.pixels import ImageShape, to_model
-from leakscope.diffusion.analytic import Gaussian, Memoriser, linear_schedule
-from leakscope.diffusion.denoiser import Denoiser
-from leakscope.errors import GateFailed, UserError
+import diffleak
+from diffleak import auditing, cli, hub, scoring
+from diffleak.audit_config import AuditConfig, GeometryConfig
+from diffleak.auditing import gate
+from diffleak.config import build
+from diffleak.data.pixels import ImageShape, to_model
+from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
+from diffleak.diffusion.denoiser import Denoiser
+from diffleak.errors import GateFailed, UserError
 
 SIZES = {"chunk_size": 16, "batch_size": 8, "timesteps": "40:80:40", "device": "cpu", "threads": 1, "seed": 3}
 RESIDUAL = "sima,secmi,loss"
@@ -63,7 +63,7 @@ def pair(model_folder, tiny_network) -> tuple[Path, Path]:
 
 
 def test_the_verdict_says_what_is_left_of_the_leak_beyond_the_reference(pair, images, tmp_path):
-    from leakscope.report.judgement import verdict
+    from diffleak.report.judgement import verdict
 
     model, reference = pair
     alone = run(**settings(model, images, tmp_path / "alone")).record
@@ -144,7 +144,7 @@ class HalfRemembering(Denoiser):
 def test_the_excess_finds_members_where_the_difficulty_of_images_hides_them():
     members, others = of_difficulties(250, 1), of_difficulties(250, 2)
     model = HalfRemembering(torch.from_numpy(to_model(members)), 0.02)
-    audit = leakscope.audit(
+    audit = diffleak.audit(
         model, members, others, "loss", reference=Gaussian(0.0, 0.15, linear_schedule()), timesteps="100", allow_shift=True, threads=1
     )
     plain, reference, excess = audit.results
@@ -156,7 +156,7 @@ def test_the_excess_finds_members_where_the_difficulty_of_images_hides_them():
 def test_a_reference_that_leaks_more_never_leads_and_never_fails_a_gate():
     members, others = of_difficulties(60, 1), of_difficulties(60, 2)
     leaky = Memoriser(torch.from_numpy(to_model(members)), linear_schedule())
-    audit = leakscope.audit(Gaussian(0.0, 0.15, linear_schedule()), members, others, "loss", reference=leaky, timesteps="100", threads=1)
+    audit = diffleak.audit(Gaussian(0.0, 0.15, linear_schedule()), members, others, "loss", reference=leaky, timesteps="100", threads=1)
     assert audit.record.result("loss[reference]").auc.value > 0.95
     assert audit.record.headline != "loss[reference]" and not audit.record.result("loss[reference]").leads
     gate(audit.record, AuditConfig(members="a", nonmembers="b", max_auc=0.7, allow_shift=True))
@@ -169,7 +169,7 @@ def test_the_gate_on_the_excess_is_about_what_the_model_leaks_beyond_its_referen
     leaky, plain = Memoriser(torch.from_numpy(to_model(members)), linear_schedule()), Gaussian(0.0, 0.15, linear_schedule())
     limit = {"members": "a", "nonmembers": "b", "reference": "r", "allow_shift": True, "max_excess_auc": 0.7}
     for model, reference in ((leaky, plain), (leaky, leaky)):
-        record = leakscope.audit(model, members, others, "loss", reference=reference, timesteps="100", threads=1).record
+        record = diffleak.audit(model, members, others, "loss", reference=reference, timesteps="100", threads=1).record
         assert record.result("loss").auc.value > 0.95
         if model is reference:
             gate(record, AuditConfig(**limit))
@@ -214,7 +214,7 @@ def test_another_reference_is_another_plan(pair, images, tmp_path):
 
 def refusal(model: hub.Target | Denoiser, reference: hub.Target | Denoiser) -> str:
     with pytest.raises(UserError) as caught:
-        leakscope.audit(model, of_difficulties(20, 1), of_difficulties(20, 2), "loss", reference=reference, timesteps="100")
+        diffleak.audit(model, of_difficulties(20, 1), of_difficulties(20, 2), "loss", reference=reference, timesteps="100")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -227,11 +227,11 @@ def test_a_reference_of_other_inputs_is_refused_in_one_line(latent_folder):
     assert "must have the model's noise schedule" in refusal(plain, Gaussian(0.0, 0.15, linear_schedule(steps=500)))
     assert "they take 10 classes and no classes" in refusal(target, hub.Target(plain, ImageShape(1, 8, 8), classes=10))
     assert "they run in float64 on cpu and in float32 on cpu" in refusal(target, hub.Target(plain, ImageShape(1, 8, 8), dtype="float64"))
-    assert "must have the model's autoencoder" in refusal(target, leakscope.load(latent_folder(), device="cpu"))
+    assert "must have the model's autoencoder" in refusal(target, diffleak.load(latent_folder(), device="cpu"))
 
 
 def test_a_reference_with_another_autoencoder_is_refused_and_with_a_copy_it_is_not(latent_folder, images, tmp_path):
-    one, same, other = (leakscope.load(latent_folder(name), device="cpu") for name in ("one", "same", "other"))
+    one, same, other = (diffleak.load(latent_folder(name), device="cpu") for name in ("one", "same", "other"))
     assert hub.same_codec(one.codec, same.codec)
     with torch.no_grad():
         next(other.codec.network.parameters()).add_(1e-3)
@@ -258,15 +258,15 @@ def test_settings_that_contradict_a_reference_or_a_lora_are_refused(pair, images
     with pytest.raises(UserError, match="without --split or --nonmembers nothing is attacked; leave out --reference"):
         build(GeometryConfig, {"model": "m", "data": "d", "reference": "r"})
     with pytest.raises(UserError, match="a LoRA is applied when a model is loaded"):
-        leakscope.audit(Gaussian(0.0, 0.15, linear_schedule()), *images, "loss", lora="x")
+        diffleak.audit(Gaussian(0.0, 0.15, linear_schedule()), *images, "loss", lora="x")
 
 
 def test_scores_of_an_unnamed_reference_are_not_resumed(images, tmp_path):
     model = hub.Target(Gaussian(0.0, 0.15, linear_schedule()), fingerprint="known")
     given = {"members": images[0], "nonmembers": images[1], "attacks": "loss", "output": tmp_path / "run", "timesteps": "100"}
-    leakscope.audit(model, **given, reference=Gaussian(0.0, 0.2, linear_schedule()))
+    diffleak.audit(model, **given, reference=Gaussian(0.0, 0.2, linear_schedule()))
     with pytest.raises(UserError, match="holds scores, and nothing says that they are of this model"):
-        leakscope.audit(model, **given, reference=Gaussian(0.0, 0.3, linear_schedule()))
+        diffleak.audit(model, **given, reference=Gaussian(0.0, 0.3, linear_schedule()))
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,7 @@ def test_a_lora_is_audited_against_its_base_from_the_command_line(captioned, tmp
     common += ["--no-calibration", "--allow-shift", "--threads", "1", "--device", "cpu", "--json"]
 
     def audit(name: str, *extra: str) -> dict:
-        monkeypatch.setattr(sys, "argv", ["leakscope", "audit", str(model), *common, "-o", str(tmp_path / name), *extra])
+        monkeypatch.setattr(sys, "argv", ["diffleak", "audit", str(model), *common, "-o", str(tmp_path / name), *extra])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code in (0, None)

@@ -12,11 +12,11 @@ import pytest
 from report_fixtures import EVIL, MONTE_CARLO, SHIFTS, audit_of, thumbnail, without
 from rich.console import Console
 
-from leakscope import metrics
-from leakscope.record import Estimate, Split
-from leakscope.report import html, markdown, print_result, print_terminal, verdict
-from leakscope.report import wording as w
-from leakscope.report.table import table
+from diffleak import metrics
+from diffleak.record import Estimate, Split
+from diffleak.report import html, markdown, print_result, print_terminal, verdict
+from diffleak.report import wording as w
+from diffleak.report.table import table
 
 THREE = {"sima": 1.75, "pia": 0.8, MONTE_CARLO: 1.2}
 DIFFERENT = Estimate(value=0.81, low=0.78, high=0.84)
@@ -380,12 +380,12 @@ def test_a_long_list_of_omitted_files_is_cut(leak):
 def test_importing_and_writing_a_report_needs_no_torch():
     program = f"""
 import sys
-import leakscope.report
+import diffleak.report
 heavy = {{"torch", "diffusers", "accelerate", "sklearn", "transformers"}}
 assert not (heavy | {{"matplotlib", "jinja2"}}) & set(sys.modules)
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from report_fixtures import audit_of
-leakscope.report.html(*audit_of({{"sima": 1.0}}, 100))
+diffleak.report.html(*audit_of({{"sima": 1.0}}, 100))
 assert not heavy & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)

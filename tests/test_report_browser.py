@@ -7,9 +7,9 @@ from quality_fixtures import PAIRS, quality_page
 from report_fixtures import LATENT_SHIFTS, MASKS, SHIFTS, audit_of, latent_audit, thumbnail
 from run_fixtures import gaussian, make_run, swap_runs, write_quality
 
-from leakscope.comparison import compare
-from leakscope.report import html
-from leakscope.report.comparison_page import comparison_html
+from diffleak.comparison import compare
+from diffleak.report import html
+from diffleak.report.comparison_page import comparison_html
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")

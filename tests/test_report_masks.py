@@ -7,13 +7,13 @@ import pytest
 from report_fixtures import EVIL, LATENT_SHIFTS, MASKS, latent_audit, thumbnail
 from rich.console import Console
 
-from leakscope import evaluation
-from leakscope.record import Estimate, Gain, Geometry
-from leakscope.report import geometry as words
-from leakscope.report import geometry_figures, html, markdown, print_terminal, verdict
-from leakscope.report.masked import masks_table, summaries
-from leakscope.report.selection import shown
-from leakscope.report.table import table
+from diffleak import evaluation
+from diffleak.record import Estimate, Gain, Geometry
+from diffleak.report import geometry as words
+from diffleak.report import geometry_figures, html, markdown, print_terminal, verdict
+from diffleak.report.masked import masks_table, summaries
+from diffleak.report.selection import shown
+from diffleak.report.table import table
 
 PAPER = ("influence:0.4", "influence:auto", "random:0.4", "reverse:0.4")
 UNKNOWN = Estimate(reason="needs > 2 members, has 1")

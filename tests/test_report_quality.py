@@ -6,7 +6,7 @@ import pytest
 from quality_fixtures import quality_page, quality_record
 from rich.console import Console
 
-from leakscope.report.quality import Pictures, decimal, html, lines, print_quality, verdict
+from diffleak.report.quality import Pictures, decimal, html, lines, print_quality, verdict
 
 
 def test_copies_lead_the_verdict():
@@ -42,7 +42,7 @@ def test_the_terminal_prints_all_of_it_in_eighty_columns():
 
 def test_the_same_record_gives_the_same_page_and_names_are_no_markup():
     assert quality_page() == quality_page()
-    record = quality_record().model_copy(update={"model": "<script>alert(1)</script>", "command": "leakscope quality '<b>'"})
+    record = quality_record().model_copy(update={"model": "<script>alert(1)</script>", "command": "diffleak quality '<b>'"})
     page = html(record, Pictures(lambda i: b"", None))
     assert "<script" not in page
     assert "<b>'" not in page

@@ -1,4 +1,4 @@
-"""`leakscope metrics FILE`: what a score file may look like, what is said of a bad one, and what the command prints."""
+"""`diffleak metrics FILE`: what a score file may look like, what is said of a bad one, and what the command prints."""
 
 import json
 import re
@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from leakscope import metrics
-from leakscope.errors import UserError
-from leakscope.evaluation import evaluate
-from leakscope.score_file import evaluate_file
+from diffleak import metrics
+from diffleak.errors import UserError
+from diffleak.evaluation import evaluate
+from diffleak.score_file import evaluate_file
 
 
 def table(m=250, n=300, seed=0):
@@ -215,13 +215,13 @@ def test_a_path_without_a_file_says_so(tmp_path, name):
 # the command
 
 
-def leakscope(*arguments):
-    return subprocess.run([sys.executable, "-m", "leakscope", *map(str, arguments)], capture_output=True, text=True, timeout=120)
+def diffleak(*arguments):
+    return subprocess.run([sys.executable, "-m", "diffleak", *map(str, arguments)], capture_output=True, text=True, timeout=120)
 
 
 def test_the_command_prints_one_json_object_with_the_documented_keys(tmp_path):
     frame = table()
-    done = leakscope("metrics", write(frame, tmp_path / "a.csv"), "--json")
+    done = diffleak("metrics", write(frame, tmp_path / "a.csv"), "--json")
     assert done.returncode == 0
     assert done.stderr == ""
     printed = json.loads(done.stdout)
@@ -244,7 +244,7 @@ def test_the_command_prints_one_json_object_with_the_documented_keys(tmp_path):
 
 def test_the_command_prints_the_statistics_for_people_without_json(tmp_path):
     frame = table()
-    done = leakscope("metrics", write(frame, tmp_path / "a.csv"))
+    done = diffleak("metrics", write(frame, tmp_path / "a.csv"))
     assert done.returncode == 0
     assert f"{metrics.auc(*sides(frame)):.3f}" in done.stdout
     with pytest.raises(json.JSONDecodeError):
@@ -259,9 +259,9 @@ def test_the_command_answers_bad_input_with_exit_code_two_and_one_line(tmp_path,
     if case != "missing file":
         path.write_text(BAD[case][0] if case in BAD else GOOD)
     options = ["--convention", "secmi_grid"] if case == "unknown convention" else []
-    done = leakscope("metrics", path, *options, "--json")
+    done = diffleak("metrics", path, *options, "--json")
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("leakscope: ")
+    assert done.stderr.startswith("diffleak: ")
     assert "Traceback" not in done.stderr

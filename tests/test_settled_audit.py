@@ -13,21 +13,21 @@ from report_fixtures import audit_of
 from rich.console import Console
 from run_fixtures import make_run
 
-import leakscope
-from leakscope import hub, inputs, planning, scoring
-from leakscope.audit_config import AuditConfig, GeometryConfig
-from leakscope.auditing import run
-from leakscope.comparison import compare
-from leakscope.config import build
-from leakscope.data.cohort import two_sources
-from leakscope.data.sources import open_source
-from leakscope.diffusion.analytic import Memoriser, linear_schedule
-from leakscope.errors import UserError
-from leakscope.planning import prepare
-from leakscope.record import AuditRecord
-from leakscope.report import print_terminal
-from leakscope.report.page import html
-from leakscope.runs import read_entries, read_scores
+import diffleak
+from diffleak import hub, inputs, planning, scoring
+from diffleak.audit_config import AuditConfig, GeometryConfig
+from diffleak.auditing import run
+from diffleak.comparison import compare
+from diffleak.config import build
+from diffleak.data.cohort import two_sources
+from diffleak.data.sources import open_source
+from diffleak.diffusion.analytic import Memoriser, linear_schedule
+from diffleak.errors import UserError
+from diffleak.planning import prepare
+from diffleak.record import AuditRecord
+from diffleak.report import print_terminal
+from diffleak.report.page import html
+from diffleak.runs import read_entries, read_scores
 
 MEMBERS, NONMEMBERS = np.random.default_rng(0).integers(0, 256, (2, 40, 8, 8), dtype=np.uint8)
 SETTINGS: dict[str, Any] = {"batch_size": 16, "chunk_size": 32, "device": "cpu", "threads": 1}
@@ -60,7 +60,7 @@ def memoriser() -> hub.Target:
 
 
 def test_clid_is_audited_from_components_to_report(captioned, tmp_path):
-    audit = leakscope.audit(captioned, MEMBERS, NONMEMBERS, "clid,sima", tmp_path / "run", timesteps="50:100:50", **SETTINGS)
+    audit = diffleak.audit(captioned, MEMBERS, NONMEMBERS, "clid,sima", tmp_path / "run", timesteps="50:100:50", **SETTINGS)
     record = AuditRecord.model_validate_json((tmp_path / "run" / "audit.json").read_text())
     result = record.result("clid")
     assert (result.timestep, result.rule, result.direction, result.queries, result.queries_at_timestep) == (None, "clid", "large", 15, None)
@@ -81,18 +81,18 @@ def test_clid_is_audited_from_components_to_report(captioned, tmp_path):
 
 def test_workers_resume_and_settle_to_the_same_numbers(captioned, tmp_path):
     attacks = "clid,pfami(crops=2)"
-    whole = leakscope.audit(captioned, MEMBERS, NONMEMBERS, attacks, **SETTINGS)
+    whole = diffleak.audit(captioned, MEMBERS, NONMEMBERS, attacks, **SETTINGS)
     captioned = replace(captioned, fingerprint="sha256:toy")
     with pytest.raises(UserError, match="other shards"):
-        leakscope.audit(captioned, MEMBERS, NONMEMBERS, attacks, tmp_path / "run", shard="1/2", **SETTINGS)
-    parts = leakscope.audit(captioned, MEMBERS, NONMEMBERS, attacks, tmp_path / "run", shard="2/2", **SETTINGS)
+        diffleak.audit(captioned, MEMBERS, NONMEMBERS, attacks, tmp_path / "run", shard="1/2", **SETTINGS)
+    parts = diffleak.audit(captioned, MEMBERS, NONMEMBERS, attacks, tmp_path / "run", shard="2/2", **SETTINGS)
     for mine, other in zip(parts.scores, whole.scores, strict=True):
         np.testing.assert_array_equal(mine.statistic, other.statistic)
     assert [r.model_dump() for r in parts.results] == [r.model_dump() for r in whole.results]
 
 
 def test_a_saved_audit_has_the_files_of_one_that_ran_there(captioned, tmp_path):
-    audit = leakscope.audit(captioned, MEMBERS, NONMEMBERS, "clid", **SETTINGS)
+    audit = diffleak.audit(captioned, MEMBERS, NONMEMBERS, "clid", **SETTINGS)
     audit.save(tmp_path / "saved")
     saved = read_entries([str(tmp_path / "saved"), f"b={tmp_path / 'saved'}"])[0].runs[0]
     np.testing.assert_array_equal(read_scores(saved, "clid").statistic, audit.scores[0].statistic)
@@ -100,7 +100,7 @@ def test_a_saved_audit_has_the_files_of_one_that_ran_there(captioned, tmp_path):
 
 def test_finished_audits_are_compared_at_their_settings(captioned, tmp_path):
     for name in ("a", "b"):
-        leakscope.audit(captioned, MEMBERS, NONMEMBERS, "clid,pfami(crops=2)", tmp_path / name, **SETTINGS)
+        diffleak.audit(captioned, MEMBERS, NONMEMBERS, "clid,pfami(crops=2)", tmp_path / name, **SETTINGS)
     compared = compare([str(tmp_path / "a"), str(tmp_path / "b")])
     rows = {r.attack: r for r in compared.entries[1].results}
     assert rows["clid"].setting.startswith("w=") and rows["clid"].timestep is None
@@ -112,7 +112,7 @@ def test_a_batch_shrinks_by_the_width_of_the_attack(memoriser, monkeypatch):
     sizes: list[int] = []
     ask = scoring.Counted.__call__
     monkeypatch.setattr(scoring.Counted, "__call__", lambda self, x, t, cond=None: (sizes.append(len(x)), ask(self, x, t, cond))[1])
-    leakscope.audit(memoriser, MEMBERS, NONMEMBERS, "pfami(crops=4)", **SETTINGS)
+    diffleak.audit(memoriser, MEMBERS, NONMEMBERS, "pfami(crops=4)", **SETTINGS)
     assert set(sizes) == {3 * 5, 2 * 5, 5}, "batches of 16 rows hold three images of five rows, and the last of a chunk two or one"
 
 
@@ -129,21 +129,21 @@ def test_all_leaves_out_what_a_model_without_captions_cannot_be_asked(memoriser,
 def test_without_calibration_a_score_that_is_settled_there_is_refused(captioned):
     settings = {**SETTINGS, "calibration": False, "timesteps": "50"}
     with pytest.raises(UserError, match="clid settles its score on the calibrate half; leave out --no-calibration, or this attack"):
-        leakscope.audit(captioned, MEMBERS, NONMEMBERS, "clid,sima", **settings)
-    names = [r.attack for r in leakscope.audit(captioned, MEMBERS, NONMEMBERS, "pfami(crops=2),sima", **settings).results]
+        diffleak.audit(captioned, MEMBERS, NONMEMBERS, "clid,sima", **settings)
+    names = [r.attack for r in diffleak.audit(captioned, MEMBERS, NONMEMBERS, "pfami(crops=2),sima", **settings).results]
     assert names == ["pfami(crops=2)", "sima"]
 
 
 def test_pfami_without_calibration_needs_no_timestep(memoriser):
-    result = leakscope.audit(memoriser, MEMBERS, NONMEMBERS, "pfami(crops=2)", calibration=False, **SETTINGS).results[0]
+    result = diffleak.audit(memoriser, MEMBERS, NONMEMBERS, "pfami(crops=2)", calibration=False, **SETTINGS).results[0]
     assert (result.timestep, result.setting, result.per_timestep) == (None, None, ())
     assert result.auc.value > 0.6  # half of the members are memorised
 
 
 def test_an_infinite_number_of_such_an_attack_names_the_image_and_no_timestep(memoriser):
-    broken = leakscope.Denoiser.from_function(lambda x, t: x / 0, linear_schedule().alphas_cumprod)
+    broken = diffleak.Denoiser.from_function(lambda x, t: x / 0, linear_schedule().alphas_cumprod)
     with pytest.raises(UserError, match=r"pfami got nan for image \S+: try --dtype float32"):
-        leakscope.audit(broken, MEMBERS, NONMEMBERS, "pfami", **SETTINGS)
+        diffleak.audit(broken, MEMBERS, NONMEMBERS, "pfami", **SETTINGS)
 
 
 def test_a_report_names_settings_where_others_have_timesteps():
@@ -203,14 +203,14 @@ def _as_components(folder, record) -> None:
 
 
 def test_pfami_on_a_latent_model_is_that_of_the_encoded_crops(latent_folder, digits, tmp_path):
-    from leakscope.attacks.pfami import PFAMI
-    from leakscope.data.pixels import to_model
-    from leakscope.diffusion.noise import Noise
+    from diffleak.attacks.pfami import PFAMI
+    from diffleak.data.pixels import to_model
+    from diffleak.diffusion.noise import Noise
 
     folder = latent_folder()
     given = {"members": digits[:20], "nonmembers": digits[20:40], "timesteps": "40:80:40", **SETTINGS}
-    audit = leakscope.audit(folder, attacks="pfami(crops=3,timesteps=40+80)", **given)
-    target, row = leakscope.load(folder, device="cpu"), audit.scores[0].ids.index("members/7")
+    audit = diffleak.audit(folder, attacks="pfami(crops=3,timesteps=40+80)", **given)
+    target, row = diffleak.load(folder, device="cpu"), audit.scores[0].ids.index("members/7")
     x = torch.from_numpy(to_model(digits[7:8]))
     with torch.inference_mode():
         attack = PFAMI(crops=3, timesteps=(40, 80)).for_batch(lambda: x, target.codec.encode)
@@ -224,10 +224,10 @@ def test_only_attacks_that_change_images_read_them_again(latent_folder, digits, 
     pixels = inputs.Inputs.pixels
     monkeypatch.setattr(inputs.Inputs, "pixels", lambda self, rows: (read.append(len(rows)), pixels(self, rows))[1])
     folder, given = latent_folder(), {"members": digits[:20], "nonmembers": digits[20:40], "timesteps": "40:80:40", **SETTINGS}
-    leakscope.audit(folder, attacks="sima", **given)
+    diffleak.audit(folder, attacks="sima", **given)
     once = sum(read)
     read.clear()
-    leakscope.audit(folder, attacks="pfami(crops=1,timesteps=40)", **given)
+    diffleak.audit(folder, attacks="pfami(crops=1,timesteps=40)", **given)
     assert sum(read) == once + 40
 
 

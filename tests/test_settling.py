@@ -7,11 +7,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import RobustScaler
 
-from leakscope import settling
-from leakscope.errors import UserError
-from leakscope.evaluation import REPEATS, evaluate_scores, halves, headline, on_every_split, samples
-from leakscope.record import Scores
-from leakscope.settling import column, robust_scaled, settled
+from diffleak import settling
+from diffleak.errors import UserError
+from diffleak.evaluation import REPEATS, evaluate_scores, halves, headline, on_every_split, samples
+from diffleak.record import Scores
+from diffleak.settling import column, robust_scaled, settled
 
 
 def planted(n=400, shifts=(1.0, 0.5), seed=0, rule="clid", scale=1.0):

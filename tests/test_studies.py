@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
-from leakscope.audit_config import AuditConfig, GeometryConfig
-from leakscope.comparison_record import Comparison
-from leakscope.config import build, read_yaml
-from leakscope.record import AuditRecord
-from leakscope.training.settings import train_config
+from diffleak.audit_config import AuditConfig, GeometryConfig
+from diffleak.comparison_record import Comparison
+from diffleak.config import build, read_yaml
+from diffleak.record import AuditRecord
+from diffleak.training.settings import train_config
 
 STUDIES = Path(__file__).parents[1] / "studies"
 NAMES = ("cifar10", "fashion-mnist")

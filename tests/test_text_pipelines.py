@@ -16,18 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from text_fixtures import CAPTIONS, CHANNELS, KINDS, LATENT, SIDE, autoencoder, clip_config, pipeline, text_folder, tokenizers
 
-from leakscope import hub
-from leakscope.attacks import ATTACKS
-from leakscope.attacks.base import Encoder, Service, parse
-from leakscope.data.pixels import ImageShape
-from leakscope.diffusion.denoiser import Counted, Guided, NetworkDenoiser, to_noise
-from leakscope.diffusion.dual import Dual
-from leakscope.diffusion.noise import Noise
-from leakscope.diffusion.sampling import FlowSampler, sample
-from leakscope.diffusion.schedule import Schedule
-from leakscope.errors import UserError
-from leakscope.hub import Target, pipelines
-from leakscope.service import service
+from diffleak import hub
+from diffleak.attacks import ATTACKS
+from diffleak.attacks.base import Encoder, Service, parse
+from diffleak.data.pixels import ImageShape
+from diffleak.diffusion.denoiser import Counted, Guided, NetworkDenoiser, to_noise
+from diffleak.diffusion.dual import Dual
+from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.sampling import FlowSampler, sample
+from diffleak.diffusion.schedule import Schedule
+from diffleak.errors import UserError
+from diffleak.hub import Target, pipelines
+from diffleak.service import service
 
 DIFFUSION, FLOW = ("sd", "sd-v", "sdxl", "pixart"), ("sd3", "flux")
 TEXTS = ("a house with a garden", "moon", "")

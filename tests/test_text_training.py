@@ -12,17 +12,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from text_fixtures import CAPTIONS, KINDS, SIDE, autoencoder, pipeline, text_folder
 
-import leakscope
-from leakscope import hub
-from leakscope.data.pixels import ImageShape, fit, to_model
-from leakscope.defenses.defend import defend, defend_config
-from leakscope.errors import UserError
-from leakscope.hub.making import LORA_TARGETS
-from leakscope.training import text_to_image
-from leakscope.training.distillation import Lesson
-from leakscope.training.images import crop_place, read_training_data
-from leakscope.training.text_to_image import CHOICES, TextToImageLoss, embed_all, load_base, text_to_image_task
-from leakscope.training.text_to_image import views as views_of
+import diffleak
+from diffleak import hub
+from diffleak.data.pixels import ImageShape, fit, to_model
+from diffleak.defenses.defend import defend, defend_config
+from diffleak.errors import UserError
+from diffleak.hub.making import LORA_TARGETS
+from diffleak.training import text_to_image
+from diffleak.training.distillation import Lesson
+from diffleak.training.images import crop_place, read_training_data
+from diffleak.training.text_to_image import CHOICES, TextToImageLoss, embed_all, load_base, text_to_image_task
+from diffleak.training.text_to_image import views as views_of
 
 N = len(CAPTIONS)
 TEXTS = {f"{i}.png": [CAPTIONS[i], f"other {i}", f"third {i}"] for i in range(N)}
@@ -65,7 +65,7 @@ def many(tmp_path_factory):
 
 def settings(data, output, base=None, preset=None, **changes):
     given = {"data": str(data), "output": output, "base": base and str(base), "steps": 4, "batch_size": 4, "warmup_steps": 0}
-    return leakscope.train_config(preset, None, **{**given, "learning_rate": 1e-3, "device": "cpu", "threads": 1, **changes})
+    return diffleak.train_config(preset, None, **{**given, "learning_rate": 1e-3, "device": "cpu", "threads": 1, **changes})
 
 
 def part(folder: Path) -> str:
@@ -106,7 +106,7 @@ def task_of(config, lesson=None):
 @pytest.mark.parametrize("kind", KINDS)
 def test_fine_tuning_leaves_the_same_pipeline_with_nothing_but_its_denoiser_changed(kind, bases, data, tmp_path):
     base = bases(kind)
-    folder = leakscope.train(settings(data, tmp_path / "model", base, steps=2, resize=SIDE))
+    folder = diffleak.train(settings(data, tmp_path / "model", base, steps=2, resize=SIDE))
     loaded = diffusers.DiffusionPipeline.from_pretrained(folder)
     assert type(loaded) is type(pipeline(kind))
     target, before = hub.load(folder, device="cpu"), hub.load(base, device="cpu")
@@ -126,7 +126,7 @@ def test_a_base_with_a_safety_checker_leaves_a_folder_that_diffusers_still_loads
     index = json.loads((tmp_path / "base" / "model_index.json").read_text())
     index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "requires_safety_checker": True}
     (tmp_path / "base" / "model_index.json").write_text(json.dumps(index))
-    teachers = [leakscope.train(settings(data, tmp_path / name, tmp_path / "base", steps=1)) for name in "ab"]
+    teachers = [diffleak.train(settings(data, tmp_path / name, tmp_path / "base", steps=1)) for name in "ab"]
     hub.save_dual(tmp_path / "dual", tuple(teachers))
     for folder in (*teachers, tmp_path / "dual"):
         assert diffusers.DiffusionPipeline.from_pretrained(folder).safety_checker is None
@@ -233,7 +233,7 @@ class Spy(torch.nn.Module):
 
 def spied(count, texts=3, dropout=0.0, views=1, rows=3000, seed=0):
     """Which texts (3 means none) and which views `rows` draws of one image take."""
-    spy, schedule = Spy(), leakscope.Schedule(np.linspace(0.9999, 0.9, 10))
+    spy, schedule = Spy(), diffleak.Schedule(np.linspace(0.9999, 0.9, 10))
     denoiser = hub.loading.NetworkDenoiser(spy, schedule, ask=lambda network, x, t, c: network(x, t, c))
     loss = TextToImageLoss(denoiser, {"c": torch.arange(texts + 1.0)[:, None]}, dropout)
     x = torch.arange(views * 1.0).reshape(1, views, 1, 1, 1).expand(rows, views, 1, 1, 1)
@@ -282,19 +282,19 @@ def test_captions_are_the_first_text_or_with_diversify_all_of_the_data_or_a_file
 
 def test_diversification_needs_images_with_several_texts(bases, data, tmp_path):
     with pytest.raises(UserError, match="--diversify draws one of the texts that an image has, and no image has more than one"):
-        leakscope.train(settings(data, tmp_path / "m", bases(), diversify=True))
+        diffleak.train(settings(data, tmp_path / "m", bases(), diversify=True))
 
 
 def test_captions_that_are_cut_are_counted_before_training(bases, tmp_path, capsys):
     long = image_folder(tmp_path, told=lambda i: {"text": CAPTIONS[i] + (" moon" * 200 if i in (2, 5) else "")})
-    leakscope.train(settings(long, tmp_path / "m", bases(), steps=1))
+    diffleak.train(settings(long, tmp_path / "m", bases(), steps=1))
     said = f"2 of {N} captions are longer than the text encoder reads: the model is told their beginning only (first: "
     assert said in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_or_record_is_one_line(bases, data, tmp_path, monkeypatch):
-    folder = leakscope.train(settings(data, tmp_path / "m", bases(), steps=1))
-    again = lambda: leakscope.train(settings(data, folder, bases(), steps=2))
+    folder = diffleak.train(settings(data, tmp_path / "m", bases(), steps=1))
+    again = lambda: diffleak.train(settings(data, folder, bases(), steps=2))
     files = [file for file in (folder / "checkpoint").iterdir() if not file.name.startswith("random_states")]  # no step depends on those
     assert len(files) >= 3
     for file in files:
@@ -323,21 +323,21 @@ def test_a_damaged_checkpoint_or_record_is_one_line(bases, data, tmp_path, monke
 
 def test_training_with_other_captions_is_another_run(bases, data, tmp_path):
     file = captions_file(tmp_path / "texts.json")
-    folder = leakscope.train(settings(data, tmp_path / "model", bases(), captions=str(file), steps=1))
+    folder = diffleak.train(settings(data, tmp_path / "model", bases(), captions=str(file), steps=1))
     ids = list(TEXTS)
     captions_file(file, {name: TEXTS[ids[(k + 1) % N]] for k, name in enumerate(ids)})
     with pytest.raises(UserError, match=r"holds another training run \(texts was"):
-        leakscope.train(settings(data, folder, bases(), captions=str(file), steps=2))
+        diffleak.train(settings(data, folder, bases(), captions=str(file), steps=2))
 
 
 def test_an_image_without_a_caption_is_refused(bases, data, tmp_path):
     (tmp_path / "none").mkdir()
     gap = image_folder(tmp_path / "none", told=lambda i: {"text": CAPTIONS[i]} if i != 5 else {})
     with pytest.raises(UserError, match=r"must have a caption for every image; 1 of 8 have none \(first: 5.png\): add a `text`"):
-        leakscope.train(settings(gap, tmp_path / "model", bases()))
+        diffleak.train(settings(gap, tmp_path / "model", bases()))
     file = captions_file(tmp_path / "texts.json", {name: TEXTS[name] for name in list(TEXTS)[:6]})
     with pytest.raises(UserError, match=r"texts.json must have a caption for every image; 2 of 8 have none \(first: 6.png\): add them"):
-        leakscope.train(settings(data, tmp_path / "model", bases(), captions=str(file)))
+        diffleak.train(settings(data, tmp_path / "model", bases(), captions=str(file)))
 
 
 # ---- flips and crops
@@ -366,7 +366,7 @@ def test_views_are_the_latents_of_crops_keyed_by_id_and_seed_and_of_their_mirror
 
 
 def test_flips_and_crops_are_recorded(bases, data, tmp_path):
-    folder = leakscope.train(settings(data, tmp_path / "m", bases(), flip=True, random_crops=2, resize=SIDE, steps=1, caption_dropout=0.1))
+    folder = diffleak.train(settings(data, tmp_path / "m", bases(), flip=True, random_crops=2, resize=SIDE, steps=1, caption_dropout=0.1))
     assert {key: record(folder)[key] for key in ("flip", "random_crops", "caption_dropout")} == {
         "flip": True,
         "random_crops": 2,
@@ -383,7 +383,7 @@ def test_a_run_stopped_at_a_checkpoint_continues_as_if_it_had_not_been(kind, ran
     file = captions_file(tmp_path / "texts.json")
     changes = {"flip": True, "random_crops": 2, "resize": SIDE, "diversify": True, "captions": str(file), "caption_dropout": 0.3}
     config = lambda name: settings(data, tmp_path / name, bases(kind), lora_rank=rank, checkpoint_every=2, steps=5, **changes)
-    whole = leakscope.train(config("whole"))
+    whole = diffleak.train(config("whole"))
     forward, calls = TextToImageLoss.forward, []
 
     def killed(self, *arguments):
@@ -395,12 +395,12 @@ def test_a_run_stopped_at_a_checkpoint_continues_as_if_it_had_not_been(kind, ran
     with monkeypatch.context() as patch:
         patch.setattr(TextToImageLoss, "forward", killed)
         with pytest.raises(KeyboardInterrupt):
-            leakscope.train(config("cut"))
+            diffleak.train(config("cut"))
     assert (tmp_path / "cut" / "checkpoint").is_dir() and not (tmp_path / "cut" / "model_index.json").exists()
-    cut = leakscope.train(config("cut"))
+    cut = diffleak.train(config("cut"))
     read = adapters if rank else weights
     assert equal(read(whole), read(cut))
-    other = leakscope.train(config("other").model_copy(update={"seed": 1}))
+    other = diffleak.train(config("other").model_copy(update={"seed": 1}))
     assert not equal(read(whole), read(other))
 
 
@@ -411,8 +411,8 @@ def test_a_run_stopped_at_a_checkpoint_continues_as_if_it_had_not_been(kind, ran
 def test_adapters_alone_are_trained_and_diffusers_loads_them_on_the_base(kind, bases, data, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(hub, "save_lora", lambda folder, base, network: kept.append(network) or hub.making.save_lora(folder, base, network))
-    monkeypatch.setattr("leakscope.training.text_to_image.hub.save_lora", hub.save_lora)
-    folder = leakscope.train(settings(data, tmp_path / "model", bases(kind), lora_rank=3, resize=SIDE, learning_rate=1e-2))
+    monkeypatch.setattr("diffleak.training.text_to_image.hub.save_lora", hub.save_lora)
+    folder = diffleak.train(settings(data, tmp_path / "model", bases(kind), lora_rank=3, resize=SIDE, learning_rate=1e-2))
     assert not (folder / "model_index.json").exists() and record(folder)["lora_rank"] == 3
     (network,) = kept
     own = weights(bases(kind))
@@ -441,7 +441,7 @@ def test_adapters_alone_are_trained_and_diffusers_loads_them_on_the_base(kind, b
 
 def test_adapters_of_a_pipeline_that_has_none_are_refused(bases, data, tmp_path):
     with pytest.raises(UserError, match=r"diffusers has no low-rank adapters for a PixArtAlphaPipeline, which .*; leave out --lora-rank"):
-        leakscope.train(settings(data, tmp_path / "model", bases("pixart"), lora_rank=2))
+        diffleak.train(settings(data, tmp_path / "model", bases("pixart"), lora_rank=2))
 
 
 # ---- new models
@@ -461,39 +461,39 @@ def new(data, output, codec, **changes):
 
 
 def test_a_new_model_is_made_for_an_autoencoder_and_trained_and_loads(data, codec, tmp_path):
-    folder = leakscope.train(new(data, tmp_path / "model", codec, train_size=6))
+    folder = diffleak.train(new(data, tmp_path / "model", codec, train_size=6))
     assert type(diffusers.DiffusionPipeline.from_pretrained(folder)) is diffusers.StableDiffusionPipeline
     assert hub.load(folder / "base", device="cpu").shape == hub.load(folder, device="cpu").shape == ImageShape(3, SIDE, SIDE)
     assert equal(weights(folder, "vae"), weights(codec, "vae")) and equal(
         weights(folder, "text_encoder"), weights(folder / "base", "text_encoder")
     )
     assert not equal(weights(folder), weights(folder / "base"))
-    again = leakscope.train(new(data, tmp_path / "again", codec, train_size=6))
+    again = diffleak.train(new(data, tmp_path / "again", codec, train_size=6))
     assert equal(weights(folder), weights(again)) and record(folder)["base_fingerprint"] == record(again)["base_fingerprint"]
-    assert not equal(weights(folder), weights(leakscope.train(new(data, tmp_path / "other", codec, train_size=6, seed=1))))
+    assert not equal(weights(folder), weights(diffleak.train(new(data, tmp_path / "other", codec, train_size=6, seed=1))))
 
 
 def test_a_new_model_killed_while_it_is_made_is_made_again_with_the_settings_of_its_run(data, codec, tmp_path, monkeypatch):
-    whole = leakscope.train(new(data, tmp_path / "whole", codec))
+    whole = diffleak.train(new(data, tmp_path / "whole", codec))
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    for where in ("leakscope.training.text_to_image.hub.new_scheduler", "leakscope.training.run.load_base"):
+    for where in ("diffleak.training.text_to_image.hub.new_scheduler", "diffleak.training.run.load_base"):
         with monkeypatch.context() as patch:
             patch.setattr(where, killed)
             with pytest.raises(KeyboardInterrupt):
-                leakscope.train(new(data, tmp_path / "cut", codec, seed=9))
+                diffleak.train(new(data, tmp_path / "cut", codec, seed=9))
     assert (tmp_path / "cut" / "base").is_dir() and not (tmp_path / "cut" / "train.json").exists()
-    assert equal(weights(leakscope.train(new(data, tmp_path / "cut", codec))), weights(whole)), "of seed 0, not of seed 9"
+    assert equal(weights(diffleak.train(new(data, tmp_path / "cut", codec))), weights(whole)), "of seed 0, not of seed 9"
 
 
 def test_a_new_models_words_may_come_from_a_captions_file(codec, tmp_path):
     (tmp_path / "silent").mkdir()
     silent = image_folder(tmp_path / "silent", told=lambda i: {})
     with pytest.raises(UserError, match="must have captions, from which a new model's tokenizer is built"):
-        leakscope.train(new(silent, tmp_path / "model", codec))
-    folder = leakscope.train(new(silent, tmp_path / "model", codec, captions=str(captions_file(tmp_path / "texts.json")), steps=1))
+        diffleak.train(new(silent, tmp_path / "model", codec))
+    folder = diffleak.train(new(silent, tmp_path / "model", codec, captions=str(captions_file(tmp_path / "texts.json")), steps=1))
     assert hub.load(folder, device="cpu").text.truncated(["umbrella with rain drops"]) == []
 
 
@@ -501,7 +501,7 @@ def test_the_text_preset_is_a_new_model_and_the_others_start_from_a_base(data, c
     made = settings(data, tmp_path / "m", preset="text", autoencoder=codec)
     assert made.kind == "text-to-image" and made.caption_dropout == 0.1
     assert settings(data, tmp_path / "m", bases(), preset="lora").lora_rank == 4
-    assert leakscope.train_config("fine-tune", data="x", output=tmp_path, base="b").steps == 20000
+    assert diffleak.train_config("fine-tune", data="x", output=tmp_path, base="b").steps == 20000
     with pytest.raises(UserError, match="the preset text trains on the latents of an autoencoder: give --autoencoder FOLDER"):
         settings(data, tmp_path / "m", preset="text")
     with pytest.raises(UserError, match="is a --base MODEL that exists, or new for an --autoencoder FOLDER; this has neither"):
@@ -560,7 +560,7 @@ def test_an_audit_takes_the_models_of_a_text_defence(name, defended, many):
         "device": "cpu",
         "threads": 1,
     }
-    done = leakscope.audit(str(defended / name), attacks="loss", **run)
+    done = diffleak.audit(str(defended / name), attacks="loss", **run)
     assert done.results[0].attack == "loss" and done.record.plan.captions_found == 20
 
 
@@ -592,7 +592,7 @@ def test_every_caption_and_image_is_taught_by_the_teacher_of_the_other_half(defe
 
 def test_the_student_learns_the_prediction_of_its_teacher(bases, data, tmp_path):
     """With one teacher: the loss is the squared distance of the two predictions at the same x_t, caption and time."""
-    teacher = leakscope.train(settings(data, tmp_path / "teacher", bases(), learning_rate=1e-2))
+    teacher = diffleak.train(settings(data, tmp_path / "teacher", bases(), learning_rate=1e-2))
     task, _, target = task_of(settings(data, tmp_path / "m", bases()), Lesson((teacher,)))
     t, noise, choices = task.draw(3, torch.Generator().manual_seed(1))
     given = [torch.from_numpy(array[:3]) for array in task.given]
@@ -614,7 +614,7 @@ def test_given_teachers_of_another_base_are_refused(defended, bases, many, tmp_p
     torch.nn.init.normal_(other.text_encoder.get_input_embeddings().weight)
     other.save_pretrained(tmp_path / "other")
     split = json.loads((defended / "split.json").read_text())
-    stranger = leakscope.train(
+    stranger = diffleak.train(
         settings(many, tmp_path / "stranger", tmp_path / "other", steps=1, split=defended / "teacher-2" / "split.json")
     )
     assert json.loads((stranger / "split.json").read_text())["members"] == split["halves"][1]
@@ -669,7 +669,7 @@ def test_settings_that_do_not_fit_a_text_model_are_one_line(bases, data, codec, 
     ]
     for change, message in cases:
         with pytest.raises(UserError, match=message) as caught:
-            leakscope.train(settings(data, tmp_path / "model", **{"base": base, **change}))
+            diffleak.train(settings(data, tmp_path / "model", **{"base": base, **change}))
         assert "\n" not in str(caught.value)
 
 
@@ -677,8 +677,8 @@ def test_images_of_another_size_are_refused_unless_they_are_converted(bases, tmp
     (tmp_path / "wide").mkdir()
     wide = image_folder(tmp_path / "wide", width=24)
     with pytest.raises(UserError, match="is 16 x 24 RGB, the model takes 16 x 16 RGB; --resize converts it"):
-        leakscope.train(settings(wide, tmp_path / "model", bases(), steps=1))
-    leakscope.train(settings(wide, tmp_path / "model", bases(), steps=1, resize=SIDE))
+        diffleak.train(settings(wide, tmp_path / "model", bases(), steps=1))
+    diffleak.train(settings(wide, tmp_path / "model", bases(), steps=1, resize=SIDE))
 
 
 def test_settings_that_do_not_fit_a_text_defence_are_one_line(bases, data, codec, tmp_path):
@@ -692,7 +692,7 @@ def test_settings_that_do_not_fit_a_text_defence_are_one_line(bases, data, codec
 
 
 def test_early_stopping_works_on_text_models(bases, data, tmp_path):
-    folder = leakscope.train(settings(data, tmp_path / "m", bases(), validation=0.25, checkpoint_every=2, flip=True))
+    folder = diffleak.train(settings(data, tmp_path / "m", bases(), validation=0.25, checkpoint_every=2, flip=True))
     assert record(folder)["early_stopping"]["validation_loss"] > 0
     assert len(json.loads((folder / "split.json").read_text())["validation"]) == 2
 
@@ -718,14 +718,14 @@ def test_a_tiny_model_learns_its_images_so_well_that_the_loss_attack_tells_them_
         batch_size=16,
         warmup_steps=20,
     )
-    folder = leakscope.train(config)
+    folder = diffleak.train(config)
     losses = [float(line.split(",")[1]) for line in (folder / "losses.csv").read_text().splitlines()[1:]]
     assert losses[-1] < 0.5 * losses[0]
     run = {"data": str(many), "split": str(folder / "split.json"), "timesteps": "300", "calibration": False, "device": "cpu", "threads": 1}
-    assert leakscope.audit(str(folder), attacks="loss(draws=16)", **run).results[0].auc.value == 1.0
+    assert diffleak.audit(str(folder), attacks="loss(draws=16)", **run).results[0].auc.value == 1.0
 
 
 def test_fine_tuning_has_the_settings_of_the_papers_unless_told_otherwise(tmp_path):
-    whole, adapters = (leakscope.train_config(data="d", output=tmp_path, base="m", **given) for given in ({}, {"lora_rank": 8}))
+    whole, adapters = (diffleak.train_config(data="d", output=tmp_path, base="m", **given) for given in ({}, {"lora_rank": 8}))
     assert (whole.learning_rate, whole.batch_size, whole.steps, whole.mixed_precision) == (1e-5, 16, 20000, "auto")
     assert (adapters.learning_rate, adapters.lora_rank) == (1e-4, 8)

@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import leakscope
-from leakscope import hub
-from leakscope.data.pixels import ImageShape, to_model
-from leakscope.data.sources import ImageSource, Labels, open_source
-from leakscope.errors import UserError
-from leakscope.training import images, loop, run
-from leakscope.training.autoencoder import QuantisedLoss, VariationalLoss, autoencoder_config
-from leakscope.training.denoiser import DenoisingLoss, denoiser_task, encode_all, network_config
+import diffleak
+from diffleak import hub
+from diffleak.data.pixels import ImageShape, to_model
+from diffleak.data.sources import ImageSource, Labels, open_source
+from diffleak.errors import UserError
+from diffleak.training import images, loop, run
+from diffleak.training.autoencoder import QuantisedLoss, VariationalLoss, autoencoder_config
+from diffleak.training.denoiser import DenoisingLoss, denoiser_task, encode_all, network_config
 
 TINY = {
     "layers_per_block": 1,
@@ -42,7 +42,7 @@ def data(tmp_path) -> Path:
 def config(data: Path, output: Path, **changes):
     base = {"data": str(data), "output": output, "steps": 6, "batch_size": 4, "model": TINY, "device": "cpu", "checkpoint_every": 2}
     base["threads"] = 1
-    return leakscope.train_config(None, None, **{**base, **changes})
+    return diffleak.train_config(None, None, **{**base, **changes})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -57,35 +57,35 @@ def same(first: Path, second: Path, read=weights, **tolerance) -> bool:
 def test_training_leaves_a_diffusers_folder_and_a_split(data, tmp_path):
     from diffusers import DDPMPipeline
 
-    folder = leakscope.train(config(data, tmp_path / "model", train_size=20))
+    folder = diffleak.train(config(data, tmp_path / "model", train_size=20))
     pipeline = DDPMPipeline.from_pretrained(folder)
     assert pipeline.unet.config.sample_size == 8
     split = json.loads((folder / "split.json").read_text())
     assert len(split["members"]) == 20
     assert sorted(split["members"] + split["nonmembers"], key=int) == [str(i) for i in range(30)]
-    assert leakscope.load(folder, device="cpu").shape.height == 8
+    assert diffleak.load(folder, device="cpu").shape.height == 8
     assert pd.read_csv(folder / "losses.csv").step.iloc[-1] == 6
 
 
 def test_training_learns(data, tmp_path):
-    folder = leakscope.train(config(data, tmp_path / "model", steps=150, batch_size=8, learning_rate=3e-3, checkpoint_every=150))
+    folder = diffleak.train(config(data, tmp_path / "model", steps=150, batch_size=8, learning_rate=3e-3, checkpoint_every=150))
     losses = pd.read_csv(folder / "losses.csv").loss
     assert losses.iloc[-1] < 0.7 * losses.iloc[0]
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(data, tmp_path):
-    a, b, c = (leakscope.train(config(data, tmp_path / name, seed=seed)) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    a, b, c = (diffleak.train(config(data, tmp_path / name, seed=seed)) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
     assert same(a, b)
     assert not same(a, c)
 
 
 def test_a_longer_run_continues_a_shorter_one_exactly(data, tmp_path):
-    once = leakscope.train(config(data, tmp_path / "once", steps=6, ema_decay=0.9))
-    twice = leakscope.train(config(data, tmp_path / "twice", steps=3, ema_decay=0.9))
-    leakscope.train(config(data, tmp_path / "twice", steps=6, ema_decay=0.9))
+    once = diffleak.train(config(data, tmp_path / "once", steps=6, ema_decay=0.9))
+    twice = diffleak.train(config(data, tmp_path / "twice", steps=3, ema_decay=0.9))
+    diffleak.train(config(data, tmp_path / "twice", steps=6, ema_decay=0.9))
     assert same(once, twice)
     with pytest.raises(UserError, match="already trained for 6 steps; --steps must be at least that"):
-        leakscope.train(config(data, twice, steps=3, ema_decay=0.9))
+        diffleak.train(config(data, twice, steps=3, ema_decay=0.9))
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_killed_and_resumed_training_equals_uninterrupted(data, tmp_path):
     yaml.write_text(
         json.dumps({"data": str(data), "steps": 60, "batch_size": 4, "model": TINY, "device": "cpu", "checkpoint_every": 15, "threads": 1})
     )
-    command = [sys.executable, "-m", "leakscope", "train", "-C", str(yaml), "-o"]
+    command = [sys.executable, "-m", "diffleak", "train", "-C", str(yaml), "-o"]
     killed = tmp_path / "killed"
     process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (killed / "checkpoint").exists():
@@ -114,7 +114,7 @@ def test_killed_and_resumed_training_equals_uninterrupted(data, tmp_path):
 def test_two_processes_train_the_same_model_as_one(data, tmp_path, kind):
     yaml, settings = tmp_path / "train.yaml", {"data": str(data), "kind": kind, "model": MODELS.get(kind, TINY), "learning_rate": 1e-3}
     yaml.write_text(json.dumps({**settings, "steps": 4, "warmup_steps": 0, "batch_size": 8, "device": "cpu", "threads": 1}))
-    arguments = ["-m", "leakscope", "train", "-C", str(yaml), "-o"]
+    arguments = ["-m", "diffleak", "train", "-C", str(yaml), "-o"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for start, output in (([], tmp_path / "one"), (launch, tmp_path / "two")):
         done = subprocess.run([sys.executable, *start, *arguments, str(output)], capture_output=True, text=True)
@@ -143,9 +143,9 @@ def test_the_loss_target_is_that_of_the_prediction_type(prediction_type):
 
 
 def test_another_run_in_the_same_folder_is_refused(data, tmp_path):
-    leakscope.train(config(data, tmp_path / "model"))
+    diffleak.train(config(data, tmp_path / "model"))
     with pytest.raises(UserError, match=r"holds another training run \(seed was 0, now 1\)"):
-        leakscope.train(config(data, tmp_path / "model", seed=1))
+        diffleak.train(config(data, tmp_path / "model", seed=1))
 
 
 def test_bad_settings_are_one_line(data, tmp_path):
@@ -164,23 +164,23 @@ def test_bad_settings_are_one_line(data, tmp_path):
     ]
     for change, message in cases:
         with pytest.raises(UserError, match=message):
-            leakscope.train(config(**{"data": data, "output": out, **change}))
+            diffleak.train(config(**{"data": data, "output": out, **change}))
     with pytest.raises(UserError, match="unknown preset 'digit'; did you mean 'digits'"):
-        leakscope.train_config("digit", data="digits", output=out)
+        diffleak.train_config("digit", data="digits", output=out)
 
 
 def test_images_that_cannot_be_halved_often_enough_are_refused(tmp_path):
     np.save(tmp_path / "odd.npy", np.zeros((12, 9, 9), dtype=np.uint8))
     with pytest.raises(UserError, match=r"image sides must be multiples of 2 .*got 9 x 9: use --resize"):
-        leakscope.train(config(tmp_path / "odd.npy", tmp_path / "model"))
-    folder = leakscope.train(config(tmp_path / "odd.npy", tmp_path / "model", resize=8))
-    assert leakscope.load(folder, device="cpu").shape.height == 8
+        diffleak.train(config(tmp_path / "odd.npy", tmp_path / "model"))
+    folder = diffleak.train(config(tmp_path / "odd.npy", tmp_path / "model", resize=8))
+    assert diffleak.load(folder, device="cpu").shape.height == 8
 
 
 def test_a_diverging_loss_stops_with_advice(data, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "new_network", lambda _: _Diverging())
     with pytest.raises(UserError, match="the loss is nan at step 0; lower learning_rate"):
-        leakscope.train(config(data, tmp_path / "model"))
+        diffleak.train(config(data, tmp_path / "model"))
 
 
 class _Diverging(torch.nn.Module):
@@ -197,36 +197,36 @@ def test_presets_are_valid_and_flags_win_over_the_file_over_the_preset(tmp_path)
     yaml.write_text("steps: 7\nbatch-size: 3\n")
     for preset in ("digits", "small", "ddpm", "vae", "vq", "latent"):
         given = {"autoencoder": tmp_path} if preset == "latent" else {}
-        chosen = leakscope.train_config(preset, yaml, data="digits", output=tmp_path, batch_size=5, **given)
+        chosen = diffleak.train_config(preset, yaml, data="digits", output=tmp_path, batch_size=5, **given)
         assert (chosen.steps, chosen.batch_size) == (7, 5)
         assert chosen.model["block_out_channels"]
 
 
 def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(data, tmp_path):
-    once = leakscope.train(config(data, tmp_path / "once", steps=6))
-    twice = leakscope.train(config(data, tmp_path / "twice", steps=4))
+    once = diffleak.train(config(data, tmp_path / "once", steps=6))
+    twice = diffleak.train(config(data, tmp_path / "twice", steps=4))
     (twice / "checkpoint").rename(twice / "checkpoint.old")
-    leakscope.train(config(data, twice, steps=6))
+    diffleak.train(config(data, twice, steps=6))
     assert same(once, twice)
     assert pd.read_csv(twice / "losses.csv").step.iloc[0] == 4, "it went on from the old checkpoint"
 
 
 def test_images_need_not_be_square(tmp_path):
     np.save(tmp_path / "wide.npy", np.zeros((12, 8, 16), dtype=np.uint8))
-    folder = leakscope.train(config(tmp_path / "wide.npy", tmp_path / "model"))
-    shape = leakscope.load(folder, device="cpu").shape
+    folder = diffleak.train(config(tmp_path / "wide.npy", tmp_path / "model"))
+    shape = diffleak.load(folder, device="cpu").shape
     assert (shape.height, shape.width) == (8, 16)
 
 
 def test_a_model_that_was_trained_elsewhere_is_not_overwritten(data, tmp_path):
-    folder = leakscope.train(config(data, tmp_path / "model"))
+    folder = diffleak.train(config(data, tmp_path / "model"))
     (folder / "train.json").unlink()
     with pytest.raises(UserError, match="holds a model that this command did not train"):
-        leakscope.train(config(data, folder))
+        diffleak.train(config(data, folder))
 
 
 def test_yaml_timesteps_with_colons_stay_text(tmp_path):
-    from leakscope.config import read_yaml
+    from diffleak.config import read_yaml
 
     (tmp_path / "c.yaml").write_text("a: 10:50\nb: 10:300:10\nc: 7\nd: 1e-3\ne: 2.5\nf: 0x10\ng: true\nh: 2024-01-01x\n")
     found = read_yaml(tmp_path / "c.yaml")
@@ -258,7 +258,7 @@ def trained(request, digits_file, tmp_path_factory) -> tuple[str, Path]:
     """A kind of autoencoder, and the folder of one that was trained for seconds on 80 of 100 digits."""
     changes = {"kind": request.param, "model": MODELS[request.param], "steps": 150, "batch_size": 16, "learning_rate": 5e-3}
     changes |= {"checkpoint_every": 150, "train_size": 80, "kl_weight": 1e-4}
-    return request.param, leakscope.train(config(digits_file, tmp_path_factory.mktemp(request.param) / "model", **changes))
+    return request.param, diffleak.train(config(digits_file, tmp_path_factory.mktemp(request.param) / "model", **changes))
 
 
 def members(folder: Path, digits: np.ndarray) -> np.ndarray:
@@ -316,20 +316,20 @@ def test_a_round_trip_costs_about_what_training_reported(trained, digits):
 @pytest.mark.parametrize("kind", PARTS)
 def test_a_longer_autoencoder_run_continues_a_shorter_one_exactly(data, tmp_path, kind):
     changes = {"kind": kind, "model": MODELS[kind], "ema_decay": 0.9}
-    once = leakscope.train(config(data, tmp_path / "once", **changes))
-    twice = leakscope.train(config(data, tmp_path / "twice", **{**changes, "steps": 3}))
+    once = diffleak.train(config(data, tmp_path / "once", **changes))
+    twice = diffleak.train(config(data, tmp_path / "twice", **{**changes, "steps": 3}))
     assert not same(once, twice, encoder_weights)
-    leakscope.train(config(data, twice, **changes))
+    diffleak.train(config(data, twice, **changes))
     assert same(once, twice, encoder_weights)
     assert (once / PARTS[kind] / "config.json").read_text() == (twice / PARTS[kind] / "config.json").read_text()
     with pytest.raises(UserError, match=r"holds another training run"):
-        leakscope.train(config(data, once, **{**changes, "model": {**MODELS[kind], "latent_channels": 3}}))
+        diffleak.train(config(data, once, **{**changes, "model": {**MODELS[kind], "latent_channels": 3}}))
 
 
 @pytest.mark.parametrize("kind", PARTS)
 def test_the_seed_decides_the_autoencoder(data, tmp_path, kind):
     changes = {"kind": kind, "model": MODELS[kind], "steps": 2}
-    a, b, c = (leakscope.train(config(data, tmp_path / name, seed=seed, **changes)) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    a, b, c = (diffleak.train(config(data, tmp_path / name, seed=seed, **changes)) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
     assert same(a, b, encoder_weights)
     assert not same(a, c, encoder_weights)
 
@@ -383,13 +383,13 @@ def test_an_autoencoder_of_images_that_cannot_be_halved_often_enough_is_refused(
     np.save(tmp_path / "odd.npy", np.zeros((12, 8, 10), dtype=np.uint8))
     model = {**MODELS[kind], "block_out_channels": [8, 8, 8]}
     with pytest.raises(UserError, match=r"image sides must be multiples of 4 for a network of 3 levels; got 8 x 10: use --resize"):
-        leakscope.train(config(tmp_path / "odd.npy", tmp_path / "model", kind=kind, model=model))
+        diffleak.train(config(tmp_path / "odd.npy", tmp_path / "model", kind=kind, model=model))
 
 
 @pytest.mark.parametrize("kind", PARTS)
 def test_images_of_an_autoencoder_need_not_be_square(tmp_path, kind):
     np.save(tmp_path / "wide.npy", np.random.default_rng(0).integers(0, 256, (6, 8, 12, 3), dtype=np.uint8))
-    folder = leakscope.train(config(tmp_path / "wide.npy", tmp_path / "model", kind=kind, model=MODELS[kind], steps=1))
+    folder = diffleak.train(config(tmp_path / "wide.npy", tmp_path / "model", kind=kind, model=MODELS[kind], steps=1))
     assert hub.load_codec(folder).encode(torch.zeros(1, 3, 8, 12)).shape == (1, 2, 4, 6)
 
 
@@ -407,7 +407,7 @@ def test_settings_that_do_not_fit_the_kind_are_one_line(data, tmp_path, trained)
     ]
     for change, message in cases:
         with pytest.raises(UserError, match=message) as caught:
-            leakscope.train(config(data, tmp_path / "model", **change))
+            diffleak.train(config(data, tmp_path / "model", **change))
         assert "\n" not in str(caught.value)
 
 
@@ -416,9 +416,9 @@ def test_settings_that_do_not_fit_the_kind_are_one_line(data, tmp_path, trained)
 
 def test_a_denoiser_of_latents_leaves_the_autoencoder_as_it_was_and_a_model_that_loads(trained, digits_file, tmp_path):
     kind, autoencoder = trained
-    folder = leakscope.train(config(digits_file, tmp_path / "model", autoencoder=autoencoder, ema_decay=0.9))
+    folder = diffleak.train(config(digits_file, tmp_path / "model", autoencoder=autoencoder, ema_decay=0.9))
     assert same(folder, autoencoder, encoder_weights)
-    target = leakscope.load(folder, device="cpu")
+    target = diffleak.load(folder, device="cpu")
     assert target.shape == ImageShape(1, 8, 8) and target.latent
     assert target.codec.network.config.scaling_factor == hub.load_codec(autoencoder).network.config.scaling_factor
     x = torch.from_numpy(to_model(IMAGES[:2, ..., None]))
@@ -435,7 +435,7 @@ def test_a_denoiser_of_latents_takes_the_split_of_the_autoencoder_unless_told_ot
     own, train_size, split = tmp_path / "split.json", tmp_path / "train_size", tmp_path / "split"
     own.write_text(json.dumps({"members": ["1", "2", "3", "4"], "nonmembers": ["9"]}))
     of = lambda folder: json.loads((folder / "split.json").read_text())
-    train = lambda output, **changes: leakscope.train(config(digits_file, output, autoencoder=given, steps=1, **changes))
+    train = lambda output, **changes: diffleak.train(config(digits_file, output, autoencoder=given, steps=1, **changes))
     assert of(train(tmp_path / "none")) == of(autoencoder)
     assert len(of(train(train_size, train_size=10))["members"]) == 10
     assert of(train(split, split=own)) == json.loads(own.read_text())
@@ -463,37 +463,37 @@ def test_encoding_a_batch_at_a_time_keeps_every_image_in_its_place(trained, digi
 def test_a_longer_run_on_latents_continues_a_shorter_one_exactly(trained, digits_file, tmp_path):
     _, autoencoder = trained
     changes = {"autoencoder": autoencoder, "ema_decay": 0.9}
-    once = leakscope.train(config(digits_file, tmp_path / "once", **changes))
-    twice = leakscope.train(config(digits_file, tmp_path / "twice", steps=3, **changes))
-    leakscope.train(config(digits_file, twice, **changes))
+    once = diffleak.train(config(digits_file, tmp_path / "once", **changes))
+    twice = diffleak.train(config(digits_file, tmp_path / "twice", steps=3, **changes))
+    diffleak.train(config(digits_file, twice, **changes))
     assert same(once, twice)
 
 
 def test_images_that_the_autoencoder_cannot_divide_are_refused(trained, tmp_path):
     np.save(tmp_path / "odd.npy", np.zeros((12, 9, 9), dtype=np.uint8))
     with pytest.raises(UserError, match=r"image sides must be multiples of 2 for this autoencoder; got 9 x 9 grey: use --resize"):
-        leakscope.train(config(tmp_path / "odd.npy", tmp_path / "model", autoencoder=trained[1]))
+        diffleak.train(config(tmp_path / "odd.npy", tmp_path / "model", autoencoder=trained[1]))
 
 
 def test_latents_that_cannot_be_halved_often_enough_are_refused(trained, digits_file, tmp_path):
     blocks = {"down_block_types": ["DownBlock2D"] * 4, "up_block_types": ["UpBlock2D"] * 4, "block_out_channels": [8] * 4}
     with pytest.raises(UserError, match=r"latent sides must be multiples of 8 for a network of 4 levels; got 4 x 4: use --resize"):
-        leakscope.train(config(digits_file, tmp_path / "model", autoencoder=trained[1], model={**TINY, **blocks}))
+        diffleak.train(config(digits_file, tmp_path / "model", autoencoder=trained[1], model={**TINY, **blocks}))
 
 
 def test_grey_images_are_refused_by_an_autoencoder_of_colours_unless_they_are_converted(digits_file, data, tmp_path):
     np.save(tmp_path / "rgb.npy", np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8))
-    autoencoder = leakscope.train(config(tmp_path / "rgb.npy", tmp_path / "vae", kind="vae", model=AUTOENCODER, steps=1))
+    autoencoder = diffleak.train(config(tmp_path / "rgb.npy", tmp_path / "vae", kind="vae", model=AUTOENCODER, steps=1))
     with pytest.raises(UserError, match="is 8 x 8 grey, the model takes 8 x 8 RGB; --resize converts it"):
-        leakscope.train(config(data, tmp_path / "model", autoencoder=autoencoder))
-    folder = leakscope.train(config(data, tmp_path / "model", autoencoder=autoencoder, resize=8, steps=1))
-    assert leakscope.load(folder, device="cpu").shape == ImageShape(3, 8, 8)
+        diffleak.train(config(data, tmp_path / "model", autoencoder=autoencoder))
+    folder = diffleak.train(config(data, tmp_path / "model", autoencoder=autoencoder, resize=8, steps=1))
+    assert diffleak.load(folder, device="cpu").shape == ImageShape(3, 8, 8)
 
 
 def test_an_autoencoder_folder_is_not_overwritten_by_a_denoiser(trained, digits_file):
     _, autoencoder = trained
     with pytest.raises(UserError, match=r"holds another training run \(kind was '(vae|vq)', now 'denoiser'"):
-        leakscope.train(config(digits_file, autoencoder, autoencoder=autoencoder))
+        diffleak.train(config(digits_file, autoencoder, autoencoder=autoencoder))
 
 
 # --- classes ------------------------------------------------------------------------------------------------------------
@@ -523,7 +523,7 @@ def test_a_class_conditional_denoiser_sees_every_image_with_its_label(data, tmp_
         return forward(self, x0, labels, t, noise)
 
     monkeypatch.setattr(DenoisingLoss, "forward", watched)
-    folder = leakscope.train(config(data, tmp_path / "model", model=CONDITIONAL, train_size=20))
+    folder = diffleak.train(config(data, tmp_path / "model", model=CONDITIONAL, train_size=20))
     everything = torch.from_numpy(to_model(IMAGES[..., None]))
     trained_on = set()
     for x0, label in seen:
@@ -535,40 +535,40 @@ def test_a_class_conditional_denoiser_sees_every_image_with_its_label(data, tmp_
 
 def test_a_class_conditional_denoiser_learns_its_classes_and_loads(data, tmp_path, labelled):
     labelled(tuple(i % 10 for i in range(30)))
-    folder = leakscope.train(config(data, tmp_path / "model", model=CONDITIONAL))
-    target = leakscope.load(folder, device="cpu")
+    folder = diffleak.train(config(data, tmp_path / "model", model=CONDITIONAL))
+    target = diffleak.load(folder, device="cpu")
     assert target.classes == 10
     x = torch.zeros(2, 1, 8, 8)
     assert not torch.allclose(target.denoiser(x, 50, torch.tensor([1, 2])), target.denoiser(x, 50, torch.tensor([3, 4])))
-    again = leakscope.train(config(data, tmp_path / "again", model=CONDITIONAL))
+    again = diffleak.train(config(data, tmp_path / "again", model=CONDITIONAL))
     assert same(folder, again)
     moved = tuple((i + 1) % 10 for i in range(30))
     labelled(moved)
-    assert not same(folder, leakscope.train(config(data, tmp_path / "moved", model=CONDITIONAL)))
+    assert not same(folder, diffleak.train(config(data, tmp_path / "moved", model=CONDITIONAL)))
 
 
 def test_a_class_conditional_denoiser_of_latents_trains_and_loads(trained, data, tmp_path, labelled):
     labelled(tuple(i % 10 for i in range(30)))
     settings = config(data, tmp_path / "model", model=CONDITIONAL, autoencoder=trained[1], train_size=20, steps=2)
-    target = leakscope.load(leakscope.train(settings), device="cpu")
+    target = diffleak.load(diffleak.train(settings), device="cpu")
     assert target.classes == 10 and target.latent
 
 
 def test_labels_are_left_alone_by_a_denoiser_without_classes(data, tmp_path, labelled):
     labelled(tuple(range(100, 130)))
-    assert leakscope.load(leakscope.train(config(data, tmp_path / "model", steps=1)), device="cpu").classes is None
+    assert diffleak.load(diffleak.train(config(data, tmp_path / "model", steps=1)), device="cpu").classes is None
 
 
 def test_class_conditional_training_without_labels_is_refused(data, tmp_path):
     with pytest.raises(UserError, match="num_class_embeds is 10, so the data must have labels, one per image; it has none"):
-        leakscope.train(config(data, tmp_path / "model", model=CONDITIONAL))
+        diffleak.train(config(data, tmp_path / "model", model=CONDITIONAL))
 
 
 @pytest.mark.parametrize("worst", [10, 99, -1])
 def test_a_label_out_of_range_is_refused(data, tmp_path, labelled, worst):
     labelled((*range(10), worst, *range(9), *range(10)))
     with pytest.raises(UserError, match=rf"labels must lie in \[0, 10\), the model's num_class_embeds; got {worst}"):
-        leakscope.train(config(data, tmp_path / "model", model=CONDITIONAL))
+        diffleak.train(config(data, tmp_path / "model", model=CONDITIONAL))
 
 
 # --- presets of latent models -------------------------------------------------------------------------------------------
@@ -577,7 +577,7 @@ def test_a_label_out_of_range_is_refused(data, tmp_path, labelled, worst):
 @pytest.mark.parametrize(("preset", "name"), [("vae", "AutoencoderKL"), ("vq", "VQModel")])
 @pytest.mark.parametrize("side", [28, 32, 64])
 def test_the_autoencoder_presets_make_images_four_times_smaller_with_four_channels(tmp_path, preset, name, side):
-    settings = leakscope.train_config(preset, data="x.npy", output=tmp_path)
+    settings = diffleak.train_config(preset, data="x.npy", output=tmp_path)
     assert settings.kind == preset
     network = hub.new_autoencoder(name, autoencoder_config(settings, ImageShape(3, side, side)))
     assert hub.latent_shape(hub.codec_of(network, 1.0), ImageShape(3, side, side)) == ImageShape(4, side // 4, side // 4)
@@ -586,15 +586,15 @@ def test_the_autoencoder_presets_make_images_four_times_smaller_with_four_channe
 
 def test_the_latent_preset_trains_on_the_latents_of_an_autoencoder(trained, digits_file, tmp_path):
     flags = {"data": str(digits_file), "output": tmp_path / "model", "autoencoder": trained[1], "device": "cpu", "threads": 1}
-    folder = leakscope.train(leakscope.train_config("latent", steps=1, batch_size=2, **flags))
-    target = leakscope.load(folder, device="cpu")
+    folder = diffleak.train(diffleak.train_config("latent", steps=1, batch_size=2, **flags))
+    target = diffleak.load(folder, device="cpu")
     assert target.shape == ImageShape(1, 8, 8) and target.latent
     assert sum(p.numel() for p in target.denoiser.network.parameters()) == pytest.approx(4.4e6, rel=0.05), "the size that it states"
 
 
 def test_the_latent_preset_needs_an_autoencoder(tmp_path):
     with pytest.raises(UserError, match="the preset latent trains on the latents of an autoencoder: give --autoencoder FOLDER"):
-        leakscope.train_config("latent", data="digits", output=tmp_path)
+        diffleak.train_config("latent", data="digits", output=tmp_path)
 
 
 def test_an_autoencoder_folder_called_vae_still_brings_its_split(trained, digits_file, tmp_path):
@@ -602,5 +602,5 @@ def test_an_autoencoder_folder_called_vae_still_brings_its_split(trained, digits
 
     shutil.copytree(trained[1], tmp_path / "vae")
     flags = {"data": str(digits_file), "output": tmp_path / "model", "autoencoder": tmp_path / "vae", "device": "cpu", "threads": 1}
-    folder = leakscope.train(leakscope.train_config("latent", steps=1, batch_size=2, **flags))
+    folder = diffleak.train(diffleak.train_config("latent", steps=1, batch_size=2, **flags))
     assert json.loads((folder / "split.json").read_text()) == json.loads((tmp_path / "vae" / "split.json").read_text())

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import torch
 
-from leakscope.data.pixels import ImageShape, fit, to_model
+from diffleak.data.pixels import ImageShape, fit, to_model
 
 EPOCHS = 12
 BATCH = 64

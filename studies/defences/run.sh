@@ -9,24 +9,24 @@ python $S/extractor.py work/cifar10-others.npz 32 work/cifar10-extractor.pt
 python $S/extractor.py work/fashion-mnist-others.npz 16 work/fashion-mnist-extractor.pt
 
 # CIFAR-10: an autoencoder that has seen neither side, and denoisers of its latents
-leakscope train -C $S/cifar10-autoencoder.yaml --data work/cifar10.npy --split work/cifar10-others-split.json -o work/c-ae
-leakscope train -C $S/cifar10.yaml --autoencoder work/c-ae $C -o work/c-all
-leakscope defend distill -C $S/cifar10.yaml --autoencoder work/c-ae $C --one-by-one -o work/c-md
-leakscope defend dual -C $S/cifar10.yaml --autoencoder work/c-ae $C --teachers work/c-md/teacher-1,work/c-md/teacher-2 -o work/c-dual
-leakscope defend one-teacher -C $S/cifar10.yaml --data work/cifar10.npy --teachers work/c-all -o work/c-one
-leakscope train -C $S/cifar10.yaml --autoencoder work/c-ae $C --checkpoint-every 100 --validation 0.1 --patience 3 -o work/c-early
-leakscope train -C $S/cifar10-dp.yaml --autoencoder work/c-ae $C -o work/c-dp
+diffleak train -C $S/cifar10-autoencoder.yaml --data work/cifar10.npy --split work/cifar10-others-split.json -o work/c-ae
+diffleak train -C $S/cifar10.yaml --autoencoder work/c-ae $C -o work/c-all
+diffleak defend distill -C $S/cifar10.yaml --autoencoder work/c-ae $C --one-by-one -o work/c-md
+diffleak defend dual -C $S/cifar10.yaml --autoencoder work/c-ae $C --teachers work/c-md/teacher-1,work/c-md/teacher-2 -o work/c-dual
+diffleak defend one-teacher -C $S/cifar10.yaml --data work/cifar10.npy --teachers work/c-all -o work/c-one
+diffleak train -C $S/cifar10.yaml --autoencoder work/c-ae $C --checkpoint-every 100 --validation 0.1 --patience 3 -o work/c-early
+diffleak train -C $S/cifar10-dp.yaml --autoencoder work/c-ae $C -o work/c-dp
 
 # Fashion-MNIST: pixels at 16 x 16
-leakscope train -C $S/fashion-mnist.yaml $F --resize 16 -o work/f-all
-leakscope defend distill -C $S/fashion-mnist.yaml $F --resize 16 --one-by-one -o work/f-md
-leakscope defend dual -C $S/fashion-mnist.yaml $F --resize 16 --one-by-one -o work/f-md
-leakscope defend one-teacher -C $S/fashion-mnist.yaml --data work/fashion-mnist.npy --resize 16 --teachers work/f-all -o work/f-one
-leakscope train -C $S/fashion-mnist.yaml $F --resize 16 --checkpoint-every 100 --validation 0.1 --patience 3 -o work/f-early
-leakscope train -C $S/fashion-mnist-dp.yaml $F --resize 16 -o work/f-dp
+diffleak train -C $S/fashion-mnist.yaml $F --resize 16 -o work/f-all
+diffleak defend distill -C $S/fashion-mnist.yaml $F --resize 16 --one-by-one -o work/f-md
+diffleak defend dual -C $S/fashion-mnist.yaml $F --resize 16 --one-by-one -o work/f-md
+diffleak defend one-teacher -C $S/fashion-mnist.yaml --data work/fashion-mnist.npy --resize 16 --teachers work/f-all -o work/f-one
+diffleak train -C $S/fashion-mnist.yaml $F --resize 16 --checkpoint-every 100 --validation 0.1 --patience 3 -o work/f-early
+diffleak train -C $S/fashion-mnist-dp.yaml $F --resize 16 -o work/f-dp
 
-audit() { leakscope audit "work/$1" -C $S/audit.yaml --threads 1 -o "work/run-$2" "${@:3}"; }
-quality() { leakscope quality "work/$1" --images 500 --steps 50 --scores --threads 1 -o "work/run-$2" "${@:3}"; }
+audit() { diffleak audit "work/$1" -C $S/audit.yaml --threads 1 -o "work/run-$2" "${@:3}"; }
+quality() { diffleak quality "work/$1" --images 500 --steps 50 --scores --threads 1 -o "work/run-$2" "${@:3}"; }
 CX="--extractor torchscript:work/cifar10-extractor.pt"
 FX="--extractor torchscript:work/fashion-mnist-extractor.pt --resize"
 for pair in c-all=c-all c-md/teacher-1=c-teacher-1 c-md/teacher-2=c-teacher-2 c-dual/dual=c-dual c-one/student=c-one-teacher c-md/student=c-distill c-dp=c-dp; do

@@ -1,6 +1,6 @@
 """Five further texts an image, by template: `python studies/text/paraphrase.py DATA FILE` for the `text`s of DATA/metadata.jsonl.
 
-A stand-in for a captioner (`leakscope caption`), whose weights could not be had for this study.
+A stand-in for a captioner (`diffleak caption`), whose weights could not be had for this study.
 """
 
 import json

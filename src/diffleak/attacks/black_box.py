@@ -1,0 +1,121 @@
+"""Black-box: what the model draws for an image's own caption, and how much that resembles the image.
+
+    g_1 ... g_n    images drawn for the caption by DDIM under guidance, each from noise of its own, keyed by the image's id
+    s_j            cosine of the encoder's vectors of the image itself and of g_j
+    components     s_1 >= ... >= s_n
+    threshold      score = the mean of s
+    classifier     score = the logit of a logistic regression on s that is trained on the calibrate half alone
+
+Nothing is asked of the model but images, so one that is several networks in turn is seen as a whole. The image goes into the
+encoder as the pixels it is, never through the model's autoencoder.
+Pang and Wang 2025, "Black-box membership inference attacks against fine-tuned diffusion models", arXiv 2312.08207.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from diffleak.attacks.base import Access, Attack, Direction, Draw, Embed, Service, float64
+from diffleak.diffusion.denoiser import Denoiser, guided
+from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.prompts import Prompts, joined
+from diffleak.errors import UserError, unknown
+
+RULES = {"threshold": "mean", "classifier": "logistic"}  # how each variant makes a score of the similarities
+STREAM = "black-box"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class BlackBox(Attack):
+    """How much `n` images drawn for the caption resemble the image, to an `encoder`. Similar means member.
+
+    The encoder is one that `diffleak quality` takes: clip, dinov2 or a vision transformer by hub id or folder (`clip:FOLDER`),
+    or `torchscript:FILE`. `encoder_weights` is the hash of what was loaded; empty until then.
+    """
+
+    timesteps: tuple[int, ...] = ()
+    n: int = 3
+    steps: int = 50
+    guidance_scale: float = 7.5
+    encoder: str = "clip"
+    variant: str = "threshold"
+    encoder_weights: tuple[str, ...] = ()
+    draw: Draw | None = field(default=None, repr=False, compare=False)
+    embed: Embed | None = field(default=None, repr=False, compare=False)
+    pixels: Callable[[], Tensor] | None = field(default=None, repr=False, compare=False)
+
+    name: ClassVar[str] = "black_box"
+    access: ClassVar[Access] = "black-box"
+    direction: ClassVar[Direction] = "large"
+    source: ClassVar[str] = "Pang and Wang 2025, arXiv 2312.08207"
+    rule: ClassVar[str | None] = "mean"
+    needs_text: ClassVar[bool] = True
+    in_all: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.timesteps:
+            raise UserError("black_box draws whole images and has no timesteps; leave them out")
+        if self.n < 1 or self.steps < 1:
+            raise UserError(f"black_box needs n >= 1 images of steps >= 1; got {self.n} and {self.steps}")
+        if not isfinite(self.guidance_scale) or self.guidance_scale < 0:
+            raise UserError(f"black_box: guidance_scale must be a number of at least 0 (1 is no guidance); got {self.guidance_scale}")
+        if self.variant not in RULES:
+            raise unknown("variant of black_box", self.variant, RULES)
+
+    @property
+    def settled_by(self) -> str | None:
+        return RULES[self.variant]
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        return tuple(range(self.n))
+
+    @property
+    def label(self) -> str:
+        return super().label if not self.encoder_weights else replace(self, encoder_weights=()).label
+
+    @property
+    def _forwards(self) -> int:
+        """Rows of a batch that one step of one image takes: under guidance two."""
+        return 1 if self.guidance_scale == 1 else 2
+
+    @property
+    def width(self) -> int:
+        return self.n * self._forwards
+
+    @property
+    def queries(self) -> int:
+        return self.n * self.steps * self._forwards
+
+    def served_by(self, service: Service) -> "BlackBox":
+        draw, encoder = service.drawing(self.steps), service.encoder(self.encoder)
+        return replace(self, draw=draw, embed=encoder.embed, encoder_weights=(encoder.fingerprint,))
+
+    def for_batch(self, pixels: Callable[[], Tensor], encode: Callable[[Tensor], Tensor]) -> "BlackBox":
+        return replace(self, pixels=pixels)
+
+    def statistics(
+        self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, mask: Float[Tensor, "b *s"] | None = None
+    ) -> Float64[Tensor, "n b"]:
+        self._refuse_masks(mask)
+        if self.draw is None or self.embed is None:
+            raise UserError("black_box needs a model that draws images and an encoder: call served_by() first")
+        if not isinstance(cond, Prompts):
+            raise UserError(f"black_box needs the captions of the images as cond, a Prompts; got {type(cond).__name__}")
+        seeds = replace(noise, ids=tuple(f"{i}\0{j}" for j in range(self.n) for i in noise.ids), stream=STREAM)
+        drawn = self.draw(guided(denoiser, self.guidance_scale), seeds, joined([cond] * self.n))
+        similarity = cosines(self.embed(x0 if self.pixels is None else self.pixels()), self.embed(drawn))
+        broken = ~torch.isfinite(drawn).flatten(start_dim=1).all(dim=1).reshape(self.n, -1)
+        return similarity.masked_fill(broken.to(similarity.device), torch.nan).sort(dim=0, descending=True).values
+
+
+def cosines(images: Float[Tensor, "b d"], drawn: Float[Tensor, "nb d"]) -> Float64[Tensor, "n b"]:
+    """Of each image with each of the n batches of drawn ones, one after another."""
+    x, y = (torch.nn.functional.normalize(float64(vectors), dim=1) for vectors in (images, drawn))
+    return (y.reshape(-1, *x.shape) * x).sum(dim=2)

@@ -1,0 +1,43 @@
+"""`diffleak attacks`: the table of what there is."""
+
+from typing import Any
+
+from diffleak.attacks import ATTACKS
+from diffleak.attacks.base import written
+
+
+def listing() -> list[dict[str, Any]]:
+    """One row per attack: name, access, what a small or large statistic means, default parameters, queries, source."""
+    rows = []
+    for name, kind in ATTACKS.items():
+        attack = kind()
+        rows.append(
+            {
+                "attack": name,
+                "access": attack.access,
+                "member_is": attack.direction,
+                "parameters": attack.parameters(),
+                "queries_default_sweep": attack.queries,
+                "queries_one_timestep": attack.queries if attack.rule else kind(timesteps=(attack.published_timestep or 100,)).queries,
+                "published_timestep": attack.published_timestep,
+                "about": (kind.__doc__ or "").split("\n")[0],
+                "source": attack.source,
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> Any:
+    """The rows for a terminal."""
+    from rich.table import Table
+
+    view = Table(
+        box=None, padding=(0, 1), title="queries: denoiser forwards per image, one timestep / the default sweep", title_justify="left"
+    )
+    for heading in ("attack", "access", "queries", "parameters", "source"):
+        view.add_column(heading, overflow="fold")
+    for row in rows:
+        parameters = ", ".join(f"{k}={written(k, v)}" for k, v in row["parameters"].items())
+        both = [row["queries_one_timestep"], row["queries_default_sweep"]]
+        view.add_row(row["attack"], row["access"], " / ".join(map(str, dict.fromkeys(both))), parameters, row["source"])
+    return view

@@ -1,0 +1,49 @@
+"""The naive loss attack: how well the model denoises the image.
+
+    r_t = eps(q(x0, t, e), t) - e          statistic: mean over draws of |r_t|_2^2
+
+Matsumoto, Miura and Yanai 2023, "Membership inference attacks against diffusion models", arXiv 2302.03262, section 4.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from diffleak.attacks.base import ResidualAttack
+from diffleak.diffusion.denoiser import Denoiser
+from diffleak.diffusion.noise import Noise
+from diffleak.errors import UserError
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Loss(ResidualAttack):
+    """The training loss at one timestep; `draws` noises are averaged. A small loss means member."""
+
+    draws: int = 1
+
+    name: ClassVar[str] = "loss"
+    source: ClassVar[str] = "Matsumoto et al. 2023, arXiv 2302.03262"
+    published_timestep: ClassVar[int | None] = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.draws < 1:
+            raise UserError(f"loss: draws must be at least 1; got {self.draws}")
+
+    @property
+    def queries(self) -> int:
+        return len(self.timesteps) * self.draws
+
+    @property
+    def replicates(self) -> int:
+        return self.draws
+
+    def residuals(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> Iterator[Float[Tensor, "b *s"]]:
+        for t in self.timesteps:
+            for draw in range(self.draws):
+                e = noise(draw)
+                yield denoiser(denoiser.schedule.add_noise(x0, t, e), t, cond) - e

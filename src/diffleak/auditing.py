@@ -1,0 +1,362 @@
+"""plan → score (chunks, workers, resume) → evaluate → record.
+
+A run folder belongs to one plan (plan.json). Its chunks are independent files, so the same command resumes, several
+workers share the work without talking to each other, and the one that finds everything done writes the results.
+"""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+
+from diffleak import evaluation, hub, scoring
+from diffleak.attacks.base import Attack
+from diffleak.attacks.black_box import BlackBox
+from diffleak.attacks.clid import CLiD
+from diffleak.audit_config import AuditConfig, GeometryConfig
+from diffleak.blind import INVALID_ABOVE, blind_auc
+from diffleak.config import build
+from diffleak.data.captions import FIXED, Captions
+from diffleak.data.cohort import Cohort, two_sources
+from diffleak.data.sources import open_source
+from diffleak.diffusion.denoiser import Denoiser
+from diffleak.environment import environment
+from diffleak.errors import GateFailed, InvalidAudit, UserError
+from diffleak.files import checked_folder, write_new
+from diffleak.geometry_analyses import analyse
+from diffleak.inputs import clear, write_geometry
+from diffleak.planning import Prepared, prepare
+from diffleak.record import AuditRecord, Costs, Plan, Result, Samples, Scores
+from diffleak.report.wording import visible
+from diffleak.run_folder import read_plan, write_results
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """A finished audit: `results`, the full `record`, the `samples` table and every attack's `scores`."""
+
+    record: AuditRecord
+    samples: Samples
+    scores: tuple[Scores, ...]
+    cohort: Cohort | None = None
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """One result per attack, in the order they were asked for."""
+        return self.record.results
+
+    def to_frame(self) -> pd.DataFrame:
+        """The scores as a table: id, attack, timestep, statistic (the paper's own), member (bool).
+
+        Of an attack that stores components, `timestep` counts them from 0.
+        """
+        frames = [
+            pd.DataFrame(
+                {
+                    "id": np.repeat(s.ids, len(s.timesteps)),
+                    "attack": s.attack,
+                    "timestep": np.tile(s.timesteps, len(s.ids)).astype(np.int32),
+                    "statistic": s.statistic.ravel(),
+                    "member": np.repeat(self.samples.member, len(s.timesteps)),
+                }
+            )
+            for s in self.scores
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+    def save(self, folder: str | Path, thumbnails: bool = False) -> Path:
+        """Writes audit.json, samples.csv, report.html and, where they are not there yet, the scores; returns the folder."""
+        folder = checked_folder(Path(folder))
+        _claim(folder, self.record.plan)
+        scoring.save_scores(folder, self.record, self.scores)
+        write_results(folder, self.record, self.samples, self.cohort if thumbnails else None)
+        return folder
+
+
+def audit(
+    target: hub.Target | Denoiser | str | Path,
+    members: Any = None,
+    nonmembers: Any = None,
+    attacks: str | Sequence[str] = "all",
+    output: str | Path | None = None,
+    reference: hub.Target | Denoiser | str | Path | None = None,
+    **settings: Any,
+) -> Audit:
+    """Audits a model on images that were, and images that were not, in its training set.
+
+    target: a diffusers folder or hub id, a loaded `Target`, or a `Denoiser` of your own.
+    members, nonmembers: DATA as on the command line, or uint8 arrays (N, H, W[, C]).
+    attacks: names or specs such as "sima_mc(m=10)". settings: any key of `AuditConfig`, such as timesteps="10:300:10".
+    reference: a model as `target`, or "base" for the target without its LoRA: what leaks beyond what it knows is reported too.
+    output: a run folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
+    Raises `UserError` for input that cannot be audited.
+    """
+    names = {key: None if value is None else value if isinstance(value, str) else str(value) if isinstance(value, Path) else "array"
+             for key, value in (("members", members), ("nonmembers", nonmembers))}  # fmt: skip
+    named = None if reference is None else _name(reference)
+    config = build(AuditConfig, {**names, "model": _name(target), "reference": named, "attacks": attacks, "output": output, **settings})
+    one, other = (_in_memory(model, config) for model in (target, reference))
+    cohort = None if config.data else two_sources(open_source(members), open_source(nonmembers), config.limit, config.seed)
+    with TemporaryDirectory() as scratch:
+        folder = Path(output) if output else Path(scratch)
+        finished = run(prepare(config, one, cohort, other), folder)
+        if finished is None:
+            raise UserError("other shards have not finished; run them, then this call again")
+        if output:
+            finished.save(folder, config.thumbnails)
+    return finished
+
+
+def _name(model: hub.Target | Denoiser | str | Path) -> str:
+    return str(model) if isinstance(model, str | Path) else getattr(model, "name", "denoiser")
+
+
+def _in_memory(model: hub.Target | Denoiser | str | Path | None, config: AuditConfig) -> hub.Target | None:
+    """A model that is loaded already; None for one that a config names."""
+    if not isinstance(model, Denoiser):
+        return model if isinstance(model, hub.Target) else None
+    device = str(hub.checked_device(config.device)) if config.device else "cpu"
+    return hub.Target(model, dtype=config.dtype, device=device)
+
+
+def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Audit | None:
+    """Scores what is missing in `folder` and evaluates; None when other workers still have chunks to do.
+
+    Raises `UserError` when the folder belongs to another plan, cannot be written, or the model returns NaN.
+    """
+    if not _all_done(prepared, folder, log):
+        return None
+    measured = _measured(prepared, folder)
+    audit = _finish(prepared, scoring.collect(prepared.job, folder), measured)
+    clear(folder)
+    return audit
+
+
+def measure(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> bool:
+    """Leaves geometry.parquet and influence.npy of images alone; False when other workers still have chunks to do."""
+    if not _all_done(prepared, folder, log):
+        return False
+    _measured(prepared, folder)
+    clear(folder)
+    return True
+
+
+def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None]) -> bool:
+    """Does what is missing of this worker's share; whether every share is done then."""
+    checked_folder(folder)
+    first = _claim(folder, prepared.plan)
+    unknown = hub.UNKNOWN in (prepared.plan.model_fingerprint, prepared.plan.reference_fingerprint)
+    if not first and unknown and any(folder.glob("*/chunk-*")):
+        raise UserError(
+            f"{folder} holds scores, and nothing says that they are of this model; choose another folder, "
+            "or give diffleak.Target(denoiser, fingerprint=...)"
+        )
+    log(prepared.describe(folder))
+    if prepared.scan.captions:
+        log(_captions_line(prepared.scan.captions, len(prepared.scan.cohort)))
+    missing = scoring.score(prepared.job, folder, prepared.worker)
+    if missing:
+        log(f"{missing} chunks belong to other shards and are not finished; the last shard writes the results (or run this again later)")
+    return not missing
+
+
+def _captions_line(captions: Captions, images: int) -> str:
+    if captions.choice == "empty" or captions.choice.startswith(FIXED):
+        told = f"{captions.texts[0]!r} with every image" if captions.texts[0] else "nothing of any image"
+        return f"captions: the model is told {told} ({visible(captions.choice)}; {captions.found}/{images} have one of their own)"
+    return f"captions found: {captions.found}/{images} ({visible(captions.choice)})"
+
+
+def _measured(prepared: Prepared, folder: Path) -> Float64[np.ndarray, "n 3"] | None:
+    job = prepared.job
+    return write_geometry(job.inputs, folder, {c: job.rows(c) for c in range(job.chunks)}) if job.inputs.top else None
+
+
+def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[np.ndarray, "n 3"] | None) -> Audit:
+    cohort, split, config = prepared.scan.cohort, prepared.split, prepared.config
+    started = time.monotonic()
+    pairs = [
+        pair
+        for attack, scores, parameters in zip(prepared.attacks, collected.scores, collected.parameters, strict=True)
+        for pair in _results(prepared, attack, scores, parameters)
+    ]
+    results, chosen = [result for result, _ in pairs], [scores for _, scores in pairs]
+    every = tuple(scores for group in collected.scores for scores in group)
+    geometry = None if measured is None else analyse(prepared.inputs, measured, results, chosen, cohort.member, split)
+    blind = blind_auc(prepared.scan.features, cohort.member, config.seed)
+    record = AuditRecord(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=_command(config, prepared.plan),
+        settings=config.model_dump(mode="json"),
+        plan=prepared.plan,
+        environment=environment(prepared.target, prepared.worker.threads, config.seed, prepared.plan.data_fingerprint),
+        split=split.record,
+        headline=evaluation.headline(results),
+        results=tuple(results),
+        blind=blind,
+        warnings=_warnings(prepared, results, blind.low),
+        omitted=prepared.scan.omitted,
+        truncated=prepared.truncated,
+        costs=Costs(queries=collected.queries, seconds=round(collected.seconds + time.monotonic() - started, 2), chunks=collected.chunks),
+        geometry=geometry,
+    )
+    return Audit(record, evaluation.samples(chosen, results, cohort.member, split), every, cohort)
+
+
+def _results(prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], parameters: dict[str, Any]) -> Iterator[tuple[Result, Scores]]:
+    """An attack's result and those under each mask or beside the reference, with the scores each came from."""
+    member, split, unmasked = prepared.scan.cohort.member, prepared.split, scores[0]
+    base = evaluation.on_every_split(unmasked, member, split)
+    found = [(evaluation.combined(base), unmasked)]
+    if prepared.reference:
+        found += evaluation.evaluate_reference(scores, base, member, split)
+    under = dict(zip(prepared.inputs.masks, scores[1:], strict=False))
+    for choice in prepared.masks if under else ():
+        candidates = [evaluation.Candidate(mask.ratio, under.get(mask, unmasked)) for mask in choice.masks]
+        found.append(evaluation.evaluate_masked(choice.label, candidates, unmasked, base, member, split))
+    for result, source in found:
+        models = [model for model in _asked(prepared, result) if model]
+        cost = lambda part, models=models: sum(part.queries * scoring.forwards(model, part) for model in models)
+        alone = None if result.timestep is None else cost(replace(attack, timesteps=(result.timestep,)))
+        costs = {"queries": cost(attack), "queries_at_timestep": alone}
+        yield result.model_copy(update={"access": attack.access, "parameters": parameters, **costs}), source
+
+
+def _asked(prepared: Prepared, result: Result) -> tuple[hub.Target | None, ...]:
+    """The models that a result needs the answers of."""
+    if result.variant is None:
+        return (prepared.target,)
+    return (prepared.reference,) if result.variant == "reference" else (prepared.target, prepared.reference)
+
+
+def gate(record: AuditRecord, config: AuditConfig) -> None:
+    """Raises `InvalidAudit` when the sides differ without the model, `GateFailed` when a limit the user set is not met.
+
+    A limit is met when the upper end of every attack's 95 % interval is at or below it: what cannot be excluded counts,
+    and so does an attack that works with its direction reversed. `max_excess_auc` is about the attacks on the excess over the
+    reference alone.
+    """
+    if record.blind.low is not None and record.blind.low > INVALID_ABOVE and not config.allow_shift:
+        raise InvalidAudit(
+            f"a classifier that never saw the model tells the two sides apart (AUC {record.blind.value:.2f}): they come from different "
+            "sources, so the scores do not measure membership; use a matched held-out set, or --allow-shift to exit 0 all the same"
+        )
+    for result in (r for r in record.results if r.leads):
+        rate = next(r for r in result.tpr_at_fpr if r.fpr == 0.01)
+        reversed_auc = None if result.auc.low is None else 1 - result.auc.low
+        if result.variant == "excess":  # reversed, it is the reference that leaks
+            reversed_auc = result.auc.high
+        checks = (
+            ("AUC", result.auc, result.auc.high, config.max_auc),
+            ("AUC with the direction reversed (are the sides swapped?)", result.auc, reversed_auc, config.max_auc),
+            ("TPR at 1 % FPR", rate, rate.high, config.max_tpr),
+            ("AUC", result.auc, result.auc.high, config.max_excess_auc if result.variant == "excess" else None),
+        )
+        for name, estimate, reach, limit in checks:
+            if limit is not None and reach is None:
+                raise GateFailed(f"{result.attack}: {name} is {estimate.reason}, so the limit of {limit} cannot be confirmed")
+            if limit is not None and reach is not None and reach > limit:
+                raise GateFailed(f"{result.attack}: {name} may reach {reach:.3f}, above the limit of {limit}")
+
+
+def _claim(folder: Path, plan: Plan) -> bool:
+    """Makes the folder the plan's own; True when it was free, False when it already belongs to this very plan.
+
+    Raises `UserError` when it is another plan's. Shards that start together cannot both be first.
+    """
+    strangers = [name for name in ("audit.json", "samples.csv", "report.html") if (folder / name).exists()]
+    if strangers and not (folder / "plan.json").exists():
+        raise UserError(f"{folder} already holds a {strangers[0]} that no audit here has written; choose another -o")
+    if write_new(folder / "plan.json", plan.model_dump_json(indent=2)):
+        return True
+    old, new = ({} if p is None else p.model_dump(mode="json") for p in (read_plan(folder), plan))
+    changed = [key for key in new if old.get(key) != new[key]]
+    if changed:
+        short = lambda value: f"{str(value)[:60]}…" if len(str(value)) > 60 else str(value)
+        differences = "; ".join(f"{key} was {short(old.get(key))}, now {short(new[key])}" for key in changed[:3])
+        raise UserError(f"{folder} belongs to another plan ({differences}); use another -o, or the same settings to resume")
+    return False
+
+
+def _command(config: AuditConfig, plan: Plan) -> str:
+    """The command line that repeats the audit; for objects in memory, that it was a call from Python."""
+    given = config.model_dump(exclude_defaults=True, exclude={"shard", "threads"}, mode="json")
+    model = given.pop("model", "denoiser")
+    loaded_with_more = plan.lora != config.lora or plan.guidance_scale not in (None, config.guidance_scale)
+    if "array" in (config.members, config.nonmembers) or "denoiser" in (model, config.reference) or loaded_with_more:
+        return "diffleak.audit(...) from Python, with the settings recorded in audit.json"
+    parts = ["diffleak", "geometry" if isinstance(config, GeometryConfig) else "audit", model]
+    for key, value in given.items():
+        flag = "--" + key.replace("_", "-")
+        if key in ("attacks", "mask"):
+            value = ",".join(value)
+        parts += [f"--no-{key}"] if value is False else [flag] if value is True else [flag, str(value)]
+    return shlex.join(parts)
+
+
+def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | None) -> tuple[str, ...]:
+    found, split = [], prepared.split.record
+    models = len(prepared.target.denoiser.exposed)
+    if models > 1:
+        found.append(
+            f"the release holds {models} models, and whoever has it can ask each: every statistic is that of the model under which "
+            "the image looks most like a member"
+        )
+    if split.repeats > 1:
+        found.append(
+            f"fewer than {evaluation.SMALL_SIDE} images on a side: every number is the median over {split.repeats} calibrate/test splits"
+        )
+    larger, smaller = max(split.members, split.nonmembers), min(split.members, split.nonmembers)
+    if larger > 1.5 * smaller:
+        found.append(
+            f"the sides are unequal ({split.members} members, {split.nonmembers} held out): "
+            "compare attack success with its baseline, not with 50 %"
+        )
+    if prepared.scan.repeated:
+        found.append(f"{prepared.scan.repeated} images occur more than once on their side; intervals treat them as independent")
+    if prepared.scan.omitted:
+        found.append(f"{len(prepared.scan.omitted)} unreadable images were left out")
+    if prepared.truncated:
+        found.append(
+            f"{len(prepared.truncated)} captions are longer than the model's text encoder reads: it was told their beginning only "
+            "(audit.json lists the images under truncated)"
+        )
+    told = prepared.scan.captions
+    if told and not any(told.texts):
+        found += [
+            f"the model was told no captions, and {attack.label} measures what captions add: what is left of it is the loss"
+            for attack in prepared.attacks
+            if isinstance(attack, CLiD)
+        ]
+    guidance = prepared.plan.guidance_scale
+    if guidance is not None:
+        found += [
+            f"{attack.label} draws under a guidance of its own, {attack.guidance_scale:g}, and not under the audit's {guidance:g}: "
+            "its parameter guidance_scale changes it"
+            for attack in prepared.attacks
+            if isinstance(attack, BlackBox)
+        ]
+    if prepared.config.resize:
+        found.append(f"images of another shape were resized to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")
+    if blind_low is not None and blind_low > 0.5:
+        found.append(
+            "a classifier that never saw the model tells the two sides apart better than chance: part of every AUC may be that difference"
+        )
+    if prepared.reference and prepared.plan.reference_fingerprint == prepared.plan.model_fingerprint != hub.UNKNOWN:
+        found.append("the reference is the model itself: there is no excess over it")
+    for result in (r for r in results if r.plain):
+        if result.auc.value is not None and result.auc.value < 0.4:
+            found.append(
+                f"{result.attack}: AUC {result.auc.value:.2f} is below 0.4, against the direction its theory gives "
+                "(are the sides swapped?); it was not flipped"
+            )
+    return tuple(found)

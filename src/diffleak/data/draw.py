@@ -1,0 +1,44 @@
+"""Draws of images by id and seed: who is trained on, and which half settings are chosen on. Knows ids only, no images."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool
+
+from diffleak.errors import UserError
+
+
+def choose_members(ids: tuple[str, ...], size: int | None, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """`size` ids drawn at random as members, the rest held out; all of them when `size` is None. Order is kept."""
+    if size is None:
+        return ids, ()
+    if size >= len(ids):
+        raise UserError(f"train_size must leave images to hold out: at most {len(ids) - 1} of {len(ids)}; got {size}")
+    chosen = set(np.random.default_rng(seed).choice(len(ids), size, replace=False).tolist())
+    members = tuple(image_id for i, image_id in enumerate(ids) if i in chosen)
+    return members, tuple(image_id for i, image_id in enumerate(ids) if i not in chosen)
+
+
+def keyed_order(ids: tuple[str, ...], *key: object) -> list[str]:
+    """`ids` in an order that depends on nothing but each id and `key`."""
+    prefix = "\0".join(map(str, key))
+    return sorted(ids, key=lambda i: hashlib.blake2b(f"{prefix}\0{i}".encode(), digest_size=16).digest())
+
+
+def ids_digest(ids: Sequence[str]) -> str:
+    """A hash of a set of ids: equal for equal sets, whatever their order."""
+    return hashlib.sha256("\0".join(sorted(ids)).encode()).hexdigest()
+
+
+def calibrate_half(
+    ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float, seed: int, repeat: int = 0
+) -> Bool[np.ndarray, " n"]:
+    """Which images settings are chosen on: `fraction` of each side, by a hash of id, seed and repeat."""
+    calibrate = np.zeros(len(ids), dtype=bool)
+    position = {image_id: i for i, image_id in enumerate(ids)}
+    for side in (True, False):
+        own = tuple(image_id for image_id, is_member in zip(ids, member, strict=True) if is_member == side)
+        for image_id in keyed_order(own, "calibrate", seed, repeat)[: round(fraction * len(own))]:
+            calibrate[position[image_id]] = True
+    return calibrate

@@ -1,0 +1,65 @@
+"""Prompts that belong to no image: a list of texts in a file."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffleak.data.captions import read_captions, whole_rows
+from diffleak.data.sources import not_blank, read_lines
+from diffleak.errors import UserError, unknown
+
+COLUMN = "text"
+IDS = ("file_name", "id")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file: a text file with one a line, or a .csv or .jsonl with `text`; a captions file is one too.
+
+    Of several texts of one image (file_name or id), in a list or in several rows, or in a captions .json, the first counts: its
+    own caption. What is blank is no prompt. Raises `UserError` for a file that cannot be read or holds none.
+    """
+    readers: dict[str, Callable[[Path], list[str]]] = {".csv": _csv, ".jsonl": _jsonl, ".json": _json}
+    if not path.is_file():
+        raise UserError(f"FILE must be a text file with a prompt on each line, .csv, .jsonl or .json; found nothing at {path}")
+    try:
+        prompts = readers.get(path.suffix.lower(), _lines)(path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+    if not prompts:
+        raise UserError(f"{path} must hold at least one prompt; it has none")
+    return prompts
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+
+
+def _json(path: Path) -> list[str]:
+    return [texts[0] for texts in read_captions(path).values() if texts]
+
+
+def _jsonl(path: Path) -> list[str]:
+    rows = read_lines(path)
+    odd = next((row for row in rows if not isinstance(row, dict)), None)
+    if odd is not None:
+        raise ValueError(f"every line must be a JSON object; one is a {type(odd).__name__}")
+    return _first_texts(rows, path)
+
+
+def _csv(path: Path) -> list[str]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return _first_texts(list(whole_rows(file)), path)
+
+
+def _first_texts(rows: list[dict[str, Any]], path: Path) -> list[str]:
+    """The first text of every image, or of every row that names none."""
+    found: dict[Any, str] = {}
+    for number, row in enumerate(rows):
+        if COLUMN not in row:
+            raise unknown(f"layout of {path}: the prompts must be in a column", COLUMN, map(str, row))
+        texts = not_blank(row[COLUMN])
+        image = next((str(row[key]) for key in IDS if key in row), number)
+        if texts:
+            found.setdefault(image, texts[0].strip())
+    return list(found.values())

@@ -1,0 +1,144 @@
+"""The pass over all images before anything is scored: can each be read, does it fit, is it on one side only?"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt8
+
+from diffleak.blind import FEATURES, image_features
+from diffleak.data.captions import Captions, choose_captions
+from diffleak.data.cohort import Cohort
+from diffleak.data.pixels import ImageShape, fit, pixel_hash, shape_of
+from diffleak.data.sources import UnreadableImage
+from diffleak.errors import UserError
+from diffleak.progress import progress
+
+LISTED = 5  # examples named in an error
+FEWEST = 10  # images a side below which nothing can be said
+HASH = 32  # bytes of a pixel hash
+
+Hashes = UInt8[np.ndarray, "n 32"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What the pass found. `cohort` holds the readable images, `shape` is what they have (or are resized to)."""
+
+    cohort: Cohort
+    shape: ImageShape
+    fingerprint: str
+    features: Float64[np.ndarray, "n f"]
+    omitted: tuple[str, ...]
+    repeated: int
+    labels: Int64[np.ndarray, " n"] | None = None
+    captions: Captions | None = None
+
+
+def scan(
+    cohort: Cohort,
+    shape: ImageShape | None,
+    resize: bool,
+    skip_unreadable: bool,
+    classes: int | None = None,
+    captions: str | None = None,
+    seed: int = 0,
+) -> Scan:
+    """Reads every image once; raises `UserError` for what cannot be audited.
+
+    `shape` None means that the model takes any one size; the first readable image then sets it. With `classes` every image
+    must have a label in [0, classes); with `captions`, a choice of `choose_captions`, a caption.
+    """
+    if classes is not None:
+        _refuse_labels(cohort, classes)
+    told = None if captions is None else choose_captions(cohort, captions, seed)
+    misfits, omitted = [], []
+    first_error: UnreadableImage | None = None
+    readable = np.ones(len(cohort), dtype=bool)
+    hashes, features = np.zeros((len(cohort), HASH), dtype=np.uint8), np.zeros((len(cohort), FEATURES))
+    with progress("checking images", len(cohort), "images") as advance:
+        for i, image_id in enumerate(cohort.ids):
+            advance(1)
+            try:
+                pixels = cohort.read(i)
+            except UnreadableImage as error:
+                first_error = first_error or error
+                omitted.append(f"{image_id}: {error}")
+                readable[i] = False
+                continue
+            shape = shape or shape_of(pixels)
+            if shape_of(pixels) != shape and not resize:
+                misfits.append(f"{image_id} is {shape_of(pixels)}")
+                continue
+            row = i - len(omitted)
+            hashes[row] = np.frombuffer(pixel_hash(pixels), dtype=np.uint8)
+            features[row] = image_features(fit(pixels, shape, resize, image_id))
+    if first_error and not skip_unreadable:
+        raise UserError(f"{len(omitted)} of {len(cohort)} images cannot be read (first: {first_error})")
+    if misfits:
+        raise UserError(
+            f"{len(misfits)} of {len(cohort)} images do not have the shape the model takes, {shape} "
+            f"(first: {misfits[0]}); --resize converts them (antialiased, recorded)"
+        )
+    kept = cohort.only(readable)
+    hashes, features = hashes[: len(kept)], features[: len(kept)]
+    if cohort.member.any():
+        _refuse_too_few(kept)
+    _refuse_shared(kept, hashes)
+    assert shape is not None
+    repeated = len(hashes) - len(np.unique(_keys(hashes)))
+    labels = None if classes is None else kept.labels()
+    if omitted and captions is not None:
+        told = choose_captions(kept, captions, seed)
+    return Scan(kept, shape, _fingerprint(kept, hashes, labels, told), features, tuple(omitted), repeated, labels, told)
+
+
+def _refuse_labels(cohort: Cohort, classes: int) -> None:
+    labels = cohort.labels()
+    if labels is None:
+        raise UserError(
+            f"the model is conditioned on one of {classes} classes, so every image needs a label; the data has none: use a folder per "
+            "class, a `label` in metadata.jsonl or a column, or an array of labels in the .npz"
+        )
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(outside):
+        row = outside[0]
+        raise UserError(
+            f"labels must lie in [0, {classes}), the model's classes; {len(outside)} do not (first: {cohort.ids[row]} has {labels[row]})"
+        )
+
+
+def _refuse_too_few(cohort: Cohort) -> None:
+    members, nonmembers = int(cohort.member.sum()), int((~cohort.member).sum())
+    if min(members, nonmembers) < FEWEST:
+        raise UserError(f"an audit needs at least {FEWEST} members and {FEWEST} held-out images; got {members} and {nonmembers}")
+
+
+def _refuse_shared(cohort: Cohort, hashes: Hashes) -> None:
+    keys = _keys(hashes)
+    shared = np.flatnonzero(~cohort.member & np.isin(keys, keys[cohort.member]))
+    if len(shared):
+        twins = [np.flatnonzero(cohort.member & (keys == keys[row]))[-1] for row in shared[:LISTED]]
+        pairs = [f"{cohort.ids[twin]} = {cohort.ids[row]}" for twin, row in zip(twins, shared, strict=False)]
+        more = f" and {len(shared) - LISTED} more" if len(shared) > LISTED else ""
+        raise UserError(
+            f"members and held-out images must not share an image; {len(shared)} are on both sides, pixel for pixel: "
+            f"{'; '.join(pairs)}{more}: remove them from one side"
+        )
+
+
+def _keys(hashes: Hashes) -> np.ndarray:
+    """The hashes as text of a fixed width, which compares and sorts as a whole."""
+    return hashes.view(f"S{HASH}")[:, 0]
+
+
+def _fingerprint(cohort: Cohort, hashes: Hashes, labels: Int64[np.ndarray, " n"] | None, captions: Captions | None) -> str:
+    digest = hashlib.sha256()
+    for image_id, is_member, pixels in zip(cohort.ids, cohort.member, hashes, strict=True):
+        digest.update(f"{image_id}\0{int(is_member)}\0{pixels.tobytes().hex()}\n".encode())
+    if labels is not None:
+        digest.update(labels.tobytes())
+    if captions is not None:
+        digest.update(json.dumps(captions.texts).encode())
+    return digest.hexdigest()

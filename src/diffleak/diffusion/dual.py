@@ -1,0 +1,80 @@
+"""DualMD: two models trained on disjoint halves take turns, one per denoising step.
+
+    eps(x_t, t) = eps_i(x_t, t),   i = turn of the step at t
+
+Neither model alone draws a whole image, and each image is a member of one of them only. This protects what a sampler
+draws; whoever is given the weights sees both models, and `exposed` says so to the attacks.
+Tran et al. 2024, "Dual-Model Defense", arXiv 2410.16657, section 3.2.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser
+from diffleak.diffusion.schedule import Schedule
+from diffleak.errors import UserError
+
+Choice = Literal["alternate", "random"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Dual(Denoiser):
+    """Two denoisers of the same schedule, one per step: in turns from `first` on, or by a coin keyed by (seed, step).
+
+    `timesteps` are those of the sampler, in its order; None means the whole schedule, one timestep per step. No state is
+    kept: the turn depends on the timestep alone, so a batch may be repeated or cut in any way.
+    """
+
+    teachers: tuple[Denoiser, Denoiser]
+    choice: Choice = "alternate"
+    seed: int = 0
+    first: int = 0
+    timesteps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        refuse_strangers(*self.teachers)
+
+    @property
+    def schedule(self) -> Schedule:  # type: ignore[override]
+        return self.teachers[0].schedule
+
+    @property
+    def exposed(self) -> tuple[Denoiser, ...]:
+        return self.teachers
+
+    def over(self, timesteps: tuple[int, ...]) -> "Dual":
+        return replace(self, timesteps=timesteps)
+
+    def turn(self, t: int) -> int:
+        """Which model, 0 or 1, makes the step at timestep t; raises `UserError` for one that the sampler does not visit."""
+        if self.timesteps is None:
+            step = len(self.schedule) - 1 - t
+        elif t in self.timesteps:
+            step = self.timesteps.index(t)
+        else:
+            raise UserError(f"a sampler over {len(self.timesteps)} timesteps asked for timestep {t}, which is none of them")
+        if self.choice == "alternate":
+            return (self.first + step) % 2
+        return int(np.random.default_rng((self.seed, step)).integers(2))
+
+    def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
+        return self.teachers[self.turn(t)](x_t, t, cond)
+
+
+def refuse_strangers(one: Denoiser, other: Denoiser) -> None:
+    """Raises `UserError` unless two models share schedule, prediction type and classes, as models that take turns must."""
+    if not np.array_equal(one.schedule.alphas_cumprod, other.schedule.alphas_cumprod):
+        raise UserError("the two teachers must have the same noise schedule; theirs differ: train both with the same settings")
+    if isinstance(one, NetworkDenoiser) and isinstance(other, NetworkDenoiser):
+        for name in ("prediction_type", "classes"):
+            pair = getattr(one, name), getattr(other, name)
+            if pair[0] != pair[1]:
+                what = name.replace("_", " ")
+                raise UserError(
+                    f"the two teachers must have the same {what}; got {pair[0]} and {pair[1]}: train both with the same settings"
+                )

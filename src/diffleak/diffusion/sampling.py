@@ -1,0 +1,84 @@
+"""Images from noise: any diffusers sampler, driven by a `Denoiser`.
+
+    x_T ~ N(0, I),   x_u = step(eps(x_t, t), t, x_t)   over the sampler's own timesteps
+
+The sampler must take predicted noise (prediction_type epsilon), which is what every `Denoiser` gives. Each image has
+random numbers of its own, keyed by seed and id, so it does not depend on the batch it is drawn in.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from diffleak.diffusion.denoiser import Denoiser
+from diffleak.diffusion.noise import Noise, generators
+from diffleak.diffusion.schedule import Schedule
+
+
+def sample(
+    denoiser: Denoiser,
+    sampler: Any,
+    noise: Noise,
+    cond: Any = None,
+    rounds: int = 1,
+    on_step: Callable[[int], object] = lambda images: None,
+) -> Float[Tensor, "b *s"]:
+    """One image, or latent, per id of `noise`.
+
+    sampler: a diffusers scheduler on which `set_timesteps` was called. rounds: 1 draws an ordinary image. More are what an
+    attacker does who knows of `Dual`: the image is noised again to the sampler's second timestep and drawn from there with
+    the first model taking the first turn once more, so that of every earlier round only that model's first step survives
+    (Tran et al. 2024, arXiv 2410.16657, appendix A.5). on_step: told the number of images after every forward.
+    """
+    timesteps = [int(t) for t in sampler.timesteps]
+    random = {"generator": generators(noise.seed, noise.ids, "sampler")} if _is_random(sampler) else {}
+    x = noise(0) * float(sampler.init_noise_sigma)
+    for number in range(rounds):
+        visited = timesteps if number == 0 else timesteps[1:]
+        if number:
+            x = denoiser.schedule.add_noise(x, visited[0], noise(number))
+        turns = denoiser.over(tuple(visited))
+        for t in visited:
+            x = sampler.step(turns(sampler.scale_model_input(x, t), t, cond), t, x, **random).prev_sample
+            on_step(len(x))
+    return x
+
+
+class Stepped(NamedTuple):
+    """What a sampler's step returns, as diffusers' own do."""
+
+    prev_sample: Tensor
+
+
+@final
+class FlowSampler:
+    """Euler steps of flow matching for predicted noise: x_u = x_t + (sigma_u - sigma_t) f, which is `Schedule.ddim`.
+
+    Has the part of a diffusers scheduler that `sample` uses. It starts at the last timestep but one: at sigma = 1 the
+    noise alone does not say what the network predicted.
+    """
+
+    init_noise_sigma = 1.0
+
+    def __init__(self, schedule: Schedule, steps: int) -> None:
+        self.schedule = schedule
+        self.timesteps = [int(t) for t in np.rint(np.linspace(len(schedule) - 2, 0, steps))]
+
+    def scale_model_input(self, x: Tensor, t: int) -> Tensor:
+        """x itself."""
+        return x
+
+    def step(self, eps: Float[Tensor, "b *s"], t: int, x: Float[Tensor, "b *s"]) -> Stepped:
+        """From timestep t to the next one, or from the last one to the clean image."""
+        place = self.timesteps.index(t)
+        if place + 1 == len(self.timesteps):
+            return Stepped(self.schedule.predict_x0(x, t, eps))
+        return Stepped(self.schedule.ddim(x, eps, t, self.timesteps[place + 1]))
+
+
+def _is_random(sampler: Any) -> bool:
+    return "generator" in inspect.signature(sampler.step).parameters

@@ -1,0 +1,96 @@
+"""How much signal and noise an image carries at the integer timestep t.
+
+    q(x0, t, e)        = a_t x0 + s_t e
+    ddim(x, e, t -> u) = a_u (x - s_t e) / a_t + s_u e       eta = 0, nothing clipped
+
+    diffusion          a_t = sqrt(alpha_bar_t),   s_t = sqrt(1 - alpha_bar_t)
+    flow matching      a_t = 1 - sigma_t,         s_t = sigma_t
+
+The table is the model scheduler's own, in float64; time stays discrete because attacks quote integer timesteps. For flow
+matching it is the grid that the model was trained on, sigma_0 being the least noisy. (Ho et al. 2020, arXiv 2006.11239,
+eq. 4; Song et al. 2021, arXiv 2010.02502, eq. 12; Lipman et al. 2023, arXiv 2210.02747; Esser et al. 2024, arXiv 2403.03206.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64, Shaped
+from torch import Tensor
+
+from diffleak.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The discrete noise schedule of a model: `alphas_cumprod[t]` in [0, 1], not increasing, for t in [0, T).
+
+    `signal` and `noise` are a_t and s_t. `times` is how the network is told the time: t itself, or `unit` sigma_t for a model
+    of flow matching, whose `alphas_cumprod` is the diffusion's that has the same signal-to-noise ratio.
+    """
+
+    alphas_cumprod: Float64[np.ndarray, "T"]
+    signal: Float64[np.ndarray, "T"]
+    noise: Float64[np.ndarray, "T"]
+    times: Shaped[np.ndarray, "T"]
+
+    def __init__(self, alphas_cumprod: "Sequence[float] | np.ndarray | Tensor") -> None:
+        table = np.array(alphas_cumprod.cpu() if isinstance(alphas_cumprod, Tensor) else alphas_cumprod, dtype=np.float64)
+        if table.ndim != 1 or len(table) == 0 or not ((table >= 0) & (table <= 1)).all() or (np.diff(table) > 0).any():
+            raise UserError(f"alphas_cumprod must be a non-increasing table of numbers in [0, 1]; got shape {table.shape}")
+        self._settle(table, np.sqrt(table), np.sqrt(1.0 - table), np.arange(len(table)))
+
+    def _settle(self, *tables: np.ndarray) -> None:
+        for name, table in zip(("alphas_cumprod", "signal", "noise", "times"), tables, strict=True):
+            table.setflags(write=False)
+            object.__setattr__(self, name, table)
+
+    @classmethod
+    def flow(cls, sigmas: "Sequence[float] | np.ndarray | Tensor", unit: float | int = 1000) -> "Schedule":
+        """The schedule of a model of flow matching from its sigmas, increasing in [0, 1]; raises `UserError` for others.
+
+        `unit` is what the network is told for sigma = 1: its scheduler's num_train_timesteps.
+        """
+        s = np.array(sigmas.cpu() if isinstance(sigmas, Tensor) else sigmas, dtype=np.float64)
+        if s.ndim != 1 or len(s) == 0 or not ((s >= 0) & (s <= 1)).all() or (np.diff(s) <= 0).any():
+            raise UserError(f"the sigmas of flow matching must be an increasing table of numbers in [0, 1]; got shape {s.shape}")
+        made = cls([1.0])
+        made._settle((1 - s) ** 2 / ((1 - s) ** 2 + s**2), 1 - s, s, unit * s)
+        return made
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether this is the schedule of flow matching."""
+        return self.times.dtype.kind == "f"
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def a(self, t: int) -> float:
+        """The share of signal: sqrt(alpha_bar_t), or 1 - sigma_t."""
+        return float(self.signal[t])
+
+    def s(self, t: int) -> float:
+        """The share of noise: sqrt(1 - alpha_bar_t), or sigma_t."""
+        return float(self.noise[t])
+
+    def add_noise(self, x0: Float[Tensor, "b *s"], t: int, noise: Float[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:
+        """q(x0, t, e): the image at timestep t when the noise drawn is `noise`."""
+        return self.a(t) * x0 + self.s(t) * noise
+
+    def predict_x0(self, x_t: Float[Tensor, "b *s"], t: int, eps: Float[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:
+        """The clean image that x_t and a predicted noise imply."""
+        return (x_t - self.s(t) * eps) / self.a(t)
+
+    def ddim(self, x_t: Float[Tensor, "b *s"], eps: Float[Tensor, "b *s"], t: int, u: int) -> Float[Tensor, "b *s"]:
+        """One deterministic DDIM step from timestep t to u, in either direction."""
+        return self.a(u) * self.predict_x0(x_t, t, eps) + self.s(u) * eps
+
+    def check(self, timesteps: Sequence[int]) -> None:
+        """Raises `UserError` unless every timestep lies in [0, T) and keeps some signal (alpha_bar > 0)."""
+        outside = [t for t in timesteps if not 0 <= t < len(self)]
+        if outside:
+            raise UserError(f"timesteps must lie in [0, {len(self)}), the model's schedule; got {outside[0]}")
+        silent = [t for t in timesteps if self.alphas_cumprod[t] == 0]
+        if silent:
+            raise UserError(f"alphas_cumprod is 0 at timestep {silent[0]}: no signal is left there; choose smaller timesteps")

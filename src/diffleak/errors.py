@@ -1,0 +1,53 @@
+"""What can go wrong because of the user's input, and the exit code each case carries.
+
+Every message says what must hold, what was found and what to do. The command line prints it as one line; any other
+exception is a bug and shows its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+NAME = "diffleak"  # of the distribution, the import and the command
+
+
+class DiffleakError(Exception):
+    """A condition with a one-line message; `exit_code` is what the command line returns for it."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UserError(DiffleakError):
+    """The input cannot be used as it is (exit code 2)."""
+
+    exit_code = 2
+
+
+class GateFailed(DiffleakError):
+    """The audit is sound and its result is above a limit that the user set (exit code 3)."""
+
+    exit_code = 3
+
+
+class InvalidAudit(DiffleakError):
+    """The numbers were computed, but they do not measure membership (exit code 4)."""
+
+    exit_code = 4
+
+
+def unknown(what: str, name: str, options: Iterable[str]) -> UserError:
+    """The error for a name that is not among `options`, naming the nearest one."""
+    options = sorted(options)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(options)}"
+    return UserError(f"unknown {what} '{name}'; {hint}")
+
+
+def first_lines(error: Exception) -> str:
+    """Enough of a library's message to act on, on one line."""
+    return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
+
+
+def pip_install(extra: str) -> str:
+    """The command that installs an optional part of this package, for messages: `pip install 'diffleak[text]'`."""
+    return f"pip install '{NAME}[{extra}]'"

@@ -1,0 +1,100 @@
+"""Writing so that a file is whole or absent, and a full or read-only disk is a clear message."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from diffleak.errors import UserError
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write(temporary)` beside `path`, then renames it into place; raises `UserError` when the disk refuses."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")  # workers on several machines may share process ids
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); "
+            "free or change the output folder and run the same command again: finished work is kept"
+        ) from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_new(path: Path, text: str) -> bool:
+    """Writes a file that is not there yet, whole and for one writer only; False when somebody was first."""
+    if path.exists():
+        return False
+    mine = path.with_name(f".{path.name}.{uuid4().hex}.new")
+    write_text(mine, text)
+    try:
+        os.link(mine, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        os.replace(mine, path)
+    finally:
+        mine.unlink(missing_ok=True)
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a folder to one process while it works there; raises `UserError` when another one has it.
+
+    The lock ends with the process, however that ends. Where the system has no such locks nothing is kept.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = folder / ".lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {folder}; wait for it, or stop it") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def hash_files(files: list[Path]) -> str:
+    """The SHA-256 of the names and contents of files, in their order."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def checked_folder(path: Path) -> Path:
+    """`path` as an existing folder that can be written to; raises `UserError` otherwise."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable.{uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"the output folder {path} cannot be written ({error.strerror or error}); choose another with -o") from None
+    return path

@@ -1,0 +1,252 @@
+"""Images drawn from a model: seeded per image, in chunks that are written as they are finished and found again.
+
+Image i depends on the model, the sampler, the seed, its label or prompt and i alone, so neither the batch it is drawn in
+nor an interruption changes it (up to the last bits of a forward, which uint8 pixels round away almost always).
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from diffleak import hub
+from diffleak.chunks import cut, in_chunks
+from diffleak.data.pixels import ImageShape, to_uint8
+from diffleak.diffusion.codec import Autoencoder
+from diffleak.diffusion.denoiser import Denoiser, Guided, guided
+from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.prompts import Prompts, one_at_a_time
+from diffleak.diffusion.sampling import sample
+from diffleak.errors import UserError
+from diffleak.hub import Target
+from diffleak.inputs import auto_batch_size
+from diffleak.threads import Tick, side_by_side
+
+CHUNK = {"cpu": 64, "cuda": 256}  # images per file: several on a CPU at once, one full batch on an accelerator
+FOLDER = "generated"
+GUIDANCE = 7.5  # of diffusers' pipelines by default
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """What is drawn: `n` images of `shape` in pixels, whose denoiser works on `latent` (the same for a pixel model).
+
+    `labels` are the classes of the images of a class-conditional model, `prompts` the texts of those of a text-to-image
+    model, with their `guidance_scale`.
+    """
+
+    target: Target
+    n: int
+    shape: ImageShape
+    latent: ImageShape
+    seed: int
+    steps: int
+    sampler: str
+    rounds: int
+    labels: Int64[np.ndarray, " n"] | None
+    prompts: tuple[str, ...] | None
+    guidance_scale: float | None
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """What the sampler asks: the model, under this guidance and no other."""
+        return self.target.denoiser if self.guidance_scale is None else guided(self.target.denoiser, self.guidance_scale)
+
+    @cached_property
+    def embed(self) -> Callable[..., Prompts]:
+        """What turns prompts into conditions, for all threads."""
+        assert self.target.text is not None, "prompts are of text-to-image models"
+        return one_at_a_time(self.target.text)
+
+    @property
+    def forwards(self) -> int:
+        """Denoiser forwards per image: the first round visits every timestep, later ones all but the first."""
+        return (self.steps + (self.rounds - 1) * (self.steps - 1)) * self.denoiser.forwards
+
+    @property
+    def chunks(self) -> dict[int, range]:
+        """The images of every chunk."""
+        return cut(self.n, CHUNK, self.target.device)
+
+    def plan(self) -> dict[str, Any]:
+        """All that decides the images; a folder belongs to one such plan."""
+        labels = None if self.labels is None else hashlib.sha256(self.labels.tobytes()).hexdigest()
+        prompts = None if self.prompts is None else hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
+        return {
+            "schema_version": 1,
+            "model": self.target.name,
+            "model_fingerprint": self.target.fingerprint,
+            "images": self.n,
+            "image_shape": str(self.shape),
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "rounds": self.rounds,
+            "seed": self.seed,
+            "labels": labels,
+            "prompts": prompts,
+            "guidance_scale": self.guidance_scale,
+            "dtype": self.target.dtype,
+            "device": self.target.device.partition(":")[0],
+        }
+
+
+def generate(
+    target: Target,
+    n: int,
+    seed: int = 0,
+    steps: int = 50,
+    sampler: str = "ddim",
+    rounds: int = 1,
+    batch_size: int | None = None,
+    folder: Path | None = None,
+    threads: int | None = None,
+    shape: ImageShape | None = None,
+    labels: Int64[np.ndarray, " n"] | None = None,
+    prompts: Sequence[str] | None = None,
+    guidance_scale: float | None = None,
+) -> UInt8[np.ndarray, "n h w c"]:
+    """`n` images of a model, always the same for the same arguments.
+
+    sampler: ddim, ddpm or dpm, over `steps` timesteps. rounds: more than 1 draws as an attacker does who knows of `Dual`
+    (see `sampling.sample`). batch_size: images per forward, by default from their size. folder: keeps finished chunks in
+    folder/generated, so that the same call resumes; without one, nothing is kept. shape: for a model that takes images of
+    any size. labels: the classes to draw of a class-conditional model, by default drawn evenly at random. prompts: for a
+    text-to-image model, the text of each image, several times for several images of it. guidance_scale: of classifier-free
+    guidance, which doubles the forwards; 1 is none, the default that of the target where it has one, else 7.5.
+    Raises `UserError` for what the model or sampler cannot do, and when a folder holds images of another plan.
+    """
+    drawing = plan_drawing(target, n, seed, steps, sampler, rounds, shape, labels, prompts, guidance_scale)
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return draw(drawing, Path(temporary), batch_size, threads)
+    return draw(drawing, folder, batch_size, threads)
+
+
+def plan_drawing(
+    target: Target,
+    n: int,
+    seed: int = 0,
+    steps: int = 50,
+    sampler: str = "ddim",
+    rounds: int = 1,
+    shape: ImageShape | None = None,
+    labels: Int64[np.ndarray, " n"] | None = None,
+    prompts: Sequence[str] | None = None,
+    guidance_scale: float | None = None,
+) -> Drawing:
+    """Checks everything that can be checked before the first image is drawn; see `generate`."""
+    shape = target.shape or shape
+    if n < 1:
+        raise UserError(f"images must be at least 1, so that there is something to measure; got {n}")
+    if shape is None:
+        raise UserError("this model takes images of any size, so the size to draw must be given: shape=ImageShape(channels, height, width)")
+    if rounds < 1:
+        raise UserError(f"rounds must be at least 1; got {rounds}")
+    if rounds > 1 and len(target.denoiser.exposed) == 1:
+        raise UserError(f"rounds are an attack on two models that take turns; this is one model: leave out --rounds {rounds}")
+    if rounds > 1 and sampler == "dpm":
+        raise UserError("more than one round needs a sampler without memory, ddim or ddpm; got dpm")
+    hub.new_sampler(sampler, target.denoiser.schedule, steps, clip=not target.latent)
+    if rounds > 1 and steps < 2:
+        raise UserError(f"more than one round needs at least 2 steps, since rounds start at the second; got {steps}")
+    latent = hub.latent_shape(target.codec, shape) if isinstance(target.codec, Autoencoder) else shape
+    texts, scale = _prompts(target, n, prompts), _guidance(target, guidance_scale)
+    return Drawing(target, n, shape, latent, seed, steps, sampler, rounds, _labels(target, n, seed, labels), texts, scale)
+
+
+def _prompts(target: Target, n: int, prompts: Sequence[str] | None) -> tuple[str, ...] | None:
+    if target.text is None:
+        if prompts is not None:
+            raise UserError(f"prompts are what a text-to-image model draws; {target.name} takes no text: leave them out")
+        return None
+    if prompts is None:
+        raise UserError(f"{target.name} draws what it is told: give prompts, a text for each image")
+    if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts) or len(prompts) != n:
+        raise UserError(f"prompts must be {n} texts, one for each image; got {'one text' if isinstance(prompts, str) else len(prompts)}")
+    return tuple(prompts)
+
+
+def _guidance(target: Target, scale: float | None) -> float | None:
+    if target.text is None:
+        if scale is not None:
+            raise UserError(f"guidance is between a caption and none, and {target.name} takes no captions; leave out the guidance scale")
+        return None
+    if scale is None:
+        return target.denoiser.scale if isinstance(target.denoiser, Guided) else GUIDANCE
+    if not isfinite(scale) or scale < 0:
+        raise UserError(f"the guidance scale must be a number of at least 0 (1 is no guidance); got {scale}")
+    return float(scale)
+
+
+def _labels(target: Target, n: int, seed: int, labels: Int64[np.ndarray, " n"] | None) -> Int64[np.ndarray, " n"] | None:
+    if target.classes is None:
+        if labels is not None:
+            raise UserError("this model is not conditioned on classes; leave out the labels")
+        return None
+    if labels is None:
+        return np.random.default_rng(seed).integers(target.classes, size=n)
+    if len(labels) != n or labels.min() < 0 or labels.max() >= target.classes:
+        raise UserError(f"labels must be {n} numbers in [0, {target.classes}); got {len(labels)} from {labels.min()} to {labels.max()}")
+    return labels.astype(np.int64)
+
+
+def draw(drawing: Drawing, folder: Path, batch_size: int | None = None, threads: int | None = None) -> UInt8[np.ndarray, "n h w c"]:
+    """The images of a drawing; chunks that folder/generated has already are read, not drawn."""
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size must be at least 1; got {batch_size}")
+    size = batch_size or max(1, auto_batch_size(drawing.latent, drawing.target.device) // drawing.denoiser.forwards)
+
+    def compute(rows: range, tick: Tick) -> UInt8[np.ndarray, "b h w c"]:
+        batches = [range(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
+        return np.concatenate([_draw_batch(drawing, batch, lambda images: tick(images * drawing.denoiser.forwards)) for batch in batches])
+
+    return in_chunks(
+        folder / FOLDER,
+        drawing.plan(),
+        drawing.chunks,
+        compute,
+        what="images",
+        made="drawn with",
+        bar="drawing images",
+        forwards=drawing.forwards,
+        batch_size=size,
+        threads=threads or side_by_side(drawing.target),
+    )
+
+
+def _draw_batch(drawing: Drawing, rows: range, on_step: Callable[[int], None]) -> UInt8[np.ndarray, "b h w c"]:
+    target, latent = drawing.target, drawing.latent
+    shape = (latent.channels, latent.height, latent.width)
+    noise = Noise(drawing.seed, tuple(map(str, rows)), shape, target.x_dtype, target.device, "sample")
+    sampler = hub.new_sampler(drawing.sampler, target.denoiser.schedule, drawing.steps, clip=not target.latent)
+    with torch.inference_mode():
+        z = sample(drawing.denoiser, sampler, noise, _conditions(drawing, rows), drawing.rounds, on_step)
+        x = decoded(target, drawing.shape, z)
+    broken = torch.flatten(~torch.isfinite(x), 1).any(dim=1).nonzero()
+    if len(broken):
+        raise UserError(
+            f"the model must draw finite numbers; image {rows[int(broken[0])]} of seed {drawing.seed} has NaN or infinity: "
+            "use --dtype float32, or another sampler"
+        )
+    return to_uint8(x.float().cpu().numpy())
+
+
+def _conditions(drawing: Drawing, rows: range) -> Int64[Tensor, " b"] | Prompts | None:
+    if drawing.prompts is not None:
+        return drawing.embed(drawing.prompts[rows.start : rows.stop])
+    return None if drawing.labels is None else torch.from_numpy(drawing.labels[rows.start : rows.stop]).to(drawing.target.device)
+
+
+def decoded(target: Target, shape: ImageShape, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:
+    """Latents as images of `shape`, as many at once as images of that size allow."""
+    return torch.cat([target.codec.decode(target.codec.snap(piece)) for piece in z.split(auto_batch_size(shape, target.device))])

@@ -1,0 +1,81 @@
+"""Two numbers of a linear map that is known by its products only.
+
+    diagonal of G = J^T J    G_ii = E (J^T v)_i^2,  v ~ N(0, I)                      unbiased, variance 2 G_ii^2 / n
+    singular values of J     V <- qr(V0);   q times V <- qr(J^T (J V));   Q = qr(J V);   T = J^T Q;   s = svdvals(T)
+
+(Hutchinson's estimator and randomized SVD, as Rao, Qu and Moyer 2025 use them, arXiv 2511.20592, algorithms 2 and 1.)
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from diffleak.errors import UserError
+from diffleak.geometry.operators import LinearMap
+
+
+def hutchinson(J: LinearMap, probes: Iterable[Float[Tensor, "_ b *x"]]) -> Float64[Tensor, "b *z"]:
+    """The diagonal of G = J^T J for each image: the mean over probes v of (J^T v)^2, never negative; high where J stretches.
+
+    `probes` are standard normals in blocks of any sizes. Unbiased; with n of them in all the variance is 2 G_ii^2 / n.
+    Raises `UserError` if the derivative is zero everywhere, or not finite, for some image.
+    (Rao, Qu and Moyer 2025, arXiv 2511.20592, eq. 7 and algorithm 2.)
+    """
+    total: Tensor | None = None
+    count = 0
+    for block in probes:
+        squares = _float64(J.vjp(block)).square().sum(dim=0)
+        total = squares if total is None else total + squares
+        count += len(block)
+    if total is None:
+        raise UserError("the influence needs at least one probe; got none")
+    return _derivative(total / count)
+
+
+def singular_values(J: LinearMap, V0: Float[Tensor, "l b *z"], power: int = 2, vectors: int | None = None) -> Float64[Tensor, "b k"]:
+    """The largest singular values of J for each image, descending; k = l, or the output dimension if that is smaller.
+
+    `V0` are standard normals, l columns per image, l at most the latent dimension; the first l - p or so values are accurate,
+    the more so the faster the spectrum falls and the more power passes are made. Products are taken for `vectors` columns at
+    a time (None: all), in the dtype of z; everything else is in float64.
+    Raises `UserError` if the derivative is zero everywhere, or not finite, for some image.
+    (Rao, Qu and Moyer 2025, arXiv 2511.20592, algorithm 1; Halko, Martinsson and Tropp 2011.)
+    """
+    vectors = vectors or len(V0)
+    forward = lambda V: _columns(J.jvp, V, tuple(J.z.shape), vectors, J.z)
+    backward = lambda Y: _columns(J.vjp, Y, J.x_shape, vectors, J.z)
+    V = _qr(_float64(V0).flatten(start_dim=2).permute(1, 2, 0))
+    for _ in range(power):
+        V = _qr(backward(forward(V)))
+    Q = _qr(forward(V))
+    return torch.linalg.svdvals(_derivative(backward(Q)))
+
+
+def _columns(
+    product: Callable[[Tensor], Tensor], columns: Float64[Tensor, "b n l"], shape: tuple[int, ...], vectors: int, like: Tensor
+) -> Float64[Tensor, "b m l"]:
+    blocks = columns.permute(2, 0, 1).split(vectors)
+    products = [_float64(product(block.to(like).reshape(len(block), *shape))).flatten(start_dim=2) for block in blocks]
+    return torch.cat(products).permute(1, 2, 0)
+
+
+def _qr(columns: Float64[Tensor, "b n l"]) -> Float64[Tensor, "b n k"]:
+    return torch.linalg.qr(columns).Q
+
+
+def _derivative(values: Float64[Tensor, "b *s"]) -> Float64[Tensor, "b *s"]:
+    """`values`, sums of squares or J^T Q, if none of its images shows a derivative that is zero or not finite."""
+    size = values.abs().flatten(start_dim=1).sum(dim=1)
+    for wrong, what in ((~size.isfinite(), "not finite"), (size == 0, "zero in every direction (rounding, or a choice of the largest)")):
+        if wrong.any():
+            raise UserError(
+                f"the derivative of the decoder must be finite and not zero; got one that is {what} for {int(wrong.sum())} of "
+                f"{len(size)} images; check the latents and the decoder's weights, and use a codec whose decode is smooth"
+            )
+    return values
+
+
+def _float64(x: Float[Tensor, "*s"]) -> Float64[Tensor, "*s"]:
+    return (x.cpu() if x.device.type == "mps" else x).double()  # Apple's devices have no float64

@@ -1,0 +1,62 @@
+"""Models as people have them: a diffusers folder or hub id in, a `Target` out, and back to a folder after training.
+
+The only package that imports diffusers or knows its folder layout:
+
+    MODEL/model_index.json             which pipeline it is; needed by text-to-image models only
+    MODEL/unet/ or transformer/        config.json and *.safetensors: the denoiser
+    MODEL/scheduler/                   scheduler_config.json: its noise schedule
+    MODEL/vae/ or vqvae/               the autoencoder of a latent model, if it is one
+    MODEL/text_encoder/, tokenizer/    what embeds the captions of a text-to-image model, and more with _2, _3
+    MODEL/unet_2/ or transformer_2/    the second network of a `Dual`, with dual.json saying how the two take turns
+"""
+
+from diffleak.hub.codecs import codec_fingerprint, codec_of, latent_shape, load_codec, same_codec
+from diffleak.hub.folders import AUTOENCODER_FOLDERS, DUAL, PARTS, fingerprint, folder_of, located, text_fingerprint
+from diffleak.hub.loading import UNKNOWN, Target, checked_device, load, load_pair, save_dual, settings_of, target_of
+from diffleak.hub.making import (
+    add_lora,
+    moving_average,
+    new_autoencoder,
+    new_network,
+    new_sampler,
+    new_scheduler,
+    new_text_to_image,
+    save,
+    save_autoencoder,
+    save_fine_tuned,
+    save_lora,
+)
+
+__all__ = [
+    "AUTOENCODER_FOLDERS",
+    "DUAL",
+    "PARTS",
+    "UNKNOWN",
+    "Target",
+    "add_lora",
+    "checked_device",
+    "codec_fingerprint",
+    "codec_of",
+    "fingerprint",
+    "folder_of",
+    "latent_shape",
+    "load",
+    "load_codec",
+    "load_pair",
+    "located",
+    "moving_average",
+    "new_autoencoder",
+    "new_network",
+    "new_sampler",
+    "new_scheduler",
+    "new_text_to_image",
+    "same_codec",
+    "save",
+    "save_autoencoder",
+    "save_dual",
+    "save_fine_tuned",
+    "save_lora",
+    "settings_of",
+    "target_of",
+    "text_fingerprint",
+]

@@ -1,0 +1,103 @@
+"""Autoencoders as codecs: loaded, trained ones wrapped, and how they fit a denoiser."""
+
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffleak.data.pixels import ImageShape
+from diffleak.diffusion.codec import Autoencoder, Codec
+from diffleak.errors import UserError
+from diffleak.files import hash_files
+from diffleak.hub.folders import DTYPES, autoencoder_folder, pretrained, read_json, refuse_pickles
+
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
+PROBE = 64  # pixels a side of the blank image that shows how far an autoencoder scales down
+
+
+def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", factor: float | None = None) -> Autoencoder:
+    """The autoencoder in the vae/ or vqvae/ of a folder (or the folder of the autoencoder itself), frozen.
+
+    `factor` is the scaling_factor where the config says none, which the first Stable Diffusion folders do not.
+    Raises `UserError` for another kind of autoencoder, missing weights, and a config that does not say its scaling_factor.
+    """
+    own = autoencoder_folder(Path(folder)) or Path(folder)
+    config = read_json(own / "config.json", f"{folder} must hold an autoencoder, as vae/ or vqvae/")
+    name = config.get("_class_name", "")
+    if name not in AUTOENCODERS:
+        raise UserError(f"autoencoders must be one of {', '.join(AUTOENCODERS)}; {own} holds a {name or 'config.json without _class_name'}")
+    if config.get("lookup_from_codebook"):
+        raise UserError(f"{own} decodes code numbers (lookup_from_codebook); its latents are not what a diffusion model works on")
+    factor = config.get("scaling_factor", factor)
+    if not isinstance(factor, int | float) or factor is True or not 0 < factor < inf:
+        raise UserError(
+            f"{own}/config.json must say scaling_factor, the positive number that latents were multiplied by when the denoiser was "
+            f"trained (0.18215 for Stable Diffusion 1); got {factor}: set it there"
+        )
+    for key in ("latents_mean", "latents_std"):
+        values, channels = config.get(key), config.get("latent_channels", 4)
+        if values is not None and not (isinstance(values, list) and len(values) == channels):
+            raise UserError(f"{own}/config.json must give {key} as {channels} numbers, one per latent channel, or null; got {values}")
+    refuse_pickles(own)
+    network = pretrained(name, own, DTYPES[dtype]).to(device)
+    return _codec(network)
+
+
+def codec_of(network: torch.nn.Module, scaling_factor: float) -> Autoencoder:
+    """A trained autoencoder as a codec, with the scaling factor written into its config."""
+    network.register_to_config(scaling_factor=scaling_factor)  # type: ignore[operator]
+    return _codec(network)
+
+
+def _codec(network: Any) -> Autoencoder:
+    config, network = network.config, network.eval().requires_grad_(False)
+    mean, std = (config.get(key) for key in ("latents_mean", "latents_std"))
+    parameter = next(network.parameters())
+    tensor = lambda values: torch.as_tensor(values, dtype=torch.float64).reshape(-1).to(parameter)
+    shift = tensor(mean if mean is not None else config.get("shift_factor") or 0.0)
+    return Autoencoder(network, tensor(config["scaling_factor"]) / tensor(std if std is not None else 1.0), shift)
+
+
+def codec_fingerprint(folder: Path) -> str:
+    """Which autoencoder is in a folder: a hash of its weights and config."""
+    own = autoencoder_folder(folder) or folder
+    return hash_files([*sorted(own.glob("*.safetensors")), own / "config.json"])
+
+
+def same_codec(one: Codec, other: Codec) -> bool:
+    """Whether two codecs give the same latents: the same settings, scale and weights, wherever and whenever they were saved."""
+    if not isinstance(one, Autoencoder) or not isinstance(other, Autoencoder):
+        return type(one) is type(other)
+    settings = [{k: v for k, v in dict(codec.network.config).items() if k[0] != "_"} for codec in (one, other)]
+    states = [{**codec.network.state_dict(), "scale": codec.scale, "shift": codec.shift} for codec in (one, other)]
+    alike = settings[0] == settings[1] and type(one.network) is type(other.network) and states[0].keys() == states[1].keys()
+    return alike and all(torch.equal(value.cpu(), states[1][key].cpu()) for key, value in states[0].items())
+
+
+def latent_shape(codec: Autoencoder, shape: ImageShape) -> ImageShape:
+    """The latents of images of `shape`: as many channels as the autoencoder makes, sides that many times smaller."""
+    channels, factor = scaling(codec)
+    if shape.height % factor or shape.width % factor:
+        raise UserError(f"image sides must be multiples of {factor} for this autoencoder; got {shape}: use --resize")
+    return ImageShape(channels, shape.height // factor, shape.width // factor)
+
+
+def scaling(codec: Autoencoder) -> tuple[int, int]:
+    """How many latent channels, and by how much smaller than the image: read off a blank image."""
+    channels = int(codec.network.config.in_channels)
+    with torch.inference_mode():
+        z = codec.encode(torch.zeros(1, channels, PROBE, PROBE, dtype=codec.scale.dtype, device=codec.scale.device))
+    return z.shape[1], PROBE // z.shape[2]
+
+
+def image_shape(codec: Autoencoder, latent: ImageShape | None, taken: int, folder: Path) -> ImageShape | None:
+    """The images of a latent model, from the shape of its latents; raises `UserError` when the two parts do not fit."""
+    channels, factor = scaling(codec)
+    if channels != taken:
+        raise UserError(
+            f"the autoencoder and the denoiser must belong together; {folder} makes latents of {channels} channels, "
+            f"and its denoiser takes {taken}"
+        )
+    size = (latent.height * factor, latent.width * factor) if latent else None
+    return ImageShape(int(codec.network.config.in_channels), *size) if size else None

@@ -1,0 +1,164 @@
+"""What lies in a model's folder: where its parts are, how one is read safely, and a hash of them all."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffleak.errors import UserError, first_lines
+from diffleak.files import hash_files
+
+NETWORKS = {
+    "unet": ("UNet2DModel", "UNet2DConditionModel"),
+    "transformer": ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel"),
+}
+AUTOENCODER_FOLDERS = ("vae", "vqvae")
+SECOND = "_2"  # what the folder of a second network is called after the first
+TEXT_PARTS = tuple(name + number for name in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))
+PARTS = (*NETWORKS, *(name + SECOND for name in NETWORKS), *AUTOENCODER_FOLDERS, "scheduler", *TEXT_PARTS)
+TOKENIZER_FILES = ("*.json", "*.txt", "*.model")  # vocabularies
+DUAL = "dual.json"
+INDEX = "model_index.json"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def located(model: str | Path) -> Path:
+    path = Path(model)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix in PICKLES:
+            raise UserError(pickle_message(path))
+        raise UserError(f"MODEL must be a diffusers folder or a hub id; {path} is a file")
+    if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
+        raise UserError(f"MODEL must be a diffusers folder or a hub id (owner/name); found nothing at {model}")
+    parts = [f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors", "txt", "model")]
+    return downloaded(str(model), ["*.json", *parts])
+
+
+def folder_of(model: str | Path, what: str, patterns: list[str]) -> Path:
+    """The folder of another kind of model, "the encoder" for example, fetched where it is a hub id."""
+    if Path(model).is_dir():
+        return Path(model)
+    if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
+        raise UserError(f"{what} must be a folder or a hub id (owner/name); found nothing at {model}")
+    return downloaded(str(model), patterns, what)
+
+
+def downloaded(name: str, patterns: list[str], what: str = "") -> Path:
+    """The files of a hub id that match, in the cache; raises `UserError` saying what to do when there are none to have.
+
+    what: the part it plays, "the encoder" for example, where it is not the model itself.
+    """
+    instead = "pass a local folder" + (f" as {what}" if what else "")
+    import huggingface_hub
+
+    try:
+        # second copies of the same weights are left out
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*.fp16.*", "*.non_ema.*"]))
+    except Exception as error:  # network, gating and naming errors differ by version; all mean the id gave nothing
+        reason = first_lines(error).partition(". ")[0] or type(error).__name__
+        if _is_closed(error):
+            raise UserError(
+                f"the hub shows {name} to those who may see it, or it does not exist ({reason}): accept its terms on its page and "
+                f"log in with `hf auth login` or HF_TOKEN, or {instead}"
+            ) from None
+        raise UserError(f"no folder at {name}, and the hub gave no such model ({reason}); {instead}") from None
+
+
+def _is_closed(error: Exception) -> bool:
+    """Whether the hub refused for want of a login: a gated, private or missing repository, which it does not tell apart."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(error, RepositoryNotFoundError) or status in (401, 403)
+
+
+def pickle_message(path: Path) -> str:
+    return (
+        f"{path} is a pickle checkpoint, which runs code when it is opened; convert it where you trust it: load it with "
+        "diffusers' from_pretrained(..., use_safetensors=False) and save_pretrained(..., safe_serialization=True)"
+    )
+
+
+def refuse_pickles(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
+    if pickles:
+        raise UserError(pickle_message(pickles[0]))
+    raise UserError(f"{folder} must hold the weights as .safetensors; found none")
+
+
+def read_json(path: Path, must: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{must}; {path.parent.name}/{path.name} is missing")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} must be JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object; got {type(content).__name__}")
+    return content
+
+
+def pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    try:
+        network, info = getattr(diffusers_library(), name).from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            low_cpu_mem_usage=False,
+        )
+    except Exception as error:  # safetensors, json and torch each raise their own; all mean unusable weights
+        raise UserError(f"{folder} cannot be loaded: {first_lines(error)}") from None
+    if info["missing_keys"] or info["unexpected_keys"]:
+        odd = (list(info["missing_keys"]) + list(info["unexpected_keys"]))[0]
+        raise UserError(f"{folder}: the weights do not match config.json (first: {odd}); re-export the model")
+    network.register_to_config(_name_or_path=None)  # else a saved copy would say where it came from, and differ by place
+    return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def autoencoder_folder(folder: Path) -> Path | None:
+    found = [folder / name for name in AUTOENCODER_FOLDERS if (folder / name).is_dir()]
+    if len(found) > 1:
+        raise UserError(f"{folder} must hold one autoencoder; it has {' and '.join(f.name + '/' for f in found)}")
+    return found[0] if found else None
+
+
+def fingerprint(model: str | Path) -> str:
+    """Which model is in a folder: a hash of its weights, configs and schedule."""
+    folder = Path(model)
+    files = [folder / "scheduler" / "scheduler_config.json"]
+    if (folder / INDEX).is_file() and any((folder / part).is_dir() for part in TEXT_PARTS):
+        files.append(folder / INDEX)  # says how captions are embedded: the pipeline, and what no caption means to it
+    if (folder / DUAL).is_file():
+        files.append(folder / DUAL)
+    for part in PARTS:
+        if part != "scheduler" and (folder / part).is_dir():
+            files += sorted((folder / part).glob("*.safetensors"))
+            config = folder / part / "config.json"
+            files += [config] if config.is_file() else []
+            files += sorted(file for ending in TOKENIZER_FILES for file in (folder / part).glob(ending) if part.startswith("tokenizer"))
+    return hash_files(files)
+
+
+def text_fingerprint(folder: Path) -> str:
+    """Which text encoders are in a folder: a hash of their weights, configs and vocabularies."""
+    parts = [folder / part for part in TEXT_PARTS if (folder / part).is_dir()]
+    return hash_files(sorted(file for part in parts for ending in ("*.safetensors", *TOKENIZER_FILES) for file in part.glob(ending)))
+
+
+def diffusers_library() -> Any:
+    """diffusers, told to keep its own warnings and bars off our one line."""
+    import diffusers
+
+    warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # the older name, which every version knows
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    return diffusers

@@ -1,0 +1,300 @@
+"""A folder or hub id in, a `Target` out; and what is made of finished models."""
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from diffleak.config import ModelConfig
+from diffleak.data.pixels import ImageShape
+from diffleak.diffusion.codec import Autoencoder, Codec, Identity
+from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, NetworkDenoiser, PredictionType
+from diffleak.diffusion.dual import Choice, Dual, refuse_strangers
+from diffleak.diffusion.prompts import TextEncoder
+from diffleak.diffusion.schedule import Schedule
+from diffleak.errors import UserError, first_lines, unknown
+from diffleak.files import write_text
+from diffleak.hub.adapters import FILES as ADAPTERS
+from diffleak.hub.adapters import adapter_file, adapter_fingerprint, apply, refuse_other_base
+from diffleak.hub.codecs import codec_fingerprint, image_shape, load_codec, scaling
+from diffleak.hub.folders import (
+    DTYPES,
+    DUAL,
+    INDEX,
+    NETWORKS,
+    PARTS,
+    SECOND,
+    autoencoder_folder,
+    diffusers_library,
+    fingerprint,
+    located,
+    pretrained,
+    read_json,
+    refuse_pickles,
+    text_fingerprint,
+)
+from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of, write_index
+
+UNKNOWN = "unknown"
+LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
+OTHER_PARTS = ("vqmodel", "movq")
+WITHOUT_TEXT = ("UNet2DModel", "DiTTransformer2DModel")
+FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+STABLE_DIFFUSION_FACTOR = 0.18215  # Rombach et al. 2022, arXiv 2112.10752
+PIXELS = Identity()
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What is audited: a denoiser, the images it takes, and where it runs.
+
+    `shape` is None for a model that takes images of any one size; `codec` takes images to what the denoiser works on.
+    `classes` is the number of classes of a class-conditional model, `text` embeds the captions of a text-to-image model; no
+    model has both. `lora` is the adapter that was merged into its weights, at `lora_scale`. `fingerprint` says which model this is, adapter
+    included; without one, a run folder cannot be resumed, since nobody could tell whether it is the same model. `x_dtype` is
+    the dtype of images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
+    arithmetic.
+    """
+
+    denoiser: Denoiser
+    shape: ImageShape | None = None
+    name: str = "denoiser"
+    fingerprint: str = UNKNOWN
+    dtype: str = "float32"
+    device: str = "cpu"
+    codec: Codec = PIXELS
+    classes: int | None = None
+    text: TextEncoder | None = None
+    lora: str | None = None
+    lora_scale: float | None = None
+
+    @property
+    def x_dtype(self) -> torch.dtype:
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @property
+    def latent(self) -> bool:
+        """Whether the denoiser works on latents."""
+        return not isinstance(self.codec, Identity)
+
+
+def load(
+    model: str | Path,
+    dtype: str = "float32",
+    device: str | None = None,
+    guidance_scale: float = 1.0,
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
+) -> Target:
+    """The model in a diffusers folder or of a hub id, ready to be audited.
+
+    `dtype` is float32, float16, bfloat16 or float64; `device` a torch device, by default the first accelerator or the CPU.
+    `guidance_scale` other than 1 makes every answer of a text-to-image model one of classifier-free guidance.
+    `lora` is a LoRA adapter of a text-to-image model, a safetensors file, a folder or a hub id: it is merged into the weights
+    of the denoiser, and of the text encoders where it has such, at `lora_scale` times the strength that it was saved with.
+    Raises `UserError` for a folder that is no diffusers model, pickle checkpoints, networks that are not supported, and an
+    adapter that does not match the model.
+    """
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    folder = located(model)
+    name = pipeline_of(folder)
+    _refuse_other_kinds(folder)
+    network_folder = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
+    if not network_folder.is_dir() and any((folder / name).is_file() for name in ADAPTERS):
+        raise UserError(f"{folder} is a LoRA adapter and no model; give the model that it was made for, and this with --lora")
+    if not network_folder.is_dir() and autoencoder_folder(folder):
+        raise UserError(
+            f"{folder} holds an autoencoder and no denoiser (unet/ or transformer/); "
+            f"train one: diffleak train --preset latent --autoencoder {folder}"
+        )
+    config = read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
+    second = network_folder.with_name(network_folder.name + SECOND)
+    unfit = "takes no captions" if name is None else "holds two networks" if second.is_dir() else None
+    if lora is not None and unfit:
+        raise UserError(f"a LoRA is applied to a text-to-image model of one network, and {model} {unfit}; leave out --lora")
+    if lora is not None and lora_scale == 0:
+        raise UserError("--lora-scale 0 leaves nothing of the LoRA; leave out --lora, or give another scale")
+    adapter = None if lora is None else adapter_file(lora)
+    device = str(checked_device(device))
+    codec: Codec = PIXELS
+    if name and not autoencoder_folder(folder):
+        raise UserError(f"{folder} must hold vae/, on whose latents a {name} works; it is missing")
+    if autoencoder_folder(folder):
+        factor = STABLE_DIFFUSION_FACTOR if name == "StableDiffusionPipeline" else None
+        codec = load_codec(folder, "float64" if dtype == "float64" else "float32", device, factor)
+    ask = asking(name, scaling(codec)[1] if isinstance(codec, Autoencoder) else 1) if name else None
+    first = _denoiser(folder, network_folder, dtype, device, ask)
+    denoiser: Denoiser = first
+    if second.is_dir():
+        turns = read_json(folder / DUAL, f"{folder} has two networks, so it must say how they take turns")
+        choice: Any = turns.get("choice")
+        seed = turns.get("seed", 0)
+        if choice not in get_args(Choice) or not isinstance(seed, int):
+            raise UserError(f"{folder / DUAL} must give choice as alternate or random, and seed as a whole number; got {choice}, {seed}")
+        denoiser = Dual((first, _denoiser(folder, second, dtype, device, ask)), choice, seed)
+    packing = PIPELINES[name].packing if name else 1
+    shape = _shape(config, network_folder, packing)
+    if isinstance(codec, Autoencoder):
+        shape = image_shape(codec, shape, int(config.get("in_channels", 0)) // packing, folder)
+    pipeline = load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device) if name else None
+    which = fingerprint(folder)
+    if adapter is not None:
+        refuse_other_base(adapter, which)
+        apply(pipeline, network_folder.name, adapter, lora_scale)
+        which = hashlib.sha256(f"{which} {adapter_fingerprint(adapter, lora_scale)}".encode()).hexdigest()
+    text = None if pipeline is None else PipelineText(pipeline)
+    guided = denoiser if guidance_scale == 1 else Guided(denoiser, guidance_scale)
+    if text is None and guidance_scale != 1:
+        raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")
+    applied = None if lora is None else str(lora)
+    return Target(guided, shape, str(model), which, dtype, device, codec, first.classes, text, applied, lora_scale if applied else None)
+
+
+def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale: float = 1.0) -> Target:
+    """The model that a command is about: `loaded` if there is one, else what the config names, with its LoRA.
+
+    Raises `UserError` for a LoRA or guidance beside a model that is loaded already, and as `load` does.
+    """
+    if loaded is None:
+        return load(config.model, config.dtype, config.device, guidance_scale, config.lora, config.lora_scale)
+    if config.lora is not None:
+        raise UserError("a LoRA is applied when a model is loaded: give diffleak.load(MODEL, lora=...) as the target, and no lora here")
+    if guidance_scale != 1.0:
+        raise UserError("guidance is put around a model when it is loaded: give diffleak.load(MODEL, guidance_scale=...), and none here")
+    return loaded
+
+
+def _denoiser(folder: Path, network_folder: Path, dtype: str, device: str, ask: Ask | None) -> NetworkDenoiser:
+    """The network in one part of a model's folder, on the model's schedule."""
+    config = read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
+    refuse_pickles(network_folder)
+    schedule, prediction_type = _schedule(folder)
+    network = _network(network_folder, config, DTYPES[dtype]).to(device)
+    return NetworkDenoiser(network, schedule, prediction_type, None if ask else _classes(config, network_folder), ask)
+
+
+def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+    allowed = NETWORKS[folder.name.removesuffix(SECOND)]
+    name = LEGACY.get(config.get("_class_name", ""), config.get("_class_name", allowed[0]))
+    if config.get("norm_type") == "ada_norm_single":
+        name = "PixArtTransformer2DModel"  # which the first PixArt folders call Transformer2DModel too
+    if name not in allowed:
+        raise UserError(f"networks must be one of {', '.join(sum(NETWORKS.values(), ()))}; {folder} holds a {name}")
+    if (name not in WITHOUT_TEXT) != (pipeline_of(folder.parent) is not None):
+        takes = "takes captions" if name not in WITHOUT_TEXT else "takes no captions"
+        raise UserError(f"{folder} holds a {name}, which {takes}; model_index.json must name its pipeline, one of {', '.join(PIPELINES)}")
+    return pretrained(name, folder, dtype)
+
+
+def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
+    """The model's own table, built by the scheduler class that its folder names."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path, f"{folder} must say its noise schedule")
+    name, prediction_type = config.get("_class_name", "DDPMScheduler"), config.get("prediction_type", "epsilon")
+    if prediction_type not in get_args(PredictionType) or prediction_type == "flow":
+        raise UserError(f"prediction_type must be epsilon, v_prediction or sample; {folder} says '{prediction_type}'")
+    kind = getattr(diffusers_library(), str(name), None)
+    if kind is None or not hasattr(kind, "from_config"):
+        raise UserError(f"{path} must name a scheduler of diffusers; got {name}")
+    try:
+        made = kind.from_config(config)
+    except (ValueError, NotImplementedError, TypeError, AttributeError, ImportError) as error:
+        raise UserError(f"{path} cannot be used: {first_lines(error)}") from None
+    if name == FLOW_SCHEDULER:
+        return Schedule.flow(made.sigmas.flip(0), made.config.num_train_timesteps), "flow"
+    table = getattr(made, "alphas_cumprod", None)
+    if table is None:
+        raise UserError(f"the scheduler must have a discrete table of alphas_cumprod, as DDPMScheduler does; {folder} uses {name}")
+    return Schedule(table), prediction_type
+
+
+def _classes(config: dict[str, Any], folder: Path) -> int | None:
+    """The number of classes a network is conditioned on; None for an unconditional one."""
+    if config.get("class_embed_type"):
+        raise UserError(f"class_embed_type must be null (labels by number); {folder} says '{config['class_embed_type']}'")
+    return config.get("num_embeds_ada_norm" if folder.name.startswith("transformer") else "num_class_embeds")
+
+
+def _shape(config: dict[str, Any], folder: Path, packing: int = 1) -> ImageShape | None:
+    size, channels = config.get("sample_size"), config.get("in_channels", 3)
+    out = config.get("out_channels", 3)  # null in a transformer's config means as many as it takes
+    if out not in (channels, 2 * channels, None):
+        raise UserError(f"a denoiser predicts as many channels as it takes; {folder} has {channels} in and {out} out")
+    if size is None:
+        return None
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise UserError(f"sample_size must be a number of pixels or a pair (height, width); {folder}/config.json says {size!r}")
+    return ImageShape(channels // packing, *sides)
+
+
+def _refuse_other_kinds(folder: Path) -> None:
+    """A denoiser that is conditioned on more than captions must not be audited as if it were not."""
+    for part in OTHER_PARTS:
+        if (folder / part).is_dir():
+            raise UserError(f"{folder} has a {part}/ folder: models with image prompts cannot be audited")
+
+
+def checked_device(device: str | None) -> torch.device:
+    """The device to run on; None means the first accelerator, or the CPU. Raises `UserError` where it is not there."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device '{device}' cannot be used ({str(error).splitlines()[0]})") from None
+
+
+def load_pair(teachers: tuple[Path, Path]) -> tuple[Target, Target]:
+    """Two models that are to take turns, or to teach one student; raises `UserError` when they cannot."""
+    one, other = (load(teacher, device="cpu") for teacher in teachers)
+    for path, target in zip(teachers, (one, other), strict=True):
+        if len(target.denoiser.exposed) > 1:
+            raise UserError(f"a teacher must be one network; {path} holds several")
+    refuse_strangers(one.denoiser, other.denoiser)
+    if (one.text is None) != (other.text is None) or (one.text and text_fingerprint(teachers[0]) != text_fingerprint(teachers[1])):
+        raise UserError("the two teachers must share their text encoders; theirs differ: fine-tune both from the same model")
+    if one.shape != other.shape:
+        raise UserError(f"the two teachers must take the same images; theirs are {one.shape} and {other.shape}")
+    if one.latent != other.latent or (one.latent and codec_fingerprint(teachers[0]) != codec_fingerprint(teachers[1])):
+        raise UserError("the two teachers must share one autoencoder; theirs differ: train both with the same --autoencoder")
+    return one, other
+
+
+def save_dual(folder: Path, teachers: tuple[Path, Path], choice: Choice = "alternate", seed: int = 0) -> None:
+    """Writes two trained folders as one that `load` reads as a `Dual`; every part of it also loads with diffusers.
+
+    Raises `UserError` when the two cannot take turns: other schedules, prediction types, classes, shapes or autoencoders.
+    """
+    one, other = load_pair(teachers)
+    for part in PARTS:
+        if (teachers[0] / part).is_dir():
+            shutil.copytree(teachers[0] / part, folder / part, dirs_exist_ok=True)
+    if (teachers[0] / INDEX).is_file() and one.text:
+        write_index(folder, teachers[0])
+    for part in NETWORKS:
+        if (teachers[1] / part).is_dir():
+            shutil.copytree(teachers[1] / part, folder / (part + SECOND), dirs_exist_ok=True)
+    record = {"schema_version": 1, "choice": choice, "seed": seed, "teachers": [one.fingerprint, other.fingerprint]}
+    write_text(folder / DUAL, json.dumps(record, indent=2))
+
+
+def settings_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a trained UNet2DModel and of its scheduler, as `new_network` and `new_scheduler` take them."""
+    kinds = {"unet/config.json": "UNet2DModel", "scheduler/scheduler_config.json": "DDPMScheduler"}
+    found = []
+    for path, name in kinds.items():
+        config = read_json(folder / path, f"{folder} must hold a UNet2DModel and its scheduler to be a teacher")
+        known = inspect.signature(getattr(diffusers_library(), name).__init__).parameters
+        found.append({key: value for key, value in config.items() if key in known})
+    return found[0], found[1]

@@ -1,0 +1,281 @@
+"""The text-to-image pipelines of diffusers: which are supported, how each embeds a caption and asks its network.
+
+Text encoders, tokenizers and the embedding itself are the pipeline's own (`encode_prompt`), so a caption means here what it
+meant when the model was trained. Safety checkers and image encoders are never loaded.
+"""
+
+import inspect
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffleak.diffusion.prompts import Prompts
+from diffleak.errors import UserError, first_lines, pip_install
+from diffleak.files import write_text
+from diffleak.hub.folders import INDEX, TEXT_PARTS, diffusers_library, read_json, refuse_pickles
+
+CACHE_BYTES = 2**30  # of text embeddings
+TOGETHER = 16  # texts in one forward of the encoders, at most
+NOT_LOADED = ("vae", "safety_checker", "feature_extractor", "image_encoder")
+VOCABULARIES = (("tokenizer.json",), ("*.model",), ("vocab.json", "merges.txt"))  # each is one in full
+
+Embedding = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One class of diffusers' pipelines.
+
+    embed(pipeline, texts): what the network takes for captions, each with a row for every one. ask(pixels, network, x_t, time,
+    conditions): the network's prediction, pixels being the pixels a side that a latent pixel stands for. packing: latent
+    pixels that the transformer takes as one. needs: parts without which diffusers' `encode_prompt` ends in a bug.
+    """
+
+    embed: Callable[[Any, list[str]], Embedding]
+    ask: Callable[[int, Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+    packing: int = 1
+    needs: tuple[str, ...] = ("text_encoder", "tokenizer")
+
+
+def _embed_sd(pipeline: Any, texts: list[str]) -> Embedding:
+    return {"encoder_hidden_states": pipeline.encode_prompt(texts, pipeline.device, 1, False)[0]}
+
+
+def _ask_sd(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    return network(x_t, time, **conditions).sample  # type: ignore[no-any-return]
+
+
+def _embed_sdxl(pipeline: Any, texts: list[str]) -> Embedding:
+    embedding, _, pooled, _ = pipeline.encode_prompt(texts, device=pipeline.device, do_classifier_free_guidance=False)
+    zeros = pipeline.config.force_zeros_for_empty_prompt  # what the model was trained to take for no caption
+    told = torch.tensor([[not (zeros and text == "")] for text in texts], device=pooled.device)
+    return {"encoder_hidden_states": embedding * told[..., None], "text_embeds": pooled * told}
+
+
+def _ask_sdxl(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    height, width = (side * pixels for side in x_t.shape[-2:])
+    ids = torch.tensor([height, width, 0, 0, height, width], dtype=x_t.dtype, device=x_t.device).expand(len(x_t), 6)
+    added = {"text_embeds": conditions["text_embeds"], "time_ids": ids}  # an uncropped image of its own size
+    return network(x_t, time, conditions["encoder_hidden_states"], added_cond_kwargs=added).sample  # type: ignore[no-any-return]
+
+
+def _embed_pixart(pipeline: Any, texts: list[str]) -> Embedding:
+    embedding, mask, _, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False, device=pipeline.device, clean_caption=True)
+    return {"encoder_hidden_states": embedding, "encoder_attention_mask": mask}
+
+
+def _ask_pixart(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+    if network.config.sample_size == 128:  # the one size whose networks are told the resolution, as in the pipeline itself
+        height, width = (side * pixels for side in x_t.shape[-2:])
+        rows = lambda *values: torch.tensor([values], dtype=x_t.dtype, device=x_t.device).expand(len(x_t), -1)
+        added = {"resolution": rows(height, width), "aspect_ratio": rows(height / width)}
+    return network(x_t, timestep=time, added_cond_kwargs=added, **conditions).sample  # type: ignore[no-any-return]
+
+
+def _embed_sd3(pipeline: Any, texts: list[str]) -> Embedding:
+    embedding, _, pooled, _ = pipeline.encode_prompt(texts, None, None, device=pipeline.device, do_classifier_free_guidance=False)
+    return {"encoder_hidden_states": embedding, "pooled_projections": pooled}
+
+
+def _ask_sd3(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    return network(x_t, timestep=time, **conditions).sample  # type: ignore[no-any-return]
+
+
+def _embed_flux(pipeline: Any, texts: list[str]) -> Embedding:
+    embedding, pooled, _ = pipeline.encode_prompt(texts, None, device=pipeline.device)
+    return {"encoder_hidden_states": embedding, "pooled_projections": pooled}
+
+
+def _ask_flux(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    pipeline = diffusers_library().FluxPipeline
+    b, c, h, w = x_t.shape
+    if h % 2 or w % 2:
+        raise UserError(f"Flux takes images whose sides are multiples of {2 * pixels}; got {h * pixels} x {w * pixels}: resize them")
+    positions = pipeline._prepare_latent_image_ids(b, h // 2, w // 2, x_t.device, x_t.dtype)
+    words = torch.zeros(conditions["encoder_hidden_states"].shape[1], 3, dtype=x_t.dtype, device=x_t.device)
+    guidance = torch.ones(b, dtype=torch.float32, device=x_t.device) if network.config.guidance_embeds else None
+    packed = pipeline._pack_latents(x_t, b, c, h, w)
+    found = network(packed, timestep=time / 1000, img_ids=positions, txt_ids=words, guidance=guidance, **conditions).sample
+    return pipeline._unpack_latents(found, h, w, 1)  # type: ignore[no-any-return]
+
+
+PIPELINES = {
+    "StableDiffusionPipeline": Pipeline(_embed_sd, _ask_sd),
+    "StableDiffusionXLPipeline": Pipeline(_embed_sdxl, _ask_sdxl, needs=("text_encoder_2", "tokenizer_2")),
+    "PixArtAlphaPipeline": Pipeline(_embed_pixart, _ask_pixart),
+    "PixArtSigmaPipeline": Pipeline(_embed_pixart, _ask_pixart),
+    "StableDiffusion3Pipeline": Pipeline(_embed_sd3, _ask_sd3),
+    "FluxPipeline": Pipeline(_embed_flux, _ask_flux, packing=4),
+}
+
+
+class PipelineText:
+    """Embeds captions with the text encoders of a pipeline, each distinct caption once and on its own.
+
+    One at a time, so that an embedding does not depend on what else is in the batch; kept while 1 GiB lasts. Texts that always
+    come in the same company may be embedded `together`, TOGETHER at a time, which is faster; those are not kept.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline, self._embed = pipeline, PIPELINES[type(pipeline).__name__].embed
+        self._kept: OrderedDict[str, Embedding] = OrderedDict()
+        self._bytes, self._lock = 0, Lock()
+
+    def __call__(self, texts: Sequence[str], together: bool = False) -> Prompts:
+        """The captions as conditions of a batch."""
+        with self._lock:
+            pieces = [list(texts[start : start + TOGETHER]) for start in range(0, len(texts), TOGETHER)]
+            rows = [self._made(piece) for piece in pieces] if together else [self._embedded(text) for text in texts]
+        return Prompts(tuple(texts), {name: torch.cat([row[name] for row in rows]) for name in rows[0]}, self)
+
+    def truncated(self, texts: Sequence[str]) -> list[int]:
+        """Which texts are longer than every tokenizer of the pipeline takes, so that their end is lost."""
+        limits = self._tokenizers
+        texts = getattr(self.pipeline, "_text_preprocessing", list)(list(texts))  # PixArt's puts captions in small letters
+        return [i for i, text in enumerate(texts) if all(len(tokenizer(text).input_ids) > limit for tokenizer, limit in limits)]
+
+    @property
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        """Every tokenizer with the most tokens that it is asked for."""
+        asked = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
+        names = [name for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if getattr(self.pipeline, name, None) is not None]
+        limits = {name: getattr(self.pipeline, name).model_max_length for name in names}
+        return [
+            (getattr(self.pipeline, name), asked.default if asked and "T5" in type(getattr(self.pipeline, name)).__name__ else limit)
+            for name, limit in limits.items()
+        ]
+
+    def _embedded(self, text: str) -> Embedding:
+        if text in self._kept:
+            self._kept.move_to_end(text)
+            return self._kept[text]
+        made = self._made([text])
+        self._kept[text] = made
+        self._bytes += _size(made)
+        while self._bytes > CACHE_BYTES and len(self._kept) > 1:
+            self._bytes -= _size(self._kept.popitem(last=False)[1])
+        return made
+
+    def _made(self, texts: list[str]) -> Embedding:
+        with torch.inference_mode():
+            return self._embed(self.pipeline, texts)
+
+
+def _size(embedding: Embedding) -> int:
+    return sum(value.nbytes for value in embedding.values())
+
+
+def pipeline_of(folder: Path) -> str | None:
+    """The text-to-image pipeline that a folder holds, by its model_index.json; None for a model without captions.
+
+    Raises `UserError` for a text model whose pipeline is not named or not supported.
+    """
+    index = folder / INDEX
+    named = str(read_json(index, "").get("_class_name")) if index.is_file() else None
+    if named in PIPELINES:
+        return named
+    if any(folder.glob("text_encoder*")) or any(folder.glob("image_encoder")):
+        raise UserError(
+            f"text-to-image models must be one of {', '.join(PIPELINES)}, named in {INDEX}; {folder} "
+            f"{f'is a {named}' if named else 'has no such file'}"
+        )
+    return None
+
+
+def write_index(folder: Path, base: Path) -> None:
+    """Writes the model_index.json of `base` for a copy of its parts; one that is not copied, as a safety checker, is said to be absent."""
+    index = read_json(base / INDEX, f"{base} must say its pipeline")
+    absent = [key for key, value in index.items() if isinstance(value, list) and not (folder / key).is_dir()]
+    index |= {key: [None, None] for key in absent}
+    if "safety_checker" in absent:
+        index["requires_safety_checker"] = False
+    write_text(folder / INDEX, json.dumps(index, indent=2))
+
+
+def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtype: torch.dtype, device: str) -> Any:
+    """The pipeline of a folder around a `network` that is loaded already as its `part`, with its text encoders but no autoencoder."""
+    quiet()
+    kind = getattr(diffusers_library(), name)
+    absent = {key: None for key in NOT_LOADED if key in inspect.signature(kind.__init__).parameters}
+    encoders = _encoders(folder, dtype)
+    try:
+        pipeline = kind.from_pretrained(
+            folder,
+            **{part: network},
+            **encoders,
+            **absent,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+        )
+    except Exception as error:  # transformers, tokenizers and diffusers each raise their own; all mean an unusable folder
+        raise UserError(f"the text encoders of {folder} cannot be loaded: {first_lines(error)}") from None
+    lacking = [part for part in PIPELINES[name].needs if getattr(pipeline, part, None) is None]
+    if lacking:
+        raise UserError(f"a {name} must have a {lacking[0]}; {folder} has none: is its {INDEX} of another model?")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def _encoders(folder: Path, dtype: torch.dtype) -> dict[str, torch.nn.Module | None]:
+    """The text encoders that the folder names, by part, and None for parts that it says it has not.
+
+    Raises `UserError` where an encoder or its tokenizer is not whole.
+
+    transformers itself draws missing weights at random and makes an empty tokenizer of an empty folder, without an error.
+    """
+    named = {part: value for part, value in read_json(folder / INDEX, "").items() if part in TEXT_PARTS}
+    found: dict[str, torch.nn.Module | None] = {part: None for part, value in named.items() if value == [None, None]}
+    for part, value in named.items():
+        own = folder / part
+        if part in found:
+            continue
+        if not own.is_dir():
+            raise UserError(f"{folder} must hold {part}/, which its {INDEX} names; it is missing")
+        if part.startswith("tokenizer"):
+            if not any(all(any(own.glob(file)) for file in files) for files in VOCABULARIES):
+                raise UserError(f"{own} must hold a vocabulary: tokenizer.json, a .model file, or vocab.json with merges.txt; found none")
+        else:
+            refuse_pickles(own)
+            found[part] = _encoder(own, str(value[-1]) if isinstance(value, list) and value else str(value), dtype)
+    return found
+
+
+def _encoder(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
+    import transformers
+
+    try:
+        encoder, info = getattr(transformers, name).from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # as in `load_text`
+        raise UserError(f"{folder} cannot be loaded: {first_lines(error)}") from None
+    if info["missing_keys"]:  # more keys than needed are harmless, and old folders have them
+        raise UserError(f"{folder}: the weights do not match config.json (first: {min(info['missing_keys'])}); re-export the model")
+    return encoder.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def quiet() -> None:
+    """Keeps the warnings and bars of transformers off our one line; what it warns of, captions that are too long, is counted here."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(f"text-to-image models need transformers for their text encoders: {pip_install('text')}") from None
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def asking(name: str, pixels: int) -> Callable[..., Tensor]:
+    """How the network of a pipeline is asked, as `NetworkDenoiser` takes it."""
+    return partial(PIPELINES[name].ask, pixels)

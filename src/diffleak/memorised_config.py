@@ -1,0 +1,98 @@
+"""The settings of `diffleak prompts`, and the lists of prompts they name. No torch."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from diffleak.config import ModelConfig
+from diffleak.data.prompts import read_prompts
+from diffleak.errors import UserError
+
+FROM_PYTHON = "diffleak.find_memorised(...) from Python, with the settings recorded in prompts.json"
+
+
+class PromptsConfig(ModelConfig):
+    """Everything that decides `diffleak prompts`; the keys of `-C FILE` and, with dashes, its flags."""
+
+    memorised: Path | None = None
+    ordinary: Path | None = None
+    prompts: Path | None = None
+    output: Path | None = None
+    images: int = Field(1, ge=1)
+    steps: int = Field(50, ge=1)
+    guidance_scale: float = Field(7.5, ge=0, allow_inf_nan=False)
+    timestep: int = Field(90, ge=0)
+    size: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+    batch_size: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_kind_of_list(self) -> "PromptsConfig":
+        if bool(self.memorised) != bool(self.ordinary):
+            raise ValueError("--memorised and --ordinary belong together: each is compared with the other; --prompts FILE takes one list")
+        if self.memorised and self.prompts:
+            raise ValueError("--prompts is one list without labels; leave it out, or --memorised and --ordinary")
+        return self
+
+    @property
+    def command(self) -> str:
+        """The command line that repeats this."""
+        given = self.model_dump(exclude_defaults=True, exclude={"threads"}, mode="json")
+        model = given.pop("model", "denoiser")
+        if model == "denoiser" or not (self.memorised or self.prompts):
+            return FROM_PYTHON
+        flags = [part for key, value in given.items() for part in ("--" + key.replace("_", "-"), str(value))]
+        return shlex.join(["diffleak", "prompts", model, *flags])
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Distinct prompts in the order of their text, so that no score can know the side; `memorised` is None without sides.
+
+    `repeated` counts prompts that a list named again.
+    """
+
+    texts: tuple[str, ...]
+    memorised: tuple[bool, ...] | None
+    repeated: int
+
+
+def read_lists(config: PromptsConfig) -> Lists:
+    """The prompts that a config names; raises `UserError` for files without any, and for a prompt on both lists."""
+    if config.memorised and config.ordinary:
+        return two_lists(read_prompts(config.memorised), read_prompts(config.ordinary))
+    if config.prompts is None:
+        raise UserError("there must be prompts: give --memorised FILE and --ordinary FILE, or --prompts FILE")
+    return one_list(read_prompts(config.prompts))
+
+
+def two_lists(memorised: Sequence[str], ordinary: Sequence[str]) -> Lists:
+    """Prompts with known sides."""
+    _refuse_empty(memorised, "the memorised prompts")
+    _refuse_empty(ordinary, "the ordinary prompts")
+    both = sorted({*memorised} & {*ordinary})
+    if both:
+        more = f" and {len(both) - 1} others are" if len(both) > 1 else " is"
+        raise UserError(f"a prompt must be on one list; {both[0]!r}{more} on both")
+    texts = tuple(sorted({*memorised, *ordinary}))
+    sides = {*memorised}
+    return Lists(texts, tuple(text in sides for text in texts), len(memorised) + len(ordinary) - len(texts))
+
+
+def one_list(prompts: Sequence[str]) -> Lists:
+    """Prompts whose sides nobody knows."""
+    _refuse_empty(prompts, "the prompts")
+    texts = tuple(sorted({*prompts}))
+    return Lists(texts, None, len(prompts) - len(texts))
+
+
+def _refuse_empty(prompts: Sequence[str], what: str) -> None:
+    if not prompts:
+        raise UserError(f"{what} must be at least one; the list is empty")
+    odd = [prompt for prompt in prompts if not isinstance(prompt, str) or not prompt.strip()]
+    if odd:
+        raise UserError(f"{what} must be texts that say something; got {odd[0]!r}")

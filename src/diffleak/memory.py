@@ -1,0 +1,44 @@
+"""What happens when memory is freed, and when there is too little of it."""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from diffleak.errors import UserError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+LARGEST = 2**25  # bytes, the most that glibc takes for M_MMAP_THRESHOLD
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed for what comes next, for the rest of the process; elsewhere nothing is done.
+
+    Otherwise the graph of a decoder's derivatives goes back to the system as soon as it is freed, and the next one is mapped and
+    zeroed page by page (docs/design/005-geometry.md).
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        library.mallopt(M_MMAP_THRESHOLD, LARGEST)
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Whose memory ran out, "the device" or "this machine"; None for any other error."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the device"
+    said = isinstance(error, RuntimeError) and any(part in str(error) for part in ("can't allocate memory", "not enough memory"))
+    return "this machine" if said or isinstance(error, MemoryError) else None
+
+
+@contextmanager
+def memory_message(batch_size: int, advice: str = "lower --batch-size") -> Iterator[None]:
+    """Turns running out of memory into one line."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
+        whose = out_of_memory(error)
+        if whose is None:
+            raise
+        raise UserError(f"{whose} has too little memory for batches of {batch_size}; {advice}") from None

@@ -1,0 +1,103 @@
+"""Do images show what their captions say: the CLIP score, by both towers of one CLIP.
+
+    score = mean over images of max(100 cos(E_I(image), E_C(caption)), 0)
+
+Hessel, Holtzman, Forbes, Le Bras and Choi 2021, arXiv 2104.08718, eq. 1, with w = 100 in place of 2.5 as later papers have
+it. Captions are cut to what CLIP reads, 77 tokens. Scores of different CLIPs do not compare.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from diffleak.errors import UserError, pip_install
+from diffleak.files import hash_files
+from diffleak.progress import progress
+from diffleak.quality.extractors import BATCH, HUB, encoder_folder, preprocessing
+from diffleak.quality.statistics import clip_score
+from diffleak.record import Estimate
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Both towers: uint8 images (b, h, w, c) and texts to vectors of one space. `name` and `fingerprint` say which CLIP it is."""
+
+    name: str
+    fingerprint: str
+    image: Callable[[UInt8[np.ndarray, "b h w c"]], Float[Tensor, "b d"]]
+    text: Callable[[Sequence[str]], Float[Tensor, "b d"]]
+
+
+@dataclass(frozen=True)
+class NoClip:
+    """Why there is none."""
+
+    reason: str
+
+
+def find_clip(model: str | None, device: str) -> Clip | NoClip:
+    """The CLIP that was named, or the usual one where it can be had; raises `UserError` when the named one cannot."""
+    if model is not None:
+        return open_clip(model, device)
+    try:
+        return open_clip(HUB["clip"], device)
+    except UserError as error:
+        return NoClip(f"{error}; give --clip FOLDER")
+
+
+def open_clip(model: str, device: str) -> Clip:
+    """The CLIP of a folder or hub id; raises `UserError` where there is none that transformers reads, with its tokenizer."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(f"the CLIP score needs transformers: {pip_install('encoders')}") from None
+    folder = encoder_folder(model, TOKENIZER)
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        preprocess, tokenizer = preprocessing(folder), transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        kind: Any = transformers.CLIPModel
+        network, info = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+    except Exception as error:  # transformers and tokenizers each raise their own; all mean an unusable folder
+        raise UserError(f"{model} cannot be used as a CLIP ({(str(error).splitlines() or [type(error).__name__])[0][:200]})") from None
+    if info["missing_keys"]:
+        raise UserError(f"{model} must hold a CLIP of images and texts; its weights lack {sorted(info['missing_keys'])[0]}")
+    network = network.to(device).eval()
+    files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "preprocessor_config.json"]
+    files += [folder / name for name in TOKENIZER if (folder / name).is_file()]
+    return Clip(model, hash_files(files), lambda images: _seen(network, preprocess(images)), lambda texts: _read(network, tokenizer, texts))
+
+
+def alignment(clip: Clip | NoClip, images: UInt8[np.ndarray, "n h w c"], texts: Sequence[str], seed: int) -> Estimate:
+    """The CLIP score of images and their captions with its interval; None with the reason where there is no CLIP."""
+    if isinstance(clip, NoClip):
+        return Estimate(reason=clip.reason)
+    return clip_score(cosines(clip, images, texts), seed)
+
+
+def cosines(clip: Clip, images: UInt8[np.ndarray, "n h w c"], texts: Sequence[str]) -> Float[np.ndarray, " n"]:
+    """Of each image with its caption."""
+    found = []
+    with torch.inference_mode(), progress("CLIP score", len(images), "images") as advance:
+        for start in range(0, len(images), BATCH):
+            rows = slice(start, start + BATCH)
+            pair = torch.cosine_similarity(clip.image(images[rows]).double(), clip.text(texts[rows]).double())
+            found.append(pair.cpu().numpy())
+            advance(len(pair))
+    return np.concatenate(found)
+
+
+def _seen(network: Any, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    return network.visual_projection(network.vision_model(pixels.to(network.device)).pooler_output)  # type: ignore[no-any-return]
+
+
+def _read(network: Any, tokenizer: Any, texts: Sequence[str]) -> Float[Tensor, "b d"]:
+    length = network.config.text_config.max_position_embeddings
+    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt").to(network.device)
+    return network.text_projection(network.text_model(tokens.input_ids, tokens.attention_mask).pooler_output)  # type: ignore[no-any-return]

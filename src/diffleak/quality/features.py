@@ -1,0 +1,95 @@
+"""Sets of images to features, each image read once, with a hash of what was read."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from diffleak.data.cohort import Cohort
+from diffleak.data.pixels import ImageShape, fit, pixel_hash
+from diffleak.data.sources import UnreadableImage
+from diffleak.errors import UserError
+from diffleak.progress import progress
+from diffleak.quality.config import QualityConfig, source_name
+from diffleak.quality.extractors import BATCH, Extractor, Features, extract
+from diffleak.quality.record import ImageSet
+
+
+class Both(NamedTuple):
+    """The features of a set: of the extractor, and those that copies are found with, which are the same without --copy-encoder."""
+
+    plain: Features
+    for_copies: Float[np.ndarray, "n d"]
+
+
+@dataclass(frozen=True, eq=False)
+class RealSet:
+    """One set of real images, read once; `omitted` could not be read."""
+
+    cohort: Cohort
+    fingerprint: str
+    hashes: frozenset[bytes]
+    features: Both
+    omitted: int
+
+    @property
+    def described(self) -> ImageSet:
+        return ImageSet(source=source_name(self.cohort), n=len(self.cohort), fingerprint=self.fingerprint)
+
+
+def read_set(role: str, cohort: Cohort, shape: ImageShape, config: QualityConfig, encoders: tuple[Extractor, Extractor]) -> RealSet:
+    """Reads every image once, for its hash and its features."""
+    digest, hashes, readable = hashlib.sha256(), set(), np.ones(len(cohort), dtype=bool)
+
+    def images() -> Iterator[UInt8[np.ndarray, "h w c"]]:
+        for i, image_id in enumerate(cohort.ids):
+            try:
+                pixels = cohort.read(i)
+            except UnreadableImage:
+                if not config.skip_unreadable:
+                    raise
+                readable[i] = False
+                continue
+            hashes.add(pixel_hash(pixels))
+            digest.update(f"{image_id}\0{pixel_hash(pixels).hex()}\n".encode())
+            yield fit(pixels, shape, config.resize, image_id)
+
+    one_by_one = images()
+    batches = (np.stack(batch) for batch in iter(lambda: list(islice(one_by_one, BATCH)), []))
+    features = features_of(role, len(cohort), batches, encoders)
+    kept = cohort.only(readable)
+    return RealSet(kept, digest.hexdigest(), frozenset(hashes), features, len(cohort) - len(kept))
+
+
+def features_of(role: str, n: int, batches: Iterator[UInt8[np.ndarray, "b h w c"]], encoders: tuple[Extractor, Extractor]) -> Both:
+    """The features of a set under the extractor, and under the encoder that looks for copies."""
+    first, second = encoders
+    others: list[np.ndarray] = []
+
+    def seen_by_both() -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+        for images in batches:
+            if second is not first:
+                others.append(extract(second, [images]).features)
+            yield images
+
+    with progress(f"features, {role}", n, "images") as advance:
+        plain = extract(first, seen_by_both(), advance)
+    return Both(plain, np.concatenate(others) if others else plain.features)
+
+
+def cut(images: UInt8[np.ndarray, "n h w c"]) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+    yield from (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+
+
+def refuse_shared(reference: RealSet, training: RealSet | None) -> None:
+    """The threshold of the copy rate comes from images that the model has not seen."""
+    shared = len(reference.hashes & training.hashes) if training else 0
+    if shared:
+        raise UserError(
+            f"reference and training must not share an image; {shared} are in both, pixel for pixel: "
+            "remove them from the reference, or leave out --training"
+        )

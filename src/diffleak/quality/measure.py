@@ -1,0 +1,298 @@
+"""`diffleak quality`: real images to features, images drawn, their features, the statistics, the record.
+
+Everything that can be refused is refused before the first image is drawn: the real images are read and their features
+computed first. The same call resumes: drawn chunks are kept in the output folder.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64, UInt8
+
+from diffleak import hub
+from diffleak.config import build
+from diffleak.data.cohort import Cohort
+from diffleak.data.pixels import ImageShape, fit, png, shape_of
+from diffleak.environment import environment
+from diffleak.errors import UserError
+from diffleak.files import checked_folder, write_text
+from diffleak.generation import Drawing, draw, plan_drawing
+from diffleak.hub import Target
+from diffleak.quality import copies, statistics
+from diffleak.quality.alignment import Clip, NoClip, alignment, find_clip
+from diffleak.quality.config import QualityConfig, Real, read_real
+from diffleak.quality.extractors import Extractor, open_extractor, probe
+from diffleak.quality.features import Both, RealSet, cut, features_of, read_set, refuse_shared
+from diffleak.quality.prompts import Told, choose_prompts
+from diffleak.quality.record import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
+from diffleak.record import Estimate
+from diffleak.report.quality import Pictures, html
+from diffleak.report.wording import adapter, visible
+from diffleak.run_folder import read_plan
+from diffleak.threads import side_by_side
+
+SCORES = "nearest.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The record, the generated images and the real ones, from which the report is made."""
+
+    record: QualityRecord
+    images: UInt8[np.ndarray, "n h w c"]
+    real: Real
+    shape: ImageShape
+
+    def save(self, folder: Path, thumbnails: bool = False) -> None:
+        """Writes quality.html and quality.json; `thumbnails` shows the closest training images, which are private."""
+        training = self.real.training if thumbnails else None
+        of = None if training is None else (lambda image_id: png(fit(training.of(image_id), self.shape, True, image_id)))
+        write_text(folder / "quality.html", html(self.record, Pictures(lambda i: png(self.images[i]), of)))
+        write_text(folder / FILE, self.record.model_dump_json(indent=2))
+
+
+def measure_quality(model: "str | Path | Target", extractor: Any = None, **settings: Any) -> Measured:
+    """Draws images of a model and compares them with real ones; the Python form of `diffleak quality`.
+
+    model: a diffusers folder, hub id or `Target`. extractor: a spec or a function (see `extractors`). settings: as
+    `QualityConfig`. Raises `UserError` for what cannot be measured.
+    """
+    spec = {} if extractor is None or not isinstance(extractor, str | Path) else {"extractor": str(extractor)}
+    name = {} if isinstance(model, Target) else {"model": str(model)}
+    config = build(QualityConfig, settings, spec, name)
+    target = model if isinstance(model, Target) else None
+    return measure(config, target, extractor if callable(extractor) else None)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """All that can be known before real images are read: `encoders` are the extractor and the one that copies are found with."""
+
+    config: QualityConfig
+    target: Target
+    real: Real
+    drawing: Drawing
+    classes: str | None
+    encoders: tuple[Extractor, Extractor]
+    told: Told | None
+    clip: Clip | NoClip | None
+
+    def describe(self) -> str:
+        """The plan in one line."""
+        drawing, training = self.drawing, self.real.training
+        others = f" and {len(training):,} training images" if training else ""
+        told = f"of {visible(self.told.described)}, guidance {drawing.guidance_scale:g}, " if self.told else ""
+        return (
+            f"plan: {adapter(self.target.lora, self.target.lora_scale)}"
+            f"{drawing.n:,} images ({drawing.shape}) {told}by {drawing.sampler} in {drawing.steps} steps, "
+            f"{drawing.n * drawing.forwards:,} forwards; against {len(self.real.reference):,} real images{others}; "
+            f"features of {self.encoders[0].name}"
+        )
+
+
+def prepare(config: QualityConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None) -> Prepared:
+    """Loads the model and the extractors and checks that they fit the images."""
+    target = hub.target_of(config, target)
+    real = read_real(config)
+    shape = target.shape or shape_of(real.reference.read(0))
+    first = open_extractor(extractor or config.extractor, target.device)
+    second = open_extractor(config.copy_encoder, target.device) if config.copy_encoder else first
+    for each in {first, second}:
+        probe(each, shape)
+    labels, classes = _labels(target, real.reference, config)
+    told = choose_prompts(config, target.text is not None, real.reference)
+    drawing = plan_drawing(
+        target,
+        config.images,
+        config.seed,
+        config.steps,
+        config.sampler,
+        config.rounds,
+        shape,
+        labels,
+        told.texts if told else None,
+        config.guidance_scale,
+    )
+    clip = find_clip(config.clip, target.device) if told else None
+    return Prepared(config, target, real, drawing, classes, (first, second), told, clip)
+
+
+def measure(config: QualityConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None) -> Measured:
+    """Everything that a config says; writes nearest.csv and the drawn images into its output folder, nothing without one."""
+    started = time.monotonic()
+    prepared = prepare(config, target, extractor)
+    print(prepared.describe(), file=sys.stderr, flush=True)
+    folder = checked_folder(config.output) if config.output else None
+    read = partial(read_set, shape=prepared.drawing.shape, config=config, encoders=prepared.encoders)
+    reference = read("reference", prepared.real.reference)
+    training = read("training", prepared.real.training) if prepared.real.training else None
+    refuse_shared(reference, training)
+    if folder:
+        _refuse_another_measurement(folder, prepared, reference, training)
+    before = time.monotonic()
+    images = _drawn(prepared.drawing, folder, config)
+    drawn = time.monotonic()
+    features = features_of("generated", len(images), cut(images), prepared.encoders)
+    metrics, found = _statistics(prepared.encoders, features, reference, training)
+    if prepared.told and prepared.clip:
+        score = alignment(prepared.clip, images, prepared.told.texts, config.seed)
+        metrics += (Metric(name="clip_score", **score.model_dump()),)
+    if config.scores and folder and training:
+        _write_scores(folder / SCORES, reference, training, features.for_copies)
+    costs = QualityCosts(
+        forwards=len(images) * prepared.drawing.forwards,
+        seconds_drawing=round(drawn - before, 3),
+        seconds_measuring=round(before - started + time.monotonic() - drawn, 3),
+    )
+    return Measured(_record(prepared, reference, training, metrics, found, costs), images, prepared.real, prepared.drawing.shape)
+
+
+def _record(
+    prepared: Prepared,
+    reference: RealSet,
+    training: RealSet | None,
+    metrics: tuple[Metric, ...],
+    found: Copies | None,
+    costs: QualityCosts,
+) -> QualityRecord:
+    config, target, drawing, first = prepared.config, prepared.target, prepared.drawing, prepared.encoders[0]
+    return QualityRecord(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=config.command,
+        model=target.name,
+        model_fingerprint=target.fingerprint,
+        lora=target.lora,
+        lora_scale=target.lora_scale,
+        images=drawing.n,
+        image_shape=str(drawing.shape),
+        sampler=drawing.sampler,
+        steps=drawing.steps,
+        seed=drawing.seed,
+        rounds=drawing.rounds,
+        classes=prepared.classes,
+        prompts=prepared.told.described if prepared.told else None,
+        guidance_scale=drawing.guidance_scale,
+        clip=prepared.clip.name if isinstance(prepared.clip, Clip) else None,
+        clip_fingerprint=prepared.clip.fingerprint if isinstance(prepared.clip, Clip) else None,
+        extractor=first.name,
+        extractor_fingerprint=first.fingerprint,
+        dimension=reference.features.plain.features.shape[1],
+        reference=reference.described,
+        training=training.described if training else None,
+        metrics=metrics,
+        copies=found,
+        scores=SCORES if config.scores else None,
+        warnings=_warnings(prepared, reference, training),
+        environment=environment(target, config.threads or side_by_side(target), config.seed, reference.fingerprint),
+        costs=costs,
+    )
+
+
+def _labels(target: Target, reference: Cohort, config: QualityConfig) -> tuple[Int64[np.ndarray, " n"] | None, str | None]:
+    """The classes to draw, in the frequencies of the reference where it has labels, else evenly; and that in words."""
+    if target.classes is None or config.images < 1:
+        return None, None
+    labels = reference.labels()
+    if labels is None:
+        return None, f"evenly over {target.classes} classes, since the reference has no labels"
+    if labels.min() < 0 or labels.max() >= target.classes:
+        raise UserError(
+            f"labels of the reference must lie in [0, {target.classes}), the model's classes; got {labels.min()} to {labels.max()}"
+        )
+    drawn = np.random.default_rng(config.seed).choice(labels, size=config.images)
+    return drawn.astype(np.int64), f"in the frequencies of the reference, over {target.classes} classes"
+
+
+def _drawn(drawing: Drawing, folder: Path | None, config: QualityConfig) -> UInt8[np.ndarray, "n h w c"]:
+    if folder:
+        return draw(drawing, folder, config.batch_size, config.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        return draw(drawing, Path(temporary), config.batch_size, config.threads)
+
+
+def _statistics(
+    encoders: tuple[Extractor, Extractor], generated: Both, reference: RealSet, training: RealSet | None
+) -> tuple[tuple[Metric, ...], Copies | None]:
+    x, y = generated.plain.features, reference.features.plain.features
+    precision, recall = statistics.precision_recall(x, y)
+    found = copies.no_copies()
+    if training:
+        encoder, of = (encoders[1].name, encoders[1].fingerprint), training.features.for_copies
+        found = copies.find_copies(encoder, generated.for_copies, reference.features.for_copies, of, training.cohort.ids)
+    metrics: dict[MetricName, Estimate] = {
+        "frechet": statistics.frechet_distance(x, y),
+        "kid": statistics.kernel_distance(x, y),
+        "inception_score": statistics.inception_score(generated.plain.probabilities),
+        "precision": precision,
+        "recall": recall,
+    }
+    return (*(Metric(name=name, **estimate.model_dump()) for name, estimate in metrics.items()), found.rate), found.copies
+
+
+def _write_scores(path: Path, reference: RealSet, training: RealSet, generated: Float[np.ndarray, "n d"]) -> None:
+    ids = training.cohort.ids + reference.cohort.ids
+    candidates = np.concatenate([training.features.for_copies, reference.features.for_copies])
+    member = np.repeat([1, 0], [len(training.cohort), len(reference.cohort)])
+    write_text(path, copies.scores_csv(ids, member, copies.membership_scores(candidates, generated)))
+
+
+def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: RealSet, training: RealSet | None) -> None:
+    encoders = prepared.encoders
+    plan = read_plan(folder)
+    if plan is not None and plan.model_fingerprint != prepared.target.fingerprint:
+        raise UserError(f"{folder} is the audit of another model; choose another folder")
+    if not (folder / FILE).exists():
+        return
+    before = read_quality(folder)
+    if before.model_fingerprint == hub.UNKNOWN:
+        return  # the drawn images are refused then
+    set_of = lambda s: None if s is None else (s.n, s.fingerprint)
+    pairs: dict[str, tuple[Any, Any]] = {
+        "model": (before.model_fingerprint, prepared.target.fingerprint),
+        "extractor": ((before.extractor, before.extractor_fingerprint), (encoders[0].name, encoders[0].fingerprint)),
+        "reference": (set_of(before.reference), set_of(reference.described)),
+        "training": (set_of(before.training), set_of(training.described if training else None)),
+    }
+    if before.clip and isinstance(prepared.clip, Clip):
+        pairs["CLIP"] = (before.clip_fingerprint, prepared.clip.fingerprint)
+    if before.copies and training:
+        pairs["copy encoder"] = (before.copies.encoder_fingerprint, encoders[1].fingerprint)
+    for what, (old, new) in pairs.items():
+        if old != new:
+            raise UserError(
+                f"{folder / FILE} was measured with another {what}; choose another folder, or delete {FILE}: the drawn images are kept"
+            )
+
+
+def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) -> tuple[str, ...]:
+    found, rounds = [], prepared.config.rounds
+    if len(prepared.target.denoiser.exposed) > 1:
+        found.append("two models take turns, one per step" + (f"; drawn in {rounds} adaptive rounds" if rounds > 1 else ""))
+    if prepared.told and prepared.target.text:
+        cut = len(prepared.target.text.truncated(prepared.told.distinct))
+        if cut:
+            found.append(f"{cut} captions are longer than the model's text encoder reads: it was told their beginning only")
+        if len(prepared.told.distinct) < prepared.drawing.n:
+            found.append(
+                f"{prepared.drawing.n} images were drawn of {len(prepared.told.distinct)} different captions; "
+                "intervals treat them as independent"
+            )
+    if prepared.config.resize:
+        found.append(f"real images of another shape were resized to {prepared.drawing.shape} (bicubic, antialiased, centre crop)")
+    omitted = reference.omitted + (training.omitted if training else 0)
+    if omitted:
+        found.append(f"{omitted} unreadable images were left out")
+    repeated = len(reference.cohort) - len(reference.hashes)
+    if repeated:
+        found.append(f"{repeated} images occur more than once in the reference; intervals treat them as independent")
+    if training is None:
+        found.append("whether the reference was trained on is not known; against training images every distance is too small")
+    return tuple(found)

@@ -1,0 +1,47 @@
+"""What a text-to-image model is told to draw when its images are judged. No torch."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from diffleak.data.captions import choose_captions
+from diffleak.data.cohort import Cohort
+from diffleak.data.draw import keyed_order
+from diffleak.data.prompts import read_prompts
+from diffleak.errors import UserError
+from diffleak.quality.config import QualityConfig
+
+
+@dataclass(frozen=True)
+class Told:
+    """The text of every image, and in words where they come from."""
+
+    texts: tuple[str, ...]
+    described: str
+
+    @cached_property
+    def distinct(self) -> tuple[str, ...]:
+        """Every text once."""
+        return tuple(dict.fromkeys(self.texts))
+
+
+def choose_prompts(config: QualityConfig, takes_text: bool, reference: Cohort) -> Told | None:
+    """The captions of the reference, one image each in a keyed order, or the texts of a file in its own; from the start where they end.
+
+    None for a model without captions. Raises `UserError` for texts that are not there, or that nobody asked for.
+    """
+    if not takes_text:
+        given = next((key for key in ("captions", "prompts", "guidance_scale", "clip") if getattr(config, key) is not None), None)
+        if given:
+            raise UserError(f"{config.model} takes no captions; leave out --{given.replace('_', '-')}")
+        return None
+    if config.prompts:
+        texts = read_prompts(config.prompts)
+        return Told(_repeated(texts, config.images), f"{len(texts)} texts of {config.prompts}")
+    choice = config.captions or "own"
+    told = dict(zip(reference.ids, choose_captions(reference, choice, config.seed).texts, strict=True))
+    texts = [told[image_id] for image_id in keyed_order(reference.ids, "prompts", config.seed)]
+    return Told(_repeated(texts, config.images), f"captions of the reference ({choice})")
+
+
+def _repeated(texts: list[str], n: int) -> tuple[str, ...]:
+    return tuple(texts[i % len(texts)] for i in range(n))

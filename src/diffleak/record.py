@@ -1,0 +1,333 @@
+"""The numbers after the wall: `Scores` and the versioned record of an audit. No torch here.
+
+Field names are the keys of audit.json; changing one needs a step of SCHEMA_VERSION and a line in the changelog. What
+cannot be estimated is null, with the reason beside it.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Bool, Float64
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+from diffleak.masks import may_lead, unmasked_label
+
+SCHEMA_VERSION: Literal[1] = 1
+
+FORMER_NAME = "leakscope"  # of this package: a key in files of version 0.1, which are still read
+Version = Annotated[str, Field(validation_alias=AliasChoices("diffleak", FORMER_NAME))]  # of this package
+
+Direction = Literal["small", "large"]
+Variant = Literal["reference", "excess"]
+VARIANTS: tuple[Variant, Variant] = get_args(Variant)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One attack's statistics for every image and timestep, in the paper's own units.
+
+    With a `rule` (see `diffleak.settling`) the columns are components, of which the calibrate half makes a score;
+    `timesteps` then counts them from 0.
+    """
+
+    attack: str
+    direction: Direction
+    timesteps: tuple[int, ...]
+    ids: tuple[str, ...]
+    statistic: Float64[np.ndarray, "n k"]
+    rule: str | None = None
+
+    @property
+    def membership(self) -> Float64[np.ndarray, "n k"]:
+        """Higher = more likely a member, component by component where there is a rule. The only sign flip of the package."""
+        return self.statistic if self.direction == "large" else -self.statistic
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """samples.csv: per image its side, its half and each attack's membership score at the chosen timestep or setting."""
+
+    ids: tuple[str, ...]
+    member: Bool[np.ndarray, " n"]
+    test: Bool[np.ndarray, " n"]
+    scores: dict[str, Float64[np.ndarray, " n"]]
+
+    def sides(self, attack: str, test: bool | None = True) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " n"]]:
+        """The attack's (members, nonmembers) of the test half, of the calibrate half, or of both (`test=None`)."""
+        rows = np.ones(len(self.ids), dtype=bool) if test is None else self.test == test
+        return self.scores[attack][rows & self.member], self.scores[attack][rows & ~self.member]
+
+
+class Record(BaseModel):
+    """Base of everything that is written: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Estimate(Record):
+    """A number with its 95 % interval and the method of the interval; null with a `reason` where there is none."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    method: str | None = None
+    reason: str | None = None
+
+
+class RateAtFPR(Estimate):
+    """TPR at a false-positive rate; support is "ok", "low" (fewer than 10 false positives) or "none"."""
+
+    fpr: float
+    support: Literal["ok", "low", "none"]
+
+
+class RateAtFNR(Estimate):
+    """TNR at a false-negative rate: the mirror of `RateAtFPR`."""
+
+    fnr: float
+    support: Literal["ok", "low", "none"]
+
+
+class Accuracy(Estimate):
+    """Attack success rate: accuracy at the calibrated threshold. `baseline` is what always naming the larger side gets."""
+
+    baseline: float | None = None
+    threshold: float | None = None
+
+
+class AchievedFPR(Estimate):
+    """The false-positive rate on test of the threshold that met `target` on calibrate."""
+
+    target: float | None = None
+    threshold: float | None = None
+
+
+class Oracle(Record):
+    """The best on the test half over thresholds and timesteps, each picked separately: what papers print, optimistic."""
+
+    timestep: int | None = None
+    setting: str | None = None
+    auc: float | None = None
+    asr: float | None = None
+    tpr_at_1pct: float | None = None
+    reason: str | None = None
+
+
+class AUCAt(Record):
+    """The AUC at one timestep, or at one setting: of the calibrate half in a result, of the test half in a quartile."""
+
+    timestep: int | None = None
+    setting: str | None = None
+    auc: float
+
+
+class Gain(Record):
+    """What a mask or a filter adds to an attack: with it minus without, on the same test images, each at its own settings.
+
+    Of the attack on a reference model it is what the audited model adds: the audited model minus its reference.
+    """
+
+    auc: Estimate
+    asr: Estimate
+    tpr_at_1pct: Estimate
+
+
+class Result(Record):
+    """What one attack achieves. Rates are of the test half; member is the positive class.
+
+    `queries` counts denoiser forwards per image over the whole sweep, `queries_at_timestep` those the chosen timestep
+    needs alone; masked results share those of their attack. `mask_ratio` is the share of latent coordinates dropped.
+    `variant` is "reference" for the attack on the reference model and "excess" for the attack on what is left of the audited
+    model's statistics when the reference's are subtracted.
+    An attack that averages over timesteps of its own has a `rule` in place of a timestep, and where the calibrate half chose
+    something, the `setting` that it chose.
+    """
+
+    attack: str
+    mask: str | None = None
+    mask_ratio: float | None = None
+    variant: Variant | None = None
+    gain: Gain | None = None
+    access: str = "grey-box"
+    parameters: dict[str, Any] = {}
+    queries: int | None = None
+    queries_at_timestep: int | None = None
+    timestep: int | None = None
+    setting: str | None = None
+    rule: str | None = None
+    direction: Direction = "large"
+    auc: Estimate
+    tpr_at_fpr: tuple[RateAtFPR, ...]
+    tnr_at_fnr: tuple[RateAtFNR, ...]
+    asr: Accuracy
+    achieved_fpr: AchievedFPR
+    oracle: Oracle
+    n_members: int
+    n_nonmembers: int
+    per_timestep: tuple[AUCAt, ...] = ()
+    convention: str = "member-exact"
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is the attack itself, on the audited model and under no mask."""
+        return self.mask is None and self.variant is None
+
+    @property
+    def base(self) -> str:
+        """The label of the attack itself: `sima` for `sima[influence:0.4]` and `sima[excess]`."""
+        return unmasked_label(self.attack, self.mask or self.variant)
+
+    @property
+    def leads(self) -> bool:
+        """Whether the result may speak for the audit: controls of masks, and what is found in another model, never do."""
+        return may_lead(self.mask) and self.variant != "reference"
+
+
+class Quartile(Record):
+    """The images whose distortion lies in one quarter, 1 the lowest: AUC of the test half by timestep, and at the chosen one."""
+
+    quartile: int
+    low: float
+    high: float
+    n_members: int
+    n_nonmembers: int
+    per_timestep: tuple[AUCAt, ...]
+    auc: Estimate
+
+
+class BandAt(Record):
+    """Mean and standard deviation of the AUC of random subsets as large as a quartile."""
+
+    timestep: int
+    mean: float
+    sd: float
+
+
+class FilterGain(Record):
+    """What the frequency filter adds to an attack (negative: it weakens it)."""
+
+    attack: str
+    filtered: str
+    gain: Gain
+
+
+class Geometry(Record):
+    """How leakage follows the decoder's geometry. Distortion is the sum of the `top` largest log singular values.
+
+    `attack` is the one whose curves are given by quartile. `high_minus_low` is the AUC of the highest quartile minus that
+    of the lowest at the chosen timestep; `distortion_auc` what distortion alone, higher for members, tells of membership.
+    """
+
+    top: int
+    probes: int
+    attack: str | None
+    quartiles: tuple[Quartile, ...]
+    band: tuple[BandAt, ...]
+    high_minus_low: Estimate
+    distortion_auc: Estimate
+    radius: float
+    low_frequency: Estimate
+    high_frequency: Estimate
+    highest: tuple[str, ...]
+    lowest: tuple[str, ...]
+    filters: tuple[FilterGain, ...]
+
+
+class Environment(Record):
+    """Where the numbers come from."""
+
+    diffleak: Version
+    python: str
+    platform: str
+    packages: dict[str, str]
+    device: str
+    device_name: str
+    dtype: str
+    threads: int
+    seed: int
+    model_fingerprint: str
+    data_fingerprint: str
+
+
+class Split(Record):
+    """How the images were divided. `repeats` > 1 means that medians over that many calibrate/test splits are reported."""
+
+    calibrate_fraction: float
+    seed: int
+    repeats: int
+    members: int
+    nonmembers: int
+    calibrate_members: int
+    calibrate_nonmembers: int
+
+
+class Costs(Record):
+    """What the scoring took: forwards of one image each, and seconds summed over what was computed side by side."""
+
+    queries: int
+    seconds: float
+    chunks: int
+
+
+class Plan(Record):
+    """All that decides the scores of a run. A run folder belongs to one plan."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    diffleak: Version
+    model: str
+    model_fingerprint: str
+    members: str
+    nonmembers: str
+    data_fingerprint: str
+    n_members: int
+    n_nonmembers: int
+    image_shape: str
+    resize: bool
+    attacks: tuple[dict[str, Any], ...]
+    calibration: bool
+    calibrate_fraction: float
+    seed: int
+    batch_size: int
+    chunk_size: int
+    dtype: str
+    device: str
+    masks: tuple[str, ...] = ()
+    probes: int | None = None
+    top: int | None = None
+    classes: int | None = None
+    captions: str | None = None
+    captions_found: int | None = None
+    captions_truncated: int | None = None
+    lora: str | None = None
+    lora_scale: float | None = None
+    guidance_scale: float | None = None
+    reference: str | None = None
+    reference_fingerprint: str | None = None
+
+
+class AuditRecord(Record):
+    """audit.json."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    created: str
+    command: str
+    settings: dict[str, Any]
+    plan: Plan
+    environment: Environment
+    split: Split
+    headline: str | None
+    results: tuple[Result, ...]
+    blind: Estimate
+    warnings: tuple[str, ...]
+    omitted: tuple[str, ...]
+    truncated: tuple[str, ...] = ()
+    costs: Costs
+    geometry: Geometry | None = None
+
+    def result(self, attack: str) -> Result:
+        """The result of one attack by its label."""
+        for result in self.results:
+            if result.attack == attack:
+                return result
+        raise KeyError(f"no attack '{attack}' in this record; it has {', '.join(r.attack for r in self.results)}")

@@ -1,0 +1,282 @@
+"""A comparison in plain words, and its tables.
+
+lowers       for some entry the interval of its worst AUC minus the reference's worst lies below 0
+not-shown    for none it does; the intervals say what cannot be excluded
+invalid      in some run a classifier that never sees the model tells the sides apart, or no difference has an interval
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from diffleak.blind import INVALID_ABOVE
+from diffleak.comparison_record import ComparedResult, Comparison, Entry, SwapAudit, SwapResult
+from diffleak.record import Estimate
+from diffleak.report.judgement import Verdict
+from diffleak.report.masked import difference_cell
+from diffleak.report.table import Cell, Column, Table, estimate_cell, missing, rate_cell, setting_cell, tabulate
+from diffleak.report.text import print_table, print_verdict, say_to
+from diffleak.report.wording import count, percent, signed, signed_interval, spoken, visible
+
+QUALITY = {
+    "kid": "KID",
+    "frechet": "Fréchet distance",
+    "inception_score": "Inception score",
+    "precision": "precision",
+    "recall": "recall",
+    "copy_rate": "copy rate",
+    "clip_score": "CLIP score",
+}
+TABULATED = ("kid", "frechet", "copy_rate")
+HOW_TO_QUALITY = "diffleak quality MODEL --reference DATA -o RUN"
+
+
+def comparison_verdict(record: Comparison) -> Verdict:
+    """What the differences to the reference mean."""
+    invalid = [run.run for entry in record.entries for run in entry.runs if (run.blind.low or 0.0) > INVALID_ABOVE]
+    if invalid:
+        title = "Invalid: in some audits the two sides come from different sources, so the numbers do not measure membership."
+        reason = "A classifier that never saw the model tells members from held-out images apart in "
+        return Verdict("invalid", title, (f"{reason}{visible(', '.join(invalid))}. Audit again with sides from one source.",))
+    others = record.entries[1:]
+    sentences = (_reference(record.reference), *(_against(entry, record) for entry in others), _chosen(record))
+    known = [e for e in others if _worst_difference(e).high is not None]
+    if not known:
+        return Verdict("invalid", "No verdict: no difference to the reference could be measured.", sentences)
+    lower = [e for e in known if (_worst_difference(e).high or 0.0) < 0 and not _undone(e, record)]
+    higher = [e for e in known if (_worst_difference(e).low or 0.0) > 0]
+    reference = visible(record.reference.name)
+    if lower:
+        best = min(lower, key=lambda e: _worst_difference(e).value or 0.0)
+        by = f"its AUC is {_lowered(_worst_difference(best))} than that of {reference}"
+        who = f"{visible(best.name)} weakens the worst attack"
+        if len(others) > 1:
+            most = f", {visible(best.name)} most by point estimate" if len(lower) > 1 else f": {visible(best.name)}"
+            who = f"{len(lower)} of {len(others)} {'weaken' if len(lower) > 1 else 'weakens'} the worst attack{most}"
+        title = f"{who}: {by}." if len(others) == 1 or len(lower) > 1 else f"{who}; {by}."
+        return Verdict("lowers", title, sentences)
+    stronger = f" {visible(', '.join(e.name for e in higher))} makes it stronger." if higher else ""
+    subject = visible(others[0].name) if len(others) == 1 else f"None of the {len(others)} entries"
+    shown = "was not shown" if len(others) == 1 else "was shown"
+    return Verdict("not-shown", f"{subject} {shown} to weaken the worst attack of {reference}.{stronger}", sentences)
+
+
+def _undone(entry: Entry, record: Comparison) -> SwapResult | None:
+    """The swap audit of the two teachers of an entry, where it finds more than the entry's worst attack."""
+    swap = record.swap
+    if swap is None or not set(swap.runs) <= {run.run for run in entry.runs}:
+        return None
+    best = next(r for r in swap.results if r.attack == swap.best)
+    return best if (best.auc.low or 0.0) > (entry.worst.not_excluded or 0.0) else None
+
+
+def _worst_difference(entry: Entry) -> Estimate:
+    return entry.worst.difference.auc if entry.worst.difference else Estimate()
+
+
+def _lowered(difference: Estimate) -> str:
+    value, low, high = (abs(x or 0.0) for x in (difference.value, difference.high, difference.low))
+    return f"{value:.3f} lower (95 % interval {low:.3f} to {high:.3f})"
+
+
+def _reference(entry: Entry) -> str:
+    attack, name = visible(entry.worst.attack), visible(entry.name)
+    auc = entry.worst_result.auc
+    if auc.value is None or auc.low is None or auc.high is None:
+        return (
+            f"{name} is the reference; the AUC of its worst attack, {attack}, has no interval: {visible(auc.reason or 'no reason given')}."
+        )
+    value, ends = spoken(auc)
+    pair = f"Given one member and one held-out image, the worst attack on {name}, {attack}, picks the member"
+    rest = "As a fraction, that share is the AUC; the others are compared with it."
+    return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing). {rest}"
+
+
+def _against(entry: Entry, record: Comparison) -> str:
+    """One entry: its worst attack, the difference to the reference's worst, what is not excluded, and its quality."""
+    auc, against = entry.worst_result.auc, entry.worst.difference
+    assert against is not None, "only the reference has none"
+    where = f" on {visible(artefact(entry.worst.run))}" if len(entry.runs) > 1 else ""
+    head = f"{visible(entry.name)}: the worst attack is {visible(entry.worst.attack)}{where}"
+    if auc.value is None or auc.low is None or auc.high is None:
+        return f"{head}; its AUC has no interval ({visible(auc.reason or 'no reason given')})."
+    pairs = f"the {count(against.members)} members and {count(against.nonmembers)} held-out images that both were tested on"
+    if against.auc.value is None or against.auc.low is None:
+        versus = f"the difference in AUC on {pairs} has no interval ({visible(against.auc.reason or 'no reason given')})"
+    else:
+        versus = f"the difference in AUC is {signed(against.auc.value)} {signed_interval(against.auc)} on {pairs}"
+    text = f"{head}, AUC {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]; {versus}. {not_excluded(auc)}"
+    both = _undone(entry, record)
+    if both is not None and both.auc.value is not None:
+        text += (
+            f" But whoever has both teachers tells by {visible(both.attack)} which of them saw an image, with an AUC of "
+            f"{both.auc.value:.3f} (swap audit), so it is not counted among those that weaken the attack."
+        )
+    quality = _quality_words(entry, record)
+    return f"{text} {quality}" if quality else text
+
+
+def not_excluded(auc: Estimate) -> str:
+    """What the interval leaves possible; that an AUC is "close to one half" is never said without it."""
+    assert auc.low is not None and auc.high is not None, "callers speak only of intervals"
+    if auc.high < 0.5:
+        return (
+            f"The interval lies below 0.5: the scores point the wrong way, and an attacker who turns them round may reach "
+            f"an AUC of {1 - auc.low:.3f}, so this is not a sign of safety."
+        )
+    if auc.low <= 0.5:
+        return f"The interval includes guessing (0.5); an AUC up to {auc.high:.3f} cannot be excluded."
+    return f"That is above guessing (0.5); an AUC up to {auc.high:.3f} cannot be excluded."
+
+
+def _quality_words(entry: Entry, record: Comparison) -> str:
+    metric = record.quality_metric
+    pair = [e.quality.metric(metric) if e.quality and metric else None for e in (entry, record.reference)]
+    if metric is None or pair[0] is None or pair[0].value is None:
+        return ""
+    against = f", against {pair[1].value:.4g} of {visible(record.reference.name)}" if pair[1] and pair[1].value is not None else ""
+    return f"Quality: {QUALITY[metric]} {pair[0].value:.4g}{against} (lower is better)."
+
+
+def _chosen(record: Comparison) -> str:
+    tested = "Worst means the highest AUC on the calibrate half, over all runs of an entry and all attacks that every run has"
+    if any(entry.worst.chosen_on == "test" for entry in record.entries):
+        tested += " (on the test half where there is no calibrate half)"
+    return f"{tested}; the numbers are of the test half, differences of the images in the test halves of both runs."
+
+
+def artefact(run: str) -> str:
+    """A run as it is shown: the last part of its path."""
+    return Path(run).name or run
+
+
+class Compared(NamedTuple):
+    """A row of the table of all attacks."""
+
+    entry: Entry
+    result: ComparedResult
+
+
+def entries_table(record: Comparison, names: bool) -> Table:
+    """A row per entry, its worst attack; `names` has that attack in a column, else it is small print."""
+    worst = Column(
+        ("Worst", "attack"), "The attack with the highest AUC on the calibrate half.", 2, lambda e: Cell(visible(e.worst.attack))
+    )
+    against = lambda pick: lambda e: _difference(pick(e.worst.difference)) if e.worst.difference else Cell("reference")
+    rates = lambda pick: lambda e: _difference(pick(e.worst.difference), True) if e.worst.difference else Cell("")
+    measured = (
+        Column(
+            ("AUC",), "Of the worst attack, on the test half. In brackets: 95 % interval.", 1, lambda e: estimate_cell(e.worst_result.auc)
+        ),
+        Column(("AUC", "difference"), "To the worst attack on the reference, on shared test images.", 1, against(lambda d: d.auc)),
+        Column(("Not excluded:", "AUC up to"), "The upper end of the 95 % interval of the AUC.", 4, _upper),
+        Column(("TPR at", "1 % FPR"), "Members caught when 1 % of the held-out images raise a false alarm.", 3, _one_percent),
+        Column(("TPR at 1 % FPR", "difference (points)"), "In points of percent.", 5, rates(lambda d: d.tpr_at_1pct)),
+        Column(("TPR at 10 % FPR", "difference (points)"), "In points of percent.", 6, rates(lambda d: d.tpr_at_10pct)),
+    )
+    found = {m.name for e in record.entries if e.quality for m in e.quality.metrics}
+    shown = [m for m in TABULATED if m in found]  # as many as a page is wide; quality.json has the others
+    quality = tuple(Column((QUALITY.get(m, visible(m)),), "From quality.json.", 7 + i, _quality(m)) for i, m in enumerate(shown))
+    drawn = (*((worst,) if names else ()), *measured, *quality)
+    return tabulate(record.entries, drawn, lambda e: (e.name, _small_print(e), False))
+
+
+def _small_print(entry: Entry) -> str:
+    return f"{entry.worst.attack}, {artefact(entry.worst.run)}" if len(entry.runs) > 1 else entry.worst.attack
+
+
+def _upper(entry: Entry) -> Cell:
+    return missing(entry.worst_result.auc.reason) if entry.worst.not_excluded is None else Cell(f"{entry.worst.not_excluded:.3f}")
+
+
+def _one_percent(entry: Entry) -> Cell:
+    return rate_cell(entry.worst_result.tpr_at_1pct, "held-out images")
+
+
+def _quality(name: str) -> Callable[[Entry], Cell]:
+    def cell(entry: Entry) -> Cell:
+        found = next((m for m in entry.quality.metrics if m.name == name), None) if entry.quality else None
+        if found is None:
+            return Cell("-")
+        if found.value is None:
+            return missing(found.reason)
+        digits = 3 if abs(found.value) < 2 else 2
+        ends = (f"[{found.low:.{digits}f}, {found.high:.{digits}f}]",) if found.low is not None and found.high is not None else ()
+        return Cell(f"{found.value:.{digits}f}", ends)
+
+    return cell
+
+
+def _difference(estimate: Estimate, in_percent: bool = False) -> Cell:
+    return difference_cell(estimate, in_percent)
+
+
+def attacks_table(record: Comparison) -> Table:
+    """A row per attack, entry and run, attacks in the order of the reference; marked: the worst of each entry."""
+    rows = [Compared(e, r) for attack in record.attacks for e in record.entries for r in e.results if r.attack == attack]
+    of = lambda pick, pct=False: lambda c: _difference(pick(c.result.difference), pct) if c.result.difference else Cell("reference")
+    drawn = (
+        Column(("AUC",), "On the test half. In brackets: 95 % interval.", 1, lambda c: estimate_cell(c.result.auc)),
+        Column(("AUC", "difference"), "To the same attack on the reference, on shared test images.", 2, of(lambda d: d.auc)),
+        Column(("TPR at", "1 % FPR"), "On the test half.", 3, lambda c: rate_cell(c.result.tpr_at_1pct, "held-out images")),
+        Column(("TPR at 1 % FPR", "difference (points)"), "In points of percent.", 4, of(lambda d: d.tpr_at_1pct, True)),
+        Column(("TPR at 10 % FPR", "difference (points)"), "In points of percent.", 5, of(lambda d: d.tpr_at_10pct, True)),
+        Column(("Timestep",), "Or setting, chosen on the calibrate half.", 6, lambda c: setting_cell(c.result)),
+    )
+    return tabulate(rows, drawn, lambda c: (f"{c.entry.name}: {c.result.attack}", _run_of(c), _is_worst(c)))
+
+
+def _run_of(compared: Compared) -> str:
+    return artefact(compared.result.run) if len(compared.entry.runs) > 1 else ""
+
+
+def _is_worst(compared: Compared) -> bool:
+    return compared.entry.worst_result == compared.result
+
+
+def swap_table(swap: SwapAudit) -> Table:
+    """A row per attack: what both teachers together tell, beside what each tells alone."""
+    own = lambda i: lambda r: estimate_cell(r.own[i])
+    drawn = (
+        Column(("Swap AUC",), "Of the difference of an image's two scores: first half against second.", 1, lambda r: estimate_cell(r.auc)),
+        Column(("AUC of", "teacher 1"), "Members of its half against held-out images.", 2, own(0)),
+        Column(("AUC of", "teacher 2"), "Members of its half against held-out images.", 3, own(1)),
+        Column(("Timestep",), "Or setting, of the swap audit, chosen on its calibrate half.", 4, setting_cell),
+    )
+    return tabulate(swap.results, drawn, lambda r: (r.attack, "", r.attack == swap.best))
+
+
+def swap_sentences(swap: SwapAudit) -> tuple[str, ...]:
+    """What the swap audit found."""
+    best: SwapResult = next(r for r in swap.results if r.attack == swap.best)
+    if best.auc.value is None or best.auc.low is None or best.auc.high is None:
+        return (f"The swap audit has no interval: {visible(best.auc.reason or 'no reason given')}.",)
+    value, ends = spoken(best.auc)
+    first = (
+        f"By the difference of an image's two scores, {visible(best.attack)} tells which of the two teachers was trained on it: given one "
+        f"image of either half, it is right {value} of the time (95 % interval {ends}; 50 % is guessing)."
+    )
+    own = " and ".join("n/e" if e.value is None else percent(e.value) for e in best.own)
+    beside = f"On one teacher alone the same attack tells members of its half from held-out images {own} of the time."
+    who = (
+        "This needs access to both teachers, as somebody has to whom both are released. It takes for granted that the members were divided "
+        "into halves at random: halves that differ by themselves are told apart as well."
+    )
+    return first, beside, who
+
+
+def print_comparison(record: Comparison, console: Console) -> None:
+    """Prints the verdict, the tables, the swap audit and the warnings."""
+    print_verdict(comparison_verdict(record), record.warnings, console)
+    print_table(entries_table(record, names=True), console, first="Entry")
+    print_table(attacks_table(record), console, first="Entry and attack")
+    if record.swap:
+        console.print()
+        say_to(console, "Swap audit of the two teachers", "bold")
+        for sentence in swap_sentences(record.swap):
+            say_to(console, sentence, indent=2)
+        print_table(swap_table(record.swap), console)
+    elif record.swap_reason:
+        say_to(console, f"No swap audit: {visible(record.swap_reason)}.", "dim")

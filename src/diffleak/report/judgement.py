@@ -1,0 +1,212 @@
+"""Whether an outsider can tell members apart, in plain words.
+
+The verdict rests on the attack that was chosen on the calibrate half, and on its AUC interval on the test half:
+
+    leak             the interval lies above one half
+    no-leak-found    it does not; the upper end says what cannot be excluded
+    invalid          a classifier that never sees the model tells the sides apart (AUC interval above 0.6), or there is no AUC
+
+Another attack counts only if its interval stays above one half when widened for the number of attacks looked at
+(Bonferroni), masked ones and those on the excess over a reference counted. Controls of masks never count: they are there to
+show what a mask should not do; nor does what is found in the reference, which is another model. Each rule errs at most 2.5 %
+of the time where nothing leaks, so the verdict errs at most 5 % (with one division; repeated divisions of small sets choose
+and test on the same images in turn).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+from diffleak.blind import INVALID_ABOVE
+from diffleak.metrics import ALPHA
+from diffleak.record import AuditRecord, Estimate, Result
+from diffleak.report.wording import count, percent, spoken, visible
+
+GUESSING = 0.5
+
+ACCESS = {
+    "black-box": "ask the model for images",
+    "grey-box": "read the model's noise predictions",
+    "white-box": "look inside the model",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer in one plain `title`, its grounds in `sentences`, and the attack they speak of."""
+
+    level: Literal["leak", "no-leak-found", "lowers", "not-shown", "invalid"]  # the middle two only of comparisons
+    title: str
+    sentences: tuple[str, ...]
+    attack: str | None = None
+
+
+def verdict(record: AuditRecord) -> Verdict:
+    """What the numbers of an audit mean; never that a model is safe."""
+    candidates = tuple(r for r in record.results if r.leads)
+    chosen = next((r for r in candidates if r.attack == record.headline), None)
+    finder = _finder(candidates, chosen)
+    lead = finder or chosen or max(candidates, key=lambda r: r.auc.value or 0.0, default=None)
+    attack = lead.attack if lead else None
+    if (record.blind.low or 0.0) > INVALID_ABOVE:
+        title = "Invalid: the two sides come from different sources, so the numbers below do not measure membership."
+        return Verdict("invalid", title, (_blind(record.blind), _repair()), attack)
+    if lead is None or lead.auc.low is None or lead.auc.high is None:
+        why = lead.auc.reason if lead and lead.auc.reason else "the record holds no attack with an interval"
+        title = "No verdict: the audit could not measure whether members can be told apart."
+        return Verdict("invalid", title, (f"The reason: {visible(why)}.", _blind(record.blind)), attack)
+    grounds = (*_beyond(record, lead), *_mask(record, lead), _provenance(record, lead, chosen, candidates), _blind(record.blind))
+    if finder:
+        title = "A leak was found: members can be told apart from held-out images better than by guessing."
+        return Verdict("leak", title, (_picks(lead), _caught(lead), *grounds), attack)
+    if lead.auc.high < GUESSING:
+        title = "No leak was found, but the scores point the wrong way: look into this before relying on the audit."
+        return Verdict("no-leak-found", title, (_picks(lead), _reversed(), *grounds), attack)
+    title = "No leak was found by these attacks. That does not prove that there is none."
+    return Verdict("no-leak-found", title, (_picks(lead), _not_excluded(lead.auc), _caught(lead), *grounds), attack)
+
+
+def _finder(candidates: Sequence[Result], chosen: Result | None) -> Result | None:
+    """The attack that finds a leak: the chosen one, else the strongest that stands the correction."""
+    if chosen and (chosen.auc.low or 0.0) > GUESSING:
+        return chosen
+    found = [r for r in candidates if r is not chosen and _widened_low(r.auc, len(candidates)) > GUESSING]
+    return max(found, key=lambda r: r.auc.value or 0.0, default=None)
+
+
+def _widened_low(auc: Estimate, tries: int) -> float:
+    """The lower end of the interval at level 1 - ALPHA / tries."""
+    if auc.value is None or auc.low is None:
+        return 0.0
+    quantile = NormalDist().inv_cdf
+    return auc.value - (auc.value - auc.low) * quantile(1 - ALPHA / 2 / tries) / quantile(1 - ALPHA / 2)
+
+
+def _picks(result: Result) -> str:
+    value, ends = spoken(result.auc)
+    pair = f"Given one member and one held-out image, the attack {visible(result.attack)} picks the member"
+    return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing)."
+
+
+def _caught(result: Result) -> str:
+    """Members caught at 1 % false alarms; a few can be exposed where the average is not."""
+    rate = next((r for r in result.tpr_at_fpr if abs(r.fpr - 0.01) < 1e-9), None)
+    if rate is None or rate.value is None:
+        reason = rate.reason if rate and rate.reason else "not in the record"
+        return f"How many members are caught at 1 % false alarms is {visible(reason)}."
+    if rate.low is None or rate.high is None:
+        return f"At 1 % false alarms it catches {percent(rate.value)} of the members (guessing catches 1 %)."
+    value, ends = spoken(rate)
+    rough = "; few images decide this, so it is rough" if rate.support == "low" else ""
+    text = f"At 1 % false alarms it catches {value} of the members (95 % interval {ends}; guessing catches 1 %{rough})."
+    if rate.low > rate.fpr and (result.auc.low or 0.0) <= GUESSING:
+        text += " That is more than guessing: a few images may be exposed although most are not."
+    return text
+
+
+def _not_excluded(auc: Estimate) -> str:
+    return (
+        "The interval includes 50 %, which is what guessing gives. These images cannot exclude that the attack picks the member "
+        f"up to {percent(auc.high or 1.0)} of the time; more images narrow this down, and a stronger attack may find more."
+    )
+
+
+def _beyond(record: AuditRecord, lead: Result) -> tuple[str, ...]:
+    """What is left of the lead once the reference's own leak is taken out; nothing without a reference."""
+    excess = next((r for r in record.results if r.variant == "excess" and r.base == lead.attack), None)
+    if excess is None or excess.auc.low is None:
+        return ()
+    value, ends = spoken(excess.auc)
+    adds = "that much is this model's own" if excess.auc.low > GUESSING else "no leak of this model's own is shown"
+    return (f"Beyond its reference, {visible(record.plan.reference or '')}, it picks the member {value} of the time ({ends}): {adds}.",)
+
+
+def _reversed() -> str:
+    return (
+        "The interval lies below 50 %: the scores do separate the sides, but it is the held-out images that look like members. "
+        "Check that the sides are not swapped, that both come from one source, and that this model was trained on the members."
+    )
+
+
+def _mask(record: AuditRecord, result: Result) -> tuple[str, ...]:
+    """What a masked attack or one on the excess is, for those who meet its label first."""
+    if result.variant == "excess":
+        return (
+            f"{visible(result.attack)} is the attack {visible(result.base)} on what the model sees in each image beyond the reference "
+            f"model {visible(record.plan.reference or '')}.",
+        )
+    if result.mask is None:
+        return ()
+    share = "a share" if result.mask_ratio is None else percent(result.mask_ratio, 0)
+    name = f"{visible(result.attack)} is the attack {visible(result.base)}"
+    return (f"{name} with {share} of each image's latent left out: the part that matters least to the decoded picture.",)
+
+
+def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candidates: Sequence[Result]) -> str:
+    """How the attack was picked, what it was measured on and what access it needs."""
+    sizes = f"{count(lead.n_members)} members and {count(lead.n_nonmembers)} held-out images"
+    tries = len(candidates)
+    masked = any(r.mask for r in candidates)
+    counted = "masked ones" if masked else "those on the excess" if any(r.variant for r in candidates) else None
+    looked = f"{tries} attacks ({counted} counted)" if counted else f"{tries} attacks"
+    if lead is chosen:
+        chosen_apart = "none of which the attack was chosen on" if record.split.repeats == 1 else "in each division"
+        how = chosen_apart if record.plan.calibration else "with settings that were fixed beforehand"
+        text = f"This was measured on {sizes}, {how}."
+    elif chosen:
+        text = (
+            f"The attack chosen beforehand, {visible(chosen.attack)}, finds nothing on these {sizes}; "
+            f"the one named here does, also when its interval is widened because {looked} were looked at."
+        )
+    elif tries == 1:
+        text = f"This was measured on {sizes}, with one attack and settings that were fixed beforehand."
+    else:
+        text = (
+            f"No attack was chosen beforehand: of {looked if counted else tries}, the strongest on these {sizes} is named, "
+            "and judged by an interval that is widened for that."
+        )
+    if record.split.repeats > 1:
+        text += (
+            f" Because the sets are small, numbers are medians over {record.split.repeats} random divisions; an image that is "
+            "tested in one helps to choose in another, which flatters the attack a little."
+        )
+    if lead.access in ACCESS:
+        text += f" The attacker must be able to {ACCESS[lead.access]} ({lead.access} access)."
+    return text + _told(record.plan.captions)
+
+
+def _told(captions: str | None) -> str:
+    """What a text-to-image model was told of each image, which decides what an attack can find."""
+    match captions:
+        case None:
+            return ""
+        case "own":
+            return " The model was told each image's own caption, so the attacker must know it."
+        case "empty":
+            return " The model was told no captions; an attacker who knows them may find more."
+        case "swapped":
+            return " The model was told another image's caption with each image: a check of what captions give away, not of the risk."
+    if captions.startswith("fixed:"):
+        return " The model was told the same caption with every image; an attacker who knows their own may find more."
+    return f" The model was told the captions in {visible(captions)}, so the attacker must know them."
+
+
+def _blind(blind: Estimate) -> str:
+    """What the check for different sources says."""
+    if blind.value is None or blind.low is None or blind.high is None:
+        why = f" ({visible(blind.reason)})" if blind.reason else ""
+        unknown = f"It could not be checked whether the two sides come from the same source{why}"
+        return f"{unknown}; if they do not, the numbers do not measure membership."
+    value, ends = spoken(blind)
+    classifier = "A classifier that sees only pixel statistics and never the model"
+    text = f"{classifier} picks the member {value} of the time (95 % interval {ends})"
+    if blind.low > INVALID_ABOVE:
+        return f"{text}. The images of the two sides differ by themselves, so any score can tell them apart."
+    if blind.low > GUESSING:
+        return f"{text}: part of what the attacks find may come from the images and not from the model."
+    return f"{text}: no sign that the two sides come from different sources."
+
+
+def _repair() -> str:
+    return "Divide one set of images at random, train on one part, hold out the other, and audit again with these two parts."

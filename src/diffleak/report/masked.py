@@ -1,0 +1,103 @@
+"""What masks add: a table with a row per attack and mask, and a sentence per kind of mask."""
+
+from collections.abc import Callable, Sequence
+
+from diffleak.masks import CONTROLS, control_of
+from diffleak.record import AuditRecord, Estimate, Gain, Result
+from diffleak.report import selection
+from diffleak.report.table import Cell, Column, Table, auc_cell, missing, tabulate
+from diffleak.report.wording import percent, signed, signed_interval, visible
+
+DIFFERENCE = "masked minus unmasked on the same test images. In brackets: 95 % interval."
+DROPPED = {
+    "influence": "that matter least to the decoded picture",
+    "random": "drawn at random (a control)",
+    "reverse": "that matter most to the decoded picture (a control)",
+}
+
+
+def masks_table(record: AuditRecord) -> Table | None:
+    """What each mask adds to each attack; None for a record without masked results."""
+    results = selection.masked(record)
+    return tabulate(results, _columns(record), lambda r: (selection.attack_of(r), "", False)) if results else None
+
+
+def _columns(record: AuditRecord) -> tuple[Column, ...]:
+    before = lambda r: selection.under(record, selection.attack_of(r), None)
+    return (
+        Column(("Mask",), "Which latent coordinates are left out, and the share of them; auto: the share chosen on calibrate.", 1, _mask),
+        Column(("AUC", "unmasked"), "The attack on all latent coordinates.", 6, lambda r: _auc(before(r))),
+        Column(("AUC", "masked"), "The attack on the coordinates that are left.", 5, auc_cell),
+        *differences((2, 3, 4)),
+    )
+
+
+def differences(importances: tuple[int, int, int]) -> tuple[Column, ...]:
+    """The columns of what a mask adds: to AUC, to attack success and to the TPR at 1 % FPR."""
+    auc, asr, tpr = importances
+    return (
+        Column(("AUC", "difference"), f"AUC, {DIFFERENCE}", auc, gain_cell(lambda g: g.auc, in_percent=False)),
+        Column(("Attack success", "difference (points)"), f"In points of percent, {DIFFERENCE}", asr, gain_cell(lambda g: g.asr)),
+        Column(("TPR at 1 % FPR", "difference (points)"), f"In points of percent, {DIFFERENCE}", tpr, gain_cell(lambda g: g.tpr_at_1pct)),
+    )
+
+
+def gain_cell(pick: Callable[[Gain], Estimate], in_percent: bool = True) -> Callable[[Result], Cell]:
+    """The cell of one difference of a masked result or one beside a reference; empty for the attack itself."""
+
+    def cell(result: Result) -> Cell:
+        if result.plain:
+            return Cell("")
+        return difference_cell(pick(result.gain), in_percent) if result.gain else missing("the difference is not in the record")
+
+    return cell
+
+
+def difference_cell(estimate: Estimate, in_percent: bool = True) -> Cell:
+    """A difference with its interval; without an interval, the reason becomes a footnote."""
+    if estimate.value is None:
+        return missing(estimate.reason)
+    ends = signed_interval(estimate, in_percent)
+    return Cell(signed(estimate.value, in_percent), (ends,) if ends else (), None if ends else estimate.reason)
+
+
+def _auc(result: Result | None) -> Cell:
+    return missing("the unmasked attack is not in the record") if result is None else auc_cell(result)
+
+
+def _mask(result: Result) -> Cell:
+    chosen = (result.mask or "").endswith(":auto") and result.mask_ratio is not None
+    return Cell(visible(result.mask or "-"), (f"chose {percent(result.mask_ratio or 0.0, 0)}",) if chosen else ())
+
+
+def summaries(record: AuditRecord) -> tuple[str, ...]:
+    """For each kind of mask, how many attacks it helps: the interval of the AUC difference above 0, below 0, or around it."""
+    results = selection.masked(record)
+    kinds = sorted({control_of(r.mask or "") for r in results}, key=lambda k: (*CONTROLS, k).index(k))
+    return tuple(_summary(kind, [r for r in results if control_of(r.mask or "") == kind]) for kind in kinds)
+
+
+def _summary(kind: str, results: Sequence[Result]) -> str:
+    masks = list(dict.fromkeys(r.mask for r in results))
+    first = next((m for m in (f"{kind}:0.4", f"{kind}:auto") if m in masks), masks[0])
+    named, others = [r for r in results if r.mask == first], [r for r in results if r.mask != first]
+    share = "a share, chosen on the calibrate half," if str(first).endswith(":auto") else percent(named[0].mask_ratio or 0.0, 0)
+    text = f"Leaving out {share} of the latent coordinates, those {DROPPED.get(kind, visible(kind))}: {_counts(named, 'attack')}."
+    if others:
+        rest = f"Under {visible(others[0].mask or '')}" if len(masks) == 2 else f"The {len(masks) - 1} other {visible(kind)} masks together"
+        text += f" {rest}: {_counts(others, 'attack' if len(masks) == 2 else 'comparison')}."
+    return text
+
+
+def _counts(results: Sequence[Result], noun: str) -> str:
+    aucs = [r.gain.auc if r.gain else Estimate() for r in results]
+    gain = sum((a.low or 0.0) > 0 for a in aucs)
+    lose = sum((a.high or 0.0) < 0 for a in aucs)
+    unknown = sum(a.low is None or a.high is None for a in aucs)
+    counts = [f"{_verb(gain, 'gain')}", _verb(lose, "lose"), f"{len(aucs) - gain - lose - unknown} undecided"]
+    counts += [f"{unknown} not estimable"] if unknown else []
+    return f"of {len(aucs)} {noun if len(aucs) == 1 else noun + 's'}, {', '.join(counts)}"
+
+
+def _verb(n: int, verb: str) -> str:
+    return f"{n} {verb}{'s' if n == 1 else ''}"

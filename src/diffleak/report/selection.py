@@ -1,0 +1,41 @@
+"""Which results are shown where: the first table and figures stay readable, the tables of masks show the rest."""
+
+from diffleak.masks import masked_label
+from diffleak.record import AuditRecord, Result
+from diffleak.report.judgement import verdict
+
+MAIN_MASK = "influence:0.4"
+SHOWN_MASKS = (MAIN_MASK, "influence:auto")
+
+
+def shown(record: AuditRecord) -> tuple[Result, ...]:
+    """The results of the main table, the ROC curves, the timesteps and the histograms, which are of the audited model.
+
+    Where the geometry was studied there are a dozen masks per attack: then only the unmasked results, the mask of the
+    paper and the chosen one are shown, and always the results that the verdict and the headline speak of.
+    """
+    if record.geometry is None:
+        return tuple(r for r in record.results if r.variant != "reference")
+    named = {verdict(record).attack, record.headline}
+    return tuple(r for r in record.results if r.mask is None or r.mask in SHOWN_MASKS or (r.attack in named and r.leads))
+
+
+def unmasked(record: AuditRecord) -> tuple[Result, ...]:
+    """The attacks themselves."""
+    return tuple(r for r in record.results if r.plain)
+
+
+def masked(record: AuditRecord) -> tuple[Result, ...]:
+    """Every attack under every mask, in the order of the record."""
+    return tuple(r for r in record.results if r.mask is not None)
+
+
+def attack_of(result: Result) -> str:
+    """The label of the attack behind a masked result; its own where it is unmasked."""
+    return result.base
+
+
+def under(record: AuditRecord, attack: str, mask: str | None) -> Result | None:
+    """An attack's result under a mask, unmasked for None; None where the record has none."""
+    label = attack if mask is None else masked_label(attack, mask)
+    return next((r for r in record.results if r.attack == label and r.mask == mask), None)

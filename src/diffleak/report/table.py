@@ -1,0 +1,183 @@
+"""Tables of results: the same columns and cells for the terminal, Markdown and HTML; here that of all attacks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from diffleak.metrics import FEW
+from diffleak.record import AuditRecord, Estimate, RateAtFNR, RateAtFPR, Result
+from diffleak.report.selection import shown
+from diffleak.report.wording import count, interval, percent, visible
+
+NOT_ESTIMABLE = "n/e"
+R = TypeVar("R")
+ORACLE_NOTE = (
+    "Oracle AUC: the best timestep or setting picked on the test images themselves, as papers do. "
+    "It is optimistic and given only for comparison with their tables."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number: `text`, small print under it in `details`, and the reason for a flag, which becomes a footnote."""
+
+    text: str
+    details: tuple[str, ...] = ()
+    reason: str | None = None
+    note: int | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; `lines` are its title, `importance` decides what a narrow terminal leaves out (1 stays longest)."""
+
+    lines: tuple[str, ...]
+    hint: str
+    importance: int
+    cell: Callable[[Any], Cell]
+    faint: bool = False
+
+    @property
+    def title(self) -> str:
+        return " ".join(self.lines)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result and its cells, in the order of the columns."""
+
+    attack: str
+    access: str
+    headline: bool
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of results; `notes` are the footnotes that cells refer to by their number, from 1."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def table(record: AuditRecord) -> Table:
+    """The main table: what each attack that is shown achieves."""
+    results = shown(record)
+    head = lambda r: (r.attack, r.access, r.attack == record.headline and r.leads)
+    return tabulate(results, columns(results), head)
+
+
+def tabulate(results: Sequence[R], drawn: tuple[Column, ...], head: Callable[[R], tuple[str, str, bool]]) -> Table:
+    """A row per result; `head` gives its name, small print and whether it is marked. Equal reasons share one footnote."""
+    notes: list[str] = []
+
+    def numbered(column: Column, cell: Cell) -> Cell:
+        if not cell.reason:
+            return cell
+        text = f"{column.title}: {visible(cell.reason)}"
+        if text not in notes:
+            notes.append(text)
+        return replace(cell, note=notes.index(text) + 1)
+
+    rows = []
+    for r in results:
+        attack, access, marked = head(r)
+        cells = tuple(numbered(c, c.cell(r)) for c in drawn)
+        rows.append(Row(visible(attack), visible(access), marked, cells))
+    return Table(drawn, tuple(rows), tuple(notes))
+
+
+def columns(results: Sequence[Result]) -> tuple[Column, ...]:
+    """The columns; that of the achieved FPR names its target, which small calibrate halves raise to 10 %."""
+    targets = sorted({r.achieved_fpr.target for r in results if r.achieved_fpr.target is not None})
+    named = f"(target {' or '.join(percent(t, 0) for t in targets)})" if targets else ""
+    return tuple(replace(c, lines=(*c.lines, named)) if c.cell is _achieved and named else c for c in COLUMNS)
+
+
+def missing(reason: str | None) -> Cell:
+    return Cell(NOT_ESTIMABLE, reason=reason or "not estimable (the record gives no reason)")
+
+
+def auc_cell(result: Result) -> Cell:
+    return estimate_cell(result.auc)
+
+
+def estimate_cell(auc: Estimate) -> Cell:
+    """An AUC with its interval."""
+    return missing(auc.reason) if auc.value is None else Cell(f"{auc.value:.3f}", _interval(auc, in_percent=False))
+
+
+def _interval(estimate: Estimate, in_percent: bool = True) -> tuple[str, ...]:
+    text = interval(estimate, in_percent)
+    return (text,) if text else ()
+
+
+def rate_cell(rate: RateAtFPR | RateAtFNR | None, few: str) -> Cell:
+    if rate is None:
+        return missing("not in the record")
+    if rate.value is None:
+        return missing(rate.reason)
+    reason = f"low support (fewer than {FEW} {few} decide it; the interval counts this)" if rate.support == "low" else None
+    return Cell(percent(rate.value), _interval(rate), reason)
+
+
+def tpr_cell(fpr: float) -> Callable[[Result], Cell]:
+    return lambda result: rate_cell(next((r for r in result.tpr_at_fpr if abs(r.fpr - fpr) < 1e-9), None), "held-out images")
+
+
+def _tnr(result: Result) -> Cell:
+    return rate_cell(next((r for r in result.tnr_at_fnr if abs(r.fnr - 0.01) < 1e-9), None), "members")
+
+
+def asr_cell(result: Result) -> Cell:
+    asr = result.asr
+    if asr.value is None:
+        return missing(asr.reason)
+    baseline = (f"baseline {percent(asr.baseline)}",) if asr.baseline is not None and asr.baseline > 0.505 else ()
+    return Cell(percent(asr.value), (*_interval(asr), *baseline))
+
+
+def setting_cell(chosen: Any) -> Cell:
+    """The timestep of a result, or the setting of one that has none."""
+    return Cell(chosen.setting or ("-" if chosen.timestep is None else str(chosen.timestep)))
+
+
+def _queries(result: Result) -> Cell:
+    if result.queries is None:
+        return Cell("-")
+    alone = result.queries_at_timestep
+    return Cell(count(result.queries), (f"{count(alone)} at chosen",) if alone is not None and alone != result.queries else ())
+
+
+def _achieved(result: Result) -> Cell:
+    rate = result.achieved_fpr
+    if rate.value is None:
+        return missing(rate.reason)
+    return Cell(percent(rate.value), _interval(rate))
+
+
+def _oracle(result: Result) -> Cell:
+    if result.oracle.auc is None:
+        return Cell("-")
+    at = f"t = {result.oracle.timestep}" if result.oracle.timestep is not None else result.oracle.setting
+    return Cell(f"{result.oracle.auc:.3f}", (at,) if at else ())
+
+
+COLUMNS = (
+    Column(("AUC",), "How often the attack picks the member out of a pair; 0.5 is guessing. In brackets: 95 % interval.", 1, auc_cell),
+    Column(("TPR at", "10 % FPR"), "Share of members caught when 10 % of the held-out images raise a false alarm.", 6, tpr_cell(0.1)),
+    Column(("TPR at", "1 % FPR"), "Share of members caught when 1 % of the held-out images raise a false alarm.", 2, tpr_cell(0.01)),
+    Column(("TPR at", "0.1 % FPR"), "Share of members caught when 1 in 1,000 held-out images raises a false alarm.", 7, tpr_cell(0.001)),
+    Column(("TNR at", "1 % FNR"), "Share of held-out images that are cleared when 1 % of the members are missed.", 8, _tnr),
+    Column(("Attack", "success"), "Share of right answers at the threshold set on the calibrate half.", 3, asr_cell),
+    Column(("Timestep",), "The timestep, or setting, chosen on the calibrate half.", 4, setting_cell),
+    Column(("Queries", "per image"), "Forwards of the denoiser for all timesteps; below, for the chosen one alone.", 5, _queries),
+    Column(
+        ("Achieved FPR",),
+        "False alarms on the test half at the threshold set for the target on the other.",
+        9,
+        _achieved,
+    ),
+    Column(("Oracle", "AUC"), ORACLE_NOTE, 10, _oracle, faint=True),
+)

@@ -1,0 +1,103 @@
+"""How numbers and names are written, the same in the terminal, in Markdown and in HTML. Rates are fractions in, percent out."""
+
+from datetime import UTC, datetime
+
+from diffleak.record import Estimate
+
+# Rates this close to impossible, guessing or certain keep a decimal: 50.4 % must not read as 50 %.
+EDGES = (0.0, 0.5, 1.0)
+
+
+def visible(text: str) -> str:
+    """`text` with everything that does not print spelled out: control codes, direction marks, undecodable bytes.
+
+    Ids come from file names, and a file name must not be able to move the cursor, break a line or stop a file from being
+    written.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)
+
+
+def adapter(lora: str | None, scale: float | None) -> str:
+    """The LoRA at the head of a list: "the LoRA pokemon at scale 1, "; nothing where there is none."""
+    return "" if lora is None else f"the LoRA {visible(lora)} at scale {scale:g}, "
+
+
+def count(n: int) -> str:
+    """1600 as 1,600."""
+    return f"{n:,}"
+
+
+def number(x: float, decimals: int = 1) -> str:
+    """A rate as a number of percent; only an exact 0 or 1 is written as 0 or 100."""
+    if x in (0.0, 1.0):
+        return f"{100 * x:.0f}"
+    for places in range(decimals, 6):
+        text = f"{100 * x:.{places}f}"
+        if float(text) not in (0.0, 100.0):
+            break
+    return text
+
+
+def percent(x: float, decimals: int = 1) -> str:
+    """0.234 as 23.4 %."""
+    return f"{number(x, decimals)} %"
+
+
+def spoken(estimate: Estimate) -> tuple[str, str]:
+    """An estimated rate for a sentence: ("89 %", "86 to 92 %"), with a decimal where whole percents would mislead."""
+    value, low, high = estimate.value, estimate.low, estimate.high
+    assert value is not None and low is not None and high is not None, "callers speak only of what was estimated"
+    near = any(abs(rate - edge) < 0.01 for rate in (value, low, high) for edge in EDGES)
+    decimals = 1 if near or high - low < 0.03 else 0
+    return percent(value, decimals), f"{number(low, decimals)} to {percent(high, decimals)}"
+
+
+def interval(estimate: Estimate, in_percent: bool) -> str:
+    """[0.862, 0.918], or [17.0, 30.1] in percent; empty where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    low, high = (number(x) if in_percent else f"{x:.3f}" for x in (estimate.low, estimate.high))
+    return f"[{low}, {high}]"
+
+
+def signed(x: float, in_percent: bool = False) -> str:
+    """A difference with its sign, +0.021 or, in points of percent, +2.1; only an exact 0 is written as 0."""
+    scaled, fewest = (100 * x, 1) if in_percent else (x, 3)
+    for places in range(fewest, fewest + 4):
+        text = f"{scaled:+.{places}f}"
+        if float(text) != 0.0:
+            return text
+    return f"{0.0:.{fewest}f}"
+
+
+def signed_interval(estimate: Estimate, in_percent: bool = False) -> str:
+    """[+0.010, +0.032]; empty where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"[{signed(estimate.low, in_percent)}, {signed(estimate.high, in_percent)}]"
+
+
+def exposed(share: float, nonmembers: int) -> str:
+    """In words, how many held-out images score at least as high as a member does."""
+    if share == 0:
+        return f"none of the {count(nonmembers)} held-out images scores as high"
+    if share < 0.2:
+        return f"about 1 in {count(round(1 / share))} held-out images scores as high"
+    return f"{percent(share, 0)} of the held-out images score as high"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = int(seconds) // 60, int(seconds) // 3600
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min {int(seconds) % 60} s"
+
+
+def moment(iso: str) -> str:
+    """2025-01-31T12:00:00+00:00 as 2025-01-31 12:00 UTC; anything else as it is."""
+    try:
+        time = datetime.fromisoformat(iso)
+    except ValueError:
+        return iso
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if time.tzinfo else iso

@@ -1,0 +1,117 @@
+"""`diffleak metrics`: a file of id, member, score → the statistics."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from diffleak.errors import UserError, unknown
+from diffleak.evaluation import evaluate
+from diffleak.record import Result
+
+TRUTH = {"true": 1.0, "false": 0.0}
+
+
+class Table(NamedTuple):
+    """The names of a file's columns, and what gives the values of one: text from CSV, as stored from Parquet."""
+
+    names: list[str]
+    column: Callable[[str], list[Any]]
+
+
+def evaluate_file(path: Path, convention: str = "member-exact", column: str = "score") -> Result:
+    """The statistics of a CSV or Parquet file with the columns id, member (0/1 or true/false) and `column`.
+
+    A column `part` (calibrate / test), as in samples.csv, makes every number one of the test half. Raises `UserError` for
+    a file that cannot be read, lacks a column, repeats an id, or holds anything but 0/1 members and finite scores.
+    """
+    table = _read(path)
+    if len(table.names) == 1 and set(table.names[0]) & set(";\t"):
+        raise UserError(f"{path} must separate its columns by commas; its first line is {table.names[0]!r}")
+    twice = {name for name in table.names if table.names.count(name) > 1}
+    if twice:
+        raise UserError(f"{path} must have each column once; {min(twice)} is there twice")
+    for name in ("id", "member", column):
+        if name not in table.names:
+            raise unknown(f"column of {path}", name, table.names)
+    ids = table.column("id")
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{path} must name each id once; it repeats {len(ids) - len(set(ids))}")
+    member = _members(table, path)
+    scores = _scores(table, path, column)
+    test = _test_half(table, path) if "part" in table.names else None
+    if not member.any() or member.all():
+        raise UserError(f"{path} must hold members and non-members; it has {int(member.sum())} and {int((~member).sum())}")
+    part = None if test is None or test.all() else (test[member], test[~member])
+    names = np.array(ids, dtype=str)
+    result = evaluate(scores[member], scores[~member], convention, part, (names[member].tolist(), names[~member].tolist()))
+    return result.model_copy(update={"attack": column})
+
+
+def _read(path: Path) -> Table:
+    if not path.is_file():
+        raise UserError(f"FILE must be a CSV or Parquet file of id,member,score; found nothing at {path}")
+    return _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+
+
+def _read_csv(path: Path) -> Table:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = [line for line in csv.reader(file) if line]
+    except (csv.Error, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+    if not lines:
+        raise UserError(f"{path} cannot be read (it is empty)")
+    header, *rows = lines
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise UserError(f"{path} must have {len(header)} columns in every row; row {number} has {len(row)}")
+    return Table(header, lambda name: [row[header.index(name)] for row in rows])
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
+    return Table(table.column_names, lambda name: table.column(name).to_pylist())
+
+
+def _test_half(table: Table, path: Path) -> Bool[np.ndarray, " n"]:
+    parts = table.column("part")
+    odd = [p for p in parts if p not in ("calibrate", "test")]
+    if odd:
+        raise UserError(f"{path}: part must be calibrate or test; got {odd[0]}")
+    return np.array([p == "test" for p in parts])
+
+
+def _members(table: Table, path: Path) -> Bool[np.ndarray, " n"]:
+    values = table.column("member")
+    numbers = [_number(value) for value in values]
+    bad = [value for value, number in zip(values, numbers, strict=True) if number not in (0, 1)]
+    if bad:
+        raise UserError(f"{path}: member must be 0 or 1; got {bad[0] or None}")
+    return np.array(numbers, dtype=bool)
+
+
+def _number(value: Any) -> float | None:
+    """A number or a truth value, in a type of its own or as text; None for anything else."""
+    try:
+        return TRUTH[value.lower()] if isinstance(value, str) and value.lower() in TRUTH else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _scores(table: Table, path: Path, column: str) -> Float64[np.ndarray, " n"]:
+    values = [np.nan if value in ("", None) else value for value in table.column(column)]
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        odd = next(value for value in values if _number(value) is None)
+        raise UserError(f"{path}: {column} must hold numbers; got {odd!r}") from None

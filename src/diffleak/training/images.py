@@ -1,0 +1,119 @@
+"""The images of a training run: which ones, in what shape, all in memory as uint8."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from diffleak.data.captions import read_captions
+from diffleak.data.cohort import read_split
+from diffleak.data.draw import choose_members, keyed_order
+from diffleak.data.pixels import ImageShape, fit, shape_of
+from diffleak.data.sources import SKIP_HINT, ImageSource, Texts, UnreadableImage, open_source
+from diffleak.errors import UserError
+from diffleak.hub import AUTOENCODER_FOLDERS
+from diffleak.progress import progress
+from diffleak.training.settings import TrainConfig
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """The images of the members, then those set aside for validation; their labels where a model needs them; what split.json will say."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int64[np.ndarray, " n"] | None
+    members: tuple[str, ...]
+    nonmembers: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    captions: tuple[Texts, ...] = ()  # of a text-to-image model
+
+
+def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> TrainingData:
+    """Reads the members of the data; `shape` is what a given autoencoder takes, else the first image decides.
+
+    With `random_crops` there are that many crops of each image, one after the other, drawn by id and seed.
+
+    Raises `UserError` for data that cannot be read, or images of different shapes without `--resize`.
+    """
+    source = open_source(config.data)
+    shape = training_shape(source, config) if shape is None else shape
+    chosen, nonmembers = _sides(source, config)
+    members, validation = set_aside(chosen, config.validation, config.seed) if config.validation else (chosen, ())
+    read = (*members, *validation)
+    position = {image_id: i for i, image_id in enumerate(source.ids)}
+    captions = _captions(source, read, config) if config.kind == "text-to-image" else ()
+    crops = config.random_crops or 1
+    images = np.empty((len(read) * crops, shape.height, shape.width, shape.channels), dtype=np.uint8)
+    with progress("reading images", len(read), "images") as advance:
+        for row, image_id in enumerate(read):
+            try:
+                pixels = source.read(position[image_id])
+            except UnreadableImage as error:
+                raise UserError(str(error).replace(SKIP_HINT, "")) from None
+            for crop in range(crops):
+                place = crop_place(config.seed, image_id, crop) if config.random_crops else None
+                images[row * crops + crop] = fit(pixels, shape, config.resize is not None, f"{source.name}: {image_id}", place)
+            advance(1)
+    found = source.labels() if config.model.get("num_class_embeds") else None
+    labels = np.array([found.numbers[position[i]] for i in read], dtype=np.int64) if found else None
+    return TrainingData(images, labels, members, nonmembers, validation, captions)
+
+
+def _captions(source: ImageSource, ids: tuple[str, ...], config: TrainConfig) -> tuple[Texts, ...]:
+    """The texts of every image, all of them or its first; raises `UserError` for an image without any."""
+    found, own = captions_of(source, config), config.captions in (None, "own")
+    missing = [i for i in ids if not found.get(i)]
+    if missing:
+        where, hint = (source.name, "add a `text` to metadata.jsonl, or give --captions FILE") if own else (config.captions, "add them")
+        raise UserError(
+            f"{where} must have a caption for every image; {len(missing)} of {len(ids)} have none (first: {missing[0]}): {hint}"
+        )
+    if config.diversify and all(len(texts) <= 1 for texts in found.values()):  # of all images: the halves of a defence are judged alike
+        raise UserError(
+            "--diversify draws one of the texts that an image has, and no image has more than one: give a --captions FILE with several "
+            "(`diffleak caption` writes one), or leave it out"
+        )
+    return tuple(found[i] if config.diversify else found[i][:1] for i in ids)
+
+
+def captions_of(source: ImageSource, config: TrainConfig) -> dict[str, Texts]:
+    """The texts of every image by its id, of the data or of a file; none where the data has none."""
+    if config.captions in (None, "own"):
+        return dict(zip(source.ids, source.captions() or (), strict=False))
+    return read_captions(Path(str(config.captions)))
+
+
+def crop_place(seed: int, image_id: str, number: int) -> tuple[float, float]:
+    """Where a random crop lies, from (0, 0) for the top left to nearly (1, 1) for the bottom right."""
+    top, left = np.random.default_rng((seed, number, *image_id.encode())).random(2)
+    return float(top), float(left)
+
+
+def training_shape(source: ImageSource, config: TrainConfig, channels: int | None = None) -> ImageShape:
+    """The shape of the training images: of the first one, or as `--resize` says."""
+    first = shape_of(source.read(0))
+    side = config.resize
+    return ImageShape(channels or int(config.model.get("in_channels", min(first.channels, 3))), side or first.height, side or first.width)
+
+
+def set_aside(ids: tuple[str, ...], fraction: float, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Who is trained on and who is kept for validation, by a hash of id and seed; raises `UserError` when either is nobody."""
+    count = round(fraction * len(ids))
+    if not 0 < count < len(ids):
+        raise UserError(f"validation must set aside some images and leave some; got {fraction:g} of {len(ids)}, which is {count}")
+    aside = set(keyed_order(ids, "validation", seed)[:count])
+    return tuple(i for i in ids if i not in aside), tuple(i for i in ids if i in aside)
+
+
+def _sides(source: ImageSource, config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    split = config.split or (None if config.train_size else _split_of(config.autoencoder))
+    return read_split(split, source) if split else choose_members(source.ids, config.train_size, config.seed)
+
+
+def _split_of(autoencoder: Path | None) -> Path | None:
+    """The split that an autoencoder was trained with: a denoiser of its latents is meant for the same members."""
+    if autoencoder is None:
+        return None
+    folders = (autoencoder, *([autoencoder.parent] if autoencoder.name in AUTOENCODER_FOLDERS else []))
+    return next((folder / "split.json" for folder in folders if (folder / "split.json").is_file()), None)

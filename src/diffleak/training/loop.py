@@ -1,0 +1,210 @@
+"""The training loop: resumable, and the same for any number of processes.
+
+Step n always sees the same images and the same random numbers (see task.py). What early stopping remembers is part of every
+checkpoint, so that an interrupted run stops where an uninterrupted one would.
+"""
+
+import json
+import os
+import shutil
+from functools import partial
+from math import isnan, nan
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from diffleak import hub
+from diffleak.errors import UserError, first_lines
+from diffleak.files import write_text
+from diffleak.memory import out_of_memory
+from diffleak.progress import progress
+from diffleak.training.early_stopping import EarlyStopping
+from diffleak.training.private import PrivateTraining
+from diffleak.training.settings import TrainConfig
+from diffleak.training.task import Task, batch, keyed, refuse_divergence, shuffled
+
+LOSS_EVERY = 50  # steps averaged in one point of the loss curve
+MAY_CHANGE = frozenset({"output", "split", "steps", "checkpoint_every", "threads", "device"})  # between a run and its resumption
+OUTCOMES = frozenset({"early_stopping", "spent"})  # keys of train.json that only a finished run has
+FIXED_BY = {"validation": "checkpoint_every", "dp_epsilon": "steps"}  # unless this setting makes the result depend on it
+
+
+def accelerator_of(config: TrainConfig) -> Any:
+    """accelerate's view of this process; its CPU threads are shared with the other processes of this machine."""
+    from accelerate import Accelerator
+
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", 1)))
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // processes))
+    able = config.device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    precision = ("bf16" if able else "no") if config.mixed_precision == "auto" else config.mixed_precision
+    accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
+    if config.batch_size % accelerator.num_processes:
+        raise UserError(f"batch_size must be a multiple of the {accelerator.num_processes} processes; got {config.batch_size}")
+    return accelerator
+
+
+def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
+    """Raises `UserError` when the folder holds another training run, or a model from elsewhere.
+
+    A record with a hash of the `members` is complete: then a key that only the earlier run has is a difference too.
+    """
+    path = folder / "train.json"
+    if not path.exists():
+        if any((folder / name).exists() for name in (*hub.PARTS, "model_index.json")):
+            raise UserError(f"{folder} holds a model that this command did not train; choose another -o")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise ValueError(f"it holds a {type(before).__name__}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); choose another -o, or delete {folder} to begin again") from None
+    defaults = {name: f.default for name, f in TrainConfig.model_fields.items()}  # of settings that older runs did not have
+    free = OUTCOMES | (MAY_CHANGE - {fixed for key, fixed in FIXED_BY.items() if record.get(key) is not None})
+    free |= set() if "members" in before else {"members"}  # older runs did not say
+    keys = [*record, *(k for k in before if k not in record)] if "members" in record else list(record)
+    changed = [k for k in keys if k not in free and record.get(k) != before.get(k, defaults.get(k))]
+    if changed:
+        was = ", ".join(f"{k} was {before.get(k)!r}, now {record.get(k)!r}" for k in changed[:3])
+        raise UserError(f"{folder} holds another training run ({was}); choose another -o, or the same settings to resume")
+
+
+class Loop:
+    """The loop and its state; exists so that a checkpoint can hold all of it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Any,
+        task: Task,
+        stopping: EarlyStopping | None = None,
+        private: PrivateTraining | None = None,
+    ) -> None:
+        self.config, self.accelerator, self.task, self.stopping, self.private = config, accelerator, task, stopping, private
+        optimizer = torch.optim.AdamW(
+            [p for p in task.module.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        module, optimizer = private.wrap(task, optimizer) if private else (task.module, optimizer)
+        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        self.ema = hub.moving_average(task.module, config.ema_decay) if config.ema_decay else None
+        self.step, self.losses = 0, list[list[float]]()
+        accelerator.register_for_checkpointing(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        stopping = {"stopping": self.stopping.state_dict()} if self.stopping else {}
+        return {"step": self.step, "losses": self.losses, "ema": self.ema.state_dict() if self.ema else None, **stopping}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.losses = state["step"], state["losses"]
+        if self.stopping:
+            self.stopping.load_state_dict(state["stopping"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+            self.ema.to(self.accelerator.device)
+
+    def go(self) -> Path:
+        """Trains to the configured number of steps, from a checkpoint where there is one, and saves the model."""
+        config, folder = self.config, self.config.output
+        checkpoint = folder / "checkpoint"
+        if not checkpoint.exists() and checkpoint.with_name("checkpoint.old").exists() and self.accelerator.is_main_process:
+            checkpoint.with_name("checkpoint.old").rename(checkpoint)  # killed between the two renames of a save
+        self.accelerator.wait_for_everyone()
+        if checkpoint.exists():
+            self._load_checkpoint(checkpoint)
+        if self.step > config.steps:
+            raise UserError(f"{folder} is already trained for {self.step} steps; --steps must be at least that, got {config.steps}")
+        recent: list[float] = []
+        with progress("training", config.steps, "steps", done=self.step) as advance:
+            while self.step < config.steps and not (self.stopping and self.stopping.finished):
+                recent.append(self._one_step())
+                self.step += 1
+                if self.step % LOSS_EVERY == 0 or self.step == config.steps:
+                    self.losses.append([self.step, _mean(recent)])
+                    recent = []
+                advance(1, f"loss {self.losses[-1][1]:.4f}" if self.losses else "")
+                if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                    if self.stopping:
+                        self.stopping.check(self.step, self.accelerator, self.ema, folder)
+                    self._save_checkpoint(checkpoint)
+        return self._save_model(folder)
+
+    def _one_step(self) -> float:
+        """One step of the optimiser; returns the mean loss of the batch, nan if it was empty."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * min(1.0, (self.step + 1) / max(1, config.warmup_steps))
+        loss = self.private.gradients(self.module, self._batch(), self.step) if self.private else self._gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.step(self.module.parameters())
+        return loss
+
+    def _gradients(self) -> float:
+        loss = self.module(*self._batch())
+        shared = float(self.accelerator.reduce(loss.detach(), "mean"))
+        refuse_divergence(shared, self.step, self.config.learning_rate)  # on every process alike, so that none waits for another
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm)
+        return shared
+
+    def _batch(self) -> tuple[Tensor | None, ...]:
+        """This process's share of step `self.step`."""
+        config, accelerator = self.config, self.accelerator
+        choose = self.task.rows or partial(shuffled, n=len(self.task.inputs))
+        rows = choose(self.step, config.batch_size, config.seed)
+        share = slice(accelerator.process_index, None, accelerator.num_processes)
+        return batch(self.task, rows, keyed(config.seed, self.step), config.flip, share, accelerator.device)
+
+    def _load_checkpoint(self, checkpoint: Path) -> None:
+        try:
+            self.accelerator.load_state(str(checkpoint))
+        except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
+            if out_of_memory(error) or "CUDA" in str(error):
+                raise
+            reason = first_lines(error) or type(error).__name__
+            raise UserError(f"{checkpoint} cannot be read ({reason}); if its files are damaged, delete it to begin again") from None
+
+    def _save_checkpoint(self, checkpoint: Path) -> None:
+        fresh = checkpoint.with_name("checkpoint.part")
+        if self.accelerator.is_main_process:
+            shutil.rmtree(fresh, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            self.accelerator.save_state(str(fresh))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"the checkpoint {fresh} cannot be written ({error}); free the disk and run the same command again") from None
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            old = checkpoint.with_name("checkpoint.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if checkpoint.exists():
+                checkpoint.rename(old)
+            fresh.rename(checkpoint)
+            shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _save_model(self, folder: Path) -> Path:
+        if self.stopping:
+            self.stopping.restore_best()
+        elif self.ema:
+            self.ema.copy_to(self.module.parameters())
+        if self.accelerator.is_main_process:
+            try:
+                self.task.save(folder)
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"the model {folder} cannot be written ({error}); free the disk and run the same command again") from None
+            write_text(folder / "losses.csv", "step,loss\n" + "".join(f"{int(s)},{value:.6f}\n" for s, value in self.losses))
+        self.accelerator.wait_for_everyone()
+        return folder
+
+
+def _mean(losses: list[float]) -> float:
+    """The mean over the batches that were not empty."""
+    seen = [loss for loss in losses if not isnan(loss)]
+    return float(np.mean(seen)) if seen else nan

@@ -1,0 +1,135 @@
+"""`diffleak train`: from settings to a diffusers folder."""
+
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffleak import hub
+from diffleak.data.draw import ids_digest
+from diffleak.data.sources import open_source
+from diffleak.files import checked_folder, locked, write_text
+from diffleak.memory import memory_message
+from diffleak.training.autoencoder import autoencoder_config, autoencoder_task
+from diffleak.training.denoiser import denoiser_task, network_config
+from diffleak.training.distillation import Lesson
+from diffleak.training.early_stopping import EarlyStopping, split_task
+from diffleak.training.images import read_training_data, training_shape
+from diffleak.training.loop import Loop, accelerator_of, refuse_other_run
+from diffleak.training.private import Privacy, PrivateTraining, plan_privacy, poisson
+from diffleak.training.settings import TrainConfig
+from diffleak.training.task import Task
+from diffleak.training.text_to_image import base_shape, load_base, make_base, text_to_image_task
+
+ADVICE = "lower --batch-size or make the model smaller"
+
+
+def train(config: TrainConfig, lesson: Lesson | None = None) -> Path:
+    """Trains (or goes on training) the model of `config`, with a lesson by distillation, and returns its folder.
+
+    Raises `UserError` for data or a configuration that cannot be trained, or for a folder that holds another run or that
+    another process is training in.
+    """
+    accelerator = accelerator_of(config)
+    checked_folder(config.output)
+    with locked(config.output) if accelerator.is_main_process else nullcontext():
+        return _train(config, lesson, accelerator)
+
+
+def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path:
+    codec = hub.load_codec(config.autoencoder, device=str(accelerator.device)) if config.autoencoder else None
+    record = config.model_dump(mode="json") | {"schema_version": 1} | (lesson.record() if lesson else {})
+    record |= {"autoencoder_fingerprint": hub.codec_fingerprint(config.autoencoder)} if config.autoencoder else {}
+    base = None
+    if config.kind == "text-to-image":
+        refuse_other_run(config.output, record)
+        base = _base(config, accelerator)
+        shape = base_shape(config, base[1])
+        network, record = config.model, record | {"base_fingerprint": base[1].fingerprint}
+    else:
+        shape = training_shape(open_source(config.data), config, codec.network.config.in_channels if codec else None)
+        latent = hub.latent_shape(codec, shape) if codec else shape
+        network = network_config(config, latent) if config.kind == "denoiser" else autoencoder_config(config, shape)
+        record |= {"model": network}
+    refuse_other_run(config.output, record)
+    data = read_training_data(config, shape)
+    privacy = plan_privacy(config, len(data.images), accelerator.num_processes) if config.private else None
+    record |= {"members": ids_digest(data.members), **({"privacy": privacy.record()} if privacy else {})}
+    record |= (
+        {"texts": ids_digest([json.dumps(told) for told in zip(data.members + data.validation, data.captions, strict=True)])}
+        if data.captions
+        else {}
+    )
+    refuse_other_run(config.output, record)
+    torch.manual_seed(config.seed)
+    with memory_message(config.batch_size, ADVICE):
+        if base:
+            task = text_to_image_task(config, base, data, lesson)
+        elif config.kind == "denoiser":
+            task = denoiser_task(config, network, data, codec, lesson, accelerator.device)
+        else:
+            task = autoencoder_task(config, network, data)
+        base = codec = None  # frees the text encoders, which are not asked again
+        loop = _loop(config, accelerator, task, len(data.members), privacy)
+    if accelerator.is_main_process:
+        split = {"members": data.members, "nonmembers": data.nonmembers} | ({"validation": data.validation} if data.validation else {})
+        write_text(config.output / "train.json", json.dumps(record, indent=2))
+        write_text(config.output / "split.json", json.dumps(split))
+    with memory_message(config.batch_size, ADVICE):
+        folder = loop.go()
+    if accelerator.is_main_process:
+        write_text(folder / "train.json", json.dumps(record | _outcome(loop), indent=2))
+    return folder
+
+
+def _base(config: TrainConfig, accelerator: Any) -> tuple[Path, hub.Target]:
+    """The model that a text-to-image run starts from; the first process makes a new one before the others read it."""
+    if accelerator.is_main_process and not config.base:
+        make_base(config)
+    accelerator.wait_for_everyone()
+    return load_base(config, accelerator.device)
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What early stopping and DP-SGD add to train.json when a run is over: `early_stopping`, `spent`."""
+    record = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+    return {key: record[key] for key in ("early_stopping", "spent") if key in record}
+
+
+def describe(outcome: dict[str, Any]) -> str:
+    """The same as lines to print, each with a line break before it."""
+    lines = ""
+    if stop := outcome.get("early_stopping"):
+        lines += f"\nearly stopping: saved step {stop['saved_step']}, validation loss {stop['validation_loss']:.4f}; "
+        lines += f"stopped at step {stop['last_step']}: {stop['stopped']}"
+    if spent := outcome.get("spent"):
+        lines += (
+            f"\nprivacy: epsilon {spent['epsilon']:.3f} at delta {spent['delta']:g} for each single image after {spent['steps']} steps, "
+        )
+        lines += "as long as the seed, train.json, losses.csv and checkpoint/ stay secret"
+    return lines
+
+
+def _loop(config: TrainConfig, accelerator: Any, task: Task, members: int, privacy: Privacy | None) -> Loop:
+    """The loop, with early stopping on the images after the first `members`, or private, where asked for."""
+    stopping = None
+    if config.validation:
+        task, aside = split_task(task, members)
+        stopping = EarlyStopping(aside, config.patience, config.batch_size, config.seed)
+    if privacy is None:
+        return Loop(config, accelerator, task, stopping)
+    return Loop(config, accelerator, replace(task, rows=poisson(members)), private=PrivateTraining(privacy, config))
+
+
+def _outcome(loop: Loop) -> dict[str, Any]:
+    """The keys of train.json that only a finished run has."""
+    result: dict[str, Any] = {}
+    if loop.stopping:
+        result["early_stopping"] = loop.stopping.record(loop.step)
+    if loop.private:
+        privacy = loop.private.privacy
+        result["spent"] = {"epsilon": privacy.epsilon(loop.step), "delta": privacy.delta, "steps": loop.step}
+    return result

@@ -1,0 +1,215 @@
+"""A text-to-image model: its denoiser, or low-rank adapters of it, trained on images with captions.
+
+    loss = mean |f(a_t x0 + s_t e, t, c) - target|^2,   t uniform over the model's own schedule, c one of the image's texts
+
+The target is that of the model's prediction type: e, a_t e - s_t x0, x0, or e - x0 for flow matching. Autoencoder and text
+encoders stay as they are, so latents and text embeddings are computed once, before the first step. Prompt
+diversification is `diversify`: each step draws one of the texts that an image has (Tran et al. 2024, arXiv 2410.16657,
+section 3.4). With a lesson the target is what the teacher of the other half predicts.
+"""
+
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int, Shaped, UInt8
+from torch import Generator, Tensor
+
+from diffleak import hub
+from diffleak.data.pixels import ImageShape
+from diffleak.data.sources import Texts, open_source
+from diffleak.diffusion.codec import Autoencoder
+from diffleak.diffusion.denoiser import NetworkDenoiser
+from diffleak.diffusion.dual import refuse_strangers
+from diffleak.errors import UserError
+from diffleak.hub import Target
+from diffleak.progress import progress, say
+from diffleak.training.denoiser import encode_all
+from diffleak.training.distillation import Lesson, alternating, half_of, other_teacher
+from diffleak.training.images import TrainingData, captions_of, training_shape
+from diffleak.training.settings import TrainConfig
+from diffleak.training.task import Task
+
+BASE = "base"  # the folder of a new model's untrained state, from which every resumption starts
+CHOICES = 3  # numbers drawn for an image and step: which view, which text, whether any text
+
+
+class TextToImageLoss(torch.nn.Module):
+    """The loss of a text-to-image denoiser, or with teachers of a student, as a module that accelerate can wrap.
+
+    embeddings: the text embeddings of every distinct caption, the empty one last.
+    """
+
+    def __init__(self, denoiser: NetworkDenoiser, embeddings: Mapping[str, Tensor], dropout: float, teachers: tuple[Any, ...] = ()) -> None:
+        super().__init__()
+        self.network, self.dropout = denoiser.network, dropout
+        self._fixed = (denoiser, embeddings, teachers)  # in a tuple, so that they are no part of what is trained and saved
+
+    def forward(
+        self,
+        views: Float[Tensor, "b v *s"],
+        texts: Int[Tensor, "b k"],
+        count: Int[Tensor, " b"],
+        half: Int[Tensor, " b"],
+        t: Int[Tensor, " b"],
+        noise: Float[Tensor, "b *s"],
+        choices: Float[Tensor, "b 3"],
+    ) -> Float[Tensor, ""]:
+        denoiser, embeddings, teachers = self._fixed
+        rows = torch.arange(len(views), device=views.device)
+        x0 = views[rows, (choices[:, 0] * views.shape[1]).long()]
+        caption = texts[rows, (choices[:, 1] * count).long()]
+        last = len(next(iter(embeddings.values()))) - 1
+        caption = torch.where(choices[:, 2] < self.dropout, torch.full_like(caption, last), caption).cpu()
+        conditions = {name: values[caption].to(x0.device) for name, values in embeddings.items()}
+        a, s, time = (_of(table, t, x0) for table in (denoiser.schedule.signal, denoiser.schedule.noise, denoiser.schedule.times))
+        x_t = a * x0 + s * noise
+        ask = lambda network: denoiser.ask(network, x_t, time.flatten(), conditions)[:, : x0.shape[1]].float()  # type: ignore[misc]
+        if not teachers:
+            return torch.nn.functional.mse_loss(ask(self.network), _target(denoiser, a, s, x0, noise))
+        with torch.no_grad():
+            target = ask(other_teacher(teachers, half))
+        return torch.nn.functional.mse_loss(ask(self.network), target)
+
+
+def _of(table: Shaped[np.ndarray, " T"], t: Int[Tensor, " b"], x0: Tensor) -> Shaped[Tensor, "b *ones"]:
+    """A row of a schedule's table for every image; times of a discrete schedule stay whole numbers."""
+    values = torch.from_numpy(table[t.cpu().numpy()]).to(x0.device)
+    return (values if table.dtype.kind == "i" else values.to(x0.dtype)).reshape(-1, *[1] * (x0.ndim - 1))
+
+
+def _target(denoiser: NetworkDenoiser, a: Tensor, s: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
+    match denoiser.prediction_type:
+        case "epsilon":
+            return noise
+        case "v_prediction":
+            return a * noise - s * x0
+        case "sample":
+            return x0
+        case "flow":
+            return noise - x0
+
+
+def load_base(config: TrainConfig, device: torch.device | str) -> tuple[Path, Target]:
+    """The folder of the model that training starts from, and the model."""
+    folder = hub.located(config.base) if config.base else config.output / BASE
+    target = hub.load(folder, device=str(device))
+    if target.text is None or not isinstance(target.denoiser, NetworkDenoiser) or not isinstance(target.codec, Autoencoder):
+        raise UserError(f"--base must be a text-to-image model with one denoiser and an autoencoder; {config.base} is none")
+    if config.resize and target.shape and (target.shape.height, target.shape.width) != (config.resize, config.resize):
+        raise UserError(f"{folder} takes images of {target.shape}; give --resize {target.shape.height}, got {config.resize}")
+    return folder, target
+
+
+def make_base(config: TrainConfig) -> None:
+    """Makes OUT/base: an untrained Stable Diffusion for the latents of an autoencoder, its tokenizer built from the captions.
+
+    Only a folder with a train.json is known to have been made from these settings, so without one it is made again.
+    """
+    folder = config.output / BASE
+    if folder.is_dir() and (config.output / "train.json").is_file():
+        return
+    assert config.autoencoder is not None, "settings without a base have an autoencoder"
+    source, codec = open_source(config.data), hub.load_codec(config.autoencoder)
+    texts = [text for texts in captions_of(source, config).values() for text in texts]
+    if not texts:
+        raise UserError(f"{config.data} must have captions, from which a new model's tokenizer is built: add a `text` to metadata.jsonl")
+    latent = hub.latent_shape(codec, training_shape(source, config, codec.network.config.in_channels))
+    shape = {"sample_size": latent.height, "in_channels": latent.channels, "out_channels": latent.channels}
+    torch.manual_seed(config.seed)
+    pipeline = hub.new_text_to_image(texts, {**shape, **config.model}, config.text_encoder, codec, hub.new_scheduler(config.scheduler))
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    pipeline.save_pretrained(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def base_shape(config: TrainConfig, target: Target) -> ImageShape:
+    """The images that a model is fine-tuned on: those it takes; where it takes any size, of the first image or --resize."""
+    channels = target.codec.network.config.in_channels  # type: ignore[attr-defined]
+    return target.shape or training_shape(open_source(config.data), config, channels)
+
+
+def text_to_image_task(config: TrainConfig, base: tuple[Path, Target], data: TrainingData, lesson: Lesson | None) -> Task:
+    """The task of training the denoiser of `base` on the images and captions of `data`; with a lesson, of teaching it."""
+    folder, target = base
+    denoiser: Any = target.denoiser
+    network = denoiser.network
+    if config.lora_rank:
+        hub.add_lora(folder, network, config.lora_rank)
+        save = partial(hub.save_lora, base=folder, network=network)
+    else:
+        network.requires_grad_(True)
+        save = partial(hub.save_fine_tuned, base=folder, network=network)
+    network.train()
+    latents = views(target, data.images, config)
+    index, embeddings = embed_all(target, data.captions)
+    half = half_of(data.members, lesson) if lesson else np.zeros(len(latents), dtype=np.int64)
+    half = np.concatenate([half, np.zeros(len(latents) - len(half), dtype=np.int64)])  # those set aside for validation are in no half
+    timesteps = len(denoiser.schedule)
+
+    def draw(n: int, generator: Generator) -> tuple[Tensor, ...]:
+        t = torch.randint(0, timesteps, (n,), generator=generator)
+        return t, torch.randn((n, *latents.shape[2:]), generator=generator), torch.rand((n, CHOICES), generator=generator)
+
+    teachers = _teachers(lesson, folder, target) if lesson else ()
+    module = TextToImageLoss(denoiser, embeddings, config.caption_dropout, teachers)
+    return Task(module, latents, (index, _counts(data.captions), half), draw, save, alternating(half) if lesson else None)
+
+
+def views(target: Target, images: UInt8[np.ndarray, "nv h w c"], config: TrainConfig) -> Float32[np.ndarray, "n v *z"]:
+    """The latents of every view of an image: of its crops, and with `flip` of their mirror images."""
+    codec: Any = target.codec
+    crops = config.random_crops or 1
+    pixels = images.reshape(-1, crops, *images.shape[1:])
+    if config.flip:
+        pixels = np.concatenate([pixels, pixels[:, :, :, ::-1]], axis=1)
+    flat = encode_all(codec, np.ascontiguousarray(pixels.reshape(-1, *images.shape[1:])))
+    return flat.reshape(*pixels.shape[:2], *flat.shape[1:])
+
+
+def embed_all(target: Target, captions: tuple[Texts, ...]) -> tuple[Int[np.ndarray, "n k"], dict[str, Tensor]]:
+    """The embeddings of every distinct text, the empty one last, and the places of each image's texts among them."""
+    distinct = sorted({text for texts in captions for text in texts} - {""})
+    text: Any = target.text
+    rows, cut = [], text.truncated(distinct)
+    if cut:
+        say(
+            f"{len(cut):,} of {len(distinct):,} captions are longer than the text encoder reads: the model is told their beginning "
+            f"only (first: {distinct[cut[0]][:60]!r})"
+        )
+    with progress("embedding captions", len(distinct) + 1, "captions") as advance:
+        for caption in [*distinct, ""]:
+            rows.append({name: value.cpu() for name, value in text([caption]).tensors.items()})
+            advance(1)
+    embeddings = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    place = {caption: i for i, caption in enumerate([*distinct, ""])}
+    most = max(len(texts) for texts in captions)
+    index = np.array([[place[texts[min(k, len(texts) - 1)]] for k in range(most)] for texts in captions], dtype=np.int64)
+    return index, embeddings
+
+
+def _counts(captions: tuple[Texts, ...]) -> Int[np.ndarray, " n"]:
+    return np.array([len(texts) for texts in captions], dtype=np.int64)
+
+
+def _teachers(lesson: Lesson, folder: Path, target: Target) -> tuple[torch.nn.Module, ...]:
+    """The frozen networks of a lesson; raises `UserError` for teachers that are no relatives of the student."""
+    networks = []
+    for path in lesson.teachers:
+        teacher = hub.load(path, device=target.device)
+        if not isinstance(teacher.denoiser, NetworkDenoiser) or teacher.text is None:
+            raise UserError(f"a teacher must be one text-to-image model like its student; {path} is none")
+        refuse_strangers(target.denoiser, teacher.denoiser)
+        same = hub.text_fingerprint(path) == hub.text_fingerprint(folder)
+        if not same or hub.codec_fingerprint(path) != hub.codec_fingerprint(folder) or teacher.shape != target.shape:
+            raise UserError(
+                f"student and teachers must share text encoders and autoencoder; {path} has others: fine-tune all from one --base"
+            )
+        networks.append(teacher.denoiser.network)
+    return tuple(networks)
