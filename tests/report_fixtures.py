@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from diffleak import metrics
-from diffleak.evaluation import Halves
+from diffleak.evaluation import Divisions
 from diffleak.geometry_analyses import analyse
 from diffleak.record import AUCAt, AuditRecord, Costs, Environment, Estimate, Gain, Geometry, Oracle, Plan, Result, Samples, Scores, Split
 
@@ -201,6 +201,6 @@ def geometry_of(samples: Samples, results: list[Result], shifts: dict[str, float
             d * (samples.member * more)[:, None] * hill + samples.scores[attack][:, None] * 0.2 + rng.normal(size=(size, len(SWEPT)))
         )
         scores.append(Scores(attack, "large", SWEPT, samples.ids, statistic))
-    split = Halves(~samples.test[None], record_of(samples, {}, results=()).split)
+    split = Divisions(~samples.test[None], record_of(samples, {}, results=()).split)
     inputs = SimpleNamespace(cohort=samples, shape=SimpleNamespace(height=32, width=32), top=20, probes=8)
     return analyse(inputs, np.stack([distortion, *energies], axis=1), results, scores, samples.member, split)

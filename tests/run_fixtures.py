@@ -57,7 +57,7 @@ def make_run(
     timesteps = TIMESTEPS if calibration else TIMESTEPS[1:2]
     keep = np.ones(len(ids), dtype=bool) if keep is None else keep
     kept, side = tuple(i for i, k in zip(ids, keep, strict=True) if k), member[keep]
-    split = evaluation.halves(kept, side, 0.2, 0, calibration)
+    split = evaluation.divided(kept, side, 0.2, 0, calibration)
     scores, results = [], []
     for k, (attack, signal) in enumerate(attacks.items()):
         drawn = signal(member, np.random.default_rng((seed, k)))[keep]

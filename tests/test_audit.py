@@ -18,7 +18,7 @@ from diffleak import hub
 from diffleak.audit_config import AuditConfig
 from diffleak.auditing import gate, run
 from diffleak.config import build
-from diffleak.data.draw import calibrate_half
+from diffleak.data.draw import calibrate_part
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
 from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.planning import prepare
@@ -184,10 +184,10 @@ def test_another_plan_in_the_same_folder_is_refused(model, data, whole):
 def test_the_split_does_not_depend_on_order_and_is_a_fifth_of_each_side():
     ids = tuple(map(str, range(500)))
     member = np.arange(500) < 300
-    half = calibrate_half(ids, member, 0.2, seed=0)
+    half = calibrate_part(ids, member, 0.2, seed=0)
     assert (half[member].sum(), half[~member].sum()) == (60, 40)
     order = np.random.default_rng(0).permutation(500)
-    shuffled = calibrate_half(tuple(ids[i] for i in order), member[order], 0.2, seed=0)
+    shuffled = calibrate_part(tuple(ids[i] for i in order), member[order], 0.2, seed=0)
     np.testing.assert_array_equal(shuffled, half[order])
 
 
@@ -374,7 +374,7 @@ def test_a_plan_file_has_one_first_writer(tmp_path):
 
 def test_halves_that_would_be_empty_and_impossible_seeds_are_refused_before_scoring(model, data):
     for fraction in (0.01, 0.99):
-        with pytest.raises(UserError, match="calibrate_fraction must leave images on both halves"):
+        with pytest.raises(UserError, match="calibrate_fraction must leave images in both parts"):
             diffleak.audit(model, **settings(data, calibrate_fraction=fraction))
     for seed in (-1, 2**33):
         with pytest.raises(UserError, match="seed: "):

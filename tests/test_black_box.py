@@ -175,7 +175,7 @@ def test_another_images_caption_hides_the_member(tmp_path: Path) -> None:
     assert result.auc.value < audited(captioned(memoriser()), tmp_path / "own", n=n).results[0].auc.value
 
 
-def test_the_classifier_is_trained_on_the_calibrate_half_alone(tmp_path: Path) -> None:
+def test_the_classifier_is_trained_on_the_calibrate_part_alone(tmp_path: Path) -> None:
     ready = prepared(captioned(memoriser()), "black_box(n=3,steps=2,encoder=pixels,variant=classifier)")
     score(ready.job, tmp_path, Worker(0, 1, 1))
     (scores,) = collect(ready.job, tmp_path).scores[0]
@@ -345,7 +345,7 @@ def test_a_model_that_draws_nan_is_named(tmp_path: Path) -> None:
 
 def test_without_calibration_a_threshold_works_and_a_classifier_does_not(tmp_path: Path) -> None:
     assert audited(captioned(memoriser()), tmp_path, calibration=False).results[0].auc.value == 1.0
-    with pytest.raises(UserError, match="settles its score on the calibrate half"):
+    with pytest.raises(UserError, match="settles its score on the calibrate part"):
         prepared(captioned(memoriser()), "black_box(encoder=pixels,variant=classifier)", calibration=False)
 
 

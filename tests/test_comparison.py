@@ -71,7 +71,7 @@ def test_differences_are_the_paired_statistics_of_the_images_in_both_test_parts(
     assert all(r.difference is None for r in record.reference.results) and record.reference.worst.difference is None
 
 
-def test_the_number_of_an_entry_is_that_of_the_attack_with_the_highest_auc_on_the_calibrate_half(runs):
+def test_the_number_of_an_entry_is_that_of_the_attack_with_the_highest_auc_on_the_calibrate_part(runs):
     record = compare(names(runs / "undefended", runs / "partly"))
     assert [e.worst.attack for e in record.entries] == ["sima", "loss"]
     for entry in record.entries:
@@ -92,7 +92,7 @@ def test_the_worst_attack_is_not_picked_on_the_test_half(runs, tmp_path):
             result["per_timestep"][0]["auc"] = 0.999
     (folder / "audit.json").write_text(json.dumps(record))
     worst = compare(names(runs / "undefended", f"edited={folder}")).entries[1].worst
-    assert worst.attack == "loss", "what calibrate says decides, whatever the test half says"
+    assert worst.attack == "loss", "what calibrate says decides, whatever the test part says"
 
 
 def test_the_worst_over_all_runs_of_an_entry_is_taken(runs):
@@ -115,7 +115,7 @@ def test_a_control_of_masks_is_shown_but_is_never_the_worst(tmp_path):
         compare(names(*folders), [label])
 
 
-def test_runs_without_a_calibrate_half_say_that_the_worst_was_picked_on_test(tmp_path):
+def test_runs_without_a_calibrate_part_say_that_the_worst_was_picked_on_test(tmp_path):
     attacks = {"sima": gaussian(1.0), "loss": gaussian(0.5)}
     folders = [make_run(tmp_path / n, attacks, seed=i, calibration=False) for i, n in enumerate("ab")]
     record = compare(names(*folders))
@@ -184,7 +184,7 @@ def test_where_images_differ_more_than_members_do_the_swap_audit_finds_what_one_
     assert result.auc.low > 0.85
     assert all(own.high < 0.7 for own in result.own), "one teacher alone is a weak attack"
     assert swap.members == (200, 200) and sum(swap.tested) == 320 and swap.nonmembers == (320, 320)
-    assert result.timestep == 100, "the hill's top, chosen on the calibrate half"
+    assert result.timestep == 100, "the hill's top, chosen on the calibrate part"
 
 
 def test_where_neither_teacher_tells_anything_the_swap_audit_is_at_one_half(tmp_path):
@@ -413,7 +413,7 @@ def test_the_verdict_names_the_defence_the_difference_with_its_interval_and_what
     assert judged.title.startswith("2 of 2 weaken the worst attack, defended most by point estimate: its AUC is")
     assert f"{-d.value:.3f} lower (95 % interval {-d.high:.3f} to {-d.low:.3f}) than that of undefended" in judged.title
     assert any(f"an AUC up to {worst.not_excluded:.3f} cannot be excluded" in s for s in judged.sentences)
-    assert any("highest AUC on the calibrate half" in s for s in judged.sentences)
+    assert any("highest AUC on the calibrate part" in s for s in judged.sentences)
 
 
 def test_a_reversed_attack_is_no_sign_of_safety(tmp_path):

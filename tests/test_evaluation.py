@@ -6,9 +6,9 @@ from sklearn.metrics import roc_auc_score
 
 import diffleak
 from diffleak import metrics
-from diffleak.data.draw import calibrate_half
+from diffleak.data.draw import calibrate_part
 from diffleak.errors import UserError
-from diffleak.evaluation import REPEATS, SMALL_SIDE, evaluate, evaluate_scores, halves, headline, samples
+from diffleak.evaluation import REPEATS, SMALL_SIDE, divided, evaluate, evaluate_scores, headline, samples
 from diffleak.record import Scores
 
 
@@ -44,7 +44,7 @@ def test_a_statistic_that_is_small_for_members_is_negated_and_a_large_one_is_not
 def test_the_direction_is_applied_once_all_the_way_to_the_result():
     ids, member = cohort(300, 300)
     large, small = (shifted(ids, member, [1.0, 0.2], direction=d) for d in ("large", "small"))
-    split = halves(ids, member, 0.2, 0)
+    split = divided(ids, member, 0.2, 0)
     ours, mirrored = evaluate_scores(small, member, split), evaluate_scores(large, member, split)
     assert (ours.direction, mirrored.direction) == ("small", "large")
     assert ours.model_dump(exclude={"direction"}) == mirrored.model_dump(exclude={"direction"})
@@ -63,51 +63,51 @@ def test_an_attack_in_the_wrong_direction_is_reported_below_one_half_and_not_fli
     assert result.asr.value < 0.6
 
 
-# the calibrate half
+# the calibrate part
 
 
 @pytest.mark.parametrize(("m", "n"), [(500, 500), (200, 333), (60, 41), (10, 10)])
-def test_the_calibrate_half_is_twenty_percent_of_each_side(m, n):
+def test_the_calibrate_part_is_twenty_percent_of_each_side(m, n):
     ids, member = cohort(m, n)
-    half = calibrate_half(ids, member, 0.2, 0)
+    half = calibrate_part(ids, member, 0.2, 0)
     assert half[member].sum() == round(0.2 * m)
     assert half[~member].sum() == round(0.2 * n)
 
 
-def test_the_calibrate_half_does_not_depend_on_the_order_of_the_images():
+def test_the_calibrate_part_does_not_depend_on_the_order_of_the_images():
     ids, member = cohort(300, 200)
     order = np.random.default_rng(1).permutation(500)
-    reordered = calibrate_half(tuple(ids[i] for i in order), member[order], 0.2, 0)
-    np.testing.assert_array_equal(reordered, calibrate_half(ids, member, 0.2, 0)[order])
+    reordered = calibrate_part(tuple(ids[i] for i in order), member[order], 0.2, 0)
+    np.testing.assert_array_equal(reordered, calibrate_part(ids, member, 0.2, 0)[order])
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"repeat": 1}])
-def test_another_seed_or_repeat_gives_another_calibrate_half(other):
+def test_another_seed_or_repeat_gives_another_calibrate_part(other):
     ids, member = cohort(300, 200)
-    base = calibrate_half(ids, member, 0.2, 0)
-    changed = calibrate_half(ids, member, 0.2, **{"seed": 0, **other})
+    base = calibrate_part(ids, member, 0.2, 0)
+    changed = calibrate_part(ids, member, 0.2, **{"seed": 0, **other})
     # independent draws of 20 % share about a fifth of their rows
     assert 0.05 < np.mean(changed[base]) < 0.45
 
 
-def test_the_calibrate_half_is_no_block_of_consecutive_ids():
+def test_the_calibrate_part_is_no_block_of_consecutive_ids():
     ids = tuple(f"{i:05d}" for i in range(1000))
-    half = calibrate_half(ids, np.ones(1000, dtype=bool), 0.2, 0)
+    half = calibrate_part(ids, np.ones(1000, dtype=bool), 0.2, 0)
     counts = half.reshape(10, 100).sum(axis=1)
     assert counts.sum() == 200
     assert counts.min() >= 5
 
 
-def test_removing_an_image_moves_few_others_between_the_halves():
+def test_removing_an_image_moves_few_others_between_the_divided():
     ids, member = cohort(300, 300)
     keep = np.arange(600) != 17
-    fewer = calibrate_half(tuple(i for i, k in zip(ids, keep, strict=True) if k), member[keep], 0.2, 0)
-    assert np.sum(fewer != calibrate_half(ids, member, 0.2, 0)[keep]) <= 2
+    fewer = calibrate_part(tuple(i for i, k in zip(ids, keep, strict=True) if k), member[keep], 0.2, 0)
+    assert np.sum(fewer != calibrate_part(ids, member, 0.2, 0)[keep]) <= 2
 
 
 def test_large_sets_are_split_once_and_small_ones_repeatedly():
     for m, n, repeats in ((SMALL_SIDE, SMALL_SIDE, 1), (SMALL_SIDE - 1, 400, REPEATS), (400, SMALL_SIDE - 1, REPEATS)):
-        split = halves(*cohort(m, n), 0.2, 3)
+        split = divided(*cohort(m, n), 0.2, 3)
         assert split.record.repeats == repeats
         assert split.calibrate.shape == (repeats, m + n)
         assert len(np.unique(split.calibrate, axis=0)) == repeats
@@ -118,7 +118,7 @@ def test_large_sets_are_split_once_and_small_ones_repeatedly():
 
 
 def test_without_calibration_every_image_is_in_the_test_half():
-    split = halves(*cohort(50, 60), 0.2, 0, calibration=False)
+    split = divided(*cohort(50, 60), 0.2, 0, calibration=False)
     assert not split.calibrate.any()
     assert (split.record.repeats, split.record.calibrate_fraction, split.record.calibrate_members) == (1, 0.0, 0)
 
@@ -129,7 +129,7 @@ def test_without_calibration_every_image_is_in_the_test_half():
 def planted(m=400, n=400):
     """Timestep 10 works on calibrate only, timestep 20 on test only."""
     ids, member = cohort(m, n)
-    split = halves(ids, member, 0.2, 0)
+    split = divided(ids, member, 0.2, 0)
     rows = split.calibrate[0]
     membership = np.random.default_rng(2).normal(size=(m + n, 3))
     membership[rows & member, 0] += 2
@@ -190,9 +190,9 @@ def test_scores_of_the_test_half_do_not_influence_any_choice():
     assert after.auc != before.auc
 
 
-def test_scores_of_the_calibrate_half_do_not_influence_the_numbers_of_a_single_timestep():
+def test_scores_of_the_calibrate_part_do_not_influence_the_numbers_of_a_single_timestep():
     ids, member = cohort(300, 300)
-    scores, split = shifted(ids, member, [1.0]), halves(ids, member, 0.2, 0)
+    scores, split = shifted(ids, member, [1.0]), divided(ids, member, 0.2, 0)
     changed = scores.statistic.copy()
     changed[split.calibrate[0]] *= -3
     before, after = (evaluate_scores(s, member, split) for s in (scores, Scores("planted", "large", (10,), ids, changed)))
@@ -209,7 +209,7 @@ def test_the_oracle_takes_each_maximum_over_the_timesteps_separately():
     membership = np.random.default_rng(3).normal(size=(1900, 2))
     membership[member, 0] += 1.2  # best AUC
     membership[np.flatnonzero(member)[::5], 1] += 9  # best TPR at 1 % FPR
-    split = halves(ids, member, 0.2, 0)
+    split = divided(ids, member, 0.2, 0)
     result, rows = evaluate_scores(Scores("a", "large", (10, 20), ids, membership), member, split), ~split.calibrate[0]
     columns = [(membership[rows & member, i], membership[rows & ~member, i]) for i in (0, 1)]
     assert result.oracle.timestep == 10
@@ -220,20 +220,20 @@ def test_the_oracle_takes_each_maximum_over_the_timesteps_separately():
     assert result.oracle.asr == pytest.approx(max(metrics.best_accuracy(*c)[1] for c in columns))
 
 
-def test_without_a_calibrate_half_the_accuracy_is_null_and_says_why():
+def test_without_a_calibrate_part_the_accuracy_is_null_and_says_why():
     ids, member = cohort(250, 250)
-    result = evaluate_scores(shifted(ids, member, [1.0], timesteps=(200,)), member, halves(ids, member, 0.2, 0, calibration=False))
+    result = evaluate_scores(shifted(ids, member, [1.0], timesteps=(200,)), member, divided(ids, member, 0.2, 0, calibration=False))
     assert result.timestep == 200
     assert (result.n_members, result.n_nonmembers, result.per_timestep) == (250, 250, ())
     for estimate in (result.asr, result.achieved_fpr):
         assert (estimate.value, estimate.low, estimate.high) == (None, None, None)
-        assert "no calibrate half" in estimate.reason
+        assert "no calibrate part" in estimate.reason
 
 
-def test_a_sweep_without_a_calibrate_half_is_refused():
+def test_a_sweep_without_a_calibrate_part_is_refused():
     ids, member = cohort(250, 250)
-    with pytest.raises(UserError, match="planted: without a calibrate half there must be one timestep; got 2"):
-        evaluate_scores(shifted(ids, member, [1, 1]), member, halves(ids, member, 0.2, 0, calibration=False))
+    with pytest.raises(UserError, match="planted: without a calibrate part there must be one timestep; got 2"):
+        evaluate_scores(shifted(ids, member, [1, 1]), member, divided(ids, member, 0.2, 0, calibration=False))
 
 
 # repeated splits
@@ -242,7 +242,7 @@ def test_a_sweep_without_a_calibrate_half_is_refused():
 def test_small_sets_report_medians_over_the_repeated_splits():
     ids, member = cohort(90, 70)
     scores = shifted(ids, member, [0.3, 1.0, 0.9], seed=4)
-    split = halves(ids, member, 0.2, 0)
+    split = divided(ids, member, 0.2, 0)
     result = evaluate_scores(scores, member, split)
     values = {"auc": [], "low": [], "tpr": [], "asr": [], "fpr": [], "oracle": [], "steps": [], "calibrate": []}
     for rows in split.calibrate:
@@ -273,7 +273,7 @@ def test_small_sets_report_medians_over_the_repeated_splits():
 
 def test_what_repeated_splits_cannot_estimate_stays_null_with_its_reason():
     ids, member = cohort(60, 60)
-    result = evaluate_scores(shifted(ids, member, [1.0]), member, halves(ids, member, 0.2, 0))
+    result = evaluate_scores(shifted(ids, member, [1.0]), member, divided(ids, member, 0.2, 0))
     assert result.tpr_at_fpr[1].value is None
     assert "needs >= 100 non-members, has 48" in result.tpr_at_fpr[1].reason
     assert "needs >= 100 members, has 48" in result.tnr_at_fnr[1].reason
@@ -283,7 +283,7 @@ def test_what_repeated_splits_cannot_estimate_stays_null_with_its_reason():
 def test_the_threshold_of_repeated_splits_is_null_where_some_split_has_none_and_success_is_still_a_median():
     # in some splits the best accuracy on calibrate is that of naming every image a member: no finite threshold
     ids, member = cohort(60, 20)
-    scores, split = shifted(ids, member, [0.5]), halves(ids, member, 0.2, 0)
+    scores, split = shifted(ids, member, [0.5]), divided(ids, member, 0.2, 0)
     result = evaluate_scores(scores, member, split)
     thresholds = [metrics.best_accuracy(scores.membership[r & member, 0], scores.membership[r & ~member, 0])[0] for r in split.calibrate]
     assert 0 < np.sum(np.isinf(thresholds)) < len(thresholds) / 2
@@ -307,16 +307,16 @@ def test_the_headline_is_the_attack_that_looked_best_on_calibrate_not_on_test():
     assert headline([planted_result, steady]) == "planted"
 
 
-def test_there_is_no_headline_without_a_calibrate_half():
+def test_there_is_no_headline_without_a_calibrate_part():
     ids, member = cohort(250, 250)
-    result = evaluate_scores(shifted(ids, member, [1.0]), member, halves(ids, member, 0.2, 0, calibration=False))
+    result = evaluate_scores(shifted(ids, member, [1.0]), member, divided(ids, member, 0.2, 0, calibration=False))
     assert headline([result]) is None
     assert headline([]) is None
 
 
 def test_the_table_of_samples_holds_each_attacks_scores_at_its_own_timestep():
     ids, member = cohort(250, 260)
-    split = halves(ids, member, 0.2, 0)
+    split = divided(ids, member, 0.2, 0)
     both = [shifted(ids, member, [2, 0], attack="early"), shifted(ids, member, [0, 2], seed=1, direction="small", attack="late")]
     results = [evaluate_scores(s, member, split) for s in both]
     table = samples(both, results, member, split)
@@ -410,7 +410,7 @@ def test_part_makes_every_number_one_of_the_test_half():
 def test_a_convention_with_part_is_computed_on_the_test_half_too(convention):
     members, nonmembers = arrays(500, 600)
     test = (np.arange(500) % 4 != 0, np.arange(600) % 3 != 0)
-    members[~test[0]] += 50  # the calibrate half is perfectly separated, the test half is not
+    members[~test[0]] += 50  # the calibrate part is perfectly separated, the test part is not
     by_part, alone = evaluate(members, nonmembers, convention, test), evaluate(members[test[0]], nonmembers[test[1]], convention)
     assert by_part.n_members == alone.n_members == 375
     assert by_part.auc == alone.auc

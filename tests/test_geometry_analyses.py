@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from diffleak import metrics
 from diffleak.data.pixels import ImageShape
-from diffleak.evaluation import evaluate_scores, halves
+from diffleak.evaluation import divided, evaluate_scores
 from diffleak.geometry_analyses import SHOWN, analyse, correlation
 from diffleak.record import Scores
 
@@ -33,7 +33,7 @@ def planted(side, leak, seed=0, names=("sima",)):
 
 
 def analysed(all_scores, member, measured, split=None):
-    split = split or halves(all_scores[0].ids, member, 0.2, 0)
+    split = split or divided(all_scores[0].ids, member, 0.2, 0)
     results = [evaluate_scores(scores, member, split) for scores in all_scores]
     inputs = SimpleNamespace(top=20, probes=8, shape=ImageShape(1, 8, 8), cohort=SimpleNamespace(ids=all_scores[0].ids))
     return analyse(inputs, measured, results, all_scores, member, split)
@@ -65,7 +65,7 @@ def test_leakage_that_ignores_distortion_gives_a_gap_whose_interval_holds_zero(s
 def test_quartiles_are_those_of_members_and_held_out_images_together():
     all_scores, member, measured = planted(400, lambda rank: rank)
     measured[member, 0] += 1.5  # members alone, or held-out images alone, have other quartiles
-    split = halves(all_scores[0].ids, member, 0.2, 0)
+    split = divided(all_scores[0].ids, member, 0.2, 0)
     found, test, distortion = analysed(all_scores, member, measured, split), ~split.calibrate[0], measured[:, 0]
     bounds = np.quantile(distortion, [0, 0.25, 0.5, 0.75, 1])
     assert [q.low for q in found.quartiles] == bounds[:-1].tolist() and [q.high for q in found.quartiles] == bounds[1:].tolist()
@@ -80,7 +80,7 @@ def test_quartiles_are_those_of_members_and_held_out_images_together():
 
 def test_the_band_is_that_of_random_quarters_and_lies_around_the_whole():
     all_scores, member, measured = planted(800, lambda rank: 1.5)
-    found, test = analysed(all_scores, member, measured), ~halves(all_scores[0].ids, member, 0.2, 0).calibrate[0]
+    found, test = analysed(all_scores, member, measured), ~divided(all_scores[0].ids, member, 0.2, 0).calibrate[0]
     assert [point.timestep for point in found.band] == list(TIMESTEPS)
     for k, point in enumerate(found.band):
         whole = roc_auc_score(member[test], -all_scores[0].statistic[test, k])
@@ -110,7 +110,7 @@ def test_sima_is_shown_where_it_ran_else_the_first_unmasked_attack():
 def test_filtered_attacks_are_compared_with_their_own_plain_attack():
     names = ("loss", "pia", "loss_frequency")
     all_scores, member, measured = planted(400, lambda rank: 1.0, names=names)
-    found, test = analysed(all_scores, member, measured), ~halves(all_scores[0].ids, member, 0.2, 0).calibrate[0]
+    found, test = analysed(all_scores, member, measured), ~divided(all_scores[0].ids, member, 0.2, 0).calibrate[0]
     assert [(f.attack, f.filtered) for f in found.filters] == [("loss", "loss_frequency")]
     aucs = [roc_auc_score(member[test], -all_scores[i].statistic[test, 1]) for i in (2, 0)]
     assert found.filters[0].gain.auc.value == pytest.approx(aucs[0] - aucs[1])

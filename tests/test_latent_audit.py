@@ -209,7 +209,7 @@ def test_a_mask_on_a_pixel_model_and_bad_masks_are_refused(model_folder, latent_
         ({"mask": "influence:1.2"}, "a mask's ratio is the share of coordinates dropped, above 0 and below 1"),
         ({"mask": "random:x"}, "a mask's ratio is the share"),
         ({"mask": "influence,influence:0.4"}, "each mask must be listed once"),
-        ({"mask": "auto", "calibration": False, "timesteps": "40"}, "--mask auto chooses its ratio on the calibrate half"),
+        ({"mask": "auto", "calibration": False, "timesteps": "40"}, "--mask auto chooses its ratio on the calibrate part"),
         (
             {"mask": "influence", "attacks": "loss_frequency,pia_frequency"},
             "none of loss_frequency, pia_frequency takes a mask; leave out --mask, or add an attack that does, as sima",

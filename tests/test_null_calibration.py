@@ -12,7 +12,7 @@ from scipy.stats import binom, norm
 from diffleak import metrics
 from diffleak.blind import INVALID_ABOVE, blind_auc
 from diffleak.comparison import difference
-from diffleak.evaluation import evaluate_scores, halves, samples
+from diffleak.evaluation import divided, evaluate_scores, samples
 from diffleak.record import Scores
 from diffleak.runs import Run
 
@@ -210,7 +210,7 @@ def test_the_whole_comparison_of_two_models_that_leak_alike_covers_zero(monkeypa
     for seed in range(runs):
         made = []
         for scores, member in null_comparison(n, d, seed):
-            split = halves(scores.ids, member, 0.2, seed=0)
+            split = divided(scores.ids, member, 0.2, seed=0)
             result = evaluate_scores(scores, member, split)
             record = blank.model_copy(update={"split": split.record})
             made.append(Run("run", record, samples([scores], [result], member, split)))
@@ -226,7 +226,7 @@ def test_the_swap_audit_covers_its_truth_though_the_timestep_is_picked(d):
         difficulty = 3 * rng.normal(size=(600, 1))
         one, two = (d * own[:, None] + difficulty + rng.normal(size=(600, 3)) for own in (first, ~first))
         scores = Scores("swap", "large", (10, 20, 30), tuple(f"image-{i:04d}" for i in range(600)), one - two)
-        held.append(holds(evaluate_scores(scores, first, halves(scores.ids, first, 0.2, seed)).auc, norm.cdf(2 * d / 2)))
+        held.append(holds(evaluate_scores(scores, first, divided(scores.ids, first, 0.2, seed)).auc, norm.cdf(2 * d / 2)))
     assert_covers(held)
 
 
@@ -261,7 +261,7 @@ def test_the_whole_evaluation_covers_one_half_though_the_timestep_is_picked(n, r
     results = []
     for seed in range(runs):
         scores, member = null_scores(n, 10, rng)
-        results.append(evaluate_scores(scores, member, halves(scores.ids, member, 0.2, seed)))
+        results.append(evaluate_scores(scores, member, divided(scores.ids, member, 0.2, seed)))
     assert {r.n_members for r in results} == {round(0.8 * n)}
     assert_covers([holds(r.auc, 0.5) for r in results])
     assert_covers([holds(r.asr, 0.5) for r in results])
@@ -280,7 +280,7 @@ def test_the_achieved_fpr_of_the_whole_evaluation_covers_the_truth_of_its_thresh
     held = []
     for seed in range(100):
         scores, member = null_scores(300, 3, rng)
-        achieved = evaluate_scores(scores, member, halves(scores.ids, member, 0.2, seed)).achieved_fpr
+        achieved = evaluate_scores(scores, member, divided(scores.ids, member, 0.2, seed)).achieved_fpr
         held.append(holds(achieved, norm.sf(achieved.threshold, scale=np.sqrt(2))))
     assert_covers(held)
 

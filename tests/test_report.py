@@ -216,7 +216,7 @@ def test_the_baseline_is_shown_only_where_the_sides_are_unbalanced(leak):
     assert "baseline" not in markdown(leak[0])
 
 
-def test_the_target_of_the_achieved_fpr_is_the_one_the_calibrate_half_could_support(leak):
+def test_the_target_of_the_achieved_fpr_is_the_one_the_calibrate_part_could_support(leak):
     small, _ = audit_of({"sima": 1.0}, 60)
     assert "Achieved FPR (target 1 %)" in markdown(leak[0])
     assert "Achieved FPR (target 10 %)" in markdown(small)

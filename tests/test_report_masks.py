@@ -126,7 +126,7 @@ def test_every_attack_and_mask_has_a_row_with_its_differences_and_their_interval
         assert cells["AUC difference"].text in text and cells["Attack success difference (points)"].text in text
 
 
-def test_the_ratio_is_named_only_where_the_calibrate_half_chose_it(few):
+def test_the_ratio_is_named_only_where_the_calibrate_part_chose_it(few):
     record, _ = few
     details = {row.cells[0].text: row.cells[0].details for row in masks_table(record).rows}
     assert details == {"influence:0.4": (), "influence:auto": ("chose 30 %",), "random:0.4": (), "reverse:0.4": ()}

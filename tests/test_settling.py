@@ -1,4 +1,4 @@
-"""Components become scores on the calibrate half: exactly which numbers, and that the test half has no say."""
+"""Components become scores on the calibrate part: exactly which numbers, and that the test part has no say."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from sklearn.preprocessing import RobustScaler
 
 from diffleak import settling
 from diffleak.errors import UserError
-from diffleak.evaluation import REPEATS, evaluate_scores, halves, headline, on_every_split, samples
+from diffleak.evaluation import REPEATS, divided, evaluate_scores, headline, on_every_split, samples
 from diffleak.record import Scores
 from diffleak.settling import column, robust_scaled, settled
 
@@ -23,14 +23,14 @@ def planted(n=400, shifts=(1.0, 0.5), seed=0, rule="clid", scale=1.0):
     return Scores("clid", "large", tuple(range(len(shifts))), ids, components, rule), member
 
 
-def test_robust_scaling_is_that_of_scikit_learn_fitted_on_the_calibrate_half():
+def test_robust_scaling_is_that_of_scikit_learn_fitted_on_the_calibrate_part():
     scores, _ = planted(scale=(1000.0, 1e-6))
     calibrate = np.arange(800) < 160
     expected = RobustScaler().fit(scores.statistic[calibrate]).transform(scores.statistic)
     np.testing.assert_allclose(robust_scaled(scores.statistic, calibrate), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_component_that_does_not_vary_on_the_calibrate_half_is_only_centred():
+def test_a_component_that_does_not_vary_on_the_calibrate_part_is_only_centred():
     x = np.array([[2.0], [2.0], [2.0], [5.0]])
     np.testing.assert_array_equal(robust_scaled(x, np.array([True, True, True, False])), [[0], [0], [0], [3]])
 
@@ -46,9 +46,9 @@ def test_clid_weighs_the_scaled_components_by_each_of_eleven_weights():
     np.testing.assert_array_equal(found.membership[:, 10], v)
 
 
-def test_the_weight_is_that_of_the_best_auc_on_the_calibrate_half_and_the_rest_is_read_there():
+def test_the_weight_is_that_of_the_best_auc_on_the_calibrate_part_and_the_rest_is_read_there():
     scores, member = planted()
-    split = halves(scores.ids, member, 0.2, 0)
+    split = divided(scores.ids, member, 0.2, 0)
     result, calibrate = evaluate_scores(scores, member, split), split.calibrate[0]
     columns = settled(scores, member, calibrate)
     aucs = [roc_auc_score(member[calibrate], c[calibrate]) for c in columns.membership.T]
@@ -67,14 +67,14 @@ def test_the_weight_is_that_of_the_best_auc_on_the_calibrate_half_and_the_rest_i
 @pytest.mark.parametrize("better", [0, 1])
 def test_the_weight_goes_to_the_component_that_tells_more(better):
     scores, member = planted(shifts=(3.0, 0.0) if better == 0 else (0.0, 3.0))
-    result = evaluate_scores(scores, member, halves(scores.ids, member, 0.2, 0))
+    result = evaluate_scores(scores, member, divided(scores.ids, member, 0.2, 0))
     weight = float(result.setting.removeprefix("w="))
     assert weight < 0.4 if better == 0 else weight > 0.6
 
 
-def test_scores_and_labels_of_the_test_half_change_neither_the_setting_nor_the_scores_of_the_calibrate_half():
+def test_scores_and_labels_of_the_test_half_change_neither_the_setting_nor_the_scores_of_the_calibrate_part():
     scores, member = planted()
-    split = halves(scores.ids, member, 0.2, 0)
+    split = divided(scores.ids, member, 0.2, 0)
     calibrate, rng = split.calibrate[0], np.random.default_rng(1)
     result = evaluate_scores(scores, member, split)
     disturbed, relabelled = scores.statistic.copy(), member.copy()
@@ -89,7 +89,7 @@ def test_scores_and_labels_of_the_test_half_change_neither_the_setting_nor_the_s
         )
 
 
-def test_a_rule_is_given_the_labels_of_the_calibrate_half_alone(monkeypatch):
+def test_a_rule_is_given_the_labels_of_the_calibrate_part_alone(monkeypatch):
     scores, member = planted()
     given = []
 
@@ -98,14 +98,14 @@ def test_a_rule_is_given_the_labels_of_the_calibrate_half_alone(monkeypatch):
         return settling.Columns(components[:, :1], (None,))
 
     monkeypatch.setitem(settling.RULES, "watching", watching)
-    split = halves(scores.ids, member, 0.2, 0)
+    split = divided(scores.ids, member, 0.2, 0)
     evaluate_scores(replace(scores, rule="watching"), member, split)
     np.testing.assert_array_equal(given[0], member[split.calibrate[0]])
 
 
 def test_small_sets_are_settled_anew_on_every_division_and_keep_the_weight_chosen_most_often():
     scores, member = planted(n=60)
-    split = halves(scores.ids, member, 0.2, 0)
+    split = divided(scores.ids, member, 0.2, 0)
     each, result = on_every_split(scores, member, split), evaluate_scores(scores, member, split)
     assert len(each) == REPEATS
     settings = [r.setting for r in each]
@@ -120,38 +120,38 @@ def test_components_that_know_nothing_of_membership_give_an_auc_of_one_half():
     aucs, covered = [], 0
     for seed in range(60):
         scores, member = planted(n=200, shifts=(0.0, 0.0), seed=seed)
-        auc = evaluate_scores(scores, member, halves(scores.ids, member, 0.2, seed)).auc
+        auc = evaluate_scores(scores, member, divided(scores.ids, member, 0.2, seed)).auc
         aucs.append(auc.value)
         covered += auc.low <= 0.5 <= auc.high
     assert abs(np.mean(aucs) - 0.5) < 3.3 * 0.033 / np.sqrt(60)  # the standard error of one AUC of 160 a side
     assert covered >= 51  # nominally 57 of 60; fewer than 51 in one of 300 times
 
 
-def test_one_number_per_image_has_neither_a_timestep_nor_a_setting_and_needs_no_calibrate_half():
+def test_one_number_per_image_has_neither_a_timestep_nor_a_setting_and_needs_no_calibrate_part():
     scores, member = planted(shifts=(1.0,), rule="as_is")
     for calibration in (True, False):
-        result = evaluate_scores(scores, member, halves(scores.ids, member, 0.2, 0, calibration))
+        result = evaluate_scores(scores, member, divided(scores.ids, member, 0.2, 0, calibration))
         assert (result.timestep, result.setting, result.rule, result.oracle.timestep) == (None, None, "as_is", None)
         assert len(result.per_timestep) == calibration
-        split = halves(scores.ids, member, 0.2, 0, calibration)
+        split = divided(scores.ids, member, 0.2, 0, calibration)
         np.testing.assert_array_equal(samples([scores], [result], member, split).scores["clid"], scores.statistic[:, 0])
 
 
 def test_the_direction_is_applied_before_a_rule():
     scores, member = planted(shifts=(1.0,), rule="as_is")
     mirrored = replace(scores, direction="small", statistic=-scores.statistic)
-    split = halves(scores.ids, member, 0.2, 0)
+    split = divided(scores.ids, member, 0.2, 0)
     assert evaluate_scores(mirrored, member, split).auc == evaluate_scores(scores, member, split).auc
 
 
-def test_components_without_a_calibrate_half_are_refused():
+def test_components_without_a_calibrate_part_are_refused():
     scores, member = planted()
-    with pytest.raises(UserError, match="clid settles its score on the calibrate half; leave out --no-calibration, or this attack"):
-        evaluate_scores(scores, member, halves(scores.ids, member, 0.2, 0, calibration=False))
+    with pytest.raises(UserError, match="clid settles its score on the calibrate part; leave out --no-calibration, or this attack"):
+        evaluate_scores(scores, member, divided(scores.ids, member, 0.2, 0, calibration=False))
 
 
 def test_a_classifier_scores_no_image_that_it_was_trained_on():
-    """On noise, its AUC on the calibrate half is one half too, so that it is not chosen for having been trained there."""
+    """On noise, its AUC on the calibrate part is one half too, so that it is not chosen for having been trained there."""
     found = []
     for seed in range(20):
         scores, member = planted(n=50, shifts=(0.0,) * 20, seed=seed, rule="logistic")

@@ -248,7 +248,7 @@ def audit(
     captions: Captions = None,
     probes: Probes = None,
     calibration: Annotated[
-        bool | None, Opt("--calibration/--no-calibration", help="Choose settings on a calibrate half.", show_default=False)
+        bool | None, Opt("--calibration/--no-calibration", help="Choose settings on a calibrate part.", show_default=False)
     ] = None,
     calibrate_fraction: Annotated[
         float | None, Opt(help="Share of each side that settings are chosen on (0.2).", show_default=False)

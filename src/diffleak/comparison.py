@@ -3,7 +3,7 @@
     AUC difference    paired DeLong        TPR difference    paired bootstrap, thresholds re-derived
 
 both on the images in the test part of both runs. An entry's number is its worst: the run and attack with the highest AUC on
-the calibrate half. Small sets have several calibrate/test divisions: then each division of one run is paired with the same
+the calibrate part. Small sets have several calibrate/test divisions: then each division of one run is paired with the same
 of the other, with scores at the timestep chosen most often, and medians over them are reported. No torch here.
 """
 
@@ -168,7 +168,7 @@ def _rate(result: Result, fpr: float) -> RateAtFPR:
 def _worst(
     runs: Sequence[Run], attacks: Sequence[str], controls: bool = False
 ) -> tuple[Run, str, Literal["calibrate", "repeated", "test"]]:
-    """The run and attack with the highest AUC on calibrate; on test where some run has no calibrate half."""
+    """The run and attack with the highest AUC on calibrate; on test where some run has no calibrate part."""
     candidates = [(run, attack, run.result(attack)) for run in runs for attack in attacks]
     candidates = [c for c in candidates if controls or c[2].leads]
     calibrated = all(c[2].per_timestep for c in candidates)
@@ -241,7 +241,7 @@ def _warnings(
             "divisions, with scores at the timestep that most of them chose"
         )
     found += [
-        f"{entry.name}: no calibrate half, so its worst attack is the largest AUC on the test part, which flatters the attack"
+        f"{entry.name}: no calibrate part, so its worst attack is the largest AUC on the test part, which flatters the attack"
         for entry in compared
         if entry.worst.chosen_on == "test"
     ]

@@ -33,7 +33,7 @@ class Difference(Record):
 class ComparedResult(Record):
     """What one attack achieves on one run, and its difference to the same attack on the reference (null for the reference).
 
-    `calibrate_auc` is the AUC of the chosen timestep or setting on the calibrate half, which the worst attack is chosen by.
+    `calibrate_auc` is the AUC of the chosen timestep or setting on the calibrate part, which the worst attack is chosen by.
     """
 
     run: str
@@ -52,10 +52,10 @@ class ComparedResult(Record):
 
 
 class Worst(Record):
-    """An entry's number: the run and attack with the highest AUC on the calibrate half, controls of masks aside.
+    """An entry's number: the run and attack with the highest AUC on the calibrate part, controls of masks aside.
 
     `chosen_on` is "repeated" where small sets have several divisions, whose calibrate parts together are nearly all images, and
-    "test" where a run has no calibrate half: then the largest AUC was picked, which is optimistic for the
+    "test" where a run has no calibrate part: then the largest AUC was picked, which is optimistic for the
     attacker. `difference` is to the reference's own worst. `not_excluded` is the upper end of the AUC's interval.
     """
 
@@ -156,7 +156,7 @@ class SwapAudit(Record):
     """Two teachers trained on disjoint halves, each image a member of one and held out from the other.
 
     members: of each half in the audit; tested: of these in the test part; nonmembers: in the test part of each teacher's
-    own audit. `best` is the attack of the highest AUC on the calibrate half.
+    own audit. `best` is the attack of the highest AUC on the calibrate part.
     """
 
     halves: str

@@ -1,4 +1,4 @@
-"""Scores and labels → results: the calibrate half chooses, the test half is read once.
+"""Scores and labels → results: the calibrate part chooses, the test part is read once.
 
 Sets with fewer than 200 images a side use repeated splits, and every number is the median over them.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from diffleak import metrics
-from diffleak.data.draw import calibrate_half
+from diffleak.data.draw import calibrate_part
 from diffleak.errors import UserError, unknown
 from diffleak.masks import masked_label
 from diffleak.record import VARIANTS, Accuracy, AchievedFPR, AUCAt, Estimate, Gain, Oracle, Record, Result, Samples, Scores, Split, Variant
@@ -20,25 +20,25 @@ from diffleak.settling import Key, column, named, settled
 
 SMALL_SIDE = 200
 REPEATS = 25
-NO_CALIBRATION = "no calibrate half: the threshold was not chosen on separate images"
+NO_CALIBRATION = "no calibrate part: the threshold was not chosen on separate images"
 
 R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True, eq=False)
-class Halves:
-    """The calibrate half of every repeat, as rows of a (repeats, n) array; no rows of True without calibration."""
+class Divisions:
+    """The calibrate part of every repeat, as rows of a (repeats, n) array; no rows of True without calibration."""
 
     calibrate: Bool[np.ndarray, "r n"]
     record: Split
 
 
-def halves(ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float, seed: int, calibration: bool = True) -> Halves:
+def divided(ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float, seed: int, calibration: bool = True) -> Divisions:
     """How the images divide into calibrate and test, once or, for small sets, REPEATS times."""
     m, n = int(member.sum()), int((~member).sum())
     repeats = REPEATS if calibration and min(m, n) < SMALL_SIDE else 1
     fraction = fraction if calibration else 0.0
-    drawn = [calibrate_half(ids, member, fraction, seed, repeat) for repeat in range(repeats)] if calibration else []
+    drawn = [calibrate_part(ids, member, fraction, seed, repeat) for repeat in range(repeats)] if calibration else []
     rows = np.array(drawn or [np.zeros_like(member)])
     counts = (int(rows[0][member].sum()), int(rows[0][~member].sum()))
     record = Split(
@@ -50,20 +50,20 @@ def halves(ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float
         calibrate_members=counts[0],
         calibrate_nonmembers=counts[1],
     )
-    return Halves(rows, record)
+    return Divisions(rows, record)
 
 
-def evaluate_scores(scores: Scores, member: Bool[np.ndarray, " n"], split: Halves) -> Result:
+def evaluate_scores(scores: Scores, member: Bool[np.ndarray, " n"], split: Divisions) -> Result:
     """One attack's result over its timesteps; attack parameters and costs are left to the caller."""
     return combined(on_every_split(scores, member, split))
 
 
-def on_every_split(scores: Scores, member: Bool[np.ndarray, " n"], split: Halves) -> list[Result]:
-    """One attack's result for each division into halves."""
+def on_every_split(scores: Scores, member: Bool[np.ndarray, " n"], split: Divisions) -> list[Result]:
+    """One attack's result for each division into calibrate and test part."""
     return [_one_split(scores, member, calibrate, split.record.seed) for calibrate in split.calibrate]
 
 
-def on_first_split(scores: Scores, member: Bool[np.ndarray, " n"], split: Halves) -> Result:
+def on_first_split(scores: Scores, member: Bool[np.ndarray, " n"], split: Divisions) -> Result:
     """One attack's result for the first division alone: settings and test images that belong together."""
     return _one_split(scores, member, split.calibrate[0], split.record.seed)
 
@@ -75,7 +75,7 @@ def combined(results: Sequence[Result]) -> Result:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One setting of a masked attack that the calibrate half may choose: its ratio, and the scores under it."""
+    """One setting of a masked attack that the calibrate part may choose: its ratio, and the scores under it."""
 
     ratio: float
     scores: Scores
@@ -87,12 +87,12 @@ def evaluate_masked(
     unmasked: Scores,
     base: Sequence[Result],
     member: Bool[np.ndarray, " n"],
-    split: Halves,
+    split: Divisions,
 ) -> tuple[Result, Scores]:
     """The result of a masked attack, with what the mask adds to `base`, and the scores it came from.
 
     `base` are the results of the `unmasked` scores on every split. The ratio, where there are several, and the timestep are
-    those of the best AUC on the calibrate half.
+    those of the best AUC on the calibrate part.
     """
     results = []
     for calibrate, plain in zip(split.calibrate, base, strict=True):
@@ -115,7 +115,7 @@ def evaluate_masked(
 
 
 def evaluate_reference(
-    scores: Sequence[Scores], base: Sequence[Result], member: Bool[np.ndarray, " n"], split: Halves
+    scores: Sequence[Scores], base: Sequence[Result], member: Bool[np.ndarray, " n"], split: Divisions
 ) -> list[tuple[Result, Scores]]:
     """The results of an attack on the reference model and on the excess of the audited one over it, with their scores.
 
@@ -152,14 +152,14 @@ def gain(
     return Gain(auc=metrics.auc_difference(m, n), asr=asr, tpr_at_1pct=metrics.tpr_difference(m, n, 0.01, seed))
 
 
-def samples(all_scores: Sequence[Scores], results: Sequence[Result], member: Bool[np.ndarray, " n"], split: Halves) -> Samples:
-    """The table of membership scores at each attack's chosen timestep or setting, with the halves of the first split."""
+def samples(all_scores: Sequence[Scores], results: Sequence[Result], member: Bool[np.ndarray, " n"], split: Divisions) -> Samples:
+    """The table of membership scores at each attack's chosen timestep or setting, with the parts of the first split."""
     columns = {s.attack: column(s, r, member, split.calibrate[0]) for s, r in zip(all_scores, results, strict=True)}
     return Samples(all_scores[0].ids, member, ~split.calibrate[0], columns)
 
 
 def headline(results: Sequence[Result]) -> str | None:
-    """The attack that looked best on the calibrate half, controls of masks aside; None without one."""
+    """The attack that looked best on the calibrate part, controls of masks aside; None without one."""
     best = [(max(point.auc for point in r.per_timestep), r.attack) for r in results if r.per_timestep and r.leads]
     return max(best, key=lambda pair: pair[0])[1] if best else None
 
@@ -175,8 +175,8 @@ def evaluate(
     """The statistics of finished scores, higher = more likely a member.
 
     Nothing is chosen but the thresholds of `asr` and `achieved_fpr`: AUC and rates are of all images, those two are
-    calibrated on a hashed 20 % and counted on the rest. `part` gives, per side, which images belong to the test half
-    (bool); then everything is of the test half. `ids` per side decide the hash; without them it is the position. Raises
+    calibrated on a hashed 20 % and counted on the rest. `part` gives, per side, which images belong to the test part
+    (bool); then everything is of the test part. `ids` per side decide the hash; without them it is the position. Raises
     `UserError` for scores that are empty or not finite.
     """
     m, n = (_checked(scores, side) for scores, side in ((member_scores, "member"), (nonmember_scores, "non-member")))
@@ -191,11 +191,11 @@ def evaluate(
             raise UserError("the test part must hold members and non-members")
         test = np.concatenate(tests)
         m, n = m[tests[0]], n[tests[1]]
-        record = halves(scores.ids, member, 0.2, seed, calibration=False).record
-        result = evaluate_scores(scores, member, Halves(~test[None], record))
+        record = divided(scores.ids, member, 0.2, seed, calibration=False).record
+        result = evaluate_scores(scores, member, Divisions(~test[None], record))
     else:
-        whole = evaluate_scores(scores, member, halves(scores.ids, member, 0.2, seed, calibration=False))
-        split = halves(scores.ids, member, 0.2, seed)
+        whole = evaluate_scores(scores, member, divided(scores.ids, member, 0.2, seed, calibration=False))
+        split = divided(scores.ids, member, 0.2, seed)
         carried = [_carried(*_sides(scores.membership[:, 0], member, calibrate)) for calibrate in split.calibrate]
         asr, achieved = (median_record(same) for same in zip(*carried, strict=True))
         result = whole.model_copy(update={"asr": asr, "achieved_fpr": achieved})
@@ -218,7 +218,7 @@ def _one_split(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[n
     cal_m, cal_n, test_m, test_n = _sides(membership, member, calibrate)
     calibrated = bool(len(cal_m) and len(cal_n))
     if not calibrated and len(keys) > 1:
-        raise UserError(f"{scores.attack}: without a calibrate half there must be one timestep; got {len(keys)}")
+        raise UserError(f"{scores.attack}: without a calibrate part there must be one timestep; got {len(keys)}")
     per_timestep = tuple(AUCAt(**named(key), auc=metrics.auc(cal_m[:, i], cal_n[:, i])) for i, key in enumerate(keys)) if calibrated else ()
     chosen = int(np.argmax([point.auc for point in per_timestep])) if calibrated else 0
     m, n = test_m[:, chosen], test_n[:, chosen]
@@ -241,12 +241,12 @@ def _one_split(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[n
 
 
 def _sides(membership: np.ndarray, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> tuple[np.ndarray, ...]:
-    """Members and non-members of the calibrate half, then of the test half."""
+    """Members and non-members of the calibrate part, then of the test part."""
     return tuple(membership[half & side] for half in (calibrate, ~calibrate) for side in (member, ~member))
 
 
 def _carried(cal_m: metrics.Sample, cal_n: metrics.Sample, m: metrics.Sample, n: metrics.Sample) -> tuple[Accuracy, AchievedFPR]:
-    """What thresholds of the calibrate half give on the test half."""
+    """What thresholds of the calibrate part give on the test part."""
     if not len(cal_m) or not len(cal_n):
         return Accuracy(reason=NO_CALIBRATION), AchievedFPR(reason=NO_CALIBRATION)
     threshold, _ = metrics.best_accuracy(cal_m, cal_n)

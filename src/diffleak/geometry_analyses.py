@@ -1,7 +1,7 @@
 """What an audit says about geometry: does leakage follow distortion, and distortion the image's frequencies? No torch.
 
-Quartiles of distortion are those of members and held-out images together. Everything about attacks is of the test half, at
-timesteps that the calibrate half chose; of repeated divisions the first alone is used. (Rao, Qu and Moyer 2025, arXiv
+Quartiles of distortion are those of members and held-out images together. Everything about attacks is of the test part, at
+timesteps that the calibrate part chose; of repeated divisions the first alone is used. (Rao, Qu and Moyer 2025, arXiv
 2511.20592, sections 4.2 to 4.4 and appendix F.)
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from diffleak import metrics
-from diffleak.evaluation import Halves, gain, on_first_split
+from diffleak.evaluation import Divisions, gain, on_first_split
 from diffleak.frequencies import radius
 from diffleak.record import AUCAt, BandAt, Estimate, FilterGain, Geometry, Quartile, Result, Scores
 
@@ -31,7 +31,7 @@ def analyse(
     results: Sequence[Result],
     scores: Sequence[Scores],
     member: Bool[np.ndarray, " n"],
-    split: Halves,
+    split: Divisions,
 ) -> Geometry:
     """The analyses of one run: `measured` holds distortion, low- and high-frequency energy; `scores` those of each result.
 

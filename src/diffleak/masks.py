@@ -1,7 +1,7 @@
 """Which latent coordinates an attack looks at: `--mask influence[:0.4]`, its controls, and `auto`. No torch.
 
 A mask drops a share `ratio` of each image's coordinates: those of lowest influence on the decoded image, or, as controls,
-as many at random (`random`) or those of highest influence (`reverse`). `auto` leaves the ratio to the calibrate half.
+as many at random (`random`) or those of highest influence (`reverse`). `auto` leaves the ratio to the calibrate part.
 (Rao, Qu and Moyer 2025, arXiv 2511.20592, section 4.3 and appendix B.)
 """
 
@@ -31,7 +31,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class MaskChoice:
-    """One masked result: the `masks` that the calibrate half chooses from, usually one."""
+    """One masked result: the `masks` that the calibrate part chooses from, usually one."""
 
     label: str
     masks: tuple[Mask, ...]

@@ -41,7 +41,7 @@ class Prepared:
     attacks: tuple[Attack, ...]
     masks: tuple[MaskChoice, ...]
     plan: Plan
-    split: evaluation.Halves
+    split: evaluation.Divisions
     worker: scoring.Worker
     truncated: tuple[str, ...] = ()
 
@@ -140,7 +140,7 @@ def prepare(
     )
     batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
-    split = evaluation.halves(found.cohort.ids, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
+    split = evaluation.divided(found.cohort.ids, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
     plan = Plan(
         diffleak=version("diffleak"),
         model=target.name,
@@ -232,7 +232,7 @@ def _allowed(attack: Attack, config: AuditConfig, target: hub.Target) -> Attack:
     if attack.needs_text and getattr(target, "text", None) is None:
         raise UserError(f"{attack.name} works with captions, and {target.name} takes none; leave it out")
     if needs_calibration(attack.settled_by) and not config.calibration:
-        raise UserError(f"{attack.name} settles its score on the calibrate half; leave out --no-calibration, or this attack")
+        raise UserError(f"{attack.name} settles its score on the calibrate part; leave out --no-calibration, or this attack")
     return fit_to_schedule(attack, target.denoiser.schedule)
 
 
@@ -243,7 +243,7 @@ def choose_masks(config: AuditConfig) -> tuple[MaskChoice, ...]:
     if len(set(labels)) < len(labels):
         raise UserError(f"each mask must be listed once; got {', '.join(labels)}")
     if not config.calibration and any(len(choice.masks) > 1 for choice in choices):
-        raise UserError("--mask auto chooses its ratio on the calibrate half; with --no-calibration give a ratio, as in influence:0.4")
+        raise UserError("--mask auto chooses its ratio on the calibrate part; with --no-calibration give a ratio, as in influence:0.4")
     return choices
 
 
@@ -261,6 +261,6 @@ def _check_halves(cohort: Cohort, config: AuditConfig) -> None:
     calibrate = round(config.calibrate_fraction * smallest)
     if config.calibration and not 0 < calibrate < smallest:
         raise UserError(
-            f"calibrate_fraction must leave images on both halves; {config.calibrate_fraction} of {smallest} images "
+            f"calibrate_fraction must leave images in both parts; {config.calibrate_fraction} of {smallest} images "
             f"calibrates on {calibrate}"
         )

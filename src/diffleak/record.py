@@ -27,7 +27,7 @@ VARIANTS: tuple[Variant, Variant] = get_args(Variant)
 class Scores:
     """One attack's statistics for every image and timestep, in the paper's own units.
 
-    With a `rule` (see `diffleak.settling`) the columns are components, of which the calibrate half makes a score;
+    With a `rule` (see `diffleak.settling`) the columns are components, of which the calibrate part makes a score;
     `timesteps` then counts them from 0.
     """
 
@@ -46,7 +46,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """samples.csv: per image its side, its half and each attack's membership score at the chosen timestep or setting."""
+    """samples.csv: per image its side, its part and each attack's membership score at the chosen timestep or setting."""
 
     ids: tuple[str, ...]
     member: Bool[np.ndarray, " n"]
@@ -54,7 +54,7 @@ class Samples:
     scores: dict[str, Float64[np.ndarray, " n"]]
 
     def sides(self, attack: str, test: bool | None = True) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " n"]]:
-        """The attack's (members, nonmembers) of the test half, of the calibrate half, or of both (`test=None`)."""
+        """The attack's (members, nonmembers) of the test part, of the calibrate part, or of both (`test=None`)."""
         rows = np.ones(len(self.ids), dtype=bool) if test is None else self.test == test
         return self.scores[attack][rows & self.member], self.scores[attack][rows & ~self.member]
 
@@ -104,7 +104,7 @@ class AchievedFPR(Estimate):
 
 
 class Oracle(Record):
-    """The best on the test half over thresholds and timesteps, each picked separately: what papers print, optimistic."""
+    """The best on the test part over thresholds and timesteps, each picked separately: what papers print, optimistic."""
 
     timestep: int | None = None
     setting: str | None = None
@@ -115,7 +115,7 @@ class Oracle(Record):
 
 
 class AUCAt(Record):
-    """The AUC at one timestep, or at one setting: of the calibrate half in a result, of the test half in a quartile."""
+    """The AUC at one timestep, or at one setting: of the calibrate part in a result, of the test part in a quartile."""
 
     timestep: int | None = None
     setting: str | None = None
@@ -134,13 +134,13 @@ class Gain(Record):
 
 
 class Result(Record):
-    """What one attack achieves. Rates are of the test half; member is the positive class.
+    """What one attack achieves. Rates are of the test part; member is the positive class.
 
     `queries` counts denoiser forwards per image over the whole sweep, `queries_at_timestep` those the chosen timestep
     needs alone; masked results share those of their attack. `mask_ratio` is the share of latent coordinates dropped.
     `variant` is "reference" for the attack on the reference model and "excess" for the attack on what is left of the audited
     model's statistics when the reference's are subtracted.
-    An attack that averages over timesteps of its own has a `rule` in place of a timestep, and where the calibrate half chose
+    An attack that averages over timesteps of its own has a `rule` in place of a timestep, and where the calibrate part chose
     something, the `setting` that it chose.
     """
 
@@ -185,7 +185,7 @@ class Result(Record):
 
 
 class Quartile(Record):
-    """The images whose distortion lies in one quarter, 1 the lowest: AUC of the test half by timestep, and at the chosen one."""
+    """The images whose distortion lies in one quarter, 1 the lowest: AUC of the test part by timestep, and at the chosen one."""
 
     quartile: int
     low: float

@@ -39,7 +39,7 @@ class Run:
         split, s = self.record.split, self.samples
         if split.repeats == 1:
             return s.test[None]
-        return ~evaluation.halves(s.ids, s.member, split.calibrate_fraction, split.seed).calibrate
+        return ~evaluation.divided(s.ids, s.member, split.calibrate_fraction, split.seed).calibrate
 
     @cached_property
     def rows(self) -> dict[str, int]:

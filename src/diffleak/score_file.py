@@ -25,7 +25,7 @@ class Table(NamedTuple):
 def evaluate_file(path: Path, convention: str = "member-exact", column: str = "score") -> Result:
     """The statistics of a CSV or Parquet file with the columns id, member (0/1 or true/false) and `column`.
 
-    A column `part` (calibrate / test), as in samples.csv, makes every number one of the test half. Raises `UserError` for
+    A column `part` (calibrate / test), as in samples.csv, makes every number one of the test part. Raises `UserError` for
     a file that cannot be read, lacks a column, repeats an id, or holds anything but 0/1 members and finite scores.
     """
     table = _read(path)

@@ -382,7 +382,7 @@ def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: 
 
 
 def _prepared(job: Job, attack: Attack) -> Attack:
-    """The attack with what it needs from images of the calibrate half, the same ones in every worker."""
+    """The attack with what it needs from images of the calibrate part, the same ones in every worker."""
     if not attack.needs_preparation:
         return attack
     allowed = job.calibrate if job.calibrate.any() else np.ones(len(job.cohort), dtype=bool)

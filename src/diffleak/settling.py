@@ -1,14 +1,14 @@
-"""From the components that some attacks store to membership scores, settled on the calibrate half. No torch.
+"""From the components that some attacks store to membership scores, settled on the calibrate part. No torch.
 
     as_is     the one component is the score, nothing is settled
     mean      the mean of the components, nothing is settled
-    clid      (1 - w) S(u) + w S(v), w in {0, 0.1, ..., 1}        S(x) = (x - median) / IQR, both of the calibrate half
-    logistic  b + w . Z(x), a logistic regression                 Z(x) = (x - mean) / standard deviation; all of the calibrate half
+    clid      (1 - w) S(u) + w S(v), w in {0, 0.1, ..., 1}        S(x) = (x - median) / IQR, both of the calibrate part
+    logistic  b + w . Z(x), a logistic regression                 Z(x) = (x - mean) / standard deviation; all of the calibrate part
 
-A rule makes candidate columns of the components, each with a setting that can be read ("w=0.3"), and the calibrate half
+A rule makes candidate columns of the components, each with a setting that can be read ("w=0.3"), and the calibrate part
 chooses among them as it does among timesteps. Adding one is a function here, and its name in RULES and on its attack.
-No image is scored by a classifier that was trained on it: on the calibrate half there is one for each of FOLDS folds. So its AUC
-there can be compared with those of other attacks, and a threshold from there holds on the test half.
+No image is scored by a classifier that was trained on it: on the calibrate part there is one for each of FOLDS folds. So its AUC
+there can be compared with those of other attacks, and a threshold from there holds on the test part.
 (CLiD: Zhai et al. 2024, arXiv 2405.14800.)
 """
 
@@ -28,7 +28,7 @@ Key = int | str | None  # a timestep, a setting, or neither where there is nothi
 
 
 class Columns(NamedTuple):
-    """What the calibrate half chooses from: membership scores, higher = more likely a member, and the key of each column."""
+    """What the calibrate part chooses from: membership scores, higher = more likely a member, and the key of each column."""
 
     membership: Float64[np.ndarray, "n k"]
     keys: tuple[Key, ...]
@@ -55,7 +55,7 @@ def _logistic(components: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     if member.all() or not member.any():
-        raise UserError("a classifier is trained on images of both sides; the calibrate half has one only: raise --calibrate-fraction")
+        raise UserError("a classifier is trained on images of both sides; the calibrate part has one only: raise --calibrate-fraction")
     spread = components[calibrate].std(axis=0)
     x = (components - components[calibrate].mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     fewest = min(int(member.sum()), int((~member).sum()))
@@ -73,25 +73,25 @@ RULES: dict[str, Rule] = {AS_IS: _as_is, MEAN: _mean, "clid": _clid, "logistic":
 
 
 def needs_calibration(rule: str | None) -> bool:
-    """Whether a rule takes anything from the calibrate half."""
+    """Whether a rule takes anything from the calibrate part."""
     return rule not in (None, AS_IS, MEAN)
 
 
 def settled(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Columns:
-    """The columns that scores offer for one division into halves; without a rule those are the timesteps.
+    """The columns that scores offer for one division into calibrate and test part; without a rule those are the timesteps.
 
-    A rule is given the labels of the calibrate half alone, in its order, so that nothing can be fitted to those of the test
-    half. Raises `UserError` for a rule that needs a calibrate half where there is none.
+    A rule is given the labels of the calibrate part alone, in its order, so that nothing can be fitted to those of the test
+    part. Raises `UserError` for a rule that needs a calibrate part where there is none.
     """
     if scores.rule is None:
         return Columns(scores.membership, scores.timesteps)
     if needs_calibration(scores.rule) and not calibrate.any():
-        raise UserError(f"{scores.attack} settles its score on the calibrate half; leave out --no-calibration, or this attack")
+        raise UserError(f"{scores.attack} settles its score on the calibrate part; leave out --no-calibration, or this attack")
     return RULES[scores.rule](scores.membership, calibrate, member[calibrate])
 
 
 def column(scores: Scores, result: Result, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    """The membership scores at the timestep or setting of a result, settled on this calibrate half."""
+    """The membership scores at the timestep or setting of a result, settled on this calibrate part."""
     columns = settled(scores, member, calibrate)
     key = result.timestep if result.setting is None else result.setting
     return columns.membership[:, columns.keys.index(key)]
@@ -103,6 +103,6 @@ def named(key: Key) -> dict[str, Any]:
 
 
 def robust_scaled(x: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, "n c"]:
-    """(x - median) / IQR of each column, both of the calibrate half; a column whose IQR is 0 there is only centred."""
+    """(x - median) / IQR of each column, both of the calibrate part; a column whose IQR is 0 there is only centred."""
     low, middle, high = np.quantile(x[calibrate], [0.25, 0.5, 0.75], axis=0)
     return (x - middle) / np.where(high > low, high - low, 1.0)

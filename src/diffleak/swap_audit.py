@@ -5,7 +5,7 @@
 Every x is a member of one teacher and held out from the other, so how difficult x is by itself cancels in d. The AUC of d,
 D1 against D2, is 0.5 when the teachers tell nothing, and close to 1 when which of them saw x can be read off, also where
 each teacher's ordinary AUC is weak because images differ more from each other than members do from held-out images.
-Timesteps are chosen on a calibrate half of D1 and D2 together (drawn for this audit, by id and seed); the numbers are of
+Timesteps are chosen on a calibrate part of D1 and D2 together (drawn for this audit, by id and seed); the numbers are of
 the rest. Where an attack stores components, d is taken of each and settled there. No torch here.
 """
 
@@ -143,7 +143,7 @@ def _own_half(run: Run, halves: HalvesFile) -> Run:
         )
     positive = np.repeat([True, False], [len(sides.positive), len(sides.negative)])
     plan = run.record.plan
-    split = evaluation.halves(own[0].ids, positive, plan.calibrate_fraction, plan.seed, plan.calibration)
+    split = evaluation.divided(own[0].ids, positive, plan.calibrate_fraction, plan.seed, plan.calibration)
     kept_fields = ("mask", "mask_ratio", "access", "parameters", "queries", "queries_at_timestep")
     results = [
         evaluation.evaluate_scores(scores, positive, split).model_copy(update={k: getattr(old, k) for k in kept_fields})
@@ -214,5 +214,5 @@ def _evaluated(scores: Scores, sides: Sides, run: Run) -> tuple[Result, int]:
     """The result over a division of these images into halves as the run's plan has it, and the number of divisions."""
     positive: Bool[np.ndarray, " n"] = np.repeat([True, False], [len(sides.positive), len(sides.negative)])
     plan = run.record.plan
-    split = evaluation.halves(scores.ids, positive, plan.calibrate_fraction, plan.seed, plan.calibration)
+    split = evaluation.divided(scores.ids, positive, plan.calibrate_fraction, plan.seed, plan.calibration)
     return evaluation.evaluate_scores(scores, positive, split), split.record.repeats

@@ -30,7 +30,7 @@ def draw(runs: list[Path], output: Path) -> None:
         axes.errorbar(places, values, yerr=spans, fmt="o", capsize=3, color=COLOURS[told], label=f"captions: {told}")
     axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(names)), [name.partition("(")[0] for name in names])
-    axes.set_ylabel("AUC on the test half, 95 % interval")
+    axes.set_ylabel("AUC on the test part, 95 % interval")
     axes.set_ylim(0.3, 1.02)
     axes.legend(frameon=False)
     figure.savefig(output, dpi=150)

@@ -4,7 +4,7 @@
     s_j            cosine of the encoder's vectors of the image itself and of g_j
     components     s_1 >= ... >= s_n
     threshold      score = the mean of s
-    classifier     score = the logit of a logistic regression on s that is trained on the calibrate half alone
+    classifier     score = the logit of a logistic regression on s that is trained on the calibrate part alone
 
 Nothing is asked of the model but images, so one that is several networks in turn is seen as a whole. The image goes into the
 encoder as the pixels it is, never through the model's autoencoder.

@@ -2,7 +2,7 @@
 
     L(c) = mean over t and coordinates of (eps(q(x0, t, e_t), t, c) - e_t)^2        e_t draw i at the i-th timestep, for every c
     D_i  = L(c_i) - L(c)            c_1 ... c_4: three reduced captions and the empty one
-    components  -L(c) and the mean of D_i, both high for members; their scales and weights are settled on the calibrate half
+    components  -L(c) and the mean of D_i, both high for members; their scales and weights are settled on the calibrate part
 
 A reduced caption keeps the 30, 50 or 70 % most important words (to the nearest, at least one) in their order; a word's
 importance is 1 - the cosine of the embeddings of the caption with and without it, and of equal ones the earlier is kept.

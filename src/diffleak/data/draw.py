@@ -1,4 +1,4 @@
-"""Draws of images by id and seed: who is trained on, and which half settings are chosen on. Knows ids only, no images."""
+"""Draws of images by id and seed: who is trained on, and which part settings are chosen on. Knows ids only, no images."""
 
 import hashlib
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def ids_digest(ids: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(sorted(ids)).encode()).hexdigest()
 
 
-def calibrate_half(
+def calibrate_part(
     ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float, seed: int, repeat: int = 0
 ) -> Bool[np.ndarray, " n"]:
     """Which images settings are chosen on: `fraction` of each side, by a hash of id, seed and repeat."""

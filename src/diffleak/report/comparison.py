@@ -141,10 +141,10 @@ def _quality_words(entry: Entry, record: Comparison) -> str:
 
 
 def _chosen(record: Comparison) -> str:
-    tested = "Worst means the highest AUC on the calibrate half, over all runs of an entry and all attacks that every run has"
+    tested = "Worst means the highest AUC on the calibrate part, over all runs of an entry and all attacks that every run has"
     if any(entry.worst.chosen_on == "test" for entry in record.entries):
-        tested += " (on the test half where there is no calibrate half)"
-    return f"{tested}; the numbers are of the test half, differences of the images in the test halves of both runs."
+        tested += " (on the test part where there is no calibrate part)"
+    return f"{tested}; the numbers are of the test part, differences of the images in the test parts of both runs."
 
 
 def artefact(run: str) -> str:
@@ -162,13 +162,13 @@ class Compared(NamedTuple):
 def entries_table(record: Comparison, names: bool) -> Table:
     """A row per entry, its worst attack; `names` has that attack in a column, else it is small print."""
     worst = Column(
-        ("Worst", "attack"), "The attack with the highest AUC on the calibrate half.", 2, lambda e: Cell(visible(e.worst.attack))
+        ("Worst", "attack"), "The attack with the highest AUC on the calibrate part.", 2, lambda e: Cell(visible(e.worst.attack))
     )
     against = lambda pick: lambda e: _difference(pick(e.worst.difference)) if e.worst.difference else Cell("reference")
     rates = lambda pick: lambda e: _difference(pick(e.worst.difference), True) if e.worst.difference else Cell("")
     measured = (
         Column(
-            ("AUC",), "Of the worst attack, on the test half. In brackets: 95 % interval.", 1, lambda e: estimate_cell(e.worst_result.auc)
+            ("AUC",), "Of the worst attack, on the test part. In brackets: 95 % interval.", 1, lambda e: estimate_cell(e.worst_result.auc)
         ),
         Column(("AUC", "difference"), "To the worst attack on the reference, on shared test images.", 1, against(lambda d: d.auc)),
         Column(("Not excluded:", "AUC up to"), "The upper end of the 95 % interval of the AUC.", 4, _upper),
@@ -218,12 +218,12 @@ def attacks_table(record: Comparison) -> Table:
     rows = [Compared(e, r) for attack in record.attacks for e in record.entries for r in e.results if r.attack == attack]
     of = lambda pick, pct=False: lambda c: _difference(pick(c.result.difference), pct) if c.result.difference else Cell("reference")
     drawn = (
-        Column(("AUC",), "On the test half. In brackets: 95 % interval.", 1, lambda c: estimate_cell(c.result.auc)),
+        Column(("AUC",), "On the test part. In brackets: 95 % interval.", 1, lambda c: estimate_cell(c.result.auc)),
         Column(("AUC", "difference"), "To the same attack on the reference, on shared test images.", 2, of(lambda d: d.auc)),
-        Column(("TPR at", "1 % FPR"), "On the test half.", 3, lambda c: rate_cell(c.result.tpr_at_1pct, "held-out images")),
+        Column(("TPR at", "1 % FPR"), "On the test part.", 3, lambda c: rate_cell(c.result.tpr_at_1pct, "held-out images")),
         Column(("TPR at 1 % FPR", "difference (points)"), "In points of percent.", 4, of(lambda d: d.tpr_at_1pct, True)),
         Column(("TPR at 10 % FPR", "difference (points)"), "In points of percent.", 5, of(lambda d: d.tpr_at_10pct, True)),
-        Column(("Timestep",), "Or setting, chosen on the calibrate half.", 6, lambda c: setting_cell(c.result)),
+        Column(("Timestep",), "Or setting, chosen on the calibrate part.", 6, lambda c: setting_cell(c.result)),
     )
     return tabulate(rows, drawn, lambda c: (f"{c.entry.name}: {c.result.attack}", _run_of(c), _is_worst(c)))
 
@@ -243,7 +243,7 @@ def swap_table(swap: SwapAudit) -> Table:
         Column(("Swap AUC",), "Of the difference of an image's two scores: first half against second.", 1, lambda r: estimate_cell(r.auc)),
         Column(("AUC of", "teacher 1"), "Members of its half against held-out images.", 2, own(0)),
         Column(("AUC of", "teacher 2"), "Members of its half against held-out images.", 3, own(1)),
-        Column(("Timestep",), "Or setting, of the swap audit, chosen on its calibrate half.", 4, setting_cell),
+        Column(("Timestep",), "Or setting, of the swap audit, chosen on its calibrate part.", 4, setting_cell),
     )
     return tabulate(swap.results, drawn, lambda r: (r.attack, "", r.attack == swap.best))
 

@@ -9,8 +9,8 @@ GLOSSARY = (
     ("AUC", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
     ("AUC difference", "the AUC on an entry minus that on the reference, on the same images; below 0 the entry leaks less."),
     ("TPR at 1 % FPR", "share of members an attack catches when it may raise a false alarm for 1 % of the held-out images."),
-    ("Worst attack", "the run and attack of an entry with the highest AUC on the calibrate half: what a capable outsider would use."),
-    ("Calibrate, test half", "settings are chosen on the one; every number comes from the other."),
+    ("Worst attack", "the run and attack of an entry with the highest AUC on the calibrate part: what a capable outsider would use."),
+    ("Calibrate, test part", "settings are chosen on the one; every number comes from the other."),
     ("Paired", "both models are judged on the same images, so that difficult images do not pass for a difference of the models."),
 )
 

@@ -80,7 +80,7 @@ def styles(results: Sequence[Result], lead: str | None) -> dict[str, LineStyle]:
 
 
 def roc(results: Sequence[Result], samples: Samples, lead: str | None) -> str | None:
-    """TPR against FPR of the test half on log-log axes, the lead with its 95 % band; None where there are no scores."""
+    """TPR against FPR of the test part on log-log axes, the lead with its 95 % band; None where there are no scores."""
     sides = {r.attack: finite_sides(samples, r.attack) for r in results}
     sides = {attack: pair for attack, pair in sides.items() if len(pair[0]) and len(pair[1])}
     if not sides:
@@ -103,12 +103,12 @@ def roc(results: Sequence[Result], samples: Samples, lead: str | None) -> str | 
             axis.set_major_locator(LogLocator(10))
             axis.set_major_formatter(FuncFormatter(lambda rate, _: f"{100 * rate:g} %"))
             axis.set_minor_formatter(NullFormatter())
-        title = "ROC curves of all attacks on the test half, both axes logarithmic: members caught against false alarms"
+        title = "ROC curves of all attacks on the test part, both axes logarithmic: members caught against false alarms"
         return svg(figure, "roc", title)
 
 
 def timesteps(results: Sequence[Result], lead: str | None) -> str | None:
-    """AUC against timestep on the calibrate half, the chosen timestep marked; None where nothing was swept."""
+    """AUC against timestep on the calibrate part, the chosen timestep marked; None where nothing was swept."""
     swept = [r for r in results if r.per_timestep and r.timestep is not None]
     if not swept:
         return None
@@ -119,9 +119,9 @@ def timesteps(results: Sequence[Result], lead: str | None) -> str | None:
         for result in sorted(swept, key=lambda r: r.attack == lead):
             _plot_sweep(axes, result, drawn[result.attack])
         low, high = axes.get_ylim()
-        axes.set(xlabel="timestep", ylabel="AUC on the calibrate half", ylim=(min(low, 0.47), max(high, 0.58)))
+        axes.set(xlabel="timestep", ylabel="AUC on the calibrate part", ylim=(min(low, 0.47), max(high, 0.58)))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        title = "AUC of every attack on the calibrate half against timestep; a dot marks the chosen timestep"
+        title = "AUC of every attack on the calibrate part against timestep; a dot marks the chosen timestep"
         return svg(figure, "timesteps", title)
 
 
@@ -136,7 +136,7 @@ def _plot_sweep(axes: Axes, result: Result, style: LineStyle) -> None:
 
 
 def histogram(samples: Samples, result: Result, name: str, small: bool) -> str | None:
-    """The scores of members (filled) and held-out images (line) on the test half; None where there are none.
+    """The scores of members (filled) and held-out images (line) on the test part; None where there are none.
 
     The outermost bars hold all that lies beyond them, so that a few extreme scores do not flatten the rest.
     """
@@ -163,12 +163,12 @@ def histogram(samples: Samples, result: Result, name: str, small: bool) -> str |
         axes.margins(x=0.01)
         if not small:
             axes.set(xlabel="membership score (higher = more likely a member)", ylabel="share of images")
-        title = f"Histogram of the scores of {visible(result.attack)} on the test half: members against held-out images"
+        title = f"Histogram of the scores of {visible(result.attack)} on the test part: members against held-out images"
         return svg(figure, name, title)
 
 
 def finite_sides(samples: Samples, attack: str) -> tuple[Sample, Sample]:
-    """(members, nonmembers) of the test half without scores that are no numbers; empty for an unknown attack."""
+    """(members, nonmembers) of the test part without scores that are no numbers; empty for an unknown attack."""
     if attack not in samples.scores:
         return np.empty(0), np.empty(0)
     members, nonmembers = samples.sides(attack)

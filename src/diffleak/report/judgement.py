@@ -1,6 +1,6 @@
 """Whether an outsider can tell members apart, in plain words.
 
-The verdict rests on the attack that was chosen on the calibrate half, and on its AUC interval on the test half:
+The verdict rests on the attack that was chosen on the calibrate part, and on its AUC interval on the test part:
 
     leak             the interval lies above one half
     no-leak-found    it does not; the upper end says what cannot be excluded

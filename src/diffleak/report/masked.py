@@ -81,7 +81,7 @@ def _summary(kind: str, results: Sequence[Result]) -> str:
     masks = list(dict.fromkeys(r.mask for r in results))
     first = next((m for m in (f"{kind}:0.4", f"{kind}:auto") if m in masks), masks[0])
     named, others = [r for r in results if r.mask == first], [r for r in results if r.mask != first]
-    share = "a share, chosen on the calibrate half," if str(first).endswith(":auto") else percent(named[0].mask_ratio or 0.0, 0)
+    share = "a share, chosen on the calibrate part," if str(first).endswith(":auto") else percent(named[0].mask_ratio or 0.0, 0)
     text = f"Leaving out {share} of the latent coordinates, those {DROPPED.get(kind, visible(kind))}: {_counts(named, 'attack')}."
     if others:
         rest = f"Under {visible(others[0].mask or '')}" if len(masks) == 2 else f"The {len(masks) - 1} other {visible(kind)} masks together"

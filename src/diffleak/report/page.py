@@ -32,7 +32,7 @@ GLOSSARY = (
     ("TPR at 1 % FPR", "share of members an attack catches when it may raise a false alarm for 1 % of the held-out images."),
     ("Timestep", "how much noise an image gets before the model is asked about it; each attack has one where it sees most."),
     (
-        "Calibrate, test half",
+        "Calibrate, test part",
         "settings are chosen on the one; every number in the verdict comes from the other.",
     ),
 )
@@ -146,7 +146,7 @@ def _tile(title: str, estimate: Estimate, guess: float) -> dict[str, Any]:
 
 
 def _most_exposed(samples: Samples, attack: str | None, thumbnail: Callable[[str], bytes] | None) -> list[Exposed]:
-    """The members of the test half that the attack is surest of; equal scores in the order of their ids."""
+    """The members of the test part that the attack is surest of; equal scores in the order of their ids."""
     if attack not in samples.scores:
         return []
     scores = samples.scores[attack]

@@ -89,7 +89,7 @@ def tabulate(results: Sequence[R], drawn: tuple[Column, ...], head: Callable[[R]
 
 
 def columns(results: Sequence[Result]) -> tuple[Column, ...]:
-    """The columns; that of the achieved FPR names its target, which small calibrate halves raise to 10 %."""
+    """The columns; that of the achieved FPR names its target, which small calibrate parts raise to 10 %."""
     targets = sorted({r.achieved_fpr.target for r in results if r.achieved_fpr.target is not None})
     named = f"(target {' or '.join(percent(t, 0) for t in targets)})" if targets else ""
     return tuple(replace(c, lines=(*c.lines, named)) if c.cell is _achieved and named else c for c in COLUMNS)
@@ -170,12 +170,12 @@ COLUMNS = (
     Column(("TPR at", "1 % FPR"), "Share of members caught when 1 % of the held-out images raise a false alarm.", 2, tpr_cell(0.01)),
     Column(("TPR at", "0.1 % FPR"), "Share of members caught when 1 in 1,000 held-out images raises a false alarm.", 7, tpr_cell(0.001)),
     Column(("TNR at", "1 % FNR"), "Share of held-out images that are cleared when 1 % of the members are missed.", 8, _tnr),
-    Column(("Attack", "success"), "Share of right answers at the threshold set on the calibrate half.", 3, asr_cell),
-    Column(("Timestep",), "The timestep, or setting, chosen on the calibrate half.", 4, setting_cell),
+    Column(("Attack", "success"), "Share of right answers at the threshold set on the calibrate part.", 3, asr_cell),
+    Column(("Timestep",), "The timestep, or setting, chosen on the calibrate part.", 4, setting_cell),
     Column(("Queries", "per image"), "Forwards of the denoiser for all timesteps; below, for the chosen one alone.", 5, _queries),
     Column(
         ("Achieved FPR",),
-        "False alarms on the test half at the threshold set for the target on the other.",
+        "False alarms on the test part at the threshold set for the target on the other.",
         9,
         _achieved,
     ),

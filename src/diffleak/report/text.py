@@ -114,7 +114,7 @@ def markdown(record: AuditRecord) -> str:
     if record.warnings:
         lines += ["", "Warnings:", "", *(f"- {_escape(visible(w))}" for w in record.warnings)]
     if content.rows:
-        key = "Bold: the attack chosen on the calibrate half. Intervals are 95 %; rates are of the test half."
+        key = "Bold: the attack chosen on the calibrate part. Intervals are 95 %; rates are of the test part."
         lines += [*_markdown_table(content), "", f"{key} {ORACLE_NOTE}"]
     lines += _markdown_notes(content)
     masks, found = masks_table(record), geometry_sentences(record)
