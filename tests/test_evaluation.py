@@ -8,8 +8,21 @@ import diffleak
 from diffleak import metrics
 from diffleak.data.draw import calibrate_part
 from diffleak.errors import UserError
-from diffleak.evaluation import REPEATS, SMALL_SIDE, divided, evaluate, evaluate_scores, headline, samples
-from diffleak.record import Scores
+from diffleak.evaluation import REPEATS, SMALL_SIDE, divided, evaluate, evaluate_scores, headline, over_repeats, samples
+from diffleak.record import (
+    MOST_OFTEN,
+    Accuracy,
+    AchievedFPR,
+    AUCAt,
+    Estimate,
+    Gain,
+    Oracle,
+    RateAtFNR,
+    RateAtFPR,
+    Record,
+    Result,
+    Scores,
+)
 
 
 def cohort(m, n, seed=0):
@@ -174,7 +187,7 @@ def test_the_thresholds_are_chosen_on_calibrate_and_counted_on_test():
     best = max(accuracy(c, cal_m, cal_n) for c in np.r_[cal_m, cal_n])
     assert accuracy(result.asr.threshold, cal_m, cal_n) == pytest.approx(best)
     assert result.asr.value == pytest.approx(accuracy(result.asr.threshold, m, n))
-    kth = np.sort(cal_n)[-8]  # floor(0.1 * 80)
+    kth = np.sort(cal_n)[-9]  # above it are floor(0.1 * 80)
     assert (result.achieved_fpr.target, result.achieved_fpr.threshold) == (0.1, kth)
     assert result.achieved_fpr.value == pytest.approx(np.mean(n > kth))
 
@@ -253,9 +266,9 @@ def test_small_sets_report_medians_over_the_repeated_splits():
         threshold, _ = metrics.best_accuracy(columns[rows & member, chosen], columns[rows & ~member, chosen])
         values["auc"].append(auc_of(np.r_[m, n], np.repeat([1, 0], [len(m), len(n)])))
         values["low"].append(metrics.auc_estimate(m, n).low)
-        values["tpr"].append(np.mean(m > np.sort(n)[-5]))  # floor(0.1 * 56)
+        values["tpr"].append(np.mean(m > np.sort(n)[-6]))  # above it are floor(0.1 * 56)
         values["asr"].append((np.sum(m > threshold) + np.sum(n <= threshold)) / (len(m) + len(n)))
-        values["fpr"].append(np.mean(n > np.max(columns[rows & ~member, chosen])))  # floor(0.1 * 14)
+        values["fpr"].append(np.mean(n > np.sort(columns[rows & ~member, chosen])[-2]))  # above it is floor(0.1 * 14)
         values["oracle"].append(max(auc_of(columns[~rows, i], member[~rows]) for i in range(3)))
         values["steps"].append(scores.timesteps[chosen])
         values["calibrate"].append(calibrate)
@@ -269,6 +282,86 @@ def test_small_sets_report_medians_over_the_repeated_splits():
     assert result.oracle.auc == pytest.approx(np.median(values["oracle"]))
     assert [p.auc for p in result.per_timestep] == pytest.approx(np.median(values["calibrate"], axis=0).tolist())
     assert (result.n_members, result.n_nonmembers) == (72, 56)
+
+
+def numbers_of(record, path=()):
+    """The path of every number in a record, however deep, with whether its field says that it is the value chosen most often."""
+    for name, field in type(record).model_fields.items():
+        value, marked = getattr(record, name), MOST_OFTEN in field.metadata
+        for i, item in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
+            where = (*path, name) if i is None else (*path, name, i)
+            if isinstance(item, Record):
+                yield from numbers_of(item, where)
+            elif isinstance(item, int | float) and not isinstance(item, bool):
+                yield where, marked
+
+
+def at(record, path):
+    for step in path:
+        record = record[step] if isinstance(step, int) else getattr(record, step)
+    return record
+
+
+def replaced(record, path, value):
+    if not path:
+        return value
+    head, *rest = path
+    if isinstance(head, int):
+        return tuple(replaced(item, rest, value) if i == head else item for i, item in enumerate(record))
+    return record.model_copy(update={head: replaced(getattr(record, head), rest, value)})
+
+
+def full_result():
+    """A result in which no number is null."""
+    estimate = {"value": 0.5, "low": 0.4, "high": 0.6, "method": "m"}
+    gain = Gain(**dict.fromkeys(("auc", "asr", "tpr_at_1pct"), Estimate(**estimate)))
+    rates = tuple(RateAtFPR(**estimate, fpr=a, support="ok") for a in (0.1, 0.01))
+    return Result(
+        attack="a", mask_ratio=0.4, gain=gain, queries=30, queries_at_timestep=1, timestep=10, auc=Estimate(**estimate), tpr_at_fpr=rates,
+        tnr_at_fnr=(RateAtFNR(**estimate, fnr=0.1, support="ok"),), asr=Accuracy(**estimate, baseline=0.5, threshold=0.1),
+        achieved_fpr=AchievedFPR(**estimate, target=0.1, threshold=0.2), oracle=Oracle(timestep=20, auc=0.7, asr=0.6, tpr_at_1pct=0.1),
+        n_members=80, n_nonmembers=80, per_timestep=(AUCAt(timestep=10, auc=0.6), AUCAt(timestep=20, auc=0.7)),
+    )  # fmt: skip
+
+
+MARKED = {("mask_ratio",), ("timestep",), ("oracle", "timestep")}
+
+
+def test_every_number_of_a_result_is_a_median_over_repeated_splits_unless_its_field_says_otherwise():
+    base, seen = full_result(), set()
+    for path, marked in numbers_of(base):
+        kind = type(at(base, path))
+        results = [replaced(base, path, kind(value)) for value in (7, 1, 1, 9, 5)]
+        assert at(over_repeats(results), path) == (1 if marked else 5), path
+        assert replaced(over_repeats(results), path, at(base, path)) == base, f"{path} changes nothing else"
+        seen |= {path} if marked else set()
+    assert seen == MARKED
+    every = {
+        f for record in (Result, Estimate, RateAtFPR, RateAtFNR, Accuracy, AchievedFPR, Oracle, AUCAt, Gain) for f in record.model_fields
+    }
+    walked = {step for path, _ in numbers_of(base) for step in path}
+    texts = {
+        "attack",
+        "mask",
+        "variant",
+        "access",
+        "parameters",
+        "setting",
+        "rule",
+        "direction",
+        "convention",
+        "method",
+        "reason",
+        "support",
+    }
+    assert walked - set(range(9)) == every - texts, "a new field is in full_result, or is no number"
+
+
+def test_a_number_that_some_split_lacks_is_null_with_a_reason_and_methods_that_differ_are_all_named():
+    one, other = Estimate(value=1.0, low=0.5, high=2.0, method="a"), Estimate(value=2.0, low=None, high=None, method="b", reason="few")
+    found = over_repeats([one, other, one])
+    assert (found.value, found.low, found.high) == (1.0, None, None)
+    assert (found.method, found.reason) == ("a or b", "not estimable on every split")
 
 
 def test_what_repeated_splits_cannot_estimate_stays_null_with_its_reason():
@@ -343,7 +436,7 @@ def test_evaluate_is_public_and_its_auc_and_rates_are_of_all_scores():
     members, nonmembers = arrays()
     result = diffleak.evaluate(members, nonmembers)
     assert result.auc.value == pytest.approx(auc_of(np.r_[members, nonmembers], np.repeat([1, 0], [400, 500])))
-    assert result.tpr_at_fpr[1].value == pytest.approx(np.mean(members > np.sort(nonmembers)[-5]))
+    assert result.tpr_at_fpr[1].value == pytest.approx(np.mean(members > np.sort(nonmembers)[-6]))
     assert (result.n_members, result.n_nonmembers) == (400, 500)
     assert (result.timestep, result.oracle.timestep, result.per_timestep) == (None, None, ())
     assert result.convention == "member-exact"

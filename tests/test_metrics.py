@@ -209,8 +209,7 @@ def test_a_tpr_difference_is_that_of_the_two_rates_with_resampled_images_and_red
     rng, draws = np.random.default_rng(77), []
     for _ in range(600):
         own, others = members[rng.integers(0, m, m)], nonmembers[rng.integers(0, n, n)]
-        kth = [sorted(others[:, c], reverse=True)[math.floor(fpr * n + 1e-9) - 1] for c in (0, 1)]
-        draws.append((own[:, 0] > kth[0]).mean() - (own[:, 1] > kth[1]).mean())
+        draws.append(np.subtract(*(exact_tpr(own[:, c], others[:, c], fpr) for c in (0, 1))))
     low, high = np.quantile(draws, [0.025, 0.975])
     assert found.low == pytest.approx(low, abs=0.15 * (high - low))
     assert found.high == pytest.approx(high, abs=0.15 * (high - low))
@@ -245,10 +244,8 @@ def test_a_tpr_difference_that_cannot_be_estimated_is_null_with_the_reason_of_th
 @pytest.mark.parametrize("fpr", [0.1, 0.01, 0.29])
 @pytest.mark.parametrize("n", [5, 100, 290])
 def test_the_bare_rate_is_that_of_the_estimate_and_null_where_there_is_none(n, fpr):
-    k = int(round(fpr * n, 6))
     for members, nonmembers in (gaussians(37, n), tied(37, n)):
-        kth = sorted(nonmembers, reverse=True)[k - 1] if k else None
-        expected = sum(score > kth for score in members) / 37 if k else None
+        expected = exact_tpr(members, nonmembers, fpr) if round(fpr * n, 6) >= 1 else None
         assert metrics.tpr_value(members, nonmembers, fpr) == metrics.tpr_at_fpr(members, nonmembers, fpr).value == expected
         assert metrics.tpr_value(members[:0], nonmembers, fpr) is None
 
@@ -256,54 +253,49 @@ def test_the_bare_rate_is_that_of_the_estimate_and_null_where_there_is_none(n, f
 # TPR at a false-positive rate
 
 
-def tpr_by_definition(members, nonmembers, k):
-    """Share of members strictly above the k-th largest non-member."""
-    threshold = sorted(nonmembers, reverse=True)[k - 1]
-    return sum(x > threshold for x in members) / len(members)
+def exact_tpr(members, nonmembers, fpr):
+    """The highest TPR of scikit-learn's exact ROC whose FPR is at most `fpr`; the ROC's own rounding is allowed for."""
+    curve_fpr, curve_tpr, _ = sk.roc_curve(*labelled(members, nonmembers), drop_intermediate=False)
+    return curve_tpr[curve_fpr <= fpr + 1e-12].max()
 
 
-@pytest.mark.parametrize(
-    ("pair", "fpr", "k"),
-    [
-        (gaussians(500, 1000), 0.1, 100),
-        (gaussians(500, 1000), 0.01, 10),
-        (gaussians(500, 1000), 0.001, 1),
-        (gaussians(300, 1999), 0.001, 1),
-        (gaussians(300, 109), 0.1, 10),
-        (gaussians(300, 2900), 0.01, 29),
-        (gaussians(300, 100), 0.29, 29),  # 0.29 * 100 = 28.999999999999996
-        (gaussians(300, 100), 0.57, 57),
-        (tied(300, 1000), 0.1, 100),
-        (gaussians(300, 400, shift=-2), 0.1, 40),
-    ],
-)
-def test_tpr_is_the_share_of_members_strictly_above_the_kth_largest_nonmember(pair, fpr, k):
-    rate = metrics.tpr_at_fpr(*pair, fpr)
-    assert rate.value == pytest.approx(tpr_by_definition(*pair, k), abs=1e-12)
-    assert rate.fpr == fpr
-    assert rate.low <= rate.value <= rate.high
+@pytest.mark.parametrize("fpr", [0.1, 0.01, 0.001, 0.29, 0.57])
+@pytest.mark.parametrize("n", [10, 11, 99, 100, 109, 999, 1000, 1999, 2500, 2900, 5000])
+@pytest.mark.parametrize("make", [gaussians, tied, lambda m, n: tied(m, n, levels=300), lambda m, n: gaussians(m, n, shift=-2)])
+def test_tpr_at_a_rate_is_the_highest_of_scikit_learns_exact_roc(make, n, fpr):
+    members, nonmembers = make(170, n)
+    rate, mirror = metrics.tpr_at_fpr(members, nonmembers, fpr), metrics.tnr_at_fnr(nonmembers, members, fpr)
+    if round(fpr * n, 6) < 1:
+        assert rate.value is mirror.value is None
+        return
+    assert rate.value == pytest.approx(exact_tpr(members, nonmembers, fpr), abs=1e-12)
+    assert mirror.value == pytest.approx(exact_tpr(-members, -nonmembers, fpr), abs=1e-12)
+    assert rate.fpr == fpr and rate.low <= rate.value <= rate.high and mirror.low <= mirror.value <= mirror.high
+
+
+def test_a_rate_of_one_percent_of_a_hundred_images_allows_one_false_alarm_and_not_none():
+    nonmembers = np.arange(100.0)
+    assert metrics.tpr_at_fpr(np.array([98.5, 97.5, 99.5, 97.9]), nonmembers, 0.01).value == 0.5
+    assert metrics.tpr_at_fpr(np.array([98.5]), nonmembers, 0.001).value is None
+    assert metrics.threshold_at(nonmembers, 0) == 99 and metrics.threshold_at(nonmembers, 99) == 0
+
+
+@pytest.mark.parametrize("k", [0, 1, 7, 39])
+def test_a_threshold_raises_at_most_k_false_alarms_and_any_lower_one_raises_more(k):
+    for _, nonmembers in (gaussians(1, 40), tied(1, 40), (None, np.ones(40))):
+        threshold = metrics.threshold_at(nonmembers, k)
+        assert np.sum(nonmembers > threshold) <= k < np.sum(nonmembers >= threshold)
 
 
 def test_the_rates_of_the_rounding_tests_do_lose_one_when_multiplied_naively():
     assert (int(0.29 * 100), int(0.57 * 100)) == (28, 56)
 
 
-@pytest.mark.parametrize("fpr", [0.1, 0.01, 0.001])
-@pytest.mark.parametrize("n", [1000, 1009, 2900, 3333])
-def test_the_achieved_false_positive_rate_never_exceeds_the_target(n, fpr):
-    for seed, make in enumerate((gaussians, tied, gaussians)):
-        members, nonmembers = make(200, n, seed=seed)
-        value = metrics.tpr_at_fpr(members, nonmembers, fpr).value
-        curve_fpr, curve_tpr, _ = sk.roc_curve(*labelled(members, nonmembers), drop_intermediate=False)
-        assert curve_fpr[np.isclose(curve_tpr, value, atol=1e-12)].min() <= fpr
-        # and at an FPR above the target the attack may do better: the reported value is no more than the exact ROC allows
-        assert value <= curve_tpr[curve_fpr <= fpr + 1e-12].max() + 1e-12
-
-
 def test_ties_at_the_threshold_cost_the_attacker():
     nonmembers = np.concatenate([np.zeros(90), np.ones(10)])
-    assert metrics.tpr_at_fpr(np.ones(50), nonmembers, 0.1).value == 0.0
-    assert metrics.tpr_at_fpr(np.full(50, 1.0001), nonmembers, 0.1).value == 1.0
+    assert metrics.tpr_at_fpr(np.ones(50), nonmembers, 0.1).value == 1.0, "the ten false alarms are allowed"
+    assert metrics.tpr_at_fpr(np.ones(50), nonmembers, 0.09).value == 0.0, "nine are not, and the ten cannot be told apart"
+    assert metrics.tpr_at_fpr(np.full(50, 1.0001), nonmembers, 0.09).value == 1.0
     assert metrics.tpr_at_fpr(np.ones(50), np.ones(100), 0.1).value == 0.0
 
 
@@ -346,7 +338,7 @@ def order_statistic_interval(members, nonmembers, fpr):
     above = [falling[j - 1] for j in range(1, n + 1) if binom.sf(j - 1, n, fpr) >= 1 - risk]
     below = [falling[j] for j in range(n) if binom.cdf(j, n, fpr) >= 1 - risk]
     fewest = sum(x > above[-1] for x in members) if above else 0
-    most = sum(x >= below[0] for x in members) if below else m
+    most = sum(x > below[0] for x in members) if below else m
     low = binomtest(fewest, m).proportion_ci(1 - 2 * risk, "exact").low
     return low, binomtest(most, m).proportion_ci(1 - 2 * risk, "exact").high
 
@@ -361,29 +353,29 @@ def test_the_joint_order_statistic_interval_follows_its_definition(m, n, fpr):
     assert rate.high == pytest.approx(max(high, rate.value), abs=1e-9)
 
 
-def resampled_rates(members, nonmembers, k, draws, seed):
+def resampled_rates(members, nonmembers, fpr, draws, seed):
     rng = np.random.default_rng(seed)
     values = np.empty(draws)
     for b in range(draws):
         m = members[rng.integers(0, len(members), len(members))]
         n = nonmembers[rng.integers(0, len(nonmembers), len(nonmembers))]
-        values[b] = np.mean(m > np.partition(n, len(n) - k)[len(n) - k])
+        values[b] = exact_tpr(m, n, fpr)
     return values
 
 
 @pytest.mark.parametrize(
-    ("pair", "fpr", "k"),
+    ("pair", "fpr"),
     [
-        (gaussians(400, 1000), 0.01, 10),
-        (gaussians(150, 250, shift=0), 0.1, 25),
-        (tied(300, 200, levels=40), 0.1, 20),
-        (gaussians(90, 1500, shift=3), 0.01, 15),
+        (gaussians(400, 1000), 0.01),
+        (gaussians(150, 250, shift=0), 0.1),
+        (tied(300, 200, levels=40), 0.1),
+        (gaussians(90, 1500, shift=3), 0.01),
     ],
     ids=["few false positives", "null", "tied", "high rate"],
 )
-def test_the_exact_bootstrap_agrees_with_plain_resampling_that_rederives_the_threshold(pair, fpr, k):
+def test_the_exact_bootstrap_agrees_with_plain_resampling_that_rederives_the_threshold(pair, fpr):
     draws = 4000
-    plain = resampled_rates(*pair, k, draws, seed=11)
+    plain = resampled_rates(*pair, fpr, draws, seed=11)
     rate = metrics.tpr_at_fpr(*pair, fpr, seed=7)
     assert rate.method == "stratified bootstrap"
     error = 4.5 * math.sqrt(0.025 * 0.975 * (1 / draws + 1 / metrics.BOOTSTRAPS))
@@ -412,10 +404,9 @@ def test_tnr_at_fnr_is_the_tpr_of_the_mirrored_problem(rate):
     assert ours == mirror
 
 
-def test_tnr_is_the_share_of_nonmembers_strictly_below_the_kth_smallest_member():
-    members, nonmembers = tied(1000, 300, levels=50)
-    threshold = sorted(members)[10 - 1]
-    assert metrics.tnr_at_fnr(members, nonmembers, 0.01).value == pytest.approx(np.mean(nonmembers < threshold))
+def test_tnr_counts_the_nonmembers_below_all_but_one_percent_of_the_members():
+    members, nonmembers = np.arange(1000.0), np.array([9.5, 10.5, -3.0, 500.0])
+    assert metrics.tnr_at_fnr(members, nonmembers, 0.01).value == 0.5  # below 10: ten members are missed
 
 
 def test_a_tnr_that_is_not_estimable_asks_for_members():
@@ -511,7 +502,7 @@ def test_binomial_probabilities_equal_scipy(trials, rate):
 
 def test_the_achieved_fpr_is_that_of_the_calibrated_threshold_on_other_nonmembers():
     calibrate, test = gaussians(500, 300, seed=1)
-    threshold = sorted(calibrate, reverse=True)[5 - 1]  # floor(0.01 * 500)
+    threshold = sorted(calibrate, reverse=True)[5]  # above it are floor(0.01 * 500)
     false = int(sum(x > threshold for x in test))
     exact = binomtest(false, 300).proportion_ci(0.95, "exact")
     achieved = metrics.achieved_fpr(calibrate, test)
@@ -572,7 +563,7 @@ def test_raw_statistics_in_the_thousands_are_ranked_not_squashed():
     result = evaluate(5000 + 100 * members, 5000 + 100 * nonmembers)
     assert result.auc.value == pytest.approx(sk.roc_auc_score(*labelled(members, nonmembers)))
     assert result.auc.value > 0.95
-    assert result.tpr_at_fpr[1].value == pytest.approx(tpr_by_definition(members, nonmembers, 10))
+    assert result.tpr_at_fpr[1].value == pytest.approx(exact_tpr(members, nonmembers, 0.01))
 
 
 # the papers' conventions, straight line
@@ -647,7 +638,7 @@ def test_the_linear_grid_loses_a_heavy_tailed_attack_that_the_exact_roc_finds():
     pair = heavy_tailed()
     exact, grid = (evaluate(*pair, convention=name).tpr_at_fpr[1].value for name in ("member-exact", "secmi-grid"))
     assert exact == pytest.approx(0.09, abs=0.02)
-    assert exact == tpr_by_definition(*pair, 50)
+    assert exact == exact_tpr(*pair, 0.01)
     assert grid < 0.001
 
 

@@ -189,7 +189,7 @@ def difference(first: tuple[Run, str], second: tuple[Run, str], seed: int) -> Di
         rates = (metrics.tpr_difference(m, n, fpr, seed) for fpr in (0.1, 0.01))
         found.append((metrics.auc_difference(m, n), *rates))
         sizes.append((len(m), len(n)))
-    auc, at_10pct, at_1pct = (same[0] if len(same) == 1 else evaluation.median_record(same) for same in zip(*found, strict=True))
+    auc, at_10pct, at_1pct = (evaluation.over_repeats(same) for same in zip(*found, strict=True))
     return Difference(
         against_run=two.name,
         against_attack=other,

@@ -6,6 +6,7 @@ Sets with fewer than 200 images a side use repeated splits, and every number is 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median_low
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +16,22 @@ from diffleak import metrics
 from diffleak.data.draw import calibrate_part
 from diffleak.errors import UserError, unknown
 from diffleak.masks import masked_label
-from diffleak.record import VARIANTS, Accuracy, AchievedFPR, AUCAt, Estimate, Gain, Oracle, Record, Result, Samples, Scores, Split, Variant
+from diffleak.record import (
+    MOST_OFTEN,
+    VARIANTS,
+    Accuracy,
+    AchievedFPR,
+    AUCAt,
+    Estimate,
+    Gain,
+    Oracle,
+    Record,
+    Result,
+    Samples,
+    Scores,
+    Split,
+    Variant,
+)
 from diffleak.settling import Key, column, named, settled
 
 SMALL_SIDE = 200
@@ -70,7 +86,7 @@ def on_first_split(scores: Scores, member: Bool[np.ndarray, " n"], split: Divisi
 
 def combined(results: Sequence[Result]) -> Result:
     """The result of the one division, or the medians over repeated ones."""
-    return results[0] if len(results) == 1 else _median(results)
+    return over_repeats(results)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +213,7 @@ def evaluate(
         whole = evaluate_scores(scores, member, divided(scores.ids, member, 0.2, seed, calibration=False))
         split = divided(scores.ids, member, 0.2, seed)
         carried = [_carried(*_sides(scores.membership[:, 0], member, calibrate)) for calibrate in split.calibrate]
-        asr, achieved = (median_record(same) for same in zip(*carried, strict=True))
+        asr, achieved = (over_repeats(same) for same in zip(*carried, strict=True))
         result = whole.model_copy(update={"asr": asr, "achieved_fpr": achieved})
     result = result.model_copy(update={"timestep": None, "per_timestep": (), "oracle": result.oracle.model_copy(update={"timestep": None})})
     return result if convention == "member-exact" else _by_convention(result, m, n, convention)
@@ -266,47 +282,38 @@ def _oracle(keys: Sequence[Key], m: Float64[np.ndarray, "m k"], n: Float64[np.nd
     )
 
 
-def _median(results: Sequence[Result]) -> Result:
-    """Field by field the median over repeated splits; the timestep or setting is the one chosen most often."""
-    first = results[0]
-    timestep, setting = Counter((r.timestep, r.setting) for r in results).most_common(1)[0][0]
-    best_timestep, best_setting = Counter((r.oracle.timestep, r.oracle.setting) for r in results).most_common(1)[0][0]
-    grids = zip(*(r.per_timestep for r in results), strict=True)
-    return first.model_copy(
-        update={
-            "timestep": timestep,
-            "setting": setting,
-            "mask_ratio": Counter(r.mask_ratio for r in results).most_common(1)[0][0],
-            "gain": _median_gain([r.gain for r in results if r.gain]),
-            "auc": median_record([r.auc for r in results]),
-            "tpr_at_fpr": tuple(median_record(same) for same in zip(*(r.tpr_at_fpr for r in results), strict=True)),
-            "tnr_at_fnr": tuple(median_record(same) for same in zip(*(r.tnr_at_fnr for r in results), strict=True)),
-            "asr": median_record([r.asr for r in results]),
-            "achieved_fpr": median_record([r.achieved_fpr for r in results]),
-            "oracle": median_record([r.oracle for r in results]).model_copy(update={"timestep": best_timestep, "setting": best_setting}),
-            "per_timestep": tuple(points[0].model_copy(update={"auc": float(np.median([p.auc for p in points]))}) for points in grids),
-        }
-    )
+def over_repeats(records: Sequence[R]) -> R:
+    """One record for those of repeated splits, field by field.
+
+    A number is the median, or null with a reason where it is null on some split; a field that is marked MOST_OFTEN is the value
+    chosen most often. Records and tuples of them are combined in the same way, so a new field needs no line here.
+    """
+    first, update = records[0], dict[str, Any]()
+    for name, field in type(first).model_fields.items():
+        values = [getattr(record, name) for record in records]
+        if any(value != values[0] for value in values):
+            often = MOST_OFTEN in field.metadata
+            update[name] = Counter(values).most_common(1)[0][0] if often else _over_repeats(name, values)
+    lost = None in update.values() and "reason" in type(first).model_fields
+    return first.model_copy(update={**update, "reason": "not estimable on every split"} if lost else update)
 
 
-def _median_gain(gains: Sequence[Gain]) -> Gain | None:
-    if not gains:
+def _over_repeats(name: str, values: Sequence[Any]) -> Any:
+    """What stands for values that differ between splits."""
+    kinds = {type(value) for value in values}
+    if kinds == {float}:
+        return float(np.median(values))
+    if kinds == {int}:
+        return median_low(values)
+    if len(kinds) == 1 and isinstance(values[0], Record):
+        return over_repeats(values)
+    if kinds == {tuple}:
+        return tuple(over_repeats(same) for same in zip(*values, strict=True))
+    if kinds <= {str, type(None)}:
+        return " or ".join(sorted({value or "none" for value in values}))
+    if type(None) in kinds:
         return None
-    return Gain(**{name: median_record([getattr(g, name) for g in gains]) for name in Gain.model_fields})
-
-
-def median_record(records: Sequence[R]) -> R:
-    """The first record with each of its floats replaced by the median over all, or by null if it is null anywhere."""
-    update: dict[str, Any] = {}
-    for name in type(records[0]).model_fields:
-        values = [getattr(r, name) for r in records]
-        if all(isinstance(v, float) for v in values):
-            update[name] = float(np.median(values))
-        elif any(isinstance(v, float) for v in values):
-            update |= {name: None, "reason": "not estimable on every split"}
-        elif name == "method" and len(set(values)) > 1:
-            update[name] = " or ".join(sorted({v or "none" for v in values}))
-    return records[0].model_copy(update=update)
+    raise TypeError(f"repeated splits give {name} of {', '.join(sorted(kind.__name__ for kind in kinds))}, which has no median")
 
 
 def _by_convention(result: Result, m: Float64[np.ndarray, " m"], n: Float64[np.ndarray, " n"], convention: str) -> Result:

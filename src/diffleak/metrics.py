@@ -2,7 +2,8 @@
 
 Higher score = more likely a member. M members, N non-members. ROC by sorting float64 scores; ties cost the attacker.
 
-    TPR at a    share of members strictly above the k-th largest non-member score, k = floor(a N), so FPR never exceeds a
+    TPR at a    share of members strictly above the (k+1)-th largest non-member score, k = floor(a N): the highest TPR of the
+                exact ROC whose FPR is at most a, for "member if score > threshold" then raises at most k false alarms
     AUC         P(member > non-member) + 1/2 P(tie); interval by DeLong, DeLong and Clarke-Pearson 1988
 
 Only numpy is imported, so that `diffleak metrics` answers at once; scikit-learn and scipy are the tests' oracles.
@@ -106,6 +107,12 @@ def auc_gap(first: tuple[Sample, Sample], second: tuple[Sample, Sample]) -> Esti
     return Estimate(value=value, low=low, high=high, method="DeLong, independent groups")
 
 
+def threshold_at(nonmembers: Sample, k: int) -> float:
+    """The lowest threshold of "member if score > threshold" with at most k false alarms: the (k+1)-th largest score, 0 <= k < n."""
+    n = len(nonmembers)
+    return float(np.partition(nonmembers, n - 1 - k)[n - 1 - k])
+
+
 def tpr_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.ndarray, "n 2"], fpr: float, seed: int = 0) -> Estimate:
     """TPR of column 0 minus TPR of column 1 at the same false-positive rate, on the same images.
 
@@ -123,8 +130,7 @@ def tpr_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.n
     rng, differences = np.random.default_rng((seed, 2)), []
     for _ in range(PAIRED_BOOTSTRAPS):
         held_out, own = nonmembers[rng.integers(0, n, n)], members[rng.integers(0, m, m)]
-        thresholds = np.partition(held_out, n - k, axis=0)[n - k]
-        above = (own > thresholds).mean(axis=0)
+        above = (own > [threshold_at(held_out[:, c], k) for c in (0, 1)]).mean(axis=0)
         differences.append(above[0] - above[1])
     low, high = np.quantile(differences, [ALPHA / 2, 1 - ALPHA / 2])
     if low == high:
@@ -150,8 +156,8 @@ def accuracy_difference(
 
 def tpr_value(members: Sample, nonmembers: Sample, fpr: float) -> float | None:
     """The TPR at a false-positive rate, without its interval; None where it cannot be estimated."""
-    n, k = len(nonmembers), _count(fpr, len(nonmembers))
-    return float(np.mean(members > np.sort(nonmembers)[n - k])) if k >= 1 and len(members) else None
+    k = _count(fpr, len(nonmembers))
+    return float(np.mean(members > threshold_at(nonmembers, k))) if k >= 1 and len(members) else None
 
 
 def tpr_at_fpr(members: Sample, nonmembers: Sample, fpr: float, seed: int = 0) -> RateAtFPR:
@@ -179,7 +185,7 @@ def tpr_at_fpr(members: Sample, nonmembers: Sample, fpr: float, seed: int = 0) -
 
 
 def tnr_at_fnr(members: Sample, nonmembers: Sample, fnr: float, seed: int = 0) -> RateAtFNR:
-    """The mirror: share of non-members strictly below the k-th smallest member score, k = floor(fnr M)."""
+    """The mirror: share of non-members strictly below the (k+1)-th smallest member score, k = floor(fnr M)."""
     mirror = tpr_at_fpr(-nonmembers, -members, fnr, seed)
     reason = mirror.reason.replace("non-members", "members") if mirror.reason else None
     return RateAtFNR(**{**mirror.model_dump(exclude={"fpr"}), "reason": reason}, fnr=fnr)
@@ -217,7 +223,7 @@ def achieved_fpr(calibrate_nonmembers: Sample, test_nonmembers: Sample) -> Achie
     if not targets or not len(test_nonmembers):
         return AchievedFPR(reason=f"not estimable (needs >= 10 non-members to calibrate on, has {n})")
     target = min(targets, key=lambda a: abs(a - 0.01))
-    threshold = float(np.sort(calibrate_nonmembers)[n - _count(target, n)])
+    threshold = threshold_at(calibrate_nonmembers, _count(target, n))
     false = int((test_nonmembers > threshold).sum())
     low, high = clopper_pearson(false, len(test_nonmembers))
     return AchievedFPR(value=false / len(test_nonmembers), low=low, high=high, method="Clopper-Pearson", target=target, threshold=threshold)
@@ -305,12 +311,12 @@ def _placements(members: Sample, nonmembers: Sample) -> tuple[Sample, Sample]:
 def _bootstrap(members: Sample, nonmembers: Sample, k: int, seed: int) -> tuple[float, float]:
     """Percentile interval of the stratified bootstrap, drawn exactly without resampling.
 
-    The k-th largest of N uniform draws from the ranks 1..N is ceil(N U), U ~ Beta(N - k + 1, k); given that threshold,
+    The (k+1)-th largest of N uniform draws from the ranks 1..N is ceil(N U), U ~ Beta(N - k, k + 1); given that threshold,
     the number of resampled members above it is binomial.
     """
     rng = np.random.default_rng((seed, 1))
     n, m = len(nonmembers), len(members)
-    ranks = np.ceil(n * rng.beta(n - k + 1, k, BOOTSTRAPS)).astype(int)
+    ranks = np.ceil(n * rng.beta(n - k, k + 1, BOOTSTRAPS)).astype(int)
     thresholds = np.sort(nonmembers)[np.clip(ranks, 1, n) - 1]
     above = 1 - np.searchsorted(np.sort(members), thresholds, side="right") / m
     low, high = np.quantile(rng.binomial(m, above) / m, [ALPHA / 2, 1 - ALPHA / 2])
@@ -331,5 +337,5 @@ def _order_statistics(members: Sample, nonmembers: Sample, fpr: float) -> tuple[
     enough = counts[below >= 1 - ALPHA / 4][0]  # at most this many exceed q: the next one is below q
     lower = falling[enough] if enough < n else -np.inf
     low = clopper_pearson(int((members > upper).sum()), m, ALPHA / 2)[0]
-    high = clopper_pearson(int((members >= lower).sum()), m, ALPHA / 2)[1]
+    high = clopper_pearson(int((members > lower).sum()), m, ALPHA / 2)[1]
     return low, high

@@ -18,6 +18,8 @@ SCHEMA_VERSION: Literal[1] = 1
 FORMER_NAME = "leakscope"  # of this package: a key in files of version 0.1, which are still read
 Version = Annotated[str, Field(validation_alias=AliasChoices("diffleak", FORMER_NAME))]  # of this package
 
+MOST_OFTEN = "over repeated splits, the value chosen most often"  # marks a field that is no median then; every other number is
+
 Direction = Literal["small", "large"]
 Variant = Literal["reference", "excess"]
 VARIANTS: tuple[Variant, Variant] = get_args(Variant)
@@ -106,8 +108,8 @@ class AchievedFPR(Estimate):
 class Oracle(Record):
     """The best on the test part over thresholds and timesteps, each picked separately: what papers print, optimistic."""
 
-    timestep: int | None = None
-    setting: str | None = None
+    timestep: Annotated[int | None, MOST_OFTEN] = None
+    setting: Annotated[str | None, MOST_OFTEN] = None
     auc: float | None = None
     asr: float | None = None
     tpr_at_1pct: float | None = None
@@ -146,15 +148,15 @@ class Result(Record):
 
     attack: str
     mask: str | None = None
-    mask_ratio: float | None = None
+    mask_ratio: Annotated[float | None, MOST_OFTEN] = None
     variant: Variant | None = None
     gain: Gain | None = None
     access: str = "grey-box"
     parameters: dict[str, Any] = {}
     queries: int | None = None
     queries_at_timestep: int | None = None
-    timestep: int | None = None
-    setting: str | None = None
+    timestep: Annotated[int | None, MOST_OFTEN] = None
+    setting: Annotated[str | None, MOST_OFTEN] = None
     rule: str | None = None
     direction: Direction = "large"
     auc: Estimate

@@ -176,10 +176,11 @@ def finite_sides(samples: Samples, attack: str) -> tuple[Sample, Sample]:
 
 
 def _curve(members: Sample, nonmembers: Sample) -> tuple[Sample, Sample]:
-    """TPR at the FPRs k / N, k spaced evenly on the logarithmic axis; ties cost the attacker as in the table."""
+    """The exact ROC at the FPRs k / N, k spaced evenly on the logarithmic axis, as in the table: the TPR with at most k false alarms."""
     n = len(nonmembers)
     k = np.unique(np.geomspace(1, n, CURVE_POINTS).round().astype(int))
-    thresholds = np.sort(nonmembers)[n - k]
+    k = k[k < n]
+    thresholds = np.sort(nonmembers)[n - 1 - k]
     tpr = 1 - np.searchsorted(np.sort(members), thresholds, side="right") / len(members)
     return np.append(k / n, 1.0), np.append(tpr, 1.0)
 
