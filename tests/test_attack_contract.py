@@ -226,13 +226,17 @@ def test_a_timestep_gives_the_same_number_alone_as_in_a_grid(spec: str, denoiser
 
 
 @pytest.mark.parametrize("spec", SWEPT)
-def test_row_i_belongs_to_timestep_i_even_when_they_are_not_sorted(spec: str, denoiser: Denoiser) -> None:
-    whole = statistics(ready(spec, denoiser), denoiser, images(), noise())
-    try:
-        backwards = statistics(ready(spec, denoiser, timesteps=TIMESTEPS[::-1]), denoiser, images(), noise())
-    except UserError:  # to refuse them is as good
-        return
-    torch.testing.assert_close(backwards, whole.flip(0), rtol=1e-12, atol=0)
+def test_row_i_belongs_to_timestep_i_whatever_timesteps_lie_between(spec: str, denoiser: Denoiser) -> None:
+    among = statistics(ready(spec, denoiser, timesteps=(50, 100, 150, 200)), denoiser, images(), noise())
+    torch.testing.assert_close(among[[0, 2]], statistics(ready(spec, denoiser), denoiser, images(), noise()), rtol=1e-12, atol=0)
+    assert not torch.isclose(among[0], among[2], rtol=1e-6, atol=0).any(), "the rows of other timesteps are other numbers"
+
+
+@pytest.mark.parametrize("spec", SWEPT)
+def test_timesteps_that_do_not_rise_are_refused(spec: str, denoiser: Denoiser) -> None:
+    for timesteps in (TIMESTEPS[::-1], (50, 50)):
+        with pytest.raises(UserError, match="timesteps must be strictly increasing"):
+            ready(spec, denoiser, timesteps=timesteps)
 
 
 def test_statistics_depend_on_the_image(attack: Attack, denoiser: Denoiser) -> None:

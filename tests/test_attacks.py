@@ -678,7 +678,7 @@ def test_timestep_grids_include_their_stop(text: str | int, expected: tuple[int,
     assert parse_timesteps(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "a:b", "10:300:ten", "10:300:0", "1:2:3:4", "1.5", "10,20", "10+"])
+@pytest.mark.parametrize("text", ["", "a:b", "10:300:ten", "10:300:0", "1:2:3:4", "1.5", "10,20", "10+", "50:10:-10"])
 def test_timesteps_that_are_no_grid_are_refused(text: str) -> None:
     message = f"timesteps are written start:stop:step (stop included), or one number; got {text!r}"
     with pytest.raises(UserError, match=re.escape(message)):
@@ -689,11 +689,3 @@ def test_timesteps_that_are_no_grid_are_refused(text: str) -> None:
 def test_empty_and_negative_grids_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"timesteps must be a non-empty grid of non-negative integers; got {text!r}")):
         parse_timesteps(text)
-
-
-def test_a_descending_grid_is_refused_or_includes_its_stop() -> None:
-    try:
-        grid = parse_timesteps("50:10:-10")
-    except UserError:
-        return
-    assert grid == (10, 20, 30, 40, 50)

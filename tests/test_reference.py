@@ -1,6 +1,7 @@
 """Audits beside a reference model: what is reported, that nothing but it is added, and which references are refused."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -74,7 +75,9 @@ def test_the_verdict_says_what_is_left_of_the_leak_beyond_the_reference(pair, im
     said = next(
         sentence for sentence in judged.sentences if sentence.startswith(f"Beyond its reference, {reference}, it picks the member ")
     )
-    assert f"{100 * excess.value:.0f} %"[:2] in said
+    value, low, high = map(float, re.search(r"picks the member ([\d.]+) % of the time \(([\d.]+) to ([\d.]+) %\)", said).groups())
+    assert [value, low, high] == pytest.approx([100 * rate for rate in (excess.value, excess.low, excess.high)], abs=0.5)
+    assert record.result(judged.attack).auc.value != pytest.approx(excess.value, abs=0.01), "the attack's own number is another"
     assert said.endswith("that much is this model's own.") == (excess.low > 0.5)
 
 
