@@ -22,7 +22,8 @@ from diffleak.data.draw import calibrate_part
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
 from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.planning import prepare
-from diffleak.record import FORMER_NAME, AuditRecord, Estimate
+from diffleak.record import EARLIER_RATES, FORMER_NAME, AuditRecord, Estimate
+from diffleak.run_folder import read_record
 
 RNG = np.random.default_rng(0)
 MEMBERS, NONMEMBERS = RNG.integers(0, 256, (2, 40, 8, 8), dtype=np.uint8)
@@ -94,6 +95,17 @@ def test_a_record_of_the_former_name_is_read(whole):
     text = (whole / "audit.json").read_text()
     former = json.dumps(json.loads(text.replace('"diffleak":', f'"{FORMER_NAME}":')))
     assert former != text and AuditRecord.model_validate_json(former) == AuditRecord.model_validate_json(text)
+
+
+def test_a_record_of_the_earlier_rates_is_read_with_a_warning_that_says_so(whole, tmp_path):
+    record = json.loads((whole / "audit.json").read_text())
+    assert record["schema_version"] == record["plan"]["schema_version"] == 2 and not any("0.1" in w for w in record["warnings"])
+    (tmp_path / "audit.json").write_text(json.dumps(record | {"schema_version": 1}))
+    assert read_record(whole).warnings == tuple(record["warnings"])
+    assert read_record(tmp_path).warnings == (*record["warnings"], EARLIER_RATES)
+    (tmp_path / "audit.json").write_text(json.dumps(record | {"schema_version": 3}))
+    with pytest.raises(UserError, match="cannot be read as schema version 2"):
+        read_record(tmp_path)
 
 
 def test_samples_hold_the_membership_score_at_the_chosen_timestep(whole):

@@ -340,7 +340,7 @@ def test_the_folder_holds_the_record_the_table_and_the_page(tmp_path: Path) -> N
     found = diffleak.find_memorised(planted(), [*SECRET, 'a "quoted", prompt'], PLAIN, output=tmp_path, **QUICK)
     found.save(tmp_path)
     record = PromptsRecord.model_validate_json((tmp_path / "prompts.json").read_text())
-    assert record == found.record and record.schema_version == 1
+    assert record == found.record and record.schema_version == 2
     content = json.loads((tmp_path / "prompts.json").read_text())
     assert {"schema_version", "plan", "results", "prompts", "environment", "costs"} <= content.keys()
     rows = list(csv.DictReader(io.StringIO((tmp_path / "prompts.csv").read_text())))

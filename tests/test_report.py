@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from report_fixtures import EVIL, MONTE_CARLO, SHIFTS, audit_of, thumbnail, without
 from rich.console import Console
+from sklearn.metrics import roc_curve
 
 from diffleak import metrics
 from diffleak.record import Estimate, Split
-from diffleak.report import html, markdown, print_result, print_terminal, verdict
+from diffleak.report import figures, html, markdown, print_result, print_terminal, verdict
 from diffleak.report import wording as w
 from diffleak.report.table import table
 
@@ -299,9 +300,9 @@ def test_element_ids_are_unique_and_every_reference_has_its_target(page):
 
 
 def test_every_figure_has_a_name_for_those_who_cannot_see_it(page):
-    figures = [a for tag, a in Elements(page).found if tag == "svg" and a.get("aria-hidden") != "true"]
-    assert len(figures) == 3 + len(SHIFTS) - 1
-    assert all(a["role"] == "img" and a["aria-label"] for a in figures)
+    drawn = [a for tag, a in Elements(page).found if tag == "svg" and a.get("aria-hidden") != "true"]
+    assert len(drawn) == 3 + len(SHIFTS) - 1
+    assert all(a["role"] == "img" and a["aria-label"] for a in drawn)
     assert all(a["alt"] for tag, a in Elements(page).found if tag == "img")
     assert all(a.get("scope") in ("col", "row") for tag, a in Elements(page).found if tag == "th")
     assert re.search(r'<html lang="en-GB">', page) and "<caption>" in page and "<title>" in page
@@ -389,3 +390,19 @@ diffleak.report.html(*audit_of({{"sima": 1.0}}, 100))
 assert not heavy & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("levels", [None, 12])
+@pytest.mark.parametrize("n", [10, 64, 700])
+def test_the_drawn_roc_is_the_exact_one_of_scikit_learn_and_its_band_holds_it(n, levels):
+    rng = np.random.default_rng(n)
+    members, nonmembers = rng.normal(0.8, 1, 90), rng.normal(0, 1, n)
+    if levels:
+        members, nonmembers = (np.round(x * levels / 4) for x in (members, nonmembers))
+    exact_fpr, exact_tpr, _ = roc_curve(np.repeat([1, 0], [90, n]), np.r_[members, nonmembers], drop_intermediate=False)
+    at_most = lambda fpr: exact_tpr[exact_fpr <= fpr + 1e-12].max()
+    fpr, tpr = figures._curve(members, nonmembers)
+    assert fpr[0] == pytest.approx(1 / n) and fpr[-1] == tpr[-1] == 1 and (np.diff(fpr) > 0).all()
+    assert tpr == pytest.approx([at_most(x) for x in fpr])
+    at, low, high = figures._band(members, nonmembers)
+    assert all(a <= at_most(x) <= b for x, a, b in zip(at, low, high, strict=True))

@@ -14,6 +14,7 @@ from diffleak.report import geometry_figures, html, markdown, print_terminal, ve
 from diffleak.report.masked import masks_table, summaries
 from diffleak.report.selection import shown
 from diffleak.report.table import table
+from diffleak.report.wording import medians
 
 PAPER = ("influence:0.4", "influence:auto", "random:0.4", "reverse:0.4")
 UNKNOWN = Estimate(reason="needs > 2 members, has 1")
@@ -347,3 +348,11 @@ def test_no_terminal_line_is_wider_than_the_terminal_with_masks(studied, few, wi
         lines = terminal(record, width).splitlines()
         assert max(map(len, lines)) <= width
         assert any(re.match(r"sima +│ +influence:0.4 │.* \+0", line) for line in lines)
+
+
+def test_tables_of_repeated_divisions_say_that_a_difference_need_not_be_that_of_the_columns(few):
+    record, _ = few
+    repeated = record.model_copy(update={"split": record.split.model_copy(update={"repeats": 25})})
+    (said,) = medians(25)
+    assert "the median over 25 random divisions" in said and medians(1) == ()
+    assert summaries(repeated) == (*summaries(record), said) and said not in summaries(record)

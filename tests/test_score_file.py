@@ -8,10 +8,13 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from report_fixtures import audit_of
 
 from diffleak import metrics
 from diffleak.errors import UserError
-from diffleak.evaluation import evaluate
+from diffleak.evaluation import divided, evaluate, evaluate_scores, samples
+from diffleak.record import Scores
+from diffleak.run_folder import write_samples
 from diffleak.score_file import evaluate_file
 
 
@@ -265,3 +268,31 @@ def test_the_command_answers_bad_input_with_exit_code_two_and_one_line(tmp_path,
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("diffleak: ")
     assert "Traceback" not in done.stderr
+
+
+# which number it is
+
+
+def test_the_numbers_of_a_small_audits_samples_say_that_they_are_of_one_division_and_what_the_audit_found(tmp_path):
+    rng = np.random.default_rng(0)
+    ids, member = tuple(f"i{k}" for k in range(100)), np.repeat([True, False], 50)
+    scores = Scores("sima", "large", (10, 20, 30), ids, rng.normal(size=(100, 3)) + 0.6 * member[:, None])
+    split = divided(ids, member, 0.2, 0)
+    result, base = evaluate_scores(scores, member, split), audit_of({"sima": 1.0}, 20)[0]
+    assert split.record.repeats == 25
+    record = base.model_copy(update={"results": (result,), "split": split.record, "omitted": (), "warnings": ()})
+    write_samples(tmp_path / "samples.csv", samples([scores], [result], member, split))
+    (tmp_path / "audit.json").write_text(record.model_dump_json())
+    done = diffleak("metrics", tmp_path / "samples.csv", "--score", "sima", "--json")
+    printed = json.loads(done.stdout)["auc"]["value"]
+    assert printed != pytest.approx(result.auc.value, abs=5e-4), "the two numbers do differ, which is why it must be said"
+    assert "these numbers are of the 80 images of the test part, one division of the images" in done.stderr
+    assert f"the audit's own AUC is {result.auc.value:.3f}, the median over 25 random divisions" in done.stderr
+    (tmp_path / "elsewhere.csv").write_bytes((tmp_path / "samples.csv").read_bytes())
+    alone = diffleak("metrics", tmp_path / "elsewhere.csv", "--score", "sima")
+    assert "one division of the images" in alone.stderr and "the audit's own" not in alone.stderr
+
+
+def test_a_file_without_parts_needs_no_note(tmp_path):
+    pd.DataFrame({"id": range(40), "member": [1, 0] * 20, "score": np.arange(40.0)}).to_csv(tmp_path / "s.csv", index=False)
+    assert diffleak("metrics", tmp_path / "s.csv").stderr == ""

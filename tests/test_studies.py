@@ -106,6 +106,21 @@ def test_the_table_in_the_text_is_the_record(name):
     assert script("table").table(record) in (STUDIES / "README.md").read_text()
 
 
+@pytest.mark.parametrize("name", [*NAMES, "cifar10-vae", "cifar10-vq", "fashion-mnist-vae", "fashion-mnist-vq"])
+def test_rates_of_an_earlier_definition_are_marked_and_those_of_this_one_have_their_scores_beside_them(name):
+    record = AuditRecord.model_validate_json((STUDIES / name / "audit.json").read_text())
+    printed, scores = script("table").tables(record), STUDIES / name / "samples.csv.gz"
+    assert (record.schema_version == 1) == ("TPR at 1 % FPR †" in printed) == (not scores.exists())
+
+
+def test_the_mark_follows_the_record():
+    record = AuditRecord.model_validate_json((STUDIES / NAMES[0] / "audit.json").read_text())
+    later = record.model_copy(update={"schema_version": 2})
+    earlier, table = script("table").table(record), script("table").table(later)
+    assert earlier != table and earlier.replace(" †", "") == table
+    assert "† These rates were made by the definition of version 0.1" in (STUDIES / "README.md").read_text()
+
+
 LATENT = ("cifar10-vae", "cifar10-vq", "fashion-mnist-vae", "fashion-mnist-vq")
 
 

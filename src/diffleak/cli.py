@@ -457,9 +457,12 @@ def metrics(
     as_json: Json = False,
 ) -> None:
     """The statistics of a score file; needs no model."""
-    from diffleak.score_file import evaluate_file
+    from diffleak.score_file import evaluate_file, which_number
 
     result = evaluate_file(file, convention, score)
+    said = which_number(file, score, result)
+    if said:
+        print(f"note: {said}", file=sys.stderr)
     if as_json:
         return _print(result.model_dump(), True, "")
     from diffleak.report import print_result

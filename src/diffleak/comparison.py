@@ -29,7 +29,7 @@ from diffleak.comparison_record import (
 )
 from diffleak.errors import UserError, unknown
 from diffleak.files import checked_folder, write_text
-from diffleak.record import RateAtFPR, Result
+from diffleak.record import EARLIER_RATES, RateAtFPR, Result
 from diffleak.report.wording import visible
 from diffleak.runs import EntryRuns, Run, pair, quality_of, read_entries
 from diffleak.swap_audit import NO_HALVES, swap_or_reason, with_halves
@@ -231,6 +231,7 @@ def _warnings(
     if unused:
         found.append(f"{unused}; a teacher that was audited on both halves would count images it never saw as members")
     found += _about_pairs(entries, compared)
+    found += [f"{run.name}: {EARLIER_RATES}" for entry in entries for run in entry.runs if run.record.schema_version == 1]
     every = dict.fromkeys(a for entry in entries for run in entry.runs for a in run.attacks)
     left = [a for a in every if a not in attacks]
     if left:
@@ -238,7 +239,8 @@ def _warnings(
     if any(run.record.split.repeats > 1 for entry in entries for run in entry.runs):
         found.append(
             f"fewer than {evaluation.SMALL_SIDE} images on a side: differences are medians over {evaluation.REPEATS} calibrate/test "
-            "divisions, with scores at the timestep that most of them chose"
+            "divisions, with scores at the timestep that most of them chose, so they need not be what is left when one AUC is taken from "
+            "the other"
         )
     found += [
         f"{entry.name}: no calibrate part, so its worst attack is the largest AUC on the test part, which flatters the attack"

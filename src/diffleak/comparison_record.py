@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from diffleak.record import Estimate, RateAtFPR, Record, Version
 
-COMPARISON_SCHEMA_VERSION: Literal[1] = 1
+COMPARISON_SCHEMA_VERSION: Literal[2] = 2  # 1: rates as in schema version 1 of audit.json
 
 LOWER_IS_BETTER = ("kid", "frechet")  # the metrics that a scatter can have on its axis, the preferred one first
 
@@ -177,7 +177,7 @@ class Comparison(Record):
     a `quality_reason`; `swap` likewise.
     """
 
-    schema_version: Literal[1] = COMPARISON_SCHEMA_VERSION
+    schema_version: Literal[1, 2] = COMPARISON_SCHEMA_VERSION
     diffleak: Version
     created: str
     command: str

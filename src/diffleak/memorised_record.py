@@ -10,7 +10,7 @@ from typing import Literal
 
 from diffleak.record import Direction, Environment, Record, Result
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2  # 1: rates as in schema version 1 of audit.json
 FILE, TABLE, PAGE = "prompts.json", "prompts.csv", "prompts.html"
 
 Statistic = Literal["t_error", "magnitude"]
@@ -29,7 +29,7 @@ class PromptScore(Record):
 class PromptsPlan(Record):
     """All that decides the scores; a folder belongs to one such plan."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     model: str
     model_fingerprint: str
     lora: str | None = None
@@ -61,7 +61,7 @@ class PromptsRecord(Record):
     first.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     created: str
     command: str
     plan: PromptsPlan

@@ -13,7 +13,11 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from diffleak.masks import may_lead, unmasked_label
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2  # 1: rates at a false-positive rate that allowed one false alarm less than they may
+EARLIER_RATES = (
+    "the rates at a false-positive rate are those of version 0.1, which allowed one false alarm too few: they are too low, or equal; "
+    "audit again for the right ones"
+)
 
 FORMER_NAME = "leakscope"  # of this package: a key in files of version 0.1, which are still read
 Version = Annotated[str, Field(validation_alias=AliasChoices("diffleak", FORMER_NAME))]  # of this package
@@ -275,7 +279,7 @@ class Costs(Record):
 class Plan(Record):
     """All that decides the scores of a run. A run folder belongs to one plan."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     diffleak: Version
     model: str
     model_fingerprint: str
@@ -311,7 +315,7 @@ class Plan(Record):
 class AuditRecord(Record):
     """audit.json."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     created: str
     command: str
     settings: dict[str, Any]

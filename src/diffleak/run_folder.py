@@ -16,7 +16,7 @@ from diffleak.data.cohort import Cohort
 from diffleak.data.pixels import png
 from diffleak.errors import UserError
 from diffleak.files import write_text
-from diffleak.record import SCHEMA_VERSION, AuditRecord, Plan, Record, Samples
+from diffleak.record import EARLIER_RATES, SCHEMA_VERSION, AuditRecord, Plan, Record, Samples
 
 R = TypeVar("R", bound=Record)
 
@@ -28,11 +28,15 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def read_record(folder: Path) -> AuditRecord:
-    """The record of a finished run; raises `UserError` for a folder without one, or of another schema version."""
+    """The record of a finished run, with a warning where its rates are those of an earlier definition.
+
+    Raises `UserError` for a folder without one, or of an unknown schema version.
+    """
     path = folder / "audit.json"
     if not path.is_file():
         raise UserError(f"RUN must be the folder of a finished audit; {folder} has no audit.json")
-    return _read(path, AuditRecord)
+    record = _read(path, AuditRecord)
+    return record if record.schema_version > 1 else record.model_copy(update={"warnings": (*record.warnings, EARLIER_RATES)})
 
 
 def write_results(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None) -> None:

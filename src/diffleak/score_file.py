@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64
 
 from diffleak.errors import UserError, unknown
 from diffleak.evaluation import evaluate
-from diffleak.record import Result
+from diffleak.record import Estimate, Result
 
 TRUTH = {"true": 1.0, "false": 0.0}
 
@@ -49,6 +49,41 @@ def evaluate_file(path: Path, convention: str = "member-exact", column: str = "s
     names = np.array(ids, dtype=str)
     result = evaluate(scores[member], scores[~member], convention, part, (names[member].tolist(), names[~member].tolist()))
     return result.model_copy(update={"attack": column})
+
+
+def which_number(path: Path, column: str, result: Result) -> str | None:
+    """What the numbers of a file with parts are of, and why they are not those of the audit that wrote it; None without parts.
+
+    An audit of small sides reports medians over repeated divisions. samples.csv holds one of them, and the scores at the timestep
+    that most of them chose.
+    """
+    table = _read(path)
+    if "part" not in table.names or set(table.column("part")) == {"test"}:
+        return None
+    said = (
+        f"these numbers are of the {result.n_members + result.n_nonmembers} images of the test part, one division of the images in {path}"
+    )
+    audited = _audited(path, column)
+    if audited is None or audited[0].value is None or audited[1] == 1:
+        return said
+    return (
+        f"{said}; the audit's own AUC is {audited[0].value:.3f}, the median over {audited[1]} random divisions, each at the timestep or "
+        "setting that its calibrate part chose"
+    )
+
+
+def _audited(path: Path, column: str) -> tuple[Estimate, int] | None:
+    """The AUC that the audit beside a samples.csv has for a column, and over how many divisions; None where there is none to read."""
+    if path.name != "samples.csv" or not (path.parent / "audit.json").is_file():
+        return None
+    from diffleak.run_folder import read_record  # imports more than a score file needs
+
+    try:
+        record = read_record(path.parent)
+    except UserError:  # damaged, or of another version: nothing to compare with
+        return None
+    found = [r.auc for r in record.results if r.attack == column]
+    return (found[0], record.split.repeats) if found else None
 
 
 def _read(path: Path) -> Table:

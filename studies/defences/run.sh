@@ -25,7 +25,10 @@ diffleak defend one-teacher -C $S/fashion-mnist.yaml --data work/fashion-mnist.n
 diffleak train -C $S/fashion-mnist.yaml $F --resize 16 --checkpoint-every 100 --validation 0.1 --patience 3 -o work/f-early
 diffleak train -C $S/fashion-mnist-dp.yaml $F --resize 16 -o work/f-dp
 
-audit() { diffleak audit "work/$1" -C $S/audit.yaml --threads 1 -o "work/run-$2" "${@:3}"; }
+audit() {
+  diffleak audit "work/$1" -C $S/audit.yaml --threads 1 -o "work/run-$2" "${@:3}"
+  gzip -nc "work/run-$2/samples.csv" > "$S/samples-$2.csv.gz"  # kept, so that a corrected statistic needs no training
+}
 quality() { diffleak quality "work/$1" --images 500 --steps 50 --scores --threads 1 -o "work/run-$2" "${@:3}"; }
 CX="--extractor torchscript:work/cifar10-extractor.pt"
 FX="--extractor torchscript:work/fashion-mnist-extractor.pt --resize"

@@ -23,6 +23,7 @@ BLACK="black_box(encoder=torchscript:work/encoder.pt,steps=25)"
 audit() { # model, name, captions, further flags
   diffleak audit "work/$1" -C $S/audit.yaml --threads 1 --data work/emoji --split work/emoji-split.json --resize --captions "$3" \
     -o "work/run-e-$2-$3" "${@:4}"
+  gzip -nc "work/run-e-$2-$3/samples.csv" > "$S/samples-$2-$3.csv.gz"  # kept, so that a corrected statistic needs no training
 }
 quality() {
   diffleak quality "work/$1" --data work/emoji --split work/emoji-split.json --resize --images 300 --threads 1 \

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from diffleak.record import VARIANTS, AuditRecord, Estimate, Result
 from diffleak.report.masked import gain_cell
 from diffleak.report.table import Cell, Column, Table, auc_cell, missing, tabulate
-from diffleak.report.wording import visible
+from diffleak.report.wording import medians, visible
 
 TITLE = "Leakage beyond the reference"
 DIFFERENCE = "the audited model minus the reference on the same test images. In brackets: 95 % interval."
@@ -53,6 +53,7 @@ def sentences(record: AuditRecord) -> tuple[str, ...]:
         f"{attacks}, and less for {lower}: there the interval of the AUC difference lies above 0, or below.",
         f"By what the model sees beyond its reference, image by image, {better} of {attacks} tell members apart better than by guessing"
         + (f", and {worse} the other way round: has the reference seen the members?" if worse else "."),
+        *medians(record.split.repeats),
     )
 
 

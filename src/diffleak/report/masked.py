@@ -6,7 +6,7 @@ from diffleak.masks import CONTROLS, control_of
 from diffleak.record import AuditRecord, Estimate, Gain, Result
 from diffleak.report import selection
 from diffleak.report.table import Cell, Column, Table, auc_cell, missing, tabulate
-from diffleak.report.wording import percent, signed, signed_interval, visible
+from diffleak.report.wording import medians, percent, signed, signed_interval, visible
 
 DIFFERENCE = "masked minus unmasked on the same test images. In brackets: 95 % interval."
 DROPPED = {
@@ -74,7 +74,8 @@ def summaries(record: AuditRecord) -> tuple[str, ...]:
     """For each kind of mask, how many attacks it helps: the interval of the AUC difference above 0, below 0, or around it."""
     results = selection.masked(record)
     kinds = sorted({control_of(r.mask or "") for r in results}, key=lambda k: (*CONTROLS, k).index(k))
-    return tuple(_summary(kind, [r for r in results if control_of(r.mask or "") == kind]) for kind in kinds)
+    said = tuple(_summary(kind, [r for r in results if control_of(r.mask or "") == kind]) for kind in kinds)
+    return (*said, *(medians(record.split.repeats) if said else ()))
 
 
 def _summary(kind: str, results: Sequence[Result]) -> str:

@@ -77,6 +77,16 @@ def signed_interval(estimate: Estimate, in_percent: bool = False) -> str:
     return f"[{signed(estimate.low, in_percent)}, {signed(estimate.high, in_percent)}]"
 
 
+def medians(repeats: int) -> tuple[str, ...]:
+    """Why a difference in a table need not be that of its columns; nothing with one division."""
+    if repeats == 1:
+        return ()
+    return (
+        f"Every number is the median over {repeats} random divisions, differences too, so a difference need not be that of the "
+        "two numbers beside it.",
+    )
+
+
 def exposed(share: float, nonmembers: int) -> str:
     """In words, how many held-out images score at least as high as a member does."""
     if share == 0:
