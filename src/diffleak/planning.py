@@ -16,7 +16,7 @@ from diffleak.attacks.base import SWEEP, Attack, fit_to_schedule, parse, parse_t
 from diffleak.audit_config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.data.cohort import Cohort
 from diffleak.data.scan import Scan, scan
-from diffleak.diffusion.codec import Codec
+from diffleak.diffusion.codec import Codec, images_of
 from diffleak.diffusion.denoiser import Guided
 from diffleak.errors import UserError
 from diffleak.inputs import Inputs, auto_batch_size
@@ -174,7 +174,9 @@ def prepare(
         reference_fingerprint=reference.fingerprint if reference else None,
     )
     worker = scoring.worker(config.shard, config.threads, target)
-    return Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated)
+    prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated)
+    scoring.probe(prepared.job)
+    return prepared
 
 
 def _told(config: AuditConfig, target: hub.Target) -> str | None:
@@ -188,7 +190,7 @@ def _told(config: AuditConfig, target: hub.Target) -> str | None:
 
 def _decoded(codec: Codec, size: int, z: Tensor) -> Tensor:
     """The images of a batch of latents, as many at a time as images of their size allow."""
-    return torch.cat([codec.decode(codec.snap(part)) for part in z.split(size)])
+    return torch.cat([images_of(codec, part) for part in z.split(size)])
 
 
 def choose_attacks(config: AuditConfig) -> tuple[Attack, ...]:
