@@ -40,6 +40,7 @@ from diffleak.hub.folders import (
     text_fingerprint,
 )
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of, write_index
+from diffleak.membership import own_split
 
 UNKNOWN = "unknown"
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
@@ -61,7 +62,7 @@ class Target:
     model has both. `lora` is the adapter that was merged into its weights, at `lora_scale`. `fingerprint` says which model this is, adapter
     included; without one, a run folder cannot be resumed, since nobody could tell whether it is the same model. `x_dtype` is
     the dtype of images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
-    arithmetic.
+    arithmetic. `split_file` is the split.json that training left beside the model, or beside the LoRA.
     """
 
     denoiser: Denoiser
@@ -75,6 +76,7 @@ class Target:
     text: TextEncoder | None = None
     lora: str | None = None
     lora_scale: float | None = None
+    split_file: Path | None = None
 
     @property
     def x_dtype(self) -> torch.dtype:
@@ -156,7 +158,8 @@ def load(
     if text is None and guidance_scale != 1:
         raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")
     applied = None if lora is None else str(lora)
-    return Target(guided, shape, str(model), which, dtype, device, codec, first.classes, text, applied, lora_scale if applied else None)
+    strength, split_file = lora_scale if applied else None, own_split(folder if adapter is None else adapter.parent)
+    return Target(guided, shape, str(model), which, dtype, device, codec, first.classes, text, applied, strength, split_file)
 
 
 def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale: float = 1.0) -> Target:

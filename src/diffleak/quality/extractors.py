@@ -105,7 +105,7 @@ def extract(extractor: Extractor, batches: Iterable[Images], advance: Callable[[
 
     Raises `UserError` when the extractor fails, or gives another shape than (b, d), or numbers that are not finite.
     """
-    features, probabilities = [], []
+    features, probabilities = list[np.ndarray](), list[np.ndarray]()
     for images in batches:
         first, second = _checked(extractor, images)
         for what, found, before in (("features", first, features), ("logits", second, probabilities)):
