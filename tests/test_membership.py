@@ -106,7 +106,7 @@ def test_folders_of_copies_are_compared_by_name_and_pixels(trained, tmp_path, be
     two = write(tmp_path / "two", [below + name for name in HELD_OUT])
     model = trained()
     assert checked(model, members=one, nonmembers=two).status == "confirmed"
-    with pytest.raises(UserError, match="20 of the members are held out .* and 20 of the held-out images are trained on"):
+    with pytest.raises(UserError, match=r"20 of the members are held out .* and 20 of the held-out images are trained on"):
         checked(model, members=two, nonmembers=one)
 
 

@@ -13,6 +13,7 @@ eq. 4; Song et al. 2021, arXiv 2010.02502, eq. 12; Lipman et al. 2023, arXiv 221
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, Shaped
@@ -69,7 +70,7 @@ class Schedule:
     noise: Float64[np.ndarray, "T"]
     times: Shaped[np.ndarray, "T"]
 
-    def __init__(self, alphas_cumprod: "Sequence[float] | np.ndarray | Tensor") -> None:
+    def __init__(self, alphas_cumprod: Any) -> None:
         table = _numbers(alphas_cumprod)
         wrong = _wrong(table)
         if wrong:
