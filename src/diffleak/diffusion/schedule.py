@@ -26,7 +26,7 @@ MOST_SIGNAL = 0.9  # of alpha_bar at the end, which is below 0.05 in every publi
 WHOLE = 10  # entries below which a table may be a piece of one
 
 
-def _numbers(table: "Sequence[float] | np.ndarray | Tensor") -> Float64[np.ndarray, "..."]:
+def _numbers(table: Any) -> Float64[np.ndarray, "..."]:
     try:
         return np.array(table.detach().cpu().double() if isinstance(table, Tensor) else table, dtype=np.float64)
     except (TypeError, ValueError):
