@@ -338,7 +338,7 @@ def test_asked_without_a_service_or_captions_it_says_so() -> None:
 
 
 def test_a_model_that_draws_nan_is_named(tmp_path: Path) -> None:
-    broken = Denoiser.from_function(lambda x, t, cond=None: x * torch.nan, SCHEDULE.alphas_cumprod)
+    broken = Denoiser.from_function(lambda x, t, cond=None: x * torch.nan if t else x, SCHEDULE.alphas_cumprod)
     with pytest.raises(UserError, match=r"must return finite numbers; black_box\(.*\) got nan for image"):
         audited(captioned(broken), tmp_path, n=10)
 

@@ -122,18 +122,18 @@ def test_schedule_arithmetic_keeps_the_dtype_of_the_images(dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize(
-    ("table", "shape"),
+    ("table", "found"),
     [
-        ([0.5, 0.6], r"\(2,\)"),
-        ([1.2, 0.5], r"\(2,\)"),
-        ([0.5, -0.1], r"\(2,\)"),
-        ([0.9, float("nan")], r"\(2,\)"),
-        ([[0.9, 0.5]], r"\(1, 2\)"),
-        ([], r"\(0,\)"),
+        ([0.5, 0.6], "one that rises at t = 1"),
+        ([1.2, 0.5], "1.2 at t = 0"),
+        ([0.5, -0.1], "-0.1 at t = 1"),
+        ([0.9, float("nan")], "nan at t = 1"),
+        ([[0.9, 0.5]], r"shape \(1, 2\)"),
+        ([], r"shape \(0,\)"),
     ],
 )
-def test_a_table_that_is_no_schedule_is_refused(table: list, shape: str) -> None:
-    with pytest.raises(UserError, match=rf"alphas_cumprod must be a non-increasing table of numbers in \[0, 1\]; got shape {shape}"):
+def test_a_table_that_is_no_schedule_is_refused(table: list, found: str) -> None:
+    with pytest.raises(UserError, match=rf"alphas_cumprod must be a non-increasing table of numbers in \[0, 1\].*; got {found}"):
         Schedule(np.array(table))
 
 
@@ -214,7 +214,7 @@ def test_a_network_runs_in_its_own_dtype_and_answers_in_that_of_the_images(dtype
 
 
 def test_the_variance_channels_of_a_network_are_dropped() -> None:
-    eps = NetworkDenoiser(Echo(6, torch.float32), linear_schedule())(torch.zeros(2, 3, 4, 4), 5)
+    eps = NetworkDenoiser(Echo(6, torch.float32), linear_schedule(), learned_variance=True)(torch.zeros(2, 3, 4, 4), 5)
     assert eps.shape == (2, 3, 4, 4)
     assert eps[0, :, 0, 0].tolist() == [0, 1, 2]
 

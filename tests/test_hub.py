@@ -157,11 +157,16 @@ def test_a_scheduler_that_has_no_alphas_cumprod_is_refused(model_folder: Folders
 
 
 def test_a_learned_variance_model_gives_its_mean_only(model_folder: Folders) -> None:
-    folder = model_folder(in_channels=3, out_channels=6)
+    folder = model_folder(scheduler={"variance_type": "learned_range"}, in_channels=3, out_channels=6)
     x_t = images(2, 3, 8, 8)
     both = UNet2DModel.from_pretrained(folder / "unet").eval()(x_t, 50).sample
     assert both.shape == (2, 6, 8, 8)
     torch.testing.assert_close(load(folder, device="cpu").denoiser(x_t, 50), both[:, :3].detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_twice_the_channels_that_no_scheduler_declares_are_refused(model_folder: Folders) -> None:
+    said = refusal(model_folder(in_channels=3, out_channels=6))
+    assert "3 in and 6 out" in said and "variance_type 'fixed_small': set it to learned_range or learned" in said
 
 
 @pytest.mark.parametrize(("inside", "out"), [(1, 3), (3, 1), (3, 4)])

@@ -41,6 +41,7 @@ class AuditConfig(ModelConfig):
     max_tpr: float | None = Field(None, ge=0, le=1)
     max_excess_auc: float | None = Field(None, ge=0, le=1)
     allow_shift: bool = False
+    ignore_model_split: bool = False
 
     @field_validator("attacks", mode="before")
     @classmethod

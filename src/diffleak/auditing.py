@@ -161,6 +161,8 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None]) -> b
             "or give diffleak.Target(denoiser, fingerprint=...)"
         )
     log(prepared.describe(folder))
+    if prepared.membership:
+        log(f"membership: {visible(prepared.membership.sentence)}")
     if prepared.scan.captions:
         log(_captions_line(prepared.scan.captions, len(prepared.scan.cohort)))
     missing = scoring.score(prepared.job, folder, prepared.worker)
@@ -208,6 +210,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         truncated=prepared.truncated,
         costs=Costs(queries=collected.queries, seconds=round(collected.seconds + time.monotonic() - started, 2), chunks=collected.chunks),
         geometry=geometry,
+        membership=prepared.membership,
     )
     return Audit(record, evaluation.samples(chosen, results, cohort.member, split), every, cohort)
 
@@ -315,6 +318,8 @@ def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | 
         found.append(
             f"fewer than {evaluation.SMALL_SIDE} images on a side: every number is the median over {split.repeats} calibrate/test splits"
         )
+    if prepared.membership and prepared.membership.status == "contradicted, ignored":
+        found.append(prepared.membership.sentence)
     larger, smaller = max(split.members, split.nonmembers), min(split.members, split.nonmembers)
     if larger > 1.5 * smaller:
         found.append(

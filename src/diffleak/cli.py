@@ -37,6 +37,10 @@ Dtype = Annotated[str | None, Opt(help="float32, float16, bfloat16 or float64.",
 Device = Annotated[str | None, Opt(help="cpu, cuda, cuda:1, mps; default the first accelerator.", show_default=False)]
 DryRun = Annotated[bool | None, Opt("--dry-run", help="Check everything and print the plan only.", show_default=False)]
 AllowShift = Annotated[bool | None, Opt("--allow-shift", help="Exit 0 even if the sides differ without the model.", show_default=False)]
+IgnoreModelSplit = Annotated[
+    bool | None,
+    Opt("--ignore-model-split", help="Go on although the split.json beside MODEL contradicts the two sides.", show_default=False),
+]
 Members = Annotated[str | None, Opt(help="DATA that the model was trained on.", show_default=False)]
 Nonmembers = Annotated[str | None, Opt(help="Held-out DATA from the same source.", show_default=False)]
 Split = Annotated[Path | None, Opt(help='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}.', show_default=False)]
@@ -274,6 +278,7 @@ def audit(
         float | None, Opt(help="Gate: exit 3 if any attack's AUC beyond the --reference may exceed this.", show_default=False)
     ] = None,
     allow_shift: AllowShift = None,
+    ignore_model_split: IgnoreModelSplit = None,
     as_json: Json = False,
 ) -> None:
     """Audit a model with membership inference attacks. The same command resumes."""
@@ -320,6 +325,7 @@ def geometry(
     dry_run: DryRun = None,
     thumbnails: Annotated[bool | None, Opt("--thumbnails", help="Show images in the report.", show_default=False)] = None,
     allow_shift: AllowShift = None,
+    ignore_model_split: IgnoreModelSplit = None,
     as_json: Json = False,
 ) -> None:
     """Measure how a decoder stretches each image and latent coordinate, and whether leakage follows. The same command resumes.
@@ -389,6 +395,7 @@ def quality(
     thumbnails: Annotated[
         bool | None, Opt("--thumbnails", help="Show the closest training images in the report.", show_default=False)
     ] = None,
+    ignore_model_split: IgnoreModelSplit = None,
     as_json: Json = False,
 ) -> None:
     """Draw images and compare them with real ones: Fréchet distance, KID, precision, copies. The same command resumes."""

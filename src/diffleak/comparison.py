@@ -228,6 +228,12 @@ def _warnings(
         for run, own in zip(entry.runs, kept.runs, strict=True)
         if own is not run
     ]
+    found += [
+        f"{entry.name}: {run.record.membership.sentence}"
+        for entry in entries
+        for run in entry.runs
+        if run.record.membership and run.record.membership.status == "contradicted, ignored"
+    ]
     if unused:
         found.append(f"{unused}; a teacher that was audited on both halves would count images it never saw as members")
     found += _about_pairs(entries, compared)

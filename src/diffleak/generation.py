@@ -22,7 +22,7 @@ from torch import Tensor
 from diffleak import hub
 from diffleak.chunks import cut, in_chunks
 from diffleak.data.pixels import ImageShape, to_uint8
-from diffleak.diffusion.codec import Autoencoder
+from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.denoiser import Denoiser, Guided, guided
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.prompts import Prompts, one_at_a_time
@@ -249,4 +249,5 @@ def _conditions(drawing: Drawing, rows: range) -> Int64[Tensor, " b"] | Prompts 
 
 def decoded(target: Target, shape: ImageShape, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:
     """Latents as images of `shape`, as many at once as images of that size allow."""
-    return torch.cat([target.codec.decode(target.codec.snap(piece)) for piece in z.split(auto_batch_size(shape, target.device))])
+    expected = (shape.channels, shape.height, shape.width)
+    return torch.cat([images_of(target.codec, piece, expected) for piece in z.split(auto_batch_size(shape, target.device))])

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from diffleak.data.cohort import Cohort
 from diffleak.data.pixels import ImageShape, fit, to_model
+from diffleak.diffusion.codec import latents_of
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.prompts import Prompts, one_at_a_time
 from diffleak.errors import UserError
@@ -78,12 +79,19 @@ class Inputs:
             return images
         size = auto_batch_size(self.shape, self.target.device)
         with torch.inference_mode():
-            parts = [self.target.codec.encode(self.tensor(images[start : start + size])) for start in range(0, len(images), size)]
-        return torch.cat(parts).cpu().numpy()
+            parts = [latents_of(self.target.codec, self.tensor(images[start : start + size])) for start in range(0, len(images), size)]
+        z = torch.cat(parts).cpu().numpy()
+        if not np.isfinite(z).all():
+            row = int(np.argwhere(~np.isfinite(z))[0][0])
+            raise UserError(
+                f"the autoencoder must return finite latents; got {z[~np.isfinite(z)][0]} for image {row + 1} of {len(z)}: "
+                "check its weights"
+            )
+        return z
 
     def latents(self, x: Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
         """The latents of images on the device, as many at a time as images of their size allow."""
-        return torch.cat([self.target.codec.encode(part) for part in x.split(auto_batch_size(self.shape, self.target.device))])
+        return torch.cat([latents_of(self.target.codec, part) for part in x.split(auto_batch_size(self.shape, self.target.device))])
 
     def noise(self, ids: Sequence[str], shape: Sequence[int], stream: str = "") -> Noise:
         """The keyed normals of a batch."""

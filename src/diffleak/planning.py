@@ -16,13 +16,14 @@ from diffleak.attacks.base import SWEEP, Attack, fit_to_schedule, parse, parse_t
 from diffleak.audit_config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.data.cohort import Cohort
 from diffleak.data.scan import Scan, scan
-from diffleak.diffusion.codec import Codec
+from diffleak.diffusion.codec import Codec, images_of
 from diffleak.diffusion.denoiser import Guided
 from diffleak.errors import UserError
 from diffleak.inputs import Inputs, auto_batch_size
 from diffleak.masks import MaskChoice, parse_mask
 from diffleak.masks import distinct as distinct_masks
-from diffleak.record import Plan
+from diffleak.membership import check_membership
+from diffleak.record import Membership, Plan
 from diffleak.reference import load_reference, refuse_strangers
 from diffleak.report.wording import adapter, visible
 from diffleak.service import service
@@ -44,6 +45,7 @@ class Prepared:
     split: evaluation.Divisions
     worker: scoring.Worker
     truncated: tuple[str, ...] = ()
+    membership: Membership | None = None
 
     @property
     def queries_per_image(self) -> int:
@@ -53,7 +55,9 @@ class Prepared:
     def summary(self) -> dict[str, Any]:
         """The plan with what it will take, for `--dry-run --json`."""
         per_image = self.queries_per_image
-        return {**self.plan.model_dump(mode="json"), "queries_per_image": per_image, "queries": per_image * len(self.scan.cohort)}
+        made = {"queries_per_image": per_image, "queries": per_image * len(self.scan.cohort)}
+        said = {"membership": self.membership.model_dump(mode="json")} if self.membership else {}
+        return {**self.plan.model_dump(mode="json"), **made, **said}
 
     @property
     def job(self) -> scoring.Job:
@@ -104,8 +108,10 @@ def prepare(
     if (masks or top) and not target.latent:
         what = "geometry is that" if top else "--mask ranks the latent coordinates"
         raise UserError(f"{what} of a decoder, and {target.name} works on pixels" + ("" if top else "; leave it out"))
+    cohort = cohort or read_cohort(config)
+    membership = _membership(config, target, cohort)
     found = scan(
-        cohort or read_cohort(config),
+        cohort,
         target.shape,
         config.resize,
         config.skip_unreadable,
@@ -174,7 +180,17 @@ def prepare(
         reference_fingerprint=reference.fingerprint if reference else None,
     )
     worker = scoring.worker(config.shard, config.threads, target)
-    return Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated)
+    prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated, membership)
+    scoring.probe(prepared.job)
+    return prepared
+
+
+def _membership(config: AuditConfig, target: hub.Target, cohort: Cohort) -> Membership | None:
+    """What the model's own split says of the two sides; None where there is one."""
+    if not config.two_sided and config.data:
+        return None
+    given = f"the split file {config.split}" if config.split else f"{cohort.names[0]} (members) and {cohort.names[1]} (held out)"
+    return check_membership([cohort], given, target.split_file, config.split, config.ignore_model_split)
 
 
 def _told(config: AuditConfig, target: hub.Target) -> str | None:
@@ -188,7 +204,7 @@ def _told(config: AuditConfig, target: hub.Target) -> str | None:
 
 def _decoded(codec: Codec, size: int, z: Tensor) -> Tensor:
     """The images of a batch of latents, as many at a time as images of their size allow."""
-    return torch.cat([codec.decode(codec.snap(part)) for part in z.split(size)])
+    return torch.cat([images_of(codec, part) for part in z.split(size)])
 
 
 def choose_attacks(config: AuditConfig) -> tuple[Attack, ...]:

@@ -312,6 +312,29 @@ class Plan(Record):
     reference_fingerprint: str | None = None
 
 
+class Membership(Record):
+    """Who said which images are members (`source`), and what the model's own split.json says of that (see `diffleak.membership`)."""
+
+    source: str
+    status: Literal["confirmed", "taken on trust", "contradicted, ignored"]
+    model_split: str | None = None
+    reason: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The same for a reader."""
+        if self.status == "confirmed":
+            also = f"; {self.reason}" if self.reason else ""
+            return f"Which images are members was said by {self.source}, and the model's own {self.model_split} confirms it{also}."
+        if self.status == "taken on trust":
+            of = f", which was not confirmed by {self.model_split}" if self.model_split else ""
+            return f"Which images are members was taken on trust from {self.source}{of}: {self.reason}."
+        return (
+            f"Which images are members was taken from {self.source} although {self.model_split} contradicts it (--ignore-model-split): "
+            f"by that file, {self.reason}. If it is right, the numbers do not measure membership."
+        )
+
+
 class AuditRecord(Record):
     """audit.json."""
 
@@ -330,6 +353,7 @@ class AuditRecord(Record):
     truncated: tuple[str, ...] = ()
     costs: Costs
     geometry: Geometry | None = None
+    membership: Membership | None = None
 
     def result(self, attack: str) -> Result:
         """The result of one attack by its label."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from diffleak.attacks.base import Attack, Direction
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
+from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.denoiser import Counted, Denoiser, unguided
 from diffleak.errors import NAME, UserError
 from diffleak.files import write_atomic
@@ -146,6 +147,30 @@ def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
     else:
         rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     return Worker(rank, count, threads or side_by_side(target))
+
+
+def probe(job: Job) -> None:
+    """Asks every model about two images at both ends of the sweep, before anything is scored.
+
+    Raises `UserError` for an answer that is not finite, or not like the images, or for a codec whose images are of another shape.
+    """
+    rows, sweep = [0, len(job.cohort) - 1], [t for attack in job.attacks for t in attack.timesteps] or [0]
+    images = job.inputs.pixels(rows)
+    with torch.inference_mode(), memory_message(job.plan.batch_size):
+        x0 = job.inputs.tensor(job.inputs.encode(images))
+        if job.target.latent and not isinstance(job.target.codec, Autoencoder):
+            shape = job.inputs.shape
+            images_of(job.target.codec, x0, (shape.channels, shape.height, shape.width))
+        for inputs in job.models if job.attacks else ():
+            cond = inputs.conditions(rows)
+            for denoiser in inputs.target.denoiser.exposed:
+                for t in sorted({min(sweep), max(sweep)}):
+                    finite = torch.isfinite(denoiser(x0, t, cond)).flatten(start_dim=1).all(dim=1).tolist()
+                    if not all(finite):
+                        raise UserError(
+                            f"the model must return finite numbers; {inputs.target.name} gives NaN or infinity at timestep {t} for image "
+                            f"{job.cohort.ids[rows[finite.index(False)]]}: try --dtype float32, or check the weights"
+                        )
 
 
 def estimate(job: Job, folder: Path | None, share: Worker) -> str:

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffleak.errors import UserError
+
 
 class Codec(ABC):
     """A map between images in [-1, 1] and the latents z that a denoiser was trained on."""
@@ -31,6 +33,28 @@ class Codec(ABC):
     def snap(self, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *z"]:
         """The latents that the decoder really takes: the nearest codes of a quantised model, else z itself."""
         return z
+
+
+def latents_of(codec: Codec, x: Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
+    """The latents of images; raises `UserError` unless the codec gives every image a row of its own, in the dtype of x."""
+    return _like(x, codec.encode(x), "the codec's encode", "latents of shape (b, channels, height, width)")
+
+
+def images_of(codec: Codec, z: Float[Tensor, "b *z"], shape: tuple[int, ...] | None = None) -> Float[Tensor, "b *x"]:
+    """The images of latents; raises `UserError` unless the codec gives every latent an image, and of `shape` where it is known."""
+    x = _like(z, codec.decode(codec.snap(z)), "the codec's decode", "images")
+    if shape is not None and tuple(x.shape[1:]) != shape:
+        raise UserError(f"the codec's decode must give back images of the shape {shape}; got {tuple(x.shape[1:])}")
+    return x
+
+
+def _like(given: Tensor, answer: Any, subject: str, what: str) -> Tensor:
+    """The answer, if it is a batch like the one given, of any other channels and sides."""
+    alike = isinstance(answer, Tensor) and answer.ndim == given.ndim and len(answer) == len(given) and answer.dtype == given.dtype
+    if alike:
+        return answer  # type: ignore[no-any-return]
+    got = f"{tuple(answer.shape)} {answer.dtype}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+    raise UserError(f"{subject} must return {what}, one for each of the {len(given)} given, as {given.dtype}; got {got}")
 
 
 @final

@@ -5,13 +5,17 @@
     sample          eps = (x_t - a_t f) / s_t
     flow            eps = x_t + a_t f                  f = e - x0, a_t = 1 - sigma_t (Esser et al. 2024, arXiv 2403.03206)
 
-This is the only place where predictions are converted. Wrappers are denoisers too.
+This is the only place where predictions are converted, and the only one where answers are checked: every denoiser, also
+one of a user's own class, answers with a tensor like x_t, or the call is refused. Another shape would be broadcast by the
+attacks' arithmetic into numbers that look like scores. Each call gets x_t and gives its answer as copies, so a model that
+writes into its input, or answers in one buffer again and again, changes nothing but itself. Wrappers are denoisers too.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, final
+from functools import wraps
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,16 +23,28 @@ from torch import Tensor
 
 from diffleak.diffusion.prompts import Prompts, chosen, joined
 from diffleak.diffusion.schedule import Schedule
-from diffleak.errors import UserError
+from diffleak.errors import DiffleakError, UserError, first_lines
+from diffleak.memory import out_of_memory
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 Ask = Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]  # of (network, x_t, time per image, text conditions): its prediction
 
 
 class Denoiser(ABC):
-    """A model that predicts the noise in an image, with the `schedule` it was trained on."""
+    """A model that predicts the noise in an image, with the `schedule` it was trained on.
+
+    The answers of every subclass are checked (see `noise_like`), except those of a `wrapper`, which are another denoiser's.
+    """
 
     schedule: Schedule
+    subject: ClassVar[str]  # what a message calls it
+
+    def __init_subclass__(cls, wrapper: bool = False, subject: str | None = None, **others: Any) -> None:
+        super().__init_subclass__(**others)
+        cls.subject = subject or f"the denoiser {cls.__name__}"
+        for name in () if wrapper else ("__call__", "at_once"):
+            if name in vars(cls):
+                setattr(cls, name, _checked(vars(cls)[name]))
 
     @abstractmethod
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
@@ -55,33 +71,91 @@ class Denoiser(ABC):
         return self
 
     @staticmethod
-    def from_function(predict_noise: Callable[..., Tensor], alphas_cumprod: Any) -> "Denoiser":
+    def from_function(predict_noise: Callable[..., Any], alphas_cumprod: Any, learned_variance: bool = False) -> "Denoiser":
         """A denoiser from `predict_noise(x_t, t)` (or `(x_t, t, cond)` when conditioned) and the T values of alpha_bar.
 
-        `predict_noise` gets x_t of shape (b, *s) and t as an int, and returns the noise in the shape of x_t.
+        predict_noise: gets x_t of shape (b, *s) and t as an int; returns the noise in the shape, dtype and device of x_t.
+        alphas_cumprod: alpha_bar_t for t = 0 ... T - 1, from nearly 1 (almost no noise) down to nearly 0.
+        learned_variance: the function returns twice the channels of x_t, the noise first and then the variance, which is
+        dropped (Nichol and Dhariwal 2021, arXiv 2102.09672).
+        Raises `UserError` for a table that cannot be alpha_bar, and when called, for an answer that is not like x_t.
         """
-        return FunctionDenoiser(predict_noise, Schedule(alphas_cumprod))
+        if not callable(predict_noise):
+            raise UserError(f"predict_noise must be a function of (x_t, t); got {_spelled(predict_noise)}")
+        return FunctionDenoiser(predict_noise, Schedule(alphas_cumprod), learned_variance)
+
+
+def noise_like(x_t: Tensor, answer: Any, subject: str, learned_variance: bool = False) -> Tensor:
+    """The noise in a model's answer; raises `UserError` unless it is a tensor of the shape, dtype and device of x_t.
+
+    With `learned_variance` the answer must have exactly twice the channels of x_t, of which the first half is the noise.
+    """
+    channels = x_t.shape[1] if x_t.ndim > 1 else 1
+    twice = (len(x_t), 2 * channels, *x_t.shape[2:])
+    expected = twice if learned_variance else tuple(x_t.shape)
+    if isinstance(answer, Tensor) and tuple(answer.shape) == expected and (answer.dtype, answer.device) == (x_t.dtype, x_t.device):
+        return answer[:, :channels] if learned_variance else answer
+    kind, hint = str(x_t.dtype).removeprefix("torch."), "return the noise alone, as a tensor"
+    if isinstance(answer, Tensor):
+        hint = f"convert it with .to(x_t), which rounds nothing away if the model itself runs in {kind}"
+        if tuple(answer.shape) != expected:
+            hint = "no other shape can be attacked, since it would be broadcast into wrong scores"
+            hint = "declare a learned variance (learned_variance=True), if it is that" if tuple(answer.shape) == twice else hint
+    elif isinstance(getattr(answer, "sample", None), Tensor):
+        hint = "return its .sample"
+    what = "the noise and a variance, of twice the channels of x_t" if learned_variance else "the noise as a tensor like x_t"
+    raise UserError(f"{subject} must return {what}, {expected} {kind} on {x_t.device}; got {_spelled(answer)}: {hint}")
+
+
+def _spelled(answer: Any) -> str:
+    if isinstance(answer, Tensor):
+        return f"{tuple(answer.shape)} {str(answer.dtype).removeprefix('torch.')} on {answer.device}"
+    return "None" if answer is None else f"a {type(answer).__name__}"
+
+
+def _checked(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a denoiser on a copy of x_t, with its answer checked and copied: see the module."""
+
+    @wraps(ask)
+    def answered(self: Denoiser, x_t: Tensor, *how: Any, **named: Any) -> Tensor:
+        return noise_like(x_t, ask(self, x_t.clone(), *how, **named), self.subject).detach().clone()
+
+    return answered
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class FunctionDenoiser(Denoiser):
+class FunctionDenoiser(Denoiser, subject="predict_noise"):
     """A plain function as a denoiser; see `Denoiser.from_function`."""
 
-    predict_noise: Callable[..., Tensor]
+    predict_noise: Callable[..., Any]
     schedule: Schedule
+    learned_variance: bool = False
 
-    def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
-        return self.predict_noise(x_t, t) if cond is None else self.predict_noise(x_t, t, cond)
+    def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Any:
+        try:
+            answer = self.predict_noise(x_t, t) if cond is None else self.predict_noise(x_t, t, cond)
+        except DiffleakError:
+            raise
+        except Exception as error:  # of a user's own code; `from` keeps its traceback for callers from Python
+            if out_of_memory(error):
+                raise
+            given = "(x_t, t)" if cond is None else "(x_t, t, cond)"
+            raise UserError(
+                f"predict_noise must take {given}, here x_t of {_spelled(x_t)} and t = {t} as an int; "
+                f"it fails with {type(error).__name__}: {first_lines(error)}"
+            ) from error
+        return noise_like(x_t, answer, self.subject, True) if self.learned_variance else answer
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class NetworkDenoiser(Denoiser):
+class NetworkDenoiser(Denoiser, subject="the network"):
     """A diffusers network as a denoiser: runs in its own dtype, answers in that of x_t.
 
     With `classes` it is conditioned on labels in [0, classes): `cond` is then an integer per image. With `ask`, which knows
-    how a text-to-image network is called, `cond` is the `Prompts` of the images.
+    how a text-to-image network is called, `cond` is the `Prompts` of the images. With `learned_variance` the network appends
+    as many channels of variance, which are dropped.
     """
 
     network: torch.nn.Module
@@ -89,6 +163,7 @@ class NetworkDenoiser(Denoiser):
     prediction_type: PredictionType = "epsilon"
     classes: int | None = None
     ask: Ask | None = None
+    learned_variance: bool = False
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         return self.at_once(x_t, (t,), cond)
@@ -114,12 +189,12 @@ class NetworkDenoiser(Denoiser):
             labels = "no condition" if self.classes is None else f"labels of {self.classes} classes as its condition"
             expected = "captions as its condition" if self.ask else labels
             raise UserError(f"this model takes {expected}; got {'none' if cond is None else 'one'}")
-        return prediction[:, : x_t.shape[1]].to(x_t.dtype)  # learned-variance models append their variance
+        return noise_like(x_t, prediction.to(x_t.dtype), self.subject, self.learned_variance)
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Guided(Denoiser):
+class Guided(Denoiser, wrapper=True):
     """Classifier-free guidance: eps(empty) + scale (eps(caption) - eps(empty)), two forwards in one batch.
 
     `on_difference` is told eps(caption) - eps(empty). Ho and Salimans 2022, arXiv 2207.12598, eq. 6 with scale = 1 + w.
@@ -165,7 +240,7 @@ def guided(denoiser: Denoiser, scale: float) -> Denoiser:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Counted(Denoiser):
+class Counted(Denoiser, wrapper=True):
     """Reports every forward of `denoiser` to `on_call(images, timestep)`; changes nothing."""
 
     denoiser: Denoiser

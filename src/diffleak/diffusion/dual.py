@@ -23,7 +23,7 @@ Choice = Literal["alternate", "random"]
 
 @final
 @dataclass(frozen=True, eq=False)
-class Dual(Denoiser):
+class Dual(Denoiser, wrapper=True):
     """Two denoisers of the same schedule, one per step: in turns from `first` on, or by a coin keyed by (seed, step).
 
     `timesteps` are those of the sampler, in its order; None means the whole schedule, one timestep per step. No state is

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from diffleak.errors import UserError
+
 POOLED = ("text_embeds", "pooled_projections")  # of a whole caption, as pipelines name them
 MASK = "encoder_attention_mask"  # which tokens are words
 
@@ -62,14 +64,31 @@ class TextEncoder(Protocol):
 
 
 def one_at_a_time(encode: Callable[..., Prompts]) -> Callable[..., Prompts]:
-    """The encoder for several threads, of which one is let in at a time; so are those that use its `Prompts` to embed more."""
+    """The encoder for several threads, of which one is let in at a time; so are those that use its `Prompts` to embed more.
+
+    Raises `UserError` when called, for an encoder that does not return `Prompts` with a finite row for every text.
+    """
     entered = Lock()
 
     def embed(texts: Sequence[str], **how: bool) -> Prompts:
         with entered:
-            return replace(encode(texts, **how), encode=embed)
+            made = encode(texts, **how)
+            _refuse_other_rows(made, texts)
+            return replace(made, encode=embed)
 
     return embed
+
+
+def _refuse_other_rows(made: Any, texts: Sequence[str]) -> None:
+    if not isinstance(made, Prompts) or not made.tensors or tuple(made.texts) != tuple(texts):
+        got = f"those of {len(made.texts)}" if isinstance(made, Prompts) else f"a {type(made).__name__}"
+        raise UserError(f"the text encoder must return the Prompts of the {len(texts)} texts it is given, in their order; got {got}")
+    for name, tensor in made.tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != len(texts):
+            got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise UserError(f"the text encoder must return a row of {name} for each of the {len(texts)} texts; got {got}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"the text encoder must return finite numbers; {name} has NaN or infinity: try --dtype float32")
 
 
 def joined(conditions: Sequence[Any]) -> Any:

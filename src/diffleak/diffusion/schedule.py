@@ -13,6 +13,7 @@ eq. 4; Song et al. 2021, arXiv 2010.02502, eq. 12; Lipman et al. 2023, arXiv 221
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, Shaped
@@ -20,10 +21,45 @@ from torch import Tensor
 
 from diffleak.errors import UserError
 
+LEAST_SIGNAL = 0.5  # of alpha_bar at t = 0, which is above 0.99 in every published schedule
+MOST_SIGNAL = 0.9  # of alpha_bar at the end, which is below 0.05 in every published schedule
+WHOLE = 10  # entries below which a table may be a piece of one
+
+
+def _numbers(table: Any) -> Float64[np.ndarray, "..."]:
+    try:
+        return np.array(table.detach().cpu().double() if isinstance(table, Tensor) else table, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"a noise schedule must be a table of numbers; got {type(table).__name__} of something else") from None
+
+
+def _wrong(table: Float64[np.ndarray, "..."]) -> str | None:
+    """Why a table cannot be alpha_bar, and what to do; None where it can."""
+    if table.ndim != 1 or len(table) == 0:
+        return f"got shape {table.shape}"
+    if not np.isfinite(table).all():
+        return f"got {table[~np.isfinite(table)][0]} at t = {int(np.flatnonzero(~np.isfinite(table))[0])}"
+    outside = np.flatnonzero((table < 0) | (table > 1))
+    if len(outside):
+        return f"got {table[outside[0]]:g} at t = {outside[0]}"
+    if table[0] < LEAST_SIGNAL and table.max() < LEAST_SIGNAL:
+        return f"got {table[0]:.4g} at t = 0, which is no signal left: for betas give np.cumprod(1 - betas)"
+    rises = np.flatnonzero(np.diff(table) > 0)
+    if len(rises):
+        backwards = (np.diff(table) >= 0).all()
+        hint = ": turn it round if it runs backwards, or for betas give np.cumprod(1 - betas)" if backwards else ""
+        return f"got one that rises at t = {rises[0] + 1}{hint}"
+    if len(table) >= WHOLE and table[-1] > MOST_SIGNAL:
+        return f"got {table[-1]:.4g} at its end, which is hardly any noise: for alphas give np.cumprod(alphas)"
+    return None
+
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """The discrete noise schedule of a model: `alphas_cumprod[t]` in [0, 1], not increasing, for t in [0, T).
+
+    Raises `UserError` for other tables, and for what people give by mistake: betas, alphas that were not multiplied up, a
+    table that runs backwards.
 
     `signal` and `noise` are a_t and s_t. `times` is how the network is told the time: t itself, or `unit` sigma_t for a model
     of flow matching, whose `alphas_cumprod` is the diffusion's that has the same signal-to-noise ratio.
@@ -34,10 +70,11 @@ class Schedule:
     noise: Float64[np.ndarray, "T"]
     times: Shaped[np.ndarray, "T"]
 
-    def __init__(self, alphas_cumprod: "Sequence[float] | np.ndarray | Tensor") -> None:
-        table = np.array(alphas_cumprod.cpu() if isinstance(alphas_cumprod, Tensor) else alphas_cumprod, dtype=np.float64)
-        if table.ndim != 1 or len(table) == 0 or not ((table >= 0) & (table <= 1)).all() or (np.diff(table) > 0).any():
-            raise UserError(f"alphas_cumprod must be a non-increasing table of numbers in [0, 1]; got shape {table.shape}")
+    def __init__(self, alphas_cumprod: Any) -> None:
+        table = _numbers(alphas_cumprod)
+        wrong = _wrong(table)
+        if wrong:
+            raise UserError(f"alphas_cumprod must be a non-increasing table of numbers in [0, 1], from nearly 1 down; {wrong}")
         self._settle(table, np.sqrt(table), np.sqrt(1.0 - table), np.arange(len(table)))
 
     def _settle(self, *tables: np.ndarray) -> None:
@@ -51,10 +88,10 @@ class Schedule:
 
         `unit` is what the network is told for sigma = 1: its scheduler's num_train_timesteps.
         """
-        s = np.array(sigmas.cpu() if isinstance(sigmas, Tensor) else sigmas, dtype=np.float64)
+        s = _numbers(sigmas)
         if s.ndim != 1 or len(s) == 0 or not ((s >= 0) & (s <= 1)).all() or (np.diff(s) <= 0).any():
             raise UserError(f"the sigmas of flow matching must be an increasing table of numbers in [0, 1]; got shape {s.shape}")
-        made = cls([1.0])
+        made = cls([1.0, 0.0])
         made._settle((1 - s) ** 2 / ((1 - s) ** 2 + s**2), 1 - s, s, unit * s)
         return made
 

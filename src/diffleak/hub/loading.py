@@ -40,11 +40,14 @@ from diffleak.hub.folders import (
     text_fingerprint,
 )
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of, write_index
+from diffleak.membership import own_split
 
 UNKNOWN = "unknown"
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
 OTHER_PARTS = ("vqmodel", "movq")
 WITHOUT_TEXT = ("UNet2DModel", "DiTTransformer2DModel")
+LEARNED_VARIANCE = ("learned", "learned_range")  # what diffusers' schedulers call it
+WITH_VARIANCE = ("DiTTransformer2DModel", "PixArtTransformer2DModel")  # whose pipelines drop it by the channels alone
 FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 STABLE_DIFFUSION_FACTOR = 0.18215  # Rombach et al. 2022, arXiv 2112.10752
 PIXELS = Identity()
@@ -59,7 +62,7 @@ class Target:
     model has both. `lora` is the adapter that was merged into its weights, at `lora_scale`. `fingerprint` says which model this is, adapter
     included; without one, a run folder cannot be resumed, since nobody could tell whether it is the same model. `x_dtype` is
     the dtype of images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
-    arithmetic.
+    arithmetic. `split_file` is the split.json that training left beside the model, or beside the LoRA.
     """
 
     denoiser: Denoiser
@@ -73,6 +76,7 @@ class Target:
     text: TextEncoder | None = None
     lora: str | None = None
     lora_scale: float | None = None
+    split_file: Path | None = None
 
     @property
     def x_dtype(self) -> torch.dtype:
@@ -154,7 +158,8 @@ def load(
     if text is None and guidance_scale != 1:
         raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")
     applied = None if lora is None else str(lora)
-    return Target(guided, shape, str(model), which, dtype, device, codec, first.classes, text, applied, lora_scale if applied else None)
+    strength, split_file = lora_scale if applied else None, own_split(folder if adapter is None else adapter.parent)
+    return Target(guided, shape, str(model), which, dtype, device, codec, first.classes, text, applied, strength, split_file)
 
 
 def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale: float = 1.0) -> Target:
@@ -177,7 +182,27 @@ def _denoiser(folder: Path, network_folder: Path, dtype: str, device: str, ask: 
     refuse_pickles(network_folder)
     schedule, prediction_type = _schedule(folder)
     network = _network(network_folder, config, DTYPES[dtype]).to(device)
-    return NetworkDenoiser(network, schedule, prediction_type, None if ask else _classes(config, network_folder), ask)
+    classes = None if ask else _classes(config, network_folder)
+    return NetworkDenoiser(network, schedule, prediction_type, classes, ask, _learned_variance(folder, network_folder, network))
+
+
+def _learned_variance(folder: Path, network_folder: Path, network: Any) -> bool:
+    """Whether a network appends a variance: it has twice the channels, and its scheduler or its kind declares what they are.
+
+    Raises `UserError` for twice the channels that nothing declares.
+    """
+    config = network.config
+    if config.get("out_channels") != 2 * config.in_channels:
+        return False
+    path = folder / "scheduler" / "scheduler_config.json"
+    said = read_json(path, f"{folder} must say its noise schedule").get("variance_type")
+    if said not in LEARNED_VARIANCE and type(network).__name__ not in WITH_VARIANCE:
+        raise UserError(
+            f"a denoiser predicts as many channels as it takes, or with a learned variance twice as many; {network_folder} has "
+            f"{config.in_channels} in and {config.out_channels} out, and {path} has variance_type '{said}': "
+            f"set it to learned_range or learned if the model was trained so"
+        )
+    return True
 
 
 def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:

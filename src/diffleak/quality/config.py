@@ -41,6 +41,7 @@ class QualityConfig(ModelConfig):
     skip_unreadable: bool = False
     threads: int | None = Field(None, ge=1)
     thumbnails: bool = False
+    ignore_model_split: bool = False
 
     @field_validator("reference", "training", "data", "extractor", "copy_encoder", "captions", "clip", mode="before")
     @classmethod

@@ -105,20 +105,27 @@ def extract(extractor: Extractor, batches: Iterable[Images], advance: Callable[[
 
     Raises `UserError` when the extractor fails, or gives another shape than (b, d), or numbers that are not finite.
     """
-    features, probabilities = [], []
+    features, probabilities = list[np.ndarray](), list[np.ndarray]()
     for images in batches:
         first, second = _checked(extractor, images)
+        for what, found, before in (("features", first, features), ("logits", second, probabilities)):
+            if found is not None and before and found.shape[1] != before[0].shape[1]:
+                raise UserError(
+                    f"the extractor {extractor.name} must return {what} of one length; got {before[0].shape[1]}, then {found.shape[1]}"
+                )
         features.append(first)
         if second is not None:
             probabilities.append(second)
         advance(len(images))
+    if probabilities and len(probabilities) < len(features):
+        raise UserError(f"the extractor {extractor.name} must return logits for every batch or for none; got them for some")
     return Features(np.concatenate(features), np.concatenate(probabilities) if probabilities else None)
 
 
 def _checked(extractor: Extractor, images: Images) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         with torch.inference_mode():
-            answer = extractor.run(images)
+            answer = extractor.run(images.copy())  # a function that writes into its images must not change those that follow
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(
@@ -131,7 +138,7 @@ def _checked(extractor: Extractor, images: Images) -> tuple[np.ndarray, np.ndarr
         )
     features, classes = (None if part is None else np.asarray(torch.as_tensor(part).float().cpu()) for part in pair)
     for what, found in (("features", features), ("logits", classes)):
-        if found is not None and (found.ndim != 2 or len(found) != len(images)):
+        if found is not None and (found.ndim != 2 or len(found) != len(images) or not found.size):
             raise UserError(f"the extractor {extractor.name} must return {what} of shape ({len(images)}, d); got {found.shape}")
         if found is not None and not np.isfinite(found).all():
             raise UserError(

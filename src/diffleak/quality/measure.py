@@ -26,6 +26,7 @@ from diffleak.errors import UserError
 from diffleak.files import checked_folder, write_text
 from diffleak.generation import Drawing, draw, plan_drawing
 from diffleak.hub import Target
+from diffleak.membership import check_membership
 from diffleak.quality import copies, statistics
 from diffleak.quality.alignment import Clip, NoClip, alignment, find_clip
 from diffleak.quality.config import QualityConfig, Real, read_real
@@ -33,7 +34,7 @@ from diffleak.quality.extractors import Extractor, open_extractor, probe
 from diffleak.quality.features import Both, RealSet, cut, features_of, read_set, refuse_shared
 from diffleak.quality.prompts import Told, choose_prompts
 from diffleak.quality.record import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
-from diffleak.record import Estimate
+from diffleak.record import Estimate, Membership
 from diffleak.report.quality import Pictures, html
 from diffleak.report.wording import adapter, visible
 from diffleak.run_folder import read_plan
@@ -84,6 +85,7 @@ class Prepared:
     encoders: tuple[Extractor, Extractor]
     told: Told | None
     clip: Clip | NoClip | None
+    membership: Membership | None = None
 
     def describe(self) -> str:
         """The plan in one line."""
@@ -102,6 +104,9 @@ def prepare(config: QualityConfig, target: Target | None = None, extractor: Call
     """Loads the model and the extractors and checks that they fit the images."""
     target = hub.target_of(config, target)
     real = read_real(config)
+    sides = [real.reference, real.training] if config.split and real.training else None
+    given = f"the split file {config.split}"
+    membership = check_membership(sides, given, target.split_file, config.split, config.ignore_model_split) if sides else None
     shape = target.shape or shape_of(real.reference.read(0))
     first = open_extractor(extractor or config.extractor, target.device)
     second = open_extractor(config.copy_encoder, target.device) if config.copy_encoder else first
@@ -122,7 +127,7 @@ def prepare(config: QualityConfig, target: Target | None = None, extractor: Call
         config.guidance_scale,
     )
     clip = find_clip(config.clip, target.device) if told else None
-    return Prepared(config, target, real, drawing, classes, (first, second), told, clip)
+    return Prepared(config, target, real, drawing, classes, (first, second), told, clip, membership)
 
 
 def measure(config: QualityConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None) -> Measured:
@@ -193,6 +198,7 @@ def _record(
         warnings=_warnings(prepared, reference, training),
         environment=environment(target, config.threads or side_by_side(target), config.seed, reference.fingerprint),
         costs=costs,
+        membership=prepared.membership,
     )
 
 
@@ -274,6 +280,8 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
 
 def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) -> tuple[str, ...]:
     found, rounds = [], prepared.config.rounds
+    if prepared.membership and prepared.membership.status != "confirmed":
+        found.append(prepared.membership.sentence)
     if len(prepared.target.denoiser.exposed) > 1:
         found.append("two models take turns, one per step" + (f"; drawn in {rounds} adaptive rounds" if rounds > 1 else ""))
     if prepared.told and prepared.target.text:

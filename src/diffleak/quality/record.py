@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from diffleak.errors import UserError
-from diffleak.record import Environment, Estimate, Record
+from diffleak.record import Environment, Estimate, Membership, Record
 
 SCHEMA_VERSION: Literal[1] = 1
 FILE = "quality.json"
@@ -102,6 +102,7 @@ class QualityRecord(Record):
     warnings: tuple[str, ...]
     environment: Environment
     costs: QualityCosts
+    membership: Membership | None = None
 
     def metric(self, name: MetricName) -> Metric:
         """One statistic by its name."""

@@ -173,7 +173,7 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
         )
     if lead.access in ACCESS:
         text += f" The attacker must be able to {ACCESS[lead.access]} ({lead.access} access)."
-    return text + _told(record.plan.captions)
+    return text + _told(record.plan.captions) + _membership(record)
 
 
 def _told(captions: str | None) -> str:
@@ -190,6 +190,11 @@ def _told(captions: str | None) -> str:
     if captions.startswith("fixed:"):
         return " The model was told the same caption with every image; an attacker who knows their own may find more."
     return f" The model was told the captions in {visible(captions)}, so the attacker must know them."
+
+
+def _membership(record: AuditRecord) -> str:
+    """Whose word it is that the members are members."""
+    return f" {visible(record.membership.sentence)}" if record.membership else ""
 
 
 def _blind(blind: Estimate) -> str:
