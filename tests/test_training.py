@@ -169,6 +169,11 @@ def test_bad_settings_are_one_line(data, tmp_path):
         diffleak.train_config("digit", data="digits", output=out)
 
 
+def test_a_network_that_would_predict_other_channels_than_it_takes_is_refused(data, tmp_path):
+    with pytest.raises(UserError, match="predict as many channels as it takes, 1; out_channels is 2: leave it out"):
+        diffleak.train(config(data, tmp_path / "model", model={**TINY, "out_channels": 2}))
+
+
 def test_images_that_cannot_be_halved_often_enough_are_refused(tmp_path):
     np.save(tmp_path / "odd.npy", np.zeros((12, 9, 9), dtype=np.uint8))
     with pytest.raises(UserError, match=r"image sides must be multiples of 2 .*got 9 x 9: use --resize"):

@@ -77,6 +77,9 @@ def denoiser_task(
     device: torch.device,
 ) -> Task:
     """The task of training a denoiser on the pixels of `data`, or on their latents under `codec`; with a lesson, a student."""
+    takes, gives = network["in_channels"], network["out_channels"]
+    if takes != gives:  # grey images would be broadcast against it
+        raise UserError(f"a network is trained to predict as many channels as it takes, {takes}; out_channels is {gives}: leave it out")
     labels = _labels(network, data)
     model, scheduler = hub.new_network(network), hub.new_scheduler(config.scheduler)
     inputs = data.images if codec is None else encode_all(codec, data.images)
