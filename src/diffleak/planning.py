@@ -1,6 +1,7 @@
 """What an audit will do: attacks, images, captions, masks and chunks, all checked before anything is scored."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -14,24 +15,27 @@ from diffleak import evaluation, hub, scoring
 from diffleak.attacks import ATTACKS
 from diffleak.attacks.base import SWEEP, Attack, fit_to_schedule, parse, parse_timesteps
 from diffleak.audit_config import AuditConfig, GeometryConfig, read_cohort
+from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.cohort import Cohort
 from diffleak.data.scan import Scan, scan
 from diffleak.diffusion.codec import Codec
 from diffleak.diffusion.denoiser import Guided
 from diffleak.errors import UserError
+from diffleak.files import checked_folder
 from diffleak.inputs import Inputs, auto_batch_size
 from diffleak.masks import MaskChoice, parse_mask
 from diffleak.masks import distinct as distinct_masks
 from diffleak.record import Plan
 from diffleak.reference import load_reference, refuse_strangers
 from diffleak.report.wording import adapter, visible
+from diffleak.run_folder import read_plan
 from diffleak.service import service
 from diffleak.settling import needs_calibration
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """An audit that is ready to score: everything checked, nothing written."""
+    """An audit that is ready to score: everything checked, nothing written but the key of an anonymous run."""
 
     config: AuditConfig
     target: hub.Target
@@ -44,6 +48,7 @@ class Prepared:
     split: evaluation.Divisions
     worker: scoring.Worker
     truncated: tuple[str, ...] = ()
+    key: Key | None = None
 
     @property
     def queries_per_image(self) -> int:
@@ -104,15 +109,13 @@ def prepare(
     if (masks or top) and not target.latent:
         what = "geometry is that" if top else "--mask ranks the latent coordinates"
         raise UserError(f"{what} of a decoder, and {target.name} works on pixels" + ("" if top else "; leave it out"))
-    found = scan(
-        cohort or read_cohort(config),
-        target.shape,
-        config.resize,
-        config.skip_unreadable,
-        target.classes if attacks else None,
-        _told(config, target) if attacks else None,
-        config.seed,
-    )
+    told, classes = (_told(config, target), target.classes) if attacks else (None, None)
+    images, key = cohort or read_cohort(config), _key(config)
+    if key:
+        images = images.renamed(key)
+        images = images.taken(images.by_id)
+    with _names_hidden(images):
+        found = scan(images, target.shape, config.resize, config.skip_unreadable, classes, told, config.seed)
     captions = found.captions
     truncated = tuple(found.cohort.ids[row] for row in target.text.truncated(captions.texts)) if captions and target.text else ()
     if target.latent:
@@ -140,7 +143,7 @@ def prepare(
     )
     batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
-    split = evaluation.divided(found.cohort.ids, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
+    split = evaluation.divided(found.cohort.keys, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
     plan = Plan(
         diffleak=version("diffleak"),
         model=target.name,
@@ -172,9 +175,31 @@ def prepare(
         guidance_scale=target.denoiser.scale if isinstance(target.denoiser, Guided) else None,
         reference=config.reference if reference else None,
         reference_fingerprint=reference.fingerprint if reference else None,
+        anonymous=key.name if key else None,
     )
     worker = scoring.worker(config.shard, config.threads, target)
-    return Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated)
+    return Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated, key)
+
+
+def _key(config: AuditConfig) -> Key | None:
+    """The key of an anonymous run; the first call for its folder makes it, unless nothing is to be written."""
+    folder, create = config.output, not config.dry_run
+    before = read_plan(folder) if folder else None
+    recorded = {folder: before.anonymous} if folder and before else {}
+    if config.anonymous and folder and create:
+        checked_folder(folder)
+    return choose_key(config.anonymous, config.anonymous_key, folder, recorded, create)
+
+
+@contextmanager
+def _names_hidden(cohort: Cohort) -> Iterator[None]:
+    """What is wrong with an image of an anonymous cohort is said of its keyed id, with the way to its name."""
+    try:
+        yield
+    except UserError as error:
+        if cohort.anonymous and any(image_id in str(error) for image_id in cohort.ids):
+            raise UserError(f"{error} (--dry-run without --anonymous gives file names)") from None
+        raise
 
 
 def _told(config: AuditConfig, target: hub.Target) -> str | None:
