@@ -23,4 +23,6 @@ def in_terminal(anonymous: bool, folder: Path) -> str:
     """The handling line of a finished run."""
     if anonymous:
         return f"handling: images go by keyed ids; {COMMAND} {folder} gives their names. Never pass the key on with the run"
-    return f"handling: {folder} names images (file name or row number), personal data where they are of people; --anonymous writes keyed ids"
+    return (
+        f"handling: {folder} names images (file name or row number), personal data where they are of people; --anonymous writes keyed ids"
+    )
