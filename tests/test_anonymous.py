@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from run_fixtures import gaussian, make_run
+from run_fixtures import gaussian, ids_of, make_run
 from test_cli import call, refused
 
 from diffleak.audit_config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.auditing import audit, run
+from diffleak.comparison import compare
 from diffleak.config import build
 from diffleak.data.anonymity import FILE, Key, choose_key, read_key
 from diffleak.data.captions import choose_captions
@@ -262,6 +263,9 @@ def test_nothing_of_an_anonymous_quality_holds_a_name_and_its_numbers_are_the_sa
     assert "Images go by keyed ids here" in (folder / "quality.html").read_text()
     said = refused(capsys, "quality", model_folder(), *flags, "-o", folder)
     assert "is of an anonymous run; add --anonymous" in said
+    (data / ids[3]).write_bytes(b"no image")
+    said = refused(capsys, "quality", model_folder(), *flags, "--anonymous", "-o", tmp_path / "again")
+    assert "the same without --anonymous, --scores and -o gives file names" in said and Path(ids[3]).stem not in said
     assert call(capsys, "reveal", folder)[0] == 0
     assert {row["name"] for row in table(folder / "ids.csv")} == set(ids)
 
@@ -383,7 +387,7 @@ def test_a_plan_alone_writes_no_key(model_folder, pictures, tmp_path):
 
 
 def anonymous_run(folder: Path, key: str) -> Path:
-    make_run(folder, {"sima": gaussian(1.0)})
+    make_run(folder, {"sima": gaussian(1.0)}, *ids_of(30, 30))
     record = json.loads((folder / "audit.json").read_text())
     record["plan"]["anonymous"] = key
     (folder / "audit.json").write_text(json.dumps(record))
@@ -393,7 +397,8 @@ def anonymous_run(folder: Path, key: str) -> Path:
 def test_runs_of_two_keys_are_not_compared_and_runs_of_one_are(tmp_path):
     paths = [anonymous_run(tmp_path / name, key) for name, key in (("a", "k1"), ("b", "k1"), ("c", "k2"))]
     a, b, c = (entry.runs[0] for entry in read_entries([str(path) for path in paths]))
-    assert len(pair(a, b).member) == 800
+    assert len(pair(a, b).member) == 60
+    assert any("drawn again by keyed ids" in warning for warning in compare([str(path) for path in paths[:2]]).warnings)
     with pytest.raises(UserError, match=r"has ids of the key k1 and .*c has ids of the key k2: audit both with the same --anonymous-key"):
         pair(a, c)
 
@@ -435,3 +440,13 @@ def test_a_folder_that_others_may_read_is_said_once_and_pages_say_how_to_handle_
     assert "This page names training images" in page and "shows training images" not in page
     assert call(capsys, "report", tmp_path / "made", "--thumbnails")[0] == 0
     assert "This page shows training images and names them" in (tmp_path / "made" / "report.html").read_text()
+
+
+def test_the_end_of_a_training_says_that_its_split_is_not_released(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("diffleak.training.run.train", lambda config: config.output)
+    monkeypatch.setattr("diffleak.training.run.outcome", lambda folder: {})
+    monkeypatch.setattr("diffleak.defenses.defend.defend", lambda config: config.output / "student")
+    for command in (["train"], ["defend", "distill"]):
+        code, out, _ = call(capsys, *command, "--data", "digits", "-o", tmp_path)
+        assert code == 0
+        assert f"split: {tmp_path / 'split.json'} (names the training images: do not release it with the model)" in out

@@ -1,7 +1,6 @@
 """What an audit will do: attacks, images, captions, masks and chunks, all checked before anything is scored."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -114,7 +113,7 @@ def prepare(
     if key:
         images = images.renamed(key)
         images = images.taken(images.by_id)
-    with _names_hidden(images):
+    with images.pointing_to_names("--dry-run without --anonymous"):
         found = scan(images, target.shape, config.resize, config.skip_unreadable, classes, told, config.seed)
     captions = found.captions
     truncated = tuple(found.cohort.ids[row] for row in target.text.truncated(captions.texts)) if captions and target.text else ()
@@ -189,17 +188,6 @@ def _key(config: AuditConfig) -> Key | None:
     if config.anonymous and folder and create:
         checked_folder(folder)
     return choose_key(config.anonymous, config.anonymous_key, folder, recorded, create)
-
-
-@contextmanager
-def _names_hidden(cohort: Cohort) -> Iterator[None]:
-    """What is wrong with an image of an anonymous cohort is said of its keyed id, with the way to its name."""
-    try:
-        yield
-    except UserError as error:
-        if cohort.anonymous and any(image_id in str(error) for image_id in cohort.ids):
-            raise UserError(f"{error} (--dry-run without --anonymous gives file names)") from None
-        raise
 
 
 def _told(config: AuditConfig, target: hub.Target) -> str | None:

@@ -4,7 +4,8 @@
 
 Without the key nobody can test whether a file name belongs to an id, however many names are tried; with it, and the data, the
 owner finds every name again (`diffleak reveal`). The key lies in a file of mode 0600, beside the run or where several runs
-share it. (HMAC: Krawczyk, Bellare and Canetti 1997, RFC 2104.)
+share it. Parts and noise are still drawn by the name, so that numbers do not change: the part of an image, calibrate or test,
+says of a known name in which of the two its row is, and nothing of its side. (HMAC: Krawczyk, Bellare and Canetti 1997, RFC 2104.)
 """
 
 import hashlib

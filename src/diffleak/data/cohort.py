@@ -2,7 +2,8 @@
 
 import json
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,6 +80,16 @@ class Cohort:
             if not self.anonymous:
                 raise
             raise UnreadableImage(f"the image {self.ids[row]} cannot be decoded; replace it{SKIP_HINT}") from None
+
+    @contextmanager
+    def pointing_to_names(self, how: str) -> Iterator[None]:
+        """Adds to a `UserError` about an image of an anonymous cohort how its file name can be had, as in "--dry-run"."""
+        try:
+            yield
+        except UserError as error:
+            if self.anonymous and any(image_id in str(error) for image_id in self.ids):
+                raise type(error)(f"{error} ({how} gives file names)") from None
+            raise
 
     def labels(self) -> Int64[np.ndarray, " n"] | None:
         """The class of every image; None unless both sources have classes.
