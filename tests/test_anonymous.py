@@ -31,6 +31,7 @@ from diffleak.errors import UserError
 from diffleak.files import checked_folder, write_new
 from diffleak.planning import prepare
 from diffleak.quality.config import QualityConfig
+from diffleak.quality.prompts import choose_prompts
 from diffleak.quality.record import read_quality
 from diffleak.record import Estimate
 from diffleak.runs import pair, read_entries
@@ -188,6 +189,8 @@ def test_swapped_captions_and_those_of_a_file_are_told_by_name(tmp_path):
     for choice in ("own", "swapped", str(file)):
         told = [dict(zip(c.keys, choose_captions(c, choice, 3).texts, strict=True)) for c in (cohort, hidden)]
         assert told[0] == told[1]
+    config = build(QualityConfig, {"reference": "data", "images": 12})
+    assert choose_prompts(config, True, cohort) == choose_prompts(config, True, cohort.renamed(Key(bytes(32))))
     file.write_text(json.dumps(dict.fromkeys(cohort.keys[1:], "text")))
     with pytest.raises(UserError) as refusal:
         choose_captions(hidden, str(file), 3)
@@ -237,7 +240,10 @@ def test_nothing_of_an_anonymous_geometry_holds_a_name(capsys, latent_folder, pi
     code, out, _ = call(capsys, "reveal", tmp_path / "alone", "--json")
     rows = table(Path(json.loads(out)["ids"]))
     assert {row["name"] for row in rows} == {file.relative_to(pictures[0]).as_posix() for file in pictures[0].rglob("*.png")}
-    assert {row["id"] for row in rows} == set(pd.read_parquet(tmp_path / "alone" / "geometry.parquet").id)
+    assert call(capsys, "geometry", latent_folder(), "--data", pictures[0], *flags[:-1], "-o", tmp_path / "named")[0] == 0
+    hidden, named = (pd.read_parquet(tmp_path / name / "geometry.parquet").set_index("id").distortion for name in ("alone", "named"))
+    assert len(rows) == len(named) == 14
+    np.testing.assert_allclose([hidden[row["id"]] for row in rows], [named[row["name"]] for row in rows], rtol=1e-4)
 
 
 def test_nothing_of_an_anonymous_quality_holds_a_name_and_its_numbers_are_the_same(capsys, model_folder, pictures, tmp_path):
