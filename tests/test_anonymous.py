@@ -244,6 +244,9 @@ def test_nothing_of_an_anonymous_geometry_holds_a_name(capsys, latent_folder, pi
     hidden, named = (pd.read_parquet(tmp_path / name / "geometry.parquet").set_index("id").distortion for name in ("alone", "named"))
     assert len(rows) == len(named) == 14
     np.testing.assert_allclose([hidden[row["id"]] for row in rows], [named[row["name"]] for row in rows], rtol=1e-4)
+    places = [(hidden.index.get_loc(row["id"]), named.index.get_loc(row["name"])) for row in rows]
+    first, second = (np.load(tmp_path / name / "influence.npy") for name in ("alone", "named"))
+    np.testing.assert_allclose(first[[i for i, _ in places]], second[[j for _, j in places]], rtol=1e-3)
 
 
 def test_nothing_of_an_anonymous_quality_holds_a_name_and_its_numbers_are_the_same(capsys, model_folder, pictures, tmp_path):
