@@ -42,6 +42,8 @@ class AuditConfig(ModelConfig):
     max_excess_auc: float | None = Field(None, ge=0, le=1)
     allow_shift: bool = False
     ignore_model_split: bool = False
+    anonymous: bool = False
+    anonymous_key: Path | None = None
 
     @field_validator("attacks", mode="before")
     @classmethod
@@ -78,6 +80,11 @@ class AuditConfig(ModelConfig):
             raise ValueError("a reference is not compared under masks: leave out --reference, or --mask")
         if self.max_excess_auc is not None and self.reference is None:
             raise ValueError("--max-excess-auc limits what leaks beyond a reference, and none is given: add --reference")
+        return self
+
+    @model_validator(mode="after")
+    def _no_names(self) -> "AuditConfig":
+        self.check_anonymous()
         return self
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ from diffleak.data.sources import open_source
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.environment import environment
 from diffleak.errors import GateFailed, InvalidAudit, UserError
-from diffleak.files import checked_folder, write_new
+from diffleak.files import checked_folder, open_to_others, write_new
 from diffleak.geometry_analyses import analyse
 from diffleak.inputs import clear, write_geometry
 from diffleak.planning import Prepared, prepare
@@ -135,8 +135,8 @@ def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda li
     """
     if not _all_done(prepared, folder, log):
         return None
-    measured = _measured(prepared, folder)
-    audit = _finish(prepared, scoring.collect(prepared.job, folder), measured)
+    measured, collected = _measured(prepared, folder), scoring.collect(prepared.job, folder)
+    audit = _finish_by_key(prepared, collected, measured) if prepared.key else _finish(prepared, collected, measured)
     clear(folder)
     return audit
 
@@ -163,6 +163,8 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None]) -> b
     log(prepared.describe(folder))
     if prepared.membership:
         log(f"membership: {visible(prepared.membership.sentence)}")
+    for line in _about_names(prepared, folder):
+        log(line)
     if prepared.scan.captions:
         log(_captions_line(prepared.scan.captions, len(prepared.scan.cohort)))
     missing = scoring.score(prepared.job, folder, prepared.worker)
@@ -181,6 +183,37 @@ def _captions_line(captions: Captions, images: int) -> str:
 def _measured(prepared: Prepared, folder: Path) -> Float64[np.ndarray, "n 3"] | None:
     job = prepared.job
     return write_geometry(job.inputs, folder, {c: job.rows(c) for c in range(job.chunks)}) if job.inputs.top else None
+
+
+def _about_names(prepared: Prepared, folder: Path) -> Iterator[str]:
+    """Who can read the names of the images."""
+    if prepared.key:
+        yield f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the run"
+        if prepared.key.path and open_to_others(prepared.key.path):
+            yield f"others on this machine may read the key: chmod 600 {prepared.key.path}"
+    elif open_to_others(folder):
+        yield f"others on this machine may read {folder}, which names images by file name: chmod 700 {folder}"
+
+
+def _finish_by_key(prepared: Prepared, collected: scoring.Collected, measured: Float64[np.ndarray, "n 3"] | None) -> Audit:
+    """An anonymous audit, evaluated in the order of the file names and returned in that of the keyed ids.
+
+    Folds and bootstraps draw rows by their number, so in another order they would be other draws, and the numbers not those of
+    the same audit without keyed ids.
+    """
+    cohort, scan = prepared.scan.cohort, prepared.scan
+    order = cohort.by_key
+    in_order = cohort.taken(order)
+    prepared = replace(
+        prepared,
+        scan=replace(scan, cohort=in_order, features=scan.features[order]),
+        inputs=replace(prepared.inputs, cohort=in_order),
+        split=replace(prepared.split, calibrate=prepared.split.calibrate[:, order]),
+    )
+    scores = tuple(tuple(variant.taken(order) for variant in group) for group in collected.scores)
+    audit = _finish(prepared, replace(collected, scores=scores), None if measured is None else measured[order])
+    back = np.argsort(order)
+    return Audit(audit.record, audit.samples.taken(back), tuple(s.taken(back) for s in audit.scores), cohort)
 
 
 def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[np.ndarray, "n 3"] | None) -> Audit:

@@ -57,7 +57,19 @@ Reference = Annotated[
     str | None,
     Opt(help="Report what leaks beyond this model; 'base' is MODEL without its --lora.", show_default=False),
 ]
+Anonymous = Annotated[
+    bool | None,
+    Opt("--anonymous", help="Write and print keyed ids in place of file names; `reveal` finds the names again.", show_default=False),
+]
+AnonymousKey = Annotated[
+    Path | None,
+    Opt(
+        help="The file of that key, for runs to be compared; made if it is not there. Default anonymous.key in the output.",
+        show_default=False,
+    ),
+]
 Probes = Annotated[int | None, Opt(help="Random probes per image for the influence (8).", show_default=False)]
+SPLIT_NAMES = "(names the training images: do not release it with the model)"
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 UsageError: Any = typer.BadParameter.__base__  # some versions of typer bring a click of their own
 
@@ -144,7 +156,7 @@ def train(
 
     folder = train_model(train_config(preset, config, **given))
     ended = outcome(folder)
-    text = f"model: {folder}\nsplit: {folder / 'split.json'}{describe(ended)}"
+    text = f"model: {folder}\nsplit: {folder / 'split.json'} {SPLIT_NAMES}{describe(ended)}"
     _print({"model": str(folder), "split": str(folder / "split.json"), **ended}, as_json, text)
 
 
@@ -205,7 +217,7 @@ def defend(
     settings = defend_config(method, preset, config, **given)
     folder = train_defence(settings)
     split_file = settings.output / "split.json"
-    _print({"model": str(folder), "split": str(split_file)}, as_json, f"model: {folder}\nsplit: {split_file}")
+    _print({"model": str(folder), "split": str(split_file)}, as_json, f"model: {folder}\nsplit: {split_file} {SPLIT_NAMES}")
 
 
 @app.command()
@@ -279,6 +291,8 @@ def audit(
     ] = None,
     allow_shift: AllowShift = None,
     ignore_model_split: IgnoreModelSplit = None,
+    anonymous: Anonymous = None,
+    anonymous_key: AnonymousKey = None,
     as_json: Json = False,
 ) -> None:
     """Audit a model with membership inference attacks. The same command resumes."""
@@ -326,6 +340,8 @@ def geometry(
     thumbnails: Annotated[bool | None, Opt("--thumbnails", help="Show images in the report.", show_default=False)] = None,
     allow_shift: AllowShift = None,
     ignore_model_split: IgnoreModelSplit = None,
+    anonymous: Anonymous = None,
+    anonymous_key: AnonymousKey = None,
     as_json: Json = False,
 ) -> None:
     """Measure how a decoder stretches each image and latent coordinate, and whether leakage follows. The same command resumes.
@@ -396,6 +412,8 @@ def quality(
         bool | None, Opt("--thumbnails", help="Show the closest training images in the report.", show_default=False)
     ] = None,
     ignore_model_split: IgnoreModelSplit = None,
+    anonymous: Anonymous = None,
+    anonymous_key: AnonymousKey = None,
     as_json: Json = False,
 ) -> None:
     """Draw images and compare them with real ones: Fréchet distance, KID, precision, copies. The same command resumes."""
@@ -492,6 +510,22 @@ def report(
     if markdown:
         return print(to_markdown(record))
     _print_audit(record, run, as_json)
+
+
+@app.command()
+def reveal(
+    run: Annotated[Path, typer.Argument(help="The folder of an anonymous run, with its key.", show_default=False)],
+    anonymous_key: Annotated[Path | None, Opt(help="The key, if not the file that the run was made with.", show_default=False)] = None,
+    output: Annotated[
+        Path | None, Opt("-o", "--output", help="The table; default ids.csv in RUN, readable by its owner only.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the file name of every keyed id of an anonymous run; reads the names of the data again."""
+    from diffleak.reveal import reveal as reveal_names
+
+    table = reveal_names(run, anonymous_key, output)
+    _print({"ids": str(table)}, as_json, f"ids: {table}\nhandling: the table names every image; never pass it on with the run")
 
 
 @app.command()
@@ -607,10 +641,11 @@ def _print_record(record: Any, show: Callable[[Any, Any], None], page: Path | No
 def _print_audit(record: "AuditRecord", folder: Path, as_json: bool) -> None:
     if as_json:
         return print(record.model_dump_json(indent=2))
-    from diffleak.report import print_terminal
+    from diffleak.report import handling, print_terminal
 
     print_terminal(record, _console())
     print(f"report: {folder / 'report.html'}")
+    print(handling.in_terminal(record.plan.anonymous is not None, folder))
 
 
 def _console() -> Any:

@@ -248,6 +248,10 @@ def _warnings(
             "divisions, with scores at the timestep that most of them chose, so they need not be what is left when one AUC is taken from "
             "the other"
         )
+    if any(run.record.plan.anonymous and run.record.split.repeats > 1 for entry in entries for run in entry.runs):
+        found.append(
+            "the runs are anonymous: their divisions are drawn again by keyed ids, so numbers may differ a little from those of each report"
+        )
     found += [
         f"{entry.name}: no calibrate part, so its worst attack is the largest AUC on the test part, which flatters the attack"
         for entry in compared

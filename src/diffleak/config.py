@@ -46,6 +46,16 @@ class ModelConfig(Config):
             raise ValueError("--lora-scale is the strength of a LoRA, and none is given: add --lora")
         return self
 
+    def check_anonymous(self) -> None:
+        """Raises `ValueError` for what contradicts the settings `anonymous` and `anonymous_key` of a command that names images."""
+        get = lambda name: getattr(self, name, None)
+        if get("anonymous_key") and not get("anonymous"):
+            raise ValueError("--anonymous-key is the key of an anonymous run; add --anonymous, or leave it out")
+        if get("anonymous") and get("thumbnails"):
+            raise ValueError("--thumbnails shows the very images that --anonymous does not name; leave out one of them")
+        if get("anonymous") and not (get("output") or get("anonymous_key") or get("dry_run")):
+            raise ValueError("--anonymous needs a place for its key; give an output folder with -o, or a file with --anonymous-key FILE")
+
 
 C = TypeVar("C", bound=Config)
 

@@ -30,12 +30,15 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-def write_new(path: Path, text: str) -> bool:
-    """Writes a file that is not there yet, whole and for one writer only; False when somebody was first."""
+def write_new(path: Path, text: str, private: bool = False) -> bool:
+    """Writes a file that is not there yet, whole and for one writer only; False when somebody was first.
+
+    A `private` one can be read by its owner only.
+    """
     if path.exists():
         return False
     mine = path.with_name(f".{path.name}.{uuid4().hex}.new")
-    write_text(mine, text)
+    write_text(mine, text, private)
     try:
         os.link(mine, path)
     except FileExistsError:
@@ -47,9 +50,14 @@ def write_new(path: Path, text: str) -> bool:
     return True
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def write_text(path: Path, text: str, private: bool = False) -> None:
+    """Writes UTF-8 text atomically; a `private` file has mode 0600 from its first byte."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600 if private else 0o666)) as file:
+            file.write(text)
+
+    write_atomic(path, write)
 
 
 @contextmanager
@@ -89,12 +97,21 @@ def hash_files(files: list[Path]) -> str:
 
 
 def checked_folder(path: Path) -> Path:
-    """`path` as an existing folder that can be written to; raises `UserError` otherwise."""
+    """`path` as an existing folder that can be written to; raises `UserError` otherwise.
+
+    One that is made here has mode 0700: file names of training images, scores and latents are their owner's. The mode of a folder
+    that is there already stays as it is (see `open_to_others`).
+    """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = path / f".writable.{uuid4().hex}"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise UserError(f"the output folder {path} cannot be written ({error.strerror or error}); choose another with -o") from None
     return path
+
+
+def open_to_others(path: Path) -> bool:
+    """Whether other users of this machine may read a file or enter a folder, as far as its own mode says."""
+    return os.name == "posix" and bool(path.stat().st_mode & 0o077)

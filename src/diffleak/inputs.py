@@ -128,7 +128,7 @@ class Inputs:
         """What is asked for of some images: "latents", "influence" of each coordinate, "distortion" beside the energies."""
         images, found = self.pixels(rows), dict[str, np.ndarray]()
         z = self.encode(images)
-        noise, codec = self.noise(self.cohort.ids[rows.start : rows.stop], z.shape[1:]), self.target.codec
+        noise, codec = self.noise(self.cohort.keys[rows.start : rows.stop], z.shape[1:]), self.target.codec
         if "distortion" in kinds and self.top:
             measured = distortion(codec, self.tensor(z), self.top, noise=noise).cpu().numpy()
             found["distortion"] = np.column_stack([measured, energies(images)])

@@ -14,11 +14,13 @@ from diffleak import evaluation, hub, scoring
 from diffleak.attacks import ATTACKS
 from diffleak.attacks.base import SWEEP, Attack, fit_to_schedule, parse, parse_timesteps
 from diffleak.audit_config import AuditConfig, GeometryConfig, read_cohort
+from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.cohort import Cohort
 from diffleak.data.scan import Scan, scan
 from diffleak.diffusion.codec import Codec, images_of
 from diffleak.diffusion.denoiser import Guided
 from diffleak.errors import UserError
+from diffleak.files import checked_folder
 from diffleak.inputs import Inputs, auto_batch_size
 from diffleak.masks import MaskChoice, parse_mask
 from diffleak.masks import distinct as distinct_masks
@@ -26,13 +28,14 @@ from diffleak.membership import check_membership
 from diffleak.record import Membership, Plan
 from diffleak.reference import load_reference, refuse_strangers
 from diffleak.report.wording import adapter, visible
+from diffleak.run_folder import read_plan
 from diffleak.service import service
 from diffleak.settling import needs_calibration
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """An audit that is ready to score: everything checked, nothing written."""
+    """An audit that is ready to score: everything checked, nothing written but the key of an anonymous run."""
 
     config: AuditConfig
     target: hub.Target
@@ -46,6 +49,7 @@ class Prepared:
     worker: scoring.Worker
     truncated: tuple[str, ...] = ()
     membership: Membership | None = None
+    key: Key | None = None
 
     @property
     def queries_per_image(self) -> int:
@@ -108,17 +112,14 @@ def prepare(
     if (masks or top) and not target.latent:
         what = "geometry is that" if top else "--mask ranks the latent coordinates"
         raise UserError(f"{what} of a decoder, and {target.name} works on pixels" + ("" if top else "; leave it out"))
-    cohort = cohort or read_cohort(config)
-    membership = _membership(config, target, cohort)
-    found = scan(
-        cohort,
-        target.shape,
-        config.resize,
-        config.skip_unreadable,
-        target.classes if attacks else None,
-        _told(config, target) if attacks else None,
-        config.seed,
-    )
+    told, classes = (_told(config, target), target.classes) if attacks else (None, None)
+    images, key = cohort or read_cohort(config), _key(config)
+    if key:
+        images = images.renamed(key)
+        images = images.taken(images.by_id)
+    membership = _membership(config, target, images)
+    with images.pointing_to_names("--dry-run without --anonymous"):
+        found = scan(images, target.shape, config.resize, config.skip_unreadable, classes, told, config.seed)
     captions = found.captions
     truncated = tuple(found.cohort.ids[row] for row in target.text.truncated(captions.texts)) if captions and target.text else ()
     if target.latent:
@@ -146,7 +147,7 @@ def prepare(
     )
     batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
-    split = evaluation.divided(found.cohort.ids, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
+    split = evaluation.divided(found.cohort.keys, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
     plan = Plan(
         diffleak=version("diffleak"),
         model=target.name,
@@ -178,9 +179,10 @@ def prepare(
         guidance_scale=target.denoiser.scale if isinstance(target.denoiser, Guided) else None,
         reference=config.reference if reference else None,
         reference_fingerprint=reference.fingerprint if reference else None,
+        anonymous=key.name if key else None,
     )
     worker = scoring.worker(config.shard, config.threads, target)
-    prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated, membership)
+    prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated, membership, key)
     scoring.probe(prepared.job)
     return prepared
 
@@ -191,6 +193,16 @@ def _membership(config: AuditConfig, target: hub.Target, cohort: Cohort) -> Memb
         return None
     given = f"the split file {config.split}" if config.split else f"{cohort.names[0]} (members) and {cohort.names[1]} (held out)"
     return check_membership([cohort], given, target.split_file, config.split, config.ignore_model_split)
+
+
+def _key(config: AuditConfig) -> Key | None:
+    """The key of an anonymous run; the first call for its folder makes it, unless nothing is to be written."""
+    folder, create = config.output, not config.dry_run
+    before = read_plan(folder) if folder else None
+    recorded = {folder: before.anonymous} if folder and before else {}
+    if config.anonymous and folder and create:
+        checked_folder(folder)
+    return choose_key(config.anonymous, config.anonymous_key, folder, recorded, create)
 
 
 def _told(config: AuditConfig, target: hub.Target) -> str | None:

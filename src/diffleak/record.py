@@ -4,11 +4,11 @@ Field names are the keys of audit.json; changing one needs a step of SCHEMA_VERS
 cannot be estimated is null, with the reason beside it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from diffleak.masks import may_lead, unmasked_label
@@ -49,6 +49,10 @@ class Scores:
         """Higher = more likely a member, component by component where there is a rule. The only sign flip of the package."""
         return self.statistic if self.direction == "large" else -self.statistic
 
+    def taken(self, rows: Int64[np.ndarray, " m"]) -> "Scores":
+        """The scores of the images in some rows, in the order of `rows`."""
+        return replace(self, ids=tuple(self.ids[row] for row in rows), statistic=self.statistic[rows])
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -63,6 +67,11 @@ class Samples:
         """The attack's (members, nonmembers) of the test part, of the calibrate part, or of both (`test=None`)."""
         rows = np.ones(len(self.ids), dtype=bool) if test is None else self.test == test
         return self.scores[attack][rows & self.member], self.scores[attack][rows & ~self.member]
+
+    def taken(self, rows: Int64[np.ndarray, " m"]) -> "Samples":
+        """The images in some rows, in the order of `rows`."""
+        scores = {attack: column[rows] for attack, column in self.scores.items()}
+        return Samples(tuple(self.ids[row] for row in rows), self.member[rows], self.test[rows], scores)
 
 
 class Record(BaseModel):
@@ -277,7 +286,7 @@ class Costs(Record):
 
 
 class Plan(Record):
-    """All that decides the scores of a run. A run folder belongs to one plan."""
+    """All that decides the scores of a run. A run folder belongs to one plan. `anonymous` is the name of the key of its ids."""
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION
     diffleak: Version
@@ -310,6 +319,7 @@ class Plan(Record):
     guidance_scale: float | None = None
     reference: str | None = None
     reference_fingerprint: str | None = None
+    anonymous: str | None = None
 
 
 class Membership(Record):

@@ -52,6 +52,8 @@ def rewrite_report(folder: Path, thumbnails: bool) -> AuditRecord:
     `thumbnails` reads the images again from where the audit found them; raises `UserError` when they are gone.
     """
     record = read_record(folder)
+    if thumbnails and record.plan.anonymous:
+        raise UserError(f"{folder} is an anonymous run, and its report shows no images; leave out --thumbnails")
     try:
         kind = GeometryConfig if record.geometry else AuditConfig
         cohort = read_cohort(build(kind, record.settings)) if thumbnails else None

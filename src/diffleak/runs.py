@@ -109,6 +109,12 @@ def _read(name: str) -> Run:
 
 def pair(first: Run, second: Run) -> Pairing:
     """The images of both runs; raises `UserError` when there are none, or one is a member in only one of the runs."""
+    keys = [run.record.plan.anonymous for run in (first, second)]
+    if keys[0] != keys[1]:
+        how = " and ".join(
+            f"{run.name} has {f'ids of the key {key}' if key else 'file names'}" for run, key in zip((first, second), keys, strict=True)
+        )
+        raise UserError(f"runs are compared image by image, so they must share ids; {how}: audit both with the same --anonymous-key FILE")
     shared = [i for i in first.samples.ids if i in second.rows]
     if not shared:
         looks = " and ".join(f"{run.samples.ids[0]} in {run.name}" for run in (first, second))

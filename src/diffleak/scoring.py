@@ -357,14 +357,14 @@ def _score_chunk(
     with torch.inference_mode():
         for batch in _batches(len(rows), max(1, job.plan.batch_size // (attack.width * job.target.denoiser.forwards))):
             whole = slice(rows.start + batch.start, rows.start + batch.stop)
-            ids, x0 = job.cohort.ids[whole], job.inputs.tensor(images[batch])
-            masks = [None, *(job.inputs.keep(influence[batch], ids) if influence is not None and attack.takes_masks else ())]
-            noise, here, found = job.inputs.noise(ids, x0.shape[1:]), _on_batch(job, attack, whole), []
+            keys, x0 = job.cohort.keys[whole], job.inputs.tensor(images[batch])
+            masks = [None, *(job.inputs.keep(influence[batch], keys) if influence is not None and attack.takes_masks else ())]
+            noise, here, found = job.inputs.noise(keys, x0.shape[1:]), _on_batch(job, attack, whole), []
             for inputs, label in zip(job.models, labels, strict=False):  # without masks the second label is the reference's
                 cond, denoisers = inputs.conditions(whole), [Counted(exposed, count) for exposed in asked(inputs.target, attack)]
                 each = torch.stack([here.masked_statistics(denoiser, x0, noise, cond, masks) for denoiser in denoisers])
                 found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
-                _refuse_nan(found[-1][0], ids, attack, label)
+                _refuse_nan(found[-1][0], job.cohort.ids[whole], attack, label)
             excess = [found[0] - found[1]] if job.reference else []
             statistic[:, batch] = np.concatenate(found + excess)
     if made != len(rows) * declared:
@@ -411,11 +411,11 @@ def _prepared(job: Job, attack: Attack) -> Attack:
     if not attack.needs_preparation:
         return attack
     allowed = job.calibrate if job.calibrate.any() else np.ones(len(job.cohort), dtype=bool)
-    ids = tuple(i for i, use in zip(job.cohort.ids, allowed, strict=True) if use)
-    chosen = set(keyed_order(ids, "prepare", job.plan.seed)[:PREPARATION_IMAGES])
-    rows = [i for i, image_id in enumerate(job.cohort.ids) if image_id in chosen]
+    keys = tuple(key for key, use in zip(job.cohort.keys, allowed, strict=True) if use)
+    chosen = set(keyed_order(keys, "prepare", job.plan.seed)[:PREPARATION_IMAGES])
+    rows = [i for i, key in enumerate(job.cohort.keys) if key in chosen]
     x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows)))
-    noise = job.inputs.noise([job.cohort.ids[i] for i in rows], x0.shape[1:])
+    noise = job.inputs.noise([job.cohort.keys[i] for i in rows], x0.shape[1:])
     first = job.target.denoiser.exposed[0]  # what is settled is a scale, the same for models that are compared
     return attack.prepared(first, x0, noise, job.inputs.conditions(rows))
 

@@ -168,6 +168,10 @@ def _run_of(runs: Sequence[Run], halves: HalvesFile, which: int) -> Run:
 
 
 def _check_members(run: Run, halves: HalvesFile) -> None:
+    if run.record.plan.anonymous:
+        raise UserError(
+            f"{halves.path} lists the halves by file name, and {run.name} is anonymous: audit the teachers without --anonymous to use it"
+        )
     strangers = [i for i in chain(*halves.halves) if i in run.rows and not run.samples.member[run.rows[i]]]
     if strangers:
         raise UserError(

@@ -40,7 +40,7 @@ def choose_captions(cohort: Cohort, choice: str, seed: int) -> Captions:
                 f"swapped needs images with different captions; all {len(own)} have the same ({own[0][:60]!r}): "
                 "choose own, empty or fixed:TEXT"
             )
-        return Captions(_swapped(cohort.ids, own, seed), len(own), choice)
+        return Captions(_swapped(cohort.keys, own, seed), len(own), choice)
     if choice == "empty" or choice.startswith(FIXED):
         text = "" if choice == "empty" else choice.removeprefix(FIXED)
         return Captions((text,) * len(cohort), sum(map(bool, cohort.captions() or ())), choice)
@@ -108,14 +108,14 @@ def _own(cohort: Cohort) -> tuple[str, ...]:
 
 def _listed(cohort: Cohort, path: Path) -> tuple[str, ...]:
     captions = read_captions(path)
-    missing = [image_id for image_id in cohort.ids if not captions.get(image_id)]
+    missing = [image_id for image_id, key in zip(cohort.ids, cohort.keys, strict=True) if not captions.get(key)]
     if missing:
-        looks = f"; its ids look like {next(iter(captions))}" if captions else ""
+        looks = f"; its ids look like {next(iter(captions))}" if captions and not cohort.anonymous else ""
         todo = "add them" if len(missing) < len(cohort) else "name the images as the data does"
         raise UserError(
             f"{path} must give every image a caption; {len(missing)} of {len(cohort)} have none (first: {missing[0]}{looks}): {todo}"
         )
-    return tuple(captions[image_id][0] for image_id in cohort.ids)
+    return tuple(captions[key][0] for key in cohort.keys)
 
 
 def _swapped(ids: tuple[str, ...], own: tuple[str, ...], seed: int) -> tuple[str, ...]:

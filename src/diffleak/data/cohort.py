@@ -2,16 +2,17 @@
 
 import json
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from diffleak.data.anonymity import Key
 from diffleak.data.draw import keyed_order
-from diffleak.data.sources import ImageSource, Pixels, Texts
+from diffleak.data.sources import SKIP_HINT, ImageSource, Pixels, Texts, UnreadableImage
 from diffleak.errors import UserError
 
 
@@ -52,7 +53,8 @@ def sort_key(image_id: str) -> tuple[int, str]:
 class Cohort:
     """The images of one audit, sorted by id (`sort_key`), with their side. Images are read one at a time.
 
-    An image costs its id and nine bytes, however many there are.
+    An image costs its id and nine bytes, however many there are. In an anonymous cohort `ids`, which are all that is written and
+    printed, are keyed; `keys` are the ids of the data, by which noise is drawn and parts are divided: so numbers do not change.
     """
 
     ids: tuple[str, ...]
@@ -60,13 +62,34 @@ class Cohort:
     position: Int64[np.ndarray, " n"]  # in the source of its side
     sources: tuple[ImageSource, ImageSource]  # of members and of non-members, which may be the same
     names: tuple[str, str]  # where members and non-members come from
+    keys: tuple[str, ...]  # `ids` itself unless the cohort is anonymous
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def anonymous(self) -> bool:
+        """Whether `ids` are keyed."""
+        return self.ids is not self.keys
+
     def read(self, row: int) -> Pixels:
-        """The pixels of the image in a row."""
-        return self.sources[0 if self.member[row] else 1].read(int(self.position[row]))
+        """The pixels of the image in a row; raises `UnreadableImage`, whose message names the file unless the cohort is anonymous."""
+        try:
+            return self.sources[0 if self.member[row] else 1].read(int(self.position[row]))
+        except UnreadableImage:
+            if not self.anonymous:
+                raise
+            raise UnreadableImage(f"the image {self.ids[row]} cannot be decoded; replace it{SKIP_HINT}") from None
+
+    @contextmanager
+    def pointing_to_names(self, how: str) -> Iterator[None]:
+        """Adds to a `UserError` about an image of an anonymous cohort how its file name can be had, as in "--dry-run"."""
+        try:
+            yield
+        except UserError as error:
+            if self.anonymous and any(image_id in str(error) for image_id in self.ids):
+                raise type(error)(f"{error} ({how} gives file names)") from None
+            raise
 
     def labels(self) -> Int64[np.ndarray, " n"] | None:
         """The class of every image; None unless both sources have classes.
@@ -95,11 +118,32 @@ class Cohort:
 
     def only(self, keep: Bool[np.ndarray, " n"]) -> "Cohort":
         """The cohort restricted to the images marked in `keep`."""
-        ids = tuple(compress(self.ids, keep))
-        return replace(self, ids=ids, member=self.member[keep], position=self.position[keep])
+        return self.taken(np.flatnonzero(keep))
+
+    def taken(self, rows: Int64[np.ndarray, " m"]) -> "Cohort":
+        """The images of some rows, in the order of `rows`."""
+        ids = tuple(self.ids[row] for row in rows)
+        keys = tuple(self.keys[row] for row in rows) if self.anonymous else ids
+        return replace(self, ids=ids, keys=keys, member=self.member[rows], position=self.position[rows])
+
+    def renamed(self, key: Key) -> "Cohort":
+        """The same images in the same order under keyed ids."""
+        return replace(self, ids=key.ids(self.keys))
+
+    @property
+    def by_id(self) -> Int64[np.ndarray, " n"]:
+        """The rows in the order of `ids`: the order of keyed ids says nothing of that of the file names."""
+        return _sorted_rows(self.ids)
+
+    @property
+    def by_key(self) -> Int64[np.ndarray, " n"]:
+        """The rows in the order of `keys`, which is that of the same cohort under its own ids."""
+        return _sorted_rows(self.keys)
 
     def of(self, image_id: str) -> Pixels:
-        """The pixels of one image by its id; raises `UserError` when there is none."""
+        """The pixels of one image by its id; raises `UserError` when there is none, and in an anonymous cohort, which shows no image."""
+        if self.anonymous:
+            raise UserError("an anonymous run shows no images; leave out --thumbnails")
         row = bisect_left(self.ids, sort_key(image_id), key=sort_key)
         if row == len(self.ids) or self.ids[row] != image_id:
             raise UserError(f"the image {image_id} is no longer among the data of this audit")
@@ -140,8 +184,12 @@ def _positions(source: ImageSource, ids: tuple[str, ...], limit: int | None, see
 def _cohort(
     sources: tuple[ImageSource, ImageSource], sides: Sequence[list[int]], prefixes: tuple[str, str], names: tuple[str, str]
 ) -> Cohort:
-    ids = [prefix + source.ids[i] for source, prefix, side in zip(sources, prefixes, sides, strict=True) for i in side]
-    order = sorted(range(len(ids)), key=lambda row: sort_key(ids[row]))
+    ids = tuple(prefix + source.ids[i] for source, prefix, side in zip(sources, prefixes, sides, strict=True) for i in side)
     member = np.repeat([True, False], [len(side) for side in sides])
     position = np.array([*sides[0], *sides[1]], dtype=np.int64)
-    return Cohort(tuple(ids[row] for row in order), member[order], position[order], sources, names)
+    cohort = Cohort(ids, member, position, sources, names, ids)
+    return cohort.taken(cohort.by_id)
+
+
+def _sorted_rows(ids: tuple[str, ...]) -> Int64[np.ndarray, " n"]:
+    return np.array(sorted(range(len(ids)), key=lambda row: sort_key(ids[row])), dtype=np.int64)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from diffleak.config import ModelConfig
+from diffleak.data.anonymity import Key
 from diffleak.data.cohort import Cohort, images_alone, one_source
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError
@@ -42,6 +43,8 @@ class QualityConfig(ModelConfig):
     threads: int | None = Field(None, ge=1)
     thumbnails: bool = False
     ignore_model_split: bool = False
+    anonymous: bool = False
+    anonymous_key: Path | None = None
 
     @field_validator("reference", "training", "data", "extractor", "copy_encoder", "captions", "clip", mode="before")
     @classmethod
@@ -62,6 +65,7 @@ class QualityConfig(ModelConfig):
             raise ValueError("--scores needs to know who is a member: give --data DATA and --split FILE")
         if self.scores and not self.output:
             raise ValueError("--scores writes a file: give -o DIR")
+        self.check_anonymous()
         return self
 
     @property
@@ -86,8 +90,8 @@ class Real:
     training: Cohort | None
 
 
-def read_real(config: QualityConfig) -> Real:
-    """The images of a config; raises `UserError` for a reference too small for any statistic."""
+def read_real(config: QualityConfig, key: Key | None = None) -> Real:
+    """The images of a config, under the ids of a key where one is given; raises `UserError` for a reference too small for any statistic."""
     if config.data and config.split:
         both = one_source(open_source(config.data), config.split, config.limit, config.seed)
         real = Real(both.only(~both.member), both.only(both.member))
@@ -96,7 +100,9 @@ def read_real(config: QualityConfig) -> Real:
         real = Real(images_alone(open_source(config.reference or ""), config.limit, config.seed), training)
     if len(real.reference) < FEWEST:
         raise UserError(f"the reference must hold at least {FEWEST} images; got {len(real.reference)}")
-    return real
+    if key is None:
+        return real
+    return Real(real.reference.renamed(key), real.training.renamed(key) if real.training else None)
 
 
 def source_name(cohort: Cohort) -> str:

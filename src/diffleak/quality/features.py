@@ -60,7 +60,8 @@ def read_set(role: str, cohort: Cohort, shape: ImageShape, config: QualityConfig
 
     one_by_one = images()
     batches = (np.stack(batch) for batch in iter(lambda: list(islice(one_by_one, BATCH)), []))
-    features = features_of(role, len(cohort), batches, encoders)
+    with cohort.pointing_to_names("the same without --anonymous, --scores and -o"):
+        features = features_of(role, len(cohort), batches, encoders)
     kept = cohort.only(readable)
     return RealSet(kept, digest.hexdigest(), frozenset(hashes), features, len(cohort) - len(kept))
 

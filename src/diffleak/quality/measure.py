@@ -19,11 +19,12 @@ from jaxtyping import Float, Int64, UInt8
 
 from diffleak import hub
 from diffleak.config import build
+from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.cohort import Cohort
 from diffleak.data.pixels import ImageShape, fit, png, shape_of
 from diffleak.environment import environment
 from diffleak.errors import UserError
-from diffleak.files import checked_folder, write_text
+from diffleak.files import checked_folder, open_to_others, write_text
 from diffleak.generation import Drawing, draw, plan_drawing
 from diffleak.hub import Target
 from diffleak.membership import check_membership
@@ -86,6 +87,7 @@ class Prepared:
     told: Told | None
     clip: Clip | NoClip | None
     membership: Membership | None = None
+    key: Key | None = None
 
     def describe(self) -> str:
         """The plan in one line."""
@@ -103,7 +105,8 @@ class Prepared:
 def prepare(config: QualityConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None) -> Prepared:
     """Loads the model and the extractors and checks that they fit the images."""
     target = hub.target_of(config, target)
-    real = read_real(config)
+    key = _key(config)
+    real = read_real(config, key)
     sides = [real.reference, real.training] if config.split and real.training else None
     given = f"the split file {config.split}"
     membership = check_membership(sides, given, target.split_file, config.split, config.ignore_model_split) if sides else None
@@ -127,7 +130,21 @@ def prepare(config: QualityConfig, target: Target | None = None, extractor: Call
         config.guidance_scale,
     )
     clip = find_clip(config.clip, target.device) if told else None
-    return Prepared(config, target, real, drawing, classes, (first, second), told, clip, membership)
+    return Prepared(config, target, real, drawing, classes, (first, second), told, clip, membership, key)
+
+
+def _key(config: QualityConfig) -> Key | None:
+    """The key of an anonymous measurement: in the folder of an anonymous audit, that audit's."""
+    folder = config.output
+    if folder is None:
+        return choose_key(config.anonymous, config.anonymous_key, None, {})
+    plan = read_plan(folder)
+    recorded = {folder / "plan.json": plan.anonymous} if plan else {}
+    if (folder / FILE).exists():
+        recorded[folder / FILE] = read_quality(folder).anonymous
+    if config.anonymous:
+        checked_folder(folder)
+    return choose_key(config.anonymous, config.anonymous_key, folder, recorded)
 
 
 def measure(config: QualityConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None) -> Measured:
@@ -136,6 +153,12 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     prepared = prepare(config, target, extractor)
     print(prepared.describe(), file=sys.stderr, flush=True)
     folder = checked_folder(config.output) if config.output else None
+    if prepared.key:
+        print(
+            f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the results", file=sys.stderr
+        )
+    elif folder and open_to_others(folder):
+        print(f"others on this machine may read {folder}, which names images by file name: chmod 700 {folder}", file=sys.stderr)
     read = partial(read_set, shape=prepared.drawing.shape, config=config, encoders=prepared.encoders)
     reference = read("reference", prepared.real.reference)
     training = read("training", prepared.real.training) if prepared.real.training else None
@@ -199,6 +222,8 @@ def _record(
         environment=environment(target, config.threads or side_by_side(target), config.seed, reference.fingerprint),
         costs=costs,
         membership=prepared.membership,
+        settings=config.model_dump(mode="json"),
+        anonymous=prepared.key.name if prepared.key else None,
     )
 
 
@@ -247,7 +272,9 @@ def _write_scores(path: Path, reference: RealSet, training: RealSet, generated: 
     ids = training.cohort.ids + reference.cohort.ids
     candidates = np.concatenate([training.features.for_copies, reference.features.for_copies])
     member = np.repeat([1, 0], [len(training.cohort), len(reference.cohort)])
-    write_text(path, copies.scores_csv(ids, member, copies.membership_scores(candidates, generated)))
+    scores = copies.membership_scores(candidates, generated)
+    rows = np.concatenate([training.cohort.by_id, len(training.cohort) + reference.cohort.by_id])  # not in the order of file names
+    write_text(path, copies.scores_csv(tuple(ids[row] for row in rows), member[rows], scores[rows]))
 
 
 def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: RealSet, training: RealSet | None) -> None:

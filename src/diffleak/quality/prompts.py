@@ -38,8 +38,8 @@ def choose_prompts(config: QualityConfig, takes_text: bool, reference: Cohort) -
         texts = read_prompts(config.prompts)
         return Told(_repeated(texts, config.images), f"{len(texts)} texts of {config.prompts}")
     choice = config.captions or "own"
-    told = dict(zip(reference.ids, choose_captions(reference, choice, config.seed).texts, strict=True))
-    texts = [told[image_id] for image_id in keyed_order(reference.ids, "prompts", config.seed)]
+    told = dict(zip(reference.keys, choose_captions(reference, choice, config.seed).texts, strict=True))
+    texts = [told[image_id] for image_id in keyed_order(reference.keys, "prompts", config.seed)]
     return Told(_repeated(texts, config.images), f"captions of the reference ({choice})")
 
 

@@ -5,7 +5,7 @@ cannot be estimated is null, with the reason beside it.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -71,7 +71,10 @@ class QualityCosts(Record):
 
 
 class QualityRecord(Record):
-    """quality.json. `prompts` says in words what a text-to-image model was told, `clip` what the CLIP score was taken with."""
+    """quality.json. `prompts` says in words what a text-to-image model was told, `clip` what the CLIP score was taken with.
+
+    `anonymous` is the name of the key of the ids.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     created: str
@@ -103,6 +106,8 @@ class QualityRecord(Record):
     environment: Environment
     costs: QualityCosts
     membership: Membership | None = None
+    settings: dict[str, Any] = {}
+    anonymous: str | None = None
 
     def metric(self, name: MetricName) -> Metric:
         """One statistic by its name."""

@@ -12,7 +12,7 @@ import numpy as np
 from diffleak.blind import INVALID_ABOVE
 from diffleak.metrics import exposure
 from diffleak.record import AuditRecord, Estimate, Result, Samples
-from diffleak.report import wording
+from diffleak.report import handling, wording
 from diffleak.report.beyond import reference_table, sentences
 from diffleak.report.judgement import verdict
 from diffleak.report.masked import masks_table, summaries
@@ -107,6 +107,7 @@ def html(record: AuditRecord, samples: Samples, thumbnail: Callable[[str], bytes
         geometry=section(record, judged.attack, _gallery(samples, thumbnail)) if record.geometry else None,
         exposed=_most_exposed(samples, judged.attack, thumbnail),
         pictures=thumbnail is not None,
+        handling=handling.on_page(record.plan.anonymous is not None, thumbnail is not None),
         glossary=GLOSSARY
         + (LATENT_GLOSSARY if record.geometry or masked(record) else ())
         + (REFERENCE_GLOSSARY if record.plan.reference else ()),

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from diffleak.quality.record import Metric, MetricName, QualityRecord
 from diffleak.record import Estimate
+from diffleak.report import handling
 from diffleak.report.judgement import Verdict
 from diffleak.report.page import template
 from diffleak.report.text import print_verdict
@@ -166,6 +167,7 @@ def html(record: QualityRecord, pictures: Pictures) -> str:
         pairs=_pairs(record, pictures),
         percentiles=_percentiles(record),
         pictured=pictures.training is not None,
+        handling=handling.on_page(record.anonymous is not None, pictures.training is not None) if record.copies else None,
         glossary=GLOSSARY,
     )
     return page.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,74 @@
+"""`diffleak reveal`: the file names behind the keyed ids of an anonymous run, for the owner of its key and its data. No torch."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffleak.audit_config import AuditConfig, GeometryConfig, read_cohort
+from diffleak.config import build
+from diffleak.data.anonymity import FILE, read_key
+from diffleak.data.cohort import Cohort, images_alone
+from diffleak.data.sources import open_source
+from diffleak.errors import UserError
+from diffleak.files import write_text
+from diffleak.quality.config import QualityConfig, read_real
+from diffleak.quality.record import FILE as QUALITY
+from diffleak.quality.record import read_quality
+from diffleak.run_folder import read_plan, read_record
+
+IDS = "ids.csv"
+
+
+def reveal(folder: Path, key_file: Path | None = None, output: Path | None = None) -> Path:
+    """Writes a table of keyed id and file name of every image of a run, readable by its owner only, and returns its path.
+
+    folder: of an audit, a geometry or a quality measurement. key_file: by default the one that the run was made with. The images
+    are listed again from where the run read them. Raises `UserError` for a run that is not anonymous, another key, and data
+    that is no longer there.
+    """
+    recorded = _recorded(folder)
+    names = {name for name, _ in recorded.values()}
+    if names in (set(), {None}):
+        raise UserError(f"RUN must be the folder of an anonymous run; {folder} has no keyed ids")
+    key = read_key(key_file or next((given for _, given in recorded.values() if given), folder / FILE))
+    if names != {key.name}:
+        raise UserError(f"{key.path} is not the key that {folder} was made with; give that one with --anonymous-key FILE")
+    try:
+        keys = sorted({image_id for cohort in _cohorts(folder, set(recorded)) for image_id in cohort.keys})
+    except UserError as error:
+        raise UserError(f"the images of {folder} are not where the run read them ({error}); put them back") from None
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("id", "name"), *zip(key.ids(keys), keys, strict=True)])
+    path = output or folder / IDS
+    write_text(path, text.getvalue(), private=True)
+    return path
+
+
+def _recorded(folder: Path) -> dict[str, tuple[str | None, Path | None]]:
+    """Of what lies in a folder, "plan" and "quality", the name of the key and the file that was given for it."""
+    found: dict[str, tuple[str | None, Path | None]] = {}
+    file_of = lambda settings: Path(settings["anonymous_key"]) if settings.get("anonymous_key") else None
+    plan = read_plan(folder)
+    if plan:
+        settings = read_record(folder).settings if (folder / "audit.json").is_file() else {}
+        found["plan"] = plan.anonymous, file_of(settings)
+    if (folder / QUALITY).is_file():
+        record = read_quality(folder)
+        found["quality"] = record.anonymous, file_of(record.settings)
+    return found
+
+
+def _cohorts(folder: Path, parts: set[str]) -> Iterator[Cohort]:
+    """The images of a run again, under their own ids."""
+    if "quality" in parts:
+        real = read_real(build(QualityConfig, read_quality(folder).settings))
+        yield from (images for images in (real.reference, real.training) if images)
+    if (folder / "audit.json").is_file():
+        record = read_record(folder)
+        yield read_cohort(build(GeometryConfig if record.geometry else AuditConfig, record.settings))
+    elif plan := read_plan(folder):
+        if plan.n_members:
+            raise UserError(f"{folder} is not finished: repeat its command, it resumes")
+        yield images_alone(open_source(plan.nonmembers))
