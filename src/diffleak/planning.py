@@ -24,7 +24,7 @@ from diffleak.masks import MaskChoice, parse_mask
 from diffleak.masks import distinct as distinct_masks
 from diffleak.record import Plan
 from diffleak.reference import load_reference, refuse_strangers
-from diffleak.report.wording import adapter, visible
+from diffleak.report.wording import adapter, labels_from, visible
 from diffleak.service import service
 from diffleak.settling import needs_calibration
 
@@ -78,6 +78,7 @@ class Prepared:
         masks += f" (also on the reference {visible(plan.reference)})" if plan.reference else ""
         cut = f", {plan.captions_truncated:,} truncated" if plan.captions_truncated else ""
         captions = f"captions {visible(plan.captions)} ({plan.captions_found:,} found{cut}), " if plan.captions else ""
+        captions += f"labels from {labels_from(plan.labels, plan.label_names)}, " if plan.labels else ""
         guidance = f"guidance {plan.guidance_scale:g}, " if plan.guidance_scale is not None else ""
         return (
             f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
@@ -112,6 +113,7 @@ def prepare(
         target.classes if attacks else None,
         _told(config, target) if attacks else None,
         config.seed,
+        target.class_names,
     )
     captions = found.captions
     truncated = tuple(found.cohort.ids[row] for row in target.text.truncated(captions.texts)) if captions and target.text else ()
@@ -131,7 +133,7 @@ def prepare(
         found.shape,
         config.resize,
         config.seed,
-        found.labels,
+        found.labels.numbers if found.labels else None,
         distinct_masks(masks),
         config.probes,
         top,
@@ -172,6 +174,8 @@ def prepare(
         guidance_scale=target.denoiser.scale if isinstance(target.denoiser, Guided) else None,
         reference=config.reference if reference else None,
         reference_fingerprint=reference.fingerprint if reference else None,
+        labels=found.labels.origin if found.labels else None,
+        label_names=found.labels.names if found.labels else None,
     )
     worker = scoring.worker(config.shard, config.threads, target)
     return Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated)

@@ -271,7 +271,10 @@ class Costs(Record):
 
 
 class Plan(Record):
-    """All that decides the scores of a run. A run folder belongs to one plan."""
+    """All that decides the scores of a run. A run folder belongs to one plan.
+
+    `labels` says where the classes of the images came from, `label_names` the number of every name where they are names.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     diffleak: Version
@@ -304,6 +307,8 @@ class Plan(Record):
     guidance_scale: float | None = None
     reference: str | None = None
     reference_fingerprint: str | None = None
+    labels: str | None = None
+    label_names: dict[str, int] | None = None
 
 
 class AuditRecord(Record):
