@@ -209,7 +209,7 @@ def number(sides: Sequence[Side], count: int, own: ClassNames) -> tuple[list[Num
             origins.append(f"{side.labels.origin}, {how}")
         else:
             numbers.append(tuple(texts[value] if isinstance(value, str) else value for value in side.labels.values))
-            origins.append(f"{side.labels.origin}, {told}" if side in named else side.labels.origin)
+            origins.append(f"{side.labels.origin}, {told}" if told and side in named else side.labels.origin)
             _refuse_contradiction(side, numbers[-1], names)
         _refuse_outside(side, numbers[-1], count)
     unlike = len(set(origins)) > 1
@@ -291,14 +291,14 @@ def _folder_numbers(sides: Sequence[Side], count: int, own: ClassNames) -> tuple
 
 
 def _text_numbers(sides: Sequence[Side], count: int, own: ClassNames) -> tuple[dict[str, int], str]:
-    """The number of every name in the labels, and why it is that."""
+    """The number of every name in the labels, and why it is that, where it is not the number itself."""
     used = {value for side in sides for value in side.labels.values if isinstance(value, str)}
     every = used.union(*(side.labels.order for side in sides))
     orders = {side.labels.order for side in sides}
     if found := _as_own(used, own):
         return found, _by_own(own)
     if found := _as_numbers(every, count, own):
-        return found, "which are the class numbers"
+        return found, ""
     if len(orders) == 1 and (order := next(iter(orders))) and (found := _by_count(order, count, own)):
         return found, _IN_ORDER
     raise NoClasses(
@@ -375,7 +375,7 @@ def _listed(folders: Sequence[str]) -> str:
     named = sorted({folder for folder in folders if folder})
     outside = sum(not folder for folder in folders)
     said = f"{len(named)} folder{'s' * (len(named) != 1)} ({_few(named)})" if named else "no folders"
-    return said + (f" and {outside} images in none" if outside else "")
+    return said + (f" and {outside} image{'s' * (outside != 1)} in none" if outside else "")
 
 
 def _few(names: Sequence[str]) -> str:
