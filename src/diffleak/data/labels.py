@@ -235,7 +235,7 @@ def names_of(labels: Labels, count: int) -> dict[str, int]:
     else:
         names = {*labels.order} or {value for value in labels.values if isinstance(value, str)}
     if whole := _as_numbers(names, count):
-        return whole
+        return dict(sorted(whole.items(), key=lambda item: item[1]))
     order = labels.order or sorted(names, key=lambda name: (int(name), name) if _whole(names) else (0, name))
     return {name: i for i, name in enumerate(order)}
 
@@ -275,10 +275,12 @@ def _folder_numbers(sides: Sequence[Side], count: int, own: ClassNames) -> tuple
         whole_set = any({*level.names} == names for level in levels)
         return _by_count(sorted(names), count, own) if whole_set and all(level.alone for level in levels) else None
 
-    for rule, how in ((known, _by_own(own)), (numeric, "which are the class numbers"), (counted, _IN_ORDER)):
+    for rule, how in ((known, _by_own(own)), (numeric, _ARE_NUMBERS), (counted, _IN_ORDER)):
         fitting = [(levels, found) for levels in product(*options) if (found := rule(levels))]
         if len(fitting) == 1 and all(level.above for level in fitting[0][0]):
-            return fitting[0][1], how, [level.names for level in fitting[0][0]]
+            levels, found = fitting[0]
+            same = rule is known and _whole({*found}) and all(int(name) == i for name, i in found.items())
+            return found, _ARE_NUMBERS if same else how, [level.names for level in levels]
         if fitting:
             break
     listed = ", ".join(f"{side.name} have {_listed(side.labels.folders)}" for side in sides)
@@ -308,6 +310,7 @@ def _text_numbers(sides: Sequence[Side], count: int, own: ClassNames) -> tuple[d
     )
 
 
+_ARE_NUMBERS = "which are the class numbers"
 _IN_ORDER = "in their order, as many as the model has classes"
 
 
