@@ -284,10 +284,13 @@ def _folder_numbers(sides: Sequence[Side], count: int, own: ClassNames) -> tuple
         if fitting:
             break
     listed = ", ".join(f"{side.name} have {_listed(side.labels.folders)}" for side in sides)
-    unclear = ", and it is not clear which of them are meant" if fitting else ""
+    why = ", and it is not clear which of them are meant" if fitting else ""
+    if not fitting and any(_whole({*level.names}) for levels in options for level in levels):
+        why = f", named by numbers that are not all different ones from 0 to {count - 1}"
+    as_many = "" if own.closed else f"if there are {count}, all at one depth, "
     raise NoClasses(
         f"the model is conditioned on one of {count} classes, so every image needs a label, and the folders are no classes: "
-        f"{listed}{unclear}; folders count as classes if there are {count}, if they are named 0 to {count - 1}, or if they have the "
+        f"{listed}{why}; folders count as classes {as_many}if they are named 0 to {count - 1}, or if they have the "
         f"model's own class names ({_own_listed(own)}): rename them, or give a `label` in metadata.jsonl"
     )
 
