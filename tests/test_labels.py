@@ -97,6 +97,7 @@ def test_folders_named_as_the_models_own_classes_are_those_however_few(tmp_path)
     assert classes_of(tmp_path / "y", "emu", "cat", classes=1000, names=ID2LABEL) == [1, 2]
     digits = ClassNames({"1": 0, "2": 1, "10": 2}, "train.json", closed=True)
     assert classes_of(tmp_path / "z", "10", "1", classes=11, names=digits) == [2, 0]
+    assert "folders are no classes" in refused(tmp_path / "w", "0", "1", classes=11, names=digits)  # its own 1 is another number
 
 
 @pytest.mark.parametrize("names", [None, ANIMALS])
@@ -136,7 +137,7 @@ def test_folders_inside_a_class_folder_are_no_classes(tmp_path):
     assert classes_of(tmp_path / "names", "b/images", "a/images", classes=2) == [1, 0]
     assert "folders are no classes" in refused(tmp_path / "three", "a/x", "a/y", "b/x", classes=3)
     assert "folders are no classes" in refused(tmp_path / "two", "a/x", "a/y", "b/x", classes=2)
-    assert "folders are no classes" in refused(tmp_path / "uneven", "a/x", "a/y", "b", classes=3)
+    assert "folders are no classes" in refused(tmp_path / "uneven", "a", "b", "c/x", classes=3)
 
 
 @pytest.mark.parametrize("layout", [("3/5", "3/5"), ("cat/dog", "cat/dog"), ("alice/1", "alice/2", "bob/1")])
