@@ -102,6 +102,31 @@ def test_images_without_a_caption_have_no_texts_and_a_folder_without_any_has_non
     assert open_source(folder(tmp_path / "z", None, NAMES[:5])).captions() is None
 
 
+@pytest.mark.parametrize("where", ["", "a/"])
+@pytest.mark.parametrize("column", ["text", "caption"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_captions_come_from_a_metadata_file_in_any_folder_above_the_images(tmp_path, where, column, kind):
+    (tmp_path / "x" / "a").mkdir(parents=True)
+    path, names = folder(tmp_path / "x", None, ("a/0.png", "a/1.png")), ("a/0.png", "a/1.png")
+    table = pa.Table.from_pylist(
+        [{"file_name": name.removeprefix(where), column: f"of {name}, a" if "0" in name else ""} for name in names]
+    )
+    file = path / f"{where}metadata.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, file)
+    else:
+        table.to_pandas().to_csv(file, index=False) if kind == "csv" else table.to_pandas().to_json(file, orient="records", lines=True)
+    assert open_source(path).captions() == (("of a/0.png, a",), ())
+
+
+def test_of_several_metadata_files_the_nearest_has_the_caption(tmp_path):
+    (tmp_path / "x" / "a").mkdir(parents=True)
+    names = ("0.png", "a/1.png")
+    path = folder(tmp_path / "x", lines("far", names), names)
+    (path / "a" / "metadata.csv").write_text("file_name,caption\n1.png,near\n")
+    assert open_source(path).captions() == (("far 0.png",), ("near",))
+
+
 def test_a_caption_may_hold_any_line_separator_of_unicode(tmp_path):
     text = "one\u2028two\x85three\nfour"
     assert open_source(folder(tmp_path / "x", [{"file_name": "00.png", "text": text}], NAMES[:1])).captions() == ((text,),)

@@ -188,14 +188,19 @@ def test_missing_labels_labels_out_of_range_and_unlike_class_folders_are_refused
         run(**settings(folder, images, tmp_path / "run"))
     for name, part in (("m", digits[:20]), ("n", digits[20:40])):
         np.savez(tmp_path / f"{name}.npz", images=part, labels=np.arange(20) % 4)
-    with pytest.raises(UserError, match=r"labels must lie in \[0, 3\), the model's classes; 10 do not \(first: .* has 3\)"):
+    with pytest.raises(UserError, match=r"labels must lie in \[0, 3\), the model's classes; 5 of the members do not \(first: .* has 3\)"):
         run(**settings(folder, (f"{tmp_path / 'm.npz'}:images", f"{tmp_path / 'n.npz'}:images"), tmp_path / "run"))
     for side, names in (("a", ("cat", "dog", "emu")), ("b", ("cat", "emu"))):
         for i, image in enumerate(digits[:24] if side == "a" else digits[24:48]):
             (tmp_path / side / names[i % len(names)]).mkdir(parents=True, exist_ok=True)
             Image.fromarray(image[..., 0]).save(tmp_path / side / names[i % len(names)] / f"{i}.png")
-    with pytest.raises(UserError, match=r"must have the same class folders, .* has 3, .* has 2: give a `label` in metadata.jsonl"):
-        run(**settings(folder, (tmp_path / "a", tmp_path / "b"), tmp_path / "run"))
+    with pytest.raises(UserError, match=r"members have 2 folders \(cat, emu\), held-out images have 2 folders \(cat, emu\); folders count"):
+        run(**settings(folder, (tmp_path / "b", tmp_path / "b"), tmp_path / "run"))
+    assert run(**settings(folder, (tmp_path / "a", tmp_path / "b"), tmp_path / "named")).record.plan.label_names == {
+        "cat": 0,
+        "dog": 1,
+        "emu": 2,
+    }
 
 
 def test_a_mask_on_a_pixel_model_and_bad_masks_are_refused(model_folder, latent_folder, images, tmp_path):

@@ -572,7 +572,9 @@ def test_class_conditional_training_without_labels_is_refused(data, tmp_path):
 @pytest.mark.parametrize("worst", [10, 99, -1])
 def test_a_label_out_of_range_is_refused(data, tmp_path, labelled, worst):
     labelled((*range(10), worst, *range(9), *range(10)))
-    with pytest.raises(UserError, match=rf"labels must lie in \[0, 10\), the model's num_class_embeds; got {worst}"):
+    with pytest.raises(
+        UserError, match=rf"labels must lie in \[0, 10\), the model's classes; 1 of the training images do not \(first: .* has {worst}\)"
+    ):
         diffleak.train(config(data, tmp_path / "model", model=CONDITIONAL))
 
 

@@ -27,7 +27,7 @@ from diffleak.masks import distinct as distinct_masks
 from diffleak.membership import check_membership
 from diffleak.record import Membership, Plan
 from diffleak.reference import load_reference, refuse_strangers
-from diffleak.report.wording import adapter, visible
+from diffleak.report.wording import adapter, labels_from, visible
 from diffleak.run_folder import read_plan
 from diffleak.service import service
 from diffleak.settling import needs_calibration
@@ -86,6 +86,7 @@ class Prepared:
         masks += f" (also on the reference {visible(plan.reference)})" if plan.reference else ""
         cut = f", {plan.captions_truncated:,} truncated" if plan.captions_truncated else ""
         captions = f"captions {visible(plan.captions)} ({plan.captions_found:,} found{cut}), " if plan.captions else ""
+        captions += f"labels from {labels_from(plan.labels, plan.label_names)}, " if plan.labels else ""
         guidance = f"guidance {plan.guidance_scale:g}, " if plan.guidance_scale is not None else ""
         return (
             f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
@@ -119,7 +120,7 @@ def prepare(
         images = images.taken(images.by_id)
     membership = _membership(config, target, images)
     with images.pointing_to_names("--dry-run without --anonymous"):
-        found = scan(images, target.shape, config.resize, config.skip_unreadable, classes, told, config.seed)
+        found = scan(images, target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names)
     captions = found.captions
     truncated = tuple(found.cohort.ids[row] for row in target.text.truncated(captions.texts)) if captions and target.text else ()
     if target.latent:
@@ -138,7 +139,7 @@ def prepare(
         found.shape,
         config.resize,
         config.seed,
-        found.labels,
+        found.labels.numbers if found.labels else None,
         distinct_masks(masks),
         config.probes,
         top,
@@ -180,6 +181,8 @@ def prepare(
         reference=config.reference if reference else None,
         reference_fingerprint=reference.fingerprint if reference else None,
         anonymous=key.name if key else None,
+        labels=found.labels.origin if found.labels else None,
+        label_names=found.labels.names if found.labels and not key else None,  # names of folders may name people
     )
     worker = scoring.worker(config.shard, config.threads, target)
     prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated, membership, key)

@@ -286,7 +286,11 @@ class Costs(Record):
 
 
 class Plan(Record):
-    """All that decides the scores of a run. A run folder belongs to one plan. `anonymous` is the name of the key of its ids."""
+    """All that decides the scores of a run. A run folder belongs to one plan.
+
+    `anonymous` is the name of the key of its ids. `labels` says where the classes of the images came from, `label_names` the number
+    of every name where they are names (null in an anonymous run).
+    """
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION
     diffleak: Version
@@ -320,6 +324,8 @@ class Plan(Record):
     reference: str | None = None
     reference_fingerprint: str | None = None
     anonymous: str | None = None
+    labels: str | None = None
+    label_names: dict[str, int] | None = None
 
 
 class Membership(Record):

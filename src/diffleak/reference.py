@@ -46,6 +46,11 @@ def refuse_strangers(target: Target, reference: Target) -> None:
     if target.classes != reference.classes:
         said = [f"{n} classes" if n else "no classes" for n in (reference.classes, target.classes)]
         raise UserError(f"the reference must take the labels that the model takes; they take {said[0]} and {said[1]}")
+    one_of, other_of = target.class_names.numbers, reference.class_names.numbers
+    unlike = sorted(name for name in one_of.keys() & other_of.keys() if one_of[name] != other_of[name])
+    if unlike or (target.class_names.closed and reference.class_names.closed and one_of != other_of):
+        what = f"{unlike[0]} is {other_of[unlike[0]]} and {one_of[unlike[0]]}" if unlike else "they name other classes"
+        raise UserError(f"the reference must number its classes as the model does; {what}: train both on data with the same classes")
     if (target.text is None) != (reference.text is None):
         raise UserError(f"the reference must take captions if the model does; {(reference if target.text else target).name} takes none")
     if (target.dtype, target.device) != (reference.dtype, reference.device):

@@ -2,14 +2,15 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
-from diffleak.data.sources import Texts, not_blank, read_lines, texts_of
+from diffleak.data.metadata import read_lines, whole_rows
+from diffleak.data.sources import Texts, not_blank, texts_of
 from diffleak.errors import UserError
 
 FIXED = "fixed:"
@@ -80,15 +81,6 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     else:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from ((row["file_name" if "file_name" in row else "id"], row["text"]) for row in whole_rows(file))
-
-
-def whole_rows(file: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV file with a header; raises `ValueError` for one with more fields than that, as an unquoted comma makes."""
-    reader = csv.DictReader(file)
-    for row in reader:
-        if None in row:
-            raise ValueError(f"line {reader.line_num} has more fields than the header: put texts with commas in double quotes")
-        yield row
 
 
 def _own(cohort: Cohort) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int64
 
 from diffleak.data.anonymity import Key
 from diffleak.data.draw import keyed_order
+from diffleak.data.labels import UNNAMED, ClassNames, Numbered, Side, number
 from diffleak.data.sources import SKIP_HINT, ImageSource, Pixels, Texts, UnreadableImage
 from diffleak.errors import UserError
 
@@ -91,21 +92,29 @@ class Cohort:
                 raise type(error)(f"{error} ({how} gives file names)") from None
             raise
 
-    def labels(self) -> Int64[np.ndarray, " n"] | None:
-        """The class of every image; None unless both sources have classes.
+    def labels(self, classes: int, names: ClassNames = UNNAMED) -> Numbered | None:
+        """The class in [0, classes) of every image, by the class `names` of the model; None where neither source has labels.
 
-        Raises `UserError` where they are numbers of folders that differ between the sources.
+        Raises `UserError` where only one source has them, and as `diffleak.data.labels.number` does.
         """
-        members, nonmembers = (source.labels() for source in self.sources)
-        if members is None or nonmembers is None:
+        rows = [self.position[self.member], self.position[~self.member]]
+        calls, sources = ["members", "held-out images"], list(self.sources)
+        if sources[0] is sources[1]:
+            rows, calls, sources = [self.position], ["images"], sources[:1]
+        found = [source.labels() for source in sources]
+        without = [call for call, labels in zip(calls, found, strict=True) if labels is None]
+        if len(without) == len(found):
             return None
-        if members.names != nonmembers.names:
-            raise UserError(
-                "members and held-out images must have the same class folders, or their numbers would not mean the same classes; "
-                f"{self.names[0]} has {len(members.names)}, {self.names[1]} has {len(nonmembers.names)}: give a `label` in metadata.jsonl"
-            )
-        sides = (np.array(nonmembers.numbers), np.array(members.numbers))
-        return np.array([sides[int(m)][i] for m, i in zip(self.member, self.position, strict=True)], dtype=np.int64)
+        if without:
+            raise UserError(f"members and held-out images must both have labels; the {without[0]} have none: give theirs in the same way")
+        sides = [
+            Side(call, labels, source.ids, positions.tolist())
+            for call, labels, source, positions in zip(calls, found, sources, rows, strict=True)
+            if labels is not None
+        ]
+        numbers, origin, mapping = number(sides, classes, names)
+        of = lambda row: numbers[0 if self.member[row] else -1][self.position[row]]
+        return Numbered(np.array([of(row) for row in range(len(self))], dtype=np.int64), origin, mapping)
 
     def captions(self) -> tuple[Texts, ...] | None:
         """The texts of every image, its own caption first and none where it has none; None where neither source has any."""

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffleak.data.captions import read_captions, whole_rows
-from diffleak.data.sources import not_blank, read_lines
+from diffleak.data.captions import read_captions
+from diffleak.data.metadata import read_lines, whole_rows
+from diffleak.data.sources import not_blank
 from diffleak.errors import UserError, unknown
 
 COLUMN = "text"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
@@ -10,6 +10,7 @@ from jaxtyping import Float64, Int64, UInt8
 from diffleak.blind import FEATURES, image_features
 from diffleak.data.captions import Captions, choose_captions
 from diffleak.data.cohort import Cohort
+from diffleak.data.labels import UNNAMED, ClassNames, Numbered
 from diffleak.data.pixels import ImageShape, fit, pixel_hash, shape_of
 from diffleak.data.sources import UnreadableImage
 from diffleak.errors import UserError
@@ -32,7 +33,7 @@ class Scan:
     features: Float64[np.ndarray, "n f"]
     omitted: tuple[str, ...]
     repeated: int
-    labels: Int64[np.ndarray, " n"] | None = None
+    labels: Numbered | None = None
     captions: Captions | None = None
 
 
@@ -44,14 +45,14 @@ def scan(
     classes: int | None = None,
     captions: str | None = None,
     seed: int = 0,
+    names: ClassNames = UNNAMED,
 ) -> Scan:
     """Reads every image once; raises `UserError` for what cannot be audited.
 
     `shape` None means that the model takes any one size; the first readable image then sets it. With `classes` every image
-    must have a label in [0, classes); with `captions`, a choice of `choose_captions`, a caption.
+    must have a label in [0, classes), by the class `names` of the model; with `captions`, a choice of `choose_captions`, a caption.
     """
-    if classes is not None:
-        _refuse_labels(cohort, classes)
+    labels = None if classes is None else _labels(cohort, classes, names)
     told = None if captions is None else choose_captions(cohort, captions, seed)
     misfits, omitted = [], []
     first_error: UnreadableImage | None = None
@@ -88,25 +89,22 @@ def scan(
     _refuse_shared(kept, hashes)
     assert shape is not None
     repeated = len(hashes) - len(np.unique(_keys(hashes)))
-    labels = None if classes is None else kept.labels()
+    labels = replace(labels, numbers=labels.numbers[readable]) if labels else None
     if omitted and captions is not None:
         told = choose_captions(kept, captions, seed)
-    return Scan(kept, shape, _fingerprint(kept, hashes, labels, told), features, tuple(omitted), repeated, labels, told)
+    return Scan(
+        kept, shape, _fingerprint(kept, hashes, labels.numbers if labels else None, told), features, tuple(omitted), repeated, labels, told
+    )
 
 
-def _refuse_labels(cohort: Cohort, classes: int) -> None:
-    labels = cohort.labels()
+def _labels(cohort: Cohort, classes: int, names: ClassNames) -> Numbered:
+    labels = cohort.labels(classes, names)
     if labels is None:
         raise UserError(
             f"the model is conditioned on one of {classes} classes, so every image needs a label; the data has none: use a folder per "
             "class, a `label` in metadata.jsonl or a column, or an array of labels in the .npz"
         )
-    outside = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(outside):
-        row = outside[0]
-        raise UserError(
-            f"labels must lie in [0, {classes}), the model's classes; {len(outside)} do not (first: {cohort.ids[row]} has {labels[row]})"
-        )
+    return labels
 
 
 def _refuse_too_few(cohort: Cohort) -> None:

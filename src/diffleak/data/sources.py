@@ -20,6 +20,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from diffleak.data.labels import Labels, array_labels, folder_labels, table_labels
+from diffleak.data.metadata import malformed, metadata_rows
 from diffleak.errors import UserError, pip_install
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
@@ -37,20 +39,12 @@ class UnreadableImage(UserError):
 
 
 @dataclass(frozen=True)
-class Labels:
-    """The class of every image, as a number; where they number folders, `names` are those folders."""
-
-    numbers: tuple[int, ...]
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class ImageSource:
     """A named, ordered set of images that are read one at a time.
 
     `ids` are unique: the path below an image folder, or the row number (as text) of an array or table.
-    `read(i)` returns image i as uint8 (height, width, channels) with 1, 3 or 4 channels. `labels()` reads
-    their classes, `captions()` the texts of each image, its own caption first and none where it has none; both return
+    `read(i)` returns image i as uint8 (height, width, channels) with 1, 3 or 4 channels. `labels()` reads what
+    the data says of their classes, `captions()` the texts of each image, its own caption first and none where it has none; both return
     None where the data has none at all.
     """
 
@@ -143,61 +137,23 @@ def _folder(path: Path) -> ImageSource:
     # a name that is not UTF-8 is spelled with escapes, so that it can be hashed and written
     ids = tuple(f.relative_to(path).as_posix().encode("utf-8", "backslashreplace").decode() for f in files)
     read = lambda i: decode(files[i], str(files[i]))
-    return ImageSource(str(path), ids, read, lambda: _folder_labels(path, ids), lambda: _folder_captions(path, ids))
-
-
-def _folder_labels(path: Path, ids: tuple[str, ...]) -> Labels | None:
-    """The `label`s of metadata.jsonl, else the folder of every image where all are in folders."""
-    metadata = path / "metadata.jsonl"
-    labels = _metadata_labels(metadata, ids) if metadata.is_file() else None
-    folders = [image_id.rpartition("/")[0] for image_id in ids]
-    if labels or not all(folders):
-        return labels
-    names = sorted(set(folders))
-    number = {name: i for i, name in enumerate(names)}
-    return Labels(tuple(number[name] for name in folders), tuple(names))
-
-
-def _metadata_labels(metadata: Path, ids: tuple[str, ...]) -> Labels | None:
-    try:
-        labels = {str(row["file_name"]): _whole(row["label"]) for row in read_lines(metadata) if "label" in row}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{metadata} must hold a JSON object with file_name per line, labels as whole numbers ({error})") from None
-    missing = [i for i in ids if i not in labels]
-    if labels and missing:
-        raise UserError(f"{metadata} must give every image a label; {len(missing)} have none (first: {missing[0]})")
-    return Labels(tuple(labels[i] for i in ids)) if labels else None
-
-
-def _whole(label: object) -> int:
-    if not isinstance(label, int) or isinstance(label, bool) or abs(label) >= 2**63:
-        raise ValueError(f"got the label {json.dumps(label)}")
-    return label
+    return ImageSource(str(path), ids, read, lambda: folder_labels(path, ids), lambda: _folder_captions(path, ids))
 
 
 def _folder_captions(path: Path, ids: tuple[str, ...]) -> tuple[Texts, ...] | None:
-    """`text`, then the `captions`, of metadata.jsonl; None where no line has any."""
-    metadata, found = path / "metadata.jsonl", dict[str, Texts]()
-    if not metadata.is_file():
-        return None
-    try:
-        for row in read_lines(metadata):
-            if "text" in row or "captions" in row:
-                name, text = str(row["file_name"]), row.get("text")
-                if not (text is None or isinstance(text, str)):
-                    raise ValueError(f"got the text {json.dumps(text)}")
-                found[name] = not_blank((*found.get(name, ()), *texts_of(text), *texts_of(row.get("captions"))))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{metadata} must hold a JSON object with file_name per line, text as a string and captions as a list of them ({error})"
-        ) from None
+    """`text` or `caption`, then the `captions`, of the metadata files; None where no row has any."""
+    holding, found = "text as a string and captions as a list of them", dict[str, Texts]()
+    for row in metadata_rows(path, ids, holding):
+        if row.values.keys() & {*CAPTION_COLUMNS, "captions"}:
+            own = [row.values.get(column) for column in CAPTION_COLUMNS]
+            try:
+                odd = next((text for text in own if not (text is None or isinstance(text, str))), None)
+                if odd is not None:
+                    raise ValueError(f"got the text {json.dumps(odd, default=str)}")
+                found[row.image] = not_blank((*found.get(row.image, ()), *texts_of(own), *texts_of(row.values.get("captions"))))
+            except ValueError as error:
+                raise malformed(row.file, holding, error) from None
     return tuple(found.get(i, ()) for i in ids) if any(found.values()) else None
-
-
-def read_lines(path: Path) -> list[Any]:
-    """The JSON values in the lines of a file; raises `OSError`, or `ValueError` for what is no JSON."""
-    # not splitlines: it would also cut at the other line separators of Unicode, which JSON has inside its texts
-    return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
 
 
 def texts_of(value: Any) -> Texts:
@@ -229,10 +185,12 @@ def _numpy_file(path: Path, key: str | None) -> ImageSource:
         if isinstance(loaded, np.memmap):
             return replace(_array_source(str(path), loaded), read=_mapped(path, loaded))
         with loaded:
-            images = loaded[key or _image_key(path, loaded)]
+            chosen = key or _image_key(path, loaded)
+            images = loaded[chosen]
             source = _array_source(f"{path}:{key}" if key else str(path), images)
-            labels = _array_labels(loaded, len(images))
-            return replace(source, labels=lambda: labels)
+            named = {k: _array_or_none(loaded, k) for k in loaded.files if "label" in k.lower() and k != chosen}
+            count = len(images)
+            return replace(source, labels=lambda: array_labels(str(path), named, count))
     except KeyError:
         raise UserError(f"{path} has no array '{key}'; it holds {', '.join(loaded.files)}") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -251,13 +209,6 @@ def _mapped(path: Path, images: np.memmap) -> Callable[[int], Pixels]:
             raise UnreadableImage(f"{path} row {i} cannot be read any more ({error}); put the file back{SKIP_HINT}") from None
 
     return read
-
-
-def _array_labels(arrays: "np.lib.npyio.NpzFile", count: int) -> Labels | None:
-    """The one array of an .npz that is named like labels and has a whole number per image."""
-    named = [_array_or_none(arrays, k) for k in arrays.files if "label" in k.lower()]
-    fitting = [a for a in named if a is not None and a.shape == (count,) and a.dtype.kind in "iu"]
-    return Labels(tuple(fitting[0].tolist())) if len(fitting) == 1 else None
 
 
 def _array_or_none(arrays: "np.lib.npyio.NpzFile", key: str) -> np.ndarray | None:
@@ -306,16 +257,23 @@ def _parquet(path: Path, key: str | None) -> ImageSource:
         return decode(content, f"{path} row {i}")
 
     def labels() -> Labels | None:
-        if "label" not in names or not pa.types.is_integer(file.schema_arrow.field("label").type):
-            return None
-        numbers = file.read(columns=["label"]).column(0)
-        return None if numbers.null_count else Labels(tuple(numbers.to_pylist()))
+        columns = {**dict.fromkeys(names, ()), **_class_names(file.schema_arrow)}
+        return table_labels(str(path), columns, lambda name: file.read(columns=[name]).column(0).to_pylist())
 
     def captions() -> tuple[Texts, ...] | None:
         told = next((c for c in CAPTION_COLUMNS if c in names and _holds_text(file.schema_arrow.field(c).type)), None)
         return tuple(map(not_blank, file.read(columns=[told]).column(0).to_pylist())) if told else None
 
     return ImageSource(str(path), tuple(map(str, range(starts[-1]))), read, labels, captions)
+
+
+def _class_names(schema: Any) -> dict[str, tuple[str, ...]]:
+    """The names of classes that the `datasets` library wrote beside an Arrow table, by column."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: tuple(map(str, kind["names"])) for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _holds_text(kind: Any) -> bool:
@@ -332,7 +290,7 @@ def _digits() -> ImageSource:
 
     digits = load_digits()
     images = np.clip(np.rint(digits.images * (255 / 16)), 0, 255).astype(np.uint8)
-    return replace(_array_source("digits", images), labels=lambda: Labels(tuple(digits.target.tolist())))
+    return replace(_array_source("digits", images), labels=lambda: Labels(tuple(digits.target.tolist()), "what the digits show"))
 
 
 def _hugging_face(locator: str) -> ImageSource:
@@ -355,8 +313,8 @@ def _hugging_face(locator: str) -> ImageSource:
         cell = table[i][column]
         return decode(cell["bytes"] or Path(cell["path"]), f"{locator} row {i}")
 
-    classes = next((c for c, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)), None)
-    labels = lambda: Labels(tuple(table[classes])) if classes else None
+    columns = {c: tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else () for c, kind in table.features.items()}
+    labels = lambda: table_labels(locator, columns, lambda name: list(table[name]))
     told = next((c for c in CAPTION_COLUMNS if c in table.features and _holds_text(table.data.schema.field(c).type)), None)
     captions = lambda: tuple(map(not_blank, table[told])) if told else None
     return ImageSource(locator, tuple(map(str, range(len(table)))), read, labels, captions)

@@ -2,7 +2,7 @@
 
 The only package that imports diffusers or knows its folder layout:
 
-    MODEL/model_index.json             which pipeline it is; needed by text-to-image models only
+    MODEL/model_index.json             which pipeline it is, needed by text-to-image models only; names of classes
     MODEL/unet/ or transformer/        config.json and *.safetensors: the denoiser
     MODEL/scheduler/                   scheduler_config.json: its noise schedule
     MODEL/vae/ or vqvae/               the autoencoder of a latent model, if it is one
@@ -10,6 +10,7 @@ The only package that imports diffusers or knows its folder layout:
     MODEL/unet_2/ or transformer_2/    the second network of a `Dual`, with dual.json saying how the two take turns
 """
 
+from diffleak.hub.classes import class_names
 from diffleak.hub.codecs import codec_fingerprint, codec_of, latent_shape, load_codec, same_codec
 from diffleak.hub.folders import AUTOENCODER_FOLDERS, DUAL, PARTS, fingerprint, folder_of, located, text_fingerprint
 from diffleak.hub.loading import UNKNOWN, Target, checked_device, load, load_pair, save_dual, settings_of, target_of
@@ -35,6 +36,7 @@ __all__ = [
     "Target",
     "add_lora",
     "checked_device",
+    "class_names",
     "codec_fingerprint",
     "codec_of",
     "fingerprint",

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import torch
 
 from diffleak.config import ModelConfig
+from diffleak.data.labels import UNNAMED, ClassNames
 from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.codec import Autoencoder, Codec, Identity
 from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, NetworkDenoiser, PredictionType
@@ -22,6 +23,7 @@ from diffleak.errors import UserError, first_lines, unknown
 from diffleak.files import write_text
 from diffleak.hub.adapters import FILES as ADAPTERS
 from diffleak.hub.adapters import adapter_file, adapter_fingerprint, apply, refuse_other_base
+from diffleak.hub.classes import KEY, class_names
 from diffleak.hub.codecs import codec_fingerprint, image_shape, load_codec, scaling
 from diffleak.hub.folders import (
     DTYPES,
@@ -58,11 +60,12 @@ class Target:
     """What is audited: a denoiser, the images it takes, and where it runs.
 
     `shape` is None for a model that takes images of any one size; `codec` takes images to what the denoiser works on.
-    `classes` is the number of classes of a class-conditional model, `text` embeds the captions of a text-to-image model; no
-    model has both. `lora` is the adapter that was merged into its weights, at `lora_scale`. `fingerprint` says which model this is, adapter
-    included; without one, a run folder cannot be resumed, since nobody could tell whether it is the same model. `x_dtype` is
-    the dtype of images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
-    arithmetic. `split_file` is the split.json that training left beside the model, or beside the LoRA.
+    `classes` is the number of classes of a class-conditional model and `class_names` are their names where its folder states them;
+    `text` embeds the captions of a text-to-image model; no model has both. `lora` is the adapter that was merged into its weights,
+    at `lora_scale`. `fingerprint` says which model this is, adapter included; without one, a run folder cannot be resumed, since
+    nobody could tell whether it is the same model. `x_dtype` is the dtype of images, latents and noise: at least float32, so that
+    a half-precision network does not round the attack's own arithmetic. `split_file` is the split.json that training left beside
+    the model, or beside the LoRA.
     """
 
     denoiser: Denoiser
@@ -77,6 +80,7 @@ class Target:
     lora: str | None = None
     lora_scale: float | None = None
     split_file: Path | None = None
+    class_names: ClassNames = UNNAMED
 
     @property
     def x_dtype(self) -> torch.dtype:
@@ -159,7 +163,8 @@ def load(
         raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")
     applied = None if lora is None else str(lora)
     strength, split_file = lora_scale if applied else None, own_split(folder if adapter is None else adapter.parent)
-    return Target(guided, shape, str(model), which, dtype, device, codec, first.classes, text, applied, strength, split_file)
+    names = class_names(folder, first.classes) if first.classes else UNNAMED
+    return Target(guided, shape, str(model), which, dtype, device, codec, first.classes, text, applied, strength, split_file, names)
 
 
 def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale: float = 1.0) -> Target:
@@ -289,6 +294,8 @@ def load_pair(teachers: tuple[Path, Path]) -> tuple[Target, Target]:
     refuse_strangers(one.denoiser, other.denoiser)
     if (one.text is None) != (other.text is None) or (one.text and text_fingerprint(teachers[0]) != text_fingerprint(teachers[1])):
         raise UserError("the two teachers must share their text encoders; theirs differ: fine-tune both from the same model")
+    if one.class_names.numbers != other.class_names.numbers:
+        raise UserError("the two teachers must number their classes alike; theirs differ: train both on one data set")
     if one.shape != other.shape:
         raise UserError(f"the two teachers must take the same images; theirs are {one.shape} and {other.shape}")
     if one.latent != other.latent or (one.latent and codec_fingerprint(teachers[0]) != codec_fingerprint(teachers[1])):
@@ -310,7 +317,9 @@ def save_dual(folder: Path, teachers: tuple[Path, Path], choice: Choice = "alter
     for part in NETWORKS:
         if (teachers[1] / part).is_dir():
             shutil.copytree(teachers[1] / part, folder / (part + SECOND), dirs_exist_ok=True)
-    record = {"schema_version": 1, "choice": choice, "seed": seed, "teachers": [one.fingerprint, other.fingerprint]}
+    record: dict[str, Any] = {"schema_version": 1, "choice": choice, "seed": seed, "teachers": [one.fingerprint, other.fingerprint]}
+    if one.classes and not one.class_names.doubt:
+        record[KEY] = dict(one.class_names.numbers) or None
     write_text(folder / DUAL, json.dumps(record, indent=2))
 
 

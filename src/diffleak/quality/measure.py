@@ -21,6 +21,7 @@ from diffleak import hub
 from diffleak.config import build
 from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.cohort import Cohort
+from diffleak.data.labels import NoClasses
 from diffleak.data.pixels import ImageShape, fit, png, shape_of
 from diffleak.environment import environment
 from diffleak.errors import UserError
@@ -37,7 +38,7 @@ from diffleak.quality.prompts import Told, choose_prompts
 from diffleak.quality.record import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
 from diffleak.record import Estimate, Membership
 from diffleak.report.quality import Pictures, html
-from diffleak.report.wording import adapter, visible
+from diffleak.report.wording import adapter, labels_from, visible
 from diffleak.run_folder import read_plan
 from diffleak.threads import side_by_side
 
@@ -231,15 +232,15 @@ def _labels(target: Target, reference: Cohort, config: QualityConfig) -> tuple[I
     """The classes to draw, in the frequencies of the reference where it has labels, else evenly; and that in words."""
     if target.classes is None or config.images < 1:
         return None, None
-    labels = reference.labels()
+    try:
+        labels = reference.labels(target.classes, target.class_names)
+    except NoClasses:
+        return None, f"evenly over {target.classes} classes, since the names or folders of the reference are no classes of the model"
     if labels is None:
         return None, f"evenly over {target.classes} classes, since the reference has no labels"
-    if labels.min() < 0 or labels.max() >= target.classes:
-        raise UserError(
-            f"labels of the reference must lie in [0, {target.classes}), the model's classes; got {labels.min()} to {labels.max()}"
-        )
-    drawn = np.random.default_rng(config.seed).choice(labels, size=config.images)
-    return drawn.astype(np.int64), f"in the frequencies of the reference, over {target.classes} classes"
+    drawn = np.random.default_rng(config.seed).choice(labels.numbers, size=config.images)
+    told = labels_from(labels.origin, labels.names)
+    return drawn, f"in the frequencies of the reference, over {target.classes} classes; labels from {told}"
 
 
 def _drawn(drawing: Drawing, folder: Path | None, config: QualityConfig) -> UInt8[np.ndarray, "n h w c"]:

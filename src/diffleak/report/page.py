@@ -185,6 +185,7 @@ def template(name: str) -> "Template":
     environment.filters |= {
         "visible": wording.visible,
         "count": wording.count,
+        "labels_from": wording.labels_from,
         "percent": wording.percent,
         "duration": wording.duration,
         # A number and its percent sign must not be torn apart at the end of a line.

@@ -6,6 +6,7 @@ from diffleak.record import Estimate
 
 # Rates this close to impossible, guessing or certain keep a decimal: 50.4 % must not read as 50 %.
 EDGES = (0.0, 0.5, 1.0)
+NAMED = 6  # class names that are written out
 
 
 def visible(text: str) -> str:
@@ -20,6 +21,13 @@ def visible(text: str) -> str:
 def adapter(lora: str | None, scale: float | None) -> str:
     """The LoRA at the head of a list: "the LoRA pokemon at scale 1, "; nothing where there is none."""
     return "" if lora is None else f"the LoRA {visible(lora)} at scale {scale:g}, "
+
+
+def labels_from(origin: str, names: dict[str, int] | None) -> str:
+    """Where the classes of images came from, with the first numbers of names that are not the numbers themselves."""
+    told = [(name, i) for name, i in (names or {}).items() if not (name.isdecimal() and int(name) == i)]
+    more = f", and {count(len(told) - NAMED)} more" if len(told) > NAMED else ""
+    return visible(origin) + (f" ({', '.join(f'{visible(name)} = {i}' for name, i in told[:NAMED])}{more})" if told else "")
 
 
 def count(n: int) -> str:

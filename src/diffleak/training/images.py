@@ -9,6 +9,7 @@ from jaxtyping import Int64, UInt8
 from diffleak.data.captions import read_captions
 from diffleak.data.cohort import read_split
 from diffleak.data.draw import choose_members, keyed_order
+from diffleak.data.labels import ClassNames, Side, names_of, number
 from diffleak.data.pixels import ImageShape, fit, shape_of
 from diffleak.data.sources import SKIP_HINT, ImageSource, Texts, UnreadableImage, open_source
 from diffleak.errors import UserError
@@ -27,6 +28,7 @@ class TrainingData:
     nonmembers: tuple[str, ...]
     validation: tuple[str, ...] = ()
     captions: tuple[Texts, ...] = ()  # of a text-to-image model
+    classes: dict[str, int] | None = None  # the number of every class, where the data names them
 
 
 def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> TrainingData:
@@ -55,9 +57,22 @@ def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> 
                 place = crop_place(config.seed, image_id, crop) if config.random_crops else None
                 images[row * crops + crop] = fit(pixels, shape, config.resize is not None, f"{source.name}: {image_id}", place)
             advance(1)
-    found = source.labels() if config.model.get("num_class_embeds") else None
-    labels = np.array([found.numbers[position[i]] for i in read], dtype=np.int64) if found else None
-    return TrainingData(images, labels, members, nonmembers, validation, captions)
+    labels, classes = _labels(source, [position[i] for i in read], config)
+    return TrainingData(images, labels, members, nonmembers, validation, captions, classes)
+
+
+def _labels(source: ImageSource, rows: list[int], config: TrainConfig) -> tuple[Int64[np.ndarray, " n"] | None, dict[str, int] | None]:
+    """The class of every image for a class-conditional model, and the numbers of the classes that the data names.
+
+    All of the data names them, members or not, so that models of parts of it number them alike.
+    """
+    count = config.model.get("num_class_embeds")
+    found = source.labels() if count else None
+    if found is None or not count:
+        return None, None
+    own = ClassNames(names_of(found, count), "the data", closed=True)
+    (numbers,), _, _ = number([Side("training images", found, source.ids, rows)], count, own)
+    return np.array([numbers[row] for row in rows], dtype=np.int64), dict(own.numbers) or None
 
 
 def _captions(source: ImageSource, ids: tuple[str, ...], config: TrainConfig) -> tuple[Texts, ...]:

@@ -70,7 +70,8 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
     keys = [*record, *(k for k in before if k not in record)] if "members" in record else list(record)
     changed = [k for k in keys if k not in free and record.get(k) != before.get(k, defaults.get(k))]
     if changed:
-        was = ", ".join(f"{k} was {before.get(k)!r}, now {record.get(k)!r}" for k in changed[:3])
+        short = lambda value: f"{text[:60]}…" if len(text := repr(value)) > 60 else text
+        was = ", ".join(f"{k} was {short(before.get(k))}, now {short(record.get(k))}" for k in changed[:3])
         raise UserError(f"{folder} holds another training run ({was}); choose another -o, or the same settings to resume")
 
 

@@ -11,6 +11,7 @@ import torch
 from diffleak import hub
 from diffleak.data.draw import ids_digest
 from diffleak.data.sources import open_source
+from diffleak.errors import UserError
 from diffleak.files import checked_folder, locked, write_text
 from diffleak.memory import memory_message
 from diffleak.training.autoencoder import autoencoder_config, autoencoder_task
@@ -63,6 +64,8 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
         if data.captions
         else {}
     )
+    record |= {"classes": data.classes} if network.get("num_class_embeds") else {}
+    _refuse_other_classes(lesson, network, data.classes)
     refuse_other_run(config.output, record)
     torch.manual_seed(config.seed)
     with memory_message(config.batch_size, ADVICE):
@@ -91,6 +94,14 @@ def _base(config: TrainConfig, accelerator: Any) -> tuple[Path, hub.Target]:
         make_base(config)
     accelerator.wait_for_everyone()
     return load_base(config, accelerator.device)
+
+
+def _refuse_other_classes(lesson: Lesson | None, network: dict[str, Any], classes: dict[str, int] | None) -> None:
+    """Raises `UserError` for a teacher that numbers its classes otherwise than the data of its student."""
+    for teacher in lesson.teachers if lesson and network.get("num_class_embeds") else ():
+        own = hub.class_names(teacher, network["num_class_embeds"]).numbers
+        if own and dict(own) != (classes or {}):
+            raise UserError(f"a student's data must number the classes as its teachers do; {teacher} was trained with others: use its data")
 
 
 def outcome(folder: Path) -> dict[str, Any]:
