@@ -45,7 +45,7 @@ OTHER_KINDS = {  # what is in a key of adapters that are no plain LoRA
     "lokr_": "LoKr",
     "lora_mid": "LoCon with a Tucker core",
     "oft_": "OFT or BOFT",
-    "dora_scale": "DoRA in kohya's naming (dora_scale)",
+    "dora_scale": "DoRA in kohya's naming",
     "diff_b": "a difference of biases",
     ".diff": "a full difference of weights",
     "on_input": "IA3",
