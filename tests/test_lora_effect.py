@@ -551,3 +551,10 @@ def test_peft_settings_of_layers_that_the_file_lacks_are_not_drawn_at_random(mod
     content = load_file(file)
     save_file({key: value for key, value in content.items() if "conv1" not in key}, file)
     assert "it must change only the layers that it adapts" in refusal(models("sd"), folder)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "flux", "pixart"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_networks_have_the_dtype_that_is_recorded(models, kind, dtype):
+    found = {value.dtype for value in hub.load(models(kind), dtype, "cpu").denoiser.network.parameters()}
+    assert found == {getattr(torch, dtype)}

@@ -135,6 +135,8 @@ def pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
         odd = (list(info["missing_keys"]) + list(info["unexpected_keys"]))[0]
         raise UserError(f"{folder}: the weights do not match config.json (first: {odd}); re-export the model")
     network.register_to_config(_name_or_path=None)  # else a saved copy would say where it came from, and differ by place
+    if next(network.parameters()).dtype != dtype:  # SD3 comes as float32 whatever is wanted, without a word
+        torch.nn.Module.to(network, dtype)
     return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
