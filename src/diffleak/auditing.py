@@ -340,7 +340,9 @@ def _command(config: AuditConfig, plan: Plan) -> str:
 
 
 def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | None) -> tuple[str, ...]:
-    found, split = [], prepared.split.record
+    found, split = list(prepared.target.warnings), prepared.split.record
+    if prepared.reference:
+        found += [f"of the reference: {line}" for line in prepared.reference.warnings]
     models = len(prepared.target.denoiser.exposed)
     if models > 1:
         found.append(

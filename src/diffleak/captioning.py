@@ -24,8 +24,8 @@ from diffleak.data.pixels import ImageShape, fit
 from diffleak.data.sources import ImageSource, Texts, open_source, texts_of
 from diffleak.errors import UserError, pip_install
 from diffleak.files import hash_files, write_text
-from diffleak.hub import checked_device, folder_of
-from diffleak.progress import progress
+from diffleak.hub import checked_device, folder_of, heard
+from diffleak.progress import progress, say
 
 CAPTIONER = "Salesforce/blip-image-captioning-base"
 FILES = ("*.json", "*.txt", "*.safetensors")
@@ -98,14 +98,13 @@ def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
     except ImportError:
         raise UserError(f"captioning needs transformers: {pip_install('encoders')}") from None
     folder = folder_of(model, "the captioner", list(FILES))
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind != "blip":
             raise ValueError(f"its config.json says model_type {kind}")
         blip: Any = transformers.BlipForConditionalGeneration
-        network, info = blip.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+        with heard() as said:
+            network, info = blip.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         mean, std = _preprocessing(folder)
     except Exception as error:  # json, safetensors, tokenizers and transformers each raise their own; all mean an unusable folder
@@ -117,6 +116,8 @@ def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
     lost = [key for key in info["missing_keys"] if key.startswith(("vision_model", "text_decoder"))]
     if lost:
         raise UserError(f"the captioner must have a decoder of text; the weights of {model} lack {sorted(lost)[0]}: pass another folder")
+    for line in said:
+        say(f"warning: while {model} was loaded: {line}")
     where = str(checked_device(device))
     files = hash_files(sorted({file for ending in FILES for file in folder.glob(ending)}))
     return Captioner(network.to(where).eval().requires_grad_(False), tokenizer, mean, std, files, where)

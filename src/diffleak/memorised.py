@@ -267,7 +267,7 @@ def _results(rows: Sequence[PromptScore], lists: Lists, asking: Asking) -> tuple
 
 def _warnings(asking: Asking, lists: Lists) -> tuple[str, ...]:
     assert asking.target.text is not None, "checked before anything is asked"
-    found, lost = [], len(asking.target.text.truncated(lists.texts))
+    found, lost = list(asking.target.warnings), len(asking.target.text.truncated(lists.texts))
     if lists.repeated:
         found.append(f"{lists.repeated} {'repetition' if lists.repeated == 1 else 'repetitions'} of a prompt left out: each counts once")
     if lost:

@@ -12,7 +12,7 @@ The only package that imports diffusers or knows its folder layout:
 
 from diffleak.hub.classes import class_names
 from diffleak.hub.codecs import codec_fingerprint, codec_of, latent_shape, load_codec, same_codec
-from diffleak.hub.folders import AUTOENCODER_FOLDERS, DUAL, PARTS, fingerprint, folder_of, located, text_fingerprint
+from diffleak.hub.folders import AUTOENCODER_FOLDERS, DUAL, PARTS, fingerprint, folder_of, heard, located, text_fingerprint
 from diffleak.hub.loading import UNKNOWN, Target, checked_device, load, load_pair, save_dual, settings_of, target_of
 from diffleak.hub.making import (
     add_lora,
@@ -41,6 +41,7 @@ __all__ = [
     "codec_of",
     "fingerprint",
     "folder_of",
+    "heard",
     "latent_shape",
     "load",
     "load_codec",

@@ -2,17 +2,16 @@
 
     W' = W + scale alpha / r  B A          for every adapted layer (Hu et al. 2021, arXiv 2106.09685, section 4.1)
 
-Two layouts are read, both safetensors: the file that diffusers saves (`pytorch_lora_weights.safetensors`, or any file that
-`load_lora_weights` takes), and the folder that peft saves (`adapter_model.safetensors` beside `adapter_config.json`), which
-is for the denoiser alone. After merging the networks are plain modules again: an adapter costs nothing per forward.
-Both libraries only warn of weights that fit nowhere; here every one must end up in a layer.
+Two layouts are read, both safetensors: a file with the names of diffusers, kohya or ComfyUI, and the folder that peft saves
+(`adapter_model.safetensors` beside `adapter_config.json`), which is for the denoiser alone. diffusers gives the names, peft
+merges, and `effect` checks against the raw file that every layer got its own strength, and no other layer changed. After
+merging the networks are plain modules again: an adapter costs nothing per forward.
 """
 
 import hashlib
 import json
-import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,15 @@ from torch import Tensor
 
 from diffleak.errors import UserError, first_lines, pip_install
 from diffleak.files import hash_files
-from diffleak.hub.folders import PICKLES, diffusers_library, downloaded, pickle_message
+from diffleak.hub import effect
+from diffleak.hub.effect import PEFT_PREFIX, TEXT_ENCODERS
+from diffleak.hub.folders import PICKLES, downloaded, pickle_message, read_json
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 CONFIG = "adapter_config.json"  # of peft
 NAME = "diffleak"  # of the adapter, while it is loaded
-PEFT_PREFIX = "base_model.model."
+SETTINGS = ("lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora")  # of peft, which decide the strength of a layer
 SECOND = (".lora_B.", ".lora_up.", ".lora.up.", "_lora.up.")  # B of B A, which is zero until it is trained
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def adapter_file(lora: str | Path) -> Path:
@@ -77,57 +77,118 @@ def refuse_other_base(file: Path, model: str) -> None:
         raise UserError(f"the LoRA {file} was trained on another model than this one, as its {record.name} says; give that one")
 
 
-def apply(pipeline: Any, part: str, file: Path, scale: float) -> None:
+def apply(pipeline: Any, part: str, file: Path, scale: float) -> list[str]:
     """Merges an adapter into the networks of a pipeline, in place; `part` is its denoiser's name, unet or transformer.
 
-    Raises `UserError` unless every weight of the adapter fits a layer and every layer gets all of its own.
+    Returns what is to be said about its strength. Raises `UserError` unless every weight of the adapter fits a layer, every layer is
+    changed by scale alpha / r B A, and no other is changed.
     """
     raw = _read(file)
-    parts = {name: getattr(pipeline, name) for name in (part, *TEXT_ENCODERS) if getattr(pipeline, name, None) is not None}
-    with _quiet():
-        try:
-            if all(key.startswith(PEFT_PREFIX) for key in raw):
-                _merge_peft(parts[part], file, raw, scale)
+    networks = {name: getattr(pipeline, name) for name in (part, *TEXT_ENCODERS) if getattr(pipeline, name, None) is not None}
+    try:
+        of_peft = all(key.startswith(PEFT_PREFIX) for key in raw)
+        settings = _peft_settings(file) if of_peft else effect.header_settings(file)
+        effect.refuse_other_kinds(raw, settings)
+        changes = effect.updates(raw, settings, networks)
+        was = effect.before(changes, networks)
+        with _exact():
+            if of_peft:
+                _merge(networks[part], _peft_config(file), {k.removeprefix(PEFT_PREFIX): v for k, v in raw.items()}, scale)
             else:
-                _merge_diffusers(pipeline, parts, file, raw, scale)
-        except UserError as error:
-            raise UserError(f"the LoRA {file} does not match the model: {error}") from None
-        except Exception as error:  # peft, diffusers and torch each raise their own; all mean an adapter of another model
-            odd = _misfit(raw, parts, part)
-            raise UserError(f"the LoRA {file} does not match the model (first: {odd}): {first_lines(error)}") from None
+                for name, weights in _by_network(pipeline, networks, raw).items():
+                    own = {key: settings[f"{name}.{key}"] for key in SETTINGS if f"{name}.{key}" in settings and not _alphas(raw)}
+                    _merge(networks[name], _config(weights, own), weights, scale)
+        said = effect.check(changes, was, networks, scale)
+    except UserError as error:
+        raise UserError(f"the LoRA {file} does not match the model: {error}") from None
+    except Exception as error:  # peft, diffusers and torch each raise their own; all mean an adapter of another model
+        raise UserError(f"the LoRA {file} does not match the model: {first_lines(error)}") from None
+    silent = [update for update in changes if update.alpha == 0]
+    if silent and len(silent) < len(changes):
+        said.append(f"the LoRA has alpha 0 in {len(silent)} of its {len(changes)} layers, which it leaves as they are")
+    if len(silent) == len(changes):
+        raise UserError(f"the LoRA {file} changes nothing: its alpha is 0 in every layer")
+    return said
 
 
-def _merge_diffusers(pipeline: Any, parts: Mapping[str, Any], file: Path, raw: Mapping[str, Tensor], scale: float) -> None:
-    if not hasattr(pipeline, "load_lora_weights"):
+def _by_network(pipeline: Any, networks: Mapping[str, Any], raw: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The weights for every network under peft's names, alphas multiplied into B. The names are as diffusers converts them."""
+    from diffusers.utils.state_dict_utils import StateDictType, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+
+    part = next(iter(networks))  # the denoiser
+    if not hasattr(pipeline, "lora_state_dict") and not all(key.partition(".")[0] in networks for key in raw):
         raise UserError(
-            f"diffusers reads no LoRA file for a {type(pipeline).__name__}; give a folder of peft, with {FILES[1]} and {CONFIG}"
+            f"diffusers reads no such names for a {type(pipeline).__name__}; give a folder of peft, with {FILES[1]} and {CONFIG}"
         )
-    part = next(iter(parts))  # the denoiser
-    config = {"unet_config": parts[part].config} if part == "unet" else {}
-    made = pipeline.lora_state_dict(file.parent, weight_name=file.name, **config)
+    config = {"unet_config": networks[part].config} if part == "unet" else {}
+    given = _with_alphas_in_b(raw)
+    made = pipeline.lora_state_dict(given, **config) if hasattr(pipeline, "lora_state_dict") else given
     converted = made[0] if isinstance(made, tuple) else made
-    dropped = [key for key in raw if key not in converted and not key.endswith("alpha")]
-    if dropped and (set(raw) & set(converted) or "dora_scale" in "".join(dropped)):  # else it is another naming, converted as a whole
-        raise UserError(f"diffusers takes no {dropped[0]}")
-    shapes = {name: _shapes(module) for name, module in parts.items()}
-    pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=NAME)
-    _check_all_used({k: v for k, v in converted.items() if not k.endswith("alpha")}, parts.values())
-    pipeline.fuse_lora(components=[name for name in parts if name in pipeline._lora_loadable_modules], lora_scale=scale, safe_fusing=True)
-    pipeline.unload_lora_weights()
-    if {name: _shapes(module) for name, module in parts.items()} != shapes:
-        raise UserError("it changes the layers of the network and not only their weights, which is another model")
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in converted.items():
+        if key.endswith(".alpha"):
+            continue  # in B by now
+        name, _, rest = key.partition(".")
+        if name not in networks:
+            raise UserError(f"its {key} fits no layer")
+        found.setdefault(name, {})[rest] = value
+    for name, weights in found.items():
+        if name == part:
+            found[name] = convert_unet_state_dict_to_peft(weights)
+            continue
+        for kind in (StateDictType.DIFFUSERS_OLD, StateDictType.DIFFUSERS):  # named, since diffusers guesses wrong for some of the layers
+            weights = convert_state_dict_to_peft(weights, kind)
+        flat = not hasattr(networks[name], "text_model")  # which newer versions of transformers have no more
+        found[name] = {key.removeprefix("text_model.") if flat else key: value for key, value in weights.items()}
+    return found
 
 
-def _merge_peft(network: Any, file: Path, raw: Mapping[str, Tensor], scale: float) -> None:
-    from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+def _alphas(raw: Mapping[str, Tensor]) -> list[str]:
+    return [key for key in raw if key.endswith(".alpha")]
+
+
+def _with_alphas_in_b(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same adapter with every B times its own alpha / r and every alpha r: diffusers has one alpha for most layers."""
+    made = dict(raw)
+    for key in _alphas(raw):
+        stem = key.removesuffix(".alpha")
+        second = next((stem + middle + "weight" for middle in SECOND if stem + middle + "weight" in raw), None)
+        if second is not None:
+            rank = raw[second].shape[1]
+            made[second] = raw[second].double() * (raw[key].double() / rank)
+            made[key] = torch.tensor(float(rank))
+    return made
+
+
+def _config(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Any:
+    """peft's settings for just these layers, each at its own rank; without a lora_alpha in `settings` each at strength 1."""
+    from peft import LoraConfig
+
+    ranks = {key.partition(".lora_B.")[0]: value.shape[1] for key, value in weights.items() if ".lora_B." in key}
+    exactly = {f"^{re.escape(layer)}": rank for layer, rank in ranks.items()}
+    alphas = {} if "lora_alpha" in settings else {"lora_alpha": 1, "alpha_pattern": exactly}
+    dora = any("lora_magnitude_vector" in key for key in weights)
+    layers = "|".join(map(re.escape, ranks))
+    return LoraConfig(**{"use_dora": dora, **settings, **alphas, "r": 1, "rank_pattern": exactly, "target_modules": layers})
+
+
+def _peft_settings(file: Path) -> dict[str, Any]:
+    return read_json(file.with_name(CONFIG), f"peft writes {CONFIG} beside {file.name}, with the layers and their scale")
+
+
+def _peft_config(file: Path) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig.from_pretrained(str(file.parent))
+
+
+def _merge(network: Any, config: Any, weights: Mapping[str, Tensor], scale: float) -> None:
+    """Puts peft's layers into a network, merges them at `scale` and takes them out again."""
+    from peft import PeftModel, set_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
 
-    if not file.with_name(CONFIG).is_file():
-        raise UserError(f"peft writes {CONFIG} beside {file.name}, with the layers and their scale; it is missing")
-    config = LoraConfig.from_pretrained(str(file.parent))
     wrapped = PeftModel(network, config, adapter_name=NAME)
-    set_peft_model_state_dict(wrapped, dict(raw), adapter_name=NAME)
-    _check_all_used(raw, [network])
+    set_peft_model_state_dict(wrapped, {PEFT_PREFIX + key: value for key, value in weights.items()}, adapter_name=NAME)
     for module in network.modules():
         if isinstance(module, LoraLayer):
             module.scale_layer(scale)
@@ -135,47 +196,6 @@ def _merge_peft(network: Any, file: Path, raw: Mapping[str, Tensor], scale: floa
     if hasattr(network, "peft_config"):
         del network.peft_config
     network.eval().requires_grad_(False)
-
-
-def _check_all_used(given: Mapping[str, Tensor], networks: Iterable[Any]) -> None:
-    """Raises `UserError` unless the weights given are those that the adapted layers hold: told by content, since names are converted."""
-    lacking = lambda name: UserError(f"it lacks {name.replace(f'.{NAME}', '')}")
-    named = [pair for network in networks for pair in network.named_parameters()]
-    dtype = min((p.dtype for _, p in named), key=lambda kind: torch.finfo(kind).bits)  # some layers stay in float32 in any model
-    layers = {n: p for n, p in named if f".{NAME}" in n}
-    for name, value in layers.items():
-        if value.is_meta:
-            raise lacking(name)
-    held = Counter(_digest(p, dtype) for p in layers.values())
-    for key, value in given.items():
-        digest = _digest(value, dtype)
-        if not held[digest]:
-            raise UserError(f"its {key} fits no layer")
-        held[digest] -= 1
-    empty = next((n for n, p in layers.items() if held[_digest(p, dtype)]), None)
-    if empty:
-        raise lacking(empty)
-
-
-def _digest(value: Tensor, dtype: torch.dtype) -> tuple[tuple[int, ...], str]:
-    """A weight's shape, and its content at a precision."""
-    plain = value.detach().to("cpu", dtype).contiguous()
-    return tuple(value.shape), hashlib.sha256(plain.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def _misfit(raw: Mapping[str, Tensor], parts: Mapping[str, Any], part: str) -> str:
-    """The first key whose layer is not in the model or has another shape, as far as names say; else the first of all."""
-    for key, value in raw.items():
-        name, _, rest = (f"{part}.{key.removeprefix(PEFT_PREFIX)}" if key.startswith(PEFT_PREFIX) else key).partition(".")
-        layer = dict(parts[name].named_modules()).get(rest.partition(".lora")[0]) if name in parts else None
-        weight = getattr(layer, "weight", None)
-        if weight is None or (".lora_A." in key and value.shape[1] != weight.shape[1]) or (".lora_B." in key and len(value) != len(weight)):
-            return key
-    return next(iter(raw))
-
-
-def _shapes(module: Any) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in module.state_dict().items()}
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -194,14 +214,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """What diffusers and peft warn of, an adapter that does not fit, is an error here."""
-    logging = diffusers_library().utils.logging
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(before)
+def _exact() -> Iterator[None]:
+    """Without TF32, in which accelerators multiply convolutions unless they are kept from it, to three digits."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield

@@ -10,7 +10,8 @@ from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.errors import UserError
 from diffleak.files import hash_files
-from diffleak.hub.folders import DTYPES, autoencoder_folder, pretrained, read_json, refuse_pickles
+from diffleak.hub.folders import DTYPES, autoencoder_folder, heard, pretrained, read_json, refuse_pickles
+from diffleak.progress import say
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 PROBE = 64  # pixels a side of the blank image that shows how far an autoencoder scales down
@@ -18,6 +19,18 @@ PROBE = 64  # pixels a side of the blank image that shows how far an autoencoder
 
 def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", factor: float | None = None) -> Autoencoder:
     """The autoencoder in the vae/ or vqvae/ of a folder (or the folder of the autoencoder itself), frozen.
+
+    What the libraries warn of meanwhile is said on stderr. `factor` and errors are those of `read_codec`.
+    """
+    with heard() as said:
+        codec = read_codec(folder, dtype, device, factor)
+    for line in said:
+        say(f"warning: while {folder} was loaded: {line}")
+    return codec
+
+
+def read_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", factor: float | None = None) -> Autoencoder:
+    """The same for callers that listen to warnings themselves.
 
     `factor` is the scaling_factor where the config says none, which the first Stable Diffusion folders do not.
     Raises `UserError` for another kind of autoencoder, missing weights, and a config that does not say its scaling_factor.

@@ -1,7 +1,12 @@
 """What lies in a model's folder: where its parts are, how one is read safely, and a hash of them all."""
 
 import json
+import logging
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,15 @@ TOKENIZER_FILES = ("*.json", "*.txt", "*.model")  # vocabularies
 DUAL = "dual.json"
 INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+LONGEST = 400  # characters of a warning
+LIBRARIES = ("diffusers", "transformers", "peft", "accelerate", "safetensors")  # whose loggers `heard` listens to
+CHATTER = (  # beginnings of warnings that are not about weights, each with the reason why it is left out
+    r"Pipelines loaded with `dtype=\S+` cannot run with `\w+` device",  # of speed; an operation that is missing raises
+    r"`\w+Processor` requires torchvision \(not installed\)",  # images are prepared here, with Pillow
+    r"You have disabled the safety checker for ",  # which is never run: it works on drawn images, and would hide some
+    r"\w+ LOAD REPORT from",  # `output_loading_info` says the same, and every caller reads it
+    r"The config attributes .* were passed to \w+Scheduler, but are not expected",  # the schedule is read and checked by `loading`
+)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -121,6 +135,8 @@ def pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
         odd = (list(info["missing_keys"]) + list(info["unexpected_keys"]))[0]
         raise UserError(f"{folder}: the weights do not match config.json (first: {odd}); re-export the model")
     network.register_to_config(_name_or_path=None)  # else a saved copy would say where it came from, and differ by place
+    if next(network.parameters()).dtype != dtype:  # SD3 comes as float32 whatever is wanted, without a word
+        torch.nn.Module.to(network, dtype)
     return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
@@ -155,10 +171,60 @@ def text_fingerprint(folder: Path) -> str:
 
 
 def diffusers_library() -> Any:
-    """diffusers, told to keep its own warnings and bars off our one line."""
+    """diffusers, told to keep its own warnings and bars off our one line; what it says while weights are read is `heard`."""
     import diffusers
 
-    warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # the older name, which every version knows
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
+    _silence(diffusers.utils.logging)
     return diffusers
+
+
+def transformers_library() -> Any:
+    """transformers, silenced in the same way; raises ImportError where it is not installed."""
+    import transformers
+
+    _silence(transformers.utils.logging)
+    return transformers
+
+
+@cache
+def _silence(logging_of: Any) -> None:
+    """Once, so that `heard` can listen in between."""
+    warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # the older name, which every version knows
+    logging_of.set_verbosity_error()
+    logging_of.disable_progress_bar()
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """Collects what diffusers, transformers, peft and torch warn of meanwhile, each once and on one line, in the list it gives.
+
+    CHATTER is left out, and so is what they say of later versions of themselves (deprecations). Nothing reaches stderr.
+    """
+    diffusers_library()
+    with suppress(ImportError):
+        transformers_library()
+    found: list[str] = []
+
+    def hear(message: str) -> None:
+        line = " ".join(re.sub(r"\x1b\[\d*m", "", message).split())[:LONGEST]
+        if line not in found and not any(re.match(known, line) for known in CHATTER):
+            found.append(line)
+
+    ear = logging.Handler(logging.WARNING)
+    ear.emit = lambda record: hear(record.getMessage())  # type: ignore[method-assign]
+    loggers = [logging.getLogger(name) for name in LIBRARIES]
+    before = [(logger.level, logger.handlers, logger.propagate) for logger in loggers]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            for logger in loggers:
+                logger.handlers, logger.propagate = [ear], False
+                logger.setLevel(logging.WARNING)
+            yield found
+        finally:
+            for logger, (level, handlers, propagate) in zip(loggers, before, strict=True):
+                logger.setLevel(level)
+                logger.handlers, logger.propagate = handlers, propagate
+            for warning in caught:
+                if not issubclass(warning.category, DeprecationWarning | PendingDeprecationWarning | FutureWarning):
+                    hear(str(warning.message))

@@ -5,9 +5,11 @@ import inspect
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ParamSpec, get_args
 
 import torch
 
@@ -24,7 +26,7 @@ from diffleak.files import write_text
 from diffleak.hub.adapters import FILES as ADAPTERS
 from diffleak.hub.adapters import adapter_file, adapter_fingerprint, apply, refuse_other_base
 from diffleak.hub.classes import KEY, class_names
-from diffleak.hub.codecs import codec_fingerprint, image_shape, load_codec, scaling
+from diffleak.hub.codecs import codec_fingerprint, image_shape, read_codec, scaling
 from diffleak.hub.folders import (
     DTYPES,
     DUAL,
@@ -35,6 +37,7 @@ from diffleak.hub.folders import (
     autoencoder_folder,
     diffusers_library,
     fingerprint,
+    heard,
     located,
     pretrained,
     read_json,
@@ -43,7 +46,9 @@ from diffleak.hub.folders import (
 )
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of, write_index
 from diffleak.membership import own_split
+from diffleak.progress import say
 
+P = ParamSpec("P")
 UNKNOWN = "unknown"
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
 OTHER_PARTS = ("vqmodel", "movq")
@@ -65,7 +70,8 @@ class Target:
     at `lora_scale`. `fingerprint` says which model this is, adapter included; without one, a run folder cannot be resumed, since
     nobody could tell whether it is the same model. `x_dtype` is the dtype of images, latents and noise: at least float32, so that
     a half-precision network does not round the attack's own arithmetic. `split_file` is the split.json that training left beside
-    the model, or beside the LoRA.
+    the model, or beside the LoRA. `warnings` are those of the libraries that read the weights, and of how far rounding changed an
+    adapter.
     """
 
     denoiser: Denoiser
@@ -81,6 +87,7 @@ class Target:
     lora_scale: float | None = None
     split_file: Path | None = None
     class_names: ClassNames = UNNAMED
+    warnings: tuple[str, ...] = ()
 
     @property
     def x_dtype(self) -> torch.dtype:
@@ -92,6 +99,22 @@ class Target:
         return not isinstance(self.codec, Identity)
 
 
+def _with_warnings(load: Callable[P, Target]) -> Callable[P, Target]:
+    """What the libraries warn of while a model is loaded, said on stderr and kept in its `warnings`."""
+
+    @wraps(load)
+    def loading(*args: P.args, **given: P.kwargs) -> Target:
+        with heard() as said:
+            target = load(*args, **given)
+        both = (*target.warnings, *(f"while the model was loaded: {line}" for line in said))
+        for line in both:
+            say(f"warning: {line}")
+        return replace(target, warnings=both)
+
+    return loading
+
+
+@_with_warnings
 def load(
     model: str | Path,
     dtype: str = "float32",
@@ -136,7 +159,7 @@ def load(
         raise UserError(f"{folder} must hold vae/, on whose latents a {name} works; it is missing")
     if autoencoder_folder(folder):
         factor = STABLE_DIFFUSION_FACTOR if name == "StableDiffusionPipeline" else None
-        codec = load_codec(folder, "float64" if dtype == "float64" else "float32", device, factor)
+        codec = read_codec(folder, "float64" if dtype == "float64" else "float32", device, factor)
     ask = asking(name, scaling(codec)[1] if isinstance(codec, Autoencoder) else 1) if name else None
     first = _denoiser(folder, network_folder, dtype, device, ask)
     denoiser: Denoiser = first
@@ -152,10 +175,10 @@ def load(
     if isinstance(codec, Autoencoder):
         shape = image_shape(codec, shape, int(config.get("in_channels", 0)) // packing, folder)
     pipeline = load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device) if name else None
-    which = fingerprint(folder)
+    which, said = fingerprint(folder), []
     if adapter is not None:
         refuse_other_base(adapter, which)
-        apply(pipeline, network_folder.name, adapter, lora_scale)
+        said = apply(pipeline, network_folder.name, adapter, lora_scale)
         which = hashlib.sha256(f"{which} {adapter_fingerprint(adapter, lora_scale)}".encode()).hexdigest()
     text = None if pipeline is None else PipelineText(pipeline)
     guided = denoiser if guidance_scale == 1 else Guided(denoiser, guidance_scale)
@@ -163,8 +186,22 @@ def load(
         raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")
     applied = None if lora is None else str(lora)
     strength, split_file = lora_scale if applied else None, own_split(folder if adapter is None else adapter.parent)
-    names = class_names(folder, first.classes) if first.classes else UNNAMED
-    return Target(guided, shape, str(model), which, dtype, device, codec, first.classes, text, applied, strength, split_file, names)
+    return Target(
+        guided,
+        shape,
+        str(model),
+        which,
+        dtype,
+        device,
+        codec,
+        first.classes,
+        text,
+        applied,
+        strength,
+        split_file,
+        class_names(folder, first.classes) if first.classes else UNNAMED,
+        tuple(said),
+    )
 
 
 def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale: float = 1.0) -> Target:

@@ -6,6 +6,7 @@ meant when the model was trained. Safety checkers and image encoders are never l
 
 import inspect
 import json
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor
 from diffleak.diffusion.prompts import Prompts
 from diffleak.errors import UserError, first_lines, pip_install
 from diffleak.files import write_text
-from diffleak.hub.folders import INDEX, TEXT_PARTS, diffusers_library, read_json, refuse_pickles
+from diffleak.hub.folders import INDEX, TEXT_PARTS, diffusers_library, read_json, refuse_pickles, transformers_library
 
 CACHE_BYTES = 2**30  # of text embeddings
 TOGETHER = 16  # texts in one forward of the encoders, at most
@@ -260,20 +261,22 @@ def _encoder(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
         )
     except Exception as error:  # as in `load_text`
         raise UserError(f"{folder} cannot be loaded: {first_lines(error)}") from None
-    if info["missing_keys"]:  # more keys than needed are harmless, and old folders have them
+    if info["missing_keys"]:
         raise UserError(f"{folder}: the weights do not match config.json (first: {min(info['missing_keys'])}); re-export the model")
+    unused = info["unexpected_keys"]  # harmless, unless config.json is that of a smaller encoder
+    if unused:
+        warnings.warn(
+            f"{folder.name}/ holds {len(unused)} weights that its config.json has no place for (first: {min(unused)})", stacklevel=2
+        )
     return encoder.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 def quiet() -> None:
-    """Keeps the warnings and bars of transformers off our one line; what it warns of, captions that are too long, is counted here."""
+    """Keeps the warnings and bars of transformers off our one line: captions that are too long are counted here, weights are `heard`."""
     try:
-        import transformers
+        transformers_library()
     except ImportError:
         raise UserError(f"text-to-image models need transformers for their text encoders: {pip_install('text')}") from None
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def asking(name: str, pixels: int) -> Callable[..., Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffleak.errors import UserError, pip_install
 from diffleak.files import hash_files
+from diffleak.hub import heard
 from diffleak.progress import progress
 from diffleak.quality.extractors import BATCH, HUB, encoder_folder, preprocessing
 from diffleak.quality.statistics import clip_score
@@ -27,12 +28,16 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Both towers: uint8 images (b, h, w, c) and texts to vectors of one space. `name` and `fingerprint` say which CLIP it is."""
+    """Both towers: uint8 images (b, h, w, c) and texts to vectors of one space.
+
+    `name` and `fingerprint` say which CLIP it is, `warnings` what was said of its weights.
+    """
 
     name: str
     fingerprint: str
     image: Callable[[UInt8[np.ndarray, "b h w c"]], Float[Tensor, "b d"]]
     text: Callable[[Sequence[str]], Float[Tensor, "b d"]]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,11 @@ def open_clip(model: str, device: str) -> Clip:
     except ImportError:
         raise UserError(f"the CLIP score needs transformers: {pip_install('encoders')}") from None
     folder = encoder_folder(model, TOKENIZER)
-    transformers.utils.logging.set_verbosity_error()
     try:
         preprocess, tokenizer = preprocessing(folder), transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         kind: Any = transformers.CLIPModel
-        network, info = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+        with heard() as said:
+            network, info = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
     except Exception as error:  # transformers and tokenizers each raise their own; all mean an unusable folder
         raise UserError(f"{model} cannot be used as a CLIP ({(str(error).splitlines() or [type(error).__name__])[0][:200]})") from None
     if info["missing_keys"]:
@@ -71,7 +76,9 @@ def open_clip(model: str, device: str) -> Clip:
     network = network.to(device).eval()
     files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "preprocessor_config.json"]
     files += [folder / name for name in TOKENIZER if (folder / name).is_file()]
-    return Clip(model, hash_files(files), lambda images: _seen(network, preprocess(images)), lambda texts: _read(network, tokenizer, texts))
+    warnings = tuple(f"while {model} was loaded: {line}" for line in said)
+    see, read = lambda images: _seen(network, preprocess(images)), lambda texts: _read(network, tokenizer, texts)
+    return Clip(model, hash_files(files), see, read, warnings)
 
 
 def alignment(clip: Clip | NoClip, images: UInt8[np.ndarray, "n h w c"], texts: Sequence[str], seed: int) -> Estimate:

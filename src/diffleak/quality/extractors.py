@@ -30,7 +30,7 @@ from torch import Tensor
 from diffleak.data.pixels import ImageShape, to_model
 from diffleak.errors import UserError, pip_install, unknown
 from diffleak.files import hash_files
-from diffleak.hub import folder_of
+from diffleak.hub import folder_of, heard
 
 KINDS = ("inception", "dinov2", "clip", "deit", "sscd", "torchscript", "pixels")
 HUB = {
@@ -57,11 +57,12 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """uint8 images (b, h, w, c) to an `Answer`. `name` and `fingerprint` say which one it is."""
+    """uint8 images (b, h, w, c) to an `Answer`. `name` and `fingerprint` say which one it is, `warnings` what was said of its weights."""
 
     name: str
     fingerprint: str
     run: Callable[[Images], Answer]
+    warnings: tuple[str, ...] = ()
 
 
 def open_extractor(spec: "str | Path | Callable[[Tensor], Answer] | Extractor", device: str = "cpu") -> Extractor:
@@ -250,13 +251,13 @@ def _transformer(kind: str, model: str, device: str) -> Extractor:
     except ImportError:
         raise UserError(f"the extractor {kind} needs transformers: {pip_install('encoders')}") from None
     folder = encoder_folder(model)
-    transformers.utils.logging.set_verbosity_error()
     unused = {"add_pooling_layer": False} if kind == "deit" else {}  # which most of its checkpoints lack
     try:
         preprocess = preprocessing(folder)
-        network, info = getattr(transformers, TRANSFORMERS[kind]).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **unused
-        )
+        with heard() as said:
+            network, info = getattr(transformers, TRANSFORMERS[kind]).from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **unused
+            )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{model} cannot be used as {kind} ({(str(error).splitlines() or [type(error).__name__])[0][:200]})") from None
     if info["missing_keys"]:
@@ -264,7 +265,8 @@ def _transformer(kind: str, model: str, device: str) -> Extractor:
     network = network.to(device).eval()
     embed = (lambda x: network(x).image_embeds) if kind == "clip" else (lambda x: network(x).last_hidden_state[:, 0])
     files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "preprocessor_config.json"]
-    return Extractor(f"{kind}:{model}", hash_files(files), lambda images: embed(preprocess(images).to(device)))
+    warnings = tuple(f"while {model} was loaded: {line}" for line in said)
+    return Extractor(f"{kind}:{model}", hash_files(files), lambda images: embed(preprocess(images).to(device)), warnings)
 
 
 def _kind_of(folder: Path) -> str:

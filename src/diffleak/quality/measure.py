@@ -307,7 +307,12 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
 
 
 def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) -> tuple[str, ...]:
-    found, rounds = [], prepared.config.rounds
+    found, rounds = (
+        [*prepared.target.warnings, *(line for each in dict.fromkeys(prepared.encoders) for line in each.warnings)],
+        prepared.config.rounds,
+    )
+    if isinstance(prepared.clip, Clip):
+        found += prepared.clip.warnings
     if prepared.membership and prepared.membership.status != "confirmed":
         found.append(prepared.membership.sentence)
     if len(prepared.target.denoiser.exposed) > 1:
