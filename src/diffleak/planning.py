@@ -1,7 +1,7 @@
 """What an audit will do: attacks, images, captions, masks and chunks, all checked before anything is scored."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -53,7 +53,13 @@ class Prepared:
     def summary(self) -> dict[str, Any]:
         """The plan with what it will take, for `--dry-run --json`."""
         per_image = self.queries_per_image
-        return {**self.plan.model_dump(mode="json"), "queries_per_image": per_image, "queries": per_image * len(self.scan.cohort)}
+        costs = {"queries_per_image": per_image, "queries": per_image * len(self.scan.cohort)}
+        return {**self.plan.model_dump(mode="json"), **costs, "images": asdict(self.scan.tally)}
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """What was done to the images and what was left out, in words; nothing where there is nothing to say."""
+        return self.scan.tally.described(self.scan.cohort.decoding, self.scan.shape.channels == 4)
 
     @property
     def job(self) -> scoring.Job:
@@ -69,7 +75,7 @@ class Prepared:
     def describe(self, folder: Path | None = None) -> str:
         """The plan in one line, with the time that is left when `folder` holds finished chunks."""
         plan, lost = self.plan, len(self.scan.omitted)
-        omitted = f", {lost} unreadable left out" if lost else ""
+        omitted = "".join(f", {words}" for words in ((f"{lost} unreadable left out",) if lost else ()) + self.images)
         where = f"on {plan.device} ({plan.dtype}, batches of {plan.batch_size}){omitted}; {scoring.estimate(self.job, folder, self.worker)}"
         if not self.attacks:
             measured = f"distortion from {plan.top} singular values, influence from {plan.probes} probes"
@@ -172,6 +178,9 @@ def prepare(
         guidance_scale=target.denoiser.scale if isinstance(target.denoiser, Guided) else None,
         reference=config.reference if reference else None,
         reference_fingerprint=reference.fingerprint if reference else None,
+        exif=found.cohort.decoding.exif,
+        alpha=found.cohort.decoding.alpha,
+        white=found.cohort.decoding.white,
     )
     worker = scoring.worker(config.shard, config.threads, target)
     return Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated)

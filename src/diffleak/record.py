@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from diffleak.data.handling import Alpha, Exif, Tally
 from diffleak.masks import may_lead, unmasked_label
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -304,6 +305,9 @@ class Plan(Record):
     guidance_scale: float | None = None
     reference: str | None = None
     reference_fingerprint: str | None = None
+    exif: Exif = "apply"
+    alpha: Alpha = "drop"
+    white: int | None = None
 
 
 class AuditRecord(Record):
@@ -324,6 +328,7 @@ class AuditRecord(Record):
     truncated: tuple[str, ...] = ()
     costs: Costs
     geometry: Geometry | None = None
+    images: Tally = Tally()
 
     def result(self, attack: str) -> Result:
         """The result of one attack by its label."""

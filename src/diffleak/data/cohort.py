@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from diffleak.data.decoding import Decoded, Pixels
 from diffleak.data.draw import keyed_order
-from diffleak.data.sources import ImageSource, Pixels, Texts
+from diffleak.data.handling import Decoding, LeftOut
+from diffleak.data.sources import ImageSource, Texts
 from diffleak.errors import UserError
 
 
@@ -67,6 +69,21 @@ class Cohort:
     def read(self, row: int) -> Pixels:
         """The pixels of the image in a row."""
         return self.sources[0 if self.member[row] else 1].read(int(self.position[row]))
+
+    def decoded(self, row: int) -> Decoded:
+        """The pixels of the image in a row, with notes on what was done to them."""
+        return self.sources[0 if self.member[row] else 1].decoded(int(self.position[row]))
+
+    @property
+    def decoding(self) -> Decoding:
+        """The choices that the images are read by."""
+        return self.sources[0].decoding
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What the sources left out of their folders."""
+        members, nonmembers = self.sources
+        return (members.left_out,) if members is nonmembers else (members.left_out, nonmembers.left_out)
 
     def labels(self) -> Int64[np.ndarray, " n"] | None:
         """The class of every image; None unless both sources have classes.

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from diffleak.data.handling import Alpha, Exif, Tally
 from diffleak.errors import UserError
 from diffleak.record import Environment, Estimate, Record
 
@@ -102,6 +103,10 @@ class QualityRecord(Record):
     warnings: tuple[str, ...]
     environment: Environment
     costs: QualityCosts
+    exif: Exif = "apply"
+    alpha: Alpha = "drop"
+    white: int | None = None
+    real_images: Tally = Tally()
 
     def metric(self, name: MetricName) -> Metric:
         """One statistic by its name."""
