@@ -56,7 +56,7 @@ def list_images(root: Path) -> Listing:
             if out_of_sight:
                 return
             raise UserError(
-                f"every folder of the data must be readable; {folder} is not ({error.strerror}): make it so, or move it away"
+                f"every folder of the data must be readable; {folder} is not ({error.strerror}): make it readable, or move it away"
             ) from None
         place = (here.st_dev, here.st_ino)
         if place in above:

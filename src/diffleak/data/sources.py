@@ -70,9 +70,7 @@ def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decodin
     """
     if isinstance(data, ImageSource):
         if data.decoding != decoding:
-            raise UserError(
-                f"{data.name} reads its images by itself ({data.decoding}); leave out exif, alpha and white, or open it with them"
-            )
+            raise UserError(f"{data.name} was opened with {data.decoding}; open it with the same exif, alpha and white, or leave them out")
         return data
     if isinstance(data, np.ndarray):
         return _array_source("array", data, decoding)
