@@ -546,10 +546,10 @@ def test_an_audit_says_and_records_what_was_done_and_another_choice_is_another_p
     written = json.loads((run / "audit.json").read_text())["images"]
     assert (written["turned"], written["first_unopened"], written["deep"]) == (3, "x.nef", 0)
     assert "belongs to another plan" in refusal(lambda: auditing.audit(model, output=run, exif="ignore", **given))
-    auditing.audit(model, output=tmp_path / "other", exif="ignore", **given)
-    other = read_record(tmp_path / "other")
-    assert (other.plan.exif, other.images.turned, other.images.left_turned) == ("ignore", 0, 3)
-    assert " --exif ignore" in other.command and "--exif" not in record.command
+    other = auditing.prepare(build(auditing.AuditConfig, {"model": str(model), "exif": "ignore", **given}))
+    assert (other.plan.exif, other.scan.tally.turned, other.scan.tally.left_turned) == ("ignore", 0, 3)
+    assert " --exif ignore" in auditing._command(other.config, other.plan) and "--exif" not in record.command
+    assert ", 3 not turned (EXIF ignored), " in other.describe()
 
 
 def test_a_plan_names_the_choice_even_where_it_changes_no_pixel(tmp_path, model_folder):
@@ -580,7 +580,7 @@ def training(data, output, **flags):
     from diffleak.training.settings import train_config
 
     network = {key: list(value) if isinstance(value, tuple) else value for key, value in TINY.items()} | flags.pop("model", {})
-    return train_config(data=str(data), output=output, device="cpu", steps=1, batch_size=4, model=network, **flags)
+    return train_config(data=str(data), output=output, device="cpu", steps=1, batch_size=4, threads=1, model=network, **flags)
 
 
 def test_training_reads_the_same_pixels_and_records_the_choice_and_the_counts(tmp_path, photos, capsys):
@@ -600,6 +600,17 @@ def test_training_reads_the_same_pixels_and_records_the_choice_and_the_counts(tm
     assert "exif was 'apply', now 'ignore'" in refusal(lambda: train(training(photos[0], tmp_path / "m", exif="ignore")))
 
 
+def test_an_audit_that_reads_images_in_another_way_than_training_did_is_refused(tmp_path, photos, model_folder):
+    model, given = model_folder(), {"members": str(photos[0]), "nonmembers": str(photos[1]), **SETTINGS}
+    prepare = lambda **flags: auditing.prepare(build(auditing.AuditConfig, {"model": str(model), **given, **flags}))
+    (model / "train.json").write_text(json.dumps({"exif": "ignore", "alpha": "white"}))
+    said = refusal(prepare)
+    assert said.endswith("train.json has exif ignore, got apply, and 3 images differ by it: give --exif ignore")
+    assert prepare(exif="ignore").plan.alpha == "drop"  # no image is transparent, so that nothing differs by alpha
+    (model / "train.json").write_text(json.dumps({"steps": 1}))  # an older version, which did not say
+    assert prepare().plan.exif == "apply"
+
+
 def test_training_refuses_what_an_audit_refuses(tmp_path):
     from diffleak.training.images import read_training_data
 
@@ -611,7 +622,6 @@ def test_training_refuses_what_an_audit_refuses(tmp_path):
     rgba = training(tmp_path / "clear.npy", tmp_path / "m", alpha="white")
     assert "this model takes RGBA" in refusal(lambda: read_training_data(rgba, ImageShape(4, 6, 8)))
     opaque = {"model": {"in_channels": 3, "out_channels": 3}}
-    assert "there are none" in refusal(lambda: read_training_data(training(tmp_path / "clear.npy", tmp_path / "m", white=4095, **opaque)))
     assert "alpha: Input should be" in refusal(lambda: training(tmp_path / "clear.npy", tmp_path / "m", alpha="lilac"))
     read = read_training_data(training(tmp_path / "clear.npy", tmp_path / "m", **opaque))
     np.testing.assert_array_equal(read.images, pictures(12, channels=4)[..., :3])

@@ -103,8 +103,6 @@ def _check(source: ImageSource, rows: Sequence[int], decoding: Decoding) -> None
             tally = tally.plus(source.decoded(row).notes)
             advance(1)
     tally.refuse(source.name, decoding)
-    if rows:
-        tally.refuse_white(decoding)
     if images := tally.described(decoding):
         say(f"images: {', '.join(images)}")
 

@@ -15,6 +15,7 @@ from diffleak.attacks import ATTACKS
 from diffleak.attacks.base import SWEEP, Attack, fit_to_schedule, parse, parse_timesteps
 from diffleak.audit_config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.data.cohort import Cohort
+from diffleak.data.handling import refuse_other_reading
 from diffleak.data.scan import Scan, scan
 from diffleak.diffusion.codec import Codec
 from diffleak.diffusion.denoiser import Guided
@@ -119,6 +120,9 @@ def prepare(
         _told(config, target) if attacks else None,
         config.seed,
     )
+    for folder in (target.name, target.lora):
+        if folder:
+            refuse_other_reading(Path(folder) / "train.json", found.cohort.decoding, found.tally)
     captions = found.captions
     truncated = tuple(found.cohort.ids[row] for row in target.text.truncated(captions.texts)) if captions and target.text else ()
     if target.latent:

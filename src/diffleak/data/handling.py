@@ -4,8 +4,10 @@ A trainer turns a photo upright or does not, drops transparency or lays it on a 
 way only, so an audit must read them in the same way, say what it did, and record it.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 from diffleak.errors import UserError
@@ -180,6 +182,24 @@ class Tally:
         """How two images are alike that the model is given as the same pixels."""
         reduced = ("at 8 bits",) * bool(self.deep) + ("without alpha",) * bool(self.transparent)
         return "pixel for pixel" + (f" as the model is given them ({', '.join(reduced)})" if reduced else "")
+
+
+def refuse_other_reading(trained: Path, decoding: Decoding, tally: Tally) -> None:
+    """Raises `UserError` where a train.json says that training read its images in another way, and these images show it."""
+    if not trained.is_file():
+        return
+    try:
+        record = json.loads(trained.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # nobody's train.json, or a damaged one: nothing is known
+    matters = {"exif": tally.turned + tally.left_turned, "alpha": tally.transparent, "white": tally.deep}
+    for key, images in matters.items():
+        if isinstance(record, dict) and key in record and record[key] != getattr(decoding, key) and images:
+            way = f"give --{key} {record[key]}" if record[key] is not None else f"leave out --{key}"
+            raise UserError(
+                f"images must be read as the model's training read them; {trained} has {key} {record[key]}, got {getattr(decoding, key)}, "
+                f"and {images:,} images differ by it: {way}"
+            )
 
 
 NO_IMAGES = Tally()

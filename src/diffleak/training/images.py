@@ -62,7 +62,6 @@ def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> 
             advance(1)
     tally = tally.with_left_out([source.left_out])
     tally.refuse(source.name, config.decoding)
-    tally.refuse_white(config.decoding)
     found = source.labels() if config.model.get("num_class_embeds") else None
     labels = np.array([found.numbers[position[i]] for i in read], dtype=np.int64) if found else None
     return TrainingData(images, labels, members, nonmembers, validation, captions, tally)
