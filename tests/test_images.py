@@ -603,12 +603,14 @@ def test_training_reads_the_same_pixels_and_records_the_choice_and_the_counts(tm
 def test_an_audit_that_reads_images_in_another_way_than_training_did_is_refused(tmp_path, photos, model_folder):
     model, given = model_folder(), {"members": str(photos[0]), "nonmembers": str(photos[1]), **SETTINGS}
     prepare = lambda **flags: auditing.prepare(build(auditing.AuditConfig, {"model": str(model), **given, **flags}))
-    (model / "train.json").write_text(json.dumps({"exif": "ignore", "alpha": "white"}))
+    said_by_training = {"exif": "ignore", "alpha": "white", "images": {"left_turned": 2, "transparent": 2}}
+    (model / "train.json").write_text(json.dumps(said_by_training))
     said = refusal(prepare)
     assert said.endswith("train.json has exif ignore, got apply, and 3 images differ by it: give --exif ignore")
     assert prepare(exif="ignore").plan.alpha == "drop"  # no image is transparent, so that nothing differs by alpha
-    (model / "train.json").write_text(json.dumps({"steps": 1}))  # an older version, which did not say
-    assert prepare().plan.exif == "apply"
+    for unknown in ({"steps": 1}, {"exif": "ignore", "images": {"left_turned": 0}}, [], {"exif": "ignore", "images": 3}):
+        (model / "train.json").write_text(json.dumps(unknown))  # an older version, or training images that had no orientation
+        assert prepare().plan.exif == "apply"
 
 
 def test_training_refuses_what_an_audit_refuses(tmp_path):

@@ -184,21 +184,27 @@ class Tally:
         return "pixel for pixel" + (f" as the model is given them ({', '.join(reduced)})" if reduced else "")
 
 
+SHOWN_BY = {"exif": ("turned", "left_turned"), "alpha": ("transparent",), "white": ("deep",)}  # the counts that a choice matters for
+
+
 def refuse_other_reading(trained: Path, decoding: Decoding, tally: Tally) -> None:
-    """Raises `UserError` where a train.json says that training read its images in another way, and these images show it."""
-    if not trained.is_file():
-        return
+    """Raises `UserError` where a train.json says that training read its images in another way.
+
+    Only a choice that mattered counts: some image of the training and some image here has to be one that it changes.
+    """
     try:
-        record = json.loads(trained.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return  # nobody's train.json, or a damaged one: nothing is known
-    matters = {"exif": tally.turned + tally.left_turned, "alpha": tally.transparent, "white": tally.deep}
-    for key, images in matters.items():
-        if isinstance(record, dict) and key in record and record[key] != getattr(decoding, key) and images:
-            way = f"give --{key} {record[key]}" if record[key] is not None else f"leave out --{key}"
+        record = json.loads(trained.read_text(encoding="utf-8")) if trained.is_file() else {}
+        counts = record.get("images", {})
+        mattered = {key: sum(counts.get(count, 0) for count in shown) for key, shown in SHOWN_BY.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return  # somebody else's train.json, or a damaged one: nothing is known
+    for key, shown in SHOWN_BY.items():
+        here, differ = getattr(decoding, key), sum(getattr(tally, count) for count in shown)
+        if mattered[key] and differ and record.get(key) != here:
+            way = f"leave out --{key}" if record.get(key) is None else f"give --{key} {record[key]}"
             raise UserError(
-                f"images must be read as the model's training read them; {trained} has {key} {record[key]}, got {getattr(decoding, key)}, "
-                f"and {images:,} images differ by it: {way}"
+                f"images must be read as the model's training read them; {trained} has {key} {record.get(key)}, got {here}, "
+                f"and {differ:,} images differ by it: {way}"
             )
 
 
