@@ -14,17 +14,22 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from diffleak.data import sources
+from diffleak.data import decoding
 from diffleak.data.cohort import one_source, read_split, two_sources
+from diffleak.data.decoding import UnreadableImage
 from diffleak.data.draw import choose_members
 from diffleak.data.pixels import ImageShape, fit, pixel_hash, to_model, to_uint8
 from diffleak.data.scan import scan
-from diffleak.data.sources import ImageSource, UnreadableImage, decode, open_source
+from diffleak.data.sources import ImageSource, open_source
 from diffleak.errors import UserError
 
 
 def pictures(n, height=8, width=6, channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, height, width, channels), dtype=np.uint8)
+
+
+def decode(content, name):
+    return decoding.decode(content, name).pixels
 
 
 def image(pixels):
@@ -263,9 +268,9 @@ def test_a_damaged_file_is_a_one_line_error_that_names_it_and_the_way_out(tmp_pa
 
 def test_an_image_above_the_pixel_limit_is_refused(monkeypatch):
     content = encoded(image(pictures(1, 10, 10)[0]))
-    monkeypatch.setattr(sources, "MAX_PIXELS", 100)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
     assert decode(content, "x").shape == (10, 10, 3)
-    monkeypatch.setattr(sources, "MAX_PIXELS", 99)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 99)
     with pytest.raises(UnreadableImage, match="x: 10 x 10 pixels is above the limit of 99"):
         decode(content, "x")
 
@@ -552,14 +557,18 @@ def test_resizing_gives_the_size_and_channels_of_the_model(size, target):
             assert fit(pictures(1, *size, channels)[0], shape, resize=True, name="x").shape == (*target, wanted)
 
 
-def test_transparency_is_laid_on_white():
+def test_alpha_is_dropped_where_the_model_takes_none_and_kept_where_it_does():
     pixels = np.zeros((4, 4, 4), dtype=np.uint8)
     pixels[..., 0] = 255  # red, fully transparent on the left, opaque on the right
     pixels[:, 2:, 3] = 255
-    colour = fit(pixels, ImageShape(3, 4, 4), resize=True, name="x")
-    assert colour[0, 0].tolist() == [255, 255, 255]
-    assert colour[0, 3].tolist() == [255, 0, 0]
-    assert fit(pixels, ImageShape(1, 4, 4), resize=True, name="x")[0, 0, 0] == 255
+    for resize in (False, True):
+        np.testing.assert_array_equal(fit(pixels, ImageShape(3, 4, 4), resize, "x"), np.asarray(image(pixels).convert("RGB")))
+        assert fit(pixels, ImageShape(4, 4, 4), resize, "x") is pixels
+    assert fit(pixels, ImageShape(1, 4, 4), resize=True, name="x")[0, 0, 0] == 76  # the grey of red
+    with pytest.raises(UserError, match="x is 4 x 4 RGB, the model takes 4 x 4 grey; --resize converts it"):
+        fit(pixels, ImageShape(1, 4, 4), resize=False, name="x")
+    grey = np.dstack([pixels[..., :1]] * 3 + [pixels[..., 3]])
+    np.testing.assert_array_equal(fit(grey, ImageShape(1, 4, 4), resize=False, name="x"), grey[..., :1])
 
 
 def test_a_shape_is_written_as_height_times_width():

@@ -511,7 +511,7 @@ def labelled(monkeypatch, data):
     def label(labels: tuple[int, ...]) -> None:
         source = open_source(str(data))
         for module in (run, images):
-            monkeypatch.setattr(module, "open_source", lambda _: ImageSource(source.name, source.ids, source.read, lambda: Labels(labels)))
+            monkeypatch.setattr(module, "open_source", lambda *_: ImageSource(source.name, source.ids, source.read, lambda: Labels(labels)))
 
     return label
 

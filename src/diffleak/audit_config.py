@@ -5,12 +5,12 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import ModelConfig
+from diffleak.config import DataConfig, ModelConfig
 from diffleak.data.cohort import Cohort, images_alone, one_source, two_sources
 from diffleak.data.sources import open_source
 
 
-class AuditConfig(ModelConfig):
+class AuditConfig(ModelConfig, DataConfig):
     """Everything that decides an audit; the keys of `-C FILE` and, with dashes, the flags of `diffleak audit`."""
 
     guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)
@@ -131,10 +131,11 @@ class GeometryConfig(AuditConfig):
 def read_cohort(config: AuditConfig) -> Cohort:
     """The images of a config: a pair of sources, one with a split file, or for their geometry one alone."""
     if config.data and not config.two_sided:
-        return images_alone(open_source(config.data), config.limit, config.seed)
+        return images_alone(open_source(config.data, config.decoding), config.limit, config.seed)
     if config.data and config.split:
-        return one_source(open_source(config.data), config.split, config.limit, config.seed)
-    return two_sources(open_source(config.members or ""), open_source(config.nonmembers or ""), config.limit, config.seed)
+        return one_source(open_source(config.data, config.decoding), config.split, config.limit, config.seed)
+    members, nonmembers = (open_source(data or "", config.decoding) for data in (config.members, config.nonmembers))
+    return two_sources(members, nonmembers, config.limit, config.seed)
 
 
 def _outside_brackets(text: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -105,7 +106,8 @@ def audit(
     named = None if reference is None else _name(reference)
     config = build(AuditConfig, {**names, "model": _name(target), "reference": named, "attacks": attacks, "output": output, **settings})
     one, other = (_in_memory(model, config) for model in (target, reference))
-    cohort = None if config.data else two_sources(open_source(members), open_source(nonmembers), config.limit, config.seed)
+    opened = partial(open_source, decoding=config.decoding)
+    cohort = None if config.data else two_sources(opened(members), opened(nonmembers), config.limit, config.seed)
     with TemporaryDirectory() as scratch:
         folder = Path(output) if output else Path(scratch)
         finished = run(prepare(config, one, cohort, other), folder)
@@ -244,6 +246,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         costs=Costs(queries=collected.queries, seconds=round(collected.seconds + time.monotonic() - started, 2), chunks=collected.chunks),
         geometry=geometry,
         membership=prepared.membership,
+        images=prepared.scan.tally,
     )
     return Audit(record, evaluation.samples(chosen, results, cohort.member, split), every, cohort)
 
@@ -365,6 +368,11 @@ def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | 
         found.append(f"{prepared.scan.repeated} images occur more than once on their side; intervals treat them as independent")
     if prepared.scan.omitted:
         found.append(f"{len(prepared.scan.omitted)} unreadable images were left out")
+    if images := prepared.images:
+        found.append(
+            f"how the images were read: {', '.join(images)}; the scores are of the training images only if the training read them in the "
+            "same way (--exif, --alpha and --white choose another)"
+        )
     if prepared.truncated:
         found.append(
             f"{len(prepared.truncated)} captions are longer than the model's text encoder reads: it was told their beginning only "

@@ -9,7 +9,7 @@ BLIP of transformers (Li et al. 2022, arXiv 2201.12086); any other captions can 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from diffleak.data.cohort import read_split
+from diffleak.data.handling import AS_TRAINERS, Decoding, Tally
 from diffleak.data.pixels import ImageShape, fit
 from diffleak.data.sources import ImageSource, Texts, open_source, texts_of
 from diffleak.errors import UserError, pip_install
@@ -56,12 +57,14 @@ def caption_images(
     device: str | None = None,
     split: Path | None = None,
     limit: int | None = None,
+    decoding: Decoding = AS_TRAINERS,
 ) -> Path:
     """Writes a captions file: a line {"file_name": id, "text": [own caption if any, n others]} for every image, and returns its path.
 
     captioner: a BLIP, as a local folder or hub id. n: captions an image, at least 1; one that an image has already is drawn again, up
     to 4 rounds, so an image of which there is little to say may end with fewer. split: only the members of that file. limit: only the
-    first images. Beside the file lies FILE.plan.json; the same call again goes on where the last one stopped.
+    first images. decoding: how image files become pixels.
+    Beside the file lies FILE.plan.json; the same call again goes on where the last one stopped.
     Raises `UserError` for a captioner that cannot be used, and for a file that is there and was made by another call.
     """
     output = Path(output)
@@ -70,15 +73,16 @@ def caption_images(
             raise UserError(f"{name} must be at least 1; got {value}")
     if output.suffix != ".jsonl":
         raise UserError(f"captions are written as a .jsonl file; got {output}")
-    source = open_source(data)
+    source = open_source(data, decoding)
     ids = read_split(split, source)[0] if split else source.ids
     told = dict(zip(source.ids, source.captions() or (), strict=False))
     model = load_captioner(captioner, device)
     plan = {"schema_version": 1, "data": source.name, "captioner": captioner, "fingerprint": model.fingerprint, "n": n, "seed": seed}
-    plan |= {"top_p": TOP_P, "temperature": TEMPERATURE, "tokens": WORDS}
+    plan |= {"top_p": TOP_P, "temperature": TEMPERATURE, "tokens": WORDS} | asdict(decoding)
     wanted, done = ids[:limit], _resumed(output, plan)
     left = [image_id for image_id in wanted if image_id not in done]
     position = {image_id: i for i, image_id in enumerate(source.ids)}
+    _check(source, [position[image_id] for image_id in left], decoding)
     with progress("captioning", len(wanted), "images", len(wanted) - len(left)) as advance:
         for start in range(0, len(left), batch_size):
             batch = left[start : start + batch_size]
@@ -89,6 +93,18 @@ def caption_images(
             _append(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in texts))
             advance(len(batch))
     return output
+
+
+def _check(source: ImageSource, rows: Sequence[int], decoding: Decoding) -> None:
+    """Says how the images are read; raises `UserError` where nothing says which value is white."""
+    tally = Tally().with_left_out([source.left_out])
+    with progress("checking images", len(rows), "images") as advance:
+        for row in rows:
+            tally = tally.plus(source.decoded(row).notes)
+            advance(1)
+    tally.refuse(source.name, decoding)
+    if images := tally.described(decoding):
+        say(f"images: {', '.join(images)}")
 
 
 def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
@@ -142,7 +158,7 @@ def _resumed(output: Path, plan: dict[str, Any]) -> set[str]:
             raise UserError(f"{output} was not written by this command; choose another -o")
         write_text(path, json.dumps(plan, indent=2))
         return set()
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = asdict(AS_TRAINERS) | json.loads(path.read_text(encoding="utf-8"))
     changed = [f"{key} was {before.get(key)!r}, now {plan[key]!r}" for key in plan if before.get(key) != plan[key]]
     if changed:
         raise UserError(f"{output} holds other captions ({', '.join(changed[:2])}); choose another -o, or the same settings to resume")

@@ -33,6 +33,17 @@ Opt = typer.Option
 # options that audit and geometry share
 Resize = Annotated[bool | None, Opt("--resize/--no-resize", help="Convert images of another size or colour.", show_default=False)]
 SkipUnreadable = Annotated[bool | None, Opt("--skip-unreadable/--no-skip-unreadable", help="Leave out damaged files.", show_default=False)]
+# how image files become pixels, for every command that reads DATA
+Exif = Annotated[
+    str | None, Opt(help="EXIF orientation: apply (default), or ignore where the trainer does not turn images.", show_default=False)
+]
+Alpha = Annotated[
+    str | None, Opt(help="Transparency: drop (default, as convert('RGB') does), or lay it on white or black.", show_default=False)
+]
+White = Annotated[
+    int | None,
+    Opt(help="What is white in grey images of more than 8 bits, such as 4095; default their range.", show_default=False),
+]
 Dtype = Annotated[str | None, Opt(help="float32, float16, bfloat16 or float64.", show_default=False)]
 Device = Annotated[str | None, Opt(help="cpu, cuda, cuda:1, mps; default the first accelerator.", show_default=False)]
 DryRun = Annotated[bool | None, Opt("--dry-run", help="Check everything and print the plan only.", show_default=False)]
@@ -125,6 +136,9 @@ def train(
     ema_decay: Annotated[float | None, Opt(help="Save an exponential moving average of the weights.", show_default=False)] = None,
     flip: Annotated[bool | None, Opt("--flip/--no-flip", help="Random horizontal flips.", show_default=False)] = None,
     resize: Annotated[int | None, Opt(help="Resize (antialiased) and centre-crop images to this side.", show_default=False)] = None,
+    exif: Exif = None,
+    alpha: Alpha = None,
+    white: White = None,
     mixed_precision: Annotated[str | None, Opt(help="no, fp16, bf16, or auto: bf16 where the device has it.", show_default=False)] = None,
     checkpoint_every: Annotated[int | None, Opt(help="Steps between checkpoints.", show_default=False)] = None,
     seed: Annotated[int | None, Opt(show_default=False)] = None,
@@ -202,6 +216,9 @@ def defend(
     ema_decay: Annotated[float | None, Opt(help="Save exponential moving averages of the weights.", show_default=False)] = None,
     flip: Annotated[bool | None, Opt("--flip/--no-flip", help="Random horizontal flips.", show_default=False)] = None,
     resize: Annotated[int | None, Opt(help="Resize (antialiased) and centre-crop images to this side.", show_default=False)] = None,
+    exif: Exif = None,
+    alpha: Alpha = None,
+    white: White = None,
     mixed_precision: Annotated[str | None, Opt(help="no, fp16, bf16, or auto: bf16 where the device has it.", show_default=False)] = None,
     checkpoint_every: Annotated[int | None, Opt(help="Steps between checkpoints.", show_default=False)] = None,
     seed: Annotated[int | None, Opt(show_default=False)] = None,
@@ -232,13 +249,18 @@ def caption(
         Path | None, Opt(help='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}: the members.', show_default=False)
     ] = None,
     limit: Annotated[int | None, Opt(help="Only this many images, the first ones.", show_default=False)] = None,
+    exif: Exif = None,
+    alpha: Alpha = None,
+    white: White = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Write extra captions of images, for `train --captions FILE --diversify`. The same command resumes."""
     from diffleak.captioning import caption_images
+    from diffleak.config import DataConfig, build
 
-    file = caption_images(data, output, captioner, n, seed, batch_size, device, split, limit)
+    decoding = build(DataConfig, {"exif": exif, "alpha": alpha, "white": white}).decoding
+    file = caption_images(data, output, captioner, n, seed, batch_size, device, split, limit, decoding)
     _print({"captions": str(file)}, as_json, f"captions: {file}")
 
 
@@ -275,6 +297,9 @@ def audit(
     shard: Annotated[str | None, Opt(help="i/n: score the i-th of n shares.", show_default=False)] = None,
     limit: Annotated[int | None, Opt(help="At most this many images a side.", show_default=False)] = None,
     resize: Resize = None,
+    exif: Exif = None,
+    alpha: Alpha = None,
+    white: White = None,
     skip_unreadable: SkipUnreadable = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -332,6 +357,9 @@ def geometry(
     shard: Annotated[str | None, Opt(help="i/n: work on the i-th of n shares.", show_default=False)] = None,
     limit: Annotated[int | None, Opt(help="At most this many images (a side).", show_default=False)] = None,
     resize: Resize = None,
+    exif: Exif = None,
+    alpha: Alpha = None,
+    white: White = None,
     skip_unreadable: SkipUnreadable = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -404,6 +432,9 @@ def quality(
     batch_size: Annotated[int | None, Opt(help="Images per forward; default by their size.", show_default=False)] = None,
     limit: Annotated[int | None, Opt(help="At most this many real images a side.", show_default=False)] = None,
     resize: Resize = None,
+    exif: Exif = None,
+    alpha: Alpha = None,
+    white: White = None,
     skip_unreadable: SkipUnreadable = None,
     dtype: Dtype = None,
     device: Device = None,

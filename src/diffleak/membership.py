@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from diffleak.data.cohort import Cohort
+from diffleak.data.handling import Decoding
 from diffleak.data.sources import ImageSource, open_source
 from diffleak.errors import UserError
 from diffleak.record import Membership
@@ -80,7 +81,7 @@ def check_membership(
     trust = partial(trust, model_split=str(split_file))
     if own is None:
         return trust(reason=f"{split_file} cannot be read")
-    training = None if own.data is None else _opened(own.data)
+    training = None if own.data is None else _opened(own.data, cohorts[0].decoding)
     found = [match for cohort in cohorts for match in _matches(cohort, own)]
     against = [match for match in found if _contradicts(match, own)]
     elsewhere = any(not match.same for match in found)
@@ -151,10 +152,10 @@ def _ids(listed: object) -> tuple[str, ...] | None:
     return tuple(map(str, listed)) if isinstance(listed, list) else None
 
 
-def _opened(data: str) -> ImageSource | None:
+def _opened(data: str, decoding: Decoding) -> ImageSource | None:
     """The training data, where it still is; nothing is downloaded for this."""
     try:
-        return None if data.startswith("hf:") else open_source(data)
+        return None if data.startswith("hf:") else open_source(data, decoding)
     except UserError:
         return None
 

@@ -1,7 +1,7 @@
 """What an audit will do: attacks, images, captions, masks and chunks, all checked before anything is scored."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from diffleak.attacks.base import SWEEP, Attack, fit_to_schedule, parse, parse_t
 from diffleak.audit_config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.cohort import Cohort
+from diffleak.data.handling import refuse_other_reading
 from diffleak.data.scan import Scan, scan
 from diffleak.diffusion.codec import Codec, images_of
 from diffleak.diffusion.denoiser import Guided
@@ -59,9 +60,14 @@ class Prepared:
     def summary(self) -> dict[str, Any]:
         """The plan with what it will take, for `--dry-run --json`."""
         per_image = self.queries_per_image
-        made = {"queries_per_image": per_image, "queries": per_image * len(self.scan.cohort)}
+        made = {"queries_per_image": per_image, "queries": per_image * len(self.scan.cohort), "images": asdict(self.scan.tally)}
         said = {"membership": self.membership.model_dump(mode="json")} if self.membership else {}
         return {**self.plan.model_dump(mode="json"), **made, **said}
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """What was done to the images and what was left out, in words; nothing where there is nothing to say."""
+        return self.scan.tally.described(self.scan.cohort.decoding, self.scan.shape.channels == 4)
 
     @property
     def job(self) -> scoring.Job:
@@ -77,7 +83,7 @@ class Prepared:
     def describe(self, folder: Path | None = None) -> str:
         """The plan in one line, with the time that is left when `folder` holds finished chunks."""
         plan, lost = self.plan, len(self.scan.omitted)
-        omitted = f", {lost} unreadable left out" if lost else ""
+        omitted = "".join(f", {words}" for words in ((f"{lost} unreadable left out",) if lost else ()) + self.images)
         where = f"on {plan.device} ({plan.dtype}, batches of {plan.batch_size}){omitted}; {scoring.estimate(self.job, folder, self.worker)}"
         if not self.attacks:
             measured = f"distortion from {plan.top} singular values, influence from {plan.probes} probes"
@@ -121,6 +127,9 @@ def prepare(
     membership = _membership(config, target, images)
     with images.pointing_to_names("--dry-run without --anonymous"):
         found = scan(images, target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names)
+    for folder in (target.name, target.lora):
+        if folder:
+            refuse_other_reading(Path(folder) / "train.json", found.cohort.decoding, found.tally)
     captions = found.captions
     truncated = tuple(found.cohort.ids[row] for row in target.text.truncated(captions.texts)) if captions and target.text else ()
     if target.latent:
@@ -183,6 +192,9 @@ def prepare(
         anonymous=key.name if key else None,
         labels=found.labels.origin if found.labels else None,
         label_names=found.labels.names if found.labels and not key else None,  # names of folders may name people
+        exif=found.cohort.decoding.exif,
+        alpha=found.cohort.decoding.alpha,
+        white=found.cohort.decoding.white,
     )
     worker = scoring.worker(config.shard, config.threads, target)
     prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated, membership, key)

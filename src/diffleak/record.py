@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from diffleak.data.handling import Alpha, Exif, Tally
 from diffleak.masks import may_lead, unmasked_label
 
 SCHEMA_VERSION: Literal[2] = 2  # 1: rates at a false-positive rate that allowed one false alarm less than they may
@@ -326,6 +327,9 @@ class Plan(Record):
     anonymous: str | None = None
     labels: str | None = None
     label_names: dict[str, int] | None = None
+    exif: Exif = "apply"
+    alpha: Alpha = "drop"
+    white: int | None = None
 
 
 class Membership(Record):
@@ -370,6 +374,7 @@ class AuditRecord(Record):
     costs: Costs
     geometry: Geometry | None = None
     membership: Membership | None = None
+    images: Tally = Tally()
 
     def result(self, attack: str) -> Result:
         """The result of one attack by its label."""

@@ -13,7 +13,7 @@ from diffleak import report
 from diffleak.audit_config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.config import build
 from diffleak.data.cohort import Cohort
-from diffleak.data.pixels import png
+from diffleak.data.pixels import CHANNEL_NAMES, png, without_alpha
 from diffleak.errors import UserError
 from diffleak.files import write_text
 from diffleak.record import EARLIER_RATES, SCHEMA_VERSION, AuditRecord, Plan, Record, Samples
@@ -42,7 +42,7 @@ def read_record(folder: Path) -> AuditRecord:
 def write_results(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None) -> None:
     """Writes audit.json, samples.csv and report.html; with a cohort the report shows its most exposed images."""
     write_samples(folder / "samples.csv", samples)
-    write_text(folder / "report.html", report.html(record, samples, _thumbnails(cohort) if cohort else None))
+    write_text(folder / "report.html", report.html(record, samples, _thumbnails(cohort, record) if cohort else None))
     write_text(folder / "audit.json", record.model_dump_json(indent=2))
 
 
@@ -62,12 +62,14 @@ def rewrite_report(folder: Path, thumbnails: bool) -> AuditRecord:
             f"the images of this audit are not where it read them ({error}); put them back, or leave out --thumbnails"
         ) from None
     samples = read_samples(folder)
-    write_text(folder / "report.html", report.html(record, samples, _thumbnails(cohort) if cohort else None))
+    write_text(folder / "report.html", report.html(record, samples, _thumbnails(cohort, record) if cohort else None))
     return record
 
 
-def _thumbnails(cohort: Cohort) -> Callable[[str], bytes]:
-    return lambda image_id: png(cohort.of(image_id))
+def _thumbnails(cohort: Cohort, record: AuditRecord) -> Callable[[str], bytes]:
+    """The images as the model is given them: without alpha, unless it takes RGBA."""
+    channels = 4 if record.plan.image_shape.endswith(CHANNEL_NAMES[4]) else 3
+    return lambda image_id: png(without_alpha(cohort.of(image_id), channels))
 
 
 def write_samples(path: Path, samples: Samples) -> None:

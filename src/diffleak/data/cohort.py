@@ -11,9 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from diffleak.data.anonymity import Key
+from diffleak.data.decoding import SKIP_HINT, Decoded, Pixels, UnreadableImage
 from diffleak.data.draw import keyed_order
+from diffleak.data.handling import Decoding, LeftOut
 from diffleak.data.labels import UNNAMED, ClassNames, Numbered, Side, number
-from diffleak.data.sources import SKIP_HINT, ImageSource, Pixels, Texts, UnreadableImage
+from diffleak.data.sources import ImageSource, Texts
 from diffleak.errors import UserError
 
 
@@ -75,8 +77,12 @@ class Cohort:
 
     def read(self, row: int) -> Pixels:
         """The pixels of the image in a row; raises `UnreadableImage`, whose message names the file unless the cohort is anonymous."""
+        return self.decoded(row).pixels
+
+    def decoded(self, row: int) -> Decoded:
+        """The pixels of the image in a row, with notes on what was done to them; raises as `read` does."""
         try:
-            return self.sources[0 if self.member[row] else 1].read(int(self.position[row]))
+            return self.sources[0 if self.member[row] else 1].decoded(int(self.position[row]))
         except UnreadableImage:
             if not self.anonymous:
                 raise
@@ -91,6 +97,17 @@ class Cohort:
             if self.anonymous and any(image_id in str(error) for image_id in self.ids):
                 raise type(error)(f"{error} ({how} gives file names)") from None
             raise
+
+    @property
+    def decoding(self) -> Decoding:
+        """The choices that the images are read by."""
+        return self.sources[0].decoding
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What the sources left out of their folders."""
+        members, nonmembers = self.sources
+        return (members.left_out,) if members is nonmembers else (members.left_out, nonmembers.left_out)
 
     def labels(self, classes: int, names: ClassNames = UNNAMED) -> Numbered | None:
         """The class in [0, classes) of every image, by the class `names` of the model; None where neither source has labels.
@@ -136,8 +153,10 @@ class Cohort:
         return replace(self, ids=ids, keys=keys, member=self.member[rows], position=self.position[rows])
 
     def renamed(self, key: Key) -> "Cohort":
-        """The same images in the same order under keyed ids."""
-        return replace(self, ids=key.ids(self.keys))
+        """The same images in the same order under keyed ids, and without the names of files that were left out."""
+        members, nonmembers = (replace(source, left_out=source.left_out.unnamed()) for source in self.sources)
+        sources = (members, members if self.sources[0] is self.sources[1] else nonmembers)
+        return replace(self, ids=key.ids(self.keys), sources=sources)
 
     @property
     def by_id(self) -> Int64[np.ndarray, " n"]:

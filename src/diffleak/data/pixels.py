@@ -35,14 +35,24 @@ def pixel_hash(pixels: UInt8[np.ndarray, "h w c"]) -> bytes:
     return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).digest()
 
 
+def without_alpha(pixels: UInt8[np.ndarray, "h w c"], channels: int) -> UInt8[np.ndarray, "h w c2"]:
+    """The image as it is, or its colours alone where a model of so many channels takes no alpha; grey ones as one channel."""
+    if pixels.shape[2] != 4 or channels not in (1, 3):
+        return pixels
+    colours = pixels[..., :3]
+    grey = channels == 1 and bool((colours == colours[..., :1]).all())
+    return np.ascontiguousarray(colours[..., :1] if grey else colours)
+
+
 def fit(
     pixels: UInt8[np.ndarray, "h w c"], shape: ImageShape, resize: bool, name: str, place: tuple[float, float] | None = None
 ) -> UInt8[np.ndarray, "h2 w2 c2"]:
     """The image in the model's shape; without `resize` it must have that shape already.
 
-    Resizing is antialiased bicubic on the shorter side and a crop, of the centre or where `place` says (how far down and to the
-    right, in [0, 1) of the possible positions); transparency is laid on white.
+    Alpha is dropped where the model takes none. Resizing is antialiased bicubic on the shorter side and a crop, of the centre or
+    where `place` says (how far down and to the right, in [0, 1) of the possible positions).
     """
+    pixels = without_alpha(pixels, shape.channels)
     got = shape_of(pixels)
     if got == shape:
         return pixels
@@ -51,8 +61,6 @@ def fit(
     if shape.channels not in CHANNEL_NAMES:
         raise UserError(f"images can be converted to 1, 3 or 4 channels; the model takes {shape.channels}")
     image = Image.fromarray(pixels[..., 0] if got.channels == 1 else pixels)
-    if got.channels == 4 and shape.channels != 4:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[shape.channels])
     scale = max(shape.width / image.width, shape.height / image.height)
     width, height = max(shape.width, round(image.width * scale)), max(shape.height, round(image.height * scale))

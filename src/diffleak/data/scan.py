@@ -10,9 +10,10 @@ from jaxtyping import Float64, Int64, UInt8
 from diffleak.blind import FEATURES, image_features
 from diffleak.data.captions import Captions, choose_captions
 from diffleak.data.cohort import Cohort
+from diffleak.data.decoding import UnreadableImage
+from diffleak.data.handling import NO_IMAGES, Tally
 from diffleak.data.labels import UNNAMED, ClassNames, Numbered
-from diffleak.data.pixels import ImageShape, fit, pixel_hash, shape_of
-from diffleak.data.sources import UnreadableImage
+from diffleak.data.pixels import ImageShape, fit, pixel_hash, shape_of, without_alpha
 from diffleak.errors import UserError
 from diffleak.progress import progress
 
@@ -35,6 +36,7 @@ class Scan:
     repeated: int
     labels: Numbered | None = None
     captions: Captions | None = None
+    tally: Tally = NO_IMAGES
 
 
 def scan(
@@ -49,11 +51,14 @@ def scan(
 ) -> Scan:
     """Reads every image once; raises `UserError` for what cannot be audited.
 
+    Hashes are of the pixels that the model is given, before they are resized.
+
     `shape` None means that the model takes any one size; the first readable image then sets it. With `classes` every image
     must have a label in [0, classes), by the class `names` of the model; with `captions`, a choice of `choose_captions`, a caption.
     """
     labels = None if classes is None else _labels(cohort, classes, names)
     told = None if captions is None else choose_captions(cohort, captions, seed)
+    tallies = [NO_IMAGES, NO_IMAGES]  # of non-members and members
     misfits, omitted = [], []
     first_error: UnreadableImage | None = None
     readable = np.ones(len(cohort), dtype=bool)
@@ -62,13 +67,16 @@ def scan(
         for i, image_id in enumerate(cohort.ids):
             advance(1)
             try:
-                pixels = cohort.read(i)
+                pixels, notes = cohort.decoded(i)
             except UnreadableImage as error:
                 first_error = first_error or error
                 omitted.append(f"{image_id}: {error}")
                 readable[i] = False
                 continue
             shape = shape or shape_of(pixels)
+            side = int(cohort.member[i])
+            tallies[side] = tallies[side].plus(notes)
+            pixels = without_alpha(pixels, shape.channels)
             if shape_of(pixels) != shape and not resize:
                 misfits.append(f"{image_id} is {shape_of(pixels)}")
                 continue
@@ -77,6 +85,10 @@ def scan(
             features[row] = image_features(fit(pixels, shape, resize, image_id))
     if first_error and not skip_unreadable:
         raise UserError(f"{len(omitted)} of {len(cohort)} images cannot be read (first: {first_error})")
+    if shape:
+        cohort.decoding.refuse(shape.channels)
+    for tally, name in zip(tallies, reversed(cohort.names), strict=True):
+        tally.refuse(name, cohort.decoding)
     if misfits:
         raise UserError(
             f"{len(misfits)} of {len(cohort)} images do not have the shape the model takes, {shape} "
@@ -86,15 +98,16 @@ def scan(
     hashes, features = hashes[: len(kept)], features[: len(kept)]
     if cohort.member.any():
         _refuse_too_few(kept)
-    _refuse_shared(kept, hashes)
+    tally = tallies[0].with_set(tallies[1]).with_left_out(cohort.left_out)
+    tally.refuse_white(cohort.decoding)
+    _refuse_shared(kept, hashes, tally.alike)
     assert shape is not None
     repeated = len(hashes) - len(np.unique(_keys(hashes)))
     labels = replace(labels, numbers=labels.numbers[readable]) if labels else None
     if omitted and captions is not None:
         told = choose_captions(kept, captions, seed)
-    return Scan(
-        kept, shape, _fingerprint(kept, hashes, labels.numbers if labels else None, told), features, tuple(omitted), repeated, labels, told
-    )
+    fingerprint = _fingerprint(kept, hashes, labels.numbers if labels else None, told)
+    return Scan(kept, shape, fingerprint, features, tuple(omitted), repeated, labels, told, tally)
 
 
 def _labels(cohort: Cohort, classes: int, names: ClassNames) -> Numbered:
@@ -113,7 +126,7 @@ def _refuse_too_few(cohort: Cohort) -> None:
         raise UserError(f"an audit needs at least {FEWEST} members and {FEWEST} held-out images; got {members} and {nonmembers}")
 
 
-def _refuse_shared(cohort: Cohort, hashes: Hashes) -> None:
+def _refuse_shared(cohort: Cohort, hashes: Hashes, alike: str) -> None:
     keys = _keys(hashes)
     shared = np.flatnonzero(~cohort.member & np.isin(keys, keys[cohort.member]))
     if len(shared):
@@ -121,7 +134,7 @@ def _refuse_shared(cohort: Cohort, hashes: Hashes) -> None:
         pairs = [f"{cohort.ids[twin]} = {cohort.ids[row]}" for twin, row in zip(twins, shared, strict=False)]
         more = f" and {len(shared) - LISTED} more" if len(shared) > LISTED else ""
         raise UserError(
-            f"members and held-out images must not share an image; {len(shared)} are on both sides, pixel for pixel: "
+            f"members and held-out images must not share an image; {len(shared)} are on both sides, {alike}: "
             f"{'; '.join(pairs)}{more}: remove them from one side"
         )
 

@@ -5,9 +5,7 @@ uint8 (N, H, W[, C]), `digits`, or `hf:NAME[:SPLIT]`. Pixels stay uint8 and are 
 of a million files costs only its list of ids.
 """
 
-import io
 import json
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -17,25 +15,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageFile, UnidentifiedImageError
 
+from diffleak.data.decoding import SKIP_HINT, Decoded, Pixels, UnreadableImage, decode, of_array
+from diffleak.data.handling import AS_TRAINERS, NOTHING, Decoding, LeftOut
 from diffleak.data.labels import Labels, array_labels, folder_labels, table_labels
+from diffleak.data.listing import list_images, opened_suffixes, path_id
 from diffleak.data.metadata import malformed, metadata_rows
 from diffleak.errors import UserError, pip_install
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-MAX_PIXELS = 64 * 2**20  # an 8192 x 8192 image; beyond it a small file may be a decompression bomb
-SKIP_HINT = ", or leave it out with --skip-unreadable"
 IMAGE_COLUMNS = ("image", "img", "images", "pixels")
 CAPTION_COLUMNS = ("text", "caption")
 
-Pixels = UInt8[np.ndarray, "h w c"]
 Texts = tuple[str, ...]
-
-
-class UnreadableImage(UserError):
-    """One image that cannot be decoded; `--skip-unreadable` turns it into a recorded omission."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,8 @@ class ImageSource:
     `ids` are unique: the path below an image folder, or the row number (as text) of an array or table.
     `read(i)` returns image i as uint8 (height, width, channels) with 1, 3 or 4 channels. `labels()` reads what
     the data says of their classes, `captions()` the texts of each image, its own caption first and none where it has none; both return
-    None where the data has none at all.
+    None where the data has none at all. `decoded(i)` is image i with what was done to it by the choices of `decoding`;
+    `left_out` counts the files of a folder that were not read.
     """
 
     name: str
@@ -53,91 +45,66 @@ class ImageSource:
     read: Callable[[int], Pixels]
     labels: Callable[[], Labels | None] = lambda: None
     captions: Callable[[], tuple[Texts, ...] | None] = lambda: None
+    look: Callable[[int], Decoded] | None = None  # as `read`, with notes
+    decoding: Decoding = AS_TRAINERS
+    left_out: LeftOut = NOTHING
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def decoded(self, i: int) -> Decoded:
+        """The pixels of image i, with notes on what was done to it."""
+        return self.look(i) if self.look else of_array(self.read(i), AS_TRAINERS)
 
-def open_source(data: "str | Path | np.ndarray | ImageSource") -> ImageSource:
-    """The image source behind a DATA argument; raises `UserError` when there is none or it is empty."""
+
+def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decoding = AS_TRAINERS) -> ImageSource:
+    """The image source behind a DATA argument, read as `decoding` says.
+
+    Raises `UserError` when there is none or it is empty, and for a source that was opened with other choices.
+    """
     if isinstance(data, ImageSource):
+        if data.decoding != decoding:
+            raise UserError(f"{data.name} was opened with {data.decoding}; open it with the same exif, alpha and white, or leave them out")
         return data
     if isinstance(data, np.ndarray):
-        return _array_source("array", data)
+        return _array_source("array", data, decoding)
     text = str(data)
     if text == "digits":
-        return _digits()
+        return _digits(decoding)
     if text.startswith("hf:"):
-        return _hugging_face(text)
+        return _hugging_face(text, decoding)
     path, key = Path(text), None
     if not path.exists() and ":" in text:
         path, key = Path(text.rpartition(":")[0]), text.rpartition(":")[2]
     if not path.exists():
         raise UserError(f"DATA must be a folder, a .npy, .npz or .parquet file, 'digits' or 'hf:NAME'; found nothing at {text}")
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, decoding)
     readers = {".npy": _numpy_file, ".npz": _numpy_file, ".parquet": _parquet}
     if path.suffix not in readers:
         raise UserError(f"DATA must be a folder, .npy, .npz or .parquet; {path} has the ending '{path.suffix}'")
-    return readers[path.suffix](path, key)
+    return readers[path.suffix](path, key, decoding)
 
 
-def decode(content: bytes | Path, name: str) -> Pixels:
-    """An encoded image as uint8 (h, w, c): grey stays 1 channel, palettes expand, alpha is kept as a 4th channel."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UnreadableImage(
-                        f"{name}: {image.width} x {image.height} pixels is above the limit of {MAX_PIXELS:,} "
-                        f"(a decompression bomb?); shrink it{SKIP_HINT}"
-                    )
-                return _pixels(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage(f"{name}: {error}; shrink it{SKIP_HINT}") from None
-    except UnidentifiedImageError:
-        raise UnreadableImage(f"{name} is no image; remove it{SKIP_HINT}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = str(error).split("\n")[0]
-        raise UnreadableImage(f"{name} cannot be decoded ({reason}); replace it{SKIP_HINT}") from None
-
-
-def _pixels(image: Image.Image) -> Pixels:
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated files would be audited as grey areas")
-    if image.mode.startswith("I"):
-        return _from_16_bit(np.asarray(image))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range")
-    if image.mode not in ("L", "RGB", "RGBA"):
-        grey = image.mode in ("1", "LA")
-        transparent = "A" in image.mode or "transparency" in image.info
-        image = image.convert("RGBA" if transparent else "L" if grey else "RGB")
-    pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-def _from_16_bit(pixels: np.ndarray) -> Pixels:
-    if pixels.min() < 0 or pixels.max() >= 2**16:
-        raise ValueError(f"integer pixels must lie in [0, 65535]; got {pixels.min()} to {pixels.max()}")
-    return (pixels.astype(np.uint16) >> 8).astype(np.uint8)[..., None]
-
-
-def _is_image(path: Path) -> bool:
-    """By name; a dead link counts, so that it is reported and not silently missing. macOS's "._" companions do not."""
-    companion = path.name.startswith("._") or "__MACOSX" in path.parts
-    return path.suffix.lower() in IMAGE_SUFFIXES and not companion and (path.is_file() or path.is_symlink())
-
-
-def _folder(path: Path) -> ImageSource:
-    files = sorted(p for p in path.rglob("*") if _is_image(p))
+def _folder(path: Path, decoding: Decoding) -> ImageSource:
+    listing = list_images(path)
+    files, left_out = listing.files, listing.left_out
     if not files:
-        raise UserError(f"{path} must contain images ({', '.join(sorted(IMAGE_SUFFIXES))}); found none")
-    # a name that is not UTF-8 is spelled with escapes, so that it can be hashed and written
-    ids = tuple(f.relative_to(path).as_posix().encode("utf-8", "backslashreplace").decode() for f in files)
-    read = lambda i: decode(files[i], str(files[i]))
-    return ImageSource(str(path), ids, read, lambda: folder_labels(path, ids), lambda: _folder_captions(path, ids))
+        others = "".join(
+            f"; {count} {what} (first: {first})"
+            for count, what, first in (
+                (left_out.unopened, "look like images and are of a kind that is not opened", left_out.first_unopened),
+                (left_out.hidden, "are hidden", left_out.first_hidden),
+            )
+            if count
+        )
+        raise UserError(f"{path} must contain images ({', '.join(sorted(opened_suffixes()))}); found none{others}")
+    ids = tuple(path_id(f, path) for f in files)
+    look = lambda i: decode(files[i], str(files[i]), decoding)
+    read = lambda i: look(i).pixels
+    return ImageSource(
+        str(path), ids, read, lambda: folder_labels(path, ids), lambda: _folder_captions(path, ids), look, decoding, left_out
+    )
 
 
 def _folder_captions(path: Path, ids: tuple[str, ...]) -> tuple[Texts, ...] | None:
@@ -170,24 +137,26 @@ def not_blank(texts: Any) -> Texts:
     return tuple(text for text in texts_of(texts) if text.strip())
 
 
-def _array_source(name: str, images: np.ndarray) -> ImageSource:
+def _array_source(name: str, images: np.ndarray, decoding: Decoding, read: Callable[[int], Pixels] | None = None) -> ImageSource:
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3, 4)):
         raise UserError(f"{name} must hold uint8 images (N, H, W) or (N, H, W, 1|3|4); got {images.dtype} {images.shape}")
     if len(images) == 0:
         raise UserError(f"{name} must hold at least one image; it is empty")
     images = images if images.ndim == 4 else images[..., None]
-    return ImageSource(name, tuple(map(str, range(len(images)))), lambda i: np.asarray(images[i]))
+    stored = read or (lambda i: np.asarray(images[i]))
+    look = lambda i: of_array(stored(i), decoding)
+    return ImageSource(name, tuple(map(str, range(len(images)))), lambda i: look(i).pixels, look=look, decoding=decoding)
 
 
-def _numpy_file(path: Path, key: str | None) -> ImageSource:
+def _numpy_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.memmap):
-            return replace(_array_source(str(path), loaded), read=_mapped(path, loaded))
+            return _array_source(str(path), loaded, decoding, _mapped(path, loaded))
         with loaded:
             chosen = key or _image_key(path, loaded)
             images = loaded[chosen]
-            source = _array_source(f"{path}:{key}" if key else str(path), images)
+            source = _array_source(f"{path}:{key}" if key else str(path), images, decoding)
             named = {k: _array_or_none(loaded, k) for k in loaded.files if "label" in k.lower() and k != chosen}
             count = len(images)
             return replace(source, labels=lambda: array_labels(str(path), named, count))
@@ -226,7 +195,7 @@ def _image_key(path: Path, arrays: "np.lib.npyio.NpzFile") -> str:
     return candidates[0]
 
 
-def _parquet(path: Path, key: str | None) -> ImageSource:
+def _parquet(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -248,13 +217,13 @@ def _parquet(path: Path, key: str | None) -> ImageSource:
     def group(g: int) -> pa.ChunkedArray:
         return file.read_row_group(g, columns=[column]).column(0)
 
-    def read(i: int) -> Pixels:
+    def look(i: int) -> Decoded:
         g = int(np.searchsorted(starts, i, side="right")) - 1
         cell = group(g)[i - int(starts[g])].as_py()
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(content, bytes):
             raise UnreadableImage(f"{path} row {i}: column '{column}' holds no encoded image; replace it{SKIP_HINT}")
-        return decode(content, f"{path} row {i}")
+        return decode(content, f"{path} row {i}", decoding)
 
     def labels() -> Labels | None:
         columns = {**dict.fromkeys(names, ()), **_class_names(file.schema_arrow)}
@@ -264,7 +233,8 @@ def _parquet(path: Path, key: str | None) -> ImageSource:
         told = next((c for c in CAPTION_COLUMNS if c in names and _holds_text(file.schema_arrow.field(c).type)), None)
         return tuple(map(not_blank, file.read(columns=[told]).column(0).to_pylist())) if told else None
 
-    return ImageSource(str(path), tuple(map(str, range(starts[-1]))), read, labels, captions)
+    read = lambda i: look(i).pixels
+    return ImageSource(str(path), tuple(map(str, range(starts[-1]))), read, labels, captions, look, decoding)
 
 
 def _class_names(schema: Any) -> dict[str, tuple[str, ...]]:
@@ -285,15 +255,15 @@ def _holds_text(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
-def _digits() -> ImageSource:
+def _digits(decoding: Decoding) -> ImageSource:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = np.clip(np.rint(digits.images * (255 / 16)), 0, 255).astype(np.uint8)
-    return replace(_array_source("digits", images), labels=lambda: Labels(tuple(digits.target.tolist()), "what the digits show"))
+    return replace(_array_source("digits", images, decoding), labels=lambda: Labels(tuple(digits.target.tolist()), "what the digits show"))
 
 
-def _hugging_face(locator: str) -> ImageSource:
+def _hugging_face(locator: str, decoding: Decoding) -> ImageSource:
     try:
         import datasets
     except ImportError:
@@ -309,12 +279,13 @@ def _hugging_face(locator: str) -> ImageSource:
         raise UserError(f"'{locator}' must have an image column; it has {', '.join(table.features)}")
     table = table.cast_column(column, datasets.Image(decode=False))
 
-    def read(i: int) -> Pixels:
+    def look(i: int) -> Decoded:
         cell = table[i][column]
-        return decode(cell["bytes"] or Path(cell["path"]), f"{locator} row {i}")
+        return decode(cell["bytes"] or Path(cell["path"]), f"{locator} row {i}", decoding)
 
     columns = {c: tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else () for c, kind in table.features.items()}
     labels = lambda: table_labels(locator, columns, lambda name: list(table[name]))
     told = next((c for c in CAPTION_COLUMNS if c in table.features and _holds_text(table.data.schema.field(c).type)), None)
     captions = lambda: tuple(map(not_blank, table[told])) if told else None
-    return ImageSource(locator, tuple(map(str, range(len(table)))), read, labels, captions)
+    read = lambda i: look(i).pixels
+    return ImageSource(locator, tuple(map(str, range(len(table)))), read, labels, captions, look, decoding)

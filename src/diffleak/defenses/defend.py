@@ -179,7 +179,7 @@ def _shape(config: DefendConfig) -> ImageShape:
     if config.base:
         return base_shape(config, load_base(config, "cpu")[1])
     codec = hub.load_codec(config.autoencoder, device="cpu") if config.autoencoder else None
-    return training_shape(open_source(config.data), config, codec.network.config.in_channels if codec else None)
+    return training_shape(open_source(config.data, config.decoding), config, codec.network.config.in_channels if codec else None)
 
 
 def _given_halves(config: DefendConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -194,7 +194,7 @@ def _given_halves(config: DefendConfig) -> tuple[tuple[str, ...], tuple[str, ...
     both = set(first) & set(second)
     if both:
         raise UserError(f"the teachers must be trained on disjoint images; {len(both)} are in both splits (first: {min(both)})")
-    source = open_source(config.data)
+    source = open_source(config.data, config.decoding)
     unknown = (set(first) | set(second)) - set(source.ids)
     if unknown:
         raise UserError(
@@ -233,7 +233,7 @@ def _held_out(config: DefendConfig, members: set[str], ids: tuple[str, ...]) -> 
     if not config.split:
         aside = {i for teacher in config.teachers for i in _listed(teacher, "validation")}  # they chose a teacher's weights
         return tuple(i for i in ids if i not in members and i not in aside)
-    listed, held_out = read_split(config.split, open_source(config.data))
+    listed, held_out = read_split(config.split, open_source(config.data, config.decoding))
     if set(listed) != members:
         raise UserError(
             f"{config.split} must have the members that the teachers were trained on; "
@@ -244,7 +244,7 @@ def _held_out(config: DefendConfig, members: set[str], ids: tuple[str, ...]) -> 
 
 def _write_split(config: DefendConfig, halves: tuple[tuple[str, ...], tuple[str, ...]], fingerprints: Sequence[str]) -> None:
     """Writes OUT/split.json; raises `UserError` when it is that of another defence."""
-    path, ids = config.output / "split.json", open_source(config.data).ids
+    path, ids = config.output / "split.json", open_source(config.data, config.decoding).ids
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     if before and (before.get("teachers", list(fingerprints)) != list(fingerprints) or _read_halves(path) != tuple(halves)):
         raise UserError(f"{config.output} holds a defence with other teachers; choose another -o")

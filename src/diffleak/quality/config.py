@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import ModelConfig
+from diffleak.config import DataConfig, ModelConfig
 from diffleak.data.anonymity import Key
 from diffleak.data.cohort import Cohort, images_alone, one_source
 from diffleak.data.sources import open_source
@@ -16,7 +16,7 @@ from diffleak.errors import UserError
 FEWEST = 10  # reference images below which no statistic says anything
 
 
-class QualityConfig(ModelConfig):
+class QualityConfig(ModelConfig, DataConfig):
     """Everything that decides `diffleak quality`; the keys of `-C FILE` and, with dashes, its flags."""
 
     reference: str | None = None
@@ -93,11 +93,11 @@ class Real:
 def read_real(config: QualityConfig, key: Key | None = None) -> Real:
     """The images of a config, under the ids of a key where one is given; raises `UserError` for a reference too small for any statistic."""
     if config.data and config.split:
-        both = one_source(open_source(config.data), config.split, config.limit, config.seed)
+        both = one_source(open_source(config.data, config.decoding), config.split, config.limit, config.seed)
         real = Real(both.only(~both.member), both.only(both.member))
     else:
-        training = images_alone(open_source(config.training), config.limit, config.seed) if config.training else None
-        real = Real(images_alone(open_source(config.reference or ""), config.limit, config.seed), training)
+        training = images_alone(open_source(config.training, config.decoding), config.limit, config.seed) if config.training else None
+        real = Real(images_alone(open_source(config.reference or "", config.decoding), config.limit, config.seed), training)
     if len(real.reference) < FEWEST:
         raise UserError(f"the reference must hold at least {FEWEST} images; got {len(real.reference)}")
     if key is None:

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from diffleak.data.cohort import Cohort
-from diffleak.data.pixels import ImageShape, fit, pixel_hash
-from diffleak.data.sources import UnreadableImage
+from diffleak.data.decoding import UnreadableImage
+from diffleak.data.handling import Tally
+from diffleak.data.pixels import ImageShape, fit, pixel_hash, without_alpha
 from diffleak.errors import UserError
 from diffleak.progress import progress
 from diffleak.quality.config import QualityConfig, source_name
@@ -35,6 +36,7 @@ class RealSet:
     hashes: frozenset[bytes]
     features: Both
     omitted: int
+    tally: Tally
 
     @property
     def described(self) -> ImageSet:
@@ -42,18 +44,23 @@ class RealSet:
 
 
 def read_set(role: str, cohort: Cohort, shape: ImageShape, config: QualityConfig, encoders: tuple[Extractor, Extractor]) -> RealSet:
-    """Reads every image once, for its hash and its features."""
+    """Reads every image once, for its hash and its features. Raises `UserError` where nothing says which value is white."""
+    config.decoding.refuse(shape.channels)
+    tally = Tally()
     digest, hashes, readable = hashlib.sha256(), set(), np.ones(len(cohort), dtype=bool)
 
     def images() -> Iterator[UInt8[np.ndarray, "h w c"]]:
+        nonlocal tally
         for i, image_id in enumerate(cohort.ids):
             try:
-                pixels = cohort.read(i)
+                pixels, notes = cohort.decoded(i)
             except UnreadableImage:
                 if not config.skip_unreadable:
                     raise
                 readable[i] = False
                 continue
+            tally = tally.plus(notes)
+            pixels = without_alpha(pixels, shape.channels)
             hashes.add(pixel_hash(pixels))
             digest.update(f"{image_id}\0{pixel_hash(pixels).hex()}\n".encode())
             yield fit(pixels, shape, config.resize, image_id)
@@ -62,8 +69,9 @@ def read_set(role: str, cohort: Cohort, shape: ImageShape, config: QualityConfig
     batches = (np.stack(batch) for batch in iter(lambda: list(islice(one_by_one, BATCH)), []))
     with cohort.pointing_to_names("the same without --anonymous, --scores and -o"):
         features = features_of(role, len(cohort), batches, encoders)
+    tally.refuse(source_name(cohort), config.decoding)
     kept = cohort.only(readable)
-    return RealSet(kept, digest.hexdigest(), frozenset(hashes), features, len(cohort) - len(kept))
+    return RealSet(kept, digest.hexdigest(), frozenset(hashes), features, len(cohort) - len(kept), tally)
 
 
 def features_of(role: str, n: int, batches: Iterator[UInt8[np.ndarray, "b h w c"]], encoders: tuple[Extractor, Extractor]) -> Both:
@@ -91,6 +99,14 @@ def refuse_shared(reference: RealSet, training: RealSet | None) -> None:
     shared = len(reference.hashes & training.hashes) if training else 0
     if shared:
         raise UserError(
-            f"reference and training must not share an image; {shared} are in both, pixel for pixel: "
+            f"reference and training must not share an image; {shared} are in both, {tally_of(reference, training).alike}: "
             "remove them from the reference, or leave out --training"
         )
+
+
+def tally_of(reference: RealSet, training: RealSet | None) -> Tally:
+    """What was found in all the real images, and left out of their folders."""
+    if training is None:
+        return reference.tally.with_left_out(reference.cohort.left_out[:1])
+    sources = {id(each.cohort.sources[0]): each.cohort.sources[0].left_out for each in (reference, training)}
+    return reference.tally.with_set(training.tally).with_left_out(sources.values())

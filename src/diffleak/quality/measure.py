@@ -33,7 +33,7 @@ from diffleak.quality import copies, statistics
 from diffleak.quality.alignment import Clip, NoClip, alignment, find_clip
 from diffleak.quality.config import QualityConfig, Real, read_real
 from diffleak.quality.extractors import Extractor, open_extractor, probe
-from diffleak.quality.features import Both, RealSet, cut, features_of, read_set, refuse_shared
+from diffleak.quality.features import Both, RealSet, cut, features_of, read_set, refuse_shared, tally_of
 from diffleak.quality.prompts import Told, choose_prompts
 from diffleak.quality.record import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
 from diffleak.record import Estimate, Membership
@@ -163,6 +163,7 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     read = partial(read_set, shape=prepared.drawing.shape, config=config, encoders=prepared.encoders)
     reference = read("reference", prepared.real.reference)
     training = read("training", prepared.real.training) if prepared.real.training else None
+    tally_of(reference, training).refuse_white(config.decoding)
     refuse_shared(reference, training)
     if folder:
         _refuse_another_measurement(folder, prepared, reference, training)
@@ -225,6 +226,10 @@ def _record(
         membership=prepared.membership,
         settings=config.model_dump(mode="json"),
         anonymous=prepared.key.name if prepared.key else None,
+        exif=config.exif,
+        alpha=config.alpha,
+        white=config.white,
+        real_images=tally_of(reference, training),
     )
 
 
@@ -328,6 +333,8 @@ def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) 
             )
     if prepared.config.resize:
         found.append(f"real images of another shape were resized to {prepared.drawing.shape} (bicubic, antialiased, centre crop)")
+    if images := tally_of(reference, training).described(prepared.config.decoding, prepared.drawing.shape.channels == 4):
+        found.append(f"how the real images were read: {', '.join(images)}")
     omitted = reference.omitted + (training.omitted if training else 0)
     if omitted:
         found.append(f"{omitted} unreadable images were left out")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from diffleak.data.handling import Alpha, Exif, Tally
 from diffleak.errors import UserError
 from diffleak.record import Environment, Estimate, Membership, Record
 
@@ -108,6 +109,10 @@ class QualityRecord(Record):
     membership: Membership | None = None
     settings: dict[str, Any] = {}
     anonymous: str | None = None
+    exif: Exif = "apply"
+    alpha: Alpha = "drop"
+    white: int | None = None
+    real_images: Tally = Tally()
 
     def metric(self, name: MetricName) -> Metric:
         """One statistic by its name."""

@@ -8,10 +8,12 @@ from jaxtyping import Int64, UInt8
 
 from diffleak.data.captions import read_captions
 from diffleak.data.cohort import read_split
+from diffleak.data.decoding import SKIP_HINT, UnreadableImage
 from diffleak.data.draw import choose_members, keyed_order
+from diffleak.data.handling import NO_IMAGES, Tally
 from diffleak.data.labels import ClassNames, Side, names_of, number
 from diffleak.data.pixels import ImageShape, fit, shape_of
-from diffleak.data.sources import SKIP_HINT, ImageSource, Texts, UnreadableImage, open_source
+from diffleak.data.sources import ImageSource, Texts, open_source
 from diffleak.errors import UserError
 from diffleak.hub import AUTOENCODER_FOLDERS
 from diffleak.progress import progress
@@ -29,6 +31,7 @@ class TrainingData:
     validation: tuple[str, ...] = ()
     captions: tuple[Texts, ...] = ()  # of a text-to-image model
     classes: dict[str, int] | None = None  # the number of every class, where the data names them
+    tally: Tally = NO_IMAGES
 
 
 def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> TrainingData:
@@ -36,29 +39,33 @@ def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> 
 
     With `random_crops` there are that many crops of each image, one after the other, drawn by id and seed.
 
-    Raises `UserError` for data that cannot be read, or images of different shapes without `--resize`.
+    Raises `UserError` for data that cannot be read or whose white is not known, or images of different shapes without `--resize`.
     """
-    source = open_source(config.data)
+    source = open_source(config.data, config.decoding)
     shape = training_shape(source, config) if shape is None else shape
     chosen, nonmembers = _sides(source, config)
     members, validation = set_aside(chosen, config.validation, config.seed) if config.validation else (chosen, ())
     read = (*members, *validation)
     position = {image_id: i for i, image_id in enumerate(source.ids)}
     captions = _captions(source, read, config) if config.kind == "text-to-image" else ()
-    crops = config.random_crops or 1
+    config.decoding.refuse(shape.channels)
+    crops, tally = config.random_crops or 1, NO_IMAGES
     images = np.empty((len(read) * crops, shape.height, shape.width, shape.channels), dtype=np.uint8)
     with progress("reading images", len(read), "images") as advance:
         for row, image_id in enumerate(read):
             try:
-                pixels = source.read(position[image_id])
+                pixels, notes = source.decoded(position[image_id])
             except UnreadableImage as error:
                 raise UserError(str(error).replace(SKIP_HINT, "")) from None
+            tally = tally.plus(notes)
             for crop in range(crops):
                 place = crop_place(config.seed, image_id, crop) if config.random_crops else None
                 images[row * crops + crop] = fit(pixels, shape, config.resize is not None, f"{source.name}: {image_id}", place)
             advance(1)
+    tally = tally.with_left_out([source.left_out])
+    tally.refuse(source.name, config.decoding)
     labels, classes = _labels(source, [position[i] for i in read], config)
-    return TrainingData(images, labels, members, nonmembers, validation, captions, classes)
+    return TrainingData(images, labels, members, nonmembers, validation, captions, classes, tally)
 
 
 def _labels(source: ImageSource, rows: list[int], config: TrainConfig) -> tuple[Int64[np.ndarray, " n"] | None, dict[str, int] | None]:

@@ -31,6 +31,7 @@ from diffleak.training.task import Task, batch, keyed, refuse_divergence, shuffl
 LOSS_EVERY = 50  # steps averaged in one point of the loss curve
 MAY_CHANGE = frozenset({"output", "split", "steps", "checkpoint_every", "threads", "device"})  # between a run and its resumption
 OUTCOMES = frozenset({"early_stopping", "spent"})  # keys of train.json that only a finished run has
+SAID = frozenset({"images"})  # keys that say what was found in the data and decide nothing
 FIXED_BY = {"validation": "checkpoint_every", "dp_epsilon": "steps"}  # unless this setting makes the result depend on it
 
 
@@ -65,7 +66,7 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); choose another -o, or delete {folder} to begin again") from None
     defaults = {name: f.default for name, f in TrainConfig.model_fields.items()}  # of settings that older runs did not have
-    free = OUTCOMES | (MAY_CHANGE - {fixed for key, fixed in FIXED_BY.items() if record.get(key) is not None})
+    free = OUTCOMES | SAID | (MAY_CHANGE - {fixed for key, fixed in FIXED_BY.items() if record.get(key) is not None})
     free |= set() if "members" in before else {"members"}  # older runs did not say
     keys = [*record, *(k for k in before if k not in record)] if "members" in record else list(record)
     changed = [k for k in keys if k not in free and record.get(k) != before.get(k, defaults.get(k))]

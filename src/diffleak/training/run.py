@@ -2,7 +2,7 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from diffleak.data.sources import open_source
 from diffleak.errors import UserError
 from diffleak.files import checked_folder, locked, write_text
 from diffleak.memory import memory_message
+from diffleak.progress import say
 from diffleak.training.autoencoder import autoencoder_config, autoencoder_task
 from diffleak.training.denoiser import denoiser_task, network_config
 from diffleak.training.distillation import Lesson
@@ -51,7 +52,7 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
         shape = base_shape(config, base[1])
         network, record = config.model, record | {"base_fingerprint": base[1].fingerprint}
     else:
-        shape = training_shape(open_source(config.data), config, codec.network.config.in_channels if codec else None)
+        shape = training_shape(open_source(config.data, config.decoding), config, codec.network.config.in_channels if codec else None)
         latent = hub.latent_shape(codec, shape) if codec else shape
         network = network_config(config, latent) if config.kind == "denoiser" else autoencoder_config(config, shape)
         record |= {"model": network}
@@ -66,7 +67,10 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
     )
     record |= {"classes": data.classes} if network.get("num_class_embeds") else {}
     _refuse_other_classes(lesson, network, data.classes)
+    record |= {"images": asdict(data.tally)}
     refuse_other_run(config.output, record)
+    if images := data.tally.described(config.decoding, shape.channels == 4):
+        say(f"images: {', '.join(images)}")
     torch.manual_seed(config.seed)
     with memory_message(config.batch_size, ADVICE):
         if base:

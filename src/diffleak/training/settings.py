@@ -5,14 +5,14 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from diffleak.config import Config, build, read_yaml
+from diffleak.config import DataConfig, build, read_yaml
 from diffleak.errors import UserError, unknown
 
 TEXT_ONLY = ("base", "lora_rank", "captions", "diversify", "caption_dropout", "random_crops", "text_encoder")
 PRESETS = Path(__file__).parent / "presets"
 
 
-class TrainConfig(Config):
+class TrainConfig(DataConfig):
     """Everything that decides a training run; the keys of `-C FILE` and, with dashes, the flags of `diffleak train`.
 
     `kind` is what is trained: a denoiser (of pixels, or with `autoencoder` of its latents), a β-VAE, a VQ autoencoder, or a

@@ -114,7 +114,7 @@ def make_base(config: TrainConfig) -> None:
     if folder.is_dir() and (config.output / "train.json").is_file():
         return
     assert config.autoencoder is not None, "settings without a base have an autoencoder"
-    source, codec = open_source(config.data), hub.load_codec(config.autoencoder)
+    source, codec = open_source(config.data, config.decoding), hub.load_codec(config.autoencoder)
     texts = [text for texts in captions_of(source, config).values() for text in texts]
     if not texts:
         raise UserError(f"{config.data} must have captions, from which a new model's tokenizer is built: add a `text` to metadata.jsonl")
@@ -132,7 +132,7 @@ def make_base(config: TrainConfig) -> None:
 def base_shape(config: TrainConfig, target: Target) -> ImageShape:
     """The images that a model is fine-tuned on: those it takes; where it takes any size, of the first image or --resize."""
     channels = target.codec.network.config.in_channels  # type: ignore[attr-defined]
-    return target.shape or training_shape(open_source(config.data), config, channels)
+    return target.shape or training_shape(open_source(config.data, config.decoding), config, channels)
 
 
 def text_to_image_task(config: TrainConfig, base: tuple[Path, Target], data: TrainingData, lesson: Lesson | None) -> Task:

@@ -1,0 +1,231 @@
+"""How image files become the pixels that a model is given: what the user chose, and what was found. No Pillow, no numpy.
+
+A trainer turns a photo upright or does not, drops transparency or lays it on a colour. The model knows its training images that
+way only, so an audit must read them in the same way, say what it did, and record it.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from diffleak.errors import UserError
+
+Exif = Literal["apply", "ignore"]
+Alpha = Literal["drop", "white", "black"]
+DIM = 4  # values that all lie at or below a 4th of their range are of another range
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The choices. The defaults are what `datasets` and the usual trainers do: turn upright, `convert("RGB")`.
+
+    exif: apply turns every image upright; ignore reads it as Pillow opens it, which turns TIFF files all the same.
+    alpha: drop keeps the colours under transparency, white and black lay the image on that colour.
+    white: the value that is white in grey images of more than 8 bits, v -> round(255 v / white); None takes the file's own range
+    of 2^b values, v -> v >> (b - 8).
+    """
+
+    exif: Exif = "apply"
+    alpha: Alpha = "drop"
+    white: int | None = None
+
+    def refuse(self, channels: int) -> None:
+        """Raises `UserError` where the model takes transparency itself, and it was to be laid on a colour."""
+        if channels == 4 and self.alpha != "drop":
+            raise UserError(f"--alpha {self.alpha} lays transparent images on a colour, and this model takes RGBA: leave it out")
+
+
+AS_TRAINERS = Decoding()
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What was found and done when one image was decoded.
+
+    `largest` is the largest value of an image of more than 8 bits and `full` the largest that its file allows, None where the
+    file does not say; with `upper` only the upper 8 bits could be read.
+    """
+
+    turned: bool = False
+    left_turned: bool = False  # has an orientation, which was ignored
+    transparent: bool = False
+    first_frame: bool = False
+    largest: int | None = None
+    full: int | None = None
+    upper: bool = False
+
+    @property
+    def dim(self) -> bool:
+        """Whether the values fill so little of the range that the range may be another one."""
+        return self.largest is not None and (self.full is None or self.largest * DIM <= self.full)
+
+
+PLAIN = Notes()
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Files of a folder that were not read: those that look like images and that Pillow does not open, and hidden images."""
+
+    unopened: int = 0
+    first_unopened: str | None = None
+    hidden: int = 0
+    first_hidden: str | None = None
+
+    def unnamed(self) -> "LeftOut":
+        """The counts alone, for what must not name files."""
+        return LeftOut(self.unopened, None, self.hidden, None)
+
+
+NOTHING = LeftOut()
+COUNTS = ("turned", "left_turned", "transparent", "first_frames", "deep", "dim", "without_range", "upper", "unopened", "hidden")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many images of a set needed what, and how many files were left out.
+
+    `deep` images have more than 8 bits, `dim` ones of them fill little of their range, and of those `without_range` no file says it;
+    `largest` and `full` are of the brightest one.
+    """
+
+    turned: int = 0
+    left_turned: int = 0
+    transparent: int = 0
+    first_frames: int = 0
+    deep: int = 0
+    dim: int = 0
+    without_range: int = 0
+    upper: int = 0
+    largest: int | None = None
+    full: int | None = None
+    unopened: int = 0
+    first_unopened: str | None = None
+    hidden: int = 0
+    first_hidden: str | None = None
+
+    def plus(self, notes: Notes) -> "Tally":
+        """The tally with one more image."""
+        if notes is PLAIN:
+            return self
+        deep = notes.largest is not None
+        one = Tally(
+            turned=int(notes.turned),
+            left_turned=int(notes.left_turned),
+            transparent=int(notes.transparent),
+            first_frames=int(notes.first_frame),
+            deep=int(deep),
+            dim=int(notes.dim),
+            without_range=int(deep and notes.full is None),
+            upper=int(notes.upper),
+            largest=notes.largest,
+            full=notes.full,
+        )
+        return self.with_set(one)
+
+    def with_set(self, other: "Tally") -> "Tally":
+        """The tally of two sets of images."""
+        counts = {key: getattr(self, key) + getattr(other, key) for key in COUNTS}
+        brightest = max(self, other, key=_filled)
+        return Tally(
+            **counts,
+            largest=brightest.largest,
+            full=brightest.full,
+            first_unopened=self.first_unopened or other.first_unopened,
+            first_hidden=self.first_hidden or other.first_hidden,
+        )
+
+    def with_left_out(self, left_out: Iterable[LeftOut]) -> "Tally":
+        """The tally with what was left out of its folders."""
+        tally = self
+        for each in left_out:
+            tally = tally.with_set(Tally(**asdict(each)))
+        return tally
+
+    def refuse(self, where: str, decoding: Decoding) -> None:
+        """Raises `UserError` where nothing says which value is white, or where all values lie far below the white of their files."""
+        if decoding.white is not None:
+            return
+        if self.without_range:
+            raise UserError(
+                f"something must say which value is white; {_files(self.without_range)} in {where} hold whole numbers of 32 bits (largest "
+                f"value of those above 8 bits: {self.largest}) and do not say it: give --white LEVEL"
+            )
+        if self.deep and self.dim == self.deep:
+            way = "convert them to 8 bits" if self.upper else "give the value that is white as --white LEVEL, such as 4095 for 12 bits"
+            raise UserError(
+                f"images of more than 8 bits must use their range; the largest value in {_files(self.deep)} in {where} is "
+                f"{self.largest:,} of {self.full:,}, so that they would be nearly black: {way}"
+            )
+
+    def refuse_white(self, decoding: Decoding) -> None:
+        """Raises `UserError` for a `white` of images that are none of more than 8 bits."""
+        if decoding.white is not None and not self.deep:
+            raise UserError(f"--white {decoding.white} is for images of more than 8 bits, and there are none: leave it out")
+
+    def described(self, decoding: Decoding, keeps_alpha: bool = False) -> tuple[str, ...]:
+        """The counts that are not zero, in words."""
+        alpha = "" if keeps_alpha else " (alpha dropped)" if decoding.alpha == "drop" else f" (laid on {decoding.alpha})"
+        white = f"white is {decoding.white:,}" if decoding.white else f"largest value {self.largest or 0:,} of {self.full or 0:,}"
+        dim = f", {self.dim:,} of them dim" if self.dim else ""
+        named = lambda first: "" if first is None else f"; first: {first!r}"
+        found = (
+            (self.turned, "turned upright by EXIF" if decoding.exif == "apply" else "turned upright by Pillow"),
+            (self.left_turned, "not turned (EXIF ignored)"),
+            (self.transparent, f"transparent{alpha}"),
+            (self.first_frames, "animated or of several pages (the first is read)"),
+            (self.deep, f"of more than 8 bits ({white}{dim})"),
+            (self.unopened, f"not opened (look like images{named(self.first_unopened)})"),
+            (self.hidden, f"hidden and left out{named(self.first_hidden)}"),
+        )
+        return tuple(f"{count:,} {words}" for count, words in found if count)
+
+    @property
+    def alike(self) -> str:
+        """How two images are alike that the model is given as the same pixels."""
+        reduced = ("at 8 bits",) * bool(self.deep) + ("without alpha",) * bool(self.transparent)
+        return "pixel for pixel" + (f" as the model is given them ({', '.join(reduced)})" if reduced else "")
+
+
+SHOWN_BY = {"exif": ("turned", "left_turned"), "alpha": ("transparent",), "white": ("deep",)}  # the counts that a choice matters for
+
+
+FIRST_READING = {"exif": "ignore", "alpha": "white"}  # how version 0.1 read images, without recording what that changed
+
+
+def refuse_other_reading(trained: Path, decoding: Decoding, tally: Tally) -> None:
+    """Raises `UserError` where a train.json says that training read its images in another way.
+
+    Only a choice that mattered counts: some image of the training and some image here has to be one that it changes.
+    """
+    try:
+        record = json.loads(trained.read_text(encoding="utf-8")) if trained.is_file() else {}
+        if record.get("schema_version") == 1 and "images" not in record and "data" in record:  # trained by version 0.1
+            record = {**record, **FIRST_READING, "images": {"turned": 1, "transparent": 1}}
+        counts = record.get("images", {})
+        mattered = {key: sum(counts.get(count, 0) for count in shown) for key, shown in SHOWN_BY.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return  # somebody else's train.json, or a damaged one: nothing is known
+    for key, shown in SHOWN_BY.items():
+        here, differ = getattr(decoding, key), sum(getattr(tally, count) for count in shown)
+        if mattered[key] and differ and record.get(key) != here:
+            way = f"leave out --{key}" if record.get(key) is None else f"give --{key} {record[key]}"
+            raise UserError(
+                f"images must be read as the model's training read them; {trained} has {key} {record.get(key)}, got {here}, "
+                f"and {differ:,} images differ by it: {way}"
+            )
+
+
+NO_IMAGES = Tally()
+
+
+def _filled(tally: Tally) -> tuple[float, int]:
+    """How much of their range the values of a set fill; a range that no file says counts as the fullest."""
+    largest = -1 if tally.largest is None else tally.largest
+    return (largest / (tally.full or 1), largest)
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file" if count == 1 else f"{count:,} files"

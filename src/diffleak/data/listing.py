@@ -1,0 +1,81 @@
+"""The image files below a folder, and what is there and left out.
+
+Links to folders are followed, once on every way down, so that a link to a folder above it ends. Hidden files and folders are left
+out and counted, and so is what looks like an image and is no file that the installed Pillow opens.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from diffleak.data.handling import LeftOut
+from diffleak.errors import UserError
+
+# fmt: off
+PICTURES = frozenset({
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg",
+    ".jpf", ".jpg", ".jpx", ".jxl", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
+})  # opened where the installed Pillow, or a plugin of it, can
+OTHERS = frozenset({
+    ".3fr", ".arw", ".avifs", ".bpg", ".cr2", ".cr3", ".dds", ".dng", ".erf", ".exr", ".hdr", ".heics", ".ico", ".jxr", ".kdc",
+    ".mpo", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".psb", ".psd", ".raf", ".raw", ".rw2", ".sr2", ".srf", ".srw", ".svg", ".svgz",
+    ".wdp", ".x3f", ".xcf",
+})  # images to their owner, and nothing that trainers open
+# fmt: on
+COMPANION, COMPANIONS = "._", "__MACOSX"  # of macOS: no images, whatever they are named
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files in their order, and what was left out."""
+
+    files: tuple[Path, ...]
+    left_out: LeftOut
+
+
+def opened_suffixes() -> frozenset[str]:
+    """The endings of image files that this Pillow opens."""
+    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN) & PICTURES
+
+
+def list_images(root: Path) -> Listing:
+    """Walks the folder; raises `UserError` for a folder below it that cannot be read.
+
+    A dead link counts as an image, so that it is reported and not silently missing.
+    """
+    opened, files, unopened, hidden = opened_suffixes(), list[Path](), list[Path](), list[Path]()
+
+    def walk(folder: Path, above: frozenset[tuple[int, int]], out_of_sight: bool) -> None:
+        try:
+            here = os.stat(folder)
+            with os.scandir(folder) as entries:
+                found = list(entries)
+        except OSError as error:
+            if out_of_sight:
+                return
+            raise UserError(
+                f"every folder of the data must be readable; {folder} is not ({error.strerror}): make it readable, or move it away"
+            ) from None
+        place = (here.st_dev, here.st_ino)
+        if place in above:
+            return
+        for entry in found:
+            if entry.name.startswith(COMPANION) or entry.name == COMPANIONS:
+                continue
+            dot = out_of_sight or entry.name.startswith(".")
+            path = folder / entry.name
+            if entry.is_dir():
+                walk(path, above | {place}, dot)
+            elif (suffix := path.suffix.lower()) in opened | OTHERS | PICTURES and (entry.is_file() or entry.is_symlink()):
+                (hidden if dot else files if suffix in opened else unopened).append(path)
+
+    walk(root, frozenset(), False)
+    first = lambda paths: path_id(min(paths), root) if paths else None
+    return Listing(tuple(sorted(files)), LeftOut(len(unopened), first(unopened), len(hidden), first(hidden)))
+
+
+def path_id(path: Path, root: Path) -> str:
+    """The path below the root; a name that is not UTF-8 is spelled with escapes, so that it can be hashed and written."""
+    return path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
