@@ -15,10 +15,12 @@ from diffleak.attacks import ATTACKS
 from diffleak.attacks.base import SWEEP, Attack, fit_to_schedule, parse, parse_timesteps
 from diffleak.audit_config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.data.cohort import Cohort
+from diffleak.data.draw import calibrate_size
 from diffleak.data.scan import Scan, scan
 from diffleak.diffusion.codec import Codec
 from diffleak.diffusion.denoiser import Guided
 from diffleak.errors import UserError
+from diffleak.gates import refuse_unreachable
 from diffleak.inputs import Inputs, auto_batch_size
 from diffleak.masks import MaskChoice, parse_mask
 from diffleak.masks import distinct as distinct_masks
@@ -141,6 +143,8 @@ def prepare(
     batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
     split = evaluation.divided(found.cohort.ids, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
+    if found.cohort.member.any():
+        refuse_unreachable(config, split.record)
     plan = Plan(
         diffleak=version("diffleak"),
         model=target.name,
@@ -258,7 +262,7 @@ def _published(spec: str) -> tuple[int, ...] | None:
 
 def _check_halves(cohort: Cohort, config: AuditConfig) -> None:
     smallest = int(min(cohort.member.sum(), (~cohort.member).sum()))
-    calibrate = round(config.calibrate_fraction * smallest)
+    calibrate = calibrate_size(smallest, config.calibrate_fraction)
     if config.calibration and not 0 < calibrate < smallest:
         raise UserError(
             f"calibrate_fraction must leave images in both parts; {config.calibrate_fraction} of {smallest} images "
