@@ -310,5 +310,5 @@ def test_a_lora_is_audited_against_its_base_from_the_command_line(captioned, tmp
         np.testing.assert_allclose(found[f"{attack}[excess]"], found[attack] - found[f"{attack}[reference]"], rtol=1e-9, atol=1e-9)
         assert not np.allclose(found[attack], alone[attack])
     html = (tmp_path / "adapted" / "report.html").read_text()
-    assert str(lora) in html and "Leakage beyond the reference" in html
-    assert "Leakage beyond the reference" not in (tmp_path / "base" / "report.html").read_text()
+    assert str(lora) in html and '<h2 id="reference-title">Beyond the reference' in html
+    assert 'id="reference-title"' not in (tmp_path / "base" / "report.html").read_text()

@@ -136,17 +136,16 @@ def detectable(m: int, n: int, critical: float) -> float | None:
     return float(grid[enough.argmax()]) if enough.any() else None
 
 
-def finding(blind: Estimate) -> Finding:
+def finding(blind: Blind) -> Finding:
     """What a check for different sources found; "perhaps" is a difference too small, or too uncertain, to end the audit."""
-    p_value = blind.p_value if isinstance(blind, Blind) else None
-    if p_value is not None:
-        return "different" if p_value <= INVALID_P else "perhaps" if p_value <= ALPHA else "alike"
+    if blind.p_value is not None:
+        return "different" if blind.p_value <= INVALID_P else "perhaps" if blind.p_value <= ALPHA else "alike"
     if blind.value is None or blind.low is None:
         return "unchecked"
     return "different" if blind.low > INVALID_ABOVE else "perhaps" if blind.low > 0.5 else "alike"
 
 
-def may_explain(blind: Estimate, auc: float) -> bool:
+def may_explain(blind: Blind, auc: float) -> bool:
     """Whether a difference between the sources that the check can have missed may be all there is to an attack's `auc`.
 
     A check that was not made can have missed any; the permutation test those below its `detectable_auc`. Of the classifier this is
@@ -154,7 +153,7 @@ def may_explain(blind: Estimate, auc: float) -> bool:
     """
     if finding(blind) == "unchecked":
         return True
-    if not isinstance(blind, Blind) or blind.p_value is None:
+    if blind.p_value is None:
         return False
     return auc < (1.0 if blind.detectable_auc is None else blind.detectable_auc)
 

@@ -7,10 +7,12 @@ A limit is met when what cannot be excluded is at or below it, for every attack 
     max_excess_auc    the upper end of the AUC, of attacks on the excess over the reference alone: reversed, it is the reference that leaks
 
 It can be met if the interval of an attack that guesses exactly (AUC 0.5, TPR 1 %) on the test part lies within it. That is the least:
-chance moves the estimate, so with no more images than these an attack that guesses passes about every other time. No torch.
+chance moves the estimate, so messages also name about how many images let one attack that guesses pass with probability PASSING.
+No torch.
 """
 
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -25,6 +27,7 @@ from diffleak.record import Gate, RateAtFPR, Result, Split
 Limit = Literal["max_auc", "max_tpr", "max_excess_auc"]
 LIMITS: tuple[Limit, ...] = get_args(Limit)
 FPR = 0.01
+PASSING = 0.8
 MOST = 100_000  # images a side, beyond which the number needed is not worked out
 
 
@@ -81,20 +84,27 @@ def refuse_unreachable(config: AuditConfig, split: Split) -> None:
 
 def _refuse(limit: Limit, at_most: float, split: Split) -> None:
     flag = f"--{limit.replace('_', '-')} {at_most:g}"
-    guess, what = (FPR, "a TPR at 1 % FPR of 0.01") if limit == "max_tpr" else (0.5, "an AUC of 0.5")
+    guess, what = (FPR, "a TPR of 0.01 at 1 % FPR") if limit == "max_tpr" else (0.5, "an AUC of 0.5")
     if at_most <= guess:
         raise UserError(f"{flag} cannot be met: guessing has {what}, and its interval reaches above that; set a higher limit")
     sizes = (split.members, split.nonmembers)
     reach = guessing_reaches(limit, *sizes, split.calibrate_fraction)
     if reach is not None and reach <= at_most:
         return
-    needed = images_needed(limit, at_most, *sizes, split.calibrate_fraction)
-    number = f"at least {needed:,}" if needed else f"more than {MOST:,}"
+    needed, passing = (images_needed(limit, at_most, *sizes, split.calibrate_fraction, room) for room in (0.0, _room(limit)))
+    number = f"at least {needed:,} images on each side" if needed else f"more than {MOST:,} images on each side"
+    often = f", about {passing:,} for an attack that guesses to pass with probability {PASSING:g}" if passing else ""
     ends = "cannot be estimated" if reach is None else f"has an interval up to {reach:.3f}"
     raise UserError(
         f"{flag} cannot be met with {sizes[0]:,} members and {sizes[1]:,} held-out images even if nothing leaks: guessing, {what}, {ends} "
-        f"on so few; give {number} images on each side, or set a higher limit"
+        f"on so few; give {number}{often}, or set a higher limit"
     )
+
+
+def _room(limit: Limit) -> float:
+    """How far chance moves the estimate, in halves of its interval, where it stays in bounds with probability PASSING."""
+    tails = 1 if limit != "max_auc" else 2  # the AUC is bounded on both sides
+    return NormalDist().inv_cdf(1 - (1 - PASSING) / tails) / metrics.NORMAL
 
 
 def guessing_reaches(limit: Limit, members: int, nonmembers: int, fraction: float) -> float | None:
@@ -110,14 +120,18 @@ def _quantiles(n: int) -> Float64[np.ndarray, " n"]:
     return (np.arange(n) + 0.5) / n
 
 
-def images_needed(limit: Limit, at_most: float, members: int, nonmembers: int, fraction: float) -> int | None:
-    """The smallest number to fill both sides up to with which `guessing_reaches` lies within a limit; None above MOST."""
+def images_needed(limit: Limit, at_most: float, members: int, nonmembers: int, fraction: float, room: float = 0.0) -> int | None:
+    """The smallest number to fill both sides up to with which `guessing_reaches` lies within a limit; None above MOST.
+
+    `room` is what must be left beside, as a share of what `guessing_reaches` lies above guessing.
+    """
+    guess = FPR if limit == "max_tpr" else 0.5
 
     def enough(size: int) -> bool:
         reach = guessing_reaches(limit, max(members, size), max(nonmembers, size), fraction)
-        return reach is not None and reach <= at_most
+        return reach is not None and reach + room * (reach - guess) <= at_most
 
-    low, high = min(members, nonmembers), max(2, 2 * min(members, nonmembers))
+    low, high = 0, max(2, min(members, nonmembers))
     while not enough(high):
         if high > MOST:
             return None

@@ -43,6 +43,6 @@ def _given(found: re.Match[str], members: int, nonmembers: int, fraction: float)
     name, has = ("members", members) if side == "members" else ("held-out images", nonmembers)
     share = "a fifth" if fraction == 0.2 else f"{100 * fraction:g} %"
     if calibrated:
-        return f"needs {side_with(tested, fraction)} {name}, since only {share} of them is calibrated on; this audit has {has}"
+        return f"needs {side_with(tested, fraction):,} {name}, since only {share} of them is calibrated on; this audit has {has:,}"
     why = f", since {share} of them is set apart for calibration" if fraction else ""
-    return f"needs {images_for(tested, fraction)} {name}{why}; this audit has {has}"
+    return f"needs {images_for(tested, fraction):,} {name}{why}; this audit has {has:,}"

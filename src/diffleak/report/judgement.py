@@ -241,9 +241,9 @@ def _settle(blind: Blind) -> str:
     )
 
 
-def _blind(blind: Estimate) -> str:
+def _blind(blind: Blind) -> str:
     """What the check for different sources says."""
-    if isinstance(blind, Blind) and blind.p_value is not None:
+    if blind.p_value is not None:
         return _permuted(blind, blind.p_value)
     if blind.value is None or blind.low is None or blind.high is None:
         why = f" ({visible(blind.reason)})" if blind.reason else ""
