@@ -12,7 +12,7 @@ from PIL import Image
 from diffleak import metrics
 from diffleak.evaluation import Divisions
 from diffleak.geometry_analyses import analyse
-from diffleak.record import AUCAt, AuditRecord, Costs, Environment, Estimate, Gain, Geometry, Oracle, Plan, Result, Samples, Scores, Split
+from diffleak.record import AUCAt, AuditRecord, Blind, Costs, Environment, Gain, Geometry, Oracle, Plan, Result, Samples, Scores, Split
 
 EVIL = "<script>alert('x')</script>&\"|`é画\x1b[2J\u202e\udcff.png"
 MONTE_CARLO = "sima_mc(m=10,variant=norms)"
@@ -112,7 +112,7 @@ def record_of(samples: Samples, shifts: dict[str, float], **changes: Any) -> Aud
         ),
         "headline": next(iter(shifts), None),
         "results": tuple(result_of(samples, attack, d, 60 + 20 * i) for i, (attack, d) in enumerate(shifts.items())),
-        "blind": Estimate(value=0.507, low=0.478, high=0.536, method="DeLong"),
+        "blind": Blind(value=0.507, low=0.478, high=0.536, method="DeLong"),
         "warnings": (f"2 images are near-duplicates across the sides (first: {EVIL})",),
         "omitted": ("train/broken.png: not an image",),
         "costs": Costs(queries=1_920_000, seconds=754.2, chunks=16),

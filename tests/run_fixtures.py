@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from report_fixtures import audit_of
 
 from diffleak import evaluation
-from diffleak.record import AuditRecord, Estimate, Scores
+from diffleak.record import AuditRecord, Blind, Scores
 from diffleak.run_folder import write_samples
 
 TIMESTEPS = (50, 100, 150)
@@ -64,7 +64,7 @@ def make_run(
         scores.append(Scores(attack, "small", timesteps, kept, -drawn[:, : len(timesteps)]))
         results.append(evaluation.evaluate_scores(scores[-1], side, split).model_copy(update={"mask": (masks or {}).get(attack)}))
     changes: dict[str, Any] = {"results": tuple(results), "split": split.record, "headline": evaluation.headline(results)}
-    changes["blind"] = Estimate(value=blind, low=blind - 0.03, high=blind + 0.03, method="DeLong")
+    changes["blind"] = Blind(value=blind, low=blind - 0.03, high=blind + 0.03, method="DeLong")
     changes["plan"] = BLANK.plan.model_copy(
         update={
             "model": model,

@@ -117,22 +117,41 @@ def test_settings_may_come_from_a_file_and_flags_win(capsys, model, sides, tmp_p
 
 
 def test_gates_give_exit_code_three_after_writing_everything(capsys, model, sides, tmp_path):
-    code, out, err = call(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run", "--max-auc", "0.3")
+    code, out, err = call(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run", "--max-auc", "0.75")
     assert code == 3
-    assert "above the limit of 0.3" in err
-    assert "sima" in out
-    assert (tmp_path / "run" / "audit.json").exists()
+    gates = json.loads((tmp_path / "run" / "audit.json").read_text())["gates"]
+    assert [g["attack"] for g in gates] == ["sima", "loss"] and not all(g["passed"] for g in gates)
+    for gate in gates:
+        line = f"{gate['attack']}: {gate['quantity']} may reach {gate['reach']:.3f}, "
+        assert f"{'passed' if gate['passed'] else 'failed'}: {line}" in " ".join(out.split())
+        assert (line + "above the limit of 0.75" in err.splitlines()) == (not gate["passed"])
+
+
+def test_a_limit_that_so_few_images_cannot_meet_is_one_line_before_anything_is_scored(capsys, model, sides, tmp_path):
+    for more in ((), ("--dry-run",)):
+        line = refused(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run", "--max-auc", "0.6", *more)
+        assert "with 12 members and 12 held-out images" in line and "give at least 80 images on each side" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_invalid_audit_gives_exit_code_four_after_writing_everything(capsys, model, tmp_path):
     np.save(tmp_path / "m.npy", RNG.integers(128, 256, (60, 8, 8, 3), dtype=np.uint8))
     np.save(tmp_path / "n.npy", RNG.integers(0, 128, (60, 8, 8, 3), dtype=np.uint8))
     arguments = ["audit", model, "--members", tmp_path / "m.npy", "--nonmembers", tmp_path / "n.npy", *SETTINGS, "-o", tmp_path / "run"]
-    code, _, err = call(capsys, *arguments)
+    code, out, err = call(capsys, *arguments, "--max-auc", "0.9")
     assert code == 4
-    assert "different sources" in err
-    assert (tmp_path / "run" / "report.html").exists()
-    assert call(capsys, *arguments, "--allow-shift")[0] == 0
+    assert "different sources" in err and "No limit was checked." in err
+    record = json.loads((tmp_path / "run" / "audit.json").read_text())
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert record["valid"] is False and record["gates"] == [] and len(record["results"]) == 2
+    assert not [w for w in record["warnings"] if "told apart without the model" in w]
+    for shown in (out, report, call(capsys, "report", tmp_path / "run")[1]):
+        assert "Invalid" in shown and not [r for r in record["results"] if f"{r['auc']['value']:.3f}" in shown]
+    printed = json.loads(call(capsys, "report", tmp_path / "run", "--json")[1])
+    assert printed["valid"] is False and "different sources" in printed["invalid_reason"] and printed["results"] == record["results"]
+    code, out, _ = call(capsys, *arguments, "--allow-shift")
+    assert code == 0 and "mix membership with that difference" in " ".join(out.split())
+    assert f"{record['results'][0]['auc']['value']:.3f}" in out
 
 
 @pytest.mark.parametrize(

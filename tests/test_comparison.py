@@ -14,9 +14,9 @@ from run_fixtures import gaussian, ids_of, make_run, swap_runs, write_quality
 from test_cli import call, refused
 
 from diffleak import metrics
-from diffleak.comparison import compare, save
+from diffleak.comparison import compare, refuse_invalid, save
 from diffleak.comparison_record import Comparison
-from diffleak.errors import UserError
+from diffleak.errors import InvalidAudit, UserError
 from diffleak.report.comparison import comparison_verdict, print_comparison
 from diffleak.report.comparison_page import comparison_html
 from diffleak.run_folder import read_record, read_samples
@@ -425,8 +425,33 @@ def test_a_reversed_attack_is_no_sign_of_safety(tmp_path):
 def test_an_audit_whose_sides_differ_without_the_model_makes_the_comparison_invalid(runs, tmp_path):
     bad = make_run(tmp_path / "bad", {"sima": gaussian(0.1)}, blind=0.8)
     record = compare(names(runs / "undefended", bad))
-    assert comparison_verdict(record).level == "invalid"
-    assert "Invalid: in some audits" in comparison_html(record)
+    assert comparison_verdict(record).level == "invalid" and record.valid is False and str(bad) in record.invalid_reason
+    page, text = comparison_html(record), printed(record)
+    for shown in (page, text):
+        assert "Invalid: in some audits" in shown and "bad" in shown
+        assert f"{record.entries[0].worst_result.auc.value:.3f}" not in shown
+    assert re.findall(r'<section[^>]* id="(\w+)"', page) == ["verdict", "reproduce"] and "<table" not in page
+    assert "AUC" not in text
+    with pytest.raises(InvalidAudit, match="Invalid: in some audits"):
+        refuse_invalid(record)
+
+
+def test_a_difference_of_the_sources_that_was_allowed_is_the_headline_of_a_comparison(runs, tmp_path):
+    shifted = make_run(tmp_path / "shifted", {"sima": gaussian(0.1)}, blind=0.8)
+    content = json.loads((shifted / "audit.json").read_text())
+    (shifted / "audit.json").write_text(json.dumps({**content, "settings": {**content["settings"], "allow_shift": True}}))
+    record = compare(names(runs / "undefended", shifted))
+    judged = comparison_verdict(record)
+    assert judged.level == "undecided" and "mix membership with that difference" in judged.title and record.valid
+    assert "<table" in comparison_html(record)
+    refuse_invalid(record)
+
+
+def test_a_rate_that_too_few_shared_images_allow_asks_for_the_images_that_must_be_given(tmp_path):
+    folders = [make_run(tmp_path / n, {"sima": gaussian(1.0)}, *ids_of(100, 100), seed=i) for i, n in enumerate("ab")]
+    record = compare(names(*folders))
+    rates = record.entries[1].worst.difference.tpr_at_1pct, record.entries[1].worst_result.tpr_at_1pct
+    assert all("needs 125 held-out images, since a fifth" in rate.reason and "has 100" in rate.reason for rate in rates)
 
 
 def test_a_model_that_leaks_more_is_said_to(runs):

@@ -14,13 +14,14 @@ from rich.console import Console
 from sklearn.metrics import roc_curve
 
 from diffleak import metrics
-from diffleak.record import Estimate, Split
+from diffleak.record import Blind, Estimate, Split
 from diffleak.report import figures, html, markdown, print_result, print_terminal, verdict
 from diffleak.report import wording as w
+from diffleak.report.judgement import with_validity
 from diffleak.report.table import table
 
 THREE = {"sima": 1.75, "pia": 0.8, MONTE_CARLO: 1.2}
-DIFFERENT = Estimate(value=0.81, low=0.78, high=0.84)
+DIFFERENT = Blind(value=0.81, low=0.78, high=0.84)
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +76,20 @@ def test_an_interval_with_one_half_in_it_says_what_cannot_be_excluded_and_never_
 def test_sides_that_differ_without_the_model_make_the_audit_invalid_before_anything_else(leak):
     judged = verdict(leak[0].model_copy(update={"blind": DIFFERENT}))
     assert judged.level == "invalid"
-    assert "do not measure membership" in judged.title
+    assert "does not measure membership" in judged.title
     assert "81 %" in judged.sentences[0]
 
 
 def test_a_blind_interval_between_one_half_and_the_limit_is_a_caution_not_an_invalid_audit(leak):
-    judged = verdict(leak[0].model_copy(update={"blind": Estimate(value=0.56, low=0.53, high=0.59)}))
+    judged = verdict(leak[0].model_copy(update={"blind": Blind(value=0.56, low=0.53, high=0.59)}))
     assert judged.level == "leak"
     assert "may come from the images and not from the model" in judged.sentences[-1]
 
 
-def test_a_blind_check_that_was_not_possible_is_said_with_its_reason(leak):
-    judged = verdict(leak[0].model_copy(update={"blind": Estimate(reason="needs >= 50 images a side, has 9")}))
-    assert "(needs >= 50 images a side, has 9)" in judged.sentences[-1]
+def test_a_blind_check_that_was_not_possible_is_said_with_its_reason_and_leaves_the_verdict_undecided(leak):
+    judged = verdict(leak[0].model_copy(update={"blind": Blind(reason="needs >= 50 images a side, has 9")}))
+    assert "(needs >= 50 images a side, has 9)" in judged.sentences[-2]
+    assert judged.level == "undecided" and judged.title.startswith("Undecided: members can be told apart")
 
 
 def test_an_interval_below_one_half_is_reported_as_pointing_the_wrong_way(null):
@@ -335,10 +337,64 @@ def test_the_most_exposed_member_of_the_test_half_leads_the_list(leak, page):
     assert len(shown) == 12 and not calibrate & set(shown)
 
 
-def test_an_invalid_audit_shows_no_headline_numbers(leak):
-    page = html(leak[0].model_copy(update={"blind": DIFFERENT}), leak[1])
-    assert 'class="tile"' not in page
-    assert "Not valid as a measure of membership" in page
+def numbers_of(record):
+    """Every number of the results, as the report would print it."""
+    for result in record.results:
+        for estimate in (result.auc, result.asr, *result.tpr_at_fpr):
+            if estimate.value is not None:
+                yield from (w.percent(estimate.value), f"{estimate.value:.3f}")
+
+
+def test_an_invalid_audit_shows_why_and_what_to_do_and_nothing_else(leak):
+    record, samples = leak
+    invalid = record.model_copy(update={"blind": DIFFERENT, "warnings": ("sima: AUC 0.3133 is below 0.4",)})
+    page, text, table_text = html(invalid, samples, thumbnail), terminal(invalid, 200), markdown(invalid)
+    assert [a["id"] for tag, a in Elements(page).found if tag == "section"] == ["verdict", "reproduce"]
+    assert not [tag for tag, _ in Elements(page).found if tag in ("img", "table", "figure", "nav", "ol")]
+    for shown in (page.replace("&nbsp;", " "), text, table_text):
+        assert "Invalid: the two sides come from different sources" in shown and "81 %" in shown
+        assert "Divide one set of images at random" in shown
+        assert not [number for number in numbers_of(record) if number in shown]
+        assert not [i for i in samples.ids if i in shown] and "0.3133" not in shown
+    assert "1,920,000" not in page and 'id="warnings"' not in page and "warning:" not in text and "Warnings" not in table_text
+
+
+def test_what_is_allowed_to_differ_is_shown_under_a_headline_that_says_so(leak):
+    record, samples = leak
+    allowed = record.model_copy(update={"blind": DIFFERENT, "settings": {"allow_shift": True}})
+    judged = verdict(allowed)
+    assert judged.level == "undecided" and "the numbers below mix membership with that difference" in judged.title
+    for shown in (html(allowed, samples), terminal(allowed, 200), markdown(allowed)):
+        assert f"{record.results[0].auc.value:.3f}" in shown
+    assert 'class="tile"' in html(allowed, samples)
+
+
+def test_the_record_says_whether_it_is_valid_and_why_not(leak):
+    cases = {"blind": DIFFERENT}, {"blind": DIFFERENT, "settings": {"allow_shift": True}}, {}
+    found = [with_validity(leak[0].model_copy(update=case)) for case in cases]
+    assert [record.valid for record in found] == [False, True, True]
+    assert "come from different sources" in found[0].invalid_reason and "81 %" in found[0].invalid_reason
+    assert found[1].invalid_reason is None and found[0].results == leak[0].results
+
+
+CLAIMS = re.compile(r"where the model leaks|most exposed|leaks? (more|less)|leakage|\bA leak was found|at risk", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("level", ["leak", "no-leak-found", "undecided"])
+def test_no_title_or_intro_claims_more_than_the_verdict(leak, null, level):
+    record, samples = {"leak": leak, "no-leak-found": (with_auc(null[0], sima=(0.52, 0.48, 0.56)), null[1])}.get(level, leak)
+    if level == "undecided":
+        record = record.model_copy(update={"blind": Blind(reason="not made")})
+    assert verdict(record).level == level
+    page = html(record, samples)
+    assert not CLAIMS.search(page.partition("</nav>")[2])
+    said = {
+        "leak": "the leak exposes most",
+        "no-leak-found": "No leak was found, so this list",
+        "undecided": "is undecided, as the verdict is",
+    }
+    assert [key for key, words in said.items() if words in page] == [level]
+    assert f'<div class="verdict {level}">' in page and f".verdict.{level} {{" in page
 
 
 def test_without_calibration_or_scores_the_page_says_so_instead_of_failing(leak):

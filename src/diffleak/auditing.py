@@ -24,7 +24,7 @@ from diffleak.attacks.base import Attack
 from diffleak.attacks.black_box import BlackBox
 from diffleak.attacks.clid import CLiD
 from diffleak.audit_config import AuditConfig, GeometryConfig
-from diffleak.blind import INVALID_ABOVE, blind_auc
+from diffleak.blind import blind_auc, finding
 from diffleak.config import build
 from diffleak.data.captions import FIXED, Captions
 from diffleak.data.cohort import Cohort, two_sources
@@ -33,10 +33,14 @@ from diffleak.diffusion.denoiser import Denoiser
 from diffleak.environment import environment
 from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.files import checked_folder, open_to_others, write_new
+from diffleak.gates import LIMITS, gates
 from diffleak.geometry_analyses import analyse
 from diffleak.inputs import clear, write_geometry
 from diffleak.planning import Prepared, prepare
-from diffleak.record import AuditRecord, Costs, Plan, Result, Samples, Scores
+from diffleak.reasons import in_given_images
+from diffleak.record import AuditRecord, Blind, Costs, Plan, Result, Samples, Scores
+from diffleak.report.gates import sentence
+from diffleak.report.judgement import with_validity
 from diffleak.report.wording import visible
 from diffleak.run_folder import read_plan, write_results
 
@@ -240,7 +244,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         headline=evaluation.headline(results),
         results=tuple(results),
         blind=blind,
-        warnings=_warnings(prepared, results, blind.low),
+        warnings=_warnings(prepared, results, blind),
         omitted=prepared.scan.omitted,
         truncated=prepared.truncated,
         costs=Costs(queries=collected.queries, seconds=round(collected.seconds + time.monotonic() - started, 2), chunks=collected.chunks),
@@ -248,6 +252,8 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         membership=prepared.membership,
         images=prepared.scan.tally,
     )
+    record = with_validity(in_given_images(record))
+    record = record.model_copy(update={"gates": gates(record.results, config) if record.valid else ()})
     return Audit(record, evaluation.samples(chosen, results, cohort.member, split), every, cohort)
 
 
@@ -278,33 +284,18 @@ def _asked(prepared: Prepared, result: Result) -> tuple[hub.Target | None, ...]:
 
 
 def gate(record: AuditRecord, config: AuditConfig) -> None:
-    """Raises `InvalidAudit` when the sides differ without the model, `GateFailed` when a limit the user set is not met.
+    """Raises `InvalidAudit` when the numbers do not measure membership, `GateFailed` with every limit that is not met.
 
-    A limit is met when the upper end of every attack's 95 % interval is at or below it: what cannot be excluded counts,
-    and so does an attack that works with its direction reversed. `max_excess_auc` is about the attacks on the excess over the
-    reference alone.
+    `diffleak.gates` says when a limit is met.
     """
-    if record.blind.low is not None and record.blind.low > INVALID_ABOVE and not config.allow_shift:
-        raise InvalidAudit(
-            f"a classifier that never saw the model tells the two sides apart (AUC {record.blind.value:.2f}): they come from different "
-            "sources, so the scores do not measure membership; use a matched held-out set, or --allow-shift to exit 0 all the same"
-        )
-    for result in (r for r in record.results if r.leads):
-        rate = next(r for r in result.tpr_at_fpr if r.fpr == 0.01)
-        reversed_auc = None if result.auc.low is None else 1 - result.auc.low
-        if result.variant == "excess":  # reversed, it is the reference that leaks
-            reversed_auc = result.auc.high
-        checks = (
-            ("AUC", result.auc, result.auc.high, config.max_auc),
-            ("AUC with the direction reversed (are the sides swapped?)", result.auc, reversed_auc, config.max_auc),
-            ("TPR at 1 % FPR", rate, rate.high, config.max_tpr),
-            ("AUC", result.auc, result.auc.high, config.max_excess_auc if result.variant == "excess" else None),
-        )
-        for name, estimate, reach, limit in checks:
-            if limit is not None and reach is None:
-                raise GateFailed(f"{result.attack}: {name} is {estimate.reason}, so the limit of {limit} cannot be confirmed")
-            if limit is not None and reach is not None and reach > limit:
-                raise GateFailed(f"{result.attack}: {name} may reach {reach:.3f}, above the limit of {limit}")
+    judged = with_validity(record.model_copy(update={"settings": {**record.settings, "allow_shift": config.allow_shift}}))
+    if not judged.valid:
+        limits = " No limit was checked." if any(getattr(config, limit) is not None for limit in LIMITS) else ""
+        raise InvalidAudit(f"{judged.invalid_reason}{limits}")
+    checked = gates(record.results, config)
+    failed = [sentence(gate) for gate in checked if not gate.passed]
+    if failed:
+        raise GateFailed("\n".join((f"{len(failed)} of {len(checked)} checks failed", *failed)))
 
 
 def _claim(folder: Path, plan: Plan) -> bool:
@@ -342,7 +333,7 @@ def _command(config: AuditConfig, plan: Plan) -> str:
     return shlex.join(parts)
 
 
-def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | None) -> tuple[str, ...]:
+def _warnings(prepared: Prepared, results: Sequence[Result], blind: Blind) -> tuple[str, ...]:
     found, split = list(prepared.target.warnings), prepared.split.record
     if prepared.reference:
         found += [f"of the reference: {line}" for line in prepared.reference.warnings]
@@ -395,10 +386,8 @@ def _warnings(prepared: Prepared, results: Sequence[Result], blind_low: float | 
         ]
     if prepared.config.resize:
         found.append(f"images of another shape were resized to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")
-    if blind_low is not None and blind_low > 0.5:
-        found.append(
-            "a classifier that never saw the model tells the two sides apart better than chance: part of every AUC may be that difference"
-        )
+    if finding(blind) == "perhaps":
+        found.append("the two sides can be told apart without the model, better than by chance: part of every AUC may be that difference")
     if prepared.reference and prepared.plan.reference_fingerprint == prepared.plan.model_fingerprint != hub.UNKNOWN:
         found.append("the reference is the model itself: there is no excess over it")
     for result in (r for r in results if r.plain):

@@ -308,7 +308,9 @@ def audit(
         Opt(help="Chunks this worker scores side by side, one CPU thread each; default its share of the cores.", show_default=False),
     ] = None,
     dry_run: DryRun = None,
-    thumbnails: Annotated[bool | None, Opt("--thumbnails", help="Show the most exposed images in the report.", show_default=False)] = None,
+    thumbnails: Annotated[
+        bool | None, Opt("--thumbnails", help="Show the members that score highest in the report.", show_default=False)
+    ] = None,
     max_auc: Annotated[float | None, Opt(help="Gate: exit 3 if any attack's AUC may exceed this.", show_default=False)] = None,
     max_tpr: Annotated[float | None, Opt(help="Gate: exit 3 if any TPR at 1 % FPR may exceed this.", show_default=False)] = None,
     max_excess_auc: Annotated[
@@ -529,7 +531,7 @@ def metrics(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of a finished audit.", show_default=False)],
-    thumbnails: Annotated[bool, Opt("--thumbnails", help="Show the most exposed images (private); reads the data again.")] = False,
+    thumbnails: Annotated[bool, Opt("--thumbnails", help="Show the members that score highest (private); reads the data again.")] = False,
     markdown: Annotated[bool, Opt("--markdown", help="Print the table as Markdown.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -584,6 +586,7 @@ def compare(
     from diffleak.report.comparison import print_comparison
 
     _print_record(record, print_comparison, output / "compare.html" if output else None, as_json)
+    api.refuse_invalid(record)
 
 
 @app.command()

@@ -27,9 +27,13 @@ from diffleak.comparison_record import (
     Quality,
     Worst,
 )
-from diffleak.errors import UserError, unknown
+from diffleak.data.draw import calibrate_size
+from diffleak.errors import InvalidAudit, UserError, unknown
 from diffleak.files import checked_folder, write_text
+from diffleak.reasons import reworded
 from diffleak.record import EARLIER_RATES, RateAtFPR, Result
+from diffleak.report.comparison import comparison_verdict, invalid_runs
+from diffleak.report.judgement import allows_shift
 from diffleak.report.wording import visible
 from diffleak.runs import EntryRuns, Run, pair, quality_of, read_entries
 from diffleak.swap_audit import NO_HALVES, swap_or_reason, with_halves
@@ -58,7 +62,7 @@ def compare(
     compared = tuple(_entry(entry, entries[0], shared, qualities.get(entry.name), seed) for entry in entries)
     metric, reason = _quality_metric(compared)
     swap, swap_reason = swap_or_reason(audited, shared, halves_file, halves is not None) if halves_file else (None, unused or NO_HALVES)
-    return Comparison(
+    record = Comparison(
         diffleak=version("diffleak"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=_command(runs, attacks, halves, quality, seed, output),
@@ -72,6 +76,9 @@ def compare(
         swap_reason=swap_reason,
         warnings=tuple(_warnings(entries, compared, shared, audited, unused)),
     )
+    judged = comparison_verdict(record) if invalid_runs(record) else None
+    reason = " ".join((judged.title, judged.sentences[0])) if judged else None
+    return record.model_copy(update={"valid": judged is None, "invalid_reason": reason})
 
 
 def save(record: Comparison, folder: Path) -> None:
@@ -81,6 +88,12 @@ def save(record: Comparison, folder: Path) -> None:
     folder = checked_folder(folder)
     write_text(folder / "compare.html", comparison_html(record))
     write_text(folder / "compare.json", record.model_dump_json(indent=2))
+
+
+def refuse_invalid(record: Comparison) -> None:
+    """Raises `InvalidAudit` when a run's numbers do not measure membership."""
+    if record.valid is False:
+        raise InvalidAudit(record.invalid_reason or "some audit is invalid")
 
 
 def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, ...]:
@@ -133,6 +146,7 @@ def _described(run: Run) -> ComparedRun:
         nonmembers=record.split.nonmembers,
         repeats=record.split.repeats,
         blind=record.blind,
+        allow_shift=allows_shift(record.settings),
     )
 
 
@@ -190,7 +204,7 @@ def difference(first: tuple[Run, str], second: tuple[Run, str], seed: int) -> Di
         found.append((metrics.auc_difference(m, n), *rates))
         sizes.append((len(m), len(n)))
     auc, at_10pct, at_1pct = (evaluation.over_repeats(same) for same in zip(*found, strict=True))
-    return Difference(
+    found_differences = Difference(
         against_run=two.name,
         against_attack=other,
         auc=auc,
@@ -199,6 +213,10 @@ def difference(first: tuple[Run, str], second: tuple[Run, str], seed: int) -> Di
         members=sizes[0][0],
         nonmembers=sizes[0][1],
     )
+    given = (int(pairing.member.sum()), int((~pairing.member).sum()))
+    fraction = one.record.split.calibrate_fraction
+    shared_parts = sizes[0] == tuple(size - calibrate_size(size, fraction) for size in given)
+    return reworded(found_differences, *given, fraction) if shared_parts else found_differences
 
 
 def _quality_metric(entries: Sequence[Entry]) -> tuple[Literal["kid", "frechet"] | None, str | None]:

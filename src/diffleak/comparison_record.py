@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from diffleak.record import Estimate, RateAtFPR, Record, Version
+from diffleak.record import Blind, Estimate, RateAtFPR, Record, Version
 
 COMPARISON_SCHEMA_VERSION: Literal[2] = 2  # 1: rates as in schema version 1 of audit.json
 
@@ -117,7 +117,8 @@ class ComparedRun(Record):
     members: int
     nonmembers: int
     repeats: int
-    blind: Estimate
+    blind: Blind
+    allow_shift: bool = False
 
 
 class Entry(Record):
@@ -174,7 +175,7 @@ class Comparison(Record):
     """compare.json. The first of `entries` is the reference; `attacks` are those that every run has.
 
     `differences` counts the AUC differences that were looked at. `quality_metric` is what the scatter plots, or null with
-    a `quality_reason`; `swap` likewise.
+    a `quality_reason`; `swap` likewise. Where `valid` is false some run's numbers do not measure membership (`invalid_reason`).
     """
 
     schema_version: Literal[1, 2] = COMPARISON_SCHEMA_VERSION
@@ -190,6 +191,8 @@ class Comparison(Record):
     swap: SwapAudit | None
     swap_reason: str | None
     warnings: tuple[str, ...]
+    valid: bool | None = None
+    invalid_reason: str | None = None
 
     @property
     def reference(self) -> Entry:

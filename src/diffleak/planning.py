@@ -16,12 +16,14 @@ from diffleak.attacks.base import SWEEP, Attack, fit_to_schedule, parse, parse_t
 from diffleak.audit_config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.cohort import Cohort
+from diffleak.data.draw import calibrate_size
 from diffleak.data.handling import refuse_other_reading
 from diffleak.data.scan import Scan, scan
 from diffleak.diffusion.codec import Codec, images_of
 from diffleak.diffusion.denoiser import Guided
 from diffleak.errors import UserError
 from diffleak.files import checked_folder
+from diffleak.gates import refuse_unreachable
 from diffleak.inputs import Inputs, auto_batch_size
 from diffleak.masks import MaskChoice, parse_mask
 from diffleak.masks import distinct as distinct_masks
@@ -158,6 +160,8 @@ def prepare(
     batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
     split = evaluation.divided(found.cohort.keys, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
+    if found.cohort.member.any():
+        refuse_unreachable(config, split.record)
     plan = Plan(
         diffleak=version("diffleak"),
         model=target.name,
@@ -301,7 +305,7 @@ def _published(spec: str) -> tuple[int, ...] | None:
 
 def _check_halves(cohort: Cohort, config: AuditConfig) -> None:
     smallest = int(min(cohort.member.sum(), (~cohort.member).sum()))
-    calibrate = round(config.calibrate_fraction * smallest)
+    calibrate = calibrate_size(smallest, config.calibrate_fraction)
     if config.calibration and not 0 < calibrate < smallest:
         raise UserError(
             f"calibrate_fraction must leave images in both parts; {config.calibrate_fraction} of {smallest} images "

@@ -200,6 +200,33 @@ class Result(Record):
         return may_lead(self.mask) and self.variant != "reference"
 
 
+class Blind(Estimate):
+    """What tells the two sides apart without the model: a classifier's AUC or, for few images, a permutation test.
+
+    Of the test, `value` is the AUC of the most telling pixel `statistic`, and `detectable_auc` the smallest that the test would have
+    called a difference of the sources with probability 0.8.
+    """
+
+    p_value: float | None = None
+    detectable_auc: float | None = None
+    statistic: str | None = None
+
+
+class Gate(Record):
+    """A limit that the user set, and whether an attack keeps it: `reach`, what its interval does not exclude, is at or below it.
+
+    `limit` is the setting, as max_auc. Where the quantity could not be estimated `reach` is null, with the reason: not passed.
+    """
+
+    limit: Literal["max_auc", "max_tpr", "max_excess_auc"]
+    attack: str
+    quantity: str
+    at_most: float
+    reach: float | None
+    passed: bool
+    reason: str | None = None
+
+
 class Quartile(Record):
     """The images whose distortion lies in one quarter, 1 the lowest: AUC of the test part by timestep, and at the chosen one."""
 
@@ -356,7 +383,11 @@ class Membership(Record):
 
 
 class AuditRecord(Record):
-    """audit.json."""
+    """audit.json.
+
+    `gates` are the limits that were set. Where `valid` is false the numbers do not measure membership, and `invalid_reason` says why;
+    an audit whose user allows a difference of the sources stays valid, and its verdict says that the numbers mix both.
+    """
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION
     created: str
@@ -367,7 +398,7 @@ class AuditRecord(Record):
     split: Split
     headline: str | None
     results: tuple[Result, ...]
-    blind: Estimate
+    blind: Blind
     warnings: tuple[str, ...]
     omitted: tuple[str, ...]
     truncated: tuple[str, ...] = ()
@@ -375,6 +406,9 @@ class AuditRecord(Record):
     geometry: Geometry | None = None
     membership: Membership | None = None
     images: Tally = Tally()
+    gates: tuple[Gate, ...] = ()
+    valid: bool | None = None
+    invalid_reason: str | None = None
 
     def result(self, attack: str) -> Result:
         """The result of one attack by its label."""

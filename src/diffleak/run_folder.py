@@ -16,7 +16,9 @@ from diffleak.data.cohort import Cohort
 from diffleak.data.pixels import CHANNEL_NAMES, png, without_alpha
 from diffleak.errors import UserError
 from diffleak.files import write_text
+from diffleak.reasons import in_given_images
 from diffleak.record import EARLIER_RATES, SCHEMA_VERSION, AuditRecord, Plan, Record, Samples
+from diffleak.report.judgement import with_validity
 
 R = TypeVar("R", bound=Record)
 
@@ -35,12 +37,12 @@ def read_record(folder: Path) -> AuditRecord:
     path = folder / "audit.json"
     if not path.is_file():
         raise UserError(f"RUN must be the folder of a finished audit; {folder} has no audit.json")
-    record = _read(path, AuditRecord)
+    record = with_validity(in_given_images(_read(path, AuditRecord)))
     return record if record.schema_version > 1 else record.model_copy(update={"warnings": (*record.warnings, EARLIER_RATES)})
 
 
 def write_results(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None) -> None:
-    """Writes audit.json, samples.csv and report.html; with a cohort the report shows its most exposed images."""
+    """Writes audit.json, samples.csv and report.html; with a cohort the report shows the members that score highest."""
     write_samples(folder / "samples.csv", samples)
     write_text(folder / "report.html", report.html(record, samples, _thumbnails(cohort, record) if cohort else None))
     write_text(folder / "audit.json", record.model_dump_json(indent=2))

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float64
 
 from diffleak.errors import UserError, unknown
 from diffleak.evaluation import evaluate
+from diffleak.reasons import reworded
 from diffleak.record import Estimate, Result
 
 TRUTH = {"true": 1.0, "false": 0.0}
@@ -48,6 +49,10 @@ def evaluate_file(path: Path, convention: str = "member-exact", column: str = "s
     part = None if test is None or test.all() else (test[member], test[~member])
     names = np.array(ids, dtype=str)
     result = evaluate(scores[member], scores[~member], convention, part, (names[member].tolist(), names[~member].tolist()))
+    if part is not None:
+        assert test is not None, "there is a part only where there is a column of it"
+        calibrated = round(float(np.mean(~test)), 2)  # the fraction that was set: sides are rounded to whole images
+        result = reworded(result, int(member.sum()), int((~member).sum()), calibrated)
     return result.model_copy(update={"attack": column})
 
 

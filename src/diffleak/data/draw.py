@@ -31,6 +31,27 @@ def ids_digest(ids: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(sorted(ids)).encode()).hexdigest()
 
 
+def calibrate_size(size: int, fraction: float) -> int:
+    """How many images of a side of `size` settings are chosen on."""
+    return round(fraction * size)
+
+
+def images_for(tested: int, fraction: float) -> int:
+    """The smallest side whose test part holds `tested` images."""
+    size = tested
+    while size - calibrate_size(size, fraction) < tested:
+        size += 1
+    return size
+
+
+def side_with(calibrated: int, fraction: float) -> int:
+    """The smallest side whose calibrate part holds `calibrated` images; `fraction` is above 0."""
+    size = calibrated
+    while calibrate_size(size, fraction) < calibrated:
+        size += 1
+    return size
+
+
 def calibrate_part(
     ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float, seed: int, repeat: int = 0
 ) -> Bool[np.ndarray, " n"]:
@@ -39,6 +60,6 @@ def calibrate_part(
     position = {image_id: i for i, image_id in enumerate(ids)}
     for side in (True, False):
         own = tuple(image_id for image_id, is_member in zip(ids, member, strict=True) if is_member == side)
-        for image_id in keyed_order(own, "calibrate", seed, repeat)[: round(fraction * len(own))]:
+        for image_id in keyed_order(own, "calibrate", seed, repeat)[: calibrate_size(len(own), fraction)]:
             calibrate[position[image_id]] = True
     return calibrate

@@ -7,7 +7,7 @@ from diffleak.report.masked import gain_cell
 from diffleak.report.table import Cell, Column, Table, auc_cell, missing, tabulate
 from diffleak.report.wording import medians, visible
 
-TITLE = "Leakage beyond the reference"
+TITLE = "Beyond the reference"
 DIFFERENCE = "the audited model minus the reference on the same test images. In brackets: 95 % interval."
 
 

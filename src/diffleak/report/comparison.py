@@ -2,7 +2,10 @@
 
 lowers       for some entry the interval of its worst AUC minus the reference's worst lies below 0
 not-shown    for none it does; the intervals say what cannot be excluded
-invalid      in some run a classifier that never sees the model tells the sides apart, or no difference has an interval
+undecided    in some run the sides differ without the model, and its user allowed that
+invalid      in some run they do and its user did not, or no difference has an interval
+
+Of a comparison with an invalid run no number is shown; compare.json keeps them.
 """
 
 from collections.abc import Callable
@@ -11,7 +14,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from diffleak.blind import INVALID_ABOVE
+from diffleak.blind import finding
 from diffleak.comparison_record import ComparedResult, Comparison, Entry, SwapAudit, SwapResult
 from diffleak.record import Estimate
 from diffleak.report.judgement import Verdict
@@ -33,13 +36,39 @@ TABULATED = ("kid", "frechet", "copy_rate")
 HOW_TO_QUALITY = "diffleak quality MODEL --reference DATA -o RUN"
 
 
+def invalid_runs(record: Comparison) -> tuple[str, ...]:
+    """The runs whose sides come from different sources, where their users did not allow it."""
+    return _different(record, allowed=False)
+
+
+def _different(record: Comparison, allowed: bool) -> tuple[str, ...]:
+    runs = [run for entry in record.entries for run in entry.runs]
+    return tuple(run.run for run in runs if finding(run.blind) == "different" and run.allow_shift == allowed)
+
+
 def comparison_verdict(record: Comparison) -> Verdict:
     """What the differences to the reference mean."""
-    invalid = [run.run for entry in record.entries for run in entry.runs if (run.blind.low or 0.0) > INVALID_ABOVE]
+    invalid = invalid_runs(record)
     if invalid:
         title = "Invalid: in some audits the two sides come from different sources, so the numbers do not measure membership."
-        reason = "A classifier that never saw the model tells members from held-out images apart in "
-        return Verdict("invalid", title, (f"{reason}{visible(', '.join(invalid))}. Audit again with sides from one source.",))
+        reason = "Members can be told from held-out images without the model in "
+        sentences: tuple[str, ...] = (
+            f"{reason}{visible(', '.join(invalid))}. Audit again with sides from one source.",
+            "No result is shown. compare.json keeps the numbers.",
+        )
+        return Verdict("invalid", title, sentences)
+    judged = _of_differences(record)
+    shifted = _different(record, allowed=True)
+    if shifted and judged.level != "invalid":
+        title = (
+            "Undecided: in some audits the two sides come from different sources, so the numbers below mix membership with that difference."
+        )
+        said = f"--allow-shift accepted this in {visible(', '.join(shifted))}. Audit again with sides from one source."
+        return Verdict("undecided", title, (*judged.sentences, said))
+    return judged
+
+
+def _of_differences(record: Comparison) -> Verdict:
     others = record.entries[1:]
     sentences = (_reference(record.reference), *(_against(entry, record) for entry in others), _chosen(record))
     known = [e for e in others if _worst_difference(e).high is not None]
@@ -268,7 +297,9 @@ def swap_sentences(swap: SwapAudit) -> tuple[str, ...]:
 
 
 def print_comparison(record: Comparison, console: Console) -> None:
-    """Prints the verdict, the tables, the swap audit and the warnings."""
+    """Prints the verdict, the tables, the swap audit and the warnings; with an invalid run only why there are none."""
+    if invalid_runs(record):
+        return print_verdict(comparison_verdict(record), (), console)
     print_verdict(comparison_verdict(record), record.warnings, console)
     print_table(entries_table(record, names=True), console, first="Entry")
     print_table(attacks_table(record), console, first="Entry and attack")

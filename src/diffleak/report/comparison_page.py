@@ -1,5 +1,7 @@
 """The comparison as one HTML file in the style of the report: opens offline, no script, no request."""
 
+from typing import Any
+
 from diffleak.comparison_record import Comparison
 from diffleak.report import comparison as words
 from diffleak.report.page import template
@@ -17,21 +19,26 @@ GLOSSARY = (
 
 def comparison_html(record: Comparison) -> str:
     """The whole page; the same record gives the same bytes."""
+    results = {"results": False} if words.invalid_runs(record) else _results(record)
+    page = template("comparison.html.j2").render(record=record, verdict=words.comparison_verdict(record), **results)
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _results(record: Comparison) -> dict[str, Any]:
+    """Everything on the page that comes from the results."""
     from diffleak.report import comparison_figures as figures
 
-    page = template("comparison.html.j2").render(
-        record=record,
-        verdict=words.comparison_verdict(record),
-        entries=words.entries_table(record, names=False),
-        attacks=words.attacks_table(record),
-        forest=figures.forest(record),
-        scatter=figures.scatter(record),
-        points=figures.points(record),
-        metric=words.QUALITY.get(record.quality_metric or "", ""),
-        how_to_quality=words.HOW_TO_QUALITY,
-        swap=record.swap,
-        swap_table=words.swap_table(record.swap) if record.swap else None,
-        swap_sentences=words.swap_sentences(record.swap) if record.swap else (),
-        glossary=GLOSSARY,
-    )
-    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+    return {
+        "results": True,
+        "entries": words.entries_table(record, names=False),
+        "attacks": words.attacks_table(record),
+        "forest": figures.forest(record),
+        "scatter": figures.scatter(record),
+        "points": figures.points(record),
+        "metric": words.QUALITY.get(record.quality_metric or "", ""),
+        "how_to_quality": words.HOW_TO_QUALITY,
+        "swap": record.swap,
+        "swap_table": words.swap_table(record.swap) if record.swap else None,
+        "swap_sentences": words.swap_sentences(record.swap) if record.swap else (),
+        "glossary": GLOSSARY,
+    }

@@ -59,9 +59,9 @@ def high_minus_low(geometry: Geometry) -> str:
         return f"Whether members with high distortion are easier to tell apart could not be estimated{_why(gap)}."
     size = f"AUC highest minus lowest quarter: {signed(gap.value)}, 95 % interval {signed_interval(gap)}"
     if gap.low > 0:
-        return f"The images that the decoder distorts most leak more than those it distorts least ({size})."
+        return f"The attack does better on the images that the decoder distorts most than on those it distorts least ({size})."
     if gap.high < 0:
-        return f"The images that the decoder distorts most leak less than those it distorts least ({size})."
+        return f"The attack does worse on the images that the decoder distorts most than on those it distorts least ({size})."
     return f"No difference was found between the images that the decoder distorts most and least; one cannot be excluded ({size})."
 
 

@@ -4,7 +4,12 @@ The verdict rests on the attack that was chosen on the calibrate part, and on it
 
     leak             the interval lies above one half
     no-leak-found    it does not; the upper end says what cannot be excluded
-    invalid          a classifier that never sees the model tells the sides apart (AUC interval above 0.6), or there is no AUC
+    undecided        it does, but a difference between the sources may be the reason: one that so few images do not show (the
+                     interval's lower end is below the AUC that the check would have found), or that was not looked for, or that
+                     the user allowed
+    invalid          the sides differ without the model (see `diffleak.blind`) and the user did not allow it, or there is no AUC
+
+Of an invalid audit no number is shown; audit.json and samples.csv keep them.
 
 Another attack counts only if its interval stays above one half when widened for the number of attacks looked at
 (Bonferroni), masked ones and those on the excess over a reference counted. Controls of masks never count: they are there to
@@ -16,11 +21,11 @@ and test on the same images in turn).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
-from diffleak.blind import INVALID_ABOVE
+from diffleak.blind import POWER, finding, may_explain
 from diffleak.metrics import ALPHA
-from diffleak.record import AuditRecord, Estimate, Result
+from diffleak.record import AuditRecord, Blind, Estimate, Result
 from diffleak.report.wording import count, percent, spoken, visible
 
 GUESSING = 0.5
@@ -36,7 +41,8 @@ ACCESS = {
 class Verdict:
     """The answer in one plain `title`, its grounds in `sentences`, and the attack they speak of."""
 
-    level: Literal["leak", "no-leak-found", "lowers", "not-shown", "invalid"]  # the middle two only of comparisons
+    # lowers and not-shown are only of comparisons
+    level: Literal["leak", "no-leak-found", "undecided", "lowers", "not-shown", "invalid"]
     title: str
     sentences: tuple[str, ...]
     attack: str | None = None
@@ -44,27 +50,53 @@ class Verdict:
 
 def verdict(record: AuditRecord) -> Verdict:
     """What the numbers of an audit mean; never that a model is safe."""
+    sources, allowed = finding(record.blind), allows_shift(record.settings)
+    if sources == "different" and not allowed:
+        title = "Invalid: the two sides come from different sources, so this audit does not measure membership."
+        return Verdict("invalid", title, (_blind(record.blind), _repair(), _kept()))
     candidates = tuple(r for r in record.results if r.leads)
     chosen = next((r for r in candidates if r.attack == record.headline), None)
     finder = _finder(candidates, chosen)
     lead = finder or chosen or max(candidates, key=lambda r: r.auc.value or 0.0, default=None)
     attack = lead.attack if lead else None
-    if (record.blind.low or 0.0) > INVALID_ABOVE:
-        title = "Invalid: the two sides come from different sources, so the numbers below do not measure membership."
-        return Verdict("invalid", title, (_blind(record.blind), _repair()), attack)
     if lead is None or lead.auc.low is None or lead.auc.high is None:
         why = lead.auc.reason if lead and lead.auc.reason else "the record holds no attack with an interval"
         title = "No verdict: the audit could not measure whether members can be told apart."
         return Verdict("invalid", title, (f"The reason: {visible(why)}.", _blind(record.blind)), attack)
     grounds = (*_beyond(record, lead), *_mask(record, lead), _provenance(record, lead, chosen, candidates), _blind(record.blind))
+    backwards = lead.auc.high < GUESSING
+    middle = (_reversed(),) if backwards else (_caught(lead),) if finder else (_not_excluded(lead.auc), _caught(lead))
+    found = (_picks(lead), *middle, *grounds)
+    if sources == "different":
+        title = "Undecided: the two sides come from different sources, so the numbers below mix membership with that difference."
+        return Verdict("undecided", title, (*found, f"--allow-shift accepted this. {_repair()}"), attack)
+    if finder and may_explain(record.blind, finder.auc.low or 0.0):
+        title = f"Undecided: members can be told apart from held-out images, but {_unseen(record.blind)}."
+        return Verdict("undecided", title, (*found, _settle(record.blind)), attack)
     if finder:
         title = "A leak was found: members can be told apart from held-out images better than by guessing."
-        return Verdict("leak", title, (_picks(lead), _caught(lead), *grounds), attack)
-    if lead.auc.high < GUESSING:
+        return Verdict("leak", title, found, attack)
+    if sources == "unchecked":
+        title = f"Undecided: no leak was found by these attacks, but {_unseen(record.blind)}."
+        return Verdict("undecided", title, (*found, _settle(record.blind)), attack)
+    if backwards:
         title = "No leak was found, but the scores point the wrong way: look into this before relying on the audit."
-        return Verdict("no-leak-found", title, (_picks(lead), _reversed(), *grounds), attack)
+        return Verdict("no-leak-found", title, found, attack)
     title = "No leak was found by these attacks. That does not prove that there is none."
-    return Verdict("no-leak-found", title, (_picks(lead), _not_excluded(lead.auc), _caught(lead), *grounds), attack)
+    return Verdict("no-leak-found", title, found, attack)
+
+
+def allows_shift(settings: dict[str, Any]) -> bool:
+    """Whether the user of an audit with these settings accepted that its sides may differ by themselves."""
+    return bool(settings.get("allow_shift"))
+
+
+def with_validity(record: AuditRecord) -> AuditRecord:
+    """The record with `valid` and `invalid_reason` as its verdict has them."""
+    judged = verdict(record)
+    invalid = judged.level == "invalid"
+    reason = " ".join((judged.title, *judged.sentences[:1])) if invalid else None
+    return record.model_copy(update={"valid": not invalid, "invalid_reason": reason})
 
 
 def _finder(candidates: Sequence[Result], chosen: Result | None) -> Result | None:
@@ -197,21 +229,68 @@ def _membership(record: AuditRecord) -> str:
     return f" {visible(record.membership.sentence)}" if record.membership else ""
 
 
-def _blind(blind: Estimate) -> str:
+def _unseen(blind: Blind) -> str:
+    """Why an attack's success may be a difference of the sources."""
+    if finding(blind) == "unchecked":
+        return "it was not checked whether the two sides come from one source"
+    return "with so few images a difference between the two sources may be the reason"
+
+
+def _settle(blind: Blind) -> str:
+    """How to decide an audit that is undecided."""
+    if finding(blind) == "unchecked":
+        return f"To decide it: audit again with this version, which makes this check. {_repair()}"
+    return (
+        "To decide it: audit more images of each side, or be sure of the sources by yourself: divide one set of images at random, train on "
+        "one part and hold out the other."
+    )
+
+
+def _blind(blind: Blind) -> str:
     """What the check for different sources says."""
+    if blind.p_value is not None:
+        return _permuted(blind, blind.p_value)
     if blind.value is None or blind.low is None or blind.high is None:
         why = f" ({visible(blind.reason)})" if blind.reason else ""
-        unknown = f"It could not be checked whether the two sides come from the same source{why}"
+        unknown = f"It was not checked whether the two sides come from the same source{why}"
         return f"{unknown}; if they do not, the numbers do not measure membership."
     value, ends = spoken(blind)
     classifier = "A classifier that sees only pixel statistics and never the model"
     text = f"{classifier} picks the member {value} of the time (95 % interval {ends})"
-    if blind.low > INVALID_ABOVE:
-        return f"{text}. The images of the two sides differ by themselves, so any score can tell them apart."
-    if blind.low > GUESSING:
-        return f"{text}: part of what the attacks find may come from the images and not from the model."
+    match finding(blind):
+        case "different":
+            return f"{text}. The images of the two sides differ by themselves, so any score can tell them apart."
+        case "perhaps":
+            return f"{text}: part of what the attacks find may come from the images and not from the model."
     return f"{text}: no sign that the two sides come from different sources."
+
+
+def _permuted(blind: Blind, p_value: float) -> str:
+    """What the permutation test says, and what it would have found."""
+    named = f"one pixel statistic, {blind.statistic}," if blind.statistic else "one pixel statistic"
+    share = f" {percent(blind.value, 0)} of the time" if blind.value is not None else ""
+    text = (
+        f"Without the model, {named} tells a member from a held-out image{share}; of random divisions of these images "
+        f"{percent(p_value, 1)} do as well or better (p = {p_value:.2g})"
+    )
+    match finding(blind):
+        case "different":
+            return f"{text}. The images of the two sides differ by themselves, so any score can tell them apart."
+        case "perhaps":
+            text += ": part of what the attacks find may come from the images and not from the model."
+        case _:
+            text += ": no sign that the two sides come from different sources."
+    if blind.detectable_auc is None:
+        return f"{text} With so few images this check can miss any difference."
+    return (
+        f"{text} With so few images this check sees, with probability {POWER:g}, a difference by which a statistic is right "
+        f"{percent(blind.detectable_auc, 0)} of the time or more; it may miss smaller ones."
+    )
 
 
 def _repair() -> str:
     return "Divide one set of images at random, train on one part, hold out the other, and audit again with these two parts."
+
+
+def _kept() -> str:
+    return "No result is shown. audit.json and samples.csv keep the numbers; --allow-shift shows them, for what they are."

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffleak.blind import INVALID_ABOVE
+from diffleak.blind import INVALID_ABOVE, INVALID_P
 from diffleak.metrics import exposure
 from diffleak.record import AuditRecord, Estimate, Result, Samples
-from diffleak.report import handling, wording
+from diffleak.report import wording
 from diffleak.report.beyond import reference_table, sentences
-from diffleak.report.judgement import verdict
+from diffleak.report.gates import gates_title, sentence
+from diffleak.report.judgement import Verdict, verdict
 from diffleak.report.masked import masks_table, summaries
 from diffleak.report.selection import masked, shown, unmasked
 from diffleak.report.table import ORACLE_NOTE, table
@@ -53,6 +54,14 @@ REFERENCE_GLOSSARY = (
 )
 
 
+# What the list of the members that score highest means, by the verdict.
+EXPOSURE = {
+    "leak": "These are the members that the leak exposes most.",
+    "no-leak-found": "No leak was found, so this list does not show that these members are exposed: every ranking has a top.",
+    "undecided": "Whether these members are exposed is undecided, as the verdict is: every ranking has a top.",
+}
+
+
 @dataclass(frozen=True)
 class Exposed:
     """A member that scores high: how many held-out images score as high, in words, and its picture as a data URI."""
@@ -75,57 +84,65 @@ class Pictured:
 def html(record: AuditRecord, samples: Samples, thumbnail: Callable[[str], bytes] | None = None) -> str:
     """The whole report; `thumbnail` gives an image's PNG by its id, and without it no image is shown.
 
-    The same record and samples give the same bytes.
+    Of an invalid audit: why it is, what to do, and how it was made. The same record and samples give the same bytes.
     """
+    judged = verdict(record)
+    results = {"results": False} if judged.level == "invalid" else _results(record, samples, judged, thumbnail)
+    page = template("template.html.j2").render(
+        record=record,
+        verdict=judged,
+        attacks=unmasked(record),
+        handling=handling.on_page(record.plan.anonymous is not None, thumbnail is not None and results["results"]),
+        blind_limit=INVALID_ABOVE,
+        blind_p=INVALID_P,
+        listed=LISTED,
+        **results,
+    )
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _results(record: AuditRecord, samples: Samples, judged: Verdict, thumbnail: Callable[[str], bytes] | None) -> dict[str, Any]:
+    """Everything on the page that comes from the results."""
     from diffleak.report import figures
     from diffleak.report.geometry_section import section
 
-    judged = verdict(record)
     lead = next((r for r in record.results if r.attack == judged.attack), None)
     results = shown(record)
     others = [r for r in results if r is not lead]
     ordered = ([lead] if lead else []) + others
     drawn = figures.styles(results, judged.attack)
-    pages = template("template.html.j2").render(
-        record=record,
-        verdict=judged,
-        lead=lead,
-        tiles=_tiles(lead) if lead and judged.level != "invalid" else [],
-        table=table(record),
-        oracle_note=ORACLE_NOTE,
-        conventions=sorted({r.convention for r in record.results} - {"member-exact"}),
-        hidden=any(r.mask is not None for r in record.results if r not in results),
-        attacks=unmasked(record),
-        masks=_masks(record),
-        reference=_reference(record),
-        styles=[(r.attack, drawn[r.attack]) for r in ordered],
-        swept_styles=[(r.attack, drawn[r.attack]) for r in ordered if r.timestep is not None],
-        roc=figures.roc(results, samples, judged.attack),
-        timesteps=figures.timesteps(results, judged.attack),
-        histogram=figures.histogram(samples, lead, "scores", small=False) if lead else None,
-        histograms=[(r.attack, figures.histogram(samples, r, f"scores-{i}", small=True)) for i, r in enumerate(others)],
-        geometry=section(record, judged.attack, _gallery(samples, thumbnail)) if record.geometry else None,
-        exposed=_most_exposed(samples, judged.attack, thumbnail),
-        pictures=thumbnail is not None,
-        handling=handling.on_page(record.plan.anonymous is not None, thumbnail is not None),
-        glossary=GLOSSARY
+    return {
+        "results": True,
+        "lead": lead,
+        "tiles": _tiles(lead) if lead else [],
+        "gates": [(gate, sentence(gate)) for gate in record.gates],
+        "gates_title": gates_title(record.gates),
+        "table": table(record),
+        "oracle_note": ORACLE_NOTE,
+        "conventions": sorted({r.convention for r in record.results} - {"member-exact"}),
+        "hidden": any(r.mask is not None for r in record.results if r not in results),
+        "masks": _masks(record),
+        "reference": _reference(record),
+        "styles": [(r.attack, drawn[r.attack]) for r in ordered],
+        "swept_styles": [(r.attack, drawn[r.attack]) for r in ordered if r.timestep is not None],
+        "roc": figures.roc(results, samples, judged.attack),
+        "timesteps": figures.timesteps(results, judged.attack),
+        "histogram": figures.histogram(samples, lead, "scores", small=False) if lead else None,
+        "histograms": [(r.attack, figures.histogram(samples, r, f"scores-{i}", small=True)) for i, r in enumerate(others)],
+        "geometry": section(record, judged.attack, _gallery(samples, thumbnail)) if record.geometry else None,
+        "exposed": _most_exposed(samples, judged.attack, thumbnail),
+        "exposure": EXPOSURE[judged.level],
+        "pictures": thumbnail is not None,
+        "glossary": GLOSSARY
         + (LATENT_GLOSSARY if record.geometry or masked(record) else ())
         + (REFERENCE_GLOSSARY if record.plan.reference else ()),
-        blind_limit=INVALID_ABOVE,
-        listed=LISTED,
-    )
-    return pages.encode("utf-8", "backslashreplace").decode("utf-8")
+    }
 
 
 def _masks(record: AuditRecord) -> dict[str, Any] | None:
     """The section on masks; None for a record without masked results."""
     table = masks_table(record)
     return {"table": table, "summaries": summaries(record), "folded": len(table.rows) > MOST_ROWS} if table else None
-
-
-def _glossary(record: AuditRecord) -> tuple[tuple[str, str], ...]:
-    latent = LATENT_GLOSSARY if record.geometry or masked(record) else ()
-    return GLOSSARY + latent + (REFERENCE_GLOSSARY if record.plan.reference else ())
 
 
 def _reference(record: AuditRecord) -> dict[str, Any] | None:

@@ -13,22 +13,39 @@ from rich.text import Text
 from diffleak.record import AuditRecord, Result
 from diffleak.report.beyond import TITLE, reference_table
 from diffleak.report.beyond import sentences as reference_sentences
+from diffleak.report.gates import gate_line, gates_title
 from diffleak.report.geometry import sentences as geometry_sentences
 from diffleak.report.judgement import Verdict, verdict
 from diffleak.report.masked import masks_table, summaries
 from diffleak.report.table import ORACLE_NOTE, Cell, Column, Table, columns, table
 from diffleak.report.wording import count, visible
 
-COLOURS = {"leak": "bold red", "no-leak-found": "bold cyan", "lowers": "bold cyan", "not-shown": "bold", "invalid": "bold yellow"}
+COLOURS = {
+    "leak": "bold red",
+    "no-leak-found": "bold cyan",
+    "undecided": "bold",
+    "lowers": "bold cyan",
+    "not-shown": "bold",
+    "invalid": "bold yellow",
+}
 LINE = 100  # longer lines of prose are hard to read, however wide the terminal
 LABEL = 24  # room for an attack with one parameter; longer labels fold, so that they do not push numbers out
 
 
 def print_terminal(record: AuditRecord, console: Console) -> None:
-    """Prints the verdict, the table and the warnings; a narrow terminal leaves out the least important columns."""
+    """Prints the verdict, the limits, the table and the warnings; of an invalid audit only why it is.
 
+    A narrow terminal leaves out the least important columns.
+    """
     say = partial(say_to, console)
-    print_verdict(verdict(record), record.warnings, console)
+    judged = verdict(record)
+    if judged.level == "invalid":
+        return print_verdict(judged, (), console)
+    print_verdict(judged, record.warnings, console)
+    if record.gates:
+        say(gates_title(record.gates), "bold")
+        for gate in record.gates:
+            say(gate_line(gate), "" if gate.passed else "red", indent=2)
     if record.results:
         print_table(table(record), console)
     masks = masks_table(record)
@@ -108,9 +125,14 @@ def print_result(result: Result, console: Console | None = None) -> None:
 
 def markdown(record: AuditRecord) -> str:
     """The verdict, the table, its notes and the warnings as GitHub Markdown."""
-    judged, content = verdict(record), table(record)
+    judged = verdict(record)
     lines = ["## Membership audit", "", f"**{_escape(judged.title)}**", ""]
     lines += [f"- {_escape(sentence)}" for sentence in judged.sentences]
+    if judged.level == "invalid":
+        return "\n".join(lines) + "\n"
+    content = table(record)
+    if record.gates:
+        lines += ["", f"{_escape(gates_title(record.gates))}:", "", *(f"- {_escape(gate_line(gate))}" for gate in record.gates)]
     if record.warnings:
         lines += ["", "Warnings:", "", *(f"- {_escape(visible(w))}" for w in record.warnings)]
     if content.rows:
