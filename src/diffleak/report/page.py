@@ -12,7 +12,7 @@ import numpy as np
 from diffleak.blind import INVALID_ABOVE, INVALID_P
 from diffleak.metrics import exposure
 from diffleak.record import AuditRecord, Estimate, Result, Samples
-from diffleak.report import wording
+from diffleak.report import handling, wording
 from diffleak.report.beyond import reference_table, sentences
 from diffleak.report.gates import gates_title, sentence
 from diffleak.report.judgement import Verdict, verdict
