@@ -33,11 +33,11 @@ from diffleak.planning import prepare
 from diffleak.quality.config import QualityConfig
 from diffleak.quality.prompts import choose_prompts
 from diffleak.quality.record import read_quality
-from diffleak.record import Estimate
+from diffleak.record import Blind
 from diffleak.runs import pair, read_entries
 from diffleak.swap_audit import read_halves, with_halves
 
-BLIND = Estimate(value=0.5, low=0.4, high=0.6)
+BLIND = Blind(value=0.5, low=0.4, high=0.6)
 SMALL = {"timesteps": "50:100:50", "device": "cpu", "batch_size": 8, "chunk_size": 8, "threads": 1}
 FLAGS = ["--timesteps", "50:100:50", "--device", "cpu", "--batch-size", "8", "--chunk-size", "8", "--threads", "1"]
 

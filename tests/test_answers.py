@@ -283,3 +283,24 @@ def test_an_extractor_of_ones_own_may_not_change_its_length_nor_the_images_it_is
 
     extract(diffleak.quality.extractors.Extractor("paints", "x", paints), [images])
     np.testing.assert_array_equal(images, PICTURES[:4])
+
+
+def test_a_call_that_another_base_class_brings_is_checked_too():
+    class Module(torch.nn.Module, Denoiser):
+        schedule = Schedule(TABLE)
+
+        def forward(self, x_t, t, cond=None):
+            return x_t.mean(1, keepdim=True)
+
+    with pytest.raises(UserError, match=r"the denoiser Module must return the noise as a tensor like x_t"):
+        Module()(X, 5)
+
+
+def test_a_failing_function_is_told_its_arguments_only_where_they_may_be_the_reason():
+    def fails(x_t, t):
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(UserError, match=r"^predict_noise fails for x_t of .* with RuntimeError: out of luck"):
+        Denoiser.from_function(fails, TABLE)(X, 5)
+    with pytest.raises(UserError, match=r"^predict_noise must take \(x_t, t\); predict_noise fails"):
+        Denoiser.from_function(lambda x_t: x_t, TABLE)(X, 5)

@@ -201,6 +201,7 @@ def test_queries_are_the_forwards_of_n_images_with_guidance_twice(tmp_path: Path
     target = captioned(counting(memoriser(), asked, "one"))
     ready = prepared(target, f"black_box(n=2,steps=3,encoder=pixels,guidance_scale={scale})", 10)
     assert ready.queries_per_image == 2 * 3 * each
+    asked.clear()  # of what the plan asked to see whether the model answers
     score(ready.job, tmp_path, Worker(0, 1, 1))
     collected = collect(ready.job, tmp_path)
     assert sum(n for _, n in asked) == collected.queries == 20 * 2 * 3 * each
@@ -212,6 +213,7 @@ def test_two_models_in_turn_are_asked_as_the_one_that_draws_and_grey_box_attacks
     told = tuple(Denoiser.from_function(lambda x, t, cond=None, d=d: d(x, t), SCHEDULE.alphas_cumprod) for d in pair)
     ready = prepared(captioned(Dual(told)), f"{FAST},loss(timesteps=100)", 10)
     assert [ready.job.queries(k) for k in range(2)] == [12, 2]
+    asked.clear()
     score(ready.job, tmp_path, Worker(0, 1, 1))
     drawn = [name for name, n in asked if n != 20]
     assert drawn == ["one", "other", "one"] * (len(drawn) // 3), "one turn each, over the steps that the sampler makes"

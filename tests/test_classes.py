@@ -151,7 +151,9 @@ def index(folder, stated):
 
 def test_id2label_gives_every_name_between_commas_as_diffusers_has_them_and_none_of_several_classes(tmp_path):
     found = class_names(index(tmp_path / "dit", {"0": "tench, Tinca tinca", "1": "crane", "2": "crane, machine"}), 3)
-    assert found.numbers == {"tench, Tinca tinca": 0, "tench": 0, "Tinca tinca": 0, "crane, machine": 2, "machine": 2}
+    assert found.numbers == {"tench, Tinca tinca": 0, "tench": 0, "Tinca tinca": 0, "crane": 1, "crane, machine": 2, "machine": 2}
+    alike = class_names(index(tmp_path / "alike", {"0": "crane", "1": "crane", "2": "a, b", "3": "b, c"}), 4)
+    assert alike.numbers == {"a, b": 2, "a": 2, "b, c": 3, "c": 3}
     assert (found.origin, found.closed) == ("model_index.json", False)
 
 
@@ -171,7 +173,8 @@ def test_recorded_classes_that_are_none_of_the_model_are_one_line(tmp_path, clas
 def old(path, ids, **record):
     """The files of a model that version 0.1 trained."""
     path.mkdir()
-    (path / "train.json").write_text(json.dumps({"schema_version": 1, "data": str(path / "gone"), "split": None, **record}))
+    (path / "data").mkdir()
+    (path / "train.json").write_text(json.dumps({"schema_version": 1, "data": str(path / "data"), "split": None, **record}))
     (path / "split.json").write_text(json.dumps({"members": ids[::2], "nonmembers": ids[1::2]}))
     return class_names(path, 12)
 
@@ -229,3 +232,12 @@ def test_two_models_together_number_their_classes_alike_or_are_refused(tmp_path)
     assert prepared(one, *both, reference=str(two)).plan.labels
     with pytest.raises(UserError, match="a student's data must number the classes as its teachers do"):
         train(tmp_path / "a", tmp_path / "student", lesson=Lesson((other,)))
+
+
+def test_a_model_of_version_0_1_whose_data_is_gone_is_in_doubt(tmp_path):
+    assert "trained by version 0.1" in old(tmp_path / "old", images_in("cow", "ape"), data=str(tmp_path / "moved")).doubt
+
+
+def test_a_whole_name_of_id2label_is_no_other_class_s_because_it_is_a_part_of_its_name(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"id2label": {"0": "maillot", "1": "maillot, tank suit"}}))
+    assert class_names(tmp_path, 2).numbers == {"maillot": 0, "maillot, tank suit": 1, "tank suit": 1}

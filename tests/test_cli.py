@@ -235,7 +235,7 @@ def test_a_broken_model_is_one_line(capsys, model, sides, tmp_path):
 def test_a_run_folder_that_is_none_is_one_line(capsys, tmp_path):
     assert "has no audit.json" in refused(capsys, "report", tmp_path)
     (tmp_path / "audit.json").write_text("{}")
-    assert "cannot be read as schema version 1" in refused(capsys, "report", tmp_path)
+    assert "cannot be read as schema version 2" in refused(capsys, "report", tmp_path)
 
 
 def test_attacks_lists_every_attack(capsys):

@@ -17,6 +17,7 @@ from diffleak import metrics
 from diffleak.comparison import compare, refuse_invalid, save
 from diffleak.comparison_record import Comparison
 from diffleak.errors import InvalidAudit, UserError
+from diffleak.record import Blind
 from diffleak.report.comparison import comparison_verdict, print_comparison
 from diffleak.report.comparison_page import comparison_html
 from diffleak.run_folder import read_record, read_samples
@@ -520,3 +521,37 @@ def test_runs_that_told_their_models_different_things_are_compared_with_a_warnin
     own, other = (value or "none" for value in values)
     said = f"{runs[1]} was audited with {name} {other} and {runs[0]} with {own}, so the difference is not of the models alone"
     assert any(said in warning for warning in warned), warned
+
+
+# what a restricted or unchecked run may say
+
+
+def test_the_reference_s_leak_never_becomes_a_teachers_own_on_its_half(tmp_path):
+    ids, member = ids_of(120, 80)
+    signals = {"sima": gaussian(0.5), "sima[reference]": gaussian(2.5)}
+    runs = [make_run(tmp_path / name, signals, ids, member, seed, f"sha256:{seed}") for seed, name in enumerate(("one", "two"))]
+    for run in runs:
+        record = json.loads((run / "audit.json").read_text())
+        next(r for r in record["results"] if r["attack"] == "sima[reference]")["variant"] = "reference"
+        (run / "audit.json").write_text(json.dumps(record))
+    halves = tmp_path / "h.json"
+    teachers = ["sha256:0", "sha256:1"]
+    halves.write_text(json.dumps({"members": ids[:120], "halves": [ids[:60], ids[60:120]], "teachers": teachers}))
+    record = compare([f"one={runs[0]}", f"two={runs[1]}"], halves=halves)
+    assert {entry.worst.attack for entry in record.entries} == {"sima"}
+    reasons = [r.tpr_at_1pct.reason for entry in record.entries for r in entry.results if r.tpr_at_1pct.reason]
+    assert reasons and all("held-out images" in reason and "non-members" not in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("blind", [Blind(reason="needs >= 50 images a side, has 30"), Blind(p_value=0.3, detectable_auc=0.99)])
+def test_a_comparison_of_runs_whose_sources_were_not_checked_well_enough_is_undecided(tmp_path, blind):
+    ids, member = ids_of(60, 60)
+    runs = [make_run(tmp_path / f"r{i}", {"sima": gaussian(d)}, ids, member, i, f"sha256:{i}") for i, d in enumerate((3.0, 0.5))]
+    checked = compare([str(run) for run in runs])
+    for run in runs:
+        record = json.loads((run / "audit.json").read_text()) | {"blind": blind.model_dump()}
+        (run / "audit.json").write_text(json.dumps(record))
+    unsure = compare([str(run) for run in runs])
+    assert checked.verdict == "lowers" and unsure.verdict == "undecided" and unsure.valid
+    judged = comparison_verdict(unsure)
+    assert judged.title.startswith("Undecided: in some audits a difference between the sources") and "r0" in judged.sentences[-1]

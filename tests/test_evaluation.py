@@ -8,7 +8,7 @@ import diffleak
 from diffleak import metrics
 from diffleak.data.draw import calibrate_part
 from diffleak.errors import UserError
-from diffleak.evaluation import REPEATS, SMALL_SIDE, divided, evaluate, evaluate_scores, headline, over_repeats, samples
+from diffleak.evaluation import COMPUTED, REPEATS, SMALL_SIDE, divided, evaluate, evaluate_scores, headline, over_repeats, samples
 from diffleak.record import (
     MOST_OFTEN,
     Accuracy,
@@ -509,3 +509,22 @@ def test_a_convention_with_part_is_computed_on_the_test_half_too(convention):
     assert by_part.auc == alone.auc
     assert by_part.tpr_at_fpr == alone.tpr_at_fpr
     assert by_part.asr == alone.asr
+
+
+def test_thresholds_of_finished_scores_of_few_images_are_medians_over_the_divisions_too():
+    rng = np.random.default_rng(3)
+    members, nonmembers = rng.normal(0.8, 1, 90), rng.normal(0, 1, 70)
+    result = evaluate(members, nonmembers)
+    member, scores = np.repeat([True, False], [90, 70]), np.r_[members, nonmembers]
+    accuracies, rates = [], []
+    for rows in divided(tuple(map(str, range(160))), member, 0.2, 0).calibrate:
+        threshold, _ = metrics.best_accuracy(scores[rows & member], scores[rows & ~member])
+        accuracies.append(np.mean(np.r_[scores[~rows & member] > threshold, scores[~rows & ~member] <= threshold]))
+        rates.append(np.mean(scores[~rows & ~member] > np.sort(scores[rows & ~member])[-2]))
+    assert len({*accuracies}) > 1 and accuracies[0] != np.median(accuracies) and rates[0] != np.median(rates)
+    assert result.asr.value == pytest.approx(np.median(accuracies)) and result.achieved_fpr.value == pytest.approx(np.median(rates))
+
+
+def test_what_evaluating_computes_and_what_an_audit_says_of_an_attack_are_all_fields_of_a_result():
+    said = {"mask", "mask_ratio", "variant", "gain", "access", "parameters", "queries", "queries_at_timestep", "convention"}
+    assert COMPUTED | said == set(Result.model_fields) and not COMPUTED & said

@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
-from diffleak import auditing
+from diffleak import auditing, hub
 from diffleak.config import build
 from diffleak.data import listing
 from diffleak.data.cohort import two_sources
 from diffleak.data.decoding import UnreadableImage, decode
-from diffleak.data.handling import AS_TRAINERS, NO_IMAGES, Decoding, Notes
+from diffleak.data.handling import AS_TRAINERS, NO_IMAGES, Decoding, Notes, Tally, first_reading, refuse_other_reading
+from diffleak.data.listing import list_images
 from diffleak.data.pixels import ImageShape, without_alpha
 from diffleak.data.scan import scan
 from diffleak.data.sources import ImageSource, open_source
@@ -115,12 +116,12 @@ def test_every_orientation_is_turned_upright_in_every_lossless_format(kind, orie
         content = tagged(upright, orientation, kind.split()[0], **LOSSLESS[kind])
         pixels, notes = decode(content, "x")
         np.testing.assert_array_equal(pixels, upright)
-        assert (notes.turned, notes.left_turned) == (orientation != 1, False)
+        by_pillow = orientation != 1 and kind.startswith("TIFF")  # Image.open itself turns these, and so does a trainer that turns none
+        assert (notes.turned or notes.by_pillow, notes.by_pillow, notes.left_turned) == (orientation != 1, by_pillow, False)
         np.testing.assert_array_equal(pixels.squeeze(), np.asarray(ImageOps.exif_transpose(opened(content))))
         pixels, notes = decode(content, "x", IGNORE)
         np.testing.assert_array_equal(pixels.squeeze(), np.asarray(opened(content)))
-        by_pillow = orientation != 1 and kind.startswith("TIFF")  # Image.open itself turns these, and so does a trainer that turns none
-        assert (notes.turned, notes.left_turned) == (by_pillow, orientation != 1 and not by_pillow)
+        assert (notes.by_pillow, notes.left_turned) == (by_pillow, orientation != 1 and not by_pillow) and not notes.turned
         if not by_pillow:
             np.testing.assert_array_equal(pixels, as_stored(upright, orientation))
 
@@ -606,9 +607,59 @@ def test_an_audit_that_reads_images_in_another_way_than_training_did_is_refused(
     said = refusal(prepare)
     assert said.endswith("train.json has exif ignore, got apply, and 3 images differ by it: give --exif ignore")
     assert prepare(exif="ignore").plan.alpha == "drop"  # no image is transparent, so that nothing differs by alpha
+    (model / "train.json").write_text(json.dumps({"schema_version": 1, "data": "x"}))  # by version 0.1, which never turned an image
+    assert "train.json has exif ignore, got apply" in refusal(prepare) and prepare(exif="ignore").plan.exif == "ignore"
     for unknown in ({"steps": 1}, {"exif": "ignore", "images": {"left_turned": 0}}, [], {"exif": "ignore", "images": 3}):
         (model / "train.json").write_text(json.dumps(unknown))  # an older version, or training images that had no orientation
         assert prepare().plan.exif == "apply"
+
+
+def test_the_training_of_two_networks_in_turn_or_of_a_teacher_says_how_images_are_read(tmp_path, photos):
+    (tmp_path / "dual").mkdir()
+    (tmp_path / "dual" / "dual.json").write_text("{}")
+    for name in ("teacher-1", "teacher-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.json").write_text("{}")
+    assert [path.parent.name for path in hub.training_records(tmp_path / "dual")] == ["teacher-1", "teacher-2"]
+    assert [path.parent.name for path in hub.training_records(tmp_path / "teacher-2")] == ["teacher-2"]
+    assert hub.training_records(tmp_path) == ()
+
+
+def test_a_choice_that_changes_no_image_here_is_not_refused(tmp_path):
+    record = tmp_path / "train.json"
+    record.write_text(json.dumps({"exif": "ignore", "alpha": "white", "images": {"by_pillow": 3, "left_turned": 1, "transparent": 1}}))
+    refuse_other_reading(record, AS_TRAINERS, Tally(by_pillow=5))  # TIFF files are turned under either choice
+    refuse_other_reading(record, AS_TRAINERS, Tally(transparent=5), keeps_alpha=True)
+    assert "alpha white, got drop" in refusal(lambda: refuse_other_reading(record, AS_TRAINERS, Tally(transparent=5)))
+    assert first_reading({"turned": 1}) == {"exif": "ignore"} and first_reading({"deep": 4}) == {}
+
+
+def test_a_run_of_version_0_1_is_not_extended_under_another_reading(tmp_path, photos):
+    from diffleak.training.run import train
+
+    folder = train(training(photos[0], tmp_path / "m", exif="ignore"))
+    record = json.loads((folder / "train.json").read_text())
+    older = {key: value for key, value in record.items() if key not in ("exif", "alpha", "white", "images", "data_path")}
+    (folder / "train.json").write_text(json.dumps(older))
+    more = {"steps": record["steps"] + 1}
+    assert "exif was 'ignore', now 'apply'" in refusal(lambda: train(training(photos[0], tmp_path / "m", **more)))
+    train(training(photos[0], tmp_path / "m", exif="ignore", alpha="white", **more))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, IndexError, TypeError, KeyError, struct.error])
+def test_whatever_a_reader_raises_for_a_damaged_file_is_an_unreadable_image(monkeypatch, error):
+    content = tagged(pictures(1)[0], 1, "PNG")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: (_ for _ in ()).throw(error("broken")))
+    with pytest.raises(UnreadableImage, match=r"x cannot be decoded \(.*broken.*\); replace it, or leave it out with --skip-unreadable"):
+        decode(content, "x")
+
+
+def test_a_link_to_itself_is_no_folder_and_no_traceback(tmp_path):
+    folder(tmp_path / "p", [tagged(pictures(1)[0], 1, "PNG")])
+    (tmp_path / "p" / "self").symlink_to(tmp_path / "p" / "self")
+    assert len(list_images(tmp_path / "p").files) == 1
+    (tmp_path / "p" / "self.png").symlink_to(tmp_path / "p" / "self.png")
+    assert len(list_images(tmp_path / "p").files) == 2, "it looks like an image, and is reported as one that cannot be read"
 
 
 def test_training_refuses_what_an_audit_refuses(tmp_path):

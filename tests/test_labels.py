@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from diffleak.data.cohort import images_alone, one_source, two_sources
-from diffleak.data.labels import ClassNames, Labels, folder_labels, names_of
+from diffleak.data.labels import ClassNames, Labels, Side, folder_labels, names_of, number
 from diffleak.data.pixels import ImageShape
 from diffleak.data.scan import scan
 from diffleak.data.sources import open_source
@@ -447,7 +447,7 @@ def test_a_column_of_class_names_has_its_own_order_where_they_are_as_many_as_the
         assert list(numbered(source, 3).values()) == [0, 1, 2, 0]
         assert list(numbered(source, 3, ANIMALS).values()) == [1, 2, 0, 1]
         with pytest.raises(UserError, match=r"no classes of it \(cat, dog, emu\)"):
-            numbered(source, 10)
+            numbered(source, 10, ClassNames({"cow": 0}, "model_index.json"))
 
 
 def test_digits_are_labelled_with_what_they_show():
@@ -480,3 +480,35 @@ def test_training_data_names_its_classes_as_trainers_number_them_and_whole_numbe
 def test_training_refuses_folders_of_which_it_is_not_clear_which_are_the_classes(folders):
     with pytest.raises(UserError, match="must have its images in one folder per class"):
         names_of(Labels(folders=folders), 10)
+
+
+# numbers that may be names, and the other way round
+
+
+def test_a_number_that_the_model_calls_another_class_is_refused_and_the_same_as_text_is_its_name(tmp_path):
+    own = ClassNames({"1": 0, "2": 1}, "train.json", closed=True)
+    rows = lambda kind: [{"file_name": name, "label": kind(1 + i % 2)} for i, name in enumerate(NAMES)]
+    assert [*numbered(folder(tmp_path / "text", rows=rows(str)), 3, own).values()].count(0) == 2
+    with pytest.raises(UserError, match=r"the label 1 of the images, by metadata\.jsonl, may be the class 1 or the class that the model"):
+        numbered(folder(tmp_path / "numbers", rows=rows(int)), 3, own)
+
+
+def test_numbers_beside_names_are_refused(tmp_path):
+    rows = [{"file_name": name, "label": label} for name, label in zip(NAMES, (0, 1, "cat", "dog"), strict=True)]
+    with pytest.raises(UserError, match=r"labels must be all numbers or all names; the images have both by metadata.jsonl \(0 and cat\)"):
+        numbered(folder(tmp_path / "mixed", rows=rows), 4, ANIMALS)
+
+
+def test_training_refuses_numeric_labels_beyond_its_classes_in_text_as_in_numbers():
+    assert names_of(Labels(("0", "1")), 2) == {"0": 0, "1": 1}
+    with pytest.raises(UserError, match=r"labels that are whole numbers must be different ones in \[0, 2\); got 1, 2"):
+        names_of(Labels(("1", "2")), 2)
+    assert names_of(Labels(folders=("1", "2")), 2) == {"1": 0, "2": 1}, "folders are numbered in their order, which is recorded"
+
+
+def test_a_column_of_fewer_class_names_than_a_foreign_model_has_classes_gives_its_own_numbers():
+    side = Side("images", Labels(("dog", "cat"), "the column label", ("cat", "dog")), ("a", "b"), (0, 1))
+    numbers, origin, names = number([side], 3, ClassNames())
+    assert (numbers, names) == ([(1, 0)], {"cat": 0, "dog": 1}) and origin.endswith("by the numbers of that column")
+    with pytest.raises(UserError, match="names that are no classes"):
+        number([side], 3, ClassNames({"emu": 0}, "model_index.json"))

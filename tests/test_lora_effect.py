@@ -13,7 +13,7 @@ from text_fixtures import pipeline, text_folder
 
 from diffleak import hub
 from diffleak.errors import UserError
-from diffleak.hub import adapters
+from diffleak.hub import adapters, effect
 
 Weights = dict[str, torch.Tensor]
 Layers = dict[str, dict[str, tuple[int, float | None]]]  # by network and layer: rank, alpha
@@ -558,3 +558,21 @@ def test_peft_settings_of_layers_that_the_file_lacks_are_not_drawn_at_random(mod
 def test_networks_have_the_dtype_that_is_recorded(models, kind, dtype):
     found = {value.dtype for value in hub.load(models(kind), dtype, "cpu").denoiser.network.parameters()}
     assert found == {getattr(torch, dtype)}
+
+
+@pytest.mark.parametrize("largest", [1e-2, 1e-3, 3e-4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_layer_of_ordinary_size_is_not_refused_for_the_smallest_steps_of_its_dtype(dtype, largest):
+    generator = torch.Generator().manual_seed(0)
+    network = torch.nn.ModuleDict({"to_q": torch.nn.Linear(320, 320, bias=False)})
+    network["to_q"].weight.data = 0.03 * torch.randn(320, 320, generator=generator)
+    network.to(dtype)
+    a, b = torch.randn(8, 320, generator=generator) / 18, torch.randn(320, 8, generator=generator)
+    b *= largest / (b @ a).abs().max()
+    changes = effect.updates({"unet.to_q.lora_A.weight": a, "unet.to_q.lora_B.weight": b}, {}, {"unet": network})
+    was = effect.before(changes, {"unet": network})
+    network["to_q"].weight.data += (b.double() @ a.double()).to(dtype)
+    effect.check(changes, was, {"unet": network}, 1.0)
+    network["to_q"].weight.data += (b.double() @ a.double()).to(dtype)
+    with pytest.raises(UserError, match="must be merged at strength 1 "):
+        effect.check(changes, was, {"unet": network}, 1.0)

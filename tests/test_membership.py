@@ -187,3 +187,22 @@ def test_an_audit_refuses_the_wrong_list_before_it_reads_an_image_and_records_wh
     assert right.record.membership.status == "confirmed"
     assert json.loads((tmp_path / "right" / "audit.json").read_text())["membership"]["model_split"] == str(model / "split.json")
     assert "confirms it" in (tmp_path / "right" / "report.html").read_text()
+
+
+def test_a_relative_path_of_the_training_data_may_be_any_folders_and_confirms_nothing(data, trained, tmp_path, monkeypatch):
+    model = trained(data=None)
+    (model / "train.json").write_text(json.dumps({"data": "data"}))
+    monkeypatch.chdir(tmp_path)
+    given = {"data": "data", "split": split(tmp_path, MEMBERS, HELD_OUT)}
+    assert checked(model, **given).status == "taken on trust"
+    (model / "train.json").write_text(json.dumps({"data": "data", "data_path": str(data)}))
+    assert checked(model, **given).status == "confirmed"
+    (model / "train.json").write_text(json.dumps({"data": "data", "data_path": str(tmp_path / "elsewhere" / "data")}))
+    write(tmp_path / "elsewhere" / "data", NAMES, 255 - PICTURES)
+    assert "are others than those it speaks of" in checked(model, **given).reason
+
+
+def test_a_copy_that_cannot_be_read_is_not_taken_for_another_image(trained, tmp_path):
+    one, two = write(tmp_path / "one", MEMBERS), write(tmp_path / "two", HELD_OUT)
+    (one / MEMBERS[0]).write_bytes(b"damaged")
+    assert checked(trained(), members=str(one), nonmembers=str(two)).status == "confirmed"

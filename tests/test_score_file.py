@@ -296,3 +296,14 @@ def test_the_numbers_of_a_small_audits_samples_say_that_they_are_of_one_division
 def test_a_file_without_parts_needs_no_note(tmp_path):
     pd.DataFrame({"id": range(40), "member": [1, 0] * 20, "score": np.arange(40.0)}).to_csv(tmp_path / "s.csv", index=False)
     assert diffleak("metrics", tmp_path / "s.csv").stderr == ""
+
+
+def test_reasons_take_the_fraction_that_was_set_and_not_that_of_rounded_parts(tmp_path):
+    ids, member = tuple(f"i{k}" for k in range(61)), np.arange(61) < 33
+    test = ~divided(ids, member, 0.2, 0).calibrate[0]
+    rows = {"id": ids, "member": member.astype(int), "part": np.where(test, "test", "calibrate"), "score": np.arange(61.0)}
+    pd.DataFrame(rows).to_csv(tmp_path / "s.csv", index=False)
+    found = evaluate_file(tmp_path / "s.csv")
+    assert "needs 125 held-out images, since a fifth of them is set apart" in found.tpr_at_fpr[1].reason
+    pd.DataFrame(rows).drop(columns="part").to_csv(tmp_path / "whole.csv", index=False)
+    assert "needs 48 held-out images" in evaluate_file(tmp_path / "whole.csv").achieved_fpr.reason

@@ -76,9 +76,9 @@ def compare(
         swap_reason=swap_reason,
         warnings=tuple(_warnings(entries, compared, shared, audited, unused)),
     )
-    judged = comparison_verdict(record) if invalid_runs(record) else None
-    reason = " ".join((judged.title, judged.sentences[0])) if judged else None
-    return record.model_copy(update={"valid": judged is None, "invalid_reason": reason})
+    judged, invalid = comparison_verdict(record), bool(invalid_runs(record))
+    reason = " ".join((judged.title, judged.sentences[0])) if invalid else None
+    return record.model_copy(update={"valid": not invalid, "invalid_reason": reason, "verdict": judged.level})
 
 
 def save(record: Comparison, folder: Path) -> None:

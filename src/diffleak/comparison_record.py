@@ -176,6 +176,7 @@ class Comparison(Record):
 
     `differences` counts the AUC differences that were looked at. `quality_metric` is what the scatter plots, or null with
     a `quality_reason`; `swap` likewise. Where `valid` is false some run's numbers do not measure membership (`invalid_reason`).
+    `verdict` is lowers, not-shown, undecided or invalid: the level of the headline.
     """
 
     schema_version: Literal[1, 2] = COMPARISON_SCHEMA_VERSION
@@ -193,6 +194,7 @@ class Comparison(Record):
     warnings: tuple[str, ...]
     valid: bool | None = None
     invalid_reason: str | None = None
+    verdict: str | None = None
 
     @property
     def reference(self) -> Entry:

@@ -108,7 +108,7 @@ def check_membership(
     if elsewhere:
         sample = [match for match in found if not match.same]
         sample = sample[:: max(1, len(sample) // SAMPLE)]
-        other = next((match for match in sample if not same_pixels(match)), None)
+        other = next((match for match in sample if same_pixels(match) is False), None)
         if other is not None:
             return trust(reason=f"the images of the same names are others than those it speaks of (first: {other.id})")
     return Membership(source=given, status="confirmed", model_split=str(split_file), reason=also)
@@ -127,8 +127,15 @@ def read_model_split(path: Path, audited: Path | None = None) -> ModelSplit | No
         roles.update(dict.fromkeys(_other_half(file, set(lists["members"])), "other half") if file else {})
     trained = [path.parent / "train.json", *(path.parent / name / "train.json" for name in ("teacher-1", "teacher"))]
     trained += [path.parent.parent / "teacher-1" / "train.json"] if path.parent.name in DEFENDED else []
-    named = next((record["data"] for file in trained if (record := _json(file)) and isinstance(record.get("data"), str)), None)
-    return ModelSplit(path, roles, named)
+    return ModelSplit(path, roles, next((data for file in trained if (data := _training_data(_json(file) or {}))), None))
+
+
+def _training_data(record: dict[str, Any]) -> str | None:
+    """The data that a train.json names: its path, or a name such as `digits`. A relative path alone may be any folder's, and is none."""
+    data, path = record.get("data"), record.get("data_path")
+    if isinstance(path, str):
+        return path
+    return data if isinstance(data, str) and (data == "digits" or data.startswith("hf:") or Path(data).is_absolute()) else None
 
 
 def _other_half(file: Path, members: set[str]) -> tuple[str, ...]:
@@ -185,11 +192,12 @@ def _contradicts(match: Match, own: ModelSplit) -> bool:
     return role in ("member", "validation")
 
 
-def _same_pixels(training: ImageSource, position: dict[str, int], match: Match) -> bool:
+def _same_pixels(training: ImageSource, position: dict[str, int], match: Match) -> bool | None:
+    """Whether an image is that of the training data; None where one of them cannot be read, which says nothing."""
     try:
         return match.known in position and np.array_equal(match.cohort.read(match.row), training.read(position[match.known]))
-    except UserError:  # an unreadable image says nothing
-        return False
+    except UserError:
+        return None
 
 
 def _whole_swap(found: Sequence[Match], against: Sequence[Match]) -> bool:

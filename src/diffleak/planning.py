@@ -129,9 +129,8 @@ def prepare(
     membership = _membership(config, target, images)
     with images.pointing_to_names("--dry-run without --anonymous"):
         found = scan(images, target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names)
-    for folder in (target.name, target.lora):
-        if folder:
-            refuse_other_reading(Path(folder) / "train.json", found.cohort.decoding, found.tally)
+    for trained in target.trained:
+        refuse_other_reading(trained, found.cohort.decoding, found.tally, found.shape.channels == 4)
     captions = found.captions
     truncated = tuple(found.cohort.ids[row] for row in target.text.truncated(captions.texts)) if captions and target.text else ()
     if target.latent:

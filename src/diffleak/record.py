@@ -386,7 +386,8 @@ class AuditRecord(Record):
     """audit.json.
 
     `gates` are the limits that were set. Where `valid` is false the numbers do not measure membership, and `invalid_reason` says why;
-    an audit whose user allows a difference of the sources stays valid, and its verdict says that the numbers mix both.
+    an audit whose user allows a difference of the sources stays valid, and its verdict says that the numbers mix both. `verdict` is
+    leak, no-leak-found, undecided or invalid: the level of the headline of the report.
     """
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION
@@ -409,6 +410,7 @@ class AuditRecord(Record):
     gates: tuple[Gate, ...] = ()
     valid: bool | None = None
     invalid_reason: str | None = None
+    verdict: str | None = None
 
     def result(self, attack: str) -> Result:
         """The result of one attack by its label."""

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from diffleak.data.draw import calibrate_size
 from diffleak.errors import UserError, unknown
 from diffleak.evaluation import evaluate
 from diffleak.reasons import reworded
-from diffleak.record import Estimate, Result
+from diffleak.record import AuditRecord, Result
 
+DEFAULT_FRACTION = 0.2  # of the images of an audit that settings are chosen on
 TRUTH = {"true": 1.0, "false": 0.0}
 
 
@@ -51,9 +53,33 @@ def evaluate_file(path: Path, convention: str = "member-exact", column: str = "s
     result = evaluate(scores[member], scores[~member], convention, part, (names[member].tolist(), names[~member].tolist()))
     if part is not None:
         assert test is not None, "there is a part only where there is a column of it"
-        calibrated = round(float(np.mean(~test)), 2)  # the fraction that was set: sides are rounded to whole images
-        result = reworded(result, int(member.sum()), int((~member).sum()), calibrated)
+        result = reworded(result, int(member.sum()), int((~member).sum()), _calibrate_fraction(path, member, ~test))
+    else:
+        achieved = reworded(result.achieved_fpr, int(member.sum()), int((~member).sum()), DEFAULT_FRACTION)
+        result = result.model_copy(update={"achieved_fpr": achieved})
     return result.model_copy(update={"attack": column})
+
+
+def _calibrate_fraction(path: Path, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> float:
+    """The fraction that was set: the audit's own, the default where that gives these parts, else what they come to."""
+    record = _record_beside(path)
+    if record:
+        return record.split.calibrate_fraction
+    sides = [(int(side.sum()), int((side & calibrate).sum())) for side in (member, ~member)]
+    default = all(calibrate_size(given, DEFAULT_FRACTION) == set_apart for given, set_apart in sides)
+    return DEFAULT_FRACTION if default else round(float(np.mean(calibrate)), 2)
+
+
+def _record_beside(path: Path) -> AuditRecord | None:
+    """The audit that a samples.csv is of; None where there is none to read."""
+    if path.name != "samples.csv" or not (path.parent / "audit.json").is_file():
+        return None
+    from diffleak.run_folder import read_record  # imports more than a score file needs
+
+    try:
+        return read_record(path.parent)
+    except UserError:  # damaged, or of another version: nothing to compare with
+        return None
 
 
 def which_number(path: Path, column: str, result: Result) -> str | None:
@@ -68,27 +94,14 @@ def which_number(path: Path, column: str, result: Result) -> str | None:
     said = (
         f"these numbers are of the {result.n_members + result.n_nonmembers} images of the test part, one division of the images in {path}"
     )
-    audited = _audited(path, column)
-    if audited is None or audited[0].value is None or audited[1] == 1:
+    record = _record_beside(path)
+    own = next((r.auc.value for r in record.results if r.attack == column), None) if record else None
+    if record is None or own is None or record.split.repeats == 1:
         return said
     return (
-        f"{said}; the audit's own AUC is {audited[0].value:.3f}, the median over {audited[1]} random divisions, each at the timestep or "
+        f"{said}; the audit's own AUC is {own:.3f}, the median over {record.split.repeats} random divisions, each at the timestep or "
         "setting that its calibrate part chose"
     )
-
-
-def _audited(path: Path, column: str) -> tuple[Estimate, int] | None:
-    """The AUC that the audit beside a samples.csv has for a column, and over how many divisions; None where there is none to read."""
-    if path.name != "samples.csv" or not (path.parent / "audit.json").is_file():
-        return None
-    from diffleak.run_folder import read_record  # imports more than a score file needs
-
-    try:
-        record = read_record(path.parent)
-    except UserError:  # damaged, or of another version: nothing to compare with
-        return None
-    found = [r.auc for r in record.results if r.attack == column]
-    return (found[0], record.split.repeats) if found else None
 
 
 def _read(path: Path) -> Table:

@@ -21,6 +21,7 @@ from jaxtyping import Bool
 from diffleak import evaluation
 from diffleak.comparison_record import SwapAudit, SwapResult
 from diffleak.errors import UserError
+from diffleak.reasons import in_given_images
 from diffleak.record import Result, Scores
 from diffleak.runs import EntryRuns, HalvesFile, Run, default_halves, read_halves, read_scores
 
@@ -144,13 +145,15 @@ def _own_half(run: Run, halves: HalvesFile) -> Run:
     positive = np.repeat([True, False], [len(sides.positive), len(sides.negative)])
     plan = run.record.plan
     split = evaluation.divided(own[0].ids, positive, plan.calibrate_fraction, plan.seed, plan.calibration)
-    kept_fields = ("mask", "mask_ratio", "access", "parameters", "queries", "queries_at_timestep")
-    results = [
-        evaluation.evaluate_scores(scores, positive, split).model_copy(update={k: getattr(old, k) for k in kept_fields})
-        for (old, _), scores in zip(found, own, strict=True)
-    ]
-    record = run.record.model_copy(update={"results": tuple(results), "split": split.record})
+    results = [_kept(old, evaluation.evaluate_scores(scores, positive, split)) for (old, _), scores in zip(found, own, strict=True)]
+    record = in_given_images(run.record.model_copy(update={"results": tuple(results), "split": split.record}))
     return Run(run.name, record, evaluation.samples(own, results, positive, split))
+
+
+def _kept(old: Result, new: Result) -> Result:
+    """A result on fewer images: what evaluating computes is new, whatever else the result says stays. Gains are of all images."""
+    computed = evaluation.COMPUTED | {"gain"}
+    return new.model_copy(update={name: getattr(old, name) for name in Result.model_fields if name not in computed})
 
 
 def _run_of(runs: Sequence[Run], halves: HalvesFile, which: int) -> Run:

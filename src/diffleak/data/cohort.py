@@ -87,6 +87,13 @@ class Cohort:
             if not self.anonymous:
                 raise
             raise UnreadableImage(f"the image {self.ids[row]} cannot be decoded; replace it{SKIP_HINT}") from None
+        except UserError as error:
+            if not self.anonymous:
+                raise
+            source, name = self.sources[0 if self.member[row] else 1], self.keys[row]
+            own = source.ids[int(self.position[row])]
+            said = str(error).replace(str(Path(source.name) / own), self.ids[row]).replace(own, self.ids[row]).replace(name, self.ids[row])
+            raise UserError(said) from None
 
     @contextmanager
     def pointing_to_names(self, how: str) -> Iterator[None]:
@@ -125,13 +132,24 @@ class Cohort:
         if without:
             raise UserError(f"members and held-out images must both have labels; the {without[0]} have none: give theirs in the same way")
         sides = [
-            Side(call, labels, source.ids, positions.tolist())
+            Side(call, labels, self._named(source, positions), positions.tolist())
             for call, labels, source, positions in zip(calls, found, sources, rows, strict=True)
             if labels is not None
         ]
         numbers, origin, mapping = number(sides, classes, names)
         of = lambda row: numbers[0 if self.member[row] else -1][self.position[row]]
         return Numbered(np.array([of(row) for row in range(len(self))], dtype=np.int64), origin, mapping)
+
+    def _named(self, source: ImageSource, positions: Int64[np.ndarray, " k"]) -> tuple[str, ...]:
+        """What messages call the images of a source: by their ids here where those are keyed."""
+        if not self.anonymous:
+            return source.ids
+        names = ["an image"] * len(source.ids)
+        here = self.sources[0] is self.sources[1]
+        for row, (member, position) in enumerate(zip(self.member, self.position, strict=True)):
+            if here or self.sources[0 if member else 1] is source:
+                names[int(position)] = self.ids[row]
+        return tuple(names)
 
     def captions(self) -> tuple[Texts, ...] | None:
         """The texts of every image, its own caption first and none where it has none; None where neither source has any."""

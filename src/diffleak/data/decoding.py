@@ -28,6 +28,9 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda a: np.rot90(a),
 }  # from the stored image to the upright one, by its orientation
 
+# what Pillow's readers raise for damaged files, kind by kind
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, IndexError, KeyError, TypeError, AttributeError, struct.error)
+
 Pixels = UInt8[np.ndarray, "h w c"]
 
 
@@ -48,6 +51,8 @@ def decode(content: bytes | Path, name: str, decoding: Decoding = AS_TRAINERS) -
     Where transparency is laid on a colour, the first three channels are the result. Raises `UnreadableImage` for what is no image,
     and `UserError` for a value above `decoding.white`.
     """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated files would be audited as grey areas")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -62,7 +67,7 @@ def decode(content: bytes | Path, name: str, decoding: Decoding = AS_TRAINERS) -
         raise UnreadableImage(f"{name}: {error}; shrink it{SKIP_HINT}") from None
     except UnidentifiedImageError:
         raise UnreadableImage(f"{name} is no image; remove it{SKIP_HINT}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except DAMAGED as error:
         reason = str(error).split("\n")[0]
         raise UnreadableImage(f"{name} cannot be decoded ({reason}); replace it{SKIP_HINT}") from None
 
@@ -74,8 +79,6 @@ def of_array(pixels: Pixels, decoding: Decoding) -> Decoded:
 
 
 def _decoded(image: Image.Image, name: str, decoding: Decoding) -> Decoded:
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated files would be audited as grey areas")
     # the second picture of a phone's MPO is a preview or a depth map, and no page
     several = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
     bits = _bits(image)
@@ -92,7 +95,8 @@ def _decoded(image: Image.Image, name: str, decoding: Decoding) -> Decoded:
             largest = _largest_of_upper_bits(pixels, bits, name, decoding)
     laid, noted = of_array(pixels, decoding)
     notes = Notes(
-        turned=turn or by_pillow,
+        turned=turn,
+        by_pillow=by_pillow,
         left_turned=orientation in TURNS and not turn,
         transparent=noted.transparent,
         first_frame=several,

@@ -5,10 +5,10 @@ way only, so an audit must read them in the same way, say what it did, and recor
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from diffleak.errors import UserError
 
@@ -49,6 +49,7 @@ class Notes:
     """
 
     turned: bool = False
+    by_pillow: bool = False  # turned by Pillow when it loads a TIFF file, whatever was chosen
     left_turned: bool = False  # has an orientation, which was ignored
     transparent: bool = False
     first_frame: bool = False
@@ -80,7 +81,19 @@ class LeftOut:
 
 
 NOTHING = LeftOut()
-COUNTS = ("turned", "left_turned", "transparent", "first_frames", "deep", "dim", "without_range", "upper", "unopened", "hidden")
+COUNTS = (
+    "turned",
+    "by_pillow",
+    "left_turned",
+    "transparent",
+    "first_frames",
+    "deep",
+    "dim",
+    "without_range",
+    "upper",
+    "unopened",
+    "hidden",
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,7 @@ class Tally:
     """
 
     turned: int = 0
+    by_pillow: int = 0
     left_turned: int = 0
     transparent: int = 0
     first_frames: int = 0
@@ -113,6 +127,7 @@ class Tally:
         deep = notes.largest is not None
         one = Tally(
             turned=int(notes.turned),
+            by_pillow=int(notes.by_pillow),
             left_turned=int(notes.left_turned),
             transparent=int(notes.transparent),
             first_frames=int(notes.first_frame),
@@ -172,7 +187,8 @@ class Tally:
         dim = f", {self.dim:,} of them dim" if self.dim else ""
         named = lambda first: "" if first is None else f"; first: {first!r}"
         found = (
-            (self.turned, "turned upright by EXIF" if decoding.exif == "apply" else "turned upright by Pillow"),
+            (self.turned, "turned upright by EXIF"),
+            (self.by_pillow, "turned upright by Pillow (TIFF)"),
             (self.left_turned, "not turned (EXIF ignored)"),
             (self.transparent, f"transparent{alpha}"),
             (self.first_frames, "animated or of several pages (the first is read)"),
@@ -195,10 +211,16 @@ SHOWN_BY = {"exif": ("turned", "left_turned"), "alpha": ("transparent",), "white
 FIRST_READING = {"exif": "ignore", "alpha": "white"}  # how version 0.1 read images, without recording what that changed
 
 
-def refuse_other_reading(trained: Path, decoding: Decoding, tally: Tally) -> None:
+def first_reading(counts: Mapping[str, Any]) -> dict[str, str]:
+    """The choices of version 0.1 that another reading of these images would change."""
+    return {key: value for key, value in FIRST_READING.items() if any(counts.get(count) for count in SHOWN_BY[key])}
+
+
+def refuse_other_reading(trained: Path, decoding: Decoding, tally: Tally, keeps_alpha: bool = False) -> None:
     """Raises `UserError` where a train.json says that training read its images in another way.
 
-    Only a choice that mattered counts: some image of the training and some image here has to be one that it changes.
+    Only a choice that mattered counts: some image of the training and some image here has to be one that it changes. A model that
+    `keeps_alpha` is given it under any choice.
     """
     try:
         record = json.loads(trained.read_text(encoding="utf-8")) if trained.is_file() else {}
@@ -209,6 +231,8 @@ def refuse_other_reading(trained: Path, decoding: Decoding, tally: Tally) -> Non
     except (OSError, ValueError, AttributeError, TypeError):
         return  # somebody else's train.json, or a damaged one: nothing is known
     for key, shown in SHOWN_BY.items():
+        if key == "alpha" and keeps_alpha:
+            continue
         here, differ = getattr(decoding, key), sum(getattr(tally, count) for count in shown)
         if mattered[key] and differ and record.get(key) != here:
             way = f"leave out --{key}" if record.get(key) is None else f"give --{key} {record[key]}"

@@ -196,6 +196,8 @@ def number(sides: Sequence[Side], count: int, own: ClassNames) -> tuple[list[Num
     named = [side for side in sides if any(isinstance(value, str) for value in side.labels.values)]
     if own.doubt and (by_folder or named):
         raise NoClasses(own.doubt)
+    for side in sides:
+        _refuse_unclear_numbers(side, own)
     names, how, level = _folder_numbers(by_folder, count, own) if by_folder else ({}, "", [])
     texts, told = _text_numbers(named, count, own) if named else ({}, "")
     differ = sorted(name for name in names.keys() & texts.keys() if names[name] != texts[name])
@@ -217,6 +219,22 @@ def number(sides: Sequence[Side], count: int, own: ClassNames) -> tuple[list[Num
     return numbers, origin, dict(sorted({**names, **texts}.items(), key=lambda item: (item[1], item[0])))
 
 
+def _refuse_unclear_numbers(side: Side, own: ClassNames) -> None:
+    """Raises `UserError` for numbers beside names, and for a number that is the model's name of another class."""
+    values = {side.labels.values[row] for row in side.rows} if side.labels.values else set()
+    numbers, names = {v for v in values if isinstance(v, int)}, {v for v in values if isinstance(v, str)}
+    if numbers and not _whole(names):
+        raise UserError(
+            f"labels must be all numbers or all names; the {side.name} have both by {side.labels.origin} ({min(numbers)} and {min(names)})"
+        )
+    unclear = sorted(n for n in numbers if own.numbers.get(str(n), n) != n)
+    if unclear:
+        raise UserError(
+            f"the label {unclear[0]} of the {side.name}, by {side.labels.origin}, may be the class {unclear[0]} or the class that the "
+            f"model calls '{unclear[0]}', its number {own.numbers[str(unclear[0])]} by {own.origin}: give labels as text, which are names"
+        )
+
+
 def names_of(labels: Labels, count: int) -> dict[str, int]:
     """The number of every class that training data names: its folders or names define the classes there. Empty where it gives numbers.
 
@@ -234,6 +252,8 @@ def names_of(labels: Labels, count: int) -> dict[str, int]:
         names = {*usable[0].names}
     else:
         names = {*labels.order} or {value for value in labels.values if isinstance(value, str)}
+        if names and not labels.order and _whole(names) and not _as_numbers(names, count):
+            raise NoClasses(f"labels that are whole numbers must be different ones in [0, {count}); got {_few(sorted(names))}")
     if whole := _as_numbers(names, count):
         return dict(sorted(whole.items(), key=lambda item: item[1]))
     order = labels.order or sorted(names, key=lambda name: (int(name), name) if _whole(names) else (0, name))
@@ -304,8 +324,12 @@ def _text_numbers(sides: Sequence[Side], count: int, own: ClassNames) -> tuple[d
         return found, _by_own(own)
     if found := _as_numbers(every, count, own):
         return found, ""
-    if len(orders) == 1 and (order := next(iter(orders))) and (found := _by_count(order, count, own)):
-        return found, _IN_ORDER
+    if len(orders) == 1 and (order := next(iter(orders))):
+        if found := _by_count(order, count, own):
+            return found, _IN_ORDER
+        one_more = len(order) < count  # the model has a class for none, as for guidance
+        if one_more and not (own.numbers or own.closed or _whole({*order})):
+            return {name: i for i, name in enumerate(order)}, "by the numbers of that column"
     raise NoClasses(
         f"the model is conditioned on one of {count} classes, and the labels from {sides[0].labels.origin} are names that are no classes "
         f"of it ({_few(sorted(every))}); its own class names are: {_own_listed(own)}; give labels as numbers from 0 to {count - 1}, or as "

@@ -66,14 +66,21 @@ def list_images(root: Path) -> Listing:
                 continue
             dot = out_of_sight or entry.name.startswith(".")
             path = folder / entry.name
-            if entry.is_dir():
+            if _is_folder(entry):
                 walk(path, above | {place}, dot)
-            elif (suffix := path.suffix.lower()) in opened | OTHERS | PICTURES and (entry.is_file() or entry.is_symlink()):
+            elif (suffix := path.suffix.lower()) in opened | OTHERS | PICTURES and (entry.is_symlink() or entry.is_file()):
                 (hidden if dot else files if suffix in opened else unopened).append(path)
 
     walk(root, frozenset(), False)
     first = lambda paths: path_id(min(paths), root) if paths else None
     return Listing(tuple(sorted(files)), LeftOut(len(unopened), first(unopened), len(hidden), first(hidden)))
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def path_id(path: Path, root: Path) -> str:

@@ -281,7 +281,10 @@ def _hugging_face(locator: str, decoding: Decoding) -> ImageSource:
 
     def look(i: int) -> Decoded:
         cell = table[i][column]
-        return decode(cell["bytes"] or Path(cell["path"]), f"{locator} row {i}", decoding)
+        content = None if cell is None else cell["bytes"] or (Path(cell["path"]) if cell["path"] else None)
+        if content is None:
+            raise UnreadableImage(f"{locator} row {i}: column '{column}' holds no image; replace it{SKIP_HINT}")
+        return decode(content, f"{locator} row {i}", decoding)
 
     columns = {c: tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else () for c, kind in table.features.items()}
     labels = lambda: table_labels(locator, columns, lambda name: list(table[name]))

@@ -43,8 +43,10 @@ class Denoiser(ABC):
         super().__init_subclass__(**others)
         cls.subject = subject or f"the denoiser {cls.__name__}"
         for name in () if wrapper else ("__call__", "at_once"):
-            if name in vars(cls):
-                setattr(cls, name, _checked(vars(cls)[name]))
+            method = getattr(cls, name)  # also one that another base brings, as torch.nn.Module its __call__
+            unchecked = not getattr(method, "answers_checked", False) and not getattr(method, "__isabstractmethod__", False)
+            if unchecked and method is not Denoiser.at_once:
+                setattr(cls, name, _checked(method))
 
     @abstractmethod
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
@@ -120,6 +122,7 @@ def _checked(ask: Callable[..., Any]) -> Callable[..., Any]:
     def answered(self: Denoiser, x_t: Tensor, *how: Any, **named: Any) -> Tensor:
         return noise_like(x_t, ask(self, x_t.clone(), *how, **named), self.subject).detach().clone()
 
+    answered.answers_checked = True  # type: ignore[attr-defined]
     return answered
 
 
@@ -141,9 +144,10 @@ class FunctionDenoiser(Denoiser, subject="predict_noise"):
             if out_of_memory(error):
                 raise
             given = "(x_t, t)" if cond is None else "(x_t, t, cond)"
+            takes = f"predict_noise must take {given}; " if isinstance(error, TypeError) else ""
             raise UserError(
-                f"predict_noise must take {given}, here x_t of {_spelled(x_t)} and t = {t} as an int; "
-                f"it fails with {type(error).__name__}: {first_lines(error)}"
+                f"{takes}predict_noise fails for x_t of {_spelled(x_t)} and t = {t} as an int, with {type(error).__name__}: "
+                f"{first_lines(error)}"
             ) from error
         return noise_like(x_t, answer, self.subject, True) if self.learned_variance else answer
 

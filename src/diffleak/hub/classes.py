@@ -47,11 +47,13 @@ def _id2label(path: Path, stated: Any, count: int) -> ClassNames:
     numbers = {str(i): i for i in range(count)}
     if not isinstance(stated, dict) or not stated.keys() <= numbers.keys() or not all(isinstance(text, str) for text in stated.values()):
         raise UserError(f"{path} must give id2label as names by numbers from 0 to {count - 1}; re-export the model")
-    of: dict[str, set[int]] = {}
+    whole, parts = dict[str, set[int]](), dict[str, set[int]]()
     for key, text in stated.items():
-        for name in {text.strip(), *(part.strip() for part in text.split(","))} - {""}:
-            of.setdefault(name, set()).add(numbers[key])
-    return ClassNames({name: next(iter(found)) for name, found in of.items() if len(found) == 1}, path.name)
+        whole.setdefault(text.strip(), set()).add(numbers[key])
+        for part in text.split(","):
+            parts.setdefault(part.strip(), set()).add(numbers[key])
+    of = {**parts, **whole}  # a whole name is no other class's because it is a part of that one's
+    return ClassNames({name: next(iter(found)) for name, found in of.items() if name and len(found) == 1}, path.name)
 
 
 def _of_version_0_1(folder: Path, record: dict[str, Any], count: int) -> ClassNames:
@@ -66,7 +68,8 @@ def _of_version_0_1(folder: Path, record: dict[str, Any], count: int) -> ClassNa
         return UNNAMED  # some images were in no folder, so labels came from elsewhere
     names = [path.rpartition("/")[2] for path in paths]
     data = record.get("data")
-    whole = bool(data) and not record.get("split") and not (Path(str(data)) / "metadata.jsonl").is_file()
+    root = Path(str(data))
+    whole = root.is_dir() and not record.get("split") and not (root / "metadata.jsonl").is_file()
     numeric = all(name.isascii() and name.isdecimal() for name in names)
     agree = numeric and all(int(name) == i for i, name in enumerate(names))  # by folders, and by labels that are those numbers
     sure = (agree and len(names) == count) or (whole and (agree or not numeric))

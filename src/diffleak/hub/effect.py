@@ -213,8 +213,9 @@ def check(changes: Iterable[Update], was: Before, networks: Mapping[str, Any], s
         weight = was.weights[f"{name}.weight"].to(now.device, torch.float64)
         right, product = update.merged(weight, scale), update.product(weight)
         change, moved = right - weight, now.double() - weight
-        rounding = (1 if update.magnitude is None else 4) * torch.finfo(now.dtype).eps
-        if not ((now.double() - right).abs() <= TOLERANCE * change.abs().max() + rounding * (weight.abs() + change.abs())).all():
+        kind_of, units = torch.finfo(now.dtype), 1 if update.magnitude is None else 4
+        rounding = units * kind_of.eps * (weight.abs() + change.abs() + 2 * kind_of.smallest_normal)  # below that, steps stay as they are
+        if not ((now.double() - right).abs() <= TOLERANCE * change.abs().max() + rounding).all():
             expected, size = scale * update.strength, float((product * product).sum())
             seen = float((moved * product).sum()) / size if size else math.nan
             of = f"alpha {update.alpha:g}, rank {update.rank}, scale {scale:g}" + (", rank-stabilised" if update.rank_stabilised else "")

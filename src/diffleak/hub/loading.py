@@ -70,8 +70,8 @@ class Target:
     at `lora_scale`. `fingerprint` says which model this is, adapter included; without one, a run folder cannot be resumed, since
     nobody could tell whether it is the same model. `x_dtype` is the dtype of images, latents and noise: at least float32, so that
     a half-precision network does not round the attack's own arithmetic. `split_file` is the split.json that training left beside
-    the model, or beside the LoRA. `warnings` are those of the libraries that read the weights, and of how far rounding changed an
-    adapter.
+    the model, or beside the LoRA, and `trained` are the train.json files that say how it read its images. `warnings` are those of the
+    libraries that read the weights, and of how far rounding changed an adapter.
     """
 
     denoiser: Denoiser
@@ -86,6 +86,7 @@ class Target:
     lora: str | None = None
     lora_scale: float | None = None
     split_file: Path | None = None
+    trained: tuple[Path, ...] = ()
     class_names: ClassNames = UNNAMED
     warnings: tuple[str, ...] = ()
 
@@ -199,9 +200,16 @@ def load(
         applied,
         strength,
         split_file,
+        training_records(folder if adapter is None else adapter.parent),
         class_names(folder, first.classes) if first.classes else UNNAMED,
         tuple(said),
     )
+
+
+def training_records(folder: Path) -> tuple[Path, ...]:
+    """The train.json files of the model, or adapter, in a folder: its own, or for two networks in turn those of their training."""
+    places = [folder, *(folder.parent / f"teacher-{i}" for i in (1, 2) if (folder / DUAL).is_file())]
+    return tuple(place / "train.json" for place in places if (place / "train.json").is_file())
 
 
 def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale: float = 1.0) -> Target:

@@ -94,13 +94,14 @@ def read_real(config: QualityConfig, key: Key | None = None) -> Real:
     """The images of a config, under the ids of a key where one is given; raises `UserError` for a reference too small for any statistic."""
     if config.data and config.split:
         both = one_source(open_source(config.data, config.decoding), config.split, config.limit, config.seed)
+        both = both.renamed(key) if key else both
         real = Real(both.only(~both.member), both.only(both.member))
     else:
         training = images_alone(open_source(config.training, config.decoding), config.limit, config.seed) if config.training else None
         real = Real(images_alone(open_source(config.reference or "", config.decoding), config.limit, config.seed), training)
     if len(real.reference) < FEWEST:
         raise UserError(f"the reference must hold at least {FEWEST} images; got {len(real.reference)}")
-    if key is None:
+    if key is None or config.split:
         return real
     return Real(real.reference.renamed(key), real.training.renamed(key) if real.training else None)
 

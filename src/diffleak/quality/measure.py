@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from diffleak import hub
 from diffleak.config import build
 from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.cohort import Cohort
+from diffleak.data.handling import refuse_other_reading
 from diffleak.data.labels import NoClasses
 from diffleak.data.pixels import ImageShape, fit, png, shape_of
 from diffleak.environment import environment
@@ -31,7 +32,7 @@ from diffleak.hub import Target
 from diffleak.membership import check_membership
 from diffleak.quality import copies, statistics
 from diffleak.quality.alignment import Clip, NoClip, alignment, find_clip
-from diffleak.quality.config import QualityConfig, Real, read_real
+from diffleak.quality.config import QualityConfig, Real, read_real, source_name
 from diffleak.quality.extractors import Extractor, open_extractor, probe
 from diffleak.quality.features import Both, RealSet, cut, features_of, read_set, refuse_shared, tally_of
 from diffleak.quality.prompts import Told, choose_prompts
@@ -108,9 +109,7 @@ def prepare(config: QualityConfig, target: Target | None = None, extractor: Call
     target = hub.target_of(config, target)
     key = _key(config)
     real = read_real(config, key)
-    sides = [real.reference, real.training] if config.split and real.training else None
-    given = f"the split file {config.split}"
-    membership = check_membership(sides, given, target.split_file, config.split, config.ignore_model_split) if sides else None
+    membership = _membership(config, target, real)
     shape = target.shape or shape_of(real.reference.read(0))
     first = open_extractor(extractor or config.extractor, target.device)
     second = open_extractor(config.copy_encoder, target.device) if config.copy_encoder else first
@@ -132,6 +131,16 @@ def prepare(config: QualityConfig, target: Target | None = None, extractor: Call
     )
     clip = find_clip(config.clip, target.device) if told else None
     return Prepared(config, target, real, drawing, classes, (first, second), told, clip, membership, key)
+
+
+def _membership(config: QualityConfig, target: Target, real: Real) -> Membership | None:
+    """What the model's own split says of the training and the held-out images; None where only one of them is given."""
+    if real.training is None:
+        return None
+    training = replace(real.training, member=np.ones(len(real.training), dtype=bool))
+    names = f"{source_name(training)} (training) and {source_name(real.reference)} (reference)"
+    given = f"the split file {config.split}" if config.split else names
+    return check_membership([real.reference, training], given, target.split_file, config.split, config.ignore_model_split)
 
 
 def _key(config: QualityConfig) -> Key | None:
@@ -163,7 +172,10 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     read = partial(read_set, shape=prepared.drawing.shape, config=config, encoders=prepared.encoders)
     reference = read("reference", prepared.real.reference)
     training = read("training", prepared.real.training) if prepared.real.training else None
-    tally_of(reference, training).refuse_white(config.decoding)
+    tally = tally_of(reference, training)
+    tally.refuse_white(config.decoding)
+    for trained in prepared.target.trained:
+        refuse_other_reading(trained, config.decoding, tally, prepared.drawing.shape.channels == 4)
     refuse_shared(reference, training)
     if folder:
         _refuse_another_measurement(folder, prepared, reference, training)
@@ -244,7 +256,7 @@ def _labels(target: Target, reference: Cohort, config: QualityConfig) -> tuple[I
     if labels is None:
         return None, f"evenly over {target.classes} classes, since the reference has no labels"
     drawn = np.random.default_rng(config.seed).choice(labels.numbers, size=config.images)
-    told = labels_from(labels.origin, labels.names)
+    told = labels_from(labels.origin, None if reference.anonymous else labels.names)  # names of folders may name people
     return drawn, f"in the frequencies of the reference, over {target.classes} classes; labels from {told}"
 
 

@@ -2,8 +2,9 @@
 
 lowers       for some entry the interval of its worst AUC minus the reference's worst lies below 0
 not-shown    for none it does; the intervals say what cannot be excluded
-undecided    in some run the sides differ without the model, and its user allowed that
-invalid      in some run they do and its user did not, or no difference has an interval
+undecided    in some run the sides differ without the model, and its user allowed that; or nothing checked that they do not, or the check
+             can have missed a difference of the sources as large as the leak
+invalid      in some run they differ and its user did not allow it, or no difference has an interval
 
 Of a comparison with an invalid run no number is shown; compare.json keeps them.
 """
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from diffleak.blind import finding
+from diffleak.blind import finding, may_explain
 from diffleak.comparison_record import ComparedResult, Comparison, Entry, SwapAudit, SwapResult
 from diffleak.record import Estimate
 from diffleak.report.judgement import Verdict
@@ -58,14 +59,31 @@ def comparison_verdict(record: Comparison) -> Verdict:
         )
         return Verdict("invalid", title, sentences)
     judged = _of_differences(record)
-    shifted = _different(record, allowed=True)
-    if shifted and judged.level != "invalid":
+    shifted, unsure = _different(record, allowed=True), _unsure(record)
+    title, said = judged.title, list(judged.sentences)
+    if unsure:
+        title = "Undecided: in some audits a difference between the sources of the two sides may be all that the attacks find."
+        said.append(
+            f"The check for one source was not made, or could not find a difference that small, in {visible(', '.join(unsure))}. "
+            "Audit more images of each side."
+        )
+    if shifted:
         title = (
             "Undecided: in some audits the two sides come from different sources, so the numbers below mix membership with that difference."
         )
-        said = f"--allow-shift accepted this in {visible(', '.join(shifted))}. Audit again with sides from one source."
-        return Verdict("undecided", title, (*judged.sentences, said))
-    return judged
+        said.append(f"--allow-shift accepted this in {visible(', '.join(shifted))}. Audit again with sides from one source.")
+    if judged.level == "invalid":
+        return Verdict("invalid", judged.title, tuple(said))
+    return Verdict("undecided" if shifted or unsure else judged.level, title, tuple(said))
+
+
+def _unsure(record: Comparison) -> tuple[str, ...]:
+    """The runs in which a difference between the sources that was not found may be all that the entry's worst attack finds."""
+    found = []
+    for entry in record.entries:
+        low = entry.worst_result.auc.low or 0.0
+        found += [run.run for run in entry.runs if finding(run.blind) == "unchecked" or (low > 0.5 and may_explain(run.blind, low))]
+    return tuple(found)
 
 
 def _of_differences(record: Comparison) -> Verdict:

@@ -92,11 +92,11 @@ def allows_shift(settings: dict[str, Any]) -> bool:
 
 
 def with_validity(record: AuditRecord) -> AuditRecord:
-    """The record with `valid` and `invalid_reason` as its verdict has them."""
+    """The record with `valid`, `invalid_reason` and `verdict` as its verdict has them."""
     judged = verdict(record)
     invalid = judged.level == "invalid"
     reason = " ".join((judged.title, *judged.sentences[:1])) if invalid else None
-    return record.model_copy(update={"valid": not invalid, "invalid_reason": reason})
+    return record.model_copy(update={"valid": not invalid, "invalid_reason": reason, "verdict": judged.level})
 
 
 def _finder(candidates: Sequence[Result], chosen: Result | None) -> Result | None:

@@ -114,7 +114,10 @@ def crop_place(seed: int, image_id: str, number: int) -> tuple[float, float]:
 
 def training_shape(source: ImageSource, config: TrainConfig, channels: int | None = None) -> ImageShape:
     """The shape of the training images: of the first one, or as `--resize` says."""
-    first = shape_of(source.read(0))
+    try:
+        first = shape_of(source.read(0))
+    except UnreadableImage as error:
+        raise UserError(str(error).replace(SKIP_HINT, "")) from None
     side = config.resize
     return ImageShape(channels or int(config.model.get("in_channels", min(first.channels, 3))), side or first.height, side or first.width)
 

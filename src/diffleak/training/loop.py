@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffleak import hub
+from diffleak.data.handling import first_reading
 from diffleak.errors import UserError, first_lines
 from diffleak.files import write_text
 from diffleak.memory import out_of_memory
@@ -31,7 +32,7 @@ from diffleak.training.task import Task, batch, keyed, refuse_divergence, shuffl
 LOSS_EVERY = 50  # steps averaged in one point of the loss curve
 MAY_CHANGE = frozenset({"output", "split", "steps", "checkpoint_every", "threads", "device"})  # between a run and its resumption
 OUTCOMES = frozenset({"early_stopping", "spent"})  # keys of train.json that only a finished run has
-SAID = frozenset({"images"})  # keys that say what was found in the data and decide nothing
+SAID = frozenset({"images", "data_path"})  # keys that say what was found in the data and decide nothing
 FIXED_BY = {"validation": "checkpoint_every", "dp_epsilon": "steps"}  # unless this setting makes the result depend on it
 
 
@@ -66,6 +67,8 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); choose another -o, or delete {folder} to begin again") from None
     defaults = {name: f.default for name, f in TrainConfig.model_fields.items()}  # of settings that older runs did not have
+    if "images" not in before:
+        defaults |= first_reading(record.get("images", {}))
     free = OUTCOMES | SAID | (MAY_CHANGE - {fixed for key, fixed in FIXED_BY.items() if record.get(key) is not None})
     free |= set() if "members" in before else {"members"}  # older runs did not say
     keys = [*record, *(k for k in before if k not in record)] if "members" in record else list(record)

@@ -10,6 +10,7 @@ import torch
 
 from diffleak import hub
 from diffleak.data.draw import ids_digest
+from diffleak.data.handling import refuse_other_reading
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError
 from diffleak.files import checked_folder, locked, write_text
@@ -56,8 +57,12 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
         latent = hub.latent_shape(codec, shape) if codec else shape
         network = network_config(config, latent) if config.kind == "denoiser" else autoencoder_config(config, shape)
         record |= {"model": network}
+    record |= {"data_path": str(Path(config.data).absolute())} if Path(config.data).exists() else {}
     refuse_other_run(config.output, record)
     data = read_training_data(config, shape)
+    for teacher in lesson.teachers if lesson else ():
+        for trained in hub.training_records(teacher):
+            refuse_other_reading(trained, config.decoding, data.tally, shape.channels == 4)
     privacy = plan_privacy(config, len(data.images), accelerator.num_processes) if config.private else None
     record |= {"members": ids_digest(data.members), **({"privacy": privacy.record()} if privacy else {})}
     record |= (
