@@ -641,9 +641,9 @@ def test_a_run_of_version_0_1_is_not_extended_under_another_reading(tmp_path, ph
     record = json.loads((folder / "train.json").read_text())
     older = {key: value for key, value in record.items() if key not in ("exif", "alpha", "white", "images", "data_path")}
     (folder / "train.json").write_text(json.dumps(older))
-    more = {"steps": record["steps"] + 1}
-    assert "exif was 'ignore', now 'apply'" in refusal(lambda: train(training(photos[0], tmp_path / "m", **more)))
-    train(training(photos[0], tmp_path / "m", exif="ignore", alpha="white", **more))
+    assert "exif was 'ignore', now 'apply'" in refusal(lambda: train(training(photos[0], tmp_path / "m")))
+    (folder / "train.json").write_text(json.dumps({key: value for key, value in older.items() if key != "classes"}))
+    assert train(training(photos[0], tmp_path / "m", exif="ignore")) == folder, "no image of this side is transparent"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, IndexError, TypeError, KeyError, struct.error])

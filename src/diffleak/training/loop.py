@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffleak import hub
-from diffleak.data.handling import first_reading
+from diffleak.data.handling import FIRST_READING, first_reading
 from diffleak.errors import UserError, first_lines
 from diffleak.files import write_text
 from diffleak.memory import out_of_memory
@@ -67,15 +67,17 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); choose another -o, or delete {folder} to begin again") from None
     defaults = {name: f.default for name, f in TrainConfig.model_fields.items()}  # of settings that older runs did not have
+    unread = "images" not in before and "images" not in record  # which reading matters is known when the images have been read
     if "images" not in before:
         defaults |= first_reading(record.get("images", {}))
     free = OUTCOMES | SAID | (MAY_CHANGE - {fixed for key, fixed in FIXED_BY.items() if record.get(key) is not None})
+    free |= set(FIRST_READING) if unread else set()
     free |= set() if "members" in before else {"members"}  # older runs did not say
     keys = [*record, *(k for k in before if k not in record)] if "members" in record else list(record)
     changed = [k for k in keys if k not in free and record.get(k) != before.get(k, defaults.get(k))]
     if changed:
         short = lambda value: f"{text[:60]}…" if len(text := repr(value)) > 60 else text
-        was = ", ".join(f"{k} was {short(before.get(k))}, now {short(record.get(k))}" for k in changed[:3])
+        was = ", ".join(f"{k} was {short(before.get(k, defaults.get(k)))}, now {short(record.get(k))}" for k in changed[:3])
         raise UserError(f"{folder} holds another training run ({was}); choose another -o, or the same settings to resume")
 
 
