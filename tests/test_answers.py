@@ -306,3 +306,25 @@ def test_a_failing_function_is_told_its_arguments_only_where_they_may_be_the_rea
         Denoiser.from_function(fails, TABLE)(X, 5)
     with pytest.raises(UserError, match=r"^predict_noise must take \(x_t, t\); predict_noise fails"):
         Denoiser.from_function(lambda x_t: x_t, TABLE)(X, 5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda x, t: torch.randn_like(x), "when it is called again"),
+        (lambda x, t: x - x.mean(0, keepdim=True), "when it is given an image alone"),
+        (torch.nn.Dropout(0.5), "when it is called again"),
+    ],
+    ids=["random", "of the whole batch", "in training mode"],
+)
+def test_a_model_that_answers_otherwise_each_time_is_refused_before_scoring(wrong, said):
+    predict = (lambda x, t: wrong(x)) if isinstance(wrong, torch.nn.Module) else wrong
+    with pytest.raises(UserError, match=f"must give an image the same answer each time; .*{said}: put its network into eval mode"):
+        audited(predict, "sima")
+
+
+def test_a_model_whose_answer_is_the_same_for_every_image_is_warned_of():
+    denoiser = Denoiser.from_function(lambda x, t: torch.ones_like(x), TABLE)
+    audit = diffleak.audit(denoiser, MEMBERS, HELD_OUT, attacks=["sima", "loss"], timesteps="50:100:50", allow_shift=True)
+    said = [w for w in audit.record.warnings if "the same score" in w]
+    assert said == ["sima gives every image the same score, so it measured nothing: does the model's answer depend on the image?"]

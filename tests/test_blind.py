@@ -7,11 +7,12 @@ import pytest
 import torch
 from report_fixtures import audit_of
 from scipy.ndimage import gaussian_filter
-from scipy.stats import mannwhitneyu, norm
+from scipy.stats import binom, mannwhitneyu, norm
 from sklearn.metrics import roc_auc_score
 
 import diffleak
 from diffleak import blind, metrics
+from diffleak.blind import finding, labels_p_value
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
 from diffleak.record import AuditRecord, Blind, Estimate
 from diffleak.report import verdict
@@ -212,3 +213,22 @@ def test_thirty_pictures_of_one_camera_that_the_model_memorised_are_still_a_leak
     audit = diffleak.audit(Memoriser(seen, linear_schedule()), members, nonmembers, attacks="sima", timesteps="50:150:50")
     assert audit.record.results[0].auc.value == 1.0 and audit.record.blind.p_value > 0.05
     assert verdict(audit.record).level == "leak" and audit.record.valid
+
+
+def test_the_p_value_of_classes_is_exact_under_the_null_and_small_where_the_class_gives_the_side_away():
+    rng, held = np.random.default_rng(8), []
+    member = np.repeat([True, False], [40, 60])
+    for seed in range(300):
+        labels = rng.choice(5, size=100, p=[0.4, 0.3, 0.2, 0.07, 0.03])
+        held.append(labels_p_value(labels, member, seed, permutations=199) <= 0.05)
+    assert binom.sf(sum(held) - 1, 300, 0.05) > 1e-3
+    assert labels_p_value(np.where(member, 1, 7), member) == 1e-4
+    assert labels_p_value(np.zeros(100, dtype=np.int64), member) == 1
+    few = np.array([0, 0, 1, 1, 1])  # of the 10 ways to choose 2 of 5, one has both of class 0
+    sides = np.array([True, True, False, False, False])
+    assert labels_p_value(few, sides, permutations=9999) == pytest.approx(0.1, abs=0.02)
+
+
+def test_classes_that_tell_the_sides_apart_make_an_audit_invalid_whatever_the_pixels_say():
+    alike = Blind(value=0.5, low=0.45, high=0.55, labels_p_value=0.3)
+    assert finding(alike) == "alike" and finding(alike.model_copy(update={"labels_p_value": 0.01})) == "different"

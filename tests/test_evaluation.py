@@ -8,7 +8,20 @@ import diffleak
 from diffleak import metrics
 from diffleak.data.draw import calibrate_part
 from diffleak.errors import UserError
-from diffleak.evaluation import COMPUTED, REPEATS, SMALL_SIDE, divided, evaluate, evaluate_scores, headline, over_repeats, samples
+from diffleak.evaluation import (
+    COMPUTED,
+    REPEATS,
+    SMALL_SIDE,
+    Candidate,
+    divided,
+    evaluate,
+    evaluate_masked,
+    evaluate_scores,
+    headline,
+    on_every_split,
+    over_repeats,
+    samples,
+)
 from diffleak.record import (
     MOST_OFTEN,
     Accuracy,
@@ -528,3 +541,20 @@ def test_thresholds_of_finished_scores_of_few_images_are_medians_over_the_divisi
 def test_what_evaluating_computes_and_what_an_audit_says_of_an_attack_are_all_fields_of_a_result():
     said = {"mask", "mask_ratio", "variant", "gain", "access", "parameters", "queries", "queries_at_timestep", "convention"}
     assert COMPUTED | said == set(Result.model_fields) and not COMPUTED & said
+
+
+def test_the_oracle_of_a_mask_whose_ratio_is_chosen_is_the_best_of_every_ratio_for_each_number_apart():
+    ids, member = cohort(300, 300)
+    split = divided(ids, member, 0.2, 0)
+    plain = shifted(ids, member, [0.5, 0.5])
+    candidates = [Candidate(r, shifted(ids, member, [0.5, 0.45], seed=s, attack="planted")) for r, s in ((0.2, 38), (0.6, 39), (0.8, 40))]
+    result, _ = evaluate_masked("influence:auto", candidates, plain, on_every_split(plain, member, split), member, split)
+    test, best = ~split.calibrate[0], {"auc": [], "asr": [], "tpr": []}
+    for candidate in candidates:
+        sides = [(column[test & member], column[test & ~member]) for column in candidate.scores.membership.T]
+        best["auc"].append(max(auc_of(np.r_[m, n], np.repeat([1, 0], [len(m), len(n)])) for m, n in sides))
+        best["asr"].append(max(metrics.best_accuracy(m, n)[1] for m, n in sides))
+        best["tpr"].append(max(metrics.tpr_value(m, n, 0.01) for m, n in sides))
+    assert np.argmax(best["auc"]) != np.argmax(best["asr"]) != np.argmax(best["tpr"]), "the case tells them apart"
+    found = (result.oracle.auc, result.oracle.asr, result.oracle.tpr_at_1pct)
+    assert found == pytest.approx((max(best["auc"]), max(best["asr"]), max(best["tpr"])))

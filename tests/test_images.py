@@ -259,7 +259,7 @@ def test_a_value_above_white_is_refused_by_its_file():
 def test_data_whose_values_all_lie_far_below_their_range_is_refused_until_white_is_given(tmp_path, largest):
     sides = [folder(tmp_path / str(i), map(deep_png, deep_pictures(12, largest, i))) for i in range(2)]
     said = refusal(lambda: scanned(*sides))
-    assert f"the largest value in 12 files in {sides[0]} is {largest:,} of 65,535" in said or f"in 12 files in {sides[1]}" in said
+    assert f"use less than a quarter of it (largest value of all: {largest:,} of 65,535)" in said and "12 files in" in said
     assert "as --white LEVEL" in said and "pixel for pixel" not in said
     found = scanned(*sides, Decoding(white=largest))
     expected = np.rint(deep_pictures(12, largest, 0)[3] * 255 / largest)
@@ -273,13 +273,17 @@ def test_one_dark_image_among_others_that_use_the_range_is_kept_and_counted(tmp_
     values[0][5] = deep_pictures(1, 200)[0]
     found = scanned(*(folder(tmp_path / str(i), map(deep_png, side)) for i, side in enumerate(values)))
     assert (found.tally.deep, found.tally.dim, found.tally.largest, found.tally.full) == (24, 1, 60_000, 65_535)
-    assert found.tally.described(AS_TRAINERS) == ("24 of more than 8 bits (largest value 60,000 of 65,535, 1 of them dim)",)
+    assert found.tally.described(AS_TRAINERS) == (
+        "24 of more than 8 bits (largest value 60,000 of 65,535, 1 of them use less than a quarter of their range)",
+    )
 
 
 def test_one_side_in_another_range_is_refused_though_the_other_uses_it(tmp_path):
     bright, dark = (folder(tmp_path / str(m), map(deep_png, deep_pictures(12, m))) for m in (60_000, 4095))
     for sides in ((bright, dark), (dark, bright)):
-        assert f"12 files in {dark} is 4,095 of 65,535" in refusal(lambda sides=sides: scanned(*sides))
+        assert f"12 files in {dark} use less than a quarter of it (largest value of all: 4,095 of 65,535)" in refusal(
+            lambda sides=sides: scanned(*sides)
+        )
 
 
 def test_a_quarter_of_the_range_is_where_dim_ends():
@@ -303,7 +307,7 @@ def test_colours_of_sixteen_bits_are_read_by_their_upper_eight_and_said(tmp_path
     np.testing.assert_array_equal(found.cohort.of("members/003.png"), values[3] // 256)
     assert found.tally.deep == 24
     dark = [folder(tmp_path / f"b{i}", map(colour_png, values[12 * i : 12 * i + 12] // 16)) for i in range(2)]
-    assert "4,095 of 65,535, so that they would be nearly black: convert them to 8 bits" in refusal(lambda: scanned(*dark))
+    assert "4,095 of 65,535), so that they would be nearly black: convert them to 8 bits" in refusal(lambda: scanned(*dark))
     assert "--white is for grey images" in refusal(lambda: scanned(*dark, Decoding(white=4095)))
 
 
@@ -697,3 +701,30 @@ def test_the_defaults_are_those_of_the_trainers():
     assert replace(AS_TRAINERS, exif="ignore") == IGNORE
     with pytest.raises(UnreadableImage):
         decode(b"", "x")
+
+
+def test_a_few_bright_pixels_do_not_make_a_set_of_12_bit_images_one_of_16():
+    dim, bright = Notes(largest=4000, full=65535), Notes(largest=65535, full=65535)
+    tally = NO_IMAGES
+    for notes in (*[dim] * 19, bright):
+        tally = tally.plus(notes)
+    said = refusal(lambda: tally.refuse("x", AS_TRAINERS))
+    assert (
+        "19 of 20 files in x use less than a quarter of it (largest value of all: 65,535 of 65,535)" in said
+        and "or 65535 if they are" in said
+    )
+    night = NO_IMAGES.plus(dim).plus(bright).plus(bright)
+    night.refuse("x", AS_TRAINERS)
+    assert night.described(AS_TRAINERS) == (
+        "3 of more than 8 bits (largest value 65,535 of 65,535, 1 of them use less than a quarter of their range)",
+    )
+
+
+def test_images_without_an_ending_are_counted_and_texts_are_not(tmp_path):
+    data = folder(tmp_path / "p", [tagged(pictures(1)[0], 1, "PNG")])
+    for name in ("noext", "pic.jpg_large"):
+        (data / name).write_bytes(tagged(pictures(1)[0], 1, "JPEG"))
+    (data / "a.txt").write_bytes(b"GIF8 is a format")
+    (data / "notes.odt").write_bytes(b"PK\3\4")
+    found = list_images(data)
+    assert (len(found.files), found.left_out.unopened, found.left_out.first_unopened) == (1, 2, "noext")

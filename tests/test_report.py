@@ -14,7 +14,7 @@ from rich.console import Console
 from sklearn.metrics import roc_curve
 
 from diffleak import metrics
-from diffleak.record import Blind, Estimate, Split
+from diffleak.record import Blind, Estimate, Membership, Split
 from diffleak.report import figures, html, markdown, print_result, print_terminal, verdict
 from diffleak.report import wording as w
 from diffleak.report.judgement import with_validity
@@ -94,8 +94,7 @@ def test_a_blind_check_that_was_not_possible_is_said_with_its_reason_and_leaves_
 
 def test_an_interval_below_one_half_is_reported_as_pointing_the_wrong_way(null):
     judged = verdict(with_auc(null[0], sima=(0.3, 0.26, 0.34)))
-    assert judged.level == "no-leak-found"
-    assert "wrong way" in judged.title
+    assert judged.level == "undecided" and judged.title == "Undecided: the scores of sima separate the sides, but the wrong way round."
 
 
 def test_another_attack_counts_only_if_it_survives_the_correction_for_looking_at_all(null):
@@ -462,3 +461,29 @@ def test_the_drawn_roc_is_the_exact_one_of_scikit_learn_and_its_band_holds_it(n,
     assert tpr == pytest.approx([at_most(x) for x in fpr])
     at, low, high = figures._band(members, nonmembers)
     assert all(a <= at_most(x) <= b for x, a, b in zip(at, low, high, strict=True))
+
+
+def test_an_attack_that_separates_the_sides_the_wrong_way_is_named_though_another_leads():
+    record, _ = audit_of({"sima": 0.0, "pia": -1.2})
+    judged = verdict(record.model_copy(update={"headline": "sima"}))
+    assert (judged.level, judged.title) == ("undecided", "Undecided: the scores of pia separate the sides, but the wrong way round.")
+    assert any(said.startswith("But pia picks the held-out image") for said in judged.sentences) and judged.attack == "sima"
+    found, _ = audit_of({"sima": 1.5, "pia": -1.2})
+    assert verdict(found).level == "leak", "a leak that is found stays one"
+
+
+def test_sides_that_the_models_own_split_contradicts_are_no_result(leak):
+    record, _ = leak
+    against = Membership(source="the split file a.json", status="contradicted, ignored", model_split="M/split.json", reason="all are")
+    judged = verdict(record.model_copy(update={"membership": against}))
+    assert judged.level == "undecided" and "split.json contradicts these sides" in judged.title
+    assert "by M/split.json, all are. If M/split.json is right" in against.sentence
+
+
+def test_classes_that_differ_are_given_as_the_reason_before_the_pixels(leak):
+    record, _ = leak
+    blind = Blind(value=0.5, low=0.45, high=0.55, labels_p_value=0.001)
+    judged = verdict(record.model_copy(update={"blind": blind}))
+    said = judged.sentences[0]
+    assert judged.level == "invalid" and "The classes of members and held-out images differ by more than chance (p = 0.001)" in said
+    assert "no sign that the two sides come from different sources" in said

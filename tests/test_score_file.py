@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from report_fixtures import audit_of
 from diffleak import metrics
 from diffleak.errors import UserError
 from diffleak.evaluation import divided, evaluate, evaluate_scores, samples
-from diffleak.record import Scores
+from diffleak.record import Blind, Scores
 from diffleak.run_folder import write_samples
 from diffleak.score_file import evaluate_file
 
@@ -307,3 +308,12 @@ def test_reasons_take_the_fraction_that_was_set_and_not_that_of_rounded_parts(tm
     assert "needs 125 held-out images, since a fifth of them is set apart" in found.tpr_at_fpr[1].reason
     pd.DataFrame(rows).drop(columns="part").to_csv(tmp_path / "whole.csv", index=False)
     assert "needs 48 held-out images" in evaluate_file(tmp_path / "whole.csv").achieved_fpr.reason
+
+
+def test_the_samples_of_an_invalid_audit_say_so(tmp_path):
+    record, found = audit_of({"sima": 1.0}, 60, blind=Blind(value=0.9, low=0.8, high=0.95), warnings=(), omitted=())
+    ids = tuple(f"i{k}" for k in range(len(found.ids)))
+    write_samples(tmp_path / "samples.csv", replace(found, ids=ids))
+    (tmp_path / "audit.json").write_text(record.model_dump_json())
+    done = diffleak("metrics", tmp_path / "samples.csv", "--score", "sima")
+    assert done.returncode == 0 and "is invalid, so these numbers do not measure membership: Invalid: the two sides" in done.stderr

@@ -24,7 +24,7 @@ from diffleak.attacks.base import Attack
 from diffleak.attacks.black_box import BlackBox
 from diffleak.attacks.clid import CLiD
 from diffleak.audit_config import AuditConfig, GeometryConfig
-from diffleak.blind import blind_auc, finding
+from diffleak.blind import blind_auc, finding, labels_p_value
 from diffleak.config import build
 from diffleak.data.captions import FIXED, Captions
 from diffleak.data.cohort import Cohort, two_sources
@@ -212,7 +212,12 @@ def _finish_by_key(prepared: Prepared, collected: scoring.Collected, measured: F
     in_order = cohort.taken(order)
     prepared = replace(
         prepared,
-        scan=replace(scan, cohort=in_order, features=scan.features[order]),
+        scan=replace(
+            scan,
+            cohort=in_order,
+            features=scan.features[order],
+            labels=replace(scan.labels, numbers=scan.labels.numbers[order]) if scan.labels else None,
+        ),
         inputs=replace(prepared.inputs, cohort=in_order),
         split=replace(prepared.split, calibrate=prepared.split.calibrate[:, order]),
     )
@@ -233,7 +238,9 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     results, chosen = [result for result, _ in pairs], [scores for _, scores in pairs]
     every = tuple(scores for group in collected.scores for scores in group)
     geometry = None if measured is None else analyse(prepared.inputs, measured, results, chosen, cohort.member, split)
-    blind = blind_auc(prepared.scan.features, cohort.member, config.seed)
+    blind, labels = blind_auc(prepared.scan.features, cohort.member, config.seed), prepared.scan.labels
+    if labels:
+        blind = blind.model_copy(update={"labels_p_value": labels_p_value(labels.numbers, cohort.member, config.seed)})
     record = AuditRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=_command(config, prepared.plan),
@@ -244,7 +251,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         headline=evaluation.headline(results),
         results=tuple(results),
         blind=blind,
-        warnings=_warnings(prepared, results, blind),
+        warnings=(*_warnings(prepared, results, blind), *_about_equal_scores(chosen)),
         omitted=prepared.scan.omitted,
         truncated=prepared.truncated,
         costs=Costs(queries=collected.queries, seconds=round(collected.seconds + time.monotonic() - started, 2), chunks=collected.chunks),
@@ -295,7 +302,7 @@ def gate(record: AuditRecord, config: AuditConfig) -> None:
     checked = gates(record.results, config)
     failed = [sentence(gate) for gate in checked if not gate.passed]
     if failed:
-        raise GateFailed("\n".join((f"{len(failed)} of {len(checked)} checks failed", *failed)))
+        raise GateFailed("\n".join((f"{len(failed)} of {len(checked)} {'check' if len(checked) == 1 else 'checks'} failed", *failed)))
 
 
 def _claim(folder: Path, plan: Plan) -> bool:
@@ -331,6 +338,15 @@ def _command(config: AuditConfig, plan: Plan) -> str:
             value = ",".join(value)
         parts += [f"--no-{key}"] if value is False else [flag] if value is True else [flag, str(value)]
     return shlex.join(parts)
+
+
+def _about_equal_scores(scores: Sequence[Scores]) -> tuple[str, ...]:
+    """Which attacks give every image the same score."""
+    return tuple(
+        f"{each.attack} gives every image the same score, so it measured nothing: does the model's answer depend on the image?"
+        for each in scores
+        if not np.ptp(each.statistic, axis=0).any()
+    )
 
 
 def _warnings(prepared: Prepared, results: Sequence[Result], blind: Blind) -> tuple[str, ...]:

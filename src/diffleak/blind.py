@@ -8,7 +8,8 @@ inference attacks for foundation models", arXiv 2406.16201.
     below                       the most telling of FEW_FEATURES statistics, an exact permutation test; different if p <= INVALID_P
 
 Few images show only large differences, so the test of the second kind says which it would have found: `detectable_auc`.
-Two sides of one source are called different in at most INVALID_P of audits.
+Two sides of one source are called different in at most INVALID_P of audits. For a class-conditional model the classes are compared too,
+by a permutation test of their own at the same level.
 """
 
 import warnings
@@ -114,6 +115,23 @@ def permutation_test(
     )
 
 
+def labels_p_value(
+    labels: Int64[np.ndarray, " n"], member: Bool[np.ndarray, " n"], seed: int = 0, permutations: int = PERMUTATIONS
+) -> float:
+    """How often a random division of these images has classes that differ as much between the sides.
+
+        T = sum over classes of (members of the class - expected)^2 / expected        p = (1 + #{permuted T >= T}) / (1 + permutations)
+
+    A class-conditional model is given the class, so classes that differ between the sides tell them apart as pixels do. p is exact.
+    """
+    _, of = np.unique(labels, return_inverse=True)
+    sizes, members = np.bincount(of), int(member.sum())
+    expected = sizes * (members / len(labels))
+    drawn = np.random.default_rng((seed, 4)).multivariate_hypergeometric(sizes, members, size=permutations, method="marginals")
+    each = ((np.concatenate([np.bincount(of[member], minlength=len(sizes))[None], drawn]) - expected) ** 2 / expected).sum(axis=1)
+    return float((each[1:] >= each[0] - 1e-9).sum() + 1) / (permutations + 1)
+
+
 def _aucs(ranks: Float64[np.ndarray, "n k"], rows: Int64[np.ndarray, "r s"]) -> Float64[np.ndarray, "r k"]:
     """P(an image of `rows` ranks above one that is not) for each set of rows and each feature, ties counted as one half."""
     size, others = rows.shape[1], len(ranks) - rows.shape[1]
@@ -138,6 +156,8 @@ def detectable(m: int, n: int, critical: float) -> float | None:
 
 def finding(blind: Blind) -> Finding:
     """What a check for different sources found; "perhaps" is a difference too small, or too uncertain, to end the audit."""
+    if blind.labels_p_value is not None and blind.labels_p_value <= INVALID_P:
+        return "different"
     if blind.p_value is not None:
         return "different" if blind.p_value <= INVALID_P else "perhaps" if blind.p_value <= ALPHA else "alike"
     if blind.value is None or blind.low is None:

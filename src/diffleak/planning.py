@@ -95,10 +95,11 @@ class Prepared:
         cut = f", {plan.captions_truncated:,} truncated" if plan.captions_truncated else ""
         captions = f"captions {visible(plan.captions)} ({plan.captions_found:,} found{cut}), " if plan.captions else ""
         captions += f"labels from {labels_from(plan.labels, plan.label_names)}, " if plan.labels else ""
+        attacks = f"{len(self.attacks)} attack{'s' * (len(self.attacks) != 1)}"
         guidance = f"guidance {plan.guidance_scale:g}, " if plan.guidance_scale is not None else ""
         return (
             f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
-            f"{adapter(plan.lora, plan.lora_scale)}{len(self.attacks)} attacks{masks}, {captions}{guidance}"
+            f"{adapter(plan.lora, plan.lora_scale)}{attacks}{masks}, {captions}{guidance}"
             f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
             f"{where}"
         )

@@ -204,9 +204,11 @@ class Blind(Estimate):
     """What tells the two sides apart without the model: a classifier's AUC or, for few images, a permutation test.
 
     Of the test, `value` is the AUC of the most telling pixel `statistic`, and `detectable_auc` the smallest that the test would have
-    called a difference of the sources with probability 0.8.
+    called a difference of the sources with probability 0.8. `labels_p_value` is of the classes of a class-conditional model: how often a
+    random division has classes that differ as much between the sides.
     """
 
+    labels_p_value: float | None = None
     p_value: float | None = None
     detectable_auc: float | None = None
     statistic: str | None = None
@@ -377,8 +379,8 @@ class Membership(Record):
             of = f", which was not confirmed by {self.model_split}" if self.model_split else ""
             return f"Which images are members was taken on trust from {self.source}{of}: {self.reason}."
         return (
-            f"Which images are members was taken from {self.source} although {self.model_split} contradicts it (--ignore-model-split): "
-            f"by that file, {self.reason}. If it is right, the numbers do not measure membership."
+            f"Which images are members was taken from {self.source} although {self.model_split} contradicts it (--ignore-model-split): by "
+            f"{self.model_split}, {self.reason}. If {self.model_split} is right, the numbers do not measure membership."
         )
 
 

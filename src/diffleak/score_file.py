@@ -95,6 +95,8 @@ def which_number(path: Path, column: str, result: Result) -> str | None:
         f"these numbers are of the {result.n_members + result.n_nonmembers} images of the test part, one division of the images in {path}"
     )
     record = _record_beside(path)
+    if record and record.valid is False:
+        return f"the audit of {path.parent} is invalid, so these numbers do not measure membership: {record.invalid_reason}"
     own = next((r.auc.value for r in record.results if r.attack == column), None) if record else None
     if record is None or own is None or record.split.repeats == 1:
         return said

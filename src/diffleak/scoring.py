@@ -43,6 +43,7 @@ TIMED_IMAGES = 8  # encoded to estimate how long all will take
 PREPARATION_IMAGES = 64
 SCHEMA = pa.schema([("id", pa.string()), ("attack", pa.string()), ("timestep", pa.int32()), ("statistic", pa.float64())])
 META = NAME.encode()
+UNSTEADY = 0.05  # of the largest predicted number: more than rounding on any device
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def probe(job: Job) -> None:
         for inputs in job.models if job.attacks else ():
             cond = inputs.conditions(rows)
             for denoiser in inputs.target.denoiser.exposed:
+                _refuse_unsteady(denoiser, x0, max(sweep), cond, inputs.conditions(rows[:1]), inputs.target.name)
                 for t in sorted({min(sweep), max(sweep)}):
                     finite = torch.isfinite(denoiser(x0, t, cond)).flatten(start_dim=1).all(dim=1).tolist()
                     if not all(finite):
@@ -171,6 +173,18 @@ def probe(job: Job) -> None:
                             f"the model must return finite numbers; {inputs.target.name} gives NaN or infinity at timestep {t} for image "
                             f"{job.cohort.ids[rows[finite.index(False)]]}: try --dtype float32, or check the weights"
                         )
+
+
+def _refuse_unsteady(denoiser: Denoiser, x0: Tensor, t: int, cond: Any, first: Any, name: str) -> None:
+    """Raises `UserError` for a model that answers otherwise when it is called again, or for an image alone."""
+    answer = denoiser(x0, t, cond)
+    limit = UNSTEADY * answer.float().abs().max().clamp(min=1e-6)
+    for again, when in ((denoiser(x0, t, cond), "is called again"), (denoiser(x0[:1], t, first), "is given an image alone")):
+        if (again.float() - answer[: len(again)].float()).abs().max() > limit:
+            raise UserError(
+                f"the model must give an image the same answer each time; {name} gives another one when it {when}: "
+                "put its network into eval mode, and leave out what is random or mixes the images of a batch"
+            )
 
 
 def estimate(job: Job, folder: Path | None, share: Worker) -> str:

@@ -168,11 +168,13 @@ class Tally:
                 f"something must say which value is white; {_files(self.without_range)} in {where} hold whole numbers of 32 bits (largest "
                 f"value of those above 8 bits: {self.largest}) and do not say it: give --white LEVEL"
             )
-        if self.deep and self.dim == self.deep:
-            way = "convert them to 8 bits" if self.upper else "give the value that is white as --white LEVEL, such as 4095 for 12 bits"
+        if self.deep and 2 * self.dim >= self.deep:  # more than a few night pictures
+            white = f"give the value that is white as --white LEVEL, such as 4095 for 12 bits, or {self.full} if they are that dark"
+            way = "convert them to 8 bits" if self.upper else white
+            which = _files(self.deep) if self.dim == self.deep else f"{self.dim:,} of {_files(self.deep)}"
             raise UserError(
-                f"images of more than 8 bits must use their range; the largest value in {_files(self.deep)} in {where} is "
-                f"{self.largest:,} of {self.full:,}, so that they would be nearly black: {way}"
+                f"images of more than 8 bits must use their range; {which} in {where} use less than a quarter of it (largest value of all: "
+                f"{self.largest:,} of {self.full:,}), so that they would be nearly black: {way}"
             )
 
     def refuse_white(self, decoding: Decoding) -> None:
@@ -184,7 +186,7 @@ class Tally:
         """The counts that are not zero, in words."""
         alpha = "" if keeps_alpha else " (alpha dropped)" if decoding.alpha == "drop" else f" (laid on {decoding.alpha})"
         white = f"white is {decoding.white:,}" if decoding.white else f"largest value {self.largest or 0:,} of {self.full or 0:,}"
-        dim = f", {self.dim:,} of them dim" if self.dim else ""
+        dim = f", {self.dim:,} of them use less than a quarter of their range" if self.dim and not decoding.white else ""
         named = lambda first: "" if first is None else f"; first: {first!r}"
         found = (
             (self.turned, "turned upright by EXIF"),

@@ -24,6 +24,8 @@ OTHERS = frozenset({
     ".wdp", ".x3f", ".xcf",
 })  # images to their owner, and nothing that trainers open
 # fmt: on
+TEXTS = frozenset({".caption", ".csv", ".json", ".jsonl", ".md", ".parquet", ".toml", ".tsv", ".txt", ".yaml", ".yml"})
+SIGNATURES = frozenset({*(b"\xff\xd8\xff" + bytes([i]) for i in range(256)), b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*"})  # of image files
 COMPANION, COMPANIONS = "._", "__MACOSX"  # of macOS: no images, whatever they are named
 
 
@@ -70,6 +72,8 @@ def list_images(root: Path) -> Listing:
                 walk(path, above | {place}, dot)
             elif (suffix := path.suffix.lower()) in opened | OTHERS | PICTURES and (entry.is_symlink() or entry.is_file()):
                 (hidden if dot else files if suffix in opened else unopened).append(path)
+            elif suffix not in TEXTS and not dot and _begins_like_an_image(path):
+                unopened.append(path)  # without an ending, or with one that a browser made up
 
     walk(root, frozenset(), False)
     first = lambda paths: path_id(min(paths), root) if paths else None
@@ -80,6 +84,14 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
+        return False
+
+
+def _begins_like_an_image(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in SIGNATURES
+    except OSError:
         return False
 
 

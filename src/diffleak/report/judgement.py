@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
 
-from diffleak.blind import POWER, finding, may_explain
+from diffleak.blind import INVALID_P, POWER, finding, may_explain
 from diffleak.metrics import ALPHA
 from diffleak.record import AuditRecord, Blind, Estimate, Result
 from diffleak.report.wording import count, percent, spoken, visible
@@ -64,12 +64,16 @@ def verdict(record: AuditRecord) -> Verdict:
         title = "No verdict: the audit could not measure whether members can be told apart."
         return Verdict("invalid", title, (f"The reason: {visible(why)}.", _blind(record.blind)), attack)
     grounds = (*_beyond(record, lead), *_mask(record, lead), _provenance(record, lead, chosen, candidates), _blind(record.blind))
+    wrong = _backwards(candidates, lead)
     backwards = lead.auc.high < GUESSING
     middle = (_reversed(),) if backwards else (_caught(lead),) if finder else (_not_excluded(lead.auc), _caught(lead))
     found = (_picks(lead), *middle, *grounds)
     if sources == "different":
         title = "Undecided: the two sides come from different sources, so the numbers below mix membership with that difference."
         return Verdict("undecided", title, (*found, f"--allow-shift accepted this. {_repair()}"), attack)
+    if record.membership and record.membership.status == "contradicted, ignored":
+        title = "Undecided: the model's own split.json contradicts these sides (--ignore-model-split), so this may not be a result at all."
+        return Verdict("undecided", title, found, attack)
     if finder and may_explain(record.blind, finder.auc.low or 0.0):
         title = f"Undecided: members can be told apart from held-out images, but {_unseen(record.blind)}."
         return Verdict("undecided", title, (*found, _settle(record.blind)), attack)
@@ -79,9 +83,10 @@ def verdict(record: AuditRecord) -> Verdict:
     if sources == "unchecked":
         title = f"Undecided: no leak was found by these attacks, but {_unseen(record.blind)}."
         return Verdict("undecided", title, (*found, _settle(record.blind)), attack)
-    if backwards:
-        title = "No leak was found, but the scores point the wrong way: look into this before relying on the audit."
-        return Verdict("no-leak-found", title, found, attack)
+    if wrong:
+        title = f"Undecided: the scores of {visible(wrong.attack)} separate the sides, but the wrong way round."
+        said = found if backwards else (found[0], _other_reversed(wrong), *found[1:])
+        return Verdict("undecided", title, said, attack)
     title = "No leak was found by these attacks. That does not prove that there is none."
     return Verdict("no-leak-found", title, found, attack)
 
@@ -105,6 +110,15 @@ def _finder(candidates: Sequence[Result], chosen: Result | None) -> Result | Non
         return chosen
     found = [r for r in candidates if r is not chosen and _widened_low(r.auc, len(candidates)) > GUESSING]
     return max(found, key=lambda r: r.auc.value or 0.0, default=None)
+
+
+def _backwards(candidates: Sequence[Result], lead: Result) -> Result | None:
+    """The attack whose scores separate the sides against its direction: the lead, else one that stands the correction."""
+    if (lead.auc.high or 1.0) < GUESSING:
+        return lead
+    mirrored = lambda auc: Estimate(value=1 - auc.value, low=1 - auc.high) if auc.value is not None and auc.high is not None else Estimate()
+    found = [r for r in candidates if _widened_low(mirrored(r.auc), len(candidates)) > GUESSING]
+    return min(found, key=lambda r: r.auc.value or 1.0, default=None)
 
 
 def _widened_low(auc: Estimate, tries: int) -> float:
@@ -158,6 +172,15 @@ def _reversed() -> str:
     return (
         "The interval lies below 50 %: the scores do separate the sides, but it is the held-out images that look like members. "
         "Check that the sides are not swapped, that both come from one source, and that this model was trained on the members."
+    )
+
+
+def _other_reversed(result: Result) -> str:
+    value, ends = spoken(result.auc)
+    return (
+        f"But {visible(result.attack)} picks the held-out image: it names the member {value} of the time (95 % interval {ends}), less "
+        "often than guessing. Check that the sides are not swapped, that both come from one source, and that this model was trained on the "
+        "members."
     )
 
 
@@ -248,6 +271,17 @@ def _settle(blind: Blind) -> str:
 
 def _blind(blind: Blind) -> str:
     """What the check for different sources says."""
+    classes = ""
+    if blind.labels_p_value is not None and blind.labels_p_value <= INVALID_P:
+        classes = (
+            f"The classes of members and held-out images differ by more than chance (p = {blind.labels_p_value:.2g}), and the model is "
+            "given the class, so a score may separate the sides by it alone. "
+        )
+    return classes + _pixels(blind)
+
+
+def _pixels(blind: Blind) -> str:
+    """What the pixels say of it."""
     if blind.p_value is not None:
         return _permuted(blind, blind.p_value)
     if blind.value is None or blind.low is None or blind.high is None:
@@ -257,9 +291,9 @@ def _blind(blind: Blind) -> str:
     value, ends = spoken(blind)
     classifier = "A classifier that sees only pixel statistics and never the model"
     text = f"{classifier} picks the member {value} of the time (95 % interval {ends})"
-    match finding(blind):
+    match finding(blind.model_copy(update={"labels_p_value": None})):
         case "different":
-            return f"{text}. The images of the two sides differ by themselves, so any score can tell them apart."
+            return f"{text}. The images of the two sides differ by themselves, so a score may separate them without any membership."
         case "perhaps":
             return f"{text}: part of what the attacks find may come from the images and not from the model."
     return f"{text}: no sign that the two sides come from different sources."
@@ -271,11 +305,11 @@ def _permuted(blind: Blind, p_value: float) -> str:
     share = f" {percent(blind.value, 0)} of the time" if blind.value is not None else ""
     text = (
         f"Without the model, {named} tells a member from a held-out image{share}; of random divisions of these images "
-        f"{percent(p_value, 1)} do as well or better (p = {p_value:.2g})"
+        f"{percent(p_value, 2)} or fewer do as well (p = {p_value:.2g})"
     )
-    match finding(blind):
+    match finding(blind.model_copy(update={"labels_p_value": None})):
         case "different":
-            return f"{text}. The images of the two sides differ by themselves, so any score can tell them apart."
+            return f"{text}. The images of the two sides differ by themselves, so a score may separate them without any membership."
         case "perhaps":
             text += ": part of what the attacks find may come from the images and not from the model."
         case _:

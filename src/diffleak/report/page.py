@@ -92,7 +92,7 @@ def html(record: AuditRecord, samples: Samples, thumbnail: Callable[[str], bytes
         record=record,
         verdict=judged,
         attacks=unmasked(record),
-        handling=handling.on_page(record.plan.anonymous is not None, thumbnail is not None and results["results"]),
+        handling=results["results"] and handling.on_page(record.plan.anonymous is not None, thumbnail is not None and results["results"]),
         blind_limit=INVALID_ABOVE,
         blind_p=INVALID_P,
         listed=LISTED,
