@@ -558,3 +558,13 @@ def test_the_oracle_of_a_mask_whose_ratio_is_chosen_is_the_best_of_every_ratio_f
     assert np.argmax(best["auc"]) != np.argmax(best["asr"]) != np.argmax(best["tpr"]), "the case tells them apart"
     found = (result.oracle.auc, result.oracle.asr, result.oracle.tpr_at_1pct)
     assert found == pytest.approx((max(best["auc"]), max(best["asr"]), max(best["tpr"])))
+
+
+def test_what_a_mask_adds_is_measured_on_the_test_part():
+    ids, member = cohort(300, 300)
+    split = divided(ids, member, 0.2, 0)
+    plain, masked = (shifted(ids, member, [d], seed=s) for d, s in ((0.4, 1), (0.8, 2)))
+    result, _ = evaluate_masked("influence:0.4", [Candidate(0.4, masked)], plain, on_every_split(plain, member, split), member, split)
+    test = ~split.calibrate[0]
+    aucs = [auc_of(scores.membership[test, 0], member[test]) for scores in (masked, plain)]
+    assert result.gain.auc.value == pytest.approx(aucs[0] - aucs[1]) and result.auc.value == pytest.approx(aucs[0])

@@ -11,7 +11,7 @@ from diffleak import settling
 from diffleak.errors import UserError
 from diffleak.evaluation import REPEATS, divided, evaluate_scores, headline, on_every_split, samples
 from diffleak.record import Scores
-from diffleak.settling import column, robust_scaled, settled
+from diffleak.settling import column, needs_calibration, robust_scaled, settled
 
 
 def planted(n=400, shifts=(1.0, 0.5), seed=0, rule="clid", scale=1.0):
@@ -170,3 +170,22 @@ def test_a_classifier_needs_two_calibration_images_of_each_side():
     scores, member = planted(n=10, shifts=(1.0, 0.0), rule="logistic")
     with pytest.raises(UserError, match="needs two calibration images of each side; raise --calibrate-fraction"):
         settled(scores, member, np.arange(20) < 3)
+
+
+def test_the_mean_is_of_all_components_and_takes_nothing_from_the_calibrate_part():
+    statistic = np.random.default_rng(0).normal(size=(20, 5))
+    scores = Scores("pfami", "large", tuple(range(5)), tuple(map(str, range(20))), statistic, "mean")
+    columns = settled(scores, np.arange(20) < 10, np.zeros(20, dtype=bool))
+    np.testing.assert_allclose(columns.membership[:, 0], statistic.mean(axis=1), atol=1e-12)
+    assert columns.keys == (None,) and not any(map(needs_calibration, (None, "as_is", "mean"))) and needs_calibration("clid")
+
+
+def test_a_classifier_is_scaled_by_the_calibrate_part_alone():
+    rng = np.random.default_rng(1)
+    member, calibrate = np.arange(60) % 2 == 0, np.arange(60) < 30
+    statistic = rng.normal(size=(60, 3)) + member[:, None]
+    wild = statistic.copy()
+    wild[45:] *= 1000
+    ids = tuple(map(str, range(60)))
+    one, other = (settled(Scores("b", "large", (0, 1, 2), ids, s, "logistic"), member, calibrate).membership for s in (statistic, wild))
+    np.testing.assert_array_equal(one[:45], other[:45])
