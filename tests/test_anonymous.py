@@ -26,7 +26,7 @@ from diffleak.config import build
 from diffleak.data.anonymity import FILE, Key, choose_key, read_key
 from diffleak.data.captions import choose_captions
 from diffleak.data.cohort import two_sources
-from diffleak.data.sources import ImageSource, UnreadableImage
+from diffleak.data.sources import ImageSource, UnreadableImage, open_source
 from diffleak.errors import UserError
 from diffleak.files import checked_folder, write_new
 from diffleak.planning import prepare
@@ -459,3 +459,22 @@ def test_the_end_of_a_training_says_that_its_split_is_not_released(capsys, monke
         code, out, _ = call(capsys, *command, "--data", "digits", "-o", tmp_path)
         assert code == 0
         assert f"split: {tmp_path / 'split.json'} (names the training images: do not release it with the model)" in out
+
+
+def test_messages_about_a_value_or_a_label_of_an_anonymous_image_name_no_file(tmp_path):
+    from diffleak.data.handling import Decoding
+
+    sides = [tmp_path / "a", tmp_path / "b"]
+    for side in sides:
+        side.mkdir()
+        for i in range(2):
+            Image.fromarray(np.full((4, 4), 5000 + i, dtype=np.uint16)).save(side / f"patient_{side.name}{i}.png")
+        rows = [{"file_name": f"patient_{side.name}0.png", "label": 1}]
+        (side / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    named = two_sources(*(open_source(side, Decoding(white=4095)) for side in sides))
+    for cohort, shown in ((named, True), (named.renamed(Key(b"k" * 32)), False)):
+        for message in (lambda c=cohort: c.decoded(0), lambda c=cohort: c.labels(3)):
+            with pytest.raises(UserError) as said:
+                message()
+            assert ("patient_" in str(said.value)) == shown, said.value
+            assert shown or any(image_id in str(said.value) for image_id in cohort.ids)
