@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 def metadata_rows(root: Path, ids: Sequence[str], holding: str) -> list[Row]:
-    """The rows that count, of every metadata file above the images `ids`; rows of images that are not there are among them.
+    """The rows of every metadata file above the images `ids`: for an image, those of its nearest file. Some may be of other images.
 
     Raises `UserError` for a file that cannot be read, and for two in one folder. `holding` says what the columns must hold.
     """

@@ -6,7 +6,8 @@ The verdict rests on the attack that was chosen on the calibrate part, and on it
     no-leak-found    it does not; the upper end says what cannot be excluded
     undecided        it does, but a difference between the sources may be the reason: one that so few images do not show (the
                      interval's lower end is below the AUC that the check would have found), or that was not looked for, or that
-                     the user allowed
+                     the user allowed; or the scores separate the sides against an attack's direction and no leak was found, or
+                     the model's own split.json contradicts the sides and the user ignored that
     invalid          the sides differ without the model (see `diffleak.blind`) and the user did not allow it, or there is no AUC
 
 Of an invalid audit no number is shown; audit.json and samples.csv keep them.
