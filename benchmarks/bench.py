@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import yaml
 
+from diffleak.diffusion.target import Target
+
 if TYPE_CHECKING:
-    from diffleak import hub
+    pass
 
 CHANNELS = (32, 64, 64)
 SIZE = 32
@@ -68,14 +70,14 @@ def overhead(scratch: Path) -> dict[str, float]:
     return {**ratios, f"sima on {cores} cores": ratio(scratch, target, "sima", cores)}
 
 
-def ratio(scratch: Path, target: "hub.Target", attack: str, threads: int) -> float:
+def ratio(scratch: Path, target: "Target", attack: str, threads: int) -> float:
     """Best rate of an audit on `threads` chunks side by side over that of a loop on `threads` intra-op threads."""
     import torch
 
-    from diffleak import scoring
-    from diffleak.audit_config import AuditConfig
+    from diffleak.auditing import score as scoring
+    from diffleak.auditing.config import AuditConfig
+    from diffleak.auditing.plan import prepare
     from diffleak.config import build
-    from diffleak.planning import prepare
 
     sides = {"members": scratch / "members.npy", "nonmembers": scratch / "nonmembers.npy"}
     settings = {
@@ -122,10 +124,10 @@ def peak_memory(scratch: Path, count: int) -> int:
 
 
 def score_only(folder: Path) -> None:
-    from diffleak import scoring
-    from diffleak.audit_config import AuditConfig
+    from diffleak.auditing import score as scoring
+    from diffleak.auditing.config import AuditConfig
+    from diffleak.auditing.plan import prepare
     from diffleak.config import build
-    from diffleak.planning import prepare
 
     sides = {"members": folder / "members.npy", "nonmembers": folder / "nonmembers.npy", "model": str(folder / "model")}
     prepared = prepare(build(AuditConfig, {**sides, "attacks": "sima", "timesteps": "50:100:50", "device": "cpu"}))
@@ -190,10 +192,11 @@ def print_masks(scratch: Path) -> None:
     """Rounds of scoring sima with and without masks, taking turns; latents and influence are there already."""
     from geometry import make_codec
 
-    from diffleak import hub, scoring
-    from diffleak.audit_config import AuditConfig
+    from diffleak import hub
+    from diffleak.auditing import score as scoring
+    from diffleak.auditing.config import AuditConfig
+    from diffleak.auditing.plan import prepare
     from diffleak.config import build
-    from diffleak.planning import prepare
 
     preset = Path(hub.__file__).parents[1] / "training" / "presets" / "latent.yaml"
     network = hub.new_network({"sample_size": 8, "in_channels": 4, "out_channels": 4, **yaml.safe_load(preset.read_text())["model"]})

@@ -19,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.diffusion.noise import Noise
-from diffleak.geometry import distortion, influence
 from diffleak.geometry.forms import Forms
 from diffleak.geometry.operators import LinearMap, record
-from diffleak.memory import keep_freed_memory
+from diffleak.geometry.pullback import distortion, influence
+from diffleak.work.memory import keep_freed_memory
 
 CHANNELS = (32, 48, 64)  # those of the preset vae
 LATENT = (4, 8, 8)

@@ -50,10 +50,11 @@ def make_pipeline(folder: Path) -> Path:
 
 def ratios(scratch: Path) -> Iterator[tuple[str, float]]:
     """Queries/s of each attack, latents encoded, over rows/s of the bare network; the best of interleaved rounds."""
-    from diffleak import hub, scoring
-    from diffleak.audit_config import AuditConfig
+    from diffleak import hub
+    from diffleak.auditing import score as scoring
+    from diffleak.auditing.config import AuditConfig
+    from diffleak.auditing.plan import prepare
     from diffleak.config import build
-    from diffleak.planning import prepare
 
     model = make_pipeline(scratch)
     for attack, rows in ROWS.items():

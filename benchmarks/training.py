@@ -19,7 +19,7 @@ ROUNDS = 4
 
 
 def settings(data: Path, output: Path, threads: int, steps: int = 1) -> Any:
-    from diffleak.training.settings import train_config
+    from diffleak.training.config import train_config
 
     blocks = len(CHANNELS)
     model = {

@@ -7,8 +7,9 @@ import re
 import sys
 from pathlib import Path
 
-from diffleak.comparison_record import Comparison, Entry
-from diffleak.record import AuditRecord, Estimate
+from diffleak.records.audit import AuditRecord
+from diffleak.records.base import Estimate
+from diffleak.records.comparison import Comparison, Entry
 
 HEADER = (
     "| attack | t | AUC | TPR at 10 % FPR | TPR at 1 % FPR | attack success | oracle AUC |\n| :-- | --: | --: | --: | --: | --: | --: |"

@@ -8,22 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures.models import AUTOENCODERS, TINY
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
 install_import_hook("diffleak", "beartype.beartype")  # hence no import of the package at the top of this file
 torch.set_num_threads(1)
-
-TINY = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "layers_per_block": 1,
-    "block_out_channels": (8, 8),
-    "norm_num_groups": 4,
-    "down_block_types": ("DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D"),
-}
 
 
 @pytest.fixture
@@ -57,9 +47,6 @@ def digits() -> np.ndarray:
     from sklearn.datasets import load_digits
 
     return np.rint(load_digits().images * (255 / 16)).astype(np.uint8)[..., None]
-
-
-AUTOENCODERS = {"vae": "vae", "tiny": "vae", "vqvae": "vqvae"}  # the kinds that `latent_folder` makes, and the folder of each
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The two walls of the architecture page, by walking the imports."""
+"""The walls of the house, by reading the imports, and what importing the package costs."""
 
 import ast
 import importlib
@@ -33,13 +33,64 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
     return found
 
 
+FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so those of one floor never import each other
+    ("errors",),
+    ("config",),
+    ("work",),
+    ("records",),
+    ("data",),
+    ("diffusion",),
+    ("attacks", "geometry", "hub"),
+    ("stats",),
+    ("generation", "training"),
+    ("defenses",),
+    ("report",),
+    ("auditing", "comparison", "prompts", "quality"),
+    ("demo", "reveal"),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """The rooms of the package that a file imports anything of, at its top or inside of functions."""
+    found = {name.split(".")[1] for name in imports(path) if name.startswith("diffleak.")}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_a_room_imports_rooms_of_lower_floors_only(path):
+    room = room_of(path)
+    if room == "__init__":
+        assert not rooms_imported(path), "public names are imported when they are first used"
+        return
+    assert room in FLOOR, f"{room} stands on no floor"
+    assert {other for other in rooms_imported(path) - {room} if FLOOR[other] >= FLOOR[room]} == set()
+
+
+def test_at_most_nine_modules_stand_at_the_top():
+    assert len(list(SOURCE.glob("*.py"))) <= 9
+
+
+def test_no_import_is_relative():
+    assert [path for path in FILES if any(isinstance(n, ast.ImportFrom) and n.level for n in ast.walk(ast.parse(path.read_text())))] == []
+
+
 def reached(module: str, seen: set[str]) -> set[str]:
-    """All modules that importing `module` brings in, by its top-level imports."""
+    """All modules that importing `module` brings in by its top-level imports, the packages that hold it included."""
     path = SOURCE / Path(*module.split(".")[1:])
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if module in seen or not file.exists():
         return seen
     seen.add(module)
+    if "." in module:
+        reached(module.rpartition(".")[0], seen)
     for name in imports(file, top_level_only=True):
         seen.add(name)
         if name.startswith("diffleak"):
@@ -47,50 +98,40 @@ def reached(module: str, seen: set[str]) -> set[str]:
     return seen
 
 
+WITHOUT_TORCH = ("errors", "config", "records", "stats", "report", "comparison", "cli")  # rooms, whatever modules they have
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in WITHOUT_TORCH], ids=lambda p: p.relative_to(SOURCE).as_posix())
+def test_rooms_behind_the_wall_never_import_torch(path):
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    module = ".".join(("diffleak", *(parts[:-1] if parts[-1] == "__init__" else parts)))
+    assert not {name.split(".")[0] for name in reached(module, set())} & TORCH
+    if room_of(path) in ("records", "stats", "report"):
+        assert not {name.split(".")[0] for name in imports(path)} & TORCH, "not inside of functions either"
+
+
 @pytest.mark.parametrize(
-    "module",
-    [
-        "metrics",
-        "binomial",
-        "comparison",
-        "record",
-        "report",
-        "evaluation",
-        "run_folder",
-        "score_file",
-        "data.scan",
-        "audit_config",
-        "cli",
-        "quality.statistics",
-        "quality.copies",
-        "quality.config",
-        "report.quality",
-        "memorised_config",
-        "memorised_record",
-        "report.memorised",
-    ],
+    "module", ["auditing.config", "auditing.results", "auditing.score_file", "prompts.config", "quality.config", "data.scan"]
 )
-def test_what_comes_after_the_wall_never_imports_torch(module):
-    brought = {name.split(".")[0] for name in reached(f"diffleak.{module}", set())}
-    assert not brought & TORCH
+def test_settings_and_written_results_of_a_command_need_no_torch(module):
+    assert not {name.split(".")[0] for name in reached(f"diffleak.{module}", set())} & TORCH
 
 
-def test_attacks_never_import_codecs_data_hub_defences_or_training():
-    forbidden = (
-        "diffleak.data",
-        "diffleak.hub",
-        "diffleak.defenses",
-        "diffleak.training",
-        "diffleak.diffusion.codec",
-        "diffleak.record",
-    )
-    for file in (SOURCE / "attacks").glob("*.py"):
-        assert not [name for name in imports(file) if name.startswith(forbidden)], file.name
+def test_attacks_import_diffusion_attacks_and_errors_only():
+    for path in (SOURCE / "attacks").glob("*.py"):
+        assert rooms_imported(path) <= {"diffusion", "attacks", "errors"}, path.name
+        assert "diffleak.diffusion.codec" not in imports(path), path.name
 
 
-def test_only_the_hub_imports_diffusers():
-    users = {str(f.relative_to(SOURCE)) for f in SOURCE.rglob("*.py") if any(n.split(".")[0] == "diffusers" for n in imports(f))}
-    assert users and all(user.startswith("hub/") for user in users)
+PARTS = ("model_index.json", "unet", "transformer", "scheduler_config.json", "tokenizer", "vqvae", "dual.json")
+
+
+def test_only_the_hub_imports_diffusers_and_knows_its_folders():
+    users = {room_of(path) for path in FILES if any(name.split(".")[0] == "diffusers" for name in imports(path))}
+    assert users == {"hub"}
+    for path in FILES:
+        literals = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert room_of(path) == "hub" or not literals & set(PARTS), path.name
 
 
 UNNEEDED = {"PIL", "pandas", "pyarrow", "matplotlib", "jinja2", "sklearn", "scipy", "numpy.f2py", "datasets"} | TORCH
@@ -147,7 +188,7 @@ def test_no_code_uses_a_name_that_is_defined_nowhere():
 def test_public_names_resolve():
     for name in diffleak.__all__:
         assert getattr(diffleak, name) is not None
-    for module in ("auditing", "selfcheck", "evaluation", "hub"):
+    for module in ("auditing.run", "auditing.selfcheck", "stats.evaluation", "hub"):
         importlib.import_module(f"diffleak.{module}")
     assert callable(diffleak.audit), "a submodule must not shadow the function"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -163,8 +204,8 @@ def test_no_other_name_of_the_package_is_left():
     texts = {p.relative_to(root).as_posix(): p.read_bytes().decode(errors="replace").lower() for p in files if p.is_file()}
     assert len(texts) > 100
     found = {name for name, text in texts.items() if former in text or former in name.lower()}
-    assert found == {"CHANGELOG.md", "src/diffleak/record.py"}
-    assert texts["src/diffleak/record.py"].count(former) == 1
+    assert found == {"CHANGELOG.md", "src/diffleak/records/base.py"}
+    assert texts["src/diffleak/records/base.py"].count(former) == 1
 
 
 def test_how_to_install_an_extra_is_said_in_one_place():

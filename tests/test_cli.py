@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fixtures.commands import call, refused
 from PIL import Image
 
-from diffleak import cli, hub
+from diffleak import hub
 from diffleak.attacks import ATTACKS
 
 RNG = np.random.default_rng(0)
@@ -46,29 +47,6 @@ def sides(tmp_path) -> list[str]:
         for i in range(12):
             Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{name}-{i:02d}.png")
     return ["--members", str(tmp_path / "members"), "--nonmembers", str(tmp_path / "nonmembers")]
-
-
-def call(capsys, *arguments) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `diffleak ARGUMENTS`, in this process."""
-    before = sys.argv
-    sys.argv = ["diffleak", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    finally:
-        sys.argv = before
-    out, err = capsys.readouterr()
-    code = stopped.value.code
-    return (code if isinstance(code, int) else 0), out, err
-
-
-def refused(capsys, *arguments) -> str:
-    """The one line that a user's mistake gives; fails unless the exit code is 2 and nothing else is said."""
-    code, out, err = call(capsys, *arguments)
-    lines = [line for line in err.splitlines() if line.startswith("diffleak:")]
-    assert (code, out, len(lines)) == (2, "", 1), (code, out, err)
-    assert "Traceback" not in err
-    return lines[0]
 
 
 def test_audit_prints_the_table_and_writes_the_run(capsys, model, sides, tmp_path):
@@ -306,14 +284,14 @@ def test_interrupting_an_audit_says_that_it_resumes(capsys, model, sides, tmp_pa
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffleak.scoring._prepared", interrupt)
+    monkeypatch.setattr("diffleak.auditing.score._prepared", interrupt)
     code, _, err = call(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run")
     assert code == 130
     assert "interrupted; finished work is kept, the same command resumes" in err
 
 
 def test_a_bug_shows_its_traceback(model, sides, tmp_path):
-    code = "import sys, diffleak.auditing as a; a.prepare = lambda *_: 1 / 0; from diffleak.cli import main; main()"
+    code = "import sys, diffleak.auditing.run as a; a.prepare = lambda *_: 1 / 0; from diffleak.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "audit", str(model), *sides], capture_output=True, text=True)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr

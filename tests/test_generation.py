@@ -8,19 +8,19 @@ from threading import Lock
 import numpy as np
 import pytest
 import torch
-from text_fixtures import text_folder
+from fixtures.text import text_folder
 
 from diffleak import hub
 from diffleak.data.pixels import ImageShape, to_uint8
 from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
+from diffleak.diffusion.conditions import Prompts
 from diffleak.diffusion.denoiser import Counted, Denoiser, Guided
 from diffleak.diffusion.dual import Dual
 from diffleak.diffusion.noise import Noise
-from diffleak.diffusion.prompts import Prompts
 from diffleak.diffusion.sampling import sample
+from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.generation import CHUNK, generate, plan_drawing
-from diffleak.hub import Target
 
 SCHEDULE = linear_schedule()
 SHAPE = ImageShape(1, 4, 4)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
-from diffleak.audit_config import AuditConfig, GeometryConfig
-from diffleak.comparison_record import Comparison
+from diffleak.auditing.config import AuditConfig, GeometryConfig
 from diffleak.config import build, read_yaml
-from diffleak.record import AuditRecord
-from diffleak.training.settings import train_config
+from diffleak.records.audit import AuditRecord
+from diffleak.records.comparison import Comparison
+from diffleak.training.config import train_config
 
 STUDIES = Path(__file__).parents[1] / "studies"
 NAMES = ("cifar10", "fashion-mnist")

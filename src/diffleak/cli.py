@@ -14,9 +14,9 @@ import typer
 from diffleak.errors import DiffleakError, UserError
 
 if TYPE_CHECKING:
-    from diffleak.audit_config import AuditConfig
-    from diffleak.planning import Prepared
-    from diffleak.record import AuditRecord
+    from diffleak.auditing.config import AuditConfig
+    from diffleak.auditing.plan import Prepared
+    from diffleak.records.audit import AuditRecord
 
 app = typer.Typer(
     name="diffleak",
@@ -164,9 +164,9 @@ def train(
 ) -> None:
     """Train a DDPM, an autoencoder, a DDPM on its latents, or fine-tune a text-to-image model. The same command resumes."""
     given = {k: v for k, v in locals().items() if k not in ("preset", "config", "as_json")}
+    from diffleak.training.config import train_config
     from diffleak.training.run import describe, outcome
     from diffleak.training.run import train as train_model
-    from diffleak.training.settings import train_config
 
     folder = train_model(train_config(preset, config, **given))
     ended = outcome(folder)
@@ -256,8 +256,9 @@ def caption(
     as_json: Json = False,
 ) -> None:
     """Write extra captions of images, for `train --captions FILE --diversify`. The same command resumes."""
-    from diffleak.captioning import caption_images
-    from diffleak.config import DataConfig, build
+    from diffleak.config import build
+    from diffleak.data.config import DataConfig
+    from diffleak.training.captioning import caption_images
 
     decoding = build(DataConfig, {"exif": exif, "alpha": alpha, "white": white}).decoding
     file = caption_images(data, output, captioner, n, seed, batch_size, device, split, limit, decoding)
@@ -324,7 +325,7 @@ def audit(
 ) -> None:
     """Audit a model with membership inference attacks. The same command resumes."""
     given = {k: v for k, v in locals().items() if k not in ("config", "as_json")}
-    from diffleak import auditing as api
+    from diffleak.auditing import run as api
     from diffleak.config import build, read_yaml
 
     settings = build(api.AuditConfig, read_yaml(config) if config else {}, given)
@@ -379,8 +380,8 @@ def geometry(
     Leaves geometry.parquet (id, distortion) and influence.npy; with members and held-out images also a whole audit.
     """
     given = {k: v for k, v in locals().items() if k not in ("config", "as_json")}
-    from diffleak import auditing as api
-    from diffleak.audit_config import GeometryConfig
+    from diffleak.auditing import run as api
+    from diffleak.auditing.config import GeometryConfig
     from diffleak.config import build, read_yaml
 
     settings = build(GeometryConfig, read_yaml(config) if config else {}, given)
@@ -493,14 +494,14 @@ def prompts(
     """Score prompts by how memorised they look: t-error and magnitude of what the model draws for them. The same command resumes."""
     given = {k: v for k, v in locals().items() if k not in ("config", "as_json")}
     from diffleak.config import build, read_yaml
-    from diffleak.memorised import find
-    from diffleak.memorised_config import PromptsConfig
+    from diffleak.prompts.config import PromptsConfig
+    from diffleak.prompts.score import find
 
     settings = build(PromptsConfig, read_yaml(config) if config else {}, given)
     found = find(settings)
     if settings.output:
         found.save(settings.output)
-    from diffleak.report.memorised import print_memorised
+    from diffleak.report.prompts import print_memorised
 
     _print_record(found.record, print_memorised, settings.output / "prompts.html" if settings.output else None, as_json)
 
@@ -515,7 +516,7 @@ def metrics(
     as_json: Json = False,
 ) -> None:
     """The statistics of a score file; needs no model."""
-    from diffleak.score_file import evaluate_file, which_number
+    from diffleak.auditing.score_file import evaluate_file, which_number
 
     result = evaluate_file(file, convention, score)
     said = which_number(file, score, result)
@@ -536,8 +537,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write report.html again from a run folder, and print the table."""
+    from diffleak.auditing.results import rewrite_report
     from diffleak.report import markdown as to_markdown
-    from diffleak.run_folder import rewrite_report
 
     record = rewrite_report(run, thumbnails)
     if markdown:
@@ -578,7 +579,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare finished audits image by image with the first of them: which leaks less, by how much, at what quality."""
-    from diffleak import comparison as api
+    from diffleak.comparison import compare as api
 
     record = api.compare(runs, attack or (), halves, quality or (), seed, output)
     if output:
@@ -603,7 +604,7 @@ def attacks(as_json: Json = False) -> None:
 @app.command()
 def selfcheck(seed: Annotated[int, Opt()] = 0, as_json: Json = False) -> None:
     """Run every attack on a model that memorised its images (AUC 1) and on one that did not (AUC one half)."""
-    from diffleak.selfcheck import selfcheck as check
+    from diffleak.auditing.selfcheck import selfcheck as check
 
     checks = check(seed)
     rows = [{"attack": c.attack, "memoriser": c.memoriser, "gaussian": c.gaussian, "band": c.band, "passed": c.passed} for c in checks]
@@ -643,7 +644,7 @@ def main() -> Never:
 
 
 def _run_audit(prepared: "Prepared", settings: "AuditConfig", as_json: bool) -> None:
-    from diffleak import auditing as api
+    from diffleak.auditing import run as api
 
     assert settings.output is not None
     finished = api.run(prepared, settings.output)

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from diffleak.data.handling import Alpha, Decoding, Exif
 from diffleak.errors import UserError, unknown
 
 COLONLESS = {
@@ -25,19 +24,6 @@ class Config(BaseModel):
     """Base of all command settings: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class DataConfig(Config):
-    """Settings of a command that reads images: how files become pixels (`diffleak.data.handling`)."""
-
-    exif: Exif = "apply"
-    alpha: Alpha = "drop"
-    white: int | None = Field(None, ge=1, lt=2**32)
-
-    @property
-    def decoding(self) -> Decoding:
-        """The choices together, as readers take them."""
-        return Decoding(self.exif, self.alpha, self.white)
 
 
 class ModelConfig(Config):

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from diffleak.audit_config import AuditConfig
-from diffleak.auditing import Audit, run
+from diffleak.auditing.config import AuditConfig
+from diffleak.auditing.plan import prepare
+from diffleak.auditing.run import Audit, run
 from diffleak.config import build
-from diffleak.planning import prepare
+from diffleak.training.config import train_config
 from diffleak.training.run import train
-from diffleak.training.settings import train_config
 
 MEMBERS = 256
 HELD_OUT = 400

@@ -51,3 +51,12 @@ def first_lines(error: Exception) -> str:
 def pip_install(extra: str) -> str:
     """The command that installs an optional part of this package, for messages: `pip install 'diffleak[text]'`."""
     return f"pip install '{NAME}[{extra}]'"
+
+
+def visible(text: str) -> str:
+    """`text` with everything that does not print spelled out: control codes, direction marks, undecodable bytes.
+
+    Ids come from file names, and a file name must not be able to move the cursor, break a line or stop a file from being
+    written.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)

@@ -20,17 +20,16 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from diffleak import hub
-from diffleak.chunks import cut, in_chunks
 from diffleak.data.pixels import ImageShape, to_uint8
 from diffleak.diffusion.codec import Autoencoder, images_of
+from diffleak.diffusion.conditions import Prompts, one_at_a_time
 from diffleak.diffusion.denoiser import Denoiser, Guided, guided
 from diffleak.diffusion.noise import Noise
-from diffleak.diffusion.prompts import Prompts, one_at_a_time
 from diffleak.diffusion.sampling import sample
+from diffleak.diffusion.target import Target, auto_batch_size, side_by_side
 from diffleak.errors import UserError
-from diffleak.hub import Target
-from diffleak.inputs import auto_batch_size
-from diffleak.threads import Tick, side_by_side
+from diffleak.work.folder import cut, in_chunks
+from diffleak.work.threads import Tick
 
 CHUNK = {"cpu": 64, "cuda": 256}  # images per file: several on a CPU at once, one full batch on an accelerator
 FOLDER = "generated"

@@ -5,17 +5,18 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffleak.audit_config import AuditConfig, GeometryConfig, read_cohort
+from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.config import build
 from diffleak.data.anonymity import FILE, read_key
 from diffleak.data.cohort import Cohort, images_alone
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError
-from diffleak.files import write_text
 from diffleak.quality.config import QualityConfig, read_real
-from diffleak.quality.record import FILE as QUALITY
-from diffleak.quality.record import read_quality
-from diffleak.run_folder import read_plan, read_record
+from diffleak.records.quality import FILE as QUALITY
+from diffleak.records.quality import read_quality
+from diffleak.records.run_folder import read_plan
+from diffleak.report.judgement import read_record
+from diffleak.work.files import write_text
 
 IDS = "ids.csv"
 

@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from diffleak.record import AuditRecord
+from diffleak.records.audit import AuditRecord
 
 COLOURS = {"own": "#1f4e79", "empty": "#c55a11", "swapped": "#7f7f7f"}
 

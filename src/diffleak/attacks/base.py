@@ -54,7 +54,7 @@ class Attack(ABC):
     """A membership inference attack; its fields are the parameters that go into the record.
 
     `direction` says, by the attack's theory, which end of the statistic means "member"; it is never picked on data.
-    `timesteps` are a sweep, from which the calibrate part picks one. An attack with a `rule` (of `diffleak.settling`)
+    `timesteps` are a sweep, from which the calibrate part picks one. An attack with a `rule` (of `diffleak.stats.rules`)
     has timesteps of its own, a parameter like any other, and `columns` of components that the rule makes a score of.
     """
 

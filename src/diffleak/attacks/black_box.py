@@ -21,9 +21,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffleak.attacks.base import Access, Attack, Direction, Draw, Embed, Service, float64
+from diffleak.diffusion.conditions import Prompts, joined
 from diffleak.diffusion.denoiser import Denoiser, guided
 from diffleak.diffusion.noise import Noise
-from diffleak.diffusion.prompts import Prompts, joined
 from diffleak.errors import UserError, unknown
 
 RULES = {"threshold": "mean", "classifier": "logistic"}  # how each variant makes a score of the similarities

@@ -19,9 +19,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffleak.attacks.base import Attack, Direction, float64
+from diffleak.diffusion.conditions import Prompts, joined
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.noise import Noise
-from diffleak.diffusion.prompts import Prompts, joined
 from diffleak.errors import UserError
 
 KEPT = (30, 50, 70)  # percent of the words

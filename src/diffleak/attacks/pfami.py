@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from diffleak.attacks.base import Attack, Direction, float64
+from diffleak.diffusion.conditions import joined
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.noise import Noise
-from diffleak.diffusion.prompts import joined
 from diffleak.errors import UserError
 
 LARGEST, SMALLEST = 0.95, 0.7

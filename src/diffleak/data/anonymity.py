@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffleak.errors import UserError
-from diffleak.files import write_new
+from diffleak.work.files import write_new
 
 FILE = "anonymous.key"
 BYTES = 32

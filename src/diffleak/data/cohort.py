@@ -1,6 +1,5 @@
 """The images of an audit: who is a member and who is held out."""
 
-import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,38 +12,11 @@ from jaxtyping import Bool, Int64
 from diffleak.data.anonymity import Key
 from diffleak.data.decoding import SKIP_HINT, Decoded, Pixels, UnreadableImage
 from diffleak.data.draw import keyed_order
-from diffleak.data.handling import Decoding, LeftOut
 from diffleak.data.labels import UNNAMED, ClassNames, Numbered, Side, number
 from diffleak.data.sources import ImageSource, Texts
+from diffleak.data.split import read_split
 from diffleak.errors import UserError
-
-
-def read_split(path: Path, source: ImageSource) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The members and nonmembers of a split file, checked against the ids of `source`.
-
-    Raises `UserError` for a file without the two lists, an id the data does not have, or one that is on both sides.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        members, nonmembers = (tuple(map(str, content[side])) for side in ("members", "nonmembers"))
-    except OSError as error:
-        raise UserError(f"the split file {path} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f'{path} must be JSON of the form {{"members": [ids], "nonmembers": [ids]}}') from None
-    known = set(source.ids)
-    missing = [i for i in members + nonmembers if i not in known]
-    if missing:
-        raise UserError(
-            f"{path} names {len(missing)} ids that {source.name} does not have (first: {missing[0]}; its ids look like {source.ids[0]})"
-        )
-    both = set(members) & set(nonmembers)
-    if both:
-        raise UserError(f"{path} has {len(both)} ids on both sides (first: {min(both)})")
-    if len(set(members)) + len(set(nonmembers)) != len(members) + len(nonmembers):
-        raise UserError(f"{path} lists an id twice")
-    if not members:
-        raise UserError(f"{path} must name at least one member")
-    return members, nonmembers
+from diffleak.records.images import Decoding, LeftOut
 
 
 def sort_key(image_id: str) -> tuple[int, str]:

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from diffleak.data.handling import AS_TRAINERS, PLAIN, Decoding, Notes
 from diffleak.errors import UserError
+from diffleak.records.images import AS_TRAINERS, PLAIN, Decoding, Notes
 
 MAX_PIXELS = 64 * 2**20  # an 8192 x 8192 image; beyond it a small file may be a decompression bomb
 SKIP_HINT = ", or leave it out with --skip-unreadable"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffleak.data.handling import LeftOut
 from diffleak.errors import UserError
+from diffleak.records.images import LeftOut
 
 # fmt: off
 PICTURES = frozenset({

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from diffleak.blind import FEATURES, image_features
 from diffleak.data.captions import Captions, choose_captions
 from diffleak.data.cohort import Cohort
 from diffleak.data.decoding import UnreadableImage
-from diffleak.data.handling import NO_IMAGES, Tally
+from diffleak.data.features import FEATURES, image_features
 from diffleak.data.labels import UNNAMED, ClassNames, Numbered
 from diffleak.data.pixels import ImageShape, fit, pixel_hash, shape_of, without_alpha
 from diffleak.errors import UserError
-from diffleak.progress import progress
+from diffleak.records.images import NO_IMAGES, Tally
+from diffleak.work.progress import progress
 
 LISTED = 5  # examples named in an error
 FEWEST = 10  # images a side below which nothing can be said

@@ -17,11 +17,11 @@ from typing import Any, Literal
 import numpy as np
 
 from diffleak.data.decoding import SKIP_HINT, Decoded, Pixels, UnreadableImage, decode, of_array
-from diffleak.data.handling import AS_TRAINERS, NOTHING, Decoding, LeftOut
 from diffleak.data.labels import Labels, array_labels, folder_labels, table_labels
 from diffleak.data.listing import list_images, opened_suffixes, path_id
 from diffleak.data.metadata import malformed, metadata_rows
 from diffleak.errors import UserError, pip_install
+from diffleak.records.images import AS_TRAINERS, NOTHING, Decoding, LeftOut
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixels")
 CAPTION_COLUMNS = ("text", "caption")

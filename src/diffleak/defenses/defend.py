@@ -26,18 +26,19 @@ from pydantic import Field, model_validator
 
 from diffleak import hub
 from diffleak.config import build, read_yaml
-from diffleak.data.cohort import read_split
 from diffleak.data.pixels import ImageShape
 from diffleak.data.sources import open_source
+from diffleak.data.split import read_split
 from diffleak.defenses.halves import split_halves
 from diffleak.diffusion.dual import Choice
+from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
-from diffleak.files import checked_folder, write_text
+from diffleak.training.config import TrainConfig, train_settings
 from diffleak.training.distillation import Lesson
 from diffleak.training.images import read_training_data, training_shape
 from diffleak.training.run import train
-from diffleak.training.settings import TrainConfig, train_settings
 from diffleak.training.text_to_image import base_shape, load_base
+from diffleak.work.files import checked_folder, write_text
 
 Method = Literal["dual", "distill", "one-teacher"]
 TEACHERS = ("teacher-1", "teacher-2")
@@ -132,7 +133,7 @@ def _refuse_strangers(config: DefendConfig) -> None:
     _refuse_other_kind_of_teacher(config, config.teachers[0], target)
 
 
-def _refuse_other_kind_of_teacher(config: DefendConfig, teacher: Path, target: hub.Target) -> None:
+def _refuse_other_kind_of_teacher(config: DefendConfig, teacher: Path, target: Target) -> None:
     """A student works on what its teachers do: captions or none, and the latents of one autoencoder."""
     if (target.text is None) != (config.base is None):
         what = (

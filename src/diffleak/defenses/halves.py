@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int, UInt8
 
 from diffleak.data.pixels import ImageShape, fit
 from diffleak.errors import UserError
-from diffleak.progress import progress
+from diffleak.work.progress import progress
 
 THUMBNAIL = 16  # pixels a side
 SMALLEST = 2  # images a half must have

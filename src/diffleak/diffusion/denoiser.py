@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from diffleak.diffusion.prompts import Prompts, chosen, joined
+from diffleak.diffusion.conditions import Prompts, chosen, joined
 from diffleak.diffusion.schedule import Schedule
 from diffleak.errors import DiffleakError, UserError, first_lines
-from diffleak.memory import out_of_memory
+from diffleak.work.memory import out_of_memory
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 Ask = Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]  # of (network, x_t, time per image, text conditions): its prediction

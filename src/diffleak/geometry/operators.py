@@ -28,7 +28,7 @@ from torch import Tensor
 
 from diffleak.errors import UserError
 from diffleak.geometry.forms import CheapDerivatives, Forms
-from diffleak.memory import out_of_memory
+from diffleak.work.memory import out_of_memory
 
 Mode = Literal["autograd", "central differences"]
 AGREEMENT = 0.01  # of J^T u with and without forms: far above TensorFloat-32, with which GPUs convolve, and below any real difference

@@ -26,7 +26,7 @@ from diffleak.errors import UserError, unknown
 from diffleak.geometry.estimators import hutchinson, singular_values
 from diffleak.geometry.forms import Forms
 from diffleak.geometry.operators import LinearMap, Mode, record, recording
-from diffleak.masks import CONTROLS, Control
+from diffleak.records.variants import CONTROLS, Control
 
 BUDGET = 2**30
 CPU_BUDGET = {"influence": 2**27, "distortion": 2**28}  # as measured: both less and more were slower

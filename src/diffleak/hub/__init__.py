@@ -12,8 +12,8 @@ The only package that imports diffusers or knows its folder layout:
 
 from diffleak.hub.classes import class_names
 from diffleak.hub.codecs import codec_fingerprint, codec_of, latent_shape, load_codec, same_codec
-from diffleak.hub.folders import AUTOENCODER_FOLDERS, DUAL, PARTS, fingerprint, folder_of, heard, located, text_fingerprint
-from diffleak.hub.loading import UNKNOWN, Target, checked_device, load, load_pair, save_dual, settings_of, target_of, training_records
+from diffleak.hub.folders import AUTOENCODER_FOLDERS, DUAL, INDEX, PARTS, fingerprint, folder_of, heard, located, text_fingerprint
+from diffleak.hub.loading import checked_device, load, load_pair, save_dual, settings_of, target_of, training_records
 from diffleak.hub.making import (
     add_lora,
     moving_average,
@@ -31,9 +31,8 @@ from diffleak.hub.making import (
 __all__ = [
     "AUTOENCODER_FOLDERS",
     "DUAL",
+    "INDEX",
     "PARTS",
-    "UNKNOWN",
-    "Target",
     "add_lora",
     "checked_device",
     "class_names",

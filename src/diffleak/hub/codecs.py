@@ -9,9 +9,9 @@ import torch
 from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.errors import UserError
-from diffleak.files import hash_files
 from diffleak.hub.folders import DTYPES, autoencoder_folder, heard, pretrained, read_json, refuse_pickles
-from diffleak.progress import say
+from diffleak.work.files import hash_files
+from diffleak.work.progress import say
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 PROBE = 64  # pixels a side of the blank image that shows how far an autoencoder scales down

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from diffleak.errors import UserError, first_lines
-from diffleak.files import hash_files
+from diffleak.work.files import hash_files
 
 NETWORKS = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, get_args
@@ -14,15 +14,15 @@ from typing import Any, ParamSpec, get_args
 import torch
 
 from diffleak.config import ModelConfig
-from diffleak.data.labels import UNNAMED, ClassNames
+from diffleak.data.labels import UNNAMED
 from diffleak.data.pixels import ImageShape
-from diffleak.diffusion.codec import Autoencoder, Codec, Identity
+from diffleak.data.split import own_split
+from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, NetworkDenoiser, PredictionType
 from diffleak.diffusion.dual import Choice, Dual, refuse_strangers
-from diffleak.diffusion.prompts import TextEncoder
 from diffleak.diffusion.schedule import Schedule
+from diffleak.diffusion.target import PIXELS, Target
 from diffleak.errors import UserError, first_lines, unknown
-from diffleak.files import write_text
 from diffleak.hub.adapters import FILES as ADAPTERS
 from diffleak.hub.adapters import adapter_file, adapter_fingerprint, apply, refuse_other_base
 from diffleak.hub.classes import KEY, class_names
@@ -45,11 +45,10 @@ from diffleak.hub.folders import (
     text_fingerprint,
 )
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of, write_index
-from diffleak.membership import own_split
-from diffleak.progress import say
+from diffleak.work.files import write_text
+from diffleak.work.progress import say
 
 P = ParamSpec("P")
-UNKNOWN = "unknown"
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
 OTHER_PARTS = ("vqmodel", "movq")
 WITHOUT_TEXT = ("UNet2DModel", "DiTTransformer2DModel")
@@ -57,47 +56,6 @@ LEARNED_VARIANCE = ("learned", "learned_range")  # what diffusers' schedulers ca
 WITH_VARIANCE = ("DiTTransformer2DModel", "PixArtTransformer2DModel")  # whose pipelines drop it by the channels alone
 FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 STABLE_DIFFUSION_FACTOR = 0.18215  # Rombach et al. 2022, arXiv 2112.10752
-PIXELS = Identity()
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """What is audited: a denoiser, the images it takes, and where it runs.
-
-    `shape` is None for a model that takes images of any one size; `codec` takes images to what the denoiser works on.
-    `classes` is the number of classes of a class-conditional model and `class_names` are their names where its folder states them;
-    `text` embeds the captions of a text-to-image model; no model has both. `lora` is the adapter that was merged into its weights,
-    at `lora_scale`. `fingerprint` says which model this is, adapter included; without one, a run folder cannot be resumed, since
-    nobody could tell whether it is the same model. `x_dtype` is the dtype of images, latents and noise: at least float32, so that
-    a half-precision network does not round the attack's own arithmetic. `split_file` is the split.json that training left beside
-    the model, or beside the LoRA, and `trained` are the train.json files that say how it read its images. `warnings` are those of the
-    libraries that read the weights, and of how far rounding changed an adapter.
-    """
-
-    denoiser: Denoiser
-    shape: ImageShape | None = None
-    name: str = "denoiser"
-    fingerprint: str = UNKNOWN
-    dtype: str = "float32"
-    device: str = "cpu"
-    codec: Codec = PIXELS
-    classes: int | None = None
-    text: TextEncoder | None = None
-    lora: str | None = None
-    lora_scale: float | None = None
-    split_file: Path | None = None
-    trained: tuple[Path, ...] = ()
-    class_names: ClassNames = UNNAMED
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def x_dtype(self) -> torch.dtype:
-        return torch.float64 if self.dtype == "float64" else torch.float32
-
-    @property
-    def latent(self) -> bool:
-        """Whether the denoiser works on latents."""
-        return not isinstance(self.codec, Identity)
 
 
 def _with_warnings(load: Callable[P, Target]) -> Callable[P, Target]:

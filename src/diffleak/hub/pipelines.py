@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffleak.diffusion.prompts import Prompts
+from diffleak.diffusion.conditions import Prompts
 from diffleak.errors import UserError, first_lines, pip_install
-from diffleak.files import write_text
 from diffleak.hub.folders import INDEX, TEXT_PARTS, diffusers_library, read_json, refuse_pickles, transformers_library
+from diffleak.work.files import write_text
 
 CACHE_BYTES = 2**30  # of text embeddings
 TOGETHER = 16  # texts in one forward of the encoders, at most

@@ -16,12 +16,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from diffleak.errors import UserError, pip_install
-from diffleak.files import hash_files
 from diffleak.hub import heard
-from diffleak.progress import progress
-from diffleak.quality.extractors import BATCH, HUB, encoder_folder, preprocessing
-from diffleak.quality.statistics import clip_score
-from diffleak.record import Estimate
+from diffleak.hub.encoders import BATCH, HUB, encoder_folder, preprocessing
+from diffleak.records.base import Estimate
+from diffleak.stats.images import clip_score
+from diffleak.work.files import hash_files
+from diffleak.work.progress import progress
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import DataConfig, ModelConfig
+from diffleak.config import ModelConfig
 from diffleak.data.anonymity import Key
 from diffleak.data.cohort import Cohort, images_alone, one_source
+from diffleak.data.config import DataConfig
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
-from diffleak.quality.record import Copies, Metric, Pair, Percentile
-from diffleak.quality.statistics import copy_chance, copy_rate, copy_threshold, nearest, percentile
-from diffleak.record import Estimate
+from diffleak.records.base import Estimate
+from diffleak.records.quality import Copies, Metric, Pair, Percentile
+from diffleak.stats.images import copy_chance, copy_rate, copy_threshold, nearest, percentile
 
 PERCENTS = (50.0, 90.0, 95.0, 99.0, 100.0)
 PAIRS = 12

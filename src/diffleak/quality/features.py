@@ -11,13 +11,13 @@ from jaxtyping import Float, UInt8
 
 from diffleak.data.cohort import Cohort
 from diffleak.data.decoding import UnreadableImage
-from diffleak.data.handling import Tally
 from diffleak.data.pixels import ImageShape, fit, pixel_hash, without_alpha
 from diffleak.errors import UserError
-from diffleak.progress import progress
+from diffleak.hub.encoders import BATCH, Extractor, Features, extract
 from diffleak.quality.config import QualityConfig, source_name
-from diffleak.quality.extractors import BATCH, Extractor, Features, extract
-from diffleak.quality.record import ImageSet
+from diffleak.records.images import Tally
+from diffleak.records.quality import ImageSet
+from diffleak.work.progress import progress
 
 
 class Both(NamedTuple):

@@ -21,27 +21,29 @@ from diffleak import hub
 from diffleak.config import build
 from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.cohort import Cohort
-from diffleak.data.handling import refuse_other_reading
 from diffleak.data.labels import NoClasses
+from diffleak.data.membership import check_membership
 from diffleak.data.pixels import ImageShape, fit, png, shape_of
-from diffleak.environment import environment
-from diffleak.errors import UserError
-from diffleak.files import checked_folder, open_to_others, write_text
+from diffleak.diffusion.environment import environment
+from diffleak.diffusion.target import Target, side_by_side
+from diffleak.errors import UserError, visible
 from diffleak.generation import Drawing, draw, plan_drawing
-from diffleak.hub import Target
-from diffleak.membership import check_membership
-from diffleak.quality import copies, statistics
+from diffleak.hub.encoders import Extractor, open_extractor, probe
+from diffleak.quality import copies
 from diffleak.quality.alignment import Clip, NoClip, alignment, find_clip
 from diffleak.quality.config import QualityConfig, Real, read_real, source_name
-from diffleak.quality.extractors import Extractor, open_extractor, probe
 from diffleak.quality.features import Both, RealSet, cut, features_of, read_set, refuse_shared, tally_of
 from diffleak.quality.prompts import Told, choose_prompts
-from diffleak.quality.record import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
-from diffleak.record import Estimate, Membership
+from diffleak.records.audit import Membership
+from diffleak.records.base import Estimate
+from diffleak.records.images import refuse_other_reading
+from diffleak.records.quality import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
+from diffleak.records.run_folder import read_plan
 from diffleak.report.quality import Pictures, html
-from diffleak.report.wording import adapter, labels_from, visible
-from diffleak.run_folder import read_plan
-from diffleak.threads import side_by_side
+from diffleak.report.wording import adapter, labels_from
+from diffleak.stats import images as statistics
+from diffleak.work.files import checked_folder, open_to_others, write_text
+from diffleak.work.folder import UNKNOWN
 
 SCORES = "nearest.csv"
 
@@ -303,7 +305,7 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
     if not (folder / FILE).exists():
         return
     before = read_quality(folder)
-    if before.model_fingerprint == hub.UNKNOWN:
+    if before.model_fingerprint == UNKNOWN:
         return  # the drawn images are refused then
     set_of = lambda s: None if s is None else (s.n, s.fingerprint)
     pairs: dict[str, tuple[Any, Any]] = {

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from diffleak.record import VARIANTS, AuditRecord, Estimate, Result
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.base import Estimate
+from diffleak.records.variants import VARIANTS
 from diffleak.report.masked import gain_cell
 from diffleak.report.table import Cell, Column, Table, auc_cell, missing, tabulate
-from diffleak.report.wording import medians, visible
+from diffleak.report.wording import medians
 
 TITLE = "Beyond the reference"
 DIFFERENCE = "the audited model minus the reference on the same test images. In brackets: 95 % interval."

@@ -15,14 +15,15 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from diffleak.blind import finding, may_explain
-from diffleak.comparison_record import ComparedResult, Comparison, Entry, SwapAudit, SwapResult
-from diffleak.record import Estimate
+from diffleak.errors import visible
+from diffleak.records.base import Estimate
+from diffleak.records.comparison import ComparedResult, Comparison, Entry, SwapAudit, SwapResult
 from diffleak.report.judgement import Verdict
 from diffleak.report.masked import difference_cell
 from diffleak.report.table import Cell, Column, Table, estimate_cell, missing, rate_cell, setting_cell, tabulate
 from diffleak.report.text import print_table, print_verdict, say_to
-from diffleak.report.wording import count, percent, signed, signed_interval, spoken, visible
+from diffleak.report.wording import count, percent, signed, signed_interval, spoken
+from diffleak.stats.blind import finding, may_explain
 
 QUALITY = {
     "kid": "KID",

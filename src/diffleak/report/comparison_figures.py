@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
-from diffleak.comparison_record import Comparison
-from diffleak.record import Estimate
+from diffleak.errors import visible
+from diffleak.records.base import Estimate
+from diffleak.records.comparison import Comparison
 from diffleak.report.comparison import QUALITY, artefact
 from diffleak.report.figures import COLOURS, GUESS, LEAD, canvas, settings, svg
-from diffleak.report.wording import signed, signed_interval, visible
+from diffleak.report.wording import signed, signed_interval
 
 NARROWEST = 0.05  # the axis of differences reaches at least this far
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diffleak.comparison_record import Comparison
+from diffleak.records.comparison import Comparison
 from diffleak.report import comparison as words
 from diffleak.report.page import template
 

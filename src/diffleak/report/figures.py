@@ -18,10 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from diffleak.metrics import tpr_at_fpr
-from diffleak.record import Result, Samples
+from diffleak.errors import visible
+from diffleak.records.audit import Result
+from diffleak.records.scores import Samples
 from diffleak.report.selection import attack_of
-from diffleak.report.wording import visible
+from diffleak.stats.metrics import tpr_at_fpr
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; dashes say the same without colour.
 LEAD, MEMBERS, HELD_OUT, GUESS = "#0072B2", "#0072B2", "#D55E00", "#767676"

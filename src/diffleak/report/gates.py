@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from diffleak.record import Gate
-from diffleak.report.wording import count, visible
+from diffleak.errors import visible
+from diffleak.records.audit import Gate
+from diffleak.report.wording import count
 
 
 def gates_title(gates: Sequence[Gate]) -> str:

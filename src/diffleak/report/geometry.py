@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
-from diffleak.record import AuditRecord, Estimate, FilterGain, Gain, Geometry, Quartile, Result
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord, FilterGain, Gain, Geometry, Quartile, Result
+from diffleak.records.base import Estimate
 from diffleak.report import selection
 from diffleak.report.judgement import GUESSING
 from diffleak.report.masked import difference_cell, differences, gain_cell
 from diffleak.report.table import COLUMNS, Cell, Column, Table, missing, tabulate
-from diffleak.report.wording import interval, signed, signed_interval, spoken, visible
+from diffleak.report.wording import interval, signed, signed_interval, spoken
 
 COMPARED = (None, "influence:0.4", "random:0.4", "reverse:0.4")
 QUARTERS = {1: "lowest", 2: "second", 3: "third", 4: "highest"}

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from diffleak.record import BandAt, Estimate, Geometry, Quartile, Result
+from diffleak.records.audit import BandAt, Geometry, Quartile, Result
+from diffleak.records.base import Estimate
 from diffleak.report.figures import GUESS, LineStyle, canvas, settings, svg
 
 # From light to dark blue, and from thin to thick: the order is seen, also in grey. The lightest is 3 : 1 on white.

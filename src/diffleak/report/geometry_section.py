@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from diffleak.record import AuditRecord, Quartile, Result
+from diffleak.records.audit import AuditRecord, Quartile, Result
 from diffleak.report import figures, geometry, geometry_figures, selection
 
 

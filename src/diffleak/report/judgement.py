@@ -8,7 +8,7 @@ The verdict rests on the attack that was chosen on the calibrate part, and on it
                      interval's lower end is below the AUC that the check would have found), or that was not looked for, or that
                      the user allowed; or the scores separate the sides against an attack's direction and no leak was found, or
                      the model's own split.json contradicts the sides and the user ignored that
-    invalid          the sides differ without the model (see `diffleak.blind`) and the user did not allow it, or there is no AUC
+    invalid          the sides differ without the model (see `diffleak.stats.blind`) and the user did not allow it, or there is no AUC
 
 Of an invalid audit no number is shown; audit.json and samples.csv keep them.
 
@@ -21,13 +21,18 @@ and test on the same images in turn).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
 
-from diffleak.blind import INVALID_P, POWER, finding, may_explain
-from diffleak.metrics import ALPHA
-from diffleak.record import AuditRecord, Blind, Estimate, Result
-from diffleak.report.wording import count, percent, spoken, visible
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord, Blind, Result
+from diffleak.records.base import Estimate
+from diffleak.records.run_folder import read_audit
+from diffleak.report.wording import count, percent, spoken
+from diffleak.stats.blind import INVALID_P, POWER, finding, may_explain
+from diffleak.stats.metrics import ALPHA
+from diffleak.stats.reasons import in_given_images
 
 GUESSING = 0.5
 
@@ -103,6 +108,11 @@ def with_validity(record: AuditRecord) -> AuditRecord:
     invalid = judged.level == "invalid"
     reason = " ".join((judged.title, *judged.sentences[:1])) if invalid else None
     return record.model_copy(update={"valid": not invalid, "invalid_reason": reason, "verdict": judged.level})
+
+
+def read_record(folder: Path) -> AuditRecord:
+    """The record of a finished run, judged again; raises `UserError` as `read_audit` does."""
+    return with_validity(in_given_images(read_audit(folder)))
 
 
 def _finder(candidates: Sequence[Result], chosen: Result | None) -> Result | None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from diffleak.masks import CONTROLS, control_of
-from diffleak.record import AuditRecord, Estimate, Gain, Result
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord, Gain, Result
+from diffleak.records.base import Estimate
+from diffleak.records.variants import CONTROLS, control_of
 from diffleak.report import selection
 from diffleak.report.table import Cell, Column, Table, auc_cell, missing, tabulate
-from diffleak.report.wording import medians, percent, signed, signed_interval, visible
+from diffleak.report.wording import medians, percent, signed, signed_interval
 
 DIFFERENCE = "masked minus unmasked on the same test images. In brackets: 95 % interval."
 DROPPED = {

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffleak.blind import INVALID_ABOVE, INVALID_P
-from diffleak.metrics import exposure
-from diffleak.record import AuditRecord, Estimate, Result, Samples
+from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.base import Estimate
+from diffleak.records.scores import Samples
 from diffleak.report import handling, wording
 from diffleak.report.beyond import reference_table, sentences
 from diffleak.report.gates import gates_title, sentence
@@ -19,6 +19,8 @@ from diffleak.report.judgement import Verdict, verdict
 from diffleak.report.masked import masks_table, summaries
 from diffleak.report.selection import masked, shown, unmasked
 from diffleak.report.table import ORACLE_NOTE, table
+from diffleak.stats.blind import INVALID_ABOVE, INVALID_P
+from diffleak.stats.metrics import exposure
 
 if TYPE_CHECKING:
     from jinja2 import Template

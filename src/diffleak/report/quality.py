@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from diffleak.quality.record import Metric, MetricName, QualityRecord
-from diffleak.record import Estimate
+from diffleak.errors import visible
+from diffleak.records.base import Estimate
+from diffleak.records.quality import Metric, MetricName, QualityRecord
 from diffleak.report import handling
 from diffleak.report.judgement import Verdict
 from diffleak.report.page import template
 from diffleak.report.text import print_verdict
-from diffleak.report.wording import count, interval, number, percent, spoken, visible
+from diffleak.report.wording import count, interval, number, percent, spoken
 
 ALPHA = 0.05
 NOT_ESTIMABLE = "n/e"

@@ -1,7 +1,7 @@
 """Which results are shown where: the first table and figures stay readable, the tables of masks show the rest."""
 
-from diffleak.masks import masked_label
-from diffleak.record import AuditRecord, Result
+from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.variants import masked_label
 from diffleak.report.judgement import verdict
 
 MAIN_MASK = "influence:0.4"

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from diffleak.metrics import FEW
-from diffleak.record import AuditRecord, Estimate, RateAtFNR, RateAtFPR, Result
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord, RateAtFNR, RateAtFPR, Result
+from diffleak.records.base import Estimate
 from diffleak.report.selection import shown
-from diffleak.report.wording import count, interval, percent, visible
+from diffleak.report.wording import count, interval, percent
+from diffleak.stats.metrics import FEW
 
 NOT_ESTIMABLE = "n/e"
 R = TypeVar("R")

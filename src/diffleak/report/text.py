@@ -10,7 +10,8 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from diffleak.record import AuditRecord, Result
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord, Result
 from diffleak.report.beyond import TITLE, reference_table
 from diffleak.report.beyond import sentences as reference_sentences
 from diffleak.report.gates import gate_line, gates_title
@@ -18,7 +19,7 @@ from diffleak.report.geometry import sentences as geometry_sentences
 from diffleak.report.judgement import Verdict, verdict
 from diffleak.report.masked import masks_table, summaries
 from diffleak.report.table import ORACLE_NOTE, Cell, Column, Table, columns, table
-from diffleak.report.wording import count, visible
+from diffleak.report.wording import count
 
 COLOURS = {
     "leak": "bold red",

@@ -2,20 +2,12 @@
 
 from datetime import UTC, datetime
 
-from diffleak.record import Estimate
+from diffleak.errors import visible
+from diffleak.records.base import Estimate
 
 # Rates this close to impossible, guessing or certain keep a decimal: 50.4 % must not read as 50 %.
 EDGES = (0.0, 0.5, 1.0)
 NAMED = 6  # class names that are written out
-
-
-def visible(text: str) -> str:
-    """`text` with everything that does not print spelled out: control codes, direction marks, undecodable bytes.
-
-    Ids come from file names, and a file name must not be able to move the cursor, break a line or stop a file from being
-    written.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)
 
 
 def adapter(lora: str | None, scale: float | None) -> str:

@@ -18,9 +18,9 @@ from torch import Generator, Tensor
 
 from diffleak import hub
 from diffleak.data.pixels import ImageShape
+from diffleak.training.config import TrainConfig
 from diffleak.training.denoiser import check_depth, encode_all
 from diffleak.training.images import TrainingData
-from diffleak.training.settings import TrainConfig
 from diffleak.training.task import Task
 
 NAMES = {"vae": "AutoencoderKL", "vq": "VQModel"}

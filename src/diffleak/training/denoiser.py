@@ -17,13 +17,13 @@ from torch import Generator, Tensor
 from diffleak import hub
 from diffleak.data.pixels import ImageShape, shape_of, to_model
 from diffleak.diffusion.codec import Autoencoder
+from diffleak.diffusion.target import auto_batch_size
 from diffleak.errors import UserError
-from diffleak.inputs import auto_batch_size
-from diffleak.progress import progress
+from diffleak.training.config import TrainConfig
 from diffleak.training.distillation import DistillationLoss, Lesson, alternating, half_of, teacher_networks
 from diffleak.training.images import TrainingData
-from diffleak.training.settings import TrainConfig
 from diffleak.training.task import Task
+from diffleak.work.progress import progress
 
 
 class DenoisingLoss(torch.nn.Module):

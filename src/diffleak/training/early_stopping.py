@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffleak.files import write_text
 from diffleak.training.task import Task, batch, keyed
+from diffleak.work.files import write_text
 
 DRAWS = 8  # of timestep and noise for each image, fewer where
 ENOUGH = 4096  # losses make a curve that is smooth already

@@ -7,17 +7,17 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from diffleak.data.captions import read_captions
-from diffleak.data.cohort import read_split
 from diffleak.data.decoding import SKIP_HINT, UnreadableImage
 from diffleak.data.draw import choose_members, keyed_order
-from diffleak.data.handling import NO_IMAGES, Tally
 from diffleak.data.labels import ClassNames, Side, names_of, number
 from diffleak.data.pixels import ImageShape, fit, shape_of
 from diffleak.data.sources import ImageSource, Texts, open_source
+from diffleak.data.split import read_split
 from diffleak.errors import UserError
 from diffleak.hub import AUTOENCODER_FOLDERS
-from diffleak.progress import progress
-from diffleak.training.settings import TrainConfig
+from diffleak.records.images import NO_IMAGES, Tally
+from diffleak.training.config import TrainConfig
+from diffleak.work.progress import progress
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,15 +19,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffleak import hub
-from diffleak.data.handling import FIRST_READING, first_reading
 from diffleak.errors import UserError, first_lines
-from diffleak.files import write_text
-from diffleak.memory import out_of_memory
-from diffleak.progress import progress
+from diffleak.records.images import FIRST_READING, first_reading
+from diffleak.training.config import TrainConfig
 from diffleak.training.early_stopping import EarlyStopping
 from diffleak.training.private import PrivateTraining
-from diffleak.training.settings import TrainConfig
 from diffleak.training.task import Task, batch, keyed, refuse_divergence, shuffled
+from diffleak.work.files import write_text
+from diffleak.work.memory import out_of_memory
+from diffleak.work.progress import progress
 
 LOSS_EVERY = 50  # steps averaged in one point of the loss curve
 MAY_CHANGE = frozenset({"output", "split", "steps", "checkpoint_every", "threads", "device"})  # between a run and its resumption
@@ -57,7 +57,7 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
     """
     path = folder / "train.json"
     if not path.exists():
-        if any((folder / name).exists() for name in (*hub.PARTS, "model_index.json")):
+        if any((folder / name).exists() for name in (*hub.PARTS, hub.INDEX)):
             raise UserError(f"{folder} holds a model that this command did not train; choose another -o")
         return
     try:

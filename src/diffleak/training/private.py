@@ -24,7 +24,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from diffleak.errors import UserError, pip_install
-from diffleak.training.settings import TrainConfig
+from diffleak.training.config import TrainConfig
 from diffleak.training.task import Rows, Task, batch, keyed, mix, refuse_divergence
 
 ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(12, 64), 128, 256, 512)  # of the Rényi divergences

@@ -10,22 +10,23 @@ import torch
 
 from diffleak import hub
 from diffleak.data.draw import ids_digest
-from diffleak.data.handling import refuse_other_reading
 from diffleak.data.sources import open_source
+from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
-from diffleak.files import checked_folder, locked, write_text
-from diffleak.memory import memory_message
-from diffleak.progress import say
+from diffleak.records.images import refuse_other_reading
 from diffleak.training.autoencoder import autoencoder_config, autoencoder_task
+from diffleak.training.config import TrainConfig
 from diffleak.training.denoiser import denoiser_task, network_config
 from diffleak.training.distillation import Lesson
 from diffleak.training.early_stopping import EarlyStopping, split_task
 from diffleak.training.images import read_training_data, training_shape
 from diffleak.training.loop import Loop, accelerator_of, refuse_other_run
 from diffleak.training.private import Privacy, PrivateTraining, plan_privacy, poisson
-from diffleak.training.settings import TrainConfig
 from diffleak.training.task import Task
 from diffleak.training.text_to_image import base_shape, load_base, make_base, text_to_image_task
+from diffleak.work.files import checked_folder, locked, write_text
+from diffleak.work.memory import memory_message
+from diffleak.work.progress import say
 
 ADVICE = "lower --batch-size or make the model smaller"
 
@@ -97,7 +98,7 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
     return folder
 
 
-def _base(config: TrainConfig, accelerator: Any) -> tuple[Path, hub.Target]:
+def _base(config: TrainConfig, accelerator: Any) -> tuple[Path, Target]:
     """The model that a text-to-image run starts from; the first process makes a new one before the others read it."""
     if accelerator.is_main_process and not config.base:
         make_base(config)

@@ -25,14 +25,14 @@ from diffleak.data.sources import Texts, open_source
 from diffleak.diffusion.codec import Autoencoder
 from diffleak.diffusion.denoiser import NetworkDenoiser
 from diffleak.diffusion.dual import refuse_strangers
+from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
-from diffleak.hub import Target
-from diffleak.progress import progress, say
+from diffleak.training.config import TrainConfig
 from diffleak.training.denoiser import encode_all
 from diffleak.training.distillation import Lesson, alternating, half_of, other_teacher
 from diffleak.training.images import TrainingData, captions_of, training_shape
-from diffleak.training.settings import TrainConfig
 from diffleak.training.task import Task
+from diffleak.work.progress import progress, say
 
 BASE = "base"  # the folder of a new model's untrained state, from which every resumption starts
 CHOICES = 3  # numbers drawn for an image and step: which view, which text, whether any text

@@ -1,0 +1,1 @@
+"""`diffleak audit`, `geometry`, `metrics` and `selfcheck`: plan, inputs, scores, evaluation, report."""

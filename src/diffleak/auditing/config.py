@@ -1,0 +1,151 @@
+"""The settings of `diffleak audit`, and the images they name. No torch."""
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, field_validator, model_validator
+
+from diffleak.config import ModelConfig
+from diffleak.data.cohort import Cohort, images_alone, one_source, two_sources
+from diffleak.data.config import DataConfig
+from diffleak.data.sources import open_source
+
+
+class AuditConfig(ModelConfig, DataConfig):
+    """Everything that decides an audit; the keys of `-C FILE` and, with dashes, the flags of `diffleak audit`."""
+
+    guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)
+    reference: str | None = None
+    output: Path | None = None
+    members: str | None = None
+    nonmembers: str | None = None
+    data: str | None = None
+    split: Path | None = None
+    attacks: tuple[str, ...] = ("all",)
+    timesteps: str | None = None
+    mask: tuple[str, ...] = ()
+    captions: str | None = None
+    probes: int = Field(8, ge=1)
+    calibration: bool = True
+    calibrate_fraction: float = Field(0.2, gt=0, lt=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+    batch_size: Literal["auto"] | int = "auto"
+    chunk_size: int = Field(128, ge=1)
+    shard: str | None = None
+    limit: int | None = Field(None, ge=1)
+    resize: bool = False
+    skip_unreadable: bool = False
+    threads: int | None = Field(None, ge=1)
+    dry_run: bool = False
+    thumbnails: bool = False
+    max_auc: float | None = Field(None, ge=0, le=1)
+    max_tpr: float | None = Field(None, ge=0, le=1)
+    max_excess_auc: float | None = Field(None, ge=0, le=1)
+    allow_shift: bool = False
+    ignore_model_split: bool = False
+    anonymous: bool = False
+    anonymous_key: Path | None = None
+
+    @field_validator("attacks", mode="before")
+    @classmethod
+    def _split_attacks(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return _outside_brackets(value)
+        return tuple(part for item in value for part in _outside_brackets(str(item))) if isinstance(value, list | tuple) else value
+
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _split_masks(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("members", "nonmembers", "data", "timesteps", "captions", "reference", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path | int) else value
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if value != "auto" and not (str(value).isdecimal() and int(value) >= 1):
+            raise ValueError("must be 'auto' or a whole number of at least 1")
+        return value
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether members and held-out images are given, and not just images."""
+        return bool(self.members or self.split)
+
+    @model_validator(mode="after")
+    def _models_alone(self) -> "AuditConfig":
+        if self.reference is not None and self.mask:
+            raise ValueError("a reference is not compared under masks: leave out --reference, or --mask")
+        if self.max_excess_auc is not None and self.reference is None:
+            raise ValueError("--max-excess-auc limits what leaks beyond a reference, and none is given: add --reference")
+        return self
+
+    @model_validator(mode="after")
+    def _no_names(self) -> "AuditConfig":
+        self.check_anonymous()
+        return self
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> "AuditConfig":
+        return _refuse_one_side(self)
+
+
+C = TypeVar("C", bound=AuditConfig)
+
+
+def _refuse_one_side(config: C) -> C:
+    pair, single = (config.members, config.nonmembers), (config.data, config.split)
+    if any(pair) and any(single):
+        raise ValueError("give --members and --nonmembers, or --data and --split, not both")
+    if (any(pair) and not all(pair)) or (any(single) and not all(single)) or not any(pair + single):
+        raise ValueError("the two sides must be given as --members and --nonmembers, or as --data with --split")
+    return config
+
+
+class GeometryConfig(AuditConfig):
+    """The settings of `diffleak geometry`: those of an audit, but images alone will do, and attacks run under many masks."""
+
+    attacks: tuple[str, ...] = ("sima", "secmi", "pia", "loss", "loss_frequency", "pia_frequency")
+    mask: tuple[str, ...] = (*(f"influence:0.{i}" for i in range(1, 10)), "random:0.4", "reverse:0.4", "reverse:0.9")
+    top: int = Field(20, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _images_alone(cls, given: Any) -> Any:
+        """Without two sides nothing is attacked."""
+        alone = given.get("data") and not any(given.get(key) for key in ("split", "members", "nonmembers"))
+        useless = [key for key in ("attacks", "mask", "captions", "reference", "lora", "lora_scale") if given.get(key)] if alone else []
+        if useless:
+            raise ValueError(
+                f"without --split or --nonmembers nothing is attacked; leave out --{useless[0].replace('_', '-')}, or say who is a member"
+            )
+        return {**given, "attacks": (), "mask": (), "calibration": False} if alone else given
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> "GeometryConfig":
+        return self if self.data and not (self.split or self.members or self.nonmembers) else _refuse_one_side(self)
+
+
+def read_cohort(config: AuditConfig) -> Cohort:
+    """The images of a config: a pair of sources, one with a split file, or for their geometry one alone."""
+    if config.data and not config.two_sided:
+        return images_alone(open_source(config.data, config.decoding), config.limit, config.seed)
+    if config.data and config.split:
+        return one_source(open_source(config.data, config.decoding), config.split, config.limit, config.seed)
+    members, nonmembers = (open_source(data or "", config.decoding) for data in (config.members, config.nonmembers))
+    return two_sources(members, nonmembers, config.limit, config.seed)
+
+
+def _outside_brackets(text: str) -> tuple[str, ...]:
+    """Splits at the commas that are not inside brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return tuple(part.strip() for part in parts if part.strip())

@@ -1,0 +1,215 @@
+"""What the attacks are given: images as tensors, or latents encoded once, with their influence where masks need it.
+
+For a latent model each chunk's latents, and if there are masks their influence, are computed once and kept in the run
+folder until the audit is finished; every attack and a resumed run read them there. They are removed at the end: a decoder
+turns latents back into the private images. `diffleak geometry` keeps influence.npy, geometry.parquet and distortion/.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float, Float64, Int64, UInt8
+from torch import Tensor
+
+from diffleak.data.cohort import Cohort
+from diffleak.data.pixels import ImageShape, fit, to_model
+from diffleak.diffusion.codec import latents_of
+from diffleak.diffusion.conditions import Prompts, one_at_a_time
+from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.target import Target, auto_batch_size
+from diffleak.errors import UserError
+from diffleak.geometry.frequencies import energies
+from diffleak.geometry.masks import Mask
+from diffleak.geometry.pullback import distortion, influence, keep_mask
+from diffleak.work.files import write_atomic
+from diffleak.work.memory import keep_freed_memory
+from diffleak.work.progress import progress
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Gives the inputs of `cohort` under `target`; results depend on the image, the seed and the sizes here alone."""
+
+    target: Target
+    cohort: Cohort
+    shape: ImageShape
+    resize: bool
+    seed: int
+    labels: Int64[np.ndarray, " n"] | None = None  # of a class-conditional model
+    masks: tuple[Mask, ...] = ()
+    probes: int = 8
+    top: int | None = None  # measure distortion, with this many singular values
+    scored: bool = True  # whether attacks will read the latents
+    captions: tuple[str, ...] | None = None  # what a model of captioned images is told of each image
+    _reading: Any = field(default_factory=Lock, repr=False)  # image files and tables are read by one thread at a time
+
+    def auto_batch_size(self) -> int:
+        """Images per forward of the denoiser."""
+        if not self.target.latent:
+            return auto_batch_size(self.shape, self.target.device)
+        channels, height, width = self.encode(self.pixels([0])).shape[1:]
+        return auto_batch_size(ImageShape(channels, height, width), self.target.device)
+
+    def pixels(self, rows: Sequence[int]) -> UInt8[np.ndarray, "n h w c"]:
+        """Images in the model's shape; the scan has already shown that each fits or may be resized."""
+        with self._reading:
+            return np.stack([fit(self.cohort.read(i), self.shape, self.resize, self.cohort.ids[i]) for i in rows])
+
+    def tensor(self, images: np.ndarray) -> Float[Tensor, "b *s"]:
+        """uint8 images, or latents, on the device."""
+        x = to_model(images) if images.dtype == np.uint8 else images
+        return torch.from_numpy(x).to(self.target.device, self.target.x_dtype)
+
+    def encode(self, images: UInt8[np.ndarray, "n h w c"]) -> np.ndarray:
+        """The latents of images, a batch at a time; the images themselves for a pixel model."""
+        if not self.target.latent:
+            return images
+        size = auto_batch_size(self.shape, self.target.device)
+        with torch.inference_mode():
+            parts = [latents_of(self.target.codec, self.tensor(images[start : start + size])) for start in range(0, len(images), size)]
+        z = torch.cat(parts).cpu().numpy()
+        if not np.isfinite(z).all():
+            row = int(np.argwhere(~np.isfinite(z))[0][0])
+            raise UserError(
+                f"the autoencoder must return finite latents; got {z[~np.isfinite(z)][0]} for image {row + 1} of {len(z)}: "
+                "check its weights"
+            )
+        return z
+
+    def latents(self, x: Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
+        """The latents of images on the device, as many at a time as images of their size allow."""
+        return torch.cat([latents_of(self.target.codec, part) for part in x.split(auto_batch_size(self.shape, self.target.device))])
+
+    def noise(self, ids: Sequence[str], shape: Sequence[int], stream: str = "") -> Noise:
+        """The keyed normals of a batch."""
+        return Noise(self.seed, tuple(ids), tuple(shape), self.target.x_dtype, self.target.device, stream)
+
+    def conditions(self, rows: slice | list[int]) -> Int64[Tensor, " b"] | Prompts | None:
+        """The labels of images for a class-conditional model, their captions for a text-to-image model."""
+        if self.captions is not None and self.target.text is not None:
+            texts = self.captions[rows] if isinstance(rows, slice) else tuple(self.captions[row] for row in rows)
+            return self._embed(texts)
+        return None if self.labels is None else torch.from_numpy(self.labels[rows]).to(self.target.device)
+
+    @cached_property
+    def _embed(self) -> Callable[..., Prompts]:
+        assert self.target.text is not None, "captions are of text-to-image models"
+        return one_at_a_time(self.target.text)
+
+    def prepare(self, folder: Path, chunks: dict[int, range], pool: Executor) -> None:
+        """Computes what `x0`, `influence` and `distortion` read."""
+        if self.masks or self.top:
+            keep_freed_memory()
+        what = "geometry" if self.top else "encoding, influence" if self.masks else "encoding images"
+        with progress(what, sum(map(len, chunks.values())), "images") as advance:
+            for done in pool.map(partial(self._prepare_chunk, folder), chunks, chunks.values()):
+                advance(done)
+
+    def _prepare_chunk(self, folder: Path, chunk: int, rows: range) -> int:
+        files = self._files(folder, chunk)
+        for kind, array in self.measure(rows, [kind for kind, file in files.items() if not file.exists()]).items():
+            write_atomic(files[kind], partial(_save, array))
+        return len(rows)
+
+    def measure(self, rows: range, kinds: Sequence[str]) -> dict[str, np.ndarray]:
+        """What is asked for of some images: "latents", "influence" of each coordinate, "distortion" beside the energies."""
+        images, found = self.pixels(rows), dict[str, np.ndarray]()
+        z = self.encode(images)
+        noise, codec = self.noise(self.cohort.keys[rows.start : rows.stop], z.shape[1:]), self.target.codec
+        if "distortion" in kinds and self.top:
+            measured = distortion(codec, self.tensor(z), self.top, noise=noise).cpu().numpy()
+            found["distortion"] = np.column_stack([measured, energies(images)])
+        if "influence" in kinds:
+            found["influence"] = influence(codec, self.tensor(z), self.probes, noise=noise).cpu().numpy()
+        return found | ({"latents": z} if "latents" in kinds else {})
+
+    def measured(self, folder: Path, chunk: int, kinds: Sequence[str] | None = None) -> bool:
+        """Whether a chunk has all of `kinds`, by default of its own."""
+        files = self._files(folder, chunk)
+        return all(files[kind].exists() for kind in (self.kinds if kinds is None else kinds))
+
+    def x0(self, folder: Path, chunk: int, rows: range) -> np.ndarray:
+        """The latents of one chunk, or its uint8 images."""
+        return _load(self._files(folder, chunk)["latents"]) if self.target.latent else self.pixels(rows)
+
+    def influence(self, folder: Path, chunk: int) -> Float[np.ndarray, "n *z"]:
+        """The influence of every latent coordinate of one chunk."""
+        return _load(self._files(folder, chunk)["influence"])
+
+    def distortion(self, folder: Path, chunk: int) -> Float64[np.ndarray, "n 3"]:
+        """Distortion, low- and high-frequency energy of the images of one chunk."""
+        return _load(self._files(folder, chunk)["distortion"])
+
+    def keep(self, influences: Float[np.ndarray, "b *z"], ids: Sequence[str]) -> list[Float[Tensor, "b *z"]]:
+        """The masks of a batch, in the order of `masks`."""
+        values = torch.from_numpy(influences).to(self.target.device)
+        noise = self.noise(ids, influences.shape[1:], "mask")
+        return [keep_mask(values, 1 - mask.ratio, mask.control, noise) for mask in self.masks]
+
+    @property
+    def kinds(self) -> list[str]:
+        """What is computed for every image of a latent model."""
+        wanted = {"latents": self.scored, "influence": self.masks or self.top, "distortion": self.top}
+        return [kind for kind, want in wanted.items() if want]
+
+    def _files(self, folder: Path, chunk: int) -> dict[str, Path]:
+        return {kind: folder / kind / f"chunk-{chunk:05d}.npy" for kind in self.kinds}
+
+
+def clear(folder: Path) -> None:
+    """Removes the latents and influences of a finished run, of which `write_geometry` has made one file.
+
+    Raises `UserError` when they cannot be removed: a decoder turns latents back into the private images.
+    """
+    for kind in ("latents", "influence"):
+        shutil.rmtree(folder / kind, ignore_errors=True)  # another worker may be removing them too
+        if (folder / kind).exists():
+            raise UserError(f"{folder / kind} cannot be removed; the results are written, remove it by hand: it may show private images")
+
+
+def write_geometry(inputs: Inputs, folder: Path, chunks: dict[int, range]) -> Float64[np.ndarray, "n 3"]:
+    """Leaves influence.npy and geometry.parquet in `folder`; returns distortion, low- and high-frequency energy of every image."""
+    measured = np.concatenate([inputs.distortion(folder, c) for c in chunks])
+    whole = folder / "influence.npy"
+    if not whole.exists():
+        try:
+            write_atomic(whole, partial(_join, [partial(inputs.influence, folder, c) for c in chunks], len(measured)))
+        except UserError:
+            if not whole.exists():  # else another worker was faster, and has removed the parts
+                raise
+    _load(whole, mmap_mode="r")
+    table = pa.table({"id": pa.array(inputs.cohort.ids, pa.string()), "distortion": pa.array(measured[:, 0])})
+    write_atomic(folder / "geometry.parquet", partial(pq.write_table, table))
+    return measured
+
+
+def _join(parts: Sequence[Callable[[], np.ndarray]], count: int, path: Path) -> None:
+    """Writes the parts as one float32 .npy, a part at a time in memory."""
+    with path.open("wb") as file:
+        for i, part in enumerate(read().astype("<f4") for read in parts):
+            if i == 0:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (count, *part.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(part.tobytes())
+
+
+def _save(array: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _load(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode, allow_pickle=False)  # type: ignore[no-any-return]
+    except (OSError, ValueError, EOFError):
+        raise UserError(f"{path} is damaged; delete it and run the same command again") from None

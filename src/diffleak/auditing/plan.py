@@ -1,0 +1,314 @@
+"""What an audit will do: attacks, images, captions, masks and chunks, all checked before anything is scored."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffleak import hub
+from diffleak.attacks import ATTACKS
+from diffleak.attacks.base import SWEEP, Attack, fit_to_schedule, parse, parse_timesteps
+from diffleak.auditing import score as scoring
+from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
+from diffleak.auditing.gate import refuse_unreachable
+from diffleak.auditing.inputs import Inputs
+from diffleak.auditing.reference import load_reference, refuse_strangers
+from diffleak.auditing.service import service
+from diffleak.data.anonymity import Key, choose_key
+from diffleak.data.cohort import Cohort
+from diffleak.data.draw import calibrate_size
+from diffleak.data.membership import check_membership
+from diffleak.data.scan import Scan, scan
+from diffleak.diffusion.codec import Codec, images_of
+from diffleak.diffusion.denoiser import Guided
+from diffleak.diffusion.target import Target, auto_batch_size
+from diffleak.errors import UserError, visible
+from diffleak.geometry.masks import MaskChoice, parse_mask
+from diffleak.geometry.masks import distinct as distinct_masks
+from diffleak.records.audit import Membership, Plan
+from diffleak.records.images import refuse_other_reading
+from diffleak.records.run_folder import read_plan
+from diffleak.report.wording import adapter, labels_from
+from diffleak.stats import evaluation
+from diffleak.stats.rules import needs_calibration
+from diffleak.work.files import checked_folder
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An audit that is ready to score: everything checked, nothing written but the key of an anonymous run."""
+
+    config: AuditConfig
+    target: Target
+    reference: Target | None
+    scan: Scan
+    inputs: Inputs
+    attacks: tuple[Attack, ...]
+    masks: tuple[MaskChoice, ...]
+    plan: Plan
+    split: evaluation.Divisions
+    worker: scoring.Worker
+    truncated: tuple[str, ...] = ()
+    membership: Membership | None = None
+    key: Key | None = None
+
+    @property
+    def queries_per_image(self) -> int:
+        """Denoiser forwards per image over all attacks and timesteps."""
+        return sum(self.job.queries(k) for k in range(len(self.attacks)))
+
+    def summary(self) -> dict[str, Any]:
+        """The plan with what it will take, for `--dry-run --json`."""
+        per_image = self.queries_per_image
+        made = {"queries_per_image": per_image, "queries": per_image * len(self.scan.cohort), "images": asdict(self.scan.tally)}
+        said = {"membership": self.membership.model_dump(mode="json")} if self.membership else {}
+        return {**self.plan.model_dump(mode="json"), **made, **said}
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """What was done to the images and what was left out, in words; nothing where there is nothing to say."""
+        return self.scan.tally.described(self.scan.cohort.decoding, self.scan.shape.channels == 4)
+
+    @property
+    def job(self) -> scoring.Job:
+        """What the workers are given."""
+        reference = replace(self.inputs, target=self.reference) if self.reference else None
+        return scoring.Job(self.inputs, self.attacks, self.plan, self.split.calibrate[0], reference)
+
+    @property
+    def _masked(self) -> str:
+        masked = [attack.name for attack in self.attacks if attack.takes_masks]
+        return "all" if len(masked) == len(self.attacks) else ", ".join(masked)
+
+    def describe(self, folder: Path | None = None) -> str:
+        """The plan in one line, with the time that is left when `folder` holds finished chunks."""
+        plan, lost = self.plan, len(self.scan.omitted)
+        omitted = "".join(f", {words}" for words in ((f"{lost} unreadable left out",) if lost else ()) + self.images)
+        where = f"on {plan.device} ({plan.dtype}, batches of {plan.batch_size}){omitted}; {scoring.estimate(self.job, folder, self.worker)}"
+        if not self.attacks:
+            measured = f"distortion from {plan.top} singular values, influence from {plan.probes} probes"
+            return f"plan: {plan.n_nonmembers:,} images ({plan.image_shape}), {measured}, {where}"
+        masks = f" ({self._masked} also under {', '.join(plan.masks)})" if plan.masks and self._masked else ""
+        masks += f" (also on the reference {visible(plan.reference)})" if plan.reference else ""
+        cut = f", {plan.captions_truncated:,} truncated" if plan.captions_truncated else ""
+        captions = f"captions {visible(plan.captions)} ({plan.captions_found:,} found{cut}), " if plan.captions else ""
+        captions += f"labels from {labels_from(plan.labels, plan.label_names)}, " if plan.labels else ""
+        attacks = f"{len(self.attacks)} attack{'s' * (len(self.attacks) != 1)}"
+        guidance = f"guidance {plan.guidance_scale:g}, " if plan.guidance_scale is not None else ""
+        return (
+            f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
+            f"{adapter(plan.lora, plan.lora_scale)}{attacks}{masks}, {captions}{guidance}"
+            f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
+            f"{where}"
+        )
+
+
+def prepare(config: AuditConfig, target: Target | None = None, cohort: Cohort | None = None, reference: Target | None = None) -> Prepared:
+    """Checks attacks, model, data and their fit; raises `UserError` for the first thing that is wrong.
+
+    `target`, `cohort` and `reference` are loaded as the config says unless they are given.
+    """
+    chosen, masks = choose_attacks(config), choose_masks(config)
+    target = hub.target_of(config, target, config.guidance_scale)
+    reference = reference or load_reference(config, target)
+    if reference:
+        refuse_strangers(target, reference)
+    attacks = _fitting(chosen, config, target)
+    top = config.top if isinstance(config, GeometryConfig) else None
+    if (masks or top) and not target.latent:
+        what = "geometry is that" if top else "--mask ranks the latent coordinates"
+        raise UserError(f"{what} of a decoder, and {target.name} works on pixels" + ("" if top else "; leave it out"))
+    told, classes = (_told(config, target), target.classes) if attacks else (None, None)
+    images, key = cohort or read_cohort(config), _key(config)
+    if key:
+        images = images.renamed(key)
+        images = images.taken(images.by_id)
+    membership = _membership(config, target, images)
+    with images.pointing_to_names("--dry-run without --anonymous"):
+        found = scan(images, target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names)
+    for trained in target.trained:
+        refuse_other_reading(trained, found.cohort.decoding, found.tally, found.shape.channels == 4)
+    captions = found.captions
+    truncated = tuple(found.cohort.ids[row] for row in target.text.truncated(captions.texts)) if captions and target.text else ()
+    if target.latent:
+        codec = target.codec
+        attacks = tuple(attack.in_pixels(partial(_decoded, codec, auto_batch_size(found.shape, target.device))) for attack in attacks)
+    if masks and not top and not any(attack.takes_masks for attack in attacks):
+        raise UserError(
+            f"none of {', '.join(attack.name for attack in attacks)} takes a mask; leave out --mask, or add an attack that does, as sima"
+        )
+    attacks = tuple(attack.served_by(service(target, found.shape)) for attack in attacks)
+    if config.two_sided or not config.data:
+        _check_halves(found.cohort, config)
+    inputs = Inputs(
+        target,
+        found.cohort,
+        found.shape,
+        config.resize,
+        config.seed,
+        found.labels.numbers if found.labels else None,
+        distinct_masks(masks),
+        config.probes,
+        top,
+        bool(attacks),
+        captions.texts if captions else None,
+    )
+    batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
+    batch_size = min(batch_size, config.chunk_size)
+    split = evaluation.divided(found.cohort.keys, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
+    if found.cohort.member.any():
+        refuse_unreachable(config, split.record)
+    plan = Plan(
+        diffleak=version("diffleak"),
+        model=target.name,
+        model_fingerprint=target.fingerprint,
+        members=found.cohort.names[0],
+        nonmembers=found.cohort.names[1],
+        data_fingerprint=found.fingerprint,
+        n_members=split.record.members,
+        n_nonmembers=split.record.nonmembers,
+        image_shape=str(found.shape),
+        resize=config.resize,
+        attacks=tuple({"attack": a.label, **a.parameters(), "timesteps": list(a.timesteps)} for a in attacks),
+        calibration=config.calibration,
+        calibrate_fraction=config.calibrate_fraction,
+        seed=config.seed,
+        batch_size=batch_size,
+        chunk_size=config.chunk_size - config.chunk_size % batch_size,
+        dtype=target.dtype,
+        device=target.device.split(":")[0],
+        masks=tuple(choice.label for choice in masks),
+        probes=config.probes if masks or top else None,
+        top=top,
+        classes=target.classes,
+        captions=captions.choice if captions else None,
+        captions_found=captions.found if captions else None,
+        captions_truncated=len(truncated) if captions else None,
+        lora=target.lora,
+        lora_scale=target.lora_scale,
+        guidance_scale=target.denoiser.scale if isinstance(target.denoiser, Guided) else None,
+        reference=config.reference if reference else None,
+        reference_fingerprint=reference.fingerprint if reference else None,
+        anonymous=key.name if key else None,
+        labels=found.labels.origin if found.labels else None,
+        label_names=found.labels.names if found.labels and not key else None,  # names of folders may name people
+        exif=found.cohort.decoding.exif,
+        alpha=found.cohort.decoding.alpha,
+        white=found.cohort.decoding.white,
+    )
+    worker = scoring.worker(config.shard, config.threads, target)
+    prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated, membership, key)
+    scoring.probe(prepared.job)
+    return prepared
+
+
+def _membership(config: AuditConfig, target: Target, cohort: Cohort) -> Membership | None:
+    """What the model's own split says of the two sides; None where there is one."""
+    if not config.two_sided and config.data:
+        return None
+    given = f"the split file {config.split}" if config.split else f"{cohort.names[0]} (members) and {cohort.names[1]} (held out)"
+    return check_membership([cohort], given, target.split_file, config.split, config.ignore_model_split)
+
+
+def _key(config: AuditConfig) -> Key | None:
+    """The key of an anonymous run; the first call for its folder makes it, unless nothing is to be written."""
+    folder, create = config.output, not config.dry_run
+    before = read_plan(folder) if folder else None
+    recorded = {folder: before.anonymous} if folder and before else {}
+    if config.anonymous and folder and create:
+        checked_folder(folder)
+    return choose_key(config.anonymous, config.anonymous_key, folder, recorded, create)
+
+
+def _told(config: AuditConfig, target: Target) -> str | None:
+    """Which captions a text-to-image model is given; raises `UserError` when they are chosen for another model."""
+    if target.text is not None:
+        return "own" if config.captions is None else config.captions
+    if config.captions is not None:
+        raise UserError(f"--captions says what a text-to-image model is told; {target.name} takes no text: leave it out")
+    return None
+
+
+def _decoded(codec: Codec, size: int, z: Tensor) -> Tensor:
+    """The images of a batch of latents, as many at a time as images of their size allow."""
+    return torch.cat([images_of(codec, part) for part in z.split(size)])
+
+
+def choose_attacks(config: AuditConfig) -> tuple[Attack, ...]:
+    """The attacks of a config with their timesteps, before any model is known."""
+    given = parse_timesteps(config.timesteps) if config.timesteps else None
+    specs = [name for spec in config.attacks for name in (_all() if spec == "all" else [spec])]
+    chosen = [parse(spec, ATTACKS, given or (SWEEP if config.calibration else _published(spec))) for spec in specs]
+    labels = [a.label for a in chosen]
+    twice = {label for label in labels if labels.count(label) > 1}
+    if twice:
+        raise UserError(f"each attack must be listed once; {sorted(twice)[0]} is there twice")
+    if not chosen and config.two_sided:
+        raise UserError("attacks must name at least one attack")
+    if not config.calibration and any(len(a.timesteps) > 1 and a.rule is None for a in chosen):
+        raise UserError("--no-calibration chooses nothing, so --timesteps must be one number")
+    return tuple(chosen)
+
+
+def _all() -> list[str]:
+    """The attacks that need nothing but the model and its data."""
+    return [name for name, kind in ATTACKS.items() if kind.in_all]
+
+
+def _fitting(chosen: Sequence[Attack], config: AuditConfig, target: Target) -> tuple[Attack, ...]:
+    """The attacks as this model and these settings allow them; `all` leaves out those of a special kind that are not allowed.
+
+    Raises `UserError` for one that was named itself.
+    """
+    specs = {spec.partition("(")[0].strip() for spec in config.attacks}
+    fitting = []
+    for attack in chosen:
+        try:
+            fitting.append(_allowed(attack, config, target))
+        except UserError:
+            if attack.name in specs or attack.rule is None:
+                raise
+    return tuple(fitting)
+
+
+def _allowed(attack: Attack, config: AuditConfig, target: Target) -> Attack:
+    if attack.needs_text and getattr(target, "text", None) is None:
+        raise UserError(f"{attack.name} works with captions, and {target.name} takes none; leave it out")
+    if needs_calibration(attack.settled_by) and not config.calibration:
+        raise UserError(f"{attack.name} settles its score on the calibrate part; leave out --no-calibration, or this attack")
+    return fit_to_schedule(attack, target.denoiser.schedule)
+
+
+def choose_masks(config: AuditConfig) -> tuple[MaskChoice, ...]:
+    """The masks of a config; raises `UserError` for one that is not known, or twice there."""
+    choices = tuple(parse_mask(text) for text in config.mask)
+    labels = [choice.label for choice in choices]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"each mask must be listed once; got {', '.join(labels)}")
+    if not config.calibration and any(len(choice.masks) > 1 for choice in choices):
+        raise UserError("--mask auto chooses its ratio on the calibrate part; with --no-calibration give a ratio, as in influence:0.4")
+    return choices
+
+
+def _published(spec: str) -> tuple[int, ...] | None:
+    attack = parse(spec, ATTACKS, None)
+    if attack.timesteps != SWEEP or attack.rule:
+        return None
+    if attack.published_timestep is None:
+        raise UserError(f"{attack.name} has no published single timestep; with --no-calibration give --timesteps T")
+    return (attack.published_timestep,)
+
+
+def _check_halves(cohort: Cohort, config: AuditConfig) -> None:
+    smallest = int(min(cohort.member.sum(), (~cohort.member).sum()))
+    calibrate = calibrate_size(smallest, config.calibrate_fraction)
+    if config.calibration and not 0 < calibrate < smallest:
+        raise UserError(
+            f"calibrate_fraction must leave images in both parts; {config.calibrate_fraction} of {smallest} images "
+            f"calibrates on {calibrate}"
+        )

@@ -1,0 +1,49 @@
+"""What a finished audit leaves: audit.json, samples.csv and report.html. No torch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from diffleak import report
+from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
+from diffleak.config import build
+from diffleak.data.cohort import Cohort
+from diffleak.data.pixels import CHANNEL_NAMES, png, without_alpha
+from diffleak.errors import UserError
+from diffleak.records.audit import AuditRecord
+from diffleak.records.run_folder import read_samples, write_samples
+from diffleak.records.scores import Samples
+from diffleak.report.judgement import read_record
+from diffleak.work.files import write_text
+
+
+def write_results(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None) -> None:
+    """Writes audit.json, samples.csv and report.html; with a cohort the report shows the members that score highest."""
+    write_samples(folder / "samples.csv", samples)
+    write_text(folder / "report.html", report.html(record, samples, _thumbnails(cohort, record) if cohort else None))
+    write_text(folder / "audit.json", record.model_dump_json(indent=2))
+
+
+def rewrite_report(folder: Path, thumbnails: bool) -> AuditRecord:
+    """Renders report.html again from a run folder and returns the record.
+
+    `thumbnails` reads the images again from where the audit found them; raises `UserError` when they are gone.
+    """
+    record = read_record(folder)
+    if thumbnails and record.plan.anonymous:
+        raise UserError(f"{folder} is an anonymous run, and its report shows no images; leave out --thumbnails")
+    try:
+        kind = GeometryConfig if record.geometry else AuditConfig
+        cohort = read_cohort(build(kind, record.settings)) if thumbnails else None
+    except UserError as error:
+        raise UserError(
+            f"the images of this audit are not where it read them ({error}); put them back, or leave out --thumbnails"
+        ) from None
+    samples = read_samples(folder)
+    write_text(folder / "report.html", report.html(record, samples, _thumbnails(cohort, record) if cohort else None))
+    return record
+
+
+def _thumbnails(cohort: Cohort, record: AuditRecord) -> Callable[[str], bytes]:
+    """The images as the model is given them: without alpha, unless it takes RGBA."""
+    channels = 4 if record.plan.image_shape.endswith(CHANNEL_NAMES[4]) else 3
+    return lambda image_id: png(without_alpha(cohort.of(image_id), channels))

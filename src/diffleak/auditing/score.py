@@ -1,0 +1,471 @@
+"""Scoring at scale: images in fixed chunks, one Parquet file per chunk and attack, dealt to workers, resumed by rerunning.
+
+The cut into chunks and batches depends on the plan alone, and every number on its own image and key, so scores are
+bit-identical for any number of workers and any history of interruptions. Workers never communicate: a file that exists
+is done, and merging is reading the folder.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from itertools import groupby
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from diffleak.attacks.base import Attack, Direction
+from diffleak.auditing.inputs import Inputs
+from diffleak.data.cohort import Cohort
+from diffleak.data.draw import keyed_order
+from diffleak.diffusion.codec import Autoencoder, images_of
+from diffleak.diffusion.denoiser import Counted, Denoiser, unguided
+from diffleak.diffusion.target import Target, side_by_side
+from diffleak.errors import NAME, UserError
+from diffleak.records.audit import AuditRecord, Plan
+from diffleak.records.scores import Scores
+from diffleak.records.variants import VARIANTS, masked_label
+from diffleak.work.files import write_atomic
+from diffleak.work.memory import memory_message
+from diffleak.work.progress import progress
+from diffleak.work.threads import Tick, one_thread_each, pool, run_all
+
+TIMED_IMAGES = 8  # encoded to estimate how long all will take
+PREPARATION_IMAGES = 64
+SCHEMA = pa.schema([("id", pa.string()), ("attack", pa.string()), ("timestep", pa.int32()), ("statistic", pa.float64())])
+META = NAME.encode()
+UNSTEADY = 0.05  # of the largest predicted number: more than rounding on any device
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Worker `rank` of `count`, scoring `threads` chunks side by side."""
+
+    rank: int
+    count: int
+    threads: int
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is to be scored; labels are not in it, only which images may calibrate."""
+
+    inputs: Inputs
+    attacks: tuple[Attack, ...]
+    plan: Plan
+    calibrate: Bool[np.ndarray, " n"]
+    reference: Inputs | None = None  # the same images for another model
+
+    @property
+    def models(self) -> tuple[Inputs, ...]:
+        """The inputs of every model that is scored, the audited one first."""
+        return (self.inputs,) if self.reference is None else (self.inputs, self.reference)
+
+    @property
+    def cohort(self) -> Cohort:
+        """The images."""
+        return self.inputs.cohort
+
+    @property
+    def target(self) -> Target:
+        """The model."""
+        return self.inputs.target
+
+    def queries(self, k: int) -> int:
+        """Forwards per image that the k-th attack makes, over every model that it may ask and those of the reference."""
+        return self.attacks[k].queries * sum(forwards(inputs.target, self.attacks[k]) for inputs in self.models)
+
+    def labels(self, attack: Attack) -> list[str]:
+        """How the scores of an attack are called: its own, those under its masks, those of the reference and the excess over it."""
+        masks = [mask.label for mask in self.inputs.masks] if attack.takes_masks else []
+        return [attack.label, *(masked_label(attack.label, name) for name in (*masks, *(VARIANTS if self.reference else ())))]
+
+    @property
+    def chunks(self) -> int:
+        """The number of chunks the images are cut into."""
+        return -(-len(self.cohort) // self.plan.chunk_size)
+
+    def rows(self, chunk: int) -> range:
+        """The images of one chunk."""
+        return range(chunk * self.plan.chunk_size, min((chunk + 1) * self.plan.chunk_size, len(self.cohort)))
+
+    def file(self, folder: Path, chunk: int, k: int) -> Path:
+        """Where the scores of one chunk and attack k are kept."""
+        return chunk_file(folder, chunk, k, self.attacks[k].name)
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """All scores of a run, with what they cost and the parameters that each attack ended with.
+
+    Of each attack there are the unmasked scores, then those under each of its masks, or those of the reference and the excess.
+    """
+
+    scores: tuple[tuple[Scores, ...], ...]
+    parameters: tuple[dict[str, Any], ...]
+    queries: int
+    seconds: float
+    chunks: int
+
+
+def chunk_file(folder: Path, chunk: int, k: int, name: str) -> Path:
+    """The file of one chunk of images under the k-th attack."""
+    return folder / "scores" / f"chunk-{chunk:05d}-{k:02d}-{name}.parquet"
+
+
+def asked(target: Target, attack: Attack) -> tuple[Denoiser, ...]:
+    """The models that an attack asks: every one that the release exposes, or where only images are seen, what draws them."""
+    return (unguided(target.denoiser),) if attack.access == "black-box" else target.denoiser.exposed
+
+
+def forwards(target: Target, attack: Attack) -> int:
+    """Network forwards for one query of an attack."""
+    return sum(model.forwards for model in asked(target, attack))
+
+
+def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
+    """This process's share: `--shard i/n` (1-based), else RANK and WORLD_SIZE, else everything.
+
+    Raises `UserError` for a shard that is not of the form i/n with 1 <= i <= n.
+    """
+    if shard:
+        try:
+            rank, count = (int(part) for part in shard.split("/"))
+        except ValueError:
+            raise UserError(f"--shard is written i/n, as in 1/4; got {shard}") from None
+        if not 1 <= rank <= count:
+            raise UserError(f"--shard i/n needs 1 <= i <= n; got {shard}")
+        rank -= 1
+    else:
+        rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return Worker(rank, count, threads or side_by_side(target))
+
+
+def probe(job: Job) -> None:
+    """Asks every model about two images at both ends of the sweep, before anything is scored.
+
+    Raises `UserError` for an answer that is not finite, or not like the images, or for a codec whose images are of another shape.
+    """
+    rows, sweep = [0, len(job.cohort) - 1], [t for attack in job.attacks for t in attack.timesteps] or [0]
+    images = job.inputs.pixels(rows)
+    with torch.inference_mode(), memory_message(job.plan.batch_size):
+        x0 = job.inputs.tensor(job.inputs.encode(images))
+        if job.target.latent and not isinstance(job.target.codec, Autoencoder):
+            shape = job.inputs.shape
+            images_of(job.target.codec, x0, (shape.channels, shape.height, shape.width))
+        for inputs in job.models if job.attacks else ():
+            cond = inputs.conditions(rows)
+            for denoiser in inputs.target.denoiser.exposed:
+                _refuse_unsteady(denoiser, x0, max(sweep), cond, inputs.conditions(rows[:1]), inputs.target.name)
+                for t in sorted({min(sweep), max(sweep)}):
+                    finite = torch.isfinite(denoiser(x0, t, cond)).flatten(start_dim=1).all(dim=1).tolist()
+                    if not all(finite):
+                        raise UserError(
+                            f"the model must return finite numbers; {inputs.target.name} gives NaN or infinity at timestep {t} for image "
+                            f"{job.cohort.ids[rows[finite.index(False)]]}: try --dtype float32, or check the weights"
+                        )
+
+
+def _refuse_unsteady(denoiser: Denoiser, x0: Tensor, t: int, cond: Any, first: Any, name: str) -> None:
+    """Raises `UserError` for a model that answers otherwise when it is called again, or for an image alone."""
+    answer = denoiser(x0, t, cond)
+    limit = UNSTEADY * answer.float().abs().max().clamp(min=1e-6)
+    for again, when in ((denoiser(x0, t, cond), "is called again"), (denoiser(x0[:1], t, first), "is given an image alone")):
+        if (again.float() - answer[: len(again)].float()).abs().max() > limit:
+            raise UserError(
+                f"the model must give an image the same answer each time; {name} gives another one when it {when}: "
+                "put its network into eval mode, and leave out what is random or mixes the images of a batch"
+            )
+
+
+def estimate(job: Job, folder: Path | None, share: Worker) -> str:
+    """What is left to this worker and about how long it takes, from one timed round of forwards and of measurements."""
+    work = _work(job, share)
+    todo = [(c, k) for c, k in work if folder is None or not job.file(folder, c, k).exists()]
+    unmeasured = _unmeasured(job, folder, share, todo)
+    if not todo and not unmeasured:
+        return "all of it is done" if share.count == 1 else "all of this shard is done"
+    total, left = (sum(_queries(job, c, k) for c, k in part) for part in (work, todo))
+    resumed = f", {total - left:,} queries are done already" if total - left else ""
+    seconds = left / _speed(job, min(share.threads, len(todo))) if left else 0.0
+    if unmeasured and job.target.latent:
+        seconds += sum(len(job.rows(c)) for c in unmeasured) * _measuring_seconds(job) / min(share.threads, len(unmeasured))
+    return f"{_readable(seconds)} left{resumed}"
+
+
+def _unmeasured(job: Job, folder: Path | None, share: Worker, todo: Sequence[tuple[int, int]]) -> list[int]:
+    """This worker's chunks that need their latents, influence or distortion and do not have them yet."""
+    if not job.target.latent:
+        return []
+    mine, scored = range(share.rank, job.chunks, share.count), {c for c, _ in todo}
+    if folder is None:
+        return list(mine) if job.inputs.top else sorted(scored)
+    whole = (folder / "influence.npy").exists()
+    wanted = [c for c in mine if job.inputs.top and not job.inputs.measured(folder, c, ("distortion",) if whole else None)]
+    return sorted({*wanted, *(c for c in scored if not job.inputs.measured(folder, c))})
+
+
+def score(job: Job, folder: Path, share: Worker) -> int:
+    """Scores this worker's missing chunks; returns how many chunk files of all workers are still missing then.
+
+    Raises `UserError` when the model returns NaN (naming the first image and timestep) or the disk is full.
+    """
+    work = _work(job, share)
+    todo = [(c, k) for c, k in work if not job.file(folder, c, k).exists()]
+    unmeasured = _unmeasured(job, folder, share, todo)
+    if unmeasured:
+        with one_thread_each(), pool(share.threads) as executor, memory_message(job.plan.batch_size):
+            job.inputs.prepare(folder, {c: job.rows(c) for c in unmeasured}, executor)
+    if todo:
+        total, left = (sum(_queries(job, c, k) for c, k in part) for part in (work, todo))
+        with one_thread_each(), progress("scoring", total, "queries", done=total - left) as advance:
+            _score_chunks(job, folder, todo, share, advance)
+    everyone = Worker(0, 1, 1)
+    missing = [(c, k) for c, k in _work(job, everyone) if not job.file(folder, c, k).exists()]
+    return len(missing) + (len(_unmeasured(job, folder, everyone, missing)) if not missing else 0)
+
+
+def _work(job: Job, share: Worker) -> list[tuple[int, int]]:
+    """The (chunk, attack) pairs of one worker: every count-th chunk, with all attacks."""
+    return [(c, k) for c in range(share.rank, job.chunks, share.count) for k in range(len(job.attacks))]
+
+
+def _queries(job: Job, chunk: int, k: int) -> int:
+    return len(job.rows(chunk)) * job.queries(k)
+
+
+def collect(job: Job, folder: Path) -> Collected:
+    """Reads every chunk of a finished run back into one `Scores` per attack."""
+    scores, parameters, queries, seconds = [], [], 0, 0.0
+    for k, attack in enumerate(job.attacks):
+        columns, settled = [], attack.parameters()
+        for chunk in range(job.chunks):
+            shape = (len(job.labels(attack)), len(job.rows(chunk)), len(attack.columns))
+            statistic, meta = _read(job.file(folder, chunk, k), job, int(np.prod(shape)))
+            queries, seconds, settled = queries + meta.queries, seconds + meta.seconds, meta.parameters
+            columns.append(statistic.reshape(shape))
+        labels, whole = job.labels(attack), np.concatenate(columns, axis=1)
+        scores.append(
+            tuple(
+                Scores(name, attack.direction, attack.columns, job.cohort.ids, part, attack.settled_by)
+                for name, part in zip(labels, whole, strict=True)
+            )
+        )
+        parameters.append(settled)
+    return Collected(tuple(scores), tuple(parameters), queries, seconds, job.chunks * len(job.attacks))
+
+
+def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> None:
+    """Writes the scores of a finished audit as the chunks that its plan would have made; existing ones are left alone."""
+    size = record.plan.chunk_size
+    for k, (attack, group) in enumerate(groupby(scores, key=lambda s: s.attack.partition("[")[0])):
+        variants, result = list(group), record.result(attack)
+        per_image = {r.attack: r.queries or 0 for r in record.results}
+        ids, timesteps = variants[0].ids, variants[0].timesteps
+        for chunk, start in enumerate(range(0, len(ids), size)):
+            path = chunk_file(folder, chunk, k, attack.partition("(")[0])
+            if not path.exists():
+                rows = slice(start, start + size)
+                made = len(ids[rows]) * max(per_image.get(s.attack, 0) for s in variants)
+                seconds = record.costs.seconds * made / max(1, record.costs.queries)
+                meta = ChunkMeta(_plan_id(record.plan), made, round(seconds, 4), result.parameters)
+                statistic = np.stack([s.statistic[rows] for s in variants])
+                _write(path, ids[rows], [s.attack for s in variants], timesteps, statistic, meta)
+
+
+@dataclass(frozen=True)
+class ChunkMeta:
+    """What a score file says of itself: the plan it belongs to, what it cost, the attack's final parameters."""
+
+    plan: str
+    queries: int
+    seconds: float
+    parameters: dict[str, Any]
+
+
+def _plan_id(plan: Plan) -> str:
+    return hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
+
+
+def _write(
+    path: Path,
+    ids: Sequence[str],
+    labels: Sequence[str],
+    timesteps: Sequence[int],
+    statistic: Float64[np.ndarray, "m n k"],
+    meta: ChunkMeta,
+) -> None:
+    table = _table(ids, labels, timesteps, statistic).replace_schema_metadata({META: json.dumps(asdict(meta))})
+    write_atomic(path, partial(pq.write_table, table))
+
+
+def _read(path: Path, job: Job, rows: int) -> tuple[Float64[np.ndarray, " r"], ChunkMeta]:
+    try:
+        table = pq.read_table(path)
+        meta = ChunkMeta(**json.loads(table.schema.metadata[META]))
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged; delete it and run the same command again") from None
+    if meta.plan != _plan_id(job.plan) or len(table) != rows:
+        raise UserError(f"{path} belongs to another plan; delete it and run the same command again")
+    return table.column("statistic").to_numpy(), meta
+
+
+def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share: Worker, advance: Callable[..., None]) -> None:
+    """Scores the chunks, `share.threads` side by side; the first failure in their order stops the rest."""
+    reading = Lock()
+
+    @lru_cache(maxsize=2 + share.threads // len(job.attacks))
+    def loaded(chunk: int) -> Loaded:
+        influence = job.inputs.influence(folder, chunk) if job.inputs.masks else None
+        return Loaded(job.inputs.x0(folder, chunk, job.rows(chunk)), influence)
+
+    def inputs_of(chunk: int) -> Loaded:
+        with reading:  # image files and tables are read by one thread at a time
+            return loaded(chunk)
+
+    with memory_message(job.plan.batch_size):
+        with torch.inference_mode():
+            attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in todo})}
+        jobs = [
+            partial(_score_chunk, job, attacks[k], job.queries(k), job.rows(c), partial(inputs_of, c), job.file(folder, c, k))
+            for c, k in todo
+        ]
+        run_all(jobs, share.threads, advance)
+
+
+class Loaded(NamedTuple):
+    """The inputs of one chunk: uint8 images or latents, and the influence of the latents where there are masks."""
+
+    x0: np.ndarray
+    influence: np.ndarray | None
+
+
+def _score_chunk(
+    job: Job,
+    attack: Attack,
+    declared: int,
+    rows: range,
+    inputs_of: Callable[[], Loaded],
+    path: Path,
+    tick: Tick,
+) -> None:
+    images, influence = inputs_of()
+    made, started = 0, time.monotonic()
+
+    def count(n: int, t: int) -> None:
+        nonlocal made
+        made += n
+        tick(n, attack.name)
+
+    labels = job.labels(attack)
+    statistic = np.empty((len(labels), len(rows), len(attack.columns)))
+    with torch.inference_mode():
+        for batch in _batches(len(rows), max(1, job.plan.batch_size // (attack.width * job.target.denoiser.forwards))):
+            whole = slice(rows.start + batch.start, rows.start + batch.stop)
+            keys, x0 = job.cohort.keys[whole], job.inputs.tensor(images[batch])
+            masks = [None, *(job.inputs.keep(influence[batch], keys) if influence is not None and attack.takes_masks else ())]
+            noise, here, found = job.inputs.noise(keys, x0.shape[1:]), _on_batch(job, attack, whole), []
+            for inputs, label in zip(job.models, labels, strict=False):  # without masks the second label is the reference's
+                cond, denoisers = inputs.conditions(whole), [Counted(exposed, count) for exposed in asked(inputs.target, attack)]
+                each = torch.stack([here.masked_statistics(denoiser, x0, noise, cond, masks) for denoiser in denoisers])
+                found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
+                _refuse_nan(found[-1][0], job.cohort.ids[whole], attack, label)
+            excess = [found[0] - found[1]] if job.reference else []
+            statistic[:, batch] = np.concatenate(found + excess)
+    if made != len(rows) * declared:
+        raise RuntimeError(f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}")
+    meta = ChunkMeta(_plan_id(job.plan), made, round(time.monotonic() - started, 4), attack.parameters())
+    _write(path, job.cohort.ids[rows.start : rows.stop], labels, attack.columns, statistic, meta)
+
+
+def _on_batch(job: Job, attack: Attack, rows: slice) -> Attack:
+    """The attack with what it needs of a batch's own images, where it is given latents."""
+    if not job.target.latent:
+        return attack
+    return attack.for_batch(lambda: job.inputs.tensor(job.inputs.pixels(range(rows.start, rows.stop))), job.inputs.latents)
+
+
+def most_exposed(statistics: Float64[Tensor, "e m k b"], direction: Direction) -> Float64[Tensor, "m k b"]:
+    """What an attacker who can ask several models of one release goes by: per image and column, the most member-like one."""
+    return statistics.amin(dim=0) if direction == "small" else statistics.amax(dim=0)
+
+
+def _table(ids: Sequence[str], labels: Sequence[str], timesteps: Sequence[int], statistic: Float64[np.ndarray, "m n k"]) -> pa.Table:
+    m, n, k = statistic.shape
+    columns = [
+        np.tile(np.repeat(np.array(ids, dtype=object), k), m),
+        np.repeat(np.array(labels, dtype=object), n * k),
+        np.tile(timesteps, m * n).astype(np.int32),
+        statistic.ravel(),
+    ]
+    return pa.table([pa.array(c) for c in columns], schema=SCHEMA)
+
+
+def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: Attack, label: str) -> None:
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        where = f"image {ids[bad[0][0]]}" + ("" if attack.rule else f" at timestep {attack.timesteps[bad[0][1]]}")
+        raise UserError(
+            f"the model must return finite numbers; {label} got {values[tuple(bad[0])]} for {where}: "
+            "try --dtype float32, or check the weights; finished chunks are kept"
+        )
+
+
+def _prepared(job: Job, attack: Attack) -> Attack:
+    """The attack with what it needs from images of the calibrate part, the same ones in every worker."""
+    if not attack.needs_preparation:
+        return attack
+    allowed = job.calibrate if job.calibrate.any() else np.ones(len(job.cohort), dtype=bool)
+    keys = tuple(key for key, use in zip(job.cohort.keys, allowed, strict=True) if use)
+    chosen = set(keyed_order(keys, "prepare", job.plan.seed)[:PREPARATION_IMAGES])
+    rows = [i for i, key in enumerate(job.cohort.keys) if key in chosen]
+    x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows)))
+    noise = job.inputs.noise([job.cohort.keys[i] for i in rows], x0.shape[1:])
+    first = job.target.denoiser.exposed[0]  # what is settled is a scale, the same for models that are compared
+    return attack.prepared(first, x0, noise, job.inputs.conditions(rows))
+
+
+def _batches(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _speed(job: Job, threads: int) -> float:
+    """Queries per second: one forward of every model in each of `threads` threads, timed after a warm-up."""
+    rows = range(min(max(1, job.plan.batch_size // job.target.denoiser.forwards), len(job.cohort)))
+    x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows)))
+    models = [(inputs.target.denoiser, inputs.conditions(slice(0, len(rows)))) for inputs in job.models]
+
+    def forward(_: int) -> float:
+        with torch.inference_mode():
+            return sum(denoiser(x0, 0, cond).sum().item() for denoiser, cond in models)
+
+    with one_thread_each(), pool(threads) as executor, memory_message(job.plan.batch_size):
+        forward(0)
+        started = time.monotonic()
+        list(executor.map(forward, range(threads)))
+    return threads * len(rows) * sum(denoiser.forwards for denoiser, _ in models) / max(time.monotonic() - started, 1e-9)
+
+
+def _measuring_seconds(job: Job) -> float:
+    """Seconds to encode an image and to measure what is asked of its geometry."""
+    rows = range(1 if job.inputs.top else min(TIMED_IMAGES, len(job.cohort)))
+    with one_thread_each():
+        started = time.monotonic()
+        job.inputs.measure(rows, job.inputs.kinds)
+    return (time.monotonic() - started) / len(rows)
+
+
+def _readable(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -1,0 +1,47 @@
+"""`diffleak selfcheck`: the installed attacks on two models whose leakage is known.
+
+An exact memoriser must give AUC 1 for every attack; a model that knows nothing of the members must give one half within
+the band that chance allows. Both go through the same audit as a real model.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffleak.auditing.run import audit
+from diffleak.data.pixels import to_model
+from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
+
+SIDE = 128  # images on each side
+SHAPE = (8, 8, 1)
+TIMESTEP = 150
+BAND = 3.3  # standard errors of the AUC under the null: 99.9 %
+
+
+@dataclass(frozen=True)
+class Check:
+    """One attack's AUC on the memoriser (must be 1) and on the Gaussian (must be within `band` of one half)."""
+
+    attack: str
+    memoriser: float
+    gaussian: float
+    band: float
+
+    @property
+    def passed(self) -> bool:
+        return self.memoriser == 1.0 and abs(self.gaussian - 0.5) <= self.band
+
+
+def selfcheck(seed: int = 0) -> tuple[Check, ...]:
+    """Runs both models through `audit` and returns one check per attack."""
+    rng = np.random.default_rng(seed)
+    members, nonmembers = rng.integers(0, 256, (2, SIDE, *SHAPE), dtype=np.uint8)
+    schedule = linear_schedule()
+    memoriser = Memoriser(torch.from_numpy(to_model(members)).double(), schedule)
+    gaussian = Gaussian(0.0, 1 / 3, schedule)
+    settings: dict[str, Any] = {"timesteps": str(TIMESTEP), "calibration": False, "seed": seed}
+    known, blank = (audit(model, members, nonmembers, "all", **settings).results for model in (memoriser, gaussian))
+    band = BAND * float(np.sqrt((2 * SIDE + 1) / (12 * SIDE * SIDE)))
+    return tuple(Check(k.attack, k.auc.value or 0.0, b.auc.value or 0.0, band) for k, b in zip(known, blank, strict=True))

@@ -1,0 +1,1 @@
+"""`diffleak compare`: finished audits side by side."""

@@ -1,0 +1,324 @@
+"""`diffleak compare`: finished audits side by side, image by image, against the first of them.
+
+    AUC difference    paired DeLong        TPR difference    paired bootstrap, thresholds re-derived
+
+both on the images in the test part of both runs. An entry's number is its worst: the run and attack with the highest AUC on
+the calibrate part. Small sets have several calibrate/test divisions: then each division of one run is paired with the same
+of the other, with scores at the timestep chosen most often, and medians over them are reported. No torch here.
+"""
+
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from diffleak.comparison.runs import EntryRuns, Run, pair, quality_of, read_entries
+from diffleak.comparison.swap import NO_HALVES, swap_or_reason, with_halves
+from diffleak.data.draw import calibrate_size
+from diffleak.errors import InvalidAudit, UserError, unknown, visible
+from diffleak.records.audit import EARLIER_RATES, RateAtFPR, Result
+from diffleak.records.comparison import LOWER_IS_BETTER, ComparedResult, ComparedRun, Comparison, Difference, Entry, Quality, Worst
+from diffleak.report.comparison import comparison_verdict, invalid_runs
+from diffleak.report.judgement import allows_shift
+from diffleak.stats import evaluation, metrics
+from diffleak.stats.reasons import reworded
+from diffleak.work.files import checked_folder, write_text
+
+FEW_PAIRS = 0.9  # of a run's test images, below which the number of pairs is a warning
+
+
+def compare(
+    runs: Sequence[str],
+    attacks: Sequence[str] = (),
+    halves: Path | None = None,
+    quality: Sequence[str] = (),
+    seed: int = 0,
+    output: Path | None = None,
+) -> Comparison:
+    """Compares finished audits with the first of them.
+
+    runs: `RUN` or `NAME=RUN[,RUN...]`, the reference first. attacks: labels; by default all that every run has.
+    halves: split.json of a defence with two teachers. quality: `NAME=FILE`. seed: of the bootstrap.
+    Raises `UserError` for runs that cannot be compared.
+    """
+    audited = read_entries(runs)
+    entries, halves_file, unused = with_halves(audited, halves)
+    shared = _attacks(entries, attacks)
+    qualities = quality_of(entries, quality)
+    compared = tuple(_entry(entry, entries[0], shared, qualities.get(entry.name), seed) for entry in entries)
+    metric, reason = _quality_metric(compared)
+    swap, swap_reason = swap_or_reason(audited, shared, halves_file, halves is not None) if halves_file else (None, unused or NO_HALVES)
+    record = Comparison(
+        diffleak=version("diffleak"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=_command(runs, attacks, halves, quality, seed, output),
+        seed=seed,
+        attacks=shared,
+        entries=compared,
+        differences=sum(len(entry.results) + 1 for entry in compared[1:]),
+        quality_metric=metric,
+        quality_reason=reason,
+        swap=swap,
+        swap_reason=swap_reason,
+        warnings=tuple(_warnings(entries, compared, shared, audited, unused)),
+    )
+    judged, invalid = comparison_verdict(record), bool(invalid_runs(record))
+    reason = " ".join((judged.title, judged.sentences[0])) if invalid else None
+    return record.model_copy(update={"valid": not invalid, "invalid_reason": reason, "verdict": judged.level})
+
+
+def save(record: Comparison, folder: Path) -> None:
+    """Writes compare.json and compare.html."""
+    from diffleak.report.comparison_page import comparison_html
+
+    folder = checked_folder(folder)
+    write_text(folder / "compare.html", comparison_html(record))
+    write_text(folder / "compare.json", record.model_dump_json(indent=2))
+
+
+def refuse_invalid(record: Comparison) -> None:
+    """Raises `InvalidAudit` when a run's numbers do not measure membership."""
+    if record.valid is False:
+        raise InvalidAudit(record.invalid_reason or "some audit is invalid")
+
+
+def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, ...]:
+    """The attacks that every run has, in the order of the reference, or those of them that were asked for."""
+    runs = [run for entry in entries for run in entry.runs]
+    shared = tuple(a for a in runs[0].attacks if all(a in run.attacks for run in runs))
+    if not shared:
+        has = "; ".join(f"{run.name} has {', '.join(run.attacks) or 'none'}" for run in runs[:4])
+        raise UserError(f"the runs must share at least one attack, parameters included; {has}: audit them with the same --attacks")
+    for attack in asked:
+        if attack not in shared:
+            raise unknown("attack, or one that not every run has:", attack, shared)
+    chosen = tuple(dict.fromkeys(asked)) or shared
+    if not any(runs[0].result(a).leads for a in chosen):
+        raise UserError(f"controls of masks cannot be an entry's worst attack; name another beside {', '.join(chosen)}")
+    return chosen
+
+
+def _entry(entry: EntryRuns, reference: EntryRuns, attacks: Sequence[str], quality: tuple[Quality, str] | None, seed: int) -> Entry:
+    """One entry's results, and its differences unless it is the reference itself."""
+    other = None if entry is reference else reference
+    results = [_result(run, attack, other, seed) for run in entry.runs for attack in attacks]
+    run, attack, chosen_on = _worst(entry.runs, attacks)
+    against = _worst(reference.runs, attacks)
+    return Entry(
+        name=entry.name,
+        runs=tuple(_described(run) for run in entry.runs),
+        results=tuple(results),
+        worst=Worst(
+            run=run.name,
+            attack=attack,
+            chosen_on=chosen_on,
+            not_excluded=run.result(attack).auc.high,
+            difference=None if other is None else difference((run, attack), against[:2], seed),
+        ),
+        quality=quality[0] if quality else None,
+        quality_file=quality[1] if quality else None,
+    )
+
+
+def _described(run: Run) -> ComparedRun:
+    record = run.record
+    return ComparedRun(
+        run=run.name,
+        command=record.command,
+        model=record.plan.model,
+        model_fingerprint=record.plan.model_fingerprint,
+        data_fingerprint=record.plan.data_fingerprint,
+        members=record.split.members,
+        nonmembers=record.split.nonmembers,
+        repeats=record.split.repeats,
+        blind=record.blind,
+        allow_shift=allows_shift(record.settings),
+    )
+
+
+def _result(run: Run, attack: str, reference: EntryRuns | None, seed: int) -> ComparedResult:
+    found = run.result(attack)
+    against = None if reference is None else _worst(reference.runs, (attack,), controls=True)
+    return ComparedResult(
+        run=run.name,
+        attack=attack,
+        mask=found.mask,
+        access=found.access,
+        timestep=found.timestep,
+        setting=found.setting,
+        calibrate_auc=_calibrate_auc(found),
+        auc=found.auc,
+        tpr_at_10pct=_rate(found, 0.1),
+        tpr_at_1pct=_rate(found, 0.01),
+        n_members=found.n_members,
+        n_nonmembers=found.n_nonmembers,
+        difference=None if against is None else difference((run, attack), against[:2], seed),
+    )
+
+
+def _calibrate_auc(result: Result) -> float | None:
+    return max((point.auc for point in result.per_timestep), default=None)
+
+
+def _rate(result: Result, fpr: float) -> RateAtFPR:
+    missing = RateAtFPR(fpr=fpr, support="none", reason="not in the record")
+    return next((r for r in result.tpr_at_fpr if abs(r.fpr - fpr) < 1e-9), missing)
+
+
+def _worst(
+    runs: Sequence[Run], attacks: Sequence[str], controls: bool = False
+) -> tuple[Run, str, Literal["calibrate", "repeated", "test"]]:
+    """The run and attack with the highest AUC on calibrate; on test where some run has no calibrate part."""
+    candidates = [(run, attack, run.result(attack)) for run in runs for attack in attacks]
+    candidates = [c for c in candidates if controls or c[2].leads]
+    calibrated = all(c[2].per_timestep for c in candidates)
+    run, attack, _ = max(candidates, key=lambda c: (_calibrate_auc(c[2]) if calibrated else c[2].auc.value) or 0.0)
+    repeated = any(run.record.split.repeats > 1 for run in runs) and len(candidates) > 1
+    return run, attack, ("repeated" if repeated else "calibrate") if calibrated else "test"
+
+
+def difference(first: tuple[Run, str], second: tuple[Run, str], seed: int) -> Difference:
+    """The first attack on its run minus the second on its, on the images that are in the test part of both."""
+    (one, attack), (two, other) = first, second
+    pairing = pair(one, two)
+    columns = np.stack([one.samples.scores[attack][pairing.first], two.samples.scores[other][pairing.second]], axis=1)
+    found, sizes = [], []
+    for repeat in range(max(len(one.tests), len(two.tests))):
+        tested = one.tests[repeat % len(one.tests)][pairing.first] & two.tests[repeat % len(two.tests)][pairing.second]
+        m, n = columns[tested & pairing.member], columns[tested & ~pairing.member]
+        rates = (metrics.tpr_difference(m, n, fpr, seed) for fpr in (0.1, 0.01))
+        found.append((metrics.auc_difference(m, n), *rates))
+        sizes.append((len(m), len(n)))
+    auc, at_10pct, at_1pct = (evaluation.over_repeats(same) for same in zip(*found, strict=True))
+    found_differences = Difference(
+        against_run=two.name,
+        against_attack=other,
+        auc=auc,
+        tpr_at_10pct=at_10pct,
+        tpr_at_1pct=at_1pct,
+        members=sizes[0][0],
+        nonmembers=sizes[0][1],
+    )
+    given = (int(pairing.member.sum()), int((~pairing.member).sum()))
+    fraction = one.record.split.calibrate_fraction
+    shared_parts = sizes[0] == tuple(size - calibrate_size(size, fraction) for size in given)
+    return reworded(found_differences, *given, fraction) if shared_parts else found_differences
+
+
+def _quality_metric(entries: Sequence[Entry]) -> tuple[Literal["kid", "frechet"] | None, str | None]:
+    """What privacy can be plotted against, or why it cannot."""
+    known = [(entry.name, entry.quality) for entry in entries if entry.quality]
+    if len(known) < 2:
+        return None, f"{'no entry has' if not known else f'only {known[0][0]} has'} a quality.json"
+    if len({quality.setting for _, quality in known}) > 1:
+        each = "; ".join(f"{name}: {quality.extractor}, {quality.images} images, {quality.drawn}" for name, quality in known)
+        return (
+            None,
+            f"the metrics of quality are not comparable: extractors, numbers of images, references or samplers differ ({each})",
+        )
+    for metric in LOWER_IS_BETTER:
+        if all(quality.metric(metric) for _, quality in known):
+            return ("kid" if metric == "kid" else "frechet"), None
+    return None, "the entries share neither a KID nor a Fréchet distance"
+
+
+def _warnings(
+    entries: Sequence[EntryRuns], compared: Sequence[Entry], attacks: Sequence[str], audited: Sequence[EntryRuns], unused: str | None
+) -> list[str]:
+    found = [
+        f"{entry.name}: {run.name} is on a teacher of one half of the members; {len(run.samples.ids) - len(own.samples.ids)} images of the "
+        "other half, which it never saw, are left out of its numbers"
+        for entry, kept in zip(audited, entries, strict=True)
+        for run, own in zip(entry.runs, kept.runs, strict=True)
+        if own is not run
+    ]
+    found += [
+        f"{entry.name}: {run.record.membership.sentence}"
+        for entry in entries
+        for run in entry.runs
+        if run.record.membership and run.record.membership.status == "contradicted, ignored"
+    ]
+    if unused:
+        found.append(f"{unused}; a teacher that was audited on both halves would count images it never saw as members")
+    found += _about_pairs(entries, compared)
+    found += [f"{run.name}: {EARLIER_RATES}" for entry in entries for run in entry.runs if run.record.schema_version == 1]
+    every = dict.fromkeys(a for entry in entries for run in entry.runs for a in run.attacks)
+    left = [a for a in every if a not in attacks]
+    if left:
+        found.append(f"attacks that not every run has, or that were not asked for, are left out: {', '.join(left)}")
+    if any(run.record.split.repeats > 1 for entry in entries for run in entry.runs):
+        found.append(
+            f"fewer than {evaluation.SMALL_SIDE} images on a side: differences are medians over {evaluation.REPEATS} calibrate/test "
+            "divisions, with scores at the timestep that most of them chose, so they need not be what is left when one AUC is taken from "
+            "the other"
+        )
+    if any(run.record.plan.anonymous and run.record.split.repeats > 1 for entry in entries for run in entry.runs):
+        found.append(
+            "the runs are anonymous: their divisions are drawn again by keyed ids, so numbers may differ a little from those of each report"
+        )
+    found += [
+        f"{entry.name}: no calibrate part, so its worst attack is the largest AUC on the test part, which flatters the attack"
+        for entry in compared
+        if entry.worst.chosen_on == "test"
+    ]
+    found += [
+        f"{entry.name}: its worst attack was chosen on the calibrate parts of all divisions together, which are nearly all the images "
+        "that it is reported on: that flatters the attack, the more so the more attacks and runs an entry has"
+        for entry in compared
+        if entry.worst.chosen_on == "repeated"
+    ]
+    return found
+
+
+def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> list[str]:
+    """Which differences rest on fewer images than the entry's own numbers, and which on other data."""
+    reference, found = entries[0].runs[0], []
+    for entry, result in zip(entries[1:], compared[1:], strict=True):
+        against = result.worst.difference
+        assert against is not None, "only the reference has none"
+        numbers = [(one.name, one.worst_result.n_members, one.worst_result.n_nonmembers) for one in (result, compared[0])]
+        fewer = [(name, m, n) for name, m, n in numbers if against.members + against.nonmembers < FEW_PAIRS * (m + n)]
+        if fewer:
+            found.append(
+                f"{entry.name}: differences rest on the {against.members} members and {against.nonmembers} held-out images in the test "
+                "part of both runs, so they need not be what is left when one AUC is taken from the other; "
+                + " and ".join(f"the numbers of {name} rest on {m} and {n}" for name, m, n in fewer)
+            )
+        for run in entry.runs:
+            told = _told_differently(run, reference)
+            if told:
+                found.append(f"{entry.name}: {told}, so the difference is not of the models alone")
+            elif run.record.plan.data_fingerprint != reference.record.plan.data_fingerprint:
+                shared = len(pair(run, reference).member)
+                found.append(
+                    f"{entry.name}: {run.name} and {reference.name} were audited on different data; the {shared} images with the same id "
+                    "are taken to be the same images"
+                )
+    return found
+
+
+def _told_differently(run: Run, reference: Run) -> str | None:
+    """What two runs told their models differently, captions or guidance; None where that is the same."""
+    for what in ("captions", "guidance_scale"):
+        own, other = (getattr(one.record.plan, what) or "none" for one in (run, reference))
+        if own != other:
+            name = what.replace("_", " ")
+            return f"{run.name} was audited with {name} {visible(str(own))} and {reference.name} with {visible(str(other))}"
+    return None
+
+
+def _command(
+    runs: Sequence[str], attacks: Sequence[str], halves: Path | None, quality: Sequence[str], seed: int, output: Path | None
+) -> str:
+    """The command line that repeats the comparison."""
+    parts = ["diffleak", "compare", *runs]
+    for flag, values in (("--attack", attacks), ("--quality", quality)):
+        parts += [part for value in values for part in (flag, value)]
+    parts += ["--halves", str(halves)] if halves else []
+    parts += ["--seed", str(seed)] if seed else []
+    parts += ["-o", str(output)] if output else []
+    return shlex.join(parts)

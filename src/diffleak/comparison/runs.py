@@ -1,0 +1,238 @@
+"""Finished runs side by side: which belong to which entry, who is tested in both, and what else lies in their folders.
+
+No torch here.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int64
+from pydantic import ValidationError
+
+from diffleak.errors import UserError, unknown
+from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.comparison import Quality
+from diffleak.records.run_folder import read_samples
+from diffleak.records.scores import Samples, Scores
+from diffleak.report.judgement import read_record
+from diffleak.stats import evaluation
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished audit: its folder as the user wrote it, its record and its samples."""
+
+    name: str
+    record: AuditRecord
+    samples: Samples
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.name)
+
+    @cached_property
+    def tests(self) -> Bool[np.ndarray, "r n"]:
+        """The test part of every calibrate/test division, drawn again where samples.csv has only the first of several."""
+        split, s = self.record.split, self.samples
+        if split.repeats == 1:
+            return s.test[None]
+        return ~evaluation.divided(s.ids, s.member, split.calibrate_fraction, split.seed).calibrate
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Where each id stands."""
+        return {image_id: row for row, image_id in enumerate(self.samples.ids)}
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """The labels that have both a result and scores."""
+        return tuple(r.attack for r in self.record.results if r.attack in self.samples.scores)
+
+    def result(self, attack: str) -> Result:
+        return self.record.result(attack)
+
+
+@dataclass(frozen=True, eq=False)
+class EntryRuns:
+    """A name and the runs that it stands for."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+
+class Pairing(NamedTuple):
+    """The images that two runs share: their rows in either, and who is a member."""
+
+    first: Int64[np.ndarray, " p"]
+    second: Int64[np.ndarray, " p"]
+    member: Bool[np.ndarray, " p"]
+
+
+def read_entries(arguments: Sequence[str]) -> tuple[EntryRuns, ...]:
+    """The entries that `RUN` and `NAME=RUN[,RUN...]` name, read from disk; the first is the reference.
+
+    Raises `UserError` for fewer than two, a name that is there twice, or a folder without a finished audit.
+    """
+    named = [_parse(argument) for argument in arguments]
+    if len(named) < 2:
+        raise UserError(f"a comparison needs at least two entries, the reference first; got {len(named)}")
+    names = [name for name, _ in named]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"each entry needs a name of its own; '{twice}' is there twice: write NAME=RUN to name one")
+    return tuple(EntryRuns(name, tuple(_read(run) for run in runs)) for name, runs in named)
+
+
+def _parse(argument: str) -> tuple[str, tuple[str, ...]]:
+    """The name and the folders of one argument; a folder whose own name holds "=" is a folder."""
+    name, equals, runs = argument.partition("=")
+    if not equals or Path(argument).is_dir():
+        return Path(argument).absolute().name or argument, (argument,)
+    folders = (runs,) if Path(runs).is_dir() else tuple(part.strip() for part in runs.split(","))
+    if not name.strip() or not all(folders):
+        raise UserError(f"an entry must be RUN or NAME=RUN[,RUN...]; got '{argument}'")
+    twice = next((f for f in folders if folders.count(f) > 1), None)
+    if twice:
+        raise UserError(f"an entry must list each run once; '{name}' has {twice} twice")
+    return name.strip(), folders
+
+
+def _read(name: str) -> Run:
+    folder = Path(name)
+    if (folder / "plan.json").is_file() and not (folder / "audit.json").is_file():
+        raise UserError(f"RUN must be the folder of a finished audit; {folder} is not finished: repeat its audit command, it resumes")
+    return Run(name, read_record(folder), read_samples(folder))
+
+
+def pair(first: Run, second: Run) -> Pairing:
+    """The images of both runs; raises `UserError` when there are none, or one is a member in only one of the runs."""
+    keys = [run.record.plan.anonymous for run in (first, second)]
+    if keys[0] != keys[1]:
+        how = " and ".join(
+            f"{run.name} has {f'ids of the key {key}' if key else 'file names'}" for run, key in zip((first, second), keys, strict=True)
+        )
+        raise UserError(f"runs are compared image by image, so they must share ids; {how}: audit both with the same --anonymous-key FILE")
+    shared = [i for i in first.samples.ids if i in second.rows]
+    if not shared:
+        looks = " and ".join(f"{run.samples.ids[0]} in {run.name}" for run in (first, second))
+        raise UserError(f"runs are compared image by image, so they must share ids; these share none (ids look like {looks})")
+    rows = [np.array([run.rows[i] for i in shared], dtype=np.int64) for run in (first, second)]
+    members = [run.samples.member[r] for run, r in zip((first, second), rows, strict=True)]
+    differ = np.flatnonzero(members[0] != members[1])
+    if len(differ):
+        raise UserError(
+            f"an image must be on the same side in both runs; {len(differ)} ids are members in only one of {first.name} and {second.name} "
+            f"(first: {shared[differ[0]]}): audit both with the same split, or a teacher with its half of the members"
+        )
+    return Pairing(rows[0], rows[1], members[0])
+
+
+def read_scores(run: Run, attack: str) -> Scores | None:
+    """The scores of one attack at every timestep, from the files under scores/; None where they hold none of it.
+
+    Raises `UserError` when the folder is missing or a file is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = sorted((run.folder / "scores").glob("chunk-*.parquet"))
+    if not files:
+        raise UserError(f"the swap audit needs the scores of every timestep; {run.folder} has none under scores/: repeat its audit command")
+    try:
+        tables = [pq.read_table(file, filters=[("attack", "=", attack)]) for file in files]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"scores under {run.folder} cannot be read ({str(error).splitlines()[0]}); repeat its audit command") from None
+    table = pa.concat_tables([t.replace_schema_metadata(None) for t in tables])
+    if not len(table):
+        return None
+    ids, timesteps = table.column("id").to_pylist(), table.column("timestep").to_numpy()
+    columns = np.unique(timesteps)
+    statistic = np.full((len(run.samples.ids), len(columns)), np.nan)
+    statistic[[run.rows[i] for i in ids], np.searchsorted(columns, timesteps)] = table.column("statistic").to_numpy()
+    if np.isnan(statistic).any():
+        raise UserError(f"{run.folder} lacks scores of {attack} for some images; repeat its audit command")
+    result = run.result(attack)
+    return Scores(attack, result.direction, tuple(columns.tolist()), run.samples.ids, statistic, result.rule)
+
+
+def read_quality(path: Path) -> Quality:
+    """quality.json; raises `UserError` for a file that is none."""
+    try:
+        return Quality.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"the quality file {path} cannot be read ({error.strerror})") from None
+    except (ValidationError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"{path} must be a quality.json as `diffleak quality` writes it ({reason})") from None
+
+
+def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, tuple[Quality, str]]:
+    """The quality of each entry by its name, and the file it is from: the one given as NAME=FILE, else of its first run with one."""
+    files: dict[str, Path] = {}
+    for entry in entries:
+        own = [run for run in entry.runs if (run.folder / "quality.json").is_file()]
+        for run in own[:1]:
+            files[entry.name] = run.folder / "quality.json"
+            measured = read_quality(files[entry.name]).model_fingerprint
+            if measured and measured != run.record.plan.model_fingerprint:
+                raise UserError(
+                    f"{files[entry.name]} was measured on another model than {run.name} audits; measure that model into the folder, "
+                    f"or name the file with --quality {entry.name}=FILE"
+                )
+    for argument in given:
+        name, equals, file = argument.partition("=")
+        if not equals or not file:
+            raise UserError(f"--quality must be NAME=FILE; got '{argument}'")
+        if name not in {entry.name for entry in entries}:
+            raise unknown("entry", name, [entry.name for entry in entries])
+        files[name] = Path(file)
+    return {name: (read_quality(path), str(path)) for name, path in files.items()}
+
+
+class HalvesFile(NamedTuple):
+    """split.json of a defence: its members, the ids of either half, and the fingerprint of the teacher of each."""
+
+    path: Path
+    members: frozenset[str]
+    halves: tuple[tuple[str, ...], tuple[str, ...]]
+    teachers: tuple[str, str]
+
+
+def read_halves(path: Path) -> HalvesFile:
+    """The halves file; raises `UserError` unless it has two disjoint, non-empty halves of its members and two teachers."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        members = frozenset(map(str, content["members"]))
+        first, second = (tuple(map(str, half)) for half in content["halves"])
+        one, two = map(str, content["teachers"])
+    except OSError as error:
+        raise UserError(f"the halves file {path} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError):
+        form = '{"members": [ids], "halves": [[ids], [ids]], "teachers": [fingerprint, fingerprint]}'
+        raise UserError(f"{path} must be JSON of the form {form}, as `diffleak defend` writes it") from None
+    strangers = [i for i in first + second if i not in members]
+    if strangers:
+        raise UserError(f"{path}: the halves must be made of members; {len(strangers)} of their ids are not (first: {strangers[0]})")
+    both = set(first) & set(second)
+    if both or not first or not second:
+        found = f"{len(both)} ids are in both (first: {min(both)})" if both else "one is empty"
+        raise UserError(f"{path}: the halves must be disjoint and hold images; {found}")
+    return HalvesFile(path, members, (first, second), (one, two))
+
+
+def default_halves(entries: Sequence[EntryRuns]) -> tuple[Path, ...]:
+    """Every split.json with halves beside the model of a run."""
+    found: list[Path] = []
+    for run in (run for entry in entries for run in entry.runs):
+        path = Path(str(run.record.settings.get("model") or run.record.plan.model)).parent / "split.json"
+        try:
+            if path.is_file() and "halves" in json.loads(path.read_text(encoding="utf-8")):
+                found += [] if path in found else [path]
+        except (OSError, ValueError):
+            continue
+    return tuple(found)

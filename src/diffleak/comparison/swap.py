@@ -1,0 +1,226 @@
+"""The swap audit of two teachers that were trained on disjoint halves D1 and D2 of the members, and audited on all of them.
+
+    d(x) = membership score under teacher 1 - membership score under teacher 2
+
+Every x is a member of one teacher and held out from the other, so how difficult x is by itself cancels in d. The AUC of d,
+D1 against D2, is 0.5 when the teachers tell nothing, and close to 1 when which of them saw x can be read off, also where
+each teacher's ordinary AUC is weak because images differ more from each other than members do from held-out images.
+Timesteps are chosen on a calibrate part of D1 and D2 together (drawn for this audit, by id and seed); the numbers are of
+the rest. Where an attack stores components, d is taken of each and settled there. No torch here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from diffleak.comparison.runs import EntryRuns, HalvesFile, Run, default_halves, read_halves, read_scores
+from diffleak.errors import UserError
+from diffleak.records.audit import Result
+from diffleak.records.comparison import SwapAudit, SwapResult
+from diffleak.records.scores import Scores
+from diffleak.stats import evaluation
+from diffleak.stats.reasons import in_given_images
+
+NO_HALVES = "no split.json with two halves lies beside the audited models, and --halves names none"
+
+
+class Sides(NamedTuple):
+    """Ids of the positive and of the negative class."""
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+
+
+class Measured(NamedTuple):
+    """One attack: its result, those of the difference and of either teacher alone, and the number of divisions."""
+
+    result: SwapResult
+    swap: Result
+    alone: tuple[Result, Result]
+    repeats: int
+
+
+def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: HalvesFile) -> SwapAudit:
+    """The swap audit of the two runs whose models the halves file names.
+
+    Raises `UserError` when a teacher has no run, or a run does not hold members of both halves.
+    """
+    runs = [run for entry in entries for run in entry.runs]
+    first, second = (_run_of(runs, halves, i) for i in (0, 1))
+    shared = tuple(tuple(i for i in half if i in first.rows and i in second.rows) for half in halves.halves)
+    for number, (half, audited) in enumerate(zip(halves.halves, shared, strict=True), 1):
+        if len(audited) < 2:
+            raise UserError(
+                f"both teachers must be audited on the members of both halves; {first.name} and {second.name} share {len(audited)} of "
+                f"the {len(half)} images of half {number}: audit each with all members"
+            )
+    swapped = Sides(shared[0], shared[1])
+    own = (Sides(shared[0], _held_out(first)), Sides(shared[1], _held_out(second)))
+    measured = {attack: _measured(attack, (first, second), swapped, own) for attack in attacks}
+    found = {attack: m for attack, m in measured.items() if m is not None}
+    if not found:
+        raise UserError(
+            f"the swap audit needs scores of both teachers at a shared timestep; {first.name} and {second.name} have none: "
+            "audit them with the same --timesteps"
+        )
+    leading = [a for a in found if first.result(a).leads] or list(found)
+    best = max(leading, key=lambda a: found[a].result.calibrate_auc or found[a].result.auc.value or 0.0)
+    sizes = found[best]
+    return SwapAudit(
+        halves=str(halves.path),
+        runs=(first.name, second.name),
+        members=(len(shared[0]), len(shared[1])),
+        tested=(sizes.swap.n_members, sizes.swap.n_nonmembers),
+        nonmembers=(sizes.alone[0].n_nonmembers, sizes.alone[1].n_nonmembers),
+        repeats=sizes.repeats,
+        results=tuple(m.result for m in found.values()),
+        best=best,
+        omitted=tuple(a for a in measured if a not in found),
+    )
+
+
+def with_halves(audited: Sequence[EntryRuns], given: Path | None) -> tuple[tuple[EntryRuns, ...], HalvesFile | None, str | None]:
+    """The entries with teachers on their own half, and the halves file; or why one that nobody asked for does not fit."""
+    entries, used, unused = tuple(audited), list[HalvesFile](), list[str]()
+    for path in (given,) if given else default_halves(audited):
+        try:
+            halves = read_halves(path)
+            entries = tuple(on_own_half(entry, halves) for entry in entries)
+        except UserError as error:
+            if given:
+                raise
+            unused.append(f"the halves in {path} are not used ({error})")
+            continue
+        fingerprints = {run.record.plan.model_fingerprint for entry in audited for run in entry.runs}
+        if given or fingerprints & set(halves.teachers):
+            used.append(halves)
+        else:
+            unused.append(f"{path} names two teachers, and no run audits either of them")
+    swappable = [halves for halves in used if fingerprints >= set(halves.teachers)]
+    return entries, next(iter(swappable or used), None), "; ".join(unused) or None
+
+
+def swap_or_reason(
+    entries: Sequence[EntryRuns], attacks: Sequence[str], halves: HalvesFile, asked: bool
+) -> tuple[SwapAudit | None, str | None]:
+    """The swap audit; where nobody asked for one and it cannot be made, why."""
+    try:
+        return swap_audit(entries, attacks, halves), None
+    except UserError as error:
+        if asked:
+            raise
+        return None, str(error)
+
+
+def on_own_half(entry: EntryRuns, halves: HalvesFile) -> EntryRuns:
+    """The entry with each teacher's run restricted to the teacher's own half: the other half it never saw, so those are no members.
+
+    Settings are chosen again on what is left. Attacks whose scores at every timestep are not on disk are left out.
+    """
+    return EntryRuns(entry.name, tuple(_own_half(run, halves) for run in entry.runs))
+
+
+def _own_half(run: Run, halves: HalvesFile) -> Run:
+    fingerprint = run.record.plan.model_fingerprint
+    if fingerprint not in halves.teachers:
+        return run
+    _check_members(run, halves)
+    others = frozenset(halves.halves[1 - halves.teachers.index(fingerprint)])
+    kept = [i for i in run.samples.ids if i not in others]
+    if len(kept) == len(run.samples.ids):
+        return run
+    member = run.samples.member[[run.rows[i] for i in kept]]
+    sides = Sides(tuple(i for i, m in zip(kept, member, strict=True) if m), tuple(i for i, m in zip(kept, member, strict=True) if not m))
+    found = [(run.result(attack), scores) for attack in run.attacks if (scores := read_scores(run, attack))]
+    own = [_restricted(scores, run, sides, scores.timesteps) for _, scores in found]
+    if not own or not sides.positive:
+        raise UserError(
+            f"{run.name} is on a teacher that {halves.path} names and must hold images of that teacher's own half, with scores; "
+            "it holds none: audit it with all members"
+        )
+    positive = np.repeat([True, False], [len(sides.positive), len(sides.negative)])
+    plan = run.record.plan
+    split = evaluation.divided(own[0].ids, positive, plan.calibrate_fraction, plan.seed, plan.calibration)
+    results = [_kept(old, evaluation.evaluate_scores(scores, positive, split)) for (old, _), scores in zip(found, own, strict=True)]
+    record = in_given_images(run.record.model_copy(update={"results": tuple(results), "split": split.record}))
+    return Run(run.name, record, evaluation.samples(own, results, positive, split))
+
+
+def _kept(old: Result, new: Result) -> Result:
+    """A result on fewer images: what evaluating computes is new, whatever else the result says stays. Gains are of all images."""
+    computed = evaluation.COMPUTED | {"gain"}
+    return new.model_copy(update={name: getattr(old, name) for name in Result.model_fields if name not in computed})
+
+
+def _run_of(runs: Sequence[Run], halves: HalvesFile, which: int) -> Run:
+    """The run on one teacher; of several, the one on the most members of both halves."""
+    fingerprint = halves.teachers[which]
+    found = [run for run in runs if run.record.plan.model_fingerprint == fingerprint]
+    if not found:
+        raise UserError(
+            f"{halves.path} names two teachers, and each needs a run; none of the runs is on teacher {which + 1} "
+            f"({fingerprint[:24]}): audit it on all members and add its RUN, or leave out --halves"
+        )
+    run = max(found, key=lambda r: sum(i in r.rows for i in chain(*halves.halves)))
+    _check_members(run, halves)
+    return run
+
+
+def _check_members(run: Run, halves: HalvesFile) -> None:
+    if run.record.plan.anonymous:
+        raise UserError(
+            f"{halves.path} lists the halves by file name, and {run.name} is anonymous: audit the teachers without --anonymous to use it"
+        )
+    strangers = [i for i in chain(*halves.halves) if i in run.rows and not run.samples.member[run.rows[i]]]
+    if strangers:
+        raise UserError(
+            f"{halves.path}: the halves must be made of members; {run.name} holds out {len(strangers)} of their ids "
+            f"(first: {strangers[0]}): audit the teachers with all members as members"
+        )
+
+
+def _held_out(run: Run) -> tuple[str, ...]:
+    return tuple(i for i, member in zip(run.samples.ids, run.samples.member, strict=True) if not member)
+
+
+def _measured(attack: str, runs: tuple[Run, Run], swapped: Sides, own: tuple[Sides, Sides]) -> Measured | None:
+    """One attack; None where some scores are missing."""
+    one, two = (read_scores(run, attack) for run in runs)
+    timesteps = tuple(sorted(set(one.timesteps) & set(two.timesteps))) if one and two else ()
+    if one is None or two is None or not timesteps:
+        return None
+    a, b = _restricted(one, runs[0], swapped, timesteps), _restricted(two, runs[1], swapped, timesteps)
+    swap, repeats = _evaluated(Scores(attack, "large", timesteps, a.ids, a.membership - b.membership, a.rule), swapped, runs[0])
+    first, _ = _evaluated(_restricted(one, runs[0], own[0], one.timesteps), own[0], runs[0])
+    second, _ = _evaluated(_restricted(two, runs[1], own[1], two.timesteps), own[1], runs[1])
+    result = SwapResult(
+        attack=attack,
+        timestep=swap.timestep,
+        setting=swap.setting,
+        calibrate_auc=max((point.auc for point in swap.per_timestep), default=None),
+        auc=swap.auc,
+        own=(first.auc, second.auc),
+        own_timesteps=(first.timestep, second.timestep),
+    )
+    return Measured(result, swap, (first, second), repeats)
+
+
+def _restricted(scores: Scores, run: Run, sides: Sides, timesteps: tuple[int, ...]) -> Scores:
+    """The scores of the images of both sides, the positive ones first, at some timesteps."""
+    ids = (*sides.positive, *sides.negative)
+    rows = np.array([run.rows[i] for i in ids])
+    columns = [scores.timesteps.index(t) for t in timesteps]
+    return replace(scores, timesteps=timesteps, ids=ids, statistic=scores.statistic[rows][:, columns])
+
+
+def _evaluated(scores: Scores, sides: Sides, run: Run) -> tuple[Result, int]:
+    """The result over a division of these images into halves as the run's plan has it, and the number of divisions."""
+    positive: Bool[np.ndarray, " n"] = np.repeat([True, False], [len(sides.positive), len(sides.negative)])
+    plan = run.record.plan
+    split = evaluation.divided(scores.ids, positive, plan.calibrate_fraction, plan.seed, plan.calibration)
+    return evaluation.evaluate_scores(scores, positive, split), split.record.repeats

@@ -1,0 +1,35 @@
+"""The versions and the machine that numbers come from."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from diffleak.records.audit import Environment
+
+PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "scipy", "scikit-learn", "pyarrow", "pillow")
+
+
+def environment(target: Any, threads: int, seed: int, data_fingerprint: str) -> Environment:
+    """The environment of this process auditing `target` with `threads` chunks side by side."""
+    import torch
+
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    name = torch.cuda.get_device_name(target.device) if target.device.startswith("cuda") else platform.processor() or platform.machine()
+    return Environment(
+        diffleak=version("diffleak"),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages=found,
+        device=target.device,
+        device_name=name,
+        dtype=target.dtype,
+        threads=threads,
+        seed=seed,
+        model_fingerprint=target.fingerprint,
+        data_fingerprint=data_fingerprint,
+    )

@@ -1,0 +1,309 @@
+"""What images are compared by: one spec string, one `Extractor` from uint8 images to features.
+
+    inception            the Inception network of the FID literature, through torch-fidelity
+    inception:FILE       its TorchScript file as NVIDIA publishes it (inception-2015-12-05.pt: takes uint8, resizes itself)
+    dinov2[:MODEL]       the class token of a DINOv2 through transformers; MODEL is a local folder or hub id
+    clip[:MODEL]         the image embedding of a CLIP through transformers
+    deit[:MODEL]         the class token of a DeiT through transformers
+    FOLDER               whichever of these three its config.json says
+    sscd:FILE            a copy-detection TorchScript file (Pizzi et al. 2022): 288 pixels a side, normalised as ImageNet is
+    torchscript:FILE     any TorchScript file (also plainly FILE.pt): float images in [-1, 1], (b, 3 or c, h, w) -> (b, d),
+                         or a pair (features, class logits or probabilities)
+    pixels               the image shrunk to 8 x 8, antialiased: offline, for tests and as a baseline
+
+Numbers of different extractors do not compare; each has a fingerprint of its weights that is recorded.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from diffleak.data.pixels import ImageShape, to_model
+from diffleak.errors import UserError, pip_install, unknown
+from diffleak.hub import folder_of, heard
+from diffleak.work.files import hash_files
+
+KINDS = ("inception", "dinov2", "clip", "deit", "sscd", "torchscript", "pixels")
+HUB = {
+    "dinov2": "facebook/dinov2-large",
+    "clip": "openai/clip-vit-large-patch14",
+    "deit": "facebook/deit-base-distilled-patch16-224",
+}
+TRANSFORMERS = {"dinov2": "Dinov2Model", "clip": "CLIPVisionModelWithProjection", "deit": "DeiTModel"}
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SSCD_SIDE = 288
+PIXELS_SIDE = 8
+BATCH = 64
+
+Images = UInt8[np.ndarray, "b h w c"]
+Answer = Any  # of a network: features (b, d), or a pair with class logits or probabilities (b, classes)
+
+
+class Features(NamedTuple):
+    """Features of n images, and their class probabilities where the extractor gives them."""
+
+    features: Float[np.ndarray, "n d"]
+    probabilities: Float[np.ndarray, "n c"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """uint8 images (b, h, w, c) to an `Answer`. `name` and `fingerprint` say which one it is, `warnings` what was said of its weights."""
+
+    name: str
+    fingerprint: str
+    run: Callable[[Images], Answer]
+    warnings: tuple[str, ...] = ()
+
+
+def open_extractor(spec: "str | Path | Callable[[Tensor], Answer] | Extractor", device: str = "cpu") -> Extractor:
+    """The extractor behind a spec (see the module), or of a function of float images in [-1, 1] of shape (b, c, h, w).
+
+    Raises `UserError` for an unknown spec, a file that is not what it should be, and a library that is not installed.
+    """
+    if isinstance(spec, Extractor):
+        return spec
+    if callable(spec):
+        return Extractor(getattr(spec, "__name__", "function"), "unknown", _on_floats(spec, device))
+    text = str(spec)
+    kind, _, where = text.partition(":")
+    if kind not in KINDS and text.endswith((".pt", ".ts", ".torchscript", ".jit")):
+        kind, where = "torchscript", text
+    if kind not in KINDS and Path(text).is_dir():
+        kind, where = _kind_of(Path(text)), text
+    if kind not in KINDS:
+        raise unknown("extractor", kind, KINDS)
+    if kind in ("sscd", "torchscript") and not where:
+        raise UserError(f"the extractor {kind} needs its TorchScript file: {kind}:FILE")
+    if kind == "pixels":
+        return Extractor("pixels", f"{PIXELS_SIDE} x {PIXELS_SIDE}", _shrunk)
+    if kind == "inception" and not where:
+        return _torch_fidelity(device)
+    if kind in HUB:
+        return _transformer(kind, where or HUB[kind], device)
+    network = _torchscript(Path(where), device)
+    run = {"inception": _inception, "sscd": _sscd, "torchscript": _either_channels}[kind](network, device)
+    return Extractor(text if kind == "inception" else f"{kind}:{where}", hash_files([Path(where)]), run)
+
+
+def probe(extractor: Extractor, shape: ImageShape) -> int:
+    """The dimension of the features of images of `shape`; raises `UserError` when the extractor cannot take them."""
+    blank = np.full((2, shape.height, shape.width, shape.channels), 128, dtype=np.uint8)
+    return int(extract(extractor, [blank]).features.shape[1])
+
+
+def extract(extractor: Extractor, batches: Iterable[Images], advance: Callable[[int], object] = lambda n: None) -> Features:
+    """The features of all images, a batch at a time in memory; `advance` is told how many are done.
+
+    Raises `UserError` when the extractor fails, or gives another shape than (b, d), or numbers that are not finite.
+    """
+    features, probabilities = list[np.ndarray](), list[np.ndarray]()
+    for images in batches:
+        first, second = _checked(extractor, images)
+        for what, found, before in (("features", first, features), ("logits", second, probabilities)):
+            if found is not None and before and found.shape[1] != before[0].shape[1]:
+                raise UserError(
+                    f"the extractor {extractor.name} must return {what} of one length; got {before[0].shape[1]}, then {found.shape[1]}"
+                )
+        features.append(first)
+        if second is not None:
+            probabilities.append(second)
+        advance(len(images))
+    if probabilities and len(probabilities) < len(features):
+        raise UserError(f"the extractor {extractor.name} must return logits for every batch or for none; got them for some")
+    return Features(np.concatenate(features), np.concatenate(probabilities) if probabilities else None)
+
+
+def _checked(extractor: Extractor, images: Images) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        with torch.inference_mode():
+            answer = extractor.run(images.copy())  # a function that writes into its images must not change those that follow
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(
+            f"the extractor {extractor.name} must take images of shape {images.shape[1:]}; it fails: {lines[-1][:200]}"
+        ) from None
+    pair = answer if isinstance(answer, tuple | list) else (answer, None)
+    if len(pair) != 2 or not all(isinstance(part, Tensor | np.ndarray | None) for part in pair) or pair[0] is None:
+        raise UserError(
+            f"the extractor {extractor.name} must return features, or a pair of features and logits; got {type(answer).__name__}"
+        )
+    features, classes = (None if part is None else np.asarray(torch.as_tensor(part).float().cpu()) for part in pair)
+    for what, found in (("features", features), ("logits", classes)):
+        if found is not None and (found.ndim != 2 or len(found) != len(images) or not found.size):
+            raise UserError(f"the extractor {extractor.name} must return {what} of shape ({len(images)}, d); got {found.shape}")
+        if found is not None and not np.isfinite(found).all():
+            raise UserError(
+                f"the extractor {extractor.name} must return finite {what}; got NaN or infinity: use another file or image size"
+            )
+    assert features is not None
+    return features, None if classes is None else _as_probabilities(classes)
+
+
+def _as_probabilities(classes: Float[np.ndarray, "b c"]) -> Float[np.ndarray, "b c"]:
+    """What already is a probability stays; anything else is taken for logits."""
+    if (classes >= 0).all() and np.allclose(classes.sum(axis=1), 1, atol=1e-3):
+        return classes
+    powers = np.exp(classes - classes.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def _rgb(images: Images) -> UInt8[np.ndarray, "b h w 3"]:
+    """Three channels: grey is repeated, transparency is dropped."""
+    return images.repeat(3, axis=3) if images.shape[3] == 1 else images[..., :3]
+
+
+def _on_floats(network: Callable[[Tensor], Answer], device: str) -> Callable[[Images], Answer]:
+    return lambda images: network(torch.from_numpy(to_model(images)).to(device))
+
+
+def _either_channels(network: Callable[[Tensor], Answer], device: str) -> Callable[[Images], Answer]:
+    """Grey images as they are where the network takes one channel, else repeated to three."""
+    plain = _on_floats(network, device)
+
+    def run(images: Images) -> Answer:
+        try:
+            return plain(images)
+        except RuntimeError:
+            if images.shape[3] == 3:
+                raise
+            return plain(_rgb(images))
+
+    return run
+
+
+def _inception(network: Any, device: str) -> Callable[[Images], Answer]:
+    def run(images: Images) -> Answer:
+        x = torch.from_numpy(np.ascontiguousarray(_rgb(images).transpose(0, 3, 1, 2))).to(device)
+        return network(x, return_features=True), network(x, no_output_bias=True)
+
+    return run
+
+
+def _sscd(network: Any, device: str) -> Callable[[Images], Answer]:
+    mean, std = (np.array(values, dtype=np.float32) for values in IMAGENET)
+
+    def run(images: Images) -> Answer:
+        sized = np.stack([_resized(image, SSCD_SIDE, SSCD_SIDE, Image.Resampling.BILINEAR) for image in _rgb(images)])
+        return network(_normalised(sized, mean, std, device))
+
+    return run
+
+
+def _shrunk(images: Images) -> Float[np.ndarray, "b d"]:
+    small = np.stack([_resized(image, PIXELS_SIDE, PIXELS_SIDE, Image.Resampling.BICUBIC) for image in images])
+    return to_model(small).reshape(len(images), -1)
+
+
+def _resized(image: UInt8[np.ndarray, "h w c"], height: int, width: int, how: int) -> UInt8[np.ndarray, "h2 w2 c"]:
+    """Resized with antialiasing."""
+    sized = np.asarray(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).resize((width, height), Image.Resampling(how)))
+    return sized[..., None] if sized.ndim == 2 else sized
+
+
+def _normalised(images: Images, mean: np.ndarray, std: np.ndarray, device: str) -> Float[Tensor, "b 3 h w"]:
+    x = (images.astype(np.float32) / 255 - mean) / std
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32)).to(device)
+
+
+def _torchscript(path: Path, device: str) -> Any:
+    if not path.is_file():
+        raise UserError(f"the extractor must be a TorchScript file; there is none at {path}")
+    try:
+        return torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError, EOFError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} must be a TorchScript file, as torch.jit.save writes it ({reason[:160]})") from None
+
+
+def _torch_fidelity(device: str) -> Extractor:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError:
+        raise UserError(
+            f"the extractor inception needs torch-fidelity: {pip_install('inception')}; or give the TorchScript file as "
+            "inception:inception-2015-12-05.pt, or another --extractor (dinov2, clip, torchscript:FILE, pixels)"
+        ) from None
+    try:
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"]).to(device).eval()
+    except Exception as error:  # it downloads its weights; whatever goes wrong is about that
+        raise UserError(f"torch-fidelity cannot load its weights ({str(error).splitlines()[0]}); give inception:FILE instead") from None
+    digest = hashlib.sha256()
+    for name, weights in sorted(network.state_dict().items()):
+        digest.update(name.encode() + weights.cpu().numpy().tobytes())
+    run = lambda images: network(torch.from_numpy(np.ascontiguousarray(_rgb(images).transpose(0, 3, 1, 2))).to(device))
+    return Extractor("inception", digest.hexdigest(), run)
+
+
+def _transformer(kind: str, model: str, device: str) -> Extractor:
+    """A vision transformer with the preprocessing that its preprocessor_config.json says, done here with Pillow."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(f"the extractor {kind} needs transformers: {pip_install('encoders')}") from None
+    folder = encoder_folder(model)
+    unused = {"add_pooling_layer": False} if kind == "deit" else {}  # which most of its checkpoints lack
+    try:
+        preprocess = preprocessing(folder)
+        with heard() as said:
+            network, info = getattr(transformers, TRANSFORMERS[kind]).from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **unused
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{model} cannot be used as {kind} ({(str(error).splitlines() or [type(error).__name__])[0][:200]})") from None
+    if info["missing_keys"]:
+        raise UserError(f"{model} must hold a {kind} model; its weights lack {sorted(info['missing_keys'])[0]}")
+    network = network.to(device).eval()
+    embed = (lambda x: network(x).image_embeds) if kind == "clip" else (lambda x: network(x).last_hidden_state[:, 0])
+    files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "preprocessor_config.json"]
+    warnings = tuple(f"while {model} was loaded: {line}" for line in said)
+    return Extractor(f"{kind}:{model}", hash_files(files), lambda images: embed(preprocess(images).to(device)), warnings)
+
+
+def _kind_of(folder: Path) -> str:
+    """Which of the transformers a folder holds."""
+    try:
+        said = str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"the encoder {folder} must be a folder of transformers, with model_type in its config.json") from None
+    kind = said.removesuffix("_vision_model")
+    if kind not in TRANSFORMERS:
+        raise UserError(f"encoders in a folder must be one of {', '.join(TRANSFORMERS)}; {folder} holds a {said}")
+    return kind
+
+
+def encoder_folder(model: str, patterns: tuple[str, ...] = ()) -> Path:
+    """The folder of a transformers model, fetched where it is a hub id; `patterns` are more files that are needed."""
+    return folder_of(model, "the encoder", ["config.json", "preprocessor_config.json", "*.safetensors", *patterns])
+
+
+def preprocessing(folder: Path) -> Callable[[Images], Tensor]:
+    """Resize, centre crop and normalisation as the folder's preprocessor_config.json says."""
+    config = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    size, crop, how = config.get("size", 224), config.get("crop_size"), int(config.get("resample", 3))
+    mean, std = (np.array(config[key], dtype=np.float32) for key in ("image_mean", "image_std"))
+    crop = (crop if isinstance(crop, dict) else {"height": crop, "width": crop}) if config.get("do_center_crop") else None
+
+    def one(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
+        height, width = image.shape[:2]
+        if isinstance(size, dict) and "height" in size:
+            sized = _resized(image, size["height"], size["width"], how)
+        else:
+            shorter = size["shortest_edge"] if isinstance(size, dict) else size
+            scale = shorter / min(height, width)
+            sized = _resized(image, max(shorter, round(height * scale)), max(shorter, round(width * scale)), how)
+        if crop is None:
+            return sized
+        top, left = (sized.shape[0] - crop["height"]) // 2, (sized.shape[1] - crop["width"]) // 2
+        return sized[max(top, 0) :, max(left, 0) :][: crop["height"], : crop["width"]]
+
+    return lambda images: _normalised(np.stack([one(image) for image in _rgb(images)]), mean, std, "cpu")

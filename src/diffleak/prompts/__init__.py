@@ -1,0 +1,1 @@
+"""`diffleak prompts`: which prompts of a text-to-image model look memorised."""

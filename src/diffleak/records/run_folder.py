@@ -1,0 +1,71 @@
+"""What lies in a run folder besides the score chunks: plan.json, audit.json, samples.csv, report.html. No torch."""
+
+import csv
+import io
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from pydantic import ValidationError
+
+from diffleak.errors import UserError
+from diffleak.records.audit import EARLIER_RATES, AuditRecord, Plan
+from diffleak.records.base import SCHEMA_VERSION, Record
+from diffleak.records.scores import Samples
+from diffleak.work.files import write_text
+
+R = TypeVar("R", bound=Record)
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The plan that a run folder belongs to, or None for a fresh folder."""
+    path = folder / "plan.json"
+    return _read(path, Plan) if path.exists() else None
+
+
+def read_audit(folder: Path) -> AuditRecord:
+    """The record of a finished run as it was written, with a warning where its rates are those of an earlier definition.
+
+    Raises `UserError` for a folder without one, or of an unknown schema version.
+    """
+    path = folder / "audit.json"
+    if not path.is_file():
+        raise UserError(f"RUN must be the folder of a finished audit; {folder} has no audit.json")
+    record = _read(path, AuditRecord)
+    return record if record.schema_version > 1 else record.model_copy(update={"warnings": (*record.warnings, EARLIER_RATES)})
+
+
+def write_samples(path: Path, samples: Samples) -> None:
+    """samples.csv: id, member, part, then a column of membership scores per attack."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "member", "part", *samples.scores])
+    for i, image_id in enumerate(samples.ids):
+        part = "test" if samples.test[i] else "calibrate"
+        writer.writerow([image_id, int(samples.member[i]), part, *(repr(float(column[i])) for column in samples.scores.values())])
+    write_text(path, text.getvalue())
+
+
+def read_samples(folder: Path) -> Samples:
+    """samples.csv of a run folder."""
+    path = folder / "samples.csv"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+        scores = {name: np.array(columns[name], dtype=np.float64) for name in header[3:]}
+        return Samples(tuple(columns["id"]), np.array(columns["member"]) == "1", np.array(columns["part"]) == "test", scores)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}); run the audit again to rewrite it") from None
+
+
+def _read(path: Path, kind: type[R]) -> R:
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValidationError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"{path} cannot be read as schema version {SCHEMA_VERSION} ({reason})") from None

@@ -1,0 +1,29 @@
+"""The variants of a result, and how each is labelled: plain, under a mask, on a reference, and the excess over it. No torch."""
+
+from typing import Literal, get_args
+
+Variant = Literal["reference", "excess"]
+VARIANTS: tuple[Variant, Variant] = get_args(Variant)
+
+Control = Literal["influence", "random", "reverse"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
+
+
+def masked_label(attack: str, mask: str) -> str:
+    """How an attack is named in results, scores and tables under a mask, `sima[influence:0.4]`, or beside a reference, `sima[excess]`."""
+    return f"{attack}[{mask}]"
+
+
+def unmasked_label(label: str, mask: str | None) -> str:
+    """The attack behind a label: `sima` for `sima[influence:0.4]`; the label itself where there is no mask."""
+    return label if mask is None else label.removesuffix(f"[{mask}]")
+
+
+def control_of(mask: str) -> str:
+    """What decides which coordinates a mask drops: `influence` for `influence:0.4` and `influence:auto`."""
+    return mask.partition(":")[0]
+
+
+def may_lead(mask: str | None) -> bool:
+    """Whether a result under this mask speaks for the audit: controls show what a mask should not do, so they never do."""
+    return mask is None or control_of(mask) == "influence"

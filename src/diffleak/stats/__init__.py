@@ -1,0 +1,1 @@
+"""The statistics of membership, on numpy arrays. No torch."""

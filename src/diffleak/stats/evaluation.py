@@ -1,0 +1,322 @@
+"""Scores and labels → results: the calibrate part chooses, the test part is read once.
+
+Sets with fewer than 200 images a side use repeated splits, and every number is the median over them.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median_low
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from diffleak.data.draw import calibrate_part
+from diffleak.errors import UserError, unknown
+from diffleak.records.audit import Accuracy, AchievedFPR, AUCAt, Gain, Oracle, Result, Split
+from diffleak.records.base import MOST_OFTEN, Estimate, Record
+from diffleak.records.scores import Samples, Scores
+from diffleak.records.variants import VARIANTS, Variant, masked_label
+from diffleak.stats import metrics
+from diffleak.stats.rules import Key, column, named, settled
+
+SMALL_SIDE = 200
+REPEATS = 25
+NO_CALIBRATION = "no calibrate part: the threshold was not chosen on separate images"
+
+COMPUTED = frozenset(
+    {"attack", "timestep", "setting", "rule", "direction", "auc", "tpr_at_fpr", "tnr_at_fnr", "asr", "achieved_fpr", "oracle"}
+    | {"n_members", "n_nonmembers", "per_timestep"}
+)  # the fields of a result that come from its scores and their division
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, eq=False)
+class Divisions:
+    """The calibrate part of every repeat, as rows of a (repeats, n) array; no rows of True without calibration."""
+
+    calibrate: Bool[np.ndarray, "r n"]
+    record: Split
+
+
+def divided(ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float, seed: int, calibration: bool = True) -> Divisions:
+    """How the images divide into calibrate and test, once or, for small sets, REPEATS times."""
+    m, n = int(member.sum()), int((~member).sum())
+    repeats = REPEATS if calibration and min(m, n) < SMALL_SIDE else 1
+    fraction = fraction if calibration else 0.0
+    drawn = [calibrate_part(ids, member, fraction, seed, repeat) for repeat in range(repeats)] if calibration else []
+    rows = np.array(drawn or [np.zeros_like(member)])
+    counts = (int(rows[0][member].sum()), int(rows[0][~member].sum()))
+    record = Split(
+        calibrate_fraction=fraction,
+        seed=seed,
+        repeats=repeats,
+        members=m,
+        nonmembers=n,
+        calibrate_members=counts[0],
+        calibrate_nonmembers=counts[1],
+    )
+    return Divisions(rows, record)
+
+
+def evaluate_scores(scores: Scores, member: Bool[np.ndarray, " n"], split: Divisions) -> Result:
+    """One attack's result over its timesteps; attack parameters and costs are left to the caller."""
+    return combined(on_every_split(scores, member, split))
+
+
+def on_every_split(scores: Scores, member: Bool[np.ndarray, " n"], split: Divisions) -> list[Result]:
+    """One attack's result for each division into calibrate and test part."""
+    return [_one_split(scores, member, calibrate, split.record.seed) for calibrate in split.calibrate]
+
+
+def on_first_split(scores: Scores, member: Bool[np.ndarray, " n"], split: Divisions) -> Result:
+    """One attack's result for the first division alone: settings and test images that belong together."""
+    return _one_split(scores, member, split.calibrate[0], split.record.seed)
+
+
+def combined(results: Sequence[Result]) -> Result:
+    """The result of the one division, or the medians over repeated ones."""
+    return over_repeats(results)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One setting of a masked attack that the calibrate part may choose: its ratio, and the scores under it."""
+
+    ratio: float
+    scores: Scores
+
+
+def evaluate_masked(
+    mask: str,
+    candidates: Sequence[Candidate],
+    unmasked: Scores,
+    base: Sequence[Result],
+    member: Bool[np.ndarray, " n"],
+    split: Divisions,
+) -> tuple[Result, Scores]:
+    """The result of a masked attack, with what the mask adds to `base`, and the scores it came from.
+
+    `base` are the results of the `unmasked` scores on every split. The ratio, where there are several, and the timestep are
+    those of the best AUC on the calibrate part.
+    """
+    results = []
+    for calibrate, plain in zip(split.calibrate, base, strict=True):
+        chosen = max(candidates, key=lambda c: _best_auc(c.scores, member, calibrate)) if len(candidates) > 1 else candidates[0]
+        result = _one_split(chosen.scores, member, calibrate, split.record.seed)
+        oracles = [_oracle(c.scores.timesteps, *_sides(c.scores.membership, member, calibrate)[2:]) for c in candidates]
+        best = max(oracles, key=lambda o: o.auc or 0.0)
+        each = {key: max((getattr(o, key) for o in oracles if getattr(o, key) is not None), default=None) for key in ("asr", "tpr_at_1pct")}
+        update = {
+            "attack": masked_label(unmasked.attack, mask),
+            "mask": mask,
+            "mask_ratio": chosen.ratio,
+            "oracle": best.model_copy(update=each),
+            "gain": gain((result, chosen.scores), (plain, unmasked), member, ~calibrate, split.record.seed),
+        }
+        results.append(result.model_copy(update=update))
+    result = combined(results)
+    scores = next(c.scores for c in candidates if c.ratio == result.mask_ratio)
+    return result, replace(scores, attack=result.attack)
+
+
+def evaluate_reference(
+    scores: Sequence[Scores], base: Sequence[Result], member: Bool[np.ndarray, " n"], split: Divisions
+) -> list[tuple[Result, Scores]]:
+    """The results of an attack on the reference model and on the excess of the audited one over it, with their scores.
+
+    `scores` are those of the model, of the reference, and the excess; `base` the results of the first on every split. The gain
+    of the reference is what the model adds to it, that of the excess what subtracting the reference adds to the model's scores.
+    """
+    model, reference, excess = scores
+    found: dict[Variant, list[Result]] = {variant: [] for variant in VARIANTS}
+    for calibrate, plain in zip(split.calibrate, base, strict=True):
+        other, left = (_one_split(part, member, calibrate, split.record.seed) for part in (reference, excess))
+        gains = [
+            gain(*pair, member, ~calibrate, split.record.seed)
+            for pair in (((plain, model), (other, reference)), ((left, excess), (plain, model)))
+        ]
+        for variant, result, added in zip(VARIANTS, (other, left), gains, strict=True):
+            found[variant].append(result.model_copy(update={"variant": variant, "gain": added}))
+    return [(combined(found[variant]), part) for variant, part in zip(VARIANTS, (reference, excess), strict=True)]
+
+
+def _best_auc(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> float:
+    m, n, *_ = _sides(scores.membership, member, calibrate)
+    return max(metrics.auc(m[:, i], n[:, i]) for i in range(len(scores.timesteps)))
+
+
+def gain(
+    masked: tuple[Result, Scores], unmasked: tuple[Result, Scores], member: Bool[np.ndarray, " n"], test: Bool[np.ndarray, " n"], seed: int
+) -> Gain:
+    """What the first of two results adds to the second on the same test images, each at its own settings."""
+    columns = [column(scores, result, member, ~test) for result, scores in (masked, unmasked)]
+    m, n = (np.stack([column[test & side] for column in columns], axis=1) for side in (member, ~member))
+    calibrated = all(result.asr.value is not None for result, _ in (masked, unmasked))
+    thresholds = [-np.inf if result.asr.threshold is None else result.asr.threshold for result, _ in (masked, unmasked)]
+    asr = metrics.accuracy_difference(m, n, np.array(thresholds)) if calibrated else Estimate(reason=NO_CALIBRATION)
+    return Gain(auc=metrics.auc_difference(m, n), asr=asr, tpr_at_1pct=metrics.tpr_difference(m, n, 0.01, seed))
+
+
+def samples(all_scores: Sequence[Scores], results: Sequence[Result], member: Bool[np.ndarray, " n"], split: Divisions) -> Samples:
+    """The table of membership scores at each attack's chosen timestep or setting, with the parts of the first split."""
+    columns = {s.attack: column(s, r, member, split.calibrate[0]) for s, r in zip(all_scores, results, strict=True)}
+    return Samples(all_scores[0].ids, member, ~split.calibrate[0], columns)
+
+
+def headline(results: Sequence[Result]) -> str | None:
+    """The attack that looked best on the calibrate part, controls of masks aside; None without one."""
+    best = [(max(point.auc for point in r.per_timestep), r.attack) for r in results if r.per_timestep and r.leads]
+    return max(best, key=lambda pair: pair[0])[1] if best else None
+
+
+def evaluate(
+    member_scores: Any,
+    nonmember_scores: Any,
+    convention: str = "member-exact",
+    part: tuple[Any, Any] | None = None,
+    ids: tuple[Sequence[str], Sequence[str]] | None = None,
+    seed: int = 0,
+) -> Result:
+    """The statistics of finished scores, higher = more likely a member.
+
+    Nothing is chosen but the thresholds of `asr` and `achieved_fpr`: AUC and rates are of all images, those two are
+    calibrated on a hashed 20 % and counted on the rest. `part` gives, per side, which images belong to the test part
+    (bool); then everything is of the test part. `ids` per side decide the hash; without them it is the position. Raises
+    `UserError` for scores that are empty or not finite.
+    """
+    m, n = (_checked(scores, side) for scores, side in ((member_scores, "member"), (nonmember_scores, "non-member")))
+    if convention not in metrics.CONVENTIONS:
+        raise unknown("convention", convention, metrics.CONVENTIONS)
+    member = np.repeat([True, False], [len(m), len(n)])
+    names = tuple(map(str, [*ids[0], *ids[1]] if ids else range(len(member))))
+    scores = Scores("scores", "large", (0,), names, np.concatenate([m, n])[:, None])
+    if part is not None:
+        tests = [np.asarray(side, dtype=bool) for side in part]
+        if not all(side.any() for side in tests):
+            raise UserError("the test part must hold members and non-members")
+        test = np.concatenate(tests)
+        m, n = m[tests[0]], n[tests[1]]
+        record = divided(scores.ids, member, 0.2, seed, calibration=False).record
+        result = evaluate_scores(scores, member, Divisions(~test[None], record))
+    else:
+        whole = evaluate_scores(scores, member, divided(scores.ids, member, 0.2, seed, calibration=False))
+        split = divided(scores.ids, member, 0.2, seed)
+        carried = [_carried(*_sides(scores.membership[:, 0], member, calibrate)) for calibrate in split.calibrate]
+        asr, achieved = (over_repeats(same) for same in zip(*carried, strict=True))
+        result = whole.model_copy(update={"asr": asr, "achieved_fpr": achieved})
+    result = result.model_copy(update={"timestep": None, "per_timestep": (), "oracle": result.oracle.model_copy(update={"timestep": None})})
+    return result if convention == "member-exact" else _by_convention(result, m, n, convention)
+
+
+def _checked(scores: Any, side: str) -> Float64[np.ndarray, " n"]:
+    array = np.asarray(scores, dtype=np.float64).ravel()
+    if len(array) == 0:
+        raise UserError(f"there must be at least one {side} score; got none")
+    bad = int((~np.isfinite(array)).sum())
+    if bad:
+        raise UserError(f"scores must be finite numbers; {bad} of {len(array)} {side} scores are not")
+    return array
+
+
+def _one_split(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"], seed: int) -> Result:
+    membership, keys = settled(scores, member, calibrate)
+    cal_m, cal_n, test_m, test_n = _sides(membership, member, calibrate)
+    calibrated = bool(len(cal_m) and len(cal_n))
+    if not calibrated and len(keys) > 1:
+        raise UserError(f"{scores.attack}: without a calibrate part there must be one timestep; got {len(keys)}")
+    per_timestep = tuple(AUCAt(**named(key), auc=metrics.auc(cal_m[:, i], cal_n[:, i])) for i, key in enumerate(keys)) if calibrated else ()
+    chosen = int(np.argmax([point.auc for point in per_timestep])) if calibrated else 0
+    m, n = test_m[:, chosen], test_n[:, chosen]
+    asr, achieved = _carried(cal_m[:, chosen], cal_n[:, chosen], m, n)
+    return Result(
+        attack=scores.attack,
+        **named(keys[chosen]),
+        rule=scores.rule,
+        direction=scores.direction,
+        auc=metrics.auc_estimate(m, n),
+        tpr_at_fpr=tuple(metrics.tpr_at_fpr(m, n, a, seed) for a in metrics.RATES),
+        tnr_at_fnr=tuple(metrics.tnr_at_fnr(m, n, a, seed) for a in metrics.RATES),
+        asr=asr,
+        achieved_fpr=achieved,
+        oracle=_oracle(keys, test_m, test_n),
+        n_members=len(m),
+        n_nonmembers=len(n),
+        per_timestep=per_timestep,
+    )
+
+
+def _sides(membership: np.ndarray, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> tuple[np.ndarray, ...]:
+    """Members and non-members of the calibrate part, then of the test part."""
+    return tuple(membership[half & side] for half in (calibrate, ~calibrate) for side in (member, ~member))
+
+
+def _carried(cal_m: metrics.Sample, cal_n: metrics.Sample, m: metrics.Sample, n: metrics.Sample) -> tuple[Accuracy, AchievedFPR]:
+    """What thresholds of the calibrate part give on the test part."""
+    if not len(cal_m) or not len(cal_n):
+        return Accuracy(reason=NO_CALIBRATION), AchievedFPR(reason=NO_CALIBRATION)
+    threshold, _ = metrics.best_accuracy(cal_m, cal_n)
+    return metrics.accuracy_at(threshold, m, n), metrics.achieved_fpr(cal_n, n)
+
+
+def _oracle(keys: Sequence[Key], m: Float64[np.ndarray, "m k"], n: Float64[np.ndarray, "n k"]) -> Oracle:
+    columns = range(len(keys))
+    aucs = [metrics.auc(m[:, i], n[:, i]) for i in columns]
+    rates = [metrics.tpr_value(m[:, i], n[:, i], 0.01) for i in columns]
+    return Oracle(
+        **named(keys[int(np.argmax(aucs))]),
+        auc=max(aucs),
+        asr=max(metrics.best_accuracy(m[:, i], n[:, i])[1] for i in columns),
+        tpr_at_1pct=None if None in rates else max(r for r in rates if r is not None),
+        reason=f"tpr_at_1pct is not estimable (needs >= 100 non-members, has {len(n)})" if None in rates else None,
+    )
+
+
+def over_repeats(records: Sequence[R]) -> R:
+    """One record for those of repeated splits, field by field.
+
+    A number is the median, or null with a reason where it is null on some split; a field that is marked MOST_OFTEN is the value
+    chosen most often. Records and tuples of them are combined in the same way, so a new field needs no line here.
+    """
+    first, update = records[0], dict[str, Any]()
+    for name, field in type(first).model_fields.items():
+        values = [getattr(record, name) for record in records]
+        if any(value != values[0] for value in values):
+            often = MOST_OFTEN in field.metadata
+            update[name] = Counter(values).most_common(1)[0][0] if often else _over_repeats(name, values)
+    lost = None in update.values() and "reason" in type(first).model_fields
+    return first.model_copy(update={**update, "reason": "not estimable on every split"} if lost else update)
+
+
+def _over_repeats(name: str, values: Sequence[Any]) -> Any:
+    """What stands for values that differ between splits."""
+    kinds = {type(value) for value in values}
+    if kinds == {float}:
+        return float(np.median(values))
+    if kinds == {int}:
+        return median_low(values)
+    if len(kinds) == 1 and isinstance(values[0], Record):
+        return over_repeats(values)
+    if kinds == {tuple}:
+        return tuple(over_repeats(same) for same in zip(*values, strict=True))
+    if kinds <= {str, type(None)}:
+        return " or ".join(sorted({value or "none" for value in values}))
+    if type(None) in kinds:
+        return None
+    raise TypeError(f"repeated splits give {name} of {', '.join(sorted(kind.__name__ for kind in kinds))}, which has no median")
+
+
+def _by_convention(result: Result, m: Float64[np.ndarray, " m"], n: Float64[np.ndarray, " n"], convention: str) -> Result:
+    compute = metrics.CONVENTIONS[convention]
+    assert compute is not None
+    numbers, reason = compute(m, n), f"the {convention} convention has no interval"
+    rates = tuple(
+        exact.model_copy(update={"value": value, "low": None, "high": None, "method": None, "reason": reason})
+        for exact, value in zip(result.tpr_at_fpr, numbers.tpr, strict=True)
+    )
+    asr = Accuracy(value=numbers.asr, reason=f"{reason}; the threshold is the best on these very scores")
+    return result.model_copy(
+        update={"convention": convention, "auc": Estimate(value=numbers.auc, reason=reason), "tpr_at_fpr": rates, "asr": asr}
+    )

@@ -1,0 +1,109 @@
+"""From the components that some attacks store to membership scores, settled on the calibrate part. No torch.
+
+    as_is     the one component is the score, nothing is settled
+    mean      the mean of the components, nothing is settled
+    clid      (1 - w) S(u) + w S(v), w in {0, 0.1, ..., 1}        S(x) = (x - median) / IQR, both of the calibrate part
+    logistic  b + w . Z(x), a logistic regression                 Z(x) = (x - mean) / standard deviation; all of the calibrate part
+
+A rule makes candidate columns of the components, each with a setting that can be read ("w=0.3"), and the calibrate part
+chooses among them as it does among timesteps. Adding one is a function here, and its name in RULES and on its attack.
+No image is scored by a classifier that was trained on it: on the calibrate part there is one for each of FOLDS folds. So its AUC
+there can be compared with those of other attacks, and a threshold from there holds on the test part.
+(CLiD: Zhai et al. 2024, arXiv 2405.14800.)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from diffleak.errors import UserError
+from diffleak.records.audit import Result
+from diffleak.records.scores import Scores
+
+FOLDS = 5
+WEIGHTS = tuple(i / 10 for i in range(11))
+
+Key = int | str | None  # a timestep, a setting, or neither where there is nothing to choose
+
+
+class Columns(NamedTuple):
+    """What the calibrate part chooses from: membership scores, higher = more likely a member, and the key of each column."""
+
+    membership: Float64[np.ndarray, "n k"]
+    keys: tuple[Key, ...]
+
+
+Rule = Callable[[Float64[np.ndarray, "n c"], Bool[np.ndarray, " n"], Bool[np.ndarray, " h"]], Columns]
+
+
+def _as_is(components: Float64[np.ndarray, "n 1"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"]) -> Columns:
+    return Columns(components, (None,))
+
+
+def _clid(components: Float64[np.ndarray, "n 2"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"]) -> Columns:
+    u, v = robust_scaled(components, calibrate).T
+    return Columns(np.stack([(1 - w) * u + w * v for w in WEIGHTS], axis=1), tuple(f"w={w:g}" for w in WEIGHTS))
+
+
+def _mean(components: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"]) -> Columns:
+    return Columns(components.mean(axis=1, keepdims=True), (None,))
+
+
+def _logistic(components: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"]) -> Columns:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    if member.all() or not member.any():
+        raise UserError("a classifier is trained on images of both sides; the calibrate part has one only: raise --calibrate-fraction")
+    spread = components[calibrate].std(axis=0)
+    x = (components - components[calibrate].mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    fewest = min(int(member.sum()), int((~member).sum()))
+    if fewest < 2:
+        raise UserError("a classifier needs two calibration images of each side; raise --calibrate-fraction")
+    model = LogisticRegression()  # weights of sides that differ in size are left as they are
+    scores = model.fit(x[calibrate], member).decision_function(x).astype(np.float64)
+    folds = StratifiedKFold(min(FOLDS, fewest))
+    scores[calibrate] = cross_val_predict(model, x[calibrate], member, cv=folds, method="decision_function")
+    return Columns(scores[:, None], (None,))
+
+
+AS_IS, MEAN = "as_is", "mean"
+RULES: dict[str, Rule] = {AS_IS: _as_is, MEAN: _mean, "clid": _clid, "logistic": _logistic}
+
+
+def needs_calibration(rule: str | None) -> bool:
+    """Whether a rule takes anything from the calibrate part."""
+    return rule not in (None, AS_IS, MEAN)
+
+
+def settled(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Columns:
+    """The columns that scores offer for one division into calibrate and test part; without a rule those are the timesteps.
+
+    A rule is given the labels of the calibrate part alone, in its order, so that nothing can be fitted to those of the test
+    part. Raises `UserError` for a rule that needs a calibrate part where there is none.
+    """
+    if scores.rule is None:
+        return Columns(scores.membership, scores.timesteps)
+    if needs_calibration(scores.rule) and not calibrate.any():
+        raise UserError(f"{scores.attack} settles its score on the calibrate part; leave out --no-calibration, or this attack")
+    return RULES[scores.rule](scores.membership, calibrate, member[calibrate])
+
+
+def column(scores: Scores, result: Result, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """The membership scores at the timestep or setting of a result, settled on this calibrate part."""
+    columns = settled(scores, member, calibrate)
+    key = result.timestep if result.setting is None else result.setting
+    return columns.membership[:, columns.keys.index(key)]
+
+
+def named(key: Key) -> dict[str, Any]:
+    """A key as the fields of a record."""
+    return {"timestep": key if isinstance(key, int) else None, "setting": key if isinstance(key, str) else None}
+
+
+def robust_scaled(x: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, "n c"]:
+    """(x - median) / IQR of each column, both of the calibrate part; a column whose IQR is 0 there is only centred."""
+    low, middle, high = np.quantile(x[calibrate], [0.25, 0.5, 0.75], axis=0)
+    return (x - middle) / np.where(high > low, high - low, 1.0)

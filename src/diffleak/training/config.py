@@ -1,0 +1,148 @@
+"""The settings of `diffleak train`: presets, a YAML file, flags."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from diffleak.config import build, read_yaml
+from diffleak.data.config import DataConfig
+from diffleak.errors import UserError, unknown
+
+TEXT_ONLY = ("base", "lora_rank", "captions", "diversify", "caption_dropout", "random_crops", "text_encoder")
+PRESETS = Path(__file__).parent / "presets"
+
+
+class TrainConfig(DataConfig):
+    """Everything that decides a training run; the keys of `-C FILE` and, with dashes, the flags of `diffleak train`.
+
+    `kind` is what is trained: a denoiser (of pixels, or with `autoencoder` of its latents), a β-VAE, a VQ autoencoder, or a
+    text-to-image model, which `base` is (all of its denoiser, or adapters of `lora_rank`) or which is made for the latents of
+    `autoencoder`. `captions` is own (those of the data) or a file; with `diversify` every step draws one of the texts that
+    an image has, else its first is used; `caption_dropout` is the share of steps without any. `random_crops` is how many crops
+    of every image there are instead of the central one.
+    `validation` is the share of the members that is set aside and chooses which weights are saved; training stops when their
+    loss has not fallen for `patience` checks, one every `checkpoint_every` steps. The settings with dp_ make it DP-SGD.
+    """
+
+    data: str
+    output: Path
+    kind: Literal["denoiser", "vae", "vq", "text-to-image"] = "denoiser"
+    autoencoder: Path | None = None
+    base: str | None = None
+    lora_rank: int | None = Field(None, ge=1)
+    captions: str | None = None
+    diversify: bool = False
+    caption_dropout: float = Field(0.0, ge=0, lt=1)
+    random_crops: int | None = Field(None, ge=1)
+    kl_weight: float = Field(1e-2, ge=0)
+    split: Path | None = None
+    train_size: int | None = Field(None, ge=1)
+    resize: int | None = Field(None, ge=4)
+    steps: int = Field(5000, ge=1)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(100, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    flip: bool = False
+    validation: float | None = Field(None, gt=0, lt=1)
+    patience: int | None = Field(None, ge=1)
+    dp_epsilon: float | None = Field(None, gt=0)
+    dp_delta: float | None = Field(None, gt=0, lt=1)
+    dp_noise_multiplier: float | None = Field(None, gt=0)
+    dp_max_grad_norm: float | None = Field(None, gt=0)
+    mixed_precision: Literal["no", "fp16", "bf16", "auto"] = "no"
+    checkpoint_every: int = Field(500, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+    threads: int | None = Field(None, ge=1)
+    device: Literal["cpu", "auto"] = "auto"
+    model: dict[str, Any] = {}
+    text_encoder: dict[str, Any] = {}
+    scheduler: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fine_tunes_its_base(cls, given: Any) -> Any:
+        return {"kind": "text-to-image", **given} if isinstance(given, dict) and given.get("base") else given
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> "TrainConfig":
+        if self.split and self.train_size:
+            raise ValueError("--split says who is trained on, and --train-size draws them; give one of them")
+        if self.kl_weight != type(self).model_fields["kl_weight"].default and self.kind not in ("vae", "vq"):
+            raise ValueError(f"--kl-weight belongs to autoencoders, and this trains a {self.kind}; leave it out")
+        if self.autoencoder and self.kind in ("vae", "vq"):
+            raise ValueError(f"--autoencoder is for a denoiser of latents, and this trains a {self.kind}; leave it out")
+        if self.kind == "text-to-image":
+            return self._text_fits()
+        given = [key for key in TEXT_ONLY if getattr(self, key) != type(self).model_fields[key].default]
+        if given:
+            raise ValueError(f"--{given[0].replace('_', '-')} belongs to text-to-image models; give --base MODEL too, or leave it out")
+        if self.autoencoder and self.flip:
+            raise ValueError("latents cannot be flipped like pixels; leave out --flip, or flip the images themselves")
+        return self
+
+    def _text_fits(self) -> "TrainConfig":
+        if bool(self.base) == bool(self.autoencoder):
+            what = "has both" if self.base else "has neither"
+            raise ValueError(f"a text-to-image model is a --base MODEL that exists, or new for an --autoencoder FOLDER; this {what}")
+        if self.base and (self.model or self.text_encoder or self.scheduler):
+            key = "model" if self.model else "text_encoder" if self.text_encoder else "scheduler"
+            raise ValueError(f"{key} is for a new model, and {self.base} has its own; leave it out")
+        if self.random_crops and not self.resize:
+            raise ValueError("--random-crops cuts images that are resized; give --resize SIDE too")
+        if self.lora_rank and not self.base:
+            raise ValueError("--lora-rank adapts a model that exists; give --base MODEL too")
+        return self
+
+    @property
+    def private(self) -> bool:
+        """Whether this is DP-SGD."""
+        return self.dp_epsilon is not None or self.dp_noise_multiplier is not None
+
+    @model_validator(mode="after")
+    def _early_stopping_fits(self) -> "TrainConfig":
+        if self.validation and self.kind in ("vae", "vq"):
+            raise ValueError(f"--validation is for denoisers, and this trains a {self.kind}; leave it out")
+        if self.patience and not self.validation:
+            raise ValueError("--patience counts checks of the validation loss; give --validation FRACTION too")
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_fits(self) -> "TrainConfig":
+        given = [name for name in ("dp_delta", "dp_max_grad_norm") if getattr(self, name) is not None]
+        if given and not self.private:
+            raise ValueError(f"--{given[0].replace('_', '-')} belongs to DP-SGD; give --dp-epsilon or --dp-noise-multiplier too")
+        if not self.private:
+            return self
+        if self.dp_epsilon is not None and self.dp_noise_multiplier is not None:
+            raise ValueError("--dp-epsilon chooses the noise, and --dp-noise-multiplier states it; give one of them")
+        if self.dp_delta is None:
+            raise ValueError("DP-SGD promises (epsilon, delta); give --dp-delta, well below one over the number of images")
+        if self.kind != "denoiser":
+            raise ValueError(f"DP-SGD is for denoisers, whose loss is a sum over images; this trains a {self.kind}: leave out --dp-*")
+        if self.mixed_precision != "no":
+            raise ValueError(f"DP-SGD clips gradients in full precision; leave out --mixed-precision {self.mixed_precision}")
+        if self.validation:
+            raise ValueError("DP-SGD does not protect the images that --validation sets aside; leave one of them out")
+        return self
+
+
+def train_config(preset: str | None = None, file: Path | None = None, **flags: Any) -> TrainConfig:
+    """The settings of a preset, then of a YAML file, then of the flags, later ones winning."""
+    return build(TrainConfig, *train_settings(preset, file, flags))
+
+
+def train_settings(preset: str | None, file: Path | None, flags: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The layers that settings are built from: preset, YAML file, flags."""
+    presets = {p.stem: p for p in PRESETS.glob("*.yaml")}
+    if preset is not None and preset not in presets:
+        raise unknown("preset", preset, presets)
+    if preset in ("latent", "text") and not flags.get("autoencoder") and not (file and read_yaml(file).get("autoencoder")):
+        raise UserError(f"the preset {preset} trains on the latents of an autoencoder: give --autoencoder FOLDER")
+    if preset is None and file is None:
+        preset = ("lora" if flags.get("lora_rank") else "fine-tune") if flags.get("base") else "small"
+    base = read_yaml(presets[preset]) if preset else {}
+    return base, read_yaml(file) if file else {}, flags

@@ -1,0 +1,1 @@
+"""Long work on disk: files, folders that resume, threads, progress. Knows no models."""

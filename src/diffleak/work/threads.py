@@ -1,0 +1,60 @@
+"""One CPU thread a forward, several forwards side by side: why is in docs/design/004-threads.md."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event, Lock
+from typing import Any
+
+import torch
+
+Tick = Callable[..., None]  # told of work that is done
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Every forward runs on one CPU thread; speed comes from chunks side by side.
+
+    The last bits of a convolution depend on how many threads share it, so a thread count that follows the number of
+    workers would break the promise of bit-identical results. Small images also leave little to share.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Stopped(Exception):
+    """Raised inside a job when another one has failed or the user has interrupted."""
+
+
+def run_all(jobs: Iterable[Callable[[Tick], object]], threads: int, advance: Tick) -> None:
+    """Runs every job, `threads` side by side; each is given what it calls after every forward, with what `advance` is told.
+
+    The first failure in their order, or an interruption, stops the others at their next forward.
+    """
+    stop, counting = Event(), Lock()
+
+    def tick(*done: Any) -> None:
+        if stop.is_set():
+            raise _Stopped
+        with counting:
+            advance(*done)
+
+    with pool(threads) as executor:
+        running = [executor.submit(job, tick) for job in jobs]
+        try:
+            for job in running:
+                job.result()
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Threads whose forwards run on one CPU thread each."""
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
