@@ -331,7 +331,7 @@ def audit(
     settings = build(api.AuditConfig, read_yaml(config) if config else {}, given)
     prepared = api.prepare(settings)
     if settings.dry_run:
-        return _print(prepared.summary(), as_json, prepared.describe())
+        return _print_plan(prepared, as_json)
     if settings.output is None:
         raise UserError("an audit needs a run folder: give -o RUN")
     _run_audit(prepared, settings, as_json)
@@ -387,12 +387,12 @@ def geometry(
     settings = build(GeometryConfig, read_yaml(config) if config else {}, given)
     prepared = api.prepare(settings)
     if settings.dry_run:
-        return _print(prepared.summary(), as_json, prepared.describe())
+        return _print_plan(prepared, as_json)
     if settings.output is None:
         raise UserError("the geometry needs an output folder: give -o DIR")
     if settings.two_sided:
         return _run_audit(prepared, settings, as_json)
-    finished = api.measure(prepared, settings.output)
+    finished = api.measure(prepared, settings.output, timed=not as_json)
     text = f"geometry: {settings.output / 'geometry.parquet'}\ninfluence: {settings.output / 'influence.npy'}"
     _print({"finished": finished, "images": len(prepared.scan.cohort)}, as_json, text if finished else "this shard is done")
 
@@ -647,12 +647,17 @@ def _run_audit(prepared: "Prepared", settings: "AuditConfig", as_json: bool) -> 
     from diffleak.auditing import run as api
 
     assert settings.output is not None
-    finished = api.run(prepared, settings.output)
+    finished = api.run(prepared, settings.output, timed=not as_json)
     if finished is None:
         return _print({"finished": False}, as_json, "this shard is done")
     finished.save(settings.output, settings.thumbnails)
     _print_audit(finished.record, settings.output, as_json)
     api.gate(finished.record, settings)
+
+
+def _print_plan(prepared: "Prepared", as_json: bool) -> None:
+    """What would be done; only for people about how long it takes, which needs a forward."""
+    _print(prepared.summary(), True, "") if as_json else print(f"{prepared.describe()}; {prepared.estimate()}")
 
 
 def _stop(message: str, code: int) -> Never:

@@ -11,11 +11,13 @@ from oracles import formulas
 from oracles.formulas import LINEAR
 
 from diffleak.attacks import ATTACKS
-from diffleak.attacks.base import SWEEP, fit_to_schedule, parse, parse_timesteps
+from diffleak.attacks.base import SWEEP
 from diffleak.attacks.clid import CLiD, by_importance, shortened
 from diffleak.attacks.noise_aggregation import NoiseAggregation
 from diffleak.attacks.pfami import PFAMI
 from diffleak.attacks.secmi import SecMI
+from diffleak.attacks.spec import fit_to_schedule, parse, parse_timesteps
+from diffleak.attacks.subject import Subject
 from diffleak.diffusion.conditions import Prompts
 from diffleak.diffusion.denoiser import Counted, Denoiser
 from diffleak.diffusion.noise import Noise
@@ -57,7 +59,7 @@ class Setting:
 
     def statistics(self, spec: str, masked: bool, timesteps: tuple[int, ...] = TIMESTEPS) -> np.ndarray:
         attack = parse(spec, ATTACKS, timesteps)
-        return attack.statistics(self.denoiser, self.x0, self.noise, mask=self.mask if masked else None).numpy()
+        return attack.statistics(Subject(self.denoiser, self.x0, self.noise), mask=self.mask if masked else None).numpy()
 
 
 @pytest.fixture(params=SHAPES, ids=str)
@@ -96,10 +98,10 @@ def test_pfami_of_a_latent_model_takes_the_latents_of_the_cropped_pixels(setting
     """An encoder that is not linear: cropping latents gives something else."""
     pixels, attack = torch.from_numpy(np.random.default_rng(8).uniform(-1, 1, setting.images.shape)), PFAMI(timesteps=(50, 100))
     encode, encode_numpy = lambda x: torch.tanh(2 * x), lambda x: np.tanh(2 * x)
-    found = attack.for_batch(lambda: pixels, encode).statistics(setting.denoiser, encode(pixels), setting.noise)
+    found = attack.statistics(Subject(setting.denoiser, encode(pixels), setting.noise, encode=encode, images=lambda: pixels))
     draws, latents = setting.draws(2), encode_numpy(pixels.numpy())
     same(found.numpy(), formulas.pfami(setting.eps, LINEAR, latents, draws, (50, 100), 10, encode_numpy, pixels.numpy())[None])
-    assert not np.allclose(found, attack.statistics(setting.denoiser, encode(pixels), setting.noise), rtol=1e-3)
+    assert not np.allclose(found, attack.statistics(Subject(setting.denoiser, encode(pixels), setting.noise)), rtol=1e-3)
 
 
 def test_pfami_of_an_image_without_any_loss_is_finite_and_large(setting: Setting) -> None:
@@ -111,7 +113,7 @@ def test_pfami_of_an_image_without_any_loss_is_finite_and_large(setting: Setting
         return torch.where(member[:, None, None, None], e.repeat(repeats, 1, 1, 1), torch.zeros_like(x))
 
     denoiser = Denoiser.from_function(knows_the_images, LINEAR)
-    value = PFAMI(timesteps=(100,)).statistics(denoiser, x0, setting.noise)
+    value = PFAMI(timesteps=(100,)).statistics(Subject(denoiser, x0, setting.noise))
     assert torch.isfinite(value).all() and (value > 1e6).all()
 
 
@@ -121,7 +123,7 @@ def test_clid_components_are_the_loss_and_what_other_captions_add_to_it(setting:
     moved = lambda x, texts: x + 0.1 * shift(texts).reshape(-1, 1, 1, 1) * np.cos(x)
     eps = lambda x, t, texts: setting.eps(moved(x, texts), t)
     for timesteps in ((440, 450, 460), (20,)):
-        found = CLiD(timesteps=timesteps).statistics(Captioned(setting.denoiser), setting.x0, setting.noise, cond)
+        found = CLiD(timesteps=timesteps).statistics(Subject(Captioned(setting.denoiser), setting.x0, setting.noise, cond))
         expected = formulas.clid(eps, LINEAR, setting.images, setting.draws(len(timesteps)), timesteps, cond.texts, caption_vector)
         same(found.numpy(), expected, rtol=1e-8)  # differences of losses that are nearly equal
     assert found[1, 3] == 0, "an empty caption has nothing to lose"
@@ -141,13 +143,13 @@ def test_clid_asks_for_all_its_conditions_and_timesteps_in_one_batch(setting: Se
             assert len(cond) == len(x_t)
             return torch.zeros_like(x_t)
 
-    CLiD().statistics(Once(), setting.x0, setting.noise, captions(IDS))
+    CLiD().statistics(Subject(Once(), setting.x0, setting.noise, captions(IDS)))
     assert asked == [(15 * len(IDS), (440,) * 5 + (450,) * 5 + (460,) * 5)]
 
 
 def test_clid_without_captions_says_what_it_needs(setting: Setting) -> None:
     with pytest.raises(UserError, match="clid needs the captions of the images as cond, a Prompts; got NoneType"):
-        CLiD().statistics(setting.denoiser, setting.x0, setting.noise)
+        CLiD().statistics(Subject(setting.denoiser, setting.x0, setting.noise))
 
 
 def test_captions_are_compared_by_their_pooled_embedding_or_by_the_mean_of_their_words() -> None:
@@ -214,7 +216,7 @@ def test_secmi_constant_at_90_is_the_published_one() -> None:
 
     x0 = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
     denoiser = Denoiser.from_function(rises_by_one_per_timestep, LINEAR)
-    value = SecMI(timesteps=(90,)).statistics(denoiser, x0, Noise(0, ("a", "b"), (1, 8, 8), torch.float64))
+    value = SecMI(timesteps=(90,)).statistics(Subject(denoiser, x0, Noise(0, ("a", "b"), (1, 8, 8), torch.float64)))
     c_squared = value.numpy() / (10**2 * 64)  # |eps_90 - eps_100| = 10 at each of 64 pixels
     np.testing.assert_allclose(c_squared, 1.0608764e-3, rtol=5e-8)
 
@@ -223,7 +225,7 @@ def test_secmi_constant_at_90_is_the_published_one() -> None:
 def test_secmi_walks_a_whole_grid_of_n_timesteps_in_n_plus_one_forwards(n: int) -> None:
     setting, visited = Setting((1, 8, 8)), []
     attack = SecMI(timesteps=tuple(range(0, 10 * n, 10)))
-    attack.statistics(Counted(setting.denoiser, lambda images, t: visited.append((images, t))), setting.x0, setting.noise)
+    attack.statistics(Subject(Counted(setting.denoiser, lambda images, t: visited.append((images, t))), setting.x0, setting.noise))
     assert visited == [(len(IDS), t) for t in range(0, 10 * n + 1, 10)]
     assert attack.queries == n + 1
 
@@ -295,7 +297,7 @@ def test_noise_aggregation_density_is_the_mean_kernel_of_the_pairs(setting: Sett
         sigma_scale=scale,
     )
     attack = NoiseAggregation(timesteps=TIMESTEPS, metric="density", sigma_scale=scale, bandwidth=bandwidths)
-    value = attack.statistics(setting.denoiser, setting.x0, setting.noise, mask=setting.mask if masked else None)
+    value = attack.statistics(Subject(setting.denoiser, setting.x0, setting.noise), mask=setting.mask if masked else None)
     np.testing.assert_allclose(value.numpy(), expected, rtol=1e-8, atol=1e-10)  # the log of a kernel near 1 is near 0
 
 
@@ -318,7 +320,7 @@ def test_noise_aggregation_l2_equals_a_residual_attack_around_the_mean_predictio
 def test_noise_aggregation_of_identical_predictions_stops_at_the_floor(metric: str) -> None:
     constant = Denoiser.from_function(lambda x, t: torch.ones_like(x), LINEAR)
     attack = NoiseAggregation(timesteps=(80,), metric=metric)
-    value = attack.statistics(constant, torch.zeros(1, 1, 8, 8, dtype=torch.float64), Noise(0, ("a",), (1, 8, 8), torch.float64))
+    value = attack.statistics(Subject(constant, torch.zeros(1, 1, 8, 8, dtype=torch.float64), Noise(0, ("a",), (1, 8, 8), torch.float64)))
     assert value.item() == pytest.approx(-np.log(1e-12))
 
 
@@ -330,8 +332,8 @@ def test_noise_aggregation_rises_when_the_predictions_move_together(metric: str)
         return setting.denoiser(x, 100) + 0.2 * (setting.denoiser(x, t) - setting.denoiser(x, 100))
 
     attack = NoiseAggregation(timesteps=(100,), metric=metric, bandwidth=(0.5,) if metric == "density" else ())
-    tight = attack.statistics(Denoiser.from_function(calmer, LINEAR), setting.x0, setting.noise)
-    loose = attack.statistics(setting.denoiser, setting.x0, setting.noise)
+    tight = attack.statistics(Subject(Denoiser.from_function(calmer, LINEAR), setting.x0, setting.noise))
+    loose = attack.statistics(Subject(setting.denoiser, setting.x0, setting.noise))
     assert (tight > loose).all()
 
 
@@ -355,17 +357,17 @@ def filtered(name: str, setting: Setting, timesteps: tuple[int, ...] = TIMESTEPS
 
 @filters
 @frequency_attacks
-def test_frequency_attacks_compare_damped_images(setting: Setting, masked: bool, name: str, given: str, values: dict) -> None:
-    expected = filtered(name, setting, mask=setting.keep if masked else None, **values)
-    same(setting.statistics(f"{name}({given})" if given else name, masked), expected, rtol=1e-8)
+def test_frequency_attacks_compare_damped_images(setting: Setting, name: str, given: str, values: dict) -> None:
+    same(setting.statistics(f"{name}({given})" if given else name, False), filtered(name, setting, **values), rtol=1e-8)
 
 
 @filters
 @frequency_attacks
 def test_frequency_attacks_on_latents_damp_the_decoded_images(name: str, given: str, values: dict) -> None:
     setting = Setting((3, 5, 6))
-    attack = parse(f"{name}({given})" if given else name, ATTACKS, TIMESTEPS).in_pixels(lambda z: torch.from_numpy(to_pixels(z.numpy())))
-    value = attack.statistics(setting.denoiser, setting.x0, setting.noise).numpy()
+    attack = parse(f"{name}({given})" if given else name, ATTACKS, TIMESTEPS)
+    decode = lambda z: torch.from_numpy(to_pixels(z.numpy()))
+    value = attack.statistics(Subject(setting.denoiser, setting.x0, setting.noise, decode=decode)).numpy()
     same(value, filtered(name, setting, decode=to_pixels, **values), rtol=1e-8)
     assert (np.abs(value / filtered(name, setting, **values) - 1) > 1e-3).all(), "the decoder is used"
 
@@ -389,26 +391,13 @@ def test_a_filter_that_lets_nothing_but_the_mean_through_leaves_the_squared_mean
 
 
 @frequency_attacks
-def test_a_frequency_attack_takes_masks_on_pixels_and_refuses_them_on_latents(setting: Setting, name: str) -> None:
+def test_a_frequency_attack_refuses_masks(setting: Setting, name: str) -> None:
     attack = parse(f"{name}(gain=0.5)", ATTACKS, TIMESTEPS)
-    decoded = attack.in_pixels(lambda z: z)
-    assert attack.takes_masks and not decoded.takes_masks
-    assert decoded.statistics(setting.denoiser, setting.x0, setting.noise).shape == (len(TIMESTEPS), len(IDS))
+    assert not attack.takes_masks
     for masks in ((setting.mask,), (None, setting.mask)):
         with pytest.raises(UserError) as refusal:
-            decoded.masked_statistics(setting.denoiser, setting.x0, setting.noise, masks=masks)
+            attack.masked_statistics(Subject(setting.denoiser, setting.x0, setting.noise), masks=masks)
         assert str(refusal.value) == f"{name}(gain=0.5) takes no mask; leave out --mask, or this attack"
-
-
-@frequency_attacks
-def test_the_decoder_of_a_frequency_attack_is_no_parameter(name: str) -> None:
-    attack = parse(f"{name}(radius=3)", ATTACKS, TIMESTEPS)
-    decoded = attack.in_pixels(lambda z: z)
-    assert decoded.parameters() == attack.parameters() == {"p": attack.p, "radius": 3.0, "gain": 0.2}
-    assert decoded.label == attack.label == f"{name}(radius=3.0)"
-    assert decoded == attack and hash(decoded) == hash(attack) and "decode" not in repr(decoded)
-    with pytest.raises(UserError, match=f"unknown parameter of {name} 'decode'"):
-        parse(f"{name}(decode=x)", ATTACKS, TIMESTEPS)
 
 
 @pytest.mark.parametrize("given", ["radius=-1", "radius=nan", "radius=inf", "gain=-0.1", "gain=1.1", "gain=nan"])
@@ -418,12 +407,6 @@ def test_a_filter_that_gives_no_number_or_cannot_be_recorded_is_refused(name: st
         parse(f"{name}({given})", ATTACKS, TIMESTEPS)
 
 
-@pytest.mark.parametrize("name", [n for n, kind in ATTACKS.items() if not n.endswith("_frequency")])
-def test_attacks_that_compare_no_images_ignore_the_decoder(name: str) -> None:
-    attack = parse(name, ATTACKS, TIMESTEPS)
-    assert attack.in_pixels(lambda z: z) is attack
-
-
 @pytest.mark.parametrize("model_dtype", [torch.float32, torch.bfloat16])
 def test_norms_are_summed_in_float64_whatever_the_model_computes_in(model_dtype: torch.dtype) -> None:
     # 1 + 4095 times 2^-12: float32 and bfloat16 sums of fourth powers would lose most of the small terms
@@ -431,7 +414,7 @@ def test_norms_are_summed_in_float64_whatever_the_model_computes_in(model_dtype:
     values[0, 0, 0, 0] = 16.0
     denoiser = Denoiser.from_function(lambda x, t: values, LINEAR)
     x0, noise = torch.zeros(1, 1, 64, 64, dtype=model_dtype), Noise(0, ("a",), (1, 64, 64), model_dtype)
-    value = parse("sima", ATTACKS, (100,)).statistics(denoiser, x0, noise)
+    value = parse("sima", ATTACKS, (100,)).statistics(Subject(denoiser, x0, noise))
     assert value.item() == 16.0**4 + 4095 * 2.0**-36
 
 
@@ -443,14 +426,14 @@ def test_density_refuses_to_score_before_it_is_prepared() -> None:
     attack = parse("noise_aggregation(metric=density)", ATTACKS, TIMESTEPS)
     assert attack.needs_preparation
     with pytest.raises(UserError, match=r"noise_aggregation\(metric=density\) needs its bandwidth: call prepared\(\)"):
-        attack.statistics(setting.denoiser, setting.x0, setting.noise)
+        attack.statistics(Subject(setting.denoiser, setting.x0, setting.noise))
 
 
 def test_density_bandwidth_is_the_median_pair_distance_at_each_timestep() -> None:
     setting = Setting((1, 8, 8))
     x0, images = setting.x0[:3], setting.images[:3]  # k = 3 and three images: nine distances, so that the median is one of them
     noise = Noise(3, IDS[:3], (1, 8, 8), torch.float64)
-    prepared = parse("noise_aggregation(metric=density,k=3)", ATTACKS, TIMESTEPS).prepared(setting.denoiser, x0, noise)
+    prepared = parse("noise_aggregation(metric=density,k=3)", ATTACKS, TIMESTEPS).prepared(Subject(setting.denoiser, x0, noise))
     expected = []
     for t in TIMESTEPS:
         vectors = formulas.walked_predictions(setting.eps, LINEAR, images, noise(0).numpy(), t, k=3)
@@ -461,7 +444,7 @@ def test_density_bandwidth_is_the_median_pair_distance_at_each_timestep() -> Non
 
 def test_density_bandwidth_splits_an_even_number_of_pair_distances_in_halves() -> None:
     setting = Setting((1, 8, 8))
-    attack = parse("noise_aggregation(metric=density)", ATTACKS, (80,)).prepared(setting.denoiser, setting.x0, setting.noise)
+    attack = parse("noise_aggregation(metric=density)", ATTACKS, (80,)).prepared(Subject(setting.denoiser, setting.x0, setting.noise))
     vectors = formulas.walked_predictions(setting.eps, LINEAR, setting.images, setting.draws(1)[0], 80)
     distances = sorted(d for b in range(len(IDS)) for d in formulas.pair_distances(vectors[:, b]))
     assert attack.bandwidth[0] == pytest.approx((distances[19] + distances[20]) / 2, rel=1e-10)
@@ -470,17 +453,17 @@ def test_density_bandwidth_splits_an_even_number_of_pair_distances_in_halves() -
 def test_prepared_density_keeps_its_label_and_scores_any_batch() -> None:
     setting = Setting((1, 8, 8))
     attack = parse("noise_aggregation(metric=density)", ATTACKS, TIMESTEPS)
-    prepared = attack.prepared(setting.denoiser, setting.x0, setting.noise)
+    prepared = attack.prepared(Subject(setting.denoiser, setting.x0, setting.noise))
     assert prepared.label == attack.label == "noise_aggregation(metric=density)"
-    one = prepared.statistics(setting.denoiser, setting.x0[:1], Noise(3, IDS[:1], (1, 8, 8), torch.float64))
-    same(one.numpy(), prepared.statistics(setting.denoiser, setting.x0, setting.noise).numpy()[:, :1])
+    one = prepared.statistics(Subject(setting.denoiser, setting.x0[:1], Noise(3, IDS[:1], (1, 8, 8), torch.float64)))
+    same(one.numpy(), prepared.statistics(Subject(setting.denoiser, setting.x0, setting.noise)).numpy()[:, :1])
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_with_default_parameters_need_no_preparation(name: str) -> None:
     setting, attack = Setting((1, 8, 8)), ATTACKS[name]()
     assert not attack.needs_preparation
-    assert attack.prepared(setting.denoiser, setting.x0, setting.noise) == attack
+    assert attack.prepared(Subject(setting.denoiser, setting.x0, setting.noise)) == attack
 
 
 # --- where attacks are defined ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,14 @@ from fixtures.text import text_folder
 import diffleak
 from diffleak import hub
 from diffleak.attacks import ATTACKS
-from diffleak.attacks.base import Encoder, Service, parse
 from diffleak.attacks.black_box import BlackBox, cosines
+from diffleak.attacks.spec import parse
+from diffleak.attacks.subject import Encoder, Subject
 from diffleak.auditing.config import AuditConfig
+from diffleak.auditing.inputs import Inputs
 from diffleak.auditing.plan import choose_attacks, prepare
 from diffleak.auditing.run import run
 from diffleak.auditing.score import Job, Worker, collect, score
-from diffleak.auditing.service import service
 from diffleak.config import build
 from diffleak.data.cohort import two_sources
 from diffleak.data.pixels import ImageShape, to_model, to_uint8
@@ -30,6 +32,7 @@ from diffleak.diffusion.conditions import Prompts
 from diffleak.diffusion.denoiser import Counted, Denoiser, Guided
 from diffleak.diffusion.dual import Dual
 from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.sampling import FlowSampler
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.stats.rules import settled
@@ -94,8 +97,9 @@ def test_similarities_are_those_of_a_straight_line_loop() -> None:
     x0 = torch.from_numpy(to_model(pixels(5, 3))).double()
     ids = ("a", "b", "c", "d", "e")
     texts = ("picture in-1", "two boats", "", "picture in-3", "picture in-1")
-    attack = BlackBox(n=n, steps=steps, guidance_scale=scale, encoder="pixels").served_by(service(captioned(denoiser), SHAPE))
-    found = attack.statistics(denoiser, x0, Noise(7, ids, x0.shape[1:], torch.float64), text(texts))
+    attack = BlackBox(n=n, steps=steps, guidance_scale=scale, encoder="pixels")
+    alone = Inputs(captioned(denoiser), cohort(2), SHAPE, False, 0).alone()
+    found = attack.statistics(replace(alone, x0=x0, noise=Noise(7, ids, x0.shape[1:], torch.float64), cond=text(texts)))
     timesteps = [750, 500, 250, 0]
     alphas = SCHEDULE.alphas_cumprod
     for i, (image_id, caption) in enumerate(zip(ids, texts, strict=True)):
@@ -125,14 +129,13 @@ def test_cosines_are_taken_draw_by_draw() -> None:
 
 def test_a_batch_does_not_change_what_is_drawn_for_an_image_and_draws_differ() -> None:
     seen: list[torch.Tensor] = []
-    target = captioned(Gaussian(0.1, 0.5, SCHEDULE))
-    keep = lambda denoiser, noise, cond: seen.append(noise(0)) or noise(0)
-    draws = Service(lambda steps: keep, lambda spec: Encoder("e", lambda x: x.flatten(1)))
-    attack = BlackBox(n=2, guidance_scale=1.0).served_by(draws)
+    watched = Denoiser.from_function(lambda x, t, cond: (seen.append(x.clone()) if t == 998 else None) or x, SCHEDULE.alphas_cumprod)
+    means = {"sampler": lambda steps: FlowSampler(SCHEDULE, steps), "open_encoder": lambda spec: Encoder("e", lambda x: x.flatten(1))}
+    attack = BlackBox(n=2, steps=2, guidance_scale=1.0)
     x0 = torch.zeros(3, 1, SIDE, SIDE, dtype=torch.float64)
     for ids in (("a", "b", "c"), ("b",)):
         noise = Noise(0, ids, (1, SIDE, SIDE), torch.float64)
-        attack.statistics(target.denoiser, x0[: len(ids)], noise, Text()(["a"] * len(ids)))
+        attack.statistics(Subject(watched, x0[: len(ids)], noise, Text()(["a"] * len(ids)), **means))
     whole, alone = seen
     torch.testing.assert_close(alone, whole[[1, 4]], rtol=0, atol=0)
     assert len(torch.unique(whole.flatten(1), dim=0)) == 6
@@ -276,12 +279,12 @@ def test_the_query_image_of_a_latent_model_is_embedded_as_its_own_pixels(tmp_pat
     target = hub.load(text_folder(tmp_path / "model"), device="cpu")
     images = pixels(2, 5).repeat(3, axis=3).repeat(4, axis=1).repeat(4, axis=2)
     embedded: list[torch.Tensor] = []
-    real = service(target, target.shape)
-    spying = Service(real.drawing, lambda spec: Encoder("spy", lambda x: embedded.append(x) or x.flatten(1)))
+    spy = Encoder("spy", lambda x: embedded.append(x) or x.flatten(1))
     x = torch.from_numpy(to_model(images))
-    attack = BlackBox(n=2, steps=2).served_by(spying).for_batch(lambda: x, lambda z: z)
     z = target.codec.encode(x)
-    value = attack.statistics(target.denoiser, z, Noise(0, ("a", "b"), z.shape[1:]), target.text(["a house", "moon"]))
+    alone = replace(Inputs(target, cohort(2), target.shape, False, 0).alone(), images=lambda: x, open_encoder=lambda spec: spy)
+    noise = Noise(0, ("a", "b"), z.shape[1:])
+    value = BlackBox(n=2, steps=2).statistics(replace(alone, x0=z, noise=noise, cond=target.text(["a house", "moon"])))
     assert torch.equal(embedded[0], x)
     assert embedded[1].shape == (4, 3, 16, 16), "decoded, and not latents"
     assert value.shape == (2, 2) and value.dtype == torch.float64 and torch.isfinite(value).all()
@@ -330,13 +333,14 @@ def test_a_model_without_captions_is_refused(capsys, model_folder: Callable[...,
     assert "black_box works with captions, and" in said and "takes none; leave it out" in said
 
 
-def test_asked_without_a_service_or_captions_it_says_so() -> None:
-    x0, noise = torch.zeros(1, 1, SIDE, SIDE), Noise(0, ("a",), (1, SIDE, SIDE))
-    with pytest.raises(UserError, match="black_box needs a model that draws images and an encoder"):
-        BlackBox().statistics(memoriser(), x0, noise, Text()(["a"]))
-    attack = BlackBox(encoder="pixels").served_by(service(captioned(memoriser()), SHAPE))
+def test_a_subject_without_a_sampler_an_encoder_or_captions_is_refused() -> None:
+    x0, noise, attack = torch.zeros(1, 1, SIDE, SIDE), Noise(0, ("a",), (1, SIDE, SIDE)), BlackBox(n=1, steps=1)
+    with pytest.raises(UserError, match="the attack draws images, and this subject has no sampler"):
+        attack.statistics(Subject(memoriser(), x0, noise, Text()(["a"])))
+    with pytest.raises(UserError, match="the attack compares images, and this subject has no encoder"):
+        attack.opened(Subject(memoriser(), x0, noise, sampler=lambda steps: FlowSampler(SCHEDULE, steps)))
     with pytest.raises(UserError, match="black_box needs the captions of the images as cond, a Prompts; got NoneType"):
-        attack.statistics(memoriser(), x0, noise)
+        attack.statistics(Subject(memoriser(), x0, noise))
 
 
 def test_a_model_that_draws_nan_is_named(tmp_path: Path) -> None:
@@ -353,7 +357,7 @@ def test_without_calibration_a_threshold_works_and_a_classifier_does_not(tmp_pat
 
 def test_the_python_api_takes_a_captioned_target(tmp_path: Path) -> None:
     (result,) = diffleak.audit(
-        captioned(memoriser(12)), source("in", 12, 1), source("out", 12, 2), attacks=FAST, output=tmp_path / "run"
+        captioned(memoriser(12)), members=source("in", 12, 1), nonmembers=source("out", 12, 2), attacks=FAST, output=tmp_path / "run"
     ).results
     assert result.parameters["encoder"] == "pixels"
 

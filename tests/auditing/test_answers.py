@@ -11,6 +11,7 @@ import diffleak
 from diffleak.attacks.loss import Loss
 from diffleak.attacks.secmi import SecMI
 from diffleak.attacks.sima import SimA
+from diffleak.attacks.subject import Subject
 from diffleak.data.pixels import ImageShape, to_model
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
 from diffleak.diffusion.codec import Codec
@@ -37,7 +38,9 @@ def blurred(x: torch.Tensor, t: int) -> torch.Tensor:
 
 def audited(predict_noise: Any, attacks: str = "sima", **how: Any) -> diffleak.Audit:
     denoiser = Denoiser.from_function(predict_noise, TABLE, **how)
-    return diffleak.audit(denoiser, MEMBERS, HELD_OUT, attacks, timesteps="50:150:50", threads=1, allow_shift=True)
+    return diffleak.audit(
+        denoiser, members=MEMBERS, nonmembers=HELD_OUT, attacks=attacks, timesteps="50:150:50", threads=1, allow_shift=True
+    )
 
 
 def with_variance(x: torch.Tensor, t: int) -> torch.Tensor:
@@ -56,7 +59,14 @@ def test_a_declared_learned_variance_changes_no_auc_and_no_score():
 
 def test_an_undeclared_learned_variance_is_refused_before_scoring(tmp_path):
     with pytest.raises(UserError) as caught:
-        diffleak.audit(Denoiser.from_function(with_variance, TABLE), MEMBERS, HELD_OUT, "sima", output=tmp_path / "run", threads=1)
+        diffleak.audit(
+            Denoiser.from_function(with_variance, TABLE),
+            members=MEMBERS,
+            nonmembers=HELD_OUT,
+            attacks="sima",
+            output=tmp_path / "run",
+            threads=1,
+        )
     said = str(caught.value)
     assert "(2, 3, 8, 8) float32 on cpu; got (2, 6, 8, 8) float32 on cpu: declare a learned variance (learned_variance=True)" in said
     assert "\n" not in said and caught.value.exit_code == 2 and not (tmp_path / "run").exists()
@@ -103,7 +113,7 @@ def test_an_answer_that_is_not_like_the_images_is_refused_when_an_attack_is_call
         return
     denoiser = Mine() if own_class else Denoiser.from_function(predict, TABLE)
     with pytest.raises(UserError) as caught:
-        SimA(timesteps=(50,)).statistics(denoiser, X, Noise(0, ("a", "b", "c", "d"), (3, 8, 8), torch.float32, "cpu"))
+        SimA(timesteps=(50,)).statistics(Subject(denoiser, X, Noise(0, ("a", "b", "c", "d"), (3, 8, 8), torch.float32, "cpu")))
     assert said in str(caught.value)
     assert str(caught.value).startswith("the denoiser Mine must" if own_class else "predict_noise ")
 
@@ -119,7 +129,9 @@ def test_numbers_that_are_not_finite_are_refused_before_scoring_at_both_ends_of_
     for at, value in ((50, torch.nan), (150, torch.inf)):
         broken = Denoiser.from_function(lambda x, t, at=at, value=value: x * value if t == at else x, TABLE)
         with pytest.raises(UserError, match=rf"NaN or infinity at timestep {at} for image members/0"):
-            diffleak.audit(broken, MEMBERS, HELD_OUT, "sima", timesteps="50:150:50", output=tmp_path / "run", threads=1)
+            diffleak.audit(
+                broken, members=MEMBERS, nonmembers=HELD_OUT, attacks="sima", timesteps="50:150:50", output=tmp_path / "run", threads=1
+            )
         assert not (tmp_path / "run").exists()
 
 
@@ -142,14 +154,14 @@ def test_a_function_that_answers_in_one_buffer_is_scored_as_one_that_does_not():
         return buffers.setdefault(tuple(x.shape), torch.empty_like(x)).copy_(blurred(x, t))
 
     noise = Noise(0, ("a", "b", "c", "d"), (3, 8, 8), torch.float32, "cpu")
-    expected, found = (SecMI(timesteps=(50,)).statistics(Denoiser.from_function(f, TABLE), X, noise) for f in (blurred, reuses))
+    expected, found = (SecMI(timesteps=(50,)).statistics(Subject(Denoiser.from_function(f, TABLE), X, noise)) for f in (blurred, reuses))
     assert torch.equal(found, expected) and found.min() > 0
 
 
 def test_a_function_with_trainable_weights_leaves_no_graph_behind():
     weight = torch.nn.Parameter(torch.tensor(0.5))
     denoiser = Denoiser.from_function(lambda x, t: weight * x, TABLE)
-    found = Loss(timesteps=(50,)).statistics(denoiser, X, Noise(0, ("a", "b", "c", "d"), (3, 8, 8), torch.float32, "cpu"))
+    found = Loss(timesteps=(50,)).statistics(Subject(denoiser, X, Noise(0, ("a", "b", "c", "d"), (3, 8, 8), torch.float32, "cpu")))
     assert not found.requires_grad
 
 
@@ -171,7 +183,14 @@ def test_a_drawn_image_and_a_reference_are_checked_too():
         generate(diffleak.Target(narrow, ImageShape(3, 8, 8)), 2, steps=2)
     with pytest.raises(UserError, match="predict_noise must return"):
         diffleak.audit(
-            Denoiser.from_function(blurred, TABLE), MEMBERS, HELD_OUT, "sima", timesteps="50", reference=narrow, allow_shift=True, threads=1
+            Denoiser.from_function(blurred, TABLE),
+            members=MEMBERS,
+            nonmembers=HELD_OUT,
+            attacks="sima",
+            timesteps="50",
+            reference=narrow,
+            allow_shift=True,
+            threads=1,
         )
 
 
@@ -254,7 +273,7 @@ class Halving(Codec):
 def test_a_codec_of_ones_own_is_checked_before_scoring(wrong, said):
     target = diffleak.Target(Denoiser.from_function(lambda x, t: 0.1 * x, TABLE), ImageShape(3, 8, 8), codec=Halving(wrong))
     with pytest.raises(UserError, match=said):
-        diffleak.audit(target, PICTURES[:31], PICTURES[31:], "sima", timesteps="50", threads=1)
+        diffleak.audit(target, members=PICTURES[:31], nonmembers=PICTURES[31:], attacks="sima", timesteps="50", threads=1)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +344,8 @@ def test_a_model_that_answers_otherwise_each_time_is_refused_before_scoring(wron
 
 def test_a_model_whose_answer_is_the_same_for_every_image_is_warned_of():
     denoiser = Denoiser.from_function(lambda x, t: torch.ones_like(x), TABLE)
-    audit = diffleak.audit(denoiser, MEMBERS, HELD_OUT, attacks=["sima", "loss"], timesteps="50:100:50", allow_shift=True)
+    audit = diffleak.audit(
+        denoiser, members=MEMBERS, nonmembers=HELD_OUT, attacks=["sima", "loss"], timesteps="50:100:50", allow_shift=True
+    )
     said = [w for w in audit.record.warnings if "the same score" in w]
     assert said == ["sima gives every image the same score, so it measured nothing: does the model's answer depend on the image?"]

@@ -15,6 +15,7 @@ import torch
 
 import diffleak
 from diffleak import hub
+from diffleak.attacks.subject import Subject
 from diffleak.auditing.config import AuditConfig
 from diffleak.auditing.plan import prepare
 from diffleak.auditing.run import gate, run
@@ -136,7 +137,7 @@ def test_the_scores_are_those_of_the_attack_called_by_hand(model, whole):
             key = f"members/{i}"  # both sides use row numbers as ids, so they carry the side
             x0 = torch.from_numpy(to_model(MEMBERS[i : i + 1, ..., None]))
             with torch.inference_mode():
-                expected = ATTACKS[name](timesteps=(50, 100)).statistics(target.denoiser, x0, Noise(0, (key,), (1, 8, 8)))
+                expected = ATTACKS[name](timesteps=(50, 100)).statistics(Subject(target.denoiser, x0, Noise(0, (key,), (1, 8, 8))))
             np.testing.assert_allclose(mine.loc[key], expected[:, 0], rtol=1e-4)
 
 
@@ -250,7 +251,7 @@ def test_an_unwritable_folder_is_refused_before_scoring(model, data, tmp_path):
 def test_the_python_api_takes_arrays_and_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     memoriser = Memoriser(torch.from_numpy(MEMBERS[:, None].astype(np.float32) / 127.5 - 1).double(), linear_schedule())
-    audit = diffleak.audit(memoriser, MEMBERS, NONMEMBERS, attacks=["sima", "pia"], timesteps="50:150:50")
+    audit = diffleak.audit(memoriser, members=MEMBERS, nonmembers=NONMEMBERS, attacks=["sima", "pia"], timesteps="50:150:50")
     assert [r.auc.value for r in audit.results] == [1.0, 1.0]
     assert not list(tmp_path.iterdir())
     frame = audit.to_frame()
@@ -282,7 +283,7 @@ def test_sides_from_different_sources_make_the_audit_invalid():
     bright = np.clip(np.random.default_rng(1).integers(0, 256, (60, 8, 8)) + 60, 0, 255).astype(np.uint8)
     dark = np.random.default_rng(2).integers(0, 200, (60, 8, 8), dtype=np.uint8)
     model = diffleak.Denoiser.from_function(lambda x, t: 0.1 * x, linear_schedule().alphas_cumprod)
-    audit = diffleak.audit(model, bright, dark, attacks="sima", timesteps="100")
+    audit = diffleak.audit(model, members=bright, nonmembers=dark, attacks="sima", timesteps="100")
     assert audit.record.blind.low > 0.9
     config = build(AuditConfig, {"members": "a", "nonmembers": "b"})
     with pytest.raises(InvalidAudit, match=r"two sides come from different sources.*A classifier that sees only pixel statistics"):
@@ -337,9 +338,9 @@ def test_scores_do_not_depend_on_batch_size_beyond_rounding(model, data):
 def test_scores_of_a_model_that_nobody_can_identify_are_not_taken_for_another_one(tmp_path):
     schedule = linear_schedule().alphas_cumprod
     first, second = (diffleak.Denoiser.from_function(lambda x, t, f=f: f * x, schedule) for f in (0.1, 0.2))
-    diffleak.audit(first, MEMBERS, NONMEMBERS, attacks="sima", timesteps="100", output=tmp_path)
+    diffleak.audit(first, members=MEMBERS, nonmembers=NONMEMBERS, attacks="sima", timesteps="100", output=tmp_path)
     with pytest.raises(UserError, match="nothing says that they are of this model"):
-        diffleak.audit(second, MEMBERS, NONMEMBERS, attacks="sima", timesteps="100", output=tmp_path)
+        diffleak.audit(second, members=MEMBERS, nonmembers=NONMEMBERS, attacks="sima", timesteps="100", output=tmp_path)
 
 
 def test_saving_over_another_audit_is_refused_and_a_saved_audit_can_be_resumed(model, data, tmp_path, monkeypatch):

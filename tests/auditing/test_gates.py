@@ -96,7 +96,7 @@ def test_the_limit_is_refused_before_the_model_is_run(tmp_path):
     network = diffleak.Denoiser.from_function(lambda x, t: pytest.fail("the model was run"), linear_schedule().alphas_cumprod)
     images = np.random.default_rng(1).integers(0, 256, (2, 30, 8, 8), dtype=np.uint8)
     with pytest.raises(UserError, match=r"--max-auc 0\.6 cannot be met"):
-        diffleak.audit(network, *images, attacks="sima", output=tmp_path, max_auc=0.6)
+        diffleak.audit(network, members=images[0], nonmembers=images[1], attacks="sima", output=tmp_path, max_auc=0.6)
     assert not list(tmp_path.iterdir())
 
 

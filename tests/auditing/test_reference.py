@@ -151,7 +151,14 @@ def test_the_excess_finds_members_where_the_difficulty_of_images_hides_them():
     members, others = of_difficulties(250, 1), of_difficulties(250, 2)
     model = HalfRemembering(torch.from_numpy(to_model(members)), 0.02)
     audit = diffleak.audit(
-        model, members, others, "loss", reference=Gaussian(0.0, 0.15, linear_schedule()), timesteps="100", allow_shift=True, threads=1
+        model,
+        members=members,
+        nonmembers=others,
+        attacks="loss",
+        reference=Gaussian(0.0, 0.15, linear_schedule()),
+        timesteps="100",
+        allow_shift=True,
+        threads=1,
     )
     plain, reference, excess = audit.results
     assert plain.auc.value < 0.75 and abs(reference.auc.value - 0.5) < 0.1
@@ -162,7 +169,15 @@ def test_the_excess_finds_members_where_the_difficulty_of_images_hides_them():
 def test_a_reference_that_leaks_more_never_leads_and_never_fails_a_gate():
     members, others = of_difficulties(60, 1), of_difficulties(60, 2)
     leaky = Memoriser(torch.from_numpy(to_model(members)), linear_schedule())
-    audit = diffleak.audit(Gaussian(0.0, 0.15, linear_schedule()), members, others, "loss", reference=leaky, timesteps="100", threads=1)
+    audit = diffleak.audit(
+        Gaussian(0.0, 0.15, linear_schedule()),
+        members=members,
+        nonmembers=others,
+        attacks="loss",
+        reference=leaky,
+        timesteps="100",
+        threads=1,
+    )
     assert audit.record.result("loss[reference]").auc.value > 0.95
     assert audit.record.headline != "loss[reference]" and not audit.record.result("loss[reference]").leads
     gate(audit.record, AuditConfig(members="a", nonmembers="b", max_auc=0.7, allow_shift=True))
@@ -175,7 +190,9 @@ def test_the_gate_on_the_excess_is_about_what_the_model_leaks_beyond_its_referen
     leaky, plain = Memoriser(torch.from_numpy(to_model(members)), linear_schedule()), Gaussian(0.0, 0.15, linear_schedule())
     limit = {"members": "a", "nonmembers": "b", "reference": "r", "allow_shift": True, "max_excess_auc": 0.7}
     for model, reference in ((leaky, plain), (leaky, leaky)):
-        record = diffleak.audit(model, members, others, "loss", reference=reference, timesteps="100", threads=1).record
+        record = diffleak.audit(
+            model, members=members, nonmembers=others, attacks="loss", reference=reference, timesteps="100", threads=1
+        ).record
         assert record.result("loss").auc.value > 0.95
         if model is reference:
             gate(record, AuditConfig(**limit))
@@ -220,7 +237,9 @@ def test_another_reference_is_another_plan(pair, images, tmp_path):
 
 def refusal(model: Target | Denoiser, reference: Target | Denoiser) -> str:
     with pytest.raises(UserError) as caught:
-        diffleak.audit(model, of_difficulties(20, 1), of_difficulties(20, 2), "loss", reference=reference, timesteps="100")
+        diffleak.audit(
+            model, members=of_difficulties(20, 1), nonmembers=of_difficulties(20, 2), attacks="loss", reference=reference, timesteps="100"
+        )
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -264,7 +283,7 @@ def test_settings_that_contradict_a_reference_or_a_lora_are_refused(pair, images
     with pytest.raises(UserError, match="without --split or --nonmembers nothing is attacked; leave out --reference"):
         build(GeometryConfig, {"model": "m", "data": "d", "reference": "r"})
     with pytest.raises(UserError, match="a LoRA is applied when a model is loaded"):
-        diffleak.audit(Gaussian(0.0, 0.15, linear_schedule()), *images, "loss", lora="x")
+        diffleak.audit(Gaussian(0.0, 0.15, linear_schedule()), members=images[0], nonmembers=images[1], attacks="loss", lora="x")
 
 
 def test_scores_of_an_unnamed_reference_are_not_resumed(images, tmp_path):

@@ -14,6 +14,7 @@ from fixtures.runs import make_run
 from rich.console import Console
 
 import diffleak
+from diffleak.attacks.subject import Subject
 from diffleak.auditing import inputs
 from diffleak.auditing import plan as planning
 from diffleak.auditing import score as scoring
@@ -63,7 +64,9 @@ def memoriser() -> Target:
 
 
 def test_clid_is_audited_from_components_to_report(captioned, tmp_path):
-    audit = diffleak.audit(captioned, MEMBERS, NONMEMBERS, "clid,sima", tmp_path / "run", timesteps="50:100:50", **SETTINGS)
+    audit = diffleak.audit(
+        captioned, members=MEMBERS, nonmembers=NONMEMBERS, attacks="clid,sima", output=tmp_path / "run", timesteps="50:100:50", **SETTINGS
+    )
     record = AuditRecord.model_validate_json((tmp_path / "run" / "audit.json").read_text())
     result = record.result("clid")
     assert (result.timestep, result.rule, result.direction, result.queries, result.queries_at_timestep) == (None, "clid", "large", 15, None)
@@ -84,18 +87,20 @@ def test_clid_is_audited_from_components_to_report(captioned, tmp_path):
 
 def test_workers_resume_and_settle_to_the_same_numbers(captioned, tmp_path):
     attacks = "clid,pfami(crops=2)"
-    whole = diffleak.audit(captioned, MEMBERS, NONMEMBERS, attacks, **SETTINGS)
+    whole = diffleak.audit(captioned, members=MEMBERS, nonmembers=NONMEMBERS, attacks=attacks, **SETTINGS)
     captioned = replace(captioned, fingerprint="sha256:toy")
     with pytest.raises(UserError, match="other shards"):
-        diffleak.audit(captioned, MEMBERS, NONMEMBERS, attacks, tmp_path / "run", shard="1/2", **SETTINGS)
-    parts = diffleak.audit(captioned, MEMBERS, NONMEMBERS, attacks, tmp_path / "run", shard="2/2", **SETTINGS)
+        diffleak.audit(captioned, members=MEMBERS, nonmembers=NONMEMBERS, attacks=attacks, output=tmp_path / "run", shard="1/2", **SETTINGS)
+    parts = diffleak.audit(
+        captioned, members=MEMBERS, nonmembers=NONMEMBERS, attacks=attacks, output=tmp_path / "run", shard="2/2", **SETTINGS
+    )
     for mine, other in zip(parts.scores, whole.scores, strict=True):
         np.testing.assert_array_equal(mine.statistic, other.statistic)
     assert [r.model_dump() for r in parts.results] == [r.model_dump() for r in whole.results]
 
 
 def test_a_saved_audit_has_the_files_of_one_that_ran_there(captioned, tmp_path):
-    audit = diffleak.audit(captioned, MEMBERS, NONMEMBERS, "clid", **SETTINGS)
+    audit = diffleak.audit(captioned, members=MEMBERS, nonmembers=NONMEMBERS, attacks="clid", **SETTINGS)
     audit.save(tmp_path / "saved")
     saved = read_entries([str(tmp_path / "saved"), f"b={tmp_path / 'saved'}"])[0].runs[0]
     np.testing.assert_array_equal(read_scores(saved, "clid").statistic, audit.scores[0].statistic)
@@ -103,7 +108,7 @@ def test_a_saved_audit_has_the_files_of_one_that_ran_there(captioned, tmp_path):
 
 def test_finished_audits_are_compared_at_their_settings(captioned, tmp_path):
     for name in ("a", "b"):
-        diffleak.audit(captioned, MEMBERS, NONMEMBERS, "clid,pfami(crops=2)", tmp_path / name, **SETTINGS)
+        diffleak.audit(captioned, members=MEMBERS, nonmembers=NONMEMBERS, attacks="clid,pfami(crops=2)", output=tmp_path / name, **SETTINGS)
     compared = compare([str(tmp_path / "a"), str(tmp_path / "b")])
     rows = {r.attack: r for r in compared.entries[1].results}
     assert rows["clid"].setting.startswith("w=") and rows["clid"].timestep is None
@@ -115,7 +120,7 @@ def test_a_batch_shrinks_by_the_width_of_the_attack(memoriser, monkeypatch):
     sizes: list[int] = []
     ask = scoring.Counted.__call__
     monkeypatch.setattr(scoring.Counted, "__call__", lambda self, x, t, cond=None: (sizes.append(len(x)), ask(self, x, t, cond))[1])
-    diffleak.audit(memoriser, MEMBERS, NONMEMBERS, "pfami(crops=4)", **SETTINGS)
+    diffleak.audit(memoriser, members=MEMBERS, nonmembers=NONMEMBERS, attacks="pfami(crops=4)", **SETTINGS)
     assert set(sizes) == {3 * 5, 2 * 5, 5}, "batches of 16 rows hold three images of five rows, and the last of a chunk two or one"
 
 
@@ -132,13 +137,18 @@ def test_all_leaves_out_what_a_model_without_captions_cannot_be_asked(memoriser,
 def test_without_calibration_a_score_that_is_settled_there_is_refused(captioned):
     settings = {**SETTINGS, "calibration": False, "timesteps": "50"}
     with pytest.raises(UserError, match="clid settles its score on the calibrate part; leave out --no-calibration, or this attack"):
-        diffleak.audit(captioned, MEMBERS, NONMEMBERS, "clid,sima", **settings)
-    names = [r.attack for r in diffleak.audit(captioned, MEMBERS, NONMEMBERS, "pfami(crops=2),sima", **settings).results]
+        diffleak.audit(captioned, members=MEMBERS, nonmembers=NONMEMBERS, attacks="clid,sima", **settings)
+    names = [
+        r.attack
+        for r in diffleak.audit(captioned, members=MEMBERS, nonmembers=NONMEMBERS, attacks="pfami(crops=2),sima", **settings).results
+    ]
     assert names == ["pfami(crops=2)", "sima"]
 
 
 def test_pfami_without_calibration_needs_no_timestep(memoriser):
-    result = diffleak.audit(memoriser, MEMBERS, NONMEMBERS, "pfami(crops=2)", calibration=False, **SETTINGS).results[0]
+    result = diffleak.audit(
+        memoriser, members=MEMBERS, nonmembers=NONMEMBERS, attacks="pfami(crops=2)", calibration=False, **SETTINGS
+    ).results[0]
     assert (result.timestep, result.setting, result.per_timestep) == (None, None, ())
     assert result.auc.value > 0.6  # half of the members are memorised
 
@@ -146,7 +156,7 @@ def test_pfami_without_calibration_needs_no_timestep(memoriser):
 def test_an_infinite_number_of_such_an_attack_names_the_image_and_no_timestep(memoriser):
     broken = diffleak.Denoiser.from_function(lambda x, t: x / 0 if t == 200 else x, linear_schedule().alphas_cumprod)
     with pytest.raises(UserError, match=r"pfami got nan for image \S+: try --dtype float32"):
-        diffleak.audit(broken, MEMBERS, NONMEMBERS, "pfami", **SETTINGS)
+        diffleak.audit(broken, members=MEMBERS, nonmembers=NONMEMBERS, attacks="pfami", **SETTINGS)
 
 
 def test_a_report_names_settings_where_others_have_timesteps():
@@ -216,9 +226,10 @@ def test_pfami_on_a_latent_model_is_that_of_the_encoded_crops(latent_folder, dig
     target, row = diffleak.load(folder, device="cpu"), audit.scores[0].ids.index("members/7")
     x = torch.from_numpy(to_model(digits[7:8]))
     with torch.inference_mode():
-        attack = PFAMI(crops=3, timesteps=(40, 80)).for_batch(lambda: x, target.codec.encode)
+        attack = PFAMI(crops=3, timesteps=(40, 80))
         z = target.codec.encode(x)
-        expected = attack.statistics(target.denoiser, z, Noise(0, ("members/7",), tuple(z.shape[1:])))
+        noise = Noise(0, ("members/7",), tuple(z.shape[1:]))
+        expected = attack.statistics(Subject(target.denoiser, z, noise, encode=target.codec.encode, images=lambda: x))
     np.testing.assert_allclose(audit.scores[0].statistic[row], expected[:, 0], rtol=1e-3)
 
 

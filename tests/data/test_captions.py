@@ -366,29 +366,31 @@ SMALL = {"timesteps": "40:60:20", "batch_size": 3, "chunk_size": 8, "threads": 2
 @pytest.mark.parametrize("attack", [name for name, kind in ATTACKS.items() if kind.rule is None])  # others show or tell variants
 def test_every_attack_gives_each_image_its_own_caption_in_every_batch_and_chunk(attack):
     witness = Witness()
-    diffleak.audit(witness.target(), MEMBERS, NONMEMBERS, attack, **SMALL)
+    diffleak.audit(witness.target(), members=MEMBERS, nonmembers=NONMEMBERS, attacks=attack, **SMALL)
     assert witness.seen >= 46 and not witness.wrong
 
 
 def test_a_swapped_caption_does_not_pass_for_the_own_one():
     witness = Witness()
-    diffleak.audit(witness.target(), MEMBERS, NONMEMBERS, "loss", captions="swapped", **SMALL)
+    diffleak.audit(witness.target(), members=MEMBERS, nonmembers=NONMEMBERS, attacks="loss", captions="swapped", **SMALL)
     assert len(witness.wrong) >= 46
 
 
 def test_a_resumed_run_gives_the_same_captions_and_the_same_scores(tmp_path):
-    first = diffleak.audit(Witness().target(), MEMBERS, NONMEMBERS, "loss,secmi", output=tmp_path / "run", **SMALL)
+    first = diffleak.audit(
+        Witness().target(), members=MEMBERS, nonmembers=NONMEMBERS, attacks="loss,secmi", output=tmp_path / "run", **SMALL
+    )
     for file in sorted((tmp_path / "run" / "scores").glob("chunk-0000[25]*")):
         file.unlink()
     witness = Witness()
-    again = diffleak.audit(witness.target(), MEMBERS, NONMEMBERS, "loss,secmi", output=tmp_path / "run", **SMALL)
+    again = diffleak.audit(witness.target(), members=MEMBERS, nonmembers=NONMEMBERS, attacks="loss,secmi", output=tmp_path / "run", **SMALL)
     assert witness.seen and not witness.wrong
     assert again.to_frame().equals(first.to_frame())
 
 
 def test_a_run_folder_belongs_to_one_choice_and_one_set_of_captions(tmp_path):
     audit = lambda members=MEMBERS, **changes: diffleak.audit(
-        Witness().target(), members, NONMEMBERS, "loss", output=tmp_path / "run", **SMALL, **changes
+        Witness().target(), members=members, nonmembers=NONMEMBERS, attacks="loss", output=tmp_path / "run", **SMALL, **changes
     )
     audit()
     audit(captions="own")
@@ -402,7 +404,7 @@ def test_the_record_says_what_the_model_was_told_and_what_it_did_not_read(tmp_pa
     long = {i: f"image {i} and much more than the encoder reads" for i in ("0", "7")}
     sources = [patterned(s.ids, [long.get(i, f"image {i}") for i in s.ids]) for s in (MEMBERS, NONMEMBERS)]
     target = Target(Memoriser(torch.zeros(1, 1, 16, 16), SCHEDULE), name="m", fingerprint="m", text=Words())
-    finished = diffleak.audit(target, *sources, "loss", output=tmp_path / "run", **SMALL)
+    finished = diffleak.audit(target, members=sources[0], nonmembers=sources[1], attacks="loss", output=tmp_path / "run", **SMALL)
     stderr = capsys.readouterr().err
     plan, *rest = [line for line in stderr.splitlines() if line.startswith(("plan", "captions"))]
     assert ", captions own (46 found, 2 truncated), " in plan and rest == ["captions found: 46/46 (own)"]
@@ -417,7 +419,9 @@ def test_the_record_says_what_the_model_was_told_and_what_it_did_not_read(tmp_pa
 @pytest.mark.parametrize(("choice", "warned"), [("empty", True), ("fixed:", True), ("fixed:a moon", False), ("own", False)])
 def test_an_audit_that_tells_clid_no_captions_is_warned_of(choice, warned):
     target = Target(Memoriser(torch.zeros(1, 1, 16, 16), SCHEDULE), name="m", fingerprint="m", text=Words())
-    record = diffleak.audit(target, MEMBERS, NONMEMBERS, "clid(timesteps=50),loss", captions=choice, **SMALL).record
+    record = diffleak.audit(
+        target, members=MEMBERS, nonmembers=NONMEMBERS, attacks="clid(timesteps=50),loss", captions=choice, **SMALL
+    ).record
     expected = "the model was told no captions, and clid(timesteps=50) measures what captions add: what is left of it is the loss"
     assert (expected in record.warnings) == warned
 
@@ -432,13 +436,13 @@ def test_an_audit_that_tells_clid_no_captions_is_warned_of(choice, warned):
 )
 def test_what_is_told_is_printed_before_scoring(choice, line, capsys):
     target = Target(Memoriser(torch.zeros(1, 1, 16, 16), SCHEDULE), name="m", fingerprint="m", text=Words())
-    diffleak.audit(target, MEMBERS, NONMEMBERS, "loss", captions=choice, **SMALL)
+    diffleak.audit(target, members=MEMBERS, nonmembers=NONMEMBERS, attacks="loss", captions=choice, **SMALL)
     assert line in capsys.readouterr().err.splitlines()
 
 
 def test_a_record_without_captions_says_nothing_of_them(tmp_path, capsys):
     target = Target(Memoriser(torch.zeros(1, 1, 16, 16), SCHEDULE), fingerprint="m")
-    record = diffleak.audit(target, MEMBERS, NONMEMBERS, "loss", output=tmp_path / "run", **SMALL).record
+    record = diffleak.audit(target, members=MEMBERS, nonmembers=NONMEMBERS, attacks="loss", output=tmp_path / "run", **SMALL).record
     assert record.plan.captions is None and record.plan.captions_found is None and record.truncated == ()
     assert "captions" not in capsys.readouterr().err and "<dt>Captions" not in (tmp_path / "run" / "report.html").read_text()
 
@@ -532,7 +536,9 @@ def memorised(pairs, captions):
     texts = tuple(f"caption of {i}" for i in ids[0]) if pairs else None
     target = Target(Memoriser(points, SCHEDULE, texts), name="m", text=Words())
     attacks = tuple(name for name, kind in ATTACKS.items() if not kind.needs_text)
-    results = diffleak.audit(target, *sources, attacks, timesteps="150", calibration=False, captions=captions).results
+    results = diffleak.audit(
+        target, members=sources[0], nonmembers=sources[1], attacks=attacks, timesteps="150", calibration=False, captions=captions
+    ).results
     return {result.attack: result.auc.value for result in results}
 
 

@@ -558,8 +558,8 @@ def test_an_audit_says_and_records_what_was_done_and_another_choice_is_another_p
 
 def test_a_plan_names_the_choice_even_where_it_changes_no_pixel(tmp_path, model_folder):
     model, sides = model_folder(in_channels=3, out_channels=3), (pictures(12, 8, 8), pictures(12, 8, 8, seed=1))
-    auditing.audit(model, *sides, output=tmp_path / "run", **SETTINGS)
-    said = refusal(lambda: auditing.audit(model, *sides, output=tmp_path / "run", alpha="white", **SETTINGS))
+    auditing.audit(model, members=sides[0], nonmembers=sides[1], output=tmp_path / "run", **SETTINGS)
+    said = refusal(lambda: auditing.audit(model, members=sides[0], nonmembers=sides[1], output=tmp_path / "run", alpha="white", **SETTINGS))
     assert "alpha was drop, now white" in said
 
 

@@ -12,7 +12,8 @@ from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
 from diffleak.attacks import ATTACKS
-from diffleak.attacks.base import parse
+from diffleak.attacks.spec import parse
+from diffleak.attacks.subject import Subject
 from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
 from diffleak.diffusion.denoiser import Counted, Denoiser, NetworkDenoiser, PredictionType, to_noise
 from diffleak.diffusion.noise import Noise
@@ -399,8 +400,8 @@ def scores_at_150(model: Denoiser, spec: str, members: np.ndarray, nonmembers: n
     """Members first; higher means member, by the direction that the attack declares."""
     images = torch.from_numpy(np.concatenate([members, nonmembers]))
     noise = Noise(0, tuple(map(str, range(len(images)))), (1, 8, 8), torch.float64)
-    attack = parse(spec, ATTACKS, (150,)).prepared(model, images, noise)
-    statistic = attack.statistics(model, images, noise)[0].numpy()
+    attack = parse(spec, ATTACKS, (150,)).prepared(Subject(model, images, noise))
+    statistic = attack.statistics(Subject(model, images, noise))[0].numpy()
     return -statistic if attack.direction == "small" else statistic
 
 

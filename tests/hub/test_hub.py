@@ -25,6 +25,7 @@ from diffusers import (
 )
 
 from diffleak.attacks import ATTACKS
+from diffleak.attacks.subject import Subject
 from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.target import Target
@@ -247,7 +248,7 @@ def test_every_attack_runs_on_a_loaded_model(model_folder: Folders, name: str, d
     target = load(model_folder(), dtype=dtype, device="cpu")
     noise = Noise(0, ("a", "b"), (1, 8, 8), target.x_dtype)
     attack = ATTACKS[name](timesteps=(50, 100))
-    value = attack.statistics(target.denoiser, images(2, 1, 8, 8, dtype=target.x_dtype), noise)
+    value = attack.statistics(Subject(target.denoiser, images(2, 1, 8, 8, dtype=target.x_dtype), noise))
     assert value.shape == (len(attack.columns), 2)
     assert value.dtype == torch.float64
     assert torch.isfinite(value).all()

@@ -309,9 +309,9 @@ def test_the_command_of_an_audit_of_a_model_loaded_with_an_adapter_does_not_leav
         np.save(side, np.random.default_rng(i).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
     given = {"attacks": "loss", "captions": "empty", "timesteps": "100", "calibration": False, "allow_shift": True, "threads": 1}
     lora = lora_folder(tmp_path / "lora")
-    loaded = diffleak.audit(hub.load(models("sd"), lora=lora), *sides, **given).record
+    loaded = diffleak.audit(hub.load(models("sd"), lora=lora), members=sides[0], nonmembers=sides[1], **given).record
     assert loaded.plan.lora == str(lora) and "from Python" in loaded.command
-    assert f"--lora {lora}" in diffleak.audit(models("sd"), *sides, **given, lora=lora).record.command
-    guided = diffleak.audit(hub.load(models("sd"), guidance_scale=2.0), *sides, **given).record
+    assert f"--lora {lora}" in diffleak.audit(models("sd"), members=sides[0], nonmembers=sides[1], **given, lora=lora).record.command
+    guided = diffleak.audit(hub.load(models("sd"), guidance_scale=2.0), members=sides[0], nonmembers=sides[1], **given).record
     assert guided.plan.guidance_scale == 2 and "from Python" in guided.command
-    assert "from Python" not in diffleak.audit(models("sd"), *sides, **given).record.command
+    assert "from Python" not in diffleak.audit(models("sd"), members=sides[0], nonmembers=sides[1], **given).record.command

@@ -456,9 +456,9 @@ def test_an_audit_ranks_images_as_that_of_a_model_whose_weights_were_edited_by_h
     layers = {"unet": layers_of("sd", "unet", lambda layer: "attn" in layer), "text_encoder": layers_of("sd", "text_encoder")}
     given = {"attacks": "loss,sima", "captions": "fixed:moon", "timesteps": "100", "calibration": False, "allow_shift": True, "threads": 1}
     file = kohya_file(tmp_path / "a.safetensors", "sd", layers)
-    by_adapter = diffleak.audit(models("sd"), *sides, **given, lora=file)
-    by_hand = diffleak.audit(edited_by_hand(models("sd"), tmp_path / "hand", "sd", layers), *sides, **given)
-    without = diffleak.audit(models("sd"), *sides, **given)
+    by_adapter = diffleak.audit(models("sd"), members=sides[0], nonmembers=sides[1], **given, lora=file)
+    by_hand = diffleak.audit(edited_by_hand(models("sd"), tmp_path / "hand", "sd", layers), members=sides[0], nonmembers=sides[1], **given)
+    without = diffleak.audit(models("sd"), members=sides[0], nonmembers=sides[1], **given)
     for attack in ("loss", "sima"):
         frames = [audit.to_frame() for audit in (by_adapter, by_hand, without)]
         one, same, other = (frame[frame.attack == attack].sort_values("id").statistic.to_numpy() for frame in frames)
@@ -502,7 +502,7 @@ def test_what_libraries_warn_of_while_weights_are_read_is_said_and_recorded(tmp_
     for i, side in enumerate(sides):
         np.save(side, np.random.default_rng(i).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
     given = {"attacks": "loss", "captions": "empty", "timesteps": "100", "calibration": False, "allow_shift": True, "threads": 1}
-    record = diffleak.audit(folder, *sides, **given, reference=str(folder)).record
+    record = diffleak.audit(folder, members=sides[0], nonmembers=sides[1], **given, reference=str(folder)).record
     said = [line for line in record.warnings if line.startswith("while the model was loaded: ")]
     assert len(said) == 2
     assert "text_encoder/ holds 1 weights that its config.json has no place for (first: something.else.weight)" in said[1]

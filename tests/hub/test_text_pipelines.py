@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from diffleak import hub
 from diffleak.attacks import ATTACKS
-from diffleak.attacks.base import Encoder, Service, parse
-from diffleak.auditing.service import service
+from diffleak.attacks.spec import parse
+from diffleak.attacks.subject import Encoder, Subject
 from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.denoiser import Counted, Guided, NetworkDenoiser, to_noise
 from diffleak.diffusion.dual import Dual
@@ -303,12 +303,21 @@ def test_a_flow_model_is_sampled_as_diffusers_scheduler_does_on_the_same_sigmas(
 def test_every_attack_asks_every_kind_with_captions(targets: dict[str, Target], kind: str, name: str) -> None:
     target, x0, forwards = targets[kind], 0.5 * latents(2), []
     noise, cond = Noise(5, ("a", "b"), (CHANNELS, LATENT, LATENT)), target.text(TEXTS[:2])
-    drawn = Service(service(target, ImageShape(3, SIDE, SIDE)).drawing, lambda spec: Encoder("hash", lambda x: x.flatten(start_dim=1)))
-    attack = parse(name, ATTACKS, (50, 150)).in_pixels(target.codec.decode).served_by(drawn)
-    attack = attack.for_batch(lambda: torch.ones(2, 3, SIDE, SIDE), target.codec.encode).prepared(target.denoiser, x0, noise, cond)
+    subject = Subject(
+        target.denoiser,
+        x0,
+        noise,
+        cond,
+        encode=target.codec.encode,
+        decode=target.codec.decode,
+        images=lambda: torch.ones(2, 3, SIDE, SIDE),
+        sampler=lambda steps: hub.new_sampler("ddim", target.denoiser.schedule, steps, clip=False),
+        open_encoder=lambda spec: Encoder("hash", lambda x: x.flatten(start_dim=1)),
+    )
+    attack = parse(name, ATTACKS, (50, 150)).opened(subject).prepared(subject)
     with torch.inference_mode():
-        found = attack.statistics(Counted(target.denoiser, lambda n, t: forwards.append(n)), x0, noise, cond)
-        others = attack.statistics(target.denoiser, x0, noise, target.text(["red heart", "cloud"]))
+        found = attack.statistics(replace(subject, denoiser=Counted(target.denoiser, lambda n, t: forwards.append(n))))
+        others = attack.statistics(replace(subject, cond=target.text(["red heart", "cloud"])))
     assert found.shape == (len(attack.columns), 2) and found.dtype == torch.float64
     assert torch.isfinite(found).all()
     assert sum(forwards) == 2 * attack.queries

@@ -203,7 +203,10 @@ def test_thirty_pictures_of_another_camera_that_no_model_saw_are_undecided_or_in
     rng = np.random.default_rng(11)
     naive = diffleak.Denoiser.from_function(lambda x, t: x, linear_schedule().alphas_cumprod)
     one, other = pictures(30, rng, size=8), pictures(30, rng, size=8, **camera)
-    audits = [diffleak.audit(naive, *pair, attacks="loss", timesteps="100", device="cpu") for pair in ((one, other), (other, one))]
+    audits = [
+        diffleak.audit(naive, members=pair[0], nonmembers=pair[1], attacks="loss", timesteps="100", device="cpu")
+        for pair in ((one, other), (other, one))
+    ]
     assert {verdict(audit.record).level for audit in audits} <= {"invalid", "undecided", "no-leak-found"}
     assert "invalid" in {verdict(audit.record).level for audit in audits} or any(a.record.results[0].auc.low > 0.5 for a in audits)
 
@@ -212,7 +215,9 @@ def test_thirty_pictures_of_one_camera_that_the_model_memorised_are_still_a_leak
     rng = np.random.default_rng(12)
     members, nonmembers = pictures(30, rng, size=8), pictures(30, rng, size=8)
     seen = torch.from_numpy(members.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1).double()
-    audit = diffleak.audit(Memoriser(seen, linear_schedule()), members, nonmembers, attacks="sima", timesteps="50:150:50")
+    audit = diffleak.audit(
+        Memoriser(seen, linear_schedule()), members=members, nonmembers=nonmembers, attacks="sima", timesteps="50:150:50"
+    )
     assert audit.record.results[0].auc.value == 1.0 and audit.record.blind.p_value > 0.05
     assert verdict(audit.record).level == "leak" and audit.record.valid
 

@@ -11,23 +11,20 @@ encoder as the pixels it is, never through the model's autoencoder.
 Pang and Wang 2025, "Black-box membership inference attacks against fine-tuned diffusion models", arXiv 2312.08207.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from diffleak.attacks.base import Access, Attack, Direction, Draw, Embed, Service, float64
-from diffleak.diffusion.conditions import Prompts, joined
-from diffleak.diffusion.denoiser import Denoiser, guided
-from diffleak.diffusion.noise import Noise
+from diffleak.attacks.base import Access, Attack, Direction, float64
+from diffleak.attacks.subject import Subject
+from diffleak.diffusion.conditions import Prompts
 from diffleak.errors import UserError, unknown
 
 RULES = {"threshold": "mean", "classifier": "logistic"}  # how each variant makes a score of the similarities
-STREAM = "black-box"
 
 
 @final
@@ -46,9 +43,6 @@ class BlackBox(Attack):
     encoder: str = "clip"
     variant: str = "threshold"
     encoder_weights: tuple[str, ...] = ()
-    draw: Draw | None = field(default=None, repr=False, compare=False)
-    embed: Embed | None = field(default=None, repr=False, compare=False)
-    pixels: Callable[[], Tensor] | None = field(default=None, repr=False, compare=False)
 
     name: ClassVar[str] = "black_box"
     access: ClassVar[Access] = "black-box"
@@ -93,24 +87,16 @@ class BlackBox(Attack):
     def queries(self) -> int:
         return self.n * self.steps * self._forwards
 
-    def served_by(self, service: Service) -> "BlackBox":
-        draw, encoder = service.drawing(self.steps), service.encoder(self.encoder)
-        return replace(self, draw=draw, embed=encoder.embed, encoder_weights=(encoder.fingerprint,))
+    def opened(self, subject: Subject) -> "BlackBox":
+        subject.new_sampler(self.steps)  # to refuse at once what cannot be drawn
+        return replace(self, encoder_weights=(subject.encoder(self.encoder).fingerprint,))
 
-    def for_batch(self, pixels: Callable[[], Tensor], encode: Callable[[Tensor], Tensor]) -> "BlackBox":
-        return replace(self, pixels=pixels)
-
-    def statistics(
-        self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, mask: Float[Tensor, "b *s"] | None = None
-    ) -> Float64[Tensor, "n b"]:
+    def statistics(self, subject: Subject, mask: Float[Tensor, "b *s"] | None = None) -> Float64[Tensor, "n b"]:
         self._refuse_masks(mask)
-        if self.draw is None or self.embed is None:
-            raise UserError("black_box needs a model that draws images and an encoder: call served_by() first")
-        if not isinstance(cond, Prompts):
-            raise UserError(f"black_box needs the captions of the images as cond, a Prompts; got {type(cond).__name__}")
-        seeds = replace(noise, ids=tuple(f"{i}\0{j}" for j in range(self.n) for i in noise.ids), stream=STREAM)
-        drawn = self.draw(guided(denoiser, self.guidance_scale), seeds, joined([cond] * self.n))
-        similarity = cosines(self.embed(x0 if self.pixels is None else self.pixels()), self.embed(drawn))
+        if not isinstance(subject.cond, Prompts):
+            raise UserError(f"black_box needs the captions of the images as cond, a Prompts; got {type(subject.cond).__name__}")
+        drawn, embed = subject.draw(self.steps, self.guidance_scale, self.n), subject.encoder(self.encoder).embed
+        similarity = cosines(embed(subject.pixels()), embed(drawn))
         broken = ~torch.isfinite(drawn).flatten(start_dim=1).all(dim=1).reshape(self.n, -1)
         return similarity.masked_fill(broken.to(similarity.device), torch.nan).sort(dim=0, descending=True).values
 

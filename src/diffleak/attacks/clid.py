@@ -12,16 +12,15 @@ likelihood discrepancy", arXiv 2405.14800.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffleak.attacks.base import Attack, Direction, float64
+from diffleak.attacks.subject import Subject
 from diffleak.diffusion.conditions import Prompts, joined
-from diffleak.diffusion.denoiser import Denoiser
-from diffleak.diffusion.noise import Noise
 from diffleak.errors import UserError
 
 KEPT = (30, 50, 70)  # percent of the words
@@ -52,19 +51,17 @@ class CLiD(Attack):
     def queries(self) -> int:
         return self.width
 
-    def statistics(
-        self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, mask: Float[Tensor, "b *s"] | None = None
-    ) -> Float64[Tensor, "2 b"]:
+    def statistics(self, subject: Subject, mask: Float[Tensor, "b *s"] | None = None) -> Float64[Tensor, "2 b"]:
         self._refuse_masks(mask)
-        if not isinstance(cond, Prompts):
-            raise UserError(f"clid needs the captions of the images as cond, a Prompts; got {type(cond).__name__}")
-        conditions, count = all_conditions(cond), len(self.timesteps)
+        if not isinstance(subject.cond, Prompts):
+            raise UserError(f"clid needs the captions of the images as cond, a Prompts; got {type(subject.cond).__name__}")
+        conditions, count = all_conditions(subject.cond), len(self.timesteps)
         each = len(conditions)
-        x_t = [denoiser.schedule.add_noise(x0, t, noise(i)) for i, t in enumerate(self.timesteps) for _ in conditions]
-        e = torch.cat([noise(i) for i in range(count) for _ in conditions])
+        x_t = [subject.schedule.add_noise(subject.x0, t, subject.noise(i)) for i, t in enumerate(self.timesteps) for _ in conditions]
+        e = torch.cat([subject.noise(i) for i in range(count) for _ in conditions])
         steps = [t for t in self.timesteps for _ in conditions]
-        error = denoiser.at_once(torch.cat(x_t), steps, joined(conditions * count)) - e
-        losses = float64(error).square().flatten(start_dim=1).mean(dim=1).reshape(count, each, len(x0)).mean(dim=0)
+        error = subject.eps(torch.cat(x_t), steps, joined(conditions * count)) - e
+        losses = float64(error).square().flatten(start_dim=1).mean(dim=1).reshape(count, each, len(subject)).mean(dim=0)
         return torch.stack([-losses[0], (losses[1:] - losses[0]).mean(dim=0)])
 
 

@@ -9,18 +9,17 @@ and Moyer 2025 (arXiv 2511.20592, appendix F, eq. 9-17) do; there they find it t
 is applied once, to the difference.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import inf
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diffleak.attacks.base import ResidualAttack
-from diffleak.diffusion.denoiser import Denoiser
-from diffleak.diffusion.noise import Noise
+from diffleak.attacks.subject import Subject
 from diffleak.errors import UserError
 
 SOURCE = "Lian et al. 2025, arXiv 2505.20955"
@@ -30,7 +29,6 @@ SOURCE = "Lian et al. 2025, arXiv 2505.20955"
 class _FrequencyFilter(ResidualAttack):
     radius: float = 5.0
     gain: float = 0.2
-    decode: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
 
     source: ClassVar[str] = SOURCE
     published_timestep: ClassVar[int | None] = 200
@@ -40,22 +38,16 @@ class _FrequencyFilter(ResidualAttack):
         if not 0 <= self.radius < inf or not 0 <= self.gain <= 1:
             raise UserError(f"{self.name} needs a finite radius >= 0 and gain in [0, 1]; got {self.radius}, {self.gain}")
 
-    def in_pixels(self, decode: Callable[[Tensor], Tensor]) -> "_FrequencyFilter":
-        return replace(self, decode=decode)
-
     @property
     def takes_masks(self) -> bool:
-        return self.decode is None  # decoded residuals have no latent coordinates
+        return False  # a filtered image has no latent coordinates
 
-    def _filtered(
-        self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], cond: Any, e: Float[Tensor, "b *s"]
-    ) -> Iterator[Float[Tensor, "b *x"]]:
-        decode = self.decode or (lambda z: z)
-        target = decode(x0)
+    def _filtered(self, subject: Subject, e: Float[Tensor, "b *s"]) -> Iterator[Float[Tensor, "b *x"]]:
+        target = subject.decode(subject.x0)
         for t in self.timesteps:
-            x_t = denoiser.schedule.add_noise(x0, t, e)
-            z0_hat = denoiser.schedule.predict_x0(x_t, t, denoiser(x_t, t, cond))
-            yield low_pass(decode(z0_hat) - target, self.radius, self.gain)
+            x_t = subject.schedule.add_noise(subject.x0, t, e)
+            z0_hat = subject.schedule.predict_x0(x_t, t, subject.eps(x_t, t))
+            yield low_pass(subject.decode(z0_hat) - target, self.radius, self.gain)
 
 
 @final
@@ -67,12 +59,8 @@ class LossFrequency(_FrequencyFilter):
 
     name: ClassVar[str] = "loss_frequency"
 
-    @property
-    def queries(self) -> int:
-        return len(self.timesteps)
-
-    def residuals(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> Iterator[Float[Tensor, "b *x"]]:
-        yield from self._filtered(denoiser, x0, cond, noise(0))
+    def residuals(self, subject: Subject) -> Iterator[Float[Tensor, "b *x"]]:
+        yield from self._filtered(subject, subject.noise(0))
 
 
 @final
@@ -88,8 +76,8 @@ class PIAFrequency(_FrequencyFilter):
     def queries(self) -> int:
         return len(self.timesteps) + 1
 
-    def residuals(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> Iterator[Float[Tensor, "b *x"]]:
-        yield from self._filtered(denoiser, x0, cond, denoiser(x0, 0, cond))
+    def residuals(self, subject: Subject) -> Iterator[Float[Tensor, "b *x"]]:
+        yield from self._filtered(subject, subject.eps(subject.x0, 0))
 
 
 def low_pass(x: Float[Tensor, "b *c h w"], radius: float, gain: float) -> Float[Tensor, "b *c h w"]:

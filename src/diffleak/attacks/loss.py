@@ -7,14 +7,13 @@ Matsumoto, Miura and Yanai 2023, "Membership inference attacks against diffusion
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor
 
 from diffleak.attacks.base import ResidualAttack
-from diffleak.diffusion.denoiser import Denoiser
-from diffleak.diffusion.noise import Noise
+from diffleak.attacks.subject import Subject
 from diffleak.errors import UserError
 
 
@@ -35,15 +34,11 @@ class Loss(ResidualAttack):
             raise UserError(f"loss: draws must be at least 1; got {self.draws}")
 
     @property
-    def queries(self) -> int:
-        return len(self.timesteps) * self.draws
-
-    @property
     def replicates(self) -> int:
         return self.draws
 
-    def residuals(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> Iterator[Float[Tensor, "b *s"]]:
+    def residuals(self, subject: Subject) -> Iterator[Float[Tensor, "b *s"]]:
         for t in self.timesteps:
             for draw in range(self.draws):
-                e = noise(draw)
-                yield denoiser(denoiser.schedule.add_noise(x0, t, e), t, cond) - e
+                e = subject.noise(draw)
+                yield subject.eps(subject.schedule.add_noise(subject.x0, t, e), t) - e

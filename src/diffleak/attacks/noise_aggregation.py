@@ -11,15 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import inf, lgamma
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffleak.attacks.base import Attack, Direction, Masks, float64
-from diffleak.diffusion.denoiser import Denoiser
-from diffleak.diffusion.noise import Noise
+from diffleak.attacks.subject import Subject
 from diffleak.diffusion.schedule import Schedule
 from diffleak.errors import UserError, unknown
 
@@ -81,28 +80,24 @@ class NoiseAggregation(Attack):
         depth = (self.k - 1) * self.stride
         return f"noise_aggregation walks down {depth} timesteps (k - 1 strides), so t must be at least {depth}"
 
-    def prepared(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> "NoiseAggregation":
+    def prepared(self, subject: Subject) -> "NoiseAggregation":
         if not self.needs_preparation:
             return self
-        medians = [_pair_distances(self._predictions(denoiser, x0, noise, cond, t)).quantile(0.5) for t in self.timesteps]
+        medians = [_pair_distances(self._predictions(subject, t)).quantile(0.5) for t in self.timesteps]
         return replace(self, bandwidth=tuple(float(m) for m in medians))
 
-    def statistics(
-        self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, mask: Float[Tensor, "b *s"] | None = None
-    ) -> Float64[Tensor, "k b"]:
-        return self.masked_statistics(denoiser, x0, noise, cond, (mask,))[0]
+    def statistics(self, subject: Subject, mask: Float[Tensor, "b *s"] | None = None) -> Float64[Tensor, "k b"]:
+        return self.masked_statistics(subject, (mask,))[0]
 
-    def masked_statistics(
-        self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, masks: Masks = (None,)
-    ) -> Float64[Tensor, "m k b"]:
+    def masked_statistics(self, subject: Subject, masks: Masks = (None,)) -> Float64[Tensor, "m k b"]:
         if self.needs_preparation:
             raise UserError("noise_aggregation(metric=density) needs its bandwidth: call prepared() with calibration images first")
-        lost = [t for t in self.timesteps if not self.usable(t, denoiser.schedule)]
+        lost = [t for t in self.timesteps if not self.usable(t, subject.schedule)]
         if lost:
-            raise UserError(f"timestep {lost[0]} cannot be used: {self.why_unusable(lost[0], denoiser.schedule)}")
+            raise UserError(f"timestep {lost[0]} cannot be used: {self.why_unusable(lost[0], subject.schedule)}")
         scores = []
         for i, t in enumerate(self.timesteps):
-            predictions = self._predictions(denoiser, x0, noise, cond, t)
+            predictions = self._predictions(subject, t)
             bandwidth = self.bandwidth[i] if self.metric == "density" else 0.0
             kept = [predictions if mask is None else predictions * float64(mask).flatten(start_dim=1) for mask in masks]
             scores.append(torch.stack([-torch.log(_dispersion(self.metric, e, bandwidth) + FLOOR) for e in kept]))
@@ -112,14 +107,14 @@ class NoiseAggregation(Attack):
     def takes_masks(self) -> bool:
         return self.metric != "density"  # its bandwidth is that of whole predictions
 
-    def _predictions(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any, start: int) -> Predictions:
-        schedule = denoiser.schedule
+    def _predictions(self, subject: Subject, start: int) -> Predictions:
+        schedule = subject.schedule
         sigma = self.sigma if self.sigma_scale == "fixed" else schedule.s(start)
-        x_t = schedule.a(start) * x0 + sigma * noise(0)
+        x_t = schedule.a(start) * subject.x0 + sigma * subject.noise(0)
         walk = [start - i * self.stride for i in range(self.k)]
         collected = []
         for t, u in zip(walk, [*walk[1:], None], strict=True):
-            eps = denoiser(x_t, t, cond)
+            eps = subject.eps(x_t, t)
             collected.append(eps)
             if u is not None:
                 x_t = schedule.ddim(x_t, eps, t, u)

@@ -9,9 +9,9 @@ Jiang 2023, "A probabilistic fluctuation based membership inference attack for d
 also subtracts the f of a reference model; that is left to what an audit does with a reference model for every attack.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, final
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Float64
@@ -19,9 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from diffleak.attacks.base import Attack, Direction, float64
-from diffleak.diffusion.conditions import joined
-from diffleak.diffusion.denoiser import Denoiser
-from diffleak.diffusion.noise import Noise
+from diffleak.attacks.subject import Subject
 from diffleak.errors import UserError
 
 LARGEST, SMALLEST = 0.95, 0.7
@@ -35,7 +33,6 @@ class PFAMI(Attack):
 
     timesteps: tuple[int, ...] = tuple(range(0, 451, 50))
     crops: int = 10
-    views: tuple[Tensor, ...] | None = field(default=None, repr=False, compare=False)
 
     name: ClassVar[str] = "pfami"
     direction: ClassVar[Direction] = "large"
@@ -59,27 +56,17 @@ class PFAMI(Attack):
     def queries(self) -> int:
         return len(self.timesteps) * self.width
 
-    def for_batch(self, pixels: Callable[[], Tensor], encode: Callable[[Tensor], Tensor]) -> "PFAMI":
-        return replace(self, views=tuple(encode(crop) for crop in self._cropped(pixels())))
-
-    def _cropped(self, x: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b c h w"]]:
-        return [cropped(x, share) for share in torch.linspace(LARGEST, SMALLEST, self.crops, dtype=torch.float64).tolist()]
-
-    def statistics(
-        self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None, mask: Float[Tensor, "b *s"] | None = None
-    ) -> Float64[Tensor, "1 b"]:
+    def statistics(self, subject: Subject, mask: Float[Tensor, "b *s"] | None = None) -> Float64[Tensor, "1 b"]:
         self._refuse_masks(mask)
-        images = torch.cat([x0, *(self._cropped(x0) if self.views is None else self.views)])
-        conditions = joined([cond] * self.width)
-        rows = [self._excess(denoiser, images, t, noise(i), conditions) for i, t in enumerate(self.timesteps)]
+        pixels, shares = subject.pixels(), torch.linspace(LARGEST, SMALLEST, self.crops, dtype=torch.float64).tolist()
+        views = torch.cat([subject.x0, *(subject.encode(cropped(pixels, share)) for share in shares)])
+        rows = [self._excess(subject, views, t, subject.noise(i)) for i, t in enumerate(self.timesteps)]
         return torch.stack(rows).mean(dim=0, keepdim=True)
 
-    def _excess(
-        self, denoiser: Denoiser, images: Float[Tensor, "wb *s"], t: int, e: Float[Tensor, "b *s"], cond: Any
-    ) -> Float64[Tensor, " b"]:
+    def _excess(self, subject: Subject, views: Float[Tensor, "wb *s"], t: int, e: Float[Tensor, "b *s"]) -> Float64[Tensor, " b"]:
         """(L(x') - L(x)) / L(x) at one timestep, the mean over crops."""
         shared = torch.cat([e] * self.width)
-        error = denoiser(denoiser.schedule.add_noise(images, t, shared), t, cond) - shared
+        error = subject.eps(subject.schedule.add_noise(views, t, shared), t) - shared
         losses = float64(error).square().flatten(start_dim=1).mean(dim=1).reshape(self.width, len(e))
         return ((losses[1:] - losses[0]) / losses[0].clamp_min(FLOOR)).mean(dim=0)
 

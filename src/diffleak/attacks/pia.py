@@ -11,14 +11,13 @@ initialization", arXiv 2305.18355, eq. 9 and 11; the norm is p = 4.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import pi, sqrt
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor, finfo
 
 from diffleak.attacks.base import ResidualAttack
-from diffleak.diffusion.denoiser import Denoiser
-from diffleak.diffusion.noise import Noise
+from diffleak.attacks.subject import Subject
 
 SOURCE = "Kong et al. 2024, arXiv 2305.18355"
 
@@ -38,8 +37,8 @@ class PIA(ResidualAttack):
     def queries(self) -> int:
         return len(self.timesteps) + 1
 
-    def residuals(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> Iterator[Float[Tensor, "b *s"]]:
-        yield from _fixed_point_residuals(self.timesteps, denoiser, x0, denoiser(x0, 0, cond), cond)
+    def residuals(self, subject: Subject) -> Iterator[Float[Tensor, "b *s"]]:
+        yield from _fixed_point_residuals(self.timesteps, subject, subject.eps(subject.x0, 0))
 
 
 @final
@@ -57,15 +56,13 @@ class PIAN(ResidualAttack):
     def queries(self) -> int:
         return len(self.timesteps) + 1
 
-    def residuals(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> Iterator[Float[Tensor, "b *s"]]:
-        e0 = denoiser(x0, 0, cond)
+    def residuals(self, subject: Subject) -> Iterator[Float[Tensor, "b *s"]]:
+        e0 = subject.eps(subject.x0, 0)
         size = e0.abs().flatten(start_dim=1).mean(dim=1).reshape(-1, *[1] * (e0.ndim - 1))
         e0 = e0 / size.clamp_min(finfo(size.dtype).tiny) * sqrt(2 / pi)
-        yield from _fixed_point_residuals(self.timesteps, denoiser, x0, e0, cond)
+        yield from _fixed_point_residuals(self.timesteps, subject, e0)
 
 
-def _fixed_point_residuals(
-    timesteps: tuple[int, ...], denoiser: Denoiser, x0: Float[Tensor, "b *s"], e0: Float[Tensor, "b *s"], cond: Any
-) -> Iterator[Float[Tensor, "b *s"]]:
+def _fixed_point_residuals(timesteps: tuple[int, ...], subject: Subject, e0: Float[Tensor, "b *s"]) -> Iterator[Float[Tensor, "b *s"]]:
     for t in timesteps:
-        yield denoiser(denoiser.schedule.add_noise(x0, t, e0), t, cond) - e0
+        yield subject.eps(subject.schedule.add_noise(subject.x0, t, e0), t) - e0

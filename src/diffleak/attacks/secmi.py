@@ -15,14 +15,13 @@ eq. 9 (t-error), statistic variant.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor
 
 from diffleak.attacks.base import ResidualAttack
-from diffleak.diffusion.denoiser import Denoiser
-from diffleak.diffusion.noise import Noise
+from diffleak.attacks.subject import Subject
 from diffleak.diffusion.schedule import Schedule
 from diffleak.errors import UserError
 
@@ -57,13 +56,13 @@ class SecMI(ResidualAttack):
     def queries(self) -> int:
         return max(self.timesteps) // self.k + 2
 
-    def residuals(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> Iterator[Float[Tensor, "b *s"]]:
-        schedule, wanted = denoiser.schedule, set(self.timesteps)
-        x_t, eps_t = x0, denoiser(x0, 0, cond)
+    def residuals(self, subject: Subject) -> Iterator[Float[Tensor, "b *s"]]:
+        schedule, wanted = subject.schedule, set(self.timesteps)
+        x_t, eps_t = subject.x0, subject.eps(subject.x0, 0)
         for t in range(0, max(self.timesteps) + 1, self.k):
             u = t + self.k
             x_t = schedule.ddim(x_t, eps_t, t, u)
-            eps_u = denoiser(x_t, u, cond)
+            eps_u = subject.eps(x_t, u)
             if t in wanted:
                 yield (schedule.a(t) * schedule.s(u) / schedule.a(u) - schedule.s(t)) * (eps_t - eps_u)
             eps_t = eps_u

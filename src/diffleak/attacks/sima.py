@@ -12,14 +12,13 @@ Rao, Qu and Moyer 2025, "Score-based membership inference on diffusion models", 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor
 
 from diffleak.attacks.base import ResidualAttack
-from diffleak.diffusion.denoiser import Denoiser
-from diffleak.diffusion.noise import Noise
+from diffleak.attacks.subject import Subject
 from diffleak.errors import UserError, unknown
 
 SOURCE = "Rao et al. 2025, arXiv 2509.25003"
@@ -36,13 +35,9 @@ class SimA(ResidualAttack):
     name: ClassVar[str] = "sima"
     source: ClassVar[str] = SOURCE
 
-    @property
-    def queries(self) -> int:
-        return len(self.timesteps)
-
-    def residuals(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> Iterator[Float[Tensor, "b *s"]]:
+    def residuals(self, subject: Subject) -> Iterator[Float[Tensor, "b *s"]]:
         for t in self.timesteps:
-            yield denoiser(x0, t, cond)
+            yield subject.eps(subject.x0, t)
 
 
 @final
@@ -72,10 +67,10 @@ class SimAMonteCarlo(ResidualAttack):
     def replicates(self) -> int:
         return self.m if self.variant == "norms" else 1
 
-    def residuals(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, cond: Any = None) -> Iterator[Float[Tensor, "b *s"]]:
+    def residuals(self, subject: Subject) -> Iterator[Float[Tensor, "b *s"]]:
         for t in self.timesteps:
-            predictions = (denoiser(denoiser.schedule.add_noise(x0, t, noise(j)), t, cond) for j in range(self.m))
+            predictions = (subject.eps(subject.schedule.add_noise(subject.x0, t, subject.noise(j)), t) for j in range(self.m))
             if self.variant == "norms":
                 yield from predictions
             else:
-                yield sum(predictions, start=x0.new_zeros(())) / self.m
+                yield sum(predictions, start=subject.x0.new_zeros(())) / self.m

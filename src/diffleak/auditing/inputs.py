@@ -21,16 +21,21 @@ import torch
 from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
+from diffleak import hub
+from diffleak.attacks.subject import Encoder, Subject
 from diffleak.data.cohort import Cohort
-from diffleak.data.pixels import ImageShape, fit, to_model
+from diffleak.data.pixels import ImageShape, fit, to_model, to_uint8
 from diffleak.diffusion.codec import latents_of
 from diffleak.diffusion.conditions import Prompts, one_at_a_time
+from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.target import Target, auto_batch_size
 from diffleak.errors import UserError
+from diffleak.generation import decoded
 from diffleak.geometry.frequencies import energies
 from diffleak.geometry.masks import Mask
 from diffleak.geometry.pullback import distortion, influence, keep_mask
+from diffleak.hub.encoders import BATCH, Extractor, extract, open_extractor, probe
 from diffleak.work.files import write_atomic
 from diffleak.work.memory import keep_freed_memory
 from diffleak.work.progress import progress
@@ -51,6 +56,7 @@ class Inputs:
     top: int | None = None  # measure distortion, with this many singular values
     scored: bool = True  # whether attacks will read the latents
     captions: tuple[str, ...] | None = None  # what a model of captioned images is told of each image
+    _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False)  # by spec
     _reading: Any = field(default_factory=Lock, repr=False)  # image files and tables are read by one thread at a time
 
     def auto_batch_size(self) -> int:
@@ -89,6 +95,32 @@ class Inputs:
     def latents(self, x: Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
         """The latents of images on the device, as many at a time as images of their size allow."""
         return torch.cat([latents_of(self.target.codec, part) for part in x.split(auto_batch_size(self.shape, self.target.device))])
+
+    def alone(self) -> Subject:
+        """The model without images, for what an attack opens before it starts."""
+        return Subject(self.target.denoiser, torch.empty(0), Noise(0, (), ()), **self._means)
+
+    def subject(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, rows: Sequence[int]) -> Subject:
+        """A batch of images as an attacker of `denoiser`, which is the model or one that it exposes, sees it."""
+        images = (lambda: self.tensor(self.pixels(rows))) if self.target.latent else None
+        return Subject(denoiser, x0, noise, self.conditions(list(rows)), images=images, **self._means)
+
+    @cached_property
+    def _means(self) -> dict[str, Any]:
+        """What an attacker has beside the answers of the denoiser, as fields of a `Subject`."""
+        codec = {"encode": self.latents, "decode": partial(decoded, self.target, self.shape)} if self.target.latent else {}
+        return {**codec, "sampler": self._sampler, "open_encoder": self._encoder}
+
+    def _sampler(self, steps: int) -> Any:
+        return hub.new_sampler("ddim", self.target.denoiser.schedule, steps, clip=not self.target.latent)
+
+    def _encoder(self, spec: str) -> Encoder:
+        """An encoder of its spec, opened once for every model of the run."""
+        if spec not in self._encoders:
+            extractor = open_extractor(spec, self.target.device)
+            probe(extractor, self.shape)
+            self._encoders[spec] = Encoder(extractor.fingerprint, partial(_vectors, extractor))
+        return self._encoders[spec]
 
     def noise(self, ids: Sequence[str], shape: Sequence[int], stream: str = "") -> Noise:
         """The keyed normals of a batch."""
@@ -201,6 +233,11 @@ def _join(parts: Sequence[Callable[[], np.ndarray]], count: int, path: Path) -> 
                 header = {"descr": "<f4", "fortran_order": False, "shape": (count, *part.shape[1:])}
                 np.lib.format.write_array_header_1_0(file, header)
             file.write(part.tobytes())
+
+
+def _vectors(extractor: Extractor, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+    images = to_uint8(torch.nan_to_num(x).float().cpu().numpy())
+    return torch.from_numpy(extract(extractor, (images[start : start + BATCH] for start in range(0, len(images), BATCH))).features)
 
 
 def _save(array: np.ndarray, path: Path) -> None:

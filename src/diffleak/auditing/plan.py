@@ -1,32 +1,28 @@
 """What an audit will do: attacks, images, captions, masks and chunks, all checked before anything is scored."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from diffleak import hub
 from diffleak.attacks import ATTACKS
-from diffleak.attacks.base import SWEEP, Attack, fit_to_schedule, parse, parse_timesteps
+from diffleak.attacks.base import SWEEP, Attack
+from diffleak.attacks.spec import fit_to_schedule, parse, parse_timesteps, refuse_names, with_timesteps
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.auditing.gate import refuse_unreachable
 from diffleak.auditing.inputs import Inputs
 from diffleak.auditing.reference import load_reference, refuse_strangers
-from diffleak.auditing.service import service
 from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import calibrate_size
 from diffleak.data.membership import check_membership
 from diffleak.data.scan import Scan, scan
-from diffleak.diffusion.codec import Codec, images_of
 from diffleak.diffusion.denoiser import Guided
-from diffleak.diffusion.target import Target, auto_batch_size
+from diffleak.diffusion.target import Target
 from diffleak.errors import UserError, visible
 from diffleak.geometry.masks import MaskChoice, parse_mask
 from diffleak.geometry.masks import distinct as distinct_masks
@@ -85,11 +81,15 @@ class Prepared:
         masked = [attack.name for attack in self.attacks if attack.takes_masks]
         return "all" if len(masked) == len(self.attacks) else ", ".join(masked)
 
-    def describe(self, folder: Path | None = None) -> str:
-        """The plan in one line, with the time that is left when `folder` holds finished chunks."""
+    def estimate(self, folder: Path | None = None) -> str:
+        """What is left beside the finished chunks of `folder`, and about how long it takes, from one timed round of forwards."""
+        return scoring.estimate(self.job, folder, self.worker)
+
+    def describe(self) -> str:
+        """The plan in one line; the model is not run."""
         plan, lost = self.plan, len(self.scan.omitted)
         omitted = "".join(f", {words}" for words in ((f"{lost} unreadable left out",) if lost else ()) + self.images)
-        where = f"on {plan.device} ({plan.dtype}, batches of {plan.batch_size}){omitted}; {scoring.estimate(self.job, folder, self.worker)}"
+        where = f"on {plan.device} ({plan.dtype}, batches of {plan.batch_size}){omitted}"
         if not self.attacks:
             measured = f"distortion from {plan.top} singular values, influence from {plan.probes} probes"
             return f"plan: {plan.n_nonmembers:,} images ({plan.image_shape}), {measured}, {where}"
@@ -108,12 +108,18 @@ class Prepared:
         )
 
 
-def prepare(config: AuditConfig, target: Target | None = None, cohort: Cohort | None = None, reference: Target | None = None) -> Prepared:
+def prepare(
+    config: AuditConfig,
+    target: Target | None = None,
+    cohort: Cohort | None = None,
+    reference: Target | None = None,
+    made: Mapping[str, Attack] = MappingProxyType({}),
+) -> Prepared:
     """Checks attacks, model, data and their fit; raises `UserError` for the first thing that is wrong.
 
-    `target`, `cohort` and `reference` are loaded as the config says unless they are given.
+    `target`, `cohort` and `reference` are loaded as the config says unless they are given; `made` are attacks by their specs.
     """
-    chosen, masks = choose_attacks(config), choose_masks(config)
+    chosen, masks = choose_attacks(config, made), choose_masks(config)
     target = hub.target_of(config, target, config.guidance_scale)
     reference = reference or load_reference(config, target)
     if reference:
@@ -135,14 +141,10 @@ def prepare(config: AuditConfig, target: Target | None = None, cohort: Cohort | 
         refuse_other_reading(trained, found.cohort.decoding, found.tally, found.shape.channels == 4)
     captions = found.captions
     truncated = tuple(found.cohort.ids[row] for row in target.text.truncated(captions.texts)) if captions and target.text else ()
-    if target.latent:
-        codec = target.codec
-        attacks = tuple(attack.in_pixels(partial(_decoded, codec, auto_batch_size(found.shape, target.device))) for attack in attacks)
     if masks and not top and not any(attack.takes_masks for attack in attacks):
         raise UserError(
             f"none of {', '.join(attack.name for attack in attacks)} takes a mask; leave out --mask, or add an attack that does, as sima"
         )
-    attacks = tuple(attack.served_by(service(target, found.shape)) for attack in attacks)
     if config.two_sided or not config.data:
         _check_halves(found.cohort, config)
     inputs = Inputs(
@@ -158,6 +160,7 @@ def prepare(config: AuditConfig, target: Target | None = None, cohort: Cohort | 
         bool(attacks),
         captions.texts if captions else None,
     )
+    attacks = tuple(attack.opened(inputs.alone()) for attack in attacks)
     batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
     split = evaluation.divided(found.cohort.keys, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
@@ -174,7 +177,7 @@ def prepare(config: AuditConfig, target: Target | None = None, cohort: Cohort | 
         n_nonmembers=split.record.nonmembers,
         image_shape=str(found.shape),
         resize=config.resize,
-        attacks=tuple({"attack": a.label, **a.parameters(), "timesteps": list(a.timesteps)} for a in attacks),
+        attacks=tuple(_written(attack) for attack in attacks),
         calibration=config.calibration,
         calibrate_fraction=config.calibrate_fraction,
         seed=config.seed,
@@ -234,20 +237,19 @@ def _told(config: AuditConfig, target: Target) -> str | None:
     return None
 
 
-def _decoded(codec: Codec, size: int, z: Tensor) -> Tensor:
-    """The images of a batch of latents, as many at a time as images of their size allow."""
-    return torch.cat([images_of(codec, part) for part in z.split(size)])
+def _written(attack: Attack) -> dict[str, Any]:
+    """An attack in plan.json: one from outside with a hash of its code, so that another version of it does not resume."""
+    code = {} if attack.code is None else {"code": attack.code}
+    return {"attack": attack.label, **attack.parameters(), "timesteps": list(attack.timesteps), **code}
 
 
-def choose_attacks(config: AuditConfig) -> tuple[Attack, ...]:
-    """The attacks of a config with their timesteps, before any model is known."""
-    given = parse_timesteps(config.timesteps) if config.timesteps else None
+def choose_attacks(config: AuditConfig, made: Mapping[str, Attack] = MappingProxyType({})) -> tuple[Attack, ...]:
+    """The attacks of a config with their timesteps, before any model is known; `made` are those that exist already, by their specs."""
+    sweep = parse_timesteps(config.timesteps) if config.timesteps else None
     specs = [name for spec in config.attacks for name in (_all() if spec == "all" else [spec])]
-    chosen = [parse(spec, ATTACKS, given or (SWEEP if config.calibration else _published(spec))) for spec in specs]
-    labels = [a.label for a in chosen]
-    twice = {label for label in labels if labels.count(label) > 1}
-    if twice:
-        raise UserError(f"each attack must be listed once; {sorted(twice)[0]} is there twice")
+    listed = [made[spec] if spec in made else parse(spec, ATTACKS, None) for spec in specs]
+    chosen = [with_timesteps(attack, sweep or (SWEEP if config.calibration else _published(attack))) for attack in listed]
+    refuse_names(chosen, ATTACKS)
     if not chosen and config.two_sided:
         raise UserError("attacks must name at least one attack")
     if not config.calibration and any(len(a.timesteps) > 1 and a.rule is None for a in chosen):
@@ -271,7 +273,7 @@ def _fitting(chosen: Sequence[Attack], config: AuditConfig, target: Target) -> t
         try:
             fitting.append(_allowed(attack, config, target))
         except UserError:
-            if attack.name in specs or attack.rule is None:
+            if attack.name in specs or attack.rule is None or attack.code is not None:
                 raise
     return tuple(fitting)
 
@@ -295,8 +297,7 @@ def choose_masks(config: AuditConfig) -> tuple[MaskChoice, ...]:
     return choices
 
 
-def _published(spec: str) -> tuple[int, ...] | None:
-    attack = parse(spec, ATTACKS, None)
+def _published(attack: Attack) -> tuple[int, ...] | None:
     if attack.timesteps != SWEEP or attack.rule:
         return None
     if attack.published_timestep is None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,33 +20,33 @@ from jaxtyping import Float64
 
 from diffleak import hub
 from diffleak.attacks.base import Attack
-from diffleak.attacks.black_box import BlackBox
-from diffleak.attacks.clid import CLiD
+from diffleak.attacks.spec import spec_of
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig
 from diffleak.auditing.gate import LIMITS, gates
 from diffleak.auditing.inputs import clear, write_geometry
 from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.results import write_results
+from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
 from diffleak.config import build
-from diffleak.data.captions import FIXED, Captions
-from diffleak.data.cohort import Cohort, two_sources
-from diffleak.data.sources import open_source
+from diffleak.data.cohort import Cohort, cohort
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, InvalidAudit, UserError, visible
-from diffleak.records.audit import AuditRecord, Blind, Costs, Plan, Result
+from diffleak.records.audit import AuditRecord, Costs, Plan, Result
 from diffleak.records.run_folder import read_plan
 from diffleak.records.scores import Samples, Scores
 from diffleak.report.gates import sentence
 from diffleak.report.judgement import with_validity
 from diffleak.stats import evaluation
-from diffleak.stats.blind import blind_auc, finding, labels_p_value
+from diffleak.stats.blind import blind_auc, labels_p_value
 from diffleak.stats.by_distortion import analyse
 from diffleak.stats.reasons import in_given_images
-from diffleak.work.files import checked_folder, open_to_others, write_new
+from diffleak.work.files import checked_folder, write_new
 from diffleak.work.folder import UNKNOWN
+
+OF_IMAGES = ("members", "nonmembers", "limit", "seed", "exif", "alpha", "white")  # settings of a call that `cohort` takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +57,14 @@ class Audit:
     samples: Samples
     scores: tuple[Scores, ...]
     cohort: Cohort | None = None
+
+    def __getitem__(self, attack: str) -> Result:
+        """The result of an attack by its label, such as "sima_mc(m=10)", or by its name where that is one attack's alone."""
+        labels = [result.attack for result in self.results]
+        plain = [result for result in self.results if result.plain and result.attack.partition("(")[0] == attack]
+        if attack in labels or len(plain) != 1:
+            return self.record.result(attack)
+        return plain[0]
 
     @property
     def results(self) -> tuple[Result, ...]:
@@ -93,38 +100,56 @@ class Audit:
 
 
 def audit(
-    target: Target | Denoiser | str | Path,
-    members: Any = None,
-    nonmembers: Any = None,
-    attacks: str | Sequence[str] = "all",
-    output: str | Path | None = None,
+    model: Target | Denoiser | str | Path,
+    images: Cohort | None = None,
+    *,
+    attacks: str | Attack | Sequence[str | Attack] = "all",
     reference: Target | Denoiser | str | Path | None = None,
+    output: str | Path | None = None,
     **settings: Any,
 ) -> Audit:
     """Audits a model on images that were, and images that were not, in its training set.
 
-    target: a diffusers folder or hub id, a loaded `Target`, or a `Denoiser` of your own.
-    members, nonmembers: DATA as on the command line, or uint8 arrays (N, H, W[, C]).
-    attacks: names or specs such as "sima_mc(m=10)". settings: any key of `AuditConfig`, such as timesteps="10:300:10".
-    reference: a model as `target`, or "base" for the target without its LoRA: what leaks beyond what it knows is reported too.
+    model: a diffusers folder or hub id, a loaded `Target`, or a `Denoiser` of your own.
+    images: a `cohort`; or members=DATA and nonmembers=DATA, or data=DATA and split=FILE among the settings.
+    attacks: names or specs such as "sima_mc(m=10)", and attacks of your own such as MyAttack().
+    reference: a model as `model`, or "base" for the model without its LoRA: what leaks beyond what it knows is reported too.
     output: a run folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
+    settings: any key of `AuditConfig`, such as timesteps="10:300:10".
     Raises `UserError` for input that cannot be audited.
     """
-    names = {key: None if value is None else value if isinstance(value, str) else str(value) if isinstance(value, Path) else "array"
-             for key, value in (("members", members), ("nonmembers", nonmembers))}  # fmt: skip
+    listed = (attacks,) if isinstance(attacks, str | Attack) else attacks
+    made = {spec_of(attack): attack for attack in listed if isinstance(attack, Attack)}
+    specs = tuple(spec_of(attack) if isinstance(attack, Attack) else attack for attack in listed)
     named = None if reference is None else _name(reference)
-    config = build(AuditConfig, {**names, "model": _name(target), "reference": named, "attacks": attacks, "output": output, **settings})
-    one, other = (_in_memory(model, config) for model in (target, reference))
-    opened = partial(open_source, decoding=config.decoding)
-    cohort = None if config.data else two_sources(opened(members), opened(nonmembers), config.limit, config.seed)
+    images, settings = _images(images, settings)
+    config = build(AuditConfig, {"model": _name(model), "reference": named, "attacks": specs, "output": output, **settings})
+    one, other = (_in_memory(each, config) for each in (model, reference))
     with TemporaryDirectory() as scratch:
         folder = Path(output) if output else Path(scratch)
-        finished = run(prepare(config, one, cohort, other), folder)
+        finished = run(prepare(config, one, images, other, made), folder)
         if finished is None:
             raise UserError("other shards have not finished; run them, then this call again")
         if output:
             finished.save(folder, config.thumbnails)
     return finished
+
+
+def _images(images: Any, settings: dict[str, Any]) -> tuple[Cohort | None, dict[str, Any]]:
+    """The images of a call, None for those that a config names, and its settings with the names of the images."""
+    if images is None:
+        sides = [settings.get("members"), settings.get("nonmembers")]
+        if any(side is None for side in sides) or settings.get("data") is not None or all(isinstance(side, str | Path) for side in sides):
+            return None, settings
+        made = cohort(**{key: settings[key] for key in OF_IMAGES if settings.get(key) is not None})
+        return made, {**settings, **made.given}
+    if not isinstance(images, Cohort):
+        what = f"{type(images).__name__} {images}" if isinstance(images, str | Path) else f"a {type(images).__name__}"
+        raise UserError(f"images must be a cohort: diffleak.cohort(members=..., nonmembers=...); got {what}")
+    twice = [key for key in ("data", "split", *OF_IMAGES) if settings.get(key) is not None and (key != "seed" or key in images.given)]
+    if twice:
+        raise UserError(f"{twice[0]} is a setting of the images: give it to diffleak.cohort, and leave it out here")
+    return images, {**images.given, **settings}
 
 
 def _name(model: Target | Denoiser | str | Path) -> str:
@@ -139,12 +164,16 @@ def _in_memory(model: Target | Denoiser | str | Path | None, config: AuditConfig
     return Target(model, dtype=config.dtype, device=device)
 
 
-def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Audit | None:
+def run(
+    prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr), timed: bool = True
+) -> Audit | None:
     """Scores what is missing in `folder` and evaluates; None when other workers still have chunks to do.
+
+    timed: times a forward first, to say about how long all will take.
 
     Raises `UserError` when the folder belongs to another plan, cannot be written, or the model returns NaN.
     """
-    if not _all_done(prepared, folder, log):
+    if not _all_done(prepared, folder, log, timed):
         return None
     measured, collected = _measured(prepared, folder), scoring.collect(prepared.job, folder)
     audit = _finish_by_key(prepared, collected, measured) if prepared.key else _finish(prepared, collected, measured)
@@ -152,16 +181,18 @@ def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda li
     return audit
 
 
-def measure(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> bool:
+def measure(
+    prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr), timed: bool = True
+) -> bool:
     """Leaves geometry.parquet and influence.npy of images alone; False when other workers still have chunks to do."""
-    if not _all_done(prepared, folder, log):
+    if not _all_done(prepared, folder, log, timed):
         return False
     _measured(prepared, folder)
     clear(folder)
     return True
 
 
-def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None]) -> bool:
+def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], timed: bool) -> bool:
     """Does what is missing of this worker's share; whether every share is done then."""
     checked_folder(folder)
     first = _claim(folder, prepared.plan)
@@ -171,39 +202,22 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None]) -> b
             f"{folder} holds scores, and nothing says that they are of this model; choose another folder, "
             "or give diffleak.Target(denoiser, fingerprint=...)"
         )
-    log(prepared.describe(folder))
+    log(prepared.describe() + (f"; {prepared.estimate(folder)}" if timed else ""))
     if prepared.membership:
         log(f"membership: {visible(prepared.membership.sentence)}")
-    for line in _about_names(prepared, folder):
+    for line in about_names(prepared, folder):
         log(line)
     if prepared.scan.captions:
-        log(_captions_line(prepared.scan.captions, len(prepared.scan.cohort)))
+        log(captions_line(prepared.scan.captions, len(prepared.scan.cohort)))
     missing = scoring.score(prepared.job, folder, prepared.worker)
     if missing:
         log(f"{missing} chunks belong to other shards and are not finished; the last shard writes the results (or run this again later)")
     return not missing
 
 
-def _captions_line(captions: Captions, images: int) -> str:
-    if captions.choice == "empty" or captions.choice.startswith(FIXED):
-        told = f"{captions.texts[0]!r} with every image" if captions.texts[0] else "nothing of any image"
-        return f"captions: the model is told {told} ({visible(captions.choice)}; {captions.found}/{images} have one of their own)"
-    return f"captions found: {captions.found}/{images} ({visible(captions.choice)})"
-
-
 def _measured(prepared: Prepared, folder: Path) -> Float64[np.ndarray, "n 3"] | None:
     job = prepared.job
     return write_geometry(job.inputs, folder, {c: job.rows(c) for c in range(job.chunks)}) if job.inputs.top else None
-
-
-def _about_names(prepared: Prepared, folder: Path) -> Iterator[str]:
-    """Who can read the names of the images."""
-    if prepared.key:
-        yield f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the run"
-        if prepared.key.path and open_to_others(prepared.key.path):
-            yield f"others on this machine may read the key: chmod 600 {prepared.key.path}"
-    elif open_to_others(folder):
-        yield f"others on this machine may read {folder}, which names images by file name: chmod 700 {folder}"
 
 
 def _finish_by_key(prepared: Prepared, collected: scoring.Collected, measured: Float64[np.ndarray, "n 3"] | None) -> Audit:
@@ -256,7 +270,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         headline=evaluation.headline(results),
         results=tuple(results),
         blind=blind,
-        warnings=(*_warnings(prepared, results, blind), *_about_equal_scores(chosen)),
+        warnings=(*warnings_of(prepared, results, blind), *about_equal_scores(chosen)),
         omitted=prepared.scan.omitted,
         truncated=prepared.truncated,
         costs=Costs(queries=collected.queries, seconds=round(collected.seconds + time.monotonic() - started, 2), chunks=collected.chunks),
@@ -343,78 +357,3 @@ def _command(config: AuditConfig, plan: Plan) -> str:
             value = ",".join(value)
         parts += [f"--no-{key}"] if value is False else [flag] if value is True else [flag, str(value)]
     return shlex.join(parts)
-
-
-def _about_equal_scores(scores: Sequence[Scores]) -> tuple[str, ...]:
-    """Which attacks give every image the same score."""
-    return tuple(
-        f"{each.attack} gives every image the same score, so it measured nothing: does the model's answer depend on the image?"
-        for each in scores
-        if not np.ptp(each.statistic, axis=0).any()
-    )
-
-
-def _warnings(prepared: Prepared, results: Sequence[Result], blind: Blind) -> tuple[str, ...]:
-    found, split = list(prepared.target.warnings), prepared.split.record
-    if prepared.reference:
-        found += [f"of the reference: {line}" for line in prepared.reference.warnings]
-    models = len(prepared.target.denoiser.exposed)
-    if models > 1:
-        found.append(
-            f"the release holds {models} models, and whoever has it can ask each: every statistic is that of the model under which "
-            "the image looks most like a member"
-        )
-    if split.repeats > 1:
-        found.append(
-            f"fewer than {evaluation.SMALL_SIDE} images on a side: every number is the median over {split.repeats} calibrate/test splits"
-        )
-    if prepared.membership and prepared.membership.status == "contradicted, ignored":
-        found.append(prepared.membership.sentence)
-    larger, smaller = max(split.members, split.nonmembers), min(split.members, split.nonmembers)
-    if larger > 1.5 * smaller:
-        found.append(
-            f"the sides are unequal ({split.members} members, {split.nonmembers} held out): "
-            "compare attack success with its baseline, not with 50 %"
-        )
-    if prepared.scan.repeated:
-        found.append(f"{prepared.scan.repeated} images occur more than once on their side; intervals treat them as independent")
-    if prepared.scan.omitted:
-        found.append(f"{len(prepared.scan.omitted)} unreadable images were left out")
-    if images := prepared.images:
-        found.append(
-            f"how the images were read: {', '.join(images)}; the scores are of the training images only if the training read them in the "
-            "same way (--exif, --alpha and --white choose another)"
-        )
-    if prepared.truncated:
-        found.append(
-            f"{len(prepared.truncated)} captions are longer than the model's text encoder reads: it was told their beginning only "
-            "(audit.json lists the images under truncated)"
-        )
-    told = prepared.scan.captions
-    if told and not any(told.texts):
-        found += [
-            f"the model was told no captions, and {attack.label} measures what captions add: what is left of it is the loss"
-            for attack in prepared.attacks
-            if isinstance(attack, CLiD)
-        ]
-    guidance = prepared.plan.guidance_scale
-    if guidance is not None:
-        found += [
-            f"{attack.label} draws under a guidance of its own, {attack.guidance_scale:g}, and not under the audit's {guidance:g}: "
-            "its parameter guidance_scale changes it"
-            for attack in prepared.attacks
-            if isinstance(attack, BlackBox)
-        ]
-    if prepared.config.resize:
-        found.append(f"images of another shape were resized to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")
-    if finding(blind) == "perhaps":
-        found.append("the two sides can be told apart without the model, better than by chance: part of every AUC may be that difference")
-    if prepared.reference and prepared.plan.reference_fingerprint == prepared.plan.model_fingerprint != UNKNOWN:
-        found.append("the reference is the model itself: there is no excess over it")
-    for result in (r for r in results if r.plain):
-        if result.auc.value is not None and result.auc.value < 0.4:
-            found.append(
-                f"{result.attack}: AUC {result.auc.value:.2f} is below 0.4, against the direction its theory gives "
-                "(are the sides swapped?); it was not flipped"
-            )
-    return tuple(found)

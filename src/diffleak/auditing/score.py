@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -374,25 +374,29 @@ def _score_chunk(
             whole = slice(rows.start + batch.start, rows.start + batch.stop)
             keys, x0 = job.cohort.keys[whole], job.inputs.tensor(images[batch])
             masks = [None, *(job.inputs.keep(influence[batch], keys) if influence is not None and attack.takes_masks else ())]
-            noise, here, found = job.inputs.noise(keys, x0.shape[1:]), _on_batch(job, attack, whole), []
+            noise, found, these = job.inputs.noise(keys, x0.shape[1:]), [], range(whole.start, whole.stop)
             for inputs, label in zip(job.models, labels, strict=False):  # without masks the second label is the reference's
-                cond, denoisers = inputs.conditions(whole), [Counted(exposed, count) for exposed in asked(inputs.target, attack)]
-                each = torch.stack([here.masked_statistics(denoiser, x0, noise, cond, masks) for denoiser in denoisers])
+                subject = inputs.subject(inputs.target.denoiser, x0, noise, these)
+                asks = [replace(subject, denoiser=Counted(exposed, count)) for exposed in asked(inputs.target, attack)]
+                each = torch.stack([_checked(attack, attack.masked_statistics(ask, masks), len(masks), len(x0)) for ask in asks])
                 found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
                 _refuse_nan(found[-1][0], job.cohort.ids[whole], attack, label)
             excess = [found[0] - found[1]] if job.reference else []
             statistic[:, batch] = np.concatenate(found + excess)
     if made != len(rows) * declared:
-        raise RuntimeError(f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}")
+        said = f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}"
+        raise RuntimeError(said) if attack.code is None else UserError(f"{said}: its `queries` must be those of all its timesteps")
     meta = ChunkMeta(_plan_id(job.plan), made, round(time.monotonic() - started, 4), attack.parameters())
     _write(path, job.cohort.ids[rows.start : rows.stop], labels, attack.columns, statistic, meta)
 
 
-def _on_batch(job: Job, attack: Attack, rows: slice) -> Attack:
-    """The attack with what it needs of a batch's own images, where it is given latents."""
-    if not job.target.latent:
-        return attack
-    return attack.for_batch(lambda: job.inputs.tensor(job.inputs.pixels(range(rows.start, rows.stop))), job.inputs.latents)
+def _checked(attack: Attack, answer: Any, masks: int, images: int) -> Float64[Tensor, "m k b"]:
+    """The statistics of an attack; raises `UserError` for anything but a float64 number per mask, column and image."""
+    expected = (masks, len(attack.columns), images)
+    if isinstance(answer, Tensor) and tuple(answer.shape) == expected and answer.dtype == torch.float64:
+        return answer
+    got = f"{tuple(answer.shape)} {answer.dtype}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+    raise UserError(f"{attack.label} must return float64 statistics of shape {expected[1:]}, columns by images; got {got}")
 
 
 def most_exposed(statistics: Float64[Tensor, "e m k b"], direction: Direction) -> Float64[Tensor, "m k b"]:
@@ -432,7 +436,7 @@ def _prepared(job: Job, attack: Attack) -> Attack:
     x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows)))
     noise = job.inputs.noise([job.cohort.keys[i] for i in rows], x0.shape[1:])
     first = job.target.denoiser.exposed[0]  # what is settled is a scale, the same for models that are compared
-    return attack.prepared(first, x0, noise, job.inputs.conditions(rows))
+    return attack.prepared(job.inputs.subject(first, x0, noise, rows))
 
 
 def _batches(n: int, size: int) -> Iterator[slice]:

@@ -42,6 +42,8 @@ def selfcheck(seed: int = 0) -> tuple[Check, ...]:
     memoriser = Memoriser(torch.from_numpy(to_model(members)).double(), schedule)
     gaussian = Gaussian(0.0, 1 / 3, schedule)
     settings: dict[str, Any] = {"timesteps": str(TIMESTEP), "calibration": False, "seed": seed}
-    known, blank = (audit(model, members, nonmembers, "all", **settings).results for model in (memoriser, gaussian))
+    known, blank = (
+        audit(model, members=members, nonmembers=nonmembers, attacks="all", **settings).results for model in (memoriser, gaussian)
+    )
     band = BAND * float(np.sqrt((2 * SIDE + 1) / (12 * SIDE * SIDE)))
     return tuple(Check(k.attack, k.auc.value or 0.0, b.auc.value or 0.0, band) for k, b in zip(known, blank, strict=True))

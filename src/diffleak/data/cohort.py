@@ -1,10 +1,12 @@
 """The images of an audit: who is a member and who is held out."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -13,10 +15,10 @@ from diffleak.data.anonymity import Key
 from diffleak.data.decoding import SKIP_HINT, Decoded, Pixels, UnreadableImage
 from diffleak.data.draw import keyed_order
 from diffleak.data.labels import UNNAMED, ClassNames, Numbered, Side, number
-from diffleak.data.sources import ImageSource, Texts
+from diffleak.data.sources import ImageSource, Texts, open_source
 from diffleak.data.split import read_split
 from diffleak.errors import UserError
-from diffleak.records.images import Decoding, LeftOut
+from diffleak.records.images import Alpha, Decoding, Exif, LeftOut
 
 
 def sort_key(image_id: str) -> tuple[int, str]:
@@ -38,6 +40,7 @@ class Cohort:
     sources: tuple[ImageSource, ImageSource]  # of members and of non-members, which may be the same
     names: tuple[str, str]  # where members and non-members come from
     keys: tuple[str, ...]  # `ids` itself unless the cohort is anonymous
+    given: Mapping[str, Any] = field(default_factory=dict)  # the settings that name these images, where `cohort` made them
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -186,6 +189,38 @@ def one_source(source: ImageSource, split: Path, limit: int | None = None, seed:
         raise UserError(f'{split} must name held-out images under "nonmembers"; it has none')
     sides = [_positions(source, ids, limit, seed) for ids in listed]
     return _cohort((source, source), sides, ("", ""), (f"{source.name} [{split}: members]", f"{source.name} [{split}: nonmembers]"))
+
+
+def cohort(
+    members: Any = None,
+    nonmembers: Any = None,
+    *,
+    data: Any = None,
+    split: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    exif: Exif = "apply",
+    alpha: Alpha = "drop",
+    white: int | None = None,
+) -> Cohort:
+    """The images of an audit: members and held-out images, or one `data` with a `split` file that says who is a member.
+
+    members, nonmembers, data: a folder, .npy, .npz or .parquet file, "digits", "hf:NAME", or a uint8 array (N, H, W[, C]).
+    split: JSON of the form {"members": [ids], "nonmembers": [ids]}. limit: at most so many images a side, drawn by `seed`.
+    exif, alpha, white: how image files become pixels (`diffleak.records.images.Decoding`).
+    Raises `UserError` for data that cannot be read, and unless it is two sides, or one DATA and a split.
+    """
+    if (data is None) != (split is None) or (data is None) == (members is None) or (members is None) != (nonmembers is None):
+        raise UserError("a cohort has two sides: give members and nonmembers, or data and split")
+    opened = partial(open_source, decoding=Decoding(exif, alpha, white))
+    if split is not None:
+        made = one_source(opened(data), Path(split), limit, seed)
+    else:
+        made = two_sources(opened(members), opened(nonmembers), limit, seed)
+    named = {"members": members, "nonmembers": nonmembers, "data": data, "split": split}
+    given = {key: str(value) if isinstance(value, str | Path) else "array" for key, value in named.items() if value is not None}
+    reading = {"exif": exif, "alpha": alpha, "white": white}
+    return replace(made, given={**given, **reading, **({} if limit is None else {"limit": limit, "seed": seed})})
 
 
 def images_alone(source: ImageSource, limit: int | None = None, seed: int = 0) -> Cohort:

@@ -29,8 +29,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffleak import hub
-from diffleak.attacks.base import fit_to_schedule, float64
+from diffleak.attacks.base import float64
 from diffleak.attacks.secmi import SecMI
+from diffleak.attacks.spec import fit_to_schedule
+from diffleak.attacks.subject import Subject
 from diffleak.config import build
 from diffleak.data.pixels import ImageShape
 from diffleak.data.prompts import read_prompts
@@ -213,7 +215,7 @@ def _score_batch(asking: Asking, batch: Sequence[tuple[str, int]], on_call: Call
     with torch.inference_mode():
         cond = target.text([text for text, _ in batch])
         x0 = sample(guided, sampler, noise, cond)
-        errors = torch.stack([asking.attack.statistics(exposed, x0, noise, cond)[0] for exposed in denoiser.exposed])
+        errors = torch.stack([asking.attack.statistics(Subject(exposed, x0, noise, cond))[0] for exposed in denoiser.exposed])
     # of several models the one that is surest of the prompt counts
     scores = torch.stack([errors.min(dim=0).values.cpu(), torch.stack(norms).mean(dim=0).cpu()], dim=1).numpy()
     broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))

@@ -1,0 +1,139 @@
+"""The grammar of `--attacks`: a name, or package.module:Class for one's own, with parameters in brackets; and grids of timesteps."""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import yaml
+
+from diffleak.attacks.base import Attack, written
+from diffleak.diffusion.schedule import Schedule
+from diffleak.errors import UserError, unknown
+
+MOST_TIMESTEPS = 100_000  # a longer grid is a slip of the keyboard
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, ...] | None) -> Attack:
+    """The attack that a spec such as `sima`, `sima_mc(m=10,timesteps=50:150:50)` or `package.module:MyAttack(k=3)` stands for.
+
+    `timesteps` is the sweep of attacks that sweep and whose spec has none.
+    Raises `UserError` for an unknown attack or parameter (naming the nearest) and for a value of the wrong kind.
+    """
+    name, _, rest = text.strip().partition("(")
+    kind = attacks.get(name) or (_imported(name) if ":" in name else None)
+    if kind is None:
+        raise unknown("attack", name, attacks)
+    if "(" in text and not rest.endswith(")"):
+        raise UserError(f"attack parameters are written {name}(key=value,key=value); got {text}")
+    given: dict[str, Any] = {} if timesteps is None or kind.rule else {"timesteps": timesteps}
+    known = {f.name: f for f in fields(kind) if f.compare}
+    for part in filter(None, rest.removesuffix(")").split(",")):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise UserError(f"attack parameters are written {name}(key=value,key=value); got {text}")
+        if key not in known:
+            raise unknown(f"parameter of {name}", key, known)
+        if key in given and key != "timesteps":
+            raise UserError(f"{name}: {key} is given twice")
+        given[key] = parse_timesteps(value) if key == "timesteps" else _convert(name, key, value, known[key].default)
+    try:
+        return kind(**given)
+    except TypeError as error:  # an abstract class, or a parameter without a default
+        raise UserError(f"{name} cannot be made ({error})") from None
+
+
+def spec_of(attack: Attack) -> str:
+    """The spec that stands for an attack; where its class was typed in and cannot be imported, one for people to read only."""
+    kind = type(attack)
+    changed = [f.name for f in fields(attack) if f.compare and getattr(attack, f.name) not in (f.default, ())]
+    given = ",".join(f"{name}={written(name, getattr(attack, name))}" for name in changed)
+    name = attack.name if attack.code is None else f"{kind.__module__}:{kind.__qualname__}"
+    return f"{name}({given})" if given else name
+
+
+def with_timesteps(attack: Attack, timesteps: tuple[int, ...] | None) -> Attack:
+    """An attack that sweeps, on these timesteps unless it was made with others than its default."""
+    own = attack.rule is not None or attack.timesteps != attack.__dataclass_fields__["timesteps"].default
+    return attack if own or timesteps is None else replace(attack, timesteps=timesteps)
+
+
+def refuse_names(chosen: Sequence[Attack], attacks: Mapping[str, type[Attack]]) -> None:
+    """Raises `UserError` for an attack listed twice, or one from outside whose name is another attack's or cannot be a file's."""
+    for attack in chosen:
+        if attack.code is None:
+            continue
+        if attack.name in attacks:
+            raise UserError(f"{type(attack).__qualname__} must have a name of its own; {attack.name} is an attack of diffleak")
+        if not attack.name.isidentifier() or not attack.name.isascii():
+            raise UserError(f"the name of an attack must be of letters, digits and _; got {attack.name!r}")
+    labels = [attack.label for attack in chosen]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise UserError(f"each attack must be listed once; {twice[0]} is there twice")
+
+
+def _imported(name: str) -> type[Attack]:
+    """The class at `package.module:Class`; modules in the current folder are found too."""
+    module, _, kind = name.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"an attack of your own is named package.module:Class; {name} cannot be imported ({error})") from None
+    if not (isinstance(found, type) and issubclass(found, Attack)):
+        raise UserError(f"{name} must be a subclass of diffleak.Attack; got {found!r}")
+    return found
+
+
+def _convert(attack: str, key: str, value: str, default: Any) -> Any:
+    kind = type(default)
+    if kind is tuple:
+        raise UserError(f"{attack}: {key} is measured on calibration images and cannot be set")
+    if kind is bool and value.lower() in TRUTH:
+        return TRUTH[value.lower()]
+    try:
+        if kind is bool:
+            raise ValueError
+        return kind(value) if kind in (int, float, str) else yaml.safe_load(value)
+    except (ValueError, yaml.YAMLError):
+        raise UserError(f"{attack}: {key} must be of the kind {kind.__name__}; got {value!r}") from None
+
+
+def parse_timesteps(text: str | int) -> tuple[int, ...]:
+    """A grid `start:stop:step` with stop included, `start:stop` (step 1), one integer, or several joined by '+'."""
+    try:
+        numbers = [[int(n) for n in part.split(":")] for part in str(text).split("+")]
+        ranges = [range(n[0], n[0] + 1) if len(n) == 1 else range(n[0], n[1] + 1, *n[2:]) for n in numbers]
+        if any(r.step < 0 for r in ranges) or sum(map(len, ranges)) > MOST_TIMESTEPS:
+            raise ValueError
+        grid = [t for r in ranges for t in r]
+    except (ValueError, TypeError):
+        raise UserError(f"timesteps are written start:stop:step (stop included), or one number; got {text!r}") from None
+    if not grid or any(t < 0 for t in grid):
+        raise UserError(f"timesteps must be a non-empty grid of non-negative integers; got {text!r}")
+    return tuple(sorted(set(grid)))
+
+
+def fit_to_schedule(attack: Attack, schedule: Schedule) -> Attack:
+    """The attack on those of its timesteps where it is defined; raises `UserError` outside the schedule or when none is left.
+
+    A sweep that starts below what an attack needs (noise aggregation walks down 40 steps) loses those timesteps only.
+    """
+    if not attack.timesteps:
+        return attack
+    if attack.rule and attack.timesteps[-1] >= len(schedule):
+        raise UserError(
+            f"{attack.name} averages over timesteps up to {attack.timesteps[-1]}, and the model's schedule has {len(schedule)}; "
+            f"give it others, as in {attack.name}(timesteps=0:{len(schedule) - 1}:10), or leave it out"
+        )
+    schedule.check(attack.timesteps)
+    kept = tuple(t for t in attack.timesteps if attack.usable(t, schedule))
+    if not kept:
+        t = attack.timesteps[-1]
+        raise UserError(f"{attack.name} is defined at none of the timesteps given; at {t}: {attack.why_unusable(t, schedule)}")
+    return replace(attack, timesteps=kept)

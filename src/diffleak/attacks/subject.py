@@ -1,0 +1,102 @@
+"""What an attack looks at: one batch of images, and everything that an attacker may ask the model about them.
+
+eps(x_t, t)                   the predicted noise, the one query of grey-box attacks
+x0, noise(j), schedule, cond  the clean images (latents of a latent model), keyed normals, the noise schedule, labels or captions
+pixels(), encode, decode      the images themselves, and the way to latents and back; the identity on a pixel model
+draw(steps, scale, n)         images that the model generates for the conditions of the batch
+encoder(spec)                 the attacker's own network that says which images look alike
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from diffleak.diffusion.conditions import joined
+from diffleak.diffusion.denoiser import Denoiser, guided
+from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.sampling import sample
+from diffleak.diffusion.schedule import Schedule
+from diffleak.errors import UserError
+
+STREAM = "black-box"  # of the noise that images are drawn from
+
+Images = Float[Tensor, "b c h w"]
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A network that says which images look alike: `embed` gives vectors (b, d) of images in [-1, 1]; `fingerprint` hashes its weights."""
+
+    fingerprint: str
+    embed: Callable[[Images], Float[Tensor, "b d"]]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A batch of b images as the attacker sees it.
+
+    denoiser: the model that is asked. x0: the clean images in [-1, 1], or the latents of a latent model. noise: normals like x0, keyed
+    by image. cond: None, class labels (b,) or the `Prompts` of b captions. encode, decode: between images and x0. images: reads the
+    images of a latent model. sampler: makes a diffusers scheduler of a number of steps. open_encoder: the `Encoder` of a spec.
+    """
+
+    denoiser: Denoiser
+    x0: Float[Tensor, "b *s"]
+    noise: Noise
+    cond: Any = None
+    encode: Callable[[Tensor], Tensor] = _same
+    decode: Callable[[Tensor], Tensor] = _same
+    images: Callable[[], Tensor] | None = None
+    sampler: Callable[[int], Any] | None = None
+    open_encoder: Callable[[str], Encoder] | None = None
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule of the model."""
+        return self.denoiser.schedule
+
+    def eps(self, x_t: Float[Tensor, "wb *s"], t: int | Sequence[int], cond: Any = None) -> Float[Tensor, "wb *s"]:
+        """The predicted noise of w times b rows, which are asked about under the conditions of the batch, w times over, or `cond`.
+
+        t: one timestep in [0, T), or one for each of as many equal parts of x_t.
+        """
+        if cond is None:
+            cond = self.cond if len(x_t) == len(self.x0) else joined([self.cond] * (len(x_t) // len(self.x0)))
+        return self.denoiser.at_once(x_t, t, cond) if isinstance(t, Sequence) else self.denoiser(x_t, int(t), cond)
+
+    def pixels(self) -> Images:
+        """The images of the batch in [-1, 1], whatever the denoiser works on."""
+        return self.x0 if self.images is None else self.images()
+
+    def draw(self, steps: int, guidance_scale: float, n: int) -> Float[Tensor, "nb c h w"]:
+        """n images for the condition of each image of the batch, draw by draw, from noise of their own.
+
+        steps: of the sampler. guidance_scale: of classifier-free guidance in place of the model's; 1 is none.
+        Raises `UserError` where nothing can be drawn.
+        """
+        seeds = replace(self.noise, ids=tuple(f"{i}\0{j}" for j in range(n) for i in self.noise.ids), stream=STREAM)
+        return self.decode(sample(guided(self.denoiser, guidance_scale), self.new_sampler(steps), seeds, joined([self.cond] * n)))
+
+    def new_sampler(self, steps: int) -> Any:
+        """A sampler of so many steps; raises `UserError` where the model cannot be drawn from."""
+        if self.sampler is None:
+            raise UserError("the attack draws images, and this subject has no sampler: give Subject(..., sampler=...)")
+        return self.sampler(steps)
+
+    def encoder(self, spec: str) -> Encoder:
+        """The encoder of a spec, as `diffleak quality --extractor` takes it; raises `UserError` for one that cannot be opened."""
+        if self.open_encoder is None:
+            raise UserError("the attack compares images, and this subject has no encoder: give Subject(..., open_encoder=...)")
+        return self.open_encoder(spec)

@@ -1,0 +1,110 @@
+"""What a reader of an audit must know beside its numbers, and what is said before the first score. Only words: nothing is decided here."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffleak.attacks.black_box import BlackBox
+from diffleak.attacks.clid import CLiD
+from diffleak.auditing.plan import Prepared
+from diffleak.data.captions import FIXED, Captions
+from diffleak.errors import visible
+from diffleak.records.audit import Blind, Result
+from diffleak.records.scores import Scores
+from diffleak.stats import evaluation
+from diffleak.stats.blind import finding
+from diffleak.work.files import open_to_others
+from diffleak.work.folder import UNKNOWN
+
+
+def captions_line(captions: Captions, images: int) -> str:
+    if captions.choice == "empty" or captions.choice.startswith(FIXED):
+        told = f"{captions.texts[0]!r} with every image" if captions.texts[0] else "nothing of any image"
+        return f"captions: the model is told {told} ({visible(captions.choice)}; {captions.found}/{images} have one of their own)"
+    return f"captions found: {captions.found}/{images} ({visible(captions.choice)})"
+
+
+def about_names(prepared: Prepared, folder: Path) -> Iterator[str]:
+    """Who can read the names of the images."""
+    if prepared.key:
+        yield f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the run"
+        if prepared.key.path and open_to_others(prepared.key.path):
+            yield f"others on this machine may read the key: chmod 600 {prepared.key.path}"
+    elif open_to_others(folder):
+        yield f"others on this machine may read {folder}, which names images by file name: chmod 700 {folder}"
+
+
+def about_equal_scores(scores: Sequence[Scores]) -> tuple[str, ...]:
+    """Which attacks give every image the same score."""
+    return tuple(
+        f"{each.attack} gives every image the same score, so it measured nothing: does the model's answer depend on the image?"
+        for each in scores
+        if not np.ptp(each.statistic, axis=0).any()
+    )
+
+
+def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> tuple[str, ...]:
+    found, split = list(prepared.target.warnings), prepared.split.record
+    if prepared.reference:
+        found += [f"of the reference: {line}" for line in prepared.reference.warnings]
+    models = len(prepared.target.denoiser.exposed)
+    if models > 1:
+        found.append(
+            f"the release holds {models} models, and whoever has it can ask each: every statistic is that of the model under which "
+            "the image looks most like a member"
+        )
+    if split.repeats > 1:
+        found.append(
+            f"fewer than {evaluation.SMALL_SIDE} images on a side: every number is the median over {split.repeats} calibrate/test splits"
+        )
+    if prepared.membership and prepared.membership.status == "contradicted, ignored":
+        found.append(prepared.membership.sentence)
+    larger, smaller = max(split.members, split.nonmembers), min(split.members, split.nonmembers)
+    if larger > 1.5 * smaller:
+        found.append(
+            f"the sides are unequal ({split.members} members, {split.nonmembers} held out): "
+            "compare attack success with its baseline, not with 50 %"
+        )
+    if prepared.scan.repeated:
+        found.append(f"{prepared.scan.repeated} images occur more than once on their side; intervals treat them as independent")
+    if prepared.scan.omitted:
+        found.append(f"{len(prepared.scan.omitted)} unreadable images were left out")
+    if images := prepared.images:
+        found.append(
+            f"how the images were read: {', '.join(images)}; the scores are of the training images only if the training read them in the "
+            "same way (--exif, --alpha and --white choose another)"
+        )
+    if prepared.truncated:
+        found.append(
+            f"{len(prepared.truncated)} captions are longer than the model's text encoder reads: it was told their beginning only "
+            "(audit.json lists the images under truncated)"
+        )
+    told = prepared.scan.captions
+    if told and not any(told.texts):
+        found += [
+            f"the model was told no captions, and {attack.label} measures what captions add: what is left of it is the loss"
+            for attack in prepared.attacks
+            if isinstance(attack, CLiD)
+        ]
+    guidance = prepared.plan.guidance_scale
+    if guidance is not None:
+        found += [
+            f"{attack.label} draws under a guidance of its own, {attack.guidance_scale:g}, and not under the audit's {guidance:g}: "
+            "its parameter guidance_scale changes it"
+            for attack in prepared.attacks
+            if isinstance(attack, BlackBox)
+        ]
+    if prepared.config.resize:
+        found.append(f"images of another shape were resized to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")
+    if finding(blind) == "perhaps":
+        found.append("the two sides can be told apart without the model, better than by chance: part of every AUC may be that difference")
+    if prepared.reference and prepared.plan.reference_fingerprint == prepared.plan.model_fingerprint != UNKNOWN:
+        found.append("the reference is the model itself: there is no excess over it")
+    for result in (r for r in results if r.plain):
+        if result.auc.value is not None and result.auc.value < 0.4:
+            found.append(
+                f"{result.attack}: AUC {result.auc.value:.2f} is below 0.4, against the direction its theory gives "
+                "(are the sides swapped?); it was not flipped"
+            )
+    return tuple(found)
