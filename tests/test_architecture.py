@@ -46,7 +46,7 @@ FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so 
     ("defenses",),
     ("report",),
     ("auditing", "comparison", "prompts", "quality"),
-    ("demo", "reveal"),
+    ("demo", "options", "reveal"),
     ("cli",),
     ("__main__",),
 )
@@ -111,7 +111,11 @@ def test_rooms_behind_the_wall_never_import_torch(path):
 
 
 @pytest.mark.parametrize(
-    "module", ["auditing.config", "auditing.results", "auditing.score_file", "prompts.config", "quality.config", "data.scan"]
+    "module",
+    [
+        *("auditing.config", "defenses.config", "prompts.config", "quality.config", "training.config"),
+        *("auditing.results", "auditing.score_file", "data.scan"),
+    ],
 )
 def test_settings_and_written_results_of_a_command_need_no_torch(module):
     assert not {name.split(".")[0] for name in reached(f"diffleak.{module}", set())} & TORCH
