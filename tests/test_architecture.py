@@ -158,6 +158,7 @@ def test_help_and_metrics_load_only_what_they_use(tmp_path, arguments):
     assert "diffleak.cli" in loaded
     assert loaded.isdisjoint(UNNEEDED)
     assert "--json" not in arguments or "diffleak.report" not in loaded
+    assert "--help" not in arguments or "pydantic" not in loaded, "a command's Config is loaded when the command is run"
 
 
 def test_importing_the_package_reads_no_metadata_of_packages_until_asked_for_the_version():
