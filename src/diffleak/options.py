@@ -52,7 +52,7 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
 
     def call(**values: Any) -> None:
         given = {key: values.pop(key) for key in flags}
-        function(given, **values)
+        function(given=given, **values)
 
     call.__doc__ = function.__doc__
     call.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
