@@ -6,6 +6,7 @@ Long flags equal config keys; `-C FILE.yaml` is read first and flags win. Result
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Never
 
@@ -264,12 +265,7 @@ def selfcheck(seed: Annotated[int, Opt()] = 0, as_json: Json = False) -> None:
     from diffleak.auditing.selfcheck import selfcheck as check
 
     checks = check(seed)
-    rows = [{"attack": c.attack, "memoriser": c.memoriser, "gaussian": c.gaussian, "band": c.band, "passed": c.passed} for c in checks]
-    lines = [
-        f"{c.attack:<18} memoriser {c.memoriser:.3f}  gaussian {c.gaussian:.3f} (0.5 ± {c.band:.3f})  {'ok' if c.passed else 'FAILED'}"
-        for c in checks
-    ]
-    _print(rows, as_json, "\n".join(lines))
+    _print([{**asdict(c), "passed": c.passed} for c in checks], as_json, "\n".join(map(str, checks)))
     if not all(c.passed for c in checks):
         raise DiffleakError("selfcheck failed: this installation's numbers cannot be trusted; report it with `pip freeze`")
 
