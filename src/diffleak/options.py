@@ -4,8 +4,8 @@
     description   the help text
     `Flag`        the short flag, or the flag that switches a setting off
 
-An option that is not given is None, so that a Config knows which settings the user chose. A command that is not run does not import its
-Config: `diffleak --help` shows fourteen commands and loads none.
+An option that is not given is None, and the config file or the default of its field decides. A Config is imported when its command is
+run, so that `diffleak --help` loads none.
 """
 
 from collections.abc import Callable, Iterator
