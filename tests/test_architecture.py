@@ -46,7 +46,7 @@ FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so 
     ("defenses",),
     ("report",),
     ("auditing", "comparison", "prompts", "quality"),
-    ("demo", "reveal"),
+    ("demo", "options", "reveal"),
     ("cli",),
     ("__main__",),
 )
@@ -111,7 +111,11 @@ def test_rooms_behind_the_wall_never_import_torch(path):
 
 
 @pytest.mark.parametrize(
-    "module", ["auditing.config", "auditing.results", "auditing.score_file", "prompts.config", "quality.config", "data.scan"]
+    "module",
+    [
+        *("auditing.config", "defenses.config", "prompts.config", "quality.config", "training.config"),
+        *("auditing.results", "auditing.score_file", "data.scan"),
+    ],
 )
 def test_settings_and_written_results_of_a_command_need_no_torch(module):
     assert not {name.split(".")[0] for name in reached(f"diffleak.{module}", set())} & TORCH
@@ -154,6 +158,7 @@ def test_help_and_metrics_load_only_what_they_use(tmp_path, arguments):
     assert "diffleak.cli" in loaded
     assert loaded.isdisjoint(UNNEEDED)
     assert "--json" not in arguments or "diffleak.report" not in loaded
+    assert "--help" not in arguments or "pydantic" not in loaded, "a command's Config is loaded when the command is run"
 
 
 def test_importing_the_package_reads_no_metadata_of_packages_until_asked_for_the_version():

@@ -1,11 +1,15 @@
 """Settings of a command: a YAML file first, flags on top, every key checked.
 
-Each command has one pydantic model; its field names are the config keys and, with dashes, the long flags.
+Each command has one pydantic model. Its field names are the config keys and, with dashes, the long flags; its descriptions are
+what `--help` says (`diffleak.options`).
 """
 
 import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,8 +24,25 @@ COLONLESS = {
 }
 
 
+@dataclass(frozen=True)
+class Flag:
+    """The second name of a setting on the command line: its short flag, or the flag that switches it off."""
+
+    name: str
+
+
 class Config(BaseModel):
-    """Base of all command settings: immutable, and an unknown key is an error."""
+    """Base of all command settings: immutable, and an unknown key is an error.
+
+    Where the command line does not follow from the fields and their descriptions, in which {default} is a field's default, a class says:
+    ARGUMENT, the setting that is given without a flag; NO_FLAG, settings of the config file and of Python alone; HELP, other words for
+    inherited settings; FOLLOW, settings that follow each other in `--help` though they are not declared one after the other.
+    """
+
+    ARGUMENT: ClassVar[str | None] = None
+    NO_FLAG: ClassVar[set[str]] = set()
+    HELP: ClassVar[dict[str, str]] = {}
+    FOLLOW: ClassVar[list[str]] = ["output config"]
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -29,11 +50,16 @@ class Config(BaseModel):
 class ModelConfig(Config):
     """Settings of a command about one model that is there already, with or without a LoRA adapter on it."""
 
-    model: str = "denoiser"
-    lora: str | None = None
-    lora_scale: float = Field(1.0, allow_inf_nan=False)
-    dtype: str = "float32"
-    device: str | None = None
+    ARGUMENT = "model"
+    FOLLOW = ["skip_unreadable dtype device"]
+
+    model: str = Field("denoiser", description="A diffusers folder or a hub id; safetensors only.")
+    lora: str | None = Field(
+        None, description="A LoRA adapter to apply to a text-to-image MODEL: a .safetensors file, a folder or a hub id."
+    )
+    lora_scale: float = Field(1.0, allow_inf_nan=False, description="The strength of the LoRA ({default}).")
+    dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; default the first accelerator.")
 
     @field_validator("model", "lora", mode="before")
     @classmethod
@@ -70,8 +96,10 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises `UserError` for a missing file, bad YAML or anything but a mapping."""
+def read_yaml(path: Path | None) -> dict[str, Any]:
+    """The mapping in a YAML file, empty without a file; raises `UserError` for a missing file, bad YAML or anything but a mapping."""
+    if path is None:
+        return {}
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
@@ -103,3 +131,25 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
         got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"
         where = f"{key}: " if key else ""
         raise UserError(f"{where}{first['msg'].removeprefix('Value error, ')}{got}") from None
+
+
+def flag(key: str) -> str:
+    """The long flag of a setting."""
+    return "--" + key.replace("_", "-")
+
+
+def second_name(kind: type[Config], key: str) -> str | None:
+    """The short flag of a setting, or the flag that switches it off, if it has one."""
+    return next((item.name for item in kind.model_fields[key].metadata if isinstance(item, Flag)), None)
+
+
+def command_line(config: Config, command: str, exclude: Iterable[str] = ("threads",)) -> str:
+    """The command line that repeats a command: every setting that is not its default, but for those in `exclude`."""
+    given = config.model_dump(exclude_defaults=True, exclude={*exclude}, mode="json")
+    parts = ["diffleak", command, *(str(given.pop(key)) for key in (config.ARGUMENT,) if key in given)]
+    for key, value in given.items():
+        if isinstance(value, bool):
+            parts.append(flag(key) if value else second_name(type(config), key) or f"--no-{key}")
+        else:
+            parts += [flag(key), ",".join(value) if isinstance(value, list) else str(value)]
+    return shlex.join(parts)

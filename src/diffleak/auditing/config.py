@@ -1,50 +1,60 @@
 """The settings of `diffleak audit`, and the images they name. No torch."""
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import ModelConfig
+from diffleak.config import Flag, ModelConfig
 from diffleak.data.cohort import Cohort, images_alone, one_source, two_sources
-from diffleak.data.config import DataConfig
+from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
 from diffleak.data.sources import open_source
 
 
 class AuditConfig(ModelConfig, DataConfig):
     """Everything that decides an audit; the keys of `-C FILE` and, with dashes, the flags of `diffleak audit`."""
 
-    guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)
-    reference: str | None = None
-    output: Path | None = None
-    members: str | None = None
-    nonmembers: str | None = None
-    data: str | None = None
-    split: Path | None = None
-    attacks: tuple[str, ...] = ("all",)
-    timesteps: str | None = None
-    mask: tuple[str, ...] = ()
-    captions: str | None = None
-    probes: int = Field(8, ge=1)
-    calibration: bool = True
-    calibrate_fraction: float = Field(0.2, gt=0, lt=1)
+    FOLLOW = ["split output"]
+
+    guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False, description="Attack predictions under guidance (1: none).")
+    reference: str | None = Field(None, description="Report what leaks beyond this model; 'base' is MODEL without its --lora.")
+    output: Annotated[Path | None, Flag("-o")] = Field(None, description="The run folder.")
+    members: str | None = Field(None, description="DATA that the model was trained on.")
+    nonmembers: str | None = Field(None, description="Held-out DATA from the same source.")
+    data: str | None = Field(None, description="One DATA for both sides, with --split.")
+    split: Split = None
+    attacks: tuple[str, ...] = Field(("all",), description="all, or names such as 'sima,sima_mc(m=10)'.")
+    timesteps: str | None = Field(None, description="start:stop:step, stop included; default 10:300:10.")
+    mask: tuple[str, ...] = Field(
+        (), description="Latent models: also under influence[:0.4], auto, or the controls random[:0.4], reverse[:0.4]."
+    )
+    captions: str | None = Field(
+        None, description="Text-to-image models: own (default), empty, fixed:TEXT, swapped, or a .json, .jsonl or .csv file."
+    )
+    probes: int = Field(8, ge=1, description="Random probes per image for the influence ({default}).")
+    calibration: Annotated[bool, Flag("--no-calibration")] = Field(True, description="Choose settings on a calibrate part.")
+    calibrate_fraction: float = Field(0.2, gt=0, lt=1, description="Share of each side that settings are chosen on ({default}).")
     seed: int = Field(0, ge=0, lt=2**32)
-    batch_size: Literal["auto"] | int = "auto"
-    chunk_size: int = Field(128, ge=1)
-    shard: str | None = None
-    limit: int | None = Field(None, ge=1)
-    resize: bool = False
-    skip_unreadable: bool = False
-    threads: int | None = Field(None, ge=1)
-    dry_run: bool = False
-    thumbnails: bool = False
-    max_auc: float | None = Field(None, ge=0, le=1)
-    max_tpr: float | None = Field(None, ge=0, le=1)
-    max_excess_auc: float | None = Field(None, ge=0, le=1)
-    allow_shift: bool = False
-    ignore_model_split: bool = False
-    anonymous: bool = False
-    anonymous_key: Path | None = None
+    batch_size: Literal["auto"] | int = Field("auto", description="auto, or images per forward.")
+    chunk_size: int = Field(128, ge=1, description="Images per score file ({default}).")
+    shard: str | None = Field(None, description="i/n: score the i-th of n shares.")
+    limit: int | None = Field(None, ge=1, description="At most this many images a side.")
+    resize: Resize = False
+    skip_unreadable: SkipUnreadable = False
+    threads: int | None = Field(
+        None, ge=1, description="Chunks this worker scores side by side, one CPU thread each; default its share of the cores."
+    )
+    dry_run: bool = Field(False, description="Check everything and print the plan only.")
+    thumbnails: bool = Field(False, description="Show the members that score highest in the report.")
+    max_auc: float | None = Field(None, ge=0, le=1, description="Gate: exit 3 if any attack's AUC may exceed this.")
+    max_tpr: float | None = Field(None, ge=0, le=1, description="Gate: exit 3 if any TPR at 1 % FPR may exceed this.")
+    max_excess_auc: float | None = Field(
+        None, ge=0, le=1, description="Gate: exit 3 if any attack's AUC beyond the --reference may exceed this."
+    )
+    allow_shift: bool = Field(False, description="Exit 0 even if the sides differ without the model.")
+    ignore_model_split: IgnoreModelSplit = False
+    anonymous: Anonymous = False
+    anonymous_key: AnonymousKey = None
 
     @field_validator("attacks", mode="before")
     @classmethod
@@ -108,9 +118,27 @@ def _refuse_one_side(config: C) -> C:
 class GeometryConfig(AuditConfig):
     """The settings of `diffleak geometry`: those of an audit, but images alone will do, and attacks run under many masks."""
 
-    attacks: tuple[str, ...] = ("sima", "secmi", "pia", "loss", "loss_frequency", "pia_frequency")
-    mask: tuple[str, ...] = (*(f"influence:0.{i}" for i in range(1, 10)), "random:0.4", "reverse:0.4", "reverse:0.9")
-    top: int = Field(20, ge=1)
+    NO_FLAG = {"guidance_scale", "reference", "calibration", "calibrate_fraction", "max_auc", "max_tpr", "max_excess_auc"}
+    FOLLOW = ["lora_scale data split members nonmembers output", "probes top attacks mask timesteps"]
+    HELP = {
+        "model": "A latent model: a diffusers folder or a hub id.",
+        "data": "Images; with --split also who is a member.",
+        "output": "The output folder.",
+        "chunk_size": "Images per file ({default}).",
+        "shard": "i/n: work on the i-th of n shares.",
+        "limit": "At most this many images (a side).",
+        "threads": "Chunks worked on side by side, one CPU thread each.",
+        "thumbnails": "Show images in the report.",
+    }
+
+    attacks: tuple[str, ...] = Field(
+        ("sima", "secmi", "pia", "loss", "loss_frequency", "pia_frequency"), description="Attacks that the analyses look at."
+    )
+    mask: tuple[str, ...] = Field(
+        (*(f"influence:0.{i}" for i in range(1, 10)), "random:0.4", "reverse:0.4", "reverse:0.9"),
+        description="Masks that the analyses look at.",
+    )
+    top: int = Field(20, ge=1, description="Singular values in the distortion ({default}).")
 
     @model_validator(mode="before")
     @classmethod

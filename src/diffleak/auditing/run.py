@@ -4,7 +4,6 @@ A run folder belongs to one plan (plan.json). Its chunks are independent files, 
 workers share the work without talking to each other, and the one that finds everything done writes the results.
 """
 
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from diffleak.auditing.inputs import clear, write_geometry
 from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.results import write_results
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
-from diffleak.config import build
+from diffleak.config import build, command_line
 from diffleak.data.cohort import Cohort, cohort
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
@@ -345,15 +344,7 @@ def _claim(folder: Path, plan: Plan) -> bool:
 
 def _command(config: AuditConfig, plan: Plan) -> str:
     """The command line that repeats the audit; for objects in memory, that it was a call from Python."""
-    given = config.model_dump(exclude_defaults=True, exclude={"shard", "threads"}, mode="json")
-    model = given.pop("model", "denoiser")
     loaded_with_more = plan.lora != config.lora or plan.guidance_scale not in (None, config.guidance_scale)
-    if "array" in (config.members, config.nonmembers) or "denoiser" in (model, config.reference) or loaded_with_more:
+    if "array" in (config.members, config.nonmembers) or "denoiser" in (config.model, config.reference) or loaded_with_more:
         return "diffleak.audit(...) from Python, with the settings recorded in audit.json"
-    parts = ["diffleak", "geometry" if isinstance(config, GeometryConfig) else "audit", model]
-    for key, value in given.items():
-        flag = "--" + key.replace("_", "-")
-        if key in ("attacks", "mask"):
-            value = ",".join(value)
-        parts += [f"--no-{key}"] if value is False else [flag] if value is True else [flag, str(value)]
-    return shlex.join(parts)
+    return command_line(config, "geometry" if isinstance(config, GeometryConfig) else "audit", ("shard", "threads"))

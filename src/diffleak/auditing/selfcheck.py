@@ -33,6 +33,10 @@ class Check:
     def passed(self) -> bool:
         return self.memoriser == 1.0 and abs(self.gaussian - 0.5) <= self.band
 
+    def __str__(self) -> str:
+        both = f"memoriser {self.memoriser:.3f}  gaussian {self.gaussian:.3f} (0.5 ± {self.band:.3f})"
+        return f"{self.attack:<18} {both}  {'ok' if self.passed else 'FAILED'}"
+
 
 def selfcheck(seed: int = 0) -> tuple[Check, ...]:
     """Runs both models through `audit` and returns one check per attack."""

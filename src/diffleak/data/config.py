@@ -1,17 +1,35 @@
 """Settings of a command that reads images."""
 
+from pathlib import Path
+from typing import Annotated
+
 from pydantic import Field
 
-from diffleak.config import Config
+from diffleak.config import Config, Flag
 from diffleak.records.images import Alpha, Decoding, Exif
+
+# settings that several commands share
+Split = Annotated[Path | None, Field(description='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}.')]
+Resize = Annotated[bool, Flag("--no-resize"), Field(description="Convert images of another size or colour.")]
+SkipUnreadable = Annotated[bool, Flag("--no-skip-unreadable"), Field(description="Leave out damaged files.")]
+IgnoreModelSplit = Annotated[bool, Field(description="Go on although the split.json beside MODEL contradicts the two sides.")]
+Anonymous = Annotated[bool, Field(description="Write and print keyed ids in place of file names; `reveal` finds the names again.")]
+AnonymousKey = Annotated[
+    Path | None,
+    Field(description="The file of that key, for runs to be compared; made if it is not there. Default anonymous.key in the output."),
+]
 
 
 class DataConfig(Config):
     """Settings of a command that reads images: how files become pixels (`diffleak.records.images`)."""
 
-    exif: Exif = "apply"
-    alpha: Alpha = "drop"
-    white: int | None = Field(None, ge=1, lt=2**32)
+    FOLLOW = ["resize exif alpha white"]
+
+    exif: Exif = Field("apply", description="EXIF orientation: apply (default), or ignore where the trainer does not turn images.")
+    alpha: Alpha = Field("drop", description="Transparency: drop (default, as convert('RGB') does), or lay it on white or black.")
+    white: int | None = Field(
+        None, ge=1, lt=2**32, description="What is white in grey images of more than 8 bits, such as 4095; default their range."
+    )
 
     @property
     def decoding(self) -> Decoding:

@@ -8,17 +8,16 @@ Tran et al. 2024, "Dual-Model Defense", arXiv 2410.16657, section 3.2.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from diffleak.diffusion import Choice
 from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser
 from diffleak.diffusion.schedule import Schedule
 from diffleak.errors import UserError
-
-Choice = Literal["alternate", "random"]
 
 
 @final

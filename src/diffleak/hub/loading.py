@@ -17,9 +17,10 @@ from diffleak.config import ModelConfig
 from diffleak.data.labels import UNNAMED
 from diffleak.data.pixels import ImageShape
 from diffleak.data.split import own_split
+from diffleak.diffusion import Choice
 from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, NetworkDenoiser, PredictionType
-from diffleak.diffusion.dual import Choice, Dual, refuse_strangers
+from diffleak.diffusion.dual import Dual, refuse_strangers
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import PIXELS, Target
 from diffleak.errors import UserError, first_lines, unknown

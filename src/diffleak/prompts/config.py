@@ -1,13 +1,13 @@
 """The settings of `diffleak prompts`, and the lists of prompts they name. No torch."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from diffleak.config import ModelConfig
+from diffleak.config import Flag, ModelConfig, command_line
 from diffleak.data.prompts import read_prompts
 from diffleak.errors import UserError
 
@@ -17,18 +17,21 @@ FROM_PYTHON = "diffleak.find_memorised(...) from Python, with the settings recor
 class PromptsConfig(ModelConfig):
     """Everything that decides `diffleak prompts`; the keys of `-C FILE` and, with dashes, its flags."""
 
-    memorised: Path | None = None
-    ordinary: Path | None = None
-    prompts: Path | None = None
-    output: Path | None = None
-    images: int = Field(1, ge=1)
-    steps: int = Field(50, ge=1)
-    guidance_scale: float = Field(7.5, ge=0, allow_inf_nan=False)
-    timestep: int = Field(90, ge=0)
-    size: int | None = Field(None, ge=1)
+    FOLLOW = ["batch_size dtype"]
+    HELP = {"model": "A text-to-image model: a diffusers folder or a hub id."}
+
+    memorised: Path | None = Field(None, description="Prompts that may be memorised: one a line, or the column 'text' of .csv or .jsonl.")
+    ordinary: Path | None = Field(None, description="Prompts of the same kind that are not.")
+    prompts: Path | None = Field(None, description="One list without labels: scores only.")
+    output: Annotated[Path | None, Flag("-o")] = Field(None, description="prompts.json, .csv and .html, and finished chunks.")
+    images: int = Field(1, ge=1, description="Images drawn for each prompt, whose scores are averaged ({default}).")
+    steps: int = Field(50, ge=1, description="DDIM steps of each image ({default}).")
+    guidance_scale: float = Field(7.5, ge=0, allow_inf_nan=False, description="Classifier-free guidance while drawing ({default}).")
+    timestep: int = Field(90, ge=0, description="Where the t-error is taken ({default}).")
+    size: int | None = Field(None, ge=1, description="Pixels a side, for a model that draws any size.")
     seed: int = Field(0, ge=0, lt=2**32)
-    batch_size: int | None = Field(None, ge=1)
-    threads: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1, description="Images at once; default by their size.")
+    threads: int | None = Field(None, ge=1, description="Chunks asked side by side, one CPU thread each.")
 
     @model_validator(mode="after")
     def _one_kind_of_list(self) -> "PromptsConfig":
@@ -41,12 +44,9 @@ class PromptsConfig(ModelConfig):
     @property
     def command(self) -> str:
         """The command line that repeats this."""
-        given = self.model_dump(exclude_defaults=True, exclude={"threads"}, mode="json")
-        model = given.pop("model", "denoiser")
-        if model == "denoiser" or not (self.memorised or self.prompts):
+        if self.model == "denoiser" or not (self.memorised or self.prompts):
             return FROM_PYTHON
-        flags = [part for key, value in given.items() for part in ("--" + key.replace("_", "-"), str(value))]
-        return shlex.join(["diffleak", "prompts", model, *flags])
+        return command_line(self, "prompts")
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,15 @@
 """The settings of `diffleak quality`, and the real images they name. No torch."""
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import ModelConfig
+from diffleak.config import Flag, ModelConfig, command_line
 from diffleak.data.anonymity import Key
 from diffleak.data.cohort import Cohort, images_alone, one_source
-from diffleak.data.config import DataConfig
+from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError
 
@@ -20,32 +19,39 @@ FEWEST = 10  # reference images below which no statistic says anything
 class QualityConfig(ModelConfig, DataConfig):
     """Everything that decides `diffleak quality`; the keys of `-C FILE` and, with dashes, its flags."""
 
-    reference: str | None = None
-    training: str | None = None
-    data: str | None = None
-    split: Path | None = None
-    output: Path | None = None
-    images: int = 2048
-    steps: int = 50
-    sampler: Literal["ddim", "ddpm", "dpm"] = "ddim"
+    FOLLOW = ["scores seed batch_size"]
+
+    reference: str | None = Field(None, description="Real DATA to compare with, normally held out.")
+    training: str | None = Field(None, description="DATA that the model was trained on: looks for copies of it.")
+    data: str | None = Field(None, description="One DATA for both, with --split.")
+    split: Split = None
+    output: Annotated[Path | None, Flag("-o")] = Field(None, description="quality.json, quality.html and the images; may be a run folder.")
+    images: int = Field(2048, description="Images to draw ({default}).")
+    steps: int = Field(50, description="Steps of the sampler ({default}).")
+    sampler: Literal["ddim", "ddpm", "dpm"] = Field("ddim", description="ddim (default), ddpm or dpm.")
     seed: int = Field(0, ge=0, lt=2**32)
-    rounds: int = 1
-    captions: str | None = None
-    prompts: Path | None = None
-    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
-    clip: str | None = None
-    batch_size: int | None = Field(None, ge=1)
-    extractor: str = "inception"
-    copy_encoder: str | None = None
-    scores: bool = False
-    limit: int | None = Field(None, ge=1)
-    resize: bool = False
-    skip_unreadable: bool = False
-    threads: int | None = Field(None, ge=1)
-    thumbnails: bool = False
-    ignore_model_split: bool = False
-    anonymous: bool = False
-    anonymous_key: Path | None = None
+    rounds: int = Field(1, description="Of the adaptive attack on two models that take turns.")
+    captions: str | None = Field(
+        None, description="Text-to-image models draw the reference's own captions (default), fixed:TEXT, or those of a file."
+    )
+    prompts: Path | None = Field(None, description="Or these: a text per line, or a .json, .jsonl or .csv.")
+    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False, description="Of classifier-free guidance (7.5); 1 is none.")
+    clip: str | None = Field(None, description="A CLIP for the CLIP score; hub id or folder (openai/clip-vit-large-patch14).")
+    batch_size: int | None = Field(None, ge=1, description="Images per forward; default by their size.")
+    extractor: str = Field(
+        "inception",
+        description="inception[:FILE] (default), dinov2[:MODEL], clip[:MODEL], torchscript:FILE, sscd:FILE or pixels.",
+    )
+    copy_encoder: str | None = Field(None, description="What copies are found with; default the extractor.")
+    scores: bool = Field(False, description="Write nearest.csv: each image's nearest generation, for `metrics`.")
+    limit: int | None = Field(None, ge=1, description="At most this many real images a side.")
+    resize: Resize = False
+    skip_unreadable: SkipUnreadable = False
+    threads: int | None = Field(None, ge=1, description="Chunks drawn side by side, one CPU thread each.")
+    thumbnails: bool = Field(False, description="Show the closest training images in the report.")
+    ignore_model_split: IgnoreModelSplit = False
+    anonymous: Anonymous = False
+    anonymous_key: AnonymousKey = None
 
     @field_validator("reference", "training", "data", "extractor", "copy_encoder", "captions", "clip", mode="before")
     @classmethod
@@ -72,15 +78,9 @@ class QualityConfig(ModelConfig, DataConfig):
     @property
     def command(self) -> str:
         """The command line that repeats this."""
-        given = self.model_dump(exclude_defaults=True, exclude={"threads"}, mode="json")
-        model = given.pop("model", "denoiser")
-        if model == "denoiser":
+        if self.model == "denoiser":
             return "diffleak.measure_quality(...) from Python, with the settings recorded in quality.json"
-        parts = ["diffleak", "quality", model]
-        for key, value in given.items():
-            flag = "--" + key.replace("_", "-")
-            parts += [flag] if value is True else [flag, str(value)]
-        return shlex.join(parts)
+        return command_line(self, "quality")
 
 
 @dataclass(frozen=True, eq=False)

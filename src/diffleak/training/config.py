@@ -1,11 +1,11 @@
 """The settings of `diffleak train`: presets, a YAML file, flags."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from diffleak.config import build, read_yaml
+from diffleak.config import Flag, build, read_yaml
 from diffleak.data.config import DataConfig
 from diffleak.errors import UserError, unknown
 
@@ -25,39 +25,50 @@ class TrainConfig(DataConfig):
     loss has not fallen for `patience` checks, one every `checkpoint_every` steps. The settings with dp_ make it DP-SGD.
     """
 
-    data: str
-    output: Path
+    NO_FLAG = {"kind", "model", "text_encoder", "scheduler"}
+    FOLLOW = ["output preset", "kl_weight config", "train_size split", "flip resize", "resize mixed_precision checkpoint_every seed"]
+
+    data: str = Field(description="Image folder, .npy, .npz, .parquet, 'digits' or hf:NAME.")
+    output: Annotated[Path, Flag("-o")] = Field(description="The model folder.")
     kind: Literal["denoiser", "vae", "vq", "text-to-image"] = "denoiser"
-    autoencoder: Path | None = None
-    base: str | None = None
-    lora_rank: int | None = Field(None, ge=1)
-    captions: str | None = None
-    diversify: bool = False
-    caption_dropout: float = Field(0.0, ge=0, lt=1)
-    random_crops: int | None = Field(None, ge=1)
-    kl_weight: float = Field(1e-2, ge=0)
-    split: Path | None = None
-    train_size: int | None = Field(None, ge=1)
-    resize: int | None = Field(None, ge=4)
-    steps: int = Field(5000, ge=1)
+    autoencoder: Path | None = Field(
+        None, description="Train on the latents of this folder's vae/ or vqvae/, on its split unless told otherwise."
+    )
+    base: str | None = Field(None, description="A text-to-image model to fine-tune: a diffusers folder or hub id.")
+    lora_rank: int | None = Field(None, ge=1, description="Fine-tune low-rank adapters of this rank only.")
+    captions: str | None = Field(None, description="own (default), or a file of texts for every image.")
+    diversify: Annotated[bool, Flag("--no-diversify")] = Field(False, description="Draw one of an image's texts at every step.")
+    caption_dropout: float = Field(0.0, ge=0, lt=1, description="Share of images trained without their caption.")
+    random_crops: int | None = Field(None, ge=1, description="This many random crops an image instead of the central one.")
+    kl_weight: float = Field(1e-2, ge=0, description="The β of a β-VAE.")
+    split: Path | None = Field(None, description='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}: train on the members.')
+    train_size: int | None = Field(None, ge=1, description="Train on this many images drawn at random; the rest is held out.")
+    resize: int | None = Field(None, ge=4, description="Resize (antialiased) and centre-crop images to this side.")
+    steps: int = Field(5000, ge=1, description="Optimiser steps; a larger number extends a finished run.")
     batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(2e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(100, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    ema_decay: float | None = Field(None, gt=0, lt=1)
-    flip: bool = False
-    validation: float | None = Field(None, gt=0, lt=1)
-    patience: int | None = Field(None, ge=1)
-    dp_epsilon: float | None = Field(None, gt=0)
-    dp_delta: float | None = Field(None, gt=0, lt=1)
-    dp_noise_multiplier: float | None = Field(None, gt=0)
-    dp_max_grad_norm: float | None = Field(None, gt=0)
-    mixed_precision: Literal["no", "fp16", "bf16", "auto"] = "no"
-    checkpoint_every: int = Field(500, ge=1)
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="Save an exponential moving average of the weights.")
+    flip: Annotated[bool, Flag("--no-flip")] = Field(False, description="Random horizontal flips.")
+    validation: float | None = Field(
+        None, gt=0, lt=1, description="Set aside this share of the members; save the weights with the lowest loss on them."
+    )
+    patience: int | None = Field(None, ge=1, description="Stop when that loss has not fallen for this many checks, one a checkpoint.")
+    dp_epsilon: float | None = Field(None, gt=0, description="DP-SGD: the epsilon that all steps may spend; chooses the noise.")
+    dp_delta: float | None = Field(None, gt=0, lt=1, description="DP-SGD: its delta, well below one over the number of images.")
+    dp_noise_multiplier: float | None = Field(
+        None, gt=0, description="DP-SGD: the noise itself, in clipping norms, instead of --dp-epsilon."
+    )
+    dp_max_grad_norm: float | None = Field(None, gt=0, description="DP-SGD: the norm each image's gradient is clipped to (1.0).")
+    mixed_precision: Literal["no", "fp16", "bf16", "auto"] = Field(
+        "no", description="no, fp16, bf16, or auto: bf16 where the device has it."
+    )
+    checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints.")
     seed: int = Field(0, ge=0, lt=2**32)
-    threads: int | None = Field(None, ge=1)
-    device: Literal["cpu", "auto"] = "auto"
+    threads: int | None = Field(None, ge=1, description="CPU threads of this process.")
+    device: Literal["cpu", "auto"] = Field("auto", description="auto or cpu.")
     model: dict[str, Any] = {}
     text_encoder: dict[str, Any] = {}
     scheduler: dict[str, Any] = {}
@@ -140,9 +151,8 @@ def train_settings(preset: str | None, file: Path | None, flags: dict[str, Any])
     presets = {p.stem: p for p in PRESETS.glob("*.yaml")}
     if preset is not None and preset not in presets:
         raise unknown("preset", preset, presets)
-    if preset in ("latent", "text") and not flags.get("autoencoder") and not (file and read_yaml(file).get("autoencoder")):
+    if preset in ("latent", "text") and not flags.get("autoencoder") and not read_yaml(file).get("autoencoder"):
         raise UserError(f"the preset {preset} trains on the latents of an autoencoder: give --autoencoder FOLDER")
     if preset is None and file is None:
         preset = ("lora" if flags.get("lora_rank") else "fine-tune") if flags.get("base") else "small"
-    base = read_yaml(presets[preset]) if preset else {}
-    return base, read_yaml(file) if file else {}, flags
+    return read_yaml(presets[preset] if preset else None), read_yaml(file), flags

@@ -1,0 +1,92 @@
+"""The options of a command, made from the fields of its Config.
+
+    annotation    bool, int, float and Path as they are; everything else, such as lists and choices, is text that the Config reads
+    description   the help text
+    `Flag`        the short flag, or the flag that switches a setting off
+
+An option that is not given is None, and the config file or the default of its field decides. A Config is imported when its command is
+run, so that `diffleak --help` loads none.
+"""
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from inspect import Parameter, Signature, signature
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from diffleak.config import Config
+
+Command = Callable[..., None]
+
+
+def command(app: typer.Typer, config: str) -> Callable[[Command], Command]:
+    """Registers a function as a command that takes the settings of `config`, "module:class", as its parameter `given`."""
+
+    def register(function: Command) -> Command:
+        class Deferred(TyperCommand):
+            """The command with its options, once it is run."""
+
+            def make_context(self, *args: Any, **kwargs: Any) -> Any:
+                module, _, name = config.partition(":")
+                alone = typer.Typer(add_completion=False)
+                alone.command(function.__name__)(with_options(function, getattr(import_module(f"diffleak.{module}"), name)))
+                return typer.main.get_command(alone).make_context(*args, **kwargs)
+
+        app.command(function.__name__, cls=Deferred, help=function.__doc__)(lambda: None)
+        return function
+
+    return register
+
+
+def with_options(function: Command, kind: "type[Config]") -> Command:
+    """`function` with the options of a Config in place of its parameter `given`, which is a dict of them."""
+    own = {name: parameter.replace(kind=Parameter.KEYWORD_ONLY) for name, parameter in signature(function).parameters.items()}
+    names = [name for each in own for name in (kind.model_fields if each == "given" else [each])]
+    flags = {key: _parameter(kind, key) for key in kind.model_fields if key not in kind.NO_FLAG}
+    parameters = {name: (own | flags)[name] for name in _in_order(kind, names) if name in own | flags}
+
+    def call(**values: Any) -> None:
+        given = {key: values.pop(key) for key in flags}
+        function(given=given, **values)
+
+    call.__doc__ = function.__doc__
+    call.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+    call.__signature__ = Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    return call
+
+
+def _parameter(kind: "type[Config]", key: str) -> Parameter:
+    """The parameter of a setting, as typer reads it."""
+    from diffleak.config import flag, second_name
+
+    field = kind.model_fields[key]
+    text = kind.HELP.get(key, field.description)
+    text = text and text.replace("{default}", str(field.default))
+    read_as: Any = next((plain for plain in (bool, int, float, Path) if field.annotation in (plain, plain | None)), str)
+    if key == kind.ARGUMENT:
+        return Parameter(key, Parameter.KEYWORD_ONLY, annotation=Annotated[read_as, typer.Argument(help=text, show_default=False)])
+    other = second_name(kind, key)
+    names = [flag(key)] if other is None else [f"{flag(key)}/{other}"] if read_as is bool else [other, flag(key)]
+    option = typer.Option(*names, help=text, show_default=False)
+    return Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[read_as | None, option])
+
+
+def _in_order(kind: "type[Config]", names: list[str]) -> Iterator[str]:
+    """The names, each with those behind it that FOLLOW places there; where a class and its base differ, the class decides."""
+    runs = [run.split() for each in reversed(kind.__mro__) for run in vars(each).get("FOLLOW", ())]
+    before = {name: previous for run in runs for previous, name in pairwise(run) if previous in names}
+
+    def from_(name: str) -> Iterator[str]:
+        yield name
+        for other in names:
+            if before.get(other) == name:
+                yield from from_(other)
+
+    for name in names:
+        if name not in before:
+            yield from from_(name)

@@ -1,0 +1,148 @@
+"""The flags of a command are the fields of its Config, and the command that repeats a config gives that config again."""
+
+import random
+import shlex
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import pytest
+import typer
+from pydantic import Field
+
+from diffleak import cli
+from diffleak.auditing.config import AuditConfig
+from diffleak.config import Flag, build, command_line, flag
+from diffleak.errors import UserError
+from diffleak.options import with_options
+
+CONFIGS = {
+    "train": "training.config:TrainConfig",
+    "defend": "defenses.config:DefendConfig",
+    "audit": "auditing.config:AuditConfig",
+    "geometry": "auditing.config:GeometryConfig",
+    "quality": "quality.config:QualityConfig",
+    "prompts": "prompts.config:PromptsConfig",
+}
+COMMANDS = pytest.mark.parametrize("command", CONFIGS)
+
+
+def config_of(command: str) -> Any:
+    module, _, name = CONFIGS[command].partition(":")
+    return getattr(import_module(f"diffleak.{module}"), name)
+
+
+def parameters(command: str) -> dict[str, Any]:
+    """The options and arguments of a command by name, as the parser has them."""
+    deferred = typer.main.get_command(cli.app).commands[command]
+    return {each.name: each for each in deferred.make_context(command, [], resilient_parsing=True).command.params}
+
+
+def parser(kind, seen: list[dict[str, Any]]) -> Any:
+    """A command with the flags of a Config, which puts the settings that it is given on a list."""
+    app = typer.Typer(add_completion=False)
+    app.command()(with_options(lambda given: seen.append(given), kind))
+    return typer.main.get_command(app)
+
+
+def parsed(command: Any, seen: list[dict[str, Any]], arguments: list[str]) -> dict[str, Any]:
+    command(arguments, standalone_mode=False)
+    return seen.pop()
+
+
+@COMMANDS
+def test_every_setting_is_an_option_with_the_fields_help_or_listed_as_having_no_flag(command):
+    kind, found = config_of(command), parameters(command)
+    assert set(kind.model_fields) >= kind.NO_FLAG | set(kind.HELP)
+    assert set(found) - {"preset", "config", "as_json", "help"} == set(kind.model_fields) - kind.NO_FLAG
+    for key, field in kind.model_fields.items():
+        if key not in kind.NO_FLAG:
+            text = kind.HELP.get(key, field.description)
+            assert found[key].help == (text and text.replace("{default}", str(field.default)))
+            assert found[key].default is None, "a setting that is not given leaves the config file its say"
+            assert (flag(key) in found[key].opts) != (key == kind.ARGUMENT)
+
+
+def test_every_name_that_a_class_places_in_the_help_is_a_setting_or_an_option_of_its_commands():
+    known: dict[type, set[str]] = {}
+    for command in CONFIGS:
+        for each in config_of(command).__mro__:
+            known.setdefault(each, set()).update(config_of(command).model_fields, parameters(command))
+    placed = [(each, name) for each in known for run in vars(each).get("FOLLOW", ()) for name in run.split()]
+    assert placed and [(each, name) for each, name in placed if name not in known[each]] == []
+
+
+class Stronger(AuditConfig):
+    """An audit with more settings, one of each kind."""
+
+    FOLLOW = ["lora strength"]
+
+    strength: float = Field(0.5, description="A new setting ({default}).")
+    often: Annotated[bool, Flag("--seldom")] = True
+    way: Annotated[Literal["up", "down"], Flag("-w")] = "up"
+    places: tuple[Path, ...] = ()
+
+
+def test_a_new_field_is_a_flag_without_other_code():
+    command = parser(Stronger, seen := [])
+    settings = build(Stronger, parsed(command, seen, ["m", "--data", "d", "--split", "s", "--strength", "0.7", "--seldom", "-w", "down"]))
+    assert settings == Stronger(model="m", data="d", split="s", strength=0.7, often=False, way="down")
+    found = {each.name: each for each in command.params}
+    assert found["strength"].help == "A new setting (0.5)."
+    assert (found["often"].opts, found["often"].secondary_opts, found["way"].opts) == (["--often"], ["--seldom"], ["-w", "--way"])
+    names = list(found)
+    assert names[names.index("lora") :][:3] == ["lora", "strength", "lora_scale"] and names[-3:] == ["often", "way", "places"]
+
+
+NEEDED = {
+    "train": {"data": "d", "output": Path("out")},
+    "defend": {"data": "d", "output": Path("out"), "method": "dual"},
+    "audit": {"model": "m", "members": "a b", "nonmembers": "it's"},
+    "geometry": {"model": "m", "data": "d", "split": Path("s.json")},
+    "quality": {"model": "m", "data": "d", "split": Path("s.json")},
+    "prompts": {"model": "m"},
+}
+
+
+def drawn(kind, key: str, rng: random.Random) -> Any:
+    """A value that a setting may have."""
+    annotation = kind.model_fields[key].annotation
+    kinds = {annotation, *get_args(annotation)}
+    if bool in kinds:
+        return rng.random() < 0.5
+    if get_origin(annotation) is Literal:
+        return rng.choice(get_args(annotation))
+    if annotation == tuple[str, ...]:
+        return rng.sample(["sima", "loss", "sima_mc(m=3,variant=norms)"][: 2 if key == "mask" else 3], rng.randint(1, 2))
+    if annotation == tuple[Path, ...]:
+        return [Path("one"), Path("two words")]
+    for plain, value in ((int, rng.randint(4, 3000)), (float, rng.random()), (Path, Path("a folder/of $it"))):
+        if plain in kinds:
+            return value
+    return rng.choice(["plain", "fixed:it's two words", "--x", "ä:0.4"])
+
+
+@COMMANDS
+def test_the_command_that_repeats_a_config_gives_that_config(command):
+    rng, kind = random.Random(command), config_of(command)
+    seen: list[dict[str, Any]] = []
+    parse, keys = parser(kind, seen), sorted(set(kind.model_fields) - kind.NO_FLAG - set(NEEDED[command]))
+    lengths = set()
+    for _ in range(300):
+        settings = {key: drawn(kind, key, rng) for key in rng.sample(keys, rng.choice([1, 2, 3, 3, 5, 8]))}
+        try:
+            config = build(kind, NEEDED[command], settings)
+        except UserError:  # settings that contradict each other
+            continue
+        line = shlex.split(command_line(config, command, {"kind"}))
+        assert line[:2] == ["diffleak", command]
+        assert build(kind, parsed(parse, seen, line[2:])) == config, line
+        lengths.add(len(line))
+    assert len(lengths) > 4, "many configs were built"
+
+
+def test_the_command_leaves_out_what_decides_no_result():
+    config = build(AuditConfig, {**NEEDED["audit"], "threads": 2, "shard": "1/2", "calibration": False})
+    assert command_line(config, "audit", ("threads", "shard")) == (
+        "diffleak audit m --members 'a b' --nonmembers 'it'\"'\"'s' --no-calibration"
+    )
