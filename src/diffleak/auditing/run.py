@@ -46,8 +46,8 @@ from diffleak.stats import evaluation
 from diffleak.stats.blind import blind_auc, finding, labels_p_value
 from diffleak.stats.by_distortion import analyse
 from diffleak.stats.reasons import in_given_images
-from diffleak.work.files import checked_folder, open_to_others, write_new
-from diffleak.work.folder import UNKNOWN
+from diffleak.work.files import open_to_others
+from diffleak.work.folder import PLAN, UNKNOWN, Folder, spelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class Audit:
 
     def save(self, folder: str | Path, thumbnails: bool = False) -> Path:
         """Writes audit.json, samples.csv, report.html and, where they are not there yet, the scores; returns the folder."""
-        folder = checked_folder(Path(folder))
+        folder = Path(folder)
         _claim(folder, self.record.plan)
         scoring.save_scores(folder, self.record, self.scores)
         write_results(folder, self.record, self.samples, self.cohort if thumbnails else None)
@@ -163,14 +163,10 @@ def measure(prepared: Prepared, folder: Path, log: Callable[[str], None] = lambd
 
 def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None]) -> bool:
     """Does what is missing of this worker's share; whether every share is done then."""
-    checked_folder(folder)
     first = _claim(folder, prepared.plan)
     unknown = UNKNOWN in (prepared.plan.model_fingerprint, prepared.plan.reference_fingerprint)
-    if not first and unknown and any(folder.glob("*/chunk-*")):
-        raise UserError(
-            f"{folder} holds scores, and nothing says that they are of this model; choose another folder, "
-            "or give diffleak.Target(denoiser, fingerprint=...)"
-        )
+    if unknown and not first:
+        Folder(folder).refuse_unnamed("scores", "*/chunk-*")
     log(prepared.describe(folder))
     if prepared.membership:
         log(f"membership: {visible(prepared.membership.sentence)}")
@@ -313,20 +309,18 @@ def gate(record: AuditRecord, config: AuditConfig) -> None:
 def _claim(folder: Path, plan: Plan) -> bool:
     """Makes the folder the plan's own; True when it was free, False when it already belongs to this very plan.
 
-    Raises `UserError` when it is another plan's. Shards that start together cannot both be first.
+    Raises `UserError` when it is another plan's, or holds results without a plan.
     """
     strangers = [name for name in ("audit.json", "samples.csv", "report.html") if (folder / name).exists()]
-    if strangers and not (folder / "plan.json").exists():
+    if strangers and not (folder / PLAN).exists():
         raise UserError(f"{folder} already holds a {strangers[0]} that no audit here has written; choose another -o")
-    if write_new(folder / "plan.json", plan.model_dump_json(indent=2)):
-        return True
-    old, new = ({} if p is None else p.model_dump(mode="json") for p in (read_plan(folder), plan))
-    changed = [key for key in new if old.get(key) != new[key]]
-    if changed:
-        short = lambda value: f"{str(value)[:60]}…" if len(str(value)) > 60 else str(value)
-        differences = "; ".join(f"{key} was {short(old.get(key))}, now {short(new[key])}" for key in changed[:3])
-        raise UserError(f"{folder} belongs to another plan ({differences}); use another -o, or the same settings to resume")
-    return False
+    dumped = lambda plan: plan.model_dump(mode="json") if plan else {}
+    return Folder(folder).claim(
+        dumped(plan),
+        lambda changed: f"{folder} belongs to another plan ({spelled(changed, str, '; ')}); use another -o, or the same settings to resume",
+        text=plan.model_dump_json(indent=2),
+        read=lambda: dumped(read_plan(folder)),
+    )
 
 
 def _command(config: AuditConfig, plan: Plan) -> str:

@@ -43,7 +43,7 @@ from diffleak.report.quality import Pictures, html
 from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import images as statistics
 from diffleak.work.files import checked_folder, open_to_others, write_text
-from diffleak.work.folder import UNKNOWN
+from diffleak.work.folder import UNKNOWN, refuse_changes
 
 SCORES = "nearest.csv"
 
@@ -308,21 +308,24 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
     if before.model_fingerprint == UNKNOWN:
         return  # the drawn images are refused then
     set_of = lambda s: None if s is None else (s.n, s.fingerprint)
-    pairs: dict[str, tuple[Any, Any]] = {
-        "model": (before.model_fingerprint, prepared.target.fingerprint),
-        "extractor": ((before.extractor, before.extractor_fingerprint), (encoders[0].name, encoders[0].fingerprint)),
-        "reference": (set_of(before.reference), set_of(reference.described)),
-        "training": (set_of(before.training), set_of(training.described if training else None)),
+    old: dict[str, Any] = {
+        "model": before.model_fingerprint,
+        "extractor": (before.extractor, before.extractor_fingerprint),
+        "reference": set_of(before.reference),
+        "training": set_of(before.training),
+    }
+    new: dict[str, Any] = {
+        "model": prepared.target.fingerprint,
+        "extractor": (encoders[0].name, encoders[0].fingerprint),
+        "reference": set_of(reference.described),
+        "training": set_of(training.described if training else None),
     }
     if before.clip and isinstance(prepared.clip, Clip):
-        pairs["CLIP"] = (before.clip_fingerprint, prepared.clip.fingerprint)
+        old["CLIP"], new["CLIP"] = before.clip_fingerprint, prepared.clip.fingerprint
     if before.copies and training:
-        pairs["copy encoder"] = (before.copies.encoder_fingerprint, encoders[1].fingerprint)
-    for what, (old, new) in pairs.items():
-        if old != new:
-            raise UserError(
-                f"{folder / FILE} was measured with another {what}; choose another folder, or delete {FILE}: the drawn images are kept"
-            )
+        old["copy encoder"], new["copy encoder"] = before.copies.encoder_fingerprint, encoders[1].fingerprint
+    said = f"choose another folder, or delete {FILE}: the drawn images are kept"
+    refuse_changes(old, new, lambda changed: f"{folder / FILE} was measured with another {changed[0].key}; {said}")
 
 
 def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) -> tuple[str, ...]:
