@@ -119,15 +119,9 @@ class Inputs:
                 folder.save(_file(kind, chunk), array)
             tick(len(chunks[chunk]))
 
-        folder.run(
-            {chunk: self.files(chunk) for chunk in chunks},
-            prepare_one,
-            lambda chunk: len(chunks[chunk]),
-            bar="geometry" if self.top else "encoding, influence" if self.masks else "encoding images",
-            unit="images",
-            batch_size=batch_size,
-            threads=threads,
-        )
+        bar = "geometry" if self.top else "encoding, influence" if self.masks else "encoding images"
+        files, cost = {chunk: self.files(chunk) for chunk in chunks}, lambda chunk: len(chunks[chunk])
+        folder.run(files, prepare_one, cost, bar=bar, unit="images", batch_size=batch_size, threads=threads)
 
     def measure(self, rows: range, kinds: Sequence[str]) -> dict[str, np.ndarray]:
         """What is asked for of some images: "latents", "influence" of each coordinate, "distortion" beside the energies."""

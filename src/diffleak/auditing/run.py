@@ -46,7 +46,7 @@ from diffleak.stats import evaluation
 from diffleak.stats.blind import blind_auc, finding, labels_p_value
 from diffleak.stats.by_distortion import analyse
 from diffleak.stats.reasons import in_given_images
-from diffleak.work.files import open_to_others
+from diffleak.work.files import checked_folder, open_to_others
 from diffleak.work.folder import PLAN, UNKNOWN, Folder, spelled
 
 
@@ -311,9 +311,10 @@ def _claim(folder: Path, plan: Plan) -> bool:
 
     Raises `UserError` when it is another plan's, or holds results without a plan.
     """
-    strangers = [name for name in ("audit.json", "samples.csv", "report.html") if (folder / name).exists()]
-    if strangers and not (folder / PLAN).exists():
-        raise UserError(f"{folder} already holds a {strangers[0]} that no audit here has written; choose another -o")
+    checked_folder(folder)
+    foreign = [name for name in ("audit.json", "samples.csv", "report.html") if (folder / name).exists()]
+    if foreign and not (folder / PLAN).exists():
+        raise UserError(f"{folder} already holds a {foreign[0]} that no audit here has written; choose another -o")
     dumped = lambda plan: plan.model_dump(mode="json") if plan else {}
     return Folder(folder).claim(
         dumped(plan),

@@ -232,7 +232,7 @@ def score(job: Job, path: Path, share: Worker) -> int:
 
 
 def _work(job: Job, share: Worker) -> dict[tuple[int, int], list[Path]]:
-    """The (chunk, attack) pairs of one worker, all attacks on each of its chunks, with the file of each."""
+    """The file of each (chunk, attack) pair of one worker, which scores its chunks under all attacks."""
     mine = deal(range(job.chunks), share.rank, share.count)
     return {(c, k): [job.file(Path(), c, k)] for c in mine for k in range(len(job.attacks))}
 
@@ -337,15 +337,8 @@ def _score_chunks(job: Job, folder: Folder, work: dict[tuple[int, int], list[Pat
         c, k = pair
         _score_chunk(job, attacks[k], job.queries(k), job.rows(c), partial(inputs_of, c), job.file(folder.path, c, k), tick)
 
-    folder.run(
-        work,
-        score_one,
-        lambda pair: _queries(job, *pair),
-        bar="scoring",
-        unit="queries",
-        batch_size=job.plan.batch_size,
-        threads=threads,
-    )
+    cost = lambda pair: _queries(job, *pair)
+    folder.run(work, score_one, cost, bar="scoring", unit="queries", batch_size=job.plan.batch_size, threads=threads)
 
 
 class Loaded(NamedTuple):

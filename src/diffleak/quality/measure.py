@@ -308,24 +308,19 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
     if before.model_fingerprint == UNKNOWN:
         return  # the drawn images are refused then
     set_of = lambda s: None if s is None else (s.n, s.fingerprint)
-    old: dict[str, Any] = {
-        "model": before.model_fingerprint,
-        "extractor": (before.extractor, before.extractor_fingerprint),
-        "reference": set_of(before.reference),
-        "training": set_of(before.training),
-    }
-    new: dict[str, Any] = {
-        "model": prepared.target.fingerprint,
-        "extractor": (encoders[0].name, encoders[0].fingerprint),
-        "reference": set_of(reference.described),
-        "training": set_of(training.described if training else None),
+    pairs: dict[str, tuple[Any, Any]] = {
+        "model": (before.model_fingerprint, prepared.target.fingerprint),
+        "extractor": ((before.extractor, before.extractor_fingerprint), (encoders[0].name, encoders[0].fingerprint)),
+        "reference": (set_of(before.reference), set_of(reference.described)),
+        "training": (set_of(before.training), set_of(training.described if training else None)),
     }
     if before.clip and isinstance(prepared.clip, Clip):
-        old["CLIP"], new["CLIP"] = before.clip_fingerprint, prepared.clip.fingerprint
+        pairs["CLIP"] = (before.clip_fingerprint, prepared.clip.fingerprint)
     if before.copies and training:
-        old["copy encoder"], new["copy encoder"] = before.copies.encoder_fingerprint, encoders[1].fingerprint
-    said = f"choose another folder, or delete {FILE}: the drawn images are kept"
-    refuse_changes(old, new, lambda changed: f"{folder / FILE} was measured with another {changed[0].key}; {said}")
+        pairs["copy encoder"] = (before.copies.encoder_fingerprint, encoders[1].fingerprint)
+    old, new = ({what: pair[which] for what, pair in pairs.items()} for which in (0, 1))
+    advice = f"choose another folder, or delete {FILE}: the drawn images are kept"
+    refuse_changes(old, new, lambda changed: f"{folder / FILE} was measured with another {changed[0].key}; {advice}")
 
 
 def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) -> tuple[str, ...]:

@@ -158,18 +158,12 @@ def in_chunks(
         return f"{folder.path} holds {what} {made} {key.replace('_', ' ')} {before}, now it is {now}; choose another folder"
 
     files = {chunk: f"{what}-{chunk:05d}.npy" for chunk in chunks}
+    work, cost = {chunk: [file] for chunk, file in files.items()}, lambda chunk: forwards * len(chunks[chunk])
+    job = lambda chunk, tick: folder.save(files[chunk], compute(chunks[chunk], tick))
     if plan["model_fingerprint"] == UNKNOWN:
         folder.refuse_unnamed(what, f"{what}-*.npy")
     folder.claim(plan, refusal, free={"model"})
-    folder.run(
-        {chunk: [file] for chunk, file in files.items()},
-        lambda chunk, tick: folder.save(files[chunk], compute(chunks[chunk], tick)),
-        lambda chunk: forwards * len(chunks[chunk]),
-        bar=bar,
-        unit="forwards",
-        batch_size=batch_size,
-        threads=threads,
-    )
+    folder.run(work, job, cost, bar=bar, unit="forwards", batch_size=batch_size, threads=threads)
     found: list[np.ndarray] = []
     for chunk, file in files.items():
         rows, count = folder.load(file), len(chunks[chunk])
