@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -197,6 +196,7 @@ def print_masks(scratch: Path) -> None:
     from diffleak.auditing.config import AuditConfig
     from diffleak.auditing.plan import prepare
     from diffleak.config import build
+    from diffleak.work.folder import Folder
 
     preset = Path(hub.__file__).parents[1] / "training" / "presets" / "latent.yaml"
     network = hub.new_network({"sample_size": 8, "in_channels": 4, "out_channels": 4, **yaml.safe_load(preset.read_text())["model"]})
@@ -211,8 +211,7 @@ def print_masks(scratch: Path) -> None:
         for name, masks in (("plain", ()), ("masked", ("influence", "random", "reverse", "influence:0.8"))):
             prepared = prepare(build(AuditConfig, {**given, "mask": masks}), target)
             job, folder = prepared.job, scratch / f"{name}-{round_}"
-            with ThreadPoolExecutor(1) as pool:
-                job.inputs.prepare(folder, {c: job.rows(c) for c in range(job.chunks)}, pool)
+            job.inputs.prepare(Folder(folder), {c: job.rows(c) for c in range(job.chunks)}, job.plan.batch_size, 1)
             started = time.perf_counter()
             assert scoring.score(job, folder, prepared.worker) == 0
             seconds.setdefault(name, []).append(time.perf_counter() - started)

@@ -98,7 +98,7 @@ def reached(module: str, seen: set[str]) -> set[str]:
     return seen
 
 
-WITHOUT_TORCH = ("errors", "config", "records", "stats", "report", "comparison", "cli")  # rooms, whatever modules they have
+WITHOUT_TORCH = ("errors", "config", "work", "records", "stats", "report", "comparison", "cli")  # rooms, whatever modules they have
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in WITHOUT_TORCH], ids=lambda p: p.relative_to(SOURCE).as_posix())

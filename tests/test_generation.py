@@ -159,7 +159,7 @@ def test_a_folder_belongs_to_one_plan(tmp_path: Path) -> None:
     generate(analytic(), 3, steps=2, folder=tmp_path)
     with pytest.raises(UserError, match="holds images drawn with steps 2, now it is 3; choose another folder"):
         generate(analytic(), 3, steps=3, folder=tmp_path)
-    with pytest.raises(UserError, match="nobody can tell whether they are of this model"):
+    with pytest.raises(UserError, match="and nothing says that they are of this model"):
         generate(Target(Gaussian(0.2, 0.3, SCHEDULE), SHAPE), 3, steps=2, folder=tmp_path)
     chunk = tmp_path / "generated" / "images-00000.npy"
     np.save(chunk, np.zeros((2, 4, 4, 1), dtype=np.uint8))

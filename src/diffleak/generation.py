@@ -28,7 +28,7 @@ from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import sample
 from diffleak.diffusion.target import Target, auto_batch_size, side_by_side
 from diffleak.errors import UserError
-from diffleak.work.folder import cut, in_chunks
+from diffleak.work.folder import Folder, cut, in_chunks
 from diffleak.work.threads import Tick
 
 CHUNK = {"cpu": 64, "cuda": 256}  # images per file: several on a CPU at once, one full batch on an accelerator
@@ -75,7 +75,7 @@ class Drawing:
     @property
     def chunks(self) -> dict[int, range]:
         """The images of every chunk."""
-        return cut(self.n, CHUNK, self.target.device)
+        return cut(self.n, CHUNK["cpu" if self.target.device == "cpu" else "cuda"])
 
     def plan(self) -> dict[str, Any]:
         """All that decides the images; a folder belongs to one such plan."""
@@ -210,7 +210,7 @@ def draw(drawing: Drawing, folder: Path, batch_size: int | None = None, threads:
         return np.concatenate([_draw_batch(drawing, batch, lambda images: tick(images * drawing.denoiser.forwards)) for batch in batches])
 
     return in_chunks(
-        folder / FOLDER,
+        Folder(folder / FOLDER),
         drawing.plan(),
         drawing.chunks,
         compute,

@@ -374,18 +374,6 @@ def test_damaged_and_foreign_chunks_are_named(model, data, whole, tmp_path):
     pd.testing.assert_frame_equal(scores(run_folder), scores(whole), check_exact=True)
 
 
-def test_a_plan_file_has_one_first_writer(tmp_path):
-    from concurrent.futures import ThreadPoolExecutor
-
-    from diffleak.work.files import write_new
-
-    with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda i: write_new(tmp_path / "plan.json", str(i)), range(8)))
-    assert sum(won) == 1
-    assert (tmp_path / "plan.json").read_text() == str(won.index(True))
-    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
-
-
 def test_halves_that_would_be_empty_and_impossible_seeds_are_refused_before_scoring(model, data):
     for fraction in (0.01, 0.99):
         with pytest.raises(UserError, match="calibrate_fraction must leave images in both parts"):

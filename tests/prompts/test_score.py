@@ -204,7 +204,7 @@ def test_a_folder_belongs_to_one_plan(tmp_path: Path, change: dict[str, Any], me
 
 def test_a_model_that_nobody_can_recognise_and_damaged_files_are_not_resumed(tmp_path: Path) -> None:
     find_memorised(planted(fingerprint=UNKNOWN), prompts=PLAIN, output=tmp_path, **QUICK)
-    with pytest.raises(UserError, match="nobody can tell whether they are of this model"):
+    with pytest.raises(UserError, match="and nothing says that they are of this model"):
         find_memorised(planted(fingerprint=UNKNOWN), prompts=PLAIN, output=tmp_path, **QUICK)
     find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
     file = tmp_path / "own" / "prompts" / "scores-00000.npy"

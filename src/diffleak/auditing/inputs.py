@@ -7,12 +7,11 @@ turns latents back into the private images. `diffleak geometry` keeps influence.
 
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,8 +36,11 @@ from diffleak.geometry.masks import Mask
 from diffleak.geometry.pullback import distortion, influence, keep_mask
 from diffleak.hub.encoders import BATCH, Extractor, extract, open_extractor, probe
 from diffleak.work.files import write_atomic
+from diffleak.work.folder import Folder
 from diffleak.work.memory import keep_freed_memory
-from diffleak.work.progress import progress
+from diffleak.work.threads import Tick
+
+INFLUENCE = "influence.npy"  # of all images, once their chunks are measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,20 +140,20 @@ class Inputs:
         assert self.target.text is not None, "captions are of text-to-image models"
         return one_at_a_time(self.target.text)
 
-    def prepare(self, folder: Path, chunks: dict[int, range], pool: Executor) -> None:
+    def prepare(self, folder: Folder, chunks: dict[int, range], batch_size: int, threads: int) -> None:
         """Computes what `x0`, `influence` and `distortion` read."""
         if self.masks or self.top:
             keep_freed_memory()
-        what = "geometry" if self.top else "encoding, influence" if self.masks else "encoding images"
-        with progress(what, sum(map(len, chunks.values())), "images") as advance:
-            for done in pool.map(partial(self._prepare_chunk, folder), chunks, chunks.values()):
-                advance(done)
 
-    def _prepare_chunk(self, folder: Path, chunk: int, rows: range) -> int:
-        files = self._files(folder, chunk)
-        for kind, array in self.measure(rows, [kind for kind, file in files.items() if not file.exists()]).items():
-            write_atomic(files[kind], partial(_save, array))
-        return len(rows)
+        def prepare_one(chunk: int, tick: Tick) -> None:
+            missing = folder.missing({kind: self.files(chunk, [kind]) for kind in self.kinds})
+            for kind, array in self.measure(chunks[chunk], missing).items():
+                folder.save(_file(kind, chunk), array)
+            tick(len(chunks[chunk]))
+
+        bar = "geometry" if self.top else "encoding, influence" if self.masks else "encoding images"
+        files, cost = {chunk: self.files(chunk) for chunk in chunks}, lambda chunk: len(chunks[chunk])
+        folder.run(files, prepare_one, cost, bar=bar, unit="images", batch_size=batch_size, threads=threads)
 
     def measure(self, rows: range, kinds: Sequence[str]) -> dict[str, np.ndarray]:
         """What is asked for of some images: "latents", "influence" of each coordinate, "distortion" beside the energies."""
@@ -165,22 +167,21 @@ class Inputs:
             found["influence"] = influence(codec, self.tensor(z), self.probes, noise=noise).cpu().numpy()
         return found | ({"latents": z} if "latents" in kinds else {})
 
-    def measured(self, folder: Path, chunk: int, kinds: Sequence[str] | None = None) -> bool:
-        """Whether a chunk has all of `kinds`, by default of its own."""
-        files = self._files(folder, chunk)
-        return all(files[kind].exists() for kind in (self.kinds if kinds is None else kinds))
+    def files(self, chunk: int, kinds: Sequence[str] | None = None) -> list[str]:
+        """The files of a chunk, by default of all that is computed for it."""
+        return [_file(kind, chunk) for kind in (self.kinds if kinds is None else kinds)]
 
-    def x0(self, folder: Path, chunk: int, rows: range) -> np.ndarray:
+    def x0(self, folder: Folder, chunk: int, rows: range) -> np.ndarray:
         """The latents of one chunk, or its uint8 images."""
-        return _load(self._files(folder, chunk)["latents"]) if self.target.latent else self.pixels(rows)
+        return folder.load(_file("latents", chunk)) if self.target.latent else self.pixels(rows)
 
-    def influence(self, folder: Path, chunk: int) -> Float[np.ndarray, "n *z"]:
+    def influence(self, folder: Folder, chunk: int) -> Float[np.ndarray, "n *z"]:
         """The influence of every latent coordinate of one chunk."""
-        return _load(self._files(folder, chunk)["influence"])
+        return folder.load(_file("influence", chunk))
 
-    def distortion(self, folder: Path, chunk: int) -> Float64[np.ndarray, "n 3"]:
+    def distortion(self, folder: Folder, chunk: int) -> Float64[np.ndarray, "n 3"]:
         """Distortion, low- and high-frequency energy of the images of one chunk."""
-        return _load(self._files(folder, chunk)["distortion"])
+        return folder.load(_file("distortion", chunk))
 
     def keep(self, influences: Float[np.ndarray, "b *z"], ids: Sequence[str]) -> list[Float[Tensor, "b *z"]]:
         """The masks of a batch, in the order of `masks`."""
@@ -194,8 +195,9 @@ class Inputs:
         wanted = {"latents": self.scored, "influence": self.masks or self.top, "distortion": self.top}
         return [kind for kind, want in wanted.items() if want]
 
-    def _files(self, folder: Path, chunk: int) -> dict[str, Path]:
-        return {kind: folder / kind / f"chunk-{chunk:05d}.npy" for kind in self.kinds}
+
+def _file(kind: str, chunk: int) -> str:
+    return f"{kind}/chunk-{chunk:05d}.npy"
 
 
 def clear(folder: Path) -> None:
@@ -209,19 +211,19 @@ def clear(folder: Path) -> None:
             raise UserError(f"{folder / kind} cannot be removed; the results are written, remove it by hand: it may show private images")
 
 
-def write_geometry(inputs: Inputs, folder: Path, chunks: dict[int, range]) -> Float64[np.ndarray, "n 3"]:
-    """Leaves influence.npy and geometry.parquet in `folder`; returns distortion, low- and high-frequency energy of every image."""
+def write_geometry(inputs: Inputs, path: Path, chunks: dict[int, range]) -> Float64[np.ndarray, "n 3"]:
+    """Leaves influence.npy and geometry.parquet in a folder; returns distortion, low- and high-frequency energy of every image."""
+    folder, whole = Folder(path), path / INFLUENCE
     measured = np.concatenate([inputs.distortion(folder, c) for c in chunks])
-    whole = folder / "influence.npy"
     if not whole.exists():
         try:
             write_atomic(whole, partial(_join, [partial(inputs.influence, folder, c) for c in chunks], len(measured)))
         except UserError:
             if not whole.exists():  # else another worker was faster, and has removed the parts
                 raise
-    _load(whole, mmap_mode="r")
+    folder.load(INFLUENCE, mmap_mode="r")
     table = pa.table({"id": pa.array(inputs.cohort.ids, pa.string()), "distortion": pa.array(measured[:, 0])})
-    write_atomic(folder / "geometry.parquet", partial(pq.write_table, table))
+    write_atomic(path / "geometry.parquet", partial(pq.write_table, table))
     return measured
 
 
@@ -238,15 +240,3 @@ def _join(parts: Sequence[Callable[[], np.ndarray]], count: int, path: Path) -> 
 def _vectors(extractor: Extractor, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
     images = to_uint8(torch.nan_to_num(x).float().cpu().numpy())
     return torch.from_numpy(extract(extractor, (images[start : start + BATCH] for start in range(0, len(images), BATCH))).features)
-
-
-def _save(array: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-
-
-def _load(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode, allow_pickle=False)  # type: ignore[no-any-return]
-    except (OSError, ValueError, EOFError):
-        raise UserError(f"{path} is damaged; delete it and run the same command again") from None

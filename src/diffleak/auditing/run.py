@@ -18,7 +18,7 @@ import pandas as pd
 from jaxtyping import Float64
 
 from diffleak import hub
-from diffleak.attacks.base import Attack
+from diffleak.attacks.base import NO_SOURCE, Attack
 from diffleak.attacks.spec import spec_of
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig
@@ -42,9 +42,10 @@ from diffleak.stats import evaluation
 from diffleak.stats.blind import blind_auc, labels_p_value
 from diffleak.stats.by_distortion import analyse
 from diffleak.stats.reasons import in_given_images
-from diffleak.work.files import checked_folder, write_new
-from diffleak.work.folder import UNKNOWN
+from diffleak.work.files import checked_folder
+from diffleak.work.folder import PLAN, UNKNOWN, Folder, spelled
 
+SAVE_IT = "write its class into a module, so that its code can be compared"
 OF_IMAGES = ("members", "nonmembers", "limit", "seed", "exif", "alpha", "white")  # settings of a call that `cohort` takes
 
 
@@ -91,7 +92,7 @@ class Audit:
 
     def save(self, folder: str | Path, thumbnails: bool = False) -> Path:
         """Writes audit.json, samples.csv, report.html and, where they are not there yet, the scores; returns the folder."""
-        folder = checked_folder(Path(folder))
+        folder = Path(folder)
         _claim(folder, self.record.plan)
         scoring.save_scores(folder, self.record, self.scores)
         write_results(folder, self.record, self.samples, self.cohort if thumbnails else None)
@@ -193,14 +194,11 @@ def measure(
 
 def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], timed: bool) -> bool:
     """Does what is missing of this worker's share; whether every share is done then."""
-    checked_folder(folder)
     first = _claim(folder, prepared.plan)
     unknown = UNKNOWN in (prepared.plan.model_fingerprint, prepared.plan.reference_fingerprint)
-    if not first and unknown and any(folder.glob("*/chunk-*")):
-        raise UserError(
-            f"{folder} holds scores, and nothing says that they are of this model; choose another folder, "
-            "or give diffleak.Target(denoiser, fingerprint=...)"
-        )
+    typed = any(attack.code == NO_SOURCE for attack in prepared.attacks)
+    if (unknown or typed) and not first:
+        Folder(folder).refuse_unnamed("scores", "*/chunk-*", *(() if unknown else ("of this attack", SAVE_IT)))
     log(prepared.describe() + (f"; {prepared.estimate(folder)}" if timed else ""))
     if prepared.membership:
         log(f"membership: {visible(prepared.membership.sentence)}")
@@ -326,25 +324,25 @@ def gate(record: AuditRecord, config: AuditConfig) -> None:
 def _claim(folder: Path, plan: Plan) -> bool:
     """Makes the folder the plan's own; True when it was free, False when it already belongs to this very plan.
 
-    Raises `UserError` when it is another plan's. Shards that start together cannot both be first.
+    Raises `UserError` when it is another plan's, or holds results without a plan.
     """
-    strangers = [name for name in ("audit.json", "samples.csv", "report.html") if (folder / name).exists()]
-    if strangers and not (folder / "plan.json").exists():
-        raise UserError(f"{folder} already holds a {strangers[0]} that no audit here has written; choose another -o")
-    if write_new(folder / "plan.json", plan.model_dump_json(indent=2)):
-        return True
-    old, new = ({} if p is None else p.model_dump(mode="json") for p in (read_plan(folder), plan))
-    changed = [key for key in new if old.get(key) != new[key]]
-    if changed:
-        short = lambda value: f"{str(value)[:60]}…" if len(str(value)) > 60 else str(value)
-        differences = "; ".join(f"{key} was {short(old.get(key))}, now {short(new[key])}" for key in changed[:3])
-        raise UserError(f"{folder} belongs to another plan ({differences}); use another -o, or the same settings to resume")
-    return False
+    checked_folder(folder)
+    foreign = [name for name in ("audit.json", "samples.csv", "report.html") if (folder / name).exists()]
+    if foreign and not (folder / PLAN).exists():
+        raise UserError(f"{folder} already holds a {foreign[0]} that no audit here has written; choose another -o")
+    dumped = lambda plan: plan.model_dump(mode="json") if plan else {}
+    return Folder(folder).claim(
+        dumped(plan),
+        lambda changed: f"{folder} belongs to another plan ({spelled(changed, str, '; ')}); use another -o, or the same settings to resume",
+        text=plan.model_dump_json(indent=2),
+        read=lambda: dumped(read_plan(folder)),
+    )
 
 
 def _command(config: AuditConfig, plan: Plan) -> str:
     """The command line that repeats the audit; for objects in memory, that it was a call from Python."""
     loaded_with_more = plan.lora != config.lora or plan.guidance_scale not in (None, config.guidance_scale)
-    if "array" in (config.members, config.nonmembers) or "denoiser" in (config.model, config.reference) or loaded_with_more:
+    typed = any("<" in spec or spec.startswith("__main__:") for spec in config.attacks)  # a class that no command can import
+    if "array" in (config.members, config.nonmembers) or "denoiser" in (config.model, config.reference) or loaded_with_more or typed:
         return "diffleak.audit(...) from Python, with the settings recorded in audit.json"
     return command_line(config, "geometry" if isinstance(config, GeometryConfig) else "audit", ("shard", "threads"))

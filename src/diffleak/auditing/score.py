@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from diffleak.attacks.base import Attack, Direction
-from diffleak.auditing.inputs import Inputs
+from diffleak.auditing.inputs import INFLUENCE, Inputs
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
 from diffleak.diffusion.codec import Autoencoder, images_of
@@ -35,10 +35,10 @@ from diffleak.errors import NAME, UserError
 from diffleak.records.audit import AuditRecord, Plan
 from diffleak.records.scores import Scores
 from diffleak.records.variants import VARIANTS, masked_label
-from diffleak.work.files import write_atomic
+from diffleak.work.files import damaged, write_atomic
+from diffleak.work.folder import Folder, deal
 from diffleak.work.memory import memory_message
-from diffleak.work.progress import progress
-from diffleak.work.threads import Tick, one_thread_each, pool, run_all
+from diffleak.work.threads import Tick, one_thread_each, pool
 
 TIMED_IMAGES = 8  # encoded to estimate how long all will take
 PREPARATION_IMAGES = 64
@@ -188,10 +188,10 @@ def _refuse_unsteady(denoiser: Denoiser, x0: Tensor, t: int, cond: Any, first: A
             )
 
 
-def estimate(job: Job, folder: Path | None, share: Worker) -> str:
+def estimate(job: Job, path: Path | None, share: Worker) -> str:
     """What is left to this worker and about how long it takes, from one timed round of forwards and of measurements."""
-    work = _work(job, share)
-    todo = [(c, k) for c, k in work if folder is None or not job.file(folder, c, k).exists()]
+    work, folder = _work(job, share), Folder(path) if path else None
+    todo = folder.missing(work) if folder else list(work)
     unmeasured = _unmeasured(job, folder, share, todo)
     if not todo and not unmeasured:
         return "all of it is done" if share.count == 1 else "all of this shard is done"
@@ -203,41 +203,38 @@ def estimate(job: Job, folder: Path | None, share: Worker) -> str:
     return f"{_readable(seconds)} left{resumed}"
 
 
-def _unmeasured(job: Job, folder: Path | None, share: Worker, todo: Sequence[tuple[int, int]]) -> list[int]:
+def _unmeasured(job: Job, folder: Folder | None, share: Worker, todo: Sequence[tuple[int, int]]) -> list[int]:
     """This worker's chunks that need their latents, influence or distortion and do not have them yet."""
     if not job.target.latent:
         return []
-    mine, scored = range(share.rank, job.chunks, share.count), {c for c, _ in todo}
+    mine, scored = deal(range(job.chunks), share.rank, share.count), {c for c, _ in todo}
     if folder is None:
         return list(mine) if job.inputs.top else sorted(scored)
-    whole = (folder / "influence.npy").exists()
-    wanted = [c for c in mine if job.inputs.top and not job.inputs.measured(folder, c, ("distortion",) if whole else None)]
-    return sorted({*wanted, *(c for c in scored if not job.inputs.measured(folder, c))})
+    kinds = ["distortion"] if (folder.path / INFLUENCE).exists() else job.inputs.kinds
+    wanted = folder.missing({c: job.inputs.files(c, kinds) for c in mine}) if job.inputs.top else []
+    return sorted({*wanted, *folder.missing({c: job.inputs.files(c) for c in scored})})
 
 
-def score(job: Job, folder: Path, share: Worker) -> int:
+def score(job: Job, path: Path, share: Worker) -> int:
     """Scores this worker's missing chunks; returns how many chunk files of all workers are still missing then.
 
     Raises `UserError` when the model returns NaN (naming the first image and timestep) or the disk is full.
     """
-    work = _work(job, share)
-    todo = [(c, k) for c, k in work if not job.file(folder, c, k).exists()]
+    work, folder = _work(job, share), Folder(path)
+    todo = folder.missing(work)
     unmeasured = _unmeasured(job, folder, share, todo)
     if unmeasured:
-        with one_thread_each(), pool(share.threads) as executor, memory_message(job.plan.batch_size):
-            job.inputs.prepare(folder, {c: job.rows(c) for c in unmeasured}, executor)
+        job.inputs.prepare(folder, {c: job.rows(c) for c in unmeasured}, job.plan.batch_size, share.threads)
     if todo:
-        total, left = (sum(_queries(job, c, k) for c, k in part) for part in (work, todo))
-        with one_thread_each(), progress("scoring", total, "queries", done=total - left) as advance:
-            _score_chunks(job, folder, todo, share, advance)
+        _score_chunks(job, folder, work, share.threads)
     everyone = Worker(0, 1, 1)
-    missing = [(c, k) for c, k in _work(job, everyone) if not job.file(folder, c, k).exists()]
-    return len(missing) + (len(_unmeasured(job, folder, everyone, missing)) if not missing else 0)
+    return len(folder.missing(_work(job, everyone))) or len(_unmeasured(job, folder, everyone, []))
 
 
-def _work(job: Job, share: Worker) -> list[tuple[int, int]]:
-    """The (chunk, attack) pairs of one worker: every count-th chunk, with all attacks."""
-    return [(c, k) for c in range(share.rank, job.chunks, share.count) for k in range(len(job.attacks))]
+def _work(job: Job, share: Worker) -> dict[tuple[int, int], list[Path]]:
+    """The file of each (chunk, attack) pair of one worker, which scores its chunks under all attacks."""
+    mine = deal(range(job.chunks), share.rank, share.count)
+    return {(c, k): [job.file(Path(), c, k)] for c in mine for k in range(len(job.attacks))}
 
 
 def _queries(job: Job, chunk: int, k: int) -> int:
@@ -314,17 +311,17 @@ def _read(path: Path, job: Job, rows: int) -> tuple[Float64[np.ndarray, " r"], C
         table = pq.read_table(path)
         meta = ChunkMeta(**json.loads(table.schema.metadata[META]))
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged; delete it and run the same command again") from None
+        raise damaged(path) from None
     if meta.plan != _plan_id(job.plan) or len(table) != rows:
         raise UserError(f"{path} belongs to another plan; delete it and run the same command again")
     return table.column("statistic").to_numpy(), meta
 
 
-def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share: Worker, advance: Callable[..., None]) -> None:
-    """Scores the chunks, `share.threads` side by side; the first failure in their order stops the rest."""
+def _score_chunks(job: Job, folder: Folder, work: dict[tuple[int, int], list[Path]], threads: int) -> None:
+    """Scores what is missing of the work."""
     reading = Lock()
 
-    @lru_cache(maxsize=2 + share.threads // len(job.attacks))
+    @lru_cache(maxsize=2 + threads // len(job.attacks))
     def loaded(chunk: int) -> Loaded:
         influence = job.inputs.influence(folder, chunk) if job.inputs.masks else None
         return Loaded(job.inputs.x0(folder, chunk, job.rows(chunk)), influence)
@@ -333,14 +330,15 @@ def _score_chunks(job: Job, folder: Path, todo: Sequence[tuple[int, int]], share
         with reading:  # image files and tables are read by one thread at a time
             return loaded(chunk)
 
-    with memory_message(job.plan.batch_size):
-        with torch.inference_mode():
-            attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in todo})}
-        jobs = [
-            partial(_score_chunk, job, attacks[k], job.queries(k), job.rows(c), partial(inputs_of, c), job.file(folder, c, k))
-            for c, k in todo
-        ]
-        run_all(jobs, share.threads, advance)
+    with one_thread_each(), memory_message(job.plan.batch_size), torch.inference_mode():
+        attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in folder.missing(work)})}
+
+    def score_one(pair: tuple[int, int], tick: Tick) -> None:
+        c, k = pair
+        _score_chunk(job, attacks[k], job.queries(k), job.rows(c), partial(inputs_of, c), job.file(folder.path, c, k), tick)
+
+    cost = lambda pair: _queries(job, *pair)
+    folder.run(work, score_one, cost, bar="scoring", unit="queries", batch_size=job.plan.batch_size, threads=threads)
 
 
 class Loaded(NamedTuple):

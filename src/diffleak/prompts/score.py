@@ -51,7 +51,7 @@ from diffleak.report.prompts import html
 from diffleak.report.wording import adapter
 from diffleak.stats.evaluation import evaluate
 from diffleak.work.files import write_text
-from diffleak.work.folder import cut, in_chunks
+from diffleak.work.folder import Folder, cut, in_chunks
 from diffleak.work.threads import Tick
 
 CHUNK = {"cpu": 8, "cuda": 64}  # prompts per file
@@ -191,9 +191,9 @@ def score(asking: Asking, folder: Path) -> Float64[np.ndarray, "n 2"]:
         return found.reshape(len(rows), images, 2).mean(axis=1)
 
     return in_chunks(
-        folder / FOLDER,
+        Folder(folder / FOLDER),
         asking.plan.model_dump(),
-        cut(len(asking.texts), CHUNK, asking.target.device),
+        cut(len(asking.texts), CHUNK["cpu" if asking.target.device == "cpu" else "cuda"]),
         compute,
         what="scores",
         made="of",

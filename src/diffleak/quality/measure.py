@@ -43,7 +43,7 @@ from diffleak.report.quality import Pictures, html
 from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import images as statistics
 from diffleak.work.files import checked_folder, open_to_others, write_text
-from diffleak.work.folder import UNKNOWN
+from diffleak.work.folder import UNKNOWN, refuse_changes
 
 SCORES = "nearest.csv"
 
@@ -318,11 +318,9 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
         pairs["CLIP"] = (before.clip_fingerprint, prepared.clip.fingerprint)
     if before.copies and training:
         pairs["copy encoder"] = (before.copies.encoder_fingerprint, encoders[1].fingerprint)
-    for what, (old, new) in pairs.items():
-        if old != new:
-            raise UserError(
-                f"{folder / FILE} was measured with another {what}; choose another folder, or delete {FILE}: the drawn images are kept"
-            )
+    old, new = ({what: pair[which] for what, pair in pairs.items()} for which in (0, 1))
+    advice = f"choose another folder, or delete {FILE}: the drawn images are kept"
+    refuse_changes(old, new, lambda changed: f"{folder / FILE} was measured with another {changed[0].key}; {advice}")
 
 
 def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) -> tuple[str, ...]:

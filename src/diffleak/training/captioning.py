@@ -26,6 +26,7 @@ from diffleak.errors import UserError, pip_install
 from diffleak.hub import checked_device, folder_of, heard
 from diffleak.records.images import AS_TRAINERS, Decoding, Tally
 from diffleak.work.files import hash_files, write_text
+from diffleak.work.folder import Folder, read_object, spelled
 from diffleak.work.progress import progress, say
 
 CAPTIONER = "Salesforce/blip-image-captioning-base"
@@ -153,15 +154,14 @@ def _preprocessing(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _resumed(output: Path, plan: dict[str, Any]) -> set[str]:
     """The ids that are captioned already; cuts off a line that was not finished. Raises `UserError` for another plan's file."""
     path = output.with_name(output.name + ".plan.json")
-    if not path.is_file():
-        if output.exists():
-            raise UserError(f"{output} was not written by this command; choose another -o")
-        write_text(path, json.dumps(plan, indent=2))
-        return set()
-    before = asdict(AS_TRAINERS) | json.loads(path.read_text(encoding="utf-8"))
-    changed = [f"{key} was {before.get(key)!r}, now {plan[key]!r}" for key in plan if before.get(key) != plan[key]]
-    if changed:
-        raise UserError(f"{output} holds other captions ({', '.join(changed[:2])}); choose another -o, or the same settings to resume")
+    if output.exists() and not path.exists():
+        raise UserError(f"{output} was not written by this command; choose another -o")
+    Folder(output.parent).claim(
+        plan,
+        lambda changed: f"{output} holds other captions ({spelled(changed)}); choose another -o, or the same settings to resume",
+        file=path.name,
+        read=lambda: asdict(AS_TRAINERS) | read_object(path, f"delete it and {output} to begin again"),
+    )
     text = output.read_text(encoding="utf-8") if output.exists() else ""
     whole = text[: text.rfind("\n") + 1]
     if whole != text:

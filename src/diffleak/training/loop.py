@@ -4,7 +4,6 @@ Step n always sees the same images and the same random numbers (see task.py). Wh
 checkpoint, so that an interrupted run stops where an uninterrupted one would.
 """
 
-import json
 import os
 import shutil
 from functools import partial
@@ -26,6 +25,7 @@ from diffleak.training.early_stopping import EarlyStopping
 from diffleak.training.private import PrivateTraining
 from diffleak.training.task import Task, batch, keyed, refuse_divergence, shuffled
 from diffleak.work.files import write_text
+from diffleak.work.folder import read_object, refuse_changes, spelled
 from diffleak.work.memory import out_of_memory
 from diffleak.work.progress import progress
 
@@ -60,12 +60,7 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
         if any((folder / name).exists() for name in (*hub.PARTS, hub.INDEX)):
             raise UserError(f"{folder} holds a model that this command did not train; choose another -o")
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(before, dict):
-            raise ValueError(f"it holds a {type(before).__name__}")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); choose another -o, or delete {folder} to begin again") from None
+    before = read_object(path, f"choose another -o, or delete {folder} to begin again")
     defaults = {name: f.default for name, f in TrainConfig.model_fields.items()}  # of settings that older runs did not have
     unread = "images" not in before and "images" not in record  # which reading matters is known when the images have been read
     if "images" not in before:
@@ -73,12 +68,13 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
     free = OUTCOMES | SAID | (MAY_CHANGE - {fixed for key, fixed in FIXED_BY.items() if record.get(key) is not None})
     free |= set(FIRST_READING) if unread else set()
     free |= set() if "members" in before else {"members"}  # older runs did not say
-    keys = [*record, *(k for k in before if k not in record)] if "members" in record else list(record)
-    changed = [k for k in keys if k not in free and record.get(k) != before.get(k, defaults.get(k))]
-    if changed:
-        short = lambda value: f"{text[:60]}…" if len(text := repr(value)) > 60 else text
-        was = ", ".join(f"{k} was {short(before.get(k, defaults.get(k)))}, now {short(record.get(k))}" for k in changed[:3])
-        raise UserError(f"{folder} holds another training run ({was}); choose another -o, or the same settings to resume")
+    gone = {key: None for key in before if key not in record} if "members" in record else {}
+    refuse_changes(
+        defaults | before,
+        record | gone,
+        lambda changed: f"{folder} holds another training run ({spelled(changed)}); choose another -o, or the same settings to resume",
+        free,
+    )
 
 
 class Loop:

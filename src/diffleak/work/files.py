@@ -85,6 +85,11 @@ def locked(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def damaged(path: Path) -> UserError:
+    """The error for a file of finished work that cannot be read."""
+    return UserError(f"{path} is damaged; delete it and run the same command again")
+
+
 def hash_files(files: list[Path]) -> str:
     """The SHA-256 of the names and contents of files, in their order."""
     digest = hashlib.sha256()

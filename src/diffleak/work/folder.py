@@ -1,33 +1,140 @@
-"""Long work as rows in chunks: a .npy for each, written when it is finished and found again by the same plan."""
+"""Long work in a folder: it belongs to one plan, its work is cut into chunks, and the same command resumes.
+
+    claim the folder for a plan → cut the work into chunks → deal them to workers → run the missing ones → load
+
+A chunk is the names of its files, and a chunk whose files exist is done. Files are written whole or not at all, so workers need
+not talk to each other, an interruption loses the chunks in flight alone, and merging is reading the folder.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from diffleak.errors import UserError
-from diffleak.work.files import checked_folder, write_atomic, write_new
+from diffleak.work.files import checked_folder, damaged, write_atomic, write_new
 from diffleak.work.memory import memory_message
 from diffleak.work.progress import progress
 from diffleak.work.threads import Tick, one_thread_each, run_all
 
 PLAN = "plan.json"
-UNKNOWN = "unknown"  # the fingerprint of a model in memory, which nobody can tell from another
+UNKNOWN = "unknown"  # the fingerprint of a model in memory, which nothing tells from another
+
+K = TypeVar("K")
+T = TypeVar("T")
+Chunks = Mapping[K, Sequence[str | Path]]  # the files of each chunk, relative to the folder
 
 
-def cut(n: int, sizes: dict[str, int], device: str) -> dict[int, range]:
-    """The rows of every chunk; depends on the kind of device, cpu or cuda, not on the batch size or the number of threads."""
-    size = sizes["cpu" if device == "cpu" else "cuda"]
+class Change(NamedTuple):
+    """A key of a plan whose value is another one than before."""
+
+    key: str
+    before: Any
+    now: Any
+
+
+Refusal = Callable[[Sequence[Change]], str]  # the message for a folder of another plan, of which these keys differ
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of long work; nothing is written before `claim`."""
+
+    path: Path
+
+    def claim(
+        self,
+        plan: Mapping[str, Any],
+        refusal: Refusal,
+        *,
+        file: str = PLAN,
+        text: str | None = None,
+        read: Callable[[], Mapping[str, Any]] | None = None,
+        free: Collection[str] = (),
+    ) -> bool:
+        """Makes the folder the plan's own; True when it was free, False when it belongs to this very plan already.
+
+        Of workers that start together exactly one is first. file: where the plan is kept. text: the plan as it is written, by
+        default JSON. read: the plan of a folder that is not free, by default the JSON object in `file`; what earlier versions did
+        not write is filled in there. free: keys that may differ. Raises `UserError` with `refusal` for the folder of another plan,
+        and for a folder that cannot be written or whose plan cannot be read.
+        """
+        path = checked_folder(self.path) / file
+        if write_new(path, text or json.dumps(plan, indent=2)):
+            return True
+        refuse_changes(read() if read else read_object(path, f"delete {self.path} to begin again"), plan, refusal, free)
+        return False
+
+    def refuse_unnamed(
+        self, what: str, pattern: str, whose: str = "of this model", advice: str = "give diffleak.Target(denoiser, fingerprint=...)"
+    ) -> None:
+        """Raises `UserError` when files match `pattern`: for a model without a fingerprint, they may be another model's."""
+        if any(self.path.glob(pattern)):
+            raise UserError(f"{self.path} holds {what}, and nothing says that they are {whose}; choose another folder, or {advice}")
+
+    def missing(self, chunks: Chunks[K]) -> list[K]:
+        """The chunks that are not done."""
+        return [chunk for chunk, files in chunks.items() if not all((self.path / file).exists() for file in files)]
+
+    def run(
+        self,
+        chunks: Chunks[K],
+        job: Callable[[K, Tick], object],
+        cost: Callable[[K], int],
+        *,
+        bar: str,
+        unit: str,
+        batch_size: int,
+        threads: int,
+    ) -> None:
+        """Calls job(chunk, tick) for every missing chunk, `threads` of them side by side on one CPU thread each.
+
+        A job writes the files of its chunk, and calls tick(n) after n of its cost(chunk) units. bar, unit: what the progress bar
+        shows. The first failure in the order of the chunks stops the others at their next tick. Raises `UserError` for too little
+        memory for `batch_size`.
+        """
+        todo = self.missing(chunks)
+        if not todo:
+            return
+        total, left = (sum(map(cost, part)) for part in (chunks, todo))
+        with one_thread_each(), progress(bar, total, unit, done=total - left) as advance, memory_message(batch_size):
+            run_all([partial(job, chunk) for chunk in todo], threads, advance)
+
+    def save(self, file: str, rows: np.ndarray) -> None:
+        """Writes an array as a .npy file."""
+
+        def write(path: Path) -> None:
+            with path.open("wb") as stream:
+                np.save(stream, rows, allow_pickle=False)
+
+        write_atomic(self.path / file, write)
+
+    def load(self, file: str, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+        """The array in a .npy file; raises `UserError` for a damaged one."""
+        try:
+            return np.load(self.path / file, mmap_mode, allow_pickle=False)  # type: ignore[no-any-return]
+        except (OSError, ValueError, EOFError):
+            raise damaged(self.path / file) from None
+
+
+def cut(n: int, size: int) -> dict[int, range]:
+    """The rows of every chunk of n; `size` depends on neither the batch size nor the number of threads or workers."""
     return {start // size: range(start, min(start + size, n)) for start in range(0, n, size)}
 
 
+def deal(chunks: Sequence[T], rank: int, count: int) -> Sequence[T]:
+    """The chunks of worker `rank` of `count`: every count-th one."""
+    return chunks[rank::count]
+
+
 def in_chunks(
-    folder: Path,
-    plan: dict[str, Any],
-    chunks: dict[int, range],
+    folder: Folder,
+    plan: Mapping[str, Any],
+    chunks: Mapping[int, range],
     compute: Callable[[range, Tick], np.ndarray],
     *,
     what: str,
@@ -37,64 +144,55 @@ def in_chunks(
     batch_size: int,
     threads: int,
 ) -> np.ndarray:
-    """The rows of all chunks, in their order; chunks that `folder` has already are read, not computed again.
+    """The rows of all chunks, in their order, from a folder that keeps each chunk as one .npy file.
 
-    plan: all that decides the rows, `model_fingerprint` among it; a folder belongs to one. compute(rows, tick): an array of as
-    many rows, calling tick(forwards) after every batch. what: the rows' name, of the files too, and `made` how they depend on
-    the plan, as in "images" "drawn with". bar: what is being done. forwards: how many a row takes.
+    plan: all that decides the rows, `model_fingerprint` among it; the key `model` may differ, since a model may have moved.
+    compute(rows, tick): an array of as many rows, calling tick(forwards) after every batch. what: the rows' name, of the files too,
+    and `made` how they depend on the plan, as in "images" "drawn with". forwards: how many a row takes.
     Raises `UserError` for a folder of another plan, a damaged chunk, and too little memory for `batch_size`.
     """
-    checked_folder(folder)
-    _refuse_another_plan(folder, plan, what, made)
-    file = lambda chunk: folder / f"{what}-{chunk:05d}.npy"
-    missing = {chunk: rows for chunk, rows in chunks.items() if not file(chunk).exists()}
 
-    def job(path: Path, rows: range, tick: Tick) -> None:
-        write_atomic(path, partial(_save, compute(rows, tick)))
+    def refusal(changed: Sequence[Change]) -> str:
+        key, before, now = changed[0]
+        return f"{folder.path} holds {what} {made} {key.replace('_', ' ')} {before}, now it is {now}; choose another folder"
 
-    if missing:
-        total, left = (forwards * sum(map(len, part.values())) for part in (chunks, missing))
-        with one_thread_each(), progress(bar, total, "forwards", done=total - left) as advance, memory_message(batch_size):
-            run_all([partial(job, file(chunk), rows) for chunk, rows in missing.items()], threads, advance)
+    files = {chunk: f"{what}-{chunk:05d}.npy" for chunk in chunks}
+    work, cost = {chunk: [file] for chunk, file in files.items()}, lambda chunk: forwards * len(chunks[chunk])
+    job = lambda chunk, tick: folder.save(files[chunk], compute(chunks[chunk], tick))
+    if plan["model_fingerprint"] == UNKNOWN:
+        folder.refuse_unnamed(what, f"{what}-*.npy")
+    folder.claim(plan, refusal, free={"model"})
+    folder.run(work, job, cost, bar=bar, unit="forwards", batch_size=batch_size, threads=threads)
     found: list[np.ndarray] = []
-    for chunk, rows in chunks.items():
-        found.append(_read(file(chunk), (len(rows), *(found[0].shape[1:] if found else ())), what))
+    for chunk, file in files.items():
+        rows, count = folder.load(file), len(chunks[chunk])
+        if rows.ndim == 0 or len(rows) != count or (found and rows.shape[1:] != found[0].shape[1:]):
+            raise UserError(
+                f"{folder.path / file} must hold {count} {what}; its array is {rows.shape}: delete it and run the same command again"
+            )
+        found.append(rows)
     return np.concatenate(found)
 
 
-def _refuse_another_plan(folder: Path, plan: dict[str, Any], what: str, made: str) -> None:
-    path = folder / PLAN
-    if write_new(path, json.dumps(plan, indent=2)):
-        return
-    if plan["model_fingerprint"] == UNKNOWN:
-        raise UserError(
-            f"{folder} holds {what} already, and nobody can tell whether they are of this model; "
-            "choose another folder, or give diffleak.Target(denoiser, fingerprint=...)"
-        )
+def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], refusal: Refusal, free: Collection[str] = ()) -> None:
+    """Raises `UserError` with `refusal` when a key of `now` that is not `free` had another value before; a missing one was null."""
+    changed = [Change(key, before.get(key), value) for key, value in now.items() if key not in free and before.get(key) != value]
+    if changed:
+        raise UserError(refusal(changed))
+
+
+def spelled(changed: Sequence[Change], show: Callable[[Any], str] = repr, between: str = ", ") -> str:
+    """The first three changes in words, with long values cut."""
+    short = lambda value: f"{text[:60]}…" if len(text := show(value)) > 60 else text
+    return between.join(f"{key} was {short(before)}, now {short(now)}" for key, before, now in changed[:3])
+
+
+def read_object(path: Path, advice: str) -> dict[str, Any]:
+    """The JSON object in a file; raises `UserError` with `advice` for anything else."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(before, dict):
-            raise ValueError(f"it holds a {type(before).__name__}")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete {folder} to begin again") from None
-    for key, value in plan.items():
-        if before.get(key) != value and key != "model":  # a model may have moved
-            raise UserError(
-                f"{folder} holds {what} {made} {key.replace('_', ' ')} {before.get(key)}, now it is {value}; choose another folder"
-            )
-
-
-def _save(rows: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, rows, allow_pickle=False)
-
-
-def _read(path: Path, shape: tuple[int, ...], what: str) -> np.ndarray:
-    """A chunk's rows, which begin with `shape`: their number and, after the first chunk, all of it."""
-    try:
-        rows: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        raise UserError(f"{path} is damaged; delete it and run the same command again") from None
-    if rows.ndim == 0 or rows.shape[: len(shape)] != shape:
-        raise UserError(f"{path} must hold {shape[0]} {what}; its array is {rows.shape}: delete it and run the same command again")
-    return rows
+        raise UserError(f"{path} cannot be read ({error}); {advice}") from None
+    return found

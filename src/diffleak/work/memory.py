@@ -5,8 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from diffleak.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -26,6 +24,8 @@ def keep_freed_memory() -> None:
 
 def out_of_memory(error: BaseException) -> str | None:
     """Whose memory ran out, "the device" or "this machine"; None for any other error."""
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError):
         return "the device"
     said = isinstance(error, RuntimeError) and any(part in str(error) for part in ("can't allocate memory", "not enough memory"))

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from threading import Event, Lock
 from typing import Any
 
-import torch
-
 Tick = Callable[..., None]  # told of work that is done
 
 
@@ -18,6 +16,8 @@ def one_thread_each() -> Iterator[None]:
     The last bits of a convolution depend on how many threads share it, so a thread count that follows the number of
     workers would break the promise of bit-identical results. Small images also leave little to share.
     """
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -57,4 +57,6 @@ def run_all(jobs: Iterable[Callable[[Tick], object]], threads: int, advance: Tic
 
 def pool(threads: int) -> ThreadPoolExecutor:
     """Threads whose forwards run on one CPU thread each."""
+    import torch
+
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
