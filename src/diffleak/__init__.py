@@ -1,47 +1,109 @@
 """diffleak: what a diffusion model leaks about its training images, and what a defence buys.
 
     import diffleak
-    target = diffleak.load("path/or/hub-id")
-    audit = diffleak.audit(target, members="dir", nonmembers="dir", attacks=["sima", "pia"])
-    diffleak.evaluate(member_scores, nonmember_scores)
+    images = diffleak.cohort(members="train/", nonmembers="heldout/")
+    audit = diffleak.audit("path/or/hub-id", images, attacks=["sima", diffleak.SecMI(k=5)])
+    audit["sima"].auc.low
 
-Names are imported when first used, so that what needs no torch does not pay for it.
+Names are imported when first used, so that what needs no torch does not pay for it; editors and mypy see their types.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffleak.attacks import ATTACKS as ATTACKS
+    from diffleak.attacks import Attack as Attack
+    from diffleak.attacks import ResidualAttack as ResidualAttack
+    from diffleak.attacks.black_box import BlackBox as BlackBox
+    from diffleak.attacks.clid import CLiD as CLiD
+    from diffleak.attacks.frequency import LossFrequency as LossFrequency
+    from diffleak.attacks.frequency import PIAFrequency as PIAFrequency
+    from diffleak.attacks.loss import Loss as Loss
+    from diffleak.attacks.noise_aggregation import NoiseAggregation as NoiseAggregation
+    from diffleak.attacks.pfami import PFAMI as PFAMI
+    from diffleak.attacks.pia import PIA as PIA
+    from diffleak.attacks.pia import PIAN as PIAN
+    from diffleak.attacks.secmi import SecMI as SecMI
+    from diffleak.attacks.sima import SimA as SimA
+    from diffleak.attacks.sima import SimAMonteCarlo as SimAMonteCarlo
+    from diffleak.attacks.subject import Subject as Subject
+    from diffleak.auditing.run import Audit as Audit
+    from diffleak.auditing.run import audit as audit
+    from diffleak.comparison.compare import compare as compare
+    from diffleak.data.cohort import Cohort as Cohort
+    from diffleak.data.cohort import cohort as cohort
+    from diffleak.defenses.config import defend_config as defend_config
+    from diffleak.defenses.defend import defend as defend
+    from diffleak.diffusion.denoiser import Denoiser as Denoiser
+    from diffleak.diffusion.dual import Dual as Dual
+    from diffleak.diffusion.noise import Noise as Noise
+    from diffleak.diffusion.schedule import Schedule as Schedule
+    from diffleak.diffusion.target import Target as Target
+    from diffleak.errors import DiffleakError as DiffleakError
+    from diffleak.errors import GateFailed as GateFailed
+    from diffleak.errors import InvalidAudit as InvalidAudit
+    from diffleak.errors import UserError as UserError
+    from diffleak.generation import generate as generate
+    from diffleak.hub import load as load
+    from diffleak.prompts.score import find_memorised as find_memorised
+    from diffleak.quality.measure import measure_quality as measure_quality
+    from diffleak.records.audit import AuditRecord as AuditRecord
+    from diffleak.records.audit import Result as Result
+    from diffleak.records.base import Estimate as Estimate
+    from diffleak.records.scores import Scores as Scores
+    from diffleak.stats.evaluation import evaluate as evaluate
+    from diffleak.training.captioning import caption_images as caption_images
+    from diffleak.training.config import TrainConfig as TrainConfig
+    from diffleak.training.config import train_config as train_config
+    from diffleak.training.run import train as train
 
 _HOMES = {
     "ATTACKS": "attacks",
     "Attack": "attacks",
     "ResidualAttack": "attacks",
+    "BlackBox": "attacks.black_box",
+    "CLiD": "attacks.clid",
+    "LossFrequency": "attacks.frequency",
+    "PIAFrequency": "attacks.frequency",
+    "Loss": "attacks.loss",
+    "NoiseAggregation": "attacks.noise_aggregation",
+    "PFAMI": "attacks.pfami",
+    "PIA": "attacks.pia",
+    "PIAN": "attacks.pia",
+    "SecMI": "attacks.secmi",
+    "SimA": "attacks.sima",
+    "SimAMonteCarlo": "attacks.sima",
+    "Subject": "attacks.subject",
     "Audit": "auditing.run",
     "audit": "auditing.run",
-    "caption_images": "training.captioning",
     "compare": "comparison.compare",
-    "defend": "defenses.defend",
+    "Cohort": "data.cohort",
+    "cohort": "data.cohort",
     "defend_config": "defenses.config",
+    "defend": "defenses.defend",
     "Denoiser": "diffusion.denoiser",
     "Dual": "diffusion.dual",
     "Noise": "diffusion.noise",
     "Schedule": "diffusion.schedule",
+    "Target": "diffusion.target",
+    "DiffleakError": "errors",
     "GateFailed": "errors",
     "InvalidAudit": "errors",
-    "DiffleakError": "errors",
     "UserError": "errors",
-    "evaluate": "stats.evaluation",
     "generate": "generation",
+    "load": "hub",
     "find_memorised": "prompts.score",
     "measure_quality": "quality.measure",
-    "Target": "diffusion.target",
-    "load": "hub",
     "AuditRecord": "records.audit",
-    "Estimate": "records.base",
     "Result": "records.audit",
+    "Estimate": "records.base",
     "Scores": "records.scores",
+    "evaluate": "stats.evaluation",
+    "caption_images": "training.captioning",
     "TrainConfig": "training.config",
-    "train": "training.run",
     "train_config": "training.config",
+    "train": "training.run",
 }
 __all__ = [*sorted(_HOMES), "__version__"]
 
