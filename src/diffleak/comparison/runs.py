@@ -18,7 +18,7 @@ from diffleak.errors import UserError, unknown
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.comparison import Quality
 from diffleak.records.run_folder import read_samples
-from diffleak.records.scores import Samples, Scores
+from diffleak.records.scores import Samples, Scores, chunk_files, read_columns
 from diffleak.report.judgement import read_record
 from diffleak.stats import evaluation
 
@@ -137,27 +137,14 @@ def read_scores(run: Run, attack: str) -> Scores | None:
 
     Raises `UserError` when the folder is missing or a file is damaged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    files = sorted((run.folder / "scores").glob("chunk-*.parquet"))
-    if not files:
+    if not chunk_files(run.folder):
         raise UserError(f"the swap audit needs the scores of every timestep; {run.folder} has none under scores/: repeat its audit command")
-    try:
-        tables = [pq.read_table(file, filters=[("attack", "=", attack)]) for file in files]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"scores under {run.folder} cannot be read ({str(error).splitlines()[0]}); repeat its audit command") from None
-    table = pa.concat_tables([t.replace_schema_metadata(None) for t in tables])
-    if not len(table):
+    found = read_columns(run.folder, attack, run.rows)
+    if found is None:
         return None
-    ids, timesteps = table.column("id").to_pylist(), table.column("timestep").to_numpy()
-    columns = np.unique(timesteps)
-    statistic = np.full((len(run.samples.ids), len(columns)), np.nan)
-    statistic[[run.rows[i] for i in ids], np.searchsorted(columns, timesteps)] = table.column("statistic").to_numpy()
-    if np.isnan(statistic).any():
-        raise UserError(f"{run.folder} lacks scores of {attack} for some images; repeat its audit command")
+    timesteps, statistic = found
     result = run.result(attack)
-    return Scores(attack, result.direction, tuple(columns.tolist()), run.samples.ids, statistic, result.rule)
+    return Scores(attack, result.direction, timesteps, run.samples.ids, statistic, result.rule)
 
 
 def read_quality(path: Path) -> Quality:
