@@ -4,12 +4,16 @@ Field names are the keys of audit.json; changing one needs a step of SCHEMA_VERS
 cannot be estimated is null, with the reason beside it.
 """
 
-from typing import Annotated, Any, Literal
+from math import isclose
+from typing import Annotated, Any, Literal, TypeVar
 
+from diffleak.errors import UserError
 from diffleak.records.base import MOST_OFTEN, SCHEMA_VERSION, Estimate, Record, Version
 from diffleak.records.images import Alpha, Exif, Tally
 from diffleak.records.scores import Direction
 from diffleak.records.variants import Variant, may_lead, unmasked_label
+
+R = TypeVar("R", bound=Record)
 
 EARLIER_RATES = (
     "the rates at a false-positive rate are those of version 0.1, which allowed one false alarm too few: they are too low, or equal; "
@@ -109,6 +113,20 @@ class Result(Record):
     n_nonmembers: int
     per_timestep: tuple[AUCAt, ...] = ()
     convention: str = "member-exact"
+
+    def tpr(self, fpr: float) -> RateAtFPR:
+        """The true-positive rate at a false-positive rate, such as 0.01; raises `UserError` for a rate that is not recorded."""
+        return self._recorded(fpr, "false-positive", {rate.fpr: rate for rate in self.tpr_at_fpr})
+
+    def tnr(self, fnr: float) -> RateAtFNR:
+        """The true-negative rate at a false-negative rate, such as 0.01; raises `UserError` for a rate that is not recorded."""
+        return self._recorded(fnr, "false-negative", {rate.fnr: rate for rate in self.tnr_at_fnr})
+
+    def _recorded(self, rate: float, kind: str, found: dict[float, R]) -> R:
+        near = next((at for at in found if isclose(at, rate)), None)
+        if near is None:
+            raise UserError(f"the {kind} rate must be one that {self.attack} has, {', '.join(map(str, found)) or 'none'}; got {rate:g}")
+        return found[near]
 
     @property
     def plain(self) -> bool:
