@@ -152,9 +152,8 @@ def _own_half(run: Run, halves: HalvesFile) -> Run:
 
 
 def _kept(old: Result, new: Result) -> Result:
-    """A result on fewer images: what evaluating computes is new, whatever else the result says stays. Gains are of all images."""
-    computed = evaluation.COMPUTED | {"gain"}
-    return new.model_copy(update={name: getattr(old, name) for name in Result.model_fields if name not in computed})
+    """A result on fewer images: what evaluating sets is new, and the rest of the old result stays. Gains are of all images."""
+    return old.model_copy(update={name: getattr(new, name) for name in new.model_fields_set} | {"gain": None})
 
 
 def _run_of(runs: Sequence[Run], halves: HalvesFile, which: int) -> Run:

@@ -25,11 +25,6 @@ SMALL_SIDE = 200
 REPEATS = 25
 NO_CALIBRATION = "no calibrate part: the threshold was not chosen on separate images"
 
-COMPUTED = frozenset(
-    {"attack", "timestep", "setting", "rule", "direction", "auc", "tpr_at_fpr", "tnr_at_fnr", "asr", "achieved_fpr", "oracle"}
-    | {"n_members", "n_nonmembers", "per_timestep"}
-)  # the fields of a result that come from its scores and their division
-
 R = TypeVar("R", bound=Record)
 
 
