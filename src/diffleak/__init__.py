@@ -20,7 +20,7 @@ _HOMES = {
     "caption_images": "training.captioning",
     "compare": "comparison.compare",
     "defend": "defenses.defend",
-    "defend_config": "defenses.defend",
+    "defend_config": "defenses.config",
     "Denoiser": "diffusion.denoiser",
     "Dual": "diffusion.dual",
     "Noise": "diffusion.noise",

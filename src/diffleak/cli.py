@@ -228,8 +228,8 @@ def defend(
 ) -> None:
     """Train a defence: DualMD (dual), DistillMD (distill), or plain distillation to compare with. The same command resumes."""
     given = {k: v for k, v in locals().items() if k not in ("method", "preset", "config", "as_json")}
+    from diffleak.defenses.config import defend_config
     from diffleak.defenses.defend import defend as train_defence
-    from diffleak.defenses.defend import defend_config
 
     settings = defend_config(method, preset, config, **given)
     folder = train_defence(settings)

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from diffleak import hub
 from diffleak.data.pixels import to_model
-from diffleak.defenses.defend import defend, defend_config
+from diffleak.defenses.config import defend_config
+from diffleak.defenses.defend import defend
 from diffleak.defenses.halves import near_duplicates, split_halves
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
 from diffleak.diffusion.dual import Dual

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import diffleak
 from diffleak import hub
 from diffleak.data.draw import keyed_order
-from diffleak.defenses.defend import defend_config
+from diffleak.defenses.config import defend_config
 from diffleak.errors import UserError
 from diffleak.training import private
 from diffleak.training.denoiser import DenoisingLoss, denoiser_task, network_config

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 import diffleak
 from diffleak import hub
 from diffleak.data.pixels import ImageShape, fit, to_model
-from diffleak.defenses.defend import defend, defend_config
+from diffleak.defenses.config import defend_config
+from diffleak.defenses.defend import defend
 from diffleak.errors import UserError
 from diffleak.hub.making import LORA_TARGETS
 from diffleak.training import text_to_image

@@ -3,7 +3,6 @@
 No torch here.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Int64
 from pydantic import ValidationError
 
+from diffleak.data.split import FILE as SPLIT
+from diffleak.data.split import find_split
 from diffleak.errors import UserError, unknown
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.comparison import Quality
@@ -181,45 +182,10 @@ def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, 
     return {name: (read_quality(path), str(path)) for name, path in files.items()}
 
 
-class HalvesFile(NamedTuple):
-    """split.json of a defence: its members, the ids of either half, and the fingerprint of the teacher of each."""
-
-    path: Path
-    members: frozenset[str]
-    halves: tuple[tuple[str, ...], tuple[str, ...]]
-    teachers: tuple[str, str]
-
-
-def read_halves(path: Path) -> HalvesFile:
-    """The halves file; raises `UserError` unless it has two disjoint, non-empty halves of its members and two teachers."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        members = frozenset(map(str, content["members"]))
-        first, second = (tuple(map(str, half)) for half in content["halves"])
-        one, two = map(str, content["teachers"])
-    except OSError as error:
-        raise UserError(f"the halves file {path} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError):
-        form = '{"members": [ids], "halves": [[ids], [ids]], "teachers": [fingerprint, fingerprint]}'
-        raise UserError(f"{path} must be JSON of the form {form}, as `diffleak defend` writes it") from None
-    strangers = [i for i in first + second if i not in members]
-    if strangers:
-        raise UserError(f"{path}: the halves must be made of members; {len(strangers)} of their ids are not (first: {strangers[0]})")
-    both = set(first) & set(second)
-    if both or not first or not second:
-        found = f"{len(both)} ids are in both (first: {min(both)})" if both else "one is empty"
-        raise UserError(f"{path}: the halves must be disjoint and hold images; {found}")
-    return HalvesFile(path, members, (first, second), (one, two))
-
-
 def default_halves(entries: Sequence[EntryRuns]) -> tuple[Path, ...]:
     """Every split.json with halves beside the model of a run."""
     found: list[Path] = []
     for run in (run for entry in entries for run in entry.runs):
-        path = Path(str(run.record.settings.get("model") or run.record.plan.model)).parent / "split.json"
-        try:
-            if path.is_file() and "halves" in json.loads(path.read_text(encoding="utf-8")):
-                found += [] if path in found else [path]
-        except (OSError, ValueError):
-            continue
+        path = Path(str(run.record.settings.get("model") or run.record.plan.model)).parent / SPLIT
+        found += [path] if path not in found and find_split(path, "halves") else []
     return tuple(found)
