@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from pydantic import ValidationError
 
 from diffleak.data.split import FILE as SPLIT
 from diffleak.data.split import find_split
 from diffleak.errors import UserError, unknown
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.comparison import Quality
+from diffleak.records.quality import FILE as QUALITY
+from diffleak.records.quality import read_quality_file
 from diffleak.records.run_folder import read_samples
 from diffleak.records.scores import Samples, Scores, chunk_files, read_columns
 from diffleak.report.judgement import read_record
@@ -148,26 +149,14 @@ def read_scores(run: Run, attack: str) -> Scores | None:
     return Scores(attack, result.direction, timesteps, run.samples.ids, statistic, result.rule)
 
 
-def read_quality(path: Path) -> Quality:
-    """quality.json; raises `UserError` for a file that is none."""
-    try:
-        return Quality.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"the quality file {path} cannot be read ({error.strerror})") from None
-    except (ValidationError, ValueError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise UserError(f"{path} must be a quality.json as `diffleak quality` writes it ({reason})") from None
-
-
 def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, tuple[Quality, str]]:
     """The quality of each entry by its name, and the file it is from: the one given as NAME=FILE, else of its first run with one."""
     files: dict[str, Path] = {}
     for entry in entries:
-        own = [run for run in entry.runs if (run.folder / "quality.json").is_file()]
-        for run in own[:1]:
-            files[entry.name] = run.folder / "quality.json"
-            measured = read_quality(files[entry.name]).model_fingerprint
-            if measured and measured != run.record.plan.model_fingerprint:
+        run = next((run for run in entry.runs if (run.folder / QUALITY).is_file()), None)
+        if run:
+            files[entry.name] = run.folder / QUALITY
+            if read_quality_file(files[entry.name]).model_fingerprint != run.record.plan.model_fingerprint:
                 raise UserError(
                     f"{files[entry.name]} was measured on another model than {run.name} audits; measure that model into the folder, "
                     f"or name the file with --quality {entry.name}=FILE"
@@ -179,7 +168,7 @@ def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, 
         if name not in {entry.name for entry in entries}:
             raise unknown("entry", name, [entry.name for entry in entries])
         files[name] = Path(file)
-    return {name: (read_quality(path), str(path)) for name, path in files.items()}
+    return {name: (Quality.of(read_quality_file(path)), str(path)) for name, path in files.items()}
 
 
 def default_halves(entries: Sequence[EntryRuns]) -> tuple[Path, ...]:

@@ -6,10 +6,9 @@ the reason beside it.
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from diffleak.records.audit import Blind, RateAtFPR
 from diffleak.records.base import Estimate, Record, Version
+from diffleak.records.quality import ImageSet, Metric, QualityRecord
 
 COMPARISON_SCHEMA_VERSION: Literal[2] = 2  # 1: rates as in schema version 1 of audit.json
 
@@ -67,42 +66,37 @@ class Worst(Record):
     difference: Difference | None
 
 
-class QualityMetric(Estimate):
-    """One metric of image quality; null with a reason where it could not be estimated."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-    name: str
-
-
-class Quality(BaseModel):
-    """quality.json: how close generated images are to real ones, by which extractor of features, on how many images."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+class Quality(Record):
+    """The part of an entry's quality.json that a comparison shows: see `diffleak.records.quality.QualityRecord`."""
 
     schema_version: Literal[1] = 1
     model: str
-    model_fingerprint: str = ""
+    model_fingerprint: str
     extractor: str
-    extractor_fingerprint: str = ""
+    extractor_fingerprint: str
     images: int
-    sampler: str = ""
-    steps: int = 0
-    rounds: int = 1
-    reference: dict[str, str | int] = {}
-    metrics: tuple[QualityMetric, ...]
+    sampler: str
+    steps: int
+    rounds: int
+    reference: ImageSet
+    metrics: tuple[Metric, ...]
+
+    @classmethod
+    def of(cls, record: QualityRecord) -> "Quality":
+        """That part of a record."""
+        return cls(**{name: getattr(record, name) for name in cls.model_fields})
 
     @property
     def setting(self) -> tuple[str, int, str, str]:
         """What two measurements must share to be compared."""
-        return self.extractor_fingerprint or self.extractor, self.images, self.drawn, str(self.reference.get("fingerprint", ""))
+        return self.extractor_fingerprint or self.extractor, self.images, self.drawn, self.reference.fingerprint
 
     @property
     def drawn(self) -> str:
         """How the images were drawn."""
-        return f"{self.sampler} of {self.steps} steps" if self.sampler else "sampler not known"
+        return f"{self.sampler} of {self.steps} steps"
 
-    def metric(self, name: str) -> QualityMetric | None:
+    def metric(self, name: str) -> Metric | None:
         """One metric by its name; None where it was not computed."""
         return next((m for m in self.metrics if m.name == name and m.value is not None), None)
 

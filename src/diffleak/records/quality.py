@@ -7,11 +7,9 @@ cannot be estimated is null, with the reason beside it.
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from diffleak.errors import UserError
 from diffleak.records.audit import Environment, Membership
-from diffleak.records.base import Estimate, Record
+from diffleak.records.base import Estimate, Record, read_json
 from diffleak.records.images import Alpha, Exif, Tally
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -125,9 +123,9 @@ def read_quality(folder: Path) -> QualityRecord:
     path = folder / FILE
     if not path.is_file():
         raise UserError(f"{folder} must be the folder of a finished `diffleak quality`; it has no {FILE}")
-    try:
-        return QualityRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    except ValidationError as error:
-        raise UserError(f"{path} cannot be read as schema version {SCHEMA_VERSION} ({error.errors()[0]['msg']})") from None
+    return read_json(path, QualityRecord)
+
+
+def read_quality_file(path: Path) -> QualityRecord:
+    """The record in a file of any name; raises `UserError` for one that cannot be read or is none."""
+    return read_json(path, QualityRecord, "the quality file ", "must be a quality.json as `diffleak quality` writes it")
