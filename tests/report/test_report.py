@@ -13,8 +13,9 @@ from fixtures.reports import EVIL, MONTE_CARLO, SHIFTS, audit_of, thumbnail, wit
 from rich.console import Console
 from sklearn.metrics import roc_curve
 
-from diffleak.records.audit import Blind, Membership, Split
+from diffleak.records.audit import Blind, Membership
 from diffleak.records.base import Estimate
+from diffleak.records.plan import Split
 from diffleak.report import figures, html, markdown, print_result, print_terminal, verdict
 from diffleak.report import wording as w
 from diffleak.report.judgement import with_validity

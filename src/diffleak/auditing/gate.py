@@ -21,7 +21,8 @@ from jaxtyping import Float64
 from diffleak.auditing.config import AuditConfig
 from diffleak.data.draw import calibrate_size
 from diffleak.errors import UserError
-from diffleak.records.audit import Gate, Result, Split
+from diffleak.records.audit import Gate, Result
+from diffleak.records.plan import Split
 from diffleak.stats import metrics
 
 Limit = Literal["max_auc", "max_tpr", "max_excess_auc"]

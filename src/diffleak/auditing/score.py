@@ -28,7 +28,8 @@ from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.denoiser import Counted, Denoiser, unguided
 from diffleak.diffusion.target import Target, side_by_side
 from diffleak.errors import UserError
-from diffleak.records.audit import AuditRecord, Plan
+from diffleak.records.audit import AuditRecord
+from diffleak.records.plan import Plan
 from diffleak.records.scores import ChunkMeta, Scores, chunk_file, plan_id, read_chunk, write_chunk
 from diffleak.records.variants import VARIANTS, masked_label
 from diffleak.work.memory import memory_message

@@ -119,7 +119,7 @@ class Defence(NamedTuple):
     """The split.json of a finished defence with two teachers."""
 
     path: Path
-    """The file."""
+    """Path of the file."""
     halves: tuple[Ids, Ids]
     """Members that either teacher was trained on; disjoint, and none is empty."""
     teachers: tuple[str, str]
@@ -156,7 +156,7 @@ class ModelSplit:
     """What a model's split.json says of each image, and the data that its ids are of."""
 
     path: Path
-    """The file."""
+    """Path of the file."""
     roles: dict[str, Role]
     """Role of every image that the file lists, by its id; "other half" is what the other teacher of a defence was trained on."""
     data: str | None

@@ -20,13 +20,18 @@ class Record(BaseModel):
 
 
 class Estimate(Record):
-    """A number with its 95 % interval and the method of the interval; null with a `reason` where there is none."""
+    """A number with its interval."""
 
     value: float | None = None
+    """Point estimate, in the unit of the field that holds it; null where it cannot be estimated."""
     low: float | None = None
+    """Lower end of the 95 % interval; null where there is no interval."""
     high: float | None = None
+    """Upper end of the 95 % interval; null where there is no interval."""
     method: str | None = None
+    """Method of the interval, in words; null where there is no interval."""
     reason: str | None = None
+    """Why there is no value or no interval, in words; null where both are there."""
 
 
 R = TypeVar("R", bound=Record)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from diffleak.errors import UserError
-from diffleak.records.audit import EARLIER_RATES, AuditRecord, Plan
+from diffleak.records.audit import EARLIER_RATES, AuditRecord
 from diffleak.records.base import read_json
+from diffleak.records.plan import Plan
 from diffleak.records.scores import Samples
 from diffleak.work.files import write_text
 

@@ -91,7 +91,7 @@ class ChunkMeta:
     """What a file of scores says of itself."""
 
     plan: str
-    """`plan_id` of the plan that the scores belong to."""
+    """SHA-256 of the plan that the scores belong to (see `plan_id`)."""
     queries: int
     """Denoiser forwards that the scores took, summed over the images of the chunk."""
     seconds: float

@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float64
 
 from diffleak.data.draw import calibrate_part
 from diffleak.errors import UserError, unknown
-from diffleak.records.audit import Accuracy, AchievedFPR, AUCAt, Gain, Oracle, Result, Split
+from diffleak.records.audit import Accuracy, AchievedFPR, AUCAt, Gain, Oracle, Result
 from diffleak.records.base import MOST_OFTEN, Estimate, Record
+from diffleak.records.plan import Split
 from diffleak.records.scores import Samples, Scores
 from diffleak.records.variants import VARIANTS, Variant, masked_label
 from diffleak.stats import metrics
