@@ -1,4 +1,4 @@
-"""The numbers after the wall: `Scores` and the versioned record of an audit. No torch here.
+"""The record of an audit: audit.json. No torch here.
 
 Field names are the keys of audit.json; changing one needs a step of SCHEMA_VERSION and a line in the changelog. What
 cannot be estimated is null, with the reason beside it.
