@@ -33,10 +33,10 @@ def table(record: AuditRecord) -> str:
     """One row per attack: the chosen timestep, then test-half numbers with 95 % intervals; rates in percent."""
     rows = []
     for r in (r for r in record.results if r.mask is None):
-        rates = {rate.fpr: cell(rate, 100, 1) for rate in r.tpr_at_fpr}
+        rates = " | ".join(cell(r.tpr(fpr), 100, 1) for fpr in (0.1, 0.01))
         name = f"**{r.attack}**" if r.attack == record.headline else r.attack
         oracle = "n/e" if r.oracle.auc is None else f"{r.oracle.auc:.3f}"
-        rows.append(f"| {name} | {r.timestep} | {cell(r.auc, 1, 3)} | {rates[0.1]} | {rates[0.01]} | {cell(r.asr, 100, 1)} | {oracle} |")
+        rows.append(f"| {name} | {r.timestep} | {cell(r.auc, 1, 3)} | {rates} | {cell(r.asr, 100, 1)} | {oracle} |")
     return "\n".join([dated(HEADER, record), *rows])
 
 

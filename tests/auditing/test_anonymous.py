@@ -24,12 +24,13 @@ from diffleak.auditing.plan import prepare
 from diffleak.auditing.run import audit, run
 from diffleak.comparison.compare import compare
 from diffleak.comparison.runs import pair, read_entries
-from diffleak.comparison.swap import read_halves, with_halves
+from diffleak.comparison.swap import with_halves
 from diffleak.config import build
 from diffleak.data.anonymity import FILE, Key, choose_key, read_key
 from diffleak.data.captions import choose_captions
 from diffleak.data.cohort import two_sources
 from diffleak.data.sources import ImageSource, UnreadableImage, open_source
+from diffleak.data.split import read_defence
 from diffleak.errors import UserError
 from diffleak.quality.config import QualityConfig
 from diffleak.quality.prompts import choose_prompts
@@ -418,7 +419,7 @@ def test_halves_listed_by_file_name_do_not_fit_anonymous_runs(tmp_path):
     halves = tmp_path / "split.json"
     teachers = ["sha256:" + "ab" * 32, "sha256:" + "ef" * 32]
     halves.write_text(json.dumps({"members": ["x", "y"], "halves": [["x"], ["y"]], "teachers": teachers}))
-    assert read_halves(halves).teachers == tuple(teachers)
+    assert read_defence(halves).teachers == tuple(teachers)
     with pytest.raises(UserError, match=r"lists the halves by file name, and .*a is anonymous"):
         with_halves(read_entries([str(path), str(other)]), halves)
 

@@ -234,11 +234,11 @@ def test_a_full_disk_is_one_line_and_loses_nothing(model, data, tmp_path, monkey
         written.append(path)
         return real(table, path, *args, **kwargs)
 
-    monkeypatch.setattr("diffleak.auditing.score.pq.write_table", full_after_three)
+    monkeypatch.setattr("pyarrow.parquet.write_table", full_after_three)
     with pytest.raises(UserError, match=r"cannot be written .*No space left on device.*finished work is kept"):
         diffleak.audit(model, output=tmp_path, **settings(data))
     assert len(list(tmp_path.glob("scores/*"))) == 3
-    monkeypatch.setattr("diffleak.auditing.score.pq.write_table", real)
+    monkeypatch.setattr("pyarrow.parquet.write_table", real)
     assert diffleak.audit(model, output=tmp_path, **settings(data)).results
 
 

@@ -11,8 +11,9 @@ from diffleak.auditing.run import gate
 from diffleak.config import build
 from diffleak.diffusion.analytic import linear_schedule
 from diffleak.errors import GateFailed, InvalidAudit, UserError
-from diffleak.records.audit import Blind, Split
+from diffleak.records.audit import Blind
 from diffleak.records.base import Estimate
+from diffleak.records.plan import Split
 from diffleak.report import html, markdown
 from diffleak.stats import metrics
 

@@ -208,7 +208,7 @@ def test_the_gate_on_the_excess_is_about_what_the_model_leaks_beyond_its_referen
 def test_an_interrupted_audit_with_a_reference_resumes_to_the_same_scores(pair, images, tmp_path, monkeypatch):
     given = {"reference": str(pair[1])}
     whole = run(save=True, **settings(pair[0], images, tmp_path / "whole", **given))
-    real, calls = scoring._write, []
+    real, calls = scoring.write_chunk, []
 
     def stop_after_three(*args) -> None:
         calls.append(args)
@@ -216,10 +216,10 @@ def test_an_interrupted_audit_with_a_reference_resumes_to_the_same_scores(pair, 
             raise KeyboardInterrupt
         real(*args)
 
-    monkeypatch.setattr(scoring, "_write", stop_after_three)
+    monkeypatch.setattr(scoring, "write_chunk", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
         run(**settings(pair[0], images, tmp_path / "killed", **given))
-    monkeypatch.setattr(scoring, "_write", real)
+    monkeypatch.setattr(scoring, "write_chunk", real)
     resumed = run(**settings(pair[0], images, tmp_path / "killed", **given))
     for one, two in zip(whole.scores, resumed.scores, strict=True):
         assert one.attack == two.attack and np.array_equal(one.statistic, two.statistic)

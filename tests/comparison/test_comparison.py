@@ -334,7 +334,7 @@ def test_without_a_kid_of_all_the_frechet_distance_is_plotted(runs, tmp_path):
     assert compare(names(a, b)).quality_metric == "frechet"
 
 
-@pytest.mark.parametrize("difference", [{"extractor": "dino"}, {"images": 2048}], ids=["extractor", "images"])
+@pytest.mark.parametrize("difference", [{"extractor_fingerprint": "dino"}, {"images": 2048}], ids=["extractor", "images"])
 def test_quality_by_another_extractor_or_number_of_images_is_not_plotted_together(runs, tmp_path, difference):
     a, b = copy(runs, tmp_path), copy(runs, tmp_path, "defended")
     write_quality(a), write_quality(b, **difference)

@@ -12,7 +12,6 @@ from diffleak.records.base import MOST_OFTEN, Estimate, Record
 from diffleak.records.scores import Scores
 from diffleak.stats import metrics
 from diffleak.stats.evaluation import (
-    COMPUTED,
     REPEATS,
     SMALL_SIDE,
     Candidate,
@@ -527,9 +526,14 @@ def test_thresholds_of_finished_scores_of_few_images_are_medians_over_the_divisi
     assert result.asr.value == pytest.approx(np.median(accuracies)) and result.achieved_fpr.value == pytest.approx(np.median(rates))
 
 
-def test_what_evaluating_computes_and_what_an_audit_says_of_an_attack_are_all_fields_of_a_result():
+@pytest.mark.parametrize("n", [40, 300], ids=["repeated", "once"])
+def test_evaluating_sets_every_field_of_a_result_but_those_that_an_audit_says_of_an_attack(n):
+    """An audit of a teacher's own half takes what is set from the new result, and the rest from the old one."""
     said = {"mask", "mask_ratio", "variant", "gain", "access", "parameters", "queries", "queries_at_timestep", "convention"}
-    assert COMPUTED | said == set(Result.model_fields) and not COMPUTED & said
+    ids, member = cohort(n, n)
+    assert evaluate_scores(shifted(ids, member, [0.5, 1.0]), member, divided(ids, member, 0.2, 0)).model_fields_set ^ said == set(
+        Result.model_fields
+    )
 
 
 def test_the_oracle_of_a_mask_whose_ratio_is_chosen_is_the_best_of_every_ratio_for_each_number_apart():

@@ -21,7 +21,8 @@ from jaxtyping import Float64
 from diffleak.auditing.config import AuditConfig
 from diffleak.data.draw import calibrate_size
 from diffleak.errors import UserError
-from diffleak.records.audit import Gate, RateAtFPR, Result, Split
+from diffleak.records.audit import Gate, Result
+from diffleak.records.plan import Split
 from diffleak.stats import metrics
 
 Limit = Literal["max_auc", "max_tpr", "max_excess_auc"]
@@ -64,7 +65,7 @@ def _gates(results: Sequence[Result], config: AuditConfig) -> Iterator[Gate]:
 
 def _reach(limit: Limit, result: Result) -> Reach:
     if limit == "max_tpr":
-        rate = next((r for r in result.tpr_at_fpr if abs(r.fpr - FPR) < 1e-9), RateAtFPR(fpr=FPR, support="none"))
+        rate = result.tpr(FPR)
         return Reach("TPR at 1 % FPR", rate.high, rate.reason if rate.high is None else None)
     auc = result.auc
     if auc.low is None or auc.high is None:

@@ -26,8 +26,9 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import UserError, visible
 from diffleak.geometry.masks import MaskChoice, parse_mask
 from diffleak.geometry.masks import distinct as distinct_masks
-from diffleak.records.audit import Membership, Plan
+from diffleak.records.audit import Membership
 from diffleak.records.images import refuse_other_reading
+from diffleak.records.plan import Plan
 from diffleak.records.run_folder import read_plan
 from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import evaluation

@@ -33,7 +33,8 @@ from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, InvalidAudit, UserError, visible
-from diffleak.records.audit import AuditRecord, Costs, Plan, Result
+from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.plan import Costs, Plan
 from diffleak.records.run_folder import read_plan
 from diffleak.records.scores import Samples, Scores
 from diffleak.report.gates import sentence

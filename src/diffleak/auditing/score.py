@@ -5,12 +5,10 @@ bit-identical for any number of workers and any history of interruptions. Worker
 is done, and merging is reading the folder.
 """
 
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -18,8 +16,6 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
@@ -31,19 +27,17 @@ from diffleak.data.draw import keyed_order
 from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.denoiser import Counted, Denoiser, unguided
 from diffleak.diffusion.target import Target, side_by_side
-from diffleak.errors import NAME, UserError
-from diffleak.records.audit import AuditRecord, Plan
-from diffleak.records.scores import Scores
+from diffleak.errors import UserError
+from diffleak.records.audit import AuditRecord
+from diffleak.records.plan import Plan
+from diffleak.records.scores import ChunkMeta, Scores, chunk_file, plan_id, read_chunk, write_chunk
 from diffleak.records.variants import VARIANTS, masked_label
-from diffleak.work.files import damaged, write_atomic
 from diffleak.work.folder import Folder, deal
 from diffleak.work.memory import memory_message
 from diffleak.work.threads import Tick, one_thread_each, pool
 
 TIMED_IMAGES = 8  # encoded to estimate how long all will take
 PREPARATION_IMAGES = 64
-SCHEMA = pa.schema([("id", pa.string()), ("attack", pa.string()), ("timestep", pa.int32()), ("statistic", pa.float64())])
-META = NAME.encode()
 UNSTEADY = 0.05  # of the largest predicted number: more than rounding on any device
 
 
@@ -116,11 +110,6 @@ class Collected:
     queries: int
     seconds: float
     chunks: int
-
-
-def chunk_file(folder: Path, chunk: int, k: int, name: str) -> Path:
-    """The file of one chunk of images under the k-th attack."""
-    return folder / "scores" / f"chunk-{chunk:05d}-{k:02d}-{name}.parquet"
 
 
 def asked(target: Target, attack: Attack) -> tuple[Denoiser, ...]:
@@ -248,9 +237,9 @@ def collect(job: Job, folder: Path) -> Collected:
         columns, settled = [], attack.parameters()
         for chunk in range(job.chunks):
             shape = (len(job.labels(attack)), len(job.rows(chunk)), len(attack.columns))
-            statistic, meta = _read(job.file(folder, chunk, k), job, int(np.prod(shape)))
+            statistic, meta = read_chunk(job.file(folder, chunk, k), plan_id(job.plan), shape)
             queries, seconds, settled = queries + meta.queries, seconds + meta.seconds, meta.parameters
-            columns.append(statistic.reshape(shape))
+            columns.append(statistic)
         labels, whole = job.labels(attack), np.concatenate(columns, axis=1)
         scores.append(
             tuple(
@@ -275,46 +264,9 @@ def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> 
                 rows = slice(start, start + size)
                 made = len(ids[rows]) * max(per_image.get(s.attack, 0) for s in variants)
                 seconds = record.costs.seconds * made / max(1, record.costs.queries)
-                meta = ChunkMeta(_plan_id(record.plan), made, round(seconds, 4), result.parameters)
+                meta = ChunkMeta(plan_id(record.plan), made, round(seconds, 4), result.parameters)
                 statistic = np.stack([s.statistic[rows] for s in variants])
-                _write(path, ids[rows], [s.attack for s in variants], timesteps, statistic, meta)
-
-
-@dataclass(frozen=True)
-class ChunkMeta:
-    """What a score file says of itself: the plan it belongs to, what it cost, the attack's final parameters."""
-
-    plan: str
-    queries: int
-    seconds: float
-    parameters: dict[str, Any]
-
-
-def _plan_id(plan: Plan) -> str:
-    return hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
-
-
-def _write(
-    path: Path,
-    ids: Sequence[str],
-    labels: Sequence[str],
-    timesteps: Sequence[int],
-    statistic: Float64[np.ndarray, "m n k"],
-    meta: ChunkMeta,
-) -> None:
-    table = _table(ids, labels, timesteps, statistic).replace_schema_metadata({META: json.dumps(asdict(meta))})
-    write_atomic(path, partial(pq.write_table, table))
-
-
-def _read(path: Path, job: Job, rows: int) -> tuple[Float64[np.ndarray, " r"], ChunkMeta]:
-    try:
-        table = pq.read_table(path)
-        meta = ChunkMeta(**json.loads(table.schema.metadata[META]))
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):
-        raise damaged(path) from None
-    if meta.plan != _plan_id(job.plan) or len(table) != rows:
-        raise UserError(f"{path} belongs to another plan; delete it and run the same command again")
-    return table.column("statistic").to_numpy(), meta
+                write_chunk(path, ids[rows], [s.attack for s in variants], timesteps, statistic, meta)
 
 
 def _score_chunks(job: Job, folder: Folder, work: dict[tuple[int, int], list[Path]], threads: int) -> None:
@@ -384,8 +336,8 @@ def _score_chunk(
     if made != len(rows) * declared:
         said = f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}"
         raise RuntimeError(said) if attack.code is None else UserError(f"{said}: its `queries` must be those of all its timesteps")
-    meta = ChunkMeta(_plan_id(job.plan), made, round(time.monotonic() - started, 4), attack.parameters())
-    _write(path, job.cohort.ids[rows.start : rows.stop], labels, attack.columns, statistic, meta)
+    meta = ChunkMeta(plan_id(job.plan), made, round(time.monotonic() - started, 4), attack.parameters())
+    write_chunk(path, job.cohort.ids[rows.start : rows.stop], labels, attack.columns, statistic, meta)
 
 
 def _checked(attack: Attack, answer: Any, masks: int, images: int) -> Float64[Tensor, "m k b"]:
@@ -400,17 +352,6 @@ def _checked(attack: Attack, answer: Any, masks: int, images: int) -> Float64[Te
 def most_exposed(statistics: Float64[Tensor, "e m k b"], direction: Direction) -> Float64[Tensor, "m k b"]:
     """What an attacker who can ask several models of one release goes by: per image and column, the most member-like one."""
     return statistics.amin(dim=0) if direction == "small" else statistics.amax(dim=0)
-
-
-def _table(ids: Sequence[str], labels: Sequence[str], timesteps: Sequence[int], statistic: Float64[np.ndarray, "m n k"]) -> pa.Table:
-    m, n, k = statistic.shape
-    columns = [
-        np.tile(np.repeat(np.array(ids, dtype=object), k), m),
-        np.repeat(np.array(labels, dtype=object), n * k),
-        np.tile(timesteps, m * n).astype(np.int32),
-        statistic.ravel(),
-    ]
-    return pa.table([pa.array(c) for c in columns], schema=SCHEMA)
 
 
 def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: Attack, label: str) -> None:

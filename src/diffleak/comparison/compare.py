@@ -20,7 +20,7 @@ from diffleak.comparison.runs import EntryRuns, Run, pair, quality_of, read_entr
 from diffleak.comparison.swap import NO_HALVES, swap_or_reason, with_halves
 from diffleak.data.draw import calibrate_size
 from diffleak.errors import InvalidAudit, UserError, unknown, visible
-from diffleak.records.audit import EARLIER_RATES, RateAtFPR, Result
+from diffleak.records.audit import EARLIER_RATES, Result
 from diffleak.records.comparison import LOWER_IS_BETTER, ComparedResult, ComparedRun, Comparison, Difference, Entry, Quality, Worst
 from diffleak.report.comparison import comparison_verdict, invalid_runs
 from diffleak.report.judgement import allows_shift
@@ -152,8 +152,8 @@ def _result(run: Run, attack: str, reference: EntryRuns | None, seed: int) -> Co
         setting=found.setting,
         calibrate_auc=_calibrate_auc(found),
         auc=found.auc,
-        tpr_at_10pct=_rate(found, 0.1),
-        tpr_at_1pct=_rate(found, 0.01),
+        tpr_at_10pct=found.tpr(0.1),
+        tpr_at_1pct=found.tpr(0.01),
         n_members=found.n_members,
         n_nonmembers=found.n_nonmembers,
         difference=None if against is None else difference((run, attack), against[:2], seed),
@@ -162,11 +162,6 @@ def _result(run: Run, attack: str, reference: EntryRuns | None, seed: int) -> Co
 
 def _calibrate_auc(result: Result) -> float | None:
     return max((point.auc for point in result.per_timestep), default=None)
-
-
-def _rate(result: Result, fpr: float) -> RateAtFPR:
-    missing = RateAtFPR(fpr=fpr, support="none", reason="not in the record")
-    return next((r for r in result.tpr_at_fpr if abs(r.fpr - fpr) < 1e-9), missing)
 
 
 def _worst(

@@ -3,7 +3,6 @@
 No torch here.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from pydantic import ValidationError
 
+from diffleak.data.split import FILE as SPLIT
+from diffleak.data.split import find_split
 from diffleak.errors import UserError, unknown
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.comparison import Quality
+from diffleak.records.quality import FILE as QUALITY
+from diffleak.records.quality import read_quality_file
 from diffleak.records.run_folder import read_samples
-from diffleak.records.scores import Samples, Scores
+from diffleak.records.scores import Samples, Scores, chunk_files, read_columns
 from diffleak.report.judgement import read_record
 from diffleak.stats import evaluation
 
@@ -137,49 +139,24 @@ def read_scores(run: Run, attack: str) -> Scores | None:
 
     Raises `UserError` when the folder is missing or a file is damaged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    files = sorted((run.folder / "scores").glob("chunk-*.parquet"))
-    if not files:
+    if not chunk_files(run.folder):
         raise UserError(f"the swap audit needs the scores of every timestep; {run.folder} has none under scores/: repeat its audit command")
-    try:
-        tables = [pq.read_table(file, filters=[("attack", "=", attack)]) for file in files]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"scores under {run.folder} cannot be read ({str(error).splitlines()[0]}); repeat its audit command") from None
-    table = pa.concat_tables([t.replace_schema_metadata(None) for t in tables])
-    if not len(table):
+    found = read_columns(run.folder, attack, run.rows)
+    if found is None:
         return None
-    ids, timesteps = table.column("id").to_pylist(), table.column("timestep").to_numpy()
-    columns = np.unique(timesteps)
-    statistic = np.full((len(run.samples.ids), len(columns)), np.nan)
-    statistic[[run.rows[i] for i in ids], np.searchsorted(columns, timesteps)] = table.column("statistic").to_numpy()
-    if np.isnan(statistic).any():
-        raise UserError(f"{run.folder} lacks scores of {attack} for some images; repeat its audit command")
+    timesteps, statistic = found
     result = run.result(attack)
-    return Scores(attack, result.direction, tuple(columns.tolist()), run.samples.ids, statistic, result.rule)
-
-
-def read_quality(path: Path) -> Quality:
-    """quality.json; raises `UserError` for a file that is none."""
-    try:
-        return Quality.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"the quality file {path} cannot be read ({error.strerror})") from None
-    except (ValidationError, ValueError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise UserError(f"{path} must be a quality.json as `diffleak quality` writes it ({reason})") from None
+    return Scores(attack, result.direction, timesteps, run.samples.ids, statistic, result.rule)
 
 
 def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, tuple[Quality, str]]:
     """The quality of each entry by its name, and the file it is from: the one given as NAME=FILE, else of its first run with one."""
     files: dict[str, Path] = {}
     for entry in entries:
-        own = [run for run in entry.runs if (run.folder / "quality.json").is_file()]
-        for run in own[:1]:
-            files[entry.name] = run.folder / "quality.json"
-            measured = read_quality(files[entry.name]).model_fingerprint
-            if measured and measured != run.record.plan.model_fingerprint:
+        run = next((run for run in entry.runs if (run.folder / QUALITY).is_file()), None)
+        if run:
+            files[entry.name] = run.folder / QUALITY
+            if read_quality_file(files[entry.name]).model_fingerprint != run.record.plan.model_fingerprint:
                 raise UserError(
                     f"{files[entry.name]} was measured on another model than {run.name} audits; measure that model into the folder, "
                     f"or name the file with --quality {entry.name}=FILE"
@@ -191,48 +168,13 @@ def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, 
         if name not in {entry.name for entry in entries}:
             raise unknown("entry", name, [entry.name for entry in entries])
         files[name] = Path(file)
-    return {name: (read_quality(path), str(path)) for name, path in files.items()}
-
-
-class HalvesFile(NamedTuple):
-    """split.json of a defence: its members, the ids of either half, and the fingerprint of the teacher of each."""
-
-    path: Path
-    members: frozenset[str]
-    halves: tuple[tuple[str, ...], tuple[str, ...]]
-    teachers: tuple[str, str]
-
-
-def read_halves(path: Path) -> HalvesFile:
-    """The halves file; raises `UserError` unless it has two disjoint, non-empty halves of its members and two teachers."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        members = frozenset(map(str, content["members"]))
-        first, second = (tuple(map(str, half)) for half in content["halves"])
-        one, two = map(str, content["teachers"])
-    except OSError as error:
-        raise UserError(f"the halves file {path} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError):
-        form = '{"members": [ids], "halves": [[ids], [ids]], "teachers": [fingerprint, fingerprint]}'
-        raise UserError(f"{path} must be JSON of the form {form}, as `diffleak defend` writes it") from None
-    strangers = [i for i in first + second if i not in members]
-    if strangers:
-        raise UserError(f"{path}: the halves must be made of members; {len(strangers)} of their ids are not (first: {strangers[0]})")
-    both = set(first) & set(second)
-    if both or not first or not second:
-        found = f"{len(both)} ids are in both (first: {min(both)})" if both else "one is empty"
-        raise UserError(f"{path}: the halves must be disjoint and hold images; {found}")
-    return HalvesFile(path, members, (first, second), (one, two))
+    return {name: (Quality.of(read_quality_file(path)), str(path)) for name, path in files.items()}
 
 
 def default_halves(entries: Sequence[EntryRuns]) -> tuple[Path, ...]:
     """Every split.json with halves beside the model of a run."""
     found: list[Path] = []
     for run in (run for entry in entries for run in entry.runs):
-        path = Path(str(run.record.settings.get("model") or run.record.plan.model)).parent / "split.json"
-        try:
-            if path.is_file() and "halves" in json.loads(path.read_text(encoding="utf-8")):
-                found += [] if path in found else [path]
-        except (OSError, ValueError):
-            continue
+        path = Path(str(run.record.settings.get("model") or run.record.plan.model)).parent / SPLIT
+        found += [path] if path not in found and find_split(path, "halves") else []
     return tuple(found)

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from diffleak.comparison.runs import EntryRuns, HalvesFile, Run, default_halves, read_halves, read_scores
+from diffleak.comparison.runs import EntryRuns, Run, default_halves, read_scores
+from diffleak.data.split import Defence, read_defence
 from diffleak.errors import UserError
 from diffleak.records.audit import Result
 from diffleak.records.comparison import SwapAudit, SwapResult
@@ -45,7 +46,7 @@ class Measured(NamedTuple):
     repeats: int
 
 
-def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: HalvesFile) -> SwapAudit:
+def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Defence) -> SwapAudit:
     """The swap audit of the two runs whose models the halves file names.
 
     Raises `UserError` when a teacher has no run, or a run does not hold members of both halves.
@@ -84,12 +85,12 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Hal
     )
 
 
-def with_halves(audited: Sequence[EntryRuns], given: Path | None) -> tuple[tuple[EntryRuns, ...], HalvesFile | None, str | None]:
+def with_halves(audited: Sequence[EntryRuns], given: Path | None) -> tuple[tuple[EntryRuns, ...], Defence | None, str | None]:
     """The entries with teachers on their own half, and the halves file; or why one that nobody asked for does not fit."""
-    entries, used, unused = tuple(audited), list[HalvesFile](), list[str]()
+    entries, used, unused = tuple(audited), list[Defence](), list[str]()
     for path in (given,) if given else default_halves(audited):
         try:
-            halves = read_halves(path)
+            halves = read_defence(path)
             entries = tuple(on_own_half(entry, halves) for entry in entries)
         except UserError as error:
             if given:
@@ -106,7 +107,7 @@ def with_halves(audited: Sequence[EntryRuns], given: Path | None) -> tuple[tuple
 
 
 def swap_or_reason(
-    entries: Sequence[EntryRuns], attacks: Sequence[str], halves: HalvesFile, asked: bool
+    entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Defence, asked: bool
 ) -> tuple[SwapAudit | None, str | None]:
     """The swap audit; where nobody asked for one and it cannot be made, why."""
     try:
@@ -117,7 +118,7 @@ def swap_or_reason(
         return None, str(error)
 
 
-def on_own_half(entry: EntryRuns, halves: HalvesFile) -> EntryRuns:
+def on_own_half(entry: EntryRuns, halves: Defence) -> EntryRuns:
     """The entry with each teacher's run restricted to the teacher's own half: the other half it never saw, so those are no members.
 
     Settings are chosen again on what is left. Attacks whose scores at every timestep are not on disk are left out.
@@ -125,7 +126,7 @@ def on_own_half(entry: EntryRuns, halves: HalvesFile) -> EntryRuns:
     return EntryRuns(entry.name, tuple(_own_half(run, halves) for run in entry.runs))
 
 
-def _own_half(run: Run, halves: HalvesFile) -> Run:
+def _own_half(run: Run, halves: Defence) -> Run:
     fingerprint = run.record.plan.model_fingerprint
     if fingerprint not in halves.teachers:
         return run
@@ -152,12 +153,11 @@ def _own_half(run: Run, halves: HalvesFile) -> Run:
 
 
 def _kept(old: Result, new: Result) -> Result:
-    """A result on fewer images: what evaluating computes is new, whatever else the result says stays. Gains are of all images."""
-    computed = evaluation.COMPUTED | {"gain"}
-    return new.model_copy(update={name: getattr(old, name) for name in Result.model_fields if name not in computed})
+    """A result on fewer images: what evaluating sets is new, and the rest of the old result stays. Gains are of all images."""
+    return old.model_copy(update={name: getattr(new, name) for name in new.model_fields_set} | {"gain": None})
 
 
-def _run_of(runs: Sequence[Run], halves: HalvesFile, which: int) -> Run:
+def _run_of(runs: Sequence[Run], halves: Defence, which: int) -> Run:
     """The run on one teacher; of several, the one on the most members of both halves."""
     fingerprint = halves.teachers[which]
     found = [run for run in runs if run.record.plan.model_fingerprint == fingerprint]
@@ -171,7 +171,7 @@ def _run_of(runs: Sequence[Run], halves: HalvesFile, which: int) -> Run:
     return run
 
 
-def _check_members(run: Run, halves: HalvesFile) -> None:
+def _check_members(run: Run, halves: Defence) -> None:
     if run.record.plan.anonymous:
         raise UserError(
             f"{halves.path} lists the halves by file name, and {run.name} is anonymous: audit the teachers without --anonymous to use it"

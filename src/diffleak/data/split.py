@@ -1,93 +1,96 @@
-"""split.json: which images a model was trained on, which were held out, and the halves of a defence."""
+"""split.json, written and read here alone: which images a model was trained on, which were held out, and the halves of a defence.
+
+    members      [ids]                  images that the model was trained on
+    nonmembers   [ids]                  images held out, none of which was trained on
+    validation   [ids]                  images that training set aside to stop early; without early stopping the key is left out
+    halves       [[ids], [ids]]         of a defence with two teachers: the members that each teacher was trained on
+    teachers     [fingerprint] * 2      of a finished defence with two teachers: the model of each half
+
+Ids are those of the data. A file of somebody else may have `members` and `nonmembers` alone.
+"""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from diffleak.data.sources import ImageSource
 from diffleak.errors import UserError
+from diffleak.work.files import write_text
 
 FILE = "split.json"
 DEFENDED = ("student", "dual", "teacher-1", "teacher-2")  # folders of a defence, whose split lies in the folder above
 Role = Literal["member", "nonmember", "validation", "other half"]
+Ids = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class ModelSplit:
-    """What a model's split.json says of each id, and the data that its ids are of, where that is known."""
+class Split:
+    """What split.json says; a key that it lacks, or that is no list, is empty here."""
 
-    path: Path
-    roles: dict[str, Role]
-    data: str | None
+    members: Ids = ()
+    """Images that the model was trained on."""
+    nonmembers: Ids = ()
+    """Images held out from training."""
+    validation: Ids = ()
+    """Images set aside from the members to stop training early, on which nothing was trained."""
+    halves: tuple[Ids, Ids] | None = None
+    """Members that either teacher of a defence was trained on; null for other models."""
+    teachers: tuple[str, str] | None = None
+    """Fingerprint of the model of each half; null until both are trained, and for other models."""
 
-
-def own_split(folder: Path) -> Path | None:
-    """The split.json of the model, or adapter, in a folder."""
-    beside = folder / FILE
-    above = folder.parent / FILE
-    if not beside.is_file() and folder.name in DEFENDED and "halves" in (_json(above) or {}):
-        return above
-    return beside if beside.is_file() else None
-
-
-def read_model_split(path: Path, audited: Path | None = None) -> ModelSplit | None:
-    """The split.json of a model, with the other half where it is a teacher's; None for a file that says nothing of members."""
-    content = _json(path)
-    lists = {key: _ids((content or {}).get(key, [])) for key in ("members", "nonmembers", "validation")}
-    if content is None or None in lists.values() or not lists["members"]:
-        return None
-    roles: dict[str, Role] = {}
-    for key, role in (("nonmembers", "nonmember"), ("validation", "validation"), ("members", "member")):
-        roles.update(dict.fromkeys(lists[key] or (), role))  # type: ignore[arg-type]
-    for file in (path.parent.parent / FILE, audited):
-        roles.update(dict.fromkeys(_other_half(file, set(lists["members"])), "other half") if file else {})
-    trained = [path.parent / "train.json", *(path.parent / name / "train.json" for name in ("teacher-1", "teacher"))]
-    trained += [path.parent.parent / "teacher-1" / "train.json"] if path.parent.name in DEFENDED else []
-    return ModelSplit(path, roles, next((data for file in trained if (data := _training_data(_json(file) or {}))), None))
-
-
-def _training_data(record: dict[str, Any]) -> str | None:
-    """The data that a train.json names: its path, or a name such as `digits`. A relative path alone may be any folder's, and is none."""
-    data, path = record.get("data"), record.get("data_path")
-    if isinstance(path, str):
-        return path
-    return data if isinstance(data, str) and (data == "digits" or data.startswith("hf:") or Path(data).is_absolute()) else None
-
-
-def _other_half(file: Path, members: set[str]) -> tuple[str, ...]:
-    """The half of a defence that the model with these members was not trained on."""
-    halves = (_json(file) or {}).get("halves")
-    if not isinstance(halves, list) or len(halves) != 2:
-        return ()
-    one, two = (_ids(half) or () for half in halves)
-    return two if set(one) == members else one if set(two) == members else ()
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
+    @classmethod
+    def read(cls, path: Path, *needs: str) -> "Split":
+        """The content of a file; raises `OSError` where it cannot be read and `ValueError` where it lacks one of the keys `needs`."""
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+        found: dict[str, Any] = {key: _ids(content.get(key)) for key in ("members", "nonmembers", "validation")}
+        found |= {"halves": _two(content.get("halves"), _ids), "teachers": _two(content.get("teachers"), str)}
+        lacking = [key for key in needs if found[key] is None]
+        if lacking:
+            raise ValueError(f"no {lacking[0]}")
+        return cls(**{key: value for key, value in found.items() if value is not None})
+
+    def write(self, folder: Path) -> None:
+        """Writes split.json into a folder."""
+        lists = {"members": self.members, "nonmembers": self.nonmembers}
+        optional = {"validation": self.validation or None, "halves": self.halves, "teachers": self.teachers}
+        write_text(folder / FILE, json.dumps(lists | {key: value for key, value in optional.items() if value is not None}))
+
+    def other_half(self, members: Ids) -> Ids:
+        """The half of a defence that the model with these members was not trained on; none for other models."""
+        first, second = self.halves or ((), ())
+        return second if set(first) == set(members) else first if set(second) == set(members) else ()
 
 
-def _ids(listed: object) -> tuple[str, ...] | None:
+def _ids(listed: object) -> Ids | None:
     return tuple(map(str, listed)) if isinstance(listed, list) else None
 
 
-def read_split(path: Path, source: ImageSource) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _two(listed: object, of: Callable[[Any], Any]) -> tuple[Any, Any] | None:
+    if not isinstance(listed, list) or len(listed) != 2:
+        return None
+    first, second = map(of, listed)
+    return None if first is None or second is None else (first, second)
+
+
+def find_split(path: Path, *needs: str) -> Split | None:
+    """The content of a file; None where there is none, or it lacks one of the keys `needs`."""
+    try:
+        return Split.read(path, *needs)
+    except (OSError, ValueError):
+        return None
+
+
+def read_split(path: Path, source: ImageSource) -> tuple[Ids, Ids]:
     """The members and nonmembers of a split file, checked against the ids of `source`.
 
     Raises `UserError` for a file without the two lists, an id the data does not have, or one that is on both sides.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        members, nonmembers = (tuple(map(str, content[side])) for side in ("members", "nonmembers"))
-    except OSError as error:
-        raise UserError(f"the split file {path} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f'{path} must be JSON of the form {{"members": [ids], "nonmembers": [ids]}}') from None
+    split = _required(path, "split file ", '{"members": [ids], "nonmembers": [ids]}', "members", "nonmembers")
+    members, nonmembers = split.members, split.nonmembers
     known = set(source.ids)
     missing = [i for i in members + nonmembers if i not in known]
     if missing:
@@ -102,3 +105,100 @@ def read_split(path: Path, source: ImageSource) -> tuple[tuple[str, ...], tuple[
     if not members:
         raise UserError(f"{path} must name at least one member")
     return members, nonmembers
+
+
+def read_halves(path: Path) -> tuple[Ids, Ids]:
+    """What either teacher of a file was trained on, in the order of the file; raises `UserError` unless it has two halves with images."""
+    halves = _required(path, "halves ", '{"halves": [IDS OF THE FIRST, IDS OF THE SECOND]}', "halves").halves
+    if halves is None or not all(halves):
+        raise UserError(f"{path} must give both halves at least one image")
+    return halves
+
+
+class Defence(NamedTuple):
+    """The split.json of a finished defence with two teachers."""
+
+    path: Path
+    """Path of the file."""
+    halves: tuple[Ids, Ids]
+    """Members that either teacher was trained on; disjoint, and none is empty."""
+    teachers: tuple[str, str]
+    """Fingerprint of the model of each half."""
+
+
+def read_defence(path: Path) -> Defence:
+    """The halves and the teachers of a defence; raises `UserError` unless it has two disjoint, non-empty halves of its members."""
+    form = '{"members": [ids], "halves": [[ids], [ids]], "teachers": [fingerprint, fingerprint]}, as `diffleak defend` writes it'
+    split = _required(path, "halves file ", form, "members", "halves", "teachers")
+    assert split.halves is not None and split.teachers is not None
+    (first, second), members = split.halves, set(split.members)
+    others = [i for i in first + second if i not in members]
+    if others:
+        raise UserError(f"{path}: the halves must be made of members; {len(others)} of their ids are not (first: {others[0]})")
+    both = set(first) & set(second)
+    if both or not first or not second:
+        found = f"{len(both)} ids are in both (first: {min(both)})" if both else "one is empty"
+        raise UserError(f"{path}: the halves must be disjoint and hold images; {found}")
+    return Defence(path, split.halves, split.teachers)
+
+
+def _required(path: Path, what: str, form: str, *needs: str) -> Split:
+    try:
+        return Split.read(path, *needs)
+    except OSError as error:
+        raise UserError(f"the {what}{path} cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise UserError(f"{path} must be JSON of the form {form}") from None
+
+
+@dataclass(frozen=True)
+class ModelSplit:
+    """What a model's split.json says of each image, and the data that its ids are of."""
+
+    path: Path
+    """Path of the file."""
+    roles: dict[str, Role]
+    """Role of every image that the file lists, by its id; "other half" is what the other teacher of a defence was trained on."""
+    data: str | None
+    """Data that the model was trained on: a path, or a name such as `digits`; None where no train.json says it."""
+
+
+def own_split(folder: Path) -> Path | None:
+    """The split.json of the model, or adapter, in a folder."""
+    beside, above = folder / FILE, folder.parent / FILE
+    if not beside.is_file() and folder.name in DEFENDED and find_split(above, "halves"):
+        return above
+    return beside if beside.is_file() else None
+
+
+def read_model_split(path: Path, audited: Path | None = None) -> ModelSplit | None:
+    """The split.json of a model, with the other half where it is a teacher's; None for a file that says nothing of members.
+
+    audited: the split file of an audit, which may have the halves of a teacher's defence.
+    """
+    split = find_split(path, "members")
+    if split is None or not split.members:
+        return None
+    roles: dict[str, Role] = {
+        **dict.fromkeys(split.nonmembers, "nonmember"),
+        **dict.fromkeys(split.validation, "validation"),
+        **dict.fromkeys(split.members, "member"),
+    }
+    for file in (path.parent.parent / FILE, audited):
+        defence = find_split(file, "halves") if file else None
+        roles.update(dict.fromkeys(defence.other_half(split.members) if defence else (), "other half"))
+    trained = [path.parent / "train.json", *(path.parent / name / "train.json" for name in ("teacher-1", "teacher"))]
+    trained += [path.parent.parent / "teacher-1" / "train.json"] if path.parent.name in DEFENDED else []
+    return ModelSplit(path, roles, next((data for file in trained if (data := _training_data(file))), None))
+
+
+def _training_data(file: Path) -> str | None:
+    """The data that a train.json names: its path, or a name such as `digits`. A relative path alone may be any folder's, and is none."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        data, path = record.get("data"), record.get("data_path")
+    except (OSError, ValueError, AttributeError):
+        return None
+    if isinstance(path, str):
+        return path
+    return data if isinstance(data, str) and (data == "digits" or data.startswith("hf:") or Path(data).is_absolute()) else None

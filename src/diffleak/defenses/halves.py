@@ -5,14 +5,22 @@ the root mean square difference of their 16 x 16 thumbnails, upright or mirrored
 groups are the connected components of that relation.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
+from diffleak import hub
 from diffleak.data.pixels import ImageShape, fit
+from diffleak.data.sources import open_source
+from diffleak.data.split import FILE, Ids, Split, read_halves
+from diffleak.defenses.config import DefendConfig
+from diffleak.defenses.teachers import split_of
 from diffleak.errors import UserError
+from diffleak.training.images import read_training_data, training_shape
+from diffleak.training.text_to_image import base_shape, load_base
 from diffleak.work.progress import progress
 
 THUMBNAIL = 16  # pixels a side
@@ -27,6 +35,55 @@ class Halves(NamedTuple):
     first: tuple[str, ...]
     second: tuple[str, ...]
     groups: int
+
+
+def halves_of(config: DefendConfig) -> tuple[Ids, Ids]:
+    """The halves of given teachers, of an earlier command in this folder, or new ones."""
+    if config.teachers:
+        return _given_halves(config)
+    data = read_training_data(config.model_copy(update={"random_crops": None}), _shape(config))
+    halves = split_halves(data.members, data.images, config.near_duplicates, config.seed)
+    before, both = config.output / FILE, (halves.first, halves.second)
+    if before.exists() and read_halves(before) != both:
+        raise UserError(
+            f"{config.output} holds a defence with other halves; choose another -o, or the same data, seed and --near-duplicates"
+        )
+    together = f", {halves.groups} groups of near-duplicates kept together" if halves.groups else ""
+    print(f"halves: {len(halves.first)} and {len(halves.second)} images{together}", file=sys.stderr)
+    if not data.nonmembers:
+        print("every image is a member: none is held out to audit with (--train-size N or --split FILE hold some out)", file=sys.stderr)
+    if not before.exists():
+        Split(data.members, data.nonmembers, halves=both).write(config.output)
+    return both
+
+
+def _shape(config: DefendConfig) -> ImageShape:
+    """The images that the models of a defence are trained on."""
+    if config.base:
+        return base_shape(config, load_base(config, "cpu")[1])
+    codec = hub.load_codec(config.autoencoder, device="cpu") if config.autoencoder else None
+    return training_shape(open_source(config.data, config.decoding), config, codec.network.config.in_channels if codec else None)
+
+
+def _given_halves(config: DefendConfig) -> tuple[Ids, Ids]:
+    """What given teachers were trained on, checked against each other and the data."""
+    if config.halves:
+        first, second = read_halves(config.halves)
+        for teacher, half in zip(config.teachers, (first, second), strict=True):
+            if (teacher / FILE).exists() and set(split_of(teacher).members) != set(half):
+                raise UserError(f"{config.halves} must give the halves in the order of --teachers; {teacher}/split.json has other members")
+    else:
+        first, second = (split_of(teacher).members for teacher in config.teachers)
+    both = set(first) & set(second)
+    if both:
+        raise UserError(f"the teachers must be trained on disjoint images; {len(both)} are in both splits (first: {min(both)})")
+    source = open_source(config.data, config.decoding)
+    unknown = (set(first) | set(second)) - set(source.ids)
+    if unknown:
+        raise UserError(
+            f"{source.name} must hold the images the teachers were trained on; {len(unknown)} are not there (first: {min(unknown)})"
+        )
+    return first, second
 
 
 def split_halves(ids: Sequence[str], images: UInt8[np.ndarray, "n h w c"], radius: float, seed: int) -> Halves:

@@ -4,7 +4,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from diffleak.records.audit import Environment
+from diffleak.records.plan import Environment
 
 PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "scipy", "scikit-learn", "pyarrow", "pillow")
 

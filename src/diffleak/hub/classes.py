@@ -8,11 +8,11 @@ Version 0.1 recorded no names. It numbered the folders of the data in the order 
 metadata.jsonl gave labels; which folders there were is in split.json.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from diffleak.data.labels import UNNAMED, ClassNames
+from diffleak.data.split import FILE, Split, find_split
 from diffleak.errors import UserError
 from diffleak.hub.folders import DUAL, INDEX, read_json
 
@@ -58,11 +58,8 @@ def _id2label(path: Path, stated: Any, count: int) -> ClassNames:
 
 def _of_version_0_1(folder: Path, record: dict[str, Any], count: int) -> ClassNames:
     """What version 0.1 numbered: sure where there were no folders, or all of them are known and nothing else gave labels."""
-    try:
-        split = json.loads((folder / "split.json").read_text(encoding="utf-8"))
-        ids = [str(i) for side in ("members", "nonmembers", "validation") for i in split.get(side, ())]
-    except (OSError, ValueError, AttributeError):
-        ids = []
+    split = find_split(folder / FILE) or Split()
+    ids = (*split.members, *split.nonmembers, *split.validation)
     paths = sorted({i.rpartition("/")[0] for i in ids})
     if ids and "" in paths:
         return UNNAMED  # some images were in no folder, so labels came from elsewhere

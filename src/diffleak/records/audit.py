@@ -1,15 +1,20 @@
-"""The numbers after the wall: `Scores` and the versioned record of an audit. No torch here.
+"""The record of an audit: audit.json. No torch here.
 
 Field names are the keys of audit.json; changing one needs a step of SCHEMA_VERSION and a line in the changelog. What
 cannot be estimated is null, with the reason beside it.
 """
 
-from typing import Annotated, Any, Literal
+from math import isclose
+from typing import Annotated, Any, Literal, TypeVar
 
-from diffleak.records.base import MOST_OFTEN, SCHEMA_VERSION, Estimate, Record, Version
-from diffleak.records.images import Alpha, Exif, Tally
+from diffleak.errors import UserError
+from diffleak.records.base import MOST_OFTEN, SCHEMA_VERSION, Estimate, Record
+from diffleak.records.images import Tally
+from diffleak.records.plan import Costs, Environment, Plan, Split
 from diffleak.records.scores import Direction
 from diffleak.records.variants import Variant, may_lead, unmasked_label
+
+R = TypeVar("R", bound=Record)
 
 EARLIER_RATES = (
     "the rates at a false-positive rate are those of version 0.1, which allowed one false alarm too few: they are too low, or equal; "
@@ -18,97 +23,143 @@ EARLIER_RATES = (
 
 
 class RateAtFPR(Estimate):
-    """TPR at a false-positive rate; support is "ok", "low" (fewer than 10 false positives) or "none"."""
+    """The true-positive rate (TPR), a fraction in [0, 1], at one false-positive rate."""
 
     fpr: float
+    """False-positive rate that the TPR is at, a fraction in (0, 1)."""
     support: Literal["ok", "low", "none"]
+    """How many false positives decide it: "ok", "low" (fewer than 10 of them) or "none" (too few images to estimate it)."""
 
 
 class RateAtFNR(Estimate):
-    """TNR at a false-negative rate: the mirror of `RateAtFPR`."""
+    """The true-negative rate (TNR), a fraction in [0, 1], at one false-negative rate: the mirror of `RateAtFPR`."""
 
     fnr: float
+    """False-negative rate that the TNR is at, a fraction in (0, 1)."""
     support: Literal["ok", "low", "none"]
+    """How many false negatives decide it: "ok", "low" (fewer than 10 of them) or "none" (too few images to estimate it)."""
 
 
 class Accuracy(Estimate):
-    """Attack success rate: accuracy at the calibrated threshold. `baseline` is what always naming the larger side gets."""
+    """Attack success rate: the accuracy at the calibrated threshold, a fraction in [0, 1]."""
 
     baseline: float | None = None
+    """Accuracy of always naming the larger side, a fraction in [0.5, 1]; null without a calibrate part."""
     threshold: float | None = None
+    """Membership score above which the attack says member, chosen on the calibrate part; null without one."""
 
 
 class AchievedFPR(Estimate):
-    """The false-positive rate on test of the threshold that met `target` on calibrate."""
+    """The false-positive rate on the test part, a fraction in [0, 1], of the threshold that met `target` on the calibrate part."""
 
     target: float | None = None
+    """False-positive rate that the threshold was chosen for, a fraction in (0, 1); null without a calibrate part."""
     threshold: float | None = None
+    """Membership score above which the attack says member; null without a calibrate part."""
 
 
 class Oracle(Record):
-    """The best on the test part over thresholds and timesteps, each picked separately: what papers print, optimistic."""
+    """The best on the test part over thresholds and timesteps, each number picked separately: what papers print, optimistic."""
 
     timestep: Annotated[int | None, MOST_OFTEN] = None
+    """Timestep of the largest AUC, in [0, T); null where the attack has a rule."""
     setting: Annotated[str | None, MOST_OFTEN] = None
+    """Setting of the rule with the largest AUC; null where there is none."""
     auc: float | None = None
+    """Largest AUC of any timestep or setting, in [0, 1]; null where it is not estimable."""
     asr: float | None = None
+    """Largest accuracy of any threshold, timestep or setting, a fraction in [0, 1]; null where it is not estimable."""
     tpr_at_1pct: float | None = None
+    """Largest TPR at 1 % false positives, a fraction in [0, 1]; null with fewer than 100 held-out images in the test part."""
     reason: str | None = None
+    """Why a number is null, in words; null where all are there."""
 
 
 class AUCAt(Record):
-    """The AUC at one timestep, or at one setting: of the calibrate part in a result, of the test part in a quartile."""
+    """The AUC at one timestep, or at one setting."""
 
     timestep: int | None = None
+    """Timestep of the AUC, in [0, T); null where a setting stands in its place."""
     setting: str | None = None
+    """Setting of a rule that the AUC is at; null where a timestep stands in its place."""
     auc: float
+    """AUC in [0, 1]: of the calibrate part in a result, of the test part in a quartile."""
 
 
 class Gain(Record):
-    """What a mask or a filter adds to an attack: with it minus without, on the same test images, each at its own settings.
-
-    Of the attack on a reference model it is what the audited model adds: the audited model minus its reference.
-    """
+    """One attack minus another on the same test images, each at its own settings."""
 
     auc: Estimate
+    """Difference of the AUCs, in [-1, 1]; above 0 the first attack is the stronger one."""
     asr: Estimate
+    """Difference of the accuracies at the calibrated thresholds, in [-1, 1]; null without a calibrate part."""
     tpr_at_1pct: Estimate
+    """Difference of the TPRs at 1 % false positives, in [-1, 1]; null with too few held-out images."""
 
 
 class Result(Record):
-    """What one attack achieves. Rates are of the test part; member is the positive class.
-
-    `queries` counts denoiser forwards per image over the whole sweep, `queries_at_timestep` those the chosen timestep
-    needs alone; masked results share those of their attack. `mask_ratio` is the share of latent coordinates dropped.
-    `variant` is "reference" for the attack on the reference model and "excess" for the attack on what is left of the audited
-    model's statistics when the reference's are subtracted.
-    An attack that averages over timesteps of its own has a `rule` in place of a timestep, and where the calibrate part chose
-    something, the `setting` that it chose.
-    """
+    """What one attack, or one variant of it, achieves on the test part. Members are the positive class."""
 
     attack: str
+    """Label of the attack or of its variant, such as `sima`, `sima[influence:0.4]` or `sima[excess]`."""
     mask: str | None = None
+    """Mask of the latents, such as `influence:0.4`; null for other variants."""
     mask_ratio: Annotated[float | None, MOST_OFTEN] = None
+    """Share of the latent coordinates that the mask drops, in [0, 1); null without a mask."""
     variant: Variant | None = None
+    """"reference" for the attack on the reference, "excess" for the model's statistics minus the reference's; null for others."""
     gain: Gain | None = None
+    """What the variant adds to the plain attack, of the reference what the model adds to it; null for the plain attack."""
     access: str = "grey-box"
+    """What the attacker needs: "grey-box" denoises given images, "black-box" generates images alone."""
     parameters: dict[str, Any] = {}
+    """The attack's parameters by name, with what it settled on when it was prepared."""
     queries: int | None = None
+    """Denoiser forwards per image over all timesteps; a mask shares those of its attack. Null for scores of other programs."""
     queries_at_timestep: int | None = None
+    """Denoiser forwards per image at the chosen timestep alone; null where no timestep is chosen."""
     timestep: Annotated[int | None, MOST_OFTEN] = None
+    """Timestep that the calibrate part chose, in [0, T); null where the attack has a rule."""
     setting: Annotated[str | None, MOST_OFTEN] = None
+    """Setting of the rule that the calibrate part chose; null where there is nothing to choose."""
     rule: str | None = None
+    """Name of the rule by which the attack makes one score of several numbers; null where it chooses one timestep."""
     direction: Direction = "large"
+    """End of the statistic that speaks for a member, "small" or "large"."""
     auc: Estimate
+    """AUC in [0, 1]: how often a member scores above a held-out image; 0.5 is guessing."""
     tpr_at_fpr: tuple[RateAtFPR, ...]
+    """TPR at each recorded false-positive rate, the largest rate first; `tpr(0.01)` picks one."""
     tnr_at_fnr: tuple[RateAtFNR, ...]
+    """TNR at each recorded false-negative rate, the largest rate first; `tnr(0.01)` picks one."""
     asr: Accuracy
+    """Attack success rate: accuracy on the test part at the threshold of the calibrate part."""
     achieved_fpr: AchievedFPR
+    """False-positive rate on the test part at a threshold of the calibrate part."""
     oracle: Oracle
+    """The best that could be picked on the test part itself; optimistic."""
     n_members: int
+    """Number of members in the test part."""
     n_nonmembers: int
+    """Number of held-out images in the test part."""
     per_timestep: tuple[AUCAt, ...] = ()
+    """AUC of the calibrate part at every timestep or setting; empty without a calibrate part."""
     convention: str = "member-exact"
+    """How the numbers were computed: "member-exact", or the convention of a paper that `diffleak metrics` was given."""
+
+    def tpr(self, fpr: float) -> RateAtFPR:
+        """The true-positive rate at a false-positive rate, such as 0.01; raises `UserError` for a rate that is not recorded."""
+        return self._recorded(fpr, "false-positive", {rate.fpr: rate for rate in self.tpr_at_fpr})
+
+    def tnr(self, fnr: float) -> RateAtFNR:
+        """The true-negative rate at a false-negative rate, such as 0.01; raises `UserError` for a rate that is not recorded."""
+        return self._recorded(fnr, "false-negative", {rate.fnr: rate for rate in self.tnr_at_fnr})
+
+    def _recorded(self, rate: float, kind: str, found: dict[float, R]) -> R:
+        near = next((at for at in found if isclose(at, rate)), None)
+        if near is None:
+            raise UserError(f"the {kind} rate must be one that {self.attack} has, {', '.join(map(str, found)) or 'none'}; got {rate:g}")
+        return found[near]
 
     @property
     def plain(self) -> bool:
@@ -127,173 +178,123 @@ class Result(Record):
 
 
 class Blind(Estimate):
-    """What tells the two sides apart without the model: a classifier's AUC or, for few images, a permutation test.
+    """The AUC in [0, 1] at which pixels alone, without the model, tell the two sides apart; 0.5 is no difference.
 
-    Of the test, `value` is the AUC of the most telling pixel `statistic`, and `detectable_auc` the smallest that the test would have
-    called a difference of the sources with probability 0.8. `labels_p_value` is of the classes of a class-conditional model: how often a
-    random division has classes that differ as much between the sides.
+    A classifier gives it, or for few images the most telling of several pixel statistics in a permutation test.
     """
 
     labels_p_value: float | None = None
+    """Share of random divisions whose classes differ as much between the sides, in (0, 1]; null without classes."""
     p_value: float | None = None
+    """Share of random divisions whose most telling statistic is as telling, in (0, 1]; null for a classifier."""
     detectable_auc: float | None = None
+    """Smallest AUC that the permutation test calls a difference with probability 0.8, in [0.5, 1]; null for a classifier."""
     statistic: str | None = None
+    """Name of the most telling pixel statistic; null for a classifier."""
 
 
 class Gate(Record):
-    """A limit that the user set, and whether an attack keeps it: `reach`, what its interval does not exclude, is at or below it.
-
-    `limit` is the setting, as max_auc. Where the quantity could not be estimated `reach` is null, with the reason: not passed.
-    """
+    """A limit that the user set, and whether an attack keeps it."""
 
     limit: Literal["max_auc", "max_tpr", "max_excess_auc"]
+    """Setting that the limit comes from."""
     attack: str
+    """Label of the result that is judged."""
     quantity: str
+    """What is limited, in words."""
     at_most: float
+    """The limit, in [0, 1]."""
     reach: float | None
+    """Largest value that the 95 % interval of the quantity does not exclude, in [0, 1]; null where it is not estimable."""
     passed: bool
+    """True where `reach` is at or below the limit; false also where it is null."""
     reason: str | None = None
+    """Why `reach` is null, in words; null where it is there."""
 
 
 class Quartile(Record):
-    """The images whose distortion lies in one quarter, 1 the lowest: AUC of the test part by timestep, and at the chosen one."""
+    """The images whose distortion lies in one quarter of all."""
 
     quartile: int
+    """Number of the quarter, from 1 for the least distortion to 4."""
     low: float
+    """Smallest distortion of the quarter, a sum of log singular values."""
     high: float
+    """Largest distortion of the quarter, a sum of log singular values."""
     n_members: int
+    """Number of members of the quarter in the test part."""
     n_nonmembers: int
+    """Number of held-out images of the quarter in the test part."""
     per_timestep: tuple[AUCAt, ...]
+    """AUC of the test part at every timestep; empty where a side has no image."""
     auc: Estimate
+    """AUC of the test part at the chosen timestep, in [0, 1]."""
 
 
 class BandAt(Record):
-    """Mean and standard deviation of the AUC of random subsets as large as a quartile."""
+    """The AUC of random subsets as large as a quartile, at one timestep."""
 
     timestep: int
+    """Timestep of the AUCs, in [0, T)."""
     mean: float
+    """Mean AUC of the subsets, in [0, 1]."""
     sd: float
+    """Standard deviation of the AUC over the subsets, in [0, 1]."""
 
 
 class FilterGain(Record):
-    """What the frequency filter adds to an attack (negative: it weakens it)."""
+    """What the frequency filter adds to an attack."""
 
     attack: str
+    """Label of the attack without the filter."""
     filtered: str
+    """Label of the attack with the filter."""
     gain: Gain
+    """With the filter minus without; below 0 the filter weakens the attack."""
 
 
 class Geometry(Record):
-    """How leakage follows the decoder's geometry. Distortion is the sum of the `top` largest log singular values.
-
-    `attack` is the one whose curves are given by quartile. `high_minus_low` is the AUC of the highest quartile minus that
-    of the lowest at the chosen timestep; `distortion_auc` what distortion alone, higher for members, tells of membership.
-    """
+    """How leakage follows the decoder's geometry. Distortion is the sum of the `top` largest log singular values of its Jacobian."""
 
     top: int
+    """Number of singular values in the distortion of an image."""
     probes: int
+    """Number of random probes that estimate the influence of each latent coordinate."""
     attack: str | None
+    """Label of the attack whose curves the quartiles have; null where no attack chooses among timesteps."""
     quartiles: tuple[Quartile, ...]
+    """Four quarters of the images by distortion, the lowest first; empty without an attack."""
     band: tuple[BandAt, ...]
+    """AUC of random subsets as large as a quartile, at every timestep; empty without an attack."""
     high_minus_low: Estimate
+    """AUC of the highest quartile minus that of the lowest at the chosen timestep, in [-1, 1]."""
     distortion_auc: Estimate
+    """AUC in [0, 1] of distortion alone, higher for members."""
     radius: float
+    """Frequency between low and high, in cycles per image."""
     low_frequency: Estimate
+    """Pearson correlation of distortion with an image's energy below `radius`, in [-1, 1]."""
     high_frequency: Estimate
+    """Pearson correlation of distortion with an image's energy above `radius`, in [-1, 1]."""
     highest: tuple[str, ...]
+    """Ids of the images of the largest distortion, the largest first."""
     lowest: tuple[str, ...]
+    """Ids of the images of the smallest distortion, the smallest first."""
     filters: tuple[FilterGain, ...]
-
-
-class Environment(Record):
-    """Where the numbers come from."""
-
-    diffleak: Version
-    python: str
-    platform: str
-    packages: dict[str, str]
-    device: str
-    device_name: str
-    dtype: str
-    threads: int
-    seed: int
-    model_fingerprint: str
-    data_fingerprint: str
-
-
-class Split(Record):
-    """How the images were divided. `repeats` > 1 means that medians over that many calibrate/test splits are reported."""
-
-    calibrate_fraction: float
-    seed: int
-    repeats: int
-    members: int
-    nonmembers: int
-    calibrate_members: int
-    calibrate_nonmembers: int
-
-
-class Costs(Record):
-    """What the scoring took: forwards of one image each, and seconds summed over what was computed side by side."""
-
-    queries: int
-    seconds: float
-    chunks: int
-
-
-class Plan(Record):
-    """All that decides the scores of a run. A run folder belongs to one plan.
-
-    `anonymous` is the name of the key of its ids. `labels` says where the classes of the images came from, `label_names` the number
-    of every name where they are names (null in an anonymous run).
-    """
-
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
-    diffleak: Version
-    model: str
-    model_fingerprint: str
-    members: str
-    nonmembers: str
-    data_fingerprint: str
-    n_members: int
-    n_nonmembers: int
-    image_shape: str
-    resize: bool
-    attacks: tuple[dict[str, Any], ...]
-    calibration: bool
-    calibrate_fraction: float
-    seed: int
-    batch_size: int
-    chunk_size: int
-    dtype: str
-    device: str
-    masks: tuple[str, ...] = ()
-    probes: int | None = None
-    top: int | None = None
-    classes: int | None = None
-    captions: str | None = None
-    captions_found: int | None = None
-    captions_truncated: int | None = None
-    lora: str | None = None
-    lora_scale: float | None = None
-    guidance_scale: float | None = None
-    reference: str | None = None
-    reference_fingerprint: str | None = None
-    anonymous: str | None = None
-    labels: str | None = None
-    label_names: dict[str, int] | None = None
-    exif: Exif = "apply"
-    alpha: Alpha = "drop"
-    white: int | None = None
+    """What the frequency filter adds to each attack that was run with and without it."""
 
 
 class Membership(Record):
-    """Who said which images are members (`source`), and what the model's own split.json says of that (see `diffleak.data.membership`)."""
+    """Which images are members, by the user and by the model's own split.json (see `diffleak.data.membership`)."""
 
     source: str
+    """What the user's two sides come from, in words."""
     status: Literal["confirmed", "taken on trust", "contradicted, ignored"]
+    """What the model's own split.json says of the two sides."""
     model_split: str | None = None
+    """Path of the model's own split.json; null where there is none."""
     reason: str | None = None
+    """Why the sides are not confirmed, or what else is to be known, in words; null where there is nothing to say."""
 
     @property
     def sentence(self) -> str:
@@ -311,34 +312,53 @@ class Membership(Record):
 
 
 class AuditRecord(Record):
-    """audit.json.
-
-    `gates` are the limits that were set. Where `valid` is false the numbers do not measure membership, and `invalid_reason` says why;
-    an audit whose user allows a difference of the sources stays valid, and its verdict says that the numbers mix both. `verdict` is
-    leak, no-leak-found, undecided or invalid: the level of the headline of the report.
-    """
+    """audit.json."""
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION
+    """Version of these fields; 1 is read too."""
     created: str
+    """Time in UTC at which the record was written, as ISO 8601."""
     command: str
+    """Command line that repeats the audit."""
     settings: dict[str, Any]
+    """Every setting of the audit by its name."""
     plan: Plan
+    """All that decides the scores."""
     environment: Environment
+    """Where the numbers come from."""
     split: Split
+    """How the images were divided into calibrate and test."""
     headline: str | None
+    """Label of the attack with the highest AUC on the calibrate part, controls of masks aside; null without a calibrate part."""
     results: tuple[Result, ...]
+    """What each attack and each of its variants achieves, in the order of the plan."""
     blind: Blind
+    """What tells the two sides apart without the model."""
     warnings: tuple[str, ...]
+    """What a reader must know of the numbers, a sentence each."""
     omitted: tuple[str, ...]
+    """Ids of images that could not be read and were left out."""
     truncated: tuple[str, ...] = ()
+    """Ids of images whose captions are longer than the text encoder reads."""
     costs: Costs
+    """What the scoring took."""
     geometry: Geometry | None = None
+    """How leakage follows the decoder's geometry; null for `diffleak audit`."""
     membership: Membership | None = None
+    """What the model's own split.json says of the two sides; null without two sides, and in records of version 0.1."""
     images: Tally = Tally()
+    """What reading the image files changed, counted."""
     gates: tuple[Gate, ...] = ()
+    """Limits that the user set, one entry per limit and attack; empty without limits."""
     valid: bool | None = None
+    """False where the numbers do not measure membership; null in records of version 0.1.
+
+    A difference of the sources that the user allows leaves it true: the verdict then says that the numbers mix both.
+    """
     invalid_reason: str | None = None
+    """Why the numbers do not measure membership, in words; null where they do."""
     verdict: str | None = None
+    """Level of the report's headline: leak, no-leak-found, undecided or invalid; null in records of version 0.1."""
 
     def result(self, attack: str) -> Result:
         """The result of one attack by its label."""

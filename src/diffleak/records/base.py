@@ -1,8 +1,11 @@
 """What every record is made of: the schema version, the base class and the estimate with its interval. No torch."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+from diffleak.errors import UserError
 
 SCHEMA_VERSION: Literal[2] = 2  # 1: rates at a false-positive rate that allowed one false alarm less than they may
 FORMER_NAME = "leakscope"  # of this package: a key in files of version 0.1, which are still read
@@ -17,10 +20,33 @@ class Record(BaseModel):
 
 
 class Estimate(Record):
-    """A number with its 95 % interval and the method of the interval; null with a `reason` where there is none."""
+    """A number with its interval."""
 
     value: float | None = None
+    """Point estimate, in the unit of the field that holds it; null where it cannot be estimated."""
     low: float | None = None
+    """Lower end of the 95 % interval; null where there is no interval."""
     high: float | None = None
+    """Upper end of the 95 % interval; null where there is no interval."""
     method: str | None = None
+    """Method of the interval, in words; null where there is no interval."""
     reason: str | None = None
+    """Why there is no value or no interval, in words; null where both are there."""
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_json(path: Path, kind: type[R], what: str = "", must: str = "") -> R:
+    """The record in a JSON file; raises `UserError` for a file that cannot be read, or that holds no such record.
+
+    what: words before the path in the first message. must: what the file must be, in the second one.
+    """
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{what}{path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        must = must or f"cannot be read as schema version {kind.model_fields['schema_version'].default}"
+        raise UserError(f"{path} {must} ({reason})") from None

@@ -1,15 +1,14 @@
 """The record of a comparison of audits: compare.json. Field names are its keys. No torch here.
 
-Differences are an entry's minus the reference's: below 0 the entry leaks less. What cannot be estimated is null, with
+Differences are an entry's minus the baseline's: below 0 the entry leaks less. What cannot be estimated is null, with
 the reason beside it.
 """
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from diffleak.records.audit import Blind, RateAtFPR
 from diffleak.records.base import Estimate, Record, Version
+from diffleak.records.quality import ImageSet, Metric, QualityRecord
 
 COMPARISON_SCHEMA_VERSION: Literal[2] = 2  # 1: rates as in schema version 1 of audit.json
 
@@ -17,120 +16,160 @@ LOWER_IS_BETTER = ("kid", "frechet")  # the metrics that a scatter can have on i
 
 
 class Difference(Record):
-    """An attack on one run minus an attack on a run of the reference, on the images that are in the test part of both.
-
-    members, nonmembers: how many images that are; with repeated divisions those of the first.
-    """
+    """An attack on one run minus an attack on a run of the baseline, on the images in the test part of both."""
 
     against_run: str
+    """Folder of the baseline's run."""
     against_attack: str
+    """Label of the attack on that run."""
     auc: Estimate
+    """Difference of the AUCs, in [-1, 1]; below 0 the entry leaks less."""
     tpr_at_10pct: Estimate
+    """Difference of the TPRs at 10 % false positives, in [-1, 1]."""
     tpr_at_1pct: Estimate
+    """Difference of the TPRs at 1 % false positives, in [-1, 1]."""
     members: int
+    """Number of members in the test part of both runs, of the first division."""
     nonmembers: int
+    """Number of held-out images in the test part of both runs, of the first division."""
 
 
 class ComparedResult(Record):
-    """What one attack achieves on one run, and its difference to the same attack on the reference (null for the reference).
-
-    `calibrate_auc` is the AUC of the chosen timestep or setting on the calibrate part, which the worst attack is chosen by.
-    """
+    """What one attack achieves on one run."""
 
     run: str
+    """Folder of the run."""
     attack: str
+    """Label of the attack or of its variant."""
     mask: str | None
+    """Mask of the latents; null without one."""
     access: str
+    """What the attacker needs: "grey-box" denoises given images, "black-box" generates images alone."""
     timestep: int | None
+    """Timestep that the calibrate part chose, in [0, T); null where the attack has a rule."""
     setting: str | None = None
+    """Setting of the rule that the calibrate part chose; null where there is nothing to choose."""
     calibrate_auc: float | None
+    """AUC of the chosen timestep or setting on the calibrate part, in [0, 1]; null without a calibrate part."""
     auc: Estimate
+    """AUC of the test part, in [0, 1]; 0.5 is guessing."""
     tpr_at_10pct: RateAtFPR
+    """TPR at 10 % false positives, a fraction in [0, 1]."""
     tpr_at_1pct: RateAtFPR
+    """TPR at 1 % false positives, a fraction in [0, 1]."""
     n_members: int
+    """Number of members in the test part."""
     n_nonmembers: int
+    """Number of held-out images in the test part."""
     difference: Difference | None
+    """This attack minus the same attack on the baseline; null for the baseline."""
 
 
 class Worst(Record):
-    """An entry's number: the run and attack with the highest AUC on the calibrate part, controls of masks aside.
-
-    `chosen_on` is "repeated" where small sets have several divisions, whose calibrate parts together are nearly all images, and
-    "test" where a run has no calibrate part: then the largest AUC was picked, which is optimistic for the
-    attacker. `difference` is to the reference's own worst. `not_excluded` is the upper end of the AUC's interval.
-    """
+    """An entry's number: the run and attack with the highest AUC on the calibrate part, controls of masks aside."""
 
     run: str
+    """Folder of the run."""
     attack: str
+    """Label of the attack or of its variant."""
     chosen_on: Literal["calibrate", "repeated", "test"]
+    """Part that it was chosen on.
+
+    "repeated": the calibrate parts of several divisions, which together are nearly all images. "test": where a run has no calibrate
+    part; that is optimistic for the attacker.
+    """
     not_excluded: float | None
+    """Upper end of the 95 % interval of the AUC, in [0, 1]; null where there is no interval."""
     difference: Difference | None
+    """It minus the baseline's own worst; null for the baseline."""
 
 
-class QualityMetric(Estimate):
-    """One metric of image quality; null with a reason where it could not be estimated."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-    name: str
-
-
-class Quality(BaseModel):
-    """quality.json: how close generated images are to real ones, by which extractor of features, on how many images."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+class Quality(Record):
+    """The part of an entry's quality.json that a comparison shows: see `diffleak.records.quality.QualityRecord`."""
 
     schema_version: Literal[1] = 1
+    """Version of the fields of quality.json."""
     model: str
-    model_fingerprint: str = ""
+    """The model as the user named it: a folder, a name on the Hub, or `denoiser` for one in memory."""
+    model_fingerprint: str
+    """Hash of the model's weights and settings."""
     extractor: str
-    extractor_fingerprint: str = ""
+    """Name of the extractor of features."""
+    extractor_fingerprint: str
+    """Hash of the extractor's weights, or the size that its images are brought to."""
     images: int
-    sampler: str = ""
-    steps: int = 0
-    rounds: int = 1
-    reference: dict[str, str | int] = {}
-    metrics: tuple[QualityMetric, ...]
+    """Number of generated images."""
+    sampler: str
+    """Name of the sampler that drew the images."""
+    steps: int
+    """Sampling steps of an image."""
+    rounds: int
+    """Rounds of adaptive drawing of a pair of models that take turns; 1 for other models."""
+    reference: ImageSet
+    """Real images that the generated ones are compared with."""
+    metrics: tuple[Metric, ...]
+    """Each statistic with its interval."""
+
+    @classmethod
+    def of(cls, record: QualityRecord) -> "Quality":
+        """That part of a record."""
+        return cls(**{name: getattr(record, name) for name in cls.model_fields})
 
     @property
     def setting(self) -> tuple[str, int, str, str]:
         """What two measurements must share to be compared."""
-        return self.extractor_fingerprint or self.extractor, self.images, self.drawn, str(self.reference.get("fingerprint", ""))
+        return self.extractor_fingerprint or self.extractor, self.images, self.drawn, self.reference.fingerprint
 
     @property
     def drawn(self) -> str:
         """How the images were drawn."""
-        return f"{self.sampler} of {self.steps} steps" if self.sampler else "sampler not known"
+        return f"{self.sampler} of {self.steps} steps"
 
-    def metric(self, name: str) -> QualityMetric | None:
+    def metric(self, name: str) -> Metric | None:
         """One metric by its name; None where it was not computed."""
         return next((m for m in self.metrics if m.name == name and m.value is not None), None)
 
 
 class ComparedRun(Record):
-    """One run folder of an entry. `repeats` > 1: numbers are medians over that many calibrate/test divisions."""
+    """One run folder of an entry."""
 
     run: str
+    """Folder of the run."""
     command: str
+    """Command line that repeats the audit."""
     model: str
+    """The model as the user named it."""
     model_fingerprint: str
+    """Hash of the model's weights and settings."""
     data_fingerprint: str
+    """Hash of the ids and pixels of the images."""
     members: int
+    """Number of members in the audit."""
     nonmembers: int
+    """Number of held-out images in the audit."""
     repeats: int
+    """Number of calibrate/test divisions; above 1 every number is the median over them."""
     blind: Blind
+    """What tells the two sides apart without the model."""
     allow_shift: bool = False
+    """True where the user allows a difference of the sources of the two sides."""
 
 
 class Entry(Record):
-    """One thing that is compared: a name and the run or runs on all artefacts that it would release."""
+    """One thing that is compared: a name and the runs on all artefacts that it would release."""
 
     name: str
+    """Name of the entry, by which it is shown."""
     runs: tuple[ComparedRun, ...]
+    """The entry's runs, in the order that they were given."""
     results: tuple[ComparedResult, ...]
+    """Each attack on each run."""
     worst: Worst
+    """The run and attack that stand for the entry."""
     quality: Quality | None
+    """How close its generated images are to real ones; null without a quality.json."""
     quality_file: str | None
+    """Path of that quality.json; null without one."""
 
     @property
     def worst_result(self) -> ComparedResult:
@@ -139,63 +178,82 @@ class Entry(Record):
 
 
 class SwapResult(Record):
-    """One attack in the swap audit.
-
-    `auc` tells the members of the first half from those of the second by the difference of their two scores, at
-    `timestep` or `setting`. `own` is what the attack achieves on each teacher alone: members of its half against held-out images.
-    """
+    """One attack in the swap audit."""
 
     attack: str
+    """Label of the attack."""
     timestep: int | None
+    """Timestep that the calibrate part chose, in [0, T); null where the attack has a rule."""
     setting: str | None = None
+    """Setting of the rule that the calibrate part chose; null where there is nothing to choose."""
     calibrate_auc: float | None
+    """AUC of the chosen timestep or setting on the calibrate part, in [0, 1]; null without a calibrate part."""
     auc: Estimate
+    """AUC in [0, 1] at which the difference of the teachers' scores tells the first half's members from the second's."""
     own: tuple[Estimate, Estimate]
+    """AUC of the attack on either teacher alone, in [0, 1]: members of its half against held-out images."""
     own_timesteps: tuple[int | None, int | None]
+    """Timestep that each of those was chosen at, in [0, T); null where the attack has a rule."""
 
 
 class SwapAudit(Record):
-    """Two teachers trained on disjoint halves, each image a member of one and held out from the other.
-
-    members: of each half in the audit; tested: of these in the test part; nonmembers: in the test part of each teacher's
-    own audit. `best` is the attack of the highest AUC on the calibrate part.
-    """
+    """Two teachers trained on disjoint halves: each image is a member of one and held out from the other."""
 
     halves: str
+    """Path of the split.json of the defence."""
     runs: tuple[str, str]
+    """Folder of each teacher's run."""
     members: tuple[int, int]
+    """Number of members of each half in the audit."""
     tested: tuple[int, int]
+    """Number of members of each half in the test part."""
     nonmembers: tuple[int, int]
+    """Number of held-out images in the test part of each teacher's own audit."""
     repeats: int
+    """Number of calibrate/test divisions; above 1 every number is the median over them."""
     results: tuple[SwapResult, ...]
+    """What each attack achieves."""
     best: str
+    """Label of the attack with the highest AUC on the calibrate part."""
     omitted: tuple[str, ...] = ()
+    """Labels of attacks whose scores do not allow a difference."""
 
 
 class Comparison(Record):
-    """compare.json. The first of `entries` is the reference; `attacks` are those that every run has.
-
-    `differences` counts the AUC differences that were looked at. `quality_metric` is what the scatter plots, or null with
-    a `quality_reason`; `swap` likewise. Where `valid` is false some run's numbers do not measure membership (`invalid_reason`).
-    `verdict` is lowers, not-shown, undecided or invalid: the level of the headline.
-    """
+    """compare.json."""
 
     schema_version: Literal[1, 2] = COMPARISON_SCHEMA_VERSION
+    """Version of these fields; 1 is read too."""
     diffleak: Version
+    """Version of this package."""
     created: str
+    """Time in UTC at which the record was written, as ISO 8601."""
     command: str
+    """Command line that repeats the comparison."""
     seed: int
+    """Seed of the bootstrap."""
     attacks: tuple[str, ...]
+    """Labels of the attacks that every run has."""
     entries: tuple[Entry, ...]
+    """What is compared; the first one is the baseline."""
     differences: int
+    """Number of AUC differences that were looked at."""
     quality_metric: Literal["kid", "frechet"] | None
+    """Metric of quality.json that the scatter has on its axis; null where there is none to compare."""
     quality_reason: str | None
+    """Why there is no such metric, in words; null where there is one."""
     swap: SwapAudit | None
+    """The swap audit of two teachers; null where it was not made."""
     swap_reason: str | None
+    """Why the swap audit was not made, in words; null where it was."""
     warnings: tuple[str, ...]
+    """What a reader must know of the numbers, a sentence each."""
     valid: bool | None = None
+    """False where the numbers of some run do not measure membership; null in records of version 0.1."""
     invalid_reason: str | None = None
+    """Why they do not measure membership, in words; null where they do."""
     verdict: str | None = None
+    """Level of the headline: lowers, not-shown, undecided or invalid; null in records of version 0.1."""
 
     @property
     def reference(self) -> Entry:

@@ -19,17 +19,17 @@ DIM = 4  # values that all lie at or below a 4th of their range are of another r
 
 @dataclass(frozen=True)
 class Decoding:
-    """The choices. The defaults are what `datasets` and the usual trainers do: turn upright, `convert("RGB")`.
-
-    exif: apply turns every image upright; ignore reads it as Pillow opens it, which turns TIFF files all the same.
-    alpha: drop keeps the colours under transparency, white and black lay the image on that colour.
-    white: the value that is white in grey images of more than 8 bits, v -> round(255 v / white); None takes the file's own range
-    of 2^b values, v -> v >> (b - 8).
-    """
+    """How image files are read. The defaults are what `datasets` and the usual trainers do: turn upright, `convert("RGB")`."""
 
     exif: Exif = "apply"
+    """"apply" turns every image upright; "ignore" reads it as Pillow opens it, which turns TIFF files all the same."""
     alpha: Alpha = "drop"
+    """"drop" keeps the colours under transparency, "white" and "black" lay the image on that colour."""
     white: int | None = None
+    """Value that is white in grey images of more than 8 bits, v -> round(255 v / white).
+
+    Null for the range of 2^b values that the file allows, v -> v >> (b - 8).
+    """
 
     def refuse(self, channels: int) -> None:
         """Raises `UserError` where the model takes transparency itself, and it was to be laid on a colour."""
@@ -42,20 +42,24 @@ AS_TRAINERS = Decoding()
 
 @dataclass(frozen=True)
 class Notes:
-    """What was found and done when one image was decoded.
-
-    `largest` is the largest value of an image of more than 8 bits and `full` the largest that its file allows, None where the
-    file does not say; with `upper` only the upper 8 bits could be read.
-    """
+    """What was found and done when one image was decoded."""
 
     turned: bool = False
-    by_pillow: bool = False  # turned by Pillow when it loads a TIFF file, whatever was chosen
-    left_turned: bool = False  # has an orientation, which was ignored
+    """True where the image was turned upright by its EXIF orientation."""
+    by_pillow: bool = False
+    """True where Pillow turned the image when it loaded a TIFF file, whatever was chosen."""
+    left_turned: bool = False
+    """True where the image has an orientation, which was ignored."""
     transparent: bool = False
+    """True where some pixel is transparent."""
     first_frame: bool = False
+    """True where the file has several frames or pages, of which the first was read."""
     largest: int | None = None
+    """Largest value of an image of more than 8 bits; null for other images."""
     full: int | None = None
+    """Largest value that the file of such an image allows; null where the file does not say it, and for other images."""
     upper: bool = False
+    """True where only the upper 8 bits could be read."""
 
     @property
     def dim(self) -> bool:
@@ -68,12 +72,16 @@ PLAIN = Notes()
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Files of a folder that were not read: those that look like images and that Pillow does not open, and hidden images."""
+    """Files of a folder that were not read."""
 
     unopened: int = 0
+    """Number of files that look like images and that Pillow does not open."""
     first_unopened: str | None = None
+    """Name of the first of them; null where there is none, and where files must not be named."""
     hidden: int = 0
+    """Number of hidden images."""
     first_hidden: str | None = None
+    """Name of the first of them; null where there is none, and where files must not be named."""
 
     def unnamed(self) -> "LeftOut":
         """The counts alone, for what must not name files."""
@@ -98,27 +106,38 @@ COUNTS = (
 
 @dataclass(frozen=True)
 class Tally:
-    """How many images of a set needed what, and how many files were left out.
-
-    `deep` images have more than 8 bits, `dim` ones of them fill little of their range, and of those `without_range` no file says it;
-    `largest` and `full` are of the brightest one.
-    """
+    """How many images of a set needed what, and how many files were left out."""
 
     turned: int = 0
+    """Number of images turned upright by their EXIF orientation."""
     by_pillow: int = 0
+    """Number of TIFF images that Pillow turned, whatever was chosen."""
     left_turned: int = 0
+    """Number of images whose orientation was ignored."""
     transparent: int = 0
+    """Number of images with transparent pixels."""
     first_frames: int = 0
+    """Number of images of several frames or pages, of which the first was read."""
     deep: int = 0
+    """Number of images of more than 8 bits."""
     dim: int = 0
+    """Number of images of more than 8 bits that use less than a quarter of their range, or whose file does not say the range."""
     without_range: int = 0
+    """Number of images of more than 8 bits whose file does not say the range."""
     upper: int = 0
+    """Number of images of which only the upper 8 bits could be read."""
     largest: int | None = None
+    """Largest value of the brightest image of more than 8 bits; null without such images."""
     full: int | None = None
+    """Largest value that the file of that image allows; null where it does not say it, and without such images."""
     unopened: int = 0
+    """Number of files that look like images and that Pillow does not open."""
     first_unopened: str | None = None
+    """Name of the first of them; null where there is none, and in an anonymous run."""
     hidden: int = 0
+    """Number of hidden images, which were left out."""
     first_hidden: str | None = None
+    """Name of the first of them; null where there is none, and in an anonymous run."""
 
     def plus(self, notes: Notes) -> "Tally":
         """The tally with one more image."""

@@ -7,12 +7,11 @@ cannot be estimated is null, with the reason beside it.
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from diffleak.errors import UserError
-from diffleak.records.audit import Environment, Membership
-from diffleak.records.base import Estimate, Record
+from diffleak.records.audit import Membership
+from diffleak.records.base import Estimate, Record, read_json
 from diffleak.records.images import Alpha, Exif, Tally
+from diffleak.records.plan import Environment
 
 SCHEMA_VERSION: Literal[1] = 1
 FILE = "quality.json"
@@ -24,96 +23,147 @@ class Metric(Estimate):
     """One statistic of the generated images."""
 
     name: MetricName
+    """Name of the statistic."""
 
 
 class ImageSet(Record):
-    """Real images: where they come from, how many, and a hash of their ids and pixels."""
+    """A set of real images."""
 
     source: str
+    """Where the images come from, in words."""
     n: int
+    """Number of images."""
     fingerprint: str
+    """Hash of their ids and pixels."""
 
 
 class Percentile(Record):
-    """A percentile of the similarity to the nearest training image: of generated images, and of the real unseen reference."""
+    """A percentile of the similarity to the nearest training image."""
 
     percent: float
+    """Which percentile, in [0, 100]."""
     generated: Estimate
+    """The percentile of the generated images, a cosine in [-1, 1]."""
     reference: float
+    """The percentile of the real images that the model was not trained on, a cosine in [-1, 1]."""
 
 
 class Pair(Record):
-    """A generated image (its number) and the training image that it is most similar to."""
+    """A generated image and the training image that is most similar to it."""
 
     image: int
+    """Number of the generated image, from 0."""
     training_id: str
+    """Id of the training image; keyed in an anonymous run."""
     similarity: float
+    """Cosine of their features, in [-1, 1]."""
 
 
 class Copies(Record):
-    """Similarities are cosines of features. `threshold` is the one of the copy rate, `chance` how often as many or more would
-    exceed it if generated images were like unseen real ones; both are null when the reference is too small.
-    """
+    """How similar generated images are to training images, by cosines of an encoder's features."""
 
     encoder: str
+    """Name of the encoder of features."""
     encoder_fingerprint: str
+    """Hash of the encoder's weights, or the size that its images are brought to."""
     dimension: int
+    """Number of features of an image."""
     threshold: float | None
+    """Similarity above which an image counts as a copy, a cosine in [-1, 1]; null with too few real images."""
     chance: float | None
+    """Probability that as many images or more exceed the threshold if they are like real unseen ones, in [0, 1]; null without one."""
     percentiles: tuple[Percentile, ...]
+    """Percentiles of the similarity to the nearest training image, in ascending order."""
     pairs: tuple[Pair, ...]
+    """The most similar pairs, the most similar first."""
 
 
 class QualityCosts(Record):
-    """Forwards of the denoiser of one image each, for all images; seconds of this call, without what was drawn before it."""
+    """What the measurement took."""
 
     forwards: int
+    """Denoiser forwards of one image each, for all generated images."""
     seconds_drawing: float
+    """Wall-clock seconds of drawing in this call; images drawn by earlier calls are not in it."""
     seconds_measuring: float
+    """Wall-clock seconds of everything else in this call."""
 
 
 class QualityRecord(Record):
-    """quality.json. `prompts` says in words what a text-to-image model was told, `clip` what the CLIP score was taken with.
-
-    `anonymous` is the name of the key of the ids.
-    """
+    """quality.json."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
+    """Version of these fields."""
     created: str
+    """Time in UTC at which the record was written, as ISO 8601."""
     command: str
+    """Command line that repeats the measurement."""
     model: str
+    """The model as the user named it: a folder, a name on the Hub, or `denoiser` for one in memory."""
     model_fingerprint: str
+    """Hash of the model's weights and settings."""
     lora: str | None = None
+    """The LoRA adapter as the user named it; null without one."""
     lora_scale: float | None = None
+    """Factor of the adapter's weights; null without one."""
     images: int
+    """Number of generated images."""
     image_shape: str
+    """Height x width in pixels, and grey, RGB or RGBA."""
     sampler: str
+    """Name of the sampler that drew the images."""
     steps: int
+    """Sampling steps of an image."""
     seed: int
+    """Seed of every random draw."""
     rounds: int
+    """Rounds of adaptive drawing of a pair of models that take turns; 1 for other models."""
     classes: str | None
+    """Which classes the images were drawn of, in words; null for a model without classes."""
     prompts: str | None = None
+    """Which prompts the images were drawn of, in words; null for a model that takes no text."""
     guidance_scale: float | None = None
+    """Scale of classifier-free guidance in drawing; null without guidance."""
     clip: str | None = None
+    """The CLIP model of the CLIP score; null without that score."""
     clip_fingerprint: str | None = None
+    """Hash of the CLIP model's weights; null without that score."""
     extractor: str
+    """Name of the extractor of features."""
     extractor_fingerprint: str
+    """Hash of the extractor's weights, or the size that its images are brought to."""
     dimension: int
+    """Number of features of an image."""
     reference: ImageSet
+    """Real images that the model was not trained on."""
     training: ImageSet | None
+    """Training images that copies are looked for in; null without them."""
     metrics: tuple[Metric, ...]
+    """Each statistic with its interval."""
     copies: Copies | None
+    """How similar generated images are to training images; null without those."""
     scores: str | None
+    """Name of the file of membership scores by nearest generated image; null where none was asked for."""
     warnings: tuple[str, ...]
+    """What a reader must know of the numbers, a sentence each."""
     environment: Environment
+    """Where the numbers come from."""
     costs: QualityCosts
+    """What the measurement took."""
     membership: Membership | None = None
+    """What the model's own split.json says of training and reference; null without training images, and in records of version 0.1."""
     settings: dict[str, Any] = {}
+    """Every setting of the measurement by its name; empty in records of version 0.1."""
     anonymous: str | None = None
+    """Name of the key of the ids; null where ids are file names."""
     exif: Exif = "apply"
+    """Orientation of photos: "apply" turns every image upright, "ignore" reads it as it is stored."""
     alpha: Alpha = "drop"
+    """Transparent images: "drop" keeps their colours, "white" and "black" lay them on that colour."""
     white: int | None = None
+    """Value that is white in grey images of more than 8 bits; null for the largest that the file allows."""
     real_images: Tally = Tally()
+    """What reading the real images' files changed, counted."""
 
     def metric(self, name: MetricName) -> Metric:
         """One statistic by its name."""
@@ -125,9 +175,9 @@ def read_quality(folder: Path) -> QualityRecord:
     path = folder / FILE
     if not path.is_file():
         raise UserError(f"{folder} must be the folder of a finished `diffleak quality`; it has no {FILE}")
-    try:
-        return QualityRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    except ValidationError as error:
-        raise UserError(f"{path} cannot be read as schema version {SCHEMA_VERSION} ({error.errors()[0]['msg']})") from None
+    return read_json(path, QualityRecord)
+
+
+def read_quality_file(path: Path) -> QualityRecord:
+    """The record in a file of any name; raises `UserError` for one that cannot be read or is none."""
+    return read_json(path, QualityRecord, "the quality file ", "must be a quality.json as `diffleak quality` writes it")

@@ -3,24 +3,21 @@
 import csv
 import io
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from pydantic import ValidationError
 
 from diffleak.errors import UserError
-from diffleak.records.audit import EARLIER_RATES, AuditRecord, Plan
-from diffleak.records.base import SCHEMA_VERSION, Record
+from diffleak.records.audit import EARLIER_RATES, AuditRecord
+from diffleak.records.base import read_json
+from diffleak.records.plan import Plan
 from diffleak.records.scores import Samples
 from diffleak.work.files import write_text
-
-R = TypeVar("R", bound=Record)
 
 
 def read_plan(folder: Path) -> Plan | None:
     """The plan that a run folder belongs to, or None for a fresh folder."""
     path = folder / "plan.json"
-    return _read(path, Plan) if path.exists() else None
+    return read_json(path, Plan) if path.exists() else None
 
 
 def read_audit(folder: Path) -> AuditRecord:
@@ -31,7 +28,7 @@ def read_audit(folder: Path) -> AuditRecord:
     path = folder / "audit.json"
     if not path.is_file():
         raise UserError(f"RUN must be the folder of a finished audit; {folder} has no audit.json")
-    record = _read(path, AuditRecord)
+    record = read_json(path, AuditRecord)
     return record if record.schema_version > 1 else record.model_copy(update={"warnings": (*record.warnings, EARLIER_RATES)})
 
 
@@ -59,13 +56,3 @@ def read_samples(folder: Path) -> Samples:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); run the audit again to rewrite it") from None
-
-
-def _read(path: Path, kind: type[R]) -> R:
-    try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValidationError, ValueError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise UserError(f"{path} cannot be read as schema version {SCHEMA_VERSION} ({reason})") from None

@@ -148,10 +148,9 @@ def _picks(result: Result) -> str:
 
 def _caught(result: Result) -> str:
     """Members caught at 1 % false alarms; a few can be exposed where the average is not."""
-    rate = next((r for r in result.tpr_at_fpr if abs(r.fpr - 0.01) < 1e-9), None)
-    if rate is None or rate.value is None:
-        reason = rate.reason if rate and rate.reason else "not in the record"
-        return f"How many members are caught at 1 % false alarms is {visible(reason)}."
+    rate = result.tpr(0.01)
+    if rate.value is None:
+        return f"How many members are caught at 1 % false alarms is {visible(rate.reason or 'not in the record')}."
     if rate.low is None or rate.high is None:
         return f"At 1 % false alarms it catches {percent(rate.value)} of the members (guessing catches 1 %)."
     value, ends = spoken(rate)

@@ -155,9 +155,9 @@ def _reference(record: AuditRecord) -> dict[str, Any] | None:
 
 def _tiles(result: Result) -> list[dict[str, Any]]:
     """The two rates that matter, each with what guessing gives."""
-    caught = next((r for r in result.tpr_at_fpr if abs(r.fpr - 0.01) < 1e-9), None)
+    caught = result.tpr(0.01)
     candidates = (("picks the member out of a pair", result.auc, 0.5), ("of members caught at 1 % false alarms", caught, 0.01))
-    return [_tile(title, e, guess) for title, e, guess in candidates if e is not None and None not in (e.value, e.low, e.high)]
+    return [_tile(title, e, guess) for title, e, guess in candidates if None not in (e.value, e.low, e.high)]
 
 
 def _tile(title: str, estimate: Estimate, guess: float) -> dict[str, Any]:

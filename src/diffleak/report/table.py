@@ -115,9 +115,7 @@ def _interval(estimate: Estimate, in_percent: bool = True) -> tuple[str, ...]:
     return (text,) if text else ()
 
 
-def rate_cell(rate: RateAtFPR | RateAtFNR | None, few: str) -> Cell:
-    if rate is None:
-        return missing("not in the record")
+def rate_cell(rate: RateAtFPR | RateAtFNR, few: str) -> Cell:
     if rate.value is None:
         return missing(rate.reason)
     reason = f"low support (fewer than {FEW} {few} decide it; the interval counts this)" if rate.support == "low" else None
@@ -125,11 +123,11 @@ def rate_cell(rate: RateAtFPR | RateAtFNR | None, few: str) -> Cell:
 
 
 def tpr_cell(fpr: float) -> Callable[[Result], Cell]:
-    return lambda result: rate_cell(next((r for r in result.tpr_at_fpr if abs(r.fpr - fpr) < 1e-9), None), "held-out images")
+    return lambda result: rate_cell(result.tpr(fpr), "held-out images")
 
 
 def _tnr(result: Result) -> Cell:
-    return rate_cell(next((r for r in result.tnr_at_fnr if abs(r.fnr - 0.01) < 1e-9), None), "members")
+    return rate_cell(result.tnr(0.01), "members")
 
 
 def asr_cell(result: Result) -> Cell:

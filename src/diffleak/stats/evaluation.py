@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float64
 
 from diffleak.data.draw import calibrate_part
 from diffleak.errors import UserError, unknown
-from diffleak.records.audit import Accuracy, AchievedFPR, AUCAt, Gain, Oracle, Result, Split
+from diffleak.records.audit import Accuracy, AchievedFPR, AUCAt, Gain, Oracle, Result
 from diffleak.records.base import MOST_OFTEN, Estimate, Record
+from diffleak.records.plan import Split
 from diffleak.records.scores import Samples, Scores
 from diffleak.records.variants import VARIANTS, Variant, masked_label
 from diffleak.stats import metrics
@@ -24,11 +25,6 @@ from diffleak.stats.rules import Key, column, named, settled
 SMALL_SIDE = 200
 REPEATS = 25
 NO_CALIBRATION = "no calibrate part: the threshold was not chosen on separate images"
-
-COMPUTED = frozenset(
-    {"attack", "timestep", "setting", "rule", "direction", "auc", "tpr_at_fpr", "tnr_at_fnr", "asr", "achieved_fpr", "oracle"}
-    | {"n_members", "n_nonmembers", "per_timestep"}
-)  # the fields of a result that come from its scores and their division
 
 R = TypeVar("R", bound=Record)
 

@@ -12,7 +12,7 @@ from diffleak.data.draw import choose_members, keyed_order
 from diffleak.data.labels import ClassNames, Side, names_of, number
 from diffleak.data.pixels import ImageShape, fit, shape_of
 from diffleak.data.sources import ImageSource, Texts, open_source
-from diffleak.data.split import read_split
+from diffleak.data.split import FILE, read_split
 from diffleak.errors import UserError
 from diffleak.hub import AUTOENCODER_FOLDERS
 from diffleak.records.images import NO_IMAGES, Tally
@@ -141,4 +141,4 @@ def _split_of(autoencoder: Path | None) -> Path | None:
     if autoencoder is None:
         return None
     folders = (autoencoder, *([autoencoder.parent] if autoencoder.name in AUTOENCODER_FOLDERS else []))
-    return next((folder / "split.json" for folder in folders if (folder / "split.json").is_file()), None)
+    return next((folder / FILE for folder in folders if (folder / FILE).is_file()), None)

@@ -11,6 +11,7 @@ import torch
 from diffleak import hub
 from diffleak.data.draw import ids_digest
 from diffleak.data.sources import open_source
+from diffleak.data.split import Split
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.records.images import refuse_other_reading
@@ -88,9 +89,8 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
         base = codec = None  # frees the text encoders, which are not asked again
         loop = _loop(config, accelerator, task, len(data.members), privacy)
     if accelerator.is_main_process:
-        split = {"members": data.members, "nonmembers": data.nonmembers} | ({"validation": data.validation} if data.validation else {})
         write_text(config.output / "train.json", json.dumps(record, indent=2))
-        write_text(config.output / "split.json", json.dumps(split))
+        Split(data.members, data.nonmembers, data.validation).write(config.output)
     with memory_message(config.batch_size, ADVICE):
         folder = loop.go()
     if accelerator.is_main_process:

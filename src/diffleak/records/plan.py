@@ -1,0 +1,142 @@
+"""What an audit is made with: the plan that a run folder belongs to, the division, the environment and the costs. No torch."""
+
+from typing import Any, Literal
+
+from diffleak.records.base import SCHEMA_VERSION, Record, Version
+from diffleak.records.images import Alpha, Exif
+
+
+class Environment(Record):
+    """Where the numbers come from."""
+
+    diffleak: Version
+    """Version of this package."""
+    python: str
+    """Version of Python."""
+    platform: str
+    """Operating system and processor, as Python names them."""
+    packages: dict[str, str]
+    """Version of each package that decides numbers, by its name; packages that are not installed are left out."""
+    device: str
+    """Device that the model ran on, such as `cpu` or `cuda:0`."""
+    device_name: str
+    """Name of the processor or accelerator, as it gives it."""
+    dtype: str
+    """Precision of the model's weights, such as `float32`."""
+    threads: int
+    """Number of chunks, or batches of images, computed side by side."""
+    seed: int
+    """Seed of every random draw."""
+    model_fingerprint: str
+    """Hash of the model's weights and settings."""
+    data_fingerprint: str
+    """Hash of the ids and pixels of the images."""
+
+
+class Split(Record):
+    """How the images were divided into a calibrate and a test part."""
+
+    calibrate_fraction: float
+    """Share of each side in the calibrate part, in [0, 1); 0 without calibration."""
+    seed: int
+    """Seed of the division, which goes by id."""
+    repeats: int
+    """Number of divisions; above 1 every number is the median over them."""
+    members: int
+    """Number of members in both parts."""
+    nonmembers: int
+    """Number of held-out images in both parts."""
+    calibrate_members: int
+    """Number of members in the calibrate part of the first division."""
+    calibrate_nonmembers: int
+    """Number of held-out images in the calibrate part of the first division."""
+
+
+class Costs(Record):
+    """What the scoring took, all workers together."""
+
+    queries: int
+    """Denoiser forwards of one image each."""
+    seconds: float
+    """Wall-clock seconds of each chunk, which may have run side by side, and of the evaluation, summed."""
+    chunks: int
+    """Number of score files: chunks of images times attacks."""
+
+
+class Plan(Record):
+    """All that decides the scores of a run. A run folder belongs to one plan."""
+
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    """Version of these fields; 1 is read too."""
+    diffleak: Version
+    """Version of this package that made the plan."""
+    model: str
+    """The model as the user named it: a folder, a name on the Hub, or `denoiser` for one in memory."""
+    model_fingerprint: str
+    """Hash of the model's weights and settings."""
+    members: str
+    """Where the members come from, in words."""
+    nonmembers: str
+    """Where the held-out images come from, in words."""
+    data_fingerprint: str
+    """Hash of the ids and pixels of the images."""
+    n_members: int
+    """Number of members."""
+    n_nonmembers: int
+    """Number of held-out images."""
+    image_shape: str
+    """Height x width in pixels, and grey, RGB or RGBA."""
+    resize: bool
+    """True where images were resized and cropped to `image_shape`."""
+    attacks: tuple[dict[str, Any], ...]
+    """Label, parameters and timesteps (in [0, T)) of each attack."""
+    calibration: bool
+    """False where there is no calibrate part."""
+    calibrate_fraction: float
+    """Share of each side in the calibrate part, in (0, 1)."""
+    seed: int
+    """Seed of every random draw."""
+    batch_size: int
+    """Number of images in a forward."""
+    chunk_size: int
+    """Number of images in a score file, a multiple of `batch_size`."""
+    dtype: str
+    """Precision of the model's weights, such as `float32`."""
+    device: str
+    """Kind of device that the model runs on, such as `cpu` or `cuda`."""
+    masks: tuple[str, ...] = ()
+    """Labels of the masks of the latents; empty for none."""
+    probes: int | None = None
+    """Number of random probes that estimate influence; null without masks and without geometry."""
+    top: int | None = None
+    """Number of singular values in the distortion of an image; null without geometry."""
+    classes: int | None = None
+    """Number of classes of a class-conditional model; null for others."""
+    captions: str | None = None
+    """Choice of captions that a text-to-image model is given, such as `own`; null for others."""
+    captions_found: int | None = None
+    """Number of images that have a caption; null for other models."""
+    captions_truncated: int | None = None
+    """Number of captions longer than the text encoder reads; null for other models."""
+    lora: str | None = None
+    """The LoRA adapter as the user named it; null without one."""
+    lora_scale: float | None = None
+    """Factor of the adapter's weights; null without one."""
+    guidance_scale: float | None = None
+    """Scale of classifier-free guidance in the denoiser that attacks ask; null without guidance."""
+    reference: str | None = None
+    """The reference model as the user named it; null without one."""
+    reference_fingerprint: str | None = None
+    """Hash of the reference's weights and settings; null without one."""
+    anonymous: str | None = None
+    """Name of the key of the ids; null where ids are file names."""
+    labels: str | None = None
+    """Where the classes of the images come from, in words; null without classes."""
+    label_names: dict[str, int] | None = None
+    """Number of each class by its name; null where classes have no names, and in an anonymous run."""
+    exif: Exif = "apply"
+    """Orientation of photos: "apply" turns every image upright, "ignore" reads it as it is stored."""
+    alpha: Alpha = "drop"
+    """Transparent images: "drop" keeps their colours, "white" and "black" lay them on that colour."""
+    white: int | None = None
+    """Value that is white in grey images of more than 8 bits; null for the largest that the file allows."""

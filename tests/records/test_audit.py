@@ -1,0 +1,17 @@
+"""What a record of an audit answers about its results."""
+
+import pytest
+from fixtures.reports import audit_of
+
+from diffleak.errors import UserError
+
+
+def test_rates_of_a_result_are_had_by_the_rate_they_are_at_and_another_is_refused_with_those_that_there_are():
+    (result, *_) = audit_of({"sima": 1.0}, 200)[0].results
+    assert [result.tpr(rate.fpr) for rate in result.tpr_at_fpr] == list(result.tpr_at_fpr)
+    assert [result.tnr(rate.fnr) for rate in result.tnr_at_fnr] == list(result.tnr_at_fnr)
+    assert result.tpr(0.1 * 0.1).fpr == result.tnr(0.1 * 0.1).fnr == 0.01
+    with pytest.raises(UserError, match=r"the false-positive rate must be one that sima has, 0.1, 0.01, 0.001; got 0.05"):
+        result.tpr(0.05)
+    with pytest.raises(UserError, match=r"the false-negative rate must be one that sima has, 0.1, 0.01, 0.001; got 1"):
+        result.tnr(1.0)
