@@ -140,7 +140,7 @@ class Attack(ABC):
         if not outside:
             return None
         try:
-            files = sorted({Path(inspect.getfile(kind)) for kind in outside})
+            files = sorted({Path(inspect.getfile(kind)) for kind in outside if inspect.getsource(kind)})
             return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
         except (OSError, TypeError):  # typed into an interpreter, or into a notebook
             return NO_SOURCE

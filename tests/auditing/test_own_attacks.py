@@ -1,0 +1,232 @@
+"""An attack of one's own, from the README's own text: in Python and on the command line, with everything that an audit has."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fixtures.commands import call, refused
+
+import diffleak
+from diffleak.attacks import ATTACKS
+from diffleak.attacks.spec import parse, spec_of
+from diffleak.auditing import run, score
+from diffleak.data.pixels import to_model
+from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
+from diffleak.diffusion.noise import Noise
+from diffleak.errors import UserError
+
+README = Path(__file__).parents[2] / "README.md"
+MEMBERS, HELD_OUT = np.random.default_rng(0).integers(0, 256, (2, 24, 8, 8), dtype=np.uint8)
+SMALL = {"timesteps": "50:100:50", "threads": 1, "chunk_size": 16}
+
+
+def published() -> str:
+    """The attack in the README."""
+    return next(block for block in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S) if "class " in block)
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The README's attack as the module `mine` in the current folder."""
+    (tmp_path / "mine.py").write_text(published())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    yield import_module("mine")
+    sys.modules.pop("mine", None)
+
+
+@pytest.fixture
+def images() -> diffleak.Cohort:
+    return diffleak.cohort(members=MEMBERS, nonmembers=HELD_OUT)
+
+
+def memoriser() -> Memoriser:
+    return Memoriser(torch.from_numpy(to_model(MEMBERS[..., None])), linear_schedule())
+
+
+def test_the_attack_of_the_readme_is_short_and_is_its_formula(mine: ModuleType) -> None:
+    assert len([line for line in published().splitlines() if line.strip()]) < 15
+    x0, model = torch.from_numpy(to_model(HELD_OUT[:3, ..., None])).double(), Gaussian(0.1, 0.5, linear_schedule())
+    noise = Noise(0, ("a", "b", "c"), (1, 8, 8), torch.float64)
+    found = mine.Blurred(timesteps=(50, 100)).statistics(diffleak.Subject(model, x0, noise)).numpy()
+    for row, t in zip(found, (50, 100), strict=True):
+        alpha = linear_schedule().alphas_cumprod[t]
+        padded = np.pad(x0.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
+        blurred = sum(padded[:, :, i : i + 8, j : j + 8] for i in range(3) for j in range(3)) / 9
+        e = noise(0).numpy()
+        error = model(torch.from_numpy(np.sqrt(alpha) * blurred + np.sqrt(1 - alpha) * e), t).numpy() - e
+        np.testing.assert_allclose(row, (error**2).sum(axis=(1, 2, 3)), rtol=1e-9)
+
+
+def test_an_instance_is_audited_beside_the_others(mine: ModuleType, images: diffleak.Cohort, tmp_path: Path) -> None:
+    reference = Gaussian(0.0, 0.3, linear_schedule())
+    attacks = ["sima", diffleak.SecMI(k=5), mine.Blurred(p=1.0)]
+    audit = diffleak.audit(memoriser(), images, attacks=attacks, reference=reference, output=tmp_path / "run", **SMALL)
+    assert [r.attack for r in audit.results if r.plain] == ["sima", "secmi(k=5)", "Blurred(p=1.0)"]
+    result = audit["Blurred"]
+    assert result is audit["Blurred(p=1.0)"] and result.parameters == {"p": 1.0} and result.queries == 2
+    assert audit["sima"].auc.value == 1.0 and audit["sima"].tpr(0.01).support == "none", "of 24 images"
+    assert audit["Blurred(p=1.0)[excess]"].variant == "excess"
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert [("code" in attack) for attack in plan["attacks"]] == [False, False, True]
+    assert "Blurred(p=1.0)" in (tmp_path / "run" / "report.html").read_text().replace("<wbr>", "")
+    assert json.loads((tmp_path / "run" / "audit.json").read_text())["settings"]["attacks"] == ["sima", "secmi(k=5)", "mine:Blurred(p=1.0)"]
+
+
+def test_the_command_line_takes_it_in_shards_and_gives_the_scores_of_python(
+    mine: ModuleType, images: diffleak.Cohort, model_folder, tmp_path: Path, capsys
+) -> None:
+    model = model_folder()
+    np.save("members.npy", MEMBERS)
+    np.save("heldout.npy", HELD_OUT)
+    sides = ["--members", "members.npy", "--nonmembers", "heldout.npy", "--timesteps", "50:100:50", "--chunk-size", "16", "--device", "cpu"]
+    for shard in ("1/2", "2/2"):
+        code, _, err = call(capsys, "audit", model, *sides, "--attacks", "sima,mine:Blurred(p=1)", "--shard", shard, "-o", "run")
+        assert code == 0, err
+    expected = diffleak.audit(model, images, attacks=["sima", mine.Blurred(p=1.0)], device="cpu", **SMALL).to_frame()
+    found = pd.concat(pd.read_parquet(file) for file in Path("run/scores").glob("*.parquet"))
+    order = ["attack", "id", "timestep"]
+    found, expected = (frame.sort_values(order)["statistic"].to_numpy() for frame in (found, expected))
+    np.testing.assert_array_equal(found, expected)
+    assert json.loads(Path("run/audit.json").read_text())["command"].count("mine:Blurred(p=1)") == 1
+    again = ["audit", model, *sides, "--attacks", "sima,mine:Blurred(p=1)", "-o", "run"]
+    assert call(capsys, *again)[0] == 0, "the same attack resumes"
+    Path("mine.py").write_text(published().replace("3, stride=1", "5, stride=1").replace("padding=1", "padding=2"))
+    sys.modules.pop("mine")
+    assert "belongs to another plan (attacks was" in refused(capsys, *again), "a changed one does not"
+
+
+def test_masks_reach_an_attack_of_ones_own(mine: ModuleType, latent_folder, digits, tmp_path: Path) -> None:
+    images = diffleak.cohort(members=digits[:20], nonmembers=digits[20:40])
+    audit = diffleak.audit(latent_folder(), images, attacks=[mine.Blurred()], mask="random", device="cpu", **SMALL)
+    plain, masked = audit.scores
+    assert masked.attack == "Blurred[random:0.4]"
+    assert (masked.statistic < plain.statistic).all(), "less of the residual is summed"
+
+
+def test_a_class_without_code_on_disk_does_not_resume(images: diffleak.Cohort, tmp_path: Path) -> None:
+    namespace = {"diffleak": diffleak, "__name__": "__main__"}
+    exec("class Typed(diffleak.ResidualAttack):\n    def residuals(self, subject):\n        yield subject.eps(subject.x0, 50)", namespace)
+    given = {"attacks": namespace["Typed"](timesteps=(50,)), "output": tmp_path, "threads": 1, "calibration": False}
+    model = diffleak.Target(Gaussian(0.0, 0.3, linear_schedule()), fingerprint="gaussian")
+    audit = diffleak.audit(model, images, **given)
+    assert audit.record.command.startswith("diffleak.audit(...) from Python")
+    with pytest.raises(UserError, match=r"nothing says that they are of this attack; .* write its class"):
+        diffleak.audit(model, images, **given)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("yield subject.x0[0]", "Wrong.residuals must yield a floating-point field for each of the 16 images; it yielded (1, 8, 8)"),
+        ("yield None", "it yielded a NoneType"),
+        ("yield subject.eps(subject.x0, 50)", "Wrong.residuals must yield 1 for each of the 2 timesteps; it yielded 1"),
+        (
+            "for t in self.timesteps:\n            yield subject.eps(subject.x0, t) + subject.eps(subject.x0, t)",
+            "declares 2 queries per image",
+        ),
+    ],
+)
+def test_what_an_attack_gets_wrong_is_one_line(body: str, said: str, images: diffleak.Cohort) -> None:
+    namespace = {"diffleak": diffleak}
+    exec(f"class Wrong(diffleak.ResidualAttack):\n    def residuals(self, subject):\n        {body}", namespace)
+    with pytest.raises(UserError, match=re.escape(said)):
+        diffleak.audit(Gaussian(0.0, 0.3, linear_schedule()), images, attacks=namespace["Wrong"](), batch_size=16, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [
+        (torch.zeros(1, 2, 16), "(1, 2, 16) torch.float32"),
+        (torch.zeros(1, 2, 3, dtype=torch.float64), "(1, 2, 3) torch.float64"),
+        (None, "a NoneType"),
+    ],
+)
+def test_statistics_of_another_shape_or_precision_are_refused(answer: object, got: str) -> None:
+    attack = diffleak.SimA(timesteps=(50, 100))
+    with pytest.raises(UserError) as refusal:
+        score._checked(attack, answer, masks=1, images=16)
+    assert str(refusal.value) == f"sima must return float64 statistics of shape (2, 16), columns by images; got {got}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parametrised(diffleak.ResidualAttack):
+    """With a parameter of every kind."""
+
+    k: int = 3
+    share: float = 0.5
+    how: str = "plain"
+    loud: bool = False
+
+    def residuals(self, subject):
+        yield subject.eps(subject.x0, self.k)
+
+
+def test_a_spec_is_read_back_as_the_instance_it_stands_for() -> None:
+    for attack in (Parametrised(), Parametrised(k=5, share=0.25, how="other", loud=True, timesteps=(10, 20, 30)), diffleak.SecMI(k=5)):
+        assert parse(spec_of(attack), ATTACKS, None) == attack
+    assert spec_of(Parametrised(loud=True)).endswith(":Parametrised(loud=True)")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("nowhere:Attack", "an attack of your own is named package.module:Class; nowhere:Attack cannot be imported"),
+        ("json:Attack", "json:Attack cannot be imported"),
+        ("json:dumps", "json:dumps must be a subclass of diffleak.Attack"),
+        ("diffleak:ResidualAttack", "cannot be made"),
+        (f"{__name__}:Parametrised(q=1)", "unknown parameter"),
+        (f"{__name__}:Parametrised(loud=perhaps)", "loud must be of the kind bool"),
+    ],
+)
+def test_a_spec_that_names_no_attack_is_one_line(spec: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        parse(spec, ATTACKS, None)
+
+
+def test_a_name_that_is_taken_or_no_name_is_refused(images: diffleak.Cohort) -> None:
+    model = Gaussian(0.0, 0.3, linear_schedule())
+    for name, said in (
+        ("sima", "must have a name of its own; sima is an attack of diffleak"),
+        ("a/b", "of letters, digits and _; got 'a/b'"),
+    ):
+        other = type("Other", (Parametrised,), {"name": name})
+        with pytest.raises(UserError, match=re.escape(said)):
+            diffleak.audit(model, images, attacks=[other()], **SMALL)
+    with pytest.raises(UserError, match="each attack must be listed once"):
+        diffleak.audit(model, images, attacks=[Parametrised(), Parametrised()], **SMALL)
+
+
+def test_images_that_are_no_cohort_or_named_twice_are_refused(images: diffleak.Cohort) -> None:
+    model = Gaussian(0.0, 0.3, linear_schedule())
+    with pytest.raises(UserError, match=r"images must be a cohort: diffleak.cohort\(members=..., nonmembers=...\); got str train"):
+        run._images("train", {})
+    with pytest.raises(UserError, match="limit is a setting of the images: give it to"):
+        diffleak.audit(model, images, limit=3)
+    with pytest.raises(UserError, match="a cohort has two sides"):
+        diffleak.cohort(members=MEMBERS)
+
+
+def test_a_cohort_of_files_is_recorded_as_the_command_line_names_it(tmp_path: Path, model_folder) -> None:
+    np.save(tmp_path / "all.npy", np.concatenate([MEMBERS, HELD_OUT]))
+    sides = {"members": [str(i) for i in range(24)], "nonmembers": [str(i) for i in range(24, 48)]}
+    (tmp_path / "split.json").write_text(json.dumps(sides))
+    images = diffleak.cohort(data=tmp_path / "all.npy", split=tmp_path / "split.json", limit=20, seed=3)
+    audit = diffleak.audit(model_folder(), images, attacks="sima", output=tmp_path / "run", device="cpu", **SMALL)
+    command = audit.record.command
+    assert (
+        f"--data {tmp_path / 'all.npy'} --split {tmp_path / 'split.json'}" in command and "--limit 20" in command and "--seed 3" in command
+    )
+    done = subprocess.run([sys.executable, "-m", *command.split(), "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["results"] == json.loads(audit.record.model_dump_json())["results"], "the command resumes the run"
