@@ -272,7 +272,7 @@ def test_a_folder_of_other_prompts_or_another_guidance_is_refused(tmp_path: Path
 @pytest.mark.parametrize(
     ("message", "target", "keys"),
     [
-        ("draws what it is told: give prompts, a text for each image", prompted, {}),
+        ("draws from prompts: give prompts, a text for each image", prompted, {}),
         ("prompts must be 3 texts, one for each image; got 2", prompted, {"prompts": PROMPTS[:2]}),
         ("prompts must be 3 texts, one for each image; got one text", prompted, {"prompts": "abc"}),
         (

@@ -169,7 +169,7 @@ def _prompts(target: Target, n: int, prompts: Sequence[str] | None) -> tuple[str
             raise UserError(f"prompts are what a text-to-image model draws; {target.name} takes no text: leave them out")
         return None
     if prompts is None:
-        raise UserError(f"{target.name} draws what it is told: give prompts, a text for each image")
+        raise UserError(f"{target.name} draws from prompts: give prompts, a text for each image")
     if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts) or len(prompts) != n:
         raise UserError(f"prompts must be {n} texts, one for each image; got {'one text' if isinstance(prompts, str) else len(prompts)}")
     return tuple(prompts)

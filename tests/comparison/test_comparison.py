@@ -520,7 +520,7 @@ def test_runs_that_told_their_models_different_things_are_compared_with_a_warnin
     warned = compare(names(*runs)).warnings
     name = what.replace("_", " ")
     own, other = (value or "none" for value in values)
-    said = f"{runs[1]} was audited with {name} {other} and {runs[0]} with {own}, so the difference is not of the models alone"
+    said = f"{runs[1]} was audited with {name} {other} and {runs[0]} with {own}, so the difference is not due to the models alone"
     assert any(said in warning for warning in warned), warned
 
 

@@ -422,15 +422,15 @@ def test_an_audit_that_tells_clid_no_captions_is_warned_of(choice, warned):
     record = diffleak.audit(
         target, members=MEMBERS, nonmembers=NONMEMBERS, attacks="clid(timesteps=50),loss", captions=choice, **SMALL
     ).record
-    expected = "the model was told no captions, and clid(timesteps=50) measures what captions add: what is left of it is the loss"
+    expected = "the model was given no captions, and clid(timesteps=50) measures what captions add: only the loss is left of it"
     assert (expected in record.warnings) == warned
 
 
 @pytest.mark.parametrize(
     ("choice", "line"),
     [
-        ("empty", "captions: the model is told nothing of any image (empty; 46/46 have one of their own)"),
-        ("fixed:a moon", "captions: the model is told 'a moon' with every image (fixed:a moon; 46/46 have one of their own)"),
+        ("empty", "captions: the empty caption for every image (empty; 46/46 have one of their own)"),
+        ("fixed:a moon", "captions: 'a moon' for every image (fixed:a moon; 46/46 have one of their own)"),
         ("swapped", "captions found: 46/46 (swapped)"),
     ],
 )
@@ -481,7 +481,7 @@ def test_captions_are_those_of_the_images_that_can_be_read(sides):
 def test_a_model_that_takes_no_text_refuses_a_choice_of_captions(sides):
     blind = Target(Memoriser(torch.zeros(1, 1, 4, 4), SCHEDULE), name="ddpm")
     assert audited(*sides, blind).inputs.captions is None
-    with pytest.raises(UserError, match=r"--captions says what a text-to-image model is told; ddpm takes no text: leave it out"):
+    with pytest.raises(UserError, match=r"--captions chooses the captions of a text-to-image model; ddpm takes no text: leave it out"):
         audited(*sides, blind, captions="own")
 
 

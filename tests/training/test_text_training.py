@@ -289,7 +289,7 @@ def test_diversification_needs_images_with_several_texts(bases, data, tmp_path):
 def test_captions_that_are_cut_are_counted_before_training(bases, tmp_path, capsys):
     long = image_folder(tmp_path, told=lambda i: {"text": CAPTIONS[i] + (" moon" * 200 if i in (2, 5) else "")})
     diffleak.train(settings(long, tmp_path / "m", bases(), steps=1))
-    said = f"2 of {N} captions are longer than the text encoder reads: the model is told their beginning only (first: "
+    said = f"2 of {N} captions are longer than the text encoder reads: the model reads their beginning only (first: "
     assert said in capsys.readouterr().err
 
 

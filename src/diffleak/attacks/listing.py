@@ -1,4 +1,4 @@
-"""`diffleak attacks`: the table of what there is."""
+"""`diffleak attacks`: the table of all attacks."""
 
 from typing import Any
 

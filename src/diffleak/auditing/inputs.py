@@ -57,7 +57,7 @@ class Inputs:
     probes: int = 8
     top: int | None = None  # measure distortion, with this many singular values
     scored: bool = True  # whether attacks will read the latents
-    captions: tuple[str, ...] | None = None  # what a model of captioned images is told of each image
+    captions: tuple[str, ...] | None = None  # of each image, for a text-to-image model
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False)  # by spec
     _reading: Any = field(default_factory=Lock, repr=False)  # image files and tables are read by one thread at a time
 
@@ -156,7 +156,7 @@ class Inputs:
         folder.run(files, prepare_one, cost, bar=bar, unit="images", batch_size=batch_size, threads=threads)
 
     def measure(self, rows: range, kinds: Sequence[str]) -> dict[str, np.ndarray]:
-        """What is asked for of some images: "latents", "influence" of each coordinate, "distortion" beside the energies."""
+        """Measures some images: "latents", "influence" of each coordinate, "distortion" beside the energies."""
         images, found = self.pixels(rows), dict[str, np.ndarray]()
         z = self.encode(images)
         noise, codec = self.noise(self.cohort.keys[rows.start : rows.stop], z.shape[1:]), self.target.codec

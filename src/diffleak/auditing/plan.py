@@ -15,7 +15,7 @@ from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.auditing.gate import refuse_unreachable
 from diffleak.auditing.inputs import Inputs
-from diffleak.auditing.reference import load_reference, refuse_strangers
+from diffleak.auditing.reference import load_reference, refuse_incompatible
 from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import calibrate_size
@@ -124,7 +124,7 @@ def prepare(
     target = hub.target_of(config, target, config.guidance_scale)
     reference = reference or load_reference(config, target)
     if reference:
-        refuse_strangers(target, reference)
+        refuse_incompatible(target, reference)
     attacks = _fitting(chosen, config, target)
     top = config.top if isinstance(config, GeometryConfig) else None
     if (masks or top) and not target.latent:
@@ -230,11 +230,11 @@ def _key(config: AuditConfig) -> Key | None:
 
 
 def _told(config: AuditConfig, target: Target) -> str | None:
-    """Which captions a text-to-image model is given; raises `UserError` when they are chosen for another model."""
+    """The captions of a text-to-image model; raises `UserError` when they are chosen for another model."""
     if target.text is not None:
         return "own" if config.captions is None else config.captions
     if config.captions is not None:
-        raise UserError(f"--captions says what a text-to-image model is told; {target.name} takes no text: leave it out")
+        raise UserError(f"--captions chooses the captions of a text-to-image model; {target.name} takes no text: leave it out")
     return None
 
 

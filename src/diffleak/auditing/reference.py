@@ -29,13 +29,13 @@ def load_reference(config: AuditConfig, target: Target) -> Target | None:
     return hub.load(config.model if config.reference == BASE else config.reference, target.dtype, target.device, config.guidance_scale)
 
 
-def refuse_strangers(target: Target, reference: Target) -> None:
+def refuse_incompatible(target: Target, reference: Target) -> None:
     """Raises `UserError` unless the statistics of two models are of the same inputs, and so can be subtracted."""
     shapes = (target.shape, reference.shape)
     if None not in shapes and shapes[0] != shapes[1]:
         raise UserError(f"the reference must take the same images as the model; they take {shapes[1]} and {shapes[0]}")
     if not hub.same_codec(target.codec, reference.codec):
-        raise UserError("the reference must have the model's autoencoder, or neither any; theirs differ: latents cannot be compared")
+        raise UserError("the reference and the model must share one autoencoder; these two differ")
     scales = [model.denoiser.scale if isinstance(model.denoiser, Guided) else 1.0 for model in (target, reference)]
     if scales[0] != scales[1]:
         raise UserError(f"the reference must be guided as the model is; their guidance scales are {scales[1]:g} and {scales[0]:g}")

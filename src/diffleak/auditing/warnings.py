@@ -20,8 +20,8 @@ from diffleak.work.folder import UNKNOWN
 
 def captions_line(captions: Captions, images: int) -> str:
     if captions.choice == "empty" or captions.choice.startswith(FIXED):
-        told = f"{captions.texts[0]!r} with every image" if captions.texts[0] else "nothing of any image"
-        return f"captions: the model is told {told} ({visible(captions.choice)}; {captions.found}/{images} have one of their own)"
+        given = f"{captions.texts[0]!r}" if captions.texts[0] else "the empty caption"
+        return f"captions: {given} for every image ({visible(captions.choice)}; {captions.found}/{images} have one of their own)"
     return f"captions found: {captions.found}/{images} ({visible(captions.choice)})"
 
 
@@ -51,7 +51,7 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
     models = len(prepared.target.denoiser.exposed)
     if models > 1:
         found.append(
-            f"the release holds {models} models, and whoever has it can ask each: every statistic is that of the model under which "
+            f"the release holds {models} models, and an attacker can query each: every statistic is that of the model under which "
             "the image looks most like a member"
         )
     if split.repeats > 1:
@@ -77,13 +77,13 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
         )
     if prepared.truncated:
         found.append(
-            f"{len(prepared.truncated)} captions are longer than the model's text encoder reads: it was told their beginning only "
+            f"{len(prepared.truncated)} captions are longer than the model's text encoder reads: it read their beginning only "
             "(audit.json lists the images under truncated)"
         )
-    told = prepared.scan.captions
-    if told and not any(told.texts):
+    captions = prepared.scan.captions
+    if captions and not any(captions.texts):
         found += [
-            f"the model was told no captions, and {attack.label} measures what captions add: what is left of it is the loss"
+            f"the model was given no captions, and {attack.label} measures what captions add: only the loss is left of it"
             for attack in prepared.attacks
             if isinstance(attack, CLiD)
         ]

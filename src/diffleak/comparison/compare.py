@@ -244,7 +244,7 @@ def _warnings(
     every = dict.fromkeys(a for entry in entries for run in entry.runs for a in run.attacks)
     left = [a for a in every if a not in attacks]
     if left:
-        found.append(f"attacks that not every run has, or that were not asked for, are left out: {', '.join(left)}")
+        found.append(f"attacks that some run lacks, or that --attack does not name, are left out: {', '.join(left)}")
     if any(run.record.split.repeats > 1 for entry in entries for run in entry.runs):
         found.append(
             f"fewer than {evaluation.SMALL_SIDE} images on a side: differences are medians over {evaluation.REPEATS} calibrate/test "
@@ -286,7 +286,7 @@ def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> lis
         for run in entry.runs:
             told = _told_differently(run, reference)
             if told:
-                found.append(f"{entry.name}: {told}, so the difference is not of the models alone")
+                found.append(f"{entry.name}: {told}, so the difference is not due to the models alone")
             elif run.record.plan.data_fingerprint != reference.record.plan.data_fingerprint:
                 shared = len(pair(run, reference).member)
                 found.append(

@@ -86,7 +86,7 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Def
 
 
 def with_halves(audited: Sequence[EntryRuns], given: Path | None) -> tuple[tuple[EntryRuns, ...], Defence | None, str | None]:
-    """The entries with teachers on their own half, and the halves file; or why one that nobody asked for does not fit."""
+    """The entries with teachers on their own half, and the halves file; or why a file that no flag named does not fit."""
     entries, used, unused = tuple(audited), list[Defence](), list[str]()
     for path in (given,) if given else default_halves(audited):
         try:
@@ -109,7 +109,7 @@ def with_halves(audited: Sequence[EntryRuns], given: Path | None) -> tuple[tuple
 def swap_or_reason(
     entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Defence, asked: bool
 ) -> tuple[SwapAudit | None, str | None]:
-    """The swap audit; where nobody asked for one and it cannot be made, why."""
+    """The swap audit; where no flag asks for it and it cannot be made, the reason."""
     try:
         return swap_audit(entries, attacks, halves), None
     except UserError as error:

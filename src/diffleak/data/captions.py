@@ -1,4 +1,4 @@
-"""What a text-to-image model is told of each image: its own caption, none, a fixed one, another image's, or those of a file."""
+"""The caption of each image for a text-to-image model: its own, none, a fixed one, another image's, or those of a file."""
 
 import csv
 import json
@@ -88,7 +88,7 @@ def _own(cohort: Cohort) -> tuple[str, ...]:
     hint = "give them with --captions FILE, or choose --captions empty or fixed:TEXT"
     if captions is None:
         raise UserError(
-            f"the model is told a caption with every image, and the data has none: add a `text` to metadata.jsonl or a column, {hint}"
+            f"the model takes a caption with every image, and the data has none: add a `text` to metadata.jsonl or a column, {hint}"
         )
     missing = [image_id for image_id, texts in zip(cohort.ids, captions, strict=True) if not texts]
     if missing:

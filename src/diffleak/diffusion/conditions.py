@@ -60,7 +60,7 @@ class TextEncoder(Protocol):
         """
 
     def truncated(self, texts: Sequence[str]) -> list[int]:
-        """Which of `texts` are longer than the tokenizer's limit, so that the model is told their beginning only."""
+        """Which of `texts` are longer than the tokenizer's limit, so that the model reads their beginning only."""
 
 
 def one_at_a_time(encode: Callable[..., Prompts]) -> Callable[..., Prompts]:

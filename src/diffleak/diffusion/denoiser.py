@@ -60,7 +60,7 @@ class Denoiser(ABC):
 
     @property
     def exposed(self) -> "tuple[Denoiser, ...]":
-        """The models that whoever is given this denoiser can ask on their own; several only for `Dual`."""
+        """The models that a release of this denoiser exposes, each of which an attacker can query; several only for `Dual`."""
         return (self,)
 
     @property
@@ -201,7 +201,7 @@ class NetworkDenoiser(Denoiser, subject="the network"):
 class Guided(Denoiser, wrapper=True):
     """Classifier-free guidance: eps(empty) + scale (eps(caption) - eps(empty)), two forwards in one batch.
 
-    `on_difference` is told eps(caption) - eps(empty). Ho and Salimans 2022, arXiv 2207.12598, eq. 6 with scale = 1 + w.
+    `on_difference` is called with eps(caption) - eps(empty). Ho and Salimans 2022, arXiv 2207.12598, eq. 6 with scale = 1 + w.
     """
 
     denoiser: Denoiser

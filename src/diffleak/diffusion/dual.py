@@ -3,7 +3,7 @@
     eps(x_t, t) = eps_i(x_t, t),   i = turn of the step at t
 
 Neither model alone draws a whole image, and each image is a member of one of them only. This protects what a sampler
-draws; whoever is given the weights sees both models, and `exposed` says so to the attacks.
+draws; an attacker who has the weights can query both models, which `exposed` lists.
 Tran et al. 2024, "Dual-Model Defense", arXiv 2410.16657, section 3.2.
 """
 
@@ -36,7 +36,7 @@ class Dual(Denoiser, wrapper=True):
     timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        refuse_strangers(*self.teachers)
+        refuse_incompatible(*self.teachers)
 
     @property
     def schedule(self) -> Schedule:  # type: ignore[override]
@@ -65,7 +65,7 @@ class Dual(Denoiser, wrapper=True):
         return self.teachers[self.turn(t)](x_t, t, cond)
 
 
-def refuse_strangers(one: Denoiser, other: Denoiser) -> None:
+def refuse_incompatible(one: Denoiser, other: Denoiser) -> None:
     """Raises `UserError` unless two models share schedule, prediction type and classes, as models that take turns must."""
     if not np.array_equal(one.schedule.alphas_cumprod, other.schedule.alphas_cumprod):
         raise UserError("the two teachers must have the same noise schedule; theirs differ: train both with the same settings")

@@ -32,7 +32,7 @@ def sample(
     sampler: a diffusers scheduler on which `set_timesteps` was called. rounds: 1 draws an ordinary image. More are what an
     attacker does who knows of `Dual`: the image is noised again to the sampler's second timestep and drawn from there with
     the first model taking the first turn once more, so that of every earlier round only that model's first step survives
-    (Tran et al. 2024, arXiv 2410.16657, appendix A.5). on_step: told the number of images after every forward.
+    (Tran et al. 2024, arXiv 2410.16657, appendix A.5). on_step: called with the number of images after every forward.
     """
     timesteps = [int(t) for t in sampler.timesteps]
     random = {"generator": generators(noise.seed, noise.ids, "sampler")} if _is_random(sampler) else {}

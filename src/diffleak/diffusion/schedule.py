@@ -61,7 +61,7 @@ class Schedule:
     Raises `UserError` for other tables, and for what people give by mistake: betas, alphas that were not multiplied up, a
     table that runs backwards.
 
-    `signal` and `noise` are a_t and s_t. `times` is how the network is told the time: t itself, or `unit` sigma_t for a model
+    `signal` and `noise` are a_t and s_t. `times` is the time that the network takes: t itself, or `unit` sigma_t for a model
     of flow matching, whose `alphas_cumprod` is the diffusion's that has the same signal-to-noise ratio.
     """
 
@@ -86,7 +86,7 @@ class Schedule:
     def flow(cls, sigmas: "Sequence[float] | np.ndarray | Tensor", unit: float | int = 1000) -> "Schedule":
         """The schedule of a model of flow matching from its sigmas, increasing in [0, 1]; raises `UserError` for others.
 
-        `unit` is what the network is told for sigma = 1: its scheduler's num_train_timesteps.
+        `unit` is the time that the network takes for sigma = 1: its scheduler's num_train_timesteps.
         """
         s = _numbers(sigmas)
         if s.ndim != 1 or len(s) == 0 or not ((s >= 0) & (s <= 1)).all() or (np.diff(s) <= 0).any():

@@ -25,7 +25,7 @@ class Target:
     `classes` is the number of classes of a class-conditional model and `class_names` are their names where its folder states them;
     `text` embeds the captions of a text-to-image model; no model has both. `lora` is the adapter that was merged into its weights,
     at `lora_scale`. `fingerprint` says which model this is, adapter included; without one, a run folder cannot be resumed, since
-    nobody could tell whether it is the same model. `x_dtype` is the dtype of images, latents and noise: at least float32, so that
+    nothing shows that it is the same model. `x_dtype` is the dtype of images, latents and noise: at least float32, so that
     a half-precision network does not round the attack's own arithmetic. `split_file` is the split.json that training left beside
     the model, or beside the LoRA, and `trained` are the train.json files that say how it read its images. `warnings` are those of the
     libraries that read the weights, and of how far rounding changed an adapter.

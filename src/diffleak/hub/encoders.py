@@ -102,7 +102,7 @@ def probe(extractor: Extractor, shape: ImageShape) -> int:
 
 
 def extract(extractor: Extractor, batches: Iterable[Images], advance: Callable[[int], object] = lambda n: None) -> Features:
-    """The features of all images, a batch at a time in memory; `advance` is told how many are done.
+    """The features of all images, a batch at a time in memory; `advance` is called with how many are done.
 
     Raises `UserError` when the extractor fails, or gives another shape than (b, d), or numbers that are not finite.
     """

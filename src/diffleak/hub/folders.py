@@ -171,7 +171,7 @@ def text_fingerprint(folder: Path) -> str:
 
 
 def diffusers_library() -> Any:
-    """diffusers, told to keep its own warnings and bars off our one line; what it says while weights are read is `heard`."""
+    """diffusers with its own warnings and bars off; `heard` collects what it says while weights are read."""
     import diffusers
 
     _silence(diffusers.utils.logging)

@@ -20,7 +20,7 @@ from diffleak.data.split import own_split
 from diffleak.diffusion import Choice
 from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, NetworkDenoiser, PredictionType
-from diffleak.diffusion.dual import Dual, refuse_strangers
+from diffleak.diffusion.dual import Dual, refuse_incompatible
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import PIXELS, Target
 from diffleak.errors import UserError, first_lines, unknown
@@ -295,7 +295,7 @@ def load_pair(teachers: tuple[Path, Path]) -> tuple[Target, Target]:
     for path, target in zip(teachers, (one, other), strict=True):
         if len(target.denoiser.exposed) > 1:
             raise UserError(f"a teacher must be one network; {path} holds several")
-    refuse_strangers(one.denoiser, other.denoiser)
+    refuse_incompatible(one.denoiser, other.denoiser)
     if (one.text is None) != (other.text is None) or (one.text and text_fingerprint(teachers[0]) != text_fingerprint(teachers[1])):
         raise UserError("the two teachers must share their text encoders; theirs differ: fine-tune both from the same model")
     if one.class_names.numbers != other.class_names.numbers:

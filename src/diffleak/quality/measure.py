@@ -337,7 +337,7 @@ def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) 
     if prepared.told and prepared.target.text:
         cut = len(prepared.target.text.truncated(prepared.told.distinct))
         if cut:
-            found.append(f"{cut} captions are longer than the model's text encoder reads: it was told their beginning only")
+            found.append(f"{cut} captions are longer than the model's text encoder reads: it read their beginning only")
         if len(prepared.told.distinct) < prepared.drawing.n:
             found.append(
                 f"{prepared.drawing.n} images were drawn of {len(prepared.told.distinct)} different captions; "

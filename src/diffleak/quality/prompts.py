@@ -1,4 +1,4 @@
-"""What a text-to-image model is told to draw when its images are judged. No torch."""
+"""The prompts that a text-to-image model draws when its images are judged. No torch."""
 
 from dataclasses import dataclass
 from functools import cached_property

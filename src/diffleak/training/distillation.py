@@ -21,7 +21,7 @@ from torch import Tensor
 from diffleak import hub
 from diffleak.data.draw import ids_digest
 from diffleak.diffusion.denoiser import NetworkDenoiser
-from diffleak.diffusion.dual import refuse_strangers
+from diffleak.diffusion.dual import refuse_incompatible
 from diffleak.errors import UserError
 from diffleak.training.task import Rows, shuffled
 
@@ -80,7 +80,7 @@ def teacher_networks(lesson: Lesson, device: torch.device, scheduler: Any, shape
         denoiser = target.denoiser
         if not isinstance(denoiser, NetworkDenoiser):
             raise UserError(f"a teacher must be one network; {path} holds several")
-        refuse_strangers(targets[0].denoiser, denoiser)
+        refuse_incompatible(targets[0].denoiser, denoiser)
         if scheduler.config.prediction_type != denoiser.prediction_type:
             pair = f"{scheduler.config.prediction_type} and {denoiser.prediction_type}"
             raise UserError(f"student and teachers must have the same prediction type; got {pair}")

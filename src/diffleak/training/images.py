@@ -123,7 +123,7 @@ def training_shape(source: ImageSource, config: TrainConfig, channels: int | Non
 
 
 def set_aside(ids: tuple[str, ...], fraction: float, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Who is trained on and who is kept for validation, by a hash of id and seed; raises `UserError` when either is nobody."""
+    """The images to train on and those kept for validation, by a hash of id and seed; raises `UserError` when either is empty."""
     count = round(fraction * len(ids))
     if not 0 < count < len(ids):
         raise UserError(f"validation must set aside some images and leave some; got {fraction:g} of {len(ids)}, which is {count}")

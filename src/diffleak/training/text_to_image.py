@@ -24,7 +24,7 @@ from diffleak.data.pixels import ImageShape
 from diffleak.data.sources import Texts, open_source
 from diffleak.diffusion.codec import Autoencoder
 from diffleak.diffusion.denoiser import NetworkDenoiser
-from diffleak.diffusion.dual import refuse_strangers
+from diffleak.diffusion.dual import refuse_incompatible
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.training.config import TrainConfig
@@ -180,7 +180,7 @@ def embed_all(target: Target, captions: tuple[Texts, ...]) -> tuple[Int[np.ndarr
     rows, cut = [], text.truncated(distinct)
     if cut:
         say(
-            f"{len(cut):,} of {len(distinct):,} captions are longer than the text encoder reads: the model is told their beginning "
+            f"{len(cut):,} of {len(distinct):,} captions are longer than the text encoder reads: the model reads their beginning "
             f"only (first: {distinct[cut[0]][:60]!r})"
         )
     with progress("embedding captions", len(distinct) + 1, "captions") as advance:
@@ -205,7 +205,7 @@ def _teachers(lesson: Lesson, folder: Path, target: Target) -> tuple[torch.nn.Mo
         teacher = hub.load(path, device=target.device)
         if not isinstance(teacher.denoiser, NetworkDenoiser) or teacher.text is None:
             raise UserError(f"a teacher must be one text-to-image model like its student; {path} is none")
-        refuse_strangers(target.denoiser, teacher.denoiser)
+        refuse_incompatible(target.denoiser, teacher.denoiser)
         same = hub.text_fingerprint(path) == hub.text_fingerprint(folder)
         if not same or hub.codec_fingerprint(path) != hub.codec_fingerprint(folder) or teacher.shape != target.shape:
             raise UserError(

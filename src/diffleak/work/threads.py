@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from threading import Event, Lock
 from typing import Any
 
-Tick = Callable[..., None]  # told of work that is done
+Tick = Callable[..., None]  # called with the work that is done
 
 
 @contextmanager
@@ -31,7 +31,7 @@ class _Stopped(Exception):
 
 
 def run_all(jobs: Iterable[Callable[[Tick], object]], threads: int, advance: Tick) -> None:
-    """Runs every job, `threads` side by side; each is given what it calls after every forward, with what `advance` is told.
+    """Runs every job, `threads` side by side; each gets a function that it calls after every forward and that calls `advance`.
 
     The first failure in their order, or an interruption, stops the others at their next forward.
     """
