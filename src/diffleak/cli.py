@@ -460,7 +460,7 @@ def quality(
     measured = measure(settings)
     if settings.output:
         measured.save(settings.output, settings.thumbnails)
-    from diffleak.report.quality import print_quality
+    from diffleak.report.pages.quality import print_quality
 
     _print_record(measured.record, print_quality, settings.output / "quality.html" if settings.output else None, as_json)
 
@@ -501,9 +501,9 @@ def prompts(
     found = find(settings)
     if settings.output:
         found.save(settings.output)
-    from diffleak.report.prompts import print_memorised
+    from diffleak.report.pages.prompts import print_prompts
 
-    _print_record(found.record, print_memorised, settings.output / "prompts.html" if settings.output else None, as_json)
+    _print_record(found.record, print_prompts, settings.output / "prompts.html" if settings.output else None, as_json)
 
 
 @app.command()
@@ -584,7 +584,7 @@ def compare(
     record = api.compare(runs, attack or (), halves, quality or (), seed, output)
     if output:
         api.save(record, output)
-    from diffleak.report.comparison import print_comparison
+    from diffleak.report.pages.comparison import print_comparison
 
     _print_record(record, print_comparison, output / "compare.html" if output else None, as_json)
     api.refuse_invalid(record)

@@ -18,9 +18,9 @@ from diffleak.errors import InvalidAudit, UserError
 from diffleak.records.audit import Blind
 from diffleak.records.comparison import Comparison
 from diffleak.records.run_folder import read_samples
-from diffleak.report.comparison import comparison_verdict, print_comparison
-from diffleak.report.comparison_page import comparison_html
 from diffleak.report.judgement import read_record
+from diffleak.report.pages.comparison import comparison_html, print_comparison
+from diffleak.report.sections.comparison.verdict import comparison_verdict
 from diffleak.stats import metrics
 
 

@@ -40,8 +40,8 @@ from diffleak.errors import GateFailed, InvalidAudit, UserError, visible
 from diffleak.records.audit import AuditRecord, Blind, Costs, Plan, Result
 from diffleak.records.run_folder import read_plan
 from diffleak.records.scores import Samples, Scores
-from diffleak.report.gates import sentence
 from diffleak.report.judgement import with_validity
+from diffleak.report.sections.audit.gates import sentence
 from diffleak.stats import evaluation
 from diffleak.stats.blind import blind_auc, finding, labels_p_value
 from diffleak.stats.by_distortion import analyse

@@ -22,8 +22,8 @@ from diffleak.data.draw import calibrate_size
 from diffleak.errors import InvalidAudit, UserError, unknown, visible
 from diffleak.records.audit import EARLIER_RATES, RateAtFPR, Result
 from diffleak.records.comparison import LOWER_IS_BETTER, ComparedResult, ComparedRun, Comparison, Difference, Entry, Quality, Worst
-from diffleak.report.comparison import comparison_verdict, invalid_runs
 from diffleak.report.judgement import allows_shift
+from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
 from diffleak.stats import evaluation, metrics
 from diffleak.stats.reasons import reworded
 from diffleak.work.files import checked_folder, write_text
@@ -73,7 +73,7 @@ def compare(
 
 def save(record: Comparison, folder: Path) -> None:
     """Writes compare.json and compare.html."""
-    from diffleak.report.comparison_page import comparison_html
+    from diffleak.report.pages.comparison import comparison_html
 
     folder = checked_folder(folder)
     write_text(folder / "compare.html", comparison_html(record))

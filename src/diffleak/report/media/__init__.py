@@ -1,0 +1,1 @@
+"""How the sections of a report are rendered: as HTML, as terminal text and as Markdown."""
