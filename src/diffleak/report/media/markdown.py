@@ -27,12 +27,13 @@ def _section(section: Section) -> list[str]:
 
 
 def _title(section: Section) -> list[str]:
+    title = escape(section.brief)
     match section.kind:
         case "verdict":
-            return [f"**{escape(section.title)}**"]
+            return [f"**{title}**"]
         case "warnings" | "checks":
-            return [f"{escape(section.brief)}:"]
-    return [f"### {escape(section.brief)}"] if section.brief else []
+            return [f"{title}:"]
+    return [f"### {title}"] if title else []
 
 
 def _table(block: Tabulated) -> list[str]:

@@ -34,24 +34,19 @@ def print_page(page: Page, console: Console) -> None:
 
 
 def _print_section(section: Section, console: Console) -> None:
-    blocks, say = section.on("text"), partial(_say, console)
-    if not blocks:
-        return
-    if section.kind == "verdict":
-        say(section.title, COLOURS[section.level])
-    elif section.kind != "warnings" and section.brief:
+    blocks, titled = section.on("text"), section.brief and section.kind != "warnings"
+    if blocks and titled:
         if section.kind == "part":
             console.print()
-        say(section.brief, "bold")
-    indent = 0 if section.kind == "warnings" or not (section.brief or section.kind == "verdict") else 2
+        _say(console, section.brief, COLOURS.get(section.level, "bold"))
     for block in blocks:
-        if isinstance(block, Sentences):
-            for i, line in enumerate(block.lines):
-                style = "red" if block.marks and block.marks[i] == "failed" else TONES[block.tone]
-                said = f"warning: {line}" if section.kind == "warnings" else line
-                say(said, style, indent) if block.wrapped else console.print(Text(_encodable(said, console), style))
-        elif isinstance(block, Tabulated):
+        if isinstance(block, Tabulated):
             _print_table(block, console)
+        elif isinstance(block, Sentences):
+            for line in block.lines:
+                said = f"warning: {line}" if section.kind == "warnings" else line
+                style = "red" if line.startswith("failed:") and block.marks else TONES[block.tone]
+                _say(console, said, style, 2 if titled else 0) if block.wrapped else console.print(Text(_encodable(said, console), style))
 
 
 def _say(console: Console, text: str, style: str = "", indent: int = 0) -> None:

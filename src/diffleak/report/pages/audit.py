@@ -34,25 +34,6 @@ from diffleak.report.selection import masked
 from diffleak.report.table import columns
 from diffleak.report.wording import count, moment
 
-LIMITS = (
-    ("A lower bound.", "Only the attacks in the table were run. A stronger one may find more; none of this proves that nothing leaks."),
-    (
-        "The attacker's access.",
-        "The results hold for the access named in the table; an attacker with less may find less, with more, more.",
-    ),
-    (
-        "The same source.",
-        "Members and held-out images must come from one source, divided at random. If they differ by themselves, the numbers measure that. "
-        "The check on pixel statistics catches only coarse differences.",
-    ),
-    (
-        "Averages.",
-        "AUC is about a typical image. A few images can be fully exposed while it is close to one half; the rates at few false alarms and "
-        "the list of the highest scores look there.",
-    ),
-    ("One model.", "The intervals count the choice of images, not that of another training run, seed or data set."),
-    ("Membership, not copies.", "Whether the model reproduces its training images is another question."),
-)
 GLOSSARY = (
     ("Member", "an image the model was trained on; a held-out image comes from the same source but was not used for training."),
     ("AUC", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
@@ -86,7 +67,7 @@ SECTIONS: tuple[Callable[[Audited], Section | None], ...] = (
     geometry.section,
     exposed.section,
     costs.section,
-    lambda audit: limits(LIMITS, "What this does not show"),
+    lambda audit: limits("audit", "What this does not show"),
     lambda audit: glossary(_terms(audit.record)),
     made.section,
     made.omitted,

@@ -14,38 +14,6 @@ from diffleak.report.sections.comparison import attacks, differences, made, qual
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
 from diffleak.report.wording import count, moment
 
-LIMITS = (
-    (
-        "A lower bound.",
-        "Only the attacks in the table were run. An attack made for a defence may find more on it; a small difference or an AUC near one "
-        "half does not prove that nothing leaks.",
-    ),
-    (
-        "Many comparisons.",
-        "{differences} differences in AUC were looked at, and as many in each of two rates. The intervals are not widened for that: of 20 "
-        "differences that are truly zero, about one interval leaves zero out. Where several entries are compared, the one that looks best "
-        "looks a little better than it is.",
-    ),
-    (
-        "One training run each.",
-        "The intervals count the choice of images, not that of another training run or seed. Two runs of the same recipe differ as well.",
-    ),
-    (
-        "Only what was audited.",
-        "An entry's number is the worst of the runs that were given for it. A model that would be released and was not audited is not in "
-        "it.",
-    ),
-    (
-        "The same training?",
-        "Whether entries were trained on as many images and for as many steps is not checked here. Compare with a model trained on as few "
-        "images, or a gain may come from that.",
-    ),
-    (
-        "Teachers together.",
-        "The tables attack each run by itself. Where two teachers are released together, read the swap audit as well.",
-    ),
-    ("Averages.", "AUC is about a typical image. A few images can stay exposed; the rates at few false alarms look there."),
-)
 GLOSSARY = (
     ("Member", "an image the model was trained on; a held-out image comes from the same source but was not used for training."),
     ("AUC", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
@@ -64,7 +32,7 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     quality.section,
     swap.section,
     attacks.section,
-    lambda record: limits(_limits(record), "What this does not show"),
+    lambda record: limits("comparison", "What this does not show", differences=count(record.differences)),
     lambda record: glossary(GLOSSARY),
     made.section,
 )
@@ -93,7 +61,3 @@ def comparison_html(record: Comparison) -> str:
 def print_comparison(record: Comparison, console: Console) -> None:
     """Prints what the comparison says."""
     print_page(page(record), console)
-
-
-def _limits(record: Comparison) -> tuple[tuple[str, str], ...]:
-    return tuple((title, said.format(differences=count(record.differences))) for title, said in LIMITS)

@@ -14,22 +14,6 @@ from diffleak.report.sections.prompts import made, prompts, statistics
 from diffleak.report.sections.prompts.verdict import verdict as judge
 from diffleak.report.wording import count, moment
 
-LIMITS = (
-    (
-        "The lists decide.",
-        "Prompts of another style, length or source than the ordinary ones score differently without being memorised. Compare like with "
-        "like.",
-    ),
-    (
-        "No proof of a copy.",
-        "A score says that the prompt fixes the image, not that the image is a training image; look at what is drawn.",
-    ),
-    (
-        "Prompts, not images.",
-        "A training image that no listed prompt calls up is not found. Membership of images is what an audit measures.",
-    ),
-    ("Few draws.", "{images} drawn for each prompt. More make the scores steadier."),
-)
 GLOSSARY = (
     ("Memorised", "for such a prompt the model draws (nearly) the same image every time: one that it was trained on."),
     ("Ordinary", "a prompt of the same kind that the model was not trained on, or for which it draws something new."),
@@ -44,7 +28,7 @@ SECTIONS: tuple[Callable[[PromptsRecord], Section | None], ...] = (
     lambda record: warnings(record.warnings, "Note"),
     statistics.section,
     prompts.section,
-    lambda record: limits(_limits(record)),
+    lambda record: limits("prompts", drawn=_drawn(record)),
     lambda record: glossary(GLOSSARY),
     made.section,
 )
@@ -73,7 +57,6 @@ def print_prompts(record: PromptsRecord, console: Console) -> None:
     print_page(page(record), console)
 
 
-def _limits(record: PromptsRecord) -> tuple[tuple[str, str], ...]:
+def _drawn(record: PromptsRecord) -> str:
     images = record.plan.images
-    drawn = f"{count(images)} {'image was' if images == 1 else 'images were'}"
-    return tuple((title, said.format(images=drawn)) for title, said in LIMITS)
+    return f"{count(images)} {'image was' if images == 1 else 'images were'}"

@@ -9,36 +9,10 @@ from diffleak.report.media import html as to_html
 from diffleak.report.media.terminal import print_page
 from diffleak.report.section import Page, sections
 from diffleak.report.sections import glossary, limits, model, verdict, warnings
-from diffleak.report.sections.quality import copies, images, made, metrics
-from diffleak.report.sections.quality.pictures import Pictures
+from diffleak.report.sections.quality import Pictures, copies, images, made, metrics
 from diffleak.report.sections.quality.verdict import verdict as judge
 from diffleak.report.wording import count, moment
 
-LIMITS = (
-    (
-        "One pair of eyes.",
-        "All numbers are about the features of one network. Numbers of different extractors, or of different numbers of images, do not "
-        "compare.",
-    ),
-    (
-        "The Fréchet distance is biased.",
-        "It is larger the fewer images there are; its interval says how much the choice of images moves it, and does not remove that.",
-    ),
-    (
-        "Copies, not membership.",
-        "A model that draws no copies can still reveal who was in the training set; that is what an audit measures.",
-    ),
-    ("Rare copies.", "{images} images were drawn. A copy that the model draws once in a million images is not found."),
-    (
-        "Chance neighbours.",
-        "The threshold comes from {real} unseen real images, whose own chance the verdict counts and the interval of the copy rate does "
-        "not. Near-duplicates between the reference and the training images raise it and hide copies.",
-    ),
-    (
-        "One model, one sampler.",
-        "The intervals count the choice of images, not that of another training run, sampler or number of steps.",
-    ),
-)
 GLOSSARY = (
     ("Feature", "a number that a trained network reads off an image; images with similar features look alike to that network."),
     ("Reference", "real images that the generated ones are compared with, normally ones that the model was not trained on."),
@@ -55,7 +29,7 @@ SECTIONS = (
     lambda record, pictures: metrics.section(record),
     images.section,
     copies.section,
-    lambda record, pictures: limits(_limits(record)),
+    lambda record, pictures: limits("quality", images=count(record.images), real=count(record.reference.n)),
     lambda record, pictures: glossary(GLOSSARY),
     lambda record, pictures: made.section(record),
 )
@@ -85,8 +59,3 @@ def html(record: QualityRecord, pictures: Pictures) -> str:
 def print_quality(record: QualityRecord, console: Console) -> None:
     """Prints the verdict, the metrics and the similarities."""
     print_page(page(record), console)
-
-
-def _limits(record: QualityRecord) -> tuple[tuple[str, str], ...]:
-    numbers = {"images": count(record.images), "real": count(record.reference.n)}
-    return tuple((title, said.format(**numbers)) for title, said in LIMITS)

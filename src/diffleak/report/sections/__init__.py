@@ -12,7 +12,7 @@ from diffleak.report.section import Block, Section, Sentences, drawn, facts
 
 def verdict(judged: Verdict) -> Section:
     """What a record means."""
-    return Section("verdict", judged.title, (Sentences(judged.sentences),), kind="verdict", level=judged.level)
+    return Section("verdict", judged.title, (Sentences(judged.sentences),), brief=judged.title, kind="verdict", level=judged.level)
 
 
 def warnings(found: Sequence[str], word: str = "Warning") -> Section | None:
@@ -22,9 +22,9 @@ def warnings(found: Sequence[str], word: str = "Warning") -> Section | None:
     return Section("warnings", title, (said,), brief=f"{word}s", kind="warnings") if found else None
 
 
-def limits(points: Iterable[tuple[str, str]], menu: str = "Limits") -> Section:
-    """What the numbers do not say: the head of each point, and the point."""
-    return Section("limits", "What this does not show", (drawn("points", points=tuple(points)),), menu)
+def limits(page: str, menu: str = "Limits", **numbers: str) -> Section:
+    """What the numbers of a page do not say: its list in the template, and the numbers that are in it."""
+    return Section("limits", "What this does not show", (drawn(f"limits_of_{page}", **numbers),), menu)
 
 
 def glossary(terms: Iterable[tuple[str, str]]) -> Section:

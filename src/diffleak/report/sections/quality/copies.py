@@ -9,7 +9,7 @@ from diffleak.records.quality import Copies, Pair, QualityRecord
 from diffleak.report.audited import not_shown
 from diffleak.report.media.html import data_uri
 from diffleak.report.section import Section, Tabulated, breakable, drawn, heading, prose
-from diffleak.report.sections.quality.pictures import Pictures
+from diffleak.report.sections.quality import Pictures
 from diffleak.report.table import NOT_ESTIMABLE, Cell, Column, Table, tabulate
 from diffleak.report.wording import count
 

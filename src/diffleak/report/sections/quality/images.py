@@ -3,7 +3,7 @@
 from diffleak.records.quality import QualityRecord
 from diffleak.report.media.html import data_uri
 from diffleak.report.section import Block, Section, drawn, prose
-from diffleak.report.sections.quality.pictures import Pictures
+from diffleak.report.sections.quality import Pictures
 from diffleak.report.wording import count
 
 GRID = 64
