@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 from fixtures.quality import quality_record
 from fixtures.reports import audit_of, latent_audit
+from fixtures.runs import gaussian, make_run
 from rich.console import Console
 
+from diffleak.comparison.compare import compare
 from diffleak.records.audit import Gate
 from diffleak.report.media import html, markdown
 from diffleak.report.media.terminal import print_page
-from diffleak.report.pages import audit, quality
+from diffleak.report.pages import audit, comparison, quality
 from diffleak.report.section import Page, Section, Sentences, Tabulated, drawn, prose
 from diffleak.report.table import Cell, Column, tabulate
 
@@ -24,9 +26,15 @@ GATES = (
 
 
 @pytest.fixture(scope="module")
-def pages() -> dict[str, Page]:
+def pages(tmp_path_factory) -> dict[str, Page]:
+    folder = tmp_path_factory.mktemp("runs")
+    compared = compare([str(make_run(folder / name, {"sima": gaussian(d)})) for name, d in (("plain", 1.5), ("defended", 0.1))])
     record, samples = latent_audit(("influence:0.4", "random:0.4"), n=60, shifts={"sima": 1.2, "pia": 0.9})
-    return {"audit": audit.page(record.model_copy(update={"gates": GATES}), samples), "quality": quality.page(quality_record(copies=0.3))}
+    return {
+        "audit": audit.page(record.model_copy(update={"gates": GATES}), samples),
+        "comparison": comparison.page(compared),
+        "quality": quality.page(quality_record(copies=0.3)),
+    }
 
 
 def terminal(page: Page) -> str:
@@ -50,16 +58,21 @@ def media(page: Page) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", ["audit", "quality"])
+@pytest.mark.parametrize("name", ["audit", "comparison", "quality"])
 def test_every_sentence_and_row_for_all_media_is_in_html_in_the_terminal_and_in_markdown(pages, name):
     blocks = [block for section in pages[name].sections for block in section.blocks if block.where == "everywhere"]
     said = [words(s) for block in blocks if isinstance(block, Sentences) for s in block.said]
     tables = [block.table for block in blocks if isinstance(block, Tabulated)]
     notes = [words(note) for table in tables for note in table.notes]
     numbers = [cell.text for table in tables for row in table.rows for cell in row.cells]
-    assert len(said) > 3 and (numbers or name == "quality")
+    assert len(said) >= 3 and (numbers or name != "audit")
     for medium, text in media(pages[name]).items():
         assert [part for part in (*said, *notes, *numbers) if part not in text] == [], medium
+
+
+def test_the_first_entry_of_a_comparison_is_its_baseline_in_all_media(pages):
+    for medium, text in media(pages["comparison"]).items():
+        assert "baseline" in text and not re.search(r"\breferences?\b", text.replace("--reference DATA", "")), medium
 
 
 def novel(_: object) -> Section:

@@ -89,7 +89,7 @@ class Point(NamedTuple):
 
 
 def points(record: Comparison) -> tuple[Point, ...]:
-    """The entries that have a quality and an AUC, the reference first."""
+    """The entries that have a quality and an AUC, the baseline first."""
     metric = record.quality_metric
     found: list[Point] = []
     for e in record.entries if metric else ():

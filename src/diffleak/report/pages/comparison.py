@@ -17,7 +17,7 @@ from diffleak.report.wording import count, moment
 GLOSSARY = (
     ("Member", "an image the model was trained on; a held-out image comes from the same source but was not used for training."),
     ("AUC", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
-    ("AUC difference", "the AUC on an entry minus that on the reference, on the same images; below 0 the entry leaks less."),
+    ("AUC difference", "the AUC on an entry minus that on the baseline, on the same images; below 0 the entry leaks less."),
     ("TPR at 1 % FPR", "share of members an attack catches when it may raise a false alarm for 1 % of the held-out images."),
     ("Worst attack", "the run and attack of an entry with the highest AUC on the calibrate part: what a capable outsider would use."),
     ("Calibrate, test part", "settings are chosen on the one; every number comes from the other."),
@@ -45,7 +45,7 @@ def page(record: Comparison) -> Page:
     return Page(
         title=f"Comparison of {len(record.entries)} audits",
         heading="Comparison of audits",
-        meta=f"{names} · reference {visible(record.reference.name)}",
+        meta=f"{names} · baseline {visible(record.reference.name)}",
         created=visible(moment(record.created)),
         version=record.diffleak,
         sections=sections(make(record) for make in (OF_INVALID if invalid_runs(record) else SECTIONS)),

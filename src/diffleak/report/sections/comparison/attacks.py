@@ -33,12 +33,12 @@ def in_text(record: Comparison) -> Tabulated:
 
 
 def attacks_table(record: Comparison) -> Table:
-    """A row per attack, entry and run, attacks in the order of the reference; marked: the worst of each entry."""
+    """A row per attack, entry and run, attacks in the order of the baseline; marked: the worst of each entry."""
     rows = [Compared(e, r) for attack in record.attacks for e in record.entries for r in e.results if r.attack == attack]
-    of = lambda pick, pct=False: lambda c: difference_cell(pick(c.result.difference), pct) if c.result.difference else Cell("reference")
+    of = lambda pick, pct=False: lambda c: difference_cell(pick(c.result.difference), pct) if c.result.difference else Cell("baseline")
     drawn = (
         Column(("AUC",), "On the test part. In brackets: 95 % interval.", 1, lambda c: estimate_cell(c.result.auc)),
-        Column(("AUC", "difference"), "To the same attack on the reference, on shared test images.", 2, of(lambda d: d.auc)),
+        Column(("AUC", "difference"), "To the same attack on the baseline, on shared test images.", 2, of(lambda d: d.auc)),
         Column(("TPR at", "1 % FPR"), "On the test part.", 3, lambda c: rate_cell(c.result.tpr_at_1pct, "held-out images")),
         Column(("TPR at 1 % FPR", "difference (points)"), "In points of percent.", 4, of(lambda d: d.tpr_at_1pct, True)),
         Column(("TPR at 10 % FPR", "difference (points)"), "In points of percent.", 5, of(lambda d: d.tpr_at_10pct, True)),

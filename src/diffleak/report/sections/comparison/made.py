@@ -13,7 +13,7 @@ def section(record: Comparison) -> Section:
     """The command, the runs of each entry, and the methods."""
     blocks: list[Block] = []
     for i, entry in enumerate(record.entries):
-        blocks += [heading(visible(entry.name) + ("" if i else " (reference)")), facts(_rows(entry))]
+        blocks += [heading(visible(entry.name) + ("" if i else " (baseline)")), facts(_rows(entry))]
     methods = "AUC differences: paired DeLong. Differences of rates: paired stratified bootstrap, thresholds derived again each time."
     rows = (
         ("Seed", f"{record.seed}, of the bootstrap"),

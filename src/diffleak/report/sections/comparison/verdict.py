@@ -1,6 +1,6 @@
 """What a comparison means, in plain words.
 
-lowers       for some entry the interval of its worst AUC minus the reference's worst lies below 0
+lowers       for some entry the interval of its worst AUC minus the baseline's worst lies below 0
 not-shown    for none it does; the intervals say what cannot be excluded
 undecided    in some run the sides differ without the model, and its user allowed that; or nothing checked that they do not, or the check
              can have missed a difference of the sources as large as the leak
@@ -40,7 +40,7 @@ def _different(record: Comparison, allowed: bool) -> tuple[str, ...]:
 
 
 def comparison_verdict(record: Comparison) -> Verdict:
-    """What the differences to the reference mean."""
+    """What the differences to the baseline mean."""
     invalid = invalid_runs(record)
     if invalid:
         title = "Invalid: in some audits the two sides come from different sources, so the numbers do not measure membership."
@@ -80,16 +80,16 @@ def _unsure(record: Comparison) -> tuple[str, ...]:
 
 def _of_differences(record: Comparison) -> Verdict:
     others = record.entries[1:]
-    sentences = (_reference(record.reference), *(_against(entry, record) for entry in others), _chosen(record))
+    sentences = (_baseline(record.reference), *(_against(entry, record) for entry in others), _chosen(record))
     known = [e for e in others if _worst_difference(e).high is not None]
     if not known:
-        return Verdict("invalid", "No verdict: no difference to the reference could be measured.", sentences)
+        return Verdict("invalid", "No verdict: no difference to the baseline could be measured.", sentences)
     lower = [e for e in known if (_worst_difference(e).high or 0.0) < 0 and not _undone(e, record)]
     higher = [e for e in known if (_worst_difference(e).low or 0.0) > 0]
-    reference = visible(record.reference.name)
+    baseline = visible(record.reference.name)
     if lower:
         best = min(lower, key=lambda e: _worst_difference(e).value or 0.0)
-        by = f"its AUC is {_lowered(_worst_difference(best))} than that of {reference}"
+        by = f"its AUC is {_lowered(_worst_difference(best))} than that of {baseline}"
         who = f"{visible(best.name)} weakens the worst attack"
         if len(others) > 1:
             most = f", {visible(best.name)} most by point estimate" if len(lower) > 1 else f": {visible(best.name)}"
@@ -99,7 +99,7 @@ def _of_differences(record: Comparison) -> Verdict:
     stronger = f" {visible(', '.join(e.name for e in higher))} makes it stronger." if higher else ""
     subject = visible(others[0].name) if len(others) == 1 else f"None of the {len(others)} entries"
     shown = "was not shown" if len(others) == 1 else "was shown"
-    return Verdict("not-shown", f"{subject} {shown} to weaken the worst attack of {reference}.{stronger}", sentences)
+    return Verdict("not-shown", f"{subject} {shown} to weaken the worst attack of {baseline}.{stronger}", sentences)
 
 
 def _undone(entry: Entry, record: Comparison) -> SwapResult | None:
@@ -120,12 +120,12 @@ def _lowered(difference: Estimate) -> str:
     return f"{value:.3f} lower (95 % interval {low:.3f} to {high:.3f})"
 
 
-def _reference(entry: Entry) -> str:
+def _baseline(entry: Entry) -> str:
     attack, name = visible(entry.worst.attack), visible(entry.name)
     auc = entry.worst_result.auc
     if auc.value is None or auc.low is None or auc.high is None:
         return (
-            f"{name} is the reference; the AUC of its worst attack, {attack}, has no interval: {visible(auc.reason or 'no reason given')}."
+            f"{name} is the baseline; the AUC of its worst attack, {attack}, has no interval: {visible(auc.reason or 'no reason given')}."
         )
     value, ends = spoken(auc)
     pair = f"Given one member and one held-out image, the worst attack on {name}, {attack}, picks the member"
@@ -134,9 +134,9 @@ def _reference(entry: Entry) -> str:
 
 
 def _against(entry: Entry, record: Comparison) -> str:
-    """One entry: its worst attack, the difference to the reference's worst, what is not excluded, and its quality."""
+    """One entry: its worst attack, the difference to the baseline's worst, what is not excluded, and its quality."""
     auc, against = entry.worst_result.auc, entry.worst.difference
-    assert against is not None, "only the reference has none"
+    assert against is not None, "only the baseline has none"
     where = f" on {visible(artefact(entry.worst.run))}" if len(entry.runs) > 1 else ""
     head = f"{visible(entry.name)}: the worst attack is {visible(entry.worst.attack)}{where}"
     if auc.value is None or auc.low is None or auc.high is None:

@@ -29,13 +29,13 @@ def entries_table(record: Comparison, names: bool) -> Table:
     worst = Column(
         ("Worst", "attack"), "The attack with the highest AUC on the calibrate part.", 2, lambda e: Cell(visible(e.worst.attack))
     )
-    against = lambda pick: lambda e: difference_cell(pick(e.worst.difference)) if e.worst.difference else Cell("reference")
+    against = lambda pick: lambda e: difference_cell(pick(e.worst.difference)) if e.worst.difference else Cell("baseline")
     rates = lambda pick: lambda e: difference_cell(pick(e.worst.difference), True) if e.worst.difference else Cell("")
     measured = (
         Column(
             ("AUC",), "Of the worst attack, on the test part. In brackets: 95 % interval.", 1, lambda e: estimate_cell(e.worst_result.auc)
         ),
-        Column(("AUC", "difference"), "To the worst attack on the reference, on shared test images.", 1, against(lambda d: d.auc)),
+        Column(("AUC", "difference"), "To the worst attack on the baseline, on shared test images.", 1, against(lambda d: d.auc)),
         Column(("Not excluded:", "AUC up to"), "The upper end of the 95 % interval of the AUC.", 4, _upper),
         Column(("TPR at", "1 % FPR"), "Members caught when 1 % of the held-out images raise a false alarm.", 3, _one_percent),
         Column(("TPR at 1 % FPR", "difference (points)"), "In points of percent.", 5, rates(lambda d: d.tpr_at_1pct)),
