@@ -1,4 +1,4 @@
-"""What the sections of an audit's report are made from."""
+"""The record, samples and images that the sections of an audit are made from."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.scores import Samples
 from diffleak.report.judgement import Verdict, verdict
-from diffleak.report.media.html import picture
+from diffleak.report.media.html import data_uri
 from diffleak.report.section import Drawn, prose
 from diffleak.report.selection import shown
 
@@ -66,12 +66,13 @@ class Audited:
 
     @property
     def divisions(self) -> str:
-        """Which division a figure is of, where there are several."""
+        """The division that a figure is of, where there are several."""
         repeats = self.record.split.repeats
         return f" Drawn for the first of {repeats} random divisions; the table has the medians over all." if repeats > 1 else ""
 
     def pictured(self, image_id: str, said: str, score: str = "") -> Pictured:
-        return Pictured(visible(image_id), said, picture(image_id, self.thumbnail), score)
+        picture = data_uri(self.thumbnail(image_id)) if self.thumbnail else None
+        return Pictured(visible(image_id), said, picture, score)
 
     def gallery(self, ids: Sequence[str]) -> list[Pictured]:
         """The first of these images, each with its side."""
@@ -80,14 +81,14 @@ class Audited:
         return [self.pictured(i, side(i)) for i in ids[:MOST_PICTURED]]
 
     def no_pictures(self, why: str) -> tuple[Drawn, ...]:
-        """Why images are not shown, where they are not."""
+        """The reason that images are not shown, where they are not."""
         if self.thumbnail is not None:
             return ()
         return (not_shown(f"reports are passed on, and these {why} private training images", self.record.plan.anonymous is not None),)
 
 
 def not_shown(why: str, anonymous: bool) -> Drawn:
-    """Why images are not shown, and the flag that adds them."""
+    """The reason that images are not shown, and the flag that adds them."""
     return prose(
         Markup("Images are not shown: {}.").format(why) + ("" if anonymous else Markup(" <code>--thumbnails</code> adds them.")),
         "prose muted",

@@ -17,7 +17,7 @@ Where = Literal["everywhere", "page", "text"]  # page: HTML only; text: terminal
 
 @dataclass(frozen=True)
 class Sentences:
-    """What was found, a sentence each: a list, or on a page paragraphs. `marks` are words before them, such as passed.
+    """Findings, a sentence each: a list, or on a page paragraphs. `marks` are words before them, such as passed.
 
     `tone` is how a terminal prints them, and whether it wraps them at the length of a line that reads well.
     """
@@ -58,13 +58,13 @@ class Tabulated:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a page says of the whole table."""
+        """The sentences of a page on the whole table."""
         return (*((ORACLE_NOTE,) if self.table.oracle else ()), *self.notes)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What only a page shows, such as a figure: a macro of the template `blocks` and its arguments."""
+    """A part that only a page shows, such as a figure: a macro of the template `blocks` and its arguments."""
 
     macro: str
     data: dict[str, Any]

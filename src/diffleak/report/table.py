@@ -74,7 +74,7 @@ class Table:
 
     @property
     def oracle(self) -> bool:
-        """Whether a column needs the note on the oracle."""
+        """True where a column needs the note on the oracle."""
         return any(column.look == "faint" for column in self.columns)
 
 

@@ -1,4 +1,4 @@
-"""What all figures share: their style, histograms, and inline SVG: same record, same bytes; ids that do not clash."""
+"""The style that all figures share, histograms, and inline SVG: same record, same bytes; ids that do not clash."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -9,7 +9,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from diffleak.records.audit import AuditRecord, BandAt, Geometry, Quartile, Result
 from diffleak.records.base import Estimate
 from diffleak.report import selection
-from diffleak.report.figures import keys
 from diffleak.report.figures.audit import styles
 from diffleak.report.figures.drawing import canvas, settings, svg
 from diffleak.report.figures.keys import BAND, BAND_LINE, CHOSEN, GUESS, LineStyle
@@ -141,15 +140,6 @@ def sweeps_of(record: AuditRecord, lead: str | None) -> tuple[tuple[Sweep, ...],
     return sweeps(list(groups.items())), styles(attacks, leading)
 
 
-def quartile_key(geometry: Geometry, timestep: int | None) -> list[keys.Key]:
-    """The key of the curves by quartile."""
-    named = lambda q: f"{NAMES[q.quartile - 1]} quarter: distortion {q.low:.2f} to {q.high:.2f}"
-    listed = [keys.Key(keys.line(style_of(q)), named(q)) for q in geometry.quartiles]
-    listed += [keys.band("random quarters")] if geometry.band else []
-    listed += [keys.chosen(f"chosen timestep, {timestep}")] if timestep is not None else []
-    return [*listed, keys.GUESSING]
-
-
 def sweeps(results: Sequence[tuple[str, Sequence[Result]]]) -> tuple[Sweep, ...]:
     """The sweep of each (attack, its results) that has an unmasked AUC and at least one under an influence mask."""
     return tuple(s for s in (_sweep(attack, group) for attack, group in results) if len(s.ratios) > 1 and s.ratios[0] == 0.0)
@@ -164,5 +154,5 @@ def _sweep(attack: str, results: Sequence[Result]) -> Sweep:
 
 
 def style_of(quartile: Quartile) -> LineStyle:
-    """How a quartile, 1 to 4, is drawn."""
+    """The style of a quartile, 1 to 4."""
     return QUARTILES[min(max(quartile.quartile, 1), 4) - 1]

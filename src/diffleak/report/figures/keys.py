@@ -1,4 +1,4 @@
-"""The keys of figures: how a line is drawn, and the samples of lines and bars that stand beside names, where these can be read."""
+"""The keys of figures: the style of a line, and the samples of lines and bars that stand beside names, where these can be read."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -14,7 +14,7 @@ BAND, BAND_LINE, CHOSEN = "#b8b0a2", "#7d7364", "#1f2328"
 
 
 class LineStyle(NamedTuple):
-    """How an attack is drawn everywhere, named as matplotlib does; dashes are in line widths, empty = solid."""
+    """The style of an attack in all figures, named as matplotlib does; dashes are in line widths, empty = solid."""
 
     color: str
     linewidth: float

@@ -1,1 +1,1 @@
-"""How the sections of a report are rendered: as HTML, as terminal text and as Markdown."""
+"""The renderers of a report: HTML, terminal text and Markdown."""

@@ -1,7 +1,6 @@
 """A report as one HTML file that opens offline: no script, no request; the browser is told to refuse any (CSP)."""
 
 import base64
-from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -22,12 +21,8 @@ def render(page: Page) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def picture(name: str, png: Callable[[str], bytes] | None) -> str | None:
-    """An image as a data URI; None where pages show none."""
-    return None if png is None else data_uri(png(name))
-
-
 def data_uri(png: bytes) -> str:
+    """An image inside of the page, which requests none."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 

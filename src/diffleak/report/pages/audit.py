@@ -100,12 +100,12 @@ def html(record: AuditRecord, samples: Samples, thumbnail: Callable[[str], bytes
 
 
 def markdown(record: AuditRecord) -> str:
-    """What the record says as GitHub Markdown; of an invalid audit only why it is."""
+    """The report as GitHub Markdown; of an invalid audit only the reason."""
     return to_markdown.render(page(record))
 
 
 def print_terminal(record: AuditRecord, console: Console) -> None:
-    """Prints what the record says; of an invalid audit only why it is."""
+    """Prints the report; of an invalid audit only the reason."""
     print_page(page(record), console)
 
 

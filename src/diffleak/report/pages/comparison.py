@@ -59,5 +59,5 @@ def comparison_html(record: Comparison) -> str:
 
 
 def print_comparison(record: Comparison, console: Console) -> None:
-    """Prints what the comparison says."""
+    """Prints the report."""
     print_page(page(record), console)

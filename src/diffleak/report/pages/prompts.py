@@ -53,7 +53,7 @@ def html(record: PromptsRecord) -> str:
 
 
 def print_prompts(record: PromptsRecord, console: Console) -> None:
-    """Prints the verdict, what the statistics achieve, and the prompts that look most memorised."""
+    """Prints the verdict, the success of the statistics, and the prompts that look most memorised."""
     print_page(page(record), console)
 
 

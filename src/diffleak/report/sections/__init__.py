@@ -1,4 +1,4 @@
-"""What a report says: a file a section, each a function from a record to a `Section`, in folders by page; here those of every page."""
+"""The sections: a file each, with a function from a record to a `Section`, in a folder per page; here those that every page has."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,19 +11,19 @@ from diffleak.report.section import Block, Section, Sentences, drawn, facts
 
 
 def verdict(judged: Verdict) -> Section:
-    """What a record means."""
+    """The meaning of a record, at the top of its page."""
     return Section("verdict", judged.title, (Sentences(judged.sentences),), brief=judged.title, kind="verdict", level=judged.level)
 
 
 def warnings(found: Sequence[str], word: str = "Warning") -> Section | None:
-    """What to be careful about."""
+    """The warnings of a record, or its notes."""
     said = Sentences(tuple(map(visible, found)), tone="caution")
     title = word if len(found) == 1 else f"{word}s"
     return Section("warnings", title, (said,), brief=f"{word}s", kind="warnings") if found else None
 
 
 def limits(page: str, menu: str = "Limits", **numbers: str) -> Section:
-    """What the numbers of a page do not say: its list in the template, and the numbers that are in it."""
+    """The limits of the numbers of a page: its list in the template, filled in with `numbers`."""
     return Section("limits", "What this does not show", (drawn(f"limits_of_{page}", **numbers),), menu)
 
 
@@ -33,7 +33,7 @@ def glossary(terms: Iterable[tuple[str, str]]) -> Section:
 
 
 def reproduce(command: str, *blocks: Block) -> Section:
-    """How the numbers were made."""
+    """The command that repeats the record, and its settings."""
     return Section("reproduce", "How to reproduce", (drawn("code", text=visible(command)), *blocks), "How to reproduce")
 
 

@@ -1,4 +1,4 @@
-"""What every attack achieves: the main table."""
+"""The main table: the results of every attack."""
 
 from markupsafe import Markup
 

@@ -1,4 +1,4 @@
-"""What the audit cost."""
+"""The costs of the audit."""
 
 from diffleak.errors import visible
 from diffleak.report.audited import Audited
@@ -7,7 +7,7 @@ from diffleak.report.wording import count, duration
 
 
 def section(audit: Audited) -> Section:
-    """Forwards and time, and what an outsider pays."""
+    """Forwards and time, and the price that an outsider pays."""
     costs, lead = audit.record.costs, audit.lead
     spent = (
         f"Scoring took {count(costs.queries)} forwards of one image each and {duration(costs.seconds)} of computing on "

@@ -10,7 +10,7 @@ from diffleak.report.wording import count
 
 
 def section(audit: Audited) -> Section | None:
-    """Which limits are met."""
+    """The limits that are met, and those that are not."""
     gates = audit.record.gates
     marks = tuple("passed" if gate.passed else "failed" for gate in gates)
     met = "A limit is met if the upper end of the 95 % interval is at or below it, for every attack: what cannot be excluded counts."
@@ -19,14 +19,14 @@ def section(audit: Audited) -> Section | None:
 
 
 def _title(gates: Sequence[Gate]) -> str:
-    """How many checks failed, of one for each limit and attack."""
+    """Counts the checks that failed, of one for each limit and attack."""
     failed = sum(not gate.passed for gate in gates)
     checks = f"{count(len(gates))} {'check' if len(gates) == 1 else 'checks'}"
     return f"Limits: {count(failed)} of {checks} failed" if failed else f"Limits: {checks}, none failed"
 
 
 def sentence(gate: Gate) -> str:
-    """What the attack may reach, against the limit: "sima: AUC may reach 0.712, above the limit of 0.6"."""
+    """States what the attack may reach, against the limit: "sima: AUC may reach 0.712, above the limit of 0.6"."""
     if gate.reach is None:
         why = visible(gate.reason or "not estimable")
         return f"{visible(gate.attack)}: {gate.quantity} is {why}, so the limit of {gate.at_most:g} cannot be confirmed"

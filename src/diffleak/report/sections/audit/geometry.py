@@ -1,4 +1,4 @@
-"""What the geometry of the decoder says about leakage."""
+"""The geometry of the decoder, and how leakage goes with it."""
 
 from collections.abc import Callable
 
@@ -45,6 +45,7 @@ def _intro(audit: Audited, found: Geometry) -> tuple[Block, ...]:
 
 def _quarters(audit: Audited, found: Geometry) -> tuple[Block, ...]:
     from diffleak.report.figures import geometry as figures
+    from diffleak.report.figures import keys
 
     at = timestep(audit.record)
     curves, intervals = figures.quartile_curves(found, at), figures.quartile_intervals(found, at)
@@ -63,7 +64,11 @@ def _quarters(audit: Audited, found: Geometry) -> tuple[Block, ...]:
             "The shaded band shows what groups of the same size look like when images are drawn at random: mean, plus and minus one "
             "standard deviation. A line inside the band differs no more than chance makes groups differ; look for lines well outside it."
         )
-        blocks += [figure(curves, (read, band), figures.quartile_key(found, at))]
+        named = lambda q: f"{quarter(q)} quarter: distortion {q.low:.2f} to {q.high:.2f}"
+        key = [keys.Key(keys.line(figures.style_of(q)), named(q)) for q in found.quartiles]
+        key += [keys.band("random quarters")] if found.band else []
+        key += [keys.chosen(f"chosen timestep, {at}")] if at is not None else []
+        blocks += [figure(curves, (read, band), [*key, keys.GUESSING])]
     sizes = lambda q: f"{count(q.n_members)} members, {count(q.n_nonmembers)} held-out images"
     rows = [(quarter(q), auc_words(q.auc), sizes(q)) for q in found.quartiles]
     if intervals:
@@ -176,7 +181,7 @@ def _why(estimate: Estimate) -> str:
 
 
 def high_minus_low(geometry: Geometry) -> str:
-    """Whether the images that are distorted most are easier to tell apart."""
+    """Compares the images that are distorted most with those distorted least."""
     gap = geometry.high_minus_low
     if gap.value is None or gap.low is None or gap.high is None:
         return f"Whether members with high distortion are easier to tell apart could not be estimated{_why(gap)}."
@@ -189,7 +194,7 @@ def high_minus_low(geometry: Geometry) -> str:
 
 
 def alone(geometry: Geometry) -> str:
-    """Whether distortion alone, without any question to the diffusion model, tells members apart."""
+    """Tells how well distortion alone, without any question to the diffusion model, separates the sides."""
     auc = geometry.distortion_auc
     if auc.value is None or auc.low is None or auc.high is None:
         return f"Whether distortion alone tells members apart could not be estimated{_why(auc)}."
@@ -202,7 +207,7 @@ def alone(geometry: Geometry) -> str:
 
 
 def frequencies(geometry: Geometry) -> tuple[str, ...]:
-    """How distortion goes with the low and high frequencies of the images."""
+    """Relates distortion to the low and high frequencies of the images."""
     return (_correlation("low", geometry.low_frequency, geometry.radius), _correlation("high", geometry.high_frequency, geometry.radius))
 
 
@@ -219,7 +224,7 @@ def _correlation(name: str, r: Estimate, radius: float) -> str:
 
 
 def filter_sentences(geometry: Geometry) -> tuple[str, ...]:
-    """What the frequency filter changes, a sentence per attack."""
+    """The change by the frequency filter, a sentence per attack."""
     return tuple(_filter(f) for f in geometry.filters)
 
 
@@ -249,7 +254,7 @@ def _dropped(result: Result) -> Cell:
 
 
 def filters_table(record: AuditRecord) -> Table | None:
-    """What the frequency filter adds to an attack beside what the mask adds; None where no filter was run."""
+    """The gain by the frequency filter beside that by the mask; None where no filter was run."""
     if record.geometry is None or not record.geometry.filters:
         return None
     drawn = (

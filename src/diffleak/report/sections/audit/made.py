@@ -1,4 +1,4 @@
-"""How an audit was made, and which files were left out."""
+"""The command, settings and parameters of an audit, and the files that it left out."""
 
 from collections.abc import Iterator
 
@@ -31,7 +31,7 @@ def section(audit: Audited) -> Section:
 
 
 def omitted(audit: Audited) -> Section | None:
-    """How many files were left out, in text; a page lists them."""
+    """The number of files that were left out, in text; a page lists them."""
     files = len(audit.record.omitted)
     if not files:
         return None

@@ -1,4 +1,4 @@
-"""What masks add: a table with a row per attack and mask, and a sentence per kind of mask."""
+"""The gain by masks: a table with a row per attack and mask, and a sentence per kind of mask."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ DROPPED = {
 
 
 def section(audit: Audited) -> Section | None:
-    """What leaving out latent coordinates adds to the attacks."""
+    """The gain of the attacks by leaving out latent coordinates; None for a record without masks."""
     content = masks_table(audit.record)
     if content is None:
         return None
@@ -46,7 +46,7 @@ def section(audit: Audited) -> Section | None:
 
 
 def masks_table(record: AuditRecord) -> Table | None:
-    """What each mask adds to each attack; None for a record without masked results."""
+    """The gain of each attack by each mask; None for a record without masked results."""
     results = selection.masked(record)
     return tabulate(results, _columns(record), lambda r: (selection.attack_of(r), "", False)) if results else None
 

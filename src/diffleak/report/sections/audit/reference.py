@@ -1,4 +1,4 @@
-"""What leaks beyond a reference model: a table with a row per attack, and sentences that say what it adds up to."""
+"""The leak beyond a reference model: a table with a row per attack, and sentences that sum it up."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ DIFFERENCE = "the audited model minus the reference on the same test images. In 
 
 
 def section(audit: Audited) -> Section | None:
-    """What the audited model knows beyond its reference."""
+    """The knowledge of the audited model beyond its reference; None for a record without one."""
     content = reference_table(audit.record)
     if content is None:
         return None
@@ -65,7 +65,7 @@ def _cell(found: Result | None, cell: Callable[[Result], Cell]) -> Cell:
 
 
 def sentences(record: AuditRecord) -> tuple[str, ...]:
-    """What the differences say together; none for a record without a reference."""
+    """Sums the differences up; no sentence for a record without a reference."""
     others, excess = ([r for r in record.results if r.variant == variant] for variant in VARIANTS)
     if not excess:
         return ()
@@ -82,6 +82,6 @@ def sentences(record: AuditRecord) -> tuple[str, ...]:
 
 
 def _beside(estimates: Sequence[Estimate], level: float) -> tuple[int, int]:
-    """How many intervals lie above a level, and how many below."""
+    """Counts the intervals above a level, and those below."""
     above = sum(e.low is not None and e.low > level for e in estimates)
     return above, sum(e.high is not None and e.high < level for e in estimates)

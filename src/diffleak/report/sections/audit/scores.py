@@ -1,4 +1,4 @@
-"""How the scores of members and held-out images are spread."""
+"""The scores of members and held-out images."""
 
 from markupsafe import Markup
 

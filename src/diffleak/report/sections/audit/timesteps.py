@@ -1,4 +1,4 @@
-"""How well each timestep tells members apart."""
+"""The AUC of each timestep."""
 
 from diffleak.report.audited import Audited
 from diffleak.report.section import Block, Section, figure, prose

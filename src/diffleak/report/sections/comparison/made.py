@@ -1,4 +1,4 @@
-"""How a comparison was made."""
+"""The command, the runs and the methods of a comparison."""
 
 from collections.abc import Iterator
 

@@ -8,7 +8,7 @@ from diffleak.report.wording import count, percent, spoken
 
 
 def section(record: Comparison) -> Section:
-    """What the two teachers of an entry tell together; or why this was not looked at."""
+    """The leak of the two teachers of an entry together; or the reason that it was not looked at."""
     title, swap, menu = "Swap audit of two teachers", record.swap, "Swap audit"
     if swap is None:
         why = (
@@ -49,7 +49,7 @@ def swap_table(swap: SwapAudit) -> Table:
 
 
 def swap_sentences(swap: SwapAudit) -> tuple[str, ...]:
-    """What the swap audit found."""
+    """Sums the swap audit up."""
     best: SwapResult = next(r for r in swap.results if r.attack == swap.best)
     if best.auc.value is None or best.auc.low is None or best.auc.high is None:
         return (f"The swap audit has no interval: {visible(best.auc.reason or 'no reason given')}.",)

@@ -1,4 +1,4 @@
-"""What a comparison means, in plain words.
+"""The verdict on a comparison, in plain words.
 
 lowers       for some entry the interval of its worst AUC minus the baseline's worst lies below 0
 not-shown    for none it does; the intervals say what cannot be excluded
@@ -40,7 +40,7 @@ def _different(record: Comparison, allowed: bool) -> tuple[str, ...]:
 
 
 def comparison_verdict(record: Comparison) -> Verdict:
-    """What the differences to the baseline mean."""
+    """States what the differences to the baseline mean."""
     invalid = invalid_runs(record)
     if invalid:
         title = "Invalid: in some audits the two sides come from different sources, so the numbers do not measure membership."
@@ -158,7 +158,7 @@ def _against(entry: Entry, record: Comparison) -> str:
 
 
 def not_excluded(auc: Estimate) -> str:
-    """What the interval leaves possible; that an AUC is "close to one half" is never said without it."""
+    """States what the interval leaves possible; that an AUC is "close to one half" is never said without it."""
     assert auc.low is not None and auc.high is not None, "callers speak only of intervals"
     if auc.high < 0.5:
         return (

@@ -1,4 +1,4 @@
-"""How prompts were scored."""
+"""The command and the settings behind the scores of prompts."""
 
 from collections.abc import Iterator
 

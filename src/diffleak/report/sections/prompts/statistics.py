@@ -1,4 +1,4 @@
-"""Both statistics: what they achieve, and how they are spread."""
+"""Both statistics: a table of their success, and histograms."""
 
 from markupsafe import Markup
 
@@ -27,12 +27,12 @@ def _histograms(record: PromptsRecord) -> tuple[Block, ...]:
 
 
 def labelled(record: PromptsRecord) -> bool:
-    """Whether the lists of the prompts are known."""
+    """True where the lists of the prompts are known."""
     return any(row.memorised is not None for row in record.prompts)
 
 
 def table(record: PromptsRecord) -> Table:
-    """What each statistic achieves."""
+    """The success of each statistic."""
     return tabulate(record.results, COLUMNS, lambda r: (STATISTICS[statistic(r)].title, "", False))
 
 

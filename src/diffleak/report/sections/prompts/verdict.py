@@ -1,4 +1,4 @@
-"""Which prompts look memorised, in words."""
+"""The verdict on memorised prompts, in words."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ STATISTICS: dict[Statistic, Wording] = {
 
 
 def verdict(record: PromptsRecord) -> Verdict:
-    """Whether the statistics tell the two lists apart; never that nothing is memorised."""
+    """States whether the statistics tell the two lists apart; never that nothing is memorised."""
     if not record.results:
         title = "The prompts were scored; how well the scores tell memorised from ordinary ones was not measured."
         return Verdict("invalid", title, (f"{_sentence(record.reason or 'not estimable')}.",))

@@ -1,4 +1,4 @@
-"""How near generated images are to training images."""
+"""The similarity of generated images to training images."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How the images were drawn and measured."""
+"""The command and the settings behind the numbers on images."""
 
 from collections.abc import Iterator
 

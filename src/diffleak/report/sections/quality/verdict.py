@@ -1,4 +1,4 @@
-"""How good the images are and how many are copies, in words."""
+"""The verdict on the quality of images and on copies, and the names of the metrics."""
 
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ METRICS: dict[MetricName, Wording] = {
 
 
 def verdict(record: QualityRecord) -> Verdict:
-    """Whether the model copies its training images, then how far its images are from real ones; never that it copies nothing."""
+    """States whether the model copies its training images, then how far its images are from real ones; never that it copies nothing."""
     rate = record.metric("copy_rate")
     distance = _distance(record)
     if rate.value is None or rate.low is None or rate.high is None:
