@@ -140,7 +140,7 @@ def quality(given: Given, config: File = None, as_json: Json = False) -> None:
     from diffleak.config import build, read_yaml
     from diffleak.quality.config import QualityConfig
     from diffleak.quality.measure import measure
-    from diffleak.report.quality import print_quality
+    from diffleak.report.pages.quality import print_quality
 
     settings = build(QualityConfig, read_yaml(config), given)
     measured = measure(settings)
@@ -155,13 +155,13 @@ def prompts(given: Given, config: File = None, as_json: Json = False) -> None:
     from diffleak.config import build, read_yaml
     from diffleak.prompts.config import PromptsConfig
     from diffleak.prompts.score import find
-    from diffleak.report.prompts import print_memorised
+    from diffleak.report.pages.prompts import print_prompts
 
     settings = build(PromptsConfig, read_yaml(config), given)
     found = find(settings)
     if settings.output:
         found.save(settings.output)
-    _print_record(found.record, print_memorised, settings.output / "prompts.html" if settings.output else None, as_json)
+    _print_record(found.record, print_prompts, settings.output / "prompts.html" if settings.output else None, as_json)
 
 
 @app.command()
@@ -224,7 +224,7 @@ def reveal(
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help="RUN, or NAME=RUN[,RUN...]; the first is the reference, undefended.", show_default=False),
+        typer.Argument(metavar="RUN...", help="RUN, or NAME=RUN[,RUN...]; the first is the baseline, undefended.", show_default=False),
     ],
     output: Annotated[Path | None, Opt("-o", "--output", help="Where compare.json and compare.html go.", show_default=False)] = None,
     attack: Annotated[list[str] | None, Opt(help="Only this attack; may be repeated. Default all that every run has.")] = None,
@@ -242,7 +242,7 @@ def compare(
     record = api.compare(runs, attack or (), halves, quality or (), seed, output)
     if output:
         api.save(record, output)
-    from diffleak.report.comparison import print_comparison
+    from diffleak.report.pages.comparison import print_comparison
 
     _print_record(record, print_comparison, output / "compare.html" if output else None, as_json)
     api.refuse_invalid(record)

@@ -31,7 +31,7 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.records.audit import AuditRecord
 from diffleak.report import print_terminal
-from diffleak.report.page import html
+from diffleak.report.pages.audit import html
 
 MEMBERS, NONMEMBERS = np.random.default_rng(0).integers(0, 256, (2, 40, 8, 8), dtype=np.uint8)
 SETTINGS: dict[str, Any] = {"batch_size": 16, "chunk_size": 32, "device": "cpu", "threads": 1}

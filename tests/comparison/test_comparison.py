@@ -18,9 +18,9 @@ from diffleak.errors import InvalidAudit, UserError
 from diffleak.records.audit import Blind
 from diffleak.records.comparison import Comparison
 from diffleak.records.run_folder import read_samples
-from diffleak.report.comparison import comparison_verdict, print_comparison
-from diffleak.report.comparison_page import comparison_html
 from diffleak.report.judgement import read_record
+from diffleak.report.pages.comparison import comparison_html, print_comparison
+from diffleak.report.sections.comparison.verdict import comparison_verdict
 from diffleak.stats import metrics
 
 
@@ -223,7 +223,7 @@ def test_a_defence_that_the_swap_audit_undoes_is_not_said_to_weaken_the_attack(t
     record = compare([str(whole), f"dual={one},{two}"])
     assert record.entries[1].worst.difference.auc.high < 0
     judged = comparison_verdict(record)
-    assert judged.level == "not-shown" and any("But whoever has both teachers" in s for s in judged.sentences)
+    assert judged.level == "not-shown" and any("But an attacker who has both teachers" in s for s in judged.sentences)
 
 
 def edited(path, **fields):
@@ -367,7 +367,7 @@ def test_input_that_cannot_be_compared_is_refused(runs, tmp_path):
     (unfinished / "audit.json").unlink()
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-        ([a], "at least two entries, the reference first; got 1"),
+        ([a], "at least two entries, the baseline first; got 1"),
         ([a, tmp_path / "empty"], "RUN must be the folder of a finished audit; .*empty has no audit.json"),
         ([a, tmp_path / "nowhere"], "RUN must be the folder of a finished audit; .*nowhere has no audit.json"),
         ([a, f"x={unfinished}"], "undefended is not finished: repeat its audit command"),

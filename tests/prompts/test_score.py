@@ -29,7 +29,9 @@ from diffleak.prompts import score as memorised
 from diffleak.prompts.config import PromptsConfig
 from diffleak.prompts.score import find_memorised
 from diffleak.records.prompts import PromptsRecord
-from diffleak.report.prompts import histogram, html, print_memorised, verdict
+from diffleak.report.figures.prompts import histogram
+from diffleak.report.pages.prompts import html, print_prompts
+from diffleak.report.sections.prompts.verdict import verdict
 from diffleak.work.folder import UNKNOWN
 
 QUICK = {"steps": 4, "timestep": 20, "seed": 3}
@@ -387,7 +389,7 @@ def test_where_nothing_was_found_the_verdict_says_what_cannot_be_excluded() -> N
 
 def test_the_terminal_prints_all_of_it_in_eighty_columns() -> None:
     out = io.StringIO()
-    print_memorised(find_memorised(planted(), [*SECRET, "secret " * 30], PLAIN, **QUICK).record, Console(file=out, width=80))
+    print_prompts(find_memorised(planted(), [*SECRET, "secret " * 30], PLAIN, **QUICK).record, Console(file=out, width=80))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     assert not any(line.rstrip().endswith(("…", "│")) or "│ …" in line for line in text.splitlines()), "numbers are never cut"

@@ -9,7 +9,7 @@ from fixtures.runs import gaussian, make_run, swap_runs, write_quality
 
 from diffleak.comparison.compare import compare
 from diffleak.report import html
-from diffleak.report.comparison_page import comparison_html
+from diffleak.report.pages.comparison import comparison_html
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")

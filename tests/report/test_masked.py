@@ -9,9 +9,10 @@ from rich.console import Console
 
 from diffleak.records.audit import Blind, Gain, Geometry
 from diffleak.records.base import Estimate
-from diffleak.report import geometry as words
-from diffleak.report import geometry_figures, html, markdown, print_terminal, verdict
-from diffleak.report.masked import masks_table, summaries
+from diffleak.report import html, markdown, print_terminal, verdict
+from diffleak.report.figures import geometry as figures
+from diffleak.report.sections.audit import geometry as words
+from diffleak.report.sections.audit.masks import masks_table, summaries
 from diffleak.report.selection import shown
 from diffleak.report.table import table
 from diffleak.report.wording import medians
@@ -275,7 +276,7 @@ def test_attacks_are_compared_without_a_mask_with_it_and_with_both_controls(stud
 def test_the_sweep_starts_unmasked_and_keeps_the_reversed_mask_apart(studied):
     record, _ = studied
     of = lambda attack: [r for r in record.results if r.attack == attack or r.attack.startswith(f"{attack}[")]
-    (sweep,) = geometry_figures.sweeps([("sima", of("sima")), ("loss_frequency", of("loss_frequency"))])
+    (sweep,) = figures.sweeps([("sima", of("sima")), ("loss_frequency", of("loss_frequency"))])
     assert sweep.attack == "sima"
     assert sweep.ratios == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     assert sweep.aucs[0] == record.result("sima").auc.value and sweep.aucs[4] == record.result("sima[influence:0.4]").auc.value

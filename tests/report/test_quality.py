@@ -6,7 +6,9 @@ import pytest
 from fixtures.quality import quality_page, quality_record
 from rich.console import Console
 
-from diffleak.report.quality import Pictures, decimal, html, lines, print_quality, verdict
+from diffleak.report.pages.quality import Pictures, html, print_quality
+from diffleak.report.sections.quality.metrics import metrics_table
+from diffleak.report.sections.quality.verdict import decimal, verdict
 
 
 def test_copies_lead_the_verdict():
@@ -24,11 +26,11 @@ def test_without_copies_the_verdict_says_what_cannot_be_excluded():
 
 
 def test_every_metric_has_a_line_with_its_interval_or_the_reason():
-    shown = {line.title: line for line in lines(quality_record(long=True))}
-    assert shown["Fréchet distance"].value == "n/e"
-    assert "needs at least 2048 images a side" in shown["Fréchet distance"].note
-    assert shown["Precision"].interval.startswith("[")
-    assert "jackknife" in shown["KID"].note
+    shown = {row.attack: [cell.text for cell in row.cells] for row in metrics_table(quality_record(long=True), page=True).rows}
+    value, _, _, why = shown["Fréchet distance"]
+    assert value == "n/e" and "needs at least 2048 images a side" in why
+    assert shown["Precision"][1].startswith("[")
+    assert "jackknife" in shown["KID"][-1]
 
 
 def test_the_terminal_prints_all_of_it_in_eighty_columns():

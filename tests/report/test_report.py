@@ -16,8 +16,9 @@ from sklearn.metrics import roc_curve
 from diffleak.records.audit import Blind, Membership
 from diffleak.records.base import Estimate
 from diffleak.records.plan import Split
-from diffleak.report import figures, html, markdown, print_result, print_terminal, verdict
+from diffleak.report import html, markdown, print_result, print_terminal, verdict
 from diffleak.report import wording as w
+from diffleak.report.figures import audit as figures
 from diffleak.report.judgement import with_validity
 from diffleak.report.table import table
 from diffleak.stats import metrics

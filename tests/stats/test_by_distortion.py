@@ -174,7 +174,7 @@ def test_quartiles_without_one_side_are_null_with_a_reason():
 
 def test_a_quarter_of_a_handful_of_images_has_no_curve():
     from diffleak.records.base import Estimate
-    from diffleak.report.geometry_figures import quartile_curves
+    from diffleak.report.figures.geometry import quartile_curves
 
     all_scores, member, measured = planted(40, lambda rank: 0.0)
     found = analysed(all_scores, member, measured)

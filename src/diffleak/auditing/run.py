@@ -37,8 +37,8 @@ from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.plan import Costs, Plan
 from diffleak.records.run_folder import read_plan
 from diffleak.records.scores import Samples, Scores
-from diffleak.report.gates import sentence
 from diffleak.report.judgement import with_validity
+from diffleak.report.sections.audit.gates import sentence
 from diffleak.stats import evaluation
 from diffleak.stats.blind import blind_auc, labels_p_value
 from diffleak.stats.by_distortion import analyse

@@ -22,8 +22,8 @@ from diffleak.data.draw import calibrate_size
 from diffleak.errors import InvalidAudit, UserError, unknown, visible
 from diffleak.records.audit import EARLIER_RATES, Result
 from diffleak.records.comparison import LOWER_IS_BETTER, ComparedResult, ComparedRun, Comparison, Difference, Entry, Quality, Worst
-from diffleak.report.comparison import comparison_verdict, invalid_runs
 from diffleak.report.judgement import allows_shift
+from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
 from diffleak.stats import evaluation, metrics
 from diffleak.stats.reasons import reworded
 from diffleak.work.files import checked_folder, write_text
@@ -41,7 +41,7 @@ def compare(
 ) -> Comparison:
     """Compares finished audits with the first of them.
 
-    runs: `RUN` or `NAME=RUN[,RUN...]`, the reference first. attacks: labels; by default all that every run has.
+    runs: `RUN` or `NAME=RUN[,RUN...]`, the baseline first. attacks: labels; by default all that every run has.
     halves: split.json of a defence with two teachers. quality: `NAME=FILE`. seed: of the bootstrap.
     Raises `UserError` for runs that cannot be compared.
     """
@@ -73,7 +73,7 @@ def compare(
 
 def save(record: Comparison, folder: Path) -> None:
     """Writes compare.json and compare.html."""
-    from diffleak.report.comparison_page import comparison_html
+    from diffleak.report.pages.comparison import comparison_html
 
     folder = checked_folder(folder)
     write_text(folder / "compare.html", comparison_html(record))

@@ -47,7 +47,7 @@ from diffleak.prompts.config import Lists, PromptsConfig, one_list, read_lists, 
 from diffleak.records.audit import Result
 from diffleak.records.prompts import DIRECTIONS, FILE, PAGE, TABLE, PromptScore, PromptsCosts, PromptsPlan, PromptsRecord, to_csv
 from diffleak.records.scores import Scores
-from diffleak.report.prompts import html
+from diffleak.report.pages.prompts import html
 from diffleak.report.wording import adapter
 from diffleak.stats.evaluation import evaluate
 from diffleak.work.files import write_text

@@ -39,7 +39,7 @@ from diffleak.records.base import Estimate
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.quality import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
 from diffleak.records.run_folder import read_plan
-from diffleak.report.quality import Pictures, html
+from diffleak.report.pages.quality import Pictures, html
 from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import images as statistics
 from diffleak.work.files import checked_folder, open_to_others, write_text

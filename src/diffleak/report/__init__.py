@@ -1,7 +1,6 @@
 """From a record to what people read: a verdict in words, a terminal table, Markdown and one HTML file. No torch here."""
 
 from diffleak.report.judgement import Verdict, verdict
-from diffleak.report.page import html
-from diffleak.report.text import markdown, print_result, print_terminal
+from diffleak.report.pages.audit import html, markdown, print_result, print_terminal
 
 __all__ = ["Verdict", "html", "markdown", "print_result", "print_terminal", "verdict"]

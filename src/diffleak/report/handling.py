@@ -1,4 +1,4 @@
-"""How a run may be passed on: what it says of single images, and to whom. Written once, for pages and terminal. No torch."""
+"""The line that says how a run may be passed on, since it names single images; for pages and the terminal."""
 
 from pathlib import Path
 

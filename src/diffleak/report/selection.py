@@ -1,4 +1,4 @@
-"""Which results are shown where: the first table and figures stay readable, the tables of masks show the rest."""
+"""The results that each table and figure shows: the first table and figures stay readable, the tables of masks show the rest."""
 
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.variants import masked_label

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from diffleak.errors import visible
-from diffleak.records.audit import AuditRecord, RateAtFNR, RateAtFPR, Result
+from diffleak.records.audit import AuditRecord, Gain, RateAtFNR, RateAtFPR, Result
 from diffleak.records.base import Estimate
 from diffleak.report.selection import shown
-from diffleak.report.wording import count, interval, percent
+from diffleak.report.wording import count, interval, percent, signed, signed_interval
 from diffleak.stats.metrics import FEW
 
 NOT_ESTIMABLE = "n/e"
+MASKED = "masked minus unmasked on the same test images. In brackets: 95 % interval."
 R = TypeVar("R")
 ORACLE_NOTE = (
     "Oracle AUC: the best timestep or setting picked on the test images themselves, as papers do. "
@@ -28,16 +29,25 @@ class Cell:
     reason: str | None = None
     note: int | None = None
 
+    @property
+    def marked(self) -> str:
+        """The number with that of its footnote."""
+        return f"{self.text} ({self.note})" if self.note else self.text
+
 
 @dataclass(frozen=True)
 class Column:
-    """A column; `lines` are its title, `importance` decides what a narrow terminal leaves out (1 stays longest)."""
+    """A column; `lines` are its title, `importance` decides what a narrow terminal leaves out (1 stays longest).
+
+    A `faint` column is for comparison only, a `left` one holds words, and one of `how` a sentence. `width` is the least in a terminal.
+    """
 
     lines: tuple[str, ...]
     hint: str
     importance: int
     cell: Callable[[Any], Cell]
-    faint: bool = False
+    look: Literal["", "faint", "left", "how"] = ""
+    width: int = 0
 
     @property
     def title(self) -> str:
@@ -61,6 +71,11 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+
+    @property
+    def oracle(self) -> bool:
+        """True where a column needs the note on the oracle."""
+        return any(column.look == "faint" for column in self.columns)
 
 
 def table(record: AuditRecord) -> Table:
@@ -108,6 +123,35 @@ def auc_cell(result: Result) -> Cell:
 def estimate_cell(auc: Estimate) -> Cell:
     """An AUC with its interval."""
     return missing(auc.reason) if auc.value is None else Cell(f"{auc.value:.3f}", _interval(auc, in_percent=False))
+
+
+def differences(importances: tuple[int, int, int]) -> tuple[Column, ...]:
+    """The columns of what a mask adds: to AUC, to attack success and to the TPR at 1 % FPR."""
+    auc, asr, tpr = importances
+    return (
+        Column(("AUC", "difference"), f"AUC, {MASKED}", auc, gain_cell(lambda g: g.auc, in_percent=False)),
+        Column(("Attack success", "difference (points)"), f"In points of percent, {MASKED}", asr, gain_cell(lambda g: g.asr)),
+        Column(("TPR at 1 % FPR", "difference (points)"), f"In points of percent, {MASKED}", tpr, gain_cell(lambda g: g.tpr_at_1pct)),
+    )
+
+
+def gain_cell(pick: Callable[[Gain], Estimate], in_percent: bool = True) -> Callable[[Result], Cell]:
+    """The cell of one difference of a masked result or one beside a reference; empty for the attack itself."""
+
+    def cell(result: Result) -> Cell:
+        if result.plain:
+            return Cell("")
+        return difference_cell(pick(result.gain), in_percent) if result.gain else missing("the difference is not in the record")
+
+    return cell
+
+
+def difference_cell(estimate: Estimate, in_percent: bool = False) -> Cell:
+    """A difference with its interval; without an interval, the reason becomes a footnote."""
+    if estimate.value is None:
+        return missing(estimate.reason)
+    ends = signed_interval(estimate, in_percent)
+    return Cell(signed(estimate.value, in_percent), (ends,) if ends else (), None if ends else estimate.reason)
 
 
 def _interval(estimate: Estimate, in_percent: bool = True) -> tuple[str, ...]:
@@ -179,5 +223,5 @@ COLUMNS = (
         9,
         _achieved,
     ),
-    Column(("Oracle", "AUC"), ORACLE_NOTE, 10, _oracle, faint=True),
+    Column(("Oracle", "AUC"), ORACLE_NOTE, 10, _oracle, look="faint"),
 )

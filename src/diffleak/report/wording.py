@@ -1,4 +1,4 @@
-"""How numbers and names are written, the same in the terminal, in Markdown and in HTML. Rates are fractions in, percent out."""
+"""Numbers and names, written the same in the terminal, in Markdown and in HTML. Rates are fractions in, percent out."""
 
 from datetime import UTC, datetime
 
@@ -78,7 +78,7 @@ def signed_interval(estimate: Estimate, in_percent: bool = False) -> str:
 
 
 def medians(repeats: int) -> tuple[str, ...]:
-    """Why a difference in a table need not be that of its columns; nothing with one division."""
+    """Says that a difference in a table need not be that of its columns; nothing with one division."""
     if repeats == 1:
         return ()
     return (

@@ -1,0 +1,95 @@
+"""The record, samples and images that the sections of an audit are made from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.scores import Samples
+from diffleak.report.judgement import Verdict, verdict
+from diffleak.report.media.html import data_uri
+from diffleak.report.section import Drawn, prose
+from diffleak.report.selection import shown
+
+MOST_PICTURED = 12
+
+
+class Pictured(NamedTuple):
+    """An image of a list: what is said of it, and its picture as a data URI."""
+
+    id: str
+    said: str
+    picture: str | None
+    score: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Audited:
+    """A record and, for a page, its samples and the PNG of an image by its id, without which no image is shown."""
+
+    record: AuditRecord
+    samples: Samples | None = None
+    thumbnail: Callable[[str], bytes] | None = None
+
+    @property
+    def scores(self) -> Samples:
+        """The samples of a page."""
+        assert self.samples is not None, "figures and images are made for pages only, which have samples"
+        return self.samples
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        return verdict(self.record)
+
+    @cached_property
+    def results(self) -> tuple[Result, ...]:
+        """The results of the main table and the figures, in the order of the record."""
+        return shown(self.record)
+
+    @property
+    def lead(self) -> Result | None:
+        """The result that the verdict speaks of."""
+        return next((r for r in self.record.results if r.attack == self.verdict.attack), None)
+
+    @property
+    def ordered(self) -> list[Result]:
+        """The results with the lead first."""
+        return ([self.lead] if self.lead else []) + [r for r in self.results if r is not self.lead]
+
+    @property
+    def tested(self) -> str:
+        return "the test part" if self.record.plan.calibration else "all images"
+
+    @property
+    def divisions(self) -> str:
+        """The division that a figure is of, where there are several."""
+        repeats = self.record.split.repeats
+        return f" Drawn for the first of {repeats} random divisions; the table has the medians over all." if repeats > 1 else ""
+
+    def pictured(self, image_id: str, said: str, score: str = "") -> Pictured:
+        picture = data_uri(self.thumbnail(image_id)) if self.thumbnail else None
+        return Pictured(visible(image_id), said, picture, score)
+
+    def gallery(self, ids: Sequence[str]) -> list[Pictured]:
+        """The first of these images, each with its side."""
+        member = dict(zip(self.scores.ids, self.scores.member.tolist(), strict=True))
+        side = lambda i: ("member" if member[i] else "held-out image") if i in member else "unknown side"
+        return [self.pictured(i, side(i)) for i in ids[:MOST_PICTURED]]
+
+    def no_pictures(self, why: str) -> tuple[Drawn, ...]:
+        """The reason that images are not shown, where they are not."""
+        if self.thumbnail is not None:
+            return ()
+        return (not_shown(f"reports are passed on, and these {why} private training images", self.record.plan.anonymous is not None),)
+
+
+def not_shown(why: str, anonymous: bool) -> Drawn:
+    """The reason that images are not shown, and the flag that adds them."""
+    return prose(
+        Markup("Images are not shown: {}.").format(why) + ("" if anonymous else Markup(" <code>--thumbnails</code> adds them.")),
+        "prose muted",
+    )

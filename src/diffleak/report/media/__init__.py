@@ -1,0 +1,1 @@
+"""The renderers of a report: HTML, terminal text and Markdown."""

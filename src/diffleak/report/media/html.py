@@ -1,0 +1,40 @@
+"""A report as one HTML file that opens offline: no script, no request; the browser is told to refuse any (CSP)."""
+
+import base64
+from functools import cache
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup, escape
+
+from diffleak.report.section import Page, breakable
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+
+def render(page: Page) -> str:
+    """The whole file; the same page gives the same bytes."""
+    shown = [(section, blocks) for section in page.leading_first() if (blocks := section.on("page"))]
+    lead, rest = [pair for pair in shown if pair[0].leads], [pair for pair in shown if not pair[0].leads]
+    menu = [section for section, _ in rest if section.menu] if len(rest) > 1 else []
+    text = _template().render(page=page, lead=lead, sections=rest, menu=menu)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def data_uri(png: bytes) -> str:
+    """An image inside of the page, which requests none."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("diffleak.report")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        # A number and its percent sign must not be torn apart at the end of a line.
+        "prose": lambda text: Markup(str(escape(text)).replace(" %", "&nbsp;%")),
+        "breakable": breakable,
+    }
+    return environment.get_template("page.html.j2")

@@ -1,0 +1,62 @@
+"""A report as GitHub Markdown."""
+
+import re
+
+from diffleak.report.section import Page, Section, Sentences, Tabulated
+from diffleak.report.table import ORACLE_NOTE, Cell, Row, Table
+
+
+def render(page: Page) -> str:
+    """The sections of a page that say something in text."""
+    paragraphs = [f"## {escape(page.heading)}", *(p for section in page.sections for p in _section(section))]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _section(section: Section) -> list[str]:
+    blocks = section.on("text")
+    if not blocks:
+        return []
+    found = _title(section)
+    for block in blocks:
+        if isinstance(block, Sentences):
+            listed = bool(found)  # one under no title is a paragraph
+            found.append("\n".join(f"- {escape(line)}" if listed else escape(line) for line in block.lines))
+        elif isinstance(block, Tabulated):
+            found += _table(block)
+    return found
+
+
+def _title(section: Section) -> list[str]:
+    title = escape(section.brief)
+    match section.kind:
+        case "verdict":
+            return [f"**{title}**"]
+        case "warnings" | "checks":
+            return [f"{title}:"]
+    return [f"### {title}"] if title else []
+
+
+def _table(block: Tabulated) -> list[str]:
+    content = block.table
+    lines = [f"| {block.first} | " + " | ".join(escape(c.title) for c in content.columns) + " |"]
+    lines += ["| :-- |" + " --: |" * len(content.columns), *map(_row, content.rows)]
+    legend = " ".join(filter(None, [block.legend, ORACLE_NOTE if content.oracle else ""]))
+    return list(filter(None, ["\n".join(lines), legend, _notes(content)]))
+
+
+def _notes(content: Table) -> str:
+    return "\n".join(f"{i}. {escape(note)}" for i, note in enumerate(content.notes, 1))
+
+
+def _row(row: Row) -> str:
+    name = f"**{escape(row.attack)}**" if row.headline else escape(row.attack)
+    return "| " + " | ".join([name, *(escape(_on_one_line(cell)) for cell in row.cells)]) + " |"
+
+
+def _on_one_line(cell: Cell) -> str:
+    return " ".join([cell.marked, *(d if d.startswith("[") else f"({d})" for d in cell.details)])
+
+
+def escape(text: str) -> str:
+    """Plain text for Markdown: nothing in it is a tag, a table border, a mention or emphasis."""
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,1 @@
+"""The pages: each is the list of its sections."""

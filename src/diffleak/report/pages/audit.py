@@ -1,0 +1,130 @@
+"""The report of an audit."""
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.scores import Samples
+from diffleak.report import handling
+from diffleak.report.audited import Audited
+from diffleak.report.media import html as to_html
+from diffleak.report.media import markdown as to_markdown
+from diffleak.report.media.terminal import print_page
+from diffleak.report.section import Page, Section, sections
+from diffleak.report.sections import glossary, limits, model, verdict, warnings
+from diffleak.report.sections.audit import (
+    attacks,
+    costs,
+    exposed,
+    gates,
+    geometry,
+    made,
+    masks,
+    reference,
+    roc,
+    scores,
+    tiles,
+    timesteps,
+)
+from diffleak.report.selection import masked
+from diffleak.report.table import columns
+from diffleak.report.wording import count, moment
+
+GLOSSARY = (
+    ("Member", "an image the model was trained on; a held-out image comes from the same source but was not used for training."),
+    ("AUC", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
+    ("TPR at 1 % FPR", "share of members an attack catches when it may raise a false alarm for 1 % of the held-out images."),
+    ("Timestep", "how much noise an image gets before the model is asked about it; each attack has one where it sees most."),
+    ("Calibrate, test part", "settings are chosen on the one; every number in the verdict comes from the other."),
+)
+LATENT_GLOSSARY = (
+    ("Latent", "the compressed form of an image that the diffusion model works on; its numbers are the latent coordinates."),
+    ("Decoder", "the part of the model that turns a latent into a picture."),
+    ("Influence", "how much the decoded picture changes when one latent coordinate changes a little."),
+    ("Distortion", "how strongly the decoder stretches small steps around an image's latent; one number per image."),
+    ("Mask", "leaves a share of the latent coordinates out of an attack, such as the 40 % of lowest influence (influence:0.4)."),
+)
+REFERENCE_GLOSSARY = (
+    ("Reference", "a model without the training that is audited, such as the one that was fine-tuned; it says how hard each image is."),
+    ("Excess", "an attack's score of an image less its score of the same image in the reference."),
+)
+
+SECTIONS: tuple[Callable[[Audited], Section | None], ...] = (
+    lambda audit: verdict(audit.verdict),
+    gates.section,
+    lambda audit: warnings(audit.record.warnings),
+    tiles.section,
+    attacks.section,
+    masks.section,
+    reference.section,
+    roc.section,
+    timesteps.section,
+    scores.section,
+    geometry.section,
+    exposed.section,
+    costs.section,
+    lambda audit: limits("audit", "What this does not show"),
+    lambda audit: glossary(_terms(audit.record)),
+    made.section,
+    made.omitted,
+)
+OF_INVALID = (SECTIONS[0], made.section)  # why it is, what to do, and how it was made
+
+
+def page(record: AuditRecord, samples: Samples | None = None, thumbnail: Callable[[str], bytes] | None = None) -> Page:
+    """The report; only with samples it has figures, and only with thumbnails, an image's PNG by its id, images."""
+    audit = Audited(record, samples, thumbnail)
+    invalid = audit.verdict.level == "invalid"
+    sides = f"{count(record.split.members)} members, {count(record.split.nonmembers)} held-out images"
+    return Page(
+        title=f"Membership audit of {visible(record.plan.model)}",
+        heading="Membership audit",
+        meta=f"{model(record.plan.model, record.plan.lora)} · {sides}",
+        created=visible(moment(record.created)),
+        version=record.environment.diffleak,
+        sections=sections(make(audit) for make in (OF_INVALID if invalid else SECTIONS)),
+        handling="" if invalid else handling.on_page(record.plan.anonymous is not None, thumbnail is not None),
+    )
+
+
+def html(record: AuditRecord, samples: Samples, thumbnail: Callable[[str], bytes] | None = None) -> str:
+    """The whole report; `thumbnail` gives an image's PNG by its id, and without it no image is shown.
+
+    Of an invalid audit: why it is, what to do, and how it was made. The same record and samples give the same bytes.
+    """
+    return to_html.render(page(record, samples, thumbnail))
+
+
+def markdown(record: AuditRecord) -> str:
+    """The report as GitHub Markdown; of an invalid audit only the reason."""
+    return to_markdown.render(page(record))
+
+
+def print_terminal(record: AuditRecord, console: Console) -> None:
+    """Prints the report; of an invalid audit only the reason."""
+    print_page(page(record), console)
+
+
+def print_result(result: Result, console: Console | None = None) -> None:
+    """Prints the statistics of one score file, a line each, with the reason where one cannot be estimated."""
+    console = console or Console()
+    drawn = RichTable(box=None, show_header=False, pad_edge=False)
+    drawn.add_column(no_wrap=True)
+    drawn.add_column(no_wrap=True, justify="right")
+    drawn.add_column(style="dim")
+    for column in columns([result]):
+        cell = column.cell(result)
+        if cell.text != "-":
+            drawn.add_row(column.title, cell.text, Text("; ".join([*cell.details, *map(visible, filter(None, [cell.reason]))])))
+    console.print(drawn)
+    sizes = f"{count(result.n_members)} members, {count(result.n_nonmembers)} non-members"
+    console.print(Text(f"{sizes}; convention {result.convention}; intervals are 95 %", "dim"))
+
+
+def _terms(record: AuditRecord) -> tuple[tuple[str, str], ...]:
+    latent, reference = bool(record.geometry or masked(record)), bool(record.plan.reference)
+    return (*GLOSSARY, *(LATENT_GLOSSARY if latent else ()), *(REFERENCE_GLOSSARY if reference else ()))

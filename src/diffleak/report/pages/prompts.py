@@ -1,0 +1,62 @@
+"""The report on memorised prompts."""
+
+from collections.abc import Callable
+
+from rich.console import Console
+
+from diffleak.errors import visible
+from diffleak.records.prompts import PromptsRecord
+from diffleak.report.media import html as to_html
+from diffleak.report.media.terminal import print_page
+from diffleak.report.section import Page, Section, sections
+from diffleak.report.sections import glossary, limits, model, verdict, warnings
+from diffleak.report.sections.prompts import made, prompts, statistics
+from diffleak.report.sections.prompts.verdict import verdict as judge
+from diffleak.report.wording import count, moment
+
+GLOSSARY = (
+    ("Memorised", "for such a prompt the model draws (nearly) the same image every time: one that it was trained on."),
+    ("Ordinary", "a prompt of the same kind that the model was not trained on, or for which it draws something new."),
+    ("AUC", "how often a statistic ranks a random memorised prompt above a random ordinary one; 0.5 is guessing, 1 is always right."),
+    ("TPR at 1 % FPR", "share of memorised prompts found when 1 % of the ordinary ones may raise a false alarm."),
+    ("Success", "share of right answers at a threshold that was chosen on other prompts."),
+    ("Member, non-member", "in a footnote: a memorised and an ordinary prompt."),
+)
+
+SECTIONS: tuple[Callable[[PromptsRecord], Section | None], ...] = (
+    lambda record: verdict(judge(record)),
+    lambda record: warnings(record.warnings, "Note"),
+    statistics.section,
+    prompts.section,
+    lambda record: limits("prompts", drawn=_drawn(record)),
+    lambda record: glossary(GLOSSARY),
+    made.section,
+)
+
+
+def page(record: PromptsRecord) -> Page:
+    """The report."""
+    return Page(
+        title=f"Memorised prompts of {visible(record.plan.model)}",
+        heading="Memorised prompts",
+        meta=f"{model(record.plan.model, record.plan.lora)} · {count(record.plan.prompts)} prompts",
+        created=visible(moment(record.created)),
+        version=record.environment.diffleak,
+        sections=sections(make(record) for make in SECTIONS),
+        style="prompts.css",
+    )
+
+
+def html(record: PromptsRecord) -> str:
+    """The whole page: no script, no request; the same record gives the same bytes."""
+    return to_html.render(page(record))
+
+
+def print_prompts(record: PromptsRecord, console: Console) -> None:
+    """Prints the verdict, the success of the statistics, and the prompts that look most memorised."""
+    print_page(page(record), console)
+
+
+def _drawn(record: PromptsRecord) -> str:
+    images = record.plan.images
+    return f"{count(images)} {'image was' if images == 1 else 'images were'}"

@@ -1,0 +1,61 @@
+"""The report on the quality of images and on copies."""
+
+from rich.console import Console
+
+from diffleak.errors import visible
+from diffleak.records.quality import QualityRecord
+from diffleak.report import handling
+from diffleak.report.media import html as to_html
+from diffleak.report.media.terminal import print_page
+from diffleak.report.section import Page, sections
+from diffleak.report.sections import glossary, limits, model, verdict, warnings
+from diffleak.report.sections.quality import Pictures, copies, images, made, metrics
+from diffleak.report.sections.quality.verdict import verdict as judge
+from diffleak.report.wording import count, moment
+
+GLOSSARY = (
+    ("Feature", "a number that a trained network reads off an image; images with similar features look alike to that network."),
+    ("Reference", "real images that the generated ones are compared with, normally ones that the model was not trained on."),
+    ("Fréchet distance", "FID when the features are Inception's; grows as the sample gets smaller."),
+    ("KID", "compares the same features without that bias, so it also serves small samples."),
+    ("Similarity", "the cosine between the features of two images; 1 is the same direction."),
+    ("CLIP score", "how well images fit the captions they were drawn for; depends on the CLIP that looks."),
+    ("Copy rate", "how many generated images are nearer to some training image than 99 % of unseen real images are."),
+)
+
+SECTIONS = (
+    lambda record, pictures: verdict(judge(record)),
+    lambda record, pictures: warnings(record.warnings, "Note"),
+    lambda record, pictures: metrics.section(record),
+    images.section,
+    copies.section,
+    lambda record, pictures: limits("quality", images=count(record.images), real=count(record.reference.n)),
+    lambda record, pictures: glossary(GLOSSARY),
+    lambda record, pictures: made.section(record),
+)
+
+
+def page(record: QualityRecord, pictures: Pictures | None = None) -> Page:
+    """The report; only with pictures it shows images."""
+    numbers = f"{count(record.images)} generated images, {count(record.reference.n)} real ones"
+    shown = pictures is not None and pictures.training is not None
+    return Page(
+        title=f"Image quality of {visible(record.model)}",
+        heading="Image quality and copies",
+        meta=f"{model(record.model, record.lora)} · {numbers}",
+        created=visible(moment(record.created)),
+        version=record.environment.diffleak,
+        sections=sections(make(record, pictures) for make in SECTIONS),
+        handling=handling.on_page(record.anonymous is not None, shown) if record.copies else "",
+        style="quality.css",
+    )
+
+
+def html(record: QualityRecord, pictures: Pictures) -> str:
+    """The whole page; generated images are shown, training images only where `pictures` gives them."""
+    return to_html.render(page(record, pictures))
+
+
+def print_quality(record: QualityRecord, console: Console) -> None:
+    """Prints the verdict, the metrics and the similarities."""
+    print_page(page(record), console)

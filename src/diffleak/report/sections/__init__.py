@@ -1,0 +1,63 @@
+"""The sections: a file each, with a function from a record to a `Section`, in a folder per page; here those that every page has."""
+
+from collections.abc import Iterable, Sequence
+
+from markupsafe import Markup
+
+from diffleak.errors import visible
+from diffleak.records.audit import Environment
+from diffleak.report.judgement import Verdict
+from diffleak.report.section import Block, Section, Sentences, drawn, facts
+
+
+def verdict(judged: Verdict) -> Section:
+    """The meaning of a record, at the top of its page."""
+    return Section("verdict", judged.title, (Sentences(judged.sentences),), brief=judged.title, kind="verdict", level=judged.level)
+
+
+def warnings(found: Sequence[str], word: str = "Warning") -> Section | None:
+    """The warnings of a record, or its notes."""
+    said = Sentences(tuple(map(visible, found)), tone="caution")
+    title = word if len(found) == 1 else f"{word}s"
+    return Section("warnings", title, (said,), brief=f"{word}s", kind="warnings") if found else None
+
+
+def limits(page: str, menu: str = "Limits", **numbers: str) -> Section:
+    """The limits of the numbers of a page: its list in the template, filled in with `numbers`."""
+    return Section("limits", "What this does not show", (drawn(f"limits_of_{page}", **numbers),), menu)
+
+
+def glossary(terms: Iterable[tuple[str, str]]) -> Section:
+    """The words of a page."""
+    return Section("glossary", "Glossary", (facts(terms),), "Glossary")
+
+
+def reproduce(command: str, *blocks: Block) -> Section:
+    """The command that repeats the record, and its settings."""
+    return Section("reproduce", "How to reproduce", (drawn("code", text=visible(command)), *blocks), "How to reproduce")
+
+
+def fingerprinted(text: str, fingerprint: str | None) -> Markup:
+    """A source and its fingerprint."""
+    return Markup("{}<br><code>{}</code>").format(text, visible(fingerprint or ""))
+
+
+def adapted(lora: str | None, scale: float | None) -> tuple[tuple[str, str], ...]:
+    """The row of a LoRA."""
+    return () if lora is None else (("LoRA", f"{visible(lora)}, at scale {scale:g}; the fingerprint covers both"),)
+
+
+def model(name: str, lora: str | None) -> str:
+    """A model in the line under the title."""
+    return f"Model {visible(name)}" + ("" if lora is None else f" with the LoRA {visible(lora)}")
+
+
+def device(environment: Environment) -> str:
+    return f"{visible(environment.device_name)} ({visible(environment.device)}), {visible(environment.dtype)}"
+
+
+def versions(environment: Environment) -> str:
+    packages = "".join(
+        f", {visible(name)} {visible(version)}" for name, version in sorted(environment.packages.items(), key=lambda item: item[0].lower())
+    )
+    return f"diffleak {visible(environment.diffleak)}, Python {visible(environment.python)}{packages}"

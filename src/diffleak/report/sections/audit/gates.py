@@ -1,0 +1,34 @@
+"""The limits that a user set: a line per limit and attack."""
+
+from collections.abc import Sequence
+
+from diffleak.errors import visible
+from diffleak.records.audit import Gate
+from diffleak.report.audited import Audited
+from diffleak.report.section import Section, Sentences, prose
+from diffleak.report.wording import count
+
+
+def section(audit: Audited) -> Section | None:
+    """The limits that are met, and those that are not."""
+    gates = audit.record.gates
+    marks = tuple("passed" if gate.passed else "failed" for gate in gates)
+    met = "A limit is met if the upper end of the 95 % interval is at or below it, for every attack: what cannot be excluded counts."
+    blocks = (prose(met), Sentences(tuple(map(sentence, gates)), marks))
+    return Section("gates", _title(gates), blocks, "Limits set", _title(gates), "checks") if gates else None
+
+
+def _title(gates: Sequence[Gate]) -> str:
+    """Counts the checks that failed, of one for each limit and attack."""
+    failed = sum(not gate.passed for gate in gates)
+    checks = f"{count(len(gates))} {'check' if len(gates) == 1 else 'checks'}"
+    return f"Limits: {count(failed)} of {checks} failed" if failed else f"Limits: {checks}, none failed"
+
+
+def sentence(gate: Gate) -> str:
+    """States what the attack may reach, against the limit: "sima: AUC may reach 0.712, above the limit of 0.6"."""
+    if gate.reach is None:
+        why = visible(gate.reason or "not estimable")
+        return f"{visible(gate.attack)}: {gate.quantity} is {why}, so the limit of {gate.at_most:g} cannot be confirmed"
+    side = "within" if gate.passed else "above"
+    return f"{visible(gate.attack)}: {gate.quantity} may reach {gate.reach:.3f}, {side} the limit of {gate.at_most:g}"

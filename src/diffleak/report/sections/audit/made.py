@@ -1,0 +1,99 @@
+"""The command, settings and parameters of an audit, and the files that it left out."""
+
+from collections.abc import Iterator
+
+from markupsafe import Markup
+
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord, Blind, Result
+from diffleak.report.audited import Audited
+from diffleak.report.section import Block, Section, Sentences, breakable, drawn, facts, heading
+from diffleak.report.sections import adapted, device, fingerprinted, reproduce, versions
+from diffleak.report.selection import unmasked
+from diffleak.report.wording import count, labels_from
+from diffleak.stats.blind import INVALID_ABOVE, INVALID_P
+
+LISTED = 20  # omitted files shown by name
+
+
+def section(audit: Audited) -> Section:
+    """The command, the settings and the parameters of the attacks."""
+    record, blocks = audit.record, [facts(_rows(audit.record))]
+    attacks = unmasked(record)
+    if attacks:
+        rows = [(breakable(visible(r.attack)), _parameters(r)) for r in attacks]
+        blocks += [heading("Parameters of the attacks"), facts(rows)]
+    if record.omitted and audit.verdict.level != "invalid":
+        left, more = record.omitted[:LISTED], len(record.omitted) - LISTED
+        and_more = f"and {count(more)} more, all in audit.json" if more > 0 else ""
+        blocks += [heading("Files left out"), drawn("names", names=list(map(visible, left)), more=and_more)]
+    return reproduce(record.command, *blocks)
+
+
+def omitted(audit: Audited) -> Section | None:
+    """The number of files that were left out, in text; a page lists them."""
+    files = len(audit.record.omitted)
+    if not files:
+        return None
+    said = "1 file was left out; audit.json names it." if files == 1 else f"{count(files)} files were left out; audit.json names them."
+    blocks: tuple[Block, ...] = (Sentences((said,), tone="caution", where="text"),)
+    return Section("omitted", "", blocks)
+
+
+def _parameters(result: Result) -> str:
+    said = ", ".join(f"{visible(key)} = {visible(str(value))}" for key, value in sorted(result.parameters.items())) or "none"
+    return f"{said}; {result.direction} values mean member"
+
+
+def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
+    plan, environment, split = record.plan, record.environment, record.split
+    yield "Model", fingerprinted(visible(plan.model), environment.model_fingerprint)
+    yield from adapted(plan.lora, plan.lora_scale)
+    if plan.reference is not None:
+        base = " (the model without the LoRA)" if plan.reference == "base" and plan.lora is not None else ""
+        yield "Reference", fingerprinted(visible(plan.reference) + base, plan.reference_fingerprint)
+    yield "Members", visible(plan.members)
+    yield "Held-out images", visible(plan.nonmembers)
+    yield "Data fingerprint", Markup("<code>{}</code>").format(visible(environment.data_fingerprint))
+    yield "Image shape", visible(plan.image_shape) + (", resized to fit" if plan.resize else "")
+    yield "Seeds", f"noise {environment.seed}, split {split.seed}"
+    yield "Calibrate part", _sides(split.calibrate_members, split.calibrate_nonmembers)
+    tested = _sides(split.members - split.calibrate_members, split.nonmembers - split.calibrate_nonmembers)
+    yield "Test part", tested + (f"; medians over {split.repeats} random divisions" if split.repeats > 1 else "")
+    yield "Same-source check", _blind(record.blind)
+    if plan.masks:
+        yield "Masks", visible(", ".join(plan.masks))
+    if plan.probes is not None:
+        yield "Probes", f"{count(plan.probes)} per image, for the influence of latent coordinates"
+    if plan.top is not None:
+        yield "Singular values", f"the {count(plan.top)} largest, for distortion"
+    if plan.classes is not None:
+        yield "Classes", f"{count(plan.classes)}; each image was scored with its own label"
+    if plan.labels is not None:
+        kept = "; all are in audit.json under plan, label_names" if plan.label_names else ""
+        yield "Labels", f"from {labels_from(plan.labels, plan.label_names)}{kept}"
+    if plan.guidance_scale is not None:
+        yield "Guidance", f"classifier-free, scale {plan.guidance_scale:g}: attacks see the guided predictions, two forwards each"
+    if plan.captions is not None:
+        cut = f", {count(plan.captions_truncated)} truncated by the text encoder" if plan.captions_truncated else ""
+        found = f"found for {count(plan.captions_found or 0)} of {count(plan.n_members + plan.n_nonmembers)} images"
+        yield "Captions", f"{visible(plan.captions)}; {found}{cut}"
+    yield "Device", f"{device(environment)}, {environment.threads} {'thread' if environment.threads == 1 else 'threads'}"
+    yield "Platform", visible(environment.platform)
+    yield "Versions", versions(environment)
+    yield "Record", f"audit.json, schema version {record.schema_version}"
+
+
+def _sides(members: int, nonmembers: int) -> str:
+    return f"{count(members)} members, {count(nonmembers)} held-out images"
+
+
+def _blind(blind: Blind) -> str:
+    """The check for different sources."""
+    if blind.p_value is not None:
+        return f"p = {blind.p_value:.4f}, {visible(str(blind.method))}; invalid if p is at most {INVALID_P}"
+    if blind.value is not None:
+        ends = f" [{blind.low:.3f}, {blind.high:.3f}]" if blind.low is not None and blind.high is not None else ""
+        sees = "a classifier that sees only pixel statistics"
+        return f"AUC {blind.value:.3f}{ends} of {sees}; invalid if the interval is above {INVALID_ABOVE}"
+    return "not made" + (f": {visible(blind.reason)}" if blind.reason else "")

@@ -1,0 +1,87 @@
+"""The leak beyond a reference model: a table with a row per attack, and sentences that sum it up."""
+
+from collections.abc import Callable, Sequence
+
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.base import Estimate
+from diffleak.records.variants import VARIANTS
+from diffleak.report.audited import Audited
+from diffleak.report.section import Section, Sentences, Tabulated, prose
+from diffleak.report.table import Cell, Column, Table, auc_cell, gain_cell, missing, tabulate
+from diffleak.report.wording import medians
+
+TITLE = "Beyond the reference"
+DIFFERENCE = "the audited model minus the reference on the same test images. In brackets: 95 % interval."
+
+
+def section(audit: Audited) -> Section | None:
+    """The knowledge of the audited model beyond its reference; None for a record without one."""
+    content = reference_table(audit.record)
+    if content is None:
+        return None
+    name = visible(audit.record.plan.reference or "")
+    why = (
+        f"Some images look like members to any model, because they are simple. The reference, {name}, was asked about the same "
+        "images with the same noise, and says how hard each one is: what the audited model knows beyond it is due to what it was "
+        "trained on since. Subtracting the reference's scores image by image gives the excess."
+    )
+    misses = "If the members were also in the training data of the reference, the excess misses what both models know."
+    caption = (
+        f"The same images of {audit.tested}, each attack at its own chosen settings. Small print: 95 % intervals. Differences of rates are "
+        "in points of percent. n/e: not estimable, with the reason below."
+    )
+    blocks = (prose(why), Sentences(sentences(audit.record)), prose(misses, "prose muted"), Tabulated(content, caption, flat=True))
+    return Section("reference", TITLE, blocks, TITLE, TITLE)
+
+
+def reference_table(record: AuditRecord) -> Table | None:
+    """The attacks on the audited model, on the reference and on the excess; None for a record without a reference."""
+    rows = tuple(r for r in record.results if r.plain and _of(record, r, "excess"))
+    return tabulate(rows, _columns(record), lambda r: (r.attack, "", False)) if rows else None
+
+
+def _of(record: AuditRecord, result: Result, variant: str) -> Result | None:
+    return next((r for r in record.results if r.variant == variant and r.base == result.attack), None)
+
+
+def _columns(record: AuditRecord) -> tuple[Column, ...]:
+    beside = lambda variant, cell: lambda r: _cell(_of(record, r, variant), cell)
+    points = f"In points of percent, {DIFFERENCE}"
+    auc, asr, tpr = gain_cell(lambda g: g.auc, in_percent=False), gain_cell(lambda g: g.asr), gain_cell(lambda g: g.tpr_at_1pct)
+    return (
+        Column(("AUC", "model"), "The attack on the audited model.", 5, auc_cell),
+        Column(("AUC", "reference"), "The attack on the reference, which tells how hard each image is.", 6, beside("reference", auc_cell)),
+        Column(("AUC", "difference"), f"AUC, {DIFFERENCE}", 2, beside("reference", auc)),
+        Column(("Attack success", "difference (points)"), points, 7, beside("reference", asr)),
+        Column(("TPR at 1 % FPR", "difference (points)"), points, 4, beside("reference", tpr)),
+        Column(("AUC", "excess"), "The attack on the model's scores less the reference's, image by image.", 1, beside("excess", auc_cell)),
+        Column(("Excess", "against model"), "AUC of the excess minus that of the model's scores alone.", 3, beside("excess", auc)),
+    )
+
+
+def _cell(found: Result | None, cell: Callable[[Result], Cell]) -> Cell:
+    return missing("the reference is not in the record") if found is None else cell(found)
+
+
+def sentences(record: AuditRecord) -> tuple[str, ...]:
+    """Sums the differences up; no sentence for a record without a reference."""
+    others, excess = ([r for r in record.results if r.variant == variant] for variant in VARIANTS)
+    if not excess:
+        return ()
+    higher, lower = _beside([r.gain.auc if r.gain else Estimate() for r in others], 0.0)
+    better, worse = _beside([r.auc for r in excess], 0.5)
+    attacks = f"{len(excess)} {'attack' if len(excess) == 1 else 'attacks'}"
+    return (
+        f"Members stand out more in the audited model than in its reference, {visible(record.plan.reference or '')}, for {higher} of "
+        f"{attacks}, and less for {lower}: there the interval of the AUC difference lies above 0, or below.",
+        f"By what the model sees beyond its reference, image by image, {better} of {attacks} tell members apart better than by guessing"
+        + (f", and {worse} the other way round: has the reference seen the members?" if worse else "."),
+        *medians(record.split.repeats),
+    )
+
+
+def _beside(estimates: Sequence[Estimate], level: float) -> tuple[int, int]:
+    """Counts the intervals above a level, and those below."""
+    above = sum(e.low is not None and e.low > level for e in estimates)
+    return above, sum(e.high is not None and e.high < level for e in estimates)

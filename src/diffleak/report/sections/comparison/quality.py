@@ -1,0 +1,46 @@
+"""Attacks against the quality of the images."""
+
+from markupsafe import Markup
+
+from diffleak.errors import visible
+from diffleak.records.comparison import Comparison
+from diffleak.report.section import Block, Section, breakable, drawn, figure, prose
+from diffleak.report.sections.comparison.verdict import QUALITY
+from diffleak.report.wording import count
+
+HOW_TO_QUALITY = "diffleak quality MODEL --reference DATA -o RUN"
+
+
+def section(record: Comparison) -> Section:
+    """A dot per entry that has a quality; or how to measure it."""
+    return Section("quality", "Attacks against quality", (), "Quality", later=lambda: _scatter(record))
+
+
+def _scatter(record: Comparison) -> tuple[Block, ...]:
+    from diffleak.report.figures import keys
+    from diffleak.report.figures.comparison import points, scatter
+
+    svg, shown = scatter(record), points(record)
+    if svg is None:
+        return _nothing(record.quality_reason or "fewer than two entries have both numbers")
+    listed = [keys.Key(keys.dot(p.number, p.color), breakable(p.name) + f": {p.quality}, {p.privacy}") for p in shown]
+    first = next(e.quality for e in record.entries if e.quality)
+    read = (
+        "Lower, the attack does worse; further left, the images are closer to real ones: a good defence is low without moving far to the "
+        f"right. Lines are 95 % intervals where there are any. {QUALITY.get(record.quality_metric or '', '')} of {count(first.images)} "
+        f"generated images, features of {visible(first.extractor)}."
+    )
+    missing = prose("Entries without a quality.json are not in the figure.", "prose muted")
+    drawn_all = len(shown) == len(record.entries)
+    return figure(svg, (read,), [*listed, keys.GUESSING]), *(() if drawn_all else (missing,))
+
+
+def _nothing(reason: str) -> tuple[Block, ...]:
+    why = (
+        f"There is nothing to plot: {visible(reason)}. A defence that ruins the images protects nothing worth having, so measure it for "
+        "each entry, with the same extractor and number of images:"
+    )
+    where = Markup(
+        "It leaves quality.json in the run folder, where this comparison finds it; <code>--quality NAME=FILE</code> names one elsewhere."
+    )
+    return prose(why), drawn("code", text=HOW_TO_QUALITY), prose(where, "prose muted")

@@ -1,0 +1,191 @@
+"""The verdict on a comparison, in plain words.
+
+lowers       for some entry the interval of its worst AUC minus the baseline's worst lies below 0
+not-shown    for none it does; the intervals say what cannot be excluded
+undecided    in some run the sides differ without the model, and its user allowed that; or nothing checked that they do not, or the check
+             can have missed a difference of the sources as large as the leak
+invalid      in some run they differ and its user did not allow it, or no difference has an interval
+
+Of a comparison with an invalid run no number is shown; compare.json keeps them.
+"""
+
+from pathlib import Path
+
+from diffleak.errors import visible
+from diffleak.records.base import Estimate
+from diffleak.records.comparison import Comparison, Entry, SwapResult
+from diffleak.report.judgement import Verdict
+from diffleak.report.wording import count, signed, signed_interval, spoken
+from diffleak.stats.blind import finding, may_explain
+
+QUALITY = {
+    "kid": "KID",
+    "frechet": "Fréchet distance",
+    "inception_score": "Inception score",
+    "precision": "precision",
+    "recall": "recall",
+    "copy_rate": "copy rate",
+    "clip_score": "CLIP score",
+}
+
+
+def invalid_runs(record: Comparison) -> tuple[str, ...]:
+    """The runs whose sides come from different sources, where their users did not allow it."""
+    return _different(record, allowed=False)
+
+
+def _different(record: Comparison, allowed: bool) -> tuple[str, ...]:
+    runs = [run for entry in record.entries for run in entry.runs]
+    return tuple(run.run for run in runs if finding(run.blind) == "different" and run.allow_shift == allowed)
+
+
+def comparison_verdict(record: Comparison) -> Verdict:
+    """States what the differences to the baseline mean."""
+    invalid = invalid_runs(record)
+    if invalid:
+        title = "Invalid: in some audits the two sides come from different sources, so the numbers do not measure membership."
+        reason = "Members can be told from held-out images without the model in "
+        sentences: tuple[str, ...] = (
+            f"{reason}{visible(', '.join(invalid))}. Audit again with sides from one source.",
+            "No result is shown. compare.json keeps the numbers.",
+        )
+        return Verdict("invalid", title, sentences)
+    judged = _of_differences(record)
+    shifted, unsure = _different(record, allowed=True), _unsure(record)
+    title, said = judged.title, list(judged.sentences)
+    if unsure:
+        title = "Undecided: in some audits a difference between the sources of the two sides may be all that the attacks find."
+        said.append(
+            f"The check for one source was not made, or could not find a difference that small, in {visible(', '.join(unsure))}. "
+            "Audit more images of each side."
+        )
+    if shifted:
+        title = (
+            "Undecided: in some audits the two sides come from different sources, so the numbers below mix membership with that difference."
+        )
+        said.append(f"--allow-shift accepted this in {visible(', '.join(shifted))}. Audit again with sides from one source.")
+    if judged.level == "invalid":
+        return Verdict("invalid", judged.title, tuple(said))
+    return Verdict("undecided" if shifted or unsure else judged.level, title, tuple(said))
+
+
+def _unsure(record: Comparison) -> tuple[str, ...]:
+    """The runs in which a difference between the sources that was not found may be all that the entry's worst attack finds."""
+    found = []
+    for entry in record.entries:
+        low = entry.worst_result.auc.low or 0.0
+        found += [run.run for run in entry.runs if finding(run.blind) == "unchecked" or (low > 0.5 and may_explain(run.blind, low))]
+    return tuple(found)
+
+
+def _of_differences(record: Comparison) -> Verdict:
+    others = record.entries[1:]
+    sentences = (_baseline(record.reference), *(_against(entry, record) for entry in others), _chosen(record))
+    known = [e for e in others if _worst_difference(e).high is not None]
+    if not known:
+        return Verdict("invalid", "No verdict: no difference to the baseline could be measured.", sentences)
+    lower = [e for e in known if (_worst_difference(e).high or 0.0) < 0 and not _undone(e, record)]
+    higher = [e for e in known if (_worst_difference(e).low or 0.0) > 0]
+    baseline = visible(record.reference.name)
+    if lower:
+        best = min(lower, key=lambda e: _worst_difference(e).value or 0.0)
+        by = f"its AUC is {_lowered(_worst_difference(best))} than that of {baseline}"
+        who = f"{visible(best.name)} weakens the worst attack"
+        if len(others) > 1:
+            most = f", {visible(best.name)} most by point estimate" if len(lower) > 1 else f": {visible(best.name)}"
+            who = f"{len(lower)} of {len(others)} {'weaken' if len(lower) > 1 else 'weakens'} the worst attack{most}"
+        title = f"{who}: {by}." if len(others) == 1 or len(lower) > 1 else f"{who}; {by}."
+        return Verdict("lowers", title, sentences)
+    stronger = f" {visible(', '.join(e.name for e in higher))} makes it stronger." if higher else ""
+    subject = visible(others[0].name) if len(others) == 1 else f"None of the {len(others)} entries"
+    shown = "was not shown" if len(others) == 1 else "was shown"
+    return Verdict("not-shown", f"{subject} {shown} to weaken the worst attack of {baseline}.{stronger}", sentences)
+
+
+def _undone(entry: Entry, record: Comparison) -> SwapResult | None:
+    """The swap audit of the two teachers of an entry, where it finds more than the entry's worst attack."""
+    swap = record.swap
+    if swap is None or not set(swap.runs) <= {run.run for run in entry.runs}:
+        return None
+    best = next(r for r in swap.results if r.attack == swap.best)
+    return best if (best.auc.low or 0.0) > (entry.worst.not_excluded or 0.0) else None
+
+
+def _worst_difference(entry: Entry) -> Estimate:
+    return entry.worst.difference.auc if entry.worst.difference else Estimate()
+
+
+def _lowered(difference: Estimate) -> str:
+    value, low, high = (abs(x or 0.0) for x in (difference.value, difference.high, difference.low))
+    return f"{value:.3f} lower (95 % interval {low:.3f} to {high:.3f})"
+
+
+def _baseline(entry: Entry) -> str:
+    attack, name = visible(entry.worst.attack), visible(entry.name)
+    auc = entry.worst_result.auc
+    if auc.value is None or auc.low is None or auc.high is None:
+        return (
+            f"{name} is the baseline; the AUC of its worst attack, {attack}, has no interval: {visible(auc.reason or 'no reason given')}."
+        )
+    value, ends = spoken(auc)
+    pair = f"Given one member and one held-out image, the worst attack on {name}, {attack}, picks the member"
+    rest = "As a fraction, that share is the AUC; the others are compared with it."
+    return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing). {rest}"
+
+
+def _against(entry: Entry, record: Comparison) -> str:
+    """One entry: its worst attack, the difference to the baseline's worst, what is not excluded, and its quality."""
+    auc, against = entry.worst_result.auc, entry.worst.difference
+    assert against is not None, "only the baseline has none"
+    where = f" on {visible(artefact(entry.worst.run))}" if len(entry.runs) > 1 else ""
+    head = f"{visible(entry.name)}: the worst attack is {visible(entry.worst.attack)}{where}"
+    if auc.value is None or auc.low is None or auc.high is None:
+        return f"{head}; its AUC has no interval ({visible(auc.reason or 'no reason given')})."
+    pairs = f"the {count(against.members)} members and {count(against.nonmembers)} held-out images that both were tested on"
+    if against.auc.value is None or against.auc.low is None:
+        versus = f"the difference in AUC on {pairs} has no interval ({visible(against.auc.reason or 'no reason given')})"
+    else:
+        versus = f"the difference in AUC is {signed(against.auc.value)} {signed_interval(against.auc)} on {pairs}"
+    text = f"{head}, AUC {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]; {versus}. {not_excluded(auc)}"
+    both = _undone(entry, record)
+    if both is not None and both.auc.value is not None:
+        text += (
+            f" But an attacker who has both teachers can tell by {visible(both.attack)} which of them saw an image, with an AUC of "
+            f"{both.auc.value:.3f} (swap audit), so it is not counted among those that weaken the attack."
+        )
+    quality = _quality_words(entry, record)
+    return f"{text} {quality}" if quality else text
+
+
+def not_excluded(auc: Estimate) -> str:
+    """States what the interval leaves possible; that an AUC is "close to one half" is never said without it."""
+    assert auc.low is not None and auc.high is not None, "callers speak only of intervals"
+    if auc.high < 0.5:
+        return (
+            f"The interval lies below 0.5: the scores point the wrong way, and an attacker who turns them round may reach "
+            f"an AUC of {1 - auc.low:.3f}, so this is not a sign of safety."
+        )
+    if auc.low <= 0.5:
+        return f"The interval includes guessing (0.5); an AUC up to {auc.high:.3f} cannot be excluded."
+    return f"That is above guessing (0.5); an AUC up to {auc.high:.3f} cannot be excluded."
+
+
+def _quality_words(entry: Entry, record: Comparison) -> str:
+    metric = record.quality_metric
+    pair = [e.quality.metric(metric) if e.quality and metric else None for e in (entry, record.reference)]
+    if metric is None or pair[0] is None or pair[0].value is None:
+        return ""
+    against = f", against {pair[1].value:.4g} of {visible(record.reference.name)}" if pair[1] and pair[1].value is not None else ""
+    return f"Quality: {QUALITY[metric]} {pair[0].value:.4g}{against} (lower is better)."
+
+
+def _chosen(record: Comparison) -> str:
+    tested = "Worst means the highest AUC on the calibrate part, over all runs of an entry and all attacks that every run has"
+    if any(entry.worst.chosen_on == "test" for entry in record.entries):
+        tested += " (on the test part where there is no calibrate part)"
+    return f"{tested}; the numbers are of the test part, differences of the images in the test parts of both runs."
+
+
+def artefact(run: str) -> str:
+    """A run as it is shown: the last part of its path."""
+    return Path(run).name or run
