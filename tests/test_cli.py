@@ -239,7 +239,7 @@ def test_selfcheck_fails_when_an_attack_is_wrong(capsys, monkeypatch):
     from diffleak.attacks.sima import SimA
 
     monkeypatch.setattr(
-        SimA, "residuals", lambda self, denoiser, x0, noise, cond=None: (denoiser(x0, t) * 0 + noise(0) for t in self.timesteps)
+        SimA, "residuals", lambda self, subject: (subject.eps(subject.x0, t) * 0 + subject.noise(0) for t in self.timesteps)
     )
     code, out, err = call(capsys, "selfcheck")
     assert code == 1

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -217,7 +216,7 @@ def test_images_that_are_no_cohort_or_named_twice_are_refused(images: diffleak.C
         diffleak.cohort(members=MEMBERS)
 
 
-def test_a_cohort_of_files_is_recorded_as_the_command_line_names_it(tmp_path: Path, model_folder) -> None:
+def test_a_cohort_of_files_is_recorded_as_the_command_line_names_it(tmp_path: Path, model_folder, capsys) -> None:
     np.save(tmp_path / "all.npy", np.concatenate([MEMBERS, HELD_OUT]))
     sides = {"members": [str(i) for i in range(24)], "nonmembers": [str(i) for i in range(24, 48)]}
     (tmp_path / "split.json").write_text(json.dumps(sides))
@@ -227,6 +226,6 @@ def test_a_cohort_of_files_is_recorded_as_the_command_line_names_it(tmp_path: Pa
     assert (
         f"--data {tmp_path / 'all.npy'} --split {tmp_path / 'split.json'}" in command and "--limit 20" in command and "--seed 3" in command
     )
-    done = subprocess.run([sys.executable, "-m", *command.split(), "--json"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["results"] == json.loads(audit.record.model_dump_json())["results"], "the command resumes the run"
+    code, out, err = call(capsys, *command.split()[1:], "--json")
+    assert code == 0, err
+    assert json.loads(out)["results"] == json.loads(audit.record.model_dump_json())["results"], "the command resumes the run"

@@ -252,7 +252,7 @@ def test_a_reference_of_other_inputs_is_refused_in_one_line(latent_folder):
     assert "must have the model's noise schedule" in refusal(plain, Gaussian(0.0, 0.15, linear_schedule(steps=500)))
     assert "they take 10 classes and no classes" in refusal(target, Target(plain, ImageShape(1, 8, 8), classes=10))
     assert "they run in float64 on cpu and in float32 on cpu" in refusal(target, Target(plain, ImageShape(1, 8, 8), dtype="float64"))
-    assert "must have the model's autoencoder" in refusal(target, diffleak.load(latent_folder(), device="cpu"))
+    assert "must share one autoencoder; these two differ" in refusal(target, diffleak.load(latent_folder(), device="cpu"))
 
 
 def test_a_reference_with_another_autoencoder_is_refused_and_with_a_copy_it_is_not(latent_folder, images, tmp_path):
@@ -261,7 +261,7 @@ def test_a_reference_with_another_autoencoder_is_refused_and_with_a_copy_it_is_n
     with torch.no_grad():
         next(other.codec.network.parameters()).add_(1e-3)
     assert not hub.same_codec(one.codec, other.codec)
-    assert "must have the model's autoencoder" in refusal(one, other)
+    assert "must share one autoencoder; these two differ" in refusal(one, other)
     audit = run(**settings(tmp_path / "one", images, tmp_path / "run", attacks="sima", reference=str(tmp_path / "same")))
     assert not by_name(audit)["sima[excess]"].statistic.any()
 

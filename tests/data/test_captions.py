@@ -455,7 +455,7 @@ def audited(members, nonmembers, target=None, **changes):
 def test_a_text_model_is_not_audited_without_captions_unless_that_is_chosen(tmp_path):
     bare = [folder(tmp_path / side) for side in ("bare", "bare2")]
     for choice in ({}, {"captions": "own"}, {"captions": "swapped"}):
-        with pytest.raises(UserError, match=r"told a caption with every image, and the data has none: .*--captions empty") as refusal:
+        with pytest.raises(UserError, match=r"takes a caption with every image, and the data has none: .*--captions empty") as refusal:
             audited(*bare, **choice)
         assert "\n" not in str(refusal.value)
     plan = audited(*bare, captions="empty").plan

@@ -118,11 +118,11 @@ def test_without_a_headline_the_strongest_attack_is_judged_with_a_widened_interv
     ("captions", "said"),
     [
         (None, "access)."),
-        ("own", "The model was told each image's own caption, so the attacker must know it."),
-        ("empty", "The model was told no captions; an attacker who knows them may find more."),
-        ("swapped", "The model was told another image's caption with each image: a check of what captions give away, not of the risk."),
-        ("fixed:a cat", "The model was told the same caption with every image; an attacker who knows their own may find more."),
-        ("texts.csv", "The model was told the captions in texts.csv, so the attacker must know them."),
+        ("own", "The model was given each image's own caption, so the attacker must know it."),
+        ("empty", "The model was given no captions; an attacker who knows them may find more."),
+        ("swapped", "The model was given another image's caption with each image: a check of what captions give away, not of the risk."),
+        ("fixed:a cat", "The model was given the same caption with every image; an attacker who knows their own may find more."),
+        ("texts.csv", "The model was given the captions in texts.csv, so the attacker must know them."),
     ],
 )
 def test_the_verdict_says_what_the_model_was_told_of_each_image(leak, captions, said):

@@ -79,12 +79,13 @@ def test_every_image_has_its_own_caption_first_and_then_n_others(data, blip, tmp
 
 def test_the_file_depends_on_the_seed_and_not_on_batches_limits_or_interruptions(data, blip, tmp_path):
     whole = caption(data, blip, tmp_path / "whole.jsonl", batch_size=8).read_text()
-    assert caption(data, blip, tmp_path / "one.jsonl", batch_size=1).read_text() == whole
+    one = caption(data, blip, tmp_path / "one.jsonl", batch_size=1, limit=2).read_text()
     cut = caption(data, blip, tmp_path / "cut.jsonl", batch_size=3, limit=4)
     assert cut.read_text() == "".join(line + "\n" for line in whole.splitlines()[:4])
+    assert cut.read_text().startswith(one) and len(one.splitlines()) == 2
     cut.write_text(cut.read_text()[:-10])  # killed while it wrote
     assert caption(data, blip, cut, batch_size=3).read_text() == whole
-    assert caption(data, blip, tmp_path / "other.jsonl", seed=1).read_text() != whole
+    assert not whole.startswith(caption(data, blip, tmp_path / "other.jsonl", seed=1, limit=2).read_text())
 
 
 def test_finished_lines_are_kept_and_not_drawn_again(data, blip, tmp_path, monkeypatch):

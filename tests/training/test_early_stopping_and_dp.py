@@ -533,7 +533,11 @@ def test_the_last_line_says_where_training_stopped_and_why(data, tmp_path, losse
     (tmp_path / "c.yaml").write_text(json.dumps({"model": TINY, "device": "cpu", "threads": 1, "batch_size": 4, "checkpoint_every": 2}))
     for as_json in (False, True):
         losses({2: 1.0, 4: 2.0})
-        command(data=str(data), output=tmp_path / "m", config=tmp_path / "c.yaml", validation=0.2, patience=1, as_json=as_json)
+        command(
+            given={"data": str(data), "output": tmp_path / "m", "validation": 0.2, "patience": 1},
+            config=tmp_path / "c.yaml",
+            as_json=as_json,
+        )
         said = capsys.readouterr().out
         if as_json:
             assert json.loads(said)["early_stopping"]["last_step"] == 4

@@ -242,19 +242,19 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
 
 
 def _told(captions: str | None) -> str:
-    """What a text-to-image model was told of each image, which decides what an attack can find."""
+    """The captions that a text-to-image model was given, which decide what an attack can find."""
     match captions:
         case None:
             return ""
         case "own":
-            return " The model was told each image's own caption, so the attacker must know it."
+            return " The model was given each image's own caption, so the attacker must know it."
         case "empty":
-            return " The model was told no captions; an attacker who knows them may find more."
+            return " The model was given no captions; an attacker who knows them may find more."
         case "swapped":
-            return " The model was told another image's caption with each image: a check of what captions give away, not of the risk."
+            return " The model was given another image's caption with each image: a check of what captions give away, not of the risk."
     if captions.startswith("fixed:"):
-        return " The model was told the same caption with every image; an attacker who knows their own may find more."
-    return f" The model was told the captions in {visible(captions)}, so the attacker must know them."
+        return " The model was given the same caption with every image; an attacker who knows their own may find more."
+    return f" The model was given the captions in {visible(captions)}, so the attacker must know them."
 
 
 def _membership(record: AuditRecord) -> str:
