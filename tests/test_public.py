@@ -54,5 +54,6 @@ def test_a_users_file_is_checked_with_real_types(tmp_path: Path) -> None:
     ]
     assert re.findall(r"error: (.*)", said) == [
         '"Result" has no attribute "nothing"  [attr-defined]',
-        'Argument "attacks" to "audit" has incompatible type "int"; expected "str | Attack | Sequence[str | Attack]"  [arg-type]',
+        'Argument "attacks" to "audit" has incompatible type "int"; expected '
+        '"str | Attack | type[Attack] | Sequence[str | Attack | type[Attack]]"  [arg-type]',
     ]

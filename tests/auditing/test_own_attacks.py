@@ -13,15 +13,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fixtures.captions import toy_encode
 from fixtures.commands import call, refused
 
 import diffleak
 from diffleak.attacks import ATTACKS
 from diffleak.attacks.spec import parse, spec_of
 from diffleak.auditing import run, score
+from diffleak.auditing.config import AuditConfig
+from diffleak.auditing.plan import choose_attacks
+from diffleak.config import build
 from diffleak.data.pixels import to_model
 from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
+from diffleak.diffusion.denoiser import Counted, Denoiser, Guided
 from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.sampling import FlowSampler
 from diffleak.errors import UserError
 
 README = Path(__file__).parents[2] / "README.md"
@@ -146,8 +152,8 @@ def test_what_an_attack_gets_wrong_is_one_line(body: str, said: str, images: dif
 @pytest.mark.parametrize(
     ("answer", "got"),
     [
-        (torch.zeros(1, 2, 16), "(1, 2, 16) torch.float32"),
-        (torch.zeros(1, 2, 3, dtype=torch.float64), "(1, 2, 3) torch.float64"),
+        (torch.zeros(1, 2, 16), "(2, 16) torch.float32"),
+        (torch.zeros(1, 2, 3, dtype=torch.float64), "(2, 3) torch.float64"),
         (None, "a NoneType"),
     ],
 )
@@ -186,9 +192,12 @@ def test_a_spec_is_read_back_as_the_instance_it_stands_for() -> None:
         ("diffleak:ResidualAttack", "cannot be made"),
         (f"{__name__}:Parametrised(q=1)", "unknown parameter"),
         (f"{__name__}:Parametrised(loud=perhaps)", "loud must be of the kind bool"),
+        ("broken_module:A", "broken_module:A cannot be imported (invalid syntax"),
     ],
 )
-def test_a_spec_that_names_no_attack_is_one_line(spec: str, said: str) -> None:
+def test_a_spec_that_names_no_attack_is_one_line(spec: str, said: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "broken_module.py").write_text("a b")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=re.escape(said)):
         parse(spec, ATTACKS, None)
 
@@ -197,6 +206,7 @@ def test_a_name_that_is_taken_or_no_name_is_refused(images: diffleak.Cohort) -> 
     model = Gaussian(0.0, 0.3, linear_schedule())
     for name, said in (
         ("sima", "must have a name of its own; sima is an attack of diffleak"),
+        ("member", "must have a name of its own; member is a column of samples.csv"),
         ("a/b", "of letters, digits and _; got 'a/b'"),
     ):
         other = type("Other", (Parametrised,), {"name": name})
@@ -229,3 +239,103 @@ def test_a_cohort_of_files_is_recorded_as_the_command_line_names_it(tmp_path: Pa
     code, out, err = call(capsys, *command.split()[1:], "--json")
     assert code == 0, err
     assert json.loads(out)["results"] == json.loads(audit.record.model_dump_json())["results"], "the command resumes the run"
+
+
+def test_timesteps_are_those_of_the_spec_then_of_the_call_then_of_the_class() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Own(Parametrised):
+        timesteps: tuple[int, ...] = (50, 100)
+
+    def chosen(specs: str, *made: diffleak.Attack, **given: str) -> list[tuple[int, ...]]:
+        config = build(AuditConfig, {"members": "a", "nonmembers": "b", "attacks": specs, **given})
+        return [attack.timesteps for attack in choose_attacks(config, {spec_of(attack): attack for attack in made})]
+
+    assert chosen("sima(timesteps=10:300:10),loss", timesteps="100") == [tuple(range(10, 301, 10)), (100,)]
+    for own in (Own(), Own(k=4)):
+        assert chosen(spec_of(own), own) == [(50, 100)]
+        assert chosen(spec_of(own), own, timesteps="70") == [(70,)]
+    made = Own(timesteps=(20,))
+    assert chosen(spec_of(made), made, timesteps="70") == [(20,)]
+
+
+def test_whole_and_numpy_numbers_are_the_attack_that_a_command_line_means() -> None:
+    assert diffleak.SimA(p=2.0).label == "sima(p=2.0)" == parse("sima(p=2)", ATTACKS, None).label
+    one = diffleak.SecMI(k=5)
+    object.__setattr__(one, "k", np.int64(5))  # as a caller gives it; the tests' type checks refuse it
+    one._plain_numbers()
+    assert type(one.k) is int and one == diffleak.SecMI(k=5)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("direction = 'big'", "direction must be small or large"),
+        ("rule = 'foo'", "unknown rule of Wrong 'foo'"),
+        ("k: int = 3", r"k is no parameter; write @dataclass\(frozen=True, kw_only=True\)"),
+        ("residuals = lambda self, subject: None", "residuals must yield fields; it returned a NoneType"),
+    ],
+)
+def test_an_unfinished_class_is_refused(body: str, said: str, images: diffleak.Cohort) -> None:
+    namespace = {"diffleak": diffleak}
+    exec(f"class Wrong(diffleak.ResidualAttack):\n    def residuals(self, subject):\n        yield 0\n    {body}", namespace)
+    with pytest.raises(UserError, match=said):
+        diffleak.audit(Gaussian(0.0, 0.3, linear_schedule()), images, attacks=[namespace["Wrong"]], **SMALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unwritable(Parametrised):
+    path: object = None
+
+
+def test_parameters_that_cannot_be_recorded_are_refused(images: diffleak.Cohort) -> None:
+    model = Gaussian(0.0, 0.3, linear_schedule())
+    with pytest.raises(UserError, match=r"parameters are recorded as JSON .*; give field\(compare=False\)"):
+        diffleak.audit(model, images, attacks=Unwritable(path=Path("x")), **SMALL)
+    with pytest.raises(UserError, match="a parameter that is a text must have no comma, bracket"):
+        diffleak.audit(model, images, attacks=Parametrised(how="a b(c"), **SMALL)
+
+
+def test_an_attack_that_writes_into_its_subject_changes_no_other(images: diffleak.Cohort) -> None:
+    class Vandal(diffleak.ResidualAttack):
+        def residuals(self, subject):
+            for t in self.timesteps:
+                subject.noise(0).zero_()
+                yield subject.eps(subject.x0.zero_(), t)
+
+    given = {"timesteps": "50:100:50", "threads": 1}
+    alone = diffleak.audit(memoriser(), images, attacks=["loss"], **given).scores[0]
+    after = diffleak.audit(memoriser(), images, attacks=[Vandal(), "loss"], **given).scores[1]
+    assert after.attack == "loss" and np.array_equal(alone.statistic, after.statistic)
+
+
+@pytest.mark.parametrize(("scale", "each"), [(7.5, 4), (1.0, 2)])
+def test_what_is_drawn_for_a_grey_box_attack_is_under_its_own_guidance_and_counted(scale: float, each: int) -> None:
+    rows: list[int] = []
+    model = Denoiser.from_function(lambda x, t, cond=None: rows.append(len(x)) or x, linear_schedule().alphas_cumprod)
+    forwards: list[int] = []
+    counted = Counted(Guided(model, 2.0), lambda n, t: forwards.append(n))
+    x0, noise = torch.zeros(2, 1, 8, 8), Noise(0, ("a", "b"), (1, 8, 8))
+    subject = diffleak.Subject(counted, x0, noise, toy_encode(["x", "y"]), sampler=lambda n: FlowSampler(linear_schedule(), n))
+    subject.draw(3, scale, 1)
+    assert sum(rows) == sum(forwards) == 3 * each
+
+
+def test_eps_takes_whole_batches_under_their_conditions_only() -> None:
+    weighted = lambda x, t, cond=None: x * cond.reshape(-1, 1, 1, 1)
+    model = Denoiser.from_function(weighted, linear_schedule().alphas_cumprod)
+    subject = diffleak.Subject(model, torch.ones(2, 1, 2, 2), Noise(0, ("a", "b"), (1, 2, 2)), torch.tensor([2.0, 3.0]))
+    assert subject.eps(torch.ones(4, 1, 2, 2), 5)[:, 0, 0, 0].tolist() == [2, 3, 2, 3]
+    for rows in (1, 3):
+        with pytest.raises(UserError, match=f"a whole number of batches of 2 rows, or their cond; got {rows} rows"):
+            subject.eps(torch.ones(rows, 1, 2, 2), 5)
+
+
+def test_images_in_memory_are_refused_in_one_line_where_a_side_is_missing(model_folder, tmp_path: Path) -> None:
+    model = Gaussian(0.0, 0.3, linear_schedule())
+    for given in ({"members": MEMBERS}, {"members": MEMBERS, "nonmembers": HELD_OUT, "data": "x"}, {"data": MEMBERS}):
+        with pytest.raises(UserError, match="a cohort has two sides: give members and nonmembers, or data and split"):
+            diffleak.audit(model, **given, attacks="sima", **SMALL)
+    sides = {"members": [str(i) for i in range(12)], "nonmembers": [str(i) for i in range(12, 24)]}
+    (tmp_path / "split.json").write_text(json.dumps(sides))
+    audit = diffleak.audit(model_folder(), data=MEMBERS, split=tmp_path / "split.json", attacks="sima", device="cpu", **SMALL)
+    assert audit.record.command.startswith("diffleak.audit(...) from Python")

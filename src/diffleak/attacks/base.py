@@ -9,15 +9,16 @@ class; how often it asks the model is `queries`, which is counted and compared.
 
 import hashlib
 import inspect
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from itertools import pairwise
 from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -32,6 +33,20 @@ Masks = Sequence[Float[Tensor, "b *s"] | None]
 
 SWEEP = tuple(range(10, 301, 10))
 NO_SOURCE = "unknown"  # the code of a class that was typed in, which may be another one next time
+
+
+def _code(kind: type) -> str | None:
+    """A hash of the modules that a class from outside of this package is written in, its bases and mixins included."""
+    top = lambda each: each.__module__.partition(".")[0]
+    others = [each for each in kind.__mro__ if top(each) != "diffleak"]
+    outside = [each for each in others if issubclass(each, Attack) or top(each) not in sys.stdlib_module_names]
+    if not outside:
+        return None
+    try:
+        files = sorted({Path(inspect.getfile(each)) for each in outside if inspect.getsource(each)})
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    except (OSError, TypeError):  # typed into an interpreter, or into a notebook
+        return NO_SOURCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +69,25 @@ class Attack(ABC):
     rule: ClassVar[str | None] = None
     needs_text: ClassVar[bool] = False
     in_all: ClassVar[bool] = True
+    code: ClassVar[str | None] = None  # of an attack from outside: a hash of its modules, or NO_SOURCE
 
     def __init_subclass__(cls, **others: Any) -> None:
         super().__init_subclass__(**others)
         cls.name = cls.__dict__.get("name", cls.__name__)
+        cls.code = _code(cls)
 
     def __post_init__(self) -> None:
+        self._plain_numbers()
         if not self.timesteps or any(u <= t for t, u in pairwise(self.timesteps)):
             raise UserError(f"{self.name}: timesteps must be strictly increasing and at least one; got {self.timesteps}")
+
+    def _plain_numbers(self) -> None:
+        """Makes numbers those of Python and of the kind of the default, so that p=2 and p=2.0 are one attack."""
+        object.__setattr__(self, "timesteps", tuple(int(t) for t in self.timesteps))
+        for field in fields(self):
+            kind, value = type(field.default), getattr(self, field.name)
+            if kind in (int, float, bool) and isinstance(value, int | float | np.number | np.bool_) and kind(value) == value:
+                object.__setattr__(self, field.name, kind(value))
 
     @abstractmethod
     def statistics(self, subject: Subject, mask: Float[Tensor, "b *s"] | None = None) -> Float64[Tensor, "k b"]:
@@ -125,25 +151,13 @@ class Attack(ABC):
     def parameters(self) -> dict[str, Any]:
         """The recorded parameters; timesteps that are a sweep, and what does not apply (an empty tuple), are left out."""
         names = [f.name for f in fields(self) if f.compare and (f.name != "timesteps" or self.rule)]
-        return {name: getattr(self, name) for name in names if getattr(self, name) != ()}
+        return {name: value for name in names if not isinstance(value := getattr(self, name), tuple) or value}
 
     @property
     def label(self) -> str:
         """The name with the parameters that differ from the defaults, as `--attacks` takes it: `sima_mc(m=10)`."""
         changed = [f"{k}={written(k, v)}" for k, v in self.parameters().items() if v != self.__dataclass_fields__[k].default]
         return f"{self.name}({','.join(changed)})" if changed else self.name
-
-    @cached_property
-    def code(self) -> str | None:
-        """A hash of the modules that an attack from outside of this package is written in, NO_SOURCE where it has none; None for ours."""
-        outside = [kind for kind in type(self).__mro__ if issubclass(kind, Attack) and kind.__module__.partition(".")[0] != "diffleak"]
-        if not outside:
-            return None
-        try:
-            files = sorted({Path(inspect.getfile(kind)) for kind in outside if inspect.getsource(kind)})
-            return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-        except (OSError, TypeError):  # typed into an interpreter, or into a notebook
-            return NO_SOURCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +196,10 @@ class ResidualAttack(Attack):
     @final
     def masked_statistics(self, subject: Subject, masks: Masks = (None,)) -> Float64[Tensor, "m k b"]:
         self._refuse_masks(*masks)
-        norms = [p_norms(self._checked(r, subject), self.p, masks) for r in self.residuals(subject)]
+        residuals: Any = self.residuals(subject)
+        if not isinstance(residuals, Iterable):
+            raise UserError(f"{self.name}.residuals must yield fields; it returned a {type(residuals).__name__}")
+        norms = [p_norms(self._checked(r, subject), self.p, masks) for r in residuals]
         if len(norms) != len(self.timesteps) * self.replicates:
             wanted = f"{self.replicates} for each of the {len(self.timesteps)} timesteps"
             raise UserError(f"{self.name}.residuals must yield {wanted}; it yielded {len(norms)}")

@@ -53,6 +53,7 @@ class BlackBox(Attack):
     in_all: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        self._plain_numbers()
         if self.timesteps:
             raise UserError("black_box draws whole images and has no timesteps; leave them out")
         if self.n < 1 or self.steps < 1:

@@ -1,19 +1,22 @@
 """The grammar of `--attacks`: a name, or package.module:Class for one's own, with parameters in brackets; and grids of timesteps."""
 
 import importlib
+import inspect
+import json
 import os
+import re
 import sys
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, get_args
 
-import yaml
-
-from diffleak.attacks.base import Attack, written
+from diffleak.attacks.base import Attack, Direction, written
 from diffleak.diffusion.schedule import Schedule
-from diffleak.errors import UserError, unknown
+from diffleak.errors import UserError, first_lines, unknown
 
 MOST_TIMESTEPS = 100_000  # a longer grid is a slip of the keyboard
+RESERVED = ("id", "member", "part", "all")  # columns of samples.csv, and what stands for every attack
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -31,7 +34,7 @@ def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, 
         raise UserError(f"attack parameters are written {name}(key=value,key=value); got {text}")
     given: dict[str, Any] = {} if timesteps is None or kind.rule else {"timesteps": timesteps}
     known = {f.name: f for f in fields(kind) if f.compare}
-    for part in filter(None, rest.removesuffix(")").split(",")):
+    for part in filter(None, re.split(r",(?![^(]*\))", rest.removesuffix(")"))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise UserError(f"attack parameters are written {name}(key=value,key=value); got {text}")
@@ -48,11 +51,19 @@ def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, 
 
 def spec_of(attack: Attack) -> str:
     """The spec that stands for an attack; where its class was typed in and cannot be imported, one for people to read only."""
-    kind = type(attack)
-    changed = [f.name for f in fields(attack) if f.compare and getattr(attack, f.name) not in (f.default, ())]
-    given = ",".join(f"{name}={written(name, getattr(attack, name))}" for name in changed)
+    kind, default = type(attack), lambda field: getattr(attack, field.name) == field.default
+    changed = [f.name for f in fields(attack) if f.compare and f.name in (*attack.parameters(), "timesteps") and not default(f)]
+    given = ",".join(f"{name}={written(name, getattr(attack, name))}" for name in changed if getattr(attack, name) != ())
     name = attack.name if attack.code is None else f"{kind.__module__}:{kind.__qualname__}"
     return f"{name}({given})" if given else name
+
+
+def readable(spec: str, attacks: Mapping[str, type[Attack]]) -> bool:
+    """Whether a command line can take the spec."""
+    try:
+        return bool(parse(spec, attacks, None))
+    except UserError:
+        return False
 
 
 def with_timesteps(attack: Attack, timesteps: tuple[int, ...] | None) -> Attack:
@@ -61,15 +72,39 @@ def with_timesteps(attack: Attack, timesteps: tuple[int, ...] | None) -> Attack:
     return attack if own or timesteps is None else replace(attack, timesteps=timesteps)
 
 
-def refuse_names(chosen: Sequence[Attack], attacks: Mapping[str, type[Attack]]) -> None:
-    """Raises `UserError` for an attack listed twice, or one from outside whose name is another attack's or cannot be a file's."""
-    for attack in chosen:
-        if attack.code is None:
-            continue
-        if attack.name in attacks:
-            raise UserError(f"{type(attack).__qualname__} must have a name of its own; {attack.name} is an attack of diffleak")
-        if not attack.name.isidentifier() or not attack.name.isascii():
-            raise UserError(f"the name of an attack must be of letters, digits and _; got {attack.name!r}")
+def refuse_outside(chosen: Sequence[Attack], attacks: Mapping[str, type[Attack]]) -> None:
+    """Raises `UserError` for an attack listed twice, and for a class from outside that could not be recorded, or is unfinished."""
+    for attack in (attack for attack in chosen if attack.code is not None):
+        kind, name = type(attack), attack.name
+        declared = {f.name for f in fields(kind)} | {
+            "name",
+            "access",
+            "direction",
+            "source",
+            "published_timestep",
+            "rule",
+            "needs_text",
+            "in_all",
+        }
+        lost = [key for key, of in inspect.get_annotations(kind).items() if key not in declared and "ClassVar" not in str(of)]
+        if name in attacks or name in RESERVED:
+            taken = "an attack of diffleak" if name in attacks else "a column of samples.csv, or all of them"
+            raise UserError(f"{kind.__qualname__} must have a name of its own; {name} is {taken}")
+        if not name.isidentifier() or not name.isascii():
+            raise UserError(f"the name of an attack must be of letters, digits and _; got {name!r}")
+        if attack.direction not in get_args(Direction):
+            raise UserError(
+                f"{name}: direction must be small or large, the end of the statistic that means member; got {attack.direction!r}"
+            )
+        if lost:
+            raise UserError(f"{name}: {lost[0]} is no parameter; write @dataclass(frozen=True, kw_only=True) above the class")
+        texts = [str(value) for value in attack.parameters().values() if isinstance(value, str)]
+        if any(set(text) & set("(),=") or text != text.strip() for text in texts):
+            raise UserError(f"{name}: a parameter that is a text must have no comma, bracket, = or outer space; got {texts}")
+        try:
+            json.dumps(attack.parameters())
+        except TypeError as error:
+            raise UserError(f"{name}: parameters are recorded as JSON ({error}); give field(compare=False) to what is none") from None
     labels = [attack.label for attack in chosen]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
@@ -83,8 +118,9 @@ def _imported(name: str) -> type[Attack]:
         sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), kind)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"an attack of your own is named package.module:Class; {name} cannot be imported ({error})") from None
+    except Exception as error:  # whatever the user's own module raises
+        said = first_lines(error)
+        raise UserError(f"an attack of your own is named package.module:Class; {name} cannot be imported ({said})") from None
     if not (isinstance(found, type) and issubclass(found, Attack)):
         raise UserError(f"{name} must be a subclass of diffleak.Attack; got {found!r}")
     return found
@@ -92,15 +128,13 @@ def _imported(name: str) -> type[Attack]:
 
 def _convert(attack: str, key: str, value: str, default: Any) -> Any:
     kind = type(default)
-    if kind is tuple:
+    if kind is tuple and ":" not in attack:
         raise UserError(f"{attack}: {key} is measured on calibration images and cannot be set")
-    if kind is bool and value.lower() in TRUTH:
-        return TRUTH[value.lower()]
     try:
         if kind is bool:
-            raise ValueError
-        return kind(value) if kind in (int, float, str) else yaml.safe_load(value)
-    except (ValueError, yaml.YAMLError):
+            return TRUTH[value.lower()]
+        return kind(value) if kind in (int, float, str) else literal_eval(value)
+    except (ValueError, KeyError, SyntaxError):
         raise UserError(f"{attack}: {key} must be of the kind {kind.__name__}; got {value!r}") from None
 
 

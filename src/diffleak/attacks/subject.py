@@ -9,6 +9,8 @@ encoder(spec)                 the attacker's own network that says which images 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import index
 from typing import Any, final
 
 from jaxtyping import Float
@@ -71,13 +73,21 @@ class Subject:
         """The predicted noise of w times b rows, which are asked about under the conditions of the batch, w times over, or `cond`.
 
         t: one timestep in [0, T), or one for each of as many equal parts of x_t.
+        Raises `UserError` for rows that are no whole number of batches.
         """
-        if cond is None:
-            cond = self.cond if len(x_t) == len(self.x0) else joined([self.cond] * (len(x_t) // len(self.x0)))
-        return self.denoiser.at_once(x_t, t, cond) if isinstance(t, Sequence) else self.denoiser(x_t, int(t), cond)
+        if cond is None and self.cond is not None:
+            times, rest = divmod(len(x_t), len(self.x0))
+            if rest or not times:
+                raise UserError(f"eps takes a whole number of batches of {len(self.x0)} rows, or their cond; got {len(x_t)} rows")
+            cond = self.cond if times == 1 else joined([self.cond] * times)
+        return self.denoiser.at_once(x_t, t, cond) if isinstance(t, Sequence) else self.denoiser(x_t, index(t), cond)
 
     def pixels(self) -> Images:
-        """The images of the batch in [-1, 1], whatever the denoiser works on."""
+        """The images of the batch in [-1, 1], whatever the denoiser works on; read once."""
+        return self._pixels
+
+    @cached_property
+    def _pixels(self) -> Images:
         return self.x0 if self.images is None else self.images()
 
     def draw(self, steps: int, guidance_scale: float, n: int) -> Float[Tensor, "nb c h w"]:

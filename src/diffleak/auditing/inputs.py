@@ -59,6 +59,7 @@ class Inputs:
     scored: bool = True  # whether attacks will read the latents
     captions: tuple[str, ...] | None = None  # of each image, for a text-to-image model
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False)  # by spec
+    _opening: Any = field(default_factory=Lock, repr=False)
     _reading: Any = field(default_factory=Lock, repr=False)  # image files and tables are read by one thread at a time
 
     def auto_batch_size(self) -> int:
@@ -118,11 +119,12 @@ class Inputs:
 
     def _encoder(self, spec: str) -> Encoder:
         """An encoder of its spec, opened once for every model of the run."""
-        if spec not in self._encoders:
-            extractor = open_extractor(spec, self.target.device)
-            probe(extractor, self.shape)
-            self._encoders[spec] = Encoder(extractor.fingerprint, partial(_vectors, extractor))
-        return self._encoders[spec]
+        with self._opening:
+            if spec not in self._encoders:
+                extractor = open_extractor(spec, self.target.device)
+                probe(extractor, self.shape)
+                self._encoders[spec] = Encoder(extractor.fingerprint, partial(_vectors, extractor))
+            return self._encoders[spec]
 
     def noise(self, ids: Sequence[str], shape: Sequence[int], stream: str = "") -> Noise:
         """The keyed normals of a batch."""

@@ -10,7 +10,7 @@ from typing import Any
 from diffleak import hub
 from diffleak.attacks import ATTACKS
 from diffleak.attacks.base import SWEEP, Attack
-from diffleak.attacks.spec import fit_to_schedule, parse, parse_timesteps, refuse_names, with_timesteps
+from diffleak.attacks.spec import fit_to_schedule, parse, parse_timesteps, refuse_outside, with_timesteps
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.auditing.gate import refuse_unreachable
@@ -23,7 +23,7 @@ from diffleak.data.membership import check_membership
 from diffleak.data.scan import Scan, scan
 from diffleak.diffusion.denoiser import Guided
 from diffleak.diffusion.target import Target
-from diffleak.errors import UserError, visible
+from diffleak.errors import UserError, unknown, visible
 from diffleak.geometry.masks import MaskChoice, parse_mask
 from diffleak.geometry.masks import distinct as distinct_masks
 from diffleak.records.audit import Membership
@@ -32,7 +32,7 @@ from diffleak.records.plan import Plan
 from diffleak.records.run_folder import read_plan
 from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import evaluation
-from diffleak.stats.rules import needs_calibration
+from diffleak.stats.rules import RULES, needs_calibration
 from diffleak.work.files import checked_folder
 
 
@@ -248,9 +248,12 @@ def choose_attacks(config: AuditConfig, made: Mapping[str, Attack] = MappingProx
     """The attacks of a config with their timesteps, before any model is known; `made` are those that exist already, by their specs."""
     sweep = parse_timesteps(config.timesteps) if config.timesteps else None
     specs = [name for spec in config.attacks for name in (_all() if spec == "all" else [spec])]
-    listed = [made[spec] if spec in made else parse(spec, ATTACKS, None) for spec in specs]
-    chosen = [with_timesteps(attack, sweep or (SWEEP if config.calibration else _published(attack))) for attack in listed]
-    refuse_names(chosen, ATTACKS)
+    chosen = [with_timesteps(made[spec], sweep) if spec in made else parse(spec, ATTACKS, sweep) for spec in specs]
+    chosen = [attack if config.calibration or sweep else _published(attack) for attack in chosen]
+    refuse_outside(chosen, ATTACKS)
+    unruly = [attack for attack in chosen if attack.rule is not None and attack.rule not in RULES]
+    if unruly:
+        raise unknown(f"rule of {unruly[0].name}", str(unruly[0].rule), RULES)
     if not chosen and config.two_sided:
         raise UserError("attacks must name at least one attack")
     if not config.calibration and any(len(a.timesteps) > 1 and a.rule is None for a in chosen):
@@ -298,12 +301,13 @@ def choose_masks(config: AuditConfig) -> tuple[MaskChoice, ...]:
     return choices
 
 
-def _published(attack: Attack) -> tuple[int, ...] | None:
+def _published(attack: Attack) -> Attack:
+    """An attack that would sweep at its published timestep alone."""
     if attack.timesteps != SWEEP or attack.rule:
-        return None
+        return attack
     if attack.published_timestep is None:
         raise UserError(f"{attack.name} has no published single timestep; with --no-calibration give --timesteps T")
-    return (attack.published_timestep,)
+    return replace(attack, timesteps=(attack.published_timestep,))
 
 
 def _check_halves(cohort: Cohort, config: AuditConfig) -> None:

@@ -18,8 +18,9 @@ import pandas as pd
 from jaxtyping import Float64
 
 from diffleak import hub
+from diffleak.attacks import ATTACKS
 from diffleak.attacks.base import NO_SOURCE, Attack
-from diffleak.attacks.spec import spec_of
+from diffleak.attacks.spec import readable, spec_of
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig
 from diffleak.auditing.gate import LIMITS, gates
@@ -47,7 +48,8 @@ from diffleak.work.files import checked_folder
 from diffleak.work.folder import PLAN, UNKNOWN, Folder, spelled
 
 SAVE_IT = "write its class into a module, so that its code can be compared"
-OF_IMAGES = ("members", "nonmembers", "limit", "seed", "exif", "alpha", "white")  # settings of a call that `cohort` takes
+SIDES = ("members", "nonmembers", "data", "split")  # settings that name the images
+OF_SIDES = ("limit", "seed", "exif", "alpha", "white")  # and those beside them that `cohort` takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,7 @@ def audit(
     model: Target | Denoiser | str | Path,
     images: Cohort | None = None,
     *,
-    attacks: str | Attack | Sequence[str | Attack] = "all",
+    attacks: "str | Attack | type[Attack] | Sequence[str | Attack | type[Attack]]" = "all",
     reference: Target | Denoiser | str | Path | None = None,
     output: str | Path | None = None,
     **settings: Any,
@@ -119,16 +121,17 @@ def audit(
     settings: any key of `AuditConfig`, such as timesteps="10:300:10".
     Raises `UserError` for input that cannot be audited.
     """
-    listed = (attacks,) if isinstance(attacks, str | Attack) else attacks
+    several = (attacks,) if isinstance(attacks, str | Attack | type) else attacks
+    listed = [each() if isinstance(each, type) else each for each in several]  # a class stands for its defaults
     made = {spec_of(attack): attack for attack in listed if isinstance(attack, Attack)}
     specs = tuple(spec_of(attack) if isinstance(attack, Attack) else attack for attack in listed)
     named = None if reference is None else _name(reference)
     images, settings = _images(images, settings)
     config = build(AuditConfig, {"model": _name(model), "reference": named, "attacks": specs, "output": output, **settings})
-    one, other = (_in_memory(each, config) for each in (model, reference))
+    audited, beside = (_in_memory(each, config) for each in (model, reference))
     with TemporaryDirectory() as scratch:
         folder = Path(output) if output else Path(scratch)
-        finished = run(prepare(config, one, images, other, made), folder)
+        finished = run(prepare(config, audited, images, beside, made), folder)
         if finished is None:
             raise UserError("other shards have not finished; run them, then this call again")
         if output:
@@ -138,19 +141,19 @@ def audit(
 
 def _images(images: Any, settings: dict[str, Any]) -> tuple[Cohort | None, dict[str, Any]]:
     """The images of a call, None for those that a config names, and its settings with the names of the images."""
+    given = {key: settings[key] for key in (*SIDES, *OF_SIDES) if settings.get(key) is not None}
     if images is None:
-        sides = [settings.get("members"), settings.get("nonmembers")]
-        if any(side is None for side in sides) or settings.get("data") is not None or all(isinstance(side, str | Path) for side in sides):
+        if all(isinstance(given[key], str | Path) for key in given if key in SIDES):
             return None, settings
-        made = cohort(**{key: settings[key] for key in OF_IMAGES if settings.get(key) is not None})
+        made = cohort(**given)
         return made, {**settings, **made.given}
     if not isinstance(images, Cohort):
         what = f"{type(images).__name__} {images}" if isinstance(images, str | Path) else f"a {type(images).__name__}"
         raise UserError(f"images must be a cohort: diffleak.cohort(members=..., nonmembers=...); got {what}")
-    twice = [key for key in ("data", "split", *OF_IMAGES) if settings.get(key) is not None and (key != "seed" or key in images.given)]
+    twice = [key for key in given if key != "seed" or key in images.given]
     if twice:
         raise UserError(f"{twice[0]} is a setting of the images: give it to diffleak.cohort, and leave it out here")
-    return images, {**images.given, **settings}
+    return images, {**(images.given or {"members": "array", "nonmembers": "array"}), **settings}
 
 
 def _name(model: Target | Denoiser | str | Path) -> str:
@@ -343,7 +346,12 @@ def _claim(folder: Path, plan: Plan) -> bool:
 def _command(config: AuditConfig, plan: Plan) -> str:
     """The command line that repeats the audit; for objects in memory, that it was a call from Python."""
     loaded_with_more = plan.lora != config.lora or plan.guidance_scale not in (None, config.guidance_scale)
-    typed = any("<" in spec or spec.startswith("__main__:") for spec in config.attacks)  # a class that no command can import
-    if "array" in (config.members, config.nonmembers) or "denoiser" in (config.model, config.reference) or loaded_with_more or typed:
+    typed = any(spec.startswith("__main__:") or not readable(spec, ATTACKS) for spec in config.attacks if spec != "all")
+    if (
+        "array" in (config.members, config.nonmembers, config.data)
+        or "denoiser" in (config.model, config.reference)
+        or loaded_with_more
+        or typed
+    ):
         return "diffleak.audit(...) from Python, with the settings recorded in audit.json"
     return command_line(config, "geometry" if isinstance(config, GeometryConfig) else "audit", ("shard", "threads"))

@@ -327,7 +327,7 @@ def _score_chunk(
             noise, found, these = job.inputs.noise(keys, x0.shape[1:]), [], range(whole.start, whole.stop)
             for inputs, label in zip(job.models, labels, strict=False):  # without masks the second label is the reference's
                 subject = inputs.subject(inputs.target.denoiser, x0, noise, these)
-                asks = [replace(subject, denoiser=Counted(exposed, count)) for exposed in asked(inputs.target, attack)]
+                asks = [replace(subject, denoiser=Counted(exposed, count), x0=x0.clone()) for exposed in asked(inputs.target, attack)]
                 each = torch.stack([_checked(attack, attack.masked_statistics(ask, masks), len(masks), len(x0)) for ask in asks])
                 found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
                 _refuse_nan(found[-1][0], job.cohort.ids[whole], attack, label)
@@ -345,7 +345,7 @@ def _checked(attack: Attack, answer: Any, masks: int, images: int) -> Float64[Te
     expected = (masks, len(attack.columns), images)
     if isinstance(answer, Tensor) and tuple(answer.shape) == expected and answer.dtype == torch.float64:
         return answer
-    got = f"{tuple(answer.shape)} {answer.dtype}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+    got = f"{tuple(answer.shape[1:])} {answer.dtype}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
     raise UserError(f"{attack.label} must return float64 statistics of shape {expected[1:]}, columns by images; got {got}")
 
 

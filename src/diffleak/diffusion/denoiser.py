@@ -233,7 +233,9 @@ class Guided(Denoiser, wrapper=True):
 
 
 def unguided(denoiser: Denoiser) -> Denoiser:
-    """The denoiser without classifier-free guidance, where it has any."""
+    """The denoiser without classifier-free guidance, where it has any; what is counted stays counted."""
+    if isinstance(denoiser, Counted):
+        return Counted(unguided(denoiser.denoiser), denoiser.on_call)
     return denoiser.denoiser if isinstance(denoiser, Guided) else denoiser
 
 

@@ -33,7 +33,7 @@ class Noise:
         if draw not in self._drawn:
             normals = np.stack([_normals(self.seed, i + self._suffix, draw, self.shape) for i in self.ids])
             self._drawn[draw] = torch.from_numpy(normals).to(device=self.device, dtype=self.dtype)
-        return self._drawn[draw]
+        return self._drawn[draw].clone()  # whatever is done to it, the next caller gets the same normals
 
     @property
     def _suffix(self) -> str:
