@@ -25,8 +25,8 @@ class DataConfig(Config):
 
     FOLLOW = ["resize exif alpha white"]
 
-    exif: Exif = Field("apply", description="EXIF orientation: apply (default), or ignore where the trainer does not turn images.")
-    alpha: Alpha = Field("drop", description="Transparency: drop (default, as convert('RGB') does), or lay it on white or black.")
+    exif: Exif = Field("apply", description="EXIF orientation: {default} (default), or ignore where the trainer does not turn images.")
+    alpha: Alpha = Field("drop", description="Transparency: {default} (default, as convert('RGB') does), or lay it on white or black.")
     white: int | None = Field(
         None, ge=1, lt=2**32, description="What is white in grey images of more than 8 bits, such as 4095; default their range."
     )
