@@ -28,7 +28,7 @@ from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.results import write_results
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
 from diffleak.config import build, command_line
-from diffleak.data.cohort import Cohort, cohort
+from diffleak.data.cohort import IN_MEMORY, Cohort, cohort
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
@@ -344,6 +344,7 @@ def _command(config: AuditConfig, plan: Plan) -> str:
     """The command line that repeats the audit; for objects in memory, that it was a call from Python."""
     loaded_with_more = plan.lora != config.lora or plan.guidance_scale not in (None, config.guidance_scale)
     typed = any("<" in spec or spec.startswith("__main__:") for spec in config.attacks)  # a class that no command can import
-    if "array" in (config.members, config.nonmembers) or "denoiser" in (config.model, config.reference) or loaded_with_more or typed:
+    in_memory = IN_MEMORY in (config.data, config.members, config.nonmembers) or "denoiser" in (config.model, config.reference)
+    if in_memory or loaded_with_more or typed:
         return "diffleak.audit(...) from Python, with the settings recorded in audit.json"
     return command_line(config, "geometry" if isinstance(config, GeometryConfig) else "audit", ("shard", "threads"))

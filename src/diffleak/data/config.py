@@ -35,3 +35,10 @@ class DataConfig(Config):
     def decoding(self) -> Decoding:
         """The choices together, as readers take them."""
         return Decoding(self.exif, self.alpha, self.white)
+
+
+class CohortConfig(DataConfig):
+    """What `diffleak.cohort` takes besides data: how images are read, and how many a side are drawn by which seed."""
+
+    limit: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
