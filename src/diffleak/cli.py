@@ -88,30 +88,16 @@ def defend(
     _print({"model": str(folder), "split": str(split)}, as_json, f"model: {folder}\nsplit: {split} {SPLIT_NAMES}")
 
 
-@command(app, "data.config:DataConfig")
-def caption(
-    *,
-    data: Annotated[str, typer.Argument(help="Image folder, .npy, .npz, .parquet, 'digits' or hf:NAME.", show_default=False)],
-    output: Annotated[Path, Opt("-o", "--output", help="The captions file, a .jsonl.")] = Path("captions.jsonl"),
-    captioner: Annotated[str, Opt(help="A BLIP of transformers: a folder or hub id.")] = "Salesforce/blip-image-captioning-base",
-    n: Annotated[int, Opt("-n", "--n", help="Captions an image, beside its own.")] = 5,
-    seed: Annotated[int, Opt(min=0)] = 0,
-    batch_size: Annotated[int, Opt(help="Images captioned at once; changes no caption.")] = 8,
-    split: Annotated[
-        Path | None, Opt(help='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}: the members.', show_default=False)
-    ] = None,
-    limit: Annotated[int | None, Opt(help="Only this many images, the first ones.", show_default=False)] = None,
-    given: Given,
-    device: Annotated[str | None, Opt(help="cpu, cuda, cuda:1, mps; default the first accelerator.", show_default=False)] = None,
-    as_json: Json = False,
-) -> None:
+@command(app, "training.config:CaptionConfig")
+def caption(given: Given, config: File = None, as_json: Json = False) -> None:
     """Write extra captions of images, for `train --captions FILE --diversify`. The same command resumes."""
-    from diffleak.config import build
-    from diffleak.data.config import DataConfig
-    from diffleak.training.captioning import caption_images
+    from diffleak.config import build, read_yaml
+    from diffleak.data.sources import open_source
+    from diffleak.training.captioning import write_captions
+    from diffleak.training.config import CaptionConfig
 
-    decoding = build(DataConfig, given).decoding
-    file = caption_images(data, output, captioner, n, seed, batch_size, device, split, limit, decoding)
+    settings = build(CaptionConfig, read_yaml(config), given)
+    file = write_captions(settings, open_source(settings.data, settings.decoding))
     _print({"captions": str(file)}, as_json, f"captions: {file}")
 
 

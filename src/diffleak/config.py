@@ -36,13 +36,15 @@ class Config(BaseModel):
 
     Where the command line does not follow from the fields and their descriptions, in which {default} is a field's default, a class says:
     ARGUMENT, the setting that is given without a flag; NO_FLAG, settings of the config file and of Python alone; HELP, other words for
-    inherited settings; FOLLOW, settings that follow each other in `--help` though they are not declared one after the other.
+    inherited settings; FOLLOW, settings that follow each other in `--help` though they are not declared one after the other; LEAST, the
+    least values that `--help` shows.
     """
 
     ARGUMENT: ClassVar[str | None] = None
     NO_FLAG: ClassVar[set[str]] = set()
     HELP: ClassVar[dict[str, str]] = {}
     FOLLOW: ClassVar[list[str]] = ["output config"]
+    LEAST: ClassVar[dict[str, int]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 

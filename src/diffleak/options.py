@@ -72,7 +72,7 @@ def _parameter(kind: "type[Config]", key: str) -> Parameter:
         return Parameter(key, Parameter.KEYWORD_ONLY, annotation=Annotated[read_as, typer.Argument(help=text, show_default=False)])
     other = second_name(kind, key)
     names = [flag(key)] if other is None else [f"{flag(key)}/{other}"] if read_as is bool else [other, flag(key)]
-    option = typer.Option(*names, help=text, show_default=False)
+    option = typer.Option(*names, help=text, show_default=False, min=kind.LEAST.get(key))
     return Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[read_as | None, option])
 
 
