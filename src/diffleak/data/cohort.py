@@ -50,7 +50,7 @@ class Cohort:
 
     @property
     def anonymous(self) -> bool:
-        """Whether `ids` are keyed."""
+        """True where `ids` are keyed."""
         return self.ids is not self.keys
 
     def read(self, row: int) -> Pixels:

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from diffleak.config import Flag, build, read_yaml
-from diffleak.data.config import DataConfig
+from diffleak.config import Device, Flag, build, read_yaml
+from diffleak.data.config import Data, DataConfig
 from diffleak.errors import UserError, unknown
 
 TEXT_ONLY = ("base", "lora_rank", "captions", "diversify", "caption_dropout", "random_crops", "text_encoder")
@@ -28,7 +28,7 @@ class TrainConfig(DataConfig):
     NO_FLAG = {"kind", "model", "text_encoder", "scheduler"}
     FOLLOW = ["output preset", "kl_weight config", "train_size split", "flip resize", "resize mixed_precision checkpoint_every seed"]
 
-    data: str = Field(description="Image folder, .npy, .npz, .parquet, 'digits' or hf:NAME.")
+    data: Data
     output: Annotated[Path, Flag("-o")] = Field(description="The model folder.")
     kind: Literal["denoiser", "vae", "vq", "text-to-image"] = "denoiser"
     autoencoder: Path | None = Field(
@@ -110,7 +110,7 @@ class TrainConfig(DataConfig):
 
     @property
     def private(self) -> bool:
-        """Whether this is DP-SGD."""
+        """True where this is DP-SGD."""
         return self.dp_epsilon is not None or self.dp_noise_multiplier is not None
 
     @model_validator(mode="after")
@@ -148,7 +148,7 @@ class CaptionConfig(DataConfig):
     FOLLOW = ["limit exif"]
     LEAST = {"seed": 0}
 
-    data: str = Field(description="Image folder, .npy, .npz, .parquet, 'digits' or hf:NAME.")
+    data: Data
     output: Annotated[Path, Flag("-o")] = Field(Path("captions.jsonl"), description=r"The captions file, a .jsonl. \[default: {default}]")
     captioner: str = Field(
         "Salesforce/blip-image-captioning-base", description=r"A BLIP of transformers: a folder or hub id. \[default: {default}]"
@@ -158,7 +158,7 @@ class CaptionConfig(DataConfig):
     batch_size: int = Field(8, description=r"Images captioned at once; changes no caption. \[default: {default}]")
     split: Path | None = Field(None, description='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}: the members.')
     limit: int | None = Field(None, description="Only this many images, the first ones.")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; default the first accelerator.")
+    device: Device = None
 
     @model_validator(mode="after")
     def _writes_captions(self) -> "CaptionConfig":
