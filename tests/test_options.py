@@ -23,6 +23,7 @@ CONFIGS = {
     "geometry": "auditing.config:GeometryConfig",
     "quality": "quality.config:QualityConfig",
     "prompts": "prompts.config:PromptsConfig",
+    "caption": "training.config:CaptionConfig",
 }
 COMMANDS = pytest.mark.parametrize("command", CONFIGS)
 
@@ -101,6 +102,7 @@ NEEDED = {
     "geometry": {"model": "m", "data": "d", "split": Path("s.json")},
     "quality": {"model": "m", "data": "d", "split": Path("s.json")},
     "prompts": {"model": "m"},
+    "caption": {"data": "d", "output": Path("some texts.jsonl")},
 }
 
 

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 import typer
 
 from diffleak.errors import DiffleakError, UserError
-from diffleak.options import command
+from diffleak.options import File, command
 
 if TYPE_CHECKING:
-    from diffleak.auditing.config import AuditConfig
+    from diffleak.auditing.config import AuditConfig, GeometryConfig
+    from diffleak.prompts.config import PromptsConfig
+    from diffleak.quality.config import QualityConfig
     from diffleak.records.audit import AuditRecord
+    from diffleak.training.config import CaptionConfig
 
 app = typer.Typer(
     name="diffleak",
@@ -28,10 +31,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-File = Annotated[Path | None, typer.Option("-C", "--config", help="YAML file with any of these settings; flags win.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
 Opt = typer.Option
-Given = dict[str, Any]  # the settings of a Config that were given, as `options.command` adds them
+Given = dict[str, Any]  # the options of a Config that were given
 SPLIT_NAMES = "(names the training images: do not release it with the model)"
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 UsageError: Any = typer.BadParameter.__base__  # some versions of typer bring a click of their own
@@ -88,61 +90,37 @@ def defend(
     _print({"model": str(folder), "split": str(split)}, as_json, f"model: {folder}\nsplit: {split} {SPLIT_NAMES}")
 
 
-@command(app, "data.config:DataConfig")
-def caption(
-    *,
-    data: Annotated[str, typer.Argument(help="Image folder, .npy, .npz, .parquet, 'digits' or hf:NAME.", show_default=False)],
-    output: Annotated[Path, Opt("-o", "--output", help="The captions file, a .jsonl.")] = Path("captions.jsonl"),
-    captioner: Annotated[str, Opt(help="A BLIP of transformers: a folder or hub id.")] = "Salesforce/blip-image-captioning-base",
-    n: Annotated[int, Opt("-n", "--n", help="Captions an image, beside its own.")] = 5,
-    seed: Annotated[int, Opt(min=0)] = 0,
-    batch_size: Annotated[int, Opt(help="Images captioned at once; changes no caption.")] = 8,
-    split: Annotated[
-        Path | None, Opt(help='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}: the members.', show_default=False)
-    ] = None,
-    limit: Annotated[int | None, Opt(help="Only this many images, the first ones.", show_default=False)] = None,
-    given: Given,
-    device: Annotated[str | None, Opt(help="cpu, cuda, cuda:1, mps; default the first accelerator.", show_default=False)] = None,
-    as_json: Json = False,
-) -> None:
+@command(app, "training.config:CaptionConfig")
+def caption(settings: "CaptionConfig", as_json: Json = False) -> None:
     """Write extra captions of images, for `train --captions FILE --diversify`. The same command resumes."""
-    from diffleak.config import build
-    from diffleak.data.config import DataConfig
-    from diffleak.training.captioning import caption_images
+    from diffleak.data.sources import open_source
+    from diffleak.training.captioning import write_captions
 
-    decoding = build(DataConfig, given).decoding
-    file = caption_images(data, output, captioner, n, seed, batch_size, device, split, limit, decoding)
+    file = write_captions(settings, open_source(settings.data, settings.decoding))
     _print({"captions": str(file)}, as_json, f"captions: {file}")
 
 
 @command(app, "auditing.config:AuditConfig")
-def audit(given: Given, config: File = None, as_json: Json = False) -> None:
+def audit(settings: "AuditConfig", as_json: Json = False) -> None:
     """Audit a model with membership inference attacks. The same command resumes."""
-    from diffleak.auditing.config import AuditConfig
-
-    _audit(AuditConfig, config, given, "an audit needs a run folder: give -o RUN", as_json)
+    _audit(settings, "an audit needs a run folder: give -o RUN", as_json)
 
 
 @command(app, "auditing.config:GeometryConfig")
-def geometry(given: Given, config: File = None, as_json: Json = False) -> None:
+def geometry(settings: "GeometryConfig", as_json: Json = False) -> None:
     """Measure how a decoder stretches each image and latent coordinate, and whether leakage follows. The same command resumes.
 
     Leaves geometry.parquet (id, distortion) and influence.npy; with members and held-out images also a whole audit.
     """
-    from diffleak.auditing.config import GeometryConfig
-
-    _audit(GeometryConfig, config, given, "the geometry needs an output folder: give -o DIR", as_json)
+    _audit(settings, "the geometry needs an output folder: give -o DIR", as_json)
 
 
 @command(app, "quality.config:QualityConfig")
-def quality(given: Given, config: File = None, as_json: Json = False) -> None:
+def quality(settings: "QualityConfig", as_json: Json = False) -> None:
     """Draw images and compare them with real ones: Fréchet distance, KID, precision, copies. The same command resumes."""
-    from diffleak.config import build, read_yaml
-    from diffleak.quality.config import QualityConfig
     from diffleak.quality.measure import measure
     from diffleak.report.pages.quality import print_quality
 
-    settings = build(QualityConfig, read_yaml(config), given)
     measured = measure(settings)
     if settings.output:
         measured.save(settings.output, settings.thumbnails)
@@ -150,14 +128,11 @@ def quality(given: Given, config: File = None, as_json: Json = False) -> None:
 
 
 @command(app, "prompts.config:PromptsConfig")
-def prompts(given: Given, config: File = None, as_json: Json = False) -> None:
+def prompts(settings: "PromptsConfig", as_json: Json = False) -> None:
     """Score prompts by how memorised they look: t-error and magnitude of what the model draws for them. The same command resumes."""
-    from diffleak.config import build, read_yaml
-    from diffleak.prompts.config import PromptsConfig
     from diffleak.prompts.score import find
     from diffleak.report.pages.prompts import print_prompts
 
-    settings = build(PromptsConfig, read_yaml(config), given)
     found = find(settings)
     if settings.output:
         found.save(settings.output)
@@ -296,12 +271,10 @@ def main() -> Never:
         _stop(error.format_message(), 2)
 
 
-def _audit(kind: "type[AuditConfig]", file: Path | None, given: Given, missing: str, as_json: bool) -> None:
+def _audit(settings: "AuditConfig", missing: str, as_json: bool) -> None:
     """An audit, or the geometry of images alone; `missing` is the message where no output folder is given."""
     from diffleak.auditing import run as api
-    from diffleak.config import build, read_yaml
 
-    settings = build(kind, read_yaml(file), given)
     prepared, output = api.prepare(settings), settings.output
     if settings.dry_run:
         text = "" if as_json else f"{prepared.describe()}; {prepared.estimate()}"

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -22,6 +22,8 @@ COLONLESS = {
         r"^[-+]?(([0-9][0-9_]*\.[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
     ),
 }
+
+Device = Annotated[str | None, Field(description="cpu, cuda, cuda:1, mps; default the first accelerator.")]
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,15 @@ class Config(BaseModel):
 
     Where the command line does not follow from the fields and their descriptions, in which {default} is a field's default, a class says:
     ARGUMENT, the setting that is given without a flag; NO_FLAG, settings of the config file and of Python alone; HELP, other words for
-    inherited settings; FOLLOW, settings that follow each other in `--help` though they are not declared one after the other.
+    inherited settings; FOLLOW, settings that follow each other in `--help` though they are not declared one after the other; LEAST, the
+    least values that `--help` shows.
     """
 
     ARGUMENT: ClassVar[str | None] = None
     NO_FLAG: ClassVar[set[str]] = set()
     HELP: ClassVar[dict[str, str]] = {}
     FOLLOW: ClassVar[list[str]] = ["output config"]
+    LEAST: ClassVar[dict[str, int]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -59,7 +63,7 @@ class ModelConfig(Config):
     )
     lora_scale: float = Field(1.0, allow_inf_nan=False, description="The strength of the LoRA ({default}).")
     dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; default the first accelerator.")
+    device: Device = None
 
     @field_validator("model", "lora", mode="before")
     @classmethod

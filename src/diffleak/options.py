@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from diffleak.config import Config
 
 Command = Callable[..., None]
+File = Annotated[Path | None, typer.Option("-C", "--config", help="YAML file with any of these settings; flags win.", show_default=False)]
 
 
 def command(app: typer.Typer, config: str) -> Callable[[Command], Command]:
-    """Registers a function as a command that takes the settings of `config`, "module:class", as its parameter `given`."""
+    """Registers a function as a command with the options of `config`, "module:class" (`with_options`)."""
 
     def register(function: Command) -> Command:
         class Deferred(TyperCommand):
@@ -44,15 +45,25 @@ def command(app: typer.Typer, config: str) -> Callable[[Command], Command]:
 
 
 def with_options(function: Command, kind: "type[Config]") -> Command:
-    """`function` with the options of a Config in place of its parameter `given`, which is a dict of them."""
+    """`function` with the options of a Config in place of its parameter `settings`, a Config made of `-C FILE` and them.
+
+    A function that makes the Config itself takes a dict of the options, as its parameter `given`.
+    """
+    from diffleak.config import build, read_yaml
+
+    replaced = {"given": [*kind.model_fields], "settings": [*kind.model_fields, "config"]}
     own = {name: parameter.replace(kind=Parameter.KEYWORD_ONLY) for name, parameter in signature(function).parameters.items()}
-    names = [name for each in own for name in (kind.model_fields if each == "given" else [each])]
+    names = [name for each in own for name in replaced.get(each, [each])]
     flags = {key: _parameter(kind, key) for key in kind.model_fields if key not in kind.NO_FLAG}
-    parameters = {name: (own | flags)[name] for name in _in_order(kind, names) if name in own | flags}
+    known = {"config": Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=File)} | own | flags
+    parameters = {name: known[name] for name in _in_order(kind, names) if name in known}
 
     def call(**values: Any) -> None:
         given = {key: values.pop(key) for key in flags}
-        function(given=given, **values)
+        if "given" in own:
+            return function(given=given, **values)
+        settings = build(kind, read_yaml(values.pop("config")), given)
+        function(settings=settings, **values)
 
     call.__doc__ = function.__doc__
     call.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
@@ -72,7 +83,7 @@ def _parameter(kind: "type[Config]", key: str) -> Parameter:
         return Parameter(key, Parameter.KEYWORD_ONLY, annotation=Annotated[read_as, typer.Argument(help=text, show_default=False)])
     other = second_name(kind, key)
     names = [flag(key)] if other is None else [f"{flag(key)}/{other}"] if read_as is bool else [other, flag(key)]
-    option = typer.Option(*names, help=text, show_default=False)
+    option = typer.Option(*names, help=text, show_default=False, min=kind.LEAST.get(key))
     return Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[read_as | None, option])
 
 

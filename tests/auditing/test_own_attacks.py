@@ -6,8 +6,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import unwrap
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -339,3 +341,26 @@ def test_images_in_memory_are_refused_in_one_line_where_a_side_is_missing(model_
     (tmp_path / "split.json").write_text(json.dumps(sides))
     audit = diffleak.audit(model_folder(), data=MEMBERS, split=tmp_path / "split.json", attacks="sima", device="cpu", **SMALL)
     assert audit.record.command.startswith("diffleak.audit(...) from Python")
+
+
+part = images.only(np.arange(40) % 2 == 0)
+    smaller = diffleak.audit(model_folder(), part, attacks="sima", device="cpu", **SMALL)
+    assert smaller.record.plan.n_members + smaller.record.plan.n_nonmembers == 20
+    assert smaller.record.command.startswith("diffleak.audit(...) from Python"), "no command line names a part of the data"
+    array = diffleak.cohort(data=np.concatenate([MEMBERS, HELD_OUT]), split=tmp_path / "split.json")
+    assert diffleak.audit(model_folder(), array, attacks="sima", device="cpu", **SMALL).record.command == smaller.record.command
+
+
+def test_a_part_of_a_cohort_is_not_recorded_as_all_of_it_but_keeps_how_images_are_read() -> None:
+    images = diffleak.cohort(members=MEMBERS, nonmembers=HELD_OUT, alpha="white", limit=20)
+    order = np.random.default_rng(0).permutation(40)
+    assert images.taken(order).given == images.given and images.given["limit"] == 20
+    for rows in (order[1:], np.zeros(40, dtype=np.int64)):
+        assert images.taken(rows).given == {"members": "array", "nonmembers": "array", "exif": "apply", "alpha": "white", "white": None}
+
+
+@pytest.mark.parametrize("change", [{"exif": "foo"}, {"alpha": "grey"}, {"white": "x"}, {"white": 0}, {"limit": 0}, {"seed": -1}])
+def test_a_cohort_refuses_a_value_that_its_settings_cannot_have(change: dict[str, Any]) -> None:
+    (key, value), *_ = change.items()
+    with pytest.raises(UserError, match=f"^{key}: .*; got {value!r}$"):
+        unwrap(diffleak.cohort)(members=MEMBERS, nonmembers=HELD_OUT, **change)  # without the types that the tests alone check

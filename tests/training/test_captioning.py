@@ -194,8 +194,9 @@ def test_what_cannot_be_used_is_one_line(data, blip, tmp_path, model_folder):
 
 
 def test_the_command_writes_the_file_and_says_where(data, blip, tmp_path, monkeypatch, capsys):
-    command = ["diffleak", "caption", str(data), "--captioner", str(blip), "-n", "2", "--limit", "2", "--device", "cpu", "--json"]
-    monkeypatch.setattr(sys, "argv", [*command, "-o", str(tmp_path / "c.jsonl")])
+    (tmp_path / "two.yaml").write_text("n: 2\nlimit: 9")
+    command = ["diffleak", "caption", str(data), "--captioner", str(blip), "--limit", "2", "--device", "cpu", "--json"]
+    monkeypatch.setattr(sys, "argv", [*command, "-C", str(tmp_path / "two.yaml"), "-o", str(tmp_path / "c.jsonl")])
     with pytest.raises(SystemExit, match="0"):
         main()
     assert json.loads(capsys.readouterr().out) == {"captions": str(tmp_path / "c.jsonl")}

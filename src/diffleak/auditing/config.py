@@ -82,7 +82,7 @@ class AuditConfig(ModelConfig, DataConfig):
 
     @property
     def two_sided(self) -> bool:
-        """Whether members and held-out images are given, and not just images."""
+        """True where members and held-out images are given, and not just images."""
         return bool(self.members or self.split)
 
     @model_validator(mode="after")

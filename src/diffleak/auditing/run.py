@@ -29,7 +29,7 @@ from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.results import write_results
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
 from diffleak.config import build, command_line
-from diffleak.data.cohort import Cohort, cohort
+from diffleak.data.cohort import IN_MEMORY, Cohort, cohort
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
@@ -153,7 +153,7 @@ def _images(images: Any, settings: dict[str, Any]) -> tuple[Cohort | None, dict[
     twice = [key for key in given if key != "seed" or key in images.given]
     if twice:
         raise UserError(f"{twice[0]} is a setting of the images: give it to diffleak.cohort, and leave it out here")
-    return images, {**(images.given or {"members": "array", "nonmembers": "array"}), **settings}
+    return images, {**(images.given or {"members": IN_MEMORY, "nonmembers": IN_MEMORY}), **settings}
 
 
 def _name(model: Target | Denoiser | str | Path) -> str:
@@ -347,11 +347,7 @@ def _command(config: AuditConfig, plan: Plan) -> str:
     """The command line that repeats the audit; for objects in memory, that it was a call from Python."""
     loaded_with_more = plan.lora != config.lora or plan.guidance_scale not in (None, config.guidance_scale)
     typed = any(spec.startswith("__main__:") or not readable(spec, ATTACKS) for spec in config.attacks if spec != "all")
-    if (
-        "array" in (config.members, config.nonmembers, config.data)
-        or "denoiser" in (config.model, config.reference)
-        or loaded_with_more
-        or typed
-    ):
+    in_memory = IN_MEMORY in (config.data, config.members, config.nonmembers) or "denoiser" in (config.model, config.reference)
+    if in_memory or loaded_with_more or typed:
         return "diffleak.audit(...) from Python, with the settings recorded in audit.json"
     return command_line(config, "geometry" if isinstance(config, GeometryConfig) else "audit", ("shard", "threads"))

@@ -3,15 +3,16 @@
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from diffleak.config import build
 from diffleak.data.anonymity import Key
+from diffleak.data.config import CohortConfig
 from diffleak.data.decoding import SKIP_HINT, Decoded, Pixels, UnreadableImage
 from diffleak.data.draw import keyed_order
 from diffleak.data.labels import UNNAMED, ClassNames, Numbered, Side, number
@@ -19,6 +20,8 @@ from diffleak.data.sources import ImageSource, Texts, open_source
 from diffleak.data.split import read_split
 from diffleak.errors import UserError
 from diffleak.records.images import Alpha, Decoding, Exif, LeftOut
+
+IN_MEMORY = "array"  # the name of images that no command line can name
 
 
 def sort_key(image_id: str) -> tuple[int, str]:
@@ -47,7 +50,7 @@ class Cohort:
 
     @property
     def anonymous(self) -> bool:
-        """Whether `ids` are keyed."""
+        """True where `ids` are keyed."""
         return self.ids is not self.keys
 
     def read(self, row: int) -> Pixels:
@@ -140,10 +143,13 @@ class Cohort:
         return self.taken(np.flatnonzero(keep))
 
     def taken(self, rows: Int64[np.ndarray, " m"]) -> "Cohort":
-        """The images of some rows, in the order of `rows`."""
+        """The images of some rows, in the order of `rows`; `given` names all images, so it does not name those of fewer rows."""
         ids = tuple(self.ids[row] for row in rows)
         keys = tuple(self.keys[row] for row in rows) if self.anonymous else ids
-        return replace(self, ids=ids, keys=keys, member=self.member[rows], position=self.position[rows])
+        given = self.given
+        if given and len(np.unique(rows)) < len(self):
+            given = {"members": IN_MEMORY, "nonmembers": IN_MEMORY, **asdict(self.decoding)}
+        return replace(self, ids=ids, keys=keys, member=self.member[rows], position=self.position[rows], given=given)
 
     def renamed(self, key: Key) -> "Cohort":
         """The same images in the same order under keyed ids, and without the names of files that were left out."""
@@ -208,19 +214,21 @@ def cohort(
     members, nonmembers, data: a folder, .npy, .npz or .parquet file, "digits", "hf:NAME", or a uint8 array (N, H, W[, C]).
     split: JSON of the form {"members": [ids], "nonmembers": [ids]}. limit: at most so many images a side, drawn by `seed`.
     exif, alpha, white: how image files become pixels (`diffleak.records.images.Decoding`).
-    Raises `UserError` for data that cannot be read, and unless it is two sides, or one DATA and a split.
+    Raises `UserError` for data that cannot be read, for values that these settings cannot have, and unless it is two sides, or one
+    DATA and a split.
     """
     if (data is None) != (split is None) or (data is None) == (members is None) or (members is None) != (nonmembers is None):
         raise UserError("a cohort has two sides: give members and nonmembers, or data and split")
-    opened = partial(open_source, decoding=Decoding(exif, alpha, white))
+    config = build(CohortConfig, {"exif": exif, "alpha": alpha, "white": white, "limit": limit, "seed": seed})
+    decoding = config.decoding
     if split is not None:
-        made = one_source(opened(data), Path(split), limit, seed)
+        made = one_source(open_source(data, decoding), Path(split), config.limit, config.seed)
     else:
-        made = two_sources(opened(members), opened(nonmembers), limit, seed)
+        made = two_sources(open_source(members, decoding), open_source(nonmembers, decoding), config.limit, config.seed)
     named = {"members": members, "nonmembers": nonmembers, "data": data, "split": split}
-    given = {key: str(value) if isinstance(value, str | Path) else "array" for key, value in named.items() if value is not None}
-    reading = {"exif": exif, "alpha": alpha, "white": white}
-    return replace(made, given={**given, **reading, **({} if limit is None else {"limit": limit, "seed": seed})})
+    given = {key: str(value) if isinstance(value, str | Path) else IN_MEMORY for key, value in named.items() if value is not None}
+    drawn = {} if limit is None else {"limit": config.limit, "seed": config.seed}
+    return replace(made, given={**given, **asdict(decoding), **drawn})
 
 
 def images_alone(source: ImageSource, limit: int | None = None, seed: int = 0) -> Cohort:

@@ -9,6 +9,7 @@ from diffleak.config import Config, Flag
 from diffleak.records.images import Alpha, Decoding, Exif
 
 # settings that several commands share
+Data = Annotated[str, Field(description="Image folder, .npy, .npz, .parquet, 'digits' or hf:NAME.")]
 Split = Annotated[Path | None, Field(description='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}.')]
 Resize = Annotated[bool, Flag("--no-resize"), Field(description="Convert images of another size or colour.")]
 SkipUnreadable = Annotated[bool, Flag("--no-skip-unreadable"), Field(description="Leave out damaged files.")]
@@ -25,8 +26,8 @@ class DataConfig(Config):
 
     FOLLOW = ["resize exif alpha white"]
 
-    exif: Exif = Field("apply", description="EXIF orientation: apply (default), or ignore where the trainer does not turn images.")
-    alpha: Alpha = Field("drop", description="Transparency: drop (default, as convert('RGB') does), or lay it on white or black.")
+    exif: Exif = Field("apply", description="EXIF orientation: {default} (default), or ignore where the trainer does not turn images.")
+    alpha: Alpha = Field("drop", description="Transparency: {default} (default, as convert('RGB') does), or lay it on white or black.")
     white: int | None = Field(
         None, ge=1, lt=2**32, description="What is white in grey images of more than 8 bits, such as 4095; default their range."
     )
@@ -35,3 +36,10 @@ class DataConfig(Config):
     def decoding(self) -> Decoding:
         """The choices together, as readers take them."""
         return Decoding(self.exif, self.alpha, self.white)
+
+
+class CohortConfig(DataConfig):
+    """What `diffleak.cohort` takes besides data: how images are read, and how many a side are drawn by which seed."""
+
+    limit: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)

@@ -45,7 +45,7 @@ class DefendConfig(TrainConfig):
     )
     teacher_steps: int | None = Field(None, ge=1, description="Steps of each teacher, if not --steps.")
     student_steps: int | None = Field(None, ge=1, description="Steps of the student, if not --steps.")
-    choice: Choice = Field("alternate", description="How two models take turns: alternate (default) or random.")
+    choice: Choice = Field("alternate", description="How two models take turns: {default} (default) or random.")
     side_by_side: Annotated[bool | None, Flag("--one-by-one")] = Field(
         None, description="Train both teachers at once; default where it pays."
     )

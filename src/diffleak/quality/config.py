@@ -28,7 +28,7 @@ class QualityConfig(ModelConfig, DataConfig):
     output: Annotated[Path | None, Flag("-o")] = Field(None, description="quality.json, quality.html and the images; may be a run folder.")
     images: int = Field(2048, description="Images to draw ({default}).")
     steps: int = Field(50, description="Steps of the sampler ({default}).")
-    sampler: Literal["ddim", "ddpm", "dpm"] = Field("ddim", description="ddim (default), ddpm or dpm.")
+    sampler: Literal["ddim", "ddpm", "dpm"] = Field("ddim", description="{default} (default), ddpm or dpm.")
     seed: int = Field(0, ge=0, lt=2**32)
     rounds: int = Field(1, description="Of the adaptive attack on two models that take turns.")
     captions: str | None = Field(
@@ -40,7 +40,7 @@ class QualityConfig(ModelConfig, DataConfig):
     batch_size: int | None = Field(None, ge=1, description="Images per forward; default by their size.")
     extractor: str = Field(
         "inception",
-        description="inception[:FILE] (default), dinov2[:MODEL], clip[:MODEL], torchscript:FILE, sscd:FILE or pixels.",
+        description="{default}[:FILE] (default), dinov2[:MODEL], clip[:MODEL], torchscript:FILE, sscd:FILE or pixels.",
     )
     copy_encoder: str | None = Field(None, description="What copies are found with; default the extractor.")
     scores: bool = Field(False, description="Write nearest.csv: each image's nearest generation, for `metrics`.")

@@ -19,17 +19,18 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Generator, Tensor
 
+from diffleak.config import build
 from diffleak.data.pixels import ImageShape, fit
 from diffleak.data.sources import ImageSource, Texts, open_source, texts_of
 from diffleak.data.split import read_split
 from diffleak.errors import UserError, pip_install
 from diffleak.hub import checked_device, folder_of, heard
 from diffleak.records.images import AS_TRAINERS, Decoding, Tally
+from diffleak.training.config import CaptionConfig
 from diffleak.work.files import hash_files, write_text
 from diffleak.work.folder import Folder, read_object, spelled
 from diffleak.work.progress import progress, say
 
-CAPTIONER = "Salesforce/blip-image-captioning-base"
 FILES = ("*.json", "*.txt", "*.safetensors")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # BLIP's own, where the folder says none
 TOP_P, TEMPERATURE, WORDS = 0.9, 1.0, 30  # the last in tokens
@@ -51,10 +52,10 @@ class Captioner:
 def caption_images(
     data: "str | Path | ImageSource",
     output: str | Path,
-    captioner: str = CAPTIONER,
-    n: int = 5,
-    seed: int = 0,
-    batch_size: int = 8,
+    captioner: str | None = None,
+    n: int | None = None,
+    seed: int | None = None,
+    batch_size: int | None = None,
     device: str | None = None,
     split: Path | None = None,
     limit: int | None = None,
@@ -64,31 +65,33 @@ def caption_images(
 
     captioner: a BLIP, as a local folder or hub id. n: captions an image, at least 1; one that an image has already is drawn again, up
     to 4 rounds, so an image of which there is little to say may end with fewer. split: only the members of that file. limit: only the
-    first images. decoding: how image files become pixels.
+    first images. decoding: how image files become pixels. What is None has the default of `CaptionConfig`.
     Beside the file lies FILE.plan.json; the same call again goes on where the last one stopped.
     Raises `UserError` for a captioner that cannot be used, and for a file that is there and was made by another call.
     """
-    output = Path(output)
-    for name, value in (("n", n), ("batch_size", batch_size), *([("limit", limit)] if limit is not None else [])):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1; got {value}")
-    if output.suffix != ".jsonl":
-        raise UserError(f"captions are written as a .jsonl file; got {output}")
-    source = open_source(data, decoding)
-    ids = read_split(split, source)[0] if split else source.ids
-    told = dict(zip(source.ids, source.captions() or (), strict=False))
-    model = load_captioner(captioner, device)
-    plan = {"schema_version": 1, "data": source.name, "captioner": captioner, "fingerprint": model.fingerprint, "n": n, "seed": seed}
-    plan |= {"top_p": TOP_P, "temperature": TEMPERATURE, "tokens": WORDS} | asdict(decoding)
-    wanted, done = ids[:limit], _resumed(output, plan)
+    name = str(data) if isinstance(data, str | Path) else data.name
+    settings = {"captioner": captioner, "n": n, "seed": seed, "batch_size": batch_size, "device": device, "split": split, "limit": limit}
+    config = build(CaptionConfig, {"data": name, "output": output, **settings, **asdict(decoding)})
+    return write_captions(config, open_source(data, decoding))
+
+
+def write_captions(config: CaptionConfig, source: ImageSource) -> Path:
+    """Writes the captions file of a config about the images of a source; says and raises what `caption_images` does."""
+    output, n, seed = config.output, config.n, config.seed
+    ids = read_split(config.split, source)[0] if config.split else source.ids
+    own_texts = dict(zip(source.ids, source.captions() or (), strict=False))
+    model = load_captioner(config.captioner, config.device)
+    plan = {"schema_version": 1, "data": source.name, "captioner": config.captioner, "fingerprint": model.fingerprint, "n": n, "seed": seed}
+    plan |= {"top_p": TOP_P, "temperature": TEMPERATURE, "tokens": WORDS} | asdict(config.decoding)
+    wanted, done = ids[: config.limit], _resumed(output, plan)
     left = [image_id for image_id in wanted if image_id not in done]
     position = {image_id: i for i, image_id in enumerate(source.ids)}
-    _check(source, [position[image_id] for image_id in left], decoding)
+    _check(source, [position[image_id] for image_id in left], config.decoding)
     with progress("captioning", len(wanted), "images", len(wanted) - len(left)) as advance:
-        for start in range(0, len(left), batch_size):
-            batch = left[start : start + batch_size]
+        for start in range(0, len(left), config.batch_size):
+            batch = left[start : start + config.batch_size]
             images = [source.read(position[image_id]) for image_id in batch]
-            own = [tuple(told.get(image_id, ())[:1]) for image_id in batch]
+            own = [tuple(own_texts.get(image_id, ())[:1]) for image_id in batch]
             others = _others(model, images, batch, own, n, seed)
             texts = [{"file_name": i, "text": [*a, *b]} for i, a, b in zip(batch, own, others, strict=True)]
             _append(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in texts))

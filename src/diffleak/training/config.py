@@ -1,12 +1,12 @@
-"""The settings of `diffleak train`: presets, a YAML file, flags."""
+"""The settings of `diffleak train`: presets, a YAML file, flags; and those of `diffleak caption`. No torch."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from diffleak.config import Flag, build, read_yaml
-from diffleak.data.config import DataConfig
+from diffleak.config import Device, Flag, build, read_yaml
+from diffleak.data.config import Data, DataConfig
 from diffleak.errors import UserError, unknown
 
 TEXT_ONLY = ("base", "lora_rank", "captions", "diversify", "caption_dropout", "random_crops", "text_encoder")
@@ -28,7 +28,7 @@ class TrainConfig(DataConfig):
     NO_FLAG = {"kind", "model", "text_encoder", "scheduler"}
     FOLLOW = ["output preset", "kl_weight config", "train_size split", "flip resize", "resize mixed_precision checkpoint_every seed"]
 
-    data: str = Field(description="Image folder, .npy, .npz, .parquet, 'digits' or hf:NAME.")
+    data: Data
     output: Annotated[Path, Flag("-o")] = Field(description="The model folder.")
     kind: Literal["denoiser", "vae", "vq", "text-to-image"] = "denoiser"
     autoencoder: Path | None = Field(
@@ -110,7 +110,7 @@ class TrainConfig(DataConfig):
 
     @property
     def private(self) -> bool:
-        """Whether this is DP-SGD."""
+        """True where this is DP-SGD."""
         return self.dp_epsilon is not None or self.dp_noise_multiplier is not None
 
     @model_validator(mode="after")
@@ -138,6 +138,36 @@ class TrainConfig(DataConfig):
             raise ValueError(f"DP-SGD clips gradients in full precision; leave out --mixed-precision {self.mixed_precision}")
         if self.validation:
             raise ValueError("DP-SGD does not protect the images that --validation sets aside; leave one of them out")
+        return self
+
+
+class CaptionConfig(DataConfig):
+    """Everything that decides `diffleak caption`; the keys of `-C FILE` and, with dashes, its flags."""
+
+    ARGUMENT = "data"
+    FOLLOW = ["limit exif"]
+    LEAST = {"seed": 0}
+
+    data: Data
+    output: Annotated[Path, Flag("-o")] = Field(Path("captions.jsonl"), description=r"The captions file, a .jsonl. \[default: {default}]")
+    captioner: str = Field(
+        "Salesforce/blip-image-captioning-base", description=r"A BLIP of transformers: a folder or hub id. \[default: {default}]"
+    )
+    n: Annotated[int, Flag("-n")] = Field(5, description=r"Captions an image, beside its own. \[default: {default}]")
+    seed: int = Field(0, ge=LEAST["seed"], description=r"\[default: {default}]")
+    batch_size: int = Field(8, description=r"Images captioned at once; changes no caption. \[default: {default}]")
+    split: Path | None = Field(None, description='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}: the members.')
+    limit: int | None = Field(None, description="Only this many images, the first ones.")
+    device: Device = None
+
+    @model_validator(mode="after")
+    def _writes_captions(self) -> "CaptionConfig":
+        for name in ("n", "batch_size", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if self.output.suffix != ".jsonl":
+            raise ValueError(f"captions are written as a .jsonl file; got {self.output}")
         return self
 
 
