@@ -22,10 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import yaml
 
-from diffleak.diffusion.target import Target
-
 if TYPE_CHECKING:
-    pass
+    from diffleak.diffusion.target import Target
 
 CHANNELS = (32, 64, 64)
 SIZE = 32
