@@ -32,7 +32,7 @@ from diffleak.records.audit import AuditRecord
 from diffleak.records.plan import Plan
 from diffleak.records.scores import ChunkMeta, Scores, chunk_file, plan_id, read_chunk, write_chunk
 from diffleak.records.variants import VARIANTS, masked_label
-from diffleak.work.folder import Folder, deal
+from diffleak.work.folder import Folder, cut, deal
 from diffleak.work.memory import memory_message
 from diffleak.work.threads import Tick, one_thread_each, pool
 
@@ -253,20 +253,29 @@ def collect(job: Job, folder: Path) -> Collected:
 
 def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> None:
     """Writes the scores of a finished audit as the chunks that its plan would have made; existing ones are left alone."""
-    size = record.plan.chunk_size
+    per_image = {result.attack: result.queries or 0 for result in record.results}
+    for path, part, statistic in _in_files(folder, record.plan, scores):
+        if not path.exists():
+            first, labels = part[0], [s.attack for s in part]
+            made = len(first.ids) * max(per_image.get(label, 0) for label in labels)
+            seconds = record.costs.seconds * made / max(1, record.costs.queries)
+            meta = ChunkMeta(plan_id(record.plan), made, round(seconds, 4), record.result(first.attack).parameters)
+            write_chunk(path, first.ids, labels, first.timesteps, statistic, meta)
+
+
+def holds(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> bool:
+    """True if a folder of the audit's plan has all of its scores, and these very ones."""
+    files, plan = _in_files(folder, record.plan, scores), plan_id(record.plan)
+    return all(path.exists() and np.array_equal(read_chunk(path, plan, rows.shape)[0], rows) for path, _, rows in files)
+
+
+def _in_files(folder: Path, plan: Plan, scores: Sequence[Scores]) -> Iterator[tuple[Path, list[Scores], np.ndarray]]:
+    """The file of every chunk of each attack, with the chunk's scores under every variant, and their statistics as one array."""
     for k, (attack, group) in enumerate(groupby(scores, key=lambda s: s.attack.partition("[")[0])):
-        variants, result = list(group), record.result(attack)
-        per_image = {r.attack: r.queries or 0 for r in record.results}
-        ids, timesteps = variants[0].ids, variants[0].timesteps
-        for chunk, start in enumerate(range(0, len(ids), size)):
-            path = chunk_file(folder, chunk, k, attack.partition("(")[0])
-            if not path.exists():
-                rows = slice(start, start + size)
-                made = len(ids[rows]) * max(per_image.get(s.attack, 0) for s in variants)
-                seconds = record.costs.seconds * made / max(1, record.costs.queries)
-                meta = ChunkMeta(plan_id(record.plan), made, round(seconds, 4), result.parameters)
-                statistic = np.stack([s.statistic[rows] for s in variants])
-                write_chunk(path, ids[rows], [s.attack for s in variants], timesteps, statistic, meta)
+        variants = list(group)
+        for chunk, rows in cut(len(variants[0].ids), plan.chunk_size).items():
+            part = [s.taken(np.array(rows)) for s in variants]
+            yield chunk_file(folder, chunk, k, attack.partition("(")[0]), part, np.stack([s.statistic for s in part])
 
 
 def _score_chunks(job: Job, folder: Folder, work: dict[tuple[int, int], list[Path]], threads: int) -> None:
