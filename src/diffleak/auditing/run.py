@@ -208,7 +208,7 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], time
         log(line)
     if prepared.scan.captions:
         log(captions_line(prepared.scan.captions, len(prepared.scan.cohort)))
-    missing = scoring.score(prepared.job, folder, prepared.worker)
+    missing = scoring.score(prepared.job, Folder(folder), prepared.worker)
     if missing:
         log(f"{missing} chunks belong to other shards and are not finished; the last shard writes the results (or run this again later)")
     return not missing
@@ -216,7 +216,7 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], time
 
 def _measured(prepared: Prepared, folder: Path) -> Float64[np.ndarray, "n 3"] | None:
     job = prepared.job
-    return write_geometry(job.inputs, folder, {c: job.rows(c) for c in range(job.chunks)}) if job.inputs.top else None
+    return write_geometry(job.inputs, folder, job.chunks) if job.inputs.top else None
 
 
 def _finish_by_key(prepared: Prepared, collected: scoring.Collected, measured: Float64[np.ndarray, "n 3"] | None) -> Audit:
