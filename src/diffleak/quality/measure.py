@@ -316,9 +316,9 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
         "CLIP": not before.clip or not isinstance(prepared.clip, Clip) or before.clip_fingerprint == prepared.clip.fingerprint,
         "copy encoder": not before.copies or not training or before.copies.encoder_fingerprint == encoders[1].fingerprint,
     }
-    for what in (what for what, kept in same.items() if not kept):
+    if changed := [what for what, kept in same.items() if not kept]:
         advice = f"choose another folder, or delete {FILE}: the drawn images are kept"
-        raise UserError(f"{folder / FILE} was measured with another {what}; {advice}")
+        raise UserError(f"{folder / FILE} was measured with another {changed[0]}; {advice}")
 
 
 def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) -> tuple[str, ...]:
