@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import yaml
 
-from diffleak.diffusion.target import Target
+from diffleak.work.folder import Folder
 
 if TYPE_CHECKING:
-    pass
+    from diffleak.diffusion.target import Target
 
 CHANNELS = (32, 64, 64)
 SIZE = 32
@@ -99,7 +99,7 @@ def ratio(scratch: Path, target: "Target", attack: str, threads: int) -> float:
                 _ = target.denoiser.network(x, torch.tensor(i % 1000)).sample
         bare.append(queries / (time.perf_counter() - started))
         started = time.perf_counter()
-        assert scoring.score(prepared.job, scratch / f"{attack}-{threads}-{round_}", prepared.worker) == 0
+        assert scoring.score(prepared.job, Folder(scratch / f"{attack}-{threads}-{round_}"), prepared.worker) == 0
         audited.append(queries / (time.perf_counter() - started))
     return max(audited) / max(bare)
 
@@ -130,7 +130,7 @@ def score_only(folder: Path) -> None:
 
     sides = {"members": folder / "members.npy", "nonmembers": folder / "nonmembers.npy", "model": str(folder / "model")}
     prepared = prepare(build(AuditConfig, {**sides, "attacks": "sima", "timesteps": "50:100:50", "device": "cpu"}))
-    scoring.score(prepared.job, folder / "run", prepared.worker)
+    scoring.score(prepared.job, Folder(folder / "run"), prepared.worker)
     status = Path("/proc/self/status").read_text()  # ru_maxrss would begin at the parent's size
     print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
@@ -196,7 +196,6 @@ def print_masks(scratch: Path) -> None:
     from diffleak.auditing.config import AuditConfig
     from diffleak.auditing.plan import prepare
     from diffleak.config import build
-    from diffleak.work.folder import Folder
 
     preset = Path(hub.__file__).parents[1] / "training" / "presets" / "latent.yaml"
     network = hub.new_network({"sample_size": 8, "in_channels": 4, "out_channels": 4, **yaml.safe_load(preset.read_text())["model"]})
@@ -210,8 +209,8 @@ def print_masks(scratch: Path) -> None:
     for round_ in range(2 * ROUNDS):
         for name, masks in (("plain", ()), ("masked", ("influence", "random", "reverse", "influence:0.8"))):
             prepared = prepare(build(AuditConfig, {**given, "mask": masks}), target)
-            job, folder = prepared.job, scratch / f"{name}-{round_}"
-            job.inputs.prepare(Folder(folder), {c: job.rows(c) for c in range(job.chunks)}, job.plan.batch_size, 1)
+            job, folder = prepared.job, Folder(scratch / f"{name}-{round_}")
+            job.inputs.prepare(folder, job.chunks, job.plan.batch_size, 1)
             started = time.perf_counter()
             assert scoring.score(job, folder, prepared.worker) == 0
             seconds.setdefault(name, []).append(time.perf_counter() - started)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffleak.work.folder import Folder
+
 SIDE = 32
 LATENT = 16
 ROWS = {"sima": 30, "secmi": 30, "clid": 30, "pfami(timesteps=0+250)": 33}  # in a forward: clid takes 2 images of 15 rows, pfami 3 of 11
@@ -73,6 +75,6 @@ def ratios(scratch: Path) -> Iterator[tuple[str, float]]:
                     _ = target.denoiser.network(x, torch.tensor(i % 1000), encoder_hidden_states=words).sample
             bare.append(queries // rows * rows / (time.perf_counter() - started))
             started = time.perf_counter()
-            assert scoring.score(prepared.job, scratch / f"{attack}-{round_}", prepared.worker) == 0
+            assert scoring.score(prepared.job, Folder(scratch / f"{attack}-{round_}"), prepared.worker) == 0
             audited.append(queries / (time.perf_counter() - started))
         yield attack, max(audited) / max(bare)

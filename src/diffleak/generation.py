@@ -26,7 +26,7 @@ from diffleak.diffusion.conditions import Prompts, one_at_a_time
 from diffleak.diffusion.denoiser import Denoiser, Guided, guided
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import sample
-from diffleak.diffusion.target import Target, auto_batch_size, side_by_side
+from diffleak.diffusion.target import Target, auto_batch_size, by_device, side_by_side
 from diffleak.errors import UserError
 from diffleak.work.folder import Folder, cut, in_chunks
 from diffleak.work.threads import Tick
@@ -75,7 +75,7 @@ class Drawing:
     @property
     def chunks(self) -> dict[int, range]:
         """The images of every chunk."""
-        return cut(self.n, CHUNK["cpu" if self.target.device == "cpu" else "cuda"])
+        return cut(self.n, by_device(CHUNK, self.target.device))
 
     def plan(self) -> dict[str, Any]:
         """All that decides the images; a folder belongs to one such plan."""

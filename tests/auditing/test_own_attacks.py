@@ -121,15 +121,37 @@ def test_masks_reach_an_attack_of_ones_own(mine: ModuleType, latent_folder, digi
     assert (masked.statistic < plain.statistic).all(), "less of the residual is summed"
 
 
-def test_a_class_without_code_on_disk_does_not_resume(images: diffleak.Cohort, tmp_path: Path) -> None:
+def typed(field: str) -> diffleak.Attack:
+    """An attack of which only the class is known, and no file."""
     namespace = {"diffleak": diffleak, "__name__": "__main__"}
-    exec("class Typed(diffleak.ResidualAttack):\n    def residuals(self, subject):\n        yield subject.eps(subject.x0, 50)", namespace)
-    given = {"attacks": namespace["Typed"](timesteps=(50,)), "output": tmp_path, "threads": 1, "calibration": False}
+    exec(f"class Typed(diffleak.ResidualAttack):\n    def residuals(self, subject):\n        yield {field}", namespace)
+    return namespace["Typed"](timesteps=(50,))
+
+
+def test_a_class_without_code_on_disk_does_not_resume(images: diffleak.Cohort, tmp_path: Path) -> None:
+    given = {"attacks": typed("subject.eps(subject.x0, 50)"), "output": tmp_path, "threads": 1, "calibration": False}
     model = diffleak.Target(Gaussian(0.0, 0.3, linear_schedule()), fingerprint="gaussian")
     audit = diffleak.audit(model, images, **given)
     assert audit.record.command.startswith("diffleak.audit(...) from Python")
     with pytest.raises(UserError, match=r"nothing says that they are of this attack; .* write its class"):
         diffleak.audit(model, images, **given)
+
+
+def test_scores_of_a_class_without_code_are_saved_again_but_not_over_those_of_another(images: diffleak.Cohort, tmp_path: Path) -> None:
+    model = diffleak.Target(Gaussian(0.0, 0.3, linear_schedule()), fingerprint="gaussian")
+    audits = [
+        diffleak.audit(model, images, attacks=typed(f"{c} * subject.eps(subject.x0, 50)"), threads=1, calibration=False) for c in (1, 7)
+    ]
+    assert audits[0].record.plan == audits[1].record.plan
+    for _ in range(2):
+        audits[0].save(tmp_path)
+    kept = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=r"holds scores, and nothing says that they are of this attack; .* write its class"):
+        audits[1].save(tmp_path)
+    next(tmp_path.glob("scores/*")).unlink()
+    with pytest.raises(UserError, match="nothing says that they are of this attack"):
+        audits[0].save(tmp_path)
+    assert all(file.read_bytes() == content for file, content in kept.items() if file.exists())
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,12 @@ def test_a_chunk_of_another_shape_is_named(tmp_path, rows):
 
 
 def test_rows_of_a_model_without_a_fingerprint_are_not_taken_for_those_of_another(tmp_path):
-    rows_of(tmp_path, model_fingerprint="unknown")
+    def beside(rows: range, tick: Callable[..., None]) -> np.ndarray:
+        with pytest.raises(UserError, match="holds squares, and nothing says that they are of this model"):
+            rows_of(tmp_path, model_fingerprint="unknown")
+        return squares(rows, tick)
+
+    rows_of(tmp_path, beside, model_fingerprint="unknown")
     with pytest.raises(UserError, match="holds squares, and nothing says that they are of this model"):
         rows_of(tmp_path, model_fingerprint="unknown")
     with pytest.raises(UserError, match="holds squares of model fingerprint unknown, now it is f; choose another folder"):

@@ -80,13 +80,11 @@ class Inputs:
         return torch.from_numpy(x).to(self.target.device, self.target.x_dtype)
 
     def encode(self, images: UInt8[np.ndarray, "n h w c"]) -> np.ndarray:
-        """The latents of images, a batch at a time; the images themselves for a pixel model."""
+        """The latents of uint8 images as numbers of the CPU; the images themselves for a pixel model."""
         if not self.target.latent:
             return images
-        size = auto_batch_size(self.shape, self.target.device)
         with torch.inference_mode():
-            parts = [latents_of(self.target.codec, self.tensor(images[start : start + size])) for start in range(0, len(images), size)]
-        z = torch.cat(parts).cpu().numpy()
+            z = self.latents(images).cpu().numpy()
         if not np.isfinite(z).all():
             row = int(np.argwhere(~np.isfinite(z))[0][0])
             raise UserError(
@@ -95,9 +93,11 @@ class Inputs:
             )
         return z
 
-    def latents(self, x: Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
-        """The latents of images on the device, as many at a time as images of their size allow."""
-        return torch.cat([latents_of(self.target.codec, part) for part in x.split(auto_batch_size(self.shape, self.target.device))])
+    def latents(self, images: UInt8[np.ndarray, "b h w c"] | Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
+        """The latents of images, encoded on the device, as many at a time as images of their size allow."""
+        size = auto_batch_size(self.shape, self.target.device)
+        parts = (images[start : start + size] for start in range(0, len(images), size))
+        return torch.cat([latents_of(self.target.codec, x if isinstance(x, Tensor) else self.tensor(x)) for x in parts])
 
     def alone(self) -> Subject:
         """The model without images, for what an attack opens before it starts."""

@@ -34,6 +34,7 @@ from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import evaluation
 from diffleak.stats.rules import RULES, needs_calibration
 from diffleak.work.files import checked_folder
+from diffleak.work.folder import Folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class Prepared:
 
     def estimate(self, folder: Path | None = None) -> str:
         """What is left beside the finished chunks of `folder`, and about how long it takes, from one timed round of forwards."""
-        return scoring.estimate(self.job, folder, self.worker)
+        return scoring.estimate(self.job, Folder(folder) if folder else None, self.worker)
 
     def describe(self) -> str:
         """The plan in one line; the model is not run."""

@@ -94,9 +94,14 @@ class Audit:
         return pd.concat(frames, ignore_index=True)
 
     def save(self, folder: str | Path, thumbnails: bool = False) -> Path:
-        """Writes audit.json, samples.csv, report.html and, where they are not there yet, the scores; returns the folder."""
+        """Writes audit.json, samples.csv, report.html and, where they are not there yet, the scores; returns the folder.
+
+        Raises `UserError` for the folder of another audit, and for a folder that cannot be written.
+        """
         folder = Path(folder)
-        _claim(folder, self.record.plan)
+        again = _unnamed(Folder(folder), self.record.plan)
+        if not _claim(Folder(folder), self.record.plan) and again and not scoring.holds(folder, self.record, self.scores):
+            raise again
         scoring.save_scores(folder, self.record, self.scores)
         write_results(folder, self.record, self.samples, self.cohort if thumbnails else None)
         return folder
@@ -197,12 +202,8 @@ def measure(
 
 
 def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], timed: bool) -> bool:
-    """Does what is missing of this worker's share; whether every share is done then."""
-    first = _claim(folder, prepared.plan)
-    unknown = UNKNOWN in (prepared.plan.model_fingerprint, prepared.plan.reference_fingerprint)
-    typed = any(attack.code == NO_SOURCE for attack in prepared.attacks)
-    if (unknown or typed) and not first:
-        Folder(folder).refuse_unnamed("scores", "*/chunk-*", *(() if unknown else ("of this attack", SAVE_IT)))
+    """Does what is missing of this worker's share; True when every share is done then."""
+    _claim(Folder(folder), prepared.plan, _unnamed(Folder(folder), prepared.plan))
     log(prepared.describe() + (f"; {prepared.estimate(folder)}" if timed else ""))
     if prepared.membership:
         log(f"membership: {visible(prepared.membership.sentence)}")
@@ -210,7 +211,7 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], time
         log(line)
     if prepared.scan.captions:
         log(captions_line(prepared.scan.captions, len(prepared.scan.cohort)))
-    missing = scoring.score(prepared.job, folder, prepared.worker)
+    missing = scoring.score(prepared.job, Folder(folder), prepared.worker)
     if missing:
         log(f"{missing} chunks belong to other shards and are not finished; the last shard writes the results (or run this again later)")
     return not missing
@@ -218,7 +219,7 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], time
 
 def _measured(prepared: Prepared, folder: Path) -> Float64[np.ndarray, "n 3"] | None:
     job = prepared.job
-    return write_geometry(job.inputs, folder, {c: job.rows(c) for c in range(job.chunks)}) if job.inputs.top else None
+    return write_geometry(job.inputs, folder, job.chunks) if job.inputs.top else None
 
 
 def _finish_by_key(prepared: Prepared, collected: scoring.Collected, measured: Float64[np.ndarray, "n 3"] | None) -> Audit:
@@ -325,21 +326,30 @@ def gate(record: AuditRecord, config: AuditConfig) -> None:
         raise GateFailed("\n".join((f"{len(failed)} of {len(checked)} {'check' if len(checked) == 1 else 'checks'} failed", *failed)))
 
 
-def _claim(folder: Path, plan: Plan) -> bool:
+def _unnamed(folder: Folder, plan: Plan) -> UserError | None:
+    """The error for a second claim of a plan that does not name its model, its reference or the code of an attack."""
+    if UNKNOWN in (plan.model_fingerprint, plan.reference_fingerprint):
+        return folder.unnamed("scores")
+    typed = any(attack.get("code") == NO_SOURCE for attack in plan.attacks)
+    return folder.unnamed("scores", "of this attack", SAVE_IT) if typed else None
+
+
+def _claim(folder: Folder, plan: Plan, again: UserError | None = None) -> bool:
     """Makes the folder the plan's own; True when it was free, False when it already belongs to this very plan.
 
-    Raises `UserError` when it is another plan's, or holds results without a plan.
+    Raises `UserError` when it is another plan's, or holds results without a plan, and `again` when it is this plan's already.
     """
-    checked_folder(folder)
-    foreign = [name for name in ("audit.json", "samples.csv", "report.html") if (folder / name).exists()]
-    if foreign and not (folder / PLAN).exists():
-        raise UserError(f"{folder} already holds a {foreign[0]} that no audit here has written; choose another -o")
+    path = checked_folder(folder.path)
+    foreign = [name for name in ("audit.json", "samples.csv", "report.html") if (path / name).exists()]
+    if foreign and not (path / PLAN).exists():
+        raise UserError(f"{path} already holds a {foreign[0]} that no audit here has written; choose another -o")
     dumped = lambda plan: plan.model_dump(mode="json") if plan else {}
-    return Folder(folder).claim(
+    return folder.claim(
         dumped(plan),
-        lambda changed: f"{folder} belongs to another plan ({spelled(changed, str, '; ')}); use another -o, or the same settings to resume",
+        lambda changed: f"{path} belongs to another plan ({spelled(changed, str, '; ')}); use another -o, or the same settings to resume",
         text=plan.model_dump_json(indent=2),
-        read=lambda: dumped(read_plan(folder)),
+        read=lambda: dumped(read_plan(path)),
+        again=again,
     )
 
 

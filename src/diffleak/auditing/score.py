@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from threading import Lock
@@ -32,7 +32,7 @@ from diffleak.records.audit import AuditRecord
 from diffleak.records.plan import Plan
 from diffleak.records.scores import ChunkMeta, Scores, chunk_file, plan_id, read_chunk, write_chunk
 from diffleak.records.variants import VARIANTS, masked_label
-from diffleak.work.folder import Folder, deal
+from diffleak.work.folder import Folder, cut, deal
 from diffleak.work.memory import memory_message
 from diffleak.work.threads import Tick, one_thread_each, pool
 
@@ -84,14 +84,10 @@ class Job:
         masks = [mask.label for mask in self.inputs.masks] if attack.takes_masks else []
         return [attack.label, *(masked_label(attack.label, name) for name in (*masks, *(VARIANTS if self.reference else ())))]
 
-    @property
-    def chunks(self) -> int:
-        """The number of chunks the images are cut into."""
-        return -(-len(self.cohort) // self.plan.chunk_size)
-
-    def rows(self, chunk: int) -> range:
-        """The images of one chunk."""
-        return range(chunk * self.plan.chunk_size, min((chunk + 1) * self.plan.chunk_size, len(self.cohort)))
+    @cached_property
+    def chunks(self) -> dict[int, range]:
+        """The images of every chunk."""
+        return cut(len(self.cohort), self.plan.chunk_size)
 
     def file(self, folder: Path, chunk: int, k: int) -> Path:
         """Where the scores of one chunk and attack k are kept."""
@@ -177,9 +173,9 @@ def _refuse_unsteady(denoiser: Denoiser, x0: Tensor, t: int, cond: Any, first: A
             )
 
 
-def estimate(job: Job, path: Path | None, share: Worker) -> str:
+def estimate(job: Job, folder: Folder | None, share: Worker) -> str:
     """What is left to this worker and about how long it takes, from one timed round of forwards and of measurements."""
-    work, folder = _work(job, share), Folder(path) if path else None
+    work = _work(job, share)
     todo = folder.missing(work) if folder else list(work)
     unmeasured = _unmeasured(job, folder, share, todo)
     if not todo and not unmeasured:
@@ -188,7 +184,7 @@ def estimate(job: Job, path: Path | None, share: Worker) -> str:
     resumed = f", {total - left:,} queries are done already" if total - left else ""
     seconds = left / _speed(job, min(share.threads, len(todo))) if left else 0.0
     if unmeasured and job.target.latent:
-        seconds += sum(len(job.rows(c)) for c in unmeasured) * _measuring_seconds(job) / min(share.threads, len(unmeasured))
+        seconds += sum(len(job.chunks[c]) for c in unmeasured) * _measuring_seconds(job) / min(share.threads, len(unmeasured))
     return f"{_readable(seconds)} left{resumed}"
 
 
@@ -196,7 +192,7 @@ def _unmeasured(job: Job, folder: Folder | None, share: Worker, todo: Sequence[t
     """This worker's chunks that need their latents, influence or distortion and do not have them yet."""
     if not job.target.latent:
         return []
-    mine, scored = deal(range(job.chunks), share.rank, share.count), {c for c, _ in todo}
+    mine, scored = _dealt(job, share), {c for c, _ in todo}
     if folder is None:
         return list(mine) if job.inputs.top else sorted(scored)
     kinds = ["distortion"] if (folder.path / INFLUENCE).exists() else job.inputs.kinds
@@ -204,30 +200,33 @@ def _unmeasured(job: Job, folder: Folder | None, share: Worker, todo: Sequence[t
     return sorted({*wanted, *folder.missing({c: job.inputs.files(c) for c in scored})})
 
 
-def score(job: Job, path: Path, share: Worker) -> int:
+def score(job: Job, folder: Folder, share: Worker) -> int:
     """Scores this worker's missing chunks; returns how many chunk files of all workers are still missing then.
 
     Raises `UserError` when the model returns NaN (naming the first image and timestep) or the disk is full.
     """
-    work, folder = _work(job, share), Folder(path)
+    work = _work(job, share)
     todo = folder.missing(work)
     unmeasured = _unmeasured(job, folder, share, todo)
     if unmeasured:
-        job.inputs.prepare(folder, {c: job.rows(c) for c in unmeasured}, job.plan.batch_size, share.threads)
+        job.inputs.prepare(folder, {c: job.chunks[c] for c in unmeasured}, job.plan.batch_size, share.threads)
     if todo:
-        _score_chunks(job, folder, work, share.threads)
+        _score_chunks(job, folder, work, todo, share.threads)
     everyone = Worker(0, 1, 1)
     return len(folder.missing(_work(job, everyone))) or len(_unmeasured(job, folder, everyone, []))
 
 
+def _dealt(job: Job, share: Worker) -> Sequence[int]:
+    return deal(list(job.chunks), share.rank, share.count)
+
+
 def _work(job: Job, share: Worker) -> dict[tuple[int, int], list[Path]]:
     """The file of each (chunk, attack) pair of one worker, which scores its chunks under all attacks."""
-    mine = deal(range(job.chunks), share.rank, share.count)
-    return {(c, k): [job.file(Path(), c, k)] for c in mine for k in range(len(job.attacks))}
+    return {(c, k): [job.file(Path(), c, k)] for c in _dealt(job, share) for k in range(len(job.attacks))}
 
 
 def _queries(job: Job, chunk: int, k: int) -> int:
-    return len(job.rows(chunk)) * job.queries(k)
+    return len(job.chunks[chunk]) * job.queries(k)
 
 
 def collect(job: Job, folder: Path) -> Collected:
@@ -235,8 +234,8 @@ def collect(job: Job, folder: Path) -> Collected:
     scores, parameters, queries, seconds = [], [], 0, 0.0
     for k, attack in enumerate(job.attacks):
         columns, settled = [], attack.parameters()
-        for chunk in range(job.chunks):
-            shape = (len(job.labels(attack)), len(job.rows(chunk)), len(attack.columns))
+        for chunk, rows in job.chunks.items():
+            shape = (len(job.labels(attack)), len(rows), len(attack.columns))
             statistic, meta = read_chunk(job.file(folder, chunk, k), plan_id(job.plan), shape)
             queries, seconds, settled = queries + meta.queries, seconds + meta.seconds, meta.parameters
             columns.append(statistic)
@@ -248,46 +247,55 @@ def collect(job: Job, folder: Path) -> Collected:
             )
         )
         parameters.append(settled)
-    return Collected(tuple(scores), tuple(parameters), queries, seconds, job.chunks * len(job.attacks))
+    return Collected(tuple(scores), tuple(parameters), queries, seconds, len(job.chunks) * len(job.attacks))
 
 
 def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> None:
     """Writes the scores of a finished audit as the chunks that its plan would have made; existing ones are left alone."""
-    size = record.plan.chunk_size
+    per_image = {result.attack: result.queries or 0 for result in record.results}
+    for path, part, statistic in _in_files(folder, record.plan, scores):
+        if not path.exists():
+            first, labels = part[0], [s.attack for s in part]
+            made = len(first.ids) * max(per_image.get(label, 0) for label in labels)
+            seconds = record.costs.seconds * made / max(1, record.costs.queries)
+            meta = ChunkMeta(plan_id(record.plan), made, round(seconds, 4), record.result(first.attack).parameters)
+            write_chunk(path, first.ids, labels, first.timesteps, statistic, meta)
+
+
+def holds(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> bool:
+    """True if a folder of the audit's plan has all of its scores, and these very ones."""
+    files, plan = _in_files(folder, record.plan, scores), plan_id(record.plan)
+    return all(path.exists() and np.array_equal(read_chunk(path, plan, rows.shape)[0], rows) for path, _, rows in files)
+
+
+def _in_files(folder: Path, plan: Plan, scores: Sequence[Scores]) -> Iterator[tuple[Path, list[Scores], np.ndarray]]:
+    """The file of every chunk of each attack, with the chunk's scores under every variant, and their statistics as one array."""
     for k, (attack, group) in enumerate(groupby(scores, key=lambda s: s.attack.partition("[")[0])):
-        variants, result = list(group), record.result(attack)
-        per_image = {r.attack: r.queries or 0 for r in record.results}
-        ids, timesteps = variants[0].ids, variants[0].timesteps
-        for chunk, start in enumerate(range(0, len(ids), size)):
-            path = chunk_file(folder, chunk, k, attack.partition("(")[0])
-            if not path.exists():
-                rows = slice(start, start + size)
-                made = len(ids[rows]) * max(per_image.get(s.attack, 0) for s in variants)
-                seconds = record.costs.seconds * made / max(1, record.costs.queries)
-                meta = ChunkMeta(plan_id(record.plan), made, round(seconds, 4), result.parameters)
-                statistic = np.stack([s.statistic[rows] for s in variants])
-                write_chunk(path, ids[rows], [s.attack for s in variants], timesteps, statistic, meta)
+        variants = list(group)
+        for chunk, rows in cut(len(variants[0].ids), plan.chunk_size).items():
+            part = [s.taken(np.array(rows)) for s in variants]
+            yield chunk_file(folder, chunk, k, attack.partition("(")[0]), part, np.stack([s.statistic for s in part])
 
 
-def _score_chunks(job: Job, folder: Folder, work: dict[tuple[int, int], list[Path]], threads: int) -> None:
-    """Scores what is missing of the work."""
+def _score_chunks(job: Job, folder: Folder, work: dict[tuple[int, int], list[Path]], todo: Sequence[tuple[int, int]], threads: int) -> None:
+    """Scores `todo`, what is missing of the work."""
     reading = Lock()
 
     @lru_cache(maxsize=2 + threads // len(job.attacks))
     def loaded(chunk: int) -> Loaded:
         influence = job.inputs.influence(folder, chunk) if job.inputs.masks else None
-        return Loaded(job.inputs.x0(folder, chunk, job.rows(chunk)), influence)
+        return Loaded(job.inputs.x0(folder, chunk, job.chunks[chunk]), influence)
 
     def inputs_of(chunk: int) -> Loaded:
         with reading:  # image files and tables are read by one thread at a time
             return loaded(chunk)
 
     with one_thread_each(), memory_message(job.plan.batch_size), torch.inference_mode():
-        attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in folder.missing(work)})}
+        attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in todo})}
 
     def score_one(pair: tuple[int, int], tick: Tick) -> None:
         c, k = pair
-        _score_chunk(job, attacks[k], job.queries(k), job.rows(c), partial(inputs_of, c), job.file(folder.path, c, k), tick)
+        _score_chunk(job, attacks[k], job.queries(k), job.chunks[c], partial(inputs_of, c), job.file(folder.path, c, k), tick)
 
     cost = lambda pair: _queries(job, *pair)
     folder.run(work, score_one, cost, bar="scoring", unit="queries", batch_size=job.plan.batch_size, threads=threads)

@@ -1,6 +1,7 @@
 """What a command is about: a denoiser, the images it takes and where it runs; and how much of it runs at once."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,10 +62,14 @@ BATCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**21}
 MAX_BATCH = 256
 
 
+def by_device(sizes: Mapping[str, int], device: str) -> int:
+    """The size for a kind of device: "cpu", or "cuda" for every accelerator."""
+    return sizes["cpu" if device == "cpu" else "cuda"]
+
+
 def auto_batch_size(shape: ImageShape, device: str) -> int:
     """Images per forward: a power of two that depends on the image and the kind of device only, so that runs repeat."""
-    elements = BATCH_ELEMENTS["cpu" if device == "cpu" else "cuda"]
-    fitting = elements // (shape.channels * shape.height * shape.width)
+    fitting = by_device(BATCH_ELEMENTS, device) // (shape.channels * shape.height * shape.width)
     return int(min(MAX_BATCH, 2 ** max(0, int(np.log2(max(1, fitting))))))
 
 

@@ -41,7 +41,7 @@ from diffleak.diffusion.denoiser import Counted, Guided
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import sample
-from diffleak.diffusion.target import Target, auto_batch_size, side_by_side
+from diffleak.diffusion.target import Target, auto_batch_size, by_device, side_by_side
 from diffleak.errors import UserError
 from diffleak.prompts.config import Lists, PromptsConfig, one_list, read_lists, two_lists
 from diffleak.records.audit import Result
@@ -193,7 +193,7 @@ def score(asking: Asking, folder: Path) -> Float64[np.ndarray, "n 2"]:
     return in_chunks(
         Folder(folder / FOLDER),
         asking.plan.model_dump(),
-        cut(len(asking.texts), CHUNK["cpu" if asking.target.device == "cpu" else "cuda"]),
+        cut(len(asking.texts), by_device(CHUNK, asking.target.device)),
         compute,
         what="scores",
         made="of",

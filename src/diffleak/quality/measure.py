@@ -43,7 +43,7 @@ from diffleak.report.pages.quality import Pictures, html
 from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import images as statistics
 from diffleak.work.files import checked_folder, open_to_others, write_text
-from diffleak.work.folder import UNKNOWN, refuse_changes
+from diffleak.work.folder import UNKNOWN
 
 SCORES = "nearest.csv"
 
@@ -308,19 +308,17 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
     if before.model_fingerprint == UNKNOWN:
         return  # the drawn images are refused then
     set_of = lambda s: None if s is None else (s.n, s.fingerprint)
-    pairs: dict[str, tuple[Any, Any]] = {
-        "model": (before.model_fingerprint, prepared.target.fingerprint),
-        "extractor": ((before.extractor, before.extractor_fingerprint), (encoders[0].name, encoders[0].fingerprint)),
-        "reference": (set_of(before.reference), set_of(reference.described)),
-        "training": (set_of(before.training), set_of(training.described if training else None)),
+    same = {
+        "model": before.model_fingerprint == prepared.target.fingerprint,
+        "extractor": (before.extractor, before.extractor_fingerprint) == (encoders[0].name, encoders[0].fingerprint),
+        "reference": set_of(before.reference) == set_of(reference.described),
+        "training": set_of(before.training) == set_of(training.described if training else None),
+        "CLIP": not before.clip or not isinstance(prepared.clip, Clip) or before.clip_fingerprint == prepared.clip.fingerprint,
+        "copy encoder": not before.copies or not training or before.copies.encoder_fingerprint == encoders[1].fingerprint,
     }
-    if before.clip and isinstance(prepared.clip, Clip):
-        pairs["CLIP"] = (before.clip_fingerprint, prepared.clip.fingerprint)
-    if before.copies and training:
-        pairs["copy encoder"] = (before.copies.encoder_fingerprint, encoders[1].fingerprint)
-    old, new = ({what: pair[which] for what, pair in pairs.items()} for which in (0, 1))
-    advice = f"choose another folder, or delete {FILE}: the drawn images are kept"
-    refuse_changes(old, new, lambda changed: f"{folder / FILE} was measured with another {changed[0].key}; {advice}")
+    if changed := [what for what, kept in same.items() if not kept]:
+        advice = f"choose another folder, or delete {FILE}: the drawn images are kept"
+        raise UserError(f"{folder / FILE} was measured with another {changed[0]}; {advice}")
 
 
 def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) -> tuple[str, ...]:

@@ -55,26 +55,29 @@ class Folder:
         text: str | None = None,
         read: Callable[[], Mapping[str, Any]] | None = None,
         free: Collection[str] = (),
+        again: UserError | None = None,
     ) -> bool:
         """Makes the folder the plan's own; True when it was free, False when it belongs to this very plan already.
 
         Of workers that start together exactly one is first. file: where the plan is kept. text: the plan as it is written, by
         default JSON. read: the plan of a folder that is not free, by default the JSON object in `file`; what earlier versions did
-        not write is filled in there. free: keys that may differ. Raises `UserError` with `refusal` for the folder of another plan,
-        and for a folder that cannot be written or whose plan cannot be read.
+        not write is filled in there. free: keys that may differ. again: the error for a folder of this very plan, which does not
+        say enough to resume (see `unnamed`). Raises `UserError` with `refusal` for the folder of another plan, and for a folder that
+        cannot be written or whose plan cannot be read.
         """
         path = checked_folder(self.path) / file
         if write_new(path, text or json.dumps(plan, indent=2)):
             return True
         refuse_changes(read() if read else read_object(path, f"delete {self.path} to begin again"), plan, refusal, free)
+        if again:
+            raise again
         return False
 
-    def refuse_unnamed(
-        self, what: str, pattern: str, whose: str = "of this model", advice: str = "give diffleak.Target(denoiser, fingerprint=...)"
-    ) -> None:
-        """Raises `UserError` when files match `pattern`: for a model without a fingerprint, they may be another model's."""
-        if any(self.path.glob(pattern)):
-            raise UserError(f"{self.path} holds {what}, and nothing says that they are {whose}; choose another folder, or {advice}")
+    def unnamed(
+        self, what: str, whose: str = "of this model", advice: str = "give diffleak.Target(denoiser, fingerprint=...)"
+    ) -> UserError:
+        """The error for a second claim of a plan that does not name its model, by default: the folder's work may be another one's."""
+        return UserError(f"{self.path} holds {what}, and nothing says that they are {whose}; choose another folder, or {advice}")
 
     def missing(self, chunks: Chunks[K]) -> list[K]:
         """The chunks that are not done."""
@@ -159,9 +162,7 @@ def in_chunks(
     files = {chunk: f"{what}-{chunk:05d}.npy" for chunk in chunks}
     work, cost = {chunk: [file] for chunk, file in files.items()}, lambda chunk: forwards * len(chunks[chunk])
     job = lambda chunk, tick: folder.save(files[chunk], compute(chunks[chunk], tick))
-    if plan["model_fingerprint"] == UNKNOWN:
-        folder.refuse_unnamed(what, f"{what}-*.npy")
-    folder.claim(plan, refusal, free={"model"})
+    folder.claim(plan, refusal, free={"model"}, again=folder.unnamed(what) if plan["model_fingerprint"] == UNKNOWN else None)
     folder.run(work, job, cost, bar=bar, unit="forwards", batch_size=batch_size, threads=threads)
     found: list[np.ndarray] = []
     for chunk, file in files.items():
