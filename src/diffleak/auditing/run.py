@@ -45,7 +45,7 @@ from diffleak.stats.blind import blind_auc, labels_p_value
 from diffleak.stats.by_distortion import analyse
 from diffleak.stats.reasons import in_given_images
 from diffleak.work.files import checked_folder
-from diffleak.work.folder import PLAN, UNKNOWN, Folder, spelled
+from diffleak.work.folder import PLAN, UNKNOWN, Change, Folder, spelled
 
 SAVE_IT = "write its class into a module, so that its code can be compared"
 SIDES = ("members", "nonmembers", "data", "split")  # settings that name the images
@@ -346,11 +346,27 @@ def _claim(folder: Folder, plan: Plan, again: UserError | None = None) -> bool:
     dumped = lambda plan: plan.model_dump(mode="json") if plan else {}
     return folder.claim(
         dumped(plan),
-        lambda changed: f"{path} belongs to another plan ({spelled(changed, str, '; ')}); use another -o, or the same settings to resume",
+        lambda changed: (
+            f"{path} belongs to another plan ({spelled([_narrowed(each) for each in changed], str, '; ')}); "
+            "use another -o, or the same settings to resume"
+        ),
         text=plan.model_dump_json(indent=2),
         read=lambda: dumped(read_plan(path)),
         again=again,
     )
+
+
+def _narrowed(change: Change) -> Change:
+    """Of changed attacks their labels, or what is different of the first one whose label is the same."""
+    if change.key != "attacks":
+        return change
+    before, now = (list(listed or ()) for listed in (change.before, change.now))
+    labels = [[attack["attack"] for attack in listed] for listed in (before, now)]
+    if labels[0] != labels[1]:
+        return Change(change.key, *(", ".join(part) for part in labels))
+    old, new = next((old, new) for old, new in zip(before, now, strict=True) if old != new)
+    key = next(key for key in old | new if old.get(key) != new.get(key))
+    return Change(f"{key} of {new['attack']}", old.get(key), new.get(key))
 
 
 def _command(config: AuditConfig, plan: Plan) -> str:
