@@ -25,7 +25,7 @@ from diffleak.diffusion.dual import Dual
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
-from diffleak.prompts import score as memorised
+from diffleak.prompts import score
 from diffleak.prompts.config import PromptsConfig
 from diffleak.prompts.score import find_memorised
 from diffleak.records.prompts import PromptsRecord
@@ -161,7 +161,7 @@ def test_other_kinds_of_text_models_are_asked_alike(tmp_path: Path, kind: str) -
 
 
 def test_what_an_interrupted_call_scored_is_kept_and_the_rest_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(memorised.CHUNK, "cpu", 4)
+    monkeypatch.setitem(score.CHUNK, "cpu", 4)
     whole = find_memorised(planted(), SECRET, PLAIN, output=tmp_path / "whole", **QUICK)
     calls = 0
 

@@ -41,7 +41,7 @@ from diffleak.records.quality import FILE, Copies, Metric, MetricName, QualityCo
 from diffleak.records.run_folder import read_plan
 from diffleak.report.pages.quality import Pictures, html
 from diffleak.report.wording import adapter, labels_from
-from diffleak.stats import images as statistics
+from diffleak.stats.images import frechet_distance, inception_score, kernel_distance, precision_recall
 from diffleak.work.files import checked_folder, open_to_others, write_text
 from diffleak.work.folder import UNKNOWN, refuse_changes
 
@@ -273,15 +273,15 @@ def _statistics(
     encoders: tuple[Extractor, Extractor], generated: Both, reference: RealSet, training: RealSet | None
 ) -> tuple[tuple[Metric, ...], Copies | None]:
     x, y = generated.plain.features, reference.features.plain.features
-    precision, recall = statistics.precision_recall(x, y)
+    precision, recall = precision_recall(x, y)
     found = copies.no_copies()
     if training:
         encoder, of = (encoders[1].name, encoders[1].fingerprint), training.features.for_copies
         found = copies.find_copies(encoder, generated.for_copies, reference.features.for_copies, of, training.cohort.ids)
     metrics: dict[MetricName, Estimate] = {
-        "frechet": statistics.frechet_distance(x, y),
-        "kid": statistics.kernel_distance(x, y),
-        "inception_score": statistics.inception_score(generated.plain.probabilities),
+        "frechet": frechet_distance(x, y),
+        "kid": kernel_distance(x, y),
+        "inception_score": inception_score(generated.plain.probabilities),
         "precision": precision,
         "recall": recall,
     }
