@@ -343,6 +343,18 @@ def test_quality_by_another_extractor_or_number_of_images_is_not_plotted_togethe
     assert "not comparable" in comparison_html(record) and "privacy-quality" not in comparison_html(record)
 
 
+def test_quality_of_a_later_version_is_read_by_the_keys_that_a_comparison_shows(runs, tmp_path):
+    a, b = copy(runs, tmp_path), copy(runs, tmp_path, "defended")
+    write_quality(a), write_quality(b)
+    before = compare(names(a, b))
+    later = json.loads((b / "quality.json").read_text())
+    for part in (later, later["reference"], later["environment"], later["metrics"][0]):
+        part["new"] = 1
+    del later["costs"]
+    (b / "quality.json").write_text(json.dumps(later))
+    assert compare(names(a, b)).entries == before.entries
+
+
 def test_bad_quality_is_refused(runs, tmp_path):
     a, b = copy(runs, tmp_path), str(runs / "defended")
     (a / "quality.json").write_text("{}")

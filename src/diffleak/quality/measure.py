@@ -153,7 +153,7 @@ def _key(config: QualityConfig) -> Key | None:
     plan = read_plan(folder)
     recorded = {folder / "plan.json": plan.anonymous} if plan else {}
     if (folder / FILE).exists():
-        recorded[folder / FILE] = read_quality(folder).anonymous
+        recorded[folder / FILE] = read_quality(folder / FILE, QualityRecord).anonymous
     if config.anonymous:
         checked_folder(folder)
     return choose_key(config.anonymous, config.anonymous_key, folder, recorded)
@@ -304,7 +304,7 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
         raise UserError(f"{folder} is the audit of another model; choose another folder")
     if not (folder / FILE).exists():
         return
-    before = read_quality(folder)
+    before = read_quality(folder / FILE, QualityRecord)
     if before.model_fingerprint == UNKNOWN:
         return  # the drawn images are refused then
     set_of = lambda s: None if s is None else (s.n, s.fingerprint)
