@@ -70,7 +70,7 @@ def test_differences_are_the_paired_statistics_of_the_images_in_both_test_parts(
     assert found.tpr_at_1pct == metrics.tpr_difference(m, n, 0.01)
     assert (found.members, found.nonmembers) == (320, 320)
     assert found.auc.high < -0.2, "the defence was planted"
-    assert all(r.difference is None for r in record.reference.results) and record.reference.worst.difference is None
+    assert all(r.difference is None for r in record.baseline.results) and record.baseline.worst.difference is None
 
 
 def test_the_number_of_an_entry_is_that_of_the_attack_with_the_highest_auc_on_the_calibrate_part(runs):

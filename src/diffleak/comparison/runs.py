@@ -76,7 +76,7 @@ class Pairing(NamedTuple):
 
 
 def read_entries(arguments: Sequence[str]) -> tuple[EntryRuns, ...]:
-    """The entries that `RUN` and `NAME=RUN[,RUN...]` name, read from disk; the first is the reference.
+    """The entries that `RUN` and `NAME=RUN[,RUN...]` name, read from disk; the first is the baseline.
 
     Raises `UserError` for fewer than two, a name that is there twice, or a folder without a finished audit.
     """

@@ -33,7 +33,7 @@ from diffleak.quality import copies
 from diffleak.quality.alignment import Clip, NoClip, alignment, find_clip
 from diffleak.quality.config import QualityConfig, Real, read_real, source_name
 from diffleak.quality.features import Both, RealSet, cut, features_of, read_set, refuse_shared, tally_of
-from diffleak.quality.prompts import Told, choose_prompts
+from diffleak.quality.prompts import Prompts, choose_prompts
 from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate
 from diffleak.records.images import refuse_other_reading
@@ -88,7 +88,7 @@ class Prepared:
     drawing: Drawing
     classes: str | None
     encoders: tuple[Extractor, Extractor]
-    told: Told | None
+    prompts: Prompts | None
     clip: Clip | NoClip | None
     membership: Membership | None = None
     key: Key | None = None
@@ -97,10 +97,10 @@ class Prepared:
         """The plan in one line."""
         drawing, training = self.drawing, self.real.training
         others = f" and {len(training):,} training images" if training else ""
-        told = f"of {visible(self.told.described)}, guidance {drawing.guidance_scale:g}, " if self.told else ""
+        given = f"of {visible(self.prompts.described)}, guidance {drawing.guidance_scale:g}, " if self.prompts else ""
         return (
             f"plan: {adapter(self.target.lora, self.target.lora_scale)}"
-            f"{drawing.n:,} images ({drawing.shape}) {told}by {drawing.sampler} in {drawing.steps} steps, "
+            f"{drawing.n:,} images ({drawing.shape}) {given}by {drawing.sampler} in {drawing.steps} steps, "
             f"{drawing.n * drawing.forwards:,} forwards; against {len(self.real.reference):,} real images{others}; "
             f"features of {self.encoders[0].name}"
         )
@@ -118,7 +118,7 @@ def prepare(config: QualityConfig, target: Target | None = None, extractor: Call
     for each in {first, second}:
         probe(each, shape)
     labels, classes = _labels(target, real.reference, config)
-    told = choose_prompts(config, target.text is not None, real.reference)
+    prompts = choose_prompts(config, target.text is not None, real.reference)
     drawing = plan_drawing(
         target,
         config.images,
@@ -128,11 +128,11 @@ def prepare(config: QualityConfig, target: Target | None = None, extractor: Call
         config.rounds,
         shape,
         labels,
-        told.texts if told else None,
+        prompts.texts if prompts else None,
         config.guidance_scale,
     )
-    clip = find_clip(config.clip, target.device) if told else None
-    return Prepared(config, target, real, drawing, classes, (first, second), told, clip, membership, key)
+    clip = find_clip(config.clip, target.device) if prompts else None
+    return Prepared(config, target, real, drawing, classes, (first, second), prompts, clip, membership, key)
 
 
 def _membership(config: QualityConfig, target: Target, real: Real) -> Membership | None:
@@ -186,8 +186,8 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     drawn = time.monotonic()
     features = features_of("generated", len(images), cut(images), prepared.encoders)
     metrics, found = _statistics(prepared.encoders, features, reference, training)
-    if prepared.told and prepared.clip:
-        score = alignment(prepared.clip, images, prepared.told.texts, config.seed)
+    if prepared.prompts and prepared.clip:
+        score = alignment(prepared.clip, images, prepared.prompts.texts, config.seed)
         metrics += (Metric(name="clip_score", **score.model_dump()),)
     if config.scores and folder and training:
         _write_scores(folder / SCORES, reference, training, features.for_copies)
@@ -222,7 +222,7 @@ def _record(
         seed=drawing.seed,
         rounds=drawing.rounds,
         classes=prepared.classes,
-        prompts=prepared.told.described if prepared.told else None,
+        prompts=prepared.prompts.described if prepared.prompts else None,
         guidance_scale=drawing.guidance_scale,
         clip=prepared.clip.name if isinstance(prepared.clip, Clip) else None,
         clip_fingerprint=prepared.clip.fingerprint if isinstance(prepared.clip, Clip) else None,
@@ -258,8 +258,8 @@ def _labels(target: Target, reference: Cohort, config: QualityConfig) -> tuple[I
     if labels is None:
         return None, f"evenly over {target.classes} classes, since the reference has no labels"
     drawn = np.random.default_rng(config.seed).choice(labels.numbers, size=config.images)
-    told = labels_from(labels.origin, None if reference.anonymous else labels.names)  # names of folders may name people
-    return drawn, f"in the frequencies of the reference, over {target.classes} classes; labels from {told}"
+    origin = labels_from(labels.origin, None if reference.anonymous else labels.names)  # names of folders may name people
+    return drawn, f"in the frequencies of the reference, over {target.classes} classes; labels from {origin}"
 
 
 def _drawn(drawing: Drawing, folder: Path | None, config: QualityConfig) -> UInt8[np.ndarray, "n h w c"]:
@@ -334,13 +334,13 @@ def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) 
         found.append(prepared.membership.sentence)
     if len(prepared.target.denoiser.exposed) > 1:
         found.append("two models take turns, one per step" + (f"; drawn in {rounds} adaptive rounds" if rounds > 1 else ""))
-    if prepared.told and prepared.target.text:
-        cut = len(prepared.target.text.truncated(prepared.told.distinct))
+    if prepared.prompts and prepared.target.text:
+        cut = len(prepared.target.text.truncated(prepared.prompts.distinct))
         if cut:
             found.append(f"{cut} captions are longer than the model's text encoder reads: it read their beginning only")
-        if len(prepared.told.distinct) < prepared.drawing.n:
+        if len(prepared.prompts.distinct) < prepared.drawing.n:
             found.append(
-                f"{prepared.drawing.n} images were drawn of {len(prepared.told.distinct)} different captions; "
+                f"{prepared.drawing.n} images were drawn of {len(prepared.prompts.distinct)} different captions; "
                 "intervals treat them as independent"
             )
     if prepared.config.resize:

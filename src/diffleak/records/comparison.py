@@ -255,5 +255,5 @@ class Comparison(Record):
     """Level of the headline: lowers, not-shown, undecided or invalid; null in records of version 0.1."""
 
     @property
-    def reference(self) -> Entry:
+    def baseline(self) -> Entry:
         return self.entries[0]

@@ -45,7 +45,7 @@ def page(record: Comparison) -> Page:
     return Page(
         title=f"Comparison of {len(record.entries)} audits",
         heading="Comparison of audits",
-        meta=f"{names} · baseline {visible(record.reference.name)}",
+        meta=f"{names} · baseline {visible(record.baseline.name)}",
         created=visible(moment(record.created)),
         version=record.diffleak,
         sections=sections(make(record) for make in (OF_INVALID if invalid_runs(record) else SECTIONS)),

@@ -21,7 +21,7 @@ class Compared(NamedTuple):
 def section(record: Comparison) -> Section:
     """The table of all attacks."""
     caption = (
-        f"Every attack that all runs have, on each run. Differences are to the same attack on {visible(record.reference.name)}. Small "
+        f"Every attack that all runs have, on each run. Differences are to the same attack on {visible(record.baseline.name)}. Small "
         "print: 95 % intervals. Marked: the worst of each entry."
     )
     return Section("attacks", "All attacks", (Tabulated(attacks_table(record), caption, FIRST, where="page"),), "All attacks")

@@ -8,7 +8,7 @@ from diffleak.report.wording import count
 
 def section(record: Comparison) -> Section:
     """A bar per difference."""
-    return Section("forest", f"Differences to {visible(record.reference.name)}", (), "Differences", later=lambda: _bars(record))
+    return Section("forest", f"Differences to {visible(record.baseline.name)}", (), "Differences", later=lambda: _bars(record))
 
 
 def _bars(record: Comparison) -> tuple[Block, ...]:
@@ -18,7 +18,7 @@ def _bars(record: Comparison) -> tuple[Block, ...]:
     if found is None:
         return (prose("No difference has an interval, so there is nothing to draw; the tables say why.", ""),)
     read = (
-        f"AUC of each entry minus that of {visible(record.reference.name)}, on the same images, with 95 % intervals. Left of the dotted "
+        f"AUC of each entry minus that of {visible(record.baseline.name)}, on the same images, with 95 % intervals. Left of the dotted "
         "line the attack does worse on the entry; blue: the whole interval is left of it. An interval that crosses the line leaves open "
         "whether there is a difference."
     )

@@ -16,7 +16,7 @@ def section(record: Comparison) -> Section:
     """A row per entry; in text the attack has a column of its own."""
     caption = (
         "A row per entry; under its name the attack with the highest AUC on the calibrate part. Differences are to the worst attack on "
-        f"{visible(record.reference.name)}, on the images that both were tested on; below 0 the attack does worse on the entry. Small "
+        f"{visible(record.baseline.name)}, on the images that both were tested on; below 0 the attack does worse on the entry. Small "
         "print: 95 % intervals. n/e: not estimable, with the reason below."
     )
     text = Tabulated(entries_table(record, names=True), first="Entry", where="text")
