@@ -18,8 +18,9 @@ from diffleak.errors import InvalidAudit, UserError
 from diffleak.records.audit import Blind
 from diffleak.records.comparison import Comparison
 from diffleak.records.run_folder import read_samples
+from diffleak.report import print_page, to_html
 from diffleak.report.judgement import read_record
-from diffleak.report.pages.comparison import comparison_html, print_comparison
+from diffleak.report.pages import comparison
 from diffleak.report.sections.comparison.verdict import comparison_verdict
 from diffleak.stats import metrics
 
@@ -50,7 +51,7 @@ def names(*folders):
 
 def printed(record, width=100):
     stream = io.StringIO()
-    print_comparison(record, Console(file=stream, width=width))
+    print_page(comparison.page(record), Console(file=stream, width=width))
     return stream.getvalue()
 
 
@@ -311,7 +312,7 @@ def test_teachers_without_a_shared_timestep_and_incomplete_scores_are_refused(tm
 def test_without_quality_files_the_page_says_how_to_get_them(runs):
     record = compare(names(runs / "undefended", runs / "defended"))
     assert record.quality_metric is None and record.quality_reason == "no entry has a quality.json"
-    page = comparison_html(record)
+    page = to_html(comparison.page(record))
     assert "diffleak quality MODEL --reference DATA -o RUN" in page and "privacy-quality" not in page
 
 
@@ -323,7 +324,7 @@ def test_quality_is_read_from_the_first_run_that_has_it_or_from_the_file_named(r
     record = compare([str(a), f"two={runs / 'partly'},{b}"], quality=[f"undefended={write_quality(other, kid=0.01)}"])
     assert [e.quality.metric("kid").value for e in record.entries] == [0.01, 0.02]
     assert record.quality_metric == "kid"
-    page = comparison_html(record)
+    page = to_html(comparison.page(record))
     assert 'id="privacy-quality' in page and "KID 0.02" in page
     assert "Quality: KID 0.02, against 0.01 of undefended" in printed(record).replace("\n  ", " ")
 
@@ -340,7 +341,7 @@ def test_quality_by_another_extractor_or_number_of_images_is_not_plotted_togethe
     write_quality(a), write_quality(b, **difference)
     record = compare(names(a, b))
     assert record.quality_metric is None and "not comparable" in record.quality_reason
-    assert "not comparable" in comparison_html(record) and "privacy-quality" not in comparison_html(record)
+    assert "not comparable" in to_html(comparison.page(record)) and "privacy-quality" not in to_html(comparison.page(record))
 
 
 def test_quality_of_a_later_version_is_read_by_the_keys_that_a_comparison_shows(runs, tmp_path):
@@ -440,7 +441,7 @@ def test_an_audit_whose_sides_differ_without_the_model_makes_the_comparison_inva
     bad = make_run(tmp_path / "bad", {"sima": gaussian(0.1)}, blind=0.8)
     record = compare(names(runs / "undefended", bad))
     assert comparison_verdict(record).level == "invalid" and record.valid is False and str(bad) in record.invalid_reason
-    page, text = comparison_html(record), printed(record)
+    page, text = to_html(comparison.page(record)), printed(record)
     for shown in (page, text):
         assert "Invalid: in some audits" in shown and "bad" in shown
         assert f"{record.entries[0].worst_result.auc.value:.3f}" not in shown
@@ -457,7 +458,7 @@ def test_a_difference_of_the_sources_that_was_allowed_is_the_headline_of_a_compa
     record = compare(names(runs / "undefended", shifted))
     judged = comparison_verdict(record)
     assert judged.level == "undecided" and "mix membership with that difference" in judged.title and record.valid
-    assert "<table" in comparison_html(record)
+    assert "<table" in to_html(comparison.page(record))
     refuse_invalid(record)
 
 
@@ -475,17 +476,17 @@ def test_a_model_that_leaks_more_is_said_to(runs):
 
 def test_the_page_has_no_script_no_outside_address_and_says_how_many_comparisons_were_made(runs):
     record = compare(names(runs / "undefended", runs / "defended"), output=None, seed=3)
-    page = comparison_html(record)
+    page = to_html(comparison.page(record))
     assert "<script" not in page and not re.findall(r'(?:src|href)="(?!#|data:)', page)
     assert f"{record.differences} differences in AUC were looked at" in page
     assert record.command in page.replace("&#39;", "'") and "--seed 3" in record.command
-    assert page == comparison_html(record)
+    assert page == to_html(comparison.page(record))
 
 
 def test_names_cannot_break_out_of_the_page_or_the_terminal(runs):
     evil = "<script>alert(1)</script>\x1b[2J"
     record = compare([str(runs / "undefended"), f"{evil}={runs / 'defended'}"])
-    assert "<script" not in comparison_html(record) and "\x1b" not in comparison_html(record) + printed(record)
+    assert "<script" not in to_html(comparison.page(record)) and "\x1b" not in to_html(comparison.page(record)) + printed(record)
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])

@@ -73,10 +73,11 @@ def compare(
 
 def save(record: Comparison, folder: Path) -> None:
     """Writes compare.json and compare.html."""
-    from diffleak.report.pages.comparison import comparison_html
+    from diffleak.report import to_html
+    from diffleak.report.pages.comparison import page
 
     folder = checked_folder(folder)
-    write_text(folder / "compare.html", comparison_html(record))
+    write_text(folder / "compare.html", to_html(page(record)))
     write_text(folder / "compare.json", record.model_dump_json(indent=2))
 
 

@@ -39,7 +39,8 @@ from diffleak.records.base import Estimate
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.quality import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
 from diffleak.records.run_folder import read_plan
-from diffleak.report.pages.quality import Pictures, html
+from diffleak.report import to_html
+from diffleak.report.pages.quality import Pictures, page
 from diffleak.report.wording import adapter, labels_from
 from diffleak.stats.images import frechet_distance, inception_score, kernel_distance, precision_recall
 from diffleak.work.files import checked_folder, open_to_others, write_text
@@ -61,7 +62,7 @@ class Measured:
         """Writes quality.html and quality.json; `thumbnails` shows the closest training images, which are private."""
         training = self.real.training if thumbnails else None
         of = None if training is None else (lambda image_id: png(fit(training.of(image_id), self.shape, True, image_id)))
-        write_text(folder / "quality.html", html(self.record, Pictures(lambda i: png(self.images[i]), of)))
+        write_text(folder / "quality.html", to_html(page(self.record, Pictures(lambda i: png(self.images[i]), of))))
         write_text(folder / FILE, self.record.model_dump_json(indent=2))
 
 
