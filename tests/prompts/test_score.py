@@ -32,7 +32,7 @@ from diffleak.records.prompts import PromptsRecord
 from diffleak.report import print_page, to_html
 from diffleak.report.figures.prompts import histogram
 from diffleak.report.pages.prompts import page as page_of
-from diffleak.report.sections.prompts.verdict import verdict
+from diffleak.report.sections.prompts import verdict
 from diffleak.work.folder import UNKNOWN
 
 QUICK = {"steps": 4, "timestep": 20, "seed": 3}

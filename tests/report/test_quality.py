@@ -9,8 +9,7 @@ from rich.console import Console
 from diffleak.report import print_page, to_html
 from diffleak.report.pages import quality
 from diffleak.report.pages.quality import Pictures
-from diffleak.report.sections.quality.metrics import metrics_table
-from diffleak.report.sections.quality.verdict import decimal, verdict
+from diffleak.report.sections.quality import decimal, metrics_table, verdict
 
 
 def test_copies_lead_the_verdict():

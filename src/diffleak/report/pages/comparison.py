@@ -6,7 +6,7 @@ from diffleak.errors import visible
 from diffleak.records.comparison import Comparison
 from diffleak.report.section import Page, Section, sections
 from diffleak.report.sections import glossary, limits, verdict, warnings
-from diffleak.report.sections.comparison import attacks, differences, made, quality, swap, worst
+from diffleak.report.sections.comparison import attacks, figures, made, swap
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
 from diffleak.report.wording import count, moment
 
@@ -53,9 +53,9 @@ LIMITS = (
 SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     lambda record: verdict(comparison_verdict(record)),
     lambda record: warnings(record.warnings),
-    worst.section,
-    differences.section,
-    quality.section,
+    attacks.worst,
+    figures.differences,
+    figures.quality,
     swap.section,
     attacks.section,
     lambda record: limits(LIMITS, "What this does not show", differences=count(record.differences)),

@@ -7,7 +7,7 @@ from diffleak.records.prompts import PromptsRecord
 from diffleak.report.section import Page, Section, sections
 from diffleak.report.sections import glossary, limits, model, verdict, warnings
 from diffleak.report.sections.prompts import made, prompts, statistics
-from diffleak.report.sections.prompts.verdict import verdict as judge
+from diffleak.report.sections.prompts import verdict as judge
 from diffleak.report.wording import count, moment
 
 GLOSSARY = (
@@ -36,11 +36,11 @@ LIMITS = (
 SECTIONS: tuple[Callable[[PromptsRecord], Section | None], ...] = (
     lambda record: verdict(judge(record)),
     lambda record: warnings(record.warnings, "Note"),
-    statistics.section,
-    prompts.section,
+    statistics,
+    prompts,
     lambda record: limits(LIMITS, drawn=_drawn(record)),
     lambda record: glossary(GLOSSARY),
-    made.section,
+    made,
 )
 
 

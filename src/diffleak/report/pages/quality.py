@@ -6,7 +6,7 @@ from diffleak.report import handling
 from diffleak.report.section import Page, sections
 from diffleak.report.sections import glossary, limits, model, verdict, warnings
 from diffleak.report.sections.quality import Pictures, copies, images, made, metrics
-from diffleak.report.sections.quality.verdict import verdict as judge
+from diffleak.report.sections.quality import verdict as judge
 from diffleak.report.wording import count, moment
 
 GLOSSARY = (
@@ -45,12 +45,12 @@ LIMITS = (
 SECTIONS = (
     lambda record, pictures: verdict(judge(record)),
     lambda record, pictures: warnings(record.warnings, "Note"),
-    lambda record, pictures: metrics.section(record),
-    images.section,
-    copies.section,
+    lambda record, pictures: metrics(record),
+    images,
+    copies,
     lambda record, pictures: limits(LIMITS, images=count(record.images), real=count(record.reference.n)),
     lambda record, pictures: glossary(GLOSSARY),
-    lambda record, pictures: made.section(record),
+    lambda record, pictures: made(record),
 )
 
 

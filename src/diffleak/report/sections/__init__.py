@@ -1,4 +1,4 @@
-"""The sections: a file each, with a function from a record to a `Section`, in a folder per page; here those that every page has."""
+"""The sections: a function from a record to a `Section` each, in a file or folder per page; here those that every page has."""
 
 from collections.abc import Iterable, Sequence
 
