@@ -9,7 +9,6 @@ from diffleak.records.audit import AuditRecord, Blind, Result
 from diffleak.report.audited import Audited
 from diffleak.report.section import Block, Section, Sentences, breakable, drawn, facts, heading, prose
 from diffleak.report.sections import adapted, device, fingerprinted, reproduce, versions
-from diffleak.report.selection import unmasked
 from diffleak.report.wording import count, duration, labels_from
 from diffleak.stats.blind import INVALID_ABOVE, INVALID_P
 
@@ -19,7 +18,7 @@ LISTED = 20  # omitted files shown by name
 def section(audit: Audited) -> Section:
     """The command, the settings and the parameters of the attacks."""
     record, blocks = audit.record, [facts(_rows(audit.record))]
-    attacks = unmasked(record)
+    attacks = [r for r in record.results if r.plain]
     if attacks:
         rows = [(breakable(visible(r.attack)), _parameters(r)) for r in attacks]
         blocks += [heading("Parameters of the attacks"), facts(rows)]
