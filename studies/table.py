@@ -155,7 +155,7 @@ if __name__ == "__main__":
     text = Path(sys.argv[1]).read_text(encoding="utf-8")
     if "compare" in Path(sys.argv[1]).name:
         compared = Comparison.model_validate_json(text)
-        told = any(r.attack == "clid" for r in compared.reference.results)  # only text-to-image models are asked that
-        print("\n\n".join([text_table(compared) if told else defence_table(compared), *([swap_table(compared)] if compared.swap else [])]))
+        asked = any(r.attack == "clid" for r in compared.baseline.results)  # only text-to-image models are asked that
+        print("\n\n".join([text_table(compared) if asked else defence_table(compared), *([swap_table(compared)] if compared.swap else [])]))
     else:
         print(tables(AuditRecord.model_validate_json(text)))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffleak.prompts.config import PromptsConfig
     from diffleak.quality.config import QualityConfig
     from diffleak.records.audit import AuditRecord
+    from diffleak.report.section import Page
     from diffleak.training.config import CaptionConfig
 
 app = typer.Typer(
@@ -119,24 +120,24 @@ def geometry(settings: "GeometryConfig", as_json: Json = False) -> None:
 def quality(settings: "QualityConfig", as_json: Json = False) -> None:
     """Draw images and compare them with real ones: Fréchet distance, KID, precision, copies. The same command resumes."""
     from diffleak.quality.measure import measure
-    from diffleak.report.pages.quality import print_quality
+    from diffleak.report.pages.quality import page
 
     measured = measure(settings)
     if settings.output:
         measured.save(settings.output, settings.thumbnails)
-    _print_record(measured.record, print_quality, settings.output / "quality.html" if settings.output else None, as_json)
+    _print_record(measured.record, page, settings.output / "quality.html" if settings.output else None, as_json)
 
 
 @command(app, "prompts.config:PromptsConfig")
 def prompts(settings: "PromptsConfig", as_json: Json = False) -> None:
     """Score prompts by how memorised they look: t-error and magnitude of what the model draws for them. The same command resumes."""
     from diffleak.prompts.score import find
-    from diffleak.report.pages.prompts import print_prompts
+    from diffleak.report.pages.prompts import page
 
     found = find(settings)
     if settings.output:
         found.save(settings.output)
-    _print_record(found.record, print_prompts, settings.output / "prompts.html" if settings.output else None, as_json)
+    _print_record(found.record, page, settings.output / "prompts.html" if settings.output else None, as_json)
 
 
 @app.command()
@@ -171,11 +172,12 @@ def report(
 ) -> None:
     """Write report.html again from a run folder, and print the table."""
     from diffleak.auditing.results import rewrite_report
-    from diffleak.report import markdown as to_markdown
+    from diffleak.report import to_markdown
+    from diffleak.report.pages.audit import page
 
     record = rewrite_report(run, thumbnails)
     if markdown:
-        return print(to_markdown(record))
+        return print(to_markdown(page(record)))
     _print_audit(record, run, as_json)
 
 
@@ -217,9 +219,9 @@ def compare(
     record = api.compare(runs, attack or (), halves, quality or (), seed, output)
     if output:
         api.save(record, output)
-    from diffleak.report.pages.comparison import print_comparison
+    from diffleak.report.pages.comparison import page
 
-    _print_record(record, print_comparison, output / "compare.html" if output else None, as_json)
+    _print_record(record, page, output / "compare.html" if output else None, as_json)
     api.refuse_invalid(record)
 
 
@@ -302,22 +304,24 @@ def _print(value: Any, as_json: bool, text: str) -> None:
     print(json.dumps(value, indent=2) if as_json else text)
 
 
-def _print_record(record: Any, show: Callable[[Any, Any], None], page: Path | None, as_json: bool) -> None:
-    """A record as JSON, or as `show` prints it, with where its page is."""
+def _print_record(record: Any, page: Callable[[Any], "Page"], written: Path | None, as_json: bool) -> None:
+    """Prints a record as JSON, or its page and where that was written."""
     if as_json:
         return print(record.model_dump_json(indent=2))
-    show(record, _console())
-    if page:
-        print(f"report: {page}")
+    from diffleak.report import print_page
+
+    print_page(page(record), _console())
+    if written:
+        print(f"report: {written}")
 
 
 def _print_audit(record: "AuditRecord", folder: Path, as_json: bool) -> None:
     if as_json:
         return print(record.model_dump_json(indent=2))
-    from diffleak.report import handling, print_terminal
+    from diffleak.report import handling
+    from diffleak.report.pages.audit import page
 
-    print_terminal(record, _console())
-    print(f"report: {folder / 'report.html'}")
+    _print_record(record, page, folder / "report.html", as_json)
     print(handling.in_terminal(record.plan.anonymous is not None, folder))
 
 

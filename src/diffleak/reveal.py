@@ -13,7 +13,7 @@ from diffleak.data.sources import open_source
 from diffleak.errors import UserError
 from diffleak.quality.config import QualityConfig, read_real
 from diffleak.records.quality import FILE as QUALITY
-from diffleak.records.quality import read_quality
+from diffleak.records.quality import QualityRecord, read_quality
 from diffleak.records.run_folder import read_plan
 from diffleak.report.judgement import read_record
 from diffleak.work.files import write_text
@@ -56,7 +56,7 @@ def _recorded(folder: Path) -> dict[str, tuple[str | None, Path | None]]:
         settings = read_record(folder).settings if (folder / "audit.json").is_file() else {}
         found["plan"] = plan.anonymous, file_of(settings)
     if (folder / QUALITY).is_file():
-        record = read_quality(folder)
+        record = read_quality(folder / QUALITY, QualityRecord)
         found["quality"] = record.anonymous, file_of(record.settings)
     return found
 
@@ -64,7 +64,7 @@ def _recorded(folder: Path) -> dict[str, tuple[str | None, Path | None]]:
 def _cohorts(folder: Path, parts: set[str]) -> Iterator[Cohort]:
     """The images of a run again, under their own ids."""
     if "quality" in parts:
-        real = read_real(build(QualityConfig, read_quality(folder).settings))
+        real = read_real(build(QualityConfig, read_quality(folder / QUALITY, QualityRecord).settings))
         yield from (images for images in (real.reference, real.training) if images)
     if (folder / "audit.json").is_file():
         record = read_record(folder)

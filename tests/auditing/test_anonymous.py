@@ -35,7 +35,7 @@ from diffleak.errors import UserError
 from diffleak.quality.config import QualityConfig
 from diffleak.quality.prompts import choose_prompts
 from diffleak.records.audit import Blind
-from diffleak.records.quality import read_quality
+from diffleak.records.quality import QualityRecord, read_quality
 from diffleak.work.files import checked_folder, write_new
 
 BLIND = Blind(value=0.5, low=0.4, high=0.6)
@@ -263,7 +263,7 @@ def test_nothing_of_an_anonymous_quality_holds_a_name_and_its_numbers_are_the_sa
         assert code == 0, err
     folder = tmp_path / "hidden"
     assert found_in(folder, {Path(i).stem for i in ids}, out, err) == []
-    named, hidden = (read_quality(tmp_path / name) for name in ("named", "hidden"))
+    named, hidden = (read_quality(tmp_path / name / "quality.json", QualityRecord) for name in ("named", "hidden"))
     key = read_key(folder / FILE)
     assert named.metrics == hidden.metrics and hidden.anonymous == key.name
     assert [key.ids([pair.training_id])[0] for pair in named.copies.pairs] == [pair.training_id for pair in hidden.copies.pairs]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fixtures.reports import audit_of
+from fixtures.reports import audit_of, html, markdown
 
 import diffleak
 from diffleak.auditing.config import AuditConfig
@@ -14,7 +14,6 @@ from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.records.audit import Blind
 from diffleak.records.base import Estimate
 from diffleak.records.plan import Split
-from diffleak.report import html, markdown
 from diffleak.stats import metrics
 
 

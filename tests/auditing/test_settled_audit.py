@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.captions import Captioned, captions
-from fixtures.reports import audit_of
+from fixtures.reports import audit_of, html, print_terminal
 from fixtures.runs import make_run
 from rich.console import Console
 
@@ -30,8 +30,6 @@ from diffleak.diffusion.analytic import Memoriser, linear_schedule
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.records.audit import AuditRecord
-from diffleak.report import print_terminal
-from diffleak.report.pages.audit import html
 
 MEMBERS, NONMEMBERS = np.random.default_rng(0).integers(0, 256, (2, 40, 8, 8), dtype=np.uint8)
 SETTINGS: dict[str, Any] = {"batch_size": 16, "chunk_size": 32, "device": "cpu", "threads": 1}

@@ -18,8 +18,9 @@ from diffleak.errors import InvalidAudit, UserError
 from diffleak.records.audit import Blind
 from diffleak.records.comparison import Comparison
 from diffleak.records.run_folder import read_samples
+from diffleak.report import print_page, to_html
 from diffleak.report.judgement import read_record
-from diffleak.report.pages.comparison import comparison_html, print_comparison
+from diffleak.report.pages import comparison
 from diffleak.report.sections.comparison.verdict import comparison_verdict
 from diffleak.stats import metrics
 
@@ -50,7 +51,7 @@ def names(*folders):
 
 def printed(record, width=100):
     stream = io.StringIO()
-    print_comparison(record, Console(file=stream, width=width))
+    print_page(comparison.page(record), Console(file=stream, width=width))
     return stream.getvalue()
 
 
@@ -70,7 +71,7 @@ def test_differences_are_the_paired_statistics_of_the_images_in_both_test_parts(
     assert found.tpr_at_1pct == metrics.tpr_difference(m, n, 0.01)
     assert (found.members, found.nonmembers) == (320, 320)
     assert found.auc.high < -0.2, "the defence was planted"
-    assert all(r.difference is None for r in record.reference.results) and record.reference.worst.difference is None
+    assert all(r.difference is None for r in record.baseline.results) and record.baseline.worst.difference is None
 
 
 def test_the_number_of_an_entry_is_that_of_the_attack_with_the_highest_auc_on_the_calibrate_part(runs):
@@ -311,7 +312,7 @@ def test_teachers_without_a_shared_timestep_and_incomplete_scores_are_refused(tm
 def test_without_quality_files_the_page_says_how_to_get_them(runs):
     record = compare(names(runs / "undefended", runs / "defended"))
     assert record.quality_metric is None and record.quality_reason == "no entry has a quality.json"
-    page = comparison_html(record)
+    page = to_html(comparison.page(record))
     assert "diffleak quality MODEL --reference DATA -o RUN" in page and "privacy-quality" not in page
 
 
@@ -323,7 +324,7 @@ def test_quality_is_read_from_the_first_run_that_has_it_or_from_the_file_named(r
     record = compare([str(a), f"two={runs / 'partly'},{b}"], quality=[f"undefended={write_quality(other, kid=0.01)}"])
     assert [e.quality.metric("kid").value for e in record.entries] == [0.01, 0.02]
     assert record.quality_metric == "kid"
-    page = comparison_html(record)
+    page = to_html(comparison.page(record))
     assert 'id="privacy-quality' in page and "KID 0.02" in page
     assert "Quality: KID 0.02, against 0.01 of undefended" in printed(record).replace("\n  ", " ")
 
@@ -340,7 +341,19 @@ def test_quality_by_another_extractor_or_number_of_images_is_not_plotted_togethe
     write_quality(a), write_quality(b, **difference)
     record = compare(names(a, b))
     assert record.quality_metric is None and "not comparable" in record.quality_reason
-    assert "not comparable" in comparison_html(record) and "privacy-quality" not in comparison_html(record)
+    assert "not comparable" in to_html(comparison.page(record)) and "privacy-quality" not in to_html(comparison.page(record))
+
+
+def test_quality_of_a_later_version_is_read_by_the_keys_that_a_comparison_shows(runs, tmp_path):
+    a, b = copy(runs, tmp_path), copy(runs, tmp_path, "defended")
+    write_quality(a), write_quality(b)
+    before = compare(names(a, b))
+    later = json.loads((b / "quality.json").read_text())
+    for part in (later, later["reference"], later["environment"], later["metrics"][0]):
+        part["new"] = 1
+    del later["costs"]
+    (b / "quality.json").write_text(json.dumps(later))
+    assert compare(names(a, b)).entries == before.entries
 
 
 def test_bad_quality_is_refused(runs, tmp_path):
@@ -428,7 +441,7 @@ def test_an_audit_whose_sides_differ_without_the_model_makes_the_comparison_inva
     bad = make_run(tmp_path / "bad", {"sima": gaussian(0.1)}, blind=0.8)
     record = compare(names(runs / "undefended", bad))
     assert comparison_verdict(record).level == "invalid" and record.valid is False and str(bad) in record.invalid_reason
-    page, text = comparison_html(record), printed(record)
+    page, text = to_html(comparison.page(record)), printed(record)
     for shown in (page, text):
         assert "Invalid: in some audits" in shown and "bad" in shown
         assert f"{record.entries[0].worst_result.auc.value:.3f}" not in shown
@@ -445,7 +458,7 @@ def test_a_difference_of_the_sources_that_was_allowed_is_the_headline_of_a_compa
     record = compare(names(runs / "undefended", shifted))
     judged = comparison_verdict(record)
     assert judged.level == "undecided" and "mix membership with that difference" in judged.title and record.valid
-    assert "<table" in comparison_html(record)
+    assert "<table" in to_html(comparison.page(record))
     refuse_invalid(record)
 
 
@@ -463,17 +476,17 @@ def test_a_model_that_leaks_more_is_said_to(runs):
 
 def test_the_page_has_no_script_no_outside_address_and_says_how_many_comparisons_were_made(runs):
     record = compare(names(runs / "undefended", runs / "defended"), output=None, seed=3)
-    page = comparison_html(record)
+    page = to_html(comparison.page(record))
     assert "<script" not in page and not re.findall(r'(?:src|href)="(?!#|data:)', page)
     assert f"{record.differences} differences in AUC were looked at" in page
     assert record.command in page.replace("&#39;", "'") and "--seed 3" in record.command
-    assert page == comparison_html(record)
+    assert page == to_html(comparison.page(record))
 
 
 def test_names_cannot_break_out_of_the_page_or_the_terminal(runs):
     evil = "<script>alert(1)</script>\x1b[2J"
     record = compare([str(runs / "undefended"), f"{evil}={runs / 'defended'}"])
-    assert "<script" not in comparison_html(record) and "\x1b" not in comparison_html(record) + printed(record)
+    assert "<script" not in to_html(comparison.page(record)) and "\x1b" not in to_html(comparison.page(record)) + printed(record)
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])
@@ -508,8 +521,15 @@ def test_an_output_folder_that_cannot_be_written_is_refused(runs, tmp_path):
         save(compare(names(runs / "undefended", runs / "defended")), tmp_path / "file" / "out")
 
 
-@pytest.mark.parametrize(("what", "values"), [("captions", ("own", "empty")), ("guidance_scale", (None, 7.5))])
-def test_runs_that_told_their_models_different_things_are_compared_with_a_warning(tmp_path, what, values):
+@pytest.mark.parametrize(
+    ("what", "values"),
+    [
+        ("captions", ("own", "empty")),
+        ("guidance_scale", (None, 7.5)),
+        ("attacks", [({"attack": "sima", "timesteps": [60], "code": code},) for code in ("ab", "cd")]),
+    ],
+)
+def test_runs_that_gave_their_models_other_things_or_ran_other_code_are_compared_with_a_warning(tmp_path, what, values):
     runs = []
     for name, value in zip(("one", "other"), values, strict=True):
         runs.append(make_run(tmp_path / name, {"sima": gaussian(1.0)}))
@@ -520,7 +540,9 @@ def test_runs_that_told_their_models_different_things_are_compared_with_a_warnin
     warned = compare(names(*runs)).warnings
     name = what.replace("_", " ")
     own, other = (value or "none" for value in values)
-    said = f"{runs[1]} was audited with {name} {other} and {runs[0]} with {own}, so the difference is not due to the models alone"
+    said = f"{runs[1]} was audited with {name} {other} and {runs[0]} with {own}"
+    said = f"the code of sima is another in {runs[1]} than in {runs[0]}" if what == "attacks" else said
+    said += ", so the difference is not due to the models alone"
     assert any(said in warning for warning in warned), warned
 
 

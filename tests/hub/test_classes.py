@@ -17,7 +17,7 @@ from diffleak.data.labels import ClassNames
 from diffleak.errors import UserError
 from diffleak.hub import class_names
 from diffleak.report.wording import labels_from
-from diffleak.training import run as training
+from diffleak.training import run
 from diffleak.training.distillation import Lesson
 from diffleak.training.images import read_training_data
 
@@ -50,7 +50,7 @@ def folders(path: Path, classes, each=10, keep=lambda name: True, labels=None):
 def train(data, output, classes=12, lesson=None, **changes):
     given = {"data": str(data), "output": output, "steps": 2, "batch_size": 4, "device": "cpu", "threads": 1, "learning_rate": 0.1}
     config = diffleak.train_config(None, None, **{**given, "model": {**TINY, "num_class_embeds": classes}, **changes})
-    return training.train(config, lesson)
+    return run.train(config, lesson)
 
 
 def prepared(model, members, nonmembers, **keys):

@@ -25,13 +25,14 @@ from diffleak.diffusion.dual import Dual
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
-from diffleak.prompts import score as memorised
+from diffleak.prompts import score
 from diffleak.prompts.config import PromptsConfig
 from diffleak.prompts.score import find_memorised
 from diffleak.records.prompts import PromptsRecord
+from diffleak.report import print_page, to_html
 from diffleak.report.figures.prompts import histogram
-from diffleak.report.pages.prompts import html, print_prompts
-from diffleak.report.sections.prompts.verdict import verdict
+from diffleak.report.pages.prompts import page as page_of
+from diffleak.report.sections.prompts import verdict
 from diffleak.work.folder import UNKNOWN
 
 QUICK = {"steps": 4, "timestep": 20, "seed": 3}
@@ -161,7 +162,7 @@ def test_other_kinds_of_text_models_are_asked_alike(tmp_path: Path, kind: str) -
 
 
 def test_what_an_interrupted_call_scored_is_kept_and_the_rest_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(memorised.CHUNK, "cpu", 4)
+    monkeypatch.setitem(score.CHUNK, "cpu", 4)
     whole = find_memorised(planted(), SECRET, PLAIN, output=tmp_path / "whole", **QUICK)
     calls = 0
 
@@ -357,8 +358,8 @@ def test_the_folder_holds_the_record_the_table_and_the_page(tmp_path: Path) -> N
 def test_the_page_has_no_script_and_prompts_are_no_markup() -> None:
     prompts = [*SECRET[:-1], "secret <script>alert(1)</script> \u202e"]
     record = find_memorised(planted(), prompts, PLAIN, **QUICK).record
-    page = html(record)
-    assert page == html(record)
+    page = to_html(page_of(record))
+    assert page == to_html(page_of(record))
     assert "<script" not in page and "&lt;script&gt;" in page and "\u202e" not in page
     assert "default-src 'none'" in page and "http://" not in page.replace("http://www.w3.org", "")
     for part in (
@@ -370,7 +371,7 @@ def test_the_page_has_no_script_and_prompts_are_no_markup() -> None:
         'aria-label="Histogram of the',
     ):
         assert part in page
-    plain = html(find_memorised(planted(), prompts=PLAIN, **QUICK).record)
+    plain = to_html(page_of(find_memorised(planted(), prompts=PLAIN, **QUICK).record))
     assert "was not measured" in plain and "ordinary prompts</span>" not in plain
 
 
@@ -389,7 +390,7 @@ def test_where_nothing_was_found_the_verdict_says_what_cannot_be_excluded() -> N
 
 def test_the_terminal_prints_all_of_it_in_eighty_columns() -> None:
     out = io.StringIO()
-    print_prompts(find_memorised(planted(), [*SECRET, "secret " * 30], PLAIN, **QUICK).record, Console(file=out, width=80))
+    print_page(page_of(find_memorised(planted(), [*SECRET, "secret " * 30], PLAIN, **QUICK).record), Console(file=out, width=80))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     assert not any(line.rstrip().endswith(("…", "│")) or "│ …" in line for line in text.splitlines()), "numbers are never cut"

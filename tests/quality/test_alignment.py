@@ -61,7 +61,7 @@ def reference(tmp_path: Path) -> Path:
     return folder
 
 
-def told(reference: Path, takes_text: bool = True, **settings):
+def chosen(reference: Path, takes_text: bool = True, **settings):
     config = build(QualityConfig, {"reference": str(reference), "images": 12, **settings})
     return choose_prompts(config, takes_text, images_alone(open_source(str(reference))))
 
@@ -133,33 +133,33 @@ def test_without_any_clip_there_is_a_reason_and_for_one_that_was_named_an_error(
 
 def test_captions_of_the_reference_are_taken_once_each_in_a_keyed_order(reference: Path) -> None:
     own = [f"{CAPTIONS[i % len(CAPTIONS)]} {i}" for i in range(12)]
-    first = told(reference)
+    first = chosen(reference)
     assert sorted(first.texts) == sorted(own) and list(first.texts) != own
-    assert told(reference).texts == first.texts != told(reference, seed=1).texts
-    assert told(reference, images=5).texts == first.texts[:5]
-    assert told(reference, images=30).texts == (first.texts * 3)[:30]
-    assert told(reference, captions="fixed:a moon").distinct == ("a moon",)
+    assert chosen(reference).texts == first.texts != chosen(reference, seed=1).texts
+    assert chosen(reference, images=5).texts == first.texts[:5]
+    assert chosen(reference, images=30).texts == (first.texts * 3)[:30]
+    assert chosen(reference, captions="fixed:a moon").distinct == ("a moon",)
 
 
 def test_prompts_come_from_a_file_in_its_order(reference: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("one\n\n two \n")
     (tmp_path / "p.json").write_text('{"a": "one", "b": ["two", "three"]}')
     for name in ("p.txt", "p.json"):
-        assert told(reference, prompts=tmp_path / name, images=3).texts == ("one", "two", "one")
+        assert chosen(reference, prompts=tmp_path / name, images=3).texts == ("one", "two", "one")
     (tmp_path / "none.txt").write_text("\n")
     missing = "FILE must be a text file with a prompt on each line.*; found nothing at"
     for path, message in (("none.txt", "must hold at least one prompt"), ("missing.txt", missing)):
         with pytest.raises(UserError, match=message):
-            told(reference, prompts=tmp_path / path)
+            chosen(reference, prompts=tmp_path / path)
     with pytest.raises(UserError, match="--captions takes the texts from the reference and --prompts from a file"):
-        told(reference, prompts=tmp_path / "p.txt", captions="own")
+        chosen(reference, prompts=tmp_path / "p.txt", captions="own")
 
 
 @pytest.mark.parametrize("given", [{"captions": "own"}, {"guidance_scale": 2.0}, {"clip": "a/b"}])
 def test_a_model_without_captions_refuses_what_is_about_them(reference: Path, given: dict) -> None:
     with pytest.raises(UserError, match=f"takes no captions; leave out --{next(iter(given)).replace('_', '-')}"):
-        told(reference, False, **given)
-    assert told(reference, False) is None
+        chosen(reference, False, **given)
+    assert chosen(reference, False) is None
 
 
 def test_the_command_draws_the_captions_and_reports_the_score(capsys, model, clip_folder, reference, tmp_path):

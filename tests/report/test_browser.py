@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 from fixtures.quality import PAIRS, quality_page
-from fixtures.reports import LATENT_SHIFTS, MASKS, SHIFTS, audit_of, latent_audit, thumbnail
+from fixtures.reports import LATENT_SHIFTS, MASKS, SHIFTS, audit_of, html, latent_audit, thumbnail
 from fixtures.runs import gaussian, make_run, swap_runs, write_quality
 
 from diffleak.comparison.compare import compare
-from diffleak.report import html
-from diffleak.report.pages.comparison import comparison_html
+from diffleak.report import to_html
+from diffleak.report.pages import comparison
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -83,7 +83,7 @@ def pages(tmp_path_factory):
     for name, (audit, pictures) in latent.items():
         (folder / f"{name}.html").write_text(html(*audit, pictures), encoding="utf-8")
     for name, record in comparisons(tmp_path_factory.mktemp("runs")).items():
-        (folder / f"{name}.html").write_text(comparison_html(record), encoding="utf-8")
+        (folder / f"{name}.html").write_text(to_html(comparison.page(record)), encoding="utf-8")
     for name, long in {"quality": False, "quality-long": True}.items():
         (folder / f"{name}.html").write_text(quality_page(long), encoding="utf-8")
     return folder

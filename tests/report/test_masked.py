@@ -4,12 +4,12 @@ import io
 import re
 
 import pytest
-from fixtures.reports import EVIL, LATENT_SHIFTS, MASKS, latent_audit, thumbnail
+from fixtures.reports import EVIL, LATENT_SHIFTS, MASKS, html, latent_audit, markdown, print_terminal, thumbnail
 from rich.console import Console
 
 from diffleak.records.audit import Blind, Gain, Geometry
 from diffleak.records.base import Estimate
-from diffleak.report import html, markdown, print_terminal, verdict
+from diffleak.report import verdict
 from diffleak.report.figures import geometry as figures
 from diffleak.report.sections.audit import geometry as words
 from diffleak.report.sections.audit.masks import masks_table, summaries

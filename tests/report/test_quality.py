@@ -6,9 +6,10 @@ import pytest
 from fixtures.quality import quality_page, quality_record
 from rich.console import Console
 
-from diffleak.report.pages.quality import Pictures, html, print_quality
-from diffleak.report.sections.quality.metrics import metrics_table
-from diffleak.report.sections.quality.verdict import decimal, verdict
+from diffleak.report import print_page, to_html
+from diffleak.report.pages import quality
+from diffleak.report.pages.quality import Pictures
+from diffleak.report.sections.quality import decimal, metrics_table, verdict
 
 
 def test_copies_lead_the_verdict():
@@ -35,7 +36,7 @@ def test_every_metric_has_a_line_with_its_interval_or_the_reason():
 
 def test_the_terminal_prints_all_of_it_in_eighty_columns():
     out = io.StringIO()
-    print_quality(quality_record(), Console(file=out, width=80))
+    print_page(quality.page(quality_record()), Console(file=out, width=80))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     for part in ("Fréchet distance", "KID", "Copy rate", "Inception score: the feature extractor gives no class probabilities"):
@@ -45,7 +46,7 @@ def test_the_terminal_prints_all_of_it_in_eighty_columns():
 def test_the_same_record_gives_the_same_page_and_names_are_no_markup():
     assert quality_page() == quality_page()
     record = quality_record().model_copy(update={"model": "<script>alert(1)</script>", "command": "diffleak quality '<b>'"})
-    page = html(record, Pictures(lambda i: b"", None))
+    page = to_html(quality.page(record, Pictures(lambda i: b"", None)))
     assert "<script" not in page
     assert "<b>'" not in page
     assert "--thumbnails" in page

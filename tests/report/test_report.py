@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.reports import EVIL, MONTE_CARLO, SHIFTS, audit_of, thumbnail, without
+from fixtures.reports import EVIL, MONTE_CARLO, SHIFTS, audit_of, html, markdown, print_terminal, thumbnail, without
 from rich.console import Console
 from sklearn.metrics import roc_curve
 
 from diffleak.records.audit import Blind, Membership
 from diffleak.records.base import Estimate
 from diffleak.records.plan import Split
-from diffleak.report import html, markdown, print_result, print_terminal, verdict
+from diffleak.report import print_result, verdict
 from diffleak.report import wording as w
 from diffleak.report.figures import audit as figures
 from diffleak.report.judgement import with_validity
@@ -443,8 +443,8 @@ import diffleak.report
 heavy = {{"torch", "diffusers", "accelerate", "sklearn", "transformers"}}
 assert not (heavy | {{"matplotlib", "jinja2"}}) & set(sys.modules)
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from fixtures.reports import audit_of
-diffleak.report.html(*audit_of({{"sima": 1.0}}, 100))
+from fixtures.reports import audit_of, html
+html(*audit_of({{"sima": 1.0}}, 100))
 assert not heavy & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)

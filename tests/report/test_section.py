@@ -13,8 +13,7 @@ from rich.console import Console
 
 from diffleak.comparison.compare import compare
 from diffleak.records.audit import Gate
-from diffleak.report.media import html, markdown
-from diffleak.report.media.terminal import print_page
+from diffleak.report import print_page, to_html, to_markdown
 from diffleak.report.pages import audit, comparison, quality
 from diffleak.report.section import Page, Section, Sentences, Tabulated, drawn, prose
 from diffleak.report.table import Cell, Column, tabulate
@@ -50,9 +49,9 @@ def words(text: str) -> str:
 
 def media(page: Page) -> dict[str, str]:
     """What a reader of each medium reads: tags, escapes and the ends of lines taken away."""
-    text = re.sub(r"\\([\\`*_\[\]|~#])", r"\1", markdown.render(page))
+    text = re.sub(r"\\([\\`*_\[\]|~#])", r"\1", to_markdown(page))
     return {
-        "HTML": words(entities.unescape(re.sub(r"<wbr>|</?(strong|span|sup)[^>]*>", "", html.render(page)))),
+        "HTML": words(entities.unescape(re.sub(r"<wbr>|</?(strong|span|sup)[^>]*>", "", to_html(page)))),
         "terminal": words(terminal(page)),
         "Markdown": words(entities.unescape(text)),
     }
@@ -86,7 +85,7 @@ def test_one_line_adds_a_section_to_the_page_its_contents_the_terminal_and_markd
     record, samples = audit_of({"sima": 1.0}, 60)
     monkeypatch.setattr(audit, "SECTIONS", (*audit.SECTIONS, novel))
     page = audit.page(record, samples)
-    contents = html.render(page).partition("</nav>")[0]
+    contents = to_html(page).partition("</nav>")[0]
     assert '<a href="#novel">Novel</a>' in contents
     for medium, text in media(page).items():
         for part in ("The novel part", "It says a < b, and 5 % more.", "a row", "0.25"):
@@ -97,14 +96,14 @@ def test_figures_are_drawn_for_pages_only():
     drawings = []
     section = Section("figure", "A figure", (prose("It explains."),), later=lambda: drawings.append(1) or (drawn("code", text="drawn"),))
     page = Page("", "Report", "", "", "0", (section,))
-    assert "It explains" not in terminal(page) + markdown.render(page) and drawings == []
-    assert "It explains." in html.render(page) and "<code>drawn</code>" in html.render(page) and drawings
+    assert "It explains" not in terminal(page) + to_markdown(page) and drawings == []
+    assert "It explains." in to_html(page) and "<code>drawn</code>" in to_html(page) and drawings
 
 
 def test_a_section_that_says_nothing_in_text_has_no_title_there_and_one_for_text_alone_is_not_on_the_page(pages):
     page = pages["quality"]
     text_only = Section("left", "Left", (Sentences(("Only in text.",), where="text"),))
     page = replace(page, sections=(*page.sections, text_only))
-    shown, text = html.render(page), (terminal(page), markdown.render(page))
+    shown, text = to_html(page), (terminal(page), to_markdown(page))
     assert "What this does not show" in shown and not any("What this does not show" in t for t in text)
     assert "Only in text." not in shown and 'id="left"' not in shown and all("Only in text." in t for t in text)

@@ -5,7 +5,7 @@ import pytest
 from scipy.linalg import sqrtm
 from scipy.stats import binom
 
-from diffleak.stats import images as s
+from diffleak.stats import images
 
 
 def normals(seed: int, n: int, d: int, mean: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -13,7 +13,7 @@ def normals(seed: int, n: int, d: int, mean: float = 0.0, scale: float = 1.0) ->
 
 
 def test_frechet_distance_of_isotropic_normals_is_its_closed_form():
-    d, found = 4, s.frechet_distance(normals(0, 40_000, 4, 0.5, 2.0), normals(1, 40_000, 4))
+    d, found = 4, images.frechet_distance(normals(0, 40_000, 4, 0.5, 2.0), normals(1, 40_000, 4))
     assert found.value == pytest.approx(d * (0.5**2 + (2 - 1) ** 2), rel=0.03)
 
 
@@ -22,26 +22,26 @@ def test_frechet_distance_is_the_formula_with_the_matrix_root_of_the_product():
     x, y = normals(0, 300, 8) @ mixing, normals(1, 200, 8, 0.3)
     s1, s2 = np.cov(x.T), np.cov(y.T)
     expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s1 + s2 - 2 * sqrtm(s1 @ s2).real)
-    assert s.frechet_distance(x, y).value == pytest.approx(expected, rel=1e-8)
+    assert images.frechet_distance(x, y).value == pytest.approx(expected, rel=1e-8)
 
 
 def test_frechet_distance_of_a_sample_with_itself_is_zero_also_with_dead_features():
     x = normals(0, 100, 6)
     x[:, 2] = 0
-    assert s.frechet_distance(x, x).value == pytest.approx(0, abs=1e-8)
+    assert images.frechet_distance(x, x).value == pytest.approx(0, abs=1e-8)
 
 
 def test_the_interval_of_the_frechet_distance_covers_the_truth_when_the_bias_is_small():
     truth, covered = 3 * (0.5**2 + 0.5**2), 0
     for seed in range(200):
-        found = s.frechet_distance(normals(2 * seed, 1500, 3, 0.5, 1.5), normals(2 * seed + 1, 1500, 3))
+        found = images.frechet_distance(normals(2 * seed, 1500, 3, 0.5, 1.5), normals(2 * seed + 1, 1500, 3))
         covered += found.low <= truth <= found.high
     assert binom.cdf(covered, 200, 0.95) > 1e-3, covered
 
 
 @pytest.mark.parametrize(("n", "m"), [(15, 40), (40, 15)])
 def test_frechet_distance_is_refused_below_one_image_per_dimension(n, m):
-    found = s.frechet_distance(normals(0, n, 16), normals(1, m, 16))
+    found = images.frechet_distance(normals(0, n, 16), normals(1, m, 16))
     assert found.value is None
     assert f"needs at least 16 images a side, the dimension of the features; got {n} generated and {m} real: use KID" in found.reason
 
@@ -54,9 +54,9 @@ def direct_kid(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_kid_is_the_double_sum_of_its_definition(monkeypatch):
-    monkeypatch.setattr(s, "BLOCK", 7)
+    monkeypatch.setattr(images, "BLOCK", 7)
     x, y = normals(0, 20, 5), normals(1, 13, 5, 0.4)
-    assert s.kernel_distance(x, y).value == pytest.approx(direct_kid(x, y), rel=1e-10)
+    assert images.kernel_distance(x, y).value == pytest.approx(direct_kid(x, y), rel=1e-10)
 
 
 def test_the_jackknife_of_kid_is_that_of_leaving_out_each_image():
@@ -64,63 +64,63 @@ def test_the_jackknife_of_kid_is_that_of_leaving_out_each_image():
     without_x = np.array([direct_kid(np.delete(x, i, 0), y) for i in range(14)])
     without_y = np.array([direct_kid(x, np.delete(y, i, 0)) for i in range(12)])
     deviation = np.sqrt(13 / 14 * ((without_x - without_x.mean()) ** 2).sum() + 11 / 12 * ((without_y - without_y.mean()) ** 2).sum())
-    found = s.kernel_distance(x, y)
+    found = images.kernel_distance(x, y)
     assert found.high - found.value == pytest.approx(1.959964 * deviation, rel=1e-6)
 
 
 def test_kid_is_unbiased_and_its_interval_covers_zero_when_nothing_differs():
-    found = [s.kernel_distance(normals(2 * i, 60, 6), normals(2 * i + 1, 60, 6)) for i in range(400)]
+    found = [images.kernel_distance(normals(2 * i, 60, 6), normals(2 * i + 1, 60, 6)) for i in range(400)]
     values = np.array([f.value for f in found])
     assert abs(values.mean()) < 4 * values.std() / 20
     assert np.mean([f.low <= 0 <= f.high for f in found]) > 0.93
 
 
 def test_kid_sees_a_shift_and_its_interval_covers_the_truth():
-    truth = s.kernel_distance(normals(10_001, 6000, 4, 0.5), normals(10_002, 6000, 4)).value
-    found = [s.kernel_distance(normals(2 * i, 150, 4, 0.5), normals(2 * i + 1, 150, 4)) for i in range(200)]
+    truth = images.kernel_distance(normals(10_001, 6000, 4, 0.5), normals(10_002, 6000, 4)).value
+    found = [images.kernel_distance(normals(2 * i, 150, 4, 0.5), normals(2 * i + 1, 150, 4)) for i in range(200)]
     assert np.mean([f.low > 0 for f in found]) > 0.95
     assert binom.cdf(sum(f.low <= truth <= f.high for f in found), 200, 0.95) > 1e-3
 
 
 def test_inception_score_is_one_for_equal_answers_and_the_number_of_classes_for_balanced_certainty():
-    assert s.inception_score(np.full((200, 10), 0.1)).value == pytest.approx(1)
-    certain = s.inception_score(np.eye(10)[np.arange(200) % 10])
+    assert images.inception_score(np.full((200, 10), 0.1)).value == pytest.approx(1)
+    certain = images.inception_score(np.eye(10)[np.arange(200) % 10])
     assert (certain.value, certain.low, certain.high) == pytest.approx((10, 10, 10))
 
 
 def test_inception_score_says_why_there_is_none():
-    assert "gives no class probabilities" in s.inception_score(None).reason
-    assert "needs at least 100 generated images, 10 splits; got 99" in s.inception_score(np.full((99, 3), 1 / 3)).reason
+    assert "gives no class probabilities" in images.inception_score(None).reason
+    assert "needs at least 100 generated images, 10 splits; got 99" in images.inception_score(np.full((99, 3), 1 / 3)).reason
 
 
 def test_precision_and_recall_are_high_for_equal_distributions_and_zero_for_disjoint_ones():
     x, y = normals(0, 500, 4), normals(1, 500, 4)
-    assert min(e.value for e in s.precision_recall(x, y)) > 0.8
-    assert [e.value for e in s.precision_recall(x + 100, y)] == [0, 0]
-    assert [e.value for e in s.precision_recall(x, x)] == [1, 1]
+    assert min(e.value for e in images.precision_recall(x, y)) > 0.8
+    assert [e.value for e in images.precision_recall(x + 100, y)] == [0, 0]
+    assert [e.value for e in images.precision_recall(x, x)] == [1, 1]
 
 
 def test_a_collapsed_model_has_precision_without_recall():
     real = normals(1, 500, 4)
-    precision, recall = s.precision_recall(np.repeat(real[:1], 500, axis=0) + 1e-3 * normals(0, 500, 4), real)
+    precision, recall = images.precision_recall(np.repeat(real[:1], 500, axis=0) + 1e-3 * normals(0, 500, 4), real)
     assert precision.value > 0.95
     assert recall.value < 0.1
 
 
 def test_precision_and_recall_use_equal_numbers_and_refuse_few():
-    precision, _ = s.precision_recall(normals(0, 90, 2), normals(1, 70, 2))
+    precision, _ = images.precision_recall(normals(0, 90, 2), normals(1, 70, 2))
     assert "70 images a side" in precision.method
     assert (
         "needs at least 50 images a side; got 49 generated and 70 real"
-        in s.precision_recall(normals(0, 49, 2), normals(1, 70, 2))[0].reason
+        in images.precision_recall(normals(0, 49, 2), normals(1, 70, 2))[0].reason
     )
 
 
 def test_nearest_is_the_largest_cosine(monkeypatch):
-    monkeypatch.setattr(s, "BLOCK", 5)
+    monkeypatch.setattr(images, "BLOCK", 5)
     x, y = normals(0, 23, 4), normals(1, 17, 4)
     cosines = (x / np.linalg.norm(x, axis=1)[:, None]) @ (y / np.linalg.norm(y, axis=1)[:, None]).T
-    similarity, index = s.nearest(x, y)
+    similarity, index = images.nearest(x, y)
     np.testing.assert_allclose(similarity, cosines.max(axis=1))
     np.testing.assert_array_equal(index, cosines.argmax(axis=1))
 
@@ -129,10 +129,10 @@ def test_the_copy_rate_of_fresh_images_is_one_percent_and_of_copies_one():
     rates = []
     for seed in range(200):
         reference, fresh = np.random.default_rng(seed).random((2, 199))
-        rates.append(s.copy_rate(fresh, reference).value)
+        rates.append(images.copy_rate(fresh, reference).value)
     assert np.mean(rates) == pytest.approx(0.01, abs=4 * np.std(rates) / np.sqrt(200))
-    assert s.copy_rate(np.full(50, 2.0), reference).value == 1
-    assert "needs at least 99 reference images" in s.copy_rate(np.ones(5), np.ones(98)).reason
+    assert images.copy_rate(np.full(50, 2.0), reference).value == 1
+    assert "needs at least 99 reference images" in images.copy_rate(np.ones(5), np.ones(98)).reason
 
 
 @pytest.mark.parametrize("m", [120, 999])
@@ -140,14 +140,14 @@ def test_a_threshold_from_few_images_raises_no_more_false_alarms(m):
     alarms = 0
     for seed in range(1000):
         drawn = np.random.default_rng(seed).random(m + 800)
-        alarms += s.copy_chance(drawn[m:], drawn[:m]) < 0.025
+        alarms += images.copy_chance(drawn[m:], drawn[:m]) < 0.025
     assert binom.sf(alarms - 1, 1000, 0.025) > 1e-3, alarms
-    assert s.copy_chance(np.full(50, 2.0), drawn[:m]) < 1e-3
-    assert s.copy_chance(np.ones(5), np.ones(98)) is None
+    assert images.copy_chance(np.full(50, 2.0), drawn[:m]) < 1e-3
+    assert images.copy_chance(np.ones(5), np.ones(98)) is None
 
 
 def test_the_interval_of_a_percentile_covers_it():
-    found = [s.percentile(np.random.default_rng(i).random(300), 95) for i in range(300)]
+    found = [images.percentile(np.random.default_rng(i).random(300), 95) for i in range(300)]
     assert binom.cdf(sum(f.low <= 0.95 <= f.high for f in found), 300, 0.95) > 1e-3
-    assert s.percentile(np.arange(20.0), 99).low is None
-    assert s.percentile(np.arange(20.0), 100).value == 19
+    assert images.percentile(np.arange(20.0), 99).low is None
+    assert images.percentile(np.arange(20.0), 100).value == 19

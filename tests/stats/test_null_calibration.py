@@ -11,6 +11,7 @@ from scipy.stats import binom, norm
 
 from diffleak.comparison.compare import difference
 from diffleak.comparison.runs import Run
+from diffleak.records.audit import RATES
 from diffleak.records.scores import Scores
 from diffleak.stats import metrics
 from diffleak.stats.blind import INVALID_ABOVE, blind_auc
@@ -265,7 +266,7 @@ def test_the_whole_evaluation_covers_one_half_though_the_timestep_is_picked(n, r
     assert {r.n_members for r in results} == {round(0.8 * n)}
     assert_covers([holds(r.auc, 0.5) for r in results])
     assert_covers([holds(r.asr, 0.5) for r in results])
-    for i, rate in enumerate(metrics.RATES):
+    for i, rate in enumerate(RATES):
         for estimates in ([r.tpr_at_fpr[i] for r in results], [r.tnr_at_fnr[i] for r in results]):
             if estimates[0].value is not None:
                 assert_covers([holds(e, rate) for e in estimates])

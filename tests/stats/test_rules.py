@@ -9,7 +9,7 @@ from sklearn.preprocessing import RobustScaler
 
 from diffleak.errors import UserError
 from diffleak.records.scores import Scores
-from diffleak.stats import rules as settling
+from diffleak.stats import rules
 from diffleak.stats.evaluation import REPEATS, divided, evaluate_scores, headline, on_every_split, samples
 from diffleak.stats.rules import column, needs_calibration, robust_scaled, settled
 
@@ -95,9 +95,9 @@ def test_a_rule_is_given_the_labels_of_the_calibrate_part_alone(monkeypatch):
 
     def watching(components, calibrate, labels):
         given.append(labels)
-        return settling.Columns(components[:, :1], (None,))
+        return rules.Columns(components[:, :1], (None,))
 
-    monkeypatch.setitem(settling.RULES, "watching", watching)
+    monkeypatch.setitem(rules.RULES, "watching", watching)
     split = divided(scores.ids, member, 0.2, 0)
     evaluate_scores(replace(scores, rule="watching"), member, split)
     np.testing.assert_array_equal(given[0], member[split.calibrate[0]])

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from diffleak import report
 from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.config import build
 from diffleak.data.cohort import Cohort
@@ -12,14 +11,16 @@ from diffleak.errors import UserError
 from diffleak.records.audit import AuditRecord
 from diffleak.records.run_folder import read_samples, write_samples
 from diffleak.records.scores import Samples
+from diffleak.report import to_html
 from diffleak.report.judgement import read_record
+from diffleak.report.pages.audit import page
 from diffleak.work.files import write_text
 
 
 def write_results(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None) -> None:
     """Writes audit.json, samples.csv and report.html; with a cohort the report shows the members that score highest."""
     write_samples(folder / "samples.csv", samples)
-    write_text(folder / "report.html", report.html(record, samples, _thumbnails(cohort, record) if cohort else None))
+    write_text(folder / "report.html", to_html(page(record, samples, _thumbnails(cohort, record) if cohort else None)))
     write_text(folder / "audit.json", record.model_dump_json(indent=2))
 
 
@@ -39,7 +40,7 @@ def rewrite_report(folder: Path, thumbnails: bool) -> AuditRecord:
             f"the images of this audit are not where it read them ({error}); put them back, or leave out --thumbnails"
         ) from None
     samples = read_samples(folder)
-    write_text(folder / "report.html", report.html(record, samples, _thumbnails(cohort, record) if cohort else None))
+    write_text(folder / "report.html", to_html(page(record, samples, _thumbnails(cohort, record) if cohort else None)))
     return record
 
 

@@ -73,10 +73,11 @@ def compare(
 
 def save(record: Comparison, folder: Path) -> None:
     """Writes compare.json and compare.html."""
-    from diffleak.report.pages.comparison import comparison_html
+    from diffleak.report import to_html
+    from diffleak.report.pages.comparison import page
 
     folder = checked_folder(folder)
-    write_text(folder / "compare.html", comparison_html(record))
+    write_text(folder / "compare.html", to_html(page(record)))
     write_text(folder / "compare.json", record.model_dump_json(indent=2))
 
 
@@ -87,7 +88,7 @@ def refuse_invalid(record: Comparison) -> None:
 
 
 def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, ...]:
-    """The attacks that every run has, in the order of the reference, or those of them that were asked for."""
+    """The attacks that every run has, in the order of the baseline, or those of them that `asked` names."""
     runs = [run for entry in entries for run in entry.runs]
     shared = tuple(a for a in runs[0].attacks if all(a in run.attacks for run in runs))
     if not shared:
@@ -102,12 +103,12 @@ def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, .
     return chosen
 
 
-def _entry(entry: EntryRuns, reference: EntryRuns, attacks: Sequence[str], quality: tuple[Quality, str] | None, seed: int) -> Entry:
-    """One entry's results, and its differences unless it is the reference itself."""
-    other = None if entry is reference else reference
+def _entry(entry: EntryRuns, baseline: EntryRuns, attacks: Sequence[str], quality: tuple[Quality, str] | None, seed: int) -> Entry:
+    """One entry's results, and its differences unless it is the baseline itself."""
+    other = None if entry is baseline else baseline
     results = [_result(run, attack, other, seed) for run in entry.runs for attack in attacks]
     run, attack, chosen_on = _worst(entry.runs, attacks)
-    against = _worst(reference.runs, attacks)
+    against = _worst(baseline.runs, attacks)
     return Entry(
         name=entry.name,
         runs=tuple(_described(run) for run in entry.runs),
@@ -140,9 +141,9 @@ def _described(run: Run) -> ComparedRun:
     )
 
 
-def _result(run: Run, attack: str, reference: EntryRuns | None, seed: int) -> ComparedResult:
+def _result(run: Run, attack: str, baseline: EntryRuns | None, seed: int) -> ComparedResult:
     found = run.result(attack)
-    against = None if reference is None else _worst(reference.runs, (attack,), controls=True)
+    against = None if baseline is None else _worst(baseline.runs, (attack,), controls=True)
     return ComparedResult(
         run=run.name,
         attack=attack,
@@ -270,11 +271,11 @@ def _warnings(
 
 
 def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> list[str]:
-    """Which differences rest on fewer images than the entry's own numbers, and which on other data."""
-    reference, found = entries[0].runs[0], []
+    """Warnings on differences that rest on fewer images than the entry's own numbers, or on other data."""
+    baseline, found = entries[0].runs[0], []
     for entry, result in zip(entries[1:], compared[1:], strict=True):
         against = result.worst.difference
-        assert against is not None, "only the reference has none"
+        assert against is not None, "only the baseline has none"
         numbers = [(one.name, one.worst_result.n_members, one.worst_result.n_nonmembers) for one in (result, compared[0])]
         fewer = [(name, m, n) for name, m, n in numbers if against.members + against.nonmembers < FEW_PAIRS * (m + n)]
         if fewer:
@@ -284,26 +285,28 @@ def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> lis
                 + " and ".join(f"the numbers of {name} rest on {m} and {n}" for name, m, n in fewer)
             )
         for run in entry.runs:
-            told = _told_differently(run, reference)
-            if told:
-                found.append(f"{entry.name}: {told}, so the difference is not due to the models alone")
-            elif run.record.plan.data_fingerprint != reference.record.plan.data_fingerprint:
-                shared = len(pair(run, reference).member)
+            differs = _given_otherwise(run, baseline)
+            if differs:
+                found.append(f"{entry.name}: {differs}, so the difference is not due to the models alone")
+            elif run.record.plan.data_fingerprint != baseline.record.plan.data_fingerprint:
+                shared = len(pair(run, baseline).member)
                 found.append(
-                    f"{entry.name}: {run.name} and {reference.name} were audited on different data; the {shared} images with the same id "
+                    f"{entry.name}: {run.name} and {baseline.name} were audited on different data; the {shared} images with the same id "
                     "are taken to be the same images"
                 )
     return found
 
 
-def _told_differently(run: Run, reference: Run) -> str | None:
-    """What two runs told their models differently, captions or guidance; None where that is the same."""
+def _given_otherwise(run: Run, baseline: Run) -> str | None:
+    """Names the captions, the guidance or the code of an attack in which two runs differ; None where they are the same."""
     for what in ("captions", "guidance_scale"):
-        own, other = (getattr(one.record.plan, what) or "none" for one in (run, reference))
+        own, other = (getattr(one.record.plan, what) or "none" for one in (run, baseline))
         if own != other:
             name = what.replace("_", " ")
-            return f"{run.name} was audited with {name} {visible(str(own))} and {reference.name} with {visible(str(other))}"
-    return None
+            return f"{run.name} was audited with {name} {visible(str(own))} and {baseline.name} with {visible(str(other))}"
+    own, other = ({attack["attack"]: attack.get("code") for attack in one.record.plan.attacks} for one in (run, baseline))
+    changed = sorted(label for label in own.keys() & other.keys() if own[label] != other[label])
+    return f"the code of {visible(changed[0])} is another in {run.name} than in {baseline.name}" if changed else None
 
 
 def _command(

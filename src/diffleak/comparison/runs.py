@@ -18,7 +18,7 @@ from diffleak.errors import UserError, unknown
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.comparison import Quality
 from diffleak.records.quality import FILE as QUALITY
-from diffleak.records.quality import read_quality_file
+from diffleak.records.quality import read_quality
 from diffleak.records.run_folder import read_samples
 from diffleak.records.scores import Samples, Scores, chunk_files, read_columns
 from diffleak.report.judgement import read_record
@@ -76,7 +76,7 @@ class Pairing(NamedTuple):
 
 
 def read_entries(arguments: Sequence[str]) -> tuple[EntryRuns, ...]:
-    """The entries that `RUN` and `NAME=RUN[,RUN...]` name, read from disk; the first is the reference.
+    """The entries that `RUN` and `NAME=RUN[,RUN...]` name, read from disk; the first is the baseline.
 
     Raises `UserError` for fewer than two, a name that is there twice, or a folder without a finished audit.
     """
@@ -156,7 +156,7 @@ def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, 
         run = next((run for run in entry.runs if (run.folder / QUALITY).is_file()), None)
         if run:
             files[entry.name] = run.folder / QUALITY
-            if read_quality_file(files[entry.name]).model_fingerprint != run.record.plan.model_fingerprint:
+            if read_quality(files[entry.name], Quality).model_fingerprint != run.record.plan.model_fingerprint:
                 raise UserError(
                     f"{files[entry.name]} was measured on another model than {run.name} audits; measure that model into the folder, "
                     f"or name the file with --quality {entry.name}=FILE"
@@ -168,7 +168,7 @@ def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, 
         if name not in {entry.name for entry in entries}:
             raise unknown("entry", name, [entry.name for entry in entries])
         files[name] = Path(file)
-    return {name: (Quality.of(read_quality_file(path)), str(path)) for name, path in files.items()}
+    return {name: (read_quality(path, Quality), str(path)) for name, path in files.items()}
 
 
 def default_halves(entries: Sequence[EntryRuns]) -> tuple[Path, ...]:

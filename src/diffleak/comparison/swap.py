@@ -176,11 +176,11 @@ def _check_members(run: Run, halves: Defence) -> None:
         raise UserError(
             f"{halves.path} lists the halves by file name, and {run.name} is anonymous: audit the teachers without --anonymous to use it"
         )
-    strangers = [i for i in chain(*halves.halves) if i in run.rows and not run.samples.member[run.rows[i]]]
-    if strangers:
+    held_out = [i for i in chain(*halves.halves) if i in run.rows and not run.samples.member[run.rows[i]]]
+    if held_out:
         raise UserError(
-            f"{halves.path}: the halves must be made of members; {run.name} holds out {len(strangers)} of their ids "
-            f"(first: {strangers[0]}): audit the teachers with all members as members"
+            f"{halves.path}: the halves must be made of members; {run.name} holds out {len(held_out)} of their ids "
+            f"(first: {held_out[0]}): audit the teachers with all members as members"
         )
 
 

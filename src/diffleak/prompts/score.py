@@ -47,7 +47,8 @@ from diffleak.prompts.config import Lists, PromptsConfig, one_list, read_lists, 
 from diffleak.records.audit import Result
 from diffleak.records.prompts import DIRECTIONS, FILE, PAGE, TABLE, PromptScore, PromptsCosts, PromptsPlan, PromptsRecord, to_csv
 from diffleak.records.scores import Scores
-from diffleak.report.pages.prompts import html
+from diffleak.report import to_html
+from diffleak.report.pages.prompts import page
 from diffleak.report.wording import adapter
 from diffleak.stats.evaluation import evaluate
 from diffleak.work.files import write_text
@@ -68,7 +69,7 @@ class Memorised:
     def save(self, folder: Path) -> None:
         """Writes prompts.csv, prompts.html and prompts.json."""
         write_text(folder / TABLE, to_csv(self.record))
-        write_text(folder / PAGE, html(self.record))
+        write_text(folder / PAGE, to_html(page(self.record)))
         write_text(folder / FILE, self.record.model_dump_json(indent=2))
 
 

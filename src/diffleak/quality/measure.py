@@ -33,15 +33,16 @@ from diffleak.quality import copies
 from diffleak.quality.alignment import Clip, NoClip, alignment, find_clip
 from diffleak.quality.config import QualityConfig, Real, read_real, source_name
 from diffleak.quality.features import Both, RealSet, cut, features_of, read_set, refuse_shared, tally_of
-from diffleak.quality.prompts import Told, choose_prompts
+from diffleak.quality.prompts import Prompts, choose_prompts
 from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.quality import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
 from diffleak.records.run_folder import read_plan
-from diffleak.report.pages.quality import Pictures, html
+from diffleak.report import to_html
+from diffleak.report.pages.quality import Pictures, page
 from diffleak.report.wording import adapter, labels_from
-from diffleak.stats import images as statistics
+from diffleak.stats.images import frechet_distance, inception_score, kernel_distance, precision_recall
 from diffleak.work.files import checked_folder, open_to_others, write_text
 from diffleak.work.folder import UNKNOWN
 
@@ -61,7 +62,7 @@ class Measured:
         """Writes quality.html and quality.json; `thumbnails` shows the closest training images, which are private."""
         training = self.real.training if thumbnails else None
         of = None if training is None else (lambda image_id: png(fit(training.of(image_id), self.shape, True, image_id)))
-        write_text(folder / "quality.html", html(self.record, Pictures(lambda i: png(self.images[i]), of)))
+        write_text(folder / "quality.html", to_html(page(self.record, Pictures(lambda i: png(self.images[i]), of))))
         write_text(folder / FILE, self.record.model_dump_json(indent=2))
 
 
@@ -88,7 +89,7 @@ class Prepared:
     drawing: Drawing
     classes: str | None
     encoders: tuple[Extractor, Extractor]
-    told: Told | None
+    prompts: Prompts | None
     clip: Clip | NoClip | None
     membership: Membership | None = None
     key: Key | None = None
@@ -97,10 +98,10 @@ class Prepared:
         """The plan in one line."""
         drawing, training = self.drawing, self.real.training
         others = f" and {len(training):,} training images" if training else ""
-        told = f"of {visible(self.told.described)}, guidance {drawing.guidance_scale:g}, " if self.told else ""
+        given = f"of {visible(self.prompts.described)}, guidance {drawing.guidance_scale:g}, " if self.prompts else ""
         return (
             f"plan: {adapter(self.target.lora, self.target.lora_scale)}"
-            f"{drawing.n:,} images ({drawing.shape}) {told}by {drawing.sampler} in {drawing.steps} steps, "
+            f"{drawing.n:,} images ({drawing.shape}) {given}by {drawing.sampler} in {drawing.steps} steps, "
             f"{drawing.n * drawing.forwards:,} forwards; against {len(self.real.reference):,} real images{others}; "
             f"features of {self.encoders[0].name}"
         )
@@ -118,7 +119,7 @@ def prepare(config: QualityConfig, target: Target | None = None, extractor: Call
     for each in {first, second}:
         probe(each, shape)
     labels, classes = _labels(target, real.reference, config)
-    told = choose_prompts(config, target.text is not None, real.reference)
+    prompts = choose_prompts(config, target.text is not None, real.reference)
     drawing = plan_drawing(
         target,
         config.images,
@@ -128,11 +129,11 @@ def prepare(config: QualityConfig, target: Target | None = None, extractor: Call
         config.rounds,
         shape,
         labels,
-        told.texts if told else None,
+        prompts.texts if prompts else None,
         config.guidance_scale,
     )
-    clip = find_clip(config.clip, target.device) if told else None
-    return Prepared(config, target, real, drawing, classes, (first, second), told, clip, membership, key)
+    clip = find_clip(config.clip, target.device) if prompts else None
+    return Prepared(config, target, real, drawing, classes, (first, second), prompts, clip, membership, key)
 
 
 def _membership(config: QualityConfig, target: Target, real: Real) -> Membership | None:
@@ -153,7 +154,7 @@ def _key(config: QualityConfig) -> Key | None:
     plan = read_plan(folder)
     recorded = {folder / "plan.json": plan.anonymous} if plan else {}
     if (folder / FILE).exists():
-        recorded[folder / FILE] = read_quality(folder).anonymous
+        recorded[folder / FILE] = read_quality(folder / FILE, QualityRecord).anonymous
     if config.anonymous:
         checked_folder(folder)
     return choose_key(config.anonymous, config.anonymous_key, folder, recorded)
@@ -186,8 +187,8 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     drawn = time.monotonic()
     features = features_of("generated", len(images), cut(images), prepared.encoders)
     metrics, found = _statistics(prepared.encoders, features, reference, training)
-    if prepared.told and prepared.clip:
-        score = alignment(prepared.clip, images, prepared.told.texts, config.seed)
+    if prepared.prompts and prepared.clip:
+        score = alignment(prepared.clip, images, prepared.prompts.texts, config.seed)
         metrics += (Metric(name="clip_score", **score.model_dump()),)
     if config.scores and folder and training:
         _write_scores(folder / SCORES, reference, training, features.for_copies)
@@ -222,7 +223,7 @@ def _record(
         seed=drawing.seed,
         rounds=drawing.rounds,
         classes=prepared.classes,
-        prompts=prepared.told.described if prepared.told else None,
+        prompts=prepared.prompts.described if prepared.prompts else None,
         guidance_scale=drawing.guidance_scale,
         clip=prepared.clip.name if isinstance(prepared.clip, Clip) else None,
         clip_fingerprint=prepared.clip.fingerprint if isinstance(prepared.clip, Clip) else None,
@@ -258,8 +259,8 @@ def _labels(target: Target, reference: Cohort, config: QualityConfig) -> tuple[I
     if labels is None:
         return None, f"evenly over {target.classes} classes, since the reference has no labels"
     drawn = np.random.default_rng(config.seed).choice(labels.numbers, size=config.images)
-    told = labels_from(labels.origin, None if reference.anonymous else labels.names)  # names of folders may name people
-    return drawn, f"in the frequencies of the reference, over {target.classes} classes; labels from {told}"
+    origin = labels_from(labels.origin, None if reference.anonymous else labels.names)  # names of folders may name people
+    return drawn, f"in the frequencies of the reference, over {target.classes} classes; labels from {origin}"
 
 
 def _drawn(drawing: Drawing, folder: Path | None, config: QualityConfig) -> UInt8[np.ndarray, "n h w c"]:
@@ -273,15 +274,15 @@ def _statistics(
     encoders: tuple[Extractor, Extractor], generated: Both, reference: RealSet, training: RealSet | None
 ) -> tuple[tuple[Metric, ...], Copies | None]:
     x, y = generated.plain.features, reference.features.plain.features
-    precision, recall = statistics.precision_recall(x, y)
+    precision, recall = precision_recall(x, y)
     found = copies.no_copies()
     if training:
         encoder, of = (encoders[1].name, encoders[1].fingerprint), training.features.for_copies
         found = copies.find_copies(encoder, generated.for_copies, reference.features.for_copies, of, training.cohort.ids)
     metrics: dict[MetricName, Estimate] = {
-        "frechet": statistics.frechet_distance(x, y),
-        "kid": statistics.kernel_distance(x, y),
-        "inception_score": statistics.inception_score(generated.plain.probabilities),
+        "frechet": frechet_distance(x, y),
+        "kid": kernel_distance(x, y),
+        "inception_score": inception_score(generated.plain.probabilities),
         "precision": precision,
         "recall": recall,
     }
@@ -304,7 +305,7 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
         raise UserError(f"{folder} is the audit of another model; choose another folder")
     if not (folder / FILE).exists():
         return
-    before = read_quality(folder)
+    before = read_quality(folder / FILE, QualityRecord)
     if before.model_fingerprint == UNKNOWN:
         return  # the drawn images are refused then
     set_of = lambda s: None if s is None else (s.n, s.fingerprint)
@@ -332,13 +333,13 @@ def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) 
         found.append(prepared.membership.sentence)
     if len(prepared.target.denoiser.exposed) > 1:
         found.append("two models take turns, one per step" + (f"; drawn in {rounds} adaptive rounds" if rounds > 1 else ""))
-    if prepared.told and prepared.target.text:
-        cut = len(prepared.target.text.truncated(prepared.told.distinct))
+    if prepared.prompts and prepared.target.text:
+        cut = len(prepared.target.text.truncated(prepared.prompts.distinct))
         if cut:
             found.append(f"{cut} captions are longer than the model's text encoder reads: it read their beginning only")
-        if len(prepared.told.distinct) < prepared.drawing.n:
+        if len(prepared.prompts.distinct) < prepared.drawing.n:
             found.append(
-                f"{prepared.drawing.n} images were drawn of {len(prepared.told.distinct)} different captions; "
+                f"{prepared.drawing.n} images were drawn of {len(prepared.prompts.distinct)} different captions; "
                 "intervals treat them as independent"
             )
     if prepared.config.resize:

@@ -12,8 +12,8 @@ from diffleak.quality.config import QualityConfig
 
 
 @dataclass(frozen=True)
-class Told:
-    """The text of every image, and in words where they come from."""
+class Prompts:
+    """The text of every image, and their source in words."""
 
     texts: tuple[str, ...]
     described: str
@@ -24,10 +24,10 @@ class Told:
         return tuple(dict.fromkeys(self.texts))
 
 
-def choose_prompts(config: QualityConfig, takes_text: bool, reference: Cohort) -> Told | None:
+def choose_prompts(config: QualityConfig, takes_text: bool, reference: Cohort) -> Prompts | None:
     """The captions of the reference, one image each in a keyed order, or the texts of a file in its own; from the start where they end.
 
-    None for a model without captions. Raises `UserError` for texts that are not there, or that nobody asked for.
+    None for a model without captions. Raises `UserError` for texts that are missing, and for a setting of texts where the model takes none.
     """
     if not takes_text:
         given = next((key for key in ("captions", "prompts", "guidance_scale", "clip") if getattr(config, key) is not None), None)
@@ -36,11 +36,11 @@ def choose_prompts(config: QualityConfig, takes_text: bool, reference: Cohort) -
         return None
     if config.prompts:
         texts = read_prompts(config.prompts)
-        return Told(_repeated(texts, config.images), f"{len(texts)} texts of {config.prompts}")
+        return Prompts(_repeated(texts, config.images), f"{len(texts)} texts of {config.prompts}")
     choice = config.captions or "own"
-    told = dict(zip(reference.keys, choose_captions(reference, choice, config.seed).texts, strict=True))
-    texts = [told[image_id] for image_id in keyed_order(reference.keys, "prompts", config.seed)]
-    return Told(_repeated(texts, config.images), f"captions of the reference ({choice})")
+    caption_of = dict(zip(reference.keys, choose_captions(reference, choice, config.seed).texts, strict=True))
+    texts = [caption_of[key] for key in keyed_order(reference.keys, "prompts", config.seed)]
+    return Prompts(_repeated(texts, config.images), f"captions of the reference ({choice})")
 
 
 def _repeated(texts: list[str], n: int) -> tuple[str, ...]:

@@ -14,7 +14,10 @@ from diffleak.records.plan import Costs, Environment, Plan, Split
 from diffleak.records.scores import Direction
 from diffleak.records.variants import Variant, may_lead, unmasked_label
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=Estimate)
+
+RATES = (0.1, 0.01, 0.001)  # false-positive, and false-negative, rates that a result has, the largest first
+NOT_RECORDED = "not in the record"
 
 EARLIER_RATES = (
     "the rates at a false-positive rate are those of version 0.1, which allowed one false alarm too few: they are too low, or equal; "
@@ -148,22 +151,27 @@ class Result(Record):
     """How the numbers were computed: "member-exact", or the convention of a paper that `diffleak metrics` was given."""
 
     def tpr(self, fpr: float) -> RateAtFPR:
-        """The true-positive rate at a false-positive rate, such as 0.01; raises `UserError` for a rate that is not recorded."""
-        return self._recorded(fpr, "false-positive", {rate.fpr: rate for rate in self.tpr_at_fpr})
+        """The true-positive rate at a false-positive rate, such as 0.01.
+
+        Null with a reason where the record lacks one of `RATES`; raises `UserError` for any other rate that is not recorded.
+        """
+        found = self._recorded(fpr, "false-positive", {rate.fpr: rate for rate in self.tpr_at_fpr})
+        return found or RateAtFPR(fpr=fpr, support="none", reason=NOT_RECORDED)
 
     def tnr(self, fnr: float) -> RateAtFNR:
-        """The true-negative rate at a false-negative rate, such as 0.01; raises `UserError` for a rate that is not recorded."""
-        return self._recorded(fnr, "false-negative", {rate.fnr: rate for rate in self.tnr_at_fnr})
+        """The true-negative rate at a false-negative rate, such as 0.01; the mirror of `tpr`."""
+        found = self._recorded(fnr, "false-negative", {rate.fnr: rate for rate in self.tnr_at_fnr})
+        return found or RateAtFNR(fnr=fnr, support="none", reason=NOT_RECORDED)
 
-    def _recorded(self, rate: float, kind: str, found: dict[float, R]) -> R:
+    def _recorded(self, rate: float, kind: str, found: dict[float, R]) -> R | None:
         near = next((at for at in found if isclose(at, rate)), None)
-        if near is None:
+        if near is None and not any(isclose(rate, at) for at in RATES):
             raise UserError(f"the {kind} rate must be one that {self.attack} has, {', '.join(map(str, found)) or 'none'}; got {rate:g}")
-        return found[near]
+        return None if near is None else found[near]
 
     @property
     def plain(self) -> bool:
-        """Whether this is the attack itself, on the audited model and under no mask."""
+        """True for the attack itself, on the audited model and under no mask."""
         return self.mask is None and self.variant is None
 
     @property
@@ -173,7 +181,7 @@ class Result(Record):
 
     @property
     def leads(self) -> bool:
-        """Whether the result may speak for the audit: controls of masks, and what is found in another model, never do."""
+        """True where the result may speak for the audit: controls of masks, and what is found in another model, never do."""
         return may_lead(self.mask) and self.variant != "reference"
 
 

@@ -6,9 +6,11 @@ the reason beside it.
 
 from typing import Literal
 
+from pydantic import ConfigDict
+
 from diffleak.records.audit import Blind, RateAtFPR
 from diffleak.records.base import Estimate, Record, Version
-from diffleak.records.quality import ImageSet, Metric, QualityRecord
+from diffleak.records.quality import ImageSet, Metric
 
 COMPARISON_SCHEMA_VERSION: Literal[2] = 2  # 1: rates as in schema version 1 of audit.json
 
@@ -85,7 +87,9 @@ class Worst(Record):
 
 
 class Quality(Record):
-    """The part of an entry's quality.json that a comparison shows: see `diffleak.records.quality.QualityRecord`."""
+    """The part of an entry's quality.json that a comparison shows; other keys, also those of a later version, are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
 
     schema_version: Literal[1] = 1
     """Version of the fields of quality.json."""
@@ -109,11 +113,6 @@ class Quality(Record):
     """Real images that the generated ones are compared with."""
     metrics: tuple[Metric, ...]
     """Each statistic with its interval."""
-
-    @classmethod
-    def of(cls, record: QualityRecord) -> "Quality":
-        """That part of a record."""
-        return cls(**{name: getattr(record, name) for name in cls.model_fields})
 
     @property
     def setting(self) -> tuple[str, int, str, str]:
@@ -256,5 +255,5 @@ class Comparison(Record):
     """Level of the headline: lowers, not-shown, undecided or invalid; null in records of version 0.1."""
 
     @property
-    def reference(self) -> Entry:
+    def baseline(self) -> Entry:
         return self.entries[0]

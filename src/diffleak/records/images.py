@@ -63,7 +63,7 @@ class Notes:
 
     @property
     def dim(self) -> bool:
-        """Whether the values fill so little of the range that the range may be another one."""
+        """True if the values fill so little of the range that the range may be another one."""
         return self.largest is not None and (self.full is None or self.largest * DIM <= self.full)
 
 

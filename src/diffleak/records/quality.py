@@ -5,9 +5,10 @@ cannot be estimated is null, with the reason beside it.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from diffleak.errors import UserError
+from pydantic import ConfigDict
+
 from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate, Record, read_json
 from diffleak.records.images import Alpha, Exif, Tally
@@ -16,11 +17,15 @@ from diffleak.records.plan import Environment
 SCHEMA_VERSION: Literal[1] = 1
 FILE = "quality.json"
 
+R = TypeVar("R", bound=Record)
+
 MetricName = Literal["frechet", "kid", "inception_score", "precision", "recall", "copy_rate", "clip_score"]
 
 
 class Metric(Estimate):
     """One statistic of the generated images."""
+
+    model_config = ConfigDict(extra="ignore")
 
     name: MetricName
     """Name of the statistic."""
@@ -28,6 +33,8 @@ class Metric(Estimate):
 
 class ImageSet(Record):
     """A set of real images."""
+
+    model_config = ConfigDict(extra="ignore")
 
     source: str
     """Where the images come from, in words."""
@@ -170,14 +177,6 @@ class QualityRecord(Record):
         return next(m for m in self.metrics if m.name == name)
 
 
-def read_quality(folder: Path) -> QualityRecord:
-    """The record in a folder; raises `UserError` for a folder without one, or of another schema version."""
-    path = folder / FILE
-    if not path.is_file():
-        raise UserError(f"{folder} must be the folder of a finished `diffleak quality`; it has no {FILE}")
-    return read_json(path, QualityRecord)
-
-
-def read_quality_file(path: Path) -> QualityRecord:
-    """The record in a file of any name; raises `UserError` for one that cannot be read or is none."""
-    return read_json(path, QualityRecord, "the quality file ", "must be a quality.json as `diffleak quality` writes it")
+def read_quality(path: Path, kind: type[R]) -> R:
+    """The record in a quality.json of any name, or the part of it that `kind` has; raises `UserError` for a file that holds none."""
+    return read_json(path, kind, "the quality file ", "must be a quality.json as `diffleak quality` writes it")

@@ -25,5 +25,5 @@ def control_of(mask: str) -> str:
 
 
 def may_lead(mask: str | None) -> bool:
-    """Whether a result under this mask speaks for the audit: controls show what a mask should not do, so they never do."""
+    """True if a result under this mask speaks for the audit: controls show what a mask should not do, so they never do."""
     return mask is None or control_of(mask) == "influence"

@@ -1,6 +1,9 @@
-"""From a record to what people read: a verdict in words, a terminal table, Markdown and one HTML file. No torch here."""
+"""From a record to what people read: `pages` make a `Page` of it, the renderers here HTML, Markdown and terminal text. No torch here."""
 
 from diffleak.report.judgement import Verdict, verdict
-from diffleak.report.pages.audit import html, markdown, print_result, print_terminal
+from diffleak.report.media.html import to_html
+from diffleak.report.media.markdown import to_markdown
+from diffleak.report.media.terminal import print_page
+from diffleak.report.pages.audit import print_result
 
-__all__ = ["Verdict", "html", "markdown", "print_result", "print_terminal", "verdict"]
+__all__ = ["Verdict", "print_page", "print_result", "to_html", "to_markdown", "verdict"]

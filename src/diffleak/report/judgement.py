@@ -1,4 +1,4 @@
-"""Whether an outsider can tell members apart, in plain words.
+"""The verdict of an audit: can an outsider tell members apart? In plain words.
 
 The verdict rests on the attack that was chosen on the calibrate part, and on its AUC interval on the test part:
 
@@ -98,7 +98,7 @@ def verdict(record: AuditRecord) -> Verdict:
 
 
 def allows_shift(settings: dict[str, Any]) -> bool:
-    """Whether the user of an audit with these settings accepted that its sides may differ by themselves."""
+    """True if the user of an audit with these settings accepted that its sides may differ by themselves."""
     return bool(settings.get("allow_shift"))
 
 
@@ -238,10 +238,10 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
         )
     if lead.access in ACCESS:
         text += f" The attacker must be able to {ACCESS[lead.access]} ({lead.access} access)."
-    return text + _told(record.plan.captions) + _membership(record)
+    return text + _captions(record.plan.captions) + _membership(record)
 
 
-def _told(captions: str | None) -> str:
+def _captions(captions: str | None) -> str:
     """The captions that a text-to-image model was given, which decide what an attack can find."""
     match captions:
         case None:

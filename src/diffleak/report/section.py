@@ -1,6 +1,6 @@
 """A `Section`: one part of a report, written once; `media` renders it as HTML, terminal text and Markdown.
 
-To add one, write a function that makes it from a record (a file in `sections`) and name that function in the list of its page (`pages`).
+To add one, write a function that makes it from a record (in `sections`) and name that function in the list of its page (`pages`).
 """
 
 import re

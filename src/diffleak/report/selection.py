@@ -20,19 +20,9 @@ def shown(record: AuditRecord) -> tuple[Result, ...]:
     return tuple(r for r in record.results if r.mask is None or r.mask in SHOWN_MASKS or (r.attack in named and r.leads))
 
 
-def unmasked(record: AuditRecord) -> tuple[Result, ...]:
-    """The attacks themselves."""
-    return tuple(r for r in record.results if r.plain)
-
-
 def masked(record: AuditRecord) -> tuple[Result, ...]:
     """Every attack under every mask, in the order of the record."""
     return tuple(r for r in record.results if r.mask is not None)
-
-
-def attack_of(result: Result) -> str:
-    """The label of the attack behind a masked result; its own where it is unmasked."""
-    return result.base
 
 
 def under(record: AuditRecord, attack: str, mask: str | None) -> Result | None:

@@ -17,9 +17,9 @@ def adapter(lora: str | None, scale: float | None) -> str:
 
 def labels_from(origin: str, names: dict[str, int] | None) -> str:
     """Where the classes of images came from, with the first numbers of names that are not the numbers themselves."""
-    told = [(name, i) for name, i in (names or {}).items() if not (name.isdecimal() and int(name) == i)]
-    more = f", and {count(len(told) - NAMED)} more" if len(told) > NAMED else ""
-    return visible(origin) + (f" ({', '.join(f'{visible(name)} = {i}' for name, i in told[:NAMED])}{more})" if told else "")
+    named = [(name, i) for name, i in (names or {}).items() if not (name.isdecimal() and int(name) == i)]
+    more = f", and {count(len(named) - NAMED)} more" if len(named) > NAMED else ""
+    return visible(origin) + (f" ({', '.join(f'{visible(name)} = {i}' for name, i in named[:NAMED])}{more})" if named else "")
 
 
 def count(n: int) -> str:

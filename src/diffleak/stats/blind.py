@@ -143,7 +143,7 @@ def finding(blind: Blind) -> Finding:
 
 
 def may_explain(blind: Blind, auc: float) -> bool:
-    """Whether a difference between the sources that the check can have missed may be all there is to an attack's `auc`.
+    """True if a difference between the sources that the check can have missed may be all there is to an attack's `auc`.
 
     A check that was not made can have missed any; the permutation test those below its `detectable_auc`. Of the classifier this is
     not asked: its AUC has an interval, which says what it can have missed.

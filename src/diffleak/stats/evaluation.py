@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64
 
 from diffleak.data.draw import calibrate_part
 from diffleak.errors import UserError, unknown
-from diffleak.records.audit import Accuracy, AchievedFPR, AUCAt, Gain, Oracle, Result
+from diffleak.records.audit import RATES, Accuracy, AchievedFPR, AUCAt, Gain, Oracle, Result
 from diffleak.records.base import MOST_OFTEN, Estimate, Record
 from diffleak.records.plan import Split
 from diffleak.records.scores import Samples, Scores
@@ -233,8 +233,8 @@ def _one_split(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[n
         rule=scores.rule,
         direction=scores.direction,
         auc=metrics.auc_estimate(m, n),
-        tpr_at_fpr=tuple(metrics.tpr_at_fpr(m, n, a, seed) for a in metrics.RATES),
-        tnr_at_fnr=tuple(metrics.tnr_at_fnr(m, n, a, seed) for a in metrics.RATES),
+        tpr_at_fpr=tuple(metrics.tpr_at_fpr(m, n, a, seed) for a in RATES),
+        tnr_at_fnr=tuple(metrics.tnr_at_fnr(m, n, a, seed) for a in RATES),
         asr=asr,
         achieved_fpr=achieved,
         oracle=_oracle(keys, test_m, test_n),

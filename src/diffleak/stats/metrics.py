@@ -17,14 +17,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from diffleak.records.audit import Accuracy, AchievedFPR, RateAtFNR, RateAtFPR
+from diffleak.records.audit import RATES, Accuracy, AchievedFPR, RateAtFNR, RateAtFPR
 from diffleak.records.base import Estimate
 from diffleak.stats.binomial import at_most, rate_with_tail
 
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
 NORMAL = NormalDist().inv_cdf(1 - ALPHA / 2)  # standard deviations on either side of a normal estimate
-RATES = (0.1, 0.01, 0.001)
 BOOTSTRAPS = 10_000
 PAIRED_BOOTSTRAPS = 2_000  # each sorts all scores again
 FEW = 10  # expected false positives below which a rate has low support

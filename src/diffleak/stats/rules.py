@@ -74,7 +74,7 @@ RULES: dict[str, Rule] = {AS_IS: _as_is, MEAN: _mean, "clid": _clid, "logistic":
 
 
 def needs_calibration(rule: str | None) -> bool:
-    """Whether a rule takes anything from the calibrate part."""
+    """True if a rule takes anything from the calibrate part."""
     return rule not in (None, AS_IS, MEAN)
 
 

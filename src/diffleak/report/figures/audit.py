@@ -17,7 +17,6 @@ from diffleak.records.audit import Result
 from diffleak.records.scores import Samples
 from diffleak.report.figures.drawing import COLOURS, bars, canvas, edges, settings, svg
 from diffleak.report.figures.keys import CHOSEN, GUESS, LEAD, Key, LineStyle, lines
-from diffleak.report.selection import attack_of
 from diffleak.stats.metrics import tpr_at_fpr
 
 DASHES = ((6.0, 2.0), (2.0, 1.5), (7.0, 2.0, 1.5, 2.0), (10.0, 3.0), (4.0, 1.5, 1.5, 1.5, 1.5, 1.5), (1.0, 1.0))
@@ -31,12 +30,12 @@ Sample = Float64[np.ndarray, " _"]  # the two sides differ in size
 
 def styles(results: Sequence[Result], lead: str | None) -> dict[str, LineStyle]:
     """A style per result; `lead` is the thick solid line. An attack and its masked forms share a colour, not their dashes."""
-    leading = next((attack_of(r) for r in results if r.attack == lead), None)
-    attacks = list(dict.fromkeys(attack_of(r) for r in results if attack_of(r) != leading))
+    leading = next((r.base for r in results if r.attack == lead), None)
+    attacks = list(dict.fromkeys(r.base for r in results if r.base != leading))
     drawn: dict[str, LineStyle] = {}
     variants: Counter[str] = Counter()
     for r in results:
-        attack = attack_of(r)
+        attack = r.base
         i, variant = (0 if attack == leading else attacks.index(attack)), SHIFTS[variants[attack] % 6]
         variants[attack] += 1
         # The dashes shift by one each time the colours have come round, so that 36 attacks are told apart.

@@ -132,11 +132,11 @@ def ratio_sweep(sweeps: Sequence[Sweep], drawn: dict[str, LineStyle]) -> str | N
 
 def sweeps_of(record: AuditRecord, lead: str | None) -> tuple[tuple[Sweep, ...], dict[str, LineStyle]]:
     """The sweep of every attack, the leading one first, and how each is drawn: in its colour of the other figures."""
-    attacks = selection.unmasked(record)
-    leading = next((selection.attack_of(r) for r in record.results if r.attack == lead), None)
+    attacks = [r for r in record.results if r.plain]
+    leading = next((r.base for r in record.results if r.attack == lead), None)
     groups: dict[str, list[Result]] = {r.attack: [r] for r in sorted(attacks, key=lambda r: r.attack != leading)}
     for r in selection.masked(record):
-        groups.setdefault(selection.attack_of(r), []).append(r)
+        groups.setdefault(r.base, []).append(r)
     return sweeps(list(groups.items())), styles(attacks, leading)
 
 

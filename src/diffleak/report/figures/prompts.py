@@ -5,7 +5,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from diffleak.records.prompts import PromptsRecord, Statistic
 from diffleak.report.figures.drawing import bars, canvas, edges, settings, svg
-from diffleak.report.sections.prompts.verdict import STATISTICS
+from diffleak.report.sections.prompts import STATISTICS
 
 BINS = 24
 

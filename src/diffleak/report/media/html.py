@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-def render(page: Page) -> str:
+def to_html(page: Page) -> str:
     """The whole file; the same page gives the same bytes."""
     shown = [(section, blocks) for section in page.leading_first() if (blocks := section.on("page"))]
     lead, rest = [pair for pair in shown if pair[0].leads], [pair for pair in shown if not pair[0].leads]

@@ -6,7 +6,7 @@ from diffleak.report.section import Page, Section, Sentences, Tabulated
 from diffleak.report.table import ORACLE_NOTE, Cell, Row, Table
 
 
-def render(page: Page) -> str:
+def to_markdown(page: Page) -> str:
     """The sections of a page that say something in text."""
     paragraphs = [f"## {escape(page.heading)}", *(p for section in page.sections for p in _section(section))]
     return "\n\n".join(paragraphs) + "\n"

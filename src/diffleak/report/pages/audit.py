@@ -11,24 +11,17 @@ from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.scores import Samples
 from diffleak.report import handling
 from diffleak.report.audited import Audited
-from diffleak.report.media import html as to_html
-from diffleak.report.media import markdown as to_markdown
-from diffleak.report.media.terminal import print_page
 from diffleak.report.section import Page, Section, sections
 from diffleak.report.sections import glossary, limits, model, verdict, warnings
 from diffleak.report.sections.audit import (
     attacks,
-    costs,
     exposed,
+    figures,
     gates,
     geometry,
     made,
     masks,
     reference,
-    roc,
-    scores,
-    tiles,
-    timesteps,
 )
 from diffleak.report.selection import masked
 from diffleak.report.table import columns
@@ -53,21 +46,38 @@ REFERENCE_GLOSSARY = (
     ("Excess", "an attack's score of an image less its score of the same image in the reference."),
 )
 
+LIMITS = (
+    ("A lower bound.", "Only the attacks in the table were run. A stronger one may find more; none of this proves that nothing leaks."),
+    ("The attacker's access.", "The results hold for the access named in the table; an attacker with less may find less, with more, more."),
+    (
+        "The same source.",
+        "Members and held-out images must come from one source, divided at random. If they differ by themselves, the numbers measure "
+        "that. The check on pixel statistics catches only coarse differences.",
+    ),
+    (
+        "Averages.",
+        "AUC is about a typical image. A few images can be fully exposed while it is close to one half; the rates at few false alarms "
+        "and the list of the highest scores look there.",
+    ),
+    ("One model.", "The intervals count the choice of images, not that of another training run, seed or data set."),
+    ("Membership, not copies.", "Whether the model reproduces its training images is another question."),
+)
+
 SECTIONS: tuple[Callable[[Audited], Section | None], ...] = (
     lambda audit: verdict(audit.verdict),
     gates.section,
     lambda audit: warnings(audit.record.warnings),
-    tiles.section,
+    figures.tiles,
     attacks.section,
     masks.section,
     reference.section,
-    roc.section,
-    timesteps.section,
-    scores.section,
+    figures.roc,
+    figures.timesteps,
+    figures.scores,
     geometry.section,
     exposed.section,
-    costs.section,
-    lambda audit: limits("audit", "What this does not show"),
+    made.costs,
+    lambda audit: limits(LIMITS, "What this does not show"),
     lambda audit: glossary(_terms(audit.record)),
     made.section,
     made.omitted,
@@ -89,24 +99,6 @@ def page(record: AuditRecord, samples: Samples | None = None, thumbnail: Callabl
         sections=sections(make(audit) for make in (OF_INVALID if invalid else SECTIONS)),
         handling="" if invalid else handling.on_page(record.plan.anonymous is not None, thumbnail is not None),
     )
-
-
-def html(record: AuditRecord, samples: Samples, thumbnail: Callable[[str], bytes] | None = None) -> str:
-    """The whole report; `thumbnail` gives an image's PNG by its id, and without it no image is shown.
-
-    Of an invalid audit: why it is, what to do, and how it was made. The same record and samples give the same bytes.
-    """
-    return to_html.render(page(record, samples, thumbnail))
-
-
-def markdown(record: AuditRecord) -> str:
-    """The report as GitHub Markdown; of an invalid audit only the reason."""
-    return to_markdown.render(page(record))
-
-
-def print_terminal(record: AuditRecord, console: Console) -> None:
-    """Prints the report; of an invalid audit only the reason."""
-    print_page(page(record), console)
 
 
 def print_result(result: Result, console: Console | None = None) -> None:

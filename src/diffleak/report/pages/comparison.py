@@ -2,15 +2,11 @@
 
 from collections.abc import Callable
 
-from rich.console import Console
-
 from diffleak.errors import visible
 from diffleak.records.comparison import Comparison
-from diffleak.report.media import html as to_html
-from diffleak.report.media.terminal import print_page
 from diffleak.report.section import Page, Section, sections
 from diffleak.report.sections import glossary, limits, verdict, warnings
-from diffleak.report.sections.comparison import attacks, differences, made, quality, swap, worst
+from diffleak.report.sections.comparison import attacks, figures, made, swap
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
 from diffleak.report.wording import count, moment
 
@@ -24,15 +20,45 @@ GLOSSARY = (
     ("Paired", "both models are judged on the same images, so that difficult images do not pass for a difference of the models."),
 )
 
+LIMITS = (
+    (
+        "A lower bound.",
+        "Only the attacks in the table were run. An attack made for a defence may find more on it; a small difference or an AUC near "
+        "one half does not prove that nothing leaks.",
+    ),
+    (
+        "Many comparisons.",
+        "{differences} differences in AUC were looked at, and as many in each of two rates. The intervals are not widened for that: of "
+        "20 differences that are truly zero, about one interval leaves zero out. Where several entries are compared, the one that "
+        "looks best looks a little better than it is.",
+    ),
+    (
+        "One training run each.",
+        "The intervals count the choice of images, not that of another training run or seed. Two runs of the same recipe differ as well.",
+    ),
+    (
+        "Only what was audited.",
+        "An entry's number is the worst of the runs that were given for it. A model that would be released and was not audited is not "
+        "in it.",
+    ),
+    (
+        "The same training?",
+        "Whether entries were trained on as many images and for as many steps is not checked here. Compare with a model trained on as "
+        "few images, or a gain may come from that.",
+    ),
+    ("Teachers together.", "The tables attack each run by itself. Where two teachers are released together, read the swap audit as well."),
+    ("Averages.", "AUC is about a typical image. A few images can stay exposed; the rates at few false alarms look there."),
+)
+
 SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     lambda record: verdict(comparison_verdict(record)),
     lambda record: warnings(record.warnings),
-    worst.section,
-    differences.section,
-    quality.section,
+    attacks.worst,
+    figures.differences,
+    figures.quality,
     swap.section,
     attacks.section,
-    lambda record: limits("comparison", "What this does not show", differences=count(record.differences)),
+    lambda record: limits(LIMITS, "What this does not show", differences=count(record.differences)),
     lambda record: glossary(GLOSSARY),
     made.section,
 )
@@ -45,19 +71,9 @@ def page(record: Comparison) -> Page:
     return Page(
         title=f"Comparison of {len(record.entries)} audits",
         heading="Comparison of audits",
-        meta=f"{names} · baseline {visible(record.reference.name)}",
+        meta=f"{names} · baseline {visible(record.baseline.name)}",
         created=visible(moment(record.created)),
         version=record.diffleak,
         sections=sections(make(record) for make in (OF_INVALID if invalid_runs(record) else SECTIONS)),
         style="comparison.css",
     )
-
-
-def comparison_html(record: Comparison) -> str:
-    """The whole page; the same record gives the same bytes."""
-    return to_html.render(page(record))
-
-
-def print_comparison(record: Comparison, console: Console) -> None:
-    """Prints the report."""
-    print_page(page(record), console)

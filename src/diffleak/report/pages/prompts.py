@@ -2,16 +2,12 @@
 
 from collections.abc import Callable
 
-from rich.console import Console
-
 from diffleak.errors import visible
 from diffleak.records.prompts import PromptsRecord
-from diffleak.report.media import html as to_html
-from diffleak.report.media.terminal import print_page
 from diffleak.report.section import Page, Section, sections
 from diffleak.report.sections import glossary, limits, model, verdict, warnings
 from diffleak.report.sections.prompts import made, prompts, statistics
-from diffleak.report.sections.prompts.verdict import verdict as judge
+from diffleak.report.sections.prompts import verdict as judge
 from diffleak.report.wording import count, moment
 
 GLOSSARY = (
@@ -23,14 +19,28 @@ GLOSSARY = (
     ("Member, non-member", "in a footnote: a memorised and an ordinary prompt."),
 )
 
+LIMITS = (
+    (
+        "The lists decide.",
+        "Prompts of another style, length or source than the ordinary ones score differently without being memorised. Compare like "
+        "with like.",
+    ),
+    ("No proof of a copy.", "A score says that the prompt fixes the image, not that the image is a training image; look at what is drawn."),
+    (
+        "Prompts, not images.",
+        "A training image that no listed prompt calls up is not found. Membership of images is what an audit measures.",
+    ),
+    ("Few draws.", "{drawn} drawn for each prompt. More make the scores steadier."),
+)
+
 SECTIONS: tuple[Callable[[PromptsRecord], Section | None], ...] = (
     lambda record: verdict(judge(record)),
     lambda record: warnings(record.warnings, "Note"),
-    statistics.section,
-    prompts.section,
-    lambda record: limits("prompts", drawn=_drawn(record)),
+    statistics,
+    prompts,
+    lambda record: limits(LIMITS, drawn=_drawn(record)),
     lambda record: glossary(GLOSSARY),
-    made.section,
+    made,
 )
 
 
@@ -45,16 +55,6 @@ def page(record: PromptsRecord) -> Page:
         sections=sections(make(record) for make in SECTIONS),
         style="prompts.css",
     )
-
-
-def html(record: PromptsRecord) -> str:
-    """The whole page: no script, no request; the same record gives the same bytes."""
-    return to_html.render(page(record))
-
-
-def print_prompts(record: PromptsRecord, console: Console) -> None:
-    """Prints the verdict, the success of the statistics, and the prompts that look most memorised."""
-    print_page(page(record), console)
 
 
 def _drawn(record: PromptsRecord) -> str:

@@ -1,16 +1,12 @@
 """The report on the quality of images and on copies."""
 
-from rich.console import Console
-
 from diffleak.errors import visible
 from diffleak.records.quality import QualityRecord
 from diffleak.report import handling
-from diffleak.report.media import html as to_html
-from diffleak.report.media.terminal import print_page
 from diffleak.report.section import Page, sections
 from diffleak.report.sections import glossary, limits, model, verdict, warnings
 from diffleak.report.sections.quality import Pictures, copies, images, made, metrics
-from diffleak.report.sections.quality.verdict import verdict as judge
+from diffleak.report.sections.quality import verdict as judge
 from diffleak.report.wording import count, moment
 
 GLOSSARY = (
@@ -23,15 +19,38 @@ GLOSSARY = (
     ("Copy rate", "how many generated images are nearer to some training image than 99 % of unseen real images are."),
 )
 
+LIMITS = (
+    (
+        "One pair of eyes.",
+        "All numbers are about the features of one network. Numbers of different extractors, or of different numbers of images, do not "
+        "compare.",
+    ),
+    (
+        "The Fréchet distance is biased.",
+        "It is larger the fewer images there are; its interval says how much the choice of images moves it, and does not remove that.",
+    ),
+    (
+        "Copies, not membership.",
+        "A model that draws no copies can still reveal who was in the training set; that is what an audit measures.",
+    ),
+    ("Rare copies.", "{images} images were drawn. A copy that the model draws once in a million images is not found."),
+    (
+        "Chance neighbours.",
+        "The threshold comes from {real} unseen real images, whose own chance the verdict counts and the interval of the copy rate "
+        "does not. Near-duplicates between the reference and the training images raise it and hide copies.",
+    ),
+    ("One model, one sampler.", "The intervals count the choice of images, not that of another training run, sampler or number of steps."),
+)
+
 SECTIONS = (
     lambda record, pictures: verdict(judge(record)),
     lambda record, pictures: warnings(record.warnings, "Note"),
-    lambda record, pictures: metrics.section(record),
-    images.section,
-    copies.section,
-    lambda record, pictures: limits("quality", images=count(record.images), real=count(record.reference.n)),
+    lambda record, pictures: metrics(record),
+    images,
+    copies,
+    lambda record, pictures: limits(LIMITS, images=count(record.images), real=count(record.reference.n)),
     lambda record, pictures: glossary(GLOSSARY),
-    lambda record, pictures: made.section(record),
+    lambda record, pictures: made(record),
 )
 
 
@@ -49,13 +68,3 @@ def page(record: QualityRecord, pictures: Pictures | None = None) -> Page:
         handling=handling.on_page(record.anonymous is not None, shown) if record.copies else "",
         style="quality.css",
     )
-
-
-def html(record: QualityRecord, pictures: Pictures) -> str:
-    """The whole page; generated images are shown, training images only where `pictures` gives them."""
-    return to_html.render(page(record, pictures))
-
-
-def print_quality(record: QualityRecord, console: Console) -> None:
-    """Prints the verdict, the metrics and the similarities."""
-    print_page(page(record), console)

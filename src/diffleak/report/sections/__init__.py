@@ -1,4 +1,4 @@
-"""The sections: a file each, with a function from a record to a `Section`, in a folder per page; here those that every page has."""
+"""The sections: a function from a record to a `Section` each, in a file or folder per page; here those that every page has."""
 
 from collections.abc import Iterable, Sequence
 
@@ -22,9 +22,10 @@ def warnings(found: Sequence[str], word: str = "Warning") -> Section | None:
     return Section("warnings", title, (said,), brief=f"{word}s", kind="warnings") if found else None
 
 
-def limits(page: str, menu: str = "Limits", **numbers: str) -> Section:
-    """The limits of the numbers of a page: its list in the template, filled in with `numbers`."""
-    return Section("limits", "What this does not show", (drawn(f"limits_of_{page}", **numbers),), menu)
+def limits(known: Iterable[tuple[str, str]], menu: str = "Limits", **numbers: str) -> Section:
+    """The limits of the numbers of a page: a name and sentences each, filled in with `numbers`. They are our own words, so HTML."""
+    items = [tuple(Markup(part).format(**numbers) for part in limit) for limit in known]
+    return Section("limits", "What this does not show", (drawn("limits", items=items),), menu)
 
 
 def glossary(terms: Iterable[tuple[str, str]]) -> Section:

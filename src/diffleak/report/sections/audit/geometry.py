@@ -238,15 +238,15 @@ def _filter(found: FilterGain) -> str:
 
 def controls_table(record: AuditRecord) -> Table | None:
     """Every masked attack without a mask, with the paper's, and with the two controls; None where none is masked so."""
-    attacks = {selection.attack_of(r) for r in selection.masked(record) if r.mask in COMPARED}
-    names = [selection.attack_of(r) for r in record.results if r.mask in COMPARED and selection.attack_of(r) in attacks]
+    attacks = {r.base for r in selection.masked(record) if r.mask in COMPARED}
+    names = [r.base for r in record.results if r.mask in COMPARED and r.base in attacks]
     found = [selection.under(record, attack, mask) for attack in dict.fromkeys(names) for mask in COMPARED]
     rows = [r for r in found if r is not None]
     shown = {c.title: c for c in COLUMNS}
     auc, asr, tpr = (shown[title] for title in ("AUC", "Attack success", "TPR at 1 % FPR"))
     by_auc, by_asr, by_tpr = differences((2, 4, 6))
     drawn = (Column(("Mask",), "Which latent coordinates are left out.", 1, _dropped), auc, by_auc, asr, by_asr, tpr, by_tpr)
-    return tabulate(rows, drawn, lambda r: (selection.attack_of(r), "", r.mask is None)) if rows else None
+    return tabulate(rows, drawn, lambda r: (r.base, "", r.mask is None)) if rows else None
 
 
 def _dropped(result: Result) -> Cell:

@@ -1,4 +1,4 @@
-"""The command, settings and parameters of an audit, and the files that it left out."""
+"""The command, settings, parameters and costs of an audit, and the files that it left out."""
 
 from collections.abc import Iterator
 
@@ -7,10 +7,9 @@ from markupsafe import Markup
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Blind, Result
 from diffleak.report.audited import Audited
-from diffleak.report.section import Block, Section, Sentences, breakable, drawn, facts, heading
+from diffleak.report.section import Block, Section, Sentences, breakable, drawn, facts, heading, prose
 from diffleak.report.sections import adapted, device, fingerprinted, reproduce, versions
-from diffleak.report.selection import unmasked
-from diffleak.report.wording import count, labels_from
+from diffleak.report.wording import count, duration, labels_from
 from diffleak.stats.blind import INVALID_ABOVE, INVALID_P
 
 LISTED = 20  # omitted files shown by name
@@ -19,7 +18,7 @@ LISTED = 20  # omitted files shown by name
 def section(audit: Audited) -> Section:
     """The command, the settings and the parameters of the attacks."""
     record, blocks = audit.record, [facts(_rows(audit.record))]
-    attacks = unmasked(record)
+    attacks = [r for r in record.results if r.plain]
     if attacks:
         rows = [(breakable(visible(r.attack)), _parameters(r)) for r in attacks]
         blocks += [heading("Parameters of the attacks"), facts(rows)]
@@ -97,3 +96,23 @@ def _blind(blind: Blind) -> str:
         sees = "a classifier that sees only pixel statistics"
         return f"AUC {blind.value:.3f}{ends} of {sees}; invalid if the interval is above {INVALID_ABOVE}"
     return "not made" + (f": {visible(blind.reason)}" if blind.reason else "")
+
+
+def costs(audit: Audited) -> Section:
+    """Forwards and time, and the price that an outsider pays."""
+    costs, lead = audit.record.costs, audit.lead
+    spent = (
+        f"Scoring took {count(costs.queries)} forwards of one image each and {duration(costs.seconds)} of computing on "
+        f"{visible(audit.record.environment.device_name)}, in {count(costs.chunks)} chunks; seconds of chunks that ran side by side are "
+        "added up."
+    )
+    blocks = [prose(spent)]
+    if lead and lead.queries_at_timestep is not None and lead.timestep is not None:
+        queries = f"{count(lead.queries_at_timestep)} {'query' if lead.queries_at_timestep == 1 else 'queries'}"
+        blocks += [
+            prose(
+                f"An outsider who already knows the timestep pays less: {visible(lead.attack)} needs {queries} per image at timestep "
+                f"{lead.timestep}. The table has the queries of every attack."
+            )
+        ]
+    return Section("costs", "What it cost", tuple(blocks), "Costs")

@@ -48,11 +48,11 @@ def section(audit: Audited) -> Section | None:
 def masks_table(record: AuditRecord) -> Table | None:
     """The gain of each attack by each mask; None for a record without masked results."""
     results = selection.masked(record)
-    return tabulate(results, _columns(record), lambda r: (selection.attack_of(r), "", False)) if results else None
+    return tabulate(results, _columns(record), lambda r: (r.base, "", False)) if results else None
 
 
 def _columns(record: AuditRecord) -> tuple[Column, ...]:
-    before = lambda r: selection.under(record, selection.attack_of(r), None)
+    before = lambda r: selection.under(record, r.base, None)
     return (
         Column(("Mask",), "Which latent coordinates are left out, and the share of them; auto: the share chosen on calibrate.", 1, _mask),
         Column(("AUC", "unmasked"), "The attack on all latent coordinates.", 6, lambda r: _auc(before(r))),

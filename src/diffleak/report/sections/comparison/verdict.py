@@ -80,13 +80,13 @@ def _unsure(record: Comparison) -> tuple[str, ...]:
 
 def _of_differences(record: Comparison) -> Verdict:
     others = record.entries[1:]
-    sentences = (_baseline(record.reference), *(_against(entry, record) for entry in others), _chosen(record))
+    sentences = (_baseline(record.baseline), *(_against(entry, record) for entry in others), _chosen(record))
     known = [e for e in others if _worst_difference(e).high is not None]
     if not known:
         return Verdict("invalid", "No verdict: no difference to the baseline could be measured.", sentences)
     lower = [e for e in known if (_worst_difference(e).high or 0.0) < 0 and not _undone(e, record)]
     higher = [e for e in known if (_worst_difference(e).low or 0.0) > 0]
-    baseline = visible(record.reference.name)
+    baseline = visible(record.baseline.name)
     if lower:
         best = min(lower, key=lambda e: _worst_difference(e).value or 0.0)
         by = f"its AUC is {_lowered(_worst_difference(best))} than that of {baseline}"
@@ -172,10 +172,10 @@ def not_excluded(auc: Estimate) -> str:
 
 def _quality_words(entry: Entry, record: Comparison) -> str:
     metric = record.quality_metric
-    pair = [e.quality.metric(metric) if e.quality and metric else None for e in (entry, record.reference)]
+    pair = [e.quality.metric(metric) if e.quality and metric else None for e in (entry, record.baseline)]
     if metric is None or pair[0] is None or pair[0].value is None:
         return ""
-    against = f", against {pair[1].value:.4g} of {visible(record.reference.name)}" if pair[1] and pair[1].value is not None else ""
+    against = f", against {pair[1].value:.4g} of {visible(record.baseline.name)}" if pair[1] and pair[1].value is not None else ""
     return f"Quality: {QUALITY[metric]} {pair[0].value:.4g}{against} (lower is better)."
 
 

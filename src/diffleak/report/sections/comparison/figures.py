@@ -1,4 +1,4 @@
-"""Attacks against the quality of the images."""
+"""The figures of a comparison: all differences in AUC on one axis, and attacks against the quality of the images."""
 
 from markupsafe import Markup
 
@@ -8,10 +8,31 @@ from diffleak.report.section import Block, Section, breakable, drawn, figure, pr
 from diffleak.report.sections.comparison.verdict import QUALITY
 from diffleak.report.wording import count
 
+
+def differences(record: Comparison) -> Section:
+    """A bar per difference."""
+    return Section("forest", f"Differences to {visible(record.baseline.name)}", (), "Differences", later=lambda: _bars(record))
+
+
+def _bars(record: Comparison) -> tuple[Block, ...]:
+    from diffleak.report.figures.comparison import forest
+
+    found = forest(record)
+    if found is None:
+        return (prose("No difference has an interval, so there is nothing to draw; the tables say why.", ""),)
+    read = (
+        f"AUC of each entry minus that of {visible(record.baseline.name)}, on the same images, with 95 % intervals. Left of the dotted "
+        "line the attack does worse on the entry; blue: the whole interval is left of it. An interval that crosses the line leaves open "
+        "whether there is a difference."
+    )
+    missing = prose(f"Not drawn: {count(found.unknown)} without an interval; the tables say why.", "muted")
+    return prose(read), drawn("forest", forest=found), *((missing,) if found.unknown else ())
+
+
 HOW_TO_QUALITY = "diffleak quality MODEL --reference DATA -o RUN"
 
 
-def section(record: Comparison) -> Section:
+def quality(record: Comparison) -> Section:
     """A dot per entry that has a quality; or how to measure it."""
     return Section("quality", "Attacks against quality", (), "Quality", later=lambda: _scatter(record))
 
