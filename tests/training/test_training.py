@@ -1,6 +1,7 @@
 """Training: the folder it leaves, resumption, processes, and what it refuses."""
 
 import json
+import pickle
 import os
 import signal
 import subprocess
@@ -214,6 +215,35 @@ def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(data, tmp_path):
     diffleak.train(config(data, twice, steps=6))
     assert same(once, twice)
     assert pd.read_csv(twice / "losses.csv").step.iloc[0] == 4, "it went on from the old checkpoint"
+
+
+def test_a_planted_checkpoint_runs_no_code(data, tmp_path):
+    class Planted:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    folder = diffleak.train(config(data, tmp_path / "model", steps=2))
+    files = sorted(path for path in (folder / "checkpoint").iterdir() if path.suffix in (".pt", ".bin", ".pkl"))
+    assert [path.name for path in files] == ["optimizer.bin", "random_states_0.pkl", "state.pt"]
+    for path in [*files, folder / "checkpoint" / "custom_checkpoint_0.pkl"]:
+        before = path.read_bytes() if path.exists() else None
+        path.write_bytes(pickle.dumps(Planted()))
+        with pytest.raises(UserError, match=r"checkpoint cannot be read \(.*\); if its files are damaged, delete it"):
+            diffleak.train(config(data, folder, steps=4))
+        torch.save(Planted(), path)
+        with pytest.raises(UserError, match="checkpoint cannot be read"):
+            diffleak.train(config(data, folder, steps=4))
+        assert not (tmp_path / "ran").exists()
+        if before:
+            path.write_bytes(before)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(data, tmp_path):
+    once = diffleak.train(config(data, tmp_path / "once", steps=6, ema_decay=0.9))
+    twice = diffleak.train(config(data, tmp_path / "twice", steps=4, ema_decay=0.9))
+    (twice / "checkpoint" / "state.pt").rename(twice / "checkpoint" / "custom_checkpoint_0.pkl")
+    diffleak.train(config(data, twice, steps=6, ema_decay=0.9))
+    assert same(once, twice)
 
 
 def test_images_need_not_be_square(tmp_path):

@@ -31,6 +31,7 @@ from diffleak.work.progress import progress
 
 LOSS_EVERY = 50  # steps averaged in one point of the loss curve
 MAY_CHANGE = frozenset({"output", "split", "steps", "checkpoint_every", "threads", "device"})  # between a run and its resumption
+STATE = "state.pt"  # of the loop: step, losses, moving average, early stopping
 OUTCOMES = frozenset({"early_stopping", "spent"})  # keys of train.json that only a finished run has
 SAID = frozenset({"images", "data_path"})  # keys that say what was found in the data and decide nothing
 FIXED_BY = {"validation": "checkpoint_every", "dp_epsilon": "steps"}  # unless this setting makes the result depend on it
@@ -78,7 +79,7 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
 
 
 class Loop:
-    """The loop and its state; exists so that a checkpoint can hold all of it."""
+    """The loop and its state, all of which a checkpoint holds."""
 
     def __init__(
         self,
@@ -96,7 +97,6 @@ class Loop:
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.ema = hub.moving_average(task.module, config.ema_decay) if config.ema_decay else None
         self.step, self.losses = 0, list[list[float]]()
-        accelerator.register_for_checkpointing(self)
 
     def state_dict(self) -> dict[str, Any]:
         stopping = {"stopping": self.stopping.state_dict()} if self.stopping else {}
@@ -165,8 +165,19 @@ class Loop:
         return batch(self.task, rows, keyed(config.seed, self.step), config.flip, share, accelerator.device)
 
     def _load_checkpoint(self, checkpoint: Path) -> None:
+        """Reads a checkpoint; only tensors and plain values are unpickled, so a planted file cannot run code."""
+        from accelerate.utils.other import load
+
+        earlier = checkpoint / "custom_checkpoint_0.pkl"  # what accelerate called the state, and read with pickle alone
+        if earlier.exists() and self.accelerator.is_main_process:
+            earlier.rename(checkpoint / STATE)
+        self.accelerator.wait_for_everyone()
+        random_states = checkpoint / f"random_states_{self.accelerator.process_index}.pkl"
         try:
+            if random_states.exists():
+                load(random_states)  # accelerate goes on without them, and says nothing, where they are damaged
             self.accelerator.load_state(str(checkpoint))
+            self.load_state_dict(torch.load(checkpoint / STATE, map_location="cpu", weights_only=True))
         except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
             if out_of_memory(error) or "CUDA" in str(error):
                 raise
@@ -180,6 +191,8 @@ class Loop:
         self.accelerator.wait_for_everyone()
         try:
             self.accelerator.save_state(str(fresh))
+            if self.accelerator.is_main_process:
+                torch.save(self.state_dict(), fresh / STATE)
         except (OSError, RuntimeError) as error:
             raise UserError(f"the checkpoint {fresh} cannot be written ({error}); free the disk and run the same command again") from None
         self.accelerator.wait_for_everyone()
