@@ -1,6 +1,7 @@
 """The command line as a user meets it: what is printed where, exit codes, one line per mistake."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -412,3 +413,20 @@ def test_version_and_help(capsys):
         code, out, _ = call(capsys, command, "--help")
         assert code == 0
         assert command in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_file_name_cannot_move_the_cursor_of_a_terminal(capsys, tmp_path):
+    line = refused(capsys, "metrics", tmp_path / "a\x1b[2J\u202eb.csv")
+    assert "\\x1b[2J\\u202eb.csv" in line and line.isprintable()
+
+
+def test_an_ascii_terminal_does_not_end_a_finished_command(tmp_path):
+    (tmp_path / "läufe").mkdir()
+    rows = [f"{i},{i % 2},{i * 0.61 % 1}" for i in range(40)]
+    (tmp_path / "läufe" / "s.csv").write_text("\n".join(["id,member,score", *rows]))
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "diffleak", "metrics", str(tmp_path / "läufe" / "s.csv"), "--score", "nichts"]
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
+    assert done.stderr.startswith(b"diffleak: ") and b"l\\xe4ufe" in done.stderr

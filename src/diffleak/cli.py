@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
 
-from diffleak.errors import DiffleakError, UserError
+from diffleak.errors import DiffleakError, GateFailed, UserError, visible
 from diffleak.options import File, command
 
 if TYPE_CHECKING:
@@ -258,6 +258,9 @@ def _version(version: Annotated[bool, Opt("--version", help="Print the version a
 
 def main() -> Never:
     """Runs the command line and exits with the code of what happened."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end a finished command
     try:
         code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:  # some versions of typer return it instead of raising
@@ -296,7 +299,9 @@ def _audit(settings: "AuditConfig", missing: str, as_json: bool) -> None:
 
 
 def _stop(message: str, code: int) -> Never:
-    print(f"diffleak: {message}", file=sys.stderr)
+    """Prints why a command stopped, with what a file or its name could do to a terminal spelled out."""
+    lines = message.split("\n") if code == GateFailed.exit_code else [message]  # a line for each limit that is not met
+    print("diffleak: " + "\n".join(map(visible, lines)), file=sys.stderr)
     sys.exit(code)
 
 
