@@ -31,7 +31,7 @@ def test_public_names_resolve() -> None:
         assert getattr(diffleak, name) is not None
     assert callable(diffleak.audit) and callable(diffleak.cohort), "a submodule must not shadow a function"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        diffleak.nothing
+        diffleak.nothing  # noqa: B018
 
 
 def test_the_names_that_editors_see_are_those_that_are_imported() -> None:

@@ -520,7 +520,7 @@ def test_listening_leaves_no_trace_and_hears_each_line_once():
     import transformers
 
     levels = diffusers.utils.logging.get_verbosity(), transformers.utils.logging.get_verbosity()
-    hub.load
+    hub.load  # noqa: B018
     with hub.heard() as said:
         for _ in range(2):
             logging.getLogger("peft.tuners").warning("a layer\n  is \x1b[1mmissing\x1b[0m")

@@ -38,7 +38,7 @@ def adapter_file(lora: str | Path) -> Path:
     Raises `UserError` when peft is missing, for pickles, for a folder with none of FILES, and for what is not there.
     """
     try:
-        import peft
+        import peft  # noqa: F401
     except ImportError:
         raise UserError(f"--lora needs peft: {pip_install('lora')}") from None
     path = Path(lora)

@@ -63,7 +63,7 @@ class Privacy:
 def plan_privacy(config: TrainConfig, n: int, processes: int) -> Privacy:
     """The mechanism for `n` images; raises `UserError` where DP-SGD cannot be had."""
     try:
-        import opacus
+        import opacus  # noqa: F401
     except ImportError:
         raise UserError(f"DP-SGD needs Opacus, which is not installed: {pip_install('dp')}") from None
     if processes > 1:
