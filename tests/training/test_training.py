@@ -1,8 +1,8 @@
 """Training: the folder it leaves, resumption, processes, and what it refuses."""
 
 import json
-import pickle
 import os
+import pickle
 import signal
 import subprocess
 import sys
