@@ -19,6 +19,7 @@ from diffleak.attacks.subject import Subject
 from diffleak.auditing.config import AuditConfig
 from diffleak.auditing.plan import prepare
 from diffleak.auditing.run import gate, run
+from diffleak.auditing.score import worker
 from diffleak.config import build
 from diffleak.data.draw import calibrate_part
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
@@ -402,3 +403,18 @@ def test_a_folder_with_files_of_somebody_else_is_left_alone(model, data, tmp_pat
     with pytest.raises(UserError, match=r"already holds a report.html that no audit here has written"):
         diffleak.audit(model, output=tmp_path, **settings(data))
     assert (tmp_path / "report.html").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "said"),
+    [
+        ("x", "2", r"RANK and WORLD_SIZE must be whole numbers"),
+        ("5", "2", r"RANK must lie in \[0, WORLD_SIZE\)"),
+        ("-1", "2", r"RANK must lie"),
+    ],
+)
+def test_a_rank_that_is_none_is_refused(monkeypatch, rank, size, said):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(UserError, match=said):
+        worker(None, 1, diffleak.Target(Memoriser(torch.zeros(1, 1, 2, 2), linear_schedule())))

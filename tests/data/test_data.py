@@ -635,6 +635,8 @@ def test_a_split_file_divides_one_source(tmp_path):
     assert cohort.member.tolist() == [True, False, True, False]
     np.testing.assert_array_equal(cohort.of("3"), pictures(6)[3])
     assert len(one_source(open_source(pictures(6)), split, limit=1)) == 2
+    split.write_bytes(b"\xef\xbb\xbf" + split.read_bytes())  # the mark that some editors write
+    assert one_source(open_source(pictures(6)), split).ids == cohort.ids
 
 
 BAD_SPLITS = {

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
@@ -35,6 +34,7 @@ from diffleak.geometry.frequencies import energies
 from diffleak.geometry.masks import Mask
 from diffleak.geometry.pullback import distortion, influence, keep_mask
 from diffleak.hub.encoders import BATCH, Extractor, extract, open_extractor, probe
+from diffleak.records.scores import write_parquet
 from diffleak.work.files import write_atomic
 from diffleak.work.folder import Folder
 from diffleak.work.memory import keep_freed_memory
@@ -225,7 +225,7 @@ def write_geometry(inputs: Inputs, path: Path, chunks: dict[int, range]) -> Floa
                 raise
     folder.load(INFLUENCE, mmap_mode="r")
     table = pa.table({"id": pa.array(inputs.cohort.ids, pa.string()), "distortion": pa.array(measured[:, 0])})
-    write_atomic(path / "geometry.parquet", partial(pq.write_table, table))
+    write_parquet(path / "geometry.parquet", table)
     return measured
 
 

@@ -121,7 +121,7 @@ def forwards(target: Target, attack: Attack) -> int:
 def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
     """This process's share: `--shard i/n` (1-based), else RANK and WORLD_SIZE, else everything.
 
-    Raises `UserError` for a shard that is not of the form i/n with 1 <= i <= n.
+    Raises `UserError` for a shard that is not of the form i/n with 1 <= i <= n, and for a RANK that is none of WORLD_SIZE.
     """
     if shard:
         try:
@@ -132,7 +132,13 @@ def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
             raise UserError(f"--shard i/n needs 1 <= i <= n; got {shard}")
         rank -= 1
     else:
-        rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        given = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
+        try:
+            rank, count = map(int, given.values())
+        except ValueError:
+            raise UserError(f"RANK and WORLD_SIZE must be whole numbers, as a launcher sets them; got {given}") from None
+        if not 0 <= rank < count:
+            raise UserError(f"RANK must lie in [0, WORLD_SIZE); got {given}")
     return Worker(rank, count, threads or side_by_side(target))
 
 

@@ -132,7 +132,7 @@ def _read_parquet(path: Path) -> Table:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path.absolute())
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
     return Table(table.column_names, lambda name: table.column(name).to_pylist())

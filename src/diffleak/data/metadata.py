@@ -96,7 +96,7 @@ def _read(file: Path) -> list[dict[str, Any]]:
     if file.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        return pq.read_table(file).to_pylist()  # type: ignore[no-any-return]
+        return pq.read_table(file.absolute()).to_pylist()  # type: ignore[no-any-return]
     with file.open(encoding="utf-8-sig", newline="") as lines:
         return list(whole_rows(lines))
 

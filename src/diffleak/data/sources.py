@@ -200,7 +200,7 @@ def _parquet(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path.absolute())
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]})") from None
     names = file.schema_arrow.names

@@ -43,7 +43,7 @@ class Split:
     @classmethod
     def read(cls, path: Path, *needs: str) -> "Split":
         """The content of a file; raises `OSError` where it cannot be read and `ValueError` where it lacks one of the keys `needs`."""
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
         if not isinstance(content, dict):
             raise ValueError("not an object")
         found: dict[str, Any] = {key: _ids(content.get(key)) for key in ("members", "nonmembers", "validation")}

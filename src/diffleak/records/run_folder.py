@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -44,14 +45,22 @@ def write_samples(path: Path, samples: Samples) -> None:
 
 
 def read_samples(folder: Path) -> Samples:
-    """samples.csv of a run folder."""
+    """samples.csv of a run folder; raises `UserError` for one that an audit cannot have written."""
     path = folder / "samples.csv"
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
         scores = {name: np.array(columns[name], dtype=np.float64) for name in header[3:]}
-        return Samples(tuple(columns["id"]), np.array(columns["member"]) == "1", np.array(columns["part"]) == "test", scores)
+        ids, member, part = (columns[name] for name in ("id", "member", "part"))
+        for name, found, right in (("member", member, ("0", "1")), ("part", part, ("calibrate", "test"))):
+            if (other := next((value for value in found if value not in right), None)) is not None:
+                raise ValueError(f"{name} must be {' or '.join(right)}; got {other[:40]!r}")
+        if twice := [image_id for image_id, times in Counter(ids).items() if times > 1]:
+            raise ValueError(f"the id {twice[0][:100]!r} is there twice")
+        if broken := [name for name, column in scores.items() if not np.isfinite(column).all()]:
+            raise ValueError(f"{broken[0]} must be finite numbers")
+        return Samples(tuple(ids), np.array(member) == "1", np.array(part) == "test", scores)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError) as error:

@@ -124,9 +124,14 @@ def write_chunk(
     meta: ChunkMeta,
 ) -> None:
     """Writes the statistics of n images under m labels at k timesteps."""
+    write_parquet(path, _table(ids, labels, timesteps, statistic, meta))
+
+
+def write_parquet(path: Path, table: "pa.Table") -> None:
+    """Writes a table as Parquet; the path is absolute, since pyarrow takes a relative one such as exp:1/run for a URI."""
     import pyarrow.parquet as pq
 
-    write_atomic(path, partial(pq.write_table, _table(ids, labels, timesteps, statistic, meta)))
+    write_atomic(path.absolute(), partial(pq.write_table, table))
 
 
 def read_chunk(path: Path, plan: str, shape: tuple[int, int, int]) -> tuple[Float64[np.ndarray, "m n k"], ChunkMeta]:
@@ -135,7 +140,7 @@ def read_chunk(path: Path, plan: str, shape: tuple[int, int, int]) -> tuple[Floa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path.absolute())
         meta = ChunkMeta(**json.loads(table.schema.metadata[META]))
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):
         raise damaged(path) from None
@@ -153,7 +158,7 @@ def read_columns(folder: Path, label: str, rows: Mapping[str, int]) -> tuple[tup
     import pyarrow.parquet as pq
 
     try:
-        tables = [pq.read_table(file, filters=[("attack", "=", label)]) for file in chunk_files(folder)]
+        tables = [pq.read_table(file.absolute(), filters=[("attack", "=", label)]) for file in chunk_files(folder)]
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"scores under {folder} cannot be read ({str(error).splitlines()[0]}); repeat its audit command") from None
     table = pa.concat_tables([t.replace_schema_metadata(None) for t in tables])

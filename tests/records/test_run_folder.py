@@ -1,0 +1,50 @@
+"""What lies in a run folder is checked when it is read back."""
+
+import numpy as np
+import pytest
+
+from diffleak.errors import UserError
+from diffleak.records.run_folder import read_samples, write_samples
+from diffleak.records.scores import ChunkMeta, Samples, read_chunk, write_chunk
+
+SAMPLES = Samples(("a", "b", "c"), np.array([True, False, True]), np.array([True, True, False]), {"sima": np.array([1.0, 2.5, -3.0])})
+
+
+def test_samples_are_read_as_they_were_written(tmp_path):
+    write_samples(tmp_path / "samples.csv", SAMPLES)
+    read = read_samples(tmp_path)
+    assert read.ids == SAMPLES.ids and read.scores["sima"].tolist() == [1.0, 2.5, -3.0]
+    assert read.member.tolist() == [True, False, True] and read.test.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("a,1,test,1.0", "a,1,test,nan", "sima must be finite numbers"),
+        ("a,1,test,1.0", "a,1,test,inf", "sima must be finite numbers"),
+        ("a,1,test,1.0", "a,2,test,1.0", "member must be 0 or 1; got '2'"),
+        ("a,1,test,1.0", "a,,test,1.0", "member must be 0 or 1; got ''"),
+        ("a,1,test,1.0", "a,1,tset,1.0", "part must be calibrate or test; got 'tset'"),
+        ("a,1,test,1.0", "b,1,test,1.0", "the id 'b' is there twice"),
+        ("a,1,test,1.0", "a,1,test", "zip"),
+    ],
+)
+def test_samples_that_no_audit_writes_are_refused(tmp_path, before, after, said):
+    path = tmp_path / "samples.csv"
+    write_samples(path, SAMPLES)
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    with pytest.raises(UserError, match=r"samples.csv is damaged .*; run the audit again to rewrite it") as refusal:
+        read_samples(tmp_path)
+    assert said in str(refusal.value)
+
+
+def test_a_folder_whose_name_looks_like_a_uri_is_a_folder(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    monkeypatch.chdir(tmp_path)
+    file = Path("exp:1") / "scores" / "chunk.parquet"
+    statistic = np.arange(4.0).reshape(1, 2, 2)
+    write_chunk(file, ("a", "b"), ("sima",), (10, 20), statistic, ChunkMeta("plan", 4, 0.5, {}))
+    assert np.array_equal(read_chunk(file, "plan", (1, 2, 2))[0], statistic)
