@@ -12,7 +12,7 @@ from pydantic import Field
 
 from diffleak import cli
 from diffleak.auditing.config import AuditConfig
-from diffleak.config import Flag, build, command_line, flag
+from diffleak.config import Flag, build, command_line, flag, read_yaml
 from diffleak.errors import UserError
 from diffleak.options import with_options
 
@@ -148,3 +148,20 @@ def test_the_command_leaves_out_what_decides_no_result():
     assert command_line(config, "audit", ("threads", "shard")) == (
         "diffleak audit m --members 'a b' --nonmembers 'it'\"'\"'s' --no-calibration"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 2001-99-99", "month must be in 1..12"),
+        ("seed: !!int abc", "invalid literal"),
+        ("a: " + "[" * 2000, "nested too deeply"),
+        ("a: &x [1]\nb: *x", "the alias \\*x is not read; write the value out"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    ],
+)
+def test_yaml_that_cannot_be_built_is_one_line(tmp_path, text, said):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"c.yaml must be YAML .*{said}") as refusal:
+        read_yaml(tmp_path / "c.yaml")
+    assert "\n" not in str(refusal.value)

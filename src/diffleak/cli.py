@@ -150,11 +150,10 @@ def metrics(
     as_json: Json = False,
 ) -> None:
     """The statistics of a score file; needs no model."""
-    from diffleak.auditing.score_file import evaluate_file, which_number
+    from diffleak.auditing.score_file import backwards, evaluate_file, which_number
 
     result = evaluate_file(file, convention, score)
-    said = which_number(file, score, result)
-    if said:
+    for said in filter(None, (which_number(file, score, result), backwards(result))):
         print(f"note: {said}", file=sys.stderr)
     if as_json:
         return _print(result.model_dump(), True, "")

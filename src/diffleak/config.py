@@ -91,7 +91,12 @@ C = TypeVar("C", bound=Config)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without base-60 numbers, which would read the timesteps 10:50 as 650."""
+    """YAML without base-60 numbers, which would read the timesteps 10:50 as 650, and without aliases, which can stand for any size."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"the alias *{self.peek_event().anchor} is not read; write the value out")
+        return super().compose_node(parent, index)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -108,7 +113,9 @@ def read_yaml(path: Path | None) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the config file {path} cannot be read ({error})") from None
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise UserError(f"{path} must be YAML (it is nested too deeply)") from None
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # PyYAML makes numbers and dates without a check
         raise UserError(f"{path} must be YAML ({' '.join(str(error).split())})") from None
     if content is None:
         return {}

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from fixtures.reports import audit_of
 
-from diffleak.auditing.score_file import evaluate_file
+from diffleak.auditing.score_file import backwards, evaluate_file
 from diffleak.errors import UserError
 from diffleak.records.audit import Blind
 from diffleak.records.run_folder import write_samples
@@ -318,3 +318,36 @@ def test_the_samples_of_an_invalid_audit_say_so(tmp_path):
     (tmp_path / "audit.json").write_text(record.model_dump_json())
     done = diffleak("metrics", tmp_path / "samples.csv", "--score", "sima")
     assert done.returncode == 0 and "is invalid, so these numbers do not measure membership: Invalid: the two sides" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", "[]", "FILE must be a CSV or Parquet file of id,member,score; got a .json file"),
+        ("a.npz", "PK", "got a .npz file"),
+        ("semi.csv", "id;member;score\na;1;0,5", "must be separated by commas, with a point in decimals; its first line has ';'"),
+        ("tab.csv", "id\tmember\tscore\na\t1\t0.5", "its first line has '\\t'"),
+        ("comment.csv", "# mine\nid,member,score", "its first line is a comment: '# mine'"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as refusal:
+        evaluate_file(tmp_path / name)
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("column", ["id", "score"])
+def test_a_parquet_column_of_lists_is_refused(tmp_path, column):
+    values = {"id": ["a", "b"], "member": [0, 1], "score": [0.1, 0.2]}
+    pd.DataFrame({**values, column: [[1], [2]]}).to_parquet(tmp_path / "s.parquet")
+    with pytest.raises(UserError, match=f"must hold a text or a number in every row; {column} holds list"):
+        evaluate_file(tmp_path / "s.parquet")
+
+
+def test_scores_the_wrong_way_round_are_asked_about(tmp_path):
+    for sign, asked in ((1, False), (-1, True)):
+        rows = [f"{i},{i % 2},{sign * (i % 2 + 0.01 * i)}" for i in range(80)]
+        (tmp_path / "s.csv").write_text("\n".join(["id,member,score", *rows]))
+        said = backwards(evaluate_file(tmp_path / "s.csv"))
+        assert (said is not None) == asked, said

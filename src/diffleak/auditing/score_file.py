@@ -14,6 +14,7 @@ from diffleak.records.audit import AuditRecord, Result
 from diffleak.stats.evaluation import evaluate
 from diffleak.stats.reasons import reworded
 
+OTHERS = (".json", ".jsonl", ".npy", ".npz", ".pt", ".pth", ".pkl", ".gz", ".zip", ".xlsx")  # files of other kinds that people have
 DEFAULT_FRACTION = 0.2  # of the images of an audit that settings are chosen on
 TRUTH = {"true": 1.0, "false": 0.0}
 
@@ -106,9 +107,18 @@ def which_number(path: Path, column: str, result: Result) -> str | None:
     )
 
 
+def backwards(result: Result) -> str | None:
+    """A question where the whole interval of the AUC lies below one half; None elsewhere."""
+    high = result.auc.high
+    asks = "the interval of the AUC lies below 0.5: are lower scores those of members? Then give their negative, as higher means member"
+    return asks if high is not None and high < 0.5 else None
+
+
 def _read(path: Path) -> Table:
     if not path.is_file():
         raise UserError(f"FILE must be a CSV or Parquet file of id,member,score; found nothing at {path}")
+    if path.suffix.lower() in OTHERS:
+        raise UserError(f"FILE must be a CSV or Parquet file of id,member,score; got a {path.suffix} file, {path}: write the scores as CSV")
     return _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
 
 
@@ -121,6 +131,13 @@ def _read_csv(path: Path) -> Table:
     if not lines:
         raise UserError(f"{path} cannot be read (it is empty)")
     header, *rows = lines
+    if header[0].startswith("#"):
+        raise UserError(
+            f"{path} must begin with the names of its columns, id,member,score; its first line is a comment: {header[0][:60]!r}"
+        )
+    if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+        mark = next(mark for mark in ";\t|" if mark in header[0])
+        raise UserError(f"the columns of {path} must be separated by commas, with a point in decimals; its first line has {mark!r}")
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
             raise UserError(f"{path} must have {len(header)} columns in every row; row {number} has {len(row)}")
@@ -135,6 +152,9 @@ def _read_parquet(path: Path) -> Table:
         table = pq.read_table(path.absolute())
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
+    for column in table.schema:
+        if pa.types.is_nested(column.type):
+            raise UserError(f"the columns of {path} must hold a text or a number in every row; {column.name} holds {str(column.type)[:60]}")
     return Table(table.column_names, lambda name: table.column(name).to_pylist())
 
 
