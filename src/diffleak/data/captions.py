@@ -1,7 +1,6 @@
 """The caption of each image for a text-to-image model: its own, none, a fixed one, another image's, or those of a file."""
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from diffleak.data.draw import keyed_order
 from diffleak.data.metadata import read_lines, whole_rows
 from diffleak.data.sources import Texts, not_blank, texts_of
 from diffleak.errors import UserError
+from diffleak.work.files import load_json
 
 FIXED = "fixed:"
 KINDS = (".json", ".jsonl", ".csv")
@@ -75,7 +75,7 @@ def read_captions(path: Path) -> dict[str, Texts]:
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix.lower() == ".json":
-        yield from json.loads(path.read_text(encoding="utf-8-sig")).items()
+        yield from load_json(path).items()
     elif path.suffix.lower() == ".jsonl":
         yield from ((str(row["file_name"] if "file_name" in row else row["id"]), row["text"]) for row in read_lines(path))
     else:

@@ -52,7 +52,10 @@ def malformed(file: Path, holding: str, error: Exception) -> UserError:
 def read_lines(path: Path) -> list[Any]:
     """The JSON values in the lines of a file; raises `OSError`, or `ValueError` for what is no JSON."""
     # not splitlines: it would also cut at the other line separators of Unicode, which JSON has inside its texts
-    return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except RecursionError:
+        raise ValueError("a line is nested too deeply") from None
 
 
 def whole_rows(file: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from diffleak.data.sources import ImageSource
 from diffleak.errors import UserError
-from diffleak.work.files import write_text
+from diffleak.work.files import load_json, write_text
 
 FILE = "split.json"
 DEFENDED = ("student", "dual", "teacher-1", "teacher-2")  # folders of a defence, whose split lies in the folder above
@@ -43,7 +43,7 @@ class Split:
     @classmethod
     def read(cls, path: Path, *needs: str) -> "Split":
         """The content of a file; raises `OSError` where it cannot be read and `ValueError` where it lacks one of the keys `needs`."""
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
+        content = load_json(path)
         if not isinstance(content, dict):
             raise ValueError("not an object")
         found: dict[str, Any] = {key: _ids(content.get(key)) for key in ("members", "nonmembers", "validation")}
@@ -195,7 +195,7 @@ def read_model_split(path: Path, audited: Path | None = None) -> ModelSplit | No
 def _training_data(file: Path) -> str | None:
     """The data that a train.json names: its path, or a name such as `digits`. A relative path alone may be any folder's, and is none."""
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = load_json(file)
         data, path = record.get("data"), record.get("data_path")
     except (OSError, ValueError, AttributeError):
         return None

@@ -9,7 +9,6 @@ runs of `diffleak train` (their settings are in OUT/teacher-1/train.yaml), so ev
 `dual` and `distill`.
 """
 
-import json
 import os
 from collections.abc import Set
 from pathlib import Path
@@ -25,7 +24,7 @@ from diffleak.errors import UserError
 from diffleak.training.config import TrainConfig
 from diffleak.training.distillation import Lesson
 from diffleak.training.run import train
-from diffleak.work.files import checked_folder
+from diffleak.work.files import checked_folder, load_json
 
 
 def defend(config: DefendConfig) -> Path:
@@ -47,7 +46,7 @@ def defend(config: DefendConfig) -> Path:
     if config.method == "distill":
         return _student(config, Lesson(tuple(teachers), halves))
     dual = config.output / "dual"
-    if (dual / hub.DUAL).exists() and json.loads((dual / hub.DUAL).read_text(encoding="utf-8")).get("choice") != config.choice:
+    if (dual / hub.DUAL).exists() and load_json(dual / hub.DUAL).get("choice") != config.choice:
         raise UserError(f"{dual} takes turns in another way; choose another -o, or the same --choice")
     if int(os.environ.get("RANK", 0)) == 0:
         hub.save_dual(dual, (teachers[0], teachers[1]), config.choice, config.seed)

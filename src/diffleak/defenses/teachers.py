@@ -1,6 +1,5 @@
 """The teachers of a defence: given ones are checked, the others are trained, side by side where that pays."""
 
-import json
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.training.config import TrainConfig
 from diffleak.training.run import train
-from diffleak.work.files import write_text
+from diffleak.work.files import load_json, write_text
 
 TEACHERS = ("teacher-1", "teacher-2")
 
@@ -92,7 +91,7 @@ def train_teachers(config: DefendConfig, halves: tuple[tuple[str, ...], tuple[st
     folders = tuple(config.output / name for name in TEACHERS)
     split, steps = Split.read(config.output / FILE), config.teacher_steps or config.steps
     for folder in folders if split.teachers else ():
-        before = json.loads((folder / "train.json").read_text(encoding="utf-8"))["steps"] if (folder / "train.json").exists() else steps
+        before = load_json(folder / "train.json")["steps"] if (folder / "train.json").exists() else steps
         if before != steps:
             raise UserError(f"{folder} is finished after {before} steps, and what was made of it would not fit {steps}; choose another -o")
     together = _side_by_side(config)

@@ -9,7 +9,6 @@ merging the networks are plain modules again: an adapter costs nothing per forwa
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from diffleak.errors import UserError, first_lines, pip_install
 from diffleak.hub import effect
 from diffleak.hub.effect import PEFT_PREFIX, TEXT_ENCODERS
 from diffleak.hub.folders import PICKLES, downloaded, pickle_message, read_json
-from diffleak.work.files import hash_files
+from diffleak.work.files import hash_files, load_json
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 CONFIG = "adapter_config.json"  # of peft
@@ -70,7 +69,7 @@ def refuse_other_base(file: Path, model: str) -> None:
     """Raises `UserError` if diffleak trained this adapter, and on another model than that with the fingerprint `model`."""
     record = file.with_name("train.json")
     try:
-        base = json.loads(record.read_text(encoding="utf-8")).get("base_fingerprint")
+        base = load_json(record).get("base_fingerprint")
     except (OSError, ValueError, AttributeError):
         return  # from elsewhere, or nothing that can be read
     if base not in (None, model):

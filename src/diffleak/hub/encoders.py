@@ -15,7 +15,6 @@ Numbers of different extractors do not compare; each has a fingerprint of its we
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from torch import Tensor
 from diffleak.data.pixels import ImageShape, to_model
 from diffleak.errors import UserError, pip_install, unknown
 from diffleak.hub import folder_of, heard
-from diffleak.work.files import hash_files
+from diffleak.work.files import hash_files, load_json
 
 KINDS = ("inception", "dinov2", "clip", "deit", "sscd", "torchscript", "pixels")
 HUB = {
@@ -272,7 +271,7 @@ def _transformer(kind: str, model: str, device: str) -> Extractor:
 def _kind_of(folder: Path) -> str:
     """Which of the transformers a folder holds."""
     try:
-        said = str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+        said = str(load_json(folder / "config.json")["model_type"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"the encoder {folder} must be a folder of transformers, with model_type in its config.json") from None
     kind = said.removesuffix("_vision_model")
@@ -288,7 +287,7 @@ def encoder_folder(model: str, patterns: tuple[str, ...] = ()) -> Path:
 
 def preprocessing(folder: Path) -> Callable[[Images], Tensor]:
     """Resize, centre crop and normalisation as the folder's preprocessor_config.json says."""
-    config = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    config = load_json(folder / "preprocessor_config.json")
     size, crop, how = config.get("size", 224), config.get("crop_size"), int(config.get("resample", 3))
     mean, std = (np.array(config[key], dtype=np.float32) for key in ("image_mean", "image_std"))
     crop = (crop if isinstance(crop, dict) else {"height": crop, "width": crop}) if config.get("do_center_crop") else None

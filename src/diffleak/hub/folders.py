@@ -1,6 +1,5 @@
 """What lies in a model's folder: where its parts are, how one is read safely, and a hash of them all."""
 
-import json
 import logging
 import re
 import warnings
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from diffleak.errors import UserError, first_lines
-from diffleak.work.files import hash_files
+from diffleak.work.files import hash_files, load_json
 
 NETWORKS = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),
@@ -111,8 +110,8 @@ def read_json(path: Path, must: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{must}; {path.parent.name}/{path.name} is missing")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = load_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} must be JSON ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object; got {type(content).__name__}")

@@ -4,13 +4,13 @@ A trainer turns a photo upright or does not, drops transparency or lays it on a 
 way only, so an audit must read them in the same way, say what it did, and record it.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from diffleak.errors import UserError
+from diffleak.work.files import load_json
 
 Exif = Literal["apply", "ignore"]
 Alpha = Literal["drop", "white", "black"]
@@ -244,7 +244,7 @@ def refuse_other_reading(trained: Path, decoding: Decoding, tally: Tally, keeps_
     `keeps_alpha` is given it under any choice.
     """
     try:
-        record = json.loads(trained.read_text(encoding="utf-8")) if trained.is_file() else {}
+        record = load_json(trained) if trained.is_file() else {}
         if record.get("schema_version") == 1 and "images" not in record and "data" in record:  # trained by version 0.1
             record = {**record, **FIRST_READING, "images": {"turned": 1, "transparent": 1}}
         counts = record.get("images", {})

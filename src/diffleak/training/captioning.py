@@ -27,7 +27,7 @@ from diffleak.errors import UserError, pip_install
 from diffleak.hub import checked_device, folder_of, heard
 from diffleak.records.images import AS_TRAINERS, Decoding, Tally
 from diffleak.training.config import CaptionConfig
-from diffleak.work.files import hash_files, write_text
+from diffleak.work.files import hash_files, load_json, write_text
 from diffleak.work.folder import Folder, read_object, spelled
 from diffleak.work.progress import progress, say
 
@@ -119,7 +119,7 @@ def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
         raise UserError(f"captioning needs transformers: {pip_install('encoders')}") from None
     folder = folder_of(model, "the captioner", list(FILES))
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        kind = load_json(folder / "config.json").get("model_type")
         if kind != "blip":
             raise ValueError(f"its config.json says model_type {kind}")
         blip: Any = transformers.BlipForConditionalGeneration
@@ -148,7 +148,7 @@ def _preprocessing(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     config: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            content = load_json(folder / name)
             config = content.get("image_processor", content)
             break
     return tuple(map(float, config.get("image_mean", MEAN))), tuple(map(float, config.get("image_std", STD)))

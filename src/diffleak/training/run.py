@@ -25,7 +25,7 @@ from diffleak.training.loop import Loop, accelerator_of, refuse_other_run
 from diffleak.training.private import Privacy, PrivateTraining, plan_privacy, poisson
 from diffleak.training.task import Task
 from diffleak.training.text_to_image import base_shape, load_base, make_base, text_to_image_task
-from diffleak.work.files import checked_folder, locked, write_text
+from diffleak.work.files import checked_folder, load_json, locked, write_text
 from diffleak.work.memory import memory_message
 from diffleak.work.progress import say
 
@@ -116,7 +116,7 @@ def _refuse_other_classes(lesson: Lesson | None, network: dict[str, Any], classe
 
 def outcome(folder: Path) -> dict[str, Any]:
     """What early stopping and DP-SGD add to train.json when a run is over: `early_stopping`, `spent`."""
-    record = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+    record = load_json(folder / "train.json")
     return {key: record[key] for key in ("early_stopping", "spent") if key in record}
 
 

@@ -1,13 +1,17 @@
 """Writing so that a file is whole or absent, and a full or read-only disk is a clear message."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from diffleak.errors import UserError
+
+LARGEST_JSON = 2**30  # bytes: a split of ten million images
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -58,6 +62,21 @@ def write_text(path: Path, text: str, private: bool = False) -> None:
             file.write(text)
 
     write_atomic(path, write)
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file holds, with or without a mark at its beginning.
+
+    Raises `OSError` where it cannot be read and `ValueError` for anything that is not JSON, is nested too deeply, or is huge.
+    """
+    if (size := path.stat().st_size) > LARGEST_JSON:
+        raise ValueError(f"it has {size:,} bytes")
+    if not path.is_file():
+        raise ValueError("it is no file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from diffleak.errors import UserError
-from diffleak.work.files import checked_folder, damaged, write_atomic, write_new
+from diffleak.work.files import checked_folder, damaged, load_json, write_atomic, write_new
 from diffleak.work.memory import memory_message
 from diffleak.work.progress import progress
 from diffleak.work.threads import Tick, one_thread_each, run_all
@@ -191,7 +191,7 @@ def spelled(changed: Sequence[Change], show: Callable[[Any], str] = repr, betwee
 def read_object(path: Path, advice: str) -> dict[str, Any]:
     """The JSON object in a file; raises `UserError` with `advice` for anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = load_json(path)
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}")
     except (OSError, ValueError) as error:
