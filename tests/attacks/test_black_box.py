@@ -36,6 +36,7 @@ from diffleak.diffusion.sampling import FlowSampler
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.stats.rules import settled
+from diffleak.work.folder import Folder
 
 SCHEDULE = linear_schedule()
 SIDE = 4
@@ -180,7 +181,7 @@ def test_another_images_caption_hides_the_member(tmp_path: Path) -> None:
 
 def test_the_classifier_is_trained_on_the_calibrate_part_alone(tmp_path: Path) -> None:
     ready = prepared(captioned(memoriser()), "black_box(n=3,steps=2,encoder=pixels,variant=classifier)")
-    score(ready.job, tmp_path, Worker(0, 1, 1))
+    score(ready.job, Folder(tmp_path), Worker(0, 1, 1))
     (scores,) = collect(ready.job, tmp_path).scores[0]
     member, calibrate = ready.scan.cohort.member, ready.split.calibrate[0]
     first = settled(scores, member, calibrate).membership
@@ -205,7 +206,7 @@ def test_queries_are_the_forwards_of_n_images_with_guidance_twice(tmp_path: Path
     ready = prepared(target, f"black_box(n=2,steps=3,encoder=pixels,guidance_scale={scale})", 10)
     assert ready.queries_per_image == 2 * 3 * each
     asked.clear()  # of what the plan asked to see whether the model answers
-    score(ready.job, tmp_path, Worker(0, 1, 1))
+    score(ready.job, Folder(tmp_path), Worker(0, 1, 1))
     collected = collect(ready.job, tmp_path)
     assert sum(n for _, n in asked) == collected.queries == 20 * 2 * 3 * each
 
@@ -217,7 +218,7 @@ def test_two_models_in_turn_are_asked_as_the_one_that_draws_and_grey_box_attacks
     ready = prepared(captioned(Dual(told)), f"{FAST},loss(timesteps=100)", 10)
     assert [ready.job.queries(k) for k in range(2)] == [12, 2]
     asked.clear()
-    score(ready.job, tmp_path, Worker(0, 1, 1))
+    score(ready.job, Folder(tmp_path), Worker(0, 1, 1))
     drawn = [name for name, n in asked if n != 20]
     assert drawn == ["one", "other", "one"] * (len(drawn) // 3), "one turn each, over the steps that the sampler makes"
     audit = audited(captioned(Dual(told)), tmp_path / "run", f"{FAST},loss(timesteps=100)", 10)
@@ -242,9 +243,9 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
     cut = prepared(captioned(Counted(memoriser(), stop)), chunk_size=8, threads=1)
     with pytest.raises(KeyboardInterrupt):
-        score(cut.job, tmp_path, Worker(0, 1, 1))
+        score(cut.job, Folder(tmp_path), Worker(0, 1, 1))
     left = 10**9
-    assert score(cut.job, tmp_path, Worker(0, 1, 1)) == 0
+    assert score(cut.job, Folder(tmp_path), Worker(0, 1, 1)) == 0
     np.testing.assert_array_equal(collect(cut.job, tmp_path).scores[0][0].statistic, whole.statistic)
 
 

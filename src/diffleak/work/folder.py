@@ -162,7 +162,8 @@ def in_chunks(
     files = {chunk: f"{what}-{chunk:05d}.npy" for chunk in chunks}
     work, cost = {chunk: [file] for chunk, file in files.items()}, lambda chunk: forwards * len(chunks[chunk])
     job = lambda chunk, tick: folder.save(files[chunk], compute(chunks[chunk], tick))
-    folder.claim(plan, refusal, free={"model"}, again=folder.unnamed(what) if plan["model_fingerprint"] == UNKNOWN else None)
+    unnamed = folder.unnamed(what) if plan["model_fingerprint"] == UNKNOWN else None
+    folder.claim(plan, refusal if unnamed is None else lambda changed: str(unnamed), free={"model"}, again=unnamed)
     folder.run(work, job, cost, bar=bar, unit="forwards", batch_size=batch_size, threads=threads)
     found: list[np.ndarray] = []
     for chunk, file in files.items():
