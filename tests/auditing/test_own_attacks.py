@@ -137,7 +137,7 @@ def test_a_class_without_code_on_disk_does_not_resume(images: diffleak.Cohort, t
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("yield subject.x0[0]", "Wrong.residuals must yield a floating-point field for each of the 16 images; it yielded (1, 8, 8)"),
+        ("yield subject.x0[0]", "Wrong.residuals must yield a floating-point field for each of the 2 images; it yielded (1, 8, 8)"),
         ("yield None", "it yielded a NoneType"),
         ("yield subject.eps(subject.x0, 50)", "Wrong.residuals must yield 1 for each of the 2 timesteps; it yielded 1"),
         (
@@ -190,7 +190,7 @@ def test_a_spec_is_read_back_as_the_instance_it_stands_for() -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("nowhere:Attack", "an attack of your own is named package.module:Class; nowhere:Attack cannot be imported"),
+        ("nowhere:Attack", "nowhere:Attack cannot be imported (No module named 'nowhere')"),
         ("json:Attack", "json:Attack cannot be imported"),
         ("json:dumps", "json:dumps must be a subclass of diffleak.Attack"),
         ("diffleak:ResidualAttack", "cannot be made"),
@@ -364,3 +364,40 @@ def test_images_in_memory_are_refused_in_one_line_where_a_side_is_missing(model_
     (tmp_path / "split.json").write_text(json.dumps(sides))
     audit = diffleak.audit(model_folder(), data=MEMBERS, split=tmp_path / "split.json", attacks="sima", device="cpu", **SMALL)
     assert audit.record.command.startswith("diffleak.audit(...) from Python")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("subject.x0 + torch.randn_like(subject.x0)", "gives another one when it is run again: take random numbers from subject.noise"),
+        ("subject.eps(subject.x0, t) - subject.x0.mean(dim=0, keepdim=True)", "gives another one when it is given an image alone"),
+        ("subject.eps(subject.x0, t) * float('nan')", "an attack must give finite numbers, and so must the model; Wrong got nan"),
+    ],
+)
+def test_numbers_that_do_not_depend_on_the_image_alone_are_refused(body: str, said: str, images: diffleak.Cohort) -> None:
+    namespace = {"diffleak": diffleak, "torch": torch}
+    code = "class Wrong(diffleak.ResidualAttack):\n    queries = 2\n    def residuals(self, subject):\n        for t in self.timesteps:"
+    exec(f"{code}\n            yield {body}", namespace)
+    with pytest.raises(UserError, match=re.escape(said)):
+        diffleak.audit(Gaussian(0.0, 0.3, linear_schedule()), images, attacks=[namespace["Wrong"]()], **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("queries = lambda self: 3", "Plain: queries must be a whole number, under @property; got"),
+        ("queries = '3'", "Plain: queries must be a whole number"),
+        ("queries = 0\n    statistics = lambda self, subject, mask=None: None", "Plain.statistics must return a float64 tensor"),
+    ],
+)
+def test_an_attack_that_is_no_residual_says_what_it_lacks(body: str, said: str, images: diffleak.Cohort) -> None:
+    namespace = {"diffleak": diffleak}
+    exec(f"class Plain(diffleak.Attack):\n    def statistics(self, subject, mask=None):\n        return 0\n    {body}", namespace)
+    with pytest.raises(UserError, match=re.escape(said)):
+        diffleak.audit(Gaussian(0.0, 0.3, linear_schedule()), images, attacks=[namespace["Plain"]()], **SMALL)
+
+
+def test_images_that_are_neither_paths_nor_arrays_are_refused() -> None:
+    for strange in (torch.zeros(3, 8, 8), [MEMBERS[0]]):
+        with pytest.raises(UserError, match="images are a path, a name or a uint8 array"):
+            diffleak.cohort(strange, strange)

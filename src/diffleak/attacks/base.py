@@ -96,7 +96,12 @@ class Attack(ABC):
     def masked_statistics(self, subject: Subject, masks: Masks = (None,)) -> Float64[Tensor, "m k b"]:
         """`statistics` under every mask (None: all coordinates), for the forwards of one; raises `UserError` where there are none."""
         self._refuse_masks(*masks)
-        return torch.stack([self.statistics(subject, mask) for mask in masks])
+        found: list[Any] = [self.statistics(subject, mask) for mask in masks]
+        if wrong := [each for each in found if not isinstance(each, Tensor)]:
+            raise UserError(
+                f"{self.name}.statistics must return a float64 tensor, columns by images; it returned a {type(wrong[0]).__name__}"
+            )
+        return torch.stack(found)
 
     @property
     def takes_masks(self) -> bool:

@@ -28,6 +28,8 @@ def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, 
     """
     name, _, rest = text.strip().partition("(")
     kind = attacks.get(name) or (_imported(name) if ":" in name else None)
+    if kind is None and ("." in name or "/" in name):
+        raise UserError(f"an attack of your own is named package.module:Class, as in mine:MyAttack; got {name}")
     if kind is None:
         raise unknown("attack", name, attacks)
     if "(" in text and not rest.endswith(")"):
@@ -96,6 +98,8 @@ def refuse_outside(chosen: Sequence[Attack], attacks: Mapping[str, type[Attack]]
             raise UserError(
                 f"{name}: direction must be small or large, the end of the statistic that means member; got {attack.direction!r}"
             )
+        if not isinstance(attack.queries, int) or attack.queries < 0:
+            raise UserError(f"{name}: queries must be a whole number, under @property; got {attack.queries!r}")
         if lost:
             raise UserError(f"{name}: {lost[0]} is no parameter; write @dataclass(frozen=True, kw_only=True) above the class")
         texts = [str(value) for value in attack.parameters().values() if isinstance(value, str)]
@@ -120,7 +124,8 @@ def _imported(name: str) -> type[Attack]:
         found = getattr(importlib.import_module(module), kind)
     except Exception as error:  # whatever the user's own module raises
         said = first_lines(error)
-        raise UserError(f"an attack of your own is named package.module:Class; {name} cannot be imported ({said})") from None
+        where = f"an attack of your own is named package.module:Class, to be found from {os.getcwd()} or installed"
+        raise UserError(f"{where}; {name} cannot be imported ({said})") from None
     if not (isinstance(found, type) and issubclass(found, Attack)):
         raise UserError(f"{name} must be a subclass of diffleak.Attack; got {found!r}")
     return found

@@ -69,6 +69,10 @@ class Audit:
             return self.record.result(attack)
         return plain[0]
 
+    def __iter__(self) -> Iterator[Result]:
+        """The results, as `results` has them."""
+        return iter(self.results)
+
     @property
     def results(self) -> tuple[Result, ...]:
         """One result per attack, in the order they were asked for."""

@@ -38,6 +38,7 @@ from diffleak.work.threads import Tick, one_thread_each, pool
 
 TIMED_IMAGES = 8  # encoded to estimate how long all will take
 PREPARATION_IMAGES = 64
+UNSTEADY_ATTACK = 0.01  # of the largest statistic
 UNSTEADY = 0.05  # of the largest predicted number: more than rounding on any device
 
 
@@ -165,6 +166,27 @@ def probe(job: Job) -> None:
                             f"the model must return finite numbers; {inputs.target.name} gives NaN or infinity at timestep {t} for image "
                             f"{job.cohort.ids[rows[finite.index(False)]]}: try --dtype float32, or check the weights"
                         )
+        for attack in job.attacks:
+            if attack.code is not None and not attack.needs_preparation:
+                _refuse_unsteady_attack(job, attack, x0, rows)
+
+
+def _refuse_unsteady_attack(job: Job, attack: Attack, x0: Tensor, rows: list[int]) -> None:
+    """Raises `UserError` for an attack from outside whose statistics change when it is asked again, or for an image alone."""
+
+    def statistics(count: int) -> Tensor:
+        noise = job.inputs.noise([job.cohort.keys[row] for row in rows[:count]], x0.shape[1:])
+        subject = job.inputs.subject(job.target.denoiser.exposed[0], x0[:count].clone(), noise, rows[:count])
+        return _checked(attack, attack.masked_statistics(subject), 1, count)
+
+    both = statistics(len(rows))
+    limit = UNSTEADY_ATTACK * both.abs().nan_to_num().max()
+    for again, when in ((statistics(len(rows)), "is run again"), (statistics(1), "is given an image alone")):
+        if ((again - both[..., : again.shape[-1]]).abs() > limit).any():
+            raise UserError(
+                f"an attack must give an image the same statistic each time; {attack.label} gives another one when it {when}: "
+                "take random numbers from subject.noise(j), and leave out what mixes the images of a batch"
+            )
 
 
 def _refuse_unsteady(denoiser: Denoiser, x0: Tensor, t: int, cond: Any, first: Any, name: str) -> None:
@@ -372,6 +394,8 @@ def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: 
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         where = f"image {ids[bad[0][0]]}" + ("" if attack.rule else f" at timestep {attack.timesteps[bad[0][1]]}")
+        if attack.code is not None:
+            raise UserError(f"an attack must give finite numbers, and so must the model; {label} got {values[tuple(bad[0])]} for {where}")
         raise UserError(
             f"the model must return finite numbers; {label} got {values[tuple(bad[0])]} for {where}: "
             "try --dtype float32, or check the weights; finished chunks are kept"

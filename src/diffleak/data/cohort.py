@@ -219,6 +219,9 @@ def cohort(
     """
     if (data is None) != (split is None) or (data is None) == (members is None) or (members is None) != (nonmembers is None):
         raise UserError("a cohort has two sides: give members and nonmembers, or data and split")
+    strange = [each for each in (members, nonmembers, data) if not isinstance(each, str | Path | np.ndarray | ImageSource | None)]
+    if strange:
+        raise UserError(f"images are a path, a name or a uint8 array (N, H, W[, C]) of numpy; got a {type(strange[0]).__name__}")
     config = build(CohortConfig, {"exif": exif, "alpha": alpha, "white": white, "limit": limit, "seed": seed})
     decoding = config.decoding
     if split is not None:
