@@ -1,5 +1,7 @@
 """One reader of JSON: what it takes, and what it refuses as its callers expect."""
 
+import os
+
 import pytest
 
 from diffleak.data.metadata import read_lines
@@ -20,7 +22,10 @@ def test_what_is_no_json_or_nested_too_deeply_is_a_value_error(tmp_path, text):
 
 
 def test_a_folder_or_nothing_is_no_file(tmp_path):
-    with pytest.raises(ValueError, match="it is no file"):
+    with pytest.raises(IsADirectoryError):
         load_json(tmp_path)
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(OSError, match="it is no file"):
+        load_json(tmp_path / "pipe.json")
     with pytest.raises(FileNotFoundError):
         load_json(tmp_path / "nothing.json")

@@ -1,5 +1,6 @@
 """Writing so that a file is whole or absent, and a full or read-only disk is a clear message."""
 
+import errno
 import hashlib
 import json
 import os
@@ -71,8 +72,8 @@ def load_json(path: Path) -> Any:
     """
     if (size := path.stat().st_size) > LARGEST_JSON:
         raise ValueError(f"it has {size:,} bytes")
-    if not path.is_file():
-        raise ValueError("it is no file")
+    if not path.is_file():  # a folder, or a pipe that could be read for ever
+        raise OSError(errno.EISDIR if path.is_dir() else errno.EINVAL, "Is a directory" if path.is_dir() else "it is no file")
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except RecursionError:
