@@ -85,6 +85,8 @@ def test_a_longer_run_continues_a_shorter_one_exactly(data, tmp_path):
     twice = diffleak.train(config(data, tmp_path / "twice", steps=3, ema_decay=0.9))
     diffleak.train(config(data, tmp_path / "twice", steps=6, ema_decay=0.9))
     assert same(once, twice)
+    records = [json.loads((folder / "train.json").read_text()) | {"output": ""} for folder in (once, twice)]
+    assert records[0] == records[1] and records[1]["steps"] == 6, "the folder's record is that of the latest call"
     with pytest.raises(UserError, match="already trained for 6 steps; --steps must be at least that"):
         diffleak.train(config(data, twice, steps=3, ema_decay=0.9))
 

@@ -61,7 +61,7 @@ def spec_of(attack: Attack) -> str:
 
 
 def readable(spec: str, attacks: Mapping[str, type[Attack]]) -> bool:
-    """Whether a command line can take the spec."""
+    """True if a command line can take the spec."""
     try:
         return bool(parse(spec, attacks, None))
     except UserError:
@@ -78,16 +78,7 @@ def refuse_outside(chosen: Sequence[Attack], attacks: Mapping[str, type[Attack]]
     """Raises `UserError` for an attack listed twice, and for a class from outside that could not be recorded, or is unfinished."""
     for attack in (attack for attack in chosen if attack.code is not None):
         kind, name = type(attack), attack.name
-        declared = {f.name for f in fields(kind)} | {
-            "name",
-            "access",
-            "direction",
-            "source",
-            "published_timestep",
-            "rule",
-            "needs_text",
-            "in_all",
-        }
+        declared = {f.name for f in fields(kind)} | inspect.get_annotations(Attack).keys()
         lost = [key for key, of in inspect.get_annotations(kind).items() if key not in declared and "ClassVar" not in str(of)]
         if name in attacks or name in RESERVED:
             taken = "an attack of diffleak" if name in attacks else "a column of samples.csv, or all of them"

@@ -106,7 +106,7 @@ class Inputs:
     def subject(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, rows: Sequence[int]) -> Subject:
         """A batch of images as an attacker of `denoiser`, which is the model or one that it exposes, sees it."""
         images = (lambda: self.tensor(self.pixels(rows))) if self.target.latent else None
-        return Subject(denoiser, x0, noise, self.conditions(list(rows)), images=images, **self._means)
+        return Subject(denoiser, x0, noise, self.conditions(rows), images=images, **self._means)
 
     @cached_property
     def _means(self) -> dict[str, Any]:
@@ -130,12 +130,11 @@ class Inputs:
         """The keyed normals of a batch."""
         return Noise(self.seed, tuple(ids), tuple(shape), self.target.x_dtype, self.target.device, stream)
 
-    def conditions(self, rows: slice | list[int]) -> Int64[Tensor, " b"] | Prompts | None:
+    def conditions(self, rows: Sequence[int]) -> Int64[Tensor, " b"] | Prompts | None:
         """The labels of images for a class-conditional model, their captions for a text-to-image model."""
         if self.captions is not None and self.target.text is not None:
-            texts = self.captions[rows] if isinstance(rows, slice) else tuple(self.captions[row] for row in rows)
-            return self._embed(texts)
-        return None if self.labels is None else torch.from_numpy(self.labels[rows]).to(self.target.device)
+            return self._embed(tuple(self.captions[row] for row in rows))
+        return None if self.labels is None else torch.from_numpy(self.labels[list(rows)]).to(self.target.device)
 
     @cached_property
     def _embed(self) -> Callable[..., Prompts]:

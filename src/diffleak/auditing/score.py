@@ -357,16 +357,16 @@ def _score_chunk(
     statistic = np.empty((len(labels), len(rows), len(attack.columns)))
     with torch.inference_mode():
         for batch in _batches(len(rows), max(1, job.plan.batch_size // (attack.width * job.target.denoiser.forwards))):
-            whole = slice(rows.start + batch.start, rows.start + batch.stop)
-            keys, x0 = job.cohort.keys[whole], job.inputs.tensor(images[batch])
+            these = rows[batch]
+            keys, x0 = job.cohort.keys[these.start : these.stop], job.inputs.tensor(images[batch])
             masks = [None, *(job.inputs.keep(influence[batch], keys) if influence is not None and attack.takes_masks else ())]
-            noise, found, these = job.inputs.noise(keys, x0.shape[1:]), [], range(whole.start, whole.stop)
+            noise, found = job.inputs.noise(keys, x0.shape[1:]), []
             for inputs, label in zip(job.models, labels, strict=False):  # without masks the second label is the reference's
                 subject = inputs.subject(inputs.target.denoiser, x0, noise, these)
                 asks = [replace(subject, denoiser=Counted(exposed, count), x0=x0.clone()) for exposed in asked(inputs.target, attack)]
                 each = torch.stack([_checked(attack, attack.masked_statistics(ask, masks), len(masks), len(x0)) for ask in asks])
                 found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
-                _refuse_nan(found[-1][0], job.cohort.ids[whole], attack, label)
+                _refuse_nan(found[-1][0], job.cohort.ids[these.start : these.stop], attack, label)
             excess = [found[0] - found[1]] if job.reference else []
             statistic[:, batch] = np.concatenate(found + excess)
     if made != len(rows) * declared:
@@ -424,7 +424,7 @@ def _speed(job: Job, threads: int) -> float:
     """Queries per second: one forward of every model in each of `threads` threads, timed after a warm-up."""
     rows = range(min(max(1, job.plan.batch_size // job.target.denoiser.forwards), len(job.cohort)))
     x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows)))
-    models = [(inputs.target.denoiser, inputs.conditions(slice(0, len(rows)))) for inputs in job.models]
+    models = [(inputs.target.denoiser, inputs.conditions(rows)) for inputs in job.models]
 
     def forward(_: int) -> float:
         with torch.inference_mode():

@@ -4,6 +4,7 @@ Step n always sees the same images and the same random numbers (see task.py). Wh
 checkpoint, so that an interrupted run stops where an uninterrupted one would.
 """
 
+import json
 import os
 import shutil
 from functools import partial
@@ -25,12 +26,13 @@ from diffleak.training.early_stopping import EarlyStopping
 from diffleak.training.private import PrivateTraining
 from diffleak.training.task import Task, batch, keyed, refuse_divergence, shuffled
 from diffleak.work.files import write_text
-from diffleak.work.folder import read_object, refuse_changes, spelled
+from diffleak.work.folder import Folder, Refusal, read_object, refuse_changes, spelled
 from diffleak.work.memory import out_of_memory
 from diffleak.work.progress import progress
 
 LOSS_EVERY = 50  # steps averaged in one point of the loss curve
 MAY_CHANGE = frozenset({"output", "split", "steps", "checkpoint_every", "threads", "device"})  # between a run and its resumption
+TRAINED = "train.json"
 STATE = "state.pt"  # of the loop: step, losses, moving average, early stopping
 OUTCOMES = frozenset({"early_stopping", "spent"})  # keys of train.json that only a finished run has
 SAID = frozenset({"images", "data_path"})  # keys that say what was found in the data and decide nothing
@@ -52,16 +54,29 @@ def accelerator_of(config: TrainConfig) -> Any:
 
 
 def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
-    """Raises `UserError` when the folder holds another training run, or a model from elsewhere.
+    """Raises `UserError` when the folder holds another training run, or a model from elsewhere."""
+    if (folder / TRAINED).exists():
+        refuse_changes(*_compared(folder, record))
+    elif any((folder / name).exists() for name in (*hub.PARTS, hub.INDEX)):
+        raise UserError(f"{folder} holds a model that this command did not train; choose another -o")
+
+
+def claim_run(folder: Path, record: dict[str, Any]) -> None:
+    """Makes the folder this run's by its train.json, which holds the settings of the latest call; raises as `refuse_other_run`."""
+    refuse_other_run(folder, record)
+    text = json.dumps(record, indent=2)
+    _, now, refusal, free = _compared(folder, record)
+    if not Folder(folder).claim(now, refusal, file=TRAINED, text=text, read=lambda: _compared(folder, record)[0], free=free):
+        write_text(folder / TRAINED, text)  # what may change, such as the steps
+
+
+def _compared(folder: Path, record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Refusal, frozenset[str]]:
+    """The record that a folder has and the new one as they are compared, the message where they differ, and the keys that may.
 
     A record with a hash of the `members` is complete: then a key that only the earlier run has is a difference too.
     """
-    path = folder / "train.json"
-    if not path.exists():
-        if any((folder / name).exists() for name in (*hub.PARTS, hub.INDEX)):
-            raise UserError(f"{folder} holds a model that this command did not train; choose another -o")
-        return
-    before = read_object(path, f"choose another -o, or delete {folder} to begin again")
+    path = folder / TRAINED
+    before = read_object(path, f"choose another -o, or delete {folder} to begin again") if path.exists() else {}
     defaults = {name: f.default for name, f in TrainConfig.model_fields.items()}  # of settings that older runs did not have
     unread = "images" not in before and "images" not in record  # which reading matters is known when the images have been read
     if "images" not in before:
@@ -70,12 +85,8 @@ def refuse_other_run(folder: Path, record: dict[str, Any]) -> None:
     free |= set(FIRST_READING) if unread else set()
     free |= set() if "members" in before else {"members"}  # older runs did not say
     gone = {key: None for key in before if key not in record} if "members" in record else {}
-    refuse_changes(
-        defaults | before,
-        record | gone,
-        lambda changed: f"{folder} holds another training run ({spelled(changed)}); choose another -o, or the same settings to resume",
-        free,
-    )
+    refusal = lambda changed: f"{folder} holds another training run ({spelled(changed)}); choose another -o, or the same settings to resume"
+    return defaults | before, record | gone, refusal, free
 
 
 class Loop:

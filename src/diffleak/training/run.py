@@ -21,7 +21,7 @@ from diffleak.training.denoiser import denoiser_task, network_config
 from diffleak.training.distillation import Lesson
 from diffleak.training.early_stopping import EarlyStopping, split_task
 from diffleak.training.images import read_training_data, training_shape
-from diffleak.training.loop import Loop, accelerator_of, refuse_other_run
+from diffleak.training.loop import Loop, accelerator_of, claim_run, refuse_other_run
 from diffleak.training.private import Privacy, PrivateTraining, plan_privacy, poisson
 from diffleak.training.task import Task
 from diffleak.training.text_to_image import base_shape, load_base, make_base, text_to_image_task
@@ -89,7 +89,7 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
         base = codec = None  # frees the text encoders, which are not asked again
         loop = _loop(config, accelerator, task, len(data.members), privacy)
     if accelerator.is_main_process:
-        write_text(config.output / "train.json", json.dumps(record, indent=2))
+        claim_run(config.output, record)
         Split(data.members, data.nonmembers, data.validation).write(config.output)
     with memory_message(config.batch_size, ADVICE):
         folder = loop.go()

@@ -1,4 +1,4 @@
-"""A report as one HTML file that opens offline: no script, no request; the browser is told to refuse any (CSP)."""
+"""A report as one HTML file that opens offline: no script, no request; its security policy (CSP) has the browser refuse any."""
 
 import base64
 from functools import cache

@@ -62,6 +62,6 @@ def swap_sentences(swap: SwapAudit) -> tuple[str, ...]:
     beside = f"On one teacher alone the same attack tells members of its half from held-out images {own} of the time."
     who = (
         "This needs access to both teachers, as somebody has to whom both are released. It takes for granted that the members were divided "
-        "into halves at random: halves that differ by themselves are told apart as well."
+        "into halves at random: a difference between the halves themselves counts as a leak as well."
     )
     return first, beside, who
