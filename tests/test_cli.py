@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from fixtures.commands import call, refused
+from fixtures.models import WIDER, save_untrained
 from PIL import Image
 
-from diffleak import hub
 from diffleak.attacks import ATTACKS
 
 RNG = np.random.default_rng(0)
@@ -22,22 +21,7 @@ SETTINGS = ["--attacks", "sima,loss", "--timesteps", "50:100:50", "--device", "c
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    network = hub.new_network(
-        {
-            "sample_size": 8,
-            "in_channels": 3,
-            "out_channels": 3,
-            "layers_per_block": 1,
-            "block_out_channels": (8, 16),
-            "down_block_types": ("DownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "UpBlock2D"),
-            "norm_num_groups": 4,
-        }
-    )
-    hub.save(folder, network, hub.new_scheduler({}))
-    return folder
+    return save_untrained(tmp_path_factory.mktemp("model"), in_channels=3, out_channels=3)
 
 
 @pytest.fixture
@@ -261,14 +245,7 @@ def test_metrics_of_samples_equal_those_of_the_audit(capsys, model, sides, tmp_p
 
 
 def test_train_then_audit_by_the_split_it_wrote(capsys, tmp_path):
-    network = {
-        "layers_per_block": 1,
-        "block_out_channels": [8, 16],
-        "down_block_types": ["DownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "UpBlock2D"],
-        "norm_num_groups": 4,
-    }
-    (tmp_path / "t.yaml").write_text(json.dumps({"model": network, "batch_size": 8, "device": "cpu"}))
+    (tmp_path / "t.yaml").write_text(json.dumps({"model": WIDER, "batch_size": 8, "device": "cpu"}))
     code, out, _ = call(
         capsys, "train", "--data", "digits", "--train-size", 30, "--steps", 3, "-C", tmp_path / "t.yaml", "-o", tmp_path / "m", "--json"
     )

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fixtures.models import ATTENTION, save_untrained
 
 import diffleak
 from diffleak import hub
@@ -35,22 +36,7 @@ ALL = "loss,secmi,pia,pian,sima,sima_mc(m=2),noise_aggregation,noise_aggregation
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    network = hub.new_network(
-        {
-            "sample_size": 8,
-            "in_channels": 1,
-            "out_channels": 1,
-            "layers_per_block": 1,
-            "block_out_channels": (8, 16),
-            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-            "norm_num_groups": 4,
-        }
-    )
-    hub.save(folder, network, hub.new_scheduler({}))
-    return folder
+    return save_untrained(tmp_path_factory.mktemp("model"), **ATTENTION)
 
 
 @pytest.fixture(scope="module")

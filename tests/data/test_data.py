@@ -1,6 +1,5 @@
 """Images from every kind of source, what is refused and how, and who is on which side."""
 
-import io
 import json
 import re
 import struct
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fixtures.pictures import encoded, image
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -31,16 +31,6 @@ def pictures(n, height=8, width=6, channels=3, seed=0):
 
 def decode(content, name):
     return decoding.decode(content, name).pixels
-
-
-def image(pixels):
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-
-
-def encoded(picture, kind="PNG", **options):
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def folder(path, images, suffix=".png"):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fixtures.commands import call
+from fixtures.pictures import encoded, image
 from PIL import Image, ImageOps, PngImagePlugin
 
 from diffleak import hub
@@ -34,16 +35,6 @@ ORIENTATION = 0x0112
 
 def pictures(n, height=6, width=8, channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, height, width, channels), dtype=np.uint8)
-
-
-def image(pixels):
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-
-
-def encoded(picture, kind="PNG", **options):
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def opened(content):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fixtures.models import LEVELS as TINY
 from safetensors.torch import load_file
 
 from diffleak import hub
@@ -24,13 +25,6 @@ from diffleak.diffusion.dual import Dual
 from diffleak.errors import UserError
 from diffleak.training.distillation import DistillationLoss, Lesson, alternating, half_of, other_teacher
 
-TINY = {
-    "layers_per_block": 1,
-    "block_out_channels": [8, 8],
-    "down_block_types": ["DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-}
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8), dtype=np.uint8)
 IDS = tuple(map(str, range(24)))
 

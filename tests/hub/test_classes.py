@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.models import LEVELS as TINY
 from PIL import Image
 
 import diffleak
@@ -21,13 +22,6 @@ from diffleak.training import run
 from diffleak.training.distillation import Lesson
 from diffleak.training.images import read_training_data
 
-TINY = {
-    "layers_per_block": 1,
-    "block_out_channels": [8, 8],
-    "down_block_types": ["DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-}
 NUMBERS = ["0", "1", "10", "11", "2"]  # as text, 10 and 11 come before 2
 ANIMALS = ["ape", "bee", "cow"]
 

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fixtures import models
+from fixtures.models import LEVELS, few_steps
 from safetensors.torch import load_file
 
 import diffleak
@@ -28,15 +30,8 @@ from diffleak.training.private import Privacy, PrivateTraining, per_sample, plan
 from diffleak.training.run import train
 from diffleak.training.task import batch, keyed
 
-TINY = {
-    "layers_per_block": 1,
-    "block_out_channels": [8, 8],
-    "down_block_types": ["DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
-}
-ATTENTION = {**TINY, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
+TINY = {**LEVELS, "attention_head_dim": 4}
+ATTENTION = {**TINY, **models.ATTENTION}
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
 NOISY = {"dp_noise_multiplier": 1.0, "dp_delta": 1e-3}
 
@@ -48,8 +43,7 @@ def data(tmp_path) -> Path:
 
 
 def config(data: Path, output: Path, **changes):
-    base = {"data": str(data), "output": output, "steps": 6, "batch_size": 4, "model": TINY, "device": "cpu", "checkpoint_every": 2}
-    return diffleak.train_config(None, None, **{**base, "threads": 1, **changes})
+    return few_steps(data, output, **{"model": TINY, **changes})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fixtures.models import WIDER as TINY
+from fixtures.models import few_steps
 from safetensors.torch import load_file
 
 import diffleak
@@ -24,13 +26,6 @@ from diffleak.training import images, loop, run
 from diffleak.training.autoencoder import QuantisedLoss, VariationalLoss, autoencoder_config
 from diffleak.training.denoiser import DenoisingLoss, denoiser_task, encode_all, network_config
 
-TINY = {
-    "layers_per_block": 1,
-    "block_out_channels": [8, 16],
-    "down_block_types": ["DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-}
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
 
 
@@ -41,9 +36,7 @@ def data(tmp_path) -> Path:
 
 
 def config(data: Path, output: Path, **changes):
-    base = {"data": str(data), "output": output, "steps": 6, "batch_size": 4, "model": TINY, "device": "cpu", "checkpoint_every": 2}
-    base["threads"] = 1
-    return diffleak.train_config(None, None, **{**base, **changes})
+    return few_steps(data, output, **{"model": TINY, **changes})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
