@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
+LONGEST, LONGEST_END = 400, 150  # characters of a message, and of its end where it had to be cut
+LONGEST_VALUE = 60  # characters of a value that a message shows
 NAME = "diffleak"  # of the distribution, the import and the command
 
 
@@ -38,9 +40,9 @@ class InvalidAudit(DiffleakError):
 def unknown(what: str, name: str, options: Iterable[str]) -> UserError:
     """The error for a name that is not among `options`, naming the nearest one."""
     options = sorted(options)
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(options)}"
-    return UserError(f"unknown {what} '{name}'; {hint}")
+    near = difflib.get_close_matches(name[:LONGEST_VALUE], options, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {cut(', '.join(options), LONGEST // 2)}"
+    return UserError(f"unknown {what} '{cut(name)}'; {hint}")
 
 
 def first_lines(error: Exception) -> str:
@@ -51,6 +53,20 @@ def first_lines(error: Exception) -> str:
 def pip_install(extra: str) -> str:
     """The command that installs an optional part of this package, for messages: `pip install 'diffleak[text]'`."""
     return f"pip install '{NAME}[{extra}]'"
+
+
+def cut(text: str, limit: int = LONGEST_VALUE) -> str:
+    """`text` with an ellipsis for what goes beyond `limit` characters; for values of a user's file in a message."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def one_line(message: str) -> str:
+    """A message as it is printed: on one line of at most LONGEST characters, without what could move the cursor of a terminal.
+
+    What is cut from a longer one is its middle: what went wrong stands at its beginning, what to do at its end.
+    """
+    line = visible(message)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - LONGEST_END - 3]} … {line[-LONGEST_END:]}"
 
 
 def visible(text: str) -> str:

@@ -11,7 +11,7 @@ from diffleak.data.draw import keyed_order
 from diffleak.data.metadata import read_lines, whole_rows
 from diffleak.data.sources import Texts, not_blank, texts_of
 from diffleak.errors import UserError
-from diffleak.work.files import load_json
+from diffleak.work.reading import load_json
 
 FIXED = "fixed:"
 KINDS = (".json", ".jsonl", ".csv")

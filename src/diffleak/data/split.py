@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 from diffleak.data.sources import ImageSource
 from diffleak.errors import UserError
-from diffleak.work.files import load_json, write_text
+from diffleak.work.files import write_text
+from diffleak.work.reading import Unreadable, load_json
 
 FILE = "split.json"
 DEFENDED = ("student", "dual", "teacher-1", "teacher-2")  # folders of a defence, whose split lies in the folder above
@@ -145,8 +146,8 @@ def read_defence(path: Path) -> Defence:
 def _required(path: Path, what: str, form: str, *needs: str) -> Split:
     try:
         return Split.read(path, *needs)
-    except OSError as error:
-        raise UserError(f"the {what}{path} cannot be read ({error.strerror})") from None
+    except Unreadable as error:
+        raise UserError(f"the {what}{path} cannot be read ({error})") from None
     except ValueError:
         raise UserError(f"{path} must be JSON of the form {form}") from None
 
