@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 NAME = "diffleak"  # of the distribution, the import and the command
+SHOWN = 60  # characters of a user's value in a message
+COMPARED = 1000  # names that a misspelled one is compared with
 
 
 class DiffleakError(Exception):
@@ -38,9 +40,31 @@ class InvalidAudit(DiffleakError):
 def unknown(what: str, name: str, options: Iterable[str]) -> UserError:
     """The error for a name that is not among `options`, naming the nearest one."""
     options = sorted(options)
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(options)}"
-    return UserError(f"unknown {what} '{name}'; {hint}")
+    near = nearest(name, options)
+    hint = f"did you mean '{near}'?" if near else f"known: {listed(options)}"
+    return UserError(f"unknown {what} '{shown(name)}'; {hint}")
+
+
+def nearest(name: str, options: Iterable[str]) -> str | None:
+    """The option that is spelled most like `name`, ready to be shown; None where none is like it."""
+    short = [shown(option) for option in options][:COMPARED]
+    return next(iter(difflib.get_close_matches(shown(name), short, n=1, cutoff=0.5)), None)
+
+
+def listed(names: Iterable[str], limit: int = 300) -> str:
+    """Names with commas between them, as many of them as fit into `limit` characters, and how many more there are."""
+    parts, room = [shown(name) for name in names], limit
+    for count, part in enumerate(parts):
+        room -= len(part) + 2
+        if room < 0 and count:
+            return f"{', '.join(parts[:count])} and {len(parts) - count:,} more"
+    return ", ".join(parts)
+
+
+def shown(value: object, limit: int = SHOWN) -> str:
+    """A value of a user's file as one short piece of a message: what does not print spelled out, the end cut off with "…"."""
+    spelled = visible(str(value)[: limit + 1])
+    return spelled if len(spelled) <= limit else spelled[: limit - 1] + "…"
 
 
 def first_lines(error: Exception) -> str:

@@ -1,17 +1,17 @@
 """Prompts that belong to no image: a list of texts in a file."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from diffleak.data.captions import read_captions
+from diffleak.data.captions import IDS, read_captions
 from diffleak.data.metadata import read_lines, whole_rows
+from diffleak.data.names import spelling
 from diffleak.data.sources import not_blank
 from diffleak.errors import UserError, unknown
 
 COLUMN = "text"
-IDS = ("file_name", "id")
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -37,7 +37,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _json(path: Path) -> list[str]:
-    return [texts[0] for texts in read_captions(path).values() if texts]
+    return _first_of_each((name, texts[0]) for name, texts in read_captions(path).items() if texts)
 
 
 def _jsonl(path: Path) -> list[str]:
@@ -55,12 +55,19 @@ def _csv(path: Path) -> list[str]:
 
 def _first_texts(rows: list[dict[str, Any]], path: Path) -> list[str]:
     """The first text of every image, or of every row that names none."""
-    found: dict[Any, str] = {}
+    found: list[tuple[str | int, str]] = []
     for number, row in enumerate(rows):
         if COLUMN not in row:
             raise unknown(f"layout of {path}: the prompts must be in a column", COLUMN, map(str, row))
         texts = not_blank(row[COLUMN])
-        image = next((str(row[key]) for key in IDS if key in row), number)
         if texts:
-            found.setdefault(image, texts[0].strip())
+            found.append((next((str(row[key]) for key in IDS if key in row), number), texts[0].strip()))
+    return _first_of_each(found)
+
+
+def _first_of_each(prompts: Iterable[tuple[str | int, str]]) -> list[str]:
+    """The first prompt of every image, whose name may be spelled in several ways, and every prompt that has a row number instead."""
+    found: dict[str | int, str] = {}
+    for image, text in prompts:
+        found.setdefault(spelling(image) if isinstance(image, str) else image, text)
     return list(found.values())

@@ -12,6 +12,7 @@ from diffleak.data.cohort import Cohort
 from diffleak.data.decoding import UnreadableImage
 from diffleak.data.features import FEATURES, image_features
 from diffleak.data.labels import UNNAMED, ClassNames, Numbered
+from diffleak.data.names import say_strays
 from diffleak.data.pixels import ImageShape, fit, pixel_hash, shape_of, without_alpha
 from diffleak.errors import UserError
 from diffleak.records.images import NO_IMAGES, Tally
@@ -58,6 +59,7 @@ def scan(
     """
     labels = None if classes is None else _labels(cohort, classes, names)
     told = None if captions is None else choose_captions(cohort, captions, seed)
+    say_strays((labels.files if labels else ()) + (told.names if told else ()), cohort.ids[0])
     tallies = [NO_IMAGES, NO_IMAGES]  # of non-members and members
     misfits, omitted = [], []
     first_error: UnreadableImage | None = None

@@ -8,7 +8,7 @@ of a million files costs only its list of ids.
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +19,9 @@ import numpy as np
 from diffleak.data.decoding import SKIP_HINT, Decoded, Pixels, UnreadableImage, decode, of_array
 from diffleak.data.labels import Labels, array_labels, folder_labels, table_labels
 from diffleak.data.listing import list_images, opened_suffixes, path_id
-from diffleak.data.metadata import malformed, metadata_rows
-from diffleak.errors import UserError, pip_install
+from diffleak.data.metadata import malformed, metadata_rows, names_in_metadata, paths_below
+from diffleak.data.names import Names
+from diffleak.errors import UserError, pip_install, shown
 from diffleak.records.images import AS_TRAINERS, NOTHING, Decoding, LeftOut
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixels")
@@ -36,8 +37,8 @@ class ImageSource:
     `ids` are unique: the path below an image folder, or the row number (as text) of an array or table.
     `read(i)` returns image i as uint8 (height, width, channels) with 1, 3 or 4 channels. `labels()` reads what
     the data says of their classes, `captions()` the texts of each image, its own caption first and none where it has none; both return
-    None where the data has none at all. `decoded(i)` is image i with what was done to it by the choices of `decoding`;
-    `left_out` counts the files of a folder that were not read.
+    None where the data has none at all; `names()` is what the files that hold them name, None without such files. `decoded(i)` is image i
+    with what was done to it by the choices of `decoding`; `left_out` counts the files of a folder that were not read.
     """
 
     name: str
@@ -48,9 +49,14 @@ class ImageSource:
     look: Callable[[int], Decoded] | None = None  # as `read`, with notes
     decoding: Decoding = AS_TRAINERS
     left_out: LeftOut = NOTHING
+    names: Callable[[], Names | None] = lambda: None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def paths(self) -> Iterator[str]:
+        """The absolute path of every image, where they are files of a folder."""
+        return paths_below(self.name, self.ids)
 
     def decoded(self, i: int) -> Decoded:
         """The pixels of image i, with notes on what was done to it."""
@@ -103,7 +109,15 @@ def _folder(path: Path, decoding: Decoding) -> ImageSource:
     look = lambda i: decode(files[i], str(files[i]), decoding)
     read = lambda i: look(i).pixels
     return ImageSource(
-        str(path), ids, read, lambda: folder_labels(path, ids), lambda: _folder_captions(path, ids), look, decoding, left_out
+        str(path),
+        ids,
+        read,
+        lambda: folder_labels(path, ids),
+        lambda: _folder_captions(path, ids),
+        look,
+        decoding,
+        left_out,
+        lambda: names_in_metadata(path, ids),
     )
 
 
@@ -116,7 +130,7 @@ def _folder_captions(path: Path, ids: tuple[str, ...]) -> tuple[Texts, ...] | No
             try:
                 odd = next((text for text in own if not (text is None or isinstance(text, str))), None)
                 if odd is not None:
-                    raise ValueError(f"got the text {json.dumps(odd, default=str)}")
+                    raise ValueError(f"got the text {shown(json.dumps(odd, default=str))}")
                 found[row.image] = not_blank((*found.get(row.image, ()), *texts_of(own), *texts_of(row.values.get("captions"))))
             except ValueError as error:
                 raise malformed(row.file, holding, error) from None
@@ -128,7 +142,7 @@ def texts_of(value: Any) -> Texts:
     texts = [] if value is None else [value] if isinstance(value, str) else value
     texts = [text for text in texts if text is not None] if isinstance(texts, list | tuple) else [texts]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"got the text {json.dumps(value, default=str)}")
+        raise ValueError(f"got the text {shown(json.dumps(value, default=str))}")
     return tuple(dict.fromkeys(texts))
 
 
@@ -234,7 +248,8 @@ def _parquet(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
         return tuple(map(not_blank, file.read(columns=[told]).column(0).to_pylist())) if told else None
 
     read = lambda i: look(i).pixels
-    return ImageSource(str(path), tuple(map(str, range(starts[-1]))), read, labels, captions, look, decoding)
+    table = Names(str(path), columns=tuple(names))
+    return ImageSource(str(path), tuple(map(str, range(starts[-1]))), read, labels, captions, look, decoding, names=lambda: table)
 
 
 def _class_names(schema: Any) -> dict[str, tuple[str, ...]]:

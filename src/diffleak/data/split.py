@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from diffleak.data.names import matched
 from diffleak.data.sources import ImageSource
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.work.files import load_json, write_text
 
 FILE = "split.json"
@@ -87,19 +88,21 @@ def find_split(path: Path, *needs: str) -> Split | None:
 def read_split(path: Path, source: ImageSource) -> tuple[Ids, Ids]:
     """The members and nonmembers of a split file, checked against the ids of `source`.
 
-    Raises `UserError` for a file without the two lists, an id the data does not have, or one that is on both sides.
+    The ids may be spelled in another way than the data does (`diffleak.data.names`); given are those of the data. Raises `UserError` for
+    a file without the two lists, an id that the data does not have, or one that is on both sides.
     """
     split = _required(path, "split file ", '{"members": [ids], "nonmembers": [ids]}', "members", "nonmembers")
-    members, nonmembers = split.members, split.nonmembers
-    known = set(source.ids)
-    missing = [i for i in members + nonmembers if i not in known]
+    meant = matched(path, split.members + split.nonmembers, source.ids, source.paths)
+    missing = [i for i in split.members + split.nonmembers if i not in meant]
     if missing:
         raise UserError(
-            f"{path} names {len(missing)} ids that {source.name} does not have (first: {missing[0]}; its ids look like {source.ids[0]})"
+            f"{path} names {len(missing):,} ids that {source.name} does not have (first: {shown(missing[0])}; "
+            f"its ids look like {shown(source.ids[0])})"
         )
+    members, nonmembers = (tuple(meant[i] for i in side) for side in (split.members, split.nonmembers))
     both = set(members) & set(nonmembers)
     if both:
-        raise UserError(f"{path} has {len(both)} ids on both sides (first: {min(both)})")
+        raise UserError(f"{path} has {len(both):,} ids on both sides (first: {shown(min(both))})")
     if len(set(members)) + len(set(nonmembers)) != len(members) + len(nonmembers):
         raise UserError(f"{path} lists an id twice")
     if not members:
@@ -134,10 +137,10 @@ def read_defence(path: Path) -> Defence:
     (first, second), members = split.halves, set(split.members)
     others = [i for i in first + second if i not in members]
     if others:
-        raise UserError(f"{path}: the halves must be made of members; {len(others)} of their ids are not (first: {others[0]})")
+        raise UserError(f"{path}: the halves must be made of members; {len(others)} of their ids are not (first: {shown(others[0])})")
     both = set(first) & set(second)
     if both or not first or not second:
-        found = f"{len(both)} ids are in both (first: {min(both)})" if both else "one is empty"
+        found = f"{len(both)} ids are in both (first: {shown(min(both))})" if both else "one is empty"
         raise UserError(f"{path}: the halves must be disjoint and hold images; {found}")
     return Defence(path, split.halves, split.teachers)
 
