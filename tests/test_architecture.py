@@ -34,8 +34,8 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
 
 FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so those of one floor never import each other
     ("errors",),
-    ("config",),
     ("work",),
+    ("config",),
     ("records",),
     ("data",),
     ("diffusion",),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
 
-from diffleak.errors import DiffleakError, GateFailed, UserError, visible
+from diffleak.errors import DiffleakError, GateFailed, UserError, one_line, visible
 from diffleak.options import File, command
 
 if TYPE_CHECKING:
@@ -151,10 +151,11 @@ def metrics(
 ) -> None:
     """The statistics of a score file; needs no model."""
     from diffleak.auditing.score_file import backwards, evaluate_file, which_number
+    from diffleak.work.progress import say
 
     result = evaluate_file(file, convention, score)
     for said in filter(None, (which_number(file, score, result), backwards(result))):
-        print(f"note: {said}", file=sys.stderr)
+        say(f"note: {said}")
     if as_json:
         return _print(result.model_dump(), True, "")
     from diffleak.report import print_result
@@ -300,12 +301,12 @@ def _audit(settings: "AuditConfig", missing: str, as_json: bool) -> None:
 def _stop(message: str, code: int) -> Never:
     """Prints why a command stopped, with what a file or its name could do to a terminal spelled out."""
     lines = message.split("\n") if code == GateFailed.exit_code else [message]  # a line for each limit that is not met
-    print("diffleak: " + "\n".join(map(visible, lines)), file=sys.stderr)
+    print("diffleak: " + "\n".join(map(one_line, lines)), file=sys.stderr)
     sys.exit(code)
 
 
 def _print(value: Any, as_json: bool, text: str) -> None:
-    print(json.dumps(value, indent=2) if as_json else text)
+    print(json.dumps(value, indent=2) if as_json else "\n".join(map(visible, text.split("\n"))))
 
 
 def _print_record(record: Any, page: Callable[[Any], "Page"], written: Path | None, as_json: bool) -> None:
@@ -316,7 +317,7 @@ def _print_record(record: Any, page: Callable[[Any], "Page"], written: Path | No
 
     print_page(page(record), _console())
     if written:
-        print(f"report: {written}")
+        print(visible(f"report: {written}"))
 
 
 def _print_audit(record: "AuditRecord", folder: Path, as_json: bool) -> None:
@@ -326,7 +327,7 @@ def _print_audit(record: "AuditRecord", folder: Path, as_json: bool) -> None:
     from diffleak.report.pages.audit import page
 
     _print_record(record, page, folder / "report.html", as_json)
-    print(handling.in_terminal(record.plan.anonymous is not None, folder))
+    print(visible(handling.in_terminal(record.plan.anonymous is not None, folder)))
 
 
 def _console() -> Any:

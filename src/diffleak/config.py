@@ -4,24 +4,16 @@ Each command has one pydantic model. Its field names are the config keys and, wi
 what `--help` says (`diffleak.options`).
 """
 
-import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from diffleak.errors import UserError, unknown
-
-COLONLESS = {
-    "tag:yaml.org,2002:int": re.compile(r"^[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
-    "tag:yaml.org,2002:float": re.compile(
-        r"^[-+]?(([0-9][0-9_]*\.[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
-    ),
-}
+from diffleak.work.reading import Unreadable, load_yaml
 
 Device = Annotated[str | None, Field(description="cpu, cuda, cuda:1, mps; default the first accelerator.")]
 
@@ -90,33 +82,14 @@ class ModelConfig(Config):
 C = TypeVar("C", bound=Config)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without base-60 numbers, which would read the timesteps 10:50 as 650, and without aliases, which can stand for any size."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"the alias *{self.peek_event().anchor} is not read; write the value out")
-        return super().compose_node(parent, index)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, COLONLESS.get(tag, pattern)) for tag, pattern in resolvers]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
 def read_yaml(path: Path | None) -> dict[str, Any]:
     """The mapping in a YAML file, empty without a file; raises `UserError` for a missing file, bad YAML or anything but a mapping."""
     if path is None:
         return {}
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the config file {path} cannot be read ({error})") from None
-    except RecursionError:
-        raise UserError(f"{path} must be YAML (it is nested too deeply)") from None
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # PyYAML makes numbers and dates without a check
-        raise UserError(f"{path} must be YAML ({' '.join(str(error).split())})") from None
+        content = load_yaml(path)
+    except Unreadable as error:
+        raise UserError(f"the config file {path} cannot be read as YAML ({error})") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
+LONGEST, LONGEST_END = 400, 150  # characters of a message, and of its end where it had to be cut
 NAME = "diffleak"  # of the distribution, the import and the command
 SHOWN = 60  # characters of a user's value in a message
 COMPARED = 1000  # names that a misspelled one is compared with
@@ -75,6 +76,15 @@ def first_lines(error: Exception) -> str:
 def pip_install(extra: str) -> str:
     """The command that installs an optional part of this package, for messages: `pip install 'diffleak[text]'`."""
     return f"pip install '{NAME}[{extra}]'"
+
+
+def one_line(message: str) -> str:
+    """A message as it is printed: on one line of at most LONGEST characters, without what could move the cursor of a terminal.
+
+    What is cut from a longer one is its middle: what went wrong stands at its beginning, what to do at its end.
+    """
+    line = visible(message)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - LONGEST_END - 3]} … {line[-LONGEST_END:]}"
 
 
 def visible(text: str) -> str:

@@ -333,6 +333,10 @@ def test_scores_of_a_model_that_nobody_can_identify_are_not_taken_for_another_on
             diffleak.audit(second, members=MEMBERS, nonmembers=NONMEMBERS, attacks="sima", timesteps="100", output=tmp_path)
 
 
+def err(capsys) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
 def test_saving_over_another_audit_is_refused_and_a_saved_audit_can_be_resumed(model, data, tmp_path, monkeypatch):
     saved = diffleak.audit(model, **settings(data, attacks="sima"))
     saved.save(tmp_path)
@@ -345,22 +349,27 @@ def test_saving_over_another_audit_is_refused_and_a_saved_audit_can_be_resumed(m
     assert again.record.costs.queries == saved.record.costs.queries
 
 
-def test_damaged_and_foreign_chunks_are_named(model, data, whole, tmp_path):
+def test_damaged_and_foreign_chunks_are_moved_aside_and_scored_again_to_the_same_bytes(model, data, whole, tmp_path, capsys):
     import shutil
 
-    run_folder = tmp_path / "run"
+    run_folder, foreign = tmp_path / "run", tmp_path / "foreign"
     shutil.copytree(whole, run_folder)
-    chunk = sorted((run_folder / "scores").glob("*.parquet"))[0]
-    chunk.write_bytes(b"")
-    with pytest.raises(UserError, match=r"chunk-00000-00-loss.parquet is damaged; delete it"):
-        diffleak.audit(model, output=run_folder, **settings(data))
-    foreign = tmp_path / "foreign"
     diffleak.audit(model, output=foreign, **settings(data, seed=1))
-    shutil.copy(foreign / "scores" / chunk.name, chunk)
-    with pytest.raises(UserError, match=r"chunk-00000-00-loss.parquet belongs to another plan; delete it"):
+    chunk = sorted((run_folder / "scores").glob("*.parquet"))[0]
+    sound, flipped = chunk.read_bytes(), bytearray(chunk.read_bytes())
+    flipped[len(flipped) // 3] ^= 4
+    for content, reason in (
+        (b"", "Parquet file size is 0 bytes"),
+        (bytes(flipped), ""),
+        ((foreign / "scores" / chunk.name).read_bytes(), "it belongs to another plan"),
+    ):
+        chunk.write_bytes(content)
+        capsys.readouterr()
         diffleak.audit(model, output=run_folder, **settings(data))
-    chunk.unlink()
-    diffleak.audit(model, output=run_folder, **settings(data))
+        aside = chunk.with_name(f"{chunk.name}.damaged")
+        said = f"{chunk} is damaged ({reason}"
+        assert any(line.startswith(said) and line.endswith(f"it is now {aside.name}, and its chunk is done again") for line in err(capsys))
+        assert aside.read_bytes() == content and chunk.read_bytes() == sound
     pd.testing.assert_frame_equal(scores(run_folder), scores(whole), check_exact=True)
 
 

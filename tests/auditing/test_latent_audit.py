@@ -146,8 +146,13 @@ def test_latents_and_influence_are_computed_once_reused_by_a_resumed_run_and_rem
             auditing.run(prepared, tmp_path / "run", log=lambda line: None)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["influence", "latents", "plan.json"]
     calls.clear()
+    damaged = tmp_path / "run" / "influence" / "chunk-00000.npy"
+    broken = bytearray(damaged.read_bytes())
+    broken[200] ^= 1
+    damaged.write_bytes(broken)
     audit = run(**given)
-    assert not calls, "the resumed run reads the influence that is there"
+    assert sum(calls) == 16, "the resumed run reads the influence that is there, but for what was damaged meanwhile"
+    calls.clear()
     assert not (tmp_path / "run" / "latents").exists() and not (tmp_path / "run" / "influence").exists()
     again = run(**given)
     assert not calls and [r.auc for r in again.results] == [r.auc for r in audit.results]

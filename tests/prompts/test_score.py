@@ -33,6 +33,7 @@ from diffleak.report import print_page, to_html
 from diffleak.report.figures.prompts import histogram
 from diffleak.report.pages.prompts import page as page_of
 from diffleak.report.sections.prompts import verdict
+from diffleak.work.files import seal
 from diffleak.work.folder import UNKNOWN
 
 QUICK = {"steps": 4, "timestep": 20, "seed": 3}
@@ -212,11 +213,13 @@ def test_a_model_that_nobody_can_recognise_and_damaged_files_are_not_resumed(tmp
     find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
     file = tmp_path / "own" / "prompts" / "scores-00000.npy"
     np.save(file, np.zeros((3, 2)))
+    seal(file)
     with pytest.raises(UserError, match=r"must hold 8 scores; its array is \(3, 2\): delete it and run the same command again"):
         find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
     file.write_bytes(b"nothing")
-    with pytest.raises(UserError, match="is damaged; delete it and run the same command again"):
-        find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
+    again = find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
+    assert scores_of(again) == scores_of(find_memorised(planted(), prompts=PLAIN, **QUICK))
+    assert file.with_name("scores-00000.npy.damaged").read_bytes() == b"nothing"
     (tmp_path / "own" / "prompts" / "plan.json").write_text("{")
     with pytest.raises(UserError, match=r"cannot be read .* to begin again"):
         find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
@@ -255,7 +258,7 @@ def test_prompts_are_read_from_text_csv_and_jsonl(tmp_path: Path, name: str, con
         ("a.JSON", "[]", "a.JSON must hold an object"),
         ("a.csv", "text\nsun, with rays\n", "line 2 has more fields than the header: put texts with commas in double quotes"),
         ("a.csv", "txt\nsun\n", "the prompts must be in a column 'text'; did you mean 'txt'"),
-        ("a.jsonl", '{"text": "sun"}\nmoon\n', r"a.jsonl cannot be read \(Expecting value"),
+        ("a.jsonl", '{"text": "sun"}\nmoon\n', r"a.jsonl cannot be read \(line 2: Expecting value"),
         ("a.jsonl", '["sun"]\n', "every line must be a JSON object; one is a list"),
         ("a.jsonl", '{"caption": "sun"}\n', "the prompts must be in a column 'text'; known: caption"),
         ("a.jsonl", '{"text": 3}\n', "a.jsonl cannot be read .got the text 3"),

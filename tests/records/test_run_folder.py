@@ -46,5 +46,5 @@ def test_a_folder_whose_name_looks_like_a_uri_is_a_folder(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     file = Path("exp:1") / "scores" / "chunk.parquet"
     statistic = np.arange(4.0).reshape(1, 2, 2)
-    write_chunk(file, ("a", "b"), ("sima",), (10, 20), statistic, ChunkMeta("plan", 4, 0.5, {}))
-    assert np.array_equal(read_chunk(file, "plan", (1, 2, 2))[0], statistic)
+    write_chunk(file, ("a", "b"), ("sima",), (10, 20), statistic, ChunkMeta("plan", 4, {}), 0.5)
+    assert np.array_equal(read_chunk(file, "plan", ("a", "b"), ("sima",), (10, 20))[0], statistic)

@@ -1,5 +1,6 @@
 """Training: the folder it leaves, resumption, processes, and what it refuses."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -212,12 +213,33 @@ def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(data, tmp_path):
     assert pd.read_csv(twice / "losses.csv").step.iloc[0] == 4, "it went on from the old checkpoint"
 
 
+def test_a_damaged_checkpoint_is_moved_aside_and_training_begins_again_to_the_same_weights(data, tmp_path, capsys):
+    once = diffleak.train(config(data, tmp_path / "once", steps=4, ema_decay=0.9))
+    twice = diffleak.train(config(data, tmp_path / "twice", steps=2, ema_decay=0.9))
+    checkpoint = twice / "checkpoint"
+    listed = json.loads((checkpoint / "sha256.json").read_text())
+    assert listed == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in checkpoint.iterdir() if p.name != "sha256.json"}
+    assert {"model.safetensors", "optimizer.bin", "random_states_0.pkl", "state.pt"} <= set(listed)
+    for name in (*listed, "sha256.json"):
+        broken = bytearray((checkpoint / name).read_bytes())
+        broken[len(broken) // 2] ^= 1
+        (checkpoint / name).write_bytes(broken)
+        capsys.readouterr()
+        assert same(once, diffleak.train(config(data, twice, steps=4, ema_decay=0.9)))
+        aside = "it is now checkpoint.damaged, and training begins again"
+        assert any(line.startswith(f"{checkpoint} is damaged (") and line.endswith(aside) for line in capsys.readouterr().err.splitlines())
+        assert (twice / "checkpoint.damaged" / name).read_bytes() == broken
+    (checkpoint / "state.pt").unlink()
+    assert same(once, diffleak.train(config(data, twice, steps=4, ema_decay=0.9)))
+
+
 def test_a_planted_checkpoint_runs_no_code(data, tmp_path):
     class Planted:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "ran",))
 
     folder = diffleak.train(config(data, tmp_path / "model", steps=2))
+    (folder / "checkpoint" / "sha256.json").unlink()  # else a changed file is not opened at all
     files = sorted(path for path in (folder / "checkpoint").iterdir() if path.suffix in (".pt", ".bin", ".pkl"))
     assert [path.name for path in files] == ["optimizer.bin", "random_states_0.pkl", "state.pt"]
     for path in [*files, folder / "checkpoint" / "custom_checkpoint_0.pkl"]:
@@ -237,6 +259,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(data, tmp_path):
     once = diffleak.train(config(data, tmp_path / "once", steps=6, ema_decay=0.9))
     twice = diffleak.train(config(data, tmp_path / "twice", steps=4, ema_decay=0.9))
     (twice / "checkpoint" / "state.pt").rename(twice / "checkpoint" / "custom_checkpoint_0.pkl")
+    (twice / "checkpoint" / "sha256.json").unlink()
     diffleak.train(config(data, twice, steps=6, ema_decay=0.9))
     assert same(once, twice)
 

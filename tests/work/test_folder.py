@@ -45,7 +45,7 @@ def test_another_plan_is_refused_with_what_differs_in_the_order_of_its_keys(tmp_
     refuse_changes({}, {"a": None}, other)
 
 
-@pytest.mark.parametrize(("content", "why"), [("{", "Expecting"), ("[]", "it holds a list"), ("\udc80", "decode")])
+@pytest.mark.parametrize(("content", "why"), [("{", "Expecting"), ("[]", "it holds a list"), ("\udc80", "not UTF-8")])
 def test_a_plan_that_cannot_be_read_is_one_line(tmp_path, content, why):
     (tmp_path / PLAN).write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=rf"plan.json cannot be read \(.*{why}.*\); delete {tmp_path} to begin again"):
@@ -140,14 +140,31 @@ def test_the_first_failure_stops_the_rest(tmp_path):
 # reading
 
 
-@pytest.mark.parametrize("content", [b"", b"nothing", b"\x93NUMPY\x01\x00"])
-def test_a_damaged_chunk_is_one_line(tmp_path, content):
-    rows_of(tmp_path)
-    (tmp_path / "squares-00002.npy").write_bytes(content)
-    with pytest.raises(UserError, match=r"squares-00002.npy is damaged; delete it and run the same command again$"):
-        rows_of(tmp_path)
-    (tmp_path / "squares-00002.npy").unlink()
-    np.testing.assert_array_equal(rows_of(tmp_path), squares(range(11), lambda n: None))
+@pytest.mark.parametrize("content", [b"", b"nothing", b"\x93NUMPY\x01\x00", None])
+def test_a_damaged_chunk_is_moved_aside_and_done_again(tmp_path, content, capsys):
+    found, file = rows_of(tmp_path), tmp_path / "squares-00002.npy"
+    whole, again = file.read_bytes(), list[range]()
+    broken = bytearray(whole)
+    broken[-80] ^= 1  # the last row, before the checksum
+    file.write_bytes(broken if content is None else content)
+    capsys.readouterr()
+    np.testing.assert_array_equal(rows_of(tmp_path, lambda rows, tick: (again.append(rows), squares(rows, tick))[1]), found)
+    assert again == [range(6, 9)] and file.read_bytes() == whole
+    assert (tmp_path / "squares-00002.npy.damaged").read_bytes() == (bytes(broken) if content is None else content)
+    said = f"{file} is damaged (its checksum is not that of its content): it is now squares-00002.npy.damaged, and its chunk is done again"
+    assert capsys.readouterr().err == said + "\n"
+
+
+def test_an_array_that_is_damaged_when_it_is_read_is_moved_aside(tmp_path):
+    folder = Folder(tmp_path)
+    folder.save("a.npy", np.arange(3))
+    assert np.array_equal(folder.load("a.npy"), [0, 1, 2])
+    (tmp_path / "a.npy").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"a.npy is damaged \(its .*\): it is now a.npy.damaged; run the same command again$"):
+        folder.load("a.npy")
+    with pytest.raises(UserError, match=r"a.npy is damaged \(No such file or directory\): run the same command again$"):
+        folder.load("a.npy")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npy.damaged"]
 
 
 @pytest.mark.parametrize("rows", [np.zeros((2, 2)), np.zeros((3, 1)), np.zeros(3), np.array(3)], ids=str)

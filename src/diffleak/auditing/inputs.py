@@ -35,9 +35,10 @@ from diffleak.geometry.masks import Mask
 from diffleak.geometry.pullback import distortion, influence, keep_mask
 from diffleak.hub.encoders import BATCH, Extractor, extract, open_extractor, probe
 from diffleak.records.scores import write_parquet
-from diffleak.work.files import write_atomic
-from diffleak.work.folder import Folder
+from diffleak.work.files import check_seal, seal, write_atomic
+from diffleak.work.folder import Folder, damaged
 from diffleak.work.memory import keep_freed_memory
+from diffleak.work.reading import Unreadable
 from diffleak.work.threads import Tick
 
 INFLUENCE = "influence.npy"  # of all images, once their chunks are measured
@@ -222,20 +223,24 @@ def write_geometry(inputs: Inputs, path: Path, chunks: dict[int, range]) -> Floa
         except UserError:
             if not whole.exists():  # else another worker was faster, and has removed the parts
                 raise
-    folder.load(INFLUENCE, mmap_mode="r")
+    try:
+        check_seal(whole)
+    except Unreadable as error:
+        raise damaged(whole, error) from None
     table = pa.table({"id": pa.array(inputs.cohort.ids, pa.string()), "distortion": pa.array(measured[:, 0])})
     write_parquet(path / "geometry.parquet", table)
     return measured
 
 
 def _join(parts: Sequence[Callable[[], np.ndarray]], count: int, path: Path) -> None:
-    """Writes the parts as one float32 .npy, a part at a time in memory."""
+    """Writes the parts as one float32 .npy with a checksum at its end, a part at a time in memory."""
     with path.open("wb") as file:
         for i, part in enumerate(read().astype("<f4") for read in parts):
             if i == 0:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (count, *part.shape[1:])}
                 np.lib.format.write_array_header_1_0(file, header)
             file.write(part.tobytes())
+    seal(path)
 
 
 def _vectors(extractor: Extractor, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:

@@ -4,7 +4,6 @@ A run folder belongs to one plan (plan.json). Its chunks are independent files, 
 workers share the work without talking to each other, and the one that finds everything done writes the results.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from diffleak.data.cohort import IN_MEMORY, Cohort, cohort
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
-from diffleak.errors import GateFailed, InvalidAudit, UserError, visible
+from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.plan import Costs, Plan
 from diffleak.records.run_folder import read_plan
@@ -46,6 +45,7 @@ from diffleak.stats.by_distortion import analyse
 from diffleak.stats.reasons import in_given_images
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import PLAN, UNKNOWN, Change, Folder, spelled
+from diffleak.work.progress import say
 
 SAVE_IT = "write its class into a module, so that its code can be compared"
 SIDES = ("members", "nonmembers", "data", "split")  # settings that name the images
@@ -177,9 +177,7 @@ def _in_memory(model: Target | Denoiser | str | Path | None, config: AuditConfig
     return Target(model, dtype=config.dtype, device=device)
 
 
-def run(
-    prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr), timed: bool = True
-) -> Audit | None:
+def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = say, timed: bool = True) -> Audit | None:
     """Scores what is missing in `folder` and evaluates; None when other workers still have chunks to do.
 
     timed: times a forward first, to say about how long all will take.
@@ -194,9 +192,7 @@ def run(
     return audit
 
 
-def measure(
-    prepared: Prepared, folder: Path, log: Callable[[str], None] = lambda line: print(line, file=sys.stderr), timed: bool = True
-) -> bool:
+def measure(prepared: Prepared, folder: Path, log: Callable[[str], None] = say, timed: bool = True) -> bool:
     """Leaves geometry.parquet and influence.npy of images alone; False when other workers still have chunks to do."""
     if not _all_done(prepared, folder, log, timed):
         return False
@@ -210,7 +206,7 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], time
     _claim(Folder(folder), prepared.plan, _unnamed(Folder(folder), prepared.plan))
     log(prepared.describe() + (f"; {prepared.estimate(folder)}" if timed else ""))
     if prepared.membership:
-        log(f"membership: {visible(prepared.membership.sentence)}")
+        log(f"membership: {prepared.membership.sentence}")
     for line in about_names(prepared, folder):
         log(line)
     if prepared.scan.captions:

@@ -30,10 +30,11 @@ from diffleak.diffusion.target import Target, side_by_side
 from diffleak.errors import UserError
 from diffleak.records.audit import AuditRecord
 from diffleak.records.plan import Plan
-from diffleak.records.scores import ChunkMeta, Scores, chunk_file, plan_id, read_chunk, write_chunk
+from diffleak.records.scores import ChunkMeta, Scores, chunk_file, plan_id, read_chunk, read_seconds, write_chunk
 from diffleak.records.variants import VARIANTS, masked_label
-from diffleak.work.folder import Folder, cut, deal
+from diffleak.work.folder import Folder, cut, damaged, deal
 from diffleak.work.memory import memory_message
+from diffleak.work.reading import Unreadable
 from diffleak.work.threads import Tick, one_thread_each, pool
 
 TIMED_IMAGES = 8  # encoded to estimate how long all will take
@@ -93,6 +94,11 @@ class Job:
     def file(self, folder: Path, chunk: int, k: int) -> Path:
         """Where the scores of one chunk and attack k are kept."""
         return chunk_file(folder, chunk, k, self.attacks[k].name)
+
+    def read(self, path: Path, chunk: int, k: int) -> tuple[Float64[np.ndarray, "m n k"], ChunkMeta]:
+        """The scores in the file of one chunk and attack k; raises `Unreadable` for a file that is not of this job."""
+        rows, attack = self.chunks[chunk], self.attacks[k]
+        return read_chunk(path, plan_id(self.plan), self.cohort.ids[rows.start : rows.stop], self.labels(attack), attack.columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,14 +239,15 @@ def score(job: Job, folder: Folder, share: Worker) -> int:
 
     Raises `UserError` when the model returns NaN (naming the first image and timestep) or the disk is full.
     """
-    work = _work(job, share)
+    work, everyone = _work(job, share), Worker(0, 1, 1)
+    folder.verify(_work(job, everyone), lambda pair, path: job.read(path, *pair))
+    folder.verify({c: job.inputs.files(c) for c in _dealt(job, share)} | ({-1: [INFLUENCE]} if job.inputs.top else {}))
     todo = folder.missing(work)
     unmeasured = _unmeasured(job, folder, share, todo)
     if unmeasured:
         job.inputs.prepare(folder, {c: job.chunks[c] for c in unmeasured}, job.plan.batch_size, share.threads)
     if todo:
         _score_chunks(job, folder, work, todo, share.threads)
-    everyone = Worker(0, 1, 1)
     return len(folder.missing(_work(job, everyone))) or len(_unmeasured(job, folder, everyone, []))
 
 
@@ -262,10 +269,13 @@ def collect(job: Job, folder: Path) -> Collected:
     scores, parameters, queries, seconds = [], [], 0, 0.0
     for k, attack in enumerate(job.attacks):
         columns, settled = [], attack.parameters()
-        for chunk, rows in job.chunks.items():
-            shape = (len(job.labels(attack)), len(rows), len(attack.columns))
-            statistic, meta = read_chunk(job.file(folder, chunk, k), plan_id(job.plan), shape)
-            queries, seconds, settled = queries + meta.queries, seconds + meta.seconds, meta.parameters
+        for chunk in job.chunks:
+            path = job.file(folder, chunk, k)
+            try:
+                statistic, meta = job.read(path, chunk, k)
+            except Unreadable as error:
+                raise damaged(path, error) from None
+            queries, seconds, settled = queries + meta.queries, seconds + read_seconds(path), meta.parameters
             columns.append(statistic)
         labels, whole = job.labels(attack), np.concatenate(columns, axis=1)
         scores.append(
@@ -286,14 +296,22 @@ def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> 
             first, labels = part[0], [s.attack for s in part]
             made = len(first.ids) * max(per_image.get(label, 0) for label in labels)
             seconds = record.costs.seconds * made / max(1, record.costs.queries)
-            meta = ChunkMeta(plan_id(record.plan), made, round(seconds, 4), record.result(first.attack).parameters)
-            write_chunk(path, first.ids, labels, first.timesteps, statistic, meta)
+            meta = ChunkMeta(plan_id(record.plan), made, record.result(first.attack).parameters)
+            write_chunk(path, first.ids, labels, first.timesteps, statistic, meta, seconds)
 
 
 def holds(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> bool:
     """True if a folder of the audit's plan has all of its scores, and these very ones."""
-    files, plan = _in_files(folder, record.plan, scores), plan_id(record.plan)
-    return all(path.exists() and np.array_equal(read_chunk(path, plan, rows.shape)[0], rows) for path, _, rows in files)
+    plan = plan_id(record.plan)
+
+    def same(path: Path, part: list[Scores], statistic: np.ndarray) -> bool:
+        try:
+            found, _ = read_chunk(path, plan, part[0].ids, [s.attack for s in part], part[0].timesteps)
+        except Unreadable:
+            return False
+        return np.array_equal(found, statistic)
+
+    return all(same(*each) for each in _in_files(folder, record.plan, scores))
 
 
 def _in_files(folder: Path, plan: Plan, scores: Sequence[Scores]) -> Iterator[tuple[Path, list[Scores], np.ndarray]]:
@@ -372,8 +390,8 @@ def _score_chunk(
     if made != len(rows) * declared:
         said = f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}"
         raise RuntimeError(said) if attack.code is None else UserError(f"{said}: its `queries` must be those of all its timesteps")
-    meta = ChunkMeta(plan_id(job.plan), made, round(time.monotonic() - started, 4), attack.parameters())
-    write_chunk(path, job.cohort.ids[rows.start : rows.stop], labels, attack.columns, statistic, meta)
+    meta, seconds = ChunkMeta(plan_id(job.plan), made, attack.parameters()), time.monotonic() - started
+    write_chunk(path, job.cohort.ids[rows.start : rows.stop], labels, attack.columns, statistic, meta, seconds)
 
 
 def _checked(attack: Attack, answer: Any, masks: int, images: int) -> Float64[Tensor, "m k b"]:

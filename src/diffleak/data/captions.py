@@ -1,6 +1,5 @@
 """The caption of each image for a text-to-image model: its own, none, a fixed one, another image's, or those of a file."""
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +7,11 @@ from typing import Any
 
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
-from diffleak.data.metadata import needed, read_lines, whole_rows
+from diffleak.data.metadata import needed
 from diffleak.data.names import Names, by_id
 from diffleak.data.sources import Texts, not_blank, texts_of
-from diffleak.errors import UserError, first_lines, listed, shown
-from diffleak.work.files import load_json
+from diffleak.errors import UserError, listed, shown
+from diffleak.work.reading import load_json, load_lines, load_table
 
 FIXED = "fixed:"
 IDS = ("file_name", "id")
@@ -67,13 +66,13 @@ def read_captions(path: Path) -> dict[str, Texts]:
     try:
         for image_id, texts in _rows(path):
             found[image_id] = not_blank([*found.get(image_id, ()), *texts_of(texts)])
-    except (OSError, ValueError, csv.Error) as error:
+    except ValueError as error:  # also `Unreadable`
         form = {
             ".json": "an object {id: text or [texts]}",
             ".jsonl": "an object with file_name or id, and text, per line",
             ".csv": "the columns file_name or id, and text",
         }
-        raise UserError(f"{path} must hold {form[kind]} ({first_lines(error)})") from None
+        raise UserError(f"{path} must hold {form[kind]} ({error})") from None
     return found
 
 
@@ -84,12 +83,11 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"it holds a {type(content).__name__}")
         yield from content.items()
     elif path.suffix.lower() == ".jsonl":
-        for number, row in enumerate(read_lines(path), 1):
+        for number, row in enumerate(load_lines(path), 1):
             yield str(needed(row, *IDS, where=f"row {number}")), needed(row, "text", where=f"row {number}")
     else:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for row in whole_rows(file):
-                yield needed(row, *IDS), needed(row, "text")
+        for row in load_table(path):
+            yield needed(row, *IDS), needed(row, "text")
 
 
 def _own(cohort: Cohort) -> tuple[str, ...]:

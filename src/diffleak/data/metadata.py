@@ -4,7 +4,6 @@ A metadata.jsonl, metadata.csv or metadata.parquet may lie in any folder. Its `f
 spelled in another way (`diffleak.data.names`). Of several files above an image the nearest counts.
 """
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 from diffleak.data.names import Names, matched
 from diffleak.errors import UserError, listed, nearest, shown
+from diffleak.work.reading import load_lines, load_parquet, load_table, parsing
 
 FORMS = {
     ".jsonl": "a JSON object with file_name per line",
@@ -41,7 +41,7 @@ def metadata_rows(root: Path, ids: Sequence[str], holding: str) -> list[Row]:
     for folder, file in files.items():
         try:
             rows += [(folder, Row(file, normpath(join(folder, _name(row, i))), row)) for i, row in enumerate(_read(file), 1)]
-        except Exception as error:  # json, csv and pyarrow each raise their own; all mean a file that cannot be used
+        except ValueError as error:  # also `Unreadable`
             raise malformed(file, holding, error) from None
     meant = matched(said_by(root, files.values()), (row.image for _, row in rows), ids, lambda: paths_below(root, ids))
     found = [(folder, row._replace(image=meant.get(row.image, row.image))) for folder, row in rows]
@@ -72,24 +72,6 @@ def malformed(file: Path, holding: str, error: Exception) -> UserError:
     """The error for a metadata file that does not hold what it must."""
     reason = shown(" ".join(str(error).split()), 200) or type(error).__name__
     return UserError(f"{file} must hold {FORMS[file.suffix]}, {holding} ({reason})")
-
-
-def read_lines(path: Path) -> list[Any]:
-    """The JSON values in the lines of a file; raises `OSError`, or `ValueError` for what is no JSON."""
-    # not splitlines: it would also cut at the other line separators of Unicode, which JSON has inside its texts
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except RecursionError:
-        raise ValueError("a line is nested too deeply") from None
-
-
-def whole_rows(file: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV file with a header; raises `ValueError` for one with more fields than that, as an unquoted comma makes."""
-    reader = csv.DictReader(file)
-    for row in reader:
-        if None in row:
-            raise ValueError(f"line {reader.line_num} has more fields than the header: put texts with commas in double quotes")
-        yield row
 
 
 def needed(row: Any, *columns: str, where: str = "it") -> Any:
@@ -130,15 +112,14 @@ def _nearest(image: str, files: dict[str, Path]) -> str:
     return folder
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
+def _read(file: Path) -> list[Any]:
     if file.suffix == ".jsonl":
-        return read_lines(file)
-    if file.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return pq.read_table(file.absolute()).to_pylist()  # type: ignore[no-any-return]
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        return list(whole_rows(lines))
+        return load_lines(file)
+    if file.suffix == ".csv":
+        return load_table(file)
+    table = load_parquet(file)
+    with parsing():
+        return table.to_pylist()  # type: ignore[no-any-return]
 
 
 def _name(row: Any, number: int) -> str:

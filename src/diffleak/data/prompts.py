@@ -1,15 +1,14 @@
 """Prompts that belong to no image: a list of texts in a file."""
 
-import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffleak.data.captions import IDS, read_captions
-from diffleak.data.metadata import read_lines, whole_rows
 from diffleak.data.names import spelling
 from diffleak.data.sources import not_blank
 from diffleak.errors import UserError, unknown
+from diffleak.work.reading import load_lines, load_table, load_text
 
 COLUMN = "text"
 
@@ -25,7 +24,7 @@ def read_prompts(path: Path) -> list[str]:
         raise UserError(f"FILE must be a text file with a prompt on each line, .csv, .jsonl or .json; found nothing at {path}")
     try:
         prompts = readers.get(path.suffix.lower(), _lines)(path)
-    except (OSError, ValueError, csv.Error) as error:
+    except ValueError as error:  # also `Unreadable`
         raise UserError(f"{path} cannot be read ({error})") from None
     if not prompts:
         raise UserError(f"{path} must hold at least one prompt; it has none")
@@ -33,7 +32,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    return [line.strip() for line in load_text(path).split("\n") if line.strip()]
 
 
 def _json(path: Path) -> list[str]:
@@ -41,7 +40,7 @@ def _json(path: Path) -> list[str]:
 
 
 def _jsonl(path: Path) -> list[str]:
-    rows = read_lines(path)
+    rows = load_lines(path)
     odd = next((row for row in rows if not isinstance(row, dict)), None)
     if odd is not None:
         raise ValueError(f"every line must be a JSON object; one is a {type(odd).__name__}")
@@ -49,11 +48,10 @@ def _jsonl(path: Path) -> list[str]:
 
 
 def _csv(path: Path) -> list[str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return _first_texts(list(whole_rows(file)), path)
+    return _first_texts(load_table(path), path)
 
 
-def _first_texts(rows: list[dict[str, Any]], path: Path) -> list[str]:
+def _first_texts(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
     """The first text of every image, or of every row that names none."""
     found: list[tuple[str | int, str]] = []
     for number, row in enumerate(rows):

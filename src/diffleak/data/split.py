@@ -17,8 +17,9 @@ from typing import Any, Literal, NamedTuple
 
 from diffleak.data.names import matched
 from diffleak.data.sources import ImageSource
-from diffleak.errors import UserError, shown
-from diffleak.work.files import load_json, write_text
+from diffleak.errors import UserError, listed, shown
+from diffleak.work.files import write_text
+from diffleak.work.reading import Unreadable, load_json
 
 FILE = "split.json"
 DEFENDED = ("student", "dual", "teacher-1", "teacher-2")  # folders of a defence, whose split lies in the folder above
@@ -43,15 +44,15 @@ class Split:
 
     @classmethod
     def read(cls, path: Path, *needs: str) -> "Split":
-        """The content of a file; raises `OSError` where it cannot be read and `ValueError` where it lacks one of the keys `needs`."""
+        """The content of a file; raises `Unreadable`, or `ValueError` where it lacks one of the keys `needs`."""
         content = load_json(path)
         if not isinstance(content, dict):
-            raise ValueError("not an object")
+            raise ValueError(f"it holds a {type(content).__name__}")
         found: dict[str, Any] = {key: _ids(content.get(key)) for key in ("members", "nonmembers", "validation")}
         found |= {"halves": _two(content.get("halves"), _ids), "teachers": _two(content.get("teachers"), str)}
         lacking = [key for key in needs if found[key] is None]
         if lacking:
-            raise ValueError(f"no {lacking[0]}")
+            raise ValueError(f"it has {listed(content, 120) or 'nothing'}, and no list {lacking[0]}")
         return cls(**{key: value for key, value in found.items() if value is not None})
 
     def write(self, folder: Path) -> None:
@@ -148,10 +149,10 @@ def read_defence(path: Path) -> Defence:
 def _required(path: Path, what: str, form: str, *needs: str) -> Split:
     try:
         return Split.read(path, *needs)
-    except OSError as error:
-        raise UserError(f"the {what}{path} cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise UserError(f"{path} must be JSON of the form {form}") from None
+    except Unreadable as error:
+        raise UserError(f"the {what}{path} cannot be read ({error}); it must be JSON of the form {form}") from None
+    except ValueError as error:
+        raise UserError(f"{path} must be JSON of the form {form} ({error})") from None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from diffleak.errors import UserError
 from diffleak.training.config import TrainConfig
 from diffleak.training.distillation import Lesson
 from diffleak.training.run import train
-from diffleak.work.files import checked_folder, load_json
+from diffleak.work.files import checked_folder
+from diffleak.work.reading import load_json
 
 
 def defend(config: DefendConfig) -> Path:

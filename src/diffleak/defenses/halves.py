@@ -5,7 +5,6 @@ the root mean square difference of their 16 x 16 thumbnails, upright or mirrored
 groups are the connected components of that relation.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from diffleak.defenses.teachers import split_of
 from diffleak.errors import UserError
 from diffleak.training.images import read_training_data, training_shape
 from diffleak.training.text_to_image import base_shape, load_base
-from diffleak.work.progress import progress
+from diffleak.work.progress import progress, say
 
 THUMBNAIL = 16  # pixels a side
 SMALLEST = 2  # images a half must have
@@ -49,9 +48,9 @@ def halves_of(config: DefendConfig) -> tuple[Ids, Ids]:
             f"{config.output} holds a defence with other halves; choose another -o, or the same data, seed and --near-duplicates"
         )
     together = f", {halves.groups} groups of near-duplicates kept together" if halves.groups else ""
-    print(f"halves: {len(halves.first)} and {len(halves.second)} images{together}", file=sys.stderr)
+    say(f"halves: {len(halves.first)} and {len(halves.second)} images{together}")
     if not data.nonmembers:
-        print("every image is a member: none is held out to audit with (--train-size N or --split FILE hold some out)", file=sys.stderr)
+        say("every image is a member: none is held out to audit with (--train-size N or --split FILE hold some out)")
     if not before.exists():
         Split(data.members, data.nonmembers, halves=both).write(config.output)
     return both

@@ -20,7 +20,9 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.training.config import TrainConfig
 from diffleak.training.run import train
-from diffleak.work.files import load_json, write_text
+from diffleak.work.files import write_text
+from diffleak.work.progress import say
+from diffleak.work.reading import load_json
 
 TEACHERS = ("teacher-1", "teacher-2")
 
@@ -115,7 +117,7 @@ def train_teachers(config: DefendConfig, halves: tuple[tuple[str, ...], tuple[st
         _run_side_by_side(folders)
     else:
         for folder in folders:
-            print(f"{folder.name}: {folder}", file=sys.stderr)
+            say(f"{folder.name}: {folder}")
             train(build(TrainConfig, read_yaml(folder / "train.yaml")))
     return folders
 
@@ -167,4 +169,4 @@ def _run_side_by_side(folders: Sequence[Path]) -> None:
 def _relay(lines: Iterable[str], name: str, number: int, last: list[str]) -> None:
     for line in lines:
         last[number] = line.strip()
-        print(f"{name} {line}", end="", file=sys.stderr, flush=True)
+        say(f"{name} {line.rstrip()}")

@@ -22,7 +22,8 @@ from diffleak.errors import UserError, first_lines, pip_install
 from diffleak.hub import effect
 from diffleak.hub.effect import PEFT_PREFIX, TEXT_ENCODERS
 from diffleak.hub.folders import PICKLES, downloaded, pickle_message, read_json
-from diffleak.work.files import hash_files, load_json
+from diffleak.work.files import hash_files
+from diffleak.work.reading import load_json
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 CONFIG = "adapter_config.json"  # of peft

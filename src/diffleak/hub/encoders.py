@@ -29,7 +29,8 @@ from torch import Tensor
 from diffleak.data.pixels import ImageShape, to_model
 from diffleak.errors import UserError, pip_install, unknown
 from diffleak.hub import folder_of, heard
-from diffleak.work.files import hash_files, load_json
+from diffleak.work.files import hash_files
+from diffleak.work.reading import load_json
 
 KINDS = ("inception", "dinov2", "clip", "deit", "sscd", "torchscript", "pixels")
 HUB = {

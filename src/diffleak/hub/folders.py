@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from diffleak.errors import UserError, first_lines
-from diffleak.work.files import hash_files, load_json
+from diffleak.work.files import hash_files
+from diffleak.work.reading import load_json
 
 NETWORKS = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),

@@ -14,7 +14,6 @@ magnitude: Wen, Liu, Chen and Lyu 2024, "Detecting, explaining, and mitigating m
 
 import hashlib
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -53,6 +52,7 @@ from diffleak.report.wording import adapter
 from diffleak.stats.evaluation import evaluate
 from diffleak.work.files import write_text
 from diffleak.work.folder import Folder, cut, in_chunks
+from diffleak.work.progress import say
 from diffleak.work.threads import Tick
 
 CHUNK = {"cpu": 8, "cuda": 64}  # prompts per file
@@ -150,7 +150,7 @@ def find(config: PromptsConfig, target: Target | None = None, lists: Lists | Non
     lists = lists or read_lists(config)
     target = hub.target_of(config, target)
     asking = prepare(config, target, lists)
-    print(asking.describe(), file=sys.stderr, flush=True)
+    say(asking.describe())
     if config.output:
         scores = score(asking, config.output)
     else:

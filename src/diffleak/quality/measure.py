@@ -4,7 +4,6 @@ Everything that can be refused is refused before the first image is drawn: the r
 computed first. The same call resumes: drawn chunks are kept in the output folder.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from diffleak.data.names import say_strays
 from diffleak.data.pixels import ImageShape, fit, png, shape_of
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target, side_by_side
-from diffleak.errors import UserError, visible
+from diffleak.errors import UserError
 from diffleak.generation import Drawing, draw, plan_drawing
 from diffleak.hub.encoders import Extractor, open_extractor, probe
 from diffleak.quality import copies
@@ -46,6 +45,7 @@ from diffleak.report.wording import adapter, labels_from
 from diffleak.stats.images import frechet_distance, inception_score, kernel_distance, precision_recall
 from diffleak.work.files import checked_folder, open_to_others, write_text
 from diffleak.work.folder import UNKNOWN
+from diffleak.work.progress import say
 
 SCORES = "nearest.csv"
 
@@ -99,7 +99,7 @@ class Prepared:
         """The plan in one line."""
         drawing, training = self.drawing, self.real.training
         others = f" and {len(training):,} training images" if training else ""
-        given = f"of {visible(self.prompts.described)}, guidance {drawing.guidance_scale:g}, " if self.prompts else ""
+        given = f"of {self.prompts.described}, guidance {drawing.guidance_scale:g}, " if self.prompts else ""
         return (
             f"plan: {adapter(self.target.lora, self.target.lora_scale)}"
             f"{drawing.n:,} images ({drawing.shape}) {given}by {drawing.sampler} in {drawing.steps} steps, "
@@ -165,14 +165,12 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     """Everything that a config says; writes nearest.csv and the drawn images into its output folder, nothing without one."""
     started = time.monotonic()
     prepared = prepare(config, target, extractor)
-    print(prepared.describe(), file=sys.stderr, flush=True)
+    say(prepared.describe())
     folder = checked_folder(config.output) if config.output else None
     if prepared.key:
-        print(
-            f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the results", file=sys.stderr
-        )
+        say(f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the results")
     elif folder and open_to_others(folder):
-        print(f"others on this machine may read {folder}, which names images by file name: chmod 700 {folder}", file=sys.stderr)
+        say(f"others on this machine may read {folder}, which names images by file name: chmod 700 {folder}")
     read = partial(read_set, shape=prepared.drawing.shape, config=config, encoders=prepared.encoders)
     reference = read("reference", prepared.real.reference)
     training = read("training", prepared.real.training) if prepared.real.training else None

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from diffleak.errors import UserError
+from diffleak.work.reading import Unreadable, load_text
 
 SCHEMA_VERSION: Literal[2] = 2  # 1: rates at a false-positive rate that allowed one false alarm less than they may
 FORMER_NAME = "leakscope"  # of this package: a key in files of version 0.1, which are still read
@@ -43,9 +44,9 @@ def read_json(path: Path, kind: type[R], what: str = "", must: str = "") -> R:
     what: words before the path in the first message. must: what the file must be, in the second one.
     """
     try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{what}{path} cannot be read ({error.strerror})") from None
+        return kind.model_validate_json(load_text(path))
+    except Unreadable as error:
+        raise UserError(f"{what}{path} cannot be read ({error})") from None
     except ValueError as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         must = must or f"cannot be read as schema version {kind.model_fields['schema_version'].default}"

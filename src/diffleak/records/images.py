@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffleak.errors import UserError
-from diffleak.work.files import load_json
+from diffleak.work.reading import load_json
 
 Exif = Literal["apply", "ignore"]
 Alpha = Literal["drop", "white", "black"]

@@ -13,6 +13,7 @@ from diffleak.records.base import read_json
 from diffleak.records.plan import Plan
 from diffleak.records.scores import Samples
 from diffleak.work.files import write_text
+from diffleak.work.reading import load_rows
 
 
 def read_plan(folder: Path) -> Plan | None:
@@ -48,8 +49,7 @@ def read_samples(folder: Path) -> Samples:
     """samples.csv of a run folder; raises `UserError` for one that an audit cannot have written."""
     path = folder / "samples.csv"
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *rows = csv.reader(file)
+        header, *rows = load_rows(path)
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
         scores = {name: np.array(columns[name], dtype=np.float64) for name in header[3:]}
         ids, member, part = (columns[name] for name in ("id", "member", "part"))
@@ -61,7 +61,5 @@ def read_samples(folder: Path) -> Samples:
         if broken := [name for name, column in scores.items() if not np.isfinite(column).all()]:
             raise ValueError(f"{broken[0]} must be finite numbers")
         return Samples(tuple(ids), np.array(member) == "1", np.array(part) == "test", scores)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); run the audit again to rewrite it") from None

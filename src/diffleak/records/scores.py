@@ -9,14 +9,14 @@ A file under scores/ holds the statistics of one chunk of images under one attac
     timestep    int32      the timestep, or the number of the component from 0 where the attack has a rule
     statistic   float64    in the paper's own units
 
-in the order of labels, images and timesteps. Its metadata holds one `ChunkMeta` as JSON.
+in the order of labels, images and timesteps. Its metadata holds one `ChunkMeta` as JSON. Every page has a checksum, and the metadata
+one over itself and the statistics; the same work gives the same bytes. How long it took is in seconds/, a text file for each.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +25,8 @@ from jaxtyping import Bool, Float64, Int64
 
 from diffleak.errors import NAME, UserError
 from diffleak.records.base import Record
-from diffleak.work.files import damaged, write_atomic
+from diffleak.work.files import write_atomic, write_text
+from diffleak.work.reading import Unreadable, load_parquet, load_text, parsing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,10 +95,10 @@ class ChunkMeta:
     """SHA-256 of the plan that the scores belong to (see `plan_id`)."""
     queries: int
     """Denoiser forwards that the scores took, summed over the images of the chunk."""
-    seconds: float
-    """Wall-clock seconds that the scores took."""
     parameters: dict[str, Any]
     """The attack's parameters by name, with what it settled on when it was prepared."""
+    sha256: str = ""
+    """SHA-256 of the other fields as JSON and the statistics as little-endian float64, in the order of the rows."""
 
 
 def plan_id(plan: Record) -> str:
@@ -122,31 +123,49 @@ def write_chunk(
     timesteps: Sequence[int],
     statistic: Float64[np.ndarray, "m n k"],
     meta: ChunkMeta,
+    seconds: float,
 ) -> None:
-    """Writes the statistics of n images under m labels at k timesteps."""
+    """Writes the statistics of n images under m labels at k timesteps, and the wall-clock seconds that they took."""
+    write_text(_seconds_file(path), f"{seconds:.4f}\n")
     write_parquet(path, _table(ids, labels, timesteps, statistic, meta))
 
 
 def write_parquet(path: Path, table: "pa.Table") -> None:
-    """Writes a table as Parquet; the path is absolute, since pyarrow takes a relative one such as exp:1/run for a URI."""
+    """Writes a table as Parquet with a checksum for every page."""
     import pyarrow.parquet as pq
 
-    write_atomic(path.absolute(), partial(pq.write_table, table))
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # a path would be read as a URI where it looks like one, as exp:1/run does
+            pq.write_table(table, file, write_page_checksum=True)
+
+    write_atomic(path, write)
 
 
-def read_chunk(path: Path, plan: str, shape: tuple[int, int, int]) -> tuple[Float64[np.ndarray, "m n k"], ChunkMeta]:
-    """The statistics of a file in the shape that they were written in; raises `UserError` for a damaged file, or one of another plan."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path.absolute())
+def read_chunk(
+    path: Path, plan: str, ids: Sequence[str], labels: Sequence[str], timesteps: Sequence[int]
+) -> tuple[Float64[np.ndarray, "m n k"], ChunkMeta]:
+    """The statistics of a file in the shape that they were written in; raises `Unreadable` unless it is whole and of this plan."""
+    table = load_parquet(path)
+    with parsing():
         meta = ChunkMeta(**json.loads(table.schema.metadata[META]))
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):
-        raise damaged(path) from None
-    if meta.plan != plan or len(table) != np.prod(shape):
-        raise UserError(f"{path} belongs to another plan; delete it and run the same command again")
-    return table.column("statistic").to_numpy().reshape(shape), meta
+        statistic = table.column("statistic").to_numpy().reshape(len(labels), len(ids), len(timesteps))
+        if meta.plan != plan or not np.isfinite(statistic).all():
+            raise Unreadable("it belongs to another plan" if meta.plan != plan else "its statistics are not finite")
+        if not table.equals(_table(ids, labels, timesteps, statistic, meta), check_metadata=True):
+            raise Unreadable("its images, labels, timesteps or checksum are not those of its plan")
+    return statistic, meta
+
+
+def read_seconds(path: Path) -> float:
+    """The seconds that a file of scores took; 0 where nothing says so."""
+    try:
+        return float(load_text(_seconds_file(path)))
+    except ValueError:
+        return 0.0
+
+
+def _seconds_file(path: Path) -> Path:
+    return path.parent.with_name("seconds") / f"{path.stem}.txt"
 
 
 def read_columns(folder: Path, label: str, rows: Mapping[str, int]) -> tuple[tuple[int, ...], Float64[np.ndarray, "n k"]] | None:
@@ -155,22 +174,41 @@ def read_columns(folder: Path, label: str, rows: Mapping[str, int]) -> tuple[tup
     rows: the row that each image is to have, by its id. Raises `UserError` for a damaged file, and where an image has no scores.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow.compute as pc
 
-    try:
-        tables = [pq.read_table(file.absolute(), filters=[("attack", "=", label)]) for file in chunk_files(folder)]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"scores under {folder} cannot be read ({str(error).splitlines()[0]}); repeat its audit command") from None
-    table = pa.concat_tables([t.replace_schema_metadata(None) for t in tables])
+    tables = []
+    for file in chunk_files(folder):
+        try:
+            table = load_parquet(file)
+            with parsing():
+                _check_digest(table)
+                tables.append(table.filter(pc.equal(table.column("attack"), label)).replace_schema_metadata(None))
+        except Unreadable as error:
+            raise UserError(f"{file} cannot be read ({error}); repeat the audit command of {folder}") from None
+    table = pa.concat_tables(tables)
     if not len(table):
         return None
     timesteps = table.column("timestep").to_numpy()
     columns = np.unique(timesteps)
     statistic = np.full((len(rows), len(columns)), np.nan)
-    statistic[[rows[i] for i in table.column("id").to_pylist()], np.searchsorted(columns, timesteps)] = table.column("statistic").to_numpy()
-    if np.isnan(statistic).any():
-        raise UserError(f"{folder} lacks scores of {label} for some images; repeat its audit command")
+    images = [rows.get(image_id, -1) for image_id in table.column("id").to_pylist()]
+    statistic[images, np.searchsorted(columns, timesteps)] = table.column("statistic").to_numpy()
+    if -1 in images or not np.isfinite(statistic).all():
+        raise UserError(f"{folder} lacks scores of {label} for some images, or has some of other images; repeat its audit command")
     return tuple(columns.tolist()), statistic
+
+
+def _check_digest(table: "pa.Table") -> None:
+    """Raises `Unreadable` where a checksum is there and is another one; files of version 0.1 have none."""
+    meta = json.loads((table.schema.metadata or {}).get(META, b"{}"))
+    said = meta.pop("sha256", None)
+    if said is not None and said != _digest(meta, table.column("statistic").to_numpy()):
+        raise Unreadable("its checksum is not that of its content")
+
+
+def _digest(meta: Mapping[str, Any], statistic: Float64[np.ndarray, "*shape"]) -> str:
+    said = json.dumps({key: value for key, value in meta.items() if key != "sha256"}, sort_keys=True)
+    return hashlib.sha256(said.encode() + statistic.astype("<f8").tobytes()).hexdigest()
 
 
 def _table(
@@ -186,4 +224,5 @@ def _table(
         np.tile(timesteps, m * n).astype(np.int32),
         statistic.ravel(),
     ]
-    return pa.table([pa.array(c) for c in columns], schema=schema.with_metadata({META: json.dumps(asdict(meta))}))
+    said = asdict(replace(meta, sha256=_digest(asdict(meta), statistic)))
+    return pa.table([pa.array(c) for c in columns], schema=schema.with_metadata({META: json.dumps(said)}))

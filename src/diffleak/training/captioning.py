@@ -28,9 +28,10 @@ from diffleak.errors import UserError, pip_install
 from diffleak.hub import checked_device, folder_of, heard
 from diffleak.records.images import AS_TRAINERS, Decoding, Tally
 from diffleak.training.config import CaptionConfig
-from diffleak.work.files import hash_files, load_json, write_text
+from diffleak.work.files import hash_files, write_text
 from diffleak.work.folder import Folder, read_object, spelled
 from diffleak.work.progress import progress, say
+from diffleak.work.reading import Unreadable, load_json, load_lines, load_text
 
 FILES = ("*.json", "*.txt", "*.safetensors")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # BLIP's own, where the folder says none
@@ -168,11 +169,17 @@ def _resumed(output: Path, plan: dict[str, Any]) -> set[str]:
         file=path.name,
         read=lambda: asdict(AS_TRAINERS) | read_object(path, f"delete it and {output} to begin again"),
     )
-    text = output.read_text(encoding="utf-8") if output.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_text(output, whole)
-    return {json.loads(line)["file_name"] for line in whole.split("\n") if line}
+    if not output.exists():
+        return set()
+    try:
+        text = load_text(output)
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            write_text(output, whole)
+        return {str(row["file_name"]) for row in load_lines(output)}
+    except (Unreadable, TypeError, KeyError) as error:
+        reason = error if isinstance(error, Unreadable) else "a line is no object with file_name and text"
+        raise UserError(f"{output} is damaged ({reason}); delete it and run the same command again") from None
 
 
 def _append(output: Path, lines: str) -> None:

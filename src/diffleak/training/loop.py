@@ -25,14 +25,16 @@ from diffleak.training.config import TrainConfig
 from diffleak.training.early_stopping import EarlyStopping
 from diffleak.training.private import PrivateTraining
 from diffleak.training.task import Task, batch, keyed, refuse_divergence, shuffled
-from diffleak.work.files import write_text
-from diffleak.work.folder import Folder, Refusal, read_object, refuse_changes, spelled
+from diffleak.work.files import hash_file, write_text
+from diffleak.work.folder import Folder, Refusal, read_object, refuse_changes, set_aside, spelled
 from diffleak.work.memory import out_of_memory
-from diffleak.work.progress import progress
+from diffleak.work.progress import progress, say
+from diffleak.work.reading import load_json
 
 LOSS_EVERY = 50  # steps averaged in one point of the loss curve
 MAY_CHANGE = frozenset({"output", "split", "steps", "checkpoint_every", "threads", "device"})  # between a run and its resumption
 TRAINED = "train.json"
+SUMS = "sha256.json"  # of the files of a checkpoint
 STATE = "state.pt"  # of the loop: step, losses, moving average, early stopping
 OUTCOMES = frozenset({"early_stopping", "spent"})  # keys of train.json that only a finished run has
 SAID = frozenset({"images", "data_path"})  # keys that say what was found in the data and decide nothing
@@ -128,6 +130,9 @@ class Loop:
         if not checkpoint.exists() and checkpoint.with_name("checkpoint.old").exists() and self.accelerator.is_main_process:
             checkpoint.with_name("checkpoint.old").rename(checkpoint)  # killed between the two renames of a save
         self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process and checkpoint.exists():
+            _verify(checkpoint)
+        self.accelerator.wait_for_everyone()
         if checkpoint.exists():
             self._load_checkpoint(checkpoint)
         if self.step > config.steps:
@@ -208,6 +213,7 @@ class Loop:
             raise UserError(f"the checkpoint {fresh} cannot be written ({error}); free the disk and run the same command again") from None
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            write_text(fresh / SUMS, json.dumps({file.name: hash_file(file) for file in sorted(fresh.iterdir())}, indent=2))
             old = checkpoint.with_name("checkpoint.old")
             shutil.rmtree(old, ignore_errors=True)
             if checkpoint.exists():
@@ -229,6 +235,19 @@ class Loop:
             write_text(folder / "losses.csv", "step,loss\n" + "".join(f"{int(s)},{value:.6f}\n" for s, value in self.losses))
         self.accelerator.wait_for_everyone()
         return folder
+
+
+def _verify(checkpoint: Path) -> None:
+    """Moves a damaged checkpoint aside, and says so: training begins again then. Earlier versions wrote no checksums."""
+    if not (checkpoint / SUMS).exists():
+        return
+    try:
+        odd = next((file for file, digest in load_json(checkpoint / SUMS).items() if hash_file(checkpoint / file) != digest), None)
+    except (OSError, ValueError, AttributeError):  # a file is missing, or the list itself is damaged
+        odd = SUMS
+    if odd:
+        aside = set_aside(checkpoint).name
+        say(f"{checkpoint} is damaged ({odd}: its checksum is not that of its content): it is now {aside}, and training begins again")
 
 
 def _mean(losses: list[float]) -> float:

@@ -25,9 +25,10 @@ from diffleak.training.loop import Loop, accelerator_of, claim_run, refuse_other
 from diffleak.training.private import Privacy, PrivateTraining, plan_privacy, poisson
 from diffleak.training.task import Task
 from diffleak.training.text_to_image import base_shape, load_base, make_base, text_to_image_task
-from diffleak.work.files import checked_folder, load_json, locked, write_text
+from diffleak.work.files import checked_folder, locked, write_text
 from diffleak.work.memory import memory_message
 from diffleak.work.progress import say
+from diffleak.work.reading import load_json
 
 ADVICE = "lower --batch-size or make the model smaller"
 

@@ -1,18 +1,17 @@
 """Writing so that a file is whole or absent, and a full or read-only disk is a clear message."""
 
-import errno
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from diffleak.errors import UserError
+from diffleak.work.reading import Unreadable, opened, parsing
 
-LARGEST_JSON = 2**30  # bytes: a split of ten million images
+SEAL = b"sha256 %s\n"  # with the hex digits of the digest
+BLOCK = 2**20  # bytes hashed at once
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -65,21 +64,6 @@ def write_text(path: Path, text: str, private: bool = False) -> None:
     write_atomic(path, write)
 
 
-def load_json(path: Path) -> Any:
-    """What a JSON file holds, with or without a mark at its beginning.
-
-    Raises `OSError` where it cannot be read and `ValueError` for anything that is not JSON, is nested too deeply, or is huge.
-    """
-    if (size := path.stat().st_size) > LARGEST_JSON:
-        raise ValueError(f"it has {size:,} bytes")
-    if not path.is_file():  # a folder, or a pipe that could be read for ever
-        raise OSError(errno.EISDIR if path.is_dir() else errno.EINVAL, "Is a directory" if path.is_dir() else "it is no file")
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps a folder to one process while it works there; raises `UserError` when another one has it.
@@ -105,9 +89,30 @@ def locked(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def damaged(path: Path) -> UserError:
-    """The error for a file of finished work that cannot be read."""
-    return UserError(f"{path} is damaged; delete it and run the same command again")
+def seal(path: Path) -> None:
+    """Appends the SHA-256 of a file to it; a reader of .npy files stops before it."""
+    with path.open("r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0, os.SEEK_END)
+        file.write(SEAL % digest.encode())
+
+
+def check_seal(path: Path) -> None:
+    """Raises `Unreadable` for a file whose content is not what its seal says, or that has none."""
+    digest, length = hashlib.sha256(), len(SEAL % (64 * b"0"))
+    with opened(path, None) as file, parsing():
+        left = os.fstat(file.fileno()).st_size - length
+        while left > 0 and (block := file.read(min(left, BLOCK))):
+            digest.update(block)
+            left -= len(block)
+        if file.read() != SEAL % digest.hexdigest().encode():
+            raise Unreadable("its checksum is not that of its content")
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of the content of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def hash_files(files: list[Path]) -> str:
@@ -116,7 +121,7 @@ def hash_files(files: list[Path]) -> str:
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as stream:
-            while block := stream.read(2**20):
+            while block := stream.read(BLOCK):
                 digest.update(block)
     return digest.hexdigest()
 

@@ -3,22 +3,25 @@
     claim the folder for a plan → cut the work into chunks → deal them to workers → run the missing ones → load
 
 A chunk is the names of its files, and a chunk whose files exist is done. Files are written whole or not at all, so workers need
-not talk to each other, an interruption loses the chunks in flight alone, and merging is reading the folder.
+not talk to each other, an interruption loses the chunks in flight alone, and merging is reading the folder. Every file carries a
+checksum: one that was damaged since is moved aside, and its chunk is missing again.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from diffleak.errors import UserError
-from diffleak.work.files import checked_folder, damaged, load_json, write_atomic, write_new
+from diffleak.work.files import check_seal, checked_folder, seal, write_atomic, write_new
 from diffleak.work.memory import memory_message
-from diffleak.work.progress import progress
+from diffleak.work.progress import progress, say
+from diffleak.work.reading import Unreadable, load_json, load_npy
 from diffleak.work.threads import Tick, one_thread_each, run_all
 
 PLAN = "plan.json"
@@ -107,21 +110,54 @@ class Folder:
         with one_thread_each(), progress(bar, total, unit, done=total - left) as advance, memory_message(batch_size):
             run_all([partial(job, chunk) for chunk in todo], threads, advance)
 
+    def verify(self, chunks: Chunks[K], check: Callable[[K, Path], object] = lambda chunk, path: check_seal(path)) -> None:
+        """Moves aside every file of the chunks for which check(chunk, path) raises `Unreadable`, and says so."""
+        there = [(chunk, self.path / file) for chunk, files in chunks.items() for file in files if (self.path / file).exists()]
+        with progress("checking", len(there), "files") as advance:
+            for chunk, path in there:
+                try:
+                    check(chunk, path)
+                except Unreadable as error:
+                    say(f"{path} is damaged ({error}): it is now {set_aside(path).name}, and its chunk is done again", every=True)
+                advance()
+
     def save(self, file: str, rows: np.ndarray) -> None:
-        """Writes an array as a .npy file."""
+        """Writes an array as a .npy file with a checksum at its end."""
 
         def write(path: Path) -> None:
             with path.open("wb") as stream:
                 np.save(stream, rows, allow_pickle=False)
+            seal(path)
 
         write_atomic(self.path / file, write)
 
-    def load(self, file: str, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-        """The array in a .npy file; raises `UserError` for a damaged one."""
+    def load(self, file: str) -> np.ndarray:
+        """The array in a .npy file; raises `UserError` for a damaged one, which is moved aside."""
+        path = self.path / file
         try:
-            return np.load(self.path / file, mmap_mode, allow_pickle=False)  # type: ignore[no-any-return]
-        except (OSError, ValueError, EOFError):
-            raise damaged(self.path / file) from None
+            check_seal(path)
+            return load_npy(path)
+        except Unreadable as error:
+            raise damaged(path, error) from None
+
+
+def damaged(path: Path, reason: Unreadable) -> UserError:
+    """The error for a file of finished work that cannot be read; it is moved aside, so that its work is done again."""
+    aside = f"it is now {set_aside(path).name}; " if path.exists() else ""
+    return UserError(f"{path} is damaged ({reason}): {aside}run the same command again")
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file, or a folder of such files, so that it counts as missing; returns its new path."""
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        return path.rename(aside)
+    except OSError as error:
+        raise UserError(
+            f"{path} is damaged and cannot be moved away ({error.strerror}); delete it and run the same command again"
+        ) from None
 
 
 def cut(n: int, size: int) -> dict[int, range]:
@@ -164,6 +200,7 @@ def in_chunks(
     job = lambda chunk, tick: folder.save(files[chunk], compute(chunks[chunk], tick))
     unnamed = folder.unnamed(what) if plan["model_fingerprint"] == UNKNOWN else None
     folder.claim(plan, refusal if unnamed is None else lambda changed: str(unnamed), free={"model"}, again=unnamed)
+    folder.verify(work)
     folder.run(work, job, cost, bar=bar, unit="forwards", batch_size=batch_size, threads=threads)
     found: list[np.ndarray] = []
     for chunk, file in files.items():
@@ -194,7 +231,7 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
     try:
         found = load_json(path)
         if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}")
-    except (OSError, ValueError) as error:
+            raise Unreadable(f"it holds a {type(found).__name__}")
+    except Unreadable as error:
         raise UserError(f"{path} cannot be read ({error}); {advice}") from None
     return found

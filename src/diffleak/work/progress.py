@@ -6,14 +6,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from diffleak.errors import visible
+
 FIRST_LINE_AFTER = 2.0  # seconds; shorter work prints nothing in a log
 LINE_EVERY = 15.0  # seconds between plain lines
 
 
-def say(line: str) -> None:
-    """A line beside the bars, once however many processes a launcher started."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr, flush=True)
+def say(line: str, every: bool = False) -> None:
+    """A line on stderr, beside the bars; from the first of the processes that a launcher started, or from every one.
+
+    What a file or its name could do to a terminal is spelled out.
+    """
+    if every or os.environ.get("RANK", "0") == "0":
+        print(visible(line), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -1,0 +1,169 @@
+"""Reading files that people made, or that were damaged: one function for each kind, with limits.
+
+Each opens a regular file and nothing else (a pipe or a device could be read for ever), of a size that somebody may mean, and raises
+`Unreadable` with a short reason, whatever its parser raises. The caller says which file it was and what to do.
+"""
+
+import csv
+import io
+import json
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+import numpy as np
+import yaml
+
+from diffleak.errors import DiffleakError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LARGEST = 2**30  # bytes of a text: a split of ten million images
+LARGEST_SETTINGS = 2**22  # bytes of a config file
+LONGEST_REASON = 120  # characters
+COLONLESS = {
+    "tag:yaml.org,2002:int": re.compile(r"^[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"^[-+]?(([0-9][0-9_]*\.[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
+    ),
+}
+KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+class Unreadable(ValueError):
+    """A file does not hold what it should; the message is the reason, one short line that does not name the file."""
+
+
+def load_text(path: Path, limit: int = LARGEST) -> str:
+    """The text of a UTF-8 file as it is stored, without the mark that some editors put at its beginning."""
+    with opened(path, limit) as file, parsing():
+        content = file.read()
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise Unreadable("it is UTF-16: save it as UTF-8")
+        return content.decode("utf-8-sig")
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    text = load_text(path)
+    with parsing():
+        return json.loads(text)
+
+
+def load_lines(path: Path) -> list[Any]:
+    """The JSON values in the lines of a file; blank lines hold none."""
+    found = []
+    # not splitlines: it would also cut at the other line separators of Unicode, which JSON has inside its texts
+    for number, line in enumerate(load_text(path).split("\n"), 1):
+        if line.strip():
+            with parsing(f"line {number}: "):
+                found.append(json.loads(line))
+    return found
+
+
+def load_rows(path: Path) -> list[list[str]]:
+    """The fields of every line of a CSV file that is not blank."""
+    text = load_text(path)
+    with parsing():
+        return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+
+
+def load_table(path: Path) -> list[dict[str, str | None]]:
+    """The rows of a CSV file by the names in its first line; None where a row ends early."""
+    text = load_text(path)
+    with parsing():
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        if twice := [name for name, times in Counter(reader.fieldnames or ()).items() if times > 1]:
+            raise Unreadable(f"the column {twice[0][:40]!r} is there twice")
+        rows = []
+        for row in reader:
+            if None in row:
+                raise Unreadable(f"line {reader.line_num} has more fields than the header: put texts with commas in double quotes")
+            rows.append(row)
+        return rows
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file of settings holds, without aliases, which can stand for any size, and with each key once."""
+    text = load_text(path, LARGEST_SETTINGS)
+    with parsing():
+        return yaml.load(text, Loader=_Loader)
+
+
+@contextmanager
+def opened_parquet(path: Path) -> Iterator["pa.parquet.ParquetFile"]:
+    """A Parquet file, closed at the end; the checksums of its pages are compared where it has any."""
+    import pyarrow.parquet as pq
+
+    with opened(path, None) as file, parsing():
+        yield pq.ParquetFile(file, page_checksum_verification=True)
+
+
+def load_parquet(path: Path, columns: Sequence[str] | None = None) -> "pa.Table":
+    """The table in a Parquet file, or some of its columns."""
+    with opened_parquet(path) as file:
+        return file.read(columns=columns)
+
+
+def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """The array in a .npy file, of plain numbers: nothing in it is unpickled."""
+    with opened(path, None) as file, parsing():
+        return np.load(path if mmap_mode else file, mmap_mode, allow_pickle=False)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def opened(path: Path, limit: int | None = LARGEST) -> Iterator[BinaryIO]:
+    """A regular file of at most `limit` bytes, open for reading."""
+    with parsing():
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable(f"it is {KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}")
+        if limit is not None and status.st_size > limit:
+            raise Unreadable(f"it has {status.st_size:,} bytes; at most {limit:,} are read")
+        file = path.open("rb")
+    with file:
+        yield file
+
+
+@contextmanager
+def parsing(where: str = "") -> Iterator[None]:
+    """Turns whatever a parser raises for the content of a file into `Unreadable`; `where` begins its message."""
+    try:
+        yield
+    except (DiffleakError, Unreadable):
+        raise
+    except RecursionError:
+        raise Unreadable(f"{where}it is nested too deeply") from None
+    except MemoryError:
+        raise Unreadable(f"{where}it takes more memory than there is") from None
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"{where}it is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start:,})") from None
+    except Exception as error:  # each parser raises its own kinds, and damaged bytes bring out the rarest
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise Unreadable(where + (f"{reason[:LONGEST_REASON]}…" if len(reason) > LONGEST_REASON else reason)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without base-60 numbers, which would read the timesteps 10:50 as 650, without aliases, and without a key that is there twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise Unreadable(f"the alias *{self.peek_event().anchor} is not read; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for key, times in keys.items() if times > 1]:
+            raise Unreadable(f"the key {twice[0][:40]!r} is there twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, COLONLESS.get(tag, pattern)) for tag, pattern in resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
