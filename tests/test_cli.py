@@ -147,7 +147,7 @@ def test_an_unknown_config_key_names_the_nearest(capsys, model, sides, tmp_path)
     file.write_text("- a list\n")
     assert "must hold keys and values; got list" in refused(capsys, "audit", model, *sides, "-C", file)
     file.write_text("a: [")
-    assert "must be YAML" in refused(capsys, "audit", model, *sides, "-C", file)
+    assert "cannot be read as YAML" in refused(capsys, "audit", model, *sides, "-C", file)
 
 
 def test_wrong_data_is_one_line(capsys, model, sides, tmp_path):
