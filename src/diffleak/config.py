@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from diffleak.errors import UserError, unknown
+from diffleak.errors import UserError, shown, unknown
 from diffleak.work.reading import Unreadable, load_yaml
 
 Device = Annotated[str | None, Field(description="cpu, cuda, cuda:1, mps; default the first accelerator.")]
@@ -112,7 +112,7 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
         key = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "missing":
             raise UserError(f"{key} must be given: --{key.replace('_', '-')}, or the key in the config file") from None
-        got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"
+        got = "" if isinstance(first["input"], dict) else f"; got {shown(repr(first['input']))}"
         where = f"{key}: " if key else ""
         raise UserError(f"{where}{first['msg'].removeprefix('Value error, ')}{got}") from None
 

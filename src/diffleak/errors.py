@@ -6,6 +6,7 @@ exception is a bug and shows its traceback.
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 from typing import ClassVar
 
 LONGEST, LONGEST_END = 400, 150  # characters of a message, and of its end where it had to be cut
@@ -48,17 +49,17 @@ def unknown(what: str, name: str, options: Iterable[str]) -> UserError:
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
     """The option that is spelled most like `name`, ready to be shown; None where none is like it."""
-    short = [shown(option) for option in options][:COMPARED]
+    short = [shown(option) for option in islice(options, COMPARED)]
     return next(iter(difflib.get_close_matches(shown(name), short, n=1, cutoff=0.5)), None)
 
 
 def listed(names: Iterable[str], limit: int = 300) -> str:
     """Names with commas between them, as many of them as fit into `limit` characters, and how many more there are."""
-    parts, room = [shown(name) for name in names], limit
-    for count, part in enumerate(parts):
-        room -= len(part) + 2
-        if room < 0 and count:
-            return f"{', '.join(parts[:count])} and {len(parts) - count:,} more"
+    names, parts = list(names), list[str]()
+    for name in names:
+        parts.append(shown(name))
+        if len(parts) > 1 and len(", ".join(parts)) > limit:
+            return f"{', '.join(parts[:-1])} and {len(names) - len(parts) + 1:,} more"
     return ", ".join(parts)
 
 

@@ -21,7 +21,7 @@ from diffleak.data.labels import Labels, array_labels, folder_labels, table_labe
 from diffleak.data.listing import list_images, opened_suffixes, path_id
 from diffleak.data.metadata import malformed, metadata_rows, names_in_metadata, paths_below
 from diffleak.data.names import Names
-from diffleak.errors import UserError, pip_install, shown
+from diffleak.errors import UserError, listed, pip_install, shown
 from diffleak.records.images import AS_TRAINERS, NOTHING, Decoding, LeftOut
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixels")
@@ -97,7 +97,7 @@ def _folder(path: Path, decoding: Decoding) -> ImageSource:
     files, left_out = listing.files, listing.left_out
     if not files:
         others = "".join(
-            f"; {count} {what} (first: {first})"
+            f"; {count} {what} (first: {shown(first)})"
             for count, what, first in (
                 (left_out.unopened, "look like images and are of a kind that is not opened", left_out.first_unopened),
                 (left_out.hidden, "are hidden", left_out.first_hidden),
@@ -175,7 +175,7 @@ def _numpy_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
             count = len(images)
             return replace(source, labels=lambda: array_labels(str(path), named, count))
     except KeyError:
-        raise UserError(f"{path} has no array '{key}'; it holds {', '.join(loaded.files)}") from None
+        raise UserError(f"{path} has no array '{shown(key)}'; it holds {listed(loaded.files)}") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as numpy data without pickle ({error})") from None
 
@@ -204,7 +204,7 @@ def _array_or_none(arrays: "np.lib.npyio.NpzFile", key: str) -> np.ndarray | Non
 def _image_key(path: Path, arrays: "np.lib.npyio.NpzFile") -> str:
     candidates = [k for k in arrays.files if arrays[k].dtype == np.uint8 and arrays[k].ndim >= 3]
     if len(candidates) != 1:
-        found = ", ".join(candidates or arrays.files)
+        found = listed(candidates or arrays.files, 120)
         raise UserError(f"{path} must hold one uint8 image array; found {found}: say which as {path}:NAME")
     return candidates[0]
 
@@ -221,7 +221,7 @@ def _parquet(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
     column = key or next((c for c in IMAGE_COLUMNS if c in names), None)
     if column not in names:
         raise UserError(
-            f"{path} must have an image column ({', '.join(IMAGE_COLUMNS)}); it has {', '.join(names)}: say which as {path}:NAME"
+            f"{path} must have an image column ({', '.join(IMAGE_COLUMNS)}); it has {listed(names, 120)}: say which as {path}:NAME"
         )
     starts = np.cumsum([0] + [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
     if starts[-1] == 0:
@@ -291,7 +291,7 @@ def _hugging_face(locator: str, decoding: Decoding) -> ImageSource:
         raise UserError(f"'{locator}' cannot be loaded: {str(error).splitlines()[0]}") from None
     column = next((c for c, kind in table.features.items() if isinstance(kind, datasets.Image)), None)
     if column is None:
-        raise UserError(f"'{locator}' must have an image column; it has {', '.join(table.features)}")
+        raise UserError(f"'{locator}' must have an image column; it has {listed(table.features)}")
     table = table.cast_column(column, datasets.Image(decode=False))
 
     def look(i: int) -> Decoded:

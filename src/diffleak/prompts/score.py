@@ -41,7 +41,7 @@ from diffleak.diffusion.environment import environment
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import sample
 from diffleak.diffusion.target import Target, auto_batch_size, by_device, side_by_side
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.prompts.config import Lists, PromptsConfig, one_list, read_lists, two_lists
 from diffleak.records.audit import Result
 from diffleak.records.prompts import DIRECTIONS, FILE, PAGE, TABLE, PromptScore, PromptsCosts, PromptsPlan, PromptsRecord, to_csv
@@ -221,7 +221,9 @@ def _score_batch(asking: Asking, batch: Sequence[tuple[str, int]], on_call: Call
     scores = torch.stack([errors.min(dim=0).values.cpu(), torch.stack(norms).mean(dim=0).cpu()], dim=1).numpy()
     broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(broken):
-        raise UserError(f"the scores must be finite numbers; the prompt {batch[broken[0]][0]!r} has NaN or infinity: use --dtype float32")
+        raise UserError(
+            f"the scores must be finite numbers; the prompt '{shown(batch[broken[0]][0])}' has NaN or infinity: use --dtype float32"
+        )
     return scores
 
 
