@@ -298,7 +298,7 @@ def test_a_captions_file_of_another_kind_or_none_at_all_is_refused(tmp_path, sid
         read_captions(tmp_path / "a.txt")
     for choice in ("swaped", "", str(tmp_path)):
         with pytest.raises(
-            UserError, match=r"captions must be own, empty, fixed:TEXT, swapped or a file; got '.*', and there is no such file"
+            UserError, match=r"captions must be own, empty, fixed:TEXT, swapped or a file; got '.*', and found (nothing|a folder) there"
         ):
             choose_captions(cohort_of(*sides), choice, 0)
 

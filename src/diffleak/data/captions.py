@@ -11,7 +11,7 @@ from diffleak.data.metadata import needed
 from diffleak.data.names import Names, by_id
 from diffleak.data.sources import Texts, not_blank, texts_of
 from diffleak.errors import UserError, listed, shown
-from diffleak.work.reading import load_json, load_lines, load_table
+from diffleak.work.reading import found_at, load_json, load_lines, load_table
 
 FIXED = "fixed:"
 IDS = ("file_name", "id")
@@ -47,8 +47,8 @@ def choose_captions(cohort: Cohort, choice: str, seed: int) -> Captions:
     if choice == "empty" or choice.startswith(FIXED):
         text = "" if choice == "empty" else choice.removeprefix(FIXED)
         return Captions((text,) * len(cohort), sum(map(bool, cohort.captions() or ())), choice)
-    if not Path(choice).is_file():
-        raise UserError(f"captions must be own, empty, fixed:TEXT, swapped or a file; got '{shown(choice)}', and there is no such file")
+    if (found := found_at(Path(choice))) != "a file":
+        raise UserError(f"captions must be own, empty, fixed:TEXT, swapped or a file; got '{shown(choice)}', and found {found} there")
     texts, names = _listed(cohort, Path(choice))
     return Captions(texts, len(cohort), choice, (names,))
 

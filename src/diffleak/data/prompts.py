@@ -8,7 +8,7 @@ from diffleak.data.captions import IDS, read_captions
 from diffleak.data.names import spelling
 from diffleak.data.sources import not_blank
 from diffleak.errors import UserError, unknown
-from diffleak.work.reading import load_lines, load_table, load_text
+from diffleak.work.reading import found_at, load_lines, load_table, load_text
 
 COLUMN = "text"
 
@@ -20,8 +20,8 @@ def read_prompts(path: Path) -> list[str]:
     own caption. What is blank is no prompt. Raises `UserError` for a file that cannot be read or holds none.
     """
     readers: dict[str, Callable[[Path], list[str]]] = {".csv": _csv, ".jsonl": _jsonl, ".json": _json}
-    if not path.is_file():
-        raise UserError(f"FILE must be a text file with a prompt on each line, .csv, .jsonl or .json; found nothing at {path}")
+    if (found := found_at(path)) != "a file":
+        raise UserError(f"FILE must be a text file with a prompt on each line, .csv, .jsonl or .json; found {found} at {path}")
     try:
         prompts = readers.get(path.suffix.lower(), _lines)(path)
     except ValueError as error:  # also `Unreadable`

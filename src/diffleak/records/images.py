@@ -75,7 +75,7 @@ class LeftOut:
     """Files of a folder that were not read."""
 
     unopened: int = 0
-    """Number of files that look like images and that Pillow does not open."""
+    """Number of files that look like images and are not opened: Pillow does not, or they are no files."""
     first_unopened: str | None = None
     """Name of the first of them; null where there is none, and where files must not be named."""
     hidden: int = 0
@@ -131,7 +131,7 @@ class Tally:
     full: int | None = None
     """Largest value that the file of that image allows; null where it does not say it, and without such images."""
     unopened: int = 0
-    """Number of files that look like images and that Pillow does not open."""
+    """Number of files that look like images and are not opened: Pillow does not, or they are no files."""
     first_unopened: str | None = None
     """Name of the first of them; null where there is none, and in an anonymous run."""
     hidden: int = 0

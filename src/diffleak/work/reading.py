@@ -110,10 +110,27 @@ def load_parquet(path: Path, columns: Sequence[str] | None = None) -> "pa.Table"
         return file.read(columns=columns)
 
 
+def load_column(path: Path, name: str) -> list[Any]:
+    """The values of one column of a Parquet file, as Python's own."""
+    table = load_parquet(path, [name])
+    with parsing():
+        return table.column(0).to_pylist()  # type: ignore[no-any-return]
+
+
 def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     """The array in a .npy file, of plain numbers: nothing in it is unpickled."""
     with opened(path, None) as file, parsing():
         return np.load(path if mmap_mode else file, mmap_mode, allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def found_at(path: Path) -> str:
+    """What there is at a path, in words: "a file", "a folder", "a pipe", "nothing" ..."""
+    try:
+        return KINDS.get(stat.S_IFMT(path.stat().st_mode), "a file")
+    except PermissionError:
+        return "nothing that may be read"
+    except (OSError, ValueError):
+        return "nothing"
 
 
 @contextmanager
