@@ -5,6 +5,7 @@ what `--help` says (`diffleak.options`).
 """
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,10 @@ def read_yaml(path: Path | None) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values; got {type(content).__name__}")
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
+    names = [str(key).replace("-", "_") for key in content]
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise UserError(f"{path} must give each setting once; {shown(twice[0])} is there twice")
+    return dict(zip(names, content.values(), strict=True))
 
 
 def build(kind: type[C], *layers: dict[str, Any]) -> C:

@@ -92,7 +92,13 @@ def load_yaml(path: Path) -> Any:
     """What a YAML file of settings holds, without aliases, which can stand for any size, and with each key once."""
     text = load_text(path, LARGEST_SETTINGS)
     with parsing():
-        return yaml.load(text, Loader=_Loader)
+        try:
+            return yaml.load(text, Loader=_Loader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            problem = str(error.problem)
+            said = f"{error.context} {problem}" if problem.startswith("but ") else problem
+            raise Unreadable(f"line {mark.line + 1 if mark else 1}: {said}") from None
 
 
 @contextmanager
@@ -177,6 +183,8 @@ class _Loader(yaml.SafeLoader):
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         if twice := [key for key, times in keys.items() if times > 1]:
             raise Unreadable(f"the key {twice[0][:40]!r} is there twice")
+        if "<<" in keys:
+            raise Unreadable("the merge key << is not read; write its keys out")
         return super().construct_mapping(node, deep)
 
 
