@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from diffleak.errors import UserError, shown, unknown
+from diffleak.errors import UserError, refuse_other_bytes, shown, unknown
 from diffleak.work.reading import Unreadable, load_yaml
 
 Device = Annotated[str | None, Field(description="cpu, cuda, cuda:1, mps; default the first accelerator.")]
@@ -109,6 +109,10 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
     for key in merged:
         if key not in kind.model_fields:
             raise unknown("config key", key, kind.model_fields)
+    for value in merged.values():
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(each, str | Path):
+                refuse_other_bytes(str(each))
     try:
         return kind(**merged)
     except ValidationError as error:

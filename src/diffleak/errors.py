@@ -69,6 +69,21 @@ def shown(value: object, limit: int = SHOWN) -> str:
     return spelled if len(spelled) <= limit else spelled[: limit - 1] + "…"
 
 
+def is_text(text: str) -> bool:
+    """True for what UTF-8 can hold; False where a file name of other bytes, or half a character of JSON, is in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def refuse_other_bytes(path: str) -> None:
+    """Raises `UserError` for a path that is not UTF-8: no record, report or table could name it."""
+    if not is_text(path):
+        raise UserError(f"the path of a file or folder must be UTF-8; {shown(path, 200)} is not: rename it")
+
+
 def first_lines(error: Exception) -> str:
     """Enough of a library's message to act on, on one line."""
     return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])

@@ -25,7 +25,7 @@ from jaxtyping import Int64
 
 from diffleak.data.metadata import malformed, metadata_rows, said_by
 from diffleak.data.names import Names, UnclearName
-from diffleak.errors import UserError, listed, shown
+from diffleak.errors import UserError, is_text, listed, shown
 
 HOLDING = "labels as whole numbers or names"
 FOLDERS = "the names of the folders"
@@ -171,7 +171,7 @@ def array_labels(where: str, arrays: Mapping[str, np.ndarray | None], count: int
 
 def label_value(value: object) -> Value:
     """A label as a whole number, a name, or None where there is none; raises `ValueError` for anything else."""
-    if isinstance(value, str):
+    if isinstance(value, str) and is_text(value):
         return value.strip() or None
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63):
         return value

@@ -20,7 +20,7 @@ from diffleak.data.labels import Labels, array_labels, folder_labels, table_labe
 from diffleak.data.listing import list_images, opened_suffixes, path_id
 from diffleak.data.metadata import malformed, metadata_rows, names_in_metadata, paths_below
 from diffleak.data.names import Names
-from diffleak.errors import UserError, listed, pip_install, shown
+from diffleak.errors import UserError, is_text, listed, pip_install, refuse_other_bytes, shown
 from diffleak.records.images import AS_TRAINERS, NOTHING, Decoding, LeftOut
 from diffleak.work.reading import Unreadable, found_at, load_column, opened_parquet, parsing
 
@@ -80,6 +80,7 @@ def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decodin
         return _digits(decoding)
     if text.startswith("hf:"):
         return _hugging_face(text, decoding)
+    refuse_other_bytes(text)
     if not text.strip():
         raise UserError("DATA must be a folder, a .npy, .npz or .parquet file, 'digits' or 'hf:NAME'; got an empty text")
     path, key = Path(text), None
@@ -148,7 +149,7 @@ def texts_of(value: Any) -> Texts:
     """One text, a list of them, or None, as the distinct texts in their order; raises `ValueError` for anything else."""
     texts = [] if value is None else [value] if isinstance(value, str) else value
     texts = [text for text in texts if text is not None] if isinstance(texts, list | tuple) else [texts]
-    if not all(isinstance(text, str) for text in texts):
+    if not all(isinstance(text, str) and is_text(text) for text in texts):
         raise ValueError(f"got the text {shown(json.dumps(value, default=str))}")
     return tuple(dict.fromkeys(texts))
 
