@@ -185,6 +185,9 @@ COLUMNS = {
     "f.jsonl": ('{"id": "a.png", "text": "x"}\n{"id": "b.png", "txt": "y"}', "row 2 has id, txt, and no text; is 'txt' meant for text?"),
     "g.jsonl": ("[1, 2]", "row 1 is [1, 2]"),
     "h.json": ('[{"id": "a.png"}]', "it holds a list"),
+    "short.csv": ("text,id\na\n", "row 1 names no image"),
+    "null.jsonl": ('{"id": "a", "text": "x"}\n{"id": null, "text": "x"}', "row 2 names no image"),
+    "twice.json": ('{"a.png": "x", "a.png": "y"}', "the key 'a.png' is there twice"),
     "i.csv": ("x" * 100_000 + ",text\na.png,x\n", f"it has {'x' * 59}…, text, and no file_name or id"),
 }
 

@@ -240,6 +240,9 @@ def test_a_model_that_nobody_can_recognise_and_damaged_files_are_not_resumed(tmp
         ),
         ("b.csv", 'file_name,text\n1,"sun, with rays"\n1,a sun\n2,moon \n3,\n'),
         ("a.csv", 'id,text\n1,"sun, with rays"\n2,moon\n'),
+        ("c.csv", 'id,text\n,"sun, with rays"\n,moon\n'),
+        ("d.csv", 'id,text\n1.png,"sun, with rays"\n./1.png,a sun\n2.png,moon\n'),
+        ("c.json", '{"1.png": "sun, with rays", "./1.png": "a sun", "2.png": "moon"}'),
         ("a.jsonl", '{"text": "sun, with rays"}\n{"text": "moon", "id": 2}\n'),
     ],
 )

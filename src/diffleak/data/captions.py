@@ -82,12 +82,14 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}")
         yield from content.items()
-    elif path.suffix.lower() == ".jsonl":
-        for number, row in enumerate(load_lines(path), 1):
-            yield str(needed(row, *IDS, where=f"row {number}")), needed(row, "text", where=f"row {number}")
     else:
-        for row in load_table(path):
-            yield needed(row, *IDS), needed(row, "text")
+        lines = path.suffix.lower() == ".jsonl"
+        for number, row in enumerate(load_lines(path) if lines else load_table(path), 1):
+            where = f"row {number:,}" if lines else "it"  # the rows of a table have the same columns
+            image_id, text = needed(row, *IDS, where=where), needed(row, "text", where=where)
+            if image_id in (None, ""):
+                raise ValueError(f"row {number:,} names no image")
+            yield str(image_id), text
 
 
 def _own(cohort: Cohort) -> tuple[str, ...]:

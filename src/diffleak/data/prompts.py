@@ -59,7 +59,7 @@ def _first_texts(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
             raise unknown(f"layout of {path}: the prompts must be in a column", COLUMN, map(str, row))
         texts = not_blank(row[COLUMN])
         if texts:
-            found.append((next((str(row[key]) for key in IDS if key in row), number), texts[0].strip()))
+            found.append((next((str(row[key]) for key in IDS if row.get(key) not in (None, "")), number), texts[0].strip()))
     return _first_of_each(found)
 
 

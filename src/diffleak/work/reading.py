@@ -49,10 +49,10 @@ def load_text(path: Path, limit: int = LARGEST) -> str:
 
 
 def load_json(path: Path) -> Any:
-    """What a JSON file holds."""
+    """What a JSON file holds, with each key once."""
     text = load_text(path)
     with parsing():
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_with_each_key_once)
 
 
 def load_lines(path: Path) -> list[Any]:
@@ -62,7 +62,16 @@ def load_lines(path: Path) -> list[Any]:
     for number, line in enumerate(load_text(path).split("\n"), 1):
         if line.strip():
             with parsing(f"line {number}: "):
-                found.append(json.loads(line))
+                found.append(json.loads(line, object_pairs_hook=_with_each_key_once))
+    return found
+
+
+def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which parsers would keep the last of two values in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise Unreadable(f"the key {twice[:40]!r} is there twice")
     return found
 
 
