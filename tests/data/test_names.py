@@ -208,3 +208,6 @@ def test_metadata_without_the_column_says_which_columns_it_has(tmp_path):
     (tmp_path / "x" / "metadata.csv").write_text("file_name,prompt\na.png,x\n")
     said = refusal(lambda: choose_captions(two_sources(source, open_source(np.zeros((1, 4, 4), np.uint8))), "own", 0))
     assert f"the data has none ({tmp_path / 'x' / 'metadata.csv'} has file_name, prompt): add a `text`" in said
+    images = two_sources(source, open_source(np.zeros((1, 4, 4), np.uint8)))
+    said = refusal(lambda: scan(images, None, False, False, classes=3))
+    assert f"the data has none ({tmp_path / 'x' / 'metadata.csv'} has file_name, prompt): use a folder per class" in said

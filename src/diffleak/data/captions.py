@@ -10,7 +10,7 @@ from diffleak.data.draw import keyed_order
 from diffleak.data.metadata import needed
 from diffleak.data.names import Names, by_id
 from diffleak.data.sources import Texts, not_blank, texts_of
-from diffleak.errors import UserError, listed, shown
+from diffleak.errors import UserError, shown
 from diffleak.work.reading import found_at, load_json, load_lines, load_table
 
 FIXED = "fixed:"
@@ -96,9 +96,9 @@ def _own(cohort: Cohort) -> tuple[str, ...]:
     captions = cohort.captions()
     hint = "give them with --captions FILE, or choose --captions empty or fixed:TEXT"
     if captions is None:
-        there = next((f" ({names.file} has {listed(names.columns, 120)})" for names in _names(cohort) if names.columns), "")
         raise UserError(
-            f"the model takes a caption with every image, and the data has none{there}: add a `text` to metadata.jsonl or a column, {hint}"
+            f"the model takes a caption with every image, and the data has none{cohort.columns()}: add a `text` to metadata.jsonl or a "
+            f"column, {hint}"
         )
     missing = [row for row, texts in enumerate(captions) if not texts]
     if missing:

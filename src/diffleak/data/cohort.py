@@ -19,7 +19,7 @@ from diffleak.data.labels import UNNAMED, ClassNames, Labels, Numbered, Side, nu
 from diffleak.data.names import Names, UnclearName
 from diffleak.data.sources import ImageSource, Texts, open_source
 from diffleak.data.split import read_split
-from diffleak.errors import UserError
+from diffleak.errors import UserError, listed
 from diffleak.records.images import Alpha, Decoding, Exif, LeftOut
 
 IN_MEMORY = "array"  # the name of images that no command line can name
@@ -161,6 +161,10 @@ class Cohort:
             sides = (members, members if self.sources[0] is self.sources[1] else self.sources[1].names())
         first, second = (names.unnamed() if names and self.anonymous else names for names in sides)
         return first, second
+
+    def columns(self) -> str:
+        """In brackets, for the message that a column is missing: which columns the data has; nothing where it has none."""
+        return next((f" ({names.file} has {listed(names.columns, 120)})" for names in self.names_in_files() if names and names.columns), "")
 
     def captions(self) -> tuple[Texts, ...] | None:
         """The texts of every image, its own caption first and none where it has none; None where neither source has any."""

@@ -116,8 +116,8 @@ def _labels(cohort: Cohort, classes: int, names: ClassNames) -> Numbered:
     labels = cohort.labels(classes, names)
     if labels is None:
         raise UserError(
-            f"the model is conditioned on one of {classes} classes, so every image needs a label; the data has none: use a folder per "
-            "class, a `label` in metadata.jsonl or a column, or an array of labels in the .npz"
+            f"the model is conditioned on one of {classes} classes, so every image needs a label; the data has none{cohort.columns()}: use "
+            "a folder per class, a `label` in metadata.jsonl or a column, or an array of labels in the .npz"
         )
     return labels
 
