@@ -1,17 +1,21 @@
 """What lies in a model's folder: where its parts are, how one is read safely, and a hash of them all."""
 
+import inspect
+import json
 import logging
+import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 
-from diffleak.errors import UserError, first_lines
+from diffleak.errors import UserError, cut, first_lines
 from diffleak.work.files import hash_files
 from diffleak.work.reading import load_json
 
@@ -24,10 +28,13 @@ SECOND = "_2"  # what the folder of a second network is called after the first
 TEXT_PARTS = tuple(name + number for name in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))
 PARTS = (*NETWORKS, *(name + SECOND for name in NETWORKS), *AUTOENCODER_FOLDERS, "scheduler", *TEXT_PARTS)
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")  # vocabularies
+LAYERS = r"layers|^num_\w*blocks$"  # in the keys of a config that say how deep a network is
 DUAL = "dual.json"
 INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 LONGEST = 400  # characters of a warning
+LARGEST = 1e30  # number in a config that is taken for one
+LONGEST_PATH = 200  # characters of a name in the message that nothing is there
 LIBRARIES = ("diffusers", "transformers", "peft", "accelerate", "safetensors")  # whose loggers `heard` listens to
 CHATTER = (  # beginnings of warnings that are not about weights, each with the reason why it is left out
     r"Pipelines loaded with `dtype=\S+` cannot run with `\w+` device",  # of speed; an operation that is missing raises
@@ -36,29 +43,52 @@ CHATTER = (  # beginnings of warnings that are not about weights, each with the 
     r"\w+ LOAD REPORT from",  # `output_loading_info` says the same, and every caller reads it
     r"The config attributes .* were passed to \w+Scheduler, but are not expected",  # the schedule is read and checked by `loading`
 )
+KEYS: dict[str, tuple[type, ...]] = {  # what is read from JSON files of models and adapters, and the kinds of value that it may have
+    **dict.fromkeys(("_class_name", "model_type", "prediction_type", "peft_type"), (str,)),
+    **dict.fromkeys(("norm_type", "class_embed_type", "variance_type"), (str, NoneType)),
+    **dict.fromkeys(("in_channels", "latent_channels", "seed", "max_position_embeddings"), (int,)),
+    **dict.fromkeys(("out_channels", "num_class_embeds", "num_embeds_ada_norm", "num_train_timesteps", "resample"), (int, NoneType)),
+    **dict.fromkeys(("lookup_from_codebook", "do_center_crop", "use_rslora", "use_dora"), (bool, NoneType)),
+    **dict.fromkeys(("force_zeros_for_empty_prompt", "requires_safety_checker"), (bool,)),
+    **dict.fromkeys(("lora_alpha", "shift_factor"), (int, float, NoneType)),
+    **dict.fromkeys(("alpha_pattern", "rank_pattern"), (dict, NoneType)),
+    **dict.fromkeys(("image_mean", "image_std"), (list, NoneType)),
+    **dict.fromkeys(("size", "crop_size"), (int, dict, NoneType)),
+    "sample_size": (int, list, NoneType),
+    "init_lora_weights": (bool, str, NoneType),
+}
+SPELLED = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    NoneType: "null",
+}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 def located(model: str | Path) -> Path:
     path = Path(model)
-    if path.is_dir():
+    if os.path.isdir(path):  # which is false, and no error, for a name that no path can have
         return path
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix in PICKLES:
             raise UserError(pickle_message(path))
         raise UserError(f"MODEL must be a diffusers folder or a hub id; {path} is a file")
     if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
-        raise UserError(f"MODEL must be a diffusers folder or a hub id (owner/name); found nothing at {model}")
+        raise UserError(f"MODEL must be a diffusers folder or a hub id (owner/name); found nothing at {cut(str(model), LONGEST_PATH)}")
     parts = [f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors", "txt", "model")]
     return downloaded(str(model), ["*.json", *parts])
 
 
 def folder_of(model: str | Path, what: str, patterns: list[str]) -> Path:
     """The folder of another kind of model, "the encoder" for example, fetched where it is a hub id."""
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         return Path(model)
     if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
-        raise UserError(f"{what} must be a folder or a hub id (owner/name); found nothing at {model}")
+        raise UserError(f"{what} must be a folder or a hub id (owner/name); found nothing at {cut(str(model), LONGEST_PATH)}")
     return downloaded(str(model), patterns, what)
 
 
@@ -98,18 +128,57 @@ def pickle_message(path: Path) -> str:
     )
 
 
-def refuse_pickles(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
+def check_weights(folder: Path) -> None:
+    """Raises `UserError` for a folder without safetensors, above all for one with pickles instead, and for safetensors that are damaged.
+
+    Also for a config.json of more layers than there are weights, which a library would make without end before it sees that.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    weights = sum(map(count_weights, files))
+    if files:
+        return _refuse_depth(folder / "config.json", weights)
     pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
     if pickles:
         raise UserError(pickle_message(pickles[0]))
     raise UserError(f"{folder} must hold the weights as .safetensors; found none")
 
 
+def _refuse_depth(path: Path, weights: int) -> None:
+    parts = [read_json(path, f"{path.parent} must say what network its weights are of")]
+    while parts:
+        for key, value in parts.pop().items():
+            numbers = value if isinstance(value, list) else [value]
+            if re.search(LAYERS, key) and any(type(number) is int and number > weights for number in numbers):
+                raise UserError(f"{key} of {path} must fit its weights, which are {weights} tensors; got {cut(json.dumps(value))}")
+            parts += [value] if isinstance(value, dict) else []
+
+
+def count_weights(file: Path) -> int:
+    """How many tensors a safetensors file holds; raises `UserError` for a file that is none, or a piece of one, by its header alone."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            return len(opened.keys())
+    except Exception as error:  # safetensors has an exception of its own; the system's are OSError
+        reason = first_lines(error) or type(error).__name__
+        raise UserError(f"{file} must be a whole safetensors file ({reason}); it is damaged: copy or fetch it again") from None
+
+
 def read_json(path: Path, must: str) -> dict[str, Any]:
+    """The object in a JSON file of a model or adapter; raises `UserError` for anything else, and for keys that KEYS knows otherwise.
+
+    must: the beginning of the message where there is no such file.
+    """
     if not path.is_file():
         raise UserError(f"{must}; {path.parent.name}/{path.name} is missing")
+    content = load_object(path)
+    check_keys(content, str(path))
+    return content
+
+
+def load_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, whatever its keys are; raises `UserError` for anything else."""
     try:
         content = load_json(path)
     except (OSError, ValueError) as error:
@@ -119,9 +188,49 @@ def read_json(path: Path, must: str) -> dict[str, Any]:
     return content
 
 
+def check_keys(content: Mapping[str, Any], where: str) -> None:
+    """Raises `UserError` for a key whose value is none of the kinds that KEYS says; a key may be one "unet.lora_alpha" of a network."""
+    for key, value in content.items():
+        kinds = KEYS.get(key.rpartition(".")[2])
+        if kinds and type(value) not in kinds:
+            must = " or ".join(SPELLED[kind] for kind in kinds if kind is not int or float not in kinds)
+            raise UserError(f"{key} of {where} must be {must}; got {cut(json.dumps(value))}: set it right, or fetch the file again")
+
+
+def check_settings(kind: Any, config: Mapping[str, Any], path: Path) -> None:
+    """Raises `UserError` for a setting that is of another kind than its default in a class of diffusers; null is what is not given."""
+    for key, parameter in inspect.signature(kind.__init__).parameters.items():
+        value, usual = config.get(key), parameter.default
+        if value is not None and key not in KEYS and not _of_kind(value, usual, str(parameter.annotation)):
+            found = cut(json.dumps(value))
+            raise UserError(f"{key} of {path} must be of the kind of {usual!r}; got {found}: set it right, or fetch the file again")
+
+
+def _of_kind(value: Any, usual: Any, annotation: str) -> bool:
+    if isinstance(usual, tuple | list):
+        return isinstance(value, list)
+    if isinstance(value, list) and isinstance(usual, bool | int | float):  # of one for every block, where the class says so
+        several = any(mark in annotation for mark in ("uple", "ist", "equence"))
+        return several and all(_of_kind(inner, usual, annotation) for inner in value)
+    if isinstance(usual, bool):
+        return value in (0, 1)
+    if isinstance(usual, int | float):
+        return type(value) in (int, float) and not abs(value) >= LARGEST
+    return isinstance(value, str) or not isinstance(usual, str)
+
+
+def are_numbers(values: object, count: int, positive: bool = False) -> bool:
+    """Whether a value in a JSON file is a list of so many numbers, none of them NaN, infinite or as large."""
+    if not isinstance(values, list) or len(values) != count or not all(type(value) in (int, float) for value in values):
+        return False
+    return all((0 if positive else -LARGEST) < value < LARGEST for value in values)
+
+
 def pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    kind = getattr(diffusers_library(), name)
+    check_settings(kind, read_json(folder / "config.json", ""), folder / "config.json")
     try:
-        network, info = getattr(diffusers_library(), name).from_pretrained(
+        network, info = kind.from_pretrained(
             folder,
             torch_dtype=dtype,
             use_safetensors=True,
