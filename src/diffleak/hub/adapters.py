@@ -21,8 +21,9 @@ from torch import Tensor
 
 from diffleak.errors import UserError, cut, first_lines, pip_install
 from diffleak.hub import effect
+from diffleak.hub.configs import read_json
 from diffleak.hub.effect import PEFT_PREFIX, TEXT_ENCODERS
-from diffleak.hub.folders import LONGEST_PATH, PICKLES, downloaded, pickle_message, read_json
+from diffleak.hub.folders import LONGEST_PATH, PICKLES, downloaded, pickle_message
 from diffleak.work.files import hash_files
 from diffleak.work.reading import load_json
 

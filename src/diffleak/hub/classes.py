@@ -15,7 +15,8 @@ from typing import Any
 from diffleak.data.labels import UNNAMED, ClassNames
 from diffleak.data.split import FILE, Split, find_split
 from diffleak.errors import UserError
-from diffleak.hub.folders import DUAL, INDEX, read_json
+from diffleak.hub.configs import read_json
+from diffleak.hub.folders import DUAL, INDEX
 
 TRAINED = "train.json"
 KEY = "classes"

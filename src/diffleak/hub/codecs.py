@@ -8,7 +8,8 @@ import torch
 from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.errors import UserError, cut, first_lines
-from diffleak.hub.folders import DTYPES, are_numbers, autoencoder_folder, check_weights, heard, pretrained, read_json
+from diffleak.hub.configs import are_numbers, read_json
+from diffleak.hub.folders import DTYPES, autoencoder_folder, check_weights, heard, pretrained
 from diffleak.work.files import hash_files
 from diffleak.work.memory import out_of_memory
 from diffleak.work.progress import say

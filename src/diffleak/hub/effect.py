@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from diffleak.errors import UserError, cut
-from diffleak.hub.folders import check_keys
+from diffleak.hub.configs import check_keys
 
 TOLERANCE = 1e-5  # of the largest change in a layer
 KEPT = 0.01  # how far rounding may change a layer's strength without a word

@@ -32,7 +32,8 @@ from diffleak.data.pixels import ImageShape, to_model
 from diffleak.diffusion.finite import broken_weight
 from diffleak.errors import UserError, cut, pip_install, unknown
 from diffleak.hub import folder_of, heard
-from diffleak.hub.folders import LONGEST_PATH, are_numbers, check_weights, read_json
+from diffleak.hub.configs import are_numbers, read_json
+from diffleak.hub.folders import LONGEST_PATH, check_weights
 from diffleak.work.files import hash_files
 
 KINDS = ("inception", "dinov2", "clip", "deit", "sscd", "torchscript", "pixels")

@@ -28,6 +28,7 @@ from diffleak.hub.adapters import FILES as ADAPTERS
 from diffleak.hub.adapters import adapter_file, adapter_fingerprint, apply, refuse_other_base
 from diffleak.hub.classes import KEY, class_names
 from diffleak.hub.codecs import codec_fingerprint, image_shape, read_codec, scaling
+from diffleak.hub.configs import check_settings, read_json
 from diffleak.hub.folders import (
     DTYPES,
     DUAL,
@@ -36,14 +37,12 @@ from diffleak.hub.folders import (
     PARTS,
     SECOND,
     autoencoder_folder,
-    check_settings,
     check_weights,
     diffusers_library,
     fingerprint,
     heard,
     located,
     pretrained,
-    read_json,
     text_fingerprint,
 )
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of, write_index

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from diffleak.diffusion.conditions import Prompts
 from diffleak.errors import UserError, cut, first_lines, pip_install
-from diffleak.hub.folders import INDEX, TEXT_PARTS, check_weights, diffusers_library, load_object, read_json, transformers_library
+from diffleak.hub.configs import load_object, read_json
+from diffleak.hub.folders import INDEX, TEXT_PARTS, check_weights, diffusers_library, transformers_library
 from diffleak.work.files import write_text
 from diffleak.work.memory import out_of_memory
 

@@ -26,8 +26,9 @@ from diffleak.data.split import read_split
 from diffleak.diffusion.finite import advice
 from diffleak.errors import UserError, pip_install
 from diffleak.hub import checked_device, folder_of, heard
+from diffleak.hub.configs import read_json
 from diffleak.hub.encoders import channel_statistics
-from diffleak.hub.folders import check_weights, read_json
+from diffleak.hub.folders import check_weights
 from diffleak.records.images import AS_TRAINERS, Decoding, Tally
 from diffleak.training.config import CaptionConfig
 from diffleak.work.files import hash_files, write_text
