@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from diffleak.errors import UserError, first_lines, shown
+from diffleak.hub.configs import check_settings, read_json
 from diffleak.work.files import hash_files
 from diffleak.work.reading import Unreadable, parsing
 
