@@ -21,6 +21,7 @@ from diffleak.diffusion.sampling import sample
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.generation import CHUNK, generate, plan_drawing
+from diffleak.work.files import seal
 
 SCHEDULE = linear_schedule()
 SHAPE = ImageShape(1, 4, 4)
@@ -151,23 +152,35 @@ def test_a_model_of_any_size_must_be_told_the_size() -> None:
 
 def test_numbers_that_are_not_finite_are_refused_with_the_image() -> None:
     broken = Denoiser.from_function(lambda x, t: x * float("nan"), SCHEDULE.alphas_cumprod)
-    with pytest.raises(UserError, match="the model must draw finite numbers; image 0 of seed 0 has NaN or infinity"):
+    with pytest.raises(
+        UserError, match="the model must draw finite numbers; image 0 of seed 0 has NaN or infinity: check what it computes"
+    ):
         generate(analytic(broken), 2, steps=2)
 
 
+def test_an_autoencoder_that_decodes_to_nan_is_named_and_not_the_model(latent_folder: Callable[..., Path]) -> None:
+    target = hub.load(latent_folder(), device="cpu")
+    target.codec.network.decoder.conv_out.bias.fill_(torch.nan)
+    said = (
+        "the autoencoder must decode to finite numbers; image 0 of seed 0 has NaN or infinity: decoder.conv_out.bias of the AutoencoderKL"
+    )
+    with pytest.raises(UserError, match=said):
+        generate(target, 2, steps=2)
+
+
 def test_a_folder_belongs_to_one_plan(tmp_path: Path) -> None:
-    generate(analytic(), 3, steps=2, folder=tmp_path)
+    whole = generate(analytic(), 3, steps=2, folder=tmp_path)
     with pytest.raises(UserError, match="holds images drawn with steps 2, now it is 3; choose another folder"):
         generate(analytic(), 3, steps=3, folder=tmp_path)
     with pytest.raises(UserError, match="and nothing says that they are of this model"):
         generate(Target(Gaussian(0.2, 0.3, SCHEDULE), SHAPE), 3, steps=2, folder=tmp_path)
     chunk = tmp_path / "generated" / "images-00000.npy"
     np.save(chunk, np.zeros((2, 4, 4, 1), dtype=np.uint8))
+    seal(chunk)
     with pytest.raises(UserError, match=r"must hold 3 images; its array is .*: delete it and run the same command again"):
         generate(analytic(), 3, steps=2, folder=tmp_path)
     chunk.write_bytes(b"")
-    with pytest.raises(UserError, match="is damaged; delete it and run the same command again"):
-        generate(analytic(), 3, steps=2, folder=tmp_path)
+    assert np.array_equal(generate(analytic(), 3, steps=2, folder=tmp_path), whole), "what was damaged is drawn again"
     (tmp_path / "generated" / "plan.json").write_text("{")
     with pytest.raises(UserError, match="to begin again"):
         generate(analytic(), 3, steps=2, folder=tmp_path)
