@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from diffleak.errors import UserError, refuse_other_bytes, shown, unknown
 from diffleak.work.reading import Unreadable, load_yaml
 
+NO_SETTINGS = ("json", "config")  # flags that no config file holds: how a call prints, and which file that is
+
 Device = Annotated[str | None, Field(description="cpu, cuda, cuda:1, mps; default the first accelerator.")]
 
 
@@ -108,7 +110,7 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
         merged.update({key: value for key, value in layer.items() if value is not None})
     for key in merged:
         if key not in kind.model_fields:
-            raise unknown("config key", key, kind.model_fields)
+            raise _unknown_key(kind, key)
     for value in merged.values():
         for each in value if isinstance(value, list | tuple) else (value,):
             if isinstance(each, str | Path):
@@ -123,6 +125,17 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
         got = "" if isinstance(first["input"], dict) else f"; got {shown(repr(first['input']))}"
         where = f"{key}: " if key else ""
         raise UserError(f"{where}{first['msg'].removeprefix('Value error, ')}{got}") from None
+
+
+def _unknown_key(kind: type[Config], key: str) -> UserError:
+    if key in NO_SETTINGS:
+        return UserError(f"{key} is no setting, since it decides nothing of a result; give {flag(key)} on the command line")
+    on = next((name for name in kind.model_fields if second_name(kind, name) == flag(key)), None)
+    return (
+        UserError(f"{flag(key)} switches a setting off, whose key is {on}: write {on}: false")
+        if on
+        else unknown("config key", key, kind.model_fields)
+    )
 
 
 def flag(key: str) -> str:

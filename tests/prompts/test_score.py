@@ -339,7 +339,7 @@ def test_models_and_settings_that_cannot_be_asked_are_refused(folder: Path, mode
         Denoiser.from_function(lambda x, t, cond: x / 0, linear_schedule().alphas_cumprod), ImageShape(1, 4, 4), text=Strengths()
     )
     with pytest.raises(
-        UserError, match=r"the scores must be finite numbers; the prompt 'plain \d+' has NaN or infinity: use --dtype float32"
+        UserError, match=r"the scores must be finite numbers; the prompt 'plain \d+' has NaN or infinity: check what it computes"
     ):
         find_memorised(broken, prompts=PLAIN, **QUICK)
 

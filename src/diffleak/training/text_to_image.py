@@ -23,6 +23,7 @@ from diffleak import hub
 from diffleak.data.pixels import ImageShape
 from diffleak.data.sources import Texts, open_source
 from diffleak.diffusion.codec import Autoencoder
+from diffleak.diffusion.conditions import one_at_a_time
 from diffleak.diffusion.denoiser import NetworkDenoiser
 from diffleak.diffusion.dual import refuse_incompatible
 from diffleak.diffusion.target import Target
@@ -177,6 +178,7 @@ def embed_all(target: Target, captions: tuple[Texts, ...]) -> tuple[Int[np.ndarr
     """The embeddings of every distinct text, the empty one last, and the places of each image's texts among them."""
     distinct = sorted({text for texts in captions for text in texts} - {""})
     text: Any = target.text
+    embed = one_at_a_time(text)
     rows, cut = [], text.truncated(distinct)
     if cut:
         say(
@@ -185,7 +187,7 @@ def embed_all(target: Target, captions: tuple[Texts, ...]) -> tuple[Int[np.ndarr
         )
     with progress("embedding captions", len(distinct) + 1, "captions") as advance:
         for caption in [*distinct, ""]:
-            rows.append({name: value.cpu() for name, value in text([caption]).tensors.items()})
+            rows.append({name: value.cpu() for name, value in embed([caption]).tensors.items()})
             advance(1)
     embeddings = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     place = {caption: i for i, caption in enumerate([*distinct, ""])}
