@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -28,6 +29,7 @@ from diffleak.work.memory import out_of_memory
 CACHE_BYTES = 2**30  # of text embeddings
 TOGETHER = 16  # texts in one forward of the encoders, at most
 NOT_LOADED = ("vae", "safety_checker", "feature_extractor", "image_encoder")
+CLEANERS = {"bs4": "beautifulsoup4", "ftfy": "ftfy"}  # without which diffusers leaves captions as they are, and does not say so aloud
 NOTHING = [None, None]  # how a folder's index says that it has no such part
 NO_LIMIT = int(1e30)  # what transformers takes for the longest text of a tokenizer that says none
 MOST_TOKENS = 10**6  # of a vocabulary whose text encoder does not say how many it knows
@@ -233,13 +235,17 @@ def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtyp
     lacking = [part for part in PIPELINES[name].needs if index.get(part, NOTHING) == NOTHING]
     if lacking:
         raise UserError(f"a {name} must have a {lacking[0]}; {folder} has none: is its {INDEX} of another model?")
-    absent = dict.fromkeys(key for key in (*NOT_LOADED, *TEXT_PARTS) if key in taken)
+    none = dict.fromkeys(key for key in (*NOT_LOADED, *TEXT_PARTS) if key in taken)
     unused = library.DDPMScheduler(clip_sample=False, steps_offset=1)  # no pipeline is made without one; nothing is drawn by it
-    parts = {**absent, **_text_parts(folder, index, dtype), part: network, "scheduler": unused}
+    parts = {**none, **_text_parts(folder, index, dtype), part: network, "scheduler": unused}
     try:
         pipeline = kind(**{**settings, **parts})
     except Exception as error:  # of parts and settings that do not fit together
         raise UserError(f"the text encoders of {folder} cannot be used in a {name}: {first_lines(error)}") from None
+    absent = [project for module, project in CLEANERS.items() if find_spec(module) is None]
+    if absent and hasattr(pipeline, "_clean_caption"):
+        why = f"a {name} cleans captions with {' and '.join(CLEANERS.values())}, and {absent[0]} is not installed"
+        warnings.warn(f"{why}: they are only put in small letters; pip install {' '.join(absent)}", stacklevel=2)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
