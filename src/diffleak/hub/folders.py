@@ -16,7 +16,7 @@ import torch
 from diffleak.errors import UserError, first_lines, shown
 from diffleak.hub.configs import check_settings, read_json
 from diffleak.work.files import hash_files
-from diffleak.work.reading import Unreadable, parsing
+from diffleak.work.reading import Unreadable, found_at, parsing
 
 NETWORKS = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),
@@ -103,11 +103,20 @@ def pickle_message(path: Path) -> str:
     )
 
 
+def check_files(folder: Path) -> None:
+    """Raises `UserError` for a pipe, a device or a socket in a folder of which libraries open files by their names: they could wait for ever."""
+    odd = next((path for path in sorted(folder.iterdir()) if path.exists() and not (path.is_file() or path.is_dir())), None)
+    if odd:
+        raise UserError(f"{folder} must hold files alone; {odd.name} is {found_at(odd)}: fetch the model again")
+
+
 def check_weights(folder: Path) -> None:
-    """Raises `UserError` for a folder without safetensors, above all for one with pickles instead, and for safetensors that are damaged.
+    """Raises `UserError` for a folder without safetensors, above all for one with pickles instead, for safetensors that are damaged, and for
+    what is no file.
 
     Also for a config.json of more layers than there are weights, which a library would make without end before it sees that.
     """
+    check_files(folder)
     files = sorted(folder.glob("*.safetensors"))
     weights = sum(map(count_weights, files))
     if files:
@@ -160,6 +169,20 @@ def pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     if next(network.parameters()).dtype != dtype:  # SD3 comes as float32 whatever is wanted, without a word
         torch.nn.Module.to(network, dtype)
     return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def from_transformers(kind: Any, folder: Path, **how: Any) -> tuple[Any, dict[str, Any]]:
+    """A network of transformers with what it says of the loading; raises `UserError` for weights of other shapes than config.json says.
+
+    Its own message of those is "look at the above report", and `ImportError` and others pass.
+    """
+    how |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    network, info = kind.from_pretrained(folder, **how)
+    if info["mismatched_keys"]:
+        key, found, expected = min(info["mismatched_keys"])
+        said = f"{key} has shape {tuple(found)}, where {tuple(expected)} is expected"
+        raise UserError(f"{folder}: the weights do not match config.json ({said}); re-export the model")
+    return network, info
 
 
 def autoencoder_folder(folder: Path) -> Path | None:
