@@ -1,4 +1,4 @@
-"""Thousands of inputs: python -m fuzz [--inputs N] [--seed S], or one again: --kind KIND --number I --seed S.
+"""Spoils files, thousands of times, and counts what comes of it; or tries one input again: --kind KIND --number I --seed S.
 
 The inputs run in a process of their own, which says what it begins before it does. Where it dies, the input in flight is a failure, and
 another process goes on behind it. Ends with a table, and with exit code 1 where there are failures.
@@ -15,10 +15,9 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import get_args
 
-from fuzz import data, models, runs
-from fuzz.trial import Example, Kind, Outcome, Result, in_turn, make_example, try_input
+from fuzz import KINDS
+from fuzz.trial import Example, Outcome, Result, in_turn, make_example, try_input
 
-KINDS: tuple[Kind, ...] = (*data.KINDS, *runs.KINDS, *models.KINDS)
 BLOCK = 2500  # inputs of one process, so that what libraries leak is given back
 EVERY = 30.0  # seconds between two lines of progress
 RESULTS = get_args(Result)
@@ -75,9 +74,14 @@ def table(found: list[tuple[int, str, Outcome]]) -> str:
         for name in (kind, "all"):
             tallies[name][outcome.result] += 1
     rows = [["kind", "inputs", *HEADS]]
-    rows += [[name, str(tally.total()), *(str(tally[r]) for r in RESULTS)] for name, tally in sorted(tallies.items(), key=lambda i: i[0] == "all")]
+    rows += [
+        [name, str(tally.total()), *(str(tally[r]) for r in RESULTS)]
+        for name, tally in sorted(tallies.items(), key=lambda i: i[0] == "all")
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows
+    )
 
 
 def failures(found: list[tuple[int, str, Outcome]], seed: int) -> str:
@@ -90,7 +94,7 @@ def failures(found: list[tuple[int, str, Outcome]], seed: int) -> str:
     for (kind, _), ones in ways.items():
         number, _, outcome = ones[0]
         lines += [f"{kind}: {len(ones)} times, first {outcome.what[:200]}: {outcome.why}"]
-        lines += [f"    again: python -m fuzz --kind {kind!r} --number {number} --seed {seed}"]
+        lines += [f"    again: make fuzz KIND={kind!r} NUMBER={number} SEED={seed}"]
     return "\n".join(lines)
 
 

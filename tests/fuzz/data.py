@@ -11,7 +11,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from posixpath import normpath
 from typing import Any
+from unicodedata import normalize
 from unittest.mock import patch
 
 import numpy as np
@@ -19,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from fixtures.pictures import encoded
-from fuzz.trial import Kind, Read, finite
 from PIL import Image
+
+from fuzz.trial import Kind, Read, finite
 
 N = 12
 IDS = [f"class-{i % 3}/{i:02d}.png" for i in range(N)]
@@ -115,7 +118,7 @@ def right_settings(folder: Path, answer: Any) -> None:
         elif isinstance(value, str) and isinstance(got, str):
             assert got == value or Path(got) == Path(value), f"{name} is {got!r:.80} for {value!r:.80}"
         elif isinstance(value, dict):
-            assert got == value
+            assert got == json.loads(json.dumps(value))
 
 
 # which images, and what is said of them
@@ -147,7 +150,8 @@ def split_json(folder: Path) -> Read:
 def right_split(folder: Path, answer: Any) -> None:
     said = json.loads((folder / "split.json").read_text(encoding="utf-8-sig"))
     texts = lambda listed: tuple(map(str, listed))
-    assert [answer[0], answer[1]] == [[texts(said["members"]), texts(said["nonmembers"])], [*map(texts, said["halves"])]]
+    assert [[*map(_spelt, side)] for side in answer[0]] == [[_spelt(str(i)) for i in said[side]] for side in ("members", "nonmembers")]
+    assert answer[1] == [*map(texts, said["halves"])]
     assert answer[2] == list(map(str, said["teachers"])) and set(sum(answer[0], ())) <= set(IDS)
     assert not set(answer[0][0]) & set(answer[0][1])
 
@@ -198,6 +202,11 @@ def _only(folder: Path, pattern: str) -> Path:
     return path
 
 
+def _spelt(name: str) -> str:
+    """A name of an image in the one way of all that mean the same."""
+    return normpath(normalize("NFC", name).replace("\\", "/")).casefold()
+
+
 def _texts(value: Any) -> list[str]:
     return [text for text in (value if isinstance(value, list) else [value]) if text is not None and text.strip()]
 
@@ -225,7 +234,10 @@ def metadata_file(ending: str) -> Any:
 
             cohort = images_alone(open_source(case / "data"))
             labels = cohort.labels(3)
-            return [dict(zip(cohort.ids, part, strict=True)) for part in (cohort.captions() or N * [()], labels.numbers.tolist() if labels else N * [None])]
+            return [
+                dict(zip(cohort.ids, part, strict=True))
+                for part in (cohort.captions() or N * [()], labels.numbers.tolist() if labels else N * [None])
+            ]
 
         return read
 
@@ -238,7 +250,7 @@ def right_metadata(folder: Path, answer: Any) -> None:
         return finite(folder, answer)
     path = _only(folder, "data/metadata.*")
     for image_id in IDS:
-        rows = [row for row in _rows(path) if str(row["file_name"]) == image_id]
+        rows = [row for row in _rows(path) if _spelt(str(row["file_name"])) == image_id]
         texts = dict.fromkeys(text for row in rows for text in _texts([row.get("text"), row.get("caption")]))
         if rows:
             assert [*answer[0][image_id]] == [*texts], f"{image_id} has {texts}"
@@ -291,7 +303,9 @@ def captions_so_far(folder: Path) -> Read:
         from diffleak.training import captioning
 
         source = replace(open_source(case / "data"), name="data")
-        config = build(captioning.CaptionConfig, {"data": "data", "output": case / "captions.jsonl", "n": 2, "batch_size": 3, "device": "cpu"})
+        config = build(
+            captioning.CaptionConfig, {"data": "data", "output": case / "captions.jsonl", "n": 2, "batch_size": 3, "device": "cpu"}
+        )
         told = lambda model, images, ids, own, n, seed: [[f"{i} {k}" for k in range(n)] for i in ids]
         model = captioning.Captioner(None, None, (), (), "f", "cpu")
         with ExitStack() as stack:
@@ -441,8 +455,14 @@ KINDS = (
     Kind("config of train", train_yaml, ("train.yaml",), right_settings, 8),
     Kind("split", split_json, ("split.json",), right_split),
     *(Kind(f"captions {ending}", captions_file(f".{ending}"), ("captions.*",), right_captions) for ending in ("json", "jsonl", "csv")),
-    *(Kind(f"metadata {ending}", metadata_file(f".{ending}"), ("data/metadata.*",), right_metadata) for ending in ("jsonl", "csv", "parquet")),
-    *(Kind(f"prompts {ending}", prompts_file(f".{ending}"), ("prompts.*",), right_prompts, 3) for ending in ("txt", "csv", "jsonl", "json")),
+    *(
+        Kind(f"metadata {ending}", metadata_file(f".{ending}"), ("data/metadata.*",), right_metadata)
+        for ending in ("jsonl", "csv", "parquet")
+    ),
+    *(
+        Kind(f"prompts {ending}", prompts_file(f".{ending}"), ("prompts.*",), right_prompts, 3)
+        for ending in ("txt", "csv", "jsonl", "json")
+    ),
     Kind("captions so far", captions_so_far, ("captions.jsonl*",), right_captions_so_far),
     Kind("pictures", pictures, ("*.*",), right_pictures, 12),
     Kind("image folder", image_folder, ("data/*/*.png", "data/photo.jpeg"), right_images),

@@ -15,7 +15,9 @@ import torch
 from fixtures.models import LEVELS, TINY
 from fuzz.trial import Kind, Read
 
-MEMBERS, NONMEMBERS = np.random.default_rng(0).integers(0, 256, (2, 10, 8, 8), dtype=np.uint8)
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)
+PREPROCESSING = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}, "do_center_crop": True, "resample": 3}
+PREPROCESSING |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 T = 50
 
 
@@ -76,7 +78,9 @@ def pixel_model(folder: Path) -> Read:
 
     torch.manual_seed(0)
     hub.save(folder, hub.new_network({**TINY, "num_class_embeds": 3}), hub.new_scheduler({}))
-    (folder / "train.json").write_text(json.dumps({"schema_version": 1, "classes": {"a": 0, "b": 1, "c": 2}, "data": "digits", "images": {}}))
+    (folder / "train.json").write_text(
+        json.dumps({"schema_version": 1, "classes": {"a": 0, "b": 1, "c": 2}, "data": "digits", "images": {}})
+    )
     return _read(_load, (1, 8, 8))(folder)
 
 
@@ -141,19 +145,84 @@ def encoder(folder: Path) -> Read:
     torch.manual_seed(0)
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 28, "patch_size": 14}
     Dinov2Model(Dinov2Config(**size)).save_pretrained(folder)
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    settings = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}, "do_center_crop": True, "resample": 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": mean, "image_std": std}))
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
 
     def known(case: Path) -> Known:
         from diffleak.hub.encoders import extract, open_extractor
 
         extractor = open_extractor(str(case))
-        return Known(extractor.fingerprint, (extract(extractor, [pixels]).features.astype(np.float32).tobytes(),))
+        return Known(extractor.fingerprint, (extract(extractor, [PIXELS]).features.astype(np.float32).tobytes(),))
 
     whole = known(folder)
     return lambda case: (known(case), whole)
+
+
+def clip(folder: Path) -> Read:
+    """The CLIP of the CLIP score, with its tokenizer."""
+    from fixtures.text import TOKENS, tokenizers
+    from transformers import CLIPConfig, CLIPModel
+
+    tokenizer = tokenizers()[0]
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    text = {**size, **marks, "vocab_size": len(tokenizer), "max_position_embeddings": TOKENS}
+    CLIPModel(CLIPConfig(text_config=text, vision_config={**size, "image_size": 28, "patch_size": 14}, projection_dim=8)).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
+
+    def known(case: Path) -> Known:
+        from diffleak.quality.alignment import cosines, open_clip
+
+        found = open_clip(str(case), "cpu")
+        return Known(found.fingerprint, (cosines(found, PIXELS, ["a house", "moon"]).astype(np.float32).tobytes(),))
+
+    whole = known(folder)
+    return lambda case: (known(case), whole)
+
+
+def torchscript(folder: Path) -> Read:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 8)).eval()
+    torch.jit.save(torch.jit.trace(network, torch.zeros(2, 3, 20, 24)), folder / "network.pt")
+
+    def known(case: Path) -> Known:
+        from diffleak.hub.encoders import extract, open_extractor
+
+        extractor = open_extractor(f"torchscript:{case / 'network.pt'}")
+        return Known(extractor.fingerprint, (extract(extractor, [PIXELS]).features.astype(np.float32).tobytes(),))
+
+    whole = known(folder)
+    return lambda case: (known(case), whole)
+
+
+def class_names(folder: Path) -> Read:
+    """The names of classes in train.json; without one, in model_index.json."""
+    (folder / "trained").mkdir()
+    (folder / "trained" / "train.json").write_text(json.dumps({"schema_version": 1, "classes": {"a": 0, "b": 1, "c": 2}}))
+    (folder / "model_index.json").write_text(json.dumps({"id2label": {"0": "a, aa", "1": "b", "2": "c"}}))
+
+    def read(case: Path) -> Any:
+        from diffleak.hub import class_names
+
+        return [dict(class_names(place, 3).numbers) for place in (case / "trained", case)]
+
+    return read
+
+
+def right_names(folder: Path, answer: Any) -> None:
+    """The names are those of the files, each once."""
+    trained = _object(folder / "trained" / "train.json")
+    assert answer[0] == (trained.get("classes") or {}) and set(answer[0].values()) <= {0, 1, 2}
+    index = _object(folder / "model_index.json").get("id2label") or {}
+    parts = [(part.strip(), int(key)) for key, text in index.items() for part in {text.strip(), *text.split(",")} if part.strip()]
+    assert all((name, number) in parts for name, number in answer[1].items())
+
+
+def _object(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8-sig"))) if path.is_file() and not path.is_char_device() else {}
 
 
 WEIGHTS = "*/*.safetensors"
@@ -171,4 +240,7 @@ KINDS = (
     Kind("lora", lora, ("*.safetensors",), right_model, 2),
     Kind("lora of peft", peft, ("adapter_config.json", "adapter_config.json", "*.safetensors"), right_model, 2),
     Kind("encoder", encoder, ("*.json", "*.safetensors"), right_model, 3),
+    Kind("clip", clip, ("*",), right_model, 2),
+    Kind("torchscript", torchscript, ("network.pt",), right_model, 1),
+    Kind("names of classes", class_names, ("trained/train.json", "model_index.json"), right_names, 2),
 )

@@ -122,7 +122,24 @@ CHARACTERS = (
     ("a digit", b"9"),
     ("a minus", b"-"),
 )
-NUMBERS = ("nan", "inf", "-inf", "NaN", "Infinity", "-1", "1e999", "1e308", "0x10", "1_000", "1,5", "\u0663", "\uff11", "", "1e-400", "9" * 30)
+NUMBERS = (
+    "nan",
+    "inf",
+    "-inf",
+    "NaN",
+    "Infinity",
+    "-1",
+    "1e999",
+    "1e308",
+    "0x10",
+    "1_000",
+    "1,5",
+    "\u0663",
+    "\uff11",
+    "",
+    "1e-400",
+    "9" * 30,
+)
 TEXTS = {".json", ".jsonl", ".csv", ".txt", ".yaml", ".key"}
 
 

@@ -19,6 +19,7 @@ import yaml
 # texts that stand for what the writers of JSON and YAML do not write; alphanumeric, so that YAML puts them into no quotes
 RAW = {
     "RAWdeeplists": 2000 * "[" + 2000 * "]",
+    "RAWdeep": 400 * "[" + 400 * "]",
     "RAWdeepobjects": 2000 * '{"a":' + "1" + 2000 * "}",
     "RAWhugenumber": "1" + 400 * "0",
     "RAWlongnumber": 5000 * "7",
@@ -28,7 +29,24 @@ RAW = {
 }
 TWICE = "KEYtwice"
 NUMBERS = (0, -1, 1, 2, 7, 0.5, -0.25, 10**9, -(10**9), 2**31, 2**63, -(2**63) - 1, 1e308, 1e-320)
-TEXTS = ("", " ", "x", "0", "1", "nan", "true", "null", "a\nb", "\x00", "\x1b[2J", "\u202egnp.exe", "é", "../../etc/passwd", "/dev/zero", "x" * 100_000)
+TEXTS = (
+    "",
+    " ",
+    "x",
+    "0",
+    "1",
+    "nan",
+    "true",
+    "null",
+    "a\nb",
+    "\x00",
+    "\x1b[2J",
+    "\u202egnp.exe",
+    "é",
+    "../../etc/passwd",
+    "/dev/zero",
+    "x" * 100_000,
+)
 VALUES = (None, True, False, *NUMBERS, *TEXTS, *RAW, [], {}, [None], [[]], {"a": 1}, ["x"] * 1000)
 
 
@@ -121,7 +139,9 @@ def of_yaml(rng: Random, content: bytes) -> tuple[str, bytes]:
     text = yaml.safe_dump(tree, allow_unicode=True, sort_keys=False).replace(TWICE, "")
     for name, raw in RAW.items():
         text = text.replace(name, raw)
-    extra = rng.choice(("", "", "", "", "", "\n<<: {seed: 3}", "\na: &a 1\nb: *a", "\n---\nseed: 1", "\n!!python/object/apply:os.getpid []"))
+    extra = rng.choice(
+        ("", "", "", "", "", "\n<<: {seed: 3}", "\na: &a 1\nb: *a", "\n---\nseed: 1", "\n!!python/object/apply:os.getpid []")
+    )
     return said + (f", then {extra.strip()!r}" if extra else ""), (text + extra).encode()
 
 
@@ -162,8 +182,37 @@ def of_csv(rng: Random, content: bytes) -> tuple[str, bytes]:
 
 # arrays, tables and pictures
 
-DTYPES = ("<f4", ">u2", "|b1", "|i1", "|u1", "<u8", "|O", "<U4", "|S3", "|V3", "<M8[s]", "<c8", "[('a', '<f4'), ('b', '|O')]", "u1" * 5000, "x")
-SHAPES = ("()", "(0,)", "(-1, 8, 8)", "(1000000000000,)", "(10**9, 8, 8)", "(True, 8, 8)", "(2.0, 8)", "(8, 8)", "(1,)*40", "None", "'x'", 1500 * "(")
+DTYPES = (
+    "<f4",
+    ">u2",
+    "|b1",
+    "|i1",
+    "|u1",
+    "<u8",
+    "|O",
+    "<U4",
+    "|S3",
+    "|V3",
+    "<M8[s]",
+    "<c8",
+    "[('a', '<f4'), ('b', '|O')]",
+    "u1" * 5000,
+    "x",
+)
+SHAPES = (
+    "()",
+    "(0,)",
+    "(-1, 8, 8)",
+    "(1000000000000,)",
+    "(10**9, 8, 8)",
+    "(True, 8, 8)",
+    "(2.0, 8)",
+    "(8, 8)",
+    "(1,)*40",
+    "None",
+    "'x'",
+    1500 * "(",
+)
 
 
 def of_npy(rng: Random, content: bytes) -> tuple[str, bytes]:
@@ -188,7 +237,11 @@ def of_npy(rng: Random, content: bytes) -> tuple[str, bytes]:
         return said, stream.getvalue()
     header = {"descr": repr(array.dtype.str), "fortran_order": "False", "shape": str(array.shape)}
     key = rng.choice(("descr", "descr", "shape", "shape", "fortran_order"))
-    options = {"descr": [t if t[0] == "[" else repr(t) for t in DTYPES], "shape": SHAPES, "fortran_order": ("True", "2", "'x'", "None", "[]")}
+    options = {
+        "descr": [t if t[0] == "[" else repr(t) for t in DTYPES],
+        "shape": SHAPES,
+        "fortran_order": ("True", "2", "'x'", "None", "[]"),
+    }
     header[key] = rng.choice(options[key])
     text = "{" + ", ".join(f"'{name}': {value}" for name, value in header.items()) + ", }"
     version = rng.choice(((1, 0), (1, 0), (2, 0), (3, 0), (9, 0), (0, 0)))
@@ -281,7 +334,11 @@ def of_parquet(rng: Random, content: bytes) -> tuple[str, bytes]:
             said, columns = "no rows", [column.slice(0, 0) for column in columns]
         case _:
             said = "other metadata"
-            metadata = {b"huggingface": rng.choice((b"{", b"[]", b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": 3}}}}', b"\xff"))}
+            metadata = {
+                b"huggingface": rng.choice(
+                    (b"{", b"[]", b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": 3}}}}', b"\xff")
+                )
+            }
     made, sink = pa.table(columns, names=names).replace_schema_metadata(metadata), io.BytesIO()
     small = rng.choice((None, 3))
     pq.write_table(made, sink, row_group_size=small)
@@ -306,6 +363,10 @@ def of_safetensors(rng: Random, content: bytes) -> tuple[str, bytes]:
     return said, struct.pack("<Q", len(text)) + text + numbers
 
 
+HEADERS = [("width", 0), ("width", 9), ("width", 2**31 - 1), ("height", 7), ("height", 40_000), ("bits", 16), ("bits", 3)]
+HEADERS += [("colour", 6), ("colour", 3), ("colour", 9), ("interlace", 1)]
+
+
 def of_png(rng: Random, content: bytes) -> tuple[str, bytes]:
     """Another chunk, or another order of them, each with its right checksum."""
     chunks, at = [], 8
@@ -316,9 +377,9 @@ def of_png(rng: Random, content: bytes) -> tuple[str, bytes]:
     i = rng.randrange(len(chunks))
     match rng.choice(("header", "header", "drop", "double", "swap", "text", "exif", "palette", "data")):
         case "header":
-            field, value = rng.choice([("width", 0), ("width", 9), ("width", 2**31 - 1), ("height", 7), ("height", 40_000), ("bits", 16), ("bits", 3),
-                                       ("colour", 6), ("colour", 3), ("colour", 9), ("interlace", 1)])  # fmt: skip
-            form = dict(zip(("width", "height", "bits", "colour", "compression", "filter", "interlace"), struct.unpack(">IIBBBBB", chunks[0][1]), strict=True))
+            field, value = rng.choice(HEADERS)
+            names = ("width", "height", "bits", "colour", "compression", "filter", "interlace")
+            form = dict(zip(names, struct.unpack(">IIBBBBB", chunks[0][1]), strict=True))
             chunks[0] = (b"IHDR", struct.pack(">IIBBBBB", *(form | {field: value}).values()))
             said = f"{field} {value}"
         case "drop":
@@ -334,7 +395,9 @@ def of_png(rng: Random, content: bytes) -> tuple[str, bytes]:
             chunks.insert(1, (b"zTXt", b"bomb\0\0" + zlib.compress(bytes(2**26))))
             said = "a text of 64 MiB"
         case "exif":
-            tag = rng.choice((b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0" + bytes([rng.randrange(256)]) + b"\0\0\0\0\0\0", b"II*\0", b""))
+            tag = rng.choice(
+                (b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0" + bytes([rng.randrange(256)]) + b"\0\0\0\0\0\0", b"II*\0", b"")
+            )
             chunks.insert(1, (b"eXIf", tag))
             said = f"EXIF {tag.hex()}"
         case "palette":

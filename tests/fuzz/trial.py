@@ -1,10 +1,10 @@
 """One input: a valid example is copied, one of its files is spoilt, what reads it is called, and what comes of it is judged.
 
-    refused   a `UserError`, printed as one line of at most 400 characters without control characters
-    same      the answer for the whole file
-    redone    the same answer, after a damaged file of finished work was moved aside and its work done again
-    other     another answer, which is right for this file where the kind can tell
-    failure   anything else: a traceback, a hang, too much memory, another answer where none may be
+refused   a `UserError`, printed as one line of at most 400 characters without control characters
+same      the answer for the whole file
+redone    the same answer, after a damaged file of finished work was moved aside and its work done again
+other     another answer, which is right for this file where the kind can tell
+failure   anything else: a traceback, a hang, too much memory, another answer where none may be
 """
 
 import faulthandler
@@ -22,6 +22,7 @@ from random import Random
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+
 from fuzz.mutations import mutate, replace
 
 SECONDS = 5.0  # that an input may take
@@ -115,7 +116,7 @@ def outcome_of(kind: Kind, folder: Path, read: Read, whole: Any, what: str) -> O
     failure = lambda why: Outcome("failure", what, why)
     said = io.StringIO()
     try:
-        with limits(), redirect_stderr(said), redirect_stdout(io.StringIO()):
+        with limits(SECONDS), redirect_stderr(said), redirect_stdout(io.StringIO()):
             answer = read(folder)
     except UserError as error:
         printed = one_line(str(error))
@@ -132,7 +133,7 @@ def outcome_of(kind: Kind, folder: Path, read: Read, whole: Any, what: str) -> O
     if kind.right is None:
         return failure(f"another answer, without a word: {difference(answer, whole)}")
     try:
-        with limits():
+        with limits(SECONDS):
             kind.right(folder, answer)
     except (Exception, TooLong) as error:
         return failure(f"a wrong answer: {type(error).__name__} {str(error)[:200]}; {difference(answer, whole)}")
@@ -156,7 +157,7 @@ def _where(error: BaseException) -> str:
 
 
 @contextmanager
-def limits(seconds: float = SECONDS) -> Iterator[None]:
+def limits(seconds: float) -> Iterator[None]:
     """Raises `TooLong` after so many seconds, and lets memory run out before the machine's does."""
 
     def stop(*_: object) -> None:

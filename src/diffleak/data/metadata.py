@@ -5,6 +5,7 @@ spelled in another way (`diffleak.data.names`). Of several files above an image 
 """
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from posixpath import join, normpath

@@ -104,15 +104,14 @@ def pickle_message(path: Path) -> str:
 
 
 def check_files(folder: Path) -> None:
-    """Raises `UserError` for a pipe, a device or a socket in a folder of which libraries open files by their names: they could wait for ever."""
+    """Raises `UserError` for a pipe, a device or a socket in a folder whose files libraries open by name: that could take for ever."""
     odd = next((path for path in sorted(folder.iterdir()) if path.exists() and not (path.is_file() or path.is_dir())), None)
     if odd:
         raise UserError(f"{folder} must hold files alone; {odd.name} is {found_at(odd)}: fetch the model again")
 
 
 def check_weights(folder: Path) -> None:
-    """Raises `UserError` for a folder without safetensors, above all for one with pickles instead, for safetensors that are damaged, and for
-    what is no file.
+    """Raises `UserError` for a folder without safetensors, above all for one with pickles instead, for damaged safetensors and for pipes.
 
     Also for a config.json of more layers than there are weights, which a library would make without end before it sees that.
     """

@@ -12,8 +12,9 @@ import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import yaml
@@ -155,7 +156,7 @@ def found_at(path: Path) -> str:
 
 
 @contextmanager
-def opened(path: Path, limit: int | None = LARGEST) -> Iterator[BinaryIO]:
+def opened(path: Path, limit: int | None = LARGEST) -> Iterator[BufferedReader]:
     """A regular file of at most `limit` bytes, open for reading."""
     with parsing():
         status = path.stat()
