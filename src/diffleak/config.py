@@ -5,6 +5,7 @@ what `--help` says (`diffleak.options`).
 """
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from diffleak.errors import UserError, unknown
+from diffleak.errors import UserError, refuse_other_bytes, shown, unknown
 from diffleak.work.reading import Unreadable, load_yaml
 
 NO_SETTINGS = ("json", "config")  # flags that no config file holds: how a call prints, and which file that is
@@ -96,7 +97,10 @@ def read_yaml(path: Path | None) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values; got {type(content).__name__}")
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
+    names = [str(key).replace("-", "_") for key in content]
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise UserError(f"{path} must give each setting once; {shown(twice[0])} is there twice")
+    return dict(zip(names, content.values(), strict=True))
 
 
 def build(kind: type[C], *layers: dict[str, Any]) -> C:
@@ -107,6 +111,10 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
     for key in merged:
         if key not in kind.model_fields:
             raise _unknown_key(kind, key)
+    for value in merged.values():
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(each, str | Path):
+                refuse_other_bytes(str(each))
     try:
         return kind(**merged)
     except ValidationError as error:
@@ -114,7 +122,7 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
         key = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "missing":
             raise UserError(f"{key} must be given: --{key.replace('_', '-')}, or the key in the config file") from None
-        got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"
+        got = "" if isinstance(first["input"], dict) else f"; got {shown(repr(first['input']))}"
         where = f"{key}: " if key else ""
         raise UserError(f"{where}{first['msg'].removeprefix('Value error, ')}{got}") from None
 

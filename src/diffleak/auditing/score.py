@@ -28,7 +28,7 @@ from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.denoiser import Counted, Denoiser, unguided
 from diffleak.diffusion.finite import advice
 from diffleak.diffusion.target import Target, side_by_side
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.records.audit import AuditRecord
 from diffleak.records.plan import Plan
 from diffleak.records.scores import ChunkMeta, Scores, chunk_file, plan_id, read_chunk, read_seconds, write_chunk
@@ -171,7 +171,7 @@ def probe(job: Job) -> None:
                     if not all(finite):
                         raise UserError(
                             f"the model must return finite numbers; {inputs.target.name} gives NaN or infinity at timestep {t} for image "
-                            f"{job.cohort.ids[rows[finite.index(False)]]}: {advice(denoiser)}"
+                            f"{shown(job.cohort.ids[rows[finite.index(False)]])}: {advice(denoiser)}"
                         )
         for attack in job.attacks:
             if attack.code is not None and not attack.needs_preparation:
@@ -412,7 +412,7 @@ def most_exposed(statistics: Float64[Tensor, "e m k b"], direction: Direction) -
 def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: Attack, label: str, target: Target) -> None:
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
-        where = f"image {ids[bad[0][0]]}" + ("" if attack.rule else f" at timestep {attack.timesteps[bad[0][1]]}")
+        where = f"image {shown(ids[bad[0][0]])}" + ("" if attack.rule else f" at timestep {attack.timesteps[bad[0][1]]}")
         if attack.code is not None:
             raise UserError(f"an attack must give finite numbers, and so must the model; {label} got {values[tuple(bad[0])]} for {where}")
         raise UserError(

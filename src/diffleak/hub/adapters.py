@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffleak.errors import UserError, cut, first_lines, pip_install
+from diffleak.errors import UserError, first_lines, pip_install, shown
 from diffleak.hub import effect
 from diffleak.hub.configs import read_json
 from diffleak.hub.effect import PEFT_PREFIX, TEXT_ENCODERS
@@ -51,7 +51,7 @@ def adapter_file(lora: str | Path) -> Path:
     if not os.path.isdir(path):
         if str(lora).startswith((".", "/", "~")) or str(lora).count("/") != 1:
             raise UserError(
-                f"--lora must be a .safetensors file, a folder, or a hub id (owner/name); found nothing at {cut(str(lora), LONGEST_PATH)}"
+                f"--lora must be a .safetensors file, a folder, or a hub id (owner/name); found nothing at {shown(lora, LONGEST_PATH)}"
             )
         path = downloaded(str(lora), [*FILES, CONFIG])
     found = [path / name for name in FILES if (path / name).is_file()]
@@ -213,7 +213,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise UserError(f"the LoRA {file} holds no weights")
     broken = next((key for key, value in raw.items() if value.is_floating_point() and not bool(value.isfinite().all())), None)
     if broken:
-        raise UserError(f"the LoRA {file} must hold finite numbers; its {cut(broken, LONGEST_PATH)} has NaN or infinity: export it again")
+        raise UserError(f"the LoRA {file} must hold finite numbers; its {shown(broken, LONGEST_PATH)} has NaN or infinity: export it again")
     second = [value for key, value in raw.items() if any(part in key for part in SECOND)]
     if second and not any(value.any() for value in second):
         raise UserError(f"the LoRA {file} changes nothing: all of its B matrices are zero, as they are before training")

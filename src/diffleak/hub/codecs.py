@@ -7,7 +7,7 @@ import torch
 
 from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.codec import Autoencoder, Codec
-from diffleak.errors import UserError, cut, first_lines
+from diffleak.errors import UserError, first_lines, shown
 from diffleak.hub.configs import are_numbers, read_json
 from diffleak.hub.folders import DTYPES, autoencoder_folder, check_weights, heard, pretrained
 from diffleak.work.files import hash_files
@@ -41,7 +41,7 @@ def read_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", 
     name = config.get("_class_name", "")
     if name not in AUTOENCODERS:
         raise UserError(
-            f"autoencoders must be one of {', '.join(AUTOENCODERS)}; {own} holds a {cut(name) or 'config.json without _class_name'}"
+            f"autoencoders must be one of {', '.join(AUTOENCODERS)}; {own} holds a {shown(name) or 'config.json without _class_name'}"
         )
     if config.get("lookup_from_codebook"):
         raise UserError(f"{own} decodes code numbers (lookup_from_codebook); its latents are not what a diffusion model works on")
@@ -49,15 +49,15 @@ def read_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", 
     if not are_numbers([factor], 1, positive=True):
         raise UserError(
             f"{own}/config.json must say scaling_factor, the positive number that latents were multiplied by when the denoiser was "
-            f"trained (0.18215 for Stable Diffusion 1); got {cut(str(factor))}: set it there"
+            f"trained (0.18215 for Stable Diffusion 1); got {shown(factor)}: set it there"
         )
     if not are_numbers([config.get("shift_factor") or 0], 1):
-        raise UserError(f"{own}/config.json must give shift_factor as a number, or null; got {cut(str(config['shift_factor']))}")
+        raise UserError(f"{own}/config.json must give shift_factor as a number, or null; got {shown(config['shift_factor'])}")
     for key, kind in (("latents_mean", "numbers"), ("latents_std", "positive numbers")):
         values, channels = config.get(key), config.get("latent_channels", 4)
         if values is not None and not are_numbers(values, channels, positive=key == "latents_std"):
             said = f"{own}/config.json must give {key} as {channels} {kind}, one per latent channel, or null"
-            raise UserError(f"{said}; got {cut(str(values))}")
+            raise UserError(f"{said}; got {shown(values)}")
     check_weights(own)
     network = pretrained(name, own, DTYPES[dtype]).to(device)
     return _codec(network)

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from diffleak.errors import UserError, cut
+from diffleak.errors import UserError, shown
 from diffleak.work.reading import load_json
 
 LARGEST = 1e30  # number in a config that is taken for one
@@ -65,7 +65,7 @@ def check_keys(content: Mapping[str, Any], where: str) -> None:
         kinds = KEYS.get(key.rpartition(".")[2])
         if kinds and type(value) not in kinds:
             must = " or ".join(SPELLED[kind] for kind in kinds if kind is not int or float not in kinds)
-            raise UserError(f"{key} of {where} must be {must}; got {cut(json.dumps(value))}: set it right, or fetch the file again")
+            raise UserError(f"{key} of {where} must be {must}; got {shown(json.dumps(value))}: set it right, or fetch the file again")
 
 
 def check_settings(kind: Any, config: Mapping[str, Any], path: Path) -> None:
@@ -73,7 +73,7 @@ def check_settings(kind: Any, config: Mapping[str, Any], path: Path) -> None:
     for key, parameter in inspect.signature(kind.__init__).parameters.items():
         value, usual = config.get(key), parameter.default
         if value is not None and key not in KEYS and not _of_kind(value, usual, str(parameter.annotation)):
-            found = cut(json.dumps(value))
+            found = shown(json.dumps(value))
             raise UserError(f"{key} of {path} must be of the kind of {usual!r}; got {found}: set it right, or fetch the file again")
 
 

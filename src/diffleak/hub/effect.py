@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffleak.errors import UserError, cut
+from diffleak.errors import UserError, shown
 from diffleak.hub.configs import check_keys
 
 TOLERANCE = 1e-5  # of the largest change in a layer
@@ -360,6 +360,6 @@ def header_settings(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         made = None
     if not isinstance(made, dict):
-        raise UserError(f"its header must give {METADATA} as a JSON object; got {cut(str(found))}")
+        raise UserError(f"its header must give {METADATA} as a JSON object; got {shown(found)}")
     check_keys(made, "its header")
     return made

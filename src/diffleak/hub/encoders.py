@@ -30,7 +30,7 @@ from torch import Tensor
 
 from diffleak.data.pixels import ImageShape, to_model
 from diffleak.diffusion.finite import broken_weight
-from diffleak.errors import UserError, cut, pip_install, unknown
+from diffleak.errors import UserError, pip_install, shown, unknown
 from diffleak.hub import folder_of, heard
 from diffleak.hub.configs import are_numbers, read_json
 from diffleak.hub.folders import LONGEST_PATH, check_weights, from_transformers
@@ -226,7 +226,7 @@ def _normalised(images: Images, mean: np.ndarray, std: np.ndarray, device: str) 
 
 def _torchscript(path: Path, device: str) -> Any:
     if not os.path.isfile(path):
-        raise UserError(f"the extractor must be a TorchScript file; there is none at {cut(str(path), LONGEST_PATH)}")
+        raise UserError(f"the extractor must be a TorchScript file; there is none at {shown(path, LONGEST_PATH)}")
     try:
         return torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError, EOFError, OSError) as error:
@@ -285,7 +285,7 @@ def _kind_of(folder: Path) -> str:
         raise UserError(must)
     kind = said.removesuffix("_vision_model")
     if kind not in TRANSFORMERS:
-        raise UserError(f"encoders in a folder must be one of {', '.join(TRANSFORMERS)}; {folder} holds a {cut(said)}")
+        raise UserError(f"encoders in a folder must be one of {', '.join(TRANSFORMERS)}; {folder} holds a {shown(said)}")
     return kind
 
 
@@ -305,12 +305,12 @@ def preprocessing(folder: Path, what: str) -> Callable[[Images], Tensor]:
     shortest = size.get("shortest_edge") if isinstance(size, dict) else size
     sides = _pair(path, "size", size) if shortest is None else None
     if shortest is not None and not (type(shortest) is int and 0 < shortest <= LONGEST_SIDE):
-        raise UserError(f"size of {path} must be a number of pixels; got {cut(json.dumps(size))}: set it right, or fetch the file again")
+        raise UserError(f"size of {path} must be a number of pixels; got {shown(json.dumps(size))}: set it right, or fetch the file again")
     cropped = None if crop is None else _pair(path, "crop_size", crop if isinstance(crop, dict) else {"height": crop, "width": crop})
     how = config.get("resample", 3)
     if how not in [*Image.Resampling]:
         raise UserError(
-            f"resample of {path} must be one of Pillow's ways to resize, 0 to {max(Image.Resampling)}; got {cut(json.dumps(how))}"
+            f"resample of {path} must be one of Pillow's ways to resize, 0 to {max(Image.Resampling)}; got {shown(json.dumps(how))}"
         )
     mean, std = (np.array(values, dtype=np.float32) for values in channel_statistics(config, path))
 
@@ -335,7 +335,7 @@ def _pair(path: Path, key: str, given: Mapping[str, Any]) -> tuple[int, int]:
     height, width = (given.get(side) for side in ("height", "width"))
     if type(height) is not int or type(width) is not int or not 0 < min(height, width) <= max(height, width) <= LONGEST_SIDE:
         raise UserError(
-            f"{key} of {path} must be height and width in pixels; got {cut(json.dumps(given))}: set it right, or fetch the file again"
+            f"{key} of {path} must be height and width in pixels; got {shown(json.dumps(given))}: set it right, or fetch the file again"
         )
     return height, width
 
@@ -347,6 +347,6 @@ def channel_statistics(config: Mapping[str, Any], path: Path, default: Statistic
         values: Any = config.get(key) if usual is None or config.get(key) is not None else list(usual)
         if not are_numbers(values, 3, positive=key == "image_std"):
             kind = "numbers" if key == "image_mean" else "positive numbers"
-            raise UserError(f"{key} of {path} must be three {kind}; got {cut(json.dumps(values))}: set it right, or fetch the file again")
+            raise UserError(f"{key} of {path} must be three {kind}; got {shown(json.dumps(values))}: set it right, or fetch the file again")
         found.append(tuple(map(float, values)))
     return found[0], found[1]

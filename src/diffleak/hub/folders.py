@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from diffleak.errors import UserError, cut, first_lines
+from diffleak.errors import UserError, first_lines, shown
 from diffleak.hub.configs import check_settings, read_json
 from diffleak.work.files import hash_files
 from diffleak.work.reading import Unreadable, parsing
@@ -53,7 +53,7 @@ def located(model: str | Path) -> Path:
             raise UserError(pickle_message(path))
         raise UserError(f"MODEL must be a diffusers folder or a hub id; {path} is a file")
     if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
-        raise UserError(f"MODEL must be a diffusers folder or a hub id (owner/name); found nothing at {cut(str(model), LONGEST_PATH)}")
+        raise UserError(f"MODEL must be a diffusers folder or a hub id (owner/name); found nothing at {shown(model, LONGEST_PATH)}")
     parts = [f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors", "txt", "model")]
     return downloaded(str(model), ["*.json", *parts])
 
@@ -63,7 +63,7 @@ def folder_of(model: str | Path, what: str, patterns: list[str]) -> Path:
     if os.path.isdir(model):
         return Path(model)
     if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
-        raise UserError(f"{what} must be a folder or a hub id (owner/name); found nothing at {cut(str(model), LONGEST_PATH)}")
+        raise UserError(f"{what} must be a folder or a hub id (owner/name); found nothing at {shown(model, LONGEST_PATH)}")
     return downloaded(str(model), patterns, what)
 
 
@@ -124,7 +124,7 @@ def _refuse_depth(path: Path, weights: int) -> None:
         for key, value in parts.pop().items():
             numbers = value if isinstance(value, list) else [value]
             if re.search(LAYERS, key) and any(type(number) is int and number > weights for number in numbers):
-                raise UserError(f"{key} of {path} must fit its weights, which are {weights} tensors; got {cut(json.dumps(value))}")
+                raise UserError(f"{key} of {path} must fit its weights, which are {weights} tensors; got {shown(json.dumps(value))}")
             parts += [value] if isinstance(value, dict) else []
 
 

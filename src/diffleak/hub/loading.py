@@ -23,7 +23,7 @@ from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, NetworkDenoiser, 
 from diffleak.diffusion.dual import Dual, refuse_incompatible
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import PIXELS, Target
-from diffleak.errors import UserError, cut, first_lines, unknown
+from diffleak.errors import UserError, first_lines, shown, unknown
 from diffleak.hub.adapters import FILES as ADAPTERS
 from diffleak.hub.adapters import adapter_file, adapter_fingerprint, apply, refuse_other_base
 from diffleak.hub.classes import KEY, class_names
@@ -129,7 +129,7 @@ def load(
         choice: Any = turns.get("choice")
         seed = turns.get("seed", 0)
         if choice not in get_args(Choice) or seed < 0:
-            got = f"{cut(str(choice))}, {cut(str(seed))}"
+            got = f"{shown(choice)}, {shown(str(seed))}"
             raise UserError(f"{folder / DUAL} must give choice as alternate or random, and seed as a whole number of at least 0; got {got}")
         denoiser = Dual((first, _denoiser(folder, second, dtype, device, ask)), choice, seed)
     packing = PIPELINES[name].packing if name else 1
@@ -222,7 +222,7 @@ def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.
     if config.get("norm_type") == "ada_norm_single":
         name = "PixArtTransformer2DModel"  # which the first PixArt folders call Transformer2DModel too
     if name not in allowed:
-        raise UserError(f"networks must be one of {', '.join(sum(NETWORKS.values(), ()))}; {folder} holds a {cut(name)}")
+        raise UserError(f"networks must be one of {', '.join(sum(NETWORKS.values(), ()))}; {folder} holds a {shown(name)}")
     if (name not in WITHOUT_TEXT) != (pipeline_of(folder.parent) is not None):
         takes = "takes captions" if name not in WITHOUT_TEXT else "takes no captions"
         raise UserError(f"{folder} holds a {name}, which {takes}; model_index.json must name its pipeline, one of {', '.join(PIPELINES)}")
@@ -235,12 +235,12 @@ def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
     config = read_json(path, f"{folder} must say its noise schedule")
     name, prediction_type = config.get("_class_name", "DDPMScheduler"), config.get("prediction_type", "epsilon")
     if prediction_type not in get_args(PredictionType) or prediction_type == "flow":
-        raise UserError(f"prediction_type must be epsilon, v_prediction or sample; {folder} says '{cut(prediction_type)}'")
+        raise UserError(f"prediction_type must be epsilon, v_prediction or sample; {folder} says '{shown(prediction_type)}'")
     kind = getattr(diffusers_library(), str(name), None)
     if kind is None or not hasattr(kind, "from_config"):
-        raise UserError(f"{path} must name a scheduler of diffusers; got {cut(name)}")
+        raise UserError(f"{path} must name a scheduler of diffusers; got {shown(name)}")
     if not 1 <= (steps := config.get("num_train_timesteps", 1) or 0) <= MOST_TIMESTEPS:
-        raise UserError(f"num_train_timesteps of {path} must lie in [1, {MOST_TIMESTEPS}]; got {cut(str(steps))}")
+        raise UserError(f"num_train_timesteps of {path} must lie in [1, {MOST_TIMESTEPS}]; got {shown(steps)}")
     check_settings(kind, config, path)
     try:
         made = kind.from_config(config)
@@ -257,7 +257,7 @@ def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
 def _classes(config: dict[str, Any], folder: Path) -> int | None:
     """The number of classes a network is conditioned on; None for an unconditional one."""
     if config.get("class_embed_type"):
-        raise UserError(f"class_embed_type must be null (labels by number); {folder} says '{cut(config['class_embed_type'])}'")
+        raise UserError(f"class_embed_type must be null (labels by number); {folder} says '{shown(config['class_embed_type'])}'")
     return config.get("num_embeds_ada_norm" if folder.name.startswith("transformer") else "num_class_embeds")
 
 
@@ -270,7 +270,7 @@ def _shape(config: dict[str, Any], folder: Path, packing: int = 1) -> ImageShape
         return None
     sides = [size, size] if isinstance(size, int) else size
     if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise UserError(f"sample_size must be a number of pixels or a pair (height, width); {folder}/config.json says {cut(repr(size))}")
+        raise UserError(f"sample_size must be a number of pixels or a pair (height, width); {folder}/config.json says {shown(repr(size))}")
     return ImageShape(channels // packing, *sides)
 
 

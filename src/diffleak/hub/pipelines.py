@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffleak.diffusion.conditions import Prompts
-from diffleak.errors import UserError, cut, first_lines, pip_install
+from diffleak.errors import UserError, first_lines, pip_install, shown
 from diffleak.hub.configs import load_object, read_json
 from diffleak.hub.folders import INDEX, TEXT_PARTS, check_weights, diffusers_library, from_transformers, transformers_library
 from diffleak.work.files import write_text
@@ -187,7 +187,7 @@ class PipelineText:
         except Exception as error:  # of a config.json or a vocabulary that the weights were not trained with
             if out_of_memory(error):
                 raise
-            failed = f"the text encoders of a {type(self.pipeline).__name__} fail for {cut(repr(texts[0]))}"
+            failed = f"the text encoders of a {type(self.pipeline).__name__} fail for {shown(repr(texts[0]))}"
             raise UserError(f"{failed} ({first_lines(error)}); look at the tokenizer and config.json beside them") from error
 
 
@@ -260,7 +260,7 @@ def _text_parts(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> d
     found: dict[str, Any] = {}
     for part, value in sorted(named.items()):  # an encoder before its tokenizer
         if not isinstance(value, list) or len(value) != 2 or value[0] != "transformers" or not isinstance(value[1], str):
-            raise UserError(f'{folder / INDEX} must give {part} as ["transformers", NAME OF A CLASS]; got {cut(json.dumps(value))}')
+            raise UserError(f'{folder / INDEX} must give {part} as ["transformers", NAME OF A CLASS]; got {shown(json.dumps(value))}')
         own = folder / part
         if not own.is_dir():
             raise UserError(f"{folder} must hold {part}/, which its {INDEX} names; it is missing")
@@ -278,7 +278,7 @@ def _class(name: str, base: str, folder: Path) -> Any:
     kind = getattr(transformers, name, None)
     if isinstance(kind, type) and (issubclass(kind, getattr(transformers, base)) or hasattr(kind, "_backends")):  # it says what to install
         return kind
-    raise UserError(f"{folder.parent / INDEX} must name a {base} of transformers as {folder.name}; got {cut(name)}")
+    raise UserError(f"{folder.parent / INDEX} must name a {base} of transformers as {folder.name}; got {shown(name)}")
 
 
 def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
@@ -302,7 +302,7 @@ def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
     given, most = tokenizer.model_max_length, getattr(config, "max_position_embeddings", NO_LIMIT)
     if type(given) is not int or not SHORTEST <= given <= most:
         if NO_LIMIT not in (given, most):
-            said = f"{folder.name}/ gives model_max_length {cut(str(given))}, which its text encoder cannot take: {most} tokens are used"
+            said = f"{folder.name}/ gives model_max_length {shown(given)}, which its text encoder cannot take: {most} tokens are used"
             warnings.warn(said, stacklevel=2)
         tokenizer.model_max_length = most
     return tokenizer
@@ -313,9 +313,7 @@ def _encoder(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
     config = read_json(folder / "config.json", f"{folder} must be a text encoder")
     attention = config.get("attn_implementation") or config.get("_attn_implementation")
     if attention not in (None, "eager", "sdpa"):
-        raise UserError(
-            f"{folder / 'config.json'} must leave out attn_implementation, which may name code to run; got {cut(str(attention))}"
-        )
+        raise UserError(f"{folder / 'config.json'} must leave out attn_implementation, which may name code to run; got {shown(attention)}")
     kind = _class(name, "PreTrainedModel", folder)
     try:
         encoder, info = from_transformers(kind, folder, torch_dtype=dtype)

@@ -44,7 +44,7 @@ from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import sample
 from diffleak.diffusion.target import Target, auto_batch_size, by_device, side_by_side
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.prompts.config import Lists, PromptsConfig, one_list, read_lists, two_lists
 from diffleak.records.audit import Result
 from diffleak.records.prompts import DIRECTIONS, FILE, PAGE, TABLE, PromptScore, PromptsCosts, PromptsPlan, PromptsRecord, to_csv
@@ -229,8 +229,8 @@ def _score_batch(asking: Asking, batch: Sequence[tuple[str, int]], on_call: Call
     scores = torch.stack([errors.min(dim=0).values.cpu(), torch.stack(norms).mean(dim=0).cpu()], dim=1).numpy()
     broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(broken):
-        prompt, what = batch[broken[0]][0], advice(target.denoiser)
-        raise UserError(f"the scores must be finite numbers; the prompt {prompt[:60]!r} has NaN or infinity: {what}")
+        prompt, what = shown(batch[broken[0]][0]), advice(target.denoiser)
+        raise UserError(f"the scores must be finite numbers; the prompt '{prompt}' has NaN or infinity: {what}")
     return scores
 
 

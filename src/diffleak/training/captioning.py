@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from diffleak.config import build
+from diffleak.data.names import say_strays
 from diffleak.data.pixels import ImageShape, fit
 from diffleak.data.sources import ImageSource, Texts, open_source, texts_of
 from diffleak.data.split import read_split
@@ -84,7 +85,9 @@ def write_captions(config: CaptionConfig, source: ImageSource) -> Path:
     """Writes the captions file of a config about the images of a source; says and raises what `caption_images` does."""
     output, n, seed = config.output, config.n, config.seed
     ids = read_split(config.split, source)[0] if config.split else source.ids
-    own_texts = dict(zip(source.ids, source.captions() or (), strict=False))
+    captions = source.captions()
+    own_texts = dict(zip(source.ids, captions or (), strict=False))
+    say_strays([names] if captions and (names := source.names()) else [], source.ids[0])
     model = load_captioner(config.captioner, config.device)
     plan = {"schema_version": 1, "data": source.name, "captioner": config.captioner, "fingerprint": model.fingerprint, "n": n, "seed": seed}
     plan |= {"top_p": TOP_P, "temperature": TEMPERATURE, "tokens": WORDS} | asdict(config.decoding)

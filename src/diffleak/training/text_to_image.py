@@ -27,7 +27,7 @@ from diffleak.diffusion.conditions import one_at_a_time
 from diffleak.diffusion.denoiser import NetworkDenoiser
 from diffleak.diffusion.dual import refuse_incompatible
 from diffleak.diffusion.target import Target
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.training.config import TrainConfig
 from diffleak.training.denoiser import encode_all
 from diffleak.training.distillation import Lesson, alternating, half_of, other_teacher
@@ -183,7 +183,7 @@ def embed_all(target: Target, captions: tuple[Texts, ...]) -> tuple[Int[np.ndarr
     if cut:
         say(
             f"{len(cut):,} of {len(distinct):,} captions are longer than the text encoder reads: the model reads their beginning "
-            f"only (first: {distinct[cut[0]][:60]!r})"
+            f"only (first: '{shown(distinct[cut[0]])}')"
         )
     with progress("embedding captions", len(distinct) + 1, "captions") as advance:
         for caption in [*distinct, ""]:
