@@ -359,7 +359,7 @@ def test_quality_of_a_later_version_is_read_by_the_keys_that_a_comparison_shows(
 def test_bad_quality_is_refused(runs, tmp_path):
     a, b = copy(runs, tmp_path), str(runs / "defended")
     (a / "quality.json").write_text("{}")
-    with pytest.raises(UserError, match=r"must be a quality.json as `diffleak quality` writes it \(Field required\)"):
+    with pytest.raises(UserError, match=r"must be a quality.json as `diffleak quality` writes it \(model: Field required\)"):
         compare([str(a), b])
     (a / "quality.json").unlink()
     for given, message in (

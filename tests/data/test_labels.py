@@ -164,6 +164,12 @@ def test_numbers_beyond_the_classes_are_refused_and_not_counted(tmp_path):
     assert "10 folders (1, 10, 2, 3, 4 and 5 more), named by numbers that are not all different ones from 0 to 9" in said
 
 
+def test_a_label_of_thousands_of_digits_is_a_name_that_is_no_class(tmp_path):
+    path = folder(tmp_path / "x", rows=[{"file_name": name, "label": 5000 * "7"} for name in NAMES])
+    with pytest.raises(UserError, match="are names that are no classes"):
+        numbered(path)
+
+
 def test_an_image_beside_the_class_folders_is_refused(tmp_path):
     path = folder(tmp_path / "x", ("1.png", "3/2.png"))
     with pytest.raises(UserError, match=r"1 folder \(3\) and 1 image in none"):

@@ -27,7 +27,9 @@ def test_samples_are_read_as_they_were_written(tmp_path):
         ("a,1,test,1.0", "a,,test,1.0", "member must be 0 or 1; got ''"),
         ("a,1,test,1.0", "a,1,tset,1.0", "part must be calibrate or test; got 'tset'"),
         ("a,1,test,1.0", "b,1,test,1.0", "the id 'b' is there twice"),
-        ("a,1,test,1.0", "a,1,test", "zip"),
+        ("a,1,test,1.0", "a,1,test", "row 1 has 3 fields, not 4"),
+        ("id,member,part,sima", "id,member,part,id", "it has 2 columns id"),
+        ("id,member,part,sima", "id,member,Part,sima", "it has no column part"),
     ],
 )
 def test_samples_that_no_audit_writes_are_refused(tmp_path, before, after, said):
@@ -57,6 +59,12 @@ def test_a_folder_whose_name_looks_like_a_uri_is_a_folder(tmp_path, monkeypatch)
         ('"value":0.507', '"value":NaN', "cannot be read (it holds NaN or infinity, for which a record has null)"),
         ('"value":0.507', '"value":1e999', "cannot be read (it holds NaN or infinity, for which a record has null)"),
         ('"value":0.507', '"value":0.5,"value":0.507', "cannot be read (the key 'value' is there twice)"),
+        (
+            '"verdict":null',
+            '"verdict":[1]',
+            "cannot be read as schema version 2 (verdict: Input should be a valid string); repeat its audit command",
+        ),
+        ('"n_members":20', '"n_members":"x"', "n_members: Input should be a valid integer"),
         ('"attacks":[{"attack":', '"attacks":[{"name":', "each attack must have its label, a text, as `attack`"),
         ('"attacks":[{"attack":"sima"', '"attacks":[{"attack":["sima"]', "each attack must have its label, a text, as `attack`"),
     ],
@@ -64,6 +72,7 @@ def test_a_folder_whose_name_looks_like_a_uri_is_a_folder(tmp_path, monkeypatch)
 def test_a_record_holds_finite_numbers_each_key_once_and_attacks_with_labels(tmp_path, before, after, said):
     record, _ = audit_of({"sima": 1.0}, 20, warnings=())
     files = {"audit.json": (record.model_dump_json(), read_audit), "plan.json": (record.plan.model_dump_json(), read_plan)}
+    assert any(before in text for text, _ in files.values())
     for name, (text, read) in files.items():
         (tmp_path / name).write_text(text)
         assert read(tmp_path) in (record, record.plan)

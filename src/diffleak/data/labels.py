@@ -33,6 +33,7 @@ FOLDERS = "the names of the folders"
 SPLITS = {"train", "training", "validation", "valid", "dev", "val", "test", "testing", "eval", "evaluation"}
 SPLITS |= {"member", "members", "nonmember", "nonmembers", "held-out", "heldout", "held_out", "holdout"}
 LISTED = 5  # names in a message
+DIGITS = 18  # of a whole number; a text of more of them is a name
 
 Value = int | str | None
 Numbers = tuple[int | None, ...]
@@ -377,7 +378,7 @@ def _by_count(order: Sequence[str], count: int, own: ClassNames) -> dict[str, in
 
 
 def _whole(names: set[str]) -> bool:
-    return all(name.isascii() and name.isdecimal() for name in names)
+    return all(name.isascii() and name.isdecimal() and len(name) <= DIGITS for name in names)
 
 
 def _union(levels: Sequence[_Level]) -> set[str]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from diffleak.errors import UserError, first_lines, pip_install, shown
 from diffleak.hub import effect
 from diffleak.hub.configs import read_json
-from diffleak.hub.effect import PEFT_PREFIX, TEXT_ENCODERS
+from diffleak.hub.effect import LONGEST_NAME, PEFT_PREFIX, TEXT_ENCODERS
 from diffleak.hub.folders import LONGEST_PATH, PICKLES, downloaded, pickle_message
 from diffleak.work.files import hash_files
 from diffleak.work.reading import Unreadable, load_json, opened, parsing
@@ -134,7 +134,7 @@ def _by_network(pipeline: Any, networks: Mapping[str, Any], raw: Mapping[str, Te
             continue  # in B by now
         name, _, rest = key.partition(".")
         if name not in networks:
-            raise UserError(f"its {key} fits no layer")
+            raise UserError(f"its {shown(key, LONGEST_NAME)} fits no layer")
         found.setdefault(name, {})[rest] = value
     for name, weights in found.items():
         if name == part:

@@ -29,6 +29,7 @@ from diffleak.hub.configs import check_keys
 TOLERANCE = 1e-5  # of the largest change in a layer
 KEPT = 0.01  # how far rounding may change a layer's strength without a word
 PEFT_PREFIX = "base_model.model."
+LONGEST_NAME = 120  # characters of a weight's name in a message
 METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's settings in the header of a file
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 PREFIXES = {  # of kohya's names and of ComfyUI's; "" is the denoiser
@@ -176,7 +177,7 @@ def updates(raw: Mapping[str, Tensor], settings: Mapping[str, Any], networks: Ma
     for key, value in raw.items():
         match = ROLE.match(key)
         if match is None:
-            raise UserError(f"its {key} fits no layer")
+            raise UserError(f"its {shown(key, LONGEST_NAME)} fits no layer")
         role = {"A": "down", "B": "up"}.get(match["letter"] or "", match["way"] or match["alpha"] or "magnitude")
         groups.setdefault(match["stem"], {})[role] = value
     names = {name: _flat_names(network) for name, network in networks.items()}
@@ -250,7 +251,7 @@ def _of_group(
     key = next(key for key in raw if key.startswith(stem))
     network, layers = _place(stem, networks, names)
     if not layers:
-        raise UserError(f"its {key} fits no layer")
+        raise UserError(f"its {shown(key, LONGEST_NAME)} fits no layer")
     where = f"{network}.{layers[0]}"
     for role, letter in (("down", "lora_A"), ("up", "lora_B")):
         if role not in group:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.work.reading import Unreadable, load_json, parsing
 
 SCHEMA_VERSION: Literal[2] = 2  # 1: rates at a false-positive rate that allowed one false alarm less than they may
@@ -39,11 +39,12 @@ class Estimate(Record):
 R = TypeVar("R", bound=Record)
 
 
-def read_json(path: Path, kind: type[R], what: str = "", must: str = "") -> R:
+def read_json(path: Path, kind: type[R], what: str = "", must: str = "", advice: str = "") -> R:
     """The record in a JSON file; raises `UserError` for a file that cannot be read, or that holds no such record.
 
-    what: words before the path in the first message. must: what the file must be, in the second one.
+    what: words before the path in the first message. must: what the file must be, in the second one. advice: what to do, in both.
     """
+    then = f"; {advice}" if advice else ""
     try:
         content = load_json(path)
         with parsing():
@@ -51,11 +52,13 @@ def read_json(path: Path, kind: type[R], what: str = "", must: str = "") -> R:
                 raise Unreadable("it holds NaN or infinity, for which a record has null")
         return kind.model_validate(content)
     except Unreadable as error:
-        raise UserError(f"{what}{path} cannot be read ({error})") from None
-    except ValueError as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"{what}{path} cannot be read ({error}){then}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{shown(where)}: {shown(first['msg'], 120)}" if where else shown(first["msg"], 120)
         must = must or f"cannot be read as schema version {kind.model_fields['schema_version'].default}"
-        raise UserError(f"{path} {must} ({reason})") from None
+        raise UserError(f"{path} {must} ({reason}){then}") from None
 
 
 def _finite(value: Any) -> bool:

@@ -179,4 +179,4 @@ class QualityRecord(Record):
 
 def read_quality(path: Path, kind: type[R]) -> R:
     """The record in a quality.json of any name, or the part of it that `kind` has; raises `UserError` for a file that holds none."""
-    return read_json(path, kind, "the quality file ", "must be a quality.json as `diffleak quality` writes it")
+    return read_json(path, kind, "the quality file ", "must be a quality.json as `diffleak quality` writes it", "repeat that command")

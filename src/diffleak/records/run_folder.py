@@ -19,7 +19,7 @@ from diffleak.work.reading import load_rows
 def read_plan(folder: Path) -> Plan | None:
     """The plan that a run folder belongs to, or None for a fresh folder."""
     path = folder / "plan.json"
-    return read_json(path, Plan) if path.exists() else None
+    return read_json(path, Plan, advice="choose another -o, or delete the folder to begin again") if path.exists() else None
 
 
 def read_audit(folder: Path) -> AuditRecord:
@@ -30,7 +30,7 @@ def read_audit(folder: Path) -> AuditRecord:
     path = folder / "audit.json"
     if not path.is_file():
         raise UserError(f"RUN must be the folder of a finished audit; {folder} has no audit.json")
-    record = read_json(path, AuditRecord)
+    record = read_json(path, AuditRecord, advice="repeat its audit command, which writes it again")
     return record if record.schema_version > 1 else record.model_copy(update={"warnings": (*record.warnings, EARLIER_RATES)})
 
 
@@ -49,8 +49,13 @@ def read_samples(folder: Path) -> Samples:
     """samples.csv of a run folder; raises `UserError` for one that an audit cannot have written."""
     path = folder / "samples.csv"
     try:
-        header, *rows = load_rows(path)
-        columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+        header, *rows = load_rows(path) or [[]]
+        for name in ("id", "member", "part", *header):
+            if header.count(name) != 1:
+                raise ValueError(f"it has {header.count(name) or 'no'} column{'s' * (header.count(name) > 1)} {shown(name)}")
+        if odd := [(number, len(row)) for number, row in enumerate(rows, 1) if len(row) != len(header)]:
+            raise ValueError(f"row {odd[0][0]} has {odd[0][1]} fields, not {len(header)}")
+        columns = dict(zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=True))
         scores = {name: np.array(columns[name], dtype=np.float64) for name in header[3:]}
         ids, member, part = (columns[name] for name in ("id", "member", "part"))
         for name, found, right in (("member", member, ("0", "1")), ("part", part, ("calibrate", "test"))):
@@ -61,5 +66,5 @@ def read_samples(folder: Path) -> Samples:
         if broken := [name for name, column in scores.items() if not np.isfinite(column).all()]:
             raise ValueError(f"{shown(broken[0])} must be finite numbers")
         return Samples(tuple(ids), np.array(member) == "1", np.array(part) == "test", scores)
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({shown(error, 120)}); run the audit again to rewrite it") from None
