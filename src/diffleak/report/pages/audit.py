@@ -15,6 +15,7 @@ from diffleak.report.section import Page, Section, sections
 from diffleak.report.sections import glossary, limits, model, verdict, warnings
 from diffleak.report.sections.audit import (
     attacks,
+    calibrated,
     exposed,
     figures,
     gates,
@@ -69,6 +70,7 @@ SECTIONS: tuple[Callable[[Audited], Section | None], ...] = (
     lambda audit: warnings(audit.record.warnings),
     figures.tiles,
     attacks.section,
+    calibrated.section,
     masks.section,
     reference.section,
     figures.roc,
