@@ -152,8 +152,20 @@ def test_a_model_of_any_size_must_be_told_the_size() -> None:
 
 def test_numbers_that_are_not_finite_are_refused_with_the_image() -> None:
     broken = Denoiser.from_function(lambda x, t: x * float("nan"), SCHEDULE.alphas_cumprod)
-    with pytest.raises(UserError, match="the model must draw finite numbers; image 0 of seed 0 has NaN or infinity"):
+    with pytest.raises(
+        UserError, match="the model must draw finite numbers; image 0 of seed 0 has NaN or infinity: check what it computes"
+    ):
         generate(analytic(broken), 2, steps=2)
+
+
+def test_an_autoencoder_that_decodes_to_nan_is_named_and_not_the_model(latent_folder: Callable[..., Path]) -> None:
+    target = hub.load(latent_folder(), device="cpu")
+    target.codec.network.decoder.conv_out.bias.fill_(torch.nan)
+    said = (
+        "the autoencoder must decode to finite numbers; image 0 of seed 0 has NaN or infinity: decoder.conv_out.bias of the AutoencoderKL"
+    )
+    with pytest.raises(UserError, match=said):
+        generate(target, 2, steps=2)
 
 
 def test_a_folder_belongs_to_one_plan(tmp_path: Path) -> None:

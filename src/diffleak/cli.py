@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
 
-from diffleak.errors import DiffleakError, GateFailed, UserError, one_line, visible
+from diffleak.errors import DiffleakError, GateFailed, UserError, one_line, refuse_other_bytes, visible
 from diffleak.options import File, command
 
 if TYPE_CHECKING:
@@ -262,6 +262,8 @@ def main() -> Never:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end a finished command
     try:
+        for argument in sys.argv[1:]:
+            refuse_other_bytes(argument)
         code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:  # some versions of typer return it instead of raising
             raise KeyboardInterrupt

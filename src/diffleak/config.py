@@ -5,6 +5,7 @@ what `--help` says (`diffleak.options`).
 """
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from diffleak.errors import UserError, unknown
+from diffleak.errors import UserError, refuse_other_bytes, shown, unknown
 from diffleak.work.reading import Unreadable, load_yaml
+
+NO_SETTINGS = ("json", "config")  # flags that no config file holds: how a call prints, and which file that is
 
 Device = Annotated[str | None, Field(description="cpu, cuda, cuda:1, mps; default the first accelerator.")]
 
@@ -94,7 +97,10 @@ def read_yaml(path: Path | None) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values; got {type(content).__name__}")
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
+    names = [str(key).replace("-", "_") for key in content]
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise UserError(f"{path} must give each setting once; {shown(twice[0])} is there twice")
+    return dict(zip(names, content.values(), strict=True))
 
 
 def build(kind: type[C], *layers: dict[str, Any]) -> C:
@@ -104,7 +110,11 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
         merged.update({key: value for key, value in layer.items() if value is not None})
     for key in merged:
         if key not in kind.model_fields:
-            raise unknown("config key", key, kind.model_fields)
+            raise _unknown_key(kind, key)
+    for value in merged.values():
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(each, str | Path):
+                refuse_other_bytes(str(each))
     try:
         return kind(**merged)
     except ValidationError as error:
@@ -112,9 +122,20 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
         key = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "missing":
             raise UserError(f"{key} must be given: --{key.replace('_', '-')}, or the key in the config file") from None
-        got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"
+        got = "" if isinstance(first["input"], dict) else f"; got {shown(repr(first['input']))}"
         where = f"{key}: " if key else ""
         raise UserError(f"{where}{first['msg'].removeprefix('Value error, ')}{got}") from None
+
+
+def _unknown_key(kind: type[Config], key: str) -> UserError:
+    if key in NO_SETTINGS:
+        return UserError(f"{key} is no setting, since it decides nothing of a result; give {flag(key)} on the command line")
+    on = next((name for name in kind.model_fields if second_name(kind, name) == flag(key)), None)
+    return (
+        UserError(f"{flag(key)} switches a setting off, whose key is {on}: write {on}: false")
+        if on
+        else unknown("config key", key, kind.model_fields)
+    )
 
 
 def flag(key: str) -> str:

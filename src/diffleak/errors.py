@@ -6,11 +6,13 @@ exception is a bug and shows its traceback.
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 from typing import ClassVar
 
 LONGEST, LONGEST_END = 400, 150  # characters of a message, and of its end where it had to be cut
-LONGEST_VALUE = 60  # characters of a value that a message shows
 NAME = "diffleak"  # of the distribution, the import and the command
+SHOWN = 60  # characters of a user's value in a message
+COMPARED = 1000  # names that a misspelled one is compared with
 
 
 class DiffleakError(Exception):
@@ -40,9 +42,46 @@ class InvalidAudit(DiffleakError):
 def unknown(what: str, name: str, options: Iterable[str]) -> UserError:
     """The error for a name that is not among `options`, naming the nearest one."""
     options = sorted(options)
-    near = difflib.get_close_matches(name[:LONGEST_VALUE], options, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {cut(', '.join(options), LONGEST // 2)}"
-    return UserError(f"unknown {what} '{cut(name)}'; {hint}")
+    near = nearest(name, options)
+    hint = f"did you mean '{near}'?" if near else f"known: {listed(options)}"
+    return UserError(f"unknown {what} '{shown(name)}'; {hint}")
+
+
+def nearest(name: str, options: Iterable[str]) -> str | None:
+    """The option that is spelled most like `name`, ready to be shown; None where none is like it."""
+    short = [shown(option) for option in islice(options, COMPARED)]
+    return next(iter(difflib.get_close_matches(shown(name), short, n=1, cutoff=0.5)), None)
+
+
+def listed(names: Iterable[str], limit: int = 300) -> str:
+    """Names with commas between them, as many of them as fit into `limit` characters, and how many more there are."""
+    names, parts = list(names), list[str]()
+    for name in names:
+        parts.append(shown(name))
+        if len(parts) > 1 and len(", ".join(parts)) > limit:
+            return f"{', '.join(parts[:-1])} and {len(names) - len(parts) + 1:,} more"
+    return ", ".join(parts)
+
+
+def shown(value: object, limit: int = SHOWN) -> str:
+    """A value of a user's file as one short piece of a message: what does not print spelled out, the end cut off with "…"."""
+    spelled = visible(str(value)[: limit + 1])
+    return spelled if len(spelled) <= limit else spelled[: limit - 1] + "…"
+
+
+def is_text(text: str) -> bool:
+    """True for what UTF-8 can hold; False where a file name of other bytes, or half a character of JSON, is in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def refuse_other_bytes(path: str) -> None:
+    """Raises `UserError` for a path that is not UTF-8: no record, report or table could name it."""
+    if not is_text(path):
+        raise UserError(f"the path of a file or folder must be UTF-8; {shown(path, 200)} is not: rename it")
 
 
 def first_lines(error: Exception) -> str:
@@ -53,11 +92,6 @@ def first_lines(error: Exception) -> str:
 def pip_install(extra: str) -> str:
     """The command that installs an optional part of this package, for messages: `pip install 'diffleak[text]'`."""
     return f"pip install '{NAME}[{extra}]'"
-
-
-def cut(text: str, limit: int = LONGEST_VALUE) -> str:
-    """`text` with an ellipsis for what goes beyond `limit` characters; for values of a user's file in a message."""
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def one_line(message: str) -> str:

@@ -24,6 +24,7 @@ from diffleak.data.pixels import ImageShape, to_uint8
 from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.conditions import Prompts, one_at_a_time
 from diffleak.diffusion.denoiser import Denoiser, Guided, guided
+from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import sample
 from diffleak.diffusion.target import Target, auto_batch_size, by_device, side_by_side
@@ -231,12 +232,14 @@ def _draw_batch(drawing: Drawing, rows: range, on_step: Callable[[int], None]) -
     with torch.inference_mode():
         z = sample(drawing.denoiser, sampler, noise, _conditions(drawing, rows), drawing.rounds, on_step)
         x = decoded(target, drawing.shape, z)
-    broken = torch.flatten(~torch.isfinite(x), 1).any(dim=1).nonzero()
-    if len(broken):
-        raise UserError(
-            f"the model must draw finite numbers; image {rows[int(broken[0])]} of seed {drawing.seed} has NaN or infinity: "
-            "use --dtype float32, or another sampler"
-        )
+    blamed = ("model must draw", drawing.denoiser, "use another sampler"), ("autoencoder must decode to", target.codec, None)
+    for made, (must, part, otherwise) in zip((z, x), blamed, strict=True):
+        broken = torch.flatten(~torch.isfinite(made), 1).any(dim=1).nonzero()
+        if len(broken):
+            raise UserError(
+                f"the {must} finite numbers; image {rows[int(broken[0])]} of seed {drawing.seed} has NaN or infinity: "
+                f"{advice(part, otherwise=otherwise)}"
+            )
     return to_uint8(x.float().cpu().numpy())
 
 

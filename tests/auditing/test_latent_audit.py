@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import diffleak
 from diffleak.auditing import run as auditing
@@ -66,6 +67,32 @@ def test_scores_of_a_latent_model_are_those_of_its_encoded_images(latent_folder,
         z = target.codec.encode(x)
         expected = torch.stack([target.denoiser(z, t).double().pow(4).flatten(1).sum(1) for t in (40, 80)], dim=1)
     np.testing.assert_allclose(audit.scores[0].statistic, expected.numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("part", "weight", "said"),
+    [
+        (
+            "vae",
+            "encoder.conv_in.weight",
+            r"^the autoencoder must return finite latents; got nan for image (non)?members/\d+: WEIGHT of the Autoenc",
+        ),
+        (
+            "unet",
+            "conv_in.weight",
+            r"^the model must return finite numbers; .* at timestep 40 for image (non)?members/\d+: WEIGHT of the UNet2DM",
+        ),
+    ],
+)
+def test_the_part_whose_weights_hold_nan_is_named_with_the_weight_and_no_other_dtype(latent_folder, images, tmp_path, part, weight, said):
+    folder = latent_folder()
+    file = folder / part / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    state[weight].view(-1)[0] = torch.nan
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(UserError, match=said.replace("WEIGHT", weight)) as refusal:
+        run(**settings(folder, images, tmp_path / "run", attacks="sima"))
+    assert "dtype" not in str(refusal.value) and len(str(refusal.value)) <= 400
 
 
 def test_masked_scores_are_those_of_the_masks_one_image_at_a_time(latent_folder, images, tmp_path):

@@ -153,7 +153,7 @@ def test_pfami_without_calibration_needs_no_timestep(memoriser):
 
 def test_an_infinite_number_of_such_an_attack_names_the_image_and_no_timestep(memoriser):
     broken = diffleak.Denoiser.from_function(lambda x, t: x / 0 if t == 200 else x, linear_schedule().alphas_cumprod)
-    with pytest.raises(UserError, match=r"pfami got nan for image \S+: try --dtype float32"):
+    with pytest.raises(UserError, match=r"pfami got nan for image \S+: check what it computes"):
         diffleak.audit(broken, members=MEMBERS, nonmembers=NONMEMBERS, attacks="pfami", **SETTINGS)
 
 

@@ -364,7 +364,7 @@ def test_a_folder_without_weights_is_refused(model_folder: Folders) -> None:
 def test_truncated_weights_are_refused(model_folder: Folders) -> None:
     folder = model_folder()
     weights(folder).write_bytes(weights(folder).read_bytes()[:1000])
-    assert refusal(folder).startswith(f"{folder / 'unet'} cannot be loaded: ")
+    assert refusal(folder).startswith(f"{weights(folder)} must be a whole safetensors file (")
 
 
 def test_a_lost_shard_is_named(model_folder: Folders, tiny_network: Callable[..., torch.nn.Module]) -> None:
@@ -681,13 +681,14 @@ def test_an_autoencoder_of_code_numbers_is_refused(latent_folder: Folders) -> No
     assert refusal(folder, device="cpu").startswith(f"{folder / 'vqvae'} decodes code numbers (lookup_from_codebook)")
 
 
-@pytest.mark.parametrize("keys", [{"latents_mean": [0.1, 0.2]}, {"latents_std": [1.0, 2.0, 3.0]}], ids=str)
-def test_latent_statistics_of_another_number_of_channels_are_refused(latent_folder: Folders, keys: dict) -> None:
+@pytest.mark.parametrize("keys", [{"latents_mean": [0.1, 0.2]}, {"latents_std": [1.0, 2.0, 3.0]}, {"latents_std": [1.0, 0, 1, 1]}], ids=str)
+def test_latent_statistics_of_another_number_of_channels_or_of_no_size_are_refused(latent_folder: Folders, keys: dict) -> None:
     folder = latent_folder()
     edit(encoder_config(folder), **keys)
     ((key, values),) = keys.items()
+    kind = "positive numbers" if key == "latents_std" else "numbers"
     assert refusal(folder, device="cpu") == (
-        f"{encoder_config(folder)} must give {key} as 4 numbers, one per latent channel, or null; got {values}"
+        f"{encoder_config(folder)} must give {key} as 4 {kind}, one per latent channel, or null; got {values}"
     )
 
 

@@ -546,18 +546,23 @@ def test_a_tokenizer_without_a_vocabulary_is_refused_and_not_replaced_by_an_empt
     assert refusal(folder).startswith(f"{folder}/{part} must hold a vocabulary: tokenizer.json, ")
 
 
-@pytest.mark.parametrize(("file", "content"), [("text_encoder/config.json", "{"), ("text_encoder/model.safetensors", "x" * 100)])
-def test_a_damaged_text_encoder_is_one_line(copied: Callable[..., Path], file: str, content: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("text_encoder/config.json", "{", "must be JSON ("),
+        ("text_encoder/config.json", "[]", "must hold a JSON object; got list"),
+        ("text_encoder/model.safetensors", "x" * 100, "must be a whole safetensors file ("),
+        ("tokenizer/tokenizer.json", "{", "must be JSON ("),
+        ("tokenizer/tokenizer_config.json", '{"model_max_length"', "must be JSON ("),
+        ("tokenizer/vocab.json", "[]", "must hold a JSON object; got list"),
+    ],
+)
+def test_a_damaged_text_encoder_or_tokenizer_is_one_line_that_names_the_file(
+    copied: Callable[..., Path], file: str, content: str, said: str
+) -> None:
     folder = copied("sd")
     (folder / file).write_text(content)
-    assert refusal(folder).startswith(f"{folder}/text_encoder cannot be loaded: ")
-
-
-@pytest.mark.parametrize("file", ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"])
-def test_a_damaged_tokenizer_is_one_line(copied: Callable[..., Path], file: str) -> None:
-    folder = copied("sd")
-    (folder / file).write_text("{")
-    assert refusal(folder).startswith(f"the text encoders of {folder} cannot be loaded: ")
+    assert refusal(folder).startswith(f"{folder}/{file} {said}")
 
 
 def test_a_stable_diffusion_3_without_its_largest_text_encoder_loads(copied: Callable[..., Path]) -> None:

@@ -240,6 +240,9 @@ def test_a_model_that_nobody_can_recognise_and_damaged_files_are_not_resumed(tmp
         ),
         ("b.csv", 'file_name,text\n1,"sun, with rays"\n1,a sun\n2,moon \n3,\n'),
         ("a.csv", 'id,text\n1,"sun, with rays"\n2,moon\n'),
+        ("c.csv", 'id,text\n,"sun, with rays"\n,moon\n'),
+        ("d.csv", 'id,text\n1.png,"sun, with rays"\n./1.png,a sun\n2.png,moon\n'),
+        ("c.json", '{"1.png": "sun, with rays", "./1.png": "a sun", "2.png": "moon"}'),
         ("a.jsonl", '{"text": "sun, with rays"}\n{"text": "moon", "id": 2}\n'),
     ],
 )
@@ -258,7 +261,7 @@ def test_prompts_are_read_from_text_csv_and_jsonl(tmp_path: Path, name: str, con
         ("a.JSON", "[]", "a.JSON must hold an object"),
         ("a.csv", "text\nsun, with rays\n", "line 2 has more fields than the header: put texts with commas in double quotes"),
         ("a.csv", "txt\nsun\n", "the prompts must be in a column 'text'; did you mean 'txt'"),
-        ("a.jsonl", '{"text": "sun"}\nmoon\n', r"a.jsonl cannot be read \(Expecting value"),
+        ("a.jsonl", '{"text": "sun"}\nmoon\n', r"a.jsonl cannot be read \(line 2: Expecting value"),
         ("a.jsonl", '["sun"]\n', "every line must be a JSON object; one is a list"),
         ("a.jsonl", '{"caption": "sun"}\n', "the prompts must be in a column 'text'; known: caption"),
         ("a.jsonl", '{"text": 3}\n', "a.jsonl cannot be read .got the text 3"),
@@ -336,7 +339,7 @@ def test_models_and_settings_that_cannot_be_asked_are_refused(folder: Path, mode
         Denoiser.from_function(lambda x, t, cond: x / 0, linear_schedule().alphas_cumprod), ImageShape(1, 4, 4), text=Strengths()
     )
     with pytest.raises(
-        UserError, match=r"the scores must be finite numbers; the prompt 'plain \d+' has NaN or infinity: use --dtype float32"
+        UserError, match=r"the scores must be finite numbers; the prompt 'plain \d+' has NaN or infinity: check what it computes"
     ):
         find_memorised(broken, prompts=PLAIN, **QUICK)
 

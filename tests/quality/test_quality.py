@@ -370,7 +370,7 @@ def test_preprocessing_resizes_crops_and_normalises_as_its_config_says(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     x = images(2, 3)
     expected = (x[:, 2:6, 2:6].transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25
-    np.testing.assert_allclose(preprocessing(tmp_path)(x).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(preprocessing(tmp_path, "an encoder")(x).numpy(), expected, rtol=1e-5)
 
 
 def test_an_encoder_of_another_kind_is_refused(encoder_folder, tmp_path):

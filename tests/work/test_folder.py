@@ -38,7 +38,7 @@ def test_another_plan_is_refused_with_what_differs_in_the_order_of_its_keys(tmp_
     now = {"model": "there", "c": [3], "b": "y", "a": 1, "new": None, "d": 4}
     with pytest.raises(UserError) as caught:
         Folder(tmp_path).claim(now, other, free={"model"})
-    assert str(caught.value) == f"another plan: c was [2], now [3], b was '{'x' * 59}…, now 'y', d was None, now 4"
+    assert str(caught.value) == f"another plan: c was [2], now [3], b was '{'x' * 58}…, now 'y', d was None, now 4"
     assert not Folder(tmp_path).claim({**before, "model": "there"}, other, free={"model"})
     assert not Folder(tmp_path).claim({"a": 1, "new": None}, other), "a key that an earlier version did not write was null"
     assert json.loads((tmp_path / PLAN).read_text()) == before, "a refused claim changes nothing"

@@ -111,6 +111,13 @@ def test_yaml_holds_plain_values_written_out_once(tmp_path, text, reason):
         load_yaml(tmp_path / "file")
 
 
+def test_json_has_each_key_once(tmp_path):
+    (tmp_path / "file").write_text('{"a": {"b": 1, "c": 2, "b": 3}}')
+    for load in (load_json, load_lines):
+        with pytest.raises(Unreadable, match="the key 'b' is there twice"):
+            load(tmp_path / "file")
+
+
 def test_yaml_numbers_have_no_base_60(tmp_path):
     (tmp_path / "file").write_text("timesteps: 10:50\nlearning_rate: 1e-4\nseed: 0")
     assert load_yaml(tmp_path / "file") == {"timesteps": "10:50", "learning_rate": 1e-4, "seed": 0}

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from diffleak.attacks.base import Attack, Direction, written
 from diffleak.diffusion.schedule import Schedule
-from diffleak.errors import UserError, first_lines, unknown
+from diffleak.errors import UserError, first_lines, shown, unknown
 
 MOST_TIMESTEPS = 100_000  # a longer grid is a slip of the keyboard
 RESERVED = ("id", "member", "part", "all")  # columns of samples.csv, and what stands for every attack
@@ -84,18 +84,18 @@ def refuse_outside(chosen: Sequence[Attack], attacks: Mapping[str, type[Attack]]
             taken = "an attack of diffleak" if name in attacks else "a column of samples.csv, or all of them"
             raise UserError(f"{kind.__qualname__} must have a name of its own; {name} is {taken}")
         if not name.isidentifier() or not name.isascii():
-            raise UserError(f"the name of an attack must be of letters, digits and _; got {name!r}")
+            raise UserError(f"the name of an attack must be of letters, digits and _; got {shown(repr(name))}")
         if attack.direction not in get_args(Direction):
             raise UserError(
-                f"{name}: direction must be small or large, the end of the statistic that means member; got {attack.direction!r}"
+                f"{name}: direction must be small or large, the end of the statistic that means member; got {shown(repr(attack.direction))}"
             )
         if not isinstance(attack.queries, int) or attack.queries < 0:
-            raise UserError(f"{name}: queries must be a whole number, under @property; got {attack.queries!r}")
+            raise UserError(f"{name}: queries must be a whole number, under @property; got {shown(repr(attack.queries))}")
         if lost:
             raise UserError(f"{name}: {lost[0]} is no parameter; write @dataclass(frozen=True, kw_only=True) above the class")
         texts = [str(value) for value in attack.parameters().values() if isinstance(value, str)]
         if any(set(text) & set("(),=") or text != text.strip() for text in texts):
-            raise UserError(f"{name}: a parameter that is a text must have no comma, bracket, = or outer space; got {texts}")
+            raise UserError(f"{name}: a parameter that is a text must have no comma, bracket, = or outer space; got {shown(texts)}")
         try:
             json.dumps(attack.parameters())
         except TypeError as error:
@@ -118,7 +118,7 @@ def _imported(name: str) -> type[Attack]:
         where = f"an attack of your own is named package.module:Class, to be found from {os.getcwd()} or installed"
         raise UserError(f"{where}; {name} cannot be imported ({said})") from None
     if not (isinstance(found, type) and issubclass(found, Attack)):
-        raise UserError(f"{name} must be a subclass of diffleak.Attack; got {found!r}")
+        raise UserError(f"{name} must be a subclass of diffleak.Attack; got {shown(repr(found))}")
     return found
 
 
@@ -131,7 +131,7 @@ def _convert(attack: str, key: str, value: str, default: Any) -> Any:
             return TRUTH[value.lower()]
         return kind(value) if kind in (int, float, str) else literal_eval(value)
     except (ValueError, KeyError, SyntaxError):
-        raise UserError(f"{attack}: {key} must be of the kind {kind.__name__}; got {value!r}") from None
+        raise UserError(f"{attack}: {key} must be of the kind {kind.__name__}; got {shown(repr(value))}") from None
 
 
 def parse_timesteps(text: str | int) -> tuple[int, ...]:
@@ -143,9 +143,9 @@ def parse_timesteps(text: str | int) -> tuple[int, ...]:
             raise ValueError
         grid = [t for r in ranges for t in r]
     except (ValueError, TypeError):
-        raise UserError(f"timesteps are written start:stop:step (stop included), or one number; got {text!r}") from None
+        raise UserError(f"timesteps are written start:stop:step (stop included), or one number; got {shown(repr(text))}") from None
     if not grid or any(t < 0 for t in grid):
-        raise UserError(f"timesteps must be a non-empty grid of non-negative integers; got {text!r}")
+        raise UserError(f"timesteps must be a non-empty grid of non-negative integers; got {shown(repr(text))}")
     return tuple(sorted(set(grid)))
 
 

@@ -23,7 +23,7 @@ from diffleak import hub
 from diffleak.attacks.subject import Encoder, Subject
 from diffleak.data.cohort import Cohort
 from diffleak.data.pixels import ImageShape, fit, to_model, to_uint8
-from diffleak.diffusion.codec import latents_of
+from diffleak.diffusion.codec import latents_of, refuse_broken_latents
 from diffleak.diffusion.conditions import Prompts, one_at_a_time
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.noise import Noise
@@ -67,7 +67,7 @@ class Inputs:
         """Images per forward of the denoiser."""
         if not self.target.latent:
             return auto_batch_size(self.shape, self.target.device)
-        channels, height, width = self.encode(self.pixels([0])).shape[1:]
+        channels, height, width = self.encode(self.pixels([0]), [0]).shape[1:]
         return auto_batch_size(ImageShape(channels, height, width), self.target.device)
 
     def pixels(self, rows: Sequence[int]) -> UInt8[np.ndarray, "n h w c"]:
@@ -80,18 +80,13 @@ class Inputs:
         x = to_model(images) if images.dtype == np.uint8 else images
         return torch.from_numpy(x).to(self.target.device, self.target.x_dtype)
 
-    def encode(self, images: UInt8[np.ndarray, "n h w c"]) -> np.ndarray:
-        """The latents of uint8 images as numbers of the CPU; the images themselves for a pixel model."""
+    def encode(self, images: UInt8[np.ndarray, "n h w c"], rows: Sequence[int]) -> np.ndarray:
+        """The latents of the uint8 images of `rows` as numbers of the CPU; the images themselves for a pixel model."""
         if not self.target.latent:
             return images
         with torch.inference_mode():
             z = self.latents(images).cpu().numpy()
-        if not np.isfinite(z).all():
-            row = int(np.argwhere(~np.isfinite(z))[0][0])
-            raise UserError(
-                f"the autoencoder must return finite latents; got {z[~np.isfinite(z)][0]} for image {row + 1} of {len(z)}: "
-                "check its weights"
-            )
+        refuse_broken_latents(z, self.target.codec, [self.cohort.ids[row] for row in rows])
         return z
 
     def latents(self, images: UInt8[np.ndarray, "b h w c"] | Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
@@ -160,7 +155,7 @@ class Inputs:
     def measure(self, rows: range, kinds: Sequence[str]) -> dict[str, np.ndarray]:
         """Measures some images: "latents", "influence" of each coordinate, "distortion" beside the energies."""
         images, found = self.pixels(rows), dict[str, np.ndarray]()
-        z = self.encode(images)
+        z = self.encode(images, rows)
         noise, codec = self.noise(self.cohort.keys[rows.start : rows.stop], z.shape[1:]), self.target.codec
         if "distortion" in kinds and self.top:
             measured = distortion(codec, self.tensor(z), self.top, noise=noise).cpu().numpy()

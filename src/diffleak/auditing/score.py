@@ -26,8 +26,9 @@ from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
 from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.denoiser import Counted, Denoiser, unguided
+from diffleak.diffusion.finite import advice
 from diffleak.diffusion.target import Target, side_by_side
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.records.audit import AuditRecord
 from diffleak.records.plan import Plan
 from diffleak.records.scores import ChunkMeta, Scores, chunk_file, plan_id, read_chunk, read_seconds, write_chunk
@@ -157,7 +158,7 @@ def probe(job: Job) -> None:
     rows, sweep = [0, len(job.cohort) - 1], [t for attack in job.attacks for t in attack.timesteps] or [0]
     images = job.inputs.pixels(rows)
     with torch.inference_mode(), memory_message(job.plan.batch_size):
-        x0 = job.inputs.tensor(job.inputs.encode(images))
+        x0 = job.inputs.tensor(job.inputs.encode(images, rows))
         if job.target.latent and not isinstance(job.target.codec, Autoencoder):
             shape = job.inputs.shape
             images_of(job.target.codec, x0, (shape.channels, shape.height, shape.width))
@@ -170,7 +171,7 @@ def probe(job: Job) -> None:
                     if not all(finite):
                         raise UserError(
                             f"the model must return finite numbers; {inputs.target.name} gives NaN or infinity at timestep {t} for image "
-                            f"{job.cohort.ids[rows[finite.index(False)]]}: try --dtype float32, or check the weights"
+                            f"{shown(job.cohort.ids[rows[finite.index(False)]])}: {advice(denoiser)}"
                         )
         for attack in job.attacks:
             if attack.code is not None and not attack.needs_preparation:
@@ -384,7 +385,7 @@ def _score_chunk(
                 asks = [replace(subject, denoiser=Counted(exposed, count), x0=x0.clone()) for exposed in asked(inputs.target, attack)]
                 each = torch.stack([_checked(attack, attack.masked_statistics(ask, masks), len(masks), len(x0)) for ask in asks])
                 found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
-                _refuse_nan(found[-1][0], job.cohort.ids[these.start : these.stop], attack, label)
+                _refuse_nan(found[-1][0], job.cohort.ids[these.start : these.stop], attack, label, inputs.target)
             excess = [found[0] - found[1]] if job.reference else []
             statistic[:, batch] = np.concatenate(found + excess)
     if made != len(rows) * declared:
@@ -408,15 +409,15 @@ def most_exposed(statistics: Float64[Tensor, "e m k b"], direction: Direction) -
     return statistics.amin(dim=0) if direction == "small" else statistics.amax(dim=0)
 
 
-def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: Attack, label: str) -> None:
+def _refuse_nan(values: Float64[np.ndarray, "b k"], ids: Sequence[str], attack: Attack, label: str, target: Target) -> None:
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
-        where = f"image {ids[bad[0][0]]}" + ("" if attack.rule else f" at timestep {attack.timesteps[bad[0][1]]}")
+        where = f"image {shown(ids[bad[0][0]])}" + ("" if attack.rule else f" at timestep {attack.timesteps[bad[0][1]]}")
         if attack.code is not None:
             raise UserError(f"an attack must give finite numbers, and so must the model; {label} got {values[tuple(bad[0])]} for {where}")
         raise UserError(
             f"the model must return finite numbers; {label} got {values[tuple(bad[0])]} for {where}: "
-            "try --dtype float32, or check the weights; finished chunks are kept"
+            f"{advice(target.denoiser, target.codec)}; finished chunks are kept"
         )
 
 
@@ -428,7 +429,7 @@ def _prepared(job: Job, attack: Attack) -> Attack:
     keys = tuple(key for key, use in zip(job.cohort.keys, allowed, strict=True) if use)
     chosen = set(keyed_order(keys, "prepare", job.plan.seed)[:PREPARATION_IMAGES])
     rows = [i for i, key in enumerate(job.cohort.keys) if key in chosen]
-    x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows)))
+    x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows), rows))
     noise = job.inputs.noise([job.cohort.keys[i] for i in rows], x0.shape[1:])
     first = job.target.denoiser.exposed[0]  # what is settled is a scale, the same for models that are compared
     return attack.prepared(job.inputs.subject(first, x0, noise, rows))
@@ -441,7 +442,7 @@ def _batches(n: int, size: int) -> Iterator[slice]:
 def _speed(job: Job, threads: int) -> float:
     """Queries per second: one forward of every model in each of `threads` threads, timed after a warm-up."""
     rows = range(min(max(1, job.plan.batch_size // job.target.denoiser.forwards), len(job.cohort)))
-    x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows)))
+    x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows), rows))
     models = [(inputs.target.denoiser, inputs.conditions(rows)) for inputs in job.models]
 
     def forward(_: int) -> float:

@@ -1,6 +1,6 @@
 """`diffleak metrics`: a file of id, member, score → the statistics."""
 
-import csv
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,18 +9,35 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from diffleak.data.draw import calibrate_size
-from diffleak.errors import UserError, unknown
+from diffleak.errors import UserError, listed, shown, unknown
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.stats.evaluation import evaluate
 from diffleak.stats.reasons import reworded
+from diffleak.work.reading import Unreadable, found_at, load_column, load_rows, opened, opened_parquet
 
+COLUMNS = "id,member,score"
+MUST = f"FILE must be a CSV or Parquet file of {COLUMNS}"
+PARQUET = b"PAR1"
+BEGINNINGS = {  # of the contents of other kinds, whatever their names end in
+    b"PK\x03\x04": "a ZIP archive, as .npz, .pth and .xlsx files are",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x93NUMPY": "an array of numpy",
+    b"\x89HDF": "an HDF5 file",
+    b"ARROW1": "an Arrow file",
+    b"\x80\x04": "pickled Python",
+    b"{": "JSON",
+    b"[": "JSON",
+}
 OTHERS = (".json", ".jsonl", ".npy", ".npz", ".pt", ".pth", ".pkl", ".gz", ".zip", ".xlsx")  # files of other kinds that people have
 DEFAULT_FRACTION = 0.2  # of the images of an audit that settings are chosen on
 TRUTH = {"true": 1.0, "false": 0.0}
 
 
 class Table(NamedTuple):
-    """The names of a file's columns, and what gives the values of one: text from CSV, as stored from Parquet."""
+    """The names of a file's columns, and what gives the values of one: text from CSV, as stored from Parquet.
+
+    A column that is not asked for may hold anything.
+    """
 
     names: list[str]
     column: Callable[[str], list[Any]]
@@ -33,25 +50,24 @@ def evaluate_file(path: Path, convention: str = "member-exact", column: str = "s
     a file that cannot be read, lacks a column, repeats an id, or holds anything but 0/1 members and finite scores.
     """
     table = _read(path)
-    if len(table.names) == 1 and set(table.names[0]) & set(";\t"):
-        raise UserError(f"{path} must separate its columns by commas; its first line is {table.names[0]!r}")
-    twice = {name for name in table.names if table.names.count(name) > 1}
+    twice = [name for name, times in Counter(table.names).items() if times > 1]
     if twice:
-        raise UserError(f"{path} must have each column once; {min(twice)} is there twice")
-    for name in ("id", "member", column):
+        raise UserError(f"{path} must have each column once; {shown(twice[0])} is there twice")
+    needed = ("id", "member", column)
+    if not {*needed} & {*table.names}:
+        raise UserError(f"{path} must begin with the names of its columns, {COLUMNS}; it begins with {listed(table.names, 120)}")
+    for name in needed:
         if name not in table.names:
             raise unknown(f"column of {path}", name, table.names)
-    ids = table.column("id")
-    if len(set(ids)) < len(ids):
-        raise UserError(f"{path} must name each id once; it repeats {len(ids) - len(set(ids))}")
+    ids = _ids(table, path)
     member = _members(table, path)
     scores = _scores(table, path, column)
     test = _test_half(table, path) if "part" in table.names else None
     if not member.any() or member.all():
         raise UserError(f"{path} must hold members and non-members; it has {int(member.sum())} and {int((~member).sum())}")
     part = None if test is None or test.all() else (test[member], test[~member])
-    names = np.array(ids, dtype=str)
-    result = evaluate(scores[member], scores[~member], convention, part, (names[member].tolist(), names[~member].tolist()))
+    names = [[image_id for image_id, of in zip(ids, member, strict=True) if of == side] for side in (True, False)]
+    result = evaluate(scores[member], scores[~member], convention, part, (names[0], names[1]))
     if part is not None:
         assert test is not None, "there is a part only where there is a column of it"
         result = reworded(result, int(member.sum()), int((~member).sum()), _calibrate_fraction(path, member, ~test))
@@ -115,26 +131,30 @@ def backwards(result: Result) -> str | None:
 
 
 def _read(path: Path) -> Table:
-    if not path.is_file():
-        raise UserError(f"FILE must be a CSV or Parquet file of id,member,score; found nothing at {path}")
-    if path.suffix.lower() in OTHERS:
-        raise UserError(f"FILE must be a CSV or Parquet file of id,member,score; got a {path.suffix} file, {path}: write the scores as CSV")
-    return _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    found = found_at(path)
+    if found != "a file":
+        inside = f": give {path / 'samples.csv'}" if (path / "samples.csv").is_file() else ""
+        raise UserError(f"{MUST}; found {found} at {path}{inside}")
+    try:
+        with opened(path, None) as file:
+            begins = file.read(8)
+        if path.suffix.lower() in OTHERS and not begins.startswith(PARQUET):
+            raise UserError(f"{MUST}; got a {path.suffix} file, {path}: write the scores as CSV")
+        if kind := next((kind for mark, kind in BEGINNINGS.items() if begins.lstrip().startswith(mark)), None):
+            raise UserError(f"{MUST}; {path} looks like {kind}: write the scores as CSV")
+        return _read_parquet(path) if begins.startswith(PARQUET) or path.suffix.lower() == ".parquet" else _read_csv(path)
+    except Unreadable as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
 
 
 def _read_csv(path: Path) -> Table:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [line for line in csv.reader(file) if line]
-    except (csv.Error, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
+    lines = load_rows(path)
     if not lines:
-        raise UserError(f"{path} cannot be read (it is empty)")
+        raise Unreadable("it is empty")
     header, *rows = lines
+    header = [name.strip() for name in header]
     if header[0].startswith("#"):
-        raise UserError(
-            f"{path} must begin with the names of its columns, id,member,score; its first line is a comment: {header[0][:60]!r}"
-        )
+        raise UserError(f"{path} must begin with the names of its columns, {COLUMNS}; its first line is a comment: '{shown(header[0])}'")
     if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
         mark = next(mark for mark in ";\t|" if mark in header[0])
         raise UserError(f"the columns of {path} must be separated by commas, with a point in decimals; its first line has {mark!r}")
@@ -145,48 +165,64 @@ def _read_csv(path: Path) -> Table:
 
 
 def _read_parquet(path: Path) -> Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    with opened_parquet(path) as file:
+        schema = file.schema_arrow
 
-    try:
-        table = pq.read_table(path.absolute())
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
-    for column in table.schema:
-        if pa.types.is_nested(column.type):
-            raise UserError(f"the columns of {path} must hold a text or a number in every row; {column.name} holds {str(column.type)[:60]}")
-    return Table(table.column_names, lambda name: table.column(name).to_pylist())
+    def column(name: str) -> list[Any]:
+        import pyarrow.types as types
+
+        kind = schema.field(name).type
+        if types.is_nested(kind):
+            raise UserError(f"the columns of {path} must hold a text or a number in every row; {shown(name)} holds {shown(kind)}")
+        try:
+            return load_column(path, name)
+        except Unreadable as error:
+            raise UserError(f"the column {shown(name)} of {path} cannot be read ({error})") from None
+
+    return Table(schema.names, column)
+
+
+def _ids(table: Table, path: Path) -> list[str]:
+    values = table.column("id")
+    missing = [row for row, value in enumerate(values, 1) if value in ("", None) or value != value]
+    if missing:
+        raise UserError(f"{path} must have an id in every row; {len(missing):,} have none (first: row {missing[0]:,})")
+    ids = list(map(str, values))
+    twice = next((image_id for image_id, times in Counter(ids).items() if times > 1), None)
+    if twice is not None:
+        raise UserError(f"{path} must name each id once; it repeats {len(ids) - len(set(ids)):,} (first: {shown(twice)})")
+    return ids
 
 
 def _test_half(table: Table, path: Path) -> Bool[np.ndarray, " n"]:
     parts = table.column("part")
-    odd = [p for p in parts if p not in ("calibrate", "test")]
+    odd = next(((row, part) for row, part in enumerate(parts, 1) if part not in ("calibrate", "test")), None)
     if odd:
-        raise UserError(f"{path}: part must be calibrate or test; got {odd[0]}")
+        raise UserError(f"{path}: part must be calibrate or test; got {shown(odd[1]) or None} in row {odd[0]:,}")
     return np.array([p == "test" for p in parts])
 
 
 def _members(table: Table, path: Path) -> Bool[np.ndarray, " n"]:
     values = table.column("member")
     numbers = [_number(value) for value in values]
-    bad = [value for value, number in zip(values, numbers, strict=True) if number not in (0, 1)]
-    if bad:
-        raise UserError(f"{path}: member must be 0 or 1; got {bad[0] or None}")
+    bad = next((row for row, number in enumerate(numbers) if number not in (0, 1)), None)
+    if bad is not None:
+        raise UserError(f"{path}: member must be 0 or 1; got {shown(values[bad]) or None} in row {bad + 1:,}")
     return np.array(numbers, dtype=bool)
+
+
+def _scores(table: Table, path: Path, column: str) -> Float64[np.ndarray, " n"]:
+    values = table.column(column)
+    numbers = [np.nan if value in ("", None) else _number(value) for value in values]
+    bad = next((row for row, number in enumerate(numbers) if number is None), None)
+    if bad is not None:
+        raise UserError(f"{path}: {shown(column)} must hold numbers; got '{shown(values[bad])}' in row {bad + 1:,}")
+    return np.array(numbers, dtype=np.float64)
 
 
 def _number(value: Any) -> float | None:
     """A number or a truth value, in a type of its own or as text; None for anything else."""
     try:
         return TRUTH[value.lower()] if isinstance(value, str) and value.lower() in TRUTH else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-
-
-def _scores(table: Table, path: Path, column: str) -> Float64[np.ndarray, " n"]:
-    values = [np.nan if value in ("", None) else value for value in table.column(column)]
-    try:
-        return np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        odd = next(value for value in values if _number(value) is None)
-        raise UserError(f"{path}: {column} must hold numbers; got {odd!r}") from None

@@ -9,7 +9,7 @@ from diffleak.attacks.black_box import BlackBox
 from diffleak.attacks.clid import CLiD
 from diffleak.auditing.plan import Prepared
 from diffleak.data.captions import FIXED, Captions
-from diffleak.errors import visible
+from diffleak.errors import shown, visible
 from diffleak.records.audit import Blind, Result
 from diffleak.records.scores import Scores
 from diffleak.stats import evaluation
@@ -21,7 +21,7 @@ from diffleak.work.folder import UNKNOWN
 
 def captions_line(captions: Captions, images: int) -> str:
     if captions.choice == "empty" or captions.choice.startswith(FIXED):
-        given = f"{captions.texts[0]!r}" if captions.texts[0] else "the empty caption"
+        given = f"'{shown(captions.texts[0])}'" if captions.texts[0] else "the empty caption"
         return f"captions: {given} for every image ({visible(captions.choice)}; {captions.found}/{images} have one of their own)"
     return f"captions found: {captions.found}/{images} ({visible(captions.choice)})"
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64
 
 from diffleak.data.split import FILE as SPLIT
 from diffleak.data.split import find_split
-from diffleak.errors import UserError, unknown
+from diffleak.errors import UserError, shown, unknown
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.comparison import Quality
 from diffleak.records.quality import FILE as QUALITY
@@ -121,7 +121,7 @@ def pair(first: Run, second: Run) -> Pairing:
         raise UserError(f"runs are compared image by image, so they must share ids; {how}: audit both with the same --anonymous-key FILE")
     shared = [i for i in first.samples.ids if i in second.rows]
     if not shared:
-        looks = " and ".join(f"{run.samples.ids[0]} in {run.name}" for run in (first, second))
+        looks = " and ".join(f"{shown(run.samples.ids[0])} in {run.name}" for run in (first, second))
         raise UserError(f"runs are compared image by image, so they must share ids; these share none (ids look like {looks})")
     rows = [np.array([run.rows[i] for i in shared], dtype=np.int64) for run in (first, second)]
     members = [run.samples.member[r] for run, r in zip((first, second), rows, strict=True)]
@@ -129,7 +129,7 @@ def pair(first: Run, second: Run) -> Pairing:
     if len(differ):
         raise UserError(
             f"an image must be on the same side in both runs; {len(differ)} ids are members in only one of {first.name} and {second.name} "
-            f"(first: {shared[differ[0]]}): audit both with the same split, or a teacher with its half of the members"
+            f"(first: {shown(shared[differ[0]])}): audit both with the same split, or a teacher with its half of the members"
         )
     return Pairing(rows[0], rows[1], members[0])
 

@@ -20,7 +20,7 @@ from jaxtyping import Bool
 
 from diffleak.comparison.runs import EntryRuns, Run, default_halves, read_scores
 from diffleak.data.split import Defence, read_defence
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.records.audit import Result
 from diffleak.records.comparison import SwapAudit, SwapResult
 from diffleak.records.scores import Scores
@@ -180,7 +180,7 @@ def _check_members(run: Run, halves: Defence) -> None:
     if held_out:
         raise UserError(
             f"{halves.path}: the halves must be made of members; {run.name} holds out {len(held_out)} of their ids "
-            f"(first: {held_out[0]}): audit the teachers with all members as members"
+            f"(first: {shown(held_out[0])}): audit the teachers with all members as members"
         )
 
 

@@ -1,6 +1,5 @@
 """The caption of each image for a text-to-image model: its own, none, a fixed one, another image's, or those of a file."""
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,22 +7,25 @@ from typing import Any
 
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
-from diffleak.data.metadata import read_lines, whole_rows
+from diffleak.data.metadata import needed
+from diffleak.data.names import Names, by_id
 from diffleak.data.sources import Texts, not_blank, texts_of
-from diffleak.errors import UserError
-from diffleak.work.reading import load_json
+from diffleak.errors import UserError, shown
+from diffleak.work.reading import found_at, load_json, load_lines, load_table
 
 FIXED = "fixed:"
+IDS = ("file_name", "id")
 KINDS = (".json", ".jsonl", ".csv")
 
 
 @dataclass(frozen=True)
 class Captions:
-    """The text given with every image of a cohort, and for how many images there was one of their own."""
+    """The text given with every image of a cohort, and for how many images there was one of their own; `names`: in files of captions."""
 
     texts: tuple[str, ...]
     found: int
     choice: str
+    names: tuple[Names, ...] = ()
 
 
 def choose_captions(cohort: Cohort, choice: str, seed: int) -> Captions:
@@ -33,21 +35,22 @@ def choose_captions(cohort: Cohort, choice: str, seed: int) -> Captions:
     Raises `UserError` for a choice that is none of these, and where an image has no caption that the choice needs.
     """
     if choice == "own":
-        return Captions(_own(cohort), len(cohort), choice)
+        return Captions(_own(cohort), len(cohort), choice, _names(cohort))
     if choice == "swapped":
         own = _own(cohort)
         if len({*own}) == 1:
             raise UserError(
-                f"swapped needs images with different captions; all {len(own)} have the same ({own[0][:60]!r}): "
+                f"swapped needs images with different captions; all {len(own)} have the same ('{shown(own[0])}'): "
                 "choose own, empty or fixed:TEXT"
             )
-        return Captions(_swapped(cohort.keys, own, seed), len(own), choice)
+        return Captions(_swapped(cohort.keys, own, seed), len(own), choice, _names(cohort))
     if choice == "empty" or choice.startswith(FIXED):
         text = "" if choice == "empty" else choice.removeprefix(FIXED)
         return Captions((text,) * len(cohort), sum(map(bool, cohort.captions() or ())), choice)
-    if not Path(choice).is_file():
-        raise UserError(f"captions must be own, empty, fixed:TEXT, swapped or a file; got '{choice}', and there is no such file")
-    return Captions(_listed(cohort, Path(choice)), len(cohort), choice)
+    if (found := found_at(Path(choice))) != "a file":
+        raise UserError(f"captions must be own, empty, fixed:TEXT, swapped or a file; got '{shown(choice)}', and found {found} there")
+    texts, names = _listed(cohort, Path(choice))
+    return Captions(texts, len(cohort), choice, (names,))
 
 
 def read_captions(path: Path) -> dict[str, Texts]:
@@ -63,24 +66,30 @@ def read_captions(path: Path) -> dict[str, Texts]:
     try:
         for image_id, texts in _rows(path):
             found[image_id] = not_blank([*found.get(image_id, ()), *texts_of(texts)])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+    except ValueError as error:  # also `Unreadable`
         form = {
             ".json": "an object {id: text or [texts]}",
             ".jsonl": "an object with file_name or id, and text, per line",
             ".csv": "the columns file_name or id, and text",
         }
-        raise UserError(f"{path} must hold {form[kind]} ({type(error).__name__}: {error})") from None
+        raise UserError(f"{path} must hold {form[kind]} ({error})") from None
     return found
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix.lower() == ".json":
-        yield from load_json(path).items()
-    elif path.suffix.lower() == ".jsonl":
-        yield from ((str(row["file_name"] if "file_name" in row else row["id"]), row["text"]) for row in read_lines(path))
+        content = load_json(path)
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+        yield from content.items()
     else:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from ((row["file_name" if "file_name" in row else "id"], row["text"]) for row in whole_rows(file))
+        lines = path.suffix.lower() == ".jsonl"
+        for number, row in enumerate(load_lines(path) if lines else load_table(path), 1):
+            where = f"row {number:,}" if lines else "it"  # the rows of a table have the same columns
+            image_id, text = needed(row, *IDS, where=where), needed(row, "text", where=where)
+            if image_id in (None, ""):
+                raise ValueError(f"row {number:,} names no image")
+            yield str(image_id), text
 
 
 def _own(cohort: Cohort) -> tuple[str, ...]:
@@ -88,26 +97,32 @@ def _own(cohort: Cohort) -> tuple[str, ...]:
     hint = "give them with --captions FILE, or choose --captions empty or fixed:TEXT"
     if captions is None:
         raise UserError(
-            f"the model takes a caption with every image, and the data has none: add a `text` to metadata.jsonl or a column, {hint}"
+            f"the model takes a caption with every image, and the data has none{cohort.columns()}: add a `text` to metadata.jsonl or a "
+            f"column, {hint}"
         )
-    missing = [image_id for image_id, texts in zip(cohort.ids, captions, strict=True) if not texts]
+    missing = [row for row, texts in enumerate(captions) if not texts]
     if missing:
-        raise UserError(
-            f"captions found: {len(captions) - len(missing)}/{len(captions)}; every image needs one (first without: {missing[0]}): {hint}"
-        )
+        count, image_id, names = len(captions), cohort.ids[missing[0]], cohort.names_in_files()[0 if cohort.member[missing[0]] else 1]
+        first = names.beside(image_id) if names else shown(image_id)
+        raise UserError(f"captions found: {count - len(missing)}/{count}; every image needs one (first without: {first}): {hint}")
     return tuple(texts[0] for texts in captions)
 
 
-def _listed(cohort: Cohort, path: Path) -> tuple[str, ...]:
-    captions = read_captions(path)
+def _names(cohort: Cohort) -> tuple[Names, ...]:
+    return tuple(dict.fromkeys(filter(None, cohort.names_in_files())))
+
+
+def _listed(cohort: Cohort, path: Path) -> tuple[tuple[str, ...], Names]:
+    with cohort.without_names():
+        captions = by_id(path, read_captions(path), cohort.keys, cohort.paths)
+    names = Names.of(path, captions, cohort.keys)
+    names = names.unnamed() if cohort.anonymous else names
     missing = [image_id for image_id, key in zip(cohort.ids, cohort.keys, strict=True) if not captions.get(key)]
     if missing:
-        looks = f"; its ids look like {next(iter(captions))}" if captions and not cohort.anonymous else ""
-        todo = "add them" if len(missing) < len(cohort) else "name the images as the data does"
-        raise UserError(
-            f"{path} must give every image a caption; {len(missing)} of {len(cohort)} have none (first: {missing[0]}{looks}): {todo}"
-        )
-    return tuple(captions[key][0] for key in cohort.keys)
+        count, first = len(missing), names.beside(missing[0], "it")
+        todo = "name the images as the data does" if names.strays else "add them"
+        raise UserError(f"{path} must give every image a caption; {count} of {len(cohort)} have none (first: {first}): {todo}")
+    return tuple(captions[key][0] for key in cohort.keys), names
 
 
 def _swapped(ids: tuple[str, ...], own: tuple[str, ...], seed: int) -> tuple[str, ...]:

@@ -15,10 +15,11 @@ from diffleak.data.anonymity import Key
 from diffleak.data.config import CohortConfig
 from diffleak.data.decoding import SKIP_HINT, Decoded, Pixels, UnreadableImage
 from diffleak.data.draw import keyed_order
-from diffleak.data.labels import UNNAMED, ClassNames, Numbered, Side, number
+from diffleak.data.labels import UNNAMED, ClassNames, Labels, Numbered, Side, number
+from diffleak.data.names import Names, UnclearName
 from diffleak.data.sources import ImageSource, Texts, open_source
 from diffleak.data.split import read_split
-from diffleak.errors import UserError
+from diffleak.errors import UserError, listed
 from diffleak.records.images import Alpha, Decoding, Exif, LeftOut
 
 IN_MEMORY = "array"  # the name of images that no command line can name
@@ -103,20 +104,26 @@ class Cohort:
         calls, sources = ["members", "held-out images"], list(self.sources)
         if sources[0] is sources[1]:
             rows, calls, sources = [self.position], ["images"], sources[:1]
-        found = [source.labels() for source in sources]
+        with self.without_names():
+            found = [source.labels() for source in sources]
         without = [call for call, labels in zip(calls, found, strict=True) if labels is None]
         if len(without) == len(found):
             return None
         if without:
             raise UserError(f"members and held-out images must both have labels; the {without[0]} have none: give theirs in the same way")
         sides = [
-            Side(call, labels, self._named(source, positions), positions.tolist())
+            Side(call, self._shown(labels), self._named(source, positions), positions.tolist())
             for call, labels, source, positions in zip(calls, found, sources, rows, strict=True)
             if labels is not None
         ]
         numbers, origin, mapping = number(sides, classes, names)
         of = lambda row: numbers[0 if self.member[row] else -1][self.position[row]]
-        return Numbered(np.array([of(row) for row in range(len(self))], dtype=np.int64), origin, mapping)
+        files = tuple(side.labels.names for side in sides if side.labels.names)
+        return Numbered(np.array([of(row) for row in range(len(self))], dtype=np.int64), origin, mapping, files)
+
+    def _shown(self, labels: Labels) -> Labels:
+        """Labels whose messages name no image of an anonymous cohort."""
+        return replace(labels, names=labels.names.unnamed()) if self.anonymous and labels.names else labels
 
     def _named(self, source: ImageSource, positions: Int64[np.ndarray, " k"]) -> tuple[str, ...]:
         """What messages call the images of a source: by their ids here where those are keyed."""
@@ -129,9 +136,41 @@ class Cohort:
                 names[int(position)] = self.ids[row]
         return tuple(names)
 
+    @contextmanager
+    def without_names(self) -> Iterator[None]:
+        """Where files of labels or captions are read: an error of an anonymous cohort names no image."""
+        try:
+            yield
+        except UnclearName:
+            if not self.anonymous:
+                raise
+            raise UserError(
+                "every file about the images must name each of them once, and as the data does; the same command without --anonymous says "
+                "which name is unclear"
+            ) from None
+
+    def paths(self) -> Iterator[str]:
+        """The absolute path of every image, where they are files of a folder."""
+        members, nonmembers = ([*source.paths()] for source in self.sources)
+        return ((members if m else nonmembers)[i] for m, i in zip(self.member.tolist(), self.position.tolist(), strict=True))
+
+    def names_in_files(self) -> tuple[Names | None, Names | None]:
+        """What the files that hold labels and captions of each side name, None for a side without; no names of an anonymous cohort."""
+        with self.without_names():
+            members = self.sources[0].names()
+            sides = (members, members if self.sources[0] is self.sources[1] else self.sources[1].names())
+        first, second = (names.unnamed() if names and self.anonymous else names for names in sides)
+        return first, second
+
+    def columns(self) -> str:
+        """In brackets, for the message that a column is missing: which columns the data has; nothing where it has none."""
+        return next((f" ({names.file} has {listed(names.columns, 120)})" for names in self.names_in_files() if names and names.columns), "")
+
     def captions(self) -> tuple[Texts, ...] | None:
         """The texts of every image, its own caption first and none where it has none; None where neither source has any."""
-        members, nonmembers = (source.captions() for source in self.sources)
+        with self.without_names():
+            members = self.sources[0].captions()
+            nonmembers = members if self.sources[0] is self.sources[1] else self.sources[1].captions()
         if members is None and nonmembers is None:
             return None
         sides = (nonmembers, members)

@@ -15,6 +15,7 @@ are numbered together, so that a name is one number.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from diffleak.data.metadata import malformed, metadata_rows
-from diffleak.errors import UserError
+from diffleak.data.metadata import malformed, metadata_rows, said_by
+from diffleak.data.names import Names, UnclearName
+from diffleak.errors import UserError, is_text, listed, shown
 
 HOLDING = "labels as whole numbers or names"
 FOLDERS = "the names of the folders"
@@ -45,13 +47,15 @@ class Labels:
     """What data says of the class of every image; without `values` it is `folders` that say it.
 
     `values` are numbers or names, None where an image has none; `order` are the names of a column of class names, in the
-    order of their numbers. `folders` is the path above every image. `origin` ends the sentence "labels from".
+    order of their numbers. `folders` is the path above every image. `origin` ends the sentence "labels from". `names` are those in the
+    files that say the values.
     """
 
     values: tuple[Value, ...] = ()
     origin: str = "the data"
     order: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
+    names: Names | None = None
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,15 @@ UNNAMED = ClassNames()
 
 @dataclass(frozen=True, eq=False)
 class Numbered:
-    """The class of every image as a number of the model, where it came from, and the number of every name that is none itself."""
+    """The class of every image as a number of the model, where it came from, and the number of every name that is none itself.
+
+    `files`: the names of images in the files that say the labels.
+    """
 
     numbers: Int64[np.ndarray, " n"]
     origin: str
     names: dict[str, int]
+    files: tuple[Names, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,17 +111,19 @@ def folder_labels(root: Path, ids: tuple[str, ...]) -> Labels | None:
             continue
         try:
             value = label_value(row.values["label"])
-            if found.get(row.image, value) != value:
-                raise ValueError(f"{row.image} has the labels {found[row.image]} and {value}")
         except ValueError as error:
             raise malformed(row.file, HOLDING, error) from None
+        if found.get(row.image, value) != value:
+            both = f"{shown(row.image)} has the labels {shown(found[row.image])} and {shown(value)}"
+            raise UnclearName(f"{row.file} must give each image one label; {both}: keep the one that the model was trained on")
         found[row.image] = value
-        files.add(row.file.name)
+        files.add(row.file)
     if alike and "label" not in alike:
         raise _no_column(f"the metadata in {root}", sorted(alike))
     folders = tuple(image_id.rpartition("/")[0] for image_id in ids)
     if any(value is not None for value in found.values()):
-        return Labels(tuple(found.get(i) for i in ids), " and ".join(sorted(files)), folders=folders)
+        origin = " and ".join(sorted({file.name for file in files}))
+        return Labels(tuple(found.get(i) for i in ids), origin, folders=folders, names=Names.of(said_by(root, files), found, ids))
     return Labels(origin=FOLDERS, folders=folders) if any(folders) else None
 
 
@@ -154,18 +164,18 @@ def array_labels(where: str, arrays: Mapping[str, np.ndarray | None], count: int
         found = "; ".join(f"{key}: {'Python objects' if a is None else f'{a.dtype} {a.shape}'}" for key, a in sorted(arrays.items()))
         raise UserError(
             f"{where} must have one array of labels, a whole number or a name for each of its {count} images; "
-            f"those named like labels are {found}: keep the one that the model was trained on"
+            f"those named like labels are {shown(found, 120)}: keep the one that the model was trained on"
         )
     return Labels(tuple(label_value(value) for value in arrays[fitting[0]].tolist()), f"the array {fitting[0]}")  # type: ignore[union-attr]
 
 
 def label_value(value: object) -> Value:
     """A label as a whole number, a name, or None where there is none; raises `ValueError` for anything else."""
-    if isinstance(value, str):
+    if isinstance(value, str) and is_text(value):
         return value.strip() or None
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63):
         return value
-    raise ValueError(f"got the label {json.dumps(value, default=str)[:60]}")
+    raise ValueError(f"got the label {shown(json.dumps(value, default=str))}")
 
 
 def _named(value: Value, order: tuple[str, ...]) -> Value:
@@ -178,9 +188,7 @@ def _named(value: Value, order: tuple[str, ...]) -> Value:
 
 
 def _no_column(where: str, alike: Sequence[str]) -> UserError:
-    return UserError(
-        f"{where} must have its labels in a column `label`; it has {', '.join(alike)}: rename the one the model was trained on"
-    )
+    return UserError(f"{where} must have its labels in a column `label`; it has {listed(alike)}: rename the one the model was trained on")
 
 
 # which classes of a model that is
@@ -202,7 +210,8 @@ def number(sides: Sequence[Side], count: int, own: ClassNames) -> tuple[list[Num
     texts, told = _text_numbers(named, count, own) if named else ({}, "")
     differ = sorted(name for name in names.keys() & texts.keys() if names[name] != texts[name])
     if differ:
-        raise UserError(f"members and held-out images must number a class alike; {differ[0]} is {names[differ[0]]} and {texts[differ[0]]}")
+        first = differ[0]
+        raise UserError(f"members and held-out images must number a class alike; {shown(first)} is {names[first]} and {texts[first]}")
     numbers: list[Numbers] = []
     origins = []
     for side in sides:
@@ -225,7 +234,8 @@ def _refuse_unclear_numbers(side: Side, own: ClassNames) -> None:
     numbers, names = {v for v in values if isinstance(v, int)}, {v for v in values if isinstance(v, str)}
     if numbers and not _whole(names):
         raise UserError(
-            f"labels must be all numbers or all names; the {side.name} have both by {side.labels.origin} ({min(numbers)} and {min(names)})"
+            f"labels must be all numbers or all names; the {side.name} have both by {side.labels.origin} "
+            f"({min(numbers)} and {shown(min(names))})"
         )
     unclear = sorted(n for n in numbers if own.numbers.get(str(n), n) != n)
     if unclear:
@@ -380,23 +390,25 @@ def _refuse_contradiction(side: Side, numbers: Numbers, names: Mapping[str, int]
         for part in folder.split("/"):
             if names.get(part, numbers[row]) != numbers[row]:
                 raise UserError(
-                    f"members and held-out images must number a class alike; {side.ids[row]} of the {side.name} has the label "
-                    f"{numbers[row]} by {side.labels.origin}, and the folder {part} of the other side is {names[part]}: give both a `label`"
+                    f"members and held-out images must number a class alike; {shown(side.ids[row])} of the {side.name} has the label "
+                    f"{numbers[row]} by {side.labels.origin}, and the folder {shown(part)} of the other side is {names[part]}: "
+                    "give both a `label`"
                 )
 
 
 def _refuse_outside(side: Side, numbers: Numbers, count: int) -> None:
     missing = [i for i in side.rows if numbers[i] is None]
     if missing:
+        first = side.ids[missing[0]]
         raise UserError(
             f"every image needs a label; {len(missing)} of the {len(side.rows)} {side.name} have none by {side.labels.origin} "
-            f"(first: {side.ids[missing[0]]})"
+            f"(first: {side.labels.names.beside(first) if side.labels.names else shown(first)})"
         )
     outside = [i for i in side.rows if not 0 <= (numbers[i] or 0) < count]
     if outside:
         raise UserError(
             f"labels must lie in [0, {count}), the model's classes; {len(outside)} of the {side.name} do not "
-            f"(first: {side.ids[outside[0]]} has {numbers[outside[0]]})"
+            f"(first: {shown(side.ids[outside[0]])} has {numbers[outside[0]]})"
         )
 
 
@@ -410,7 +422,7 @@ def _listed(folders: Sequence[str]) -> str:
 
 def _few(names: Sequence[str]) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+    return ", ".join(map(partial(shown, limit=20), names[:LISTED])) + more
 
 
 def _own_listed(own: ClassNames) -> str:

@@ -1,10 +1,12 @@
 """The image files below a folder, and what is there and left out.
 
 Links to folders are followed, once on every way down, so that a link to a folder above it ends. Hidden files and folders are left
-out and counted, and so is what looks like an image and is no file that the installed Pillow opens.
+out and counted, and so is what looks like an image and is no file that the installed Pillow opens, by its kind or because it is a pipe, a
+socket, a device, which could block for ever, or a folder without images.
 """
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +50,7 @@ def list_images(root: Path) -> Listing:
     A dead link counts as an image, so that it is reported and not silently missing.
     """
     opened, files, unopened, hidden = opened_suffixes(), list[Path](), list[Path](), list[Path]()
+    named = opened | OTHERS | PICTURES
 
     def walk(folder: Path, above: frozenset[tuple[int, int]], out_of_sight: bool) -> None:
         try:
@@ -68,11 +71,15 @@ def list_images(root: Path) -> Listing:
                 continue
             dot = out_of_sight or entry.name.startswith(".")
             path = folder / entry.name
+            suffix = path.suffix.lower()
             if _is_folder(entry):
+                before = len(files) + len(unopened) + len(hidden)
                 walk(path, above | {place}, dot)
-            elif (suffix := path.suffix.lower()) in opened | OTHERS | PICTURES and (entry.is_symlink() or entry.is_file()):
-                (hidden if dot else files if suffix in opened else unopened).append(path)
-            elif suffix not in TEXTS and not dot and _begins_like_an_image(path):
+                if suffix in named and not dot and before == len(files) + len(unopened) + len(hidden):
+                    unopened.append(path)
+            elif suffix in named:
+                (hidden if dot else files if suffix in opened and not _is_special(entry) else unopened).append(path)
+            elif suffix not in TEXTS and not dot and not _is_special(entry) and _begins_like_an_image(path):
                 unopened.append(path)  # without an ending, or with one that a browser made up
 
     walk(root, frozenset(), False)
@@ -84,6 +91,14 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
+        return False
+
+
+def _is_special(entry: "os.DirEntry[str]") -> bool:
+    """True for a pipe, a socket or a device, and for a link to one; a dead link is none."""
+    try:
+        return not entry.is_file(follow_symlinks=False) and not stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
         return False
 
 

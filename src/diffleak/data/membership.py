@@ -22,7 +22,7 @@ import numpy as np
 from diffleak.data.cohort import Cohort
 from diffleak.data.sources import ImageSource, open_source
 from diffleak.data.split import ModelSplit, read_model_split
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.records.audit import Membership
 from diffleak.records.images import Decoding
 
@@ -79,7 +79,7 @@ def check_membership(
     also = f"{halves:,} of the members are the half of the other teacher, which this model never saw" if halves else None
     lost = [match for match in found if match.known is None and not match.same]
     if lost:
-        return trust(reason=f"{len(lost):,} of {len(found):,} images are not listed there by name (first: {lost[0].id})")
+        return trust(reason=f"{len(lost):,} of {len(found):,} images are not listed there by name (first: {shown(lost[0].id)})")
     if elsewhere and training is None:
         return trust(reason=f"the data it speaks of, {own.data or 'which nothing names'}, is not there to compare with")
     if elsewhere:
@@ -87,7 +87,7 @@ def check_membership(
         sample = sample[:: max(1, len(sample) // SAMPLE)]
         other = next((match for match in sample if same_pixels(match) is False), None)
         if other is not None:
-            return trust(reason=f"the images of the same names are others than those it speaks of (first: {other.id})")
+            return trust(reason=f"the images of the same names are others than those it speaks of (first: {shown(other.id)})")
     return Membership(source=given, status="confirmed", model_split=str(split_file), reason=also)
 
 
@@ -147,5 +147,5 @@ def _said(against: Sequence[Match], own: ModelSplit) -> str:
         for role, place in where.items():
             these = [m for m in against if m.member == member and (own.roles.get(m.known) if m.known else None) == role]
             if these:
-                parts.append(f"{len(these):,} of the {what} are {place} (first: {these[0].id})")
+                parts.append(f"{len(these):,} of the {what} are {place} (first: {shown(these[0].id)})")
     return " and ".join(parts)

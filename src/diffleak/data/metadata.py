@@ -1,17 +1,19 @@
 """What an image folder says of its images in metadata files (the Hugging Face imagefolder convention).
 
-A metadata.jsonl, metadata.csv or metadata.parquet may lie in any folder. Its `file_name`s are relative to that folder, and
-of several files above an image the nearest counts.
+A metadata.jsonl, metadata.csv or metadata.parquet may lie in any folder. Its `file_name`s are relative to that folder and may be
+spelled in another way (`diffleak.data.names`). Of several files above an image the nearest counts.
 """
 
-import csv
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from posixpath import normpath
+from posixpath import join, normpath
 from typing import Any, NamedTuple
 
-from diffleak.errors import UserError
+from diffleak.data.names import Names, matched
+from diffleak.errors import UserError, listed, nearest, shown
+from diffleak.work.reading import load_lines, load_parquet, load_table, parsing
 
 FORMS = {
     ".jsonl": "a JSON object with file_name per line",
@@ -21,7 +23,7 @@ FORMS = {
 
 
 class Row(NamedTuple):
-    """One row of a metadata file: the file, the id of the image, and every column."""
+    """One row of a metadata file: the file, the id of the image, or where it names none of them that name, and every column."""
 
     file: Path
     image: str
@@ -31,40 +33,57 @@ class Row(NamedTuple):
 def metadata_rows(root: Path, ids: Sequence[str], holding: str) -> list[Row]:
     """The rows of every metadata file above the images `ids`: for an image, those of its nearest file. Some may be of other images.
 
-    Raises `UserError` for a file that cannot be read, and for two in one folder. `holding` says what the columns must hold.
+    Raises `UserError` for a file that cannot be read, for two in one folder, and for a name of which it is not clear which image it
+    means. `holding` says what the columns must hold.
     """
     files = {folder: file for folder in sorted(_folders(ids)) if (file := _file(root / folder))}
-    rows = []
+    rows: list[tuple[str, Row]] = []
     for folder, file in files.items():
         try:
-            found = [Row(file, normpath(f"{folder}/{_name(row)}" if folder else _name(row)), row) for row in _read(file)]
-        except Exception as error:  # json, csv and pyarrow each raise their own; all mean a file that cannot be used
+            rows += [(folder, Row(file, normpath(join(folder, _name(row, i))), row)) for i, row in enumerate(_read(file), 1)]
+        except ValueError as error:  # also `Unreadable`
             raise malformed(file, holding, error) from None
-        rows += [row for row in found if _nearest(row.image, files) == folder]
-    return rows
+    meant = matched(said_by(root, files.values()), (row.image for _, row in rows), ids, lambda: paths_below(root, ids))
+    found = [(folder, row._replace(image=meant.get(row.image, row.image))) for folder, row in rows]
+    return [row for folder, row in found if _nearest(row.image, files) == folder]
+
+
+def names_in_metadata(root: Path, ids: Sequence[str]) -> Names | None:
+    """The names and columns in the metadata files of a folder; None where it has no row."""
+    rows = metadata_rows(root, ids, "captions or labels")
+    columns = dict.fromkeys(str(column) for row in rows for column in row.values)
+    where = said_by(root, {row.file for row in rows})
+    return Names.of(where, (row.image for row in rows), ids, tuple(columns)) if rows else None
+
+
+def paths_below(root: str | Path, ids: Iterable[str]) -> Iterator[str]:
+    """The absolute path of each image of a folder."""
+    above = os.path.abspath(root)
+    return (f"{above}/{image_id}" for image_id in ids)
+
+
+def said_by(root: Path, files: Iterable[Path]) -> str:
+    """What messages call several metadata files."""
+    files = [*files]
+    return str(files[0]) if len(files) == 1 else f"the metadata in {root}"
 
 
 def malformed(file: Path, holding: str, error: Exception) -> UserError:
     """The error for a metadata file that does not hold what it must."""
-    return UserError(f"{file} must hold {FORMS[file.suffix]}, {holding} ({' '.join(str(error).split()) or type(error).__name__})")
+    reason = shown(" ".join(str(error).split()), 200) or type(error).__name__
+    return UserError(f"{file} must hold {FORMS[file.suffix]}, {holding} ({reason})")
 
 
-def read_lines(path: Path) -> list[Any]:
-    """The JSON values in the lines of a file; raises `OSError`, or `ValueError` for what is no JSON."""
-    # not splitlines: it would also cut at the other line separators of Unicode, which JSON has inside its texts
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except RecursionError:
-        raise ValueError("a line is nested too deeply") from None
-
-
-def whole_rows(file: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV file with a header; raises `ValueError` for one with more fields than that, as an unquoted comma makes."""
-    reader = csv.DictReader(file)
-    for row in reader:
-        if None in row:
-            raise ValueError(f"line {reader.line_num} has more fields than the header: put texts with commas in double quotes")
-        yield row
+def needed(row: Any, *columns: str, where: str = "it") -> Any:
+    """What a row has in the first of some columns that it has at all; raises `ValueError` with what it has instead."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is {shown(json.dumps(row, default=str))}")
+    column = next((column for column in columns if column in row), None)
+    if column is None:
+        names = [*map(str, row)]
+        near = next((f"; is '{near}' meant for {column}?" for column in columns if (near := nearest(column, names))), "")
+        raise ValueError(f"{where} has {listed(names, 120) or 'nothing'}, and no {' or '.join(columns)}{near}")
+    return row[column]
 
 
 def _folders(ids: Sequence[str]) -> set[str]:
@@ -93,18 +112,18 @@ def _nearest(image: str, files: dict[str, Path]) -> str:
     return folder
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
+def _read(file: Path) -> list[Any]:
     if file.suffix == ".jsonl":
-        return read_lines(file)
-    if file.suffix == ".parquet":
-        import pyarrow.parquet as pq
+        return load_lines(file)
+    if file.suffix == ".csv":
+        return load_table(file)
+    table = load_parquet(file)
+    with parsing():
+        return table.to_pylist()  # type: ignore[no-any-return]
 
-        return pq.read_table(file.absolute()).to_pylist()  # type: ignore[no-any-return]
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        return list(whole_rows(lines))
 
-
-def _name(row: Any) -> str:
-    if not isinstance(row, dict) or row.get("file_name") in (None, ""):
-        raise ValueError(f"got {json.dumps(row, default=str)[:60]}, without a file_name")
-    return str(row["file_name"])
+def _name(row: Any, number: int) -> str:
+    name = needed(row, "file_name", where=f"row {number}")
+    if name in (None, ""):
+        raise ValueError(f"row {number} has no file_name: {shown(json.dumps(row, default=str))}")
+    return str(name)

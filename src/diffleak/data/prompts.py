@@ -1,17 +1,16 @@
 """Prompts that belong to no image: a list of texts in a file."""
 
-import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffleak.data.captions import read_captions
-from diffleak.data.metadata import read_lines, whole_rows
+from diffleak.data.captions import IDS, read_captions
+from diffleak.data.names import spelling
 from diffleak.data.sources import not_blank
 from diffleak.errors import UserError, unknown
+from diffleak.work.reading import found_at, load_lines, load_table, load_text
 
 COLUMN = "text"
-IDS = ("file_name", "id")
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -21,11 +20,11 @@ def read_prompts(path: Path) -> list[str]:
     own caption. What is blank is no prompt. Raises `UserError` for a file that cannot be read or holds none.
     """
     readers: dict[str, Callable[[Path], list[str]]] = {".csv": _csv, ".jsonl": _jsonl, ".json": _json}
-    if not path.is_file():
-        raise UserError(f"FILE must be a text file with a prompt on each line, .csv, .jsonl or .json; found nothing at {path}")
+    if (found := found_at(path)) != "a file":
+        raise UserError(f"FILE must be a text file with a prompt on each line, .csv, .jsonl or .json; found {found} at {path}")
     try:
         prompts = readers.get(path.suffix.lower(), _lines)(path)
-    except (OSError, ValueError, csv.Error) as error:
+    except ValueError as error:  # also `Unreadable`
         raise UserError(f"{path} cannot be read ({error})") from None
     if not prompts:
         raise UserError(f"{path} must hold at least one prompt; it has none")
@@ -33,15 +32,15 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    return [line.strip() for line in load_text(path).split("\n") if line.strip()]
 
 
 def _json(path: Path) -> list[str]:
-    return [texts[0] for texts in read_captions(path).values() if texts]
+    return _first_of_each((name, texts[0]) for name, texts in read_captions(path).items() if texts)
 
 
 def _jsonl(path: Path) -> list[str]:
-    rows = read_lines(path)
+    rows = load_lines(path)
     odd = next((row for row in rows if not isinstance(row, dict)), None)
     if odd is not None:
         raise ValueError(f"every line must be a JSON object; one is a {type(odd).__name__}")
@@ -49,18 +48,24 @@ def _jsonl(path: Path) -> list[str]:
 
 
 def _csv(path: Path) -> list[str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return _first_texts(list(whole_rows(file)), path)
+    return _first_texts(load_table(path), path)
 
 
-def _first_texts(rows: list[dict[str, Any]], path: Path) -> list[str]:
+def _first_texts(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
     """The first text of every image, or of every row that names none."""
-    found: dict[Any, str] = {}
+    found: list[tuple[str | int, str]] = []
     for number, row in enumerate(rows):
         if COLUMN not in row:
             raise unknown(f"layout of {path}: the prompts must be in a column", COLUMN, map(str, row))
         texts = not_blank(row[COLUMN])
-        image = next((str(row[key]) for key in IDS if key in row), number)
         if texts:
-            found.setdefault(image, texts[0].strip())
+            found.append((next((str(row[key]) for key in IDS if row.get(key) not in (None, "")), number), texts[0].strip()))
+    return _first_of_each(found)
+
+
+def _first_of_each(prompts: Iterable[tuple[str | int, str]]) -> list[str]:
+    """The first prompt of every image, whose name may be spelled in several ways, and every prompt that has a row number instead."""
+    found: dict[str | int, str] = {}
+    for image, text in prompts:
+        found.setdefault(spelling(image) if isinstance(image, str) else image, text)
     return list(found.values())

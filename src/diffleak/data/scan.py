@@ -13,8 +13,9 @@ from diffleak.data.complexity import NAMES, complexity
 from diffleak.data.decoding import UnreadableImage
 from diffleak.data.features import FEATURES, image_features
 from diffleak.data.labels import UNNAMED, ClassNames, Numbered
+from diffleak.data.names import say_strays
 from diffleak.data.pixels import ImageShape, fit, pixel_hash, shape_of, without_alpha
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.records.images import NO_IMAGES, Tally
 from diffleak.work.progress import progress
 
@@ -60,6 +61,7 @@ def scan(
     """
     labels = None if classes is None else _labels(cohort, classes, names)
     told = None if captions is None else choose_captions(cohort, captions, seed)
+    say_strays((labels.files if labels else ()) + (told.names if told else ()), cohort.ids[0])
     tallies = [NO_IMAGES, NO_IMAGES]  # of non-members and members
     misfits, omitted = [], []
     first_error: UnreadableImage | None = None
@@ -81,7 +83,7 @@ def scan(
             tallies[side] = tallies[side].plus(notes)
             pixels = without_alpha(pixels, shape.channels)
             if shape_of(pixels) != shape and not resize:
-                misfits.append(f"{image_id} is {shape_of(pixels)}")
+                misfits.append(f"{shown(image_id)} is {shape_of(pixels)}")
                 continue
             row = i - len(omitted)
             hashes[row] = np.frombuffer(pixel_hash(pixels), dtype=np.uint8)
@@ -118,8 +120,8 @@ def _labels(cohort: Cohort, classes: int, names: ClassNames) -> Numbered:
     labels = cohort.labels(classes, names)
     if labels is None:
         raise UserError(
-            f"the model is conditioned on one of {classes} classes, so every image needs a label; the data has none: use a folder per "
-            "class, a `label` in metadata.jsonl or a column, or an array of labels in the .npz"
+            f"the model is conditioned on one of {classes} classes, so every image needs a label; the data has none{cohort.columns()}: use "
+            "a folder per class, a `label` in metadata.jsonl or a column, or an array of labels in the .npz"
         )
     return labels
 
@@ -135,7 +137,7 @@ def _refuse_shared(cohort: Cohort, hashes: Hashes, alike: str) -> None:
     shared = np.flatnonzero(~cohort.member & np.isin(keys, keys[cohort.member]))
     if len(shared):
         twins = [np.flatnonzero(cohort.member & (keys == keys[row]))[-1] for row in shared[:LISTED]]
-        pairs = [f"{cohort.ids[twin]} = {cohort.ids[row]}" for twin, row in zip(twins, shared, strict=False)]
+        pairs = [f"{shown(cohort.ids[twin])} = {shown(cohort.ids[row])}" for twin, row in zip(twins, shared, strict=False)]
         more = f" and {len(shared) - LISTED} more" if len(shared) > LISTED else ""
         raise UserError(
             f"members and held-out images must not share an image; {len(shared)} are on both sides, {alike}: "

@@ -6,9 +6,7 @@ of a million files costs only its list of ids.
 """
 
 import json
-import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,14 +15,18 @@ from typing import Any, Literal
 import numpy as np
 
 from diffleak.data.decoding import SKIP_HINT, Decoded, Pixels, UnreadableImage, decode, of_array
+from diffleak.data.foreign import foreign_file, foreign_folder
 from diffleak.data.labels import Labels, array_labels, folder_labels, table_labels
 from diffleak.data.listing import list_images, opened_suffixes, path_id
-from diffleak.data.metadata import malformed, metadata_rows
-from diffleak.errors import UserError, pip_install
+from diffleak.data.metadata import malformed, metadata_rows, names_in_metadata, paths_below
+from diffleak.data.names import Names
+from diffleak.errors import UserError, is_text, listed, pip_install, refuse_other_bytes, shown
 from diffleak.records.images import AS_TRAINERS, NOTHING, Decoding, LeftOut
+from diffleak.work.reading import Unreadable, found_at, load_column, opened_parquet, parsing
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixels")
 CAPTION_COLUMNS = ("text", "caption")
+KINDS_READ = "DATA must be a folder of images, or a .npy, .npz or .parquet file"
 
 Texts = tuple[str, ...]
 
@@ -36,8 +38,8 @@ class ImageSource:
     `ids` are unique: the path below an image folder, or the row number (as text) of an array or table.
     `read(i)` returns image i as uint8 (height, width, channels) with 1, 3 or 4 channels. `labels()` reads what
     the data says of their classes, `captions()` the texts of each image, its own caption first and none where it has none; both return
-    None where the data has none at all. `decoded(i)` is image i with what was done to it by the choices of `decoding`;
-    `left_out` counts the files of a folder that were not read.
+    None where the data has none at all; `names()` is what the files that hold them name, None without such files. `decoded(i)` is image i
+    with what was done to it by the choices of `decoding`; `left_out` counts the files of a folder that were not read.
     """
 
     name: str
@@ -48,9 +50,14 @@ class ImageSource:
     look: Callable[[int], Decoded] | None = None  # as `read`, with notes
     decoding: Decoding = AS_TRAINERS
     left_out: LeftOut = NOTHING
+    names: Callable[[], Names | None] = lambda: None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def paths(self) -> Iterator[str]:
+        """The absolute path of every image, where they are files of a folder."""
+        return paths_below(self.name, self.ids)
 
     def decoded(self, i: int) -> Decoded:
         """The pixels of image i, with notes on what was done to it."""
@@ -73,25 +80,32 @@ def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decodin
         return _digits(decoding)
     if text.startswith("hf:"):
         return _hugging_face(text, decoding)
+    refuse_other_bytes(text)
+    if not text.strip():
+        raise UserError("DATA must be a folder, a .npy, .npz or .parquet file, 'digits' or 'hf:NAME'; got an empty text")
     path, key = Path(text), None
-    if not path.exists() and ":" in text:
+    if found_at(path) == "nothing" and ":" in text:
         path, key = Path(text.rpartition(":")[0]), text.rpartition(":")[2]
-    if not path.exists():
-        raise UserError(f"DATA must be a folder, a .npy, .npz or .parquet file, 'digits' or 'hf:NAME'; found nothing at {text}")
-    if path.is_dir():
+    found = found_at(path)
+    if found == "a folder" and key is None:
         return _folder(path, decoding)
     readers = {".npy": _numpy_file, ".npz": _numpy_file, ".parquet": _parquet}
-    if path.suffix not in readers:
-        raise UserError(f"DATA must be a folder, .npy, .npz or .parquet; {path} has the ending '{path.suffix}'")
-    return readers[path.suffix](path, key, decoding)
+    if found != "a file":
+        where = text if found.startswith("nothing") else path
+        raise UserError(f"DATA must be a folder, a .npy, .npz or .parquet file, 'digits' or 'hf:NAME'; found {found} at {where}")
+    if path.suffix.lower() not in readers:
+        raise UserError(f"{KINDS_READ}; {foreign_file(path) or f'{path} has the ending {path.suffix!r}'}")
+    return readers[path.suffix.lower()](path, key, decoding)
 
 
 def _folder(path: Path, decoding: Decoding) -> ImageSource:
     listing = list_images(path)
     files, left_out = listing.files, listing.left_out
+    if not files and not left_out.unopened and not left_out.hidden and (other := foreign_folder(path)):
+        raise UserError(f"{KINDS_READ}; {other}")
     if not files:
         others = "".join(
-            f"; {count} {what} (first: {first})"
+            f"; {count} {what} (first: {shown(first)})"
             for count, what, first in (
                 (left_out.unopened, "look like images and are of a kind that is not opened", left_out.first_unopened),
                 (left_out.hidden, "are hidden", left_out.first_hidden),
@@ -103,7 +117,15 @@ def _folder(path: Path, decoding: Decoding) -> ImageSource:
     look = lambda i: decode(files[i], str(files[i]), decoding)
     read = lambda i: look(i).pixels
     return ImageSource(
-        str(path), ids, read, lambda: folder_labels(path, ids), lambda: _folder_captions(path, ids), look, decoding, left_out
+        str(path),
+        ids,
+        read,
+        lambda: folder_labels(path, ids),
+        lambda: _folder_captions(path, ids),
+        look,
+        decoding,
+        left_out,
+        lambda: names_in_metadata(path, ids),
     )
 
 
@@ -116,7 +138,7 @@ def _folder_captions(path: Path, ids: tuple[str, ...]) -> tuple[Texts, ...] | No
             try:
                 odd = next((text for text in own if not (text is None or isinstance(text, str))), None)
                 if odd is not None:
-                    raise ValueError(f"got the text {json.dumps(odd, default=str)}")
+                    raise ValueError(f"got the text {shown(json.dumps(odd, default=str))}")
                 found[row.image] = not_blank((*found.get(row.image, ()), *texts_of(own), *texts_of(row.values.get("captions"))))
             except ValueError as error:
                 raise malformed(row.file, holding, error) from None
@@ -127,8 +149,8 @@ def texts_of(value: Any) -> Texts:
     """One text, a list of them, or None, as the distinct texts in their order; raises `ValueError` for anything else."""
     texts = [] if value is None else [value] if isinstance(value, str) else value
     texts = [text for text in texts if text is not None] if isinstance(texts, list | tuple) else [texts]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"got the text {json.dumps(value, default=str)}")
+    if not all(isinstance(text, str) and is_text(text) for text in texts):
+        raise ValueError(f"got the text {shown(json.dumps(value, default=str))}")
     return tuple(dict.fromkeys(texts))
 
 
@@ -150,19 +172,20 @@ def _array_source(name: str, images: np.ndarray, decoding: Decoding, read: Calla
 
 def _numpy_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.memmap):
-            return _array_source(str(path), loaded, decoding, _mapped(path, loaded))
-        with loaded:
-            chosen = key or _image_key(path, loaded)
-            images = loaded[chosen]
-            source = _array_source(f"{path}:{key}" if key else str(path), images, decoding)
-            named = {k: _array_or_none(loaded, k) for k in loaded.files if "label" in k.lower() and k != chosen}
-            count = len(images)
-            return replace(source, labels=lambda: array_labels(str(path), named, count))
-    except KeyError:
-        raise UserError(f"{path} has no array '{key}'; it holds {', '.join(loaded.files)}") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with parsing():
+            loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+            if isinstance(loaded, np.memmap):
+                return _array_source(str(path), loaded, decoding, _mapped(path, loaded))
+            with loaded:
+                if key and key not in loaded.files:
+                    raise UserError(f"{path} has no array '{shown(key)}'; it holds {listed(loaded.files)}")
+                chosen = key or _image_key(path, loaded)
+                images = loaded[chosen]
+                source = _array_source(f"{path}:{key}" if key else str(path), images, decoding)
+                named = {k: _array_or_none(loaded, k) for k in loaded.files if "label" in k.lower() and k != chosen}
+                count = len(images)
+                return replace(source, labels=lambda: array_labels(str(path), named, count))
+    except Unreadable as error:
         raise UserError(f"{path} cannot be read as numpy data without pickle ({error})") from None
 
 
@@ -190,51 +213,78 @@ def _array_or_none(arrays: "np.lib.npyio.NpzFile", key: str) -> np.ndarray | Non
 def _image_key(path: Path, arrays: "np.lib.npyio.NpzFile") -> str:
     candidates = [k for k in arrays.files if arrays[k].dtype == np.uint8 and arrays[k].ndim >= 3]
     if len(candidates) != 1:
-        found = ", ".join(candidates or arrays.files)
+        found = listed(candidates or arrays.files, 120)
         raise UserError(f"{path} must hold one uint8 image array; found {found}: say which as {path}:NAME")
     return candidates[0]
 
 
 def _parquet(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        file = pq.ParquetFile(path.absolute())
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]})") from None
-    names = file.schema_arrow.names
+        with opened_parquet(path) as file:
+            schema, rows = file.schema_arrow, [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            without_bytes = _without_bytes(file.metadata)
+    except Unreadable as error:
+        raise UserError(f"{path} cannot be read as Parquet ({error})") from None
+    names = schema.names
     column = key or next((c for c in IMAGE_COLUMNS if c in names), None)
     if column not in names:
         raise UserError(
-            f"{path} must have an image column ({', '.join(IMAGE_COLUMNS)}); it has {', '.join(names)}: say which as {path}:NAME"
+            f"{path} must have an image column ({', '.join(IMAGE_COLUMNS)}); it has {listed(names, 120)}: say which as {path}:NAME"
         )
-    starts = np.cumsum([0] + [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+    starts = np.cumsum([0, *rows])
     if starts[-1] == 0:
         raise UserError(f"{path} must hold at least one image; it is empty")
+    held = str(schema.field(column).type)
+    if "binary" not in held or column in without_bytes:
+        what = "paths" if column in without_bytes else "texts, such as paths" if "string" in held else shown(held)
+        raise UserError(
+            f"the column {shown(column)} of {path} must hold encoded images; it holds {what}: give the folder of the images, or write "
+            "their bytes into the column"
+        )
 
     @lru_cache(maxsize=1)
-    def group(g: int) -> pa.ChunkedArray:
-        return file.read_row_group(g, columns=[column]).column(0)
+    def group(g: int) -> Any:
+        with opened_parquet(path) as file:
+            return file.read_row_group(g, columns=[column]).column(0)
 
     def look(i: int) -> Decoded:
         g = int(np.searchsorted(starts, i, side="right")) - 1
-        cell = group(g)[i - int(starts[g])].as_py()
+        try:
+            cells = group(g)
+            with parsing():
+                cell = cells[i - int(starts[g])].as_py()
+        except Unreadable as error:
+            raise UnreadableImage(f"{path} row {i} cannot be read ({error}); replace the file{SKIP_HINT}") from None
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(content, bytes):
             raise UnreadableImage(f"{path} row {i}: column '{column}' holds no encoded image; replace it{SKIP_HINT}")
         return decode(content, f"{path} row {i}", decoding)
 
     def labels() -> Labels | None:
-        columns = {**dict.fromkeys(names, ()), **_class_names(file.schema_arrow)}
-        return table_labels(str(path), columns, lambda name: file.read(columns=[name]).column(0).to_pylist())
+        columns = {**dict.fromkeys(names, ()), **_class_names(schema)}
+        return table_labels(str(path), columns, lambda name: load_column(path, name))
 
     def captions() -> tuple[Texts, ...] | None:
-        told = next((c for c in CAPTION_COLUMNS if c in names and _holds_text(file.schema_arrow.field(c).type)), None)
-        return tuple(map(not_blank, file.read(columns=[told]).column(0).to_pylist())) if told else None
+        told = next((c for c in CAPTION_COLUMNS if c in names and _holds_text(schema.field(c).type)), None)
+        try:
+            return tuple(map(not_blank, load_column(path, told))) if told else None
+        except Unreadable as error:
+            raise UserError(f"the column {told} of {path} cannot be read ({error})") from None
 
     read = lambda i: look(i).pixels
-    return ImageSource(str(path), tuple(map(str, range(starts[-1]))), read, labels, captions, look, decoding)
+    table = Names(str(path), columns=tuple(names))
+    return ImageSource(str(path), tuple(map(str, range(starts[-1]))), read, labels, captions, look, decoding, names=lambda: table)
+
+
+def _without_bytes(metadata: Any) -> set[str]:
+    """The columns of a Parquet file whose `bytes` are null in every row, by its statistics: as `datasets` writes images by their paths."""
+    groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+    missing = set[str]()
+    for c in range(metadata.num_columns):
+        column, _, child = metadata.schema.column(c).path.rpartition(".")
+        if child == "bytes" and all((found := g.column(c).statistics) and found.null_count == g.num_rows for g in groups):
+            missing.add(column)
+    return missing
 
 
 def _class_names(schema: Any) -> dict[str, tuple[str, ...]]:
@@ -276,7 +326,7 @@ def _hugging_face(locator: str, decoding: Decoding) -> ImageSource:
         raise UserError(f"'{locator}' cannot be loaded: {str(error).splitlines()[0]}") from None
     column = next((c for c, kind in table.features.items() if isinstance(kind, datasets.Image)), None)
     if column is None:
-        raise UserError(f"'{locator}' must have an image column; it has {', '.join(table.features)}")
+        raise UserError(f"'{locator}' must have an image column; it has {listed(table.features)}")
     table = table.cast_column(column, datasets.Image(decode=False))
 
     def look(i: int) -> Decoded:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from diffleak.data.names import matched
 from diffleak.data.sources import ImageSource
-from diffleak.errors import UserError
+from diffleak.errors import UserError, listed, shown
 from diffleak.work.files import write_text
 from diffleak.work.reading import Unreadable, load_json
 
@@ -43,15 +44,15 @@ class Split:
 
     @classmethod
     def read(cls, path: Path, *needs: str) -> "Split":
-        """The content of a file; raises `OSError` where it cannot be read and `ValueError` where it lacks one of the keys `needs`."""
+        """The content of a file; raises `Unreadable`, or `ValueError` where it lacks one of the keys `needs`."""
         content = load_json(path)
         if not isinstance(content, dict):
-            raise ValueError("not an object")
+            raise ValueError(f"it holds a {type(content).__name__}")
         found: dict[str, Any] = {key: _ids(content.get(key)) for key in ("members", "nonmembers", "validation")}
         found |= {"halves": _two(content.get("halves"), _ids), "teachers": _two(content.get("teachers"), str)}
         lacking = [key for key in needs if found[key] is None]
         if lacking:
-            raise ValueError(f"no {lacking[0]}")
+            raise ValueError(f"it has {listed(content, 120) or 'nothing'}, and no list {lacking[0]}")
         return cls(**{key: value for key, value in found.items() if value is not None})
 
     def write(self, folder: Path) -> None:
@@ -88,19 +89,21 @@ def find_split(path: Path, *needs: str) -> Split | None:
 def read_split(path: Path, source: ImageSource) -> tuple[Ids, Ids]:
     """The members and nonmembers of a split file, checked against the ids of `source`.
 
-    Raises `UserError` for a file without the two lists, an id the data does not have, or one that is on both sides.
+    The ids may be spelled in another way than the data does (`diffleak.data.names`); given are those of the data. Raises `UserError` for
+    a file without the two lists, an id that the data does not have, or one that is on both sides.
     """
     split = _required(path, "split file ", '{"members": [ids], "nonmembers": [ids]}', "members", "nonmembers")
-    members, nonmembers = split.members, split.nonmembers
-    known = set(source.ids)
-    missing = [i for i in members + nonmembers if i not in known]
+    meant = matched(path, split.members + split.nonmembers, source.ids, source.paths)
+    missing = [i for i in split.members + split.nonmembers if i not in meant]
     if missing:
         raise UserError(
-            f"{path} names {len(missing)} ids that {source.name} does not have (first: {missing[0]}; its ids look like {source.ids[0]})"
+            f"{path} names {len(missing):,} ids that {source.name} does not have (first: {shown(missing[0])}; "
+            f"its ids look like {shown(source.ids[0])})"
         )
+    members, nonmembers = (tuple(meant[i] for i in side) for side in (split.members, split.nonmembers))
     both = set(members) & set(nonmembers)
     if both:
-        raise UserError(f"{path} has {len(both)} ids on both sides (first: {min(both)})")
+        raise UserError(f"{path} has {len(both):,} ids on both sides (first: {shown(min(both))})")
     if len(set(members)) + len(set(nonmembers)) != len(members) + len(nonmembers):
         raise UserError(f"{path} lists an id twice")
     if not members:
@@ -135,10 +138,10 @@ def read_defence(path: Path) -> Defence:
     (first, second), members = split.halves, set(split.members)
     others = [i for i in first + second if i not in members]
     if others:
-        raise UserError(f"{path}: the halves must be made of members; {len(others)} of their ids are not (first: {others[0]})")
+        raise UserError(f"{path}: the halves must be made of members; {len(others)} of their ids are not (first: {shown(others[0])})")
     both = set(first) & set(second)
     if both or not first or not second:
-        found = f"{len(both)} ids are in both (first: {min(both)})" if both else "one is empty"
+        found = f"{len(both)} ids are in both (first: {shown(min(both))})" if both else "one is empty"
         raise UserError(f"{path}: the halves must be disjoint and hold images; {found}")
     return Defence(path, split.halves, split.teachers)
 
@@ -147,9 +150,9 @@ def _required(path: Path, what: str, form: str, *needs: str) -> Split:
     try:
         return Split.read(path, *needs)
     except Unreadable as error:
-        raise UserError(f"the {what}{path} cannot be read ({error})") from None
-    except ValueError:
-        raise UserError(f"{path} must be JSON of the form {form}") from None
+        raise UserError(f"the {what}{path} cannot be read ({error}); it must be JSON of the form {form}") from None
+    except ValueError as error:
+        raise UserError(f"{path} must be JSON of the form {form} ({error})") from None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import Flag, build, read_yaml
+from diffleak.config import Flag, build
 from diffleak.diffusion import Choice
 from diffleak.training.config import TrainConfig, train_settings
 
@@ -69,8 +69,7 @@ class DefendConfig(TrainConfig):
 
 def defend_config(method: str, preset: str | None = None, file: Path | None = None, **flags: Any) -> DefendConfig:
     """The settings of a preset, then of a YAML file, then of the flags; with given teachers, a model like theirs."""
-    given = flags.get("teachers") or read_yaml(file).get("teachers")
     layers = train_settings(preset, file, {**flags, "method": method})
-    if given and preset is None and file is None:
+    if flags.get("teachers") and preset is None and file is None:
         layers = ({key: value for key, value in layers[0].items() if key not in ("model", "scheduler")}, *layers[1:])
     return build(DefendConfig, *layers)

@@ -25,7 +25,7 @@ from diffleak.training.config import TrainConfig
 from diffleak.training.distillation import Lesson
 from diffleak.training.run import train
 from diffleak.work.files import checked_folder
-from diffleak.work.reading import load_json
+from diffleak.work.folder import read_object
 
 
 def defend(config: DefendConfig) -> Path:
@@ -47,7 +47,8 @@ def defend(config: DefendConfig) -> Path:
     if config.method == "distill":
         return _student(config, Lesson(tuple(teachers), halves))
     dual = config.output / "dual"
-    if (dual / hub.DUAL).exists() and load_json(dual / hub.DUAL).get("choice") != config.choice:
+    turns = dual / hub.DUAL
+    if turns.exists() and read_object(turns, f"delete {dual} to write it again").get("choice") != config.choice:
         raise UserError(f"{dual} takes turns in another way; choose another -o, or the same --choice")
     if int(os.environ.get("RANK", 0)) == 0:
         hub.save_dual(dual, (teachers[0], teachers[1]), config.choice, config.seed)

@@ -17,7 +17,7 @@ from diffleak.data.sources import open_source
 from diffleak.data.split import FILE, Ids, Split, read_halves
 from diffleak.defenses.config import DefendConfig
 from diffleak.defenses.teachers import split_of
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.training.images import read_training_data, training_shape
 from diffleak.training.text_to_image import base_shape, load_base
 from diffleak.work.progress import progress, say
@@ -75,12 +75,12 @@ def _given_halves(config: DefendConfig) -> tuple[Ids, Ids]:
         first, second = (split_of(teacher).members for teacher in config.teachers)
     both = set(first) & set(second)
     if both:
-        raise UserError(f"the teachers must be trained on disjoint images; {len(both)} are in both splits (first: {min(both)})")
+        raise UserError(f"the teachers must be trained on disjoint images; {len(both)} are in both splits (first: {shown(min(both))})")
     source = open_source(config.data, config.decoding)
     unknown = (set(first) | set(second)) - set(source.ids)
     if unknown:
         raise UserError(
-            f"{source.name} must hold the images the teachers were trained on; {len(unknown)} are not there (first: {min(unknown)})"
+            f"{source.name} must hold the images the teachers were trained on; {len(unknown)} are not there (first: {shown(min(unknown))})"
         )
     return first, second
 

@@ -21,8 +21,8 @@ from diffleak.errors import UserError
 from diffleak.training.config import TrainConfig
 from diffleak.training.run import train
 from diffleak.work.files import write_text
+from diffleak.work.folder import read_object
 from diffleak.work.progress import say
-from diffleak.work.reading import load_json
 
 TEACHERS = ("teacher-1", "teacher-2")
 
@@ -93,7 +93,8 @@ def train_teachers(config: DefendConfig, halves: tuple[tuple[str, ...], tuple[st
     folders = tuple(config.output / name for name in TEACHERS)
     split, steps = Split.read(config.output / FILE), config.teacher_steps or config.steps
     for folder in folders if split.teachers else ():
-        before = load_json(folder / "train.json")["steps"] if (folder / "train.json").exists() else steps
+        path = folder / "train.json"
+        before = read_object(path, f"delete {folder} to train it again").get("steps") if path.exists() else steps
         if before != steps:
             raise UserError(f"{folder} is finished after {before} steps, and what was made of it would not fit {steps}; choose another -o")
     together = _side_by_side(config)

@@ -9,13 +9,16 @@ A vector-quantised autoencoder is attacked at its pre-quantisation output, as th
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffleak.diffusion.finite import advice
 from diffleak.errors import UserError
 
 
@@ -46,6 +49,14 @@ def images_of(codec: Codec, z: Float[Tensor, "b *z"], shape: tuple[int, ...] | N
     if shape is not None and tuple(x.shape[1:]) != shape:
         raise UserError(f"the codec's decode must give back images of the shape {shape}; got {tuple(x.shape[1:])}")
     return x
+
+
+def refuse_broken_latents(z: Float[np.ndarray, "n *z"], codec: Codec, ids: Sequence[str]) -> None:
+    """Raises `UserError` for latents of the images `ids` that are not finite numbers, which names the first such image."""
+    broken = np.argwhere(~np.isfinite(z))
+    if len(broken):
+        got = z[tuple(broken[0])]
+        raise UserError(f"the autoencoder must return finite latents; got {got} for image {ids[broken[0][0]]}: {advice(codec)}")
 
 
 def _like(given: Tensor, answer: Any, subject: str, what: str) -> Tensor:

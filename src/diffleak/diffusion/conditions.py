@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from diffleak.diffusion.finite import advice
 from diffleak.errors import UserError
 
 POOLED = ("text_embeds", "pooled_projections")  # of a whole caption, as pipelines name them
@@ -73,13 +74,13 @@ def one_at_a_time(encode: Callable[..., Prompts]) -> Callable[..., Prompts]:
     def embed(texts: Sequence[str], **how: bool) -> Prompts:
         with entered:
             made = encode(texts, **how)
-            _refuse_other_rows(made, texts)
+            _refuse_other_rows(made, texts, encode)
             return replace(made, encode=embed)
 
     return embed
 
 
-def _refuse_other_rows(made: Any, texts: Sequence[str]) -> None:
+def _refuse_other_rows(made: Any, texts: Sequence[str], encode: Any) -> None:
     if not isinstance(made, Prompts) or not made.tensors or tuple(made.texts) != tuple(texts):
         got = f"those of {len(made.texts)}" if isinstance(made, Prompts) else f"a {type(made).__name__}"
         raise UserError(f"the text encoder must return the Prompts of the {len(texts)} texts it is given, in their order; got {got}")
@@ -88,7 +89,7 @@ def _refuse_other_rows(made: Any, texts: Sequence[str]) -> None:
             got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
             raise UserError(f"the text encoder must return a row of {name} for each of the {len(texts)} texts; got {got}")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"the text encoder must return finite numbers; {name} has NaN or infinity: try --dtype float32")
+            raise UserError(f"the text encoder must return finite numbers; {name} has NaN or infinity: {advice(encode)}")
 
 
 def joined(conditions: Sequence[Any]) -> Any:

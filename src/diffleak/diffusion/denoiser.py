@@ -182,17 +182,25 @@ class NetworkDenoiser(Denoiser, subject="the network"):
     def _prediction(self, x_t: Float[Tensor, "b *s"], times: Float[Tensor, " b"] | Int64[Tensor, " b"], cond: Any) -> Float[Tensor, "b *s"]:
         """What the network predicts, whatever that is, each image at a time of its own."""
         dtype = next(self.network.parameters()).dtype
-        if isinstance(cond, Prompts) and self.ask:
-            conditions = {name: value.to(dtype) if value.is_floating_point() else value for name, value in cond.tensors.items()}
-            prediction = self.ask(self.network, x_t.to(dtype), times, conditions)
-        elif cond is None and self.classes is None and not self.ask:
-            prediction = self.network(x_t.to(dtype), times).sample
-        elif isinstance(cond, Tensor) and self.classes is not None:
-            prediction = self.network(x_t.to(dtype), times, class_labels=cond).sample
-        else:
-            labels = "no condition" if self.classes is None else f"labels of {self.classes} classes as its condition"
-            expected = "captions as its condition" if self.ask else labels
-            raise UserError(f"this model takes {expected}; got {'none' if cond is None else 'one'}")
+        try:
+            if isinstance(cond, Prompts) and self.ask:
+                conditions = {name: value.to(dtype) if value.is_floating_point() else value for name, value in cond.tensors.items()}
+                prediction = self.ask(self.network, x_t.to(dtype), times, conditions)
+            elif cond is None and self.classes is None and not self.ask:
+                prediction = self.network(x_t.to(dtype), times).sample
+            elif isinstance(cond, Tensor) and self.classes is not None:
+                prediction = self.network(x_t.to(dtype), times, class_labels=cond).sample
+            else:
+                labels = "no condition" if self.classes is None else f"labels of {self.classes} classes as its condition"
+                expected = "captions as its condition" if self.ask else labels
+                raise UserError(f"this model takes {expected}; got {'none' if cond is None else 'one'}")
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of images or a config.json that the weights are not made for
+            if out_of_memory(error):
+                raise
+            given = f"inputs of {_spelled(x_t)}, with {type(error).__name__}: {first_lines(error)}"
+            raise UserError(
+                f"{self.subject} fails for {given}; give images of the size it was made for, or look at its config.json"
+            ) from error
         return noise_like(x_t, prediction.to(x_t.dtype), self.subject, self.learned_variance)
 
 

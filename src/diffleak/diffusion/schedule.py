@@ -23,6 +23,7 @@ from diffleak.errors import UserError
 
 LEAST_SIGNAL = 0.5  # of alpha_bar at t = 0, which is above 0.99 in every published schedule
 MOST_SIGNAL = 0.9  # of alpha_bar at the end, which is below 0.05 in every published schedule
+NO_SIGNAL = 2**-24  # of alpha_bar: what the Euler and multistep schedulers of diffusers write at the end in place of 0
 WHOLE = 10  # entries below which a table may be a piece of one
 
 
@@ -44,7 +45,7 @@ def _wrong(table: Float64[np.ndarray, "..."]) -> str | None:
         return f"got {table[outside[0]]:g} at t = {outside[0]}"
     if table[0] < LEAST_SIGNAL and table.max() < LEAST_SIGNAL:
         return f"got {table[0]:.4g} at t = 0, which is no signal left: for betas give np.cumprod(1 - betas)"
-    rises = np.flatnonzero(np.diff(table) > 0)
+    rises = np.flatnonzero((np.diff(table) > 0) & (table[1:] > NO_SIGNAL))
     if len(rises):
         backwards = (np.diff(table) >= 0).all()
         hint = ": turn it round if it runs backwards, or for betas give np.cumprod(1 - betas)" if backwards else ""
@@ -58,6 +59,7 @@ def _wrong(table: Float64[np.ndarray, "..."]) -> str | None:
 class Schedule:
     """The discrete noise schedule of a model: `alphas_cumprod[t]` in [0, 1], not increasing, for t in [0, T).
 
+    Below 2**-24 it may rise: that is what some schedulers have at the end of a schedule that leaves no signal, after smaller numbers.
     Raises `UserError` for other tables, and for what people give by mistake: betas, alphas that were not multiplied up, a
     table that runs backwards.
 

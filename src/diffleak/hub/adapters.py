@@ -9,6 +9,7 @@ merging the networks are plain modules again: an adapter costs nothing per forwa
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffleak.errors import UserError, first_lines, pip_install
+from diffleak.errors import UserError, first_lines, pip_install, shown
 from diffleak.hub import effect
+from diffleak.hub.configs import read_json
 from diffleak.hub.effect import PEFT_PREFIX, TEXT_ENCODERS
-from diffleak.hub.folders import PICKLES, downloaded, pickle_message, read_json
+from diffleak.hub.folders import LONGEST_PATH, PICKLES, downloaded, pickle_message
 from diffleak.work.files import hash_files
 from diffleak.work.reading import load_json
 
@@ -42,13 +44,15 @@ def adapter_file(lora: str | Path) -> Path:
     except ImportError:
         raise UserError(f"--lora needs peft: {pip_install('lora')}") from None
     path = Path(lora)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix != ".safetensors":
             raise UserError(pickle_message(path) if path.suffix in PICKLES else f"a LoRA must be a .safetensors file; got {path}")
         return path
-    if not path.is_dir():
+    if not os.path.isdir(path):
         if str(lora).startswith((".", "/", "~")) or str(lora).count("/") != 1:
-            raise UserError(f"--lora must be a .safetensors file, a folder, or a hub id (owner/name); found nothing at {lora}")
+            raise UserError(
+                f"--lora must be a .safetensors file, a folder, or a hub id (owner/name); found nothing at {shown(lora, LONGEST_PATH)}"
+            )
         path = downloaded(str(lora), [*FILES, CONFIG])
     found = [path / name for name in FILES if (path / name).is_file()]
     if len(found) == 1:
@@ -207,6 +211,9 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise UserError(f"the LoRA {file} cannot be read: {first_lines(error)}") from None
     if not raw:
         raise UserError(f"the LoRA {file} holds no weights")
+    broken = next((key for key, value in raw.items() if value.is_floating_point() and not bool(value.isfinite().all())), None)
+    if broken:
+        raise UserError(f"the LoRA {file} must hold finite numbers; its {shown(broken, LONGEST_PATH)} has NaN or infinity: export it again")
     second = [value for key, value in raw.items() if any(part in key for part in SECOND)]
     if second and not any(value.any() for value in second):
         raise UserError(f"the LoRA {file} changes nothing: all of its B matrices are zero, as they are before training")

@@ -8,13 +8,15 @@ Version 0.1 recorded no names. It numbered the folders of the data in the order 
 metadata.jsonl gave labels; which folders there were is in split.json.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 from diffleak.data.labels import UNNAMED, ClassNames
 from diffleak.data.split import FILE, Split, find_split
 from diffleak.errors import UserError
-from diffleak.hub.folders import DUAL, INDEX, read_json
+from diffleak.hub.configs import read_json
+from diffleak.hub.folders import DUAL, INDEX
 
 TRAINED = "train.json"
 KEY = "classes"
@@ -65,8 +67,8 @@ def _of_version_0_1(folder: Path, record: dict[str, Any], count: int) -> ClassNa
         return UNNAMED  # some images were in no folder, so labels came from elsewhere
     names = [path.rpartition("/")[2] for path in paths]
     data = record.get("data")
-    root = Path(str(data))
-    whole = root.is_dir() and not record.get("split") and not (root / "metadata.jsonl").is_file()
+    root = str(data)
+    whole = os.path.isdir(root) and not record.get("split") and not os.path.isfile(os.path.join(root, "metadata.jsonl"))
     numeric = all(name.isascii() and name.isdecimal() for name in names)
     agree = numeric and all(int(name) == i for i, name in enumerate(names))  # by folders, and by labels that are those numbers
     sure = (agree and len(names) == count) or (whole and (agree or not numeric))

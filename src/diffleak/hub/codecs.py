@@ -1,6 +1,5 @@
 """Autoencoders as codecs: loaded, trained ones wrapped, and how they fit a denoiser."""
 
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,11 @@ import torch
 
 from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.codec import Autoencoder, Codec
-from diffleak.errors import UserError
-from diffleak.hub.folders import DTYPES, autoencoder_folder, heard, pretrained, read_json, refuse_pickles
+from diffleak.errors import UserError, first_lines, shown
+from diffleak.hub.configs import are_numbers, read_json
+from diffleak.hub.folders import DTYPES, autoencoder_folder, check_weights, heard, pretrained
 from diffleak.work.files import hash_files
+from diffleak.work.memory import out_of_memory
 from diffleak.work.progress import say
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
@@ -39,20 +40,25 @@ def read_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", 
     config = read_json(own / "config.json", f"{folder} must hold an autoencoder, as vae/ or vqvae/")
     name = config.get("_class_name", "")
     if name not in AUTOENCODERS:
-        raise UserError(f"autoencoders must be one of {', '.join(AUTOENCODERS)}; {own} holds a {name or 'config.json without _class_name'}")
+        raise UserError(
+            f"autoencoders must be one of {', '.join(AUTOENCODERS)}; {own} holds a {shown(name) or 'config.json without _class_name'}"
+        )
     if config.get("lookup_from_codebook"):
         raise UserError(f"{own} decodes code numbers (lookup_from_codebook); its latents are not what a diffusion model works on")
     factor = config.get("scaling_factor", factor)
-    if not isinstance(factor, int | float) or factor is True or not 0 < factor < inf:
+    if not are_numbers([factor], 1, positive=True):
         raise UserError(
             f"{own}/config.json must say scaling_factor, the positive number that latents were multiplied by when the denoiser was "
-            f"trained (0.18215 for Stable Diffusion 1); got {factor}: set it there"
+            f"trained (0.18215 for Stable Diffusion 1); got {shown(factor)}: set it there"
         )
-    for key in ("latents_mean", "latents_std"):
+    if not are_numbers([config.get("shift_factor") or 0], 1):
+        raise UserError(f"{own}/config.json must give shift_factor as a number, or null; got {shown(config['shift_factor'])}")
+    for key, kind in (("latents_mean", "numbers"), ("latents_std", "positive numbers")):
         values, channels = config.get(key), config.get("latent_channels", 4)
-        if values is not None and not (isinstance(values, list) and len(values) == channels):
-            raise UserError(f"{own}/config.json must give {key} as {channels} numbers, one per latent channel, or null; got {values}")
-    refuse_pickles(own)
+        if values is not None and not are_numbers(values, channels, positive=key == "latents_std"):
+            said = f"{own}/config.json must give {key} as {channels} {kind}, one per latent channel, or null"
+            raise UserError(f"{said}; got {shown(values)}")
+    check_weights(own)
     network = pretrained(name, own, DTYPES[dtype]).to(device)
     return _codec(network)
 
@@ -99,8 +105,13 @@ def latent_shape(codec: Autoencoder, shape: ImageShape) -> ImageShape:
 def scaling(codec: Autoencoder) -> tuple[int, int]:
     """How many latent channels, and by how much smaller than the image: read off a blank image."""
     channels = int(codec.network.config.in_channels)
-    with torch.inference_mode():
-        z = codec.encode(torch.zeros(1, channels, PROBE, PROBE, dtype=codec.scale.dtype, device=codec.scale.device))
+    try:
+        with torch.inference_mode():
+            z = codec.encode(torch.zeros(1, channels, PROBE, PROBE, dtype=codec.scale.dtype, device=codec.scale.device))
+    except (RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        raise UserError(f"the autoencoder cannot encode a blank image ({first_lines(error)}); look at its config.json") from None
     return z.shape[1], PROBE // z.shape[2]
 
 

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
+from diffleak.hub.configs import check_keys
 
 TOLERANCE = 1e-5  # of the largest change in a layer
 KEPT = 0.01  # how far rounding may change a layer's strength without a word
@@ -356,6 +357,9 @@ def header_settings(file: Path) -> dict[str, Any]:
         found = (opened.metadata() or {}).get(METADATA)
     try:
         made = json.loads(found) if found else {}
-        return {str(key): value for key, value in made.items()}
-    except (ValueError, AttributeError):
-        raise UserError(f"its header must give {METADATA} as JSON; got {str(found)[:60]}") from None
+    except (ValueError, RecursionError):
+        made = None
+    if not isinstance(made, dict):
+        raise UserError(f"its header must give {METADATA} as a JSON object; got {shown(found)}")
+    check_keys(made, "its header")
+    return made

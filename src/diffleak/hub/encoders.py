@@ -15,7 +15,9 @@ Numbers of different extractors do not compare; each has a fingerprint of its we
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +29,12 @@ from PIL import Image
 from torch import Tensor
 
 from diffleak.data.pixels import ImageShape, to_model
-from diffleak.errors import UserError, pip_install, unknown
+from diffleak.diffusion.finite import broken_weight
+from diffleak.errors import UserError, pip_install, shown, unknown
 from diffleak.hub import folder_of, heard
+from diffleak.hub.configs import are_numbers, read_json
+from diffleak.hub.folders import LONGEST_PATH, check_weights
 from diffleak.work.files import hash_files
-from diffleak.work.reading import load_json
 
 KINDS = ("inception", "dinov2", "clip", "deit", "sscd", "torchscript", "pixels")
 HUB = {
@@ -42,9 +46,11 @@ TRANSFORMERS = {"dinov2": "Dinov2Model", "clip": "CLIPVisionModelWithProjection"
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SSCD_SIDE = 288
 PIXELS_SIDE = 8
+LONGEST_SIDE = 2**13  # pixels that an encoder may want its images to have, ten times those of known ones
 BATCH = 64
 
 Images = UInt8[np.ndarray, "b h w c"]
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of the channels
 Answer = Any  # of a network: features (b, d), or a pair with class logits or probabilities (b, classes)
 
 
@@ -57,12 +63,16 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """uint8 images (b, h, w, c) to an `Answer`. `name` and `fingerprint` say which one it is, `warnings` what was said of its weights."""
+    """uint8 images (b, h, w, c) to an `Answer`.
+
+    `name` and `fingerprint` say which one it is, `warnings` what was said of its weights, which are those of `network`.
+    """
 
     name: str
     fingerprint: str
     run: Callable[[Images], Answer]
     warnings: tuple[str, ...] = ()
+    network: Any = None
 
 
 def open_extractor(spec: "str | Path | Callable[[Tensor], Answer] | Extractor", device: str = "cpu") -> Extractor:
@@ -73,12 +83,12 @@ def open_extractor(spec: "str | Path | Callable[[Tensor], Answer] | Extractor", 
     if isinstance(spec, Extractor):
         return spec
     if callable(spec):
-        return Extractor(getattr(spec, "__name__", "function"), "unknown", _on_floats(spec, device))
+        return Extractor(getattr(spec, "__name__", "function"), "unknown", _on_floats(spec, device), network=spec)
     text = str(spec)
     kind, _, where = text.partition(":")
     if kind not in KINDS and text.endswith((".pt", ".ts", ".torchscript", ".jit")):
         kind, where = "torchscript", text
-    if kind not in KINDS and Path(text).is_dir():
+    if kind not in KINDS and os.path.isdir(text):
         kind, where = _kind_of(Path(text)), text
     if kind not in KINDS:
         raise unknown("extractor", kind, KINDS)
@@ -92,7 +102,7 @@ def open_extractor(spec: "str | Path | Callable[[Tensor], Answer] | Extractor", 
         return _transformer(kind, where or HUB[kind], device)
     network = _torchscript(Path(where), device)
     run = {"inception": _inception, "sscd": _sscd, "torchscript": _either_channels}[kind](network, device)
-    return Extractor(text if kind == "inception" else f"{kind}:{where}", hash_files([Path(where)]), run)
+    return Extractor(text if kind == "inception" else f"{kind}:{where}", hash_files([Path(where)]), run, network=network)
 
 
 def probe(extractor: Extractor, shape: ImageShape) -> int:
@@ -142,9 +152,8 @@ def _checked(extractor: Extractor, images: Images) -> tuple[np.ndarray, np.ndarr
         if found is not None and (found.ndim != 2 or len(found) != len(images) or not found.size):
             raise UserError(f"the extractor {extractor.name} must return {what} of shape ({len(images)}, d); got {found.shape}")
         if found is not None and not np.isfinite(found).all():
-            raise UserError(
-                f"the extractor {extractor.name} must return finite {what}; got NaN or infinity: use another file or image size"
-            )
+            why = broken_weight(extractor.network) or "use another file or image size"
+            raise UserError(f"the extractor {extractor.name} must return finite {what}; got NaN or infinity: {why}")
     assert features is not None
     return features, None if classes is None else _as_probabilities(classes)
 
@@ -216,8 +225,8 @@ def _normalised(images: Images, mean: np.ndarray, std: np.ndarray, device: str) 
 
 
 def _torchscript(path: Path, device: str) -> Any:
-    if not path.is_file():
-        raise UserError(f"the extractor must be a TorchScript file; there is none at {path}")
+    if not os.path.isfile(path):
+        raise UserError(f"the extractor must be a TorchScript file; there is none at {shown(path, LONGEST_PATH)}")
     try:
         return torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError, EOFError, OSError) as error:
@@ -241,7 +250,7 @@ def _torch_fidelity(device: str) -> Extractor:
     for name, weights in sorted(network.state_dict().items()):
         digest.update(name.encode() + weights.cpu().numpy().tobytes())
     run = lambda images: network(torch.from_numpy(np.ascontiguousarray(_rgb(images).transpose(0, 3, 1, 2))).to(device))
-    return Extractor("inception", digest.hexdigest(), run)
+    return Extractor("inception", digest.hexdigest(), run, network=network)
 
 
 def _transformer(kind: str, model: str, device: str) -> Extractor:
@@ -252,8 +261,9 @@ def _transformer(kind: str, model: str, device: str) -> Extractor:
         raise UserError(f"the extractor {kind} needs transformers: {pip_install('encoders')}") from None
     folder = encoder_folder(model)
     unused = {"add_pooling_layer": False} if kind == "deit" else {}  # which most of its checkpoints lack
+    preprocess = preprocessing(folder, kind)
+    check_weights(folder)
     try:
-        preprocess = preprocessing(folder)
         with heard() as said:
             network, info = getattr(transformers, TRANSFORMERS[kind]).from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **unused
@@ -266,18 +276,18 @@ def _transformer(kind: str, model: str, device: str) -> Extractor:
     embed = (lambda x: network(x).image_embeds) if kind == "clip" else (lambda x: network(x).last_hidden_state[:, 0])
     files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "preprocessor_config.json"]
     warnings = tuple(f"while {model} was loaded: {line}" for line in said)
-    return Extractor(f"{kind}:{model}", hash_files(files), lambda images: embed(preprocess(images).to(device)), warnings)
+    return Extractor(f"{kind}:{model}", hash_files(files), lambda images: embed(preprocess(images).to(device)), warnings, network)
 
 
 def _kind_of(folder: Path) -> str:
     """Which of the transformers a folder holds."""
-    try:
-        said = str(load_json(folder / "config.json")["model_type"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"the encoder {folder} must be a folder of transformers, with model_type in its config.json") from None
+    must = f"the encoder {folder} must be a folder of transformers, with model_type in its config.json"
+    said = read_json(folder / "config.json", must).get("model_type")
+    if said is None:
+        raise UserError(must)
     kind = said.removesuffix("_vision_model")
     if kind not in TRANSFORMERS:
-        raise UserError(f"encoders in a folder must be one of {', '.join(TRANSFORMERS)}; {folder} holds a {said}")
+        raise UserError(f"encoders in a folder must be one of {', '.join(TRANSFORMERS)}; {folder} holds a {shown(said)}")
     return kind
 
 
@@ -286,24 +296,59 @@ def encoder_folder(model: str, patterns: tuple[str, ...] = ()) -> Path:
     return folder_of(model, "the encoder", ["config.json", "preprocessor_config.json", "*.safetensors", *patterns])
 
 
-def preprocessing(folder: Path) -> Callable[[Images], Tensor]:
-    """Resize, centre crop and normalisation as the folder's preprocessor_config.json says."""
-    config = load_json(folder / "preprocessor_config.json")
-    size, crop, how = config.get("size", 224), config.get("crop_size"), int(config.get("resample", 3))
-    mean, std = (np.array(config[key], dtype=np.float32) for key in ("image_mean", "image_std"))
-    crop = (crop if isinstance(crop, dict) else {"height": crop, "width": crop}) if config.get("do_center_crop") else None
+def preprocessing(folder: Path, what: str) -> Callable[[Images], Tensor]:
+    """Resize, centre crop and normalisation as the preprocessor_config.json of a folder says, used as `what`, "a CLIP" for example.
+
+    Raises `UserError` for a file that says no such thing.
+    """
+    path = folder / "preprocessor_config.json"
+    config = read_json(path, f"{folder} cannot be used as {what}, whose preprocessing it must say")
+    size, crop = config.get("size", 224), config.get("crop_size") if config.get("do_center_crop") else None
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else size
+    sides = _pair(path, "size", size) if shortest is None else None
+    if shortest is not None and not (type(shortest) is int and 0 < shortest <= LONGEST_SIDE):
+        raise UserError(f"size of {path} must be a number of pixels; got {shown(json.dumps(size))}: set it right, or fetch the file again")
+    cropped = None if crop is None else _pair(path, "crop_size", crop if isinstance(crop, dict) else {"height": crop, "width": crop})
+    how = config.get("resample", 3)
+    if how not in [*Image.Resampling]:
+        raise UserError(
+            f"resample of {path} must be one of Pillow's ways to resize, 0 to {max(Image.Resampling)}; got {shown(json.dumps(how))}"
+        )
+    mean, std = (np.array(values, dtype=np.float32) for values in channel_statistics(config, path))
 
     def one(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
         height, width = image.shape[:2]
-        if isinstance(size, dict) and "height" in size:
-            sized = _resized(image, size["height"], size["width"], how)
+        if shortest is None:
+            assert sides is not None, "a size is either"
+            sized = _resized(image, *sides, how)
         else:
-            shorter = size["shortest_edge"] if isinstance(size, dict) else size
-            scale = shorter / min(height, width)
-            sized = _resized(image, max(shorter, round(height * scale)), max(shorter, round(width * scale)), how)
-        if crop is None:
+            scale = shortest / min(height, width)
+            sized = _resized(image, max(shortest, round(height * scale)), max(shortest, round(width * scale)), how)
+        if cropped is None:
             return sized
-        top, left = (sized.shape[0] - crop["height"]) // 2, (sized.shape[1] - crop["width"]) // 2
-        return sized[max(top, 0) :, max(left, 0) :][: crop["height"], : crop["width"]]
+        top, left = (sized.shape[0] - cropped[0]) // 2, (sized.shape[1] - cropped[1]) // 2
+        return sized[max(top, 0) :, max(left, 0) :][: cropped[0], : cropped[1]]
 
     return lambda images: _normalised(np.stack([one(image) for image in _rgb(images)]), mean, std, "cpu")
+
+
+def _pair(path: Path, key: str, given: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width in pixels; raises `UserError` for anything else."""
+    height, width = (given.get(side) for side in ("height", "width"))
+    if type(height) is not int or type(width) is not int or not 0 < min(height, width) <= max(height, width) <= LONGEST_SIDE:
+        raise UserError(
+            f"{key} of {path} must be height and width in pixels; got {shown(json.dumps(given))}: set it right, or fetch the file again"
+        )
+    return height, width
+
+
+def channel_statistics(config: Mapping[str, Any], path: Path, default: Statistics | None = None) -> Statistics:
+    """Mean and deviation of the three channels in a preprocessor's config; raises `UserError` for what is not three numbers each."""
+    found = []
+    for key, usual in zip(("image_mean", "image_std"), default or (None, None), strict=True):
+        values: Any = config.get(key) if usual is None or config.get(key) is not None else list(usual)
+        if not are_numbers(values, 3, positive=key == "image_std"):
+            kind = "numbers" if key == "image_mean" else "positive numbers"
+            raise UserError(f"{key} of {path} must be three {kind}; got {shown(json.dumps(values))}: set it right, or fetch the file again")
+        found.append(tuple(map(float, values)))
+    return found[0], found[1]

@@ -1,6 +1,8 @@
 """What lies in a model's folder: where its parts are, how one is read safely, and a hash of them all."""
 
+import json
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -11,9 +13,10 @@ from typing import Any
 
 import torch
 
-from diffleak.errors import UserError, first_lines
+from diffleak.errors import UserError, first_lines, shown
+from diffleak.hub.configs import check_settings, read_json
 from diffleak.work.files import hash_files
-from diffleak.work.reading import load_json
+from diffleak.work.reading import Unreadable, parsing
 
 NETWORKS = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),
@@ -24,10 +27,12 @@ SECOND = "_2"  # what the folder of a second network is called after the first
 TEXT_PARTS = tuple(name + number for name in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))
 PARTS = (*NETWORKS, *(name + SECOND for name in NETWORKS), *AUTOENCODER_FOLDERS, "scheduler", *TEXT_PARTS)
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")  # vocabularies
+LAYERS = r"layers|^num_\w*blocks$"  # in the keys of a config that say how deep a network is
 DUAL = "dual.json"
 INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 LONGEST = 400  # characters of a warning
+LONGEST_PATH = 200  # characters of a name in the message that nothing is there
 LIBRARIES = ("diffusers", "transformers", "peft", "accelerate", "safetensors")  # whose loggers `heard` listens to
 CHATTER = (  # beginnings of warnings that are not about weights, each with the reason why it is left out
     r"Pipelines loaded with `dtype=\S+` cannot run with `\w+` device",  # of speed; an operation that is missing raises
@@ -41,24 +46,24 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 def located(model: str | Path) -> Path:
     path = Path(model)
-    if path.is_dir():
+    if os.path.isdir(path):  # which is false, and no error, for a name that no path can have
         return path
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix in PICKLES:
             raise UserError(pickle_message(path))
         raise UserError(f"MODEL must be a diffusers folder or a hub id; {path} is a file")
     if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
-        raise UserError(f"MODEL must be a diffusers folder or a hub id (owner/name); found nothing at {model}")
+        raise UserError(f"MODEL must be a diffusers folder or a hub id (owner/name); found nothing at {shown(model, LONGEST_PATH)}")
     parts = [f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors", "txt", "model")]
     return downloaded(str(model), ["*.json", *parts])
 
 
 def folder_of(model: str | Path, what: str, patterns: list[str]) -> Path:
     """The folder of another kind of model, "the encoder" for example, fetched where it is a hub id."""
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         return Path(model)
     if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
-        raise UserError(f"{what} must be a folder or a hub id (owner/name); found nothing at {model}")
+        raise UserError(f"{what} must be a folder or a hub id (owner/name); found nothing at {shown(model, LONGEST_PATH)}")
     return downloaded(str(model), patterns, what)
 
 
@@ -98,30 +103,47 @@ def pickle_message(path: Path) -> str:
     )
 
 
-def refuse_pickles(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
+def check_weights(folder: Path) -> None:
+    """Raises `UserError` for a folder without safetensors, above all for one with pickles instead, and for safetensors that are damaged.
+
+    Also for a config.json of more layers than there are weights, which a library would make without end before it sees that.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    weights = sum(map(count_weights, files))
+    if files:
+        return _refuse_depth(folder / "config.json", weights)
     pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
     if pickles:
         raise UserError(pickle_message(pickles[0]))
     raise UserError(f"{folder} must hold the weights as .safetensors; found none")
 
 
-def read_json(path: Path, must: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{must}; {path.parent.name}/{path.name} is missing")
+def _refuse_depth(path: Path, weights: int) -> None:
+    parts = [read_json(path, f"{path.parent} must say what network its weights are of")]
+    while parts:
+        for key, value in parts.pop().items():
+            numbers = value if isinstance(value, list) else [value]
+            if re.search(LAYERS, key) and any(type(number) is int and number > weights for number in numbers):
+                raise UserError(f"{key} of {path} must fit its weights, which are {weights} tensors; got {shown(json.dumps(value))}")
+            parts += [value] if isinstance(value, dict) else []
+
+
+def count_weights(file: Path) -> int:
+    """How many tensors a safetensors file holds; raises `UserError` for a file that is none, or a piece of one, by its header alone."""
+    from safetensors import safe_open
+
     try:
-        content = load_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} must be JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object; got {type(content).__name__}")
-    return content
+        with parsing(), safe_open(file, "pt") as opened:
+            return len(opened.keys())
+    except Unreadable as error:
+        raise UserError(f"{file} must be a whole safetensors file ({error}); it is damaged: copy or fetch it again") from None
 
 
 def pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    kind = getattr(diffusers_library(), name)
+    check_settings(kind, read_json(folder / "config.json", ""), folder / "config.json")
     try:
-        network, info = getattr(diffusers_library(), name).from_pretrained(
+        network, info = kind.from_pretrained(
             folder,
             torch_dtype=dtype,
             use_safetensors=True,

@@ -23,11 +23,12 @@ from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, NetworkDenoiser, 
 from diffleak.diffusion.dual import Dual, refuse_incompatible
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import PIXELS, Target
-from diffleak.errors import UserError, first_lines, unknown
+from diffleak.errors import UserError, first_lines, shown, unknown
 from diffleak.hub.adapters import FILES as ADAPTERS
 from diffleak.hub.adapters import adapter_file, adapter_fingerprint, apply, refuse_other_base
 from diffleak.hub.classes import KEY, class_names
 from diffleak.hub.codecs import codec_fingerprint, image_shape, read_codec, scaling
+from diffleak.hub.configs import check_settings, read_json
 from diffleak.hub.folders import (
     DTYPES,
     DUAL,
@@ -36,13 +37,12 @@ from diffleak.hub.folders import (
     PARTS,
     SECOND,
     autoencoder_folder,
+    check_weights,
     diffusers_library,
     fingerprint,
     heard,
     located,
     pretrained,
-    read_json,
-    refuse_pickles,
     text_fingerprint,
 )
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of, write_index
@@ -55,6 +55,7 @@ OTHER_PARTS = ("vqmodel", "movq")
 WITHOUT_TEXT = ("UNet2DModel", "DiTTransformer2DModel")
 LEARNED_VARIANCE = ("learned", "learned_range")  # what diffusers' schedulers call it
 WITH_VARIANCE = ("DiTTransformer2DModel", "PixArtTransformer2DModel")  # whose pipelines drop it by the channels alone
+MOST_TIMESTEPS = 10**6  # a thousand times those of published schedules
 FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 STABLE_DIFFUSION_FACTOR = 0.18215  # Rombach et al. 2022, arXiv 2112.10752
 
@@ -127,8 +128,9 @@ def load(
         turns = read_json(folder / DUAL, f"{folder} has two networks, so it must say how they take turns")
         choice: Any = turns.get("choice")
         seed = turns.get("seed", 0)
-        if choice not in get_args(Choice) or not isinstance(seed, int):
-            raise UserError(f"{folder / DUAL} must give choice as alternate or random, and seed as a whole number; got {choice}, {seed}")
+        if choice not in get_args(Choice) or seed < 0:
+            got = f"{shown(choice)}, {shown(str(seed))}"
+            raise UserError(f"{folder / DUAL} must give choice as alternate or random, and seed as a whole number of at least 0; got {got}")
         denoiser = Dual((first, _denoiser(folder, second, dtype, device, ask)), choice, seed)
     packing = PIPELINES[name].packing if name else 1
     shape = _shape(config, network_folder, packing)
@@ -188,7 +190,7 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
 def _denoiser(folder: Path, network_folder: Path, dtype: str, device: str, ask: Ask | None) -> NetworkDenoiser:
     """The network in one part of a model's folder, on the model's schedule."""
     config = read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
-    refuse_pickles(network_folder)
+    check_weights(network_folder)
     schedule, prediction_type = _schedule(folder)
     network = _network(network_folder, config, DTYPES[dtype]).to(device)
     classes = None if ask else _classes(config, network_folder)
@@ -220,7 +222,7 @@ def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.
     if config.get("norm_type") == "ada_norm_single":
         name = "PixArtTransformer2DModel"  # which the first PixArt folders call Transformer2DModel too
     if name not in allowed:
-        raise UserError(f"networks must be one of {', '.join(sum(NETWORKS.values(), ()))}; {folder} holds a {name}")
+        raise UserError(f"networks must be one of {', '.join(sum(NETWORKS.values(), ()))}; {folder} holds a {shown(name)}")
     if (name not in WITHOUT_TEXT) != (pipeline_of(folder.parent) is not None):
         takes = "takes captions" if name not in WITHOUT_TEXT else "takes no captions"
         raise UserError(f"{folder} holds a {name}, which {takes}; model_index.json must name its pipeline, one of {', '.join(PIPELINES)}")
@@ -233,14 +235,17 @@ def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
     config = read_json(path, f"{folder} must say its noise schedule")
     name, prediction_type = config.get("_class_name", "DDPMScheduler"), config.get("prediction_type", "epsilon")
     if prediction_type not in get_args(PredictionType) or prediction_type == "flow":
-        raise UserError(f"prediction_type must be epsilon, v_prediction or sample; {folder} says '{prediction_type}'")
+        raise UserError(f"prediction_type must be epsilon, v_prediction or sample; {folder} says '{shown(prediction_type)}'")
     kind = getattr(diffusers_library(), str(name), None)
     if kind is None or not hasattr(kind, "from_config"):
-        raise UserError(f"{path} must name a scheduler of diffusers; got {name}")
+        raise UserError(f"{path} must name a scheduler of diffusers; got {shown(name)}")
+    if not 1 <= (steps := config.get("num_train_timesteps", 1) or 0) <= MOST_TIMESTEPS:
+        raise UserError(f"num_train_timesteps of {path} must lie in [1, {MOST_TIMESTEPS}]; got {shown(steps)}")
+    check_settings(kind, config, path)
     try:
         made = kind.from_config(config)
-    except (ValueError, NotImplementedError, TypeError, AttributeError, ImportError) as error:
-        raise UserError(f"{path} cannot be used: {first_lines(error)}") from None
+    except Exception as error:  # diffusers, torch and numpy each raise their own; all mean settings that make no schedule
+        raise UserError(f"{path} cannot be used: {first_lines(error) or type(error).__name__}") from None
     if name == FLOW_SCHEDULER:
         return Schedule.flow(made.sigmas.flip(0), made.config.num_train_timesteps), "flow"
     table = getattr(made, "alphas_cumprod", None)
@@ -252,7 +257,7 @@ def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
 def _classes(config: dict[str, Any], folder: Path) -> int | None:
     """The number of classes a network is conditioned on; None for an unconditional one."""
     if config.get("class_embed_type"):
-        raise UserError(f"class_embed_type must be null (labels by number); {folder} says '{config['class_embed_type']}'")
+        raise UserError(f"class_embed_type must be null (labels by number); {folder} says '{shown(config['class_embed_type'])}'")
     return config.get("num_embeds_ada_norm" if folder.name.startswith("transformer") else "num_class_embeds")
 
 
@@ -265,7 +270,7 @@ def _shape(config: dict[str, Any], folder: Path, packing: int = 1) -> ImageShape
         return None
     sides = [size, size] if isinstance(size, int) else size
     if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise UserError(f"sample_size must be a number of pixels or a pair (height, width); {folder}/config.json says {size!r}")
+        raise UserError(f"sample_size must be a number of pixels or a pair (height, width); {folder}/config.json says {shown(repr(size))}")
     return ImageShape(channels // packing, *sides)
 
 

@@ -107,6 +107,8 @@ def new_sampler(name: str, schedule: Schedule, steps: int, clip: bool) -> Any:
     if schedule.is_flow:
         return FlowSampler(schedule, steps)
     kept = np.concatenate([[1.0], schedule.alphas_cumprod])
+    if name == "ddpm":  # whose steps are draws, which have no variance where the table rises at its end (see `Schedule`)
+        kept = np.minimum.accumulate(kept)
     with np.errstate(invalid="ignore", divide="ignore"):
         betas = np.nan_to_num(1 - kept[1:] / kept[:-1], nan=1.0)
     config = {"num_train_timesteps": len(schedule), "trained_betas": betas.tolist(), "prediction_type": "epsilon"}

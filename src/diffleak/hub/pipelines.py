@@ -19,13 +19,18 @@ import torch
 from torch import Tensor
 
 from diffleak.diffusion.conditions import Prompts
-from diffleak.errors import UserError, first_lines, pip_install
-from diffleak.hub.folders import INDEX, TEXT_PARTS, diffusers_library, read_json, refuse_pickles, transformers_library
+from diffleak.errors import UserError, first_lines, pip_install, shown
+from diffleak.hub.configs import load_object, read_json
+from diffleak.hub.folders import INDEX, TEXT_PARTS, check_weights, diffusers_library, transformers_library
 from diffleak.work.files import write_text
+from diffleak.work.memory import out_of_memory
 
 CACHE_BYTES = 2**30  # of text embeddings
 TOGETHER = 16  # texts in one forward of the encoders, at most
 NOT_LOADED = ("vae", "safety_checker", "feature_extractor", "image_encoder")
+NOTHING = [None, None]  # how a folder's index says that it has no such part
+NO_LIMIT = int(1e30)  # what transformers takes for the longest text of a tokenizer that says none
+SHORTEST = 3  # tokens of a text: a beginning, a word, an end
 VOCABULARIES = (("tokenizer.json",), ("*.model",), ("vocab.json", "merges.txt"))  # each is one in full
 
 Embedding = dict[str, Tensor]
@@ -145,6 +150,12 @@ class PipelineText:
         return [i for i, text in enumerate(texts) if all(len(tokenizer(text).input_ids) > limit for tokenizer, limit in limits)]
 
     @property
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        """The text encoders."""
+        found = (getattr(self.pipeline, name, None) for name in TEXT_PARTS if name.startswith("text_encoder"))
+        return tuple(network for network in found if network is not None)
+
+    @property
     def _tokenizers(self) -> list[tuple[Any, int]]:
         """Every tokenizer with the most tokens that it is asked for."""
         asked = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
@@ -167,8 +178,14 @@ class PipelineText:
         return made
 
     def _made(self, texts: list[str]) -> Embedding:
-        with torch.inference_mode():
-            return self._embed(self.pipeline, texts)
+        try:
+            with torch.inference_mode():
+                return self._embed(self.pipeline, texts)
+        except Exception as error:  # of a config.json or a vocabulary that the weights were not trained with
+            if out_of_memory(error):
+                raise
+            failed = f"the text encoders of a {type(self.pipeline).__name__} fail for {shown(repr(texts[0]))}"
+            raise UserError(f"{failed} ({first_lines(error)}); look at the tokenizer and config.json beside them") from error
 
 
 def _size(embedding: Embedding) -> int:
@@ -203,64 +220,98 @@ def write_index(folder: Path, base: Path) -> None:
 
 
 def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtype: torch.dtype, device: str) -> Any:
-    """The pipeline of a folder around a `network` that is loaded already as its `part`, with its text encoders but no autoencoder."""
+    """The pipeline of a folder around a `network` that is loaded already as its `part`, with its text encoders but no autoencoder.
+
+    It is put together here, and not by the library's `from_pretrained`, which imports and loads whatever the folder's index names.
+    """
     quiet()
-    kind = getattr(diffusers_library(), name)
-    absent = {key: None for key in NOT_LOADED if key in inspect.signature(kind.__init__).parameters}
-    encoders = _encoders(folder, dtype)
-    try:
-        pipeline = kind.from_pretrained(
-            folder,
-            **{part: network},
-            **encoders,
-            **absent,
-            torch_dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-        )
-    except Exception as error:  # transformers, tokenizers and diffusers each raise their own; all mean an unusable folder
-        raise UserError(f"the text encoders of {folder} cannot be loaded: {first_lines(error)}") from None
-    lacking = [part for part in PIPELINES[name].needs if getattr(pipeline, part, None) is None]
+    library, index = diffusers_library(), read_json(folder / INDEX, "")
+    kind = getattr(library, name)
+    taken = inspect.signature(kind.__init__).parameters
+    settings = {key: value for key, value in index.items() if key in taken and not isinstance(value, list)}
+    lacking = [part for part in PIPELINES[name].needs if index.get(part, NOTHING) == NOTHING]
     if lacking:
         raise UserError(f"a {name} must have a {lacking[0]}; {folder} has none: is its {INDEX} of another model?")
+    absent = dict.fromkeys(key for key in (*NOT_LOADED, *TEXT_PARTS) if key in taken)
+    unused = library.DDPMScheduler(clip_sample=False, steps_offset=1)  # no pipeline is made without one; nothing is drawn by it
+    parts = {**absent, **_text_parts(folder, index, dtype), part: network, "scheduler": unused}
+    try:
+        pipeline = kind(**{**settings, **parts})
+    except Exception as error:  # of parts and settings that do not fit together
+        raise UserError(f"the text encoders of {folder} cannot be used in a {name}: {first_lines(error)}") from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
 
-def _encoders(folder: Path, dtype: torch.dtype) -> dict[str, torch.nn.Module | None]:
-    """The text encoders that the folder names, by part, and None for parts that it says it has not.
+def _text_parts(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The text encoders and tokenizers that the folder's index names, by part.
 
-    Raises `UserError` where an encoder or its tokenizer is not whole.
-
-    transformers itself draws missing weights at random and makes an empty tokenizer of an empty folder, without an error.
+    Raises `UserError` where one is not whole, or is of another kind: transformers itself draws missing weights at random and makes an empty
+    tokenizer of an empty folder, without an error, and some of its names ask to run code that lies in the folder.
     """
-    named = {part: value for part, value in read_json(folder / INDEX, "").items() if part in TEXT_PARTS}
-    found: dict[str, torch.nn.Module | None] = {part: None for part, value in named.items() if value == [None, None]}
-    for part, value in named.items():
+    named = {part: value for part, value in index.items() if part in TEXT_PARTS and value != NOTHING}
+    found: dict[str, Any] = {}
+    for part, value in sorted(named.items()):  # an encoder before its tokenizer
+        if not isinstance(value, list) or len(value) != 2 or value[0] != "transformers" or not isinstance(value[1], str):
+            raise UserError(f'{folder / INDEX} must give {part} as ["transformers", NAME OF A CLASS]; got {shown(json.dumps(value))}')
         own = folder / part
-        if part in found:
-            continue
         if not own.is_dir():
             raise UserError(f"{folder} must hold {part}/, which its {INDEX} names; it is missing")
         if part.startswith("tokenizer"):
-            if not any(all(any(own.glob(file)) for file in files) for files in VOCABULARIES):
-                raise UserError(f"{own} must hold a vocabulary: tokenizer.json, a .model file, or vocab.json with merges.txt; found none")
+            found[part] = _tokenizer(own, value[1], found.get(part.replace("tokenizer", "text_encoder")))
         else:
-            refuse_pickles(own)
-            found[part] = _encoder(own, str(value[-1]) if isinstance(value, list) and value else str(value), dtype)
+            found[part] = _encoder(own, value[1], dtype)
     return found
 
 
-def _encoder(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
+def _class(name: str, base: str, folder: Path) -> Any:
+    """The class of transformers with this name; raises `UserError` unless it is a `base`, which those that run a folder's code are not."""
     import transformers
 
+    kind = getattr(transformers, name, None)
+    if isinstance(kind, type) and (issubclass(kind, getattr(transformers, base)) or hasattr(kind, "_backends")):  # it says what to install
+        return kind
+    raise UserError(f"{folder.parent / INDEX} must name a {base} of transformers as {folder.name}; got {shown(name)}")
+
+
+def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
+    """A tokenizer, with the limit of its encoder where it gives none of its own that can be used."""
+    if not any(all(any(folder.glob(file)) for file in files) for files in VOCABULARIES):
+        raise UserError(f"{folder} must hold a vocabulary: tokenizer.json, a .model file, or vocab.json with merges.txt; found none")
+    kind = _class(name, "PreTrainedTokenizerBase", folder)
+    for file in sorted(folder.glob("*.json")):
+        load_object(file)  # the library does not say which file it cannot read
     try:
-        encoder, info = getattr(transformers, name).from_pretrained(
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers, tokenizers and json each raise their own; all mean an unusable folder
+        raise UserError(f"{folder} cannot be loaded: {first_lines(error) or type(error).__name__}") from None
+    config = getattr(encoder, "config", None)
+    known = getattr(config, "vocab_size", len(tokenizer))
+    if len(tokenizer) > known:
+        said = f"{folder} has {len(tokenizer):,} tokens, and the text encoder beside it knows {known:,}"
+        raise UserError(f"a tokenizer and its text encoder must belong together; {said}: fetch both again")
+    given, most = tokenizer.model_max_length, getattr(config, "max_position_embeddings", NO_LIMIT)
+    if type(given) is not int or not SHORTEST <= given <= most:
+        if NO_LIMIT not in (given, most):
+            said = f"{folder.name}/ gives model_max_length {shown(given)}, which its text encoder cannot take: {most} tokens are used"
+            warnings.warn(said, stacklevel=2)
+        tokenizer.model_max_length = most
+    return tokenizer
+
+
+def _encoder(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
+    check_weights(folder)
+    config = read_json(folder / "config.json", f"{folder} must be a text encoder")
+    attention = config.get("attn_implementation") or config.get("_attn_implementation")
+    if attention not in (None, "eager", "sdpa"):
+        raise UserError(f"{folder / 'config.json'} must leave out attn_implementation, which may name code to run; got {shown(attention)}")
+    kind = _class(name, "PreTrainedModel", folder)
+    try:
+        encoder, info = kind.from_pretrained(
             folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except Exception as error:  # as in `load_text`
-        raise UserError(f"{folder} cannot be loaded: {first_lines(error)}") from None
+    except Exception as error:  # as in `_tokenizer`
+        raise UserError(f"{folder} cannot be loaded: {first_lines(error) or type(error).__name__}") from None
     if info["missing_keys"]:
         raise UserError(f"{folder}: the weights do not match config.json (first: {min(info['missing_keys'])}); re-export the model")
     unused = info["unexpected_keys"]  # harmless, unless config.json is that of a smaller encoder

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from diffleak.config import Flag, ModelConfig, command_line
 from diffleak.data.prompts import read_prompts
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 
 FROM_PYTHON = "diffleak.find_memorised(...) from Python, with the settings recorded in prompts.json"
 
@@ -77,7 +77,7 @@ def two_lists(memorised: Sequence[str], ordinary: Sequence[str]) -> Lists:
     both = sorted({*memorised} & {*ordinary})
     if both:
         more = f" and {len(both) - 1} others are" if len(both) > 1 else " is"
-        raise UserError(f"a prompt must be on one list; {both[0]!r}{more} on both")
+        raise UserError(f"a prompt must be on one list; '{shown(both[0])}'{more} on both")
     texts = tuple(sorted({*memorised, *ordinary}))
     sides = {*memorised}
     return Lists(texts, tuple(text in sides for text in texts), len(memorised) + len(ordinary) - len(texts))
@@ -95,4 +95,4 @@ def _refuse_empty(prompts: Sequence[str], what: str) -> None:
         raise UserError(f"{what} must be at least one; the list is empty")
     odd = [prompt for prompt in prompts if not isinstance(prompt, str) or not prompt.strip()]
     if odd:
-        raise UserError(f"{what} must be texts that say something; got {odd[0]!r}")
+        raise UserError(f"{what} must be texts that say something; got {shown(repr(odd[0]))}")

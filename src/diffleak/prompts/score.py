@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,14 @@ from diffleak.config import build
 from diffleak.data.pixels import ImageShape
 from diffleak.data.prompts import read_prompts
 from diffleak.diffusion.codec import Autoencoder
+from diffleak.diffusion.conditions import Prompts, one_at_a_time
 from diffleak.diffusion.denoiser import Counted, Guided
 from diffleak.diffusion.environment import environment
+from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import sample
 from diffleak.diffusion.target import Target, auto_batch_size, by_device, side_by_side
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.prompts.config import Lists, PromptsConfig, one_list, read_lists, two_lists
 from diffleak.records.audit import Result
 from diffleak.records.prompts import DIRECTIONS, FILE, PAGE, TABLE, PromptScore, PromptsCosts, PromptsPlan, PromptsRecord, to_csv
@@ -82,6 +85,12 @@ class Asking:
     latent: ImageShape
     attack: SecMI
     config: PromptsConfig
+
+    @cached_property
+    def embed(self) -> Callable[..., Prompts]:
+        """Turns prompts into conditions, for all threads."""
+        assert self.target.text is not None, "checked before anything is asked"
+        return one_at_a_time(self.target.text)
 
     @property
     def forwards(self) -> int:
@@ -207,21 +216,21 @@ def score(asking: Asking, folder: Path) -> Float64[np.ndarray, "n 2"]:
 
 def _score_batch(asking: Asking, batch: Sequence[tuple[str, int]], on_call: Callable[[int, int], None]) -> Float64[np.ndarray, "b 2"]:
     target, config, latent = asking.target, asking.config, asking.latent
-    assert target.text is not None, "checked before anything is asked"
     shape = (latent.channels, latent.height, latent.width)
     noise = Noise(config.seed, tuple(f"{number}\0{text}" for text, number in batch), shape, target.x_dtype, target.device, "prompts")
     sampler = hub.new_sampler("ddim", target.denoiser.schedule, config.steps, clip=not target.latent)
     denoiser, norms = Counted(target.denoiser, on_call), list[Tensor]()
     guided = Guided(denoiser, config.guidance_scale, lambda difference: norms.append(_norm(difference)))
     with torch.inference_mode():
-        cond = target.text([text for text, _ in batch])
+        cond = asking.embed([text for text, _ in batch])
         x0 = sample(guided, sampler, noise, cond)
         errors = torch.stack([asking.attack.statistics(Subject(exposed, x0, noise, cond))[0] for exposed in denoiser.exposed])
     # of several models the one that is surest of the prompt counts
     scores = torch.stack([errors.min(dim=0).values.cpu(), torch.stack(norms).mean(dim=0).cpu()], dim=1).numpy()
     broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(broken):
-        raise UserError(f"the scores must be finite numbers; the prompt {batch[broken[0]][0]!r} has NaN or infinity: use --dtype float32")
+        prompt, what = shown(batch[broken[0]][0]), advice(target.denoiser)
+        raise UserError(f"the scores must be finite numbers; the prompt '{prompt}' has NaN or infinity: {what}")
     return scores
 
 

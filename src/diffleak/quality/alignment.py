@@ -15,9 +15,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from diffleak.diffusion.finite import advice
 from diffleak.errors import UserError, pip_install
 from diffleak.hub import heard
 from diffleak.hub.encoders import BATCH, HUB, encoder_folder, preprocessing
+from diffleak.hub.folders import check_weights
 from diffleak.records.base import Estimate
 from diffleak.stats.images import clip_score
 from diffleak.work.files import hash_files
@@ -30,7 +32,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 class Clip:
     """Both towers: uint8 images (b, h, w, c) and texts to vectors of one space.
 
-    `name` and `fingerprint` say which CLIP it is, `warnings` what was said of its weights.
+    `name` and `fingerprint` say which CLIP it is, `warnings` what was said of its weights, which are those of `network`.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Clip:
     image: Callable[[UInt8[np.ndarray, "b h w c"]], Float[Tensor, "b d"]]
     text: Callable[[Sequence[str]], Float[Tensor, "b d"]]
     warnings: tuple[str, ...] = ()
+    network: Any = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,10 @@ def open_clip(model: str, device: str) -> Clip:
     except ImportError:
         raise UserError(f"the CLIP score needs transformers: {pip_install('encoders')}") from None
     folder = encoder_folder(model, TOKENIZER)
+    preprocess = preprocessing(folder, "a CLIP")
+    check_weights(folder)
     try:
-        preprocess, tokenizer = preprocessing(folder), transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         kind: Any = transformers.CLIPModel
         with heard() as said:
             network, info = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
@@ -78,7 +83,7 @@ def open_clip(model: str, device: str) -> Clip:
     files += [folder / name for name in TOKENIZER if (folder / name).is_file()]
     warnings = tuple(f"while {model} was loaded: {line}" for line in said)
     see, read = lambda images: _seen(network, preprocess(images)), lambda texts: _read(network, tokenizer, texts)
-    return Clip(model, hash_files(files), see, read, warnings)
+    return Clip(model, hash_files(files), see, read, warnings, network)
 
 
 def alignment(clip: Clip | NoClip, images: UInt8[np.ndarray, "n h w c"], texts: Sequence[str], seed: int) -> Estimate:
@@ -95,6 +100,8 @@ def cosines(clip: Clip, images: UInt8[np.ndarray, "n h w c"], texts: Sequence[st
         for start in range(0, len(images), BATCH):
             rows = slice(start, start + BATCH)
             pair = torch.cosine_similarity(clip.image(images[rows]).double(), clip.text(texts[rows]).double())
+            if not bool(pair.isfinite().all()):
+                raise UserError(f"the CLIP {clip.name} must give finite vectors; got NaN or infinity: {advice(clip.network)}")
             found.append(pair.cpu().numpy())
             advance(len(pair))
     return np.concatenate(found)

@@ -22,6 +22,7 @@ from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.cohort import Cohort
 from diffleak.data.labels import NoClasses
 from diffleak.data.membership import check_membership
+from diffleak.data.names import say_strays
 from diffleak.data.pixels import ImageShape, fit, png, shape_of
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target, side_by_side
@@ -256,6 +257,7 @@ def _labels(target: Target, reference: Cohort, config: QualityConfig) -> tuple[I
         return None, f"evenly over {target.classes} classes, since the names or folders of the reference are no classes of the model"
     if labels is None:
         return None, f"evenly over {target.classes} classes, since the reference has no labels"
+    say_strays(labels.files, reference.ids[0])
     drawn = np.random.default_rng(config.seed).choice(labels.numbers, size=config.images)
     origin = labels_from(labels.origin, None if reference.anonymous else labels.names)  # names of folders may name people
     return drawn, f"in the frequencies of the reference, over {target.classes} classes; labels from {origin}"

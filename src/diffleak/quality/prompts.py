@@ -6,6 +6,7 @@ from functools import cached_property
 from diffleak.data.captions import choose_captions
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
+from diffleak.data.names import say_strays
 from diffleak.data.prompts import read_prompts
 from diffleak.errors import UserError
 from diffleak.quality.config import QualityConfig
@@ -38,7 +39,9 @@ def choose_prompts(config: QualityConfig, takes_text: bool, reference: Cohort) -
         texts = read_prompts(config.prompts)
         return Prompts(_repeated(texts, config.images), f"{len(texts)} texts of {config.prompts}")
     choice = config.captions or "own"
-    caption_of = dict(zip(reference.keys, choose_captions(reference, choice, config.seed).texts, strict=True))
+    chosen = choose_captions(reference, choice, config.seed)
+    say_strays(chosen.names, reference.ids[0])
+    caption_of = dict(zip(reference.keys, chosen.texts, strict=True))
     texts = [caption_of[key] for key in keyed_order(reference.keys, "prompts", config.seed)]
     return Prompts(_repeated(texts, config.images), f"captions of the reference ({choice})")
 

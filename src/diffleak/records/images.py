@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.work.reading import load_json
 
 Exif = Literal["apply", "ignore"]
@@ -75,7 +75,7 @@ class LeftOut:
     """Files of a folder that were not read."""
 
     unopened: int = 0
-    """Number of files that look like images and that Pillow does not open."""
+    """Number of files that look like images and are not opened: Pillow does not, or they are no files."""
     first_unopened: str | None = None
     """Name of the first of them; null where there is none, and where files must not be named."""
     hidden: int = 0
@@ -131,7 +131,7 @@ class Tally:
     full: int | None = None
     """Largest value that the file of that image allows; null where it does not say it, and without such images."""
     unopened: int = 0
-    """Number of files that look like images and that Pillow does not open."""
+    """Number of files that look like images and are not opened: Pillow does not, or they are no files."""
     first_unopened: str | None = None
     """Name of the first of them; null where there is none, and in an anonymous run."""
     hidden: int = 0
@@ -206,7 +206,7 @@ class Tally:
         alpha = "" if keeps_alpha else " (alpha dropped)" if decoding.alpha == "drop" else f" (laid on {decoding.alpha})"
         white = f"white is {decoding.white:,}" if decoding.white else f"largest value {self.largest or 0:,} of {self.full or 0:,}"
         dim = f", {self.dim:,} of them use less than a quarter of their range" if self.dim and not decoding.white else ""
-        named = lambda first: "" if first is None else f"; first: {first!r}"
+        named = lambda first: "" if first is None else f"; first: '{shown(first)}'"
         found = (
             (self.turned, "turned upright by EXIF"),
             (self.by_pillow, "turned upright by Pillow (TIFF)"),
@@ -248,17 +248,17 @@ def refuse_other_reading(trained: Path, decoding: Decoding, tally: Tally, keeps_
         if record.get("schema_version") == 1 and "images" not in record and "data" in record:  # trained by version 0.1
             record = {**record, **FIRST_READING, "images": {"turned": 1, "transparent": 1}}
         counts = record.get("images", {})
-        mattered = {key: sum(counts.get(count, 0) for count in shown) for key, shown in SHOWN_BY.items()}
+        mattered = {key: sum(counts.get(count, 0) for count in by) for key, by in SHOWN_BY.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return  # somebody else's train.json, or a damaged one: nothing is known
-    for key, shown in SHOWN_BY.items():
+    for key, by in SHOWN_BY.items():
         if key == "alpha" and keeps_alpha:
             continue
-        here, differ = getattr(decoding, key), sum(getattr(tally, count) for count in shown)
+        here, differ = getattr(decoding, key), sum(getattr(tally, count) for count in by)
         if mattered[key] and differ and record.get(key) != here:
-            way = f"leave out --{key}" if record.get(key) is None else f"give --{key} {record[key]}"
+            way = f"leave out --{key}" if record.get(key) is None else f"give --{key} {shown(record[key])}"
             raise UserError(
-                f"images must be read as the model's training read them; {trained} has {key} {record.get(key)}, got {here}, "
+                f"images must be read as the model's training read them; {trained} has {key} {shown(record.get(key))}, got {here}, "
                 f"and {differ:,} images differ by it: {way}"
             )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.records.audit import EARLIER_RATES, AuditRecord
 from diffleak.records.base import read_json
 from diffleak.records.plan import Plan
@@ -55,11 +55,11 @@ def read_samples(folder: Path) -> Samples:
         ids, member, part = (columns[name] for name in ("id", "member", "part"))
         for name, found, right in (("member", member, ("0", "1")), ("part", part, ("calibrate", "test"))):
             if (other := next((value for value in found if value not in right), None)) is not None:
-                raise ValueError(f"{name} must be {' or '.join(right)}; got {other[:40]!r}")
+                raise ValueError(f"{name} must be {' or '.join(right)}; got '{shown(other)}'")
         if twice := [image_id for image_id, times in Counter(ids).items() if times > 1]:
-            raise ValueError(f"the id {twice[0][:100]!r} is there twice")
+            raise ValueError(f"the id '{shown(twice[0])}' is there twice")
         if broken := [name for name, column in scores.items() if not np.isfinite(column).all()]:
-            raise ValueError(f"{broken[0]} must be finite numbers")
+            raise ValueError(f"{shown(broken[0])} must be finite numbers")
         return Samples(tuple(ids), np.array(member) == "1", np.array(part) == "test", scores)
     except (ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}); run the audit again to rewrite it") from None
+        raise UserError(f"{path} is damaged ({shown(error, 120)}); run the audit again to rewrite it") from None

@@ -20,17 +20,22 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from diffleak.config import build
+from diffleak.data.names import say_strays
 from diffleak.data.pixels import ImageShape, fit
 from diffleak.data.sources import ImageSource, Texts, open_source, texts_of
 from diffleak.data.split import read_split
+from diffleak.diffusion.finite import advice
 from diffleak.errors import UserError, pip_install
 from diffleak.hub import checked_device, folder_of, heard
+from diffleak.hub.configs import read_json
+from diffleak.hub.encoders import channel_statistics
+from diffleak.hub.folders import check_weights
 from diffleak.records.images import AS_TRAINERS, Decoding, Tally
 from diffleak.training.config import CaptionConfig
 from diffleak.work.files import hash_files, write_text
 from diffleak.work.folder import Folder, read_object, spelled
 from diffleak.work.progress import progress, say
-from diffleak.work.reading import Unreadable, load_json, load_lines, load_text
+from diffleak.work.reading import Unreadable, load_lines, load_text
 
 FILES = ("*.json", "*.txt", "*.safetensors")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # BLIP's own, where the folder says none
@@ -80,7 +85,9 @@ def write_captions(config: CaptionConfig, source: ImageSource) -> Path:
     """Writes the captions file of a config about the images of a source; says and raises what `caption_images` does."""
     output, n, seed = config.output, config.n, config.seed
     ids = read_split(config.split, source)[0] if config.split else source.ids
-    own_texts = dict(zip(source.ids, source.captions() or (), strict=False))
+    captions = source.captions()
+    own_texts = dict(zip(source.ids, captions or (), strict=False))
+    say_strays([names] if captions and (names := source.names()) else [], source.ids[0])
     model = load_captioner(config.captioner, config.device)
     plan = {"schema_version": 1, "data": source.name, "captioner": config.captioner, "fingerprint": model.fingerprint, "n": n, "seed": seed}
     plan |= {"top_p": TOP_P, "temperature": TEMPERATURE, "tokens": WORDS} | asdict(config.decoding)
@@ -120,13 +127,14 @@ def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
         raise UserError(f"captioning needs transformers: {pip_install('encoders')}") from None
     folder = folder_of(model, "the captioner", list(FILES))
     try:
-        kind = load_json(folder / "config.json").get("model_type")
+        kind = read_json(folder / "config.json", "it is no folder of transformers").get("model_type")
         if kind != "blip":
             raise ValueError(f"its config.json says model_type {kind}")
+        check_weights(folder)
         blip: Any = transformers.BlipForConditionalGeneration
         with heard() as said:
             network, info = blip.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         mean, std = _preprocessing(folder)
     except Exception as error:  # json, safetensors, tokenizers and transformers each raise their own; all mean an unusable folder
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -149,10 +157,12 @@ def _preprocessing(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     config: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
-            content = load_json(folder / name)
+            content = read_json(folder / name, "")
             config = content.get("image_processor", content)
             break
-    return tuple(map(float, config.get("image_mean", MEAN))), tuple(map(float, config.get("image_std", STD)))
+    if not isinstance(config, dict):
+        raise ValueError(f"its {name} must give image_processor as an object")
+    return channel_statistics(config, folder / name, (MEAN, STD))
 
 
 def _resumed(output: Path, plan: dict[str, Any]) -> set[str]:
@@ -226,6 +236,8 @@ def _drawn(model: Captioner, seen: Float[Tensor, "b p d"], generators: list[Gene
     features = seen.repeat_interleave(n, dim=0)
 
     def chosen(_: Int[Tensor, "bn l"], logits: Float[Tensor, "bn k"]) -> Float[Tensor, "bn k"]:
+        if bool(logits.isnan().any()):
+            raise UserError(f"the captioner must give numbers; got NaN: {advice(model.network)}")
         noise = torch.cat([-torch.empty(n, logits.shape[1]).exponential_(generator=g).log() for g in generators])
         return nucleus(logits.float().cpu() / TEMPERATURE, TOP_P).add(noise).to(logits.device)
 

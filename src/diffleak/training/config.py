@@ -177,12 +177,14 @@ def train_config(preset: str | None = None, file: Path | None = None, **flags: A
 
 
 def train_settings(preset: str | None, file: Path | None, flags: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The layers that settings are built from: preset, YAML file, flags."""
-    presets = {p.stem: p for p in PRESETS.glob("*.yaml")}
+    """The layers that settings are built from: preset, YAML file, flags. The file may name the preset, which `preset` is in place of."""
+    presets, given = {p.stem: p for p in PRESETS.glob("*.yaml")}, read_yaml(file)
+    named = given.pop("preset", None)
+    preset = str(named) if preset is None and named is not None else preset
     if preset is not None and preset not in presets:
         raise unknown("preset", preset, presets)
-    if preset in ("latent", "text") and not flags.get("autoencoder") and not read_yaml(file).get("autoencoder"):
+    if preset in ("latent", "text") and not flags.get("autoencoder") and not given.get("autoencoder"):
         raise UserError(f"the preset {preset} trains on the latents of an autoencoder: give --autoencoder FOLDER")
     if preset is None and file is None:
         preset = ("lora" if flags.get("lora_rank") else "fine-tune") if flags.get("base") else "small"
-    return read_yaml(presets[preset] if preset else None), read_yaml(file), flags
+    return read_yaml(presets[preset] if preset else None), given, flags

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from diffleak import hub
 from diffleak.data.pixels import ImageShape, shape_of, to_model
-from diffleak.diffusion.codec import Autoencoder
+from diffleak.diffusion.codec import Autoencoder, refuse_broken_latents
 from diffleak.diffusion.target import auto_batch_size
 from diffleak.errors import UserError
 from diffleak.training.config import TrainConfig
@@ -98,7 +98,7 @@ def denoiser_task(
 
 
 def encode_all(codec: Autoencoder, images: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n *z"]:
-    """The latents of all images, a batch at a time."""
+    """The latents of all images, a batch at a time; raises `UserError` where they are not finite numbers."""
     parts = []
     with torch.inference_mode(), progress("encoding images", len(images), "images") as advance:
         size = auto_batch_size(shape_of(images[0]), codec.scale.device.type)
@@ -106,7 +106,9 @@ def encode_all(codec: Autoencoder, images: UInt8[np.ndarray, "n h w c"]) -> Floa
             batch = torch.from_numpy(to_model(images[start : start + size]))
             parts.append(codec.encode(batch.to(codec.scale)).float().cpu().numpy())
             advance(len(batch))
-    return np.concatenate(parts)
+    latents = np.concatenate(parts)
+    refuse_broken_latents(latents, codec, [f"{row + 1} of {len(images)}" for row in range(len(images))])
+    return latents
 
 
 def _labels(network: dict[str, Any], data: TrainingData) -> np.ndarray | None:

@@ -22,7 +22,7 @@ from diffleak import hub
 from diffleak.data.draw import ids_digest
 from diffleak.diffusion.denoiser import NetworkDenoiser
 from diffleak.diffusion.dual import refuse_incompatible
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.training.task import Rows, shuffled
 
 
@@ -107,7 +107,7 @@ def half_of(ids: tuple[str, ...], lesson: Lesson) -> Int[np.ndarray, " n"]:
     number = {image_id: half for half, own in enumerate(lesson.halves) for image_id in own}
     lost = [i for i in ids if i not in number]
     if lost:
-        raise UserError(f"every training image must be in one of the halves; {len(lost)} are in neither (first: {lost[0]})")
+        raise UserError(f"every training image must be in one of the halves; {len(lost)} are in neither (first: {shown(lost[0])})")
     return np.array([number[i] for i in ids], dtype=np.int64)
 
 

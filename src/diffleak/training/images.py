@@ -10,10 +10,11 @@ from diffleak.data.captions import read_captions
 from diffleak.data.decoding import SKIP_HINT, UnreadableImage
 from diffleak.data.draw import choose_members, keyed_order
 from diffleak.data.labels import ClassNames, Side, names_of, number
+from diffleak.data.names import Names, by_id, say_strays
 from diffleak.data.pixels import ImageShape, fit, shape_of
 from diffleak.data.sources import ImageSource, Texts, open_source
 from diffleak.data.split import FILE, read_split
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.hub import AUTOENCODER_FOLDERS
 from diffleak.records.images import NO_IMAGES, Tally
 from diffleak.training.config import TrainConfig
@@ -79,18 +80,20 @@ def _labels(source: ImageSource, rows: list[int], config: TrainConfig) -> tuple[
         return None, None
     own = ClassNames(names_of(found, count), "the data", closed=True)
     (numbers,), _, _ = number([Side("training images", found, source.ids, rows)], count, own)
+    say_strays([found.names] if found.names else [], source.ids[0])
     return np.array([numbers[row] for row in rows], dtype=np.int64), dict(own.numbers) or None
 
 
 def _captions(source: ImageSource, ids: tuple[str, ...], config: TrainConfig) -> tuple[Texts, ...]:
     """The texts of every image, all of them or its first; raises `UserError` for an image without any."""
     found, own = captions_of(source, config), config.captions in (None, "own")
+    names = source.names() if own else Names.of(str(config.captions), found, source.ids)
     missing = [i for i in ids if not found.get(i)]
     if missing:
         where, hint = (source.name, "add a `text` to metadata.jsonl, or give --captions FILE") if own else (config.captions, "add them")
-        raise UserError(
-            f"{where} must have a caption for every image; {len(missing)} of {len(ids)} have none (first: {missing[0]}): {hint}"
-        )
+        first = names.beside(missing[0], None if own else "it") if names else shown(missing[0])
+        raise UserError(f"{where} must have a caption for every image; {len(missing)} of {len(ids)} have none (first: {first}): {hint}")
+    say_strays([names] if names else [], source.ids[0])
     if config.diversify and all(len(texts) <= 1 for texts in found.values()):  # of all images: the halves of a defence are judged alike
         raise UserError(
             "--diversify draws one of the texts that an image has, and no image has more than one: give a --captions FILE with several "
@@ -100,10 +103,11 @@ def _captions(source: ImageSource, ids: tuple[str, ...], config: TrainConfig) ->
 
 
 def captions_of(source: ImageSource, config: TrainConfig) -> dict[str, Texts]:
-    """The texts of every image by its id, of the data or of a file; none where the data has none."""
+    """The texts of every image by its id, of the data or of a file, which may hold texts of no image; none where the data has none."""
     if config.captions in (None, "own"):
         return dict(zip(source.ids, source.captions() or (), strict=False))
-    return read_captions(Path(str(config.captions)))
+    file = Path(str(config.captions))
+    return by_id(file, read_captions(file), source.ids, source.paths)
 
 
 def crop_place(seed: int, image_id: str, number: int) -> tuple[float, float]:

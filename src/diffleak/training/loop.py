@@ -35,7 +35,7 @@ LOSS_EVERY = 50  # steps averaged in one point of the loss curve
 MAY_CHANGE = frozenset({"output", "split", "steps", "checkpoint_every", "threads", "device"})  # between a run and its resumption
 TRAINED = "train.json"
 SUMS = "sha256.json"  # of the files of a checkpoint
-STATE = "state.pt"  # of the loop: step, losses, moving average, early stopping
+STATE = "state.pt"  # of the loop: step, losses and those since the last point, moving average, early stopping
 OUTCOMES = frozenset({"early_stopping", "spent"})  # keys of train.json that only a finished run has
 SAID = frozenset({"images", "data_path"})  # keys that say what was found in the data and decide nothing
 FIXED_BY = {"validation": "checkpoint_every", "dp_epsilon": "steps"}  # unless this setting makes the result depend on it
@@ -110,13 +110,16 @@ class Loop:
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.ema = hub.moving_average(task.module, config.ema_decay) if config.ema_decay else None
         self.step, self.losses = 0, list[list[float]]()
+        self.recent = list[float]()  # losses since the last point of the curve
 
     def state_dict(self) -> dict[str, Any]:
         stopping = {"stopping": self.stopping.state_dict()} if self.stopping else {}
-        return {"step": self.step, "losses": self.losses, "ema": self.ema.state_dict() if self.ema else None, **stopping}
+        ema = self.ema.state_dict() if self.ema else None
+        return {"step": self.step, "losses": self.losses, "recent": self.recent, "ema": ema, **stopping}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.losses = state["step"], state["losses"]
+        self.recent = state.get("recent", [])  # which earlier versions forgot
         if self.stopping:
             self.stopping.load_state_dict(state["stopping"])
         if self.ema:
@@ -137,14 +140,13 @@ class Loop:
             self._load_checkpoint(checkpoint)
         if self.step > config.steps:
             raise UserError(f"{folder} is already trained for {self.step} steps; --steps must be at least that, got {config.steps}")
-        recent: list[float] = []
         with progress("training", config.steps, "steps", done=self.step) as advance:
             while self.step < config.steps and not (self.stopping and self.stopping.finished):
-                recent.append(self._one_step())
+                self.recent.append(self._one_step())
                 self.step += 1
                 if self.step % LOSS_EVERY == 0 or self.step == config.steps:
-                    self.losses.append([self.step, _mean(recent)])
-                    recent = []
+                    self.losses.append([self.step, _mean(self.recent)])
+                    self.recent = []
                 advance(1, f"loss {self.losses[-1][1]:.4f}" if self.losses else "")
                 if self.step % config.checkpoint_every == 0 or self.step == config.steps:
                     if self.stopping:
@@ -167,7 +169,9 @@ class Loop:
     def _gradients(self) -> float:
         loss = self.module(*self._batch())
         shared = float(self.accelerator.reduce(loss.detach(), "mean"))
-        refuse_divergence(shared, self.step, self.config.learning_rate)  # on every process alike, so that none waits for another
+        refuse_divergence(
+            shared, self.step, self.config.learning_rate, self.task.module
+        )  # on every process alike, so that none waits for another
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm)
         return shared

@@ -144,7 +144,7 @@ class PrivateTraining:
             part = [None if whole is None else whole[start : start + at_once] for whole in arguments]
             loss = module(*part)
             value = float(loss.detach())
-            refuse_divergence(value, step, self.config.learning_rate)
+            refuse_divergence(value, step, self.config.learning_rate, module)
             with _quiet():
                 loss.backward()
             total += value * len(part[0])  # type: ignore[arg-type]

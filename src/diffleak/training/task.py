@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Generator, Tensor
 
 from diffleak.data.pixels import to_model
+from diffleak.diffusion.finite import broken_weight
 from diffleak.errors import UserError
 
 Rows = Callable[[int, int, int], Int[np.ndarray, " b"]]  # of (step, batch size, seed): the images of one step
@@ -59,10 +60,13 @@ def batch(
     return own(x), *given, *(own(part) for part in draws)
 
 
-def refuse_divergence(loss: float, step: int, learning_rate: float) -> None:
-    """Raises `UserError` for a loss that is no number any more."""
-    if not isfinite(loss):
-        raise UserError(f"the loss is {loss} at step {step}; lower learning_rate ({learning_rate}) and start in a new folder")
+def refuse_divergence(loss: float, step: int, learning_rate: float, module: torch.nn.Module) -> None:
+    """Raises `UserError` for a loss that is no number any more; before the first step the weights it starts from are at fault."""
+    if isfinite(loss):
+        return
+    if step == 0 and (broken := broken_weight(*module.children(), module)):
+        raise UserError(f"the loss is {loss} before the first step: {broken}; start from a model whose weights are finite numbers")
+    raise UserError(f"the loss is {loss} at step {step}; lower learning_rate ({learning_rate}) and start in a new folder")
 
 
 def keyed(*numbers: int) -> Generator:

@@ -23,10 +23,11 @@ from diffleak import hub
 from diffleak.data.pixels import ImageShape
 from diffleak.data.sources import Texts, open_source
 from diffleak.diffusion.codec import Autoencoder
+from diffleak.diffusion.conditions import one_at_a_time
 from diffleak.diffusion.denoiser import NetworkDenoiser
 from diffleak.diffusion.dual import refuse_incompatible
 from diffleak.diffusion.target import Target
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.training.config import TrainConfig
 from diffleak.training.denoiser import encode_all
 from diffleak.training.distillation import Lesson, alternating, half_of, other_teacher
@@ -177,15 +178,16 @@ def embed_all(target: Target, captions: tuple[Texts, ...]) -> tuple[Int[np.ndarr
     """The embeddings of every distinct text, the empty one last, and the places of each image's texts among them."""
     distinct = sorted({text for texts in captions for text in texts} - {""})
     text: Any = target.text
+    embed = one_at_a_time(text)
     rows, cut = [], text.truncated(distinct)
     if cut:
         say(
             f"{len(cut):,} of {len(distinct):,} captions are longer than the text encoder reads: the model reads their beginning "
-            f"only (first: {distinct[cut[0]][:60]!r})"
+            f"only (first: '{shown(distinct[cut[0]])}')"
         )
     with progress("embedding captions", len(distinct) + 1, "captions") as advance:
         for caption in [*distinct, ""]:
-            rows.append({name: value.cpu() for name, value in text([caption]).tensors.items()})
+            rows.append({name: value.cpu() for name, value in embed([caption]).tensors.items()})
             advance(1)
     embeddings = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     place = {caption: i for i, caption in enumerate([*distinct, ""])}

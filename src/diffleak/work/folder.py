@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.work.files import check_seal, checked_folder, seal, write_atomic, write_new
 from diffleak.work.memory import memory_message
 from diffleak.work.progress import progress, say
@@ -222,7 +222,7 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], refusal: R
 
 def spelled(changed: Sequence[Change], show: Callable[[Any], str] = repr, between: str = ", ") -> str:
     """The first three changes in words, with long values cut."""
-    short = lambda value: f"{text[:60]}…" if len(text := show(value)) > 60 else text
+    short = lambda value: shown(show(value))
     return between.join(f"{key} was {short(before)}, now {short(now)}" for key, before, now in changed[:3])
 
 

@@ -49,10 +49,10 @@ def load_text(path: Path, limit: int = LARGEST) -> str:
 
 
 def load_json(path: Path) -> Any:
-    """What a JSON file holds."""
+    """What a JSON file holds, with each key once."""
     text = load_text(path)
     with parsing():
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_with_each_key_once)
 
 
 def load_lines(path: Path) -> list[Any]:
@@ -62,7 +62,16 @@ def load_lines(path: Path) -> list[Any]:
     for number, line in enumerate(load_text(path).split("\n"), 1):
         if line.strip():
             with parsing(f"line {number}: "):
-                found.append(json.loads(line))
+                found.append(json.loads(line, object_pairs_hook=_with_each_key_once))
+    return found
+
+
+def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which parsers would keep the last of two values in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise Unreadable(f"the key {twice[:40]!r} is there twice")
     return found
 
 
@@ -92,7 +101,13 @@ def load_yaml(path: Path) -> Any:
     """What a YAML file of settings holds, without aliases, which can stand for any size, and with each key once."""
     text = load_text(path, LARGEST_SETTINGS)
     with parsing():
-        return yaml.load(text, Loader=_Loader)
+        try:
+            return yaml.load(text, Loader=_Loader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            problem = str(error.problem)
+            said = f"{error.context} {problem}" if problem.startswith("but ") else problem
+            raise Unreadable(f"line {mark.line + 1 if mark else 1}: {said}") from None
 
 
 @contextmanager
@@ -110,10 +125,27 @@ def load_parquet(path: Path, columns: Sequence[str] | None = None) -> "pa.Table"
         return file.read(columns=columns)
 
 
+def load_column(path: Path, name: str) -> list[Any]:
+    """The values of one column of a Parquet file, as Python's own."""
+    table = load_parquet(path, [name])
+    with parsing():
+        return table.column(0).to_pylist()  # type: ignore[no-any-return]
+
+
 def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     """The array in a .npy file, of plain numbers: nothing in it is unpickled."""
     with opened(path, None) as file, parsing():
         return np.load(path if mmap_mode else file, mmap_mode, allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def found_at(path: Path) -> str:
+    """What there is at a path, in words: "a file", "a folder", "a pipe", "nothing" ..."""
+    try:
+        return KINDS.get(stat.S_IFMT(path.stat().st_mode), "a file")
+    except PermissionError:
+        return "nothing that may be read"
+    except (OSError, ValueError):
+        return "nothing"
 
 
 @contextmanager
@@ -160,6 +192,8 @@ class _Loader(yaml.SafeLoader):
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         if twice := [key for key, times in keys.items() if times > 1]:
             raise Unreadable(f"the key {twice[0][:40]!r} is there twice")
+        if "<<" in keys:
+            raise Unreadable("the merge key << is not read; write its keys out")
         return super().construct_mapping(node, deep)
 
 

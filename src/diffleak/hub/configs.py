@@ -1,0 +1,97 @@
+"""What the JSON files of models and adapters say: read, and every key of the kind that it must be, before anything is made of it."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from diffleak.errors import UserError, shown
+from diffleak.work.reading import load_json
+
+LARGEST = 1e30  # number in a config that is taken for one
+KEYS: dict[str, tuple[type, ...]] = {  # what is read from JSON files of models and adapters, and the kinds of value that it may have
+    **dict.fromkeys(("_class_name", "model_type", "prediction_type", "peft_type"), (str,)),
+    **dict.fromkeys(("norm_type", "class_embed_type", "variance_type"), (str, NoneType)),
+    **dict.fromkeys(("in_channels", "latent_channels", "seed", "max_position_embeddings"), (int,)),
+    **dict.fromkeys(("out_channels", "num_class_embeds", "num_embeds_ada_norm", "num_train_timesteps", "resample"), (int, NoneType)),
+    **dict.fromkeys(("lookup_from_codebook", "do_center_crop", "use_rslora", "use_dora"), (bool, NoneType)),
+    **dict.fromkeys(("force_zeros_for_empty_prompt", "requires_safety_checker"), (bool,)),
+    **dict.fromkeys(("lora_alpha", "shift_factor"), (int, float, NoneType)),
+    **dict.fromkeys(("alpha_pattern", "rank_pattern"), (dict, NoneType)),
+    **dict.fromkeys(("image_mean", "image_std"), (list, NoneType)),
+    **dict.fromkeys(("size", "crop_size"), (int, dict, NoneType)),
+    "sample_size": (int, list, NoneType),
+    "init_lora_weights": (bool, str, NoneType),
+}
+SPELLED = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    NoneType: "null",
+}
+
+
+def read_json(path: Path, must: str) -> dict[str, Any]:
+    """The object in a JSON file of a model or adapter; raises `UserError` for anything else, and for keys that KEYS knows otherwise.
+
+    must: the beginning of the message where there is no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"{must}; {path.parent.name}/{path.name} is missing")
+    content = load_object(path)
+    check_keys(content, str(path))
+    return content
+
+
+def load_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, whatever its keys are; raises `UserError` for anything else."""
+    try:
+        content = load_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} must be JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object; got {type(content).__name__}")
+    return content
+
+
+def check_keys(content: Mapping[str, Any], where: str) -> None:
+    """Raises `UserError` for a key whose value is none of the kinds that KEYS says; a key may be one "unet.lora_alpha" of a network."""
+    for key, value in content.items():
+        kinds = KEYS.get(key.rpartition(".")[2])
+        if kinds and type(value) not in kinds:
+            must = " or ".join(SPELLED[kind] for kind in kinds if kind is not int or float not in kinds)
+            raise UserError(f"{key} of {where} must be {must}; got {shown(json.dumps(value))}: set it right, or fetch the file again")
+
+
+def check_settings(kind: Any, config: Mapping[str, Any], path: Path) -> None:
+    """Raises `UserError` for a setting that is of another kind than its default in a class of diffusers; null is what is not given."""
+    for key, parameter in inspect.signature(kind.__init__).parameters.items():
+        value, usual = config.get(key), parameter.default
+        if value is not None and key not in KEYS and not _of_kind(value, usual, str(parameter.annotation)):
+            found = shown(json.dumps(value))
+            raise UserError(f"{key} of {path} must be of the kind of {usual!r}; got {found}: set it right, or fetch the file again")
+
+
+def _of_kind(value: Any, usual: Any, annotation: str) -> bool:
+    if isinstance(usual, tuple | list):
+        return isinstance(value, list)
+    if isinstance(value, list) and isinstance(usual, bool | int | float):  # of one for every block, where the class says so
+        several = any(mark in annotation for mark in ("uple", "ist", "equence"))
+        return several and all(_of_kind(inner, usual, annotation) for inner in value)
+    if isinstance(usual, bool):
+        return value in (0, 1)
+    if isinstance(usual, int | float):
+        return type(value) in (int, float) and not abs(value) >= LARGEST
+    return isinstance(value, str) or not isinstance(usual, str)
+
+
+def are_numbers(values: object, count: int, positive: bool = False) -> bool:
+    """Whether a value in a JSON file is a list of so many numbers, none of them NaN, infinite or as large."""
+    if not isinstance(values, list) or len(values) != count or not all(type(value) in (int, float) for value in values):
+        return False
+    return all((0 if positive else -LARGEST) < value < LARGEST for value in values)
