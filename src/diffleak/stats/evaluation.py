@@ -224,8 +224,13 @@ def evaluate(
         carried = [_carried(*_sides(scores.membership[:, 0], member, calibrate)) for calibrate in split.calibrate]
         asr, achieved = (over_repeats(same) for same in zip(*carried, strict=True))
         result = whole.model_copy(update={"asr": asr, "achieved_fpr": achieved})
-    result = result.model_copy(update={"timestep": None, "per_timestep": (), "oracle": result.oracle.model_copy(update={"timestep": None})})
+    result = without_timestep(result)
     return result if convention == "member-exact" else _by_convention(result, m, n, convention)
+
+
+def without_timestep(result: Result) -> Result:
+    """A result of scores that were not measured at timesteps."""
+    return result.model_copy(update={"timestep": None, "per_timestep": (), "oracle": result.oracle.model_copy(update={"timestep": None})})
 
 
 def _checked(scores: Any, side: str) -> Float64[np.ndarray, " n"]:

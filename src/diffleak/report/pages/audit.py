@@ -25,7 +25,7 @@ from diffleak.report.sections.audit import (
     reference,
 )
 from diffleak.report.selection import masked
-from diffleak.report.table import columns
+from diffleak.report.table import columns, difference_cell
 from diffleak.report.wording import count, moment
 
 GLOSSARY = (
@@ -101,6 +101,18 @@ def page(record: AuditRecord, samples: Samples | None = None, thumbnail: Callabl
         sections=sections(make(audit) for make in (OF_INVALID if invalid else SECTIONS)),
         handling="" if invalid else handling.on_page(record.plan.anonymous is not None, thumbnail is not None),
     )
+
+
+def print_calibrated(plain: Result, found: Result, console: Console | None = None) -> None:
+    """Prints the statistics of one score file as it is, then those of the calibrated scores and what that adds."""
+    console = console or Console()
+    print_result(plain, console)
+    console.print(Text(f"\n{visible(found.attack)}, taken out: {calibrated.taken_out(found)}", "bold"))
+    print_result(found, console)
+    if found.gain:
+        for name, estimate, in_percent in (("AUC", found.gain.auc, False), ("TPR at 1 % FPR, in points", found.gain.tpr_at_1pct, True)):
+            cell = difference_cell(estimate, in_percent)
+            console.print(Text(f"{name}: {' '.join((cell.text, *cell.details))} by calibration"))
 
 
 def print_result(result: Result, console: Console | None = None) -> None:

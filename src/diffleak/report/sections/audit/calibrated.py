@@ -62,7 +62,7 @@ def _columns(record: AuditRecord) -> tuple[Column, ...]:
         Column(("TPR at 1 % FPR", "plain"), "Members caught at 1 % false alarms by the attack as it is.", 6, before(tpr_cell(FPR))),
         Column(("TPR at 1 % FPR", "calibrated"), "Members caught at 1 % false alarms by the calibrated attack.", 3, tpr_cell(FPR)),
         Column(("TPR at 1 % FPR", "difference (points)"), points, 5, tpr),
-        Column(("Taken out", ""), "What the calibrate part chose.", 7, _features),
+        Column(("Taken out",), "What the calibrate part chose.", 7, lambda r: Cell(taken_out(r))),
     )
 
 
@@ -79,5 +79,6 @@ def _cell(found: Result | None, cell: Callable[[Result], Cell]) -> Cell:
     return missing("the plain attack is not in the record") if found is None else cell(found)
 
 
-def _features(result: Result) -> Cell:
-    return Cell(FEATURES.get(result.complexity or "", visible(result.complexity or "-")))
+def taken_out(result: Result) -> str:
+    """What the calibrate part chose to take out of the scores, in words."""
+    return FEATURES.get(result.complexity or "", visible(result.complexity or "-"))
