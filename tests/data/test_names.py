@@ -23,7 +23,7 @@ DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
 
 
 def meant(names, ids, root="/data"):
-    return matched("f.json", names, ids, lambda: (f"{root}/{i}" for i in ids))
+    return matched("f.json", names, ids, [(root, "")])
 
 
 def refusal(call):
@@ -122,6 +122,16 @@ def test_metadata_and_captions_files_may_spell_names_in_another_way(tmp_path, sp
     (tmp_path / "c.json").write_text(json.dumps({name: f"of {name}" for name in names[0] + names[1]}))
     assert choose_captions(cohort, str(tmp_path / "c.json"), 0).texts == own.texts
     assert capsys.readouterr().err == ""
+
+
+def test_a_path_finds_its_image_on_the_side_of_its_folder_where_both_sides_use_its_name(tmp_path):
+    for seed, side in enumerate(("train", "held")):
+        folder(tmp_path / side, ["0.png", "1.png"], seed)
+    cohort = two_sources(open_source(tmp_path / "train"), open_source(tmp_path / "held"))
+    texts = {str(tmp_path / side / name): f"{side} {name}" for side in ("train", "held") for name in ("0.png", "1.png")}
+    (tmp_path / "c.json").write_text(json.dumps(texts))
+    assert cohort.ids == ("members/0.png", "members/1.png", "nonmembers/0.png", "nonmembers/1.png")
+    assert choose_captions(cohort, str(tmp_path / "c.json"), 0).texts == ("train 0.png", "train 1.png", "held 0.png", "held 1.png")
 
 
 def test_captions_that_miss_an_image_show_it_beside_a_name_of_the_file_and_count(tmp_path):

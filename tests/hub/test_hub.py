@@ -5,8 +5,10 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -28,9 +30,24 @@ from diffleak.attacks import ATTACKS
 from diffleak.attacks.subject import Subject
 from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
-from diffleak.hub import checked_device, codec_of, latent_shape, load, load_codec, new_autoencoder, new_network, new_scheduler, save
+from diffleak.hub import (
+    checked_device,
+    codec_of,
+    codecs,
+    configs,
+    folders,
+    latent_shape,
+    load,
+    load_codec,
+    new_autoencoder,
+    new_network,
+    new_sampler,
+    new_scheduler,
+    save,
+)
 
 Folders = Callable[..., Path]
 
@@ -135,6 +152,37 @@ def test_other_samplers_of_the_same_noise_process_give_their_table(model_folder:
     target = load(folder, device="cpu")
     np.testing.assert_array_equal(target.denoiser.schedule.alphas_cumprod, scheduler.alphas_cumprod.double().numpy())
     assert target.denoiser.prediction_type == "v_prediction"
+
+
+RESCALED = [
+    name for name in dir(diffusers) if name.endswith("Scheduler") and "rescale_betas_zero_snr" in str(signature(getattr(diffusers, name)))
+]
+
+
+@pytest.mark.parametrize("name", RESCALED)
+def test_a_schedule_that_ends_without_signal_is_the_table_of_its_scheduler_whichever_it_is(name: str) -> None:
+    """Some write 0 at the end, others 2^-24, which for linear betas lies above what comes before."""
+    for betas in ("linear", "scaled_linear", "squaredcos_cap_v2"):
+        try:
+            made = getattr(diffusers, name).from_config({"beta_schedule": betas, "rescale_betas_zero_snr": True})
+        except NotImplementedError:
+            continue
+        table = made.alphas_cumprod.double().numpy()
+        np.testing.assert_array_equal(Schedule(made.alphas_cumprod).alphas_cumprod, table)
+        assert 0 <= table[-1] <= 2**-24
+
+
+def test_a_model_of_euler_steps_and_linear_betas_without_signal_at_the_end_loads_and_draws(model_folder: Folders) -> None:
+    folder = model_folder()
+    scheduler = EulerDiscreteScheduler(beta_schedule="linear", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    scheduler.save_pretrained(folder / "scheduler")
+    schedule = load(folder, device="cpu").denoiser.schedule
+    expected = EulerDiscreteScheduler.from_pretrained(folder / "scheduler").alphas_cumprod.double().numpy()
+    np.testing.assert_array_equal(schedule.alphas_cumprod, expected)
+    assert expected[-1] > expected[-2], "the case in question"
+    for name in ("ddim", "dpm"):
+        np.testing.assert_allclose(new_sampler(name, schedule, 5, False).alphas_cumprod.numpy(), expected, rtol=1e-3, atol=1e-9)
+    assert new_sampler("ddpm", schedule, len(schedule), False).betas.min() >= 0, "no step has a negative variance"
 
 
 @pytest.mark.parametrize("name", ["ScoreSdeVeScheduler", "CMStochasticIterativeScheduler"])
@@ -302,6 +350,80 @@ def test_broken_json_is_refused(model_folder: Folders, file: Callable[[Path], Pa
     assert f"{file(folder)} must be JSON (" in refusal(folder)
     file(folder).write_text("[1, 2]")
     assert refusal(folder) == f"{file(folder)} must hold a JSON object; got list"
+
+
+VALUES = {str: "x", int: 3, float: 1.5, bool: True, list: [["a"]], dict: {"b": {"c": 1}}, type(None): None}
+
+
+def test_a_key_that_is_read_is_refused_with_every_kind_of_value_that_it_cannot_have() -> None:
+    for key, kinds in configs.KEYS.items():
+        for kind, value in VALUES.items():
+            if kind in kinds:
+                configs.check_keys({key: value, f"unet.{key}": value}, "f.json")
+                continue
+            with pytest.raises(UserError, match=rf"^unet\.{key} of f\.json must be .*; got .*: set it right, or fetch the file again$"):
+                configs.check_keys({f"unet.{key}": value}, "f.json")
+
+
+@pytest.mark.parametrize(
+    "name", [*sum(folders.NETWORKS.values(), ()), *codecs.AUTOENCODERS, "DDIMScheduler", "DPMSolverMultistepScheduler"]
+)
+def test_the_default_settings_of_every_class_are_of_the_kind_that_they_must_be(name: str) -> None:
+    kind = getattr(diffusers, name)
+    defaults = {key: each.default for key, each in signature(kind.__init__).parameters.items() if each.default is not each.empty}
+    written = json.loads(json.dumps(defaults, default=list))
+    configs.check_keys({key: value for key, value in written.items() if value is not None}, "f.json")
+    configs.check_settings(kind, written, Path("f.json"))
+    for key, value in written.items():
+        if key not in configs.KEYS and value is not None:
+            with pytest.raises(UserError, match=f"^{key} of f.json must be of the kind of "):
+                configs.check_settings(kind, {key: {"no": "such"}}, Path("f.json"))
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "said"),
+    [
+        ("unet/config.json", "_class_name", ["UNet2DModel"], "must be a text; got ["),
+        ("unet/config.json", "in_channels", None, "must be a whole number; got null"),
+        ("unet/config.json", "norm_eps", {"a": 1}, "must be of the kind of 1e-05; got {"),
+        ("unet/config.json", "layers_per_block", 10**12, "must fit its weights, which are "),
+        ("unet/config.json", "sample_size", True, "must be a whole number or a list or null; got true"),
+        ("scheduler/scheduler_config.json", "_class_name", {"a": []}, "must be a text; got {"),
+        ("scheduler/scheduler_config.json", "prediction_type", 3, "must be a text; got 3"),
+        ("scheduler/scheduler_config.json", "beta_schedule", [0.1], "must be of the kind of 'linear'; got ["),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 10**12, "must lie in [1, 1000000]; got 1000000000000"),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", -3, "must lie in [1, 1000000]; got -3"),
+        ("vae/config.json", "_class_name", 7, "must be a text; got 7"),
+        ("vae/config.json", "shift_factor", "x" * 300, "must be a number or null; got "),
+        ("vae/config.json", "norm_num_groups", True, "must be of the kind of 32; got true"),
+    ],
+)
+def test_a_setting_of_another_kind_is_one_line_that_names_the_file(
+    latent_folder: Folders, file: str, key: str, value: object, said: str
+) -> None:
+    folder = latent_folder()
+    (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), key: value}))
+    message = refusal(folder)
+    assert message.startswith(f"{key} of {folder / file} {said}") and len(message) <= 400
+
+
+@pytest.mark.parametrize("content", ['{"_class_name": ["a"]}', '{"_class_name": null}', "[1]", "nothing"])
+def test_an_index_that_names_no_pipeline_is_one_line(model_folder: Folders, content: str) -> None:
+    folder = model_folder()
+    (folder / "model_index.json").write_text(content)
+    assert str(folder / "model_index.json") in refusal(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"text that is none", b"\xff" * 8, "half", "longer header", "shorter header"], ids=str)
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_damaged_weights_are_one_line_that_names_the_file(latent_folder: Folders, part: str, content: bytes | str) -> None:
+    folder = latent_folder()
+    file = folder / part / "diffusion_pytorch_model.safetensors"
+    whole = file.read_bytes()
+    damaged = {"half": whole[: len(whole) // 2], "longer header": b"\x00\xff" + whole[2:], "shorter header": b"\x08\x00" + whole[2:]}
+    file.write_bytes(content if isinstance(content, bytes) else damaged[content])
+    message = refusal(folder)
+    assert message.startswith(f"{file} must be a whole safetensors file (") and message.endswith("copy or fetch it again")
 
 
 def test_another_kind_of_network_is_refused_by_name(model_folder: Folders) -> None:

@@ -1,5 +1,7 @@
 """LoRA adapters: what they change, that nothing is left of them, and that one of another model is refused."""
 
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +171,51 @@ def test_what_is_no_adapter_is_refused_in_one_line(models, tmp_path, monkeypatch
     made = lora_folder(tmp_path / "lora")
     monkeypatch.setitem(sys.modules, "peft", None)
     assert refusal(models("sd"), made) == "--lora needs peft: pip install 'diffleak[lora]'"
+
+
+def test_a_damaged_adapter_is_one_line_that_names_the_file(models, tmp_path):
+    model, file = models("sd"), lora_folder(tmp_path / "lora") / "pytorch_lora_weights.safetensors"
+    whole = file.read_bytes()
+    for content in (b"", b"text that is none", whole[: len(whole) // 2], b"\x00\xff" + whole[2:], b"\x08\x00" + whole[2:]):
+        file.write_bytes(content)
+        assert refusal(model, file).startswith(f"the LoRA {file} cannot be read: ")
+
+
+def test_an_adapter_with_nan_is_refused_with_the_weight(models, tmp_path):
+    broken = lambda weights: {key: value * (torch.nan if i == 1 else 1) for i, (key, value) in enumerate(sorted(weights.items()))}
+    folder = changed(lora_folder(tmp_path / "lora"), tmp_path / "nan", broken)
+    assert "must hold finite numbers; its unet." in refusal(models("sd"), folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("lora_alpha", ["a"], "lora_alpha of .*adapter_config.json must be a number or null; got "),
+        ("alpha_pattern", [1], "alpha_pattern of .*adapter_config.json must be an object or null; got "),
+        ("peft_type", {"a": 1}, "peft_type of .*adapter_config.json must be a text; got "),
+        ("use_dora", "yes", "use_dora of .*adapter_config.json must be true or false or null; got "),
+        ("target_modules", 3, "does not match the model"),
+        ("r", {"a": 1}, "does not match the model"),
+    ],
+)
+def test_a_setting_of_an_adapter_of_another_kind_is_one_line(models, tmp_path, key, value, said):
+    folder = peft_folder(tmp_path / "lora")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, key: value}))
+    assert re.search(said, refusal(models("sd"), folder))
+
+
+def test_settings_in_the_header_of_an_adapter_are_checked_alike(models, tmp_path):
+    folder = lora_folder(tmp_path / "lora")
+    file = folder / "pytorch_lora_weights.safetensors"
+    weights = load_file(file)
+    for metadata, said in (
+        ("{", "as a JSON object; got {"),
+        ("[1]", "as a JSON object; got [1]"),
+        ('{"unet.lora_alpha": []}', "unet.lora_alpha of"),
+    ):
+        save_file(weights, file, {"format": "pt", "lora_adapter_metadata": metadata})
+        assert said in refusal(models("sd"), folder)
 
 
 def test_a_model_without_captions_takes_no_adapter(model_folder, latent_folder, tmp_path):

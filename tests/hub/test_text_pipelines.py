@@ -565,6 +565,96 @@ def test_a_damaged_text_encoder_or_tokenizer_is_one_line_that_names_the_file(
     assert refusal(folder).startswith(f"{folder}/{file} {said}")
 
 
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+@pytest.mark.parametrize("given", [None, 10**12, 77, 0, -3, "x", [16], 2.5], ids=str)
+def test_a_tokenizer_without_a_limit_that_can_be_used_has_that_of_its_text_encoder(
+    copied: Callable[..., Path], targets: dict[str, Target], kind: str, given: Any
+) -> None:
+    folder, long = copied(kind), "a house with a garden " * 20
+    for part in ("tokenizer", "tokenizer_2"):
+        if (folder / part).is_dir():
+            edit(folder / part / "tokenizer_config.json", model_max_length=given)
+    target = hub.load(folder, device="cpu")
+    assert same(target.text([long, "moon"]), targets[kind].text([long, "moon"])), "the limit that the encoder was saved with is its own"
+    assert target.text.truncated([long, "moon"]) == targets[kind].text.truncated([long, "moon"])
+    said = f"while the model was loaded: tokenizer/ gives model_max_length {given}, which its text encoder cannot take: 16 tokens are used"
+    assert target.warnings[:1] == (() if given is None else (said,))
+
+
+def test_a_smaller_limit_of_a_tokenizer_is_kept(copied: Callable[..., Path]) -> None:
+    folder = copied("sd")
+    edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=7)
+    target = hub.load(folder, device="cpu")
+    assert target.text(["moon"]).tensors["encoder_hidden_states"].shape[1] == 7 and not target.warnings
+
+
+def test_a_tokenizer_of_more_words_than_its_text_encoder_knows_is_one_line(copied: Callable[..., Path]) -> None:
+    folder = copied("sd")
+    tokenizer = tokenizers()[0]
+    tokenizer.add_tokens(["giraffe"])
+    tokenizer.save_pretrained(folder / "tokenizer")
+    assert refusal(folder).startswith(f"a tokenizer and its text encoder must belong together; {folder}/tokenizer has ")
+
+
+@pytest.mark.parametrize(
+    ("part", "named", "said"),
+    [
+        ("tokenizer", ["os", "system"], 'must give tokenizer as ["transformers", NAME OF A CLASS]; got ["os", "system"]'),
+        ("tokenizer", ["code", "Planted"], 'must give tokenizer as ["transformers", NAME OF A CLASS]; got ["code", "Planted"]'),
+        (
+            "tokenizer",
+            ["transformers", "AutoTokenizer"],
+            "must name a PreTrainedTokenizerBase of transformers as tokenizer; got AutoTokenizer",
+        ),
+        ("tokenizer", ["transformers", 3], "must give tokenizer as "),
+        ("tokenizer", {"a": 1}, "must give tokenizer as "),
+        ("text_encoder", ["transformers", "AutoModel"], "must name a PreTrainedModel of transformers as text_encoder; got AutoModel"),
+        ("text_encoder", ["transformers", "pipeline"], "must name a PreTrainedModel of transformers as text_encoder; got pipeline"),
+        ("text_encoder", "transformers", "must give text_encoder as "),
+    ],
+)
+def test_an_index_may_name_text_encoders_and_tokenizers_and_nothing_that_runs_code(
+    copied: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, named: Any, said: str
+) -> None:
+    folder, trap = copied("sd"), f"import pathlib; pathlib.Path({str(tmp_path / 'sprung')!r}).touch()\nclass Planted: pass\n"
+    for place in (folder, folder / part, tmp_path):
+        (place / "code.py").write_text(trap)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *question: pytest.fail("nobody is asked whether to run code"))
+    for config in ("config.json", "tokenizer_config.json"):
+        if (folder / part / config).is_file():
+            edit(folder / part / config, auto_map={"AutoModel": "code.Planted", "AutoTokenizer": ["code.Planted", "code.Planted"]})
+    edit(folder / "model_index.json", scheduler=["code", "Planted"])
+    hub.load(folder, device="cpu")
+    edit(folder / "model_index.json", **{part: named})
+    assert refusal(folder).startswith(f"{folder}/model_index.json {said}")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_attention_of_a_text_encoder_that_would_be_fetched_as_code_is_refused(copied: Callable[..., Path]) -> None:
+    folder = copied("sd")
+    edit(folder / "text_encoder" / "config.json", attn_implementation="somebody/kernel")
+    assert "must leave out attn_implementation, which may name code to run; got somebody/kernel" in refusal(folder)
+
+
+def test_a_text_encoder_that_fails_for_a_caption_is_one_line(copied: Callable[..., Path]) -> None:
+    folder = copied("sd")
+    tokenizer = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "pad_token": None}))
+    with pytest.raises(UserError, match=r"^the text encoders of a StableDiffusionPipeline fail for 'moon' \(.*\); look at the tokenizer"):
+        hub.load(folder, device="cpu").text(["moon"])
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_captions_that_are_not_cleaned_for_want_of_a_library_are_said_to_be_so(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setattr(pipelines, "find_spec", lambda name: name if installed else None)
+    said = hub.load(folders["pixart"], device="cpu").warnings
+    assert [line.partition("; ")[2] for line in said] == ([] if installed else ["pip install beautifulsoup4 ftfy"])
+    assert not hub.load(folders["sd"], device="cpu").warnings
+
+
 def test_a_stable_diffusion_3_without_its_largest_text_encoder_loads(copied: Callable[..., Path]) -> None:
     folder = copied("sd3")
     shutil.rmtree(folder / "text_encoder_3")

@@ -203,7 +203,7 @@ def test_images_that_cannot_be_halved_often_enough_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("weight", "said"),
     [
-        (1e30, r"the loss is inf at step 0; lower learning_rate \(0.0002\) and start in a new folder"),
+        (1e30, r"the loss is inf at step 0; lower learning_rate"),
         (
             torch.nan,
             "the loss is nan before the first step: weight of the _Diverging holds NaN; start from a model whose weights are finite",

@@ -114,7 +114,7 @@ def _names(cohort: Cohort) -> tuple[Names, ...]:
 
 def _listed(cohort: Cohort, path: Path) -> tuple[tuple[str, ...], Names]:
     with cohort.without_names():
-        captions = by_id(path, read_captions(path), cohort.keys, cohort.paths)
+        captions = by_id(path, read_captions(path), cohort.keys, cohort.folders())
     names = Names.of(path, captions, cohort.keys)
     names = names.unnamed() if cohort.anonymous else names
     missing = [image_id for image_id, key in zip(cohort.ids, cohort.keys, strict=True) if not captions.get(key)]

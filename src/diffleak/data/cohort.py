@@ -149,10 +149,11 @@ class Cohort:
                 "which name is unclear"
             ) from None
 
-    def paths(self) -> Iterator[str]:
-        """The absolute path of every image, where they are files of a folder."""
-        members, nonmembers = ([*source.paths()] for source in self.sources)
-        return ((members if m else nonmembers)[i] for m, i in zip(self.member.tolist(), self.position.tolist(), strict=True))
+    def folders(self) -> Iterator[tuple[str, str]]:
+        """Where the images of each side lie, and what stands before their path below it in `keys`."""
+        for source, rows in zip(self.sources, (np.flatnonzero(self.member), np.flatnonzero(~self.member)), strict=True):
+            for row in rows[:1]:
+                yield source.name, self.keys[row].removesuffix(source.ids[int(self.position[row])])
 
     def names_in_files(self) -> tuple[Names | None, Names | None]:
         """What the files that hold labels and captions of each side name, None for a side without; no names of an anonymous cohort."""

@@ -5,8 +5,7 @@ spelled in another way (`diffleak.data.names`). Of several files above an image 
 """
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from posixpath import join, normpath
 from typing import Any, NamedTuple
@@ -43,7 +42,7 @@ def metadata_rows(root: Path, ids: Sequence[str], holding: str) -> list[Row]:
             rows += [(folder, Row(file, normpath(join(folder, _name(row, i))), row)) for i, row in enumerate(_read(file), 1)]
         except ValueError as error:  # also `Unreadable`
             raise malformed(file, holding, error) from None
-    meant = matched(said_by(root, files.values()), (row.image for _, row in rows), ids, lambda: paths_below(root, ids))
+    meant = matched(said_by(root, files.values()), (row.image for _, row in rows), ids, [(root, "")])
     found = [(folder, row._replace(image=meant.get(row.image, row.image))) for folder, row in rows]
     return [row for folder, row in found if _nearest(row.image, files) == folder]
 
@@ -54,12 +53,6 @@ def names_in_metadata(root: Path, ids: Sequence[str]) -> Names | None:
     columns = dict.fromkeys(str(column) for row in rows for column in row.values)
     where = said_by(root, {row.file for row in rows})
     return Names.of(where, (row.image for row in rows), ids, tuple(columns)) if rows else None
-
-
-def paths_below(root: str | Path, ids: Iterable[str]) -> Iterator[str]:
-    """The absolute path of each image of a folder."""
-    above = os.path.abspath(root)
-    return (f"{above}/{image_id}" for image_id in ids)
 
 
 def said_by(root: Path, files: Iterable[Path]) -> str:

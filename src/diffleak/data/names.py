@@ -21,7 +21,7 @@ from typing import TypeVar
 from diffleak.errors import UserError, shown
 from diffleak.work.progress import say
 
-Paths = Callable[[], Iterable[str]]
+Folders = Iterable[tuple[str | Path, str]]  # where images lie, and what stands before their path below it in their ids
 V = TypeVar("V")
 
 
@@ -79,23 +79,24 @@ def say_strays(files: Iterable[Names], image_id: str) -> None:
             say(names.note(image_id))
 
 
-def by_id(file: str | Path, named: Mapping[str, V], ids: Sequence[str], paths: Paths) -> dict[str, V]:
+def by_id(file: str | Path, named: Mapping[str, V], ids: Sequence[str], folders: Folders) -> dict[str, V]:
     """What a file says of each name, under the ids that its names mean; names of no image stay as they are (see `matched`)."""
-    found = matched(file, named, ids, paths)
+    found = matched(file, named, ids, folders)
     return {found.get(name, name): value for name, value in named.items()}
 
 
-def matched(file: str | Path, names: Iterable[str], ids: Sequence[str], paths: Paths) -> dict[str, str]:
+def matched(file: str | Path, names: Iterable[str], ids: Sequence[str], folders: Folders) -> dict[str, str]:
     """The id that each name means; a name of no image is left out.
 
-    paths: gives the absolute path of every image in the order of `ids`, once it is needed. Raises `UnclearName` for one that means two
-    images, and for two names that mean one.
+    Raises `UnclearName` for one that means two images, and for two names that mean one.
     """
     names, known = dict.fromkeys(names), set(ids)
     found = {name: name for name in names if name in known}
-    owner, rest = dict(found), names.keys() - found.keys()  # owner: the name that an image was found by
+    owner = dict(found)  # the name that an image was found by
+    roots = [(os.path.abspath(folder), prefix) for folder, prefix in folders]
+    paths = {name: os.path.abspath(name) for name in names if name not in found}
     for spelled in SPELLINGS:
-        candidates = _candidates(filter(rest.__contains__, names), ids, paths(), spelled) if rest else {}
+        candidates = _candidates(paths, ids, roots, spelled) if paths else {}
         for name, images in candidates.items():
             if len(images) > 1:
                 several = " and ".join(shown(image) for image in sorted(images)[:2])
@@ -105,35 +106,41 @@ def matched(file: str | Path, names: Iterable[str], ids: Sequence[str], paths: P
                 found[name] = image
             elif owner[image] != image:
                 raise UnclearName(f"{file} must name each image once; {shown(owner[image])} and {shown(name)} are both {shown(image)}")
-        rest -= candidates.keys()
+        paths = {name: path for name, path in paths.items() if name not in candidates}
     return found
 
 
 def spelling(name: str) -> str:
     """A name as a path that two programs write alike: with slashes, without steps that lead nowhere, in composed letters."""
-    return unicodedata.normalize("NFC", _as_path(name))
+    path = _as_path(name)
+    return path if path.isascii() else unicodedata.normalize("NFC", path)
 
 
 def _as_path(name: str) -> str:
-    return normpath(name.encode("utf-8", "backslashreplace").decode().replace("\\", "/"))
+    plain = name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+    return normpath(plain.replace("\\", "/"))
 
 
 def _without_case(name: str) -> str:
-    return unicodedata.normalize("NFC", spelling(name).casefold())
+    return spelling(spelling(name).casefold())
 
 
 SPELLINGS = (_as_path, spelling, _without_case)
 
 
-def _candidates(names: Iterable[str], ids: Sequence[str], paths: Iterable[str], spelled: Callable[[str], str]) -> dict[str, set[str]]:
-    """The images that are spelled as a name is, or whose files are, for every name that has any."""
+def _candidates(
+    paths: Mapping[str, str], ids: Sequence[str], roots: Sequence[tuple[str, str]], spelled: Callable[[str], str]
+) -> dict[str, set[str]]:
+    """The images that are spelled as a name is, or as its path from here below the folder of images, for every name that has any."""
+    above = [(spelled(root).rstrip("/") + "/", prefix) for root, prefix in roots]
     wanted = defaultdict[str, list[str]](list)
-    for name in names:
-        for text in {spelled(name), spelled(os.path.abspath(name))}:
+    for name, path in paths.items():
+        path = spelled(path)
+        below = [spelled(prefix + path.removeprefix(root)) for root, prefix in above if path.startswith(root)]
+        for text in {spelled(name), *below}:
             wanted[text].append(name)
     found: dict[str, set[str]] = {}
-    for image_id, path in zip(ids, paths, strict=True):
-        for text in (spelled(image_id), spelled(path)):
-            for name in wanted.get(text, ()):
-                found.setdefault(name, set()).add(image_id)
+    for image_id in ids:
+        for name in wanted.get(spelled(image_id), ()):
+            found.setdefault(name, set()).add(image_id)
     return found

@@ -6,7 +6,7 @@ of a million files costs only its list of ids.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from diffleak.data.decoding import SKIP_HINT, Decoded, Pixels, UnreadableImage, 
 from diffleak.data.foreign import foreign_file, foreign_folder
 from diffleak.data.labels import Labels, array_labels, folder_labels, table_labels
 from diffleak.data.listing import list_images, opened_suffixes, path_id
-from diffleak.data.metadata import malformed, metadata_rows, names_in_metadata, paths_below
+from diffleak.data.metadata import malformed, metadata_rows, names_in_metadata
 from diffleak.data.names import Names
 from diffleak.errors import UserError, is_text, listed, pip_install, refuse_other_bytes, shown
 from diffleak.records.images import AS_TRAINERS, NOTHING, Decoding, LeftOut
@@ -54,10 +54,6 @@ class ImageSource:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def paths(self) -> Iterator[str]:
-        """The absolute path of every image, where they are files of a folder."""
-        return paths_below(self.name, self.ids)
 
     def decoded(self, i: int) -> Decoded:
         """The pixels of image i, with notes on what was done to it."""

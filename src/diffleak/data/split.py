@@ -93,7 +93,7 @@ def read_split(path: Path, source: ImageSource) -> tuple[Ids, Ids]:
     a file without the two lists, an id that the data does not have, or one that is on both sides.
     """
     split = _required(path, "split file ", '{"members": [ids], "nonmembers": [ids]}', "members", "nonmembers")
-    meant = matched(path, split.members + split.nonmembers, source.ids, source.paths)
+    meant = matched(path, split.members + split.nonmembers, source.ids, [(source.name, "")])
     missing = [i for i in split.members + split.nonmembers if i not in meant]
     if missing:
         raise UserError(

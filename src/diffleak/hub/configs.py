@@ -86,7 +86,7 @@ def _of_kind(value: Any, usual: Any, annotation: str) -> bool:
     if isinstance(usual, bool):
         return value in (0, 1)
     if isinstance(usual, int | float):
-        return type(value) in (int, float) and not abs(value) >= LARGEST
+        return type(value) is float or (type(value) is int and abs(value) < LARGEST)
     return isinstance(value, str) or not isinstance(usual, str)
 
 

@@ -33,7 +33,7 @@ from diffleak.diffusion.finite import broken_weight
 from diffleak.errors import UserError, pip_install, shown, unknown
 from diffleak.hub import folder_of, heard
 from diffleak.hub.configs import are_numbers, read_json
-from diffleak.hub.folders import LONGEST_PATH, check_weights
+from diffleak.hub.folders import LONGEST_PATH, check_weights, from_transformers
 from diffleak.work.files import hash_files
 
 KINDS = ("inception", "dinov2", "clip", "deit", "sscd", "torchscript", "pixels")
@@ -265,9 +265,7 @@ def _transformer(kind: str, model: str, device: str) -> Extractor:
     check_weights(folder)
     try:
         with heard() as said:
-            network, info = getattr(transformers, TRANSFORMERS[kind]).from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **unused
-            )
+            network, info = from_transformers(getattr(transformers, TRANSFORMERS[kind]), folder, **unused)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{model} cannot be used as {kind} ({(str(error).splitlines() or [type(error).__name__])[0][:200]})") from None
     if info["missing_keys"]:

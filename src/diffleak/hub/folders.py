@@ -162,6 +162,20 @@ def pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
+def from_transformers(kind: Any, folder: Path, **how: Any) -> tuple[Any, dict[str, Any]]:
+    """A network of transformers with what it says of the loading; raises `UserError` for weights of other shapes than config.json says.
+
+    Its own message of those is "look at the above report", and `ImportError` and others pass.
+    """
+    how |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    network, info = kind.from_pretrained(folder, **how)
+    if info["mismatched_keys"]:
+        key, found, expected = min(info["mismatched_keys"])
+        said = f"{key} has shape {tuple(found)}, where {tuple(expected)} is expected"
+        raise UserError(f"{folder}: the weights do not match config.json ({said}); re-export the model")
+    return network, info
+
+
 def autoencoder_folder(folder: Path) -> Path | None:
     found = [folder / name for name in AUTOENCODER_FOLDERS if (folder / name).is_dir()]
     if len(found) > 1:

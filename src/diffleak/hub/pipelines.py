@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,15 +22,17 @@ from torch import Tensor
 from diffleak.diffusion.conditions import Prompts
 from diffleak.errors import UserError, first_lines, pip_install, shown
 from diffleak.hub.configs import load_object, read_json
-from diffleak.hub.folders import INDEX, TEXT_PARTS, check_weights, diffusers_library, transformers_library
+from diffleak.hub.folders import INDEX, TEXT_PARTS, check_weights, diffusers_library, from_transformers, transformers_library
 from diffleak.work.files import write_text
 from diffleak.work.memory import out_of_memory
 
 CACHE_BYTES = 2**30  # of text embeddings
 TOGETHER = 16  # texts in one forward of the encoders, at most
 NOT_LOADED = ("vae", "safety_checker", "feature_extractor", "image_encoder")
+CLEANERS = {"bs4": "beautifulsoup4", "ftfy": "ftfy"}  # without which diffusers leaves captions as they are, and does not say so aloud
 NOTHING = [None, None]  # how a folder's index says that it has no such part
 NO_LIMIT = int(1e30)  # what transformers takes for the longest text of a tokenizer that says none
+MOST_TOKENS = 10**6  # of a vocabulary whose text encoder does not say how many it knows
 SHORTEST = 3  # tokens of a text: a beginning, a word, an end
 VOCABULARIES = (("tokenizer.json",), ("*.model",), ("vocab.json", "merges.txt"))  # each is one in full
 
@@ -232,13 +235,17 @@ def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtyp
     lacking = [part for part in PIPELINES[name].needs if index.get(part, NOTHING) == NOTHING]
     if lacking:
         raise UserError(f"a {name} must have a {lacking[0]}; {folder} has none: is its {INDEX} of another model?")
-    absent = dict.fromkeys(key for key in (*NOT_LOADED, *TEXT_PARTS) if key in taken)
+    none = dict.fromkeys(key for key in (*NOT_LOADED, *TEXT_PARTS) if key in taken)
     unused = library.DDPMScheduler(clip_sample=False, steps_offset=1)  # no pipeline is made without one; nothing is drawn by it
-    parts = {**absent, **_text_parts(folder, index, dtype), part: network, "scheduler": unused}
+    parts = {**none, **_text_parts(folder, index, dtype), part: network, "scheduler": unused}
     try:
         pipeline = kind(**{**settings, **parts})
     except Exception as error:  # of parts and settings that do not fit together
         raise UserError(f"the text encoders of {folder} cannot be used in a {name}: {first_lines(error)}") from None
+    absent = [project for module, project in CLEANERS.items() if find_spec(module) is None]
+    if absent and hasattr(pipeline, "_clean_caption"):
+        why = f"a {name} cleans captions with {' and '.join(CLEANERS.values())}, and {absent[0]} is not installed"
+        warnings.warn(f"{why}: they are only put in small letters; pip install {' '.join(absent)}", stacklevel=2)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -279,14 +286,16 @@ def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
     if not any(all(any(folder.glob(file)) for file in files) for files in VOCABULARIES):
         raise UserError(f"{folder} must hold a vocabulary: tokenizer.json, a .model file, or vocab.json with merges.txt; found none")
     kind = _class(name, "PreTrainedTokenizerBase", folder)
-    for file in sorted(folder.glob("*.json")):
-        load_object(file)  # the library does not say which file it cannot read
+    config = getattr(encoder, "config", None)
+    known = getattr(config, "vocab_size", MOST_TOKENS)
+    for file in sorted(folder.glob("*.json")):  # the library does not say which file it cannot read
+        extra = load_object(file).get("extra_ids", 0)
+        if type(extra) is not int or not 0 <= extra <= known:  # which it would make one by one
+            raise UserError(f"extra_ids of {file} must be a whole number in [0, {known}]; got {cut(json.dumps(extra))}")
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers, tokenizers and json each raise their own; all mean an unusable folder
         raise UserError(f"{folder} cannot be loaded: {first_lines(error) or type(error).__name__}") from None
-    config = getattr(encoder, "config", None)
-    known = getattr(config, "vocab_size", len(tokenizer))
     if len(tokenizer) > known:
         said = f"{folder} has {len(tokenizer):,} tokens, and the text encoder beside it knows {known:,}"
         raise UserError(f"a tokenizer and its text encoder must belong together; {said}: fetch both again")
@@ -307,9 +316,9 @@ def _encoder(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
         raise UserError(f"{folder / 'config.json'} must leave out attn_implementation, which may name code to run; got {shown(attention)}")
     kind = _class(name, "PreTrainedModel", folder)
     try:
-        encoder, info = kind.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        encoder, info = from_transformers(kind, folder, torch_dtype=dtype)
+    except UserError:
+        raise
     except Exception as error:  # as in `_tokenizer`
         raise UserError(f"{folder} cannot be loaded: {first_lines(error) or type(error).__name__}") from None
     if info["missing_keys"]:

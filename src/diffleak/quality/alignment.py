@@ -19,7 +19,7 @@ from diffleak.diffusion.finite import advice
 from diffleak.errors import UserError, pip_install
 from diffleak.hub import heard
 from diffleak.hub.encoders import BATCH, HUB, encoder_folder, preprocessing
-from diffleak.hub.folders import check_weights
+from diffleak.hub.folders import check_weights, from_transformers
 from diffleak.records.base import Estimate
 from diffleak.stats.images import clip_score
 from diffleak.work.files import hash_files
@@ -73,7 +73,9 @@ def open_clip(model: str, device: str) -> Clip:
         tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         kind: Any = transformers.CLIPModel
         with heard() as said:
-            network, info = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+            network, info = from_transformers(kind, folder)
+    except UserError:
+        raise
     except Exception as error:  # transformers and tokenizers each raise their own; all mean an unusable folder
         raise UserError(f"{model} cannot be used as a CLIP ({(str(error).splitlines() or [type(error).__name__])[0][:200]})") from None
     if info["missing_keys"]:

@@ -29,7 +29,7 @@ from diffleak.errors import UserError, pip_install
 from diffleak.hub import checked_device, folder_of, heard
 from diffleak.hub.configs import read_json
 from diffleak.hub.encoders import channel_statistics
-from diffleak.hub.folders import check_weights
+from diffleak.hub.folders import check_weights, from_transformers
 from diffleak.records.images import AS_TRAINERS, Decoding, Tally
 from diffleak.training.config import CaptionConfig
 from diffleak.work.files import hash_files, write_text
@@ -133,7 +133,7 @@ def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
         check_weights(folder)
         blip: Any = transformers.BlipForConditionalGeneration
         with heard() as said:
-            network, info = blip.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+            network, info = from_transformers(blip, folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         mean, std = _preprocessing(folder)
     except Exception as error:  # json, safetensors, tokenizers and transformers each raise their own; all mean an unusable folder

@@ -107,7 +107,7 @@ def captions_of(source: ImageSource, config: TrainConfig) -> dict[str, Texts]:
     if config.captions in (None, "own"):
         return dict(zip(source.ids, source.captions() or (), strict=False))
     file = Path(str(config.captions))
-    return by_id(file, read_captions(file), source.ids, source.paths)
+    return by_id(file, read_captions(file), source.ids, [(source.name, "")])
 
 
 def crop_place(seed: int, image_id: str, number: int) -> tuple[float, float]:
