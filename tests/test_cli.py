@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from fixtures.commands import call, refused
-from fixtures.models import WIDER, save_untrained
+from fixtures.models import LEVELS, WIDER, save_untrained
+from fixtures.text import CAPTIONS, text_folder
 from PIL import Image
 
 from diffleak.attacks import ATTACKS
@@ -396,6 +398,54 @@ def test_version_and_help(capsys):
 def test_a_file_name_cannot_move_the_cursor_of_a_terminal(capsys, tmp_path):
     line = refused(capsys, "metrics", tmp_path / "a\x1b[2J\u202eb.csv")
     assert "\\x1b[2J\\u202eb.csv" in line and line.isprintable()
+
+
+OURS = ("plan: ", "membership: ", "images: ", "captions found: ", "halves: ", "every image is a member", "warning: ", "note: ", "teacher-")
+BARS = (
+    r"(scoring|training|reading images|encoding|embedding|drawing|asking|checking|looking|features|captioning|CLIP score).*: [\d,]+/[\d,]+ "
+)
+
+
+@pytest.mark.slow
+def test_stderr_has_our_own_lines_only(model, sides, tmp_path):
+    data, text = sides[1], text_folder(tmp_path / "sd")
+    settings = {"steps": 2, "batch_size": 4, "device": "cpu", "model": LEVELS}
+    (tmp_path / "c.yaml").write_text(json.dumps(settings))
+    (tmp_path / "p.txt").write_text("\n".join(CAPTIONS))
+    train = ["--data", data, "-C", str(tmp_path / "c.yaml")]
+    commands = [
+        ["train", *train, "-o", tmp_path / "model", "--ema-decay", "0.9"],
+        ["train", *train, "-o", tmp_path / "private", "--dp-epsilon", "5", "--dp-delta", "0.01"],
+        ["defend", "dual", *train, "-o", tmp_path / "defence", "--one-by-one"],
+        ["audit", model, *sides, *SETTINGS, "-o", tmp_path / "run"],
+        ["quality", model, "--reference", data, "--images", "12", "--steps", "2", "--extractor", "pixels", "--device", "cpu"],
+        ["prompts", text, "--prompts", tmp_path / "p.txt", "--steps", "2", "--device", "cpu", "-o", tmp_path / "prompts"],
+        ["report", tmp_path / "run"],
+        ["train", *train, "-o", tmp_path / "model", "--steps", "1"],  # which is refused
+    ]
+    script = """
+import sys, json, warnings
+from diffleak import cli
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["diffleak", *arguments]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        print(f"code {ended.code}", file=sys.stderr)
+warnings.warn("a library's\\nwarning", RuntimeWarning)
+warnings.warn("of later versions", FutureWarning)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(commands, default=str)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "80"},
+    )
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if line.startswith("code ")] == ["code 0"] * 7 + ["code 2"], done.stderr
+    assert lines[-1] == "warning: a library's warning"
+    strange = [line for line in lines if not line.startswith((*OURS, "code ", "diffleak: ")) and not re.match(BARS, line)]
+    assert strange == [] and not re.search(r"Warning:|\[(transformers|diffusers)\]|\x1b", done.stdout)
 
 
 def test_an_ascii_terminal_does_not_end_a_finished_command(tmp_path):

@@ -13,8 +13,10 @@ from pydantic import Field
 from diffleak import cli
 from diffleak.auditing.config import AuditConfig
 from diffleak.config import Flag, build, command_line, flag, read_yaml
+from diffleak.defenses.config import defend_config
 from diffleak.errors import UserError
 from diffleak.options import with_options
+from diffleak.training.config import train_config
 
 CONFIGS = {
     "train": "training.config:TrainConfig",
@@ -122,6 +124,38 @@ def drawn(kind, key: str, rng: random.Random) -> Any:
         if plain in kinds:
             return value
     return rng.choice(["plain", "fixed:it's two words", "--x", "ä:0.4"])
+
+
+def made(command: str, file: Path) -> Any:
+    """What a command makes of a config file."""
+    if command == "train":
+        return train_config(None, file, **NEEDED[command])
+    if command == "defend":
+        return defend_config(file=file, **NEEDED[command])
+    return build(config_of(command), NEEDED[command], read_yaml(file))
+
+
+@COMMANDS
+def test_every_long_flag_is_a_key_of_the_config_file_but_those_of_how_a_call_prints(command, tmp_path):
+    names = [option.removeprefix("--") for each in parameters(command).values() for option in each.opts if option.startswith("--")]
+    assert len(names) > 7 and {"json", "config"} < set(names)
+    for name in (name for name in names if name != "help"):
+        (tmp_path / "c.yaml").write_text(f"{name}: small")  # of the wrong kind for many of them
+        said = ""
+        try:
+            made(command, tmp_path / "c.yaml")
+        except UserError as error:
+            said = str(error)
+        if name in ("json", "config"):
+            assert said == f"{name} is no setting, since it decides nothing of a result; give --{name} on the command line"
+        else:
+            assert not said.startswith(("unknown config key", f"{name} is no setting"))
+
+
+def test_the_key_of_a_flag_that_switches_off_is_named(tmp_path):
+    (tmp_path / "c.yaml").write_text("no-flip: true")
+    with pytest.raises(UserError, match="--no-flip switches a setting off, whose key is flip: write flip: false"):
+        made("train", tmp_path / "c.yaml")
 
 
 @COMMANDS

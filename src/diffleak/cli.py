@@ -5,6 +5,7 @@ Long flags equal config keys; `-C FILE.yaml` is read first and flags win. Result
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -273,6 +274,7 @@ def main() -> Never:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end a finished command
+    warnings.showwarning = _warn
     try:
         for argument in sys.argv[1:]:
             refuse_other_bytes(argument)
@@ -310,6 +312,14 @@ def _audit(settings: "AuditConfig", missing: str, as_json: bool) -> None:
     finished.save(output, settings.thumbnails)
     _print_audit(finished.record, output, as_json)
     api.gate(finished.record, settings)
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: object, **how: object) -> None:
+    """A library's warning as a line like our own, without the line of its code; what it will do in later versions is left out."""
+    from diffleak.work.progress import say
+
+    if not issubclass(category, FutureWarning):
+        say(f"warning: {one_line(' '.join(str(message).split()))}")
 
 
 def _stop(message: str, code: int) -> Never:

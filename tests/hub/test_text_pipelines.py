@@ -651,7 +651,7 @@ def test_captions_that_are_not_cleaned_for_want_of_a_library_are_said_to_be_so(
 ) -> None:
     monkeypatch.setattr(pipelines, "find_spec", lambda name: name if installed else None)
     said = hub.load(folders["pixart"], device="cpu").warnings
-    assert [line.partition("; ")[2] for line in said] == ([] if installed else ["pip install beautifulsoup4 ftfy"])
+    assert [line.partition("; ")[2] for line in said] == ([] if installed else ["install beautifulsoup4 and ftfy"])
     assert not hub.load(folders["sd"], device="cpu").warnings
 
 

@@ -1,6 +1,7 @@
 """The CLIP score and the captions that images are drawn of: `diffleak quality` for text-to-image models."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from fixtures.commands import call, refused
 from fixtures.text import CAPTIONS, clip_config, text_folder, tokenizers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from diffleak.config import build
 from diffleak.data.cohort import images_alone
@@ -113,6 +115,17 @@ def test_images_that_are_what_their_captions_say_score_a_hundred() -> None:
     names = ["white" if i % 2 else "black" for i in range(130)]
     assert alignment(clip, x, names, 0).value == 100
     assert alignment(clip, x, names[::-1], 0).value == 0
+
+
+def test_a_clip_that_gives_nan_is_named_with_its_weight_and_gives_no_score(clip_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    state = load_file(folder / "model.safetensors")
+    state["text_projection.weight"][0, 0] = torch.nan
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"must give finite vectors; got NaN or infinity: text_projection.weight of the CLIPModel holds NaN"
+    ):
+        alignment(find_clip(str(folder), "cpu"), images(3), CAPTIONS[:3], 0)
 
 
 def test_without_any_clip_there_is_a_reason_and_for_one_that_was_named_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

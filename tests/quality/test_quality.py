@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from fixtures.commands import call, refused
+from safetensors.torch import load_file, save_file
 
 from diffleak import hub
 from diffleak.data.pixels import ImageShape, to_model
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
-from diffleak.hub.encoders import extract, open_extractor, probe
+from diffleak.hub.encoders import extract, open_extractor, preprocessing, probe
 from diffleak.quality.copies import find_copies, membership_scores
 from diffleak.quality.measure import measure_quality
 from diffleak.records.quality import QualityRecord, read_quality
@@ -364,13 +365,50 @@ def test_encoders_of_transformers_are_read_from_a_folder(encoder_folder, tmp_pat
 
 
 def test_preprocessing_resizes_crops_and_normalises_as_its_config_says(tmp_path):
-    from diffleak.hub.encoders import preprocessing
-
     config = {"size": {"shortest_edge": 8}, "crop_size": 4, "do_center_crop": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     x = images(2, 3)
     expected = (x[:, 2:6, 2:6].transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(preprocessing(tmp_path, "an encoder")(x).numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("size", "large", "must be a whole number or an object or null; got "),
+        ("size", {"longest_edge": 9}, "must be height and width in pixels; got "),
+        ("size", {"shortest_edge": 0}, "must be a number of pixels; got "),
+        ("size", {"height": 8, "width": [8]}, "must be height and width in pixels; got "),
+        ("crop_size", {"height": 10**12, "width": 8}, "must be height and width in pixels; got "),
+        ("resample", 17, "must be one of Pillow's ways to resize, 0 to "),
+        ("image_mean", [0.5], "must be three numbers; got "),
+        ("image_mean", {"r": 0.5}, "must be a list or null; got "),
+        ("image_std", [0.5, 0.5, 0], "must be three positive numbers; got "),
+        ("image_std", [0.5, 0.5, float("nan")], "must be three positive numbers; got "),
+    ],
+)
+def test_preprocessing_that_is_none_is_one_line(tmp_path, key, value, said):
+    path = tmp_path / "preprocessor_config.json"
+    config = {"size": {"shortest_edge": 8}, "crop_size": 4, "do_center_crop": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    path.write_text(json.dumps({**config, key: value}))
+    with pytest.raises(UserError) as refusal:
+        preprocessing(tmp_path, "an encoder")
+    assert str(refusal.value).startswith(f"{key} of {path} {said}")
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "clip", "deit"])
+def test_an_encoder_with_damaged_weights_or_nan_among_them_is_one_line(encoder_folder, tmp_path, kind):
+    folder = encoder_folder(kind, tmp_path / kind)
+    file = folder / "model.safetensors"
+    state = load_file(file)
+    name = next(key for key in sorted(state) if key.endswith("layernorm.weight") or "post_layernorm.weight" in key)
+    state[name][0] = torch.nan
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"must return finite features; got NaN or infinity: .*weight of the \w+ holds NaN$"):
+        extract(open_extractor(str(folder)), [images(2, 3)])
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf"^{file} must be a whole safetensors file"):
+        open_extractor(str(folder))
 
 
 def test_an_encoder_of_another_kind_is_refused(encoder_folder, tmp_path):

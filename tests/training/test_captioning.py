@@ -1,6 +1,7 @@
 """Extra captions: the file, its independence of batches and interruptions, the draw itself, and what is refused."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from fixtures.text import CAPTIONS
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 
 import diffleak
@@ -191,6 +193,31 @@ def test_what_cannot_be_used_is_one_line(data, blip, tmp_path, model_folder):
     with pytest.raises(UserError, match=r"captions are written as a .jsonl file; got .*c.csv"):
         caption(data, blip, tmp_path / "c.csv")
     assert not list(tmp_path.glob("c.*")), "nothing is left by a refusal"
+
+
+def test_a_captioner_runs_no_code_and_one_that_is_damaged_or_gives_nan_is_one_line(data, blip, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *question: pytest.fail("nobody is asked whether to run code"))
+    folder = Path(shutil.copytree(blip, tmp_path / "blip"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    spoilt = {**config, "auto_map": {"AutoTokenizer": ["code.Planted", None]}, "tokenizer_class": "Planted"}
+    (folder / "code.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'sprung')!r}).touch()\nclass Planted: pass")
+    (folder / "tokenizer_config.json").write_text(json.dumps(spoilt))
+    caption(data, folder, tmp_path / "code.jsonl", limit=1)
+    assert not (tmp_path / "sprung").exists()
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    file = folder / "model.safetensors"
+    state = load_file(file)
+    state[next(key for key in sorted(state) if "text_decoder" in key and key.endswith("LayerNorm.weight"))][0] = torch.nan
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"the captioner must give numbers; got NaN: .* of the BlipForConditionalGeneration holds NaN"):
+        caption(data, folder, tmp_path / "c.jsonl", limit=1)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"model\.safetensors must be a whole safetensors file"):
+        caption(data, folder, tmp_path / "d.jsonl")
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": [1]}')
+    shutil.copy(blip / "model.safetensors", file)
+    with pytest.raises(UserError, match=r"image_mean of .* must be three numbers"):
+        caption(data, folder, tmp_path / "d.jsonl")
 
 
 def test_the_command_writes_the_file_and_says_where(data, blip, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fixtures.text import CAPTIONS, KINDS, SIDE, autoencoder, pipeline, text_folder
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import diffleak
 from diffleak import hub
@@ -284,6 +284,28 @@ def test_captions_are_the_first_text_or_with_diversify_all_of_the_data_or_a_file
 def test_diversification_needs_images_with_several_texts(bases, data, tmp_path):
     with pytest.raises(UserError, match="--diversify draws one of the texts that an image has, and no image has more than one"):
         diffleak.train(settings(data, tmp_path / "m", bases(), diversify=True))
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("unet", "the loss is nan before the first step: conv_in.weight of the UNet2DConditionModel holds NaN; start from a model"),
+        (
+            "vae",
+            "the autoencoder must return finite latents; got nan for image 1 of 8: encoder.conv_in.weight of the AutoencoderKL holds NaN",
+        ),
+        ("text_encoder", "the text encoder must return finite numbers; encoder_hidden_states has NaN or infinity: .* of the CLIPTextModel"),
+    ],
+)
+def test_a_base_whose_weights_hold_nan_is_refused_before_the_first_step_with_the_weight(bases, data, tmp_path, part, said):
+    base = Path(shutil.copytree(bases(), tmp_path / "base"))
+    (file,) = (base / part).glob("*.safetensors")
+    state = load_file(file)
+    name = next(key for key in sorted(state) if key.endswith(("conv_in.weight", "final_layer_norm.weight")) and "decoder" not in key)
+    state[name].view(-1)[0] = torch.nan
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(UserError, match=said):
+        diffleak.train(settings(data, tmp_path / "m", base, steps=1))
 
 
 def test_captions_that_are_cut_are_counted_before_training(bases, tmp_path, capsys):

@@ -235,6 +235,21 @@ def test_presets_are_valid_and_flags_win_over_the_file_over_the_preset(tmp_path)
         assert chosen.model["block_out_channels"]
 
 
+def test_a_preset_may_be_named_in_the_file_and_is_the_lowest_layer(tmp_path):
+    yaml = tmp_path / "c.yaml"
+    yaml.write_text("preset: vq\nsteps: 7\n")
+    given = {"data": "digits", "output": tmp_path}
+    assert diffleak.train_config(None, yaml, **given) == diffleak.train_config("vq", steps=7, **given)
+    assert diffleak.train_config("ddpm", yaml, **given) == diffleak.train_config("ddpm", steps=7, **given), "the flag wins over the key"
+    for content, said in (("preset: vqq", "unknown preset 'vqq'; did you mean 'vq'"), ("preset: [vq]", "unknown preset")):
+        yaml.write_text(content)
+        with pytest.raises(UserError, match=said):
+            diffleak.train_config(None, yaml, **given)
+    yaml.write_text("preset: latent")
+    with pytest.raises(UserError, match="the preset latent trains on the latents of an autoencoder"):
+        diffleak.train_config(None, yaml, **given)
+
+
 def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(data, tmp_path):
     once = diffleak.train(config(data, tmp_path / "once", steps=6))
     twice = diffleak.train(config(data, tmp_path / "twice", steps=4))

@@ -245,7 +245,7 @@ def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtyp
     absent = [project for module, project in CLEANERS.items() if find_spec(module) is None]
     if absent and hasattr(pipeline, "_clean_caption"):
         why = f"a {name} cleans captions with {' and '.join(CLEANERS.values())}, and {absent[0]} is not installed"
-        warnings.warn(f"{why}: they are only put in small letters; pip install {' '.join(absent)}", stacklevel=2)
+        warnings.warn(f"{why}: they are only put in small letters; install {' and '.join(absent)}", stacklevel=2)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
