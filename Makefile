@@ -1,10 +1,13 @@
 # make demo   train on scikit-learn's digits, audit, report (sets up .venv first)
 # make test   the whole suite     make bench   speed ratios     make lint   ruff and mypy
+# make fuzz   damages every kind of file N times (10000) from SEED (0); KIND=... NUMBER=... SEED=... tries one input again
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
+N ?= 10000
+SEED ?= 0
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench fuzz lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -19,6 +22,9 @@ test: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/bench.py $(PARTS)
+
+fuzz: .venv/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz --inputs $(N) --seed $(SEED) $(if $(KIND),--kind '$(KIND)' --number $(NUMBER))
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Images from every kind of source, what is refused and how, and who is on which side."""
 
 import json
+import os
 import re
 import struct
 import zlib
@@ -710,3 +711,9 @@ def test_dead_links_are_reported_and_companions_of_macos_are_not_images(tmp_path
     assert "gone.png" in source.ids
     with pytest.raises(UnreadableImage, match=r"gone.png cannot be decoded"):
         source.read(source.ids.index("gone.png"))
+
+
+def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UnreadableImage, match=r"a.png cannot be decoded \(it is a pipe\)"):
+        decode(tmp_path / "a.png", str(tmp_path / "a.png"))

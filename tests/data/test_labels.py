@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -269,6 +270,17 @@ def test_two_metadata_files_in_one_folder_are_refused(tmp_path):
     metadata(path / "metadata.csv", [{"file_name": name, "label": 1} for name in NAMES])
     with pytest.raises(UserError, match=r"must have one metadata file; it has metadata.jsonl and metadata.csv"):
         numbered(path)
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "metadata.parquet"])
+def test_what_lies_in_the_place_of_a_metadata_file_is_not_passed_over(tmp_path, name):
+    file = folder(tmp_path / "data") / name
+    file.symlink_to(tmp_path / "gone")
+    for reason in ("No such file or directory", "it is a folder", "it is a pipe"):
+        with pytest.raises(UserError, match=rf"{name} must hold .* \({reason}\)"):
+            open_source(tmp_path / "data").labels()
+        file.unlink() if reason[0] == "N" else file.rmdir() if "folder" in reason else file.unlink()
+        os.mkfifo(file) if "folder" in reason else file.mkdir()
 
 
 def test_labels_in_metadata_win_over_folders_whatever_their_order(tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from inspect import signature
@@ -444,6 +445,14 @@ def test_a_network_of_captions_without_a_pipeline_that_embeds_them_is_refused(mo
 def test_classes_that_are_no_numbers_are_refused(model_folder: Folders, kind: str) -> None:
     folder = model_folder(class_embed_type=kind)
     assert refusal(folder) == f"class_embed_type must be null (labels by number); {folder / 'unet'} says '{kind}'"
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors", "another.json"])
+def test_a_pipe_in_a_part_of_a_model_is_not_waited_for(model_folder: Folders, name: str) -> None:
+    folder = model_folder()
+    (folder / "unet" / name).unlink(missing_ok=True)
+    os.mkfifo(folder / "unet" / name)
+    assert refusal(folder) == f"{folder / 'unet'} must hold files alone; {name} is a pipe: fetch the model again"
 
 
 def test_a_pickle_checkpoint_is_refused_with_the_reason_and_a_way_out(

@@ -128,6 +128,14 @@ def test_a_clip_that_gives_nan_is_named_with_its_weight_and_gives_no_score(clip_
         alignment(find_clip(str(folder), "cpu"), images(3), CAPTIONS[:3], 0)
 
 
+def test_a_clip_whose_preprocessing_does_not_fit_its_towers_is_one_line(clip_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "size": 40, "do_center_crop": False}))
+    with pytest.raises(UserError, match=r"the CLIP .* must take images of shape .* and their captions; it fails: .* doesn't match model"):
+        cosines(open_clip(str(folder), "cpu"), images(3), CAPTIONS[:3])
+
+
 def test_without_any_clip_there_is_a_reason_and_for_one_that_was_named_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("diffleak.quality.alignment.HUB", {"clip": "nobody/nothing"})

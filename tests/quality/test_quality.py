@@ -411,6 +411,14 @@ def test_an_encoder_with_damaged_weights_or_nan_among_them_is_one_line(encoder_f
         open_extractor(str(folder))
 
 
+def test_an_encoder_whose_config_transformers_refuses_is_one_line(encoder_folder, tmp_path):
+    folder = encoder_folder("dinov2", tmp_path / "dinov2")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": False}))
+    with pytest.raises(UserError, match=r"cannot be used as dinov2 \(.*num_attention_heads"):
+        open_extractor(str(folder))
+
+
 def test_an_encoder_of_another_kind_is_refused(encoder_folder, tmp_path):
     folder = encoder_folder("dinov2", tmp_path / "dinov2")
     with pytest.raises(UserError, match=r"must hold a clip model; its weights lack|cannot be used as clip"):

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from fixtures.reports import audit_of
 
 from diffleak.errors import UserError
-from diffleak.records.run_folder import read_samples, write_samples
+from diffleak.records.run_folder import read_audit, read_plan, read_samples, write_samples
 from diffleak.records.scores import ChunkMeta, Samples, read_chunk, write_chunk
 
 SAMPLES = Samples(("a", "b", "c"), np.array([True, False, True]), np.array([True, True, False]), {"sima": np.array([1.0, 2.5, -3.0])})
@@ -48,3 +49,26 @@ def test_a_folder_whose_name_looks_like_a_uri_is_a_folder(tmp_path, monkeypatch)
     statistic = np.arange(4.0).reshape(1, 2, 2)
     write_chunk(file, ("a", "b"), ("sima",), (10, 20), statistic, ChunkMeta("plan", 4, {}), 0.5)
     assert np.array_equal(read_chunk(file, "plan", ("a", "b"), ("sima",), (10, 20))[0], statistic)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ('"value":0.507', '"value":NaN', "cannot be read (it holds NaN or infinity, for which a record has null)"),
+        ('"value":0.507', '"value":1e999', "cannot be read (it holds NaN or infinity, for which a record has null)"),
+        ('"value":0.507', '"value":0.5,"value":0.507', "cannot be read (the key 'value' is there twice)"),
+        ('"attacks":[{"attack":', '"attacks":[{"name":', "each attack must have its label, a text, as `attack`"),
+        ('"attacks":[{"attack":"sima"', '"attacks":[{"attack":["sima"]', "each attack must have its label, a text, as `attack`"),
+    ],
+)
+def test_a_record_holds_finite_numbers_each_key_once_and_attacks_with_labels(tmp_path, before, after, said):
+    record, _ = audit_of({"sima": 1.0}, 20, warnings=())
+    files = {"audit.json": (record.model_dump_json(), read_audit), "plan.json": (record.plan.model_dump_json(), read_plan)}
+    for name, (text, read) in files.items():
+        (tmp_path / name).write_text(text)
+        assert read(tmp_path) in (record, record.plan)
+        if before in text:
+            (tmp_path / name).write_text(text.replace(before, after, 1))
+            with pytest.raises(UserError) as error:
+                read(tmp_path)
+            assert said in str(error.value)

@@ -117,3 +117,25 @@ def test_a_flipped_number_among_the_scores_of_another_run_is_refused_and_files_o
         read_columns(tmp_path, "sima", {"a": 0, "b": 1})
     pq.write_table(table.replace_schema_metadata({FORMER_NAME.encode(): b"{}"}), path)
     np.testing.assert_array_equal(read_columns(tmp_path, "sima", {"a": 0, "b": 1})[1], statistic[0][:, [0, 2, 1]])
+
+
+@pytest.mark.parametrize("column", range(4))
+def test_a_table_of_other_columns_among_the_scores_of_another_run_is_refused(tmp_path, column):
+    written(tmp_path, 0, ("a", "b"))
+    path, _ = written(tmp_path, 1, ("c",))
+    table = pq.read_table(path)
+    for other in (
+        table.remove_column(column),
+        table.set_column(column, table.column_names[column], pa.array(["x"] * len(table)).cast("binary")),
+    ):
+        pq.write_table(other, path)
+        with pytest.raises(UserError, match=r"chunk-00001-00-sima.parquet cannot be read \(its columns are not those of scores\)"):
+            read_columns(tmp_path, "sima", {"a": 0, "b": 1, "c": 2})
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "-1", "1e999", "", "x"])
+def test_seconds_that_no_work_takes_count_as_none(tmp_path, text):
+    path, _ = written(tmp_path, 0, ("a", "b"))
+    (file,) = (tmp_path / "seconds").iterdir()
+    file.write_text(text)
+    assert read_seconds(path) == 0.0

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from diffleak.errors import UserError
 from diffleak.work import reading
-from diffleak.work.files import check_seal, seal
+from diffleak.work.files import check_seal, hash_file, hash_files, seal
 from diffleak.work.reading import (
     Unreadable,
     load_json,
@@ -25,7 +26,7 @@ from diffleak.work.reading import (
     parsing,
 )
 
-READERS = (load_text, load_json, load_lines, load_rows, load_table, load_yaml, load_parquet, load_npy, check_seal)
+READERS = (load_text, load_json, load_lines, load_rows, load_table, load_yaml, load_parquet, load_npy, check_seal, hash_file)
 each_reader = pytest.mark.parametrize("load", READERS, ids=lambda load: load.__name__)
 
 
@@ -165,3 +166,19 @@ def test_objects_in_an_array_are_not_unpickled(tmp_path):
 def test_an_interrupt_is_no_damage():
     with pytest.raises(KeyboardInterrupt), parsing():
         raise KeyboardInterrupt
+
+
+def test_a_parquet_file_has_each_column_once(tmp_path):
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "a.parquet")
+    with pytest.raises(Unreadable, match=r"^the column 'a' is there twice$"):
+        load_parquet(tmp_path / "a.parquet", ["a"])
+
+
+def test_a_hash_of_several_files_is_of_files_alone_and_takes_any_name(tmp_path):
+    names = [tmp_path / "a", Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))]
+    for name in names:
+        name.write_bytes(b"1")
+    assert hash_files(names) != hash_files(names[::-1])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe cannot be read \(it is a pipe\)"):
+        hash_files([*names, tmp_path / "pipe"])

@@ -4,8 +4,9 @@ import io
 import struct
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -13,6 +14,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from diffleak.errors import UserError
 from diffleak.records.images import AS_TRAINERS, PLAIN, Decoding, Notes
+from diffleak.work.reading import opened
 
 MAX_PIXELS = 64 * 2**20  # an 8192 x 8192 image; beyond it a small file may be a decompression bomb
 SKIP_HINT = ", or leave it out with --skip-unreadable"
@@ -27,9 +29,6 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a),
 }  # from the stored image to the upright one, by its orientation
-
-# what Pillow's readers raise for damaged files, kind by kind
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, IndexError, KeyError, TypeError, AttributeError, struct.error)
 
 Pixels = UInt8[np.ndarray, "h w c"]
 
@@ -56,7 +55,7 @@ def decode(content: bytes | Path, name: str, decoding: Decoding = AS_TRAINERS) -
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+            with _stream(content) as stream, Image.open(stream) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UnreadableImage(
                         f"{name}: {image.width} x {image.height} pixels is above the limit of {MAX_PIXELS:,} "
@@ -67,9 +66,15 @@ def decode(content: bytes | Path, name: str, decoding: Decoding = AS_TRAINERS) -
         raise UnreadableImage(f"{name}: {error}; shrink it{SKIP_HINT}") from None
     except UnidentifiedImageError:
         raise UnreadableImage(f"{name} is no image; remove it{SKIP_HINT}") from None
-    except DAMAGED as error:
-        reason = str(error).split("\n")[0]
+    except UserError:
+        raise
+    except Exception as error:  # each of Pillow's readers raises its own kinds, and damaged bytes bring out the rarest
+        reason = str(error).split("\n")[0] or type(error).__name__
         raise UnreadableImage(f"{name} cannot be decoded ({reason}); replace it{SKIP_HINT}") from None
+
+
+def _stream(content: bytes | Path) -> AbstractContextManager[BinaryIO]:
+    return nullcontext(io.BytesIO(content)) if isinstance(content, bytes) else opened(content, None)
 
 
 def of_array(pixels: Pixels, decoding: Decoding) -> Decoded:

@@ -5,6 +5,7 @@ spelled in another way (`diffleak.data.names`). Of several files above an image 
 """
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from posixpath import join, normpath
@@ -90,7 +91,7 @@ def _folders(ids: Sequence[str]) -> set[str]:
 
 
 def _file(folder: Path) -> Path | None:
-    found = [path for kind in FORMS if (path := folder / f"metadata{kind}").is_file()]
+    found = [path for kind in FORMS if os.path.lexists(path := folder / f"metadata{kind}")]
     if len(found) > 1:
         raise UserError(
             f"{folder} must have one metadata file; it has {' and '.join(path.name for path in found)}: keep the one that counts"

@@ -25,7 +25,7 @@ from diffleak.hub.configs import read_json
 from diffleak.hub.effect import PEFT_PREFIX, TEXT_ENCODERS
 from diffleak.hub.folders import LONGEST_PATH, PICKLES, downloaded, pickle_message
 from diffleak.work.files import hash_files
-from diffleak.work.reading import load_json
+from diffleak.work.reading import Unreadable, load_json, opened, parsing
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 CONFIG = "adapter_config.json"  # of peft
@@ -206,9 +206,10 @@ def _read(file: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        raw = load_file(file)
-    except Exception as error:  # safetensors has an exception of its own
-        raise UserError(f"the LoRA {file} cannot be read: {first_lines(error)}") from None
+        with opened(file, None), parsing():
+            raw = load_file(file)
+    except Unreadable as error:
+        raise UserError(f"the LoRA {file} cannot be read: {error}") from None
     if not raw:
         raise UserError(f"the LoRA {file} holds no weights")
     broken = next((key for key, value in raw.items() if value.is_floating_point() and not bool(value.isfinite().all())), None)

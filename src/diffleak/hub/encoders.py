@@ -30,7 +30,7 @@ from torch import Tensor
 
 from diffleak.data.pixels import ImageShape, to_model
 from diffleak.diffusion.finite import broken_weight
-from diffleak.errors import UserError, pip_install, shown, unknown
+from diffleak.errors import UserError, first_lines, pip_install, shown, unknown
 from diffleak.hub import folder_of, heard
 from diffleak.hub.configs import are_numbers, read_json
 from diffleak.hub.folders import LONGEST_PATH, check_weights, from_transformers
@@ -266,8 +266,8 @@ def _transformer(kind: str, model: str, device: str) -> Extractor:
     try:
         with heard() as said:
             network, info = from_transformers(getattr(transformers, TRANSFORMERS[kind]), folder, **unused)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{model} cannot be used as {kind} ({(str(error).splitlines() or [type(error).__name__])[0][:200]})") from None
+    except Exception as error:  # transformers, safetensors and torch each raise their own; all mean an unusable folder
+        raise UserError(f"{model} cannot be used as {kind} ({first_lines(error)[:200] or type(error).__name__})") from None
     if info["missing_keys"]:
         raise UserError(f"{model} must hold a {kind} model; its weights lack {sorted(info['missing_keys'])[0]}")
     network = network.to(device).eval()

@@ -16,7 +16,7 @@ import torch
 from diffleak.errors import UserError, first_lines, shown
 from diffleak.hub.configs import check_settings, read_json
 from diffleak.work.files import hash_files
-from diffleak.work.reading import Unreadable, parsing
+from diffleak.work.reading import Unreadable, found_at, parsing
 
 NETWORKS = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),
@@ -103,11 +103,19 @@ def pickle_message(path: Path) -> str:
     )
 
 
+def check_files(folder: Path) -> None:
+    """Raises `UserError` for a pipe, a device or a socket in a folder whose files libraries open by name: that could take for ever."""
+    odd = next((path for path in sorted(folder.iterdir()) if path.exists() and not (path.is_file() or path.is_dir())), None)
+    if odd:
+        raise UserError(f"{folder} must hold files alone; {odd.name} is {found_at(odd)}: fetch the model again")
+
+
 def check_weights(folder: Path) -> None:
-    """Raises `UserError` for a folder without safetensors, above all for one with pickles instead, and for safetensors that are damaged.
+    """Raises `UserError` for a folder without safetensors, above all for one with pickles instead, for damaged safetensors and for pipes.
 
     Also for a config.json of more layers than there are weights, which a library would make without end before it sees that.
     """
+    check_files(folder)
     files = sorted(folder.glob("*.safetensors"))
     weights = sum(map(count_weights, files))
     if files:

@@ -22,7 +22,7 @@ from torch import Tensor
 from diffleak.diffusion.conditions import Prompts
 from diffleak.errors import UserError, first_lines, pip_install, shown
 from diffleak.hub.configs import load_object, read_json
-from diffleak.hub.folders import INDEX, TEXT_PARTS, check_weights, diffusers_library, from_transformers, transformers_library
+from diffleak.hub.folders import INDEX, TEXT_PARTS, check_files, check_weights, diffusers_library, from_transformers, transformers_library
 from diffleak.work.files import write_text
 from diffleak.work.memory import out_of_memory
 
@@ -283,6 +283,7 @@ def _class(name: str, base: str, folder: Path) -> Any:
 
 def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
     """A tokenizer, with the limit of its encoder where it gives none of its own that can be used."""
+    check_files(folder)
     if not any(all(any(folder.glob(file)) for file in files) for files in VOCABULARIES):
         raise UserError(f"{folder} must hold a vocabulary: tokenizer.json, a .model file, or vocab.json with merges.txt; found none")
     kind = _class(name, "PreTrainedTokenizerBase", folder)

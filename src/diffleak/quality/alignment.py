@@ -16,13 +16,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from diffleak.diffusion.finite import advice
-from diffleak.errors import UserError, pip_install
+from diffleak.errors import UserError, first_lines, pip_install
 from diffleak.hub import heard
 from diffleak.hub.encoders import BATCH, HUB, encoder_folder, preprocessing
 from diffleak.hub.folders import check_weights, from_transformers
 from diffleak.records.base import Estimate
 from diffleak.stats.images import clip_score
 from diffleak.work.files import hash_files
+from diffleak.work.memory import out_of_memory
 from diffleak.work.progress import progress
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
@@ -101,7 +102,13 @@ def cosines(clip: Clip, images: UInt8[np.ndarray, "n h w c"], texts: Sequence[st
     with torch.inference_mode(), progress("CLIP score", len(images), "images") as advance:
         for start in range(0, len(images), BATCH):
             rows = slice(start, start + BATCH)
-            pair = torch.cosine_similarity(clip.image(images[rows]).double(), clip.text(texts[rows]).double())
+            try:
+                pair = torch.cosine_similarity(clip.image(images[rows]).double(), clip.text(texts[rows]).double())
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of towers, preprocessing and tokenizer that do not fit
+                if out_of_memory(error):
+                    raise
+                said = f"the CLIP {clip.name} must take images of shape {images.shape[1:]} and their captions; it fails"
+                raise UserError(f"{said}: {first_lines(error)[:200]}; fetch its files again, or give another with --clip") from None
             if not bool(pair.isfinite().all()):
                 raise UserError(f"the CLIP {clip.name} must give finite vectors; got NaN or infinity: {advice(clip.network)}")
             found.append(pair.cpu().numpy())

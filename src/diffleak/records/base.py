@@ -1,12 +1,13 @@
 """What every record is made of: the schema version, the base class and the estimate with its interval. No torch."""
 
+from math import isfinite
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from diffleak.errors import UserError
-from diffleak.work.reading import Unreadable, load_text
+from diffleak.work.reading import Unreadable, load_json, parsing
 
 SCHEMA_VERSION: Literal[2] = 2  # 1: rates at a false-positive rate that allowed one false alarm less than they may
 FORMER_NAME = "leakscope"  # of this package: a key in files of version 0.1, which are still read
@@ -44,10 +45,21 @@ def read_json(path: Path, kind: type[R], what: str = "", must: str = "") -> R:
     what: words before the path in the first message. must: what the file must be, in the second one.
     """
     try:
-        return kind.model_validate_json(load_text(path))
+        content = load_json(path)
+        with parsing():
+            if not _finite(content):
+                raise Unreadable("it holds NaN or infinity, for which a record has null")
+        return kind.model_validate(content)
     except Unreadable as error:
         raise UserError(f"{what}{path} cannot be read ({error})") from None
     except ValueError as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         must = must or f"cannot be read as schema version {kind.model_fields['schema_version'].default}"
         raise UserError(f"{path} {must} ({reason})") from None
+
+
+def _finite(value: Any) -> bool:
+    """Whether every number in nested lists and objects is finite."""
+    if isinstance(value, dict | list):
+        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or isfinite(value)

@@ -1,9 +1,17 @@
 """What an audit is made with: the plan that a run folder belongs to, the division, the environment and the costs. No torch."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
 
 from diffleak.records.base import SCHEMA_VERSION, Record, Version
 from diffleak.records.images import Alpha, Exif
+
+
+def _with_label(attack: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(attack.get("attack"), str):
+        raise ValueError("each attack must have its label, a text, as `attack`")
+    return attack
 
 
 class Environment(Record):
@@ -88,7 +96,7 @@ class Plan(Record):
     """Height x width in pixels, and grey, RGB or RGBA."""
     resize: bool
     """True where images were resized and cropped to `image_shape`."""
-    attacks: tuple[dict[str, Any], ...]
+    attacks: tuple[Annotated[dict[str, Any], AfterValidator(_with_label)], ...]
     """Label, parameters and timesteps (in [0, T)) of each attack."""
     calibration: bool
     """False where there is no calibrate part."""

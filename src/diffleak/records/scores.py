@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -160,11 +161,12 @@ def read_chunk(
 
 
 def read_seconds(path: Path) -> float:
-    """The seconds that a file of scores took; 0 where nothing says so."""
+    """The seconds that a file of scores took; 0 where nothing says so, or no such thing."""
     try:
-        return float(load_text(_seconds_file(path)))
+        seconds = float(load_text(_seconds_file(path)))
     except ValueError:
         return 0.0
+    return seconds if 0 <= seconds < inf else 0.0
 
 
 def _seconds_file(path: Path) -> Path:
@@ -184,6 +186,8 @@ def read_columns(folder: Path, label: str, rows: Mapping[str, int]) -> tuple[tup
         try:
             table = load_parquet(file)
             with parsing():
+                if not table.schema.equals(_schema()):
+                    raise Unreadable("its columns are not those of scores")
                 _check_digest(table)
                 tables.append(table.filter(pc.equal(table.column("attack"), label)).replace_schema_metadata(None))
         except Unreadable as error:
@@ -219,7 +223,6 @@ def _table(
 ) -> "pa.Table":
     import pyarrow as pa
 
-    schema = pa.schema([("id", pa.string()), ("attack", pa.string()), ("timestep", pa.int32()), ("statistic", pa.float64())])
     m, n, k = statistic.shape
     columns = [
         np.tile(np.repeat(np.array(ids, dtype=object), k), m),
@@ -228,4 +231,10 @@ def _table(
         statistic.ravel(),
     ]
     said = asdict(replace(meta, sha256=_digest(asdict(meta), statistic)))
-    return pa.table([pa.array(c) for c in columns], schema=schema.with_metadata({META: json.dumps(said)}))
+    return pa.table([pa.array(c) for c in columns], schema=_schema().with_metadata({META: json.dumps(said)}))
+
+
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema([("id", pa.string()), ("attack", pa.string()), ("timestep", pa.int32()), ("statistic", pa.float64())])

@@ -110,19 +110,22 @@ def check_seal(path: Path) -> None:
 
 
 def hash_file(path: Path) -> str:
-    """The SHA-256 of the content of a file."""
-    with path.open("rb") as stream:
+    """The SHA-256 of the content of a file; raises `Unreadable` for what is none."""
+    with opened(path, None) as stream, parsing():
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def hash_files(files: list[Path]) -> str:
-    """The SHA-256 of the names and contents of files, in their order."""
+    """The SHA-256 of the names and contents of files, in their order; raises `UserError` for one that cannot be read."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(BLOCK):
-                digest.update(block)
+        digest.update(os.fsencode(file.name))
+        try:
+            with opened(file, None) as stream, parsing():
+                while block := stream.read(BLOCK):
+                    digest.update(block)
+        except Unreadable as error:
+            raise UserError(f"{file} cannot be read ({error})") from None
     return digest.hexdigest()
 
 

@@ -12,8 +12,9 @@ import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import yaml
@@ -70,9 +71,14 @@ def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, of which parsers would keep the last of two values in silence."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-        raise Unreadable(f"the key {twice[:40]!r} is there twice")
+        _refuse_twice("key", [key for key, _ in pairs])
     return found
+
+
+def _refuse_twice(what: str, names: Sequence[str]) -> None:
+    """Raises `Unreadable` for names of which one is there twice."""
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise Unreadable(f"the {what} {twice[0][:40]!r} is there twice")
 
 
 def load_rows(path: Path) -> list[list[str]]:
@@ -87,8 +93,7 @@ def load_table(path: Path) -> list[dict[str, str | None]]:
     text = load_text(path)
     with parsing():
         reader = csv.DictReader(io.StringIO(text, newline=""))
-        if twice := [name for name, times in Counter(reader.fieldnames or ()).items() if times > 1]:
-            raise Unreadable(f"the column {twice[0][:40]!r} is there twice")
+        _refuse_twice("column", reader.fieldnames or ())
         rows = []
         for row in reader:
             if None in row:
@@ -112,11 +117,13 @@ def load_yaml(path: Path) -> Any:
 
 @contextmanager
 def opened_parquet(path: Path) -> Iterator["pa.parquet.ParquetFile"]:
-    """A Parquet file, closed at the end; the checksums of its pages are compared where it has any."""
+    """A Parquet file with each column once, closed at the end; the checksums of its pages are compared where it has any."""
     import pyarrow.parquet as pq
 
     with opened(path, None) as file, parsing():
-        yield pq.ParquetFile(file, page_checksum_verification=True)
+        table = pq.ParquetFile(file, page_checksum_verification=True)
+        _refuse_twice("column", table.schema_arrow.names)
+        yield table
 
 
 def load_parquet(path: Path, columns: Sequence[str] | None = None) -> "pa.Table":
@@ -149,7 +156,7 @@ def found_at(path: Path) -> str:
 
 
 @contextmanager
-def opened(path: Path, limit: int | None = LARGEST) -> Iterator[BinaryIO]:
+def opened(path: Path, limit: int | None = LARGEST) -> Iterator[BufferedReader]:
     """A regular file of at most `limit` bytes, open for reading."""
     with parsing():
         status = path.stat()
@@ -189,9 +196,8 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if twice := [key for key, times in keys.items() if times > 1]:
-            raise Unreadable(f"the key {twice[0][:40]!r} is there twice")
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        _refuse_twice("key", keys)
         if "<<" in keys:
             raise Unreadable("the merge key << is not read; write its keys out")
         return super().construct_mapping(node, deep)
