@@ -9,10 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from diffleak.data.complexity import NAMES, complexity
 from diffleak.data.draw import calibrate_size
-from diffleak.data.names import matched
-from diffleak.data.sources import ImageSource, open_source
 from diffleak.errors import UserError, listed, shown, unknown
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.scores import Scores
@@ -92,7 +89,7 @@ def calibrate_file(path: Path, images: str | Path, column: str = "score") -> tup
     heldout = int((split.calibrate & ~member).sum(axis=1).min())
     if heldout < FEWEST:
         raise UserError(f"calibration takes {FEWEST} held-out images in the calibrate part; {path} has {heldout}")
-    measured = _complexities(path, ids, open_source(images))
+    measured = _complexities(path, ids, images)
     if not np.ptp(measured[~member], axis=0).any():
         raise UserError(f"the held-out images of {images} must differ in complexity; all {int((~member).sum())} have the same")
     plain = on_every_split(Scores(column, "large", (0,), tuple(ids), scores[:, None]), member, split)
@@ -100,9 +97,14 @@ def calibrate_file(path: Path, images: str | Path, column: str = "score") -> tup
     return tuple(without_timestep(result) for result in both)  # type: ignore[return-value]
 
 
-def _complexities(path: Path, ids: Sequence[str], source: ImageSource) -> Float64[np.ndarray, "n 7"]:
+def _complexities(path: Path, ids: Sequence[str], images: str | Path) -> Float64[np.ndarray, "n 7"]:
     """The complexity of the image of each id of a score file."""
-    meant, row = matched(path, ids, source.ids, source.paths), {image_id: i for i, image_id in enumerate(source.ids)}
+    from diffleak.data.complexity import NAMES, complexity  # these import what a score file alone does not need
+    from diffleak.data.names import matched
+    from diffleak.data.sources import open_source
+
+    source = open_source(images)
+    meant, row = matched(path, ids, source.ids, [(source.name, "")]), {image_id: i for i, image_id in enumerate(source.ids)}
     lost = [image_id for image_id in ids if image_id not in meant]
     if lost:
         raise UserError(

@@ -15,10 +15,8 @@ part. (The idea: Rao and Moyer 2026, arXiv 2603.13421, divide a statistic by the
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from diffleak.data.complexity import NAMES
-
 PLAIN = "plain"
-FEATURES: dict[str, tuple[int, ...]] = {"png": (0,), "bytes": (0, 1, 2), "full": tuple(range(len(NAMES)))}
+FEATURES = {"png": slice(1), "bytes": slice(3), "full": slice(None)}  # of `data.complexity`
 FEWEST = 30  # held-out images of the calibrate part, below which nothing is fitted
 FOLDS = 5
 RIDGE = 1.0  # on standardised features: nothing for hundreds of images, a restraint for tens
