@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from jaxtyping import Float64
 
 from diffleak import hub
@@ -29,6 +30,7 @@ from diffleak.auditing.results import write_results
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
 from diffleak.config import build, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, cohort
+from diffleak.data.complexity import NAMES
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
@@ -36,7 +38,7 @@ from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.plan import Costs, Plan
 from diffleak.records.run_folder import read_plan
-from diffleak.records.scores import Samples, Scores
+from diffleak.records.scores import Samples, Scores, write_parquet
 from diffleak.report.judgement import with_validity
 from diffleak.report.sections.audit.gates import sentence
 from diffleak.stats import evaluation
@@ -188,6 +190,9 @@ def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = say, time
         return None
     measured, collected = _measured(prepared, folder), scoring.collect(prepared.job, folder)
     audit = _finish_by_key(prepared, collected, measured) if prepared.key else _finish(prepared, collected, measured)
+    if prepared.calibrates and not prepared.key:  # who has an image finds its keyed id by these numbers
+        columns = dict(zip(NAMES, map(pa.array, prepared.scan.complexity.T), strict=True))
+        write_parquet(folder / "complexity.parquet", pa.table({"id": pa.array(prepared.scan.cohort.ids, pa.string()), **columns}))
     clear(folder)
     return audit
 

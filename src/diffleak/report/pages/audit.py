@@ -42,6 +42,9 @@ LATENT_GLOSSARY = (
     ("Distortion", "how strongly the decoder stretches small steps around an image's latent; one number per image."),
     ("Mask", "leaves a share of the latent coordinates out of an attack, such as the 40 % of lowest influence (influence:0.4)."),
 )
+CALIBRATED_GLOSSARY = (
+    ("Calibrated", "an attack's score less what the complexity of the image, its compressed size and its frequencies, predicts of it."),
+)
 REFERENCE_GLOSSARY = (
     ("Reference", "a model without the training that is audited, such as the one that was fine-tuned; it says how hard each image is."),
     ("Excess", "an attack's score of an image less its score of the same image in the reference."),
@@ -132,5 +135,9 @@ def print_result(result: Result, console: Console | None = None) -> None:
 
 
 def _terms(record: AuditRecord) -> tuple[tuple[str, str], ...]:
-    latent, reference = bool(record.geometry or masked(record)), bool(record.plan.reference)
-    return (*GLOSSARY, *(LATENT_GLOSSARY if latent else ()), *(REFERENCE_GLOSSARY if reference else ()))
+    told = {
+        LATENT_GLOSSARY: record.geometry or masked(record),
+        REFERENCE_GLOSSARY: record.plan.reference,
+        CALIBRATED_GLOSSARY: any(result.complexity for result in record.results),
+    }
+    return (*GLOSSARY, *(term for terms, there in told.items() if there for term in terms))
