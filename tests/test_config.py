@@ -58,3 +58,14 @@ def test_a_long_value_of_a_config_is_cut_in_the_message():
         with pytest.raises(UserError) as refusal:
             build(AuditConfig, given)
         assert said in str(refusal.value) and len(str(refusal.value)) <= 400
+
+
+@pytest.mark.parametrize("key", ["seed", "limit", "max_auc", "members", "timesteps", "model", "output", "exif", "batch_size"])
+def test_a_truth_value_is_no_number_text_or_path(key):
+    sides = {"members": "a", "nonmembers": "b"}
+    for value in (True, False):
+        with pytest.raises(
+            UserError, match=f"^{key}: must be no truth value; got {value}: a text that YAML takes for one, as yes, needs quotes"
+        ):
+            build(AuditConfig, {**sides, key: value})
+    assert build(AuditConfig, {**sides, "resize": True, "calibration": True}).resize

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -111,7 +111,10 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
     for key in merged:
         if key not in kind.model_fields:
             raise _unknown_key(kind, key)
-    for value in merged.values():
+    for key, value in merged.items():
+        annotation = kind.model_fields[key].annotation
+        if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):  # pydantic reads true as 1
+            raise UserError(f"{key}: must be no truth value; got {value}: a text that YAML takes for one, as yes, needs quotes")
         for each in value if isinstance(value, list | tuple) else (value,):
             if isinstance(each, str | Path):
                 refuse_other_bytes(str(each))

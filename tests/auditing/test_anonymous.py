@@ -129,6 +129,12 @@ def test_a_key_that_is_missing_damaged_or_another_one_is_one_line(tmp_path, cont
     assert (tmp_path / FILE).exists() == bool(content)
 
 
+def test_a_key_is_read_from_a_file_and_from_nothing_else(tmp_path):
+    os.mkfifo(tmp_path / FILE)
+    with pytest.raises(UserError, match=r"anonymous.key cannot be read \(it is a pipe\); give the file with --anonymous-key FILE"):
+        choose_key(True, None, tmp_path, {})
+
+
 def test_a_folder_holds_file_names_or_keyed_ids_and_never_both(tmp_path):
     with pytest.raises(UserError, match="names images by file name; --anonymous needs a folder of its own"):
         choose_key(True, None, tmp_path, {tmp_path: None})

@@ -17,9 +17,11 @@ from pathlib import Path
 
 from diffleak.errors import UserError
 from diffleak.work.files import write_new
+from diffleak.work.reading import Unreadable, load_text
 
 FILE = "anonymous.key"
 BYTES = 32
+LONGEST = 4096  # bytes of a file that holds a key
 DIGITS = 16  # of an id: among a million images two are the same with a probability of 3e-8, and then they are refused
 
 
@@ -82,9 +84,11 @@ def choose_key(
 def read_key(path: Path) -> Key:
     """The key in a file; raises `UserError` for a file that holds none."""
     try:
-        secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
-    except OSError as error:
-        raise UserError(f"the key {path} cannot be read ({error.strerror}); give the file with --anonymous-key FILE") from None
+        text = load_text(path, LONGEST)
+    except Unreadable as error:
+        raise UserError(f"the key {path} cannot be read ({error}); give the file with --anonymous-key FILE") from None
+    try:
+        secret = bytes.fromhex(text.strip())
     except ValueError:
         secret = b""
     if len(secret) != BYTES:

@@ -229,7 +229,7 @@ def _torchscript(path: Path, device: str) -> Any:
         raise UserError(f"the extractor must be a TorchScript file; there is none at {shown(path, LONGEST_PATH)}")
     try:
         return torch.jit.load(str(path), map_location=device).eval()
-    except (RuntimeError, ValueError, EOFError, OSError) as error:
+    except Exception as error:  # damaged bytes bring out many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} must be a TorchScript file, as torch.jit.save writes it ({reason[:160]})") from None
 
