@@ -148,12 +148,24 @@ def metrics(
     ],
     convention: Annotated[str, Opt(help="member-exact, secmi-grid, pia-strict, swapped-strict or first-ge.")] = "member-exact",
     score: Annotated[str, Opt(help="The column of scores, as for samples.csv of a run.")] = "score",
+    images: Annotated[
+        str | None, Opt(help="DATA with the image of each id: also take out what its complexity explains of a score.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The statistics of a score file; needs no model."""
-    from diffleak.auditing.score_file import backwards, evaluate_file, which_number
+    from diffleak.auditing.score_file import backwards, calibrate_file, evaluate_file, which_number
     from diffleak.work.progress import say
 
+    if images is not None:
+        if convention != "member-exact":
+            raise UserError("--images gives exact statistics; leave out --convention")
+        both = calibrate_file(file, images, score)
+        if as_json:
+            return _print({result.attack: result.model_dump() for result in both}, True, "")
+        from diffleak.report import print_calibrated
+
+        return print_calibrated(*both)
     result = evaluate_file(file, convention, score)
     for said in filter(None, (which_number(file, score, result), backwards(result))):
         say(f"note: {said}")

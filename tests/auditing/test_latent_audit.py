@@ -15,6 +15,7 @@ from diffleak.auditing import run as auditing
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig
 from diffleak.config import build
+from diffleak.data.complexity import complexity
 from diffleak.data.pixels import to_model
 from diffleak.diffusion.noise import Noise
 from diffleak.errors import UserError
@@ -137,7 +138,14 @@ def test_the_paired_difference_is_that_of_the_two_results_where_there_is_one_spl
         np.save(tmp_path / f"{name}.npy", part)
     sides = (tmp_path / "m.npy", tmp_path / "n.npy")
     audit = run(**settings(latent_folder(), sides, tmp_path / "run", attacks="sima", mask="influence", chunk_size=128, batch_size=64))
-    plain, masked = audit.results
+    plain, masked, *calibrated = audit.results
+    assert [r.attack for r in calibrated] == ["sima[calibrated]", "sima[influence:0.4][calibrated]"]
+    assert [(r.base, r.mask, r.plain) for r in calibrated] == [("sima", None, False), ("sima", "influence:0.4", False)]
+    kept = pd.read_parquet(tmp_path / "run" / "complexity.parquet").set_index("id")
+    images = audit.cohort
+    np.testing.assert_allclose(kept.loc[images.ids[7]].to_numpy(), complexity(images.read(7)))
+    for before, after in zip((plain, masked), calibrated, strict=True):
+        assert after.gain.auc.value == pytest.approx(after.auc.value - before.auc.value)
     assert masked.gain.auc.value == pytest.approx(masked.auc.value - plain.auc.value)
     assert masked.gain.asr.value == pytest.approx(masked.asr.value - plain.asr.value)
     rates = [result.tpr(0.01).value for result in (masked, plain)]

@@ -158,6 +158,7 @@ def test_the_excess_finds_members_where_the_difficulty_of_images_hides_them():
         reference=Gaussian(0.0, 0.15, linear_schedule()),
         timesteps="100",
         allow_shift=True,
+        complexity=False,
         threads=1,
     )
     plain, reference, excess = audit.results

@@ -200,17 +200,19 @@ def test_a_swap_audit_settles_the_differences_of_components(tmp_path):
 
 def _as_components(folder, record) -> None:
     """Rewrites a run of two of its columns as one that clid left: two components, high for members."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     result = record["results"][0]
     result |= {"timestep": None, "setting": "w=0.5", "rule": "clid", "direction": "large"}
     (folder / "audit.json").write_text(json.dumps(record))
     path = next((folder / "scores").glob("*.parquet"))
-    frame = pq.read_table(path).to_pandas()
+    table = pq.read_table(path)
+    frame = table.to_pandas()
     columns = sorted(frame.timestep.unique())[:2]
     frame = frame[frame.timestep.isin(columns)]
     frame = frame.assign(timestep=frame.timestep.map({t: i for i, t in enumerate(columns)}).astype(np.int32), statistic=-frame.statistic)
-    frame.to_parquet(path, index=False)
+    pq.write_table(pa.Table.from_pandas(frame, table.schema.remove_metadata(), preserve_index=False), path)
 
 
 def test_pfami_on_a_latent_model_is_that_of_the_encoded_crops(latent_folder, digits, tmp_path):

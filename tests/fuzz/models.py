@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from fixtures.models import LEVELS, TINY
+
 from fuzz.trial import Kind, Read
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)

@@ -4,7 +4,7 @@ import pytest
 
 from diffleak.errors import UserError
 from diffleak.geometry.masks import Mask, distinct, parse_mask
-from diffleak.records.variants import CONTROLS, control_of, masked_label, may_lead, unmasked_label
+from diffleak.records.variants import CALIBRATED, CONTROLS, base_label, control_of, masked_label, may_lead
 
 
 @pytest.mark.parametrize("control", CONTROLS)
@@ -73,8 +73,9 @@ def test_masks_that_several_choices_need_are_computed_once_and_no_mask_never():
 @pytest.mark.parametrize("mask", ["influence:0.4", "random:0.05", "influence:auto"])
 def test_the_attack_can_be_read_back_from_a_masked_label(attack, mask):
     assert masked_label(attack, mask) == f"{attack}[{mask}]"
-    assert unmasked_label(masked_label(attack, mask), mask) == attack
-    assert unmasked_label(attack, None) == attack
+    assert base_label(masked_label(attack, mask), mask) == attack
+    assert base_label(masked_label(masked_label(attack, mask), CALIBRATED), mask, CALIBRATED) == attack
+    assert base_label(attack, None) == attack
 
 
 def test_only_influence_and_no_mask_speak_for_an_audit():

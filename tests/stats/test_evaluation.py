@@ -14,7 +14,6 @@ from diffleak.stats import metrics
 from diffleak.stats.evaluation import (
     REPEATS,
     SMALL_SIDE,
-    Candidate,
     divided,
     evaluate,
     evaluate_masked,
@@ -23,6 +22,7 @@ from diffleak.stats.evaluation import (
     on_every_split,
     over_repeats,
     samples,
+    whole,
 )
 
 
@@ -345,6 +345,7 @@ def test_every_number_of_a_result_is_a_median_over_repeated_splits_unless_its_fi
         "attack",
         "mask",
         "variant",
+        "complexity",
         "access",
         "parameters",
         "setting",
@@ -529,7 +530,7 @@ def test_thresholds_of_finished_scores_of_few_images_are_medians_over_the_divisi
 @pytest.mark.parametrize("n", [40, 300], ids=["repeated", "once"])
 def test_evaluating_sets_every_field_of_a_result_but_those_that_an_audit_says_of_an_attack(n):
     """An audit of a teacher's own half takes what is set from the new result, and the rest from the old one."""
-    said = {"mask", "mask_ratio", "variant", "gain", "access", "parameters", "queries", "queries_at_timestep", "convention"}
+    said = {"mask", "mask_ratio", "variant", "complexity", "gain", "access", "parameters", "queries", "queries_at_timestep", "convention"}
     ids, member = cohort(n, n)
     assert evaluate_scores(shifted(ids, member, [0.5, 1.0]), member, divided(ids, member, 0.2, 0)).model_fields_set ^ said == set(
         Result.model_fields
@@ -540,11 +541,11 @@ def test_the_oracle_of_a_mask_whose_ratio_is_chosen_is_the_best_of_every_ratio_f
     ids, member = cohort(300, 300)
     split = divided(ids, member, 0.2, 0)
     plain = shifted(ids, member, [0.5, 0.5])
-    candidates = [Candidate(r, shifted(ids, member, [0.5, 0.45], seed=s, attack="planted")) for r, s in ((0.2, 38), (0.6, 39), (0.8, 40))]
-    result, _ = evaluate_masked("influence:auto", candidates, plain, on_every_split(plain, member, split), member, split)
+    masked = {r: shifted(ids, member, [0.5, 0.45], seed=s, attack="planted") for r, s in ((0.2, 38), (0.6, 39), (0.8, 40))}
+    result, _ = whole(evaluate_masked("influence:auto", masked, on_every_split(plain, member, split), member, split))
     test, best = ~split.calibrate[0], {"auc": [], "asr": [], "tpr": []}
-    for candidate in candidates:
-        sides = [(column[test & member], column[test & ~member]) for column in candidate.scores.membership.T]
+    for scores in masked.values():
+        sides = [(column[test & member], column[test & ~member]) for column in scores.membership.T]
         best["auc"].append(max(auc_of(np.r_[m, n], np.repeat([1, 0], [len(m), len(n)])) for m, n in sides))
         best["asr"].append(max(metrics.best_accuracy(m, n)[1] for m, n in sides))
         best["tpr"].append(max(metrics.tpr_value(m, n, 0.01) for m, n in sides))
@@ -557,7 +558,7 @@ def test_what_a_mask_adds_is_measured_on_the_test_part():
     ids, member = cohort(300, 300)
     split = divided(ids, member, 0.2, 0)
     plain, masked = (shifted(ids, member, [d], seed=s) for d, s in ((0.4, 1), (0.8, 2)))
-    result, _ = evaluate_masked("influence:0.4", [Candidate(0.4, masked)], plain, on_every_split(plain, member, split), member, split)
+    result, _ = whole(evaluate_masked("influence:0.4", {0.4: masked}, on_every_split(plain, member, split), member, split))
     test = ~split.calibrate[0]
     aucs = [auc_of(scores.membership[test, 0], member[test]) for scores in (masked, plain)]
     assert result.gain.auc.value == pytest.approx(aucs[0] - aucs[1]) and result.auc.value == pytest.approx(aucs[0])

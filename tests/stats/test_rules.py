@@ -106,7 +106,7 @@ def test_a_rule_is_given_the_labels_of_the_calibrate_part_alone(monkeypatch):
 def test_small_sets_are_settled_anew_on_every_division_and_keep_the_weight_chosen_most_often():
     scores, member = planted(n=60)
     split = divided(scores.ids, member, 0.2, 0)
-    each, result = on_every_split(scores, member, split), evaluate_scores(scores, member, split)
+    each, result = [r for r, _ in on_every_split(scores, member, split)], evaluate_scores(scores, member, split)
     assert len(each) == REPEATS
     settings = [r.setting for r in each]
     assert len(set(settings)) > 1 and settings.count(result.setting) == max(map(settings.count, settings))

@@ -54,3 +54,10 @@ def test_a_line_is_said_once_however_many_processes_there_are(monkeypatch, capsy
         monkeypatch.setenv("RANK", rank)
     module.say("hello")
     assert capsys.readouterr() == ("", said)
+
+
+def test_a_line_that_falls_on_the_end_is_not_said_twice(capsys, clock):
+    with module.progress("drawing", 3, "images") as advance:
+        clock[0] += 5
+        advance(3)
+    assert capsys.readouterr().err == "drawing: 3/3 images, 5 s\n"

@@ -34,6 +34,9 @@ class AuditConfig(ModelConfig, DataConfig):
     probes: int = Field(8, ge=1, description="Random probes per image for the influence ({default}).")
     calibration: Annotated[bool, Flag("--no-calibration")] = Field(True, description="Choose settings on a calibrate part.")
     calibrate_fraction: float = Field(0.2, gt=0, lt=1, description="Share of each side that settings are chosen on ({default}).")
+    complexity: Annotated[bool, Flag("--no-complexity")] = Field(
+        True, description="Also report each attack with what the complexity of an image explains taken out."
+    )
     seed: int = Field(0, ge=0, lt=2**32)
     batch_size: Literal["auto"] | int = Field("auto", description="auto, or images per forward.")
     chunk_size: int = Field(128, ge=1, description="Images per score file ({default}).")
@@ -118,7 +121,7 @@ def _refuse_one_side(config: C) -> C:
 class GeometryConfig(AuditConfig):
     """The settings of `diffleak geometry`: those of an audit, but images alone will do, and attacks run under many masks."""
 
-    NO_FLAG = {"guidance_scale", "reference", "calibration", "calibrate_fraction", "max_auc", "max_tpr", "max_excess_auc"}
+    NO_FLAG = {"guidance_scale", "reference", "calibration", "calibrate_fraction", "complexity", "max_auc", "max_tpr", "max_excess_auc"}
     FOLLOW = ["lora_scale data split members nonmembers output", "probes top attacks mask timesteps"]
     HELP = {
         "model": "A latent model: a diffusers folder or a hub id.",
@@ -138,6 +141,7 @@ class GeometryConfig(AuditConfig):
         (*(f"influence:0.{i}" for i in range(1, 10)), "random:0.4", "reverse:0.4", "reverse:0.9"),
         description="Masks that the analyses look at.",
     )
+    complexity: bool = False
     top: int = Field(20, ge=1, description="Singular values in the distortion ({default}).")
 
     @model_validator(mode="before")

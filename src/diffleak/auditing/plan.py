@@ -32,6 +32,7 @@ from diffleak.records.plan import Plan
 from diffleak.records.run_folder import read_plan
 from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import evaluation
+from diffleak.stats.calibration import FEWEST
 from diffleak.stats.rules import RULES, needs_calibration
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import Folder
@@ -71,6 +72,11 @@ class Prepared:
     def images(self) -> tuple[str, ...]:
         """What was done to the images and what was left out, in words; nothing where there is nothing to say."""
         return self.scan.tally.described(self.scan.cohort.decoding, self.scan.shape.channels == 4)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether there are enough held-out images to take out of the scores what the complexity of images explains."""
+        return self.config.complexity and int((self.split.calibrate & ~self.scan.cohort.member).sum(axis=1).min()) >= FEWEST
 
     @property
     def job(self) -> scoring.Job:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from jaxtyping import Float64
 
 from diffleak import hub
@@ -29,6 +30,7 @@ from diffleak.auditing.results import write_results
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
 from diffleak.config import build, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, cohort
+from diffleak.data.complexity import NAMES
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
@@ -36,7 +38,7 @@ from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.plan import Costs, Plan
 from diffleak.records.run_folder import read_plan
-from diffleak.records.scores import Samples, Scores
+from diffleak.records.scores import Samples, Scores, write_parquet
 from diffleak.report.judgement import with_validity
 from diffleak.report.sections.audit.gates import sentence
 from diffleak.stats import evaluation
@@ -188,6 +190,9 @@ def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = say, time
         return None
     measured, collected = _measured(prepared, folder), scoring.collect(prepared.job, folder)
     audit = _finish_by_key(prepared, collected, measured) if prepared.key else _finish(prepared, collected, measured)
+    if prepared.calibrates and not prepared.key:  # who has an image finds its keyed id by these numbers
+        columns = dict(zip(NAMES, map(pa.array, prepared.scan.complexity.T), strict=True))
+        write_parquet(folder / "complexity.parquet", pa.table({"id": pa.array(prepared.scan.cohort.ids, pa.string()), **columns}))
     clear(folder)
     return audit
 
@@ -237,6 +242,7 @@ def _finish_by_key(prepared: Prepared, collected: scoring.Collected, measured: F
             scan,
             cohort=in_order,
             features=scan.features[order],
+            complexity=scan.complexity[order],
             labels=replace(scan.labels, numbers=scan.labels.numbers[order]) if scan.labels else None,
         ),
         inputs=replace(prepared.inputs, cohort=in_order),
@@ -259,7 +265,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     results, chosen = [result for result, _ in pairs], [scores for _, scores in pairs]
     every = tuple(scores for group in collected.scores for scores in group)
     geometry = None if measured is None else analyse(prepared.inputs, measured, results, chosen, cohort.member, split)
-    blind, labels = blind_auc(prepared.scan.features, cohort.member, config.seed), prepared.scan.labels
+    blind, labels = blind_auc(prepared.scan.features, cohort.member, config.seed, prepared.scan.complexity), prepared.scan.labels
     if labels:
         blind = blind.model_copy(update={"labels_p_value": labels_p_value(labels.numbers, cohort.member, config.seed)})
     record = AuditRecord(
@@ -286,17 +292,20 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
 
 
 def _results(prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], parameters: dict[str, Any]) -> Iterator[tuple[Result, Scores]]:
-    """An attack's result and those under each mask or beside the reference, with the scores each came from."""
+    """An attack's result and those of its variants, with the scores each came from."""
     member, split, unmasked = prepared.scan.cohort.member, prepared.split, scores[0]
     base = evaluation.on_every_split(unmasked, member, split)
-    found = [(evaluation.combined(base), unmasked)]
+    found = [base]
     if prepared.reference:
-        found += evaluation.evaluate_reference(scores, base, member, split)
+        found += evaluation.evaluate_reference(scores[1:], base, member, split)
     under = dict(zip(prepared.inputs.masks, scores[1:], strict=False))
     for choice in prepared.masks if under else ():
-        candidates = [evaluation.Candidate(mask.ratio, under.get(mask, unmasked)) for mask in choice.masks]
-        found.append(evaluation.evaluate_masked(choice.label, candidates, unmasked, base, member, split))
-    for result, source in found:
+        ratios = {mask.ratio: under.get(mask, unmasked) for mask in choice.masks}
+        found.append(evaluation.evaluate_masked(choice.label, ratios, base, member, split))
+    for variant in list(found) if prepared.calibrates else ():
+        if variant[0][0].leads:
+            found.append(evaluation.evaluate_calibrated(variant, prepared.scan.complexity, member, split))
+    for result, source in map(evaluation.whole, found):
         models = [model for model in _asked(prepared, result) if model]
         cost = lambda part, models=models: sum(part.queries * scoring.forwards(model, part) for model in models)
         alone = None if result.timestep is None else cost(replace(attack, timesteps=(result.timestep,)))

@@ -1,7 +1,8 @@
 """`diffleak metrics`: a file of id, member, score → the statistics."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +12,11 @@ from jaxtyping import Bool, Float64
 from diffleak.data.draw import calibrate_size
 from diffleak.errors import UserError, listed, shown, unknown
 from diffleak.records.audit import AuditRecord, Result
-from diffleak.stats.evaluation import evaluate
+from diffleak.records.scores import Scores
+from diffleak.stats.calibration import FEWEST
+from diffleak.stats.evaluation import divided, evaluate, evaluate_calibrated, on_every_split, whole, without_timestep
 from diffleak.stats.reasons import reworded
+from diffleak.work.progress import progress
 from diffleak.work.reading import Unreadable, found_at, load_column, load_rows, opened, opened_parquet
 
 COLUMNS = "id,member,score"
@@ -43,12 +47,79 @@ class Table(NamedTuple):
     column: Callable[[str], list[Any]]
 
 
+class Read(NamedTuple):
+    """What a file says of every image, checked; `test` is None without a column `part`."""
+
+    ids: list[str]
+    member: Bool[np.ndarray, " n"]
+    scores: Float64[np.ndarray, " n"]
+    test: Bool[np.ndarray, " n"] | None
+
+
 def evaluate_file(path: Path, convention: str = "member-exact", column: str = "score") -> Result:
     """The statistics of a CSV or Parquet file with the columns id, member (0/1 or true/false) and `column`.
 
     A column `part` (calibrate / test), as in samples.csv, makes every number one of the test part. Raises `UserError` for
     a file that cannot be read, lacks a column, repeats an id, or holds anything but 0/1 members and finite scores.
     """
+    ids, member, scores, test = _checked(path, column)
+    part = None if test is None or test.all() else (test[member], test[~member])
+    names = [[image_id for image_id, of in zip(ids, member, strict=True) if of == side] for side in (True, False)]
+    result = evaluate(scores[member], scores[~member], convention, part, (names[0], names[1]))
+    if part is not None:
+        assert test is not None, "there is a part only where there is a column of it"
+        result = reworded(result, int(member.sum()), int((~member).sum()), _calibrate_fraction(path, member, ~test))
+    else:
+        achieved = reworded(result.achieved_fpr, int(member.sum()), int((~member).sum()), DEFAULT_FRACTION)
+        result = result.model_copy(update={"achieved_fpr": achieved})
+    return result.model_copy(update={"attack": column})
+
+
+def calibrate_file(path: Path, images: str | Path, column: str = "score") -> tuple[Result, Result]:
+    """The statistics of a score file as it is, and with what the complexity of its images explains taken out (`stats.calibration`).
+
+    images: DATA with an image for every id of the file. Both are of the test part: of the column `part`, or of four fifths of the
+    images; in files of fewer than 200 a side they are medians over 25 divisions. Raises `UserError` as `evaluate_file`, for an id
+    without an image, for too few held-out images to calibrate on, and for images of one complexity.
+    """
+    ids, member, scores, test = _checked(path, column)
+    split = divided(tuple(ids), member, DEFAULT_FRACTION, 0)
+    if test is not None and not test.all():
+        split = replace(split, calibrate=~test[None], record=split.record.model_copy(update={"repeats": 1}))
+    heldout = int((split.calibrate & ~member).sum(axis=1).min())
+    if heldout < FEWEST:
+        raise UserError(f"calibration takes {FEWEST} held-out images in the calibrate part; {path} has {heldout}")
+    measured = _complexities(path, ids, images)
+    if not np.ptp(measured[~member], axis=0).any():
+        raise UserError(f"the held-out images of {images} must differ in complexity; all {int((~member).sum())} have the same")
+    plain = on_every_split(Scores(column, "large", (0,), tuple(ids), scores[:, None]), member, split)
+    both = (whole(plain)[0], whole(evaluate_calibrated(plain, measured, member, split))[0])
+    return tuple(without_timestep(result) for result in both)  # type: ignore[return-value]
+
+
+def _complexities(path: Path, ids: Sequence[str], images: str | Path) -> Float64[np.ndarray, "n 7"]:
+    """The complexity of the image of each id of a score file."""
+    from diffleak.data.complexity import NAMES, complexity  # these import what a score file alone does not need
+    from diffleak.data.names import matched
+    from diffleak.data.sources import open_source
+
+    source = open_source(images)
+    meant, row = matched(path, ids, source.ids, [(source.name, "")]), {image_id: i for i, image_id in enumerate(source.ids)}
+    lost = [image_id for image_id in ids if image_id not in meant]
+    if lost:
+        raise UserError(
+            f"every id of {path} must be an image of {source.name}; {len(lost):,} of {len(ids):,} are none (first: {shown(lost[0])}; its "
+            f"images are called {shown(source.ids[0])} and so on)"
+        )
+    found = np.empty((len(ids), len(NAMES)))
+    with progress("complexity", len(ids), "images") as advance:
+        for i, image_id in enumerate(ids):
+            found[i] = complexity(source.read(row[meant[image_id]]))
+            advance()
+    return found
+
+
+def _checked(path: Path, column: str) -> Read:
     table = _read(path)
     twice = [name for name, times in Counter(table.names).items() if times > 1]
     if twice:
@@ -65,16 +136,7 @@ def evaluate_file(path: Path, convention: str = "member-exact", column: str = "s
     test = _test_half(table, path) if "part" in table.names else None
     if not member.any() or member.all():
         raise UserError(f"{path} must hold members and non-members; it has {int(member.sum())} and {int((~member).sum())}")
-    part = None if test is None or test.all() else (test[member], test[~member])
-    names = [[image_id for image_id, of in zip(ids, member, strict=True) if of == side] for side in (True, False)]
-    result = evaluate(scores[member], scores[~member], convention, part, (names[0], names[1]))
-    if part is not None:
-        assert test is not None, "there is a part only where there is a column of it"
-        result = reworded(result, int(member.sum()), int((~member).sum()), _calibrate_fraction(path, member, ~test))
-    else:
-        achieved = reworded(result.achieved_fpr, int(member.sum()), int((~member).sum()), DEFAULT_FRACTION)
-        result = result.model_copy(update={"achieved_fpr": achieved})
-    return result.model_copy(update={"attack": column})
+    return Read(ids, member, scores, test)
 
 
 def _calibrate_fraction(path: Path, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> float:

@@ -14,6 +14,7 @@ from diffleak.records.audit import Blind, Result
 from diffleak.records.scores import Scores
 from diffleak.stats import evaluation
 from diffleak.stats.blind import finding
+from diffleak.stats.calibration import FEWEST
 from diffleak.work.files import open_to_others
 from diffleak.work.folder import UNKNOWN
 
@@ -53,6 +54,11 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
         found.append(
             f"the release holds {models} models, and an attacker can query each: every statistic is that of the model under which "
             "the image looks most like a member"
+        )
+    if prepared.config.complexity and prepared.config.calibration and not prepared.calibrates:
+        found.append(
+            f"no score was calibrated by the complexity of images: that takes {FEWEST} held-out images in the calibrate part, and there "
+            f"are {split.calibrate_nonmembers}"
         )
     if split.repeats > 1:
         found.append(

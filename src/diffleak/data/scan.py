@@ -9,6 +9,7 @@ from jaxtyping import Float64, Int64, UInt8
 
 from diffleak.data.captions import Captions, choose_captions
 from diffleak.data.cohort import Cohort
+from diffleak.data.complexity import NAMES, complexity
 from diffleak.data.decoding import UnreadableImage
 from diffleak.data.features import FEATURES, image_features
 from diffleak.data.labels import UNNAMED, ClassNames, Numbered
@@ -33,6 +34,7 @@ class Scan:
     shape: ImageShape
     fingerprint: str
     features: Float64[np.ndarray, "n f"]
+    complexity: Float64[np.ndarray, "n 7"]
     omitted: tuple[str, ...]
     repeated: int
     labels: Numbered | None = None
@@ -65,6 +67,7 @@ def scan(
     first_error: UnreadableImage | None = None
     readable = np.ones(len(cohort), dtype=bool)
     hashes, features = np.zeros((len(cohort), HASH), dtype=np.uint8), np.zeros((len(cohort), FEATURES))
+    complexities = np.zeros((len(cohort), len(NAMES)))
     with progress("checking images", len(cohort), "images") as advance:
         for i, image_id in enumerate(cohort.ids):
             advance(1)
@@ -84,7 +87,8 @@ def scan(
                 continue
             row = i - len(omitted)
             hashes[row] = np.frombuffer(pixel_hash(pixels), dtype=np.uint8)
-            features[row] = image_features(fit(pixels, shape, resize, image_id))
+            fitted = fit(pixels, shape, resize, image_id)
+            features[row], complexities[row] = image_features(fitted), complexity(fitted)
     if first_error and not skip_unreadable:
         raise UserError(f"{len(omitted)} of {len(cohort)} images cannot be read (first: {first_error})")
     if shape:
@@ -97,7 +101,7 @@ def scan(
             f"(first: {misfits[0]}); --resize converts them (antialiased, recorded)"
         )
     kept = cohort.only(readable)
-    hashes, features = hashes[: len(kept)], features[: len(kept)]
+    hashes, features, complexities = hashes[: len(kept)], features[: len(kept)], complexities[: len(kept)]
     if cohort.member.any():
         _refuse_too_few(kept)
     tally = tallies[0].with_set(tallies[1]).with_left_out(cohort.left_out)
@@ -109,7 +113,7 @@ def scan(
     if omitted and captions is not None:
         told = choose_captions(kept, captions, seed)
     fingerprint = _fingerprint(kept, hashes, labels.numbers if labels else None, told)
-    return Scan(kept, shape, fingerprint, features, tuple(omitted), repeated, labels, told, tally)
+    return Scan(kept, shape, fingerprint, features, complexities, tuple(omitted), repeated, labels, told, tally)
 
 
 def _labels(cohort: Cohort, classes: int, names: ClassNames) -> Numbered:

@@ -12,7 +12,7 @@ from diffleak.records.base import MOST_OFTEN, SCHEMA_VERSION, Estimate, Record
 from diffleak.records.images import Tally
 from diffleak.records.plan import Costs, Environment, Plan, Split
 from diffleak.records.scores import Direction
-from diffleak.records.variants import Variant, may_lead, unmasked_label
+from diffleak.records.variants import CALIBRATED, Variant, base_label, may_lead
 
 R = TypeVar("R", bound=Estimate)
 
@@ -111,6 +111,8 @@ class Result(Record):
     """Share of the latent coordinates that the mask drops, in [0, 1); null without a mask."""
     variant: Variant | None = None
     """"reference" for the attack on the reference, "excess" for the model's statistics minus the reference's; null for others."""
+    complexity: Annotated[str | None, MOST_OFTEN] = None
+    """Complexity of the images that is taken out: "png", "bytes", "full" or "plain", which is none; null where that was not tried."""
     gain: Gain | None = None
     """What the variant adds to the plain attack, of the reference what the model adds to it; null for the plain attack."""
     access: str = "grey-box"
@@ -171,13 +173,13 @@ class Result(Record):
 
     @property
     def plain(self) -> bool:
-        """True for the attack itself, on the audited model and under no mask."""
-        return self.mask is None and self.variant is None
+        """True for the attack itself, on the audited model, under no mask and without calibration."""
+        return self.mask is None and self.variant is None and self.complexity is None
 
     @property
     def base(self) -> str:
-        """The label of the attack itself: `sima` for `sima[influence:0.4]` and `sima[excess]`."""
-        return unmasked_label(self.attack, self.mask or self.variant)
+        """The label of the attack itself: `sima` for `sima[influence:0.4]` and `sima[excess][calibrated]`."""
+        return base_label(self.attack, self.mask or self.variant, CALIBRATED if self.complexity else None)
 
     @property
     def leads(self) -> bool:

@@ -53,6 +53,8 @@ class Scores:
     """One number per image and column, finite, in the paper's own units."""
     rule: str | None = None
     """Name of the rule in `diffleak.stats.rules` by which the calibrate part makes one score of the columns; null: one column is chosen."""
+    complexity: Float64[np.ndarray, "n f"] | None = None
+    """What is regressed out of the scores (`diffleak.stats.calibration`), a row per image; null: nothing."""
 
     @property
     def membership(self) -> Float64[np.ndarray, "n k"]:
@@ -61,7 +63,8 @@ class Scores:
 
     def taken(self, rows: Int64[np.ndarray, " m"]) -> "Scores":
         """The scores of the images in some rows, in the order of `rows`."""
-        return replace(self, ids=tuple(self.ids[row] for row in rows), statistic=self.statistic[rows])
+        complexity = None if self.complexity is None else self.complexity[rows]
+        return replace(self, ids=tuple(self.ids[row] for row in rows), statistic=self.statistic[rows], complexity=complexity)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,8 @@ from typing import Literal, get_args
 Variant = Literal["reference", "excess"]
 VARIANTS: tuple[Variant, Variant] = get_args(Variant)
 
+CALIBRATED = "calibrated"  # the label of a result from which the complexity of images is taken out
+
 Control = Literal["influence", "random", "reverse"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 
@@ -14,9 +16,11 @@ def masked_label(attack: str, mask: str) -> str:
     return f"{attack}[{mask}]"
 
 
-def unmasked_label(label: str, mask: str | None) -> str:
-    """The attack behind a label: `sima` for `sima[influence:0.4]`; the label itself where there is no mask."""
-    return label if mask is None else label.removesuffix(f"[{mask}]")
+def base_label(label: str, *variants: str | None) -> str:
+    """The attack behind a label: `sima` for `sima[influence:0.4]`, given the variants that were put after it, the first one first."""
+    for variant in reversed(variants):
+        label = label.removesuffix(f"[{variant}]")
+    return label
 
 
 def control_of(mask: str) -> str:

@@ -4,6 +4,6 @@ from diffleak.report.judgement import Verdict, verdict
 from diffleak.report.media.html import to_html
 from diffleak.report.media.markdown import to_markdown
 from diffleak.report.media.terminal import print_page
-from diffleak.report.pages.audit import print_result
+from diffleak.report.pages.audit import print_calibrated, print_result
 
-__all__ = ["Verdict", "print_page", "print_result", "to_html", "to_markdown", "verdict"]
+__all__ = ["Verdict", "print_calibrated", "print_page", "print_result", "to_html", "to_markdown", "verdict"]

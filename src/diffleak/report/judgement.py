@@ -29,6 +29,7 @@ from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Blind, Result
 from diffleak.records.base import Estimate
 from diffleak.records.run_folder import read_audit
+from diffleak.records.variants import CALIBRATED, base_label
 from diffleak.report.wording import count, percent, spoken
 from diffleak.stats.blind import INVALID_P, POWER, finding, may_explain
 from diffleak.stats.metrics import ALPHA
@@ -170,7 +171,7 @@ def _not_excluded(auc: Estimate) -> str:
 
 def _beyond(record: AuditRecord, lead: Result) -> tuple[str, ...]:
     """What is left of the lead once the reference's own leak is taken out; nothing without a reference."""
-    excess = next((r for r in record.results if r.variant == "excess" and r.base == lead.attack), None)
+    excess = next((r for r in record.results if r.variant == "excess" and r.complexity is None and r.base == lead.attack), None)
     if excess is None or excess.auc.low is None:
         return ()
     value, ends = spoken(excess.auc)
@@ -195,7 +196,10 @@ def _other_reversed(result: Result) -> str:
 
 
 def _mask(record: AuditRecord, result: Result) -> tuple[str, ...]:
-    """What a masked attack or one on the excess is, for those who meet its label first."""
+    """What a calibrated or masked attack, or one on the excess, is, for those who meet its label first."""
+    if result.complexity is not None:
+        before = visible(base_label(result.attack, CALIBRATED))
+        return (f"{visible(result.attack)} is the attack {before} with what the complexity of each image explains of its score taken out.",)
     if result.variant == "excess":
         return (
             f"{visible(result.attack)} is the attack {visible(result.base)} on what the model sees in each image beyond the reference "
@@ -213,7 +217,12 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
     sizes = f"{count(lead.n_members)} members and {count(lead.n_nonmembers)} held-out images"
     tries = len(candidates)
     masked = any(r.mask for r in candidates)
-    counted = "masked ones" if masked else "those on the excess" if any(r.variant for r in candidates) else None
+    kinds = {
+        "masked ones": masked,
+        "those on the excess": any(r.variant for r in candidates),
+        "calibrated ones": any(r.complexity for r in candidates),
+    }
+    counted = " and ".join(kind for kind, there in kinds.items() if there)
     looked = f"{tries} attacks ({counted} counted)" if counted else f"{tries} attacks"
     if lead is chosen:
         chosen_apart = "none of which the attack was chosen on" if record.split.repeats == 1 else "in each division"

@@ -44,8 +44,16 @@ def few_features(features: Float64[np.ndarray, "n f"]) -> Float64[np.ndarray, "n
     return np.stack([*features[:, :3].T, features[:, -2], sharpness, noise, share, features[:, 6]], axis=1)
 
 
-def blind_auc(features: Float64[np.ndarray, "n f"], member: Bool[np.ndarray, " n"], seed: int = 0) -> Blind:
-    """What tells the sides apart without the model: the classifier's AUC or, for few images, the permutation test."""
+def blind_auc(
+    features: Float64[np.ndarray, "n f"],
+    member: Bool[np.ndarray, " n"],
+    seed: int = 0,
+    complexity: Float64[np.ndarray, "n c"] | None = None,
+) -> Blind:
+    """What tells the sides apart without the model: the classifier's AUC or, for few images, the permutation test.
+
+    The classifier sees the `complexity` too, so that a difference of it cannot come into calibrated scores unnoticed.
+    """
     smallest = int(min(member.sum(), (~member).sum()))
     if smallest < FEWEST:
         return permutation_test(few_features(features), member, seed)
@@ -56,7 +64,8 @@ def blind_auc(features: Float64[np.ndarray, "n f"], member: Bool[np.ndarray, " n
     classifier = HistGradientBoostingClassifier(max_iter=60, max_depth=3, learning_rate=0.1, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scores = cross_val_predict(classifier, features[:, :CLASSIFIED], member, cv=folds, method="predict_proba")[:, 1]
+        seen = np.column_stack([features[:, :CLASSIFIED], *(() if complexity is None else (complexity,))])
+        scores = cross_val_predict(classifier, seen, member, cv=folds, method="predict_proba")[:, 1]
     return Blind(**_widened(auc_estimate(scores[member], scores[~member])).model_dump())
 
 

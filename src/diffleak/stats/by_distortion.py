@@ -41,7 +41,7 @@ def analyse(
     """
     distortion, low, high = measured.T
     test = ~split.calibrate[0]
-    by_name = {r.attack: s for r, s in zip(results, scores, strict=True) if r.mask is None}
+    by_name = {r.attack: s for r, s in zip(results, scores, strict=True) if r.plain}
     first = lambda name: (on_first_split(by_name[name], member, split), by_name[name])
     swept = [name for name, s in by_name.items() if s.rule is None]
     shown = PREFERRED if PREFERRED in swept else next(iter(swept), None)

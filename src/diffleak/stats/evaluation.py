@@ -4,7 +4,7 @@ Sets with fewer than 200 images a side use repeated splits, and every number is 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median_low
 from typing import Any, TypeVar
@@ -18,14 +18,16 @@ from diffleak.records.audit import RATES, Accuracy, AchievedFPR, AUCAt, Gain, Or
 from diffleak.records.base import MOST_OFTEN, Estimate, Record
 from diffleak.records.plan import Split
 from diffleak.records.scores import Samples, Scores
-from diffleak.records.variants import VARIANTS, Variant, masked_label
+from diffleak.records.variants import CALIBRATED, VARIANTS, Variant, masked_label
 from diffleak.stats import metrics
+from diffleak.stats.calibration import FEATURES, PLAIN
 from diffleak.stats.rules import Key, column, named, settled
 
 SMALL_SIDE = 200
 REPEATS = 25
 NO_CALIBRATION = "no calibrate part: the threshold was not chosen on separate images"
 
+Evaluated = Sequence[tuple[Result, Scores]]  # a result for each division into calibrate and test part, with the scores it came from
 R = TypeVar("R", bound=Record)
 
 
@@ -59,12 +61,12 @@ def divided(ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: floa
 
 def evaluate_scores(scores: Scores, member: Bool[np.ndarray, " n"], split: Divisions) -> Result:
     """One attack's result over its timesteps; attack parameters and costs are left to the caller."""
-    return combined(on_every_split(scores, member, split))
+    return whole(on_every_split(scores, member, split))[0]
 
 
-def on_every_split(scores: Scores, member: Bool[np.ndarray, " n"], split: Divisions) -> list[Result]:
+def on_every_split(scores: Scores, member: Bool[np.ndarray, " n"], split: Divisions) -> Evaluated:
     """One attack's result for each division into calibrate and test part."""
-    return [_one_split(scores, member, calibrate, split.record.seed) for calibrate in split.calibrate]
+    return [(_one_split(scores, member, calibrate, split.record.seed), scores) for calibrate in split.calibrate]
 
 
 def on_first_split(scores: Scores, member: Bool[np.ndarray, " n"], split: Divisions) -> Result:
@@ -72,76 +74,95 @@ def on_first_split(scores: Scores, member: Bool[np.ndarray, " n"], split: Divisi
     return _one_split(scores, member, split.calibrate[0], split.record.seed)
 
 
-def combined(results: Sequence[Result]) -> Result:
-    """The result of the one division, or the medians over repeated ones."""
-    return over_repeats(results)
-
-
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One setting of a masked attack that the calibrate part may choose: its ratio, and the scores under it."""
+    """One setting of a variant that the calibrate part may choose: the fields of a `Result` that name it, and the scores under it."""
 
-    ratio: float
+    named: Mapping[str, Any]
     scores: Scores
 
 
-def evaluate_masked(
-    mask: str,
-    candidates: Sequence[Candidate],
-    unmasked: Scores,
-    base: Sequence[Result],
-    member: Bool[np.ndarray, " n"],
-    split: Divisions,
-) -> tuple[Result, Scores]:
-    """The result of a masked attack, with what the mask adds to `base`, and the scores it came from.
+def evaluate_variant(
+    label: str, candidates: Sequence[Sequence[Candidate]], base: Evaluated, member: Bool[np.ndarray, " n"], split: Divisions
+) -> Evaluated:
+    """The results of a variant of an attack on every split, with what it adds to those of `base`.
 
-    `base` are the results of the `unmasked` scores on every split. The ratio, where there are several, and the timestep are
-    those of the best AUC on the calibrate part.
+    candidates: what may be chosen on each split. The candidate, where there are several, and the timestep are those of the best AUC
+    on the calibrate part.
     """
-    results = []
-    for calibrate, plain in zip(split.calibrate, base, strict=True):
-        chosen = max(candidates, key=lambda c: _best_auc(c.scores, member, calibrate)) if len(candidates) > 1 else candidates[0]
+    found = []
+    for calibrate, offered, plain in zip(split.calibrate, candidates, base, strict=True):
+        chosen = max(offered, key=lambda c: _best_auc(c.scores, member, calibrate)) if len(offered) > 1 else offered[0]
         result = _one_split(chosen.scores, member, calibrate, split.record.seed)
-        oracles = [_oracle(c.scores.timesteps, *_sides(c.scores.membership, member, calibrate)[2:]) for c in candidates]
+        columns = [settled(c.scores, member, calibrate) for c in offered]
+        oracles = [_oracle(c.keys, *_sides(c.membership, member, calibrate)[2:]) for c in columns]
         best = max(oracles, key=lambda o: o.auc or 0.0)
         each = {key: max((getattr(o, key) for o in oracles if getattr(o, key) is not None), default=None) for key in ("asr", "tpr_at_1pct")}
         update = {
-            "attack": masked_label(unmasked.attack, mask),
-            "mask": mask,
-            "mask_ratio": chosen.ratio,
+            "attack": label,
+            **chosen.named,
             "oracle": best.model_copy(update=each),
-            "gain": gain((result, chosen.scores), (plain, unmasked), member, ~calibrate, split.record.seed),
+            "gain": gain((result, chosen.scores), plain, member, ~calibrate, split.record.seed),
         }
-        results.append(result.model_copy(update=update))
-    result = combined(results)
-    scores = next(c.scores for c in candidates if c.ratio == result.mask_ratio)
-    return result, replace(scores, attack=result.attack)
+        found.append((result.model_copy(update=update), replace(chosen.scores, attack=label)))
+    return found
+
+
+def evaluate_masked(
+    mask: str, masked: Mapping[float, Scores], base: Evaluated, member: Bool[np.ndarray, " n"], split: Divisions
+) -> Evaluated:
+    """The results of an attack under a mask, whose ratio is chosen among those that there are scores of."""
+    label = masked_label(base[0][0].attack, mask)
+    candidates = [Candidate({"mask": mask, "mask_ratio": ratio}, scores) for ratio, scores in masked.items()]
+    return evaluate_variant(label, [candidates] * len(split.calibrate), base, member, split)
+
+
+def evaluate_calibrated(
+    base: Evaluated, complexity: Float64[np.ndarray, "n f"], member: Bool[np.ndarray, " n"], split: Divisions
+) -> Evaluated:
+    """The results of an attack with what the complexity of each image explains taken out, or left in where that is better.
+
+    `base` are the results of the attack, or of a variant of it.
+    """
+
+    def candidates(result: Result, scores: Scores) -> list[Candidate]:
+        fields = {"mask": result.mask, "mask_ratio": result.mask_ratio, "variant": result.variant}
+        offered = {PLAIN: scores, **{name: replace(scores, complexity=complexity[:, of]) for name, of in FEATURES.items()}}
+        return [Candidate({**fields, "complexity": name}, each) for name, each in offered.items()]
+
+    return evaluate_variant(masked_label(base[0][0].attack, CALIBRATED), [candidates(*each) for each in base], base, member, split)
+
+
+def whole(evaluated: Evaluated) -> tuple[Result, Scores]:
+    """The result of the one division, or the medians over repeated ones, with the scores under the setting chosen most often."""
+    result = over_repeats([each for each, _ in evaluated])
+    masked = next(scores for each, scores in evaluated if each.mask_ratio == result.mask_ratio)
+    calibrated = next(scores for each, scores in evaluated if each.complexity == result.complexity)
+    return result, replace(masked, complexity=calibrated.complexity)
 
 
 def evaluate_reference(
-    scores: Sequence[Scores], base: Sequence[Result], member: Bool[np.ndarray, " n"], split: Divisions
-) -> list[tuple[Result, Scores]]:
-    """The results of an attack on the reference model and on the excess of the audited one over it, with their scores.
+    scores: Sequence[Scores], base: Evaluated, member: Bool[np.ndarray, " n"], split: Divisions
+) -> tuple[Evaluated, Evaluated]:
+    """The results of an attack on the reference model, and on the excess of the audited one over it.
 
-    `scores` are those of the model, of the reference, and the excess; `base` the results of the first on every split. The gain
-    of the reference is what the model adds to it, that of the excess what subtracting the reference adds to the model's scores.
+    `scores` are those of the reference and the excess; `base` the results of the model. The gain of the reference is what the model
+    adds to it, that of the excess what subtracting the reference adds to the model's scores.
     """
-    model, reference, excess = scores
-    found: dict[Variant, list[Result]] = {variant: [] for variant in VARIANTS}
+    found: dict[Variant, list[tuple[Result, Scores]]] = {variant: [] for variant in VARIANTS}
     for calibrate, plain in zip(split.calibrate, base, strict=True):
-        other, left = (_one_split(part, member, calibrate, split.record.seed) for part in (reference, excess))
-        gains = [
-            gain(*pair, member, ~calibrate, split.record.seed)
-            for pair in (((plain, model), (other, reference)), ((left, excess), (plain, model)))
-        ]
-        for variant, result, added in zip(VARIANTS, (other, left), gains, strict=True):
-            found[variant].append(result.model_copy(update={"variant": variant, "gain": added}))
-    return [(combined(found[variant]), part) for variant, part in zip(VARIANTS, (reference, excess), strict=True)]
+        for variant, part in zip(VARIANTS, scores, strict=True):
+            own = (_one_split(part, member, calibrate, split.record.seed), part)
+            pair = (plain, own) if variant == "reference" else (own, plain)
+            added = gain(*pair, member, ~calibrate, split.record.seed)
+            found[variant].append((own[0].model_copy(update={"variant": variant, "gain": added}), part))
+    return found["reference"], found["excess"]
 
 
 def _best_auc(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> float:
-    m, n, *_ = _sides(scores.membership, member, calibrate)
-    return max(metrics.auc(m[:, i], n[:, i]) for i in range(len(scores.timesteps)))
+    columns = settled(scores, member, calibrate)
+    m, n, *_ = _sides(columns.membership, member, calibrate)
+    return max(metrics.auc(m[:, i], n[:, i]) for i in range(len(columns.keys)))
 
 
 def gain(
@@ -203,8 +224,13 @@ def evaluate(
         carried = [_carried(*_sides(scores.membership[:, 0], member, calibrate)) for calibrate in split.calibrate]
         asr, achieved = (over_repeats(same) for same in zip(*carried, strict=True))
         result = whole.model_copy(update={"asr": asr, "achieved_fpr": achieved})
-    result = result.model_copy(update={"timestep": None, "per_timestep": (), "oracle": result.oracle.model_copy(update={"timestep": None})})
+    result = without_timestep(result)
     return result if convention == "member-exact" else _by_convention(result, m, n, convention)
+
+
+def without_timestep(result: Result) -> Result:
+    """A result of scores that were not measured at timesteps."""
+    return result.model_copy(update={"timestep": None, "per_timestep": (), "oracle": result.oracle.model_copy(update={"timestep": None})})
 
 
 def _checked(scores: Any, side: str) -> Float64[np.ndarray, " n"]:

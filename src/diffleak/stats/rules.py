@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float64
 from diffleak.errors import UserError
 from diffleak.records.audit import Result
 from diffleak.records.scores import Scores
+from diffleak.stats.calibration import in_logarithms, residuals
 
 FOLDS = 5
 WEIGHTS = tuple(i / 10 for i in range(11))
@@ -81,14 +82,23 @@ def needs_calibration(rule: str | None) -> bool:
 def settled(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Columns:
     """The columns that scores offer for one division into calibrate and test part; without a rule those are the timesteps.
 
+    Where the scores say what is regressed out of them, that is done last.
+
     A rule is given the labels of the calibrate part alone, in its order, so that nothing can be fitted to those of the test
     part. Raises `UserError` for a rule that needs a calibrate part where there is none.
     """
-    if scores.rule is None:
-        return Columns(scores.membership, scores.timesteps)
     if needs_calibration(scores.rule) and not calibrate.any():
         raise UserError(f"{scores.attack} settles its score on the calibrate part; leave out --no-calibration, or this attack")
-    return RULES[scores.rule](scores.membership, calibrate, member[calibrate])
+    if scores.rule is None:
+        columns = Columns(scores.membership, scores.timesteps)
+    else:
+        columns = RULES[scores.rule](scores.membership, calibrate, member[calibrate])
+    if scores.complexity is None:
+        return columns
+    scaled = columns.membership if scores.rule else in_logarithms(columns.membership)  # a rule's score is a logarithm or a difference
+    heldout = calibrate.copy()
+    heldout[calibrate] = ~member[calibrate]
+    return Columns(residuals(scaled, scores.complexity, heldout), columns.keys)
 
 
 def column(scores: Scores, result: Result, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:

@@ -63,9 +63,11 @@ def _bar(description: str, total: int, unit: str, done: int) -> Iterator[Callabl
 @contextmanager
 def _lines(description: str, total: int, unit: str, done: int) -> Iterator[Callable[..., None]]:
     start = last = time.monotonic()
-    completed, latest_note = done, ""
+    completed, latest_note, said = done, "", done
 
     def show(now: float) -> None:
+        nonlocal said
+        said = completed
         rate = (completed - done) / max(now - start, 1e-9)
         left = f", about {(total - completed) / rate:.0f} s left" if rate > 0 and completed < total else ""
         note = f" {latest_note}" if latest_note else ""
@@ -80,5 +82,5 @@ def _lines(description: str, total: int, unit: str, done: int) -> Iterator[Calla
             show(now)
 
     yield advance
-    if last > start:
+    if last > start and said != completed:
         show(time.monotonic())

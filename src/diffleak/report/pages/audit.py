@@ -15,6 +15,7 @@ from diffleak.report.section import Page, Section, sections
 from diffleak.report.sections import glossary, limits, model, verdict, warnings
 from diffleak.report.sections.audit import (
     attacks,
+    calibrated,
     exposed,
     figures,
     gates,
@@ -24,7 +25,7 @@ from diffleak.report.sections.audit import (
     reference,
 )
 from diffleak.report.selection import masked
-from diffleak.report.table import columns
+from diffleak.report.table import columns, difference_cell
 from diffleak.report.wording import count, moment
 
 GLOSSARY = (
@@ -40,6 +41,9 @@ LATENT_GLOSSARY = (
     ("Influence", "how much the decoded picture changes when one latent coordinate changes a little."),
     ("Distortion", "how strongly the decoder stretches small steps around an image's latent; one number per image."),
     ("Mask", "leaves a share of the latent coordinates out of an attack, such as the 40 % of lowest influence (influence:0.4)."),
+)
+CALIBRATED_GLOSSARY = (
+    ("Calibrated", "an attack's score less what the complexity of the image, its compressed size and its frequencies, predicts of it."),
 )
 REFERENCE_GLOSSARY = (
     ("Reference", "a model without the training that is audited, such as the one that was fine-tuned; it says how hard each image is."),
@@ -69,6 +73,7 @@ SECTIONS: tuple[Callable[[Audited], Section | None], ...] = (
     lambda audit: warnings(audit.record.warnings),
     figures.tiles,
     attacks.section,
+    calibrated.section,
     masks.section,
     reference.section,
     figures.roc,
@@ -101,6 +106,18 @@ def page(record: AuditRecord, samples: Samples | None = None, thumbnail: Callabl
     )
 
 
+def print_calibrated(plain: Result, found: Result, console: Console | None = None) -> None:
+    """Prints the statistics of one score file as it is, then those of the calibrated scores and what that adds."""
+    console = console or Console()
+    print_result(plain, console)
+    console.print(Text(f"\n{visible(found.attack)}, taken out: {calibrated.taken_out(found)}", "bold"))
+    print_result(found, console)
+    if found.gain:
+        for name, estimate, in_percent in (("AUC", found.gain.auc, False), ("TPR at 1 % FPR, in points", found.gain.tpr_at_1pct, True)):
+            cell = difference_cell(estimate, in_percent)
+            console.print(Text(f"{name}: {' '.join((cell.text, *cell.details))} by calibration"))
+
+
 def print_result(result: Result, console: Console | None = None) -> None:
     """Prints the statistics of one score file, a line each, with the reason where one cannot be estimated."""
     console = console or Console()
@@ -118,5 +135,9 @@ def print_result(result: Result, console: Console | None = None) -> None:
 
 
 def _terms(record: AuditRecord) -> tuple[tuple[str, str], ...]:
-    latent, reference = bool(record.geometry or masked(record)), bool(record.plan.reference)
-    return (*GLOSSARY, *(LATENT_GLOSSARY if latent else ()), *(REFERENCE_GLOSSARY if reference else ()))
+    told = {
+        LATENT_GLOSSARY: record.geometry or masked(record),
+        REFERENCE_GLOSSARY: record.plan.reference,
+        CALIBRATED_GLOSSARY: any(result.complexity for result in record.results),
+    }
+    return (*GLOSSARY, *(term for terms, there in told.items() if there for term in terms))

@@ -42,7 +42,11 @@ def reference_table(record: AuditRecord) -> Table | None:
 
 
 def _of(record: AuditRecord, result: Result, variant: str) -> Result | None:
-    return next((r for r in record.results if r.variant == variant and r.base == result.attack), None)
+    return next((r for r in _uncalibrated(record, variant) if r.base == result.attack), None)
+
+
+def _uncalibrated(record: AuditRecord, variant: str) -> list[Result]:
+    return [r for r in record.results if r.variant == variant and r.complexity is None]
 
 
 def _columns(record: AuditRecord) -> tuple[Column, ...]:
@@ -66,7 +70,7 @@ def _cell(found: Result | None, cell: Callable[[Result], Cell]) -> Cell:
 
 def sentences(record: AuditRecord) -> tuple[str, ...]:
     """Sums the differences up; no sentence for a record without a reference."""
-    others, excess = ([r for r in record.results if r.variant == variant] for variant in VARIANTS)
+    others, excess = (_uncalibrated(record, variant) for variant in VARIANTS)
     if not excess:
         return ()
     higher, lower = _beside([r.gain.auc if r.gain else Estimate() for r in others], 0.0)

@@ -1,0 +1,84 @@
+"""What calibration by complexity adds: a table with a row per attack and variant, and a sentence that sums it up."""
+
+from collections.abc import Callable
+
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.variants import CALIBRATED, base_label
+from diffleak.report.audited import Audited
+from diffleak.report.section import Section, Sentences, Tabulated, prose
+from diffleak.report.table import Cell, Column, Table, auc_cell, gain_cell, missing, tabulate, tpr_cell
+from diffleak.report.wording import medians
+
+TITLE = "Calibrated by complexity"
+FPR = 0.01
+DIFFERENCE = "the calibrated attack minus the same attack without calibration, on the same test images. In brackets: 95 % interval."
+FEATURES = {"plain": "none", "png": "PNG size", "bytes": "three sizes", "full": "three sizes, four bands"}
+
+
+def section(audit: Audited) -> Section | None:
+    """The attacks with the complexity of images taken out; None for a record without them."""
+    content = calibrated_table(audit.record)
+    if content is None:
+        return None
+    why = (
+        "A simple image gets a score like a member's whether or not it was trained on. Its compressed sizes and the energy of its "
+        "frequencies say how simple it is. What they predict of a score, by a regression on the held-out images of the calibrate part, is "
+        "subtracted. That takes no further query. The calibrate part chooses what is used, and may choose nothing."
+    )
+    caption = f"The same images of {audit.tested}. Small print: 95 % intervals. n/e: not estimable, with the reason below."
+    blocks = (prose(why), Sentences(sentences(audit.record)), Tabulated(content, caption, flat=True))
+    return Section("calibrated", TITLE, blocks, TITLE, TITLE)
+
+
+def calibrated_table(record: AuditRecord) -> Table | None:
+    """A row per calibrated result; None where there are none."""
+    results = tuple(r for r in record.results if r.complexity is not None)
+    return tabulate(results, _columns(record), lambda r: (_label(r), "", False)) if results else None
+
+
+def sentences(record: AuditRecord) -> tuple[str, ...]:
+    """Counts where calibration helps; no sentence for a record without it."""
+    gains = [r.gain.auc for r in record.results if r.complexity is not None and r.gain]
+    if not gains:
+        return ()
+    higher = sum(e.low is not None and e.low > 0 for e in gains)
+    lower = sum(e.high is not None and e.high < 0 for e in gains)
+    attacks = f"{len(gains)} {'attack' if len(gains) == 1 else 'attacks'}"
+    said = (
+        f"Calibration raises the AUC of {higher} of {attacks} and lowers that of {lower}: there the interval of the difference excludes 0."
+    )
+    return (said, *medians(record.split.repeats))
+
+
+def _columns(record: AuditRecord) -> tuple[Column, ...]:
+    before = lambda cell: lambda r: _cell(_before(record, r), cell)
+    points = f"In points of percent, {DIFFERENCE}"
+    auc, tpr = gain_cell(lambda g: g.auc, in_percent=False), gain_cell(lambda g: g.tpr_at_1pct)
+    return (
+        Column(("AUC", "plain"), "The attack as it is.", 4, before(auc_cell)),
+        Column(("AUC", "calibrated"), "The attack with what complexity explains taken out.", 1, auc_cell),
+        Column(("AUC", "difference"), f"AUC, {DIFFERENCE}", 2, auc),
+        Column(("TPR at 1 % FPR", "plain"), "Members caught at 1 % false alarms by the attack as it is.", 6, before(tpr_cell(FPR))),
+        Column(("TPR at 1 % FPR", "calibrated"), "Members caught at 1 % false alarms by the calibrated attack.", 3, tpr_cell(FPR)),
+        Column(("TPR at 1 % FPR", "difference (points)"), points, 5, tpr),
+        Column(("Taken out",), "What the calibrate part chose.", 7, lambda r: Cell(taken_out(r))),
+    )
+
+
+def _before(record: AuditRecord, result: Result) -> Result | None:
+    return next((r for r in record.results if r.attack == _label(result)), None)
+
+
+def _label(result: Result) -> str:
+    """The label without calibration."""
+    return base_label(result.attack, CALIBRATED)
+
+
+def _cell(found: Result | None, cell: Callable[[Result], Cell]) -> Cell:
+    return missing("the plain attack is not in the record") if found is None else cell(found)
+
+
+def taken_out(result: Result) -> str:
+    """What the calibrate part chose to take out of the scores, in words."""
+    return FEATURES.get(result.complexity or "", visible(result.complexity or "-"))
