@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -37,14 +38,18 @@ def block(seed: int, start: int, stop: int, root: Path) -> None:
         print(json.dumps(try_input(examples[kind.name], seed, number)), file=journal)
 
 
-def tried(seed: int, inputs: int) -> list[tuple[int, str, Outcome]]:
+def own_process(seed: int, start: int, stop: int, root: str) -> list[str]:
+    """The command that calls `block`."""
+    return [sys.executable, "-m", "fuzz", "--block", str(seed), str(start), str(stop), root]
+
+
+def tried(seed: int, inputs: int, command: Callable[[int, int, int, str], list[str]] = own_process) -> list[tuple[int, str, Outcome]]:
     """The number, the kind and the outcome of every input."""
     found, began, told = list[tuple[int, str, Outcome]](), time.monotonic(), time.monotonic()
     while len(found) < inputs:
         before, stop = len(found), min(inputs, len(found) + BLOCK)
         with tempfile.TemporaryDirectory() as root, (Path(root) / "stderr").open("w+") as said:
-            command = [sys.executable, "-m", "fuzz", "--block", str(seed), str(before), str(stop), root]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
+            process = subprocess.Popen(command(seed, before, stop, root), stdout=subprocess.PIPE, stderr=said, text=True)
             assert process.stdout is not None
             number, kind = before, "none yet"
             for line in process.stdout:
