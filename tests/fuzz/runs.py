@@ -158,7 +158,8 @@ def right_record(folder: Path, answer: Any) -> None:
     run = folder / "run" if (folder / "run").is_dir() else folder
     record = json.loads((run / "audit.json").read_text(encoding="utf-8-sig"))
     first = answer[0]
-    assert [result["auc"]["value"] for result in first["results"]] == [result["auc"].get("value") for result in record["results"]]
+    told = [result["auc"].get("value") for result in record["results"]]
+    assert [result["auc"]["value"] for result in first["results"]] == [None if value is None else float(value) for value in told]
     if len(answer) == 4:
         with (run / "samples.csv").open(encoding="utf-8-sig", newline="") as file:
             header, *rows = [row for row in csv.reader(file) if row]
