@@ -178,13 +178,9 @@ def record_of_quality(folder: Path) -> Read:
     def read(case: Path) -> Any:
         from diffleak.comparison.compare import compare
         from diffleak.records.quality import QualityRecord, read_quality
-        from diffleak.report import to_markdown
-        from diffleak.report.pages import quality
 
         record = read_quality(case / "run" / "quality.json", QualityRecord)
         compared = compare([f"baseline={case / 'baseline'}", f"run={case / 'run'}"])
-        printed = to_markdown(quality.page(record))
-        _refuse_control_characters(printed)
         qualities = [entry.quality and entry.quality.model_dump() for entry in compared.entries]
         return record.model_dump(), qualities, compared.quality_metric
 

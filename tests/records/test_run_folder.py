@@ -64,6 +64,8 @@ def test_a_folder_whose_name_looks_like_a_uri_is_a_folder(tmp_path, monkeypatch)
             '"verdict":[1]',
             "cannot be read as schema version 2 (verdict: Input should be a valid string); repeat its audit command",
         ),
+        ('"value":0.507', '"value":null', "cannot be read (it holds an interval without its value)"),
+        ('"seed":0', f'"seed":{2**63}', "cannot be read (it holds a number of more than 64 bits)"),
         ('"n_members":20', '"n_members":"x"', "n_members: Input should be a valid integer"),
         ('"attacks":[{"attack":', '"attacks":[{"name":', "each attack must have its label, a text, as `attack`"),
         ('"attacks":[{"attack":"sima"', '"attacks":[{"attack":["sima"]', "each attack must have its label, a text, as `attack`"),

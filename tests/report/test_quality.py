@@ -4,9 +4,10 @@ import io
 
 import pytest
 from fixtures.quality import quality_page, quality_record
+from fixtures.reports import EVIL
 from rich.console import Console
 
-from diffleak.report import print_page, to_html
+from diffleak.report import print_page, to_html, to_markdown
 from diffleak.report.pages import quality
 from diffleak.report.pages.quality import Pictures
 from diffleak.report.sections.quality import decimal, metrics_table, verdict
@@ -50,6 +51,16 @@ def test_the_same_record_gives_the_same_page_and_names_are_no_markup():
     assert "<script" not in page
     assert "<b>'" not in page
     assert "--thumbnails" in page
+
+
+def test_no_text_of_a_record_moves_the_cursor_of_a_terminal_or_keeps_the_page_from_being_written():
+    record, printed = quality_record(copies=0.3), io.StringIO()
+    texts = {name: EVIL for name, field in type(record).model_fields.items() if field.annotation in (str, str | None)}
+    made = quality.page(record.model_copy(update={**texts, "created": record.created, "warnings": (EVIL,)}))
+    print_page(made, Console(file=printed, width=100))
+    for line in (printed.getvalue() + to_markdown(made)).split("\n"):
+        assert line.isprintable()
+    assert to_html(made).encode()
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,8 @@ def read_json(path: Path, kind: type[R], what: str = "", must: str = "", advice:
     try:
         content = load_json(path)
         with parsing():
-            if not _finite(content):
-                raise Unreadable("it holds NaN or infinity, for which a record has null")
+            if flaw := _flaw(content):
+                raise Unreadable(f"it holds {flaw}")
         return kind.model_validate(content)
     except Unreadable as error:
         raise UserError(f"{what}{path} cannot be read ({error}){then}") from None
@@ -61,8 +61,12 @@ def read_json(path: Path, kind: type[R], what: str = "", must: str = "", advice:
         raise UserError(f"{path} {must} ({reason}){then}") from None
 
 
-def _finite(value: Any) -> bool:
-    """Whether every number in nested lists and objects is finite."""
+def _flaw(value: Any) -> str | None:
+    """What no record holds, though its type allows it, in nested lists and objects; None where there is no such thing."""
+    if isinstance(value, dict) and value.get("value") is None and (value.get("low"), value.get("high")) != (None, None):
+        return "an interval without its value"
     if isinstance(value, dict | list):
-        return all(map(_finite, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, float) or isfinite(value)
+        return next(filter(None, map(_flaw, value.values() if isinstance(value, dict) else value)), None)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "a number of more than 64 bits"
+    return "NaN or infinity, for which a record has null" if isinstance(value, float) and not isfinite(value) else None

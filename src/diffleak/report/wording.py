@@ -12,12 +12,17 @@ NAMED = 6  # class names that are written out
 
 def adapter(lora: str | None, scale: float | None) -> str:
     """The LoRA at the head of a list: "the LoRA pokemon at scale 1, "; nothing where there is none."""
-    return "" if lora is None else f"the LoRA {visible(lora)} at scale {scale:g}, "
+    return "" if lora is None else f"the LoRA {visible(lora)} {at_scale(scale)}, "
+
+
+def at_scale(scale: float | None) -> str:
+    """The strength of a LoRA, which a record need not have."""
+    return "at a scale that is not recorded" if scale is None else f"at scale {scale:g}"
 
 
 def labels_from(origin: str, names: dict[str, int] | None) -> str:
     """Where the classes of images came from, with the first numbers of names that are not the numbers themselves."""
-    named = [(name, i) for name, i in (names or {}).items() if not (name.isdecimal() and int(name) == i)]
+    named = [(name, i) for name, i in (names or {}).items() if not (name.isdecimal() and name.lstrip("0") == str(i).lstrip("0"))]
     more = f", and {count(len(named) - NAMED)} more" if len(named) > NAMED else ""
     return visible(origin) + (f" ({', '.join(f'{visible(name)} = {i}' for name, i in named[:NAMED])}{more})" if named else "")
 

@@ -2,6 +2,7 @@
 
 import re
 
+from diffleak.errors import visible
 from diffleak.report.section import Page, Section, Sentences, Tabulated
 from diffleak.report.table import ORACLE_NOTE, Cell, Row, Table
 
@@ -58,5 +59,5 @@ def _on_one_line(cell: Cell) -> str:
 
 
 def escape(text: str) -> str:
-    """Plain text for Markdown: nothing in it is a tag, a table border, a mention or emphasis."""
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Plain text for Markdown: nothing in it is a tag, a table border, a mention or emphasis, and nothing moves a terminal's cursor."""
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", visible(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

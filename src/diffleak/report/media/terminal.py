@@ -9,6 +9,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from diffleak.errors import visible
 from diffleak.report.section import Page, Section, Sentences, Tabulated
 from diffleak.report.table import ORACLE_NOTE, Cell, Column
 
@@ -100,14 +101,15 @@ def _rich(block: Tabulated, chosen: tuple[Column, ...], console: Console) -> Ric
         drawn.add_column("\n".join(column.lines), justify=justify, no_wrap=True, min_width=column.width or None, style=style)  # type: ignore[arg-type]
     indices = [block.table.columns.index(c) for c in chosen]
     for row in block.table.rows:
-        name = Text(_encodable(row.attack if block.quoted else _broken(row.attack), console), "bold" if row.headline else "")
+        shown = _encodable(row.attack, console)
+        name = Text(shown if block.quoted else _broken(shown), "bold" if row.headline else "")
         drawn.add_row(name, *(_rich_cell(row.cells[i], block.flat) for i in indices))
     return drawn
 
 
 def _encodable(text: str, console: Console) -> str:
-    """A terminal that cannot show a character must not end the report."""
-    return text.encode(console.encoding, "backslashreplace").decode(console.encoding)
+    """A terminal that cannot show a character must not end the report, and no character may move its cursor."""
+    return visible(text).encode(console.encoding, "backslashreplace").decode(console.encoding)
 
 
 def _broken(attack: str) -> str:
@@ -116,4 +118,4 @@ def _broken(attack: str) -> str:
 
 
 def _rich_cell(cell: Cell, flat: bool) -> Text:
-    return Text(" " if flat else "\n").join([Text(cell.marked), *(Text(detail, "dim") for detail in cell.details)])
+    return Text(" " if flat else "\n").join([Text(visible(cell.marked)), *(Text(visible(detail), "dim") for detail in cell.details)])

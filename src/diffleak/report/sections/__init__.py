@@ -8,6 +8,7 @@ from diffleak.errors import visible
 from diffleak.records.audit import Environment
 from diffleak.report.judgement import Verdict
 from diffleak.report.section import Block, Section, Sentences, drawn, facts
+from diffleak.report.wording import at_scale
 
 
 def verdict(judged: Verdict) -> Section:
@@ -45,7 +46,7 @@ def fingerprinted(text: str, fingerprint: str | None) -> Markup:
 
 def adapted(lora: str | None, scale: float | None) -> tuple[tuple[str, str], ...]:
     """The row of a LoRA."""
-    return () if lora is None else (("LoRA", f"{visible(lora)}, at scale {scale:g}; the fingerprint covers both"),)
+    return () if lora is None else (("LoRA", f"{visible(lora)}, {at_scale(scale)}; the fingerprint covers both"),)
 
 
 def model(name: str, lora: str | None) -> str:
