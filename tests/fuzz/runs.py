@@ -150,6 +150,28 @@ def report(folder: Path) -> Read:
     return read
 
 
+def record_of_geometry(folder: Path) -> Read:
+    """A record with every part, in Markdown."""
+    from fixtures.reports import latent_audit
+
+    record, samples = latent_audit(("influence:0.4", "random:0.4"), n=60, warnings=(), omitted=())
+    plan = {"lora": "l", "lora_scale": 0.5, "guidance_scale": 2.0, "captions": "own", "label_names": {"a": 0}, "reference": "base"}
+    record = record.model_copy(update={"plan": record.plan.model_copy(update=plan)})
+    (folder / "audit.json").write_text(record.model_dump_json())
+
+    def read(case: Path) -> Any:
+        from diffleak.report import to_markdown
+        from diffleak.report.judgement import read_record
+        from diffleak.report.pages.audit import page
+
+        found = read_record(case)
+        printed = to_markdown(page(found, samples))
+        _refuse_control_characters(printed)
+        return found.model_dump(), printed
+
+    return read
+
+
 def right_record(folder: Path, answer: Any) -> None:
     """The scores are those of the table, line by line; numbers of the record are as they are written."""
     import csv
@@ -269,6 +291,7 @@ KINDS = (
     Kind("scores in compare", scores_of_comparison, ("run/scores/*.parquet",), None),
     Kind("record in compare", record_of_audit, ("run/audit.json", "run/samples.csv", "run/samples.csv"), right_record, 8),
     Kind("report", report, ("audit.json", "samples.csv"), right_record, 1),
+    Kind("record of geometry", record_of_geometry, ("audit.json",), right_record, 3),
     Kind("quality", record_of_quality, ("run/quality.json",), finite, 6),
     Kind("chunks", squares, ("*",), None, 8),
     Kind("latents", latents, ("latents/*.npy", "influence/*.npy", "distortion/*.npy", "influence.npy"), None),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fixtures.reports import audit_of
+from fixtures.reports import audit_of, latent_audit
 
 from diffleak.errors import UserError
 from diffleak.records.run_folder import read_audit, read_plan, read_samples, write_samples
@@ -83,3 +83,9 @@ def test_a_record_holds_finite_numbers_each_key_once_and_attacks_with_labels(tmp
             with pytest.raises(UserError) as error:
                 read(tmp_path)
             assert said in str(error.value)
+
+
+def test_a_record_with_every_part_is_read_as_it_was_written(tmp_path):
+    record, _ = latent_audit(("influence:0.4",), n=60, warnings=(), omitted=())
+    (tmp_path / "audit.json").write_text(record.model_dump_json())
+    assert read_audit(tmp_path) == record and record.geometry and record.geometry.quartiles

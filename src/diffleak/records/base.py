@@ -46,11 +46,11 @@ def read_json(path: Path, kind: type[R], what: str = "", must: str = "", advice:
     """
     then = f"; {advice}" if advice else ""
     try:
-        content = load_json(path)
+        record = kind.model_validate(load_json(path))
         with parsing():
-            if flaw := _flaw(content):
+            if flaw := _flaw(record):
                 raise Unreadable(f"it holds {flaw}")
-        return kind.model_validate(content)
+        return record
     except Unreadable as error:
         raise UserError(f"{what}{path} cannot be read ({error}){then}") from None
     except ValidationError as error:
@@ -62,11 +62,12 @@ def read_json(path: Path, kind: type[R], what: str = "", must: str = "", advice:
 
 
 def _flaw(value: Any) -> str | None:
-    """What no record holds, though its type allows it, in nested lists and objects; None where there is no such thing."""
-    if isinstance(value, dict) and value.get("value") is None and (value.get("low"), value.get("high")) != (None, None):
+    """What no record holds, though its types allow it, in a record and all that is in it; None where there is no such thing."""
+    if isinstance(value, Estimate) and value.value is None and (value.low, value.high) != (None, None):
         return "an interval without its value"
-    if isinstance(value, dict | list):
-        return next(filter(None, map(_flaw, value.values() if isinstance(value, dict) else value)), None)
+    if isinstance(value, BaseModel | dict | list | tuple):
+        inner = vars(value).values() if isinstance(value, BaseModel) else value.values() if isinstance(value, dict) else value
+        return next(filter(None, map(_flaw, inner)), None)
     if isinstance(value, int) and abs(value) >= 2**63:
         return "a number of more than 64 bits"
     return "NaN or infinity, for which a record has null" if isinstance(value, float) and not isfinite(value) else None
