@@ -130,7 +130,7 @@ def _convert(attack: str, key: str, value: str, default: Any) -> Any:
         if kind is bool:
             return TRUTH[value.lower()]
         return kind(value) if kind in (int, float, str) else literal_eval(value)
-    except (ValueError, KeyError, SyntaxError):
+    except (ValueError, KeyError, SyntaxError, MemoryError, RecursionError):  # the last two of brackets in brackets
         raise UserError(f"{attack}: {key} must be of the kind {kind.__name__}; got {shown(repr(value))}") from None
 
 
@@ -142,7 +142,7 @@ def parse_timesteps(text: str | int) -> tuple[int, ...]:
         if any(r.step < 0 for r in ranges) or sum(map(len, ranges)) > MOST_TIMESTEPS:
             raise ValueError
         grid = [t for r in ranges for t in r]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise UserError(f"timesteps are written start:stop:step (stop included), or one number; got {shown(repr(text))}") from None
     if not grid or any(t < 0 for t in grid):
         raise UserError(f"timesteps must be a non-empty grid of non-negative integers; got {shown(repr(text))}")
