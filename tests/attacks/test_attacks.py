@@ -602,7 +602,7 @@ def test_a_sweep_does_not_touch_the_timesteps_that_an_attack_averages_over() -> 
         ("simo", "unknown attack 'simo'; did you mean 'sima'?"),
         ("PIA", f"unknown attack 'PIA'; known: {', '.join(sorted(ATTACKS))}"),
         ("xyzzy", f"unknown attack 'xyzzy'; known: {', '.join(sorted(ATTACKS))}"),
-        ("", "unknown attack ''; known: black_box, clid, loss"),
+        ("", "unknown attack ''; known: black_box, clid, gradient"),
         ("loss(draw=3)", "unknown parameter of loss 'draw'; did you mean 'draws'?"),
         ("noise_aggregation(strid=3)", "unknown parameter of noise_aggregation 'strid'; did you mean 'stride'?"),
         ("sima(zz=3)", "unknown parameter of sima 'zz'; known: p, timesteps"),

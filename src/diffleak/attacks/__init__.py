@@ -4,6 +4,7 @@ from diffleak.attacks.base import Attack, ResidualAttack
 from diffleak.attacks.black_box import BlackBox
 from diffleak.attacks.clid import CLiD
 from diffleak.attacks.frequency import LossFrequency, PIAFrequency
+from diffleak.attacks.gradient import Gradient
 from diffleak.attacks.loss import Loss
 from diffleak.attacks.noise_aggregation import NoiseAggregation
 from diffleak.attacks.pfami import PFAMI
@@ -24,6 +25,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "loss_frequency": LossFrequency,
     "pia_frequency": PIAFrequency,
     "black_box": BlackBox,
+    "gradient": Gradient,
 }
 
 __all__ = ["ATTACKS", "Attack", "ResidualAttack"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from math import inf
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final, get_args
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from diffleak.diffusion.schedule import Schedule
 from diffleak.errors import UserError
 
 Access = Literal["black-box", "grey-box", "white-box"]
+ACCESS: tuple[Access, ...] = get_args(Access)  # what needs the least first
 Direction = Literal["small", "large"]
 Masks = Sequence[Float[Tensor, "b *s"] | None]
 
@@ -56,7 +57,7 @@ class Attack(ABC):
     `direction` says, by the attack's theory, which end of the statistic means "member"; it is never picked on data.
     `timesteps` are a sweep, from which the calibrate part picks one. An attack with a `rule` (of `diffleak.stats.rules`)
     has timesteps of its own, a parameter like any other, and `columns` of components that the rule makes a score of.
-    `needs_text`: `cond` must be `Prompts`. `in_all`: `--attacks all` means it too.
+    `needs_text`: `cond` must be `Prompts`. `in_all`: `--attacks all` means it too. `effort`: how long a query takes, in forwards.
     """
 
     timesteps: tuple[int, ...] = SWEEP
@@ -69,6 +70,7 @@ class Attack(ABC):
     rule: ClassVar[str | None] = None
     needs_text: ClassVar[bool] = False
     in_all: ClassVar[bool] = True
+    effort: ClassVar[int] = 1
     code: ClassVar[str | None] = None  # of an attack from outside: a hash of its modules, or NO_SOURCE
 
     def __init_subclass__(cls, **others: Any) -> None:

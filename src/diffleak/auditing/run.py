@@ -19,7 +19,7 @@ from jaxtyping import Float64
 
 from diffleak import hub
 from diffleak.attacks import ATTACKS
-from diffleak.attacks.base import NO_SOURCE, Attack
+from diffleak.attacks.base import ACCESS, NO_SOURCE, Attack
 from diffleak.attacks.spec import readable, spec_of
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig
@@ -39,6 +39,7 @@ from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.plan import Costs, Plan
 from diffleak.records.run_folder import read_plan
 from diffleak.records.scores import Samples, Scores, write_parquet
+from diffleak.records.variants import COMBINED, masked_label
 from diffleak.report.judgement import with_validity
 from diffleak.report.sections.audit.gates import sentence
 from diffleak.stats import evaluation
@@ -262,6 +263,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         for attack, scores, parameters in zip(prepared.attacks, collected.scores, collected.parameters, strict=True)
         for pair in _results(prepared, attack, scores, parameters)
     ]
+    pairs += _combined(prepared, collected.scores, pairs)
     results, chosen = [result for result, _ in pairs], [scores for _, scores in pairs]
     every = tuple(scores for group in collected.scores for scores in group)
     geometry = None if measured is None else analyse(prepared.inputs, measured, results, chosen, cohort.member, split)
@@ -311,6 +313,31 @@ def _results(prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], par
         alone = None if result.timestep is None else cost(replace(attack, timesteps=(result.timestep,)))
         costs = {"queries": cost(attack), "queries_at_timestep": alone}
         yield result.model_copy(update={"access": attack.access, "parameters": parameters, **costs}), source
+
+
+def _combined(
+    prepared: Prepared, scores: Sequence[tuple[Scores, ...]], alone: Sequence[tuple[Result, Scores]]
+) -> Iterator[tuple[Result, Scores]]:
+    """The result of all attacks together, and beside a reference that of their statistics on both models.
+
+    Nothing for fewer than two attacks, and for sides that are too small for one division: the regression takes many images.
+    """
+    used = [(attack, group) for attack, group in zip(prepared.attacks, scores, strict=True) if evaluation.may_be_combined(group[0])]
+    split, scan = prepared.split, prepared.scan
+    if len(used) < 2 or not prepared.config.calibration or split.record.repeats > 1:
+        return
+    complexity = scan.complexity if prepared.calibrates else None
+    best = evaluation.headline([result for result, _ in alone if result.plain])
+    base = [next(pair for pair in alone if pair[0].attack == best)]
+    labels, access = [attack.label for attack, _ in used], max((attack.access for attack, _ in used), key=ACCESS.index)
+    models = [prepared.target, *filter(None, [prepared.reference])]
+    for count, label in enumerate((COMBINED, masked_label(COMBINED, "excess"))[: len(models)], 1):
+        together = evaluation.combined([part for _, group in used for part in group[:count]], complexity, label)
+        parameters = {"attacks": labels, "complexity": complexity is not None, "compared_with": base[0][0].attack}
+        base = evaluation.evaluate_combined(together, base, scan.cohort.member, split)
+        queries = sum(attack.queries * scoring.forwards(model, attack) for attack, _ in used for model in models[:count])
+        update = {"variant": "excess" if count > 1 else None, "access": access, "parameters": parameters, "queries": queries}
+        yield base[0][0].model_copy(update=update), together
 
 
 def _asked(prepared: Prepared, result: Result) -> tuple[Target | None, ...]:

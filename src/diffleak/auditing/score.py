@@ -117,8 +117,13 @@ class Collected:
 
 
 def asked(target: Target, attack: Attack) -> tuple[Denoiser, ...]:
-    """The models that an attack asks: every one that the release exposes, or where only images are seen, what draws them."""
-    return (unguided(target.denoiser),) if attack.access == "black-box" else target.denoiser.exposed
+    """The models that an attack asks: every one that the release exposes, or where only images are seen, what draws them.
+
+    Guidance is for those that are asked for noise: what draws has its own, and weights were trained without any.
+    """
+    if attack.access == "black-box":
+        return (unguided(target.denoiser),)
+    return target.denoiser.exposed if attack.access == "grey-box" else tuple(map(unguided, target.denoiser.exposed))
 
 
 def forwards(target: Target, attack: Attack) -> int:
@@ -217,7 +222,8 @@ def estimate(job: Job, folder: Folder | None, share: Worker) -> str:
         return "all of it is done" if share.count == 1 else "all of this shard is done"
     total, left = (sum(_queries(job, c, k) for c, k in part) for part in (work, todo))
     resumed = f", {total - left:,} queries are done already" if total - left else ""
-    seconds = left / _speed(job, min(share.threads, len(todo))) if left else 0.0
+    effort = sum(_queries(job, c, k) * job.attacks[k].effort for c, k in todo)
+    seconds = effort / _speed(job, min(share.threads, len(todo))) if left else 0.0
     if unmeasured and job.target.latent:
         seconds += sum(len(job.chunks[c]) for c in unmeasured) * _measuring_seconds(job) / min(share.threads, len(unmeasured))
     return f"{_readable(seconds)} left{resumed}"

@@ -13,9 +13,10 @@ writes into its input, or answers in one buffer again and again, changes nothing
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import wraps
-from typing import Any, ClassVar, Literal, final
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int64
@@ -30,6 +31,14 @@ PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 Ask = Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]  # of (network, x_t, time per image, text conditions): its prediction
 
 
+class LowRank(NamedTuple):
+    """What a LoRA added to a weight: factor times `up` (out, r) times `down` (r, in, ...)."""
+
+    down: Tensor
+    up: Tensor
+    factor: float
+
+
 class Denoiser(ABC):
     """A model that predicts the noise in an image, with the `schedule` it was trained on.
 
@@ -37,6 +46,7 @@ class Denoiser(ABC):
     """
 
     schedule: Schedule
+    adapted: Mapping[str, LowRank] = MappingProxyType({})  # the low-rank changes that were merged into some of `weights`, by their names
     subject: ClassVar[str]  # what a message calls it
 
     def __init_subclass__(cls, wrapper: bool = False, subject: str | None = None, **others: Any) -> None:
@@ -57,6 +67,15 @@ class Denoiser(ABC):
         size = len(x_t) // len(timesteps)
         parts = [slice(start, start + size) for start in range(0, len(x_t), size)]
         return torch.cat([self(x_t[rows], t, chosen(cond, rows)) for rows, t in zip(parts, timesteps, strict=True)])
+
+    def with_graph(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
+        """As `at_once`, but the answer can be differentiated by `weights`; raises `UserError` for a model that has none."""
+        raise UserError(f"{self.subject} has no weights that can be differentiated; give a model that diffleak loads from a folder")
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """The network's trained tensors by their names; none where the model is a function."""
+        return {}
 
     @property
     def exposed(self) -> "tuple[Denoiser, ...]":
@@ -159,7 +178,7 @@ class NetworkDenoiser(Denoiser, subject="the network"):
 
     With `classes` it is conditioned on labels in [0, classes): `cond` is then an integer per image. With `ask`, which knows
     how a text-to-image network is called, `cond` is the `Prompts` of the images. With `learned_variance` the network appends
-    as many channels of variance, which are dropped.
+    as many channels of variance, which are dropped. `adapted` is what a LoRA added to its weights.
     """
 
     network: torch.nn.Module
@@ -168,11 +187,19 @@ class NetworkDenoiser(Denoiser, subject="the network"):
     classes: int | None = None
     ask: Ask | None = None
     learned_variance: bool = False
+    adapted: Mapping[str, LowRank] = field(default_factory=dict)
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         return self.at_once(x_t, (t,), cond)
 
     def at_once(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
+        return self.with_graph(x_t, timesteps, cond)
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return {name: weight.requires_grad_() for name, weight in self.network.named_parameters()}
+
+    def with_graph(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
         kind = torch.float32 if self.schedule.is_flow else torch.int64
         times = torch.tensor([self.schedule.times[t] for t in timesteps], device=x_t.device, dtype=kind)
         prediction = self._prediction(x_t, times.repeat_interleave(len(x_t) // len(timesteps)), cond)
@@ -228,6 +255,17 @@ class Guided(Denoiser, wrapper=True):
     def forwards(self) -> int:
         return 2 * self.denoiser.forwards
 
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.denoiser.weights
+
+    @property
+    def adapted(self) -> Mapping[str, LowRank]:  # type: ignore[override]
+        return self.denoiser.adapted
+
+    def with_graph(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
+        return self.denoiser.with_graph(x_t, timesteps, cond)  # training knows no guidance
+
     def over(self, timesteps: tuple[int, ...]) -> "Guided":
         return replace(self, denoiser=self.denoiser.over(timesteps))
 
@@ -277,9 +315,22 @@ class Counted(Denoiser, wrapper=True):
         return eps
 
     def at_once(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
-        eps = self.denoiser.at_once(x_t, timesteps, cond)
+        return self._counted(self.denoiser.at_once(x_t, timesteps, cond), timesteps, self.denoiser.forwards)
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.denoiser.weights
+
+    @property
+    def adapted(self) -> Mapping[str, LowRank]:  # type: ignore[override]
+        return self.denoiser.adapted
+
+    def with_graph(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
+        return self._counted(self.denoiser.with_graph(x_t, timesteps, cond), timesteps, 1)
+
+    def _counted(self, eps: Float[Tensor, "kb *s"], timesteps: Sequence[int], forwards: int) -> Float[Tensor, "kb *s"]:
         for t in timesteps:
-            self.on_call(len(x_t) // len(timesteps) * self.denoiser.forwards, t)
+            self.on_call(len(eps) // len(timesteps) * forwards, t)
         return eps
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffleak.diffusion.denoiser import LowRank
 from diffleak.errors import UserError, first_lines, pip_install, shown
 from diffleak.hub import effect
 from diffleak.hub.configs import read_json
@@ -81,10 +82,11 @@ def refuse_other_base(file: Path, model: str) -> None:
         raise UserError(f"the LoRA {file} was trained on another model than this one, as its {record.name} says; give that one")
 
 
-def apply(pipeline: Any, part: str, file: Path, scale: float) -> list[str]:
+def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str], dict[str, LowRank]]:
     """Merges an adapter into the networks of a pipeline, in place; `part` is its denoiser's name, unet or transformer.
 
-    Returns what is to be said about its strength. Raises `UserError` unless every weight of the adapter fits a layer, every layer is
+    Returns what is to be said about its strength, and what it added to the denoiser's weights, by their names; of a DoRA, whose change
+    is no product of two matrices, nothing. Raises `UserError` unless every weight of the adapter fits a layer, every layer is
     changed by scale alpha / r B A, and no other is changed.
     """
     raw = _read(file)
@@ -112,7 +114,12 @@ def apply(pipeline: Any, part: str, file: Path, scale: float) -> list[str]:
         said.append(f"the LoRA has alpha 0 in {len(silent)} of its {len(changes)} layers, which it leaves as they are")
     if len(silent) == len(changes):
         raise UserError(f"the LoRA {file} changes nothing: its alpha is 0 in every layer")
-    return said
+    added = {
+        f"{update.layer}.weight": LowRank(update.down, update.up, scale * update.strength)
+        for update in changes
+        if update.network == part and update.magnitude is None
+    }
+    return said, added
 
 
 def _by_network(pipeline: Any, networks: Mapping[str, Any], raw: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -140,7 +140,8 @@ def load(
     which, said = fingerprint(folder), []
     if adapter is not None:
         refuse_other_base(adapter, which)
-        said = apply(pipeline, network_folder.name, adapter, lora_scale)
+        said, added = apply(pipeline, network_folder.name, adapter, lora_scale)
+        denoiser = replace(first, adapted=added)
         which = hashlib.sha256(f"{which} {adapter_fingerprint(adapter, lora_scale)}".encode()).hexdigest()
     text = None if pipeline is None else PipelineText(pipeline)
     guided = denoiser if guidance_scale == 1 else Guided(denoiser, guidance_scale)

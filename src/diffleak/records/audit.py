@@ -12,7 +12,7 @@ from diffleak.records.base import MOST_OFTEN, SCHEMA_VERSION, Estimate, Record
 from diffleak.records.images import Tally
 from diffleak.records.plan import Costs, Environment, Plan, Split
 from diffleak.records.scores import Direction
-from diffleak.records.variants import CALIBRATED, Variant, base_label, may_lead
+from diffleak.records.variants import CALIBRATED, COMBINED, Variant, base_label, may_lead
 
 R = TypeVar("R", bound=Estimate)
 
@@ -114,7 +114,8 @@ class Result(Record):
     complexity: Annotated[str | None, MOST_OFTEN] = None
     """Complexity of the images that is taken out: "png", "bytes", "full" or "plain", which is none; null where that was not tried."""
     gain: Gain | None = None
-    """What the variant adds to the plain attack, of the reference what the model adds to it; null for the plain attack."""
+    """What the variant adds to the plain attack, of the reference what the model adds to it, of `combined` what it adds to the best plain
+    attack by the calibrate part; null for a plain attack."""
     access: str = "grey-box"
     """What the attacker needs: "grey-box" denoises given images, "black-box" generates images alone."""
     parameters: dict[str, Any] = {}
@@ -173,8 +174,8 @@ class Result(Record):
 
     @property
     def plain(self) -> bool:
-        """True for the attack itself, on the audited model, under no mask and without calibration."""
-        return self.mask is None and self.variant is None and self.complexity is None
+        """True for an attack itself, on the audited model, under no mask, without calibration, and not with others."""
+        return self.mask is None and self.variant is None and self.complexity is None and self.attack != COMBINED
 
     @property
     def base(self) -> str:

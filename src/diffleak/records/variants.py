@@ -7,6 +7,8 @@ VARIANTS: tuple[Variant, Variant] = get_args(Variant)
 
 CALIBRATED = "calibrated"  # the label of a result from which the complexity of images is taken out
 
+COMBINED = "combined"  # the label of the result of all attacks together
+
 Control = Literal["influence", "random", "reverse"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 

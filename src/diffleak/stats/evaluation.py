@@ -4,7 +4,7 @@ Sets with fewer than 200 images a side use repeated splits, and every number is 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median_low
 from typing import Any, TypeVar
@@ -18,10 +18,10 @@ from diffleak.records.audit import RATES, Accuracy, AchievedFPR, AUCAt, Gain, Or
 from diffleak.records.base import MOST_OFTEN, Estimate, Record
 from diffleak.records.plan import Split
 from diffleak.records.scores import Samples, Scores
-from diffleak.records.variants import CALIBRATED, VARIANTS, Variant, masked_label
+from diffleak.records.variants import CALIBRATED, COMBINED, VARIANTS, Variant, masked_label
 from diffleak.stats import metrics
-from diffleak.stats.calibration import FEATURES, PLAIN
-from diffleak.stats.rules import Key, column, named, settled
+from diffleak.stats.calibration import FEATURES, PLAIN, in_logarithms
+from diffleak.stats.rules import LOGISTIC, Key, column, named, settled
 
 SMALL_SIDE = 200
 REPEATS = 25
@@ -82,17 +82,25 @@ class Candidate:
     scores: Scores
 
 
+Choice = Callable[[Sequence[Candidate], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]], Candidate]  # of candidates, member, calibrate
+
+
 def evaluate_variant(
-    label: str, candidates: Sequence[Sequence[Candidate]], base: Evaluated, member: Bool[np.ndarray, " n"], split: Divisions
+    label: str,
+    candidates: Sequence[Sequence[Candidate]],
+    base: Evaluated,
+    member: Bool[np.ndarray, " n"],
+    split: Divisions,
+    choose: Choice | None = None,
 ) -> Evaluated:
     """The results of a variant of an attack on every split, with what it adds to those of `base`.
 
-    candidates: what may be chosen on each split. The candidate, where there are several, and the timestep are those of the best AUC
-    on the calibrate part.
+    candidates: what may be chosen on each split. The timestep is that of the best AUC on the calibrate part, and so is the candidate,
+    unless `choose` says another one.
     """
     found = []
     for calibrate, offered, plain in zip(split.calibrate, candidates, base, strict=True):
-        chosen = max(offered, key=lambda c: _best_auc(c.scores, member, calibrate)) if len(offered) > 1 else offered[0]
+        chosen = (choose or best_candidate)(offered, member, calibrate) if len(offered) > 1 else offered[0]
         result = _one_split(chosen.scores, member, calibrate, split.record.seed)
         columns = [settled(c.scores, member, calibrate) for c in offered]
         oracles = [_oracle(c.keys, *_sides(c.membership, member, calibrate)[2:]) for c in columns]
@@ -122,7 +130,8 @@ def evaluate_calibrated(
 ) -> Evaluated:
     """The results of an attack with what the complexity of each image explains taken out, or left in where that is better.
 
-    `base` are the results of the attack, or of a variant of it.
+    `base` are the results of the attack, or of a variant of it. Better means by more than the standard error of the paired difference
+    on the calibrate part (Breiman et al. 1984, the one-standard-error rule): on few images the best of four is better by chance.
     """
 
     def candidates(result: Result, scores: Scores) -> list[Candidate]:
@@ -130,7 +139,8 @@ def evaluate_calibrated(
         offered = {PLAIN: scores, **{name: replace(scores, complexity=complexity[:, of]) for name, of in FEATURES.items()}}
         return [Candidate({**fields, "complexity": name}, each) for name, each in offered.items()]
 
-    return evaluate_variant(masked_label(base[0][0].attack, CALIBRATED), [candidates(*each) for each in base], base, member, split)
+    label = masked_label(base[0][0].attack, CALIBRATED)
+    return evaluate_variant(label, [candidates(*each) for each in base], base, member, split, clearly_best_candidate)
 
 
 def whole(evaluated: Evaluated) -> tuple[Result, Scores]:
@@ -159,16 +169,56 @@ def evaluate_reference(
     return found["reference"], found["excess"]
 
 
-def _best_auc(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> float:
+def may_be_combined(scores: Scores) -> bool:
+    """Whether the statistics of an attack may go into `combined`; an attack that is a regression itself stays beside it."""
+    return scores.rule != LOGISTIC
+
+
+def combined(parts: Sequence[Scores], complexity: Float64[np.ndarray, "n f"] | None, label: str = COMBINED) -> Scores:
+    """All numbers of several attacks on the same images as the components of one: its rule is a logistic regression on them.
+
+    Statistics are taken in logarithms as in calibration (`stats.calibration`); `complexity` joins them where it is given.
+    """
+    columns = [scores.membership if scores.rule else in_logarithms(scores.membership) for scores in parts]
+    components = np.concatenate([*columns, *(() if complexity is None else (complexity,))], axis=1)
+    return Scores(label, "large", tuple(range(components.shape[1])), parts[0].ids, components, LOGISTIC)
+
+
+def evaluate_combined(scores: Scores, base: Evaluated, member: Bool[np.ndarray, " n"], split: Divisions) -> Evaluated:
+    """The results of `combined` scores, with what they add to those of `base`, the best of the attacks alone."""
+    return evaluate_variant(scores.attack, [[Candidate({}, scores)]] * len(split.calibrate), base, member, split)
+
+
+def best_candidate(offered: Sequence[Candidate], member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Candidate:
+    """The candidate of the best AUC on the calibrate part."""
+    return offered[max(range(len(offered)), key=[_best(c.scores, member, calibrate)[0] for c in offered].__getitem__)]
+
+
+def clearly_best_candidate(offered: Sequence[Candidate], member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Candidate:
+    """The first candidate, unless the best one is better by more than the standard error of the difference; on the calibrate part."""
+    aucs, columns = zip(*(_best(c.scores, member, calibrate) for c in offered), strict=True)
+    best = max(range(len(offered)), key=aucs.__getitem__)
+    m, n, *_ = _sides(np.stack([columns[best], columns[0]], axis=1), member, calibrate)
+    difference = metrics.auc_difference(m, n)
+    error = metrics.standard_error(difference)
+    return offered[best] if difference.value is not None and error is not None and difference.value > error else offered[0]
+
+
+def _best(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> tuple[float, Float64[np.ndarray, " n"]]:
+    """The best AUC of any column on the calibrate part, and that column."""
     columns = settled(scores, member, calibrate)
     m, n, *_ = _sides(columns.membership, member, calibrate)
-    return max(metrics.auc(m[:, i], n[:, i]) for i in range(len(columns.keys)))
+    aucs = [metrics.auc(m[:, i], n[:, i]) for i in range(len(columns.keys))]
+    return max(aucs), columns.membership[:, int(np.argmax(aucs))]
 
 
 def gain(
     masked: tuple[Result, Scores], unmasked: tuple[Result, Scores], member: Bool[np.ndarray, " n"], test: Bool[np.ndarray, " n"], seed: int
 ) -> Gain:
     """What the first of two results adds to the second on the same test images, each at its own settings."""
+    if masked[1] is unmasked[1] and masked[0].timestep == unmasked[0].timestep:
+        nothing = Estimate(value=0.0, low=0.0, high=0.0, method="the same scores were chosen")
+        return Gain(auc=nothing, asr=nothing, tpr_at_1pct=nothing)
     columns = [column(scores, result, member, ~test) for result, scores in (masked, unmasked)]
     m, n = (np.stack([column[test & side] for column in columns], axis=1) for side in (member, ~member))
     calibrated = all(result.asr.value is not None for result, _ in (masked, unmasked))

@@ -3,7 +3,8 @@
     as_is     the one component is the score, nothing is settled
     mean      the mean of the components, nothing is settled
     clid      (1 - w) S(u) + w S(v), w in {0, 0.1, ..., 1}        S(x) = (x - median) / IQR, both of the calibrate part
-    logistic  b + w . Z(x), a logistic regression                 Z(x) = (x - mean) / standard deviation; all of the calibrate part
+    logistic  b + w . Z(x), a logistic regression with an L2      Z(x) = (x - mean) / standard deviation; all of the calibrate part
+              penalty of inverse strength C in STRENGTHS
 
 A rule makes candidate columns of the components, each with a setting that can be read ("w=0.3"), and the calibrate part
 chooses among them as it does among timesteps. Adding one is a function here, and its name in RULES and on its attack.
@@ -13,6 +14,7 @@ there can be compared with those of other attacks, and a threshold from there ho
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ from diffleak.stats.calibration import in_logarithms, residuals
 
 FOLDS = 5
 WEIGHTS = tuple(i / 10 for i in range(11))
+STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)  # the C of scikit-learn: a smaller one holds the weights down more
 
 Key = int | str | None  # a timestep, a setting, or neither where there is nothing to choose
 
@@ -54,7 +57,7 @@ def _mean(components: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray, " 
 
 def _logistic(components: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"]) -> Columns:
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.model_selection import StratifiedKFold
 
     if member.all() or not member.any():
         raise UserError("a classifier is trained on images of both sides; the calibrate part has one only: raise --calibrate-fraction")
@@ -63,15 +66,18 @@ def _logistic(components: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray
     fewest = min(int(member.sum()), int((~member).sum()))
     if fewest < 2:
         raise UserError("a classifier needs two calibration images of each side; raise --calibrate-fraction")
-    model = LogisticRegression()  # weights of sides that differ in size are left as they are
-    scores = model.fit(x[calibrate], member).decision_function(x).astype(np.float64)
-    folds = StratifiedKFold(min(FOLDS, fewest))
-    scores[calibrate] = cross_val_predict(model, x[calibrate], member, cv=folds, method="decision_function")
-    return Columns(scores[:, None], (None,))
+    folds, known = list(StratifiedKFold(min(FOLDS, fewest)).split(x[calibrate], member)), np.flatnonzero(calibrate)
+    scores = np.empty((len(x), len(STRENGTHS)))
+    for i, strength in enumerate(STRENGTHS):
+        model = LogisticRegression(C=strength, solver="newton-cholesky", max_iter=500)  # weights of unequal sides are left as they are
+        scores[:, i] = model.fit(x[calibrate], member).decision_function(x)
+        for fit, out in folds:
+            scores[known[out], i] = model.fit(x[known[fit]], member[fit]).decision_function(x[known[out]])
+    return Columns(scores, tuple(f"C={strength:g}" for strength in STRENGTHS))
 
 
-AS_IS, MEAN = "as_is", "mean"
-RULES: dict[str, Rule] = {AS_IS: _as_is, MEAN: _mean, "clid": _clid, "logistic": _logistic}
+AS_IS, MEAN, LOGISTIC = "as_is", "mean", "logistic"
+RULES: dict[str, Rule] = {AS_IS: _as_is, MEAN: _mean, "clid": _clid, LOGISTIC: _logistic}
 
 
 def needs_calibration(rule: str | None) -> bool:
@@ -92,13 +98,20 @@ def settled(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.n
     if scores.rule is None:
         columns = Columns(scores.membership, scores.timesteps)
     else:
-        columns = RULES[scores.rule](scores.membership, calibrate, member[calibrate])
+        columns = _ruled(scores, calibrate.tobytes(), member[calibrate].tobytes())
     if scores.complexity is None:
         return columns
     scaled = columns.membership if scores.rule else in_logarithms(columns.membership)  # a rule's score is a logarithm or a difference
     heldout = calibrate.copy()
     heldout[calibrate] = ~member[calibrate]
     return Columns(residuals(scaled, scores.complexity, heldout), columns.keys)
+
+
+@lru_cache(maxsize=8)  # a result, its samples and what it adds to another one ask for the same
+def _ruled(scores: Scores, calibrate: bytes, member: bytes) -> Columns:
+    """The columns of a rule; `member` is of the calibrate part alone."""
+    assert scores.rule is not None, "only scores with a rule come here"
+    return RULES[scores.rule](scores.membership, np.frombuffer(calibrate, dtype=bool), np.frombuffer(member, dtype=bool))
 
 
 def column(scores: Scores, result: Result, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:

@@ -2,9 +2,13 @@
 
 from markupsafe import Markup
 
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord
+from diffleak.records.variants import COMBINED
 from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Tabulated, prose
-from diffleak.report.table import table
+from diffleak.report.table import difference_cell, table
+from diffleak.report.wording import count, signed_interval
 
 LEGEND = "Bold: the attack chosen on the calibrate part. Intervals are 95 %; rates are of the test part."
 
@@ -20,5 +24,23 @@ def section(audit: Audited) -> Section:
         caption += Markup(' Attacks under other masks are below, in <a href="#masks">What masks add</a>.')
     conventions = ", ".join(sorted({r.convention for r in record.results} - {"member-exact"}))
     notes = (f"Computed by the convention of a paper's code ({conventions}), not exactly.",) if conventions else ()
+    notes += together(record)
     shown = Tabulated(content, caption, legend=LEGEND, notes=notes) if content.rows else prose("The record holds no results.", "")
     return Section("attacks", "All attacks", (shown,), "All attacks")
+
+
+def together(record: AuditRecord) -> tuple[str, ...]:
+    """What `combined` is and what it adds; nothing where the record has none."""
+    found = next((r for r in record.results if r.attack == COMBINED), None)
+    if found is None:
+        return ()
+    used, best = found.parameters.get("attacks", ()), visible(str(found.parameters.get("compared_with", "the best attack")))
+    also = " and the complexity of the images" if found.parameters.get("complexity") else ""
+    said = (
+        f"{COMBINED}: a logistic regression on all numbers of {count(len(used))} attacks{also}, fitted on the calibrate part; no further query."
+    )
+    if found.gain is None:
+        return (said,)
+    gains = ((found.gain.auc, "AUC", False), (found.gain.tpr_at_1pct, "TPR at 1 % FPR", True))
+    points = [f"{name} {difference_cell(gain, in_percent).text} {signed_interval(gain, in_percent)}".strip() for gain, name, in_percent in gains]
+    return (f"{said} Minus {best}, the best plain attack by the calibrate part: {', '.join(points)} (points).",)
