@@ -182,12 +182,14 @@ def in_chunks(
     forwards: int,
     batch_size: int,
     threads: int,
+    kind: np.dtype | None = None,
 ) -> np.ndarray:
     """The rows of all chunks, in their order, from a folder that keeps each chunk as one .npy file.
 
     plan: all that decides the rows, `model_fingerprint` among it; the key `model` may differ, since a model may have moved.
     compute(rows, tick): an array of as many rows, calling tick(forwards) after every batch. what: the rows' name, of the files too,
-    and `made` how they depend on the plan, as in "images" "drawn with". forwards: how many a row takes.
+    and `made` how they depend on the plan, as in "images" "drawn with". forwards: how many a row takes. kind: the dtype of the rows, by
+    default that of the first chunk.
     Raises `UserError` for a folder of another plan, a damaged chunk, and too little memory for `batch_size`.
     """
 
@@ -205,7 +207,9 @@ def in_chunks(
     found: list[np.ndarray] = []
     for chunk, file in files.items():
         rows, count = folder.load(file), len(chunks[chunk])
-        if rows.ndim == 0 or len(rows) != count or (found and rows.shape[1:] != found[0].shape[1:]):
+        first = found[0] if found else rows
+        alike = rows.shape[1:] == first.shape[1:] and rows.dtype == (first.dtype if kind is None else kind)
+        if rows.ndim == 0 or len(rows) != count or not alike:
             raise UserError(
                 f"{folder.path / file} must hold {count} {what}; its array is {rows.shape}: delete it and run the same command again"
             )
