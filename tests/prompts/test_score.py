@@ -457,7 +457,10 @@ def test_one_list_needs_neither_labels_nor_a_folder(capsys: pytest.CaptureFixtur
         (["--memorised", "a.txt"], "--memorised and --ordinary belong together"),
         (["--prompts", "no.txt"], "found nothing at no.txt"),
         (["--prompts", "no.txt", "--images", "0"], "images: "),
-        (["--prompts", "no.txt", "--no-draw", "--timestep", "90"], "--timestep are of drawn images, and --no-draw draws none"),
+        (
+            ["--prompts", "no.txt", "--no-draw", "--timestep", "90"],
+            "--timestep must be left out with --no-draw",
+        ),
         (["--prompts", "no.txt", "--guidance-scale", "nan"], "guidance_scale: "),
     ],
     ids=str,

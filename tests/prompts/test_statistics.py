@@ -11,6 +11,7 @@ from fixtures.prompts import PLAIN, QUICK, SECRET, Strengths, Words, planted, sp
 from diffleak import hub
 from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.analytic import linear_schedule
+from diffleak.diffusion.codec import Codec
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.dual import Dual
 from diffleak.diffusion.noise import Noise
@@ -99,7 +100,7 @@ def test_without_drawing_the_scores_from_noise_are_the_same_at_four_forwards_and
 
 
 def test_settings_of_drawn_images_are_refused_without_drawing():
-    with pytest.raises(UserError, match="--guidance-scale and --timestep are of drawn images, and --no-draw draws none; leave"):
+    with pytest.raises(UserError, match="--guidance-scale and --timestep must be left out with --no-draw"):
         find_memorised(planted(), prompts=PLAIN, guidance_scale=7.5, timestep=90, **NOISE)
     short = Target(planted().denoiser.from_function(lambda x, t, cond: x, [0.9, 0.5, 0.1, 0.01]), ImageShape(1, 4, 4), text=Strengths())
     find_memorised(short, prompts=PLAIN, **NOISE)  # where the t-error would have no timestep
@@ -182,6 +183,22 @@ def test_the_highest_prompts_have_pictures_and_those_of_an_interrupted_run_come_
     assert [picture.score for picture in first] == list(found.record.prompts[:12])
     for one, other in zip(first, second, strict=True):
         assert np.array_equal(one.image, other.image) and np.array_equal(one.map, other.map)
+
+
+def test_what_the_autoencoder_cannot_decode_has_a_map_and_no_image():
+    """Half-precision decoders overflow; two channels are no image."""
+
+    class Overflows(Codec):
+        def encode(self, x):
+            return x
+
+        def decode(self, z):
+            return torch.where(z[:, :1, :1, :1] == z[:1, :1, :1, :1], z / 0, 9 * z)
+
+    keys = {"shape": ImageShape(1, 4, 4), "text": Strengths(), "fingerprint": "f"}
+    found = find_memorised(Target(planted().denoiser, codec=Overflows(), **keys), prompts=SECRET[:3], **QUICK).pictures()
+    assert [picture.image is None for picture in found] == [True, False, False] and all(picture.map.min() > 0 for picture in found)
+    assert find_memorised(spoken(tilted), prompts=["1 2"], **QUICK).pictures()[0].image is None
 
 
 # --- earlier versions ---------------------------------------------------------------------------------------------------

@@ -96,8 +96,8 @@ def test_a_page_without_drawn_images_says_so_and_ranks_by_the_noise_norm():
     html, text = to_html(page(record)), to_markdown(page(record))
     for shown in (html, text):
         assert "nothing was drawn (--no-draw)" in shown.replace("\\", "") and "Noise norm" in shown and "Alignment" in shown
-    assert "Prompts, the largest noise norm first" in html and "1 noise was asked about for each prompt" in html
-    assert "none drawn, each asked about from noise 1 time" in html and "t-error</th>" not in html and "DDIM in 4" not in html
+    assert "Prompts, the largest noise norm first" in html and "1 noise was taken for each prompt" in html
+    assert "26, none drawn, 1 noise each" in html and "t-error</th>" not in html and "<dt>Drawing</dt>" not in html
 
 
 def test_a_page_of_an_earlier_record_shows_its_two_statistics(found):

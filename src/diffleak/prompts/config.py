@@ -46,7 +46,7 @@ class PromptsConfig(ModelConfig):
     def _of_drawn_images(self) -> "PromptsConfig":
         unused = [key for key in ("guidance_scale", "timestep") if not self.draw and key in self.model_fields_set]
         if unused:
-            raise ValueError(f"{' and '.join(map(flag, unused))} are of drawn images, and --no-draw draws none; leave one of them out")
+            raise ValueError(f"{' and '.join(map(flag, unused))} must be left out with --no-draw, which draws no image to use it on")
         return self
 
     @property

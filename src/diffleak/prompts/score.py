@@ -120,8 +120,9 @@ class Asking:
     @property
     def of_images(self) -> int:
         """Denoiser forwards per prompt for images: two a step, and the attack on every exposed model."""
-        queries = self.attack.queries * len(self.target.denoiser.exposed) if self.attack else 0
-        return self.config.images * (2 * self.config.steps + queries) if self.attack else 0
+        if self.attack is None:
+            return 0
+        return self.config.images * (2 * self.config.steps + self.attack.queries * len(self.target.denoiser.exposed))
 
     @property
     def forwards(self) -> int:

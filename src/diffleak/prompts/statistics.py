@@ -7,7 +7,8 @@
 
 Large means memorised for all of them: the prompt, not the noise, decides the image. The map sums up to the mean of || d ||^2. The last
 two take four forwards and draw nothing; at low noise a memorised prompt pushes along what the model predicts anyway. A vector of zeros
-has the cosine 0 with every other. All are of the predicted noise, whatever the network predicts itself.
+has the cosine 0 with every other. All are of the predicted noise, whatever the network predicts itself; of flow matching, whose noise
+is x_t + a_t f, norms carry the factor a_t, which is the same for every prompt.
 
 magnitude: Wen, Liu, Chen and Lyu 2024, "Detecting, explaining, and mitigating memorization in diffusion models", ICLR.
 noise_norm, alignment: Asthana and Belagiannis 2026, arXiv 2601.20642.
@@ -44,7 +45,7 @@ def draw(denoiser: Denoiser, guidance_scale: float, sampler: Any, noise: Noise, 
     def add(difference: Float[Tensor, "b c h w"]) -> None:
         nonlocal squares
         norms.append(norm(difference))
-        squares = float64(difference).square().sum(dim=1) + squares.to(difference.device)
+        squares = squares + float64(difference).square().sum(dim=1)
 
     x0 = sample(Guided(denoiser, guidance_scale, add), sampler, noise, cond)
     return Drawn(x0, torch.stack(norms).mean(dim=0), squares / len(norms))

@@ -67,4 +67,4 @@ def _drawn(record: PromptsRecord) -> str:
     images = record.plan.images
     if record.plan.draw:
         return f"{count(images)} {'image was' if images == 1 else 'images were'} drawn"
-    return f"{count(images)} {'noise was' if images == 1 else 'noises were'} asked about"
+    return f"{count(images)} {'noise was' if images == 1 else 'noises were'} taken"

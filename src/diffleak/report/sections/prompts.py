@@ -29,7 +29,7 @@ STATISTICS: dict[Statistic, Wording] = {
     "magnitude": Wording("Magnitude", "how far the prompt moves the model's prediction while it draws; larger = memorised"),
     "t_error": Wording("t-error", "how far the model is from finding its way back to what it drew; smaller = memorised"),
     "noise_norm": Wording("Noise norm", "how far the prompt moves the prediction for pure noise, at the first step; larger = memorised"),
-    "alignment": Wording("Alignment", "how far the prompt pushes along what is predicted without it, late in drawing; larger = memorised"),
+    "alignment": Wording("Alignment", "how far it pushes pure noise along the prediction without it, at a late step; larger = memorised"),
 }
 SUM = Wording("Noise sum", "noise norm and alignment, weighted as other labelled prompts have it; larger = memorised")
 
@@ -218,16 +218,16 @@ def _rows(record: PromptsRecord) -> Iterator[tuple[str, str]]:
     yield "Model", fingerprinted(visible(plan.model), plan.model_fingerprint)
     yield from adapted(plan.lora, plan.lora_scale)
     times = f"{count(plan.images)} {'time' if plan.images == 1 else 'times'}"
-    drawn = f"each drawn {times}" if plan.draw else f"none drawn, each asked about from noise {times}"
+    drawn = f"each drawn {times}" if plan.draw else f"none drawn, {plan.images} {'noise' if plan.images == 1 else 'noises'} each"
     yield "Prompts", fingerprinted(f"{count(plan.prompts)}, {drawn}", plan.prompts_fingerprint)
     if plan.draw:
         how = f"guidance {plan.guidance_scale}, latents {visible(plan.latent_shape)}, seed {plan.seed}"
         yield "Drawing", f"DDIM in {plan.steps} steps, {how}"
         yield "t-error", f"SecMI at timestep {plan.timestep}, k = {plan.k}, without guidance"
     if plan.noise_norm_timestep is not None:
-        steps = f"noise norm at timestep {plan.noise_norm_timestep}, alignment at {plan.alignment_timestep}"
-        noise = "the noise that images start from" if plan.draw else f"noise like latents {visible(plan.latent_shape)}, seed {plan.seed}"
-        yield "From noise", f"{steps}, of {noise}, of {plan.steps} steps of DDIM"
+        at = f"noise norm at timestep {plan.noise_norm_timestep}, alignment at {plan.alignment_timestep}, of DDIM in {plan.steps} steps"
+        noise = "the noise that images start from" if plan.draw else f"latents {visible(plan.latent_shape)}, seed {plan.seed}"
+        yield "From noise", f"{at}; {noise}"
     yield "Cost", f"{count(record.costs.forwards)} forwards of one image each; this call took {duration(record.costs.seconds)}"
     yield "Device", device(record.environment)
     yield "Versions", versions(record.environment)
