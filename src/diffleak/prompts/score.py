@@ -66,7 +66,7 @@ from diffleak.report.sections.prompts import MOST_PICTURED, Picture
 from diffleak.report.wording import adapter
 from diffleak.stats.evaluation import divided, evaluate, evaluate_scores
 from diffleak.work.files import write_text
-from diffleak.work.folder import Folder, cut, in_chunks
+from diffleak.work.folder import Folder, cut, in_chunks, row_on_disk
 from diffleak.work.memory import memory_message
 from diffleak.work.progress import say
 from diffleak.work.threads import Tick
@@ -77,7 +77,7 @@ FRACTION = 0.2  # of the labelled prompts, on which weights are chosen
 FEWEST_WEIGHED = 50  # prompts a list, of which FRACTION are FEWEST
 FOLDER = "prompts"
 OF_IMAGES: tuple[Statistic, ...] = ("magnitude", "t_error")  # the others are of noise
-LATENT, MAP = "latent", "map"  # what is kept beside the statistics
+WHAT, LATENT, MAP = "scores", "latent", "map"  # the name of the files, and what is kept in them beside the statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +138,13 @@ class Asking:
     def row(self) -> np.dtype:
         """What is kept of a prompt: its statistics, the latent of its first image, and the map of that."""
         latent = (self.latent.channels, self.latent.height, self.latent.width)
-        kept = [(LATENT, np.float32, latent), (MAP, np.float32, latent[1:])] if self.attack else []
+        kept = [(LATENT, np.float16, latent), (MAP, np.float32, latent[1:])] if self.attack else []
         return np.dtype([*((name, np.float64) for name in self.statistics), *kept])
+
+    @property
+    def chunks(self) -> dict[int, range]:
+        """The prompts of every chunk."""
+        return cut(len(self.texts), by_device(CHUNK, self.target.device))
 
     @property
     def plan(self) -> PromptsPlan:
@@ -211,13 +216,11 @@ def find(config: PromptsConfig, target: Target | None = None, lists: Lists | Non
     target = hub.target_of(config, target)
     asking = prepare(config, target, lists)
     say(asking.describe())
-    if config.output:
-        scores = score(asking, config.output)
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            scores = score(asking, Path(temporary))
-    record = _record(asking, lists, scores, time.monotonic() - started)
-    return Memorised(record, _pictures(asking, record, scores)) if config.draw else Memorised(record)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = config.output or Path(temporary)
+        scores = score(asking, folder)
+        record = _record(asking, lists, scores, time.monotonic() - started)
+        return Memorised(record, _pictures(asking, record, folder)) if config.draw else Memorised(record)
 
 
 def prepare(config: PromptsConfig, target: Target, lists: Lists) -> Asking:
@@ -242,7 +245,7 @@ def prepare(config: PromptsConfig, target: Target, lists: Lists) -> Asking:
 
 
 def score(asking: Asking, folder: Path) -> np.ndarray:
-    """A row of kind `asking.row` for every prompt; chunks that folder/prompts has already are read, not asked again."""
+    """The statistics of every prompt, by their names; chunks that folder/prompts has already are read, not asked again."""
     size = asking.config.batch_size or max(1, auto_batch_size(asking.latent, asking.target.device) // 2)  # guidance doubles a batch
     images = asking.config.images
 
@@ -258,15 +261,16 @@ def score(asking: Asking, folder: Path) -> np.ndarray:
     return in_chunks(
         Folder(folder / FOLDER),
         asking.plan.model_dump(),
-        cut(len(asking.texts), by_device(CHUNK, asking.target.device)),
+        asking.chunks,
         compute,
-        what="scores",
+        what=WHAT,
         made="of",
         bar="asking about prompts",
         forwards=asking.forwards,
         batch_size=size,
         threads=asking.config.threads or side_by_side(asking.target),
         kind=asking.row,
+        fields=asking.statistics,
     )
 
 
@@ -285,8 +289,9 @@ def _ask(asking: Asking, batch: Sequence[tuple[str, int]], on_call: Callable[[in
             drawn = draw(denoiser, config.guidance_scale, sampler, noise, cond)
             errors = torch.stack([asking.attack.statistics(Subject(exposed, drawn.x0, noise, cond))[0] for exposed in denoiser.exposed])
             kept = {"t_error": errors.amin(dim=0), "magnitude": drawn.magnitude, LATENT: drawn.x0, MAP: drawn.map}
-            for name, value in kept.items():
-                rows[name] = value.cpu().numpy()
+            with np.errstate(over="ignore"):  # such a latent decodes to no image
+                for name, value in kept.items():
+                    rows[name] = value.cpu().numpy()
     broken = np.flatnonzero(~np.all([np.isfinite(rows[name]) for name in asking.statistics], axis=0))
     if len(broken):
         prompt, what = shown(batch[broken[0]][0]), advice(target.denoiser)
@@ -294,15 +299,15 @@ def _ask(asking: Asking, batch: Sequence[tuple[str, int]], on_call: Callable[[in
     return rows
 
 
-def _pictures(asking: Asking, record: PromptsRecord, scores: np.ndarray) -> Callable[[], tuple[Picture, ...]]:
+def _pictures(asking: Asking, record: PromptsRecord, folder: Path) -> Callable[[], tuple[Picture, ...]]:
     """Decodes the first images of the highest prompts; one that the autoencoder gives no finite numbers for has none."""
-    place = {text: row for row, text in enumerate(asking.texts)}
     highest = record.prompts[:MOST_PICTURED]
-    kept = scores[[place[score.prompt] for score in highest]]
+    places = [asking.texts.index(score.prompt) for score in highest]
+    kept = np.array([row_on_disk(Folder(folder / FOLDER), WHAT, asking.chunks, place) for place in places], asking.row)
 
     def decode() -> tuple[Picture, ...]:
         target = asking.target
-        z = torch.from_numpy(kept[LATENT].copy()).to(target.device, target.x_dtype)
+        z = torch.from_numpy(kept[LATENT].astype(np.float32)).to(target.device, target.x_dtype)
         with torch.inference_mode(), memory_message(1, "score without images, by --no-draw"):
             x = decoded(target, asking.shape, z).float().cpu().numpy()
         whole = np.isfinite(x).all(axis=(1, 2, 3)) & (asking.shape.channels in CHANNEL_NAMES)
