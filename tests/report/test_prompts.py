@@ -26,7 +26,9 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 def images(html: str) -> list[bytes]:
-    return [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]*)"', html)]
+    """The images of a page and their maps, after the scale of these."""
+    _, *shown = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]*)"', html)]
+    return shown
 
 
 def test_the_page_shows_an_image_and_a_map_of_each_of_the_twelve_highest_prompts(found):

@@ -15,7 +15,7 @@ from diffleak.report.sections.prompts import STATISTICS
 
 BINS = 24
 SIDE = 192  # pixels of the longer side of an image, at most; of a map the same
-COLOURS = matplotlib.colormaps["viridis"]  # from dark to light, also for the colour-blind; prompts.css draws its scale
+COLOURS = matplotlib.colormaps["viridis"]  # from dark to light, also for the colour-blind
 
 
 def histogram(record: PromptsRecord, name: Statistic) -> str:
@@ -42,6 +42,11 @@ def shrunk(pixels: UInt8[np.ndarray, "h w c"]) -> bytes:
     image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     array = np.asarray(image)
     return png(array[..., None] if array.ndim == 2 else array)
+
+
+def scale() -> bytes:
+    """The colours of a map from 0 to its largest value, as a PNG, which a browser's dark mode leaves as it is."""
+    return heat_map(np.linspace(0, 1, SIDE, dtype=np.float32)[None])
 
 
 def heat_map(squares: Float32[np.ndarray, "h w"]) -> bytes:

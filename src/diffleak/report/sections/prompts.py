@@ -173,13 +173,15 @@ def pictured(record: PromptsRecord, pictures: Sequence[Picture]) -> Section | No
 
 
 def _maps(pictures: Sequence[Picture]) -> tuple[Block, ...]:
+    from diffleak.report.figures.prompts import scale
+
     what = (
         f"The {count(len(pictures))} prompts of the largest magnitude. Left, the first image that the model draws for the prompt. Right, "
         "the map of where the prompt acts: the squared difference between the predictions with and without the prompt, averaged over the "
         "steps of drawing. Where the map is bright the prompt decides the image; whether that is a training image, the map does not say. "
         "These images may be copies of private training images: look before you pass this page on."
     )
-    return prose(what), drawn("scale"), drawn("maps", items=[_picture(each) for each in pictures])
+    return prose(what), drawn("scale", picture=data_uri(scale())), drawn("maps", items=[_picture(each) for each in pictures])
 
 
 def _picture(picture: Picture) -> dict[str, Any]:
