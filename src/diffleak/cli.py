@@ -131,7 +131,7 @@ def quality(settings: "QualityConfig", as_json: Json = False) -> None:
 
 @command(app, "prompts.config:PromptsConfig")
 def prompts(settings: "PromptsConfig", as_json: Json = False) -> None:
-    """Score prompts by how memorised they look: t-error and magnitude of what the model draws for them. The same command resumes."""
+    """Score prompts by how memorised they look, by what the model draws for them and from noise alone. The same command resumes."""
     from diffleak.prompts.score import find
     from diffleak.report.pages.prompts import page
 

@@ -1,9 +1,9 @@
-"""Prompts that a model has memorised: both statistics by hand, a planted model, resuming, files, messages, the page."""
+"""Prompts that a model has memorised: the statistics by hand, a planted model, resuming, files, messages, the page."""
 
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.commands import call, refused
+from fixtures.prompts import PLAIN, QUICK, SECRET, Strengths, planted
 from fixtures.text import CAPTIONS, CHANNELS, LATENT, text_folder
 from rich.console import Console
 
@@ -19,7 +20,6 @@ from diffleak import hub
 from diffleak.data.pixels import ImageShape
 from diffleak.data.prompts import read_prompts
 from diffleak.diffusion.analytic import linear_schedule
-from diffleak.diffusion.conditions import Prompts
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.dual import Dual
 from diffleak.diffusion.noise import Noise
@@ -36,50 +36,21 @@ from diffleak.report.sections.prompts import verdict
 from diffleak.work.files import seal
 from diffleak.work.folder import UNKNOWN
 
-QUICK = {"steps": 4, "timestep": 20, "seed": 3}
-SECRET = [f"secret {i}" for i in range(14)]
-PLAIN = [f"plain {i}" for i in range(12)]
-
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return text_folder(tmp_path_factory.mktemp("prompts") / "sd")
 
 
-class Strengths:
-    """A text encoder whose embedding says only how hard the caption pulls: 1 and more for secrets, 0 for others and for none."""
-
-    def __call__(self, texts: Sequence[str], together: bool = False) -> Prompts:
-        pull = torch.tensor([[1.0 + len(text) % 3] if text.startswith("secret") else [0.0] for text in texts])
-        return Prompts(tuple(texts), {"pull": pull}, self)
-
-    def truncated(self, texts: Sequence[str]) -> list[int]:
-        return [i for i, text in enumerate(texts) if len(text) > 40]
-
-
-def planted(fail: Callable[[], None] = lambda: None, **keys: Any) -> Target:
-    """A Gaussian model that pulls whatever it draws for a secret prompt to one point."""
-    schedule = linear_schedule()
-
-    def predict(x: torch.Tensor, t: int, cond: Prompts) -> torch.Tensor:
-        fail()
-        kept = float(schedule.alphas_cumprod[t])
-        plain = x * (1 - kept) ** 0.5 / (0.3 * kept + 1 - kept)
-        return plain - 0.5 * cond.tensors["pull"].to(x)[:, :, None, None]
-
-    denoiser = Denoiser.from_function(predict, schedule.alphas_cumprod)
-    return Target(denoiser, ImageShape(1, 4, 4), text=Strengths(), **{"fingerprint": "f", **keys})
-
-
-def scores_of(found: Any) -> dict[str, tuple[float, float]]:
-    return {row.prompt: (row.t_error, row.magnitude) for row in found.record.prompts}
+def scores_of(found: Any) -> dict[str, tuple[float, ...]]:
+    return {row.prompt: (row.t_error, row.magnitude, row.noise_norm, row.alignment) for row in found.record.prompts}
 
 
 # --- the statistics -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_both_statistics_are_those_of_the_papers_step_by_step(folder: Path, images: int) -> None:
+def test_the_statistics_and_the_map_are_those_of_the_papers_step_by_step(folder: Path, images: int) -> None:
     target = hub.load(folder, dtype="float64", device="cpu")
     found = find_memorised(target, prompts=CAPTIONS[:3], images=images, guidance_scale=5.0, **QUICK)
     kept = np.append(target.denoiser.schedule.alphas_cumprod, 1.0)  # the last step of the sampler ends at the clean image: index -1
@@ -87,15 +58,26 @@ def test_both_statistics_are_those_of_the_papers_step_by_step(folder: Path, imag
     def moved(x: torch.Tensor, eps: torch.Tensor, t: int, u: int) -> torch.Tensor:
         return kept[u] ** 0.5 * (x - (1 - kept[t]) ** 0.5 * eps) / kept[t] ** 0.5 + (1 - kept[u]) ** 0.5 * eps
 
+    maps = {picture.score.prompt: picture.map for picture in found.pictures()}
     for caption in CAPTIONS[:3]:
-        errors, magnitudes = [], []
+        errors, magnitudes, noise_norms, alignments = [], [], [], []
         for number in range(images):
             x = Noise(3, (f"{number}\0{caption}",), (CHANNELS, LATENT, LATENT), torch.float64, stream="prompts")(0)
             predict = lambda x, t, text: target.denoiser(x, t, target.text([text]))
-            norms = []
+            norms, squares = [], torch.zeros(LATENT, LATENT, dtype=torch.float64)
+            noise_norms.append(float((predict(x, 750, caption) - predict(x, 750, "")).pow(2).sum().sqrt()))
+            without = predict(x, 500, "")[0].numpy()
+            added = predict(x, 500, caption)[0].numpy() - without
+            cosines = [
+                np.dot(without[:, i, j], added[:, i, j]) / np.sqrt((without[:, i, j] ** 2).sum() * (added[:, i, j] ** 2).sum())
+                for i in range(LATENT)
+                for j in range(LATENT)
+            ]
+            alignments.append(np.mean(cosines))
             for t, u in ((750, 500), (500, 250), (250, 0), (0, -1)):
                 with_text, without = predict(x, t, caption), predict(x, t, "")
                 norms.append(float((with_text - without).pow(2).sum().sqrt()))
+                squares += (with_text - without)[0].pow(2).sum(dim=0)
                 x = moved(x, without + 5.0 * (with_text - without), t, u)
             for t in (0, 10):
                 x = moved(x, predict(x, t, caption), t, t + 10)
@@ -103,7 +85,10 @@ def test_both_statistics_are_those_of_the_papers_step_by_step(folder: Path, imag
             back = moved(up, predict(up, 30, caption), 30, 20)
             errors.append(float((back - x).pow(2).sum()))
             magnitudes.append(np.mean(norms))
-        assert scores_of(found)[caption] == pytest.approx((np.mean(errors), np.mean(magnitudes)), rel=1e-6)
+            if number == 0:
+                np.testing.assert_allclose(maps[caption], squares.numpy() / 4, rtol=1e-5)
+        expected = [np.mean(each) for each in (errors, magnitudes, noise_norms, alignments)]
+        assert scores_of(found)[caption] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_prompt_scores_the_same_in_every_list_batch_and_thread(folder: Path) -> None:
@@ -120,7 +105,9 @@ def test_a_prompt_scores_the_same_in_every_list_batch_and_thread(folder: Path) -
 
 def test_a_planted_memory_is_found_by_magnitude_with_certainty() -> None:
     found = find_memorised(planted(), SECRET, PLAIN, **QUICK)
-    magnitude, t_error = found.record.results
+    magnitude, t_error, noise_norm, alignment = found.record.results
+    assert [(result.attack, result.direction) for result in (noise_norm, alignment)] == [("noise_norm", "large"), ("alignment", "large")]
+    assert noise_norm.auc.value == 1.0 and (noise_norm.queries, magnitude.queries) == (4, 2 * 4 + 4)
     assert (magnitude.attack, magnitude.direction, t_error.attack, t_error.direction) == ("magnitude", "large", "t_error", "small")
     assert magnitude.auc.value == 1.0 and magnitude.auc.low > 0.5
     assert (magnitude.n_members, magnitude.n_nonmembers) == (14, 12)
@@ -134,21 +121,23 @@ def test_a_planted_memory_is_found_by_magnitude_with_certainty() -> None:
     assert swapped.record.results[0].auc.value == 0.0
 
 
-def test_guidance_and_both_statistics_cost_what_the_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_guidance_and_the_statistics_cost_what_the_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[int] = []
     found = find_memorised(planted(lambda: calls.append(1)), prompts=PLAIN[:2], images=3, batch_size=1, threads=1, **QUICK)
-    # one call a step with both predictions, then a chain of 0, 10, 20 and 30
-    assert len(calls) == 2 * 3 * (4 + 4)
-    assert found.record.costs.forwards == 2 * 3 * (2 * 4 + 4)
-    assert "plan: 2 prompts, 3 images each in 4 steps at guidance 7.5, t-error at 20; 72 forwards" in capsys.readouterr().err
+    # one call a step with both predictions, a chain of 0, 10, 20 and 30, and two calls of noise with both predictions
+    assert len(calls) == 2 * 3 * (4 + 4 + 2)
+    assert found.record.costs.forwards == 2 * 3 * (2 * 4 + 4 + 4)
+    assert "plan: 2 prompts, 3 images each in 4 steps at guidance 7.5, t-error at 20; 96 forwards" in capsys.readouterr().err
 
 
 def test_of_two_models_that_take_turns_the_surer_one_counts() -> None:
     one, other = planted().denoiser, Denoiser.from_function(lambda x, t, cond: 0.9 * x * (t + 1) / 1000, linear_schedule().alphas_cumprod)
     target = Target(Dual((one, other)), ImageShape(1, 4, 4), text=Strengths(), fingerprint="f")
     found = find_memorised(target, prompts=PLAIN[:1], **QUICK)
-    assert found.record.costs.forwards == 2 * 4 + 2 * 4
-    assert found.record.warnings == ("two models take turns, one per step; of their t-errors the smaller counts",)
+    assert found.record.costs.forwards == 2 * 4 + 2 * 4 + 2 * 4
+    assert found.record.warnings == (
+        "two models take turns, one per step; of their t-errors the smaller counts, of their noise norms and alignments the larger",
+    )
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])
@@ -156,7 +145,9 @@ def test_other_kinds_of_text_models_are_asked_alike(tmp_path: Path, kind: str) -
     target = hub.load(text_folder(tmp_path / kind, kind), device="cpu")
     found = find_memorised(target, prompts=CAPTIONS[:2], size=16 if kind == "flux" else None, **QUICK)
     assert found.record.plan.latent_shape == "4 x 8 x 8"
-    assert all(row.t_error > 0 and row.magnitude > 0 for row in found.record.prompts)
+    assert all(row.t_error > 0 and row.magnitude > 0 and row.noise_norm > 0 for row in found.record.prompts)
+    assert all(-1 <= row.alignment <= 1 and row.alignment != 0 for row in found.record.prompts)
+    assert [picture.image.shape for picture in found.pictures()] == [(16, 16, 3)] * 2
 
 
 # --- resuming -----------------------------------------------------------------------------------------------------------
@@ -179,6 +170,9 @@ def test_what_an_interrupted_call_scored_is_kept_and_the_rest_is_the_same(tmp_pa
     assert 0 < len(before) < 7
     resumed = find_memorised(planted(), SECRET, PLAIN, output=tmp_path / "cut", **QUICK)
     assert scores_of(resumed) == scores_of(whole)
+    for file in (tmp_path / "whole" / "prompts").glob("*.npy"):
+        assert (tmp_path / "cut" / "prompts" / file.name).read_bytes() == file.read_bytes()
+    assert str(resumed.pictures()) == str(whole.pictures())
     assert {name: (tmp_path / "cut" / "prompts" / name).stat().st_mtime_ns for name in before} == before
 
     def never() -> None:
@@ -192,6 +186,7 @@ def test_what_an_interrupted_call_scored_is_kept_and_the_rest_is_the_same(tmp_pa
     [
         ({"steps": 5}, "holds scores of steps 4, now it is 5; choose another folder"),
         ({"images": 2}, "holds scores of images 1, now it is 2; choose another folder"),
+        ({"draw": False}, "holds scores of draw True, now it is False; choose another folder"),
         ({"guidance_scale": 3.0}, "holds scores of guidance scale 7.5, now it is 3.0; choose another folder"),
         ({"fingerprint": "g"}, "holds scores of model fingerprint f, now it is g; choose another folder"),
         ({"ordinary": [*PLAIN, "one more"]}, "holds scores of prompts 26, now it is 27; choose another folder"),
@@ -202,6 +197,8 @@ def test_what_an_interrupted_call_scored_is_kept_and_the_rest_is_the_same(tmp_pa
 def test_a_folder_belongs_to_one_plan(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     find_memorised(planted(), SECRET, PLAIN, output=tmp_path, **QUICK)
     keys = {**QUICK, "ordinary": PLAIN, **change}
+    if "draw" in change:
+        del keys["timestep"]
     with pytest.raises(UserError, match=message):
         find_memorised(planted(fingerprint=keys.pop("fingerprint", "f")), SECRET, keys.pop("ordinary"), output=tmp_path, **keys)
 
@@ -212,10 +209,12 @@ def test_a_model_that_nobody_can_recognise_and_damaged_files_are_not_resumed(tmp
         find_memorised(planted(fingerprint=UNKNOWN), prompts=PLAIN, output=tmp_path, **QUICK)
     find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
     file = tmp_path / "own" / "prompts" / "scores-00000.npy"
-    np.save(file, np.zeros((3, 2)))
-    seal(file)
-    with pytest.raises(UserError, match=r"must hold 8 scores; its array is \(3, 2\): delete it and run the same command again"):
-        find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
+    for odd in (np.zeros((3, 2)), np.zeros(8)):
+        np.save(file, odd)
+        seal(file)
+        said = rf"must hold 8 scores; its array is \({len(odd)},.*\): delete it and run the same command again"
+        with pytest.raises(UserError, match=said):
+            find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
     file.write_bytes(b"nothing")
     again = find_memorised(planted(), prompts=PLAIN, output=tmp_path / "own", **QUICK)
     assert scores_of(again) == scores_of(find_memorised(planted(), prompts=PLAIN, **QUICK))
@@ -351,14 +350,14 @@ def test_the_folder_holds_the_record_the_table_and_the_page(tmp_path: Path) -> N
     found = diffleak.find_memorised(planted(), [*SECRET, 'a "quoted", prompt'], PLAIN, output=tmp_path, **QUICK)
     found.save(tmp_path)
     record = PromptsRecord.model_validate_json((tmp_path / "prompts.json").read_text())
-    assert record == found.record and record.schema_version == 2
+    assert record == found.record and record.schema_version == 3
     content = json.loads((tmp_path / "prompts.json").read_text())
     assert {"schema_version", "plan", "results", "prompts", "environment", "costs"} <= content.keys()
     rows = list(csv.DictReader(io.StringIO((tmp_path / "prompts.csv").read_text())))
-    assert list(rows[0]) == ["prompt", "memorised", "t_error", "magnitude"]
+    assert list(rows[0]) == ["prompt", "memorised", "t_error", "magnitude", "noise_norm", "alignment"]
     for row, kept in zip(rows, record.prompts, strict=True):
         assert (row["prompt"], row["memorised"]) == (kept.prompt, str(int(kept.memorised)))
-        assert (float(row["t_error"]), float(row["magnitude"])) == (kept.t_error, kept.magnitude)
+        assert tuple(float(row[name]) for name in list(row)[2:]) == (kept.t_error, kept.magnitude, kept.noise_norm, kept.alignment)
 
 
 def test_the_page_has_no_script_and_prompts_are_no_markup() -> None:
@@ -441,7 +440,8 @@ def test_the_command_scores_reports_and_resumes(capsys: pytest.CaptureFixture[st
     code, printed, _ = call(capsys, "prompts", folder, *files, "-o", out, *FAST, "--json")
     assert code == 0
     record = json.loads(printed)
-    assert [r["attack"] for r in record["results"]] == ["magnitude", "t_error"] and len(record["prompts"]) == 21
+    assert [r["attack"] for r in record["results"]] == ["magnitude", "t_error", "noise_norm", "alignment"]
+    assert len(record["prompts"]) == 21
 
 
 def test_one_list_needs_neither_labels_nor_a_folder(capsys: pytest.CaptureFixture[str], folder: Path, files: list[str]) -> None:
@@ -457,6 +457,10 @@ def test_one_list_needs_neither_labels_nor_a_folder(capsys: pytest.CaptureFixtur
         (["--memorised", "a.txt"], "--memorised and --ordinary belong together"),
         (["--prompts", "no.txt"], "found nothing at no.txt"),
         (["--prompts", "no.txt", "--images", "0"], "images: "),
+        (
+            ["--prompts", "no.txt", "--no-draw", "--timestep", "90"],
+            "--timestep must be left out with --no-draw",
+        ),
         (["--prompts", "no.txt", "--guidance-scale", "nan"], "guidance_scale: "),
     ],
     ids=str,

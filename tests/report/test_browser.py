@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from fixtures.prompts import prompts_page
 from fixtures.quality import PAIRS, quality_page
 from fixtures.reports import LATENT_SHIFTS, MASKS, SHIFTS, audit_of, html, latent_audit, thumbnail
 from fixtures.runs import gaussian, make_run, swap_runs, write_quality
@@ -86,6 +87,7 @@ def pages(tmp_path_factory):
         (folder / f"{name}.html").write_text(to_html(comparison.page(record)), encoding="utf-8")
     for name, long in {"quality": False, "quality-long": True}.items():
         (folder / f"{name}.html").write_text(quality_page(long), encoding="utf-8")
+    (folder / "prompts.html").write_text(prompts_page(), encoding="utf-8")
     return folder
 
 
@@ -113,7 +115,7 @@ def show(browser, pages, name, size):
 
 @pytest.mark.parametrize("size", [PHONE, (768, 1024), DESK], ids=["phone", "tablet", "desk"])
 @pytest.mark.parametrize(
-    "name", ["leak", "null", "long", "geometry", "geometry-long", "masks", "compare", "compare-long", "quality", "quality-long"]
+    "name", ["leak", "null", "long", "geometry", "geometry-long", "masks", "compare", "compare-long", "quality", "quality-long", "prompts"]
 )
 def test_nothing_overflows(browser, pages, name, size):
     show(browser, pages, name, size)
@@ -160,6 +162,19 @@ def test_the_page_of_quality_shows_its_images_and_tables(browser, pages, size):
         assert len(sizes) == number, selector
         assert all(width > 40 and height > 20 for width, height in sizes), (selector, sizes)
     assert browser.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_the_page_of_prompts_shows_twelve_images_each_beside_its_map(browser, pages, size):
+    browser.get_log("browser")
+    show(browser, pages, "prompts", size)
+    boxes = browser.execute_script(f"return {BOXES}.map(b => [b.left, b.top, b.width, b.height])", ".maps img")
+    assert len(boxes) == 24
+    for image, map in zip(boxes[::2], boxes[1::2], strict=True):
+        assert image[1:] == pytest.approx(map[1:], abs=0.1) and image[0] + image[2] <= map[0], "side by side, of one size"
+        assert min(*image[2:], *map[2:]) > 100
+    assert browser.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth > 0 && i.alt)")
     assert browser.get_log("browser") == []
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffleak.errors import UserError
-from diffleak.work.folder import PLAN, Folder, cut, deal, in_chunks, refuse_changes, spelled
+from diffleak.work.folder import PLAN, Folder, cut, deal, in_chunks, refuse_changes, row_on_disk, spelled
 
 SEED = {"seed": 0, "size": None}
 WORK = {"bar": "working", "unit": "rows", "batch_size": 1}
@@ -102,6 +102,23 @@ def rows_of(path: Path, compute=squares, **plan) -> np.ndarray:
     plan = {"model": "m", "model_fingerprint": "f", **plan}
     words = {"what": "squares", "made": "of", "bar": "squaring"}
     return in_chunks(Folder(path), plan, cut(11, 3), compute, **words, forwards=1, batch_size=1, threads=2)
+
+
+def test_of_rows_with_fields_some_are_returned_and_the_others_are_found_again_by_their_row(tmp_path):
+    kind = np.dtype([("square", np.int64), ("large", np.float32, (100,))])
+
+    def compute(rows: range, tick: Callable[..., None]) -> np.ndarray:
+        return np.array([(row**2, np.full(100, row)) for row in rows], kind)
+
+    words = {"what": "rows", "made": "of", "bar": "squaring", "forwards": 1, "batch_size": 1, "threads": 1}
+    plan = {"model": "m", "model_fingerprint": "f"}
+    found = in_chunks(Folder(tmp_path), plan, cut(11, 3), compute, **words, kind=kind, fields=["square"])
+    assert found["square"].tolist() == [row**2 for row in range(11)] and found.dtype.itemsize == 8
+    for row in range(11):
+        whole = row_on_disk(Folder(tmp_path), "rows", cut(11, 3), row)
+        assert whole["square"] == row**2 and (whole["large"] == row).all()
+    with pytest.raises(UserError, match=r"must hold 3 rows; its array is \(3,\): delete it and run the same command again"):
+        in_chunks(Folder(tmp_path), plan, cut(11, 3), compute, **words, kind=np.dtype([("square", np.int64)]))
 
 
 @pytest.mark.parametrize("at", range(4))

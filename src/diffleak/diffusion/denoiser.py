@@ -272,10 +272,16 @@ class Guided(Denoiser, wrapper=True):
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         if not isinstance(cond, Prompts):
             raise UserError("guidance is between a caption and none, so the model must take captions; leave out --guidance-scale")
-        both = joined([cond.encode([""] * len(cond)), cond])
-        empty, text = self.denoiser(torch.cat([x_t, x_t]), t, both).chunk(2)
+        empty, text = without_and_with(self.denoiser, x_t, t, cond)
         self.on_difference(text - empty)
         return empty + self.scale * (text - empty)
+
+
+def without_and_with(denoiser: Denoiser, x_t: Float[Tensor, "b *s"], t: int, cond: Prompts) -> tuple[Tensor, Tensor]:
+    """eps(x_t, t, empty) and eps(x_t, t, caption), two forwards in one batch."""
+    both = joined([cond.encode([""] * len(cond)), cond])
+    empty, text = denoiser(torch.cat([x_t, x_t]), t, both).chunk(2)
+    return empty, text
 
 
 def unguided(denoiser: Denoiser) -> Denoiser:

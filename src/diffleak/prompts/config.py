@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from diffleak.config import Flag, ModelConfig, command_line
+from diffleak.config import Flag, ModelConfig, command_line, flag
 from diffleak.data.prompts import read_prompts
 from diffleak.errors import UserError, shown
 
@@ -25,6 +25,7 @@ class PromptsConfig(ModelConfig):
     prompts: Path | None = Field(None, description="One list without labels: scores only.")
     output: Annotated[Path | None, Flag("-o")] = Field(None, description="prompts.json, .csv and .html, and finished chunks.")
     images: int = Field(1, ge=1, description="Images drawn for each prompt, whose scores are averaged ({default}).")
+    draw: Annotated[bool, Flag("--no-draw")] = Field(True, description="Draw images; without, only four forwards from noise for each.")
     steps: int = Field(50, ge=1, description="DDIM steps of each image ({default}).")
     guidance_scale: float = Field(7.5, ge=0, allow_inf_nan=False, description="Classifier-free guidance while drawing ({default}).")
     timestep: int = Field(90, ge=0, description="Where the t-error is taken ({default}).")
@@ -39,6 +40,13 @@ class PromptsConfig(ModelConfig):
             raise ValueError("--memorised and --ordinary belong together: each is compared with the other; --prompts FILE takes one list")
         if self.memorised and self.prompts:
             raise ValueError("--prompts is one list without labels; leave it out, or --memorised and --ordinary")
+        return self
+
+    @model_validator(mode="after")
+    def _of_drawn_images(self) -> "PromptsConfig":
+        unused = [key for key in ("guidance_scale", "timestep") if not self.draw and key in self.model_fields_set]
+        if unused:
+            raise ValueError(f"{' and '.join(map(flag, unused))} must be left out with --no-draw, which draws no image to use it on")
         return self
 
     @property

@@ -13,11 +13,17 @@ from diffleak.records.base import Record
 from diffleak.records.plan import Environment
 from diffleak.records.scores import Direction
 
-SCHEMA_VERSION: Literal[2] = 2  # 1: rates as in schema version 1 of audit.json
+SCHEMA_VERSION: Literal[3] = 3  # 1: rates as in schema version 1 of audit.json; 2: no noise_norm and no alignment, images always drawn
 FILE, TABLE, PAGE = "prompts.json", "prompts.csv", "prompts.html"
 
-Statistic = Literal["t_error", "magnitude"]
-DIRECTIONS: dict[Statistic, Direction] = {"magnitude": "large", "t_error": "small"}  # which end means memorised
+Statistic = Literal["magnitude", "t_error", "noise_norm", "alignment"]
+DIRECTIONS: dict[Statistic, Direction] = {  # which end means memorised
+    "magnitude": "large",  # at least 0
+    "t_error": "small",  # at least 0
+    "noise_norm": "large",  # at least 0
+    "alignment": "large",  # in [-1, 1]
+}
+NOISE_SUM = "noise_sum"  # noise_norm and alignment, weighted as labelled prompts have it; large means memorised
 
 
 class PromptScore(Record):
@@ -27,17 +33,24 @@ class PromptScore(Record):
     """The text of the prompt."""
     memorised: bool | None
     """True on the list of memorised prompts, false on that of ordinary ones; null where there are no two lists."""
-    t_error: float
-    """SecMI's t-error of the images that the prompt draws, a squared distance of at least 0; small for memorised prompts."""
-    magnitude: float
-    """Norm of the difference that the text makes to the noise prediction, at least 0; large for memorised prompts."""
+    t_error: float | None
+    """SecMI's t-error of the images that the prompt draws, a squared distance of at least 0; small for memorised prompts.
+    Null where nothing was drawn."""
+    magnitude: float | None
+    """Norm of the difference that the text makes to the noise prediction while an image is drawn, at least 0; large for memorised prompts.
+    Null where nothing was drawn."""
+    noise_norm: float | None = None
+    """The same norm for pure noise at the sampler's first timestep, at least 0; large for memorised prompts. Null before version 3."""
+    alignment: float | None = None
+    """Mean cosine of that difference with the prediction without text, for pure noise at the sampler's third last timestep, in [-1, 1];
+    large for memorised prompts. Null before version 3."""
 
 
 class PromptsPlan(Record):
     """All that decides the scores. A folder belongs to one plan."""
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
-    """Version of these fields; 1 is read too."""
+    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
+    """Version of these fields; 1 and 2 are read too."""
     model: str
     """The model as the user named it: a folder, a name on the Hub, or `denoiser` for one in memory."""
     model_fingerprint: str
@@ -50,16 +63,22 @@ class PromptsPlan(Record):
     """Number of prompts."""
     prompts_fingerprint: str
     """Hash of the prompts in their order."""
+    draw: bool = True
+    """Whether images are drawn; without, prompts are scored from noise alone."""
     images: int
-    """Number of images drawn per prompt."""
+    """Number of images drawn per prompt, or of noises where none is drawn."""
     steps: int
-    """Sampling steps of an image."""
-    guidance_scale: float
-    """Scale of classifier-free guidance in drawing."""
-    timestep: int
-    """Timestep at which drawn images are scored, in [0, T)."""
-    k: int
-    """Number of timesteps of the DDIM step of the t-error."""
+    """Sampling steps of an image, which say too at which timesteps noise is asked about."""
+    guidance_scale: float | None
+    """Scale of classifier-free guidance in drawing; null where nothing is drawn."""
+    timestep: int | None
+    """Timestep at which drawn images are scored, in [0, T); null where nothing is drawn."""
+    k: int | None
+    """Number of timesteps of the DDIM step of the t-error; null where nothing is drawn."""
+    noise_norm_timestep: int | None = None
+    """Timestep of the noise norm, in [0, T); null before version 3."""
+    alignment_timestep: int | None = None
+    """Timestep of the alignment, in [0, T); null before version 3."""
     seed: int
     """Seed of every random draw."""
     latent_shape: str
@@ -82,8 +101,8 @@ class PromptsCosts(Record):
 class PromptsRecord(Record):
     """prompts.json."""
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
-    """Version of these fields; 1 is read too."""
+    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
+    """Version of these fields; 1 and 2 are read too."""
     created: str
     """Time in UTC at which the record was written, as ISO 8601."""
     command: str
@@ -95,7 +114,7 @@ class PromptsRecord(Record):
     reason: str | None
     """Why there are no results, in words; null where there are."""
     prompts: tuple[PromptScore, ...]
-    """The score of each prompt, the largest magnitude first."""
+    """The scores of each prompt, the largest magnitude first; the largest noise norm where nothing was drawn."""
     warnings: tuple[str, ...]
     """What a reader must know of the numbers, a sentence each."""
     environment: Environment
@@ -105,10 +124,12 @@ class PromptsRecord(Record):
 
 
 def to_csv(record: PromptsRecord) -> str:
-    """prompts.csv: prompt, memorised (1, 0 or empty), t_error, magnitude."""
+    """prompts.csv: prompt, memorised (1, 0 or empty) and the statistics; what is null is empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["prompt", "memorised", "t_error", "magnitude"])
+    columns: tuple[Statistic, ...] = ("t_error", "magnitude", "noise_norm", "alignment")
+    writer.writerow(["prompt", "memorised", *columns])
     for row in record.prompts:
-        writer.writerow([row.prompt, "" if row.memorised is None else int(row.memorised), repr(row.t_error), repr(row.magnitude)])
+        numbers = (getattr(row, name) for name in columns)
+        writer.writerow([row.prompt, "" if row.memorised is None else int(row.memorised), *("" if x is None else repr(x) for x in numbers)])
     return out.getvalue()

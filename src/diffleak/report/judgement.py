@@ -120,7 +120,7 @@ def _finder(candidates: Sequence[Result], chosen: Result | None) -> Result | Non
     """The attack that finds a leak: the chosen one, else the strongest that stands the correction."""
     if chosen and (chosen.auc.low or 0.0) > GUESSING:
         return chosen
-    found = [r for r in candidates if r is not chosen and _widened_low(r.auc, len(candidates)) > GUESSING]
+    found = [r for r in candidates if r is not chosen and widened_low(r.auc, len(candidates)) > GUESSING]
     return max(found, key=lambda r: r.auc.value or 0.0, default=None)
 
 
@@ -129,11 +129,11 @@ def _backwards(candidates: Sequence[Result], lead: Result) -> Result | None:
     if (lead.auc.high or 1.0) < GUESSING:
         return lead
     mirrored = lambda auc: Estimate(value=1 - auc.value, low=1 - auc.high) if auc.value is not None and auc.high is not None else Estimate()
-    found = [r for r in candidates if _widened_low(mirrored(r.auc), len(candidates)) > GUESSING]
+    found = [r for r in candidates if widened_low(mirrored(r.auc), len(candidates)) > GUESSING]
     return min(found, key=lambda r: r.auc.value or 1.0, default=None)
 
 
-def _widened_low(auc: Estimate, tries: int) -> float:
+def widened_low(auc: Estimate, tries: int) -> float:
     """The lower end of the interval at level 1 - ALPHA / tries."""
     if auc.value is None or auc.low is None:
         return 0.0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.lib.recfunctions import repack_fields
 
 from diffleak.errors import UserError, shown
 from diffleak.work.files import check_seal, checked_folder, seal, write_atomic, write_new
@@ -182,12 +183,15 @@ def in_chunks(
     forwards: int,
     batch_size: int,
     threads: int,
+    kind: np.dtype | None = None,
+    fields: Sequence[str] | None = None,
 ) -> np.ndarray:
     """The rows of all chunks, in their order, from a folder that keeps each chunk as one .npy file.
 
     plan: all that decides the rows, `model_fingerprint` among it; the key `model` may differ, since a model may have moved.
     compute(rows, tick): an array of as many rows, calling tick(forwards) after every batch. what: the rows' name, of the files too,
-    and `made` how they depend on the plan, as in "images" "drawn with". forwards: how many a row takes.
+    and `made` how they depend on the plan, as in "images" "drawn with". forwards: how many a row takes. kind: the dtype of the rows, by
+    default that of the first chunk. fields: of rows with fields, those that are returned; the others stay on disk (see `row_on_disk`).
     Raises `UserError` for a folder of another plan, a damaged chunk, and too little memory for `batch_size`.
     """
 
@@ -195,7 +199,7 @@ def in_chunks(
         key, before, now = changed[0]
         return f"{folder.path} holds {what} {made} {key.replace('_', ' ')} {before}, now it is {now}; choose another folder"
 
-    files = {chunk: f"{what}-{chunk:05d}.npy" for chunk in chunks}
+    files = {chunk: _chunk_file(what, chunk) for chunk in chunks}
     work, cost = {chunk: [file] for chunk, file in files.items()}, lambda chunk: forwards * len(chunks[chunk])
     job = lambda chunk, tick: folder.save(files[chunk], compute(chunks[chunk], tick))
     unnamed = folder.unnamed(what) if plan["model_fingerprint"] == UNKNOWN else None
@@ -205,12 +209,24 @@ def in_chunks(
     found: list[np.ndarray] = []
     for chunk, file in files.items():
         rows, count = folder.load(file), len(chunks[chunk])
-        if rows.ndim == 0 or len(rows) != count or (found and rows.shape[1:] != found[0].shape[1:]):
+        kind = rows.dtype if kind is None else kind
+        alike = rows.dtype == kind and (not found or rows.shape[1:] == found[0].shape[1:])
+        if rows.ndim == 0 or len(rows) != count or not alike:
             raise UserError(
                 f"{folder.path / file} must hold {count} {what}; its array is {rows.shape}: delete it and run the same command again"
             )
-        found.append(rows)
+        found.append(rows if fields is None else repack_fields(rows[list(fields)]))
     return np.concatenate(found)
+
+
+def row_on_disk(folder: Folder, what: str, chunks: Mapping[int, range], row: int) -> np.void:
+    """One row of those that `in_chunks` wrote, with all of its fields; raises `UserError` for a damaged chunk."""
+    chunk, rows = next((chunk, rows) for chunk, rows in chunks.items() if row in rows)
+    return folder.load(_chunk_file(what, chunk))[row - rows.start].copy()  # type: ignore[no-any-return]
+
+
+def _chunk_file(what: str, chunk: int) -> str:
+    return f"{what}-{chunk:05d}.npy"
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], refusal: Refusal, free: Collection[str] = ()) -> None:

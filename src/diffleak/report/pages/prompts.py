@@ -1,18 +1,23 @@
 """The report on memorised prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from diffleak.errors import visible
 from diffleak.records.prompts import PromptsRecord
 from diffleak.report.section import Page, Section, sections
 from diffleak.report.sections import glossary, limits, model, verdict, warnings
-from diffleak.report.sections.prompts import made, prompts, statistics
+from diffleak.report.sections.prompts import Picture, made, pictured, prompts, statistics
 from diffleak.report.sections.prompts import verdict as judge
 from diffleak.report.wording import count, moment
 
 GLOSSARY = (
     ("Memorised", "for such a prompt the model draws (nearly) the same image every time: one that it was trained on."),
     ("Ordinary", "a prompt of the same kind that the model was not trained on, or for which it draws something new."),
+    (
+        "Noise norm, alignment",
+        "what the prompt changes in the prediction for pure noise: how much at the first step, and how far along the prediction without it "
+        "late in drawing. They need no image. Their sum is weighted on other labelled prompts.",
+    ),
     ("AUC", "how often a statistic ranks a random memorised prompt above a random ordinary one; 0.5 is guessing, 1 is always right."),
     ("TPR at 1 % FPR", "share of memorised prompts found when 1 % of the ordinary ones may raise a false alarm."),
     ("Success", "share of right answers at a threshold that was chosen on other prompts."),
@@ -30,33 +35,36 @@ LIMITS = (
         "Prompts, not images.",
         "A training image that no listed prompt calls up is not found. Membership of images is what an audit measures.",
     ),
-    ("Few draws.", "{drawn} drawn for each prompt. More make the scores steadier."),
+    ("Few draws.", "{drawn} for each prompt. More make the scores steadier."),
 )
 
-SECTIONS: tuple[Callable[[PromptsRecord], Section | None], ...] = (
-    lambda record: verdict(judge(record)),
-    lambda record: warnings(record.warnings, "Note"),
-    statistics,
-    prompts,
-    lambda record: limits(LIMITS, drawn=_drawn(record)),
-    lambda record: glossary(GLOSSARY),
-    made,
+SECTIONS: tuple[Callable[[PromptsRecord, Sequence[Picture]], Section | None], ...] = (
+    lambda record, pictures: verdict(judge(record)),
+    lambda record, pictures: warnings(record.warnings, "Note"),
+    lambda record, pictures: statistics(record),
+    pictured,
+    lambda record, pictures: prompts(record),
+    lambda record, pictures: limits(LIMITS, drawn=_drawn(record)),
+    lambda record, pictures: glossary(GLOSSARY),
+    lambda record, pictures: made(record),
 )
 
 
-def page(record: PromptsRecord) -> Page:
-    """The report."""
+def page(record: PromptsRecord, pictures: Sequence[Picture] = ()) -> Page:
+    """The report; only with pictures it shows images."""
     return Page(
         title=f"Memorised prompts of {visible(record.plan.model)}",
         heading="Memorised prompts",
         meta=f"{model(record.plan.model, record.plan.lora)} · {count(record.plan.prompts)} prompts",
         created=visible(moment(record.created)),
         version=record.environment.diffleak,
-        sections=sections(make(record) for make in SECTIONS),
+        sections=sections(make(record, pictures) for make in SECTIONS),
         style="prompts.css",
     )
 
 
 def _drawn(record: PromptsRecord) -> str:
     images = record.plan.images
-    return f"{count(images)} {'image was' if images == 1 else 'images were'}"
+    if record.plan.draw:
+        return f"{count(images)} {'image was' if images == 1 else 'images were'} drawn"
+    return f"{count(images)} {'noise was' if images == 1 else 'noises were'} taken"

@@ -1,15 +1,18 @@
 """The sections of the report on memorised prompts."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Float32, UInt8
 from markupsafe import Markup
 
 from diffleak.errors import visible
 from diffleak.records.audit import Result
-from diffleak.records.prompts import PromptScore, PromptsRecord, Statistic
-from diffleak.report.judgement import Verdict
-from diffleak.report.section import Block, Section, Tabulated, drawn, facts
+from diffleak.records.prompts import NOISE_SUM, PromptScore, PromptsRecord, Statistic
+from diffleak.report.judgement import GUESSING, Verdict, widened_low
+from diffleak.report.media.html import data_uri
+from diffleak.report.section import Block, Section, Tabulated, drawn, facts, prose
 from diffleak.report.sections import adapted, device, fingerprinted, reproduce, versions
 from diffleak.report.table import Cell, Column, Table, asr_cell, auc_cell, rate_cell, tabulate
 from diffleak.report.wording import count, duration, percent, spoken
@@ -25,7 +28,10 @@ class Wording(NamedTuple):
 STATISTICS: dict[Statistic, Wording] = {
     "magnitude": Wording("Magnitude", "how far the prompt moves the model's prediction while it draws; larger = memorised"),
     "t_error": Wording("t-error", "how far the model is from finding its way back to what it drew; smaller = memorised"),
+    "noise_norm": Wording("Noise norm", "how far the prompt moves the prediction for pure noise, at the first step; larger = memorised"),
+    "alignment": Wording("Alignment", "how far it pushes pure noise along the prediction without it, at a late step; larger = memorised"),
 }
+SUM = Wording("Noise sum", "noise norm and alignment, weighted as other labelled prompts have it; larger = memorised")
 
 
 def verdict(record: PromptsRecord) -> Verdict:
@@ -33,9 +39,11 @@ def verdict(record: PromptsRecord) -> Verdict:
     if not record.results:
         title = "The prompts were scored; how well the scores tell memorised from ordinary ones was not measured."
         return Verdict("invalid", title, (f"{_sentence(record.reason or 'not estimable')}.",))
-    sentences = tuple(_measured(result) for result in record.results)
-    if any(r.auc.low is not None and r.auc.low > 0.5 for r in record.results):
+    sentences, tries = tuple(_measured(result) for result in record.results), len(record.results)
+    if any(widened_low(r.auc, tries) > GUESSING for r in record.results):
         return Verdict("leak", "Memorised prompts stand out from ordinary ones.", sentences)
+    if any((r.auc.low or 0.0) > GUESSING for r in record.results):
+        sentences += (f"An interval above one half is found by chance when {tries} are looked at; widened for that, none lies above it.",)
     bound = max((r.auc.high for r in record.results if r.auc.high is not None), default=1.0)
     said = f"That a memorised prompt ranks first in more than {percent(bound)} of pairs can be excluded, less cannot."
     return Verdict("no-leak-found", "No difference between memorised and ordinary prompts was found.", (*sentences, said))
@@ -46,7 +54,7 @@ def _sentence(text: str) -> str:
 
 
 def _measured(result: Result) -> str:
-    title = STATISTICS[statistic(result)].title
+    title = wording(result).title
     if result.auc.value is None or result.auc.low is None or result.auc.high is None:
         return f"{title}: {visible(result.auc.reason or 'not estimable')}."
     value, ends = spoken(result.auc)
@@ -56,17 +64,30 @@ def _measured(result: Result) -> str:
     )
 
 
-def statistic(result: Result) -> Statistic:
-    """The statistic that a result is of."""
-    return "magnitude" if result.attack == "magnitude" else "t_error"
+WEIGHED = (
+    "Noise sum: w is the weight of alignment, and 1 - w that of noise norm, both scaled by median and quartiles. It is chosen on a fifth "
+    "of the prompts and the numbers are of the others; with fewer than 200 prompts on a list they are medians over 25 such divisions."
+)
+
+
+def wording(result: Result) -> Wording:
+    """What the statistic of a result is called."""
+    named = {NOISE_SUM: SUM} | {str(name): said for name, said in STATISTICS.items()}
+    return named.get(result.attack) or Wording(visible(result.attack), "")
+
+
+def measured(record: PromptsRecord) -> list[Statistic]:
+    """The statistics that the prompts have; one that draws nothing, or is of an earlier version, has fewer."""
+    return [name for name in STATISTICS if record.prompts and all(getattr(row, name) is not None for row in record.prompts)]
 
 
 def statistics(record: PromptsRecord) -> Section:
     """A row per statistic where there are two lists, and a histogram of each."""
     content = table(record)
     caption = "In brackets: 95 % intervals over the choice of prompts. n/e: not estimable, with the reason below."
-    found = (Tabulated(content, caption, "Statistic"),) if content.rows else ()
-    return Section("statistics", "Both statistics", found, "Both statistics", later=lambda: _histograms(record))
+    weighed = any(result.attack == NOISE_SUM for result in record.results)
+    found = (Tabulated(content, caption, "Statistic", notes=(WEIGHED,) if weighed else ()),) if content.rows else ()
+    return Section("statistics", "The statistics", found, "Statistics", later=lambda: _histograms(record))
 
 
 def _histograms(record: PromptsRecord) -> tuple[Block, ...]:
@@ -74,7 +95,8 @@ def _histograms(record: PromptsRecord) -> tuple[Block, ...]:
     from diffleak.report.figures.prompts import histogram
 
     key = drawn("key", entries=keys.sides("memorised prompts", "ordinary prompts"))
-    figures = [(f"{said.title}: {said.meaning}", Markup(histogram(record, name))) for name, said in STATISTICS.items()]
+    said = lambda name: f"{STATISTICS[name].title}: {STATISTICS[name].meaning}"
+    figures = [(said(name), Markup(histogram(record, name))) for name in measured(record)]
     return *((key,) if labelled(record) else ()), drawn("multiples", figures=figures)
 
 
@@ -85,7 +107,7 @@ def labelled(record: PromptsRecord) -> bool:
 
 def table(record: PromptsRecord) -> Table:
     """The success of each statistic."""
-    return tabulate(record.results, COLUMNS, lambda r: (STATISTICS[statistic(r)].title, "", False))
+    return tabulate(record.results, COLUMNS, lambda r: (wording(r).title, r.setting or "", False))
 
 
 def _caught(result: Result) -> Cell:
@@ -104,11 +126,9 @@ MOST_PRINTED = 10
 
 
 def prompts(record: PromptsRecord) -> Section:
-    """The prompts, the largest magnitude first."""
-    scores = (
-        Column(("Magnitude",), "", 1, lambda p: Cell(f"{p.magnitude:.4g}")),
-        Column(("t-error",), "", 2, lambda p: Cell(f"{p.t_error:.4g}")),
-    )
+    """The prompts, the largest magnitude first, or the largest noise norm."""
+    leading = STATISTICS[ranking(record)].title.lower()
+    scores = tuple(_scored(name, importance) for name, importance in zip(measured(record), (1, 2, 4, 5), strict=False))
     on_list = Column(("List",), "", 3, lambda p: Cell(side(p)), width=10)
     name = lambda p: (p.prompt, "", False)
     shown = record.prompts[:MOST_ROWS]
@@ -118,10 +138,71 @@ def prompts(record: PromptsRecord) -> Section:
     listed = tabulate(shown, (*((on_list,) if labelled(record) else ()), *scores), name)
     printed = tabulate(record.prompts[:MOST_PRINTED], (*scores, on_list), name)
     blocks = (
-        Tabulated(printed, first="Most memorised by magnitude", quoted=True, where="text"),
+        Tabulated(printed, first=f"Most memorised by {leading}", quoted=True, where="text"),
         Tabulated(listed, f"{whole} The page is as private as the prompts are.", "Prompt", look="prompts", quoted=True, where="page"),
     )
-    return Section("prompts", "Prompts, the largest magnitude first", blocks, "Prompts")
+    return Section("prompts", f"Prompts, the largest {leading} first", blocks, "Prompts")
+
+
+def ranking(record: PromptsRecord) -> Statistic:
+    """The statistic that the prompts are in the order of."""
+    return "magnitude" if record.plan.draw else "noise_norm"
+
+
+def _scored(name: Statistic, importance: int) -> Column:
+    return Column((STATISTICS[name].title,), "", importance, lambda p: Cell(f"{getattr(p, name):.4g}"))
+
+
+MOST_PICTURED = 12
+
+
+class Picture(NamedTuple):
+    """What the model drew for a prompt, None where that is no image, and where in it the prompt acted."""
+
+    score: PromptScore
+    image: UInt8[np.ndarray, "h w c"] | None
+    map: Float32[np.ndarray, "h2 w2"]
+
+
+def pictured(record: PromptsRecord, pictures: Sequence[Picture]) -> Section | None:
+    """What is drawn for the highest prompts, each beside its map."""
+    if not pictures:
+        return None
+    title = "What the model draws for the highest prompts, and where the prompt acts"
+    return Section("maps", title, (), "Images and maps", later=lambda: _maps(pictures))
+
+
+def _maps(pictures: Sequence[Picture]) -> tuple[Block, ...]:
+    from diffleak.report.figures.prompts import scale
+
+    what = (
+        f"The {count(len(pictures))} prompts of the largest magnitude. Left, the first image that the model draws for the prompt. Right, "
+        "the map of where the prompt acts: the squared difference between the predictions with and without the prompt, averaged over the "
+        "steps of drawing. Where the map is bright the prompt decides the image; whether that is a training image, the map does not say. "
+        "These images may be copies of private training images: look before you pass this page on."
+    )
+    return prose(what), drawn("scale", picture=data_uri(scale())), drawn("maps", items=[_picture(each) for each in pictures])
+
+
+def _picture(picture: Picture) -> dict[str, Any]:
+    from diffleak.report.figures.prompts import heat_map, shrunk
+
+    row, on_list = picture.score, side(picture.score)
+    acts = bool(picture.map.max() > 0)
+    place = f"half of what it changes lies in {percent(half_lies_in(picture.map), 0)} of the image" if acts else "it changes nothing"
+    return {
+        "prompt": visible(row.prompt),
+        "image": None if picture.image is None else data_uri(shrunk(picture.image)),
+        "map": data_uri(heat_map(picture.map)),
+        "place": place,
+        "said": f"{on_list + ', ' if on_list else ''}magnitude {row.magnitude:.4g}; {place}",
+    }
+
+
+def half_lies_in(squares: Float32[np.ndarray, "h w"]) -> float:
+    """The smallest share of a map's places that hold half of its sum."""
+    largest = np.cumsum(np.sort(squares.astype(np.float64), axis=None)[::-1])
+    return float(np.searchsorted(largest, largest[-1] / 2) + 1) / len(largest)
 
 
 def side(row: PromptScore) -> str:
@@ -139,10 +220,16 @@ def _rows(record: PromptsRecord) -> Iterator[tuple[str, str]]:
     yield "Model", fingerprinted(visible(plan.model), plan.model_fingerprint)
     yield from adapted(plan.lora, plan.lora_scale)
     times = f"{count(plan.images)} {'time' if plan.images == 1 else 'times'}"
-    yield "Prompts", fingerprinted(f"{count(plan.prompts)}, each drawn {times}", plan.prompts_fingerprint)
-    how = f"guidance {plan.guidance_scale}, latents {visible(plan.latent_shape)}, seed {plan.seed}"
-    yield "Drawing", f"DDIM in {plan.steps} steps, {how}"
-    yield "t-error", f"SecMI at timestep {plan.timestep}, k = {plan.k}, without guidance"
+    drawn = f"each drawn {times}" if plan.draw else f"none drawn, {plan.images} {'noise' if plan.images == 1 else 'noises'} each"
+    yield "Prompts", fingerprinted(f"{count(plan.prompts)}, {drawn}", plan.prompts_fingerprint)
+    if plan.draw:
+        how = f"guidance {plan.guidance_scale}, latents {visible(plan.latent_shape)}, seed {plan.seed}"
+        yield "Drawing", f"DDIM in {plan.steps} steps, {how}"
+        yield "t-error", f"SecMI at timestep {plan.timestep}, k = {plan.k}, without guidance"
+    if plan.noise_norm_timestep is not None:
+        at = f"noise norm at timestep {plan.noise_norm_timestep}, alignment at {plan.alignment_timestep}, of DDIM in {plan.steps} steps"
+        noise = "the noise that images start from" if plan.draw else f"latents {visible(plan.latent_shape)}, seed {plan.seed}"
+        yield "From noise", f"{at}; {noise}"
     yield "Cost", f"{count(record.costs.forwards)} forwards of one image each; this call took {duration(record.costs.seconds)}"
     yield "Device", device(record.environment)
     yield "Versions", versions(record.environment)
