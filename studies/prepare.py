@@ -48,7 +48,9 @@ def cifar10(raw: Path, out: Path) -> None:
     more = np.random.default_rng(1).choice(np.flatnonzero(public_members), LATENT_MEMBERS, replace=False)
     save_split(out / "cifar10-latent", np.sort(more), np.flatnonzero(~public_members))
     draw = np.random.default_rng(3)
-    sides = [draw.choice(np.flatnonzero(side), n, replace=False) for side, n in zip((public_members, ~public_members), SHARPER, strict=True)]
+    sides = [
+        draw.choice(np.flatnonzero(side), n, replace=False) for side, n in zip((public_members, ~public_members), SHARPER, strict=True)
+    ]
     save_split(out / "cifar10-512", *map(np.sort, sides))
     draw = np.random.default_rng(2)
     members = draw.choice(np.flatnonzero(public_members), DEFENCES_MEMBERS["cifar10"], replace=False)

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fixtures.commands import refused
 
 from diffleak.attacks.gradient import Gradient
 from diffleak.attacks.subject import Subject
@@ -133,7 +132,7 @@ def test_functions_and_references_of_other_weights_are_refused():
     with pytest.raises(UserError, match="gradient is of a network's weights, and predict_noise has none"):
         opened(function)
     attack = replace(opened(NetworkDenoiser(Linear(), SCHEDULE)), tensors=("conv_in.weight",))
-    with pytest.raises(UserError, match="its reference, which has no conv_in.weight"):
+    with pytest.raises(UserError, match=r"its reference, which has no conv_in\.weight"):
         attack.statistics(subject(NetworkDenoiser(Linear(), SCHEDULE)))
     with pytest.raises(UserError, match="takes no mask"):
         attack.statistics(subject(NetworkDenoiser(Linear(), SCHEDULE)), torch.ones(N, D))

@@ -328,7 +328,7 @@ def _combined(
         return
     complexity = scan.complexity if prepared.calibrates else None
     best = evaluation.headline([result for result, _ in alone if result.plain])
-    base = [next(pair for pair in alone if pair[0].attack == best)]
+    base: evaluation.Evaluated = [next(pair for pair in alone if pair[0].attack == best)]
     labels, access = [attack.label for attack, _ in used], max((attack.access for attack, _ in used), key=ACCESS.index)
     models = [prepared.target, *filter(None, [prepared.reference])]
     for count, label in enumerate((COMBINED, masked_label(COMBINED, "excess"))[: len(models)], 1):

@@ -137,7 +137,7 @@ def load(
     if isinstance(codec, Autoencoder):
         shape = image_shape(codec, shape, int(config.get("in_channels", 0)) // packing, folder)
     pipeline = load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device) if name else None
-    which, said = fingerprint(folder), []
+    which, said = fingerprint(folder), list[str]()
     if adapter is not None:
         refuse_other_base(adapter, which)
         said, added = apply(pipeline, network_folder.name, adapter, lora_scale)

@@ -4,12 +4,14 @@ from markupsafe import Markup
 
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord
+from diffleak.records.base import Estimate
 from diffleak.records.variants import COMBINED
 from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Tabulated, prose
 from diffleak.report.table import difference_cell, table
-from diffleak.report.wording import count, signed_interval
+from diffleak.report.wording import count
 
+TITLE = "All attacks"
 LEGEND = "Bold: the attack chosen on the calibrate part. Intervals are 95 %; rates are of the test part."
 
 
@@ -24,9 +26,8 @@ def section(audit: Audited) -> Section:
         caption += Markup(' Attacks under other masks are below, in <a href="#masks">What masks add</a>.')
     conventions = ", ".join(sorted({r.convention for r in record.results} - {"member-exact"}))
     notes = (f"Computed by the convention of a paper's code ({conventions}), not exactly.",) if conventions else ()
-    notes += together(record)
-    shown = Tabulated(content, caption, legend=LEGEND, notes=notes) if content.rows else prose("The record holds no results.", "")
-    return Section("attacks", "All attacks", (shown,), "All attacks")
+    shown = Tabulated(content, caption, legend=LEGEND, notes=(*notes, *together(record)))
+    return Section("attacks", TITLE, (shown if content.rows else prose("The record holds no results.", ""),), TITLE)
 
 
 def together(record: AuditRecord) -> tuple[str, ...]:
@@ -36,11 +37,14 @@ def together(record: AuditRecord) -> tuple[str, ...]:
         return ()
     used, best = found.parameters.get("attacks", ()), visible(str(found.parameters.get("compared_with", "the best attack")))
     also = " and the complexity of the images" if found.parameters.get("complexity") else ""
-    said = (
-        f"{COMBINED}: a logistic regression on all numbers of {count(len(used))} attacks{also}, fitted on the calibrate part; no further query."
-    )
+    said = f"{COMBINED}: a logistic regression on all numbers of {count(len(used))} attacks{also}, fitted on the calibrate part."
     if found.gain is None:
         return (said,)
-    gains = ((found.gain.auc, "AUC", False), (found.gain.tpr_at_1pct, "TPR at 1 % FPR", True))
-    points = [f"{name} {difference_cell(gain, in_percent).text} {signed_interval(gain, in_percent)}".strip() for gain, name, in_percent in gains]
-    return (f"{said} Minus {best}, the best plain attack by the calibrate part: {', '.join(points)} (points).",)
+    gains = (("AUC", found.gain.auc, False), ("TPR at 1 % FPR, in points,", found.gain.tpr_at_1pct, True))
+    added = ", ".join(" ".join(filter(None, (name, *_difference(gain, in_percent)))) for name, gain, in_percent in gains)
+    return (f"{said} Minus {best}, the best plain attack by the calibrate part: {added}.",)
+
+
+def _difference(estimate: Estimate, in_percent: bool) -> tuple[str, ...]:
+    cell = difference_cell(estimate, in_percent)
+    return (cell.text, *cell.details)
