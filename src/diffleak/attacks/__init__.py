@@ -6,6 +6,7 @@ from diffleak.attacks.clid import CLiD
 from diffleak.attacks.frequency import LossFrequency, PIAFrequency
 from diffleak.attacks.loss import Loss
 from diffleak.attacks.noise_aggregation import NoiseAggregation
+from diffleak.attacks.noise_probe import NoiseProbe
 from diffleak.attacks.pfami import PFAMI
 from diffleak.attacks.pia import PIA, PIAN
 from diffleak.attacks.secmi import SecMI
@@ -24,6 +25,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "loss_frequency": LossFrequency,
     "pia_frequency": PIAFrequency,
     "black_box": BlackBox,
+    "noise_probe": NoiseProbe,
 }
 
 __all__ = ["ATTACKS", "Attack", "ResidualAttack"]

@@ -143,7 +143,7 @@ def prepare(
     reference = reference or load_reference(config, target)
     if reference:
         refuse_incompatible(target, reference)
-    attacks = _fitting(choose_attacks(config, made, target.denoiser.schedule), config, target)
+    attacks = _fitting(choose_attacks(config, made, target.denoiser.schedule), config, target, reference is not None)
     top = config.top if isinstance(config, GeometryConfig) else None
     if (masks or top) and not target.latent:
         what = "geometry is that" if top else "--mask ranks the latent coordinates"
@@ -292,7 +292,7 @@ def _all() -> list[str]:
     return [name for name, kind in ATTACKS.items() if kind.in_all]
 
 
-def _fitting(chosen: Sequence[Attack], config: AuditConfig, target: Target) -> tuple[Attack, ...]:
+def _fitting(chosen: Sequence[Attack], config: AuditConfig, target: Target, referred: bool) -> tuple[Attack, ...]:
     """The attacks as this model and these settings allow them; `all` leaves out those of a special kind that are not allowed.
 
     Raises `UserError` for one that was named itself.
@@ -301,16 +301,18 @@ def _fitting(chosen: Sequence[Attack], config: AuditConfig, target: Target) -> t
     fitting = []
     for attack in chosen:
         try:
-            fitting.append(_allowed(attack, config, target))
+            fitting.append(_allowed(attack, config, target, referred))
         except UserError:
             if attack.name in specs or attack.rule is None or attack.code is not None:
                 raise
     return tuple(fitting)
 
 
-def _allowed(attack: Attack, config: AuditConfig, target: Target) -> Attack:
+def _allowed(attack: Attack, config: AuditConfig, target: Target, referred: bool) -> Attack:
     if attack.needs_text and getattr(target, "text", None) is None:
         raise UserError(f"{attack.name} works with captions, and {target.name} takes none; leave it out")
+    if attack.needs_reference and not referred:
+        raise UserError(f"{attack.name} asks a reference model beside the audited one; give --reference MODEL, or leave it out")
     if needs_calibration(attack.settled_by) and not config.calibration:
         raise UserError(f"{attack.name} settles its score on the calibrate part; leave out --no-calibration, or this attack")
     return fit_to_schedule(attack, target.denoiser.schedule)
