@@ -210,7 +210,8 @@ def test_attacks_lists_every_attack(capsys):
     assert code == 0
     rows = json.loads(out)
     assert [row["attack"] for row in rows] == list(ATTACKS)
-    assert all(row["access"] == ("black-box" if row["attack"] == "black_box" else "grey-box") and row["source"] for row in rows)
+    seen_only = {"black_box": "black-box", "noise_probe": "black-box", "gradient": "white-box"}
+    assert all(row["access"] == seen_only.get(row["attack"], "grey-box") and row["source"] for row in rows)
     assert call(capsys, "attacks")[0] == 0
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diffleak.attacks.frequency import PIAFrequency as PIAFrequency
     from diffleak.attacks.loss import Loss as Loss
     from diffleak.attacks.noise_aggregation import NoiseAggregation as NoiseAggregation
+    from diffleak.attacks.noise_probe import NoiseProbe as NoiseProbe
     from diffleak.attacks.pfami import PFAMI as PFAMI
     from diffleak.attacks.pia import PIA as PIA
     from diffleak.attacks.pia import PIAN as PIAN
@@ -68,6 +69,7 @@ _HOMES = {
     "PIAFrequency": "attacks.frequency",
     "Loss": "attacks.loss",
     "NoiseAggregation": "attacks.noise_aggregation",
+    "NoiseProbe": "attacks.noise_probe",
     "PFAMI": "attacks.pfami",
     "PIA": "attacks.pia",
     "PIAN": "attacks.pia",

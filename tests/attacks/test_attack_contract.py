@@ -27,6 +27,7 @@ VARIANTS = [
     *(f"noise_aggregation(metric={m})" for m in ("l1", "centroid", "density", "hull")),
     "noise_aggregation(sigma_scale=schedule)",
     "black_box(n=2,steps=3,guidance_scale=1,variant=classifier)",
+    "noise_probe(steps=3,guidance_scale=2)",
 ]
 TIMESTEPS = (50, 150)
 SHAPE = (2, 6, 6)
@@ -68,6 +69,16 @@ def ready(spec: str, denoiser: Denoiser, shape: tuple[int, ...] = SHAPE, timeste
     return parse(spec, ATTACKS, timesteps).opened(subject).prepared(subject)
 
 
+class Fainter(Denoiser):
+    """A reference model: predicts less noise than another, which it asks."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        self.inner, self.schedule = inner, inner.schedule
+
+    def __call__(self, x_t: torch.Tensor, t: int, cond: object = None) -> torch.Tensor:
+        return 0.9 * self.inner(x_t, t, cond)
+
+
 MEANS = {
     "sampler": lambda steps: FlowSampler(linear_schedule(), steps),
     "open_encoder": lambda spec: Encoder("hash", lambda x: x.flatten(start_dim=1)),
@@ -75,8 +86,11 @@ MEANS = {
 
 
 def statistics(attack: Attack, denoiser: Denoiser, x0: torch.Tensor, e: Noise, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """What the attack says, with captions for one that compares them."""
-    return attack.statistics(Subject(denoiser, x0, e, captions(e.ids) if attack.needs_text else None, **MEANS), mask)
+    """What the attack says, with captions for one that compares them, and for one that asks it a reference, whose forwards count too."""
+    subject = Subject(denoiser, x0, e, captions(e.ids) if attack.needs_text else None, **MEANS)
+    return attack.statistics(
+        replace(subject, reference=replace(subject, denoiser=Fainter(denoiser))) if attack.needs_reference else subject, mask
+    )
 
 
 SPECS = [*ATTACKS, *VARIANTS]

@@ -297,9 +297,11 @@ def test_a_flow_model_is_sampled_as_diffusers_scheduler_does_on_the_same_sigmas(
 
 # --- attacks ------------------------------------------------------------------------------------------------------------
 
+SHORT = {"sima_mc": "sima_mc(m=2)", "black_box": "black_box(n=2,steps=2)", "noise_probe": "noise_probe(steps=2)"}
+
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [{"sima_mc": "sima_mc(m=2)", "black_box": "black_box(n=2,steps=2)"}.get(name, name) for name in ATTACKS])
+@pytest.mark.parametrize("name", [SHORT.get(name, name) for name in ATTACKS])
 def test_every_attack_asks_every_kind_with_captions(targets: dict[str, Target], kind: str, name: str) -> None:
     target, x0, forwards = targets[kind], 0.5 * latents(2), []
     noise, cond = Noise(5, ("a", "b"), (CHANNELS, LATENT, LATENT)), target.text(TEXTS[:2])
@@ -316,8 +318,9 @@ def test_every_attack_asks_every_kind_with_captions(targets: dict[str, Target], 
     )
     attack = parse(name, ATTACKS, (50, 150)).opened(subject).prepared(subject)
     with torch.inference_mode():
-        found = attack.statistics(replace(subject, denoiser=Counted(target.denoiser, lambda n, t: forwards.append(n))))
-        others = attack.statistics(replace(subject, cond=target.text(["red heart", "cloud"])))
+        counted = replace(subject, denoiser=Counted(target.denoiser, lambda n, t: forwards.append(n)))
+        found = attack.statistics(replace(counted, reference=replace(counted)))
+        others = attack.statistics(replace(subject, cond=target.text(["red heart", "cloud"]), reference=subject))
     assert found.shape == (len(attack.columns), 2) and found.dtype == torch.float64
     assert torch.isfinite(found).all()
     assert sum(forwards) == 2 * attack.queries

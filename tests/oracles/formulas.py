@@ -226,3 +226,16 @@ def noise_aggregation(eps: Eps, table, x0, e, timesteps, metric="l2", bandwidths
         bandwidth = bandwidths[i] if bandwidths is not None else float("nan")
         rows.append([-log(dispersion(metric, predictions[:, b], bandwidth) + 1e-12) for b in range(len(x0))])
     return np.array(rows)
+
+
+def noise_probe(reference, eps, table, x0, timesteps: Sequence[int], pixels, decode=lambda z: z) -> np.ndarray:
+    """One score per image; `timesteps` rise, `reference(x, t)` and `eps(x, t)` are noise predictions. Level 0 is the clean image."""
+    kept = [1.0, *(table[t] for t in timesteps)]
+    z = x0
+    for i, t in enumerate(timesteps):
+        e = reference(z, t)
+        z = sqrt(kept[i + 1]) * (z - sqrt(1 - kept[i]) * e) / sqrt(kept[i]) + sqrt(1 - kept[i + 1]) * e
+    for i, t in reversed(list(enumerate(timesteps))):
+        e = eps(z, t)
+        z = sqrt(kept[i]) * (z - sqrt(1 - kept[i + 1]) * e) / sqrt(kept[i + 1]) + sqrt(1 - kept[i]) * e
+    return np.array([-log(((image - seen) ** 2).mean() + 1e-12) for image, seen in zip(decode(z), pixels, strict=True)])

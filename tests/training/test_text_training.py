@@ -515,6 +515,19 @@ def test_a_new_model_killed_while_it_is_made_is_made_again_with_the_settings_of_
     assert equal(weights(diffleak.train(new(data, tmp_path / "cut", codec))), weights(whole)), "of seed 0, not of seed 9"
 
 
+def test_a_model_of_flow_matching_may_draw_its_middle_less_and_others_may_not(bases, data, codec, tmp_path):
+    drawn = {}
+    for timesteps in ("uniform", "u-shaped"):
+        task, _, _ = task_of(settings(data, tmp_path / timesteps, bases("sd3"), timesteps=timesteps))
+        t = task.draw(4000, torch.Generator().manual_seed(0))[0]
+        drawn[timesteps] = float(((t - 500).abs() < 50).double().mean())
+    assert drawn["uniform"] == pytest.approx(0.1, abs=0.02) and drawn["u-shaped"] == pytest.approx(0.055, abs=0.02)
+    with pytest.raises(UserError, match="--timesteps u-shaped is for models of flow matching"):
+        task_of(settings(data, tmp_path / "sd", bases(), timesteps="u-shaped"))
+    with pytest.raises(UserError, match="a new text-to-image model is a Stable Diffusion, which has no flow matching; fine-tune a --base"):
+        diffleak.train(new(data, tmp_path / "new", codec, scheduler={"_class_name": "FlowMatchEulerDiscreteScheduler"}))
+
+
 def test_a_new_models_words_may_come_from_a_captions_file(codec, tmp_path):
     (tmp_path / "silent").mkdir()
     silent = image_folder(tmp_path / "silent", told=lambda i: {})

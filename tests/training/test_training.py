@@ -26,6 +26,7 @@ from diffleak.errors import UserError
 from diffleak.training import images, loop, run
 from diffleak.training.autoencoder import QuantisedLoss, VariationalLoss, autoencoder_config
 from diffleak.training.denoiser import DenoisingLoss, denoiser_task, encode_all, network_config
+from diffleak.training.noising import Noising
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
 
@@ -157,7 +158,7 @@ def test_the_loss_target_is_that_of_the_prediction_type(prediction_type):
     t = torch.tensor([5, 300, 900])
     a, s = (v.reshape(-1, 1, 1, 1) for v in (scheduler.alphas_cumprod[t].sqrt(), (1 - scheduler.alphas_cumprod[t]).sqrt()))
     expected = {"epsilon": noise, "v_prediction": a * noise - s * x0, "sample": x0}[prediction_type]
-    torch.testing.assert_close(DenoisingLoss(torch.nn.Identity(), scheduler)._target(x0, noise, t), expected)
+    torch.testing.assert_close(Noising(scheduler).target(x0, noise, t), expected)
 
 
 def test_another_run_in_the_same_folder_is_refused(data, tmp_path):

@@ -7,6 +7,7 @@ from diffleak.attacks.frequency import LossFrequency, PIAFrequency
 from diffleak.attacks.gradient import Gradient
 from diffleak.attacks.loss import Loss
 from diffleak.attacks.noise_aggregation import NoiseAggregation
+from diffleak.attacks.noise_probe import NoiseProbe
 from diffleak.attacks.pfami import PFAMI
 from diffleak.attacks.pia import PIA, PIAN
 from diffleak.attacks.secmi import SecMI
@@ -26,6 +27,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "pia_frequency": PIAFrequency,
     "black_box": BlackBox,
     "gradient": Gradient,
+    "noise_probe": NoiseProbe,
 }
 
 __all__ = ["ATTACKS", "Attack", "ResidualAttack"]

@@ -57,7 +57,8 @@ class Attack(ABC):
     `direction` says, by the attack's theory, which end of the statistic means "member"; it is never picked on data.
     `timesteps` are a sweep, from which the calibrate part picks one. An attack with a `rule` (of `diffleak.stats.rules`)
     has timesteps of its own, a parameter like any other, and `columns` of components that the rule makes a score of.
-    `needs_text`: `cond` must be `Prompts`. `in_all`: `--attacks all` means it too. `effort`: how long a query takes, in forwards.
+    `needs_text`: `cond` must be `Prompts`. `needs_reference`: the subject must have a `reference`. `in_all`: `--attacks all` means it too.
+    `effort`: how long a query takes, in forwards.
     """
 
     timesteps: tuple[int, ...] = SWEEP
@@ -69,6 +70,7 @@ class Attack(ABC):
     published_timestep: ClassVar[int | None] = None
     rule: ClassVar[str | None] = None
     needs_text: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
     in_all: ClassVar[bool] = True
     effort: ClassVar[int] = 1
     code: ClassVar[str | None] = None  # of an attack from outside: a hash of its modules, or NO_SOURCE

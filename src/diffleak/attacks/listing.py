@@ -3,7 +3,8 @@
 from typing import Any
 
 from diffleak.attacks import ATTACKS
-from diffleak.attacks.base import written
+from diffleak.attacks.base import SWEEP, written
+from diffleak.attacks.spec import FLOW_SWEEP
 
 
 def listing() -> list[dict[str, Any]]:
@@ -32,7 +33,11 @@ def table(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
     view = Table(
-        box=None, padding=(0, 1), title="queries: denoiser forwards per image, one timestep / the default sweep", title_justify="left"
+        box=None,
+        padding=(0, 1),
+        title="queries: denoiser forwards per image, one timestep / the default sweep\n"
+        f"default sweep: {written('timesteps', SWEEP)}, for flow matching {written('timesteps', FLOW_SWEEP)} of 1000 timesteps",
+        title_justify="left",
     )
     for heading in ("attack", "access", "queries", "parameters", "source"):
         view.add_column(heading, overflow="fold")

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, get_args
 
-from diffleak.attacks.base import Attack, Direction, written
+from diffleak.attacks.base import SWEEP, Attack, Direction, written
 from diffleak.diffusion.schedule import Schedule
 from diffleak.errors import UserError, first_lines, shown, unknown
 
+FLOW_SWEEP = tuple(range(50, 951, 50))  # of 1000 timesteps: the twentieths of the path of flow matching
 MOST_TIMESTEPS = 100_000  # a longer grid is a slip of the keyboard
 RESERVED = ("id", "member", "part", "all")  # columns of samples.csv, and what stands for every attack
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -66,6 +67,28 @@ def readable(spec: str, attacks: Mapping[str, type[Attack]]) -> bool:
         return bool(parse(spec, attacks, None))
     except UserError:
         return False
+
+
+def default_sweep(schedule: Schedule | None = None) -> tuple[int, ...]:
+    """The timesteps of a sweep that nobody chose: 10:300:10, or for flow matching every twentieth of the path, 50:950:50 of 1000.
+
+    A model of flow matching leaks most around the middle of the path from image to noise, not near the image (Rao and Moyer 2026,
+    arXiv 2603.13421; Sesmat, Meseguer-Brocal and Peeters 2026, arXiv 2606.07271). Raises `UserError` for one with too few timesteps.
+    """
+    if schedule is None or not schedule.is_flow:
+        return SWEEP
+    total, parts = len(schedule), len(FLOW_SWEEP) + 1
+    if total <= parts:
+        raise UserError(
+            f"a model of flow matching is swept at every twentieth of its path, which needs more than {parts} timesteps; "
+            f"its schedule has {total}: give --timesteps, as in 0:{max(total - 2, 0)}"
+        )
+    return tuple(i * total // parts for i in range(1, parts))
+
+
+def gives_timesteps(spec: str) -> bool:
+    """True if a spec has timesteps of its own."""
+    return re.search(r"[(,]\s*timesteps\s*=", spec) is not None
 
 
 def with_timesteps(attack: Attack, timesteps: tuple[int, ...] | None) -> Attack:

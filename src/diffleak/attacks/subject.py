@@ -49,6 +49,7 @@ class Subject:
     denoiser: the model that is asked. x0: the clean images in [-1, 1], or the latents of a latent model. noise: normals like x0, keyed
     by image. cond: None, class labels (b,) or the `Prompts` of b captions. encode, decode: between images and x0. images: reads the
     images of a latent model. sampler: makes a diffusers scheduler of a number of steps. open_encoder: the `Encoder` of a spec.
+    reference: the batch as the attacker of a reference model sees it, with the captions as that model embeds them.
     """
 
     denoiser: Denoiser
@@ -60,6 +61,7 @@ class Subject:
     images: Callable[[], Tensor] | None = None
     sampler: Callable[[int], Any] | None = None
     open_encoder: Callable[[str], Encoder] | None = None
+    reference: "Subject | None" = None
 
     def __len__(self) -> int:
         return len(self.x0)

@@ -24,7 +24,7 @@ class AuditConfig(ModelConfig, DataConfig):
     data: str | None = Field(None, description="One DATA for both sides, with --split.")
     split: Split = None
     attacks: tuple[str, ...] = Field(("all",), description="all, or names such as 'sima,sima_mc(m=10)'.")
-    timesteps: str | None = Field(None, description="start:stop:step, stop included; default 10:300:10.")
+    timesteps: str | None = Field(None, description="start:stop:step, stop included; default 10:300:10, for flow matching 50:950:50.")
     mask: tuple[str, ...] = Field(
         (), description="Latent models: also under influence[:0.4], auto, or the controls random[:0.4], reverse[:0.4]."
     )

@@ -10,7 +10,7 @@ from typing import Any
 from diffleak import hub
 from diffleak.attacks import ATTACKS
 from diffleak.attacks.base import SWEEP, Attack
-from diffleak.attacks.spec import fit_to_schedule, parse, parse_timesteps, refuse_outside, with_timesteps
+from diffleak.attacks.spec import default_sweep, fit_to_schedule, gives_timesteps, parse, parse_timesteps, refuse_outside, with_timesteps
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.auditing.gate import refuse_unreachable
@@ -22,6 +22,7 @@ from diffleak.data.draw import calibrate_size
 from diffleak.data.membership import check_membership
 from diffleak.data.scan import Scan, scan
 from diffleak.diffusion.denoiser import Guided
+from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError, unknown, visible
 from diffleak.geometry.masks import MaskChoice, parse_mask
@@ -89,6 +90,15 @@ class Prepared:
         masked = [attack.name for attack in self.attacks if attack.takes_masks]
         return "all" if len(masked) == len(self.attacks) else ", ".join(masked)
 
+    @property
+    def _swept(self) -> str:
+        """Which timesteps of flow matching are swept, since they are scaled to the schedule and others than those of diffusion."""
+        schedule = self.target.denoiser.schedule
+        swept = sorted({t for attack in self.attacks if attack.rule is None for t in attack.timesteps})
+        if not schedule.is_flow or len(swept) < 2:
+            return ""
+        return f"{len(swept)} timesteps from {swept[0]} to {swept[-1]} of {len(schedule):,} (flow matching), "
+
     def estimate(self, folder: Path | None = None) -> str:
         """What is left beside the finished chunks of `folder`, and about how long it takes, from one timed round of forwards."""
         return scoring.estimate(self.job, Folder(folder) if folder else None, self.worker)
@@ -110,7 +120,7 @@ class Prepared:
         guidance = f"guidance {plan.guidance_scale:g}, " if plan.guidance_scale is not None else ""
         return (
             f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
-            f"{adapter(plan.lora, plan.lora_scale)}{attacks}{masks}, {captions}{guidance}"
+            f"{adapter(plan.lora, plan.lora_scale)}{attacks}{masks}, {self._swept}{captions}{guidance}"
             f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
             f"{where}"
         )
@@ -127,12 +137,13 @@ def prepare(
 
     `target`, `cohort` and `reference` are loaded as the config says unless they are given; `made` are attacks by their specs.
     """
-    chosen, masks = choose_attacks(config, made), choose_masks(config)
+    choose_attacks(config, made)  # to refuse at once what no model allows
+    masks = choose_masks(config)
     target = hub.target_of(config, target, config.guidance_scale)
     reference = reference or load_reference(config, target)
     if reference:
         refuse_incompatible(target, reference)
-    attacks = _fitting(chosen, config, target)
+    attacks = _fitting(choose_attacks(config, made, target.denoiser.schedule), config, target, reference is not None)
     top = config.top if isinstance(config, GeometryConfig) else None
     if (masks or top) and not target.latent:
         what = "geometry is that" if top else "--mask ranks the latent coordinates"
@@ -251,12 +262,20 @@ def _written(attack: Attack) -> dict[str, Any]:
     return {"attack": attack.label, **attack.parameters(), "timesteps": list(attack.timesteps), **code}
 
 
-def choose_attacks(config: AuditConfig, made: Mapping[str, Attack] = MappingProxyType({})) -> tuple[Attack, ...]:
-    """The attacks of a config with their timesteps, before any model is known; `made` are those that exist already, by their specs."""
+def choose_attacks(
+    config: AuditConfig, made: Mapping[str, Attack] = MappingProxyType({}), schedule: Schedule | None = None
+) -> tuple[Attack, ...]:
+    """The attacks of a config with their timesteps, those for the model's `schedule` where nobody chose any.
+
+    `made` are attacks that exist already, by their specs. Without a schedule no model is known yet.
+    """
     sweep = parse_timesteps(config.timesteps) if config.timesteps else None
     specs = [name for spec in config.attacks for name in (_all() if spec == "all" else [spec])]
-    chosen = [with_timesteps(made[spec], sweep) if spec in made else parse(spec, ATTACKS, sweep) for spec in specs]
-    chosen = [attack if config.calibration or sweep else _published(attack) for attack in chosen]
+    chosen = []
+    for spec in specs:
+        attack = with_timesteps(made[spec], sweep) if spec in made else parse(spec, ATTACKS, sweep)
+        free = sweep is None and attack.rule is None and attack.timesteps == SWEEP and not gives_timesteps(spec)
+        chosen.append(_by_default(attack, config.calibration, schedule) if free else attack)
     refuse_outside(chosen, ATTACKS)
     unruly = [attack for attack in chosen if attack.rule is not None and attack.rule not in RULES]
     if unruly:
@@ -273,7 +292,7 @@ def _all() -> list[str]:
     return [name for name, kind in ATTACKS.items() if kind.in_all]
 
 
-def _fitting(chosen: Sequence[Attack], config: AuditConfig, target: Target) -> tuple[Attack, ...]:
+def _fitting(chosen: Sequence[Attack], config: AuditConfig, target: Target, referred: bool) -> tuple[Attack, ...]:
     """The attacks as this model and these settings allow them; `all` leaves out those of a special kind that are not allowed.
 
     Raises `UserError` for one that was named itself.
@@ -282,16 +301,18 @@ def _fitting(chosen: Sequence[Attack], config: AuditConfig, target: Target) -> t
     fitting = []
     for attack in chosen:
         try:
-            fitting.append(_allowed(attack, config, target))
+            fitting.append(_allowed(attack, config, target, referred))
         except UserError:
             if attack.name in specs or attack.rule is None or attack.code is not None:
                 raise
     return tuple(fitting)
 
 
-def _allowed(attack: Attack, config: AuditConfig, target: Target) -> Attack:
+def _allowed(attack: Attack, config: AuditConfig, target: Target, referred: bool) -> Attack:
     if attack.needs_text and getattr(target, "text", None) is None:
         raise UserError(f"{attack.name} works with captions, and {target.name} takes none; leave it out")
+    if attack.needs_reference and not referred:
+        raise UserError(f"{attack.name} asks a reference model beside the audited one; give --reference MODEL, or leave it out")
     if needs_calibration(attack.settled_by) and not config.calibration:
         raise UserError(f"{attack.name} settles its score on the calibrate part; leave out --no-calibration, or this attack")
     return fit_to_schedule(attack, target.denoiser.schedule)
@@ -308,10 +329,10 @@ def choose_masks(config: AuditConfig) -> tuple[MaskChoice, ...]:
     return choices
 
 
-def _published(attack: Attack) -> Attack:
-    """An attack that would sweep at its published timestep alone."""
-    if attack.timesteps != SWEEP or attack.rule:
-        return attack
+def _by_default(attack: Attack, calibration: bool, schedule: Schedule | None) -> Attack:
+    """An attack whose timesteps nobody chose: a sweep from which the calibrate part chooses, else the published timestep alone."""
+    if calibration:
+        return replace(attack, timesteps=default_sweep(schedule))
     if attack.published_timestep is None:
         raise UserError(f"{attack.name} has no published single timestep; with --no-calibration give --timesteps T")
     return replace(attack, timesteps=(attack.published_timestep,))

@@ -21,12 +21,14 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from diffleak.attacks.base import Attack, Direction
+from diffleak.attacks.subject import Subject
 from diffleak.auditing.inputs import INFLUENCE, Inputs
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
 from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.denoiser import Counted, Denoiser, unguided
 from diffleak.diffusion.finite import advice
+from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.target import Target, side_by_side
 from diffleak.errors import UserError, shown
 from diffleak.records.audit import AuditRecord
@@ -189,6 +191,7 @@ def _refuse_unsteady_attack(job: Job, attack: Attack, x0: Tensor, rows: list[int
     def statistics(count: int) -> Tensor:
         noise = job.inputs.noise([job.cohort.keys[row] for row in rows[:count]], x0.shape[1:])
         subject = job.inputs.subject(job.target.denoiser.exposed[0], x0[:count].clone(), noise, rows[:count])
+        subject = replace(subject, reference=_beside(job, attack, x0[:count], noise, rows[:count]))
         return _checked(attack, attack.masked_statistics(subject), 1, count)
 
     both = statistics(len(rows))
@@ -388,7 +391,9 @@ def _score_chunk(
             noise, found = job.inputs.noise(keys, x0.shape[1:]), []
             for inputs, label in zip(job.models, labels, strict=False):  # without masks the second label is the reference's
                 subject = inputs.subject(inputs.target.denoiser, x0, noise, these)
-                asks = [replace(subject, denoiser=Counted(exposed, count), x0=x0.clone()) for exposed in asked(inputs.target, attack)]
+                beside = _beside(job, attack, x0, noise, these, count)
+                exposed = [Counted(model, count) for model in asked(inputs.target, attack)]
+                asks = [replace(subject, denoiser=model, x0=x0.clone(), reference=beside) for model in exposed]
                 each = torch.stack([_checked(attack, attack.masked_statistics(ask, masks), len(masks), len(x0)) for ask in asks])
                 found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
                 _refuse_nan(found[-1][0], job.cohort.ids[these.start : these.stop], attack, label, inputs.target)
@@ -399,6 +404,16 @@ def _score_chunk(
         raise RuntimeError(said) if attack.code is None else UserError(f"{said}: its `queries` must be those of all its timesteps")
     meta, seconds = ChunkMeta(plan_id(job.plan), made, attack.parameters()), time.monotonic() - started
     write_chunk(path, job.cohort.ids[rows.start : rows.stop], labels, attack.columns, statistic, meta, seconds)
+
+
+def _beside(
+    job: Job, attack: Attack, x0: Tensor, noise: Noise, rows: Sequence[int], count: Callable[[int, int], None] = lambda n, t: None
+) -> Subject | None:
+    """The batch as the reference sees it, whose forwards are counted, for an attack that asks it too."""
+    if job.reference is None or not attack.needs_reference:
+        return None
+    model = asked(job.reference.target, attack)[0]
+    return job.reference.subject(Counted(model, count), x0.clone(), noise, rows)
 
 
 def _checked(attack: Attack, answer: Any, masks: int, images: int) -> Float64[Tensor, "m k b"]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from diffleak.attacks.black_box import BlackBox
 from diffleak.attacks.clid import CLiD
+from diffleak.attacks.noise_probe import NoiseProbe
 from diffleak.auditing.plan import Prepared
 from diffleak.data.captions import FIXED, Captions
 from diffleak.errors import shown, visible
@@ -99,7 +100,7 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
             f"{attack.label} draws under a guidance of its own, {attack.guidance_scale:g}, and not under the audit's {guidance:g}: "
             "its parameter guidance_scale changes it"
             for attack in prepared.attacks
-            if isinstance(attack, BlackBox)
+            if isinstance(attack, BlackBox | NoiseProbe)
         ]
     if prepared.config.resize:
         found.append(f"images of another shape were resized to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")

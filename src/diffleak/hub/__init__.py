@@ -16,6 +16,7 @@ from diffleak.hub.folders import AUTOENCODER_FOLDERS, DUAL, INDEX, PARTS, finger
 from diffleak.hub.loading import checked_device, load, load_pair, save_dual, settings_of, target_of, training_records
 from diffleak.hub.making import (
     add_lora,
+    flow_schedule,
     moving_average,
     new_autoencoder,
     new_network,
@@ -39,6 +40,7 @@ __all__ = [
     "codec_fingerprint",
     "codec_of",
     "fingerprint",
+    "flow_schedule",
     "folder_of",
     "heard",
     "latent_shape",

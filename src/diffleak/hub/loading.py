@@ -45,6 +45,7 @@ from diffleak.hub.folders import (
     pretrained,
     text_fingerprint,
 )
+from diffleak.hub.making import FLOW_SCHEDULER, flow_schedule
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of, write_index
 from diffleak.work.files import write_text
 from diffleak.work.progress import say
@@ -56,7 +57,6 @@ WITHOUT_TEXT = ("UNet2DModel", "DiTTransformer2DModel")
 LEARNED_VARIANCE = ("learned", "learned_range")  # what diffusers' schedulers call it
 WITH_VARIANCE = ("DiTTransformer2DModel", "PixArtTransformer2DModel")  # whose pipelines drop it by the channels alone
 MOST_TIMESTEPS = 10**6  # a thousand times those of published schedules
-FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 STABLE_DIFFUSION_FACTOR = 0.18215  # Rombach et al. 2022, arXiv 2112.10752
 
 
@@ -247,8 +247,8 @@ def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
         made = kind.from_config(config)
     except Exception as error:  # diffusers, torch and numpy each raise their own; all mean settings that make no schedule
         raise UserError(f"{path} cannot be used: {first_lines(error) or type(error).__name__}") from None
-    if name == FLOW_SCHEDULER:
-        return Schedule.flow(made.sigmas.flip(0), made.config.num_train_timesteps), "flow"
+    if flow := flow_schedule(made):
+        return flow, "flow"
     table = getattr(made, "alphas_cumprod", None)
     if table is None:
         raise UserError(f"the scheduler must have a discrete table of alphas_cumprod, as DDPMScheduler does; {folder} uses {name}")
@@ -339,6 +339,7 @@ def settings_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     found = []
     for path, name in kinds.items():
         config = read_json(folder / path, f"{folder} must hold a UNet2DModel and its scheduler to be a teacher")
-        known = inspect.signature(getattr(diffusers_library(), name).__init__).parameters
-        found.append({key: value for key, value in config.items() if key in known})
+        flow = {"_class_name": FLOW_SCHEDULER} if config.get("_class_name") == FLOW_SCHEDULER else {}
+        known = inspect.signature(getattr(diffusers_library(), flow.get("_class_name", name)).__init__).parameters
+        found.append({key: value for key, value in config.items() if key in known} | flow)
     return found[0], found[1]

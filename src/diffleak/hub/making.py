@@ -21,6 +21,8 @@ VOCABULARY = 4096  # tokens of a tokenizer that is built from captions
 MARKS = ("<|startoftext|>", "<|endoftext|>")
 PRIVATE = 0xE000  # where the characters begin that mean nothing by themselves
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+SCHEDULERS = ("DDPMScheduler", FLOW_SCHEDULER)  # of new models
 SAMPLERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm": "DPMSolverMultistepScheduler"}
 
 
@@ -85,8 +87,23 @@ def new_autoencoder(name: str, config: dict[str, Any]) -> torch.nn.Module:
 
 
 def new_scheduler(config: dict[str, Any]) -> Any:
-    """A diffusers DDPMScheduler with `config`; raises `UserError` for what it does not know."""
-    return new_component("DDPMScheduler", config, "scheduler key")
+    """A diffusers DDPMScheduler with `config`, or another of SCHEDULERS that its `_class_name` says.
+
+    Raises `UserError` for what the scheduler does not know, and for settings that make no schedule of flow matching.
+    """
+    name = config.get("_class_name", SCHEDULERS[0])
+    if name not in SCHEDULERS:
+        raise unknown("_class_name of scheduler", str(name), SCHEDULERS)
+    made = new_component(name, {key: value for key, value in config.items() if key != "_class_name"}, "scheduler key")
+    flow_schedule(made)
+    return made
+
+
+def flow_schedule(scheduler: Any) -> Schedule | None:
+    """The noise schedule of a diffusers scheduler of flow matching; None for other schedulers."""
+    if type(scheduler).__name__ != FLOW_SCHEDULER:
+        return None
+    return Schedule.flow(scheduler.sigmas.flip(0), scheduler.config.num_train_timesteps)
 
 
 def new_sampler(name: str, schedule: Schedule, steps: int, clip: bool) -> Any:
@@ -125,7 +142,7 @@ def new_component(name: str, config: dict[str, Any], noun: str) -> Any:
             raise unknown(noun, key, allowed)
     try:
         return kind(**config)
-    except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
+    except (ValueError, TypeError, AssertionError, NotImplementedError, IndexError) as error:
         raise UserError(f"diffusers refuses this {name} configuration: {str(error).splitlines()[0]}") from None
 
 
@@ -139,14 +156,15 @@ def moving_average(network: torch.nn.Module, decay: float) -> Any:
 def save(folder: Path, network: torch.nn.Module, scheduler: Any, codec: Codec | None = None) -> None:
     """Writes a folder that diffusers and `load` read: a DDPMPipeline, or with a codec the parts of a latent model.
 
-    With a VQModel it is diffusers' LDMPipeline; for AutoencoderKL there is no unconditional pipeline, so the parts stand alone.
+    With a VQModel it is diffusers' LDMPipeline; for AutoencoderKL, and for flow matching on latents, there is no unconditional pipeline,
+    so the parts stand alone.
     """
     from diffusers import DDPMPipeline, LDMPipeline
 
     if not isinstance(codec, Autoencoder):
         pipeline: Any = DDPMPipeline(unet=network, scheduler=scheduler)
         return pipeline.save_pretrained(folder)  # type: ignore[no-any-return]
-    if type(codec.network).__name__ == "VQModel":
+    if type(codec.network).__name__ == "VQModel" and not flow_schedule(scheduler):
         pipeline = LDMPipeline(vqvae=codec.network, unet=network, scheduler=scheduler)
         return pipeline.save_pretrained(folder)  # type: ignore[no-any-return]
     save_autoencoder(folder, codec)

@@ -40,6 +40,9 @@ class TrainConfig(DataConfig):
     diversify: Annotated[bool, Flag("--no-diversify")] = Field(False, description="Draw one of an image's texts at every step.")
     caption_dropout: float = Field(0.0, ge=0, lt=1, description="Share of images trained without their caption.")
     random_crops: int | None = Field(None, ge=1, description="This many random crops an image instead of the central one.")
+    timesteps: Literal["uniform", "u-shaped"] = Field(
+        "uniform", description="Flow matching: draw timesteps uniform (default), or u-shaped, the middle less often."
+    )
     kl_weight: float = Field(1e-2, ge=0, description="The β of a β-VAE.")
     split: Path | None = Field(None, description='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}: train on the members.')
     train_size: int | None = Field(None, ge=1, description="Train on this many images drawn at random; the rest is held out.")
@@ -84,6 +87,8 @@ class TrainConfig(DataConfig):
             raise ValueError("--split says who is trained on, and --train-size draws them; give one of them")
         if self.kl_weight != type(self).model_fields["kl_weight"].default and self.kind not in ("vae", "vq"):
             raise ValueError(f"--kl-weight belongs to autoencoders, and this trains a {self.kind}; leave it out")
+        if self.timesteps != "uniform" and self.kind in ("vae", "vq"):
+            raise ValueError(f"--timesteps is for denoisers of flow matching, and this trains a {self.kind}; leave it out")
         if self.autoencoder and self.kind in ("vae", "vq"):
             raise ValueError(f"--autoencoder is for a denoiser of latents, and this trains a {self.kind}; leave it out")
         if self.kind == "text-to-image":

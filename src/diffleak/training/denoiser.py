@@ -1,8 +1,9 @@
 """A denoiser of pixels or of frozen latents, unconditional or with class labels.
 
-    loss = mean |f(q(x0, t, e), t) - target|^2,   t uniform, e standard normal
+    loss = mean |f(q(x0, t, e), t) - target|^2,   e standard normal
 
-The plain loss of Ho et al. 2020 (arXiv 2006.11239, eq. 14), with the target of the scheduler's prediction type.
+The plain loss of Ho et al. 2020 (arXiv 2006.11239, eq. 14), or of flow matching (Lipman et al. 2023, arXiv 2210.02747); `noising` has
+q, the target and how t is drawn.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from diffleak.errors import UserError
 from diffleak.training.config import TrainConfig
 from diffleak.training.distillation import DistillationLoss, Lesson, alternating, half_of, teacher_networks
 from diffleak.training.images import TrainingData
+from diffleak.training.noising import Noising, drawing_of
 from diffleak.training.task import Task
 from diffleak.work.progress import progress
 
@@ -31,23 +33,14 @@ class DenoisingLoss(torch.nn.Module):
 
     def __init__(self, network: torch.nn.Module, scheduler: Any) -> None:
         super().__init__()
-        self.network, self.scheduler = network, scheduler
+        self.network, self.noising = network, Noising(scheduler)
 
     def forward(
         self, x0: Float[Tensor, "b *s"], labels: Int[Tensor, " b"] | None, t: Int[Tensor, " b"], noise: Float[Tensor, "b *s"]
     ) -> Float[Tensor, ""]:
         conditions = {} if labels is None else {"class_labels": labels}
-        prediction = self.network(self.scheduler.add_noise(x0, noise, t), t, **conditions).sample
-        return torch.nn.functional.mse_loss(prediction.float(), self._target(x0, noise, t))
-
-    def _target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        match self.scheduler.config.prediction_type:
-            case "v_prediction":
-                return self.scheduler.get_velocity(x0, noise, t)  # type: ignore[no-any-return]
-            case "sample":
-                return x0
-            case _:
-                return noise
+        prediction = self.network(*self.noising.noised(x0, noise, t), **conditions).sample
+        return torch.nn.functional.mse_loss(prediction.float(), self.noising.target(x0, noise, t))
 
 
 def network_config(config: TrainConfig, shape: ImageShape) -> dict[str, Any]:
@@ -83,11 +76,11 @@ def denoiser_task(
     labels = _labels(network, data)
     model, scheduler = hub.new_network(network), hub.new_scheduler(config.scheduler)
     inputs = data.images if codec is None else encode_all(codec, data.images)
+    timesteps = drawing_of(config.timesteps, scheduler.config.num_train_timesteps, hub.flow_schedule(scheduler) is not None)
     shape = (network["in_channels"], *(inputs.shape[1:3] if codec is None else inputs.shape[2:]))
 
     def draw(n: int, generator: Generator) -> tuple[Tensor, ...]:
-        t = torch.randint(0, scheduler.config.num_train_timesteps, (n,), generator=generator)
-        return t, torch.randn((n, *shape), generator=generator)
+        return timesteps(n, generator), torch.randn((n, *shape), generator=generator)
 
     save: Callable[[Path], None] = lambda folder: hub.save(folder, model, scheduler, codec)
     if lesson is None:

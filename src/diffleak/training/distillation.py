@@ -23,6 +23,7 @@ from diffleak.data.draw import ids_digest
 from diffleak.diffusion.denoiser import NetworkDenoiser
 from diffleak.diffusion.dual import refuse_incompatible
 from diffleak.errors import UserError, shown
+from diffleak.training.noising import Noising
 from diffleak.training.task import Rows, shuffled
 
 
@@ -44,7 +45,7 @@ class DistillationLoss(torch.nn.Module):
 
     def __init__(self, network: torch.nn.Module, scheduler: Any, teachers: tuple[Callable[..., Any], ...]) -> None:
         super().__init__()
-        self.network, self.scheduler = network, scheduler
+        self.network, self.noising = network, Noising(scheduler)
         self._teachers = (teachers,)  # in a tuple, so that they are no part of what is trained, saved and averaged
 
     def forward(
@@ -57,10 +58,10 @@ class DistillationLoss(torch.nn.Module):
     ) -> Float[Tensor, ""]:
         teacher = other_teacher(self._teachers[0], half)
         conditions = {} if labels is None else {"class_labels": labels}
-        x_t = self.scheduler.add_noise(x0, noise, t)
+        x_t, time = self.noising.noised(x0, noise, t)
         with torch.no_grad():
-            target = teacher(x_t, t, **conditions).sample
-        prediction = self.network(x_t, t, **conditions).sample
+            target = teacher(x_t, time, **conditions).sample
+        prediction = self.network(x_t, time, **conditions).sample
         return torch.nn.functional.mse_loss(prediction.float(), target.float())
 
 
@@ -75,16 +76,16 @@ def other_teacher(teachers: tuple[Any, ...], half: Int[Tensor, " b"]) -> Any:
 
 def teacher_networks(lesson: Lesson, device: torch.device, scheduler: Any, shape: tuple[int, ...]) -> tuple[torch.nn.Module, ...]:
     """The frozen networks of a lesson; raises `UserError` for teachers that the student cannot learn from."""
-    targets = [hub.load(teacher, device=str(device)) for teacher in lesson.teachers]
+    targets, flow = [hub.load(teacher, device=str(device)) for teacher in lesson.teachers], hub.flow_schedule(scheduler)
     for path, target in zip(lesson.teachers, targets, strict=True):
         denoiser = target.denoiser
         if not isinstance(denoiser, NetworkDenoiser):
             raise UserError(f"a teacher must be one network; {path} holds several")
         refuse_incompatible(targets[0].denoiser, denoiser)
-        if scheduler.config.prediction_type != denoiser.prediction_type:
-            pair = f"{scheduler.config.prediction_type} and {denoiser.prediction_type}"
-            raise UserError(f"student and teachers must have the same prediction type; got {pair}")
-        own = np.asarray(scheduler.alphas_cumprod, dtype=np.float64)
+        predicts = "flow" if flow else scheduler.config.prediction_type
+        if predicts != denoiser.prediction_type:
+            raise UserError(f"student and teachers must have the same prediction type; got {predicts} and {denoiser.prediction_type}")
+        own = np.asarray((flow or scheduler).alphas_cumprod, dtype=np.float64)
         if own.shape != denoiser.schedule.alphas_cumprod.shape or not np.allclose(own, denoiser.schedule.alphas_cumprod, rtol=1e-5):
             raise UserError(
                 f"student and teachers must have the same noise schedule; {path} has another: leave out `scheduler`, or set it alike"

@@ -1,6 +1,6 @@
 """A text-to-image model: its denoiser, or low-rank adapters of it, trained on images with captions.
 
-    loss = mean |f(a_t x0 + s_t e, t, c) - target|^2,   t uniform over the model's own schedule, c one of the image's texts
+    loss = mean |f(a_t x0 + s_t e, t, c) - target|^2,   t over the model's own schedule, c one of the image's texts
 
 The target is that of the model's prediction type: e, a_t e - s_t x0, x0, or e - x0 for flow matching. Autoencoder and text
 encoders stay as they are, so latents and text embeddings are computed once, before the first step. Prompt
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, Shaped, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 from torch import Generator, Tensor
 
 from diffleak import hub
@@ -32,6 +32,7 @@ from diffleak.training.config import TrainConfig
 from diffleak.training.denoiser import encode_all
 from diffleak.training.distillation import Lesson, alternating, half_of, other_teacher
 from diffleak.training.images import TrainingData, captions_of, training_shape
+from diffleak.training.noising import drawing_of, of_each
 from diffleak.training.task import Task
 from diffleak.work.progress import progress, say
 
@@ -67,7 +68,7 @@ class TextToImageLoss(torch.nn.Module):
         last = len(next(iter(embeddings.values()))) - 1
         caption = torch.where(choices[:, 2] < self.dropout, torch.full_like(caption, last), caption).cpu()
         conditions = {name: values[caption].to(x0.device) for name, values in embeddings.items()}
-        a, s, time = (_of(table, t, x0) for table in (denoiser.schedule.signal, denoiser.schedule.noise, denoiser.schedule.times))
+        a, s, time = (of_each(table, t, x0) for table in (denoiser.schedule.signal, denoiser.schedule.noise, denoiser.schedule.times))
         x_t = a * x0 + s * noise
         ask = lambda network: denoiser.ask(network, x_t, time.flatten(), conditions)[:, : x0.shape[1]].float()  # type: ignore[misc]
         if not teachers:
@@ -75,12 +76,6 @@ class TextToImageLoss(torch.nn.Module):
         with torch.no_grad():
             target = ask(other_teacher(teachers, half))
         return torch.nn.functional.mse_loss(ask(self.network), target)
-
-
-def _of(table: Shaped[np.ndarray, " T"], t: Int[Tensor, " b"], x0: Tensor) -> Shaped[Tensor, "b *ones"]:
-    """A row of a schedule's table for every image; times of a discrete schedule stay whole numbers."""
-    values = torch.from_numpy(table[t.cpu().numpy()]).to(x0.device)
-    return (values if table.dtype.kind == "i" else values.to(x0.dtype)).reshape(-1, *[1] * (x0.ndim - 1))
 
 
 def _target(denoiser: NetworkDenoiser, a: Tensor, s: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
@@ -122,7 +117,10 @@ def make_base(config: TrainConfig) -> None:
     latent = hub.latent_shape(codec, training_shape(source, config, codec.network.config.in_channels))
     shape = {"sample_size": latent.height, "in_channels": latent.channels, "out_channels": latent.channels}
     torch.manual_seed(config.seed)
-    pipeline = hub.new_text_to_image(texts, {**shape, **config.model}, config.text_encoder, codec, hub.new_scheduler(config.scheduler))
+    scheduler = hub.new_scheduler(config.scheduler)
+    if hub.flow_schedule(scheduler):
+        raise UserError("a new text-to-image model is a Stable Diffusion, which has no flow matching; fine-tune a --base that has")
+    pipeline = hub.new_text_to_image(texts, {**shape, **config.model}, config.text_encoder, codec, scheduler)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     pipeline.save_pretrained(part)
@@ -152,10 +150,10 @@ def text_to_image_task(config: TrainConfig, base: tuple[Path, Target], data: Tra
     index, embeddings = embed_all(target, data.captions)
     half = half_of(data.members, lesson) if lesson else np.zeros(len(latents), dtype=np.int64)
     half = np.concatenate([half, np.zeros(len(latents) - len(half), dtype=np.int64)])  # those set aside for validation are in no half
-    timesteps = len(denoiser.schedule)
+    timesteps = drawing_of(config.timesteps, len(denoiser.schedule), denoiser.schedule.is_flow)
 
     def draw(n: int, generator: Generator) -> tuple[Tensor, ...]:
-        t = torch.randint(0, timesteps, (n,), generator=generator)
+        t = timesteps(n, generator)
         return t, torch.randn((n, *latents.shape[2:]), generator=generator), torch.rand((n, CHOICES), generator=generator)
 
     teachers = _teachers(lesson, folder, target) if lesson else ()
