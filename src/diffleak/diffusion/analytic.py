@@ -11,10 +11,13 @@ Gaussian: the optimal denoiser of N(mu, v I),
 
     eps = s_t (x_t - a_t mu) / (a_t^2 v + s_t^2)
 
+Their numbers, the points or the mean, count as their weights, by which the answers can be differentiated.
 Every attack must reach AUC 1 on the first and one half on the second; `diffleak selfcheck` ships the pair.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -45,6 +48,17 @@ class Memoriser(Denoiser):
     texts: tuple[str, ...] | None = None
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
+        return self._predicted(x_t, t, cond)
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return {"points": self.points.requires_grad_()}
+
+    def with_graph(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
+        parts = zip(x_t.chunk(len(timesteps)), timesteps, strict=True)
+        return torch.cat([self._predicted(x, t, None) for x, t in parts])
+
+    def _predicted(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any) -> Float[Tensor, "b *s"]:
         a, s = self.schedule.a(t), self.schedule.s(t)
         points = self.points.to(x_t)
         distances = (x_t.flatten(1)[:, None] - a * points.flatten(1)[None]).square().sum(dim=-1)
@@ -71,5 +85,16 @@ class Gaussian(Denoiser):
     schedule: Schedule
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
+        return self._predicted(x_t, t, self.mean)
+
+    @cached_property
+    def weights(self) -> Mapping[str, Tensor]:  # type: ignore[override]
+        return {"mean": torch.tensor(self.mean, dtype=torch.float64, requires_grad=True)}
+
+    def with_graph(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
+        parts = zip(x_t.chunk(len(timesteps)), timesteps, strict=True)
+        return torch.cat([self._predicted(x, t, self.weights["mean"]) for x, t in parts])
+
+    def _predicted(self, x_t: Float[Tensor, "b *s"], t: int, mean: float | Tensor) -> Float[Tensor, "b *s"]:
         a, s = self.schedule.a(t), self.schedule.s(t)
-        return s * (x_t - a * self.mean) / (a**2 * self.variance + s**2)
+        return s * (x_t - a * mean) / (a**2 * self.variance + s**2)
