@@ -219,11 +219,8 @@ def test_selfcheck_passes_and_says_so(capsys):
     code, out, _ = call(capsys, "selfcheck", "--json")
     assert code == 0
     checks = json.loads(out)
-    assert [check["attack"] for check in checks] == [
-        *(n for n, kind in ATTACKS.items() if kind.in_all and not kind.needs_text),
-        "gradient",
-        "combined",
-    ]
+    every = [name for name, kind in ATTACKS.items() if kind.in_all and not kind.needs_text]
+    assert [check["attack"] for check in checks] == [*every, "gradient", "combined"]
     assert all(check["memoriser"] == 1.0 and check["passed"] for check in checks)
 
 
