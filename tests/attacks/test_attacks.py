@@ -266,7 +266,7 @@ def test_sima_mc_variants_differ_and_the_mean_of_norms_is_the_larger() -> None:
     assert (norms > mean).all()  # Jensen: |.|^4 is convex
 
 
-@pytest.mark.parametrize("scale", ["fixed", "schedule"])
+@pytest.mark.parametrize("scale", ["fixed", "relative", "schedule"])
 @pytest.mark.parametrize("metric", ["l2", "l1", "centroid", "hull"])
 def test_noise_aggregation_scores_how_tightly_the_predictions_cluster(setting: Setting, masked: bool, metric: str, scale: str) -> None:
     expected = formulas.noise_aggregation(

@@ -183,7 +183,8 @@ def clid(eps, table, x0, draws, timesteps, texts: Sequence[str], vector) -> np.n
 
 def walked_predictions(eps: Eps, table, x0, e, t, k=5, stride=10, sigma=0.1, sigma_scale="fixed", mask=None) -> np.ndarray:
     """The k (masked) predictions of noise aggregation, of shape (k, b, d)."""
-    x = sqrt(table[t]) * x0 + (sigma if sigma_scale == "fixed" else sqrt(1 - table[t])) * e
+    own = sqrt(1 - table[t])
+    x = sqrt(table[t]) * x0 + {"fixed": sigma, "relative": sigma * own, "schedule": own}[sigma_scale] * e
     collected = []
     for _ in range(k):
         prediction = eps(x, t)

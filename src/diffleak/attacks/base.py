@@ -132,6 +132,11 @@ class Attack(ABC):
         return 1
 
     @property
+    def memory(self) -> int:
+        """Bytes that the attack takes in each thread beside the model and its batches."""
+        return 0
+
+    @property
     @abstractmethod
     def queries(self) -> int:
         """Denoiser forwards per image for all of `timesteps`."""

@@ -33,12 +33,14 @@ from diffleak.errors import UserError, shown
 class Gradient(Attack):
     """The gradient of the training loss at ten timesteps. Small gradients mean member.
 
-    `tensors` are the weights that are looked at, and `adapted` what a LoRA added to them, both empty until the model is known.
+    `tensors` are the weights that are looked at, `adapted` is what a LoRA added to them, and `size` the bytes of one gradient of them; all
+    are empty until the model is known.
     """
 
     timesteps: tuple[int, ...] = tuple(range(50, 1000, 100))
     tensors: tuple[str, ...] = field(default=(), compare=False)
     adapted: Mapping[str, LowRank] = field(default_factory=dict, compare=False, repr=False)
+    size: int = field(default=0, compare=False)
 
     name: ClassVar[str] = "gradient"
     access: ClassVar[Access] = "white-box"
@@ -53,6 +55,10 @@ class Gradient(Attack):
         return tuple(range(len(self.tensors) * (2 if self.adapted else 1)))
 
     @property
+    def memory(self) -> int:
+        return self.size if self.adapted else 2 * self.size  # the sum so far, and the next; of a LoRA the sums are small
+
+    @property
     def queries(self) -> int:
         return len(self.timesteps)
 
@@ -60,7 +66,9 @@ class Gradient(Attack):
         weights, adapted = subject.denoiser.exposed[0].weights, subject.denoiser.exposed[0].adapted
         if not weights:
             raise UserError(f"gradient is of a network's weights, and {subject.denoiser.subject} has none; leave it out")
-        return replace(self, tensors=tuple(name for name in weights if not adapted or name in adapted), adapted=adapted)
+        tensors = tuple(name for name in weights if not adapted or name in adapted)
+        size = sum(weights[name].numel() * weights[name].element_size() for name in tensors)
+        return replace(self, tensors=tensors, adapted=adapted, size=size)
 
     def statistics(self, subject: Subject, mask: Float[Tensor, "b *s"] | None = None) -> Float64[Tensor, "k b"]:
         self._refuse_masks(mask)

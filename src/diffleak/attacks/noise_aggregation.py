@@ -3,8 +3,13 @@
     x_t = a_t x0 + sigma e;   e_i = eps(x_{t-im}, t - im),  x_{t-(i+1)m} = ddim(x_{t-im}, e_i),   i = 0 ... k-1
     score = -log(D + 1e-12),  D the dispersion of e_0 ... e_{k-1}; high means member
 
-Li, Yu and Xu 2025, "Noise aggregation analysis driven by small-noise injection", arXiv 2510.21783. The paper's
-sigma = 0.1 is not the schedule's own s_80 = 0.265; `sigma_scale=schedule` takes s_t instead.
+The paper says "sigma = 0.1" and writes x_t = a_t x0 + s_t e. `sigma_scale` has the three readings of it:
+
+    fixed       the noise that is added is 0.1 e
+    relative    e has standard deviation 0.1, so it is 0.1 s_t e
+    schedule    it is the schedule's own, s_t e, which at t = 80 is 0.265 e
+
+Li, Yu and Xu 2025, "Noise aggregation analysis driven by small-noise injection", arXiv 2510.21783.
 """
 
 from collections.abc import Callable
@@ -24,7 +29,7 @@ from diffleak.errors import UserError, unknown
 
 FLOOR = 1e-12
 METRICS = ("l2", "l1", "centroid", "density", "hull")
-SCALES = ("fixed", "schedule")
+SCALES = ("fixed", "relative", "schedule")
 
 Predictions = Float64[Tensor, "k b d"]
 
@@ -109,7 +114,7 @@ class NoiseAggregation(Attack):
 
     def _predictions(self, subject: Subject, start: int) -> Predictions:
         schedule = subject.schedule
-        sigma = self.sigma if self.sigma_scale == "fixed" else schedule.s(start)
+        sigma = {"fixed": self.sigma, "relative": self.sigma * schedule.s(start), "schedule": schedule.s(start)}[self.sigma_scale]
         x_t = schedule.a(start) * subject.x0 + sigma * subject.noise(0)
         walk = [start - i * self.stride for i in range(self.k)]
         collected = []

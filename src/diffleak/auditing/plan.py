@@ -37,6 +37,7 @@ from diffleak.stats.calibration import FEWEST
 from diffleak.stats.rules import RULES, needs_calibration
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import Folder
+from diffleak.work.memory import free_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +181,7 @@ def prepare(
         captions.texts if captions else None,
     )
     attacks = tuple(attack.opened(inputs.alone()) for attack in attacks)
+    _refuse_too_large(attacks, target, scoring.worker(config.shard, config.threads, target).threads)
     batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
     split = evaluation.divided(found.cohort.keys, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
@@ -227,6 +229,19 @@ def prepare(
     prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated, membership, key)
     scoring.probe(prepared.job)
     return prepared
+
+
+def _refuse_too_large(attacks: Sequence[Attack], target: Target, threads: int) -> None:
+    """Raises `UserError` for an attack that takes more memory than is free, before anything is scored."""
+    free = free_memory(target.device)
+    for attack in attacks:
+        needed = threads * attack.memory
+        if free is not None and needed > free:
+            lower = "--threads 1, " if threads > 1 else ""
+            raise UserError(
+                f"{attack.name} takes {needed / 2**30:.1f} GiB beside the model ({threads} at once), and {target.device} has "
+                f"{free / 2**30:.1f} GiB free; set {lower}--dtype bfloat16, or audit a LoRA, whose gradients are small"
+            )
 
 
 def _membership(config: AuditConfig, target: Target, cohort: Cohort) -> Membership | None:

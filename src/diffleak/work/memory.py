@@ -4,6 +4,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from diffleak.errors import UserError
 
@@ -20,6 +21,17 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         library.mallopt(M_MMAP_THRESHOLD, LARGEST)
+
+
+def free_memory(device: str) -> int | None:
+    """The bytes that are free on a device, on the CPU those that the system can hand out without swapping; None where nothing says so."""
+    import torch
+
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if device == "cpu" and meminfo.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def out_of_memory(error: BaseException) -> str | None:

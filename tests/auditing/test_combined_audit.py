@@ -1,0 +1,112 @@
+"""`combined` and `gradient` in an audit: what they are made of, what they cost, when they are left out, and the page."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fixtures.commands import call, refused
+
+import diffleak
+from diffleak.data.pixels import to_model
+from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
+from diffleak.records.run_folder import read_samples
+from diffleak.report import to_html
+from diffleak.report.pages.audit import page
+from diffleak.stats.evaluation import combined
+from diffleak.stats.rules import settled
+
+SIDE = 200
+SCHEDULE = linear_schedule()
+GIVEN = {"timesteps": "100:300:100", "seed": 2, "threads": 1}
+
+
+def images(side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
+    members, held_out = np.random.default_rng(4).integers(0, 256, (2, side, 4, 4, 1), dtype=np.uint8)
+    return members, held_out
+
+
+def memoriser(images: np.ndarray) -> Memoriser:
+    return Memoriser(torch.from_numpy(to_model(images)).double(), SCHEDULE)
+
+
+def audit(model, side: int = SIDE, **settings):
+    members, held_out = images(side)
+    return diffleak.audit(model, members=members, nonmembers=held_out, **{**GIVEN, **settings})
+
+
+@pytest.fixture(scope="module")
+def audited():
+    return audit(memoriser(images()[0]), attacks=["sima", "pia", "sima_mc(m=2)"], reference=Gaussian(0.0, 1 / 3, SCHEDULE))
+
+
+def test_it_is_made_of_every_attack_at_every_timestep_and_asks_nothing_more(audited):
+    result, parts = audited["combined"], [audited[name] for name in ("sima", "pia", "sima_mc")]
+    assert result.parameters["attacks"] == ["sima", "pia", "sima_mc(m=2)"] and result.parameters["complexity"]
+    assert result.queries == sum(part.queries for part in parts) and result.rule == "logistic" and result.timestep is None
+    assert result.auc.value == 1.0 and result.leads
+    best = max(parts, key=lambda part: max(point.auc for point in part.per_timestep))
+    assert result.parameters["compared_with"] == best.attack and result.gain.auc.value == pytest.approx(1 - best.auc.value)
+    excess = audited["combined[excess]"]
+    assert excess.variant == "excess" and excess.queries == 2 * result.queries and excess.parameters["compared_with"] == "combined"
+
+
+def test_its_scores_are_in_samples_csv_and_those_of_the_regression(audited, tmp_path: Path):
+    folder = audited.save(tmp_path / "run")
+    samples = read_samples(folder)
+    by_name = {scores.attack: scores for scores in audited.scores}
+    complexity = audited["sima[calibrated]"].complexity
+    assert complexity is not None and "combined" in samples.scores
+    parts = combined([by_name[name] for name in ("sima", "pia", "sima_mc(m=2)")], None)
+    columns = settled(parts, samples.member, ~samples.test)
+    found = samples.scores["combined"]
+    assert np.corrcoef(found[samples.test], columns.membership[samples.test].mean(axis=1))[0, 1] > 0.8
+    html = to_html(page(audited.record, samples))
+    assert "combined: a logistic regression on all numbers of 3 attacks and the complexity of the images" in html
+    assert "the best plain attack by the calibrate part" in html
+
+
+ALONE = {"attacks": ["sima"]}
+UNCALIBRATED = {"timesteps": "100", "calibration": False}
+
+
+@pytest.mark.parametrize(("changes", "side"), [(ALONE, SIDE), ({}, 60), (UNCALIBRATED, SIDE)])
+def test_it_is_left_out_for_one_attack_for_small_sides_and_without_a_calibrate_part(changes, side):
+    found = audit(Gaussian(0.0, 1 / 3, SCHEDULE), side, **{"attacks": ["sima", "pia"], **changes})
+    assert not any(result.attack.startswith("combined") for result in found.results)
+
+
+def test_a_regression_of_its_own_stays_beside_it_and_gradients_tell_members_of_a_memoriser():
+    found = audit(memoriser(images()[0]), attacks=["sima", "pia", "gradient"])
+    assert found["combined"].parameters["attacks"] == ["sima", "pia"] and found["combined"].access == "grey-box"
+    gradient = found["gradient"]
+    assert gradient.auc.value > 0.99 and gradient.access == "white-box" and gradient.queries == 10
+    blank = audit(Gaussian(0.0, 1 / 3, SCHEDULE), attacks=["sima", "gradient"])["gradient"]
+    assert blank.auc.low < 0.5 < blank.auc.high
+
+
+def test_gradient_runs_on_a_folder_resumes_and_is_refused_without_weights_or_a_calibrate_part(model_folder, digits, tmp_path, capsys):
+    for name, part in (("members", digits[:60]), ("nonmembers", digits[60:120])):
+        np.save(tmp_path / f"{name}.npy", part)
+    command = ("audit", model_folder("model"), "--members", tmp_path / "members.npy", "--nonmembers", tmp_path / "nonmembers.npy")
+    command = (*command, "--attacks", "gradient(timesteps=100+500)", "--device", "cpu", "--threads", "1", "--chunk-size", "32", "-o")
+    code, _, _ = call(capsys, *command, tmp_path / "run")
+    assert code == 0
+    scores = sorted((tmp_path / "run" / "scores").iterdir())
+    whole = [file.read_bytes() for file in scores]
+    scores[1].unlink()
+    (tmp_path / "run" / "audit.json").unlink()
+    assert call(capsys, *command, tmp_path / "run")[0] == 0
+    assert [file.read_bytes() for file in scores] == whole
+    said = refused(capsys, *command[:-1], "--no-calibration", "--timesteps", "100", "-o", tmp_path / "other")
+    assert "gradient settles its score on the calibrate part" in said
+
+
+def test_gradients_that_do_not_fit_into_memory_are_refused_with_what_to_set(model_folder, digits, tmp_path, capsys, monkeypatch):
+    np.save(tmp_path / "a.npy", digits[:40])
+    np.save(tmp_path / "b.npy", digits[40:80])
+    monkeypatch.setattr("diffleak.auditing.plan.free_memory", lambda device: 1000)
+    sides = ("--members", tmp_path / "a.npy", "--nonmembers", tmp_path / "b.npy", "--device", "cpu", "--threads", "2")
+    said = refused(capsys, "audit", model_folder("model"), *sides, "--attacks", "gradient", "-o", tmp_path / "run")
+    assert "GiB beside the model (2 at once), and cpu has 0.0 GiB free; set --threads 1, --dtype bfloat16" in said
+    assert call(capsys, "audit", model_folder("model"), *sides, "--attacks", "sima", "--dry-run")[0] == 0
