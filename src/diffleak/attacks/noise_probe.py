@@ -9,8 +9,8 @@ the image into its noise; the audited model draws from this noise, and is asked 
 itself gives the image back up to the error of the steps, so the reference's own score says how well an image can be given back at all.
 
 The steps t_i are those of the deterministic sampler. Both ways go under the image's own caption, embedded by each model's own text encoder,
-and by default without guidance, which no inversion undoes. The full text of the paper was not at hand: the captions, the steps, the guidance and the
-distance of pixels are choices made here.
+and by default without guidance, which no inversion undoes. The full text of the paper was not at hand: the captions, the steps, the guidance
+and the distance of pixels are choices made here.
 
 "Noise as a probe: membership inference attacks on diffusion models leveraging initial noise" 2026, arXiv 2601.21628.
 """
