@@ -12,20 +12,6 @@ The steps t_i are those of the deterministic sampler. Both ways go under the ima
 and by default without guidance, which no inversion undoes. The full text of the paper was not at hand: captions, steps, guidance and the
 distance of pixels are choices made here.
 
-"Noise as a probe: does the model give the image back from the noise that another model knows it by?
-
-    z <- x0;   for t = t_1 < ... < t_n:   z <- ddim(z, eps_ref(z, t, c), from the noise level before t to that of t)
-    for t = t_n > ... > t_1:              z <- ddim(z, eps(z, t, c), from the noise level of t to the one before)
-    score = -log(|decode(z) - x|^2 / d + 1e-12)        d pixels; a small distance, so a high score, means member
-
-The noise level before t_1 is none: the image itself. eta is 0 and nothing is clipped. The reference, which has not seen the members, turns
-the image into its noise; the audited model draws from this noise, and is asked for nothing else. A reference that is the audited model
-itself gives the image back up to the error of the steps, so the reference's own score says how well an image can be given back at all.
-
-The steps t_i are those of the deterministic sampler. Both ways go under the image's own caption, embedded by each model's own text encoder,
-and by default without guidance, which no inversion undoes. The full text of the paper was not at hand: the captions, the steps, the guidance
-and the distance of pixels are choices made here.
-
 "Noise as a probe: membership inference attacks on diffusion models leveraging initial noise" 2026, arXiv 2601.21628.
 """
 
