@@ -187,7 +187,13 @@ def test_maps_are_read_as_they_were_written_and_other_arrays_are_refused(tmp_pat
     assert read.timestep == 40 and list(read.of) == list(maps.of)
     for image_id, squares in maps.of.items():
         np.testing.assert_array_equal(read.of[image_id], squares)
-    for other in (np.zeros(3), np.zeros(0, [("id", "U1"), ("timestep", "i4"), ("map", "f4", (2, 2))]), np.zeros(2, [("id", "U1")])):
+    negative = np.full(1, -1, [("id", "U1"), ("timestep", "i4"), ("map", "f4", (2, 2))])
+    for other in (
+        negative,
+        np.zeros(3),
+        np.zeros(0, [("id", "U1"), ("timestep", "i4"), ("map", "f4", (2, 2))]),
+        np.zeros(2, [("id", "U1")]),
+    ):
         Folder(tmp_path).save("maps.npy", other)
         with pytest.raises(UserError, match=r"maps.npy is damaged \(it holds no maps\)"):
             read_maps(tmp_path)

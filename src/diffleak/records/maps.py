@@ -34,7 +34,8 @@ def read_maps(folder: Path) -> Maps | None:
         return None
     rows = Folder(folder).load(FILE)
     try:
-        if {name: rows[name].dtype.kind for name in rows.dtype.names or ()} != FIELDS or rows["map"].ndim != 3 or not rows["map"].size:
+        kinds = {name: rows[name].dtype.kind for name in rows.dtype.names or ()}
+        if kinds != FIELDS or rows["map"].ndim != 3 or not rows["map"].size or (rows["map"] < 0).any():
             raise Unreadable("it holds no maps")
         with parsing():
             found = {str(row["id"]): row["map"] for row in rows}
