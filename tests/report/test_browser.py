@@ -5,7 +5,7 @@ import shutil
 import pytest
 from fixtures.prompts import prompts_page
 from fixtures.quality import PAIRS, quality_page
-from fixtures.reports import LATENT_SHIFTS, MASKS, SHIFTS, audit_of, html, latent_audit, thumbnail
+from fixtures.reports import LATENT_SHIFTS, MASKS, SHIFTS, audit_of, html, latent_audit, mapped_audit, thumbnail
 from fixtures.runs import gaussian, make_run, swap_runs, write_quality
 
 from diffleak.comparison.compare import compare
@@ -83,6 +83,7 @@ def pages(tmp_path_factory):
     latent["masks"] = (latent_audit(("influence:0.4", "influence:auto", "random:0.4"), geometry=False), None)
     for name, (audit, pictures) in latent.items():
         (folder / f"{name}.html").write_text(html(*audit, pictures), encoding="utf-8")
+    (folder / "maps.html").write_text(html(*mapped_audit()), encoding="utf-8")
     for name, record in comparisons(tmp_path_factory.mktemp("runs")).items():
         (folder / f"{name}.html").write_text(to_html(comparison.page(record)), encoding="utf-8")
     for name, long in {"quality": False, "quality-long": True}.items():
@@ -115,7 +116,8 @@ def show(browser, pages, name, size):
 
 @pytest.mark.parametrize("size", [PHONE, (768, 1024), DESK], ids=["phone", "tablet", "desk"])
 @pytest.mark.parametrize(
-    "name", ["leak", "null", "long", "geometry", "geometry-long", "masks", "compare", "compare-long", "quality", "quality-long", "prompts"]
+    "name",
+    ["leak", "null", "long", "geometry", "geometry-long", "masks", "maps", "compare", "compare-long", "quality", "quality-long", "prompts"],
 )
 def test_nothing_overflows(browser, pages, name, size):
     show(browser, pages, name, size)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from diffleak.prompts.score import find_memorised
 from diffleak.report import to_html, to_markdown
-from diffleak.report.figures.prompts import SIDE, heat_map, shrunk
+from diffleak.report.figures.heat import SIDE, half_lies_in, heat_map, shrunk
 from diffleak.report.pages.prompts import page
-from diffleak.report.sections.prompts import Picture, half_lies_in, verdict
+from diffleak.report.sections.prompts import Picture, verdict
 
 
 @pytest.fixture(scope="module")

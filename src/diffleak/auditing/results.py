@@ -1,4 +1,4 @@
-"""What a finished audit leaves: audit.json, samples.csv and report.html. No torch."""
+"""What a finished audit leaves: audit.json, samples.csv, report.html and, where images are shown, maps.npy. No torch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +9,7 @@ from diffleak.data.cohort import Cohort
 from diffleak.data.pixels import CHANNEL_NAMES, png, without_alpha
 from diffleak.errors import UserError
 from diffleak.records.audit import AuditRecord
+from diffleak.records.maps import Maps, read_maps, write_maps
 from diffleak.records.run_folder import read_samples, write_samples
 from diffleak.records.scores import Samples
 from diffleak.report import to_html
@@ -17,10 +18,12 @@ from diffleak.report.pages.audit import page
 from diffleak.work.files import write_text
 
 
-def write_results(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None) -> None:
-    """Writes audit.json, samples.csv and report.html; with a cohort the report shows the members that score highest."""
+def write_results(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None, maps: Maps | None = None) -> None:
+    """Writes audit.json, samples.csv and report.html; with a cohort the report shows the members that score highest, and their maps."""
     write_samples(folder / "samples.csv", samples)
-    write_text(folder / "report.html", to_html(page(record, samples, _thumbnails(cohort, record) if cohort else None)))
+    if cohort and maps:
+        write_maps(folder, maps)
+    _write_report(folder, record, samples, cohort)
     write_text(folder / "audit.json", record.model_dump_json(indent=2))
 
 
@@ -39,9 +42,13 @@ def rewrite_report(folder: Path, thumbnails: bool) -> AuditRecord:
         raise UserError(
             f"the images of this audit are not where it read them ({error}); put them back, or leave out --thumbnails"
         ) from None
-    samples = read_samples(folder)
-    write_text(folder / "report.html", to_html(page(record, samples, _thumbnails(cohort, record) if cohort else None)))
+    _write_report(folder, record, read_samples(folder), cohort)
     return record
+
+
+def _write_report(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None) -> None:
+    pictures = (_thumbnails(cohort, record), read_maps(folder)) if cohort else ()
+    write_text(folder / "report.html", to_html(page(record, samples, *pictures)))
 
 
 def _thumbnails(cohort: Cohort, record: AuditRecord) -> Callable[[str], bytes]:

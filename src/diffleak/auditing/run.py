@@ -25,6 +25,7 @@ from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig
 from diffleak.auditing.gate import LIMITS, gates
 from diffleak.auditing.inputs import clear, write_geometry
+from diffleak.auditing.maps import maps_of
 from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.results import write_results
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
@@ -36,6 +37,7 @@ from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.maps import Maps
 from diffleak.records.plan import Costs, Plan
 from diffleak.records.run_folder import read_plan
 from diffleak.records.scores import Samples, Scores, write_parquet
@@ -57,12 +59,13 @@ OF_SIDES = ("limit", "seed", "exif", "alpha", "white")  # and those beside them 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """A finished audit: `results`, the full `record`, the `samples` table and every attack's `scores`."""
+    """A finished audit: `results`, the full `record`, the `samples` table, every attack's `scores`, and `maps` (see `auditing.maps`)."""
 
     record: AuditRecord
     samples: Samples
     scores: tuple[Scores, ...]
     cohort: Cohort | None = None
+    maps: Maps | None = None
 
     def __getitem__(self, attack: str) -> Result:
         """The result of an attack by its label, such as "sima_mc(m=10)", or by its name where that is one attack's alone."""
@@ -103,6 +106,8 @@ class Audit:
     def save(self, folder: str | Path, thumbnails: bool = False) -> Path:
         """Writes audit.json, samples.csv, report.html and, where they are not there yet, the scores; returns the folder.
 
+        thumbnails: show the members that score highest; their maps, kept in maps.npy, need an audit with thumbnails=True.
+
         Raises `UserError` for the folder of another audit, and for a folder that cannot be written.
         """
         folder = Path(folder)
@@ -110,7 +115,7 @@ class Audit:
         if not _claim(Folder(folder), self.record.plan) and again and not scoring.holds(folder, self.record, self.scores):
             raise again
         scoring.save_scores(folder, self.record, self.scores)
-        write_results(folder, self.record, self.samples, self.cohort if thumbnails else None)
+        write_results(folder, self.record, self.samples, self.cohort if thumbnails else None, self.maps)
         return folder
 
 
@@ -290,7 +295,8 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     )
     record = with_validity(in_given_images(record))
     record = record.model_copy(update={"gates": gates(record.results, config) if record.valid else ()})
-    return Audit(record, evaluation.samples(chosen, results, cohort.member, split), every, cohort)
+    samples = evaluation.samples(chosen, results, cohort.member, split)
+    return Audit(record, samples, every, cohort, maps_of(prepared, record, samples))
 
 
 def _results(prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], parameters: dict[str, Any]) -> Iterator[tuple[Result, Scores]]:

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.maps import Maps
 from diffleak.records.scores import Samples
 from diffleak.report.judgement import Verdict, verdict
 from diffleak.report.media.html import data_uri
@@ -29,11 +30,12 @@ class Pictured(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Audited:
-    """A record and, for a page, its samples and the PNG of an image by its id, without which no image is shown."""
+    """A record and, for a page, its samples and the PNG of an image by its id, without which no image is shown, nor a map beside it."""
 
     record: AuditRecord
     samples: Samples | None = None
     thumbnail: Callable[[str], bytes] | None = None
+    maps: Maps | None = None
 
     @property
     def scores(self) -> Samples:

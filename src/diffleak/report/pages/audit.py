@@ -8,6 +8,7 @@ from rich.text import Text
 
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.maps import Maps
 from diffleak.records.scores import Samples
 from diffleak.report import handling
 from diffleak.report.audited import Audited
@@ -90,9 +91,11 @@ SECTIONS: tuple[Callable[[Audited], Section | None], ...] = (
 OF_INVALID = (SECTIONS[0], made.section)  # why it is, what to do, and how it was made
 
 
-def page(record: AuditRecord, samples: Samples | None = None, thumbnail: Callable[[str], bytes] | None = None) -> Page:
-    """The report; only with samples it has figures, and only with thumbnails, an image's PNG by its id, images."""
-    audit = Audited(record, samples, thumbnail)
+def page(
+    record: AuditRecord, samples: Samples | None = None, thumbnail: Callable[[str], bytes] | None = None, maps: Maps | None = None
+) -> Page:
+    """The report; only with samples it has figures, and only with thumbnails, an image's PNG by its id, images with their maps."""
+    audit = Audited(record, samples, thumbnail, maps)
     invalid = audit.verdict.level == "invalid"
     sides = f"{count(record.split.members)} members, {count(record.split.nonmembers)} held-out images"
     return Page(
@@ -103,6 +106,7 @@ def page(record: AuditRecord, samples: Samples | None = None, thumbnail: Callabl
         version=record.environment.diffleak,
         sections=sections(make(audit) for make in (OF_INVALID if invalid else SECTIONS)),
         handling="" if invalid else handling.on_page(record.plan.anonymous is not None, thumbnail is not None),
+        style="maps.css" if maps and thumbnail and not invalid else "",
     )
 
 

@@ -154,6 +154,7 @@ def _scored(name: Statistic, importance: int) -> Column:
 
 
 MOST_PICTURED = 12
+ENDS = ("nothing changes", "most changes")  # of the colours of a map
 
 
 class Picture(NamedTuple):
@@ -173,7 +174,7 @@ def pictured(record: PromptsRecord, pictures: Sequence[Picture]) -> Section | No
 
 
 def _maps(pictures: Sequence[Picture]) -> tuple[Block, ...]:
-    from diffleak.report.figures.prompts import scale
+    from diffleak.report.figures.heat import scale
 
     what = (
         f"The {count(len(pictures))} prompts of the largest magnitude. Left, the first image that the model draws for the prompt. Right, "
@@ -181,28 +182,23 @@ def _maps(pictures: Sequence[Picture]) -> tuple[Block, ...]:
         "steps of drawing. Where the map is bright the prompt decides the image; whether that is a training image, the map does not say. "
         "These images may be copies of private training images: look before you pass this page on."
     )
-    return prose(what), drawn("scale", picture=data_uri(scale())), drawn("maps", items=[_picture(each) for each in pictures])
+    return prose(what), drawn("scale", picture=data_uri(scale()), ends=ENDS), drawn("maps", items=[_picture(each) for each in pictures])
 
 
 def _picture(picture: Picture) -> dict[str, Any]:
-    from diffleak.report.figures.prompts import heat_map, shrunk
+    from diffleak.report.figures.heat import half_lies_in, heat_map, shrunk
 
     row, on_list = picture.score, side(picture.score)
     acts = bool(picture.map.max() > 0)
     place = f"half of what it changes lies in {percent(half_lies_in(picture.map), 0)} of the image" if acts else "it changes nothing"
     return {
-        "prompt": visible(row.prompt),
+        "name": visible(row.prompt),
         "image": None if picture.image is None else data_uri(shrunk(picture.image)),
+        "shows": f"Drawn for: {visible(row.prompt)}",
         "map": data_uri(heat_map(picture.map)),
-        "place": place,
+        "where": f"Map of where the prompt acts: {place}",
         "said": f"{on_list + ', ' if on_list else ''}magnitude {row.magnitude:.4g}; {place}",
     }
-
-
-def half_lies_in(squares: Float32[np.ndarray, "h w"]) -> float:
-    """The smallest share of a map's places that hold half of its sum."""
-    largest = np.cumsum(np.sort(squares.astype(np.float64), axis=None)[::-1])
-    return float(np.searchsorted(largest, largest[-1] / 2) + 1) / len(largest)
 
 
 def side(row: PromptScore) -> str:

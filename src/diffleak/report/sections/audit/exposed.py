@@ -1,11 +1,16 @@
-"""The members that score highest."""
+"""The members that score highest, beside a reference with maps of where the models differ about them."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from diffleak.errors import visible
-from diffleak.report.audited import MOST_PICTURED, Audited, Pictured
+from diffleak.records.maps import Maps
+from diffleak.report.audited import MOST_PICTURED, Audited
+from diffleak.report.media.html import data_uri
 from diffleak.report.section import Block, Section, drawn, prose
-from diffleak.report.wording import exposed
+from diffleak.report.wording import exposed, percent
 from diffleak.stats.metrics import exposure
 
 # What the list means, by the verdict.
@@ -14,6 +19,8 @@ EXPOSURE = {
     "no-leak-found": "No leak was found, so this list does not show that these members are exposed: every ranking has a top.",
     "undecided": "Whether these members are exposed is undecided, as the verdict is: every ranking has a top.",
 }
+ENDS = ("no difference", "largest difference")  # of the colours of a map
+NO_MAPS = "There are no maps of where the model and its reference differ; an audit of a latent model with --thumbnails makes them."
 
 
 def section(audit: Audited) -> Section:
@@ -22,25 +29,67 @@ def section(audit: Audited) -> Section:
 
 
 def _listed(audit: Audited) -> tuple[Block, ...]:
-    found = _most_exposed(audit)
-    if found:
-        part, attack = "of the test part " if audit.record.plan.calibration else "", visible(audit.verdict.attack or "")
-        what = EXPOSURE[audit.verdict.level]
-        said = prose(f"The members {part}that {attack} is surest of. {what} samples.csv has every image.")
-        return said, *audit.no_pictures("are"), drawn("exposed", items=found)
-    return (prose("There are no scores of members to rank.", ""),)
+    rows = most_exposed(audit)
+    if not rows:
+        return (prose("There are no scores of members to rank.", ""),)
+    part, attack = "of the test part " if audit.record.plan.calibration else "", visible(audit.verdict.attack or "")
+    what = EXPOSURE[audit.verdict.level]
+    said = prose(f"The members {part}that {attack} is surest of. {what} samples.csv has every image.")
+    if audit.maps and audit.thumbnail:
+        return said, *_with_maps(audit, rows, audit.maps, audit.thumbnail)
+    none = audit.thumbnail and audit.record.plan.reference and audit.record.plan.captions
+    found = [audit.pictured(*words) for words in _words(audit, rows)]
+    return said, *audit.no_pictures("are"), *((prose(NO_MAPS, "prose muted"),) if none else ()), drawn("exposed", items=found)
 
 
-def _most_exposed(audit: Audited) -> list[Pictured]:
-    """Equal scores in the order of their ids."""
+def most_exposed(audit: Audited) -> list[int]:
+    """The rows of the members that the list has, the highest score first, equal ones in the order of their ids."""
     samples, attack = audit.scores, audit.verdict.attack
     if attack not in samples.scores:
         return []
     scores = samples.scores[attack]
     usable = np.isfinite(scores) & samples.test
-    nonmembers = scores[usable & ~samples.member]
-    top = sorted(np.flatnonzero(usable & samples.member).tolist(), key=lambda i: (-scores[i], samples.ids[i]))[:MOST_PICTURED]
-    if not len(nonmembers) or not top:
+    if not (usable & ~samples.member).any():
         return []
-    words = [exposed(float(share), len(nonmembers)) for share in exposure(scores[top], nonmembers)]
-    return [audit.pictured(samples.ids[i], said, f"{scores[i]:.4g}") for i, said in zip(top, words, strict=True)]
+    return sorted(np.flatnonzero(usable & samples.member).tolist(), key=lambda i: (-scores[i], samples.ids[i]))[:MOST_PICTURED]
+
+
+def _words(audit: Audited, rows: list[int]) -> list[tuple[str, str, str]]:
+    """The id of each image, how few held-out images score as high, and its score."""
+    samples = audit.scores
+    scores = samples.scores[str(audit.verdict.attack)]
+    nonmembers = scores[np.isfinite(scores) & samples.test & ~samples.member]
+    words = [exposed(float(share), len(nonmembers)) for share in exposure(scores[rows], nonmembers)]
+    return [(samples.ids[i], said, f"{scores[i]:.4g}") for i, said in zip(rows, words, strict=True)]
+
+
+def _with_maps(audit: Audited, rows: list[int], maps: Maps, thumbnail: Callable[[str], bytes]) -> tuple[Block, ...]:
+    from diffleak.report.figures.heat import half_lies_in, heat_map, scale, small
+
+    def item(image_id: str, said: str, score: str) -> dict[str, Any]:
+        """An image and its map, of which there is none where a prediction is not finite."""
+        squares = maps.of.get(image_id)
+        if squares is None or not np.isfinite(squares).all():
+            squares, place = None, ""
+        elif squares.max() > 0:
+            place = f"half of the difference lies in {percent(half_lies_in(squares), 0)} of the image"
+        else:
+            place = "the two models do not differ"
+        return {
+            "name": visible(image_id),
+            "image": data_uri(small(thumbnail(image_id), squares if audit.record.plan.resize else None)),
+            "shows": f"Member {visible(image_id)}",
+            "map": None if squares is None else data_uri(heat_map(squares)),
+            "where": f"Map of where the two models differ: {place}",
+            "said": "; ".join(filter(None, (f"score {score}", said, place))),
+        }
+
+    own = "" if audit.lead and audit.lead.timestep is not None else ", a tenth of the schedule, since the attack has no timestep of its own"
+    what = (
+        f"Left, the image. Right, the map of where the model and its reference, {visible(audit.record.plan.reference or '')}, differ about "
+        f"it: the squared difference of their predictions of the noise at timestep {maps.timestep}{own}, under the same caption, summed "
+        "over channels. Where the map is bright the two models differ most; whether the image was learnt, the map does not say: held-out "
+        "images have such maps too. A map takes one query of each model, which the costs leave out."
+    )
+    items = [item(*words) for words in _words(audit, rows)]
+    return prose(what), drawn("scale", picture=data_uri(scale()), ends=ENDS), drawn("maps", items=items)
