@@ -33,9 +33,9 @@ def prepared(latent_folder: Callable[..., Path], digits: np.ndarray, tmp_path: P
     for name, part in (("members", digits[:SIDE]), ("held_out", digits[SIDE : 2 * SIDE])):
         np.save(tmp_path / f"{name}.npy", part)
 
-    def make(name: str, kind: str = "vae", **changes: Any) -> plan.Prepared:
+    def make(name: str, kind: str = "vae", encoder: dict[str, Any] | None = None, **changes: Any) -> plan.Prepared:
         folder = tmp_path / f"model-{kind}"
-        model = folder if folder.exists() else latent_folder(folder.name, kind=kind)
+        model = folder if folder.exists() else latent_folder(folder.name, kind=kind, encoder=encoder)
         sides = {"members": str(tmp_path / "members.npy"), "nonmembers": str(tmp_path / "held_out.npy")}
         sizes = {"chunk_size": 32, "batch_size": 8, "threads": 1, "device": "cpu", "calibrate_fraction": 0.6, "timesteps": "40"}
         given = {"model": str(model), "output": tmp_path / name, "attacks": "sima", **sides, **sizes, **changes}
@@ -163,6 +163,17 @@ def test_reconstructions_that_are_not_finite_are_refused_by_name_with_what_to_le
     said = str(refusal.value)
     assert said.startswith("the autoencoder must return finite images; got ") and " for image " in said
     assert said.endswith("its weights are finite numbers, so use --no-complexity, which decodes nothing") and len(said) <= 400
+
+
+def test_a_decoder_of_other_channels_is_refused(prepared):
+    said = r"^the codec's decode must give images of the shape \(1, h, w\); got \(3, 8, 8\)$"
+    with pytest.raises(UserError, match=said):
+        scored(prepared("run", encoder={"out_channels": 3}))
+
+
+def test_in_half_precision_it_is_about_the_same(prepared):
+    half, exact = scored(prepared("half", dtype="bfloat16")), scored(prepared("exact"))
+    assert np.corrcoef(half[:, 5], exact[:, 5])[0, 1] > 0.95
 
 
 class Simple(diffleak.Attack):

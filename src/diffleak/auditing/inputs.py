@@ -184,7 +184,7 @@ class Inputs:
             ids = [self.cohort.ids[row] for row in rows[start : start + size]]
             refuse_broken(x, codec, ids, "images", "use --no-complexity, which decodes nothing")
             if x.shape[1] != self.shape.channels:
-                raise UserError(f"the codec's decode must give images of {self.shape.channels} channels; got the shape {x.shape[1:]}")
+                raise UserError(f"the codec's decode must give images of the shape ({self.shape.channels}, h, w); got {tuple(x.shape[1:])}")
             found += [complexity(image) for image in to_uint8(x)]
         return np.array(found)
 
