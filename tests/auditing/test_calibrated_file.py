@@ -23,7 +23,7 @@ def planted(tmp_path_factory):
     np.save(folder / "images.npy", images)
     member = rng.permutation(np.arange(N) % 2)
     simple = np.array([complexity(image)[0] for image in images])
-    statistic = np.exp(8 * (simple - simple.mean()) + 0.3 * rng.normal(size=N) - 0.6 * member)
+    statistic = np.exp(30 * (simple - simple.mean()) + 0.3 * rng.normal(size=N) - 0.6 * member)
     frame = pd.DataFrame({"id": np.arange(N), "member": member, "score": -statistic}).sample(frac=1, random_state=1)
     frame.to_csv(folder / "scores.csv", index=False, float_format="%.17g")
     return folder

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from diffleak.records.scores import Scores
 from diffleak.stats import metrics
-from diffleak.stats.calibration import FEATURES, FOLDS, RIDGE, in_logarithms, residuals
+from diffleak.stats.calibration import FOLDS, PARTS, PLAIN, RIDGE, WORDS, features, in_logarithms, residuals
 from diffleak.stats.evaluation import divided, evaluate_calibrated, evaluate_scores, on_every_split, samples, whole
 from diffleak.stats.rules import settled
 
@@ -77,10 +77,10 @@ def test_a_leak_behind_complexity_is_found_and_the_gain_is_that_of_the_test_part
     scores, c, member = planted(n, leak=1.5)
     split = divided(scores.ids, member, 0.5, 0)
     base = on_every_split(scores, member, split)
-    evaluated = evaluate_calibrated(base, c, member, split)
+    evaluated = evaluate_calibrated(base, features(c), member, split)
     result, source = whole(evaluated)
     plain = evaluate_scores(scores, member, split)
-    assert result.attack == "sima[calibrated]" and result.complexity in FEATURES and source.complexity is not None
+    assert result.attack == "sima[calibrated]" and result.complexity in PARTS and source.complexity is not None
     assert result.base == "sima" and not result.plain and result.leads
     assert plain.auc.value < 0.72 < result.auc.value and result.gain.auc.low > 0
     if n == 400:
@@ -98,10 +98,22 @@ def test_a_leak_behind_complexity_is_found_and_the_gain_is_that_of_the_test_part
     assert np.isfinite(table.scores["sima[calibrated]"]).all()
 
 
+def test_a_leak_behind_the_complexity_of_reconstructions_is_found_where_that_is_offered_too():
+    scores, c, member = planted(400, leak=1.5)
+    split = divided(scores.ids, member, 0.2, 0)
+    base = on_every_split(scores, member, split)
+    of_image = 0.3 * c + np.random.default_rng(7).normal(size=c.shape)
+    offered = (features(of_image), features(of_image, c))
+    with_own, with_both = (whole(evaluate_calibrated(base, each, member, split))[0] for each in offered)
+    assert with_both.complexity == "reconstruction" and with_own.complexity in {PLAIN, *PARTS}
+    assert with_both.auc.low > with_own.auc.high
+    assert [PLAIN, *offered[1]] == list(WORDS), "every candidate has its words"
+
+
 def test_where_complexity_explains_nothing_the_plain_attack_may_be_chosen_and_adds_nothing():
     scores, c, member = planted(150, leak=1.0, explained=0.0, seed=3)
     split = divided(scores.ids, member, 0.2, 0)
-    result, source = whole(evaluate_calibrated(on_every_split(scores, member, split), c, member, split))
+    result, source = whole(evaluate_calibrated(on_every_split(scores, member, split), features(c), member, split))
     assert abs(result.gain.auc.value) < 0.02
     if result.complexity == "plain":
         assert source.complexity is None and result.gain.auc.value == 0
@@ -117,6 +129,7 @@ def test_without_a_leak_calibrated_intervals_cover_one_half_as_often_as_they_say
     for seed in range(runs):
         scores, c, member = planted(n, seed=seed, explained=explained)
         split = divided(scores.ids, member, 0.5, seed)
-        auc = whole(evaluate_calibrated(on_every_split(scores, member, split), c, member, split))[0].auc
+        offered = features(c + np.random.default_rng(seed).normal(size=c.shape), c)  # of images, and of reconstructions that explain more
+        auc = whole(evaluate_calibrated(on_every_split(scores, member, split), offered, member, split))[0].auc
         held.append(auc.low <= 0.5 <= auc.high)
     assert binom.cdf(sum(held), runs, metrics.LEVEL) > 1e-3

@@ -1,12 +1,13 @@
 """What the attacks are given: images as tensors, or latents encoded once, with their influence where masks need it.
 
-For a latent model each chunk's latents, and if there are masks their influence, are computed once and kept in the run
-folder until the audit is finished; every attack and a resumed run read them there. They are removed at the end: a decoder
-turns latents back into the private images. `diffleak geometry` keeps influence.npy, geometry.parquet and distortion/.
+For a latent model each chunk's latents, if there are masks their influence, and if scores are calibrated the complexity of
+the reconstructions are computed once and kept in the run folder until the audit is finished; every attack and a resumed run read
+them there. They are removed at the end: a decoder turns latents back into the private images. `diffleak geometry` keeps
+influence.npy, geometry.parquet and distortion/; a calibrated audit that names its images keeps complexity.parquet.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,8 +23,9 @@ from torch import Tensor
 from diffleak import hub
 from diffleak.attacks.subject import Encoder, Subject
 from diffleak.data.cohort import Cohort
+from diffleak.data.complexity import NAMES, complexity
 from diffleak.data.pixels import ImageShape, fit, to_model, to_uint8
-from diffleak.diffusion.codec import latents_of, refuse_broken_latents
+from diffleak.diffusion.codec import images_of, latents_of, refuse_broken
 from diffleak.diffusion.conditions import Prompts, one_at_a_time
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.noise import Noise
@@ -38,10 +40,12 @@ from diffleak.records.scores import write_parquet
 from diffleak.work.files import check_seal, seal, write_atomic
 from diffleak.work.folder import Folder, damaged
 from diffleak.work.memory import keep_freed_memory
-from diffleak.work.reading import Unreadable
+from diffleak.work.reading import Unreadable, load_parquet
 from diffleak.work.threads import Tick
 
 INFLUENCE = "influence.npy"  # of all images, once their chunks are measured
+COMPLEXITY = "complexity.parquet"  # of all images and of their reconstructions
+RECONSTRUCTED = tuple(f"reconstruction_{name}" for name in NAMES)  # columns there
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +63,7 @@ class Inputs:
     top: int | None = None  # measure distortion, with this many singular values
     scored: bool = True  # whether attacks will read the latents
     captions: tuple[str, ...] | None = None  # of each image, for a text-to-image model
+    complexity: Float64[np.ndarray, "n 7"] | None = None  # of the images, where that of their reconstructions is measured too
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False)  # by spec
     _opening: Any = field(default_factory=Lock, repr=False)
     _reading: Any = field(default_factory=Lock, repr=False)  # image files and tables are read by one thread at a time
@@ -86,7 +91,7 @@ class Inputs:
             return images
         with torch.inference_mode():
             z = self.latents(images).cpu().numpy()
-        refuse_broken_latents(z, self.target.codec, [self.cohort.ids[row] for row in rows])
+        refuse_broken(z, self.target.codec, [self.cohort.ids[row] for row in rows])
         return z
 
     def latents(self, images: UInt8[np.ndarray, "b h w c"] | Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
@@ -137,23 +142,27 @@ class Inputs:
         assert self.target.text is not None, "captions are of text-to-image models"
         return one_at_a_time(self.target.text)
 
-    def prepare(self, folder: Folder, chunks: dict[int, range], batch_size: int, threads: int) -> None:
-        """Computes what `x0`, `influence` and `distortion` read."""
+    def prepare(
+        self, folder: Folder, chunks: Mapping[int, range], needed: Mapping[int, Sequence[str]], batch_size: int, threads: int
+    ) -> None:
+        """Computes what `x0`, `influence`, `distortion` and `reconstruction` read: the kinds that each chunk needs."""
         if self.masks or self.top:
             keep_freed_memory()
 
         def prepare_one(chunk: int, tick: Tick) -> None:
-            missing = folder.missing({kind: self.files(chunk, [kind]) for kind in self.kinds})
+            missing = folder.missing({kind: self.files(chunk, [kind]) for kind in needed[chunk]})
             for kind, array in self.measure(chunks[chunk], missing).items():
                 folder.save(_file(kind, chunk), array)
             tick(len(chunks[chunk]))
 
-        bar = "geometry" if self.top else "encoding, influence" if self.masks else "encoding images"
-        files, cost = {chunk: self.files(chunk) for chunk in chunks}, lambda chunk: len(chunks[chunk])
+        more = [word for word, asked in (("influence", self.masks), ("decoding", self.complexity is not None)) if asked]
+        bar = "geometry" if self.top else ", ".join(["encoding", *more]) if more else "encoding images"
+        files, cost = {chunk: self.files(chunk, kinds) for chunk, kinds in needed.items()}, lambda chunk: len(chunks[chunk])
         folder.run(files, prepare_one, cost, bar=bar, unit="images", batch_size=batch_size, threads=threads)
 
     def measure(self, rows: range, kinds: Sequence[str]) -> dict[str, np.ndarray]:
-        """Measures some images: "latents", "influence" of each coordinate, "distortion" beside the energies."""
+        """Measures some images: "latents", "influence" of each coordinate, "distortion" beside the energies, complexity of the
+        "reconstruction"."""
         images, found = self.pixels(rows), dict[str, np.ndarray]()
         z = self.encode(images, rows)
         noise, codec = self.noise(self.cohort.keys[rows.start : rows.stop], z.shape[1:]), self.target.codec
@@ -162,7 +171,22 @@ class Inputs:
             found["distortion"] = np.column_stack([measured, energies(images)])
         if "influence" in kinds:
             found["influence"] = influence(codec, self.tensor(z), self.probes, noise=noise).cpu().numpy()
+        if "reconstruction" in kinds:
+            found["reconstruction"] = self._reconstructed(z, rows)
         return found | ({"latents": z} if "latents" in kinds else {})
+
+    def _reconstructed(self, z: np.ndarray, rows: range) -> Float64[np.ndarray, "n 7"]:
+        """The complexity of the images that the decoder makes of the latents of `rows`, in pixels and at the size that it gives."""
+        size, found, codec = auto_batch_size(self.shape, self.target.device), list[np.ndarray](), self.target.codec
+        for start in range(0, len(z), size):
+            with torch.inference_mode():
+                x = images_of(codec, self.tensor(z[start : start + size])).float().cpu().numpy()
+            ids = [self.cohort.ids[row] for row in rows[start : start + size]]
+            refuse_broken(x, codec, ids, "images", "use --no-complexity, which decodes nothing")
+            if x.shape[1] != self.shape.channels:
+                raise UserError(f"the codec's decode must give images of the shape ({self.shape.channels}, h, w); got {tuple(x.shape[1:])}")
+            found += [complexity(image) for image in to_uint8(x)]
+        return np.array(found)
 
     def files(self, chunk: int, kinds: Sequence[str] | None = None) -> list[str]:
         """The files of a chunk, by default of all that is computed for it."""
@@ -180,6 +204,35 @@ class Inputs:
         """Distortion, low- and high-frequency energy of the images of one chunk."""
         return folder.load(_file("distortion", chunk))
 
+    def reconstruction(self, folder: Folder, chunks: Mapping[int, range]) -> Float64[np.ndarray, "n 7"] | None:
+        """The complexity of the reconstruction of every image; None where it is not measured."""
+        if self.complexity is None:
+            return None
+        kept = self._kept(folder.path)
+        try:
+            return np.concatenate([folder.load(_file("reconstruction", c)) for c in chunks]) if kept is None else kept
+        except UserError:
+            kept = self._kept(folder.path)  # another worker was faster, and has removed the parts
+            if kept is None:
+                raise
+            return kept
+
+    def _kept(self, folder: Path) -> Float64[np.ndarray, "n 7"] | None:
+        """The reconstructions' complexity in complexity.parquet; None without it, and where the images' own is another one there.
+
+        So numbers of another version of the encoders, which give other bytes, are measured again.
+        """
+        assert self.complexity is not None, "only these are kept"
+        try:
+            table = load_parquet(folder / COMPLEXITY) if (folder / COMPLEXITY).exists() else None
+        except Unreadable:
+            return None
+        if table is None or not table.schema.equals(_schema((*NAMES, *RECONSTRUCTED))):
+            return None
+        own, found = (np.column_stack([table.column(name).to_numpy() for name in names]) for names in (NAMES, RECONSTRUCTED))
+        same = table.column("id").to_pylist() == list(self.cohort.ids) and np.array_equal(own, self.complexity)
+        return found if same and np.isfinite(found).all() else None
+
     def keep(self, influences: Float[np.ndarray, "b *z"], ids: Sequence[str]) -> list[Float[Tensor, "b *z"]]:
         """The masks of a batch, in the order of `masks`."""
         values = torch.from_numpy(influences).to(self.target.device)
@@ -190,7 +243,13 @@ class Inputs:
     def kinds(self) -> list[str]:
         """What is computed for every image of a latent model."""
         wanted = {"latents": self.scored, "influence": self.masks or self.top, "distortion": self.top}
-        return [kind for kind, want in wanted.items() if want]
+        return [kind for kind, want in {**wanted, "reconstruction": self.complexity is not None}.items() if want]
+
+    def in_results(self, folder: Folder | None) -> set[str]:
+        """The kinds that results are made of once all is scored, but for those that a folder has in one file of all images."""
+        joined = folder is not None and (folder.path / INFLUENCE).exists()
+        kept = folder is not None and self.complexity is not None and self._kept(folder.path) is not None
+        return {"distortion", *(["influence"] if self.top and not joined else []), *([] if kept else ["reconstruction"])}
 
 
 def _file(kind: str, chunk: int) -> str:
@@ -198,11 +257,11 @@ def _file(kind: str, chunk: int) -> str:
 
 
 def clear(folder: Path) -> None:
-    """Removes the latents and influences of a finished run, of which `write_geometry` has made one file.
+    """Removes the latents, influences and reconstructions of a finished run, of which there is one file or none.
 
     Raises `UserError` when they cannot be removed: a decoder turns latents back into the private images.
     """
-    for kind in ("latents", "influence"):
+    for kind in ("latents", "influence", "reconstruction"):
         shutil.rmtree(folder / kind, ignore_errors=True)  # another worker may be removing them too
         if (folder / kind).exists():
             raise UserError(f"{folder / kind} cannot be removed; the results are written, remove it by hand: it may show private images")
@@ -225,6 +284,19 @@ def write_geometry(inputs: Inputs, path: Path, chunks: dict[int, range]) -> Floa
     table = pa.table({"id": pa.array(inputs.cohort.ids, pa.string()), "distortion": pa.array(measured[:, 0])})
     write_parquet(path / "geometry.parquet", table)
     return measured
+
+
+def write_complexity(
+    path: Path, ids: Sequence[str], images: Float64[np.ndarray, "n 7"], reconstructions: Float64[np.ndarray, "n 7"] | None
+) -> None:
+    """Leaves complexity.parquet: the id of each image, its `data.complexity`, and of a latent model that of its reconstruction."""
+    names, parts = (NAMES, [images]) if reconstructions is None else ((*NAMES, *RECONSTRUCTED), [images, reconstructions])
+    columns = [pa.array(ids, pa.string()), *(pa.array(column) for part in parts for column in part.T)]
+    write_parquet(path / COMPLEXITY, pa.table(columns, schema=_schema(names)))
+
+
+def _schema(columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([("id", pa.string()), *((name, pa.float64()) for name in columns)])
 
 
 def _join(parts: Sequence[Callable[[], np.ndarray]], count: int, path: Path) -> None:

@@ -78,7 +78,7 @@ class Prepared:
     @property
     def calibrates(self) -> bool:
         """Whether there are enough held-out images to take out of the scores what the complexity of images explains."""
-        return self.config.complexity and int((self.split.calibrate & ~self.scan.cohort.member).sum(axis=1).min()) >= FEWEST
+        return _calibrates(self.config, self.split, self.scan.cohort)
 
     @property
     def job(self) -> scoring.Job:
@@ -167,6 +167,7 @@ def prepare(
         )
     if config.two_sided or not config.data:
         _check_halves(found.cohort, config)
+    split = evaluation.divided(found.cohort.keys, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
     inputs = Inputs(
         target,
         found.cohort,
@@ -179,12 +180,12 @@ def prepare(
         top,
         bool(attacks),
         captions.texts if captions else None,
+        found.complexity if target.latent and _calibrates(config, split, found.cohort) else None,
     )
     attacks = tuple(attack.opened(inputs.alone()) for attack in attacks)
     _refuse_too_large(attacks, target, scoring.worker(config.shard, config.threads, target).threads)
     batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
-    split = evaluation.divided(found.cohort.keys, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
     if found.cohort.member.any():
         refuse_unreachable(config, split.record)
     plan = Plan(
@@ -229,6 +230,11 @@ def prepare(
     prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated, membership, key)
     scoring.probe(prepared.job)
     return prepared
+
+
+def _calibrates(config: AuditConfig, split: evaluation.Divisions, cohort: Cohort) -> bool:
+    """Whether there are enough held-out images to take out of the scores what complexity explains."""
+    return config.complexity and int((split.calibrate & ~cohort.member).sum(axis=1).min()) >= FEWEST
 
 
 def _refuse_too_large(attacks: Sequence[Attack], target: Target, threads: int) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from jaxtyping import Float64
 
 from diffleak import hub
@@ -24,14 +23,13 @@ from diffleak.attacks.spec import readable, spec_of
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig
 from diffleak.auditing.gate import LIMITS, gates
-from diffleak.auditing.inputs import clear, write_geometry
+from diffleak.auditing.inputs import clear, write_complexity, write_geometry
 from diffleak.auditing.maps import maps_of
 from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.results import write_results
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
 from diffleak.config import build, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, cohort
-from diffleak.data.complexity import NAMES
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
@@ -40,13 +38,14 @@ from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.maps import Maps
 from diffleak.records.plan import Costs, Plan
 from diffleak.records.run_folder import read_plan
-from diffleak.records.scores import Samples, Scores, write_parquet
+from diffleak.records.scores import Samples, Scores
 from diffleak.records.variants import COMBINED, masked_label
 from diffleak.report.judgement import with_validity
 from diffleak.report.sections.audit.gates import sentence
 from diffleak.stats import evaluation
 from diffleak.stats.blind import blind_auc, labels_p_value
 from diffleak.stats.by_distortion import analyse
+from diffleak.stats.calibration import Features, features
 from diffleak.stats.reasons import in_given_images
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import PLAN, UNKNOWN, Change, Folder, spelled
@@ -197,8 +196,7 @@ def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = say, time
     measured, collected = _measured(prepared, folder), scoring.collect(prepared.job, folder)
     audit = _finish_by_key(prepared, collected, measured) if prepared.key else _finish(prepared, collected, measured)
     if prepared.calibrates and not prepared.key:  # who has an image finds its keyed id by these numbers
-        columns = dict(zip(NAMES, map(pa.array, prepared.scan.complexity.T), strict=True))
-        write_parquet(folder / "complexity.parquet", pa.table({"id": pa.array(prepared.scan.cohort.ids, pa.string()), **columns}))
+        write_complexity(folder, prepared.scan.cohort.ids, prepared.scan.complexity, collected.reconstruction)
     clear(folder)
     return audit
 
@@ -255,7 +253,9 @@ def _finish_by_key(prepared: Prepared, collected: scoring.Collected, measured: F
         split=replace(prepared.split, calibrate=prepared.split.calibrate[:, order]),
     )
     scores = tuple(tuple(variant.taken(order) for variant in group) for group in collected.scores)
-    audit = _finish(prepared, replace(collected, scores=scores), None if measured is None else measured[order])
+    given = lambda array: None if array is None else array[order]
+    collected = replace(collected, scores=scores, reconstruction=given(collected.reconstruction))
+    audit = _finish(prepared, collected, given(measured))
     back = np.argsort(order)
     return Audit(audit.record, audit.samples.taken(back), tuple(s.taken(back) for s in audit.scores), cohort)
 
@@ -263,10 +263,11 @@ def _finish_by_key(prepared: Prepared, collected: scoring.Collected, measured: F
 def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[np.ndarray, "n 3"] | None) -> Audit:
     cohort, split, config = prepared.scan.cohort, prepared.split, prepared.config
     started = time.monotonic()
+    taken_out = features(prepared.scan.complexity, collected.reconstruction) if prepared.calibrates else None
     pairs = [
         pair
         for attack, scores, parameters in zip(prepared.attacks, collected.scores, collected.parameters, strict=True)
-        for pair in _results(prepared, attack, scores, parameters)
+        for pair in _results(prepared, attack, scores, parameters, taken_out)
     ]
     pairs += _combined(prepared, collected.scores, pairs)
     results, chosen = [result for result, _ in pairs], [scores for _, scores in pairs]
@@ -299,7 +300,9 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     return Audit(record, samples, every, cohort, maps_of(prepared, record, samples))
 
 
-def _results(prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], parameters: dict[str, Any]) -> Iterator[tuple[Result, Scores]]:
+def _results(
+    prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], parameters: dict[str, Any], taken_out: Features | None
+) -> Iterator[tuple[Result, Scores]]:
     """An attack's result and those of its variants, with the scores each came from."""
     member, split, unmasked = prepared.scan.cohort.member, prepared.split, scores[0]
     base = evaluation.on_every_split(unmasked, member, split)
@@ -310,9 +313,9 @@ def _results(prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], par
     for choice in prepared.masks if under else ():
         ratios = {mask.ratio: under.get(mask, unmasked) for mask in choice.masks}
         found.append(evaluation.evaluate_masked(choice.label, ratios, base, member, split))
-    for variant in list(found) if prepared.calibrates else ():
-        if variant[0][0].leads:
-            found.append(evaluation.evaluate_calibrated(variant, prepared.scan.complexity, member, split))
+    for variant in list(found):
+        if taken_out and variant[0][0].leads:
+            found.append(evaluation.evaluate_calibrated(variant, taken_out, member, split))
     for result, source in map(evaluation.whole, found):
         models = [model for model in _asked(prepared, result) if model]
         cost = lambda part, models=models: sum(part.queries * scoring.forwards(model, part) for model in models)
@@ -326,7 +329,8 @@ def _combined(
 ) -> Iterator[tuple[Result, Scores]]:
     """The result of all attacks together, and beside a reference that of their statistics on both models.
 
-    Nothing for fewer than two attacks, and for sides that are too small for one division: the regression takes many images.
+    Nothing for fewer than two attacks, and for sides that are too small for one division: the regression takes many images. Complexity
+    is the images' own there, of latent models too: seven weights of reconstructions more would be fitted with nothing to choose them.
     """
     used = [(attack, group) for attack, group in zip(prepared.attacks, scores, strict=True) if evaluation.may_be_combined(group[0])]
     split, scan = prepared.split, prepared.scan

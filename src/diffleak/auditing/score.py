@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffleak.attacks.base import Attack, Direction
 from diffleak.attacks.subject import Subject
-from diffleak.auditing.inputs import INFLUENCE, Inputs
+from diffleak.auditing.inputs import COMPLEXITY, INFLUENCE, Inputs
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
 from diffleak.diffusion.codec import Autoencoder, images_of
@@ -37,7 +37,7 @@ from diffleak.records.scores import ChunkMeta, Scores, chunk_file, plan_id, read
 from diffleak.records.variants import VARIANTS, masked_label
 from diffleak.work.folder import Folder, cut, damaged, deal
 from diffleak.work.memory import memory_message
-from diffleak.work.reading import Unreadable
+from diffleak.work.reading import Unreadable, load_parquet
 from diffleak.work.threads import Tick, one_thread_each, pool
 
 TIMED_IMAGES = 8  # encoded to estimate how long all will take
@@ -109,6 +109,7 @@ class Collected:
     """All scores of a run, with what they cost and the parameters that each attack ended with.
 
     Of each attack there are the unmasked scores, then those under each of its masks, or those of the reference and the excess.
+    `reconstruction` is the complexity of every image's reconstruction, where a latent model's scores are calibrated by it too.
     """
 
     scores: tuple[tuple[Scores, ...], ...]
@@ -116,6 +117,7 @@ class Collected:
     queries: int
     seconds: float
     chunks: int
+    reconstruction: Float64[np.ndarray, "n 7"] | None = None
 
 
 def asked(target: Target, attack: Attack) -> tuple[Denoiser, ...]:
@@ -228,20 +230,20 @@ def estimate(job: Job, folder: Folder | None, share: Worker) -> str:
     effort = sum(_queries(job, c, k) * job.attacks[k].effort for c, k in todo)
     seconds = effort / _speed(job, min(share.threads, len(todo))) if left else 0.0
     if unmeasured and job.target.latent:
-        seconds += sum(len(job.chunks[c]) for c in unmeasured) * _measuring_seconds(job) / min(share.threads, len(unmeasured))
+        kinds = sorted({kind for needed in unmeasured.values() for kind in needed})
+        seconds += sum(len(job.chunks[c]) for c in unmeasured) * _measuring_seconds(job, kinds) / min(share.threads, len(unmeasured))
     return f"{_readable(seconds)} left{resumed}"
 
 
-def _unmeasured(job: Job, folder: Folder | None, share: Worker, todo: Sequence[tuple[int, int]]) -> list[int]:
-    """This worker's chunks that need their latents, influence or distortion and do not have them yet."""
+def _unmeasured(job: Job, folder: Folder | None, share: Worker, todo: Sequence[tuple[int, int]]) -> dict[int, list[str]]:
+    """This worker's chunks that need latents, influence, distortion or reconstruction and do not have them yet, with what they need."""
     if not job.target.latent:
-        return []
-    mine, scored = _dealt(job, share), {c for c, _ in todo}
-    if folder is None:
-        return list(mine) if job.inputs.top else sorted(scored)
-    kinds = ["distortion"] if (folder.path / INFLUENCE).exists() else job.inputs.kinds
-    wanted = folder.missing({c: job.inputs.files(c, kinds) for c in mine}) if job.inputs.top else []
-    return sorted({*wanted, *folder.missing({c: job.inputs.files(c) for c in scored})})
+        return {}
+    scored, always, found = {c for c, _ in todo}, job.inputs.in_results(folder), dict[int, list[str]]()
+    for c in _dealt(job, share):
+        files = {kind: job.inputs.files(c, [kind]) for kind in job.inputs.kinds if c in scored or kind in always}
+        found[c] = folder.missing(files) if folder else list(files)
+    return {c: kinds for c, kinds in found.items() if kinds}
 
 
 def score(job: Job, folder: Folder, share: Worker) -> int:
@@ -252,10 +254,12 @@ def score(job: Job, folder: Folder, share: Worker) -> int:
     work, everyone = _work(job, share), Worker(0, 1, 1)
     folder.verify(_work(job, everyone), lambda pair, path: job.read(path, *pair))
     folder.verify({c: job.inputs.files(c) for c in _dealt(job, share)} | ({-1: [INFLUENCE]} if job.inputs.top else {}))
+    if job.inputs.complexity is not None:
+        folder.verify({0: [COMPLEXITY]}, lambda _, path: load_parquet(path))
     todo = folder.missing(work)
     unmeasured = _unmeasured(job, folder, share, todo)
     if unmeasured:
-        job.inputs.prepare(folder, {c: job.chunks[c] for c in unmeasured}, job.plan.batch_size, share.threads)
+        job.inputs.prepare(folder, job.chunks, unmeasured, job.plan.batch_size, share.threads)
     if todo:
         _score_chunks(job, folder, work, todo, share.threads)
     return len(folder.missing(_work(job, everyone))) or len(_unmeasured(job, folder, everyone, []))
@@ -295,7 +299,8 @@ def collect(job: Job, folder: Path) -> Collected:
             )
         )
         parameters.append(settled)
-    return Collected(tuple(scores), tuple(parameters), queries, seconds, len(job.chunks) * len(job.attacks))
+    reconstruction = job.inputs.reconstruction(Folder(folder), job.chunks)
+    return Collected(tuple(scores), tuple(parameters), queries, seconds, len(job.chunks) * len(job.attacks), reconstruction)
 
 
 def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> None:
@@ -477,12 +482,12 @@ def _speed(job: Job, threads: int) -> float:
     return threads * len(rows) * sum(denoiser.forwards for denoiser, _ in models) / max(time.monotonic() - started, 1e-9)
 
 
-def _measuring_seconds(job: Job) -> float:
-    """Seconds to encode an image and to measure what is asked of its geometry."""
+def _measuring_seconds(job: Job, kinds: Sequence[str]) -> float:
+    """Seconds to encode an image, and to measure these kinds of it."""
     rows = range(1 if job.inputs.top else min(TIMED_IMAGES, len(job.cohort)))
     with one_thread_each():
         started = time.monotonic()
-        job.inputs.measure(rows, job.inputs.kinds)
+        job.inputs.measure(rows, kinds)
     return (time.monotonic() - started) / len(rows)
 
 

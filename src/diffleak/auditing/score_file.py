@@ -13,7 +13,7 @@ from diffleak.data.draw import calibrate_size
 from diffleak.errors import UserError, listed, shown, unknown
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.scores import Scores
-from diffleak.stats.calibration import FEWEST
+from diffleak.stats.calibration import FEWEST, features
 from diffleak.stats.evaluation import divided, evaluate, evaluate_calibrated, on_every_split, whole, without_timestep
 from diffleak.stats.reasons import reworded
 from diffleak.work.progress import progress
@@ -93,7 +93,7 @@ def calibrate_file(path: Path, images: str | Path, column: str = "score") -> tup
     if not np.ptp(measured[~member], axis=0).any():
         raise UserError(f"the held-out images of {images} must differ in complexity; all {int((~member).sum())} have the same")
     plain = on_every_split(Scores(column, "large", (0,), tuple(ids), scores[:, None]), member, split)
-    both = (whole(plain)[0], whole(evaluate_calibrated(plain, measured, member, split))[0])
+    both = (whole(plain)[0], whole(evaluate_calibrated(plain, features(measured), member, split))[0])
     return tuple(without_timestep(result) for result in both)  # type: ignore[return-value]
 
 

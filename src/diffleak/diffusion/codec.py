@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffleak.diffusion.finite import advice
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 
 
 class Codec(ABC):
@@ -51,12 +51,17 @@ def images_of(codec: Codec, z: Float[Tensor, "b *z"], shape: tuple[int, ...] | N
     return x
 
 
-def refuse_broken_latents(z: Float[np.ndarray, "n *z"], codec: Codec, ids: Sequence[str]) -> None:
-    """Raises `UserError` for latents of the images `ids` that are not finite numbers, which names the first such image."""
-    broken = np.argwhere(~np.isfinite(z))
+def refuse_broken(
+    answer: Float[np.ndarray, "n *a"], codec: Codec, ids: Sequence[str], what: str = "latents", otherwise: str | None = None
+) -> None:
+    """Raises `UserError` for latents, or other answers, for the images `ids` that are not finite numbers; it names the first such image.
+
+    otherwise: what else may help where the weights are finite numbers, as in `advice`.
+    """
+    broken = np.argwhere(~np.isfinite(answer))
     if len(broken):
-        got = z[tuple(broken[0])]
-        raise UserError(f"the autoencoder must return finite latents; got {got} for image {ids[broken[0][0]]}: {advice(codec)}")
+        got, image = answer[tuple(broken[0])], shown(ids[broken[0][0]])
+        raise UserError(f"the autoencoder must return finite {what}; got {got} for image {image}: {advice(codec, otherwise=otherwise)}")
 
 
 def _like(given: Tensor, answer: Any, subject: str, what: str) -> Tensor:

@@ -112,7 +112,8 @@ class Result(Record):
     variant: Variant | None = None
     """"reference" for the attack on the reference, "excess" for the model's statistics minus the reference's; null for others."""
     complexity: Annotated[str | None, MOST_OFTEN] = None
-    """Complexity of the images that is taken out: "png", "bytes", "full" or "plain", which is none; null where that was not tried."""
+    """Complexity that is taken out: "png", "bytes" or "full" of the image, "reconstruction" of what a decoder makes of its latents, or
+    "plain", which is none; null where that was not tried."""
     gain: Gain | None = None
     """What the variant adds to the plain attack, of the reference what the model adds to it, of `combined` what it adds to the best plain
     attack by the calibrate part; null for a plain attack."""

@@ -32,6 +32,7 @@ from diffleak.records.run_folder import read_audit
 from diffleak.records.variants import CALIBRATED, base_label
 from diffleak.report.wording import count, percent, spoken
 from diffleak.stats.blind import INVALID_P, POWER, finding, may_explain
+from diffleak.stats.calibration import RECONSTRUCTION
 from diffleak.stats.metrics import ALPHA
 from diffleak.stats.reasons import in_given_images
 
@@ -199,7 +200,8 @@ def _mask(record: AuditRecord, result: Result) -> tuple[str, ...]:
     """What a calibrated or masked attack, or one on the excess, is, for those who meet its label first."""
     if result.complexity is not None:
         before = visible(base_label(result.attack, CALIBRATED))
-        return (f"{visible(result.attack)} is the attack {before} with what the complexity of each image explains of its score taken out.",)
+        whose = "the reconstruction of each image" if result.complexity == RECONSTRUCTION else "each image"
+        return (f"{visible(result.attack)} is the attack {before} with what the complexity of {whose} explains of its score taken out.",)
     if result.variant == "excess":
         return (
             f"{visible(result.attack)} is the attack {visible(result.base)} on what the model sees in each image beyond the reference "

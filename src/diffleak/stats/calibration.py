@@ -7,19 +7,38 @@ model is given,
     u_hat = w0 + w . c       ridge regression on standardised c, fitted on the held-out images of the calibrate part
     calibrated = u - u_hat   direction unchanged
 
-The calibrate part chooses which c are used: none ("plain"), "png", "bytes" or "full". No held-out image there is calibrated by a fit
-that has seen it: there is one fit for each of FOLDS folds, so AUCs there can be compared and a threshold from there holds on the test
-part. (The idea: Rao and Moyer 2026, arXiv 2603.13421, divide a statistic by the compressed length.)
+The calibrate part chooses which c are used: none ("plain"), "png", "bytes", "full", or of a latent model "reconstruction", all of the
+image that the decoder makes of its latents. No held-out image there is calibrated by a fit that has seen it: there is one fit for each
+of FOLDS folds, so AUCs there can be compared and a threshold from there holds on the test part. (The idea: Rao and Moyer 2026, arXiv
+2603.13421, divide a statistic by the compressed length.)
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
 PLAIN = "plain"
-FEATURES = {"png": slice(1), "bytes": slice(3), "full": slice(None)}  # of `data.complexity`
+RECONSTRUCTION = "reconstruction"
+PARTS = {"png": slice(1), "bytes": slice(3), "full": slice(None)}  # of `data.complexity`
+WORDS = {
+    PLAIN: "none",
+    "png": "PNG size",
+    "bytes": "three sizes",
+    "full": "three sizes, four bands",
+    RECONSTRUCTION: "three sizes, four bands of the reconstruction",
+}
 FEWEST = 30  # held-out images of the calibrate part, below which nothing is fitted
 FOLDS = 5
 RIDGE = 1.0  # on standardised features: nothing for hundreds of images, a restraint for tens
+
+Features = Mapping[str, Float64[np.ndarray, "n _"]]  # what may be taken out, by its name in WORDS
+
+
+def features(complexity: Float64[np.ndarray, "n 7"], reconstruction: Float64[np.ndarray, "n 7"] | None = None) -> Features:
+    """What may be taken out of scores: parts of the complexity of the images, and that of their reconstructions where there are any."""
+    own = {name: complexity[:, part] for name, part in PARTS.items()}
+    return own if reconstruction is None else {**own, RECONSTRUCTION: reconstruction}
 
 
 def residuals(u: Float64[np.ndarray, "n k"], c: Float64[np.ndarray, "n f"], fitted: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, "n k"]:

@@ -20,7 +20,7 @@ from diffleak.records.plan import Split
 from diffleak.records.scores import Samples, Scores
 from diffleak.records.variants import CALIBRATED, COMBINED, VARIANTS, Variant, masked_label
 from diffleak.stats import metrics
-from diffleak.stats.calibration import FEATURES, PLAIN, in_logarithms
+from diffleak.stats.calibration import PLAIN, Features, in_logarithms
 from diffleak.stats.rules import LOGISTIC, Key, column, named, settled
 
 SMALL_SIDE = 200
@@ -125,18 +125,17 @@ def evaluate_masked(
     return evaluate_variant(label, [candidates] * len(split.calibrate), base, member, split)
 
 
-def evaluate_calibrated(
-    base: Evaluated, complexity: Float64[np.ndarray, "n f"], member: Bool[np.ndarray, " n"], split: Divisions
-) -> Evaluated:
+def evaluate_calibrated(base: Evaluated, features: Features, member: Bool[np.ndarray, " n"], split: Divisions) -> Evaluated:
     """The results of an attack with what the complexity of each image explains taken out, or left in where that is better.
 
-    `base` are the results of the attack, or of a variant of it. Better means by more than the standard error of the paired difference
-    on the calibrate part (Breiman et al. 1984, the one-standard-error rule): on few images the best of four is better by chance.
+    `base` are the results of the attack, or of a variant of it; `features` those of `stats.calibration`. Better means by more than the
+    standard error of the paired difference on the calibrate part (Breiman et al. 1984, the one-standard-error rule): on few images the
+    best of several is better by chance.
     """
 
     def candidates(result: Result, scores: Scores) -> list[Candidate]:
         fields = {"mask": result.mask, "mask_ratio": result.mask_ratio, "variant": result.variant}
-        offered = {PLAIN: scores, **{name: replace(scores, complexity=complexity[:, of]) for name, of in FEATURES.items()}}
+        offered = {PLAIN: scores, **{name: replace(scores, complexity=each) for name, each in features.items()}}
         return [Candidate({**fields, "complexity": name}, each) for name, each in offered.items()]
 
     label = masked_label(base[0][0].attack, CALIBRATED)

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from diffleak import hub
 from diffleak.data.pixels import ImageShape, shape_of, to_model
-from diffleak.diffusion.codec import Autoencoder, refuse_broken_latents
+from diffleak.diffusion.codec import Autoencoder, refuse_broken
 from diffleak.diffusion.target import auto_batch_size
 from diffleak.errors import UserError
 from diffleak.training.config import TrainConfig
@@ -100,7 +100,7 @@ def encode_all(codec: Autoencoder, images: UInt8[np.ndarray, "n h w c"]) -> Floa
             parts.append(codec.encode(batch.to(codec.scale)).float().cpu().numpy())
             advance(len(batch))
     latents = np.concatenate(parts)
-    refuse_broken_latents(latents, codec, [f"{row + 1} of {len(images)}" for row in range(len(images))])
+    refuse_broken(latents, codec, [f"{row + 1} of {len(images)}" for row in range(len(images))])
     return latents
 
 

@@ -9,11 +9,11 @@ from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Sentences, Tabulated, prose
 from diffleak.report.table import Cell, Column, Table, auc_cell, gain_cell, missing, tabulate, tpr_cell
 from diffleak.report.wording import medians
+from diffleak.stats.calibration import WORDS
 
 TITLE = "Calibrated by complexity"
 FPR = 0.01
 DIFFERENCE = "the calibrated attack minus the same attack without calibration, on the same test images. In brackets: 95 % interval."
-FEATURES = {"plain": "none", "png": "PNG size", "bytes": "three sizes", "full": "three sizes, four bands"}
 
 
 def section(audit: Audited) -> Section | None:
@@ -24,7 +24,8 @@ def section(audit: Audited) -> Section | None:
     why = (
         "A simple image gets a score like a member's whether or not it was trained on. Its compressed sizes and the energy of its "
         "frequencies say how simple it is. What they predict of a score, by a regression on the held-out images of the calibrate part, is "
-        "subtracted. That takes no further query. The calibrate part chooses what is used, and may choose nothing."
+        "subtracted. That takes no further query. The calibrate part chooses what is used, and may choose nothing. Of a "
+        "latent model it may also choose the same numbers of the reconstruction, the image that the decoder makes of the latents."
     )
     caption = f"The same images of {audit.tested}. Small print: 95 % intervals. n/e: not estimable, with the reason below."
     blocks = (prose(why), Sentences(sentences(audit.record)), Tabulated(content, caption, flat=True))
@@ -81,4 +82,4 @@ def _cell(found: Result | None, cell: Callable[[Result], Cell]) -> Cell:
 
 def taken_out(result: Result) -> str:
     """What the calibrate part chose to take out of the scores, in words."""
-    return FEATURES.get(result.complexity or "", visible(result.complexity or "-"))
+    return WORDS.get(result.complexity or "", visible(result.complexity or "-"))
