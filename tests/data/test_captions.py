@@ -537,7 +537,7 @@ def memorised(pairs, captions):
     points = torch.from_numpy(to_model(PIXELS[0])).double()
     texts = tuple(f"caption of {i}" for i in ids[0]) if pairs else None
     target = Target(Memoriser(points, SCHEDULE, texts), name="m", text=Words())
-    attacks = tuple(name for name, kind in ATTACKS.items() if not kind.needs_text)
+    attacks = tuple(name for name, kind in ATTACKS.items() if kind.in_all and not kind.needs_text)
     results = diffleak.audit(
         target, members=sources[0], nonmembers=sources[1], attacks=attacks, timesteps="150", calibration=False, captions=captions
     ).results

@@ -296,8 +296,9 @@ def test_safetensors_are_used_where_a_pickle_lies_beside_them(model_folder: Fold
 def test_every_attack_runs_on_a_loaded_model(model_folder: Folders, name: str, dtype: str) -> None:
     target = load(model_folder(), dtype=dtype, device="cpu")
     noise = Noise(0, ("a", "b"), (1, 8, 8), target.x_dtype)
-    attack = ATTACKS[name](timesteps=(50, 100))
-    value = attack.statistics(Subject(target.denoiser, images(2, 1, 8, 8, dtype=target.x_dtype), noise))
+    subject = Subject(target.denoiser, images(2, 1, 8, 8, dtype=target.x_dtype), noise)
+    attack = ATTACKS[name](timesteps=(50, 100)).opened(subject)
+    value = attack.statistics(subject)
     assert value.shape == (len(attack.columns), 2)
     assert value.dtype == torch.float64
     assert torch.isfinite(value).all()
