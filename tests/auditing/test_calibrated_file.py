@@ -18,12 +18,12 @@ N = 400
 def planted(tmp_path_factory):
     """Images of very different complexity, and scores -exp(complexity + noise - leak of members) in another order."""
     folder, rng = tmp_path_factory.mktemp("scores"), np.random.default_rng(0)
-    levels = rng.uniform(0, 127, N)
+    levels = np.exp(rng.uniform(0, np.log(127), N))
     images = np.clip(128 + levels[:, None, None, None] * rng.normal(size=(N, 8, 8, 3)), 0, 255).astype(np.uint8)
     np.save(folder / "images.npy", images)
     member = rng.permutation(np.arange(N) % 2)
     simple = np.array([complexity(image)[0] for image in images])
-    statistic = np.exp(30 * (simple - simple.mean()) + 0.3 * rng.normal(size=N) - 0.6 * member)
+    statistic = np.exp(8 * (simple - simple.mean()) + 0.3 * rng.normal(size=N) - 0.6 * member)
     frame = pd.DataFrame({"id": np.arange(N), "member": member, "score": -statistic}).sample(frac=1, random_state=1)
     frame.to_csv(folder / "scores.csv", index=False, float_format="%.17g")
     return folder

@@ -35,35 +35,69 @@ def audit(model, side: int = SIDE, **settings):
     return diffleak.audit(model, members=members, nonmembers=held_out, **{**GIVEN, **settings})
 
 
+class Planted(diffleak.Attack):
+    """Sees who is a member of `audited` through noise of its own: statistic exp(noise - 1 for members)."""
+
+    timesteps: tuple[int, ...] = (100, 200)
+    queries = 1
+
+    def statistics(self, subject, mask=None):
+        subject.eps(subject.x0, 100)
+        leak = torch.tensor([float(bytes(np.round(x.numpy() * 127.5 + 127.5).astype(np.uint8)) in MEMBERS) for x in subject.x0])
+        noise = subject.noise(self.stream).double().flatten(start_dim=1).mean(dim=1) * 4
+        return torch.exp(noise - leak.double()).expand(len(self.timesteps), -1).clone()
+
+
+class One(Planted):
+    stream = 0
+
+
+class Two(Planted):
+    stream = 1
+
+
+WIDE = 400
+MEMBERS = {image.tobytes() for image in images(WIDE)[0]}
+
+
 @pytest.fixture(scope="module")
 def audited():
-    return audit(memoriser(images()[0]), attacks=["sima", "pia", "sima_mc(m=2)"], reference=Gaussian(0.0, 1 / 3, SCHEDULE))
+    weak = {"calibrate_fraction": 0.5, "reference": Gaussian(0.0, 1 / 3, SCHEDULE)}
+    return audit(Gaussian(0.0, 1 / 3, SCHEDULE), WIDE, attacks=[One(), Two(), "sima"], **weak)
 
 
 def test_it_is_made_of_every_attack_at_every_timestep_and_asks_nothing_more(audited):
-    result, parts = audited["combined"], [audited[name] for name in ("sima", "pia", "sima_mc")]
-    assert result.parameters["attacks"] == ["sima", "pia", "sima_mc(m=2)"] and result.parameters["complexity"]
+    result, parts = audited["combined"], [audited[name] for name in ("One", "Two", "sima")]
+    assert result.parameters["attacks"] == ["One", "Two", "sima"] and result.parameters["complexity"]
     assert result.queries == sum(part.queries for part in parts) and result.rule == "logistic" and result.timestep is None
-    assert result.auc.value == 1.0 and result.leads
     best = max(parts, key=lambda part: max(point.auc for point in part.per_timestep))
-    assert result.parameters["compared_with"] == best.attack and result.gain.auc.value == pytest.approx(1 - best.auc.value)
+    assert result.parameters["compared_with"] == best.attack and result.parameters["clearly_better"]
+    assert result.gain.auc.low > 0 and result.gain.auc.value == pytest.approx(result.auc.value - best.auc.value)
+    assert audited.record.headline == "combined"
     excess = audited["combined[excess]"]
     assert excess.variant == "excess" and excess.queries == 2 * result.queries and excess.parameters["compared_with"] == "combined"
 
 
 def test_its_scores_are_in_samples_csv_and_those_of_the_regression(audited, tmp_path: Path):
     folder = audited.save(tmp_path / "run")
-    samples = read_samples(folder)
-    by_name = {scores.attack: scores for scores in audited.scores}
-    complexity = audited["sima[calibrated]"].complexity
-    assert complexity is not None and "combined" in samples.scores
-    parts = combined([by_name[name] for name in ("sima", "pia", "sima_mc(m=2)")], None)
+    samples, by_name = read_samples(folder), {scores.attack: scores for scores in audited.scores}
+    parts = combined([by_name[name] for name in ("One", "Two", "sima")], None)
     columns = settled(parts, samples.member, ~samples.test)
     found = samples.scores["combined"]
     assert np.corrcoef(found[samples.test], columns.membership[samples.test].mean(axis=1))[0, 1] > 0.8
     html = to_html(page(audited.record, samples))
     assert "combined: a logistic regression on all numbers of 3 attacks and the complexity of the images" in html
     assert "the best plain attack by the calibrate part" in html
+
+
+def test_where_it_is_not_clearly_better_it_is_the_best_attack_alone_and_says_so():
+    found = audit(Gaussian(0.0, 1 / 3, SCHEDULE), attacks=["sima", "pia"])
+    result = found["combined"]
+    alone = found[result.parameters["compared_with"]]
+    assert not result.parameters["clearly_better"] and (result.auc, result.timestep) == (alone.auc, alone.timestep)
+    assert result.gain.auc.value == 0 and found.record.headline == alone.attack
+    np.testing.assert_array_equal(found.samples.scores["combined"], found.samples.scores[alone.attack])
+    assert "it was not clearly better than" in to_html(page(found.record, found.samples))
 
 
 ALONE = {"attacks": ["sima"]}

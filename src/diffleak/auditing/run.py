@@ -337,17 +337,20 @@ def _combined(
     if len(used) < 2 or not prepared.config.calibration or split.record.repeats > 1:
         return
     complexity = scan.complexity if prepared.calibrates else None
-    best = evaluation.headline([result for result, _ in alone if result.plain])
-    base: evaluation.Evaluated = [next(pair for pair in alone if pair[0].attack == best)]
     labels, access = [attack.label for attack, _ in used], max((attack.access for attack, _ in used), key=ACCESS.index)
+    best = evaluation.headline([result for result, _ in alone if result.plain and result.attack in labels])
+    base: evaluation.Evaluated = [next(pair for pair in alone if pair[0].attack == best)]
     models = [prepared.target, *filter(None, [prepared.reference])]
     for count, label in enumerate((COMBINED, masked_label(COMBINED, "excess"))[: len(models)], 1):
         together = evaluation.combined([part for _, group in used for part in group[:count]], complexity, label)
-        parameters = {"attacks": labels, "complexity": complexity is not None, "compared_with": base[0][0].attack}
+        before = base[0][0].attack
         base = evaluation.evaluate_combined(together, base, scan.cohort.member, split)
+        result, chosen = base[0]
+        better = chosen.rule == together.rule
+        parameters = {"attacks": labels, "complexity": complexity is not None, "compared_with": before, "clearly_better": better}
         queries = sum(attack.queries * scoring.forwards(model, attack) for attack, _ in used for model in models[:count])
         update = {"variant": "excess" if count > 1 else None, "access": access, "parameters": parameters, "queries": queries}
-        yield base[0][0].model_copy(update=update), together
+        yield result.model_copy(update=update), chosen
 
 
 def _asked(prepared: Prepared, result: Result) -> tuple[Target | None, ...]:

@@ -128,9 +128,8 @@ def evaluate_masked(
 def evaluate_calibrated(base: Evaluated, features: Features, member: Bool[np.ndarray, " n"], split: Divisions) -> Evaluated:
     """The results of an attack with what the complexity of each image explains taken out, or left in where that is better.
 
-    `base` are the results of the attack, or of a variant of it; `features` those of `stats.calibration`. Better means by more than the
-    standard error of the paired difference on the calibrate part (Breiman et al. 1984, the one-standard-error rule): on few images the
-    best of several is better by chance.
+    `base` are the results of the attack, or of a variant of it; `features` those of `stats.calibration`. Better means clearly so
+    (see `clearly_best_candidate`): on few images the best of several is better by chance.
     """
 
     def candidates(result: Result, scores: Scores) -> list[Candidate]:
@@ -184,8 +183,12 @@ def combined(parts: Sequence[Scores], complexity: Float64[np.ndarray, "n f"] | N
 
 
 def evaluate_combined(scores: Scores, base: Evaluated, member: Bool[np.ndarray, " n"], split: Divisions) -> Evaluated:
-    """The results of `combined` scores, with what they add to those of `base`, the best of the attacks alone."""
-    return evaluate_variant(scores.attack, [[Candidate({}, scores)]] * len(split.calibrate), base, member, split)
+    """The results of `combined` scores, with what they add to those of `base`, the best of the attacks alone.
+
+    Where the regression is not clearly better on the calibrate part, they are those of `base`: it has many weights and few images.
+    """
+    candidates = [[Candidate({}, plain), Candidate({}, scores)] for _, plain in base]
+    return evaluate_variant(scores.attack, candidates, base, member, split, clearly_best_candidate)
 
 
 def best_candidate(offered: Sequence[Candidate], member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Candidate:
@@ -194,13 +197,12 @@ def best_candidate(offered: Sequence[Candidate], member: Bool[np.ndarray, " n"],
 
 
 def clearly_best_candidate(offered: Sequence[Candidate], member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Candidate:
-    """The first candidate, unless the best one is better by more than the standard error of the difference; on the calibrate part."""
+    """The first candidate, unless the best one has a higher AUC on the calibrate part and the paired 95 % interval lies above 0."""
     aucs, columns = zip(*(_best(c.scores, member, calibrate) for c in offered), strict=True)
     best = max(range(len(offered)), key=aucs.__getitem__)
     m, n, *_ = _sides(np.stack([columns[best], columns[0]], axis=1), member, calibrate)
-    difference = metrics.auc_difference(m, n)
-    error = metrics.standard_error(difference)
-    return offered[best] if difference.value is not None and error is not None and difference.value > error else offered[0]
+    low = metrics.auc_difference(m, n).low
+    return offered[best] if low is not None and low > 0 else offered[0]
 
 
 def _best(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> tuple[float, Float64[np.ndarray, " n"]]:

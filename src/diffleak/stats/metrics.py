@@ -91,11 +91,6 @@ def auc_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.n
     return Estimate(value=value, low=value - half, high=value + half, method="paired DeLong")
 
 
-def standard_error(difference: Estimate) -> float | None:
-    """The standard error behind a normal interval, as that of `auc_difference`; None where there is none."""
-    return None if difference.high is None or difference.value is None else (difference.high - difference.value) / float(NORMAL)
-
-
 def auc_gap(first: tuple[Sample, Sample], second: tuple[Sample, Sample]) -> Estimate:
     """AUC of the first (members, nonmembers) minus that of the second, which are other images.
 
