@@ -121,7 +121,7 @@ def test_where_complexity_explains_nothing_the_plain_attack_may_be_chosen_and_ad
 
 @pytest.mark.parametrize(
     ("n", "runs", "explained"),
-    [(200, 80, 0.0), (200, 80, 3.0), (60, 8, 3.0)],
+    [(200, 40, 0.0), (200, 40, 3.0), (60, 6, 3.0)],
     ids=["no relation", "complexity alone", "complexity alone, repeated splits"],
 )
 def test_without_a_leak_calibrated_intervals_cover_one_half_as_often_as_they_say(n, runs, explained):

@@ -71,7 +71,7 @@ def test_two_attacks_of_independent_noise_find_more_together_and_the_gain_is_tha
 
 
 def test_without_a_leak_intervals_cover_one_half_as_often_as_they_say():
-    held, runs = [], 60
+    held, runs = [], 40
     for seed in range(runs):
         parts, c, member = planted(200, seed=seed)
         split = divided(parts[0].ids, member, 0.2, seed)
