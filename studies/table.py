@@ -3,7 +3,6 @@
 Masked results have a table of their own, with what each mask adds; geometry has its quartiles and correlations.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -14,12 +13,16 @@ from diffleak.records.comparison import Comparison, Entry
 HEADER = (
     "| attack | t | AUC | TPR at 10 % FPR | TPR at 1 % FPR | attack success | oracle AUC |\n| :-- | --: | --: | --: | --: | --: | --: |"
 )
-EARLIER = " †"  # marks rates of records of schema version 1, made by the earlier definition; README.md says what it was
 
 
-def dated(header: str, record: AuditRecord | Comparison) -> str:
-    """The header of a table, its rates marked where the record has them by the earlier definition."""
-    return re.sub(r"(TPR at \d+ % FPR)", rf"\1{EARLIER}", header) if record.schema_version == 1 else header
+def printed(header: str, rows: list[str], record: AuditRecord | Comparison) -> str:
+    """A table; of records of schema version 1 without the rates at a false-positive rate, which were made by an earlier definition."""
+    lines = [*header.split("\n"), *rows]
+    if record.schema_version == 1:
+        cells = [line.strip("| ").split(" | ") for line in lines]
+        kept = [i for i, title in enumerate(cells[0]) if not title.startswith("TPR at")]
+        lines = [f"| {' | '.join(row[i] for i in kept)} |" for row in cells]
+    return "\n".join(lines)
 
 
 def cell(estimate: Estimate, scale: float, digits: int) -> str:
@@ -37,7 +40,7 @@ def table(record: AuditRecord) -> str:
         name = f"**{r.attack}**" if r.attack == record.headline else r.attack
         oracle = "n/e" if r.oracle.auc is None else f"{r.oracle.auc:.3f}"
         rows.append(f"| {name} | {r.timestep} | {cell(r.auc, 1, 3)} | {rates} | {cell(r.asr, 100, 1)} | {oracle} |")
-    return "\n".join([dated(HEADER, record), *rows])
+    return printed(HEADER, rows, record)
 
 
 DEFENCE_HEADER = (
@@ -57,7 +60,7 @@ def defence_table(record: Comparison) -> str:
         privacy = (cell(worst.auc, 1, 3), cell(worst.tpr_at_1pct, 100, 1), cell(difference.auc, 1, 3) if difference else "")
         quality = [quality_cell(entry, *how) for how in (("kid", 1000, 1), ("frechet", 1, 2), ("inception_score", 1, 2))]
         rows.append(f"| {entry.name} | {on} | {' | '.join([*privacy, highest(entry, 'secmi'), highest(entry, 'sima'), *quality])} |")
-    return "\n".join([dated(DEFENCE_HEADER, record), *rows])
+    return printed(DEFENCE_HEADER, rows, record)
 
 
 def text_table(record: Comparison) -> str:
@@ -105,7 +108,7 @@ def mask_table(record: AuditRecord) -> str:
         if r.mask in MASKS and r.gain is not None:
             added = (cell(r.gain.auc, 1, 3), cell(r.gain.asr, 100, 1), cell(r.gain.tpr_at_1pct, 100, 1))
             rows.append(f"| {r.attack.partition('[')[0]} | {r.mask} | {r.auc.value:.3f} | {' | '.join(added)} |")
-    return "\n".join([dated(MASK_HEADER, record), *rows])
+    return printed(MASK_HEADER, rows, record)
 
 
 def sweep_table(record: AuditRecord) -> str:
