@@ -62,7 +62,7 @@ def sigma(rows: pd.DataFrame, output: Path) -> None:
 
 
 def norms(rows: pd.DataFrame, output: Path) -> None:
-    rows = at(rows, attack="secmi")
+    rows = at(rows, attack="secmi", stride=10)
     models = list(dict.fromkeys(rows.model))
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for i, model in enumerate(models):

@@ -1,11 +1,11 @@
 """What walks with DDIM tell at every stage of a training: `python studies/sharper/walks.py DATA SPLIT MODEL... -o FILE [--full]`.
 
 For each model folder a row per setting of noise aggregation, with its AUC (score = -log of the dispersion, as the paper has it: never
-turned), and one per timestep for the AUC of SecMI, SimA and the loss (small = member) and for the mean norm of the predictions along
-SecMI's walk on either side. Nothing is chosen here: every setting is a row. MODEL names end in the number of their steps.
+turned), one per timestep of SecMI's walk (small = member) with the mean norm of the predictions on either side, and some for SimA and the
+loss, the latter with the norms of its own predictions. Nothing is chosen here: every setting is a row. MODEL names end in their steps.
 
---full: every t, sigma, stride and k of the study; else those that follow the training. Rows of a model that FILE has are kept, so
-a call resumes. The walk is straight-line code and is compared with the package's own attack for one setting of each model.
+--full: every t, sigma, stride and k of the study, and three strides of SecMI; else those that follow the training. Rows of a model that
+FILE has are kept, so a call resumes. The walk is straight-line code, compared with the package's own attack for one setting of each model.
 """
 
 import argparse
@@ -78,25 +78,36 @@ def aggregation(target, x0, e, member, full):
                         yield ("noise_aggregation", t, scale, sigma, stride, k, metric, roc_auc_score(member, score), "", "")
 
 
-def others(target, x0, e, member):
-    """SecMI along one walk, SimA and the loss beside it, and the mean norm of the predictions of both sides."""
-    denoiser, schedule, k = target.denoiser, target.denoiser.schedule, 10
-    ask = lambda x, t: torch.cat([denoiser(part, t) for part in x.split(BATCH)])
-    x, eps = x0, ask(x0, 0)
+def secmi(target, x0, member, k):
+    """SecMI's t-error along one walk of stride k, and the mean norm of the predictions on either side."""
+    denoiser, schedule = target.denoiser, target.denoiser.schedule
+    x, eps = x0, ask(denoiser, x0, 0)
     for t in range(0, 201, k):
         u = t + k
         x = schedule.ddim(x, eps, t, u)
-        eps_u = ask(x, u)
+        eps_u = ask(denoiser, x, u)
         c = schedule.a(t) * schedule.s(u) / schedule.a(u) - schedule.s(t)
         error = (c * (eps - eps_u)).double().square().flatten(start_dim=1).sum(dim=1)
         norm = eps.double().flatten(start_dim=1).norm(dim=1)
         yield ("secmi", t, "", "", k, "", "", roc_auc_score(member, -error), float(norm[member].mean()), float(norm[~member].mean()))
-        if t in (40, 80, 120, 160, 200):
-            for name, field in (("sima", ask(x0, t)), ("loss", ask(schedule.add_noise(x0, t, e), t) - e)):
-                power = 4 if name == "sima" else 2
-                score = -field.double().abs().pow(power).flatten(start_dim=1).sum(dim=1)
-                yield (name, t, "", "", "", "", "", roc_auc_score(member, score), "", "")
         eps = eps_u
+
+
+def others(target, x0, e, member):
+    """SimA and the loss, with the mean norm of the loss's own predictions, which no walk has touched."""
+    denoiser, schedule = target.denoiser, target.denoiser.schedule
+    for t in (40, 50, 60, 70, 80, 90, 100, 120, 160, 200):
+        noised = ask(denoiser, schedule.add_noise(x0, t, e), t)
+        norm = noised.double().flatten(start_dim=1).norm(dim=1)
+        for name, field in (("sima", ask(denoiser, x0, t)), ("loss", noised - e)):
+            power = 4 if name == "sima" else 2
+            score = -field.double().abs().pow(power).flatten(start_dim=1).sum(dim=1)
+            norms = (float(norm[member].mean()), float(norm[~member].mean())) if name == "loss" else ("", "")
+            yield (name, t, "", "", "", "", "", roc_auc_score(member, score), *norms)
+
+
+def ask(denoiser, x, t):
+    return torch.cat([denoiser(part, t) for part in x.split(BATCH)])
 
 
 def main() -> None:
@@ -122,7 +133,8 @@ def main() -> None:
             )
             path = walk(target.denoiser, target.denoiser.schedule, x0[:BATCH], e[:BATCH], 40, 0.1, 10, 5)
             np.testing.assert_allclose(own[0].numpy(), -np.log(_dispersion("l2", path, 0.0).numpy() + 1e-12), rtol=1e-4)
-            rows = [*others(target, x0, e, member), *aggregation(target, x0, e, member, given.full)]
+            walks = [row for k in ((5, 10, 20) if given.full else (10,)) for row in secmi(target, x0, member, k)]
+            rows = [*walks, *others(target, x0, e, member), *aggregation(target, x0, e, member, given.full)]
         with given.output.open("a", newline="") as file:  # all rows of a model, or none
             csv.writer(file, lineterminator="\n").writerows(
                 (folder.name, folder.name.rpartition("-")[2], *(f"{v:.4f}" if isinstance(v, float) else v for v in row)) for row in rows

@@ -36,7 +36,8 @@ def table(rows: list[dict[str, Any]]) -> Any:
         box=None,
         padding=(0, 1),
         title="queries: denoiser forwards per image, one timestep / the default sweep\n"
-        f"default sweep: {written('timesteps', SWEEP)}, for flow matching {written('timesteps', FLOW_SWEEP)} of 1000 timesteps",
+        f"default sweep: {written('timesteps', SWEEP)}, for flow matching {written('timesteps', FLOW_SWEEP)} of 1000 timesteps\n"
+        "each is also reported calibrated by the complexity of images, and two or more on 200 images a side combined",
         title_justify="left",
     )
     for heading in ("attack", "access", "queries", "parameters", "source"):
