@@ -270,6 +270,7 @@ def print_sharper(scratch: Path) -> None:
     from diffleak.data.complexity import complexity
     from diffleak.records.scores import Scores
     from diffleak.stats import evaluation
+    from diffleak.stats.calibration import features
 
     rng, each = np.random.default_rng(0), IMAGES // 2
     images = rng.integers(0, 256, (2, each, SIZE, SIZE, 3), dtype=np.uint8)
@@ -290,7 +291,7 @@ def print_sharper(scratch: Path) -> None:
     parts = [Scores(f"attack-{i}", "small", SWEEP, ids, noise()) for i in range(6)]
     split = evaluation.divided(ids, member, 0.2, 0)
     base = evaluation.on_every_split(parts[0], member, split)
-    calibrated = _seconds(lambda: evaluation.evaluate_calibrated(base, c, member, split)) / n
+    calibrated = _seconds(lambda: evaluation.evaluate_calibrated(base, features(c), member, split)) / n
     print(f"sharper   calibrating sima takes {100 * calibrated / scored:.2f} % of scoring it   (aim < 2 %)", flush=True)
     together = _seconds(lambda: evaluation.evaluate_combined(evaluation.combined(parts, c), base, member, split))
     print(f"sharper   combined, six attacks at {len(SWEEP)} timesteps, {n:,} images: {together:.2f} s   (aim < 1 s)", flush=True)

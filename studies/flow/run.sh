@@ -16,5 +16,5 @@ for seed in 0 1 2; do
     done
 done
 for seed in 0 1 2; do
-    diffleak compare "uniform=$work/flow-uniform-$seed-run" "u-shaped=$work/flow-u-shaped-$seed-run" -o "studies/flow/compare-$seed.json"
+    diffleak compare "uniform=$work/flow-uniform-$seed-run" "u-shaped=$work/flow-u-shaped-$seed-run" -o "studies/flow/compare-$seed"
 done

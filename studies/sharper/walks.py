@@ -18,7 +18,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import diffleak
-from diffleak.attacks.noise_aggregation import METRICS, NoiseAggregation, _dispersion
+from diffleak.attacks.noise_aggregation import METRICS, NoiseAggregation, _dispersion, _pair_distances
 from diffleak.attacks.subject import Subject
 from diffleak.data.pixels import to_model
 from diffleak.diffusion.noise import Noise
@@ -73,7 +73,7 @@ def aggregation(target, x0, e, member, full):
                 for k in (k for k in ks if k <= most):
                     for metric in METRICS:
                         part = predictions[:k]
-                        bandwidth = float(torch.cdist(part.transpose(0, 1), part.transpose(0, 1)).median()) if metric == "density" else 0.0
+                        bandwidth = float(_pair_distances(part).quantile(0.5)) if metric == "density" else 0.0
                         score = -torch.log(_dispersion(metric, part, bandwidth) + 1e-12)
                         yield ("noise_aggregation", t, scale, sigma, stride, k, metric, roc_auc_score(member, score), "", "")
 
@@ -128,11 +128,12 @@ def main() -> None:
         target = diffleak.load(folder, device="cpu")
         with torch.inference_mode():
             e = noise(0)
-            own = NoiseAggregation(timesteps=(40,)).statistics(
-                Subject(target.denoiser, x0[:BATCH], Noise(0, ids[:BATCH], tuple(x0.shape[1:]), torch.float32))
-            )
+            some = Subject(target.denoiser, x0[:BATCH], Noise(0, ids[:BATCH], tuple(x0.shape[1:]), torch.float32))
             path = walk(target.denoiser, target.denoiser.schedule, x0[:BATCH], e[:BATCH], 40, 0.1, 10, 5)
-            np.testing.assert_allclose(own[0].numpy(), -np.log(_dispersion("l2", path, 0.0).numpy() + 1e-12), rtol=1e-4)
+            for metric in METRICS:
+                own = NoiseAggregation(timesteps=(40,), metric=metric).prepared(some)
+                again = -np.log(_dispersion(metric, path, float(_pair_distances(path).quantile(0.5))).numpy() + 1e-12)
+                np.testing.assert_allclose(own.statistics(some)[0].numpy(), again, rtol=1e-4)
             walks = [row for k in ((5, 10, 20) if given.full else (10,)) for row in secmi(target, x0, member, k)]
             rows = [*walks, *others(target, x0, e, member), *aggregation(target, x0, e, member, given.full)]
         with given.output.open("a", newline="") as file:  # all rows of a model, or none

@@ -73,6 +73,7 @@ def test_of_a_lora_the_gradients_are_those_of_its_two_matrices():
     denoiser = NetworkDenoiser(network, SCHEDULE, adapted=adapted)
     attack = opened(denoiser)
     assert attack.tensors == ("layer.weight",) and len(attack.columns) == 2
+    assert attack.of == "the LoRA's matrices in 1 layers" and attack.label == "gradient(timesteps=30+200+700)"
     found = attack.statistics(subject(denoiser))
     expected = [
         [-np.log(((factor * up.T @ gw) ** 2).sum()), -np.log(((factor * gw @ down.T) ** 2).sum())]
@@ -131,8 +132,22 @@ def test_functions_and_references_of_other_weights_are_refused():
     function = Denoiser.from_function(lambda x, t: x, SCHEDULE.alphas_cumprod)
     with pytest.raises(UserError, match="gradient is of a network's weights, and predict_noise has none"):
         opened(function)
-    attack = replace(opened(NetworkDenoiser(Linear(), SCHEDULE)), tensors=("conv_in.weight",))
-    with pytest.raises(UserError, match=r"its reference, which has no conv_in\.weight"):
-        attack.statistics(subject(NetworkDenoiser(Linear(), SCHEDULE)))
+    other = Linear()
+    other.layer = torch.nn.Linear(D, D + 1)
+    for reference in (function, NetworkDenoiser(other, SCHEDULE)):
+        with pytest.raises(UserError, match=r"its reference, which has no such layer\.weight"):
+            Gradient().opened(replace(subject(NetworkDenoiser(Linear(), SCHEDULE)), reference=subject(reference)))
     with pytest.raises(UserError, match="takes no mask"):
-        attack.statistics(subject(NetworkDenoiser(Linear(), SCHEDULE)), torch.ones(N, D))
+        opened(NetworkDenoiser(Linear(), SCHEDULE)).statistics(subject(NetworkDenoiser(Linear(), SCHEDULE)), torch.ones(N, D))
+
+
+def test_half_precision_loses_no_tensor_to_zero(tiny_network):
+    x0 = torch.from_numpy(np.random.default_rng(3).uniform(-1, 1, (2, 1, 8, 8))).float()
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        denoiser = NetworkDenoiser(tiny_network().to(dtype), SCHEDULE)
+        asked = Subject(denoiser, x0, Noise(5, ("a", "b"), (1, 8, 8), torch.float32))
+        found.append(Gradient(timesteps=TIMES).opened(asked).statistics(asked))
+    whole = found[0].neg().exp().sum(dim=0)
+    large = found[0].neg().exp() > 1e-6 * whole
+    assert (found[1] - found[0]).abs()[large].median() < 0.2, "in the scale of float32"

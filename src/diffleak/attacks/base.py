@@ -58,7 +58,7 @@ class Attack(ABC):
     `timesteps` are a sweep, from which the calibrate part picks one. An attack with a `rule` (of `diffleak.stats.rules`)
     has timesteps of its own, a parameter like any other, and `columns` of components that the rule makes a score of.
     `needs_text`: `cond` must be `Prompts`. `needs_reference`: the subject must have a `reference`. `in_all`: `--attacks all` means it too.
-    `effort`: how long a query takes, in forwards.
+    `effort`: how long a query takes, in forwards. `logarithmic`: the statistics are logarithms already.
     """
 
     timesteps: tuple[int, ...] = SWEEP
@@ -73,6 +73,7 @@ class Attack(ABC):
     needs_reference: ClassVar[bool] = False
     in_all: ClassVar[bool] = True
     effort: ClassVar[int] = 1
+    logarithmic: ClassVar[bool] = False
     code: ClassVar[str | None] = None  # of an attack from outside: a hash of its modules, or NO_SOURCE
 
     def __init_subclass__(cls, **others: Any) -> None:

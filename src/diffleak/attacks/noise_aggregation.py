@@ -56,6 +56,7 @@ class NoiseAggregation(Attack):
     direction: ClassVar[Direction] = "large"
     source: ClassVar[str] = "Li et al. 2025, arXiv 2510.21783"
     published_timestep: ClassVar[int | None] = 80
+    logarithmic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,7 @@ from diffleak.errors import UserError, first_lines, shown, unknown
 
 FLOW_SWEEP = tuple(range(50, 951, 50))  # of 1000 timesteps: the twentieths of the path of flow matching
 MOST_TIMESTEPS = 100_000  # a longer grid is a slip of the keyboard
-RESERVED = ("id", "member", "part", "all")  # columns of samples.csv, and what stands for every attack
+RESERVED = ("id", "member", "part", "all", "combined")  # columns of samples.csv, and what stands for several attacks
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -104,7 +104,7 @@ def refuse_outside(chosen: Sequence[Attack], attacks: Mapping[str, type[Attack]]
         declared = {f.name for f in fields(kind)} | inspect.get_annotations(Attack).keys()
         lost = [key for key, of in inspect.get_annotations(kind).items() if key not in declared and "ClassVar" not in str(of)]
         if name in attacks or name in RESERVED:
-            taken = "an attack of diffleak" if name in attacks else "a column of samples.csv, or all of them"
+            taken = "an attack of diffleak" if name in attacks else "a column of samples.csv, or several of them"
             raise UserError(f"{kind.__qualname__} must have a name of its own; {name} is {taken}")
         if not name.isidentifier() or not name.isascii():
             raise UserError(f"the name of an attack must be of letters, digits and _; got {shown(repr(name))}")

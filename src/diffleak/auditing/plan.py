@@ -34,7 +34,7 @@ from diffleak.records.run_folder import read_plan
 from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import evaluation
 from diffleak.stats.calibration import FEWEST
-from diffleak.stats.rules import RULES, needs_calibration
+from diffleak.stats.rules import LOGISTIC, RULES, needs_calibration
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import Folder
 from diffleak.work.memory import free_memory
@@ -182,11 +182,15 @@ def prepare(
         captions.texts if captions else None,
         found.complexity if target.latent and _calibrates(config, split, found.cohort) else None,
     )
-    attacks = tuple(attack.opened(inputs.alone()) for attack in attacks)
+    alone = inputs.alone()
+    if reference:
+        alone = replace(alone, reference=replace(inputs, target=reference).alone())
+    attacks = tuple(attack.opened(alone) for attack in attacks)
     _refuse_too_large(attacks, target, scoring.worker(config.shard, config.threads, target).threads)
     batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
     if found.cohort.member.any():
+        _refuse_few(attacks, found.cohort, split)
         refuse_unreachable(config, split.record)
     plan = Plan(
         diffleak=version("diffleak"),
@@ -235,6 +239,17 @@ def prepare(
 def _calibrates(config: AuditConfig, split: evaluation.Divisions, cohort: Cohort) -> bool:
     """Whether there are enough held-out images to take out of the scores what complexity explains."""
     return config.complexity and int((split.calibrate & ~cohort.member).sum(axis=1).min()) >= FEWEST
+
+
+def _refuse_few(attacks: Sequence[Attack], cohort: Cohort, split: evaluation.Divisions) -> None:
+    """Raises `UserError` for an attack whose classifier has too few images to be trained on, before anything is scored."""
+    fewest = min(int((split.calibrate & side).sum(axis=1).min()) for side in (cohort.member, ~cohort.member))
+    trained = [attack.label for attack in attacks if attack.settled_by == LOGISTIC]
+    if trained and fewest < 2:
+        raise UserError(
+            f"{trained[0]} trains a classifier on the calibrate part, which needs two images of each side; it has {fewest}: "
+            "raise --calibrate-fraction, or leave it out"
+        )
 
 
 def _refuse_too_large(attacks: Sequence[Attack], target: Target, threads: int) -> None:

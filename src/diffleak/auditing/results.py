@@ -9,6 +9,7 @@ from diffleak.data.cohort import Cohort
 from diffleak.data.pixels import CHANNEL_NAMES, png, without_alpha
 from diffleak.errors import UserError
 from diffleak.records.audit import AuditRecord
+from diffleak.records.maps import FILE as MAPS
 from diffleak.records.maps import Maps, read_maps, write_maps
 from diffleak.records.run_folder import read_samples, write_samples
 from diffleak.records.scores import Samples
@@ -23,6 +24,8 @@ def write_results(folder: Path, record: AuditRecord, samples: Samples, cohort: C
     write_samples(folder / "samples.csv", samples)
     if cohort and maps:
         write_maps(folder, maps)
+    else:
+        (folder / MAPS).unlink(missing_ok=True)  # those of an earlier call may be at another timestep
     _write_report(folder, record, samples, cohort)
     write_text(folder / "audit.json", record.model_dump_json(indent=2))
 

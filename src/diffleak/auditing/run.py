@@ -39,13 +39,12 @@ from diffleak.records.maps import Maps
 from diffleak.records.plan import Costs, Plan
 from diffleak.records.run_folder import read_plan
 from diffleak.records.scores import Samples, Scores
-from diffleak.records.variants import COMBINED, masked_label
 from diffleak.report.judgement import with_validity
 from diffleak.report.sections.audit.gates import sentence
 from diffleak.stats import evaluation
 from diffleak.stats.blind import blind_auc, labels_p_value
 from diffleak.stats.by_distortion import analyse
-from diffleak.stats.calibration import Features, features
+from diffleak.stats.calibration import FEWEST, Features, features
 from diffleak.stats.reasons import in_given_images
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import PLAN, UNKNOWN, Change, Folder, spelled
@@ -131,7 +130,8 @@ def audit(
 
     model: a diffusers folder or hub id, a loaded `Target`, or a `Denoiser` of your own.
     images: a `cohort`; or members=DATA and nonmembers=DATA, or data=DATA and split=FILE among the settings.
-    attacks: names or specs such as "sima_mc(m=10)", and attacks of your own such as MyAttack().
+    attacks: names or specs such as "sima_mc(m=10)", and attacks of your own such as MyAttack(). One with the default sweep counts as one
+        whose timesteps nobody chose: a model of flow matching has a sweep of its own.
     reference: a model as `model`, or "base" for the model without its LoRA: what leaks beyond what it knows is reported too.
     output: a run folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
     settings: any key of `AuditConfig`, such as timesteps="10:300:10".
@@ -327,30 +327,31 @@ def _results(
 def _combined(
     prepared: Prepared, scores: Sequence[tuple[Scores, ...]], alone: Sequence[tuple[Result, Scores]]
 ) -> Iterator[tuple[Result, Scores]]:
-    """The result of all attacks together, and beside a reference that of their statistics on both models.
+    """The result of all attacks together, on the audited model.
 
-    Nothing for fewer than two attacks, and for sides that are too small for one division: the regression takes many images. Complexity
-    is the images' own there, of latent models too: seven weights of reconstructions more would be fitted with nothing to choose them.
+    Nothing for fewer than two attacks, for sides that are too small for one division, and for a small calibrate part: the regression takes
+    many images. Complexity is the images' own there, of latent models too: seven weights of reconstructions more would be fitted with
+    nothing to choose them.
     """
-    used = [(attack, group) for attack, group in zip(prepared.attacks, scores, strict=True) if evaluation.may_be_combined(group[0])]
-    split, scan = prepared.split, prepared.scan
-    if len(used) < 2 or not prepared.config.calibration or split.record.repeats > 1:
+    member, split = prepared.scan.cohort.member, prepared.split
+    used = [(attack, group[0]) for attack, group in zip(prepared.attacks, scores, strict=True) if evaluation.may_be_combined(group[0])]
+    fitted = min(int((split.calibrate[0] & side).sum()) for side in (member, ~member))
+    if len(used) < 2 or split.record.repeats > 1 or fitted < FEWEST:
         return
-    complexity = scan.complexity if prepared.calibrates else None
-    labels, access = [attack.label for attack, _ in used], max((attack.access for attack, _ in used), key=ACCESS.index)
+    complexity = prepared.scan.complexity if prepared.calibrates else None
+    labels, together = [attack.label for attack, _ in used], evaluation.combined([plain for _, plain in used], complexity)
     best = evaluation.headline([result for result, _ in alone if result.plain and result.attack in labels])
-    base: evaluation.Evaluated = [next(pair for pair in alone if pair[0].attack == best)]
-    models = [prepared.target, *filter(None, [prepared.reference])]
-    for count, label in enumerate((COMBINED, masked_label(COMBINED, "excess"))[: len(models)], 1):
-        together = evaluation.combined([part for _, group in used for part in group[:count]], complexity, label)
-        before = base[0][0].attack
-        base = evaluation.evaluate_combined(together, base, scan.cohort.member, split)
-        result, chosen = base[0]
-        better = chosen.rule == together.rule
-        parameters = {"attacks": labels, "complexity": complexity is not None, "compared_with": before, "clearly_better": better}
-        queries = sum(attack.queries * scoring.forwards(model, attack) for attack, _ in used for model in models[:count])
-        update = {"variant": "excess" if count > 1 else None, "access": access, "parameters": parameters, "queries": queries}
-        yield result.model_copy(update=update), chosen
+    base = next(pair for pair in alone if pair[0].attack == best)
+    result, chosen = evaluation.evaluate_combined(together, [base], member, split)[0]
+    better = chosen.statistic is together.statistic
+    parameters = {"attacks": labels, "complexity": complexity is not None, "compared_with": base[0].attack, "clearly_better": better}
+    asked = {
+        "access": max((attack.access for attack, _ in used), key=ACCESS.index),
+        "queries": sum(attack.queries * scoring.forwards(prepared.target, attack) for attack, _ in used),
+    }
+    if not better:
+        asked = {name: getattr(base[0], name) for name in ("access", "queries", "queries_at_timestep")}
+    yield result.model_copy(update={"parameters": parameters, **asked}), chosen
 
 
 def _asked(prepared: Prepared, result: Result) -> tuple[Target | None, ...]:

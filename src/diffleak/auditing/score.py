@@ -292,9 +292,12 @@ def collect(job: Job, folder: Path) -> Collected:
             queries, seconds, settled = queries + meta.queries, seconds + read_seconds(path), meta.parameters
             columns.append(statistic)
         labels, whole = job.labels(attack), np.concatenate(columns, axis=1)
+        excess = masked_label(attack.label, VARIANTS[1])  # differences
         scores.append(
             tuple(
-                Scores(name, attack.direction, attack.columns, job.cohort.ids, part, attack.settled_by)
+                Scores(
+                    name, attack.direction, attack.columns, job.cohort.ids, part, attack.settled_by, attack.logarithmic or name == excess
+                )
                 for name, part in zip(labels, whole, strict=True)
             )
         )

@@ -22,6 +22,7 @@ from diffleak.data.draw import calibrate_size
 from diffleak.errors import InvalidAudit, UserError, unknown, visible
 from diffleak.records.audit import EARLIER_RATES, Result
 from diffleak.records.comparison import LOWER_IS_BETTER, ComparedResult, ComparedRun, Comparison, Difference, Entry, Quality, Worst
+from diffleak.records.variants import COMBINED
 from diffleak.report.judgement import allows_shift
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
 from diffleak.stats import evaluation, metrics
@@ -90,7 +91,7 @@ def refuse_invalid(record: Comparison) -> None:
 def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, ...]:
     """The attacks that every run has, in the order of the baseline, or those of them that `asked` names."""
     runs = [run for entry in entries for run in entry.runs]
-    shared = tuple(a for a in runs[0].attacks if all(a in run.attacks for run in runs))
+    shared = tuple(a for a in runs[0].attacks if all(a in run.attacks and _made_alike(run, runs[0], a) for run in runs))
     if not shared:
         has = "; ".join(f"{run.name} has {', '.join(run.attacks) or 'none'}" for run in runs[:4])
         raise UserError(f"the runs must share at least one attack, parameters included; {has}: audit them with the same --attacks")
@@ -101,6 +102,13 @@ def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, .
     if not any(runs[0].result(a).leads for a in chosen):
         raise UserError(f"controls of masks cannot be an entry's worst attack; name another beside {', '.join(chosen)}")
     return chosen
+
+
+def _made_alike(run: Run, other: Run, attack: str) -> bool:
+    """Whether an attack is made of the same ones in two runs; other labels say their parameters."""
+    return attack != COMBINED or all(
+        run.result(attack).parameters.get(key) == other.result(attack).parameters.get(key) for key in ("attacks", "complexity")
+    )
 
 
 def _entry(entry: EntryRuns, baseline: EntryRuns, attacks: Sequence[str], quality: tuple[Quality, str] | None, seed: int) -> Entry:

@@ -115,12 +115,16 @@ class Result(Record):
     """Complexity that is taken out: "png", "bytes" or "full" of the image, "reconstruction" of what a decoder makes of its latents, or
     "plain", which is none; null where that was not tried."""
     gain: Gain | None = None
-    """What the variant adds to the plain attack, of the reference what the model adds to it, of `combined` what it adds to the best plain
-    attack by the calibrate part; null for a plain attack."""
+    """What the variant adds to the plain attack, of the reference what the model adds to it, of `combined` what it adds to the best of
+    its attacks by the calibrate part; null for a plain attack."""
     access: str = "grey-box"
-    """What the attacker needs: "grey-box" denoises given images, "black-box" generates images alone."""
+    """What the attacker needs: "grey-box" denoises given images, "black-box" generates images alone, "white-box" has the weights."""
     parameters: dict[str, Any] = {}
-    """The attack's parameters by name, with what it settled on when it was prepared."""
+    """The attack's parameters by name, with what it settled on when it was prepared.
+
+    Of `combined`: `attacks`, the labels that it is made of; `complexity`, whether the complexity of images is in it too; `compared_with`,
+    the best of these attacks by the calibrate part; `clearly_better`, false where it is that attack itself.
+    """
     queries: int | None = None
     """Denoiser forwards per image over all timesteps; a mask shares those of its attack. Null for scores of other programs."""
     queries_at_timestep: int | None = None

@@ -35,7 +35,7 @@ def read_maps(folder: Path) -> Maps | None:
     rows = Folder(folder).load(FILE)
     try:
         kinds = {name: rows[name].dtype.kind for name in rows.dtype.names or ()}
-        if kinds != FIELDS or rows["map"].ndim != 3 or not rows["map"].size or (rows["map"] < 0).any():
+        if kinds != FIELDS or rows["map"].ndim != 3 or not rows["map"].size or (rows["map"] < 0).any() or np.isinf(rows["map"]).any():
             raise Unreadable("it holds no maps")
         with parsing():
             found = {str(row["id"]): row["map"] for row in rows}

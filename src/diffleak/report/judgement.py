@@ -32,7 +32,7 @@ from diffleak.records.run_folder import read_audit
 from diffleak.records.variants import CALIBRATED, base_label
 from diffleak.report.wording import count, percent, spoken
 from diffleak.stats.blind import INVALID_P, POWER, finding, may_explain
-from diffleak.stats.calibration import RECONSTRUCTION
+from diffleak.stats.calibration import PLAIN, RECONSTRUCTION
 from diffleak.stats.metrics import ALPHA
 from diffleak.stats.reasons import in_given_images
 
@@ -117,11 +117,17 @@ def read_record(folder: Path) -> AuditRecord:
     return with_validity(in_given_images(read_audit(folder)))
 
 
+def _tries(candidates: Sequence[Result]) -> int:
+    """How many of the results are scores of their own: one that took nothing out, or combined nothing, is another one again."""
+    again = lambda r: r.complexity == PLAIN or r.parameters.get("clearly_better") is False
+    return max(1, sum(not again(r) for r in candidates))
+
+
 def _finder(candidates: Sequence[Result], chosen: Result | None) -> Result | None:
     """The attack that finds a leak: the chosen one, else the strongest that stands the correction."""
     if chosen and (chosen.auc.low or 0.0) > GUESSING:
         return chosen
-    found = [r for r in candidates if r is not chosen and widened_low(r.auc, len(candidates)) > GUESSING]
+    found = [r for r in candidates if r is not chosen and widened_low(r.auc, _tries(candidates)) > GUESSING]
     return max(found, key=lambda r: r.auc.value or 0.0, default=None)
 
 
@@ -130,7 +136,7 @@ def _backwards(candidates: Sequence[Result], lead: Result) -> Result | None:
     if (lead.auc.high or 1.0) < GUESSING:
         return lead
     mirrored = lambda auc: Estimate(value=1 - auc.value, low=1 - auc.high) if auc.value is not None and auc.high is not None else Estimate()
-    found = [r for r in candidates if widened_low(mirrored(r.auc), len(candidates)) > GUESSING]
+    found = [r for r in candidates if widened_low(mirrored(r.auc), _tries(candidates)) > GUESSING]
     return min(found, key=lambda r: r.auc.value or 1.0, default=None)
 
 
@@ -217,7 +223,7 @@ def _mask(record: AuditRecord, result: Result) -> tuple[str, ...]:
 def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candidates: Sequence[Result]) -> str:
     """How the attack was picked, what it was measured on and what access it needs."""
     sizes = f"{count(lead.n_members)} members and {count(lead.n_nonmembers)} held-out images"
-    tries = len(candidates)
+    tries = _tries(candidates)
     masked = any(r.mask for r in candidates)
     kinds = {
         "masked ones": masked,

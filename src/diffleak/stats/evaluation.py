@@ -25,6 +25,7 @@ from diffleak.stats.rules import LOGISTIC, Key, column, named, settled
 
 SMALL_SIDE = 200
 REPEATS = 25
+SAME = Estimate(value=0.0, low=0.0, high=0.0, method="none: the very same scores were chosen")
 NO_CALIBRATION = "no calibrate part: the threshold was not chosen on separate images"
 
 Evaluated = Sequence[tuple[Result, Scores]]  # a result for each division into calibrate and test part, with the scores it came from
@@ -172,14 +173,14 @@ def may_be_combined(scores: Scores) -> bool:
     return scores.rule != LOGISTIC
 
 
-def combined(parts: Sequence[Scores], complexity: Float64[np.ndarray, "n f"] | None, label: str = COMBINED) -> Scores:
+def combined(parts: Sequence[Scores], complexity: Float64[np.ndarray, "n f"] | None) -> Scores:
     """All numbers of several attacks on the same images as the components of one: its rule is a logistic regression on them.
 
     Statistics are taken in logarithms as in calibration (`stats.calibration`); `complexity` joins them where it is given.
     """
-    columns = [scores.membership if scores.rule else in_logarithms(scores.membership) for scores in parts]
+    columns = [scores.membership if scores.rule or scores.logarithmic else in_logarithms(scores.membership) for scores in parts]
     components = np.concatenate([*columns, *(() if complexity is None else (complexity,))], axis=1)
-    return Scores(label, "large", tuple(range(components.shape[1])), parts[0].ids, components, LOGISTIC)
+    return Scores(COMBINED, "large", tuple(range(components.shape[1])), parts[0].ids, components, LOGISTIC)
 
 
 def evaluate_combined(scores: Scores, base: Evaluated, member: Bool[np.ndarray, " n"], split: Divisions) -> Evaluated:
@@ -218,8 +219,9 @@ def gain(
 ) -> Gain:
     """What the first of two results adds to the second on the same test images, each at its own settings."""
     if masked[1] is unmasked[1] and masked[0].timestep == unmasked[0].timestep:
-        nothing = Estimate(value=0.0, low=0.0, high=0.0, method="the same scores were chosen")
-        return Gain(auc=nothing, asr=nothing, tpr_at_1pct=nothing)
+        parts = (masked[0].auc, masked[0].asr, masked[0].tpr(0.01))
+        auc, asr, tpr = (Estimate(reason=part.reason) if part.value is None else SAME for part in parts)
+        return Gain(auc=auc, asr=asr, tpr_at_1pct=tpr)
     columns = [column(scores, result, member, ~test) for result, scores in (masked, unmasked)]
     m, n = (np.stack([column[test & side] for column in columns], axis=1) for side in (member, ~member))
     calibrated = all(result.asr.value is not None for result, _ in (masked, unmasked))

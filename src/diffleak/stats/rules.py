@@ -14,6 +14,7 @@ there can be compared with those of other attacks, and a threshold from there ho
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -98,20 +99,34 @@ def settled(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.n
     if scores.rule is None:
         columns = Columns(scores.membership, scores.timesteps)
     else:
-        columns = _ruled(scores, calibrate.tobytes(), member[calibrate].tobytes())
+        columns = _ruled(_Same(scores.membership, scores.statistic), scores.rule, calibrate.tobytes(), member[calibrate].tobytes())
     if scores.complexity is None:
         return columns
-    scaled = columns.membership if scores.rule else in_logarithms(columns.membership)  # a rule's score is a logarithm or a difference
+    as_it_is = scores.rule or scores.logarithmic  # a rule's score is a logarithm or a difference
+    scaled = columns.membership if as_it_is else in_logarithms(columns.membership)
     heldout = calibrate.copy()
     heldout[calibrate] = ~member[calibrate]
     return Columns(residuals(scaled, scores.complexity, heldout), columns.keys)
 
 
-@lru_cache(maxsize=8)  # a result, its samples and what it adds to another one ask for the same
-def _ruled(scores: Scores, calibrate: bytes, member: bytes) -> Columns:
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """Membership scores that are the same ones where the array of their statistics is."""
+
+    membership: Float64[np.ndarray, "n c"]
+    statistic: Float64[np.ndarray, "n c"]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.statistic is other.statistic
+
+    def __hash__(self) -> int:
+        return id(self.statistic)
+
+
+@lru_cache(maxsize=8)  # a result, its samples, its calibration and what it adds to another one ask for the same
+def _ruled(scores: _Same, rule: str, calibrate: bytes, member: bytes) -> Columns:
     """The columns of a rule; `member` is of the calibrate part alone."""
-    assert scores.rule is not None, "only scores with a rule come here"
-    return RULES[scores.rule](scores.membership, np.frombuffer(calibrate, dtype=bool), np.frombuffer(member, dtype=bool))
+    return RULES[rule](scores.membership, np.frombuffer(calibrate, dtype=bool), np.frombuffer(member, dtype=bool))
 
 
 def column(scores: Scores, result: Result, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:

@@ -39,12 +39,12 @@ def together(record: AuditRecord) -> tuple[str, ...]:
     also = " and the complexity of the images" if found.parameters.get("complexity") else ""
     said = f"{COMBINED}: a logistic regression on all numbers of {count(len(used))} attacks{also}, fitted on the calibrate part."
     if not found.parameters.get("clearly_better", True):
-        return (f"{said} On the calibrate part it was not clearly better than {best}, the best attack alone, so its row is that attack.",)
+        return (f"{said} On the calibrate part it was not clearly better than {best}, the best of them alone, so its row is that attack.",)
     if found.gain is None:
         return (said,)
     gains = (("AUC", found.gain.auc, False), ("TPR at 1 % FPR, in points,", found.gain.tpr_at_1pct, True))
     added = ", ".join(" ".join(filter(None, (name, *_difference(gain, in_percent)))) for name, gain, in_percent in gains)
-    return (f"{said} Minus {best}, the best plain attack by the calibrate part: {added}.",)
+    return (f"{said} Minus {best}, the best of them by the calibrate part: {added}.",)
 
 
 def _difference(estimate: Estimate, in_percent: bool) -> tuple[str, ...]:
