@@ -3,17 +3,27 @@
 set -euo pipefail
 raw=$1 work=$2
 [ -f "$work/cifar10-512-split.json" ] || python studies/prepare.py "$raw" "$work"
-stages() {  # NAME SPLIT STEPS...: one training, of which every stage is kept
-    name=$1 split=$2
+stages() {  # NAME CONFIG STEPS... -- FLAGS: one training, of which every stage is kept
+    name=$1 config=$2 steps=()
     shift 2
-    for steps in "$@"; do
-        [ -d "$work/$name-$steps" ] && continue
-        diffleak train -C studies/sharper/train.yaml --data "$work/cifar10.npy" --split "$work/$split" -o "$work/$name" --steps "$steps"
-        rm -rf "$work/$name-$steps.part"
-        mkdir "$work/$name-$steps.part"
-        cp -r "$work/$name"/{unet,scheduler,split.json,train.json} "$work/$name-$steps.part"
-        mv "$work/$name-$steps.part" "$work/$name-$steps"
+    while [ "$1" != -- ]; do
+        steps+=("$1")
+        shift
+    done
+    shift
+    for count in "${steps[@]}"; do
+        [ -d "$work/$name-$count" ] && continue
+        diffleak train -C "$config" --data "$work/cifar10.npy" -o "$work/$name" --steps "$count" "$@"
+        rm -rf "$work/$name-$count.part"
+        mkdir "$work/$name-$count.part"
+        for part in unet scheduler vae split.json train.json; do
+            [ -e "$work/$name/$part" ] && cp -r "$work/$name/$part" "$work/$name-$count.part"
+        done
+        mv "$work/$name-$count.part" "$work/$name-$count"
     done
 }
-stages cifar10-128 cifar10-split.json 500 1000 1500 2000 2500 3000 3500 4000
-stages cifar10-512 cifar10-512-split.json 1000 2000 3000 4000 5000 6000 7000 8000 9000 10000
+pixels=studies/sharper/train.yaml
+stages cifar10-128 $pixels 500 1000 1500 2000 2500 3000 3500 4000 -- --split "$work/cifar10-split.json"
+stages cifar10-512 $pixels 1000 2000 3000 -- --split "$work/cifar10-512-split.json"
+stages cifar10-vae studies/cifar10-vae/autoencoder.yaml 1500 -- --split "$work/cifar10-latent-split.json"
+stages cifar10-latent-vae studies/cifar10-vae/train.yaml 1250 2500 -- --autoencoder "$work/cifar10-vae"

@@ -8,8 +8,11 @@ import torch
 from fixtures.commands import call, refused
 
 import diffleak
+from diffleak.comparison.compare import _made_alike
+from diffleak.comparison.runs import Run
 from diffleak.data.pixels import to_model
 from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
+from diffleak.errors import UserError
 from diffleak.records.run_folder import read_samples
 from diffleak.report import to_html
 from diffleak.report.pages.audit import page
@@ -107,6 +110,27 @@ UNCALIBRATED = {"timesteps": "100", "calibration": False}
 def test_it_is_left_out_for_one_attack_for_small_sides_and_without_a_calibrate_part(changes, side):
     found = audit(Gaussian(0.0, 1 / 3, SCHEDULE), side, **{"attacks": ["sima", "pia"], **changes})
     assert not any(result.attack.startswith("combined") for result in found.results)
+
+
+def test_a_calibrate_part_that_is_too_small_leaves_it_out_and_refuses_a_named_regression_before_anything_is_asked():
+    model, few = Gaussian(0.0, 1 / 3, SCHEDULE), {"calibrate_fraction": 0.005}
+    found = audit(model, attacks=["sima", "pia"], **few)
+    assert not any(result.attack == "combined" for result in found.results)
+    with pytest.raises(
+        UserError, match="gradient trains a classifier on the calibrate part, which needs two images of each side; it has 1"
+    ):
+        audit(model, attacks=["sima", "gradient"], **few)
+
+
+def test_runs_whose_regressions_are_of_other_attacks_do_not_share_it(audited):
+    results = tuple(
+        each.model_copy(update={"parameters": {**each.parameters, "attacks": ["sima"]}}) if each.attack == "combined" else each
+        for each in audited.results
+    )
+    one, other = (
+        Run("run", record, audited.samples) for record in (audited.record, audited.record.model_copy(update={"results": results}))
+    )
+    assert _made_alike(one, one, "combined") and not _made_alike(one, other, "combined") and _made_alike(one, other, "sima")
 
 
 def test_a_regression_of_its_own_stays_beside_it_and_gradients_tell_members_of_a_memoriser():

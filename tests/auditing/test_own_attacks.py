@@ -211,6 +211,7 @@ def test_a_name_that_is_taken_or_no_name_is_refused(images: diffleak.Cohort) -> 
     for name, said in (
         ("sima", "must have a name of its own; sima is an attack of diffleak"),
         ("member", "must have a name of its own; member is a column of samples.csv"),
+        ("combined", "must have a name of its own; combined is a column of samples.csv, or several of them"),
         ("a/b", "of letters, digits and _; got 'a/b'"),
     ):
         other = type("Other", (Parametrised,), {"name": name})

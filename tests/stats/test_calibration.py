@@ -59,6 +59,23 @@ def test_statistics_of_one_sign_are_taken_in_logarithms_that_keep_their_order():
         np.testing.assert_array_equal(in_logarithms(other), other)
 
 
+def test_statistics_that_are_logarithms_or_differences_already_are_taken_as_they_are():
+    scores, c, member = planted(100)
+    calibrate = divided(scores.ids, member, 0.2, 0).calibrate[0]
+    given = replace(scores, statistic=np.log(scores.statistic) + 100, complexity=c, logarithmic=True)
+    again = replace(scores, complexity=c)
+    np.testing.assert_allclose(settled(given, member, calibrate).membership, settled(again, member, calibrate).membership, atol=1e-9)
+
+
+def test_what_is_not_estimable_stays_so_where_the_same_scores_were_chosen():
+    scores, c, member = planted(60, seed=3)
+    split = divided(scores.ids, member, 0.2, 0)
+    found = [each for each, _ in evaluate_calibrated(on_every_split(scores, member, split), features(c), member, split)]
+    plain = [each for each in found if each.complexity == "plain"]
+    assert plain and all(each.gain.auc.low == each.gain.auc.high == 0 for each in plain)
+    assert all(each.gain.tpr_at_1pct.value is None and each.gain.tpr_at_1pct.reason for each in plain), "of 48 held-out images"
+
+
 def test_test_labels_and_members_of_the_calibrate_part_are_never_fitted_to():
     scores, c, member = planted(100)
     calibrate = divided(scores.ids, member, 0.2, 0).calibrate[0]

@@ -11,7 +11,7 @@ from diffleak.errors import UserError
 from diffleak.records.scores import Scores
 from diffleak.stats import rules
 from diffleak.stats.evaluation import REPEATS, divided, evaluate_scores, headline, on_every_split, samples
-from diffleak.stats.rules import column, needs_calibration, robust_scaled, settled
+from diffleak.stats.rules import RULES, column, needs_calibration, robust_scaled, settled
 
 
 def planted(n=400, shifts=(1.0, 0.5), seed=0, rule="clid", scale=1.0):
@@ -189,3 +189,16 @@ def test_a_classifier_is_scaled_by_the_calibrate_part_alone():
     ids = tuple(map(str, range(60)))
     one, other = (settled(Scores("b", "large", (0, 1, 2), ids, s, "logistic"), member, calibrate).membership for s in (statistic, wild))
     np.testing.assert_array_equal(one[:45], other[:45])
+
+
+def test_a_regression_is_fitted_once_for_the_scores_and_for_their_calibration(monkeypatch):
+    calls, rng = [], np.random.default_rng(5)
+    member, calibrate = np.arange(80) % 2 == 0, np.arange(80) < 40
+    logistic = RULES["logistic"]
+    monkeypatch.setitem(RULES, "logistic", lambda *given: calls.append(1) or logistic(*given))
+    scores = Scores("x", "large", (0, 1), tuple(map(str, range(80))), rng.normal(size=(80, 2)), "logistic")
+    plain = settled(scores, member, calibrate)
+    settled(replace(scores, attack="x[calibrated]", complexity=rng.normal(size=(80, 7))), member, calibrate)
+    assert len(calls) == 1
+    other = settled(replace(scores, statistic=scores.statistic + np.arange(2)), member, calibrate)
+    assert len(calls) == 2 and other.membership.shape == plain.membership.shape
