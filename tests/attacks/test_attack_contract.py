@@ -25,7 +25,7 @@ VARIANTS = [
     "secmi(k=5)",
     "sima_mc(variant=norms)",
     *(f"noise_aggregation(metric={m})" for m in ("l1", "centroid", "density", "hull")),
-    "noise_aggregation(sigma_scale=schedule)",
+    *(f"noise_aggregation(sigma_scale={s})" for s in ("fixed", "schedule")),
     "black_box(n=2,steps=3,guidance_scale=1,variant=classifier)",
     "noise_probe(steps=3,guidance_scale=2)",
 ]

@@ -181,7 +181,7 @@ def clid(eps, table, x0, draws, timesteps, texts: Sequence[str], vector) -> np.n
     return np.array([-own, sum(loss_of(other) - own for other in others) / 4])
 
 
-def walked_predictions(eps: Eps, table, x0, e, t, k=5, stride=10, sigma=0.1, sigma_scale="fixed", mask=None) -> np.ndarray:
+def walked_predictions(eps: Eps, table, x0, e, t, k=5, stride=10, sigma=0.1, sigma_scale="relative", mask=None) -> np.ndarray:
     """The k (masked) predictions of noise aggregation, of shape (k, b, d)."""
     own = sqrt(1 - table[t])
     x = sqrt(table[t]) * x0 + {"fixed": sigma, "relative": sigma * own, "schedule": own}[sigma_scale] * e
