@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,19 @@ def test_the_settings_of_a_study_are_valid_and_those_of_its_record(name):
 def test_the_table_in_the_text_is_the_record(name):
     record = AuditRecord.model_validate_json((STUDIES / name / "audit.json").read_text())
     assert script("table").table(record) in (STUDIES / "README.md").read_text()
+
+
+SHARPER = sorted(path.parent.name for path in (STUDIES / "sharper").glob("*/audit.json"))
+
+
+@pytest.mark.parametrize("name", SHARPER)
+def test_the_tables_of_sharper_attacks_are_their_records_whose_scores_lie_beside_them(name):
+    folder = STUDIES / "sharper" / name
+    record = AuditRecord.model_validate_json((folder / "audit.json").read_text())
+    assert script("table").table(record) in (STUDIES / "README.md").read_text() and (folder / "samples.csv.gz").exists()
+    audit = build(AuditConfig, read_yaml(STUDIES / "sharper" / "audit.yaml"), {"data": "x.npy", "split": "s.json"})
+    assert record.settings["attacks"] == list(audit.attacks) and record.settings["timesteps"] == audit.timesteps
+    assert not re.search(r"[ '=]/", record.command), "no absolute path of a machine"
 
 
 @pytest.mark.parametrize("name", [*NAMES, "cifar10-vae", "cifar10-vq", "fashion-mnist-vae", "fashion-mnist-vq"])
