@@ -131,7 +131,7 @@ def main() -> None:
             some = Subject(target.denoiser, x0[:BATCH], Noise(0, ids[:BATCH], tuple(x0.shape[1:]), torch.float32))
             path = walk(target.denoiser, target.denoiser.schedule, x0[:BATCH], e[:BATCH], 40, 0.1, 10, 5)
             for metric in METRICS:
-                own = NoiseAggregation(timesteps=(40,), metric=metric).prepared(some)
+                own = NoiseAggregation(timesteps=(40,), sigma_scale="fixed", metric=metric).prepared(some)
                 again = -np.log(_dispersion(metric, path, float(_pair_distances(path).quantile(0.5))).numpy() + 1e-12)
                 np.testing.assert_allclose(own.statistics(some)[0].numpy(), again, rtol=1e-4)
             walks = [row for k in ((5, 10, 20) if given.full else (10,)) for row in secmi(target, x0, member, k)]
