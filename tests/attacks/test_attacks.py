@@ -563,7 +563,7 @@ def test_defaults_are_those_of_the_papers() -> None:
     assert parameters["secmi"] == {"p": 2.0, "k": 10}
     assert parameters["pia"] == parameters["pian"] == parameters["sima"] == {"p": 4.0}
     assert parameters["sima_mc"] == {"p": 4.0, "m": 30, "variant": "mean"}
-    published = {"k": 5, "stride": 10, "sigma": 0.1, "sigma_scale": "fixed", "metric": "l2"}
+    published = {"k": 5, "stride": 10, "sigma": 0.1, "sigma_scale": "relative", "metric": "l2"}
     assert published.items() <= parameters["noise_aggregation"].items()
     assert parameters["pfami"] == {"timesteps": tuple(range(0, 451, 50)), "crops": 10}
     assert parameters["clid"] == {"timesteps": (440, 450, 460)}
