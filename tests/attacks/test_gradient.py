@@ -141,10 +141,11 @@ def test_functions_and_references_of_other_weights_are_refused():
         opened(NetworkDenoiser(Linear(), SCHEDULE)).statistics(subject(NetworkDenoiser(Linear(), SCHEDULE)), torch.ones(N, D))
 
 
-def test_half_precision_loses_no_tensor_to_zero(tiny_network):
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_loses_no_tensor_to_zero(tiny_network, half):
     x0 = torch.from_numpy(np.random.default_rng(3).uniform(-1, 1, (2, 1, 8, 8))).float()
     found = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, half):
         denoiser = NetworkDenoiser(tiny_network().to(dtype), SCHEDULE)
         asked = Subject(denoiser, x0, Noise(5, ("a", "b"), (1, 8, 8), torch.float32))
         found.append(Gradient(timesteps=TIMES).opened(asked).statistics(asked))

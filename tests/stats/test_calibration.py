@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, norm
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
@@ -12,7 +12,16 @@ from sklearn.preprocessing import StandardScaler
 from diffleak.records.scores import Scores
 from diffleak.stats import metrics
 from diffleak.stats.calibration import FOLDS, PARTS, PLAIN, RIDGE, WORDS, features, in_logarithms, residuals
-from diffleak.stats.evaluation import divided, evaluate_calibrated, evaluate_scores, on_every_split, samples, whole
+from diffleak.stats.evaluation import (
+    Candidate,
+    clearly_best_candidate,
+    divided,
+    evaluate_calibrated,
+    evaluate_scores,
+    on_every_split,
+    samples,
+    whole,
+)
 from diffleak.stats.rules import settled
 
 TIMESTEPS = (10, 20, 30)
@@ -125,6 +134,25 @@ def test_a_leak_behind_the_complexity_of_reconstructions_is_found_where_that_is_
     assert with_both.complexity == "reconstruction" and with_own.complexity in {PLAIN, *PARTS}
     assert with_both.auc.low > with_own.auc.high
     assert [PLAIN, *offered[1]] == list(WORDS), "every candidate has its words"
+
+
+def test_a_candidate_is_chosen_where_the_paired_interval_on_the_calibrate_part_lies_above_zero_and_nowhere_else():
+    rng, outcomes = np.random.default_rng(8), set()
+    for shift in np.linspace(0, 1.5, 30):
+        ids, member = cohort(60)
+        calibrate = np.arange(len(ids)) < 60
+        noise = rng.normal(size=(120, 2))
+        plain, other = (Scores("x", "large", (0,), ids, noise[:, [i]] + by * member[:, None]) for i, by in enumerate((0.3, 0.3 + shift)))
+        chosen = clearly_best_candidate([Candidate({}, plain), Candidate({}, other)], member, calibrate).scores
+        both = np.concatenate([other.statistic, plain.statistic], axis=1)[calibrate]
+        m, n = both[member[calibrate]], both[~member[calibrate]]
+        wins = (m[:, None] > n[None]).astype(float)  # no ties: DeLong's components are means of these
+        parts = [wins.mean(axis=axis) for axis in (1, 0)]
+        spread = sum(np.var(part[:, 0] - part[:, 1], ddof=1) / len(part) for part in parts)
+        clear = wins[..., 0].mean() - wins[..., 1].mean() > norm.ppf(0.975) * np.sqrt(spread)
+        assert (chosen is other) == clear
+        outcomes.add(bool(clear))
+    assert outcomes == {True, False}
 
 
 def test_where_complexity_explains_nothing_the_plain_attack_may_be_chosen_and_adds_nothing():

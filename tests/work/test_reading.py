@@ -31,6 +31,24 @@ each_reader = pytest.mark.parametrize("load", READERS, ids=lambda load: load.__n
 
 
 @each_reader
+def test_a_file_that_may_not_be_read_is_refused_as_that(load):
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        file = Path(folder) / "secret"
+        file.write_bytes(b"{}")
+        file.chmod(0)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)  # root may read everything
+        try:
+            with pytest.raises(Unreadable, match=r"^Permission denied$"):
+                load(file)
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+@each_reader
 def test_only_a_regular_file_is_opened(tmp_path, load):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dead").symlink_to(tmp_path / "nothing")

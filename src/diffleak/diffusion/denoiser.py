@@ -231,29 +231,15 @@ class NetworkDenoiser(Denoiser, subject="the network"):
         return noise_like(x_t, prediction.to(x_t.dtype), self.subject, self.learned_variance)
 
 
-@final
 @dataclass(frozen=True, eq=False)
-class Guided(Denoiser, wrapper=True):
-    """Classifier-free guidance: eps(empty) + scale (eps(caption) - eps(empty)), two forwards in one batch.
-
-    `on_difference` is called with eps(caption) - eps(empty). Ho and Salimans 2022, arXiv 2207.12598, eq. 6 with scale = 1 + w.
-    """
+class Around(Denoiser, wrapper=True):
+    """A denoiser around another one, whose schedule and weights are its own."""
 
     denoiser: Denoiser
-    scale: float
-    on_difference: Callable[[Tensor], object] = lambda difference: None
 
     @property
     def schedule(self) -> Schedule:  # type: ignore[override]
         return self.denoiser.schedule
-
-    @property
-    def exposed(self) -> tuple[Denoiser, ...]:
-        return tuple(replace(self, denoiser=denoiser) for denoiser in self.denoiser.exposed)
-
-    @property
-    def forwards(self) -> int:
-        return 2 * self.denoiser.forwards
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
@@ -264,7 +250,28 @@ class Guided(Denoiser, wrapper=True):
         return self.denoiser.adapted
 
     def with_graph(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
-        return self.denoiser.with_graph(x_t, timesteps, cond)  # training knows no guidance
+        return self.denoiser.with_graph(x_t, timesteps, cond)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Guided(Around, wrapper=True):
+    """Classifier-free guidance: eps(empty) + scale (eps(caption) - eps(empty)), two forwards in one batch.
+
+    `on_difference` is called with eps(caption) - eps(empty). Ho and Salimans 2022, arXiv 2207.12598, eq. 6 with scale = 1 + w.
+    Training knows no guidance, so `with_graph` has none.
+    """
+
+    scale: float
+    on_difference: Callable[[Tensor], object] = lambda difference: None
+
+    @property
+    def exposed(self) -> tuple[Denoiser, ...]:
+        return tuple(replace(self, denoiser=denoiser) for denoiser in self.denoiser.exposed)
+
+    @property
+    def forwards(self) -> int:
+        return 2 * self.denoiser.forwards
 
     def over(self, timesteps: tuple[int, ...]) -> "Guided":
         return replace(self, denoiser=self.denoiser.over(timesteps))
@@ -298,15 +305,10 @@ def guided(denoiser: Denoiser, scale: float) -> Denoiser:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Counted(Denoiser, wrapper=True):
+class Counted(Around, wrapper=True):
     """Reports every forward of `denoiser` to `on_call(images, timestep)`; changes nothing."""
 
-    denoiser: Denoiser
     on_call: Callable[[int, int], None]
-
-    @property
-    def schedule(self) -> Schedule:  # type: ignore[override]
-        return self.denoiser.schedule
 
     @property
     def exposed(self) -> tuple[Denoiser, ...]:
@@ -322,14 +324,6 @@ class Counted(Denoiser, wrapper=True):
 
     def at_once(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
         return self._counted(self.denoiser.at_once(x_t, timesteps, cond), timesteps, self.denoiser.forwards)
-
-    @property
-    def weights(self) -> Mapping[str, Tensor]:
-        return self.denoiser.weights
-
-    @property
-    def adapted(self) -> Mapping[str, LowRank]:  # type: ignore[override]
-        return self.denoiser.adapted
 
     def with_graph(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
         return self._counted(self.denoiser.with_graph(x_t, timesteps, cond), timesteps, 1)
