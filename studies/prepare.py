@@ -11,10 +11,6 @@ and for the latent models, which need more members to memorise less of each:
     cifar10-latent-split.json         1000 of the public members, the same held-out images
     fashion-mnist-32.npy, fashion-mnist-32-split.json     3000 images padded to 32 x 32: 1000 and 2000
 
-and for the sharper attacks, 512 of the public members and 1500 held out:
-
-    cifar10-512-split.json
-
 and for the defences, whose feature extractors and autoencoder must know neither side:
 
     cifar10-defences-split.json       600 public members, 600 held out; cifar10-others-split.json: all others as members
@@ -31,7 +27,6 @@ import numpy as np
 
 MEMBERS = 128
 LATENT_MEMBERS = 1000
-SHARPER = (512, 1500)  # members and held-out images
 DEFENCES_MEMBERS = {"cifar10": 600, "fashion-mnist": 400}
 DEFENCES_HELD_OUT = 600
 OTHERS = 10000
@@ -47,11 +42,6 @@ def cifar10(raw: Path, out: Path) -> None:
     save(out / "cifar10", images, np.sort(members), np.flatnonzero(~public_members))
     more = np.random.default_rng(1).choice(np.flatnonzero(public_members), LATENT_MEMBERS, replace=False)
     save_split(out / "cifar10-latent", np.sort(more), np.flatnonzero(~public_members))
-    draw = np.random.default_rng(3)
-    sides = [
-        draw.choice(np.flatnonzero(side), n, replace=False) for side, n in zip((public_members, ~public_members), SHARPER, strict=True)
-    ]
-    save_split(out / "cifar10-512", *map(np.sort, sides))
     draw = np.random.default_rng(2)
     members = draw.choice(np.flatnonzero(public_members), DEFENCES_MEMBERS["cifar10"], replace=False)
     held_out = draw.choice(np.flatnonzero(~public_members), DEFENCES_HELD_OUT, replace=False)

@@ -49,7 +49,6 @@ def test_cifar10_members_come_from_the_public_members_and_held_out_images_from_t
     prepare = script("prepare")
     monkeypatch.setattr(prepare, "DEFENCES_MEMBERS", {"cifar10": 100})
     monkeypatch.setattr(prepare, "DEFENCES_HELD_OUT", 100)
-    monkeypatch.setattr(prepare, "SHARPER", (200, 200))
     monkeypatch.setattr(prepare, "LATENT_MEMBERS", 200)  # of the 286 public members here; 1000 of those in the real data
     prepare.cifar10(raw, tmp_path)
     split = json.loads((tmp_path / f"{name}-split.json").read_text())
@@ -78,7 +77,6 @@ def test_the_sides_of_the_study_of_defences_and_what_its_extractors_learn_from_d
     monkeypatch.setattr(prepare, "DEFENCES_MEMBERS", {"cifar10": 100, "fashion-mnist": 400})
     monkeypatch.setattr(prepare, "DEFENCES_HELD_OUT", 100)
     monkeypatch.setattr(prepare, "LATENT_MEMBERS", 200)
-    monkeypatch.setattr(prepare, "SHARPER", (200, 200))
     prepare.cifar10(raw, tmp_path)
     prepare.fashion_mnist(raw, tmp_path)
     sides = json.loads((tmp_path / "cifar10-defences-split.json").read_text())

@@ -2,7 +2,7 @@
 # The models of the study of sharper attacks: bash studies/sharper/train.sh RAW work. Every stage is kept as work/NAME-STEPS; a call resumes.
 set -euo pipefail
 raw=$1 work=$2
-[ -f "$work/cifar10-512-split.json" ] || python studies/prepare.py "$raw" "$work"
+[ -f "$work/cifar10-split.json" ] || python studies/prepare.py "$raw" "$work"
 stages() {  # NAME CONFIG STEPS... -- FLAGS: one training, of which every stage is kept
     name=$1 config=$2 steps=()
     shift 2
@@ -24,6 +24,5 @@ stages() {  # NAME CONFIG STEPS... -- FLAGS: one training, of which every stage 
 }
 pixels=studies/sharper/train.yaml
 stages cifar10-128 $pixels 500 1000 1500 2000 2500 3000 3500 4000 -- --split "$work/cifar10-split.json"
-stages cifar10-512 $pixels 1000 2000 3000 -- --split "$work/cifar10-512-split.json"
 stages cifar10-vae studies/cifar10-vae/autoencoder.yaml 1500 -- --split "$work/cifar10-latent-split.json"
 stages cifar10-latent-vae studies/cifar10-vae/train.yaml 1250 2500 -- --autoencoder "$work/cifar10-vae"
