@@ -13,8 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from fixtures import models
-from fixtures.models import LEVELS, few_steps
-from safetensors.torch import load_file
+from fixtures.models import IMAGES, LEVELS, few_steps, trained_weights
 
 import diffleak
 from diffleak import hub
@@ -32,26 +31,15 @@ from diffleak.training.task import batch, keyed
 
 TINY = {**LEVELS, "attention_head_dim": 4}
 ATTENTION = {**TINY, **models.ATTENTION}
-IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
 NOISY = {"dp_noise_multiplier": 1.0, "dp_delta": 1e-3}
-
-
-@pytest.fixture
-def data(tmp_path) -> Path:
-    np.save(tmp_path / "images.npy", IMAGES)
-    return tmp_path / "images.npy"
 
 
 def config(data: Path, output: Path, **changes):
     return few_steps(data, output, **{"model": TINY, **changes})
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-
-
 def same(first: Path, second: Path) -> bool:
-    one, two = weights(first), weights(second)
+    one, two = trained_weights(first), trained_weights(second)
     return all(torch.equal(one[k], two[k]) for k in one)
 
 
@@ -115,7 +103,7 @@ def test_the_validation_loss_is_that_of_the_saved_weights_on_fixed_draws(data, t
     assert list(curve.step) == [2, 4, 6]
     task, images = task_of(config(data, folder, validation=0.2))
     _, aside = split_task(task, len(images.members))
-    task.module.network.load_state_dict(weights(folder))
+    task.module.network.load_state_dict(trained_weights(folder))
     task.module.eval()
     total = 0.0
     for draw in range(8):
@@ -364,7 +352,7 @@ def test_a_private_run_says_what_it_spent_and_loads(data, tmp_path, capsys):
     assert record["privacy"]["sample_rate"] == 4 / 30
     assert 3.9 < record["spent"]["epsilon"] <= 4 and record["spent"] | {"epsilon": 0} == {"epsilon": 0, "delta": 1e-3, "steps": 6}
     assert diffleak.load(folder, device="cpu").shape.height == 8
-    assert set(weights(folder)) == set(weights(diffleak.train(config(data, tmp_path / "plain", model=ATTENTION, steps=1))))
+    assert set(trained_weights(folder)) == set(trained_weights(diffleak.train(config(data, tmp_path / "plain", model=ATTENTION, steps=1))))
 
 
 def test_a_longer_private_run_continues_a_shorter_one_exactly_and_goes_on_accounting(data, tmp_path):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.commands import call, refused
-from fixtures.models import WIDER, few_steps
-from safetensors.torch import load_file
+from fixtures.models import WIDER, few_steps, trained_weights
 from scipy.stats import chisquare
 
 import diffleak
@@ -21,21 +20,10 @@ from diffleak.training.noising import Noising, drawing_of
 from diffleak.training.task import keyed
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
-
-
-@pytest.fixture
-def data(tmp_path) -> Path:
-    np.save(tmp_path / "images.npy", IMAGES)
-    return tmp_path / "images.npy"
 
 
 def config(data: Path, output: Path, **changes):
     return few_steps(data, output, **{"model": WIDER, "scheduler": FLOW, "steps": 4, **changes})
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
 
 
 # the loss
@@ -137,13 +125,13 @@ def test_a_longer_run_continues_a_shorter_one_exactly_on_the_path_of_flow_matchi
     once = diffleak.train(config(data, tmp_path / "once", timesteps=timesteps))
     diffleak.train(config(data, tmp_path / "twice", timesteps=timesteps, steps=2))
     twice = diffleak.train(config(data, tmp_path / "twice", timesteps=timesteps))
-    one, two = weights(once), weights(twice)
+    one, two = trained_weights(once), trained_weights(twice)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_the_timesteps_decide_the_model_and_another_choice_does_not_resume_it(data, tmp_path):
     folders = [diffleak.train(config(data, tmp_path / name, timesteps=name)) for name in ("uniform", "u-shaped")]
-    one, two = map(weights, folders)
+    one, two = map(trained_weights, folders)
     assert any(not torch.equal(one[name], two[name]) for name in one)
     record = json.loads((folders[0] / "train.json").read_text())
     del record["timesteps"]  # as earlier versions wrote it

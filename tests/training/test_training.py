@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fixtures.models import IMAGES, few_steps, trained_weights
 from fixtures.models import WIDER as TINY
-from fixtures.models import few_steps
 from safetensors.torch import load_file
 
 import diffleak
@@ -28,24 +28,12 @@ from diffleak.training.autoencoder import QuantisedLoss, VariationalLoss, autoen
 from diffleak.training.denoiser import DenoisingLoss, denoiser_task, encode_all, network_config
 from diffleak.training.noising import Noising
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
-
-
-@pytest.fixture
-def data(tmp_path) -> Path:
-    np.save(tmp_path / "images.npy", IMAGES)
-    return tmp_path / "images.npy"
-
 
 def config(data: Path, output: Path, **changes):
     return few_steps(data, output, **{"model": TINY, **changes})
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-
-
-def same(first: Path, second: Path, read=weights, **tolerance) -> bool:
+def same(first: Path, second: Path, read=trained_weights, **tolerance) -> bool:
     one, two = read(first), read(second)
     return all(torch.allclose(one[k], two[k], **tolerance) if tolerance else torch.equal(one[k], two[k]) for k in one)
 
@@ -139,7 +127,7 @@ def test_two_processes_train_the_same_model_as_one(data, tmp_path, kind):
         done = subprocess.run([sys.executable, *start, *arguments, str(output)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "checkpoint" / "random_states_1.pkl").exists(), "there was a second process"
-    read = weights if kind == "denoiser" else encoder_weights
+    read = trained_weights if kind == "denoiser" else encoder_weights
     assert same(tmp_path / "one", tmp_path / "two", read, rtol=1e-3, atol=5e-4), "the weights moved by 4e-3"
 
 
