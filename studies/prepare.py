@@ -9,6 +9,8 @@ RAW holds cifar10/, fashion-mnist/ and splits/ as published; OUT gets
 and for the latent models, which need more members to memorise less of each:
 
     cifar10-latent-split.json         1000 of the public members, the same held-out images
+    cifar10-reference-split.json      the public members that are in neither split, to train reference models on;
+                                      cifar10-128-reference-split.json: 128 of them
     fashion-mnist-32.npy, fashion-mnist-32-split.json     3000 images padded to 32 x 32: 1000 and 2000
 
 and for the defences, whose feature extractors and autoencoder must know neither side:
@@ -42,6 +44,9 @@ def cifar10(raw: Path, out: Path) -> None:
     save(out / "cifar10", images, np.sort(members), np.flatnonzero(~public_members))
     more = np.random.default_rng(1).choice(np.flatnonzero(public_members), LATENT_MEMBERS, replace=False)
     save_split(out / "cifar10-latent", np.sort(more), np.flatnonzero(~public_members))
+    rest = np.setdiff1d(np.flatnonzero(public_members), np.concatenate([np.sort(members), more]))
+    save_split(out / "cifar10-reference", rest, np.array([], dtype=int))
+    save_split(out / "cifar10-128-reference", rest[:MEMBERS], np.array([], dtype=int))
     draw = np.random.default_rng(2)
     members = draw.choice(np.flatnonzero(public_members), DEFENCES_MEMBERS["cifar10"], replace=False)
     held_out = draw.choice(np.flatnonzero(~public_members), DEFENCES_HELD_OUT, replace=False)

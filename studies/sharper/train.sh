@@ -2,10 +2,11 @@
 # The models of the study of sharper attacks: bash studies/sharper/train.sh RAW work. Every stage is kept as work/NAME-STEPS; a call resumes.
 set -euo pipefail
 raw=$1 work=$2
-[ -f "$work/cifar10-split.json" ] || python studies/prepare.py "$raw" "$work"
-stages() {  # NAME CONFIG STEPS... -- FLAGS: one training, of which every stage is kept
-    name=$1 config=$2 steps=()
-    shift 2
+[ -f "$work/cifar10-reference-split.json" ] || python studies/prepare.py "$raw" "$work"
+[ -d "$work/emoji" ] || python studies/text/prepare.py "$raw/captioned/noto-emoji-128.zip" "$work"
+stages() {  # NAME STEPS... -- FLAGS: one training, of which every stage is kept
+    name=$1 steps=()
+    shift
     while [ "$1" != -- ]; do
         steps+=("$1")
         shift
@@ -13,16 +14,33 @@ stages() {  # NAME CONFIG STEPS... -- FLAGS: one training, of which every stage 
     shift
     for count in "${steps[@]}"; do
         [ -d "$work/$name-$count" ] && continue
-        diffleak train -C "$config" --data "$work/cifar10.npy" -o "$work/$name" --steps "$count" "$@"
+        diffleak train "$@" -o "$work/$name" --steps "$count"
         rm -rf "$work/$name-$count.part"
-        mkdir "$work/$name-$count.part"
-        for part in unet scheduler vae split.json train.json; do
-            [ -e "$work/$name/$part" ] && cp -r "$work/$name/$part" "$work/$name-$count.part"
-        done
+        cp -r "$work/$name" "$work/$name-$count.part"
+        rm -rf "$work/$name-$count.part/checkpoint"
         mv "$work/$name-$count.part" "$work/$name-$count"
     done
 }
-pixels=studies/sharper/train.yaml
-stages cifar10-128 $pixels 500 1000 1500 2000 2500 3000 3500 4000 -- --split "$work/cifar10-split.json"
-stages cifar10-vae studies/cifar10-vae/autoencoder.yaml 1500 -- --split "$work/cifar10-latent-split.json"
-stages cifar10-latent-vae studies/cifar10-vae/train.yaml 1250 2500 -- --autoencoder "$work/cifar10-vae"
+pixels="-C studies/sharper/train.yaml --data $work/cifar10.npy"
+latents="-C studies/cifar10-vae/train.yaml --data $work/cifar10.npy --autoencoder $work/cifar10-vae"
+emoji="--data $work/emoji --resize 32"
+case ${3:-all} in
+latents | all)
+    stages cifar10-vae 1500 -- -C studies/cifar10-vae/autoencoder.yaml --data "$work/cifar10.npy" --split "$work/cifar10-latent-split.json"
+    stages cifar10-latent-vae 1250 2500 3750 -- $latents
+    stages cifar10-latent-vae-reference 2500 -- $latents --split "$work/cifar10-reference-split.json"
+    stages cifar10-latent-vae-seed1 2500 -- $latents --seed 1
+    stages cifar10-latent-vae-seed2 2500 -- $latents --seed 2
+    ;;&
+pixels | all)
+    stages cifar10-128 500 1000 1500 2000 2500 3000 3500 4000 -- $pixels --split "$work/cifar10-split.json"
+    stages cifar10-128-seed1 1500 2500 -- $pixels --split "$work/cifar10-split.json" --seed 1
+    stages cifar10-128-reference 2500 -- $pixels --split "$work/cifar10-128-reference-split.json"
+    stages cifar10-128-seed2 1500 2500 -- $pixels --split "$work/cifar10-split.json" --seed 2
+    ;;&
+text | all)
+    stages e-vae 2500 -- --preset vae $emoji --split "$work/emoji-others-split.json" --flip --threads 1 --checkpoint-every 250
+    stages e-base "$(sed -n 's/^steps: //p' studies/text/base.yaml)" -- -C studies/text/base.yaml $emoji --autoencoder "$work/e-vae" --split "$work/emoji-others-split.json"
+    stages e-all 2500 5000 -- -C studies/text/fine-tune.yaml $emoji --base "$work/e-base" --split "$work/emoji-split.json"
+    ;;
+esac
