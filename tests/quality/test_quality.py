@@ -83,7 +83,7 @@ def test_the_command_writes_the_record_the_report_and_scores_that_metrics_reads(
     assert len(record["extractor_fingerprint"]) == 64
     assert (record["reference"]["n"], record["training"]["n"], record["costs"]["forwards"]) == (120, 40, 240)
     names = [m["name"] for m in record["metrics"]]
-    assert names == ["frechet", "kid", "inception_score", "precision", "recall", "copy_rate"]
+    assert names == ["frechet", "kid", "inception_score", "precision", "recall", "copy_rate", "kid_difference"]
     assert all(m["low"] <= m["value"] <= m["high"] and m["method"] for m in record["metrics"])
     assert 8 <= len(record["copies"]["pairs"]) <= 12
     rows = list(csv.DictReader((folder / "nearest.csv").open()))
@@ -113,7 +113,7 @@ def test_without_training_images_there_is_no_copy_rate_and_without_o_nothing_is_
     assert code == 0
     assert set(tmp_path.rglob("*")) == before
     reasons = {m["name"]: m["reason"] for m in record["metrics"]}
-    assert "the training images are not given" in reasons["copy_rate"]
+    assert "the training images are not given" in reasons["copy_rate"] == reasons["kid_difference"]
     assert "needs at least 64 images a side, the dimension of the features; got 30 generated and 120 real" in reasons["frechet"]
     assert "gives no class probabilities" in reasons["inception_score"]
     assert "needs at least 50 images a side; got 30 generated and 120 real" in reasons["precision"]
@@ -129,6 +129,8 @@ def test_a_memoriser_draws_copies_only_and_tells_who_was_a_member(digits, split,
     settings = {"data": "digits", "split": split, "images": 100, "output": tmp_path / "out", "scores": True}
     measured = measure_quality(target, "pixels", **settings)
     rate = measured.record.metric("copy_rate")
+    difference = measured.record.metric("kid_difference")
+    assert difference.high < 0 and difference.p_value == 1 / 1001, "a memoriser draws its training images"
     assert rate.value > 0.95
     assert measured.record.copies.pairs[0].similarity > 0.999
     measured.save(tmp_path / "out")

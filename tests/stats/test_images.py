@@ -151,3 +151,57 @@ def test_the_interval_of_a_percentile_covers_it():
     assert binom.cdf(sum(f.low <= 0.95 <= f.high for f in found), 300, 0.95) > 1e-3
     assert images.percentile(np.arange(20.0), 99).low is None
     assert images.percentile(np.arange(20.0), 100).value == 19
+
+
+def double_sum_difference(generated, members, held_out):
+    kernel = lambda x, y: (x @ y / len(x) + 1) ** 3
+    pairs = lambda side: np.mean([kernel(x, y) for i, x in enumerate(side) for j, y in enumerate(side) if i != j])
+    across = lambda side: np.mean([kernel(x, y) for x in generated for y in side])
+    return pairs(members) - 2 * across(members) - pairs(held_out) + 2 * across(held_out)
+
+
+def test_the_kid_difference_is_its_double_sum_and_that_of_two_kids(monkeypatch):
+    rng = np.random.default_rng(1)
+    monkeypatch.setattr(images, "BLOCK", 7)
+    generated, members, held_out = (rng.normal(shift, 1, (n, 5)) for shift, n in ((0, 12), (0.1, 11), (0.4, 14)))
+    value = images.kernel_difference(generated, members, held_out)[0].value
+    assert value == pytest.approx(double_sum_difference(generated, members, held_out), rel=1e-10)
+    two = images.kernel_distance(generated, members).value - images.kernel_distance(generated, held_out).value
+    assert value == pytest.approx(two, rel=1e-8)
+
+
+def test_exchanged_sides_are_those_of_the_double_sum(monkeypatch):
+    rng = np.random.default_rng(2)
+    monkeypatch.setattr(images, "RESAMPLES", 40)
+    generated, members, held_out = (rng.normal(shift, 1, (n, 3)) for shift, n in ((0, 10), (0.1, 10), (0.3, 12)))
+    estimate, p_value = images.kernel_difference(generated, members, held_out, seed=5)
+    random, real = np.random.default_rng(5), np.concatenate([members, held_out])
+    for side in (generated, members, held_out):
+        random.permutation(len(side))
+    first = [random.permutation(22)[:10] for _ in range(40)]
+    values = [double_sum_difference(generated, real[f], real[np.setdiff1d(np.arange(22), f)]) for f in first]
+    low, high = np.quantile(values, [0.025, 0.975])
+    assert (estimate.low, estimate.high) == pytest.approx((estimate.value - high, estimate.value - low), rel=1e-8)
+    assert p_value == (1 + np.sum(np.array(values) <= estimate.value)) / 41
+
+
+def test_the_kid_difference_rejects_as_often_as_it_says_without_a_difference_and_sees_one(monkeypatch):
+    rng = np.random.default_rng(3)
+    monkeypatch.setattr(images, "RESAMPLES", 200)
+    p_values, covered = [], 0
+    for i in range(400):
+        generated, members, held_out = (rng.normal(0, 1, (n, 4)) for n in (30, 25, 35))
+        estimate, p_value = images.kernel_difference(generated, members, held_out, seed=i)
+        p_values.append(p_value)
+        covered += estimate.low <= 0 <= estimate.high
+    assert 0.02 < np.mean(np.array(p_values) <= 0.05) < 0.085  # 0.05, five standard errors of 400
+    assert covered > 0.91 * 400
+    members = rng.normal(0, 1, (60, 4))
+    generated, held_out = members[:40] + rng.normal(0, 0.01, (40, 4)), rng.normal(0.8, 1, (60, 4))
+    estimate, p_value = images.kernel_difference(generated, members, held_out)
+    assert estimate.high < 0 and p_value < 0.01
+
+
+def test_the_kid_difference_of_few_images_says_why_there_is_none():
+    estimate, p_value = images.kernel_difference(np.ones((9, 2)), np.ones((10, 2)), np.ones((10, 2)))
+    assert "needs at least 10 images of each kind; got 9 generated" in estimate.reason and p_value is None

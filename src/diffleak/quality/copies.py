@@ -19,6 +19,7 @@ from diffleak.records.base import Estimate
 from diffleak.records.quality import Copies, Metric, Pair, Percentile
 from diffleak.stats.images import copy_chance, copy_rate, copy_threshold, nearest, percentile
 
+UNKNOWN = "the training images are not given: --training DATA, or --data DATA with --split FILE"
 PERCENTS = (50.0, 90.0, 95.0, 99.0, 100.0)
 PAIRS = 12
 
@@ -34,8 +35,7 @@ class Found(NamedTuple):
 
 def no_copies() -> Found:
     """Nothing can be said without the training images."""
-    reason = "the training images are not given: --training DATA, or --data DATA with --split FILE"
-    return Found(_rate(Estimate(reason=reason)), None)
+    return Found(_rate(Estimate(reason=UNKNOWN)), None)
 
 
 def find_copies(encoder: tuple[str, str], generated: Vectors, reference: Vectors, training: Vectors, ids: tuple[str, ...]) -> Found:

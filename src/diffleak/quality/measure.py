@@ -42,7 +42,7 @@ from diffleak.records.run_folder import read_plan
 from diffleak.report import to_html
 from diffleak.report.pages.quality import Pictures, page
 from diffleak.report.wording import adapter, labels_from
-from diffleak.stats.images import frechet_distance, inception_score, kernel_distance, precision_recall
+from diffleak.stats.images import frechet_distance, inception_score, kernel_difference, kernel_distance, precision_recall
 from diffleak.work.files import checked_folder, open_to_others, write_text
 from diffleak.work.folder import UNKNOWN
 from diffleak.work.progress import say
@@ -185,7 +185,7 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     images = _drawn(prepared.drawing, folder, config)
     drawn = time.monotonic()
     features = features_of("generated", len(images), cut(images), prepared.encoders)
-    metrics, found = _statistics(prepared.encoders, features, reference, training)
+    metrics, found = _statistics(prepared.encoders, features, reference, training, config.seed)
     if prepared.prompts and prepared.clip:
         score = alignment(prepared.clip, images, prepared.prompts.texts, config.seed)
         metrics += (Metric(name="clip_score", **score.model_dump()),)
@@ -271,7 +271,7 @@ def _drawn(drawing: Drawing, folder: Path | None, config: QualityConfig) -> UInt
 
 
 def _statistics(
-    encoders: tuple[Extractor, Extractor], generated: Both, reference: RealSet, training: RealSet | None
+    encoders: tuple[Extractor, Extractor], generated: Both, reference: RealSet, training: RealSet | None, seed: int
 ) -> tuple[tuple[Metric, ...], Copies | None]:
     x, y = generated.plain.features, reference.features.plain.features
     precision, recall = precision_recall(x, y)
@@ -286,7 +286,12 @@ def _statistics(
         "precision": precision,
         "recall": recall,
     }
-    return (*(Metric(name=name, **estimate.model_dump()) for name, estimate in metrics.items()), found.rate), found.copies
+    listed = [Metric(name=name, **estimate.model_dump()) for name, estimate in metrics.items()]
+    difference, p_value = Estimate(reason=copies.UNKNOWN), None
+    if training:
+        difference, p_value = kernel_difference(x, training.features.plain.features, y, seed)
+    listed += [found.rate, Metric(name="kid_difference", p_value=p_value, **difference.model_dump())]
+    return tuple(listed), found.copies
 
 
 def _write_scores(path: Path, reference: RealSet, training: RealSet, generated: Float[np.ndarray, "n d"]) -> None:

@@ -19,7 +19,7 @@ FILE = "quality.json"
 
 R = TypeVar("R", bound=Record)
 
-MetricName = Literal["frechet", "kid", "inception_score", "precision", "recall", "copy_rate", "clip_score"]
+MetricName = Literal["frechet", "kid", "inception_score", "precision", "recall", "copy_rate", "clip_score", "kid_difference"]
 
 
 class Metric(Estimate):
@@ -29,6 +29,8 @@ class Metric(Estimate):
 
     name: MetricName
     """Name of the statistic."""
+    p_value: float | None = None
+    """How often exchanged sides give a difference as low or lower, in [0, 1]; null but for "kid_difference"."""
 
 
 class ImageSet(Record):

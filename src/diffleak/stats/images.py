@@ -5,6 +5,7 @@
     IS          exp(mean KL(p(y|x) || p(y)))                             Salimans et al. 2016, arXiv 1606.03498
     precision   share of generated images within the balls of real ones  Kynkäänniemi et al. 2019, arXiv 1904.06991
     copy rate   share of generated images nearer to training than 99 % of unseen real images are
+    KID difference   KID of generated images to members minus KID to held-out images    after Li et al. 2025, arXiv 2502.02970
 
     CLIP score  mean max(100 cos(E_I, E_C), 0) of image and caption      Hessel et al. 2021, arXiv 2104.08718, with w = 100 for 2.5
 
@@ -28,7 +29,8 @@ FEWEST_PER_SPLIT = 10
 NEIGHBOURS = 3  # of precision and recall, as in their paper
 FEWEST_FOR_BALLS = 50
 COPY_QUANTILE = 0.01
-RESAMPLES = 1000  # of a bootstrap
+RESAMPLES = 1000  # of a bootstrap, or exchanges of sides
+MOST_EXCHANGED = 2500  # images a side whose sides are exchanged: each exchange costs the square of them
 
 
 def frechet_distance(generated: Features, real: Features) -> Estimate:
@@ -93,6 +95,40 @@ def kernel_distance(generated: Features, real: Features) -> Estimate:
     half = Z * float(np.sqrt((n - 1) * without_x.var() + (m - 1) * without_y.var()))
     method = f"jackknife over images; unbiased, {n} generated and {m} real images"
     return Estimate(value=float(value), low=float(value) - half, high=float(value) + half, method=method)
+
+
+def kernel_difference(generated: Features, members: Features, held_out: Features, seed: int = 0) -> tuple[Estimate, float | None]:
+    """KID of generated images to members minus KID to held-out images, and a one-sided p-value; below 0 is closer to the members.
+
+    Images of a model that treats members as it treats other images of their distribution have 0 on average. Then the sides of
+    the real images may be exchanged, and the p-value is exact: among RESAMPLES exchanges and the true sides, the share whose
+    difference is as low or lower. The interval moves the quantiles of the exchanges to the value. At most MOST_EXCHANGED images
+    a side, drawn by `seed`.
+    """
+    random = np.random.default_rng(seed)
+    if min(len(generated), len(members), len(held_out)) < 10:
+        counts = f"{len(generated)} generated images, {len(members)} members and {len(held_out)} held-out images"
+        return Estimate(reason=f"needs at least 10 images of each kind; got {counts}"), None
+    drawn = [side[np.sort(random.permutation(len(side))[:MOST_EXCHANGED])] for side in (generated, members, held_out)]
+    real, n, m = np.concatenate(drawn[1:]), len(drawn[1]), len(drawn[2])
+    across = _kernel_sums(drawn[0], real)[1] / len(drawn[0])  # each real image's mean over the generated ones
+    sides = np.zeros((n + m, 1 + RESAMPLES))
+    sides[:n, 0] = 1
+    for column in range(1, 1 + RESAMPLES):
+        sides[random.permutation(n + m)[:n], column] = 1
+    within, total = np.zeros(1 + RESAMPLES), np.zeros(n + m)  # sums over pairs of the first side, and of each image with all others
+    for part in _blocks(n + m):
+        k = (real[part].astype(np.float64) @ real.T.astype(np.float64) / real.shape[1] + 1) ** 3
+        k[np.arange(len(k)), np.arange(part.start, part.stop)] = 0
+        within += (sides[part] * (k @ sides)).sum(axis=0)
+        total[part] = k.sum(axis=1)
+    rest = total.sum() - 2 * total @ sides + within
+    first = within / (n * (n - 1)) - 2 * across @ sides / n
+    values = first - rest / (m * (m - 1)) + 2 * across @ (1 - sides) / m
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    method = f"{RESAMPLES} exchanges of {n} members and {m} held-out images; {len(drawn[0])} generated"
+    p_value = float(np.mean(values <= values[0] + 1e-12 * np.abs(values).max()))
+    return Estimate(value=float(values[0]), low=float(values[0] - high), high=float(values[0] - low), method=method), p_value
 
 
 def _kernel_sums(x: Features, y: Features) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " m"]]:

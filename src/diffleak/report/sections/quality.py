@@ -48,6 +48,9 @@ METRICS: dict[MetricName, Wording] = {
         "Copy rate", "generated images nearer to training than 99 % of unseen real images are", "lower; 1 % without copies"
     ),
     "clip_score": Wording("CLIP score", "100 times the cosine of image and caption to CLIP", "higher"),
+    "kid_difference": Wording(
+        "KID difference", "KID to the training images minus KID to held-out images: below 0, closer to the training images", "0"
+    ),
 }
 
 
@@ -118,8 +121,23 @@ def metrics(record: QualityRecord) -> Section:
         Tabulated(metrics_table(record, page=False), first="Metric", where="text"),
         Sentences((*missing, f"{drawn}; {real}; features: {visible(record.extractor)}"), tone="small", wrapped=False, where="text"),
         Tabulated(metrics_table(record, page=True), caption, "Metric", look="metrics", where="page"),
+        *((Sentences((said,), wrapped=True),) if (said := closer_to_members(record)) else ()),
     )
     return Section("metrics", "All metrics", blocks, "All metrics")
+
+
+def closer_to_members(record: QualityRecord) -> str:
+    """Whether generated images are closer to the training images than to held-out images; empty where that was not measured.
+
+    A distilled model can withstand attacks on single images and still draw images closer to those it was trained on.
+    """
+    difference = next((m for m in record.metrics if m.name == "kid_difference"), None)  # records before 0.2 have none
+    if difference is None or difference.value is None or difference.p_value is None:
+        return ""
+    size = f"KID difference {decimal(difference.value)}, 95 % interval {ends(difference, False)}, one-sided p = {difference.p_value:.2g}"
+    if difference.p_value < ALPHA:
+        return f"Generated images are closer to the training images than to held-out images ({size})."
+    return f"No sign that generated images are closer to the training images than to held-out images ({size}); it cannot be excluded."
 
 
 def metrics_table(record: QualityRecord, page: bool) -> Table:

@@ -56,7 +56,7 @@ def _is_worst(compared: Compared) -> bool:
     return compared.entry.worst_result == compared.result
 
 
-TABULATED = ("kid", "frechet", "copy_rate")
+TABULATED = ("kid", "frechet", "copy_rate", "kid_difference")
 
 
 def worst(record: Comparison) -> Section:

@@ -26,6 +26,7 @@ QUALITY = {
     "recall": "recall",
     "copy_rate": "copy rate",
     "clip_score": "CLIP score",
+    "kid_difference": "KID difference",
 }
 
 
