@@ -13,6 +13,8 @@ and for the latent models, which need more members to memorise less of each:
                                       cifar10-128-reference-split.json: 128 of them
     fashion-mnist-32.npy, fashion-mnist-32-split.json     3000 images padded to 32 x 32: 1000 and 2000
 
+    tiny-imagenet.npy, tiny-imagenet-split.json     128 and 600 training images of the public split, resized to 32 x 32
+
 and for the defences, whose feature extractors and autoencoder must know neither side:
 
     cifar10-defences-split.json       600 public members, 600 held out; cifar10-others-split.json: all others as members
@@ -21,11 +23,14 @@ and for the defences, whose feature extractors and autoencoder must know neither
 """
 
 import gzip
+import io
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
 
 MEMBERS = 128
 LATENT_MEMBERS = 1000
@@ -33,6 +38,7 @@ DEFENCES_MEMBERS = {"cifar10": 600, "fashion-mnist": 400}
 DEFENCES_HELD_OUT = 600
 OTHERS = 10000
 FASHION_HELD_OUT = 2000
+TINY_HELD_OUT = 600
 
 
 def cifar10(raw: Path, out: Path) -> None:
@@ -72,6 +78,21 @@ def fashion_mnist(raw: Path, out: Path) -> None:
     np.savez(out / "fashion-mnist-others.npz", images=images[others], labels=labels[others].astype(np.int64))
 
 
+def tiny_imagenet(raw: Path, out: Path) -> None:
+    table = pq.read_table(raw / "tiny-imagenet" / "tiny-imagenet-train-20k.parquet")
+    with np.load(raw / "splits" / "TINY-IN_train_ratio0.5.npz") as split:
+        member = np.isin(table["index"].to_numpy(), split["mia_train_idxs"])
+    draw = np.random.default_rng(3)
+    rows = [draw.choice(np.flatnonzero(side), n, replace=False) for side, n in ((member, MEMBERS), (~member, TINY_HELD_OUT))]
+    images = [resized(table["image"][int(row)].as_py()["bytes"]) for row in np.concatenate(rows)]
+    save(out / "tiny-imagenet", np.stack(images), np.arange(MEMBERS), np.arange(MEMBERS, len(images)))
+
+
+def resized(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC))
+
+
 def save(stem: Path, images: np.ndarray, members: np.ndarray, nonmembers: np.ndarray) -> None:
     np.save(stem.with_suffix(".npy"), images)
     save_split(stem, members, nonmembers)
@@ -89,3 +110,4 @@ if __name__ == "__main__":
     out_folder.mkdir(parents=True, exist_ok=True)
     cifar10(raw_folder, out_folder)
     fashion_mnist(raw_folder, out_folder)
+    tiny_imagenet(raw_folder, out_folder)

@@ -29,14 +29,15 @@ latents | all)
     stages cifar10-vae 1500 -- -C studies/cifar10-vae/autoencoder.yaml --data "$work/cifar10.npy" --split "$work/cifar10-latent-split.json"
     stages cifar10-latent-vae 1250 2500 3750 -- $latents
     stages cifar10-latent-vae-reference 2500 -- $latents --split "$work/cifar10-reference-split.json"
-    stages cifar10-latent-vae-seed1 2500 -- $latents --seed 1
-    stages cifar10-latent-vae-seed2 2500 -- $latents --seed 2
     ;;&
 pixels | all)
     stages cifar10-128 500 1000 1500 2000 2500 3000 3500 4000 -- $pixels --split "$work/cifar10-split.json"
-    stages cifar10-128-seed1 1500 2500 -- $pixels --split "$work/cifar10-split.json" --seed 1
+    stages cifar10-128-seed1 2500 -- $pixels --split "$work/cifar10-split.json" --seed 1
     stages cifar10-128-reference 2500 -- $pixels --split "$work/cifar10-128-reference-split.json"
-    stages cifar10-128-seed2 1500 2500 -- $pixels --split "$work/cifar10-split.json" --seed 2
+    stages cifar10-128-seed2 2500 -- $pixels --split "$work/cifar10-split.json" --seed 2
+    ;;&
+tiny-imagenet | all)
+    stages tiny-imagenet-128 2500 -- -C studies/sharper/train.yaml --data "$work/tiny-imagenet.npy" --split "$work/tiny-imagenet-split.json"
     ;;&
 text | all)
     stages e-vae 2500 -- --preset vae $emoji --split "$work/emoji-others-split.json" --flip --threads 1 --checkpoint-every 250
