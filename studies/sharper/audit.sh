@@ -24,5 +24,4 @@ audit tiny-imagenet-128-2500 --data "$work/tiny-imagenet.npy" --split "$work/tin
 audit cifar10-latent-vae-1250 $latents
 audit cifar10-latent-vae-2500 $latents --reference "$work/cifar10-latent-vae-reference-2500"
 audit cifar10-latent-vae-3750 $latents
-audit e-all-2500 --data "$work/emoji" --resize --captions own --split "$work/emoji-split.json" --reference "$work/e-base" \
-    --attacks loss,secmi,pia,sima,clid,pfami,gradient
+audit e-all-2500 --data "$work/emoji" --resize --captions own --split "$work/emoji-split.json" --reference "$work/e-base"
