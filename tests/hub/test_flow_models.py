@@ -14,7 +14,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from fixtures.flow_models import CHANNELS, FLOW_MODELS, flow_folder
+from fixtures.flow_models import CHANNELS, FLOW_MODELS, flow_folder, flow_model, mistral_tokenizer
+from transformers import ProcessorMixin
 
 from diffleak import hub
 from diffleak.data.pixels import ImageShape
@@ -25,7 +26,17 @@ from diffleak.errors import UserError
 
 TEXTS = ["a house with a garden", "moon"]  # of different lengths
 SIDES = (4, 8)
-PACKED = ("qwen", "chroma")
+PACKED, FLUX2 = ("qwen", "chroma"), ("flux2", "flux2-dev")
+
+
+class TextsAlone(ProcessorMixin):
+    """The library's processor of a chat without images: that of the larger FLUX.2 is not made without torchvision."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer, chat_template=tokenizer.chat_template)
+
+    def __call__(self, text: Any, images: Any = None, videos: Any = None, **how: Any) -> Any:
+        return self.tokenizer(text, **how)
 
 
 class Loop(NamedTuple):
@@ -50,7 +61,9 @@ def targets(folders: dict[str, Path]) -> dict[str, Target]:
 @pytest.fixture(scope="module")
 def theirs(folders: dict[str, Path]) -> dict[str, Any]:
     """diffusers' own pipelines of the folders."""
-    made = {kind: diffusers.DiffusionPipeline.from_pretrained(folder) for kind, folder in folders.items()}
+    made = {kind: diffusers.DiffusionPipeline.from_pretrained(folder) for kind, folder in folders.items() if kind != "flux2-dev"}
+    made["flux2-dev"] = flow_model("flux2-dev")
+    made["flux2-dev"].tokenizer = TextsAlone(mistral_tokenizer())
     for pipeline in made.values():
         pipeline.set_progress_bar_config(disable=True)
     return made
@@ -64,7 +77,7 @@ def stepped(made: Any, kind: str, monkeypatch: pytest.MonkeyPatch, **how: Any) -
     """What a pipeline's own loop of three steps hands to its scheduler and gets from it, as pictures, and the images it ends in."""
     steps, last, z, step = [], [], latents(kind), type(made.scheduler).step
     unpacked = (lambda x: made._unpack_latents(x, 2 * SIDES[0], 2 * SIDES[1], 2).reshape(z.shape)) if kind in PACKED else lambda x: x
-    if kind == "flux2":
+    if kind in FLUX2:
         unpacked = lambda x: x.transpose(1, 2).reshape(z.shape)
 
     def heard(self: Any, v: torch.Tensor, t: torch.Tensor, x: torch.Tensor, **others: Any) -> Any:
@@ -75,7 +88,7 @@ def stepped(made: Any, kind: str, monkeypatch: pytest.MonkeyPatch, **how: Any) -
 
     monkeypatch.setattr(type(made.scheduler), "step", heard)
     given = made._pack_latents(z, len(TEXTS), CHANNELS[kind], *SIDES) if kind in PACKED else z
-    factor = {"flux2": 4, "lumina2": 8, "sana": 32}.get(kind, 2)
+    factor = {"flux2": 4, "flux2-dev": 4, "lumina2": 8, "sana": 32}.get(kind, 2)
     sides = {"height": SIDES[0] * factor, "width": SIDES[1] * factor}
     images = made(prompt=list(TEXTS), latents=given, output_type="pt", num_inference_steps=3, **sides, **how).images
     return Loop(steps, last[-1], images)
@@ -83,6 +96,7 @@ def stepped(made: Any, kind: str, monkeypatch: pytest.MonkeyPatch, **how: Any) -
 
 ALONE: dict[str, dict[str, Any]] = {
     "flux2": {"guidance_scale": 1.0},
+    "flux2-dev": {"guidance_scale": 1.0},
     "z-image": {"guidance_scale": 0.0},
     "qwen": {"true_cfg_scale": 1.0},
     "chroma": {"guidance_scale": 1.0},
@@ -217,6 +231,16 @@ def test_a_chat_template_that_is_missing_or_runs_code_is_one_line(folders: dict[
     assert hub.fingerprint(folder) != before, "a template is a part of the model"
     with pytest.raises(UserError, match=r"puts captions into its tokenizer's chat template, and .*tokenizer has none"):
         hub.load(folder, device="cpu")
+
+
+def test_a_chat_that_the_tokenizer_alone_would_begin_otherwise_than_its_processor_is_one_line(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders["flux2-dev"], tmp_path / "model"))
+    template = folder / "tokenizer" / "chat_template.jinja"
+    template.write_text(template.read_text().removeprefix("{{ bos_token }}"))
+    with pytest.raises(UserError, match=r"fail for 'moon' \(the tokenizer's chat template must begin with its bos_token, <.im_start.>\)"):
+        hub.load(folder, device="cpu").text(["moon"])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffleak.diffusion.conditions import MASK
-from diffleak.errors import UserError
+from diffleak.errors import UserError, shown
 from diffleak.hub.folders import diffusers_library
 
 WORDS = "encoder_hidden_states"
@@ -32,21 +32,46 @@ def refuse_odd(name: str, pixels: int, x_t: Tensor) -> None:
 # --- FLUX.2 ---------------------------------------------------------------------------------------------------------------
 
 
-def embed_flux2(pipeline: Any, texts: list[str]) -> Embedding:
+def embed_flux2_klein(pipeline: Any, texts: list[str]) -> Embedding:
     return {WORDS: pipeline.encode_prompt(texts, device=pipeline.device)[0]}
 
 
+def embed_flux2(pipeline: Any, texts: list[str]) -> Embedding:
+    """Raises `UserError` for a chat that a processor would put another token before, which the tokenizer alone does not."""
+    begin = pipeline.tokenizer.bos_token
+    if begin is not None and not written_flux2(pipeline, "")[0].startswith(begin):
+        raise UserError(f"the tokenizer's chat template must begin with its bos_token, {shown(begin)}")
+    return embed_flux2_klein(pipeline, texts)
+
+
+def ask_flux2_klein(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    return _ask_flux2(network, x_t, time, conditions[WORDS], None)
+
+
 def ask_flux2(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-    pipeline, words = diffusers_library().Flux2KleinPipeline, conditions[WORDS]  # the network reads positions of one image for all
+    return _ask_flux2(network, x_t, time, conditions[WORDS], torch.ones(len(x_t), dtype=torch.float32, device=x_t.device))
+
+
+def _ask_flux2(network: Any, x_t: Tensor, time: Tensor, words: Tensor, guidance: Tensor | None) -> Tensor:
+    pipeline = diffusers_library().Flux2KleinPipeline  # whose methods are copies of the larger one's
     found = network(
         pipeline._pack_latents(x_t),
         timestep=time / 1000,
         encoder_hidden_states=words,
-        txt_ids=pipeline._prepare_text_ids(words[:1]).to(x_t.device),
+        txt_ids=pipeline._prepare_text_ids(words[:1]).to(x_t.device),  # the network reads the positions of one image for all
         img_ids=pipeline._prepare_latent_ids(x_t[:1]).to(x_t.device),
-        guidance=None,
+        guidance=guidance,
     ).sample
     return found.transpose(1, 2).reshape(x_t.shape)  # type: ignore[no-any-return]
+
+
+def written_flux2(pipeline: Any, text: str) -> tuple[str, int]:
+    """With the tokens that the tokenizer adds to every text, and which a chat already has."""
+    from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+
+    messages = format_input([text], pipeline.system_message)[0]
+    chat = pipeline.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    return chat, CHAT_TOKENS + len(pipeline.tokenizer("").input_ids)
 
 
 # --- Z-Image --------------------------------------------------------------------------------------------------------------

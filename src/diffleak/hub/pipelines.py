@@ -35,6 +35,7 @@ CLEANING = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")  # which call them; Sa
 NOTHING = [None, None]  # how a folder's index says that it has no such part
 NO_LIMIT = int(1e30)  # what transformers takes for the longest text of a tokenizer that says none
 MOST_TOKENS = 10**6  # of a vocabulary whose text encoder does not say how many it knows
+PROCESSORS = ("PixtralProcessor",)  # of texts and images: only the tokenizer in it is loaded
 PLENTY = 2048  # tokens, more than any pipeline reads of a caption
 RESCALED = "rescales what guidance gives to the norm of the prediction for the caption, which is not done here"
 SHORTEST = 3  # tokens of a text: a beginning, a word, an end
@@ -132,9 +133,10 @@ PIPELINES = {
     "PixArtSigmaPipeline": Pipeline(_embed_pixart, _ask_pixart),
     "StableDiffusion3Pipeline": Pipeline(_embed_sd3, _ask_sd3),
     "FluxPipeline": Pipeline(_embed_flux, _ask_flux, packing=4),
+    "Flux2Pipeline": Pipeline(flow_models.embed_flux2, flow_models.ask_flux2, written=flow_models.written_flux2, chat=True),
     "Flux2KleinPipeline": Pipeline(
-        flow_models.embed_flux2,
-        flow_models.ask_flux2,
+        flow_models.embed_flux2_klein,
+        flow_models.ask_flux2_klein,
         written=flow_models.written_chat,
         chat=True,
         guides=lambda pipeline: (
@@ -325,7 +327,7 @@ def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
     check_files(folder)
     if not any(all(any(folder.glob(file)) for file in files) for files in VOCABULARIES):
         raise UserError(f"{folder} must hold a vocabulary: tokenizer.json, a .model file, or vocab.json with merges.txt; found none")
-    kind = _class(name, "PreTrainedTokenizerBase", folder)
+    named = transformers_library().AutoTokenizer if name in PROCESSORS else _class(name, "PreTrainedTokenizerBase", folder)
     config = getattr(encoder, "config", None)
     config = getattr(config, "text_config", config)  # of a model that sees images too
     known = getattr(config, "vocab_size", MOST_TOKENS)
@@ -334,7 +336,7 @@ def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
         if type(extra) is not int or not 0 <= extra <= known:  # which it would make one by one
             raise UserError(f"extra_ids of {file} must be a whole number in [0, {known}]; got {cut(json.dumps(extra))}")
     try:
-        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+        tokenizer = named.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers, tokenizers and json each raise their own; all mean an unusable folder
         raise UserError(f"{folder} cannot be loaded: {first_lines(error) or type(error).__name__}") from None
     if len(tokenizer) > known:
