@@ -88,7 +88,7 @@ class Identity(Codec):
 @final
 @dataclass(frozen=True, eq=False)
 class Autoencoder(Codec):
-    """A diffusers autoencoder: AutoencoderKL, AutoencoderTiny or VQModel, frozen.
+    """A diffusers autoencoder, frozen.
 
     `scale` and `shift` are the config's scaling_factor and shift_factor (numbers, or one per channel).
     """
@@ -99,7 +99,8 @@ class Autoencoder(Codec):
 
     def encode(self, x: Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
         encoded = self.network.encode(x)
-        h = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        h = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else getattr(encoded, "latents", None)
+        h = encoded.latent if h is None else h  # as AutoencoderDC calls it
         return (h - _per_channel(self.shift, h)) * _per_channel(self.scale, h)
 
     def decode(self, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:

@@ -1,9 +1,14 @@
 """Autoencoders as codecs: loaded, trained ones wrapped, and how they fit a denoiser."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from threading import Lock
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.codec import Autoencoder, Codec
@@ -15,6 +20,9 @@ from diffleak.work.memory import out_of_memory
 from diffleak.work.progress import say
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
+OF_PIPELINES = ("AutoencoderKLFlux2", "AutoencoderKLQwenImage", "AutoencoderDC")  # of finished models alone: no training on their latents
+FACTORLESS = ("AutoencoderKLFlux2", "AutoencoderKLQwenImage")  # they scale latents by statistics of their own
+PATCH = 2  # latent pixels a side that FLUX.2 takes as one
 PROBE = 64  # pixels a side of the blank image that shows how far an autoencoder scales down
 
 
@@ -24,29 +32,34 @@ def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", 
     What the libraries warn of meanwhile is said on stderr. `factor` and errors are those of `read_codec`.
     """
     with heard() as said:
-        codec = read_codec(folder, dtype, device, factor)
+        codec = read_codec(folder, dtype, device, factor, AUTOENCODERS)
     for line in said:
         say(f"warning: while {folder} was loaded: {line}")
     return codec
 
 
-def read_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", factor: float | None = None) -> Autoencoder:
+def read_codec(
+    folder: str | Path,
+    dtype: str = "float32",
+    device: str = "cpu",
+    factor: float | None = None,
+    kinds: Sequence[str] = (*AUTOENCODERS, *OF_PIPELINES),
+) -> Autoencoder:
     """The same for callers that listen to warnings themselves.
 
-    `factor` is the scaling_factor where the config says none, which the first Stable Diffusion folders do not.
+    `kinds` are the classes of autoencoders that will do, and `factor` is the scaling_factor where the config says none, which the first
+    Stable Diffusion folders do not.
     Raises `UserError` for another kind of autoencoder, missing weights, and a config that does not say its scaling_factor.
     """
     own = autoencoder_folder(Path(folder)) or Path(folder)
     config = read_json(own / "config.json", f"{folder} must hold an autoencoder, as vae/ or vqvae/")
     name = config.get("_class_name", "")
-    if name not in AUTOENCODERS:
-        raise UserError(
-            f"autoencoders must be one of {', '.join(AUTOENCODERS)}; {own} holds a {shown(name) or 'config.json without _class_name'}"
-        )
+    if name not in kinds:
+        raise UserError(f"autoencoders must be one of {', '.join(kinds)}; {own} holds a {shown(name) or 'config.json without _class_name'}")
     if config.get("lookup_from_codebook"):
         raise UserError(f"{own} decodes code numbers (lookup_from_codebook); its latents are not what a diffusion model works on")
     factor = config.get("scaling_factor", factor)
-    if not are_numbers([factor], 1, positive=True):
+    if name not in FACTORLESS and not are_numbers([factor], 1, positive=True):
         raise UserError(
             f"{own}/config.json must say scaling_factor, the positive number that latents were multiplied by when the denoiser was "
             f"trained (0.18215 for Stable Diffusion 1); got {shown(factor)}: set it there"
@@ -54,13 +67,50 @@ def read_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", 
     if not are_numbers([config.get("shift_factor") or 0], 1):
         raise UserError(f"{own}/config.json must give shift_factor as a number, or null; got {shown(config['shift_factor'])}")
     for key, kind in (("latents_mean", "numbers"), ("latents_std", "positive numbers")):
-        values, channels = config.get(key), config.get("latent_channels", 4)
+        values, channels = config.get(key), config.get("z_dim", config.get("latent_channels", 4))
         if values is not None and not are_numbers(values, channels, positive=key == "latents_std"):
             said = f"{own}/config.json must give {key} as {channels} {kind}, one per latent channel, or null"
             raise UserError(f"{said}; got {shown(values)}")
     check_weights(own)
-    network = pretrained(name, own, DTYPES[dtype]).to(device)
+    network: Any = pretrained(name, own, DTYPES[dtype]).to(device)
+    if name == "AutoencoderKLFlux2":
+        statistics = network.bn
+        scale = 1 / (statistics.running_var + network.config.batch_norm_eps).sqrt()
+        return Autoencoder(Patched(network), scale, statistics.running_mean)
+    if name == "AutoencoderKLQwenImage":
+        network.register_to_config(in_channels=network.config.input_channels, scaling_factor=1.0)
+        return replace(_codec(network), network=Still(network))
     return _codec(network)
+
+
+class Patched(torch.nn.Module):
+    """An AutoencoderKLFlux2, whose latents its pipelines take in blocks of 2 x 2 as the channels of one."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network, self.config = network, network.config
+
+    def encode(self, x: Tensor) -> Any:
+        return SimpleNamespace(latents=torch.nn.functional.pixel_unshuffle(self.network.encode(x).latent_dist.mode(), PATCH))
+
+    def decode(self, z: Tensor) -> Any:
+        return self.network.decode(torch.nn.functional.pixel_shuffle(z, PATCH))
+
+
+class Still(torch.nn.Module):
+    """An AutoencoderKLQwenImage, which is made for films, of a film of one frame. It keeps frames in itself, so threads take turns."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network, self.config, self._turn = network, network.config, Lock()
+
+    def encode(self, x: Tensor) -> Any:
+        with self._turn:
+            return SimpleNamespace(latents=self.network.encode(x.unsqueeze(2)).latent_dist.mode().squeeze(2))
+
+    def decode(self, z: Tensor) -> Any:
+        with self._turn:
+            return SimpleNamespace(sample=self.network.decode(z.unsqueeze(2)).sample.squeeze(2))
 
 
 def codec_of(network: torch.nn.Module, scaling_factor: float) -> Autoencoder:

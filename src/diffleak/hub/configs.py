@@ -14,10 +14,10 @@ LARGEST = 1e30  # number in a config that is taken for one
 KEYS: dict[str, tuple[type, ...]] = {  # what is read from JSON files of models and adapters, and the kinds of value that it may have
     **dict.fromkeys(("_class_name", "model_type", "prediction_type", "peft_type"), (str,)),
     **dict.fromkeys(("norm_type", "class_embed_type", "variance_type"), (str, NoneType)),
-    **dict.fromkeys(("in_channels", "latent_channels", "seed", "max_position_embeddings"), (int,)),
+    **dict.fromkeys(("in_channels", "latent_channels", "z_dim", "seed", "max_position_embeddings"), (int,)),
     **dict.fromkeys(("out_channels", "num_class_embeds", "num_embeds_ada_norm", "num_train_timesteps", "resample"), (int, NoneType)),
     **dict.fromkeys(("lookup_from_codebook", "do_center_crop", "use_rslora", "use_dora"), (bool, NoneType)),
-    **dict.fromkeys(("force_zeros_for_empty_prompt", "requires_safety_checker"), (bool,)),
+    **dict.fromkeys(("force_zeros_for_empty_prompt", "requires_safety_checker", "is_distilled", "use_flow_sigmas"), (bool,)),
     **dict.fromkeys(("lora_alpha", "shift_factor"), (int, float, NoneType)),
     **dict.fromkeys(("alpha_pattern", "rank_pattern"), (dict, NoneType)),
     **dict.fromkeys(("image_mean", "image_std"), (list, NoneType)),
@@ -80,7 +80,7 @@ def check_settings(kind: Any, config: Mapping[str, Any], path: Path) -> None:
 def _of_kind(value: Any, usual: Any, annotation: str) -> bool:
     if isinstance(usual, tuple | list):
         return isinstance(value, list)
-    if isinstance(value, list) and isinstance(usual, bool | int | float):  # of one for every block, where the class says so
+    if isinstance(value, list) and isinstance(usual, bool | int | float | str):  # of one for every block, where the class says so
         several = any(mark in annotation for mark in ("uple", "ist", "equence"))
         return several and all(_of_kind(inner, usual, annotation) for inner in value)
     if isinstance(usual, bool):

@@ -20,13 +20,24 @@ from diffleak.work.reading import Unreadable, found_at, parsing
 
 NETWORKS = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),
-    "transformer": ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel"),
+    "transformer": (
+        "DiTTransformer2DModel",
+        "PixArtTransformer2DModel",
+        "SD3Transformer2DModel",
+        "FluxTransformer2DModel",
+        "Flux2Transformer2DModel",
+        "ZImageTransformer2DModel",
+        "QwenImageTransformer2DModel",
+        "ChromaTransformer2DModel",
+        "Lumina2Transformer2DModel",
+        "SanaTransformer2DModel",
+    ),
 }
 AUTOENCODER_FOLDERS = ("vae", "vqvae")
 SECOND = "_2"  # what the folder of a second network is called after the first
 TEXT_PARTS = tuple(name + number for name in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))
 PARTS = (*NETWORKS, *(name + SECOND for name in NETWORKS), *AUTOENCODER_FOLDERS, "scheduler", *TEXT_PARTS)
-TOKENIZER_FILES = ("*.json", "*.txt", "*.model")  # vocabularies
+TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # vocabularies, and templates of chats
 LAYERS = r"layers|^num_\w*blocks$"  # in the keys of a config that say how deep a network is
 DUAL = "dual.json"
 INDEX = "model_index.json"
@@ -54,7 +65,7 @@ def located(model: str | Path) -> Path:
         raise UserError(f"MODEL must be a diffusers folder or a hub id; {path} is a file")
     if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
         raise UserError(f"MODEL must be a diffusers folder or a hub id (owner/name); found nothing at {shown(model, LONGEST_PATH)}")
-    parts = [f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors", "txt", "model")]
+    parts = [f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors", "txt", "model", "jinja")]
     return downloaded(str(model), ["*.json", *parts])
 
 

@@ -45,8 +45,8 @@ from diffleak.hub.folders import (
     pretrained,
     text_fingerprint,
 )
-from diffleak.hub.making import FLOW_SCHEDULER, flow_schedule
-from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of, write_index
+from diffleak.hub.making import FLOW_PREDICTION, FLOW_SCHEDULER, flow_schedule
+from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, guidance_notes, load_text, pipeline_of, write_index
 from diffleak.work.files import write_text
 from diffleak.work.progress import say
 
@@ -147,6 +147,7 @@ def load(
     guided = denoiser if guidance_scale == 1 else Guided(denoiser, guidance_scale)
     if text is None and guidance_scale != 1:
         raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")
+    said += guidance_notes(pipeline) if guidance_scale != 1 else []
     applied = None if lora is None else str(lora)
     strength, split_file = lora_scale if applied else None, own_split(folder if adapter is None else adapter.parent)
     return Target(
@@ -235,7 +236,8 @@ def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_json(path, f"{folder} must say its noise schedule")
     name, prediction_type = config.get("_class_name", "DDPMScheduler"), config.get("prediction_type", "epsilon")
-    if prediction_type not in get_args(PredictionType) or prediction_type == "flow":
+    flows = prediction_type == FLOW_PREDICTION and config.get("use_flow_sigmas") is True
+    if not flows and (prediction_type not in get_args(PredictionType) or prediction_type == "flow"):
         raise UserError(f"prediction_type must be epsilon, v_prediction or sample; {folder} says '{shown(prediction_type)}'")
     kind = getattr(diffusers_library(), str(name), None)
     if kind is None or not hasattr(kind, "from_config"):
@@ -264,7 +266,9 @@ def _classes(config: dict[str, Any], folder: Path) -> int | None:
 
 def _shape(config: dict[str, Any], folder: Path, packing: int = 1) -> ImageShape | None:
     size, channels = config.get("sample_size"), config.get("in_channels", 3)
-    out = config.get("out_channels", 3)  # null in a transformer's config means as many as it takes
+    out = config.get("out_channels", 3 if folder.name.startswith("unet") else None)  # of a transformer null means as many as it takes
+    if packing > 1 and out is not None:
+        out *= config.get("patch_size", 1) ** 2  # Qwen-Image counts what it predicts of one latent pixel, and what it takes of a patch
     if out not in (channels, 2 * channels, None):
         raise UserError(f"a denoiser predicts as many channels as it takes; {folder} has {channels} in and {out} out")
     if size is None:

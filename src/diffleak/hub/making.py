@@ -22,6 +22,7 @@ MARKS = ("<|startoftext|>", "<|endoftext|>")
 PRIVATE = 0xE000  # where the characters begin that mean nothing by themselves
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+FLOW_PREDICTION = "flow_prediction"  # how schedulers of diffusion say that they are run on it
 SCHEDULERS = ("DDPMScheduler", FLOW_SCHEDULER)  # of new models
 SAMPLERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm": "DPMSolverMultistepScheduler"}
 
@@ -100,9 +101,17 @@ def new_scheduler(config: dict[str, Any]) -> Any:
 
 
 def flow_schedule(scheduler: Any) -> Schedule | None:
-    """The noise schedule of a diffusers scheduler of flow matching; None for other schedulers."""
+    """The noise schedule of a diffusers scheduler of flow matching; None for other schedulers.
+
+    One of diffusion that is run on sigmas of flow matching, as Sana's is, has none before it is given steps: it is that of FLOW_SCHEDULER,
+    sigma = shift s / (1 + (shift - 1) s) for s = 1/T, ..., 1.
+    """
     if type(scheduler).__name__ != FLOW_SCHEDULER:
-        return None
+        config = scheduler.config
+        if not (config.get("use_flow_sigmas") and config.get("prediction_type") == FLOW_PREDICTION):
+            return None
+        even = np.arange(1, config.num_train_timesteps + 1) / config.num_train_timesteps
+        return Schedule.flow(config.flow_shift * even / (1 + (config.flow_shift - 1) * even), config.num_train_timesteps)
     return Schedule.flow(scheduler.sigmas.flip(0), scheduler.config.num_train_timesteps)
 
 

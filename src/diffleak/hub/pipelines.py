@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diffleak.diffusion.conditions import Prompts
 from diffleak.errors import UserError, first_lines, pip_install, shown
+from diffleak.hub import flow_models
 from diffleak.hub.configs import load_object, read_json
 from diffleak.hub.folders import INDEX, TEXT_PARTS, check_files, check_weights, diffusers_library, from_transformers, transformers_library
 from diffleak.work.files import write_text
@@ -30,9 +31,13 @@ CACHE_BYTES = 2**30  # of text embeddings
 TOGETHER = 16  # texts in one forward of the encoders, at most
 NOT_LOADED = ("vae", "safety_checker", "feature_extractor", "image_encoder")
 CLEANERS = {"bs4": "beautifulsoup4", "ftfy": "ftfy"}  # without which diffusers leaves captions as they are, and does not say so aloud
+CLEANING = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")  # which call them; Sana's does not, unless it is asked to
 NOTHING = [None, None]  # how a folder's index says that it has no such part
 NO_LIMIT = int(1e30)  # what transformers takes for the longest text of a tokenizer that says none
 MOST_TOKENS = 10**6  # of a vocabulary whose text encoder does not say how many it knows
+PROCESSORS = ("PixtralProcessor",)  # of texts and images: only the tokenizer in it is loaded
+PLENTY = 2048  # tokens, more than any pipeline reads of a caption
+RESCALED = "rescales what guidance gives to the norm of the prediction for the caption, which is not done here"
 SHORTEST = 3  # tokens of a text: a beginning, a word, an end
 VOCABULARIES = (("tokenizer.json",), ("*.model",), ("vocab.json", "merges.txt"))  # each is one in full
 
@@ -46,12 +51,17 @@ class Pipeline:
     embed(pipeline, texts): what the network takes for captions, each with a row for every one. ask(pixels, network, x_t, time,
     conditions): the network's prediction, pixels being the pixels a side that a latent pixel stands for. packing: latent
     pixels that the transformer takes as one. needs: parts without which diffusers' `encode_prompt` ends in a bug.
+    written(pipeline, text): a caption as its one tokenizer is given it, and how many tokens of that are read, where it is put into a
+    template. chat: whether that is the tokenizer's own. guides(pipeline): what the pipeline makes of guidance that is not done here.
     """
 
     embed: Callable[[Any, list[str]], Embedding]
     ask: Callable[[int, Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
     packing: int = 1
     needs: tuple[str, ...] = ("text_encoder", "tokenizer")
+    written: Callable[[Any, str], tuple[str, int]] | None = None
+    chat: bool = False
+    guides: Callable[[Any], str | None] = lambda pipeline: None
 
 
 def _embed_sd(pipeline: Any, texts: list[str]) -> Embedding:
@@ -107,8 +117,7 @@ def _embed_flux(pipeline: Any, texts: list[str]) -> Embedding:
 def _ask_flux(pixels: int, network: Any, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     pipeline = diffusers_library().FluxPipeline
     b, c, h, w = x_t.shape
-    if h % 2 or w % 2:
-        raise UserError(f"Flux takes images whose sides are multiples of {2 * pixels}; got {h * pixels} x {w * pixels}: resize them")
+    flow_models.refuse_odd("Flux", pixels, x_t)
     positions = pipeline._prepare_latent_image_ids(b, h // 2, w // 2, x_t.device, x_t.dtype)
     words = torch.zeros(conditions["encoder_hidden_states"].shape[1], 3, dtype=x_t.dtype, device=x_t.device)
     guidance = torch.ones(b, dtype=torch.float32, device=x_t.device) if network.config.guidance_embeds else None
@@ -124,6 +133,31 @@ PIPELINES = {
     "PixArtSigmaPipeline": Pipeline(_embed_pixart, _ask_pixart),
     "StableDiffusion3Pipeline": Pipeline(_embed_sd3, _ask_sd3),
     "FluxPipeline": Pipeline(_embed_flux, _ask_flux, packing=4),
+    "Flux2Pipeline": Pipeline(flow_models.embed_flux2, flow_models.ask_flux2, written=flow_models.written_flux2, chat=True),
+    "Flux2KleinPipeline": Pipeline(
+        flow_models.embed_flux2_klein,
+        flow_models.ask_flux2_klein,
+        written=flow_models.written_chat,
+        chat=True,
+        guides=lambda pipeline: (
+            "leaves guidance out, because the model is distilled (is_distilled)" if pipeline.config.is_distilled else None
+        ),
+    ),
+    "ZImagePipeline": Pipeline(
+        flow_models.embed_z_image,
+        flow_models.ask_z_image,
+        written=flow_models.written_chat,
+        chat=True,
+        guides=lambda pipeline: "counts guidance from 0, so that its guidance_scale is 1 less than the one here",
+    ),
+    "QwenImagePipeline": Pipeline(
+        flow_models.embed_qwen, flow_models.ask_qwen, packing=4, written=flow_models.written_qwen, guides=lambda pipeline: RESCALED
+    ),
+    "ChromaPipeline": Pipeline(flow_models.embed_chroma, flow_models.ask_chroma, packing=4),
+    "Lumina2Pipeline": Pipeline(
+        flow_models.embed_lumina2, flow_models.ask_lumina2, written=flow_models.written_lumina2, guides=lambda pipeline: RESCALED
+    ),
+    "SanaPipeline": Pipeline(flow_models.embed_sana, flow_models.ask_sana, written=flow_models.written_sana),
 }
 
 
@@ -148,8 +182,12 @@ class PipelineText:
 
     def truncated(self, texts: Sequence[str]) -> list[int]:
         """Which texts are longer than every tokenizer of the pipeline takes, so that their end is lost."""
+        kind = PIPELINES[type(self.pipeline).__name__]
+        texts = getattr(self.pipeline, "_text_preprocessing", list)(list(texts))  # PixArt's and Sana's put captions in small letters
+        if kind.written:
+            read = [kind.written(self.pipeline, text) for text in texts]
+            return [i for i, (text, limit) in enumerate(read) if len(self.pipeline.tokenizer(text).input_ids) > limit]
         limits = self._tokenizers
-        texts = getattr(self.pipeline, "_text_preprocessing", list)(list(texts))  # PixArt's puts captions in small letters
         return [i for i, text in enumerate(texts) if all(len(tokenizer(text).input_ids) > limit for tokenizer, limit in limits)]
 
     @property
@@ -242,8 +280,11 @@ def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtyp
         pipeline = kind(**{**settings, **parts})
     except Exception as error:  # of parts and settings that do not fit together
         raise UserError(f"the text encoders of {folder} cannot be used in a {name}: {first_lines(error)}") from None
+    if PIPELINES[name].chat and not pipeline.tokenizer.chat_template:
+        said = f"a {name} puts captions into its tokenizer's chat template, and {folder / 'tokenizer'} has none"
+        raise UserError(f"{said}: fetch chat_template.jinja or tokenizer_config.json again")
     absent = [project for module, project in CLEANERS.items() if find_spec(module) is None]
-    if absent and hasattr(pipeline, "_clean_caption"):
+    if absent and name in CLEANING:
         why = f"a {name} cleans captions with {' and '.join(CLEANERS.values())}, and {absent[0]} is not installed"
         warnings.warn(f"{why}: they are only put in small letters; install {' and '.join(absent)}", stacklevel=2)
     pipeline.set_progress_bar_config(disable=True)
@@ -286,15 +327,16 @@ def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
     check_files(folder)
     if not any(all(any(folder.glob(file)) for file in files) for files in VOCABULARIES):
         raise UserError(f"{folder} must hold a vocabulary: tokenizer.json, a .model file, or vocab.json with merges.txt; found none")
-    kind = _class(name, "PreTrainedTokenizerBase", folder)
+    named = transformers_library().AutoTokenizer if name in PROCESSORS else _class(name, "PreTrainedTokenizerBase", folder)
     config = getattr(encoder, "config", None)
+    config = getattr(config, "text_config", config)  # of a model that sees images too
     known = getattr(config, "vocab_size", MOST_TOKENS)
     for file in sorted(folder.glob("*.json")):  # the library does not say which file it cannot read
         extra = load_object(file).get("extra_ids", 0)
         if type(extra) is not int or not 0 <= extra <= known:  # which it would make one by one
             raise UserError(f"extra_ids of {file} must be a whole number in [0, {known}]; got {cut(json.dumps(extra))}")
     try:
-        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+        tokenizer = named.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers, tokenizers and json each raise their own; all mean an unusable folder
         raise UserError(f"{folder} cannot be loaded: {first_lines(error) or type(error).__name__}") from None
     if len(tokenizer) > known:
@@ -302,7 +344,7 @@ def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
         raise UserError(f"a tokenizer and its text encoder must belong together; {said}: fetch both again")
     given, most = tokenizer.model_max_length, getattr(config, "max_position_embeddings", NO_LIMIT)
     if type(given) is not int or not SHORTEST <= given <= most:
-        if NO_LIMIT not in (given, most):
+        if NO_LIMIT not in (given, most) and most < PLENTY:
             said = f"{folder.name}/ gives model_max_length {shown(given)}, which its text encoder cannot take: {most} tokens are used"
             warnings.warn(said, stacklevel=2)
         tokenizer.model_max_length = most
@@ -312,8 +354,8 @@ def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
 def _encoder(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
     check_weights(folder)
     config = read_json(folder / "config.json", f"{folder} must be a text encoder")
-    attention = config.get("attn_implementation") or config.get("_attn_implementation")
-    if attention not in (None, "eager", "sdpa"):
+    named = (part.get(key) for part in _nested(config) for key in ("attn_implementation", "_attn_implementation"))
+    if attention := next((name for name in named if name not in (None, "eager", "sdpa")), None):
         raise UserError(f"{folder / 'config.json'} must leave out attn_implementation, which may name code to run; got {shown(attention)}")
     kind = _class(name, "PreTrainedModel", folder)
     try:
@@ -332,12 +374,23 @@ def _encoder(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
     return encoder.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
+def _nested(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """A config and those within it, as of a language model in one that sees images too."""
+    return [config, *(part for value in config.values() if isinstance(value, dict) for part in _nested(value))]
+
+
 def quiet() -> None:
     """Keeps the warnings and bars of transformers off our one line: captions that are too long are counted here, weights are `heard`."""
     try:
         transformers_library()
     except ImportError:
         raise UserError(f"text-to-image models need transformers for their text encoders: {pip_install('text')}") from None
+
+
+def guidance_notes(pipeline: Any) -> list[str]:
+    """What the pipeline itself makes of guidance and is not done here, as a warning."""
+    own = PIPELINES[type(pipeline).__name__].guides(pipeline)
+    return [f"under guidance a {type(pipeline).__name__} {own}; here it is eps(empty) + scale (eps(caption) - eps(empty))"] if own else []
 
 
 def asking(name: str, pixels: int) -> Callable[..., Tensor]:
