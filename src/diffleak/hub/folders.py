@@ -19,7 +19,7 @@ from diffleak.work.files import hash_files
 from diffleak.work.reading import Unreadable, found_at, parsing
 
 NETWORKS = {
-    "unet": ("UNet2DModel", "UNet2DConditionModel"),
+    "unet": ("UNet2DModel", "UNet2DConditionModel", "ResearchUNet"),
     "transformer": ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel"),
 }
 AUTOENCODER_FOLDERS = ("vae", "vqvae")
@@ -148,7 +148,7 @@ def count_weights(file: Path) -> int:
 
 
 def pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-    kind = getattr(diffusers_library(), name)
+    kind = _kind(name)
     check_settings(kind, read_json(folder / "config.json", ""), folder / "config.json")
     try:
         network, info = kind.from_pretrained(
@@ -168,6 +168,15 @@ def pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     if next(network.parameters()).dtype != dtype:  # SD3 comes as float32 whatever is wanted, without a word
         torch.nn.Module.to(network, dtype)
     return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _kind(name: str) -> Any:
+    """The class of a network: of diffusers, or the one here of what `convert` wrote."""
+    if name == "ResearchUNet":
+        from diffleak.hub.research.network import ResearchUNet
+
+        return ResearchUNet
+    return getattr(diffusers_library(), name)
 
 
 def from_transformers(kind: Any, folder: Path, **how: Any) -> tuple[Any, dict[str, Any]]:
