@@ -26,7 +26,6 @@ CONFIGS = {
     "quality": "quality.config:QualityConfig",
     "prompts": "prompts.config:PromptsConfig",
     "caption": "training.config:CaptionConfig",
-    "convert": "config:ConvertConfig",
 }
 COMMANDS = pytest.mark.parametrize("command", CONFIGS)
 

@@ -299,6 +299,7 @@ def test_damaged_weights_are_named(tmp_path, changes, said):
         ),
         ({"num_heads": 4, "attention_resolutions": [4]}, "contradicts the weights: it says [4], and they have [1] (levels from 0)"),
         ({"num_heads": 4, "image_size": 8, "attention_resolutions": "8"}, "contradicts the weights: it says 8, and they have [1]"),
+        ({"num_heads": 4, "attention_resolutions": "8"}, "give image_size too"),
         ({"num_heads": 4, "image_size": 9}, "the image size in {file} must be a multiple of 2"),
         ({"num_heads": 4, "class_cond": True}, "class_cond in {file} contradicts"),
     ],
@@ -311,7 +312,14 @@ def test_settings_that_are_missing_wrong_or_contradict_the_weights_are_one_line(
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"), [({"mean_type": "xprev"}, "mean_type"), ({"T": 500}, "T in"), ({"attn": [0]}, "attn in"), ({"ch": 64}, "ch in")]
+    ("keys", "said"),
+    [
+        ({"mean_type": "xprev"}, "mean_type"),
+        ({"beta_T": 2.0}, "must grow between 0 and 1"),
+        ({"T": 500}, "T in"),
+        ({"attn": [0]}, "attn in"),
+        ({"ch": 64}, "ch in"),
+    ],
 )
 def test_settings_of_pytorch_ddpm_that_contradict_its_weights_are_refused(place, tmp_path, keys, said):
     with pytest.raises(diffleak.UserError, match=said):

@@ -57,10 +57,10 @@ def exploding(scheduler: Any, folder: Path) -> Exploding | None:
             raise UserError(f"sigma_data of {folder} must be above 0; got {shown(settings.sigma_data)}")
         times = torch.as_tensor(scheduler.precondition_noise(own))
         precondition = Preconditioning.edm(sigmas, settings.sigma_data, settings.prediction_type == "v_prediction")
-    some = ", ".join(f"{sigmas[t]:.3g} at {t}" for t in (10, 100, 300) if t < len(sigmas))
+    some = ", ".join(f"{sigmas[t]:.3g} at {t}" for t in (0, 10, 100, 300) if t < len(sigmas))
     warnings.warn(
-        f"the schedule is that of {name}, whose timesteps hold other noise than those of DDPM: sigma is {some}, and {sigmas[-1]:.4g} at its "
-        f"end, for images in [-1, 1]{', which the network is given in [0, 1]' if unit_range else ''}; choose --timesteps by that",
+        f"the schedule is that of {name}, whose timesteps hold other noise than those of DDPM: sigma is {some}, and {sigmas[-1]:.4g} at "
+        f"its end, for images in [-1, 1]{', which the network is given in [0, 1]' if unit_range else ''}; choose --timesteps by that",
         stacklevel=2,
     )
     return Exploding(Schedule.exploding(sigmas, times.numpy()), precondition)

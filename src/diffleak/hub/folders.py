@@ -19,9 +19,10 @@ from diffleak.work.files import hash_files
 from diffleak.work.reading import Unreadable, found_at, parsing
 
 NETWORKS = {
-    "unet": ("UNet2DModel", "UNet2DConditionModel", "ResearchUNet"),
+    "unet": ("UNet2DModel", "UNet2DConditionModel"),
     "transformer": ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel"),
 }
+CONVERTED = "ResearchUNet"  # our own network, of what `convert` writes
 AUTOENCODER_FOLDERS = ("vae", "vqvae")
 SECOND = "_2"  # what the folder of a second network is called after the first
 TEXT_PARTS = tuple(name + number for name in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))
@@ -172,7 +173,7 @@ def pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
 
 def _kind(name: str) -> Any:
     """The class of a network: of diffusers, or the one here of what `convert` wrote."""
-    if name == "ResearchUNet":
+    if name == CONVERTED:
         from diffleak.hub.research.network import ResearchUNet
 
         return ResearchUNet

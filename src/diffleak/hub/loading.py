@@ -32,6 +32,7 @@ from diffleak.hub.codecs import codec_fingerprint, image_shape, read_codec, scal
 from diffleak.hub.configs import check_settings, read_json
 from diffleak.hub.exploding import exploding
 from diffleak.hub.folders import (
+    CONVERTED,
     DTYPES,
     DUAL,
     INDEX,
@@ -56,7 +57,7 @@ from diffleak.work.progress import say
 P = ParamSpec("P")
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
 OTHER_PARTS = ("vqmodel", "movq")
-WITHOUT_TEXT = ("UNet2DModel", "DiTTransformer2DModel", "ResearchUNet")
+WITHOUT_TEXT = ("UNet2DModel", "DiTTransformer2DModel", CONVERTED)
 LEARNED_VARIANCE = ("learned", "learned_range")  # what diffusers' schedulers call it
 WITH_VARIANCE = ("DiTTransformer2DModel", "PixArtTransformer2DModel")  # whose pipelines drop it by the channels alone
 MOST_TIMESTEPS = 10**6  # a thousand times those of published schedules
@@ -226,7 +227,7 @@ def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.
     name = LEGACY.get(config.get("_class_name", ""), config.get("_class_name", allowed[0]))
     if config.get("norm_type") == "ada_norm_single":
         name = "PixArtTransformer2DModel"  # which the first PixArt folders call Transformer2DModel too
-    if name not in allowed:
+    if name not in (*allowed, CONVERTED):
         raise UserError(f"networks must be one of {', '.join(sum(NETWORKS.values(), ()))}; {folder} holds a {shown(name)}")
     if (name not in WITHOUT_TEXT) != (pipeline_of(folder.parent) is not None):
         takes = "takes captions" if name not in WITHOUT_TEXT else "takes no captions"

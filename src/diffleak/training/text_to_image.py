@@ -88,6 +88,7 @@ def _target(denoiser: NetworkDenoiser, a: Tensor, s: Tensor, x0: Tensor, noise: 
             return x0
         case "flow":
             return noise - x0
+    raise AssertionError(f"load_base refuses a model of {denoiser.prediction_type}")
 
 
 def load_base(config: TrainConfig, device: torch.device | str) -> tuple[Path, Target]:

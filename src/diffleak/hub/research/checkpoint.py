@@ -1,5 +1,6 @@
 """The file of a checkpoint: opened without running code, and the one network chosen that is meant."""
 
+import os
 import pickle
 import pickletools
 import re
@@ -26,7 +27,7 @@ EDM = ("torch_utils.", "dnnlib.")  # beginnings of what the pickles of NVlabs as
 
 def open_checkpoint(path: Path) -> Any:
     """What `torch.save` wrote, or a safetensors file; raises `UserError` for everything else. No code in it is run."""
-    if path.is_dir():
+    if os.path.isdir(path):  # which is no error for a name that no path can have
         raise UserError(f"CHECKPOINT must be one file; {path} is a folder: a diffusers folder needs no conversion, audit it as it is")
     try:
         with opened(path, None) as file, parsing():

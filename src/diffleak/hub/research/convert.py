@@ -31,7 +31,7 @@ def convert(checkpoint: Path, output: Path, settings: Path | None = None, weight
     Ho et al. 2020, arXiv 2006.11239, as in github.com/w86763777/pytorch-ddpm; Dhariwal and Nichol 2021, arXiv 2105.05233, as in
     github.com/openai/guided-diffusion; Nichol and Dhariwal 2021, arXiv 2102.09672, as in github.com/openai/improved-diffusion.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if os.path.lexists(output) and not _is_empty(output):
         raise UserError(f"{output} is there already, and a converted model is written into a new folder; choose another -o")
     given = {} if settings is None else _settings(settings)
     content = open_checkpoint(checkpoint)
@@ -60,8 +60,15 @@ def convert(checkpoint: Path, output: Path, settings: Path | None = None, weight
     return record
 
 
+def _is_empty(folder: Path) -> bool:
+    try:
+        return not os.listdir(folder)
+    except OSError:  # a file, or a folder that may not be read
+        return False
+
+
 def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"--settings must be a JSON file of the settings of the original code; found none at {path}")
     return load_object(path)
 
@@ -99,7 +106,7 @@ def _write(output: Path, network: Any, scheduler: dict[str, Any], record: Conver
         network.save_pretrained(part / "unet")
         diffusers_library().DDPMScheduler(**scheduler).save_pretrained(part / "scheduler")
         write_text(part / FILE, record.model_dump_json(indent=2))
-        if output.exists():
+        if os.path.lexists(output):
             output.rmdir()  # which is empty
         os.replace(part, output)
     except Exception as error:

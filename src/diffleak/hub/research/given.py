@@ -11,9 +11,26 @@ from typing import Any, NamedTuple
 from diffleak.errors import UserError, shown, unknown
 from diffleak.hub.research.layouts import CodeBase, Layout
 
-WHOLE = ("image_size", "in_channels", "model_channels", "num_channels", "out_channels", "num_res_blocks", "num_classes", "dims", "T")
+WHOLE: tuple[str, ...] = (
+    "image_size",
+    "in_channels",
+    "model_channels",
+    "num_channels",
+    "out_channels",
+    "num_res_blocks",
+    "num_classes",
+    "dims",
+    "T",
+)
 WHOLE += ("num_heads", "num_head_channels", "num_heads_upsample", "diffusion_steps", "ch", "img_size")
-TRUTHS = ("class_cond", "learn_sigma", "use_scale_shift_norm", "resblock_updown", "use_new_attention_order", "predict_xstart")
+TRUTHS: tuple[str, ...] = (
+    "class_cond",
+    "learn_sigma",
+    "use_scale_shift_norm",
+    "resblock_updown",
+    "use_new_attention_order",
+    "predict_xstart",
+)
 TRUTHS += ("conv_resample", "rescale_timesteps", "use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "sigma_small")
 NUMBERS, TEXTS = ("dropout", "beta_1", "beta_T"), ("noise_schedule", "timestep_respacing", "mean_type", "var_type")
 LISTS = ("channel_mult", "attention_resolutions", "ch_mult", "attn")  # of numbers, or in guided-diffusion's flags a text with commas
@@ -70,7 +87,10 @@ def _ddpm(layout: Layout, given: Mapping[str, Any], say: Say, where: str) -> Res
         raise UserError(
             f"mean_type in {where} must be {' or '.join(MEANS)}; got {shown(mean)}, which no attack here can turn into the noise"
         )
-    betas = {"beta_schedule": "linear", "beta_start": float(say("beta_1", 1e-4)), "beta_end": float(say("beta_T", 0.02))}
+    first, last = float(say("beta_1", 1e-4)), float(say("beta_T", 0.02))
+    if not 0 < first <= last < 1:
+        raise UserError(f"beta_1 and beta_T in {where} must grow between 0 and 1; got {first:g} and {last:g}")
+    betas = {"beta_schedule": "linear", "beta_start": first, "beta_end": last}
     return {}, {"num_train_timesteps": layout.settings["table_length"], "prediction_type": MEANS[mean], **betas}
 
 
@@ -124,6 +144,10 @@ def _compare(layout: Layout, given: Mapping[str, Any], where: str) -> None:
         elif key == "attn":
             found = sorted({*_numbers(value)} & {*range(len(widths))})
         elif key == "attention_resolutions":
+            if isinstance(value, str) and not given.get("image_size"):
+                raise UserError(
+                    f"attention_resolutions in {where} are sides of images as a text; give image_size too, or a list of factors"
+                )
             halved = (
                 [int(given.get("image_size") or 0) // max(1, int(side)) for side in _numbers(value)] if isinstance(value, str) else value
             )

@@ -114,7 +114,7 @@ class ResearchUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     on the way up. table_length: the rows of a stored p(t), 0 for none. time_scale: what t is multiplied by.
     """
 
-    config_name = "config.json"
+    config_name = "config.json"  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
@@ -175,7 +175,7 @@ class ResearchUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self, sample: Float[Tensor, "b c h w"], timestep: Int[Tensor, " b"], class_labels: Int[Tensor, " b"] | None = None
     ) -> UNet2DOutput:
         time = self.time_embed(self._waves(timestep).to(sample.dtype))
-        if self.config.num_class_embeds:
+        if hasattr(self, "label_emb"):
             time = time + self.label_emb(class_labels)
         h, skips = sample, []
         for part in self.input_blocks:
@@ -188,11 +188,12 @@ class ResearchUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _waves(self, timestep: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """p(t), in float32 as the networks were trained with it."""
-        if self.config.table_length:
+        if hasattr(self, "time_table"):
             return self.time_table[timestep]  # type: ignore[no-any-return]
-        half = self.config.model_channels // 2
+        settings: Any = self.config
+        half = settings.model_channels // 2
         waves = torch.exp(-log(SLOWEST) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half)
-        angles = (timestep.float() * self.config.time_scale)[:, None] * waves
+        angles = (timestep.float() * settings.time_scale)[:, None] * waves
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
