@@ -4,6 +4,7 @@ Long flags equal config keys; `-C FILE.yaml` is read first and flags win. Result
 """
 
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from diffleak.options import File, command
 
 if TYPE_CHECKING:
     from diffleak.auditing.config import AuditConfig, GeometryConfig
+    from diffleak.config import ConvertConfig
     from diffleak.prompts.config import PromptsConfig
     from diffleak.quality.config import QualityConfig
     from diffleak.records.audit import AuditRecord
@@ -236,6 +238,20 @@ def compare(
 
     _print_record(record, page, output / "compare.html" if output else None, as_json)
     api.refuse_invalid(record)
+
+
+@command(app, "config:ConvertConfig")
+def convert(settings: "ConvertConfig", as_json: Json = False) -> None:
+    """Write a checkpoint of pytorch-ddpm or guided-diffusion as a model folder that `diffleak audit` takes."""
+    from diffleak.hub.research import convert as convert_checkpoint
+    from diffleak.work.progress import say
+
+    record = convert_checkpoint(settings.checkpoint, settings.output, settings.settings, settings.weights)
+    if caveat := record.caveat():
+        say(f"warning: {caveat}")
+    audit = shlex.join(["diffleak", "audit", str(settings.output)]) + " --members DATA --nonmembers DATA -o RUN"
+    text = f"model: {settings.output}\nto audit it: {audit}"
+    _print({"model": str(settings.output), "audit": audit, **record.model_dump()}, as_json, text)
 
 
 @app.command()

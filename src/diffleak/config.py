@@ -161,3 +161,14 @@ def command_line(config: Config, command: str, exclude: Iterable[str] = ("thread
         else:
             parts += [flag(key), ",".join(value) if isinstance(value, list) else str(value)]
     return shlex.join(parts)
+
+
+class ConvertConfig(Config):
+    """The settings of `diffleak convert`."""
+
+    ARGUMENT = "checkpoint"
+
+    checkpoint: Path = Field(description="A checkpoint of pytorch-ddpm, guided-diffusion or improved-diffusion.")
+    settings: Path | None = Field(None, description="JSON of the settings that the weights do not say, by the names of their own code.")
+    weights: str | None = Field(None, description="Which network of the file, by its key: ema_model (default), net_model.")
+    output: Annotated[Path, Flag("-o")] = Field(description="The new model folder.")

@@ -4,6 +4,7 @@
     v_prediction    eps = a_t f + s_t x_t              (Salimans and Ho 2022, arXiv 2202.00512, appendix D)
     sample          eps = (x_t - a_t f) / s_t
     flow            eps = x_t + a_t f                  f = e - x0, a_t = 1 - sigma_t (Esser et al. 2024, arXiv 2403.03206)
+    preconditioned  as `Preconditioning` says          of variance-exploding models (Song et al. 2021; Karras et al. 2022)
 
 This is the only place where predictions are converted, and the only one where answers are checked: every denoiser, also
 one of a user's own class, answers with a tensor like x_t, or the call is refused. Another shape would be broadcast by the
@@ -23,11 +24,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from diffleak.diffusion.conditions import Prompts, chosen, joined
+from diffleak.diffusion.preconditioning import Preconditioning
 from diffleak.diffusion.schedule import Schedule
 from diffleak.errors import DiffleakError, UserError, first_lines
 from diffleak.work.memory import out_of_memory
 
-PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow", "preconditioned"]
 Ask = Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]  # of (network, x_t, time per image, text conditions): its prediction
 
 
@@ -178,7 +180,8 @@ class NetworkDenoiser(Denoiser, subject="the network"):
 
     With `classes` it is conditioned on labels in [0, classes): `cond` is then an integer per image. With `ask`, which knows
     how a text-to-image network is called, `cond` is the `Prompts` of the images. With `learned_variance` the network appends
-    as many channels of variance, which are dropped. `adapted` is what a LoRA added to its weights.
+    as many channels of variance, which are dropped. `adapted` is what a LoRA added to its weights. `precondition` is the way into
+    the network and out of it of a variance-exploding model, whose prediction type is "preconditioned".
     """
 
     network: torch.nn.Module
@@ -188,6 +191,7 @@ class NetworkDenoiser(Denoiser, subject="the network"):
     ask: Ask | None = None
     learned_variance: bool = False
     adapted: Mapping[str, LowRank] = field(default_factory=dict)
+    precondition: Preconditioning | None = None
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         return self.at_once(x_t, (t,), cond)
@@ -200,10 +204,14 @@ class NetworkDenoiser(Denoiser, subject="the network"):
         return {name: weight.requires_grad_() for name, weight in self.network.named_parameters()}
 
     def with_graph(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
-        kind = torch.float32 if self.schedule.is_flow else torch.int64
+        kind = torch.float32 if self.schedule.times.dtype.kind == "f" else torch.int64
         times = torch.tensor([self.schedule.times[t] for t in timesteps], device=x_t.device, dtype=kind)
-        prediction = self._prediction(x_t, times.repeat_interleave(len(x_t) // len(timesteps)), cond)
-        parts = zip(prediction.chunk(len(timesteps)), x_t.chunk(len(timesteps)), timesteps, strict=True)
+        inputs = x_t.chunk(len(timesteps))
+        given = torch.cat([p.given(x, t) for x, t in zip(inputs, timesteps, strict=True)]) if (p := self.precondition) else x_t
+        prediction = self._prediction(given, times.repeat_interleave(len(x_t) // len(timesteps)), cond)
+        parts = zip(prediction.chunk(len(timesteps)), inputs, timesteps, strict=True)
+        if p:
+            return torch.cat([p.noise(part, x, t) for part, x, t in parts])
         return torch.cat([to_noise(part, x, t, self.schedule, self.prediction_type) for part, x, t in parts])
 
     def _prediction(self, x_t: Float[Tensor, "b *s"], times: Float[Tensor, " b"] | Int64[Tensor, " b"], cond: Any) -> Float[Tensor, "b *s"]:

@@ -64,13 +64,15 @@ class Schedule:
     table that runs backwards.
 
     `signal` and `noise` are a_t and s_t. `times` is the time that the network takes: t itself, or `unit` sigma_t for a model
-    of flow matching, whose `alphas_cumprod` is the diffusion's that has the same signal-to-noise ratio.
+    of flow matching (`is_flow`), whose `alphas_cumprod` is the diffusion's that has the same signal-to-noise ratio, or what the
+    network of a variance-exploding model takes for its sigma_t.
     """
 
     alphas_cumprod: Float64[np.ndarray, "T"]
     signal: Float64[np.ndarray, "T"]
     noise: Float64[np.ndarray, "T"]
     times: Shaped[np.ndarray, "T"]
+    is_flow: bool
 
     def __init__(self, alphas_cumprod: Any) -> None:
         table = _numbers(alphas_cumprod)
@@ -79,7 +81,8 @@ class Schedule:
             raise UserError(f"alphas_cumprod must be a non-increasing table of numbers in [0, 1], from nearly 1 down; {wrong}")
         self._settle(table, np.sqrt(table), np.sqrt(1.0 - table), np.arange(len(table)))
 
-    def _settle(self, *tables: np.ndarray) -> None:
+    def _settle(self, *tables: np.ndarray, is_flow: bool = False) -> None:
+        object.__setattr__(self, "is_flow", is_flow)
         for name, table in zip(("alphas_cumprod", "signal", "noise", "times"), tables, strict=True):
             table.setflags(write=False)
             object.__setattr__(self, name, table)
@@ -94,13 +97,18 @@ class Schedule:
         if s.ndim != 1 or len(s) == 0 or not ((s >= 0) & (s <= 1)).all() or (np.diff(s) <= 0).any():
             raise UserError(f"the sigmas of flow matching must be an increasing table of numbers in [0, 1]; got shape {s.shape}")
         made = cls([1.0, 0.0])
-        made._settle((1 - s) ** 2 / ((1 - s) ** 2 + s**2), 1 - s, s, unit * s)
+        made._settle((1 - s) ** 2 / ((1 - s) ** 2 + s**2), 1 - s, s, unit * s, is_flow=True)
         return made
 
-    @property
-    def is_flow(self) -> bool:
-        """Whether this is the schedule of flow matching."""
-        return self.times.dtype.kind == "f"
+    @classmethod
+    def exploding(cls, sigmas: Float64[np.ndarray, "T"], times: Float64[np.ndarray, "T"]) -> "Schedule":
+        """The schedule of a model whose images keep their size, x_ve = x0 + sigma e: alpha_bar = 1 / (1 + sigma^2).
+
+        sigmas: increasing, for images in [-1, 1]. times: what the network takes for each of them.
+        """
+        made = cls(1 / (1 + sigmas**2))
+        made._settle(made.alphas_cumprod, 1 / np.sqrt(1 + sigmas**2), sigmas / np.sqrt(1 + sigmas**2), times)
+        return made
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)

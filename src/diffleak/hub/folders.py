@@ -33,6 +33,7 @@ NETWORKS = {
         "SanaTransformer2DModel",
     ),
 }
+CONVERTED = "ResearchUNet"  # our own network, of what `convert` writes
 AUTOENCODER_FOLDERS = ("vae", "vqvae")
 SECOND = "_2"  # what the folder of a second network is called after the first
 TEXT_PARTS = tuple(name + number for name in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))
@@ -159,7 +160,7 @@ def count_weights(file: Path) -> int:
 
 
 def pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-    kind = getattr(diffusers_library(), name)
+    kind = _kind(name)
     check_settings(kind, read_json(folder / "config.json", ""), folder / "config.json")
     try:
         network, info = kind.from_pretrained(
@@ -179,6 +180,15 @@ def pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     if next(network.parameters()).dtype != dtype:  # SD3 comes as float32 whatever is wanted, without a word
         torch.nn.Module.to(network, dtype)
     return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _kind(name: str) -> Any:
+    """The class of a network: of diffusers, or the one here of what `convert` wrote."""
+    if name == CONVERTED:
+        from diffleak.hub.research.network import ResearchUNet
+
+        return ResearchUNet
+    return getattr(diffusers_library(), name)
 
 
 def from_transformers(kind: Any, folder: Path, **how: Any) -> tuple[Any, dict[str, Any]]:

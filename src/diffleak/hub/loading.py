@@ -21,6 +21,7 @@ from diffleak.diffusion import Choice
 from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, NetworkDenoiser, PredictionType
 from diffleak.diffusion.dual import Dual, refuse_incompatible
+from diffleak.diffusion.preconditioning import Preconditioning
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import PIXELS, Target
 from diffleak.errors import UserError, first_lines, shown, unknown
@@ -29,7 +30,9 @@ from diffleak.hub.adapters import adapter_file, adapter_fingerprint, apply, refu
 from diffleak.hub.classes import KEY, class_names
 from diffleak.hub.codecs import codec_fingerprint, image_shape, read_codec, scaling
 from diffleak.hub.configs import check_settings, read_json
+from diffleak.hub.exploding import exploding
 from diffleak.hub.folders import (
+    CONVERTED,
     DTYPES,
     DUAL,
     INDEX,
@@ -47,13 +50,14 @@ from diffleak.hub.folders import (
 )
 from diffleak.hub.making import FLOW_PREDICTION, FLOW_SCHEDULER, flow_schedule
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, guidance_notes, load_text, pipeline_of, write_index
+from diffleak.records.conversion import conversion_caveats
 from diffleak.work.files import write_text
 from diffleak.work.progress import say
 
 P = ParamSpec("P")
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
 OTHER_PARTS = ("vqmodel", "movq")
-WITHOUT_TEXT = ("UNet2DModel", "DiTTransformer2DModel")
+WITHOUT_TEXT = ("UNet2DModel", "DiTTransformer2DModel", CONVERTED)
 LEARNED_VARIANCE = ("learned", "learned_range")  # what diffusers' schedulers call it
 WITH_VARIANCE = ("DiTTransformer2DModel", "PixArtTransformer2DModel")  # whose pipelines drop it by the channels alone
 MOST_TIMESTEPS = 10**6  # a thousand times those of published schedules
@@ -137,7 +141,7 @@ def load(
     if isinstance(codec, Autoencoder):
         shape = image_shape(codec, shape, int(config.get("in_channels", 0)) // packing, folder)
     pipeline = load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device) if name else None
-    which, said = fingerprint(folder), list[str]()
+    which, said = fingerprint(folder), conversion_caveats(folder)
     if adapter is not None:
         refuse_other_base(adapter, which)
         said, added = apply(pipeline, network_folder.name, adapter, lora_scale)
@@ -193,10 +197,11 @@ def _denoiser(folder: Path, network_folder: Path, dtype: str, device: str, ask: 
     """The network in one part of a model's folder, on the model's schedule."""
     config = read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
     check_weights(network_folder)
-    schedule, prediction_type = _schedule(folder)
+    schedule, prediction_type, precondition = _schedule(folder)
     network = _network(network_folder, config, DTYPES[dtype]).to(device)
     classes = None if ask else _classes(config, network_folder)
-    return NetworkDenoiser(network, schedule, prediction_type, classes, ask, _learned_variance(folder, network_folder, network))
+    variance = _learned_variance(folder, network_folder, network)
+    return NetworkDenoiser(network, schedule, prediction_type, classes, ask, variance, precondition=precondition)
 
 
 def _learned_variance(folder: Path, network_folder: Path, network: Any) -> bool:
@@ -223,7 +228,7 @@ def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.
     name = LEGACY.get(config.get("_class_name", ""), config.get("_class_name", allowed[0]))
     if config.get("norm_type") == "ada_norm_single":
         name = "PixArtTransformer2DModel"  # which the first PixArt folders call Transformer2DModel too
-    if name not in allowed:
+    if name not in (*allowed, CONVERTED):
         raise UserError(f"networks must be one of {', '.join(sum(NETWORKS.values(), ()))}; {folder} holds a {shown(name)}")
     if (name not in WITHOUT_TEXT) != (pipeline_of(folder.parent) is not None):
         takes = "takes captions" if name not in WITHOUT_TEXT else "takes no captions"
@@ -231,13 +236,13 @@ def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.
     return pretrained(name, folder, dtype)
 
 
-def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
-    """The model's own table, built by the scheduler class that its folder names."""
+def _schedule(folder: Path) -> tuple[Schedule, PredictionType, Preconditioning | None]:
+    """The model's own table, built by the scheduler class that its folder names, and what its network answers."""
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_json(path, f"{folder} must say its noise schedule")
     name, prediction_type = config.get("_class_name", "DDPMScheduler"), config.get("prediction_type", "epsilon")
     flows = prediction_type == FLOW_PREDICTION and config.get("use_flow_sigmas") is True
-    if not flows and (prediction_type not in get_args(PredictionType) or prediction_type == "flow"):
+    if not flows and prediction_type not in ("epsilon", "v_prediction", "sample"):
         raise UserError(f"prediction_type must be epsilon, v_prediction or sample; {folder} says '{shown(prediction_type)}'")
     kind = getattr(diffusers_library(), str(name), None)
     if kind is None or not hasattr(kind, "from_config"):
@@ -250,11 +255,13 @@ def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
     except Exception as error:  # diffusers, torch and numpy each raise their own; all mean settings that make no schedule
         raise UserError(f"{path} cannot be used: {first_lines(error) or type(error).__name__}") from None
     if flow := flow_schedule(made):
-        return flow, "flow"
+        return flow, "flow", None
+    if of_sigmas := exploding(made, folder):
+        return of_sigmas.schedule, "preconditioned", of_sigmas.precondition
     table = getattr(made, "alphas_cumprod", None)
     if table is None:
         raise UserError(f"the scheduler must have a discrete table of alphas_cumprod, as DDPMScheduler does; {folder} uses {name}")
-    return Schedule(table), prediction_type
+    return Schedule(table), prediction_type, None
 
 
 def _classes(config: dict[str, Any], folder: Path) -> int | None:

@@ -88,6 +88,7 @@ def _target(denoiser: NetworkDenoiser, a: Tensor, s: Tensor, x0: Tensor, noise: 
             return x0
         case "flow":
             return noise - x0
+    raise AssertionError(f"load_base refuses a model of {denoiser.prediction_type}")
 
 
 def load_base(config: TrainConfig, device: torch.device | str) -> tuple[Path, Target]:
@@ -96,6 +97,8 @@ def load_base(config: TrainConfig, device: torch.device | str) -> tuple[Path, Ta
     target = hub.load(folder, device=str(device))
     if target.text is None or not isinstance(target.denoiser, NetworkDenoiser) or not isinstance(target.codec, Autoencoder):
         raise UserError(f"--base must be a text-to-image model with one denoiser and an autoencoder; {config.base} is none")
+    if target.denoiser.precondition is not None:
+        raise UserError(f"--base must be a model of a DDPM or flow matching schedule; that of {config.base} is variance-exploding")
     if config.resize and target.shape and (target.shape.height, target.shape.width) != (config.resize, config.resize):
         raise UserError(f"{folder} takes images of {target.shape}; give --resize {target.shape.height}, got {config.resize}")
     return folder, target

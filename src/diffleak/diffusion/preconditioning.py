@@ -1,0 +1,58 @@
+"""What a network of a variance-exploding model is given, and the noise that its answer stands for.
+
+Such a model adds noise to an image that keeps its size, x_ve = x0 + sigma e. With alpha_bar = 1 / (1 + sigma^2) it is x_ve = x_t / a_t, so
+everything here works on x_t as on that of any other model. Each network has its own affine way in and out:
+
+    f = network(in_t x_t + shift, time_t),      eps = x_t from_x_t + f from_f_t
+
+Song et al. 2021, arXiv 2011.13456 (variance exploding); Karras et al. 2022, arXiv 2206.00364, eq. 7 and table 1 (EDM).
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+Table = Float64[np.ndarray, "T"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Preconditioning:
+    """The factors of the module's docstring for every timestep."""
+
+    into: Table
+    from_x: Table
+    from_f: Table
+    shift: float = 0.0
+
+    @classmethod
+    def score(cls, sigmas: Table, unit_range: bool) -> "Preconditioning":
+        """A network that predicts the score of x_ve: eps = -sigma f.
+
+        sigmas: of images in [-1, 1]. unit_range: the network's own images lie in [0, 1], so that its x_ve is (x_t / a_t + 1) / 2, and its
+        score is of sigma / 2.
+        """
+        half = 0.5 if unit_range else 1.0
+        return cls(half * np.sqrt(1 + sigmas**2), np.zeros_like(sigmas), -half * sigmas, 1 - half)
+
+    @classmethod
+    def edm(cls, sigmas: Table, sigma_data: float, v_prediction: bool) -> "Preconditioning":
+        """EDM: x0 = c_skip x_ve + c_out f(c_in x_ve); with `v_prediction` c_out has the other sign.
+
+        c_skip = d^2 / (sigma^2 + d^2), c_out = sigma d / sqrt(sigma^2 + d^2), c_in = 1 / sqrt(sigma^2 + d^2), d = sigma_data.
+        """
+        total = sigmas**2 + sigma_data**2
+        grown = np.sqrt(1 + sigmas**2)
+        sign = 1.0 if v_prediction else -1.0
+        return cls(grown / np.sqrt(total), grown * sigmas / total, sign * sigma_data / np.sqrt(total))
+
+    def given(self, x_t: Float[Tensor, "b *s"], t: int) -> Float[Tensor, "b *s"]:
+        """What the network is given for x_t."""
+        return float(self.into[t]) * x_t + self.shift
+
+    def noise(self, f: Float[Tensor, "b *s"], x_t: Float[Tensor, "b *s"], t: int) -> Float[Tensor, "b *s"]:
+        """The noise that the network's answer stands for."""
+        return float(self.from_x[t]) * x_t + float(self.from_f[t]) * f

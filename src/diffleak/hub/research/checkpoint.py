@@ -1,0 +1,112 @@
+"""The file of a checkpoint: opened without running code, and the one network chosen that is meant."""
+
+import os
+import pickle
+import pickletools
+import re
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from io import BufferedReader
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffleak.errors import UserError, listed, shown
+from diffleak.hub.research.layouts import INSTEAD, State, code_base_of, plain, refusal
+from diffleak.work.reading import Unreadable, opened, parsing
+
+AVERAGE = "ema_model"  # of pytorch-ddpm, beside its net_model
+CODE = r"GLOBAL ([\w.]+)"  # what a pickle asks for that is no part of a state dict, in torch's message
+MOST_OPERATIONS = 10**5  # of a pickle that are looked at for it
+EDM = ("torch_utils.", "dnnlib.")  # beginnings of what the pickles of NVlabs ask for
+
+
+def open_checkpoint(path: Path) -> Any:
+    """What `torch.save` wrote, or a safetensors file; raises `UserError` for everything else. No code in it is run."""
+    if os.path.isdir(path):  # which is no error for a name that no path can have
+        raise UserError(f"CHECKPOINT must be one file; {path} is a folder: a diffusers folder needs no conversion, audit it as it is")
+    try:
+        with opened(path, None) as file, parsing():
+            if path.suffix == ".safetensors":
+                from safetensors.torch import load_file
+
+                return load_file(path)
+            try:
+                with warnings.catch_warnings():  # of pickles that torch did not write, which are refused
+                    warnings.simplefilter("ignore")
+                    return torch.load(file, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:
+                asked = match[1] if (match := re.search(CODE, str(error))) else _asked(file)
+                raise _refused_pickle(path, asked) from None
+    except Unreadable as error:
+        raise UserError(
+            f"{path} must be a checkpoint that torch.save wrote ({error}): it is none, or damaged; copy or fetch it again"
+        ) from None
+
+
+def _asked(file: BufferedReader) -> str:
+    """The first name of code in a pickle that torch did not write, read without running it; empty where there is none."""
+    file.seek(0)
+    texts = ["", ""]
+    with suppress(Exception):  # of what is no pickle at all
+        for operation, value, _ in islice(pickletools.genops(file), MOST_OPERATIONS):
+            if operation.name == "GLOBAL":
+                return str(value).replace(" ", ".")
+            if operation.name == "STACK_GLOBAL":
+                return ".".join(texts[-2:])
+            texts += [value] if isinstance(value, str) else []
+    return ""
+
+
+def _refused_pickle(path: Path, asked: str) -> UserError:
+    if asked.startswith(EDM):
+        return UserError(f"{path} is an EDM pickle (NVlabs), which runs its own code when it is opened, and it was not opened: {INSTEAD}")
+    if not asked:
+        return UserError(
+            f"{path} must be a checkpoint that torch.save wrote; it is another pickle, or damaged: save its state_dict with torch.save"
+        )
+    return UserError(
+        f"{path} is a pickle that runs code when it is opened (it asks for {shown(asked)}), and it was not opened: "
+        "where you trust it, load it and save its state_dict alone with torch.save"
+    )
+
+
+def network_in(content: Any, weights: str | None, path: Path) -> tuple[str | None, State]:
+    """The network in a checkpoint and its name there, None where the file is nothing else.
+
+    weights: its name, `ema` being enough for `ema_model`; by default the average of pytorch-ddpm, or the only network there is.
+    Raises `UserError` where there is none, or several and none is named.
+    """
+    if _is_state(content):
+        if weights is not None:
+            raise UserError(f"--weights chooses among the networks of a checkpoint, and {path} holds a single one; leave it out")
+        return None, _known(plain(content), f"{path}")
+    parts = content.items() if isinstance(content, Mapping) else enumerate(content) if isinstance(content, list | tuple) else ()
+    states = {str(name): plain(part) for name, part in parts if _is_state(part)}
+    networks = {name: state for name, state in states.items() if code_base_of(state)}
+    if not networks:
+        largest = max(states.values(), key=len, default={})
+        raise refusal([*largest], f"{path}")
+    if weights is not None:
+        name = next((name for name in (weights, f"{weights}_model") if name in networks), None)
+        if name is None:
+            raise UserError(f"--weights must name a network of {path}, which holds {listed(networks, 100)}; got {shown(weights)}")
+        return name, networks[name]
+    if len(networks) > 1 and AVERAGE not in networks:
+        raise UserError(f"{path} holds {len(networks)} networks ({listed(networks, 100)}): choose one of them with --weights NAME")
+    name = AVERAGE if AVERAGE in networks else next(iter(networks))
+    return name, networks[name]
+
+
+def _is_state(part: Any) -> bool:
+    return isinstance(part, Mapping) and bool(part) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in part.items())
+
+
+def _known(state: State, where: str) -> State:
+    if not code_base_of(state):
+        raise refusal([*state], where)
+    return state

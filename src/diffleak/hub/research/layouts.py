@@ -1,0 +1,174 @@
+"""Which code base wrote a network, its weights under the names of `ResearchUNet`, and the settings that their shapes give."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffleak.errors import UserError, shown
+
+State = dict[str, Tensor]
+CodeBase = Literal["pytorch-ddpm", "guided-diffusion"]
+TABLE = "time_embedding.timembedding.0.weight"
+OURS: dict[CodeBase, tuple[str, ...]] = {  # keys by which the code bases that are converted are known
+    "pytorch-ddpm": ("time_embedding.timembedding.1.weight", "head.weight"),
+    "guided-diffusion": ("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.0.in_layers.0.weight"),
+}
+OTHERS = (  # keys of networks that are not converted, whose they are, and what to do with them
+    (r"^model\.diffusion_model\.", "CompVis latent diffusion (one file with all of a model)", "give the file itself to `diffleak audit`"),
+    (r"^(down_blocks|mid_block)\.", "diffusers", "put it into unet/ of a folder, beside its config.json"),
+    (r"\.transformer_blocks\.\d+\.", "a text-to-image model in the layout of CompVis", "give it to `diffleak audit` with --network"),
+    (r"(^|\.)init_conv\.|(^|\.)downs\.\d+\.", "lucidrains' denoising-diffusion-pytorch", ""),
+    (r"^all_modules\.\d+\.", "score_sde (Song et al.)", ""),
+    (r"^down\.\d+\.block\.\d+\.norm1\.", "ermongroup/ddim or pesser/pytorch_diffusion", ""),
+    (r"(^|\.)(enc|dec)\.\d+x\d+_\w+\.", "EDM (NVlabs)", ""),
+    (r"^blocks\.\d+\.adaLN_modulation\.", "DiT (facebookresearch)", "convert it with the script of diffusers"),
+)
+INSTEAD = "write a function that returns it as a diffleak.Denoiser, and give --model-from MODULE:FUNCTION to `diffleak audit`"
+PDDPM = (  # parts of pytorch-ddpm's blocks, and their names here; `attn.` is a part of its own
+    ("block1.0.", "0.in_layers.0."),
+    ("block1.2.", "0.in_layers.2."),
+    ("temb_proj.1.", "0.emb_layers.1."),
+    ("block2.0.", "0.out_layers.0."),
+    ("block2.3.", "0.out_layers.3."),
+    ("shortcut.", "0.skip_connection."),
+    ("attn.group_norm.", "1.norm."),
+    ("attn.proj.", "1.proj_out."),
+)
+ENDS = {
+    "time_embedding.timembedding.0.weight": "time_table",
+    **{f"time_embedding.timembedding.{a}.{end}": f"time_embed.{b}.{end}" for a, b in ((1, 0), (3, 2)) for end in ("weight", "bias")},
+    **{f"head.{end}": f"input_blocks.0.0.{end}" for end in ("weight", "bias")},
+    **{f"tail.{i}.{end}": f"out.{i}.{end}" for i in (0, 2) for end in ("weight", "bias")},
+}
+
+
+class Layout(NamedTuple):
+    """A network as `ResearchUNet` names it: its weights, and the settings that they give."""
+
+    code_base: CodeBase
+    state: State
+    settings: dict[str, Any]
+
+
+def plain(state: Mapping[str, Tensor]) -> State:
+    """A state dict without what wrappers put before every name: DataParallel's `module.`, `torch.compile`'s `_orig_mod.`."""
+    found = dict(state)
+    while prefix := next((p for p in ("module.", "_orig_mod.") if found and all(key.startswith(p) for key in found)), None):
+        found = {key.removeprefix(prefix): value for key, value in found.items()}
+    return found
+
+
+def code_base_of(state: Mapping[str, Tensor]) -> CodeBase | None:
+    """The code base that wrote these weights; None for all that are not converted."""
+    if any(re.search(pattern, key) for pattern, *_ in OTHERS for key in state):
+        return None
+    return next((name for name, keys in OURS.items() if all(key in state for key in keys)), None)
+
+
+def refusal(keys: list[str], where: str) -> UserError:
+    """The error for weights of another code base, by its name where their names give it away."""
+    for pattern, name, instead in OTHERS:
+        if any(re.search(pattern, key) for key in keys):
+            return UserError(f"{where} is of {name}, which is not converted: {instead or INSTEAD}")
+    found = f"its first weight is {shown(keys[0])}" if keys else "it holds no weights"
+    return UserError(f"{where} must be a network of pytorch-ddpm, guided-diffusion or improved-diffusion; {found}: {INSTEAD}")
+
+
+def layout_of(code_base: CodeBase, state: State, where: str) -> Layout:
+    """The layout of a network; raises `UserError` for weights that are missing, left over, or of other shapes."""
+    try:
+        renamed = _from_pytorch_ddpm(state) if code_base == "pytorch-ddpm" else dict(state)
+        settings = _settings(renamed)
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:  # a weight that its layout has is not there, or has no such shape
+        raise UserError(f"{where} is a {code_base} network with weights missing ({shown(error, 120)}): fetch or save it again") from None
+    return Layout(code_base, renamed, settings)
+
+
+def check_shapes(layout: Layout, network: torch.nn.Module, where: str) -> None:
+    """Raises `UserError` unless the weights are those of `network`, names and shapes."""
+    needed = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in layout.state.items()}
+    kind = f"{where} looks like a {layout.code_base} network"
+    if missing := [key for key in needed if key not in found]:
+        raise UserError(
+            f"{kind}, but weights are missing (first: {shown(missing[0])}): it is damaged, or of a variant that is not converted"
+        )
+    if left := [key for key in found if key not in needed]:
+        raise UserError(f"{kind}, but has weights besides (first: {shown(left[0], 100)}): a variant that is not converted; {INSTEAD}")
+    for key, shape in needed.items():
+        if found[key] != shape:
+            raise UserError(f"{kind}, but {key} has shape {found[key]} where {shape} fits the others: it is damaged, or of another variant")
+        if not layout.state[key].is_floating_point():
+            raise UserError(f"{kind}, but {key} is of {str(layout.state[key].dtype).removeprefix('torch.')} and no floating-point number")
+
+
+def _from_pytorch_ddpm(state: State) -> State:
+    """The weights under the names of guided-diffusion; q, k and v, each a convolution there, are one here."""
+    found: State = {ENDS[key]: value for key, value in state.items() if key in ENDS}
+    blocks: dict[tuple[str, int], State] = {}
+    for key, value in state.items():
+        if match := re.fullmatch(r"(down|middle|up)blocks\.(\d+)\.(.+)", key):
+            blocks.setdefault((match[1], int(match[2])), {})[match[3]] = value
+        elif key not in ENDS:
+            found[key] = value  # which `check_shapes` refuses by name
+    above = -1
+    for (part, number), inside in sorted(blocks.items()):
+        resamples = "main.weight" in inside
+        above += part == "up" and not resamples
+        place = {"down": f"input_blocks.{number + 1}", "up": f"output_blocks.{above}"}.get(part, "middle_block")
+        here: State = {}
+        if resamples:
+            name = f"{1 + (f'{place}.1.norm.weight' in found)}.conv" if part == "up" else "0.op"
+            here = {f"{name}.{key.removeprefix('main.')}": value for key, value in inside.items()}
+        else:
+            here = {_renamed(key): value for key, value in inside.items()}
+            if "attn.proj_q.weight" in inside:
+                for end in ("weight", "bias"):
+                    joined = torch.cat([here.pop(f"attn.proj_{name}.{end}") for name in "qkv"])
+                    here[f"1.qkv.{end}"] = joined.flatten(2) if end == "weight" else joined
+                here["1.proj_out.weight"] = here["1.proj_out.weight"].flatten(2)
+        if part == "middle":  # of which the second block comes after the attention of the first, and is the third part
+            here = {f"{number + 1}{key[1:]}" if number else key: value for key, value in here.items()}
+        found |= {f"{place}.{key}": value for key, value in here.items()}
+    return found
+
+
+def _renamed(key: str) -> str:
+    return next((new + key.removeprefix(old) for old, new in PDDPM if key.startswith(old)), key)
+
+
+def _settings(state: State) -> dict[str, Any]:
+    """What the names and shapes of weights say of a `ResearchUNet`; raises `KeyError` where they are not those of one.
+
+    The blocks of a level on the way up end in one that doubles the image, which gives the number of blocks a level, and with it the levels.
+    """
+    numbers = {int(match[1]) for key in state if (match := re.match(r"output_blocks\.(\d+)\.", key))}
+    count = len(numbers)
+    if not count or numbers != {*range(count)}:
+        raise KeyError(f"output_blocks.{count}")
+    doubling = {
+        int(match[1]): match[2] == "in_layers.0"
+        for key in state
+        if (match := re.fullmatch(r"output_blocks\.(\d+)\.[12]\.(in_layers\.0|conv)\.weight", key))
+    }
+    each = min(doubling, default=count - 1) + 1
+    levels = count // each
+    first = [f"input_blocks.{1 + level * each}" for level in range(levels)]
+    widths = [state[f"{block}.0.in_layers.2.weight"].shape[0] for block in first]
+    said = state["input_blocks.1.0.emb_layers.1.weight"].shape[0]
+    return {
+        "in_channels": state["input_blocks.0.0.weight"].shape[1],
+        "out_channels": state["out.2.weight"].shape[0],
+        "model_channels": state["time_embed.0.weight"].shape[1],
+        "head_channels": state["input_blocks.0.0.weight"].shape[0],
+        "block_out_channels": widths,
+        "layers_per_block": each - 1,
+        "attention_levels": [level for level, block in enumerate(first) if f"{block}.1.qkv.weight" in state],
+        "use_scale_shift_norm": said == 2 * widths[0],
+        "resblock_updown": any(doubling.values()),
+        "num_class_embeds": state["label_emb.weight"].shape[0] if "label_emb.weight" in state else None,
+        "table_length": state["time_table"].shape[0] if "time_table" in state else 0,
+    }
