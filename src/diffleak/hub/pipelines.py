@@ -150,7 +150,9 @@ class PipelineText:
         """Which texts are longer than every tokenizer of the pipeline takes, so that their end is lost."""
         limits = self._tokenizers
         texts = getattr(self.pipeline, "_text_preprocessing", list)(list(texts))  # PixArt's puts captions in small letters
-        return [i for i, text in enumerate(texts) if all(len(tokenizer(text).input_ids) > limit for tokenizer, limit in limits)]
+        expanded = vars(self.pipeline).get("maybe_convert_prompt", lambda text, tokenizer: text)  # of embeddings with several vectors
+        length = lambda text, tokenizer: len(tokenizer(expanded(text, tokenizer)).input_ids)
+        return [i for i, text in enumerate(texts) if all(length(text, tokenizer) > limit for tokenizer, limit in limits)]
 
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
