@@ -119,11 +119,11 @@ def _extend(pipeline: Any, part: str, learned: Learned, vectors: Tensor) -> None
     if len(vectors) > tokenizer.model_max_length - 2:
         raise UserError(f"it has {len(vectors)} vectors, and a caption has at most {tokenizer.model_max_length} tokens")
     vocabulary = tokenizer.get_vocab()
-    if known := next((word for word in words if word in vocabulary), None):
+    if known := next((word for word in words if {word, word.lower()} & vocabulary.keys()), None):
         raise UserError(f"the {part} knows the word {shown(known)} already; name another with FILE@WORD, as the captions have it")
     tokenizer.add_tokens(words)
     numbers = tokenizer.convert_tokens_to_ids(words)
-    if tokenizer.convert_tokens_to_ids(tokenizer.tokenize(" ".join(words))) != numbers or len(set(numbers)) < len(words):
+    if tokenizer(" ".join(words), add_special_tokens=False).input_ids != numbers or len(set(numbers)) < len(words):
         raise UserError(f"the tokenizer does not read {shown(learned.word)} as one word; name another with FILE@WORD")
     old = table.weight.detach()
     new = torch.zeros(max(len(old), max(numbers) + 1), old.shape[1], dtype=old.dtype, device=old.device)
@@ -139,7 +139,9 @@ def _extend(pipeline: Any, part: str, learned: Learned, vectors: Tensor) -> None
 
 
 def _expander(tokens: Mapping[str, str]) -> Callable[[Any, Any], Any]:
-    """Puts all tokens of a word in its place, as diffusers does, whatever the case of its letters, which tokenizers of CLIP ignore."""
+    """Puts all tokens of a word in its place, whatever the case of its letters: tokenizers of CLIP ignore it, where diffusers then puts
+    the first token alone.
+    """
     pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))), re.IGNORECASE)
 
     def convert(prompt: Any, tokenizer: Any) -> Any:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import reduce, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, get_args
 
@@ -19,7 +19,7 @@ from diffleak.data.pixels import ImageShape
 from diffleak.data.split import own_split
 from diffleak.diffusion import Choice
 from diffleak.diffusion.codec import Autoencoder, Codec
-from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, NetworkDenoiser, PredictionType
+from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, LowRank, NetworkDenoiser, PredictionType
 from diffleak.diffusion.dual import Dual, refuse_incompatible
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import PIXELS, Target
@@ -150,13 +150,13 @@ def load(
     which, said = fingerprint(folder), list[str]()
     for adapter in adapters:
         refuse_other_base(adapter.file, which)
-    added: list[Any] = []
+    merged: dict[str, LowRank] | None = {}
     for adapter in adapters:
         lines, products = apply(pipeline, network_folder.name, adapter.file, adapter.scale)
-        said, added = said + lines, [*added, products]
+        said, merged = said + lines, together(merged, products)
         which = hashlib.sha256(f"{which} {adapter_fingerprint(adapter.file, adapter.scale)}".encode()).hexdigest()
     if adapters:
-        denoiser = replace(first, adapted=reduce(together, added, {}) or {})
+        denoiser = replace(first, adapted=merged or {})
     embedded = embed(pipeline, embeddings)
     for each in embeddings:
         which = hashlib.sha256(f"{which} {embedding_fingerprint(each)}".encode()).hexdigest()

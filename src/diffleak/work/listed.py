@@ -30,7 +30,7 @@ def split_named(text: str, flag: str) -> list[tuple[str, str | None]]:
 
 def _at_mark(text: str) -> tuple[str, str | None]:
     name, mark, value = text.rpartition(MARK)
-    return (name, value) if mark and name and not os.path.exists(text) else (text, None)
+    return (name, value) if mark and name and COMMA not in value and not os.path.exists(text) else (text, None)
 
 
 def join_named(value: Any, flag: str) -> Any:
