@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from diffleak.errors import UserError, refuse_other_bytes, shown, unknown
+from diffleak.work.listed import join_named
 from diffleak.work.reading import Unreadable, load_yaml
 
 NO_SETTINGS = ("json", "config")  # flags that no config file holds: how a call prints, and which file that is
@@ -54,9 +55,12 @@ class ModelConfig(Config):
 
     model: str = Field("denoiser", description="A diffusers folder or a hub id; safetensors only.")
     lora: str | None = Field(
-        None, description="A LoRA adapter to apply to a text-to-image MODEL: a .safetensors file, a folder or a hub id."
+        None, description="LoRAs or other adapters of a text-to-image MODEL, A or A@0.8,B: .safetensors files, folders or hub ids."
     )
     lora_scale: float = Field(1.0, allow_inf_nan=False, description="The strength of the LoRA ({default}).")
+    embedding: str | None = Field(
+        None, description="Textual inversions that captions of MODEL name, FILE or FILE@TOKEN,...: files, folders or hub ids."
+    )
     dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
     device: Device = None
 
@@ -64,6 +68,12 @@ class ModelConfig(Config):
     @classmethod
     def _name(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path | int) and not isinstance(value, bool) else value
+
+    @field_validator("lora", "embedding", mode="before")
+    @classmethod
+    def _listed(cls, value: Any, info: Any) -> Any:
+        value = join_named(value, flag(str(info.field_name)))
+        return str(value) if isinstance(value, Path) else value
 
     @model_validator(mode="after")
     def _scale_of_a_lora(self) -> "ModelConfig":

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from diffleak import hub
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
-from diffleak.hub import adapters, effect
+from diffleak.hub import adapters, effect, updates
 
 Weights = dict[str, torch.Tensor]
 Layers = dict[str, dict[str, tuple[int, float | None]]]  # by network and layer: rank, alpha
@@ -305,13 +305,12 @@ def test_a_dora_gives_every_output_the_length_of_its_magnitude(models, tmp_path,
 @pytest.mark.parametrize(
     ("key", "kind"),
     [
-        ("hada_w1_a", "LoHa"),
-        ("lokr_w1", "LoKr"),
-        ("lora_mid.weight", "LoCon with a Tucker core"),
-        ("diff", "a full difference of weights"),
         ("oft_blocks", "OFT or BOFT"),
-        ("dora_scale", "DoRA in kohya's naming"),
-        ("diff_b", "a difference of biases"),
+        ("on_input", "IA3"),
+        ("a1.weight", "GLoRA"),
+        ("lokr_t1", "LoKr with a core of its first factor"),
+        ("lambda_layer", "T-LoRA"),
+        ("set_weight", "a weight that replaces the model's"),
         ("lora_up.bias", "LoRA with biases"),
     ],
 )
@@ -319,13 +318,14 @@ def test_another_kind_of_adapter_is_refused_by_its_name(models, tmp_path, key, k
     file = kohya_file(tmp_path / "a.safetensors", "sd", {"unet": {f"{DOWN}.to_q": (2, 1.0)}})
     odd = f"lora_unet_{DOWN.replace('.', '_')}_to_q.{key}"
     save_file(load_file(file) | {odd: torch.ones(2, 2)}, file)
-    assert refusal(models("sd"), file).endswith(f"it must be a LoRA of weights; its {odd} is {kind}, which is not applied here")
+    said = "it must be a LoRA, LoCon, LoHa, LoKr, DoRA or full difference"
+    assert refusal(models("sd"), file).endswith(f"{said}; its {odd} is {kind}, which is not applied here")
 
 
 def test_folders_of_peft_that_are_no_plain_lora_are_refused_by_their_kind(models, tmp_path):
     layers: Layers = {"unet": {f"{DOWN}.to_q": (2, 4.0)}}
-    assert refusal(models("sd"), peft_made(tmp_path / "a", "sd", layers, peft_type="LOHA")).endswith(
-        "it must be a LoRA; its settings say that it is LOHA"
+    assert refusal(models("sd"), peft_made(tmp_path / "a", "sd", layers, peft_type="OFT")).endswith(
+        "it must be a LoRA, LoHa or LoKr; its settings say that it is OFT"
     )
     assert "it began as pissa_niter_4, which changes the base too" in refusal(
         models("sd"), peft_made(tmp_path / "b", "sd", layers, init_lora_weights="pissa_niter_4")
@@ -570,7 +570,7 @@ def test_a_layer_of_ordinary_size_is_not_refused_for_the_smallest_steps_of_its_d
     network.to(dtype)
     a, b = torch.randn(8, 320, generator=generator) / 18, torch.randn(320, 8, generator=generator)
     b *= largest / (b @ a).abs().max()
-    changes = effect.updates({"unet.to_q.lora_A.weight": a, "unet.to_q.lora_B.weight": b}, {}, {"unet": network})
+    changes = updates.updates({"unet.to_q.lora_A.weight": a, "unet.to_q.lora_B.weight": b}, {}, {"unet": network})
     was = effect.before(changes, {"unet": network})
     network["to_q"].weight.data += (b.double() @ a.double()).to(dtype)
     effect.check(changes, was, {"unet": network}, 1.0)

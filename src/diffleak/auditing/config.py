@@ -122,7 +122,7 @@ class GeometryConfig(AuditConfig):
     """The settings of `diffleak geometry`: those of an audit, but images alone will do, and attacks run under many masks."""
 
     NO_FLAG = {"guidance_scale", "reference", "calibration", "calibrate_fraction", "complexity", "max_auc", "max_tpr", "max_excess_auc"}
-    FOLLOW = ["lora_scale data split members nonmembers output", "probes top attacks mask timesteps"]
+    FOLLOW = ["embedding data split members nonmembers output", "probes top attacks mask timesteps"]
     HELP = {
         "model": "A latent model: a diffusers folder or a hub id.",
         "data": "Images; with --split also who is a member.",
@@ -149,7 +149,11 @@ class GeometryConfig(AuditConfig):
     def _images_alone(cls, given: Any) -> Any:
         """Without two sides nothing is attacked."""
         alone = given.get("data") and not any(given.get(key) for key in ("split", "members", "nonmembers"))
-        useless = [key for key in ("attacks", "mask", "captions", "reference", "lora", "lora_scale") if given.get(key)] if alone else []
+        useless = (
+            [key for key in ("attacks", "mask", "captions", "reference", "lora", "lora_scale", "embedding") if given.get(key)]
+            if alone
+            else []
+        )
         if useless:
             raise ValueError(
                 f"without --split or --nonmembers nothing is attacked; leave out --{useless[0].replace('_', '-')}, or say who is a member"

@@ -121,7 +121,7 @@ class Prepared:
         guidance = f"guidance {plan.guidance_scale:g}, " if plan.guidance_scale is not None else ""
         return (
             f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
-            f"{adapter(plan.lora, plan.lora_scale)}{attacks}{masks}, {self._swept}{captions}{guidance}"
+            f"{adapter(plan.lora, plan.lora_scale, plan.embedding)}{attacks}{masks}, {self._swept}{captions}{guidance}"
             f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
             f"{where}"
         )
@@ -220,6 +220,7 @@ def prepare(
         captions_truncated=len(truncated) if captions else None,
         lora=target.lora,
         lora_scale=target.lora_scale,
+        embedding=target.embedding,
         guidance_scale=target.denoiser.scale if isinstance(target.denoiser, Guided) else None,
         reference=config.reference if reference else None,
         reference_fingerprint=reference.fingerprint if reference else None,

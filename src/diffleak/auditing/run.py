@@ -293,6 +293,8 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         geometry=geometry,
         membership=prepared.membership,
         images=prepared.scan.tally,
+        adapters=prepared.target.adapters,
+        embeddings=prepared.target.embeddings,
     )
     record = with_validity(in_given_images(record))
     record = record.model_copy(update={"gates": gates(record.results, config) if record.valid else ()})
@@ -421,7 +423,8 @@ def _narrowed(change: Change) -> Change:
 
 def _command(config: AuditConfig, plan: Plan) -> str:
     """The command line that repeats the audit; for objects in memory, that it was a call from Python."""
-    loaded_with_more = plan.lora != config.lora or plan.guidance_scale not in (None, config.guidance_scale)
+    added = (plan.lora, plan.embedding) != (config.lora, config.embedding)
+    loaded_with_more = added or plan.guidance_scale not in (None, config.guidance_scale)
     typed = any(spec.startswith("__main__:") or not readable(spec, ATTACKS) for spec in config.attacks if spec != "all")
     in_memory = IN_MEMORY in (config.data, config.members, config.nonmembers) or "denoiser" in (config.model, config.reference)
     if in_memory or loaded_with_more or typed:

@@ -88,6 +88,8 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
             "(audit.json lists the images under truncated)"
         )
     captions = prepared.scan.captions
+    if captions:
+        found += prepared.target.unnamed(captions.texts)
     if captions and not any(captions.texts):
         found += [
             f"the model was given no captions, and {attack.label} measures what captions add: only the loss is left of it"

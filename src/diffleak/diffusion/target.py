@@ -1,7 +1,7 @@
 """What a command is about: a denoiser, the images it takes and where it runs; and how much of it runs at once."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.codec import Codec, Identity
 from diffleak.diffusion.conditions import TextEncoder
 from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser, unguided
+from diffleak.records.plan import Adapter, Embedding
 from diffleak.work.folder import UNKNOWN
 
 PIXELS = Identity()
@@ -24,8 +25,9 @@ class Target:
 
     `shape` is None for a model that takes images of any one size; `codec` takes images to what the denoiser works on.
     `classes` is the number of classes of a class-conditional model and `class_names` are their names where its folder states them;
-    `text` embeds the captions of a text-to-image model; no model has both. `lora` is the adapter that was merged into its weights,
-    at `lora_scale`. `fingerprint` says which model this is, adapter included; without one, a run folder cannot be resumed, since
+    `text` embeds the captions of a text-to-image model; no model has both. `lora` names the adapters that were merged into its weights,
+    at `lora_scale` times the strength of each in `adapters`; `embedding` names the textual inversions that its text encoders know, which
+    are the `embeddings`. `fingerprint` says which model this is, adapter included; without one, a run folder cannot be resumed, since
     nothing shows that it is the same model. `x_dtype` is the dtype of images, latents and noise: at least float32, so that
     a half-precision network does not round the attack's own arithmetic. `split_file` is the split.json that training left beside
     the model, or beside the LoRA, and `trained` are the train.json files that say how it read its images. `warnings` are those of the
@@ -47,10 +49,22 @@ class Target:
     trained: tuple[Path, ...] = ()
     class_names: ClassNames = UNNAMED
     warnings: tuple[str, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
+    embedding: str | None = None
+    embeddings: tuple[Embedding, ...] = ()
 
     @property
     def x_dtype(self) -> torch.dtype:
         return torch.float64 if self.dtype == "float64" else torch.float32
+
+    def unnamed(self, captions: Sequence[str]) -> list[str]:
+        """What is to be said of embeddings whose token none of the captions has, so that they change nothing."""
+        lower = [text.lower() for text in captions]
+        return [
+            f"no caption has the token '{each.token}' of the embedding {each.name}, so it changes nothing"
+            for each in self.embeddings
+            if not any(each.token.lower() in text for text in lower)
+        ]
 
     @property
     def latent(self) -> bool:

@@ -1,11 +1,12 @@
-"""LoRA adapters: found, applied to a text-to-image pipeline, and merged into its weights.
+"""Adapters: found, applied to a text-to-image pipeline, and merged into its weights, one after the other.
 
-    W' = W + scale alpha / r  B A          for every adapted layer (Hu et al. 2021, arXiv 2106.09685, section 4.1)
+    W' = W + scale alpha / r dW          for every adapted layer; dW of a LoRA is B A, those of other kinds are in `deltas`
 
-Two layouts are read, both safetensors: a file with the names of diffusers, kohya or ComfyUI, and the folder that peft saves
-(`adapter_model.safetensors` beside `adapter_config.json`), which is for the denoiser alone. diffusers gives the names, peft
-merges, and `effect` checks against the raw file that every layer got its own strength, and no other layer changed. After
-merging the networks are plain modules again: an adapter costs nothing per forward.
+Two layouts are read, as safetensors or state dicts: a file with the names of diffusers, kohya, LyCORIS or ComfyUI, and the folder that
+peft saves (`adapter_model.safetensors` beside `adapter_config.json`), which is for the denoiser alone. Where every layer is a plain LoRA
+that diffusers has names for, diffusers gives the names and peft merges; everything else is merged by the formula. `effect` checks against
+the raw file that every layer got its own strength, and no other layer changed. After merging the networks are plain modules again: an
+adapter costs nothing per forward.
 """
 
 import hashlib
@@ -13,6 +14,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +26,77 @@ from diffleak.diffusion.denoiser import LowRank
 from diffleak.errors import UserError, first_lines, pip_install, shown
 from diffleak.hub import effect
 from diffleak.hub.configs import read_json
-from diffleak.hub.effect import LONGEST_NAME, PEFT_PREFIX, TEXT_ENCODERS
-from diffleak.hub.folders import LONGEST_PATH, PICKLES, downloaded, pickle_message
-from diffleak.work.files import hash_files
+from diffleak.hub.folders import LONGEST_PATH, PICKLES, downloaded
+from diffleak.hub.layer_names import PEFT_PREFIX, TEXT_ENCODERS
+from diffleak.hub.states import load_state
+from diffleak.hub.updates import LONGEST_NAME, header_settings, refuse_other_kinds, updates
+from diffleak.records.plan import Adapter
+from diffleak.work.files import hash_file, hash_files
+from diffleak.work.listed import split_named
 from diffleak.work.reading import Unreadable, load_json, opened, parsing
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+STATES = ("pytorch_lora_weights.bin", "adapter_model.bin")  # which are read where there are no FILES
 CONFIG = "adapter_config.json"  # of peft
 NAME = "diffleak"  # of the adapter, while it is loaded
 SETTINGS = ("lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora")  # of peft, which decide the strength of a layer
 SECOND = (".lora_B.", ".lora_up.", ".lora.up.", "_lora.up.")  # B of B A, which is zero until it is trained
 
 
-def adapter_file(lora: str | Path) -> Path:
-    """The safetensors file of an adapter: a file, in a folder, or of a hub id.
+@dataclass(frozen=True)
+class Applied:
+    """An adapter to apply: its name and strength as the user gave them, its file, and `scale`, its strength times that of all."""
 
-    Raises `UserError` when peft is missing, for pickles, for a folder with none of FILES, and for what is not there.
+    record: Adapter
+    file: Path
+    scale: float
+
+
+def named_adapters(lora: str, scale: float = 1.0) -> tuple[Applied, ...]:
+    """The adapters in a list like `A@0.8,B`, each at its own strength times `scale`.
+
+    Raises `UserError` as `adapter_file` does, for a strength that is no number or 0, and for an adapter that is there twice.
+    """
+    found: list[Applied] = []
+    for name, value in split_named(lora, "--lora"):
+        strength = 1.0 if value is None else _number(value)
+        if strength is None and not os.path.exists(name):
+            name, strength = f"{name}@{value}", 1.0  # a name with an @ in it, of what is not there or of no path
+        if strength is None or not isfinite(strength * scale):
+            said = f"{shown(name, LONGEST_PATH)} has {shown(value)}, times --lora-scale {scale:g}"
+            raise UserError(f"the strength of a LoRA, behind its @, must be a finite number; {said}")
+        if strength * scale == 0:
+            raise UserError(f"strength 0 leaves nothing of the LoRA {shown(name, LONGEST_PATH)}; leave it out, or give another strength")
+        file = adapter_file(name)
+        made = Applied(Adapter(name=name, strength=strength, sha256=_hash(file)), file, scale if strength == 1 else strength * scale)
+        same = next((other for other in found if other.record.sha256 == made.record.sha256), None)
+        if same:
+            raise UserError(
+                f"each LoRA must be given once; {shown(name, LONGEST_PATH // 2)} and {shown(same.record.name, LONGEST_PATH // 2)} are the "
+                "same file: give it once, at the sum of the strengths"
+            )
+        found.append(made)
+    return tuple(found)
+
+
+def _hash(file: Path) -> str:
+    try:
+        return hash_file(file)
+    except Unreadable as error:
+        raise UserError(f"the LoRA {file} cannot be read: {error}") from None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def adapter_file(lora: str | Path) -> Path:
+    """The file of an adapter: a file, in a folder, or of a hub id.
+
+    Raises `UserError` when peft is missing, for a folder with none of FILES and STATES, and for what is not there.
     """
     try:
         import peft  # noqa: F401
@@ -46,28 +104,28 @@ def adapter_file(lora: str | Path) -> Path:
         raise UserError(f"--lora needs peft: {pip_install('lora')}") from None
     path = Path(lora)
     if os.path.isfile(path):
-        if path.suffix != ".safetensors":
-            raise UserError(pickle_message(path) if path.suffix in PICKLES else f"a LoRA must be a .safetensors file; got {path}")
+        if path.suffix not in (".safetensors", *PICKLES):
+            raise UserError(f"a LoRA must be a .safetensors file, or a state dict ({', '.join(PICKLES)}); got {shown(path, LONGEST_PATH)}")
         return path
     if not os.path.isdir(path):
         if str(lora).startswith((".", "/", "~")) or str(lora).count("/") != 1:
             raise UserError(
                 f"--lora must be a .safetensors file, a folder, or a hub id (owner/name); found nothing at {shown(lora, LONGEST_PATH)}"
             )
-        path = downloaded(str(lora), [*FILES, CONFIG])
-    found = [path / name for name in FILES if (path / name).is_file()]
-    if len(found) == 1:
-        return found[0]
-    pickles = sorted(p for p in path.iterdir() if p.suffix in PICKLES)
-    if pickles and not found:
-        raise UserError(pickle_message(pickles[0]))
-    raise UserError(f"a LoRA's folder must hold {' or '.join(FILES)}; {lora} has {'both' if found else 'neither'}: name the file itself")
+        path = downloaded(str(lora), [*FILES, *STATES, CONFIG])
+    for names in (FILES, STATES):
+        found = [path / name for name in names if (path / name).is_file()]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"a LoRA's folder must hold {' or '.join(names)}; {lora} has both: name the file itself")
+    raise UserError(f"a LoRA's folder must hold {' or '.join(FILES)}; {lora} has neither: name the file itself")
 
 
 def adapter_fingerprint(file: Path, scale: float) -> str:
     """Which adapter this is and how strongly it is applied."""
     config = file.with_name(CONFIG)
-    files = [file, config] if file.name == FILES[1] and config.is_file() else [file]
+    files = [file, config] if file.stem == "adapter_model" and config.is_file() else [file]
     return hashlib.sha256(f"{hash_files(files)} {scale!r}".encode()).hexdigest()
 
 
@@ -82,28 +140,30 @@ def refuse_other_base(file: Path, model: str) -> None:
         raise UserError(f"the LoRA {file} was trained on another model than this one, as its {record.name} says; give that one")
 
 
-def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str], dict[str, LowRank]]:
+def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str], dict[str, LowRank] | None]:
     """Merges an adapter into the networks of a pipeline, in place; `part` is its denoiser's name, unet or transformer.
 
-    Returns what is to be said about its strength, and what it added to the denoiser's weights, by their names; of a DoRA, whose change
-    is no product of two matrices, nothing. Raises `UserError` unless every weight of the adapter fits a layer, every layer is
-    changed by scale alpha / r B A, and no other is changed.
+    Returns what is to be said about its strength, and what it added to the denoiser's weights, by their names: None where a change is
+    no product of two matrices, as that of a DoRA or a LoKr. Raises `UserError` unless every weight of the adapter fits a layer, every
+    layer is changed as its kind says, and no other is changed.
     """
     raw = _read(file)
     networks = {name: getattr(pipeline, name) for name in (part, *TEXT_ENCODERS) if getattr(pipeline, name, None) is not None}
     try:
+        raw = _with_prefix(raw, part, networks[part])
         of_peft = all(key.startswith(PEFT_PREFIX) for key in raw)
-        settings = _peft_settings(file) if of_peft else effect.header_settings(file)
-        effect.refuse_other_kinds(raw, settings)
-        changes = effect.updates(raw, settings, networks)
+        header = {} if file.suffix in PICKLES else header_settings(file)
+        settings = _peft_settings(file) if of_peft else header
+        refuse_other_kinds(raw, settings)
+        changes = updates(raw, settings, networks)
         was = effect.before(changes, networks)
         with _exact():
-            if of_peft:
-                _merge(networks[part], _peft_config(file), {k.removeprefix(PEFT_PREFIX): v for k, v in raw.items()}, scale)
+            ways = _by_peft(pipeline, networks, raw, file, settings, of_peft) if all(update.plain for update in changes) else None
+            if ways is None:
+                effect.merge(changes, networks, scale)
             else:
-                for name, weights in _by_network(pipeline, networks, raw).items():
-                    own = {key: settings[f"{name}.{key}"] for key in SETTINGS if f"{name}.{key}" in settings and not _alphas(raw)}
-                    _merge(networks[name], _config(weights, own), weights, scale)
+                for name, (config, weights) in ways.items():
+                    _merge(networks[name], config, weights, scale)
         said = effect.check(changes, was, networks, scale)
     except UserError as error:
         raise UserError(f"the LoRA {file} does not match the model: {error}") from None
@@ -114,12 +174,46 @@ def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str]
         said.append(f"the LoRA has alpha 0 in {len(silent)} of its {len(changes)} layers, which it leaves as they are")
     if len(silent) == len(changes):
         raise UserError(f"the LoRA {file} changes nothing: its alpha is 0 in every layer")
-    added = {
-        f"{update.layer}.weight": LowRank(update.down, update.up, scale * update.strength)
-        for update in changes
-        if update.network == part and update.magnitude is None
-    }
-    return said, added
+    if all(update.idle for update in changes):
+        raise UserError(f"the LoRA {file} changes nothing: all of its changes are zero, as they are before training")
+    products = {f"{update.layer}.weight": update.low_rank(scale) for update in changes if update.network == part}
+    added = {name: product for name, product in products.items() if product is not None}
+    return said, added if len(added) == len(products) else None
+
+
+def together(first: Mapping[str, LowRank] | None, second: Mapping[str, LowRank] | None) -> dict[str, LowRank] | None:
+    """What two adapters added to weights: where both changed one, a product of their matrices side by side; None where either is."""
+    if first is None or second is None:
+        return None
+    made = dict(first)
+    for name, new in second.items():
+        old = made.get(name)
+        if old is not None:
+            up = torch.cat([old.factor * old.up.flatten(1), new.factor * new.up.flatten(1)], dim=1)
+            new = LowRank(torch.cat([old.down.flatten(1), new.down.flatten(1)]), up, 1.0)
+        made[name] = new
+    return made
+
+
+def _with_prefix(raw: Mapping[str, Tensor], part: str, network: Any) -> dict[str, Tensor]:
+    """The weights with the names of diffusers in full: those that begin with a layer, as of 2023, are of the denoiser."""
+    layers = {name for name, _ in network.named_children()}
+    return {f"{part}.{key}" if key.partition(".")[0] in layers else key: value for key, value in raw.items()}
+
+
+def _by_peft(
+    pipeline: Any, networks: Mapping[str, Any], raw: Mapping[str, Tensor], file: Path, settings: Mapping[str, Any], of_peft: bool
+) -> dict[str, tuple[Any, dict[str, Tensor]]] | None:
+    """peft's settings and weights for every network; None for names that diffusers does not read."""
+    part = next(iter(networks))
+    if of_peft:
+        return {part: (_peft_config(file), {key.removeprefix(PEFT_PREFIX): value for key, value in raw.items()})}
+    try:
+        found = _by_network(pipeline, networks, raw)
+    except Exception:  # each converter of diffusers raises its own for names that it does not know; `updates` has placed them all
+        return None
+    own = lambda name: {key: settings[f"{name}.{key}"] for key in SETTINGS if f"{name}.{key}" in settings and not _alphas(raw)}
+    return {name: (_config(weights, own(name)), weights) for name, weights in found.items()}
 
 
 def _by_network(pipeline: Any, networks: Mapping[str, Any], raw: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -128,9 +222,7 @@ def _by_network(pipeline: Any, networks: Mapping[str, Any], raw: Mapping[str, Te
 
     part = next(iter(networks))  # the denoiser
     if not hasattr(pipeline, "lora_state_dict") and not all(key.partition(".")[0] in networks for key in raw):
-        raise UserError(
-            f"diffusers reads no such names for a {type(pipeline).__name__}; give a folder of peft, with {FILES[1]} and {CONFIG}"
-        )
+        raise UserError(f"diffusers reads no such names for a {type(pipeline).__name__}")
     config = {"unet_config": networks[part].config} if part == "unet" else {}
     given = _with_alphas_in_b(raw)
     made = pipeline.lora_state_dict(given, **config) if hasattr(pipeline, "lora_state_dict") else given
@@ -213,8 +305,13 @@ def _read(file: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        with opened(file, None), parsing():
-            raw = load_file(file)
+        if file.suffix in PICKLES:
+            raw = load_state(file)
+            if not isinstance(raw, dict) or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in raw.items()):
+                raise Unreadable("it must be a dict of names and tensors, as torch.save writes the state dict of a LoRA")
+        else:
+            with opened(file, None), parsing():
+                raw = load_file(file)
     except Unreadable as error:
         raise UserError(f"the LoRA {file} cannot be read: {error}") from None
     if not raw:

@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -19,18 +19,19 @@ from diffleak.data.pixels import ImageShape
 from diffleak.data.split import own_split
 from diffleak.diffusion import Choice
 from diffleak.diffusion.codec import Autoencoder, Codec
-from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, NetworkDenoiser, PredictionType
+from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, LowRank, NetworkDenoiser, PredictionType
 from diffleak.diffusion.dual import Dual, refuse_incompatible
 from diffleak.diffusion.preconditioning import Preconditioning
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import PIXELS, Target
 from diffleak.errors import UserError, first_lines, shown, unknown
 from diffleak.hub.adapters import FILES as ADAPTERS
-from diffleak.hub.adapters import adapter_file, adapter_fingerprint, apply, refuse_other_base
+from diffleak.hub.adapters import STATES, adapter_fingerprint, apply, named_adapters, refuse_other_base, together
 from diffleak.hub.classes import KEY, class_names
 from diffleak.hub.codecs import codec_fingerprint, image_shape, read_codec, scaling
 from diffleak.hub.configs import check_settings, read_json
 from diffleak.hub.exploding import exploding
+from diffleak.hub.embeddings import embed, embedding_fingerprint, named_embeddings
 from diffleak.hub.folders import (
     CONVERTED,
     DTYPES,
@@ -52,9 +53,11 @@ from diffleak.hub.making import FLOW_PREDICTION, FLOW_SCHEDULER, flow_schedule
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, guidance_notes, load_text, pipeline_of, write_index
 from diffleak.records.conversion import conversion_caveats
 from diffleak.work.files import write_text
+from diffleak.work.listed import join_named
 from diffleak.work.progress import say
 
 P = ParamSpec("P")
+Named = str | Path | Sequence[str | Path | tuple[str | Path, str | float]] | None  # one or several, each with or without its value
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
 OTHER_PARTS = ("vqmodel", "movq")
 WITHOUT_TEXT = ("UNet2DModel", "DiTTransformer2DModel", CONVERTED)
@@ -85,25 +88,29 @@ def load(
     dtype: str = "float32",
     device: str | None = None,
     guidance_scale: float = 1.0,
-    lora: str | Path | None = None,
+    lora: Named = None,
     lora_scale: float = 1.0,
+    embedding: Named = None,
 ) -> Target:
     """The model in a diffusers folder or of a hub id, ready to be audited.
 
     `dtype` is float32, float16, bfloat16 or float64; `device` a torch device, by default the first accelerator or the CPU.
     `guidance_scale` other than 1 makes every answer of a text-to-image model one of classifier-free guidance.
-    `lora` is a LoRA adapter of a text-to-image model, a safetensors file, a folder or a hub id: it is merged into the weights
-    of the denoiser, and of the text encoders where it has such, at `lora_scale` times the strength that it was saved with.
+    `lora` is a LoRA, or another adapter, of a text-to-image model, a safetensors file, a folder or a hub id: it is merged into the
+    weights of the denoiser, and of the text encoders where it has such, at `lora_scale` times the strength that it was saved with.
+    Several are merged one after the other, each at a strength of its own: "A@0.8,B", or ["B", ("A", 0.8)].
+    `embedding` is a textual inversion, or several: each adds a token to the text encoders, named by its file or as "FILE@TOKEN".
     Raises `UserError` for a folder that is no diffusers model, pickle checkpoints, networks that are not supported, and an
-    adapter that does not match the model.
+    adapter or embedding that does not match the model.
     """
+    lora, embedding = join_named(lora, "--lora"), join_named(embedding, "--embedding")
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     folder = located(model)
     name = pipeline_of(folder)
     _refuse_other_kinds(folder)
     network_folder = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
-    if not network_folder.is_dir() and any((folder / name).is_file() for name in ADAPTERS):
+    if not network_folder.is_dir() and any((folder / name).is_file() for name in (*ADAPTERS, *STATES)):
         raise UserError(f"{folder} is a LoRA adapter and no model; give the model that it was made for, and this with --lora")
     if not network_folder.is_dir() and autoencoder_folder(folder):
         raise UserError(
@@ -117,7 +124,10 @@ def load(
         raise UserError(f"a LoRA is applied to a text-to-image model of one network, and {model} {unfit}; leave out --lora")
     if lora is not None and lora_scale == 0:
         raise UserError("--lora-scale 0 leaves nothing of the LoRA; leave out --lora, or give another scale")
-    adapter = None if lora is None else adapter_file(lora)
+    if embedding is not None and name is None:
+        raise UserError(f"an embedding is a word in captions, and {model} takes no captions; leave out --embedding")
+    adapters = () if lora is None else named_adapters(str(lora), lora_scale)
+    embeddings = () if embedding is None else named_embeddings(str(embedding))
     device = str(checked_device(device))
     codec: Codec = PIXELS
     if name and not autoencoder_folder(folder):
@@ -142,18 +152,27 @@ def load(
         shape = image_shape(codec, shape, int(config.get("in_channels", 0)) // packing, folder)
     pipeline = load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device) if name else None
     which, said = fingerprint(folder), conversion_caveats(folder)
-    if adapter is not None:
-        refuse_other_base(adapter, which)
-        said, added = apply(pipeline, network_folder.name, adapter, lora_scale)
-        denoiser = replace(first, adapted=added)
-        which = hashlib.sha256(f"{which} {adapter_fingerprint(adapter, lora_scale)}".encode()).hexdigest()
+    for adapter in adapters:
+        refuse_other_base(adapter.file, which)
+    merged: dict[str, LowRank] | None = {}
+    for adapter in adapters:
+        lines, products = apply(pipeline, network_folder.name, adapter.file, adapter.scale)
+        said, merged = said + lines, together(merged, products)
+        which = hashlib.sha256(f"{which} {adapter_fingerprint(adapter.file, adapter.scale)}".encode()).hexdigest()
+    if adapters:
+        denoiser = replace(first, adapted=merged or {})
+    embedded = embed(pipeline, embeddings)
+    for each in embeddings:
+        which = hashlib.sha256(f"{which} {embedding_fingerprint(each)}".encode()).hexdigest()
     text = None if pipeline is None else PipelineText(pipeline)
     guided = denoiser if guidance_scale == 1 else Guided(denoiser, guidance_scale)
     if text is None and guidance_scale != 1:
         raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")
     said += guidance_notes(pipeline) if guidance_scale != 1 else []
     applied = None if lora is None else str(lora)
-    strength, split_file = lora_scale if applied else None, own_split(folder if adapter is None else adapter.parent)
+    homes = [adapter.file.parent for adapter in adapters] or [folder]
+    splits = list(filter(None, map(own_split, homes)))
+    strength, split_file = lora_scale if applied else None, splits[0] if len(splits) == 1 else None  # of two, neither is of the model
     return Target(
         guided,
         shape,
@@ -167,9 +186,12 @@ def load(
         applied,
         strength,
         split_file,
-        training_records(folder if adapter is None else adapter.parent),
+        tuple(record for home in homes for record in training_records(home)),
         class_names(folder, first.classes) if first.classes else UNNAMED,
         tuple(said),
+        tuple(adapter.record for adapter in adapters),
+        None if embedding is None else str(embedding),
+        embedded,
     )
 
 
@@ -185,9 +207,11 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
     Raises `UserError` for a LoRA or guidance beside a model that is loaded already, and as `load` does.
     """
     if loaded is None:
-        return load(config.model, config.dtype, config.device, guidance_scale, config.lora, config.lora_scale)
+        return load(config.model, config.dtype, config.device, guidance_scale, config.lora, config.lora_scale, config.embedding)
     if config.lora is not None:
         raise UserError("a LoRA is applied when a model is loaded: give diffleak.load(MODEL, lora=...) as the target, and no lora here")
+    if config.embedding is not None:
+        raise UserError("an embedding is added when a model is loaded: give diffleak.load(MODEL, embedding=...), and none here")
     if guidance_scale != 1.0:
         raise UserError("guidance is put around a model when it is loaded: give diffleak.load(MODEL, guidance_scale=...), and none here")
     return loaded

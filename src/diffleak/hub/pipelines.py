@@ -188,7 +188,9 @@ class PipelineText:
             read = [kind.written(self.pipeline, text) for text in texts]
             return [i for i, (text, limit) in enumerate(read) if len(self.pipeline.tokenizer(text).input_ids) > limit]
         limits = self._tokenizers
-        return [i for i, text in enumerate(texts) if all(len(tokenizer(text).input_ids) > limit for tokenizer, limit in limits)]
+        expanded = vars(self.pipeline).get("maybe_convert_prompt", lambda text, tokenizer: text)  # of embeddings with several vectors
+        length = lambda text, tokenizer: len(tokenizer(expanded(text, tokenizer)).input_ids)
+        return [i for i, text in enumerate(texts) if all(length(text, tokenizer) > limit for tokenizer, limit in limits)]
 
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:

@@ -154,6 +154,7 @@ class Asking:
             model_fingerprint=target.fingerprint,
             lora=target.lora,
             lora_scale=target.lora_scale,
+            embedding=target.embedding,
             prompts=len(self.texts),
             prompts_fingerprint=hashlib.sha256(json.dumps(self.texts).encode()).hexdigest(),
             draw=config.draw,
@@ -181,7 +182,8 @@ class Asking:
             else f"{config.images} noise{several} each at timesteps {first} and {low}, nothing drawn"
         )
         total = len(self.texts) * self.forwards
-        return f"plan: {adapter(self.target.lora, self.target.lora_scale)}{len(self.texts):,} prompts, {how}; {total:,} forwards"
+        added = adapter(self.target.lora, self.target.lora_scale, self.target.embedding)
+        return f"plan: {added}{len(self.texts):,} prompts, {how}; {total:,} forwards"
 
 
 def find_memorised(
@@ -331,6 +333,8 @@ def _record(asking: Asking, lists: Lists, scores: np.ndarray, seconds: float) ->
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=config.command,
         plan=plan,
+        adapters=target.adapters,
+        embeddings=target.embeddings,
         results=results,
         reason=reason,
         prompts=tuple(sorted(rows, key=lambda row: (-getattr(row, first), row.prompt))),
@@ -368,7 +372,7 @@ def _sizes(member: Bool[np.ndarray, " n"]) -> tuple[int, int]:
 
 def _warnings(asking: Asking, lists: Lists) -> tuple[str, ...]:
     assert asking.target.text is not None, "checked before anything is asked"
-    found, lost = list(asking.target.warnings), len(asking.target.text.truncated(lists.texts))
+    found, lost = [*asking.target.warnings, *asking.target.unnamed(lists.texts)], len(asking.target.text.truncated(lists.texts))
     if lists.repeated:
         found.append(f"{lists.repeated} {'repetition' if lists.repeated == 1 else 'repetitions'} of a prompt left out: each counts once")
     if lost:

@@ -101,7 +101,7 @@ class Prepared:
         others = f" and {len(training):,} training images" if training else ""
         given = f"of {self.prompts.described}, guidance {drawing.guidance_scale:g}, " if self.prompts else ""
         return (
-            f"plan: {adapter(self.target.lora, self.target.lora_scale)}"
+            f"plan: {adapter(self.target.lora, self.target.lora_scale, self.target.embedding)}"
             f"{drawing.n:,} images ({drawing.shape}) {given}by {drawing.sampler} in {drawing.steps} steps, "
             f"{drawing.n * drawing.forwards:,} forwards; against {len(self.real.reference):,} real images{others}; "
             f"features of {self.encoders[0].name}"
@@ -215,6 +215,9 @@ def _record(
         model_fingerprint=target.fingerprint,
         lora=target.lora,
         lora_scale=target.lora_scale,
+        adapters=target.adapters,
+        embedding=target.embedding,
+        embeddings=target.embeddings,
         images=drawing.n,
         image_shape=str(drawing.shape),
         sampler=drawing.sampler,
@@ -339,6 +342,7 @@ def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) 
     if len(prepared.target.denoiser.exposed) > 1:
         found.append("two models take turns, one per step" + (f"; drawn in {rounds} adaptive rounds" if rounds > 1 else ""))
     if prepared.prompts and prepared.target.text:
+        found += prepared.target.unnamed(prepared.prompts.distinct)
         cut = len(prepared.target.text.truncated(prepared.prompts.distinct))
         if cut:
             found.append(f"{cut} captions are longer than the model's text encoder reads: it read their beginning only")

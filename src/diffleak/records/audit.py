@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from diffleak.errors import UserError
 from diffleak.records.base import MOST_OFTEN, SCHEMA_VERSION, Estimate, Record
 from diffleak.records.images import Tally
-from diffleak.records.plan import Costs, Environment, Plan, Split
+from diffleak.records.plan import Adapter, Costs, Embedding, Environment, Plan, Split
 from diffleak.records.scores import Direction
 from diffleak.records.variants import CALIBRATED, COMBINED, Variant, base_label, may_lead
 
@@ -364,6 +364,10 @@ class AuditRecord(Record):
     """What the model's own split.json says of the two sides; null without two sides, and in records of version 0.1."""
     images: Tally = Tally()
     """What reading the image files changed, counted."""
+    adapters: tuple[Adapter, ...] = ()
+    """Each adapter with its strength and hash, in the order of merging; empty without one."""
+    embeddings: tuple[Embedding, ...] = ()
+    """Each textual inversion with its token and hash; empty without one."""
     gates: tuple[Gate, ...] = ()
     """Limits that the user set, one entry per limit and attack; empty without limits."""
     valid: bool | None = None

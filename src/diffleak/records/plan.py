@@ -14,6 +14,30 @@ def _with_label(attack: dict[str, Any]) -> dict[str, Any]:
     return attack
 
 
+class Adapter(Record):
+    """One of the adapters that were merged into the model, in the order in which they were merged."""
+
+    name: str
+    """The adapter as the user named it: a file, a folder or a name on the Hub."""
+    strength: float
+    """Its own factor, to be multiplied with that of all adapters, `lora_scale`."""
+    sha256: str
+    """SHA-256 of its file."""
+
+
+class Embedding(Record):
+    """One of the textual inversions that were added to the model's text encoders."""
+
+    name: str
+    """The embedding as the user named it: a file, a folder or a name on the Hub."""
+    token: str
+    """The word in captions that stands for it."""
+    vectors: int
+    """Number of vectors, each of which takes the place of one token."""
+    sha256: str
+    """SHA-256 of its file."""
+
+
 class Environment(Record):
     """Where the numbers come from."""
 
@@ -127,9 +151,11 @@ class Plan(Record):
     captions_truncated: int | None = None
     """Number of captions longer than the text encoder reads; null for other models."""
     lora: str | None = None
-    """The LoRA adapter as the user named it; null without one."""
+    """The LoRA adapter, or several, as the user named them; null without one."""
     lora_scale: float | None = None
     """Factor of the adapter's weights; null without one."""
+    embedding: str | None = None
+    """The textual inversions as the user named them; null without one."""
     guidance_scale: float | None = None
     """Scale of classifier-free guidance in the denoiser that attacks ask; null without guidance."""
     reference: str | None = None

@@ -10,7 +10,7 @@ from typing import Literal
 
 from diffleak.records.audit import Result
 from diffleak.records.base import Record
-from diffleak.records.plan import Environment
+from diffleak.records.plan import Adapter, Embedding, Environment
 from diffleak.records.scores import Direction
 
 SCHEMA_VERSION: Literal[3] = 3  # 1: rates as in schema version 1 of audit.json; 2: no noise_norm and no alignment, images always drawn
@@ -56,9 +56,11 @@ class PromptsPlan(Record):
     model_fingerprint: str
     """Hash of the model's weights and settings."""
     lora: str | None = None
-    """The LoRA adapter as the user named it; null without one."""
+    """The LoRA adapter, or several, as the user named them; null without one."""
     lora_scale: float | None = None
     """Factor of the adapter's weights; null without one."""
+    embedding: str | None = None
+    """The textual inversions as the user named them; null without one."""
     prompts: int
     """Number of prompts."""
     prompts_fingerprint: str
@@ -109,6 +111,10 @@ class PromptsRecord(Record):
     """Command line that repeats the scoring."""
     plan: PromptsPlan
     """All that decides the scores."""
+    adapters: tuple[Adapter, ...] = ()
+    """Each adapter with its strength and hash, in the order of merging; empty without one."""
+    embeddings: tuple[Embedding, ...] = ()
+    """Each textual inversion with its token and hash; empty without one."""
     results: tuple[Result, ...]
     """What each statistic achieves, named in `attack`; memorised prompts are the members. Empty without two lists long enough."""
     reason: str | None

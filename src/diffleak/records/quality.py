@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate, Record, read_json
 from diffleak.records.images import Alpha, Exif, Tally
-from diffleak.records.plan import Environment
+from diffleak.records.plan import Adapter, Embedding, Environment
 
 SCHEMA_VERSION: Literal[1] = 1
 FILE = "quality.json"
@@ -112,9 +112,15 @@ class QualityRecord(Record):
     model_fingerprint: str
     """Hash of the model's weights and settings."""
     lora: str | None = None
-    """The LoRA adapter as the user named it; null without one."""
+    """The LoRA adapter, or several, as the user named them; null without one."""
     lora_scale: float | None = None
     """Factor of the adapter's weights; null without one."""
+    adapters: tuple[Adapter, ...] = ()
+    """Each adapter in `lora` with its strength and hash, in the order of merging; empty without one."""
+    embedding: str | None = None
+    """The textual inversions as the user named them; null without one."""
+    embeddings: tuple[Embedding, ...] = ()
+    """Each textual inversion in `embedding` with its token and hash; empty without one."""
     images: int
     """Number of generated images."""
     image_shape: str

@@ -10,9 +10,10 @@ EDGES = (0.0, 0.5, 1.0)
 NAMED = 6  # class names that are written out
 
 
-def adapter(lora: str | None, scale: float | None) -> str:
-    """The LoRA at the head of a list: "the LoRA pokemon at scale 1, "; nothing where there is none."""
-    return "" if lora is None else f"the LoRA {visible(lora)} {at_scale(scale)}, "
+def adapter(lora: str | None, scale: float | None, embedding: str | None = None) -> str:
+    """LoRA and embedding at the head of a list: "the LoRA pokemon at scale 1, "; nothing where there is none."""
+    merged = "" if lora is None else f"the LoRA {visible(lora)} {at_scale(scale)}, "
+    return merged if embedding is None else f"{merged}the embedding {visible(embedding)}, "
 
 
 def at_scale(scale: float | None) -> str:

@@ -44,9 +44,10 @@ def fingerprinted(text: str, fingerprint: str | None) -> Markup:
     return Markup("{}<br><code>{}</code>").format(text, visible(fingerprint or ""))
 
 
-def adapted(lora: str | None, scale: float | None) -> tuple[tuple[str, str], ...]:
-    """The row of a LoRA."""
-    return () if lora is None else (("LoRA", f"{visible(lora)}, {at_scale(scale)}; the fingerprint covers both"),)
+def adapted(lora: str | None, scale: float | None, embedding: str | None = None) -> tuple[tuple[str, str], ...]:
+    """The rows of LoRAs and of embeddings."""
+    merged = () if lora is None else (("LoRA", f"{visible(lora)}, {at_scale(scale)}; the fingerprint covers both"),)
+    return merged if embedding is None else (*merged, ("Embedding", f"{visible(embedding)}; the fingerprint covers it"))
 
 
 def model(name: str, lora: str | None) -> str:

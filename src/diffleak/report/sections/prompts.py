@@ -214,7 +214,7 @@ def made(record: PromptsRecord) -> Section:
 def _rows(record: PromptsRecord) -> Iterator[tuple[str, str]]:
     plan = record.plan
     yield "Model", fingerprinted(visible(plan.model), plan.model_fingerprint)
-    yield from adapted(plan.lora, plan.lora_scale)
+    yield from adapted(plan.lora, plan.lora_scale, plan.embedding)
     times = f"{count(plan.images)} {'time' if plan.images == 1 else 'times'}"
     drawn = f"each drawn {times}" if plan.draw else f"none drawn, {plan.images} {'noise' if plan.images == 1 else 'noises'} each"
     yield "Prompts", fingerprinted(f"{count(plan.prompts)}, {drawn}", plan.prompts_fingerprint)

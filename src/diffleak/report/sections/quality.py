@@ -241,7 +241,7 @@ def made(record: QualityRecord) -> Section:
 
 def _rows(record: QualityRecord) -> Iterator[tuple[str, str]]:
     yield "Model", fingerprinted(visible(record.model), record.model_fingerprint)
-    yield from adapted(record.lora, record.lora_scale)
+    yield from adapted(record.lora, record.lora_scale, record.embedding)
     rounds = f", {record.rounds} adaptive rounds" if record.rounds > 1 else ""
     how = f"sampler {record.sampler}, {record.steps} steps, seed {record.seed}{rounds}"
     yield "Images", f"{count(record.images)} of {visible(record.image_shape)}, {how}"

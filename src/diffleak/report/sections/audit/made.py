@@ -47,7 +47,7 @@ def _parameters(result: Result) -> str:
 def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
     plan, environment, split = record.plan, record.environment, record.split
     yield "Model", fingerprinted(visible(plan.model), environment.model_fingerprint)
-    yield from adapted(plan.lora, plan.lora_scale)
+    yield from adapted(plan.lora, plan.lora_scale, plan.embedding)
     if plan.reference is not None:
         base = " (the model without the LoRA)" if plan.reference == "base" and plan.lora is not None else ""
         yield "Reference", fingerprinted(visible(plan.reference) + base, plan.reference_fingerprint)

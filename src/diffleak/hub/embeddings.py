@@ -1,0 +1,228 @@
+"""Textual inversion: words whose vectors a file gives, added to the tokenizers and text encoders of a pipeline.
+
+    E' = [E; v_1 ... v_n]          rows of the table of token embeddings; the word in a caption stands for the tokens of v_1 ... v_n
+
+Layouts, as safetensors or state dicts: diffusers' {word: vectors}; A1111's {"string_to_param": {"*": vectors}, "name": word}; kohya's
+{"emb_params": vectors}; and {"clip_l": vectors, "clip_g": vectors} of models with two CLIP encoders. The last two name no word: then it is
+the file's name, as in A1111, unless it is given as FILE@WORD. They are not read by diffusers' `load_textual_inversion`, which takes
+"emb_params" for the word, and in whose models with an old config (`eos_token_id` 2) the pooled embedding would be that of the new token.
+Gal et al. 2022, arXiv 2208.01618.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffleak.errors import UserError, shown
+from diffleak.hub.folders import LONGEST_PATH, PICKLES, diffusers_library, downloaded
+from diffleak.hub.states import load_state
+from diffleak.records.plan import Embedding
+from diffleak.work.files import hash_file
+from diffleak.work.listed import split_named
+from diffleak.work.progress import say
+from diffleak.work.reading import Unreadable, opened, parsing
+
+FILES = ("learned_embeds.safetensors", "learned_embeds.bin")
+LONGEST_WORD = 100  # characters
+ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # what files call the vectors of each
+ANY = "vectors"  # of a file for models with one CLIP encoder
+LEGACY_END = 2  # in old configs of CLIP, where transformers pools at the token with the highest number
+SIZES = "SD 1 takes 768 numbers, SD 2 1024, SDXL 768 and 1280"
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """An embedding as its file gives it: the word, and vectors (n, d) by encoder, or ANY."""
+
+    name: str
+    file: Path
+    word: str
+    vectors: Mapping[str, Tensor]
+
+    @property
+    def record(self) -> Embedding:
+        return Embedding(name=self.name, token=self.word, vectors=len(next(iter(self.vectors.values()))), sha256=hash_file(self.file))
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        return (self.word, *(f"{self.word}_{i}" for i in range(1, self.record.vectors)))
+
+
+def named_embeddings(text: str) -> tuple[Learned, ...]:
+    """The embeddings in a list like `FILE,FILE@WORD`; raises `UserError` for what is none, and for a word that is there twice."""
+    found: list[Learned] = []
+    for name, word in split_named(text, "--embedding"):
+        made = _read(name, word)
+        same = next((other for other in found if other.word.casefold() == made.word.casefold()), None)
+        if same:
+            raise UserError(
+                f"each embedding must have a word of its own; {shown(same.name)} and {shown(name)} are both {shown(made.word)}: "
+                "name another with FILE@WORD"
+            )
+        found.append(made)
+    return tuple(found)
+
+
+def embedding_fingerprint(learned: Learned) -> str:
+    """Which embedding this is and for which word it stands."""
+    return hashlib.sha256(f"{hash_file(learned.file)} {learned.word}".encode()).hexdigest()
+
+
+def embed(pipeline: Any, embeddings: Sequence[Learned]) -> tuple[Embedding, ...]:
+    """Adds words to the tokenizers and text encoders of a pipeline, in place.
+
+    Raises `UserError` for a pipeline that takes none, for vectors of another model, and for a word that its vocabulary has already.
+    """
+    for learned in embeddings:
+        try:
+            _add(pipeline, learned)
+        except UserError as error:
+            raise UserError(f"the embedding {shown(learned.file, LONGEST_PATH)} does not match the model: {error}") from None
+        several = "1 vector" if len(learned.tokens) == 1 else f"{len(learned.tokens)} vectors"
+        say(f"embedding: '{learned.word}' in captions stands for the {several} of {learned.file}")
+    several_vectors = {learned.word.lower(): " ".join(learned.tokens) for learned in embeddings if len(learned.tokens) > 1}
+    if several_vectors:
+        pipeline.maybe_convert_prompt = _expander(several_vectors)
+    return tuple(learned.record for learned in embeddings)
+
+
+def _add(pipeline: Any, learned: Learned) -> None:
+    kinds = {part: type(getattr(pipeline, part.replace("text_encoder", "tokenizer"), None)).__name__ for part in ENCODERS}
+    encoders = [part for part, kind in kinds.items() if kind.startswith("CLIP") and getattr(pipeline, part, None) is not None]
+    if not isinstance(pipeline, diffusers_library().loaders.TextualInversionLoaderMixin) or not encoders:
+        raise UserError(f"a {type(pipeline).__name__} takes none")
+    names = {ENCODERS[part] for part in encoders} if len(encoders) > 1 else {ANY}
+    vectors = learned.vectors
+    if len(encoders) == 1 and vectors.keys() == {ENCODERS[encoders[0]]}:
+        vectors = {ANY: vectors[ENCODERS[encoders[0]]]}
+    if vectors.keys() != names:
+        its = "one encoder" if ANY in vectors else " and ".join(sorted(vectors))
+        wanted = "one CLIP encoder" if ANY in names else "two CLIP encoders, clip_l and clip_g"
+        raise UserError(f"it has vectors for {its}, and the model has {wanted}")
+    for part in encoders:
+        _extend(pipeline, part, learned, vectors[ANY if ANY in names else ENCODERS[part]])
+
+
+def _extend(pipeline: Any, part: str, learned: Learned, vectors: Tensor) -> None:
+    """Adds a word to one encoder and its tokenizer."""
+    encoder, tokenizer = getattr(pipeline, part), getattr(pipeline, part.replace("text_encoder", "tokenizer"))
+    table, words = encoder.get_input_embeddings(), list(learned.tokens)
+    if vectors.shape[1] != table.weight.shape[1]:
+        raise UserError(f"its vectors have {vectors.shape[1]} numbers, and the {part} takes {table.weight.shape[1]} ({SIZES})")
+    if len(vectors) > tokenizer.model_max_length - 2:
+        raise UserError(f"it has {len(vectors)} vectors, and a caption has at most {tokenizer.model_max_length} tokens")
+    vocabulary = tokenizer.get_vocab()
+    if known := next((word for word in words if {word, word.lower()} & vocabulary.keys()), None):
+        raise UserError(f"the {part} knows the word {shown(known)} already; name another with FILE@WORD, as the captions have it")
+    tokenizer.add_tokens(words)
+    numbers = tokenizer.convert_tokens_to_ids(words)
+    if tokenizer(" ".join(words), add_special_tokens=False).input_ids != numbers or len(set(numbers)) < len(words):
+        raise UserError(f"the tokenizer does not read {shown(learned.word)} as one word; name another with FILE@WORD")
+    old = table.weight.detach()
+    new = torch.zeros(max(len(old), max(numbers) + 1), old.shape[1], dtype=old.dtype, device=old.device)
+    new[: len(old)] = old
+    new[numbers] = vectors.to(new)
+    if not new[numbers].isfinite().all():
+        raise UserError(f"its vectors are too large for {str(old.dtype).removeprefix('torch.')}; use --dtype float32")
+    table.weight, table.num_embeddings = torch.nn.Parameter(new, requires_grad=False), len(new)
+    encoder.config.vocab_size = len(new)
+    for module in encoder.modules():
+        if getattr(module, "eos_token_id", None) == LEGACY_END:
+            module.eos_token_id = tokenizer.eos_token_id
+
+
+def _expander(tokens: Mapping[str, str]) -> Callable[[Any, Any], Any]:
+    """Puts all tokens of a word in its place, whatever the case of its letters: tokenizers of CLIP ignore it, where diffusers then puts
+    the first token alone.
+    """
+    pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))), re.IGNORECASE)
+
+    def convert(prompt: Any, tokenizer: Any) -> Any:
+        if not isinstance(prompt, str):
+            return [convert(text, tokenizer) for text in prompt]
+        if not any(token in tokenizer.get_added_vocab() for all_of in tokens.values() for token in all_of.split()[:1]):
+            return prompt  # of an encoder that is no CLIP
+        return pattern.sub(lambda found: tokens.get(found[0].lower(), found[0]), prompt)
+
+    return convert
+
+
+def _read(name: str, word: str | None) -> Learned:
+    file = _file(name)
+    try:
+        word_of_file, vectors = _layout(_content(file))
+        hash_file(file)
+    except Unreadable as error:
+        raise UserError(f"the embedding {shown(file, LONGEST_PATH)} cannot be read: {error}") from None
+    word = (word or word_of_file or file.stem).strip()
+    if not word or len(word) > LONGEST_WORD or re.search(r"\s", word):
+        raise UserError(
+            f"the word of an embedding must have 1 to {LONGEST_WORD} characters and no spaces; that of {shown(file, LONGEST_PATH)} is "
+            f"{shown(repr(word))}: name another with FILE@WORD"
+        )
+    return Learned(name, file, word, vectors)
+
+
+def _file(name: str) -> Path:
+    path = Path(name)
+    if os.path.isfile(path):
+        if path.suffix not in (".safetensors", *PICKLES):
+            raise UserError(
+                f"an embedding must be a .safetensors file, or a state dict ({', '.join(PICKLES)}); got {shown(path, LONGEST_PATH)}"
+            )
+        return path
+    if not os.path.isdir(path):
+        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+            raise UserError(f"--embedding must be a file, a folder or a hub id (owner/name); found nothing at {shown(name, LONGEST_PATH)}")
+        path = downloaded(name, [*FILES], "--embedding")
+    found = next((path / file for file in FILES if (path / file).is_file()), None)
+    if found is None:
+        raise UserError(
+            f"an embedding's folder must hold {' or '.join(FILES)}; {shown(name, LONGEST_PATH)} has neither: name the file itself"
+        )
+    return found
+
+
+def _content(file: Path) -> Any:
+    if file.suffix in PICKLES:
+        return load_state(file)
+    from safetensors.torch import load_file
+
+    with opened(file, None), parsing():
+        return load_file(file)
+
+
+def _layout(content: Any) -> tuple[str | None, dict[str, Tensor]]:
+    """The word that a file names, if it does, and the vectors by encoder; raises `Unreadable` for other layouts."""
+    known = 'one tensor by its word, "emb_params", "clip_l" and "clip_g", or "string_to_param"'
+    if not isinstance(content, dict) or not content:
+        raise Unreadable(f"it must hold {known}; it holds {type(content).__name__}")
+    word, found = None, content
+    if "string_to_param" in content:
+        inner, named = content["string_to_param"], content.get("name")
+        if not isinstance(inner, dict) or len(inner) != 1:
+            raise Unreadable('its "string_to_param" must hold one tensor')
+        word, found = named if isinstance(named, str) and named else None, {ANY: next(iter(inner.values()))}
+    elif len(content) == 1 and not content.keys() & {"clip_l", "clip_g", "emb_params"}:
+        word, found = str(next(iter(content))), {ANY: next(iter(content.values()))}
+    elif content.keys() == {"emb_params"}:
+        found = {ANY: content["emb_params"]}
+    elif not content.keys() <= {"clip_l", "clip_g"}:
+        raise Unreadable(f"it must hold {known}; it holds {', '.join(shown(str(key), 20) for key in list(content)[:3])}")
+    vectors = {}
+    for key, value in found.items():
+        if not isinstance(value, Tensor) or value.ndim not in (1, 2) or not value.numel() or not value.is_floating_point():
+            raise Unreadable("its vectors must be a tensor of shape (n, d)")
+        if not bool(value.isfinite().all()):
+            raise Unreadable("its vectors must be finite numbers: export it again")
+        vectors[key] = value.detach().reshape(-1, value.shape[-1])
+    if len({len(value) for value in vectors.values()}) > 1:
+        raise Unreadable('its "clip_l" and "clip_g" must have as many vectors')
+    return word, vectors
