@@ -220,6 +220,8 @@ def prepare(
         captions_truncated=len(truncated) if captions else None,
         lora=target.lora,
         lora_scale=target.lora_scale,
+        network=target.network,
+        weights=target.weights,
         guidance_scale=target.denoiser.scale if isinstance(target.denoiser, Guided) else None,
         reference=config.reference if reference else None,
         reference_fingerprint=reference.fingerprint if reference else None,

@@ -421,7 +421,8 @@ def _narrowed(change: Change) -> Change:
 
 def _command(config: AuditConfig, plan: Plan) -> str:
     """The command line that repeats the audit; for objects in memory, that it was a call from Python."""
-    loaded_with_more = plan.lora != config.lora or plan.guidance_scale not in (None, config.guidance_scale)
+    loaded = (plan.lora, plan.network, plan.weights) != (config.lora, config.network, config.weights)
+    loaded_with_more = loaded or plan.guidance_scale not in (None, config.guidance_scale)
     typed = any(spec.startswith("__main__:") or not readable(spec, ATTACKS) for spec in config.attacks if spec != "all")
     in_memory = IN_MEMORY in (config.data, config.members, config.nonmembers) or "denoiser" in (config.model, config.reference)
     if in_memory or loaded_with_more or typed:

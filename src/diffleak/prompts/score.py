@@ -154,6 +154,8 @@ class Asking:
             model_fingerprint=target.fingerprint,
             lora=target.lora,
             lora_scale=target.lora_scale,
+            network=target.network,
+            weights=target.weights,
             prompts=len(self.texts),
             prompts_fingerprint=hashlib.sha256(json.dumps(self.texts).encode()).hexdigest(),
             draw=config.draw,

@@ -215,6 +215,8 @@ def _record(
         model_fingerprint=target.fingerprint,
         lora=target.lora,
         lora_scale=target.lora_scale,
+        network=target.network,
+        weights=target.weights,
         images=drawing.n,
         image_shape=str(drawing.shape),
         sampler=drawing.sampler,

@@ -59,6 +59,10 @@ class PromptsPlan(Record):
     """The LoRA adapter as the user named it; null without one."""
     lora_scale: float | None = None
     """Factor of the adapter's weights; null without one."""
+    network: str | None = None
+    """The denoiser in the place of the model's own, as the user named it; null without one."""
+    weights: str | None = None
+    """Choice between averaged weights, `ema`, and the others, `non_ema`; null where none was made."""
     prompts: int
     """Number of prompts."""
     prompts_fingerprint: str

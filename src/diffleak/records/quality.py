@@ -113,6 +113,10 @@ class QualityRecord(Record):
     """The LoRA adapter as the user named it; null without one."""
     lora_scale: float | None = None
     """Factor of the adapter's weights; null without one."""
+    network: str | None = None
+    """The denoiser in the place of the model's own, as the user named it; null without one."""
+    weights: str | None = None
+    """Choice between averaged weights, `ema`, and the others, `non_ema`; null where none was made."""
     images: int
     """Number of generated images."""
     image_shape: str
