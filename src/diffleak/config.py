@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -53,7 +53,11 @@ class ModelConfig(Config):
     ARGUMENT = "model"
     FOLLOW = ["skip_unreadable dtype device"]
 
-    model: str = Field("denoiser", description="A diffusers folder or a hub id; safetensors only.")
+    model: str = Field("denoiser", description="A diffusers folder or a hub id.")
+    network: str | None = Field(
+        None, description="Another denoiser in MODEL: a folder (unet/, unet_ema/, checkpoint-N/) or a file of weights."
+    )
+    weights: Literal["ema", "non_ema"] | None = Field(None, description="Averaged weights (ema) or the others, where MODEL has both.")
     lora: str | None = Field(
         None, description="LoRAs or other adapters of a text-to-image MODEL, A or A@0.8,B: .safetensors files, folders or hub ids."
     )
@@ -64,7 +68,7 @@ class ModelConfig(Config):
     dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
     device: Device = None
 
-    @field_validator("model", "lora", mode="before")
+    @field_validator("model", "network", "lora", mode="before")
     @classmethod
     def _name(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path | int) and not isinstance(value, bool) else value

@@ -13,7 +13,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from fixtures.text import CAPTIONS, CHANNELS, KINDS, LATENT, SIDE, autoencoder, clip_config, pipeline, text_folder, tokenizers
+from fixtures.text import CAPTIONS, CHANNELS, KINDS, LATENT, SIDE, TOKENS, autoencoder, clip_config, pipeline, text_folder, tokenizers
 from safetensors.torch import load_file, save_file
 
 from diffleak import hub
@@ -511,18 +511,50 @@ def test_a_safety_checker_is_never_opened(copied: Callable[..., Path], tmp_path:
     assert target.text.pipeline.safety_checker is None and not sprung.exists()
 
 
-def test_a_pickled_text_encoder_is_refused(copied: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_pickled_text_encoder_that_runs_code_is_refused(copied: Callable[..., Path], tmp_path: Path) -> None:
     folder, sprung = copied("sd"), tmp_path / "sprung"
     (folder / "text_encoder" / "model.safetensors").unlink()
-    (folder / "text_encoder" / "pytorch_model.bin").write_bytes(pickle.dumps(_Trap(sprung)))
-    assert refusal(folder).startswith(f"{folder}/text_encoder/pytorch_model.bin is a pickle checkpoint, which runs code when it is opened")
+    torch.save({"weight": _Trap(sprung)}, folder / "text_encoder" / "pytorch_model.bin")
+    assert refusal(folder).startswith(f"{folder}/text_encoder/pytorch_model.bin is a pickle that asks for getattr, code that would run ")
     assert not sprung.exists()
+
+
+def test_a_pipeline_of_state_dicts_answers_as_that_of_safetensors(copied: Callable[..., Path], targets: dict[str, Target]) -> None:
+    """With the names that transformers gave the weights of CLIP before its fifth version, which made those files."""
+    folder = copied("sd")
+    for part in ("unet", "vae", "text_encoder"):
+        file = next((folder / part).glob("*.safetensors"))
+        state = load_file(file)
+        if part == "text_encoder":
+            state = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in state.items()}
+            state["text_model.embeddings.position_ids"] = torch.arange(TOKENS)[None]
+        torch.save(state, file.with_name("pytorch_model.bin" if part == "text_encoder" else f"{file.stem}.bin"))
+        file.unlink()
+    found, expected = hub.load(folder, device="cpu"), targets["sd"]
+    one, other = (target.denoiser(latents(), 90, target.text(TEXTS)) for target in (found, expected))
+    assert torch.equal(one, other) and found.warnings == ()
+    images = torch.linspace(-1, 1, 3 * SIDE * SIDE).reshape(1, 3, SIDE, SIDE)
+    assert torch.equal(found.codec.encode(images), expected.codec.encode(images))
+
+
+def test_a_pipeline_of_half_precision_files_alone_is_what_diffusers_makes_of_its_variant(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    diffusers.DiffusionPipeline.from_pretrained(folders["sd"], torch_dtype=torch.float16).save_pretrained(folder, variant="fp16")
+    found = hub.load(folder, device="cpu")
+    made = diffusers.DiffusionPipeline.from_pretrained(folder, variant="fp16", torch_dtype=torch.float32)
+    embedded = made.encode_prompt(list(TEXTS), "cpu", 1, False)[0]
+    with torch.no_grad():
+        expected = made.unet(latents(), 90, embedded).sample
+    torch.testing.assert_close(found.denoiser(latents(), 90, found.text(TEXTS)), expected, rtol=1e-5, atol=1e-6)
+    files = {part: f"{part}/ holds no plain weights: " for part in ("vae", "unet", "text_encoder")}
+    assert [line.partition(" was opened, which is ")[2] for line in found.warnings] == ["float16"] * 3
+    assert all(any(said in line for line in found.warnings) for said in files.values())
 
 
 def test_a_text_encoder_without_weights_is_refused(copied: Callable[..., Path]) -> None:
     folder = copied("sd3")
     (folder / "text_encoder_2" / "model.safetensors").unlink()
-    assert refusal(folder) == f"{folder}/text_encoder_2 must hold the weights as .safetensors; found none"
+    assert refusal(folder).startswith(f"{folder}/text_encoder_2 must hold the weights as .safetensors, or as a state dict (.bin, ")
 
 
 @pytest.mark.parametrize(("kind", "part", "key"), [("sd", "text_encoder", "layer_norm1"), ("flux", "text_encoder_2", "shared")])

@@ -149,11 +149,8 @@ class GeometryConfig(AuditConfig):
     def _images_alone(cls, given: Any) -> Any:
         """Without two sides nothing is attacked."""
         alone = given.get("data") and not any(given.get(key) for key in ("split", "members", "nonmembers"))
-        useless = (
-            [key for key in ("attacks", "mask", "captions", "reference", "lora", "lora_scale", "embedding") if given.get(key)]
-            if alone
-            else []
-        )
+        of_attacks = ("attacks", "mask", "captions", "reference", "lora", "lora_scale", "network", "weights", "embedding")
+        useless = [key for key in of_attacks if given.get(key)] if alone else []
         if useless:
             raise ValueError(
                 f"without --split or --nonmembers nothing is attacked; leave out --{useless[0].replace('_', '-')}, or say who is a member"

@@ -221,6 +221,8 @@ def prepare(
         lora=target.lora,
         lora_scale=target.lora_scale,
         embedding=target.embedding,
+        network=target.network,
+        weights=target.weights,
         guidance_scale=target.denoiser.scale if isinstance(target.denoiser, Guided) else None,
         reference=config.reference if reference else None,
         reference_fingerprint=reference.fingerprint if reference else None,

@@ -26,7 +26,10 @@ def load_reference(config: AuditConfig, target: Target) -> Target | None:
         return None
     if config.reference == BASE and config.lora is None:
         raise UserError(f"--reference {BASE} is the model without its LoRA, so it needs --lora; otherwise name a model")
-    return hub.load(config.model if config.reference == BASE else config.reference, target.dtype, target.device, config.guidance_scale)
+    own = config.reference == BASE
+    network, weights = (config.network, config.weights) if own else (None, None)
+    model = config.model if own else config.reference
+    return hub.load(model, target.dtype, target.device, config.guidance_scale, network=network, weights=weights)
 
 
 def refuse_incompatible(target: Target, reference: Target) -> None:

@@ -423,8 +423,9 @@ def _narrowed(change: Change) -> Change:
 
 def _command(config: AuditConfig, plan: Plan) -> str:
     """The command line that repeats the audit; for objects in memory, that it was a call from Python."""
-    added = (plan.lora, plan.embedding) != (config.lora, config.embedding)
-    loaded_with_more = added or plan.guidance_scale not in (None, config.guidance_scale)
+    given = ("lora", "embedding", "network", "weights")
+    loaded = [getattr(plan, name) for name in given] != [getattr(config, name) for name in given]
+    loaded_with_more = loaded or plan.guidance_scale not in (None, config.guidance_scale)
     typed = any(spec.startswith("__main__:") or not readable(spec, ATTACKS) for spec in config.attacks if spec != "all")
     in_memory = IN_MEMORY in (config.data, config.members, config.nonmembers) or "denoiser" in (config.model, config.reference)
     if in_memory or loaded_with_more or typed:

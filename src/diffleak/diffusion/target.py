@@ -31,7 +31,8 @@ class Target:
     nothing shows that it is the same model. `x_dtype` is the dtype of images, latents and noise: at least float32, so that
     a half-precision network does not round the attack's own arithmetic. `split_file` is the split.json that training left beside
     the model, or beside the LoRA, and `trained` are the train.json files that say how it read its images. `warnings` are those of the
-    libraries that read the weights, and of how far rounding changed an adapter.
+    libraries that read the weights, and of how far rounding changed an adapter. `network` is the denoiser that took the place of the
+    model's own, and `weights` what was chosen where there were averaged ones and others, ema or non_ema; the fingerprint covers both.
     """
 
     denoiser: Denoiser
@@ -52,6 +53,8 @@ class Target:
     adapters: tuple[Adapter, ...] = ()
     embedding: str | None = None
     embeddings: tuple[Embedding, ...] = ()
+    network: str | None = None
+    weights: str | None = None
 
     @property
     def x_dtype(self) -> torch.dtype:

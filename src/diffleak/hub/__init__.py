@@ -3,7 +3,7 @@
 The only package that imports diffusers or knows its folder layout:
 
     MODEL/model_index.json             which pipeline it is, needed by text-to-image models only; names of classes
-    MODEL/unet/ or transformer/        config.json and *.safetensors: the denoiser
+    MODEL/unet/ or transformer/        config.json and weights (`weights`): the denoiser; unet_ema/ its average
     MODEL/scheduler/                   scheduler_config.json: its noise schedule
     MODEL/vae/ or vqvae/               the autoencoder of a latent model, if it is one
     MODEL/text_encoder/, tokenizer/    what embeds the captions of a text-to-image model, and more with _2, _3

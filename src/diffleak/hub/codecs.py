@@ -14,7 +14,7 @@ from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.errors import UserError, first_lines, shown
 from diffleak.hub.configs import are_numbers, read_json
-from diffleak.hub.folders import DTYPES, autoencoder_folder, check_weights, heard, pretrained
+from diffleak.hub.folders import DTYPES, autoencoder_folder, check_weights, hashed_weights, heard, pretrained
 from diffleak.work.files import hash_files
 from diffleak.work.memory import out_of_memory
 from diffleak.work.progress import say
@@ -131,7 +131,7 @@ def _codec(network: Any) -> Autoencoder:
 def codec_fingerprint(folder: Path) -> str:
     """Which autoencoder is in a folder: a hash of its weights and config."""
     own = autoencoder_folder(folder) or folder
-    return hash_files([*sorted(own.glob("*.safetensors")), own / "config.json"])
+    return hash_files([*hashed_weights(own), own / "config.json"])
 
 
 def same_codec(one: Codec, other: Codec) -> bool:

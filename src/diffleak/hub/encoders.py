@@ -33,7 +33,7 @@ from diffleak.diffusion.finite import broken_weight
 from diffleak.errors import UserError, first_lines, pip_install, shown, unknown
 from diffleak.hub import folder_of, heard
 from diffleak.hub.configs import are_numbers, read_json
-from diffleak.hub.folders import LONGEST_PATH, check_weights, from_transformers
+from diffleak.hub.folders import LONGEST_PATH, WEIGHTS, check_weights, from_transformers, hashed_weights
 from diffleak.work.files import hash_files
 
 KINDS = ("inception", "dinov2", "clip", "deit", "sscd", "torchscript", "pixels")
@@ -272,7 +272,7 @@ def _transformer(kind: str, model: str, device: str) -> Extractor:
         raise UserError(f"{model} must hold a {kind} model; its weights lack {sorted(info['missing_keys'])[0]}")
     network = network.to(device).eval()
     embed = (lambda x: network(x).image_embeds) if kind == "clip" else (lambda x: network(x).last_hidden_state[:, 0])
-    files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "preprocessor_config.json"]
+    files = [*hashed_weights(folder), folder / "config.json", folder / "preprocessor_config.json"]
     warnings = tuple(f"while {model} was loaded: {line}" for line in said)
     return Extractor(f"{kind}:{model}", hash_files(files), lambda images: embed(preprocess(images).to(device)), warnings, network)
 
@@ -291,7 +291,7 @@ def _kind_of(folder: Path) -> str:
 
 def encoder_folder(model: str, patterns: tuple[str, ...] = ()) -> Path:
     """The folder of a transformers model, fetched where it is a hub id; `patterns` are more files that are needed."""
-    return folder_of(model, "the encoder", ["config.json", "preprocessor_config.json", "*.safetensors", *patterns])
+    return folder_of(model, "the encoder", ["config.json", "preprocessor_config.json", *WEIGHTS, "*.index.json", *patterns])
 
 
 def preprocessing(folder: Path, what: str) -> Callable[[Images], Tensor]:

@@ -15,8 +15,24 @@ import torch
 
 from diffleak.errors import UserError, first_lines, shown
 from diffleak.hub.configs import check_settings, read_json
+from diffleak.hub.weights import (
+    AVERAGE,
+    DIFFUSERS,
+    EMA,
+    SAFE,
+    STATE_DICTS,
+    TRANSFORMERS,
+    Weights,
+    chosen,
+    copies,
+    find,
+    header,
+    said_of,
+    viewed,
+    wanted,
+)
 from diffleak.work.files import hash_files
-from diffleak.work.reading import Unreadable, found_at, parsing
+from diffleak.work.reading import found_at
 
 NETWORKS = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),
@@ -38,6 +54,7 @@ AUTOENCODER_FOLDERS = ("vae", "vqvae")
 SECOND = "_2"  # what the folder of a second network is called after the first
 TEXT_PARTS = tuple(name + number for name in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))
 PARTS = (*NETWORKS, *(name + SECOND for name in NETWORKS), *AUTOENCODER_FOLDERS, "scheduler", *TEXT_PARTS)
+WEIGHTS = tuple(f"*{ending}" for ending in (SAFE, *STATE_DICTS))
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # vocabularies, and templates of chats
 LAYERS = r"layers|^num_\w*blocks$"  # in the keys of a config that say how deep a network is
 DUAL = "dual.json"
@@ -56,7 +73,7 @@ CHATTER = (  # beginnings of warnings that are not about weights, each with the 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
-def located(model: str | Path) -> Path:
+def located(model: str | Path, weights: str | None = None) -> Path:
     path = Path(model)
     if os.path.isdir(path):  # which is false, and no error, for a name that no path can have
         return path
@@ -66,8 +83,10 @@ def located(model: str | Path) -> Path:
         raise UserError(f"MODEL must be a diffusers folder or a hub id; {path} is a file")
     if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
         raise UserError(f"MODEL must be a diffusers folder or a hub id (owner/name); found nothing at {shown(model, LONGEST_PATH)}")
-    parts = [f"{part}/*.{ending}" for part in PARTS for ending in ("json", "safetensors", "txt", "model", "jinja")]
-    return downloaded(str(model), ["*.json", *parts])
+    endings = ("*.json", "*.txt", "*.model", "*.jinja", *WEIGHTS)
+    parts = [f"{part}/{ending}" for part in PARTS for ending in endings]
+    averages = [f"{part}{AVERAGE}/{ending}" for part in NETWORKS for ending in (endings if weights == EMA else ("config.json",))]
+    return downloaded(str(model), ["*.json", *parts, *averages], weights=weights)
 
 
 def folder_of(model: str | Path, what: str, patterns: list[str]) -> Path:
@@ -79,17 +98,20 @@ def folder_of(model: str | Path, what: str, patterns: list[str]) -> Path:
     return downloaded(str(model), patterns, what)
 
 
-def downloaded(name: str, patterns: list[str], what: str = "") -> Path:
+def downloaded(name: str, patterns: list[str], what: str = "", weights: str | None = None) -> Path:
     """The files of a hub id that match, in the cache; raises `UserError` saying what to do when there are none to have.
 
-    what: the part it plays, "the encoder" for example, where it is not the model itself.
+    what: the part it plays, "the encoder" for example, where it is not the model itself. weights: ema or non_ema, where one is asked for.
+    Of several copies of the same weights one is fetched, which the list of the files says before; it is the one that `find` takes.
     """
     instead = "pass a local folder" + (f" as {what}" if what else "")
     import huggingface_hub
 
+    left_out = ["*.fp16.*", "*.non_ema.*", *(f"*{ending}" for ending in STATE_DICTS)]
+    with suppress(Exception):  # the download says what is wrong, or takes what is in the cache
+        patterns, left_out = wanted(huggingface_hub.list_repo_files(name), patterns, weights) or patterns, []
     try:
-        # second copies of the same weights are left out
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*.fp16.*", "*.non_ema.*"]))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=left_out))
     except Exception as error:  # network, gating and naming errors differ by version; all mean the id gave nothing
         reason = first_lines(error).partition(". ")[0] or type(error).__name__
         if _is_closed(error):
@@ -122,20 +144,15 @@ def check_files(folder: Path) -> None:
         raise UserError(f"{folder} must hold files alone; {odd.name} is {found_at(odd)}: fetch the model again")
 
 
-def check_weights(folder: Path) -> None:
-    """Raises `UserError` for a folder without safetensors, above all for one with pickles instead, for damaged safetensors and for pipes.
+def check_weights(folder: Path, weights: Weights | None = None) -> None:
+    """Raises `UserError` for a folder without weights, for damaged ones, for pickles that run code and for pipes.
 
     Also for a config.json of more layers than there are weights, which a library would make without end before it sees that.
+    weights: other ones than those of the folder itself, but for its config.json.
     """
     check_files(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    weights = sum(map(count_weights, files))
-    if files:
-        return _refuse_depth(folder / "config.json", weights)
-    pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
-    if pickles:
-        raise UserError(pickle_message(pickles[0]))
-    raise UserError(f"{folder} must hold the weights as .safetensors; found none")
+    weights = weights or find(folder)
+    _refuse_depth(weights.config, sum(map(count_weights, weights.hashed)))
 
 
 def _refuse_depth(path: Path, weights: int) -> None:
@@ -149,28 +166,28 @@ def _refuse_depth(path: Path, weights: int) -> None:
 
 
 def count_weights(file: Path) -> int:
-    """How many tensors a safetensors file holds; raises `UserError` for a file that is none, or a piece of one, by its header alone."""
-    from safetensors import safe_open
+    """How many tensors a file of weights holds; raises `UserError` for a file that is none, or a piece of one."""
+    return len(header(file))
 
+
+def pretrained(name: str, folder: Path, dtype: torch.dtype, weights: Weights | None = None) -> torch.nn.Module:
+    """A network of diffusers with the weights in a folder, or with others; raises `UserError` where the two do not fit."""
+    kind, weights = _kind(name), weights or find(folder)
+    folder = weights.place
+    check_settings(kind, read_json(weights.config, ""), weights.config)
+    _say(weights)
     try:
-        with parsing(), safe_open(file, "pt") as opened:
-            return len(opened.keys())
-    except Unreadable as error:
-        raise UserError(f"{file} must be a whole safetensors file ({error}); it is damaged: copy or fetch it again") from None
-
-
-def pretrained(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-    kind = _kind(name)
-    check_settings(kind, read_json(folder / "config.json", ""), folder / "config.json")
-    try:
-        network, info = kind.from_pretrained(
-            folder,
-            torch_dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            low_cpu_mem_usage=False,
-        )
+        with viewed(weights, DIFFUSERS) as view:
+            network, info = kind.from_pretrained(
+                view,
+                torch_dtype=dtype,
+                use_safetensors=weights.safe,
+                local_files_only=True,
+                output_loading_info=True,
+                low_cpu_mem_usage=False,
+            )
+    except UserError:
+        raise
     except Exception as error:  # safetensors, json and torch each raise their own; all mean unusable weights
         raise UserError(f"{folder} cannot be loaded: {first_lines(error)}") from None
     if info["missing_keys"] or info["unexpected_keys"]:
@@ -196,13 +213,22 @@ def from_transformers(kind: Any, folder: Path, **how: Any) -> tuple[Any, dict[st
 
     Its own message of those is "look at the above report", and `ImportError` and others pass.
     """
-    how |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    network, info = kind.from_pretrained(folder, **how)
+    weights = find(folder)
+    _say(weights)
+    how |= {"use_safetensors": weights.safe, "local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with viewed(weights, TRANSFORMERS) as view:
+        network, info = kind.from_pretrained(view, **how)
     if info["mismatched_keys"]:
         key, found, expected = min(info["mismatched_keys"])
         said = f"{key} has shape {tuple(found)}, where {tuple(expected)} is expected"
         raise UserError(f"{folder}: the weights do not match config.json ({said}); re-export the model")
     return network, info
+
+
+def _say(weights: Weights) -> None:
+    """To `heard`, which every caller listens with."""
+    if said := said_of(weights):
+        warnings.warn(said, stacklevel=2)
 
 
 def autoencoder_folder(folder: Path) -> Path | None:
@@ -212,27 +238,37 @@ def autoencoder_folder(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def fingerprint(model: str | Path) -> str:
-    """Which model is in a folder: a hash of its weights, configs and schedule."""
+def hashed_weights(folder: Path) -> list[Path]:
+    """The files of weights that a fingerprint of a folder covers: those that are opened, or none."""
+    return find(folder).hashed if chosen(copies(path.name for path in folder.iterdir())) else []
+
+
+def fingerprint(model: str | Path, part: str = "", weights: Weights | None = None) -> str:
+    """Which model is in a folder: a hash of its weights, configs and schedule.
+
+    weights: those of its denoiser, the folder `part`, where it has others than its own.
+    """
     folder = Path(model)
     files = [folder / "scheduler" / "scheduler_config.json"]
     if (folder / INDEX).is_file() and any((folder / part).is_dir() for part in TEXT_PARTS):
         files.append(folder / INDEX)  # says how captions are embedded: the pipeline, and what no caption means to it
     if (folder / DUAL).is_file():
         files.append(folder / DUAL)
-    for part in PARTS:
-        if part != "scheduler" and (folder / part).is_dir():
-            files += sorted((folder / part).glob("*.safetensors"))
-            config = folder / part / "config.json"
+    for name in PARTS:
+        if name != "scheduler" and (folder / name).is_dir():
+            own = weights if weights and name == part else None
+            files += own.hashed if own else hashed_weights(folder / name)
+            config = own.config if own else folder / name / "config.json"
             files += [config] if config.is_file() else []
-            files += sorted(file for ending in TOKENIZER_FILES for file in (folder / part).glob(ending) if part.startswith("tokenizer"))
+            files += sorted(file for ending in TOKENIZER_FILES for file in (folder / name).glob(ending) if name.startswith("tokenizer"))
     return hash_files(files)
 
 
 def text_fingerprint(folder: Path) -> str:
     """Which text encoders are in a folder: a hash of their weights, configs and vocabularies."""
     parts = [folder / part for part in TEXT_PARTS if (folder / part).is_dir()]
-    return hash_files(sorted(file for part in parts for ending in ("*.safetensors", *TOKENIZER_FILES) for file in part.glob(ending)))
+    vocabularies = [file for part in parts for ending in TOKENIZER_FILES for file in part.glob(ending)]
+    return hash_files(sorted([*vocabularies, *(file for part in parts for file in hashed_weights(part))]))
 
 
 def diffusers_library() -> Any:

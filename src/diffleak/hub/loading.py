@@ -11,6 +11,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, get_args
 
+import numpy as np
 import torch
 
 from diffleak.config import ModelConfig
@@ -30,8 +31,8 @@ from diffleak.hub.adapters import STATES, adapter_fingerprint, apply, named_adap
 from diffleak.hub.classes import KEY, class_names
 from diffleak.hub.codecs import codec_fingerprint, image_shape, read_codec, scaling
 from diffleak.hub.configs import check_settings, read_json
-from diffleak.hub.exploding import exploding
 from diffleak.hub.embeddings import embed, embedding_fingerprint, named_embeddings
+from diffleak.hub.exploding import exploding
 from diffleak.hub.folders import (
     CONVERTED,
     DTYPES,
@@ -50,7 +51,9 @@ from diffleak.hub.folders import (
     text_fingerprint,
 )
 from diffleak.hub.making import FLOW_PREDICTION, FLOW_SCHEDULER, flow_schedule
+from diffleak.hub.networks import denoiser_weights, place_of
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, guidance_notes, load_text, pipeline_of, write_index
+from diffleak.hub.weights import Weights
 from diffleak.records.conversion import conversion_caveats
 from diffleak.work.files import write_text
 from diffleak.work.listed import join_named
@@ -64,6 +67,8 @@ WITHOUT_TEXT = ("UNet2DModel", "DiTTransformer2DModel", CONVERTED)
 LEARNED_VARIANCE = ("learned", "learned_range")  # what diffusers' schedulers call it
 WITH_VARIANCE = ("DiTTransformer2DModel", "PixArtTransformer2DModel")  # whose pipelines drop it by the channels alone
 MOST_TIMESTEPS = 10**6  # a thousand times those of published schedules
+AVERAGES = ("ema", "non_ema")
+ROUNDING = 1e-6  # schedulers compute the same table in float32, each in its own order
 STABLE_DIFFUSION_FACTOR = 0.18215  # Rombach et al. 2022, arXiv 2112.10752
 
 
@@ -91,6 +96,8 @@ def load(
     lora: Named = None,
     lora_scale: float = 1.0,
     embedding: Named = None,
+    network: str | Path | None = None,
+    weights: str | None = None,
 ) -> Target:
     """The model in a diffusers folder or of a hub id, ready to be audited.
 
@@ -100,13 +107,18 @@ def load(
     weights of the denoiser, and of the text encoders where it has such, at `lora_scale` times the strength that it was saved with.
     Several are merged one after the other, each at a strength of its own: "A@0.8,B", or ["B", ("A", 0.8)].
     `embedding` is a textual inversion, or several: each adds a token to the text encoders, named by its file or as "FILE@TOKEN".
-    Raises `UserError` for a folder that is no diffusers model, pickle checkpoints, networks that are not supported, and an
-    adapter or embedding that does not match the model.
+    `network` is another denoiser in the place of the model's own: a folder with config.json and weights, a folder with such a unet/,
+    unet_ema/ or transformer/ in it, one that accelerate saved, or one file of weights for the model's own config.json.
+    `weights` is ema or non_ema where there are both: unet_ema/ beside unet/, or *.non_ema.* beside the plain file, which is the average.
+    Raises `UserError` for a folder that is no diffusers model, pickles that run code, networks that are not supported, and an
+    adapter, an embedding or a network that does not match the model.
     """
     lora, embedding = join_named(lora, "--lora"), join_named(embedding, "--embedding")
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    folder = located(model)
+    if weights not in (None, *AVERAGES):
+        raise unknown("weights", weights, AVERAGES)
+    folder = located(model, weights)
     name = pipeline_of(folder)
     _refuse_other_kinds(folder)
     network_folder = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
@@ -117,8 +129,11 @@ def load(
             f"{folder} holds an autoencoder and no denoiser (unet/ or transformer/); "
             f"train one: diffleak train --preset latent --autoencoder {folder}"
         )
-    config = read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
     second = network_folder.with_name(network_folder.name + SECOND)
+    if (network, weights) != (None, None) and second.is_dir():
+        raise UserError(f"--network and --weights are for a model of one denoiser, and {model} holds two; leave them out")
+    chosen, said = denoiser_weights(network_folder, network, weights)
+    config = read_json(chosen.config if chosen else network_folder / "config.json", f"{folder} must be a diffusers model folder")
     unfit = "takes no captions" if name is None else "holds two networks" if second.is_dir() else None
     if lora is not None and unfit:
         raise UserError(f"a LoRA is applied to a text-to-image model of one network, and {model} {unfit}; leave out --lora")
@@ -136,7 +151,10 @@ def load(
         factor = STABLE_DIFFUSION_FACTOR if name == "StableDiffusionPipeline" else None
         codec = read_codec(folder, "float64" if dtype == "float64" else "float32", device, factor)
     ask = asking(name, scaling(codec)[1] if isinstance(codec, Autoencoder) else 1) if name else None
-    first = _denoiser(folder, network_folder, dtype, device, ask)
+    first = _denoiser(folder, network_folder, dtype, device, ask, chosen)
+    beside = folder if network is None else place_of(network)  # where training left its records
+    if network is not None and (beside / "scheduler").is_dir():
+        _refuse_other_schedule(beside, folder, first)
     denoiser: Denoiser = first
     if second.is_dir():
         turns = read_json(folder / DUAL, f"{folder} has two networks, so it must say how they take turns")
@@ -151,7 +169,8 @@ def load(
     if isinstance(codec, Autoencoder):
         shape = image_shape(codec, shape, int(config.get("in_channels", 0)) // packing, folder)
     pipeline = load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device) if name else None
-    which, said = fingerprint(folder), conversion_caveats(folder)
+    which = fingerprint(folder, network_folder.name, chosen)
+    said += conversion_caveats(folder)
     for adapter in adapters:
         refuse_other_base(adapter.file, which)
     merged: dict[str, LowRank] | None = {}
@@ -170,7 +189,7 @@ def load(
         raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")
     said += guidance_notes(pipeline) if guidance_scale != 1 else []
     applied = None if lora is None else str(lora)
-    homes = [adapter.file.parent for adapter in adapters] or [folder]
+    homes = [adapter.file.parent for adapter in adapters] or [beside]
     splits = list(filter(None, map(own_split, homes)))
     strength, split_file = lora_scale if applied else None, splits[0] if len(splits) == 1 else None  # of two, neither is of the model
     return Target(
@@ -189,9 +208,11 @@ def load(
         tuple(record for home in homes for record in training_records(home)),
         class_names(folder, first.classes) if first.classes else UNNAMED,
         tuple(said),
-        tuple(adapter.record for adapter in adapters),
-        None if embedding is None else str(embedding),
-        embedded,
+        adapters=tuple(adapter.record for adapter in adapters),
+        embedding=None if embedding is None else str(embedding),
+        embeddings=embedded,
+        network=None if network is None else str(network),
+        weights=weights,
     )
 
 
@@ -207,7 +228,10 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
     Raises `UserError` for a LoRA or guidance beside a model that is loaded already, and as `load` does.
     """
     if loaded is None:
-        return load(config.model, config.dtype, config.device, guidance_scale, config.lora, config.lora_scale, config.embedding)
+        given = (config.lora, config.lora_scale, config.embedding, config.network, config.weights)
+        return load(config.model, config.dtype, config.device, guidance_scale, *given)
+    if (config.network, config.weights) != (None, None):
+        raise UserError("network and weights are for a model that is loaded here: give diffleak.load(MODEL, network=...), and none here")
     if config.lora is not None:
         raise UserError("a LoRA is applied when a model is loaded: give diffleak.load(MODEL, lora=...) as the target, and no lora here")
     if config.embedding is not None:
@@ -217,12 +241,14 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
     return loaded
 
 
-def _denoiser(folder: Path, network_folder: Path, dtype: str, device: str, ask: Ask | None) -> NetworkDenoiser:
-    """The network in one part of a model's folder, on the model's schedule."""
-    config = read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
-    check_weights(network_folder)
+def _denoiser(
+    folder: Path, network_folder: Path, dtype: str, device: str, ask: Ask | None, chosen: Weights | None = None
+) -> NetworkDenoiser:
+    """The network in one part of a model's folder, or the chosen weights in its place, on the model's schedule."""
+    config = read_json(chosen.config if chosen else network_folder / "config.json", f"{folder} must be a diffusers model folder")
+    check_weights(network_folder, chosen)
     schedule, prediction_type, precondition = _schedule(folder)
-    network = _network(network_folder, config, DTYPES[dtype]).to(device)
+    network = _network(network_folder, config, DTYPES[dtype], chosen).to(device)
     classes = None if ask else _classes(config, network_folder)
     variance = _learned_variance(folder, network_folder, network)
     return NetworkDenoiser(network, schedule, prediction_type, classes, ask, variance, precondition=precondition)
@@ -247,17 +273,29 @@ def _learned_variance(folder: Path, network_folder: Path, network: Any) -> bool:
     return True
 
 
-def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+def _refuse_other_schedule(other: Path, model: Path, denoiser: NetworkDenoiser) -> None:
+    """Raises `UserError` for a network whose own folder has another noise schedule than the model's, on which it would be asked."""
+    schedule, prediction_type, precondition = _schedule(other)
+    one, two = schedule.alphas_cumprod, denoiser.schedule.alphas_cumprod
+    answered = (prediction_type, precondition) == (denoiser.prediction_type, denoiser.precondition)
+    if not answered or len(one) != len(two) or not np.allclose(one, two, rtol=0, atol=ROUNDING):
+        raise UserError(
+            f"--network must be of MODEL's noise schedule and prediction_type; those of {other} and {model} differ: audit it alone"
+        )
+
+
+def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype, chosen: Weights | None = None) -> torch.nn.Module:
     allowed = NETWORKS[folder.name.removesuffix(SECOND)]
     name = LEGACY.get(config.get("_class_name", ""), config.get("_class_name", allowed[0]))
     if config.get("norm_type") == "ada_norm_single":
         name = "PixArtTransformer2DModel"  # which the first PixArt folders call Transformer2DModel too
     if name not in (*allowed, CONVERTED):
-        raise UserError(f"networks must be one of {', '.join(sum(NETWORKS.values(), ()))}; {folder} holds a {shown(name)}")
+        where = chosen.place if chosen else folder
+        raise UserError(f"networks must be one of {', '.join(sum(NETWORKS.values(), ()))}; {where} holds a {shown(name)}")
     if (name not in WITHOUT_TEXT) != (pipeline_of(folder.parent) is not None):
         takes = "takes captions" if name not in WITHOUT_TEXT else "takes no captions"
         raise UserError(f"{folder} holds a {name}, which {takes}; model_index.json must name its pipeline, one of {', '.join(PIPELINES)}")
-    return pretrained(name, folder, dtype)
+    return pretrained(name, folder, dtype, chosen)
 
 
 def _schedule(folder: Path) -> tuple[Schedule, PredictionType, Preconditioning | None]:

@@ -155,6 +155,8 @@ class Asking:
             lora=target.lora,
             lora_scale=target.lora_scale,
             embedding=target.embedding,
+            network=target.network,
+            weights=target.weights,
             prompts=len(self.texts),
             prompts_fingerprint=hashlib.sha256(json.dumps(self.texts).encode()).hexdigest(),
             draw=config.draw,

@@ -19,7 +19,7 @@ from diffleak.diffusion.finite import advice
 from diffleak.errors import UserError, first_lines, pip_install
 from diffleak.hub import heard
 from diffleak.hub.encoders import BATCH, HUB, encoder_folder, preprocessing
-from diffleak.hub.folders import check_weights, from_transformers
+from diffleak.hub.folders import check_weights, from_transformers, hashed_weights
 from diffleak.records.base import Estimate
 from diffleak.stats.images import clip_score
 from diffleak.work.files import hash_files
@@ -82,7 +82,7 @@ def open_clip(model: str, device: str) -> Clip:
     if info["missing_keys"]:
         raise UserError(f"{model} must hold a CLIP of images and texts; its weights lack {sorted(info['missing_keys'])[0]}")
     network = network.to(device).eval()
-    files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "preprocessor_config.json"]
+    files = [*hashed_weights(folder), folder / "config.json", folder / "preprocessor_config.json"]
     files += [folder / name for name in TOKENIZER if (folder / name).is_file()]
     warnings = tuple(f"while {model} was loaded: {line}" for line in said)
     see, read = lambda images: _seen(network, preprocess(images)), lambda texts: _read(network, tokenizer, texts)

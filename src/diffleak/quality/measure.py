@@ -218,6 +218,8 @@ def _record(
         adapters=target.adapters,
         embedding=target.embedding,
         embeddings=target.embeddings,
+        network=target.network,
+        weights=target.weights,
         images=drawing.n,
         image_shape=str(drawing.shape),
         sampler=drawing.sampler,

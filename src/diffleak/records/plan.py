@@ -156,6 +156,10 @@ class Plan(Record):
     """Factor of the adapter's weights; null without one."""
     embedding: str | None = None
     """The textual inversions as the user named them; null without one."""
+    network: str | None = None
+    """The denoiser in the place of the model's own, as the user named it; null without one."""
+    weights: str | None = None
+    """Choice between averaged weights, `ema`, and the others, `non_ema`; null where none was made."""
     guidance_scale: float | None = None
     """Scale of classifier-free guidance in the denoiser that attacks ask; null without guidance."""
     reference: str | None = None

@@ -61,6 +61,10 @@ class PromptsPlan(Record):
     """Factor of the adapter's weights; null without one."""
     embedding: str | None = None
     """The textual inversions as the user named them; null without one."""
+    network: str | None = None
+    """The denoiser in the place of the model's own, as the user named it; null without one."""
+    weights: str | None = None
+    """Choice between averaged weights, `ema`, and the others, `non_ema`; null where none was made."""
     prompts: int
     """Number of prompts."""
     prompts_fingerprint: str

@@ -121,6 +121,10 @@ class QualityRecord(Record):
     """The textual inversions as the user named them; null without one."""
     embeddings: tuple[Embedding, ...] = ()
     """Each textual inversion in `embedding` with its token and hash; empty without one."""
+    network: str | None = None
+    """The denoiser in the place of the model's own, as the user named it; null without one."""
+    weights: str | None = None
+    """Choice between averaged weights, `ema`, and the others, `non_ema`; null where none was made."""
     images: int
     """Number of generated images."""
     image_shape: str

@@ -29,7 +29,7 @@ from diffleak.errors import UserError, pip_install
 from diffleak.hub import checked_device, folder_of, heard
 from diffleak.hub.configs import read_json
 from diffleak.hub.encoders import channel_statistics
-from diffleak.hub.folders import check_weights, from_transformers
+from diffleak.hub.folders import WEIGHTS, check_weights, from_transformers, hashed_weights
 from diffleak.records.images import AS_TRAINERS, Decoding, Tally
 from diffleak.training.config import CaptionConfig
 from diffleak.work.files import hash_files, write_text
@@ -37,7 +37,7 @@ from diffleak.work.folder import Folder, read_object, spelled
 from diffleak.work.progress import progress, say
 from diffleak.work.reading import Unreadable, load_lines, load_text
 
-FILES = ("*.json", "*.txt", "*.safetensors")
+FILES = ("*.json", "*.txt")  # beside the weights
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # BLIP's own, where the folder says none
 TOP_P, TEMPERATURE, WORDS = 0.9, 1.0, 30  # the last in tokens
 ROUNDS = 4  # of draws, until an image has n captions that differ
@@ -120,12 +120,12 @@ def _check(source: ImageSource, rows: Sequence[int], decoding: Decoding) -> None
 
 
 def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
-    """The captioner in a folder or of a hub id; raises `UserError` for anything that is no BLIP with safetensors."""
+    """The captioner in a folder or of a hub id; raises `UserError` for anything that is no BLIP."""
     try:
         import transformers
     except ImportError:
         raise UserError(f"captioning needs transformers: {pip_install('encoders')}") from None
-    folder = folder_of(model, "the captioner", list(FILES))
+    folder = folder_of(model, "the captioner", [*FILES, *WEIGHTS])
     try:
         kind = read_json(folder / "config.json", "it is no folder of transformers").get("model_type")
         if kind != "blip":
@@ -139,7 +139,7 @@ def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
     except Exception as error:  # json, safetensors, tokenizers and transformers each raise their own; all mean an unusable folder
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"the captioner must be a BLIP of transformers with safetensors; {model} cannot be used ({reason}): "
+            f"the captioner must be a BLIP of transformers; {model} cannot be used ({reason}): "
             "pass the local folder of one, or write the captions file in another way"
         ) from None
     lost = [key for key in info["missing_keys"] if key.startswith(("vision_model", "text_decoder"))]
@@ -148,7 +148,7 @@ def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
     for line in said:
         say(f"warning: while {model} was loaded: {line}")
     where = str(checked_device(device))
-    files = hash_files(sorted({file for ending in FILES for file in folder.glob(ending)}))
+    files = hash_files(sorted({*hashed_weights(folder), *(file for ending in FILES for file in folder.glob(ending))}))
     return Captioner(network.to(where).eval().requires_grad_(False), tokenizer, mean, std, files, where)
 
 

@@ -50,6 +50,13 @@ def adapted(lora: str | None, scale: float | None, embedding: str | None = None)
     return merged if embedding is None else (*merged, ("Embedding", f"{visible(embedding)}; the fingerprint covers it"))
 
 
+def other_weights(network: str | None, weights: str | None) -> tuple[tuple[str, str], ...]:
+    """The rows of another denoiser, and of a choice between averaged weights and others."""
+    rows = () if network is None else (("Denoiser", f"{visible(network)}; the fingerprint covers it"),)
+    kinds = {"ema": "averaged (EMA)", "non_ema": "not averaged (non-EMA)"}
+    return rows if weights is None else (*rows, ("Weights", kinds.get(weights, visible(weights))))
+
+
 def model(name: str, lora: str | None) -> str:
     """A model in the line under the title."""
     return f"Model {visible(name)}" + ("" if lora is None else f" with the LoRA {visible(lora)}")

@@ -13,7 +13,7 @@ from diffleak.records.prompts import NOISE_SUM, PromptScore, PromptsRecord, Stat
 from diffleak.report.judgement import GUESSING, Verdict, widened_low
 from diffleak.report.media.html import data_uri
 from diffleak.report.section import Block, Section, Tabulated, drawn, facts, prose
-from diffleak.report.sections import adapted, device, fingerprinted, reproduce, versions
+from diffleak.report.sections import adapted, device, fingerprinted, other_weights, reproduce, versions
 from diffleak.report.table import Cell, Column, Table, asr_cell, auc_cell, rate_cell, tabulate
 from diffleak.report.wording import count, duration, percent, spoken
 
@@ -214,6 +214,7 @@ def made(record: PromptsRecord) -> Section:
 def _rows(record: PromptsRecord) -> Iterator[tuple[str, str]]:
     plan = record.plan
     yield "Model", fingerprinted(visible(plan.model), plan.model_fingerprint)
+    yield from other_weights(plan.network, plan.weights)
     yield from adapted(plan.lora, plan.lora_scale, plan.embedding)
     times = f"{count(plan.images)} {'time' if plan.images == 1 else 'times'}"
     drawn = f"each drawn {times}" if plan.draw else f"none drawn, {plan.images} {'noise' if plan.images == 1 else 'noises'} each"

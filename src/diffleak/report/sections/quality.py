@@ -13,7 +13,7 @@ from diffleak.report.audited import not_shown
 from diffleak.report.judgement import Verdict
 from diffleak.report.media.html import data_uri
 from diffleak.report.section import Block, Section, Sentences, Tabulated, breakable, drawn, facts, heading, prose
-from diffleak.report.sections import adapted, device, fingerprinted, reproduce, versions
+from diffleak.report.sections import adapted, device, fingerprinted, other_weights, reproduce, versions
 from diffleak.report.table import NOT_ESTIMABLE, Cell, Column, Table, tabulate
 from diffleak.report.wording import count, duration, interval, number, percent, spoken
 
@@ -241,6 +241,7 @@ def made(record: QualityRecord) -> Section:
 
 def _rows(record: QualityRecord) -> Iterator[tuple[str, str]]:
     yield "Model", fingerprinted(visible(record.model), record.model_fingerprint)
+    yield from other_weights(record.network, record.weights)
     yield from adapted(record.lora, record.lora_scale, record.embedding)
     rounds = f", {record.rounds} adaptive rounds" if record.rounds > 1 else ""
     how = f"sampler {record.sampler}, {record.steps} steps, seed {record.seed}{rounds}"

@@ -8,7 +8,7 @@ from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Blind, Result
 from diffleak.report.audited import Audited
 from diffleak.report.section import Block, Section, Sentences, breakable, drawn, facts, heading, prose
-from diffleak.report.sections import adapted, device, fingerprinted, reproduce, versions
+from diffleak.report.sections import adapted, device, fingerprinted, other_weights, reproduce, versions
 from diffleak.report.wording import count, duration, labels_from
 from diffleak.stats.blind import INVALID_ABOVE, INVALID_P
 
@@ -47,6 +47,7 @@ def _parameters(result: Result) -> str:
 def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
     plan, environment, split = record.plan, record.environment, record.split
     yield "Model", fingerprinted(visible(plan.model), environment.model_fingerprint)
+    yield from other_weights(plan.network, plan.weights)
     yield from adapted(plan.lora, plan.lora_scale, plan.embedding)
     if plan.reference is not None:
         base = " (the model without the LoRA)" if plan.reference == "base" and plan.lora is not None else ""

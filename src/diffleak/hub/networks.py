@@ -1,0 +1,159 @@
+"""Which weights the denoiser of a model is loaded with: its own, their average, or those of `--network`.
+
+    MODEL/unet/, MODEL/unet_ema/                       the folders of diffusers' training scripts
+    unet/x.safetensors, unet/x.non_ema.safetensors     two copies in one folder, where the plain one is the average
+
+`--network` takes a folder of a denoiser with its config.json, a folder that has such a folder in it, a folder that accelerate's save_state
+wrote (model.safetensors or pytorch_model.bin), or one file of weights. What has no config.json is opened with MODEL's.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from diffleak.errors import UserError, shown
+from diffleak.hub.configs import read_json
+from diffleak.hub.folders import LONGEST_PATH, NETWORKS, PICKLES, check_files, pickle_message
+from diffleak.hub.weights import AVERAGE, EMA, NON_EMA, SAFE, STATE_DICTS, Copy, Weights, chosen, copies, find, header
+
+ADAPTER_FILES = ("pytorch_lora_weights", "adapter_model")
+ADAPTER_KEYS = (
+    ".lora_",
+    "lora_unet_",
+    "lora_te",
+    ".lora.",
+    ".lokr_",
+    ".hada_",
+    "lycoris_",
+    ".dora_scale",
+)  # parts of the names of an adapter's weights
+WHOLE_KEYS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.")  # of all of a model in one file
+ORIGINAL_KEYS = ("input_blocks.", "double_blocks.", "joint_blocks.", "single_blocks.")  # of a denoiser in the layout of its first code
+DEEPSPEED = ("zero_to_fp32.py", "*mp_rank_*_model_states.pt", "*/*mp_rank_*_model_states.pt", "*zero_pp_rank_*", "*/*zero_pp_rank_*")
+FSDP = ("*.distcp", "*/*.distcp")
+SAME = ("_class_name", "in_channels", "cross_attention_dim", "joint_attention_dim", "caption_channels", "addition_embed_type")
+LEGACY = "Transformer2DModel"  # the first name of several classes
+SAVED_TOO = ("model_*", "pytorch_model_*")  # the other networks that accelerate saved
+
+
+def denoiser_weights(own: Path, network: str | Path | None = None, want: str | None = None) -> tuple[Weights | None, list[str]]:
+    """The weights for the denoiser of a model, whose own folder is `own`, and what is to be said about the choice.
+
+    None where they are those that the folder holds and nothing was asked for. Raises `UserError` where `network` is no denoiser that
+    fits, or the weights that are wanted, ema or non_ema, are not there.
+    """
+    if network is not None:
+        return _other(Path(network), own, want)
+    if want is None or not own.is_dir():
+        return None, _not_opened(own)
+    return _wanted(own, want), []
+
+
+def place_of(network: str | Path) -> Path:
+    """The folder in which what belongs to a network lies: its train.json and split.json."""
+    path = Path(network)
+    inside = path.is_file() or path.name.removesuffix(AVERAGE) in NETWORKS
+    return path.parent if inside else path
+
+
+def _wanted(own: Path, want: str | None) -> Weights:
+    """The weights in a folder of a denoiser, or in that of its average beside it."""
+    average = own.with_name(own.name + AVERAGE)
+    if want is None or not (average / "config.json").is_file():
+        return find(own, want)
+    return replace(find(average if want == EMA else own), asked=True)
+
+
+def _not_opened(own: Path) -> list[str]:
+    """That a folder has averaged weights and others, of which the usual ones are taken."""
+    average = own.with_name(own.name + AVERAGE)
+    if (average / "config.json").is_file() and own.is_dir():
+        return [f"{average.name}/ beside {own.name}/ holds averaged weights (EMA), which are not measured; --weights {EMA} measures them"]
+    files = {copy.variant: copy.files[0] for copy in reversed(copies(path.name for path in own.iterdir()))} if own.is_dir() else {}
+    other = next((variant for variant in (NON_EMA, EMA) if variant in files and "" in files), None)
+    if other is None:
+        return []
+    kind = "the average (EMA)" if other == NON_EMA else "not the average (EMA)"
+    return [f"{own.name}/ holds {files[other]} too, which is not measured; {files['']} is, {kind}: --weights {other} measures the other"]
+
+
+def _other(path: Path, own: Path, want: str | None) -> tuple[Weights, list[str]]:
+    """The weights that `--network` names."""
+    if os.path.isfile(path):
+        if want:
+            raise UserError(f"--weights chooses among the weights of a folder, and --network is the file {path}: leave out --weights")
+        return _file(path, own), []
+    if not os.path.isdir(path):
+        raise UserError(f"--network must be a folder or a file of weights; found nothing at {shown(path, LONGEST_PATH)}")
+    check_files(path)
+    said = list[str]()
+    names = [entry.name for entry in path.iterdir()]
+    inside = [name for name in (own.name, own.name + AVERAGE) if (path / name).is_dir()]
+    other_part = next((part for part in NETWORKS if part != own.name and (path / part).is_dir()), None)
+    if inside:
+        taken = _wanted(path / own.name, want) if inside[0] == own.name else find(path / inside[0], want)
+        said = [] if want else _not_opened(path / own.name)
+    elif other_part:
+        raise UserError(f"--network must hold a denoiser for MODEL, whose own is a {own.name}/; {path} holds a {other_part}/")
+    elif any(Path(name).stem in ADAPTER_FILES for name in names):
+        raise UserError(f"--network must be a whole denoiser; {path} is a LoRA: use --lora {path}")
+    elif chosen(copies(names)) is None and (layout := _sharded_by_trainer(path)):
+        raise UserError(f"--network must be a whole denoiser; {path} is {layout}, and give what that writes")
+    elif (path / "config.json").is_file():
+        taken = _wanted(path, want)
+    else:
+        if want:
+            raise UserError(f"--weights chooses between a {own.name}/ and a {own.name}{AVERAGE}/; {path} has neither: leave it out")
+        taken = find(path, config=own / "config.json")
+        more = sorted(entry.name for each in SAVED_TOO for entry in path.glob(each) if entry.suffix in (SAFE, *STATE_DICTS))
+        said = (
+            [f"{path.name}/ holds {taken.files[0].name} and {more[0]}; the first is measured: name the file to measure it"] if more else []
+        )
+    _refuse_others(taken, own)
+    return taken, said
+
+
+def _file(path: Path, own: Path) -> Weights:
+    """One file of weights, of a network as MODEL's config.json says it is."""
+    if path.suffix not in (SAFE, *STATE_DICTS):
+        known = ", ".join((SAFE, *STATE_DICTS))
+        raise UserError(pickle_message(path) if path.suffix in PICKLES else f"--network must be a folder or a file of {known}; got {path}")
+    taken = Weights((path,), own / "config.json", Copy(path.stem, "", path.suffix, (path.name,), None), path, asked=True)
+    _refuse_others(taken, own)
+    return taken
+
+
+def _refuse_others(taken: Weights, own: Path) -> None:
+    """Raises `UserError` for weights of no denoiser of diffusers, or of another one than MODEL's."""
+    names = [*header(taken.files[0])]
+    if any(part in name for name in names for part in ADAPTER_KEYS):
+        raise UserError(f"--network must be a whole denoiser; {taken.place} is a LoRA: use --lora {taken.place}")
+    if _begins(names, WHOLE_KEYS):
+        raise UserError(f"--network must be a denoiser alone; {taken.place} holds all of a model in one file: give it as MODEL")
+    if _begins(names, ORIGINAL_KEYS):
+        raise UserError(
+            f"--network must be in diffusers' layout; {taken.place} is in that of the original code (as for ComfyUI): open it with "
+            "diffusers' from_single_file, save_pretrained it, and give that folder"
+        )
+    base = own / "config.json"
+    if taken.config == base or not base.is_file():
+        return
+    one, other = read_json(taken.config, f"{taken.place} must say what network it is"), read_json(base, "")
+    for key in SAME:
+        if key in one and key in other and one[key] != other[key] and LEGACY not in (one[key], other[key]):
+            said = f"{key} is {shown(one[key])} in {taken.config} and {shown(other[key])} in MODEL"
+            raise UserError(f"--network must be a denoiser of MODEL's kind; {said}: give the model that it was made for")
+
+
+def _begins(names: Iterable[str], prefixes: tuple[str, ...]) -> bool:
+    return any(name.startswith(prefixes) for name in names)
+
+
+def _sharded_by_trainer(path: Path) -> str | None:
+    """In words, whose pieces a folder holds that only the trainer can put together, and how."""
+    if any(any(path.glob(each)) for each in DEEPSPEED):
+        return f"a DeepSpeed checkpoint: put it together with `python zero_to_fp32.py {shown(path, LONGEST_PATH)} OUT`"
+    if any(any(path.glob(each)) for each in FSDP):
+        return f"an FSDP checkpoint: put it together with `accelerate merge-weights {shown(path, LONGEST_PATH)} OUT`"
+    return None

@@ -1,0 +1,325 @@
+"""Which files of a folder are the weights of its network, and a view of the folder in which the libraries find them.
+
+    STEM.safetensors                      as diffusers and transformers save them
+    STEM.bin, .pt, .pth, .ckpt            state dicts of torch.save
+    STEM.VARIANT.safetensors or .bin      another copy: fp16, bf16, ema, non_ema
+    STEM-00001-of-00002.safetensors       pieces of any of these, with STEM.safetensors.index.json
+
+STEM is diffusion_pytorch_model (diffusers), model or pytorch_model (transformers, accelerate), or anything where a folder has one file of
+weights only. Of several copies one is opened: the plain before the variants, float32 first, and of equals the safetensors.
+
+State dicts are opened by torch.load(weights_only=True) alone, which builds tensors and containers and runs no code.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffleak.errors import UserError, first_lines, shown
+from diffleak.hub.configs import load_object
+from diffleak.work.reading import Unreadable, found_at, opened, parsing
+
+SAFE = ".safetensors"
+STATE_DICTS = (".bin", ".pt", ".pth", ".ckpt")
+DIFFUSERS, TRANSFORMERS = ("diffusion_pytorch_model",) * 2, ("model", "pytorch_model")  # stems of safetensors and of state dicts
+STEMS = tuple(dict.fromkeys((*DIFFUSERS, *TRANSFORMERS)))
+OTHERS = r"optimizer|scheduler|scaler|training_args|random_states|custom_checkpoint|rng_state|state$"  # what trainers save beside weights
+EMA, NON_EMA = "ema", "non_ema"
+AVERAGE = "_ema"  # what diffusers' training scripts add to the name of a denoiser's folder
+VARIANTS = ("", "fp32", "fp16", "bf16", EMA, NON_EMA)  # in the order in which they are taken
+EMA_KEYS = {"decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"}  # of EMAModel
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema", "model_ema", "params", "params_ema")  # a state dict in a checkpoint
+WRAPPED_BY = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile, in the names of all weights
+PIECE = r"-\d{5}-of-\d{5}"
+LISTED = 4  # names in a message
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors calls them
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The names of the files of one copy of a network's weights in a folder."""
+
+    stem: str
+    variant: str
+    ending: str
+    files: tuple[str, ...]
+    index: str | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the libraries find it by themselves, as safetensors."""
+        return self.ending == SAFE and not self.variant and self.stem in STEMS
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Before which other copies it is taken."""
+        known = VARIANTS.index(self.variant) if self.variant in VARIANTS else len(VARIANTS)
+        return self.stem not in STEMS, known, self.variant, self.ending != SAFE, self.stem not in DIFFUSERS
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of one network: the files that are opened, and the config.json that says what network they are of.
+
+    `copy` says which of the folder's copies they are, `asked` whether the user chose it, and `place` is how a message calls them.
+    """
+
+    files: tuple[Path, ...]
+    config: Path
+    copy: Copy
+    place: Path
+    asked: bool = False
+
+    @property
+    def safe(self) -> bool:
+        return self.copy.ending == SAFE
+
+    @property
+    def hashed(self) -> list[Path]:
+        """What a fingerprint covers beside config.json: the files that are opened.
+
+        Where those are plain safetensors of a part of MODEL it is every .safetensors file in it, as it always was.
+        """
+        plain = self.copy.is_plain and self.config.parent == self.place
+        return sorted(self.place.glob(f"*{SAFE}")) if plain else sorted(self.files)
+
+
+def copies(names: Iterable[str]) -> list[Copy]:
+    """The copies of a network's weights among the names of one folder's files, the one to take first."""
+    found: dict[tuple[str, str, str], tuple[list[str], list[str]]] = {}
+    for name in sorted(names):
+        tokens = re.sub(PIECE, "", name).split(".")
+        is_index = tokens[-1] == "json" and "index" in tokens
+        rest = [token for token in tokens[1:] if token not in ("index", "json")] if is_index else tokens[1:]
+        endings = [token for token in rest if f".{token}" in (SAFE, *STATE_DICTS)]
+        if not tokens[0] or not endings or (not is_index and rest[-1] not in endings) or re.match(OTHERS, tokens[0]):
+            continue
+        key = tokens[0], ".".join(token for token in rest if token not in endings), f".{endings[-1]}"
+        found.setdefault(key, ([], []))[is_index].append(name)
+    made = [Copy(*key, tuple(files), indices[0] if indices else None) for key, (files, indices) in found.items() if files]
+    return sorted(made, key=lambda each: each.order)
+
+
+def chosen(found: list[Copy], want: str | None = None) -> Copy | None:
+    """The copy that is opened: the first, or where `want` is ema or non_ema that one; None where it is not there.
+
+    Beside non_ema weights the plain ones are the average, and beside ema weights they are not.
+    """
+    if want is None or not found:
+        return found[0] if found else None
+    named, other = {EMA: (EMA, NON_EMA), NON_EMA: (NON_EMA, EMA)}[want]
+    by_variant = {copy.variant: copy for copy in reversed(found)}
+    return by_variant.get(named) or (by_variant.get("") if other in by_variant else None)
+
+
+def wanted(names: Iterable[str], patterns: Iterable[str], want: str | None = None) -> list[str]:
+    """The files of a hub repository that are fetched: those that match, and of several copies of weights in a folder one."""
+    matching, folders = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)], dict[str, list[str]]()
+    for name in matching:
+        folders.setdefault(str(PurePosixPath(name).parent), []).append(PurePosixPath(name).name)
+    left_out = set[str]()
+    for folder, inside in folders.items():
+        found = copies(inside)
+        taken = chosen(found, want) or chosen(found)
+        others = [copy for copy in found if copy != taken and (copy.stem in STEMS or copy.ending != SAFE)]
+        left_out |= {(PurePosixPath(folder) / name).as_posix() for copy in others for name in (*copy.files, copy.index) if name}
+    return [name for name in matching if name not in left_out]
+
+
+def find(folder: Path, want: str | None = None, config: Path | None = None) -> Weights:
+    """The weights in a folder; raises `UserError` where there are none, or several and no way to tell which.
+
+    config: that of the network, where it is not in the folder.
+    """
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    found = copies(names)
+    copy = chosen(found, want)
+    if copy is None and found:
+        alone = shown(", ".join(each.files[0] for each in found))
+        raise UserError(
+            f"--weights {want} takes one of two kinds, {folder.name}{AVERAGE}/ beside {folder.name}/ or *.non_ema.* beside the plain file; "
+            f"{folder} holds {alone} alone: leave it out"
+        )
+    if copy is None:
+        held = [name for name in sorted(names) if not name.endswith(".json")][:LISTED]
+        said = f"none, but {shown(', '.join(held))}" if held else "none"
+        raise UserError(f"{folder} must hold the weights as .safetensors, or as a state dict (.bin, .pt, .pth, .ckpt); found {said}")
+    if copy.stem not in STEMS and len({each.stem for each in found}) > 1:
+        named = ", ".join(shown(each.files[0]) for each in found[:LISTED])
+        raise UserError(f"{folder} must hold the weights of one network, as {DIFFUSERS[0]}{SAFE}; it has {named}: rename the right one")
+    opened_names = copy.files if copy.is_plain else _pieces(folder, copy)
+    return Weights(tuple(folder / name for name in opened_names), config or folder / "config.json", copy, folder, want is not None)
+
+
+def _pieces(folder: Path, copy: Copy) -> list[str]:
+    """The files of a copy: those of its index, each of which must be there, or else the one that is whole."""
+    whole = [name for name in copy.files if not re.search(PIECE, name)]
+    if copy.index is None:
+        if not whole:
+            raise UserError(f"{folder / copy.files[0]} is a piece of weights; the index that says of which is missing: fetch it again")
+        return whole[:1]
+    mapped = load_object(folder / copy.index).get("weight_map")
+    if not isinstance(mapped, dict) or not mapped or not all(isinstance(name, str) for name in mapped.values()):
+        raise UserError(f"{folder / copy.index} must say in weight_map which file each weight is in; fetch it again")
+    names = sorted(set(mapped.values()))
+    lost = next((name for name in names if name not in copy.files), None)
+    if lost is not None:
+        raise UserError(f"{folder} must hold every file that {copy.index} names; {shown(lost)} is missing: fetch the model again")
+    return names
+
+
+def said_of(weights: Weights) -> str | None:
+    """What a user is told of the choice: that a copy of less precision, or an average, was opened for want of another."""
+    copy, opened_file = weights.copy, weights.files[0]
+    if not copy.variant or weights.asked:
+        return None
+    averages = {EMA: "an average (EMA)", NON_EMA: "not the average (EMA)"}
+    kind = averages.get(copy.variant) or " and ".join(sorted(set(header(opened_file).values())))
+    return f"{weights.place.name}/ holds no plain weights: {opened_file.name} was opened, which is {kind}"
+
+
+def header(file: Path) -> dict[str, str]:
+    """The name and the dtype of every tensor in a file of weights; errors are those of `read_state`."""
+    if file.suffix != SAFE:
+        return {name: str(value.dtype).removeprefix("torch.") for name, value in read_state(file).items()}
+    from safetensors import safe_open
+
+    try:
+        with opened(file, None), parsing(), safe_open(file, "pt") as content:
+            kinds = {name: content.get_slice(name).get_dtype() for name in sorted(content.keys())}
+    except Unreadable as error:
+        raise UserError(f"{file} must be a whole safetensors file ({error}); it is damaged: copy or fetch it again") from None
+    return {name: DTYPES.get(kind, kind) for name, kind in kinds.items()}
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict by name; they stay on the disk until they are used, where the format allows it.
+
+    Raises `UserError` for a damaged file, for pickles that ask to run code, and for what holds no state dict, or several.
+    """
+    return _state_dict(_unpickled(file), file)
+
+
+def _unpickled(file: Path) -> Any:
+    try:
+        with opened(file, None):
+            is_zip = zipfile.is_zipfile(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(str(file), map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:  # damaged bytes bring out many kinds
+        raise UserError(_refused(file, error)) from None
+
+
+def _refused(file: Path, error: Exception) -> str:
+    """Why a pickle was not opened: it asks for more than tensors, or it is none."""
+    asked = re.search(r"GLOBAL (\S+)", str(error))
+    if asked:
+        return (
+            f"{file} is a pickle that asks for {shown(asked[1])}, code that would run when it is opened, and only tensors are read; "
+            "where you trust it, open it there and save its tensors alone: torch.save(model.state_dict(), NEW)"
+        )
+    if "TorchScript" in str(error):
+        return f"{file} must be a state dict as torch.save writes it; it is TorchScript, which is code: save model.state_dict()"
+    inner = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+    reason = shown(inner[1] if inner else first_lines(error) or type(error).__name__, 80)
+    return f"{file} must be a state dict as torch.save writes it ({reason}); it is damaged or of another kind: copy or fetch it again"
+
+
+def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
+    """The state dict in what a checkpoint holds: itself, or one of WRAPPERS in it."""
+    if isinstance(content, Mapping) and not _is_state(content):
+        inside = [key for key in WRAPPERS if _is_state(content.get(key))]
+        if len(inside) > 1:
+            held = f"it holds {' and '.join(inside)}"
+            raise UserError(f"{file} must hold one state dict; {held}: save the one to measure, torch.save(checkpoint['{inside[0]}'], NEW)")
+        content = content[inside[0]] if inside else content
+    if not _is_state(content):
+        held = ", ".join(map(str, content)) if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise UserError(f"{file} must hold a state dict, tensors by their names; got {shown(held)}: torch.save(model.state_dict(), NEW)")
+    return dict(content)
+
+
+def _is_state(content: object) -> bool:
+    if not isinstance(content, Mapping) or not content:
+        return False
+    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+
+
+def wrapped_by(names: Iterable[str]) -> str:
+    """What DistributedDataParallel and torch.compile put before all of these names."""
+    left, prefix = [*names], ""
+    while found := next((each for each in WRAPPED_BY if left and all(name.startswith(each) for name in left)), None):
+        left, prefix = [name.removeprefix(found) for name in left], prefix + found
+    return prefix
+
+
+@contextmanager
+def viewed(weights: Weights, stems: tuple[str, str]) -> Iterator[Path]:
+    """The folder of a network as a library expects it; its own, or one of links under the library's names for the time being.
+
+    stems: DIFFUSERS or TRANSFORMERS. Nothing is copied but the configs, and state dicts that have to be taken out of a checkpoint.
+    """
+    config = load_object(weights.config)
+    stem = stems[not weights.safe]
+    is_own = weights.config.parent == weights.place and not weights.copy.variant and weights.copy.stem == stem
+    if weights.safe and is_own and not config.keys() & EMA_KEYS:
+        yield weights.place
+        return
+    with tempfile.TemporaryDirectory(prefix="diffleak-") as made:
+        view = Path(made)
+        for file in sorted(weights.config.parent.glob("*.json")):
+            if ".index." not in file.name and found_at(file) == "a file":
+                shutil.copyfile(file, view / file.name)
+        (view / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key not in EMA_KEYS}))
+        name = stem + (SAFE if weights.safe else ".bin")
+        if weights.copy.index:
+            shutil.copyfile(weights.place / weights.copy.index, view / f"{name}.index.json")
+            for file in weights.files:
+                _link(file, view / file.name)
+        else:
+            _place(weights.files[0], view / name)
+        try:
+            yield view
+        except UserError:
+            raise
+        except Exception as error:
+            if str(view) in str(error):
+                raise OSError(str(error).replace(str(view), str(weights.place))) from error
+            raise
+
+
+def _place(file: Path, name: Path) -> None:
+    """Puts a file of weights into a view: as a link, or written anew without what is around the state dict and before its names."""
+    content = load_file(file) if (safe := file.suffix == SAFE) and wrapped_by(header(file)) else None if safe else _unpickled(file)
+    if content is None:
+        return _link(file, name)
+    state = _state_dict(content, file)
+    prefix = wrapped_by(state)
+    if _is_state(content) and not prefix:
+        return _link(file, name)
+    plain = {key.removeprefix(prefix): value for key, value in state.items()}
+    if safe:
+        save_file(plain, name, {"format": "pt"})
+    else:
+        torch.save(plain, name)
+
+
+def _link(file: Path, link: Path) -> None:
+    try:
+        link.symlink_to(file.resolve())
+    except OSError:  # a file system or a Windows without links
+        shutil.copyfile(file, link)
