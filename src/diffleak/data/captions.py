@@ -7,9 +7,9 @@ from typing import Any
 
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
+from diffleak.data.image_source import Texts, not_blank, texts_of
 from diffleak.data.metadata import needed
 from diffleak.data.names import Names, by_id
-from diffleak.data.sources import Texts, not_blank, texts_of
 from diffleak.errors import UserError, shown
 from diffleak.work.reading import found_at, load_json, load_lines, load_table
 
@@ -98,7 +98,7 @@ def _own(cohort: Cohort) -> tuple[str, ...]:
     if captions is None:
         raise UserError(
             f"the model takes a caption with every image, and the data has none{cohort.columns()}: add a `text` to metadata.jsonl or a "
-            f"column, {hint}"
+            f"column, or a .txt beside each image, {hint}"
         )
     missing = [row for row, texts in enumerate(captions) if not texts]
     if missing:

@@ -15,9 +15,10 @@ from diffleak.data.anonymity import Key
 from diffleak.data.config import CohortConfig
 from diffleak.data.decoding import SKIP_HINT, Decoded, Pixels, UnreadableImage
 from diffleak.data.draw import keyed_order
+from diffleak.data.image_source import ImageSource, Texts
 from diffleak.data.labels import UNNAMED, ClassNames, Labels, Numbered, Side, number
 from diffleak.data.names import Names, UnclearName
-from diffleak.data.sources import ImageSource, Texts, open_source
+from diffleak.data.sources import open_source
 from diffleak.data.split import read_split
 from diffleak.errors import UserError, listed
 from diffleak.records.images import Alpha, Decoding, Exif, LeftOut
@@ -88,6 +89,12 @@ class Cohort:
     def decoding(self) -> Decoding:
         """The choices that the images are read by."""
         return self.sources[0].decoding
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """What was found where, in a line for each source."""
+        members, nonmembers = self.sources
+        return (members.found,) if members is nonmembers else (members.found, nonmembers.found)
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:

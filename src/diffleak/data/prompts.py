@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from diffleak.data.captions import IDS, read_captions
+from diffleak.data.image_source import not_blank
 from diffleak.data.names import spelling
-from diffleak.data.sources import not_blank
 from diffleak.errors import UserError, unknown
 from diffleak.work.reading import found_at, load_lines, load_table, load_text
 

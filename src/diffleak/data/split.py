@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from diffleak.data.image_source import ImageSource
 from diffleak.data.names import matched
-from diffleak.data.sources import ImageSource
 from diffleak.errors import UserError, listed, shown
 from diffleak.work.files import write_text
 from diffleak.work.reading import Unreadable, load_json
