@@ -188,7 +188,8 @@ def _samples(path: Path, shard: int, ending: str | None) -> tuple[list[Sample], 
         images = [kind for kind in images if "." not in kind] or images  # x.jpg before x.seg.png
         if len(images) > 1:
             raise UserError(
-                f"{path} must have one image for each sample; {shown(key)} has {listed(sorted(images), 80)}: say which as DATA:{min(images)}"
+                f"{path} must have one image for each sample; {shown(key)} has {listed(sorted(images), 80)}: say which as "
+                f"DATA:{min(images)}"
             )
         if images:
             samples.append(Sample(key, images[0], of_key[images[0]], {k: m for k, m in of_key.items() if k in (*TEXTS, *LABELS, JSON)}))
