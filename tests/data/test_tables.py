@@ -136,6 +136,15 @@ def test_an_arrow_file_of_the_other_form_is_read_too(tmp_path):
     whole(open_source(tmp_path / "a.arrow"))
 
 
+def test_an_arrow_file_with_a_column_twice_or_a_name_of_other_bytes_is_one_line(tmp_path):
+    twice = pa.Table.from_arrays([pa.array(["x"])] * 2, ["image", "image"])
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, twice.schema) as writer:
+        writer.write_table(twice)
+    assert "cannot be read as an Arrow file (a column is there twice)" in refusal(tmp_path / "a.arrow")
+    (tmp_path / "a.arrow").write_bytes((tmp_path / "a.arrow").read_bytes().replace(b"image", b"im\xe5ge"))
+    assert "cannot be read as an Arrow file (it is not UTF-8" in refusal(tmp_path / "a.arrow")
+
+
 def test_a_damaged_saved_folder_is_one_line(saved, tmp_path):
     for name, content, said in (
         ("state.json", "{", "cannot be read"),

@@ -60,6 +60,8 @@ def arrow_part(path: Path) -> Part:
     """An Arrow file, mapped for as long as a group is read; raises `UserError` for a file that is none."""
     try:
         with _batches(path) as (schema, batches):
+            if len(set(schema.names)) < len(schema.names):  # names of damaged bytes are refused here too
+                raise Unreadable("a column is there twice")
             rows, without = [], set(_structs_with_bytes(schema))
             for batch in batches:
                 rows.append(batch.num_rows)
