@@ -444,7 +444,7 @@ def test_a_record_without_captions_says_nothing_of_them(tmp_path, capsys):
     target = Target(Memoriser(torch.zeros(1, 1, 16, 16), SCHEDULE), fingerprint="m")
     record = diffleak.audit(target, members=MEMBERS, nonmembers=NONMEMBERS, attacks="loss", output=tmp_path / "run", **SMALL).record
     assert record.plan.captions is None and record.plan.captions_found is None and record.truncated == ()
-    assert "captions" not in capsys.readouterr().err and "<dt>Captions" not in (tmp_path / "run" / "report.html").read_text()
+    assert "captions found" not in capsys.readouterr().err and "<dt>Captions" not in (tmp_path / "run" / "report.html").read_text()
 
 
 def audited(members, nonmembers, target=None, **changes):

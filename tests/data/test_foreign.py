@@ -27,11 +27,10 @@ def refusal(data):
 
 FILES = {
     "a.zip": "is an archive: unpack it, and give the folder",
-    "shard-000.tar": "is a tar archive, such as a shard of WebDataset: unpack it",
-    "a.tar.gz": "is a tar archive",
+    "a.tar.gz": "is a compressed tar archive, such as a shard of WebDataset: uncompress it, and give the .tar",
     "a.npy.gz": "is a compressed file: unpack it, and give what is inside",
     "train-images-idx3-ubyte": "is an IDX file, such as those of MNIST: write its images as uint8 (N, H, W, C) with numpy.save",
-    "data-00000-of-00001.arrow": "is an Arrow file: write it as Parquet with datasets.Dataset.from_file(...).to_parquet('data.parquet')",
+    "a.feather": "is a Feather file: write it as Parquet with pandas.read_feather(...).to_parquet('data.parquet')",
     "paths.CSV": "is a table: give the folder of its images",
     "a.lmdb": "is an LMDB database: write its images as files",
     "a.tfrecord-00000-of-00010": "is a TFRecord file: write its images as files",
@@ -46,23 +45,18 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_another_kind_is_named_with_the_way_on(tmp_path, name):
     (tmp_path / name).write_bytes(b"content")
-    expected = f"DATA must be a folder of images, or a .npy, .npz or .parquet file; {tmp_path / name} {FILES[name]}"
+    expected = f"DATA must be a folder of images, or a .npy, .npz, .parquet, .arrow or .tar file; {tmp_path / name} {FILES[name]}"
     assert refusal(tmp_path / name).startswith(expected)
 
 
 FOLDERS = {
-    "shards of Parquet": (
-        ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "README.md"],
-        "holds no images but 2 files such as data/train-00000-of-00002.parquet: give hf:{}, which reads all of them (",
-    ),
     "one array": (["a.npy", "notes.txt"], "holds no images but a.npy: give {}/a.npy"),
-    "saved by datasets": (
-        ["data-00000-of-00001.arrow", "state.json", "dataset_info.json"],
-        "is a folder that save_to_disk of datasets wrote: ",
-    ),
-    "splits saved by datasets": (["train/data.arrow", "dataset_dict.json"], "load_from_disk(...)['train'].to_parquet('data.parquet')"),
+    "one Arrow file": (["a.arrow", "notes.txt"], "holds no images but a.arrow: give {}/a.arrow"),
     "LMDB": (["data.mdb", "lock.mdb"], "is an LMDB database"),
-    "shards of WebDataset": ([f"{i:03d}.tar" for i in range(3)], "holds no images but 3 files such as 000.tar, a tar archive, such as"),
+    "compressed shards": (
+        [f"{i:03d}.tar.gz" for i in range(3)],
+        "holds no images but 3 files such as 000.tar.gz, a compressed tar archive",
+    ),
     "pickles": (["a.pt", "b.pt"], "holds no images but 2 files such as a.pt, a file of pickled Python, which could run code"),
 }
 
@@ -85,16 +79,19 @@ def test_a_folder_of_texts_alone_and_an_empty_text_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("cells", "said"),
     [
-        (["a/x.png", "b.png"], "it holds texts, such as paths: give the folder of the images, or write their bytes into the column"),
-        ([{"bytes": None, "path": "a/x.png"}, {"bytes": None, "path": "b.png"}], "it holds paths: give the folder of the images"),
+        (["a/x.png", "b.png"], "it holds texts such as a/x.png, and no such file is in "),
+        ([{"bytes": None, "path": "a/x.png"}, {"bytes": None, "path": "b.png"}], "it holds texts such as a/x.png, and no such file"),
+        (["http://a.b/x.png", None], "it holds addresses such as http://a.b/x.png: download the images"),
         ([[1, 2], [3, 4]], "it holds list<element: int64>"),
     ],
-    ids=["texts", "structs of paths", "numbers"],
+    ids=["texts", "structs of paths", "addresses", "numbers"],
 )
 def test_a_parquet_file_whose_image_column_holds_no_images_is_refused_at_once(tmp_path, cells, said):
     types = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if isinstance(cells[0], dict) else None
     pq.write_table(pa.table({"image": pa.array(cells, types)}), tmp_path / "a.parquet", row_group_size=1)
-    assert f"the column image of {tmp_path / 'a.parquet'} must hold encoded images; {said}" in refusal(tmp_path / "a.parquet")
+    assert f"the column image of {tmp_path / 'a.parquet'} must hold encoded images or paths of files; {said}" in refusal(
+        tmp_path / "a.parquet"
+    )
 
 
 def test_the_ending_of_data_may_be_in_capitals(tmp_path):

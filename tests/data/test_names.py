@@ -191,8 +191,11 @@ def test_training_takes_and_refuses_names_as_an_audit_does(tmp_path, capsys):
 COLUMNS = {
     "c.csv": ("image,text\na.png,x\n", "it has image, text, and no file_name or id"),
     "d.csv": ("filename,text\na.png,x\n", "it has filename, text, and no file_name or id; is 'filename' meant for file_name?"),
-    "e.csv": ("id,caption\na.png,x\n", "it has id, caption, and no text"),
-    "f.jsonl": ('{"id": "a.png", "text": "x"}\n{"id": "b.png", "txt": "y"}', "row 2 has id, txt, and no text; is 'txt' meant for text?"),
+    "e.csv": ("id,words\na.png,x\n", "it has id, words, and no text or caption"),
+    "f.jsonl": (
+        '{"id": "a.png", "text": "x"}\n{"id": "b.png", "txt": "y"}',
+        "row 2 has id, txt, and no text or caption; is 'txt' meant for text?",
+    ),
     "g.jsonl": ("[1, 2]", "row 1 is [1, 2]"),
     "h.json": ('[{"id": "a.png"}]', "it holds a list"),
     "short.csv": ("text,id\na\n", "row 1 names no image"),

@@ -7,6 +7,7 @@ a valid file must be what is in it.
 import csv
 import io
 import json
+import tarfile
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
@@ -426,6 +427,25 @@ def image_table(folder: Path) -> Read:
     return lambda case: _read_all(case / "images.parquet")
 
 
+def tar_shard(folder: Path) -> Read:
+    with tarfile.open(folder / "shard.tar", "w") as shard:
+        for i, pixels in enumerate(PIXELS):
+            said = {"png": encoded(Image.fromarray(pixels)), "txt": CAPTIONS[i % 4].encode(), "cls": str(i % 3).encode()}
+            for ending, content in said.items():
+                member = tarfile.TarInfo(f"{i:02d}.{ending}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+    return lambda case: _read_all(case / "shard.tar")
+
+
+def arrow_file(folder: Path) -> Read:
+    cells = [{"bytes": encoded(Image.fromarray(pixels)), "path": f"{i}.png"} for i, pixels in enumerate(PIXELS)]
+    table = pa.table({"image": cells, "label": [i % 3 for i in range(N)], "text": [CAPTIONS[i % 4] for i in range(N)]})
+    with pa.OSFile(str(folder / "images.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=5)
+    return lambda case: _read_all(case / "images.arrow")
+
+
 def _read_all(path: Path) -> Any:
     from diffleak.data.sources import open_source
 
@@ -496,5 +516,7 @@ KINDS = (
     Kind("image folder", image_folder, ("data/*/*.png", "data/photo.jpeg"), right_images),
     *(Kind(f"images {ending}", array_file(f".{ending}"), ("images.*",), right_images) for ending in ("npy", "npz")),
     Kind("images parquet", image_table, ("images.parquet",), right_images, 6),
+    Kind("images arrow", arrow_file, ("images.arrow",), right_images, 4),
+    Kind("images tar", tar_shard, ("shard.tar",), right_images, 4),
     Kind("anonymous key", anonymous_key, ("*.key",), None, 3),
 )

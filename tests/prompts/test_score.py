@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fixtures.commands import call, refused
@@ -243,11 +245,18 @@ def test_a_model_that_nobody_can_recognise_and_damaged_files_are_not_resumed(tmp
         ("d.csv", 'id,text\n1.png,"sun, with rays"\n./1.png,a sun\n2.png,moon\n'),
         ("c.json", '{"1.png": "sun, with rays", "./1.png": "a sun", "2.png": "moon"}'),
         ("a.jsonl", '{"text": "sun, with rays"}\n{"text": "moon", "id": 2}\n'),
+        ("e.csv", 'prompt\n"sun, with rays"\nmoon\n'),
+        ("b.jsonl", '{"caption": "sun, with rays"}\n{"caption": "moon", "id": 2}\n'),
     ],
 )
 def test_prompts_are_read_from_text_csv_and_jsonl(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8", newline="")
     assert read_prompts(tmp_path / name) == ["sun, with rays", "moon"]
+
+
+def test_prompts_are_the_texts_of_a_table_of_images(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"x", b"y"], "caption": ["sun, with rays", "moon"]}), tmp_path / "a.parquet")
+    assert read_prompts(tmp_path / "a.parquet") == ["sun, with rays", "moon"]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +271,9 @@ def test_prompts_are_read_from_text_csv_and_jsonl(tmp_path: Path, name: str, con
         ("a.csv", "txt\nsun\n", "the prompts must be in a column 'text'; did you mean 'txt'"),
         ("a.jsonl", '{"text": "sun"}\nmoon\n', r"a.jsonl cannot be read \(line 2: Expecting value"),
         ("a.jsonl", '["sun"]\n', "every line must be a JSON object; one is a list"),
-        ("a.jsonl", '{"caption": "sun"}\n', "the prompts must be in a column 'text'; known: caption"),
+        ("a.jsonl", '{"words": "sun"}\n', "the prompts must be in a column 'text'; known: words"),
+        ("a.csv", "caption,prompt\nsun,moon\n", "must have its prompts in one column; it has caption and prompt: rename"),
+        ("a.parquet", "PAR1", r"a.parquet cannot be read \("),
         ("a.jsonl", '{"text": 3}\n', "a.jsonl cannot be read .got the text 3"),
     ],
 )

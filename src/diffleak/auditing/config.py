@@ -43,6 +43,7 @@ class AuditConfig(ModelConfig, DataConfig):
     shard: str | None = Field(None, description="i/n: score the i-th of n shares.")
     limit: int | None = Field(None, ge=1, description="At most this many images a side.")
     resize: Resize = False
+    buckets: str | None = Field(None, description="Text-to-image models: images of mixed sizes in kohya's buckets, 512 or 1024 for SDXL.")
     skip_unreadable: SkipUnreadable = False
     threads: int | None = Field(
         None, ge=1, description="Chunks this worker scores side by side, one CPU thread each; default its share of the cores."
@@ -71,7 +72,7 @@ class AuditConfig(ModelConfig, DataConfig):
     def _split_masks(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
-    @field_validator("members", "nonmembers", "data", "timesteps", "captions", "reference", mode="before")
+    @field_validator("members", "nonmembers", "data", "timesteps", "captions", "reference", "buckets", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path | int) else value
@@ -87,6 +88,13 @@ class AuditConfig(ModelConfig, DataConfig):
     def two_sided(self) -> bool:
         """True where members and held-out images are given, and not just images."""
         return bool(self.members or self.split)
+
+    @model_validator(mode="after")
+    def _one_way_of_sizing(self) -> "AuditConfig":
+        if self.buckets is not None and (self.resize or self.anonymous):
+            what = "--resize brings all to one size" if self.resize else "--anonymous must not show the sizes of images by their order"
+            raise ValueError(f"{what}, and --buckets sorts images by theirs: leave out one of them")
+        return self
 
     @model_validator(mode="after")
     def _models_alone(self) -> "AuditConfig":
@@ -121,7 +129,17 @@ def _refuse_one_side(config: C) -> C:
 class GeometryConfig(AuditConfig):
     """The settings of `diffleak geometry`: those of an audit, but images alone will do, and attacks run under many masks."""
 
-    NO_FLAG = {"guidance_scale", "reference", "calibration", "calibrate_fraction", "complexity", "max_auc", "max_tpr", "max_excess_auc"}
+    NO_FLAG = {
+        "buckets",
+        "guidance_scale",
+        "reference",
+        "calibration",
+        "calibrate_fraction",
+        "complexity",
+        "max_auc",
+        "max_tpr",
+        "max_excess_auc",
+    }
     FOLLOW = ["embedding data split members nonmembers output", "probes top attacks mask timesteps"]
     HELP = {
         "model": "A latent model: a diffusers folder or a hub id.",

@@ -64,6 +64,7 @@ class Inputs:
     scored: bool = True  # whether attacks will read the latents
     captions: tuple[str, ...] | None = None  # of each image, for a text-to-image model
     complexity: Float64[np.ndarray, "n 7"] | None = None  # of the images, where that of their reconstructions is measured too
+    shapes: tuple[ImageShape, ...] | None = None  # of every image, sorted, where they are in buckets; `shape` is then the commonest
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False)  # by spec
     _opening: Any = field(default_factory=Lock, repr=False)
     _reading: Any = field(default_factory=Lock, repr=False)  # image files and tables are read by one thread at a time
@@ -72,13 +73,25 @@ class Inputs:
         """Images per forward of the denoiser."""
         if not self.target.latent:
             return auto_batch_size(self.shape, self.target.device)
-        channels, height, width = self.encode(self.pixels([0]), [0]).shape[1:]
+        first = [self.alike.start]
+        channels, height, width = self.encode(self.pixels(first), first).shape[1:]
         return auto_batch_size(ImageShape(channels, height, width), self.target.device)
 
     def pixels(self, rows: Sequence[int]) -> UInt8[np.ndarray, "n h w c"]:
-        """Images in the model's shape; the scan has already shown that each fits or may be resized."""
+        """Images in the model's shape, or in that of their one bucket; the scan has already shown that each fits or may be resized."""
         with self._reading:
-            return np.stack([fit(self.cohort.read(i), self.shape, self.resize, self.cohort.ids[i]) for i in rows])
+            resize = self.resize or self.shapes is not None
+            return np.stack([fit(self.cohort.read(i), self.shape_at(i), resize, self.cohort.ids[i]) for i in rows])
+
+    def shape_at(self, row: int) -> ImageShape:
+        """The shape that the model is given an image in."""
+        return self.shapes[row] if self.shapes else self.shape
+
+    @property
+    def alike(self) -> range:
+        """The rows of images of one shape: of `shape`, which most have, and all where there are no buckets."""
+        first = self.shapes.index(self.shape) if self.shapes else 0
+        return range(first, first + (self.shapes.count(self.shape) if self.shapes else len(self.cohort)))
 
     def tensor(self, images: np.ndarray) -> Float[Tensor, "b *s"]:
         """uint8 images, or latents, on the device."""
@@ -107,7 +120,8 @@ class Inputs:
     def subject(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, rows: Sequence[int]) -> Subject:
         """A batch of images as an attacker of `denoiser`, which is the model or one that it exposes, sees it."""
         images = (lambda: self.tensor(self.pixels(rows))) if self.target.latent else None
-        return Subject(denoiser, x0, noise, self.conditions(rows), images=images, **self._means)
+        means = {**self._means, "decode": partial(decoded, self.target, self.shape_at(rows[0]))} if self.shapes else self._means
+        return Subject(denoiser, x0, noise, self.conditions(rows), images=images, **means)
 
     @cached_property
     def _means(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What an audit will do: attacks, images, captions, masks and chunks, all checked before anything is scored."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -17,10 +18,12 @@ from diffleak.auditing.gate import refuse_unreachable
 from diffleak.auditing.inputs import Inputs
 from diffleak.auditing.reference import load_reference, refuse_incompatible
 from diffleak.data.anonymity import Key, choose_key
+from diffleak.data.buckets import Buckets, parse_buckets
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import calibrate_size
 from diffleak.data.membership import check_membership
 from diffleak.data.scan import Scan, scan
+from diffleak.diffusion.codec import Autoencoder
 from diffleak.diffusion.denoiser import Guided
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import Target
@@ -156,7 +159,11 @@ def prepare(
         images = images.taken(images.by_id)
     membership = _membership(config, target, images)
     with images.pointing_to_names("--dry-run without --anonymous"):
-        found = scan(images, target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names)
+        sizes = _buckets(config, target)
+        found = scan(images, target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names, sizes)
+    if isinstance(target.codec, Autoencoder):
+        for shape in dict.fromkeys(found.shapes or ()):
+            hub.latent_shape(target.codec, shape)  # refuses sides that are no multiples of its factor
     for trained in target.trained:
         refuse_other_reading(trained, found.cohort.decoding, found.tally, found.shape.channels == 4)
     captions = found.captions
@@ -181,6 +188,7 @@ def prepare(
         bool(attacks),
         captions.texts if captions else None,
         found.complexity if target.latent and _calibrates(config, split, found.cohort) else None,
+        found.shapes,
     )
     alone = inputs.alone()
     if reference:
@@ -201,7 +209,8 @@ def prepare(
         data_fingerprint=found.fingerprint,
         n_members=split.record.members,
         n_nonmembers=split.record.nonmembers,
-        image_shape=str(found.shape),
+        image_shape=str(found.shape) if found.shapes is None else f"{len(set(found.shapes))} buckets, most {found.shape}",
+        buckets=tuple((str(shape), count) for shape, count in Counter(found.shapes).items()) if found.shapes else None,
         resize=config.resize,
         attacks=tuple(_written(attack) for attack in attacks),
         calibration=config.calibration,
@@ -237,6 +246,21 @@ def prepare(
     prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated, membership, key)
     scoring.probe(prepared.job)
     return prepared
+
+
+def _buckets(config: AuditConfig, target: Target) -> Buckets | None:
+    """The buckets of a config; raises `UserError` for a model, or results, that need images of one shape."""
+    if config.buckets is None:
+        return None
+    found = parse_buckets(config.buckets)
+    if target.text is None or not target.latent:
+        raise UserError(
+            f"--buckets is for text-to-image models that work on latents; {target.name} takes images of one shape: give --resize"
+        )
+    if isinstance(config, GeometryConfig) or (config.thumbnails and config.reference):
+        what = "the geometry compares coordinates" if isinstance(config, GeometryConfig) else "maps beside thumbnails are drawn"
+        raise UserError(f"{what} of images of one shape, and --buckets leaves them several: give --resize instead")
+    return found
 
 
 def _calibrates(config: AuditConfig, split: evaluation.Divisions, cohort: Cohort) -> bool:

@@ -214,6 +214,8 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], time
     """Does what is missing of this worker's share; True when every share is done then."""
     _claim(Folder(folder), prepared.plan, _unnamed(Folder(folder), prepared.plan))
     log(prepared.describe() + (f"; {prepared.estimate(folder)}" if timed else ""))
+    for line in prepared.scan.cohort.found:
+        log(line)
     if prepared.membership:
         log(f"membership: {prepared.membership.sentence}")
     for line in about_names(prepared, folder):

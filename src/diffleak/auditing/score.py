@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -92,7 +92,7 @@ class Job:
     @cached_property
     def chunks(self) -> dict[int, range]:
         """The images of every chunk."""
-        return cut(len(self.cohort), self.plan.chunk_size)
+        return _chunks(self.plan, len(self.cohort))
 
     def file(self, folder: Path, chunk: int, k: int) -> Path:
         """Where the scores of one chunk and attack k are kept."""
@@ -164,7 +164,7 @@ def probe(job: Job) -> None:
 
     Raises `UserError` for an answer that is not finite, or not like the images, or for a codec whose images are of another shape.
     """
-    rows, sweep = [0, len(job.cohort) - 1], [t for attack in job.attacks for t in attack.timesteps] or [0]
+    rows, sweep = [job.inputs.alike[0], job.inputs.alike[-1]], [t for attack in job.attacks for t in attack.timesteps] or [0]
     images = job.inputs.pixels(rows)
     with torch.inference_mode(), memory_message(job.plan.batch_size):
         x0 = job.inputs.tensor(job.inputs.encode(images, rows))
@@ -336,9 +336,21 @@ def _in_files(folder: Path, plan: Plan, scores: Sequence[Scores]) -> Iterator[tu
     """The file of every chunk of each attack, with the chunk's scores under every variant, and their statistics as one array."""
     for k, (attack, group) in enumerate(groupby(scores, key=lambda s: s.attack.partition("[")[0])):
         variants = list(group)
-        for chunk, rows in cut(len(variants[0].ids), plan.chunk_size).items():
+        for chunk, rows in _chunks(plan, len(variants[0].ids)).items():
             part = [s.taken(np.array(rows)) for s in variants]
             yield chunk_file(folder, chunk, k, attack.partition("(")[0]), part, np.stack([s.statistic for s in part])
+
+
+def _chunks(plan: Plan, n: int) -> dict[int, range]:
+    """The rows of every chunk of n images, which are of one shape."""
+    sizes = [count for _, count in plan.buckets] if plan.buckets else [n]
+    starts = accumulate(sizes, initial=0)
+    rows = [
+        range(start + r.start, start + r.stop)
+        for start, size in zip(starts, sizes, strict=False)
+        for r in cut(size, plan.chunk_size).values()
+    ]
+    return dict(enumerate(rows))
 
 
 def _score_chunks(job: Job, folder: Folder, work: dict[tuple[int, int], list[Path]], todo: Sequence[tuple[int, int]], threads: int) -> None:
@@ -454,7 +466,8 @@ def _prepared(job: Job, attack: Attack) -> Attack:
     """The attack with what it needs from images of the calibrate part, the same ones in every worker."""
     if not attack.needs_preparation:
         return attack
-    allowed = job.calibrate if job.calibrate.any() else np.ones(len(job.cohort), dtype=bool)
+    alike = np.isin(np.arange(len(job.cohort)), job.inputs.alike)
+    allowed = job.calibrate & alike if (job.calibrate & alike).any() else alike
     keys = tuple(key for key, use in zip(job.cohort.keys, allowed, strict=True) if use)
     chosen = set(keyed_order(keys, "prepare", job.plan.seed)[:PREPARATION_IMAGES])
     rows = [i for i, key in enumerate(job.cohort.keys) if key in chosen]
@@ -470,7 +483,7 @@ def _batches(n: int, size: int) -> Iterator[slice]:
 
 def _speed(job: Job, threads: int) -> float:
     """Queries per second: one forward of every model in each of `threads` threads, timed after a warm-up."""
-    rows = range(min(max(1, job.plan.batch_size // job.target.denoiser.forwards), len(job.cohort)))
+    rows = job.inputs.alike[: max(1, job.plan.batch_size // job.target.denoiser.forwards)]
     x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows), rows))
     models = [(inputs.target.denoiser, inputs.conditions(rows)) for inputs in job.models]
 
@@ -487,7 +500,7 @@ def _speed(job: Job, threads: int) -> float:
 
 def _measuring_seconds(job: Job, kinds: Sequence[str]) -> float:
     """Seconds to encode an image, and to measure these kinds of it."""
-    rows = range(1 if job.inputs.top else min(TIMED_IMAGES, len(job.cohort)))
+    rows = job.inputs.alike[: 1 if job.inputs.top else TIMED_IMAGES]
     with one_thread_each():
         started = time.monotonic()
         job.inputs.measure(rows, kinds)

@@ -106,6 +106,11 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
         ]
     if prepared.config.resize:
         found.append(f"images of another shape were resized to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")
+    if prepared.plan.buckets:
+        found.append(
+            f"images were brought to the {len(prepared.plan.buckets)} buckets of --buckets {prepared.config.buckets} as kohya's scripts do "
+            "(bicubic, antialiased, centre crop); the scores are of the training images only if the training sized them alike"
+        )
     if finding(blind) == "perhaps":
         found.append("the two sides can be told apart without the model, better than by chance: part of every AUC may be that difference")
     if prepared.reference and prepared.plan.reference_fingerprint == prepared.plan.model_fingerprint != UNKNOWN:

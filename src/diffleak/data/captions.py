@@ -7,9 +7,9 @@ from typing import Any
 
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
+from diffleak.data.image_source import CAPTION_COLUMNS, Texts, not_blank, texts_of
 from diffleak.data.metadata import needed
 from diffleak.data.names import Names, by_id
-from diffleak.data.sources import Texts, not_blank, texts_of
 from diffleak.errors import UserError, shown
 from diffleak.work.reading import found_at, load_json, load_lines, load_table
 
@@ -56,8 +56,9 @@ def choose_captions(cohort: Cohort, choice: str, seed: int) -> Captions:
 def read_captions(path: Path) -> dict[str, Texts]:
     """The texts of every image in a file, by its id: one or several, the image's own caption first.
 
-    A .json holds {id: text or [texts]}, a .jsonl a line {"file_name" (or "id"): id, "text": text or [texts]}, a .csv the columns
-    file_name (or id) and text; several lines of one id are several texts. Blank texts are none. Raises `UserError` for anything else.
+    A .json holds {id: text or [texts]}, a .jsonl a line {"file_name" (or "id"): id, "text" (or "caption"): text or [texts]}, a .csv the
+    columns file_name (or id) and text (or caption); several lines of one id are several texts. Blank texts are none. Raises `UserError`
+    for anything else.
     """
     kind = path.suffix.lower()
     if kind not in KINDS:
@@ -69,8 +70,8 @@ def read_captions(path: Path) -> dict[str, Texts]:
     except ValueError as error:  # also `Unreadable`
         form = {
             ".json": "an object {id: text or [texts]}",
-            ".jsonl": "an object with file_name or id, and text, per line",
-            ".csv": "the columns file_name or id, and text",
+            ".jsonl": "an object with file_name or id, and text or caption, per line",
+            ".csv": "the columns file_name or id, and text or caption",
         }
         raise UserError(f"{path} must hold {form[kind]} ({error})") from None
     return found
@@ -86,7 +87,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         lines = path.suffix.lower() == ".jsonl"
         for number, row in enumerate(load_lines(path) if lines else load_table(path), 1):
             where = f"row {number:,}" if lines else "it"  # the rows of a table have the same columns
-            image_id, text = needed(row, *IDS, where=where), needed(row, "text", where=where)
+            image_id, text = needed(row, *IDS, where=where), needed(row, *CAPTION_COLUMNS, where=where)
             if image_id in (None, ""):
                 raise ValueError(f"row {number:,} names no image")
             yield str(image_id), text
@@ -98,7 +99,7 @@ def _own(cohort: Cohort) -> tuple[str, ...]:
     if captions is None:
         raise UserError(
             f"the model takes a caption with every image, and the data has none{cohort.columns()}: add a `text` to metadata.jsonl or a "
-            f"column, {hint}"
+            f"column, or a .txt beside each image, {hint}"
         )
     missing = [row for row, texts in enumerate(captions) if not texts]
     if missing:

@@ -1,6 +1,5 @@
 """The images of an audit: who is a member and who is held out."""
 
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -15,9 +14,10 @@ from diffleak.data.anonymity import Key
 from diffleak.data.config import CohortConfig
 from diffleak.data.decoding import SKIP_HINT, Decoded, Pixels, UnreadableImage
 from diffleak.data.draw import keyed_order
+from diffleak.data.image_source import ImageSource, Texts
 from diffleak.data.labels import UNNAMED, ClassNames, Labels, Numbered, Side, number
 from diffleak.data.names import Names, UnclearName
-from diffleak.data.sources import ImageSource, Texts, open_source
+from diffleak.data.sources import open_source
 from diffleak.data.split import read_split
 from diffleak.errors import UserError, listed
 from diffleak.records.images import Alpha, Decoding, Exif, LeftOut
@@ -32,7 +32,7 @@ def sort_key(image_id: str) -> tuple[int, str]:
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """The images of one audit, sorted by id (`sort_key`), with their side. Images are read one at a time.
+    """The images of one audit, sorted by id (`sort_key`) or by bucket, with their side. Images are read one at a time.
 
     An image costs its id and nine bytes, however many there are. In an anonymous cohort `ids`, which are all that is written and
     printed, are keyed; `keys` are the ids of the data, by which noise is drawn and parts are divided: so numbers do not change.
@@ -88,6 +88,12 @@ class Cohort:
     def decoding(self) -> Decoding:
         """The choices that the images are read by."""
         return self.sources[0].decoding
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """What was found where, in a line for each source."""
+        members, nonmembers = self.sources
+        return (members.found,) if members is nonmembers else (members.found, nonmembers.found)
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
@@ -211,10 +217,9 @@ class Cohort:
         """The pixels of one image by its id; raises `UserError` when there is none, and in an anonymous cohort, which shows no image."""
         if self.anonymous:
             raise UserError("an anonymous run shows no images; leave out --thumbnails")
-        row = bisect_left(self.ids, sort_key(image_id), key=sort_key)
-        if row == len(self.ids) or self.ids[row] != image_id:
+        if image_id not in self.ids:
             raise UserError(f"the image {image_id} is no longer among the data of this audit")
-        return self.read(row)
+        return self.read(self.ids.index(image_id))
 
 
 def two_sources(members: ImageSource, nonmembers: ImageSource, limit: int | None = None, seed: int = 0) -> Cohort:

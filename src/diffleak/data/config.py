@@ -9,8 +9,8 @@ from diffleak.config import Config, Flag
 from diffleak.records.images import Alpha, Decoding, Exif
 
 # settings that several commands share
-Data = Annotated[str, Field(description="Image folder, .npy, .npz, .parquet, 'digits' or hf:NAME.")]
-Split = Annotated[Path | None, Field(description='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}.')]
+Data = Annotated[str, Field(description="Image folder, .parquet or .tar file or a folder of them, .npy, .npz, 'digits' or hf:NAME.")]
+Split = Annotated[Path | None, Field(description='JSON {"members": IDS, "nonmembers": IDS}, or .csv, .npz, .npy, .txt.')]
 Resize = Annotated[bool, Flag("--no-resize"), Field(description="Convert images of another size or colour.")]
 SkipUnreadable = Annotated[bool, Flag("--no-skip-unreadable"), Field(description="Leave out damaged files.")]
 IgnoreModelSplit = Annotated[bool, Field(description="Go on although the split.json beside MODEL contradicts the two sides.")]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffleak.data.listing import OTHERS, PICTURES
-from diffleak.errors import pip_install, shown
+from diffleak.errors import shown
 
 LOOKED_AT = 10_000  # files of a folder
 FOLDER = "write its images as files into a folder, and give that"
@@ -26,10 +26,10 @@ class Kind(NamedTuple):
 
 KINDS = (
     Kind(r"\.zip|\.7z|\.rar", "an archive", "unpack it, and give the folder"),
-    Kind(r"\.tar(\.\w+)?|\.tgz", "a tar archive, such as a shard of WebDataset", "unpack it, and give the folder"),
+    Kind(r"\.tar\.\w+|\.tgz|\.tbz2?|\.txz", "a compressed tar archive, such as a shard of WebDataset", "uncompress it, and give the .tar"),
     Kind(r"-ubyte(\.gz)?", "an IDX file, such as those of MNIST", ARRAY),
     Kind(r"\.gz|\.bz2|\.xz|\.zst", "a compressed file", "unpack it, and give what is inside"),
-    Kind(r"\.arrow|\.feather", "an Arrow file", f"write it as Parquet with datasets.Dataset.from_file(...).{PARQUET}"),
+    Kind(r"\.feather", "a Feather file", f"write it as Parquet with pandas.read_feather(...).{PARQUET}"),
     Kind(r"\.csv|\.tsv|\.txt|\.jsonl?|\.xlsx", "a table", "give the folder of its images, with captions or labels in metadata.csv there"),
     Kind(r"\.lmdb|\.mdb", "an LMDB database", FOLDER),
     Kind(r"\.tfrecords?(-\d+-of-\d+)?", "a TFRecord file", FOLDER),
@@ -38,7 +38,7 @@ KINDS = (
     Kind(r"\.pt|\.pth|\.pkl|\.pickle|\.ckpt", "a file of pickled Python, which could run code and is not opened", ARRAY),
     Kind("|".join(map(re.escape, sorted(PICTURES | OTHERS))), "one image", "give the folder that holds it"),
 )
-READ = re.compile(r".*(\.parquet|\.npy|\.npz)", re.IGNORECASE | re.DOTALL)
+READ = re.compile(r".*(\.arrow|\.npy|\.npz)", re.IGNORECASE | re.DOTALL)
 
 
 def foreign_file(path: Path) -> str | None:
@@ -49,19 +49,11 @@ def foreign_file(path: Path) -> str | None:
 
 def foreign_folder(path: Path) -> str | None:
     """What a folder without images holds instead, and what to do; None for one that holds nothing that could be meant."""
-    if (path / "dataset_dict.json").is_file():
-        return (
-            f"{path} is a folder that save_to_disk of datasets wrote: write a split as Parquet with load_from_disk(...)['train'].{PARQUET}"
-        )
-    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-        return f"{path} is a folder that save_to_disk of datasets wrote: write it as Parquet with load_from_disk(...).{PARQUET}"
     if (path / "data.mdb").is_file():
         return f"{path} is an LMDB database: {FOLDER}"
     files = [*islice(_files(path), LOOKED_AT)]
     if tables := [file for file in files if READ.fullmatch(file.name)]:
-        together = f"give hf:{path}, which reads all of them ({pip_install('hf')})"
-        several = together if tables[0].suffix.lower() == ".parquet" else "give one of them"
-        way = several if len(tables) > 1 else f"give {tables[0]}"
+        way = "give one of them" if len(tables) > 1 else f"give {tables[0]}"
         return f"{path} holds no images but {_counted(tables, path)}: {way}"
     kinds = Counter(kind for file in files if (kind := _kind(file)) and file.suffix not in (".json", ".txt"))
     if not kinds:

@@ -134,10 +134,9 @@ def table_labels(where: str, columns: Mapping[str, tuple[str, ...]], read: Calla
     columns: the class names of every column, in the order of their numbers, and none where it has none. Raises `UserError`
     for columns that may be meant and are not clear, and for a label that is neither a whole number nor a name.
     """
-    alike = [name for name, names in columns.items() if names or "label" in name.lower()]
-    column = "label" if "label" in columns else alike[0] if len(alike) == 1 and columns[alike[0]] else None
+    column = label_column(columns)
     if column is None:
-        if alike:
+        if alike := _like_labels(columns):
             raise _no_column(where, alike)
         return None
     order = columns[column]
@@ -150,6 +149,16 @@ def table_labels(where: str, columns: Mapping[str, tuple[str, ...]], read: Calla
     if all(value is None for value in values):
         raise UserError(f"the column {column} of {where} must hold {HOLDING}; it holds none")
     return Labels(tuple(values), f"the column {column}", order)
+
+
+def label_column(columns: Mapping[str, tuple[str, ...]]) -> str | None:
+    """The column of a table that says the labels; None where there is none, or several that may be meant."""
+    alike = _like_labels(columns)
+    return "label" if "label" in columns else alike[0] if len(alike) == 1 and columns[alike[0]] else None
+
+
+def _like_labels(columns: Mapping[str, tuple[str, ...]]) -> list[str]:
+    return [name for name, names in columns.items() if names or "label" in name.lower()]
 
 
 def array_labels(where: str, arrays: Mapping[str, np.ndarray | None], count: int) -> Labels | None:

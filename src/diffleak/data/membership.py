@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from diffleak.data.cohort import Cohort
-from diffleak.data.sources import ImageSource, open_source
+from diffleak.data.image_source import ImageSource
+from diffleak.data.sources import open_source
 from diffleak.data.split import ModelSplit, read_model_split
 from diffleak.errors import UserError, shown
 from diffleak.records.audit import Membership

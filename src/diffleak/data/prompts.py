@@ -5,23 +5,24 @@ from pathlib import Path
 from typing import Any
 
 from diffleak.data.captions import IDS, read_captions
+from diffleak.data.image_source import not_blank
 from diffleak.data.names import spelling
-from diffleak.data.sources import not_blank
 from diffleak.errors import UserError, unknown
-from diffleak.work.reading import found_at, load_lines, load_table, load_text
+from diffleak.work.reading import found_at, load_lines, load_table, load_text, opened_parquet
 
-COLUMN = "text"
+COLUMNS = ("text", "caption", "prompt")
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: a text file with one a line, or a .csv or .jsonl with `text`; a captions file is one too.
+    """The prompts of a file: a text file with one a line, or a .csv, .jsonl or .parquet with `text`, `caption` or `prompt`; a captions file
+    is one too.
 
     Of several texts of one image (file_name or id), in a list or in several rows, or in a captions .json, the first counts: its
     own caption. What is blank is no prompt. Raises `UserError` for a file that cannot be read or holds none.
     """
-    readers: dict[str, Callable[[Path], list[str]]] = {".csv": _csv, ".jsonl": _jsonl, ".json": _json}
+    readers: dict[str, Callable[[Path], list[str]]] = {".csv": _csv, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
     if (found := found_at(path)) != "a file":
-        raise UserError(f"FILE must be a text file with a prompt on each line, .csv, .jsonl or .json; found {found} at {path}")
+        raise UserError(f"FILE must be a text file with a prompt on each line, .csv, .jsonl, .json or .parquet; found {found} at {path}")
     try:
         prompts = readers.get(path.suffix.lower(), _lines)(path)
     except ValueError as error:  # also `Unreadable`
@@ -51,13 +52,23 @@ def _csv(path: Path) -> list[str]:
     return _first_texts(load_table(path), path)
 
 
+def _parquet(path: Path) -> list[str]:
+    with opened_parquet(path) as file:
+        wanted = [name for name in file.schema_arrow.names if name in (*COLUMNS, *IDS)]
+        rows = file.read(columns=wanted or None).to_pylist()  # of a table of images, not the images
+    return _first_texts(rows, path)
+
+
 def _first_texts(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
     """The first text of every image, or of every row that names none."""
     found: list[tuple[str | int, str]] = []
     for number, row in enumerate(rows):
-        if COLUMN not in row:
-            raise unknown(f"layout of {path}: the prompts must be in a column", COLUMN, map(str, row))
-        texts = not_blank(row[COLUMN])
+        column = next((column for column in COLUMNS if column in row), None)
+        if column is None:
+            raise unknown(f"layout of {path}: the prompts must be in a column", COLUMNS[0], map(str, row))
+        if column != "text" and sum(name in row for name in COLUMNS) > 1:
+            raise UserError(f"{path} must have its prompts in one column; it has caption and prompt: rename the one that is meant to text")
+        texts = not_blank(row[column])
         if texts:
             found.append((next((str(row[key]) for key in IDS if row.get(key) not in (None, "")), number), texts[0].strip()))
     return _first_of_each(found)

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
+from diffleak.data.buckets import Buckets
 from diffleak.data.captions import Captions, choose_captions
 from diffleak.data.cohort import Cohort
 from diffleak.data.complexity import NAMES, complexity
@@ -28,7 +31,10 @@ Hashes = UInt8[np.ndarray, "n 32"]
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """What the pass found. `cohort` holds the readable images, `shape` is what they have (or are resized to)."""
+    """What the pass found. `cohort` holds the readable images, `shape` is what they have (or are resized to).
+
+    With buckets, images are sorted by that of each, which `shapes` says; `shape` is then the one that most images have.
+    """
 
     cohort: Cohort
     shape: ImageShape
@@ -40,6 +46,21 @@ class Scan:
     labels: Numbered | None = None
     captions: Captions | None = None
     tally: Tally = NO_IMAGES
+    shapes: tuple[ImageShape, ...] | None = None
+
+    def by_bucket(self, shapes: Sequence[ImageShape]) -> "Scan":
+        """The same images sorted by their buckets, `shapes` in the order of the images here."""
+        order = np.array(sorted(range(len(shapes)), key=lambda row: (shapes[row].height, shapes[row].width)), dtype=np.int64)
+        return replace(
+            self,
+            cohort=self.cohort.taken(order),
+            shape=Counter(shapes).most_common(1)[0][0],
+            features=self.features[order],
+            complexity=self.complexity[order],
+            labels=replace(self.labels, numbers=self.labels.numbers[order]) if self.labels else None,
+            captions=replace(self.captions, texts=tuple(self.captions.texts[row] for row in order)) if self.captions else None,
+            shapes=tuple(shapes[row] for row in order),
+        )
 
 
 def scan(
@@ -51,19 +72,21 @@ def scan(
     captions: str | None = None,
     seed: int = 0,
     names: ClassNames = UNNAMED,
+    buckets: Buckets | None = None,
 ) -> Scan:
     """Reads every image once; raises `UserError` for what cannot be audited.
 
     Hashes are of the pixels that the model is given, before they are resized.
 
-    `shape` None means that the model takes any one size; the first readable image then sets it. With `classes` every image
+    `shape` None means that the model takes any one size; the first readable image then sets it. With `buckets` every image is brought to
+    the size of its own. With `classes` every image
     must have a label in [0, classes), by the class `names` of the model; with `captions`, a choice of `choose_captions`, a caption.
     """
     labels = None if classes is None else _labels(cohort, classes, names)
     told = None if captions is None else choose_captions(cohort, captions, seed)
     say_strays((labels.files if labels else ()) + (told.names if told else ()), cohort.ids[0])
     tallies = [NO_IMAGES, NO_IMAGES]  # of non-members and members
-    misfits, omitted = [], []
+    misfits, omitted, shapes = [], [], list[ImageShape]()
     first_error: UnreadableImage | None = None
     readable = np.ones(len(cohort), dtype=bool)
     hashes, features = np.zeros((len(cohort), HASH), dtype=np.uint8), np.zeros((len(cohort), FEATURES))
@@ -82,12 +105,16 @@ def scan(
             side = int(cohort.member[i])
             tallies[side] = tallies[side].plus(notes)
             pixels = without_alpha(pixels, shape.channels)
-            if shape_of(pixels) != shape and not resize:
+            fitting = (
+                replace(shape, **dict(zip(("height", "width"), buckets.size_of(*pixels.shape[:2]), strict=True))) if buckets else shape
+            )
+            if shape_of(pixels) != shape and not resize and not buckets:
                 misfits.append(f"{shown(image_id)} is {shape_of(pixels)}")
                 continue
             row = i - len(omitted)
             hashes[row] = np.frombuffer(pixel_hash(pixels), dtype=np.uint8)
-            fitted = fit(pixels, shape, resize, image_id)
+            shapes.append(fitting)
+            fitted = fit(pixels, fitting, resize or buckets is not None, image_id)
             features[row], complexities[row] = image_features(fitted), complexity(fitted)
     if first_error and not skip_unreadable:
         raise UserError(f"{len(omitted)} of {len(cohort)} images cannot be read (first: {first_error})")
@@ -99,6 +126,7 @@ def scan(
         raise UserError(
             f"{len(misfits)} of {len(cohort)} images do not have the shape the model takes, {shape} "
             f"(first: {misfits[0]}); --resize converts them (antialiased, recorded)"
+            + (", --buckets SIDE brings each to its aspect-ratio bucket" if captions is not None else "")
         )
     kept = cohort.only(readable)
     hashes, features, complexities = hashes[: len(kept)], features[: len(kept)], complexities[: len(kept)]
@@ -113,7 +141,8 @@ def scan(
     if omitted and captions is not None:
         told = choose_captions(kept, captions, seed)
     fingerprint = _fingerprint(kept, hashes, labels.numbers if labels else None, told)
-    return Scan(kept, shape, fingerprint, features, complexities, tuple(omitted), repeated, labels, told, tally)
+    found = Scan(kept, shape, fingerprint, features, complexities, tuple(omitted), repeated, labels, told, tally)
+    return found.by_bucket(shapes) if buckets else found
 
 
 def _labels(cohort: Cohort, classes: int, names: ClassNames) -> Numbered:

@@ -1,63 +1,35 @@
 """Where images come from: one locator string, one lazy `ImageSource`.
 
-DATA is an image folder (the Hugging Face imagefolder convention), a Parquet file with an image column, a .npy/.npz of
-uint8 (N, H, W[, C]), `digits`, or `hf:NAME[:SPLIT]`. Pixels stay uint8 and are decoded one image at a time, so a source
-of a million files costs only its list of ids.
+DATA is an image folder (the Hugging Face imagefolder convention, or texts beside the images), a Parquet file or a folder of them, a folder
+that `save_to_disk` of `datasets` wrote, a WebDataset .tar shard or a folder of them, a .npy/.npz of uint8 (N, H, W[, C]), `digits`, or
+`hf:NAME[:SPLIT]`. Pixels stay uint8 and are decoded one image at a time, so a source of a million files costs only its list of ids.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from diffleak.data.decoding import SKIP_HINT, Decoded, Pixels, UnreadableImage, decode, of_array
 from diffleak.data.foreign import foreign_file, foreign_folder
-from diffleak.data.labels import Labels, array_labels, folder_labels, table_labels
-from diffleak.data.listing import list_images, opened_suffixes, path_id
+from diffleak.data.image_source import CAPTION_COLUMNS, ImageSource, Said, Texts, not_blank, texts_of
+from diffleak.data.labels import FOLDERS, Labels, array_labels, folder_labels, label_column, table_labels
+from diffleak.data.listing import Listing, list_images, opened_suffixes, path_id
 from diffleak.data.metadata import malformed, metadata_rows, names_in_metadata
 from diffleak.data.names import Names
-from diffleak.errors import UserError, is_text, listed, pip_install, refuse_other_bytes, shown
-from diffleak.records.images import AS_TRAINERS, NOTHING, Decoding, LeftOut
-from diffleak.work.reading import Unreadable, found_at, load_column, opened_parquet, parsing
+from diffleak.data.shards import Shards, choose, files_below
+from diffleak.data.sidecars import Sidecars, find_sidecars
+from diffleak.data.tables import arrow_part, holds_text, is_saved, parquet_part, saved_parts, table_source
+from diffleak.data.tars import tar_source
+from diffleak.errors import UserError, listed, pip_install, refuse_other_bytes, shown
+from diffleak.records.images import AS_TRAINERS, Decoding
+from diffleak.work.reading import Unreadable, found_at, parsing
 
-IMAGE_COLUMNS = ("image", "img", "images", "pixels")
-CAPTION_COLUMNS = ("text", "caption")
-KINDS_READ = "DATA must be a folder of images, or a .npy, .npz or .parquet file"
-
-Texts = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """A named, ordered set of images that are read one at a time.
-
-    `ids` are unique: the path below an image folder, or the row number (as text) of an array or table.
-    `read(i)` returns image i as uint8 (height, width, channels) with 1, 3 or 4 channels. `labels()` reads what
-    the data says of their classes, `captions()` the texts of each image, its own caption first and none where it has none; both return
-    None where the data has none at all; `names()` is what the files that hold them name, None without such files. `decoded(i)` is image i
-    with what was done to it by the choices of `decoding`; `left_out` counts the files of a folder that were not read.
-    """
-
-    name: str
-    ids: tuple[str, ...]
-    read: Callable[[int], Pixels]
-    labels: Callable[[], Labels | None] = lambda: None
-    captions: Callable[[], tuple[Texts, ...] | None] = lambda: None
-    look: Callable[[int], Decoded] | None = None  # as `read`, with notes
-    decoding: Decoding = AS_TRAINERS
-    left_out: LeftOut = NOTHING
-    names: Callable[[], Names | None] = lambda: None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def decoded(self, i: int) -> Decoded:
-        """The pixels of image i, with notes on what was done to it."""
-        return self.look(i) if self.look else of_array(self.read(i), AS_TRAINERS)
+KINDS_READ = "DATA must be a folder of images, or a .npy, .npz, .parquet, .arrow or .tar file"
+MOST_KEYS = 2  # after a path: a split, and a column or the ending of images
 
 
 def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decoding = AS_TRAINERS) -> ImageSource:
@@ -79,50 +51,104 @@ def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decodin
     refuse_other_bytes(text)
     if not text.strip():
         raise UserError("DATA must be a folder, a .npy, .npz or .parquet file, 'digits' or 'hf:NAME'; got an empty text")
-    path, key = Path(text), None
-    if found_at(path) == "nothing" and ":" in text:
-        path, key = Path(text.rpartition(":")[0]), text.rpartition(":")[2]
+    path, keys = Path(text), list[str]()
+    while found_at(path) == "nothing" and ":" in str(path) and len(keys) < MOST_KEYS:
+        head, _, key = str(path).rpartition(":")
+        path, keys = Path(head), [key, *keys]
     found = found_at(path)
-    if found == "a folder" and key is None:
-        return _folder(path, decoding)
-    readers = {".npy": _numpy_file, ".npz": _numpy_file, ".parquet": _parquet}
+    if found == "a folder":
+        return _folder(path, keys, decoding)
     if found != "a file":
         where = text if found.startswith("nothing") else path
         raise UserError(f"DATA must be a folder, a .npy, .npz or .parquet file, 'digits' or 'hf:NAME'; found {found} at {where}")
-    if path.suffix.lower() not in readers:
+    if path.suffix.lower() not in READERS:
         raise UserError(f"{KINDS_READ}; {foreign_file(path) or f'{path} has the ending {path.suffix!r}'}")
-    return readers[path.suffix.lower()](path, key, decoding)
+    if len(keys) > 1:
+        raise UserError(f"{path} is one file, after which one name may stand; got {shown(':'.join(keys))}: leave out one of them")
+    return READERS[path.suffix.lower()](path, keys[0] if keys else None, decoding)
 
 
-def _folder(path: Path, decoding: Decoding) -> ImageSource:
+def _folder(path: Path, keys: list[str], decoding: Decoding) -> ImageSource:
     listing = list_images(path)
-    files, left_out = listing.files, listing.left_out
-    if not files and not left_out.unopened and not left_out.hidden and (other := foreign_folder(path)):
-        raise UserError(f"{KINDS_READ}; {other}")
-    if not files:
-        others = "".join(
-            f"; {count} {what} (first: {shown(first)})"
-            for count, what, first in (
-                (left_out.unopened, "look like images and are of a kind that is not opened", left_out.first_unopened),
-                (left_out.hidden, "are hidden", left_out.first_hidden),
-            )
-            if count
+    if listing.files and keys:
+        below = path / keys[0]
+        way = f"give {below}" if below.is_dir() else "leave that out"
+        raise UserError(f"{path} is a folder of images, of which no split or column is named; got {shown(':'.join(keys))}: {way}")
+    if listing.files:
+        return _image_folder(path, listing, decoding)
+    if not listing.left_out.unopened and not listing.left_out.hidden:
+        if other := _tables_or_tars(path, keys, decoding):
+            return other
+        if said := foreign_folder(path):
+            raise UserError(f"{KINDS_READ}; {said}")
+    left_out = listing.left_out
+    others = "".join(
+        f"; {count} {what} (first: {shown(first)})"
+        for count, what, first in (
+            (left_out.unopened, "look like images and are of a kind that is not opened", left_out.first_unopened),
+            (left_out.hidden, "are hidden", left_out.first_hidden),
         )
-        raise UserError(f"{path} must contain images ({', '.join(sorted(opened_suffixes()))}); found none{others}")
+        if count
+    )
+    raise UserError(f"{path} must contain images ({', '.join(sorted(opened_suffixes()))}); found none{others}")
+
+
+def _tables_or_tars(path: Path, keys: list[str], decoding: Decoding) -> ImageSource | None:
+    """The images of a folder without image files, in Parquet or tar shards or as `save_to_disk` wrote them; None for another folder."""
+    called = lambda key: ":".join([str(path), *(keys if key is None else keys[:-1])])
+    if is_saved(path):
+        parts, key = saved_parts(path, keys)
+        return table_source(called(key), path, parts, key, decoding, f"{len(parts):,} Arrow file{'s' * (len(parts) != 1)}")
+    tables, tars = files_below(path, ".parquet"), files_below(path, ".tar")
+    if tables and tars:
+        raise UserError(
+            f"{path} must hold one kind of data; it has {tables[0].name} and {tars[0].name}: give one file, or a folder of one kind"
+        )
+    if not tables and not tars:
+        return None
+    shards, key = choose(path, tables or tars, keys)
+    if tars:
+        return tar_source(called(key), path, shards, key, decoding)
+    return table_source(called(key), path, [parquet_part(file) for file in shards.files], key, decoding, shards.counted)
+
+
+def _image_folder(path: Path, listing: Listing, decoding: Decoding) -> ImageSource:
+    files = listing.files
     ids = tuple(path_id(f, path) for f in files)
     look = lambda i: decode(files[i], str(files[i]), decoding)
-    read = lambda i: look(i).pixels
     return ImageSource(
         str(path),
         ids,
-        read,
+        lambda i: look(i).pixels,
         lambda: folder_labels(path, ids),
-        lambda: _folder_captions(path, ids),
+        lambda: _folder_captions(path, ids) or find_sidecars(path, files).captions(ids),
         look,
         decoding,
-        left_out,
-        lambda: names_in_metadata(path, ids),
+        listing.left_out,
+        lambda: _names_in_folder(path, ids, find_sidecars(path, files)),
+        lambda: _said_in_folder(path, ids, find_sidecars(path, files)),
     )
+
+
+def _names_in_folder(path: Path, ids: tuple[str, ...], sidecars: Sidecars) -> Names | None:
+    """The names in the metadata where it says the captions or nothing else does, else those of the texts beside the images."""
+    in_metadata = names_in_metadata(path, ids)
+    return in_metadata if not sidecars.counted or (in_metadata and _folder_captions(path, ids)) else sidecars.names()
+
+
+def _said_in_folder(path: Path, ids: tuple[str, ...], sidecars: Sidecars) -> Said:
+    """Where captions and labels of a folder are: in metadata, in texts beside the images, in the folders' names."""
+    folders = len({image_id.rpartition("/")[0] for image_id in ids})
+    in_folders = f"{FOLDERS} ({folders:,})" if any("/" in image_id for image_id in ids) else ""
+    try:
+        rows = metadata_rows(path, ids, "captions or labels")
+    except UserError:
+        return Said(f"{sidecars.counted}", in_folders, "its metadata cannot be used")
+    of = lambda *columns: {row.file for row in rows if any(row.values.get(column) not in (None, "", []) for column in columns)}
+    captions, labels = of(*CAPTION_COLUMNS, "captions"), of("label")
+    beside = f"{sidecars.counted} beside them are not read" if captions and sidecars.counted else ""
+    named = lambda files: files.pop().name if len(files) == 1 else f"{len(files):,} metadata files" if files else ""
+    return Said(named(captions) or sidecars.counted, named(labels) or in_folders, beside)
 
 
 def _folder_captions(path: Path, ids: tuple[str, ...]) -> tuple[Texts, ...] | None:
@@ -139,20 +165,6 @@ def _folder_captions(path: Path, ids: tuple[str, ...]) -> tuple[Texts, ...] | No
             except ValueError as error:
                 raise malformed(row.file, holding, error) from None
     return tuple(found.get(i, ()) for i in ids) if any(found.values()) else None
-
-
-def texts_of(value: Any) -> Texts:
-    """One text, a list of them, or None, as the distinct texts in their order; raises `ValueError` for anything else."""
-    texts = [] if value is None else [value] if isinstance(value, str) else value
-    texts = [text for text in texts if text is not None] if isinstance(texts, list | tuple) else [texts]
-    if not all(isinstance(text, str) and is_text(text) for text in texts):
-        raise ValueError(f"got the text {shown(json.dumps(value, default=str))}")
-    return tuple(dict.fromkeys(texts))
-
-
-def not_blank(texts: Any) -> Texts:
-    """The texts of an image that say something: a blank one is what many tables hold where there is no caption."""
-    return tuple(text for text in texts_of(texts) if text.strip())
 
 
 def _array_source(name: str, images: np.ndarray, decoding: Decoding, read: Callable[[int], Pixels] | None = None) -> ImageSource:
@@ -180,7 +192,8 @@ def _numpy_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
                 source = _array_source(f"{path}:{key}" if key else str(path), images, decoding)
                 named = {k: _array_or_none(loaded, k) for k in loaded.files if "label" in k.lower() and k != chosen}
                 count = len(images)
-                return replace(source, labels=lambda: array_labels(str(path), named, count))
+                said = Said("", f"the array {', '.join(named)}" if named else "")
+                return replace(source, labels=lambda: array_labels(str(path), named, count), said=lambda: said)
     except Unreadable as error:
         raise UserError(f"{path} cannot be read as numpy data without pickle ({error})") from None
 
@@ -214,91 +227,22 @@ def _image_key(path: Path, arrays: "np.lib.npyio.NpzFile") -> str:
     return candidates[0]
 
 
-def _parquet(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
-    try:
-        with opened_parquet(path) as file:
-            schema, rows = file.schema_arrow, [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-            without_bytes = _without_bytes(file.metadata)
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read as Parquet ({error})") from None
-    names = schema.names
-    column = key or next((c for c in IMAGE_COLUMNS if c in names), None)
-    if column not in names:
-        raise UserError(
-            f"{path} must have an image column ({', '.join(IMAGE_COLUMNS)}); it has {listed(names, 120)}: say which as {path}:NAME"
-        )
-    starts = np.cumsum([0, *rows])
-    if starts[-1] == 0:
-        raise UserError(f"{path} must hold at least one image; it is empty")
-    held = str(schema.field(column).type)
-    if "binary" not in held or column in without_bytes:
-        what = "paths" if column in without_bytes else "texts, such as paths" if "string" in held else shown(held)
-        raise UserError(
-            f"the column {shown(column)} of {path} must hold encoded images; it holds {what}: give the folder of the images, or write "
-            "their bytes into the column"
-        )
-
-    @lru_cache(maxsize=1)
-    def group(g: int) -> Any:
-        with opened_parquet(path) as file:
-            return file.read_row_group(g, columns=[column]).column(0)
-
-    def look(i: int) -> Decoded:
-        g = int(np.searchsorted(starts, i, side="right")) - 1
-        try:
-            cells = group(g)
-            with parsing():
-                cell = cells[i - int(starts[g])].as_py()
-        except Unreadable as error:
-            raise UnreadableImage(f"{path} row {i} cannot be read ({error}); replace the file{SKIP_HINT}") from None
-        content = cell.get("bytes") if isinstance(cell, dict) else cell
-        if not isinstance(content, bytes):
-            raise UnreadableImage(f"{path} row {i}: column '{column}' holds no encoded image; replace it{SKIP_HINT}")
-        return decode(content, f"{path} row {i}", decoding)
-
-    def labels() -> Labels | None:
-        columns = {**dict.fromkeys(names, ()), **_class_names(schema)}
-        return table_labels(str(path), columns, lambda name: load_column(path, name))
-
-    def captions() -> tuple[Texts, ...] | None:
-        told = next((c for c in CAPTION_COLUMNS if c in names and _holds_text(schema.field(c).type)), None)
-        try:
-            return tuple(map(not_blank, load_column(path, told))) if told else None
-        except Unreadable as error:
-            raise UserError(f"the column {told} of {path} cannot be read ({error})") from None
-
-    read = lambda i: look(i).pixels
-    table = Names(str(path), columns=tuple(names))
-    return ImageSource(str(path), tuple(map(str, range(starts[-1]))), read, labels, captions, look, decoding, names=lambda: table)
+def _table_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
+    part = (arrow_part if path.suffix.lower() == ".arrow" else parquet_part)(path)
+    return table_source(str(path), path.parent, [part], key, decoding)
 
 
-def _without_bytes(metadata: Any) -> set[str]:
-    """The columns of a Parquet file whose `bytes` are null in every row, by its statistics: as `datasets` writes images by their paths."""
-    groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
-    missing = set[str]()
-    for c in range(metadata.num_columns):
-        column, _, child = metadata.schema.column(c).path.rpartition(".")
-        if child == "bytes" and all((found := g.column(c).statistics) and found.null_count == g.num_rows for g in groups):
-            missing.add(column)
-    return missing
+def _tar_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
+    return tar_source(str(path), path.parent, Shards((path,), "", None), key, decoding)
 
 
-def _class_names(schema: Any) -> dict[str, tuple[str, ...]]:
-    """The names of classes that the `datasets` library wrote beside an Arrow table, by column."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: tuple(map(str, kind["names"])) for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return {}
-
-
-def _holds_text(kind: Any) -> bool:
-    """Whether a column of this Arrow type holds a text, or a list of texts, per row."""
-    import pyarrow.types as types
-
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
-        return _holds_text(kind.value_type)
-    return bool(types.is_string(kind) or types.is_large_string(kind))
+READERS: dict[str, Callable[[Path, str | None, Decoding], ImageSource]] = {
+    ".npy": _numpy_file,
+    ".npz": _numpy_file,
+    ".parquet": _table_file,
+    ".arrow": _table_file,
+    ".tar": _tar_file,
+}
 
 
 def _digits(decoding: Decoding) -> ImageSource:
@@ -306,7 +250,9 @@ def _digits(decoding: Decoding) -> ImageSource:
 
     digits = load_digits()
     images = np.clip(np.rint(digits.images * (255 / 16)), 0, 255).astype(np.uint8)
-    return replace(_array_source("digits", images, decoding), labels=lambda: Labels(tuple(digits.target.tolist()), "what the digits show"))
+    shows = "what the digits show"
+    labels = lambda: Labels(tuple(digits.target.tolist()), shows)
+    return replace(_array_source("digits", images, decoding), labels=labels, said=lambda: Said("", shows))
 
 
 def _hugging_face(locator: str, decoding: Decoding) -> ImageSource:
@@ -334,7 +280,9 @@ def _hugging_face(locator: str, decoding: Decoding) -> ImageSource:
 
     columns = {c: tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else () for c, kind in table.features.items()}
     labels = lambda: table_labels(locator, columns, lambda name: list(table[name]))
-    told = next((c for c in CAPTION_COLUMNS if c in table.features and _holds_text(table.data.schema.field(c).type)), None)
+    told = next((c for c in CAPTION_COLUMNS if c in table.features and holds_text(table.data.schema.field(c).type)), None)
     captions = lambda: tuple(map(not_blank, table[told])) if told else None
+    of = lambda column: f"the column {column}" if column else ""
+    said = lambda: Said(of(told), of(label_column(columns)))
     read = lambda i: look(i).pixels
-    return ImageSource(locator, tuple(map(str, range(len(table)))), read, labels, captions, look, decoding)
+    return ImageSource(locator, tuple(map(str, range(len(table)))), read, labels, captions, look, decoding, said=said)

@@ -6,7 +6,7 @@
     halves       [[ids], [ids]]         of a defence with two teachers: the members that each teacher was trained on
     teachers     [fingerprint] * 2      of a finished defence with two teachers: the model of each half
 
-Ids are those of the data. A file of somebody else may have `members` and `nonmembers` alone.
+Ids are those of the data. A file of somebody else may have `members` and `nonmembers` alone, or be of another kind (`split_files`).
 """
 
 import json
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from diffleak.data.image_source import ImageSource
 from diffleak.data.names import matched
-from diffleak.data.sources import ImageSource
+from diffleak.data.split_files import read_sides
 from diffleak.errors import UserError, listed, shown
 from diffleak.work.files import write_text
 from diffleak.work.reading import Unreadable, load_json
@@ -87,20 +88,23 @@ def find_split(path: Path, *needs: str) -> Split | None:
 
 
 def read_split(path: Path, source: ImageSource) -> tuple[Ids, Ids]:
-    """The members and nonmembers of a split file, checked against the ids of `source`.
+    """The members and nonmembers of a split file, JSON or of a kind that `read_sides` reads, checked against the ids of `source`.
 
     The ids may be spelled in another way than the data does (`diffleak.data.names`); given are those of the data. Raises `UserError` for
     a file without the two lists, an id that the data does not have, or one that is on both sides.
     """
-    split = _required(path, "split file ", '{"members": [ids], "nonmembers": [ids]}', "members", "nonmembers")
-    meant = matched(path, split.members + split.nonmembers, source.ids, [(source.name, "")])
-    missing = [i for i in split.members + split.nonmembers if i not in meant]
+    sides = read_sides(path, source)
+    if sides is None:
+        split = _required(path, "split file ", '{"members": [ids], "nonmembers": [ids]}', "members", "nonmembers")
+        sides = split.members, split.nonmembers
+    meant = matched(path, sides[0] + sides[1], source.ids, [(source.name, "")])
+    missing = [i for i in sides[0] + sides[1] if i not in meant]
     if missing:
         raise UserError(
             f"{path} names {len(missing):,} ids that {source.name} does not have (first: {shown(missing[0])}; "
             f"its ids look like {shown(source.ids[0])})"
         )
-    members, nonmembers = (tuple(meant[i] for i in side) for side in (split.members, split.nonmembers))
+    members, nonmembers = (tuple(meant[i] for i in side) for side in sides)
     both = set(members) & set(nonmembers)
     if both:
         raise UserError(f"{path} has {len(both):,} ids on both sides (first: {shown(min(both))})")

@@ -29,7 +29,7 @@ class DefendConfig(TrainConfig):
         "output": "Where teachers, student or dual go.",
         "autoencoder": "Train on the latents of this folder's vae/ or vqvae/.",
         "train_size": "Train on this many images; the rest is held out.",
-        "split": 'JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}: defend the members.',
+        "split": 'JSON {"members": IDS, "nonmembers": IDS}, or .csv, .npz, .npy, .txt: defend the members.',
         "steps": "Optimiser steps of every model.",
         "ema_decay": "Save exponential moving averages of the weights.",
         "threads": "CPU threads of each training process.",

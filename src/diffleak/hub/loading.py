@@ -277,7 +277,7 @@ def _refuse_other_schedule(other: Path, model: Path, denoiser: NetworkDenoiser) 
     """Raises `UserError` for a network whose own folder has another noise schedule than the model's, on which it would be asked."""
     schedule, prediction_type, precondition = _schedule(other)
     one, two = schedule.alphas_cumprod, denoiser.schedule.alphas_cumprod
-    answered = (prediction_type, precondition) == (denoiser.prediction_type, denoiser.precondition)
+    answered = (prediction_type, precondition is None) == (denoiser.prediction_type, denoiser.precondition is None)
     if not answered or len(one) != len(two) or not np.allclose(one, two, rtol=0, atol=ROUNDING):
         raise UserError(
             f"--network must be of MODEL's noise schedule and prediction_type; those of {other} and {model} differ: audit it alone"

@@ -178,3 +178,5 @@ class Plan(Record):
     """Transparent images: "drop" keeps their colours, "white" and "black" lay them on that colour."""
     white: int | None = None
     """Value that is white in grey images of more than 8 bits; null for the largest that the file allows."""
+    buckets: tuple[tuple[str, int], ...] | None = None
+    """Shape and number of images of every aspect-ratio bucket, in the order of the images; null where all have one shape."""

@@ -20,9 +20,10 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from diffleak.config import build
+from diffleak.data.image_source import ImageSource, Texts, texts_of
 from diffleak.data.names import say_strays
 from diffleak.data.pixels import ImageShape, fit
-from diffleak.data.sources import ImageSource, Texts, open_source, texts_of
+from diffleak.data.sources import open_source
 from diffleak.data.split import read_split
 from diffleak.diffusion.finite import advice
 from diffleak.errors import UserError, pip_install

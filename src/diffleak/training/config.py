@@ -44,7 +44,7 @@ class TrainConfig(DataConfig):
         "uniform", description="Flow matching: draw timesteps uniform (default), or u-shaped, the middle less often."
     )
     kl_weight: float = Field(1e-2, ge=0, description="The β of a β-VAE.")
-    split: Path | None = Field(None, description='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}: train on the members.')
+    split: Path | None = Field(None, description='JSON {"members": IDS, "nonmembers": IDS}, or .csv, .npz, .npy, .txt: train on members.')
     train_size: int | None = Field(None, ge=1, description="Train on this many images drawn at random; the rest is held out.")
     resize: int | None = Field(None, ge=4, description="Resize (antialiased) and centre-crop images to this side.")
     steps: int = Field(5000, ge=1, description="Optimiser steps; a larger number extends a finished run.")
@@ -161,7 +161,7 @@ class CaptionConfig(DataConfig):
     n: Annotated[int, Flag("-n")] = Field(5, description=r"Captions an image, beside its own. \[default: {default}]")
     seed: int = Field(0, ge=LEAST["seed"], description=r"\[default: {default}]")
     batch_size: int = Field(8, description=r"Images captioned at once; changes no caption. \[default: {default}]")
-    split: Path | None = Field(None, description='JSON {"members": LIST OF IDS, "nonmembers": LIST OF IDS}: the members.')
+    split: Path | None = Field(None, description='JSON {"members": IDS, "nonmembers": IDS}, or .csv, .npz, .npy, .txt: the members.')
     limit: int | None = Field(None, description="Only this many images, the first ones.")
     device: Device = None
 

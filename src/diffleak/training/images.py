@@ -9,16 +9,17 @@ from jaxtyping import Int64, UInt8
 from diffleak.data.captions import read_captions
 from diffleak.data.decoding import SKIP_HINT, UnreadableImage
 from diffleak.data.draw import choose_members, keyed_order
+from diffleak.data.image_source import ImageSource, Texts
 from diffleak.data.labels import ClassNames, Side, names_of, number
 from diffleak.data.names import Names, by_id, say_strays
 from diffleak.data.pixels import ImageShape, fit, shape_of
-from diffleak.data.sources import ImageSource, Texts, open_source
+from diffleak.data.sources import open_source
 from diffleak.data.split import FILE, read_split
 from diffleak.errors import UserError, shown
 from diffleak.hub import AUTOENCODER_FOLDERS
 from diffleak.records.images import NO_IMAGES, Tally
 from diffleak.training.config import TrainConfig
-from diffleak.work.progress import progress
+from diffleak.work.progress import progress, say
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> 
     Raises `UserError` for data that cannot be read or whose white is not known, or images of different shapes without `--resize`.
     """
     source = open_source(config.data, config.decoding)
+    say(source.found)
     shape = training_shape(source, config) if shape is None else shape
     chosen, nonmembers = _sides(source, config)
     members, validation = set_aside(chosen, config.validation, config.seed) if config.validation else (chosen, ())

@@ -20,8 +20,9 @@ from jaxtyping import Float, Float32, Int, UInt8
 from torch import Generator, Tensor
 
 from diffleak import hub
+from diffleak.data.image_source import Texts
 from diffleak.data.pixels import ImageShape
-from diffleak.data.sources import Texts, open_source
+from diffleak.data.sources import open_source
 from diffleak.diffusion.codec import Autoencoder
 from diffleak.diffusion.conditions import one_at_a_time
 from diffleak.diffusion.denoiser import NetworkDenoiser
