@@ -239,6 +239,21 @@ def compare(
 
 
 @app.command()
+def metadata(
+    file: Annotated[Path, typer.Argument(help="An adapter or a model, as one .safetensors file.", show_default=False)],
+    strip: Annotated[Path | None, Opt(help="Write a copy with the same weights and only what loading needs.", show_default=False)] = None,
+    fail_on: Annotated[str | None, Opt(help="private: exit 3 if FILE gives away something private.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """List what the header of a .safetensors file gives away: captions, folder names, paths, comments, numbers of images."""
+    from diffleak.headers import inspect as api
+
+    record = api.inspect(file, strip, fail_on)
+    _print(record.model_dump(mode="json"), as_json, api.table(record))
+    api.gate(record, fail_on)
+
+
+@app.command()
 def attacks(as_json: Json = False) -> None:
     """List the attacks: access, parameters, queries, source."""
     from diffleak.attacks.listing import listing, table

@@ -293,6 +293,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         geometry=geometry,
         membership=prepared.membership,
         images=prepared.scan.tally,
+        headers=prepared.target.headers,
     )
     record = with_validity(in_given_images(record))
     record = record.model_copy(update={"gates": gates(record.results, config) if record.valid else ()})

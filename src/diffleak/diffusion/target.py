@@ -13,6 +13,7 @@ from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.codec import Codec, Identity
 from diffleak.diffusion.conditions import TextEncoder
 from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser, unguided
+from diffleak.records.headers import GivenAway
 from diffleak.work.folder import UNKNOWN
 
 PIXELS = Identity()
@@ -29,7 +30,8 @@ class Target:
     nothing shows that it is the same model. `x_dtype` is the dtype of images, latents and noise: at least float32, so that
     a half-precision network does not round the attack's own arithmetic. `split_file` is the split.json that training left beside
     the model, or beside the LoRA, and `trained` are the train.json files that say how it read its images. `warnings` are those of the
-    libraries that read the weights, and of how far rounding changed an adapter.
+    libraries that read the weights, and of how far rounding changed an adapter. `headers` are what the files of the adapter and of a
+    model in one file give away beside their weights.
     """
 
     denoiser: Denoiser
@@ -47,6 +49,7 @@ class Target:
     trained: tuple[Path, ...] = ()
     class_names: ClassNames = UNNAMED
     warnings: tuple[str, ...] = ()
+    headers: tuple[GivenAway, ...] = ()
 
     @property
     def x_dtype(self) -> torch.dtype:

@@ -45,6 +45,7 @@ from diffleak.hub.folders import (
     pretrained,
     text_fingerprint,
 )
+from diffleak.hub.headers import headers_of
 from diffleak.hub.making import FLOW_SCHEDULER, flow_schedule
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of, write_index
 from diffleak.work.files import write_text
@@ -165,6 +166,7 @@ def load(
         training_records(folder if adapter is None else adapter.parent),
         class_names(folder, first.classes) if first.classes else UNNAMED,
         tuple(said),
+        headers_of(model, [] if lora is None or adapter is None else [(lora, adapter)]),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from diffleak.errors import UserError
 from diffleak.records.base import MOST_OFTEN, SCHEMA_VERSION, Estimate, Record
+from diffleak.records.headers import GivenAway
 from diffleak.records.images import Tally
 from diffleak.records.plan import Costs, Environment, Plan, Split
 from diffleak.records.scores import Direction
@@ -364,6 +365,8 @@ class AuditRecord(Record):
     """What the model's own split.json says of the two sides; null without two sides, and in records of version 0.1."""
     images: Tally = Tally()
     """What reading the image files changed, counted."""
+    headers: tuple[GivenAway, ...] = ()
+    """What the header of the adapter, or of a model in one file, gives away beside the weights; empty for folders, and where unknown."""
     gates: tuple[Gate, ...] = ()
     """Limits that the user set, one entry per limit and attack; empty without limits."""
     valid: bool | None = None
