@@ -45,7 +45,7 @@ FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so 
     ("defenses",),
     ("report",),
     ("auditing", "comparison", "headers", "prompts", "quality"),
-    ("demo", "options", "reveal"),
+    ("demo", "options", "reveal", "sweep"),
     ("cli",),
     ("__main__",),
 )

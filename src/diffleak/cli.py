@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diffleak.quality.config import QualityConfig
     from diffleak.records.audit import AuditRecord
     from diffleak.report.section import Page
+    from diffleak.sweep.checkpoints import Checkpoints
     from diffleak.training.config import CaptionConfig
 
 app = typer.Typer(
@@ -104,7 +105,15 @@ def caption(settings: "CaptionConfig", as_json: Json = False) -> None:
 
 @command(app, "auditing.config:AuditConfig")
 def audit(settings: "AuditConfig", as_json: Json = False) -> None:
-    """Audit a model with membership inference attacks. The same command resumes."""
+    """Audit a model with membership inference attacks. The same command resumes.
+
+    A quoted pattern in --lora, or --sweep-models, audits every checkpoint of a training: which of them may be released?
+    """
+    from diffleak.sweep.checkpoints import checkpoints
+
+    found = checkpoints(settings)
+    if found is not None:
+        return _sweep(settings, found, as_json)
     _audit(settings, "an audit needs a run folder: give -o RUN", as_json)
 
 
@@ -327,6 +336,23 @@ def _audit(settings: "AuditConfig", missing: str, as_json: bool) -> None:
     finished.save(output, settings.thumbnails)
     _print_audit(finished.record, output, as_json)
     api.gate(finished.record, settings)
+
+
+def _sweep(settings: "AuditConfig", found: "Checkpoints", as_json: bool) -> None:
+    """An audit of every checkpoint, and what they are together."""
+    from diffleak.report.pages.sweep import page
+    from diffleak.sweep import run as api
+
+    if settings.dry_run:
+        text, plan = api.describe(settings, found)
+        return _print(plan, as_json, text)
+    if settings.output is None:
+        raise UserError("a sweep needs a folder for its runs: give -o RUN")
+    record = api.sweep(settings, found, timed=not as_json)
+    if record is None:
+        return _print({"finished": False}, as_json, "this shard is done")
+    _print_record(record, page, settings.output / "report.html", as_json)
+    api.gate(record)
 
 
 def _warn(message: Warning | str, category: type[Warning], *where: object, **how: object) -> None:

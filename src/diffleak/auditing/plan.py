@@ -16,6 +16,7 @@ from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.auditing.gate import refuse_unreachable
 from diffleak.auditing.inputs import Inputs
 from diffleak.auditing.reference import load_reference, refuse_incompatible
+from diffleak.auditing.shared import Shared
 from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import calibrate_size
@@ -133,14 +134,20 @@ def prepare(
     cohort: Cohort | None = None,
     reference: Target | None = None,
     made: Mapping[str, Attack] = MappingProxyType({}),
+    shared: Shared | None = None,
 ) -> Prepared:
     """Checks attacks, model, data and their fit; raises `UserError` for the first thing that is wrong.
 
     `target`, `cohort` and `reference` are loaded as the config says unless they are given; `made` are attacks by their specs.
+    `shared` keeps what the audits of a sweep have in common.
     """
+    if config.sweep_models or config.steps:
+        raise UserError("--sweep-models and --steps are of a sweep over checkpoints, which `diffleak audit` makes; this is one audit")
     choose_attacks(config, made)  # to refuse at once what no model allows
     masks = choose_masks(config)
     target = hub.target_of(config, target, config.guidance_scale)
+    if shared:
+        shared.join(target)
     reference = reference or load_reference(config, target)
     if reference:
         refuse_incompatible(target, reference)
@@ -156,7 +163,8 @@ def prepare(
         images = images.taken(images.by_id)
     membership = _membership(config, target, images)
     with images.pointing_to_names("--dry-run without --anonymous"):
-        found = scan(images, target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names)
+        told_of = (target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names)
+        found = shared.scanned(images, told_of) if shared else scan(images, *told_of)
     for trained in target.trained:
         refuse_other_reading(trained, found.cohort.decoding, found.tally, found.shape.channels == 4)
     captions = found.captions

@@ -152,6 +152,12 @@ class PipelineText:
         texts = getattr(self.pipeline, "_text_preprocessing", list)(list(texts))  # PixArt's puts captions in small letters
         return [i for i, text in enumerate(texts) if all(len(tokenizer(text).input_ids) > limit for tokenizer, limit in limits)]
 
+    def share(self, kept: OrderedDict[str, Embedding]) -> None:
+        """Keeps embeddings in `kept`, together with other models of the same text encoders, tokenizers and pipeline."""
+        with self._lock:
+            kept.update({text: made for text, made in self._kept.items() if text not in kept})
+            self._kept, self._bytes = kept, sum(map(_size, kept.values()))
+
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
         """The text encoders."""
