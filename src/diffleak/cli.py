@@ -192,7 +192,9 @@ def report(
     markdown: Annotated[bool, Opt("--markdown", help="Print the table as Markdown.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write report.html again from a run folder, and print the table."""
+    """Write report.html again from the folder of an audit, or of a sweep, and print the table."""
+    if (run / "sweep.json").is_file():
+        return _report_sweep(run, thumbnails, markdown, as_json)
     from diffleak.auditing.results import rewrite_report
     from diffleak.report import to_markdown
     from diffleak.report.pages.audit import page
@@ -353,6 +355,22 @@ def _sweep(settings: "AuditConfig", found: "Checkpoints", as_json: bool) -> None
         return _print({"finished": False}, as_json, "this shard is done")
     _print_record(record, page, settings.output / "report.html", as_json)
     api.gate(record)
+
+
+def _report_sweep(folder: Path, thumbnails: bool, markdown: bool, as_json: bool) -> None:
+    """The page on all checkpoints again."""
+    from diffleak.records.sweep import read_sweep
+    from diffleak.report import to_html, to_markdown
+    from diffleak.report.pages.sweep import page
+    from diffleak.work.files import write_text
+
+    if thumbnails:
+        raise UserError(f"{folder} is a sweep, whose page shows no images; give --thumbnails for the run of a checkpoint in it")
+    record = read_sweep(folder)
+    write_text(folder / "report.html", to_html(page(record)))
+    if markdown:
+        return print(to_markdown(page(record)))
+    _print_record(record, page, folder / "report.html", as_json)
 
 
 def _warn(message: Warning | str, category: type[Warning], *where: object, **how: object) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from fixtures.text import CAPTIONS, SIDE, text_folder
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from diffleak import hub
 from diffleak.auditing.config import AuditConfig
 from diffleak.comparison.compare import difference
 from diffleak.comparison.runs import Run
 from diffleak.config import build
 from diffleak.errors import GateFailed, UserError
 from diffleak.hub.pipelines import PipelineText
+from diffleak.hub.sharing import codec_key, text_key
 from diffleak.records.run_folder import read_audit, read_samples
 from diffleak.records.sweep import SweepRecord
 from diffleak.report import to_html
@@ -84,9 +87,25 @@ def test_a_sweep_gives_each_checkpoint_the_audit_that_it_has_alone_and_computes_
     html = (tmp_path / "alone" / "report.html").read_text()
     assert "The header of the adapter gives away: 4 captions and tags" in html and "sks dog" not in html, "counted, not repeated"
 
-    before = len(embedded), len(encoded)
-    assert call(capsys, "audit", root / "sd", "--lora", pattern, *settings, "-o", tmp_path / "run", "--json")[0] == 0
-    assert len(encoded) == before[1], "the same command finds all done"
+    written = (tmp_path / "run" / "report.html").read_bytes()
+    assert call(capsys, "report", tmp_path / "run")[0] == 0 and (tmp_path / "run" / "report.html").read_bytes() == written
+    assert "--thumbnails for the run of a checkpoint" in refused(capsys, "report", tmp_path / "run", "--thumbnails")
+
+
+def test_only_models_with_the_same_weights_and_words_share_embeddings_and_latents(trained):
+    root, _ = trained
+    one, other = (hub.load(root / "sd", device="cpu") for _ in range(2))
+    assert text_key(one.text) == text_key(other.text) is not None and codec_key(one.codec) == codec_key(other.codec)
+    with torch.no_grad():
+        next(other.text.networks[0].parameters()).view(-1)[0] += 1e-3
+        next(other.codec.network.parameters()).view(-1)[0] += 1e-3
+    assert text_key(one.text) != text_key(other.text) and codec_key(one.codec) != codec_key(other.codec)
+    assert codec_key(one.codec) != codec_key(replace(one.codec, scale=2 * one.codec.scale))
+    kept = text_key(one.text)
+    one.text.pipeline.tokenizer.add_tokens(["<sks>"])
+    assert text_key(one.text) != kept and text_key(None) is None
+    one.text.pipeline.text_encoder = None
+    assert text_key(one.text) is None, "released weights show nothing"
 
 
 def test_a_dry_run_of_a_sweep_names_every_checkpoint_and_writes_nothing(trained, tmp_path, capsys):

@@ -166,7 +166,7 @@ def load(
         training_records(folder if adapter is None else adapter.parent),
         class_names(folder, first.classes) if first.classes else UNNAMED,
         tuple(said),
-        headers_of(model, [] if lora is None or adapter is None else [(lora, adapter)]),
+        headers=headers_of(model, [] if lora is None or adapter is None else [(lora, adapter)]),
     )
 
 

@@ -23,8 +23,13 @@ def codec_key(codec: Codec) -> str:
 
 
 def text_key(text: TextEncoder | None) -> str | None:
-    """Which embeddings a text encoder gives: a hash of its pipeline, tokenizers and weights; None for one of the user's own."""
-    if not isinstance(text, PipelineText):
+    """Which embeddings a text encoder gives: a hash of its pipeline, tokenizers and weights.
+
+    None where nothing shows that: for an encoder of the user's own, and for one whose weights are not in memory.
+    """
+    if not isinstance(text, PipelineText) or not text.networks:
+        return None
+    if any(value.is_meta for network in text.networks for value in network.state_dict().values()):
         return None
     tokenizers = [(type(tokenizer).__name__, limit, sorted(tokenizer.get_vocab().items())) for tokenizer, limit in text._tokenizers]
     named = json.dumps([type(text.pipeline).__name__, {k: str(v) for k, v in text.pipeline.config.items() if k[0] != "_"}, tokenizers])

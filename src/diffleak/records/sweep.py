@@ -1,10 +1,13 @@
 """The record of a sweep over the checkpoints of a training: sweep.json. Field names are its keys. No torch here."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from diffleak.records.audit import Gate, RateAtFPR
-from diffleak.records.base import Estimate, Record, Version
+from diffleak.records.base import Estimate, Record, Version, read_json
 from diffleak.records.comparison import Difference
+
+FILE = "sweep.json"
 
 
 class Point(Record):
@@ -68,3 +71,8 @@ class SweepRecord(Record):
     def limited(self) -> bool:
         """True where limits were set."""
         return self.points[0].passed is not None
+
+
+def read_sweep(folder: Path) -> SweepRecord:
+    """The record of a finished sweep; raises `UserError` for a damaged one."""
+    return read_json(folder / FILE, SweepRecord, advice="repeat its audit command, which writes it again")

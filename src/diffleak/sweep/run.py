@@ -23,14 +23,13 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, InvalidAudit, UserError, shown
 from diffleak.records.audit import AuditRecord
 from diffleak.records.plan import Plan
-from diffleak.records.sweep import Point, SweepRecord
+from diffleak.records.sweep import FILE, Point, SweepRecord
 from diffleak.report import to_html
 from diffleak.report.sections.audit.gates import sentence
 from diffleak.sweep.checkpoints import Checkpoint, Checkpoints
 from diffleak.work.files import checked_folder, write_text
 from diffleak.work.progress import say
 
-FILE = "sweep.json"
 INPUTS = "inputs"  # the folder of latents, until the sweep is finished
 
 
