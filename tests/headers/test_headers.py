@@ -52,6 +52,8 @@ def test_paths_are_found_inside_of_json_in_texts_and_of_every_system():
 def test_settings_and_public_names_are_not_private():
     assert [finding for finding in findings({"format": "pt", "ss_learning_rate": "1e-4", "ss_v2": "True"}) if finding.private] == []
     assert findings({}) == ()
+    named = json.dumps({"validate_prompts": ["a cat"], "caption_extension": ".txt", "prompt_source": "sample", "updated_at": "1"})
+    assert by_kind({"ss_x": named})["captions"] == ("a cat",), "by the name of its key, and no other"
 
 
 def test_a_stripped_copy_has_the_same_weights_byte_for_byte_and_nothing_private(capsys, tmp_path):

@@ -148,7 +148,8 @@ def prepare(
     target = hub.target_of(config, target, config.guidance_scale)
     if shared:
         shared.join(target)
-    reference = reference or load_reference(config, target)
+    if reference is None and (reference := load_reference(config, target)) and shared:
+        shared.join(reference)
     if reference:
         refuse_incompatible(target, reference)
     attacks = _fitting(choose_attacks(config, made, target.denoiser.schedule), config, target, reference is not None)
