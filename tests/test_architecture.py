@@ -44,8 +44,8 @@ FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so 
     ("generation", "training"),
     ("defenses",),
     ("report",),
-    ("auditing", "comparison", "prompts", "quality"),
-    ("demo", "options", "reveal"),
+    ("auditing", "comparison", "headers", "prompts", "quality"),
+    ("demo", "options", "reveal", "sweep"),
     ("cli",),
     ("__main__",),
 )
@@ -97,7 +97,17 @@ def reached(module: str, seen: set[str]) -> set[str]:
     return seen
 
 
-WITHOUT_TORCH = ("errors", "config", "work", "records", "stats", "report", "comparison", "cli")  # rooms, whatever modules they have
+WITHOUT_TORCH = (
+    "errors",
+    "config",
+    "work",
+    "records",
+    "stats",
+    "report",
+    "comparison",
+    "headers",
+    "cli",
+)  # rooms, whatever modules they have
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in WITHOUT_TORCH], ids=lambda p: p.relative_to(SOURCE).as_posix())

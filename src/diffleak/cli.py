@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffleak.quality.config import QualityConfig
     from diffleak.records.audit import AuditRecord
     from diffleak.report.section import Page
+    from diffleak.sweep.checkpoints import Checkpoints
     from diffleak.training.config import CaptionConfig
 
 app = typer.Typer(
@@ -106,7 +107,15 @@ def caption(settings: "CaptionConfig", as_json: Json = False) -> None:
 
 @command(app, "auditing.config:AuditConfig")
 def audit(settings: "AuditConfig", as_json: Json = False) -> None:
-    """Audit a model with membership inference attacks. The same command resumes."""
+    """Audit a model with membership inference attacks. The same command resumes.
+
+    A quoted pattern in --lora, or --sweep-models, audits every checkpoint of a training: which of them may be released?
+    """
+    from diffleak.sweep.checkpoints import checkpoints
+
+    found = checkpoints(settings)
+    if found is not None:
+        return _sweep(settings, found, as_json)
     _audit(settings, "an audit needs a run folder: give -o RUN", as_json)
 
 
@@ -185,7 +194,9 @@ def report(
     markdown: Annotated[bool, Opt("--markdown", help="Print the table as Markdown.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write report.html again from a run folder, and print the table."""
+    """Write report.html again from the folder of an audit, or of a sweep, and print the table."""
+    if (run / "sweep.json").is_file():
+        return _report_sweep(run, thumbnails, markdown, as_json)
     from diffleak.auditing.results import rewrite_report
     from diffleak.report import to_markdown
     from diffleak.report.pages.audit import page
@@ -252,6 +263,21 @@ def convert(settings: "ConvertConfig", as_json: Json = False) -> None:
     audit = shlex.join(["diffleak", "audit", str(settings.output)]) + " --members DATA --nonmembers DATA -o RUN"
     text = f"model: {settings.output}\nto audit it: {audit}"
     _print({"model": str(settings.output), "audit": audit, **record.model_dump()}, as_json, text)
+
+
+@app.command()
+def metadata(
+    file: Annotated[Path, typer.Argument(help="An adapter or a model, as one .safetensors file.", show_default=False)],
+    strip: Annotated[Path | None, Opt(help="Write a copy with the same weights and only what loading needs.", show_default=False)] = None,
+    fail_on: Annotated[str | None, Opt(help="private: exit 3 if FILE gives away something private.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """List what the header of a .safetensors file gives away: captions, folder names, paths, comments, numbers of images."""
+    from diffleak.headers import inspect as api
+
+    record = api.inspect(file, strip, fail_on)
+    _print(record.model_dump(mode="json"), as_json, api.table(record))
+    api.gate(record, fail_on)
 
 
 @app.command()
@@ -331,6 +357,39 @@ def _audit(settings: "AuditConfig", missing: str, as_json: bool) -> None:
     finished.save(output, settings.thumbnails)
     _print_audit(finished.record, output, as_json)
     api.gate(finished.record, settings)
+
+
+def _sweep(settings: "AuditConfig", found: "Checkpoints", as_json: bool) -> None:
+    """An audit of every checkpoint, and what they are together."""
+    from diffleak.report.pages.sweep import page
+    from diffleak.sweep import run as api
+
+    if settings.dry_run:
+        text, plan = api.describe(settings, found)
+        return _print(plan, as_json, text)
+    if settings.output is None:
+        raise UserError("a sweep needs a folder for its runs: give -o RUN")
+    record = api.sweep(settings, found, timed=not as_json)
+    if record is None:
+        return _print({"finished": False}, as_json, "this shard is done")
+    _print_record(record, page, settings.output / "report.html", as_json)
+    api.gate(record)
+
+
+def _report_sweep(folder: Path, thumbnails: bool, markdown: bool, as_json: bool) -> None:
+    """The page on all checkpoints again."""
+    from diffleak.records.sweep import read_sweep
+    from diffleak.report import to_html, to_markdown
+    from diffleak.report.pages.sweep import page
+    from diffleak.work.files import write_text
+
+    if thumbnails:
+        raise UserError(f"{folder} is a sweep, whose page shows no images; give --thumbnails for the run of a checkpoint in it")
+    record = read_sweep(folder)
+    write_text(folder / "report.html", to_html(page(record)))
+    if markdown:
+        return print(to_markdown(page(record)))
+    _print_record(record, page, folder / "report.html", as_json)
 
 
 def _warn(message: Warning | str, category: type[Warning], *where: object, **how: object) -> None:

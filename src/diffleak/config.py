@@ -173,7 +173,7 @@ def command_line(config: Config, command: str, exclude: Iterable[str] = ("thread
         if isinstance(value, bool):
             parts.append(flag(key) if value else second_name(type(config), key) or f"--no-{key}")
         else:
-            parts += [flag(key), ",".join(value) if isinstance(value, list) else str(value)]
+            parts += [flag(key), ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     return shlex.join(parts)
 
 

@@ -18,6 +18,12 @@ class AuditConfig(ModelConfig, DataConfig):
 
     guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False, description="Attack predictions under guidance (1: none).")
     reference: str | None = Field(None, description="Report what leaks beyond this model; 'base' is MODEL without its --lora.")
+    sweep_models: tuple[str, ...] = Field(
+        (), description="More checkpoints of MODEL: their folders, or a quoted pattern such as 'out/checkpoint-*'. --lora takes one too."
+    )
+    steps: tuple[int, ...] = Field(
+        (), description="Training steps of the checkpoints of a sweep, by name; default from their headers or names."
+    )
     output: Annotated[Path | None, Flag("-o")] = Field(None, description="The run folder.")
     members: str | None = Field(None, description="DATA that the model was trained on.")
     nonmembers: str | None = Field(None, description="Held-out DATA from the same source.")
@@ -60,17 +66,17 @@ class AuditConfig(ModelConfig, DataConfig):
     anonymous: Anonymous = False
     anonymous_key: AnonymousKey = None
 
-    @field_validator("attacks", mode="before")
+    @field_validator("attacks", "sweep_models", mode="before")
     @classmethod
     def _split_attacks(cls, value: Any) -> Any:
         if isinstance(value, str):
             return _outside_brackets(value)
         return tuple(part for item in value for part in _outside_brackets(str(item))) if isinstance(value, list | tuple) else value
 
-    @field_validator("mask", mode="before")
+    @field_validator("mask", "steps", mode="before")
     @classmethod
     def _split_masks(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else (value,) if type(value) is int else value
 
     @field_validator("members", "nonmembers", "data", "timesteps", "captions", "reference", "buckets", mode="before")
     @classmethod
@@ -130,15 +136,8 @@ class GeometryConfig(AuditConfig):
     """The settings of `diffleak geometry`: those of an audit, but images alone will do, and attacks run under many masks."""
 
     NO_FLAG = {
-        "buckets",
-        "guidance_scale",
-        "reference",
-        "calibration",
-        "calibrate_fraction",
-        "complexity",
-        "max_auc",
-        "max_tpr",
-        "max_excess_auc",
+        *("buckets", "sweep_models", "steps"),
+        *("guidance_scale", "reference", "calibration", "calibrate_fraction", "complexity", "max_auc", "max_tpr", "max_excess_auc"),
     }
     FOLLOW = ["embedding data split members nonmembers output", "probes top attacks mask timesteps"]
     HELP = {

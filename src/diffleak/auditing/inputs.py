@@ -45,6 +45,7 @@ from diffleak.work.threads import Tick
 
 INFLUENCE = "influence.npy"  # of all images, once their chunks are measured
 COMPLEXITY = "complexity.parquet"  # of all images and of their reconstructions
+OF_A_RUN = ("latents", "influence", "reconstruction")  # kinds that are removed when it is finished
 RECONSTRUCTED = tuple(f"reconstruction_{name}" for name in NAMES)  # columns there
 
 
@@ -275,10 +276,18 @@ def clear(folder: Path) -> None:
 
     Raises `UserError` when they cannot be removed: a decoder turns latents back into the private images.
     """
-    for kind in ("latents", "influence", "reconstruction"):
+    for kind in OF_A_RUN:
         shutil.rmtree(folder / kind, ignore_errors=True)  # another worker may be removing them too
         if (folder / kind).exists():
             raise UserError(f"{folder / kind} cannot be removed; the results are written, remove it by hand: it may show private images")
+
+
+def lend(source: Path, folder: Path) -> None:
+    """Puts the latents, influences and reconstructions of one folder into another that lacks them: of a sweep, whose audits share them."""
+    for kind in OF_A_RUN:
+        for file in sorted((source / kind).glob("chunk-*.npy")):
+            if not (folder / kind / file.name).exists():
+                write_atomic(folder / kind / file.name, partial(shutil.copyfile, file))
 
 
 def write_geometry(inputs: Inputs, path: Path, chunks: dict[int, range]) -> Float64[np.ndarray, "n 3"]:

@@ -17,6 +17,7 @@ from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.auditing.gate import refuse_unreachable
 from diffleak.auditing.inputs import Inputs
 from diffleak.auditing.reference import load_reference, refuse_incompatible
+from diffleak.auditing.shared import Shared
 from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.buckets import Buckets, parse_buckets
 from diffleak.data.cohort import Cohort
@@ -136,15 +137,22 @@ def prepare(
     cohort: Cohort | None = None,
     reference: Target | None = None,
     made: Mapping[str, Attack] = MappingProxyType({}),
+    shared: Shared | None = None,
 ) -> Prepared:
     """Checks attacks, model, data and their fit; raises `UserError` for the first thing that is wrong.
 
     `target`, `cohort` and `reference` are loaded as the config says unless they are given; `made` are attacks by their specs.
+    `shared` keeps what the audits of a sweep have in common.
     """
+    if config.sweep_models or config.steps:
+        raise UserError("--sweep-models and --steps are of a sweep over checkpoints, which `diffleak audit` makes; this is one audit")
     choose_attacks(config, made)  # to refuse at once what no model allows
     masks = choose_masks(config)
     target = hub.target_of(config, target, config.guidance_scale)
-    reference = reference or load_reference(config, target)
+    if shared:
+        shared.join(target)
+    if reference is None and (reference := load_reference(config, target)) and shared:
+        shared.join(reference)
     if reference:
         refuse_incompatible(target, reference)
     attacks = _fitting(choose_attacks(config, made, target.denoiser.schedule), config, target, reference is not None)
@@ -160,7 +168,8 @@ def prepare(
     membership = _membership(config, target, images)
     with images.pointing_to_names("--dry-run without --anonymous"):
         sizes = _buckets(config, target)
-        found = scan(images, target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names, sizes)
+        told_of = (target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names, sizes)
+        found = shared.scanned(images, told_of) if shared else scan(images, *told_of)
     if isinstance(target.codec, Autoencoder):
         for shape in dict.fromkeys(found.shapes or ()):
             hub.latent_shape(target.codec, shape)  # refuses sides that are no multiples of its factor

@@ -23,10 +23,11 @@ from diffleak.attacks.spec import readable, spec_of
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig
 from diffleak.auditing.gate import LIMITS, gates
-from diffleak.auditing.inputs import clear, write_complexity, write_geometry
+from diffleak.auditing.inputs import clear, lend, write_complexity, write_geometry
 from diffleak.auditing.maps import maps_of
 from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.results import write_results
+from diffleak.auditing.shared import Shared
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
 from diffleak.config import build, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, cohort
@@ -184,14 +185,16 @@ def _in_memory(model: Target | Denoiser | str | Path | None, config: AuditConfig
     return Target(model, dtype=config.dtype, device=device)
 
 
-def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = say, timed: bool = True) -> Audit | None:
+def run(
+    prepared: Prepared, folder: Path, log: Callable[[str], None] = say, timed: bool = True, shared: Shared | None = None
+) -> Audit | None:
     """Scores what is missing in `folder` and evaluates; None when other workers still have chunks to do.
 
-    timed: times a forward first, to say about how long all will take.
+    timed: times a forward first, to say about how long all will take. shared: what the audits of a sweep have in common.
 
     Raises `UserError` when the folder belongs to another plan, cannot be written, or the model returns NaN.
     """
-    if not _all_done(prepared, folder, log, timed):
+    if not _all_done(prepared, folder, log, timed, shared):
         return None
     measured, collected = _measured(prepared, folder), scoring.collect(prepared.job, folder)
     audit = _finish_by_key(prepared, collected, measured) if prepared.key else _finish(prepared, collected, measured)
@@ -210,7 +213,7 @@ def measure(prepared: Prepared, folder: Path, log: Callable[[str], None] = say, 
     return True
 
 
-def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], timed: bool) -> bool:
+def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], timed: bool, shared: Shared | None = None) -> bool:
     """Does what is missing of this worker's share; True when every share is done then."""
     _claim(Folder(folder), prepared.plan, _unnamed(Folder(folder), prepared.plan))
     log(prepared.describe() + (f"; {prepared.estimate(folder)}" if timed else ""))
@@ -222,7 +225,12 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], time
         log(line)
     if prepared.scan.captions:
         log(captions_line(prepared.scan.captions, len(prepared.scan.cohort)))
+    kept = shared.latents(prepared.inputs, prepared.plan) if shared and not (folder / "audit.json").exists() else None
+    if kept:
+        lend(kept, folder)
     missing = scoring.score(prepared.job, Folder(folder), prepared.worker)
+    if kept:
+        lend(folder, kept)
     if missing:
         log(f"{missing} chunks belong to other shards and are not finished; the last shard writes the results (or run this again later)")
     return not missing
@@ -297,6 +305,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         images=prepared.scan.tally,
         adapters=prepared.target.adapters,
         embeddings=prepared.target.embeddings,
+        headers=prepared.target.headers,
     )
     record = with_validity(in_given_images(record))
     record = record.model_copy(update={"gates": gates(record.results, config) if record.valid else ()})

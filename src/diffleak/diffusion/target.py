@@ -13,6 +13,7 @@ from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.codec import Codec, Identity
 from diffleak.diffusion.conditions import TextEncoder
 from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser, unguided
+from diffleak.records.headers import GivenAway
 from diffleak.records.plan import Adapter, Embedding
 from diffleak.work.folder import UNKNOWN
 
@@ -33,6 +34,7 @@ class Target:
     the model, or beside the LoRA, and `trained` are the train.json files that say how it read its images. `warnings` are those of the
     libraries that read the weights, and of how far rounding changed an adapter. `network` is the denoiser that took the place of the
     model's own, and `weights` what was chosen where there were averaged ones and others, ema or non_ema; the fingerprint covers both.
+    `headers` are what the files of the adapter and of a model in one file give away beside their weights.
     """
 
     denoiser: Denoiser
@@ -55,6 +57,7 @@ class Target:
     embeddings: tuple[Embedding, ...] = ()
     network: str | None = None
     weights: str | None = None
+    headers: tuple[GivenAway, ...] = ()
 
     @property
     def x_dtype(self) -> torch.dtype:

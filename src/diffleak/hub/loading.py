@@ -50,6 +50,7 @@ from diffleak.hub.folders import (
     pretrained,
     text_fingerprint,
 )
+from diffleak.hub.headers import headers_of
 from diffleak.hub.making import FLOW_PREDICTION, FLOW_SCHEDULER, flow_schedule
 from diffleak.hub.networks import denoiser_weights, place_of
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, guidance_notes, load_text, pipeline_of, write_index
@@ -213,6 +214,7 @@ def load(
         embeddings=embedded,
         network=None if network is None else str(network),
         weights=weights,
+        headers=headers_of(model, [(adapter.record.name, adapter.file) for adapter in adapters]),
     )
 
 

@@ -192,6 +192,12 @@ class PipelineText:
         length = lambda text, tokenizer: len(tokenizer(expanded(text, tokenizer)).input_ids)
         return [i for i, text in enumerate(texts) if all(length(text, tokenizer) > limit for tokenizer, limit in limits)]
 
+    def share(self, kept: OrderedDict[str, Embedding]) -> None:
+        """Keeps embeddings in `kept`, together with other models of the same text encoders, tokenizers and pipeline."""
+        with self._lock:
+            kept.update({text: made for text, made in self._kept.items() if text not in kept})
+            self._kept, self._bytes = kept, sum(map(_size, kept.values()))
+
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
         """The text encoders."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from diffleak.errors import UserError
 from diffleak.records.base import MOST_OFTEN, SCHEMA_VERSION, Estimate, Record
+from diffleak.records.headers import GivenAway
 from diffleak.records.images import Tally
 from diffleak.records.plan import Adapter, Costs, Embedding, Environment, Plan, Split
 from diffleak.records.scores import Direction
@@ -368,6 +369,8 @@ class AuditRecord(Record):
     """Each adapter with its strength and hash, in the order of merging; empty without one."""
     embeddings: tuple[Embedding, ...] = ()
     """Each textual inversion with its token and hash; empty without one."""
+    headers: tuple[GivenAway, ...] = ()
+    """What the header of the adapter, or of a model in one file, gives away beside the weights; empty for folders, and where unknown."""
     gates: tuple[Gate, ...] = ()
     """Limits that the user set, one entry per limit and attack; empty without limits."""
     valid: bool | None = None

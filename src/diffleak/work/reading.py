@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import yaml
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 LARGEST = 2**30  # bytes of a text: a split of ten million images
 LARGEST_SETTINGS = 2**22  # bytes of a config file
+LARGEST_HEADER = 10**8  # bytes, as the library of safetensors allows
+OTHER_WEIGHTS = {b"PK\x03\x04": "a zip, as PyTorch pickles are", b"\x80": "a pickle", b"GGUF": "a GGUF file"}  # by their first bytes
 LONGEST_REASON = 120  # characters
 COLONLESS = {
     "tag:yaml.org,2002:int": re.compile(r"^[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
@@ -143,6 +145,39 @@ def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     """The array in a .npy file, of plain numbers: nothing in it is unpickled."""
     with opened(path, None) as file, parsing():
         return np.load(path if mmap_mode else file, mmap_mode, allow_pickle=False)  # type: ignore[no-any-return]
+
+
+class Header(NamedTuple):
+    """The header of a .safetensors file: what it says beside its tensors, the tensors by their names, and where their bytes begin."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, Any]
+    begins: int
+
+
+def load_header(path: Path) -> Header:
+    """The header of a .safetensors file, of which nothing else is read.
+
+    Its first 8 bytes are the length of a JSON object, which gives each tensor's dtype, shape and place, and texts as `__metadata__`;
+    the bytes of the tensors follow, without holes (https://github.com/huggingface/safetensors).
+    """
+    with opened(path, None) as file, parsing():
+        begins = file.read(8)
+        if other := next((kind for mark, kind in OTHER_WEIGHTS.items() if begins.startswith(mark)), None):
+            raise Unreadable(f"it is {other}")
+        length, size = int.from_bytes(begins, "little"), path.stat().st_size
+        if len(begins) < 8 or length > min(LARGEST_HEADER, size - 8):
+            raise Unreadable("it is no whole safetensors file: its first 8 bytes are not the length of a header")
+        header = json.loads(file.read(length).decode(), object_pairs_hook=_with_each_key_once)
+        if not isinstance(header, dict):
+            raise Unreadable("its header is no JSON object")
+        metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise Unreadable("its __metadata__ must be texts by their names")
+        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        if end != size - 8 - length:
+            raise Unreadable(f"it is no whole safetensors file: its tensors take {end:,} bytes, and it has {size - 8 - length:,}")
+        return Header(metadata, header, 8 + length)
 
 
 def found_at(path: Path) -> str:

@@ -1,0 +1,58 @@
+"""What a file's header gives away, as a record and as a table in words."""
+
+from pathlib import Path
+
+from diffleak.errors import GateFailed, listed, shown, unknown
+from diffleak.headers.strip import strip
+from diffleak.records.headers import Finding, HeaderRecord, findings, in_words, read_header
+
+FAIL_ON = ("private",)  # what --fail-on takes
+SHOWN_CHARACTERS = 90  # of the values in a line of the table
+
+
+def inspect(file: Path, out: Path | None = None, fail_on: str | None = None) -> HeaderRecord:
+    """What the header of a file gives away, and with `out` a copy without that; raises `UserError` for what is no .safetensors file."""
+    if fail_on not in (None, *FAIL_ON):
+        raise unknown("value of --fail-on", str(fail_on), FAIL_ON)
+    header = read_header(file)
+    found = findings(header.metadata)
+    kept = strip(file, header, out) if out else None
+    return HeaderRecord(
+        file=str(file),
+        tensors=len(header.tensors),
+        keys=len(header.metadata),
+        findings=found,
+        private=any(finding.private for finding in found),
+        stripped=None if out is None else str(out),
+        kept=kept,
+    )
+
+
+def table(record: HeaderRecord) -> str:
+    """The record for a terminal: a line for each kind with how many there are, the first of them, and the keys that hold them."""
+    head = f"{record.file}: {record.tensors:,} tensors, {record.keys:,} other keys in the header"
+    width = max((len(in_words(finding.kind, finding.count)) for finding in record.findings), default=0)
+    lines = [head, *(_line(finding, width) for finding in record.findings)]
+    private = [finding for finding in record.findings if finding.private]
+    said = ", ".join(in_words(finding.kind, finding.count) for finding in private)
+    lines.append(f"private: {said}" if private else "private: nothing that is known")
+    if record.kept is not None:
+        lines.append(f"stripped: {record.stripped} (same weights, byte for byte; kept: {listed(record.kept, 400) or 'no key'})")
+    elif private:
+        lines.append("to release the weights without it: diffleak metadata FILE --strip OUT")
+    return "\n".join(lines)
+
+
+def gate(record: HeaderRecord, fail_on: str | None) -> None:
+    """Raises `GateFailed` where the header gives away something private, and the user wants to fail on that."""
+    private = [finding for finding in record.findings if finding.private]
+    if fail_on and private:
+        said = ", ".join(in_words(finding.kind, finding.count) for finding in private)
+        instead = f"release the copy {record.stripped}" if record.stripped else "--strip OUT writes a copy without"
+        raise GateFailed(f"the header of {shown(record.file, 120)} gives away {said}; {instead}")
+
+
+def _line(finding: Finding, width: int) -> str:
+    values, keys = listed(finding.values, SHOWN_CHARACTERS), listed(finding.keys, 60)
+    mark = "!" if finding.private else " "
+    return f"  {mark} {in_words(finding.kind, finding.count):{width}}  {values}  [{keys}]"

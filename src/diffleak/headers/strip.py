@@ -1,0 +1,100 @@
+"""A copy of a .safetensors file with the same weights and only those texts in its header that somebody reads to load it.
+
+    format                          transformers refuses a file without it
+    lora_adapter_metadata           peft's settings (rank, alpha and where they differ), which diffusers and this package read
+    ss_base_model_version, ss_v2    by these A1111 and Forge tell which base model an adapter is for
+    ss_network_module, ss_network_dim, ss_network_alpha          of kohya's sd-scripts, for people and for merging
+    modelspec: architecture, implementation, prediction_type, predict_key       of ComfyUI, SwarmUI, InvokeAI
+    config                          ComfyUI reads the settings of LTX-Video's networks there
+    _quantization_metadata, tensor_names    how quantised weights are stored: ComfyUI, torchao
+
+Of these too a value with something private in it goes.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from diffleak.errors import DiffleakError, UserError, shown
+from diffleak.records.headers import findings
+from diffleak.work.files import BLOCK, write_atomic
+from diffleak.work.reading import Header, Unreadable, load_header, opened
+
+ADAPTER = "lora_adapter_metadata"
+NEEDED = (
+    *("format", ADAPTER, "ss_base_model_version", "ss_v2", "ss_network_module", "ss_network_dim", "ss_network_alpha"),
+    *(f"modelspec.{key}" for key in ("sai_model_spec", "architecture", "implementation", "prediction_type", "predict_key")),
+    *("config", "_quantization_metadata", "tensor_names"),
+)
+OF_THE_MACHINE = ("base_model_name_or_path", "revision", "auto_mapping", "parent_library")  # peft's settings that no loader needs
+
+
+def needed(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The texts of a header that loading needs."""
+    quantised = _json(metadata.get("tensor_names", ""))
+    wanted = (*NEEDED, *(name for name in quantised if isinstance(name, str))) if isinstance(quantised, list) else NEEDED
+    kept = {key: _pruned(key, text) for key, text in metadata.items() if key in wanted}
+    return {key: text for key, text in kept.items() if text and not any(found.private for found in findings({key: text}))}
+
+
+def strip(file: Path, header: Header, out: Path) -> tuple[str, ...]:
+    """Writes the copy and compares the bytes of its tensors with those of the file; returns the keys that it keeps.
+
+    Raises `UserError` for a place where something is already, or that cannot be written.
+    """
+    if out.suffix.lower() != ".safetensors":
+        raise UserError(f"--strip OUT must end in .safetensors; got {shown(out, 150)}")
+    if os.path.lexists(out):
+        raise UserError(f"--strip writes a new file, and {shown(out, 150)} is there already: choose another name, or remove it")
+    kept = needed(header.metadata)
+    made = {**({"__metadata__": kept} if kept else {}), **header.tensors}
+    text = json.dumps(made, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors stay aligned
+
+    def write(temporary: Path) -> None:
+        with opened(file, None) as source, temporary.open("wb") as copy:
+            copy.write(len(text).to_bytes(8, "little") + text)
+            source.seek(header.begins)
+            given = _hash(source, copy)
+        with opened(temporary, None) as copied:
+            copied.seek(8 + len(text))
+            same = _hash(copied) == given
+        if not same or load_header(temporary).tensors != header.tensors:
+            raise DiffleakError(f"the copy of {file} has other weights than it: the disk is damaged, or the file was changed meanwhile")
+
+    try:
+        write_atomic(out, write)
+    except Unreadable as error:
+        raise UserError(f"{file} cannot be copied ({error}); repeat the command") from None
+    return tuple(kept)
+
+
+def _hash(source: BinaryIO, copy: BinaryIO | None = None) -> str:
+    """The SHA-256 of the rest of a file, which is copied meanwhile."""
+    digest = hashlib.sha256()
+    while block := source.read(BLOCK):
+        digest.update(block)
+        if copy is not None:
+            copy.write(block)
+    return digest.hexdigest()
+
+
+def _pruned(key: str, text: str) -> str:
+    """A text without the parts that loading does not need; empty for settings of peft that are none."""
+    if key != ADAPTER:
+        return text
+    settings = _json(text)
+    if not isinstance(settings, dict):
+        return ""
+    return json.dumps({k: v for k, v in settings.items() if k.rpartition(".")[2] not in OF_THE_MACHINE}, indent=2, sort_keys=True)
+
+
+def _json(text: str) -> Any:
+    """What a text holds as JSON; None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,261 @@
+"""What the header of a .safetensors file says beside its weights: kohya's, OneTrainer's and others' notes on the training. No torch.
+
+kohya's sd-scripts writes `ss_...` keys (tags of all captions with their counts, names of the folders, numbers of images) and
+`modelspec....`, the Stability AI model metadata standard; OneTrainer `ot_...` keys with its whole config; ai-toolkit `software`,
+`training_info` and what its job says. Every value is looked at, those inside of JSON too; names decide what a value is, and an absolute
+path is found wherever it stands.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from diffleak.errors import UserError, shown
+from diffleak.records.base import Record
+from diffleak.work.reading import Header, Unreadable, found_at, load_header
+
+Kind = Literal["captions", "names", "paths", "users", "comments", "images", "thumbnails", "ids", "about", "settings", "unknown"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+WORDS: dict[Kind, tuple[str, str]] = {  # one of a kind, and several
+    "captions": ("caption or tag", "captions and tags"),
+    "names": ("name of a training folder or file", "names of training folders and files"),
+    "paths": ("path of the training machine", "paths of the training machine"),
+    "users": ("user name", "user names"),
+    "comments": ("comment", "comments"),
+    "images": ("number of images", "numbers of images"),
+    "thumbnails": ("thumbnail", "thumbnails"),
+    "ids": ("hash, id or date", "hashes, ids and dates"),
+    "about": ("name or description of the model", "names and descriptions of models"),
+    "settings": ("setting", "settings"),
+    "unknown": ("unknown key", "unknown keys"),
+}
+PRIVATE: tuple[Kind, ...] = ("captions", "names", "paths", "users", "comments", "images", "thumbnails")
+MOST_VALUES = 1000  # of a kind that are listed
+LONGEST_VALUE = 200  # characters of a value that is listed
+DEEPEST = 3  # JSON in a text in JSON in a text
+DEEPEST_INSIDE = 50  # lists and objects in each other; what is deeper is read as text
+
+KNOWN = re.compile(r"(ss|sshs|ot)_|modelspec\.|(format|lora_adapter_metadata|software|training_info|tensor_names|_quantization_metadata)$")
+NOTHING = ("", "none", "null", "true", "false", "{}", "[]")
+PLACE = re.compile(r"(^|_)(dirs?|directory|folders?|paths?|files?|filenames?|file_names?|destination)$")  # ends of keys
+MODEL = re.compile(r"model|vae|checkpoint|clip|t5|unet|transformer|output_name|modelspec\.|license|(^|[._])(software|name|version|repo)$")
+CAPTION = re.compile(r"caption|prompt|trigger|class_tokens|instance|keyword|activation|(^|[._])tags?$")
+NO_CAPTION = re.compile(r"(^|_)(exten[st]ion|separator|source|type|mode|method|rate|shuffle|strategy|encoder)(_|$)|dropout")
+COMMENT = re.compile(r"comment|(^|[._])notes?$")
+IMAGES = re.compile(r"(img|image)s?_?count|num_(train_|reg_|val\w*_)?images|(^|_)image_num")
+ID = re.compile(r"hash|session|uuid|sha256|md5|_at$|(^|[._])date($|_)|timestamp|(^|_)time$")
+USER = re.compile(r"(^|_)(user|user_?name|owner|creator|host|host_?name|machine|e_?mail)$")
+STARTS = r"(?:[A-Za-z]:[\\/]|\\\\\w|~[\\/]|/)"
+WHOLE_PATH = re.compile(r"(?:file://)?(?:(?:[A-Za-z]:[\\/]|\\\\\w|~[\\/])[^\n\"]*|/[^\n\"/]+/[^\n\"]*)")
+PATH = re.compile(
+    r"(?:(?<![\w.:/\\~)\]}-])|(?<=file://))"
+    r"(?:(?:[A-Za-z]:[\\/]+|\\\\\w|~[\\/])[^\s\"'<>|*?;,]+|/(?:[^\s\"'<>|*?;,:/\\()\[\]]+/)+[^\s\"'<>|*?;,()\[\]]*)"
+)
+HOME = re.compile(r"(?:^|[\\/])(?:home|Users|Documents and Settings)[\\/]+([^\\/]+)")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+class Finding(Record):
+    """What a header gives away of one kind."""
+
+    kind: Kind
+    """What kind of value it is."""
+    private: bool
+    """True where it may tell of the training images, or of the person who trained."""
+    count: int
+    """Number of different values."""
+    values: tuple[str, ...]
+    """The values as they stand there, the first thousand, each cut to 200 characters."""
+    keys: tuple[str, ...]
+    """Keys of the header that hold them."""
+
+    @property
+    def words(self) -> str:
+        return in_words(self.kind, self.count)
+
+
+class HeaderRecord(Record):
+    """What `diffleak metadata FILE --json` prints."""
+
+    schema_version: Literal[1] = 1
+    """Version of these fields."""
+    file: str
+    """Path of the file."""
+    tensors: int
+    """Number of tensors in the file."""
+    keys: int
+    """Number of keys of the header beside the tensors."""
+    findings: tuple[Finding, ...]
+    """What the header gives away, a kind each; empty where it says nothing."""
+    private: bool
+    """True where one of the findings is private."""
+    stripped: str | None = None
+    """Path of the copy without what loading does not need; null where none was written."""
+    kept: tuple[str, ...] | None = None
+    """Keys of the header that the copy keeps; null without a copy."""
+
+
+class GivenAway(Record):
+    """What the header of the adapter, or of the model's one file, gives away that is private, counted."""
+
+    file: str
+    """Path of the file, or its name where it is from the Hub."""
+    what: Literal["adapter", "model"]
+    """Part that the file plays in the audit."""
+    counts: dict[str, int]
+    """Number of different values of each private kind, as `diffleak metadata` names the kinds; empty where there is none."""
+
+    @property
+    def sentence(self) -> str:
+        """The same for a reader."""
+        if not self.counts:
+            return f"The header of the {self.what} {self.file} gives away nothing private that is known."
+        said = ", ".join(in_words(kind, self.counts[kind]) for kind in KINDS if kind in self.counts)
+        return f"The header of the {self.what} gives away: {said}. diffleak metadata {self.file} lists them, and --strip removes them."
+
+
+class Leaf(NamedTuple):
+    """A value of a header: the keys that lead to it, and its text."""
+
+    trail: tuple[str, ...]
+    text: str
+
+
+def in_words(kind: str, count: int) -> str:
+    """A number of values of a kind: "214 captions and tags"."""
+    one, several = WORDS[kind]  # type: ignore[index]
+    return f"{count:,} {one if count == 1 else several}"
+
+
+def read_header(file: Path) -> Header:
+    """The header of a .safetensors file; raises `UserError`, which names the format, for anything else."""
+    found = found_at(file)
+    if found != "a file":
+        inside = sorted(file.glob("*.safetensors")) if found == "a folder" else []
+        instead = f": give {inside[0]}" if inside else ""
+        raise UserError(f"FILE must be a .safetensors file; found {found} at {shown(file, 150)}{instead}")
+    if (ending := file.suffix.lower()) in (*PICKLES, ".gguf"):
+        kind = "a GGUF file" if ending == ".gguf" else f"a pickle ({ending}), which has no header and runs code when it is opened"
+        raise UserError(f"FILE must be a .safetensors file; {shown(file, 150)} is {kind}: save the weights as .safetensors")
+    try:
+        return load_header(file)
+    except Unreadable as error:
+        raise UserError(f"the header of {shown(file, 150)} cannot be read ({error}); FILE must be a whole .safetensors file") from None
+
+
+def findings(metadata: Mapping[str, str]) -> tuple[Finding, ...]:
+    """What the texts of a header give away, a kind each, in the order of KINDS; a value counts once in its kind."""
+    found: dict[Kind, dict[str, str]] = {kind: {} for kind in KINDS}  # the key of the header by the value
+    for key, text in metadata.items():
+        for leaf in _leaves((key,), text):
+            for kind, value in _kinds(leaf):
+                found[kind].setdefault(value, key)
+        if not KNOWN.match(key):
+            found["unknown"][f"{key} = {text[:LONGEST_VALUE]}"] = key
+    return tuple(
+        Finding(
+            kind=kind,
+            private=kind in PRIVATE,
+            count=len(values),
+            values=tuple(value[:LONGEST_VALUE] for value in [*values][:MOST_VALUES]),
+            keys=tuple(dict.fromkeys(values.values())),
+        )
+        for kind, values in found.items()
+        if values
+    )
+
+
+def given_away(file: Path, what: Literal["adapter", "model"], name: str | None = None) -> GivenAway:
+    """What a file's header gives away that is private, for the record of an audit; `name` is how the user named the file."""
+    found = findings(read_header(file).metadata)
+    return GivenAway(file=name or str(file), what=what, counts={each.kind: each.count for each in found if each.private})
+
+
+def _leaves(trail: tuple[str, ...], value: object, depth: int = 0) -> Iterator[Leaf]:
+    """Every value, inside of JSON too, also in a text that is JSON itself."""
+    if isinstance(value, str) and depth < DEEPEST and value.lstrip()[:1] in ("{", "["):
+        try:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
+            parsed = value
+        if not isinstance(parsed, str) and not _deep(parsed):
+            yield from _leaves(trail, parsed, depth + 1)
+            return
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves((*trail, key), inner, depth)
+        if not value:
+            yield Leaf(trail, "")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(trail, inner, depth)
+    else:
+        yield Leaf(trail, "" if value is None else str(value))
+
+
+def _deep(value: object) -> bool:
+    """Whether lists and objects lie in each other deeper than DEEPEST_INSIDE."""
+    level = [value]
+    for _ in range(DEEPEST_INSIDE):
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())]
+    return bool(level)
+
+
+def _kinds(leaf: Leaf) -> Iterator[tuple[Kind, str]]:
+    """The kinds that a value is of, each with what is listed."""
+    text, name = leaf.text.strip(), leaf.trail[-1].lower()
+    if text.startswith("data:"):
+        yield "thumbnails", f"{text[:40].partition(',')[0]}, {len(text):,} characters"
+        return
+    inner = _under(leaf.trail, "tag_frequency")
+    if inner is not None:
+        yield from (("names", folder) for folder in inner[:1])
+        yield from (("captions", tag) for tag in inner[1:2])
+    folders = _under(leaf.trail, "dataset_dirs")
+    if folders:
+        yield "names", folders[0]
+    paths = [path for part in (*leaf.trail[1:], text) for path in _paths(part, bool(PLACE.search(name)))]
+    yield from (("paths", path) for path in paths)
+    yield from (("users", user) for path in paths for user in HOME.findall(path))
+    if inner is not None or paths or text.lower() in NOTHING:
+        return
+    kind = _by_name(leaf.trail, name, text)
+    plain = kind in ("captions", "names", "comments", "users")
+    yield kind, text if plain else f"{'.'.join(leaf.trail[-2:])} = {text[:LONGEST_VALUE]}"
+
+
+def _by_name(trail: Sequence[str], name: str, text: str) -> Kind:
+    """The kind of a value that is no path, by the name of its key."""
+    number = re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", text.lower()) is not None
+    if IMAGES.search(name) or (name == "count" and "buckets" in trail):
+        return "images"
+    if ID.search(name):
+        return "ids"
+    if number:
+        return "settings"
+    if COMMENT.search(name):
+        return "comments"
+    if CAPTION.search(name) and not NO_CAPTION.search(name) and not PLACE.search(name):
+        return "captions" if not name.startswith("modelspec.") else "about"
+    if name == "name" and "concepts" in trail:
+        return "names"
+    if MODEL.search(name) or trail[0] == "software":
+        return "about"
+    if PLACE.search(name):
+        return "names"
+    return "users" if USER.search(name) else "settings" if KNOWN.match(trail[0]) else "unknown"
+
+
+def _under(trail: Sequence[str], name: str) -> Sequence[str] | None:
+    """The keys below the one that ends in `name`; None where there is none."""
+    at = next((place for place, key in enumerate(trail) if key.endswith(name)), None)
+    return None if at is None else trail[at + 1 :]
+
+
+def _paths(text: str, is_place: bool) -> list[str]:
+    """The absolute paths in a text; one that is a path as a whole may have blanks in it."""
+    if WHOLE_PATH.fullmatch(text) or (is_place and re.match(STARTS, text)):
+        return [text]
+    return PATH.findall(text)

@@ -1,0 +1,118 @@
+"""The report of a sweep over the checkpoints of a training."""
+
+from collections.abc import Callable
+
+from diffleak.errors import visible
+from diffleak.records.sweep import Point, SweepRecord
+from diffleak.report.judgement import Verdict
+from diffleak.report.section import Block, Page, Section, Sentences, Tabulated, figure, prose, sections
+from diffleak.report.sections import glossary, limits, reproduce, verdict, warnings
+from diffleak.report.table import Cell, Column, Table, difference_cell, estimate_cell, rate_cell, tabulate
+from diffleak.report.wording import count, interval, moment
+
+GLOSSARY = (
+    ("Member", "an image the model was trained on; a held-out image comes from the same source but was not used for training."),
+    ("AUC", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
+    ("TPR at 1 % FPR", "share of members an attack catches when it may raise a false alarm for 1 % of the held-out images."),
+    ("Checkpoint", "the model, or the adapter, as it was after a number of training steps."),
+    ("Paired", "two checkpoints are judged on the same images, so that difficult images do not pass for a difference of the two."),
+)
+LIMITS = (
+    ("A lower bound.", "Only the attacks of the runs were made. A stronger one may find more; none of this proves that nothing leaks."),
+    (
+        "Many looks.",
+        "{points} checkpoints were audited, and the intervals are not widened for that: the last checkpoint within a limit is chosen "
+        "among them, which flatters it a little.",
+    ),
+    ("One training.", "The intervals count the choice of images, not that of another training run, seed or data set."),
+    ("The steps between.", "The curve says nothing of a checkpoint that was not audited."),
+)
+
+SECTIONS: tuple[Callable[[SweepRecord], Section | None], ...] = (
+    lambda record: verdict(judged(record)),
+    lambda record: warnings(record.warnings),
+    lambda record: Section("curve", "Leak against training step", (), "Curve", later=lambda: _curves(record)),
+    lambda record: _table(record),
+    lambda record: limits(LIMITS, points=count(len(record.points))),
+    lambda record: glossary(GLOSSARY),
+    lambda record: reproduce(record.command, prose("Each checkpoint has a run folder beside this page, with a report of its own.")),
+)
+
+
+def page(record: SweepRecord) -> Page:
+    """The report."""
+    steps = [point.step for point in record.points]
+    what = "adapters" if record.swept == "lora" else "models"
+    return Page(
+        title=f"Sweep over {len(record.points)} checkpoints",
+        heading="Sweep over checkpoints",
+        meta=f"{len(record.points)} {what}, steps {count(steps[0])} to {count(steps[-1])} · {count(record.members)} members, "
+        f"{count(record.nonmembers)} held-out images",
+        created=visible(moment(record.created)),
+        version=record.diffleak,
+        sections=sections(make(record) for make in SECTIONS),
+    )
+
+
+def judged(record: SweepRecord) -> Verdict:
+    """The last checkpoint within the limits, or without limits how the leak moves from the first to the last."""
+    first, last = record.points[0], record.points[-1]
+    moves = (_said(first), _said(last))
+    chosen = f"Each is shown by the attack that was strongest on its {record.chosen_on} part; steps are from {visible(record.step_source)}."
+    if not record.limited:
+        title = f"AUC by training step: {_auc(first)} at first, {_auc(last)} at last"
+        return Verdict("undecided", title, (*moves, chosen), last.attack)
+    if record.last_passing is None:
+        return Verdict("leak", "No checkpoint is within the limits", (*moves, chosen), last.attack)
+    passing = next(point for point in record.points if point.name == record.last_passing)
+    title = f"The last checkpoint within the limits: {visible(passing.name)}, step {count(passing.step)}"
+    said = dict.fromkeys((_said(passing), *moves, chosen))
+    return Verdict("no-leak-found" if passing is last else "undecided", title, tuple(said), passing.attack)
+
+
+def _auc(point: Point) -> str:
+    return "not estimable" if point.auc.value is None else f"{point.auc.value:.3f}"
+
+
+def _said(point: Point) -> str:
+    ends = interval(point.auc, False)
+    return f"At step {count(point.step)} ({visible(point.name)}) {visible(point.attack)} has AUC {_auc(point)}{f' {ends}' if ends else ''}."
+
+
+def _curves(record: SweepRecord) -> tuple[Block, ...]:
+    from diffleak.report.figures.sweep import curve
+
+    read = "Upright lines: 95 % intervals. Dotted: guessing." + (" Hollow: a limit is not met." if record.limited else "")
+    drawn = [(svg, what) for what in ("auc", "tpr_at_1pct") if (svg := curve(record, what))]  # type: ignore[arg-type]
+    return tuple(figure(svg, (read,)) for svg, _ in drawn) or (prose("No number can be estimated, so there is nothing to draw."),)
+
+
+def _table(record: SweepRecord) -> Section:
+    gated = (Column(("Limits",), "Whether every limit is met.", 2, _limits, look="left"),) if record.limited else ()
+    against = lambda p: difference_cell(p.difference.auc) if p.difference else Cell("-")
+    columns = (
+        Column(("Step",), f"From {record.step_source}.", 1, lambda p: Cell(count(p.step))),
+        Column(("AUC",), "On the test part. In brackets: 95 % interval.", 1, lambda p: estimate_cell(p.auc)),
+        Column(("TPR at", "1 % FPR"), "On the test part.", 3, lambda p: rate_cell(p.tpr_at_1pct, "held-out images")),
+        Column(("AUC difference", "to the one before"), "On the same test images, paired.", 4, against),
+        Column(("Attack",), f"The strongest on the {record.chosen_on} part.", 2, lambda p: Cell(visible(p.attack)), look="left"),
+        *gated,
+    )
+    last = record.last_passing
+    made: Table = tabulate(record.points, columns, lambda p: (p.name, p.checkpoint, p.name == last))
+    caption = "A row per checkpoint. Small print: 95 % intervals." + (" Marked: the last within every limit." if last else "")
+    return Section("checkpoints", "Checkpoints", (Tabulated(made, caption, "Checkpoint"), *_failed(record)), "Checkpoints", "Checkpoints")
+
+
+def _limits(point: Point) -> Cell:
+    failed = sum(not gate.passed for gate in point.gates)
+    return Cell("met" if point.passed else f"{failed} of {len(point.gates)} failed")
+
+
+def _failed(record: SweepRecord) -> tuple[Block, ...]:
+    """The limits that the last checkpoint does not meet."""
+    from diffleak.report.sections.audit.gates import sentence
+
+    last = record.points[-1]
+    said = tuple(f"{visible(last.name)}: {sentence(gate)}" for gate in last.gates if not gate.passed)
+    return (Sentences(said, tuple("failed" for _ in said)),) if said else ()

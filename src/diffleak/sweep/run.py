@@ -1,0 +1,199 @@
+"""A sweep over checkpoints: each is an ordinary audit in a folder of its own, and what they share is computed once.
+
+All have the same images, division, attacks and timesteps; each is shown by the attack that its own calibrate part chose, as in its own
+report, and compared with the checkpoint before it image by image (paired DeLong and bootstrap, as `diffleak compare` does).
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffleak.auditing import run as auditing
+from diffleak.auditing.config import AuditConfig, read_cohort
+from diffleak.auditing.gate import LIMITS
+from diffleak.auditing.plan import Prepared, prepare
+from diffleak.auditing.shared import Shared
+from diffleak.comparison.compare import difference
+from diffleak.comparison.runs import Run
+from diffleak.config import command_line
+from diffleak.diffusion.target import Target
+from diffleak.errors import GateFailed, InvalidAudit, UserError, shown
+from diffleak.records.audit import AuditRecord
+from diffleak.records.plan import Plan
+from diffleak.records.sweep import FILE, Point, SweepRecord
+from diffleak.report import to_html
+from diffleak.report.sections.audit.gates import sentence
+from diffleak.sweep.checkpoints import Checkpoint, Checkpoints
+from diffleak.work.files import checked_folder, write_text
+from diffleak.work.progress import say
+
+INPUTS = "inputs"  # the folder of latents, until the sweep is finished
+
+
+class First(NamedTuple):
+    """What later checkpoints need of the first: not its model, which would stay in memory."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    reference: Target | None
+
+
+def describe(config: AuditConfig, found: Checkpoints) -> tuple[str, dict[str, Any]]:
+    """The plan of a sweep in words, and for machines; the first checkpoint is loaded, and no model is run."""
+    first = prepare(_settings(config, found, found.found[0], None))
+    return f"{_plan_line(found, first)}\n{first.describe()}", {
+        "checkpoints": [{"name": each.name, "checkpoint": each.path, "step": each.step} for each in found.found],
+        "step_source": found.source,
+        "first": first.summary(),
+        "queries": len(found.found) * first.queries_per_image * len(first.scan.cohort),
+    }
+
+
+def sweep(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = say, timed: bool = True) -> SweepRecord | None:
+    """Audits every checkpoint and leaves sweep.json and report.html; None when other shards have not finished.
+
+    Raises `UserError` for checkpoints that cannot be given the same attacks and images, and `InvalidAudit` where the sides differ
+    without the model, after the first checkpoint.
+    """
+    folder = config.output
+    assert folder is not None, "the command has asked for one"
+    if (folder / "plan.json").exists():
+        raise UserError(f"{folder} is the run folder of one audit; choose another -o for a sweep")
+    if config.anonymous and config.anonymous_key is None:
+        raise UserError("the runs of an anonymous sweep must share a key, or they cannot be compared: give --anonymous-key FILE")
+    folder = checked_folder(folder)
+    shared, cohort, first, runs = Shared(folder / INPUTS), read_cohort(config), None, list[Run]()
+    for number, each in enumerate(found.found, 1):
+        prepared = prepare(
+            _settings(config, found, each, folder / each.name),
+            cohort=cohort,
+            reference=first.reference if first else None,
+            shared=shared,
+        )
+        if first is None:
+            first = First(each, prepared.plan, prepared.reference)
+            log(_plan_line(found, prepared))
+        _refuse_other_plan(first, prepared.plan, each)
+        log(f"checkpoint {number} of {len(found.found)}: {each.name}, step {each.step:,}")
+        finished = auditing.run(prepared, folder / each.name, log, timed and number == 1, shared)
+        del prepared  # else its model would be in memory beside the next one
+        if finished is None:
+            continue
+        finished.save(folder / each.name, config.thumbnails)
+        if finished.record.valid is False:
+            where = f"see {folder / each.name / 'report.html'}; no other checkpoint was audited"
+            raise InvalidAudit(f"{finished.record.invalid_reason} The first checkpoint shows it: {where}.")
+        runs.append(Run(str(folder / each.name), finished.record, finished.samples))
+    if len(runs) < len(found.found):
+        log("run the same command again when all shards have finished: it writes the page on all checkpoints")
+        return None
+    record = summary(config, found, runs)
+    save(record, folder)
+    shutil.rmtree(folder / INPUTS, ignore_errors=True)
+    if (folder / INPUTS).exists():
+        raise UserError(f"{folder / INPUTS} cannot be removed; the results are written, remove it by hand: it may show private images")
+    return record
+
+
+def summary(config: AuditConfig, found: Checkpoints, runs: Sequence[Run]) -> SweepRecord:
+    """The record of a sweep from its finished runs, which are in the order of the checkpoints."""
+    points, limited = list[Point](), any(getattr(config, limit) is not None for limit in LIMITS)
+    for number, (each, run) in enumerate(zip(found.found, runs, strict=True)):
+        result = run.record.result(_lead(run.record))
+        before = (runs[number - 1], points[-1].attack) if points else None
+        points.append(
+            Point(
+                name=each.name,
+                run=each.name,
+                checkpoint=each.path,
+                step=each.step,
+                attack=result.attack,
+                timestep=result.timestep,
+                auc=result.auc,
+                tpr_at_1pct=result.tpr(0.01),
+                difference=difference((run, result.attack), before, config.seed) if before else None,
+                gates=run.record.gates,
+                passed=all(gate.passed for gate in run.record.gates) if limited else None,
+            )
+        )
+    passing = [point for point in points if point.passed]
+    first = runs[0].record
+    return SweepRecord(
+        diffleak=version("diffleak"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command_line(config, "audit", ("shard", "threads")),
+        settings=config.model_dump(mode="json"),
+        swept="lora" if found.key == "lora" else "model",
+        step_source=found.source,
+        members=first.split.members,
+        nonmembers=first.split.nonmembers,
+        chosen_on="calibrate" if first.headline else "test",
+        points=tuple(points),
+        last_passing=passing[-1].name if passing else None,
+        warnings=tuple(_warnings(points, [run.record for run in runs])),
+    )
+
+
+def save(record: SweepRecord, folder: Path) -> None:
+    """Writes sweep.json and report.html."""
+    from diffleak.report.pages.sweep import page
+
+    write_text(folder / "report.html", to_html(page(record)))
+    write_text(folder / FILE, record.model_dump_json(indent=2))
+
+
+def gate(record: SweepRecord) -> None:
+    """Raises `GateFailed` where the last checkpoint does not meet every limit, with the last one that does."""
+    last = record.points[-1]
+    if last.passed is not False:
+        return
+    failed = [sentence(each) for each in last.gates if not each.passed]
+    passing = f"the last that passes is {record.last_passing}" if record.last_passing else "no checkpoint passes"
+    raise GateFailed("\n".join((f"the last checkpoint, {last.name} (step {last.step:,}), fails {len(failed)} checks; {passing}", *failed)))
+
+
+def _settings(config: AuditConfig, found: Checkpoints, each: Checkpoint, output: Path | None) -> AuditConfig:
+    """The settings of an ordinary audit of one checkpoint."""
+    return config.model_copy(update={found.key: each.path, "sweep_models": (), "steps": (), "output": output})
+
+
+def _plan_line(found: Checkpoints, first: Prepared) -> str:
+    steps, total = [each.step for each in found.found], len(found.found) * first.queries_per_image * len(first.scan.cohort)
+    return (
+        f"sweep: {len(steps)} checkpoints, steps {min(steps):,} to {max(steps):,} from {found.source}, {total:,} denoiser queries in all; "
+        "images, latents and text embeddings are computed once where the checkpoints share them"
+    )
+
+
+def _refuse_other_plan(first: First, plan: Plan, other: Checkpoint) -> None:
+    """Raises `UserError` for a checkpoint that is given other attacks, timesteps or images than the first."""
+    for key in ("attacks", "image_shape", "data_fingerprint", "captions", "guidance_scale", "labels"):
+        if getattr(first.plan, key) != getattr(plan, key):
+            raise UserError(
+                f"the checkpoints of a sweep must be audited alike; {shown(other.path, 100)} has other {key.replace('_', ' ')} than "
+                f"{shown(first.checkpoint.path, 100)}: audit them apart, or choose --attacks and --timesteps that fit both"
+            )
+
+
+def _lead(record: AuditRecord) -> str:
+    """The attack that the calibrate part chose, else the one of the largest AUC."""
+    if record.headline:
+        return record.headline
+    return max((result for result in record.results if result.leads), key=lambda result: result.auc.value or 0.0).attack
+
+
+def _warnings(points: Sequence[Point], records: Sequence[AuditRecord]) -> list[str]:
+    """What holds for every checkpoint once, and for some with their names."""
+    each = {line: [p.name for p, r in zip(points, records, strict=True) if line in r.warnings] for r in records for line in r.warnings}
+    found = [line if len(names) == len(points) else f"{', '.join(names)}: {line}" for line, names in each.items()]
+    attacks = list(dict.fromkeys(point.attack for point in points))
+    if len(attacks) > 1:
+        found.append(f"each checkpoint is shown by the attack that its own calibrate part chose, so the curve is of {', '.join(attacks)}")
+    passing = [i for i, point in enumerate(points) if point.passed]
+    earlier = [points[i].name for i in range(passing[-1] if passing else 0) if not points[i].passed]
+    if earlier:
+        found.append(f"{', '.join(earlier)} failed a limit although a later checkpoint passes: chance decides so near to it")
+    return found

@@ -1,0 +1,145 @@
+"""`diffleak metadata`: what headers give away, copies without that, and files that are refused."""
+
+import json
+import os
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fixtures.commands import call, refused
+from fixtures.headers import AI_TOOLKIT, ALL, KOHYA, ONETRAINER
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from diffleak.headers.strip import NEEDED
+from diffleak.records.headers import findings
+from diffleak.work.reading import load_header
+
+WEIGHTS = {"lora_unet_a.lora_down.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3, np.float16)}
+
+
+def saved(path: Path, metadata: dict[str, str] | None = None) -> Path:
+    save_file(WEIGHTS, path, metadata=metadata)
+    return path
+
+
+def by_kind(metadata: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    return {finding.kind: finding.values for finding in findings(metadata)}
+
+
+def test_kohyas_header_gives_away_tags_folders_paths_comments_counts_and_the_thumbnail():
+    found = by_kind(KOHYA)
+    assert found["captions"] == ("sks dog", "garden", "night", "dog")
+    assert found["names"] == ("10_sks dog", "1_dog")
+    assert found["paths"] == ("/home/ada/models/v1-5 pruned.safetensors",) and found["users"] == ("ada",)
+    assert found["comments"] == ("for Ada \x1b[2J",)
+    assert {"ss_num_train_images = 200", "ss_num_reg_images = 9", "10_sks dog.img_count = 20"} <= {*found["images"]}
+    assert found["thumbnails"] == (f"data:image/jpeg;base64, {len(KOHYA['modelspec.thumbnail'])} characters",), "and no path within"
+    assert "ss_session_id = 123" in found["ids"] and "modelspec.author = Ada" in found["about"] and "unknown" not in found
+
+
+def test_paths_are_found_inside_of_json_in_texts_and_of_every_system():
+    found = by_kind({**ONETRAINER, **AI_TOOLKIT})
+    assert found["paths"] == ("D:\\runs\\My Dog", "C:/Users/Ada Love/dogs", "/workspace/dogs")
+    assert (found["users"], found["names"], found["captions"]) == (("Ada Love",), ("portraits",), ("a dog", "sks"))
+    assert [value.partition(" =")[0] for value in found["unknown"]][-1:] == ["job"], "which is listed as it is found"
+    inside = json.dumps({"y": json.dumps(["ran in /srv/jobs/ada/run.sh, then ~/out/a.png"])})
+    assert by_kind({"x": inside, "url": "https://host.org/a/b", "r": "1/2"})["paths"] == ("/srv/jobs/ada/run.sh", "~/out/a.png")
+
+
+def test_settings_and_public_names_are_not_private():
+    assert [finding for finding in findings({"format": "pt", "ss_learning_rate": "1e-4", "ss_v2": "True"}) if finding.private] == []
+    assert findings({}) == ()
+    named = json.dumps({"validate_prompts": ["a cat"], "caption_extension": ".txt", "prompt_source": "sample", "updated_at": "1"})
+    assert by_kind({"ss_x": named})["captions"] == ("a cat",), "by the name of its key, and no other"
+
+
+def test_a_stripped_copy_has_the_same_weights_byte_for_byte_and_nothing_private(capsys, tmp_path):
+    settings = {"unet.r": 2, "unet.lora_alpha": 6, "unet.base_model_name_or_path": "/data/models/x"}
+    file = saved(tmp_path / "a.safetensors", {**ALL, "lora_adapter_metadata": json.dumps(settings)})
+    copy = tmp_path / "b.safetensors"
+    code, out, _ = call(capsys, "metadata", file, "--strip", copy)
+    assert code == 0 and f"stripped: {copy} (same weights, byte for byte; kept: " in out and "\x1b" not in out
+    tails = [path.read_bytes()[load_header(path).begins :] for path in (file, copy)]
+    assert tails[0] == tails[1] and load_header(copy).begins % 8 == 0
+    assert all(np.array_equal(value, load_file(copy)[name]) for name, value in WEIGHTS.items())
+    with safe_open(copy, "np") as opened:
+        kept = opened.metadata()
+    assert {*kept} <= {*NEEDED} and kept["format"] == "pt" and kept["ss_base_model_version"] == "sd_v1"
+    assert json.loads(kept["lora_adapter_metadata"]) == {"unet.r": 2, "unet.lora_alpha": 6}
+    assert call(capsys, "metadata", copy, "--fail-on", "private")[0] == 0
+
+
+def test_fail_on_private_gives_exit_code_three_with_what_it_is(capsys, tmp_path):
+    code, out, err = call(capsys, "metadata", saved(tmp_path / "a.safetensors", ALL), "--json", "--fail-on", "private")
+    assert code == 3 and "gives away 6 captions and tags, 3 names of training folders and files, 4 paths" in err
+    record = json.loads(out)
+    assert record["private"] and record["tensors"] == 2 and record["findings"][0]["values"][0] == "sks dog"
+    assert call(capsys, "metadata", saved(tmp_path / "b.safetensors"), "--fail-on", "private")[0] == 0
+    assert "unknown value of --fail-on 'privat'" in refused(capsys, "metadata", tmp_path / "b.safetensors", "--fail-on", "privat")
+
+
+def test_only_the_header_is_read(capsys, tmp_path):
+    file, size = tmp_path / "large.safetensors", 7 * 2**30
+    header = json.dumps({"__metadata__": KOHYA, "a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(file, 8 + len(header) + size)  # sparse: reading all of it would take a minute
+    assert call(capsys, "metadata", file)[0] == 0
+
+
+class Writes:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.write_text, (self.path, "code ran")
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.bin", "a.ckpt", "a.safetensors"])
+def test_a_pickle_is_refused_by_name_or_by_its_first_bytes_and_never_opened(capsys, tmp_path, name):
+    (tmp_path / name).write_bytes(pickle.dumps(Writes(tmp_path / "ran")))
+    line = refused(capsys, "metadata", tmp_path / name)
+    assert "FILE must be a" in line and "a pickle" in line and not (tmp_path / "ran").exists()
+
+
+def with_header(text: bytes, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.gguf", b"GGUF", "is a GGUF file"),
+        ("a.safetensors", b"GGUF\x03\0\0\0", "it is a GGUF file"),
+        ("a.safetensors", b"PK\x03\x04 and so on", "it is a zip, as PyTorch pickles are"),
+        ("a.safetensors", b"", "no whole safetensors file"),
+        ("a.safetensors", struct.pack("<Q", 2**60) + b"{}", "no whole safetensors file"),
+        ("a.safetensors", with_header(b"{no json"), "cannot be read"),
+        ("a.safetensors", with_header(b"[]"), "its header is no JSON object"),
+        ("a.safetensors", with_header(b'{"__metadata__": {"a": 1}}'), "its __metadata__ must be texts by their names"),
+        ("a.safetensors", with_header(b'{"__metadata__": {"a": "1", "a": "2"}}'), "the key 'a' is there twice"),
+        ("a.safetensors", with_header(b'{"a": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}}', b"12"), "9 bytes, and it has 2"),
+        ("a.safetensors", with_header(b'{"a": {"dtype": "U8"}}'), "cannot be read"),
+    ],
+)
+def test_other_files_are_refused_in_one_line_that_names_the_format(capsys, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    assert message in refused(capsys, "metadata", tmp_path / name)
+
+
+def test_a_folder_is_refused_with_the_file_in_it_and_a_copy_never_replaces_a_file(capsys, tmp_path):
+    file = saved(tmp_path / "a.safetensors", KOHYA)
+    assert f"found a folder at {tmp_path}: give {file}" in refused(capsys, "metadata", tmp_path)
+    assert "found nothing at" in refused(capsys, "metadata", tmp_path / "none.safetensors")
+    before = file.read_bytes()
+    assert "is there already" in refused(capsys, "metadata", file, "--strip", file) and file.read_bytes() == before
+    assert "must end in .safetensors" in refused(capsys, "metadata", file, "--strip", tmp_path / "b.pt")
+
+
+def test_json_that_is_nested_too_deeply_is_read_as_text():
+    deep = "[" * 900 + '"/home/ada/x"' + "]" * 900
+    assert by_kind({"ss_x": deep})["paths"] == ("/home/ada/x",)

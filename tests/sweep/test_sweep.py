@@ -1,0 +1,229 @@
+"""A sweep over checkpoints: found, ordered and refused before anything starts; each an ordinary audit; one page on all."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fixtures.commands import call, refused
+from fixtures.headers import KOHYA
+from fixtures.loras import lora_folder
+from fixtures.runs import gaussian, make_run
+from fixtures.text import CAPTIONS, SIDE, text_folder
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from diffleak import hub
+from diffleak.auditing.config import AuditConfig
+from diffleak.comparison.compare import difference
+from diffleak.comparison.runs import Run
+from diffleak.config import build
+from diffleak.errors import GateFailed, UserError
+from diffleak.hub.pipelines import PipelineText
+from diffleak.hub.sharing import codec_key, text_key
+from diffleak.records.run_folder import read_audit, read_samples
+from diffleak.records.sweep import SweepRecord
+from diffleak.report import to_html
+from diffleak.report.pages.sweep import page
+from diffleak.sweep.checkpoints import Checkpoint, Checkpoints, checkpoints
+from diffleak.sweep.run import gate, summary
+
+STEPS = (100, 200, 300)
+TRAINED = {"dog-000001": 100, "dog": 200}  # the last file of kohya has no number in its name
+
+
+def config(**given) -> AuditConfig:
+    return build(AuditConfig, {"model": "m", "members": "a", "nonmembers": "b", **given})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, list[str]]:
+    """A tiny Stable Diffusion with two adapters of it as kohya names them, and captioned images on two sides."""
+    root, rng = tmp_path_factory.mktemp("trained"), np.random.default_rng(0)
+    for side in ("members", "nonmembers"):
+        (root / side).mkdir()
+        lines = []
+        for i in range(12):
+            Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(root / side / f"{i}.png")
+            lines.append(json.dumps({"file_name": f"{i}.png", "text": CAPTIONS[i % len(CAPTIONS)]}))
+        (root / side / "metadata.jsonl").write_text("\n".join(lines))
+    text_folder(root / "sd")
+    weights = load_file(lora_folder(root / "lora") / "pytorch_lora_weights.safetensors")
+    (root / "out").mkdir()
+    for name, step in TRAINED.items():
+        scaled = {key: value * (step / 100 if "lora_B" in key or "up" in key else 1) for key, value in weights.items()}
+        save_file(scaled, root / "out" / f"{name}.safetensors", metadata={**KOHYA, "ss_steps": str(step)})
+    sides = ["--members", root / "members", "--nonmembers", root / "nonmembers", "--attacks", "sima", "--timesteps", "100"]
+    return root, [*map(str, sides), "--no-calibration", "--allow-shift", "--threads", "1", "--device", "cpu"]
+
+
+def test_a_sweep_gives_each_checkpoint_the_audit_that_it_has_alone_and_computes_inputs_once(trained, tmp_path, capsys, monkeypatch):
+    root, settings = trained
+    pattern, embedded, encoded = str(root / "out" / "*.safetensors"), [], []
+    from diffleak.auditing.inputs import Inputs
+
+    made, encode = PipelineText._made, Inputs.measure
+    monkeypatch.setattr(PipelineText, "_made", lambda self, texts: embedded.append(texts) or made(self, texts))
+    monkeypatch.setattr(Inputs, "measure", lambda self, rows, kinds: encoded.append(rows) or encode(self, rows, kinds))
+    code, out, err = call(capsys, "audit", root / "sd", "--lora", pattern, *settings, "-o", tmp_path / "run", "--json")
+    assert code == 0 and "sweep: 2 checkpoints, steps 100 to 200 from their headers, 48 denoiser queries in all" in err
+    assert len(encoded) == 1 and len(embedded) == len(set(CAPTIONS[:12])), "latents and embeddings are those of the first checkpoint"
+    record = SweepRecord.model_validate_json(out)
+    assert [(point.name, point.step) for point in record.points] == [*TRAINED.items()]
+    assert record.model_dump_json() == SweepRecord.model_validate_json((tmp_path / "run" / "sweep.json").read_text()).model_dump_json()
+    assert "Leak against training step" in (tmp_path / "run" / "report.html").read_text() and not (tmp_path / "run" / "inputs").exists()
+
+    last = root / "out" / "dog.safetensors"
+    assert call(capsys, "audit", root / "sd", "--lora", last, *settings, "-o", tmp_path / "alone")[0] == 0
+    samples = [(folder / "samples.csv").read_bytes() for folder in (tmp_path / "alone", tmp_path / "run" / "dog")]
+    assert samples[0] == samples[1], "bit for bit"
+    alone, swept = (read_audit(folder) for folder in (tmp_path / "alone", tmp_path / "run" / "dog"))
+    assert swept.plan == alone.plan and swept.settings["lora"] == str(last) and swept.settings["sweep_models"] == []
+
+    assert alone.headers[0].counts["captions"] == 4 and alone.headers[0].what == "adapter"
+    html = (tmp_path / "alone" / "report.html").read_text()
+    assert "The header of the adapter gives away: 4 captions and tags" in html and "sks dog" not in html, "counted, not repeated"
+
+    written = (tmp_path / "run" / "report.html").read_bytes()
+    assert call(capsys, "report", tmp_path / "run")[0] == 0 and (tmp_path / "run" / "report.html").read_bytes() == written
+    assert "--thumbnails for the run of a checkpoint" in refused(capsys, "report", tmp_path / "run", "--thumbnails")
+
+
+def test_only_models_with_the_same_weights_and_words_share_embeddings_and_latents(trained):
+    root, _ = trained
+    one, other = (hub.load(root / "sd", device="cpu") for _ in range(2))
+    assert text_key(one.text) == text_key(other.text) is not None and codec_key(one.codec) == codec_key(other.codec)
+    with torch.no_grad():
+        next(other.text.networks[0].parameters()).view(-1)[0] += 1e-3
+        next(other.codec.network.parameters()).view(-1)[0] += 1e-3
+    assert text_key(one.text) != text_key(other.text) and codec_key(one.codec) != codec_key(other.codec)
+    assert codec_key(one.codec) != codec_key(replace(one.codec, scale=2 * one.codec.scale))
+    kept = text_key(one.text)
+    one.text.pipeline.tokenizer.add_tokens(["<sks>"])
+    assert text_key(one.text) != kept and text_key(None) is None
+    one.text.pipeline.text_encoder = None
+    assert text_key(one.text) is None, "released weights show nothing"
+
+
+def test_a_dry_run_of_a_sweep_names_every_checkpoint_and_writes_nothing(trained, tmp_path, capsys):
+    root, settings = trained
+    arguments = ["audit", root / "sd", "--lora", root / "out" / "*", *settings, "-o", tmp_path / "run", "--dry-run", "--json"]
+    plan = json.loads(call(capsys, *arguments)[1])
+    assert [each["step"] for each in plan["checkpoints"]] == [100, 200] and plan["queries"] == 48 and not (tmp_path / "run").exists()
+
+
+def found_in(tmp_path: Path, *names: str, **given) -> Checkpoints | None:
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        save_file({"unet.a.lora_A.weight": torch.zeros(1)}, path)
+    return checkpoints(config(lora=str(tmp_path / "*"), **given))
+
+
+@pytest.mark.parametrize(
+    ("names", "steps", "called"),
+    [
+        (("a-000010.safetensors", "a-000009.safetensors"), [9, 10], ["a-000009", "a-000010"]),
+        (("a-step00000500.safetensors", "a-step00001000.safetensors"), [500, 1000], ["a-step00000500", "a-step00001000"]),
+        (
+            ("checkpoint-1000/pytorch_lora_weights.safetensors", "checkpoint-500/pytorch_lora_weights.safetensors"),
+            [500, 1000],
+            ["checkpoint-500", "checkpoint-1000"],
+        ),
+    ],
+)
+def test_steps_are_read_from_the_names_that_trainers_give(tmp_path, names, steps, called):
+    found = found_in(tmp_path, *names)
+    assert found.source == "their names"
+    assert ([each.step for each in found.found], [each.name for each in found.found]) == (steps, called)
+
+
+def test_given_steps_count_and_folders_of_models_are_a_sweep_too(tmp_path):
+    assert [each.step for each in found_in(tmp_path / "a", "x.safetensors", "y.safetensors", steps="7,3").found] == [3, 7]
+    for name, steps in (("one", 10), ("two", 20)):
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "train.json").write_text(json.dumps({"steps": steps}))
+    found = checkpoints(config(model=str(tmp_path / "one"), sweep_models=[str(tmp_path / "two")]))
+    assert (found.key, found.source, [each.step for each in found.found]) == ("model", "train.json", [10, 20])
+    assert checkpoints(config(lora=str(tmp_path / "a" / "x.safetensors"))) is None
+    assert checkpoints(config(lora="a.safetensors@0.8,b.safetensors")) is None, "several at once are one adapter"
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "given", "message"),
+    [
+        ((), {}, {}, "nothing matches"),
+        (("a-1.safetensors",), {}, {}, "a sweep needs two checkpoints at least"),
+        (("a-1.safetensors", "b.safetensors"), {}, {}, "needs a training step of its own"),
+        (("a-1.safetensors", "b-1.safetensors"), {}, {}, "give --steps, one each in this order"),
+        (("a-1.safetensors", "a-2.safetensors"), {}, {"steps": "1"}, "--steps must give each of the 2 checkpoints a step of its own"),
+        (("a-1.safetensors", "a-2.safetensors"), {"optimizer.bin": b"x"}, {}, "optimizer.bin too: narrow the pattern"),
+        (("a-1.safetensors", "a-2.safetensors"), {"b-3.safetensors": b"cut"}, {}, "b-3.safetensors cannot be read"),
+        (("a-1.safetensors", "a-2.safetensors"), {"samples/1.png": b"x"}, {}, "has none of pytorch_lora_weights.safetensors"),
+        (("a-1.safetensors", "a-2.safetensors"), {}, {"sweep_models": "m2"}, "not over both"),
+    ],
+)
+def test_what_is_no_sweep_is_refused_by_name_before_anything_starts(tmp_path, names, more, given, message):
+    folder = tmp_path / "out"
+    for name, content in more.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        found_in(folder, *names, **given)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) <= 400
+
+
+def test_a_file_of_a_whole_model_is_no_adapter_and_steps_need_a_sweep(tmp_path, capsys):
+    save_file({"model.diffusion_model.a.weight": torch.zeros(1)}, tmp_path / "model-3.safetensors")
+    with pytest.raises(UserError, match=r"model-3.safetensors is none \(it holds model.diffusion_model.a.weight\)"):
+        found_in(tmp_path, "a-1.safetensors")
+    with pytest.raises(UserError, match="--steps are the training steps of several checkpoints"):
+        checkpoints(config(steps="1,2"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "plan.json").write_text("{}")
+    (tmp_path / "model-3.safetensors").unlink()
+    save_file({"lora_unet_a.alpha": torch.zeros(1)}, tmp_path / "a-2.safetensors")
+    sides = ["--members", "a", "--nonmembers", "b", "-o", tmp_path / "run"]
+    assert "choose another -o for a sweep" in refused(capsys, "audit", "m", "--lora", tmp_path / "a-*", *sides)
+
+
+@pytest.fixture(scope="module")
+def leaking(tmp_path_factory) -> tuple[Checkpoints, list[Run]]:
+    """Three finished audits of a growing leak."""
+    root = tmp_path_factory.mktemp("leaking")
+    runs = []
+    for step, d in zip(STEPS, (0.0, 0.2, 1.5), strict=True):
+        folder = make_run(root / f"c-{step}", {"sima": gaussian(d), "loss": gaussian(d / 2)})
+        runs.append(Run(str(folder), read_audit(folder), read_samples(folder)))
+    return Checkpoints("lora", "their names", tuple(Checkpoint(f"c-{s}", f"out/c-{s}.safetensors", s) for s in STEPS)), runs
+
+
+def test_differences_are_paired_with_the_checkpoint_before_and_the_last_within_the_limits_is_named(leaking):
+    from diffleak.auditing.gate import gates
+
+    found, runs = leaking
+    limited = config(max_auc=0.7, lora="out/*", output="run")
+    judged = [Run(r.name, r.record.model_copy(update={"gates": gates(r.record.results, limited)}), r.samples) for r in runs]
+    record = summary(limited, found, judged)
+    assert [point.passed for point in record.points] == [True, True, False] and record.last_passing == "c-200"
+    second = record.points[1]
+    assert record.points[0].difference is None
+    assert second.difference == difference((judged[1], second.attack), (judged[0], record.points[0].attack), 0)
+    with pytest.raises(GateFailed, match=r"the last checkpoint, c-300 \(step 300\), fails") as failed:
+        gate(record)
+    assert "the last that passes is c-200" in str(failed.value)
+    html = to_html(page(record))
+    assert "The last checkpoint within the limits: c-200, step 200" in html and html.count("<svg") >= 2
+
+
+def test_without_limits_nothing_is_gated_and_the_attack_of_each_checkpoint_is_said(leaking):
+    found, runs = leaking
+    record = summary(config(lora="out/*"), found, runs)
+    gate(record)
+    assert record.last_passing is None and {point.passed for point in record.points} == {None}
+    attacks = {point.attack for point in record.points}
+    assert (len(attacks) == 1) != any("shown by the attack that its own calibrate part chose" in line for line in record.warnings)
+    assert [point.auc for point in record.points] == [run.record.result(p.attack).auc for p, run in zip(record.points, runs, strict=True)]
