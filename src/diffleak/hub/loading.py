@@ -27,7 +27,7 @@ from diffleak.errors import UserError, first_lines, shown, unknown
 from diffleak.hub.adapters import FILES as ADAPTERS
 from diffleak.hub.adapters import adapter_file, adapter_fingerprint, apply, refuse_other_base
 from diffleak.hub.classes import KEY, class_names
-from diffleak.hub.codecs import codec_fingerprint, image_shape, read_codec, scaling
+from diffleak.hub.codecs import AUTOENCODERS, OF_PIPELINES, codec_fingerprint, image_shape, read_codec, scaling
 from diffleak.hub.configs import check_settings, read_json
 from diffleak.hub.folders import (
     DTYPES,
@@ -120,7 +120,8 @@ def load(
         raise UserError(f"{folder} must hold vae/, on whose latents a {name} works; it is missing")
     if autoencoder_folder(folder):
         factor = STABLE_DIFFUSION_FACTOR if name == "StableDiffusionPipeline" else None
-        codec = read_codec(folder, "float64" if dtype == "float64" else "float32", device, factor)
+        kinds = OF_PIPELINES if name else AUTOENCODERS
+        codec = read_codec(folder, "float64" if dtype == "float64" else "float32", device, factor, kinds)
     ask = asking(name, scaling(codec)[1] if isinstance(codec, Autoencoder) else 1) if name else None
     first = _denoiser(folder, network_folder, dtype, device, ask)
     denoiser: Denoiser = first
