@@ -151,7 +151,10 @@ def test_guidance_of_qwen_image_is_plain_where_its_pipeline_rescales_and_a_warni
 
 
 def test_a_caption_alone_is_what_it_is_in_a_batch_and_the_empty_one_is_a_caption(targets: dict[str, Target]) -> None:
-    for kind, target in targets.items():
+    for kind in FLOW_MODELS:
+        if kind == "flux2-dev":
+            continue  # as FLUX.2 klein's, at 30 layers
+        target = targets[kind]
         z, texts = torch.randn(3, CHANNELS[kind], *SIDES, generator=torch.Generator().manual_seed(4)), [*TEXTS, ""]
         batch, together = target.text(texts), target.text(texts, together=True)
         eps = target.denoiser(z, 500, batch)

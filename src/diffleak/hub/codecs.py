@@ -20,7 +20,7 @@ from diffleak.work.memory import out_of_memory
 from diffleak.work.progress import say
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
-OF_PIPELINES = ("AutoencoderKLFlux2", "AutoencoderKLQwenImage", "AutoencoderDC")  # of finished models alone: no training on their latents
+OF_PIPELINES = (*AUTOENCODERS, "AutoencoderKLFlux2", "AutoencoderKLQwenImage", "AutoencoderDC")  # no model of ours works on their latents
 FACTORLESS = ("AutoencoderKLFlux2", "AutoencoderKLQwenImage")  # they scale latents by statistics of their own
 PATCH = 2  # latent pixels a side that FLUX.2 takes as one
 PROBE = 64  # pixels a side of the blank image that shows how far an autoencoder scales down
@@ -32,7 +32,7 @@ def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", 
     What the libraries warn of meanwhile is said on stderr. `factor` and errors are those of `read_codec`.
     """
     with heard() as said:
-        codec = read_codec(folder, dtype, device, factor, AUTOENCODERS)
+        codec = read_codec(folder, dtype, device, factor)
     for line in said:
         say(f"warning: while {folder} was loaded: {line}")
     return codec
@@ -43,7 +43,7 @@ def read_codec(
     dtype: str = "float32",
     device: str = "cpu",
     factor: float | None = None,
-    kinds: Sequence[str] = (*AUTOENCODERS, *OF_PIPELINES),
+    kinds: Sequence[str] = AUTOENCODERS,
 ) -> Autoencoder:
     """The same for callers that listen to warnings themselves.
 

@@ -29,7 +29,7 @@ from diffleak.errors import UserError, first_lines, shown, unknown
 from diffleak.hub.adapters import FILES as ADAPTERS
 from diffleak.hub.adapters import STATES, adapter_fingerprint, apply, named_adapters, refuse_other_base, together
 from diffleak.hub.classes import KEY, class_names
-from diffleak.hub.codecs import codec_fingerprint, image_shape, read_codec, scaling
+from diffleak.hub.codecs import AUTOENCODERS, OF_PIPELINES, codec_fingerprint, image_shape, read_codec, scaling
 from diffleak.hub.configs import check_settings, read_json
 from diffleak.hub.embeddings import embed, embedding_fingerprint, named_embeddings
 from diffleak.hub.exploding import exploding
@@ -150,7 +150,8 @@ def load(
         raise UserError(f"{folder} must hold vae/, on whose latents a {name} works; it is missing")
     if autoencoder_folder(folder):
         factor = STABLE_DIFFUSION_FACTOR if name == "StableDiffusionPipeline" else None
-        codec = read_codec(folder, "float64" if dtype == "float64" else "float32", device, factor)
+        kinds = OF_PIPELINES if name else AUTOENCODERS
+        codec = read_codec(folder, "float64" if dtype == "float64" else "float32", device, factor, kinds)
     ask = asking(name, scaling(codec)[1] if isinstance(codec, Autoencoder) else 1) if name else None
     first = _denoiser(folder, network_folder, dtype, device, ask, chosen)
     beside = folder if network is None else place_of(network)  # where training left its records
