@@ -17,11 +17,10 @@ from diffleak.diffusion.preconditioning import Preconditioning
 from diffleak.diffusion.schedule import Schedule
 from diffleak.errors import UserError, shown
 from diffleak.hub.configs import read_json
-from diffleak.hub.folders import INDEX
+from diffleak.hub.folders import IN_UNIT_RANGE, INDEX
 
 SCORE = "ScoreSdeVeScheduler"
 EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-IN_UNIT_RANGE = "ScoreSdeVePipeline"
 
 
 class Exploding(NamedTuple):

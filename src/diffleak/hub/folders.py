@@ -49,6 +49,7 @@ NETWORKS = {
         "SanaTransformer2DModel",
     ),
 }
+IN_UNIT_RANGE = "ScoreSdeVePipeline"  # whose images lie in [0, 1]
 CONVERTED = "ResearchUNet"  # our own network, of what `convert` writes
 AUTOENCODER_FOLDERS = ("vae", "vqvae")
 SECOND = "_2"  # what the folder of a second network is called after the first
@@ -252,6 +253,8 @@ def fingerprint(model: str | Path, part: str = "", weights: Weights | None = Non
     files = [folder / "scheduler" / "scheduler_config.json"]
     if (folder / INDEX).is_file() and any((folder / part).is_dir() for part in TEXT_PARTS):
         files.append(folder / INDEX)  # says how captions are embedded: the pipeline, and what no caption means to it
+    if (folder / INDEX).is_file() and read_json(folder / INDEX, "").get("_class_name") == IN_UNIT_RANGE:
+        files.append(folder / INDEX)  # says in which units its sigmas are
     if (folder / DUAL).is_file():
         files.append(folder / DUAL)
     for name in PARTS:
