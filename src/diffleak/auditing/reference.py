@@ -16,16 +16,16 @@ from diffleak.diffusion.denoiser import Guided
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 
-BASE = "base"  # the audited model without its LoRA
+BASE = "base"  # the audited model without its LoRAs and embeddings
 ROUNDING = 1e-6  # schedulers compute the same table in float32, each in its own order
 
 
 def load_reference(config: AuditConfig, target: Target) -> Target | None:
-    """The reference model that a config names, None without one; raises `UserError` for `base` of a model without LoRA."""
+    """The reference model that a config names, None without one; raises `UserError` for `base` of a model with nothing added."""
     if config.reference is None:
         return None
-    if config.reference == BASE and config.lora is None:
-        raise UserError(f"--reference {BASE} is the model without its LoRA, so it needs --lora; otherwise name a model")
+    if config.reference == BASE and config.lora is None and config.embedding is None:
+        raise UserError(f"--reference {BASE} is the model without its LoRA, so it needs --lora or --embedding; otherwise name a model")
     own = config.reference == BASE
     network, weights = (config.network, config.weights) if own else (None, None)
     model = config.model if own else config.reference

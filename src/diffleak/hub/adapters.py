@@ -176,7 +176,7 @@ def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str]
         raise UserError(f"the LoRA {file} changes nothing: its alpha is 0 in every layer")
     if all(update.idle for update in changes):
         raise UserError(f"the LoRA {file} changes nothing: all of its changes are zero, as they are before training")
-    products = {f"{update.layer}.weight": update.low_rank(scale) for update in changes if update.network == part}
+    products = {f"{update.layer}.{update.parameter}": update.low_rank(scale) for update in changes if update.network == part}
     added = {name: product for name, product in products.items() if product is not None}
     return said, added if len(added) == len(products) else None
 

@@ -223,6 +223,8 @@ def _of_group(
     if dora_scale is not None:
         across = (1, *shapes[0][1:2], *[1] * (len(shapes[0]) - 2))
         along = (total, *[1] * (len(shapes[0]) - 1))
+        if tuple(dora_scale.shape) == across != along and len(layers) > 1:
+            raise UserError(f"its dora_scale of {where} is by input, over layers that are one in the file and {len(layers)} in the model")
         if tuple(dora_scale.shape) not in (along, across):
             raise UserError(f"its dora_scale of {where} must have shape {along} or {across}; got {tuple(dora_scale.shape)}")
     for layer, rows in zip(layers, _rows(shapes), strict=True):
