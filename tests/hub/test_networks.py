@@ -190,6 +190,11 @@ def test_what_is_no_denoiser_of_the_model_is_refused_by_name_with_the_way_on(bas
     assert str(made / name.partition("/")[0]) in message and REFUSED[name] in message
 
 
+def test_a_checkpoint_given_as_the_model_is_refused_with_the_way_on(made: Path) -> None:
+    folder = made / "checkpoint-500"
+    assert refusal(folder).endswith(f"which says the noise schedule: give the model it was trained from, and --network {folder}")
+
+
 def test_damaged_weights_of_another_denoiser_are_refused(base: Path, made: Path, tmp_path: Path) -> None:
     state = load_file(made / "accelerate" / "model.safetensors")
     short, cut = tmp_path / "short.safetensors", tmp_path / "cut.safetensors"

@@ -250,6 +250,9 @@ def _denoiser(
     """The network in one part of a model's folder, or the chosen weights in its place, on the model's schedule."""
     config = read_json(chosen.config if chosen else network_folder / "config.json", f"{folder} must be a diffusers model folder")
     check_weights(network_folder, chosen)
+    if not (folder / "scheduler").is_dir():
+        way = f"give the model it was trained from, and --network {folder}"
+        raise UserError(f"{folder} has no scheduler/, which says the noise schedule: {way}")
     schedule, prediction_type, precondition = _schedule(folder)
     network = _network(network_folder, config, DTYPES[dtype], chosen).to(device)
     classes = None if ask else _classes(config, network_folder)

@@ -187,7 +187,7 @@ def said_of(weights: Weights) -> str | None:
     if not copy.variant or weights.asked:
         return None
     averages = {EMA: "an average (EMA)", NON_EMA: "not the average (EMA)"}
-    kind = averages.get(copy.variant) or " and ".join(sorted(set(header(opened_file).values())))
+    kind = averages.get(copy.variant) or " and ".join(sorted({kind for kind in header(opened_file).values() if "float" in kind}))
     return f"{weights.place.name}/ holds no plain weights: {opened_file.name} was opened, which is {kind}"
 
 
@@ -304,15 +304,13 @@ def viewed(weights: Weights, stems: tuple[str, str]) -> Iterator[Path]:
 
 def _place(file: Path, name: Path) -> None:
     """Puts a file of weights into a view: as a link, or written anew without what is around the state dict and before its names."""
-    content = load_file(file) if (safe := file.suffix == SAFE) and wrapped_by(header(file)) else None if safe else _unpickled(file)
-    if content is None:
+    content = _unpickled(file) if file.suffix != SAFE else None
+    prefix = wrapped_by(header(file) if content is None else _state_dict(content, file))
+    if not prefix and (content is None or _is_state(content)):
         return _link(file, name)
-    state = _state_dict(content, file)
-    prefix = wrapped_by(state)
-    if _is_state(content) and not prefix:
-        return _link(file, name)
+    state = load_file(file) if content is None else _state_dict(content, file)
     plain = {key.removeprefix(prefix): value for key, value in state.items()}
-    if safe:
+    if content is None:
         save_file(plain, name, {"format": "pt"})
     else:
         torch.save(plain, name)
