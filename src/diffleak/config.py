@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from diffleak.errors import UserError, refuse_other_bytes, shown, unknown
 from diffleak.work.reading import Unreadable, load_yaml
@@ -45,6 +46,10 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    def model_dump(self, **how: Any) -> dict[str, Any]:
+        """The settings by the names that people type."""
+        return super().model_dump(**{"by_alias": True, **how})
+
 
 class ModelConfig(Config):
     """Settings of a command about one model that is there already, with or without a LoRA adapter on it."""
@@ -52,7 +57,10 @@ class ModelConfig(Config):
     ARGUMENT = "model"
     FOLLOW = ["skip_unreadable dtype device"]
 
-    model: str = Field("denoiser", description="A diffusers folder or a hub id; safetensors only.")
+    model: str = Field("denoiser", description="A diffusers folder, a hub id, or one file with all of a model.")
+    model_config_: str | None = Field(
+        None, alias="model_config", description="MODEL in one file: its settings, a diffusers folder or hub id; default the hub's."
+    )
     lora: str | None = Field(
         None, description="A LoRA adapter to apply to a text-to-image MODEL: a .safetensors file, a folder or a hub id."
     )
@@ -60,7 +68,7 @@ class ModelConfig(Config):
     dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
     device: Device = None
 
-    @field_validator("model", "lora", mode="before")
+    @field_validator("model", "model_config_", "lora", mode="before")
     @classmethod
     def _name(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path | int) and not isinstance(value, bool) else value
@@ -108,11 +116,12 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged.update({key: value for key, value in layer.items() if value is not None})
+    fields = settings_of(kind)
     for key in merged:
-        if key not in kind.model_fields:
+        if key not in fields:
             raise _unknown_key(kind, key)
     for key, value in merged.items():
-        annotation = kind.model_fields[key].annotation
+        annotation = fields[key].annotation
         if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):  # pydantic reads true as 1
             raise UserError(f"{key}: must be no truth value; got {value}: a text that YAML takes for one, as yes, needs quotes")
         for each in value if isinstance(value, list | tuple) else (value,):
@@ -133,12 +142,16 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
 def _unknown_key(kind: type[Config], key: str) -> UserError:
     if key in NO_SETTINGS:
         return UserError(f"{key} is no setting, since it decides nothing of a result; give {flag(key)} on the command line")
-    on = next((name for name in kind.model_fields if second_name(kind, name) == flag(key)), None)
+    fields = settings_of(kind)
+    on = next((name for name in fields if second_name(kind, name) == flag(key)), None)
     return (
-        UserError(f"{flag(key)} switches a setting off, whose key is {on}: write {on}: false")
-        if on
-        else unknown("config key", key, kind.model_fields)
+        UserError(f"{flag(key)} switches a setting off, whose key is {on}: write {on}: false") if on else unknown("config key", key, fields)
     )
+
+
+def settings_of(kind: type[Config]) -> dict[str, FieldInfo]:
+    """Every setting by the name that people type, which is a field's alias where pydantic keeps its own meaning for the name."""
+    return {field.alias or name: field for name, field in kind.model_fields.items()}
 
 
 def flag(key: str) -> str:
@@ -148,7 +161,7 @@ def flag(key: str) -> str:
 
 def second_name(kind: type[Config], key: str) -> str | None:
     """The short flag of a setting, or the flag that switches it off, if it has one."""
-    return next((item.name for item in kind.model_fields[key].metadata if isinstance(item, Flag)), None)
+    return next((item.name for item in settings_of(kind)[key].metadata if isinstance(item, Flag)), None)
 
 
 def command_line(config: Config, command: str, exclude: Iterable[str] = ("threads",)) -> str:

@@ -49,12 +49,13 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
 
     A function that makes the Config itself takes a dict of the options, as its parameter `given`.
     """
-    from diffleak.config import build, read_yaml
+    from diffleak.config import build, read_yaml, settings_of
 
-    replaced = {"given": [*kind.model_fields], "settings": [*kind.model_fields, "config"]}
+    fields = settings_of(kind)
+    replaced = {"given": [*fields], "settings": [*fields, "config"]}
     own = {name: parameter.replace(kind=Parameter.KEYWORD_ONLY) for name, parameter in signature(function).parameters.items()}
     names = [name for each in own for name in replaced.get(each, [each])]
-    flags = {key: _parameter(kind, key) for key in kind.model_fields if key not in kind.NO_FLAG}
+    flags = {key: _parameter(kind, key) for key in fields if key not in kind.NO_FLAG}
     known = {"config": Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=File)} | own | flags
     parameters = {name: known[name] for name in _in_order(kind, names) if name in known}
 
@@ -73,9 +74,9 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
 
 def _parameter(kind: "type[Config]", key: str) -> Parameter:
     """The parameter of a setting, as typer reads it."""
-    from diffleak.config import flag, second_name
+    from diffleak.config import flag, second_name, settings_of
 
-    field = kind.model_fields[key]
+    field = settings_of(kind)[key]
     text = kind.HELP.get(key, field.description)
     text = text and text.replace("{default}", str(field.default))
     read_as: Any = next((plain for plain in (bool, int, float, Path) if field.annotation in (plain, plain | None)), str)

@@ -8,6 +8,8 @@ and Sablayrolles 2022, arXiv 2111.08440). Both models are asked about the same i
 embedded by the model's own text encoder. What an attack settles on calibration images, it settles on the audited model.
 """
 
+import os
+
 import numpy as np
 
 from diffleak import hub
@@ -26,7 +28,9 @@ def load_reference(config: AuditConfig, target: Target) -> Target | None:
         return None
     if config.reference == BASE and config.lora is None:
         raise UserError(f"--reference {BASE} is the model without its LoRA, so it needs --lora; otherwise name a model")
-    return hub.load(config.model if config.reference == BASE else config.reference, target.dtype, target.device, config.guidance_scale)
+    model = config.model if config.reference == BASE else config.reference
+    settings = config.model_config_ if os.path.isfile(model) else None
+    return hub.load(model, target.dtype, target.device, config.guidance_scale, model_config=settings)
 
 
 def refuse_incompatible(target: Target, reference: Target) -> None:

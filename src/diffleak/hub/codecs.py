@@ -10,6 +10,7 @@ from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.errors import UserError, first_lines, shown
 from diffleak.hub.configs import are_numbers, read_json
 from diffleak.hub.folders import DTYPES, autoencoder_folder, check_weights, heard, pretrained
+from diffleak.hub.single_file import SingleFile
 from diffleak.work.files import hash_files
 from diffleak.work.memory import out_of_memory
 from diffleak.work.progress import say
@@ -30,10 +31,13 @@ def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", 
     return codec
 
 
-def read_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", factor: float | None = None) -> Autoencoder:
+def read_codec(
+    folder: str | Path, dtype: str = "float32", device: str = "cpu", factor: float | None = None, single: SingleFile | None = None
+) -> Autoencoder:
     """The same for callers that listen to warnings themselves.
 
-    `factor` is the scaling_factor where the config says none, which the first Stable Diffusion folders do not.
+    `factor` is the scaling_factor where the config says none, which the first Stable Diffusion folders do not. `single` is the file with
+    the weights, where the folder has no more than their settings.
     Raises `UserError` for another kind of autoencoder, missing weights, and a config that does not say its scaling_factor.
     """
     own = autoencoder_folder(Path(folder)) or Path(folder)
@@ -58,6 +62,8 @@ def read_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", 
         if values is not None and not are_numbers(values, channels, positive=key == "latents_std"):
             said = f"{own}/config.json must give {key} as {channels} {kind}, one per latent channel, or null"
             raise UserError(f"{said}; got {shown(values)}")
+    if single is not None and single.holds(own.name):
+        return _codec(single.network(own.name, name, DTYPES[dtype]).to(device))
     check_weights(own)
     network = pretrained(name, own, DTYPES[dtype]).to(device)
     return _codec(network)

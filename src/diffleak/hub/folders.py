@@ -119,14 +119,14 @@ def check_weights(folder: Path) -> None:
     files = sorted(folder.glob("*.safetensors"))
     weights = sum(map(count_weights, files))
     if files:
-        return _refuse_depth(folder / "config.json", weights)
+        return refuse_depth(folder / "config.json", weights)
     pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
     if pickles:
         raise UserError(pickle_message(pickles[0]))
     raise UserError(f"{folder} must hold the weights as .safetensors; found none")
 
 
-def _refuse_depth(path: Path, weights: int) -> None:
+def refuse_depth(path: Path, weights: int) -> None:
     parts = [read_json(path, f"{path.parent} must say what network its weights are of")]
     while parts:
         for key, value in parts.pop().items():
@@ -176,7 +176,7 @@ def from_transformers(kind: Any, folder: Path, **how: Any) -> tuple[Any, dict[st
     Its own message of those is "look at the above report", and `ImportError` and others pass.
     """
     how |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    network, info = kind.from_pretrained(folder, **how)
+    network, info = kind.from_pretrained(None if "state_dict" in how else folder, **how)
     if info["mismatched_keys"]:
         key, found, expected = min(info["mismatched_keys"])
         said = f"{key} has shape {tuple(found)}, where {tuple(expected)} is expected"

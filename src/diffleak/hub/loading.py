@@ -5,10 +5,11 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ParamSpec, get_args
 
 import torch
@@ -36,6 +37,7 @@ from diffleak.hub.folders import (
     NETWORKS,
     PARTS,
     SECOND,
+    TEXT_PARTS,
     autoencoder_folder,
     check_weights,
     diffusers_library,
@@ -47,6 +49,7 @@ from diffleak.hub.folders import (
 )
 from diffleak.hub.making import FLOW_SCHEDULER, flow_schedule
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of, write_index
+from diffleak.hub.single_file import SingleFile, open_single_file
 from diffleak.work.files import write_text
 from diffleak.work.progress import say
 
@@ -83,19 +86,25 @@ def load(
     guidance_scale: float = 1.0,
     lora: str | Path | None = None,
     lora_scale: float = 1.0,
+    model_config: str | Path | None = None,
 ) -> Target:
-    """The model in a diffusers folder or of a hub id, ready to be audited.
+    """The model in a diffusers folder, of a hub id, or in one file, ready to be audited.
 
     `dtype` is float32, float16, bfloat16 or float64; `device` a torch device, by default the first accelerator or the CPU.
     `guidance_scale` other than 1 makes every answer of a text-to-image model one of classifier-free guidance.
     `lora` is a LoRA adapter of a text-to-image model, a safetensors file, a folder or a hub id: it is merged into the weights
     of the denoiser, and of the text encoders where it has such, at `lora_scale` times the strength that it was saved with.
-    Raises `UserError` for a folder that is no diffusers model, pickle checkpoints, networks that are not supported, and an
-    adapter that does not match the model.
+    `model_config` is the same model as a diffusers folder or hub id, whose settings a model in one file needs (see `single_file`);
+    without it they are fetched.
+    Raises `UserError` for a folder that is no diffusers model, pickles of more than weights, networks that are not supported, and
+    an adapter that does not match the model.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    folder = located(model)
+    single = open_single_file(Path(model), model_config) if os.path.isfile(model) else None
+    if model_config is not None and single is None:
+        raise UserError(f"--model-config has the settings of a MODEL in one file, and {model} is no file; leave it out")
+    folder = single.folder if single else located(model)
     name = pipeline_of(folder)
     _refuse_other_kinds(folder)
     network_folder = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
@@ -120,9 +129,9 @@ def load(
         raise UserError(f"{folder} must hold vae/, on whose latents a {name} works; it is missing")
     if autoencoder_folder(folder):
         factor = STABLE_DIFFUSION_FACTOR if name == "StableDiffusionPipeline" else None
-        codec = read_codec(folder, "float64" if dtype == "float64" else "float32", device, factor)
+        codec = read_codec(folder, "float64" if dtype == "float64" else "float32", device, factor, single)
     ask = asking(name, scaling(codec)[1] if isinstance(codec, Autoencoder) else 1) if name else None
-    first = _denoiser(folder, network_folder, dtype, device, ask)
+    first = _denoiser(folder, network_folder, dtype, device, ask, single)
     denoiser: Denoiser = first
     if second.is_dir():
         turns = read_json(folder / DUAL, f"{folder} has two networks, so it must say how they take turns")
@@ -136,11 +145,12 @@ def load(
     shape = _shape(config, network_folder, packing)
     if isinstance(codec, Autoencoder):
         shape = image_shape(codec, shape, int(config.get("in_channels", 0)) // packing, folder)
-    pipeline = load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device) if name else None
-    which, said = fingerprint(folder), list[str]()
+    pipeline = load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device, single) if name else None
+    which, said = single.fingerprint if single else fingerprint(folder), list(single.warnings if single else ())
     if adapter is not None:
         refuse_other_base(adapter, which)
-        said, added = apply(pipeline, network_folder.name, adapter, lora_scale)
+        warned, added = apply(pipeline, network_folder.name, adapter, lora_scale)
+        said += warned
         denoiser = replace(first, adapted=added)
         which = hashlib.sha256(f"{which} {adapter_fingerprint(adapter, lora_scale)}".encode()).hexdigest()
     text = None if pipeline is None else PipelineText(pipeline)
@@ -148,7 +158,8 @@ def load(
     if text is None and guidance_scale != 1:
         raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")
     applied = None if lora is None else str(lora)
-    strength, split_file = lora_scale if applied else None, own_split(folder if adapter is None else adapter.parent)
+    home = adapter.parent if adapter else single.path.parent if single else folder
+    strength, split_file = lora_scale if applied else None, own_split(home)
     return Target(
         guided,
         shape,
@@ -162,10 +173,25 @@ def load(
         applied,
         strength,
         split_file,
-        training_records(folder if adapter is None else adapter.parent),
+        training_records(home),
         class_names(folder, first.classes) if first.classes else UNNAMED,
         tuple(said),
     )
+
+
+def unpack(folder: Path, file: Path, model_config: str | Path | None = None) -> None:
+    """Writes a model in one file as a folder of the same pipeline, in float32, with the settings that `load` gives it."""
+    single = open_single_file(file, model_config)
+    target: Any = load(file, device="cpu", model_config=model_config)
+    network, pipeline = target.denoiser.network, target.text.pipeline
+    parts = {name: value for name, value in pipeline.components.items() if value is not None and name in TEXT_PARTS}
+    parts |= {"transformer" if (single.folder / "transformer").is_dir() else "unet": network, "vae": target.codec.network}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    shutil.copytree(single.folder / "scheduler", folder / "scheduler")
+    path = folder / "scheduler" / "scheduler_config.json"
+    write_text(path, json.dumps(read_json(path, "") | dict(single.scheduler), indent=2))
+    write_index(folder, single.folder)
 
 
 def training_records(folder: Path) -> tuple[Path, ...]:
@@ -180,7 +206,7 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
     Raises `UserError` for a LoRA or guidance beside a model that is loaded already, and as `load` does.
     """
     if loaded is None:
-        return load(config.model, config.dtype, config.device, guidance_scale, config.lora, config.lora_scale)
+        return load(config.model, config.dtype, config.device, guidance_scale, config.lora, config.lora_scale, config.model_config_)
     if config.lora is not None:
         raise UserError("a LoRA is applied when a model is loaded: give diffleak.load(MODEL, lora=...) as the target, and no lora here")
     if guidance_scale != 1.0:
@@ -188,12 +214,15 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
     return loaded
 
 
-def _denoiser(folder: Path, network_folder: Path, dtype: str, device: str, ask: Ask | None) -> NetworkDenoiser:
+def _denoiser(
+    folder: Path, network_folder: Path, dtype: str, device: str, ask: Ask | None, single: SingleFile | None = None
+) -> NetworkDenoiser:
     """The network in one part of a model's folder, on the model's schedule."""
     config = read_json(network_folder / "config.json", f"{folder} must be a diffusers model folder")
-    check_weights(network_folder)
-    schedule, prediction_type = _schedule(folder)
-    network = _network(network_folder, config, DTYPES[dtype]).to(device)
+    if single is None:
+        check_weights(network_folder)
+    schedule, prediction_type = _schedule(folder, single.scheduler if single else {})
+    network = _network(network_folder, config, DTYPES[dtype], single).to(device)
     classes = None if ask else _classes(config, network_folder)
     return NetworkDenoiser(network, schedule, prediction_type, classes, ask, _learned_variance(folder, network_folder, network))
 
@@ -217,7 +246,7 @@ def _learned_variance(folder: Path, network_folder: Path, network: Any) -> bool:
     return True
 
 
-def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype, single: SingleFile | None = None) -> torch.nn.Module:
     allowed = NETWORKS[folder.name.removesuffix(SECOND)]
     name = LEGACY.get(config.get("_class_name", ""), config.get("_class_name", allowed[0]))
     if config.get("norm_type") == "ada_norm_single":
@@ -227,13 +256,13 @@ def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.
     if (name not in WITHOUT_TEXT) != (pipeline_of(folder.parent) is not None):
         takes = "takes captions" if name not in WITHOUT_TEXT else "takes no captions"
         raise UserError(f"{folder} holds a {name}, which {takes}; model_index.json must name its pipeline, one of {', '.join(PIPELINES)}")
-    return pretrained(name, folder, dtype)
+    return single.network(folder.name, name, dtype) if single else pretrained(name, folder, dtype)
 
 
-def _schedule(folder: Path) -> tuple[Schedule, PredictionType]:
-    """The model's own table, built by the scheduler class that its folder names."""
+def _schedule(folder: Path, changes: Mapping[str, Any] = MappingProxyType({})) -> tuple[Schedule, PredictionType]:
+    """The model's own table, built by the scheduler class that its folder names, with `changes` of its settings."""
     path = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(path, f"{folder} must say its noise schedule")
+    config = read_json(path, f"{folder} must say its noise schedule") | dict(changes)
     name, prediction_type = config.get("_class_name", "DDPMScheduler"), config.get("prediction_type", "epsilon")
     if prediction_type not in get_args(PredictionType) or prediction_type == "flow":
         raise UserError(f"prediction_type must be epsilon, v_prediction or sample; {folder} says '{shown(prediction_type)}'")
