@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from diffleak.errors import UserError, refuse_other_bytes, shown, unknown
 from diffleak.work.reading import Unreadable, load_yaml
 
+IN_PYTHON = "denoiser"  # what a model in memory is called
 NO_SETTINGS = ("json", "config")  # flags that no config file holds: how a call prints, and which file that is
 
 Device = Annotated[str | None, Field(description="cpu, cuda, cuda:1, mps; default the first accelerator.")]
@@ -33,12 +34,13 @@ class Config(BaseModel):
     """Base of all command settings: immutable, and an unknown key is an error.
 
     Where the command line does not follow from the fields and their descriptions, in which {default} is a field's default, a class says:
-    ARGUMENT, the setting that is given without a flag; NO_FLAG, settings of the config file and of Python alone; HELP, other words for
-    inherited settings; FOLLOW, settings that follow each other in `--help` though they are not declared one after the other; LEAST, the
-    least values that `--help` shows.
+    ARGUMENT, the setting that is given without a flag, and INSTEAD, the one that may take its place; NO_FLAG, settings of the config file
+    and of Python alone; HELP, other words for inherited settings; FOLLOW, settings that follow each other in `--help` though they are not
+    declared one after the other; LEAST, the least values that `--help` shows.
     """
 
     ARGUMENT: ClassVar[str | None] = None
+    INSTEAD: ClassVar[str | None] = None
     NO_FLAG: ClassVar[set[str]] = set()
     HELP: ClassVar[dict[str, str]] = {}
     FOLLOW: ClassVar[list[str]] = ["output config"]
@@ -54,12 +56,15 @@ class Config(BaseModel):
 class ModelConfig(Config):
     """Settings of a command about one model that is there already, with or without a LoRA adapter on it."""
 
-    ARGUMENT = "model"
+    ARGUMENT, INSTEAD = "model", "model_from"
     FOLLOW = ["skip_unreadable dtype device"]
 
-    model: str = Field("denoiser", description="A diffusers folder, a hub id, or one file with all of a model.")
+    model: str = Field(IN_PYTHON, description="A diffusers folder, a hub id, or one file with all of a model.")
     model_config_: str | None = Field(
         None, alias="model_config", description="MODEL in one file: its settings, a diffusers folder or hub id; default the hub's."
+    )
+    model_from: str | None = Field(
+        None, description="A function of your own that makes the model (of MODEL, if given), as package.module:function; runs its code."
     )
     lora: str | None = Field(
         None, description="A LoRA adapter to apply to a text-to-image MODEL: a .safetensors file, a folder or a hub id."
@@ -72,6 +77,18 @@ class ModelConfig(Config):
     @classmethod
     def _name(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path | int) and not isinstance(value, bool) else value
+
+    @property
+    def in_memory(self) -> bool:
+        """True where the model was made in Python, so that no command can name it."""
+        return self.model == IN_PYTHON and self.model_from is None
+
+    @model_validator(mode="after")
+    def _made_by_a_function(self) -> "ModelConfig":
+        given = [name for name, value in (("lora", self.lora), ("model_config", self.model_config_)) if value is not None]
+        if self.model_from and given:
+            raise ValueError(f"{flag(given[0])} is for a model that diffleak loads, and --model-from makes one: leave out one of them")
+        return self
 
     @model_validator(mode="after")
     def _scale_of_a_lora(self) -> "ModelConfig":

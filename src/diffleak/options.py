@@ -49,7 +49,8 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
 
     A function that makes the Config itself takes a dict of the options, as its parameter `given`.
     """
-    from diffleak.config import build, read_yaml, settings_of
+    from diffleak.config import build, flag, read_yaml, settings_of
+    from diffleak.errors import UserError
 
     fields = settings_of(kind)
     replaced = {"given": [*fields], "settings": [*fields, "config"]}
@@ -63,7 +64,10 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
         given = {key: values.pop(key) for key in flags}
         if "given" in own:
             return function(given=given, **values)
-        settings = build(kind, read_yaml(values.pop("config")), given)
+        read = read_yaml(values.pop("config"))
+        if kind.ARGUMENT and kind.INSTEAD and not any({**read, **given}.get(key) for key in (kind.ARGUMENT, kind.INSTEAD)):
+            raise UserError(f"{kind.ARGUMENT.upper()} must be given, or {flag(kind.INSTEAD)}")
+        settings = build(kind, read, given)
         function(settings=settings, **values)
 
     call.__doc__ = function.__doc__
@@ -81,7 +85,10 @@ def _parameter(kind: "type[Config]", key: str) -> Parameter:
     text = text and text.replace("{default}", str(field.default))
     read_as: Any = next((plain for plain in (bool, int, float, Path) if field.annotation in (plain, plain | None)), str)
     if key == kind.ARGUMENT:
-        return Parameter(key, Parameter.KEYWORD_ONLY, annotation=Annotated[read_as, typer.Argument(help=text, show_default=False)])
+        argument = typer.Argument(help=text, show_default=False)
+        if kind.INSTEAD:
+            return Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[read_as | None, argument])
+        return Parameter(key, Parameter.KEYWORD_ONLY, annotation=Annotated[read_as, argument])
     other = second_name(kind, key)
     names = [flag(key)] if other is None else [f"{flag(key)}/{other}"] if read_as is bool else [other, flag(key)]
     option = typer.Option(*names, help=text, show_default=False, min=kind.LEAST.get(key))

@@ -29,7 +29,8 @@ class Target:
     nothing shows that it is the same model. `x_dtype` is the dtype of images, latents and noise: at least float32, so that
     a half-precision network does not round the attack's own arithmetic. `split_file` is the split.json that training left beside
     the model, or beside the LoRA, and `trained` are the train.json files that say how it read its images. `warnings` are those of the
-    libraries that read the weights, and of how far rounding changed an adapter.
+    libraries that read the weights, and of how far rounding changed an adapter. `made_by` is the function of the user's own that made
+    the model, as package.module:function, and `code` a hash of its module.
     """
 
     denoiser: Denoiser
@@ -47,6 +48,8 @@ class Target:
     trained: tuple[Path, ...] = ()
     class_names: ClassNames = UNNAMED
     warnings: tuple[str, ...] = ()
+    made_by: str | None = None
+    code: str | None = None
 
     @property
     def x_dtype(self) -> torch.dtype:

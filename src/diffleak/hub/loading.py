@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, get_args
 
 import torch
 
-from diffleak.config import ModelConfig
+from diffleak.config import IN_PYTHON, ModelConfig
 from diffleak.data.labels import UNNAMED
 from diffleak.data.pixels import ImageShape
 from diffleak.data.split import own_split
@@ -48,6 +48,7 @@ from diffleak.hub.folders import (
     text_fingerprint,
 )
 from diffleak.hub.making import FLOW_SCHEDULER, flow_schedule
+from diffleak.hub.own_model import model_from
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, load_text, pipeline_of, write_index
 from diffleak.hub.single_file import SingleFile, open_single_file
 from diffleak.work.files import write_text
@@ -184,11 +185,12 @@ def unpack(folder: Path, file: Path, model_config: str | Path | None = None) -> 
     single = open_single_file(file, model_config)
     target: Any = load(file, device="cpu", model_config=model_config)
     network, pipeline = target.denoiser.network, target.text.pipeline
-    parts = {name: value for name, value in pipeline.components.items() if value is not None and name in TEXT_PARTS}
+    parts = {name: value for name, value in pipeline.components.items() if value is not None and name.startswith("text_encoder")}
     parts |= {"transformer" if (single.folder / "transformer").is_dir() else "unet": network, "vae": target.codec.network}
     for name, part in parts.items():
         part.save_pretrained(folder / name)
-    shutil.copytree(single.folder / "scheduler", folder / "scheduler")
+    for name in ("scheduler", *(part for part in TEXT_PARTS if part.startswith("tokenizer") and (single.folder / part).is_dir())):
+        shutil.copytree(single.folder / name, folder / name)
     path = folder / "scheduler" / "scheduler_config.json"
     write_text(path, json.dumps(read_json(path, "") | dict(single.scheduler), indent=2))
     write_index(folder, single.folder)
@@ -205,6 +207,11 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
 
     Raises `UserError` for a LoRA or guidance beside a model that is loaded already, and as `load` does.
     """
+    if loaded is None and config.model_from:
+        if guidance_scale != 1.0:
+            raise UserError("guidance is put around models that diffleak loads, and --model-from makes one; leave out --guidance-scale")
+        device = str(checked_device(config.device)) if config.device else None
+        return model_from(config.model_from, None if config.model == IN_PYTHON else config.model, config.dtype, device)
     if loaded is None:
         return load(config.model, config.dtype, config.device, guidance_scale, config.lora, config.lora_scale, config.model_config_)
     if config.lora is not None:
