@@ -12,7 +12,7 @@ from pydantic import Field
 
 from diffleak import cli
 from diffleak.auditing.config import AuditConfig
-from diffleak.config import Flag, build, command_line, flag, read_yaml
+from diffleak.config import Flag, build, command_line, flag, read_yaml, settings_of
 from diffleak.defenses.config import defend_config
 from diffleak.errors import UserError
 from diffleak.options import with_options
@@ -56,9 +56,9 @@ def parsed(command: Any, seen: list[dict[str, Any]], arguments: list[str]) -> di
 @COMMANDS
 def test_every_setting_is_an_option_with_the_fields_help_or_listed_as_having_no_flag(command):
     kind, found = config_of(command), parameters(command)
-    assert set(kind.model_fields) >= kind.NO_FLAG | set(kind.HELP)
-    assert set(found) - {"preset", "config", "as_json", "help"} == set(kind.model_fields) - kind.NO_FLAG
-    for key, field in kind.model_fields.items():
+    assert set(settings_of(kind)) >= kind.NO_FLAG | set(kind.HELP)
+    assert set(found) - {"preset", "config", "as_json", "help"} == set(settings_of(kind)) - kind.NO_FLAG
+    for key, field in settings_of(kind).items():
         if key not in kind.NO_FLAG:
             text = kind.HELP.get(key, field.description)
             assert found[key].help == (text and text.replace("{default}", str(field.default)))
@@ -70,7 +70,7 @@ def test_every_name_that_a_class_places_in_the_help_is_a_setting_or_an_option_of
     known: dict[type, set[str]] = {}
     for command in CONFIGS:
         for each in config_of(command).__mro__:
-            known.setdefault(each, set()).update(config_of(command).model_fields, parameters(command))
+            known.setdefault(each, set()).update(settings_of(config_of(command)), parameters(command))
     placed = [(each, name) for each in known for run in vars(each).get("FOLLOW", ()) for name in run.split()]
     assert placed and [(each, name) for each, name in placed if name not in known[each]] == []
 
@@ -110,7 +110,7 @@ NEEDED = {
 
 def drawn(kind, key: str, rng: random.Random) -> Any:
     """A value that a setting may have."""
-    annotation = kind.model_fields[key].annotation
+    annotation = settings_of(kind)[key].annotation
     kinds = {annotation, *get_args(annotation)}
     if bool in kinds:
         return rng.random() < 0.5
@@ -162,7 +162,7 @@ def test_the_key_of_a_flag_that_switches_off_is_named(tmp_path):
 def test_the_command_that_repeats_a_config_gives_that_config(command):
     rng, kind = random.Random(command), config_of(command)
     seen: list[dict[str, Any]] = []
-    parse, keys = parser(kind, seen), sorted(set(kind.model_fields) - kind.NO_FLAG - set(NEEDED[command]))
+    parse, keys = parser(kind, seen), sorted(set(settings_of(kind)) - kind.NO_FLAG - set(NEEDED[command]))
     lengths = set()
     for _ in range(300):
         settings = {key: drawn(kind, key, rng) for key in rng.sample(keys, rng.choice([1, 2, 3, 3, 5, 8]))}

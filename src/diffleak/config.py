@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from diffleak.errors import UserError, refuse_other_bytes, shown, unknown
 from diffleak.work.listed import join_named
 from diffleak.work.reading import Unreadable, load_yaml
 
+IN_PYTHON = "denoiser"  # what a model in memory is called
 NO_SETTINGS = ("json", "config")  # flags that no config file holds: how a call prints, and which file that is
 
 Device = Annotated[str | None, Field(description="cpu, cuda, cuda:1, mps; default the first accelerator.")]
@@ -33,12 +35,13 @@ class Config(BaseModel):
     """Base of all command settings: immutable, and an unknown key is an error.
 
     Where the command line does not follow from the fields and their descriptions, in which {default} is a field's default, a class says:
-    ARGUMENT, the setting that is given without a flag; NO_FLAG, settings of the config file and of Python alone; HELP, other words for
-    inherited settings; FOLLOW, settings that follow each other in `--help` though they are not declared one after the other; LEAST, the
-    least values that `--help` shows.
+    ARGUMENT, the setting that is given without a flag, and INSTEAD, the one that may take its place; NO_FLAG, settings of the config file
+    and of Python alone; HELP, other words for inherited settings; FOLLOW, settings that follow each other in `--help` though they are not
+    declared one after the other; LEAST, the least values that `--help` shows.
     """
 
     ARGUMENT: ClassVar[str | None] = None
+    INSTEAD: ClassVar[str | None] = None
     NO_FLAG: ClassVar[set[str]] = set()
     HELP: ClassVar[dict[str, str]] = {}
     FOLLOW: ClassVar[list[str]] = ["output config"]
@@ -46,14 +49,24 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    def model_dump(self, **how: Any) -> dict[str, Any]:
+        """The settings by the names that people type."""
+        return super().model_dump(**{"by_alias": True, **how})
+
 
 class ModelConfig(Config):
     """Settings of a command about one model that is there already, with or without a LoRA adapter on it."""
 
-    ARGUMENT = "model"
+    ARGUMENT, INSTEAD = "model", "model_from"
     FOLLOW = ["skip_unreadable dtype device"]
 
-    model: str = Field("denoiser", description="A diffusers folder or a hub id.")
+    model: str = Field(IN_PYTHON, description="A diffusers folder, a hub id, or one file with all of a model.")
+    model_config_: str | None = Field(
+        None, alias="model_config", description="MODEL in one file: its settings, a diffusers folder or hub id; default the hub's."
+    )
+    model_from: str | None = Field(
+        None, description="A function of your own that makes the model (of MODEL, if given), as package.module:function; runs its code."
+    )
     network: str | None = Field(
         None, description="Another denoiser in MODEL: a folder (unet/, unet_ema/, checkpoint-N/) or a file of weights."
     )
@@ -68,7 +81,7 @@ class ModelConfig(Config):
     dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
     device: Device = None
 
-    @field_validator("model", "network", "lora", mode="before")
+    @field_validator("model", "model_config_", "network", "lora", mode="before")
     @classmethod
     def _name(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path | int) and not isinstance(value, bool) else value
@@ -78,6 +91,19 @@ class ModelConfig(Config):
     def _listed(cls, value: Any, info: Any) -> Any:
         value = join_named(value, flag(str(info.field_name)))
         return str(value) if isinstance(value, Path) else value
+
+    @property
+    def in_memory(self) -> bool:
+        """True where the model was made in Python, so that no command can name it."""
+        return self.model == IN_PYTHON and self.model_from is None
+
+    @model_validator(mode="after")
+    def _made_by_a_function(self) -> "ModelConfig":
+        of_loading = {name: getattr(self, name) for name in ("lora", "embedding", "network", "weights")}
+        given = [name for name, value in (of_loading | {"model_config": self.model_config_}).items() if value is not None]
+        if self.model_from and given:
+            raise ValueError(f"{flag(given[0])} is for a model that diffleak loads, and --model-from makes one: leave out one of them")
+        return self
 
     @model_validator(mode="after")
     def _scale_of_a_lora(self) -> "ModelConfig":
@@ -122,11 +148,12 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged.update({key: value for key, value in layer.items() if value is not None})
+    fields = settings_of(kind)
     for key in merged:
-        if key not in kind.model_fields:
+        if key not in fields:
             raise _unknown_key(kind, key)
     for key, value in merged.items():
-        annotation = kind.model_fields[key].annotation
+        annotation = fields[key].annotation
         if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):  # pydantic reads true as 1
             raise UserError(f"{key}: must be no truth value; got {value}: a text that YAML takes for one, as yes, needs quotes")
         for each in value if isinstance(value, list | tuple) else (value,):
@@ -147,12 +174,16 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
 def _unknown_key(kind: type[Config], key: str) -> UserError:
     if key in NO_SETTINGS:
         return UserError(f"{key} is no setting, since it decides nothing of a result; give {flag(key)} on the command line")
-    on = next((name for name in kind.model_fields if second_name(kind, name) == flag(key)), None)
+    fields = settings_of(kind)
+    on = next((name for name in fields if second_name(kind, name) == flag(key)), None)
     return (
-        UserError(f"{flag(key)} switches a setting off, whose key is {on}: write {on}: false")
-        if on
-        else unknown("config key", key, kind.model_fields)
+        UserError(f"{flag(key)} switches a setting off, whose key is {on}: write {on}: false") if on else unknown("config key", key, fields)
     )
+
+
+def settings_of(kind: type[Config]) -> dict[str, FieldInfo]:
+    """Every setting by the name that people type, which is a field's alias where pydantic keeps its own meaning for the name."""
+    return {field.alias or name: field for name, field in kind.model_fields.items()}
 
 
 def flag(key: str) -> str:
@@ -162,7 +193,7 @@ def flag(key: str) -> str:
 
 def second_name(kind: type[Config], key: str) -> str | None:
     """The short flag of a setting, or the flag that switches it off, if it has one."""
-    return next((item.name for item in kind.model_fields[key].metadata if isinstance(item, Flag)), None)
+    return next((item.name for item in settings_of(kind)[key].metadata if isinstance(item, Flag)), None)
 
 
 def command_line(config: Config, command: str, exclude: Iterable[str] = ("threads",)) -> str:

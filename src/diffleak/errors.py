@@ -43,7 +43,7 @@ def unknown(what: str, name: str, options: Iterable[str]) -> UserError:
     """The error for a name that is not among `options`, naming the nearest one."""
     options = sorted(options)
     near = nearest(name, options)
-    hint = f"did you mean '{near}'?" if near else f"known: {listed(options)}"
+    hint = f"did you mean '{near}'?" if near else f"known: {listed(options, 280)}"
     return UserError(f"unknown {what} '{shown(name)}'; {hint}")
 
 

@@ -49,12 +49,14 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
 
     A function that makes the Config itself takes a dict of the options, as its parameter `given`.
     """
-    from diffleak.config import build, read_yaml
+    from diffleak.config import build, flag, read_yaml, settings_of
+    from diffleak.errors import UserError
 
-    replaced = {"given": [*kind.model_fields], "settings": [*kind.model_fields, "config"]}
+    fields = settings_of(kind)
+    replaced = {"given": [*fields], "settings": [*fields, "config"]}
     own = {name: parameter.replace(kind=Parameter.KEYWORD_ONLY) for name, parameter in signature(function).parameters.items()}
     names = [name for each in own for name in replaced.get(each, [each])]
-    flags = {key: _parameter(kind, key) for key in kind.model_fields if key not in kind.NO_FLAG}
+    flags = {key: _parameter(kind, key) for key in fields if key not in kind.NO_FLAG}
     known = {"config": Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=File)} | own | flags
     parameters = {name: known[name] for name in _in_order(kind, names) if name in known}
 
@@ -62,7 +64,10 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
         given = {key: values.pop(key) for key in flags}
         if "given" in own:
             return function(given=given, **values)
-        settings = build(kind, read_yaml(values.pop("config")), given)
+        read = read_yaml(values.pop("config"))
+        if kind.ARGUMENT and kind.INSTEAD and not any({**read, **given}.get(key) for key in (kind.ARGUMENT, kind.INSTEAD)):
+            raise UserError(f"{kind.ARGUMENT.upper()} must be given, or {flag(kind.INSTEAD)}")
+        settings = build(kind, read, given)
         function(settings=settings, **values)
 
     call.__doc__ = function.__doc__
@@ -73,14 +78,17 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
 
 def _parameter(kind: "type[Config]", key: str) -> Parameter:
     """The parameter of a setting, as typer reads it."""
-    from diffleak.config import flag, second_name
+    from diffleak.config import flag, second_name, settings_of
 
-    field = kind.model_fields[key]
+    field = settings_of(kind)[key]
     text = kind.HELP.get(key, field.description)
     text = text and text.replace("{default}", str(field.default))
     read_as: Any = next((plain for plain in (bool, int, float, Path) if field.annotation in (plain, plain | None)), str)
     if key == kind.ARGUMENT:
-        return Parameter(key, Parameter.KEYWORD_ONLY, annotation=Annotated[read_as, typer.Argument(help=text, show_default=False)])
+        argument = typer.Argument(help=text, show_default=False)
+        if kind.INSTEAD:
+            return Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[read_as | None, argument])
+        return Parameter(key, Parameter.KEYWORD_ONLY, annotation=Annotated[read_as, argument])
     other = second_name(kind, key)
     names = [flag(key)] if other is None else [f"{flag(key)}/{other}"] if read_as is bool else [other, flag(key)]
     option = typer.Option(*names, help=text, show_default=False, min=kind.LEAST.get(key))

@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from fixtures import single_file
 from fixtures.text import CAPTIONS, KINDS, SIDE, autoencoder, pipeline, text_folder
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -769,3 +770,17 @@ def test_fine_tuning_has_the_settings_of_the_papers_unless_told_otherwise(tmp_pa
     whole, adapters = (diffleak.train_config(data="d", output=tmp_path, base="m", **given) for given in ({}, {"lora_rank": 8}))
     assert (whole.learning_rate, whole.batch_size, whole.steps, whole.mixed_precision) == (1e-5, 16, 20000, "auto")
     assert (adapters.learning_rate, adapters.lora_rank) == (1e-4, 8)
+
+
+def test_training_from_a_base_in_one_file_is_training_from_its_folder(bases, data, tmp_path):
+    whole = diffusers.DiffusionPipeline.from_pretrained(bases("sd"))
+    file = single_file.write(tmp_path / "sd.safetensors", single_file.one_file(whole))
+    config = single_file.settings(whole, tmp_path / "settings")
+    one = diffleak.train(settings(data, tmp_path / "one", file, model_config=str(config), steps=2))
+    two = diffleak.train(settings(data, tmp_path / "two", bases("sd"), steps=2))
+    for name in ("unet", "vae", "text_encoder"):
+        assert equal(weights(one, name), weights(two, name))
+    assert (record(one)["base"], record(one)["model_config"]) == (str(file), str(config))
+    diffleak.train(settings(data, tmp_path / "one", file, model_config=str(config), steps=2))  # the same command finds its folder done
+    with pytest.raises(UserError, match="--model-config has the settings of a --base in one file; give --base FILE too"):
+        settings(data, tmp_path / "none", None, autoencoder=bases("sd"), kind="text-to-image", model_config=config)

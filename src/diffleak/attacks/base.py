@@ -7,15 +7,12 @@ An attack of one's own is a subclass: with parameters of its own a frozen datacl
 class; how often it asks the model is `queries`, which is counted and compared.
 """
 
-import hashlib
-import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from math import inf
-from pathlib import Path
 from typing import Any, ClassVar, Literal, final, get_args
 
 import numpy as np
@@ -24,6 +21,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffleak.attacks.subject import Subject
+from diffleak.diffusion.own_code import source_hash
 from diffleak.diffusion.schedule import Schedule
 from diffleak.errors import UserError
 
@@ -43,11 +41,7 @@ def _code(kind: type) -> str | None:
     outside = [each for each in others if issubclass(each, Attack) or top(each) not in sys.stdlib_module_names]
     if not outside:
         return None
-    try:
-        files = sorted({Path(inspect.getfile(each)) for each in outside if inspect.getsource(each)})
-        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    except (OSError, TypeError):  # typed into an interpreter, or into a notebook
-        return NO_SOURCE
+    return source_hash(outside) or NO_SOURCE
 
 
 @dataclass(frozen=True, kw_only=True)

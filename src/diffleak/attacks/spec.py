@@ -1,19 +1,17 @@
 """The grammar of `--attacks`: a name, or package.module:Class for one's own, with parameters in brackets; and grids of timesteps."""
 
-import importlib
 import inspect
 import json
-import os
 import re
-import sys
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, get_args
 
 from diffleak.attacks.base import SWEEP, Attack, Direction, written
+from diffleak.diffusion.own_code import imported
 from diffleak.diffusion.schedule import Schedule
-from diffleak.errors import UserError, first_lines, shown, unknown
+from diffleak.errors import UserError, shown, unknown
 
 FLOW_SWEEP = tuple(range(50, 951, 50))  # of 1000 timesteps: the twentieths of the path of flow matching
 MOST_TIMESTEPS = 100_000  # a longer grid is a slip of the keyboard
@@ -131,15 +129,7 @@ def refuse_outside(chosen: Sequence[Attack], attacks: Mapping[str, type[Attack]]
 
 def _imported(name: str) -> type[Attack]:
     """The class at `package.module:Class`; modules in the current folder are found too."""
-    module, _, kind = name.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), kind)
-    except Exception as error:  # whatever the user's own module raises
-        said = first_lines(error)
-        where = f"an attack of your own is named package.module:Class, to be found from {os.getcwd()} or installed"
-        raise UserError(f"{where}; {name} cannot be imported ({said})") from None
+    found = imported(name, "an attack of your own is named package.module:Class")
     if not (isinstance(found, type) and issubclass(found, Attack)):
         raise UserError(f"{name} must be a subclass of diffleak.Attack; got {shown(repr(found))}")
     return found

@@ -250,6 +250,8 @@ def prepare(
         exif=found.cohort.decoding.exif,
         alpha=found.cohort.decoding.alpha,
         white=found.cohort.decoding.white,
+        model_from=target.made_by,
+        model_code=target.code,
     )
     worker = scoring.worker(config.shard, config.threads, target)
     prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated, membership, key)

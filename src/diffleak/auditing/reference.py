@@ -8,6 +8,8 @@ and Sablayrolles 2022, arXiv 2111.08440). Both models are asked about the same i
 embedded by the model's own text encoder. What an attack settles on calibration images, it settles on the audited model.
 """
 
+import os
+
 import numpy as np
 
 from diffleak import hub
@@ -29,7 +31,8 @@ def load_reference(config: AuditConfig, target: Target) -> Target | None:
     own = config.reference == BASE
     network, weights = (config.network, config.weights) if own else (None, None)
     model = config.model if own else config.reference
-    return hub.load(model, target.dtype, target.device, config.guidance_scale, network=network, weights=weights)
+    settings = config.model_config_ if os.path.isfile(model) else None
+    return hub.load(model, target.dtype, target.device, config.guidance_scale, network=network, weights=weights, model_config=settings)
 
 
 def refuse_incompatible(target: Target, reference: Target) -> None:

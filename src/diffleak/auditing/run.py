@@ -29,7 +29,7 @@ from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.results import write_results
 from diffleak.auditing.shared import Shared
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
-from diffleak.config import build, command_line
+from diffleak.config import IN_PYTHON, build, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, cohort
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
@@ -438,7 +438,7 @@ def _command(config: AuditConfig, plan: Plan) -> str:
     loaded = [getattr(plan, name) for name in given] != [getattr(config, name) for name in given]
     loaded_with_more = loaded or plan.guidance_scale not in (None, config.guidance_scale)
     typed = any(spec.startswith("__main__:") or not readable(spec, ATTACKS) for spec in config.attacks if spec != "all")
-    in_memory = IN_MEMORY in (config.data, config.members, config.nonmembers) or "denoiser" in (config.model, config.reference)
+    in_memory = IN_MEMORY in (config.data, config.members, config.nonmembers) or config.in_memory or config.reference == IN_PYTHON
     if in_memory or loaded_with_more or typed:
         return "diffleak.audit(...) from Python, with the settings recorded in audit.json"
     return command_line(config, "geometry" if isinstance(config, GeometryConfig) else "audit", ("shard", "threads"))

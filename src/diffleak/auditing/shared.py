@@ -46,5 +46,15 @@ class Shared:
         """Where the latents of these images by this codec are; None for a model of pixels."""
         if not inputs.target.latent:
             return None
-        cut = [plan.data_fingerprint, plan.image_shape, plan.resize, plan.chunk_size, plan.seed, plan.probes, plan.dtype, plan.device, plan.buckets]
+        cut = [
+            plan.data_fingerprint,
+            plan.image_shape,
+            plan.resize,
+            plan.chunk_size,
+            plan.seed,
+            plan.probes,
+            plan.dtype,
+            plan.device,
+            plan.buckets,
+        ]
         return self.folder / hashlib.sha256(json.dumps([codec_key(inputs.target.codec), *cut]).encode()).hexdigest()[:16]

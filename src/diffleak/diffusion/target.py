@@ -34,7 +34,8 @@ class Target:
     the model, or beside the LoRA, and `trained` are the train.json files that say how it read its images. `warnings` are those of the
     libraries that read the weights, and of how far rounding changed an adapter. `network` is the denoiser that took the place of the
     model's own, and `weights` what was chosen where there were averaged ones and others, ema or non_ema; the fingerprint covers both.
-    `headers` are what the files of the adapter and of a model in one file give away beside their weights.
+    `headers` are what the files of the adapter and of a model in one file give away beside their weights. `made_by` is the function of
+    the user's own that made the model, as package.module:function, and `code` a hash of its module.
     """
 
     denoiser: Denoiser
@@ -58,6 +59,8 @@ class Target:
     network: str | None = None
     weights: str | None = None
     headers: tuple[GivenAway, ...] = ()
+    made_by: str | None = None
+    code: str | None = None
 
     @property
     def x_dtype(self) -> torch.dtype:

@@ -8,12 +8,14 @@ The only package that imports diffusers or knows its folder layout:
     MODEL/vae/ or vqvae/               the autoencoder of a latent model, if it is one
     MODEL/text_encoder/, tokenizer/    what embeds the captions of a text-to-image model, and more with _2, _3
     MODEL/unet_2/ or transformer_2/    the second network of a `Dual`, with dual.json saying how the two take turns
+
+A model in one file is `single_file`, which takes from such a folder what a file does not hold.
 """
 
 from diffleak.hub.classes import class_names
 from diffleak.hub.codecs import codec_fingerprint, codec_of, latent_shape, load_codec, same_codec
 from diffleak.hub.folders import AUTOENCODER_FOLDERS, DUAL, INDEX, PARTS, fingerprint, folder_of, heard, located, text_fingerprint
-from diffleak.hub.loading import checked_device, load, load_pair, save_dual, settings_of, target_of, training_records
+from diffleak.hub.loading import checked_device, load, load_pair, save_dual, settings_of, target_of, training_records, unpack
 from diffleak.hub.making import (
     add_lora,
     flow_schedule,
@@ -64,4 +66,5 @@ __all__ = [
     "target_of",
     "text_fingerprint",
     "training_records",
+    "unpack",
 ]

@@ -15,6 +15,7 @@ from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.errors import UserError, first_lines, shown
 from diffleak.hub.configs import are_numbers, read_json
 from diffleak.hub.folders import DTYPES, autoencoder_folder, check_weights, hashed_weights, heard, pretrained
+from diffleak.hub.single_file import SingleFile
 from diffleak.work.files import hash_files
 from diffleak.work.memory import out_of_memory
 from diffleak.work.progress import say
@@ -44,11 +45,12 @@ def read_codec(
     device: str = "cpu",
     factor: float | None = None,
     kinds: Sequence[str] = AUTOENCODERS,
+    single: SingleFile | None = None,
 ) -> Autoencoder:
     """The same for callers that listen to warnings themselves.
 
     `kinds` are the classes of autoencoders that will do, and `factor` is the scaling_factor where the config says none, which the first
-    Stable Diffusion folders do not.
+    Stable Diffusion folders do not. `single` is the file with the weights, where the folder has no more than their settings.
     Raises `UserError` for another kind of autoencoder, missing weights, and a config that does not say its scaling_factor.
     """
     own = autoencoder_folder(Path(folder)) or Path(folder)
@@ -71,6 +73,8 @@ def read_codec(
         if values is not None and not are_numbers(values, channels, positive=key == "latents_std"):
             said = f"{own}/config.json must give {key} as {channels} {kind}, one per latent channel, or null"
             raise UserError(f"{said}; got {shown(values)}")
+    if single is not None and single.holds(own.name):
+        return _codec(single.network(own.name, name, DTYPES[dtype]).to(device))
     check_weights(own)
     network: Any = pretrained(name, own, DTYPES[dtype]).to(device)
     if name == "AutoencoderKLFlux2":

@@ -153,10 +153,10 @@ def check_weights(folder: Path, weights: Weights | None = None) -> None:
     """
     check_files(folder)
     weights = weights or find(folder)
-    _refuse_depth(weights.config, sum(map(count_weights, weights.hashed)))
+    refuse_depth(weights.config, sum(map(count_weights, weights.hashed)))
 
 
-def _refuse_depth(path: Path, weights: int) -> None:
+def refuse_depth(path: Path, weights: int) -> None:
     parts = [read_json(path, f"{path.parent} must say what network its weights are of")]
     while parts:
         for key, value in parts.pop().items():
@@ -214,11 +214,14 @@ def from_transformers(kind: Any, folder: Path, **how: Any) -> tuple[Any, dict[st
 
     Its own message of those is "look at the above report", and `ImportError` and others pass.
     """
-    weights = find(folder)
-    _say(weights)
-    how |= {"use_safetensors": weights.safe, "local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    with viewed(weights, TRANSFORMERS) as view:
-        network, info = kind.from_pretrained(view, **how)
+    how |= {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if "state_dict" in how:  # the weights themselves, of a model in one file
+        network, info = kind.from_pretrained(None, use_safetensors=True, **how)
+    else:
+        weights = find(folder)
+        _say(weights)
+        with viewed(weights, TRANSFORMERS) as view:
+            network, info = kind.from_pretrained(view, use_safetensors=weights.safe, **how)
     if info["mismatched_keys"]:
         key, found, expected = min(info["mismatched_keys"])
         said = f"{key} has shape {tuple(found)}, where {tuple(expected)} is expected"

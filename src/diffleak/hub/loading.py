@@ -5,16 +5,17 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ParamSpec, get_args
 
 import numpy as np
 import torch
 
-from diffleak.config import ModelConfig
+from diffleak.config import IN_PYTHON, ModelConfig
 from diffleak.data.labels import UNNAMED
 from diffleak.data.pixels import ImageShape
 from diffleak.data.split import own_split
@@ -41,6 +42,7 @@ from diffleak.hub.folders import (
     NETWORKS,
     PARTS,
     SECOND,
+    TEXT_PARTS,
     autoencoder_folder,
     check_weights,
     diffusers_library,
@@ -53,7 +55,9 @@ from diffleak.hub.folders import (
 from diffleak.hub.headers import headers_of
 from diffleak.hub.making import FLOW_PREDICTION, FLOW_SCHEDULER, flow_schedule
 from diffleak.hub.networks import denoiser_weights, place_of
+from diffleak.hub.own_model import model_from
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, guidance_notes, load_text, pipeline_of, write_index
+from diffleak.hub.single_file import SingleFile, open_single_file
 from diffleak.hub.weights import Weights
 from diffleak.records.conversion import conversion_caveats
 from diffleak.work.files import write_text
@@ -99,8 +103,9 @@ def load(
     embedding: Named = None,
     network: str | Path | None = None,
     weights: str | None = None,
+    model_config: str | Path | None = None,
 ) -> Target:
-    """The model in a diffusers folder or of a hub id, ready to be audited.
+    """The model in a diffusers folder, of a hub id, or in one file, ready to be audited.
 
     `dtype` is float32, float16, bfloat16 or float64; `device` a torch device, by default the first accelerator or the CPU.
     `guidance_scale` other than 1 makes every answer of a text-to-image model one of classifier-free guidance.
@@ -111,6 +116,8 @@ def load(
     `network` is another denoiser in the place of the model's own: a folder with config.json and weights, a folder with such a unet/,
     unet_ema/ or transformer/ in it, one that accelerate saved, or one file of weights for the model's own config.json.
     `weights` is ema or non_ema where there are both: unet_ema/ beside unet/, or *.non_ema.* beside the plain file, which is the average.
+    `model_config` is the same model as a diffusers folder or hub id, whose settings a model in one file needs (see `single_file`);
+    without it they are fetched.
     Raises `UserError` for a folder that is no diffusers model, pickles that run code, networks that are not supported, and an
     adapter, an embedding or a network that does not match the model.
     """
@@ -119,7 +126,12 @@ def load(
         raise unknown("dtype", dtype, DTYPES)
     if weights not in (None, *AVERAGES):
         raise unknown("weights", weights, AVERAGES)
-    folder = located(model, weights)
+    single = open_single_file(Path(model), model_config) if os.path.isfile(model) else None
+    if model_config is not None and single is None:
+        raise UserError(f"--model-config has the settings of a MODEL in one file, and {model} is no file; leave it out")
+    if weights is not None and single is not None:
+        raise UserError(f"--weights chooses between two copies in a folder, and {model} is one file; leave it out")
+    folder = single.folder if single else located(model, weights)
     name = pipeline_of(folder)
     _refuse_other_kinds(folder)
     network_folder = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
@@ -151,10 +163,10 @@ def load(
     if autoencoder_folder(folder):
         factor = STABLE_DIFFUSION_FACTOR if name == "StableDiffusionPipeline" else None
         kinds = OF_PIPELINES if name else AUTOENCODERS
-        codec = read_codec(folder, "float64" if dtype == "float64" else "float32", device, factor, kinds)
+        codec = read_codec(folder, "float64" if dtype == "float64" else "float32", device, factor, kinds, single)
     ask = asking(name, scaling(codec)[1] if isinstance(codec, Autoencoder) else 1) if name else None
-    first = _denoiser(folder, network_folder, dtype, device, ask, chosen)
-    beside = folder if network is None else place_of(network)  # where training left its records
+    first = _denoiser(folder, network_folder, dtype, device, ask, chosen, single)
+    beside = place_of(network) if network is not None else single.path.parent if single else folder  # where training left its records
     if network is not None and (beside / "scheduler").is_dir():
         _refuse_other_schedule(beside, folder, first)
     denoiser: Denoiser = first
@@ -170,9 +182,11 @@ def load(
     shape = _shape(config, network_folder, packing)
     if isinstance(codec, Autoencoder):
         shape = image_shape(codec, shape, int(config.get("in_channels", 0)) // packing, folder)
-    pipeline = load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device) if name else None
-    which = fingerprint(folder, network_folder.name, chosen)
-    said += conversion_caveats(folder)
+    pipeline = load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device, single) if name else None
+    which = single.fingerprint if single else fingerprint(folder, network_folder.name, chosen)
+    if single and chosen:
+        which = hashlib.sha256(f"{which} {hash_files(chosen.hashed)}".encode()).hexdigest()
+    said += [*(single.warnings if single else ()), *conversion_caveats(folder)]
     for adapter in adapters:
         refuse_other_base(adapter.file, which)
     merged: dict[str, LowRank] | None = {}
@@ -219,6 +233,22 @@ def load(
     )
 
 
+def unpack(folder: Path, file: Path, model_config: str | Path | None = None) -> None:
+    """Writes a model in one file as a folder of the same pipeline, in float32, with the settings that `load` gives it."""
+    single = open_single_file(file, model_config)
+    target: Any = load(file, device="cpu", model_config=model_config)
+    network, pipeline = target.denoiser.network, target.text.pipeline
+    parts = {name: value for name, value in pipeline.components.items() if value is not None and name.startswith("text_encoder")}
+    parts |= {"transformer" if (single.folder / "transformer").is_dir() else "unet": network, "vae": target.codec.network}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    for name in ("scheduler", *(part for part in TEXT_PARTS if part.startswith("tokenizer") and (single.folder / part).is_dir())):
+        shutil.copytree(single.folder / name, folder / name)
+    path = folder / "scheduler" / "scheduler_config.json"
+    write_text(path, json.dumps(read_json(path, "") | dict(single.scheduler), indent=2))
+    write_index(folder, single.folder)
+
+
 def training_records(folder: Path) -> tuple[Path, ...]:
     """The train.json files of the model, or adapter, in a folder: its own, or for two networks in turn those of their training."""
     places = [folder, *(folder.parent / f"teacher-{i}" for i in (1, 2) if (folder / DUAL).is_file())]
@@ -230,8 +260,13 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
 
     Raises `UserError` for a LoRA or guidance beside a model that is loaded already, and as `load` does.
     """
+    if loaded is None and config.model_from:
+        if guidance_scale != 1.0:
+            raise UserError("guidance is put around models that diffleak loads, and --model-from makes one; leave out --guidance-scale")
+        device = str(checked_device(config.device)) if config.device else None
+        return model_from(config.model_from, None if config.model == IN_PYTHON else config.model, config.dtype, device)
     if loaded is None:
-        given = (config.lora, config.lora_scale, config.embedding, config.network, config.weights)
+        given = (config.lora, config.lora_scale, config.embedding, config.network, config.weights, config.model_config_)
         return load(config.model, config.dtype, config.device, guidance_scale, *given)
     if (config.network, config.weights) != (None, None):
         raise UserError("network and weights are for a model that is loaded here: give diffleak.load(MODEL, network=...), and none here")
@@ -245,16 +280,23 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
 
 
 def _denoiser(
-    folder: Path, network_folder: Path, dtype: str, device: str, ask: Ask | None, chosen: Weights | None = None
+    folder: Path,
+    network_folder: Path,
+    dtype: str,
+    device: str,
+    ask: Ask | None,
+    chosen: Weights | None = None,
+    single: SingleFile | None = None,
 ) -> NetworkDenoiser:
-    """The network in one part of a model's folder, or the chosen weights in its place, on the model's schedule."""
+    """The network in one part of a model's folder or in a file, or the chosen weights in its place, on the model's schedule."""
     config = read_json(chosen.config if chosen else network_folder / "config.json", f"{folder} must be a diffusers model folder")
-    check_weights(network_folder, chosen)
+    if chosen or single is None:
+        check_weights(network_folder, chosen)
     if not (folder / "scheduler").is_dir():
         way = f"give the model it was trained from, and --network {folder}"
         raise UserError(f"{folder} has no scheduler/, which says the noise schedule: {way}")
-    schedule, prediction_type, precondition = _schedule(folder)
-    network = _network(network_folder, config, DTYPES[dtype], chosen).to(device)
+    schedule, prediction_type, precondition = _schedule(folder, single.scheduler if single else {})
+    network = _network(network_folder, config, DTYPES[dtype], chosen, single).to(device)
     classes = None if ask else _classes(config, network_folder)
     variance = _learned_variance(folder, network_folder, network)
     return NetworkDenoiser(network, schedule, prediction_type, classes, ask, variance, precondition=precondition)
@@ -290,7 +332,9 @@ def _refuse_other_schedule(other: Path, model: Path, denoiser: NetworkDenoiser) 
         )
 
 
-def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype, chosen: Weights | None = None) -> torch.nn.Module:
+def _network(
+    folder: Path, config: dict[str, Any], dtype: torch.dtype, chosen: Weights | None = None, single: SingleFile | None = None
+) -> torch.nn.Module:
     allowed = NETWORKS[folder.name.removesuffix(SECOND)]
     name = LEGACY.get(config.get("_class_name", ""), config.get("_class_name", allowed[0]))
     if config.get("norm_type") == "ada_norm_single":
@@ -301,13 +345,13 @@ def _network(folder: Path, config: dict[str, Any], dtype: torch.dtype, chosen: W
     if (name not in WITHOUT_TEXT) != (pipeline_of(folder.parent) is not None):
         takes = "takes captions" if name not in WITHOUT_TEXT else "takes no captions"
         raise UserError(f"{folder} holds a {name}, which {takes}; model_index.json must name its pipeline, one of {', '.join(PIPELINES)}")
-    return pretrained(name, folder, dtype, chosen)
+    return single.network(folder.name, name, dtype) if single and not chosen else pretrained(name, folder, dtype, chosen)
 
 
-def _schedule(folder: Path) -> tuple[Schedule, PredictionType, Preconditioning | None]:
-    """The model's own table, built by the scheduler class that its folder names, and what its network answers."""
+def _schedule(folder: Path, changes: Mapping[str, Any] = MappingProxyType({})) -> tuple[Schedule, PredictionType, Preconditioning | None]:
+    """The model's own table, by the scheduler class that its folder names and `changes` of its settings, and what its network answers."""
     path = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(path, f"{folder} must say its noise schedule")
+    config = read_json(path, f"{folder} must say its noise schedule") | dict(changes)
     name, prediction_type = config.get("_class_name", "DDPMScheduler"), config.get("prediction_type", "epsilon")
     flows = prediction_type == FLOW_PREDICTION and config.get("use_flow_sigmas") is True
     if not flows and prediction_type not in ("epsilon", "v_prediction", "sample"):

@@ -24,6 +24,7 @@ from diffleak.errors import UserError, first_lines, pip_install, shown
 from diffleak.hub import flow_models
 from diffleak.hub.configs import load_object, read_json
 from diffleak.hub.folders import INDEX, TEXT_PARTS, check_files, check_weights, diffusers_library, from_transformers, transformers_library
+from diffleak.hub.single_file import SingleFile
 from diffleak.work.files import write_text
 from diffleak.work.memory import out_of_memory
 
@@ -268,8 +269,12 @@ def write_index(folder: Path, base: Path) -> None:
     write_text(folder / INDEX, json.dumps(index, indent=2))
 
 
-def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtype: torch.dtype, device: str) -> Any:
+def load_text(
+    folder: Path, name: str, part: str, network: torch.nn.Module, dtype: torch.dtype, device: str, single: SingleFile | None = None
+) -> Any:
     """The pipeline of a folder around a `network` that is loaded already as its `part`, with its text encoders but no autoencoder.
+
+    `single` is the file with the weights, where the folder has no more than their settings.
 
     It is put together here, and not by the library's `from_pretrained`, which imports and loads whatever the folder's index names.
     """
@@ -283,7 +288,7 @@ def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtyp
         raise UserError(f"a {name} must have a {lacking[0]}; {folder} has none: is its {INDEX} of another model?")
     none = dict.fromkeys(key for key in (*NOT_LOADED, *TEXT_PARTS) if key in taken)
     unused = library.DDPMScheduler(clip_sample=False, steps_offset=1)  # no pipeline is made without one; nothing is drawn by it
-    parts = {**none, **_text_parts(folder, index, dtype), part: network, "scheduler": unused}
+    parts = {**none, **_text_parts(folder, index, dtype, single), part: network, "scheduler": unused}
     try:
         pipeline = kind(**{**settings, **parts})
     except Exception as error:  # of parts and settings that do not fit together
@@ -299,7 +304,7 @@ def load_text(folder: Path, name: str, part: str, network: torch.nn.Module, dtyp
     return pipeline.to(device)
 
 
-def _text_parts(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def _text_parts(folder: Path, index: Mapping[str, Any], dtype: torch.dtype, single: SingleFile | None) -> dict[str, Any]:
     """The text encoders and tokenizers that the folder's index names, by part.
 
     Raises `UserError` where one is not whole, or is of another kind: transformers itself draws missing weights at random and makes an empty
@@ -316,7 +321,7 @@ def _text_parts(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> d
         if part.startswith("tokenizer"):
             found[part] = _tokenizer(own, value[1], found.get(part.replace("tokenizer", "text_encoder")))
         else:
-            found[part] = _encoder(own, value[1], dtype)
+            found[part] = _encoder(own, value[1], dtype, single.text_encoder(part) if single else None)
     return found
 
 
@@ -359,15 +364,18 @@ def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
     return tokenizer
 
 
-def _encoder(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
-    check_weights(folder)
+def _encoder(folder: Path, name: str, dtype: torch.dtype, state: Mapping[str, Tensor] | None = None) -> torch.nn.Module:
+    """A text encoder, with the weights of its folder or those given."""
+    if state is None:
+        check_weights(folder)
     config = read_json(folder / "config.json", f"{folder} must be a text encoder")
     named = (part.get(key) for part in _nested(config) for key in ("attn_implementation", "_attn_implementation"))
     if attention := next((name for name in named if name not in (None, "eager", "sdpa")), None):
         raise UserError(f"{folder / 'config.json'} must leave out attn_implementation, which may name code to run; got {shown(attention)}")
     kind = _class(name, "PreTrainedModel", folder)
     try:
-        encoder, info = from_transformers(kind, folder, torch_dtype=dtype)
+        made = {} if state is None else {"config": kind.config_class.from_pretrained(folder, local_files_only=True), "state_dict": state}
+        encoder, info = from_transformers(kind, folder, torch_dtype=dtype, **made)
     except UserError:
         raise
     except Exception as error:  # as in `_tokenizer`

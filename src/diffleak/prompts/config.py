@@ -52,7 +52,7 @@ class PromptsConfig(ModelConfig):
     @property
     def command(self) -> str:
         """The command line that repeats this."""
-        if self.model == "denoiser" or not (self.memorised or self.prompts):
+        if self.in_memory or not (self.memorised or self.prompts):
             return FROM_PYTHON
         return command_line(self, "prompts")
 

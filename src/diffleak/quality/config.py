@@ -78,7 +78,7 @@ class QualityConfig(ModelConfig, DataConfig):
     @property
     def command(self) -> str:
         """The command line that repeats this."""
-        if self.model == "denoiser":
+        if self.in_memory:
             return "diffleak.measure_quality(...) from Python, with the settings recorded in quality.json"
         return command_line(self, "quality")
 

@@ -176,6 +176,10 @@ class Plan(Record):
     """Orientation of photos: "apply" turns every image upright, "ignore" reads it as it is stored."""
     alpha: Alpha = "drop"
     """Transparent images: "drop" keeps their colours, "white" and "black" lay them on that colour."""
+    model_from: str | None = None
+    """Function of the user's own that made the model, as package.module:function; null for a model that was loaded."""
+    model_code: str | None = None
+    """Hash of the source of its module; null without one."""
     white: int | None = None
     """Value that is white in grey images of more than 8 bits; null for the largest that the file allows."""
     buckets: tuple[tuple[str, int], ...] | None = None

@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from diffleak.config import Device, Flag, build, read_yaml
+from diffleak.config import Device, Flag, build, flag, read_yaml
 from diffleak.data.config import Data, DataConfig
 from diffleak.errors import UserError, unknown
 
-TEXT_ONLY = ("base", "lora_rank", "captions", "diversify", "caption_dropout", "random_crops", "text_encoder")
+TEXT_ONLY = ("base", "model_config_", "lora_rank", "captions", "diversify", "caption_dropout", "random_crops", "text_encoder")
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -34,7 +34,10 @@ class TrainConfig(DataConfig):
     autoencoder: Path | None = Field(
         None, description="Train on the latents of this folder's vae/ or vqvae/, on its split unless told otherwise."
     )
-    base: str | None = Field(None, description="A text-to-image model to fine-tune: a diffusers folder or hub id.")
+    base: str | None = Field(None, description="A text-to-image model to fine-tune: a diffusers folder, a hub id, or one file.")
+    model_config_: str | None = Field(
+        None, alias="model_config", description="A --base in one file: its settings, a diffusers folder or hub id; default the hub's."
+    )
     lora_rank: int | None = Field(None, ge=1, description="Fine-tune low-rank adapters of this rank only.")
     captions: str | None = Field(None, description="own (default), or a file of texts for every image.")
     diversify: Annotated[bool, Flag("--no-diversify")] = Field(False, description="Draw one of an image's texts at every step.")
@@ -95,7 +98,7 @@ class TrainConfig(DataConfig):
             return self._text_fits()
         given = [key for key in TEXT_ONLY if getattr(self, key) != type(self).model_fields[key].default]
         if given:
-            raise ValueError(f"--{given[0].replace('_', '-')} belongs to text-to-image models; give --base MODEL too, or leave it out")
+            raise ValueError(f"{flag(given[0].rstrip('_'))} belongs to text-to-image models; give --base MODEL too, or leave it out")
         if self.autoencoder and self.flip:
             raise ValueError("latents cannot be flipped like pixels; leave out --flip, or flip the images themselves")
         return self
@@ -107,6 +110,8 @@ class TrainConfig(DataConfig):
         if self.base and (self.model or self.text_encoder or self.scheduler):
             key = "model" if self.model else "text_encoder" if self.text_encoder else "scheduler"
             raise ValueError(f"{key} is for a new model, and {self.base} has its own; leave it out")
+        if self.model_config_ and not self.base:
+            raise ValueError("--model-config has the settings of a --base in one file; give --base FILE too, or leave it out")
         if self.random_crops and not self.resize:
             raise ValueError("--random-crops cuts images that are resized; give --resize SIDE too")
         if self.lora_rank and not self.base:

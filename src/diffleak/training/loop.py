@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffleak import hub
+from diffleak.config import settings_of
 from diffleak.errors import UserError, first_lines
 from diffleak.records.images import FIRST_READING, first_reading
 from diffleak.training.config import TrainConfig
@@ -79,7 +80,7 @@ def _compared(folder: Path, record: dict[str, Any]) -> tuple[dict[str, Any], dic
     """
     path = folder / TRAINED
     before = read_object(path, f"choose another -o, or delete {folder} to begin again") if path.exists() else {}
-    defaults = {name: f.default for name, f in TrainConfig.model_fields.items()}  # of settings that older runs did not have
+    defaults = {name: f.default for name, f in settings_of(TrainConfig).items()}  # of settings that older runs did not have
     unread = "images" not in before and "images" not in record  # which reading matters is known when the images have been read
     if "images" not in before:
         defaults |= first_reading(record.get("images", {}))

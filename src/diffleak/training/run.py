@@ -1,6 +1,7 @@
 """`diffleak train`: from settings to a diffusers folder."""
 
 import json
+import os
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -100,8 +101,8 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
 
 
 def _base(config: TrainConfig, accelerator: Any) -> tuple[Path, Target]:
-    """The model that a text-to-image run starts from; the first process makes a new one before the others read it."""
-    if accelerator.is_main_process and not config.base:
+    """The model that a text-to-image run starts from; the first process makes a new one, or that of one file, before the others read it."""
+    if accelerator.is_main_process and not (config.base and not os.path.isfile(config.base)):
         make_base(config)
     accelerator.wait_for_everyone()
     return load_base(config, accelerator.device)

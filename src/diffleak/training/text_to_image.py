@@ -8,6 +8,7 @@ diversification is `diversify`: each step draws one of the texts that an image h
 section 3.4). With a lesson the target is what the teacher of the other half predicts.
 """
 
+import os
 import shutil
 from collections.abc import Mapping
 from functools import partial
@@ -94,8 +95,12 @@ def _target(denoiser: NetworkDenoiser, a: Tensor, s: Tensor, x0: Tensor, noise: 
 
 def load_base(config: TrainConfig, device: torch.device | str) -> tuple[Path, Target]:
     """The folder of the model that training starts from, and the model."""
-    folder = hub.located(config.base) if config.base else config.output / BASE
-    target = hub.load(folder, device=str(device))
+    made = config.base is None or os.path.isfile(config.base)
+    folder = config.output / BASE if made else hub.located(str(config.base))
+    if made and config.base and not folder.is_dir():  # of a defence, whose teachers make theirs
+        target = hub.load(config.base, device=str(device), model_config=config.model_config_)
+    else:
+        target = hub.load(folder, device=str(device))
     if target.text is None or not isinstance(target.denoiser, NetworkDenoiser) or not isinstance(target.codec, Autoencoder):
         raise UserError(f"--base must be a text-to-image model with one denoiser and an autoencoder; {config.base} is none")
     if target.denoiser.precondition is not None:
@@ -106,13 +111,26 @@ def load_base(config: TrainConfig, device: torch.device | str) -> tuple[Path, Ta
 
 
 def make_base(config: TrainConfig) -> None:
-    """Makes OUT/base: an untrained Stable Diffusion for the latents of an autoencoder, its tokenizer built from the captions.
+    """Makes OUT/base: an untrained Stable Diffusion for the latents of an autoencoder, its tokenizer built from the captions; or the parts
+    of a `base` in one file.
 
     Only a folder with a train.json is known to have been made from these settings, so without one it is made again.
     """
     folder = config.output / BASE
     if folder.is_dir() and (config.output / "train.json").is_file():
         return
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    if config.base:
+        hub.unpack(part, Path(config.base), config.model_config_)
+    else:
+        _new_base(config).save_pretrained(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def _new_base(config: TrainConfig) -> Any:
+    """The pipeline of a new text-to-image model."""
     assert config.autoencoder is not None, "settings without a base have an autoencoder"
     source, codec = open_source(config.data, config.decoding), hub.load_codec(config.autoencoder)
     texts = [text for texts in captions_of(source, config).values() for text in texts]
@@ -124,12 +142,7 @@ def make_base(config: TrainConfig) -> None:
     scheduler = hub.new_scheduler(config.scheduler)
     if hub.flow_schedule(scheduler):
         raise UserError("a new text-to-image model is a Stable Diffusion, which has no flow matching; fine-tune a --base that has")
-    pipeline = hub.new_text_to_image(texts, {**shape, **config.model}, config.text_encoder, codec, scheduler)
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    pipeline.save_pretrained(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    return hub.new_text_to_image(texts, {**shape, **config.model}, config.text_encoder, codec, scheduler)
 
 
 def base_shape(config: TrainConfig, target: Target) -> ImageShape:

@@ -1,0 +1,99 @@
+"""A model that a function of the user's own makes: `--model-from package.module:function`.
+
+The function takes no arguments, or MODEL as a text where one is given, so that one function serves many checkpoints. It returns a
+`Denoiser`, a pair of a `Denoiser` and a `Codec`, or a `Target`. Its module is imported and run because the user names it.
+
+    fingerprint = SHA-256 of the module's source, of MODEL where that is a file or folder, and of every weight that can be seen
+
+The weights of networks and autoencoders can be seen, those inside a function cannot. A model of which neither weights nor a MODEL are
+known has no fingerprint, as one in memory, so that its run folder is not resumed.
+"""
+
+import hashlib
+import inspect
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffleak.diffusion.codec import Autoencoder, Codec
+from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser, unguided
+from diffleak.diffusion.own_code import imported, source_hash
+from diffleak.diffusion.target import PIXELS, Target
+from diffleak.errors import DiffleakError, UserError, first_lines, shown
+from diffleak.work.files import hash_files
+from diffleak.work.folder import UNKNOWN
+from diffleak.work.memory import out_of_memory
+
+RETURNS = "a diffleak.Denoiser, a pair (Denoiser, Codec), or a diffleak.Target"
+
+
+def model_from(name: str, model: str | None = None, dtype: str = "float32", device: str | None = None) -> Target:
+    """The model that the function `package.module:function` returns, called with `model` where it is given.
+
+    `dtype` and `device` are those of images and noise, by default float32 and where the network's weights are; a `Target` has its own.
+    Raises `UserError` for a name that is none, a function that fails, and for an answer of another kind.
+    """
+    what = "a function that makes the model is named package.module:function"
+    if not all(name.partition(":")):
+        raise UserError(f"{what}, as in mine:load_model; got {shown(name)}")
+    function = imported(name, what)
+    if not callable(function):
+        raise UserError(f"{name} must be a function that returns {RETURNS}; got {shown(repr(function))}")
+    try:
+        made = function() if model is None else function(model)
+    except DiffleakError:
+        raise
+    except Exception as error:  # of a user's own code; `from` keeps its traceback for callers from Python
+        if out_of_memory(error):
+            raise
+        given = "no argument, as no MODEL is given" if model is None else "MODEL as its argument"
+        takes = f"{name} must take {given}; " if isinstance(error, TypeError) else ""
+        raise UserError(f"{takes}{name} fails with {type(error).__name__}: {first_lines(error)}") from error
+    target = _target(name, made, dtype, device)
+    code = source_hash([inspect.unwrap(function) if inspect.isroutine(function) else type(function)])
+    which = UNKNOWN if code is None else _fingerprint(code, model, target)
+    return Target(**{**_fields(target), "name": model or name, "fingerprint": which, "made_by": name, "code": code or UNKNOWN})
+
+
+def _fields(target: Target) -> dict[str, Any]:
+    return {name: getattr(target, name) for name in target.__dataclass_fields__}
+
+
+def _target(name: str, made: Any, dtype: str, device: str | None) -> Target:
+    if isinstance(made, Target):
+        return made
+    denoiser, codec = made if isinstance(made, tuple) and len(made) == 2 else (made, PIXELS)
+    if not isinstance(denoiser, Denoiser) or not isinstance(codec, Codec):
+        got = f"({type(denoiser).__name__}, {type(codec).__name__})" if isinstance(made, tuple) else shown(repr(made))
+        raise UserError(f"{name} must return {RETURNS}; got {got}: diffleak.Denoiser.from_function makes one of a function")
+    where = next((str(value.device) for network in _networks(denoiser, codec) for value in network.parameters()), "cpu")
+    return Target(denoiser, dtype=dtype, device=device or where, codec=codec)
+
+
+def _networks(denoiser: Denoiser, codec: Codec) -> Iterator[torch.nn.Module]:
+    """The networks whose weights can be seen."""
+    for each in map(unguided, denoiser.exposed):
+        if isinstance(each, NetworkDenoiser):
+            yield each.network
+    if isinstance(codec, Autoencoder):
+        yield codec.network
+
+
+def _fingerprint(code: str, model: str | None, target: Target) -> str:
+    digest, networks = hashlib.sha256(code.encode()), list(_networks(target.denoiser, target.codec))
+    path = Path(model) if model and os.path.exists(model) else None
+    if path is None and not networks and target.fingerprint == UNKNOWN:
+        return UNKNOWN
+    digest.update(target.fingerprint.encode())
+    if path:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        digest.update(hash_files(files).encode())
+    digest.update(target.denoiser.schedule.alphas_cumprod.tobytes())
+    for network in networks:
+        for key, value in network.state_dict().items():
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,373 @@
+"""One file with all of a model, as A1111, ComfyUI and kohya keep it: Stable Diffusion 1, 2, XL, 3 and Flux.
+
+    model.diffusion_model.*                                the denoiser; a file of it alone may leave this beginning out
+    first_stage_model.* or vae.*                           the autoencoder
+    cond_stage_model.*, conditioner.embedders.N.*          the text encoders of Stable Diffusion 1 and 2, and of XL
+    text_encoders.NAME.transformer.*                       those of Stable Diffusion 3 and Flux
+    v_pred, ztsnr, modelspec.prediction_type               what the network predicts, where the file says it
+
+Such a file holds weights and no settings. Those, the scheduler and the tokenizers come from the same model in diffusers' layout: a
+folder that the user gives, or the hub. diffusers renames the weights of denoiser and autoencoder; text encoders are renamed here, each
+by its own beginning, since diffusers goes by the width and would mistake two of one width. Every weight must have a place, and every
+place a weight. Nothing is written to disk.
+"""
+
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffleak.errors import UserError, first_lines, shown
+from diffleak.hub.configs import check_settings, read_json
+from diffleak.hub.folders import (
+    INDEX,
+    PICKLES,
+    TEXT_PARTS,
+    TOKENIZER_FILES,
+    count_weights,
+    diffusers_library,
+    downloaded,
+    folder_of,
+    refuse_depth,
+)
+from diffleak.work.files import hash_files
+from diffleak.work.reading import Unreadable, parsing
+
+State = Mapping[str, Tensor]
+
+DENOISER = "model.diffusion_model."
+AUTOENCODER = ("first_stage_model.", "vae.")
+IN_AUTOENCODER = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")  # what else is there was of its training
+CONFIGS = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
+WEIGHTS = (".safetensors", *PICKLES)
+FAMILIES = {  # the pipeline of each in diffusers
+    "Stable Diffusion 1": "StableDiffusionPipeline",
+    "Stable Diffusion 2": "StableDiffusionPipeline",
+    "Stable Diffusion XL": "StableDiffusionXLPipeline",
+    "Stable Diffusion 3": "StableDiffusion3Pipeline",
+    "Flux": "FluxPipeline",
+}
+FLOWS = ("Stable Diffusion 3", "Flux")
+OPENED = "Stable Diffusion 1, 2, XL, 3 and Flux open as one file"
+WIDE = 1024  # text tokens of Stable Diffusion 2
+OPEN_CLIP, AS_IT_IS = True, False  # how a text encoder is stored: with the names of open_clip, or with its own
+CLIP = (  # where the first and the second CLIP of a pipeline may lie
+    (
+        ("cond_stage_model.transformer.", AS_IT_IS),
+        ("cond_stage_model.model.", OPEN_CLIP),
+        ("conditioner.embedders.0.transformer.", AS_IT_IS),
+        ("text_encoders.clip_l.transformer.", AS_IT_IS),
+    ),
+    (("conditioner.embedders.1.model.", OPEN_CLIP), ("text_encoders.clip_g.transformer.", AS_IT_IS)),
+)
+T5 = (("text_encoders.t5xxl.transformer.", AS_IT_IS),)
+TEXT = ("cond_stage_model.", "conditioner.", "text_encoders.")
+UNUSED = ("position_ids", "logit_scale")  # ends of names of what no network reads
+OTHER_INPUTS = {9: "an inpainting model", 8: "an InstructPix2Pix model", 7: "an upscaler", 5: "a depth-to-image model"}  # by channels in
+SCALED = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8")
+QUANTISED = (".absmax", ".quant_map", ".qweight", ".SCB")
+ADAPTERS = r"(^|[._])(lora|hada|lokr|oft|dora)([._]|$)|\.diff$"
+KINDS = (  # of files that hold something else: the beginnings of their names, what they are and what to do
+    (("control_model.", "input_hint_block.", "controlnet_"), "a ControlNet", "give the model that it steers"),
+    (("emb_params", "clip_l", "clip_g", "string_to_param"), "a textual inversion", "give the model that it was made for, and this with it"),
+    (("down_blocks.", "conv_in.", "transformer_blocks."), "one network of a diffusers folder", "give the folder that it belongs to"),
+    (("encoder.block.", "shared."), "a T5 text encoder alone", "give the model that it belongs to"),
+    (("text_model.", "vision_model.", *TEXT), "a text encoder alone", "give the model that it belongs to"),
+    (("encoder.", "decoder.", *AUTOENCODER), "an autoencoder alone", "give the model that works on its latents"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SingleFile:
+    """A model in one file: its weights, and the folder with the settings, tokenizers and parts that it lacks.
+
+    `scheduler` are the settings of its schedule that the file states, and `warnings` what its user should know.
+    """
+
+    path: Path
+    folder: Path
+    family: str
+    weights: State
+    scheduler: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+    def holds(self, part: str) -> bool:
+        """Whether the weights of a part come from the file. Raises `UserError` where neither the file nor the folder has them."""
+        if self._of(part):
+            return True
+        if not any(file.suffix in WEIGHTS for file in (self.folder / part).glob("*")):
+            raise UserError(
+                f"{self.path} holds no {part}, and {self.folder} no weights of one; "
+                f"give a --model-config folder of this {self.family} with the weights in {part}/"
+            )
+        return False
+
+    def network(self, part: str, name: str, dtype: torch.dtype) -> torch.nn.Module:
+        """The denoiser or autoencoder, a diffusers class of this `name`, with the file's weights.
+
+        Raises `UserError` for weights that do not fit its config.json, and for some that are missing, left over or quantised.
+        """
+        path = self.folder / part / "config.json"
+        kind, config = getattr(diffusers_library(), name), read_json(path, f"{self.folder} must say what its {part} is")
+        check_settings(kind, config, path)
+        given = self._of(part)
+        refuse_depth(path, len(given))
+        state = self._renamed(part, name, config, given)
+        from accelerate import init_empty_weights
+
+        try:
+            with init_empty_weights():
+                network = kind.from_config(config)
+            self._refuse_unfit(part, state, network.state_dict())
+            stored = {key: value.to(dtype, copy=True, memory_format=torch.contiguous_format) for key, value in state.items()}
+            network.load_state_dict(stored, assign=True)
+        except UserError:
+            raise
+        except Exception as error:  # diffusers and torch each raise their own; all mean settings of another network
+            raise UserError(f"{self.path}: the {part} cannot be made from {path} ({first_lines(error)})") from None
+        torch.nn.Module.to(network, dtype)  # of buffers; that of diffusers warns where nothing is to be warned of
+        return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+    def text_encoder(self, part: str) -> dict[str, Tensor] | None:
+        """The weights of a text encoder with the names of transformers; None where the folder has them."""
+        if not self.holds(part):
+            return None
+        start, stored = self._place(part)
+        given = {key: value for key, value in self.weights.items() if key.startswith(start) and not key.endswith(UNUSED)}
+        if stored == OPEN_CLIP:
+            return self._from_open_clip(part, start)
+        state = {key.removeprefix(start): value for key, value in given.items()}
+        if "shared.weight" in state:
+            state.setdefault("encoder.embed_tokens.weight", state["shared.weight"])
+        elif not any(key.startswith("text_model.") for key in state):  # files of 2022
+            state = {f"text_model.{key}": value for key, value in state.items()}
+        if (
+            start.startswith("text_encoders.clip_l.") and self.family == "Stable Diffusion 3"
+        ):  # files leave it out, since it changes nothing
+            width = len(state["text_model.final_layer_norm.weight"])
+            state.setdefault("text_projection.weight", torch.eye(width, dtype=state["text_model.final_layer_norm.weight"].dtype))
+        return state
+
+    @property
+    def fingerprint(self) -> str:
+        """Which model this is: a hash of the file, of the settings beside it, and of the weights that come from their folder."""
+        index, files = self._index, [self.path, self.folder / INDEX, self.folder / "scheduler" / "scheduler_config.json"]
+        for part in sorted(index):
+            own = self.folder / part
+            if isinstance(index[part], list) and own.is_dir() and part != "scheduler":
+                patterns = [*TOKENIZER_FILES] if part.startswith("tokenizer") else ["config.json"]
+                patterns += [] if part not in ("vae", *TEXT_PARTS) or self._of(part) else [f"*{ending}" for ending in WEIGHTS]
+                files += sorted(file for pattern in patterns for file in own.glob(pattern))
+        return hash_files(files)
+
+    @property
+    def _index(self) -> dict[str, Any]:
+        return read_json(self.folder / INDEX, f"{self.folder} must say which pipeline it is of")
+
+    def _of(self, part: str) -> State:
+        """The file's weights of a part, under the names that it has in the file."""
+        if part == "vae":
+            starts = tuple(start + inner for start in AUTOENCODER for inner in IN_AUTOENCODER)
+        else:
+            starts = (self._place(part)[0],) if part in TEXT_PARTS else (DENOISER,)
+        return {key: value for key, value in self.weights.items() if key.startswith(starts)}
+
+    def _place(self, part: str) -> tuple[str, bool]:
+        """The beginning of the names of a text encoder in the file, and how it is stored; no beginning where it is not there."""
+        named = {key: value[1] for key, value in sorted(self._index.items()) if key.startswith("text_encoder") and isinstance(value, list)}
+        kind = str(named.get(part))
+        number = [key for key, name in named.items() if str(name).startswith("CLIP")].index(part) if kind.startswith("CLIP") else 0
+        places = T5 if kind.startswith("T5") else CLIP[number] if kind.startswith("CLIP") and number < len(CLIP) else ()
+        found = (place for place in places if any(key.startswith(place[0]) for key in self.weights))
+        return next(found, ("\0", AS_IT_IS))
+
+    def _renamed(self, part: str, name: str, config: dict[str, Any], given: State) -> State:
+        from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+        classes: Mapping[str, Any] = SINGLE_FILE_LOADABLE_CLASSES
+        rename = classes.get(name, {}).get("checkpoint_mapping_fn")
+        if rename is None:
+            raise UserError(f"{OPENED}; {self.folder} is of a {name}, which diffusers reads from folders alone: give it as one")
+        try:
+            state: State = rename(checkpoint=dict(given), config=config)
+        except Exception as error:  # of names that are not there, or weights of other shapes
+            said = f"{type(error).__name__}: {first_lines(error)}"
+            raise UserError(
+                f"{self.path}: the {part} is not stored as a {self.family} has it ({shown(said)}); fetch the file again"
+            ) from None
+        if name == "UNet2DConditionModel":  # whose weights keep what they are, so that one without a place can be told
+            used = {id(value) for value in state.values()}
+            left = next((key for key, value in given.items() if id(value) not in used), None)
+            if left:
+                raise UserError(f"{self.path}: every weight must have a place in {self.folder / part}; {shown(left)} has none")
+        return state
+
+    def _from_open_clip(self, part: str, start: str) -> dict[str, Tensor]:
+        import transformers
+        from accelerate import init_empty_weights
+        from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+
+        kind = getattr(transformers, str(self._index[part][1]))
+        try:
+            with init_empty_weights():
+                model = kind(kind.config_class.from_pretrained(self.folder / part, local_files_only=True))
+            return dict(convert_open_clip_checkpoint(model, dict(self.weights), prefix=start))
+        except Exception as error:  # transformers and torch each raise their own
+            raise UserError(f"{self.path}: the {part} cannot be read ({first_lines(error) or type(error).__name__})") from None
+
+    def _refuse_unfit(self, part: str, state: State, places: State) -> None:
+        odd = next((key for key in places if key not in state), None) or next((key for key in state if key not in places), None)
+        config = f"{self.folder / part}/config.json"
+        if odd:
+            said = "is not in the file" if odd in places else "has no place"
+            raise UserError(f"{self.path}: the {part} does not match {config} ({shown(odd)} {said}); give the --model-config of this model")
+        for key, value in state.items():
+            if value.shape != places[key].shape:
+                said = f"{shown(key)} has shape {tuple(value.shape)}, where {tuple(places[key].shape)} is expected"
+                raise UserError(f"{self.path}: the {part} does not match {config} ({said}); give the --model-config of this model")
+            if not value.is_floating_point():
+                raise UserError(f"{self.path}: {_quantised(key, value)}")
+
+
+def open_single_file(path: Path, model_config: str | Path | None = None) -> SingleFile:
+    """A model in one file, with the settings of `model_config`, a folder or hub id of the same model in diffusers' layout.
+
+    Without it they are fetched: those of the model that the file was trained from. Raises `UserError` for a file that holds no whole
+    model, naming what it holds; for one that is quantised; and for settings of another model, or none to have.
+    """
+    weights, stated = read_state(path)
+    family = _family(path, weights)
+    if not any(key.startswith(DENOISER) for key in weights):  # a file of the denoiser alone
+        weights = {key if key.startswith((*AUTOENCODER, *TEXT)) else DENOISER + key: value for key, value in weights.items()}
+    folder = _configs(path, family, weights) if model_config is None else folder_of(model_config, "--model-config", CONFIGS)
+    index = read_json(folder / INDEX, f"--model-config must be a model's folder in diffusers' layout; {folder} is none")
+    if index.get("_class_name") != FAMILIES[family]:
+        raise UserError(
+            f"{path} is a {family}, whose settings are those of a {FAMILIES[family]}; {folder} has those of a "
+            f"{shown(index.get('_class_name'))}: give another --model-config"
+        )
+    scheduler, warnings = _stated(path, weights, stated, family, folder, model_config is not None)
+    eighths = sorted(
+        {str(value.dtype).removeprefix("torch.") for value in weights.values() if value.itemsize == 1 and value.is_floating_point()}
+    )
+    if eighths:
+        warnings.append(f"{path.name} stores weights in 8 bits ({', '.join(eighths)}), which are scored as rounded so")
+    if any(key.startswith("model_ema.") for key in weights):
+        warnings.append(f"{path.name} holds a moving average of the weights too (model_ema.*), which is not read")
+    return SingleFile(path, folder, family, weights, scheduler, tuple(warnings))
+
+
+def read_state(path: Path) -> tuple[State, Mapping[str, str]]:
+    """The weights in a file, by name, and the texts beside them in its header; never runs what a file holds.
+
+    Raises `UserError` for files of another kind, for damaged ones, and for pickles of more than weights.
+    """
+    if path.suffix == ".safetensors":
+        count_weights(path)
+        from safetensors import safe_open
+
+        try:
+            with parsing(), safe_open(path, "pt") as opened:
+                return {key: opened.get_tensor(key) for key in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+        except Unreadable as error:
+            raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
+    if path.suffix not in PICKLES:
+        said = "which GGUF quantises" if path.suffix == ".gguf" else f"and {path.suffix or 'a file without an ending'} is neither"
+        raise UserError(f"MODEL must be a diffusers folder, a hub id, or a .safetensors or .ckpt file with all of a model; {path}, {said}")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+    except Exception as error:  # pickle, zip and torch each raise their own
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it names {shown(code[1])}, which could run code" if code else shown(first_lines(error) or type(error).__name__)
+        raise UserError(f"{path} must be a pickle of weights alone, and whole ({why}); ask for a .safetensors file of it") from None
+    while isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    weights = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)} if isinstance(found, dict) else {}
+    if not weights:
+        raise UserError(f"{path} must hold weights by their names, or a state_dict of them; it holds a {type(found).__name__} without any")
+    return weights, {}
+
+
+def _family(path: Path, weights: State) -> str:
+    """Which of FAMILIES the denoiser in a file is of; raises `UserError` for a file without one, or with one of another kind."""
+    names = {key.removeprefix(DENOISER): value for key, value in weights.items()}
+    first = names.get("input_blocks.0.0.weight")
+    if bad := next((key for key in weights if key.endswith(SCALED)), None):
+        raise UserError(f"{path} stores weights in 8 bits with scales ({shown(bad)}); give a file of 16 or 32 bits")
+    if bad := next((key for key in weights if key.endswith(QUANTISED) or ".quant_state." in key), None):
+        raise UserError(f"{path}: {_quantised(bad)}")
+    if any(key.startswith(("edm_mean", "edm_vpred.")) for key in weights):
+        raise UserError(f"{path} was trained on the noise levels of EDM (Playground 2.5 or CosXL); {OPENED}: give it as a diffusers folder")
+    control = any(key.startswith(KINDS[0][0]) for key in weights)
+    if first is not None and first.ndim == 4 and not control:
+        if what := OTHER_INPUTS.get(first.shape[1]):
+            raise UserError(f"{path} is {what}, which takes {first.shape[1]} channels and not latents alone; such models cannot be audited")
+        if "label_emb.0.0.weight" in names:
+            refiner = any(key.startswith("conditioner.embedders.0.model.") for key in weights)
+            if refiner:
+                raise UserError(f"{path} is the refiner of Stable Diffusion XL, which takes other conditions; give the base model")
+            return "Stable Diffusion XL"
+        context = next((value for key, value in names.items() if key.endswith("attn2.to_k.weight")), first)
+        wide = any(key.startswith("cond_stage_model.model.") for key in weights) or context.shape[-1] == WIDE
+        return "Stable Diffusion 2" if wide else "Stable Diffusion 1"
+    if any(key.startswith("joint_blocks.") for key in names):
+        return "Stable Diffusion 3"
+    if "double_blocks.0.img_attn.norm.key_norm.scale" in names and not any(key.startswith("distilled_guidance_layer.") for key in names):
+        return "Flux"
+    if any(key.startswith(DENOISER) for key in weights):
+        raise UserError(f"{OPENED}; {path} holds a denoiser of another layout: give it as a diffusers folder")
+    if any(re.search(ADAPTERS, key) for key in weights):
+        raise UserError(f"{path} is a LoRA adapter and no model; give the model that it was made for, and this with --lora")
+    for starts, what, instead in KINDS:
+        if any(key.startswith(starts) for key in weights):
+            raise UserError(f"MODEL must be a whole model; {path} is {what}: {instead}")
+    raise UserError(f"{OPENED}; {path} has none of their layouts (first: {shown(next(iter(weights), 'no weights'))})")
+
+
+def _configs(path: Path, family: str, weights: State) -> Path:
+    """The settings of the model that diffusers takes a file for, from the hub or its cache."""
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config
+
+    try:
+        name = str(fetch_diffusers_config(dict(weights))["pretrained_model_name_or_path"])
+    except Exception:  # of weights whose sizes are none of the published models'
+        raise UserError(f"{path} is a {family} of a size of its own; give a folder with its settings as --model-config") from None
+    try:
+        return downloaded(name, CONFIGS, "--model-config")
+    except UserError as error:
+        said = f"{path.name} is a {family} in one file; give a folder with the settings of {name} as --model-config"
+        raise UserError(f"{said} ({shown(error, 230)})") from None
+
+
+def _stated(
+    path: Path, weights: State, stated: Mapping[str, str], family: str, folder: Path, chosen: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """What a file says of its schedule, over the settings of the folder, and what is to be known of it."""
+    if family in FLOWS:
+        return {}, []
+    config = read_json(folder / "scheduler" / "scheduler_config.json", f"{folder} must say its noise schedule")
+    usual = config.get("prediction_type", "epsilon")
+    named = {"v": "v_prediction", "epsilon": "epsilon"}.get(str(stated.get("modelspec.prediction_type")))
+    said = "v_prediction" if "v_pred" in weights else named
+    changes: dict[str, Any] = {} if said in (None, usual) else {"prediction_type": said}
+    if "ztsnr" in weights and not config.get("rescale_betas_zero_snr"):
+        changes["rescale_betas_zero_snr"] = True
+    warnings = [
+        f"{path.name} says {key} {str(value).lower()}, and {folder} does not: the file is followed" for key, value in changes.items()
+    ]
+    if family == "Stable Diffusion 2" and said is None and not chosen:
+        warnings.append(
+            f"{path.name} does not say what it predicts: {usual} is taken; if it was trained from stable-diffusion-2-base, on images of "
+            "512 pixels, give that model's folder as --model-config"
+        )
+    return changes, warnings
+
+
+def _quantised(key: str, value: Tensor | None = None) -> str:
+    how = "" if value is None else f" as {str(value.dtype).removeprefix('torch.')}"
+    return f"weights must be floating point; {shown(key)} is stored{how}, quantised: give a file of 16 or 32 bits"
