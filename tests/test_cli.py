@@ -17,6 +17,7 @@ from PIL import Image
 
 from diffleak.attacks import ATTACKS
 
+pytestmark = pytest.mark.usefixtures("few_divisions")
 RNG = np.random.default_rng(0)
 SETTINGS = ["--attacks", "sima,loss", "--timesteps", "50:100:50", "--device", "cpu", "--batch-size", "16"]
 

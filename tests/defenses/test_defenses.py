@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fixtures.commands import call
 from fixtures.models import LEVELS as TINY
 from safetensors.torch import load_file
 
@@ -265,7 +266,7 @@ def test_a_student_of_latents_learns_on_its_teachers_latents(tmp_path, latent_fo
     assert hub.load(dual).latent
 
 
-def test_a_student_killed_and_resumed_has_the_same_loss_curve(data, tmp_path):
+def test_a_student_killed_and_resumed_has_the_same_loss_curve(data, tmp_path, capsys):
     defend(settings("dual", data, tmp_path / "teachers"))
     command = [sys.executable, "-m", "diffleak", "defend", "distill", "--data", str(data), "--steps", "80", "--batch-size", "4"]
     command += ["--checkpoint-every", "10", "--device", "cpu", "--threads", "1", "-o"]
@@ -278,7 +279,7 @@ def test_a_student_killed_and_resumed_has_the_same_loss_curve(data, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     for folder in (killed, tmp_path / "whole"):
-        subprocess.run([*command, str(folder), *given], check=True, capture_output=True)
+        assert call(capsys, *command[3:], folder, *given)[0] == 0
     curves = [(folder / "student" / "losses.csv").read_text() for folder in (killed, tmp_path / "whole")]
     assert curves[0].splitlines()[-1] == curves[1].splitlines()[-1]
     one, two = weights(killed / "student"), weights(tmp_path / "whole" / "student")
@@ -425,7 +426,8 @@ def test_under_a_launcher_both_processes_train_the_same_teacher(data, tmp_path):
     """Two ranks must not start teachers of their own, whose gradients would meet."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "diffleak"]
     command += ["defend", "dual", "--data", str(data), "--train-size", "16", "--steps", "2", "--batch-size", "4", "--device", "cpu"]
-    command += ["--preset", "digits", "-o", str(tmp_path / "out")]
+    (tmp_path / "c.yaml").write_text(json.dumps({"model": TINY}))
+    command += ["-C", str(tmp_path / "c.yaml"), "-o", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert isinstance(hub.load(tmp_path / "out" / "dual").denoiser, Dual)
