@@ -27,7 +27,7 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, UserError
 
 pytestmark = pytest.mark.usefixtures("few_divisions")
-SIZES = {"chunk_size": 16, "batch_size": 8, "timesteps": "40:80:40", "device": "cpu", "threads": 1, "seed": 3}
+SIZES = {"chunk_size": 16, "batch_size": 16, "timesteps": "40:80:40", "device": "cpu", "threads": 1, "seed": 3}
 RESIDUAL = "sima,secmi,loss"
 
 
