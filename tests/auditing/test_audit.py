@@ -167,7 +167,7 @@ def test_killed_and_resumed_equals_uninterrupted(capsys, model, data, whole, tmp
         command += [f"--{key.replace('_', '-')}", str(value)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and len(list(folder.glob("scores/chunk*"))) < 9:
-        time.sleep(0.002)
+        time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not (folder / "audit.json").exists()
     code, _, said = call(capsys, *command[3:])

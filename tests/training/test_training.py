@@ -84,7 +84,7 @@ def test_killed_and_resumed_training_equals_uninterrupted(data, tmp_path, capsys
     killed = tmp_path / "killed"
     process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (killed / "checkpoint").exists():
-        time.sleep(0.005)
+        time.sleep(0.02)
     assert process.poll() is None, "the run must be alive to be killed"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -41,7 +41,7 @@ def launched(tmp_path_factory) -> tuple[Path, str]:
         (folder / f"{name}.yaml").write_text(json.dumps({**settings, "data": str(folder / "images.npy"), "device": "cpu", "threads": 1}))
         commands.append(["train", "-C", str(folder / f"{name}.yaml"), "-o", str(folder / name)])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*launch, str(folder / "program.py"), json.dumps(commands)], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*launch, str(folder / "program.py"), json.dumps(commands)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
