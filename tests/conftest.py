@@ -1,19 +1,37 @@
 """Shared by every test: one thread, no network, shapes and types checked at run time, tiny models and real images."""
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fixtures.checks import check_types
 from fixtures.models import AUTOENCODERS, TINY
-from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
-install_import_hook("diffleak", "beartype.beartype")  # hence no import of the package at the top of this file
+check_types("diffleak")  # hence no import of the package at the top of this file
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Searches for garbage less often, and not among the several hundred thousand objects that the imports have made."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
+@pytest.fixture(scope="module")
+def few_divisions() -> Iterator[None]:
+    """Small sides are divided 5 times into calibrate and test, not 25 times: what that does to the numbers is tested in tests/stats."""
+    from diffleak.stats import evaluation
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(evaluation, "REPEATS", 5)
+        yield
 
 
 @pytest.fixture

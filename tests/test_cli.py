@@ -17,6 +17,7 @@ from PIL import Image
 
 from diffleak.attacks import ATTACKS
 
+pytestmark = pytest.mark.usefixtures("few_divisions")
 RNG = np.random.default_rng(0)
 SETTINGS = ["--attacks", "sima,loss", "--timesteps", "50:100:50", "--device", "cpu", "--batch-size", "16"]
 
@@ -272,9 +273,9 @@ def test_interrupting_an_audit_says_that_it_resumes(capsys, model, sides, tmp_pa
     assert "interrupted; finished work is kept, the same command resumes" in err
 
 
-def test_a_bug_shows_its_traceback(model, sides, tmp_path):
-    code = "import sys, diffleak.auditing.run as a; a.prepare = lambda *_: 1 / 0; from diffleak.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code, "audit", str(model), *sides], capture_output=True, text=True)
+def test_a_bug_shows_its_traceback():
+    code = "import diffleak.auditing.score_file as a; a.evaluate_file = lambda *_, **__: 1 / 0; from diffleak.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "metrics", "scores.csv"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert "Traceback" in done.stderr

@@ -141,7 +141,7 @@ def test_a_regression_of_its_own_stays_beside_it_and_gradients_tell_members_of_a
 
 
 def test_gradient_runs_on_a_folder_resumes_and_is_refused_without_weights_or_a_calibrate_part(model_folder, digits, tmp_path, capsys):
-    for name, part in (("members", digits[:60]), ("nonmembers", digits[60:120])):
+    for name, part in (("members", digits[:40]), ("nonmembers", digits[40:80])):
         np.save(tmp_path / f"{name}.npy", part)
     command = ("audit", model_folder("model"), "--members", tmp_path / "members.npy", "--nonmembers", tmp_path / "nonmembers.npy")
     command = (*command, "--attacks", "gradient(timesteps=100+500)", "--device", "cpu", "--threads", "1", "--chunk-size", "32", "-o")

@@ -21,6 +21,7 @@ from diffleak.diffusion.noise import Noise
 from diffleak.errors import UserError
 from diffleak.geometry.pullback import distortion, influence, keep_mask
 
+pytestmark = pytest.mark.usefixtures("few_divisions")
 SEED = 3
 ATTACKS = "sima,secmi,noise_aggregation,loss_frequency"
 RESIDUAL = ("sima", "secmi", "noise_aggregation")
@@ -28,8 +29,8 @@ RESIDUAL = ("sima", "secmi", "noise_aggregation")
 
 @pytest.fixture
 def images(digits, tmp_path) -> tuple[Path, Path]:
-    """60 members and 70 held-out digits: chunks of 16 and batches of 8 leave a partial chunk and a partial batch."""
-    for name, part in (("members", digits[:60]), ("nonmembers", digits[60:130])):
+    """40 members and 50 held-out digits: chunks of 16 and batches of 8 leave a partial chunk and a partial batch."""
+    for name, part in (("members", digits[:40]), ("nonmembers", digits[40:90])):
         np.save(tmp_path / f"{name}.npy", part)
     return tmp_path / "members.npy", tmp_path / "nonmembers.npy"
 
@@ -61,7 +62,7 @@ def test_scores_of_a_latent_model_are_those_of_its_encoded_images(latent_folder,
     ids = audit.scores[0].ids
     pixels = np.concatenate([np.load(side) for side in images])
     position = {
-        f"{side}/{i}": n for n, (side, i) in enumerate([("members", i) for i in range(60)] + [("nonmembers", i) for i in range(70)])
+        f"{side}/{i}": n for n, (side, i) in enumerate([("members", i) for i in range(40)] + [("nonmembers", i) for i in range(50)])
     }
     x = torch.from_numpy(to_model(pixels[[position[i] for i in ids]]))
     with torch.inference_mode():
@@ -100,7 +101,7 @@ def test_masked_scores_are_those_of_the_masks_one_image_at_a_time(latent_folder,
     folder = latent_folder()
     audit = run(**settings(folder, images, tmp_path / "run", mask="influence:0.4,random:0.4,reverse:0.5"))
     scores, target = by_name(audit), diffleak.load(folder, device="cpu")
-    for image_id in ("members/0", "members/59", "nonmembers/69"):  # the last batches are partial
+    for image_id in ("members/0", "members/39", "nonmembers/49"):  # the last batches are partial
         side, number = image_id.split("/")
         x = torch.from_numpy(to_model(np.load(images[side == "nonmembers"])[[int(number)]]))
         with torch.inference_mode():
@@ -130,7 +131,7 @@ def test_every_residual_attack_is_reported_masked_beside_unmasked_with_paired_di
     frame = pd.read_csv(tmp_path / "run" / "samples.csv")
     assert {"sima", "sima[influence:0.4]"} <= set(frame.columns)
     rows = pd.concat(pq.read_table(f).to_pandas() for f in (tmp_path / "run" / "scores").glob("*.parquet"))
-    assert len(rows) == 130 * 2 * 7 and set(rows.attack) == {r.attack for r in audit.results}
+    assert len(rows) == 90 * 2 * 7 and set(rows.attack) == {r.attack for r in audit.results}
 
 
 def test_the_paired_difference_is_that_of_the_two_results_where_there_is_one_split(latent_folder, digits, tmp_path):
@@ -193,7 +194,7 @@ def test_latents_and_influence_are_computed_once_reused_by_a_resumed_run_and_rem
     assert not calls and [r.auc for r in again.results] == [r.auc for r in audit.results]
     whole = run(**{**given, "output": tmp_path / "whole"})
     assert all(np.array_equal(a.statistic, b.statistic) for a, b in zip(audit.scores, whole.scores, strict=True))
-    assert sum(calls) == 130 + scoring.TIMED_IMAGES, "each image once, and a few to estimate the time"
+    assert sum(calls) == 90 + scoring.TIMED_IMAGES, "each image once, and a few to estimate the time"
 
 
 def test_shards_give_the_same_masked_scores_as_one_worker(latent_folder, images, tmp_path):
@@ -319,7 +320,7 @@ def test_geometry_with_members_gives_the_six_analyses(latent_folder, images, tmp
     assert [f.attack for f in found.filters] == ["loss"]
     masks = {r.mask for r in audit.results}
     assert masks == {None, *(f"influence:0.{i}" for i in range(1, 10)), "random:0.4", "reverse:0.4", "reverse:0.9"}
-    assert np.load(tmp_path / "out" / "influence.npy").shape == (130, 4, 4, 4)
+    assert np.load(tmp_path / "out" / "influence.npy").shape == (90, 4, 4, 4)
     assert "diffleak geometry" in audit.record.command
     again = run(
         GeometryConfig, **geometry_settings(Path(audit.record.plan.model), images, tmp_path / "out", attacks="sima,loss,loss_frequency")

@@ -26,13 +26,14 @@ from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, UserError
 
-SIZES = {"chunk_size": 16, "batch_size": 8, "timesteps": "40:80:40", "device": "cpu", "threads": 1, "seed": 3}
+pytestmark = pytest.mark.usefixtures("few_divisions")
+SIZES = {"chunk_size": 16, "batch_size": 16, "timesteps": "40:80:40", "device": "cpu", "threads": 1, "seed": 3}
 RESIDUAL = "sima,secmi,loss"
 
 
 @pytest.fixture
 def images(digits, tmp_path) -> tuple[Path, Path]:
-    for name, part in (("members", digits[:60]), ("nonmembers", digits[60:130])):
+    for name, part in (("members", digits[:40]), ("nonmembers", digits[40:90])):
         np.save(tmp_path / f"{name}.npy", part)
     return tmp_path / "members.npy", tmp_path / "nonmembers.npy"
 
@@ -95,11 +96,11 @@ def test_every_attack_is_reported_alone_on_the_reference_and_on_the_excess(pair,
         assert plain.gain is None and left.queries == plain.queries + other.queries
         for gain in (other.gain, left.gain):
             assert gain.auc.low <= gain.auc.value <= gain.auc.high
-    assert audit.record.costs.queries == 130 * sum(r.queries for r in audit.results if r.variant == "excess")
+    assert audit.record.costs.queries == 90 * sum(r.queries for r in audit.results if r.variant == "excess")
     assert (audit.record.plan.reference, audit.record.plan.reference_fingerprint) == (str(reference), hub.fingerprint(reference))
     assert set(names) <= set(pd.read_csv(tmp_path / "run" / "samples.csv").columns)
     rows = pd.concat(pq.read_table(f).to_pandas() for f in (tmp_path / "run" / "scores").glob("*.parquet"))
-    assert set(rows.attack) == set(names) and len(rows) == 130 * 2 * len(names)
+    assert set(rows.attack) == set(names) and len(rows) == 90 * 2 * len(names)
     assert f"--reference {reference}" in audit.record.command
 
 

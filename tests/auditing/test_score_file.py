@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from fixtures.commands import call
 from fixtures.reports import audit_of
 
 from diffleak.auditing.score_file import backwards, evaluate_file
@@ -220,16 +219,12 @@ def test_a_path_without_a_file_says_so(tmp_path, name):
 # the command
 
 
-def diffleak(*arguments):
-    return subprocess.run([sys.executable, "-m", "diffleak", *map(str, arguments)], capture_output=True, text=True, timeout=120)
-
-
-def test_the_command_prints_one_json_object_with_the_documented_keys(tmp_path):
+def test_the_command_prints_one_json_object_with_the_documented_keys(capsys, tmp_path):
     frame = table()
-    done = diffleak("metrics", write(frame, tmp_path / "a.csv"), "--json")
-    assert done.returncode == 0
-    assert done.stderr == ""
-    printed = json.loads(done.stdout)
+    code, out, err = call(capsys, "metrics", write(frame, tmp_path / "a.csv"), "--json")
+    assert code == 0
+    assert err == ""
+    printed = json.loads(out)
     assert set(printed) >= {"attack", "access", "queries", "timestep", "direction", "auc", "tpr_at_fpr", "tnr_at_fnr", "asr"}
     assert set(printed) >= {"achieved_fpr", "oracle", "n_members", "n_nonmembers", "per_timestep"}
     assert set(printed["auc"]) >= {"value", "low", "high"}
@@ -247,35 +242,35 @@ def test_the_command_prints_one_json_object_with_the_documented_keys(tmp_path):
     assert (printed["n_members"], printed["n_nonmembers"]) == (250, 300)
 
 
-def test_the_command_prints_the_statistics_for_people_without_json(tmp_path):
+def test_the_command_prints_the_statistics_for_people_without_json(capsys, tmp_path):
     frame = table()
-    done = diffleak("metrics", write(frame, tmp_path / "a.csv"))
-    assert done.returncode == 0
-    assert f"{metrics.auc(*sides(frame)):.3f}" in done.stdout
+    code, out, _ = call(capsys, "metrics", write(frame, tmp_path / "a.csv"))
+    assert code == 0
+    assert f"{metrics.auc(*sides(frame)):.3f}" in out
     with pytest.raises(json.JSONDecodeError):
-        json.loads(done.stdout)
+        json.loads(out)
 
 
 @pytest.mark.parametrize(
     "case", ["empty", "ragged", "nan score", "missing column, near", "only members", "missing file", "unknown convention"]
 )
-def test_the_command_answers_bad_input_with_exit_code_two_and_one_line(tmp_path, case):
+def test_the_command_answers_bad_input_with_exit_code_two_and_one_line(capsys, tmp_path, case):
     path = tmp_path / "scores.csv"
     if case != "missing file":
         path.write_text(BAD[case][0] if case in BAD else GOOD)
     options = ["--convention", "secmi_grid"] if case == "unknown convention" else []
-    done = diffleak("metrics", path, *options, "--json")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("diffleak: ")
-    assert "Traceback" not in done.stderr
+    code, out, err = call(capsys, "metrics", path, *options, "--json")
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("diffleak: ")
+    assert "Traceback" not in err
 
 
 # which number it is
 
 
-def test_the_numbers_of_a_small_audits_samples_say_that_they_are_of_one_division_and_what_the_audit_found(tmp_path):
+def test_the_numbers_of_a_small_audits_samples_say_that_they_are_of_one_division_and_what_the_audit_found(capsys, tmp_path):
     rng = np.random.default_rng(0)
     ids, member = tuple(f"i{k}" for k in range(100)), np.repeat([True, False], 50)
     scores = Scores("sima", "large", (10, 20, 30), ids, rng.normal(size=(100, 3)) + 0.6 * member[:, None])
@@ -285,19 +280,19 @@ def test_the_numbers_of_a_small_audits_samples_say_that_they_are_of_one_division
     record = base.model_copy(update={"results": (result,), "split": split.record, "omitted": (), "warnings": ()})
     write_samples(tmp_path / "samples.csv", samples([scores], [result], member, split))
     (tmp_path / "audit.json").write_text(record.model_dump_json())
-    done = diffleak("metrics", tmp_path / "samples.csv", "--score", "sima", "--json")
-    printed = json.loads(done.stdout)["auc"]["value"]
+    _, out, err = call(capsys, "metrics", tmp_path / "samples.csv", "--score", "sima", "--json")
+    printed = json.loads(out)["auc"]["value"]
     assert printed != pytest.approx(result.auc.value, abs=5e-4), "the two numbers do differ, which is why it must be said"
-    assert "these numbers are of the 80 images of the test part, one division of the images" in done.stderr
-    assert f"the audit's own AUC is {result.auc.value:.3f}, the median over 25 random divisions" in done.stderr
+    assert "these numbers are of the 80 images of the test part, one division of the images" in err
+    assert f"the audit's own AUC is {result.auc.value:.3f}, the median over 25 random divisions" in err
     (tmp_path / "elsewhere.csv").write_bytes((tmp_path / "samples.csv").read_bytes())
-    alone = diffleak("metrics", tmp_path / "elsewhere.csv", "--score", "sima")
-    assert "one division of the images" in alone.stderr and "the audit's own" not in alone.stderr
+    _, _, alone = call(capsys, "metrics", tmp_path / "elsewhere.csv", "--score", "sima")
+    assert "one division of the images" in alone and "the audit's own" not in alone
 
 
-def test_a_file_without_parts_needs_no_note(tmp_path):
+def test_a_file_without_parts_needs_no_note(capsys, tmp_path):
     pd.DataFrame({"id": range(40), "member": [1, 0] * 20, "score": np.arange(40.0)}).to_csv(tmp_path / "s.csv", index=False)
-    assert diffleak("metrics", tmp_path / "s.csv").stderr == ""
+    assert call(capsys, "metrics", tmp_path / "s.csv")[2] == ""
 
 
 def test_reasons_take_the_fraction_that_was_set_and_not_that_of_rounded_parts(tmp_path):
@@ -311,13 +306,13 @@ def test_reasons_take_the_fraction_that_was_set_and_not_that_of_rounded_parts(tm
     assert "needs 48 held-out images" in evaluate_file(tmp_path / "whole.csv").achieved_fpr.reason
 
 
-def test_the_samples_of_an_invalid_audit_say_so(tmp_path):
+def test_the_samples_of_an_invalid_audit_say_so(capsys, tmp_path):
     record, found = audit_of({"sima": 1.0}, 60, blind=Blind(value=0.9, low=0.8, high=0.95), warnings=(), omitted=())
     ids = tuple(f"i{k}" for k in range(len(found.ids)))
     write_samples(tmp_path / "samples.csv", replace(found, ids=ids))
     (tmp_path / "audit.json").write_text(record.model_dump_json())
-    done = diffleak("metrics", tmp_path / "samples.csv", "--score", "sima")
-    assert done.returncode == 0 and "is invalid, so these numbers do not measure membership: Invalid: the two sides" in done.stderr
+    code, _, err = call(capsys, "metrics", tmp_path / "samples.csv", "--score", "sima")
+    assert code == 0 and "is invalid, so these numbers do not measure membership: Invalid: the two sides" in err
 
 
 @pytest.mark.parametrize(

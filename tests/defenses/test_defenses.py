@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fixtures.commands import call
 from fixtures.models import LEVELS as TINY
 from safetensors.torch import load_file
 
@@ -188,6 +190,22 @@ def test_an_image_in_neither_half_is_refused():
 # ---- the command
 
 
+@pytest.fixture(scope="module")
+def two_teachers(tmp_path_factory) -> Path:
+    """The folder of a DualMD defence of one step."""
+    folder = tmp_path_factory.mktemp("teachers")
+    np.save(folder / "images.npy", IMAGES)
+    defend(settings("dual", folder / "images.npy", folder / "out", steps=1))
+    return folder / "out"
+
+
+@pytest.fixture
+def teachers(two_teachers: Path, tmp_path: Path) -> str:
+    """Two teachers of a test's own, in tmp_path / "out", as --teachers takes them."""
+    out = shutil.copytree(two_teachers, tmp_path / "out")
+    return f"{out}/teacher-1,{out}/teacher-2"
+
+
 def test_distill_leaves_teachers_a_student_and_who_was_in_which_half(data, tmp_path):
     student = defend(settings("distill", data, tmp_path / "out"))
     split = split_of(tmp_path / "out")
@@ -224,10 +242,8 @@ def test_a_student_learns_what_its_teachers_say(data, tmp_path):
     assert (taught - (one + two) / 2).square().mean() < 0.5 * one.square().mean()
 
 
-def test_teachers_that_are_trained_already_can_be_given(data, tmp_path):
-    defend(settings("dual", data, tmp_path / "out"))
-    given = f"{tmp_path}/out/teacher-1,{tmp_path}/out/teacher-2"
-    student = defend(defend_config("distill", data=str(data), output=tmp_path / "two", teachers=given, steps=2, device="cpu", threads=1))
+def test_teachers_that_are_trained_already_can_be_given(data, tmp_path, teachers):
+    student = defend(defend_config("distill", data=str(data), output=tmp_path / "two", teachers=teachers, steps=2, device="cpu", threads=1))
     assert hub.settings_of(student)[0]["block_out_channels"] == [8, 8], "the student is like its teachers"
     assert split_of(tmp_path / "two")["halves"] == split_of(tmp_path / "out")["halves"]
     one = defend(
@@ -265,11 +281,10 @@ def test_a_student_of_latents_learns_on_its_teachers_latents(tmp_path, latent_fo
     assert hub.load(dual).latent
 
 
-def test_a_student_killed_and_resumed_has_the_same_loss_curve(data, tmp_path):
-    defend(settings("dual", data, tmp_path / "teachers"))
+def test_a_student_killed_and_resumed_has_the_same_loss_curve(data, tmp_path, teachers, capsys):
     command = [sys.executable, "-m", "diffleak", "defend", "distill", "--data", str(data), "--steps", "80", "--batch-size", "4"]
     command += ["--checkpoint-every", "10", "--device", "cpu", "--threads", "1", "-o"]
-    given = ["--teachers", f"{tmp_path}/teachers/teacher-1,{tmp_path}/teachers/teacher-2"]
+    given = ["--teachers", teachers]
     killed = tmp_path / "killed"
     process = subprocess.Popen([*command, str(killed), *given], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (killed / "student" / "checkpoint").exists():
@@ -278,7 +293,7 @@ def test_a_student_killed_and_resumed_has_the_same_loss_curve(data, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     for folder in (killed, tmp_path / "whole"):
-        subprocess.run([*command, str(folder), *given], check=True, capture_output=True)
+        assert call(capsys, *command[3:], folder, *given)[0] == 0
     curves = [(folder / "student" / "losses.csv").read_text() for folder in (killed, tmp_path / "whole")]
     assert curves[0].splitlines()[-1] == curves[1].splitlines()[-1]
     one, two = weights(killed / "student"), weights(tmp_path / "whole" / "student")
@@ -288,25 +303,18 @@ def test_a_student_killed_and_resumed_has_the_same_loss_curve(data, tmp_path):
 # ---- refusals
 
 
-def given_teachers(data: Path, tmp_path: Path, **changes) -> str:
-    defend(settings("dual", data, tmp_path / "out", steps=1, **changes))
-    return f"{tmp_path}/out/teacher-1,{tmp_path}/out/teacher-2"
-
-
 def refused(data: Path, tmp_path: Path, teachers: str, **more) -> None:
     defend(defend_config("distill", data=str(data), output=tmp_path / "two", teachers=teachers, steps=1, threads=1, **more))
 
 
-def test_teachers_whose_splits_overlap_are_refused(data, tmp_path):
-    teachers = given_teachers(data, tmp_path)
+def test_teachers_whose_splits_overlap_are_refused(data, tmp_path, teachers):
     path = tmp_path / "out" / "teacher-2" / "split.json"
     path.write_text(json.dumps(split_of(tmp_path / "out" / "teacher-1")))
     with pytest.raises(UserError, match="must be trained on disjoint images; 8 are in both splits"):
         refused(data, tmp_path, teachers)
 
 
-def test_teachers_whose_splits_are_unknown_are_refused_unless_the_halves_are_given(data, tmp_path):
-    teachers = given_teachers(data, tmp_path)
+def test_teachers_whose_splits_are_unknown_are_refused_unless_the_halves_are_given(data, tmp_path, teachers):
     halves = tmp_path / "halves.json"
     halves.write_text(json.dumps({"halves": split_of(tmp_path / "out")["halves"]}))
     (tmp_path / "out" / "teacher-2" / "split.json").unlink()
@@ -333,16 +341,14 @@ def test_teachers_whose_splits_are_unknown_are_refused_unless_the_halves_are_giv
     ("key", "value", "message"),
     [("beta_end", 0.03, "must have the same noise schedule"), ("prediction_type", "sample", "must have the same prediction type")],
 )
-def test_teachers_that_differ_are_refused(data, tmp_path, key, value, message):
-    teachers = given_teachers(data, tmp_path)
+def test_teachers_that_differ_are_refused(data, tmp_path, teachers, key, value, message):
     path = tmp_path / "out" / "teacher-2" / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(UserError, match=message):
         refused(data, tmp_path, teachers)
 
 
-def test_a_student_that_differs_from_its_teachers_is_refused(data, tmp_path):
-    teachers = given_teachers(data, tmp_path)
+def test_a_student_that_differs_from_its_teachers_is_refused(data, tmp_path, teachers):
     with pytest.raises(UserError, match="student and teachers must have the same prediction type; got sample and epsilon"):
         refused(data, tmp_path, teachers, scheduler={"prediction_type": "sample"})
     with pytest.raises(UserError, match="student and teachers must have the same noise schedule"):
@@ -353,15 +359,13 @@ def test_a_student_that_differs_from_its_teachers_is_refused(data, tmp_path):
         )
 
 
-def test_a_student_deeper_than_memory_allows_is_refused(data, tmp_path):
-    teachers = given_teachers(data, tmp_path)
+def test_a_student_deeper_than_memory_allows_is_refused(data, tmp_path, teachers):
     with pytest.raises(UserError, match=r"too little memory for batches of .*make the model smaller"):
         refused(data, tmp_path, teachers, model={**TINY, "block_out_channels": [400_000, 400_000]})
 
 
-def test_a_finished_defence_is_never_mixed_with_another(data, tmp_path):
+def test_a_finished_defence_is_never_mixed_with_another(data, tmp_path, teachers):
     """Whatever is refused, OUT/split.json stays what it was."""
-    teachers = given_teachers(data, tmp_path)
     other = tmp_path / "other"
     defend(settings("dual", data, other, steps=1, seed=7))
     before = (other / "split.json").read_text()
@@ -376,8 +380,7 @@ def test_a_finished_defence_is_never_mixed_with_another(data, tmp_path):
     assert (other / "split.json").read_text() == before
 
 
-def test_a_student_whose_halves_were_exchanged_is_not_resumed(data, tmp_path):
-    teachers = given_teachers(data, tmp_path)
+def test_a_student_whose_halves_were_exchanged_is_not_resumed(data, tmp_path, teachers):
     refused(data, tmp_path, teachers)
     record = json.loads((tmp_path / "two" / "student" / "train.json").read_text())
     assert len(set(record["halves"])) == 2
@@ -395,14 +398,12 @@ def test_a_student_whose_halves_were_exchanged_is_not_resumed(data, tmp_path):
         ({"resize": 16}, "must take inputs of the same shape; .*takes \\(1, 8, 8\\), the student's are \\(1, 16, 16\\)"),
     ],
 )
-def test_settings_that_given_teachers_decide_are_refused(data, tmp_path, more, message):
-    teachers = given_teachers(data, tmp_path)
+def test_settings_that_given_teachers_decide_are_refused(data, tmp_path, teachers, more, message):
     with pytest.raises(UserError, match=message):
         refused(data, tmp_path, teachers, **more)
 
 
-def test_unfinished_and_missing_teachers_are_refused(data, tmp_path):
-    teachers = given_teachers(data, tmp_path)
+def test_unfinished_and_missing_teachers_are_refused(data, tmp_path, teachers):
     with pytest.raises(UserError, match="must be folders of trained models; there is none at nowhere"):
         refused(data, tmp_path, f"{tmp_path}/out/teacher-1,nowhere")
     (tmp_path / "out" / "teacher-2" / "scheduler" / "scheduler_config.json").unlink()
@@ -425,7 +426,8 @@ def test_under_a_launcher_both_processes_train_the_same_teacher(data, tmp_path):
     """Two ranks must not start teachers of their own, whose gradients would meet."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "diffleak"]
     command += ["defend", "dual", "--data", str(data), "--train-size", "16", "--steps", "2", "--batch-size", "4", "--device", "cpu"]
-    command += ["--preset", "digits", "-o", str(tmp_path / "out")]
+    (tmp_path / "c.yaml").write_text(json.dumps({"model": TINY}))
+    command += ["-C", str(tmp_path / "c.yaml"), "-o", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert isinstance(hub.load(tmp_path / "out" / "dual").denoiser, Dual)

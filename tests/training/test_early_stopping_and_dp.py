@@ -2,8 +2,6 @@
 
 import builtins
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -13,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from fixtures import models
+from fixtures.commands import call
 from fixtures.models import IMAGES, LEVELS, few_steps, trained_weights
 
 import diffleak
@@ -174,23 +173,6 @@ def test_a_conditional_model_is_validated_with_the_labels_of_the_images_set_asid
     assert [str(label) for label in first.given[0]] == list(images.members)
     assert [str(label) for label in second.given[0]] == list(images.validation)
     assert len(second.inputs) == len(images.validation)
-
-
-@pytest.mark.slow
-def test_two_processes_stop_early_together(data, tmp_path):
-    """With one check's patience and a learning rate of nothing, all checks are equal, so both processes stop at the second."""
-    yaml = tmp_path / "train.yaml"
-    settings = {"data": str(data), "model": TINY, "learning_rate": 1e-30, "validation": 0.2, "patience": 1, "checkpoint_every": 2}
-    yaml.write_text(json.dumps({**settings, "steps": 20, "batch_size": 4, "device": "cpu", "threads": 1}))
-    arguments = ["-m", "diffleak", "train", "-C", str(yaml), "-o"]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for start, output in (([], tmp_path / "one"), (launch, tmp_path / "two")):
-        done = subprocess.run([sys.executable, *start, *arguments, str(output)], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        assert "early stopping: saved step 2, validation loss" in done.stdout
-        assert "stopped at step 4: no lower for 1 checks" in done.stdout
-    one, two = (text(tmp_path / name, "train.json")["early_stopping"]["validation_loss"] for name in ("one", "two"))
-    assert one == pytest.approx(two, rel=1e-6)
 
 
 def test_settings_of_early_stopping_that_cannot_be_had_are_one_line(data, tmp_path):
@@ -498,14 +480,13 @@ def test_dropout_does_not_look_like_a_wrong_gradient(data, tmp_path):
 # --- the command line ---------------------------------------------------------------------------------------------------
 
 
-def test_the_last_line_says_what_was_spent(data, tmp_path):
+def test_the_last_line_says_what_was_spent(data, tmp_path, capsys):
     (tmp_path / "c.yaml").write_text(json.dumps({"model": TINY, "device": "cpu", "threads": 1, "batch_size": 4, "steps": 2}))
     flags = ["--dp-epsilon", "4", "--dp-delta", "1e-3", "--dp-max-grad-norm", "0.5"]
-    command = [sys.executable, "-m", "diffleak", "train", "--data", str(data), "-C", str(tmp_path / "c.yaml"), "-o", str(tmp_path / "m")]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
-    last = done.stdout.splitlines()[-1]
+    code, out, err = call(capsys, "train", "--data", data, "-C", tmp_path / "c.yaml", "-o", tmp_path / "m", *flags)
+    assert code == 0, err
+    assert "Warning" not in err
+    last = out.splitlines()[-1]
     assert last.startswith("privacy: epsilon 3.9") and "at delta 0.001 for each single image after 2 steps" in last
 
 
