@@ -13,7 +13,6 @@ place a weight. Nothing is written to disk.
 """
 
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from diffleak.hub.folders import (
     folder_of,
     refuse_depth,
 )
+from diffleak.hub.states import RunsCode, load_state
 from diffleak.work.files import hash_files
 from diffleak.work.reading import Unreadable, parsing
 
@@ -280,10 +280,10 @@ def read_state(path: Path) -> tuple[State, Mapping[str, str]]:
         said = "which GGUF quantises" if path.suffix == ".gguf" else f"and {path.suffix or 'a file without an ending'} is neither"
         raise UserError(f"MODEL must be a diffusers folder, a hub id, or a .safetensors or .ckpt file with all of a model; {path}, {said}")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-    except Exception as error:  # pickle, zip and torch each raise their own
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it names {shown(code[1])}, which could run code" if code else shown(first_lines(error) or type(error).__name__)
+        found = load_state(path)
+    except Unreadable as error:
+        code = isinstance(error, RunsCode) and error.asked
+        why = f"it names {shown(code)}, which could run code" if code else shown(str(error))
         raise UserError(f"{path} must be a pickle of weights alone, and whole ({why}); ask for a .safetensors file of it") from None
     while isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]

@@ -1,7 +1,9 @@
-"""State dicts of PyTorch (.bin, .pt, .pth, .ckpt), opened without running the code that a pickle may hold."""
+"""State dicts of PyTorch (.bin, .pt, .pth, .ckpt): the one place that opens them, without running the code that a pickle may hold."""
 
 import pickle
 import re
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,29 @@ import torch
 from diffleak.work.reading import Unreadable, opened, parsing
 
 
-def load_state(file: Path) -> Any:
-    """What a file of torch.save holds: tensors, numbers and texts, in dicts and lists.
+class RunsCode(Unreadable):
+    """A pickle asks for more than tensors, for `asked` if that is known."""
 
-    Raises `Unreadable` for a file that asks for anything else, such as a function to call, and for one that is damaged.
+    def __init__(self, asked: str) -> None:
+        holds = f"it holds {asked}" if asked else "it holds more than tensors, or is damaged"
+        super().__init__(f"{holds}, and only tensors are opened: save it as .safetensors where you trust it")
+        self.asked = asked
+
+
+def load_state(file: Path) -> Any:
+    """What a file of torch.save holds: tensors, numbers and texts, in dicts and lists. Tensors stay on the disk where the format allows it.
+
+    Raises `RunsCode` for a file that asks for anything else, such as a function to call, and `Unreadable` for one that is damaged.
     """
-    with opened(file, None) as stream, parsing():
+    with opened(file, None) as stream, parsing(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickles that torch did not write, which are refused
+        is_zip = zipfile.is_zipfile(stream)
+        stream.seek(0)
         try:
-            return torch.load(stream, map_location="cpu", weights_only=True)
+            return torch.load(str(file) if is_zip else stream, map_location="cpu", weights_only=True, mmap=is_zip)
         except pickle.UnpicklingError as error:
             asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-            holds = f"it holds {asked[1]}" if asked else "it holds more than tensors, or is damaged"
-            raise Unreadable(f"{holds}, and only tensors are opened: save it as .safetensors where you trust it") from None
+            inner = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+            if asked or not inner:
+                raise RunsCode(asked[1] if asked else "") from None
+            raise Unreadable(inner[1]) from None

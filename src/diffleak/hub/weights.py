@@ -15,8 +15,6 @@ import json
 import re
 import shutil
 import tempfile
-import warnings
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +26,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffleak.errors import UserError, first_lines, shown
+from diffleak.errors import UserError, shown
 from diffleak.hub.configs import load_object
+from diffleak.hub.states import RunsCode, load_state
 from diffleak.work.reading import Unreadable, found_at, opened, parsing
 
 SAFE = ".safetensors"
@@ -214,29 +213,23 @@ def read_state(file: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(file: Path) -> Any:
+    """What a state dict's file holds; raises `UserError` that says why it was not opened."""
     try:
-        with opened(file, None):
-            is_zip = zipfile.is_zipfile(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(str(file), map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # damaged bytes bring out many kinds
-        raise UserError(_refused(file, error)) from None
-
-
-def _refused(file: Path, error: Exception) -> str:
-    """Why a pickle was not opened: it asks for more than tensors, or it is none."""
-    asked = re.search(r"GLOBAL (\S+)", str(error))
-    if asked:
-        return (
-            f"{file} is a pickle that asks for {shown(asked[1])}, code that would run when it is opened, and only tensors are read; "
+        return load_state(file)
+    except RunsCode as error:
+        asks = f"asks for {shown(error.asked)}, code" if error.asked else "is none of torch.save, and holds code"
+        raise UserError(
+            f"{file} is a pickle that {asks} that would run when it is opened, and only tensors are read; "
             "where you trust it, open it there and save its tensors alone: torch.save(model.state_dict(), NEW)"
-        )
-    if "TorchScript" in str(error):
-        return f"{file} must be a state dict as torch.save writes it; it is TorchScript, which is code: save model.state_dict()"
-    inner = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-    reason = shown(inner[1] if inner else first_lines(error) or type(error).__name__, 80)
-    return f"{file} must be a state dict as torch.save writes it ({reason}); it is damaged or of another kind: copy or fetch it again"
+        ) from None
+    except Unreadable as error:
+        if "TorchScript" in str(error):
+            said = "it is TorchScript, which is code: save model.state_dict()"
+            raise UserError(f"{file} must be a state dict as torch.save writes it; {said}") from None
+        reason = shown(str(error), 80)
+        raise UserError(
+            f"{file} must be a state dict as torch.save writes it ({reason}); it is damaged or of another kind: copy or fetch it again"
+        ) from None
 
 
 def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:

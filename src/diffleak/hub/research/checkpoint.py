@@ -1,26 +1,21 @@
 """The file of a checkpoint: opened without running code, and the one network chosen that is meant."""
 
 import os
-import pickle
 import pickletools
-import re
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffleak.errors import UserError, listed, shown
 from diffleak.hub.research.layouts import INSTEAD, State, code_base_of, plain, refusal
+from diffleak.hub.states import RunsCode, load_state
 from diffleak.work.reading import Unreadable, opened, parsing
 
 AVERAGE = "ema_model"  # of pytorch-ddpm, beside its net_model
-CODE = r"GLOBAL ([\w.]+)"  # what a pickle asks for that is no part of a state dict, in torch's message
 MOST_OPERATIONS = 10**5  # of a pickle that are looked at for it
 EDM = ("torch_utils.", "dnnlib.")  # beginnings of what the pickles of NVlabs ask for
 
@@ -30,29 +25,24 @@ def open_checkpoint(path: Path) -> Any:
     if os.path.isdir(path):  # which is no error for a name that no path can have
         raise UserError(f"CHECKPOINT must be one file; {path} is a folder: a diffusers folder needs no conversion, audit it as it is")
     try:
-        with opened(path, None) as file, parsing():
-            if path.suffix == ".safetensors":
-                from safetensors.torch import load_file
+        if path.suffix != ".safetensors":
+            return load_state(path)
+        from safetensors.torch import load_file
 
-                return load_file(path)
-            try:
-                with warnings.catch_warnings():  # of pickles that torch did not write, which are refused
-                    warnings.simplefilter("ignore")
-                    return torch.load(file, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError as error:
-                asked = match[1] if (match := re.search(CODE, str(error))) else _asked(file)
-                raise _refused_pickle(path, asked) from None
+        with opened(path, None), parsing():
+            return load_file(path)
+    except RunsCode as error:
+        raise _refused_pickle(path, error.asked or _asked(path)) from None
     except Unreadable as error:
         raise UserError(
             f"{path} must be a checkpoint that torch.save wrote ({error}): it is none, or damaged; copy or fetch it again"
         ) from None
 
 
-def _asked(file: BufferedReader) -> str:
+def _asked(path: Path) -> str:
     """The first name of code in a pickle that torch did not write, read without running it; empty where there is none."""
-    file.seek(0)
     texts = ["", ""]
-    with suppress(Exception):  # of what is no pickle at all
+    with suppress(Exception), opened(path, None) as file:  # of what is no pickle at all
         for operation, value, _ in islice(pickletools.genops(file), MOST_OPERATIONS):
             if operation.name == "GLOBAL":
                 return str(value).replace(" ", ".")
