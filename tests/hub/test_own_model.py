@@ -117,21 +117,32 @@ def test_what_makes_no_model_is_one_line(mine: Path, name: str, said: str) -> No
     assert len(str(refusal.value)) <= LONGEST
 
 
-def test_an_audit_records_the_function_and_resumes_for_the_same_code_alone(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (24, 4, 4), dtype=np.uint8)
-    np.save("a.npy", images[:12])
-    np.save("b.npy", images[12:])
-    command = ["audit", "--model-from", "mine:network", "--members", "a.npy", "--nonmembers", "b.npy", "--attacks", "loss", "-o", "run"]
-    command += ["--timesteps", "10:30:10"]
-    assert call(capsys, *command)[0] == 0
-    plan = json.loads((mine / "run" / "plan.json").read_text())
-    assert (plan["model"], plan["model_from"], len(plan["model_code"])) == ("mine:network", "mine:network", 64)
-    recorded = json.loads((mine / "run" / "audit.json").read_text())["command"]
-    assert recorded.startswith("diffleak audit --model-from mine:network --members a.npy")
-    assert call(capsys, *command)[0] == 0
-    (mine / "mine.py").write_text(SOURCE + "\n# another version\n")
-    sys.modules.pop("mine", None)
-    assert "model_code" in refused(capsys, *command)
+def test_the_plan_of_an_audit_has_the_function_and_a_hash_of_its_code(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4), dtype=np.uint8)
+    np.save("a.npy", images[:10])
+    np.save("b.npy", images[10:])
+    command = [
+        "audit",
+        "--model-from",
+        "mine:network",
+        "--members",
+        "a.npy",
+        "--nonmembers",
+        "b.npy",
+        "--attacks",
+        "loss",
+        "--dry-run",
+        "--json",
+    ]
+    plans = []
+    for source in (SOURCE, SOURCE + "\n# another version\n"):
+        (mine / "mine.py").write_text(source)
+        sys.modules.pop("mine", None)
+        code, out, err = call(capsys, *command)
+        assert code == 0, err
+        plans.append(json.loads(out))
+    assert [(plan["model"], plan["model_from"]) for plan in plans] == [("mine:network", "mine:network")] * 2
+    assert all(plans[0][key] != plans[1][key] for key in ("model_code", "model_fingerprint"))
 
 
 def test_a_command_needs_a_model_or_a_function_that_makes_it(capsys: pytest.CaptureFixture[str]) -> None:
