@@ -65,7 +65,7 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
         if "given" in own:
             return function(given=given, **values)
         read = read_yaml(values.pop("config"))
-        if kind.ARGUMENT and kind.INSTEAD and not any({**read, **given}.get(key) for key in (kind.ARGUMENT, kind.INSTEAD)):
+        if kind.ARGUMENT and kind.INSTEAD and not any(read.get(key) or given.get(key) for key in (kind.ARGUMENT, kind.INSTEAD)):
             raise UserError(f"{kind.ARGUMENT.upper()} must be given, or {flag(kind.INSTEAD)}")
         settings = build(kind, read, given)
         function(settings=settings, **values)

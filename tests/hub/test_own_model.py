@@ -145,8 +145,11 @@ def test_the_plan_of_an_audit_has_the_function_and_a_hash_of_its_code(mine: Path
     assert all(plans[0][key] != plans[1][key] for key in ("model_code", "model_fingerprint"))
 
 
-def test_a_command_needs_a_model_or_a_function_that_makes_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_needs_a_model_or_a_function_that_makes_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert refused(capsys, "audit", "--members", "a", "--nonmembers", "b") == "diffleak: MODEL must be given, or --model-from"
+    (tmp_path / "c.yaml").write_text("model: ./nothing")
+    said = refused(capsys, "audit", "-C", tmp_path / "c.yaml", "--members", "a", "--nonmembers", "b")
+    assert "found nothing at" in said, "the config file names the model"
 
 
 def test_what_diffleak_does_to_models_that_it_loads_is_refused_beside_a_function() -> None:

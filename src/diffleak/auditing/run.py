@@ -434,7 +434,7 @@ def _narrowed(change: Change) -> Change:
 
 def _command(config: AuditConfig, plan: Plan) -> str:
     """The command line that repeats the audit; for objects in memory, that it was a call from Python."""
-    given = ("lora", "embedding", "network", "weights")
+    given = ("lora", "embedding", "network", "weights", "model_from")
     loaded = [getattr(plan, name) for name in given] != [getattr(config, name) for name in given]
     loaded_with_more = loaded or plan.guidance_scale not in (None, config.guidance_scale)
     typed = any(spec.startswith("__main__:") or not readable(spec, ATTACKS) for spec in config.attacks if spec != "all")

@@ -66,6 +66,13 @@ from diffleak.work.progress import say
 
 P = ParamSpec("P")
 Named = str | Path | Sequence[str | Path | tuple[str | Path, str | float]] | None  # one or several, each with or without its value
+OF_LOADING = {  # settings that decide what `load` gives
+    "model_config_": "the settings of a model in one file are read",
+    "network": "another denoiser is put in",
+    "weights": "averaged weights are chosen",
+    "lora": "a LoRA is applied",
+    "embedding": "an embedding is added",
+}
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
 OTHER_PARTS = ("vqmodel", "movq")
 WITHOUT_TEXT = ("UNet2DModel", "DiTTransformer2DModel", CONVERTED)
@@ -268,12 +275,12 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
     if loaded is None:
         given = (config.lora, config.lora_scale, config.embedding, config.network, config.weights, config.model_config_)
         return load(config.model, config.dtype, config.device, guidance_scale, *given)
-    if (config.network, config.weights) != (None, None):
-        raise UserError("network and weights are for a model that is loaded here: give diffleak.load(MODEL, network=...), and none here")
-    if config.lora is not None:
-        raise UserError("a LoRA is applied when a model is loaded: give diffleak.load(MODEL, lora=...) as the target, and no lora here")
-    if config.embedding is not None:
-        raise UserError("an embedding is added when a model is loaded: give diffleak.load(MODEL, embedding=...), and none here")
+    for name, what in OF_LOADING.items():
+        if getattr(config, name) is not None:
+            key = name.rstrip("_")
+            raise UserError(f"{what} when a model is loaded: give diffleak.load(MODEL, {key}=...) as the target, and no {key} here")
+    if config.model_from is not None:
+        raise UserError("model_from makes a model, and one is given: leave out one of them")
     if guidance_scale != 1.0:
         raise UserError("guidance is put around a model when it is loaded: give diffleak.load(MODEL, guidance_scale=...), and none here")
     return loaded

@@ -100,7 +100,7 @@ def load_base(config: TrainConfig, device: torch.device | str) -> tuple[Path, Ta
     if made and config.base and not folder.is_dir():  # of a defence, whose teachers make theirs
         target = hub.load(config.base, device=str(device), model_config=config.model_config_)
     else:
-        target = hub.load(folder, device=str(device))
+        target = hub.load(folder, device=str(device), model_config=None if made else config.model_config_)  # refused for a folder
     if target.text is None or not isinstance(target.denoiser, NetworkDenoiser) or not isinstance(target.codec, Autoencoder):
         raise UserError(f"--base must be a text-to-image model with one denoiser and an autoencoder; {config.base} is none")
     if target.denoiser.precondition is not None:
