@@ -25,6 +25,7 @@ from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, UserError
+from diffleak.stats import evaluation
 
 pytestmark = pytest.mark.usefixtures("few_divisions")
 SIZES = {"chunk_size": 16, "batch_size": 16, "timesteps": "40:80:40", "device": "cpu", "threads": 1, "seed": 3}
@@ -67,10 +68,13 @@ def pair(model_folder, tiny_network) -> tuple[Path, Path]:
     return model, reference
 
 
-def test_the_verdict_says_what_is_left_of_the_leak_beyond_the_reference(pair, images, tmp_path):
+def test_the_verdict_says_what_is_left_of_the_leak_beyond_the_reference(pair, images, digits, tmp_path, monkeypatch):
     from diffleak.report.judgement import verdict
 
     model, reference = pair
+    monkeypatch.setattr(evaluation, "REPEATS", 25)
+    for name, part in zip(("members", "nonmembers"), (digits[:60], digits[60:130]), strict=True):  # where the two numbers differ
+        np.save(tmp_path / f"{name}.npy", part)
     alone = run(**settings(model, images, tmp_path / "alone")).record
     assert not any("Beyond its reference" in said for said in verdict(alone).sentences)
     record = run(**settings(model, images, tmp_path / "run", reference=str(reference))).record
