@@ -75,10 +75,16 @@ def test_of_several_splits_one_must_be_named_and_another_column_may_be(tmp_path)
     assert f"it has image, text, label: say which as {tmp_path}:test:NAME" in refusal(f"{tmp_path}:test:photo")
 
 
-def test_missing_shards_are_said_and_other_columns_refused(tmp_path):
+def test_missing_and_mixed_shards_are_refused_and_so_are_other_columns(tmp_path):
     shard(tmp_path / "train-00000-of-00003.parquet", range(4))
     shard(tmp_path / "train-00001-of-00003.parquet", range(4, N))
-    assert whole(open_source(tmp_path)).found.endswith("; 2 of 3 files")
+    names = "train-00000-of-00003.parquet, train-00001-of-00003.parquet"
+    assert f"found 2 ({names}), and the names count 3: get those that are missing, " in refusal(tmp_path)
+    assert len(open_source(tmp_path / "train-00001-of-00003.parquet")) == 2
+    for other in ("train-00000-of-00001.parquet", "train.parquet", "train-00001-of-00003-0a1b.parquet"):
+        shard(tmp_path / other, range(N))
+        assert "must hold every file of a split once; found 3 (" in refusal(tmp_path), "their rows would be doubled"
+        (tmp_path / other).unlink()
     pq.write_table(table(more=["x"] * N), tmp_path / "train-00002-of-00003.parquet")
     assert "must have the same columns; " in refusal(tmp_path)
     (tmp_path / "train-00002-of-00003.parquet").write_bytes(b"PAR1")

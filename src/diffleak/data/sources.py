@@ -20,7 +20,7 @@ from diffleak.data.labels import FOLDERS, Labels, array_labels, folder_labels, l
 from diffleak.data.listing import Listing, list_images, opened_suffixes, path_id
 from diffleak.data.metadata import malformed, metadata_rows, names_in_metadata
 from diffleak.data.names import Names
-from diffleak.data.shards import Shards, choose, files_below
+from diffleak.data.shards import choose, counted, files_below
 from diffleak.data.sidecars import Sidecars, find_sidecars
 from diffleak.data.tables import arrow_part, holds_text, is_saved, parquet_part, saved_parts, table_source
 from diffleak.data.tars import tar_source
@@ -109,7 +109,7 @@ def _tables_or_tars(path: Path, keys: list[str], decoding: Decoding) -> ImageSou
     shards, key = choose(path, tables or tars, keys)
     if tars:
         return tar_source(called(key), path, shards, key, decoding)
-    return table_source(called(key), path, [parquet_part(file) for file in shards.files], key, decoding, shards.counted)
+    return table_source(called(key), path, [parquet_part(file) for file in shards], key, decoding, counted(shards))
 
 
 def _image_folder(path: Path, listing: Listing, decoding: Decoding) -> ImageSource:
@@ -233,7 +233,7 @@ def _table_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
 
 
 def _tar_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
-    return tar_source(str(path), path.parent, Shards((path,), "", None), key, decoding)
+    return tar_source(str(path), path.parent, (path,), key, decoding)
 
 
 READERS: dict[str, Callable[[Path, str | None, Decoding], ImageSource]] = {

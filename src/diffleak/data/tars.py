@@ -18,7 +18,7 @@ from diffleak.data.image_source import CAPTION_COLUMNS, ImageSource, Said, Texts
 from diffleak.data.labels import Labels, Value, label_value
 from diffleak.data.listing import COMPANION, COMPANIONS, OTHERS, PICTURES, opened_suffixes
 from diffleak.data.names import UnclearName
-from diffleak.data.shards import Shards
+from diffleak.data.shards import counted
 from diffleak.errors import UserError, is_text, listed, shown
 from diffleak.records.images import Decoding, LeftOut
 from diffleak.work.reading import Unreadable, opened, parsing
@@ -48,11 +48,11 @@ class Sample:
     said: dict[str, Member]
 
 
-def tar_source(name: str, root: Path, shards: Shards, ending: str | None, decoding: Decoding) -> ImageSource:
+def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None, decoding: Decoding) -> ImageSource:
     """The samples of the shards of one split. name: as the user gave it; root: of the shards' names; ending: of the images, where a sample
     has several."""
     samples, left_out = [], LeftOut()
-    for number, path in enumerate(shards.files):
+    for number, path in enumerate(shards):
         found, without = _samples(path, number, ending)
         samples += found
         left_out = LeftOut(left_out.unopened + without.unopened, left_out.first_unopened or without.first_unopened, 0, None)
@@ -63,7 +63,7 @@ def tar_source(name: str, root: Path, shards: Shards, ending: str | None, decodi
     ids = _ids(samples, shards, root)
 
     def content(member: Member) -> bytes:
-        with opened(shards.files[member.shard], None) as file, parsing():
+        with opened(shards[member.shard], None) as file, parsing():
             file.seek(member.offset)
             read = file.read(member.size)
         if len(read) < member.size:
@@ -72,7 +72,7 @@ def tar_source(name: str, root: Path, shards: Shards, ending: str | None, decodi
 
     def look(i: int) -> Decoded:
         sample = samples[i]
-        where = f"{shards.files[sample.image.shard]}: {ids[i]}.{sample.ending}"
+        where = f"{shards[sample.image.shard]}: {ids[i]}.{sample.ending}"
         try:
             encoded = content(sample.image)
         except Unreadable as error:
@@ -93,7 +93,7 @@ def tar_source(name: str, root: Path, shards: Shards, ending: str | None, decodi
                 return held
         except Unreadable as error:
             raise UnclearName(
-                f"{shards.files[member.shard]}: {shown(samples[i].key)}.{kind} cannot be read ({error}): save it as UTF-8, or remove it"
+                f"{shards[member.shard]}: {shown(samples[i].key)}.{kind} cannot be read ({error}): save it as UTF-8, or remove it"
             ) from None
 
     def texts(i: int) -> Texts:
@@ -142,7 +142,7 @@ def tar_source(name: str, root: Path, shards: Shards, ending: str | None, decodi
             return False
 
     def said() -> Said:
-        return Said(_kinds(samples, TEXTS, in_json(CAPTION_COLUMNS)), _kinds(samples, LABELS, in_json(LABEL_KEYS)), shards.counted)
+        return Said(_kinds(samples, TEXTS, in_json(CAPTION_COLUMNS)), _kinds(samples, LABELS, in_json(LABEL_KEYS)), counted(shards))
 
     return ImageSource(name, ids, lambda i: look(i).pixels, labels, captions, look, decoding, left_out, said=said)
 
@@ -158,11 +158,11 @@ def _kinds(samples: Sequence[Sample], kinds: Sequence[str], in_json: bool) -> st
     return " and ".join(f"{count:,} .{kind} member{'s' * (count != 1)}" for kind, count in counts.items() if count)
 
 
-def _ids(samples: Sequence[Sample], shards: Shards, root: Path) -> tuple[str, ...]:
+def _ids(samples: Sequence[Sample], shards: Sequence[Path], root: Path) -> tuple[str, ...]:
     """The key of each sample, with the name of its shard before it where a key is in two shards."""
     ids = tuple(sample.key for sample in samples)
     if len(set(ids)) < len(ids):
-        names = [os.path.splitext(path.relative_to(root).as_posix())[0] for path in shards.files]
+        names = [os.path.splitext(path.relative_to(root).as_posix())[0] for path in shards]
         ids = tuple(f"{names[sample.image.shard]}/{sample.key}" for sample in samples)
     if len(set(ids)) < len(ids):
         raise UserError(f"the samples of {root} must have different keys below their shards; two are alike: rename a shard")
