@@ -1,5 +1,6 @@
 """Shards of WebDataset: which members are a sample, what is said of it, and what is refused."""
 
+import bz2
 import gzip
 import io
 import json
@@ -108,6 +109,7 @@ def test_what_is_no_whole_shard_is_one_line(tmp_path):
         (b"no archive" * 100, "cannot be read as a tar archive ("),
         (b"", "cannot be read as a tar archive ("),
         (gzip.compress(content), "is a tar archive compressed with gzip: uncompress it, and give the .tar"),
+        (bz2.compress(content), "is a tar archive compressed with bzip2: "),
     ):
         path.write_bytes(spoilt)
         assert said in refusal(lambda: open_source(path)), said
@@ -116,6 +118,7 @@ def test_what_is_no_whole_shard_is_one_line(tmp_path):
     tar(path, {"0.png": 0, "0.jpg": 1})
     assert "0 has jpg, png: say which as DATA:jpg" in refusal(lambda: open_source(path))
     assert len(open_source(f"{path}:png")) == 1
+    assert open_source(tar(path, {"BZh91AY_001.png": 0})).ids == ("BZh91AY_001",), "a name is no mark of bzip2"
 
 
 @pytest.mark.parametrize(

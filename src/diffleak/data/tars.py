@@ -7,6 +7,7 @@ pictures that are not opened are left out and counted.
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ TEXTS, LABELS, JSON = ("txt", "caption"), ("cls", "label"), "json"
 LABEL_KEYS = ("label", "cls")
 LONGEST = 2**22  # bytes of a member that holds texts
 BLOCK = 512
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+COMPRESSED = {rb"\x1f\x8b\x08": "gzip", rb"BZh[1-9]1AY": "bzip2", rb"\xfd7zXZ": "xz", rb"\x28\xb5\x2f\xfd": "zstd"}  # how each begins
+USTAR = slice(257, 262)  # of a header of tar, which may begin with any name
 
 
 class Member(NamedTuple):
@@ -203,9 +205,10 @@ def _members(path: Path, shard: int) -> Iterator[tuple[str, str, Member]]:
     try:
         with opened(path, None) as file, parsing():
             length = os.fstat(file.fileno()).st_size
-            begins = file.read(2)
-            if begins in COMPRESSED:
-                raise UserError(f"{path} is a tar archive compressed with {COMPRESSED[begins]}: uncompress it, and give the .tar")
+            begins = file.read(BLOCK)
+            compressed = next((kind for pattern, kind in COMPRESSED.items() if re.match(pattern, begins)), None)
+            if compressed and begins[USTAR] != b"ustar":
+                raise UserError(f"{path} is a tar archive compressed with {compressed}: uncompress it, and give the .tar")
             file.seek(0)
             end = 0
             with tarfile.open(fileobj=file, mode="r:") as tar:
