@@ -91,6 +91,24 @@ def test_missing_and_mixed_shards_are_refused_and_so_are_other_columns(tmp_path)
     assert "train-00002-of-00003.parquet cannot be read as Parquet" in refusal(tmp_path)
 
 
+def test_an_image_beside_a_dataset_does_not_hide_it_and_tables_about_images_stay_beside_them(tmp_path):
+    shard(tmp_path / "data/train-00000-of-00001.parquet", range(N))
+    banner = tmp_path / "assets" / "0.png"
+    banner.parent.mkdir()
+    banner.write_bytes(encoded(image(PIXELS[0])))
+    said = f"{tmp_path} must hold one kind of data; it has 1 image file (first: assets/0.png) and data/train-00000-of-00001.parquet: give "
+    assert refusal(f"{tmp_path}:train") == f"{said}{tmp_path}/data:train, or the folder of the images"
+    assert len(open_source(f"{tmp_path}/data:train")) == N
+    for name in ("metadata.parquet", "captions.parquet"):
+        pq.write_table(pa.table({"file_name": ["0.png"], "image": ["0.png"], "text": ["of 0"]}), banner.parent / name)
+    source = open_source(banner.parent)
+    assert source.ids == ("0.png",) and source.captions() == (("of 0",),)
+    (banner.parent / "a.tar").touch()
+    assert "0.png) and a.tar: give " in refusal(banner.parent)
+    (banner.parent / "dataset_dict.json").touch()
+    assert "and what save_to_disk wrote: move the image files away" in refusal(banner.parent)
+
+
 @pytest.mark.parametrize("kind", ["texts", "structs"])
 @pytest.mark.parametrize("beside", [True, False], ids=["from the file", "from the folder"])
 def test_cells_may_hold_paths_from_the_folder_of_the_file_or_from_that_which_is_given(tmp_path, kind, beside):

@@ -75,8 +75,8 @@ def _whole(root: Path, files: list[Path]) -> tuple[Path, ...]:
         meant = " and ".join(f"{count:,}" for count in counts)
         found = f"{len(files):,} ({listed([file.name for file in files], 90)})"
         raise UserError(
-            f"{shown(root, 150)} must hold every file of a split once; found {found}, and the names count {meant}: get those that are missing, "
-            "move others away, or give one file"
+            f"{shown(root, 150)} must hold every file of a split once; found {found}, and the names count {meant}: get those that are "
+            "missing, move others away, or give one file"
         )
     return tuple(files)
 

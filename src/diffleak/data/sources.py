@@ -22,7 +22,7 @@ from diffleak.data.metadata import malformed, metadata_rows, names_in_metadata
 from diffleak.data.names import Names
 from diffleak.data.shards import choose, counted, files_below
 from diffleak.data.sidecars import Sidecars, find_sidecars
-from diffleak.data.tables import arrow_part, holds_text, is_saved, parquet_part, saved_parts, table_source
+from diffleak.data.tables import arrow_part, holds_images, holds_text, is_saved, parquet_part, saved_parts, table_source
 from diffleak.data.tars import tar_source
 from diffleak.errors import UserError, listed, pip_install, refuse_other_bytes, shown
 from diffleak.records.images import AS_TRAINERS, Decoding
@@ -70,6 +70,14 @@ def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decodin
 
 def _folder(path: Path, keys: list[str], decoding: Decoding) -> ImageSource:
     listing = list_images(path)
+    if listing.files and (other := _data_beside(path, listing)):
+        saved, place = other == path, path.joinpath(*other.relative_to(path).parts[:1])
+        found = "what save_to_disk wrote" if saved else shown(path_id(other, path))
+        way = "move the image files away" if saved else f"give {':'.join([str(place), *keys])}, or the folder of the images"
+        raise UserError(
+            f"{path} must hold one kind of data; it has {len(listing.files):,} image file{'s' * (len(listing.files) != 1)} "
+            f"(first: {shown(path_id(listing.files[0], path))}) and {found}: {way}"
+        )
     if listing.files and keys:
         below = path / keys[0]
         way = f"give {below}" if below.is_dir() else "leave that out"
@@ -91,6 +99,14 @@ def _folder(path: Path, keys: list[str], decoding: Decoding) -> ImageSource:
         if count
     )
     raise UserError(f"{path} must contain images ({', '.join(sorted(opened_suffixes()))}); found none{others}")
+
+
+def _data_beside(path: Path, listing: Listing) -> Path | None:
+    """Data of another kind in a folder of images: the first table of images or tar archive, or the folder itself where it is saved."""
+    if is_saved(path):
+        return path
+    tables = [file for file in listing.tables if file.name != "metadata.parquet"]
+    return next((file for file in tables if file.suffix.lower() == ".tar" or holds_images(file)), None)
 
 
 def _tables_or_tars(path: Path, keys: list[str], decoding: Decoding) -> ImageSource | None:
