@@ -29,6 +29,7 @@ from diffleak.records.images import AS_TRAINERS, Decoding
 from diffleak.work.reading import Unreadable, found_at, parsing
 
 KINDS_READ = "DATA must be a folder of images, or a .npy, .npz, .parquet, .arrow or .tar file"
+DATA_READ = f"{KINDS_READ}, 'digits' or 'hf:NAME'"
 MOST_KEYS = 2  # after a path: a split, and a column or the ending of images
 
 
@@ -50,7 +51,7 @@ def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decodin
         return _hugging_face(text, decoding)
     refuse_other_bytes(text)
     if not text.strip():
-        raise UserError("DATA must be a folder, a .npy, .npz or .parquet file, 'digits' or 'hf:NAME'; got an empty text")
+        raise UserError(f"{DATA_READ}; got an empty text")
     path, keys = Path(text), list[str]()
     while found_at(path) == "nothing" and ":" in str(path) and len(keys) < MOST_KEYS:
         head, _, key = str(path).rpartition(":")
@@ -60,7 +61,7 @@ def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decodin
         return _folder(path, keys, decoding)
     if found != "a file":
         where = text if found.startswith("nothing") else path
-        raise UserError(f"DATA must be a folder, a .npy, .npz or .parquet file, 'digits' or 'hf:NAME'; found {found} at {where}")
+        raise UserError(f"{DATA_READ}; found {found} at {where}")
     if path.suffix.lower() not in READERS:
         raise UserError(f"{KINDS_READ}; {foreign_file(path) or f'{path} has the ending {path.suffix!r}'}")
     if len(keys) > 1:
