@@ -289,7 +289,9 @@ def test_a_file_without_prompts_is_one_line(tmp_path: Path, name: str, content: 
 
 
 def test_a_missing_and_an_unreadable_file_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"FILE must be a text file with a prompt on each line, \.csv, \.jsonl, \.json or \.parquet; found nothing at"):
+    with pytest.raises(
+        UserError, match=r"FILE must be a text file with a prompt on each line, \.csv, \.jsonl, \.json or \.parquet; found nothing at"
+    ):
         read_prompts(tmp_path / "none.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"binary\.txt cannot be read"):
