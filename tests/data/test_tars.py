@@ -73,6 +73,14 @@ def test_a_key_of_two_shards_goes_with_the_name_of_its_shard(tmp_path):
     assert (source.captions(), source.labels()) == (None, None) and source.found.endswith("captions none, labels none; 2 files")
 
 
+def test_the_first_line_of_a_text_is_the_caption_as_beside_images(tmp_path):
+    source = open_source(
+        tar(tmp_path / "a.tar", {"0.png": 0, "0.txt": "\n of 0 \r\nsecond\n", "0.caption": "of 0", "1.png": 1, "1.txt": "x"})
+    )
+    assert source.captions() == (("of 0", "second"), ("x",))
+    assert "captions from 2 .txt members and 1 .caption member (1 has several lines: the first counts), labels" in source.found
+
+
 def test_captions_and_labels_are_also_in_json(tmp_path):
     said = [{"text": "of 0", "label": "cat"}, {"caption": "of 1", "cls": 3}]
     files = {name: value for i, each in enumerate(said) for name, value in ((f"{i}.png", i), (f"{i}.json", json.dumps(each)))}

@@ -1,8 +1,8 @@
 """Shards of WebDataset: .tar files whose members of one key are one sample, as x.jpg, x.txt and x.cls. Images are read where they lie.
 
 The key is the path up to the first dot of the file's name, the rest is the ending. A sample is an image (.jpg, .png, .webp ...), its
-caption in .txt, .caption or the `caption` or `text` of .json, and its label in .cls, .label or the `label` or `cls` of .json. Samples of
-pictures that are not opened are left out and counted.
+caption in .txt or .caption (the first line, as beside images) or the `caption` or `text` of .json, and its label in .cls, .label or the
+`label` or `cls` of .json. Samples of pictures that are not opened are left out and counted.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffleak.data.decoding import SKIP_HINT, Decoded, UnreadableImage, decode
-from diffleak.data.image_source import CAPTION_COLUMNS, ImageSource, Said, Texts, not_blank, texts_of
+from diffleak.data.image_source import CAPTION_COLUMNS, ImageSource, Said, Texts, lines_of, not_blank, several_lines, texts_of
 from diffleak.data.labels import Labels, Value, label_value
 from diffleak.data.listing import COMPANION, COMPANIONS, OTHERS, PICTURES, opened_suffixes
 from diffleak.data.names import UnclearName
@@ -103,7 +103,7 @@ def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None
         try:
             for kind in [kind for kind in (*TEXTS, JSON) if kind in samples[i].said]:
                 held = text(i, kind)
-                said = [one for column in CAPTION_COLUMNS for one in texts_of(held.get(column))] if kind == JSON else [held]
+                said = [one for column in CAPTION_COLUMNS for one in texts_of(held.get(column))] if kind == JSON else lines_of(held)
                 found += [each] if (each := not_blank([one.strip() for one in said])) else []
         except ValueError as error:
             raise UnclearName(f"{name}: {shown(ids[i])} must have texts ({error}): correct them, or remove them") from None
@@ -143,8 +143,16 @@ def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None
         except UnclearName:
             return False
 
+    def several(i: int) -> bool:
+        """Whether a caption member has several lines."""
+        try:
+            return any(len(lines_of(text(i, kind))) > 1 for kind in TEXTS if kind in samples[i].said)
+        except (ValueError, UnclearName):
+            return False
+
     def said() -> Said:
-        return Said(_kinds(samples, TEXTS, in_json(CAPTION_COLUMNS)), _kinds(samples, LABELS, in_json(LABEL_KEYS)), counted(shards))
+        told = _kinds(samples, TEXTS, in_json(CAPTION_COLUMNS)) + several_lines(sum(map(several, range(len(samples)))))
+        return Said(told, _kinds(samples, LABELS, in_json(LABEL_KEYS)), counted(shards))
 
     return ImageSource(name, ids, lambda i: look(i).pixels, labels, captions, look, decoding, left_out, said=said)
 
