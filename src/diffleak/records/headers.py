@@ -46,7 +46,7 @@ NO_CAPTION = re.compile(r"(^|_)(exten[st]ion|separator|source|type|mode|method|r
 COMMENT = re.compile(r"comment|(^|[._])notes?$")
 IMAGES = re.compile(r"(img|image)s?_?count|num_(train_|reg_|val\w*_)?images|(^|_)image_num")
 ID = re.compile(r"hash|session|uuid|sha256|md5|_at$|(^|[._])date($|_)|timestamp|(^|_)time$")
-USER = re.compile(r"(^|_)(user|user_?name|owner|creator|host|host_?name|machine|e_?mail)$")
+USER = re.compile(r"(^|_)(user|user_?name|owner|creator|host|host_?name|machine|e_?mail)$|(^|[._])authors?$")
 STARTS = r"(?:[A-Za-z]:[\\/]|\\\\\w|~[\\/]|/)"
 WHOLE_PATH = re.compile(r"(?:file://)?(?:(?:[A-Za-z]:[\\/]|\\\\\w|~[\\/])[^\n\"]*|/[^\n\"/]+/[^\n\"]*)")
 PATH = re.compile(
@@ -241,11 +241,13 @@ def _by_name(trail: Sequence[str], name: str, text: str) -> Kind:
         return "captions" if not name.startswith("modelspec.") else "about"
     if name == "name" and "concepts" in trail:
         return "names"
+    if USER.search(name):
+        return "users"
     if MODEL.search(name) or trail[0] == "software":
         return "about"
     if PLACE.search(name):
         return "names"
-    return "users" if USER.search(name) else "settings" if KNOWN.match(trail[0]) else "unknown"
+    return "settings" if KNOWN.match(trail[0]) else "unknown"
 
 
 def _under(trail: Sequence[str], name: str) -> Sequence[str] | None:
