@@ -16,6 +16,7 @@ from diffleak.errors import UserError, shown
 from diffleak.records.base import Record
 from diffleak.work.reading import Header, Unreadable, found_at, load_header
 
+Role = Literal["adapter", "model", "network", "embedding"]  # of a file in an audit
 Kind = Literal["captions", "names", "paths", "users", "comments", "images", "thumbnails", "ids", "about", "settings", "unknown"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 WORDS: dict[Kind, tuple[str, str]] = {  # one of a kind, and several
@@ -98,11 +99,11 @@ class HeaderRecord(Record):
 
 
 class GivenAway(Record):
-    """What the header of the adapter, or of the model's one file, gives away that is private, counted."""
+    """What the header of a released file gives away that is private, counted: of an adapter, an embedding, or a model or network in one."""
 
     file: str
     """Path of the file, or its name where it is from the Hub."""
-    what: Literal["adapter", "model"]
+    what: Role
     """Part that the file plays in the audit."""
     counts: dict[str, int]
     """Number of different values of each private kind, as `diffleak metadata` names the kinds; empty where there is none."""
@@ -167,7 +168,7 @@ def findings(metadata: Mapping[str, str]) -> tuple[Finding, ...]:
     )
 
 
-def given_away(file: Path, what: Literal["adapter", "model"], name: str | None = None) -> GivenAway:
+def given_away(file: Path, what: Role, name: str | None = None) -> GivenAway:
     """What a file's header gives away that is private, for the record of an audit; `name` is how the user named the file."""
     found = findings(read_header(file).metadata)
     return GivenAway(file=name or str(file), what=what, counts={each.kind: each.count for each in found if each.private})
