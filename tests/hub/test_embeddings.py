@@ -79,7 +79,7 @@ def test_both_common_layouts_embed_captions_as_diffusers_does(model, vectors, tm
 
 def test_a_folder_a_file_without_a_word_and_a_word_of_ones_own_are_the_same_vectors(model, vectors, tmp_path):
     save_file({"<cat-toy>": vectors["three"]}, tmp_path / "learned_embeds.safetensors")
-    save_file({"emb_params": vectors["three"]}, tmp_path / "toy.safetensors")
+    save_file({"emb_params": vectors["three"]}, tmp_path / "toy.safetensors", {"ss_training_comment": "for Ada"})
     by_folder = hub.load(model, device="cpu", embedding=tmp_path)
     named = hub.load(model, device="cpu", embedding=f"{tmp_path / 'toy.safetensors'}@<toy>")
     by_name = hub.load(model, device="cpu", embedding=tmp_path / "toy.safetensors")
@@ -87,6 +87,9 @@ def test_a_folder_a_file_without_a_word_and_a_word_of_ones_own_are_the_same_vect
     right = embedded(by_folder, ("a <cat-toy> house",))
     assert torch.equal(embedded(named, ("a <toy> house",)), right) and torch.equal(embedded(by_name, ("a toy house",)), right)
     assert named.fingerprint != by_name.fingerprint
+    assert [(each.what, each.file, each.counts) for each in named.headers] == [
+        ("embedding", str(tmp_path / "toy.safetensors"), {"comments": 1})
+    ]
 
 
 def test_an_sdxl_embedding_reaches_both_encoders_and_the_pooled_vector_stays_at_the_end(vectors, tmp_path):
