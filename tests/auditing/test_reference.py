@@ -25,6 +25,7 @@ from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, UserError
+from diffleak.stats import evaluation
 
 pytestmark = pytest.mark.usefixtures("few_divisions")
 SIZES = {"chunk_size": 16, "batch_size": 16, "timesteps": "40:80:40", "device": "cpu", "threads": 1, "seed": 3}
@@ -67,10 +68,13 @@ def pair(model_folder, tiny_network) -> tuple[Path, Path]:
     return model, reference
 
 
-def test_the_verdict_says_what_is_left_of_the_leak_beyond_the_reference(pair, images, tmp_path):
+def test_the_verdict_says_what_is_left_of_the_leak_beyond_the_reference(pair, images, digits, tmp_path, monkeypatch):
     from diffleak.report.judgement import verdict
 
     model, reference = pair
+    monkeypatch.setattr(evaluation, "REPEATS", 25)
+    for name, part in zip(("members", "nonmembers"), (digits[:60], digits[60:130]), strict=True):  # where the two numbers differ
+        np.save(tmp_path / f"{name}.npy", part)
     alone = run(**settings(model, images, tmp_path / "alone")).record
     assert not any("Beyond its reference" in said for said in verdict(alone).sentences)
     record = run(**settings(model, images, tmp_path / "run", reference=str(reference))).record
@@ -266,6 +270,16 @@ def test_a_reference_with_another_autoencoder_is_refused_and_with_a_copy_it_is_n
     assert "must share one autoencoder; these two differ" in refusal(one, other)
     audit = run(**settings(tmp_path / "one", images, tmp_path / "run", attacks="sima", reference=str(tmp_path / "same")))
     assert not by_name(audit)["sima[excess]"].statistic.any()
+
+
+def test_the_settings_of_a_reference_in_one_file_may_be_given_beside_a_model_in_a_folder(pair, images, tmp_path):
+    (tmp_path / "sd.safetensors").touch()
+    given = settings(pair[0], images, tmp_path / "run", model_config=str(tmp_path))
+    config = build(AuditConfig, {**given, "reference": str(tmp_path / "sd.safetensors")})
+    target = hub.target_of(config)
+    assert target.name == str(pair[0]) and hub.target_of(config, target) is target
+    with pytest.raises(UserError, match=r"and .* is no file; leave it out"):
+        hub.target_of(build(AuditConfig, {**given, "reference": str(pair[1])}))
 
 
 def test_settings_that_contradict_a_reference_or_a_lora_are_refused(pair, images, tmp_path):

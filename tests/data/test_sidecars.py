@@ -40,7 +40,8 @@ def test_tags_stay_one_text_and_the_first_line_that_says_something_is_the_captio
     write(folder, **{f"{kind}_0": f"{TAGS}\n", f"{kind}_1": f"\ufeff\r\n {TAGS} \r\nsecond\r\n", f"{kind}_2": "z"})
     source = open_source(folder)
     assert source.captions() == ((TAGS,), (TAGS, "second"), ("z",)) and source.names() is None
-    assert source.found == f"{folder}: 3 images, captions from 3 .{kind} files, labels from the names of the folders (1)"
+    lines = "(1 has several lines: the first counts)"
+    assert source.found == f"{folder}: 3 images, captions from 3 .{kind} files {lines}, labels from the names of the folders (1)"
     assert choose_captions(images_alone(source), "own", 0).texts == (TAGS, TAGS, "z")
 
 

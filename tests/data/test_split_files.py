@@ -74,6 +74,7 @@ BAD = {
     "other.csv": ("id,score\n1,2\n", "and member (1 or 0) or split (train, test or val) (it has id, score, and no member or split)"),
     "word.csv": ("id,split\n1,train\n2,mine\n", "(row 2 has mine for train, test or val)"),
     "empty.csv": ("id,member\n1,\n", "(row 1 has nothing for 1 or 0)"),
+    "both.csv": ("id,member,split\n1,1,test\n", "(it has both member and split: remove the one that does not count)"),
     "unnamed.csv": ("id,member\n,1\n", "(row 1 names no image)"),
 }
 

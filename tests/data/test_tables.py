@@ -75,14 +75,38 @@ def test_of_several_splits_one_must_be_named_and_another_column_may_be(tmp_path)
     assert f"it has image, text, label: say which as {tmp_path}:test:NAME" in refusal(f"{tmp_path}:test:photo")
 
 
-def test_missing_shards_are_said_and_other_columns_refused(tmp_path):
+def test_missing_and_mixed_shards_are_refused_and_so_are_other_columns(tmp_path):
     shard(tmp_path / "train-00000-of-00003.parquet", range(4))
     shard(tmp_path / "train-00001-of-00003.parquet", range(4, N))
-    assert whole(open_source(tmp_path)).found.endswith("; 2 of 3 files")
+    names = "train-00000-of-00003.parquet, train-00001-of-00003.parquet"
+    assert f"found 2 ({names}), and the names count 3: get those that are missing, " in refusal(tmp_path)
+    assert len(open_source(tmp_path / "train-00001-of-00003.parquet")) == 2
+    for other in ("train-00000-of-00001.parquet", "train.parquet", "train-00001-of-00003-0a1b.parquet"):
+        shard(tmp_path / other, range(N))
+        assert "must hold every file of a split once; found 3 (" in refusal(tmp_path), "their rows would be doubled"
+        (tmp_path / other).unlink()
     pq.write_table(table(more=["x"] * N), tmp_path / "train-00002-of-00003.parquet")
     assert "must have the same columns; " in refusal(tmp_path)
     (tmp_path / "train-00002-of-00003.parquet").write_bytes(b"PAR1")
     assert "train-00002-of-00003.parquet cannot be read as Parquet" in refusal(tmp_path)
+
+
+def test_an_image_beside_a_dataset_does_not_hide_it_and_tables_about_images_stay_beside_them(tmp_path):
+    shard(tmp_path / "data/train-00000-of-00001.parquet", range(N))
+    banner = tmp_path / "assets" / "0.png"
+    banner.parent.mkdir()
+    banner.write_bytes(encoded(image(PIXELS[0])))
+    said = f"{tmp_path} must hold one kind of data; it has 1 image file (first: assets/0.png) and data/train-00000-of-00001.parquet: give "
+    assert refusal(f"{tmp_path}:train") == f"{said}{tmp_path}/data:train, or the folder of the images"
+    assert len(open_source(f"{tmp_path}/data:train")) == N
+    for name in ("metadata.parquet", "captions.parquet"):
+        pq.write_table(pa.table({"file_name": ["0.png"], "image": ["0.png"], "text": ["of 0"]}), banner.parent / name)
+    source = open_source(banner.parent)
+    assert source.ids == ("0.png",) and source.captions() == (("of 0",),)
+    (banner.parent / "a.tar").touch()
+    assert "0.png) and a.tar: give " in refusal(banner.parent)
+    (banner.parent / "dataset_dict.json").touch()
+    assert "and what save_to_disk wrote: move the image files away" in refusal(banner.parent)
 
 
 @pytest.mark.parametrize("kind", ["texts", "structs"])

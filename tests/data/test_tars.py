@@ -1,5 +1,6 @@
 """Shards of WebDataset: which members are a sample, what is said of it, and what is refused."""
 
+import bz2
 import gzip
 import io
 import json
@@ -72,6 +73,14 @@ def test_a_key_of_two_shards_goes_with_the_name_of_its_shard(tmp_path):
     assert (source.captions(), source.labels()) == (None, None) and source.found.endswith("captions none, labels none; 2 files")
 
 
+def test_the_first_line_of_a_text_is_the_caption_as_beside_images(tmp_path):
+    source = open_source(
+        tar(tmp_path / "a.tar", {"0.png": 0, "0.txt": "\n of 0 \r\nsecond\n", "0.caption": "of 0", "1.png": 1, "1.txt": "x"})
+    )
+    assert source.captions() == (("of 0", "second"), ("x",))
+    assert "captions from 2 .txt members and 1 .caption member (1 has several lines: the first counts), labels" in source.found
+
+
 def test_captions_and_labels_are_also_in_json(tmp_path):
     said = [{"text": "of 0", "label": "cat"}, {"caption": "of 1", "cls": 3}]
     files = {name: value for i, each in enumerate(said) for name, value in ((f"{i}.png", i), (f"{i}.json", json.dumps(each)))}
@@ -108,6 +117,7 @@ def test_what_is_no_whole_shard_is_one_line(tmp_path):
         (b"no archive" * 100, "cannot be read as a tar archive ("),
         (b"", "cannot be read as a tar archive ("),
         (gzip.compress(content), "is a tar archive compressed with gzip: uncompress it, and give the .tar"),
+        (bz2.compress(content), "is a tar archive compressed with bzip2: "),
     ):
         path.write_bytes(spoilt)
         assert said in refusal(lambda: open_source(path)), said
@@ -116,6 +126,7 @@ def test_what_is_no_whole_shard_is_one_line(tmp_path):
     tar(path, {"0.png": 0, "0.jpg": 1})
     assert "0 has jpg, png: say which as DATA:jpg" in refusal(lambda: open_source(path))
     assert len(open_source(f"{path}:png")) == 1
+    assert open_source(tar(path, {"BZh91AY_001.png": 0})).ids == ("BZh91AY_001",), "a name is no mark of bzip2"
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,11 @@ def test_kohyas_header_gives_away_tags_folders_paths_comments_counts_and_the_thu
     found = by_kind(KOHYA)
     assert found["captions"] == ("sks dog", "garden", "night", "dog")
     assert found["names"] == ("10_sks dog", "1_dog")
-    assert found["paths"] == ("/home/ada/models/v1-5 pruned.safetensors",) and found["users"] == ("ada",)
+    assert found["paths"] == ("/home/ada/models/v1-5 pruned.safetensors",)
     assert found["comments"] == ("for Ada \x1b[2J",)
     assert {"ss_num_train_images = 200", "ss_num_reg_images = 9", "10_sks dog.img_count = 20"} <= {*found["images"]}
     assert found["thumbnails"] == (f"data:image/jpeg;base64, {len(KOHYA['modelspec.thumbnail'])} characters",), "and no path within"
-    assert "ss_session_id = 123" in found["ids"] and "modelspec.author = Ada" in found["about"] and "unknown" not in found
+    assert "ss_session_id = 123" in found["ids"] and found["users"] == ("ada", "Ada") and "unknown" not in found
 
 
 def test_paths_are_found_inside_of_json_in_texts_and_of_every_system():
@@ -57,7 +57,8 @@ def test_settings_and_public_names_are_not_private():
 
 
 def test_a_stripped_copy_has_the_same_weights_byte_for_byte_and_nothing_private(capsys, tmp_path):
-    settings = {"unet.r": 2, "unet.lora_alpha": 6, "unet.base_model_name_or_path": "/data/models/x"}
+    private = {"unet.base_model_name_or_path": "/data/models/x", "unet.corda_config": {"cache_file": "/home/ada/x"}}
+    settings = {"unet.r": 2, "unet.lora_alpha": 6, **private}
     file = saved(tmp_path / "a.safetensors", {**ALL, "lora_adapter_metadata": json.dumps(settings)})
     copy = tmp_path / "b.safetensors"
     code, out, _ = call(capsys, "metadata", file, "--strip", copy)
@@ -70,6 +71,13 @@ def test_a_stripped_copy_has_the_same_weights_byte_for_byte_and_nothing_private(
     assert {*kept} <= {*NEEDED} and kept["format"] == "pt" and kept["ss_base_model_version"] == "sd_v1"
     assert json.loads(kept["lora_adapter_metadata"]) == {"unet.r": 2, "unet.lora_alpha": 6}
     assert call(capsys, "metadata", copy, "--fail-on", "private")[0] == 0
+
+
+def test_a_copy_that_would_load_as_another_adapter_is_refused(capsys, tmp_path):
+    settings = {"unet.r": 2, "unet.rank_pattern": {"/home/ada/x": 4}}
+    file = saved(tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(settings)})
+    said = "unet.rank_pattern of lora_adapter_metadata holds something private: save the adapter again"
+    assert said in refused(capsys, "metadata", file, "--strip", tmp_path / "b.safetensors") and not (tmp_path / "b.safetensors").exists()
 
 
 def test_fail_on_private_gives_exit_code_three_with_what_it_is(capsys, tmp_path):
@@ -110,6 +118,12 @@ def with_header(text: bytes, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
+def test_a_header_whose_length_begins_as_a_pickle_does_is_read(tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(with_header(b'{"__metadata__": {"ss_tag": "x"}}'.ljust(0x280)))
+    assert file.read_bytes()[:2] == pickle.dumps(0, protocol=2)[:2] and load_header(file).metadata == {"ss_tag": "x"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -119,7 +133,7 @@ def with_header(text: bytes, data: bytes = b"") -> bytes:
         ("a.safetensors", b"", "no whole safetensors file"),
         ("a.safetensors", struct.pack("<Q", 2**60) + b"{}", "no whole safetensors file"),
         ("a.safetensors", with_header(b"{no json"), "cannot be read"),
-        ("a.safetensors", with_header(b"[]"), "its header is no JSON object"),
+        ("a.safetensors", with_header(b"[]"), "its first 8 bytes are not the length of a header"),
         ("a.safetensors", with_header(b'{"__metadata__": {"a": 1}}'), "its __metadata__ must be texts by their names"),
         ("a.safetensors", with_header(b'{"__metadata__": {"a": "1", "a": "2"}}'), "the key 'a' is there twice"),
         ("a.safetensors", with_header(b'{"a": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}}', b"12"), "9 bytes, and it has 2"),

@@ -79,7 +79,7 @@ def test_both_common_layouts_embed_captions_as_diffusers_does(model, vectors, tm
 
 def test_a_folder_a_file_without_a_word_and_a_word_of_ones_own_are_the_same_vectors(model, vectors, tmp_path):
     save_file({"<cat-toy>": vectors["three"]}, tmp_path / "learned_embeds.safetensors")
-    save_file({"emb_params": vectors["three"]}, tmp_path / "toy.safetensors")
+    save_file({"emb_params": vectors["three"]}, tmp_path / "toy.safetensors", {"ss_training_comment": "for Ada"})
     by_folder = hub.load(model, device="cpu", embedding=tmp_path)
     named = hub.load(model, device="cpu", embedding=f"{tmp_path / 'toy.safetensors'}@<toy>")
     by_name = hub.load(model, device="cpu", embedding=tmp_path / "toy.safetensors")
@@ -92,6 +92,9 @@ def test_a_folder_a_file_without_a_word_and_a_word_of_ones_own_are_the_same_vect
     alone = hub.load(model, device="cpu", embedding=tmp_path / "toy2.safetensors")
     texts = ("a toy2 house", "a TOY2 house")
     assert torch.equal(embedded(both, texts), embedded(alone, texts)), "a word in another is not put in its place"
+    assert [(each.what, each.file, each.counts) for each in named.headers] == [
+        ("embedding", str(tmp_path / "toy.safetensors"), {"comments": 1})
+    ]
 
 
 def test_an_sdxl_embedding_reaches_both_encoders_and_the_pooled_vector_stays_at_the_end(vectors, tmp_path):

@@ -1,5 +1,7 @@
 """Schedules whose noise grows without bound: against the closed form of Gaussian data, and against diffusers' own steps."""
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,9 +128,22 @@ def test_an_edm_model_implies_the_clean_image_that_its_scheduler_does(tmp_path, 
         torch.testing.assert_close(schedule.predict_x0(x_t, t, target.denoiser(x_t, t)), clean, rtol=1e-3, atol=1e-3)
 
 
+def test_models_of_another_sigma_data_or_answer_are_no_networks_of_a_model_and_no_pair(tmp_path):
+    keys = ({}, {"prediction_type": "v_prediction"}, {"sigma_data": 1.0})
+    folders = [folder_with(tmp_path / str(i), diffusers.EDMEulerScheduler(num_train_timesteps=40, **each)) for i, each in enumerate(keys)]
+    for other in folders[1:]:
+        with pytest.raises(diffleak.UserError, match="--network must be of MODEL's noise schedule and prediction_type"):
+            hub.load(folders[0], network=other)
+        with pytest.raises(diffleak.UserError, match="the two teachers must have the same sigma_data and kind of answer"):
+            hub.load_pair((folders[0], other))
+    assert hub.load(folders[0], network=folders[0]).denoiser.precondition
+
+
 @pytest.mark.parametrize(
     ("scheduler", "said"),
     [
+        (diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=-1.0), "flow_shift of"),
+        (diffusers.EDMEulerScheduler(sigma_data=math.nan), "sigma_data of"),
         (diffusers.EDMEulerScheduler(sigma_data=0.0), "sigma_data of"),
         (diffusers.EDMEulerScheduler(sigma_min=80.0, sigma_max=0.002), "must have sigmas that grow from above 0"),
         (diffusers.ScoreSdeVeScheduler(sigma_min=2.0, sigma_max=1.0), "must have sigmas that grow from above 0"),
@@ -137,5 +152,8 @@ def test_an_edm_model_implies_the_clean_image_that_its_scheduler_does(tmp_path, 
 )
 def test_a_schedule_that_is_none_is_refused(tmp_path, scheduler, said):
     folder = folder_with(tmp_path, scheduler)
+    if isinstance(scheduler.config.get("sigma_data"), float) and math.isnan(scheduler.config.sigma_data):
+        path = folder / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "sigma_data": None}))
     with pytest.raises(diffleak.UserError, match=said):
         hub.load(folder)

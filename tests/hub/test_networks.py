@@ -125,6 +125,7 @@ def test_another_denoiser_predicts_what_diffusers_predicts_with_it_whatever_its_
     target = hub.load(base, device="cpu", network=made / name, weights=weights)
     torch.testing.assert_close(target.denoiser(X_T, 50), expected[which], rtol=1e-6, atol=1e-6)
     assert (target.network, target.weights) == (str(made / name), weights)
+    assert [(each.what, each.file) for each in target.headers] == ([("network", target.network)] if name.endswith(".safetensors") else [])
     assert len(target.warnings) == bool(said) and "".join(target.warnings).startswith(said)
 
 

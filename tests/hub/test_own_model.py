@@ -20,8 +20,9 @@ SOURCE = """
 import numpy as np
 import torch
 import diffleak
-from diffleak.diffusion.codec import Identity
+from diffleak.diffusion.codec import Autoencoder, Identity
 from diffleak.diffusion.denoiser import NetworkDenoiser
+from diffleak.diffusion.dual import Dual
 from diffleak.diffusion.schedule import Schedule
 
 ALPHAS = np.linspace(0.999, 0.01, 400)
@@ -41,6 +42,16 @@ def denoiser():
 
 def pair():
     return denoiser(), Identity()
+
+def behind_an_autoencoder(scale="1"):
+    codec = Autoencoder(Answer(1), torch.tensor([float(scale)]), torch.zeros(1))
+    return denoiser(), codec
+
+def beside_a_network():
+    return Dual((network(), denoiser()))
+
+def seen(scale="1"):
+    return network(), behind_an_autoencoder(scale)[1]
 
 def target():
     return diffleak.Target(denoiser(), fingerprint="mine")
@@ -87,7 +98,9 @@ def test_the_fingerprint_is_of_the_source_the_weights_and_the_file(mine: Path) -
     first = model_from("mine:network", "2").fingerprint
     assert model_from("mine:network").fingerprint == first
     assert model_from("mine:network", "3").fingerprint != first
-    assert model_from("mine:denoiser").fingerprint == UNKNOWN
+    unseen = ("denoiser", "behind_an_autoencoder", "beside_a_network")  # of which a function's weights are a part
+    assert [model_from(f"mine:{name}").fingerprint for name in unseen] == [UNKNOWN] * 3
+    assert UNKNOWN != model_from("mine:seen").fingerprint != model_from("mine:seen", "2").fingerprint
     (mine / "scale.txt").write_text("4")
     of_file, of_target = model_from("mine:from_file", "scale.txt").fingerprint, model_from("mine:target").fingerprint
     (mine / "scale.txt").write_text("5")

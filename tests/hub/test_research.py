@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,18 @@ def test_a_state_dict_alone_and_a_safetensors_file_give_the_same_weights_as_the_
     convert(tmp_path / "s.safetensors", tmp_path / "s")
     one, other = (load_file(folder / "unet" / "diffusion_pytorch_model.safetensors") for folder in (place / "ddpm", tmp_path / "s"))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_model_is_converted_into_the_empty_folder_one_stands_in_and_lends_its_caveats_with_its_network(place, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    convert(place / "ddpm.pt", Path("."))
+    assert {path.name for path in Path(".").iterdir()} == {"unet", "scheduler", "convert.json"}, "which is the same folder still"
+    (tmp_path / "model").mkdir()
+    for part in ("unet", "scheduler"):
+        shutil.copytree(part, tmp_path / "model" / part)
+    plain, lent = (hub.load(tmp_path / "model", network=network).warnings for network in (None, Path.cwd()))
+    assert plain == () and lent == hub.load(".").warnings != ()
 
 
 def test_the_schedule_is_that_of_the_original_code(place, tmp_path):
@@ -283,6 +296,7 @@ def test_damaged_weights_are_named(tmp_path, changes, said):
     ("keys", "said"),
     [
         ({}, "do not say how many heads their attention has"),
+        ({"num_heads": 0}, "cannot be divided among 0 heads"),
         ({"num_heads": 5}, "channels of attention cannot be divided among 5 heads"),
         ({"num_head_channels": 48}, "cannot be divided among 0 heads"),
         ({"num_heads": "4"}, "num_heads in {file} must be a whole number; got '4'"),

@@ -257,6 +257,9 @@ def test_prompts_are_read_from_text_csv_and_jsonl(tmp_path: Path, name: str, con
 def test_prompts_are_the_texts_of_a_table_of_images(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [b"x", b"y"], "caption": ["sun, with rays", "moon"]}), tmp_path / "a.parquet")
     assert read_prompts(tmp_path / "a.parquet") == ["sun, with rays", "moon"]
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match="the prompts must be in a column 'text'; known: image"):
+        read_prompts(tmp_path / "b.parquet")  # by its columns, before any row
 
 
 @pytest.mark.parametrize(
@@ -272,7 +275,8 @@ def test_prompts_are_the_texts_of_a_table_of_images(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "sun"}\nmoon\n', r"a.jsonl cannot be read \(line 2: Expecting value"),
         ("a.jsonl", '["sun"]\n', "every line must be a JSON object; one is a list"),
         ("a.jsonl", '{"words": "sun"}\n', "the prompts must be in a column 'text'; known: words"),
-        ("a.csv", "caption,prompt\nsun,moon\n", "must have its prompts in one column; it has caption and prompt: rename"),
+        ("a.csv", "caption,prompt\nsun,moon\n", "must have its prompts in one column; it has caption and prompt: remove"),
+        ("a.csv", "prompt,text\nsun,moon\n", "must have its prompts in one column; it has text and prompt: remove"),
         ("a.parquet", "PAR1", r"a.parquet cannot be read \("),
         ("a.jsonl", '{"text": 3}\n', "a.jsonl cannot be read .got the text 3"),
     ],
@@ -285,7 +289,9 @@ def test_a_file_without_prompts_is_one_line(tmp_path: Path, name: str, content: 
 
 
 def test_a_missing_and_an_unreadable_file_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"FILE must be a text file with a prompt on each line, \.csv, \.jsonl or \.json; found nothing at"):
+    with pytest.raises(
+        UserError, match=r"FILE must be a text file with a prompt on each line, \.csv, \.jsonl, \.json or \.parquet; found nothing at"
+    ):
         read_prompts(tmp_path / "none.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"binary\.txt cannot be read"):

@@ -406,7 +406,7 @@ def test_an_encoder_with_damaged_weights_or_nan_among_them_is_one_line(encoder_f
     name = next(key for key in sorted(state) if key.endswith("layernorm.weight") or "post_layernorm.weight" in key)
     state[name][0] = torch.nan
     save_file(state, file, {"format": "pt"})
-    with pytest.raises(UserError, match=r"must return finite features; got NaN or infinity: .*weight of the \w+ holds NaN$"):
+    with pytest.raises(UserError, match=r"(?m)must return finite features; got NaN or infinity: .*weight of the \w+ holds NaN$"):
         extract(open_extractor(str(folder)), [images(2, 3)])
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=rf"^{file} must be a whole safetensors file"):

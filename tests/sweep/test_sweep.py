@@ -102,6 +102,9 @@ def test_only_models_with_the_same_weights_and_words_share_embeddings_and_latent
     assert text_key(one.text) != text_key(other.text) and codec_key(one.codec) != codec_key(other.codec)
     assert codec_key(one.codec) != codec_key(replace(one.codec, scale=2 * one.codec.scale))
     kept = text_key(one.text)
+    one.text.pipeline.tokenizer.chat_template = "{{ messages }}"
+    assert text_key(one.text) != kept
+    kept = text_key(one.text)
     one.text.pipeline.tokenizer.add_tokens(["<sks>"])
     assert text_key(one.text) != kept and text_key(None) is None
     one.text.pipeline.text_encoder = None

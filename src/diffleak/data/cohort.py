@@ -256,7 +256,7 @@ def cohort(
 ) -> Cohort:
     """The images of an audit: members and held-out images, or one `data` with a `split` file that says who is a member.
 
-    members, nonmembers, data: a folder, .npy, .npz or .parquet file, "digits", "hf:NAME", or a uint8 array (N, H, W[, C]).
+    members, nonmembers, data: a folder, .npy, .npz, .parquet, .arrow or .tar file, "digits", "hf:NAME", or a uint8 array (N, H, W[, C]).
     split: JSON of the form {"members": [ids], "nonmembers": [ids]}. limit: at most so many images a side, drawn by `seed`.
     exif, alpha, white: how image files become pixels (`diffleak.records.images.Decoding`).
     Raises `UserError` for data that cannot be read, for values that these settings cannot have, and unless it is two sides, or one

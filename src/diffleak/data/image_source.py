@@ -76,6 +76,16 @@ def texts_of(value: Any) -> Texts:
     return tuple(dict.fromkeys(texts))
 
 
+def lines_of(text: str) -> Texts:
+    """The distinct lines of a caption file that say something: the first is the caption, the others are further texts of the image."""
+    return not_blank([line.strip() for line in text.replace("\r", "\n").split("\n")])
+
+
+def several_lines(count: int) -> str:
+    """A note on that many caption files of several lines; nothing for none."""
+    return f" ({count:,} ha{'s' if count == 1 else 've'} several lines: the first counts)" if count else ""
+
+
 def not_blank(texts: Any) -> Texts:
     """The texts of an image that say something: a blank one is what many tables hold where there is no caption."""
     return tuple(text for text in texts_of(texts) if text.strip())

@@ -26,6 +26,7 @@ OTHERS = frozenset({
     ".wdp", ".x3f", ".xcf",
 })  # images to their owner, and nothing that trainers open
 # fmt: on
+TABLES = frozenset({".parquet", ".tar"})
 TEXTS = frozenset({".caption", ".csv", ".json", ".jsonl", ".md", ".parquet", ".toml", ".tsv", ".txt", ".yaml", ".yml"})
 SIGNATURES = frozenset({*(b"\xff\xd8\xff" + bytes([i]) for i in range(256)), b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*"})  # of image files
 COMPANION, COMPANIONS = "._", "__MACOSX"  # of macOS: no images, whatever they are named
@@ -33,10 +34,11 @@ COMPANION, COMPANIONS = "._", "__MACOSX"  # of macOS: no images, whatever they a
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files in their order, and what was left out."""
+    """The image files in their order, what was left out, and the tables and archives beside them, of which some hold images too."""
 
     files: tuple[Path, ...]
     left_out: LeftOut
+    tables: tuple[Path, ...] = ()
 
 
 def opened_suffixes() -> frozenset[str]:
@@ -49,7 +51,7 @@ def list_images(root: Path) -> Listing:
 
     A dead link counts as an image, so that it is reported and not silently missing.
     """
-    opened, files, unopened, hidden = opened_suffixes(), list[Path](), list[Path](), list[Path]()
+    opened, files, unopened, hidden, tables = opened_suffixes(), list[Path](), list[Path](), list[Path](), list[Path]()
     named = opened | OTHERS | PICTURES
 
     def walk(folder: Path, above: frozenset[tuple[int, int]], out_of_sight: bool) -> None:
@@ -81,10 +83,12 @@ def list_images(root: Path) -> Listing:
                 (hidden if dot else files if suffix in opened and not _is_special(entry) else unopened).append(path)
             elif suffix not in TEXTS and not dot and not _is_special(entry) and _begins_like_an_image(path):
                 unopened.append(path)  # without an ending, or with one that a browser made up
+            elif suffix in TABLES and not dot:
+                tables.append(path)
 
     walk(root, frozenset(), False)
     first = lambda paths: path_id(min(paths), root) if paths else None
-    return Listing(tuple(sorted(files)), LeftOut(len(unopened), first(unopened), len(hidden), first(hidden)))
+    return Listing(tuple(sorted(files)), LeftOut(len(unopened), first(unopened), len(hidden), first(hidden)), tuple(sorted(tables)))
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

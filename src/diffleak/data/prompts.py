@@ -55,7 +55,9 @@ def _csv(path: Path) -> list[str]:
 def _parquet(path: Path) -> list[str]:
     with opened_parquet(path) as file:
         wanted = [name for name in file.schema_arrow.names if name in (*COLUMNS, *IDS)]
-        rows = file.read(columns=wanted or None).to_pylist()  # of a table of images, not the images
+        if not {*COLUMNS} & {*wanted}:
+            raise _without_prompts(path, file.schema_arrow.names)
+        rows = file.read(columns=wanted).to_pylist()  # of a table of images, not the images
     return _first_texts(rows, path)
 
 
@@ -65,13 +67,17 @@ def _first_texts(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
     for number, row in enumerate(rows):
         column = next((column for column in COLUMNS if column in row), None)
         if column is None:
-            raise unknown(f"layout of {path}: the prompts must be in a column", COLUMNS[0], map(str, row))
-        if column != "text" and sum(name in row for name in COLUMNS) > 1:
-            raise UserError(f"{path} must have its prompts in one column; it has caption and prompt: rename the one that is meant to text")
+            raise _without_prompts(path, map(str, row))
+        if column != "prompt" and "prompt" in row:
+            raise UserError(f"{path} must have its prompts in one column; it has {column} and prompt: remove the one that is not meant")
         texts = not_blank(row[column])
         if texts:
             found.append((next((str(row[key]) for key in IDS if row.get(key) not in (None, "")), number), texts[0].strip()))
     return _first_of_each(found)
+
+
+def _without_prompts(path: Path, columns: Iterable[str]) -> UserError:
+    return unknown(f"layout of {path}: the prompts must be in a column", COLUMNS[0], columns)
 
 
 def _first_of_each(prompts: Iterable[tuple[str | int, str]]) -> list[str]:

@@ -1,36 +1,24 @@
 """The files of one kind that a folder holds, by split: train-00000-of-00002.parquet, val/0000.parquet, test-000.tar ...
 
 A split is what the file's name says, as the Hugging Face Hub names shards, else the folder it lies in. The shards of a split are read in
-the order of their names.
+the order of their names, and are all there where the names count them.
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from diffleak.data.labels import SPLITS
 from diffleak.errors import UserError, listed, shown
 
-SHARDED = re.compile(r"(.+?)-\d{5}-of-(\d{5})(?!\d).*")
+SHARDED = re.compile(r"(.+?)-(\d{5})-of-(\d{5})(?!\d).*")
 WORDS = re.compile(r"[-._ 0-9]+")
 
 
-class Shards(NamedTuple):
-    """The files of one split, the name of the split where there are several, and how many files its own names count, where they do."""
-
-    files: tuple[Path, ...]
-    split: str
-    meant: int | None
-
-    @property
-    def counted(self) -> str:
-        """How many files, in words; with the number that their names give, where some are missing."""
-        count = len(self.files)
-        if self.meant and self.meant != count:
-            return f"{count:,} of {self.meant:,} files"
-        return self.files[0].name if count == 1 else f"{count:,} files"
+def counted(files: Sequence[Path]) -> str:
+    """How many files, in words; of one its name."""
+    return files[0].name if len(files) == 1 else f"{len(files):,} files"
 
 
 def files_below(root: Path, ending: str) -> list[Path]:
@@ -47,10 +35,11 @@ def _visible(folder: Path) -> Iterator[Path]:
                 yield from _visible(entry)
 
 
-def choose(root: Path, files: Iterable[Path], keys: Sequence[str]) -> tuple[Shards, str | None]:
+def choose(root: Path, files: Iterable[Path], keys: Sequence[str]) -> tuple[tuple[Path, ...], str | None]:
     """The files of a split, and the column or ending that is left of `keys`, which are what the user wrote after the path.
 
-    Raises `UserError` where there are several splits and none is named, and for one that is not there.
+    Raises `UserError` where there are several splits and none is named, for one that is not there, and for one of which shards
+    are missing or there twice.
     """
     found = defaultdict[str, list[Path]](list)
     for path in files:
@@ -60,11 +49,11 @@ def choose(root: Path, files: Iterable[Path], keys: Sequence[str]) -> tuple[Shar
     matches = [split] if split in matches else matches
     if split is None or (column is None and len(found) == 1 and not matches):
         if len(found) == 1:
-            return _shards(next(iter(found.values())), ""), split
+            return _whole(root, next(iter(found.values()))), split
         raise UserError(f"{root} holds several splits, {_listed(found)}: say which as {root}:{_first(found)}")
     if len(matches) != 1:
         raise UserError(f"{root} must have one split {shown(split)}; it has {_listed(found)}: name one of them")
-    return _shards(found[matches[0]], matches[0]), column
+    return _whole(root, found[matches[0]]), column
 
 
 def _first(splits: Iterable[str]) -> str:
@@ -76,9 +65,20 @@ def _listed(splits: Iterable[str]) -> str:
     return listed([name or "one without a name" for name in splits], 120)
 
 
-def _shards(files: list[Path], split: str) -> Shards:
-    meant = {int(match[2]) for path in files if (match := SHARDED.fullmatch(path.stem))}
-    return Shards(tuple(files), split, meant.pop() if len(meant) == 1 else None)
+def _whole(root: Path, files: list[Path]) -> tuple[Path, ...]:
+    """The files of a split; raises `UserError` where their names count other files than these, each once: rows would have other numbers."""
+    shards = [match for path in files if (match := SHARDED.fullmatch(path.stem))]
+    counts = sorted({int(match[3]) for match in shards})
+    numbers = sorted(int(match[2]) for match in shards)
+    whole = len(counts) == 1 and len(shards) == len(files) and numbers in ([*range(counts[0])], [*range(1, counts[0] + 1)])
+    if counts and not whole:
+        meant = " and ".join(f"{count:,}" for count in counts)
+        found = f"{len(files):,} ({listed([file.name for file in files], 90)})"
+        raise UserError(
+            f"{shown(root, 150)} must hold every file of a split once; found {found}, and the names count {meant}: get those that are "
+            "missing, move others away, or give one file"
+        )
+    return tuple(files)
 
 
 def _split(path: Path) -> str:

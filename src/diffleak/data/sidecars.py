@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffleak.data.image_source import Texts, not_blank
+from diffleak.data.image_source import Texts, lines_of, several_lines
 from diffleak.data.names import Names, UnclearName
-from diffleak.errors import is_text, shown
+from diffleak.errors import UserError, is_text, shown
 from diffleak.work.reading import Unreadable, load_text
 
 ENDINGS = (".txt", ".caption")
@@ -35,6 +35,18 @@ class Sidecars:
         counts = Counter(path.suffix for paths in self.of for path in paths)
         kinds = [f"{counts[ending]:,} {ending} file{'s' * (counts[ending] != 1)}" for ending in ENDINGS if counts[ending]]
         return " and ".join(kinds) + (f" ({self.empty:,} of them empty)" if self.empty and kinds else "")
+
+    @property
+    def used(self) -> str:
+        """The same where the captions are taken from them, with how many have several lines; reads them all, and never raises."""
+
+        def several(paths: tuple[Path, ...]) -> bool:
+            try:
+                return any(len(_read(path)) > 1 for path in paths)
+            except UserError:
+                return False
+
+        return self.counted + several_lines(sum(map(several, self.of)))
 
     def names(self) -> Names | None:
         """The files of no image, where an image has none; else None, since they may be notes."""
@@ -88,4 +100,4 @@ def _read(path: Path) -> Texts:
         raise UnclearName(f"the caption file {path} cannot be read ({error}): save it as UTF-8 text, or remove it") from None
     if not is_text(text):
         raise UnclearName(f"the caption file {path} must hold text; it holds half characters: save it as UTF-8 text, or remove it")
-    return not_blank([line.strip() for line in text.replace("\r", "\n").split("\n")])
+    return lines_of(text)

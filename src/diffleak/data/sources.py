@@ -20,15 +20,16 @@ from diffleak.data.labels import FOLDERS, Labels, array_labels, folder_labels, l
 from diffleak.data.listing import Listing, list_images, opened_suffixes, path_id
 from diffleak.data.metadata import malformed, metadata_rows, names_in_metadata
 from diffleak.data.names import Names
-from diffleak.data.shards import Shards, choose, files_below
+from diffleak.data.shards import choose, counted, files_below
 from diffleak.data.sidecars import Sidecars, find_sidecars
-from diffleak.data.tables import arrow_part, holds_text, is_saved, parquet_part, saved_parts, table_source
+from diffleak.data.tables import arrow_part, holds_images, holds_text, is_saved, parquet_part, saved_parts, table_source
 from diffleak.data.tars import tar_source
 from diffleak.errors import UserError, listed, pip_install, refuse_other_bytes, shown
 from diffleak.records.images import AS_TRAINERS, Decoding
 from diffleak.work.reading import Unreadable, found_at, parsing
 
 KINDS_READ = "DATA must be a folder of images, or a .npy, .npz, .parquet, .arrow or .tar file"
+DATA_READ = f"{KINDS_READ}, 'digits' or 'hf:NAME'"
 MOST_KEYS = 2  # after a path: a split, and a column or the ending of images
 
 
@@ -50,7 +51,7 @@ def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decodin
         return _hugging_face(text, decoding)
     refuse_other_bytes(text)
     if not text.strip():
-        raise UserError("DATA must be a folder, a .npy, .npz or .parquet file, 'digits' or 'hf:NAME'; got an empty text")
+        raise UserError(f"{DATA_READ}; got an empty text")
     path, keys = Path(text), list[str]()
     while found_at(path) == "nothing" and ":" in str(path) and len(keys) < MOST_KEYS:
         head, _, key = str(path).rpartition(":")
@@ -60,7 +61,7 @@ def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decodin
         return _folder(path, keys, decoding)
     if found != "a file":
         where = text if found.startswith("nothing") else path
-        raise UserError(f"DATA must be a folder, a .npy, .npz or .parquet file, 'digits' or 'hf:NAME'; found {found} at {where}")
+        raise UserError(f"{DATA_READ}; found {found} at {where}")
     if path.suffix.lower() not in READERS:
         raise UserError(f"{KINDS_READ}; {foreign_file(path) or f'{path} has the ending {path.suffix!r}'}")
     if len(keys) > 1:
@@ -70,6 +71,14 @@ def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decodin
 
 def _folder(path: Path, keys: list[str], decoding: Decoding) -> ImageSource:
     listing = list_images(path)
+    if listing.files and (other := _data_beside(path, listing)):
+        saved, place = other == path, path.joinpath(*other.relative_to(path).parts[:1])
+        found = "what save_to_disk wrote" if saved else shown(path_id(other, path))
+        way = "move the image files away" if saved else f"give {':'.join([str(place), *keys])}, or the folder of the images"
+        raise UserError(
+            f"{path} must hold one kind of data; it has {len(listing.files):,} image file{'s' * (len(listing.files) != 1)} "
+            f"(first: {shown(path_id(listing.files[0], path))}) and {found}: {way}"
+        )
     if listing.files and keys:
         below = path / keys[0]
         way = f"give {below}" if below.is_dir() else "leave that out"
@@ -93,6 +102,14 @@ def _folder(path: Path, keys: list[str], decoding: Decoding) -> ImageSource:
     raise UserError(f"{path} must contain images ({', '.join(sorted(opened_suffixes()))}); found none{others}")
 
 
+def _data_beside(path: Path, listing: Listing) -> Path | None:
+    """Data of another kind in a folder of images: the first table of images or tar archive, or the folder itself where it is saved."""
+    if is_saved(path):
+        return path
+    tables = [file for file in listing.tables if file.name != "metadata.parquet"]
+    return next((file for file in tables if file.suffix.lower() == ".tar" or holds_images(file)), None)
+
+
 def _tables_or_tars(path: Path, keys: list[str], decoding: Decoding) -> ImageSource | None:
     """The images of a folder without image files, in Parquet or tar shards or as `save_to_disk` wrote them; None for another folder."""
     called = lambda key: ":".join([str(path), *(keys if key is None else keys[:-1])])
@@ -109,7 +126,7 @@ def _tables_or_tars(path: Path, keys: list[str], decoding: Decoding) -> ImageSou
     shards, key = choose(path, tables or tars, keys)
     if tars:
         return tar_source(called(key), path, shards, key, decoding)
-    return table_source(called(key), path, [parquet_part(file) for file in shards.files], key, decoding, shards.counted)
+    return table_source(called(key), path, [parquet_part(file) for file in shards], key, decoding, counted(shards))
 
 
 def _image_folder(path: Path, listing: Listing, decoding: Decoding) -> ImageSource:
@@ -143,12 +160,12 @@ def _said_in_folder(path: Path, ids: tuple[str, ...], sidecars: Sidecars) -> Sai
     try:
         rows = metadata_rows(path, ids, "captions or labels")
     except UserError:
-        return Said(f"{sidecars.counted}", in_folders, "its metadata cannot be used")
+        return Said(sidecars.used, in_folders, "its metadata cannot be used")
     of = lambda *columns: {row.file for row in rows if any(row.values.get(column) not in (None, "", []) for column in columns)}
     captions, labels = of(*CAPTION_COLUMNS, "captions"), of("label")
     beside = f"{sidecars.counted} beside them are not read" if captions and sidecars.counted else ""
     named = lambda files: files.pop().name if len(files) == 1 else f"{len(files):,} metadata files" if files else ""
-    return Said(named(captions) or sidecars.counted, named(labels) or in_folders, beside)
+    return Said(named(captions) or sidecars.used, named(labels) or in_folders, beside)
 
 
 def _folder_captions(path: Path, ids: tuple[str, ...]) -> tuple[Texts, ...] | None:
@@ -233,7 +250,7 @@ def _table_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
 
 
 def _tar_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
-    return tar_source(str(path), path.parent, Shards((path,), "", None), key, decoding)
+    return tar_source(str(path), path.parent, (path,), key, decoding)
 
 
 READERS: dict[str, Callable[[Path, str | None, Decoding], ImageSource]] = {

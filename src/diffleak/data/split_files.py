@@ -73,6 +73,8 @@ def _csv(path: Path, source: ImageSource) -> Sides:
     sides: dict[str, list[str]] = {"member": [], "nonmember": [], "aside": []}
     words: Counter[str] = Counter()
     for number, row in enumerate(load_table(path), 1):
+        if MEMBER in row and SPLIT in row:
+            raise ValueError(f"it has both {MEMBER} and {SPLIT}: remove the one that does not count")
         name, said = needed(row, *IDS, where="it"), str(needed(row, MEMBER, SPLIT, where="it") or "").strip()
         if not name:
             raise ValueError(f"row {number:,} names no image")

@@ -285,6 +285,16 @@ def _state(path: Path) -> Mapping[str, Any]:
 # columns
 
 
+def holds_images(path: Path) -> bool:
+    """Whether a Parquet file holds encoded images, as far as it can be read."""
+    try:
+        part = parquet_part(path)
+    except UserError:
+        return False
+    encoded = [name for name in IMAGE_COLUMNS if name in part.schema.names and "binary" in str(part.schema.field(name).type)]
+    return bool({*encoded, *_structs_with_bytes(part.schema)} - part.without_bytes)
+
+
 def _without_bytes(metadata: Any) -> set[str]:
     """The columns of a Parquet file whose `bytes` are null in every row, by its statistics: as `datasets` writes images by their paths."""
     groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]

@@ -1,12 +1,13 @@
 """Shards of WebDataset: .tar files whose members of one key are one sample, as x.jpg, x.txt and x.cls. Images are read where they lie.
 
 The key is the path up to the first dot of the file's name, the rest is the ending. A sample is an image (.jpg, .png, .webp ...), its
-caption in .txt, .caption or the `caption` or `text` of .json, and its label in .cls, .label or the `label` or `cls` of .json. Samples of
-pictures that are not opened are left out and counted.
+caption in .txt or .caption (the first line, as beside images) or the `caption` or `text` of .json, and its label in .cls, .label or the
+`label` or `cls` of .json. Samples of pictures that are not opened are left out and counted.
 """
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffleak.data.decoding import SKIP_HINT, Decoded, UnreadableImage, decode
-from diffleak.data.image_source import CAPTION_COLUMNS, ImageSource, Said, Texts, not_blank, texts_of
+from diffleak.data.image_source import CAPTION_COLUMNS, ImageSource, Said, Texts, lines_of, not_blank, several_lines, texts_of
 from diffleak.data.labels import Labels, Value, label_value
 from diffleak.data.listing import COMPANION, COMPANIONS, OTHERS, PICTURES, opened_suffixes
 from diffleak.data.names import UnclearName
-from diffleak.data.shards import Shards
+from diffleak.data.shards import counted
 from diffleak.errors import UserError, is_text, listed, shown
 from diffleak.records.images import Decoding, LeftOut
 from diffleak.work.reading import Unreadable, opened, parsing
@@ -27,7 +28,8 @@ TEXTS, LABELS, JSON = ("txt", "caption"), ("cls", "label"), "json"
 LABEL_KEYS = ("label", "cls")
 LONGEST = 2**22  # bytes of a member that holds texts
 BLOCK = 512
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+COMPRESSED = {rb"\x1f\x8b\x08": "gzip", rb"BZh[1-9]1AY": "bzip2", rb"\xfd7zXZ": "xz", rb"\x28\xb5\x2f\xfd": "zstd"}  # how each begins
+USTAR = slice(257, 262)  # of a header of tar, which may begin with any name
 
 
 class Member(NamedTuple):
@@ -48,11 +50,11 @@ class Sample:
     said: dict[str, Member]
 
 
-def tar_source(name: str, root: Path, shards: Shards, ending: str | None, decoding: Decoding) -> ImageSource:
+def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None, decoding: Decoding) -> ImageSource:
     """The samples of the shards of one split. name: as the user gave it; root: of the shards' names; ending: of the images, where a sample
     has several."""
     samples, left_out = [], LeftOut()
-    for number, path in enumerate(shards.files):
+    for number, path in enumerate(shards):
         found, without = _samples(path, number, ending)
         samples += found
         left_out = LeftOut(left_out.unopened + without.unopened, left_out.first_unopened or without.first_unopened, 0, None)
@@ -63,7 +65,7 @@ def tar_source(name: str, root: Path, shards: Shards, ending: str | None, decodi
     ids = _ids(samples, shards, root)
 
     def content(member: Member) -> bytes:
-        with opened(shards.files[member.shard], None) as file, parsing():
+        with opened(shards[member.shard], None) as file, parsing():
             file.seek(member.offset)
             read = file.read(member.size)
         if len(read) < member.size:
@@ -72,7 +74,7 @@ def tar_source(name: str, root: Path, shards: Shards, ending: str | None, decodi
 
     def look(i: int) -> Decoded:
         sample = samples[i]
-        where = f"{shards.files[sample.image.shard]}: {ids[i]}.{sample.ending}"
+        where = f"{shards[sample.image.shard]}: {ids[i]}.{sample.ending}"
         try:
             encoded = content(sample.image)
         except Unreadable as error:
@@ -93,7 +95,7 @@ def tar_source(name: str, root: Path, shards: Shards, ending: str | None, decodi
                 return held
         except Unreadable as error:
             raise UnclearName(
-                f"{shards.files[member.shard]}: {shown(samples[i].key)}.{kind} cannot be read ({error}): save it as UTF-8, or remove it"
+                f"{shards[member.shard]}: {shown(samples[i].key)}.{kind} cannot be read ({error}): save it as UTF-8, or remove it"
             ) from None
 
     def texts(i: int) -> Texts:
@@ -101,7 +103,7 @@ def tar_source(name: str, root: Path, shards: Shards, ending: str | None, decodi
         try:
             for kind in [kind for kind in (*TEXTS, JSON) if kind in samples[i].said]:
                 held = text(i, kind)
-                said = [one for column in CAPTION_COLUMNS for one in texts_of(held.get(column))] if kind == JSON else [held]
+                said = [one for column in CAPTION_COLUMNS for one in texts_of(held.get(column))] if kind == JSON else lines_of(held)
                 found += [each] if (each := not_blank([one.strip() for one in said])) else []
         except ValueError as error:
             raise UnclearName(f"{name}: {shown(ids[i])} must have texts ({error}): correct them, or remove them") from None
@@ -141,8 +143,16 @@ def tar_source(name: str, root: Path, shards: Shards, ending: str | None, decodi
         except UnclearName:
             return False
 
+    def several(i: int) -> bool:
+        """Whether a caption member has several lines."""
+        try:
+            return any(len(lines_of(text(i, kind))) > 1 for kind in TEXTS if kind in samples[i].said)
+        except (ValueError, UnclearName):
+            return False
+
     def said() -> Said:
-        return Said(_kinds(samples, TEXTS, in_json(CAPTION_COLUMNS)), _kinds(samples, LABELS, in_json(LABEL_KEYS)), shards.counted)
+        told = _kinds(samples, TEXTS, in_json(CAPTION_COLUMNS)) + several_lines(sum(map(several, range(len(samples)))))
+        return Said(told, _kinds(samples, LABELS, in_json(LABEL_KEYS)), counted(shards))
 
     return ImageSource(name, ids, lambda i: look(i).pixels, labels, captions, look, decoding, left_out, said=said)
 
@@ -158,11 +168,11 @@ def _kinds(samples: Sequence[Sample], kinds: Sequence[str], in_json: bool) -> st
     return " and ".join(f"{count:,} .{kind} member{'s' * (count != 1)}" for kind, count in counts.items() if count)
 
 
-def _ids(samples: Sequence[Sample], shards: Shards, root: Path) -> tuple[str, ...]:
+def _ids(samples: Sequence[Sample], shards: Sequence[Path], root: Path) -> tuple[str, ...]:
     """The key of each sample, with the name of its shard before it where a key is in two shards."""
     ids = tuple(sample.key for sample in samples)
     if len(set(ids)) < len(ids):
-        names = [os.path.splitext(path.relative_to(root).as_posix())[0] for path in shards.files]
+        names = [os.path.splitext(path.relative_to(root).as_posix())[0] for path in shards]
         ids = tuple(f"{names[sample.image.shard]}/{sample.key}" for sample in samples)
     if len(set(ids)) < len(ids):
         raise UserError(f"the samples of {root} must have different keys below their shards; two are alike: rename a shard")
@@ -203,9 +213,10 @@ def _members(path: Path, shard: int) -> Iterator[tuple[str, str, Member]]:
     try:
         with opened(path, None) as file, parsing():
             length = os.fstat(file.fileno()).st_size
-            begins = file.read(2)
-            if begins in COMPRESSED:
-                raise UserError(f"{path} is a tar archive compressed with {COMPRESSED[begins]}: uncompress it, and give the .tar")
+            begins = file.read(BLOCK)
+            compressed = next((kind for pattern, kind in COMPRESSED.items() if re.match(pattern, begins)), None)
+            if compressed and begins[USTAR] != b"ustar":
+                raise UserError(f"{path} is a tar archive compressed with {compressed}: uncompress it, and give the .tar")
             file.seek(0)
             end = 0
             with tarfile.open(fileobj=file, mode="r:") as tar:

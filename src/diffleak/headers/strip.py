@@ -8,7 +8,7 @@
     config                          ComfyUI reads the settings of LTX-Video's networks there
     _quantization_metadata, tensor_names    how quantised weights are stored: ComfyUI, torchao
 
-Of these too a value with something private in it goes.
+Of these too a value with something private in it goes; of peft's settings the one that holds it, unless loading needs it.
 """
 
 import hashlib
@@ -30,20 +30,30 @@ NEEDED = (
     *("config", "_quantization_metadata", "tensor_names"),
 )
 OF_THE_MACHINE = ("base_model_name_or_path", "revision", "auto_mapping", "parent_library")  # peft's settings that no loader needs
+OF_THE_UPDATE = (
+    "r",
+    "alpha",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "use_rslora",
+    "use_dora",
+)  # without: another
 
 
 def needed(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The texts of a header that loading needs."""
+    """The texts of a header that loading needs; raises `UserError` for a private one of what decides an adapter's update."""
     quantised = _json(metadata.get("tensor_names", ""))
     wanted = (*NEEDED, *(name for name in quantised if isinstance(name, str))) if isinstance(quantised, list) else NEEDED
     kept = {key: _pruned(key, text) for key, text in metadata.items() if key in wanted}
-    return {key: text for key, text in kept.items() if text and not any(found.private for found in findings({key: text}))}
+    return {key: text for key, text in kept.items() if text and not _private(key, text)}
 
 
 def strip(file: Path, header: Header, out: Path) -> tuple[str, ...]:
     """Writes the copy and compares the bytes of its tensors with those of the file; returns the keys that it keeps.
 
-    Raises `UserError` for a place where something is already, or that cannot be written.
+    Raises `UserError` for a place where something is already, or that cannot be written, and as `needed` does.
     """
     if out.suffix.lower() != ".safetensors":
         raise UserError(f"--strip OUT must end in .safetensors; got {shown(out, 150)}")
@@ -89,7 +99,19 @@ def _pruned(key: str, text: str) -> str:
     settings = _json(text)
     if not isinstance(settings, dict):
         return ""
-    return json.dumps({k: v for k, v in settings.items() if k.rpartition(".")[2] not in OF_THE_MACHINE}, indent=2, sort_keys=True)
+    kept = {name: value for name, value in settings.items() if name.rpartition(".")[2] not in OF_THE_MACHINE}
+    private = [name for name, value in kept.items() if _private(key, json.dumps({name: value}))]
+    if needed := next((name for name in private if name.rpartition(".")[2] in OF_THE_UPDATE), None):
+        raise UserError(
+            f"--strip keeps the settings that decide what an adapter does, and {shown(needed)} of {key} holds something private: save the "
+            "adapter again without it"
+        )
+    return json.dumps({name: value for name, value in kept.items() if name not in private}, indent=2, sort_keys=True)
+
+
+def _private(key: str, text: str) -> bool:
+    """Whether a text of a header gives something private away."""
+    return any(found.private for found in findings({key: text}))
 
 
 def _json(text: str) -> Any:

@@ -1,17 +1,20 @@
-"""What the headers of the released files give away: of a model in one file, and of its adapters."""
+"""What the headers of the released files give away: of a model or a denoiser in one file, of its adapters and embeddings."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffleak.records.headers import GivenAway, given_away
+from diffleak.records.headers import GivenAway, Role, given_away
 
 ENDING = ".safetensors"
 
+Named = Sequence[tuple[str | Path, Path]]  # what the user named, and the file that it is
 
-def headers_of(model: str | Path, adapters: Sequence[tuple[str | Path, Path]] = ()) -> tuple[GivenAway, ...]:
-    """What each header gives away; `adapters` are what the user named and the file that it is. A model in a folder has no one header."""
-    file = Path(model)
-    whole = [given_away(file, "model")] if file.suffix == ENDING and file.is_file() else []
+
+def headers_of(model: str | Path, network: str | Path | None = None, adapters: Named = (), embeddings: Named = ()) -> tuple[GivenAway, ...]:
+    """What each header gives away, of the files that are .safetensors. A model or a network in a folder has no one header."""
+    files: list[tuple[Role, str | Path, Path]] = [("model", model, Path(model))]
+    files += [] if network is None else [("network", network, Path(network))]
+    files += [("adapter", *each) for each in adapters] + [("embedding", *each) for each in embeddings]
     name = lambda given, file: str(file if os.path.exists(given) else given)  # of the Hub, not where its copy lies here
-    return (*whole, *(given_away(file, "adapter", name(given, file)) for given, file in adapters if file.suffix == ENDING))
+    return tuple(given_away(file, what, name(given, file)) for what, given, file in files if file.suffix == ENDING and file.is_file())

@@ -236,7 +236,9 @@ def load(
         embeddings=embedded,
         network=None if network is None else str(network),
         weights=weights,
-        headers=headers_of(model, [(adapter.record.name, adapter.file) for adapter in adapters]),
+        headers=headers_of(
+            model, network, [(adapter.record.name, adapter.file) for adapter in adapters], [(each.name, each.file) for each in embeddings]
+        ),
     )
 
 

@@ -107,7 +107,7 @@ def flow_schedule(scheduler: Any) -> Schedule | None:
     sigma = shift s / (1 + (shift - 1) s) for s = 1/T, ..., 1.
     """
     if type(scheduler).__name__ != FLOW_SCHEDULER:
-        config = scheduler.config
+        config: Any = getattr(scheduler, "config", {})
         if not (config.get("use_flow_sigmas") and config.get("prediction_type") == FLOW_PREDICTION):
             return None
         if type(config.flow_shift) not in (int, float) or not 0 < config.flow_shift < np.inf:

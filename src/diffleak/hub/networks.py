@@ -14,7 +14,7 @@ from pathlib import Path
 
 from diffleak.errors import UserError, shown
 from diffleak.hub.configs import read_json
-from diffleak.hub.folders import LONGEST_PATH, NETWORKS, PICKLES, SECOND, check_files, pickle_message
+from diffleak.hub.folders import CONVERTED, LONGEST_PATH, NETWORKS, PICKLES, SECOND, check_files, pickle_message
 from diffleak.hub.weights import AVERAGE, EMA, NON_EMA, SAFE, STATE_DICTS, Copy, Weights, chosen, copies, find, header
 
 ADAPTER_FILES = ("pytorch_lora_weights", "adapter_model")
@@ -132,7 +132,10 @@ def _refuse_others(taken: Weights, own: Path) -> None:
         raise UserError(f"--network must be a whole denoiser; {taken.place} is a LoRA: use --lora {taken.place}")
     if _begins(names, WHOLE_KEYS):
         raise UserError(f"--network must be a denoiser alone; {taken.place} holds all of a model in one file: give it as MODEL")
-    if _begins(names, ORIGINAL_KEYS):
+    converted = (
+        taken.config.is_file() and read_json(taken.config, "").get("_class_name") == CONVERTED
+    )  # whose names are the original code's
+    if not converted and _begins(names, ORIGINAL_KEYS):
         raise UserError(
             f"--network must be in diffusers' layout; {taken.place} is in that of the original code (as for ComfyUI): open it with "
             "diffusers' from_single_file, save_pretrained it, and give that folder"

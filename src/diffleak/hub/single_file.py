@@ -34,7 +34,7 @@ from diffleak.hub.folders import (
     folder_of,
     refuse_depth,
 )
-from diffleak.hub.states import RunsCode, load_state
+from diffleak.hub.states import MoreThanTensors, load_state
 from diffleak.work.files import hash_files
 from diffleak.work.reading import Unreadable, parsing
 
@@ -291,7 +291,7 @@ def read_state(path: Path) -> tuple[State, Mapping[str, str]]:
     try:
         found = load_state(path)
     except Unreadable as error:
-        code = isinstance(error, RunsCode) and error.asked
+        code = isinstance(error, MoreThanTensors) and error.asked
         why = f"it names {shown(code)}, which could run code" if code else shown(str(error))
         raise UserError(f"{path} must be a pickle of weights alone, and whole ({why}); ask for a .safetensors file of it") from None
     for _ in range(WRAPPED):

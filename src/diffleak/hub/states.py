@@ -12,19 +12,19 @@ import torch
 from diffleak.work.reading import Unreadable, opened, parsing
 
 
-class RunsCode(Unreadable):
-    """A pickle asks for more than tensors, for `asked` if that is known."""
+class MoreThanTensors(Unreadable):
+    """A pickle asks for code, `asked`, or is none of torch.save, for some reason; then `asked` is empty."""
 
-    def __init__(self, asked: str) -> None:
+    def __init__(self, asked: str, reason: str = "") -> None:
         holds = f"it holds {asked}" if asked else "it holds more than tensors, or is damaged"
-        super().__init__(f"{holds}, and only tensors are opened: save it as .safetensors where you trust it")
+        super().__init__(reason or f"{holds}, and only tensors are opened: save it as .safetensors where you trust it")
         self.asked = asked
 
 
 def load_state(file: Path) -> Any:
     """What a file of torch.save holds: tensors, numbers and texts, in dicts and lists. Tensors stay on the disk where the format allows it.
 
-    Raises `RunsCode` for a file that asks for anything else, such as a function to call, and `Unreadable` for one that is damaged.
+    Raises `MoreThanTensors` for a file that asks for anything else, such as a function to call, and `Unreadable` for one that is damaged.
     """
     with opened(file, None) as stream, parsing(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickles that torch did not write, which are refused
@@ -35,6 +35,4 @@ def load_state(file: Path) -> Any:
         except pickle.UnpicklingError as error:
             asked = re.search(r"GLOBAL ([\w.]+)", str(error))
             inner = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-            if asked or not inner:
-                raise RunsCode(asked[1] if asked else "") from None
-            raise Unreadable(inner[1]) from None
+            raise MoreThanTensors(asked[1]) if asked else MoreThanTensors("", inner[1] if inner else "") from None

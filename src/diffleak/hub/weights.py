@@ -28,7 +28,7 @@ from torch import Tensor
 
 from diffleak.errors import UserError, shown
 from diffleak.hub.configs import load_object
-from diffleak.hub.states import RunsCode, load_state
+from diffleak.hub.states import MoreThanTensors, load_state
 from diffleak.work.reading import Unreadable, found_at, opened, parsing
 
 SAFE = ".safetensors"
@@ -216,13 +216,12 @@ def _unpickled(file: Path) -> Any:
     """What a state dict's file holds; raises `UserError` that says why it was not opened."""
     try:
         return load_state(file)
-    except RunsCode as error:
-        asks = f"asks for {shown(error.asked)}, code" if error.asked else "is none of torch.save, and holds code"
-        raise UserError(
-            f"{file} is a pickle that {asks} that would run when it is opened, and only tensors are read; "
-            "where you trust it, open it there and save its tensors alone: torch.save(model.state_dict(), NEW)"
-        ) from None
     except Unreadable as error:
+        if isinstance(error, MoreThanTensors) and error.asked:
+            raise UserError(
+                f"{file} is a pickle that asks for {shown(error.asked)}, code that would run when it is opened, and only tensors are read; "
+                "where you trust it, open it there and save its tensors alone: torch.save(model.state_dict(), NEW)"
+            ) from None
         if "TorchScript" in str(error):
             said = "it is TorchScript, which is code: save model.state_dict()"
             raise UserError(f"{file} must be a state dict as torch.save writes it; {said}") from None

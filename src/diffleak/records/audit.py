@@ -370,7 +370,7 @@ class AuditRecord(Record):
     embeddings: tuple[Embedding, ...] = ()
     """Each textual inversion with its token and hash; empty without one."""
     headers: tuple[GivenAway, ...] = ()
-    """What the header of the adapter, or of a model in one file, gives away beside the weights; empty for folders, and where unknown."""
+    """What the headers of adapters, embeddings, and a model or network in one file give away; empty for folders, and where unknown."""
     gates: tuple[Gate, ...] = ()
     """Limits that the user set, one entry per limit and attack; empty without limits."""
     valid: bool | None = None

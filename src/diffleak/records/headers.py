@@ -16,6 +16,7 @@ from diffleak.errors import UserError, shown
 from diffleak.records.base import Record
 from diffleak.work.reading import Header, Unreadable, found_at, load_header
 
+Role = Literal["adapter", "model", "network", "embedding"]  # of a file in an audit
 Kind = Literal["captions", "names", "paths", "users", "comments", "images", "thumbnails", "ids", "about", "settings", "unknown"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 WORDS: dict[Kind, tuple[str, str]] = {  # one of a kind, and several
@@ -46,7 +47,7 @@ NO_CAPTION = re.compile(r"(^|_)(exten[st]ion|separator|source|type|mode|method|r
 COMMENT = re.compile(r"comment|(^|[._])notes?$")
 IMAGES = re.compile(r"(img|image)s?_?count|num_(train_|reg_|val\w*_)?images|(^|_)image_num")
 ID = re.compile(r"hash|session|uuid|sha256|md5|_at$|(^|[._])date($|_)|timestamp|(^|_)time$")
-USER = re.compile(r"(^|_)(user|user_?name|owner|creator|host|host_?name|machine|e_?mail)$")
+USER = re.compile(r"(^|_)(user|user_?name|owner|creator|host|host_?name|machine|e_?mail)$|(^|[._])authors?$")
 STARTS = r"(?:[A-Za-z]:[\\/]|\\\\\w|~[\\/]|/)"
 WHOLE_PATH = re.compile(r"(?:file://)?(?:(?:[A-Za-z]:[\\/]|\\\\\w|~[\\/])[^\n\"]*|/[^\n\"/]+/[^\n\"]*)")
 PATH = re.compile(
@@ -98,11 +99,11 @@ class HeaderRecord(Record):
 
 
 class GivenAway(Record):
-    """What the header of the adapter, or of the model's one file, gives away that is private, counted."""
+    """What the header of a released file gives away that is private, counted: of an adapter, an embedding, or a model or network in one."""
 
     file: str
     """Path of the file, or its name where it is from the Hub."""
-    what: Literal["adapter", "model"]
+    what: Role
     """Part that the file plays in the audit."""
     counts: dict[str, int]
     """Number of different values of each private kind, as `diffleak metadata` names the kinds; empty where there is none."""
@@ -167,7 +168,7 @@ def findings(metadata: Mapping[str, str]) -> tuple[Finding, ...]:
     )
 
 
-def given_away(file: Path, what: Literal["adapter", "model"], name: str | None = None) -> GivenAway:
+def given_away(file: Path, what: Role, name: str | None = None) -> GivenAway:
     """What a file's header gives away that is private, for the record of an audit; `name` is how the user named the file."""
     found = findings(read_header(file).metadata)
     return GivenAway(file=name or str(file), what=what, counts={each.kind: each.count for each in found if each.private})
@@ -241,11 +242,13 @@ def _by_name(trail: Sequence[str], name: str, text: str) -> Kind:
         return "captions" if not name.startswith("modelspec.") else "about"
     if name == "name" and "concepts" in trail:
         return "names"
+    if USER.search(name):
+        return "users"
     if MODEL.search(name) or trail[0] == "software":
         return "about"
     if PLACE.search(name):
         return "names"
-    return "users" if USER.search(name) else "settings" if KNOWN.match(trail[0]) else "unknown"
+    return "settings" if KNOWN.match(trail[0]) else "unknown"
 
 
 def _under(trail: Sequence[str], name: str) -> Sequence[str] | None:

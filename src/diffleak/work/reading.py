@@ -163,12 +163,14 @@ def load_header(path: Path) -> Header:
     """
     with opened(path, None) as file, parsing():
         begins = file.read(8)
-        if other := next((kind for mark, kind in OTHER_WEIGHTS.items() if begins.startswith(mark)), None):
-            raise Unreadable(f"it is {other}")
         length, size = int.from_bytes(begins, "little"), path.stat().st_size
-        if len(begins) < 8 or length > min(LARGEST_HEADER, size - 8):
-            raise Unreadable("it is no whole safetensors file: its first 8 bytes are not the length of a header")
-        header = json.loads(file.read(length).decode(), object_pairs_hook=_with_each_key_once)
+        content = file.read(length) if length <= min(LARGEST_HEADER, size - 8) else b""
+        if not content.startswith(b"{"):  # only then, since a length may begin as another kind of file does
+            other = next((kind for mark, kind in OTHER_WEIGHTS.items() if begins.startswith(mark)), None)
+            raise Unreadable(
+                f"it is {other}" if other else "it is no whole safetensors file: its first 8 bytes are not the length of a header"
+            )
+        header = json.loads(content.decode(), object_pairs_hook=_with_each_key_once)
         if not isinstance(header, dict):
             raise Unreadable("its header is no JSON object")
         metadata = header.pop("__metadata__", None) or {}

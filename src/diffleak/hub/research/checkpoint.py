@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffleak.errors import UserError, listed, shown
 from diffleak.hub.research.layouts import INSTEAD, State, code_base_of, plain, refusal
-from diffleak.hub.states import RunsCode, load_state
+from diffleak.hub.states import MoreThanTensors, load_state
 from diffleak.work.reading import Unreadable, opened, parsing
 
 AVERAGE = "ema_model"  # of pytorch-ddpm, beside its net_model
@@ -31,7 +31,7 @@ def open_checkpoint(path: Path) -> Any:
 
         with opened(path, None), parsing():
             return load_file(path)
-    except RunsCode as error:
+    except MoreThanTensors as error:
         raise _refused_pickle(path, error.asked or _asked(path)) from None
     except Unreadable as error:
         raise UserError(
