@@ -4,6 +4,8 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -17,19 +19,27 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffleak import hub
+from diffleak.auditing import run as auditing
+from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig
+from diffleak.auditing.inputs import Inputs, lend
+from diffleak.auditing.plan import Prepared
+from diffleak.auditing.shared import Shared
 from diffleak.comparison.compare import difference
 from diffleak.comparison.runs import Run
 from diffleak.config import build
-from diffleak.errors import GateFailed, UserError
+from diffleak.diffusion.codec import Autoencoder, Codec
+from diffleak.diffusion.target import Target
+from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.hub.pipelines import PipelineText
 from diffleak.hub.sharing import codec_key, text_key
+from diffleak.records.plan import Plan
 from diffleak.records.run_folder import read_audit, read_samples
 from diffleak.records.sweep import SweepRecord
 from diffleak.report import to_html
 from diffleak.report.pages.sweep import page
 from diffleak.sweep.checkpoints import Checkpoint, Checkpoints, checkpoints
-from diffleak.sweep.run import gate, summary
+from diffleak.sweep.run import INPUTS, gate, summary, sweep
 
 STEPS = (100, 200, 300)
 TRAINED = {"dog-000001": 100, "dog": 200}  # the last file of kohya has no number in its name
@@ -63,8 +73,6 @@ def trained(tmp_path_factory) -> tuple[Path, list[str]]:
 def test_a_sweep_gives_each_checkpoint_the_audit_that_it_has_alone_and_computes_inputs_once(trained, tmp_path, capsys, monkeypatch):
     root, settings = trained
     pattern, embedded, encoded = str(root / "out" / "*.safetensors"), [], []
-    from diffleak.auditing.inputs import Inputs
-
     made, encode = PipelineText._made, Inputs.measure
     monkeypatch.setattr(PipelineText, "_made", lambda self, texts: embedded.append(texts) or made(self, texts))
     monkeypatch.setattr(Inputs, "measure", lambda self, rows, kinds: encoded.append(rows) or encode(self, rows, kinds))
@@ -74,7 +82,7 @@ def test_a_sweep_gives_each_checkpoint_the_audit_that_it_has_alone_and_computes_
     record = SweepRecord.model_validate_json(out)
     assert [(point.name, point.step) for point in record.points] == [*TRAINED.items()]
     assert record.model_dump_json() == SweepRecord.model_validate_json((tmp_path / "run" / "sweep.json").read_text()).model_dump_json()
-    assert "Leak against training step" in (tmp_path / "run" / "report.html").read_text() and not (tmp_path / "run" / "inputs").exists()
+    assert "Leak against training step" in (tmp_path / "run" / "report.html").read_text() and not (tmp_path / "run" / INPUTS).exists()
 
     last = root / "out" / "dog.safetensors"
     assert call(capsys, "audit", root / "sd", "--lora", last, *settings, "-o", tmp_path / "alone")[0] == 0
@@ -86,6 +94,21 @@ def test_a_sweep_gives_each_checkpoint_the_audit_that_it_has_alone_and_computes_
     assert alone.headers[0].counts["captions"] == 4 and alone.headers[0].what == "adapter"
     html = (tmp_path / "alone" / "report.html").read_text()
     assert "The header of the adapter gives away: 4 captions and tags" in html and "sks dog" not in html, "counted, not repeated"
+
+    lent, score, before = list[Path](), scoring.score, len(encoded)
+
+    def finished_by_another(job, folder, worker):
+        found = score(job, folder, worker)
+        (folder.path / "audit.json").write_text("{}")
+        return found
+
+    (tmp_path / "run" / "dog" / "audit.json").unlink()
+    monkeypatch.setattr(scoring, "score", finished_by_another)
+    monkeypatch.setattr(auditing, "lend", lambda source, folder: lent.append(folder))
+    code, again, _ = call(capsys, "audit", root / "sd", "--lora", pattern, *settings, "-o", tmp_path / "run", "--json")
+    assert code == 0 and len(encoded) == before, "a sweep resumes"
+    assert lent == [tmp_path / "run" / "dog"], "no latents are left behind by whom another worker has overtaken"
+    assert SweepRecord.model_validate_json(again).points == record.points
 
     written = (tmp_path / "run" / "report.html").read_bytes()
     assert call(capsys, "report", tmp_path / "run")[0] == 0 and (tmp_path / "run" / "report.html").read_bytes() == written
@@ -108,10 +131,64 @@ def test_only_models_with_the_same_weights_and_words_share_embeddings_and_latent
     assert text_key(one.text) is None, "released weights show nothing"
 
 
+def test_a_codec_of_the_users_own_lends_no_latents(tmp_path):
+    class Own(Codec):
+        encode = decode = lambda self, x: x
+
+    target = replace(hub.load(text_folder(tmp_path / "sd"), device="cpu"), codec=Own())
+    assert codec_key(target.codec) is None
+    assert Shared(tmp_path).latents(MagicMock(spec=Inputs, target=target), MagicMock(spec=Plan)) is None
+    assert codec_key(Autoencoder(torch.nn.Identity(), torch.ones(1), torch.zeros(1))) is None
+
+
+def test_latents_that_are_removed_while_they_are_lent_are_left_out(tmp_path):
+    (tmp_path / "from" / "latents").mkdir(parents=True)
+    (tmp_path / "from" / "latents" / "chunk-0.npy").symlink_to(tmp_path / "gone")
+    (tmp_path / "from" / "latents" / "chunk-1.npy").write_bytes(b"latents")
+    lend(tmp_path / "from", tmp_path / "to")
+    assert [(file.name, file.read_bytes()) for file in (tmp_path / "to" / "latents").iterdir()] == [("chunk-1.npy", b"latents")]
+
+
+def without_models(monkeypatch, prepare, finished) -> None:
+    for name, made in {"prepare": prepare, "read_cohort": lambda config: (), "_plan_line": lambda *given: "a plan"}.items():
+        monkeypatch.setattr(f"diffleak.sweep.run.{name}", made)
+    monkeypatch.setattr("diffleak.sweep.run._refuse_other_plan", lambda *given: None)
+    monkeypatch.setattr(auditing, "run", lambda *given: finished)
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "same"),
+    [
+        ({"reference": "m0"}, "model", True),
+        ({"reference": "base"}, "lora", True),
+        ({"reference": "base", "lora": "a"}, "model", False),
+        ({"reference": "base", "lora": "a"}, "network", False),
+    ],
+)
+def test_each_model_of_a_sweep_has_a_base_of_its_own(tmp_path, monkeypatch, given, key, same):
+    asked, first = [], MagicMock(spec=Prepared, plan=MagicMock(spec=Plan), reference=MagicMock(spec=Target))
+    without_models(monkeypatch, lambda config, **told: asked.append(told["reference"]) or first, finished=None)
+    found = Checkpoints(key, "their names", (Checkpoint("a", "a", 1), Checkpoint("b", "b", 2)))
+    assert sweep(config(output=tmp_path, **given), found) is None
+    assert asked == [None, first.reference if same else None]
+
+
+def test_a_sweep_that_cannot_measure_keeps_no_latents(tmp_path, monkeypatch):
+    invalid = SimpleNamespace(save=lambda *given: None, record=SimpleNamespace(valid=False, invalid_reason="The sides differ."))
+    prepared = MagicMock(spec=Prepared, plan=MagicMock(spec=Plan), reference=None)
+    without_models(monkeypatch, lambda config, **told: prepared, finished=invalid)
+    (tmp_path / INPUTS / "latents").mkdir(parents=True)
+    with pytest.raises(InvalidAudit, match="no other checkpoint was audited"):
+        sweep(config(output=tmp_path), Checkpoints("lora", "their names", (Checkpoint("a", "a", 1), Checkpoint("b", "b", 2))))
+    assert not (tmp_path / INPUTS).exists()
+
+
 def test_a_dry_run_of_a_sweep_names_every_checkpoint_and_writes_nothing(trained, tmp_path, capsys):
     root, settings = trained
     arguments = ["audit", root / "sd", "--lora", root / "out" / "*", *settings, "-o", tmp_path / "run", "--dry-run", "--json"]
-    plan = json.loads(call(capsys, *arguments)[1])
+    _, out, err = call(capsys, *arguments)
+    plan = json.loads(out)
+    assert all(f"{root / side}: 12 images, captions from metadata.jsonl" in err for side in ("members", "nonmembers"))
     assert [each["step"] for each in plan["checkpoints"]] == [100, 200] and plan["queries"] == 48 and not (tmp_path / "run").exists()
 
 
