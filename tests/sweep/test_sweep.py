@@ -210,6 +210,7 @@ def found_in(tmp_path: Path, *names: str, **given) -> Checkpoints | None:
             [500, 1000],
             ["checkpoint-500", "checkpoint-1000"],
         ),
+        (("sd15-b-000002.safetensors", "sd15-b-000001.safetensors"), [1, 2], ["sd15-b-000001", "sd15-b-000002"]),
     ],
 )
 def test_steps_are_read_from_the_names_that_trainers_give(tmp_path, names, steps, called):
@@ -218,10 +219,55 @@ def test_steps_are_read_from_the_names_that_trainers_give(tmp_path, names, steps
     assert ([each.step for each in found.found], [each.name for each in found.found]) == (steps, called)
 
 
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        (("sd15-b-000010.safetensors", "sd15-b-000020.safetensors", "sd15-b.safetensors"), [10, 20, 30]),
+        (("dog-step00000400.safetensors", "dog.safetensors"), [400, 800]),
+    ],
+)
+def test_the_file_of_kohya_without_a_number_is_the_last_and_the_plan_says_so(tmp_path, names, steps):
+    found = found_in(tmp_path, *names)
+    assert [each.step for each in found.found] == steps and found.found[-1].name == names[-1].removesuffix(".safetensors")
+    assert found.source == f"their names, where {found.found[-1].name} has none and counts as the last, one interval later"
+
+
+def test_networks_of_training_scripts_are_a_sweep_and_files_with_brackets_are_none(tmp_path):
+    for name in ("checkpoint-10", "checkpoint-5"):
+        (tmp_path / name / "unet").mkdir(parents=True)
+    found = checkpoints(config(network=str(tmp_path / "checkpoint-*")))
+    assert (found.key, [each.step for each in found.found]) == ("network", [5, 10])
+    with pytest.raises(UserError, match=r"holds a denoiser alone, as it has no scheduler/: .* --network PATTERN"):
+        checkpoints(config(model=str(tmp_path / "checkpoint-*")))
+    for name in ("m-1.ckpt", "m-2.ckpt"):
+        (tmp_path / name).write_bytes(b"opened in its turn alone")
+    assert checkpoints(config(model=str(tmp_path / "m-*.ckpt"))).key == "model"
+    assert checkpoints(config(model=str(tmp_path / "checkpoint-*"), model_from="mine:load")).key == "model"
+    one, two = tmp_path / "a[1].safetensors", tmp_path / "b2.safetensors"
+    for path in (one, two):
+        save_file({"unet.a.lora_A.weight": torch.zeros(1)}, path)
+    assert checkpoints(config(lora=f"{one},{two}")) is None and checkpoints(config(lora=f"{one}@0.8")) is None
+    with pytest.raises(UserError, match=r"the adapters of a sweep have one strength, that of --lora-scale"):
+        checkpoints(config(lora=f"{tmp_path}/*.safetensors@0.8"))
+    with pytest.raises(UserError, match=r"a\[1\].safetensors is an adapter \(it holds unet.a.lora_A.weight\)"):
+        checkpoints(config(model=str(tmp_path / "*.safetensors")))
+    with pytest.raises(UserError, match="steps"):
+        config(steps="-1,2")
+
+
+def test_the_order_that_steps_follow_is_said_whole(tmp_path, capsys):
+    names = [f"epoch={i}-loss=0.{i}" for i in range(30)]
+    with pytest.raises(UserError, match=r"give --steps, one each in this order: epoch=0-loss=0.0, .* more"):
+        found_in(tmp_path, *(f"{name}.safetensors" for name in names))
+    said = capsys.readouterr().err
+    assert [line.partition(": ")[2] for line in said.splitlines()] == names
+
+
 def test_given_steps_count_and_folders_of_models_are_a_sweep_too(tmp_path):
     assert [each.step for each in found_in(tmp_path / "a", "x.safetensors", "y.safetensors", steps="7,3").found] == [3, 7]
     for name, steps in (("one", 10), ("two", 20)):
-        (tmp_path / name / "unet").mkdir(parents=True)
+        for part in ("unet", "scheduler"):
+            (tmp_path / name / part).mkdir(parents=True)
         (tmp_path / name / "train.json").write_text(json.dumps({"steps": steps}))
     found = checkpoints(config(model=str(tmp_path / "one"), sweep_models=[str(tmp_path / "two")]))
     assert (found.key, found.source, [each.step for each in found.found]) == ("model", "train.json", [10, 20])

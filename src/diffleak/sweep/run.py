@@ -131,7 +131,7 @@ def summary(config: AuditConfig, found: Checkpoints, runs: Sequence[Run]) -> Swe
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command_line(config, "audit", ("shard", "threads")),
         settings=config.model_dump(mode="json"),
-        swept="lora" if found.key == "lora" else "model",
+        swept=found.key,
         step_source=found.source,
         members=first.split.members,
         nonmembers=first.split.nonmembers,
