@@ -531,9 +531,9 @@ def test_an_unknown_beta_schedule_is_refused(model_folder: Folders) -> None:
 
 def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere"
-    assert refusal(missing) == f"MODEL must be a diffusers folder or a hub id (owner/name); found nothing at {missing}"
-    assert refusal("./nowhere") == "MODEL must be a diffusers folder or a hub id (owner/name); found nothing at ./nowhere"
-    assert refusal("nowhere") == "MODEL must be a diffusers folder or a hub id (owner/name); found nothing at nowhere"
+    for name in (missing, "./nowhere", "nowhere", "models/sd15.safetensors"):  # the last of which is no hub id
+        must = "MODEL must be a diffusers folder, a hub id (owner/name), or one file with all of a model"
+        assert refusal(name) == f"{must}; found nothing at {name}"
 
 
 def test_a_hub_id_without_a_network_is_refused_in_one_line() -> None:

@@ -16,7 +16,7 @@ from fixtures.text import CAPTIONS, pipeline
 from safetensors.torch import load_file, save_file
 
 from diffleak.errors import LONGEST, UserError
-from diffleak.hub import load
+from diffleak.hub import load, unpack
 from diffleak.hub.single_file import open_single_file
 
 KINDS = ("sd", "sdxl", "sd3")
@@ -142,6 +142,20 @@ def test_a_file_of_the_denoiser_alone_takes_the_other_parts_from_the_folder(made
         )
 
 
+def test_another_denoiser_in_a_model_of_one_file_has_a_fingerprint_of_its_weights_and_its_config(made: Any, tmp_path: Path) -> None:
+    model, found = made("sd"), set()
+    shutil.copytree(model.folder / "unet", tmp_path / "unet")
+    shutil.copytree(tmp_path / "unet", tmp_path / "settings" / "unet_ema")  # which are not those that the file has
+    shutil.copytree(model.settings, tmp_path / "settings", dirs_exist_ok=True)
+    for change in ("", " "):
+        config = tmp_path / "unet" / "config.json"
+        config.write_text(config.read_text() + change)
+        target = load(model.file, device="cpu", model_config=model.settings, network=tmp_path / "unet")
+        found.add(target.fingerprint)
+    plain = load(model.file, device="cpu", model_config=tmp_path / "settings")
+    assert len(found | {plain.fingerprint}) == 3 and plain.warnings == ()
+
+
 def test_the_fingerprint_is_of_the_file_the_settings_and_what_comes_from_their_folder(made: Any, tmp_path: Path) -> None:
     model = made("sd")
     which = lambda file, folder: open_single_file(file, folder).fingerprint
@@ -181,6 +195,14 @@ def test_what_a_file_says_of_its_prediction_is_followed_and_said(made: Any, tmp_
         "v.safetensors says rescale_betas_zero_snr true",
     ]
     assert "warning: v.safetensors says prediction_type v_prediction" in capsys.readouterr().err
+    from_settings = {"device": "cpu", "model_config": model.settings}  # of a PNDMScheduler, which has no such setting
+    followed = load(file, **from_settings)
+    assert np.array_equal(followed.denoiser.schedule.alphas_cumprod, target.denoiser.schedule.alphas_cumprod)
+    unpack(tmp_path / "folder", file, model.settings)
+    again = load(tmp_path / "folder", device="cpu").denoiser
+    assert (again.prediction_type, again.schedule.alphas_cumprod[-1]) == ("v_prediction", 0)
+    alone = {key.removeprefix(START): value for key, value in marked.items() if key.startswith((START, "v_pred", "ztsnr"))}
+    assert load(one.write(tmp_path / "a.safetensors", alone), device="cpu", model_config=model.folder).denoiser.prediction_type[0] == "v"
     kohya = one.write(tmp_path / "kohya.safetensors", model.state, **{"modelspec.prediction_type": "v"})
     assert load(kohya, device="cpu", model_config=tmp_path / "settings").denoiser.prediction_type == "v_prediction"
 
@@ -254,6 +276,10 @@ def test_damaged_files_and_other_kinds_are_refused_in_one_line(made: Any, tmp_pa
     assert refusal(tmp_path / "cut.ckpt").startswith(f"{tmp_path}/cut.ckpt must be a pickle of weights alone, and whole (")
     torch.save([1, 2], tmp_path / "list.pt")
     assert refusal(tmp_path / "list.pt").endswith("or a state_dict of them; it holds a list without any")
+    wrapped: dict[str, Any] = {}
+    wrapped["state_dict"] = wrapped
+    torch.save(wrapped, tmp_path / "endless.ckpt")
+    assert refusal(tmp_path / "endless.ckpt").endswith("or a state_dict of them; it holds a dict without any")
     for name, said in (("model.gguf", "which GGUF quantises"), ("model.onnx", "and .onnx is neither")):
         (tmp_path / name).write_bytes(b"x")
         assert refusal(tmp_path / name).endswith(said)

@@ -17,7 +17,9 @@ class AuditConfig(ModelConfig, DataConfig):
     FOLLOW = ["split output"]
 
     guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False, description="Attack predictions under guidance (1: none).")
-    reference: str | None = Field(None, description="Report what leaks beyond this model; 'base' is MODEL without its --lora.")
+    reference: str | None = Field(
+        None, description="Report what leaks beyond this model; 'base' is MODEL without its --lora and --embedding."
+    )
     sweep_models: tuple[str, ...] = Field(
         (), description="More checkpoints of MODEL: their folders, or a quoted pattern. --lora and --network take one too."
     )
@@ -141,7 +143,7 @@ class GeometryConfig(AuditConfig):
     }
     FOLLOW = ["embedding data split members nonmembers output", "probes top attacks mask timesteps"]
     HELP = {
-        "model": "A latent model: a diffusers folder or a hub id.",
+        "model": "A latent model: a diffusers folder, a hub id, or one file.",
         "data": "Images; with --split also who is a member.",
         "output": "The output folder.",
         "chunk_size": "Images per file ({default}).",

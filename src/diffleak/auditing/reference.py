@@ -15,11 +15,11 @@ import numpy as np
 from diffleak import hub
 from diffleak.auditing.config import AuditConfig
 from diffleak.diffusion.denoiser import Guided
+from diffleak.diffusion.preconditioning import ROUNDING
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 
 BASE = "base"  # the audited model without its LoRAs and embeddings
-ROUNDING = 1e-6  # schedulers compute the same table in float32, each in its own order
 
 
 def load_reference(config: AuditConfig, target: Target) -> Target | None:

@@ -67,7 +67,8 @@ class Dual(Denoiser, wrapper=True):
 
 def refuse_incompatible(one: Denoiser, other: Denoiser) -> None:
     """Raises `UserError` unless two models share schedule, prediction type and classes, as models that take turns must."""
-    if not np.array_equal(one.schedule.alphas_cumprod, other.schedule.alphas_cumprod):
+    tables = [(getattr(one.schedule, name), getattr(other.schedule, name)) for name in ("alphas_cumprod", "times")]
+    if not all(np.array_equal(*pair) for pair in tables):
         raise UserError("the two teachers must have the same noise schedule; theirs differ: train both with the same settings")
     if isinstance(one, NetworkDenoiser) and isinstance(other, NetworkDenoiser):
         for name in ("prediction_type", "classes"):
@@ -77,3 +78,7 @@ def refuse_incompatible(one: Denoiser, other: Denoiser) -> None:
                 raise UserError(
                     f"the two teachers must have the same {what}; got {pair[0]} and {pair[1]}: train both with the same settings"
                 )
+        if one.precondition and not one.precondition.equals(other.precondition):
+            raise UserError(
+                "the two teachers must have the same sigma_data and kind of answer; theirs differ: train both with the same settings"
+            )

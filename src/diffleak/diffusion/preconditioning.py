@@ -16,6 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 Table = Float64[np.ndarray, "T"]
+ROUNDING = 1e-6  # schedulers compute the same table in float32, each in its own order
 
 
 @final
@@ -48,6 +49,16 @@ class Preconditioning:
         grown = np.sqrt(1 + sigmas**2)
         sign = 1.0 if v_prediction else -1.0
         return cls(grown / np.sqrt(total), grown * sigmas / total, sign * sigma_data / np.sqrt(total))
+
+    @property
+    def tables(self) -> tuple[np.ndarray, ...]:
+        """All that it is made of."""
+        return self.into, self.from_x, self.from_f, np.array(self.shift)
+
+    def equals(self, other: "Preconditioning | None") -> bool:
+        """Whether the other is the same way in and out, but for the rounding of the sigmas."""
+        pairs = [] if other is None else [*zip(self.tables, other.tables, strict=True)]
+        return bool(pairs) and all(one.shape == two.shape and np.allclose(one, two, rtol=ROUNDING, atol=ROUNDING) for one, two in pairs)
 
     def given(self, x_t: Float[Tensor, "b *s"], t: int) -> Float[Tensor, "b *s"]:
         """What the network is given for x_t."""

@@ -30,6 +30,7 @@ from diffleak.hub.making import (
     save_fine_tuned,
     save_lora,
 )
+from diffleak.hub.single_file import file_fingerprint
 
 __all__ = [
     "AUTOENCODER_FOLDERS",
@@ -41,6 +42,7 @@ __all__ = [
     "class_names",
     "codec_fingerprint",
     "codec_of",
+    "file_fingerprint",
     "fingerprint",
     "flow_schedule",
     "folder_of",

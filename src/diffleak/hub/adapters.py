@@ -26,7 +26,7 @@ from diffleak.diffusion.denoiser import LowRank
 from diffleak.errors import UserError, first_lines, pip_install, shown
 from diffleak.hub import effect
 from diffleak.hub.configs import read_json
-from diffleak.hub.folders import LONGEST_PATH, PICKLES, downloaded
+from diffleak.hub.folders import LONGEST_PATH, PICKLES, downloaded, is_hub_id
 from diffleak.hub.layer_names import PEFT_PREFIX, TEXT_ENCODERS
 from diffleak.hub.states import load_state
 from diffleak.hub.updates import LONGEST_NAME, header_settings, refuse_other_kinds, updates
@@ -108,7 +108,7 @@ def adapter_file(lora: str | Path) -> Path:
             raise UserError(f"a LoRA must be a .safetensors file, or a state dict ({', '.join(PICKLES)}); got {shown(path, LONGEST_PATH)}")
         return path
     if not os.path.isdir(path):
-        if str(lora).startswith((".", "/", "~")) or str(lora).count("/") != 1:
+        if not is_hub_id(lora):
             raise UserError(
                 f"--lora must be a .safetensors file, a folder, or a hub id (owner/name); found nothing at {shown(lora, LONGEST_PATH)}"
             )
@@ -133,10 +133,11 @@ def refuse_other_base(file: Path, model: str) -> None:
     """Raises `UserError` if diffleak trained this adapter, and on another model than that with the fingerprint `model`."""
     record = file.with_name("train.json")
     try:
-        base = load_json(record).get("base_fingerprint")
+        content = load_json(record)
+        bases = [content.get(key) for key in ("base_fingerprint", "base_file_fingerprint")]
     except (OSError, ValueError, AttributeError):
         return  # from elsewhere, or nothing that can be read
-    if base not in (None, model):
+    if any(bases) and model not in bases:
         raise UserError(f"the LoRA {file} was trained on another model than this one, as its {record.name} says; give that one")
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from diffleak.errors import UserError, shown
-from diffleak.hub.folders import LONGEST_PATH, PICKLES, diffusers_library, downloaded
+from diffleak.hub.folders import LONGEST_PATH, PICKLES, diffusers_library, downloaded, is_hub_id
 from diffleak.hub.states import load_state
 from diffleak.records.plan import Embedding
 from diffleak.work.files import hash_file
@@ -87,9 +87,9 @@ def embed(pipeline: Any, embeddings: Sequence[Learned]) -> tuple[Embedding, ...]
             raise UserError(f"the embedding {shown(learned.file, LONGEST_PATH)} does not match the model: {error}") from None
         several = "1 vector" if len(learned.tokens) == 1 else f"{len(learned.tokens)} vectors"
         say(f"embedding: '{learned.word}' in captions stands for the {several} of {learned.file}")
-    several_vectors = {learned.word.lower(): " ".join(learned.tokens) for learned in embeddings if len(learned.tokens) > 1}
-    if several_vectors:
-        pipeline.maybe_convert_prompt = _expander(several_vectors)
+    if any(len(learned.tokens) > 1 for learned in embeddings):
+        alone = {token.lower(): token for learned in embeddings for token in learned.tokens}  # one that has another in it stays whole
+        pipeline.maybe_convert_prompt = _expander(alone | {learned.word.lower(): " ".join(learned.tokens) for learned in embeddings})
     return tuple(learned.record for learned in embeddings)
 
 
@@ -179,7 +179,7 @@ def _file(name: str) -> Path:
             )
         return path
     if not os.path.isdir(path):
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        if not is_hub_id(name):
             raise UserError(f"--embedding must be a file, a folder or a hub id (owner/name); found nothing at {shown(name, LONGEST_PATH)}")
         path = downloaded(name, [*FILES], "--embedding")
     found = next((path / file for file in FILES if (path / file).is_file()), None)

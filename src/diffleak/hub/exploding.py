@@ -52,7 +52,7 @@ def exploding(scheduler: Any, folder: Path) -> Exploding | None:
     else:
         if settings.prediction_type not in ("epsilon", "v_prediction"):
             raise UserError(f"prediction_type must be epsilon or v_prediction with {name}; {folder} says {shown(settings.prediction_type)}")
-        if not settings.sigma_data > 0 or not np.isfinite(settings.sigma_data):
+        if type(settings.sigma_data) not in (int, float) or not 0 < settings.sigma_data < np.inf:
             raise UserError(f"sigma_data of {folder} must be above 0; got {shown(settings.sigma_data)}")
         times = torch.as_tensor(scheduler.precondition_noise(own))
         precondition = Preconditioning.edm(sigmas, settings.sigma_data, settings.prediction_type == "v_prediction")

@@ -78,23 +78,25 @@ def located(model: str | Path, weights: str | None = None) -> Path:
     path = Path(model)
     if os.path.isdir(path):  # which is false, and no error, for a name that no path can have
         return path
-    if os.path.isfile(path):
-        if path.suffix in PICKLES:
-            raise UserError(pickle_message(path))
-        raise UserError(f"MODEL must be a diffusers folder or a hub id; {path} is a file")
-    if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
-        raise UserError(f"MODEL must be a diffusers folder or a hub id (owner/name); found nothing at {shown(model, LONGEST_PATH)}")
+    if not is_hub_id(model):
+        must = "MODEL must be a diffusers folder, a hub id (owner/name), or one file with all of a model"
+        raise UserError(f"{must}; found nothing at {shown(model, LONGEST_PATH)}")
     endings = ("*.json", "*.txt", "*.model", "*.jinja", *WEIGHTS)
     parts = [f"{part}/{ending}" for part in PARTS for ending in endings]
     averages = [f"{part}{AVERAGE}/{ending}" for part in NETWORKS for ending in (endings if weights == EMA else ("config.json",))]
     return downloaded(str(model), ["*.json", *parts, *averages], weights=weights)
 
 
+def is_hub_id(name: str | Path) -> bool:
+    """Whether what is not there may be a hub id: owner/name, which is no path and no name of a file of weights."""
+    return not str(name).startswith((".", "/", "~")) and str(name).count("/") == 1 and not str(name).endswith((SAFE, *PICKLES))
+
+
 def folder_of(model: str | Path, what: str, patterns: list[str]) -> Path:
     """The folder of another kind of model, "the encoder" for example, fetched where it is a hub id."""
     if os.path.isdir(model):
         return Path(model)
-    if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
+    if not is_hub_id(model):
         raise UserError(f"{what} must be a folder or a hub id (owner/name); found nothing at {shown(model, LONGEST_PATH)}")
     return downloaded(str(model), patterns, what)
 

@@ -23,7 +23,7 @@ from diffleak.diffusion import Choice
 from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, LowRank, NetworkDenoiser, PredictionType
 from diffleak.diffusion.dual import Dual, refuse_incompatible
-from diffleak.diffusion.preconditioning import Preconditioning
+from diffleak.diffusion.preconditioning import ROUNDING, Preconditioning
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import PIXELS, Target
 from diffleak.errors import UserError, first_lines, shown, unknown
@@ -60,7 +60,7 @@ from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, guidance_not
 from diffleak.hub.single_file import SingleFile, open_single_file
 from diffleak.hub.weights import Weights
 from diffleak.records.conversion import conversion_caveats
-from diffleak.work.files import write_text
+from diffleak.work.files import hash_files, write_text
 from diffleak.work.listed import join_named
 from diffleak.work.progress import say
 
@@ -80,7 +80,6 @@ LEARNED_VARIANCE = ("learned", "learned_range")  # what diffusers' schedulers ca
 WITH_VARIANCE = ("DiTTransformer2DModel", "PixArtTransformer2DModel")  # whose pipelines drop it by the channels alone
 MOST_TIMESTEPS = 10**6  # a thousand times those of published schedules
 AVERAGES = ("ema", "non_ema")
-ROUNDING = 1e-6  # schedulers compute the same table in float32, each in its own order
 STABLE_DIFFUSION_FACTOR = 0.18215  # Rombach et al. 2022, arXiv 2112.10752
 
 
@@ -152,7 +151,7 @@ def load(
     second = network_folder.with_name(network_folder.name + SECOND)
     if (network, weights) != (None, None) and second.is_dir():
         raise UserError(f"--network and --weights are for a model of one denoiser, and {model} holds two; leave them out")
-    chosen, said = denoiser_weights(network_folder, network, weights)
+    chosen, said = denoiser_weights(network_folder, network, weights) if single is None or network is not None else (None, [])
     config = read_json(chosen.config if chosen else network_folder / "config.json", f"{folder} must be a diffusers model folder")
     unfit = "takes no captions" if name is None else "holds two networks" if second.is_dir() else None
     if lora is not None and unfit:
@@ -192,8 +191,9 @@ def load(
     pipeline = load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device, single) if name else None
     which = single.fingerprint if single else fingerprint(folder, network_folder.name, chosen)
     if single and chosen:
-        which = hashlib.sha256(f"{which} {hash_files(chosen.hashed)}".encode()).hexdigest()
-    said += [*(single.warnings if single else ()), *conversion_caveats(folder)]
+        which = hashlib.sha256(f"{which} {hash_files([*chosen.hashed, chosen.config])}".encode()).hexdigest()
+    said += single.warnings if single else ()
+    said += [line for place in dict.fromkeys((folder, *([beside] if network is not None else []))) for line in conversion_caveats(place)]
     for adapter in adapters:
         refuse_other_base(adapter.file, which)
     merged: dict[str, LowRank] | None = {}
@@ -229,7 +229,7 @@ def load(
         strength,
         split_file,
         tuple(record for home in homes for record in training_records(home)),
-        class_names(folder, first.classes) if first.classes else UNNAMED,
+        class_names(beside if (beside / "train.json").is_file() else folder, first.classes) if first.classes else UNNAMED,
         tuple(said),
         adapters=tuple(adapter.record for adapter in adapters),
         embedding=None if embedding is None else str(embedding),
@@ -254,7 +254,7 @@ def unpack(folder: Path, file: Path, model_config: str | Path | None = None) -> 
     for name in ("scheduler", *(part for part in TEXT_PARTS if part.startswith("tokenizer") and (single.folder / part).is_dir())):
         shutil.copytree(single.folder / name, folder / name)
     path = folder / "scheduler" / "scheduler_config.json"
-    write_text(path, json.dumps(read_json(path, "") | dict(single.scheduler), indent=2))
+    write_text(path, json.dumps(_followed(path, single.scheduler), indent=2))
     write_index(folder, single.folder)
 
 
@@ -275,10 +275,11 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
         device = str(checked_device(config.device)) if config.device else None
         return model_from(config.model_from, None if config.model == IN_PYTHON else config.model, config.dtype, device)
     if loaded is None:
-        given = (config.lora, config.lora_scale, config.embedding, config.network, config.weights, config.model_config_)
+        settings = None if _of_reference(config) and not os.path.isfile(config.model) else config.model_config_
+        given = (config.lora, config.lora_scale, config.embedding, config.network, config.weights, settings)
         return load(config.model, config.dtype, config.device, guidance_scale, *given)
     for name, what in OF_LOADING.items():
-        if getattr(config, name) is not None:
+        if getattr(config, name) is not None and not (name == "model_config_" and _of_reference(config)):
             key = name.rstrip("_")
             raise UserError(f"{what} when a model is loaded: give diffleak.load(MODEL, {key}=...) as the target, and no {key} here")
     if config.model_from is not None:
@@ -286,6 +287,11 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
     if guidance_scale != 1.0:
         raise UserError("guidance is put around a model when it is loaded: give diffleak.load(MODEL, guidance_scale=...), and none here")
     return loaded
+
+
+def _of_reference(config: ModelConfig) -> bool:
+    """Whether --model-config has the settings of a --reference in one file."""
+    return os.path.isfile(getattr(config, "reference", None) or "")
 
 
 def _denoiser(
@@ -334,8 +340,10 @@ def _refuse_other_schedule(other: Path, model: Path, denoiser: NetworkDenoiser) 
     """Raises `UserError` for a network whose own folder has another noise schedule than the model's, on which it would be asked."""
     schedule, prediction_type, precondition = _schedule(other)
     one, two = schedule.alphas_cumprod, denoiser.schedule.alphas_cumprod
-    answered = (prediction_type, precondition is None) == (denoiser.prediction_type, denoiser.precondition is None)
-    if not answered or len(one) != len(two) or not np.allclose(one, two, rtol=0, atol=ROUNDING):
+    alike = len(one) == len(two) and np.allclose(one, two, rtol=0, atol=ROUNDING)
+    asked = alike and np.allclose(schedule.times, denoiser.schedule.times, rtol=ROUNDING, atol=ROUNDING)
+    ways = precondition.equals(denoiser.precondition) if precondition else denoiser.precondition is None
+    if prediction_type != denoiser.prediction_type or not asked or not ways:
         raise UserError(
             f"--network must be of MODEL's noise schedule and prediction_type; those of {other} and {model} differ: audit it alone"
         )
@@ -357,10 +365,23 @@ def _network(
     return single.network(folder.name, name, dtype) if single and not chosen else pretrained(name, folder, dtype, chosen)
 
 
+def _followed(path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a scheduler with `changes`; a class that has no such setting gives way to DDPMScheduler, whose table is the same."""
+    config = read_json(path, f"{path.parent.parent} must say its noise schedule") | dict(changes)
+    kind = getattr(diffusers_library(), str(config.get("_class_name", "DDPMScheduler")), None)
+    known = inspect.signature(kind.__init__).parameters if kind else changes
+    if missing := next((key for key in changes if key not in known), None):
+        if "beta_schedule" not in known:
+            said = f"{path} is of a {shown(config['_class_name'])}, which cannot follow it"
+            raise UserError(f"MODEL says {missing} {changes[missing]}, and {said}: give another --model-config")
+        config["_class_name"] = "DDPMScheduler"
+    return config
+
+
 def _schedule(folder: Path, changes: Mapping[str, Any] = MappingProxyType({})) -> tuple[Schedule, PredictionType, Preconditioning | None]:
     """The model's own table, by the scheduler class that its folder names and `changes` of its settings, and what its network answers."""
     path = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(path, f"{folder} must say its noise schedule") | dict(changes)
+    config = _followed(path, changes)
     name, prediction_type = config.get("_class_name", "DDPMScheduler"), config.get("prediction_type", "epsilon")
     flows = prediction_type == FLOW_PREDICTION and config.get("use_flow_sigmas") is True
     if not flows and prediction_type not in ("epsilon", "v_prediction", "sample"):

@@ -13,7 +13,7 @@ import torch
 from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.diffusion.sampling import FlowSampler
 from diffleak.diffusion.schedule import Schedule
-from diffleak.errors import UserError, first_lines, pip_install, unknown
+from diffleak.errors import UserError, first_lines, pip_install, shown, unknown
 from diffleak.hub.folders import PARTS, diffusers_library
 from diffleak.hub.pipelines import pipeline_of, quiet, write_index
 
@@ -107,9 +107,11 @@ def flow_schedule(scheduler: Any) -> Schedule | None:
     sigma = shift s / (1 + (shift - 1) s) for s = 1/T, ..., 1.
     """
     if type(scheduler).__name__ != FLOW_SCHEDULER:
-        config = getattr(scheduler, "config", {})
+        config: Any = getattr(scheduler, "config", {})
         if not (config.get("use_flow_sigmas") and config.get("prediction_type") == FLOW_PREDICTION):
             return None
+        if type(config.flow_shift) not in (int, float) or not 0 < config.flow_shift < np.inf:
+            raise UserError(f"flow_shift of the scheduler must be a number above 0; got {shown(config.flow_shift)}")
         even = np.arange(1, config.num_train_timesteps + 1) / config.num_train_timesteps
         return Schedule.flow(config.flow_shift * even / (1 + (config.flow_shift - 1) * even), config.num_train_timesteps)
     return Schedule.flow(scheduler.sigmas.flip(0), scheduler.config.num_train_timesteps)

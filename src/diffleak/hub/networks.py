@@ -14,7 +14,7 @@ from pathlib import Path
 
 from diffleak.errors import UserError, shown
 from diffleak.hub.configs import read_json
-from diffleak.hub.folders import LONGEST_PATH, NETWORKS, PICKLES, check_files, pickle_message
+from diffleak.hub.folders import LONGEST_PATH, NETWORKS, PICKLES, SECOND, check_files, pickle_message
 from diffleak.hub.weights import AVERAGE, EMA, NON_EMA, SAFE, STATE_DICTS, Copy, Weights, chosen, copies, find, header
 
 ADAPTER_FILES = ("pytorch_lora_weights", "adapter_model")
@@ -52,9 +52,8 @@ def denoiser_weights(own: Path, network: str | Path | None = None, want: str | N
 
 def place_of(network: str | Path) -> Path:
     """The folder in which what belongs to a network lies: its train.json and split.json."""
-    path = Path(network)
-    inside = path.is_file() or path.name.removesuffix(AVERAGE) in NETWORKS
-    return path.parent if inside else path
+    folder = Path(network).parent if os.path.isfile(network) else Path(network)
+    return folder.parent if folder.name.removesuffix(AVERAGE) in NETWORKS else folder
 
 
 def _wanted(own: Path, want: str | None) -> Weights:
@@ -91,6 +90,8 @@ def _other(path: Path, own: Path, want: str | None) -> tuple[Weights, list[str]]
     names = [entry.name for entry in path.iterdir()]
     inside = [name for name in (own.name, own.name + AVERAGE) if (path / name).is_dir()]
     other_part = next((part for part in NETWORKS if part != own.name and (path / part).is_dir()), None)
+    if (path / (own.name + SECOND)).is_dir():
+        raise UserError(f"--network must be one denoiser, and {path} holds two: name the folder of one, {path / own.name}")
     if inside:
         taken = _wanted(path / own.name, want) if inside[0] == own.name else find(path / inside[0], want)
         said = [] if want else _not_opened(path / own.name)

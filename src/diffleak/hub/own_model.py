@@ -5,8 +5,8 @@ The function takes no arguments, or MODEL as a text where one is given, so that 
 
     fingerprint = SHA-256 of the module's source, of MODEL where that is a file or folder, and of every weight that can be seen
 
-The weights of networks and autoencoders can be seen, those inside a function cannot. A model of which neither weights nor a MODEL are
-known has no fingerprint, as one in memory, so that its run folder is not resumed.
+The weights of networks and autoencoders can be seen, those inside a function cannot. A model of which some weights cannot be seen, and no
+MODEL is known, has no fingerprint, as one in memory, so that its run folder is not resumed.
 """
 
 import hashlib
@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from diffleak.diffusion.codec import Autoencoder, Codec
+from diffleak.diffusion.codec import Autoencoder, Codec, Identity
 from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser, unguided
 from diffleak.diffusion.own_code import imported, source_hash
 from diffleak.diffusion.target import PIXELS, Target
@@ -82,16 +84,30 @@ def _networks(denoiser: Denoiser, codec: Codec) -> Iterator[torch.nn.Module]:
         yield codec.network
 
 
+def _scaling(codec: Codec) -> tuple[Tensor, ...]:
+    return (codec.scale, codec.shift) if isinstance(codec, Autoencoder) else ()
+
+
 def _fingerprint(code: str, model: str | None, target: Target) -> str:
     digest, networks = hashlib.sha256(code.encode()), list(_networks(target.denoiser, target.codec))
     path = Path(model) if model and os.path.exists(model) else None
-    if path is None and not networks and target.fingerprint == UNKNOWN:
+    denoisers = [unguided(each) for each in target.denoiser.exposed]
+    seen = all(isinstance(each, NetworkDenoiser) for each in denoisers) and isinstance(target.codec, Identity | Autoencoder)
+    if path is None and not seen and target.fingerprint == UNKNOWN:
         return UNKNOWN
     digest.update(target.fingerprint.encode())
     if path:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         digest.update(hash_files(files).encode())
-    digest.update(target.denoiser.schedule.alphas_cumprod.tobytes())
+    schedule = target.denoiser.schedule
+    tables = [schedule.alphas_cumprod, schedule.times]
+    for each in denoisers:
+        if isinstance(each, NetworkDenoiser):
+            digest.update(f"{each.prediction_type} {each.learned_variance}".encode())
+            tables += each.precondition.tables if each.precondition else []
+    tables += [value.detach().cpu().double().numpy() for value in _scaling(target.codec)]
+    for table in tables:
+        digest.update(np.ascontiguousarray(table).tobytes())
     for network in networks:
         for key, value in network.state_dict().items():
             digest.update(key.encode())

@@ -368,7 +368,7 @@ def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
     for file in sorted(folder.glob("*.json")):  # the library does not say which file it cannot read
         extra = load_object(file).get("extra_ids", 0)
         if type(extra) is not int or not 0 <= extra <= known:  # which it would make one by one
-            raise UserError(f"extra_ids of {file} must be a whole number in [0, {known}]; got {cut(json.dumps(extra))}")
+            raise UserError(f"extra_ids of {file} must be a whole number in [0, {known}]; got {shown(json.dumps(extra))}")
     try:
         tokenizer = named.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers, tokenizers and json each raise their own; all mean an unusable folder

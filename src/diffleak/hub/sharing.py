@@ -31,9 +31,16 @@ def text_key(text: TextEncoder | None) -> str | None:
         return None
     if any(value.is_meta for network in text.networks for value in network.state_dict().values()):
         return None
-    tokenizers = [(type(tokenizer).__name__, limit, sorted(tokenizer.get_vocab().items())) for tokenizer, limit in text._tokenizers]
+    tokenizers = [(type(tokenizer).__name__, limit, *_said(tokenizer)) for tokenizer, limit in text._tokenizers]
     named = json.dumps([type(text.pipeline).__name__, {k: str(v) for k, v in text.pipeline.config.items() if k[0] != "_"}, tokenizers])
     return hashlib.sha256(f"{named} {_hash(text.networks)}".encode()).hexdigest()
+
+
+def _said(tokenizer: Any) -> tuple[Any, ...]:
+    """What decides how a tokenizer reads a text: its vocabulary, merges and normaliser, and how a chat is put."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    whole = backend.to_str() if backend is not None else [str(getattr(tokenizer, name, "")) for name in ("bpe_ranks", "init_kwargs")]
+    return sorted(tokenizer.get_vocab().items()), getattr(tokenizer, "chat_template", None), whole
 
 
 def _hash(networks: Iterable[Any], more: Mapping[str, Tensor] | None = None) -> str:

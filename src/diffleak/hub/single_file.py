@@ -54,6 +54,7 @@ FAMILIES = {  # the pipeline of each in diffusers
 }
 FLOWS = ("Stable Diffusion 3", "Flux")
 OPENED = "Stable Diffusion 1, 2, XL, 3 and Flux open as one file"
+WRAPPED = 2  # times that a state_dict may lie in another
 WIDE = 1024  # text tokens of Stable Diffusion 2
 OPEN_CLIP, AS_IT_IS = True, False  # how a text encoder is stored: with the names of open_clip, or with its own
 CLIP = (  # where the first and the second CLIP of a pipeline may lie
@@ -66,6 +67,7 @@ CLIP = (  # where the first and the second CLIP of a pipeline may lie
     (("conditioner.embedders.1.model.", OPEN_CLIP), ("text_encoders.clip_g.transformer.", AS_IT_IS)),
 )
 T5 = (("text_encoders.t5xxl.transformer.", AS_IT_IS),)
+STATED = ("v_pred", "ztsnr")  # names that hold nothing, and say what the network predicts
 TEXT = ("cond_stage_model.", "conditioner.", "text_encoders.")
 UNUSED = ("position_ids", "logit_scale")  # ends of names of what no network reads
 OTHER_INPUTS = {9: "an inpainting model", 8: "an InstructPix2Pix model", 7: "an upscaler", 5: "a depth-to-image model"}  # by channels in
@@ -243,7 +245,9 @@ def open_single_file(path: Path, model_config: str | Path | None = None) -> Sing
     weights, stated = read_state(path)
     family = _family(path, weights)
     if not any(key.startswith(DENOISER) for key in weights):  # a file of the denoiser alone
-        weights = {key if key.startswith((*AUTOENCODER, *TEXT)) else DENOISER + key: value for key, value in weights.items()}
+        weights = {
+            key if key in STATED or key.startswith((*AUTOENCODER, *TEXT)) else DENOISER + key: value for key, value in weights.items()
+        }
     folder = _configs(path, family, weights) if model_config is None else folder_of(model_config, "--model-config", CONFIGS)
     index = read_json(folder / INDEX, f"--model-config must be a model's folder in diffusers' layout; {folder} is none")
     if index.get("_class_name") != FAMILIES[family]:
@@ -260,6 +264,11 @@ def open_single_file(path: Path, model_config: str | Path | None = None) -> Sing
     if any(key.startswith("model_ema.") for key in weights):
         warnings.append(f"{path.name} holds a moving average of the weights too (model_ema.*), which is not read")
     return SingleFile(path, folder, family, weights, scheduler, tuple(warnings))
+
+
+def file_fingerprint(path: str | Path, model_config: str | Path | None = None) -> str:
+    """The fingerprint of a model in one file, as `load` gives it; raises `UserError` as `open_single_file` does."""
+    return open_single_file(Path(path), model_config).fingerprint
 
 
 def read_state(path: Path) -> tuple[State, Mapping[str, str]]:
@@ -285,8 +294,8 @@ def read_state(path: Path) -> tuple[State, Mapping[str, str]]:
         code = isinstance(error, MoreThanTensors) and error.asked
         why = f"it names {shown(code)}, which could run code" if code else shown(str(error))
         raise UserError(f"{path} must be a pickle of weights alone, and whole ({why}); ask for a .safetensors file of it") from None
-    while isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
+    for _ in range(WRAPPED):
+        found = found["state_dict"] if isinstance(found, dict) and isinstance(found.get("state_dict"), dict) else found
     weights = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)} if isinstance(found, dict) else {}
     if not weights:
         raise UserError(f"{path} must hold weights by their names, or a state_dict of them; it holds a {type(found).__name__} without any")

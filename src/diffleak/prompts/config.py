@@ -18,7 +18,7 @@ class PromptsConfig(ModelConfig):
     """Everything that decides `diffleak prompts`; the keys of `-C FILE` and, with dashes, its flags."""
 
     FOLLOW = ["batch_size dtype"]
-    HELP = {"model": "A text-to-image model: a diffusers folder or a hub id."}
+    HELP = {"model": "A text-to-image model: a diffusers folder, a hub id, or one file."}
 
     memorised: Path | None = Field(None, description="Prompts that may be memorised: one a line, or the column 'text' of .csv or .jsonl.")
     ordinary: Path | None = Field(None, description="Prompts of the same kind that are not.")

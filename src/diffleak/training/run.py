@@ -56,6 +56,8 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
         base = _base(config, accelerator)
         shape = base_shape(config, base[1])
         network, record = config.model, record | {"base_fingerprint": base[1].fingerprint}
+        if config.base and os.path.isfile(config.base):  # of which OUT/base was made, under a fingerprint of its own
+            record |= {"base_file_fingerprint": hub.file_fingerprint(config.base, config.model_config_)}
     else:
         shape = training_shape(open_source(config.data, config.decoding), config, codec.network.config.in_channels if codec else None)
         latent = hub.latent_shape(codec, shape) if codec else shape

@@ -100,15 +100,19 @@ def _network(layout: Layout, full: Completed, where: str) -> Any:
 
 def _write(output: Path, network: Any, scheduler: dict[str, Any], record: Conversion) -> None:
     """Writes the folder, whole or not at all."""
+    output = output.absolute()  # which has a name, where it was given as "."
     part = output.with_name(f".{output.name}.{uuid4().hex}.part")
     try:
         part.mkdir(parents=True)
         network.save_pretrained(part / "unet")
         diffusers_library().DDPMScheduler(**scheduler).save_pretrained(part / "scheduler")
         write_text(part / FILE, record.model_dump_json(indent=2))
-        if os.path.lexists(output):
-            output.rmdir()  # which is empty
-        os.replace(part, output)
+        if os.path.isdir(output):  # an empty one, in which somebody may stand
+            for path in part.iterdir():
+                os.replace(path, output / path.name)
+            part.rmdir()
+        else:
+            os.replace(part, output)
     except Exception as error:
         shutil.rmtree(part, ignore_errors=True)
         if isinstance(error, UserError):

@@ -102,7 +102,8 @@ def _guided(layout: Layout, given: Mapping[str, Any], say: Say, where: str) -> R
             '--settings FILE.json with num_heads or num_head_channels, {"num_heads": 4} for example'
         )
     upsample = given.get("num_heads_upsample", -1)
-    network: dict[str, Any] = {"num_heads": heads or 1, "num_head_channels": width, "num_heads_upsample": heads or 1}
+    number = 1 if heads is None else heads
+    network: dict[str, Any] = {"num_heads": number, "num_head_channels": width, "num_heads_upsample": number}
     network |= {"num_heads_upsample": upsample} if upsample != -1 else {}
     if width != -1 or max(network["num_heads"], network["num_heads_upsample"]) > 1:  # with a single head both orders are one
         network["use_new_attention_order"] = say("use_new_attention_order", False)
