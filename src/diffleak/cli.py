@@ -109,7 +109,7 @@ def caption(settings: "CaptionConfig", as_json: Json = False) -> None:
 def audit(settings: "AuditConfig", as_json: Json = False) -> None:
     """Audit a model with membership inference attacks. The same command resumes.
 
-    A quoted pattern in --lora, or --sweep-models, audits every checkpoint of a training: which of them may be released?
+    A quoted pattern in --lora or --network, or --sweep-models, audits every checkpoint of a training: which of them may be released?
     """
     from diffleak.sweep.checkpoints import checkpoints
 

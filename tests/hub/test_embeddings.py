@@ -87,14 +87,14 @@ def test_a_folder_a_file_without_a_word_and_a_word_of_ones_own_are_the_same_vect
     right = embedded(by_folder, ("a <cat-toy> house",))
     assert torch.equal(embedded(named, ("a <toy> house",)), right) and torch.equal(embedded(by_name, ("a toy house",)), right)
     assert named.fingerprint != by_name.fingerprint
+    assert [(each.what, each.file, each.counts) for each in named.headers] == [
+        ("embedding", str(tmp_path / "toy.safetensors"), {"comments": 1})
+    ]
     save_file({"toy2": vectors["one"]}, tmp_path / "toy2.safetensors")
     both = hub.load(model, device="cpu", embedding=[tmp_path / "toy.safetensors", tmp_path / "toy2.safetensors"])
     alone = hub.load(model, device="cpu", embedding=tmp_path / "toy2.safetensors")
     texts = ("a toy2 house", "a TOY2 house")
     assert torch.equal(embedded(both, texts), embedded(alone, texts)), "a word in another is not put in its place"
-    assert [(each.what, each.file, each.counts) for each in named.headers] == [
-        ("embedding", str(tmp_path / "toy.safetensors"), {"comments": 1})
-    ]
 
 
 def test_an_sdxl_embedding_reaches_both_encoders_and_the_pooled_vector_stays_at_the_end(vectors, tmp_path):

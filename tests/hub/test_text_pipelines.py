@@ -379,7 +379,7 @@ def test_captions_embedded_together_are_those_embedded_alone_to_rounding_and_are
     text = pipelines.PipelineText(targets[kind].text.pipeline)
     told = ["moon", "a cloud over the sea", "", "moon"] * 5  # more than one piece
     together, alone = text(told, together=True), pipelines.PipelineText(targets[kind].text.pipeline)(told)
-    assert together.texts == alone.texts and together.tensors.keys() == alone.tensors.keys() and not text._kept
+    assert together.texts == alone.texts and together.tensors.keys() == alone.tensors.keys() and not text._kept.made
     for name, value in alone.tensors.items():
         torch.testing.assert_close(together.tensors[name], value, rtol=1e-4, atol=1e-5)
 
@@ -393,8 +393,19 @@ def test_captions_that_were_evicted_are_embedded_again_alike(targets: dict[str, 
         small = pipelines.PipelineText(targets["sd"].text.pipeline)
         for _ in range(2):
             assert same(small(CAPTIONS), whole)
-        assert len(small._kept) == max(1, kept // one)
-        assert small._bytes == len(small._kept) * one
+        assert len(small._kept.made) == max(1, kept // one)
+        assert small._kept.bytes == len(small._kept.made) * one
+
+
+def test_models_that_share_embeddings_count_and_lock_them_together(targets: dict[str, Target]) -> None:
+    one, other = (pipelines.PipelineText(targets["sd"].text.pipeline) for _ in range(2))
+    one(["moon"])
+    shared = pipelines.Kept()
+    one.share(shared)
+    other.share(shared)
+    one(["cloud"]), other(["sun"])
+    assert [*shared.made] == ["moon", "cloud", "sun"] and one._kept.lock is other._kept.lock
+    assert shared.bytes == sum(value.nbytes for made in shared.made.values() for value in made.values())
 
 
 def test_threads_share_one_cache(targets: dict[str, Target]) -> None:

@@ -4,6 +4,8 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -17,19 +19,27 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffleak import hub
+from diffleak.auditing import run as auditing
+from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig
+from diffleak.auditing.inputs import Inputs, lend
+from diffleak.auditing.plan import Prepared
+from diffleak.auditing.shared import Shared
 from diffleak.comparison.compare import difference
 from diffleak.comparison.runs import Run
 from diffleak.config import build
-from diffleak.errors import GateFailed, UserError
+from diffleak.diffusion.codec import Autoencoder, Codec
+from diffleak.diffusion.target import Target
+from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.hub.pipelines import PipelineText
 from diffleak.hub.sharing import codec_key, text_key
+from diffleak.records.plan import Plan
 from diffleak.records.run_folder import read_audit, read_samples
 from diffleak.records.sweep import SweepRecord
 from diffleak.report import to_html
 from diffleak.report.pages.sweep import page
 from diffleak.sweep.checkpoints import Checkpoint, Checkpoints, checkpoints
-from diffleak.sweep.run import gate, summary
+from diffleak.sweep.run import INPUTS, gate, summary, sweep
 
 STEPS = (100, 200, 300)
 TRAINED = {"dog-000001": 100, "dog": 200}  # the last file of kohya has no number in its name
@@ -63,8 +73,6 @@ def trained(tmp_path_factory) -> tuple[Path, list[str]]:
 def test_a_sweep_gives_each_checkpoint_the_audit_that_it_has_alone_and_computes_inputs_once(trained, tmp_path, capsys, monkeypatch):
     root, settings = trained
     pattern, embedded, encoded = str(root / "out" / "*.safetensors"), [], []
-    from diffleak.auditing.inputs import Inputs
-
     made, encode = PipelineText._made, Inputs.measure
     monkeypatch.setattr(PipelineText, "_made", lambda self, texts: embedded.append(texts) or made(self, texts))
     monkeypatch.setattr(Inputs, "measure", lambda self, rows, kinds: encoded.append(rows) or encode(self, rows, kinds))
@@ -74,7 +82,7 @@ def test_a_sweep_gives_each_checkpoint_the_audit_that_it_has_alone_and_computes_
     record = SweepRecord.model_validate_json(out)
     assert [(point.name, point.step) for point in record.points] == [*TRAINED.items()]
     assert record.model_dump_json() == SweepRecord.model_validate_json((tmp_path / "run" / "sweep.json").read_text()).model_dump_json()
-    assert "Leak against training step" in (tmp_path / "run" / "report.html").read_text() and not (tmp_path / "run" / "inputs").exists()
+    assert "Leak against training step" in (tmp_path / "run" / "report.html").read_text() and not (tmp_path / "run" / INPUTS).exists()
 
     last = root / "out" / "dog.safetensors"
     assert call(capsys, "audit", root / "sd", "--lora", last, *settings, "-o", tmp_path / "alone")[0] == 0
@@ -86,6 +94,21 @@ def test_a_sweep_gives_each_checkpoint_the_audit_that_it_has_alone_and_computes_
     assert alone.headers[0].counts["captions"] == 4 and alone.headers[0].what == "adapter"
     html = (tmp_path / "alone" / "report.html").read_text()
     assert "The header of the adapter gives away: 4 captions and tags" in html and "sks dog" not in html, "counted, not repeated"
+
+    lent, score, before = list[Path](), scoring.score, len(encoded)
+
+    def finished_by_another(job, folder, worker):
+        found = score(job, folder, worker)
+        (folder.path / "audit.json").write_text("{}")
+        return found
+
+    (tmp_path / "run" / "dog" / "audit.json").unlink()
+    monkeypatch.setattr(scoring, "score", finished_by_another)
+    monkeypatch.setattr(auditing, "lend", lambda source, folder: lent.append(folder))
+    code, again, _ = call(capsys, "audit", root / "sd", "--lora", pattern, *settings, "-o", tmp_path / "run", "--json")
+    assert code == 0 and len(encoded) == before, "a sweep resumes"
+    assert lent == [tmp_path / "run" / "dog"], "no latents are left behind by whom another worker has overtaken"
+    assert SweepRecord.model_validate_json(again).points == record.points
 
     written = (tmp_path / "run" / "report.html").read_bytes()
     assert call(capsys, "report", tmp_path / "run")[0] == 0 and (tmp_path / "run" / "report.html").read_bytes() == written
@@ -111,10 +134,64 @@ def test_only_models_with_the_same_weights_and_words_share_embeddings_and_latent
     assert text_key(one.text) is None, "released weights show nothing"
 
 
+def test_a_codec_of_the_users_own_lends_no_latents(tmp_path):
+    class Own(Codec):
+        encode = decode = lambda self, x: x
+
+    target = replace(hub.load(text_folder(tmp_path / "sd"), device="cpu"), codec=Own())
+    assert codec_key(target.codec) is None
+    assert Shared(tmp_path).latents(MagicMock(spec=Inputs, target=target), MagicMock(spec=Plan)) is None
+    assert codec_key(Autoencoder(torch.nn.Identity(), torch.ones(1), torch.zeros(1))) is None
+
+
+def test_latents_that_are_removed_while_they_are_lent_are_left_out(tmp_path):
+    (tmp_path / "from" / "latents").mkdir(parents=True)
+    (tmp_path / "from" / "latents" / "chunk-0.npy").symlink_to(tmp_path / "gone")
+    (tmp_path / "from" / "latents" / "chunk-1.npy").write_bytes(b"latents")
+    lend(tmp_path / "from", tmp_path / "to")
+    assert [(file.name, file.read_bytes()) for file in (tmp_path / "to" / "latents").iterdir()] == [("chunk-1.npy", b"latents")]
+
+
+def without_models(monkeypatch, prepare, finished) -> None:
+    for name, made in {"prepare": prepare, "read_cohort": lambda config: (), "_plan_line": lambda *given: "a plan"}.items():
+        monkeypatch.setattr(f"diffleak.sweep.run.{name}", made)
+    monkeypatch.setattr("diffleak.sweep.run._refuse_other_plan", lambda *given: None)
+    monkeypatch.setattr(auditing, "run", lambda *given: finished)
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "same"),
+    [
+        ({"reference": "m0"}, "model", True),
+        ({"reference": "base"}, "lora", True),
+        ({"reference": "base", "lora": "a"}, "model", False),
+        ({"reference": "base", "lora": "a"}, "network", False),
+    ],
+)
+def test_each_model_of_a_sweep_has_a_base_of_its_own(tmp_path, monkeypatch, given, key, same):
+    asked, first = [], MagicMock(spec=Prepared, plan=MagicMock(spec=Plan), reference=MagicMock(spec=Target))
+    without_models(monkeypatch, lambda config, **told: asked.append(told["reference"]) or first, finished=None)
+    found = Checkpoints(key, "their names", (Checkpoint("a", "a", 1), Checkpoint("b", "b", 2)))
+    assert sweep(config(output=tmp_path, **given), found) is None
+    assert asked == [None, first.reference if same else None]
+
+
+def test_a_sweep_that_cannot_measure_keeps_no_latents(tmp_path, monkeypatch):
+    invalid = SimpleNamespace(save=lambda *given: None, record=SimpleNamespace(valid=False, invalid_reason="The sides differ."))
+    prepared = MagicMock(spec=Prepared, plan=MagicMock(spec=Plan), reference=None)
+    without_models(monkeypatch, lambda config, **told: prepared, finished=invalid)
+    (tmp_path / INPUTS / "latents").mkdir(parents=True)
+    with pytest.raises(InvalidAudit, match="no other checkpoint was audited"):
+        sweep(config(output=tmp_path), Checkpoints("lora", "their names", (Checkpoint("a", "a", 1), Checkpoint("b", "b", 2))))
+    assert not (tmp_path / INPUTS).exists()
+
+
 def test_a_dry_run_of_a_sweep_names_every_checkpoint_and_writes_nothing(trained, tmp_path, capsys):
     root, settings = trained
     arguments = ["audit", root / "sd", "--lora", root / "out" / "*", *settings, "-o", tmp_path / "run", "--dry-run", "--json"]
-    plan = json.loads(call(capsys, *arguments)[1])
+    _, out, err = call(capsys, *arguments)
+    plan = json.loads(out)
+    assert all(f"{root / side}: 12 images, captions from metadata.jsonl" in err for side in ("members", "nonmembers"))
     assert [each["step"] for each in plan["checkpoints"]] == [100, 200] and plan["queries"] == 48 and not (tmp_path / "run").exists()
 
 
@@ -136,6 +213,7 @@ def found_in(tmp_path: Path, *names: str, **given) -> Checkpoints | None:
             [500, 1000],
             ["checkpoint-500", "checkpoint-1000"],
         ),
+        (("sd15-b-000002.safetensors", "sd15-b-000001.safetensors"), [1, 2], ["sd15-b-000001", "sd15-b-000002"]),
     ],
 )
 def test_steps_are_read_from_the_names_that_trainers_give(tmp_path, names, steps, called):
@@ -144,10 +222,55 @@ def test_steps_are_read_from_the_names_that_trainers_give(tmp_path, names, steps
     assert ([each.step for each in found.found], [each.name for each in found.found]) == (steps, called)
 
 
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        (("sd15-b-000010.safetensors", "sd15-b-000020.safetensors", "sd15-b.safetensors"), [10, 20, 30]),
+        (("dog-step00000400.safetensors", "dog.safetensors"), [400, 800]),
+    ],
+)
+def test_the_file_of_kohya_without_a_number_is_the_last_and_the_plan_says_so(tmp_path, names, steps):
+    found = found_in(tmp_path, *names)
+    assert [each.step for each in found.found] == steps and found.found[-1].name == names[-1].removesuffix(".safetensors")
+    assert found.source == f"their names, where {found.found[-1].name} has none and counts as the last, one interval later"
+
+
+def test_networks_of_training_scripts_are_a_sweep_and_files_with_brackets_are_none(tmp_path):
+    for name in ("checkpoint-10", "checkpoint-5"):
+        (tmp_path / name / "unet").mkdir(parents=True)
+    found = checkpoints(config(network=str(tmp_path / "checkpoint-*")))
+    assert (found.key, [each.step for each in found.found]) == ("network", [5, 10])
+    with pytest.raises(UserError, match=r"holds a denoiser alone, as it has no scheduler/: .* --network PATTERN"):
+        checkpoints(config(model=str(tmp_path / "checkpoint-*")))
+    for name in ("m-1.ckpt", "m-2.ckpt"):
+        (tmp_path / name).write_bytes(b"opened in its turn alone")
+    assert checkpoints(config(model=str(tmp_path / "m-*.ckpt"))).key == "model"
+    assert checkpoints(config(model=str(tmp_path / "checkpoint-*"), model_from="mine:load")).key == "model"
+    one, two = tmp_path / "a[1].safetensors", tmp_path / "b2.safetensors"
+    for path in (one, two):
+        save_file({"unet.a.lora_A.weight": torch.zeros(1)}, path)
+    assert checkpoints(config(lora=f"{one},{two}")) is None and checkpoints(config(lora=f"{one}@0.8")) is None
+    with pytest.raises(UserError, match=r"the adapters of a sweep have one strength, that of --lora-scale"):
+        checkpoints(config(lora=f"{tmp_path}/*.safetensors@0.8"))
+    with pytest.raises(UserError, match=r"a\[1\].safetensors is an adapter \(it holds unet.a.lora_A.weight\)"):
+        checkpoints(config(model=str(tmp_path / "*.safetensors")))
+    with pytest.raises(UserError, match="steps"):
+        config(steps="-1,2")
+
+
+def test_the_order_that_steps_follow_is_said_whole(tmp_path, capsys):
+    names = [f"epoch={i}-loss=0.{i}" for i in range(30)]
+    with pytest.raises(UserError, match=r"give --steps, one each in this order: epoch=0-loss=0.0, .* more"):
+        found_in(tmp_path, *(f"{name}.safetensors" for name in names))
+    said = capsys.readouterr().err
+    assert [line.partition(": ")[2] for line in said.splitlines()] == names
+
+
 def test_given_steps_count_and_folders_of_models_are_a_sweep_too(tmp_path):
     assert [each.step for each in found_in(tmp_path / "a", "x.safetensors", "y.safetensors", steps="7,3").found] == [3, 7]
     for name, steps in (("one", 10), ("two", 20)):
-        (tmp_path / name / "unet").mkdir(parents=True)
+        for part in ("unet", "scheduler"):
+            (tmp_path / name / part).mkdir(parents=True)
         (tmp_path / name / "train.json").write_text(json.dumps({"steps": steps}))
     found = checkpoints(config(model=str(tmp_path / "one"), sweep_models=[str(tmp_path / "two")]))
     assert (found.key, found.source, [each.step for each in found.found]) == ("model", "train.json", [10, 20])

@@ -21,10 +21,10 @@ class AuditConfig(ModelConfig, DataConfig):
         None, description="Report what leaks beyond this model; 'base' is MODEL without its --lora and --embedding."
     )
     sweep_models: tuple[str, ...] = Field(
-        (), description="More checkpoints of MODEL: their folders, or a quoted pattern such as 'out/checkpoint-*'. --lora takes one too."
+        (), description="More checkpoints of MODEL: their folders, or a quoted pattern. --lora and --network take one too."
     )
-    steps: tuple[int, ...] = Field(
-        (), description="Training steps of the checkpoints of a sweep, by name; default from their headers or names."
+    steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="Training steps of the checkpoints of a sweep, in the order given; default from their headers or names."
     )
     output: Annotated[Path | None, Flag("-o")] = Field(None, description="The run folder.")
     members: str | None = Field(None, description="DATA that the model was trained on.")

@@ -8,11 +8,12 @@ influence.npy, geometry.parquet and distortion/; a calibrated audit that names i
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -283,11 +284,20 @@ def clear(folder: Path) -> None:
 
 
 def lend(source: Path, folder: Path) -> None:
-    """Puts the latents, influences and reconstructions of one folder into another that lacks them: of a sweep, whose audits share them."""
+    """Puts the latents, influences and reconstructions of one folder into another that lacks them: of a sweep, whose audits share them.
+
+    What another worker removes meanwhile is left out.
+    """
     for kind in OF_A_RUN:
         for file in sorted((source / kind).glob("chunk-*.npy")):
-            if not (folder / kind / file.name).exists():
-                write_atomic(folder / kind / file.name, partial(shutil.copyfile, file))
+            with suppress(FileNotFoundError), file.open("rb") as content:
+                if not (folder / kind / file.name).exists():
+                    write_atomic(folder / kind / file.name, partial(_copy, content))
+
+
+def _copy(content: BinaryIO, path: Path) -> None:
+    with path.open("wb") as file:
+        shutil.copyfileobj(content, file)
 
 
 def write_geometry(inputs: Inputs, path: Path, chunks: dict[int, range]) -> Float64[np.ndarray, "n 3"]:

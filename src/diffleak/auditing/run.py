@@ -229,7 +229,7 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], time
     if kept:
         lend(kept, folder)
     missing = scoring.score(prepared.job, Folder(folder), prepared.worker)
-    if kept:
+    if kept and not (folder / "audit.json").exists():  # else another worker has finished, and the latents are to go
         lend(folder, kept)
     if missing:
         log(f"{missing} chunks belong to other shards and are not finished; the last shard writes the results (or run this again later)")

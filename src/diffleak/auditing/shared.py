@@ -5,7 +5,6 @@ Noise needs no sharing: it follows from the seed and the image. An audit gives t
 
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from diffleak.auditing.inputs import Inputs
 from diffleak.data.cohort import Cohort
 from diffleak.data.scan import Scan, scan
 from diffleak.diffusion.target import Target
+from diffleak.hub.pipelines import Kept
 from diffleak.hub.sharing import codec_key, text_key
 from diffleak.records.plan import Plan
 
@@ -25,13 +25,13 @@ class Shared:
 
     folder: Path
     _scans: list[tuple[Any, Scan]] = field(default_factory=list)
-    _embeddings: dict[str, OrderedDict[str, Any]] = field(default_factory=dict)
+    _embeddings: dict[str, Kept] = field(default_factory=dict)
 
     def join(self, target: Target) -> None:
         """Lets a model take the embeddings of captions that an earlier one with the same text encoders has made."""
         key = text_key(target.text)
         if key is not None:
-            target.text.share(self._embeddings.setdefault(key, OrderedDict()))  # type: ignore[union-attr]
+            target.text.share(self._embeddings.setdefault(key, Kept()))  # type: ignore[union-attr]
 
     def scanned(self, images: Cohort, told: Sequence[Any]) -> Scan:
         """The scan of the images for a model that takes them as an earlier one does, or else a new one."""
@@ -43,8 +43,9 @@ class Shared:
         return found
 
     def latents(self, inputs: Inputs, plan: Plan) -> Path | None:
-        """Where the latents of these images by this codec are; None for a model of pixels."""
-        if not inputs.target.latent:
+        """Where the latents of these images by this codec are; None for a model of pixels, and for a codec of the user's own."""
+        key = codec_key(inputs.target.codec) if inputs.target.latent else None
+        if key is None:
             return None
         cut = [
             plan.data_fingerprint,
@@ -57,4 +58,4 @@ class Shared:
             plan.device,
             plan.buckets,
         ]
-        return self.folder / hashlib.sha256(json.dumps([codec_key(inputs.target.codec), *cut]).encode()).hexdigest()[:16]
+        return self.folder / hashlib.sha256(json.dumps([key, *cut]).encode()).hexdigest()[:16]

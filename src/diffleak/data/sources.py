@@ -71,9 +71,9 @@ def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decodin
 
 def _folder(path: Path, keys: list[str], decoding: Decoding) -> ImageSource:
     listing = list_images(path)
-    if listing.files and (other := _data_beside(path, listing)):
-        saved, place = other == path, path.joinpath(*other.relative_to(path).parts[:1])
-        found = "what save_to_disk wrote" if saved else shown(path_id(other, path))
+    if listing.files and (data := _data_beside(path, listing)):
+        saved, place = data == path, path.joinpath(*data.relative_to(path).parts[:1])
+        found = "what save_to_disk wrote" if saved else shown(path_id(data, path))
         way = "move the image files away" if saved else f"give {':'.join([str(place), *keys])}, or the folder of the images"
         raise UserError(
             f"{path} must hold one kind of data; it has {len(listing.files):,} image file{'s' * (len(listing.files) != 1)} "

@@ -162,6 +162,27 @@ PIPELINES = {
 }
 
 
+class Kept:
+    """Embeddings by their captions while CACHE_BYTES last, the one used last at the end; `lock` is held by whoever uses them."""
+
+    def __init__(self) -> None:
+        self.made: OrderedDict[str, Embedding] = OrderedDict()
+        self.bytes, self.lock = 0, Lock()
+
+    def get(self, text: str) -> Embedding | None:
+        """The embedding of a caption, if it is kept."""
+        if text in self.made:
+            self.made.move_to_end(text)
+        return self.made.get(text)
+
+    def add(self, text: str, embedding: Embedding) -> None:
+        """Keeps one that is not there yet, in the place of those that nobody has used for longest."""
+        self.made[text] = embedding
+        self.bytes += _size(embedding)
+        while self.bytes > CACHE_BYTES and len(self.made) > 1:
+            self.bytes -= _size(self.made.popitem(last=False)[1])
+
+
 class PipelineText:
     """Embeds captions with the text encoders of a pipeline, each distinct caption once and on its own.
 
@@ -171,12 +192,11 @@ class PipelineText:
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline, self._embed = pipeline, PIPELINES[type(pipeline).__name__].embed
-        self._kept: OrderedDict[str, Embedding] = OrderedDict()
-        self._bytes, self._lock = 0, Lock()
+        self._kept = Kept()
 
     def __call__(self, texts: Sequence[str], together: bool = False) -> Prompts:
         """The captions as conditions of a batch."""
-        with self._lock:
+        with self._kept.lock:
             pieces = [list(texts[start : start + TOGETHER]) for start in range(0, len(texts), TOGETHER)]
             rows = [self._made(piece) for piece in pieces] if together else [self._embedded(text) for text in texts]
         return Prompts(tuple(texts), {name: torch.cat([row[name] for row in rows]) for name in rows[0]}, self)
@@ -193,11 +213,16 @@ class PipelineText:
         length = lambda text, tokenizer: len(tokenizer(expanded(text, tokenizer)).input_ids)
         return [i for i, text in enumerate(texts) if all(length(text, tokenizer) > limit for tokenizer, limit in limits)]
 
-    def share(self, kept: OrderedDict[str, Embedding]) -> None:
-        """Keeps embeddings in `kept`, together with other models of the same text encoders, tokenizers and pipeline."""
-        with self._lock:
-            kept.update({text: made for text, made in self._kept.items() if text not in kept})
-            self._kept, self._bytes = kept, sum(map(_size, kept.values()))
+    def share(self, kept: Kept) -> None:
+        """Keeps embeddings in `kept`, together with other models of the same text encoders, tokenizers and pipeline.
+
+        What is kept already is added; call it before threads embed.
+        """
+        with kept.lock:
+            for text, made in self._kept.made.items():
+                if kept.get(text) is None:
+                    kept.add(text, made)
+        self._kept = kept
 
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
@@ -217,14 +242,10 @@ class PipelineText:
         ]
 
     def _embedded(self, text: str) -> Embedding:
-        if text in self._kept:
-            self._kept.move_to_end(text)
-            return self._kept[text]
-        made = self._made([text])
-        self._kept[text] = made
-        self._bytes += _size(made)
-        while self._bytes > CACHE_BYTES and len(self._kept) > 1:
-            self._bytes -= _size(self._kept.popitem(last=False)[1])
+        made = self._kept.get(text)
+        if made is None:
+            made = self._made([text])
+            self._kept.add(text, made)
         return made
 
     def _made(self, texts: list[str]) -> Embedding:

@@ -15,10 +15,10 @@ from diffleak.hub.pipelines import PipelineText
 VERSIONS = ("transformers_version", "torch_dtype", "dtype")  # in a config, of what saved it
 
 
-def codec_key(codec: Codec) -> str:
-    """Which latents a codec gives: a hash of its kind, settings, scale and weights."""
-    if not isinstance(codec, Autoencoder):
-        return type(codec).__name__
+def codec_key(codec: Codec) -> str | None:
+    """Which latents an autoencoder gives: a hash of its kind, settings, scale and weights; None for a codec of the user's own."""
+    if type(codec) is not Autoencoder or not type(codec.network).__module__.startswith("diffusers."):
+        return None
     return _hash([codec.network], {"scale": codec.scale, "shift": codec.shift})
 
 

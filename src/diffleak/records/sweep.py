@@ -18,7 +18,7 @@ class Point(Record):
     run: str
     """Folder of its run, relative to that of the sweep."""
     checkpoint: str
-    """Path of the adapter or of the model."""
+    """Path of the adapter, of the network or of the model."""
     step: int
     """Number of training steps, or of epochs, as `step_source` says."""
     attack: str
@@ -50,7 +50,7 @@ class SweepRecord(Record):
     """Command line that repeats the sweep."""
     settings: dict[str, Any]
     """Every setting of the sweep by its name."""
-    swept: Literal["lora", "model"]
+    swept: Literal["lora", "network", "model"]
     """Setting that differs between the checkpoints."""
     step_source: str
     """Where the steps are from, in words."""

@@ -1,8 +1,8 @@
 """The checkpoints of a sweep: found by a pattern, looked at before anything starts, and put in the order of their training steps.
 
 A step is read where all checkpoints have one of their own, in this order: `--steps`; the header of the file (`ss_steps` of kohya's
-sd-scripts, `training_info` of ai-toolkit); the last number in the name, as in name-000010.safetensors or checkpoint-500/; train.json
-beside it, as `diffleak train` leaves it; `ss_epoch` in the header.
+sd-scripts, `training_info` of ai-toolkit); the one number in which the names differ, as in name-000010.safetensors or checkpoint-500/;
+train.json beside it, as `diffleak train` leaves it; `ss_epoch` in the header.
 """
 
 import glob
@@ -12,16 +12,22 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffleak.auditing.config import AuditConfig
 from diffleak.errors import UserError, listed, shown
 from diffleak.hub.adapters import FILES as ADAPTERS
-from diffleak.hub.folders import NETWORKS
+from diffleak.hub.folders import NETWORKS, PICKLES
+from diffleak.hub.single_file import ADAPTERS as OF_AN_ADAPTER
+from diffleak.hub.weights import AVERAGE, STATE_DICTS, chosen, copies
+from diffleak.work.listed import split_named
+from diffleak.work.progress import say
 from diffleak.work.reading import Unreadable, load_header, load_json
 
 PATTERN = re.compile(r"[*?[]")
 WEIGHTS = ".safetensors"
+ONE_FILE = (WEIGHTS, *PICKLES)  # of a model in one file
+KOHYA = re.compile(r"(.+)-(?:step)?(\d{6,})")
 NARROWER = "narrow the pattern, or move it away"
 OF_ADAPTERS = re.compile(r"lora|hada_|lokr_|oft_|dora_|\.diff(_b)?$|\.alpha$")  # in the names of an adapter's weights
 
@@ -39,7 +45,7 @@ class Checkpoint:
 class Checkpoints:
     """All of a sweep in the order of their steps; `key` is the setting that names one, `source` says where the steps are from."""
 
-    key: str
+    key: Literal["lora", "network", "model"]
     source: str
     found: tuple[Checkpoint, ...]
 
@@ -50,23 +56,53 @@ def checkpoints(config: AuditConfig) -> Checkpoints | None:
     Raises `UserError` for patterns that match nothing, for what they match and is no checkpoint, for steps that cannot be found, and for
     --steps without a sweep.
     """
-    loras = _patterns(config.lora)
-    models = [config.model, *config.sweep_models] if config.sweep_models else _patterns(config.model)
-    if loras and models:
-        raise UserError("a sweep is over adapters (a pattern in --lora) or over models (--sweep-models), not over both")
-    if not loras and not models:
+    swept: dict[Literal["lora", "network", "model"], tuple[list[str], Callable[[Path], None]]] = {
+        "lora": (_adapters(config.lora), _check_adapter),
+        "network": (_patterns(config.network), _check_network),
+        "model": ([config.model, *config.sweep_models] if config.sweep_models else _patterns(config.model), _check_model),
+    }
+    given = [key for key, (parts, _) in swept.items() if parts]
+    if len(given) > 1:
+        raise UserError(
+            "a sweep is over adapters (a pattern in --lora), networks (one in --network) or models (--sweep-models), not over both"
+        )
+    if not given:
         if config.steps:
             raise UserError("--steps are the training steps of several checkpoints, and one is audited: leave it out, or give a pattern")
         return None
-    key, check = ("lora", _check_adapter) if loras else ("model", _check_model)
-    paths = [*dict.fromkeys(os.path.normpath(path) for part in loras or models for path in sorted(_matching(part), key=_by_number))]
-    for path in paths:
+    key, (parts, check) = given[0], swept[given[0]]
+    paths = [*dict.fromkeys(os.path.normpath(path) for part in parts for path in sorted(_matching(part), key=_by_number))]
+    for path in paths if config.model_from is None else ():  # what a function of the user's own opens is its own affair
         check(Path(path))
     if len(paths) < 2:
         raise UserError(f"a sweep needs two checkpoints at least; found {listed(paths)}: name it without * to audit one")
     source, steps = _steps(paths, config.steps)
     named = zip(_names(paths), paths, steps, strict=True)
     return Checkpoints(key, source, tuple(sorted((Checkpoint(*each) for each in named), key=lambda each: each.step)))
+
+
+def _adapters(given: str | None) -> list[str]:
+    """The parts of --lora, where one is a pattern and no file with brackets in its name; none for adapters that are merged together."""
+    parts = split_named(given, "--lora") if given else []
+    whole = [
+        (name, value) if value is None or os.path.exists(name) or _is_number(value) else (f"{name}@{value}", None) for name, value in parts
+    ]
+    if not any(PATTERN.search(name) and not os.path.exists(name) for name, _ in whole):
+        return []
+    strong = next((f"{name}@{value}" for name, value in whole if value is not None), None)
+    if strong:
+        raise UserError(
+            f"the adapters of a sweep have one strength, that of --lora-scale; {shown(strong, 150)} has another: leave out its @"
+        )
+    return [name for name, _ in whole]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _patterns(given: str | None) -> list[str]:
@@ -103,9 +139,38 @@ def _check_adapter(path: Path) -> None:
 
 
 def _check_model(path: Path) -> None:
-    if not (any((path / name).is_dir() for name in NETWORKS) or (path.is_file() and path.suffix.lower() == WEIGHTS)):
-        parts = " or ".join(f"{name}/" for name in NETWORKS)
-        raise UserError(f"the checkpoints of a sweep must be models; {shown(path, 150)} has no {parts}: {NARROWER}")
+    """Raises `UserError` for what a pattern matches and is no model; of a file the header alone is read, of a pickle nothing."""
+    must, named = "the checkpoints of a sweep must be models", shown(path, 150)
+    if path.is_file() and path.suffix.lower() in ONE_FILE:
+        return _check_header(path, must)
+    if not any((path / name).is_dir() for name in NETWORKS):
+        raise UserError(f"{must}; {named} has no {' or '.join(f'{name}/' for name in NETWORKS)}: {NARROWER}")
+    if not (path / "scheduler").is_dir():
+        raise UserError(
+            f"{must}; {named} holds a denoiser alone, as it has no scheduler/: audit the model that it was made from, --network PATTERN"
+        )
+
+
+def _check_network(path: Path) -> None:
+    """Raises `UserError` for what a pattern matches and is no denoiser, as far as names and headers tell."""
+    must, named = "the pattern of --network must match denoisers alone", shown(path, 150)
+    if path.is_file() and path.suffix.lower() in (WEIGHTS, *STATE_DICTS):
+        return _check_header(path, must)
+    parts = [f"{name}{more}" for name in NETWORKS for more in ("", AVERAGE)]
+    holds = path.is_dir() and (any((path / part).is_dir() for part in parts) or chosen(copies(entry.name for entry in path.iterdir())))
+    if not holds or any((path / name).is_file() for name in ADAPTERS):
+        raise UserError(f"{must}; {named} is none: {NARROWER}")
+
+
+def _check_header(path: Path, must: str) -> None:
+    if path.suffix.lower() != WEIGHTS:
+        return
+    try:
+        adapter = next((name for name in load_header(path).tensors if re.search(OF_AN_ADAPTER, name)), None)
+    except Unreadable as error:
+        raise UserError(f"{must}; {shown(path, 150)} cannot be read ({error}): {NARROWER}") from None
+    if adapter:
+        raise UserError(f"{must}; {shown(path, 150)} is an adapter (it holds {shown(adapter)}): give such with --lora, or {NARROWER}")
 
 
 def _by_number(path: str) -> list[tuple[int, int, str]]:
@@ -127,13 +192,13 @@ def _steps(paths: Sequence[str], given: Sequence[int]) -> tuple[str, Sequence[in
     """Where the steps are from, and the step of each path."""
     if given:
         if len(given) != len(paths) or len(set(given)) < len(given):
-            asked = f"--steps must give each of the {len(paths)} checkpoints a step of its own"
-            raise UserError(f"{asked}, in this order: {listed(paths, 200)}")
+            raise UserError(f"--steps must give each of the {len(paths)} checkpoints a step of its own, in this order: {_in_order(paths)}")
         return "--steps", given
     headers = [_header(path) for path in paths]
+    of_names, named = _in_names(paths)
     sources: tuple[tuple[str, Callable[[int], int | None]], ...] = (
         ("their headers", lambda i: _number(headers[i].get("ss_steps")) or _number(_object(headers[i].get("training_info")).get("step"))),
-        ("their names", lambda i: _in_name(Path(paths[i]))),
+        (of_names, lambda i: named[i] if named else None),
         ("train.json", lambda i: _trained(Path(paths[i]))),
         ("ss_epoch in their headers", lambda i: _number(headers[i].get("ss_epoch"))),
     )
@@ -143,8 +208,18 @@ def _steps(paths: Sequence[str], given: Sequence[int]) -> tuple[str, Sequence[in
             return source, steps
     raise UserError(
         f"each checkpoint of a sweep needs a training step of its own; neither headers nor names give all {len(paths)} of them one: "
-        f"give --steps, one each in this order: {listed(paths, 150)}"
+        f"give --steps, one each in this order: {_in_order(paths)}"
     )
+
+
+def _in_order(paths: Sequence[str]) -> str:
+    """The names of the checkpoints as a message holds them; where it cannot hold all, they are all said before it, a line each."""
+    names = _names(paths)
+    cut = listed(names, 150)
+    if cut != listed(names, sum(len(name) + 2 for name in names)):
+        for number, name in enumerate(names, 1):
+            say(f"checkpoint {number} of {len(names)}: {shown(name, 150)}")
+    return cut
 
 
 def _header(path: str) -> dict[str, str]:
@@ -157,11 +232,32 @@ def _header(path: str) -> dict[str, str]:
         return {}
 
 
-def _in_name(path: Path) -> int | None:
-    """The last number in the name of a file or folder, else of the folder that a file is in."""
-    stem = path.stem if path.suffix == WEIGHTS else path.name
-    numbers = re.findall(r"\d+", stem) or (re.findall(r"\d+", path.parent.name) if path.suffix == WEIGHTS else [])
-    return int(numbers[-1]) if numbers else None
+def _in_names(given: Sequence[str]) -> tuple[str, list[int] | None]:
+    """The steps in the names of files or folders, or of the folders that files of one name are in; and where they are from, in words.
+
+    kohya's sd-scripts leave the number out of the name of the last one, NAME beside NAME-000010: it counts as one interval later.
+    """
+    paths = [Path(path) for path in given]
+    stems = [path.stem if path.suffix.lower() in (WEIGHTS, *STATE_DICTS) else path.name for path in paths]
+    if len(set(stems)) == 1:
+        stems = [path.parent.name for path in paths]
+    last = min(stems, key=len)
+    before = [match for stem in stems if stem != last and (match := KOHYA.fullmatch(stem)) and match[1] == last]
+    if len(before) < len(stems) - 1 or not before:
+        return "their names", _numbers(stems)
+    steps = sorted({0, *(int(match[2]) for match in before)})
+    after = 2 * steps[-1] - steps[-2] if len(steps) > 1 else 1
+    found = [after if stem == last else int(KOHYA.fullmatch(stem)[2]) for stem in stems]  # type: ignore[index]
+    return f"their names, where {shown(last)} has none and counts as the last, one interval later", found
+
+
+def _numbers(stems: Sequence[str]) -> list[int] | None:
+    """The one number in which names differ; None for names that differ in anything else."""
+    pieces = [re.split(r"(\d+)", stem) for stem in stems]
+    if len({len(each) for each in pieces}) > 1:
+        return None
+    differ = [i for i, each in enumerate(zip(*pieces, strict=True)) if len(set(each)) > 1]
+    return [int(each[differ[0]]) for each in pieces] if len(differ) == 1 and differ[0] % 2 else None
 
 
 def _trained(path: Path) -> int | None:

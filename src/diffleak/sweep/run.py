@@ -15,6 +15,7 @@ from diffleak.auditing import run as auditing
 from diffleak.auditing.config import AuditConfig, read_cohort
 from diffleak.auditing.gate import LIMITS
 from diffleak.auditing.plan import Prepared, prepare
+from diffleak.auditing.reference import BASE
 from diffleak.auditing.shared import Shared
 from diffleak.comparison.compare import difference
 from diffleak.comparison.runs import Run
@@ -30,7 +31,7 @@ from diffleak.sweep.checkpoints import Checkpoint, Checkpoints
 from diffleak.work.files import checked_folder, write_text
 from diffleak.work.progress import say
 
-INPUTS = "inputs"  # the folder of latents, until the sweep is finished
+INPUTS = ".inputs"  # the folder of latents, until the sweep is finished
 
 
 class First(NamedTuple):
@@ -41,9 +42,14 @@ class First(NamedTuple):
     reference: Target | None
 
 
-def describe(config: AuditConfig, found: Checkpoints) -> tuple[str, dict[str, Any]]:
-    """The plan of a sweep in words, and for machines; the first checkpoint is loaded, and no model is run."""
+def describe(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = say) -> tuple[str, dict[str, Any]]:
+    """The plan of a sweep in words, and for machines; the first checkpoint is loaded, and no model is run.
+
+    log: is told what was found of the images.
+    """
     first = prepare(_settings(config, found, found.found[0], None))
+    for line in first.scan.cohort.found:
+        log(line)
     return f"{_plan_line(found, first)}\n{first.describe()}", {
         "checkpoints": [{"name": each.name, "checkpoint": each.path, "step": each.step} for each in found.found],
         "step_source": found.source,
@@ -70,7 +76,7 @@ def sweep(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = 
         prepared = prepare(
             _settings(config, found, each, folder / each.name),
             cohort=cohort,
-            reference=first.reference if first else None,
+            reference=_same_reference(config, found, first),
             shared=shared,
         )
         if first is None:
@@ -84,6 +90,7 @@ def sweep(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = 
             continue
         finished.save(folder / each.name, config.thumbnails)
         if finished.record.valid is False:
+            _remove_inputs(folder)
             where = f"see {folder / each.name / 'report.html'}; no other checkpoint was audited"
             raise InvalidAudit(f"{finished.record.invalid_reason} The first checkpoint shows it: {where}.")
         runs.append(Run(str(folder / each.name), finished.record, finished.samples))
@@ -92,9 +99,7 @@ def sweep(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = 
         return None
     record = summary(config, found, runs)
     save(record, folder)
-    shutil.rmtree(folder / INPUTS, ignore_errors=True)
-    if (folder / INPUTS).exists():
-        raise UserError(f"{folder / INPUTS} cannot be removed; the results are written, remove it by hand: it may show private images")
+    _remove_inputs(folder)
     return record
 
 
@@ -126,7 +131,7 @@ def summary(config: AuditConfig, found: Checkpoints, runs: Sequence[Run]) -> Swe
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command_line(config, "audit", ("shard", "threads")),
         settings=config.model_dump(mode="json"),
-        swept="lora" if found.key == "lora" else "model",
+        swept=found.key,
         step_source=found.source,
         members=first.split.members,
         nonmembers=first.split.nonmembers,
@@ -158,6 +163,18 @@ def gate(record: SweepRecord) -> None:
 def _settings(config: AuditConfig, found: Checkpoints, each: Checkpoint, output: Path | None) -> AuditConfig:
     """The settings of an ordinary audit of one checkpoint."""
     return config.model_copy(update={found.key: each.path, "sweep_models": (), "steps": (), "output": output})
+
+
+def _same_reference(config: AuditConfig, found: Checkpoints, first: First | None) -> Target | None:
+    """The reference of the first checkpoint, where the later ones have the same: the base of a model is its own."""
+    return first.reference if first and (found.key == "lora" or config.reference != BASE) else None
+
+
+def _remove_inputs(folder: Path) -> None:
+    """Removes the latents that the runs shared; raises `UserError` where they stay."""
+    shutil.rmtree(folder / INPUTS, ignore_errors=True)
+    if (folder / INPUTS).exists():
+        raise UserError(f"{folder / INPUTS} cannot be removed; the results are written, remove it by hand: it may show private images")
 
 
 def _plan_line(found: Checkpoints, first: Prepared) -> str:

@@ -42,7 +42,7 @@ SECTIONS: tuple[Callable[[SweepRecord], Section | None], ...] = (
 def page(record: SweepRecord) -> Page:
     """The report."""
     steps = [point.step for point in record.points]
-    what = "adapters" if record.swept == "lora" else "models"
+    what = {"lora": "adapters", "network": "networks", "model": "models"}[record.swept]
     return Page(
         title=f"Sweep over {len(record.points)} checkpoints",
         heading="Sweep over checkpoints",
