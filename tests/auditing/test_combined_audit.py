@@ -19,6 +19,8 @@ from diffleak.report.pages.audit import page
 from diffleak.stats.evaluation import combined
 from diffleak.stats.rules import settled
 
+pytestmark = pytest.mark.usefixtures("few_divisions")
+
 SIDE = 200
 SCHEDULE = linear_schedule()
 GIVEN = {"timesteps": "100:300:100", "seed": 2, "threads": 1}

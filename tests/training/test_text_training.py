@@ -753,7 +753,7 @@ def test_a_tiny_model_learns_its_images_so_well_that_the_loss_attack_tells_them_
         tmp_path / "m",
         tmp_path / "codec",
         train_size=10,
-        steps=300,
+        steps=180,
         model=network,
         learning_rate=5e-3,
         batch_size=16,
