@@ -19,7 +19,7 @@ from diffleak.attacks import ATTACKS
 
 pytestmark = pytest.mark.usefixtures("few_divisions")
 RNG = np.random.default_rng(0)
-SETTINGS = ["--attacks", "sima,loss", "--timesteps", "50:100:50", "--device", "cpu", "--batch-size", "16"]
+SETTINGS = ["--attacks", "sima,loss", "--timesteps", "50:100:50", "--device", "cpu", "--batch-size", "16", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")

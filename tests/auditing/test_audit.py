@@ -54,7 +54,7 @@ pytestmark = pytest.mark.usefixtures("few_divisions")
 
 def settings(data: Path, **changes):
     base = {"members": data / "members.npy", "nonmembers": data / "nonmembers.npy", "attacks": ALL, "timesteps": "50:100:50"}
-    return {**base, "batch_size": 16, "chunk_size": 16, "device": "cpu", **changes}
+    return {**base, "batch_size": 16, "chunk_size": 16, "device": "cpu", "threads": 1, **changes}
 
 
 def scores(folder: Path) -> pd.DataFrame:
