@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fixtures.loras import lora_folder
-from fixtures.text import CAPTIONS, SIDE, text_folder
+from fixtures.text import captioned_sides, text_folder
 
 import diffleak
 from diffleak import cli, hub
@@ -313,17 +313,8 @@ def test_scores_of_an_unnamed_reference_are_not_resumed(images, tmp_path):
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory) -> tuple[Path, Path, Path]:
     """A tiny Stable Diffusion, and captioned images of its size on two sides."""
-    from PIL import Image
-
-    root, rng = tmp_path_factory.mktemp("captioned"), np.random.default_rng(0)
-    for side in ("members", "nonmembers"):
-        (root / side).mkdir()
-        lines = []
-        for i in range(12):
-            Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(root / side / f"{i}.png")
-            lines.append(json.dumps({"file_name": f"{i}.png", "text": CAPTIONS[i % len(CAPTIONS)]}))
-        (root / side / "metadata.jsonl").write_text("\n".join(lines))
-    return text_folder(root / "sd"), root / "members", root / "nonmembers"
+    root = tmp_path_factory.mktemp("captioned")
+    return text_folder(root / "sd"), *captioned_sides(root)
 
 
 def test_a_lora_is_audited_against_its_base_from_the_command_line(captioned, tmp_path, capsys, monkeypatch):

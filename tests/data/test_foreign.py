@@ -8,21 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fixtures.pictures import encoded, image
+from fixtures.pictures import encoded, image, refusal
 
 from diffleak.data.listing import list_images
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError
 
 PICTURE = encoded(image(np.arange(16, dtype=np.uint8).reshape(4, 4, 1)))
-
-
-def refusal(data):
-    with pytest.raises(UserError) as error:
-        open_source(data)
-    said = str(error.value)
-    assert "\n" not in said and len(said) <= 400
-    return said
 
 
 FILES = {

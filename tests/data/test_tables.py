@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fixtures.pictures import encoded, image
+from fixtures.pictures import encoded, image, refusal
 
 from diffleak.data.cohort import images_alone
 from diffleak.data.sources import open_source
@@ -34,14 +34,6 @@ def whole(source, count=N):
     assert all(np.array_equal(source.read(i), PIXELS[i]) for i in reversed(range(count)))
     assert source.labels().values == tuple(i % 3 for i in range(count))
     return source
-
-
-def refusal(data):
-    with pytest.raises(UserError) as error:
-        open_source(data)
-    said = str(error.value)
-    assert "\n" not in said and len(said) <= 400
-    return said
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_a_file_of_another_layout_is_refused_before_any_model_is_read_and_none_o
             named_embeddings(str(file))
     for name, said in (
         (tmp_path / "no.pt", "found nothing at"),
-        (tmp_path, "has neither: name the file itself"),
+        (tmp_path, "has none: name the file itself"),
         ("a.txt/b/c", "found nothing"),
     ):
         with pytest.raises(UserError, match=said):

@@ -7,15 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
-import numpy as np
 import pytest
 import torch
 from fixtures.commands import call, refused
 from fixtures.headers import KOHYA
 from fixtures.loras import lora_folder
 from fixtures.runs import gaussian, make_run
-from fixtures.text import CAPTIONS, SIDE, text_folder
-from PIL import Image
+from fixtures.text import CAPTIONS, captioned_sides, text_folder
 from safetensors.torch import load_file, save_file
 
 from diffleak import hub
@@ -52,21 +50,15 @@ def config(**given) -> AuditConfig:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Path, list[str]]:
     """A tiny Stable Diffusion with two adapters of it as kohya names them, and captioned images on two sides."""
-    root, rng = tmp_path_factory.mktemp("trained"), np.random.default_rng(0)
-    for side in ("members", "nonmembers"):
-        (root / side).mkdir()
-        lines = []
-        for i in range(12):
-            Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(root / side / f"{i}.png")
-            lines.append(json.dumps({"file_name": f"{i}.png", "text": CAPTIONS[i % len(CAPTIONS)]}))
-        (root / side / "metadata.jsonl").write_text("\n".join(lines))
+    root = tmp_path_factory.mktemp("trained")
+    members, nonmembers = captioned_sides(root)
     text_folder(root / "sd")
     weights = load_file(lora_folder(root / "lora") / "pytorch_lora_weights.safetensors")
     (root / "out").mkdir()
     for name, step in TRAINED.items():
         scaled = {key: value * (step / 100 if "lora_B" in key or "up" in key else 1) for key, value in weights.items()}
         save_file(scaled, root / "out" / f"{name}.safetensors", metadata={**KOHYA, "ss_steps": str(step)})
-    sides = ["--members", root / "members", "--nonmembers", root / "nonmembers", "--attacks", "sima", "--timesteps", "100"]
+    sides = ["--members", members, "--nonmembers", nonmembers, "--attacks", "sima", "--timesteps", "100"]
     return root, [*map(str, sides), "--no-calibration", "--allow-shift", "--threads", "1", "--device", "cpu"]
 
 

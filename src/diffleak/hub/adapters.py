@@ -26,14 +26,14 @@ from diffleak.diffusion.denoiser import LowRank
 from diffleak.errors import UserError, first_lines, pip_install, shown
 from diffleak.hub import effect
 from diffleak.hub.configs import read_json
-from diffleak.hub.folders import LONGEST_PATH, PICKLES, downloaded, is_hub_id
+from diffleak.hub.folders import LONGEST_PATH, PICKLES, file_of
 from diffleak.hub.layer_names import PEFT_PREFIX, TEXT_ENCODERS
-from diffleak.hub.states import load_state
+from diffleak.hub.states import is_state, load_state
 from diffleak.hub.updates import LONGEST_NAME, header_settings, refuse_other_kinds, updates
 from diffleak.records.plan import Adapter
 from diffleak.work.files import hash_file, hash_files
 from diffleak.work.listed import split_named
-from diffleak.work.reading import Unreadable, load_json, opened, parsing
+from diffleak.work.reading import Unreadable, load_json
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 STATES = ("pytorch_lora_weights.bin", "adapter_model.bin")  # which are read where there are no FILES
@@ -102,24 +102,7 @@ def adapter_file(lora: str | Path) -> Path:
         import peft  # noqa: F401
     except ImportError:
         raise UserError(f"--lora needs peft: {pip_install('lora')}") from None
-    path = Path(lora)
-    if os.path.isfile(path):
-        if path.suffix not in (".safetensors", *PICKLES):
-            raise UserError(f"a LoRA must be a .safetensors file, or a state dict ({', '.join(PICKLES)}); got {shown(path, LONGEST_PATH)}")
-        return path
-    if not os.path.isdir(path):
-        if not is_hub_id(lora):
-            raise UserError(
-                f"--lora must be a .safetensors file, a folder, or a hub id (owner/name); found nothing at {shown(lora, LONGEST_PATH)}"
-            )
-        path = downloaded(str(lora), [*FILES, *STATES, CONFIG])
-    for names in (FILES, STATES):
-        found = [path / name for name in names if (path / name).is_file()]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(f"a LoRA's folder must hold {' or '.join(names)}; {lora} has both: name the file itself")
-    raise UserError(f"a LoRA's folder must hold {' or '.join(FILES)}; {lora} has neither: name the file itself")
+    return file_of(lora, "--lora", "a LoRA", (FILES, STATES), (CONFIG,))
 
 
 def adapter_fingerprint(file: Path, scale: float) -> str:
@@ -303,16 +286,10 @@ def _merge(network: Any, config: Any, weights: Mapping[str, Tensor], scale: floa
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
     try:
-        if file.suffix in PICKLES:
-            raw = load_state(file)
-            if not isinstance(raw, dict) or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in raw.items()):
-                raise Unreadable("it must be a dict of names and tensors, as torch.save writes the state dict of a LoRA")
-        else:
-            with opened(file, None), parsing():
-                raw = load_file(file)
+        raw = load_state(file)
+        if not is_state(raw) and not (isinstance(raw, dict) and not raw):
+            raise Unreadable("it must be a dict of names and tensors, as torch.save writes the state dict of a LoRA")
     except Unreadable as error:
         raise UserError(f"the LoRA {file} cannot be read: {error}") from None
     if not raw:

@@ -10,7 +10,6 @@ Gal et al. 2022, arXiv 2208.01618.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,15 +20,15 @@ import torch
 from torch import Tensor
 
 from diffleak.errors import UserError, shown
-from diffleak.hub.folders import LONGEST_PATH, PICKLES, diffusers_library, downloaded, is_hub_id
+from diffleak.hub.folders import LONGEST_PATH, diffusers_library, file_of
 from diffleak.hub.states import load_state
 from diffleak.records.plan import Embedding
 from diffleak.work.files import hash_file
 from diffleak.work.listed import split_named
 from diffleak.work.progress import say
-from diffleak.work.reading import Unreadable, opened, parsing
+from diffleak.work.reading import Unreadable
 
-FILES = ("learned_embeds.safetensors", "learned_embeds.bin")
+FILES = (("learned_embeds.safetensors",), ("learned_embeds.bin",))  # the second where the first is not there
 LONGEST_WORD = 100  # characters
 ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # what files call the vectors of each
 ANY = "vectors"  # of a file for models with one CLIP encoder
@@ -155,9 +154,9 @@ def _expander(tokens: Mapping[str, str]) -> Callable[[Any, Any], Any]:
 
 
 def _read(name: str, word: str | None) -> Learned:
-    file = _file(name)
+    file = file_of(name, "--embedding", "an embedding", FILES)
     try:
-        word_of_file, vectors = _layout(_content(file))
+        word_of_file, vectors = _layout(load_state(file))
         hash_file(file)
     except Unreadable as error:
         raise UserError(f"the embedding {shown(file, LONGEST_PATH)} cannot be read: {error}") from None
@@ -168,35 +167,6 @@ def _read(name: str, word: str | None) -> Learned:
             f"{shown(repr(word))}: name another with FILE@WORD"
         )
     return Learned(name, file, word, vectors)
-
-
-def _file(name: str) -> Path:
-    path = Path(name)
-    if os.path.isfile(path):
-        if path.suffix not in (".safetensors", *PICKLES):
-            raise UserError(
-                f"an embedding must be a .safetensors file, or a state dict ({', '.join(PICKLES)}); got {shown(path, LONGEST_PATH)}"
-            )
-        return path
-    if not os.path.isdir(path):
-        if not is_hub_id(name):
-            raise UserError(f"--embedding must be a file, a folder or a hub id (owner/name); found nothing at {shown(name, LONGEST_PATH)}")
-        path = downloaded(name, [*FILES], "--embedding")
-    found = next((path / file for file in FILES if (path / file).is_file()), None)
-    if found is None:
-        raise UserError(
-            f"an embedding's folder must hold {' or '.join(FILES)}; {shown(name, LONGEST_PATH)} has neither: name the file itself"
-        )
-    return found
-
-
-def _content(file: Path) -> Any:
-    if file.suffix in PICKLES:
-        return load_state(file)
-    from safetensors.torch import load_file
-
-    with opened(file, None), parsing():
-        return load_file(file)
 
 
 def _layout(content: Any) -> tuple[str | None, dict[str, Tensor]]:

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,7 @@ from diffleak.hub.weights import (
     wanted,
 )
 from diffleak.work.files import hash_files
-from diffleak.work.reading import found_at
+from diffleak.work.reading import PICKLES, found_at
 
 NETWORKS = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),
@@ -60,7 +60,6 @@ TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # vocabularies, and
 LAYERS = r"layers|^num_\w*blocks$"  # in the keys of a config that say how deep a network is
 DUAL = "dual.json"
 INDEX = "model_index.json"
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 LONGEST = 400  # characters of a warning
 LONGEST_PATH = 200  # characters of a name in the message that nothing is there
 LIBRARIES = ("diffusers", "transformers", "peft", "accelerate", "safetensors")  # whose loggers `heard` listens to
@@ -99,6 +98,32 @@ def folder_of(model: str | Path, what: str, patterns: list[str]) -> Path:
     if not is_hub_id(model):
         raise UserError(f"{what} must be a folder or a hub id (owner/name); found nothing at {shown(model, LONGEST_PATH)}")
     return downloaded(str(model), patterns, what)
+
+
+def file_of(given: str | Path, option: str, what: str, names: Sequence[Sequence[str]], beside: Sequence[str] = ()) -> Path:
+    """The file of weights behind an option such as --lora: a file, one in a folder, or one of a hub id.
+
+    names: what it may be called in a folder; of the first group that is there one name must be. beside: what is fetched with it.
+    Raises `UserError` for a file of another kind, for a folder with none of these, or with two of a group, and for what is not there.
+    """
+    path = Path(given)
+    if os.path.isfile(path):
+        if path.suffix not in (SAFE, *PICKLES):
+            raise UserError(f"{what} must be a {SAFE} file, or a state dict ({', '.join(PICKLES)}); got {shown(path, LONGEST_PATH)}")
+        return path
+    if not os.path.isdir(path):
+        if not is_hub_id(given):
+            raise UserError(f"{option} must be a file, a folder or a hub id (owner/name); found nothing at {shown(given, LONGEST_PATH)}")
+        path = downloaded(str(given), [*(name for group in names for name in group), *beside], option)
+    where = shown(given, LONGEST_PATH)
+    for group in names:
+        found = [path / name for name in group if (path / name).is_file()]
+        if len(found) > 1:
+            raise UserError(f"the folder of {what} must hold one of {' and '.join(group)}; {where} has both: name the file itself")
+        if found:
+            return found[0]
+    known = " or ".join(name for group in names for name in group)
+    raise UserError(f"the folder of {what} must hold {known}; {where} has none: name the file itself")
 
 
 def downloaded(name: str, patterns: list[str], what: str = "", weights: str | None = None) -> Path:

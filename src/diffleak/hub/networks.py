@@ -16,18 +16,9 @@ from diffleak.errors import UserError, shown
 from diffleak.hub.configs import read_json
 from diffleak.hub.folders import CONVERTED, LONGEST_PATH, NETWORKS, PICKLES, SECOND, check_files, pickle_message
 from diffleak.hub.weights import AVERAGE, EMA, NON_EMA, SAFE, STATE_DICTS, Copy, Weights, chosen, copies, find, header
+from diffleak.records.headers import adapter_weight
 
 ADAPTER_FILES = ("pytorch_lora_weights", "adapter_model")
-ADAPTER_KEYS = (
-    ".lora_",
-    "lora_unet_",
-    "lora_te",
-    ".lora.",
-    ".lokr_",
-    ".hada_",
-    "lycoris_",
-    ".dora_scale",
-)  # parts of the names of an adapter's weights
 WHOLE_KEYS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.")  # of all of a model in one file
 ORIGINAL_KEYS = ("input_blocks.", "double_blocks.", "joint_blocks.", "single_blocks.")  # of a denoiser in the layout of its first code
 DEEPSPEED = ("zero_to_fp32.py", "*mp_rank_*_model_states.pt", "*/*mp_rank_*_model_states.pt", "*zero_pp_rank_*", "*/*zero_pp_rank_*")
@@ -128,7 +119,7 @@ def _file(path: Path, own: Path) -> Weights:
 def _refuse_others(taken: Weights, own: Path) -> None:
     """Raises `UserError` for weights of no denoiser of diffusers, or of another one than MODEL's."""
     names = [*header(taken.files[0])]
-    if any(part in name for name in names for part in ADAPTER_KEYS):
+    if adapter_weight(names):
         raise UserError(f"--network must be a whole denoiser; {taken.place} is a LoRA: use --lora {taken.place}")
     if _begins(names, WHOLE_KEYS):
         raise UserError(f"--network must be a denoiser alone; {taken.place} holds all of a model in one file: give it as MODEL")

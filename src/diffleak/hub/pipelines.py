@@ -163,7 +163,7 @@ PIPELINES = {
 
 
 class Kept:
-    """Embeddings by their captions while CACHE_BYTES last, the one used last at the end; `lock` is held by whoever uses them."""
+    """Embeddings by their captions, up to CACHE_BYTES, the last used one at the end; take `lock` to use them."""
 
     def __init__(self) -> None:
         self.made: OrderedDict[str, Embedding] = OrderedDict()

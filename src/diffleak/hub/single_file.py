@@ -12,7 +12,6 @@ by its own beginning, since diffusers goes by the width and would mistake two of
 place a weight. Nothing is written to disk.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from diffleak.hub.folders import (
     refuse_depth,
 )
 from diffleak.hub.states import MoreThanTensors, load_state
+from diffleak.records.headers import adapter_weight
 from diffleak.work.files import hash_files
 from diffleak.work.reading import Unreadable, parsing
 
@@ -73,7 +73,6 @@ UNUSED = ("position_ids", "logit_scale")  # ends of names of what no network rea
 OTHER_INPUTS = {9: "an inpainting model", 8: "an InstructPix2Pix model", 7: "an upscaler", 5: "a depth-to-image model"}  # by channels in
 SCALED = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8")
 QUANTISED = (".absmax", ".quant_map", ".qweight", ".SCB")
-ADAPTERS = r"(^|[._])(lora|hada|lokr|oft|dora)([._]|$)|\.diff$"
 KINDS = (  # of files that hold something else: the beginnings of their names, what they are and what to do
     (("control_model.", "input_hint_block.", "controlnet_"), "a ControlNet", "give the model that it steers"),
     (("emb_params", "clip_l", "clip_g", "string_to_param"), "a textual inversion", "give the model that it was made for, and this with it"),
@@ -242,7 +241,7 @@ def open_single_file(path: Path, model_config: str | Path | None = None) -> Sing
     Without it they are fetched: those of the model that the file was trained from. Raises `UserError` for a file that holds no whole
     model, naming what it holds; for one that is quantised; and for settings of another model, or none to have.
     """
-    weights, stated = read_state(path)
+    weights, stated = _opened(path)
     family = _family(path, weights)
     if not any(key.startswith(DENOISER) for key in weights):  # a file of the denoiser alone
         weights = {
@@ -271,7 +270,7 @@ def file_fingerprint(path: str | Path, model_config: str | Path | None = None) -
     return open_single_file(Path(path), model_config).fingerprint
 
 
-def read_state(path: Path) -> tuple[State, Mapping[str, str]]:
+def _opened(path: Path) -> tuple[State, Mapping[str, str]]:
     """The weights in a file, by name, and the texts beside them in its header; never runs what a file holds.
 
     Raises `UserError` for files of another kind, for damaged ones, and for pickles of more than weights.
@@ -281,8 +280,8 @@ def read_state(path: Path) -> tuple[State, Mapping[str, str]]:
         from safetensors import safe_open
 
         try:
-            with parsing(), safe_open(path, "pt") as opened:
-                return {key: opened.get_tensor(key) for key in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+            with parsing(), safe_open(path, "pt") as content:
+                return {key: content.get_tensor(key) for key in content.keys()}, dict(content.metadata() or {})  # noqa: SIM118
         except Unreadable as error:
             raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
     if path.suffix not in PICKLES:
@@ -330,7 +329,7 @@ def _family(path: Path, weights: State) -> str:
         return "Flux"
     if any(key.startswith(DENOISER) for key in weights):
         raise UserError(f"{OPENED}; {path} holds a denoiser of another layout: give it as a diffusers folder")
-    if any(re.search(ADAPTERS, key) for key in weights):
+    if adapter_weight(weights):
         raise UserError(f"{path} is a LoRA adapter and no model; give the model that it was made for, and this with --lora")
     for starts, what, instead in KINDS:
         if any(key.startswith(starts) for key in weights):

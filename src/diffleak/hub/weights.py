@@ -28,10 +28,9 @@ from torch import Tensor
 
 from diffleak.errors import UserError, shown
 from diffleak.hub.configs import load_object
-from diffleak.hub.states import MoreThanTensors, load_state
+from diffleak.hub.states import SAFE, MoreThanTensors, is_state, load_state, wrapped_by
 from diffleak.work.reading import Unreadable, found_at, opened, parsing
 
-SAFE = ".safetensors"
 STATE_DICTS = (".bin", ".pt", ".pth", ".ckpt")
 DIFFUSERS, TRANSFORMERS = ("diffusion_pytorch_model",) * 2, ("model", "pytorch_model")  # stems of safetensors and of state dicts
 STEMS = tuple(dict.fromkeys((*DIFFUSERS, *TRANSFORMERS)))
@@ -41,7 +40,6 @@ AVERAGE = "_ema"  # what diffusers' training scripts add to the name of a denois
 VARIANTS = ("", "fp32", "fp16", "bf16", EMA, NON_EMA)  # in the order in which they are taken
 EMA_KEYS = {"decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"}  # of EMAModel
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema", "model_ema", "params", "params_ema")  # a state dict in a checkpoint
-WRAPPED_BY = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile, in the names of all weights
 PIECE = r"-\d{5}-of-\d{5}"
 LISTED = 4  # names in a message
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors calls them
@@ -181,7 +179,7 @@ def _pieces(folder: Path, copy: Copy) -> list[str]:
 
 
 def said_of(weights: Weights) -> str | None:
-    """What a user is told of the choice: that a copy of less precision, or an average, was opened for want of another."""
+    """The line that says so where a copy of less precision, or an average, was opened because there is no other."""
     copy, opened_file = weights.copy, weights.files[0]
     if not copy.variant or weights.asked:
         return None
@@ -233,30 +231,16 @@ def _unpickled(file: Path) -> Any:
 
 def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
     """The state dict in what a checkpoint holds: itself, or one of WRAPPERS in it."""
-    if isinstance(content, Mapping) and not _is_state(content):
-        inside = [key for key in WRAPPERS if _is_state(content.get(key))]
+    if isinstance(content, Mapping) and not is_state(content):
+        inside = [key for key in WRAPPERS if is_state(content.get(key))]
         if len(inside) > 1:
             held = f"it holds {' and '.join(inside)}"
             raise UserError(f"{file} must hold one state dict; {held}: save the one to measure, torch.save(checkpoint['{inside[0]}'], NEW)")
         content = content[inside[0]] if inside else content
-    if not _is_state(content):
+    if not is_state(content):
         held = ", ".join(map(str, content)) if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise UserError(f"{file} must hold a state dict, tensors by their names; got {shown(held)}: torch.save(model.state_dict(), NEW)")
     return dict(content)
-
-
-def _is_state(content: object) -> bool:
-    if not isinstance(content, Mapping) or not content:
-        return False
-    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
-
-
-def wrapped_by(names: Iterable[str]) -> str:
-    """What DistributedDataParallel and torch.compile put before all of these names."""
-    left, prefix = [*names], ""
-    while found := next((each for each in WRAPPED_BY if left and all(name.startswith(each) for name in left)), None):
-        left, prefix = [name.removeprefix(found) for name in left], prefix + found
-    return prefix
 
 
 @contextmanager
@@ -298,7 +282,7 @@ def _place(file: Path, name: Path) -> None:
     """Puts a file of weights into a view: as a link, or written anew without what is around the state dict and before its names."""
     content = _unpickled(file) if file.suffix != SAFE else None
     prefix = wrapped_by(header(file) if content is None else _state_dict(content, file))
-    if not prefix and (content is None or _is_state(content)):
+    if not prefix and (content is None or is_state(content)):
         return _link(file, name)
     state = load_file(file) if content is None else _state_dict(content, file)
     plain = {key.removeprefix(prefix): value for key, value in state.items()}

@@ -8,13 +8,13 @@ path is found wherever it stands.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from diffleak.errors import UserError, shown
 from diffleak.records.base import Record
-from diffleak.work.reading import Header, Unreadable, found_at, load_header
+from diffleak.work.reading import PICKLES, Header, Unreadable, found_at, load_header
 
 Role = Literal["adapter", "model", "network", "embedding"]  # of a file in an audit
 Kind = Literal["captions", "names", "paths", "users", "comments", "images", "thumbnails", "ids", "about", "settings", "unknown"]
@@ -55,7 +55,7 @@ PATH = re.compile(
     r"(?:(?:[A-Za-z]:[\\/]+|\\\\\w|~[\\/])[^\s\"'<>|*?;,]+|/(?:[^\s\"'<>|*?;,:/\\()\[\]]+/)+[^\s\"'<>|*?;,()\[\]]*)"
 )
 HOME = re.compile(r"(?:^|[\\/])(?:home|Users|Documents and Settings)[\\/]+([^\\/]+)")
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+OF_ADAPTERS = re.compile(r"(^|[._])(lora|lycoris|hada|lokr|oft|dora)([._]|$)|\.diff(_b)?$")  # in the names of an adapter's weights
 
 
 class Finding(Record):
@@ -144,6 +144,11 @@ def read_header(file: Path) -> Header:
         return load_header(file)
     except Unreadable as error:
         raise UserError(f"the header of {shown(file, 150)} cannot be read ({error}); FILE must be a whole .safetensors file") from None
+
+
+def adapter_weight(names: Iterable[str]) -> str | None:
+    """The first of these names of weights that is an adapter's, a LoRA's or another's; None where there is none."""
+    return next((name for name in names if OF_ADAPTERS.search(name)), None)
 
 
 def findings(metadata: Mapping[str, str]) -> tuple[Finding, ...]:

@@ -18,8 +18,8 @@ from diffleak.auditing.config import AuditConfig
 from diffleak.errors import UserError, listed, shown
 from diffleak.hub.adapters import FILES as ADAPTERS
 from diffleak.hub.folders import NETWORKS, PICKLES
-from diffleak.hub.single_file import ADAPTERS as OF_AN_ADAPTER
 from diffleak.hub.weights import AVERAGE, STATE_DICTS, chosen, copies
+from diffleak.records.headers import adapter_weight
 from diffleak.work.listed import split_named
 from diffleak.work.progress import say
 from diffleak.work.reading import Unreadable, load_header, load_json
@@ -29,7 +29,6 @@ WEIGHTS = ".safetensors"
 ONE_FILE = (WEIGHTS, *PICKLES)  # of a model in one file
 KOHYA = re.compile(r"(.+)-(?:step)?(\d{6,})")
 NARROWER = "narrow the pattern, or move it away"
-OF_ADAPTERS = re.compile(r"lora|hada_|lokr_|oft_|dora_|\.diff(_b)?$|\.alpha$")  # in the names of an adapter's weights
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _check_adapter(path: Path) -> None:
         names = load_header(path).tensors
     except Unreadable as error:
         raise UserError(f"{must}; {named} cannot be read ({error}): {NARROWER}") from None
-    if not any(OF_ADAPTERS.search(name) for name in names):
+    if not adapter_weight(names):
         raise UserError(f"{must}; {named} is none (it holds {shown(next(iter(names), 'no weight'))}): {NARROWER}")
 
 
@@ -166,7 +165,7 @@ def _check_header(path: Path, must: str) -> None:
     if path.suffix.lower() != WEIGHTS:
         return
     try:
-        adapter = next((name for name in load_header(path).tensors if re.search(OF_AN_ADAPTER, name)), None)
+        adapter = adapter_weight(load_header(path).tensors)
     except Unreadable as error:
         raise UserError(f"{must}; {shown(path, 150)} cannot be read ({error}): {NARROWER}") from None
     if adapter:

@@ -45,7 +45,7 @@ class First(NamedTuple):
 def describe(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = say) -> tuple[str, dict[str, Any]]:
     """The plan of a sweep in words, and for machines; the first checkpoint is loaded, and no model is run.
 
-    log: is told what was found of the images.
+    log: called with a line for each finding about the images.
     """
     first = prepare(_settings(config, found, found.found[0], None))
     for line in first.scan.cohort.found:

@@ -8,12 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from diffleak.errors import UserError, listed, shown
 from diffleak.hub.research.layouts import INSTEAD, State, code_base_of, plain, refusal
-from diffleak.hub.states import MoreThanTensors, load_state
-from diffleak.work.reading import Unreadable, opened, parsing
+from diffleak.hub.states import MoreThanTensors, is_state, load_state
+from diffleak.work.reading import Unreadable, opened
 
 AVERAGE = "ema_model"  # of pytorch-ddpm, beside its net_model
 MOST_OPERATIONS = 10**5  # of a pickle that are looked at for it
@@ -25,12 +23,7 @@ def open_checkpoint(path: Path) -> Any:
     if os.path.isdir(path):  # which is no error for a name that no path can have
         raise UserError(f"CHECKPOINT must be one file; {path} is a folder: a diffusers folder needs no conversion, audit it as it is")
     try:
-        if path.suffix != ".safetensors":
-            return load_state(path)
-        from safetensors.torch import load_file
-
-        with opened(path, None), parsing():
-            return load_file(path)
+        return load_state(path)
     except MoreThanTensors as error:
         raise _refused_pickle(path, error.asked or _asked(path)) from None
     except Unreadable as error:
@@ -71,12 +64,12 @@ def network_in(content: Any, weights: str | None, path: Path) -> tuple[str | Non
     weights: its name, `ema` being enough for `ema_model`; by default the average of pytorch-ddpm, or the only network there is.
     Raises `UserError` where there is none, or several and none is named.
     """
-    if _is_state(content):
+    if is_state(content):
         if weights is not None:
             raise UserError(f"--weights chooses among the networks of a checkpoint, and {path} holds a single one; leave it out")
         return None, _known(plain(content), f"{path}")
     parts = content.items() if isinstance(content, Mapping) else enumerate(content) if isinstance(content, list | tuple) else ()
-    states = {str(name): plain(part) for name, part in parts if _is_state(part)}
+    states = {str(name): plain(part) for name, part in parts if is_state(part)}
     networks = {name: state for name, state in states.items() if code_base_of(state)}
     if not networks:
         largest = max(states.values(), key=len, default={})
@@ -90,10 +83,6 @@ def network_in(content: Any, weights: str | None, path: Path) -> tuple[str | Non
         raise UserError(f"{path} holds {len(networks)} networks ({listed(networks, 100)}): choose one of them with --weights NAME")
     name = AVERAGE if AVERAGE in networks else next(iter(networks))
     return name, networks[name]
-
-
-def _is_state(part: Any) -> bool:
-    return isinstance(part, Mapping) and bool(part) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in part.items())
 
 
 def _known(state: State, where: str) -> State:

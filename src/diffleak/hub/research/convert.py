@@ -115,8 +115,6 @@ def _write(output: Path, network: Any, scheduler: dict[str, Any], record: Conver
             os.replace(part, output)
     except Exception as error:
         shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, UserError):
-            raise
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":  # which a full disk is to safetensors
             raise UserError(f"{output} cannot be written ({first_lines(error)}); choose another -o") from None
         raise

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffleak.errors import UserError, shown
+from diffleak.hub.states import wrapped_by
 
 State = dict[str, Tensor]
 CodeBase = Literal["pytorch-ddpm", "guided-diffusion"]
@@ -55,10 +56,8 @@ class Layout(NamedTuple):
 
 def plain(state: Mapping[str, Tensor]) -> State:
     """A state dict without what wrappers put before every name: DataParallel's `module.`, `torch.compile`'s `_orig_mod.`."""
-    found = dict(state)
-    while prefix := next((p for p in ("module.", "_orig_mod.") if found and all(key.startswith(p) for key in found)), None):
-        found = {key.removeprefix(prefix): value for key, value in found.items()}
-    return found
+    prefix = wrapped_by(state)
+    return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
 def code_base_of(state: Mapping[str, Tensor]) -> CodeBase | None:
