@@ -150,9 +150,7 @@ def test_no_weight_of_an_adapter_is_silently_ignored(models, tmp_path):
 
 
 def test_what_is_no_adapter_is_refused_in_one_line(models, tmp_path, monkeypatch):
-    assert refusal(models("sd"), tmp_path / "no").startswith(
-        "--lora must be a file, a folder or a hub id (owner/name); found"
-    )
+    assert refusal(models("sd"), tmp_path / "no").startswith("--lora must be a file, a folder or a hub id (owner/name); found")
     for name in ("weights.bin", "weights.pt"):
         (tmp_path / name).write_bytes(b"x")
         assert f"{name} cannot be read: " in refusal(models("sd"), tmp_path / name)
@@ -268,7 +266,8 @@ def test_a_hub_id_that_needs_a_login_says_how_to_log_in(models, monkeypatch, kin
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    for call in (lambda: diffleak.load("owner/name"), lambda: hub.load(models("sd"), device="cpu", lora="owner/name")):
+    loads = {"": lambda: diffleak.load("owner/name"), " as --lora": lambda: hub.load(models("sd"), device="cpu", lora="owner/name")}
+    for part, call in loads.items():
         with pytest.raises(UserError) as caught:
             call()
         message = str(caught.value)
@@ -277,7 +276,7 @@ def test_a_hub_id_that_needs_a_login_says_how_to_log_in(models, monkeypatch, kin
             assert message.startswith("no folder at owner/name, and the hub gave no such model (Access is restricted")
         else:
             assert message.startswith("the hub shows owner/name to those who may see it, or it does not exist (Access is restricted")
-            assert message.endswith("log in with `hf auth login` or HF_TOKEN, or pass a local folder as --lora")
+            assert message.endswith("log in with `hf auth login` or HF_TOKEN, or pass a local folder" + part)
 
 
 def test_quality_and_prompts_are_those_of_the_adapted_model(models, tmp_path, capsys):

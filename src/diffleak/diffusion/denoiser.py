@@ -24,9 +24,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from diffleak.diffusion.conditions import Prompts, chosen, joined
+from diffleak.diffusion.own_code import called
 from diffleak.diffusion.preconditioning import Preconditioning
 from diffleak.diffusion.schedule import Schedule
-from diffleak.errors import DiffleakError, UserError, first_lines
+from diffleak.errors import UserError, first_lines
 from diffleak.work.memory import out_of_memory
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow", "preconditioned"]
@@ -157,19 +158,10 @@ class FunctionDenoiser(Denoiser, subject="predict_noise"):
     learned_variance: bool = False
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Any:
-        try:
+        with called(
+            "predict_noise", "(x_t, t)" if cond is None else "(x_t, t, cond)", f" for x_t of {_spelled(x_t)} and t = {t} as an int,"
+        ):
             answer = self.predict_noise(x_t, t) if cond is None else self.predict_noise(x_t, t, cond)
-        except DiffleakError:
-            raise
-        except Exception as error:  # of a user's own code; `from` keeps its traceback for callers from Python
-            if out_of_memory(error):
-                raise
-            given = "(x_t, t)" if cond is None else "(x_t, t, cond)"
-            takes = f"predict_noise must take {given}; " if isinstance(error, TypeError) else ""
-            raise UserError(
-                f"{takes}predict_noise fails for x_t of {_spelled(x_t)} and t = {t} as an int, with {type(error).__name__}: "
-                f"{first_lines(error)}"
-            ) from error
         return noise_like(x_t, answer, self.subject, True) if self.learned_variance else answer
 
 

@@ -5,11 +5,13 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffleak.errors import UserError, first_lines
+from diffleak.errors import DiffleakError, UserError, first_lines
+from diffleak.work.memory import out_of_memory
 
 
 def imported(name: str, what: str) -> Any:
@@ -25,6 +27,24 @@ def imported(name: str, what: str) -> Any:
     except Exception as error:
         said = first_lines(error)
         raise UserError(f"{what}, to be found from {os.getcwd()} or installed; {name} cannot be imported ({said})") from None
+
+
+@contextmanager
+def called(name: str, must: str, given: str = "") -> Iterator[None]:
+    """Turns what a function of the user's own raises into a `UserError`, with its traceback for callers from Python.
+
+    must: what it must take, said where it raises a `TypeError`. given: what it was given. Errors of this package and running out of
+    memory pass as they are.
+    """
+    try:
+        yield
+    except DiffleakError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        takes = f"{name} must take {must}; " if isinstance(error, TypeError) else ""
+        raise UserError(f"{takes}{name} fails{given} with {type(error).__name__}: {first_lines(error)}") from error
 
 
 def source_hash(things: Iterable[Any]) -> str | None:

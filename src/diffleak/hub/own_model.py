@@ -22,12 +22,11 @@ from torch import Tensor
 
 from diffleak.diffusion.codec import Autoencoder, Codec, Identity
 from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser, unguided
-from diffleak.diffusion.own_code import imported, source_hash
+from diffleak.diffusion.own_code import called, imported, source_hash
 from diffleak.diffusion.target import PIXELS, Target
-from diffleak.errors import DiffleakError, UserError, first_lines, shown
+from diffleak.errors import UserError, shown
 from diffleak.work.files import hash_files
 from diffleak.work.folder import UNKNOWN
-from diffleak.work.memory import out_of_memory
 
 RETURNS = "a diffleak.Denoiser, a pair (Denoiser, Codec), or a diffleak.Target"
 
@@ -44,16 +43,8 @@ def model_from(name: str, model: str | None = None, dtype: str = "float32", devi
     function = imported(name, what)
     if not callable(function):
         raise UserError(f"{name} must be a function that returns {RETURNS}; got {shown(repr(function))}")
-    try:
+    with called(name, "no argument, as no MODEL is given" if model is None else "MODEL as its argument"):
         made = function() if model is None else function(model)
-    except DiffleakError:
-        raise
-    except Exception as error:  # of a user's own code; `from` keeps its traceback for callers from Python
-        if out_of_memory(error):
-            raise
-        given = "no argument, as no MODEL is given" if model is None else "MODEL as its argument"
-        takes = f"{name} must take {given}; " if isinstance(error, TypeError) else ""
-        raise UserError(f"{takes}{name} fails with {type(error).__name__}: {first_lines(error)}") from error
     target = _target(name, made, dtype, device)
     code = source_hash([inspect.unwrap(function) if inspect.isroutine(function) else type(function)])
     which = UNKNOWN if code is None else _fingerprint(code, model, target)
