@@ -37,7 +37,7 @@ from diffleak.records.sweep import SweepRecord
 from diffleak.report import to_html
 from diffleak.report.pages.sweep import page
 from diffleak.sweep.checkpoints import Checkpoint, Checkpoints, checkpoints
-from diffleak.sweep.run import INPUTS, gate, summary, sweep
+from diffleak.sweep.run import INPUTS, _refuse_other_plan, gate, summary, sweep
 
 STEPS = (100, 200, 300)
 TRAINED = {"dog-000001": 100, "dog": 200}  # the last file of kohya has no number in its name
@@ -174,6 +174,17 @@ def test_a_sweep_that_cannot_measure_keeps_no_latents(tmp_path, monkeypatch):
     without_models(monkeypatch, lambda config, **told: prepared, finished=invalid)
     (tmp_path / INPUTS / "latents").mkdir(parents=True)
     with pytest.raises(InvalidAudit, match="no other checkpoint was audited"):
+        sweep(config(output=tmp_path), Checkpoints("lora", "their names", (Checkpoint("a", "a", 1), Checkpoint("b", "b", 2))))
+    assert not (tmp_path / INPUTS).exists()
+
+
+def test_a_sweep_whose_checkpoints_cannot_be_audited_alike_keeps_no_latents(tmp_path, monkeypatch):
+    refuse = _refuse_other_plan
+    plans = iter([MagicMock(spec=Plan, attacks=["sima"]), MagicMock(spec=Plan, attacks=["loss"])])
+    without_models(monkeypatch, lambda config, **told: MagicMock(spec=Prepared, plan=next(plans), reference=None), finished=None)
+    monkeypatch.setattr("diffleak.sweep.run._refuse_other_plan", refuse)
+    (tmp_path / INPUTS / "latents").mkdir(parents=True)
+    with pytest.raises(UserError, match="must be audited alike; b has other attacks than a"):
         sweep(config(output=tmp_path), Checkpoints("lora", "their names", (Checkpoint("a", "a", 1), Checkpoint("b", "b", 2))))
     assert not (tmp_path / INPUTS).exists()
 

@@ -28,7 +28,7 @@ from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import PIXELS, Target
 from diffleak.errors import UserError, first_lines, shown, unknown
 from diffleak.hub.adapters import FILES as ADAPTERS
-from diffleak.hub.adapters import STATES, adapter_fingerprint, apply, named_adapters, refuse_other_base, together
+from diffleak.hub.adapters import STATES, Applied, adapter_fingerprint, apply, named_adapters, refuse_other_base, together
 from diffleak.hub.classes import KEY, class_names
 from diffleak.hub.codecs import AUTOENCODERS, OF_PIPELINES, codec_fingerprint, image_shape, read_codec, scaling
 from diffleak.hub.configs import check_settings, read_json
@@ -177,13 +177,7 @@ def load(
         _refuse_other_schedule(beside, folder, first)
     denoiser: Denoiser = first
     if second.is_dir():
-        turns = read_json(folder / DUAL, f"{folder} has two networks, so it must say how they take turns")
-        choice: Any = turns.get("choice")
-        seed = turns.get("seed", 0)
-        if choice not in get_args(Choice) or seed < 0:
-            got = f"{shown(choice)}, {shown(str(seed))}"
-            raise UserError(f"{folder / DUAL} must give choice as alternate or random, and seed as a whole number of at least 0; got {got}")
-        denoiser = Dual((first, _denoiser(folder, second, dtype, device, ask)), choice, seed)
+        denoiser = Dual((first, _denoiser(folder, second, dtype, device, ask)), *_turns(folder))
     packing = PIPELINES[name].packing if name else 1
     shape = _shape(config, network_folder, packing)
     if isinstance(codec, Autoencoder):
@@ -194,18 +188,12 @@ def load(
         which = hashlib.sha256(f"{which} {hash_files([*chosen.hashed, chosen.config])}".encode()).hexdigest()
     said += single.warnings if single else ()
     said += [line for place in dict.fromkeys((folder, *([beside] if network is not None else []))) for line in conversion_caveats(place)]
-    for adapter in adapters:
-        refuse_other_base(adapter.file, which)
-    merged: dict[str, LowRank] | None = {}
-    for adapter in adapters:
-        lines, products = apply(pipeline, network_folder.name, adapter.file, adapter.scale)
-        said, merged = said + lines, together(merged, products)
-        which = hashlib.sha256(f"{which} {adapter_fingerprint(adapter.file, adapter.scale)}".encode()).hexdigest()
     if adapters:
-        denoiser = replace(first, adapted=merged or {})
+        lines, products = _merge(adapters, pipeline, network_folder.name, which)
+        said, denoiser = said + lines, replace(first, adapted=products)
     embedded = embed(pipeline, embeddings)
-    for each in embeddings:
-        which = hashlib.sha256(f"{which} {embedding_fingerprint(each)}".encode()).hexdigest()
+    for added in (*(adapter_fingerprint(each.file, each.scale) for each in adapters), *map(embedding_fingerprint, embeddings)):
+        which = hashlib.sha256(f"{which} {added}".encode()).hexdigest()
     text = None if pipeline is None else PipelineText(pipeline)
     guided = denoiser if guidance_scale == 1 else Guided(denoiser, guidance_scale)
     if text is None and guidance_scale != 1:
@@ -240,6 +228,32 @@ def load(
             model, network, [(adapter.record.name, adapter.file) for adapter in adapters], [(each.name, each.file) for each in embeddings]
         ),
     )
+
+
+def _turns(folder: Path) -> tuple[Choice, int]:
+    """How the two networks in a folder take turns: by which choice, and from which seed."""
+    turns = read_json(folder / DUAL, f"{folder} has two networks, so it must say how they take turns")
+    choice: Any = turns.get("choice")
+    seed = turns.get("seed", 0)
+    if choice not in get_args(Choice) or seed < 0:
+        got = f"{shown(choice)}, {shown(str(seed))}"
+        raise UserError(f"{folder / DUAL} must give choice as alternate or random, and seed as a whole number of at least 0; got {got}")
+    return choice, seed
+
+
+def _merge(adapters: Sequence[Applied], pipeline: Any, part: str, model: str) -> tuple[list[str], dict[str, LowRank]]:
+    """Merges adapters one after the other into a pipeline, in place; what is to be said of them, and what all of them added (see `apply`).
+
+    model: the fingerprint without them. Raises `UserError` for one that was trained on another model before the first is merged.
+    """
+    for each in adapters:
+        refuse_other_base(each.file, model)
+    said = list[str]()
+    merged: dict[str, LowRank] | None = {}
+    for each in adapters:
+        lines, products = apply(pipeline, part, each.file, each.scale)
+        said, merged = said + lines, together(merged, products)
+    return said, merged or {}
 
 
 def unpack(folder: Path, file: Path, model_config: str | Path | None = None) -> None:

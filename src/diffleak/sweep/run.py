@@ -82,7 +82,11 @@ def sweep(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = 
         if first is None:
             first = First(each, prepared.plan, prepared.reference)
             log(_plan_line(found, prepared))
-        _refuse_other_plan(first, prepared.plan, each)
+        try:
+            _refuse_other_plan(first, prepared.plan, each)
+        except UserError:
+            _remove_inputs(folder)
+            raise
         log(f"checkpoint {number} of {len(found.found)}: {each.name}, step {each.step:,}")
         finished = auditing.run(prepared, folder / each.name, log, timed and number == 1, shared)
         del prepared  # else its model would be in memory beside the next one
