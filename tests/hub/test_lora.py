@@ -156,7 +156,7 @@ def test_what_is_no_adapter_is_refused_in_one_line(models, tmp_path, monkeypatch
         assert f"{name} cannot be read: " in refusal(models("sd"), tmp_path / name)
     folder = tmp_path / "folder"
     folder.mkdir()
-    assert refusal(models("sd"), folder).endswith("has neither: name the file itself")
+    assert refusal(models("sd"), folder).endswith("has none: name the file itself")
     (folder / "pytorch_lora_weights.bin").write_bytes(b"x")
     assert "pytorch_lora_weights.bin cannot be read: " in refusal(models("sd"), folder)
     (tmp_path / "weights.safetensors").write_bytes(b"broken")

@@ -180,7 +180,8 @@ def test_a_sweep_that_cannot_measure_keeps_no_latents(tmp_path, monkeypatch):
 
 def test_a_sweep_whose_checkpoints_cannot_be_audited_alike_keeps_no_latents(tmp_path, monkeypatch):
     refuse = _refuse_other_plan
-    plans = iter([MagicMock(spec=Plan, attacks=["sima"]), MagicMock(spec=Plan, attacks=["loss"])])
+    alike = dict.fromkeys(("image_shape", "data_fingerprint", "captions", "guidance_scale", "labels"))
+    plans = iter([MagicMock(spec=Plan, attacks=[attack], **alike) for attack in ("sima", "loss")])
     without_models(monkeypatch, lambda config, **told: MagicMock(spec=Prepared, plan=next(plans), reference=None), finished=None)
     monkeypatch.setattr("diffleak.sweep.run._refuse_other_plan", refuse)
     (tmp_path / INPUTS / "latents").mkdir(parents=True)
