@@ -19,8 +19,8 @@ from diffleak.auditing.score import Worker, score
 from diffleak.config import build, command_line
 from diffleak.diffusion.noise import Noise
 from diffleak.errors import UserError
-from diffleak.hub import pipelines
-from diffleak.hub.offload import offload_by_layer
+from diffleak.hub import loading, pipelines
+from diffleak.hub.offload import offload
 from diffleak.work.folder import Folder
 
 KNOWN, OTHER = ("a house with a garden", "moon"), "a red moon"
@@ -108,17 +108,26 @@ def predicted(target: Any) -> Tensor:
         return target.denoiser(x, 100, target.text(KNOWN))
 
 
-@GONE
-def test_an_offloaded_denoiser_gives_the_same_predictions(folder):
-    plain, before = hub.load(folder, device="cpu"), mapped_files().count(".weights-")
-    offloaded = hub.load(folder, device="cpu", offload=True)
-    assert mapped_files().count(".weights-") > before
+def test_on_the_cpu_offload_changes_nothing_and_says_so(folder, capsys):
+    plain, offloaded = hub.load(folder, device="cpu"), hub.load(folder, device="cpu", offload=True)
+    assert "on the CPU it changes nothing" in capsys.readouterr().err
     assert torch.equal(predicted(offloaded), predicted(plain)) and offloaded.fingerprint == plain.fingerprint
+
+
+def test_load_offloads_the_denoiser_alone_and_to_the_device_that_it_runs_on(folder, monkeypatch):
+    """With a stand-in for the accelerator: what is offloaded, and where every part lies before."""
+    offloaded = []
+    monkeypatch.setattr(loading, "checked_device", lambda device: torch.device("meta"))
+    monkeypatch.setattr(loading, "offload_weights", lambda network, device: offloaded.append((network, device)))
+    target = hub.load(folder, offload=True)
+    assert offloaded == [(target.denoiser.network, torch.device("meta"))]
+    assert {value.device.type for value in target.denoiser.network.parameters()} == {"cpu"}
+    assert {value.device.type for network in target.text.networks for value in network.parameters()} == {"meta"}
 
 
 def test_layers_come_one_after_the_other_and_gradient_is_refused(folder):
     plain, target = (hub.load(folder, device="cpu") for _ in range(2))
-    offload_by_layer(target.denoiser.network, torch.device("cpu"))
+    offload(target.denoiser.network, torch.device("cpu"))
     assert all(value.is_meta for value in target.denoiser.network.parameters())
     assert torch.equal(predicted(target), predicted(plain))
     assert all(value.is_meta for value in target.denoiser.network.parameters())

@@ -127,7 +127,7 @@ def load(
     `weights` is ema or non_ema where there are both: unet_ema/ beside unet/, or *.non_ema.* beside the plain file, which is the average.
     `model_config` is the same model as a diffusers folder or hub id, whose settings a model in one file needs (see `single_file`);
     without it they are fetched.
-    `offload` keeps the denoiser's weights out of the memory of the device, but for the layer that runs (see `hub.offload`).
+    `offload` keeps the denoiser's weights out of the memory of an accelerator, but for the layer that runs (see `hub.offload`).
     Raises `UserError` for a folder that is no diffusers model, pickles that run code, networks that are not supported, and an
     adapter, an embedding or a network that does not match the model.
     """
@@ -175,6 +175,8 @@ def load(
         kinds = OF_PIPELINES if name else AUTOENCODERS
         codec = read_codec(folder, "float64" if dtype == "float64" else "float32", device, factor, kinds, single)
     ask = asking(name, scaling(codec)[1] if isinstance(codec, Autoencoder) else 1) if name else None
+    if offload and device == "cpu":
+        say("note: --offload keeps weights out of the memory of an accelerator; on the CPU it changes nothing")
     home = "cpu" if offload else device
     first = _denoiser(folder, network_folder, dtype, home, ask, chosen, single)
     beside = place_of(network) if network is not None else single.path.parent if single else folder  # where training left its records
@@ -196,7 +198,7 @@ def load(
     if adapters:
         lines, products = _merge(adapters, pipeline, network_folder.name, which)
         said, denoiser = said + lines, replace(first, adapted=products)
-    for each in denoiser.exposed if offload else ():
+    for each in denoiser.exposed if home != device else ():
         offload_weights(each.network, torch.device(device))  # type: ignore[attr-defined]
     embedded = embed(pipeline, embeddings)
     for added in (*(adapter_fingerprint(each.file, each.scale) for each in adapters), *map(embedding_fingerprint, embeddings)):

@@ -2,10 +2,11 @@
 
     released    text encoders, once all captions are embedded: on the CPU into a file that is mapped into memory, so that the system reads
                 them from there if they are used once more; from an accelerator into the memory of the CPU
-    offloaded   the denoiser, with --offload: on the CPU as above; on an accelerator by accelerate, which keeps the weights in the memory
-                of the CPU and copies those of each layer while it runs
+    offloaded   the denoiser of an accelerator, with --offload: accelerate keeps the weights in the memory of the CPU and copies those of
+                each layer while it runs
 
-Neither changes a number.
+Neither changes a number. On the CPU the weights of a denoiser need no such thing: as they are loaded they are the file itself, mapped,
+as long as its dtype is that of the audit.
 """
 
 from collections.abc import Iterable
@@ -17,11 +18,11 @@ import torch
 from diffleak.work.progress import say
 
 
-def map_weights(networks: Iterable[torch.nn.Module], place: Path | None = None) -> None:
+def map_weights(networks: Iterable[torch.nn.Module], place: Path) -> None:
     """Moves the weights of networks on the CPU into a file in the folder `place` that is mapped into memory.
 
-    The file loses its name at once, so nothing is left of it when the process ends, however it ends. place: by default the folder of
-    temporary files. Where it has too little room the weights stay in memory, and a line says so.
+    The file loses its name at once, so nothing is left of it when the process ends, however it ends. Where the folder has too little
+    room the weights stay in memory, and a line says so.
     """
     for network in networks:
         try:
@@ -36,15 +37,7 @@ def map_weights(networks: Iterable[torch.nn.Module], place: Path | None = None) 
 
 
 def offload(network: torch.nn.Module, device: torch.device) -> None:
-    """Keeps the weights of a network on the CPU out of the memory of the `device` on which it will run, but for the layer at work."""
-    if device.type == "cpu":
-        map_weights([network])
-    else:
-        offload_by_layer(network, device)
-
-
-def offload_by_layer(network: torch.nn.Module, device: torch.device) -> None:
-    """accelerate's offload: the weights of each layer are copied to the device while it runs."""
+    """Keeps the weights of a network in the memory of the CPU, and those of each layer on the `device` while it runs."""
     from accelerate import cpu_offload
 
     cpu_offload(network, execution_device=device, offload_buffers=True)
