@@ -221,7 +221,7 @@ def draw(drawing: Drawing, folder: Path, batch_size: int | None = None, threads:
         forwards=drawing.forwards,
         batch_size=size,
         threads=threads or side_by_side(drawing.target),
-        first=lambda missing: hub.embed_first(drawing.target.text, _prompts(drawing, missing), folder),
+        first=lambda missing: hub.embed_first(drawing.target.text, _asked_for(drawing, missing), folder),
     )
 
 
@@ -250,7 +250,7 @@ def _conditions(drawing: Drawing, rows: range) -> Int64[Tensor, " b"] | Prompts 
     return None if drawing.labels is None else torch.from_numpy(drawing.labels[rows.start : rows.stop]).to(drawing.target.device)
 
 
-def _prompts(drawing: Drawing, missing: Sequence[range]) -> list[str]:
+def _asked_for(drawing: Drawing, missing: Sequence[range]) -> list[str]:
     """The prompts of some rows."""
     return [] if drawing.prompts is None else [drawing.prompts[row] for rows in missing for row in rows]
 
