@@ -129,8 +129,8 @@ def extract(
 ) -> Extracted:
     """Draws images of a model and looks for its training images among them; the Python form of `diffleak extract`.
 
-    model: a diffusers folder, hub id or `Target`. cohort: as `diffleak.cohort` makes it; or members=DATA, with nonmembers=DATA, or data=DATA and split=FILE
-    among the settings. extractor: a spec or a function (see `diffleak.hub.encoders`); None for the tiled pixel distance alone.
+    model: a diffusers folder, hub id or `Target`. cohort: as `diffleak.cohort` makes it; or members=DATA, with nonmembers=DATA, or data=DATA
+    and split=FILE among the settings. extractor: a spec or a function (see `diffleak.hub.encoders`); None for the tiled pixel distance alone.
     output: a folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk. settings: any key of
     `ExtractConfig` but `only`. Raises `UserError` for what cannot be searched.
     """
@@ -233,6 +233,12 @@ def search(
     started = time.monotonic()
     prepared = prepare(config, target, extractor, cohort)
     say(prepared.describe())
+    needed, calibrate = stats.images_needed(config.false_copies), int(prepared.calibrate.sum())
+    if prepared.held_out and calibrate < needed:
+        say(
+            f"there will be no rate: half of the held-out images set the threshold, and a share of {config.false_copies:g} needs {needed}; "
+            f"got {calibrate}: give more, or a larger share with --false-copies"
+        )
     folder = checked_folder(config.output) if config.output else None
     if folder and open_to_others(folder):
         say(f"others on this machine may read {folder}, which names images and may hold copies of them: chmod 700 {folder}")
@@ -382,4 +388,3 @@ def _warnings(prepared: Prepared) -> tuple[str, ...]:
     if repeated := len(prepared.members) - len({*prepared.members.hashes}):
         found.append(f"{repeated} members occur more than once; intervals treat them as independent")
     return tuple(found)
-

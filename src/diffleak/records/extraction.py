@@ -26,11 +26,11 @@ class CopyRates(Record):
     """Copies by one distance: an image has a copy if it is nearer to a drawing than `threshold`."""
 
     distance: str
-    """Name of the distance: "tiles" of pixels, or that of an encoder of features."""
+    """Name of the distance: "tiles" of pixels, in [0, 1], or that of an encoder, 1 minus a cosine, in [0, 2]."""
     fingerprint: str
     """Hash of the encoder's weights, or the number of tiles."""
     threshold: float | None
-    """Distance below which an image has a copy, set by the calibrate part of the held-out images; null with too few."""
+    """Distance in [0, 2] below which an image has a copy, set by the calibrate part of the held-out images; null with too few."""
     copies: int | None
     """Number of members with a copy; null without a threshold."""
     copy_rate: Estimate
@@ -40,9 +40,9 @@ class CopyRates(Record):
     chance: float | None
     """Probability of as many copies of members or more if members are like held-out images, in [0, 1]; null without a threshold."""
     closest: float
-    """Distance of the member nearest to a drawing."""
+    """Distance of the member nearest to a drawing, in [0, 2]."""
     closest_held_out: float | None
-    """Distance of the held-out image nearest to a drawing, of both parts; null without held-out images."""
+    """Distance of the held-out image nearest to a drawing, of both parts, in [0, 2]; null without held-out images."""
 
 
 class Pair(Record):
@@ -63,7 +63,7 @@ class Pair(Record):
     distances: dict[str, float]
     """Every distance of this member and this drawing by its name; 0 is equal, and the tiled one lies in [0, 1]."""
     p_value: float | None
-    """Conformal p-value by the distance that decides, in (0, 1]: small where few held-out images are as near to a drawing."""
+    """Conformal p-value by the distance that decides, in (0, 1], small where few held-out images are as near; null without these."""
     is_copy: bool | None
     """True where the p-value is at most `false_copies`; null where the held-out images are too few for that, or none."""
 
@@ -111,7 +111,7 @@ class ExtractionRecord(Record):
     images: int
     """Number of drawings in all."""
     draws: int | None
-    """Drawings for each caption, among which an image's nearest one is looked for; null where every image is compared with all drawings."""
+    """Number of drawings for each caption, among which an image's nearest one is found; null where every image has all drawings."""
     image_shape: str
     """Height x width in pixels, and grey, RGB or RGBA."""
     sampler: str
@@ -150,7 +150,7 @@ class ExtractionRecord(Record):
     """Where the numbers come from."""
     costs: ExtractCosts
     """What the search took."""
-    membership: Membership | None
+    membership: Membership
     """What the model's own split.json says of members and held-out images."""
     settings: dict[str, Any]
     """Every setting of the search by its name."""

@@ -10,6 +10,7 @@ probability of at most a, whatever the distances are distributed like.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -93,7 +94,9 @@ def copy_rates(members: Distances, calibrate: Float64[np.ndarray, " m"], counted
     """
     top = copy_threshold(-calibrate, share)
     if top is None:
-        needed = f"needs at least {images_needed(share)} held-out images that set the threshold at a share of {share:g}; got {len(calibrate)}"
+        needed = (
+            f"a threshold at a share of {share:g} needs at least {images_needed(share)} held-out images that set it; got {len(calibrate)}"
+        )
         return Rates(None, Estimate(reason=needed), Estimate(reason=needed), None)
     method = f"Clopper-Pearson; threshold from {len(calibrate)} held-out images, of which a share of {share:g} lie below it"
     rates = [_rate(int((distances < -top).sum()), len(distances), method) for distances in (members, counted)]
@@ -110,7 +113,7 @@ def _rate(copies: int, images: int, method: str) -> Estimate:
 def _tiles(images: np.ndarray) -> list[tuple[slice, slice]]:
     """Where the tiles lie; of a side that is no multiple of `TILES` they differ by a pixel."""
     rows, columns = (np.arange(TILES + 1) * side // TILES for side in images.shape[1:3])
-    edges = [[slice(int(a), int(b)) for a, b in zip(cuts, cuts[1:], strict=False)] for cuts in (rows, columns)]
+    edges = [[slice(int(a), int(b)) for a, b in pairwise(cuts)] for cuts in (rows, columns)]
     return [(y, x) for y in edges[0] for x in edges[1]]
 
 

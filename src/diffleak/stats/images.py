@@ -247,9 +247,7 @@ def copy_rate(generated: Float64[np.ndarray, " n"], reference: Float64[np.ndarra
     return wilson(int((generated > threshold).sum()), len(generated), method)
 
 
-def copy_chance(
-    generated: Float64[np.ndarray, " n"], reference: Float64[np.ndarray, " m"], share: float = COPY_QUANTILE
-) -> float | None:
+def copy_chance(generated: Float64[np.ndarray, " n"], reference: Float64[np.ndarray, " m"], share: float = COPY_QUANTILE) -> float | None:
     """How often as many images or more would exceed `copy_threshold` if generated images were like unseen real ones.
 
     Exact for independent images: the number is beta-binomial with parameters k and m + 1 - k, so a threshold from few

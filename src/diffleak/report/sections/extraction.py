@@ -102,12 +102,12 @@ def _chance(rates: CopyRates) -> Cell:
 def pairs(record: ExtractionRecord, pictures: Pictures | None) -> Section:
     """The closest pairs, each with the command that draws its drawing again."""
     shown = record.pairs[:SHOWN]
-    what = f"The {count(len(shown))} closest of {count(len(record.pairs))} members, each with its nearest drawing, the most similar pair first."
+    what = f"The {count(len(shown))} closest of {count(len(record.pairs))} members, each with its nearest drawing, the most similar first."
     what += f" {FILE} has all. The top of this list is there for every model; compare its distances with those of held-out images."
     private = "these are private training images, and perhaps copies of them"
     hidden: tuple[Block, ...] = (not_shown(private, False),) if pictures is None else (prose(f"The folder {PAIRS} has them as files."),)
     columns = (
-        Column(("Distance",), "", 1, lambda p: Cell(f"{p.distances[record.decides]:.3f}")),
+        Column(("Distance",), "", 1, lambda p: Cell(f"{p.distances[record.decisive.distance]:.3f}")),
         Column(("p",), "", 3, lambda p: Cell("-" if p.p_value is None else f"{p.p_value:.2g}")),
         Column(("Copy",), "", 2, lambda p: Cell({True: "yes", False: "no", None: "-"}[p.is_copy])),
         Column(("Drawing",), "", 4, lambda p: Cell(str(p.image))),
@@ -149,7 +149,8 @@ def _rows(record: ExtractionRecord) -> Iterator[tuple[str, str]]:
     yield "Model", fingerprinted(visible(record.model), record.model_fingerprint)
     yield from other_weights(record.network, record.weights)
     yield from adapted(record.lora, record.lora_scale, record.embedding)
-    each = f", {count(record.draws)} for each caption ({visible(record.captions or '')}), guidance {record.guidance_scale}" if record.draws else ""
+    captions, guidance = f"for each caption ({visible(record.captions or '')})", f"guidance {record.guidance_scale}"
+    each = f", {count(record.draws)} {captions}, {guidance}" if record.draws else ""
     how = f"sampler {record.sampler}, {record.steps} steps, seed {record.seed}"
     yield "Drawings", f"{count(record.images)} of {visible(record.image_shape)}{each}; {how}"
     if record.classes:
