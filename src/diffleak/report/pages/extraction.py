@@ -68,6 +68,6 @@ def page(record: ExtractionRecord, pictures: Pictures | None = None) -> Page:
         created=visible(moment(record.created)),
         version=record.environment.diffleak,
         sections=sections(make(record, pictures) for make in SECTIONS),
-        handling=handling.on_page(False, pictures is not None),
+        handling=handling.on_page(False, pictures is not None, can_be_anonymous=False),
         style="extraction.css",
     )

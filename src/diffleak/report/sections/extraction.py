@@ -127,7 +127,7 @@ def _pair(record: ExtractionRecord, pair: Pair, pictures: Pictures | None) -> di
     names = {rates.distance: _name(rates) for rates in record.distances}
     distances = "; ".join(f"{names[name]} {value:.3f}" for name, value in pair.distances.items())
     p = "" if pair.p_value is None else f", p = {pair.p_value:.2g}"
-    number = f"draw {pair.draw} of {record.draws}, number {pair.image} of all" if record.draws else f"number {pair.image}"
+    number = f"{pair.image}, the {pair.draw + 1}. of {record.draws} for this caption" if record.draws else f"{pair.image}"
     return {
         "id": visible(pair.id),
         "pictures": shown,
@@ -151,7 +151,7 @@ def _rows(record: ExtractionRecord) -> Iterator[tuple[str, str]]:
     yield from adapted(record.lora, record.lora_scale, record.embedding)
     captions, guidance = f"for each caption ({visible(record.captions or '')})", f"guidance {record.guidance_scale}"
     each = f", {count(record.draws)} {captions}, {guidance}" if record.draws else ""
-    how = f"sampler {record.sampler}, {record.steps} steps, seed {record.seed}"
+    how = f"sampler {visible(record.sampler)}, {record.steps} steps, seed {record.seed}"
     yield "Drawings", f"{count(record.images)} of {visible(record.image_shape)}{each}; {how}"
     if record.classes:
         yield "Classes", visible(record.classes)
