@@ -132,7 +132,7 @@ def _pair(record: ExtractionRecord, pair: Pair, pictures: Pictures | None) -> di
         "id": visible(pair.id),
         "pictures": shown,
         "image": pair.image,
-        "verdict": {True: "copy", False: "no copy by the threshold", None: ""}[pair.is_copy],
+        "verdict": {True: "copy by the threshold", False: "no copy by the threshold", None: ""}[pair.is_copy],
         "distances": f"{distances}{p}",
         "prompt": None if pair.prompt is None else visible(pair.prompt),
         "drawing": f"{number}, seed {pair.seed}" + ("" if pair.label is None else f", class {pair.label}"),
