@@ -20,6 +20,7 @@ from diffleak.options import File, command
 if TYPE_CHECKING:
     from diffleak.auditing.config import AuditConfig, GeometryConfig
     from diffleak.config import ConvertConfig
+    from diffleak.extraction.config import ExtractConfig
     from diffleak.prompts.config import PromptsConfig
     from diffleak.quality.config import QualityConfig
     from diffleak.records.audit import AuditRecord
@@ -138,6 +139,21 @@ def quality(settings: "QualityConfig", as_json: Json = False) -> None:
     if settings.output:
         measured.save(settings.output, settings.thumbnails)
     _print_record(measured.record, page, settings.output / "quality.html" if settings.output else None, as_json)
+
+
+@command(app, "extraction.config:ExtractConfig")
+def extract(settings: "ExtractConfig", as_json: Json = False) -> None:
+    """Draw images and look for training images among them: would the model give my pictures back? The same command resumes."""
+    from diffleak.extraction.extract import draw_again, search
+    from diffleak.report.pages.extraction import page
+
+    if settings.only is not None:
+        drawing = draw_again(settings)
+        return _print({"drawing": str(drawing)}, as_json, f"drawing: {drawing}")
+    found = search(settings)
+    if settings.output:
+        found.save(settings.output, settings.thumbnails)
+    _print_record(found.record, page, settings.output / "extract.html" if settings.output else None, as_json)
 
 
 @command(app, "prompts.config:PromptsConfig")
