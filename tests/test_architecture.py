@@ -46,6 +46,7 @@ FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so 
     ("report",),
     ("auditing", "comparison", "extraction", "headers", "prompts", "quality"),
     ("demo", "options", "reveal", "sweep"),
+    ("lora",),
     ("cli",),
     ("__main__",),
 )

@@ -120,6 +120,25 @@ def audit(settings: "AuditConfig", as_json: Json = False) -> None:
     _audit(settings, "an audit needs a run folder: give -o RUN", as_json)
 
 
+@command(app, "lora.config:LoraConfig")
+def lora(
+    given: Given,
+    adapters: Annotated[str, typer.Argument(help="An adapter, or a quoted pattern: 'out/*.safetensors'.", show_default=False)],
+    config: File = None,
+    as_json: Json = False,
+) -> None:
+    """Which checkpoints of a LoRA may be published? One row each, and one answer. The same command resumes.
+
+    With --held-out: what each leaks beyond BASE. Without: how near its drawings come to the pictures, beside those of BASE.
+    """
+    from diffleak.lora.run import PAGE, lora_config
+    from diffleak.lora.run import lora as measure
+    from diffleak.report.pages.lora import page
+
+    settings = lora_config(adapters, config, **given)
+    _print_record(measure(settings), page, settings.output / PAGE, as_json)
+
+
 @command(app, "auditing.config:GeometryConfig")
 def geometry(settings: "GeometryConfig", as_json: Json = False) -> None:
     """Measure how a decoder stretches each image and latent coordinate, and whether leakage follows. The same command resumes.
