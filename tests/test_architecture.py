@@ -44,8 +44,9 @@ FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so 
     ("generation", "training"),
     ("defenses",),
     ("report",),
-    ("auditing", "comparison", "headers", "prompts", "quality"),
+    ("auditing", "comparison", "extraction", "headers", "prompts", "quality"),
     ("demo", "options", "reveal", "sweep"),
+    ("lora",),
     ("cli",),
     ("__main__",),
 )
@@ -122,7 +123,7 @@ def test_rooms_behind_the_wall_never_import_torch(path):
 @pytest.mark.parametrize(
     "module",
     [
-        *("auditing.config", "defenses.config", "prompts.config", "quality.config", "training.config"),
+        *("auditing.config", "defenses.config", "extraction.config", "prompts.config", "quality.config", "training.config"),
         *("auditing.results", "auditing.score_file", "data.scan"),
     ],
 )
