@@ -15,6 +15,7 @@ from diffleak.lora import judge
 from diffleak.lora.run import _captions, _repeats
 from diffleak.records.audit import Gate, RateAtFPR
 from diffleak.records.base import Estimate
+from diffleak.records.headers import GivenAway
 from diffleak.records.lora import Checkpoint, Decision, Excess, LoraRecord, read_lora
 from diffleak.report import to_html
 from diffleak.report.pages.lora import page
@@ -37,6 +38,7 @@ def excess_of(low: float, value: float, high: float, reach: float, limit: float 
 
 
 def checkpoint(name: str, decision: Decision, private: dict[str, int] | None = None) -> Checkpoint:
+    header = GivenAway(file=name, what="adapter", counts=private) if private else None
     return Checkpoint(
         name=name,
         path=f"out/{name}.safetensors",
@@ -44,7 +46,7 @@ def checkpoint(name: str, decision: Decision, private: dict[str, int] | None = N
         run=name,
         excess=None,
         redrawn=None,
-        private=private or {},
+        header=header,
         decision=decision,
         reason="r",
     )
@@ -127,7 +129,7 @@ def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
     for row in record.checkpoints:
         audit = tmp_path / "run" / row.run / "audit.json"
         assert row.excess and row.excess.attack.startswith("sima[excess") and row.excess.auc.value is not None and audit.exists()
-        assert row.redrawn is None and row.private["captions"] == 4
+        assert row.redrawn is None and row.header.counts["captions"] == 4
     assert "2 files hold captions" in record.answer and record.answer.endswith("strip with diffleak metadata FILE --strip OUT.")
     assert (record.pictures, record.held_out, record.captions, record.max_excess_auc) == (12, 12, "own", 0.6)
     html = (tmp_path / "run" / "lora.html").read_text()

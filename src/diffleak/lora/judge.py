@@ -84,10 +84,10 @@ def answer(checkpoints: Sequence[Checkpoint], pictures: int, held_out: int | Non
     if by["undecided"]:
         beside = f" and {count(held_out)} held out" if held_out else " and none held out"
         parts.append(f"Undecided with {count(pictures)} pictures{beside}: {_named(by['undecided'], checkpoints)}.")
-    private = [each.path for each in checkpoints if each.private]
+    private = [each.header for each in checkpoints if each.header and each.header.counts]
     if private:
         files = "The file" if len(private) == 1 else f"{count(len(private))} files"
-        kinds = ", ".join(dict.fromkeys(kind.replace("_", " ") for each in checkpoints for kind in each.private))
+        kinds = ", ".join(dict.fromkeys(kind.replace("_", " ") for header in private for kind in header.counts))
         parts.append(f"{files} hold{'s' * (len(private) == 1)} {kinds}: strip with diffleak metadata FILE --strip OUT.")
     return " ".join(parts)
 

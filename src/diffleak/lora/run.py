@@ -25,7 +25,7 @@ from diffleak.hub.adapters import adapter_file
 from diffleak.lora import judge
 from diffleak.lora.config import LoraConfig
 from diffleak.records.extraction import ExtractionRecord
-from diffleak.records.headers import given_away as given_away_by
+from diffleak.records.headers import given_away
 from diffleak.records.lora import FILE, PAGE, Checkpoint, Excess, LoraRecord, Redrawn
 from diffleak.records.run_folder import read_audit
 from diffleak.report import to_html
@@ -158,7 +158,6 @@ def _row(
     redrawn: Redrawn | None = None,
 ) -> Checkpoint:
     file = adapter_file(each.path)
-    given_away = given_away_by(file, "adapter").counts if file.suffix == WEIGHTS else {}
     return Checkpoint(
         name=each.name,
         path=each.path,
@@ -166,7 +165,7 @@ def _row(
         run=f"{folder}/{each.name}",
         excess=excess,
         redrawn=redrawn,
-        private=given_away,
+        header=given_away(file, "adapter") if file.suffix == WEIGHTS else None,
         decision=decision,
         reason=reason,
     )

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from diffleak.records.audit import Gate, RateAtFPR
 from diffleak.records.base import Estimate, Record, Version, read_json
+from diffleak.records.headers import GivenAway
 
 FILE = "lora.json"
 PAGE = "lora.html"
@@ -55,8 +56,8 @@ class Checkpoint(Record):
     """Its leak beyond the base; null without held-out pictures."""
     redrawn: Redrawn | None
     """Its drawings beside those of the base; null with held-out pictures."""
-    private: dict[str, int]
-    """Private things in the header of its file, counted by kind; empty where nothing is known."""
+    header: GivenAway | None
+    """What the header of its file gives away; null for a file without one."""
     decision: Decision
     """Answer for this checkpoint, of what was measured; its header aside."""
     reason: str

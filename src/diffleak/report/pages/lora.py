@@ -3,19 +3,23 @@
 from collections.abc import Callable
 
 from diffleak.errors import visible
-from diffleak.records.lora import Checkpoint, LoraRecord
+from diffleak.records.lora import LoraRecord
 from diffleak.report.judgement import Verdict
 from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, sections
 from diffleak.report.sections import glossary, limits, reproduce, verdict, warnings
 from diffleak.report.table import Cell, Column, estimate_cell, rate_cell, tabulate
 from diffleak.report.wording import count, moment
 
-GLOSSARY = (
+WORDS = (
     ("Checkpoint", "the adapter as it was after a number of training steps."),
     ("Base", "the model that the adapter was made for, without it."),
+)
+WORDS_AUDITED = (
     ("Held-out picture", "a picture of the same kind that the adapter was not trained on."),
     ("AUC beyond the base", "how often a training picture gains more from the adapter than a held-out one; 0.5 is guessing, 1 is always."),
     ("TPR at 1 % FPR", "share of the training pictures that an attack finds when it may name 1 % of the held-out ones falsely."),
+)
+WORDS_DRAWN = (
     ("Drawn nearer", "pictures with a drawing that is nearer to them than any drawing of the base is to its picture."),
     ("p", "probability of so many or more if the adapter drew no nearer than the base."),
 )
@@ -39,7 +43,7 @@ SECTIONS: tuple[Callable[[LoraRecord], Section | None], ...] = (
     lambda record: _table(record),
     lambda record: _headers(record),
     lambda record: limits(AUDITED if record.held_out else DRAWN, checkpoints=count(len(record.checkpoints))),
-    lambda record: glossary(GLOSSARY),
+    lambda record: glossary((*WORDS, *(WORDS_AUDITED if record.held_out else WORDS_DRAWN))),
     lambda record: reproduce(record.command, facts(_rows(record))),
 )
 
@@ -93,13 +97,8 @@ def _drawn() -> tuple[Column, ...]:
 
 def _headers(record: LoraRecord) -> Section | None:
     """What the headers of the files give away."""
-    said = tuple(map(_given_away, (each for each in record.checkpoints if each.private)))
+    said = tuple(visible(f"{each.name}: {each.header.sentence}") for each in record.checkpoints if each.header and each.header.counts)
     return Section("headers", "What the files themselves say", (Sentences(said),), "Headers", "Headers") if said else None
-
-
-def _given_away(checkpoint: Checkpoint) -> str:
-    kinds = ", ".join(f"{count(n)} {visible(kind.replace('_', ' '))}" for kind, n in checkpoint.private.items())
-    return f"{visible(checkpoint.path)}: {kinds}. `diffleak metadata {visible(checkpoint.path)} --strip OUT` writes a copy without."
 
 
 def _rows(record: LoraRecord) -> list[tuple[str, str]]:
