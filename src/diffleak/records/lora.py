@@ -34,9 +34,9 @@ class Redrawn(Record):
     p_value: float
     """Probability in (0, 1] of so many or more if the adapter drew no nearer than the base: 2 to the power of -nearer."""
     closest: float
-    """Distance of the picture nearest to a drawing; 0 is equal."""
+    """Distance of the picture nearest to a drawing, in [0, 2]; 0 is equal."""
     closest_of_base: float
-    """The same of the base's drawings."""
+    """The same distance to the base's drawings, in [0, 2]."""
     nearest: tuple[str, ...]
     """Ids of the counted pictures, the nearest first."""
 
@@ -84,7 +84,7 @@ class LoraRecord(Record):
     found: str
     """Where captions and labels of the pictures were found, in words."""
     repeats: dict[str, int]
-    """Repeats in an epoch by folder, as the names of kohya's folders say them; empty without such names."""
+    """Number of repeats in an epoch by folder, as the names of kohya's folders say them; empty without such names."""
     captions: str
     """Choice of captions: "own", "fixed:TEXT", "empty" or a file."""
     held_out: int | None
