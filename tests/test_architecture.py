@@ -44,7 +44,7 @@ FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so 
     ("generation", "training"),
     ("defenses",),
     ("report",),
-    ("auditing", "comparison", "headers", "prompts", "quality"),
+    ("auditing", "checking", "comparison", "headers", "prompts", "quality", "splitting"),
     ("demo", "options", "reveal", "sweep"),
     ("cli",),
     ("__main__",),
@@ -104,8 +104,10 @@ WITHOUT_TORCH = (
     "records",
     "stats",
     "report",
+    "checking",
     "comparison",
     "headers",
+    "splitting",
     "cli",
 )  # rooms, whatever modules they have
 

@@ -89,12 +89,17 @@ class Split:
         """Writes split.json into a folder."""
         self.save(folder / FILE)
 
-    def save(self, path: Path) -> None:
-        """Writes a file of this kind."""
+    @property
+    def text(self) -> str:
+        """The content of the file."""
         lists = {"members": self.members, "nonmembers": self.nonmembers}
         optional: dict[str, Any] = {"validation": self.validation or None, "halves": self.halves, "teachers": self.teachers}
         optional["drawn"] = asdict(self.drawn) if self.drawn else None
-        write_text(path, json.dumps(lists | {key: value for key, value in optional.items() if value is not None}))
+        return json.dumps(lists | {key: value for key, value in optional.items() if value is not None})
+
+    def save(self, path: Path) -> None:
+        """Writes a file of this kind."""
+        write_text(path, self.text)
 
     def other_half(self, members: Ids) -> Ids:
         """The half of a defence that the model with these members was not trained on; none for other models."""
