@@ -79,6 +79,11 @@ class Duplicates(NamedTuple):
     clusters: Int64[np.ndarray, " n"]
 
 
+def beside_members(clusters: Int64[np.ndarray, " n"], member: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """True for every held-out image that shares its cluster with a member."""
+    return ~member & np.isin(clusters, clusters[member])
+
+
 def sketch(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "16 16"]:
     """The grey thumbnail of an image, stretched to a square; alpha is left out."""
     height, width, channels = pixels.shape

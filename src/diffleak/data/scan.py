@@ -150,9 +150,9 @@ def scan(
     labels = replace(labels, numbers=labels.numbers[readable]) if labels else None
     if omitted and captions is not None:
         told = choose_captions(kept, captions, seed)
-    fingerprint = _fingerprint(kept, hashes, labels.numbers if labels else None, told)
+    data = fingerprint(kept, hashes, labels.numbers if labels else None, told)
     pairs, clusters = find_duplicates(sketches[: len(kept)], hashes)
-    found = Scan(kept, shape, fingerprint, features, complexities, tuple(omitted), repeated, clusters, pairs, labels, told, tally)
+    found = Scan(kept, shape, data, features, complexities, tuple(omitted), repeated, clusters, pairs, labels, told, tally)
     return found.by_bucket(shapes) if buckets else found
 
 
@@ -190,7 +190,8 @@ def _keys(hashes: Hashes) -> np.ndarray:
     return hashes.view(f"S{HASH}")[:, 0]
 
 
-def _fingerprint(cohort: Cohort, hashes: Hashes, labels: Int64[np.ndarray, " n"] | None, captions: Captions | None) -> str:
+def fingerprint(cohort: Cohort, hashes: Hashes, labels: Int64[np.ndarray, " n"] | None, captions: Captions | None) -> str:
+    """A hash of the ids, sides and pixels of images, and of their classes and captions where a model is given them."""
     digest = hashlib.sha256()
     for image_id, is_member, pixels in zip(cohort.ids, cohort.member, hashes, strict=True):
         digest.update(f"{image_id}\0{int(is_member)}\0{pixels.tobytes().hex()}\n".encode())

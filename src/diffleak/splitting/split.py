@@ -11,7 +11,7 @@ from diffleak.config import build
 from diffleak.data.cohort import Cohort, images_alone
 from diffleak.data.groups import group_name, groups_of
 from diffleak.data.image_source import ImageSource
-from diffleak.data.labels import SPLITS
+from diffleak.data.labels import possible_classes
 from diffleak.data.sources import open_source
 from diffleak.data.split import Drawn, Split
 from diffleak.data.survey import survey
@@ -90,7 +90,7 @@ def draw(config: SplitConfig, data: Any = None) -> Outcome:
     refuse_folder(source, config)
     every = images_alone(source)
     groups = _groups(every, config.group)
-    classes = _classes(source)
+    classes = possible_classes(source.labels())
     looked = survey(every)
     if looked.unreadable and not config.skip_unreadable:
         raise UserError(
@@ -132,17 +132,6 @@ def _groups(cohort: Cohort, column: str | None) -> list[str | None]:
         return [None] * len(cohort) if values is None else [group_name(value) for value in values]
     except ValueError as error:
         raise UserError(f"the column {COLUMN} must hold texts or whole numbers; it has {error}: correct it, or name another") from None
-
-
-def _classes(source: ImageSource) -> tuple[Any, ...]:
-    """The class of every image of a source: its label, else its folder; nothing where there are none."""
-    labels = source.labels()
-    if labels is None:
-        return ()
-    if labels.values:
-        return labels.values
-    names = {folder.rpartition("/")[2].lower() for folder in labels.folders}
-    return labels.folders if len(names - SPLITS) > 1 else ()
 
 
 def _refuse_one_sided(held: np.ndarray, units: int, config: SplitConfig) -> None:
