@@ -61,7 +61,8 @@ def about_copies(scan: Scan) -> tuple[str, ...]:
     examples = "; ".join(f"{shown(ids[i])} ~ {shown(ids[j])}" for i, j in pairs)
     are = "image is a near-duplicate of a member" if count == 1 else "images are near-duplicates of members"
     return (
-        f"{count:,} held-out {are} ({examples}): a model that knows the one knows the other, which hides leaks; `diffleak check` lists them",
+        f"{count:,} held-out {are} ({examples}): a model that knows the one knows the other, which hides leaks; `diffleak check` lists "
+        "them",
     )
 
 

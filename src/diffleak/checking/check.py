@@ -205,7 +205,8 @@ def _problems(looked: Survey, found: Duplicates, blind: Blind) -> Iterator[str]:
         yield f"an audit needs at least {FEWEST} images on each side; {m:,} members and {n:,} held-out images can be read"
     if found.exact_across:
         pairs = [f"{shown(p.first)} = {shown(p.second)}" for p in found.pairs if p.where == "across" and p.exact][:NAMED]
-        yield f"{found.exact_across:,} held-out images are pixel for pixel those of members ({'; '.join(pairs)}): remove them from one side"
+        are = "held-out image is" if found.exact_across == 1 else "held-out images are"
+        yield f"{found.exact_across:,} {are} pixel for pixel that of a member ({'; '.join(pairs)}): remove from one side"
     if finding(blind) == "different":
         size = f"p = {blind.p_value:.2g}" if blind.p_value is not None else f"AUC {blind.value:.2f}, lower end {blind.low:.2f}"
         yield f"the two sides can be told apart without a model ({size}): hold out images of the same source (`diffleak split`)"
@@ -217,17 +218,18 @@ def _warnings(
     if found.near_across:
         near = [p for p in found.pairs if p.where == "across" and not p.exact][:NAMED]
         pairs = "; ".join(f"{shown(p.first)} ~ {shown(p.second)}" for p in near)
+        are = "image is a near-duplicate of a member" if found.near_across == 1 else "images are near-duplicates of members"
         yield (
-            f"{found.near_across:,} held-out images are near-duplicates of members ({pairs}): a model that knows the one knows the other, "
+            f"{found.near_across:,} held-out {are} ({pairs}): a model that knows the one knows the other, "
             "which hides leaks; remove them, or draw the sides with `diffleak split`"
         )
     if found.clusters and found.exact_within + found.near_within:
-        yield (
-            f"{found.exact_within + found.near_within:,} pairs of copies or near-duplicates stand on one side: an audit counts a cluster "
-            "as one image"
-        )
+        pairs = found.exact_within + found.near_within
+        stand = "pair of copies or near-duplicates stands" if pairs == 1 else "pairs of copies or near-duplicates stand"
+        yield f"{pairs:,} {stand} on one side: an audit counts a cluster as one image"
     if looked.unreadable:
-        yield f"{len(looked.unreadable):,} images cannot be read: replace them, or audit with --skip-unreadable"
+        lost = len(looked.unreadable)
+        yield f"{lost:,} {'image' if lost == 1 else 'images'} cannot be read: replace them, or audit with --skip-unreadable"
     shapes = dict.fromkeys(name for side in sides for name, _ in side.shapes)
     if len(shapes) > 1:
         first = ", ".join(list(shapes)[:NAMED])

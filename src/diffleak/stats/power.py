@@ -16,6 +16,7 @@ with simulation. Attacks that leak otherwise need more images, or fewer.
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -52,17 +53,24 @@ def tpr_power(tpr: float, m: int, n: int) -> float:
     if n * FPR >= FEW - 1e-9:
         deviation = math.sqrt(tpr * (1 - tpr) / m + (1 - memorised) ** 2 * FPR * (1 - FPR) / n)
         return NormalDist().cdf((tpr - FPR) / deviation - NORMAL)
-    sure = np.flatnonzero(1 - at_most(n, FPR)[:-1] >= 1 - ALPHA / 4) + 1
-    if not len(sure):  # no held-out score is surely above the quantile, so the lower end is 0
+    own, needed = _fpr_of_bound(n), _least_hits(m)
+    if own is None or needed is None:
         return 0.0
-    from scipy.stats import beta, binom
+    from scipy.stats import binom
 
-    needed = _least_hits(m)
-    if needed is None:
-        return 0.0
-    rank = int(sure[-1])
-    own = beta.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, rank, n - rank + 1)
     return float(binom.sf(needed - 1, m, memorised + (1 - memorised) * own).mean())
+
+
+@lru_cache
+def _fpr_of_bound(n: int) -> Float64[np.ndarray, " q"] | None:
+    """Quantiles of the true FPR of the held-out score that bounds the TPR from below; None where no score surely lies above 1 % FPR."""
+    sure = np.flatnonzero(1 - at_most(n, FPR)[:-1] >= 1 - ALPHA / 4) + 1
+    if not len(sure):
+        return None
+    from scipy.stats import beta
+
+    rank = int(sure[-1])
+    return beta.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, rank, n - rank + 1)  # type: ignore[no-any-return]
 
 
 def detectable_auc(m: int, n: int) -> float | None:
@@ -87,6 +95,7 @@ def images_for_tpr(tpr: float) -> int | None:
     return _fewest(lambda size: tpr_power(tpr, size, size) >= POWER)
 
 
+@lru_cache
 def _least_hits(m: int) -> int | None:
     """The fewest of m members above a threshold whose exact lower bound, at ALPHA / 4, lies above FPR."""
     low, high = 0, m

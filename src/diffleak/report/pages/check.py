@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from diffleak.errors import visible
 from diffleak.records.check import CheckRecord
-from diffleak.report import handling
 from diffleak.report.section import Page, Section, sections
 from diffleak.report.sections import glossary, limits, verdict, warnings
 from diffleak.report.sections.check import duplicates, made, power, sides, unreadable
@@ -34,6 +33,11 @@ LIMITS = (
     ("The number of images is a guide.", "It holds for leaks of the two shapes that are named. Repeated small audits report medians."),
 )
 
+HANDLING = (
+    "This page names images (file name or row number): personal data where they are of people. Pass it on only to those who may know "
+    "which images are trained on."
+)
+
 SECTIONS: tuple[Callable[[CheckRecord], Section | None], ...] = (
     lambda record: verdict(judge(record)),
     lambda record: warnings(record.warnings),
@@ -56,5 +60,5 @@ def page(record: CheckRecord) -> Page:
         created=visible(moment(record.created)),
         version=record.diffleak,
         sections=sections(make(record) for make in SECTIONS),
-        handling=handling.on_page(False) if record.duplicates.pairs or record.unreadable else "",
+        handling=HANDLING if record.duplicates.pairs or record.unreadable else "",
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from diffleak.errors import visible
-from diffleak.records.check import CheckRecord, DuplicatePair, Needed, Side
+from diffleak.records.check import CheckRecord, Needed, Side
 from diffleak.report.judgement import Verdict, sources
 from diffleak.report.section import Section, Sentences, Tabulated, drawn, facts
 from diffleak.report.sections import reproduce
@@ -74,9 +74,9 @@ def duplicates(record: CheckRecord) -> Section:
         said = "No image is a copy of another, or nearly one."
         return Section("duplicates", "Duplicates", (Sentences((said,), listed=False),), "Duplicates", brief="Duplicates")
     lines = (
-        f"Across the sides: {count(found.exact_across)} held-out images have exactly the pixels of a member, and "
-        f"{count(found.near_across)} more are near-duplicates of one.",
-        f"On one side: {count(found.exact_within)} further exact copies and {count(found.near_within)} pairs of near-duplicates.",
+        f"Across the sides, held-out images with exactly the pixels of a member: {count(found.exact_across)}; other near-duplicates of "
+        f"members: {count(found.near_across)}.",
+        f"On one side, exact copies: {count(found.exact_within)}; pairs of near-duplicates: {count(found.near_within)}.",
         f"Clusters: {count(found.clusters)}, with {count(found.clustered)} images. An audit counts a cluster as one image.",
     )
     columns = (
@@ -91,14 +91,10 @@ def duplicates(record: CheckRecord) -> Section:
     caption = f"Across the sides first, the closest first. Distance: 0 for copies, near 1 for images that have nothing in common.{more}"
     blocks = (
         Sentences(lines),
-        Tabulated(table(_first(found.pairs, 10)), caption, "Image", where="text", quoted=True),
-        Tabulated(table(_first(found.pairs, SHOWN)), caption, "Image", where="page", quoted=True),
+        Tabulated(table(found.pairs[:10]), caption, "Image", where="text", quoted=True),
+        Tabulated(table(found.pairs[:SHOWN]), caption, "Image", where="page", quoted=True),
     )
     return Section("duplicates", "Duplicates", blocks, "Duplicates", brief="Duplicates")
-
-
-def _first(pairs: tuple[DuplicatePair, ...], n: int) -> tuple[DuplicatePair, ...]:
-    return pairs[:n]
 
 
 def power(record: CheckRecord) -> Section:
