@@ -181,7 +181,7 @@ def _halves(sketches: Sketches) -> tuple[Float32[np.ndarray, "n d"], Float32[np.
     unit = np.where(length > FLAT * COARSE, centred / np.maximum(length, 1e-6), np.float32(0))
     left, right = unit[:, :, : COARSE // 2], unit[:, :, : COARSE // 2 - 1 : -1]
     root = np.float32(np.sqrt(0.5))
-    return ((left + right) * root).reshape(n, -1), ((left - right) * root).reshape(n, -1)
+    return ((left + right) * root).reshape(n, COARSE**2 // 2), ((left - right) * root).reshape(n, COARSE**2 // 2)
 
 
 def _largest(
