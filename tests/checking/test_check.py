@@ -41,7 +41,7 @@ def test_fair_sides_pass_and_are_recorded(sides, capsys):
     assert 0.7 < said["power"]["auc"] < 0.8 and "m: 30 images" in err
     assert read_check(Path("out")).model_dump(mode="json") == said
     page = Path("out/check.html").read_text()
-    assert "Nothing was found that speaks against an audit" in page and "diffleak check --members m --nonmembers n" in page
+    assert "Nothing was found that speaks against an audit" in page and "--members m --nonmembers n" in page
     found = scan(two_sources(open_source("m"), open_source("n")), None, False, False)
     assert said["data_fingerprint"] == found.fingerprint, "that of an audit of the same images"
 

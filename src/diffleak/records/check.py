@@ -86,9 +86,9 @@ class Power(Record):
     """What so many images can show: a leak that is told from chance with probability 0.8."""
 
     level: float
-    """Level of the intervals, 0.95."""
+    """Level of the intervals in (0, 1), 0.95."""
     probability: float
-    """Probability with which what is detectable is told from chance, 0.8."""
+    """Probability in (0, 1) with which what is detectable is told from chance, 0.8."""
     members: int
     """Number of members in the test part, a cluster of near-duplicates counted as one."""
     nonmembers: int
@@ -121,13 +121,13 @@ class CheckRecord(Record):
     warnings: tuple[str, ...]
     """What else a reader must know of the sides, a sentence each."""
     members: Side
-    """The members."""
+    """What was found of the members."""
     nonmembers: Side
-    """The held-out images."""
+    """What was found of the held-out images."""
     data_fingerprint: str
     """Hash of the ids and pixels of the readable images, as audits without labels and captions record it."""
     duplicates: Duplicates
-    """Copies and near-copies."""
+    """Copies and near-copies among all images."""
     blind: Blind
     """What tells the sides apart without a model."""
     classes_p_value: float | None

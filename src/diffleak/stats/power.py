@@ -7,8 +7,9 @@ probability POWER.
            V = (A (1 - A) + (m + n - 2) (Q - A^2)) / (m n),  Q = P(a score beats two of the other side) = F(z) - 2 T(z, 1 / sqrt 3),
            A = F(z), with the normal distribution function F and Owen's T, and the interval is one of log (A / (1 - A))
     TPR    a share of the members scores above every held-out image, the others as held-out images do: a few memorised images, for which
-           the rate at 1 % is read. Its interval is by order statistics below 1,000 held-out images (the number of members above the j-th
-           largest held-out score is binomial, that score's own FPR is Beta(j, n - j + 1)), and about normal from there on
+           the rate at 1 % is read. The number of members above the j-th largest held-out score is binomial, and that score's own FPR
+           is Beta(j, n - j + 1). j is that of the interval by order statistics below 1,000 held-out images, and of the threshold
+           itself, with the quantile of its bootstrap, from there on
 
 The settings of an attack are chosen on other images, so m and n are the images of the test part. `studies/decisions/power.py` compares
 with simulation. Attacks that leak otherwise need more images, or fewer.
@@ -49,28 +50,46 @@ def tpr_power(tpr: float, m: int, n: int) -> float:
     """The probability that the interval of the TPR at 1 % FPR lies above 1 %, for a true TPR in (0.01, 1)."""
     if n * FPR < 1 - 1e-9 or m < 1:
         return 0.0
-    memorised = (tpr - FPR) / (1 - FPR)
-    if n * FPR >= FEW - 1e-9:
-        deviation = math.sqrt(tpr * (1 - tpr) / m + (1 - memorised) ** 2 * FPR * (1 - FPR) / n)
-        return NormalDist().cdf((tpr - FPR) / deviation - NORMAL)
-    own, needed = _fpr_of_bound(n), _least_hits(m)
-    if own is None or needed is None:
+    own, needed = _by_bootstrap(m, n) if n * FPR >= FEW - 1e-9 else _by_order(m, n)
+    if needed is None:
         return 0.0
     from scipy.stats import binom
 
+    memorised = (tpr - FPR) / (1 - FPR)
     return float(binom.sf(needed - 1, m, memorised + (1 - memorised) * own).mean())
 
 
-@lru_cache
-def _fpr_of_bound(n: int) -> Float64[np.ndarray, " q"] | None:
-    """Quantiles of the true FPR of the held-out score that bounds the TPR from below; None where no score surely lies above 1 % FPR."""
-    sure = np.flatnonzero(1 - at_most(n, FPR)[:-1] >= 1 - ALPHA / 4) + 1
-    if not len(sure):
-        return None
+Bound = tuple[Float64[np.ndarray, " q"], int | None]
+
+
+def _fpr_of(rank: int, n: int) -> Float64[np.ndarray, " q"]:
+    """Quantiles of the true FPR of the rank-th largest of n held-out scores."""
     from scipy.stats import beta
 
-    rank = int(sure[-1])
     return beta.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, rank, n - rank + 1)  # type: ignore[no-any-return]
+
+
+@lru_cache
+def _by_order(m: int, n: int) -> Bound:
+    """The FPR of the held-out score that bounds the TPR from below, and how many members must be above it; None where no number will do."""
+    sure = np.flatnonzero(1 - at_most(n, FPR)[:-1] >= 1 - ALPHA / 4) + 1
+    if not len(sure):  # no held-out score is surely above the quantile, so the lower end is 0
+        return np.zeros(0), None
+    return _fpr_of(int(sure[-1]), n), _least(m, lambda hits: clopper_pearson(hits, m, ALPHA / 2)[0] > FPR)
+
+
+@lru_cache
+def _by_bootstrap(m: int, n: int) -> Bound:
+    """The FPR of the threshold, and how many members must be above it for the lower end of the bootstrap to lie above 1 %.
+
+    A resample has another threshold, whose FPR varies as the threshold's own does, and a binomial number of members above it.
+    """
+    from scipy.stats import binom
+
+    own = _fpr_of(int(n * FPR + 1e-9) + 1, n)
+    most = int(m * FPR + 1e-9)
+    below = lambda hits: binom.cdf(most, m, np.clip(hits / m + own - own.mean(), 0, 1)).mean()
+    return own, _least(m, lambda hits: below(hits) < ALPHA / 2)
 
 
 def detectable_auc(m: int, n: int) -> float | None:
@@ -95,15 +114,14 @@ def images_for_tpr(tpr: float) -> int | None:
     return _fewest(lambda size: tpr_power(tpr, size, size) >= POWER)
 
 
-@lru_cache
-def _least_hits(m: int) -> int | None:
-    """The fewest of m members above a threshold whose exact lower bound, at ALPHA / 4, lies above FPR."""
-    low, high = 0, m
-    if clopper_pearson(m, m, ALPHA / 2)[0] <= FPR:
+def _least(m: int, enough: Callable[[int], bool]) -> int | None:
+    """The fewest of m members that are enough; None where all are not."""
+    if not enough(m):
         return None
+    low, high = 0, m
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if clopper_pearson(middle, m, ALPHA / 2)[0] > FPR else (middle, high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 
