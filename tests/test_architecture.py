@@ -44,7 +44,7 @@ FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so 
     ("generation", "training"),
     ("defenses",),
     ("report",),
-    ("auditing", "comparison", "extraction", "headers", "prompts", "quality"),
+    ("auditing", "checking", "comparison", "extraction", "headers", "prompts", "quality", "splitting"),
     ("demo", "options", "reveal", "sweep"),
     ("lora",),
     ("cli",),
@@ -105,8 +105,10 @@ WITHOUT_TORCH = (
     "records",
     "stats",
     "report",
+    "checking",
     "comparison",
     "headers",
+    "splitting",
     "cli",
 )  # rooms, whatever modules they have
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from diffleak.attacks.subject import Subject as Subject
     from diffleak.auditing.run import Audit as Audit
     from diffleak.auditing.run import audit as audit
+    from diffleak.checking.check import check as check
     from diffleak.comparison.compare import compare as compare
     from diffleak.data.cohort import Cohort as Cohort
     from diffleak.data.cohort import cohort as cohort
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from diffleak.records.audit import Result as Result
     from diffleak.records.base import Estimate as Estimate
     from diffleak.records.scores import Scores as Scores
+    from diffleak.splitting.split import split as split
     from diffleak.stats.evaluation import evaluate as evaluate
     from diffleak.training.captioning import caption_images as caption_images
     from diffleak.training.config import TrainConfig as TrainConfig
@@ -80,6 +82,7 @@ _HOMES = {
     "Subject": "attacks.subject",
     "Audit": "auditing.run",
     "audit": "auditing.run",
+    "check": "checking.check",
     "compare": "comparison.compare",
     "Cohort": "data.cohort",
     "cohort": "data.cohort",
@@ -103,6 +106,7 @@ _HOMES = {
     "Result": "records.audit",
     "Estimate": "records.base",
     "Scores": "records.scores",
+    "split": "splitting.split",
     "evaluate": "stats.evaluation",
     "caption_images": "training.captioning",
     "TrainConfig": "training.config",

@@ -19,12 +19,14 @@ from diffleak.options import File, command
 
 if TYPE_CHECKING:
     from diffleak.auditing.config import AuditConfig, GeometryConfig
+    from diffleak.checking.config import CheckConfig
     from diffleak.config import ConvertConfig
     from diffleak.extraction.config import ExtractConfig
     from diffleak.prompts.config import PromptsConfig
     from diffleak.quality.config import QualityConfig
     from diffleak.records.audit import AuditRecord
     from diffleak.report.section import Page
+    from diffleak.splitting.config import SplitConfig
     from diffleak.sweep.checkpoints import Checkpoints
     from diffleak.training.config import CaptionConfig
 
@@ -54,6 +56,28 @@ def demo(
     from diffleak.demo import run_demo
 
     _print_audit(run_demo(output).record, output / "run", as_json)
+
+
+@command(app, "splitting.config:SplitConfig")
+def split(settings: "SplitConfig", as_json: Json = False) -> None:
+    """Before training: draw the held-out images, near-duplicates and groups on one side. --link or --copy lays out two folders."""
+    from diffleak.splitting.split import draw
+
+    drawn = draw(settings)
+    _print(drawn.summary, as_json, drawn.describe())
+
+
+@command(app, "checking.config:CheckConfig")
+def check(settings: "CheckConfig", as_json: Json = False) -> None:
+    """Before an audit: duplicates, blind baseline, unreadable images, and what so many images can show. Exit 4 if unfair."""
+    from diffleak.checking import check as api
+    from diffleak.report.pages.check import page
+
+    checked = api.check_images(settings)
+    if settings.output:
+        checked.save(settings.output)
+    _print_record(checked.record, page, settings.output / "check.html" if settings.output else None, as_json)
+    api.refuse_invalid(checked.record)
 
 
 @command(app, "training.config:TrainConfig")

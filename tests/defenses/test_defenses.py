@@ -18,10 +18,11 @@ from fixtures.models import LEVELS as TINY
 from safetensors.torch import load_file
 
 from diffleak import hub
+from diffleak.data.duplicates import within_radius
 from diffleak.data.pixels import to_model
 from diffleak.defenses.config import defend_config
 from diffleak.defenses.defend import defend
-from diffleak.defenses.halves import near_duplicates, split_halves
+from diffleak.defenses.halves import split_halves
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
 from diffleak.diffusion.dual import Dual
 from diffleak.errors import UserError
@@ -81,14 +82,14 @@ def test_a_near_duplicate_pair_never_straddles_the_halves(change):
 
 def test_exact_duplicates_are_found_without_a_radius():
     images = np.random.default_rng(6).integers(240, 256, (600, 16, 16, 3), dtype=np.uint8)
-    group = near_duplicates(np.concatenate([images, images[:, :, ::-1]]), 0.0)
+    group = within_radius(np.concatenate([images, images[:, :, ::-1]]), 0.0)
     assert (group[:600] == group[600:]).all() and len(set(group)) == 600
 
 
 def test_chains_of_near_duplicates_are_one_group():
     levels = np.array([0, 5, 10, 15, 120, 125], dtype=np.uint8)
     images = np.broadcast_to(levels[:, None, None, None], (6, 8, 8, 1))
-    group = near_duplicates(images, 0.03)
+    group = within_radius(images, 0.03)
     assert len(set(group[:4])) == 1 and len(set(group[4:])) == 1 and group[0] != group[5]
 
 
@@ -100,7 +101,7 @@ def test_grouping_is_that_of_all_pairs_one_by_one():
         for j in range(30):
             if min(np.sqrt(((x[i] - other) ** 2).mean()) for other in (x[j], x[j][:, ::-1])) <= radius:
                 group[group == group[j]] = group[i]
-    ours = near_duplicates(images, radius)
+    ours = within_radius(images, radius)
     assert 1 < len(set(group)) < 30
     assert ((ours[:, None] == ours) == (group[:, None] == group)).all()
 

@@ -249,17 +249,10 @@ def _finish_by_key(prepared: Prepared, collected: scoring.Collected, measured: F
     """
     cohort, scan = prepared.scan.cohort, prepared.scan
     order = cohort.by_key
-    in_order = cohort.taken(order)
     prepared = replace(
         prepared,
-        scan=replace(
-            scan,
-            cohort=in_order,
-            features=scan.features[order],
-            complexity=scan.complexity[order],
-            labels=replace(scan.labels, numbers=scan.labels.numbers[order]) if scan.labels else None,
-        ),
-        inputs=replace(prepared.inputs, cohort=in_order),
+        scan=scan.taken(order),
+        inputs=replace(prepared.inputs, cohort=cohort.taken(order)),
         split=replace(prepared.split, calibrate=prepared.split.calibrate[:, order]),
     )
     scores = tuple(tuple(variant.taken(order) for variant in group) for group in collected.scores)

@@ -10,6 +10,8 @@ from diffleak.attacks.clid import CLiD
 from diffleak.attacks.noise_probe import NoiseProbe
 from diffleak.auditing.plan import Prepared
 from diffleak.data.captions import FIXED, Captions
+from diffleak.data.duplicates import beside_members
+from diffleak.data.scan import Scan
 from diffleak.errors import shown, visible
 from diffleak.records.audit import Blind, Result
 from diffleak.records.scores import Scores
@@ -18,6 +20,8 @@ from diffleak.stats.blind import finding
 from diffleak.stats.calibration import FEWEST
 from diffleak.work.files import open_to_others
 from diffleak.work.folder import UNKNOWN
+
+NAMED = 3  # examples in a sentence
 
 
 def captions_line(captions: Captions, images: int) -> str:
@@ -43,6 +47,22 @@ def about_equal_scores(scores: Sequence[Scores]) -> tuple[str, ...]:
         f"{each.attack} gives every image the same score, so it measured nothing: does the model's answer depend on the image?"
         for each in scores
         if not np.ptp(each.statistic, axis=0).any()
+    )
+
+
+def about_copies(scan: Scan) -> tuple[str, ...]:
+    """How many held-out images are near-duplicates of members, with the closest pairs; nothing where none is."""
+    member, ids = scan.cohort.member, scan.cohort.ids
+    count = int(beside_members(scan.clusters, member).sum())
+    if not count:
+        return ()
+    across = scan.pairs.across(member)
+    pairs = [(i, j) if member[i] else (j, i) for i, j in zip(across.first[:NAMED], across.second[:NAMED], strict=True)]
+    examples = "; ".join(f"{shown(ids[i])} ~ {shown(ids[j])}" for i, j in pairs)
+    are = "image is a near-duplicate of a member" if count == 1 else "images are near-duplicates of members"
+    return (
+        f"{count:,} held-out {are} ({examples}): a model that knows the one knows the other, which hides leaks; `diffleak check` lists "
+        "them",
     )
 
 
@@ -111,6 +131,7 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
             f"images were brought to the {len(prepared.plan.buckets)} buckets of --buckets {prepared.config.buckets} as kohya's scripts do "
             "(bicubic, antialiased, centre crop); the scores are of the training images only if the training sized them alike"
         )
+    found += about_copies(prepared.scan)
     if finding(blind) == "perhaps":
         found.append("the two sides can be told apart without the model, better than by chance: part of every AUC may be that difference")
     if prepared.reference and prepared.plan.reference_fingerprint == prepared.plan.model_fingerprint != UNKNOWN:

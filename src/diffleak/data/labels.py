@@ -128,6 +128,14 @@ def folder_labels(root: Path, ids: tuple[str, ...]) -> Labels | None:
     return Labels(origin=FOLDERS, folders=folders) if any(folders) else None
 
 
+def possible_classes(labels: Labels | None) -> tuple[Value, ...]:
+    """The class of every image where no model says which classes there are: its label, else its folder; nothing where there are none."""
+    if labels is None or labels.values:
+        return labels.values if labels else ()
+    names = {folder.rpartition("/")[2].lower() for folder in labels.folders}
+    return labels.folders if len(names - SPLITS) > 1 else ()
+
+
 def table_labels(where: str, columns: Mapping[str, tuple[str, ...]], read: Callable[[str], list[Any]]) -> Labels | None:
     """The labels of a table: of its column `label`, else of its one column of class names; None where there is neither.
 

@@ -14,6 +14,7 @@ from diffleak.data.captions import Captions, choose_captions
 from diffleak.data.cohort import Cohort
 from diffleak.data.complexity import NAMES, complexity
 from diffleak.data.decoding import UnreadableImage
+from diffleak.data.duplicates import SIDE, Pairs, find_duplicates, sketch
 from diffleak.data.features import FEATURES, image_features
 from diffleak.data.labels import UNNAMED, ClassNames, Numbered
 from diffleak.data.names import say_strays
@@ -33,6 +34,8 @@ Hashes = UInt8[np.ndarray, "n 32"]
 class Scan:
     """What the pass found. `cohort` holds the readable images, `shape` is what they have (or are resized to).
 
+    `clusters` numbers the cluster of near-duplicates that each image is in, from 0 without gaps; as a rule an image is alone in its own.
+    `pairs` are those that make the clusters (`diffleak.data.duplicates`).
     With buckets, images are sorted by that of each, which `shapes` says; `shape` is then the one that most images have.
     """
 
@@ -43,24 +46,31 @@ class Scan:
     complexity: Float64[np.ndarray, "n 7"]
     omitted: tuple[str, ...]
     repeated: int
+    clusters: Int64[np.ndarray, " n"]
+    pairs: Pairs
     labels: Numbered | None = None
     captions: Captions | None = None
     tally: Tally = NO_IMAGES
     shapes: tuple[ImageShape, ...] | None = None
 
-    def by_bucket(self, shapes: Sequence[ImageShape]) -> "Scan":
-        """The same images sorted by their buckets, `shapes` in the order of the images here."""
-        order = np.array(sorted(range(len(shapes)), key=lambda row: (shapes[row].height, shapes[row].width)), dtype=np.int64)
+    def taken(self, order: Int64[np.ndarray, " n"]) -> "Scan":
+        """The same images in the order of the rows `order`."""
         return replace(
             self,
             cohort=self.cohort.taken(order),
-            shape=Counter(shapes).most_common(1)[0][0],
             features=self.features[order],
             complexity=self.complexity[order],
+            clusters=self.clusters[order],
+            pairs=self.pairs.moved(order),
             labels=replace(self.labels, numbers=self.labels.numbers[order]) if self.labels else None,
             captions=replace(self.captions, texts=tuple(self.captions.texts[row] for row in order)) if self.captions else None,
-            shapes=tuple(shapes[row] for row in order),
         )
+
+    def by_bucket(self, shapes: Sequence[ImageShape]) -> "Scan":
+        """The same images sorted by their buckets, `shapes` in the order of the images here."""
+        order = np.array(sorted(range(len(shapes)), key=lambda row: (shapes[row].height, shapes[row].width)), dtype=np.int64)
+        most, sorted_shapes = Counter(shapes).most_common(1)[0][0], tuple(shapes[row] for row in order)
+        return replace(self.taken(order), shape=most, shapes=sorted_shapes)
 
 
 def scan(
@@ -90,7 +100,7 @@ def scan(
     first_error: UnreadableImage | None = None
     readable = np.ones(len(cohort), dtype=bool)
     hashes, features = np.zeros((len(cohort), HASH), dtype=np.uint8), np.zeros((len(cohort), FEATURES))
-    complexities = np.zeros((len(cohort), len(NAMES)))
+    complexities, sketches = np.zeros((len(cohort), len(NAMES))), np.zeros((len(cohort), SIDE, SIDE), dtype=np.uint8)
     with progress("checking images", len(cohort), "images") as advance:
         for i, image_id in enumerate(cohort.ids):
             advance(1)
@@ -115,7 +125,7 @@ def scan(
             hashes[row] = np.frombuffer(pixel_hash(pixels), dtype=np.uint8)
             shapes.append(fitting)
             fitted = fit(pixels, fitting, resize or buckets is not None, image_id)
-            features[row], complexities[row] = image_features(fitted), complexity(fitted)
+            features[row], complexities[row], sketches[row] = image_features(fitted), complexity(fitted), sketch(pixels)
     if first_error and not skip_unreadable:
         raise UserError(f"{len(omitted)} of {len(cohort)} images cannot be read (first: {first_error})")
     if shape:
@@ -140,8 +150,9 @@ def scan(
     labels = replace(labels, numbers=labels.numbers[readable]) if labels else None
     if omitted and captions is not None:
         told = choose_captions(kept, captions, seed)
-    fingerprint = _fingerprint(kept, hashes, labels.numbers if labels else None, told)
-    found = Scan(kept, shape, fingerprint, features, complexities, tuple(omitted), repeated, labels, told, tally)
+    data = fingerprint(kept, hashes, labels.numbers if labels else None, told)
+    pairs, clusters = find_duplicates(sketches[: len(kept)], hashes)
+    found = Scan(kept, shape, data, features, complexities, tuple(omitted), repeated, clusters, pairs, labels, told, tally)
     return found.by_bucket(shapes) if buckets else found
 
 
@@ -180,7 +191,8 @@ def _keys(hashes: Hashes) -> np.ndarray:
     return hashes.view(f"S{HASH}")[:, 0]
 
 
-def _fingerprint(cohort: Cohort, hashes: Hashes, labels: Int64[np.ndarray, " n"] | None, captions: Captions | None) -> str:
+def fingerprint(cohort: Cohort, hashes: Hashes, labels: Int64[np.ndarray, " n"] | None, captions: Captions | None) -> str:
+    """A hash of the ids, sides and pixels of images, and of their classes and captions where a model is given them."""
     digest = hashlib.sha256()
     for image_id, is_member, pixels in zip(cohort.ids, cohort.member, hashes, strict=True):
         digest.update(f"{image_id}\0{int(is_member)}\0{pixels.tobytes().hex()}\n".encode())

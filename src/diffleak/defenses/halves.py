@@ -1,18 +1,18 @@
 """Two disjoint halves of a training set, with near-duplicates on one side.
 
-A pair that straddled the halves would be a member of both teachers under two names. Two images are near-duplicates when
-the root mean square difference of their 16 x 16 thumbnails, upright or mirrored, is at most `radius` (pixels in [0, 1]);
-groups are the connected components of that relation.
+A pair that straddled the halves would be a member of both teachers under two names. `diffleak.data.duplicates.within_radius` says
+which images are near-duplicates.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int, UInt8
+from jaxtyping import UInt8
 
 from diffleak import hub
-from diffleak.data.pixels import ImageShape, fit
+from diffleak.data.duplicates import within_radius
+from diffleak.data.pixels import ImageShape
 from diffleak.data.sources import open_source
 from diffleak.data.split import FILE, Ids, Split, read_halves
 from diffleak.defenses.config import DefendConfig
@@ -20,12 +20,9 @@ from diffleak.defenses.teachers import split_of
 from diffleak.errors import UserError, shown
 from diffleak.training.images import read_training_data, training_shape
 from diffleak.training.text_to_image import base_shape, load_base
-from diffleak.work.progress import progress, say
+from diffleak.work.progress import say
 
-THUMBNAIL = 16  # pixels a side
 SMALLEST = 2  # images a half must have
-AT_ONCE = 256  # images whose neighbours are in memory together
-SLACK = 1e-5  # of a distance, for rounding
 
 
 class Halves(NamedTuple):
@@ -90,7 +87,7 @@ def split_halves(ids: Sequence[str], images: UInt8[np.ndarray, "n h w c"], radiu
 
     Raises `UserError` when a half would have fewer than SMALLEST images.
     """
-    group = near_duplicates(images, radius)
+    group = within_radius(images, radius)
     sizes = np.bincount(group)
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind="stable")]  # large groups first, so that single images even the halves out
@@ -105,34 +102,3 @@ def split_halves(ids: Sequence[str], images: UInt8[np.ndarray, "n h w c"], radiu
         )
     first, second = (tuple(i for i, g in zip(ids, group, strict=True) if side[g] == half) for half in (0, 1))
     return Halves(first, second, int((sizes > 1).sum()))
-
-
-def near_duplicates(images: UInt8[np.ndarray, "n h w c"], radius: float) -> Int[np.ndarray, " n"]:
-    """The number of the group of near-duplicates that each image is in."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-    from sklearn.neighbors import NearestNeighbors
-
-    upright, mirrored = thumbnails(images), thumbnails(images[:, :, ::-1])
-    near = NearestNeighbors(radius=radius * float(np.sqrt(upright.shape[1])) + SLACK, algorithm="brute").fit(upright)
-    n = len(upright)
-    group = np.arange(n)
-    with progress("looking for near-duplicates", n, "images") as advance:
-        for start in range(0, n, AT_ONCE):  # a block at a time, since images that look alike have a neighbour in every other
-            rows = np.arange(start, min(start + AT_ONCE, n))
-            for side in (upright, mirrored):
-                found = near.radius_neighbors_graph(side[rows]).tocoo()
-                ends = (np.concatenate([rows[found.row], np.arange(n)]), np.concatenate([found.col, group]))
-                _, group = connected_components(coo_array((np.ones(len(ends[0])), ends), shape=(n, n)), directed=False)
-                group = np.unique(group, return_index=True)[1][group]  # the first image of each group stands for it
-            advance(len(rows))
-    return np.unique(group, return_inverse=True)[1]  # type: ignore[no-any-return]
-
-
-def thumbnails(images: UInt8[np.ndarray, "n h w c"]) -> Float64[np.ndarray, "n d"]:
-    """Every image at THUMBNAIL pixels a side (smaller ones as they are), flat, in [0, 1]."""
-    _, height, width, channels = images.shape
-    if min(height, width) > THUMBNAIL:
-        shape = ImageShape(channels, THUMBNAIL, THUMBNAIL)
-        images = np.stack([fit(np.ascontiguousarray(image), shape, True, "image") for image in images])
-    return images.reshape(len(images), -1).astype(np.float64) / 255

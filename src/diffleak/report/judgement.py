@@ -307,6 +307,11 @@ def _blind(blind: Blind) -> str:
     return classes + _pixels(blind)
 
 
+def sources(blind: Blind) -> str:
+    """What the check for different sources says, for a page without a verdict on attacks."""
+    return _blind(blind)
+
+
 def _pixels(blind: Blind) -> str:
     """What the pixels say of it."""
     if blind.p_value is not None:

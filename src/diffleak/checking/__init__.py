@@ -1,0 +1,1 @@
+"""The command that looks at both sides before an audit."""

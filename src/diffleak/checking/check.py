@@ -1,0 +1,278 @@
+"""What can be said of two sides before any model is asked: copies, sources, sizes, captions, and what so many images can show."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from diffleak.checking.config import CheckConfig
+from diffleak.config import build
+from diffleak.data.cohort import IN_MEMORY, Cohort, one_source, two_sources
+from diffleak.data.complexity import NAMES, complexity
+from diffleak.data.draw import calibrate_size, images_for
+from diffleak.data.duplicates import beside_members
+from diffleak.data.features import FEATURES, image_features
+from diffleak.data.labels import possible_classes
+from diffleak.data.pixels import ImageShape, fit
+from diffleak.data.scan import FEWEST, fingerprint
+from diffleak.data.sources import open_source
+from diffleak.data.survey import Survey, survey
+from diffleak.errors import InvalidAudit, shown
+from diffleak.records.audit import Blind
+from diffleak.records.check import FILE, CheckRecord, DuplicatePair, Duplicates, Needed, Power, Side, Where
+from diffleak.stats.blind import INVALID_P, blind_auc, finding, labels_p_value
+from diffleak.stats.metrics import LEVEL
+from diffleak.stats.power import POWER, detectable_auc, detectable_tpr, images_for_auc, images_for_tpr
+from diffleak.work.files import checked_folder, write_text
+from diffleak.work.progress import progress, say
+
+LISTED = 500  # pairs in the record
+NAMED = 3  # examples in a sentence
+AUCS, TPRS = (0.55, 0.6, 0.7), (0.02, 0.03, 0.05, 0.1)  # leaks whose images are worked out
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """A finished check."""
+
+    record: CheckRecord
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes check.json and check.html; returns the folder."""
+        from diffleak.report import to_html
+        from diffleak.report.pages.check import page
+
+        folder = checked_folder(Path(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / FILE, self.record.model_dump_json(indent=2))
+        write_text(folder / "check.html", to_html(page(self.record)))
+        return folder
+
+
+def check(
+    members: Any = None, nonmembers: Any = None, *, data: Any = None, split: str | Path | None = None, **settings: Any
+) -> CheckRecord:
+    """Looks at both sides of an audit without a model.
+
+    members, nonmembers, or data and split: as `diffleak.cohort` takes them. settings: any other key of `CheckConfig`.
+    Raises `UserError` for data that cannot be read; sides that make an audit invalid are in the record, `valid` False.
+    """
+    given = {"members": members, "nonmembers": nonmembers, "data": data, "split": split}
+    named = {key: str(value) if isinstance(value, str | Path) else IN_MEMORY for key, value in given.items() if value is not None}
+    return check_images(build(CheckConfig, {**named, **settings}), given).record
+
+
+def check_images(config: CheckConfig, given: dict[str, Any] | None = None) -> Check:
+    """The check of a config; `given` are the images where they are in memory."""
+    read = lambda key: open_source((given or {}).get(key) or getattr(config, key), config.decoding)
+    if config.split:
+        cohort = one_source(read("data"), config.split, config.limit, config.seed)
+    else:
+        cohort = two_sources(read("members"), read("nonmembers"), config.limit, config.seed)
+    for line in cohort.found:
+        say(line)
+    looked = survey(cohort)
+    kept, member = looked.cohort, looked.cohort.member
+    looked.tally.refuse(cohort.names[0], config.decoding)
+    looked.tally.refuse_white(config.decoding)
+    found = _duplicates(looked)
+    blind = _blind(looked, config.seed)
+    labels = _classes(kept)
+    p_value = None if labels is None or not _two_sided(member) else labels_p_value(labels, member, config.seed)
+    distinct = tuple(len(np.unique(looked.duplicates.clusters[side])) for side in (member, ~member))
+    sides = _sides(cohort, looked, distinct)
+    problems = tuple(_problems(looked, found, blind))
+    return Check(
+        CheckRecord(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            diffleak=version("diffleak"),
+            command=config.command if IN_MEMORY not in (config.members, config.data) else "diffleak.check(...) from Python",
+            settings=config.model_dump(mode="json"),
+            valid=not problems,
+            problems=problems,
+            warnings=tuple(_warnings(looked, found, blind, p_value, sides, config)),
+            members=sides[0],
+            nonmembers=sides[1],
+            data_fingerprint=fingerprint(kept, looked.hashes, None, None),
+            duplicates=found,
+            blind=blind,
+            classes_p_value=p_value,
+            power=_power(*distinct, config.calibrate_fraction),
+            images=looked.tally,
+            unreadable=looked.unreadable,
+        )
+    )
+
+
+def refuse_invalid(record: CheckRecord) -> None:
+    """Raises `InvalidAudit` where an audit of these sides would be invalid or refused."""
+    if not record.valid:
+        raise InvalidAudit(f"an audit of these sides would be invalid: {record.problems[0]}")
+
+
+def _two_sided(member: Bool[np.ndarray, " n"]) -> bool:
+    return bool(member.any() and not member.all())
+
+
+def _duplicates(looked: Survey) -> Duplicates:
+    member, (pairs, clusters) = looked.cohort.member, looked.duplicates
+    across = member[pairs.first] != member[pairs.second]
+    keys = looked.hashes.view(f"S{looked.hashes.shape[1]}")[:, 0]
+    same = ~member & np.isin(keys, keys[member])
+    shared = beside_members(clusters, member)
+    sizes = np.bincount(clusters)
+    order = np.argsort(~across, kind="stable")[:LISTED]
+    rows = []
+    for k in order:
+        one, other = int(pairs.first[k]), int(pairs.second[k])
+        one, other = (other, one) if across[k] and not member[one] else (one, other)
+        where: Where = "across" if across[k] else "members" if member[one] else "nonmembers"
+        ids, exact = looked.cohort.ids, bool(pairs.exact[k])
+        rows.append(DuplicatePair(first=ids[one], second=ids[other], where=where, exact=exact, distance=round(float(pairs.distance[k]), 5)))
+    return Duplicates(
+        exact_across=int(same.sum()),
+        near_across=int((shared & ~same).sum()),
+        exact_within=int((pairs.exact & ~across).sum()),
+        near_within=int((~pairs.exact & ~across).sum()),
+        clusters=int((sizes > 1).sum()),
+        clustered=int(sizes[sizes > 1].sum()),
+        pairs=tuple(rows),
+        listed=len(pairs.first),
+    )
+
+
+def _blind(looked: Survey, seed: int) -> Blind:
+    """The blind baseline of audits, on images brought to the shape that most of them have."""
+    member = looked.cohort.member
+    if min(int(member.sum()), int((~member).sum())) < FEWEST:
+        return Blind(reason=f"fewer than {FEWEST} readable images on a side")
+    shape = Counter(looked.shapes).most_common(1)[0][0]
+    shape = ImageShape(min(shape.channels, 3), shape.height, shape.width)
+    features, complexities = np.zeros((len(member), FEATURES)), np.zeros((len(member), len(NAMES)))
+    with progress("blind baseline", len(member), "images") as advance:
+        for row, image_id in enumerate(looked.cohort.ids):
+            pixels = fit(looked.cohort.read(row), shape, True, image_id)
+            features[row], complexities[row] = image_features(pixels), complexity(pixels)
+            advance(1)
+    return blind_auc(features, member, seed, complexities)
+
+
+def _classes(cohort: Cohort) -> np.ndarray | None:
+    """The number of the class of every image; None unless every image has one."""
+    sides = [possible_classes(source.labels()) for source in cohort.sources]
+    if not all(sides):
+        return None
+    values = [str(sides[0 if m else 1][int(i)]) for m, i in zip(cohort.member, cohort.position, strict=True)]
+    missing = any(sides[0 if m else 1][int(i)] is None for m, i in zip(cohort.member, cohort.position, strict=True))
+    return None if missing else np.unique(values, return_inverse=True)[1].astype(np.int64)
+
+
+def _sides(cohort: Cohort, looked: Survey, distinct: Sequence[int]) -> tuple[Side, Side]:
+    member = looked.cohort.member
+    texts = cohort.captions()
+    found = []
+    for number, side in enumerate((True, False)):
+        source, rows = cohort.sources[number], np.flatnonzero(cohort.member == side)
+        said, values = source.said(), possible_classes(source.labels())
+        shapes = Counter(str(shape) for shape, m in zip(looked.shapes, member, strict=True) if m == side)
+        found.append(
+            Side(
+                source=cohort.names[number],
+                images=len(rows),
+                readable=int((member == side).sum()),
+                distinct=distinct[number],
+                captions=sum(bool(texts[row]) for row in rows) if texts else 0,
+                captions_from=said.captions,
+                labels=sum(values[int(cohort.position[row])] is not None for row in rows) if values else 0,
+                labels_from=said.labels if values else "",
+                shapes=tuple(shapes.most_common()),
+            )
+        )
+    return found[0], found[1]
+
+
+def _problems(looked: Survey, found: Duplicates, blind: Blind) -> Iterator[str]:
+    """Why an audit would be invalid, or would not start."""
+    member = looked.cohort.member
+    m, n = int(member.sum()), int((~member).sum())
+    if min(m, n) < FEWEST:
+        yield f"an audit needs at least {FEWEST} images on each side; {m:,} members and {n:,} held-out images can be read"
+    if found.exact_across:
+        pairs = [f"{shown(p.first)} = {shown(p.second)}" for p in found.pairs if p.where == "across" and p.exact][:NAMED]
+        are = "held-out image is" if found.exact_across == 1 else "held-out images are"
+        yield f"{found.exact_across:,} {are} pixel for pixel that of a member ({'; '.join(pairs)}): remove from one side"
+    if finding(blind) == "different":
+        size = f"p = {blind.p_value:.2g}" if blind.p_value is not None else f"AUC {blind.value:.2f}, lower end {blind.low:.2f}"
+        yield f"the two sides can be told apart without a model ({size}): hold out images of the same source (`diffleak split`)"
+
+
+def _warnings(
+    looked: Survey, found: Duplicates, blind: Blind, p_value: float | None, sides: tuple[Side, Side], config: CheckConfig
+) -> Iterator[str]:
+    if found.near_across:
+        near = [p for p in found.pairs if p.where == "across" and not p.exact][:NAMED]
+        pairs = "; ".join(f"{shown(p.first)} ~ {shown(p.second)}" for p in near)
+        are = "image is a near-duplicate of a member" if found.near_across == 1 else "images are near-duplicates of members"
+        yield (
+            f"{found.near_across:,} held-out {are} ({pairs}): a model that knows the one knows the other, "
+            "which hides leaks; remove them, or draw the sides with `diffleak split`"
+        )
+    if found.clusters and found.exact_within + found.near_within:
+        pairs = found.exact_within + found.near_within
+        stand = "pair of copies or near-duplicates stands" if pairs == 1 else "pairs of copies or near-duplicates stand"
+        yield f"{pairs:,} {stand} on one side: an audit counts a cluster as one image"
+    if looked.unreadable:
+        lost = len(looked.unreadable)
+        yield f"{lost:,} {'image' if lost == 1 else 'images'} cannot be read: replace them, or audit with --skip-unreadable"
+    shapes = dict.fromkeys(name for side in sides for name, _ in side.shapes)
+    if len(shapes) > 1:
+        first = ", ".join(list(shapes)[:NAMED])
+        yield f"the images have {len(shapes):,} shapes ({first}{', ...' if len(shapes) > NAMED else ''}): audit with --resize or --buckets"
+        most = [side.shapes[0][0] for side in sides if side.shapes]
+        if len(set(most)) > 1:
+            yield f"most members are {most[0]} and most held-out images {most[1]}: an attack may tell the sides apart by their size alone"
+    if read := looked.tally.described(config.decoding):
+        yield f"how the images were read: {', '.join(read)}"
+    if finding(blind) == "perhaps":
+        yield "the two sides can be told apart without a model, better than by chance: part of what an audit finds may be that difference"
+    if p_value is not None and p_value <= INVALID_P:
+        yield f"the classes of the two sides differ (p = {p_value:.2g}): an audit of a class-conditional model would be invalid"
+    for name, counts in (("captions", [s.captions for s in sides]), ("labels", [s.labels for s in sides])):
+        if any(counts) and counts != [s.images for s in sides]:
+            yield (
+                f"{name} are there for {counts[0]:,} of {sides[0].images:,} members and {counts[1]:,} of {sides[1].images:,} held-out "
+                f"images: a model that takes {name} needs them for every image"
+            )
+    column = looked.cohort.column("group")
+    if column:
+        of = [{str(v) for v, m in zip(column, looked.cohort.member, strict=True) if v is not None and m == side} for side in (True, False)]
+        if both := sorted(of[0] & of[1]):
+            yield f"{len(both):,} groups have images on both sides (first: {shown(both[0])}); `diffleak split` keeps groups whole"
+
+
+def _power(members: int, nonmembers: int, fraction: float) -> Power:
+    """What an audit of so many images can show; clusters count as one image, and calibration takes its share."""
+    m, n = (size - calibrate_size(size, fraction) for size in (members, nonmembers))
+    whole = lambda tested: None if tested is None else images_for(tested, fraction)
+    return Power(
+        level=LEVEL,
+        probability=POWER,
+        members=m,
+        nonmembers=n,
+        auc=_rounded(detectable_auc(m, n)),
+        tpr_at_1pct=_rounded(detectable_tpr(m, n)),
+        needed=(
+            *(Needed(quantity="AUC", value=value, images=whole(images_for_auc(value))) for value in AUCS),
+            *(Needed(quantity="TPR at 1 % FPR", value=value, images=whole(images_for_tpr(value))) for value in TPRS),
+        ),
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,135 @@
+"""The sections of the page on a check of two sides."""
+
+from collections.abc import Iterator
+
+from diffleak.errors import visible
+from diffleak.records.check import CheckRecord, Needed, Side
+from diffleak.report.judgement import Verdict, sources
+from diffleak.report.section import Section, Sentences, Tabulated, drawn, facts
+from diffleak.report.sections import reproduce
+from diffleak.report.table import NOT_ESTIMABLE, Cell, Column, tabulate
+from diffleak.report.wording import count, percent
+from diffleak.stats.blind import finding
+
+SHOWN = 100  # pairs on a page
+SIZES = 4  # shapes that are named
+WHERE = {"across": "across the sides", "members": "members", "nonmembers": "held out"}
+
+
+def verdict(record: CheckRecord) -> Verdict:
+    """The answer: may these sides be audited, and what would such an audit see?"""
+    sentences = (*(f"{visible(problem[:1].upper() + problem[1:])}." for problem in record.problems), _seen(record), sources(record.blind))
+    if not record.valid:
+        return Verdict("invalid", "Not fair: an audit of these two sides would be invalid.", sentences)
+    if record.duplicates.near_across or finding(record.blind) in ("perhaps", "unchecked"):
+        return Verdict("undecided", "These two sides can be audited, with reservations.", sentences)
+    return Verdict("no-leak-found", "Nothing was found that speaks against an audit of these two sides.", sentences)
+
+
+def _seen(record: CheckRecord) -> str:
+    power, parts = record.power, []
+    if power.auc is not None:
+        parts.append(f"an AUC of {power.auc:.3f} or more")
+    if power.tpr_at_1pct is not None:
+        parts.append(f"a TPR of {percent(power.tpr_at_1pct)} or more at 1 % false alarms")
+    of = f"{count(power.members)} members and {count(power.nonmembers)} held-out images to test on"
+    if not parts:
+        return f"With {of}, an audit can tell no leak from chance."
+    missing = "" if power.tpr_at_1pct is not None else "; the rate at 1 % false alarms cannot be told from chance"
+    return f"With {of}, an audit tells {' and '.join(parts)} from chance with probability {power.probability:g}{missing}."
+
+
+def sides(record: CheckRecord) -> Section:
+    """What was found on either side."""
+    columns = (
+        Column(("Images",), "Those included that cannot be read.", 1, lambda s: Cell(count(s.images))),
+        Column(("Distinct",), "Readable images, a cluster of near-duplicates counted as one.", 3, lambda s: Cell(count(s.distinct))),
+        Column(("Unreadable",), "", 4, lambda s: Cell(count(s.images - s.readable))),
+        Column(("Captions",), "Images that have one.", 2, lambda s: Cell(count(s.captions))),
+        Column(("Labels",), "Images that have one.", 5, lambda s: Cell(count(s.labels))),
+        Column(("Sizes",), "", 6, lambda s: Cell(_sizes(s)), look="left"),
+    )
+    rows = ((record.members, "members"), (record.nonmembers, "held out"))
+    names = {id(side): name for side, name in rows}
+    table = tabulate([side for side, _ in rows], columns, lambda side: (names[id(side)], side.source, False))
+    where = [
+        f"{what} of the {called} from {visible(place)}"
+        for side, called in ((record.members, "members"), (record.nonmembers, "held-out images"))
+        for what, place in (("captions", side.captions_from), ("labels", side.labels_from))
+        if place
+    ]
+    lines = (Sentences((f"Found: {'; '.join(where)}.",), tone="small", listed=False),) if where else ()
+    return Section("sides", "The two sides", (Tabulated(table, "", "Side"), *lines), "Sides", brief="The two sides")
+
+
+def _sizes(side: Side) -> str:
+    named = ", ".join(f"{shape}: {count(n)}" for shape, n in side.shapes[:SIZES])
+    return named + (f", and {count(len(side.shapes) - SIZES)} other shapes" if len(side.shapes) > SIZES else "")
+
+
+def duplicates(record: CheckRecord) -> Section:
+    """Counts of copies, and the pairs."""
+    found = record.duplicates
+    if not found.listed:
+        said = "No image is a copy of another, or nearly one."
+        return Section("duplicates", "Duplicates", (Sentences((said,), listed=False),), "Duplicates", brief="Duplicates")
+    lines = (
+        f"Across the sides, held-out images with exactly the pixels of a member: {count(found.exact_across)}; other near-duplicates of "
+        f"members: {count(found.near_across)}.",
+        f"On one side, exact copies: {count(found.exact_within)}; pairs of near-duplicates: {count(found.near_within)}.",
+        f"Clusters: {count(found.clusters)}, with {count(found.clustered)} images. An audit counts a cluster as one image.",
+    )
+    columns = (
+        Column(("Other image",), "", 1, lambda p: Cell(visible(p.second)), look="left"),
+        Column(("Where",), "", 2, lambda p: Cell(WHERE[p.where]), look="left"),
+        Column(("Distance",), "", 3, lambda p: Cell("exact" if p.exact else f"{p.distance:.3f}")),
+    )
+    head = lambda p: (p.first, "", False)
+    table = lambda pairs: tabulate(pairs, columns, head)
+    rest = found.listed - SHOWN
+    more = f" The first {SHOWN} of {count(found.listed)} pairs; check.json has more." if rest > 0 else ""
+    caption = f"Across the sides first, the closest first. Distance: 0 for copies, near 1 for images that have nothing in common.{more}"
+    blocks = (
+        Sentences(lines),
+        Tabulated(table(found.pairs[:10]), caption, "Image", where="text", quoted=True),
+        Tabulated(table(found.pairs[:SHOWN]), caption, "Image", where="page", quoted=True),
+    )
+    return Section("duplicates", "Duplicates", blocks, "Duplicates", brief="Duplicates")
+
+
+def power(record: CheckRecord) -> Section:
+    """What leaks of given sizes take."""
+
+    def cell(needed: Needed) -> Cell:
+        return Cell(NOT_ESTIMABLE, reason="more than a million") if needed.images is None else Cell(count(needed.images))
+
+    columns = (Column(("Images on", "each side"), "Those included that an audit chooses its settings on.", 1, cell),)
+    name = lambda n: (f"AUC {n.value:g}" if n.quantity == "AUC" else f"TPR {percent(n.value, 0)} at 1 % FPR", "", False)
+    caption = (
+        f"Images that show a leak of this size with probability {record.power.probability:g}: the 95 % interval then lies above chance. "
+        "AUC: scores that are normal and shifted. TPR: a few members stand out and the others do not."
+    )
+    table = Tabulated(tabulate(record.power.needed, columns, name), caption, "Leak")
+    return Section("power", "How many images it takes", (Sentences((_seen(record),), listed=False), table), "Images needed", brief="Power")
+
+
+def unreadable(record: CheckRecord) -> Section | None:
+    """The images that cannot be read; text has their number among the warnings."""
+    if not record.unreadable:
+        return None
+    names = [visible(line) for line in record.unreadable[:SHOWN]]
+    more = f"and {count(len(record.unreadable) - SHOWN)} more, see check.json" if len(record.unreadable) > SHOWN else ""
+    return Section("unreadable", "Images that cannot be read", (drawn("names", names=names, more=more),), "Unreadable")
+
+
+def made(record: CheckRecord) -> Section:
+    """The command and the data."""
+    return reproduce(record.command, facts(_rows(record)))
+
+
+def _rows(record: CheckRecord) -> Iterator[tuple[str, str]]:
+    yield "Members", visible(record.members.source)
+    yield "Held out", visible(record.nonmembers.source)
+    yield "Data fingerprint", record.data_fingerprint
+    yield "Version", f"diffleak {visible(record.diffleak)}"
+    yield "Record", f"check.json, schema version {record.schema_version}"

@@ -1,0 +1,1 @@
+"""The command that draws who is held out, before a model is trained."""

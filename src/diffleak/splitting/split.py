@@ -1,0 +1,158 @@
+"""Draws who is held out, writes the split file and lays out the two folders that trainers read."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffleak.config import build
+from diffleak.data.cohort import Cohort, images_alone
+from diffleak.data.groups import group_name, groups_of
+from diffleak.data.image_source import ImageSource
+from diffleak.data.labels import possible_classes
+from diffleak.data.sources import open_source
+from diffleak.data.split import Drawn, Split
+from diffleak.data.survey import survey
+from diffleak.errors import UserError, shown
+from diffleak.splitting.config import COLUMN, FAIR, SplitConfig
+from diffleak.splitting.draw import draw_coins, draw_share, units_of
+from diffleak.splitting.folders import lay_out, refuse_folder
+from diffleak.work.files import write_new
+from diffleak.work.progress import say
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was drawn and written."""
+
+    split: Split
+    path: Path
+    clusters: int
+    """Clusters of two near-duplicates or more, each on one side."""
+    groups: int
+    """Groups of the metadata, each on one side."""
+    classes: dict[str, tuple[int, int]]
+    """Members and held-out images of every class; empty where the data has none."""
+    unreadable: int
+    """Images that could not be read, and are on neither side."""
+    folder: Path | None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """For `--json`."""
+        drawn = self.split.drawn
+        counts = {"members": len(self.split.members), "nonmembers": len(self.split.nonmembers), "units_together": len(drawn.together)}
+        found = {"clusters": self.clusters, "groups": self.groups, "classes": self.classes, "unreadable": self.unreadable}
+        how = {key: value for key, value in asdict(drawn).items() if key != "together"}
+        return {"split": str(self.path), **counts, **found, "drawn": how, "folder": str(self.folder) if self.folder else None}
+
+    def describe(self) -> str:
+        """Sentences for people."""
+        members, held, drawn = len(self.split.members), len(self.split.nonmembers), self.split.drawn
+        how = "by a fair coin for each unit" if drawn.how == "coin" else f"to hold out {drawn.held_out:g}"
+        lines = [f"split: {self.path} (names the training images: do not release it with the model)"]
+        lines.append(f"drawn {how}, seed {drawn.seed}: {members:,} members, {held:,} held out ({held / (members + held):.1%})")
+        if drawn.together:
+            images, largest = sum(map(len, drawn.together)), max(map(len, drawn.together))
+            why = [f"{self.clusters:,} clusters of near-duplicates"] * (self.clusters > 0) + [f"{self.groups:,} groups"] * (self.groups > 0)
+            coins = " (one coin each, recorded under drawn.together)" if drawn.how == "coin" else ""
+            lines.append(
+                f"kept together{coins}: {images:,} images in {len(drawn.together):,} units ({', '.join(why)}; largest {largest:,})"
+            )
+        if self.classes:
+            shares = [held / (members + held) for members, held in self.classes.values()]
+            lines.append(f"classes: {len(self.classes):,}, with {min(shares):.1%} to {max(shares):.1%} held out")
+        if self.unreadable:
+            lines.append(f"{self.unreadable:,} images cannot be read and are on neither side")
+        if self.folder:
+            lines.append(f"folders: {self.folder / 'members'} to train on, {self.folder / 'nonmembers'} to keep back")
+        return "\n".join(lines)
+
+
+def split(
+    data: str | Path | np.ndarray | ImageSource, output: str | Path, held_out: float | None = None, coin: bool = False, **settings: Any
+) -> Outcome:
+    """Draws the held-out images of `data` and writes the split file `output`.
+
+    held_out: their share; or coin=True. settings: any other key of `SplitConfig`, such as group="patient" or link="DIR".
+    Raises `UserError` for data that cannot be read or drawn from, and for a file or folder that is there already with another content.
+    """
+    named = data if isinstance(data, str | Path) else getattr(data, "name", "array")
+    return draw(build(SplitConfig, {"data": named, "output": output, "held_out": held_out, "coin": coin, **settings}), data)
+
+
+def draw(config: SplitConfig, data: Any = None) -> Outcome:
+    """The split of a config; `data` is the images where they are in memory."""
+    source = open_source(config.data if data is None else data, config.decoding)
+    say(source.found)
+    refuse_folder(source, config)
+    every = images_alone(source)
+    groups = _groups(every, config.group)
+    classes = possible_classes(source.labels())
+    looked = survey(every)
+    if looked.unreadable and not config.skip_unreadable:
+        raise UserError(
+            f"{len(looked.unreadable):,} of {len(every):,} images cannot be read (first: {looked.unreadable[0]}): replace them, or leave "
+            "them out with --skip-unreadable"
+        )
+    kept = looked.cohort
+    rows = {image_id: row for row, image_id in enumerate(every.ids)}
+    kept_rows = [rows[image_id] for image_id in kept.ids]
+    units = units_of(looked.duplicates.clusters, [groups[row] for row in kept_rows])
+    of = [classes[every.position[row]] for row in kept_rows] if classes else []
+    held = draw_coins(kept.ids, units, config.seed) if config.coin else draw_share(kept.ids, units, config.held_out or 0, config.seed, of)
+    _refuse_one_sided(held, len(units), config)
+    together = tuple(tuple(kept.ids[row] for row in sorted(unit)) for unit in units if len(unit) > 1)
+    how = Drawn("coin", config.seed, FAIR, together) if config.coin else Drawn("share", config.seed, config.held_out or 0, together)
+    drawn = Split(*(tuple(kept.ids[row] for row in np.flatnonzero(side)) for side in (~held, held)), drawn=how)
+    _write(drawn, config.output)
+    if config.folder:
+        lay_out(source, drawn, config)
+    sizes = np.bincount(looked.duplicates.clusters)
+    counted = Counter((str(name), bool(side)) for name, side in zip(of, held, strict=bool(of)))
+    return Outcome(
+        drawn,
+        config.output,
+        int((sizes > 1).sum()),
+        len({groups[row] for row in kept_rows} - {None}),
+        {name: (counted[name, False], counted[name, True]) for name in sorted({name for name, _ in counted})},
+        len(looked.unreadable),
+        config.folder,
+    )
+
+
+def _groups(cohort: Cohort, column: str | None) -> list[str | None]:
+    """The group of every image; of a column that was not asked for an image may lack it, and then stands alone."""
+    if column is not None:
+        return list(groups_of(cohort, column))
+    values = cohort.column(COLUMN)
+    try:
+        return [None] * len(cohort) if values is None else [group_name(value) for value in values]
+    except ValueError as error:
+        raise UserError(f"the column {COLUMN} must hold texts or whole numbers; it has {error}: correct it, or name another") from None
+
+
+def _refuse_one_sided(held: np.ndarray, units: int, config: SplitConfig) -> None:
+    if held.any() and not held.all():
+        return
+    what = "no image would be" if not held.any() else "every image would be"
+    way = "another --seed" if config.coin else "another --held-out"
+    raise UserError(f"both sides must have images; {what} held out of {len(held):,} in {units:,} units that stay together: give {way}")
+
+
+def _write(drawn: Split, path: Path) -> None:
+    """Writes the file; raises `UserError` where another split is there, which a model may have been trained with."""
+    if path.is_dir():
+        raise UserError(f"-o must be a file, such as {path / 'split.json'}; {path} is a folder")
+    if write_new(path, drawn.text) or _same(drawn, path):
+        return
+    raise UserError(f"{path} holds another split, and a model may have been trained with it; choose another -o, or remove it")
+
+
+def _same(drawn: Split, path: Path) -> bool:
+    try:
+        return Split.read(path, "members", "nonmembers") == drawn
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is there and is no split file ({shown(str(error))}); choose another -o") from None

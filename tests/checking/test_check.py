@@ -1,0 +1,132 @@
+"""`diffleak check`: what is found on two sides, when it is invalid, and what its record and page say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fixtures.commands import call, refused
+from PIL import Image
+
+import diffleak
+from diffleak.data.cohort import two_sources
+from diffleak.data.scan import scan
+from diffleak.data.sources import open_source
+from diffleak.records.check import read_check
+
+
+def fields(n: int, seed: int, size: int = 16) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    make = lambda: Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    return np.stack([np.asarray(make()) for _ in range(n)])
+
+
+@pytest.fixture
+def sides(tmp_path, monkeypatch) -> tuple[Path, Path]:
+    """30 members and 25 held-out images of one source, as folders."""
+    monkeypatch.chdir(tmp_path)
+    for name, images in (("m", fields(30, 0)), ("n", fields(25, 1))):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"{name}{i:02}.png")
+    return tmp_path / "m", tmp_path / "n"
+
+
+def test_fair_sides_pass_and_are_recorded(sides, capsys):
+    code, out, err = call(capsys, "check", "--members", "m", "--nonmembers", "n", "-o", "out", "--json")
+    said = json.loads(out)
+    assert code == 0 and said["valid"] and said["problems"] == [] and said["warnings"] == []
+    assert (said["members"]["images"], said["nonmembers"]["distinct"]) == (30, 25)
+    assert said["power"]["members"] == 24 and said["power"]["nonmembers"] == 20 and said["power"]["tpr_at_1pct"] is None
+    assert 0.7 < said["power"]["auc"] < 0.8 and "m: 30 images" in err
+    assert read_check(Path("out")).model_dump(mode="json") == said
+    page = Path("out/check.html").read_text()
+    assert "Nothing was found that speaks against an audit" in page and "--members m --nonmembers n" in page
+    found = scan(two_sources(open_source("m"), open_source("n")), None, False, False)
+    assert said["data_fingerprint"] == found.fingerprint, "that of an audit of the same images"
+
+
+def test_copies_across_the_sides_are_listed_and_exact_ones_are_invalid(sides, capsys):
+    members, held = sides
+    image = Image.open(members / "m03.png")
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(held / "twin.png")
+    code, out, _ = call(capsys, "check", "--members", "m", "--nonmembers", "n", "--json")
+    said = json.loads(out)
+    assert code == 0 and said["valid"] and said["duplicates"]["near_across"] == 1
+    assert "1 held-out image is a near-duplicate of a member (m03.png ~ twin.png)" in said["warnings"][0]
+    image.save(held / "same.bmp")
+    image.save(members / "again.png")
+    code, out, err = call(capsys, "check", "--members", "m", "--nonmembers", "n", "-o", "out", "--json")
+    said, found = json.loads(out), json.loads(out)["duplicates"]
+    assert code == 4 and not said["valid"] and "would be invalid" in err and "same.bmp" in err
+    assert (found["exact_across"], found["near_across"], found["clusters"], found["clustered"]) == (1, 1, 1, 4)
+    assert said["members"]["distinct"] == 30 and said["nonmembers"]["distinct"] == 26
+    assert found["pairs"][0]["where"] == "across" and found["pairs"][0]["exact"] and found["pairs"][0]["distance"] == 0
+    assert "same.bmp" in Path("out/check.html").read_text()
+
+
+def test_sides_of_different_sources_are_invalid(sides, capsys):
+    for file in sides[1].iterdir():
+        Image.fromarray((np.asarray(Image.open(file)) * 0.5).astype(np.uint8)).save(file)
+    code, out, err = call(capsys, "check", "--members", "m", "--nonmembers", "n")
+    assert code == 4 and "can be told apart without a model" in err and "Not fair" in out
+
+
+def test_few_damaged_mixed_and_half_captioned_images_are_said(sides, capsys):
+    members, held = sides
+    (held / "bad.png").write_bytes(b"no image")
+    Image.new("L", (20, 10), 90).save(members / "grey.png")
+    for i in range(5):
+        (members / f"m{i:02}.txt").write_text("a field")
+    record = diffleak.check(members, held)
+    said = " / ".join(record.warnings)
+    assert record.valid and record.unreadable[0].startswith("bad.png: ") and record.nonmembers.readable == 25
+    assert "1 image cannot be read" in said and "2 shapes (16 x 16 RGB, 10 x 20 grey)" in said
+    assert "captions are there for 5 of 31 members and 0 of 26 held-out images" in said
+    for file in list(held.glob("n*.png"))[9:]:
+        file.unlink()
+    record = diffleak.check(members, held)
+    assert not record.valid and "31 members and 9 held-out images can be read" in record.problems[0]
+    assert record.blind.value is None and record.blind.reason
+
+
+def test_classes_and_groups_that_differ_are_said(tmp_path):
+    images = fields(60, 3)
+    labels = np.r_[np.zeros(30), np.ones(30)].astype(int)
+    np.savez(tmp_path / "a.npz", images=images, labels=labels, group=np.arange(60) // 4)
+    (tmp_path / "s.json").write_text(json.dumps({"members": [str(i) for i in range(30)], "nonmembers": [str(i) for i in range(30, 60)]}))
+    record = diffleak.check(data=tmp_path / "a.npz", split=tmp_path / "s.json")
+    assert record.classes_p_value < 0.01 and record.members.labels == 30
+    assert any("classes of the two sides differ" in line for line in record.warnings)
+    assert any("1 groups have images on both sides (first: 7)" in line for line in record.warnings)
+
+
+def test_a_drawn_split_passes(tmp_path):
+    np.save(tmp_path / "a.npy", np.concatenate([fields(80, 4), fields(80, 4)[:10, :, ::-1]]))
+    diffleak.split(tmp_path / "a.npy", tmp_path / "s.json", held_out=0.4)
+    record = diffleak.check(data=tmp_path / "a.npy", split=tmp_path / "s.json")
+    assert record.valid and record.duplicates.near_across == 0 and record.duplicates.near_within == 10
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--members", "m"], "two sides must be given"),
+        (["--members", "m", "--nonmembers", "n", "--data", "m"], "not both"),
+        (["--members", "m", "--nonmembers", "missing"], "found nothing"),
+        (["--data", "m", "--split", "missing.json"], "cannot be read"),
+    ],
+)
+def test_sides_that_are_not_given_as_they_should_be_are_refused(sides, capsys, given, said):
+    assert said in refused(capsys, "check", *given)
+
+
+def test_an_audit_warns_of_near_duplicates_across_the_sides():
+    from diffleak.auditing.warnings import about_copies
+
+    members, held = fields(20, 5), fields(20, 6)
+    held[4] = members[7, :, ::-1]
+    found = scan(two_sources(open_source(members), open_source(held)), None, False, False)
+    (line,) = about_copies(found)
+    assert line.startswith("1 held-out image is a near-duplicate of a member (members/7 ~ nonmembers/4)")
+    assert about_copies(scan(two_sources(open_source(members), open_source(fields(20, 6))), None, False, False)) == ()
