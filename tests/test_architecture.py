@@ -44,6 +44,7 @@ FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so 
     ("generation", "training"),
     ("defenses",),
     ("report",),
+    ("gating",),
     ("auditing", "comparison", "headers", "prompts", "quality"),
     ("demo", "options", "reveal", "sweep"),
     ("cli",),
@@ -105,6 +106,7 @@ WITHOUT_TORCH = (
     "stats",
     "report",
     "comparison",
+    "gating",
     "headers",
     "cli",
 )  # rooms, whatever modules they have

@@ -6,7 +6,7 @@ from fixtures.reports import audit_of, html, markdown
 
 import diffleak
 from diffleak.auditing.config import AuditConfig
-from diffleak.auditing.gate import gates, guessing_reaches, images_needed, refuse_unreachable
+from diffleak.gating.limits import gates, guessing_reaches, images_needed, refuse_unreachable
 from diffleak.auditing.run import gate
 from diffleak.config import build
 from diffleak.diffusion.analytic import linear_schedule

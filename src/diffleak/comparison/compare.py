@@ -21,7 +21,7 @@ from diffleak.comparison.swap import NO_HALVES, swap_or_reason, with_halves
 from diffleak.data.draw import calibrate_size
 from diffleak.errors import InvalidAudit, UserError, unknown, visible
 from diffleak.records.audit import EARLIER_RATES, Result
-from diffleak.records.comparison import LOWER_IS_BETTER, ComparedResult, ComparedRun, Comparison, Difference, Entry, Quality, Worst
+from diffleak.records.comparison import FILE, LOWER_IS_BETTER, ComparedResult, ComparedRun, Comparison, Difference, Entry, Quality, Worst
 from diffleak.records.variants import COMBINED
 from diffleak.report.judgement import allows_shift
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
@@ -79,7 +79,7 @@ def save(record: Comparison, folder: Path) -> None:
 
     folder = checked_folder(folder)
     write_text(folder / "compare.html", to_html(page(record)))
-    write_text(folder / "compare.json", record.model_dump_json(indent=2))
+    write_text(folder / FILE, record.model_dump_json(indent=2))
 
 
 def refuse_invalid(record: Comparison) -> None:

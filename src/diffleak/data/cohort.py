@@ -173,6 +173,16 @@ class Cohort:
         """In brackets, for the message that a column is missing: which columns the data has; nothing where it has none."""
         return next((f" ({names.file} has {listed(names.columns, 120)})" for names in self.names_in_files() if names and names.columns), "")
 
+    def column(self, name: str) -> tuple[Any, ...] | None:
+        """What a column of the data holds for every image, None for one without a value; None where neither source has the column."""
+        members = self.sources[0].column(name)
+        nonmembers = members if self.sources[0] is self.sources[1] else self.sources[1].column(name)
+        if members is None and nonmembers is None:
+            return None
+        sides = (nonmembers, members)
+        values = ((sides[int(m)], int(i)) for m, i in zip(self.member, self.position, strict=True))
+        return tuple(None if side is None else side[i] for side, i in values)
+
     def captions(self) -> tuple[Texts, ...] | None:
         """The texts of every image, its own caption first and none where it has none; None where neither source has any."""
         with self.without_names():

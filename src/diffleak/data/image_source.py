@@ -37,7 +37,8 @@ class ImageSource:
     the data says of their classes, `captions()` the texts of each image, its own caption first and none where it has none; both return
     None where the data has none at all; `names()` is what the files that hold them name, None without such files. `decoded(i)` is image i
     with what was done to it by the choices of `decoding`; `left_out` counts the files of a folder that were not read; `said()` is
-    where captions and labels are, for people, and never raises.
+    where captions and labels are, for people, and never raises. `column(name)` is what a column of the data holds for each image, None for
+    an image without a value, and None alone where the data has no such column.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ImageSource:
     left_out: LeftOut = NOTHING
     names: Callable[[], Names | None] = lambda: None
     said: Callable[[], Said] = lambda: NOTHING_SAID
+    column: Callable[[str], tuple[Any, ...] | None] = lambda name: None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -11,7 +11,7 @@ from pathlib import Path
 from posixpath import join, normpath
 from typing import Any, NamedTuple
 
-from diffleak.data.names import Names, matched
+from diffleak.data.names import Names, UnclearName, matched
 from diffleak.errors import UserError, listed, nearest, shown
 from diffleak.work.reading import load_lines, load_parquet, load_table, parsing
 
@@ -54,6 +54,21 @@ def names_in_metadata(root: Path, ids: Sequence[str]) -> Names | None:
     columns = dict.fromkeys(str(column) for row in rows for column in row.values)
     where = said_by(root, {row.file for row in rows})
     return Names.of(where, (row.image for row in rows), ids, tuple(columns)) if rows else None
+
+
+def column_of(root: Path, ids: Sequence[str], column: str) -> tuple[Any, ...] | None:
+    """What a column of the metadata files holds for each image, None for an image without a value; None alone where no file has it.
+
+    Raises `UserError` as `metadata_rows` does, and for two values of one image.
+    """
+    rows = [row for row in metadata_rows(root, ids, f"values of {shown(column)}") if column in row.values]
+    found: dict[str, Any] = {}
+    for row in rows:
+        value = row.values[column]
+        if found.setdefault(row.image, value) != value:
+            both = f"{shown(row.image)} has {shown(found[row.image])} and {shown(value)}"
+            raise UnclearName(f"{row.file} must give each image one value of {shown(column)}; {both}: keep the right one")
+    return tuple(found.get(image_id) for image_id in ids) if rows else None
 
 
 def said_by(root: Path, files: Iterable[Path]) -> str:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from diffleak.data.foreign import foreign_file, foreign_folder
 from diffleak.data.image_source import CAPTION_COLUMNS, ImageSource, Said, Texts, not_blank, texts_of
 from diffleak.data.labels import FOLDERS, Labels, array_labels, folder_labels, label_column, table_labels
 from diffleak.data.listing import Listing, list_images, opened_suffixes, path_id
-from diffleak.data.metadata import malformed, metadata_rows, names_in_metadata
+from diffleak.data.metadata import column_of, malformed, metadata_rows, names_in_metadata
 from diffleak.data.names import Names
 from diffleak.data.shards import choose, counted, files_below
 from diffleak.data.sidecars import Sidecars, find_sidecars
@@ -144,6 +144,7 @@ def _image_folder(path: Path, listing: Listing, decoding: Decoding) -> ImageSour
         listing.left_out,
         lambda: _names_in_folder(path, ids, find_sidecars(path, files)),
         lambda: _said_in_folder(path, ids, find_sidecars(path, files)),
+        lambda name: column_of(path, ids, name),
     )
 
 
@@ -210,9 +211,23 @@ def _numpy_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
                 named = {k: _array_or_none(loaded, k) for k in loaded.files if "label" in k.lower() and k != chosen}
                 count = len(images)
                 said = Said("", f"the array {', '.join(named)}" if named else "")
-                return replace(source, labels=lambda: array_labels(str(path), named, count), said=lambda: said)
+                others = [k for k in loaded.files if k != chosen]
+                column = lambda name: _npz_column(path, name, count) if name in others else None
+                return replace(source, labels=lambda: array_labels(str(path), named, count), said=lambda: said, column=column)
     except Unreadable as error:
         raise UserError(f"{path} cannot be read as numpy data without pickle ({error})") from None
+
+
+def _npz_column(path: Path, name: str, count: int) -> tuple[Any, ...]:
+    """The values of an array that has one for each image."""
+    try:
+        with parsing(), np.load(path, allow_pickle=False) as loaded:
+            values = loaded[name]
+            if values.shape != (count,):
+                raise Unreadable(f"it has the shape {values.shape}, not one value for each of {count} images")
+            return tuple(values.tolist())
+    except Unreadable as error:
+        raise UserError(f"the array {shown(name)} of {path} cannot be read ({error})") from None
 
 
 def _mapped(path: Path, images: np.memmap) -> Callable[[int], Pixels]:
@@ -302,4 +317,5 @@ def _hugging_face(locator: str, decoding: Decoding) -> ImageSource:
     of = lambda column: f"the column {column}" if column else ""
     said = lambda: Said(of(told), of(label_column(columns)))
     read = lambda i: look(i).pixels
-    return ImageSource(locator, tuple(map(str, range(len(table)))), read, labels, captions, look, decoding, said=said)
+    ids, values = tuple(map(str, range(len(table)))), lambda name: tuple(table[name]) if name in table.features and name != column else None
+    return ImageSource(locator, ids, read, labels, captions, look, decoding, said=said, column=values)

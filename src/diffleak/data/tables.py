@@ -153,7 +153,8 @@ def table_source(name: str, root: Path, parts: Sequence[Part], column: str | Non
 
     table = Names(name, columns=tuple(names))
     ids = tuple(map(str, range(starts[-1])))
-    return ImageSource(name, ids, lambda i: look(i).pixels, labels, captions, look, decoding, names=lambda: table, said=said)
+    values = lambda wanted: tuple(_column(name, parts, wanted)) if wanted in names and wanted != column else None
+    return ImageSource(name, ids, lambda i: look(i).pixels, labels, captions, look, decoding, names=lambda: table, said=said, column=values)
 
 
 def _column(name: str, parts: Sequence[Part], column: str) -> list[Any]:

@@ -135,6 +135,10 @@ def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None
         values = tuple(map(label, range(len(samples))))
         return Labels(values, _kinds(samples, LABELS, in_json(LABEL_KEYS))) if any(value is not None for value in values) else None
 
+    def column(wanted: str) -> tuple[Any, ...] | None:
+        held = [text(i, JSON) if JSON in sample.said else {} for i, sample in enumerate(samples)]
+        return tuple(each.get(wanted) for each in held) if any(wanted in each for each in held) else None
+
     def in_json(keys: Sequence[str]) -> bool:
         """Whether the first JSON has one of the keys."""
         first = next((i for i, sample in enumerate(samples) if JSON in sample.said), None)
@@ -154,7 +158,8 @@ def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None
         told = _kinds(samples, TEXTS, in_json(CAPTION_COLUMNS)) + several_lines(sum(map(several, range(len(samples)))))
         return Said(told, _kinds(samples, LABELS, in_json(LABEL_KEYS)), counted(shards))
 
-    return ImageSource(name, ids, lambda i: look(i).pixels, labels, captions, look, decoding, left_out, said=said)
+    read = lambda i: look(i).pixels
+    return ImageSource(name, ids, read, labels, captions, look, decoding, left_out, said=said, column=column)
 
 
 def _number(text: str) -> Value:

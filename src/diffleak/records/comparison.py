@@ -4,17 +4,19 @@ Differences are an entry's minus the baseline's: below 0 the entry leaks less. W
 the reason beside it.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict
 
 from diffleak.records.audit import Blind, RateAtFPR
-from diffleak.records.base import Estimate, Record, Version
+from diffleak.records.base import Estimate, Record, Version, read_json
 from diffleak.records.quality import ImageSet, Metric
 
 COMPARISON_SCHEMA_VERSION: Literal[2] = 2  # 1: rates as in schema version 1 of audit.json
 
 LOWER_IS_BETTER = ("kid", "frechet")  # the metrics that a scatter can have on its axis, the preferred one first
+FILE = "compare.json"
 
 
 class Difference(Record):
@@ -257,3 +259,8 @@ class Comparison(Record):
     @property
     def baseline(self) -> Entry:
         return self.entries[0]
+
+
+def read_comparison(path: Path) -> Comparison:
+    """The record of a finished comparison; raises `UserError` for a damaged one."""
+    return read_json(path, Comparison, advice="repeat its compare command, which writes it again")
