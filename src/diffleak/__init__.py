@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from diffleak.errors import GateFailed as GateFailed
     from diffleak.errors import InvalidAudit as InvalidAudit
     from diffleak.errors import UserError as UserError
+    from diffleak.gating.check import gate as gate
     from diffleak.generation import generate as generate
     from diffleak.hub import load as load
     from diffleak.prompts.score import find_memorised as find_memorised
@@ -93,6 +94,7 @@ _HOMES = {
     "GateFailed": "errors",
     "InvalidAudit": "errors",
     "UserError": "errors",
+    "gate": "gating.check",
     "generate": "generation",
     "load": "hub",
     "find_memorised": "prompts.score",

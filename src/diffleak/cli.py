@@ -230,7 +230,9 @@ def gate(settings: "GateConfig", as_json: Json = False) -> None:
     from diffleak.gating import check as api
 
     record = api.check_folder(settings)
-    _print(record.model_dump(mode="json"), as_json, "\n".join(api.lines(record)) if record.met else "")
+    met = "\n".join(api.met(record))
+    if as_json or met:
+        _print(record.model_dump(mode="json"), as_json, met)
     api.refuse(record)
 
 

@@ -356,7 +356,11 @@ def _combined(
     nothing to choose them.
     """
     member, split = prepared.units.member, prepared.units.reduced(prepared.split)
-    used = [(attack, prepared.units.counting(group[0])) for attack, group in zip(prepared.attacks, scores, strict=True) if evaluation.may_be_combined(group[0])]
+    used = [
+        (attack, prepared.units.counting(group[0]))
+        for attack, group in zip(prepared.attacks, scores, strict=True)
+        if evaluation.may_be_combined(group[0])
+    ]
     fitted = min(int((split.calibrate[0] & side).sum()) for side in (member, ~member))
     if len(used) < 2 or split.record.repeats > 1 or fitted < FEWEST:
         return

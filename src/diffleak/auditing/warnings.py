@@ -13,10 +13,10 @@ from diffleak.data.captions import FIXED, Captions
 from diffleak.errors import shown, visible
 from diffleak.records.audit import Blind, Result
 from diffleak.records.scores import Scores
+from diffleak.report.wording import counted
 from diffleak.stats import evaluation
 from diffleak.stats.blind import finding
 from diffleak.stats.calibration import FEWEST
-from diffleak.report.wording import counted
 from diffleak.work.files import open_to_others
 from diffleak.work.folder import UNKNOWN
 

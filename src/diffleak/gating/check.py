@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from diffleak.config import build, command_line, flag
 from diffleak.errors import GateFailed, InvalidAudit, UserError, visible
 from diffleak.gating.config import GateConfig
-from diffleak.gating.limits import LIMITS, gate, gates, gates_compared
+from diffleak.gating.limits import LIMITS, gates, gates_compared, judged
 from diffleak.records.audit import AuditRecord, Gate
 from diffleak.records.base import Estimate
 from diffleak.records.comparison import FILE as COMPARE
@@ -50,7 +50,7 @@ class Found(NamedTuple):
     fingerprint: str | None = None
 
 
-def check(run: str | Path, **limits: Any) -> GateRecord:
+def gate(run: str | Path, **limits: Any) -> GateRecord:
     """Checks a finished folder against limits and writes RUN/gate.json.
 
     limits: max_auc, max_tpr, max_excess_auc, max_copies (each in [0, 1]) and max_epsilon (at least 0), at least one of them.
@@ -84,9 +84,10 @@ def check_folder(config: GateConfig) -> GateRecord:
     return record
 
 
-def lines(record: GateRecord) -> tuple[str, ...]:
-    """A line for each limit: whether it is met, and by the result that comes nearest to it or lies furthest beyond."""
-    return tuple(_line(record, limit) for limit in record.limits)
+def met(record: GateRecord) -> tuple[str, ...]:
+    """A line for each limit that is met, with the result that comes nearest to it, and for the last checkpoint of a sweep that passes."""
+    kept = [_line(record, limit) for limit in record.limits if all(each.passed for each in _of(record, limit))]
+    return (*kept, *([f"the last checkpoint that passes: {record.last_passing}"] if record.last_passing is not None else []))
 
 
 def refuse(record: GateRecord) -> None:
@@ -189,7 +190,7 @@ def _copies(folder: Path, config: GateConfig, model: str | None) -> Iterator[tup
             f"--max-copies needs a {QUALITY} or an {EXTRACT}; {folder} has neither: {MADE_BY['max_copies']} {folder} makes the second"
         )
     for rate, path in found:
-        yield gate("max_copies", path.name, "copy rate", config.max_copies, rate.high, rate.reason if rate.high is None else None), path
+        yield judged("max_copies", path.name, "copy rate", config.max_copies, rate.high, rate.reason if rate.high is None else None), path
 
 
 def _epsilon(folder: Path, config: GateConfig, model: str | None) -> Iterator[tuple[Gate, Path]]:
@@ -201,7 +202,7 @@ def _epsilon(folder: Path, config: GateConfig, model: str | None) -> Iterator[tu
     bound = read_part(path, Bound, "epsilon")
     _refuse_other_model(path, bound.model_fingerprint, model)
     quantity = "epsilon" if bound.delta is None else f"epsilon (delta {bound.delta:g})"
-    yield gate("max_epsilon", path.name, quantity, config.max_epsilon, bound.epsilon, bound.reason), path
+    yield judged("max_epsilon", path.name, quantity, config.max_epsilon, bound.epsilon, bound.reason), path
 
 
 def _refuse_other_model(path: Path, measured: str | None, model: str | None) -> None:

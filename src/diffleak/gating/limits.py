@@ -11,8 +11,9 @@ and, of a finished folder, by what else lies in it:
     max_copies        the upper end of the copy rate's 95 % interval
     max_epsilon       the lower bound on epsilon: one above the limit shows that it is broken, one below it proves nothing
 
-Where an audit counts groups of images, these are AUC and TPR of groups. A limit on attacks can be met if the interval of an attack that guesses exactly (AUC 0.5, TPR 1 %) on the test part lies within it. That is the least:
-chance moves the estimate, so messages also name about how many images let one attack that guesses pass with probability PASSING.
+Where an audit counts groups of images, these are AUC and TPR of groups. A limit on attacks can be met if the interval of an attack that
+guesses exactly (AUC 0.5, TPR 1 %) on the test part lies within it. That is the least: chance moves the estimate, so messages also name
+about how many images let one attack that guesses pass with probability PASSING.
 No torch.
 """
 
@@ -61,45 +62,45 @@ class Reach(NamedTuple):
 
 def gates(results: Sequence[Result], config: Config, unit: Unit = "image") -> tuple[Gate, ...]:
     """Each limit of the config against each attack, in the order of LIMITS; unit: what the results count."""
-    judged = [Judged(r.attack, r.auc, r.tpr(FPR), r.variant == "excess") for r in results if r.leads]
-    return tuple(_gates(judged, config, " of groups" if unit == "group" else ""))
+    numbers = [Judged(r.attack, r.auc, r.tpr(FPR), r.variant == "excess") for r in results if r.leads]
+    return tuple(_gates(numbers, config, " of groups" if unit == "group" else ""))
 
 
 def gates_compared(record: Comparison, config: Config) -> tuple[Gate, ...]:
     """Each limit against each result of every entry of a comparison but the baseline, which is the undefended model."""
     reference, excess = (masked_label("", variant) for variant in VARIANTS)
-    judged = [
+    numbers = [
         Judged(f"{entry.name}: {r.attack}", r.auc, r.tpr_at_1pct, excess in r.attack)
         for entry in record.entries[1:]
         for r in entry.results
         if may_lead(r.mask) and reference not in r.attack
     ]
-    return tuple(_gates(judged, config, ""))
+    return tuple(_gates(numbers, config, " of groups" if record.unit == "group" else ""))
 
 
-def _gates(judged: Sequence[Judged], config: Config, counted: str) -> Iterator[Gate]:
+def _gates(numbers: Sequence[Judged], config: Config, counted: str) -> Iterator[Gate]:
     for limit in LIMITS:
         at_most = getattr(config, limit)
-        for each in judged if at_most is not None else ():
+        for each in numbers if at_most is not None else ():
             if limit != "max_excess_auc" or each.excess:
                 reach = _reach(limit, each)
-                yield gate(limit, each.name, f"{reach.quantity}{counted}{reach.how}", at_most, reach.value, reach.reason)
+                yield judged(limit, each.name, f"{reach.quantity}{counted}{reach.how}", at_most, reach.value, reach.reason)
 
 
-def gate(limit: Any, name: str, quantity: str, at_most: float, reach: float | None, reason: str | None) -> Gate:
+def judged(limit: Any, name: str, quantity: str, at_most: float, reach: float | None, reason: str | None) -> Gate:
     """One check: passed where what may be reached is known and within the limit."""
     passed = reach is not None and reach <= at_most
     return Gate(limit=limit, attack=name, quantity=quantity, at_most=at_most, reach=reach, passed=passed, reason=reason)
 
 
-def _reach(limit: Limit, judged: Judged) -> Reach:
+def _reach(limit: Limit, result: Judged) -> Reach:
     if limit == "max_tpr":
-        rate = judged.tpr
+        rate = result.tpr
         return Reach("TPR at 1 % FPR", rate.high, rate.reason if rate.high is None else None)
-    auc = judged.auc
+    auc = result.auc
     if auc.low is None or auc.high is None:
         return Reach("AUC", None, auc.reason)
-    if not judged.excess and 1 - auc.low > auc.high:
+    if not result.excess and 1 - auc.low > auc.high:
         return Reach("AUC", 1 - auc.low, how=" with the direction reversed (are the sides swapped?)")
     return Reach("AUC", auc.high)
 

@@ -44,7 +44,10 @@ def features(complexity: Float64[np.ndarray, "n 7"], reconstruction: Float64[np.
 
 
 def residuals(
-    u: Float64[np.ndarray, "n k"], c: Float64[np.ndarray, "n f"], fitted: Bool[np.ndarray, " n"], unit: Int64[np.ndarray, " n"] | None = None
+    u: Float64[np.ndarray, "n k"],
+    c: Float64[np.ndarray, "n f"],
+    fitted: Bool[np.ndarray, " n"],
+    unit: Int64[np.ndarray, " n"] | None = None,
 ) -> Float64[np.ndarray, "n k"]:
     """u minus what c predicts of it, by ridge regressions on the images `fitted`; each of those is predicted without itself.
 

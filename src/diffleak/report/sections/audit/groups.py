@@ -24,15 +24,15 @@ def section(audit: Audited) -> Section | None:
     column, (smallest, middle, largest) = visible(found.column), found.images
     images = f"{count(smallest)} to {count(largest)} images (median {count(middle)})" if largest > smallest else f"{count(largest)} images"
     said = [
-        f"Images of one {column} count as one: {GROUPS.sides(found.members, found.nonmembers)}, of {images} each. AUC, rates, intervals and "
-        "limits are of groups."
+        f"Images of one {column} count as one: {GROUPS.sides(found.members, found.nonmembers)}, of {images} each. AUC, rates, intervals "
+        "and limits are of groups."
     ]
     if not found.exposed:
         return Section("groups", f"Groups by {column}", (Sentences(tuple(said), listed=False),), "Groups", f"Groups by {column}")
     part = " of the test part" if audit.record.plan.calibration else ""
     said.append(
-        f"The groups of members{part} that {visible(found.attack or '')} is surest of. {_meaning(audit.verdict.level)} samples.csv has every "
-        "image with its group."
+        f"The groups of members{part} that {visible(found.attack or '')} is surest of. {_meaning(audit.verdict.level)} samples.csv has "
+        "every image with its group."
     )
     columns = (*COLUMNS, Column(("Exposure",), "How few held-out groups score as high.", 1, _exposure(found), look="left"))
     made = tabulate(found.exposed, columns, lambda group: (group.group, "", False))
