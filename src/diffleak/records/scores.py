@@ -90,7 +90,7 @@ class Samples:
     """Name of the unit (`diffleak.stats.units`) that each image counts in: its group, keyed in an anonymous run, or the first image of its
     cluster of near-duplicates; null: each image counts alone."""
     unit: Unit = "image"
-    """What a unit is; the column of the units has this name."""
+    """What a row counts, or with `units` what those are: the column of the units has this name."""
 
     @property
     def counted(self) -> "Samples":
@@ -100,7 +100,7 @@ class Samples:
             return self
         first = np.unique(of, return_index=True)[1]
         scores = {attack: means(column, of) for attack, column in self.scores.items()}
-        return Samples(tuple(dict.fromkeys(self.units)), self.member[first], self.test[first], scores)
+        return Samples(tuple(dict.fromkeys(self.units)), self.member[first], self.test[first], scores, None, self.unit)
 
     @property
     def number(self) -> Int64[np.ndarray, " n"] | None:

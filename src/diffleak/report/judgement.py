@@ -254,8 +254,9 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
             "and judged by an interval that is widened for that."
         )
     if record.split.repeats > 1:
+        one = "an image" if words is IMAGES else "a group"
         text += (
-            f" Because the sets are small, numbers are medians over {record.split.repeats} random divisions; an image that is "
+            f" Because the sets are small, numbers are medians over {record.split.repeats} random divisions; {one} that is "
             "tested in one helps to choose in another, which flatters the attack a little."
         )
     if lead.access in ACCESS:
