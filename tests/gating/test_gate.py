@@ -134,7 +134,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, runs):
     (tmp_path / "epsilon.json").write_text("{")
     assert "epsilon.json cannot be read" in refused(capsys, "gate", tmp_path, "--max-epsilon", "1")
     (tmp_path / "extract.json").write_text("{}")
-    assert "must be a extract.json" not in (said := refused(capsys, "gate", tmp_path, "--max-copies", "1")) and "copy_rate" in said
+    assert "must be as `diffleak extract` writes it (copy_rate: Field required)" in refused(capsys, "gate", tmp_path, "--max-copies", "1")
     (tmp_path / "extract.json").write_text(json.dumps({"copy_rate": {"value": 0.1, "low": 0.0, "high": 0.2}, "model_fingerprint": "other"}))
     (tmp_path / "audit.json").write_text((runs[0] / "audit.json").read_text())
     assert "was made of another model than the audit" in refused(capsys, "gate", tmp_path, "--max-copies", "1")

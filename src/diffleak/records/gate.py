@@ -83,4 +83,4 @@ class Bound(Record):
 
 def read_part(path: Path, kind: type[R], command: str) -> R:
     """The part of another command's file that a gate reads; raises `UserError` for a file that does not hold it."""
-    return read_json(path, kind, must=f"must be a {path.name} as `diffleak {command}` writes it", advice="repeat that command")
+    return read_json(path, kind, must=f"must be as `diffleak {command}` writes it", advice="repeat that command")
