@@ -42,12 +42,12 @@ SECTIONS: tuple[Callable[[SweepRecord], Section | None], ...] = (
 def page(record: SweepRecord) -> Page:
     """The report."""
     steps = [point.step for point in record.points]
-    counted = IMAGES if record.settings.get("group") is None else GROUPS
+    sides = (IMAGES if record.settings.get("group") is None else GROUPS).sides(record.members, record.nonmembers)
     what = {"lora": "adapters", "network": "networks", "model": "models"}[record.swept]
     return Page(
         title=f"Sweep over {len(record.points)} checkpoints",
         heading="Sweep over checkpoints",
-        meta=f"{len(record.points)} {what}, steps {count(steps[0])} to {count(steps[-1])} · {counted.sides(record.members, record.nonmembers)}",
+        meta=f"{len(record.points)} {what}, steps {count(steps[0])} to {count(steps[-1])} · {sides}",
         created=visible(moment(record.created)),
         version=record.diffleak,
         sections=sections(make(record) for make in SECTIONS),
