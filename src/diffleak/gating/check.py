@@ -189,8 +189,11 @@ def _copies(folder: Path, config: GateConfig, model: str | None) -> Iterator[tup
         raise UserError(
             f"--max-copies needs a {QUALITY} or an {EXTRACT}; {folder} has neither: {MADE_BY['max_copies']} {folder} makes the second"
         )
-    for rate, path in found:
-        yield judged("max_copies", path.name, "copy rate", config.max_copies, rate.high, rate.reason if rate.high is None else None), path
+    for share, path in found:
+        yield (
+            judged("max_copies", path.name, "copy rate", config.max_copies, share.high, share.reason if share.high is None else None),
+            path,
+        )
 
 
 def _epsilon(folder: Path, config: GateConfig, model: str | None) -> Iterator[tuple[Gate, Path]]:
