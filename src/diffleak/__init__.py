@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from diffleak.errors import InvalidAudit as InvalidAudit
     from diffleak.errors import UserError as UserError
     from diffleak.extraction.extract import extract as extract
+    from diffleak.gating.check import gate as gate
     from diffleak.generation import generate as generate
     from diffleak.hub import load as load
     from diffleak.prompts.score import find_memorised as find_memorised
@@ -98,6 +99,7 @@ _HOMES = {
     "InvalidAudit": "errors",
     "UserError": "errors",
     "extract": "extraction.extract",
+    "gate": "gating.check",
     "generate": "generation",
     "load": "hub",
     "find_memorised": "prompts.score",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diffleak.checking.config import CheckConfig
     from diffleak.config import ConvertConfig
     from diffleak.extraction.config import ExtractConfig
+    from diffleak.gating.config import GateConfig
     from diffleak.prompts.config import PromptsConfig
     from diffleak.quality.config import QualityConfig
     from diffleak.records.audit import AuditRecord
@@ -280,6 +281,18 @@ def reveal(
 
     table = reveal_names(run, anonymous_key, output)
     _print({"ids": str(table)}, as_json, f"ids: {table}\nhandling: the table names every image; never pass it on with the run")
+
+
+@command(app, "gating.config:GateConfig")
+def gate(settings: "GateConfig", as_json: Json = False) -> None:
+    """Check a finished folder against limits: exit 0 if all are met, exit 3 with a line for each that is not. Writes RUN/gate.json."""
+    from diffleak.gating import check as api
+
+    record = api.check_folder(settings)
+    met = "\n".join(api.met(record))
+    if as_json or met:
+        _print(record.model_dump(mode="json"), as_json, met)
+    api.refuse(record)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.config import build
 from diffleak.data.anonymity import FILE, read_key
 from diffleak.data.cohort import Cohort, images_alone
+from diffleak.data.groups import groups_of
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError
 from diffleak.quality.config import QualityConfig, read_real
@@ -24,6 +25,8 @@ IDS = "ids.csv"
 def reveal(folder: Path, key_file: Path | None = None, output: Path | None = None) -> Path:
     """Writes a table of keyed id and file name of every image of a run, readable by its owner only, and returns its path.
 
+    Where images were counted by group, the names of the groups follow those of the images.
+
     folder: of an audit, a geometry or a quality measurement. key_file: by default the one that the run was made with. The images
     are listed again from where the run read them. Raises `UserError` for a run that is not anonymous, another key, and data
     that is no longer there.
@@ -36,12 +39,16 @@ def reveal(folder: Path, key_file: Path | None = None, output: Path | None = Non
     if names != {key.name}:
         raise UserError(f"{key.path} is not the key that {folder} was made with; give that one with --anonymous-key FILE")
     try:
-        keys = sorted({image_id for cohort in _cohorts(folder, set(recorded)) for image_id in cohort.keys})
+        cohorts = list(_cohorts(folder, set(recorded)))
+        keys = sorted({image_id for cohort in cohorts for image_id in cohort.keys})
+        column = plan.group if (plan := read_plan(folder)) else None
+        groups = sorted({group for cohort in cohorts for group in groups_of(cohort, column)}) if column is not None else []
     except UserError as error:
         raise UserError(f"the images of {folder} are not where the run read them ({error}); put them back") from None
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("id", "name"), *zip(key.ids(keys), keys, strict=True)])
+    named = [*zip(key.ids(keys), keys, strict=True), *zip(key.groups(groups), groups, strict=True)]
+    writer.writerows([("id", "name"), *named])
     path = output or folder / IDS
     write_text(path, text.getvalue(), private=True)
     return path

@@ -6,11 +6,11 @@ from fixtures.reports import audit_of, html, markdown
 
 import diffleak
 from diffleak.auditing.config import AuditConfig
-from diffleak.auditing.gate import gates, guessing_reaches, images_needed, refuse_unreachable
 from diffleak.auditing.run import gate
 from diffleak.config import build
 from diffleak.diffusion.analytic import linear_schedule
 from diffleak.errors import GateFailed, InvalidAudit, UserError
+from diffleak.gating.limits import gates, guessing_reaches, images_needed, refuse_unreachable
 from diffleak.records.audit import Blind
 from diffleak.records.base import Estimate
 from diffleak.records.plan import Split

@@ -93,7 +93,7 @@ def test_a_rule_is_given_the_labels_of_the_calibrate_part_alone(monkeypatch):
     scores, member = planted()
     given = []
 
-    def watching(components, calibrate, labels):
+    def watching(components, calibrate, labels, unit):
         given.append(labels)
         return rules.Columns(components[:, :1], (None,))
 

@@ -325,7 +325,7 @@ def leaking(tmp_path_factory) -> tuple[Checkpoints, list[Run]]:
 
 
 def test_differences_are_paired_with_the_checkpoint_before_and_the_last_within_the_limits_is_named(leaking):
-    from diffleak.auditing.gate import gates
+    from diffleak.gating.limits import gates
 
     found, runs = leaking
     limited = config(max_auc=0.7, lora="out/*", output="run")

@@ -9,6 +9,7 @@ from diffleak.config import Flag, ModelConfig
 from diffleak.data.cohort import Cohort, images_alone, one_source, two_sources
 from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
 from diffleak.data.sources import open_source
+from diffleak.gating.config import MaxAUC, MaxExcessAUC, MaxTPR
 
 
 class AuditConfig(ModelConfig, DataConfig):
@@ -31,6 +32,9 @@ class AuditConfig(ModelConfig, DataConfig):
     nonmembers: str | None = Field(None, description="Held-out DATA from the same source.")
     data: str | None = Field(None, description="One DATA for both sides, with --split.")
     split: Split = None
+    group: str | None = Field(
+        None, min_length=1, description="A column of the metadata, such as person: score and count groups of images, not images."
+    )
     attacks: tuple[str, ...] = Field(("all",), description="all, or names such as 'sima,sima_mc(m=10)'.")
     timesteps: str | None = Field(None, description="start:stop:step, stop included; default 10:300:10, for flow matching 50:950:50.")
     mask: tuple[str, ...] = Field(
@@ -58,11 +62,9 @@ class AuditConfig(ModelConfig, DataConfig):
     )
     dry_run: bool = Field(False, description="Check everything and print the plan only.")
     thumbnails: bool = Field(False, description="Show the members that score highest in the report.")
-    max_auc: float | None = Field(None, ge=0, le=1, description="Gate: exit 3 if any attack's AUC may exceed this.")
-    max_tpr: float | None = Field(None, ge=0, le=1, description="Gate: exit 3 if any TPR at 1 % FPR may exceed this.")
-    max_excess_auc: float | None = Field(
-        None, ge=0, le=1, description="Gate: exit 3 if any attack's AUC beyond the --reference may exceed this."
-    )
+    max_auc: MaxAUC = None
+    max_tpr: MaxTPR = None
+    max_excess_auc: MaxExcessAUC = None
     allow_shift: bool = Field(False, description="Exit 0 even if the sides differ without the model.")
     ignore_model_split: IgnoreModelSplit = False
     anonymous: Anonymous = False
@@ -138,7 +140,7 @@ class GeometryConfig(AuditConfig):
     """The settings of `diffleak geometry`: those of an audit, but images alone will do, and attacks run under many masks."""
 
     NO_FLAG = {
-        *("buckets", "sweep_models", "steps"),
+        *("buckets", "sweep_models", "steps", "group"),
         *("guidance_scale", "reference", "calibration", "calibrate_fraction", "complexity", "max_auc", "max_tpr", "max_excess_auc"),
     }
     FOLLOW = ["embedding data split members nonmembers output", "probes top attacks mask timesteps"]

@@ -14,7 +14,6 @@ from diffleak.attacks.base import SWEEP, Attack
 from diffleak.attacks.spec import default_sweep, fit_to_schedule, gives_timesteps, parse, parse_timesteps, refuse_outside, with_timesteps
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
-from diffleak.auditing.gate import refuse_unreachable
 from diffleak.auditing.inputs import Inputs
 from diffleak.auditing.reference import load_reference, refuse_incompatible
 from diffleak.auditing.shared import Shared
@@ -22,13 +21,16 @@ from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.buckets import Buckets, parse_buckets
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import calibrate_size
+from diffleak.data.groups import groups_of, refuse_both_sides
 from diffleak.data.membership import check_membership
+from diffleak.data.scan import FEWEST as FEWEST_A_SIDE
 from diffleak.data.scan import Scan, scan
 from diffleak.diffusion.codec import Autoencoder
 from diffleak.diffusion.denoiser import Guided
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import Target
-from diffleak.errors import UserError, unknown, visible
+from diffleak.errors import UserError, shown, unknown, visible
+from diffleak.gating.limits import refuse_unreachable
 from diffleak.geometry.masks import MaskChoice, parse_mask
 from diffleak.geometry.masks import distinct as distinct_masks
 from diffleak.records.audit import Membership
@@ -39,6 +41,7 @@ from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import evaluation
 from diffleak.stats.calibration import FEWEST
 from diffleak.stats.rules import LOGISTIC, RULES, needs_calibration
+from diffleak.stats.units import Units, units_of
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import Folder
 from diffleak.work.memory import free_memory
@@ -57,6 +60,7 @@ class Prepared:
     masks: tuple[MaskChoice, ...]
     plan: Plan
     split: evaluation.Divisions
+    units: Units
     worker: scoring.Worker
     truncated: tuple[str, ...] = ()
     membership: Membership | None = None
@@ -82,7 +86,7 @@ class Prepared:
     @property
     def calibrates(self) -> bool:
         """Whether there are enough held-out images to take out of the scores what the complexity of images explains."""
-        return _calibrates(self.config, self.split, self.scan.cohort)
+        return _calibrates(self.config, self.split, self.units)
 
     @property
     def job(self) -> scoring.Job:
@@ -94,6 +98,14 @@ class Prepared:
     def _masked(self) -> str:
         masked = [attack.name for attack in self.attacks if attack.takes_masks]
         return "all" if len(masked) == len(self.attacks) else ", ".join(masked)
+
+    @property
+    def _counted(self) -> str:
+        """How many units the images are, where some count together."""
+        if self.units.alone:
+            return ""
+        of = f"groups by {shown(str(self.config.group))}" if self.units.kind == "group" else "where near-duplicates count as one image"
+        return f"counted as {int(self.units.member.sum()):,} and {int((~self.units.member).sum()):,} {of}, "
 
     @property
     def _swept(self) -> str:
@@ -124,7 +136,7 @@ class Prepared:
         attacks = f"{len(self.attacks)} attack{'s' * (len(self.attacks) != 1)}"
         guidance = f"guidance {plan.guidance_scale:g}, " if plan.guidance_scale is not None else ""
         return (
-            f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), "
+            f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), {self._counted}"
             f"{adapter(plan.lora, plan.lora_scale, plan.embedding)}{attacks}{masks}, {self._swept}{captions}{guidance}"
             f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
             f"{where}"
@@ -167,6 +179,7 @@ def prepare(
         images = images.taken(images.by_id)
     membership = _membership(config, target, images)
     with images.pointing_to_names("--dry-run without --anonymous"):
+        groups = None if config.group is None else _groups(images, config.group)
         sizes = _buckets(config, target)
         told_of = (target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names, sizes)
         found = shared.scanned(images, told_of) if shared else scan(images, *told_of)
@@ -181,9 +194,10 @@ def prepare(
         raise UserError(
             f"none of {', '.join(attack.name for attack in attacks)} takes a mask; leave out --mask, or add an attack that does, as sima"
         )
+    units = _units(found, groups, key)
     if config.two_sided or not config.data:
-        _check_halves(found.cohort, config)
-    split = evaluation.divided(found.cohort.keys, found.cohort.member, config.calibrate_fraction, config.seed, config.calibration)
+        _check_halves(units, config)
+    split = units.divided(config.calibrate_fraction, config.seed, config.calibration)
     inputs = Inputs(
         target,
         found.cohort,
@@ -196,7 +210,7 @@ def prepare(
         top,
         bool(attacks),
         captions.texts if captions else None,
-        found.complexity if target.latent and _calibrates(config, split, found.cohort) else None,
+        found.complexity if target.latent and _calibrates(config, split, units) else None,
         found.shapes,
     )
     alone = inputs.alone()
@@ -207,7 +221,7 @@ def prepare(
     batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
     if found.cohort.member.any():
-        _refuse_few(attacks, found.cohort, split)
+        _refuse_few(attacks, units, split)
         refuse_unreachable(config, split.record)
     plan = Plan(
         diffleak=version("diffleak"),
@@ -216,8 +230,8 @@ def prepare(
         members=found.cohort.names[0],
         nonmembers=found.cohort.names[1],
         data_fingerprint=found.fingerprint,
-        n_members=split.record.members,
-        n_nonmembers=split.record.nonmembers,
+        n_members=int(found.cohort.member.sum()),
+        n_nonmembers=int((~found.cohort.member).sum()),
         image_shape=str(found.shape) if found.shapes is None else f"{len(set(found.shapes))} buckets, most {found.shape}",
         buckets=tuple((str(shape), count) for shape, count in Counter(found.shapes).items()) if found.shapes else None,
         resize=config.resize,
@@ -252,9 +266,11 @@ def prepare(
         white=found.cohort.decoding.white,
         model_from=target.made_by,
         model_code=target.code,
+        group=config.group,
+        units=units.digest,
     )
     worker = scoring.worker(config.shard, config.threads, target)
-    prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, worker, truncated, membership, key)
+    prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, units, worker, truncated, membership, key)
     scoring.probe(prepared.job)
     return prepared
 
@@ -274,18 +290,43 @@ def _buckets(config: AuditConfig, target: Target) -> Buckets | None:
     return found
 
 
-def _calibrates(config: AuditConfig, split: evaluation.Divisions, cohort: Cohort) -> bool:
-    """Whether there are enough held-out images to take out of the scores what complexity explains."""
-    return config.complexity and int((split.calibrate & ~cohort.member).sum(axis=1).min()) >= FEWEST
+def _groups(cohort: Cohort, column: str) -> dict[str, str]:
+    """The group of each image by its key.
+
+    Raises `UserError` for a column that is not there or has gaps, a group on both sides, and too few groups.
+    """
+    groups = groups_of(cohort, column)
+    refuse_both_sides(groups, cohort, column)
+    members, nonmembers = (len({group for group, of in zip(groups, cohort.member, strict=True) if of == side}) for side in (True, False))
+    if min(members, nonmembers) < FEWEST_A_SIDE:
+        raise UserError(
+            f"an audit by --group needs at least {FEWEST_A_SIDE} groups of members and {FEWEST_A_SIDE} held-out groups; the column "
+            f"{shown(column)} has {members} and {nonmembers}: leave out --group to count images, or give more groups"
+        )
+    return dict(zip(cohort.keys, groups, strict=True))
 
 
-def _refuse_few(attacks: Sequence[Attack], cohort: Cohort, split: evaluation.Divisions) -> None:
-    """Raises `UserError` for an attack whose classifier has too few images to be trained on, before anything is scored."""
-    fewest = min(int((split.calibrate & side).sum(axis=1).min()) for side in (cohort.member, ~cohort.member))
+def _units(found: Scan, groups: Mapping[str, str] | None, key: Key | None) -> Units:
+    """What the audit counts: images, clusters of near-duplicates, or with --group the groups of images."""
+    cohort = found.cohort
+    own = None if groups is None else [groups[image] for image in cohort.keys]
+    return units_of(cohort.ids, cohort.keys, cohort.member, found.clusters, own, key.groups(own) if key and own else None)
+
+
+def _calibrates(config: AuditConfig, split: evaluation.Divisions, units: Units) -> bool:
+    """Whether there are enough held-out units to take out of the scores what complexity explains."""
+    return config.complexity and int((units.reduced(split).calibrate & ~units.member).sum(axis=1).min()) >= FEWEST
+
+
+def _refuse_few(attacks: Sequence[Attack], units: Units, split: evaluation.Divisions) -> None:
+    """Raises `UserError` for an attack whose classifier has too few units to be trained on, before anything is scored."""
+    calibrate = units.reduced(split).calibrate
+    fewest = min(int((calibrate & side).sum(axis=1).min()) for side in (units.member, ~units.member))
     trained = [attack.label for attack in attacks if attack.settled_by == LOGISTIC]
     if trained and fewest < 2:
+        what = "groups" if units.kind == "group" else "images"
         raise UserError(
-            f"{trained[0]} trains a classifier on the calibrate part, which needs two images of each side; it has {fewest}: "
+            f"{trained[0]} trains a classifier on the calibrate part, which needs two {what} of each side; it has {fewest}: "
             "raise --calibrate-fraction, or leave it out"
         )
 
@@ -412,11 +453,12 @@ def _by_default(attack: Attack, calibration: bool, schedule: Schedule | None) ->
     return replace(attack, timesteps=(attack.published_timestep,))
 
 
-def _check_halves(cohort: Cohort, config: AuditConfig) -> None:
-    smallest = int(min(cohort.member.sum(), (~cohort.member).sum()))
+def _check_halves(units: Units, config: AuditConfig) -> None:
+    smallest = int(min(units.member.sum(), (~units.member).sum()))
     calibrate = calibrate_size(smallest, config.calibrate_fraction)
     if config.calibration and not 0 < calibrate < smallest:
+        what = "groups" if units.kind == "group" else "images"
         raise UserError(
-            f"calibrate_fraction must leave images in both parts; {config.calibrate_fraction} of {smallest} images "
+            f"calibrate_fraction must leave {what} in both parts; {config.calibrate_fraction} of {smallest} {what} "
             f"calibrates on {calibrate}"
         )

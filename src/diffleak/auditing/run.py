@@ -22,7 +22,7 @@ from diffleak.attacks.base import ACCESS, NO_SOURCE, Attack
 from diffleak.attacks.spec import readable, spec_of
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig
-from diffleak.auditing.gate import LIMITS, gates
+from diffleak.auditing.groups import groups_found
 from diffleak.auditing.inputs import clear, lend, write_complexity, write_geometry
 from diffleak.auditing.maps import maps_of
 from diffleak.auditing.plan import Prepared, prepare
@@ -35,6 +35,7 @@ from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, InvalidAudit, UserError
+from diffleak.gating.limits import LIMITS, gates
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.maps import Maps
 from diffleak.records.plan import Costs, Plan
@@ -252,6 +253,7 @@ def _finish_by_key(prepared: Prepared, collected: scoring.Collected, measured: F
     prepared = replace(
         prepared,
         scan=scan.taken(order),
+        units=prepared.units.taken(order),
         inputs=replace(prepared.inputs, cohort=cohort.taken(order)),
         split=replace(prepared.split, calibrate=prepared.split.calibrate[:, order]),
     )
@@ -264,21 +266,23 @@ def _finish_by_key(prepared: Prepared, collected: scoring.Collected, measured: F
 
 
 def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[np.ndarray, "n 3"] | None) -> Audit:
-    cohort, split, config = prepared.scan.cohort, prepared.split, prepared.config
+    cohort, units, config = prepared.scan.cohort, prepared.units, prepared.config
+    member, split = units.member, units.reduced(prepared.split)
     started = time.monotonic()
     taken_out = features(prepared.scan.complexity, collected.reconstruction) if prepared.calibrates else None
     pairs = [
         pair
         for attack, scores, parameters in zip(prepared.attacks, collected.scores, collected.parameters, strict=True)
-        for pair in _results(prepared, attack, scores, parameters, taken_out)
+        for pair in _results(prepared, attack, tuple(map(units.counting, scores)), parameters, taken_out)
     ]
     pairs += _combined(prepared, collected.scores, pairs)
     results, chosen = [result for result, _ in pairs], [scores for _, scores in pairs]
     every = tuple(scores for group in collected.scores for scores in group)
-    geometry = None if measured is None else analyse(prepared.inputs, measured, results, chosen, cohort.member, split)
-    blind, labels = blind_auc(prepared.scan.features, cohort.member, config.seed, prepared.scan.complexity), prepared.scan.labels
-    if labels:
-        blind = blind.model_copy(update={"labels_p_value": labels_p_value(labels.numbers, cohort.member, config.seed)})
+    by_image = [result for result in results if result.plain], [scores for scores, *_ in collected.scores]
+    geometry = None if measured is None else analyse(prepared.inputs, measured, *by_image, cohort.member, prepared.split)
+    blind = blind_auc(units.mean(prepared.scan.features), member, config.seed, units.mean(prepared.scan.complexity))
+    if labels := prepared.scan.labels:
+        blind = blind.model_copy(update={"labels_p_value": labels_p_value(units.most_often(labels.numbers), member, config.seed)})
     record = AuditRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=_command(config, prepared.plan),
@@ -301,8 +305,12 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         headers=prepared.target.headers,
     )
     record = with_validity(in_given_images(record))
-    record = record.model_copy(update={"gates": gates(record.results, config) if record.valid else ()})
-    samples = evaluation.samples(chosen, results, cohort.member, split)
+    record = record.model_copy(update={"gates": gates(record.results, config, split.record.unit) if record.valid else ()})
+    samples = evaluation.samples(chosen, results, member, split)
+    if not units.alone:
+        samples = replace(samples, units=tuple(units.names[unit] for unit in units.of), unit=units.kind)
+    if config.group is not None:
+        record = record.model_copy(update={"groups": groups_found(record, samples, config.group)})
     return Audit(record, samples, every, cohort, maps_of(prepared, record, samples))
 
 
@@ -310,7 +318,7 @@ def _results(
     prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], parameters: dict[str, Any], taken_out: Features | None
 ) -> Iterator[tuple[Result, Scores]]:
     """An attack's result and those of its variants, with the scores each came from."""
-    member, split, unmasked = prepared.scan.cohort.member, prepared.split, scores[0]
+    member, split, unmasked = prepared.units.member, prepared.units.reduced(prepared.split), scores[0]
     base = evaluation.on_every_split(unmasked, member, split)
     found = [base]
     if prepared.reference:
@@ -339,8 +347,12 @@ def _combined(
     many images. Complexity is the images' own there, of latent models too: seven weights of reconstructions more would be fitted with
     nothing to choose them.
     """
-    member, split = prepared.scan.cohort.member, prepared.split
-    used = [(attack, group[0]) for attack, group in zip(prepared.attacks, scores, strict=True) if evaluation.may_be_combined(group[0])]
+    member, split = prepared.units.member, prepared.units.reduced(prepared.split)
+    used = [
+        (attack, prepared.units.counting(group[0]))
+        for attack, group in zip(prepared.attacks, scores, strict=True)
+        if evaluation.may_be_combined(group[0])
+    ]
     fitted = min(int((split.calibrate[0] & side).sum()) for side in (member, ~member))
     if len(used) < 2 or split.record.repeats > 1 or fitted < FEWEST:
         return
@@ -370,13 +382,13 @@ def _asked(prepared: Prepared, result: Result) -> tuple[Target | None, ...]:
 def gate(record: AuditRecord, config: AuditConfig) -> None:
     """Raises `InvalidAudit` when the numbers do not measure membership, `GateFailed` with every limit that is not met.
 
-    `diffleak.auditing.gate` says when a limit is met.
+    `diffleak.gating.limits` says when a limit is met.
     """
     judged = with_validity(record.model_copy(update={"settings": {**record.settings, "allow_shift": config.allow_shift}}))
     if not judged.valid:
         limits = " No limit was checked." if any(getattr(config, limit) is not None for limit in LIMITS) else ""
         raise InvalidAudit(f"{judged.invalid_reason}{limits}")
-    checked = gates(record.results, config)
+    checked = gates(record.results, config, record.split.unit)
     failed = [sentence(gate) for gate in checked if not gate.passed]
     if failed:
         raise GateFailed("\n".join((f"{len(failed)} of {len(checked)} {'check' if len(checked) == 1 else 'checks'} failed", *failed)))

@@ -176,6 +176,9 @@ def which_number(path: Path, column: str, result: Result) -> str | None:
     record = _record_beside(path)
     if record and record.valid is False:
         return f"the audit of {path.parent} is invalid, so these numbers do not measure membership: {record.invalid_reason}"
+    if record and record.split.unit != "image":
+        counts = f"groups by {shown(record.plan.group)}" if record.split.unit == "group" else "near-duplicates as one image"
+        said += f"; the audit counts {counts}, so its own numbers and intervals are others"
     own = next((r.auc.value for r in record.results if r.attack == column), None) if record else None
     if record is None or own is None or record.split.repeats == 1:
         return said

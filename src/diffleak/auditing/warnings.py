@@ -15,6 +15,7 @@ from diffleak.data.scan import Scan
 from diffleak.errors import shown, visible
 from diffleak.records.audit import Blind, Result
 from diffleak.records.scores import Scores
+from diffleak.report.wording import counted
 from diffleak.stats import evaluation
 from diffleak.stats.blind import finding
 from diffleak.stats.calibration import FEWEST
@@ -66,8 +67,27 @@ def about_copies(scan: Scan) -> tuple[str, ...]:
     )
 
 
+def _about_units(prepared: Prepared) -> Iterator[str]:
+    """Which images are not independent of each other, and what is done about it."""
+    units, scan = prepared.units, prepared.scan
+    if units.kind == "cluster":
+        together = int((units.sizes()[units.of] > 1).sum())
+        yield (
+            f"{together:,} images have a near-duplicate on their side: each cluster counts as one image, with the mean of its scores, so "
+            f"{int(units.member.sum()):,} members and {int((~units.member).sum()):,} held-out images are counted"
+        )
+    elif units.kind == "image" and scan.repeated:
+        yield f"{scan.repeated} images occur more than once on their side; intervals treat them as independent"
+    elif units.kind == "group":
+        pairs = np.unique(np.stack([2 * scan.clusters + scan.cohort.member, units.of]), axis=1)[0]
+        apart = int((np.unique(pairs, return_counts=True)[1] > 1).sum())
+        if apart:
+            yield f"{apart:,} clusters of near-duplicates lie in more than one group of a side, so these groups are not independent"
+
+
 def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> tuple[str, ...]:
     found, split = list(prepared.target.warnings), prepared.split.record
+    what = "groups" if split.unit == "group" else "images"
     if prepared.reference:
         found += [f"of the reference: {line}" for line in prepared.reference.warnings]
     models = len(prepared.target.denoiser.exposed)
@@ -78,23 +98,22 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
         )
     if prepared.config.complexity and prepared.config.calibration and not prepared.calibrates:
         found.append(
-            f"no score was calibrated by the complexity of images: that takes {FEWEST} held-out images in the calibrate part, and there "
+            f"no score was calibrated by the complexity of images: that takes {FEWEST} held-out {what} in the calibrate part, and there "
             f"are {split.calibrate_nonmembers}"
         )
     if split.repeats > 1:
         found.append(
-            f"fewer than {evaluation.SMALL_SIDE} images on a side: every number is the median over {split.repeats} calibrate/test splits"
+            f"fewer than {evaluation.SMALL_SIDE} {what} on a side: every number is the median over {split.repeats} calibrate/test splits"
         )
     if prepared.membership and prepared.membership.status == "contradicted, ignored":
         found.append(prepared.membership.sentence)
     larger, smaller = max(split.members, split.nonmembers), min(split.members, split.nonmembers)
     if larger > 1.5 * smaller:
         found.append(
-            f"the sides are unequal ({split.members} members, {split.nonmembers} held out): "
+            f"the sides are unequal ({split.members} {counted(split.unit).members}, {split.nonmembers} held out): "
             "compare attack success with its baseline, not with 50 %"
         )
-    if prepared.scan.repeated:
-        found.append(f"{prepared.scan.repeated} images occur more than once on their side; intervals treat them as independent")
+    found += _about_units(prepared)
     if prepared.scan.omitted:
         found.append(f"{len(prepared.scan.omitted)} unreadable images were left out")
     if images := prepared.images:

@@ -19,9 +19,9 @@ import numpy as np
 from diffleak.comparison.runs import EntryRuns, Run, pair, quality_of, read_entries
 from diffleak.comparison.swap import NO_HALVES, swap_or_reason, with_halves
 from diffleak.data.draw import calibrate_size
-from diffleak.errors import InvalidAudit, UserError, unknown, visible
+from diffleak.errors import InvalidAudit, UserError, shown, unknown, visible
 from diffleak.records.audit import EARLIER_RATES, Result
-from diffleak.records.comparison import LOWER_IS_BETTER, ComparedResult, ComparedRun, Comparison, Difference, Entry, Quality, Worst
+from diffleak.records.comparison import FILE, LOWER_IS_BETTER, ComparedResult, ComparedRun, Comparison, Difference, Entry, Quality, Worst
 from diffleak.records.variants import COMBINED
 from diffleak.report.judgement import allows_shift
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
@@ -79,7 +79,7 @@ def save(record: Comparison, folder: Path) -> None:
 
     folder = checked_folder(folder)
     write_text(folder / "compare.html", to_html(page(record)))
-    write_text(folder / "compare.json", record.model_dump_json(indent=2))
+    write_text(folder / FILE, record.model_dump_json(indent=2))
 
 
 def refuse_invalid(record: Comparison) -> None:
@@ -146,6 +146,7 @@ def _described(run: Run) -> ComparedRun:
         repeats=record.split.repeats,
         blind=record.blind,
         allow_shift=allows_shift(record.settings),
+        group=record.plan.group,
     )
 
 
@@ -210,7 +211,7 @@ def difference(first: tuple[Run, str], second: tuple[Run, str], seed: int) -> Di
     given = (int(pairing.member.sum()), int((~pairing.member).sum()))
     fraction = one.record.split.calibrate_fraction
     shared_parts = sizes[0] == tuple(size - calibrate_size(size, fraction) for size in given)
-    return reworded(found_differences, *given, fraction) if shared_parts else found_differences
+    return reworded(found_differences, *given, fraction, one.record.split.unit) if shared_parts else found_differences
 
 
 def _quality_metric(entries: Sequence[Entry]) -> tuple[Literal["kid", "frechet"] | None, str | None]:
@@ -246,6 +247,8 @@ def _warnings(
         for run in entry.runs
         if run.record.membership and run.record.membership.status == "contradicted, ignored"
     ]
+    if (column := entries[0].runs[0].record.plan.group) is not None:
+        found.append(f"the runs count groups by {shown(column)} and not images: every number and difference is of groups")
     if unused:
         found.append(f"{unused}; a teacher that was audited on both halves would count images it never saw as members")
     found += _about_pairs(entries, compared)

@@ -20,18 +20,26 @@ from diffleak.records.comparison import Quality
 from diffleak.records.quality import FILE as QUALITY
 from diffleak.records.quality import read_quality
 from diffleak.records.run_folder import read_samples
-from diffleak.records.scores import Samples, Scores, chunk_files, read_columns
+from diffleak.records.scores import Samples, Scores, chunk_files, means, read_columns
 from diffleak.report.judgement import read_record
 from diffleak.stats import evaluation
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished audit: its folder as the user wrote it, its record and its samples."""
+    """A finished audit: its folder as the user wrote it, its record and its samples.
+
+    `images` has a row for each image, `samples` one for each unit that the audit counts, such as a group of images.
+    """
 
     name: str
     record: AuditRecord
-    samples: Samples
+    images: Samples
+
+    @cached_property
+    def samples(self) -> Samples:
+        """What the audit counts: images, clusters of near-duplicates or groups, with the mean of their images' scores."""
+        return self.images.counted
 
     @property
     def folder(self) -> Path:
@@ -119,6 +127,11 @@ def pair(first: Run, second: Run) -> Pairing:
             f"{run.name} has {f'ids of the key {key}' if key else 'file names'}" for run, key in zip((first, second), keys, strict=True)
         )
         raise UserError(f"runs are compared image by image, so they must share ids; {how}: audit both with the same --anonymous-key FILE")
+    columns = [run.record.plan.group for run in (first, second)]
+    if columns[0] != columns[1]:
+        counts = lambda run: f"groups by {shown(run.record.plan.group)}" if run.record.plan.group is not None else "images"
+        how = " and ".join(f"{run.name} counts {counts(run)}" for run in (first, second))
+        raise UserError(f"runs must count the same to be compared; {how}: audit both with the same --group, or both without")
     shared = [i for i in first.samples.ids if i in second.rows]
     if not shared:
         looks = " and ".join(f"{shown(run.samples.ids[0])} in {run.name}" for run in (first, second))
@@ -137,14 +150,17 @@ def pair(first: Run, second: Run) -> Pairing:
 def read_scores(run: Run, attack: str) -> Scores | None:
     """The scores of one attack at every timestep, from the files under scores/; None where they hold none of it.
 
-    Raises `UserError` when the folder is missing or a file is damaged.
+    Of a run that counts clusters of near-duplicates they are the means of each. Raises `UserError` when the folder is missing or a file is
+    damaged.
     """
     if not chunk_files(run.folder):
         raise UserError(f"the swap audit needs the scores of every timestep; {run.folder} has none under scores/: repeat its audit command")
-    found = read_columns(run.folder, attack, run.rows)
+    found = read_columns(run.folder, attack, {image_id: row for row, image_id in enumerate(run.images.ids)})
     if found is None:
         return None
     timesteps, statistic = found
+    if (number := run.images.number) is not None:
+        statistic = means(statistic, number)
     result = run.result(attack)
     return Scores(attack, result.direction, timesteps, run.samples.ids, statistic, result.rule)
 

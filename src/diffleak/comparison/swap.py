@@ -130,6 +130,8 @@ def _own_half(run: Run, halves: Defence) -> Run:
     fingerprint = run.record.plan.model_fingerprint
     if fingerprint not in halves.teachers:
         return run
+    if run.record.plan.group is not None:
+        raise UserError(f"{halves.path} divides images, and {run.name} counts groups: audit the teachers without --group")
     _check_members(run, halves)
     others = frozenset(halves.halves[1 - halves.teachers.index(fingerprint)])
     kept = [i for i in run.samples.ids if i not in others]

@@ -44,6 +44,13 @@ class Key:
             raise UserError(f"two images have the same keyed id under {self.path}; use another key")
         return found
 
+    def groups(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The keyed names of groups of images, in their order; raises `UserError` should two be the same."""
+        found = tuple("g" + self._digest("group", name) for name in names)
+        if len(set(found)) < len(set(names)):
+            raise UserError(f"two groups have the same keyed name under {self.path}; use another key")
+        return found
+
     def _digest(self, purpose: str, text: str) -> str:
         return hmac.new(self.secret, f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()[:DIGITS]
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from diffleak.errors import UserError
 from diffleak.records.base import MOST_OFTEN, SCHEMA_VERSION, Estimate, Record
+from diffleak.records.groups import Groups
 from diffleak.records.headers import GivenAway
 from diffleak.records.images import Tally
 from diffleak.records.plan import Adapter, Costs, Embedding, Environment, Plan, Split
@@ -211,18 +212,19 @@ class Blind(Estimate):
 
 
 class Gate(Record):
-    """A limit that the user set, and whether an attack keeps it."""
+    """A limit that the user set, and whether it is kept by an attack, by what a model draws, or by the bound on epsilon."""
 
-    limit: Literal["max_auc", "max_tpr", "max_excess_auc"]
+    limit: Literal["max_auc", "max_tpr", "max_excess_auc", "max_copies", "max_epsilon"]
     """Setting that the limit comes from."""
     attack: str
-    """Label of the result that is judged."""
+    """Label of the result that is judged, or the file that it is from; in a comparison after the name of its entry."""
     quantity: str
     """What is limited, in words."""
     at_most: float
-    """The limit, in [0, 1]."""
+    """The limit, in [0, 1]; of epsilon at least 0."""
     reach: float | None
-    """Largest value that the 95 % interval of the quantity does not exclude, in [0, 1]; null where it is not estimable."""
+    """Largest value that the 95 % interval of the quantity does not exclude, in [0, 1]; of epsilon its lower bound, at least 0, since
+    there is no upper one. Null where it is not estimable."""
     passed: bool
     """True where `reach` is at or below the limit; false also where it is null."""
     reason: str | None = None
@@ -373,6 +375,8 @@ class AuditRecord(Record):
     """What the headers of adapters, embeddings, and a model or network in one file give away; empty for folders, and where unknown."""
     gates: tuple[Gate, ...] = ()
     """Limits that the user set, one entry per limit and attack; empty without limits."""
+    groups: Groups | None = None
+    """Groups of images that are counted in the place of images; null where no column was named."""
     valid: bool | None = None
     """False where the numbers do not measure membership; null in records of version 0.1.
 

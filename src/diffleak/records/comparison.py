@@ -4,17 +4,20 @@ Differences are an entry's minus the baseline's: below 0 the entry leaks less. W
 the reason beside it.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict
 
 from diffleak.records.audit import Blind, RateAtFPR
-from diffleak.records.base import Estimate, Record, Version
+from diffleak.records.base import Estimate, Record, Version, read_json
 from diffleak.records.quality import ImageSet, Metric
+from diffleak.records.scores import Unit
 
 COMPARISON_SCHEMA_VERSION: Literal[2] = 2  # 1: rates as in schema version 1 of audit.json
 
 LOWER_IS_BETTER = ("kid", "frechet")  # the metrics that a scatter can have on its axis, the preferred one first
+FILE = "compare.json"
 
 
 class Difference(Record):
@@ -143,15 +146,17 @@ class ComparedRun(Record):
     data_fingerprint: str
     """Hash of the ids and pixels of the images."""
     members: int
-    """Number of members in the audit."""
+    """Number of members in the audit, or of groups of members."""
     nonmembers: int
-    """Number of held-out images in the audit."""
+    """Number of held-out images in the audit, or of held-out groups."""
     repeats: int
     """Number of calibrate/test divisions; above 1 every number is the median over them."""
     blind: Blind
     """What tells the two sides apart without the model."""
     allow_shift: bool = False
     """True where the user allows a difference of the sources of the two sides."""
+    group: str | None = None
+    """Column of the metadata whose groups are counted in the place of images; null where images are."""
 
 
 class Entry(Record):
@@ -255,5 +260,15 @@ class Comparison(Record):
     """Level of the headline: lowers, not-shown, undecided or invalid; null in records of version 0.1."""
 
     @property
+    def unit(self) -> Unit:
+        """What every number counts: groups of images, or images."""
+        return "group" if self.baseline.runs[0].group is not None else "image"
+
+    @property
     def baseline(self) -> Entry:
         return self.entries[0]
+
+
+def read_comparison(path: Path) -> Comparison:
+    """The record of a finished comparison; raises `UserError` for a damaged one."""
+    return read_json(path, Comparison, advice="repeat its compare command, which writes it again")

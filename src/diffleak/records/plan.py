@@ -6,6 +6,7 @@ from pydantic import AfterValidator
 
 from diffleak.records.base import SCHEMA_VERSION, Record, Version
 from diffleak.records.images import Alpha, Exif
+from diffleak.records.scores import Unit
 
 
 def _with_label(attack: dict[str, Any]) -> dict[str, Any]:
@@ -82,6 +83,8 @@ class Split(Record):
     """Number of members in the calibrate part of the first division."""
     calibrate_nonmembers: int
     """Number of held-out images in the calibrate part of the first division."""
+    unit: Unit = "image"
+    """What all of these numbers count: images, clusters of near-duplicate images, or groups of images."""
 
 
 class Costs(Record):
@@ -182,5 +185,9 @@ class Plan(Record):
     """Hash of the source of its module; null without one."""
     white: int | None = None
     """Value that is white in grey images of more than 8 bits; null for the largest that the file allows."""
+    group: str | None = None
+    """Column of the metadata whose values say which images count together; null where none was named."""
+    units: str | None = None
+    """Hash of which images count together as one group or cluster of near-duplicates; null where each counts alone."""
     buckets: tuple[tuple[str, int], ...] | None = None
     """Shape and number of images of every aspect-ratio bucket, in the order of the images; null where all have one shape."""

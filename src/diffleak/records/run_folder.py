@@ -11,9 +11,11 @@ from diffleak.errors import UserError, shown
 from diffleak.records.audit import EARLIER_RATES, AuditRecord
 from diffleak.records.base import read_json
 from diffleak.records.plan import Plan
-from diffleak.records.scores import Samples
+from diffleak.records.scores import Samples, Unit
 from diffleak.work.files import write_text
 from diffleak.work.reading import load_rows
+
+COUNTED: tuple[Unit, ...] = ("group", "cluster")  # columns of samples.csv that say which images count together
 
 
 def read_plan(folder: Path) -> Plan | None:
@@ -35,13 +37,14 @@ def read_audit(folder: Path) -> AuditRecord:
 
 
 def write_samples(path: Path, samples: Samples) -> None:
-    """samples.csv: id, member, part, then a column of membership scores per attack."""
+    """samples.csv: id, member, part, the group or cluster of each image where images count together, then the scores of each attack."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "member", "part", *samples.scores])
+    writer.writerow(["id", "member", "part", *([samples.unit] if samples.units else []), *samples.scores])
     for i, image_id in enumerate(samples.ids):
-        part = "test" if samples.test[i] else "calibrate"
-        writer.writerow([image_id, int(samples.member[i]), part, *(repr(float(column[i])) for column in samples.scores.values())])
+        part, unit = "test" if samples.test[i] else "calibrate", [samples.units[i]] if samples.units else []
+        scores = [repr(float(column[i])) for column in samples.scores.values()]
+        writer.writerow([image_id, int(samples.member[i]), part, *unit, *scores])
     write_text(path, text.getvalue())
 
 
@@ -56,7 +59,8 @@ def read_samples(folder: Path) -> Samples:
         if odd := [(number, len(row)) for number, row in enumerate(rows, 1) if len(row) != len(header)]:
             raise ValueError(f"row {odd[0][0]} has {odd[0][1]} fields, not {len(header)}")
         columns = dict(zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=True))
-        scores = {name: np.array(columns[name], dtype=np.float64) for name in header[3:]}
+        unit: Unit = next((kind for kind in COUNTED if header[3:4] == [kind]), "image")
+        scores = {name: np.array(columns[name], dtype=np.float64) for name in header[3 + (unit != "image") :]}
         ids, member, part = (columns[name] for name in ("id", "member", "part"))
         for name, found, right in (("member", member, ("0", "1")), ("part", part, ("calibrate", "test"))):
             if (other := next((value for value in found if value not in right), None)) is not None:
@@ -65,6 +69,6 @@ def read_samples(folder: Path) -> Samples:
             raise ValueError(f"the id '{shown(twice[0])}' is there twice")
         if broken := [name for name, column in scores.items() if not np.isfinite(column).all()]:
             raise ValueError(f"{shown(broken[0])} must be finite numbers")
-        return Samples(tuple(ids), np.array(member) == "1", np.array(part) == "test", scores)
+        return Samples(tuple(ids), np.array(member) == "1", np.array(part) == "test", scores, columns.get(unit), unit)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({shown(error, 120)}); run the audit again to rewrite it") from None

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Direction = Literal["small", "large"]
+Unit = Literal["image", "cluster", "group"]
 FOLDER = "scores"
 META = NAME.encode()
 
@@ -57,6 +58,8 @@ class Scores:
     """Whether the statistics are logarithms or differences already, so that calibration takes none of them."""
     complexity: Float64[np.ndarray, "n f"] | None = None
     """What is regressed out of the scores (`diffleak.stats.calibration`), a row per image; null: nothing."""
+    unit: Int64[np.ndarray, " n"] | None = None
+    """Number of the unit (`diffleak.stats.units`) that each image counts in, from 0 without gaps; null: each image counts alone."""
 
     @property
     def membership(self) -> Float64[np.ndarray, "n k"]:
@@ -65,8 +68,10 @@ class Scores:
 
     def taken(self, rows: Int64[np.ndarray, " m"]) -> "Scores":
         """The scores of the images in some rows, in the order of `rows`."""
-        complexity = None if self.complexity is None else self.complexity[rows]
-        return replace(self, ids=tuple(self.ids[row] for row in rows), statistic=self.statistic[rows], complexity=complexity)
+        given = lambda array: None if array is None else array[rows]
+        unit = None if self.unit is None else numbered(self.unit[rows])
+        ids = tuple(self.ids[row] for row in rows)
+        return replace(self, ids=ids, statistic=self.statistic[rows], complexity=given(self.complexity), unit=unit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +86,29 @@ class Samples:
     """True in the test part, false in the calibrate part; of repeated splits, by the first one."""
     scores: dict[str, Float64[np.ndarray, " n"]]
     """Membership scores by the label of the attack: one number per image, higher = more likely a member."""
+    units: tuple[str, ...] | None = None
+    """Name of the unit (`diffleak.stats.units`) that each image counts in: its group, keyed in an anonymous run, or the first image of its
+    cluster of near-duplicates; null: each image counts alone."""
+    unit: Unit = "image"
+    """What a row counts, or with `units` what those are: the column of the units has this name."""
+
+    @property
+    def counted(self) -> "Samples":
+        """A row for each unit, in the order of their first images, with the mean of its images' scores; the samples themselves without."""
+        of = self.number
+        if self.units is None or of is None:
+            return self
+        first = np.unique(of, return_index=True)[1]
+        scores = {attack: means(column, of) for attack, column in self.scores.items()}
+        return Samples(tuple(dict.fromkeys(self.units)), self.member[first], self.test[first], scores, None, self.unit)
+
+    @property
+    def number(self) -> Int64[np.ndarray, " n"] | None:
+        """The number of each image's unit, from 0 in the order of their first images; None where each counts alone."""
+        if self.units is None:
+            return None
+        known = {name: i for i, name in enumerate(dict.fromkeys(self.units))}
+        return np.array([known[name] for name in self.units], dtype=np.int64)
 
     def sides(self, attack: str, test: bool | None = True) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " n"]]:
         """The attack's (members, nonmembers) of the test part, of the calibrate part, or of both (`test=None`)."""
@@ -90,7 +118,25 @@ class Samples:
     def taken(self, rows: Int64[np.ndarray, " m"]) -> "Samples":
         """The images in some rows, in the order of `rows`."""
         scores = {attack: column[rows] for attack, column in self.scores.items()}
-        return Samples(tuple(self.ids[row] for row in rows), self.member[rows], self.test[rows], scores)
+        units = None if self.units is None else tuple(self.units[row] for row in rows)
+        return Samples(tuple(self.ids[row] for row in rows), self.member[rows], self.test[rows], scores, units, self.unit)
+
+
+def numbered(unit: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """The units of some images, numbered from 0 in the order of their first images."""
+    _, first, of = np.unique(unit, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[of]
+
+
+def means(values: Float64[np.ndarray, "n *k"], unit: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, "u *k"]:
+    """The mean over the images of each unit, whose numbers have no gaps; of a unit of one image that image's own numbers, to the bit."""
+    order = np.argsort(unit, kind="stable")
+    starts = np.searchsorted(unit[order], np.arange(int(unit.max(initial=-1)) + 1))
+    sizes = np.diff(np.append(starts, len(unit)))
+    sums = np.add.reduceat(values[order], starts, axis=0)
+    return sums / sizes.reshape(-1, *(1,) * (values.ndim - 1))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

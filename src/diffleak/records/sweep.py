@@ -55,9 +55,9 @@ class SweepRecord(Record):
     step_source: str
     """Where the steps are from, in words."""
     members: int
-    """Number of members in each audit."""
+    """Number of members in each audit, or of groups of members."""
     nonmembers: int
-    """Number of held-out images in each audit."""
+    """Number of held-out images in each audit, or of held-out groups."""
     chosen_on: Literal["calibrate", "test"]
     """Part that each checkpoint's attack was chosen on; "test" flatters the attacker."""
     points: tuple[Point, ...]

@@ -30,7 +30,7 @@ from diffleak.records.audit import AuditRecord, Blind, Result
 from diffleak.records.base import Estimate
 from diffleak.records.run_folder import read_audit
 from diffleak.records.variants import CALIBRATED, base_label
-from diffleak.report.wording import count, percent, spoken
+from diffleak.report.wording import IMAGES, Counted, count, counted, percent, spoken
 from diffleak.stats.blind import INVALID_P, POWER, finding, may_explain
 from diffleak.stats.calibration import PLAIN, RECONSTRUCTION
 from diffleak.stats.metrics import ALPHA
@@ -74,8 +74,10 @@ def verdict(record: AuditRecord) -> Verdict:
     grounds = (*_beyond(record, lead), *_mask(record, lead), _provenance(record, lead, chosen, candidates), _blind(record.blind))
     wrong = _backwards(candidates, lead)
     backwards = lead.auc.high < GUESSING
-    middle = (_reversed(),) if backwards else (_caught(lead),) if finder else (_not_excluded(lead.auc), _caught(lead))
-    found = (_picks(lead), *middle, *grounds)
+    words = counted(record.split.unit)
+    caught = _caught(lead, words)
+    middle = (_reversed(),) if backwards else (caught,) if finder else (_not_excluded(lead.auc, words), caught)
+    found = (_picks(lead, counted(record.split.unit)), *middle, *grounds)
     if sources == "different":
         title = "Undecided: the two sides come from different sources, so the numbers below mix membership with that difference."
         return Verdict("undecided", title, (*found, f"--allow-shift accepted this. {_repair()}"), attack)
@@ -148,31 +150,33 @@ def widened_low(auc: Estimate, tries: int) -> float:
     return auc.value - (auc.value - auc.low) * quantile(1 - ALPHA / 2 / tries) / quantile(1 - ALPHA / 2)
 
 
-def _picks(result: Result) -> str:
+def _picks(result: Result, words: Counted) -> str:
     value, ends = spoken(result.auc)
-    pair = f"Given one member and one held-out image, the attack {visible(result.attack)} picks the member"
+    pair = f"Given one {words.member} and one {words.held_out}, the attack {visible(result.attack)} picks the {words.member}"
     return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing)."
 
 
-def _caught(result: Result) -> str:
+def _caught(result: Result, words: Counted) -> str:
     """Members caught at 1 % false alarms; a few can be exposed where the average is not."""
     rate = result.tpr(0.01)
     if rate.value is None:
-        return f"How many members are caught at 1 % false alarms is {visible(rate.reason or 'not in the record')}."
+        return f"How many {words.members} are caught at 1 % false alarms is {visible(rate.reason or 'not in the record')}."
     if rate.low is None or rate.high is None:
-        return f"At 1 % false alarms it catches {percent(rate.value)} of the members (guessing catches 1 %)."
+        return f"At 1 % false alarms it catches {percent(rate.value)} of the {words.members} (guessing catches 1 %)."
     value, ends = spoken(rate)
-    rough = "; few images decide this, so it is rough" if rate.support == "low" else ""
-    text = f"At 1 % false alarms it catches {value} of the members (95 % interval {ends}; guessing catches 1 %{rough})."
+    few = "images" if words is IMAGES else "groups"
+    rough = f"; few {few} decide this, so it is rough" if rate.support == "low" else ""
+    text = f"At 1 % false alarms it catches {value} of the {words.members} (95 % interval {ends}; guessing catches 1 %{rough})."
     if rate.low > rate.fpr and (result.auc.low or 0.0) <= GUESSING:
-        text += " That is more than guessing: a few images may be exposed although most are not."
+        text += f" That is more than guessing: a few {few} may be exposed although most are not."
     return text
 
 
-def _not_excluded(auc: Estimate) -> str:
+def _not_excluded(auc: Estimate, words: Counted) -> str:
+    more = "images" if words is IMAGES else "groups"
     return (
-        "The interval includes 50 %, which is what guessing gives. These images cannot exclude that the attack picks the member "
-        f"up to {percent(auc.high or 1.0)} of the time; more images narrow this down, and a stronger attack may find more."
+        f"The interval includes 50 %, which is what guessing gives. These {more} cannot exclude that the attack picks the {words.member} "
+        f"up to {percent(auc.high or 1.0)} of the time; more {more} narrow this down, and a stronger attack may find more."
     )
 
 
@@ -222,7 +226,8 @@ def _mask(record: AuditRecord, result: Result) -> tuple[str, ...]:
 
 def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candidates: Sequence[Result]) -> str:
     """How the attack was picked, what it was measured on and what access it needs."""
-    sizes = f"{count(lead.n_members)} members and {count(lead.n_nonmembers)} held-out images"
+    words = counted(record.split.unit)
+    sizes = f"{count(lead.n_members)} {words.members} and {count(lead.n_nonmembers)} {words.all_held_out}"
     tries = _tries(candidates)
     masked = any(r.mask for r in candidates)
     kinds = {
@@ -230,8 +235,8 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
         "those on the excess": any(r.variant for r in candidates),
         "calibrated ones": any(r.complexity for r in candidates),
     }
-    counted = " and ".join(kind for kind, there in kinds.items() if there)
-    looked = f"{tries} attacks ({counted} counted)" if counted else f"{tries} attacks"
+    also = " and ".join(kind for kind, there in kinds.items() if there)
+    looked = f"{tries} attacks ({also} counted)" if also else f"{tries} attacks"
     if lead is chosen:
         chosen_apart = "none of which the attack was chosen on" if record.split.repeats == 1 else "in each division"
         how = chosen_apart if record.plan.calibration else "with settings that were fixed beforehand"
@@ -245,12 +250,13 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
         text = f"This was measured on {sizes}, with one attack and settings that were fixed beforehand."
     else:
         text = (
-            f"No attack was chosen beforehand: of {looked if counted else tries}, the strongest on these {sizes} is named, "
+            f"No attack was chosen beforehand: of {looked if also else tries}, the strongest on these {sizes} is named, "
             "and judged by an interval that is widened for that."
         )
     if record.split.repeats > 1:
+        one = "an image" if words is IMAGES else "a group"
         text += (
-            f" Because the sets are small, numbers are medians over {record.split.repeats} random divisions; an image that is "
+            f" Because the sets are small, numbers are medians over {record.split.repeats} random divisions; {one} that is "
             "tested in one helps to choose in another, which flatters the attack a little."
         )
     if lead.access in ACCESS:

@@ -1,13 +1,37 @@
 """Numbers and names, written the same in the terminal, in Markdown and in HTML. Rates are fractions in, percent out."""
 
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from diffleak.errors import visible
 from diffleak.records.base import Estimate
+from diffleak.records.scores import Unit
 
 # Rates this close to impossible, guessing or certain keep a decimal: 50.4 % must not read as 50 %.
 EDGES = (0.0, 0.5, 1.0)
 NAMED = 6  # class names that are written out
+
+
+class Counted(NamedTuple):
+    """What an audit counts: how one is called on either side, and several."""
+
+    member: str
+    members: str
+    held_out: str
+    all_held_out: str
+
+    def sides(self, members: int, nonmembers: int) -> str:
+        """1600 members, 1600 held-out images"""
+        return f"{count(members)} {self.members}, {count(nonmembers)} {self.all_held_out}"
+
+
+IMAGES = Counted("member", "members", "held-out image", "held-out images")
+GROUPS = Counted("group of members", "groups of members", "held-out group", "held-out groups")
+
+
+def counted(unit: Unit) -> Counted:
+    """The words for what an audit counts; a cluster of near-duplicates is one image."""
+    return GROUPS if unit == "group" else IMAGES
 
 
 def adapter(lora: str | None, scale: float | None, embedding: str | None = None) -> str:
@@ -93,13 +117,13 @@ def medians(repeats: int) -> tuple[str, ...]:
     )
 
 
-def exposed(share: float, nonmembers: int) -> str:
-    """In words, how many held-out images score at least as high as a member does."""
+def exposed(share: float, nonmembers: int, what: str = "image") -> str:
+    """In words, how many held-out images, or groups of them, score at least as high as a member does."""
     if share == 0:
-        return f"none of the {count(nonmembers)} held-out images scores as high"
+        return f"none of the {count(nonmembers)} held-out {what}s scores as high"
     if share < 0.2:
-        return f"about 1 in {count(round(1 / share))} held-out images scores as high"
-    return f"{percent(share, 0)} of the held-out images score as high"
+        return f"about 1 in {count(round(1 / share))} held-out {what}s scores as high"
+    return f"{percent(share, 0)} of the held-out {what}s score as high"
 
 
 def duration(seconds: float) -> str:

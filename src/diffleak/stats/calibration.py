@@ -16,7 +16,9 @@ of FOLDS folds, so AUCs there can be compared and a threshold from there holds o
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
+
+from diffleak.records.scores import numbered
 
 PLAIN = "plain"
 RECONSTRUCTION = "reconstruction"
@@ -41,11 +43,20 @@ def features(complexity: Float64[np.ndarray, "n 7"], reconstruction: Float64[np.
     return own if reconstruction is None else {**own, RECONSTRUCTION: reconstruction}
 
 
-def residuals(u: Float64[np.ndarray, "n k"], c: Float64[np.ndarray, "n f"], fitted: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, "n k"]:
-    """u minus what c predicts of it, by ridge regressions on the images `fitted`; each of those is predicted without itself."""
+def residuals(
+    u: Float64[np.ndarray, "n k"],
+    c: Float64[np.ndarray, "n f"],
+    fitted: Bool[np.ndarray, " n"],
+    unit: Int64[np.ndarray, " n"] | None = None,
+) -> Float64[np.ndarray, "n k"]:
+    """u minus what c predicts of it, by ridge regressions on the images `fitted`; each of those is predicted without itself.
+
+    unit: the number of the unit that each image counts in; then it is predicted without any image of its unit.
+    """
     rows = np.flatnonzero(fitted)
+    own = np.arange(len(rows)) if unit is None else numbered(unit[rows])
     left = u - _predicted(c, u, rows, np.arange(len(u)))
-    fold = np.random.default_rng(0).permutation(len(rows)) % FOLDS
+    fold = (np.random.default_rng(0).permutation(int(own.max(initial=-1)) + 1) % FOLDS)[own]
     for number in range(FOLDS):
         out = rows[fold == number]
         left[out] = u[out] - _predicted(c, u, rows[fold != number], out)

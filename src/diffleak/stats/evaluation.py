@@ -21,7 +21,7 @@ from diffleak.records.scores import Samples, Scores
 from diffleak.records.variants import CALIBRATED, COMBINED, VARIANTS, Variant, masked_label
 from diffleak.stats import metrics
 from diffleak.stats.calibration import PLAIN, Features, in_logarithms
-from diffleak.stats.rules import LOGISTIC, Key, column, named, settled
+from diffleak.stats.rules import LOGISTIC, Key, column, column_of_images, named, settled
 
 SMALL_SIDE = 200
 REPEATS = 25
@@ -180,7 +180,7 @@ def combined(parts: Sequence[Scores], complexity: Float64[np.ndarray, "n f"] | N
     """
     columns = [scores.membership if scores.rule or scores.logarithmic else in_logarithms(scores.membership) for scores in parts]
     components = np.concatenate([*columns, *(() if complexity is None else (complexity,))], axis=1)
-    return Scores(COMBINED, "large", tuple(range(components.shape[1])), parts[0].ids, components, LOGISTIC)
+    return Scores(COMBINED, "large", tuple(range(components.shape[1])), parts[0].ids, components, LOGISTIC, unit=parts[0].unit)
 
 
 def evaluate_combined(scores: Scores, base: Evaluated, member: Bool[np.ndarray, " n"], split: Divisions) -> Evaluated:
@@ -231,9 +231,14 @@ def gain(
 
 
 def samples(all_scores: Sequence[Scores], results: Sequence[Result], member: Bool[np.ndarray, " n"], split: Divisions) -> Samples:
-    """The table of membership scores at each attack's chosen timestep or setting, with the parts of the first split."""
-    columns = {s.attack: column(s, r, member, split.calibrate[0]) for s, r in zip(all_scores, results, strict=True)}
-    return Samples(all_scores[0].ids, member, ~split.calibrate[0], columns)
+    """The table of membership scores of images at each attack's chosen timestep or setting, with the parts of the first split.
+
+    `member` and `split` are of the units where images count together.
+    """
+    unit = slice(None) if all_scores[0].unit is None else all_scores[0].unit
+    of_images, calibrate = member[unit], split.calibrate[0][unit]
+    columns = {s.attack: column_of_images(s, r, of_images, calibrate) for s, r in zip(all_scores, results, strict=True)}
+    return Samples(all_scores[0].ids, of_images, ~calibrate, columns)
 
 
 def headline(results: Sequence[Result]) -> str | None:

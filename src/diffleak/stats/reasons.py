@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from diffleak.data.draw import images_for, side_with
 from diffleak.records.audit import AuditRecord
 from diffleak.records.base import Record
+from diffleak.records.scores import Unit
 
 R = TypeVar("R", bound=Record)
 
@@ -19,29 +20,30 @@ COUNTED = re.compile(r"needs >= (\d+) (non-members|members)( to calibrate on)?, 
 def in_given_images(record: AuditRecord) -> AuditRecord:
     """The record with every reason of its results counting all images of a side; a reason that already does stays."""
     split = record.split
-    sizes = (split.members, split.nonmembers)
-    return record.model_copy(update={"results": tuple(reworded(r, *sizes, split.calibrate_fraction) for r in record.results)})
+    given = (split.members, split.nonmembers, split.calibrate_fraction, split.unit)
+    return record.model_copy(update={"results": tuple(reworded(r, *given) for r in record.results)})
 
 
-def reworded(record: R, members: int, nonmembers: int, fraction: float) -> R:
-    """A record of any kind whose sides had so many images, of which `fraction` was set apart to calibrate on."""
+def reworded(record: R, members: int, nonmembers: int, fraction: float, unit: Unit = "image") -> R:
+    """A record of any kind whose sides had so many images, or groups of them, of which `fraction` was set apart to calibrate on."""
 
     def walk(value: Any) -> Any:
         if isinstance(value, Record):
-            return reworded(value, members, nonmembers, fraction)
+            return reworded(value, members, nonmembers, fraction, unit)
         return tuple(walk(item) for item in value) if isinstance(value, tuple) else value
 
     update = {name: walk(getattr(record, name)) for name in type(record).model_fields}
     reason = update.get("reason")
     if isinstance(reason, str):
-        update["reason"] = COUNTED.sub(lambda found: _given(found, members, nonmembers, fraction), reason)
+        update["reason"] = COUNTED.sub(lambda found: _given(found, members, nonmembers, fraction, unit), reason)
     return record.model_copy(update=update)
 
 
-def _given(found: re.Match[str], members: int, nonmembers: int, fraction: float) -> str:
+def _given(found: re.Match[str], members: int, nonmembers: int, fraction: float, unit: Unit) -> str:
     """needs 125 held-out images, since a fifth of them is set apart for calibration; this audit has 100"""
     tested, side, calibrated = int(found[1]), found[2], found[3]
-    name, has = ("members", members) if side == "members" else ("held-out images", nonmembers)
+    names = ("groups of members", "held-out groups") if unit == "group" else ("members", "held-out images")
+    name, has = (names[0], members) if side == "members" else (names[1], nonmembers)
     share = "a fifth" if fraction == 0.2 else f"{100 * fraction:g} %"
     if calibrated:
         return f"needs {side_with(tested, fraction):,} {name}, since only {share} of them is calibrated on; this audit has {has:,}"

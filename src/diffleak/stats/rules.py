@@ -19,11 +19,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from diffleak.errors import UserError
 from diffleak.records.audit import Result
-from diffleak.records.scores import Scores
+from diffleak.records.scores import Scores, means, numbered
 from diffleak.stats.calibration import in_logarithms, residuals
 
 FOLDS = 5
@@ -40,23 +40,31 @@ class Columns(NamedTuple):
     keys: tuple[Key, ...]
 
 
-Rule = Callable[[Float64[np.ndarray, "n c"], Bool[np.ndarray, " n"], Bool[np.ndarray, " h"]], Columns]
+Rule = Callable[[Float64[np.ndarray, "n c"], Bool[np.ndarray, " n"], Bool[np.ndarray, " h"], Int64[np.ndarray, " h"]], Columns]
 
 
-def _as_is(components: Float64[np.ndarray, "n 1"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"]) -> Columns:
+def _as_is(
+    components: Float64[np.ndarray, "n 1"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"], unit: Int64[np.ndarray, " h"]
+) -> Columns:
     return Columns(components, (None,))
 
 
-def _clid(components: Float64[np.ndarray, "n 2"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"]) -> Columns:
+def _clid(
+    components: Float64[np.ndarray, "n 2"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"], unit: Int64[np.ndarray, " h"]
+) -> Columns:
     u, v = robust_scaled(components, calibrate).T
     return Columns(np.stack([(1 - w) * u + w * v for w in WEIGHTS], axis=1), tuple(f"w={w:g}" for w in WEIGHTS))
 
 
-def _mean(components: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"]) -> Columns:
+def _mean(
+    components: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"], unit: Int64[np.ndarray, " h"]
+) -> Columns:
     return Columns(components.mean(axis=1, keepdims=True), (None,))
 
 
-def _logistic(components: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"]) -> Columns:
+def _logistic(
+    components: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " h"], unit: Int64[np.ndarray, " h"]
+) -> Columns:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
 
@@ -64,10 +72,12 @@ def _logistic(components: Float64[np.ndarray, "n c"], calibrate: Bool[np.ndarray
         raise UserError("a classifier is trained on images of both sides; the calibrate part has one only: raise --calibrate-fraction")
     spread = components[calibrate].std(axis=0)
     x = (components - components[calibrate].mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    fewest = min(int(member.sum()), int((~member).sum()))
+    own = member[np.unique(unit, return_index=True)[1]]  # the side of each unit
+    fewest = min(int(own.sum()), int((~own).sum()))
     if fewest < 2:
         raise UserError("a classifier needs two calibration images of each side; raise --calibrate-fraction")
-    folds, known = list(StratifiedKFold(min(FOLDS, fewest)).split(x[calibrate], member)), np.flatnonzero(calibrate)
+    split = StratifiedKFold(min(FOLDS, fewest)).split(own, own)
+    folds, known = [tuple(np.flatnonzero(np.isin(unit, part)) for part in each) for each in split], np.flatnonzero(calibrate)
     scores = np.empty((len(x), len(STRENGTHS)))
     for i, strength in enumerate(STRENGTHS):
         model = LogisticRegression(C=strength, solver="newton-cholesky", max_iter=500)  # weights of unequal sides are left as they are
@@ -89,24 +99,35 @@ def needs_calibration(rule: str | None) -> bool:
 def settled(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Columns:
     """The columns that scores offer for one division into calibrate and test part; without a rule those are the timesteps.
 
-    Where the scores say what is regressed out of them, that is done last.
+    Where the scores say what is regressed out of them, that is done last. Where they say which images count together, a row is the mean
+    over the images of a unit, and `member` and `calibrate` are of the units.
 
     A rule is given the labels of the calibrate part alone, in its order, so that nothing can be fitted to those of the test
     part. Raises `UserError` for a rule that needs a calibrate part where there is none.
     """
+    if scores.unit is None:
+        return settled_images(scores, member, calibrate)
+    columns = settled_images(scores, member[scores.unit], calibrate[scores.unit])
+    return Columns(means(columns.membership, scores.unit), columns.keys)
+
+
+def settled_images(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Columns:
+    """The columns of the images themselves, whether or not some count together; raises as `settled` does."""
+    unit = np.arange(len(member)) if scores.unit is None else scores.unit
     if needs_calibration(scores.rule) and not calibrate.any():
         raise UserError(f"{scores.attack} settles its score on the calibrate part; leave out --no-calibration, or this attack")
     if scores.rule is None:
         columns = Columns(scores.membership, scores.timesteps)
     else:
-        columns = _ruled(_Same(scores.membership, scores.statistic), scores.rule, calibrate.tobytes(), member[calibrate].tobytes())
+        known = member[calibrate].tobytes(), numbered(unit[calibrate]).tobytes()
+        columns = _ruled(_Same(scores.membership, scores.statistic), scores.rule, calibrate.tobytes(), *known)
     if scores.complexity is None:
         return columns
     as_it_is = scores.rule or scores.logarithmic  # a rule's score is a logarithm or a difference
     scaled = columns.membership if as_it_is else in_logarithms(columns.membership)
     heldout = calibrate.copy()
     heldout[calibrate] = ~member[calibrate]
-    return Columns(residuals(scaled, scores.complexity, heldout), columns.keys)
+    return Columns(residuals(scaled, scores.complexity, heldout, unit), columns.keys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +145,25 @@ class _Same:
 
 
 @lru_cache(maxsize=8)  # a result, its samples, its calibration and what it adds to another one ask for the same
-def _ruled(scores: _Same, rule: str, calibrate: bytes, member: bytes) -> Columns:
-    """The columns of a rule; `member` is of the calibrate part alone."""
-    return RULES[rule](scores.membership, np.frombuffer(calibrate, dtype=bool), np.frombuffer(member, dtype=bool))
+def _ruled(scores: _Same, rule: str, calibrate: bytes, member: bytes, unit: bytes) -> Columns:
+    """The columns of a rule; `member` and `unit` are of the calibrate part alone."""
+    known = np.frombuffer(member, dtype=bool), np.frombuffer(unit, dtype=np.int64)
+    return RULES[rule](scores.membership, np.frombuffer(calibrate, dtype=bool), *known)
 
 
 def column(scores: Scores, result: Result, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    """The membership scores at the timestep or setting of a result, settled on this calibrate part."""
-    columns = settled(scores, member, calibrate)
+    """The membership scores of units at the timestep or setting of a result, settled on this calibrate part."""
+    return _chosen(settled(scores, member, calibrate), result)
+
+
+def column_of_images(
+    scores: Scores, result: Result, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]
+) -> Float64[np.ndarray, " n"]:
+    """The same of the images themselves, whether or not some count together."""
+    return _chosen(settled_images(scores, member, calibrate), result)
+
+
+def _chosen(columns: Columns, result: Result) -> Float64[np.ndarray, " n"]:
     key = result.timestep if result.setting is None else result.setting
     return columns.membership[:, columns.keys.index(key)]
 

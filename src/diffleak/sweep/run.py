@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from diffleak.auditing import run as auditing
 from diffleak.auditing.config import AuditConfig, read_cohort
-from diffleak.auditing.gate import LIMITS
 from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.reference import BASE
 from diffleak.auditing.shared import Shared
@@ -22,6 +21,7 @@ from diffleak.comparison.runs import Run
 from diffleak.config import command_line
 from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, InvalidAudit, UserError, shown
+from diffleak.gating.limits import LIMITS
 from diffleak.records.audit import AuditRecord
 from diffleak.records.plan import Plan
 from diffleak.records.sweep import FILE, Point, SweepRecord

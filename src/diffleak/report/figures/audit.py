@@ -122,7 +122,10 @@ def histogram(samples: Samples, result: Result, name: str, small: bool) -> str |
         axes.xaxis.set_major_locator(MaxNLocator(3 if small else 5))
         axes.yaxis.set_major_locator(MaxNLocator(3 if small else 5))
         if not small:
-            axes.set(xlabel="membership score (higher = more likely a member)", ylabel="share of images")
+            axes.set(
+                xlabel="membership score (higher = more likely a member)",
+                ylabel=f"share of {'groups' if samples.unit == 'group' else 'images'}",
+            )
         title = f"Histogram of the scores of {visible(result.attack)} on the test part: members against held-out images"
         return svg(figure, name, title)
 

@@ -21,6 +21,7 @@ from diffleak.report.sections.audit import (
     figures,
     gates,
     geometry,
+    groups,
     headers,
     made,
     masks,
@@ -28,7 +29,7 @@ from diffleak.report.sections.audit import (
 )
 from diffleak.report.selection import masked
 from diffleak.report.table import columns, difference_cell
-from diffleak.report.wording import count, moment
+from diffleak.report.wording import count, counted, moment
 
 GLOSSARY = (
     ("Member", "an image the model was trained on; a held-out image comes from the same source but was not used for training."),
@@ -46,6 +47,10 @@ LATENT_GLOSSARY = (
 )
 CALIBRATED_GLOSSARY = (
     ("Calibrated", "an attack's score less what the complexity of the image, its compressed size and its frequencies, predicts of it."),
+)
+GROUPS_GLOSSARY = (
+    ("Group", "images that belong together, such as those of one person. Its score is the mean of its images' scores."),
+    ("Counted by group", "AUC, rates and intervals are of groups: read member as group of members, and held-out image as held-out group."),
 )
 REFERENCE_GLOSSARY = (
     ("Reference", "a model without the training that is audited, such as the one that was fine-tuned; it says how hard each image is."),
@@ -82,6 +87,7 @@ SECTIONS: tuple[Callable[[Audited], Section | None], ...] = (
     figures.timesteps,
     figures.scores,
     geometry.section,
+    groups.section,
     exposed.section,
     headers.section,
     made.costs,
@@ -99,7 +105,7 @@ def page(
     """The report; only with samples it has figures, and only with thumbnails, an image's PNG by its id, images with their maps."""
     audit = Audited(record, samples, thumbnail, maps)
     invalid = audit.verdict.level == "invalid"
-    sides = f"{count(record.split.members)} members, {count(record.split.nonmembers)} held-out images"
+    sides = counted(record.split.unit).sides(record.split.members, record.split.nonmembers)
     return Page(
         title=f"Membership audit of {visible(record.plan.model)}",
         heading="Membership audit",
@@ -144,6 +150,7 @@ def _terms(record: AuditRecord) -> tuple[tuple[str, str], ...]:
     told = {
         LATENT_GLOSSARY: record.geometry or masked(record),
         REFERENCE_GLOSSARY: record.plan.reference,
+        GROUPS_GLOSSARY: record.groups,
         CALIBRATED_GLOSSARY: any(result.complexity for result in record.results),
     }
     return (*GLOSSARY, *(term for terms, there in told.items() if there for term in terms))

@@ -8,7 +8,7 @@ from diffleak.report.judgement import Verdict
 from diffleak.report.section import Block, Page, Section, Sentences, Tabulated, figure, prose, sections
 from diffleak.report.sections import glossary, limits, reproduce, verdict, warnings
 from diffleak.report.table import Cell, Column, Table, difference_cell, estimate_cell, rate_cell, tabulate
-from diffleak.report.wording import count, interval, moment
+from diffleak.report.wording import GROUPS, IMAGES, count, interval, moment
 
 GLOSSARY = (
     ("Member", "an image the model was trained on; a held-out image comes from the same source but was not used for training."),
@@ -42,12 +42,12 @@ SECTIONS: tuple[Callable[[SweepRecord], Section | None], ...] = (
 def page(record: SweepRecord) -> Page:
     """The report."""
     steps = [point.step for point in record.points]
+    sides = (IMAGES if record.settings.get("group") is None else GROUPS).sides(record.members, record.nonmembers)
     what = {"lora": "adapters", "network": "networks", "model": "models"}[record.swept]
     return Page(
         title=f"Sweep over {len(record.points)} checkpoints",
         heading="Sweep over checkpoints",
-        meta=f"{len(record.points)} {what}, steps {count(steps[0])} to {count(steps[-1])} · {count(record.members)} members, "
-        f"{count(record.nonmembers)} held-out images",
+        meta=f"{len(record.points)} {what}, steps {count(steps[0])} to {count(steps[-1])} · {sides}",
         created=visible(moment(record.created)),
         version=record.diffleak,
         sections=sections(make(record) for make in SECTIONS),

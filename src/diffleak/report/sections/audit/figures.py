@@ -8,7 +8,7 @@ from diffleak.errors import visible
 from diffleak.records.base import Estimate
 from diffleak.report.audited import Audited
 from diffleak.report.section import Block, Section, breakable, drawn, figure, heading, prose
-from diffleak.report.wording import percent, spoken
+from diffleak.report.wording import counted, percent, spoken
 
 
 def tiles(audit: Audited) -> Section | None:
@@ -17,7 +17,8 @@ def tiles(audit: Audited) -> Section | None:
     if lead is None:
         return None
     caught = lead.tpr(0.01)
-    rates = (("picks the member out of a pair", lead.auc, 0.5), ("of members caught at 1 % false alarms", caught, 0.01))
+    words = counted(audit.record.split.unit)
+    rates = ((f"picks the {words.member} out of a pair", lead.auc, 0.5), (f"of {words.members} caught at 1 % false alarms", caught, 0.01))
     tiles = [_tile(title, e, guess) for title, e, guess in rates if None not in (e.value, e.low, e.high)]
     return Section("tiles", "", (drawn("tiles", tiles=tiles),), kind="summary") if tiles else None
 
@@ -39,7 +40,7 @@ def _curves(audit: Audited) -> tuple[Block, ...]:
     from diffleak.report.figures.audit import key, roc
 
     lead = audit.verdict.attack
-    svg = roc(audit.results, audit.scores, lead)
+    svg = roc(audit.results, audit.scores.counted, lead)
     read = (
         f"Each point of a line is one threshold, on {audit.tested}. Both axes are logarithmic, because what hurts is the left: many "
         f"members caught at few false alarms. A line on the dotted diagonal is guessing.{audit.divisions}"
@@ -77,7 +78,8 @@ def _histograms(audit: Audited) -> list[Block]:
     from diffleak.report.figures.audit import histogram
     from diffleak.report.figures.keys import sides
 
-    lead, samples = audit.lead, audit.scores
+    lead, samples = audit.lead, audit.scores.counted
+    words = counted(audit.record.split.unit)
     svg = histogram(samples, lead, "scores", small=False) if lead else None
     shown: list[Block] = [prose(NO_SCORES, "")]
     if lead and svg:
@@ -85,7 +87,7 @@ def _histograms(audit: Audited) -> list[Block]:
             f"Scores of {visible(lead.attack)} on {audit.tested}. The more the two shapes come apart, the better the attack tells the two "
             f"sides apart. The outermost bars also hold everything beyond them.{audit.divisions}"
         )
-        shown = [figure(svg, (read,), sides("members", "held-out images", threshold=lead.asr.threshold is not None))]
+        shown = [figure(svg, (read,), sides(words.members, words.all_held_out, threshold=lead.asr.threshold is not None))]
     others = [r for r in audit.results if r is not lead]
     if others:
         small = [(breakable(visible(r.attack)), histogram(samples, r, f"scores-{i}", small=True)) for i, r in enumerate(others)]

@@ -31,4 +31,7 @@ def sentence(gate: Gate) -> str:
         why = visible(gate.reason or "not estimable")
         return f"{visible(gate.attack)}: {gate.quantity} is {why}, so the limit of {gate.at_most:g} cannot be confirmed"
     side = "within" if gate.passed else "above"
+    if gate.limit == "max_epsilon":
+        proves = "; that does not prove that epsilon is within it: the bound is a lower one" if gate.passed else ""
+        return f"{visible(gate.attack)}: {gate.quantity} is at least {gate.reach:.3g}, {side} the limit of {gate.at_most:g}{proves}"
     return f"{visible(gate.attack)}: {gate.quantity} may reach {gate.reach:.3f}, {side} the limit of {gate.at_most:g}"

@@ -9,7 +9,7 @@ from diffleak.records.audit import AuditRecord, Blind, Result
 from diffleak.report.audited import Audited
 from diffleak.report.section import Block, Section, Sentences, breakable, drawn, facts, heading, prose
 from diffleak.report.sections import adapted, device, fingerprinted, other_weights, reproduce, versions
-from diffleak.report.wording import count, duration, labels_from
+from diffleak.report.wording import IMAGES, count, counted, duration, labels_from
 from diffleak.stats.blind import INVALID_ABOVE, INVALID_P
 
 LISTED = 20  # omitted files shown by name
@@ -57,8 +57,12 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
     yield "Data fingerprint", Markup("<code>{}</code>").format(visible(environment.data_fingerprint))
     yield "Image shape", visible(plan.image_shape) + (", resized to fit" if plan.resize else "")
     yield "Seeds", f"noise {environment.seed}, split {split.seed}"
-    yield "Calibrate part", _sides(split.calibrate_members, split.calibrate_nonmembers)
-    tested = _sides(split.members - split.calibrate_members, split.nonmembers - split.calibrate_nonmembers)
+    sides = counted(split.unit).sides
+    if split.unit != "image":
+        how = f"groups by {visible(str(plan.group))}" if split.unit == "group" else "near-duplicates on one side count as one image"
+        yield "Counted", f"{sides(split.members, split.nonmembers)}, of {IMAGES.sides(plan.n_members, plan.n_nonmembers)}: {how}"
+    yield "Calibrate part", sides(split.calibrate_members, split.calibrate_nonmembers)
+    tested = sides(split.members - split.calibrate_members, split.nonmembers - split.calibrate_nonmembers)
     yield "Test part", tested + (f"; medians over {split.repeats} random divisions" if split.repeats > 1 else "")
     yield "Same-source check", _blind(record.blind)
     if plan.masks:
@@ -82,10 +86,6 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
     yield "Platform", visible(environment.platform)
     yield "Versions", versions(environment)
     yield "Record", f"audit.json, schema version {record.schema_version}"
-
-
-def _sides(members: int, nonmembers: int) -> str:
-    return f"{count(members)} members, {count(nonmembers)} held-out images"
 
 
 def _blind(blind: Blind) -> str:

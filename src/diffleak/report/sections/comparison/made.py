@@ -6,7 +6,7 @@ from diffleak.errors import visible
 from diffleak.records.comparison import Comparison, Entry
 from diffleak.report.section import Block, Section, facts, heading
 from diffleak.report.sections import fingerprinted, reproduce
-from diffleak.report.wording import count
+from diffleak.report.wording import count, counted
 
 
 def section(record: Comparison) -> Section:
@@ -27,7 +27,9 @@ def _rows(entry: Entry) -> Iterator[tuple[str, str]]:
     for run in entry.runs:
         yield "Run", fingerprinted(visible(run.run), run.command)
         yield "Model", fingerprinted(visible(run.model), run.model_fingerprint)
-        yield "Data", fingerprinted(f"{count(run.members)} members, {count(run.nonmembers)} held-out images", run.data_fingerprint)
+        sides = counted("image" if run.group is None else "group").sides(run.members, run.nonmembers)
+        by = f" by {visible(run.group)}" if run.group is not None else ""
+        yield "Data", fingerprinted(f"{sides}{by}", run.data_fingerprint)
     if entry.quality:
         found = entry.quality
         drawn = f"{count(found.images)} images of {visible(found.model)}, features of {visible(found.extractor)}"

@@ -15,7 +15,7 @@ from diffleak.errors import visible
 from diffleak.records.base import Estimate
 from diffleak.records.comparison import Comparison, Entry, SwapResult
 from diffleak.report.judgement import Verdict
-from diffleak.report.wording import count, signed, signed_interval, spoken
+from diffleak.report.wording import Counted, count, counted, signed, signed_interval, spoken
 from diffleak.stats.blind import finding, may_explain
 
 QUALITY = {
@@ -81,7 +81,7 @@ def _unsure(record: Comparison) -> tuple[str, ...]:
 
 def _of_differences(record: Comparison) -> Verdict:
     others = record.entries[1:]
-    sentences = (_baseline(record.baseline), *(_against(entry, record) for entry in others), _chosen(record))
+    sentences = (_baseline(record.baseline, counted(record.unit)), *(_against(entry, record) for entry in others), _chosen(record))
     known = [e for e in others if _worst_difference(e).high is not None]
     if not known:
         return Verdict("invalid", "No verdict: no difference to the baseline could be measured.", sentences)
@@ -121,7 +121,7 @@ def _lowered(difference: Estimate) -> str:
     return f"{value:.3f} lower (95 % interval {low:.3f} to {high:.3f})"
 
 
-def _baseline(entry: Entry) -> str:
+def _baseline(entry: Entry, words: Counted) -> str:
     attack, name = visible(entry.worst.attack), visible(entry.name)
     auc = entry.worst_result.auc
     if auc.value is None or auc.low is None or auc.high is None:
@@ -129,7 +129,7 @@ def _baseline(entry: Entry) -> str:
             f"{name} is the baseline; the AUC of its worst attack, {attack}, has no interval: {visible(auc.reason or 'no reason given')}."
         )
     value, ends = spoken(auc)
-    pair = f"Given one member and one held-out image, the worst attack on {name}, {attack}, picks the member"
+    pair = f"Given one {words.member} and one {words.held_out}, the worst attack on {name}, {attack}, picks the {words.member}"
     rest = "As a fraction, that share is the AUC; the others are compared with it."
     return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing). {rest}"
 
@@ -142,7 +142,8 @@ def _against(entry: Entry, record: Comparison) -> str:
     head = f"{visible(entry.name)}: the worst attack is {visible(entry.worst.attack)}{where}"
     if auc.value is None or auc.low is None or auc.high is None:
         return f"{head}; its AUC has no interval ({visible(auc.reason or 'no reason given')})."
-    pairs = f"the {count(against.members)} members and {count(against.nonmembers)} held-out images that both were tested on"
+    words = counted(record.unit)
+    pairs = f"the {count(against.members)} {words.members} and {count(against.nonmembers)} {words.all_held_out} that both were tested on"
     if against.auc.value is None or against.auc.low is None:
         versus = f"the difference in AUC on {pairs} has no interval ({visible(against.auc.reason or 'no reason given')})"
     else:

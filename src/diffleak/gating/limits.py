@@ -6,23 +6,33 @@ A limit is met when what cannot be excluded is at or below it, for every attack 
     max_tpr           the upper end of the TPR at 1 % FPR
     max_excess_auc    the upper end of the AUC, of attacks on the excess over the reference alone: reversed, it is the reference that leaks
 
-It can be met if the interval of an attack that guesses exactly (AUC 0.5, TPR 1 %) on the test part lies within it. That is the least:
-chance moves the estimate, so messages also name about how many images let one attack that guesses pass with probability PASSING.
+and, of a finished folder, by what else lies in it:
+
+    max_copies        the upper end of the copy rate's 95 % interval
+    max_epsilon       the lower bound on epsilon: one above the limit shows that it is broken, one below it proves nothing
+
+Where an audit counts groups of images, these are AUC and TPR of groups. A limit on attacks can be met if the interval of an attack that
+guesses exactly (AUC 0.5, TPR 1 %) on the test part lies within it. That is the least: chance moves the estimate, so messages also name
+about how many images let one attack that guesses pass with probability PASSING.
 No torch.
 """
 
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float64
 
-from diffleak.auditing.config import AuditConfig
+from diffleak.config import Config
 from diffleak.data.draw import calibrate_size
 from diffleak.errors import UserError
-from diffleak.records.audit import Gate, Result
+from diffleak.records.audit import Gate, RateAtFPR, Result
+from diffleak.records.base import Estimate
+from diffleak.records.comparison import Comparison
 from diffleak.records.plan import Split
+from diffleak.records.scores import Unit
+from diffleak.records.variants import VARIANTS, masked_label, may_lead
 from diffleak.stats import metrics
 
 Limit = Literal["max_auc", "max_tpr", "max_excess_auc"]
@@ -32,50 +42,70 @@ PASSING = 0.8
 MOST = 100_000  # images a side, beyond which the number needed is not worked out
 
 
+class Judged(NamedTuple):
+    """What a limit asks of a result: its name, its numbers, and whether it is one on the excess over a reference."""
+
+    name: str
+    auc: Estimate
+    tpr: RateAtFPR
+    excess: bool
+
+
 class Reach(NamedTuple):
     """What an attack may reach, and why there is no number where there is none."""
 
     quantity: str
     value: float | None
     reason: str | None = None
+    how: str = ""
 
 
-def gates(results: Sequence[Result], config: AuditConfig) -> tuple[Gate, ...]:
-    """Each limit of the config against each attack, in the order of LIMITS."""
-    return tuple(_gates(results, config))
+def gates(results: Sequence[Result], config: Config, unit: Unit = "image") -> tuple[Gate, ...]:
+    """Each limit of the config against each attack, in the order of LIMITS; unit: what the results count."""
+    numbers = [Judged(r.attack, r.auc, r.tpr(FPR), r.variant == "excess") for r in results if r.leads]
+    return tuple(_gates(numbers, config, " of groups" if unit == "group" else ""))
 
 
-def _gates(results: Sequence[Result], config: AuditConfig) -> Iterator[Gate]:
+def gates_compared(record: Comparison, config: Config) -> tuple[Gate, ...]:
+    """Each limit against each result of every entry of a comparison but the baseline, which is the undefended model."""
+    reference, excess = (masked_label("", variant) for variant in VARIANTS)
+    numbers = [
+        Judged(f"{entry.name}: {r.attack}", r.auc, r.tpr_at_1pct, excess in r.attack)
+        for entry in record.entries[1:]
+        for r in entry.results
+        if may_lead(r.mask) and reference not in r.attack
+    ]
+    return tuple(_gates(numbers, config, " of groups" if record.unit == "group" else ""))
+
+
+def _gates(numbers: Sequence[Judged], config: Config, counted: str) -> Iterator[Gate]:
     for limit in LIMITS:
         at_most = getattr(config, limit)
-        for result in results if at_most is not None else ():
-            if result.leads and (limit != "max_excess_auc" or result.variant == "excess"):
-                reach = _reach(limit, result)
-                passed = reach.value is not None and reach.value <= at_most
-                yield Gate(
-                    limit=limit,
-                    attack=result.attack,
-                    quantity=reach.quantity,
-                    at_most=at_most,
-                    reach=reach.value,
-                    passed=passed,
-                    reason=reach.reason,
-                )
+        for each in numbers if at_most is not None else ():
+            if limit != "max_excess_auc" or each.excess:
+                reach = _reach(limit, each)
+                yield judged(limit, each.name, f"{reach.quantity}{counted}{reach.how}", at_most, reach.value, reach.reason)
 
 
-def _reach(limit: Limit, result: Result) -> Reach:
+def judged(limit: Any, name: str, quantity: str, at_most: float, reach: float | None, reason: str | None) -> Gate:
+    """One check: passed where what may be reached is known and within the limit."""
+    passed = reach is not None and reach <= at_most
+    return Gate(limit=limit, attack=name, quantity=quantity, at_most=at_most, reach=reach, passed=passed, reason=reason)
+
+
+def _reach(limit: Limit, result: Judged) -> Reach:
     if limit == "max_tpr":
-        rate = result.tpr(FPR)
+        rate = result.tpr
         return Reach("TPR at 1 % FPR", rate.high, rate.reason if rate.high is None else None)
     auc = result.auc
     if auc.low is None or auc.high is None:
         return Reach("AUC", None, auc.reason)
-    if result.variant != "excess" and 1 - auc.low > auc.high:
-        return Reach("AUC with the direction reversed (are the sides swapped?)", 1 - auc.low)
+    if not result.excess and 1 - auc.low > auc.high:
+        return Reach("AUC", 1 - auc.low, how=" with the direction reversed (are the sides swapped?)")
     return Reach("AUC", auc.high)
 
 
-def refuse_unreachable(config: AuditConfig, split: Split) -> None:
+def refuse_unreachable(config: Config, split: Split) -> None:
     """Raises `UserError` for a limit that cannot be met with so many images even if nothing leaks, with the number needed."""
     for limit in LIMITS:
         at_most = getattr(config, limit)
@@ -93,13 +123,20 @@ def _refuse(limit: Limit, at_most: float, split: Split) -> None:
     if reach is not None and reach <= at_most:
         return
     needed, passing = (images_needed(limit, at_most, *sizes, split.calibrate_fraction, room) for room in (0.0, _room(limit)))
-    number = f"at least {needed:,} images on each side" if needed else f"more than {MOST:,} images on each side"
+    what_given = "groups" if split.unit == "group" else "images"
+    number = f"at least {needed:,} {what_given} on each side" if needed else f"more than {MOST:,} {what_given} on each side"
     often = f", about {passing:,} for an attack that guesses to pass with probability {PASSING:g}" if passing else ""
     ends = "cannot be estimated" if reach is None else f"has an interval up to {reach:.3f}"
     raise UserError(
-        f"{flag} cannot be met with {sizes[0]:,} members and {sizes[1]:,} held-out images even if nothing leaks: guessing, {what}, {ends} "
+        f"{flag} cannot be met with {_sides(split)} even if nothing leaks: guessing, {what}, {ends} "
         f"on so few; give {number}{often}, or set a higher limit"
     )
+
+
+def _sides(split: Split) -> str:
+    if split.unit == "group":
+        return f"{split.members:,} groups of members and {split.nonmembers:,} held-out groups"
+    return f"{split.members:,} members and {split.nonmembers:,} held-out images"
 
 
 def _room(limit: Limit) -> float:

@@ -1,0 +1,213 @@
+"""`diffleak gate`: a finished folder against limits, whatever commands have written into it.
+
+    audit.json                    every attack, as `diffleak audit` judges it
+    sweep.json                    the same of every checkpoint; the last one decides
+    compare.json                  every result of every entry but the baseline
+    quality.json, extract.json    the copy rate
+    epsilon.json                  the lower bound on epsilon
+
+Nothing is measured again. A number that is not there has not passed.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffleak.config import build, command_line, flag
+from diffleak.errors import GateFailed, InvalidAudit, UserError, visible
+from diffleak.gating.config import GateConfig
+from diffleak.gating.limits import LIMITS, gates, gates_compared, judged
+from diffleak.records.audit import AuditRecord, Gate
+from diffleak.records.base import Estimate
+from diffleak.records.comparison import FILE as COMPARE
+from diffleak.records.comparison import Quality, read_comparison
+from diffleak.records.gate import EPSILON, EXTRACT, FILE, Bound, CheckedFile, Extracted, GateRecord, read_part
+from diffleak.records.quality import FILE as QUALITY
+from diffleak.records.quality import read_quality
+from diffleak.records.sweep import FILE as SWEEP
+from diffleak.records.sweep import read_sweep
+from diffleak.report.judgement import read_record
+from diffleak.report.sections.audit.gates import sentence
+from diffleak.work.files import hash_file, write_text
+
+AUDIT = "audit.json"
+ORDER = (*LIMITS, "max_copies", "max_epsilon")
+MADE_BY = {
+    LIMITS[0]: "diffleak audit MODEL --members DATA --nonmembers DATA -o",
+    "max_copies": "diffleak extract MODEL --members DATA -o",
+    "max_epsilon": "diffleak epsilon",
+}
+
+
+class Found(NamedTuple):
+    """The checks of the attacks in a folder, the files that they are from, and of a sweep the last checkpoint that passes."""
+
+    checks: tuple[Gate, ...]
+    files: tuple[Path, ...]
+    last_passing: str | None = None
+    fingerprint: str | None = None
+
+
+def gate(run: str | Path, **limits: Any) -> GateRecord:
+    """Checks a finished folder against limits and writes RUN/gate.json.
+
+    limits: max_auc, max_tpr, max_excess_auc, max_copies (each in [0, 1]) and max_epsilon (at least 0), at least one of them.
+    Raises `UserError` for a folder that lacks what a limit needs, and `InvalidAudit` where its numbers do not measure membership. A
+    limit that is not met raises nothing: see `met` and `checks` of the record, or `refuse`.
+    """
+    return check_folder(build(GateConfig, {"run": run, **limits}))
+
+
+def check_folder(config: GateConfig) -> GateRecord:
+    """The same for settings that are there already."""
+    folder = config.run
+    if not folder.is_dir():
+        raise UserError(f"RUN must be the folder of a finished command; there is no folder {folder}")
+    of_attacks = any(getattr(config, limit) is not None for limit in LIMITS)
+    found = _attacks(folder, config) if of_attacks else Found((), (), None, _fingerprint(folder))
+    beside = [*_copies(folder, config, found.fingerprint), *_epsilon(folder, config, found.fingerprint)]
+    checks = (*found.checks, *(each for each, _ in beside))
+    files = (*found.files, *(path for _, path in beside))
+    record = GateRecord(
+        diffleak=version("diffleak"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command_line(config, "gate"),
+        met=all(each.passed for each in checks),
+        limits={limit: at_most for limit in ORDER if (at_most := getattr(config, limit)) is not None},
+        checks=checks,
+        last_passing=found.last_passing,
+        files=tuple(CheckedFile(file=path.relative_to(folder).as_posix(), sha256=hash_file(path)) for path in files),
+    )
+    write_text(folder / FILE, record.model_dump_json(indent=2))
+    return record
+
+
+def met(record: GateRecord) -> tuple[str, ...]:
+    """A line for each limit that is met, with the result that comes nearest to it, and for the last checkpoint of a sweep that passes."""
+    kept = [_line(record, limit) for limit in record.limits if all(each.passed for each in _of(record, limit))]
+    return (*kept, *([f"the last checkpoint that passes: {record.last_passing}"] if record.last_passing is not None else []))
+
+
+def refuse(record: GateRecord) -> None:
+    """Raises `GateFailed` with a line for every limit that is not met, and by how much."""
+    failed = [_line(record, limit) for limit in record.limits if not all(each.passed for each in _of(record, limit))]
+    if failed:
+        raise GateFailed("\n".join((f"{len(failed)} of {len(record.limits)} limits not met", *failed)))
+
+
+def _of(record: GateRecord, limit: str) -> list[Gate]:
+    return [each for each in record.checks if each.limit == limit]
+
+
+def _line(record: GateRecord, limit: str) -> str:
+    checks, at_most = _of(record, limit), record.limits[limit]
+    failed = [each for each in checks if not each.passed]
+    worst = max(failed or checks, key=lambda each: float("inf") if each.reach is None else each.reach)
+    if not failed:
+        of = f" (the highest of {len(checks):,})" if len(checks) > 1 else ""
+        return f"{flag(limit)} {at_most:g} is met: {sentence(worst)}{of}"
+    known = [each for each in failed if each.reach is not None]
+    nearest = max(known, key=lambda each: each.reach or 0.0) if known else worst
+    by = f" by {nearest.reach - at_most:.3f}" if nearest.reach is not None else ""
+    of = f" ({len(failed):,} of {len(checks):,} fail)" if len(checks) > 1 else ""
+    return f"{flag(limit)} {at_most:g} is not met{by}: {sentence(nearest)}{of}"
+
+
+# attacks
+
+
+def _attacks(folder: Path, config: GateConfig) -> Found:
+    kinds: dict[str, Callable[[Path, GateConfig], Found]] = {AUDIT: _audit, SWEEP: _sweep, COMPARE: _comparison}
+    for name, read in kinds.items():
+        if (folder / name).is_file():
+            return read(folder, config)
+    given = flag(next(limit for limit in LIMITS if getattr(config, limit) is not None))
+    raise UserError(
+        f"{given} needs an {AUDIT}, {SWEEP} or {COMPARE}; {folder} has none of them: {MADE_BY[LIMITS[0]]} {folder} makes the first"
+    )
+
+
+def _audit(folder: Path, config: GateConfig) -> Found:
+    record = read_record(folder)
+    return Found(_of_audit(record, config, str(folder)), (folder / AUDIT,), None, record.plan.model_fingerprint)
+
+
+def _of_audit(record: AuditRecord, config: GateConfig, name: str) -> tuple[Gate, ...]:
+    if record.valid is False:
+        raise InvalidAudit(f"{record.invalid_reason} No limit was checked.")
+    if config.max_excess_auc is not None and not any(result.variant == "excess" for result in record.results):
+        raise UserError(
+            f"--max-excess-auc limits what leaks beyond a reference, and {name} was audited without one: audit it with --reference MODEL"
+        )
+    return gates(record.results, config, record.split.unit)
+
+
+def _sweep(folder: Path, config: GateConfig) -> Found:
+    points, passing, checks = read_sweep(folder).points, list[str](), tuple[Gate, ...]()
+    for point in points:
+        checks = _of_audit(read_record(folder / point.run), config, str(folder / point.run))
+        passing += [point.name] if all(each.passed for each in checks) else []
+    last = tuple(each.model_copy(update={"attack": f"{points[-1].name}: {each.attack}"}) for each in checks)
+    return Found(last, (folder / SWEEP, *(folder / point.run / AUDIT for point in points)), passing[-1] if passing else None)
+
+
+def _comparison(folder: Path, config: GateConfig) -> Found:
+    record = read_comparison(folder / COMPARE)
+    if record.valid is False:
+        raise InvalidAudit(f"{record.invalid_reason} No limit was checked.")
+    checks = gates_compared(record, config)
+    lost = next((limit for limit in LIMITS if getattr(config, limit) is not None and all(each.limit != limit for each in checks)), None)
+    if lost:
+        raise UserError(f"{flag(lost)} needs attacks beyond a reference, and {folder} compares none: audit the runs with --reference MODEL")
+    return Found(checks, (folder / COMPARE,))
+
+
+# what lies beside them
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """The model of a run folder; None where it is no audit's."""
+    return read_record(folder).plan.model_fingerprint if (folder / AUDIT).is_file() else None
+
+
+def _copies(folder: Path, config: GateConfig, model: str | None) -> Iterator[tuple[Gate, Path]]:
+    if config.max_copies is None:
+        return
+    found = list[tuple[Estimate, Path]]()
+    if (path := folder / QUALITY).is_file():
+        measured = read_quality(path, Quality)
+        _refuse_other_model(path, measured.model_fingerprint, model)
+        rate = next((metric for metric in measured.metrics if metric.name == "copy_rate"), None)
+        found.append((rate or Estimate(reason="not measured: diffleak quality takes --training for it"), path))
+    if (path := folder / EXTRACT).is_file():
+        extracted = read_part(path, Extracted, "extract")
+        _refuse_other_model(path, extracted.model_fingerprint, model)
+        found.append((extracted.copy_rate, path))
+    if not found:
+        raise UserError(
+            f"--max-copies needs a {QUALITY} or an {EXTRACT}; {folder} has neither: {MADE_BY['max_copies']} {folder} makes the second"
+        )
+    for share, path in found:
+        yield (
+            judged("max_copies", path.name, "copy rate", config.max_copies, share.high, share.reason if share.high is None else None),
+            path,
+        )
+
+
+def _epsilon(folder: Path, config: GateConfig, model: str | None) -> Iterator[tuple[Gate, Path]]:
+    if config.max_epsilon is None:
+        return
+    path = folder / EPSILON
+    if not path.is_file():
+        raise UserError(f"--max-epsilon needs an {EPSILON}; {folder} has none: {MADE_BY['max_epsilon']} {folder} makes it")
+    bound = read_part(path, Bound, "epsilon")
+    _refuse_other_model(path, bound.model_fingerprint, model)
+    quantity = "epsilon" if bound.delta is None else f"epsilon (delta {bound.delta:g})"
+    yield judged("max_epsilon", path.name, quantity, config.max_epsilon, bound.epsilon, bound.reason), path
+
+
+def _refuse_other_model(path: Path, measured: str | None, model: str | None) -> None:
+    if measured is not None and model is not None and measured != model:
+        raise UserError(f"{visible(str(path))} was made of another model than the audit beside it: repeat its command for this model")

@@ -1,0 +1,86 @@
+"""gate.json: which limits a finished folder was checked against, and what came out. No torch.
+
+Beside it the parts of other commands' files that a gate reads.
+"""
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import ConfigDict
+
+from diffleak.records.audit import Gate
+from diffleak.records.base import Estimate, Record, Version, read_json
+
+FILE = "gate.json"
+EXTRACT, EPSILON = "extract.json", "epsilon.json"
+
+R = TypeVar("R", bound=Record)
+
+
+class CheckedFile(Record):
+    """A file whose numbers were checked."""
+
+    file: str
+    """Path of the file below the folder."""
+    sha256: str
+    """SHA-256 of its bytes."""
+
+
+class GateRecord(Record):
+    """gate.json."""
+
+    schema_version: Literal[1] = 1
+    """Version of these fields."""
+    diffleak: Version
+    """Version of this package that made the check."""
+    created: str
+    """Time in UTC at which the record was written, as ISO 8601."""
+    command: str
+    """Command line that repeats the check."""
+    met: bool
+    """True where every limit is met; of a sweep, by its last checkpoint."""
+    limits: dict[str, float]
+    """Each limit by its setting: rates and AUCs in [0, 1], epsilon at least 0."""
+    checks: tuple[Gate, ...]
+    """Each limit against each result, in the order of the limits."""
+    last_passing: str | None = None
+    """Of a sweep, name of the last checkpoint that meets every limit; null where none does, and for other folders."""
+    files: tuple[CheckedFile, ...]
+    """Files that were read, with their hashes."""
+
+
+class Share(Estimate):
+    """A share in [0, 1] with its interval."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Extracted(Record):
+    """The part of extract.json that a gate reads."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    copy_rate: Share
+    """Share of the members that were given back, a fraction in [0, 1]."""
+    model_fingerprint: str | None = None
+    """Hash of the model's weights and settings; null where the file does not say it."""
+
+
+class Bound(Record):
+    """The part of epsilon.json that a gate reads."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    epsilon: float | None
+    """Lower bound on epsilon, at least 0; null where there is none."""
+    delta: float | None = None
+    """Delta that the bound holds at, in (0, 1); null where the file does not say it."""
+    reason: str | None = None
+    """Why there is no bound, in words; null where there is one."""
+    model_fingerprint: str | None = None
+    """Hash of the model's weights and settings; null where the file does not say it."""
+
+
+def read_part(path: Path, kind: type[R], command: str) -> R:
+    """The part of another command's file that a gate reads; raises `UserError` for a file that does not hold it."""
+    return read_json(path, kind, must=f"must be as `diffleak {command}` writes it", advice="repeat that command")

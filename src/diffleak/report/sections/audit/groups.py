@@ -1,0 +1,48 @@
+"""The groups of images that were counted in the place of images, the most exposed ones listed."""
+
+from collections.abc import Callable
+
+from diffleak.errors import visible
+from diffleak.records.groups import ExposedGroup, Groups
+from diffleak.report.audited import Audited
+from diffleak.report.section import Section, Sentences, Tabulated
+from diffleak.report.sections.audit.exposed import EXPOSURE
+from diffleak.report.table import Cell, Column, tabulate
+from diffleak.report.wording import GROUPS, count, exposed
+
+COLUMNS = (
+    Column(("Images",), "Images of the group.", 3, lambda group: Cell(count(group.images))),
+    Column(("Score",), "Mean membership score of its images; higher = more likely members.", 2, lambda group: Cell(f"{group.score:.4g}")),
+)
+
+
+def section(audit: Audited) -> Section | None:
+    """How many groups there are, and those of members that the attack is surest of."""
+    found = audit.record.groups
+    if found is None:
+        return None
+    column, (smallest, middle, largest) = visible(found.column), found.images
+    images = f"{count(smallest)} to {count(largest)} images (median {count(middle)})" if largest > smallest else f"{count(largest)} images"
+    said = [
+        f"Images of one {column} count as one: {GROUPS.sides(found.members, found.nonmembers)}, of {images} each. AUC, rates, intervals "
+        "and limits are of groups."
+    ]
+    if not found.exposed:
+        return Section("groups", f"Groups by {column}", (Sentences(tuple(said), listed=False),), "Groups", f"Groups by {column}")
+    part = " of the test part" if audit.record.plan.calibration else ""
+    said.append(
+        f"The groups of members{part} that {visible(found.attack or '')} is surest of. {_meaning(audit.verdict.level)} samples.csv has "
+        "every image with its group."
+    )
+    columns = (*COLUMNS, Column(("Exposure",), "How few held-out groups score as high.", 1, _exposure(found), look="left"))
+    made = tabulate(found.exposed, columns, lambda group: (group.group, "", False))
+    listed = Tabulated(made, "The most exposed groups first.", column, quoted=True)
+    return Section("groups", f"Groups by {column}", (Sentences(tuple(said), listed=False), listed), "Groups", f"Groups by {column}")
+
+
+def _meaning(level: str) -> str:
+    return EXPOSURE[level].replace("members", "groups")
+
+
+def _exposure(found: Groups) -> Callable[[ExposedGroup], Cell]:
+    return lambda group: Cell(exposed(group.exposure, found.tested[1], "group"))

@@ -1,0 +1,199 @@
+"""`diffleak gate`: which limits a finished folder meets, by how much it does not, and what it must hold for that."""
+
+import hashlib
+import json
+
+import pytest
+from fixtures.commands import call, refused
+from fixtures.runs import gaussian, make_run, write_quality
+
+import diffleak
+from diffleak.comparison.compare import compare, save
+from diffleak.errors import GateFailed, InvalidAudit, UserError
+from diffleak.gating.check import refuse
+from diffleak.records.audit import Blind
+from diffleak.records.gate import GateRecord
+from diffleak.records.run_folder import read_audit
+from diffleak.records.sweep import Point, SweepRecord
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A leaking run and a run that leaks nothing, 400 images a side."""
+    root = tmp_path_factory.mktemp("runs")
+    leaking = {"sima": gaussian(1.5), "loss": gaussian(0.8)}
+    return make_run(root / "leaks", leaking), make_run(root / "guesses", {"sima": gaussian(0.0), "loss": gaussian(0.0)}, seed=3)
+
+
+def ceiling(run, attack="sima"):
+    auc = read_audit(run).result(attack).auc
+    return max(auc.high, 1 - auc.low)
+
+
+def test_every_limit_that_fails_has_a_line_with_how_much_and_those_that_are_met_are_on_stdout(runs, capsys):
+    leaking = runs[0]
+    code, out, err = call(capsys, "gate", leaking, "--max-auc", "0.6", "--max-tpr", "1")
+    lines = err.splitlines()
+    by = ceiling(leaking) - 0.6
+    assert code == 3 and lines[0] == "diffleak: 1 of 2 limits not met" and len(lines) == 2
+    assert lines[1].startswith(f"--max-auc 0.6 is not met by {by:.3f}: sima: AUC may reach {ceiling(leaking):.3f}, above the limit of 0.6")
+    assert lines[1].endswith("(2 of 2 fail)")
+    assert out.startswith("--max-tpr 1 is met: ") and len(out.splitlines()) == 1
+    record = GateRecord.model_validate_json((leaking / "gate.json").read_text())
+    assert (record.met, record.limits, len(record.checks)) == (False, {"max_auc": 0.6, "max_tpr": 1.0}, 4)
+    assert [file.file for file in record.files] == ["audit.json"]
+    assert record.files[0].sha256 == hashlib.sha256((leaking / "audit.json").read_bytes()).hexdigest()
+    assert record.command == f"diffleak gate {leaking} --max-auc 0.6 --max-tpr 1.0"
+
+
+def test_limits_that_are_met_exit_with_0_and_a_line_each(runs, capsys):
+    code, out, err = call(capsys, "gate", runs[1], "--max-auc", "0.6", "--max-tpr", "0.2")
+    assert code == 0 and err == "" and [line.split(":")[0] for line in out.splitlines()] == ["--max-auc 0.6 is met", "--max-tpr 0.2 is met"]
+    code, out, _ = call(capsys, "gate", runs[1], "--max-auc", "0.6", "--json")
+    assert code == 0 and json.loads(out)["met"] and json.loads(out) == json.loads((runs[1] / "gate.json").read_text())
+
+
+def test_a_limit_is_met_to_the_digit_and_not_beyond(runs):
+    reach = max(ceiling(runs[1], attack) for attack in ("sima", "loss"))
+    assert diffleak.gate(runs[1], max_auc=reach).met
+    assert not diffleak.gate(runs[1], max_auc=reach - 1e-12).met
+
+
+def test_it_decides_as_an_audit_that_was_given_the_limits(runs):
+    from diffleak.auditing.config import AuditConfig
+    from diffleak.auditing.run import gate
+    from diffleak.config import build
+
+    for run in runs:
+        for at_most in (0.55, 0.62, 0.9):
+            record = diffleak.gate(run, max_auc=at_most, max_tpr=0.3)
+            config = build(AuditConfig, {"members": "a", "nonmembers": "b", "max_auc": at_most, "max_tpr": 0.3})
+            failed = sum(not check.passed for check in record.checks)
+            if record.met:
+                gate(read_audit(run), config)
+            else:
+                with pytest.raises(GateFailed, match=f"{failed} of 4 checks failed"):
+                    gate(read_audit(run), config)
+
+
+def test_copies_are_those_of_quality_and_of_extraction_by_the_end_that_is_not_excluded(tmp_path, capsys, runs):
+    (tmp_path / "extract.json").write_text(json.dumps({"copy_rate": {"value": 0.0, "low": 0.0, "high": 0.05, "more": 1}, "pairs": []}))
+    assert diffleak.gate(tmp_path, max_copies=0.05).met and not diffleak.gate(tmp_path, max_copies=0.04).met
+    write_quality(tmp_path)
+    code, _, err = call(capsys, "gate", tmp_path, "--max-copies", "0.04")
+    assert code == 3 and "--max-copies 0.04 is not met by 0.010: extract.json: copy rate may reach 0.050" in err and "(1 of 2 fail)" in err
+    checks = json.loads((tmp_path / "gate.json").read_text())["checks"]
+    assert [(check["attack"], check["reach"], check["passed"]) for check in checks] == [
+        ("quality.json", 0.03, True),
+        ("extract.json", 0.05, False),
+    ]
+    (tmp_path / "extract.json").write_text(json.dumps({"copy_rate": {"value": None, "reason": "needs 100 held-out images"}}))
+    with pytest.raises(GateFailed, match=r"extract.json: copy rate is needs 100 held-out images, so the limit of 0.04 cannot be confirmed"):
+        refuse(diffleak.gate(tmp_path, max_copies=0.04))
+
+
+def test_copies_that_nobody_looked_for_have_not_passed(tmp_path):
+    write_quality(tmp_path, metrics=())
+    record = diffleak.gate(tmp_path, max_copies=0.5)
+    assert not record.met and "takes --training" in record.checks[0].reason
+
+
+def test_the_bound_on_epsilon_can_only_break_a_limit(tmp_path, capsys):
+    bound = {"epsilon": 1.25, "delta": 1e-5, "level": 0.95, "guesses": 60, "right": 55, "promised": 8.0, "reason": None}
+    (tmp_path / "epsilon.json").write_text(json.dumps(bound))
+    code, _, err = call(capsys, "gate", tmp_path, "--max-epsilon", "1")
+    assert code == 3
+    assert "--max-epsilon 1 is not met by 0.250: epsilon.json: epsilon (delta 1e-05) is at least 1.25, above the limit of 1" in err
+    code, out, _ = call(capsys, "gate", tmp_path, "--max-epsilon", "2")
+    assert code == 0 and "that does not prove that epsilon is within it" in out
+    (tmp_path / "epsilon.json").write_text(json.dumps({**bound, "epsilon": None, "reason": "the split was not drawn by coin"}))
+    assert call(capsys, "gate", tmp_path, "--max-epsilon", "2")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--max-auc", "0.6"], "--max-auc needs an audit.json, sweep.json or compare.json; .* has none of them: diffleak audit"),
+        (["--max-tpr", "0.6"], "--max-tpr needs an audit.json"),
+        (["--max-copies", "0.6"], "needs a quality.json or an extract.json; .* has neither: diffleak extract MODEL"),
+        (["--max-epsilon", "3"], "needs an epsilon.json; .* has none: diffleak epsilon .* makes it"),
+        ([], "a gate needs a limit: give --max-auc, --max-tpr, --max-excess-auc, --max-copies, --max-epsilon"),
+        (["--max-epsilon", "-1"], "max.epsilon"),
+        (["--max-auc", "1.5"], "max.auc"),
+    ],
+)
+def test_what_a_limit_lacks_is_said_with_the_command_that_makes_it(tmp_path, capsys, flags, said):
+    import re
+
+    assert re.search(said, refused(capsys, "gate", tmp_path, *flags)) and not (tmp_path / "gate.json").exists()
+
+
+def test_bad_input_is_one_line(tmp_path, capsys, runs):
+    assert "there is no folder" in refused(capsys, "gate", tmp_path / "nothing", "--max-auc", "0.6")
+    assert "audited without one: audit it with --reference" in refused(capsys, "gate", runs[0], "--max-excess-auc", "0.6")
+    (tmp_path / "epsilon.json").write_text("{")
+    assert "epsilon.json cannot be read" in refused(capsys, "gate", tmp_path, "--max-epsilon", "1")
+    (tmp_path / "extract.json").write_text("{}")
+    assert "must be as `diffleak extract` writes it (copy_rate: Field required)" in refused(capsys, "gate", tmp_path, "--max-copies", "1")
+    (tmp_path / "extract.json").write_text(json.dumps({"copy_rate": {"value": 0.1, "low": 0.0, "high": 0.2}, "model_fingerprint": "other"}))
+    (tmp_path / "audit.json").write_text((runs[0] / "audit.json").read_text())
+    assert "was made of another model than the audit" in refused(capsys, "gate", tmp_path, "--max-copies", "1")
+
+
+def test_of_an_invalid_audit_no_limit_is_checked(tmp_path, runs):
+    record = read_audit(runs[0]).model_copy(update={"blind": Blind(value=0.9, low=0.8, high=0.95)})
+    (tmp_path / "audit.json").write_text(record.model_dump_json())
+    with pytest.raises(InvalidAudit, match=r"No limit was checked\."):
+        diffleak.gate(tmp_path, max_auc=0.9)
+    assert not (tmp_path / "gate.json").exists()
+
+
+def test_of_a_comparison_every_entry_but_the_baseline_is_checked(tmp_path, runs, capsys):
+    leaking, guessing = runs
+    save(compare([f"plain={leaking}", f"defended={guessing}"]), tmp_path / "good")
+    save(compare([f"plain={guessing}", f"broken={leaking}"]), tmp_path / "bad")
+    record = diffleak.gate(tmp_path / "good", max_auc=0.6)
+    assert record.met and [check.attack for check in record.checks] == ["defended: sima", "defended: loss"]
+    code, _, err = call(capsys, "gate", tmp_path / "bad", "--max-auc", "0.6")
+    assert code == 3 and "broken: sima: AUC may reach" in err
+    with pytest.raises(UserError, match="compares none: audit the runs with --reference"):
+        diffleak.gate(tmp_path / "good", max_excess_auc=0.6)
+
+
+def test_of_a_sweep_the_last_checkpoint_decides_and_the_last_that_passes_is_named(tmp_path, runs, capsys):
+    def swept(folder, order):
+        points = []
+        for step, run in enumerate(order):
+            target = folder / f"step-{step}"
+            target.mkdir(parents=True)
+            (target / "audit.json").write_text((run / "audit.json").read_text())
+            result = read_audit(run).results[0]
+            points.append(
+                Point(
+                    name=target.name,
+                    run=target.name,
+                    checkpoint=f"{step}.safetensors",
+                    step=step,
+                    attack="sima",
+                    timestep=result.timestep,
+                    auc=result.auc,
+                    tpr_at_1pct=result.tpr(0.01),
+                    difference=None,
+                    gates=(),
+                    passed=None,
+                )
+            )
+        fields = {"diffleak": "0", "created": "", "command": "", "settings": {}, "swept": "lora", "step_source": "names", "warnings": ()}
+        sides = {"members": 400, "nonmembers": 400, "chosen_on": "calibrate", "last_passing": None}
+        (folder / "sweep.json").write_text(SweepRecord(**fields, **sides, points=tuple(points)).model_dump_json(by_alias=True))
+        return folder
+
+    leaking, guessing = runs
+    late = swept(tmp_path / "late", [guessing, guessing, leaking])
+    code, out, err = call(capsys, "gate", late, "--max-auc", "0.6")
+    assert code == 3 and "step-2: sima: AUC may reach" in err and out.strip() == "the last checkpoint that passes: step-1"
+    files = GateRecord.model_validate_json((late / "gate.json").read_text()).files
+    assert [file.file for file in files] == ["sweep.json", *(f"step-{i}/audit.json" for i in range(3))]
+    record = diffleak.gate(swept(tmp_path / "early", [leaking, guessing]), max_auc=0.6)
+    assert record.met and record.last_passing == "step-1"
+    assert diffleak.gate(swept(tmp_path / "never", [leaking]), max_auc=0.6).last_passing is None
