@@ -5,13 +5,14 @@
     validation   [ids]                  images that training set aside to stop early; without early stopping the key is left out
     halves       [[ids], [ids]]         of a defence with two teachers: the members that each teacher was trained on
     teachers     [fingerprint] * 2      of a finished defence with two teachers: the model of each half
+    drawn        {how, seed, held_out, together}     how the sides were drawn; left out where nothing is known of that
 
 Ids are those of the data. A file of somebody else may have `members` and `nonmembers` alone, or be of another kind (`split_files`).
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +30,31 @@ Ids = tuple[str, ...]
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """How the sides of a split were drawn."""
+
+    how: Literal["share", "coin"]
+    """"share": as many held-out images as `held_out` asks for; "coin": an independent fair coin decided the side of each unit."""
+    seed: int
+    """Seed of the draw."""
+    held_out: float
+    """Share of the images to hold out, in (0, 1); of a coin, the probability that a unit is held out, 0.5."""
+    together: tuple[Ids, ...] = ()
+    """Units of two images or more, which stand on one side as a whole; every other image is a unit of its own."""
+
+    @classmethod
+    def of(cls, value: object) -> "Drawn | None":
+        """The content of the key `drawn`; None for anything else."""
+        if not isinstance(value, dict):
+            return None
+        how, seed, held_out, together = (value.get(key) for key in ("how", "seed", "held_out", "together"))
+        units = [_ids(unit) for unit in together] if isinstance(together, list) else []
+        if how not in ("share", "coin") or type(seed) is not int or type(held_out) not in (int, float) or None in units:
+            return None
+        return cls(how, seed, float(held_out), tuple(unit for unit in units if unit is not None))
+
+
+@dataclass(frozen=True)
 class Split:
     """What split.json says; a key that it lacks, or that is no list, is empty here."""
 
@@ -42,6 +68,8 @@ class Split:
     """Members that either teacher of a defence was trained on; null for other models."""
     teachers: tuple[str, str] | None = None
     """Fingerprint of the model of each half; null until both are trained, and for other models."""
+    drawn: Drawn | None = None
+    """How the sides were drawn; null where nothing is known of that."""
 
     @classmethod
     def read(cls, path: Path, *needs: str) -> "Split":
@@ -51,6 +79,7 @@ class Split:
             raise ValueError(f"it holds a {type(content).__name__}")
         found: dict[str, Any] = {key: _ids(content.get(key)) for key in ("members", "nonmembers", "validation")}
         found |= {"halves": _two(content.get("halves"), _ids), "teachers": _two(content.get("teachers"), str)}
+        found["drawn"] = Drawn.of(content.get("drawn"))
         lacking = [key for key in needs if found[key] is None]
         if lacking:
             raise ValueError(f"it has {listed(content, 120) or 'nothing'}, and no list {lacking[0]}")
@@ -58,9 +87,14 @@ class Split:
 
     def write(self, folder: Path) -> None:
         """Writes split.json into a folder."""
+        self.save(folder / FILE)
+
+    def save(self, path: Path) -> None:
+        """Writes a file of this kind."""
         lists = {"members": self.members, "nonmembers": self.nonmembers}
-        optional = {"validation": self.validation or None, "halves": self.halves, "teachers": self.teachers}
-        write_text(folder / FILE, json.dumps(lists | {key: value for key, value in optional.items() if value is not None}))
+        optional: dict[str, Any] = {"validation": self.validation or None, "halves": self.halves, "teachers": self.teachers}
+        optional["drawn"] = asdict(self.drawn) if self.drawn else None
+        write_text(path, json.dumps(lists | {key: value for key, value in optional.items() if value is not None}))
 
     def other_half(self, members: Ids) -> Ids:
         """The half of a defence that the model with these members was not trained on; none for other models."""
