@@ -33,6 +33,7 @@ Hashes = UInt8[np.ndarray, "n 32"]
 class Scan:
     """What the pass found. `cohort` holds the readable images, `shape` is what they have (or are resized to).
 
+    `clusters` numbers the cluster of near-duplicates that each image is in, from 0 without gaps; as a rule an image is alone in its own.
     With buckets, images are sorted by that of each, which `shapes` says; `shape` is then the one that most images have.
     """
 
@@ -43,6 +44,7 @@ class Scan:
     complexity: Float64[np.ndarray, "n 7"]
     omitted: tuple[str, ...]
     repeated: int
+    clusters: Int64[np.ndarray, " n"]
     labels: Numbered | None = None
     captions: Captions | None = None
     tally: Tally = NO_IMAGES
@@ -57,6 +59,7 @@ class Scan:
             shape=Counter(shapes).most_common(1)[0][0],
             features=self.features[order],
             complexity=self.complexity[order],
+            clusters=self.clusters[order],
             labels=replace(self.labels, numbers=self.labels.numbers[order]) if self.labels else None,
             captions=replace(self.captions, texts=tuple(self.captions.texts[row] for row in order)) if self.captions else None,
             shapes=tuple(shapes[row] for row in order),
@@ -141,7 +144,8 @@ def scan(
     if omitted and captions is not None:
         told = choose_captions(kept, captions, seed)
     fingerprint = _fingerprint(kept, hashes, labels.numbers if labels else None, told)
-    found = Scan(kept, shape, fingerprint, features, complexities, tuple(omitted), repeated, labels, told, tally)
+    clusters = np.arange(len(kept), dtype=np.int64)
+    found = Scan(kept, shape, fingerprint, features, complexities, tuple(omitted), repeated, clusters, labels, told, tally)
     return found.by_bucket(shapes) if buckets else found
 
 
