@@ -20,8 +20,7 @@ WHOLE = Split(("a", "b", "c"), ("d",), ("e",), (("a",), ("b", "c")), ("sha256:1"
         ),
         (
             Split(("a", "b"), ("c",), drawn=Drawn("coin", 3, 0.5, (("a", "b"),))),
-            '{"members": ["a", "b"], "nonmembers": ["c"], '
-            '"drawn": {"how": "coin", "seed": 3, "held_out": 0.5, "together": [["a", "b"]]}}',
+            '{"members": ["a", "b"], "nonmembers": ["c"], "drawn": {"how": "coin", "seed": 3, "held_out": 0.5, "together": [["a", "b"]]}}',
         ),
     ],
     ids=["train", "every key", "drawn"],
