@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from diffleak.attacks.subject import Subject as Subject
     from diffleak.auditing.run import Audit as Audit
     from diffleak.auditing.run import audit as audit
+    from diffleak.bounds.epsilon import epsilon as epsilon
     from diffleak.comparison.compare import compare as compare
     from diffleak.data.cohort import Cohort as Cohort
     from diffleak.data.cohort import cohort as cohort
@@ -79,6 +80,7 @@ _HOMES = {
     "Subject": "attacks.subject",
     "Audit": "auditing.run",
     "audit": "auditing.run",
+    "epsilon": "bounds.epsilon",
     "compare": "comparison.compare",
     "Cohort": "data.cohort",
     "cohort": "data.cohort",

@@ -208,6 +208,22 @@ def report(
 
 
 @app.command()
+def epsilon(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished audit, of sides that were drawn by coin.", show_default=False)],
+    delta: Annotated[float | None, Opt(help="In (0, 1); default that of the model's DP-SGD, else 1e-5.", show_default=False)] = None,
+    level: Annotated[float, Opt(help="Confidence of the bound.")] = 0.95,
+    as_json: Json = False,
+) -> None:
+    """How much epsilon the training gives away, at least: a lower bound from one run. Exit 3 if it is above what DP-SGD promised."""
+    from diffleak.bounds import epsilon as api
+    from diffleak.report.sections.audit.epsilon import lines
+
+    record = api.epsilon(run, delta, level)
+    _print(record.model_dump(mode="json"), as_json, "\n".join(lines(record)))
+    api.gate(record)
+
+
+@app.command()
 def reveal(
     run: Annotated[Path, typer.Argument(help="The folder of an anonymous run, with its key.", show_default=False)],
     anonymous_key: Annotated[Path | None, Opt(help="The key, if not the file that the run was made with.", show_default=False)] = None,

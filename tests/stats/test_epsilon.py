@@ -20,7 +20,9 @@ def test_the_p_value_is_that_of_the_theorem_summed_term_by_term(units, guesses, 
     assert found == pytest.approx(oracle.p_value(units, guesses, right, epsilon, delta), rel=1e-9)
 
 
-@pytest.mark.parametrize(("units", "guesses", "right", "delta"), [(30, 20, 17, 1e-5), (30, 20, 17, 1e-3), (30, 30, 29, 0.0), (60, 40, 22, 0.0)])
+@pytest.mark.parametrize(
+    ("units", "guesses", "right", "delta"), [(30, 20, 17, 1e-5), (30, 20, 17, 1e-3), (30, 30, 29, 0.0), (60, 40, 22, 0.0)]
+)
 def test_the_bound_is_the_last_epsilon_of_a_grid_that_is_rejected(units, guesses, right, delta):
     grid = oracle.lower_bound(units, guesses, right, delta, 0.95, step=0.1)
     assert grid <= lower_bound(units, guesses, right, delta) + 1e-9 < grid + 0.1 + 2e-9
@@ -94,7 +96,7 @@ def test_of_randomised_response_at_most_one_bound_in_twenty_exceeds_the_truth(ep
 
 
 def released(epsilon, member, rng, columns):
-    """What attacks see of a mechanism that says each coin under randomised response: its answer beside noise, and columns of noise alone."""
+    """What attacks see of randomised response: a column that knows its answers, and columns of noise alone."""
     said = np.where(rng.random(len(member)) < 1 / (1 + np.exp(-epsilon)), member, ~member)
     scores = rng.normal(size=(len(member), columns))
     scores[:, 0] += 8 * said  # of those who are said to be members every score is higher

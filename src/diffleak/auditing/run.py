@@ -31,11 +31,12 @@ from diffleak.auditing.shared import Shared
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
 from diffleak.config import IN_PYTHON, build, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, cohort
+from diffleak.data.membership import draw_of, promise_of
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, InvalidAudit, UserError
-from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.audit import AuditRecord, Draw, Result
 from diffleak.records.maps import Maps
 from diffleak.records.plan import Costs, Plan
 from diffleak.records.run_folder import read_plan
@@ -302,6 +303,8 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         costs=Costs(queries=collected.queries, seconds=round(collected.seconds + time.monotonic() - started, 2), chunks=collected.chunks),
         geometry=geometry,
         membership=prepared.membership,
+        drawn=_drawn(prepared),
+        promise=promise_of(prepared.target.split_file),
         images=prepared.scan.tally,
         adapters=prepared.target.adapters,
         embeddings=prepared.target.embeddings,
@@ -311,6 +314,12 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     record = record.model_copy(update={"gates": gates(record.results, config) if record.valid else ()})
     samples = evaluation.samples(chosen, results, cohort.member, split)
     return Audit(record, samples, every, cohort, maps_of(prepared, record, samples))
+
+
+def _drawn(prepared: Prepared) -> Draw | None:
+    """How the two sides were drawn."""
+    scan, config = prepared.scan, prepared.config
+    return draw_of(scan.cohort, prepared.membership, prepared.target.split_file, config.split, len(scan.omitted))
 
 
 def _results(

@@ -20,7 +20,8 @@ from diffleak.records.comparison import Quality
 from diffleak.records.quality import FILE as QUALITY
 from diffleak.records.quality import read_quality
 from diffleak.records.run_folder import read_samples
-from diffleak.records.scores import Samples, Scores, chunk_files, read_columns
+from diffleak.records.run_folder import read_scores as read_result_scores
+from diffleak.records.scores import Samples, Scores, chunk_files
 from diffleak.report.judgement import read_record
 from diffleak.stats import evaluation
 
@@ -141,12 +142,7 @@ def read_scores(run: Run, attack: str) -> Scores | None:
     """
     if not chunk_files(run.folder):
         raise UserError(f"the swap audit needs the scores of every timestep; {run.folder} has none under scores/: repeat its audit command")
-    found = read_columns(run.folder, attack, run.rows)
-    if found is None:
-        return None
-    timesteps, statistic = found
-    result = run.result(attack)
-    return Scores(attack, result.direction, timesteps, run.samples.ids, statistic, result.rule)
+    return read_result_scores(run.folder, run.result(attack), run.rows)
 
 
 def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, tuple[Quality, str]]:

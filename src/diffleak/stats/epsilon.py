@@ -1,15 +1,15 @@
 """How much epsilon one training run gives away, at least (Steinke, Nasr and Jagielski 2023, arXiv 2305.08846).
 
-m units are in the training set or not by independent fair coins S in {-1, 1}^m. From the model alone the attacker guesses r of the coins and
-abstains on the others; v guesses are right. If training is (epsilon, delta)-differentially private in each unit,
+m units are in the training set or not by independent fair coins S in {-1, 1}^m. From the model alone the attacker guesses r of the coins
+and abstains on the others; v guesses are right. If training is (epsilon, delta)-differentially private in each unit,
 
     P[V >= v] <= beta + 2 m delta alpha                  W ~ Binomial(r, e^epsilon / (1 + e^epsilon))
     beta  = P[W >= v]                                    what randomised response, the best of all private mechanisms, gets right
     alpha = max over i in 1 ... v of P[v > W >= v - i] / i
 
-(theorem 5.2, corollary 5.4 and the code of appendix D). An epsilon at which the right-hand side is below 1 - level is rejected; the bound is
-the largest of them. It holds for one run, whatever the images and the attack, as long as r and all that makes the guesses were chosen
-without the m coins. So everything is chosen on a calibrate part with coins of its own, and the test part is counted once.
+(theorem 5.2, corollary 5.4 and the code of appendix D). An epsilon at which the right-hand side is below 1 - level is rejected; the
+bound is the largest of them. It holds for one run, whatever the images and the attack, as long as r and all that makes the guesses were
+chosen without the m coins. So everything is chosen on a calibrate part with coins of its own, and the test part is counted once.
 """
 
 from collections.abc import Sequence

@@ -26,7 +26,13 @@ class TrainConfig(DataConfig):
     """
 
     NO_FLAG = {"kind", "model", "text_encoder", "scheduler"}
-    FOLLOW = ["output preset", "kl_weight config", "train_size split_coin split", "flip resize", "resize mixed_precision checkpoint_every seed"]
+    FOLLOW = [
+        "output preset",
+        "kl_weight config",
+        "train_size split_coin split",
+        "flip resize",
+        "resize mixed_precision checkpoint_every seed",
+    ]
 
     data: Data
     output: Annotated[Path, Flag("-o")] = Field(description="The model folder.")
@@ -95,7 +101,9 @@ class TrainConfig(DataConfig):
             given = "--split says" if self.split else "--train-size says how many"
             raise ValueError(f"--split-coin throws a coin for each image, and {given} who is trained on; give one of them")
         if self.split_coin and self.validation:
-            raise ValueError("--validation takes images out of those that the coins chose, so they are no fair coins; leave out one of them")
+            raise ValueError(
+                "--validation takes images out of those that the coins chose, so they are no fair coins; leave out one of them"
+            )
         if self.kl_weight != type(self).model_fields["kl_weight"].default and self.kind not in ("vae", "vq"):
             raise ValueError(f"--kl-weight belongs to autoencoders, and this trains a {self.kind}; leave it out")
         if self.timesteps != "uniform" and self.kind in ("vae", "vq"):

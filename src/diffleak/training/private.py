@@ -62,7 +62,7 @@ class Privacy:
 
 
 def plan_privacy(config: TrainConfig, n: float, processes: int) -> Privacy:
-    """The mechanism for `n` images, a number that anyone may know (`TrainingData.public_size`); raises `UserError` where DP-SGD cannot be had."""
+    """The mechanism for `n` images, which anyone may know (`TrainingData.public_size`); raises `UserError` where DP-SGD cannot be had."""
     try:
         import opacus  # noqa: F401
     except ImportError:
@@ -70,7 +70,9 @@ def plan_privacy(config: TrainConfig, n: float, processes: int) -> Privacy:
     if processes > 1:
         raise UserError(f"DP-SGD runs in one process, which draws each batch and its noise once; got {processes}")
     if config.batch_size > n:
-        raise UserError(f"the batches of DP-SGD are drawn from {n:.10g} images, so --batch-size must be at most that; got {config.batch_size}")
+        raise UserError(
+            f"the batches of DP-SGD are drawn from {n:.10g} images, so --batch-size must be at most that; got {config.batch_size}"
+        )
     assert config.dp_delta is not None
     if config.dp_delta >= 1 / n:
         raise UserError(f"--dp-delta must be below 1/{n:.10g}, one over the number of images, to mean anything; got {config.dp_delta:g}")
