@@ -253,14 +253,18 @@ def compare(
     ] = None,
     quality: Annotated[list[str] | None, Opt(help="NAME=FILE: an entry's quality.json; may be repeated.", show_default=False)] = None,
     seed: Annotated[int, Opt(help="Of the bootstrap.")] = 0,
+    pool: Annotated[bool, Opt("--pool", help="The runs of an entry differ by their seeds: mean, spread and interval over them.")] = False,
+    latex: Annotated[Path | None, Opt(help="Write the attacks as a LaTeX table, too.", show_default=False)] = None,
+    csv: Annotated[Path | None, Opt(help="Write the attacks as CSV, too.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
     """Compare finished audits image by image with the first of them: which leaks less, by how much, at what quality."""
     from diffleak.comparison import compare as api
 
-    record = api.compare(runs, attack or (), halves, quality or (), seed, output)
+    record = api.compare(runs, attack or (), halves, quality or (), seed, output, pool)
     if output:
         api.save(record, output)
+    api.write_tables(record, latex, csv)
     from diffleak.report.pages.comparison import page
 
     _print_record(record, page, output / "compare.html" if output else None, as_json)

@@ -42,6 +42,7 @@ from diffleak.records.plan import Costs, Plan
 from diffleak.records.run_folder import read_plan
 from diffleak.records.scores import Samples, Scores
 from diffleak.report.judgement import with_validity
+from diffleak.report.results import rows
 from diffleak.report.sections.audit.gates import sentence
 from diffleak.stats import evaluation
 from diffleak.stats.blind import blind_auc, labels_p_value
@@ -102,6 +103,13 @@ class Audit:
             for s in self.scores
         ]
         return pd.concat(frames, ignore_index=True)
+
+    def results_frame(self) -> pd.DataFrame:
+        """The results as a table, a row each: attack, variant, auc, auc_low, auc_high, tpr_at_1pct, ..., queries.
+
+        The columns are those of `diffleak.report.results.rows`; what cannot be estimated is missing (NaN or None).
+        """
+        return pd.DataFrame(rows(self.record))
 
     def save(self, folder: str | Path, thumbnails: bool = False) -> Path:
         """Writes audit.json, samples.csv, report.html and, where they are not there yet, the scores; returns the folder.
