@@ -69,7 +69,7 @@ def nested(text: str) -> bool:
 def test_names_of_any_kind_are_escaped(name):
     text = tabular(("Attack", "AUC"), [(name, "0.5"), ("[x]", "0.6")], name)
     assert nested(text)
-    assert all(ord(c) < 0x180 for c in text) and r"\end{table}" + "\n" == text[-12:]
+    assert all(ord(c) < 0x180 for c in text) and text[-12:] == r"\end{table}" + "\n"
     body = [line.strip() for line in text.splitlines() if line.rstrip().endswith(r"\\")]
     assert all(line.startswith("{} ") and len(re.findall(r"(?<!\\)&", line)) == 1 for line in body), "two cells each"
 

@@ -37,7 +37,7 @@ class TrainingData:
     drawn: Drawn | None = None  # how the sides were drawn, where that is known
 
     @property
-    def public_size(self) -> float:
+    def public_size(self) -> int | float:
         """The number of images that the sampling rate of DP-SGD is taken of, which must not depend on who is a member.
 
         Where coins chose the members their number is random, so it is half of all images, the number to be expected.

@@ -61,7 +61,7 @@ class Privacy:
         return {"noise_multiplier": self.noise_multiplier, "sample_rate": self.sample_rate, "unit": "one image", "accountant": "rdp"}
 
 
-def plan_privacy(config: TrainConfig, n: float, processes: int) -> Privacy:
+def plan_privacy(config: TrainConfig, n: int | float, processes: int) -> Privacy:
     """The mechanism for `n` images, which anyone may know (`TrainingData.public_size`); raises `UserError` where DP-SGD cannot be had."""
     try:
         import opacus  # noqa: F401
@@ -97,7 +97,7 @@ def _noise_multiplier(config: TrainConfig, rate: float) -> float:
     return ceil(sigma * 1e4) / 1e4
 
 
-def poisson(n: int, public: float | None = None) -> Rows:
+def poisson(n: int, public: int | float | None = None) -> Rows:
     """Batches in which each of n images is with probability size / public, independently of the others and of other steps.
 
     public: the number of images that the rate is taken of, n unless n itself is random.
