@@ -28,7 +28,7 @@ def test_the_interval_covers_whatever_part_the_seed_and_the_images_have(seeds, t
     rng, missed, narrow = np.random.default_rng(seeds), 0, 0
     for _ in range(RUNS):
         values = seen(rng, seeds, tau, 0.02, shared)
-        mean = pooled(estimates(values, 0.02), 0, 1).mean
+        mean = pooled(estimates(values, 0.02)).mean
         missed += not mean.low <= 0.7 <= mean.high
         ends = stats.t.interval(0.95, 2, 0, 1)[1] * values.std(ddof=1) / np.sqrt(seeds) if seeds == 3 else np.inf
         narrow += abs(values.mean() - 0.7) > ends
@@ -38,28 +38,28 @@ def test_the_interval_covers_whatever_part_the_seed_and_the_images_have(seeds, t
 
 
 def test_the_mean_the_spread_and_the_interval_are_their_formulas():
-    found = pooled(estimates([0.6, 0.7, 0.8], 0.02), 0, 1)
+    found = pooled(estimates([0.6, 0.7, 0.8], 0.02))
     half = np.hypot(stats.t.ppf(0.975, 2) * 0.1 / np.sqrt(3), stats.norm.ppf(0.975) * 0.02)
     assert found.spread == pytest.approx(0.1) and found.mean.value == pytest.approx(0.7)
     assert (found.mean.low, found.mean.high) == (pytest.approx(0.7 - half), pytest.approx(0.7 + half))
-    assert pooled(estimates([0.99, 1.0], 0.02), 0, 1).mean.high == 1
+    assert pooled(estimates([0.99, 1.0], 0.02)).mean.high == 1
 
 
 def test_what_a_run_lacks_the_mean_lacks_with_the_reason():
     lost = Estimate(reason="needs >= 100 non-members")
-    found = pooled([*estimates([0.6], 0.02), lost], 0, 1)
+    found = pooled([*estimates([0.6], 0.02), lost])
     assert found.mean.value is None and found.spread is None and "1 of 2 runs: needs >= 100" in found.mean.reason
-    bare = pooled([*estimates([0.6], 0.02), Estimate(value=0.8, reason="none")], 0, 1)
+    bare = pooled([*estimates([0.6], 0.02), Estimate(value=0.8, reason="none")])
     assert bare.mean.value == pytest.approx(0.7) and bare.mean.low is None and "1 of 2 runs have no interval" in bare.mean.reason
     assert difference(found.mean, bare.mean).value is None and difference(bare.mean, bare.mean).low is None
     with pytest.raises(UserError, match="at least 2 runs; got 1"):
-        pooled(estimates([0.6], 0.02), 0, 1)
+        pooled(estimates([0.6], 0.02))
 
 
 def test_the_difference_of_two_recipes_covers():
     rng, missed = np.random.default_rng(0), 0
     for _ in range(RUNS):
-        one, two = (pooled(estimates(seen(rng, 3, 0.02, 0.02, 1.0), 0.02), 0, 1).mean for _ in range(2))
+        one, two = (pooled(estimates(seen(rng, 3, 0.02, 0.02, 1.0), 0.02)).mean for _ in range(2))
         found = difference(one, two)
         missed += not found.low <= 0 <= found.high
     assert missed / RUNS <= 0.05 + MONTE_CARLO

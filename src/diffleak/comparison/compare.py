@@ -247,7 +247,7 @@ def _pooled(entries: Sequence[Entry], attacks: Sequence[str]) -> tuple[PooledRes
     for attack in attacks:
         for entry in entries:
             own = [result for result in entry.results if result.attack == attack]
-            auc, rate = (pooling.pooled([pick(result) for result in own], 0.0, 1.0) for pick in (lambda r: r.auc, lambda r: r.tpr_at_1pct))
+            auc, rate = (pooling.pooled([pick(result) for result in own]) for pick in (lambda r: r.auc, lambda r: r.tpr_at_1pct))
             against = baseline.setdefault(attack, auc.mean)
             found.append(
                 PooledResult(

@@ -29,10 +29,10 @@ class Pooled(NamedTuple):
     spread: float | None
 
 
-def pooled(runs: Sequence[Estimate], least: float, most: float) -> Pooled:
-    """The mean over the runs of one recipe, whose interval is cut at `least` and `most`.
+def pooled(runs: Sequence[Estimate]) -> Pooled:
+    """The mean over the runs of one recipe, with an interval within [0, 1].
 
-    runs: the number in each run with its 95 % interval. Null with a reason where a run has no number or no interval; raises `UserError`
+    runs: the number in each run, in [0, 1], with its 95 % interval. Null with a reason where a run has no number or no interval; raises `UserError`
     for fewer than two runs.
     """
     if len(runs) < FEWEST:
@@ -47,7 +47,7 @@ def pooled(runs: Sequence[Estimate], least: float, most: float) -> Pooled:
     if len(errors) < len(runs):
         return Pooled(Estimate(value=mean, reason=f"{len(runs) - len(errors)} of {len(runs)} runs have no interval"), spread)
     half = sqrt((_quantile(len(runs) - 1) * spread / sqrt(len(runs))) ** 2 + NORMAL**2 * float(np.mean(np.square(errors))))
-    return Pooled(Estimate(value=mean, low=max(least, mean - half), high=min(most, mean + half), method=METHOD), spread)
+    return Pooled(Estimate(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), method=METHOD), spread)
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:

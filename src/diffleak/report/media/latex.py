@@ -61,7 +61,7 @@ def comparison_latex(record: Comparison) -> str:
     return tabular(head, plain, f"Differences are to the same attack on {record.baseline.name}. In brackets: 95 % intervals.")
 
 
-def number(estimate: Estimate | None, times: float = 1.0, digits: int = 3) -> str:
+def number(estimate: Estimate | None, times: int = 1, digits: int = 3) -> str:
     """An estimate with its interval; nothing for one that there is not."""
     if estimate is None:
         return ""
@@ -73,7 +73,7 @@ def number(estimate: Estimate | None, times: float = 1.0, digits: int = 3) -> st
     return f"{text} [{decimal(estimate.low, times, digits)}, {decimal(estimate.high, times, digits)}]"
 
 
-def decimal(value: float | None, times: float = 1.0, digits: int = 3) -> str:
+def decimal(value: float | None, times: int = 1, digits: int = 3) -> str:
     return NOT_ESTIMABLE if value is None else f"{value * times:.{digits}f}"
 
 

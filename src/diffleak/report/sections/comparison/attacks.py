@@ -146,7 +146,7 @@ def _against(result: PooledResult) -> Cell:
     return Cell("baseline") if result.difference is None else difference_cell(result.difference)
 
 
-def _spread(value: float | None, times: float, digits: int) -> Cell:
+def _spread(value: float | None, times: int, digits: int) -> Cell:
     return missing("some run has no number") if value is None else Cell(f"{value * times:.{digits}f}")
 
 
