@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from diffleak.attacks.subject import Subject as Subject
     from diffleak.auditing.run import Audit as Audit
     from diffleak.auditing.run import audit as audit
+    from diffleak.bounds.epsilon import epsilon as epsilon
     from diffleak.checking.check import check as check
     from diffleak.comparison.compare import compare as compare
     from diffleak.data.cohort import Cohort as Cohort
@@ -84,6 +85,7 @@ _HOMES = {
     "Audit": "auditing.run",
     "audit": "auditing.run",
     "check": "checking.check",
+    "epsilon": "bounds.epsilon",
     "compare": "comparison.compare",
     "Cohort": "data.cohort",
     "cohort": "data.cohort",

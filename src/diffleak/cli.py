@@ -268,6 +268,22 @@ def report(
 
 
 @app.command()
+def epsilon(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished audit, of sides that were drawn by coin.", show_default=False)],
+    delta: Annotated[float | None, Opt(help="In (0, 1); default that of the model's DP-SGD, else 1e-5.", show_default=False)] = None,
+    level: Annotated[float, Opt(help="Confidence of the bound.")] = 0.95,
+    as_json: Json = False,
+) -> None:
+    """How much epsilon the training gives away, at least: a lower bound from one run. Exit 3 if it is above what DP-SGD promised."""
+    from diffleak.bounds import epsilon as api
+    from diffleak.report.sections.audit.epsilon import lines
+
+    record = api.epsilon(run, delta, level)
+    _print(record.model_dump(mode="json"), as_json, "\n".join(lines(record)))
+    api.gate(record)
+
+
+@app.command()
 def reveal(
     run: Annotated[Path, typer.Argument(help="The folder of an anonymous run, with its key.", show_default=False)],
     anonymous_key: Annotated[Path | None, Opt(help="The key, if not the file that the run was made with.", show_default=False)] = None,
@@ -309,14 +325,18 @@ def compare(
     ] = None,
     quality: Annotated[list[str] | None, Opt(help="NAME=FILE: an entry's quality.json; may be repeated.", show_default=False)] = None,
     seed: Annotated[int, Opt(help="Of the bootstrap.")] = 0,
+    pool: Annotated[bool, Opt("--pool", help="The runs of an entry differ by their seeds: mean, spread and interval over them.")] = False,
+    latex: Annotated[Path | None, Opt(help="Write the attacks as a LaTeX table, too.", show_default=False)] = None,
+    csv: Annotated[Path | None, Opt(help="Write the attacks as CSV, too.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
     """Compare finished audits image by image with the first of them: which leaks less, by how much, at what quality."""
     from diffleak.comparison import compare as api
 
-    record = api.compare(runs, attack or (), halves, quality or (), seed, output)
+    record = api.compare(runs, attack or (), halves, quality or (), seed, output, pool)
     if output:
         api.save(record, output)
+    api.write_tables(record, latex, csv)
     from diffleak.report.pages.comparison import page
 
     _print_record(record, page, output / "compare.html" if output else None, as_json)

@@ -10,9 +10,10 @@ from PIL import Image
 
 import diffleak
 from diffleak.auditing.config import AuditConfig, read_cohort
-from diffleak.data.membership import check_membership
+from diffleak.data.membership import check_membership, draw_of, promise_of
 from diffleak.data.split import own_split
 from diffleak.errors import UserError
+from diffleak.records.audit import Promise
 
 N = 40
 NAMES = tuple(f"{i:03}.png" for i in range(N))
@@ -207,3 +208,55 @@ def test_a_copy_that_cannot_be_read_is_not_taken_for_another_image(trained, tmp_
     one, two = write(tmp_path / "one", MEMBERS), write(tmp_path / "two", HELD_OUT)
     (one / MEMBERS[0]).write_bytes(b"damaged")
     assert checked(trained(), members=str(one), nonmembers=str(two)).status == "confirmed"
+
+
+# How the sides were drawn, for `diffleak epsilon`
+
+COIN = {"how": "coin", "seed": 3, "held_out": 0.5, "together": [list(MEMBERS[:2])]}
+
+
+def draw(model: Path, unreadable: int = 0, ignore: bool = False, **settings: object):
+    config = AuditConfig(**settings)
+    cohort = read_cohort(config)
+    found = check_membership([cohort], "the user", own_split(model), config.split, ignore)
+    return draw_of(cohort, found, own_split(model), config.split, unreadable)
+
+
+def test_the_draw_is_that_of_the_models_own_split_where_it_confirms_the_sides(data, trained, tmp_path):
+    model, plain = trained(drawn=COIN), split(tmp_path, MEMBERS, HELD_OUT)
+    found = draw(model, data=str(data), split=plain)
+    assert (found.how, found.seed, found.images, found.together) == ("coin", 3, N, (MEMBERS[:2],))
+    assert found.file == str(model / "split.json")
+    copies = {side: str(write(tmp_path / side, names)) for side, names in (("members", MEMBERS), ("nonmembers", HELD_OUT))}
+    assert draw(model, **copies).together == (MEMBERS[:2],), "by name, in folders of copies"
+
+
+def test_the_draw_of_the_audits_own_split_counts_where_the_model_says_none(data, trained, tmp_path):
+    own = split(tmp_path, MEMBERS, HELD_OUT, drawn=COIN)
+    assert draw(trained(), data=str(data), split=own).file == str(own)
+    assert draw(tmp_path / "nowhere", data=str(data), split=own).file == str(own)
+    assert draw(trained("plain"), data=str(data), split=split(tmp_path, MEMBERS, HELD_OUT)) is None
+
+
+def test_a_draw_of_other_sides_or_of_images_that_are_not_there_counts_for_nothing(data, trained, tmp_path):
+    swapped = split(tmp_path, HELD_OUT, MEMBERS, drawn=COIN)
+    assert draw(trained(drawn=COIN), ignore=True, data=str(data), split=swapped) is None
+    aside = trained("aside", drawn=COIN, validation=["100.png"])
+    assert draw(aside, data=str(data), split=split(tmp_path, MEMBERS, HELD_OUT)) is None
+    lost = trained("lost", drawn=COIN | {"together": [["gone.png", MEMBERS[0]]]})
+    plain = {"data": str(data), "split": split(tmp_path, MEMBERS, HELD_OUT)}
+    assert draw(lost, **plain) is None and draw(lost, unreadable=1, **plain).together == ((MEMBERS[0],),)
+
+
+def test_the_promise_is_what_a_finished_private_training_has_spent(tmp_path):
+    file = tmp_path / "split.json"
+    assert promise_of(None) is None and promise_of(file) is None
+    for record, promised in (
+        ({"spent": {"epsilon": 2.5, "delta": 1e-5, "steps": 9}, "autoencoder": None}, Promise(epsilon=2.5, delta=1e-5)),
+        ({"spent": {"epsilon": 2.5, "delta": 1e-5}, "autoencoder": "vae"}, Promise(epsilon=2.5, delta=1e-5, autoencoder="vae")),
+        ({"dp_epsilon": 2.5}, None),
+        ({"spent": 3}, None),
+        ([], None),
+    ):
+        (tmp_path / "train.json").write_text(json.dumps(record))
+        assert promise_of(file) == promised

@@ -9,6 +9,7 @@ from diffleak.data.cohort import Cohort
 from diffleak.data.pixels import CHANNEL_NAMES, png, without_alpha
 from diffleak.errors import UserError
 from diffleak.records.audit import AuditRecord
+from diffleak.records.epsilon import read_epsilon
 from diffleak.records.maps import FILE as MAPS
 from diffleak.records.maps import Maps, read_maps, write_maps
 from diffleak.records.run_folder import read_samples, write_samples
@@ -51,7 +52,7 @@ def rewrite_report(folder: Path, thumbnails: bool) -> AuditRecord:
 
 def _write_report(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None) -> None:
     pictures = (_thumbnails(cohort, record), read_maps(folder)) if cohort else ()
-    write_text(folder / "report.html", to_html(page(record, samples, *pictures)))
+    write_text(folder / "report.html", to_html(page(record, samples, *pictures, bound=read_epsilon(folder))))
 
 
 def _thumbnails(cohort: Cohort, record: AuditRecord) -> Callable[[str], bytes]:

@@ -31,17 +31,19 @@ from diffleak.auditing.shared import Shared
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
 from diffleak.config import IN_PYTHON, build, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, cohort
+from diffleak.data.membership import draw_of, promise_of
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.gating.limits import LIMITS, gates
-from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.audit import AuditRecord, Draw, Result
 from diffleak.records.maps import Maps
 from diffleak.records.plan import Costs, Plan
 from diffleak.records.run_folder import read_plan
 from diffleak.records.scores import Samples, Scores
 from diffleak.report.judgement import with_validity
+from diffleak.report.results import rows
 from diffleak.report.sections.audit.gates import sentence
 from diffleak.stats import evaluation
 from diffleak.stats.blind import blind_auc, labels_p_value
@@ -102,6 +104,13 @@ class Audit:
             for s in self.scores
         ]
         return pd.concat(frames, ignore_index=True)
+
+    def results_frame(self) -> pd.DataFrame:
+        """The results as a table, a row each: attack, variant, auc, auc_low, auc_high, tpr_at_1pct, ..., queries.
+
+        The columns are those of `diffleak.report.results.rows`; what cannot be estimated is missing (NaN or None).
+        """
+        return pd.DataFrame(rows(self.record))
 
     def save(self, folder: str | Path, thumbnails: bool = False) -> Path:
         """Writes audit.json, samples.csv, report.html and, where they are not there yet, the scores; returns the folder.
@@ -299,6 +308,8 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         costs=Costs(queries=collected.queries, seconds=round(collected.seconds + time.monotonic() - started, 2), chunks=collected.chunks),
         geometry=geometry,
         membership=prepared.membership,
+        drawn=_drawn(prepared),
+        promise=promise_of(prepared.target.split_file),
         images=prepared.scan.tally,
         adapters=prepared.target.adapters,
         embeddings=prepared.target.embeddings,
@@ -312,6 +323,12 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     if config.group is not None:
         record = record.model_copy(update={"groups": groups_found(record, samples, config.group)})
     return Audit(record, samples, every, cohort, maps_of(prepared, record, samples))
+
+
+def _drawn(prepared: Prepared) -> Draw | None:
+    """How the two sides were drawn."""
+    scan, config = prepared.scan, prepared.config
+    return draw_of(scan.cohort, prepared.membership, prepared.target.split_file, config.split, len(scan.omitted))
 
 
 def _results(

@@ -21,11 +21,23 @@ from diffleak.comparison.swap import NO_HALVES, swap_or_reason, with_halves
 from diffleak.data.draw import calibrate_size
 from diffleak.errors import InvalidAudit, UserError, shown, unknown, visible
 from diffleak.records.audit import EARLIER_RATES, Result
-from diffleak.records.comparison import FILE, LOWER_IS_BETTER, ComparedResult, ComparedRun, Comparison, Difference, Entry, Quality, Worst
+from diffleak.records.base import Estimate
+from diffleak.records.comparison import (
+    FILE,
+    LOWER_IS_BETTER,
+    ComparedResult,
+    ComparedRun,
+    Comparison,
+    Difference,
+    Entry,
+    PooledResult,
+    Quality,
+    Worst,
+)
 from diffleak.records.variants import COMBINED
 from diffleak.report.judgement import allows_shift
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
-from diffleak.stats import evaluation, metrics
+from diffleak.stats import evaluation, metrics, pooling
 from diffleak.stats.reasons import reworded
 from diffleak.work.files import checked_folder, write_text
 
@@ -39,11 +51,13 @@ def compare(
     quality: Sequence[str] = (),
     seed: int = 0,
     output: Path | None = None,
+    pool: bool = False,
 ) -> Comparison:
     """Compares finished audits with the first of them.
 
     runs: `RUN` or `NAME=RUN[,RUN...]`, the baseline first. attacks: labels; by default all that every run has.
-    halves: split.json of a defence with two teachers. quality: `NAME=FILE`. seed: of the bootstrap.
+    halves: split.json of a defence with two teachers. quality: `NAME=FILE`. seed: of the bootstrap. pool: the runs of an entry are
+        trainings of one recipe with other seeds, and every attack gets its mean over them.
     Raises `UserError` for runs that cannot be compared.
     """
     audited = read_entries(runs)
@@ -56,7 +70,7 @@ def compare(
     record = Comparison(
         diffleak=version("diffleak"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=_command(runs, attacks, halves, quality, seed, output),
+        command=_command(runs, attacks, halves, quality, seed, output, pool),
         seed=seed,
         attacks=shared,
         entries=compared,
@@ -65,6 +79,7 @@ def compare(
         quality_reason=reason,
         swap=swap,
         swap_reason=swap_reason,
+        pooled=_pooled(compared, shared) if pool else (),
         warnings=tuple(_warnings(entries, compared, shared, audited, unused)),
     )
     judged, invalid = comparison_verdict(record), bool(invalid_runs(record))
@@ -80,6 +95,17 @@ def save(record: Comparison, folder: Path) -> None:
     folder = checked_folder(folder)
     write_text(folder / "compare.html", to_html(page(record)))
     write_text(folder / FILE, record.model_dump_json(indent=2))
+
+
+def write_tables(record: Comparison, latex: Path | None, csv: Path | None) -> None:
+    """Writes the attacks as a LaTeX table and as CSV; nothing for a comparison that is not valid, of which no number is shown."""
+    from diffleak.report.media.latex import comparison_latex
+    from diffleak.report.media.results_csv import comparison_csv
+
+    for path, table in ((latex, comparison_latex), (csv, comparison_csv)):
+        if path is not None and record.valid is not False:
+            checked_folder(path.parent)
+            write_text(path, table(record))
 
 
 def refuse_invalid(record: Comparison) -> None:
@@ -214,6 +240,32 @@ def difference(first: tuple[Run, str], second: tuple[Run, str], seed: int) -> Di
     return reworded(found_differences, *given, fraction, one.record.split.unit) if shared_parts else found_differences
 
 
+def _pooled(entries: Sequence[Entry], attacks: Sequence[str]) -> tuple[PooledResult, ...]:
+    """Every attack on every entry over its runs; raises `UserError` for an entry of one run."""
+    alone = next((entry.name for entry in entries if len(entry.runs) < pooling.FEWEST), None)
+    if alone is not None:
+        raise UserError(f"--pool takes means over seeds, so each entry needs at least two runs, NAME=RUN,RUN; {alone} has one")
+    found, baseline = list[PooledResult](), dict[str, Estimate]()
+    for attack in attacks:
+        for entry in entries:
+            own = [result for result in entry.results if result.attack == attack]
+            auc, rate = (pooling.pooled([pick(result) for result in own]) for pick in (lambda r: r.auc, lambda r: r.tpr_at_1pct))
+            against = baseline.setdefault(attack, auc.mean)
+            found.append(
+                PooledResult(
+                    entry=entry.name,
+                    attack=attack,
+                    seeds=len(own),
+                    auc=auc.mean,
+                    auc_spread=auc.spread,
+                    tpr_at_1pct=rate.mean,
+                    tpr_spread=rate.spread,
+                    difference=None if entry is entries[0] else pooling.difference(auc.mean, against),
+                )
+            )
+    return tuple(found)
+
+
 def _quality_metric(entries: Sequence[Entry]) -> tuple[Literal["kid", "frechet"] | None, str | None]:
     """What privacy can be plotted against, or why it cannot."""
     known = [(entry.name, entry.quality) for entry in entries if entry.quality]
@@ -321,7 +373,7 @@ def _given_otherwise(run: Run, baseline: Run) -> str | None:
 
 
 def _command(
-    runs: Sequence[str], attacks: Sequence[str], halves: Path | None, quality: Sequence[str], seed: int, output: Path | None
+    runs: Sequence[str], attacks: Sequence[str], halves: Path | None, quality: Sequence[str], seed: int, output: Path | None, pool: bool
 ) -> str:
     """The command line that repeats the comparison."""
     parts = ["diffleak", "compare", *runs]
@@ -329,5 +381,6 @@ def _command(
         parts += [part for value in values for part in (flag, value)]
     parts += ["--halves", str(halves)] if halves else []
     parts += ["--seed", str(seed)] if seed else []
+    parts += ["--pool"] if pool else []
     parts += ["-o", str(output)] if output else []
     return shlex.join(parts)

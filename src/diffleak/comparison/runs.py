@@ -4,7 +4,7 @@ No torch here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,8 @@ from diffleak.records.comparison import Quality
 from diffleak.records.quality import FILE as QUALITY
 from diffleak.records.quality import read_quality
 from diffleak.records.run_folder import read_samples
-from diffleak.records.scores import Samples, Scores, chunk_files, means, read_columns
+from diffleak.records.run_folder import read_scores as read_result_scores
+from diffleak.records.scores import Samples, Scores, chunk_files, means
 from diffleak.report.judgement import read_record
 from diffleak.stats import evaluation
 
@@ -155,14 +156,10 @@ def read_scores(run: Run, attack: str) -> Scores | None:
     """
     if not chunk_files(run.folder):
         raise UserError(f"the swap audit needs the scores of every timestep; {run.folder} has none under scores/: repeat its audit command")
-    found = read_columns(run.folder, attack, {image_id: row for row, image_id in enumerate(run.images.ids)})
-    if found is None:
-        return None
-    timesteps, statistic = found
-    if (number := run.images.number) is not None:
-        statistic = means(statistic, number)
-    result = run.result(attack)
-    return Scores(attack, result.direction, timesteps, run.samples.ids, statistic, result.rule)
+    found = read_result_scores(run.folder, run.result(attack), {image_id: row for row, image_id in enumerate(run.images.ids)})
+    if found is None or (number := run.images.number) is None:
+        return found
+    return replace(found, ids=run.samples.ids, statistic=means(found.statistic, number))
 
 
 def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, tuple[Quality, str]]:

@@ -20,6 +20,15 @@ def choose_members(ids: tuple[str, ...], size: int | None, seed: int) -> tuple[t
     return members, tuple(image_id for i, image_id in enumerate(ids) if i not in chosen)
 
 
+def toss(ids: tuple[str, ...], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Members and held-out images by a fair coin for each image, by a hash of its id and the seed, independent of all others."""
+    heads = [bool(hashlib.blake2b(f"coin\0{seed}\0{image_id}".encode(), digest_size=1).digest()[0] & 1) for image_id in ids]
+    sides = tuple(tuple(i for i, head in zip(ids, heads, strict=True) if head is side) for side in (True, False))
+    if not all(sides):
+        raise UserError(f"the coins put all {len(ids)} images on one side; give more images, or another --seed")
+    return sides[0], sides[1]
+
+
 def keyed_order(ids: tuple[str, ...], *key: object) -> list[str]:
     """`ids` in an order that depends on nothing but each id and `key`."""
     prefix = "\0".join(map(str, key))

@@ -21,11 +21,13 @@ import numpy as np
 
 from diffleak.data.cohort import Cohort
 from diffleak.data.image_source import ImageSource
+from diffleak.data.names import matched
 from diffleak.data.sources import open_source
-from diffleak.data.split import ModelSplit, read_model_split
+from diffleak.data.split import ModelSplit, find_split, read_model_split
 from diffleak.errors import UserError, shown
-from diffleak.records.audit import Membership
+from diffleak.records.audit import Draw, Membership, Promise
 from diffleak.records.images import Decoding
+from diffleak.work.reading import load_json
 
 SAMPLE = 100  # images whose pixels are compared before names are believed
 FEWEST = 10  # images a side that make a swap no accident
@@ -90,6 +92,56 @@ def check_membership(
         if other is not None:
             return trust(reason=f"the images of the same names are others than those it speaks of (first: {shown(other.id)})")
     return Membership(source=given, status="confirmed", model_split=str(split_file), reason=also)
+
+
+def draw_of(
+    cohort: Cohort, membership: Membership | None, split_file: Path | None, audited_split: Path | None, unreadable: int = 0
+) -> Draw | None:
+    """How the sides of an audit were drawn; None where no file says it, or says it of sides that are not those of the audit.
+
+    split_file: that of the model, which counts where it confirms the sides. audited_split: the --split. unreadable: how many images that
+    one of them may name were left out of the cohort.
+    """
+    if membership is None or membership.status == "contradicted, ignored":
+        return None
+    for file in (split_file if membership.status == "confirmed" else None, audited_split):
+        split = find_split(file, "members", "nonmembers") if file else None
+        if file is None or split is None or split.drawn is None or split.validation:
+            continue  # images that were set aside for validation are not where their coins put them
+        named = [name for unit in split.drawn.together for name in unit]
+        meant = _meant(file, named, cohort)
+        if len(meant) + unreadable < len(named):
+            continue
+        units = [tuple(meant[name] for name in unit if name in meant) for unit in split.drawn.together]
+        return Draw(
+            how=split.drawn.how,
+            seed=split.drawn.seed,
+            images=len(split.members) + len(split.nonmembers),
+            together=tuple(unit for unit in units if unit),
+            file=str(file),
+        )
+    return None
+
+
+def _meant(file: Path, names: Sequence[str], cohort: Cohort) -> dict[str, str]:
+    """The id in the cohort of each name in a file, by the name as the data spells it or by its last part where one image alone has it."""
+    found = matched(file, names, cohort.keys, cohort.folders())
+    last = lambda name: name.rpartition("/")[2]
+    times = Counter(map(last, cohort.keys))
+    once = {last(key): key for key in cohort.keys if times[last(key)] == 1}
+    keys = {name: found.get(name) or once.get(last(name)) for name in names}
+    shown_as = dict(zip(cohort.keys, cohort.ids, strict=True))
+    return {name: shown_as[key] for name, key in keys.items() if key is not None}
+
+
+def promise_of(split_file: Path | None) -> Promise | None:
+    """What DP-SGD promises of a model by the train.json beside its split.json; None where none says it, or the run is not finished."""
+    try:
+        record = load_json(split_file.with_name("train.json")) if split_file else {}
+        spent = record.get("spent")
+        return Promise(epsilon=spent["epsilon"], delta=spent["delta"], autoencoder=record.get("autoencoder")) if spent else None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None  # somebody else's train.json, or a damaged one: nothing is known
 
 
 def _opened(data: str, decoding: Decoding) -> ImageSource | None:

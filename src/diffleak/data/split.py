@@ -12,7 +12,7 @@ Ids are those of the data. A file of somebody else may have `members` and `nonme
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -152,6 +152,15 @@ def read_split(path: Path, source: ImageSource) -> tuple[Ids, Ids]:
     if not members:
         raise UserError(f"{path} must name at least one member")
     return members, nonmembers
+
+
+def read_drawn(path: Path, source: ImageSource) -> Drawn | None:
+    """How the sides of a split file were drawn, with the ids of `source`; None for a file that does not say it."""
+    split = find_split(path, "members", "nonmembers")
+    if split is None or split.drawn is None:
+        return None
+    meant = matched(path, [i for unit in split.drawn.together for i in unit], source.ids, [(source.name, "")])
+    return replace(split.drawn, together=tuple(tuple(meant.get(i, i) for i in unit) for unit in split.drawn.together))
 
 
 def read_halves(path: Path) -> tuple[Ids, Ids]:

@@ -330,6 +330,32 @@ class Membership(Record):
         )
 
 
+class Draw(Record):
+    """How the sides of an audit were drawn, by the `drawn` of a split.json: that of the model, which confirms them, or that of --split."""
+
+    how: Literal["share", "coin"]
+    """"share" where a share of the images was held out, "coin" where an independent fair coin decided the side of each unit."""
+    seed: int
+    """Seed of the draw."""
+    images: int
+    """Number of images that were drawn, audited or not."""
+    together: tuple[tuple[str, ...], ...] = ()
+    """Units that stood or fell together, each with the ids of its images here; every other image was a unit of its own."""
+    file: str
+    """Path of the split.json that says it."""
+
+
+class Promise(Record):
+    """What DP-SGD promises of the model, by the train.json beside it."""
+
+    epsilon: float
+    """Factor, as its logarithm, by which one image changes any probability at most: the epsilon that all steps have spent."""
+    delta: float
+    """Probability, in (0, 1), that is allowed to escape that."""
+    autoencoder: str | None = None
+    """Autoencoder that the model works on and that the promise does not cover; null for a model of pixels."""
+
+
 class AuditRecord(Record):
     """audit.json."""
 
@@ -365,6 +391,10 @@ class AuditRecord(Record):
     """How leakage follows the decoder's geometry; null for `diffleak audit`."""
     membership: Membership | None = None
     """What the model's own split.json says of the two sides; null without two sides, and in records of version 0.1."""
+    drawn: Draw | None = None
+    """How the two sides were drawn; null where no split.json says it or the model's own contradicts them, and in earlier records."""
+    promise: Promise | None = None
+    """What DP-SGD promises of the model; null for other models, and in earlier records."""
     images: Tally = Tally()
     """What reading the image files changed, counted."""
     adapters: tuple[Adapter, ...] = ()

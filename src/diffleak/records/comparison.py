@@ -181,6 +181,27 @@ class Entry(Record):
         return next(r for r in self.results if (r.run, r.attack) == (self.worst.run, self.worst.attack))
 
 
+class PooledResult(Record):
+    """One attack on one entry over the runs of its seeds, with --pool."""
+
+    entry: str
+    """Name of the entry."""
+    attack: str
+    """Label of the attack or of its variant."""
+    seeds: int
+    """Number of runs that the means are over."""
+    auc: Estimate
+    """Mean AUC over the runs, in [0, 1]; its interval counts the seed and the images (`diffleak.stats.pooling`)."""
+    auc_spread: float | None
+    """Standard deviation of the AUC over the runs, in [0, 1]; null where a run has none."""
+    tpr_at_1pct: Estimate
+    """Mean TPR at 1 % false positives over the runs, in [0, 1]."""
+    tpr_spread: float | None
+    """Standard deviation of that TPR over the runs, in [0, 1]; null where a run has none."""
+    difference: Estimate | None
+    """Mean AUC minus that of the same attack on the baseline, in [-1, 1]; null for the baseline."""
+
+
 class SwapResult(Record):
     """One attack in the swap audit."""
 
@@ -250,6 +271,8 @@ class Comparison(Record):
     """The swap audit of two teachers; null where it was not made."""
     swap_reason: str | None
     """Why the swap audit was not made, in words; null where it was."""
+    pooled: tuple[PooledResult, ...] = ()
+    """Every attack on every entry over the runs of its seeds, attack by attack; empty without --pool."""
     warnings: tuple[str, ...]
     """What a reader must know of the numbers, a sentence each."""
     valid: bool | None = None

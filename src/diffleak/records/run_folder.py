@@ -3,15 +3,16 @@
 import csv
 import io
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from diffleak.errors import UserError, shown
-from diffleak.records.audit import EARLIER_RATES, AuditRecord
+from diffleak.records.audit import EARLIER_RATES, AuditRecord, Result
 from diffleak.records.base import read_json
 from diffleak.records.plan import Plan
-from diffleak.records.scores import Samples, Unit
+from diffleak.records.scores import Samples, Scores, Unit, read_columns
 from diffleak.work.files import write_text
 from diffleak.work.reading import load_rows
 
@@ -72,3 +73,15 @@ def read_samples(folder: Path) -> Samples:
         return Samples(tuple(ids), np.array(member) == "1", np.array(part) == "test", scores, columns.get(unit), unit)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({shown(error, 120)}); run the audit again to rewrite it") from None
+
+
+def read_scores(folder: Path, result: Result, rows: Mapping[str, int]) -> Scores | None:
+    """The scores of a result at every timestep, from the files under scores/; None where they hold none of its label.
+
+    rows: the row that each image is to have, by its id, from 0 in their order. Raises `UserError` as `read_columns` does.
+    """
+    found = read_columns(folder, result.attack, rows)
+    if found is None:
+        return None
+    timesteps, statistic = found
+    return Scores(result.attack, result.direction, timesteps, tuple(rows), statistic, result.rule)

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.epsilon import EpsilonRecord
 from diffleak.records.maps import Maps
 from diffleak.records.scores import Samples
 from diffleak.report.judgement import Verdict, verdict
@@ -36,6 +37,7 @@ class Audited:
     samples: Samples | None = None
     thumbnail: Callable[[str], bytes] | None = None
     maps: Maps | None = None
+    bound: EpsilonRecord | None = None
 
     @property
     def scores(self) -> Samples:

@@ -26,7 +26,13 @@ class TrainConfig(DataConfig):
     """
 
     NO_FLAG = {"kind", "model", "text_encoder", "scheduler"}
-    FOLLOW = ["output preset", "kl_weight config", "train_size split", "flip resize", "resize mixed_precision checkpoint_every seed"]
+    FOLLOW = [
+        "output preset",
+        "kl_weight config",
+        "train_size split_coin split",
+        "flip resize",
+        "resize mixed_precision checkpoint_every seed",
+    ]
 
     data: Data
     output: Annotated[Path, Flag("-o")] = Field(description="The model folder.")
@@ -49,6 +55,9 @@ class TrainConfig(DataConfig):
     kl_weight: float = Field(1e-2, ge=0, description="The β of a β-VAE.")
     split: Path | None = Field(None, description='JSON {"members": IDS, "nonmembers": IDS}, or .csv, .npz, .npy, .txt: train on members.')
     train_size: int | None = Field(None, ge=1, description="Train on this many images drawn at random; the rest is held out.")
+    split_coin: bool = Field(
+        False, description="A fair coin for each image decides if it is trained on: what `diffleak epsilon` needs of a run."
+    )
     resize: int | None = Field(None, ge=4, description="Resize (antialiased) and centre-crop images to this side.")
     steps: int = Field(5000, ge=1, description="Optimiser steps; a larger number extends a finished run.")
     batch_size: int = Field(64, ge=1)
@@ -88,6 +97,13 @@ class TrainConfig(DataConfig):
     def _fits_its_kind(self) -> "TrainConfig":
         if self.split and self.train_size:
             raise ValueError("--split says who is trained on, and --train-size draws them; give one of them")
+        if self.split_coin and (self.split or self.train_size):
+            given = "--split says" if self.split else "--train-size says how many"
+            raise ValueError(f"--split-coin throws a coin for each image, and {given} who is trained on; give one of them")
+        if self.split_coin and self.validation:
+            raise ValueError(
+                "--validation takes images out of those that the coins chose, so they are no fair coins; leave out one of them"
+            )
         if self.kl_weight != type(self).model_fields["kl_weight"].default and self.kind not in ("vae", "vq"):
             raise ValueError(f"--kl-weight belongs to autoencoders, and this trains a {self.kind}; leave it out")
         if self.timesteps != "uniform" and self.kind in ("vae", "vq"):

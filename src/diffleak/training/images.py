@@ -8,13 +8,13 @@ from jaxtyping import Int64, UInt8
 
 from diffleak.data.captions import read_captions
 from diffleak.data.decoding import SKIP_HINT, UnreadableImage
-from diffleak.data.draw import choose_members, keyed_order
+from diffleak.data.draw import choose_members, keyed_order, toss
 from diffleak.data.image_source import ImageSource, Texts
 from diffleak.data.labels import ClassNames, Side, names_of, number
 from diffleak.data.names import Names, by_id, say_strays
 from diffleak.data.pixels import ImageShape, fit, shape_of
 from diffleak.data.sources import open_source
-from diffleak.data.split import FILE, read_split
+from diffleak.data.split import FILE, Drawn, read_drawn, read_split
 from diffleak.errors import UserError, shown
 from diffleak.hub import AUTOENCODER_FOLDERS
 from diffleak.records.images import NO_IMAGES, Tally
@@ -34,6 +34,16 @@ class TrainingData:
     captions: tuple[Texts, ...] = ()  # of a text-to-image model
     classes: dict[str, int] | None = None  # the number of every class, where the data names them
     tally: Tally = NO_IMAGES
+    drawn: Drawn | None = None  # how the sides were drawn, where that is known
+
+    @property
+    def public_size(self) -> int | float:
+        """The number of images that the sampling rate of DP-SGD is taken of, which must not depend on who is a member.
+
+        Where coins chose the members their number is random, so it is half of all images, the number to be expected.
+        """
+        tossed = self.drawn is not None and self.drawn.how == "coin"
+        return (len(self.members) + len(self.nonmembers)) / 2 if tossed else len(self.images)
 
 
 def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> TrainingData:
@@ -46,7 +56,7 @@ def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> 
     source = open_source(config.data, config.decoding)
     say(source.found)
     shape = training_shape(source, config) if shape is None else shape
-    chosen, nonmembers = _sides(source, config)
+    chosen, nonmembers, drawn = _sides(source, config)
     members, validation = set_aside(chosen, config.validation, config.seed) if config.validation else (chosen, ())
     read = (*members, *validation)
     position = {image_id: i for i, image_id in enumerate(source.ids)}
@@ -68,7 +78,7 @@ def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> 
     tally = tally.with_left_out([source.left_out])
     tally.refuse(source.name, config.decoding)
     labels, classes = _labels(source, [position[i] for i in read], config)
-    return TrainingData(images, labels, members, nonmembers, validation, captions, classes, tally)
+    return TrainingData(images, labels, members, nonmembers, validation, captions, classes, tally, drawn)
 
 
 def _labels(source: ImageSource, rows: list[int], config: TrainConfig) -> tuple[Int64[np.ndarray, " n"] | None, dict[str, int] | None]:
@@ -137,9 +147,14 @@ def set_aside(ids: tuple[str, ...], fraction: float, seed: int) -> tuple[tuple[s
     return tuple(i for i in ids if i not in aside), tuple(i for i in ids if i in aside)
 
 
-def _sides(source: ImageSource, config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _sides(source: ImageSource, config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...], Drawn | None]:
+    """The members, the held-out images, and how they were drawn; of members that are fewer than were drawn, nothing is said."""
+    if config.split_coin:
+        return *toss(source.ids, config.seed), Drawn("coin", config.seed, 0.5)
     split = config.split or (None if config.train_size else _split_of(config.autoencoder))
-    return read_split(split, source) if split else choose_members(source.ids, config.train_size, config.seed)
+    if split is None:
+        return *choose_members(source.ids, config.train_size, config.seed), None
+    return *read_split(split, source), None if config.validation else read_drawn(split, source)
 
 
 def _split_of(autoencoder: Path | None) -> Path | None:

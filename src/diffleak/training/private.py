@@ -4,7 +4,8 @@
 
 Abadi et al. 2016, arXiv 1607.00133, algorithm 1, with per-sample gradients, clipping, noise and the Rényi accountant of
 Opacus (Yousefpour et al. 2021, arXiv 2109.12298; Mironov, Talwar and Zhang 2019, arXiv 1908.10530). epsilon is a function
-of (q, σ, steps) and delta, so a resumed run goes on accounting by itself.
+of (q, σ, steps) and delta, so a resumed run goes on accounting by itself. Where coins chose the images, n is half of those that coins were
+thrown for: q must not depend on how one of them fell.
 
 What is promised, and what not: the unit is one image with its label, so of an image that is there k times, or nearly so, only
 k epsilon is promised. An autoencoder that was trained on the same images is outside. The seed decides batches and noise: who
@@ -60,8 +61,8 @@ class Privacy:
         return {"noise_multiplier": self.noise_multiplier, "sample_rate": self.sample_rate, "unit": "one image", "accountant": "rdp"}
 
 
-def plan_privacy(config: TrainConfig, n: int, processes: int) -> Privacy:
-    """The mechanism for `n` images; raises `UserError` where DP-SGD cannot be had."""
+def plan_privacy(config: TrainConfig, n: int | float, processes: int) -> Privacy:
+    """The mechanism for `n` images, which anyone may know (`TrainingData.public_size`); raises `UserError` where DP-SGD cannot be had."""
     try:
         import opacus  # noqa: F401
     except ImportError:
@@ -69,10 +70,12 @@ def plan_privacy(config: TrainConfig, n: int, processes: int) -> Privacy:
     if processes > 1:
         raise UserError(f"DP-SGD runs in one process, which draws each batch and its noise once; got {processes}")
     if config.batch_size > n:
-        raise UserError(f"the batches of DP-SGD are drawn from {n} images, so --batch-size must be at most that; got {config.batch_size}")
+        raise UserError(
+            f"the batches of DP-SGD are drawn from {n:.10g} images, so --batch-size must be at most that; got {config.batch_size}"
+        )
     assert config.dp_delta is not None
     if config.dp_delta >= 1 / n:
-        raise UserError(f"--dp-delta must be below 1/{n}, one over the number of images, to mean anything; got {config.dp_delta:g}")
+        raise UserError(f"--dp-delta must be below 1/{n:.10g}, one over the number of images, to mean anything; got {config.dp_delta:g}")
     rate = config.batch_size / n
     sigma = config.dp_noise_multiplier or _noise_multiplier(config, rate)
     return Privacy(sigma, config.dp_max_grad_norm or 1.0, rate, config.dp_delta)
@@ -94,11 +97,15 @@ def _noise_multiplier(config: TrainConfig, rate: float) -> float:
     return ceil(sigma * 1e4) / 1e4
 
 
-def poisson(n: int) -> Rows:
-    """Batches in which each of n images is with probability size / n, independently of the others and of other steps."""
+def poisson(n: int, public: int | float | None = None) -> Rows:
+    """Batches in which each of n images is with probability size / public, independently of the others and of other steps.
+
+    public: the number of images that the rate is taken of, n unless n itself is random.
+    """
+    of = n if public is None else public
 
     def rows(step: int, size: int, seed: int) -> Int[np.ndarray, " b"]:
-        return np.flatnonzero(np.random.default_rng((seed, step, POISSON)).random(n) < size / n)
+        return np.flatnonzero(np.random.default_rng((seed, step, POISSON)).random(n) < size / of)
 
     return rows
 

@@ -21,7 +21,7 @@ from diffleak.training.config import TrainConfig
 from diffleak.training.denoiser import denoiser_task, network_config
 from diffleak.training.distillation import Lesson
 from diffleak.training.early_stopping import EarlyStopping, split_task
-from diffleak.training.images import read_training_data, training_shape
+from diffleak.training.images import TrainingData, read_training_data, training_shape
 from diffleak.training.loop import Loop, accelerator_of, claim_run, refuse_other_run
 from diffleak.training.private import Privacy, PrivateTraining, plan_privacy, poisson
 from diffleak.training.task import Task
@@ -69,7 +69,7 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
     for teacher in lesson.teachers if lesson else ():
         for trained in hub.training_records(teacher):
             refuse_other_reading(trained, config.decoding, data.tally, shape.channels == 4)
-    privacy = plan_privacy(config, len(data.images), accelerator.num_processes) if config.private else None
+    privacy = plan_privacy(config, data.public_size, accelerator.num_processes) if config.private else None
     record |= {"members": ids_digest(data.members), **({"privacy": privacy.record()} if privacy else {})}
     record |= (
         {"texts": ids_digest([json.dumps(told) for told in zip(data.members + data.validation, data.captions, strict=True)])}
@@ -91,10 +91,10 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
         else:
             task = autoencoder_task(config, network, data)
         base = codec = None  # frees the text encoders, which are not asked again
-        loop = _loop(config, accelerator, task, len(data.members), privacy)
+        loop = _loop(config, accelerator, task, data, privacy)
     if accelerator.is_main_process:
         claim_run(config.output, record)
-        Split(data.members, data.nonmembers, data.validation).write(config.output)
+        Split(data.members, data.nonmembers, data.validation, drawn=data.drawn).write(config.output)
     with memory_message(config.batch_size, ADVICE):
         folder = loop.go()
     if accelerator.is_main_process:
@@ -138,15 +138,16 @@ def describe(outcome: dict[str, Any]) -> str:
     return lines
 
 
-def _loop(config: TrainConfig, accelerator: Any, task: Task, members: int, privacy: Privacy | None) -> Loop:
-    """The loop, with early stopping on the images after the first `members`, or private, where asked for."""
+def _loop(config: TrainConfig, accelerator: Any, task: Task, data: TrainingData, privacy: Privacy | None) -> Loop:
+    """The loop, with early stopping on the images after the members, or private, where asked for."""
+    members = len(data.members)
     stopping = None
     if config.validation:
         task, aside = split_task(task, members)
         stopping = EarlyStopping(aside, config.patience, config.batch_size, config.seed)
     if privacy is None:
         return Loop(config, accelerator, task, stopping)
-    return Loop(config, accelerator, replace(task, rows=poisson(members)), private=PrivateTraining(privacy, config))
+    return Loop(config, accelerator, replace(task, rows=poisson(members, data.public_size)), private=PrivateTraining(privacy, config))
 
 
 def _outcome(loop: Loop) -> dict[str, Any]:

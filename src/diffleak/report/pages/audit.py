@@ -8,6 +8,7 @@ from rich.text import Text
 
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.epsilon import EpsilonRecord
 from diffleak.records.maps import Maps
 from diffleak.records.scores import Samples
 from diffleak.report import handling
@@ -17,6 +18,7 @@ from diffleak.report.sections import glossary, limits, model, verdict, warnings
 from diffleak.report.sections.audit import (
     attacks,
     calibrated,
+    epsilon,
     exposed,
     figures,
     gates,
@@ -89,6 +91,7 @@ SECTIONS: tuple[Callable[[Audited], Section | None], ...] = (
     geometry.section,
     groups.section,
     exposed.section,
+    lambda audit: epsilon.section(audit.bound),
     headers.section,
     made.costs,
     lambda audit: limits(LIMITS, "What this does not show"),
@@ -100,10 +103,17 @@ OF_INVALID = (SECTIONS[0], made.section)  # why it is, what to do, and how it wa
 
 
 def page(
-    record: AuditRecord, samples: Samples | None = None, thumbnail: Callable[[str], bytes] | None = None, maps: Maps | None = None
+    record: AuditRecord,
+    samples: Samples | None = None,
+    thumbnail: Callable[[str], bytes] | None = None,
+    maps: Maps | None = None,
+    bound: EpsilonRecord | None = None,
 ) -> Page:
-    """The report; only with samples it has figures, and only with thumbnails, an image's PNG by its id, images with their maps."""
-    audit = Audited(record, samples, thumbnail, maps)
+    """The report; only with samples it has figures, and only with thumbnails, an image's PNG by its id, images with their maps.
+
+    bound: what `diffleak epsilon` found, which gets a section.
+    """
+    audit = Audited(record, samples, thumbnail, maps, bound)
     invalid = audit.verdict.level == "invalid"
     sides = counted(record.split.unit).sides(record.split.members, record.split.nonmembers)
     return Page(

@@ -53,6 +53,7 @@ LIMITS = (
 SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     lambda record: verdict(comparison_verdict(record)),
     lambda record: warnings(record.warnings),
+    attacks.pooled,
     attacks.worst,
     figures.differences,
     figures.quality,

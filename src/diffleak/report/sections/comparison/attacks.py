@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from diffleak.errors import visible
-from diffleak.records.comparison import ComparedResult, Comparison, Entry
+from diffleak.records.base import Estimate
+from diffleak.records.comparison import ComparedResult, Comparison, Entry, PooledResult
 from diffleak.report.section import Section, Tabulated
 from diffleak.report.sections.comparison.verdict import QUALITY, artefact
 from diffleak.report.table import Cell, Column, Table, difference_cell, estimate_cell, missing, rate_cell, setting_cell, tabulate
@@ -119,3 +120,40 @@ def _quality(name: str) -> Callable[[Entry], Cell]:
         return Cell(f"{found.value:.{digits}f}", ends)
 
     return cell
+
+
+def pooled(record: Comparison) -> Section | None:
+    """The means over seeds, attack by attack; nothing where the runs were not pooled."""
+    if not record.pooled:
+        return None
+    caption = (
+        "Every attack, its mean over the runs of an entry. The interval counts the seed and the images; sd: standard deviation over the "
+        f"seeds. Differences are to the same attack on {visible(record.baseline.name)}, from both intervals, without pairing."
+    )
+    drawn = (
+        Column(("AUC",), "Mean over seeds. In brackets: 95 % interval.", 1, lambda p: estimate_cell(p.auc)),
+        Column(("AUC", "sd"), "Standard deviation over seeds.", 3, lambda p: _spread(p.auc_spread, 1, 3)),
+        Column(("AUC", "difference"), "To the same attack on the baseline.", 2, _against),
+        Column(("TPR at", "1 % FPR (%)"), "Mean over seeds.", 4, lambda p: Cell(*_percents(p.tpr_at_1pct))),
+        Column(("TPR", "sd (points)"), "Standard deviation over seeds.", 5, lambda p: _spread(p.tpr_spread, 100, 1)),
+        Column(("Seeds",), "Number of runs.", 6, lambda p: Cell(str(p.seeds))),
+    )
+    made = tabulate(record.pooled, drawn, lambda p: (f"{p.entry}: {p.attack}", "", False))
+    return Section("pooled", "Over seeds", (Tabulated(made, caption, FIRST),), "Over seeds", "Over seeds")
+
+
+def _against(result: PooledResult) -> Cell:
+    return Cell("baseline") if result.difference is None else difference_cell(result.difference)
+
+
+def _spread(value: float | None, times: int, digits: int) -> Cell:
+    return missing("some run has no number") if value is None else Cell(f"{value * times:.{digits}f}")
+
+
+def _percents(rate: Estimate) -> tuple[str, tuple[str, ...], str | None]:
+    """A rate in percent with its interval and, where one of them is not there, the reason."""
+    if rate.value is None:
+        cell = missing(rate.reason)
+        return cell.text, (), cell.reason
+    ends = () if rate.low is None or rate.high is None else (f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]",)
+    return f"{100 * rate.value:.1f}", ends, None if ends else rate.reason

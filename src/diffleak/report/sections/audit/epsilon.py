@@ -1,0 +1,38 @@
+"""The lower bound on epsilon of a run, where `diffleak epsilon` has left one."""
+
+from diffleak.errors import visible
+from diffleak.records.epsilon import EpsilonRecord
+from diffleak.report.section import Section, Sentences, prose
+from diffleak.report.wording import count
+
+MEANS = (
+    "Training is (epsilon, delta)-private if one image more or less multiplies the probability of anything that the model may be by at "
+    "most e^epsilon, up to delta. Fair coins decided which images were trained on. An attack that guesses more of them than an epsilon "
+    "allows shows that the epsilon is larger. The bound is for this one training, and a stronger attack may raise it."
+)
+
+
+def section(record: EpsilonRecord | None) -> Section | None:
+    """The bound, beside what the training promised."""
+    if record is None:
+        return None
+    return Section("epsilon", "How much epsilon, at least?", (prose(MEANS), Sentences(lines(record))), "Epsilon", "Epsilon")
+
+
+def lines(record: EpsilonRecord) -> tuple[str, ...]:
+    """The bound in sentences, the answer first."""
+    where = f"{visible(record.attack)}" + (f" at timestep {record.timestep}" if record.timestep is not None else "")
+    where += f" with {visible(record.setting)}" if record.setting else ""
+    found = [
+        f"epsilon is at least {record.epsilon:.3f} ({record.level * 100:g} %), delta {record.delta:g}, {count(record.guesses)} guesses of "
+        f"which {count(record.right)} right"
+    ]
+    if record.promised is not None:
+        verdict = "the bound is above it: the promise does not hold" if record.exceeds else "the bound does not contradict it"
+        found.append(f"promised by DP-SGD: epsilon {record.promised:.3f} at delta {record.promised_delta:g}; {verdict}")
+    found += [record.reason] if record.reason else []
+    found.append(
+        f"guessed by {where}: {count(record.top)} images as members and {count(record.bottom)} as held out, of {count(record.units)}; "
+        f"chosen on {count(record.calibrate_units)} others"
+    )
+    return (*map(visible, found), *(f"warning: {visible(line)}" for line in record.warnings))
