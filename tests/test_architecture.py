@@ -45,7 +45,7 @@ FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so 
     ("defenses",),
     ("report",),
     ("auditing", "comparison", "headers", "prompts", "quality"),
-    ("demo", "options", "reveal", "sweep"),
+    ("demo", "inquiry", "options", "reveal", "sweep"),
     ("cli",),
     ("__main__",),
 )
@@ -122,7 +122,7 @@ def test_rooms_behind_the_wall_never_import_torch(path):
 @pytest.mark.parametrize(
     "module",
     [
-        *("auditing.config", "defenses.config", "prompts.config", "quality.config", "training.config"),
+        *("auditing.config", "defenses.config", "inquiry.config", "prompts.config", "quality.config", "training.config"),
         *("auditing.results", "auditing.score_file", "data.scan"),
     ],
 )

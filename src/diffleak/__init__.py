@@ -47,11 +47,13 @@ if TYPE_CHECKING:
     from diffleak.errors import UserError as UserError
     from diffleak.generation import generate as generate
     from diffleak.hub import load as load
+    from diffleak.inquiry.run import inquire as inquire
     from diffleak.prompts.score import find_memorised as find_memorised
     from diffleak.quality.measure import measure_quality as measure_quality
     from diffleak.records.audit import AuditRecord as AuditRecord
     from diffleak.records.audit import Result as Result
     from diffleak.records.base import Estimate as Estimate
+    from diffleak.records.inquiry import InquiryRecord as InquiryRecord
     from diffleak.records.scores import Scores as Scores
     from diffleak.stats.evaluation import evaluate as evaluate
     from diffleak.training.captioning import caption_images as caption_images
@@ -95,11 +97,13 @@ _HOMES = {
     "UserError": "errors",
     "generate": "generation",
     "load": "hub",
+    "inquire": "inquiry.run",
     "find_memorised": "prompts.score",
     "measure_quality": "quality.measure",
     "AuditRecord": "records.audit",
     "Result": "records.audit",
     "Estimate": "records.base",
+    "InquiryRecord": "records.inquiry",
     "Scores": "records.scores",
     "evaluate": "stats.evaluation",
     "caption_images": "training.captioning",

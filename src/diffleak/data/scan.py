@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Bool, Float64, Int64, UInt8
 
 from diffleak.data.buckets import Buckets
 from diffleak.data.captions import Captions, choose_captions
@@ -47,6 +47,7 @@ class Scan:
     captions: Captions | None = None
     tally: Tally = NO_IMAGES
     shapes: tuple[ImageShape, ...] | None = None
+    first: Bool[np.ndarray, " n"] | None = None  # the first image of each picture
 
     def by_bucket(self, shapes: Sequence[ImageShape]) -> "Scan":
         """The same images sorted by their buckets, `shapes` in the order of the images here."""
@@ -60,6 +61,7 @@ class Scan:
             labels=replace(self.labels, numbers=self.labels.numbers[order]) if self.labels else None,
             captions=replace(self.captions, texts=tuple(self.captions.texts[row] for row in order)) if self.captions else None,
             shapes=tuple(shapes[row] for row in order),
+            first=None if self.first is None else self.first[order],
         )
 
 
@@ -136,12 +138,13 @@ def scan(
     tally.refuse_white(cohort.decoding)
     _refuse_shared(kept, hashes, tally.alike)
     assert shape is not None
-    repeated = len(hashes) - len(np.unique(_keys(hashes)))
+    first = np.zeros(len(hashes), dtype=bool)
+    first[np.unique(_keys(hashes), return_index=True)[1]] = True
     labels = replace(labels, numbers=labels.numbers[readable]) if labels else None
     if omitted and captions is not None:
         told = choose_captions(kept, captions, seed)
     fingerprint = _fingerprint(kept, hashes, labels.numbers if labels else None, told)
-    found = Scan(kept, shape, fingerprint, features, complexities, tuple(omitted), repeated, labels, told, tally)
+    found = Scan(kept, shape, fingerprint, features, complexities, tuple(omitted), int((~first).sum()), labels, told, tally, first=first)
     return found.by_bucket(shapes) if buckets else found
 
 
@@ -158,7 +161,7 @@ def _labels(cohort: Cohort, classes: int, names: ClassNames) -> Numbered:
 def _refuse_too_few(cohort: Cohort) -> None:
     members, nonmembers = int(cohort.member.sum()), int((~cohort.member).sum())
     if min(members, nonmembers) < FEWEST:
-        raise UserError(f"an audit needs at least {FEWEST} members and {FEWEST} held-out images; got {members} and {nonmembers}")
+        raise UserError(f"an audit needs at least {FEWEST} {cohort.calls[0]} and {FEWEST} {cohort.calls[1]}; got {members} and {nonmembers}")
 
 
 def _refuse_shared(cohort: Cohort, hashes: Hashes, alike: str) -> None:
@@ -169,7 +172,7 @@ def _refuse_shared(cohort: Cohort, hashes: Hashes, alike: str) -> None:
         pairs = [f"{shown(cohort.ids[twin])} = {shown(cohort.ids[row])}" for twin, row in zip(twins, shared, strict=False)]
         more = f" and {len(shared) - LISTED} more" if len(shared) > LISTED else ""
         raise UserError(
-            f"members and held-out images must not share an image; {len(shared)} are on both sides, {alike}: "
+            f"{' and '.join(cohort.calls)} must not share an image; {len(shared)} are on both sides, {alike}: "
             f"{'; '.join(pairs)}{more}: remove them from one side"
         )
 
