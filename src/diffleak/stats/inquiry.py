@@ -38,6 +38,7 @@ EXACT = 1e8  # additions: 300 images against 1,000 controls, about two seconds
 LEAST = 1e-300  # no p-value is 0
 
 Sample = Float64[np.ndarray, "_"]
+Several = float | Float64[np.ndarray, " k"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,41 +178,34 @@ def images_for_power(auc: float, controls_each: float, power: float = POWER, lev
     None where the AUC is not above one half, or where MOST images would not do. See `surely_shown`.
     """
     m = np.unique(np.round(np.geomspace(2 * HALF, MOST, 4000)).astype(np.int64)).astype(np.float64)
-    enough = surely_shown(np.array(auc), m, np.maximum(2 * HALF, np.round(m * controls_each)), power, level)
+    enough = surely_shown(auc, m, np.maximum(2 * HALF, np.round(m * controls_each)), power, level)
     return int(m[enough.argmax()]) if enough.any() else None
 
 
 def detectable_auc(images: int, controls: int, power: float = POWER, level: float = LEVEL) -> float | None:
     """The smallest AUC that so many images show with probability `power`; None where even the largest is not. See `surely_shown`."""
     grid = np.linspace(0.5, 1, 5001)[1:-1]
-    enough = surely_shown(grid, np.array(float(images)), np.array(float(controls)), power, level)
+    enough = surely_shown(grid, float(images), float(controls), power, level)
     return float(grid[enough.argmax()]) if enough.any() else None
 
 
-def surely_shown(
-    auc: Float64[np.ndarray, "*k"],
-    m: Float64[np.ndarray, "*k"],
-    n: Float64[np.ndarray, "*k"],
-    power: float = POWER,
-    level: float = LEVEL,
-) -> Bool[np.ndarray, " _"]:
+def surely_shown(auc: Several, m: Several, n: Several, power: float = POWER, level: float = LEVEL) -> Bool[np.ndarray, " k"]:
     """True where an effect of this AUC gives m images and n controls a merged p-value of at most `level` with probability `power`:
 
         auc - 1/2 >= z(1 - level / 2) s0(m/2, n/2) + z(power) s1(m, n)
 
     s0 is the deviation of a half's AUC where nothing leaks. The median over many cuts follows the AUC of all images, whose deviation under
-    the effect is s1. level / 2 is the price of twice the median.
+    the effect is s1. level / 2 is the price of twice the median. Each of the three is one number, or one for each element.
     """
     null = np.sqrt((m + n + 2) / (6 * m * n))
     return np.asarray(auc - 0.5 >= NormalDist().inv_cdf(1 - level / 2) * null + NormalDist().inv_cdf(power) * auc_deviation(auc, m, n))
 
 
-def auc_deviation(
-    auc: Float64[np.ndarray, "*k"], m: Float64[np.ndarray, "*k"], n: Float64[np.ndarray, "*k"]
-) -> Float64[np.ndarray, " _"]:
+def auc_deviation(auc: Several, m: Several, n: Several) -> Several:
     """The standard deviation of the AUC of m images against n controls (Hanley and McNeil 1982)."""
     one, two = auc / (2 - auc), 2 * auc**2 / (1 + auc)
-    return np.asarray(np.sqrt((auc * (1 - auc) + (m - 1) * (one - auc**2) + (n - 1) * (two - auc**2)) / (m * n)))
+    variance = (auc * (1 - auc) + (m - 1) * (one - auc**2) + (n - 1) * (two - auc**2)) / (m * n)
+    return np.asarray(np.sqrt(variance))
 
 
 def _median(estimates: Sequence[Estimate]) -> Estimate:
