@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -154,7 +154,8 @@ def audit(
     return finished
 
 
-class Called(NamedTuple, Generic[C]):
+@dataclass(frozen=True, eq=False)
+class Called(Generic[C]):
     """What a call from Python asks for: its settings, and the models and attacks among its arguments that are in memory already."""
 
     config: C
@@ -251,7 +252,7 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], time
     log(prepared.describe() + (f"; {prepared.estimate(folder)}" if timed else ""))
     for line in prepared.scan.cohort.found:
         log(line)
-    if prepared.membership:
+    if prepared.membership and prepared.config.known:
         log(f"membership: {prepared.membership.sentence}")
     for line in about_names(prepared, folder):
         log(line)

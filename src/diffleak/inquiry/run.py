@@ -36,7 +36,7 @@ from diffleak.errors import InvalidAudit, UserError
 from diffleak.inquiry.config import InquireConfig, inquired, refuse_few
 from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate
-from diffleak.records.inquiry import FILE, PAGE, TABLE, BlindTest, Cut, Image, InquiryRecord, Placebo, SetAnswer, write_images
+from diffleak.records.inquiry import FILE, PAGE, TABLE, BlindTest, Cut, Image, InquiryRecord, Placebo, SetAnswer, of_controls, write_images
 from diffleak.records.plan import Costs
 from diffleak.records.scores import Scores
 from diffleak.records.variants import VARIANTS
@@ -86,6 +86,8 @@ def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = say, time
 
     Raises `UserError` as an audit does, and where no attack gives two images different scores.
     """
+    if prepared.membership:
+        log(f"controls: {of_controls(prepared.membership)}")
     collected = auditing.score(prepared, folder, log, timed)
     if collected is None:
         return None
@@ -249,8 +251,7 @@ def _warnings(prepared: Prepared, constant: Sequence[str], placebo: Tested) -> t
     found, scan = about_models(prepared), prepared.scan
     if prepared.membership and prepared.membership.status == "contradicted, ignored":
         found.append(
-            f"by {prepared.membership.model_split}, {prepared.membership.reason} (--ignore-model-split): controls that were trained on hide "
-            "that the images in question were"
+            f"{of_controls(prepared.membership)} Controls that were trained on hide that the images in question were"
         )
     if placebo.p_value <= LEVEL:
         found.append(

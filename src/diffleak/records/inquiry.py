@@ -90,6 +90,15 @@ class Cut(Record):
     """How often an image in question scores above a control in this half, in [0, 1]."""
 
 
+def of_controls(membership: Membership) -> str:
+    """What the model's own split.json says of the controls, in a sentence."""
+    if membership.status == "confirmed":
+        return f"{membership.model_split} lists every control as held out."
+    if membership.status == "contradicted, ignored":
+        return f"By {membership.model_split}, {membership.reason} (--ignore-model-split)."
+    return f"That the controls were not trained on is taken on trust: {membership.reason}."
+
+
 class InquiryRecord(Record):
     """inquiry.json."""
 

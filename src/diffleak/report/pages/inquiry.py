@@ -1,11 +1,12 @@
 """The report of an inquiry: were these images trained on?"""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 
 from diffleak.errors import visible
 from diffleak.records.base import Estimate
-from diffleak.records.inquiry import Image, InquiryRecord
+from diffleak.records.inquiry import Image, InquiryRecord, of_controls
 from diffleak.report import handling
 from diffleak.report.judgement import Verdict
 from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, prose, sections
@@ -93,9 +94,7 @@ def judged(record: InquiryRecord) -> Verdict:
     tested = f"{_said(p)}; {_auc(record.set.auc)}."
     if p <= record.level:
         title = "Yes: as a set, these images score like images the model was trained on."
-        means = "If none of them had been trained on, scores this high would come up " + (
-            f"in at most {percent(p)} of such tests." if p < 1 else "in every such test."
-        )
+        means = f"If none of them had been trained on, scores this high would come up {_rarely(p)}."
         return Verdict("leak", title, (tested, means, _singles(found), _beside(record), *_small(record)))
     title = "Not shown: these images do not score like training images more than the controls do."
     return Verdict("undecided", title, (tested, "This does not show that they were not trained on.", _needed(record), _beside(record)))
@@ -108,6 +107,13 @@ def _said(p: float) -> str:
 def number(p: float) -> str:
     """A p-value: 0.031, or 2e-06."""
     return f"{p:.2g}" if p < 0.001 else f"{p:.3f}"
+
+
+def _rarely(p: float) -> str:
+    """A p-value as how often, in words."""
+    if p >= 0.001:
+        return f"in at most {percent(p)} of such tests"
+    return f"in less than one of {count(10 ** min(6, int(-math.log10(p))))} such tests"
 
 
 def _auc(auc: Estimate) -> str:
@@ -230,6 +236,7 @@ def _made(record: InquiryRecord) -> Section:
         ("Model", fingerprinted(visible(plan.model), plan.model_fingerprint)),
         ("Images in question", visible(plan.members)),
         ("Controls", visible(plan.nonmembers)),
+        *((("Known of the controls", visible(of_controls(record.membership))),) if record.membership else ()),
         ("Images", fingerprinted(f"{visible(plan.image_shape)}", plan.data_fingerprint)),
         ("Attacks", visible(", ".join(attack["attack"] for attack in plan.attacks))),
         *((("Captions", visible(plan.captions)),) if plan.captions is not None else ()),
