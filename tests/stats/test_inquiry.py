@@ -232,7 +232,9 @@ def test_complexity_is_taken_out_where_it_hides_the_effect():
     question, difficulty = np.arange(300) < 150, rng.normal(size=300)
     statistic = np.exp(3 * difficulty + 0.3 * rng.normal(size=300) - 0.5 * question)
     complexity = np.stack([difficulty, *rng.normal(size=(6, 300))], axis=1)
-    tested = cut_and_test(keys_of(300), question, chooser([Scores("sima", "small", (50,), keys_of(300), statistic[:, None])], features(complexity)), 0, 1)
+    tested = cut_and_test(
+        keys_of(300), question, chooser([Scores("sima", "small", (50,), keys_of(300), statistic[:, None])], features(complexity)), 0, 1
+    )
     assert all(each.chosen.startswith("sima[calibrated]") and each.chosen.endswith("at t = 50") for each in tested.directions)
     assert tested.p_value < 1e-6
 

@@ -78,9 +78,7 @@ def check_membership(
     if against:
         said = _said(against, own)
         if not ignore:
-            raise UserError(
-                f"{must}; by {split_file}, {said}: {todo}, or add --ignore-model-split to go on all the same"
-            )
+            raise UserError(f"{must}; by {split_file}, {said}: {todo}, or add --ignore-model-split to go on all the same")
         return Membership(source=given, status="contradicted, ignored", model_split=str(split_file), reason=said)
     halves = sum(match.known is not None and own.roles[match.known] == "other half" and match.member for match in found)
     also = f"{halves:,} of the members are the half of the other teacher, which this model never saw" if halves else None

@@ -161,7 +161,9 @@ def _labels(cohort: Cohort, classes: int, names: ClassNames) -> Numbered:
 def _refuse_too_few(cohort: Cohort) -> None:
     members, nonmembers = int(cohort.member.sum()), int((~cohort.member).sum())
     if min(members, nonmembers) < FEWEST:
-        raise UserError(f"an audit needs at least {FEWEST} {cohort.calls[0]} and {FEWEST} {cohort.calls[1]}; got {members} and {nonmembers}")
+        raise UserError(
+            f"an audit needs at least {FEWEST} {cohort.calls[0]} and {FEWEST} {cohort.calls[1]}; got {members} and {nonmembers}"
+        )
 
 
 def _refuse_shared(cohort: Cohort, hashes: Hashes, alike: str) -> None:

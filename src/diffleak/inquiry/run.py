@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 
 from diffleak.attacks.base import Attack
 from diffleak.auditing import run as auditing
@@ -64,7 +64,9 @@ def prepared(
     assert kept is not None, "a scan says which images repeat others"
     member = found.scan.cohort.member
     refuse_few(int((kept & member).sum()), int((kept & ~member).sum()))
-    alike = replace(found.split, calibrate=np.ones_like(found.split.calibrate))  # what an attack takes from images, it takes from both sides
+    alike = replace(
+        found.split, calibrate=np.ones_like(found.split.calibrate)
+    )  # what an attack takes from images, it takes from both sides
     return replace(found, split=alike, membership=_known(config, found.target, found.scan.cohort))
 
 
@@ -127,9 +129,7 @@ def answer(prepared: Prepared, collected: Collected) -> InquiryRecord:
         valid=valid,
         invalid_reason=None if valid else _invalid(blind),
         set=_set(found if valid else None, int(question.sum()), len(controls)),
-        placebo=Placebo(
-            p_value=placebo.p_value, auc=placebo.auc, images=int(placebo_of.sum()), controls=int((~placebo_of).sum())
-        ),
+        placebo=Placebo(p_value=placebo.p_value, auc=placebo.auc, images=int(placebo_of.sum()), controls=int((~placebo_of).sum())),
         blind=BlindTest(
             p_value=blind.p_value,
             auc=blind.auc,
@@ -191,7 +191,9 @@ def _pixels(prepared: Prepared, rows: Int64[np.ndarray, " m"]) -> dict[str, Floa
     found = {name: scan.features[rows, i] for i, name in enumerate(feature_names())}
     found |= {f"complexity: {name}": scan.complexity[rows, i] for i, name in enumerate(NAMES)}
     if scan.labels is not None:
-        found |= {f"class {label}": (scan.labels.numbers[rows] == label).astype(np.float64) for label in np.unique(scan.labels.numbers[rows])}
+        found |= {
+            f"class {label}": (scan.labels.numbers[rows] == label).astype(np.float64) for label in np.unique(scan.labels.numbers[rows])
+        }
     if scan.captions is not None:
         found |= _of_captions(scan.captions, rows)
     varied = {name: column for name, column in found.items() if np.ptp(column) > 0}
@@ -215,7 +217,7 @@ def _set(found: Tested | None, images: int, controls: int) -> SetAnswer:
         return SetAnswer(images=images, controls=controls, auc=Estimate(reason=reason), reason=reason)
     value = found.auc.value
     needed = None if value is None else images_for_power(value, controls / images)
-    reason = None if needed else "the images in question do not score above the controls, or so little that no number of images would show it"
+    reason = None if needed else "the images in question do not score above the controls, or too little for any number of images"
     return SetAnswer(
         p_value=found.p_value,
         auc=found.auc,
@@ -242,21 +244,19 @@ def _cut(each: Any) -> Cut:
 def _invalid(blind: Tested) -> str:
     return (
         "The images in question and the controls differ without the model: a scorer that never sees it tells them apart "
-        f"(p = {blind.p_value:.2g}). High scores could come from that difference, so no answer is given. Take controls from the same source, "
-        "saved and resized in the same way."
+        f"(p = {blind.p_value:.2g}). High scores could come from that difference, so no answer is given. Take controls from the same "
+        "source, saved and resized in the same way."
     )
 
 
 def _warnings(prepared: Prepared, constant: Sequence[str], placebo: Tested) -> tuple[str, ...]:
     found, scan = about_models(prepared), prepared.scan
     if prepared.membership and prepared.membership.status == "contradicted, ignored":
-        found.append(
-            f"{of_controls(prepared.membership)} Controls that were trained on hide that the images in question were"
-        )
+        found.append(f"{of_controls(prepared.membership)} Controls that were trained on hide that the images in question were")
     if placebo.p_value <= LEVEL:
         found.append(
-            f"the placebo rejects too (p = {placebo.p_value:.2g}), as it does in at most one inquiry of {round(1 / LEVEL)} by chance: repeat "
-            "with another --seed before you rely on the answer"
+            f"the placebo rejects too (p = {placebo.p_value:.2g}), as it does in at most one inquiry of {round(1 / LEVEL)} by chance: "
+            "repeat with another --seed before you rely on the answer"
         )
     found += [f"{attack} gives every image the same score, and was left out" for attack in constant]
     if scan.repeated:

@@ -61,7 +61,7 @@ class BlindTest(Record):
     chosen: str
     """What told the sides apart best in most halves, in words."""
     detectable_auc: float | None = None
-    """Smallest difference, as an AUC in [0.5, 1], that this test would have found with probability 0.8; null where none is certain enough."""
+    """Smallest difference, as an AUC in [0.5, 1], that this test finds with probability 0.8; null where none is certain enough."""
 
 
 class Image(Record):

@@ -57,7 +57,9 @@ def chooser(parts: Sequence[Scores], taken_out: Features | None = None, complexi
             label = masked_label(scores.attack, CALIBRATED)
             others = taken_out.items() if taken_out and controls >= FEWEST else ()
             calibrated = [
-                _best(replace(scores, complexity=c), question, fit, f"{label}, {WORDS.get(name, name)}") for name, c in others if name != PLAIN
+                _best(replace(scores, complexity=c), question, fit, f"{label}, {WORDS.get(name, name)}")
+                for name, c in others
+                if name != PLAIN
             ]
             found.append(_clearly_best([plain, *calibrated], question, fit))
         best = max(found, key=lambda each: each.auc)
@@ -96,9 +98,7 @@ def _best(scores: Scores, question: Bool[np.ndarray, " n"], fit: Bool[np.ndarray
     return Offered(columns.membership[:, best], name + at, float(aucs[best]))
 
 
-def discriminant(
-    numbers: Float64[np.ndarray, "n k"], question: Bool[np.ndarray, " n"], fit: Bool[np.ndarray, " n"], name: str
-) -> Offered:
+def discriminant(numbers: Float64[np.ndarray, "n k"], question: Bool[np.ndarray, " n"], fit: Bool[np.ndarray, " n"], name: str) -> Offered:
     """The linear discriminant of the best AUC on the images `fit`, each of which is scored by one that was made without its fold."""
     spread = numbers[fit].std(axis=0)
     x = (numbers - numbers[fit].mean(axis=0)) / np.where(spread > 0, spread, 1.0)

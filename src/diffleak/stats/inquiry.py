@@ -91,7 +91,12 @@ class Tested:
 
 
 def cut_and_test(
-    keys: tuple[str, ...], question: Bool[np.ndarray, " n"], choose: Chooser, seed: int, repeats: int, each: Callable[[], None] = lambda: None
+    keys: tuple[str, ...],
+    question: Bool[np.ndarray, " n"],
+    choose: Chooser,
+    seed: int,
+    repeats: int,
+    each: Callable[[], None] = lambda: None,
 ) -> Tested:
     """Cuts both sides into halves `repeats` times by a hash of key and seed, and tests each half by what the other chose.
 

@@ -24,8 +24,8 @@ GLOSSARY = (
     ("p-value", "how probable scores as high as these are for images that were not trained on. Small values speak for training."),
     (
         "q-value",
-        "the share of wrong names to be expected in a list of all images with a p-value at least as small. A list at 0.05 is wrong about one "
-        "image in twenty.",
+        "the share of wrong names to be expected in a list of all images with a p-value at least as small. A list at 0.05 is wrong about "
+        "one image in twenty.",
     ),
     ("AUC", "how often an image in question scores above a control; 0.5 is no difference, 1 is always."),
     ("Placebo", "the same test between two halves of the controls, where there is nothing to find."),
@@ -43,18 +43,18 @@ LIMITS = (
     ),
     (
         "The controls carry the answer.",
-        "If some controls were trained on, the test misses training. If they differ from the images in question in a way that the blind test "
-        "cannot see, such as subject, style or fame, the test can find a difference that is no training.",
+        "If some controls were trained on, the test misses training. If they differ from the images in question in a way that the blind "
+        "test cannot see, such as subject, style or fame, the test can find a difference that is no training.",
     ),
     (
         "Copies elsewhere.",
-        "An image can have been trained on through a copy on another site, a crop or a near-duplicate. The test cannot tell these apart, nor "
-        "training of this model from training of the model that it was made from.",
+        "An image can have been trained on through a copy on another site, a crop or a near-duplicate. The test cannot tell these apart, "
+        "nor training of this model from training of the model that it was made from.",
     ),
     (
         "Independent images.",
-        "The p-values count every image as one. Near-duplicates among the images in question make the answer look surer than it is: keep one "
-        "of each. Exact copies are counted once.",
+        "The p-values count every image as one. Near-duplicates among the images in question make the answer look surer than it is: keep "
+        "one of each. Exact copies are counted once.",
     ),
     ("Statistics, not law.", "The numbers are evidence about the training set. They do not say whether the use was allowed."),
 )
@@ -160,7 +160,9 @@ def _small(record: InquiryRecord) -> tuple[str, ...]:
     if effect is None or (seen is not None and effect >= seen):
         return ()
     least = "any difference" if seen is None else f"a difference of AUC {seen:.2f} or more"
-    return (f"The blind test finds {least} with probability 80 % only, so it may have missed one as large as the effect: check the controls.",)
+    return (
+        f"The blind test finds {least} with probability 80 % only, so it may have missed one as large as the effect: check the controls.",
+    )
 
 
 def _tests(record: InquiryRecord) -> Section:
@@ -180,7 +182,8 @@ def _tests(record: InquiryRecord) -> Section:
         Column(("Controls",), "Images that they are compared with.", 4, lambda row: Cell(count(row[2]))),
     )
     table = tabulate(rows, columns, lambda row: (row[0], explained[row[0]], row[0] == "Images in question"))
-    caption = f"Three tests of the same kind, each merged over {2 * record.repeats} halves. The answer counts only where the other two find nothing."
+    merged = f"Tests of the same kind, each merged over {2 * record.repeats} halves."
+    caption = f"{merged} The answer counts only where placebo and blind test find nothing."
     return Section("tests", "The answer and its two checks", (Tabulated(table, caption, "Test"),), "Checks", "The answer and its checks")
 
 
@@ -210,15 +213,19 @@ def _chosen(record: InquiryRecord) -> Section | None:
     middle = lambda cuts: sorted(each.p_value for each in cuts)[(len(cuts) - 1) // 2]
     columns: tuple[Column, ...] = (
         Column(("Halves",), "How many halves chose it.", 1, lambda name: Cell(count(names[name]))),
-        Column(("p-value,", "median"), "Of the halves that it was tested on; not yet doubled.", 2, lambda name: Cell(number(middle(of(name))))),
+        Column(
+            ("p-value,", "median"), "Of the halves that it was tested on; not yet doubled.", 2, lambda name: Cell(number(middle(of(name))))
+        ),
     )
     table = tabulate([name for name, _ in names.most_common()], columns, lambda name: (visible(name), "", False))
     ps = sorted(each.p_value for each in record.cuts)
     caption = (
-        f"{record.repeats} cuts, {len(record.cuts)} tested halves. Their p-values lie between {number(ps[0])} and {number(ps[-1])}; the answer "
-        "is twice their median."
+        f"{record.repeats} cuts, {len(record.cuts)} tested halves. Their p-values lie between {number(ps[0])} and {number(ps[-1])}; the "
+        "answer is twice their median."
     )
-    return Section("chosen", "What the halves chose", (Tabulated(table, caption, "Attack and setting"),), "Choices", "What the halves chose")
+    return Section(
+        "chosen", "What the halves chose", (Tabulated(table, caption, "Attack and setting"),), "Choices", "What the halves chose"
+    )
 
 
 def _handling(record: InquiryRecord) -> str:
