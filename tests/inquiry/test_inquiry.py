@@ -51,7 +51,7 @@ def settings(data) -> list[str]:
 
 @pytest.fixture(scope="module")
 def memoriser(digits) -> Memoriser:
-    points = torch.from_numpy(np.stack([to_model(image) for image in digits[:60]])).float()
+    points = torch.from_numpy(to_model(digits[:60])).double()
     return Memoriser(points, linear_schedule())
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from diffleak.errors import visible
 from diffleak.records.base import Estimate
@@ -14,7 +14,7 @@ from diffleak.report.sections import device, fingerprinted, glossary, limits, mo
 from diffleak.report.table import Cell, Column, estimate_cell, tabulate
 from diffleak.report.wording import count, interval, moment, percent
 
-SHOWN = 40  # images in the table; inquiry.csv has all
+SHOWN = 20  # images in the table; inquiry.csv has all
 FOUND = 0.05  # share of false discoveries at which an image is called found
 
 GLOSSARY = (
@@ -63,9 +63,9 @@ SECTIONS: tuple[Callable[[InquiryRecord], Section | None], ...] = (
     lambda record: verdict(judged(record)),
     lambda record: warnings(record.warnings),
     lambda record: _tests(record),
+    lambda record: limits(LIMITS, sensitivity=_sensitivity(record)),
     lambda record: _images(record),
     lambda record: _chosen(record),
-    lambda record: limits(LIMITS, sensitivity=_sensitivity(record)),
     lambda record: glossary(GLOSSARY),
     lambda record: _made(record),
 )
@@ -89,13 +89,13 @@ def judged(record: InquiryRecord) -> Verdict:
     """The answer in one sentence, and what it rests on."""
     if not record.valid:
         return Verdict("invalid", "No answer: the two sides differ without the model.", (record.invalid_reason or "",))
-    p, found = record.set.p_value, [image for image in record.images if image.q_value <= FOUND]
+    p = record.set.p_value
     assert p is not None, "a valid inquiry has a p-value"
     tested = f"{_said(p)}; {_auc(record.set.auc)}."
     if p <= record.level:
         title = "Yes: as a set, these images score like images the model was trained on."
         means = f"If none of them had been trained on, scores this high would come up {_rarely(p)}."
-        return Verdict("leak", title, (tested, means, _singles(found), _beside(record), *_small(record)))
+        return Verdict("leak", title, (tested, means, _singles(record.images), _beside(record), *_small(record)))
     title = "Not shown: these images do not score like training images more than the controls do."
     return Verdict("undecided", title, (tested, "This does not show that they were not trained on.", _needed(record), _beside(record)))
 
@@ -125,11 +125,11 @@ def _auc(auc: Estimate) -> str:
     )
 
 
-def _singles(found: list[Image]) -> str:
+def _singles(images: Sequence[Image]) -> str:
+    found = [image for image in images if image.q_value <= FOUND]
     if not found:
         return f"No single image can be named: none has a q-value of {FOUND:g} or less."
-    ones = "1 image can be named" if len(found) == 1 else f"{count(len(found))} images can be named"
-    return f"{ones}, with a q-value of {FOUND:g} or less."
+    return f"Named one by one, with a q-value of {FOUND:g} or less: {count(len(found))} of {count(len(images))} images."
 
 
 def _needed(record: InquiryRecord) -> str:
@@ -151,7 +151,8 @@ def _sensitivity(record: InquiryRecord) -> str:
 
 
 def _beside(record: InquiryRecord) -> str:
-    return f"Placebo: p = {number(record.placebo.p_value)}. Blind test: p = {number(record.blind.p_value)}. Neither may be small."
+    found = f"Placebo: p = {number(record.placebo.p_value)}. Blind test: p = {number(record.blind.p_value)}."
+    return f"{found} Both should be above {record.level:g}."
 
 
 def _small(record: InquiryRecord) -> tuple[str, ...]:
@@ -159,10 +160,14 @@ def _small(record: InquiryRecord) -> tuple[str, ...]:
     effect, seen = record.set.auc.value, record.blind.detectable_auc
     if effect is None or (seen is not None and effect >= seen):
         return ()
-    least = "any difference" if seen is None else f"a difference of AUC {seen:.2f} or more"
-    return (
-        f"The blind test finds {least} with probability 80 % only, so it may have missed one as large as the effect: check the controls.",
-    )
+    return (f"{_seen(record)} So it may have missed a difference as large as the effect: check the controls.",)
+
+
+def _seen(record: InquiryRecord) -> str:
+    """Which difference the blind test would have found."""
+    if record.blind.detectable_auc is None:
+        return "On so few images the blind test finds no difference with probability 80 %, however large."
+    return f"The blind test finds a difference of AUC {record.blind.detectable_auc:.2f} or more with probability 80 %."
 
 
 def _tests(record: InquiryRecord) -> Section:
@@ -170,11 +175,7 @@ def _tests(record: InquiryRecord) -> Section:
     rows.append(("Blind test", record.set.images, record.set.controls, record.blind.p_value, record.blind.auc))
     if record.valid and record.set.p_value is not None:
         rows.insert(0, ("Images in question", record.set.images, record.set.controls, record.set.p_value, record.set.auc))
-    explained = {
-        "Images in question": "against the controls, with the model",
-        "Placebo": "half of the controls against the other half, with the model",
-        "Blind test": f"against the controls, without the model; most telling: {visible(record.blind.chosen)}",
-    }
+    explained = {"Images in question": "with the model", "Placebo": "among controls", "Blind test": "without the model"}
     columns = (
         Column(("p-value",), "Small values speak for a difference.", 1, lambda row: Cell(number(row[3]))),
         Column(("AUC",), "0.5 is no difference. In brackets: 95 % interval.", 2, lambda row: estimate_cell(row[4])),
@@ -183,8 +184,18 @@ def _tests(record: InquiryRecord) -> Section:
     )
     table = tabulate(rows, columns, lambda row: (row[0], explained[row[0]], row[0] == "Images in question"))
     merged = f"Tests of the same kind, each merged over {2 * record.repeats} halves."
-    caption = f"{merged} The answer counts only where placebo and blind test find nothing."
-    return Section("tests", "The answer and its two checks", (Tabulated(table, caption, "Test"),), "Checks", "The answer and its checks")
+    notes = (
+        f"{merged} The answer counts only where placebo and blind test find nothing.",
+        "Placebo: half of the controls against the other half. Blind test: the images in question against the controls, by pixel "
+        f"statistics; most telling were {visible(record.blind.chosen)}. {_seen(record)}",
+    )
+    return Section(
+        "tests",
+        "The answer and its two checks",
+        (Tabulated(table, "In brackets: 95 % intervals.", "Test", notes=notes),),
+        "Checks",
+        "The answer and its checks",
+    )
 
 
 def _images(record: InquiryRecord) -> Section | None:
