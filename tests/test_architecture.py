@@ -45,7 +45,8 @@ FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so 
     ("defenses",),
     ("report",),
     ("auditing", "comparison", "headers", "prompts", "quality"),
-    ("demo", "inquiry", "options", "reveal", "sweep"),
+    ("inquiry", "sweep"),
+    ("demo", "options", "reveal"),
     ("cli",),
     ("__main__",),
 )

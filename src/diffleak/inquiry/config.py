@@ -48,9 +48,9 @@ class InquireConfig(AuditConfig):
     @model_validator(mode="before")
     @classmethod
     def _no_settings_of_an_audit(cls, given: Any) -> Any:
-        fixed = {"calibrate_fraction": 0.5, "calibration": True}
-        for key in cls.NO_FLAG:
-            if given.get(key) not in (None, (), False, fixed.get(key)) and key != "probes":
+        for key in sorted(cls.NO_FLAG):
+            value, default = given.get(key), cls.model_fields[key].default
+            if value is not None and (tuple(value) if isinstance(value, list) else value) != default:
                 hint = "the two sides are --images and --control" if key in OF_AN_AUDIT else "leave it out"
                 raise ValueError(f"{key} is a setting of an audit, and this is an inquiry: {hint}")
         return given

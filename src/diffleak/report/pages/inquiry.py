@@ -2,11 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from diffleak.errors import visible
 from diffleak.records.base import Estimate
-from diffleak.records.inquiry import Image, InquiryRecord, of_controls
+from diffleak.records.inquiry import InquiryRecord, of_controls
 from diffleak.report import handling
 from diffleak.report.judgement import Verdict
 from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, prose, sections
@@ -16,6 +16,7 @@ from diffleak.report.wording import count, interval, moment, percent
 
 SHOWN = 20  # images in the table; inquiry.csv has all
 FOUND = 0.05  # share of false discoveries at which an image is called found
+TO_NAME = 78  # controls, 39 in each half: 2 / (1 + 39) = FOUND
 
 GLOSSARY = (
     ("Image in question", "an image that may, or may not, have been in the training set."),
@@ -95,7 +96,7 @@ def judged(record: InquiryRecord) -> Verdict:
     if p <= record.level:
         title = "Yes: as a set, these images score like images the model was trained on."
         means = f"If none of them had been trained on, scores this high would come up {_rarely(p)}."
-        return Verdict("leak", title, (tested, means, _singles(record.images), _beside(record), *_small(record)))
+        return Verdict("leak", title, (tested, means, _singles(record), _beside(record), *_small(record)))
     title = "Not shown: these images do not score like training images more than the controls do."
     return Verdict("undecided", title, (tested, "This does not show that they were not trained on.", _needed(record), _beside(record)))
 
@@ -125,11 +126,14 @@ def _auc(auc: Estimate) -> str:
     )
 
 
-def _singles(images: Sequence[Image]) -> str:
-    found = [image for image in images if image.q_value <= FOUND]
+def _singles(record: InquiryRecord) -> str:
+    found = [image for image in record.images if image.q_value <= FOUND]
     if not found:
-        return f"No single image can be named: none has a q-value of {FOUND:g} or less."
-    return f"Named one by one, with a q-value of {FOUND:g} or less: {count(len(found))} of {count(len(images))} images."
+        few = (
+            f" With {count(record.set.controls)} controls none can have one: that takes {TO_NAME}." if record.set.controls < TO_NAME else ""
+        )
+        return f"No single image can be named: none has a q-value of {FOUND:g} or less.{few}"
+    return f"Named one by one, with a q-value of {FOUND:g} or less: {count(len(found))} of {count(len(record.images))} images."
 
 
 def _needed(record: InquiryRecord) -> str:
