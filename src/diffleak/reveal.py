@@ -27,8 +27,8 @@ IDS = "ids.csv"
 def reveal(folder: Path, key_file: Path | None = None, output: Path | None = None) -> Path:
     """Writes a table of keyed id and file name of every image of a run, readable by its owner only, and returns its path.
 
-    folder: of an audit, a geometry, an inquiry or a quality measurement. key_file: by default the one that the run was made with. The images
-    are listed again from where the run read them. Raises `UserError` for a run that is not anonymous, another key, and data
+    folder: of an audit, a geometry, an inquiry or a quality measurement. key_file: by default the one that the run was made with. The
+    images are listed again from where the run read them. Raises `UserError` for a run that is not anonymous, another key, and data
     that is no longer there.
     """
     recorded = _recorded(folder)
