@@ -50,6 +50,8 @@ FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so 
     ("auditing", "bounds", "comparison", "headers", "prompts", "quality"),
     ("demo", "options", "reveal", "sweep"),
     ("lora",),
+    ("inquiry", "sweep"),
+    ("demo", "options", "reveal"),
     ("cli",),
     ("__main__",),
 )
@@ -129,7 +131,15 @@ def test_rooms_behind_the_wall_never_import_torch(path):
 @pytest.mark.parametrize(
     "module",
     [
-        *("auditing.config", "defenses.config", "extraction.config", "prompts.config", "quality.config", "training.config"),
+        *(
+            "auditing.config",
+            "defenses.config",
+            "extraction.config",
+            "inquiry.config",
+            "prompts.config",
+            "quality.config",
+            "training.config",
+        ),
         *("auditing.results", "auditing.score_file", "data.scan"),
     ],
 )

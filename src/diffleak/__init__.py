@@ -51,11 +51,13 @@ if TYPE_CHECKING:
     from diffleak.gating.check import gate as gate
     from diffleak.generation import generate as generate
     from diffleak.hub import load as load
+    from diffleak.inquiry.run import inquire as inquire
     from diffleak.prompts.score import find_memorised as find_memorised
     from diffleak.quality.measure import measure_quality as measure_quality
     from diffleak.records.audit import AuditRecord as AuditRecord
     from diffleak.records.audit import Result as Result
     from diffleak.records.base import Estimate as Estimate
+    from diffleak.records.inquiry import InquiryRecord as InquiryRecord
     from diffleak.records.scores import Scores as Scores
     from diffleak.splitting.split import split as split
     from diffleak.stats.evaluation import evaluate as evaluate
@@ -104,11 +106,13 @@ _HOMES = {
     "gate": "gating.check",
     "generate": "generation",
     "load": "hub",
+    "inquire": "inquiry.run",
     "find_memorised": "prompts.score",
     "measure_quality": "quality.measure",
     "AuditRecord": "records.audit",
     "Result": "records.audit",
     "Estimate": "records.base",
+    "InquiryRecord": "records.inquiry",
     "Scores": "records.scores",
     "split": "splitting.split",
     "evaluate": "stats.evaluation",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffleak.config import ConvertConfig
     from diffleak.extraction.config import ExtractConfig
     from diffleak.gating.config import GateConfig
+    from diffleak.inquiry.config import InquireConfig
     from diffleak.prompts.config import PromptsConfig
     from diffleak.quality.config import QualityConfig
     from diffleak.records.audit import AuditRecord
@@ -171,6 +172,28 @@ def geometry(settings: "GeometryConfig", as_json: Json = False) -> None:
     Leaves geometry.parquet (id, distortion) and influence.npy; with members and held-out images also a whole audit.
     """
     _audit(settings, "the geometry needs an output folder: give -o DIR", as_json)
+
+
+@command(app, "inquiry.config:InquireConfig")
+def inquire(settings: "InquireConfig", as_json: Json = False) -> None:
+    """Were these images in the training set? Tests images of unknown membership against controls. The same command resumes.
+
+    Leaves inquiry.json, inquiry.csv (image by image) and inquiry.html. Exit 4 if the two sides differ without the model.
+    """
+    from diffleak.inquiry import run as api
+    from diffleak.report.pages.inquiry import page
+
+    prepared, output = api.prepared(settings), settings.output
+    if settings.dry_run:
+        return _print(prepared.summary(), as_json, "" if as_json else f"{prepared.describe()}; {prepared.estimate()}")
+    if output is None:
+        raise UserError("an inquiry needs a run folder: give -o RUN")
+    record = api.run(prepared, output, timed=not as_json)
+    if record is None:
+        return _print({"finished": False}, as_json, "this shard is done")
+    api.save(record, output)
+    _print_record(record, page, output / "inquiry.html", as_json)
+    api.refuse_invalid(record)
 
 
 @command(app, "quality.config:QualityConfig")

@@ -12,7 +12,10 @@ from diffleak.data.cohort import Cohort, images_alone
 from diffleak.data.groups import groups_of
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError
+from diffleak.inquiry.config import InquireConfig, inquired
 from diffleak.quality.config import QualityConfig, read_real
+from diffleak.records.inquiry import FILE as INQUIRY
+from diffleak.records.inquiry import read_inquiry
 from diffleak.records.quality import FILE as QUALITY
 from diffleak.records.quality import QualityRecord, read_quality
 from diffleak.records.run_folder import read_plan
@@ -27,8 +30,8 @@ def reveal(folder: Path, key_file: Path | None = None, output: Path | None = Non
 
     Where images were counted by group, the names of the groups follow those of the images.
 
-    folder: of an audit, a geometry or a quality measurement. key_file: by default the one that the run was made with. The images
-    are listed again from where the run read them. Raises `UserError` for a run that is not anonymous, another key, and data
+    folder: of an audit, a geometry, an inquiry or a quality measurement. key_file: by default the one that the run was made with. The
+    images are listed again from where the run read them. Raises `UserError` for a run that is not anonymous, another key, and data
     that is no longer there.
     """
     recorded = _recorded(folder)
@@ -60,7 +63,8 @@ def _recorded(folder: Path) -> dict[str, tuple[str | None, Path | None]]:
     file_of = lambda settings: Path(settings["anonymous_key"]) if settings.get("anonymous_key") else None
     plan = read_plan(folder)
     if plan:
-        settings = read_record(folder).settings if (folder / "audit.json").is_file() else {}
+        finished = read_record if (folder / "audit.json").is_file() else read_inquiry if (folder / INQUIRY).is_file() else None
+        settings = finished(folder).settings if finished else {}
         found["plan"] = plan.anonymous, file_of(settings)
     if (folder / QUALITY).is_file():
         record = read_quality(folder / QUALITY, QualityRecord)
@@ -76,6 +80,8 @@ def _cohorts(folder: Path, parts: set[str]) -> Iterator[Cohort]:
     if (folder / "audit.json").is_file():
         record = read_record(folder)
         yield read_cohort(build(GeometryConfig if record.geometry else AuditConfig, record.settings))
+    elif (folder / INQUIRY).is_file():
+        yield inquired(build(InquireConfig, read_inquiry(folder).settings))
     elif plan := read_plan(folder):
         if plan.n_members:
             raise UserError(f"{folder} is not finished: repeat its command, it resumes")

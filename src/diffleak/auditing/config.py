@@ -1,7 +1,7 @@
 """The settings of `diffleak audit`, and the images they name. No torch."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,8 @@ class AuditConfig(ModelConfig, DataConfig):
     """Everything that decides an audit; the keys of `-C FILE` and, with dashes, the flags of `diffleak audit`."""
 
     FOLLOW = ["split output"]
+    COMMAND: ClassVar[str] = "audit"
+    RECORD: ClassVar[str] = "audit.json"
 
     guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False, description="Attack predictions under guidance (1: none).")
     reference: str | None = Field(
@@ -99,6 +101,15 @@ class AuditConfig(ModelConfig, DataConfig):
         """True where members and held-out images are given, and not just images."""
         return bool(self.members or self.split)
 
+    @property
+    def known(self) -> bool:
+        """True where it is said which images were trained on."""
+        return self.two_sided
+
+    def default_captions(self, images: Cohort) -> str:
+        """The choice of captions for a text-to-image model where none is made."""
+        return "own"
+
     @model_validator(mode="after")
     def _one_way_of_sizing(self) -> "AuditConfig":
         if self.buckets is not None and (self.resize or self.anonymous):
@@ -139,6 +150,7 @@ def _refuse_one_side(config: C) -> C:
 class GeometryConfig(AuditConfig):
     """The settings of `diffleak geometry`: those of an audit, but images alone will do, and attacks run under many masks."""
 
+    COMMAND = "geometry"
     NO_FLAG = {
         *("buckets", "sweep_models", "steps", "group"),
         *("guidance_scale", "reference", "calibration", "calibrate_fraction", "complexity", "max_auc", "max_tpr", "max_excess_auc"),

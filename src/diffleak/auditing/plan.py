@@ -122,7 +122,7 @@ class Prepared:
 
     def describe(self) -> str:
         """The plan in one line; the model is not run."""
-        plan, lost = self.plan, len(self.scan.omitted)
+        plan, lost, called = self.plan, len(self.scan.omitted), self.scan.cohort.calls
         omitted = "".join(f", {words}" for words in ((f"{lost} unreadable left out",) if lost else ()) + self.images)
         where = f"on {plan.device} ({plan.dtype}, batches of {plan.batch_size}){omitted}"
         if not self.attacks:
@@ -136,7 +136,7 @@ class Prepared:
         attacks = f"{len(self.attacks)} attack{'s' * (len(self.attacks) != 1)}"
         guidance = f"guidance {plan.guidance_scale:g}, " if plan.guidance_scale is not None else ""
         return (
-            f"plan: {plan.n_members:,} members and {plan.n_nonmembers:,} held-out images ({plan.image_shape}), {self._counted}"
+            f"plan: {plan.n_members:,} {called[0]} and {plan.n_nonmembers:,} {called[1]} ({plan.image_shape}), {self._counted}"
             f"{adapter(plan.lora, plan.lora_scale, plan.embedding)}{attacks}{masks}, {self._swept}{captions}{guidance}"
             f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
             f"{where}"
@@ -172,8 +172,8 @@ def prepare(
     if (masks or top) and not target.latent:
         what = "geometry is that" if top else "--mask ranks the latent coordinates"
         raise UserError(f"{what} of a decoder, and {target.name} works on pixels" + ("" if top else "; leave it out"))
-    told, classes = (_told(config, target), target.classes) if attacks else (None, None)
     images, key = cohort or read_cohort(config), _key(config)
+    told, classes = (_told(config, target, images), target.classes) if attacks else (None, None)
     if key:
         images = images.renamed(key)
         images = images.taken(images.by_id)
@@ -345,8 +345,8 @@ def _refuse_too_large(attacks: Sequence[Attack], target: Target, threads: int) -
 
 
 def _membership(config: AuditConfig, target: Target, cohort: Cohort) -> Membership | None:
-    """What the model's own split says of the two sides; None where there is one."""
-    if not config.two_sided and config.data:
+    """What the model's own split says of the two sides; None where there is one, or where nobody knows which images are members."""
+    if not config.known:
         return None
     given = f"the split file {config.split}" if config.split else f"{cohort.names[0]} (members) and {cohort.names[1]} (held out)"
     return check_membership([cohort], given, target.split_file, config.split, config.ignore_model_split)
@@ -362,10 +362,10 @@ def _key(config: AuditConfig) -> Key | None:
     return choose_key(config.anonymous, config.anonymous_key, folder, recorded, create)
 
 
-def _told(config: AuditConfig, target: Target) -> str | None:
+def _told(config: AuditConfig, target: Target, images: Cohort) -> str | None:
     """The captions of a text-to-image model; raises `UserError` when they are chosen for another model."""
     if target.text is not None:
-        return "own" if config.captions is None else config.captions
+        return config.default_captions(images) if config.captions is None else config.captions
     if config.captions is not None:
         raise UserError(f"--captions chooses the captions of a text-to-image model; {target.name} takes no text: leave it out")
     return None

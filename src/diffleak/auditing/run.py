@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from diffleak.attacks import ATTACKS
 from diffleak.attacks.base import ACCESS, NO_SOURCE, Attack
 from diffleak.attacks.spec import readable, spec_of
 from diffleak.auditing import score as scoring
-from diffleak.auditing.config import AuditConfig, GeometryConfig
+from diffleak.auditing.config import AuditConfig
 from diffleak.auditing.groups import groups_found
 from diffleak.auditing.inputs import clear, lend, write_complexity, write_geometry
 from diffleak.auditing.maps import maps_of
@@ -53,6 +53,10 @@ from diffleak.stats.reasons import in_given_images
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import PLAN, UNKNOWN, Change, Folder, spelled
 from diffleak.work.progress import say
+
+C = TypeVar("C", bound=AuditConfig)
+Model = Target | Denoiser | str | Path
+Attacks = str | Attack | type[Attack] | Sequence[str | Attack | type[Attack]]
 
 SAVE_IT = "write its class into a module, so that its code can be compared"
 SIDES = ("members", "nonmembers", "data", "split")  # settings that name the images
@@ -148,22 +152,43 @@ def audit(
     settings: any key of `AuditConfig`, such as timesteps="10:300:10".
     Raises `UserError` for input that cannot be audited.
     """
+    images, settings = _images(images, settings)
+    asked = called(AuditConfig, model, attacks, reference, {"output": output, **settings})
+    with TemporaryDirectory() as scratch:
+        folder = Path(output) if output else Path(scratch)
+        finished = run(prepare(asked.config, asked.target, images, asked.reference, asked.made), folder)
+        if finished is None:
+            raise UserError("other shards have not finished; run them, then this call again")
+        if output:
+            finished.save(folder, asked.config.thumbnails)
+    return finished
+
+
+@dataclass(frozen=True, eq=False)
+class Called(Generic[C]):
+    """What a call from Python asks for: its settings, and the models and attacks among its arguments that are in memory already."""
+
+    config: C
+    target: Target | None
+    reference: Target | None
+    made: dict[str, Attack]
+
+
+def called(
+    kind: type[C],
+    model: Model,
+    attacks: "Attacks",
+    reference: Model | None,
+    settings: dict[str, Any],
+) -> Called[C]:
+    """The arguments of a call from Python, as settings of a `kind` and as what is in memory."""
     several = (attacks,) if isinstance(attacks, str | Attack | type) else attacks
     listed = [each() if isinstance(each, type) else each for each in several]  # a class stands for its defaults
     made = {spec_of(attack): attack for attack in listed if isinstance(attack, Attack)}
     specs = tuple(spec_of(attack) if isinstance(attack, Attack) else attack for attack in listed)
     named = None if reference is None else _name(reference)
-    images, settings = _images(images, settings)
-    config = build(AuditConfig, {"model": _name(model), "reference": named, "attacks": specs, "output": output, **settings})
-    audited, beside = (_in_memory(each, config) for each in (model, reference))
-    with TemporaryDirectory() as scratch:
-        folder = Path(output) if output else Path(scratch)
-        finished = run(prepare(config, audited, images, beside, made), folder)
-        if finished is None:
-            raise UserError("other shards have not finished; run them, then this call again")
-        if output:
-            finished.save(folder, config.thumbnails)
-    return finished
+    config = build(kind, {"model": _name(model), "reference": named, "attacks": specs, **settings})
+    return Called(config, _in_memory(model, config), _in_memory(reference, config), made)
 
 
 def _images(images: Any, settings: dict[str, Any]) -> tuple[Cohort | None, dict[str, Any]]:
@@ -223,13 +248,21 @@ def measure(prepared: Prepared, folder: Path, log: Callable[[str], None] = say, 
     return True
 
 
+def score(prepared: Prepared, folder: Path, log: Callable[[str], None] = say, timed: bool = True) -> scoring.Collected | None:
+    """Scores what is missing in `folder` and returns all scores; None when other workers still have chunks to do.
+
+    For what is no audit: nothing is evaluated or written but plan.json and the scores. Raises `UserError` as `run` does.
+    """
+    return scoring.collect(prepared.job, folder) if _all_done(prepared, folder, log, timed) else None
+
+
 def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], timed: bool, shared: Shared | None = None) -> bool:
     """Does what is missing of this worker's share; True when every share is done then."""
     _claim(Folder(folder), prepared.plan, _unnamed(Folder(folder), prepared.plan))
     log(prepared.describe() + (f"; {prepared.estimate(folder)}" if timed else ""))
     for line in prepared.scan.cohort.found:
         log(line)
-    if prepared.membership:
+    if prepared.membership and prepared.config.known:
         log(f"membership: {prepared.membership.sentence}")
     for line in about_names(prepared, folder):
         log(line)
@@ -294,7 +327,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         blind = blind.model_copy(update={"labels_p_value": labels_p_value(units.most_often(labels.numbers), member, config.seed)})
     record = AuditRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=_command(config, prepared.plan),
+        command=command_of(config, prepared.plan),
         settings=config.model_dump(mode="json"),
         plan=prepared.plan,
         environment=environment(prepared.target, prepared.worker.threads, config.seed, prepared.plan.data_fingerprint),
@@ -454,13 +487,16 @@ def _narrowed(change: Change) -> Change:
     return Change(f"{key} of {new['attack']}", old.get(key), new.get(key))
 
 
-def _command(config: AuditConfig, plan: Plan) -> str:
-    """The command line that repeats the audit; for objects in memory, that it was a call from Python."""
+def command_of(config: AuditConfig, plan: Plan, images: Sequence[str | None] = ()) -> str:
+    """The command line that repeats the audit; for objects in memory, that it was a call from Python.
+
+    images: DATA beside those of an audit.
+    """
     given = ("lora", "embedding", "network", "weights", "model_from")
     loaded = [getattr(plan, name) for name in given] != [getattr(config, name) for name in given]
     loaded_with_more = loaded or plan.guidance_scale not in (None, config.guidance_scale)
     typed = any(spec.startswith("__main__:") or not readable(spec, ATTACKS) for spec in config.attacks if spec != "all")
-    in_memory = IN_MEMORY in (config.data, config.members, config.nonmembers) or config.in_memory or config.reference == IN_PYTHON
+    in_memory = IN_MEMORY in (config.data, config.members, config.nonmembers, *images) or config.in_memory or config.reference == IN_PYTHON
     if in_memory or loaded_with_more or typed:
-        return "diffleak.audit(...) from Python, with the settings recorded in audit.json"
-    return command_line(config, "geometry" if isinstance(config, GeometryConfig) else "audit", ("shard", "threads"))
+        return f"diffleak.{config.COMMAND}(...) from Python, with the settings recorded in {config.RECORD}"
+    return command_line(config, config.COMMAND, ("shard", "threads"))

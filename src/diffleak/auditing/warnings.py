@@ -85,9 +85,9 @@ def _about_units(prepared: Prepared) -> Iterator[str]:
             yield f"{apart:,} clusters of near-duplicates lie in more than one group of a side, so these groups are not independent"
 
 
-def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> tuple[str, ...]:
-    found, split = list(prepared.target.warnings), prepared.split.record
-    what = "groups" if split.unit == "group" else "images"
+def about_models(prepared: Prepared) -> list[str]:
+    """What the models themselves make a reader know."""
+    found = list(prepared.target.warnings)
     if prepared.reference:
         found += [f"of the reference: {line}" for line in prepared.reference.warnings]
     models = len(prepared.target.denoiser.exposed)
@@ -96,6 +96,12 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
             f"the release holds {models} models, and an attacker can query each: every statistic is that of the model under which "
             "the image looks most like a member"
         )
+    return found
+
+
+def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> tuple[str, ...]:
+    found, split = about_models(prepared), prepared.split.record
+    what = "groups" if split.unit == "group" else "images"
     if prepared.config.complexity and prepared.config.calibration and not prepared.calibrates:
         found.append(
             f"no score was calibrated by the complexity of images: that takes {FEWEST} held-out {what} in the calibrate part, and there "
@@ -114,6 +120,24 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
             "compare attack success with its baseline, not with 50 %"
         )
     found += _about_units(prepared)
+    found += about_reading(prepared)
+    found += about_copies(prepared.scan)
+    if finding(blind) == "perhaps":
+        found.append("the two sides can be told apart without the model, better than by chance: part of every AUC may be that difference")
+    if prepared.reference and prepared.plan.reference_fingerprint == prepared.plan.model_fingerprint != UNKNOWN:
+        found.append("the reference is the model itself: there is no excess over it")
+    for result in (r for r in results if r.plain):
+        if result.auc.value is not None and result.auc.value < 0.4:
+            found.append(
+                f"{result.attack}: AUC {result.auc.value:.2f} is below 0.4, against the direction its theory gives "
+                "(are the sides swapped?); it was not flipped"
+            )
+    return tuple(found)
+
+
+def about_reading(prepared: Prepared) -> list[str]:
+    """How images and captions were read, and what the model made of them."""
+    found = list[str]()
     if prepared.scan.omitted:
         found.append(f"{len(prepared.scan.omitted)} unreadable images were left out")
     if images := prepared.images:
@@ -150,15 +174,4 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
             f"images were brought to the {len(prepared.plan.buckets)} buckets of --buckets {prepared.config.buckets} as kohya's scripts do "
             "(bicubic, antialiased, centre crop); the scores are of the training images only if the training sized them alike"
         )
-    found += about_copies(prepared.scan)
-    if finding(blind) == "perhaps":
-        found.append("the two sides can be told apart without the model, better than by chance: part of every AUC may be that difference")
-    if prepared.reference and prepared.plan.reference_fingerprint == prepared.plan.model_fingerprint != UNKNOWN:
-        found.append("the reference is the model itself: there is no excess over it")
-    for result in (r for r in results if r.plain):
-        if result.auc.value is not None and result.auc.value < 0.4:
-            found.append(
-                f"{result.attack}: AUC {result.auc.value:.2f} is below 0.4, against the direction its theory gives "
-                "(are the sides swapped?); it was not flipped"
-            )
-    return tuple(found)
+    return found

@@ -23,6 +23,8 @@ from diffleak.errors import UserError, listed
 from diffleak.records.images import Alpha, Decoding, Exif, LeftOut
 
 IN_MEMORY = "array"  # the name of images that no command line can name
+CALLS = ("members", "held-out images")  # what messages call the two sides
+PREFIXES = ("members/", "nonmembers/")  # of ids that both sides use
 
 
 def sort_key(image_id: str) -> tuple[int, str]:
@@ -45,6 +47,7 @@ class Cohort:
     names: tuple[str, str]  # where members and non-members come from
     keys: tuple[str, ...]  # `ids` itself unless the cohort is anonymous
     given: Mapping[str, Any] = field(default_factory=dict)  # the settings that name these images, where `cohort` made them
+    calls: tuple[str, str] = CALLS  # what messages call members and non-members
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -107,7 +110,7 @@ class Cohort:
         Raises `UserError` where only one source has them, and as `diffleak.data.labels.number` does.
         """
         rows = [self.position[self.member], self.position[~self.member]]
-        calls, sources = ["members", "held-out images"], list(self.sources)
+        calls, sources = list(self.calls), list(self.sources)
         if sources[0] is sources[1]:
             rows, calls, sources = [self.position], ["images"], sources[:1]
         with self.without_names():
@@ -116,7 +119,7 @@ class Cohort:
         if len(without) == len(found):
             return None
         if without:
-            raise UserError(f"members and held-out images must both have labels; the {without[0]} have none: give theirs in the same way")
+            raise UserError(f"{' and '.join(self.calls)} must both have labels; the {without[0]} have none: give theirs in the same way")
         sides = [
             Side(call, self._shown(labels), self._named(source, positions), positions.tolist())
             for call, labels, source, positions in zip(calls, found, sources, rows, strict=True)
@@ -232,15 +235,22 @@ class Cohort:
         return self.read(self.ids.index(image_id))
 
 
-def two_sources(members: ImageSource, nonmembers: ImageSource, limit: int | None = None, seed: int = 0) -> Cohort:
+def two_sources(
+    members: ImageSource,
+    nonmembers: ImageSource,
+    limit: int | None = None,
+    seed: int = 0,
+    calls: tuple[str, str] = CALLS,
+    prefixes: tuple[str, str] = PREFIXES,
+) -> Cohort:
     """Members from one source, held-out images from another; ids that both use get the side as a prefix.
 
-    `limit` keeps that many of each side, drawn by id and seed.
+    `limit` keeps that many of each side, drawn by id and seed. calls: what messages call the sides.
     """
     clash = not set(members.ids).isdisjoint(nonmembers.ids)
-    prefixes = ("members/", "nonmembers/") if clash else ("", "")
     sides = [_positions(source, source.ids, limit, seed) for source in (members, nonmembers)]
-    return _cohort((members, nonmembers), sides, prefixes, (members.name, nonmembers.name))
+    made = _cohort((members, nonmembers), sides, prefixes if clash else ("", ""), (members.name, nonmembers.name))
+    return replace(made, calls=calls)
 
 
 def one_source(source: ImageSource, split: Path, limit: int | None = None, seed: int = 0) -> Cohort:

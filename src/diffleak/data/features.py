@@ -28,3 +28,11 @@ def image_features(pixels: UInt8[np.ndarray, "h w c"]) -> Float64[np.ndarray, " 
     bends = np.abs(np.diff(np.diff(grey, n=2, axis=0), n=2, axis=1))
     cast = (x[..., 0] - x[..., -1]).mean()  # warm or cold light
     return np.array([*simple, *clipped, *levels, *thumbnail, cast, bends.mean() if bends.size else 0.0])
+
+
+def names() -> tuple[str, ...]:
+    """What each of the numbers of `image_features` is called."""
+    simple = ("brightness", "contrast", "colourfulness", "spread of colour", "sharpness across", "sharpness down", "JPEG blocks")
+    levels = ("share of black", "share of white", "dark level", "middle level", "bright level")
+    grid = tuple(f"brightness of part {row + 1},{column + 1}" for row in range(GRID) for column in range(GRID))
+    return (*simple, *levels, *grid, "colour cast", "noise")

@@ -48,11 +48,18 @@ class Match(NamedTuple):
 
 
 def check_membership(
-    cohorts: Sequence[Cohort], given: str, split_file: Path | None, audited_split: Path | None = None, ignore: bool = False
+    cohorts: Sequence[Cohort],
+    given: str,
+    split_file: Path | None,
+    audited_split: Path | None = None,
+    ignore: bool = False,
+    must: str = "the two sides must be those that the model was trained with",
+    todo: str = "audit with that split",
 ) -> Membership:
     """What the model's own split says of the sides of an audit; raises `UserError` where it contradicts them, unless `ignore`.
 
     given: where the sides come from, in words. split_file: that of the model (see `own_split`). audited_split: the --split.
+    must, todo: how the refusal begins, and what it advises.
     """
     trust = partial(Membership, source=given, status="taken on trust")
     if split_file is None:
@@ -73,10 +80,7 @@ def check_membership(
     if against:
         said = _said(against, own)
         if not ignore:
-            raise UserError(
-                f"the two sides must be those that the model was trained with; by {split_file}, {said}: "
-                "audit with that split, or add --ignore-model-split to go on all the same"
-            )
+            raise UserError(f"{must}; by {split_file}, {said}: {todo}, or add --ignore-model-split to go on all the same")
         return Membership(source=given, status="contradicted, ignored", model_split=str(split_file), reason=said)
     halves = sum(match.known is not None and own.roles[match.known] == "other half" and match.member for match in found)
     also = f"{halves:,} of the members are the half of the other teacher, which this model never saw" if halves else None
@@ -196,7 +200,7 @@ def _said(against: Sequence[Match], own: ModelSplit) -> str:
     """What contradicts, counted, with the first image of each kind."""
     where = {"nonmember": "held out", "validation": "set aside for validation", "member": "trained on", None: "not listed"}
     parts = []
-    for member, what in ((True, "members"), (False, "held-out images")):
+    for member, what in ((True, against[0].cohort.calls[0]), (False, against[0].cohort.calls[1])):
         for role, place in where.items():
             these = [m for m in against if m.member == member and (own.roles.get(m.known) if m.known else None) == role]
             if these:

@@ -169,7 +169,9 @@ def _labels(cohort: Cohort, classes: int, names: ClassNames) -> Numbered:
 def _refuse_too_few(cohort: Cohort) -> None:
     members, nonmembers = int(cohort.member.sum()), int((~cohort.member).sum())
     if min(members, nonmembers) < FEWEST:
-        raise UserError(f"an audit needs at least {FEWEST} members and {FEWEST} held-out images; got {members} and {nonmembers}")
+        raise UserError(
+            f"an audit needs at least {FEWEST} {cohort.calls[0]} and {FEWEST} {cohort.calls[1]}; got {members} and {nonmembers}"
+        )
 
 
 def refuse_shared(cohort: Cohort, hashes: Hashes, alike: str) -> None:
@@ -181,7 +183,7 @@ def refuse_shared(cohort: Cohort, hashes: Hashes, alike: str) -> None:
         pairs = [f"{shown(cohort.ids[twin])} = {shown(cohort.ids[row])}" for twin, row in zip(twins, shared, strict=False)]
         more = f" and {len(shared) - LISTED} more" if len(shared) > LISTED else ""
         raise UserError(
-            f"members and held-out images must not share an image; {len(shared)} are on both sides, {alike}: "
+            f"{' and '.join(cohort.calls)} must not share an image; {len(shared)} are on both sides, {alike}: "
             f"{'; '.join(pairs)}{more}: remove them from one side"
         )
 

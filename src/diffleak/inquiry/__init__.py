@@ -1,0 +1,1 @@
+"""`diffleak inquire`: were images of unknown membership in the training set?"""

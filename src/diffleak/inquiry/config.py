@@ -1,0 +1,95 @@
+"""The settings of `diffleak inquire`, and the images they name. No torch."""
+
+from dataclasses import replace
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from diffleak.auditing.config import AuditConfig
+from diffleak.data.cohort import Cohort, two_sources
+from diffleak.data.image_source import ImageSource
+from diffleak.data.sources import open_source
+from diffleak.errors import UserError
+from diffleak.stats.inquiry import HALF
+
+CALLS = ("images in question", "controls")
+FEWEST = {CALLS[0]: 2 * HALF, CALLS[1]: 4 * HALF}  # a placebo cuts the controls into halves of halves
+OF_AN_AUDIT = ("members", "nonmembers", "data", "split")
+
+
+class InquireConfig(AuditConfig):
+    """Everything that decides an inquiry; the keys of `-C FILE` and, with dashes, the flags of `diffleak inquire`."""
+
+    COMMAND = "inquire"
+    RECORD = "inquiry.json"
+    NO_FLAG = {
+        *OF_AN_AUDIT,
+        *("mask", "probes", "calibration", "calibrate_fraction", "sweep_models", "steps", "thumbnails"),
+        *("max_auc", "max_tpr", "max_excess_auc", "allow_shift"),
+    }
+    FOLLOW = ["embedding images control output", "captions repeats"]
+    HELP = {
+        "reference": "Also choose among scores beyond this model; 'base' is MODEL without its --lora and --embedding.",
+        "captions": "Text-to-image models: own (default where images have captions), empty (default else), fixed:TEXT or a file.",
+        "complexity": "Also choose among scores with what the complexity of an image explains taken out.",
+        "ignore_model_split": "Go on although the split.json beside MODEL lists controls as trained on.",
+    }
+
+    images: str | None = Field(None, description="DATA in question.")
+    control: str | None = Field(None, description="DATA of the same source that was certainly not trained on, such as later work.")
+    repeats: int = Field(11, ge=1, le=1000, description="Cuts into halves ({default}); the answer is twice the median p-value.")
+    calibrate_fraction: float = 0.5
+
+    @field_validator("images", "control", mode="before")
+    @classmethod
+    def _name_of_data(cls, value: Any) -> Any:
+        return None if value is None else str(value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_settings_of_an_audit(cls, given: Any) -> Any:
+        for key in sorted(cls.NO_FLAG):
+            value, default = given.get(key), cls.model_fields[key].default
+            if value is not None and (tuple(value) if isinstance(value, list) else value) != default:
+                hint = "the two sides are --images and --control" if key in OF_AN_AUDIT else "leave it out"
+                raise ValueError(f"{key} is a setting of an audit, and this is an inquiry: {hint}")
+        return given
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> "InquireConfig":
+        if self.images is None or self.control is None:
+            raise ValueError("an inquiry compares images in question with controls: give --images DATA and --control DATA")
+        return self
+
+    @property
+    def two_sided(self) -> bool:
+        """True: an inquiry always has two sides."""
+        return True
+
+    @property
+    def known(self) -> bool:
+        """False: nobody knows which of the images were trained on."""
+        return False
+
+    def default_captions(self, images: Cohort) -> str:
+        """Their own where images have captions, else the empty caption with every image."""
+        return "own" if any(images.captions() or ()) else "empty"
+
+
+def inquired(config: InquireConfig, images: ImageSource | None = None, control: ImageSource | None = None) -> Cohort:
+    """The images in question, as members, and the controls; opened as the config says unless they are given.
+
+    Raises `UserError` where there are too few for halves.
+    """
+    assert config.images is not None and config.control is not None, "the config has refused it"
+    first, second = images or open_source(config.images, config.decoding), control or open_source(config.control, config.decoding)
+    cohort = two_sources(first, second, config.limit, config.seed, CALLS, ("images/", "control/"))
+    refuse_few(int(cohort.member.sum()), int((~cohort.member).sum()))
+    return replace(cohort, names=(f"{first.name} [in question]", f"{second.name} [control]"))
+
+
+def refuse_few(images: int, controls: int) -> None:
+    """Raises `UserError` where halves, or those of the placebo, would have fewer than `HALF` images a side."""
+    for what, found in zip(CALLS, (images, controls), strict=True):
+        if found < FEWEST[what]:
+            raise UserError(f"there must be at least {FEWEST[what]} {what}, {HALF} in every half that is tested; got {found}: add more")

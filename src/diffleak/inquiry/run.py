@@ -1,0 +1,323 @@
+"""score both sides → choose on one half, test on the other, swap, repeat → record and page.
+
+Scores are those of an audit whose members are the images in question and whose held-out images are the controls; that their sides are not
+known to be true changes nothing about scoring. An attack that takes a scale from images takes it from both sides alike, so that scores do
+not depend on the sides.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from diffleak.attacks.base import Attack
+from diffleak.auditing import run as auditing
+from diffleak.auditing.inputs import clear
+from diffleak.auditing.plan import Prepared, prepare
+from diffleak.auditing.score import Collected
+from diffleak.auditing.warnings import about_models, about_reading
+from diffleak.data.captions import Captions
+from diffleak.data.cohort import IN_MEMORY, Cohort
+from diffleak.data.complexity import NAMES
+from diffleak.data.features import names as feature_names
+from diffleak.data.membership import check_membership
+from diffleak.data.scan import Scan
+from diffleak.data.sources import open_source
+from diffleak.diffusion.environment import environment
+from diffleak.diffusion.target import Target
+from diffleak.errors import InvalidAudit, UserError
+from diffleak.inquiry.config import InquireConfig, inquired, refuse_few
+from diffleak.records.audit import Membership
+from diffleak.records.base import Estimate
+from diffleak.records.inquiry import FILE, PAGE, TABLE, BlindTest, Cut, Image, InquiryRecord, Placebo, SetAnswer, of_controls, write_images
+from diffleak.records.plan import Costs
+from diffleak.records.scores import Scores
+from diffleak.records.variants import VARIANTS
+from diffleak.report import to_html
+from diffleak.stats.calibration import features
+from diffleak.stats.choosing import blind_chooser, chooser
+from diffleak.stats.inquiry import LEVEL, Chooser, Tested, cut_and_test, detectable_auc, images_for_power, placebo_sides, q_values
+from diffleak.work.files import write_text
+from diffleak.work.progress import progress, say
+
+
+def prepared(
+    config: InquireConfig,
+    target: Target | None = None,
+    cohort: Cohort | None = None,
+    reference: Target | None = None,
+    made: Mapping[str, Attack] = MappingProxyType({}),
+) -> Prepared:
+    """Checks models, images and attacks as an audit does, and that no control is known to have been trained on.
+
+    Raises `UserError` for the first thing that is wrong.
+    """
+    found = prepare(config, target, cohort or inquired(config), reference, made)
+    kept, member = _of_clusters(found.scan), found.scan.cohort.member
+    refuse_few(int((kept & member).sum()), int((kept & ~member).sum()))
+    alike = replace(
+        found.split, calibrate=np.ones_like(found.split.calibrate)
+    )  # what an attack takes from images, it takes from both sides
+    return replace(found, split=alike, membership=_known(config, found.target, found.scan.cohort))
+
+
+def _of_clusters(scan: Scan) -> Bool[np.ndarray, " n"]:
+    """The first image, in the order of the file names, of each cluster of near-duplicates on either side: one is as good as several."""
+    order, kept = scan.cohort.by_key, np.zeros(len(scan.cohort), dtype=bool)
+    kept[order[np.unique(2 * scan.clusters[order] + scan.cohort.member[order], return_index=True)[1]]] = True
+    return kept
+
+
+def _known(config: InquireConfig, target: Target, cohort: Cohort) -> Membership:
+    """What the model's own split says of the controls; raises `UserError` where it says that they were trained on."""
+    return check_membership(
+        [cohort.only(~cohort.member)],
+        f"{cohort.names[1]}",
+        target.split_file,
+        None,
+        config.ignore_model_split,
+        "controls must be images that were certainly not trained on",
+        "leave them out",
+    )
+
+
+def run(prepared: Prepared, folder: Path, log: Callable[[str], None] = say, timed: bool = True) -> InquiryRecord | None:
+    """Scores what is missing in `folder` and answers; None when other workers still have chunks to do.
+
+    Raises `UserError` as an audit does, and where no attack gives two images different scores.
+    """
+    if prepared.membership:
+        log(f"controls: {of_controls(prepared.membership)}")
+    collected = auditing.score(prepared, folder, log, timed)
+    if collected is None:
+        return None
+    record = answer(prepared, collected)
+    clear(folder)
+    return record
+
+
+def answer(prepared: Prepared, collected: Collected) -> InquiryRecord:
+    """The tests on finished scores, in the order of the file names, so that keyed ids change no number."""
+    config, scan = prepared.config, prepared.scan
+    assert isinstance(config, InquireConfig)
+    kept, order = _of_clusters(scan), scan.cohort.by_key
+    rows = order[kept[order]]
+    question, keys = scan.cohort.member[rows], tuple(scan.cohort.keys[row] for row in rows)
+    parts, constant = _parts(prepared, collected, rows)
+    choices = _Choices(parts, scan.complexity[rows], None if collected.reconstruction is None else collected.reconstruction[rows], config)
+    everyone, controls = np.arange(len(rows)), np.flatnonzero(~question)
+    control_keys = tuple(keys[row] for row in controls)
+    with progress("testing halves", 6 * config.repeats, "halves") as advance:
+        test = lambda named, sides, choose: cut_and_test(named, sides, choose, config.seed, config.repeats, lambda: advance(1))
+        blind = test(keys, question, blind_chooser(_pixels(prepared, rows)))
+        placebo_of = placebo_sides(control_keys, config.seed)
+        placebo = test(control_keys, placebo_of, choices.of(controls))
+        found = test(keys, question, choices.of(everyone))
+    valid = blind.p_value > LEVEL
+    ids = [scan.cohort.ids[row] for row in rows[question]]
+    return InquiryRecord(
+        diffleak=version("diffleak"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=auditing.command_of(config, prepared.plan, (config.images, config.control)),
+        settings=config.model_dump(mode="json"),
+        plan=prepared.plan,
+        environment=environment(prepared.target, prepared.worker.threads, config.seed, prepared.plan.data_fingerprint),
+        level=LEVEL,
+        repeats=config.repeats,
+        valid=valid,
+        invalid_reason=None if valid else _invalid(blind),
+        set=_set(found if valid else None, int(question.sum()), len(controls)),
+        placebo=Placebo(p_value=placebo.p_value, auc=placebo.auc, images=int(placebo_of.sum()), controls=int((~placebo_of).sum())),
+        blind=BlindTest(
+            p_value=blind.p_value,
+            auc=blind.auc,
+            chosen=Counter(each.chosen for each in blind.directions).most_common(1)[0][0],
+            detectable_auc=detectable_auc(int(question.sum()), len(controls)),
+        ),
+        images=_images(ids, found) if valid else (),
+        cuts=tuple(_cut(each) for each in found.directions) if valid else (),
+        repeated=tuple(image_id for image_id, first in zip(scan.cohort.ids, kept, strict=True) if not first),
+        warnings=_warnings(prepared, constant, placebo),
+        omitted=scan.omitted,
+        truncated=prepared.truncated,
+        costs=Costs(queries=collected.queries, seconds=round(collected.seconds, 2), chunks=collected.chunks),
+        membership=prepared.membership,
+        tally=scan.tally,
+        headers=prepared.target.headers,
+    )
+
+
+class _Choices:
+    """All that a half may choose among, for any of the images."""
+
+    def __init__(
+        self,
+        parts: Sequence[Scores],
+        complexity: Float64[np.ndarray, "n 7"],
+        reconstruction: Float64[np.ndarray, "n 7"] | None,
+        config: InquireConfig,
+    ) -> None:
+        self.parts, self.complexity, self.reconstruction, self.calibrated = parts, complexity, reconstruction, config.complexity
+
+    def of(self, rows: Int64[np.ndarray, " m"]) -> Chooser:
+        """The chooser for the images in some rows."""
+        complexity = self.complexity[rows] if self.calibrated else None
+        reconstruction = None if self.reconstruction is None else self.reconstruction[rows]
+        taken_out = None if complexity is None else features(complexity, reconstruction)
+        return chooser([scores.taken(rows) for scores in self.parts], taken_out, complexity)
+
+
+def _parts(prepared: Prepared, collected: Collected, rows: Int64[np.ndarray, " m"]) -> tuple[list[Scores], list[str]]:
+    """The scores that a half may choose among, and the attacks left out since they give every image the same score.
+
+    With a reference also the excess over it; what the reference itself finds is of another model.
+    """
+    offered = [scores.taken(rows) for group in collected.scores for scores in group if not scores.attack.endswith(f"[{VARIANTS[0]}]")]
+    varied = [scores for scores in offered if np.ptp(scores.statistic, axis=0).any()]
+    constant = [scores.attack for scores in offered if not np.ptp(scores.statistic, axis=0).any()]
+    if not varied:
+        raise UserError(
+            f"an attack must give images different scores; {', '.join(constant)} gives all {len(rows)} the same: does the model's answer "
+            "depend on the image? The scores are kept; choose other --attacks or --timesteps"
+        )
+    return varied, constant
+
+
+def _pixels(prepared: Prepared, rows: Int64[np.ndarray, " m"]) -> dict[str, Float64[np.ndarray, " m"]]:
+    """What is known of every image without the model, by its name; numbers that are the same for all are left out."""
+    scan = prepared.scan
+    found = {name: scan.features[rows, i] for i, name in enumerate(feature_names())}
+    found |= {f"complexity: {name}": scan.complexity[rows, i] for i, name in enumerate(NAMES)}
+    if scan.labels is not None:
+        found |= {
+            f"class {label}": (scan.labels.numbers[rows] == label).astype(np.float64) for label in np.unique(scan.labels.numbers[rows])
+        }
+    if scan.captions is not None:
+        found |= _of_captions(scan.captions, rows)
+    varied = {name: column for name, column in found.items() if np.ptp(column) > 0}
+    return varied or {"nothing: all images have the same pixel statistics": np.zeros(len(rows))}
+
+
+def _of_captions(captions: Captions, rows: Int64[np.ndarray, " m"]) -> dict[str, Float64[np.ndarray, " m"]]:
+    texts = [captions.texts[row] for row in rows]
+    counted: dict[str, Callable[[str], int]] = {
+        "characters of the caption": len,
+        "words of the caption": lambda text: len(text.split()),
+        "commas of the caption": lambda text: text.count(","),
+        "capitals of the caption": lambda text: sum(map(str.isupper, text)),
+    }
+    return {name: np.array([of(text) for text in texts], dtype=np.float64) for name, of in counted.items()}
+
+
+def _set(found: Tested | None, images: int, controls: int) -> SetAnswer:
+    if found is None:
+        reason = "the two sides differ without the model, so no answer is given"
+        return SetAnswer(images=images, controls=controls, auc=Estimate(reason=reason), reason=reason)
+    value = found.auc.value
+    needed = None if value is None else images_for_power(value, controls / images)
+    reason = None if needed else "the images in question do not score above the controls, or too little for any number of images"
+    return SetAnswer(
+        p_value=found.p_value,
+        auc=found.auc,
+        images=images,
+        controls=controls,
+        images_for_power_80=needed,
+        controls_for_power_80=round(needed * controls / images) if needed else None,
+        detectable_auc=detectable_auc(images, controls),
+        reason=reason,
+    )
+
+
+def _images(ids: Sequence[str], found: Tested) -> tuple[Image, ...]:
+    p_values = found.image_p_values
+    return tuple(
+        Image(id=image_id, p_value=float(p), q_value=float(q)) for image_id, p, q in zip(ids, p_values, q_values(p_values), strict=True)
+    )
+
+
+def _cut(each: Any) -> Cut:
+    return Cut(repeat=each.repeat, half=each.half, chosen=each.chosen, p_value=each.p_value, auc=each.auc)
+
+
+def _invalid(blind: Tested) -> str:
+    return (
+        "The images in question and the controls differ without the model: a scorer that never sees it tells them apart "
+        f"(p = {blind.p_value:.2g}). High scores could come from that difference, so no answer is given. Take controls from the same "
+        "source, saved and resized in the same way."
+    )
+
+
+def _warnings(prepared: Prepared, constant: Sequence[str], placebo: Tested) -> tuple[str, ...]:
+    found, scan = about_models(prepared), prepared.scan
+    if prepared.membership and prepared.membership.status == "contradicted, ignored":
+        found.append(f"{of_controls(prepared.membership)} Controls that were trained on hide that the images in question were")
+    if placebo.p_value <= LEVEL:
+        found.append(
+            f"the placebo rejects too (p = {placebo.p_value:.2g}), as it does in at most one inquiry of {round(1 / LEVEL)} by chance: "
+            "repeat with another --seed before you rely on the answer"
+        )
+    found += [f"{attack} gives every image the same score, and was left out" for attack in constant]
+    if scan.repeated:
+        found.append(f"{scan.repeated} images show the same picture as another of their side; each picture counts once")
+    if prepared.plan.captions == "empty":
+        found.append("the model was given the empty caption with every image: with the captions it was trained on, more may show")
+    return (*found, *about_reading(prepared))
+
+
+def save(record: InquiryRecord, folder: Path) -> None:
+    """Writes inquiry.csv, inquiry.html and inquiry.json; of an invalid inquiry no inquiry.csv."""
+    from diffleak.report.pages.inquiry import page
+
+    if record.valid:
+        write_images(folder / TABLE, record.images)
+    else:
+        (folder / TABLE).unlink(missing_ok=True)
+    write_text(folder / PAGE, to_html(page(record)))
+    write_text(folder / FILE, record.model_dump_json(indent=2))
+
+
+def refuse_invalid(record: InquiryRecord) -> None:
+    """Raises `InvalidAudit` where the two sides differ without the model."""
+    if not record.valid:
+        raise InvalidAudit(record.invalid_reason or "the inquiry is invalid")
+
+
+def inquire(
+    model: auditing.Model,
+    *,
+    images: Any,
+    control: Any,
+    attacks: auditing.Attacks = "all",
+    reference: auditing.Model | None = None,
+    output: str | Path | None = None,
+    **settings: Any,
+) -> InquiryRecord:
+    """Were images of unknown membership in the training set of a model?
+
+    model, attacks, reference: as for `diffleak.audit`. images: the images in question, as DATA or a uint8 array (N, H, W[, C]).
+    control: images of the same source that were certainly not trained on.
+    output: a run folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
+    settings: any key of `InquireConfig`, such as repeats=11 or timesteps="10:300:10".
+    Returns the record: `set.p_value`, `set.auc`, `images[0].q_value`; where the two sides differ without the model, `valid` is False and it
+    holds no answer. Raises `UserError` for input that cannot be used.
+    """
+    name = lambda data: str(data) if isinstance(data, str | Path) else IN_MEMORY
+    given = {"images": name(images), "control": name(control), "output": output, **settings}
+    asked = auditing.called(InquireConfig, model, attacks, reference, given)
+    sources = (None if isinstance(data, str | Path) else open_source(data, asked.config.decoding) for data in (images, control))
+    ready = prepared(asked.config, asked.target, inquired(asked.config, *sources), asked.reference, asked.made)
+    with TemporaryDirectory() as scratch:
+        record = run(ready, Path(output) if output else Path(scratch))
+        if record is None:
+            raise UserError("other shards have not finished; run them, then this call again")
+        if output:
+            save(record, Path(output))
+    return record

@@ -1,0 +1,276 @@
+"""The report of an inquiry: were these images trained on?"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+from diffleak.errors import visible
+from diffleak.records.base import Estimate
+from diffleak.records.inquiry import InquiryRecord, of_controls
+from diffleak.report import handling
+from diffleak.report.judgement import Verdict
+from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, prose, sections
+from diffleak.report.sections import device, fingerprinted, glossary, limits, model, reproduce, verdict, versions, warnings
+from diffleak.report.table import Cell, Column, estimate_cell, tabulate
+from diffleak.report.wording import count, interval, moment, percent
+
+SHOWN = 20  # images in the table; inquiry.csv has all
+FOUND = 0.05  # share of false discoveries at which an image is called found
+TO_NAME = 78  # controls, 39 in each half: 2 / (1 + 39) = FOUND
+
+GLOSSARY = (
+    ("Image in question", "an image that may, or may not, have been in the training set."),
+    ("Control", "an image of the same source that was certainly not in the training set."),
+    ("Score", "a number that an attack computes from the model's answers for an image; images that were trained on tend to score higher."),
+    ("p-value", "how probable scores as high as these are for images that were not trained on. Small values speak for training."),
+    (
+        "q-value",
+        "the share of wrong names to be expected in a list of all images with a p-value at least as small. A list at 0.05 is wrong about "
+        "one image in twenty.",
+    ),
+    ("AUC", "how often an image in question scores above a control; 0.5 is no difference, 1 is always."),
+    ("Placebo", "the same test between two halves of the controls, where there is nothing to find."),
+    ("Blind test", "the same test with scores that are computed from the images alone, without the model."),
+    ("Cut", "one division of both sides into halves A and B. What is chosen on one half is tested on the other, then they change places."),
+)
+LIMITS = (
+    (
+        "Not which images, unless the table says so.",
+        "The answer is about the set. One trained image among many can go unseen, and a few can make the whole set stand out.",
+    ),
+    (
+        "No evidence is not evidence of absence.",
+        "A stronger attack, other captions or more images may show what this test did not. {sensitivity}",
+    ),
+    (
+        "The controls carry the answer.",
+        "If some controls were trained on, the test misses training. If they differ from the images in question in a way that the blind "
+        "test cannot see, such as subject, style or fame, the test can find a difference that is no training.",
+    ),
+    (
+        "Copies elsewhere.",
+        "An image can have been trained on through a copy on another site, a crop or a near-duplicate. The test cannot tell these apart, "
+        "nor training of this model from training of the model that it was made from.",
+    ),
+    (
+        "Independent images.",
+        "The p-values count every image as one. Near-duplicates among the images in question make the answer look surer than it is: keep "
+        "one of each. Exact copies are counted once.",
+    ),
+    ("Statistics, not law.", "The numbers are evidence about the training set. They do not say whether the use was allowed."),
+)
+
+SECTIONS: tuple[Callable[[InquiryRecord], Section | None], ...] = (
+    lambda record: verdict(judged(record)),
+    lambda record: warnings(record.warnings),
+    lambda record: _tests(record),
+    lambda record: limits(LIMITS, sensitivity=_sensitivity(record)),
+    lambda record: _images(record),
+    lambda record: _chosen(record),
+    lambda record: glossary(GLOSSARY),
+    lambda record: _made(record),
+)
+
+
+def page(record: InquiryRecord) -> Page:
+    """The report."""
+    numbers = f"{count(record.set.images)} images in question, {count(record.set.controls)} controls"
+    return Page(
+        title=f"Inquiry: {visible(record.plan.model)}",
+        heading="Were these images in the training set?",
+        meta=f"{model(record.plan.model, record.plan.lora)} · {numbers}",
+        created=visible(moment(record.created)),
+        version=record.diffleak,
+        sections=sections(make(record) for make in SECTIONS),
+        handling=_handling(record),
+    )
+
+
+def judged(record: InquiryRecord) -> Verdict:
+    """The answer in one sentence, and what it rests on."""
+    if not record.valid:
+        return Verdict("invalid", "No answer: the two sides differ without the model.", (record.invalid_reason or "",))
+    p = record.set.p_value
+    assert p is not None, "a valid inquiry has a p-value"
+    tested = f"{_said(p)}; {_auc(record.set.auc)}."
+    if p <= record.level:
+        title = "Yes: as a set, these images score like images the model was trained on."
+        means = f"If none of them had been trained on, scores this high would come up {_rarely(p)}."
+        return Verdict("leak", title, (tested, means, _singles(record), _beside(record), *_small(record)))
+    title = "Not shown: these images do not score like training images more than the controls do."
+    return Verdict("undecided", title, (tested, "This does not show that they were not trained on.", _needed(record), _beside(record)))
+
+
+def _said(p: float) -> str:
+    return f"The p-value of the set is {number(p)}"
+
+
+def number(p: float) -> str:
+    """A p-value: 0.031, or 2e-06."""
+    return f"{p:.2g}" if p < 0.001 else f"{p:.3f}"
+
+
+def _rarely(p: float) -> str:
+    """A p-value as how often, in words."""
+    if p >= 0.001:
+        return f"in at most {percent(p)} of such tests"
+    return f"in less than one of {count(10 ** min(6, int(-math.log10(p))))} such tests"
+
+
+def _auc(auc: Estimate) -> str:
+    if auc.value is None:
+        return f"the AUC is not estimable ({auc.reason})"
+    ends = interval(auc, False)
+    return f"an image in question scores above a control {percent(auc.value, 0)} of the time (50 % is no difference)" + (
+        f", AUC {auc.value:.3f} {ends}" if ends else ""
+    )
+
+
+def _singles(record: InquiryRecord) -> str:
+    found = [image for image in record.images if image.q_value <= FOUND]
+    if not found:
+        few = (
+            f" With {count(record.set.controls)} controls none can have one: that takes {TO_NAME}." if record.set.controls < TO_NAME else ""
+        )
+        return f"No single image can be named: none has a q-value of {FOUND:g} or less.{few}"
+    return f"Named one by one, with a q-value of {FOUND:g} or less: {count(len(found))} of {count(len(record.images))} images."
+
+
+def _needed(record: InquiryRecord) -> str:
+    if record.set.images_for_power_80 is None:
+        return _sensitivity(record)
+    return (
+        f"An effect as large as the one measured would show with probability 80 % in about {count(record.set.images_for_power_80)} images "
+        f"and {count(record.set.controls_for_power_80 or 0)} controls. {_sensitivity(record)}"
+    )
+
+
+def _sensitivity(record: InquiryRecord) -> str:
+    if not record.valid:
+        return ""
+    auc = record.set.detectable_auc
+    if auc is None:
+        return "So few images show no effect with probability 80 %, however large."
+    return f"With so many images, an effect of AUC {auc:.2f} or more is found with probability 80 %."
+
+
+def _beside(record: InquiryRecord) -> str:
+    found = f"Placebo: p = {number(record.placebo.p_value)}. Blind test: p = {number(record.blind.p_value)}."
+    return f"{found} Both should be above {record.level:g}."
+
+
+def _small(record: InquiryRecord) -> tuple[str, ...]:
+    """What a blind test on so few images can have missed, where that is as large as the effect."""
+    effect, seen = record.set.auc.value, record.blind.detectable_auc
+    if effect is None or (seen is not None and effect >= seen):
+        return ()
+    return (f"{_seen(record)} So it may have missed a difference as large as the effect: check the controls.",)
+
+
+def _seen(record: InquiryRecord) -> str:
+    """Which difference the blind test would have found."""
+    if record.blind.detectable_auc is None:
+        return "On so few images the blind test finds no difference with probability 80 %, however large."
+    return f"The blind test finds a difference of AUC {record.blind.detectable_auc:.2f} or more with probability 80 %."
+
+
+def _tests(record: InquiryRecord) -> Section:
+    rows = [("Placebo", record.placebo.images, record.placebo.controls, record.placebo.p_value, record.placebo.auc)]
+    rows.append(("Blind test", record.set.images, record.set.controls, record.blind.p_value, record.blind.auc))
+    if record.valid and record.set.p_value is not None:
+        rows.insert(0, ("Images in question", record.set.images, record.set.controls, record.set.p_value, record.set.auc))
+    explained = {"Images in question": "with the model", "Placebo": "among controls", "Blind test": "without the model"}
+    columns = (
+        Column(("p-value",), "Small values speak for a difference.", 1, lambda row: Cell(number(row[3]))),
+        Column(("AUC",), "0.5 is no difference. In brackets: 95 % interval.", 2, lambda row: estimate_cell(row[4])),
+        Column(("Images",), "Images in question, or what stands in their place.", 3, lambda row: Cell(count(row[1]))),
+        Column(("Controls",), "Images that they are compared with.", 4, lambda row: Cell(count(row[2]))),
+    )
+    table = tabulate(rows, columns, lambda row: (row[0], explained[row[0]], row[0] == "Images in question"))
+    merged = f"Tests of the same kind, each merged over {2 * record.repeats} halves."
+    notes = (
+        f"{merged} The answer counts only where placebo and blind test find nothing.",
+        "Placebo: half of the controls against the other half. Blind test: the images in question against the controls, by pixel "
+        f"statistics; most telling were {visible(record.blind.chosen)}. {_seen(record)}",
+    )
+    return Section(
+        "tests",
+        "The answer and its two checks",
+        (Tabulated(table, "In brackets: 95 % intervals.", "Test", notes=notes),),
+        "Checks",
+        "The answer and its checks",
+    )
+
+
+def _images(record: InquiryRecord) -> Section | None:
+    if not record.images:
+        return None
+    ranked = sorted(record.images, key=lambda image: (image.p_value, image.q_value))
+    columns = (
+        Column(("p-value",), "How rarely an image that was not trained on scores as high.", 1, lambda image: Cell(number(image.p_value))),
+        Column(("q-value",), "Share of wrong names in a list down to this image.", 2, lambda image: Cell(number(image.q_value))),
+    )
+    table = tabulate(ranked[:SHOWN], columns, lambda image: (visible(image.id), "", image.q_value <= FOUND))
+    more = f" Shown are the first {SHOWN} of {count(len(ranked))}; inquiry.csv lists all." if len(ranked) > SHOWN else ""
+    best = 2 / (1 + record.set.controls // 2)
+    caption = (
+        f"The images in question, smallest p-value first.{more} Marked: a q-value of {FOUND:g} or less. With {count(record.set.controls)} "
+        f"controls no p-value of a single image can be below {number(best)}."
+    )
+    return Section("images", "Image by image", (Tabulated(table, caption, "Image", look="narrow"),), "Images", "Images")
+
+
+def _chosen(record: InquiryRecord) -> Section | None:
+    if not record.cuts:
+        return None
+    names = Counter(each.chosen for each in record.cuts)
+    of = lambda name: [each for each in record.cuts if each.chosen == name]
+    middle = lambda cuts: sorted(each.p_value for each in cuts)[(len(cuts) - 1) // 2]
+    columns: tuple[Column, ...] = (
+        Column(("Halves",), "How many halves chose it.", 1, lambda name: Cell(count(names[name]))),
+        Column(
+            ("p-value,", "median"), "Of the halves that it was tested on; not yet doubled.", 2, lambda name: Cell(number(middle(of(name))))
+        ),
+    )
+    table = tabulate([name for name, _ in names.most_common()], columns, lambda name: (visible(name), "", False))
+    ps = sorted(each.p_value for each in record.cuts)
+    caption = (
+        f"{record.repeats} cuts, {len(record.cuts)} tested halves. Their p-values lie between {number(ps[0])} and {number(ps[-1])}; the "
+        "answer is twice their median."
+    )
+    return Section(
+        "chosen", "What the halves chose", (Tabulated(table, caption, "Attack and setting"),), "Choices", "What the halves chose"
+    )
+
+
+def _handling(record: InquiryRecord) -> str:
+    if record.plan.anonymous is not None:
+        return handling.on_page(True)
+    return (
+        "This page names images (file name or row number) and says how much each looks trained on: personal data where they are of people. "
+        "With --anonymous, images go by keyed ids."
+    )
+
+
+def _made(record: InquiryRecord) -> Section:
+    plan, environment = record.plan, record.environment
+    rows = [
+        ("Model", fingerprinted(visible(plan.model), plan.model_fingerprint)),
+        ("Images in question", visible(plan.members)),
+        ("Controls", visible(plan.nonmembers)),
+        *((("Known of the controls", visible(of_controls(record.membership))),) if record.membership else ()),
+        ("Images", fingerprinted(f"{visible(plan.image_shape)}", plan.data_fingerprint)),
+        ("Attacks", visible(", ".join(attack["attack"] for attack in plan.attacks))),
+        *((("Captions", visible(plan.captions)),) if plan.captions is not None else ()),
+        *((("Reference", visible(plan.reference)),) if plan.reference is not None else ()),
+        ("Cuts", f"{record.repeats}, by a hash of id and seed {plan.seed}"),
+        ("Denoiser queries", count(record.costs.queries)),
+        ("Device", device(environment)),
+        ("Versions", versions(environment)),
+    ]
+    repeated = (
+        (prose("Pictures that were there more than once, and were counted once:"), Sentences(tuple(map(visible, record.repeated))))
+        if record.repeated
+        else ()
+    )
+    return reproduce(record.command, facts(rows), *repeated)

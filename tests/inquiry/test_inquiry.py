@@ -1,0 +1,272 @@
+"""`diffleak inquire` from images to page: what it finds, what it refuses, and that nothing of a model without answer is printed."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fixtures.commands import call, refused
+from fixtures.models import ATTENTION, save_untrained
+from fixtures.text import CAPTIONS, SIDE, text_folder
+from PIL import Image
+
+import diffleak
+from diffleak.auditing import score as scoring
+from diffleak.config import build
+from diffleak.data.features import FEATURES, image_features, names
+from diffleak.data.pixels import to_model
+from diffleak.diffusion.analytic import Memoriser, linear_schedule
+from diffleak.errors import InvalidAudit, UserError
+from diffleak.inquiry.config import InquireConfig
+from diffleak.inquiry.run import prepared, refuse_invalid
+from diffleak.records.inquiry import InquiryRecord, read_inquiry
+from diffleak.report import to_html
+from diffleak.report.pages.inquiry import judged, page
+
+RNG = np.random.default_rng(0)
+IMAGES, CONTROL = RNG.integers(0, 256, (24, 8, 8), dtype=np.uint8), RNG.integers(0, 256, (40, 8, 8), dtype=np.uint8)
+FAST = {"attacks": "sima", "timesteps": "50:100:50", "repeats": 3, "device": "cpu", "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_untrained(tmp_path_factory.mktemp("model"), **ATTENTION)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    np.save(folder / "images.npy", IMAGES)
+    np.save(folder / "control.npy", CONTROL)
+    return folder
+
+
+@pytest.fixture
+def settings(data) -> list[str]:
+    flags = {"images": data / "images.npy", "control": data / "control.npy", "chunk-size": 16, **FAST, "attacks": "sima,loss"}
+    return [str(part) for key, value in flags.items() for part in (f"--{key}", value)]
+
+
+@pytest.fixture(scope="module")
+def memoriser(digits) -> Memoriser:
+    points = torch.from_numpy(to_model(digits[:60])).double()
+    return Memoriser(points, linear_schedule())
+
+
+def test_images_that_were_trained_on_are_found_and_others_are_not(memoriser, digits, tmp_path):
+    control = digits[100:160]
+    found = diffleak.inquire(memoriser, images=digits[:40], control=control, output=tmp_path / "run", **FAST)
+    assert found.valid and found.set.p_value < 1e-4 and found.set.auc.low > 0.9 and found.set.images_for_power_80 < 40
+    assert all(image.q_value <= 0.1 for image in found.images), "2 / 31 is the least p-value that 30 controls a half allow"
+    assert found.placebo.p_value > 0.05 and (found.placebo.images, found.placebo.controls) == (30, 30)
+    assert judged(found).level == "leak" and judged(found).title.startswith("Yes: as a set")
+    assert found == read_inquiry(tmp_path / "run") and found.command.startswith("diffleak.inquire(...) from Python")
+    assert len(found.cuts) == 6 and {each.chosen for each in found.cuts} <= {"sima at t = 50", "sima at t = 100"}
+    refuse_invalid(found)
+
+    others = diffleak.inquire(memoriser, images=digits[200:240], control=control, **FAST)
+    assert others.valid and others.set.p_value > 0.05 and min(image.q_value for image in others.images) > 0.05
+    verdict = judged(others)
+    assert verdict.level == "undecided" and "This does not show that they were not trained on." in verdict.sentences
+    assert others.set.detectable_auc is not None and f"AUC {others.set.detectable_auc:.2f}" in " ".join(verdict.sentences)
+
+
+def test_the_command_leaves_a_record_a_table_and_a_page_and_resumes(model, data, settings, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    code, out, err = call(capsys, "inquire", model, *settings, "-o", run, "--json")
+    assert code == 0 and "plan: 24 images in question and 40 controls (8 x 8 grey), 2 attacks" in err
+    record = InquiryRecord.model_validate_json(out)
+    given = json.loads(out)
+    assert set(given["set"]) >= {"p_value", "auc", "images", "controls", "images_for_power_80"}
+    assert set(given["set"]["auc"]) >= {"value", "low", "high"} and "p_value" in given["placebo"] and "p_value" in given["blind"]
+    assert [set(image) for image in given["images"]] == [{"id", "p_value", "q_value"}] * 24
+    assert given["set"]["images_for_power_80"] is not None or given["set"]["reason"]
+    assert (record.set.images, record.set.controls, record.plan.n_members, record.plan.n_nonmembers) == (24, 40, 24, 40)
+    with (run / "inquiry.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["id"], float(row["p_value"]), float(row["q_value"])) for row in rows] == [
+        (image.id, image.p_value, image.q_value) for image in record.images
+    ]
+    html = (run / "inquiry.html").read_text()
+    for words in (
+        "Were these images in the training set?",
+        "Placebo",
+        "Blind test",
+        "What this does not show",
+        "q-value",
+        judged(record).title,
+    ):
+        assert words in html
+    assert not (run / "audit.json").exists() and not (run / "report.html").exists()
+
+    def fail(*_):
+        raise AssertionError("every score is there")
+
+    monkeypatch.setattr(scoring, "_score_chunk", fail)
+    assert InquiryRecord.model_validate_json(call(capsys, "inquire", model, *settings, "-o", run, "--json")[1]).set == record.set
+    monkeypatch.undo()
+    assert "belongs to another plan" in refused(capsys, "inquire", model, *settings, "--seed", 1, "-o", run)
+    sides = ["--members", data / "images.npy", "--nonmembers", data / "control.npy"]
+    assert "belongs to another plan" in refused(capsys, "audit", model, *sides, "--attacks", "sima", "-o", run)
+
+    code, out, _ = call(capsys, "inquire", model, *settings, "-o", tmp_path / "shards", "--shard", "1/2")
+    assert code == 0 and "this shard is done" in out and not (tmp_path / "shards" / "inquiry.json").exists()
+    code, out, _ = call(capsys, "inquire", model, *settings, "-o", tmp_path / "shards", "--shard", "2/2", "--json")
+    assert InquiryRecord.model_validate_json(out).cuts == record.cuts
+
+    code, out, _ = call(capsys, "inquire", model, *settings, "-o", tmp_path / "keyed", "--anonymous", "--json")
+    keyed = InquiryRecord.model_validate_json(out)
+    assert keyed.cuts == record.cuts and sorted(i.p_value for i in keyed.images) == sorted(i.p_value for i in record.images)
+    assert {image.id for image in keyed.images}.isdisjoint(image.id for image in record.images)
+    assert call(capsys, "reveal", tmp_path / "keyed")[0] == 0
+    with (tmp_path / "keyed" / "ids.csv").open() as file:
+        revealed = {row["id"]: row["name"] for row in csv.DictReader(file)}
+    assert {revealed[image.id] for image in keyed.images} == {image.id for image in record.images} and len(revealed) == 64
+
+    code, out, _ = call(capsys, "inquire", model, *settings, "-o", tmp_path / "text")
+    assert code == 0 and judged(record).title.split(":")[0] in out and "inquiry.html" in out
+    code, out, _ = call(capsys, "inquire", model, *settings, "--dry-run")
+    assert code == 0 and "24 images in question and 40 controls" in out
+
+
+def test_sides_that_differ_without_the_model_give_no_answer(model, tmp_path, capsys):
+    np.save(tmp_path / "dark.npy", IMAGES // 2)
+    np.save(tmp_path / "control.npy", CONTROL)
+    sides = ["--images", tmp_path / "dark.npy", "--control", tmp_path / "control.npy"]
+    run = [*sides, "--attacks", "sima", "--timesteps", 50, "--repeats", 3, "--device", "cpu", "--threads", 1, "-o", tmp_path / "run"]
+    code, out, err = call(capsys, "inquire", model, *run, "--json")
+    record = InquiryRecord.model_validate_json(out)
+    assert code == 4 and "differ without the model" in err
+    assert record.valid is False and record.blind.p_value <= 0.05
+    assert record.set.p_value is None and record.set.auc.value is None and record.images == () and record.cuts == ()
+    assert not (tmp_path / "run" / "inquiry.csv").exists() and "No answer" in (tmp_path / "run" / "inquiry.html").read_text()
+    code, out, _ = call(capsys, "inquire", model, *run)
+    assert code == 4 and "No answer" in out and "q-value" not in out
+    with pytest.raises(InvalidAudit):
+        refuse_invalid(record)
+
+
+def inquired(model, images, control, **changes):
+    return diffleak.inquire(model, images=images, control=control, **{**FAST, **changes})
+
+
+@pytest.mark.parametrize(
+    ("images", "control", "said"),
+    [
+        (IMAGES[:9], CONTROL, "at least 10 images in question, 5 in every half that is tested; got 9"),
+        (IMAGES, CONTROL[:19], "at least 20 controls, 5 in every half that is tested; got 19"),
+        (np.concatenate([IMAGES, CONTROL[:1]]), CONTROL, "images in question and controls must not share an image; 1 are on both sides"),
+        (np.concatenate([IMAGES[:9], IMAGES[:9]]), CONTROL, "at least 10 images in question, 5 in every half that is tested; got 9"),
+    ],
+    ids=["few images", "few controls", "shared", "copies of few"],
+)
+def test_sides_that_cannot_be_tested_are_refused(model, images, control, said):
+    with pytest.raises(UserError) as stopped:
+        inquired(model, images, control)
+    assert said in str(stopped.value) and "\n" not in str(stopped.value)
+
+
+def test_each_picture_counts_once(model):
+    record = inquired(model, np.concatenate([IMAGES, IMAGES[:4]]), CONTROL)
+    assert record.set.images == 24 and len(record.images) == 24 and len(record.repeated) == 4
+    assert any("each picture counts once" in line for line in record.warnings)
+    assert record.repeated[0] in to_html(page(record))
+
+
+def test_scores_that_are_all_equal_are_refused_and_kept(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffleak.attacks.sima.SimA.statistics", lambda self, subject: torch.zeros(2, len(subject.x0), dtype=torch.float64))
+    with pytest.raises(UserError, match=r"an attack must give images different scores; sima gives all 64 the same.*scores are kept"):
+        inquired(model, IMAGES, CONTROL, output=tmp_path / "run")
+    assert list((tmp_path / "run" / "scores").glob("*.parquet")) and not (tmp_path / "run" / "inquiry.json").exists()
+
+
+def test_controls_that_the_model_was_trained_on_are_refused(data, tmp_path):
+    own = save_untrained(tmp_path / "model", **ATTENTION)
+    source = str(data / "control.npy")
+    (own / "train.json").write_text(json.dumps({"data": source}))
+    (own / "split.json").write_text(json.dumps({"members": ["3", "7"], "nonmembers": [str(i) for i in range(8, 40)]}))
+    given = {"images": data / "images.npy", "control": data / "control.npy"}
+    with pytest.raises(UserError) as stopped:
+        diffleak.inquire(own, **given, **FAST)
+    said = str(stopped.value)
+    assert "controls must be images that were certainly not trained on; by" in said
+    assert "2 of the controls are trained on (first: control/3): leave them out" in said
+    record = diffleak.inquire(own, **given, **FAST, ignore_model_split=True)
+    assert any("controls that were trained on hide" in line for line in record.warnings)
+    (own / "split.json").write_text(json.dumps({"members": ["3"], "nonmembers": []}))
+    np.save(tmp_path / "trained.npy", CONTROL)
+    (own / "train.json").write_text(json.dumps({"data": str(tmp_path / "trained.npy")}))
+    with pytest.raises(UserError, match="1 of the controls are trained on"):
+        diffleak.inquire(own, **given, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"control": None}, "give --images DATA and --control DATA"),
+        ({"members": "a"}, "members is a setting of an audit, and this is an inquiry: the two sides are --images and --control"),
+        ({"max_auc": 0.6}, "max_auc is a setting of an audit, and this is an inquiry: leave it out"),
+        ({"calibration": False}, "calibration is a setting of an audit"),
+        ({"calibrate_fraction": 0.2}, "calibrate_fraction is a setting of an audit"),
+        ({"repeats": 0}, "repeats: Input should be greater than or equal to 1"),
+        ({"image": "a"}, "did you mean 'images'"),
+    ],
+)
+def test_settings_that_mean_nothing_here_are_refused(given, said):
+    settings = {"model": "m", "images": "a", "control": "b", **given}
+    with pytest.raises(UserError) as stopped:
+        build(InquireConfig, settings)
+    assert said in str(stopped.value)
+
+
+def test_a_command_without_its_sides_says_which(model, capsys):
+    assert "give --images DATA and --control DATA" in refused(capsys, "inquire", model, "-o", "run")
+
+
+def pictures(folder: Path, count: int, captioned: int, seed: int) -> Path:
+    folder.mkdir(parents=True)
+    rng, lines = np.random.default_rng(seed), []
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        if i < captioned:
+            lines.append(json.dumps({"file_name": f"{i}.png", "text": CAPTIONS[i % len(CAPTIONS)]}))
+    if lines:
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_captions_are_their_own_or_empty_and_never_some_of_each(tmp_path, capsys):
+    text_folder(tmp_path / "sd")
+    sides = {
+        name: (pictures(tmp_path / name / "images", 10, n, 0), pictures(tmp_path / name / "control", 20, k, 1))
+        for name, n, k in (
+            ("none", 0, 0),
+            ("all", 10, 20),
+            ("some", 4, 20),
+            ("one side", 10, 0),
+        )
+    }
+    asked = lambda name, **more: build(
+        InquireConfig,
+        {"model": str(tmp_path / "sd"), "images": sides[name][0], "control": sides[name][1], **FAST, "timesteps": "50", **more},
+    )
+    assert prepared(asked("all")).plan.captions == "own" and prepared(asked("all", captions="empty")).plan.captions == "empty"
+    for name, found in (("some", "24/30"), ("one side", "10/30")):
+        with pytest.raises(UserError, match=f"captions found: {found}; every image needs one"):
+            prepared(asked(name))
+        assert prepared(asked(name, captions="empty")).plan.captions == "empty"
+    flags = ["--images", sides["none"][0], "--control", sides["none"][1], "--attacks", "sima", "--timesteps", 50, "--repeats", 1]
+    code, out, err = call(capsys, "inquire", tmp_path / "sd", *flags, "--device", "cpu", "--threads", 1, "-o", tmp_path / "run", "--json")
+    assert code in (0, 4) and "captions: the empty caption for every image (empty; 0/30 have one of their own)" in err
+    record = InquiryRecord.model_validate_json(out)
+    assert record.plan.captions == "empty" and any("empty caption" in line for line in record.warnings)
+
+
+def test_every_number_of_an_image_has_a_name():
+    assert len(names()) == FEATURES == len(image_features(IMAGES[0][..., None])) and len(set(names())) == FEATURES
+    dark, bright = (image_features(np.full((8, 8, 3), level, dtype=np.uint8)) for level in (0, 255))
+    changed = {name for name, a, b in zip(names(), dark, bright, strict=True) if a != b}
+    assert {"brightness", "share of black", "share of white", "dark level", "brightness of part 1,1"} <= changed
+    assert changed.isdisjoint({"contrast", "noise", "colour cast", "sharpness across"})

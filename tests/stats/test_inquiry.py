@@ -1,0 +1,260 @@
+"""The tests of an inquiry hold their level, whatever the scores, and find what they say they find."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy.stats import binom, false_discovery_control, mannwhitneyu, norm, rankdata
+
+from diffleak.records.scores import Scores
+from diffleak.stats import inquiry
+from diffleak.stats.calibration import features
+from diffleak.stats.choosing import blind_chooser, chooser, column_aucs, discriminant
+from diffleak.stats.inquiry import (
+    Chosen,
+    conformal,
+    cut_and_test,
+    detectable_auc,
+    images_for_power,
+    merged,
+    placebo_sides,
+    q_values,
+    rank_test,
+    upper_tail,
+)
+
+RUNS = 200
+
+
+def best_column(columns: np.ndarray):
+    """A chooser among the columns of an array: the best AUC on the half that chooses."""
+
+    def choose(question: np.ndarray, fit: np.ndarray) -> Chosen:
+        aucs = column_aucs(columns[fit & question], columns[fit & ~question])
+        best = int(aucs.argmax())
+        return Chosen(columns[:, best], str(best))
+
+    return choose
+
+
+def dependent(rng: np.random.Generator, n: int, ties: bool) -> np.ndarray:
+    """Six columns that share each image's difficulty, of heavy tails; with ties most numbers are equal to others."""
+    columns = rng.standard_t(3, (n, 1)) + rng.normal(size=(n, 6))
+    return np.round(columns) if ties else columns
+
+
+def keys_of(n: int, run: int = 0) -> tuple[str, ...]:
+    return tuple(f"{run}/{i}" for i in range(n))
+
+
+def assert_at_most(rejected, level, what):
+    """No more rejections than a binomial at the level has once in a thousand."""
+    assert binom.sf(np.sum(rejected) - 1, len(rejected), level) > 1e-3, f"{what}: {np.mean(rejected):.3f} at {level}"
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (5, 5), (3, 9), (10, 4), (10, 100), (60, 61), (100, 100)])
+def test_the_rank_test_is_that_of_scipy_without_ties(m, n):
+    rng = np.random.default_rng((m, n))
+    for shift in (-0.5, 0.0, 0.5, 2.0):
+        asked, controls = rng.normal(shift, 1, m), rng.normal(size=n)
+        exact = mannwhitneyu(asked, controls, alternative="greater", method="exact").pvalue
+        assert rank_test(asked, controls) == pytest.approx(exact, rel=1e-8)
+
+
+def test_the_rank_test_is_that_of_all_permutations_and_on_the_safe_side_with_ties():
+    rng = np.random.default_rng(0)
+    for values in (rng.normal(size=9), rng.integers(0, 3, 9), np.zeros(9), np.array([0, 0, 0, 0, 1, 2, 3, 4, 5])):
+        rows = [np.isin(np.arange(9), chosen) for chosen in combinations(range(9), 4)]
+        ranks = rankdata(values)
+        sums = np.array([ranks[row].sum() for row in rows])
+        p_values = np.array([rank_test(values[row].astype(float), values[~row].astype(float)) for row in rows])
+        exact = np.array([(sums >= each - 1e-9).mean() for each in sums])
+        for level in np.unique(p_values):
+            assert (p_values <= level + 1e-12).mean() <= level + 1e-9, "exact over all ways to say which images are in question"
+        if len(np.unique(values)) == 9:
+            assert p_values == pytest.approx(exact)
+
+
+def test_scores_that_are_all_equal_show_nothing():
+    assert rank_test(np.zeros(8), np.zeros(20)) == pytest.approx(1.0)
+    assert conformal(np.zeros(3), np.zeros(9)).tolist() == [1.0] * 3
+
+
+def test_many_images_are_judged_by_a_normal_tail_that_is_never_smaller_where_it_counts(monkeypatch):
+    upper_tail.cache_clear()
+    exact = upper_tail(80, 120)
+    upper_tail.cache_clear()
+    monkeypatch.setattr(inquiry, "EXACT", 0)
+    normal = upper_tail(80, 120)
+    upper_tail.cache_clear()
+    small = exact < 0.04
+    assert (normal[small] >= exact[small]).all() and np.abs(normal - exact).max() < 2e-3
+
+
+def test_a_set_that_no_floating_point_number_can_count_still_has_p_values():
+    tail = upper_tail(600, 700)  # there are 1e389 ways to say which are in question
+    assert (tail > 0).all() and tail[0] == pytest.approx(1.0) and (np.diff(tail) <= 1e-12).all()
+    assert tail[600 * 700 // 2] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_conformal_p_values_count_controls_of_at_least_the_score():
+    asked, controls = np.array([0.5, 2.0, 9.0]), np.array([1.0, 2.0, 3.0, 4.0])
+    expected = [(1 + sum(c >= a for c in controls)) / 5 for a in asked]
+    assert conformal(asked, controls).tolist() == expected == [1.0, 0.8, 0.2]
+
+
+def test_p_values_are_merged_as_twice_their_median_and_q_values_are_those_of_scipy():
+    assert merged(np.array([0.01, 0.02, 0.9])) == 0.04 and merged(np.array([0.6, 0.7])) == 1.0
+    p = np.random.default_rng(0).random(40) ** 3
+    assert q_values(p) == pytest.approx(false_discovery_control(p))
+
+
+@pytest.mark.parametrize(("m", "n", "ties"), [(20, 60, False), (20, 200, True), (60, 60, True)])
+def test_no_test_of_an_inquiry_rejects_too_often_where_nothing_leaks(m, n, ties):
+    question, found = np.arange(m + n) < m, []
+    for run in range(RUNS):
+        columns = dependent(np.random.default_rng((run, m, n)), m + n, ties)
+        tested = cut_and_test(keys_of(m + n, run), question, best_column(columns), run, 3)
+        images = tested.image_p_values
+        found.append([tested.p_value, tested.directions[0].p_value, tested.images[0, 0], images[0], q_values(images).min()])
+    rows = np.array(found)
+    for k, what in enumerate(("set", "one half", "one image in one cut", "one image", "any image found")):
+        for level in (0.05, 0.2):
+            assert_at_most(rows[:, k] <= level, level, what)
+
+
+def test_all_choices_of_the_command_keep_the_level():
+    found = []
+    for run in range(40):
+        rng = np.random.default_rng((run, 5))
+        question, difficulty = np.arange(140) < 70, rng.normal(size=(140, 1))
+        ids = keys_of(140, run)
+        parts = [Scores(name, "small", (50, 100), ids, np.exp(difficulty + rng.normal(size=(140, 2)))) for name in ("sima", "loss")]
+        complexity = difficulty + rng.normal(size=(140, 7))
+        tested = cut_and_test(ids, question, chooser(parts, features(complexity), complexity), run, 1)
+        blind = cut_and_test(ids, question, blind_chooser(dict(zip("abcdefg", complexity.T, strict=True))), run, 1)
+        found += [[tested.directions[k].p_value, blind.directions[k].p_value] for k in (0, 1)]
+    rows = np.array(found)
+    for k, what in enumerate(("set", "blind")):
+        assert_at_most(rows[::2, k] <= 0.1, 0.1, what)
+        assert_at_most(rows[1::2, k] <= 0.1, 0.1, what)
+
+
+def test_false_names_are_rare_among_the_images_that_are_found():
+    wrong, named = [], []
+    for run in range(60):
+        rng = np.random.default_rng((run, 6))
+        question, score = np.arange(300) < 60, rng.normal(size=300)
+        score[:30] += 5
+        found = q_values(cut_and_test(keys_of(300, run), question, best_column(score[:, None]), run, 3).image_p_values) <= 0.05
+        wrong.append(found[30:].sum() / max(1, found.sum()))
+        named.append(found[:30].mean())
+    assert np.mean(named) > 0.8
+    assert np.mean(wrong) <= 0.05 + 3 * np.std(wrong) / np.sqrt(len(wrong))
+
+
+@pytest.mark.parametrize(("auc", "each"), [(0.7, 2.0)])
+def test_the_number_of_images_that_is_printed_shows_the_effect_four_times_in_five(auc, each):
+    size, runs = images_for_power(auc, each), 80
+    rates = []
+    for m in (size // 2, size, 2 * size):
+        n, question = round(m * each), np.arange(m + round(m * each)) < m
+        drawn = (np.random.default_rng((run, m)).normal(size=m + n) + np.sqrt(2) * norm.ppf(auc) * question for run in range(runs))
+        p_values = [cut_and_test(keys_of(m + n, run), question, best_column(s[:, None]), run, 4).p_value for run, s in enumerate(drawn)]
+        rates.append(np.mean(np.array(p_values) <= 0.05))
+    spread = 3 * np.sqrt(0.8 * 0.2 / runs)
+    assert abs(rates[1] - 0.8) < spread + 0.07, "the formula is rounded towards too many images"
+    assert rates[0] < rates[1] < rates[2] and rates[2] > 0.95
+    assert detectable_auc(size, round(size * each)) == pytest.approx(auc, abs=0.01)
+
+
+def test_no_number_of_images_shows_what_is_not_there():
+    assert images_for_power(0.5, 1.0) is None and images_for_power(0.3, 1.0) is None and images_for_power(0.50001, 1.0) is None
+    assert images_for_power(0.9, 1.0) < images_for_power(0.7, 1.0) < images_for_power(0.6, 1.0)
+    assert detectable_auc(10, 10) > detectable_auc(100, 100) > detectable_auc(1000, 1000) > 0.5
+
+
+def test_the_interval_of_the_effect_covers_it():
+    truth, held = norm.cdf(0.5 / np.sqrt(2)), []
+    for run in range(100):
+        rng, question = np.random.default_rng((run, 8)), np.arange(120) < 40
+        score = rng.normal(size=120) + 0.5 * question
+        auc = cut_and_test(keys_of(120, run), question, best_column(score[:, None]), run, 3).auc
+        held.append(auc.low <= truth <= auc.high)
+    assert binom.cdf(np.sum(held), len(held), 0.95) > 1e-3
+
+
+def test_cuts_depend_on_ids_and_seed_alone():
+    rng = np.random.default_rng(0)
+    keys, question, columns = keys_of(50), np.arange(50) < 20, rng.normal(size=(50, 3))
+    order = rng.permutation(50)
+    one = cut_and_test(keys, question, best_column(columns), 0, 3)
+    other = cut_and_test(tuple(keys[i] for i in order), question[order], best_column(columns[order]), 0, 3)
+    assert [each.p_value for each in one.directions] == [each.p_value for each in other.directions]
+    assert one.image_p_values[order[question[order]]].tolist() == other.image_p_values.tolist()
+    assert cut_and_test(keys, question, best_column(columns), 1, 3).p_value != one.p_value
+    assert placebo_sides(keys, 0).sum() == 25 and (placebo_sides(keys, 0) != placebo_sides(keys, 1)).any()
+    calls = []
+    cut_and_test(keys, question, best_column(columns), 0, 3, lambda: calls.append(1))
+    assert len(calls) == len(one.directions) == 6 and [each.half for each in one.directions] == ["B", "A"] * 3
+
+
+def made(rng: np.random.Generator, n: int):
+    ids = keys_of(n)
+    components = Scores("clid", "large", (0, 1), ids, rng.normal(size=(n, 2)), "clid")
+    parts = [Scores(name, "small", (50, 100), ids, np.exp(rng.normal(size=(n, 2)))) for name in ("sima", "loss")]
+    return [*parts, components], rng.normal(size=(n, 7))
+
+
+def test_what_is_chosen_does_not_depend_on_the_sides_of_the_half_that_is_tested():
+    rng = np.random.default_rng(1)
+    parts, complexity = made(rng, 160)
+    question, fit = np.arange(160) < 80, np.arange(160) % 2 == 0
+    other = question.copy()
+    other[~fit] = rng.permutation(question[~fit])
+    assert (other != question).any()
+    for choose in (chooser(parts, features(complexity), complexity), blind_chooser({"a": complexity[:, 0], "b": complexity[:, 1]})):
+        one, two = choose(question, fit), choose(other, fit)
+        assert one.name == two.name and np.array_equal(one.scores, two.scores)
+
+
+def test_all_attacks_together_are_chosen_where_no_single_one_shows_the_effect():
+    rng = np.random.default_rng(2)
+    question, shared = np.arange(400) < 200, rng.normal(size=400)
+    noisy = {"sima": shared, "loss": -shared + 0.5 * question}
+    parts = [Scores(name, "large", (50,), keys_of(400), (x + 0.1 * rng.normal(size=400))[:, None]) for name, x in noisy.items()]
+    tested = cut_and_test(keys_of(400), question, chooser(parts), 0, 1)
+    assert {each.chosen for each in tested.directions} == {"combined"} and tested.auc.value > 0.9
+
+
+def test_complexity_is_taken_out_where_it_hides_the_effect():
+    rng = np.random.default_rng(3)
+    question, difficulty = np.arange(300) < 150, rng.normal(size=300)
+    statistic = np.exp(3 * difficulty + 0.3 * rng.normal(size=300) - 0.5 * question)
+    complexity = np.stack([difficulty, *rng.normal(size=(6, 300))], axis=1)
+    tested = cut_and_test(
+        keys_of(300), question, chooser([Scores("sima", "small", (50,), keys_of(300), statistic[:, None])], features(complexity)), 0, 1
+    )
+    assert all(each.chosen.startswith("sima[calibrated]") and each.chosen.endswith("at t = 50") for each in tested.directions)
+    assert tested.p_value < 1e-6
+
+
+def test_the_discriminant_scores_its_own_images_as_if_it_had_not_seen_them():
+    aucs = []
+    for run in range(100):
+        rng = np.random.default_rng((run, 9))
+        question = np.arange(60) < 20
+        aucs.append(discriminant(rng.normal(size=(60, 40)), question, np.ones(60, dtype=bool), "all").auc)
+    assert 0.5 < np.mean(aucs) < 0.6, "the best of four strengths, and no more"
+
+
+def test_a_blind_scorer_finds_one_number_or_many():
+    rng = np.random.default_rng(4)
+    question, noise = np.arange(120) < 60, rng.normal(size=(120, 30))
+    names = [f"number {i}" for i in range(30)]
+    one, many = noise.copy(), noise + 0.45 * question[:, None]
+    one[:, 7] -= 4 * question
+    for numbers, said in ((one, None), (many, "all 30 numbers together")):
+        tested = cut_and_test(keys_of(120), question, blind_chooser(dict(zip(names, numbers.T, strict=True))), 0, 3)
+        assert tested.p_value < 1e-3
+        assert said is None or said in {each.chosen for each in tested.directions}
