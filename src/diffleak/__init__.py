@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from diffleak.records.audit import AuditRecord as AuditRecord
     from diffleak.records.audit import Result as Result
     from diffleak.records.base import Estimate as Estimate
+    from diffleak.records.digests import verify as verify
     from diffleak.records.scores import Scores as Scores
     from diffleak.stats.evaluation import evaluate as evaluate
     from diffleak.training.captioning import caption_images as caption_images
@@ -100,6 +101,7 @@ _HOMES = {
     "AuditRecord": "records.audit",
     "Result": "records.audit",
     "Estimate": "records.base",
+    "verify": "records.digests",
     "Scores": "records.scores",
     "evaluate": "stats.evaluation",
     "caption_images": "training.captioning",

@@ -67,12 +67,6 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
         )
     if prepared.membership and prepared.membership.status == "contradicted, ignored":
         found.append(prepared.membership.sentence)
-    larger, smaller = max(split.members, split.nonmembers), min(split.members, split.nonmembers)
-    if larger > 1.5 * smaller:
-        found.append(
-            f"the sides are unequal ({split.members} members, {split.nonmembers} held out): "
-            "compare attack success with its baseline, not with 50 %"
-        )
     if prepared.scan.repeated:
         found.append(f"{prepared.scan.repeated} images occur more than once on their side; intervals treat them as independent")
     if prepared.scan.omitted:

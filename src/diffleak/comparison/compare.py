@@ -22,6 +22,7 @@ from diffleak.data.draw import calibrate_size
 from diffleak.errors import InvalidAudit, UserError, unknown, visible
 from diffleak.records.audit import EARLIER_RATES, Result
 from diffleak.records.comparison import LOWER_IS_BETTER, ComparedResult, ComparedRun, Comparison, Difference, Entry, Quality, Worst
+from diffleak.records.digests import add_digests
 from diffleak.records.variants import COMBINED
 from diffleak.report.judgement import allows_shift
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
@@ -80,6 +81,7 @@ def save(record: Comparison, folder: Path) -> None:
     folder = checked_folder(folder)
     write_text(folder / "compare.html", to_html(page(record)))
     write_text(folder / "compare.json", record.model_dump_json(indent=2))
+    add_digests(folder, ("compare.json", "compare.html"))
 
 
 def refuse_invalid(record: Comparison) -> None:

@@ -17,7 +17,10 @@ def tiles(audit: Audited) -> Section | None:
     if lead is None:
         return None
     caught = lead.tpr(0.01)
-    rates = (("picks the member out of a pair", lead.auc, 0.5), ("of members caught at 1 % false alarms", caught, 0.01))
+    rates = (
+        ("of pairs ranked right, a training image over a held-out one (no share of images or people)", lead.auc, 0.5),
+        ("of the tested training images caught at 1 % false alarms", caught, 0.01),
+    )
     tiles = [_tile(title, e, guess) for title, e, guess in rates if None not in (e.value, e.low, e.high)]
     return Section("tiles", "", (drawn("tiles", tiles=tiles),), kind="summary") if tiles else None
 
