@@ -103,8 +103,8 @@ def verdict(record: AuditRecord) -> Verdict:
         return Verdict("undecided", title, (*found, _settle(record.blind)), attack)
     if finder:
         there = _counts(record, lead) or any(_counts(record, r) and widened_low(r.auc, _tries(candidates)) > GUESSING for r in candidates)
-        other = "" if there else ", but not shown with the access that this form of release gives"
-        title = f"Yes: training images can be told apart from held-out images better than by guessing{other}."
+        yes = "Yes" if there else "Yes, but only shown with more access than this release gives"
+        title = f"{yes}: training images can be told apart from held-out images better than by guessing."
         return Verdict("leak", title, (*found[:2], NO_INCIDENT, *found[2:]), attack)
     if sources == "unchecked":
         title = f"Undecided: no leak was found by these attacks, but {_unseen(record.blind)}."
@@ -240,7 +240,7 @@ def _release(record: AuditRecord, lead: Result) -> tuple[str, ...]:
     needs = f"{visible(lead.attack)} must {ACCESS.get(lead.access, lead.access)}, which outsiders then cannot"
     if released == "images":
         return (
-            f"{for_}: {needs}. No attack here works with such images alone; `diffleak quality` and `diffleak extract` measure what they "
+            f"{for_}: {needs}. No attack here works with such images alone; diffleak quality and diffleak extract measure what they "
             "show of "
             "training images.",
         )
@@ -249,8 +249,8 @@ def _release(record: AuditRecord, lead: Result) -> tuple[str, ...]:
     if run:
         said = ", ".join(f"{visible(r.attack)} {percent(r.auc.value or 0.0)} of pairs ({spoken(r.auc)[1]})" for r in run)
         return (f"{for_}: {needs}. What counts there was run too: {said}.",)
-    names = f" (not run: {', '.join(visible(attack.attack) for attack in known)})" if known else ""
-    return (f"{for_}: {needs}. No attack that counts there was run{names}, so for that form of release nothing was tested.",)
+    names = f"was run ({', '.join(visible(attack.attack) for attack in known)})" if known else "works with this model"
+    return (f"{for_}: {needs}. No attack that counts there {names}, so for this release nothing was tested.",)
 
 
 def _reversed() -> str:

@@ -10,7 +10,7 @@ from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.digests import Sealed
 from diffleak.report.judgement import verdict
 from diffleak.report.media.markdown import to_markdown
-from diffleak.report.pages.audit import on_paper
+from diffleak.report.pages.audit import on_card
 from diffleak.report.wording import interval
 
 TAGS = ("membership-inference", "privacy-audit")
@@ -60,12 +60,22 @@ def _name(model: str) -> str:
 
 
 def _text(record: AuditRecord, sealed: Sealed | None) -> str:
-    public = record.model_copy(update={"plan": record.plan.model_copy(update=_without_paths(record)), "membership": None})
-    return re.sub(r"^(#+ )", r"#\1", to_markdown(on_paper(public, sealed)), flags=re.MULTILINE)
+    adapters = tuple(each.model_copy(update={"name": _name(each.name)}) for each in record.adapters)
+    evidence = record.evidence.model_copy(update={"title": None}) if record.evidence else None
+    changes = {
+        "plan": record.plan.model_copy(update=_without_paths(record)),
+        "membership": None,
+        "adapters": adapters,
+        "evidence": evidence,
+    }
+    public = record.model_copy(update=changes)
+    return re.sub(r"^(#+ )", r"#\1", to_markdown(on_card(public, sealed)), flags=re.MULTILINE)
 
 
 def _without_paths(record: AuditRecord) -> dict[str, Any]:
     """The fields of a plan that may name folders of a person's machine, in words that name none."""
     plan = record.plan
-    named = {"model": _name(plan.model), "members": "the auditor's training images", "nonmembers": "the auditor's held-out images"}
+    public = plan.captions is None or plan.captions in ("own", "empty", "swapped") or plan.captions.startswith("fixed:")
+    named: dict[str, Any] = {"captions": plan.captions if public else "a captions file"}
+    named |= {"model": _name(plan.model), "members": "the auditor's training images", "nonmembers": "the auditor's held-out images"}
     return named | ({"reference": _name(plan.reference)} if plan.reference else {}) | ({"lora": _name(plan.lora)} if plan.lora else {})

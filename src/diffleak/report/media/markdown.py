@@ -28,7 +28,7 @@ def _section(section: Section) -> list[str]:
             found += _table(block)
         elif isinstance(block, Facts):
             found.append(
-                "\n".join(f"- **{_plain(term)}**{'' if _plain(term)[-1] in '.:' else ':'} {_plain(what)}" for term, what in block.rows)
+                "\n".join(f"- **{_plain(term)}**{'' if _plain(term)[-1] in '.:?' else ':'} {_plain(what)}" for term, what in block.rows)
             )
     return found
 

@@ -88,7 +88,8 @@ SECTIONS: tuple[Make, ...] = (
 )
 # why it is, what to do, for the file, and how it was made, which has numbers and is folded away
 OF_INVALID: tuple[Make, ...] = (ANSWER[0], file.section, lambda audit: replace(made.section(audit), folded="The command and its settings"))
-ON_PAPER: tuple[Make, ...] = (*ANSWER, *FIRST, file.section)  # two pages: the answer, and what belongs into the file
+ON_PAPER: tuple[Make, ...] = (*ANSWER, remedies.section, FIRST[-1], file.section)  # two pages: the answer, and for the file
+ON_CARD: tuple[Make, ...] = (*ANSWER, gates.section, coverage.section, lambda audit: limits(LIMITS), file.public)
 
 
 def page(
@@ -109,9 +110,15 @@ def page(
 
 
 def on_paper(record: AuditRecord, sealed: Sealed | None = None) -> Page:
-    """The answer and what belongs into the file, without charts and tables: two pages of paper, or the text of a model card."""
+    """The answer and what belongs into the file, without charts and tables: two pages of paper."""
     audit = Audited(record, sealed=sealed)
     return _page(audit, (ANSWER[0], file.section) if audit.verdict.level == "invalid" else ON_PAPER, "paper.css")
+
+
+def on_card(record: AuditRecord, sealed: Sealed | None = None) -> Page:
+    """What everybody may know: the answer, what was not tested, and the hashes."""
+    audit = Audited(record, sealed=sealed)
+    return _page(audit, (ANSWER[0], file.public) if audit.verdict.level == "invalid" else ON_CARD)
 
 
 def _page(audit: Audited, made: Sequence[Make], style: str = "") -> Page:

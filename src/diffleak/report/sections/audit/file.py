@@ -12,7 +12,7 @@ from diffleak.report.wording import count, moment
 
 TITLE = "For the file"
 NOT_GIVEN = "not given"
-LINE = "_" * 24
+LINE = "_" * 18
 NO_LAW = (
     "This is evidence about the risk that training images can be told from others. It names no law or standard as fulfilled. Digests "
     "show edits "
@@ -20,9 +20,20 @@ NO_LAW = (
 )
 
 
+IN_PRIVATE = ("Note", "Title", "Signature", "Who are members", "What it does not show")  # rows that a public card leaves out
+
+
 def section(audit: Audited) -> Section:
     """The facts for the file, and a line for a signature."""
-    rows = tuple((term, str(what)) for term, what in _rows(audit))
+    return _section(tuple((term, str(what)) for term, what in _rows(audit)))
+
+
+def public(audit: Audited) -> Section:
+    """The same for everybody."""
+    return _section(tuple((term, str(what)) for term, what in _rows(audit) if term not in IN_PRIVATE))
+
+
+def _section(rows: tuple[tuple[str, str], ...]) -> Section:
     return Section("file", TITLE, (Facts(rows), prose(NO_LAW, "prose muted")), TITLE, TITLE)
 
 
@@ -63,7 +74,7 @@ def _rows(audit: Audited) -> Iterator[tuple[str, str]]:
     )
     if audit.sealed:
         yield "audit.json", f"SHA-256 {audit.sealed.audit}"
-        yield "Whole record", f"SHA-256 {audit.sealed.whole} over {count(audit.sealed.files)} files; `diffleak verify RUN` compares them"
+        yield "Whole record", f"SHA-256 {audit.sealed.whole} over {count(audit.sealed.files)} files; diffleak verify RUN compares them"
     yield "What it does not show", " ".join(glance.not_tested(record))
     yield "Signature", f"name {LINE} date {LINE} signed {LINE}"
 

@@ -1,10 +1,14 @@
 """The first page in the reader's words: the release, the limit agreed, whether the audit is valid, and what was not tested."""
 
+from markupsafe import Markup
+
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord
 from diffleak.report.audited import Audited
 from diffleak.report.judgement import RELEASES
-from diffleak.report.section import Facts, Section, Sentences, heading
+from diffleak.report.section import Facts, Section, Sentences, heading, prose
+from diffleak.report.sections import UNSHOWN
+from diffleak.report.sections.audit.gates import sentence
 from diffleak.report.wording import count
 from diffleak.stats.blind import finding
 
@@ -32,7 +36,8 @@ def section(audit: Audited) -> Section:
 
 def untested(audit: Audited) -> Section:
     """Three lines on what the answer leaves open."""
-    return Section("untested", "", (heading(UNTESTED), Sentences(not_tested(audit.record))), kind="summary", brief=UNTESTED)
+    more = prose(Markup('More: <a href="#limits">{}</a>.').format(UNSHOWN), "small")
+    return Section("untested", "", (heading(UNTESTED), Sentences(not_tested(audit.record)), more), kind="summary", brief=UNTESTED)
 
 
 def not_tested(record: AuditRecord) -> tuple[str, ...]:
@@ -46,7 +51,7 @@ def not_tested(record: AuditRecord) -> tuple[str, ...]:
         )
     return (
         f"Other attacks: {missing(record)} Attackers who train models of their own (shadow models) are not part of diffleak.",
-        "Copies: this audit does not say whether the model draws its training images again; `diffleak quality` and `diffleak extract` do.",
+        "Copies: this audit does not say whether the model draws its training images again; diffleak quality and diffleak extract do.",
         f"Other images: {images}",
     )
 
@@ -56,9 +61,12 @@ def missing(record: AuditRecord) -> str:
     evidence = record.evidence
     if evidence is None:
         return "the record, of an earlier version, does not name those that were not run."
-    names = [visible(each.attack) for each in evidence.attacks if not each.run and each.unfit is None and evidence.counts(each.access)]
-    if not any(evidence.counts(each.access) for each in evidence.attacks):
+    if evidence.released == "images":
         return "none works with drawn images alone, so none counts for this release."
+    counting = [each for each in evidence.attacks if each.unfit is None and evidence.counts(each.access)]
+    if not counting:
+        return "none that counts for this release works with this model, so for this release nothing was tested."
+    names = [visible(each.attack) for each in counting if not each.run]
     return f"not run, though they count for this release: {', '.join(names)}." if names else "all that count for this release were run."
 
 
@@ -75,8 +83,11 @@ def limit(record: AuditRecord) -> str:
         return NO_LIMIT
     named = {"max_auc": "AUC", "max_tpr": "TPR at 1 % FPR", "max_excess_auc": "AUC beyond the reference"}
     set_ = ", ".join(f"{named.get(limit, limit)} at most {at:g}" for limit, at in dict.fromkeys((g.limit, g.at_most) for g in record.gates))
-    failed = sum(not gate.passed for gate in record.gates)
-    return f"{set_}: {f'NOT MET ({count(failed)} of {count(len(record.gates))} checks failed)' if failed else 'met by every attack'}"
+    failed = [gate for gate in record.gates if not gate.passed]
+    if not failed:
+        return f"{set_}: met by every attack"
+    worst = max(failed, key=lambda gate: 1.0 if gate.reach is None else gate.reach)
+    return f"{set_}: NOT MET ({count(len(failed))} of {count(len(record.gates))} checks failed; {sentence(worst)})"
 
 
 def validity(record: AuditRecord) -> str:

@@ -7,18 +7,17 @@ TITLE = "What to do next"
 STEPS = (  # name, what, heading in the README
     (
         "Train for fewer steps.",
-        "Earlier checkpoints leak less. `diffleak audit` over all of them shows which ones keep a limit (--max-auc, --max-tpr)",
+        "Earlier checkpoints usually give away less. diffleak audit over all of them shows which ones keep a limit (--max-auc, --max-tpr)",
         "Fine-tuned models",
     ),
     (
         "Train with a defence.",
-        "`diffleak defend distill` or `dual` trains a model whose answers depend less on single images; `diffleak compare` shows by how "
-        "much",
+        "diffleak defend distill or dual trains a model whose answers depend less on single images; diffleak compare shows by how much",
         "Defend",
     ),
     (
         "Train with differential privacy.",
-        "`diffleak train --dp-epsilon` bounds what the model can reveal of any one image, at a cost in quality",
+        "diffleak train --dp-epsilon bounds what the model can reveal of any one image, at a cost in quality",
         "Defend",
     ),
     (
