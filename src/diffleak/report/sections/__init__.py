@@ -11,7 +11,8 @@ from diffleak.report.judgement import Verdict
 from diffleak.report.section import Block, Facts, Section, Sentences, drawn, facts
 from diffleak.report.wording import at_scale
 
-UNSHOWN = "What this does not show"
+UNSHOWN, FOR_THE_FILE = "What this does not show", "For the file"
+LINE = "_" * 18  # to write on
 
 
 def verdict(judged: Verdict, question: str = "") -> Section:

@@ -7,12 +7,11 @@ from diffleak.records.audit import AuditRecord
 from diffleak.report.audited import Audited
 from diffleak.report.judgement import QUESTION
 from diffleak.report.section import Facts, Section, prose
+from diffleak.report.sections import FOR_THE_FILE, LINE
 from diffleak.report.sections.audit import glance
 from diffleak.report.wording import count, moment
 
-TITLE = "For the file"
 NOT_GIVEN = "not given"
-LINE = "_" * 18
 NO_LAW = (
     "This is evidence about the risk that training images can be told from others. It names no law or standard as fulfilled. Digests "
     "show edits "
@@ -34,7 +33,7 @@ def public(audit: Audited) -> Section:
 
 
 def _section(rows: tuple[tuple[str, str], ...]) -> Section:
-    return Section("file", TITLE, (Facts(rows), prose(NO_LAW, "prose muted")), TITLE, TITLE)
+    return Section("file", FOR_THE_FILE, (Facts(rows), prose(NO_LAW, "prose muted")), FOR_THE_FILE, FOR_THE_FILE)
 
 
 def _rows(audit: Audited) -> Iterator[tuple[str, str]]:
