@@ -89,7 +89,7 @@ def test_keys_hidden_files_and_the_inputs_of_work_are_no_part_of_the_record(run)
 def test_an_old_run_without_digests_still_reads_and_this_is_said(run, capsys):
     (run / digests.FILE).unlink()
     assert "has no digests.json" in refused(capsys, "verify", run)
-    code, out, err = call(capsys, "report", run)
+    code, _, err = call(capsys, "report", run)
     assert code == 0 and "has no digests.json, so its files cannot be compared" in err
     assert not (run / digests.FILE).exists(), "a report vouches for no record"
 
@@ -138,6 +138,9 @@ def test_a_sweep_compares_its_own_files_and_those_of_every_run(tmp_path, capsys)
 
 def test_what_is_no_run_and_damaged_digests_are_one_line(run, tmp_path, capsys):
     assert "must be the folder of a finished audit" in refused(capsys, "verify", tmp_path)
+    recorded = (run / digests.FILE).read_text()
+    (run / digests.FILE).write_text(recorded.replace("plan.json", "../plan.json"))
+    assert "must name files of its own folder; it names ../plan.json" in refused(capsys, "verify", run)
     (run / digests.FILE).write_text('{"files": 3}')
     assert "digests.json cannot be read" in refused(capsys, "verify", run)
     assert "digests.json cannot be read" in refused(capsys, "report", run)

@@ -293,7 +293,20 @@ def test_ids_and_labels_are_escaped_and_shown(page):
 
 def test_the_verdict_comes_first_then_warnings_then_the_sections_in_order(page):
     ids = [a["id"] for tag, a in Elements(page).found if tag == "section"]
-    assert ids == ["verdict", "next", "limits", "attacks", "roc", "timesteps", "scores", "exposed", "costs", "file", "glossary", "reproduce"]
+    assert ids == [
+        "verdict",
+        "next",
+        "limits",
+        "attacks",
+        "roc",
+        "timesteps",
+        "scores",
+        "exposed",
+        "costs",
+        "file",
+        "glossary",
+        "reproduce",
+    ]
     assert page.index("Yes: training images") < page.index('id="warnings"') < page.index('id="attacks"')
 
 

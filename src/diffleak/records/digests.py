@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from diffleak.errors import DiffleakError, UserError
+from diffleak.errors import DiffleakError, UserError, shown
 from diffleak.records.base import Record, Version, read_json
 from diffleak.work.files import hash_file, write_text
 from diffleak.work.reading import Unreadable
@@ -209,8 +209,13 @@ def _hashed(folder: Path, paths: Iterable[str]) -> dict[str, str]:
 
 def _read(folder: Path) -> Digests | None:
     """The digests of a folder, None where it has none; raises `UserError` for a file that holds no digests."""
-    path = folder / FILE
-    return read_json(path, Digests, advice="put it back, or repeat the audit command, which writes it again") if path.exists() else None
+    path, advice = folder / FILE, "put it back, or repeat the audit command, which writes it again"
+    if not path.exists():
+        return None
+    found = read_json(path, Digests, advice=advice)
+    if outside := next((name for name in found.files if name.startswith("/") or ".." in name.split("/")), None):
+        raise UserError(f"{path} must name files of its own folder; it names {shown(outside)}: {advice}")
+    return found
 
 
 def _write(folder: Path, files: Mapping[str, str], total: str | None, gone: Callable[[str], bool] = lambda path: False) -> None:

@@ -25,6 +25,12 @@ TERMS: tuple[tuple[str, str, str], ...] = (
         "a published procedure that gives an image a score by the model's answers; a high score speaks for a training image.",
     ),
     (
+        "sima, pia, secmi, clid, ...",
+        r"\b(?:sima|pian?|secmi|clid|pfami|sima_mc)\b",
+        "names of published attacks; with [excess], [calibrated] or a mask behind it, a variant of one. “Attacks run and not run” says what each "
+        "looks at.",
+    ),
+    (
         "Interval, 95 %",
         r"\bintervals?\b",
         "the range of values that the images do not exclude: in 95 of 100 repetitions with other images it holds the true one.",

@@ -180,7 +180,9 @@ def words(part: Any) -> str:
     if isinstance(part, dict):
         part = list(part.values())
     elif is_dataclass(part):
-        part = [getattr(part, field.name) for field in fields(part)] + [getattr(part, "remarks", "")]
+        part = [getattr(part, field.name) for field in fields(part)] + [
+            getattr(part, name, "") for name in ("title", "remarks")
+        ]  # what is made of several fields
     return "\n".join(filter(None, map(words, part))) if isinstance(part, list | tuple) else ""
 
 

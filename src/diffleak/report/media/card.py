@@ -22,21 +22,20 @@ def model_card(record: AuditRecord, sealed: Sealed | None = None) -> str:
 
     The metadata of an invalid audit has no numbers. Paths of folders are left out: a card is public.
     """
-    metadata = yaml.safe_dump(_metadata(record, sealed), sort_keys=False, allow_unicode=True, width=120)
+    metadata = yaml.safe_dump(_metadata(record), sort_keys=False, allow_unicode=True, width=120)
     return f"---\n{metadata}---\n\n{_text(record, sealed)}"
 
 
-def _metadata(record: AuditRecord, sealed: Sealed | None) -> dict[str, Any]:
+def _metadata(record: AuditRecord) -> dict[str, Any]:
     found: dict[str, Any] = {"tags": list(TAGS)}
     judged = verdict(record)
     lead = next((r for r in record.results if r.attack == judged.attack), None)
     if judged.level == "invalid" or lead is None:
         return found
     task = TEXT if record.plan.captions is not None else IMAGES
-    source = {"name": f"diffleak {record.environment.diffleak}" + (f", audit.json sha256:{sealed.audit}" if sealed else "")}
     dataset = {"name": f"{record.split.members} training and {record.split.nonmembers} held-out images", "type": "private"}
     dataset["revision"] = record.plan.data_fingerprint
-    result = {"task": {"type": task}, "dataset": dataset, "metrics": list(_metrics(lead)), "source": source}
+    result = {"task": {"type": task}, "dataset": dataset, "metrics": list(_metrics(lead))}
     return found | {"model-index": [{"name": _name(record.plan.model), "results": [result]}]}
 
 
@@ -55,8 +54,8 @@ def _metrics(lead: Result) -> Any:
 
 def _name(model: str) -> str:
     """The last part of a path, or the name on the hub."""
-    parts = [part for part in re.split(r"[/\\]", visible(model)) if part]
-    return (parts or ["model"])[-1]
+    parts = [part for part in re.split(r"[/\\]", model) if part]
+    return visible((parts or ["model"])[-1])
 
 
 def _text(record: AuditRecord, sealed: Sealed | None) -> str:
