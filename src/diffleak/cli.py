@@ -192,7 +192,8 @@ def report(
     run: Annotated[Path, typer.Argument(help="The folder of a finished audit.", show_default=False)],
     thumbnails: Annotated[bool, Opt("--thumbnails", help="Show the members that score highest (private); reads the data again.")] = False,
     form: Annotated[
-        str, Opt("--format", help="html (default), markdown, card (for a model card) or pdf (two pages, by an installed browser).")
+        str,
+        Opt("--format", help="html (default), markdown, card (for a model card), pdf (two pages, by an installed browser), latex or csv."),
     ] = "html",
     markdown: Annotated[bool, Opt("--markdown", help="The same as --format markdown.")] = False,
     as_json: Json = False,
@@ -201,14 +202,14 @@ def report(
     from diffleak.auditing import formats as api
 
     chosen = api.known("markdown" if markdown else form)
-    if chosen != "html" and (thumbnails or as_json):
+    if (as_json and chosen != "html") or (thumbnails and chosen not in api.WITH_PAGE):
         raise UserError(f"--format {chosen} prints no JSON and shows no images: leave out {'--json' if as_json else '--thumbnails'}")
     if (run / "sweep.json").is_file():
         return _report_sweep(run, thumbnails, chosen, as_json)
     record, text = api.formatted(run, chosen, thumbnails)
     if chosen == "html":
         return _print_audit(record, run, as_json)
-    print(text if chosen != "pdf" else visible(text))
+    print(visible(text) if chosen == "pdf" else text.removesuffix("\n"))
 
 
 @app.command()

@@ -6,7 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fixtures.commands import call
 from fixtures.reports import MONTE_CARLO, SHIFTS, audit_of, html, latent_audit, mapped_audit, markdown, print_terminal, thumbnail
+from fixtures.runs import gaussian, make_run
 from huggingface_hub import ModelCard
 from rich.console import Console
 
@@ -303,6 +305,17 @@ def test_labels_that_mean_something_to_yaml_and_markdown_stay_text(leak):
     card = ModelCard(model_card(record))
     assert "\n# c" not in card.text and "\n---" not in card.text and card.data.model_name.startswith("a: [b]")
     assert MONTE_CARLO.replace("_", "\\_") in markdown(record)
+
+
+def test_tables_for_papers_are_printed_and_none_is_made_of_an_invalid_audit(tmp_path, capsys):
+    pytest.importorskip("diffleak.report.media.latex")
+    good, bad = (make_run(tmp_path / name, {"sima": gaussian(1.0)}, blind=blind) for name, blind in (("good", 0.5), ("bad", 0.9)))
+    code, out, _ = call(capsys, "report", good, "--format", "latex")
+    assert code == 0 and "\\begin{tabular}" in out
+    code, out, _ = call(capsys, "report", good, "--format", "csv")
+    assert code == 0 and out.splitlines()[1].startswith("sima,plain,")
+    code, out, err = call(capsys, "report", bad, "--format", "csv")
+    assert (code, out) == (4, "") and "No table is made of such numbers" in err
 
 
 def test_without_a_browser_a_pdf_is_refused_in_one_line(leak, tmp_path, monkeypatch):

@@ -21,8 +21,9 @@ def formatted(folder: Path, form: str) -> tuple[SweepRecord, str]:
     record = read_sweep(folder)
     if not digests.refuse_edited(folder):
         say(f"note: {folder} has no {digests.FILE}, so its files cannot be compared with what was written")
-    if form == "card":
-        raise UserError(f"{folder} is a sweep, and a model card is of one model: give the run of the checkpoint that you release")
+    if form in ("card", "latex", "csv"):
+        what = "a model card" if form == "card" else "a table of attacks"
+        raise UserError(f"{folder} is a sweep, and {what} is of one model: give the run of the checkpoint that you release")
     if form == "pdf":
         from diffleak.report.media.pdf import write_pdf
 
