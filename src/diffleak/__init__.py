@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from diffleak.records.audit import AuditRecord as AuditRecord
     from diffleak.records.audit import Result as Result
     from diffleak.records.base import Estimate as Estimate
+    from diffleak.records.digests import verify as verify
     from diffleak.records.inquiry import InquiryRecord as InquiryRecord
     from diffleak.records.scores import Scores as Scores
     from diffleak.splitting.split import split as split
@@ -113,6 +114,7 @@ _HOMES = {
     "Result": "records.audit",
     "Estimate": "records.base",
     "InquiryRecord": "records.inquiry",
+    "verify": "records.digests",
     "Scores": "records.scores",
     "split": "splitting.split",
     "evaluate": "stats.evaluation",

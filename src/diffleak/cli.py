@@ -274,20 +274,39 @@ def metrics(
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of a finished audit.", show_default=False)],
     thumbnails: Annotated[bool, Opt("--thumbnails", help="Show the members that score highest (private); reads the data again.")] = False,
-    markdown: Annotated[bool, Opt("--markdown", help="Print the table as Markdown.")] = False,
+    form: Annotated[
+        str,
+        Opt("--format", help="html (default), markdown, card (for a model card), pdf (two pages, by an installed browser), latex or csv."),
+    ] = "html",
+    markdown: Annotated[bool, Opt("--markdown", help="The same as --format markdown.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write report.html again from the folder of an audit, or of a sweep, and print the table."""
-    if (run / "sweep.json").is_file():
-        return _report_sweep(run, thumbnails, markdown, as_json)
-    from diffleak.auditing.results import rewrite_report
-    from diffleak.report import to_markdown
-    from diffleak.report.pages.audit import page
+    """Write the report of an audit, or of a sweep, again and print the table; a record that was edited is refused."""
+    from diffleak.auditing import formats as api
 
-    record = rewrite_report(run, thumbnails)
-    if markdown:
-        return print(to_markdown(page(record)))
-    _print_audit(record, run, as_json)
+    chosen = api.known("markdown" if markdown else form)
+    if (as_json and chosen != "html") or (thumbnails and chosen not in api.WITH_PAGE):
+        raise UserError(f"--format {chosen} prints no JSON and shows no images: leave out {'--json' if as_json else '--thumbnails'}")
+    if (run / "sweep.json").is_file():
+        return _report_sweep(run, thumbnails, chosen, as_json)
+    record, text = api.formatted(run, chosen, thumbnails)
+    if chosen == "html":
+        return _print_audit(record, run, as_json)
+    print(visible(text) if chosen == "pdf" else text.removesuffix("\n"))
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished audit or sweep, or of a measurement.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Compare every file of a run with its recorded SHA-256: recorded, edited, missing or unknown. Exit 1 for an edited record."""
+    from diffleak.records import digests as api
+
+    found = api.verify(run)
+    value = {"as_recorded": not api.differing(found), "files": [{"path": each.path, "status": each.status} for each in found]}
+    _print(value, as_json, "\n".join(f"{each.status:<9} {each.path}" for each in found))
+    api.refuse_differing(run, found)
 
 
 @app.command()
@@ -491,19 +510,16 @@ def _sweep(settings: "AuditConfig", found: "Checkpoints", as_json: bool) -> None
     api.gate(record)
 
 
-def _report_sweep(folder: Path, thumbnails: bool, markdown: bool, as_json: bool) -> None:
+def _report_sweep(folder: Path, thumbnails: bool, form: str, as_json: bool) -> None:
     """The page on all checkpoints again."""
-    from diffleak.records.sweep import read_sweep
-    from diffleak.report import to_html, to_markdown
     from diffleak.report.pages.sweep import page
-    from diffleak.work.files import write_text
+    from diffleak.sweep.formats import formatted
 
     if thumbnails:
         raise UserError(f"{folder} is a sweep, whose page shows no images; give --thumbnails for the run of a checkpoint in it")
-    record = read_sweep(folder)
-    write_text(folder / "report.html", to_html(page(record)))
-    if markdown:
-        return print(to_markdown(page(record)))
+    record, text = formatted(folder, form)
+    if form != "html":
+        return print(text if form != "pdf" else visible(text))
     _print_record(record, page, folder / "report.html", as_json)
 
 

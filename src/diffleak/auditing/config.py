@@ -10,6 +10,9 @@ from diffleak.data.cohort import Cohort, images_alone, one_source, two_sources
 from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
 from diffleak.data.sources import open_source
 from diffleak.gating.config import MaxAUC, MaxExcessAUC, MaxTPR
+from diffleak.records.evidence import Release
+
+LONGEST_NOTE = 2000  # characters
 
 
 class AuditConfig(ModelConfig, DataConfig):
@@ -67,6 +70,12 @@ class AuditConfig(ModelConfig, DataConfig):
     max_auc: MaxAUC = None
     max_tpr: MaxTPR = None
     max_excess_auc: MaxExcessAUC = None
+    release: Release | None = Field(
+        None, description="Form of release that the answer is for: weights (default, the most cautious), api or images."
+    )
+    title: str | None = Field(None, max_length=LONGEST_NOTE, description="Title or reference number, for the report.")
+    auditor: str | None = Field(None, max_length=LONGEST_NOTE, description="Who makes the audit, for the report.")
+    note: str | None = Field(None, max_length=LONGEST_NOTE, description="A note, for the report.")
     allow_shift: bool = Field(False, description="Exit 0 even if the sides differ without the model.")
     ignore_model_split: IgnoreModelSplit = False
     anonymous: Anonymous = False
@@ -84,7 +93,9 @@ class AuditConfig(ModelConfig, DataConfig):
     def _split_masks(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else (value,) if type(value) is int else value
 
-    @field_validator("members", "nonmembers", "data", "timesteps", "captions", "reference", "buckets", mode="before")
+    @field_validator(
+        *("members", "nonmembers", "data", "timesteps", "captions", "reference", "buckets", "title", "auditor", "note"), mode="before"
+    )
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path | int) else value

@@ -8,6 +8,7 @@ from diffleak.config import build
 from diffleak.data.cohort import Cohort
 from diffleak.data.pixels import CHANNEL_NAMES, png, without_alpha
 from diffleak.errors import UserError
+from diffleak.records import digests
 from diffleak.records.audit import AuditRecord
 from diffleak.records.epsilon import read_epsilon
 from diffleak.records.maps import FILE as MAPS
@@ -18,25 +19,37 @@ from diffleak.report import to_html
 from diffleak.report.judgement import read_record
 from diffleak.report.pages.audit import page
 from diffleak.work.files import write_text
+from diffleak.work.progress import say
 
 
 def write_results(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None, maps: Maps | None = None) -> None:
-    """Writes audit.json, samples.csv and report.html; with a cohort the report shows the members that score highest, and their maps."""
+    """Writes audit.json, samples.csv, report.html and digests.json; with a cohort the report shows the highest members, and their maps."""
     write_samples(folder / "samples.csv", samples)
     if cohort and maps:
         write_maps(folder, maps)
     else:
         (folder / MAPS).unlink(missing_ok=True)  # those of an earlier call may be at another timestep
-    _write_report(folder, record, samples, cohort)
-    write_text(folder / "audit.json", record.model_dump_json(indent=2))
+    text = record.model_dump_json(indent=2)
+    _write_report(folder, record, samples, cohort, digests.sealed(folder, text))
+    write_text(folder / digests.AUDIT, text)
+    digests.write_audit_digests(folder)
+
+
+def read_unedited(folder: Path) -> AuditRecord:
+    """The record of a finished run; raises `RecordEdited` for one that was edited, and says where nothing can be compared."""
+    record = read_record(folder)
+    if not digests.refuse_edited(folder):
+        say(f"note: {folder} has no {digests.FILE}, so its files cannot be compared with what was written")
+    return record
 
 
 def rewrite_report(folder: Path, thumbnails: bool) -> AuditRecord:
     """Renders report.html again from a run folder and returns the record.
 
-    `thumbnails` reads the images again from where the audit found them; raises `UserError` when they are gone.
+    `thumbnails` reads the images again from where the audit found them; raises `UserError` when they are gone, and `RecordEdited` for a
+    record that was edited.
     """
-    record = read_record(folder)
+    record = read_unedited(folder)
     if thumbnails and record.plan.anonymous:
         raise UserError(f"{folder} is an anonymous run, and its report shows no images; leave out --thumbnails")
     try:
@@ -46,13 +59,14 @@ def rewrite_report(folder: Path, thumbnails: bool) -> AuditRecord:
         raise UserError(
             f"the images of this audit are not where it read them ({error}); put them back, or leave out --thumbnails"
         ) from None
-    _write_report(folder, record, read_samples(folder), cohort)
+    _write_report(folder, record, read_samples(folder), cohort, digests.sealed(folder))
+    digests.update_report(folder)
     return record
 
 
-def _write_report(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None) -> None:
-    pictures = (_thumbnails(cohort, record), read_maps(folder)) if cohort else ()
-    write_text(folder / "report.html", to_html(page(record, samples, *pictures, bound=read_epsilon(folder))))
+def _write_report(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None, sealed: digests.Sealed) -> None:
+    pictures = (_thumbnails(cohort, record), read_maps(folder)) if cohort else (None, None)
+    write_text(folder / digests.REPORT, to_html(page(record, samples, *pictures, sealed, read_epsilon(folder))))
 
 
 def _thumbnails(cohort: Cohort, record: AuditRecord) -> Callable[[str], bytes]:

@@ -22,6 +22,7 @@ from diffleak.attacks.base import ACCESS, NO_SOURCE, Attack
 from diffleak.attacks.spec import readable, spec_of
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig
+from diffleak.auditing.evidence import evidence_of
 from diffleak.auditing.groups import groups_found
 from diffleak.auditing.inputs import clear, lend, write_complexity, write_geometry
 from diffleak.auditing.maps import maps_of
@@ -233,6 +234,7 @@ def run(
         return None
     measured, collected = _measured(prepared, folder), scoring.collect(prepared.job, folder)
     audit = _finish_by_key(prepared, collected, measured) if prepared.key else _finish(prepared, collected, measured)
+    audit = replace(audit, record=with_validity(audit.record.model_copy(update={"evidence": evidence_of(prepared, folder)})))
     if prepared.calibrates and not prepared.key:  # who has an image finds its keyed id by these numbers
         write_complexity(folder, prepared.scan.cohort.ids, prepared.scan.complexity, collected.reconstruction)
     clear(folder)

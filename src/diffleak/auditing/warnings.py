@@ -15,7 +15,6 @@ from diffleak.data.scan import Scan
 from diffleak.errors import shown, visible
 from diffleak.records.audit import Blind, Result
 from diffleak.records.scores import Scores
-from diffleak.report.wording import counted
 from diffleak.stats import evaluation
 from diffleak.stats.blind import finding
 from diffleak.stats.calibration import FEWEST
@@ -113,12 +112,6 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
         )
     if prepared.membership and prepared.membership.status == "contradicted, ignored":
         found.append(prepared.membership.sentence)
-    larger, smaller = max(split.members, split.nonmembers), min(split.members, split.nonmembers)
-    if larger > 1.5 * smaller:
-        found.append(
-            f"the sides are unequal ({split.members} {counted(split.unit).members}, {split.nonmembers} held out): "
-            "compare attack success with its baseline, not with 50 %"
-        )
     found += _about_units(prepared)
     found += about_reading(prepared)
     found += about_copies(prepared.scan)

@@ -46,6 +46,7 @@ from diffleak.generation import decoded
 from diffleak.prompts.config import Lists, PromptsConfig, one_list, read_lists, two_lists
 from diffleak.prompts.statistics import FORWARDS, asked_at, draw, from_noise
 from diffleak.records.audit import Result
+from diffleak.records.digests import add_digests
 from diffleak.records.prompts import (
     DIRECTIONS,
     FILE,
@@ -92,6 +93,7 @@ class Memorised:
         write_text(folder / TABLE, to_csv(self.record))
         write_text(folder / PAGE, to_html(page(self.record, self.pictures())))
         write_text(folder / FILE, self.record.model_dump_json(indent=2))
+        add_digests(folder, (TABLE, PAGE, FILE))
 
 
 @dataclass(frozen=True, eq=False)

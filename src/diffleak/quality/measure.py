@@ -36,6 +36,7 @@ from diffleak.quality.features import Both, RealSet, cut, features_of, read_set,
 from diffleak.quality.prompts import Prompts, choose_prompts
 from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate
+from diffleak.records.digests import add_digests
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.quality import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
 from diffleak.records.run_folder import read_plan
@@ -65,6 +66,7 @@ class Measured:
         of = None if training is None else (lambda image_id: png(fit(training.of(image_id), self.shape, True, image_id)))
         write_text(folder / "quality.html", to_html(page(self.record, Pictures(lambda i: png(self.images[i]), of))))
         write_text(folder / FILE, self.record.model_dump_json(indent=2))
+        add_digests(folder, (FILE, "quality.html"))
 
 
 def measure_quality(model: "str | Path | Target", extractor: Any = None, **settings: Any) -> Measured:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from diffleak.errors import UserError
 from diffleak.records.base import MOST_OFTEN, SCHEMA_VERSION, Estimate, Record
+from diffleak.records.evidence import Evidence
 from diffleak.records.groups import Groups
 from diffleak.records.headers import GivenAway
 from diffleak.records.images import Tally
@@ -414,6 +415,8 @@ class AuditRecord(Record):
     """
     invalid_reason: str | None = None
     """Why the numbers do not measure membership, in words; null where they do."""
+    evidence: Evidence | None = None
+    """Who made the audit, for which release, and which attacks were not run; null in records of earlier versions."""
     verdict: str | None = None
     """Level of the report's headline: leak, no-leak-found, undecided or invalid; null in records of version 0.1."""
 

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.digests import Sealed
 from diffleak.records.epsilon import EpsilonRecord
 from diffleak.records.maps import Maps
 from diffleak.records.scores import Samples
@@ -31,13 +32,14 @@ class Pictured(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Audited:
-    """A record and, for a page, its samples and the PNG of an image by its id, without which no image is shown, nor a map beside it."""
+    """A record and, for a page, its samples, the digests of its files, and PNGs by id and maps, without which no image is shown."""
 
     record: AuditRecord
     samples: Samples | None = None
     thumbnail: Callable[[str], bytes] | None = None
     maps: Maps | None = None
     bound: EpsilonRecord | None = None
+    sealed: Sealed | None = None
 
     @property
     def scores(self) -> Samples:

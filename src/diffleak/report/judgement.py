@@ -28,6 +28,7 @@ from typing import Any, Literal
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Blind, Result
 from diffleak.records.base import Estimate
+from diffleak.records.evidence import Release
 from diffleak.records.run_folder import read_audit
 from diffleak.records.variants import CALIBRATED, base_label
 from diffleak.report.wording import IMAGES, Counted, count, counted, percent, spoken
@@ -38,10 +39,18 @@ from diffleak.stats.reasons import in_given_images
 
 GUESSING = 0.5
 
+QUESTION = "Can someone who has an image find out that this model was trained on it?"
+NO_INCIDENT = "This is a property of the model that a test has measured. It does not mean that images have been taken or published."
+FAIR = "so the comparison looks fair, with no sign that the two sides come from different sources"
 ACCESS = {
     "black-box": "ask the model for images",
     "grey-box": "read the model's noise predictions",
     "white-box": "look inside the model",
+}
+RELEASES: dict[Release, str] = {
+    "weights": "the weights",
+    "api": "an interface that draws images for its callers",
+    "images": "drawn images alone",
 }
 
 
@@ -54,6 +63,7 @@ class Verdict:
     title: str
     sentences: tuple[str, ...]
     attack: str | None = None
+    folded: int = 0  # how many of the first sentences a page shows after a click only, since they hold numbers of an invalid audit
 
 
 def verdict(record: AuditRecord) -> Verdict:
@@ -61,7 +71,7 @@ def verdict(record: AuditRecord) -> Verdict:
     sources, allowed = finding(record.blind), allows_shift(record.settings)
     if sources == "different" and not allowed:
         title = "Invalid: the two sides come from different sources, so this audit does not measure membership."
-        return Verdict("invalid", title, (_blind(record.blind), _repair(), _kept()))
+        return Verdict("invalid", title, (_blind(record.blind), _repair(), _kept()), folded=1)
     candidates = tuple(r for r in record.results if r.leads)
     chosen = next((r for r in candidates if r.attack == record.headline), None)
     finder = _finder(candidates, chosen)
@@ -71,7 +81,13 @@ def verdict(record: AuditRecord) -> Verdict:
         why = lead.auc.reason if lead and lead.auc.reason else "the record holds no attack with an interval"
         title = "No verdict: the audit could not measure whether members can be told apart."
         return Verdict("invalid", title, (f"The reason: {visible(why)}.", _blind(record.blind)), attack)
-    grounds = (*_beyond(record, lead), *_mask(record, lead), _provenance(record, lead, chosen, candidates), _blind(record.blind))
+    grounds = (
+        *_beyond(record, lead),
+        *_mask(record, lead),
+        _provenance(record, lead, chosen, candidates),
+        *_higher(candidates, lead, chosen),
+    )
+    grounds += (*_release(record, lead), _blind(record.blind))
     wrong = _backwards(candidates, lead)
     backwards = lead.auc.high < GUESSING
     words = counted(record.split.unit)
@@ -88,8 +104,10 @@ def verdict(record: AuditRecord) -> Verdict:
         title = f"Undecided: members can be told apart from held-out images, but {_unseen(record.blind)}."
         return Verdict("undecided", title, (*found, _settle(record.blind)), attack)
     if finder:
-        title = "A leak was found: members can be told apart from held-out images better than by guessing."
-        return Verdict("leak", title, found, attack)
+        there = _counts(record, lead) or any(_counts(record, r) and widened_low(r.auc, _tries(candidates)) > GUESSING for r in candidates)
+        yes = "Yes" if there else "Yes, but only shown with more access than this release gives"
+        title = f"{yes}: training images can be told apart from held-out images better than by guessing."
+        return Verdict("leak", title, (*found[:2], NO_INCIDENT, *found[2:]), attack)
     if sources == "unchecked":
         title = f"Undecided: no leak was found by these attacks, but {_unseen(record.blind)}."
         return Verdict("undecided", title, (*found, _settle(record.blind)), attack)
@@ -97,7 +115,7 @@ def verdict(record: AuditRecord) -> Verdict:
         title = f"Undecided: the scores of {visible(wrong.attack)} separate the sides, but the wrong way round."
         said = found if backwards else (found[0], _other_reversed(wrong), *found[1:])
         return Verdict("undecided", title, said, attack)
-    title = "No leak was found by these attacks. That does not prove that there is none."
+    title = "Not by these attacks: no leak was found. That does not prove that there is none."
     return Verdict("no-leak-found", title, found, attack)
 
 
@@ -153,7 +171,8 @@ def widened_low(auc: Estimate, tries: int) -> float:
 def _picks(result: Result, words: Counted) -> str:
     value, ends = spoken(result.auc)
     pair = f"Given one {words.member} and one {words.held_out}, the attack {visible(result.attack)} picks the {words.member}"
-    return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing)."
+    few = "images; it is no share of images or people" if words is IMAGES else "groups; it is no share of groups"
+    return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing). It ranks two {few}."
 
 
 def _caught(result: Result, words: Counted) -> str:
@@ -165,6 +184,11 @@ def _caught(result: Result, words: Counted) -> str:
         return f"At 1 % false alarms it catches {percent(rate.value)} of the {words.members} (guessing catches 1 %)."
     value, ends = spoken(rate)
     few = "images" if words is IMAGES else "groups"
+    if rate.low <= rate.fpr:
+        return (
+            f"At 1 % false alarms it is not decided whether it catches more {words.members} than guessing: {value} are caught, and the "
+            f"95 % interval, {ends}, includes the 1 % of guessing."
+        )
     rough = f"; few {few} decide this, so it is rough" if rate.support == "low" else ""
     text = f"At 1 % false alarms it catches {value} of the {words.members} (95 % interval {ends}; guessing catches 1 %{rough})."
     if rate.low > rate.fpr and (result.auc.low or 0.0) <= GUESSING:
@@ -188,6 +212,49 @@ def _beyond(record: AuditRecord, lead: Result) -> tuple[str, ...]:
     value, ends = spoken(excess.auc)
     adds = "that much is this model's own" if excess.auc.low > GUESSING else "no leak of this model's own is shown"
     return (f"Beyond its reference, {visible(record.plan.reference or '')}, it picks the member {value} of the time ({ends}): {adds}.",)
+
+
+def _higher(candidates: Sequence[Result], lead: Result, chosen: Result | None) -> tuple[str, ...]:
+    """Why the attack of the highest number is not the one that is named, where that is so."""
+    highest = max(candidates, key=lambda r: r.auc.value or 0.0)
+    if lead is not chosen or (highest.auc.value or 0.0) <= (lead.auc.value or 0.0):
+        return ()
+    return (
+        f"Another attack, {visible(highest.attack)}, has a higher number on these images, {percent(highest.auc.value or 0.0, 0)}. "
+        f"{visible(lead.attack)} is named because it was chosen before: picking the highest afterwards would flatter the attacker.",
+    )
+
+
+def _counts(record: AuditRecord, result: Result) -> bool:
+    """True if outsiders have the access that a result needs; records of earlier versions do not speak of a release."""
+    return record.evidence is None or record.evidence.counts(result.access)
+
+
+def _release(record: AuditRecord, lead: Result) -> tuple[str, ...]:
+    """What the answer means for the form of release; nothing in records of earlier versions."""
+    evidence = record.evidence
+    if evidence is None:
+        return ()
+    released = evidence.released
+    assumed = "" if evidence.release else ", which is assumed since --release names no other form and it is the most cautious one"
+    for_ = f"This answer is for a release of {RELEASES[released]}{assumed}"
+    if evidence.counts(lead.access):
+        whose = "anyone who has them" if released == "weights" else "any of its callers"
+        return (f"{for_}: {whose} can run this attack.",)
+    needs = f"{visible(lead.attack)} must {ACCESS.get(lead.access, lead.access)}, which outsiders then cannot"
+    if released == "images":
+        return (
+            f"{for_}: {needs}. No attack here works with such images alone; diffleak quality and diffleak extract measure what they "
+            "show of "
+            "training images.",
+        )
+    known = [attack for attack in evidence.attacks if evidence.counts(attack.access) and attack.unfit is None]
+    run = [r for r in record.results if r.plain and evidence.counts(r.access) and r.auc.low is not None]
+    if run:
+        said = ", ".join(f"{visible(r.attack)} {percent(r.auc.value or 0.0)} of pairs ({spoken(r.auc)[1]})" for r in run)
+        return (f"{for_}: {needs}. What counts there was run too: {said}.",)
+    names = f"was run ({', '.join(visible(attack.attack) for attack in known)})" if known else "works with this model"
+    return (f"{for_}: {needs}. No attack that counts there {names}, so for this release nothing was tested.",)
 
 
 def _reversed() -> str:
@@ -334,7 +401,7 @@ def _pixels(blind: Blind) -> str:
             return f"{text}. The images of the two sides differ by themselves, so a score may separate them without any membership."
         case "perhaps":
             return f"{text}: part of what the attacks find may come from the images and not from the model."
-    return f"{text}: no sign that the two sides come from different sources."
+    return f"{text}: {FAIR}."
 
 
 def _permuted(blind: Blind, p_value: float) -> str:
@@ -351,7 +418,7 @@ def _permuted(blind: Blind, p_value: float) -> str:
         case "perhaps":
             text += ": part of what the attacks find may come from the images and not from the model."
         case _:
-            text += ": no sign that the two sides come from different sources."
+            text += f": {FAIR}."
     if blind.detectable_auc is None:
         return f"{text} With so few images this check can miss any difference."
     return (

@@ -5,14 +5,22 @@ To add one, write a function that makes it from a record (in `sections`) and nam
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal
 
 from markupsafe import Markup, escape
 
 from diffleak.report.table import ORACLE_NOTE, Table
 
-Where = Literal["everywhere", "page", "text"]  # page: HTML only; text: terminal and Markdown only
+Where = Literal["everywhere", "page", "text", "terminal", "file"]  # page: HTML; text: terminal and Markdown; file: HTML and Markdown
+Medium = Literal["page", "terminal", "markdown"]
+SHOWN_IN: dict[Where, tuple[Medium, ...]] = {
+    "everywhere": ("page", "terminal", "markdown"),
+    "page": ("page",),
+    "text": ("terminal", "markdown"),
+    "terminal": ("terminal",),
+    "file": ("page", "markdown"),
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,24 @@ class Tabulated:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """Terms and what they are: in `look` "limits" a list of names with sentences behind them."""
+
+    rows: tuple[tuple[str, str], ...]
+    look: Literal["facts", "limits"] = "facts"
+    where: Where = "file"
+
+    @property
+    def macro(self) -> str:
+        return self.look
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The arguments of the macro."""
+        return {"rows" if self.look == "facts" else "items": self.rows}
+
+
+@dataclass(frozen=True)
 class Drawn:
     """A part that only a page shows, such as a figure: a macro of the template `blocks` and its arguments."""
 
@@ -71,7 +97,7 @@ class Drawn:
     where: ClassVar[Where] = "page"
 
 
-Block = Sentences | Tabulated | Drawn
+Block = Sentences | Tabulated | Facts | Drawn
 
 
 @dataclass(frozen=True)
@@ -80,6 +106,8 @@ class Section:
 
     `later` makes further blocks for a page when it is rendered: drawing figures takes time, and text needs none.
     A verdict, warnings and a summary stand together at the top of a page and of the terminal. Checks are a list under a label.
+    `question` stands over a verdict, which answers it. A page shows what is `folded` under these words, after a click. `explains` makes
+    the blocks of a page from the words of all others: a glossary.
     """
 
     name: str
@@ -90,15 +118,18 @@ class Section:
     kind: Literal["part", "verdict", "warnings", "summary", "checks"] = "part"
     level: str = ""  # of a verdict
     later: Callable[[], Iterable[Block]] = tuple
+    question: str = ""
+    folded: str = ""
+    explains: "Callable[[str], Iterable[Block]] | None" = None
 
     @property
     def leads(self) -> bool:
         return self.kind in ("verdict", "warnings", "summary")
 
-    def on(self, where: Where) -> tuple[Block, ...]:
-        """The blocks that a page, or text, shows."""
-        blocks = (*self.blocks, *self.later()) if where == "page" else self.blocks
-        return tuple(b for b in blocks if b.where in (where, "everywhere"))
+    def on(self, medium: Medium) -> tuple[Block, ...]:
+        """The blocks that a page, a terminal or Markdown shows."""
+        blocks = (*self.blocks, *self.later()) if medium == "page" else self.blocks
+        return tuple(b for b in blocks if medium in SHOWN_IN[b.where])
 
 
 @dataclass(frozen=True)
@@ -140,6 +171,19 @@ def heading(text: str, name: str = "") -> Drawn:
 def facts(rows: Iterable[tuple[str, str]]) -> Drawn:
     """Terms and what they are."""
     return drawn("facts", rows=tuple(rows))
+
+
+def words(part: Any) -> str:
+    """Every text in sections or blocks, for a search; images and drawings are left out."""
+    if isinstance(part, str):
+        return "" if part.startswith(("<svg", "data:")) else part
+    if isinstance(part, dict):
+        part = list(part.values())
+    elif is_dataclass(part):
+        part = [getattr(part, field.name) for field in fields(part)] + [
+            getattr(part, name, "") for name in ("title", "remarks")
+        ]  # what is made of several fields
+    return "\n".join(filter(None, map(words, part))) if isinstance(part, list | tuple) else ""
 
 
 def figure(svg: str, notes: Sequence[str], key: Sequence[Any] = ()) -> Drawn:

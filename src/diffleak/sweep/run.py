@@ -22,6 +22,7 @@ from diffleak.config import command_line
 from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, InvalidAudit, UserError, shown
 from diffleak.gating.limits import LIMITS
+from diffleak.records import digests
 from diffleak.records.audit import AuditRecord
 from diffleak.records.plan import Plan
 from diffleak.records.sweep import FILE, Point, SweepRecord
@@ -152,6 +153,8 @@ def save(record: SweepRecord, folder: Path) -> None:
 
     write_text(folder / "report.html", to_html(page(record)))
     write_text(folder / FILE, record.model_dump_json(indent=2))
+    runs = [f"{point.run}/{digests.AUDIT}" for point in record.points]
+    digests.add_digests(folder, [FILE, digests.REPORT, *(name for name in runs if (folder / name).is_file())])
 
 
 def gate(record: SweepRecord) -> None:

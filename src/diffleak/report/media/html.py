@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
-from diffleak.report.section import Page, breakable
+from diffleak.report.section import Page, breakable, words
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 def to_html(page: Page) -> str:
     """The whole file; the same page gives the same bytes."""
-    shown = [(section, blocks) for section in page.leading_first() if (blocks := section.on("page"))]
+    made = [(section, section.on("page")) for section in page.leading_first()]
+    said = words([(section.title, section.menu, blocks) for section, blocks in made]) if any(s.explains for s, _ in made) else ""
+    explained = [(section, (*blocks, *(section.explains(said) if section.explains else ()))) for section, blocks in made]
+    shown = [(section, blocks) for section, blocks in explained if blocks]
     lead, rest = [pair for pair in shown if pair[0].leads], [pair for pair in shown if not pair[0].leads]
     menu = [section for section, _ in rest if section.menu] if len(rest) > 1 else []
     text = _template().render(page=page, lead=lead, sections=rest, menu=menu)

@@ -2,8 +2,10 @@
 
 import re
 
+from markupsafe import Markup
+
 from diffleak.errors import visible
-from diffleak.report.section import Page, Section, Sentences, Tabulated
+from diffleak.report.section import Facts, Page, Section, Sentences, Tabulated
 from diffleak.report.table import ORACLE_NOTE, Cell, Row, Table
 
 
@@ -14,7 +16,7 @@ def to_markdown(page: Page) -> str:
 
 
 def _section(section: Section) -> list[str]:
-    blocks = section.on("text")
+    blocks = section.on("markdown")
     if not blocks:
         return []
     found = _title(section)
@@ -24,6 +26,10 @@ def _section(section: Section) -> list[str]:
             found.append("\n".join(f"- {escape(line)}" if listed else escape(line) for line in block.lines))
         elif isinstance(block, Tabulated):
             found += _table(block)
+        elif isinstance(block, Facts):
+            found.append(
+                "\n".join(f"- **{_plain(term)}**{'' if _plain(term)[-1] in '.:?' else ':'} {_plain(what)}" for term, what in block.rows)
+            )
     return found
 
 
@@ -31,7 +37,7 @@ def _title(section: Section) -> list[str]:
     title = escape(section.brief)
     match section.kind:
         case "verdict":
-            return [f"**{title}**"]
+            return [*([escape(section.question)] if section.question else []), f"**{title}**"]
         case "warnings" | "checks":
             return [f"{title}:"]
     return [f"### {title}"] if title else []
@@ -56,6 +62,11 @@ def _row(row: Row) -> str:
 
 def _on_one_line(cell: Cell) -> str:
     return " ".join([cell.marked, *(d if d.startswith("[") else f"({d})" for d in cell.details)])
+
+
+def _plain(text: str) -> str:
+    """A text that may be our own HTML, without its tags."""
+    return escape(text.striptags() if isinstance(text, Markup) else text)
 
 
 def escape(text: str) -> str:

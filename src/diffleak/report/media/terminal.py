@@ -35,10 +35,12 @@ def print_page(page: Page, console: Console) -> None:
 
 
 def _print_section(section: Section, console: Console) -> None:
-    blocks, titled = section.on("text"), section.brief and section.kind != "warnings"
+    blocks, titled = section.on("terminal"), section.brief and section.kind != "warnings"
     if blocks and titled:
         if section.kind == "part":
             console.print()
+        if section.question:
+            _say(console, section.question, "dim")
         _say(console, section.brief, COLOURS.get(section.level, "bold"))
     for block in blocks:
         if isinstance(block, Tabulated):

@@ -1,6 +1,7 @@
 """The report of an audit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -8,56 +9,35 @@ from rich.text import Text
 
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.digests import Sealed
 from diffleak.records.epsilon import EpsilonRecord
 from diffleak.records.maps import Maps
 from diffleak.records.scores import Samples
 from diffleak.report import handling
 from diffleak.report.audited import Audited
+from diffleak.report.judgement import QUESTION
 from diffleak.report.section import Page, Section, sections
-from diffleak.report.sections import glossary, limits, model, verdict, warnings
+from diffleak.report.sections import UNSHOWN, glossary, limits, model, verdict, warnings
 from diffleak.report.sections.audit import (
     attacks,
     calibrated,
+    coverage,
     epsilon,
     exposed,
     figures,
+    file,
     gates,
     geometry,
+    glance,
     groups,
     headers,
     made,
     masks,
     reference,
+    remedies,
 )
-from diffleak.report.selection import masked
 from diffleak.report.table import columns, difference_cell
 from diffleak.report.wording import count, counted, moment
-
-GLOSSARY = (
-    ("Member", "an image the model was trained on; a held-out image comes from the same source but was not used for training."),
-    ("AUC", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
-    ("TPR at 1 % FPR", "share of members an attack catches when it may raise a false alarm for 1 % of the held-out images."),
-    ("Timestep", "how much noise an image gets before the model is asked about it; each attack has one where it sees most."),
-    ("Calibrate, test part", "settings are chosen on the one; every number in the verdict comes from the other."),
-)
-LATENT_GLOSSARY = (
-    ("Latent", "the compressed form of an image that the diffusion model works on; its numbers are the latent coordinates."),
-    ("Decoder", "the part of the model that turns a latent into a picture."),
-    ("Influence", "how much the decoded picture changes when one latent coordinate changes a little."),
-    ("Distortion", "how strongly the decoder stretches small steps around an image's latent; one number per image."),
-    ("Mask", "leaves a share of the latent coordinates out of an attack, such as the 40 % of lowest influence (influence:0.4)."),
-)
-CALIBRATED_GLOSSARY = (
-    ("Calibrated", "an attack's score less what the complexity of the image, its compressed size and its frequencies, predicts of it."),
-)
-GROUPS_GLOSSARY = (
-    ("Group", "images that belong together, such as those of one person. Its score is the mean of its images' scores."),
-    ("Counted by group", "AUC, rates and intervals are of groups: read member as group of members, and held-out image as held-out group."),
-)
-REFERENCE_GLOSSARY = (
-    ("Reference", "a model without the training that is audited, such as the one that was fine-tuned; it says how hard each image is."),
-    ("Excess", "an attack's score of an image less its score of the same image in the reference."),
-)
 
 LIMITS = (
     ("A lower bound.", "Only the attacks in the table were run. A stronger one may find more; none of this proves that nothing leaks."),
@@ -76,11 +56,23 @@ LIMITS = (
     ("Membership, not copies.", "Whether the model reproduces its training images is another question."),
 )
 
-SECTIONS: tuple[Callable[[Audited], Section | None], ...] = (
-    lambda audit: verdict(audit.verdict),
+Make = Callable[[Audited], Section | None]
+ANSWER: tuple[Make, ...] = (
+    lambda audit: verdict(audit.verdict, QUESTION),
+    glance.section,
+    glance.untested,
+)
+FIRST: tuple[Make, ...] = (  # what a reader needs before any chart
     gates.section,
+    remedies.section,
+    coverage.section,
+    lambda audit: limits(LIMITS, UNSHOWN),
+)
+SECTIONS: tuple[Make, ...] = (
+    *ANSWER,
     lambda audit: warnings(audit.record.warnings),
     figures.tiles,
+    *FIRST,
     attacks.section,
     calibrated.section,
     masks.section,
@@ -94,12 +86,15 @@ SECTIONS: tuple[Callable[[Audited], Section | None], ...] = (
     lambda audit: epsilon.section(audit.bound),
     headers.section,
     made.costs,
-    lambda audit: limits(LIMITS, "What this does not show"),
-    lambda audit: glossary(_terms(audit.record)),
+    file.section,
+    lambda audit: glossary(),
     made.section,
     made.omitted,
 )
-OF_INVALID = (SECTIONS[0], made.section)  # why it is, what to do, and how it was made
+# why it is, what to do, for the file, and how it was made, which has numbers and is folded away
+OF_INVALID: tuple[Make, ...] = (ANSWER[0], file.section, lambda audit: replace(made.section(audit), folded="The command and its settings"))
+ON_PAPER: tuple[Make, ...] = (*ANSWER, remedies.section, FIRST[-1], file.section)  # two pages: the answer, and for the file
+ON_CARD: tuple[Make, ...] = (*ANSWER, gates.section, coverage.section, lambda audit: limits(LIMITS), file.public)
 
 
 def page(
@@ -107,24 +102,47 @@ def page(
     samples: Samples | None = None,
     thumbnail: Callable[[str], bytes] | None = None,
     maps: Maps | None = None,
+    sealed: Sealed | None = None,
     bound: EpsilonRecord | None = None,
 ) -> Page:
     """The report; only with samples it has figures, and only with thumbnails, an image's PNG by its id, images with their maps.
 
-    bound: what `diffleak epsilon` found, which gets a section.
+    sealed: the digests of the files beside it, which it prints. bound: what `diffleak epsilon` found, which gets a section.
     """
-    audit = Audited(record, samples, thumbnail, maps, bound)
+    audit = Audited(record, samples, thumbnail, maps, bound, sealed)
     invalid = audit.verdict.level == "invalid"
-    sides = counted(record.split.unit).sides(record.split.members, record.split.nonmembers)
+    found = _page(audit, OF_INVALID if invalid else SECTIONS)
+    return replace(found, style="maps.css") if maps and thumbnail and not invalid else found
+
+
+def on_paper(record: AuditRecord, sealed: Sealed | None = None) -> Page:
+    """The answer and what belongs into the file, without charts and tables: two pages of paper."""
+    audit = Audited(record, sealed=sealed)
+    return _page(audit, (ANSWER[0], file.section) if audit.verdict.level == "invalid" else ON_PAPER, "paper.css")
+
+
+def on_card(record: AuditRecord, sealed: Sealed | None = None) -> Page:
+    """What everybody may know: the answer, what was not tested, and the hashes."""
+    audit = Audited(record, sealed=sealed)
+    return _page(audit, (ANSWER[0], file.public) if audit.verdict.level == "invalid" else ON_CARD)
+
+
+def _page(audit: Audited, made: Sequence[Make], style: str = "") -> Page:
+    record, invalid = audit.record, audit.verdict.level == "invalid"
+    evidence, size = record.evidence, glance.training_size(record)
+    of = f" of {size}" if size else ""
+    words = counted(record.split.unit)
+    sides = f"tested: {count(record.split.members)}{of} {words.trained}, {count(record.split.nonmembers)} {words.all_held_out}"
+    by = f" · by {visible(evidence.auditor)}" if evidence and evidence.auditor else ""
     return Page(
         title=f"Membership audit of {visible(record.plan.model)}",
-        heading="Membership audit",
-        meta=f"{model(record.plan.model, record.plan.lora)} · {sides}",
+        heading=f"Membership audit: {visible(evidence.title)}" if evidence and evidence.title else "Membership audit",
+        meta=f"{model(record.plan.model, record.plan.lora)} · {sides}{by}",
         created=visible(moment(record.created)),
         version=record.environment.diffleak,
-        sections=sections(make(audit) for make in (OF_INVALID if invalid else SECTIONS)),
-        handling="" if invalid else handling.on_page(record.plan.anonymous is not None, thumbnail is not None),
-        style="maps.css" if maps and thumbnail and not invalid else "",
+        sections=sections(make(audit) for make in made),
+        handling="" if invalid or style else handling.on_page(record.plan.anonymous is not None, audit.thumbnail is not None),
+        style=style,
     )
 
 
@@ -154,13 +172,3 @@ def print_result(result: Result, console: Console | None = None) -> None:
     console.print(drawn)
     sizes = f"{count(result.n_members)} members, {count(result.n_nonmembers)} non-members"
     console.print(Text(f"{sizes}; convention {result.convention}; intervals are 95 %", "dim"))
-
-
-def _terms(record: AuditRecord) -> tuple[tuple[str, str], ...]:
-    told = {
-        LATENT_GLOSSARY: record.geometry or masked(record),
-        REFERENCE_GLOSSARY: record.plan.reference,
-        GROUPS_GLOSSARY: record.groups,
-        CALIBRATED_GLOSSARY: any(result.complexity for result in record.results),
-    }
-    return (*GLOSSARY, *(term for terms, there in told.items() if there for term in terms))

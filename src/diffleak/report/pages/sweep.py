@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from diffleak.errors import visible
+from diffleak.records.digests import FILE as DIGESTS
 from diffleak.records.sweep import Point, SweepRecord
 from diffleak.report.judgement import Verdict
-from diffleak.report.section import Block, Page, Section, Sentences, Tabulated, figure, prose, sections
-from diffleak.report.sections import glossary, limits, reproduce, verdict, warnings
+from diffleak.report.section import Block, Facts, Page, Section, Sentences, Tabulated, figure, prose, sections
+from diffleak.report.sections import FOR_THE_FILE, LINE, glossary, limits, reproduce, verdict, warnings
 from diffleak.report.table import Cell, Column, Table, difference_cell, estimate_cell, rate_cell, tabulate
 from diffleak.report.wording import GROUPS, IMAGES, count, interval, moment
 
@@ -34,6 +35,7 @@ SECTIONS: tuple[Callable[[SweepRecord], Section | None], ...] = (
     lambda record: Section("curve", "Leak against training step", (), "Curve", later=lambda: _curves(record)),
     lambda record: _table(record),
     lambda record: limits(LIMITS, points=count(len(record.points))),
+    lambda record: _file(record),
     lambda record: glossary(GLOSSARY),
     lambda record: reproduce(record.command, prose("Each checkpoint has a run folder beside this page, with a report of its own.")),
 )
@@ -68,6 +70,21 @@ def judged(record: SweepRecord) -> Verdict:
     title = f"The last checkpoint within the limits: {visible(passing.name)}, step {count(passing.step)}"
     said = dict.fromkeys((_said(passing), *moves, chosen))
     return Verdict("no-leak-found" if passing is last else "undecided", title, tuple(said), passing.attack)
+
+
+def _file(record: SweepRecord) -> Section:
+    """What somebody needs who keeps the page for the file; the report of each checkpoint has the rest."""
+    given = {name.capitalize(): str(record.settings[name]) for name in ("title", "auditor", "note") if record.settings.get(name)}
+    rows = (
+        *((term, visible(what)) for term, what in given.items()),
+        ("Checkpoints", ", ".join(visible(point.name) for point in record.points)),
+        ("Images", f"{count(record.members)} members, {count(record.nonmembers)} held-out images, the same for every checkpoint"),
+        ("Finished", visible(moment(record.created))),
+        ("Tool", f"diffleak {visible(record.diffleak)}"),
+        ("Hashes", f"SHA-256 in {DIGESTS}, here and in the folder of each checkpoint; diffleak verify compares them"),
+        ("Signature", f"name {LINE} date {LINE} signed {LINE}"),
+    )
+    return Section("file", FOR_THE_FILE, (Facts(rows),), FOR_THE_FILE, FOR_THE_FILE)
 
 
 def _auc(point: Point) -> str:

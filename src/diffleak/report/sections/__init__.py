@@ -6,14 +6,21 @@ from markupsafe import Markup
 
 from diffleak.errors import visible
 from diffleak.records.audit import Environment
+from diffleak.report.glossary import terms_in
 from diffleak.report.judgement import Verdict
-from diffleak.report.section import Block, Section, Sentences, drawn, facts
+from diffleak.report.section import Block, Facts, Section, Sentences, drawn, facts
 from diffleak.report.wording import at_scale
 
+UNSHOWN, FOR_THE_FILE = "What this does not show", "For the file"
+LINE = "_" * 18  # to write on
 
-def verdict(judged: Verdict) -> Section:
-    """The meaning of a record, at the top of its page."""
-    return Section("verdict", judged.title, (Sentences(judged.sentences),), brief=judged.title, kind="verdict", level=judged.level)
+
+def verdict(judged: Verdict, question: str = "") -> Section:
+    """The meaning of a record, at the top of its page, and the question that it answers."""
+    folded, shown = judged.sentences[: judged.folded], judged.sentences[judged.folded :]
+    hidden = (Sentences(folded, where="text"), drawn("folded", title="What the check found", said=folded)) if folded else ()
+    blocks = (*hidden[:1], Sentences(shown), *hidden[1:])
+    return Section("verdict", judged.title, blocks, brief=judged.title, kind="verdict", level=judged.level, question=question)
 
 
 def warnings(found: Sequence[str], word: str = "Warning") -> Section | None:
@@ -25,13 +32,19 @@ def warnings(found: Sequence[str], word: str = "Warning") -> Section | None:
 
 def limits(known: Iterable[tuple[str, str]], menu: str = "Limits", **numbers: str) -> Section:
     """The limits of the numbers of a page: a name and sentences each, filled in with `numbers`. They are our own words, so HTML."""
-    items = [tuple(Markup(part).format(**numbers) for part in limit) for limit in known]
-    return Section("limits", "What this does not show", (drawn("limits", items=items),), menu)
+    items = tuple((Markup(name).format(**numbers), Markup(said).format(**numbers)) for name, said in known)
+    return Section("limits", UNSHOWN, (Facts(items, "limits"),), menu, UNSHOWN)
 
 
-def glossary(terms: Iterable[tuple[str, str]]) -> Section:
-    """The words of a page."""
-    return Section("glossary", "Glossary", (facts(terms),), "Glossary")
+def glossary(terms: Iterable[tuple[str, str]] = ()) -> Section:
+    """The words of a page: these, and every term that it prints."""
+    own = tuple(terms)
+
+    def explained(said: str) -> tuple[Block, ...]:
+        names = {name.casefold() for name, _ in own}
+        return (facts((*own, *(entry for entry in terms_in(said) if entry[0].casefold() not in names))),)
+
+    return Section("glossary", "Glossary", (), "Glossary", explains=explained)
 
 
 def reproduce(command: str, *blocks: Block) -> Section:

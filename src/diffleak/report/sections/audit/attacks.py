@@ -9,7 +9,7 @@ from diffleak.records.variants import COMBINED
 from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Tabulated, prose
 from diffleak.report.table import difference_cell, table
-from diffleak.report.wording import count
+from diffleak.report.wording import count, percent
 
 TITLE = "All attacks"
 LEGEND = "Bold: the attack chosen on the calibrate part. Intervals are 95 %; rates are of the test part."
@@ -26,8 +26,19 @@ def section(audit: Audited) -> Section:
         caption += Markup(' Attacks under other masks are below, in <a href="#masks">What masks add</a>.')
     conventions = ", ".join(sorted({r.convention for r in record.results} - {"member-exact"}))
     notes = (f"Computed by the convention of a paper's code ({conventions}), not exactly.",) if conventions else ()
-    shown = Tabulated(content, caption, legend=LEGEND, notes=(*notes, *together(record)))
+    shown = Tabulated(content, caption, legend=LEGEND, notes=(*notes, *unequal(record), *together(record)))
     return Section("attacks", TITLE, (shown if content.rows else prose("The record holds no results.", ""),), TITLE)
+
+
+def unequal(record: AuditRecord) -> tuple[str, ...]:
+    """What a blind guess already reaches where the sides are unequal; nothing where they are about equal."""
+    sides, baselines = (record.split.members, record.split.nonmembers), [r.asr.baseline for r in record.results if r.asr.baseline]
+    if max(sides) <= 1.5 * min(sides) or not baselines:
+        return ()
+    return (
+        f"The sides are unequal ({count(sides[0])} and {count(sides[1])}), so a blind guess already reaches "
+        f"{percent(max(baselines))} attack success, its baseline.",
+    )
 
 
 def together(record: AuditRecord) -> tuple[str, ...]:

@@ -34,7 +34,11 @@ def _listed(audit: Audited) -> tuple[Block, ...]:
         return (prose("There are no scores of members to rank.", ""),)
     part, attack = "of the test part " if audit.record.plan.calibration else "", visible(audit.verdict.attack or "")
     what = EXPOSURE[audit.verdict.level]
-    said = prose(f"The members {part}that {attack} is surest of. {what} samples.csv has every image.")
+    said = prose(
+        f"The members {part}that {attack} is surest of. {what} A higher score speaks more for a member; its sign means nothing. "
+        "samples.csv "
+        "has every image."
+    )
     if audit.maps and audit.thumbnail:
         return said, *_with_maps(audit, rows, audit.maps, audit.thumbnail)
     none = audit.thumbnail and audit.record.plan.reference and audit.record.plan.captions
@@ -60,7 +64,7 @@ def _words(audit: Audited, rows: list[int]) -> list[tuple[str, str, str]]:
     scores = samples.scores[str(audit.verdict.attack)]
     nonmembers = scores[np.isfinite(scores) & samples.test & ~samples.member]
     words = [exposed(float(share), len(nonmembers)) for share in exposure(scores[rows], nonmembers)]
-    return [(samples.ids[i], said, f"{scores[i]:.4g}") for i, said in zip(rows, words, strict=True)]
+    return [(samples.ids[i], said, f"{scores[i]:.4g}, rank {rank}") for rank, (i, said) in enumerate(zip(rows, words, strict=True), 1)]
 
 
 def _with_maps(audit: Audited, rows: list[int], maps: Maps, thumbnail: Callable[[str], bytes]) -> tuple[Block, ...]:

@@ -18,7 +18,8 @@ def tiles(audit: Audited) -> Section | None:
         return None
     caught = lead.tpr(0.01)
     words = counted(audit.record.split.unit)
-    rates = ((f"picks the {words.member} out of a pair", lead.auc, 0.5), (f"of {words.members} caught at 1 % false alarms", caught, 0.01))
+    pair = f"of pairs ranked right, a {words.member} over a {words.held_out} (no share of images or people)"
+    rates = ((pair, lead.auc, 0.5), (f"of the tested {words.members} caught at 1 % false alarms", caught, 0.01))
     tiles = [_tile(title, e, guess) for title, e, guess in rates if None not in (e.value, e.low, e.high)]
     return Section("tiles", "", (drawn("tiles", tiles=tiles),), kind="summary") if tiles else None
 

@@ -1,0 +1,60 @@
+"""What an audit's record says for the file: auditor, form of release, training size, and the attacks that were not run."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from diffleak.attacks import ATTACKS
+from diffleak.attacks.base import Attack
+from diffleak.auditing.plan import Prepared
+from diffleak.data.split import read_model_split
+from diffleak.errors import UserError, shown
+from diffleak.records.evidence import Evidence, KnownAttack
+from diffleak.work.files import hash_file
+from diffleak.work.folder import PLAN
+from diffleak.work.reading import Unreadable
+
+
+def evidence_of(prepared: Prepared, folder: Path) -> Evidence:
+    """The evidence of an audit in a run folder; raises `UserError` for a split file that is gone."""
+    config, split = prepared.config, prepared.target.split_file
+    own = read_model_split(split, config.split) if split else None
+    return Evidence(
+        title=config.title,
+        auditor=config.auditor,
+        note=config.note,
+        release=config.release,
+        started=_claimed(folder),
+        training_images=sum(role == "member" for role in own.roles.values()) if own else None,
+        training_from=str(split) if own else None,
+        split_digest=_digest(config.split) if config.split else None,
+        attacks=known(prepared.attacks, takes_text=prepared.target.text is not None),
+    )
+
+
+def known(run: tuple[Attack, ...], takes_text: bool) -> tuple[KnownAttack, ...]:
+    """Each attack of this version, then those of the user's own among the ones that were run."""
+    kinds = {**ATTACKS, **{attack.name: type(attack) for attack in run if attack.code is not None}}
+    names = {attack.name for attack in run}
+    return tuple(
+        KnownAttack(
+            attack=name,
+            access=kind.access,
+            about=(kind.__doc__ or "an attack of the user's own").strip().split("\n")[0],
+            run=name in names,
+            unfit="works with captions, and this model takes none" if kind.needs_text and not takes_text else None,
+        )
+        for name, kind in kinds.items()
+    )
+
+
+def _claimed(folder: Path) -> str | None:
+    """The time at which the folder was claimed: its plan is written once, and never again."""
+    plan = folder / PLAN
+    return datetime.fromtimestamp(plan.stat().st_mtime, UTC).isoformat(timespec="seconds") if plan.is_file() else None
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except Unreadable as error:
+        raise UserError(f"the split file {path} cannot be read ({shown(error)}); put it back and run the same command again") from None

@@ -1,0 +1,172 @@
+"""What the words of a page mean: a page's glossary has an entry for every term that it prints."""
+
+import re
+
+# name, pattern that finds it in a page, meaning
+TERMS: tuple[tuple[str, str, str], ...] = (
+    (
+        "Member",
+        r"\bmembers?\b",
+        "an image that the model was trained on; a held-out image comes from the same source but was not used for training.",
+    ),
+    (
+        "Held-out image",
+        r"\bheld[- ]out\b",
+        "an image of the same source that the model was not trained on; it shows what an attack says of such.",
+    ),
+    (
+        "Membership inference",
+        r"\bmembership\b",
+        "to find out whether an image was in the training data. It says nothing about an image that nobody has.",
+    ),
+    (
+        "Group",
+        r"\bgroups? of members\b|\bheld-out groups?\b|\bCounted by group\b",
+        "images that belong together, such as those of one person; its score is the mean of theirs. AUC, rates and intervals are of groups.",
+    ),
+    (
+        "Attack",
+        r"\battacks?\b",
+        "a published procedure that gives an image a score by the model's answers; a high score speaks for a training image.",
+    ),
+    (
+        "sima, pia, secmi, clid, ...",
+        r"\b(?:sima|pian?|secmi|clid|pfami|sima_mc)\b",
+        "names of published attacks; with [excess], [calibrated] or a mask behind it, a variant of one. “Attacks run and not run” says "
+        "what each looks at.",
+    ),
+    (
+        "Interval, 95 %",
+        r"\bintervals?\b",
+        "the range of values that the images do not exclude: in 95 of 100 repetitions with other images it holds the true one.",
+    ),
+    ("AUC", r"\bAUCs?\b", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
+    (
+        "TPR at 1 % FPR",
+        r"\b[TF]PRs?\b",
+        "true-positive rate at a false-positive rate: the share of members that an attack catches when it may raise a false alarm for 1 "
+        "% of "
+        "the held-out images.",
+    ),
+    (
+        "TNR at 1 % FNR",
+        r"\b(?:TNR|FNR)s?\b",
+        "true-negative rate at a false-negative rate: the share of held-out images that are cleared when 1 % of the members may be missed.",
+    ),
+    ("False alarm", r"\bfalse alarms?\b", "a held-out image that an attack takes for a member."),
+    (
+        "Attack success",
+        r"\battack success\b",
+        "the share of right answers, member or not, at the threshold that was set on the calibrate part.",
+    ),
+    (
+        "Baseline",
+        r"\bbaselines?\b",
+        "what blind guessing reaches. For attack success: always naming the larger side. In a comparison: the first model.",
+    ),
+    (
+        "Achieved FPR",
+        r"\bachieved FPR\b",
+        "the false alarms on the test part at the threshold that was set for a target on the calibrate part.",
+    ),
+    (
+        "Oracle",
+        r"\boracle\b",
+        "the best number that could be picked with the test images themselves; papers print it, and it is too high.",
+    ),
+    ("Threshold", r"\bthresholds?\b", "the score from which on an attack says member."),
+    ("ROC", r"\bROC\b", "the curve of members caught against false alarms, over all thresholds."),
+    ("DeLong", r"\bDeLong\b", "the method of the interval of an AUC (DeLong, DeLong and Clarke-Pearson 1988)."),
+    ("Bootstrap", r"\bbootstrap", "a method for intervals: the images are drawn again many times, and the number is worked out each time."),
+    ("Permutation", r"\bpermut", "a method of testing: the images are divided at random many times, to see what chance alone gives."),
+    (
+        "p",
+        r"\bp = |\bp-values?\b",
+        "the probability of a finding at least as strong where there is nothing to find; small values speak against chance.",
+    ),
+    ("n/e", r"\bn/e\b", "not estimable: there are too few images for this number; the reason stands beside it."),
+    (
+        "Timestep",
+        r"\btimesteps?\b",
+        "how much noise an image gets before the model is asked about it; each attack has one where it sees most.",
+    ),
+    (
+        "Noise prediction",
+        r"\b(?:noise predictions?|predictions of the noise)\b",
+        "what a diffusion model computes: the noise that it takes an image to hold.",
+    ),
+    ("Query, forward", r"\b(?:quer(?:y|ies)|forwards?)\b", "one question to the model: one run of its network for one image."),
+    ("Chunk", r"\bchunks?\b", "a part of the work that is done and kept as a whole, so that an interrupted audit goes on there."),
+    (
+        "Calibrate, test part",
+        r"\b(?:calibrate|test) part\b",
+        "settings are chosen on the one; every number in the verdict comes from the other.",
+    ),
+    (
+        "Black-box, grey-box, white-box",
+        r"\b(?:black|grey|white)-box\b",
+        "what an attacker must have: drawn images alone; the model's predictions for images of one's choice; the weights. Whoever has the "
+        "weights has all three.",
+    ),
+    (
+        "Form of release",
+        r"\b(?:form of release|release)\b",
+        "what outsiders get: the weights, an interface that draws images for its callers, or drawn images alone.",
+    ),
+    ("Weights", r"\bweights\b", "the numbers that a model consists of; with them anyone can run it on a machine of their own."),
+    (
+        "Pixel statistics",
+        r"\bpixel statistics?\b",
+        "simple measures of an image, such as brightness and contrast; they see no model, so they must not tell the sides apart.",
+    ),
+    ("Fingerprint", r"\bfingerprints?\b", "a number worked out from a file's whole content; another content gives another one."),
+    ("SHA-256", r"\bSHA-256\b|sha256:", "the method of a fingerprint; the same file always gives the same 64 digits."),
+    ("Seed", r"\bseeds?\b", "the number that random draws start from; the same seed gives the same draws."),
+    (
+        "Calibrated",
+        r"\bcalibrated\b",
+        "an attack's score less what the complexity of the image, its compressed size and its frequencies, predicts of it.",
+    ),
+    ("Combined", r"\bcombined\b", "one logistic regression on the numbers of all attacks that were run."),
+    (
+        "Reference",
+        r"\bthe reference\b|\breferences?,",
+        "a model without the training that is audited, such as the one that was fine-tuned; it says how hard each image is.",
+    ),
+    ("Excess", r"\bexcess\b", "an attack's score of an image less its score of the same image in the reference."),
+    (
+        "Latent",
+        r"\blatents?\b",
+        "the compressed form of an image that the diffusion model works on; its numbers are the latent coordinates.",
+    ),
+    ("Decoder", r"\bdecoders?\b", "the part of the model that turns a latent into a picture."),
+    ("Influence", r"\binfluence\b", "how much the decoded picture changes when one latent coordinate changes a little."),
+    ("Distortion", r"\bdistortion\b", "how strongly the decoder stretches small steps around an image's latent; one number per image."),
+    (
+        "Mask",
+        r"\bmask(?:s|ed)?\b",
+        "leaves a share of the latent coordinates out of an attack, such as the 40 % of lowest influence (influence:0.4).",
+    ),
+    ("LoRA", r"\bLoRAs?\b", "a small file that changes a model, as fine-tuning leaves it."),
+    (
+        "DP-SGD",
+        r"\bDP-SGD\b|\bepsilon\b",
+        "training with noise, which bounds what the model can reveal of any one image by epsilon; smaller is stricter.",
+    ),
+    ("Checkpoint", r"\bcheckpoints?\b", "the model, or the adapter, as it was after a number of training steps."),
+    ("KID", r"\bKID\b", "kernel inception distance: how far two sets of images are from each other, to a network that describes images."),
+    (
+        "Gate, limit",
+        r"\blimits? (?:set|agreed)\b|\bLimits:",
+        "the largest value that was agreed on before; it is met only if the interval does not reach above it.",
+    ),
+)
+_COMPILED = tuple(
+    (name, re.compile(pattern, re.IGNORECASE if name not in ("AUC", "ROC", "KID", "n/e", "p") else 0), said)
+    for name, pattern, said in TERMS
+)
+
+
+def terms_in(text: str) -> tuple[tuple[str, str], ...]:
+    """The entries for the terms in a text, in the order of `TERMS`."""
+    return tuple((name, said) for name, pattern, said in _COMPILED if pattern.search(text))

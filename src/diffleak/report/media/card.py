@@ -1,0 +1,80 @@
+"""A section for a model card: YAML metadata by the conventions of the Hugging Face hub, and Markdown below it."""
+
+import re
+from typing import Any
+
+import yaml
+
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.digests import Sealed
+from diffleak.report.judgement import verdict
+from diffleak.report.media.markdown import to_markdown
+from diffleak.report.pages.audit import on_card
+from diffleak.report.wording import interval
+
+TAGS = ("membership-inference", "privacy-audit")
+TEXT, IMAGES = "text-to-image", "unconditional-image-generation"  # tasks by the names of the hub
+
+
+def model_card(record: AuditRecord, sealed: Sealed | None = None) -> str:
+    """The metadata between lines of three dashes, then the answer and what belongs into the file, as Markdown one level lower.
+
+    The metadata of an invalid audit has no numbers. Paths of folders are left out: a card is public.
+    """
+    metadata = yaml.safe_dump(_metadata(record), sort_keys=False, allow_unicode=True, width=120)
+    return f"---\n{metadata}---\n\n{_text(record, sealed)}"
+
+
+def _metadata(record: AuditRecord) -> dict[str, Any]:
+    found: dict[str, Any] = {"tags": list(TAGS)}
+    judged = verdict(record)
+    lead = next((r for r in record.results if r.attack == judged.attack), None)
+    if judged.level == "invalid" or lead is None:
+        return found
+    task = TEXT if record.plan.captions is not None else IMAGES
+    dataset = {"name": f"{record.split.members} training and {record.split.nonmembers} held-out images", "type": "private"}
+    dataset["revision"] = record.plan.data_fingerprint
+    result = {"task": {"type": task}, "dataset": dataset, "metrics": list(_metrics(lead))}
+    return found | {"model-index": [{"name": _name(record.plan.model), "results": [result]}]}
+
+
+def _metrics(lead: Result) -> Any:
+    rate = lead.tpr(0.01)
+    for kind, name, estimate in (("auc", "AUC", lead.auc), ("tpr_at_1pct_fpr", "TPR at 1 % FPR", rate)):
+        if estimate.value is not None:
+            ends = interval(estimate, in_percent=False)
+            yield {
+                "type": f"membership_inference_{kind}",
+                "name": f"Membership inference, {visible(lead.attack)}: {name}{f', 95 % interval {ends}' if ends else ''}",
+                "value": round(estimate.value, 4),
+                "verified": False,
+            }
+
+
+def _name(model: str) -> str:
+    """The last part of a path, or the name on the hub."""
+    parts = [part for part in re.split(r"[/\\]", model) if part]
+    return visible((parts or ["model"])[-1])
+
+
+def _text(record: AuditRecord, sealed: Sealed | None) -> str:
+    adapters = tuple(each.model_copy(update={"name": _name(each.name)}) for each in record.adapters)
+    evidence = record.evidence.model_copy(update={"title": None}) if record.evidence else None
+    changes = {
+        "plan": record.plan.model_copy(update=_without_paths(record)),
+        "membership": None,
+        "adapters": adapters,
+        "evidence": evidence,
+    }
+    public = record.model_copy(update=changes)
+    return re.sub(r"^(#+ )", r"#\1", to_markdown(on_card(public, sealed)), flags=re.MULTILINE)
+
+
+def _without_paths(record: AuditRecord) -> dict[str, Any]:
+    """The fields of a plan that may name folders of a person's machine, in words that name none."""
+    plan = record.plan
+    public = plan.captions is None or plan.captions in ("own", "empty", "swapped") or plan.captions.startswith("fixed:")
+    named: dict[str, Any] = {"captions": plan.captions if public else "a captions file"}
+    named |= {"model": _name(plan.model), "members": "the auditor's training images", "nonmembers": "the auditor's held-out images"}
+    return named | ({"reference": _name(plan.reference)} if plan.reference else {}) | ({"lora": _name(plan.lora)} if plan.lora else {})

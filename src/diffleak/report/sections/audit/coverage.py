@@ -1,0 +1,67 @@
+"""Which attacks count for the form of release, which of them were run, and which not."""
+
+from diffleak.errors import visible
+from diffleak.records.evidence import Evidence, KnownAttack
+from diffleak.report.audited import Audited
+from diffleak.report.judgement import RELEASES
+from diffleak.report.section import Section, Sentences, Tabulated
+from diffleak.report.table import Cell, Column, tabulate
+from diffleak.report.wording import count
+
+TITLE = "Attacks run and not run"
+ACCESSES = {
+    "weights": "Anyone who has the weights can run every attack, so all count.",
+    "api": "Callers of an interface see drawn images alone, so black-box attacks count. Choose --release weights if it also takes "
+    "images of theirs, "
+    "or returns predictions.",
+    "images": "Who has drawn images alone can ask the model nothing, so no attack here counts; what was run speaks of the model that is "
+    "kept.",
+}
+
+
+def section(audit: Audited) -> Section | None:
+    """A sentence on what counts, and a row for each attack; None for records of earlier versions."""
+    evidence = audit.record.evidence
+    if evidence is None:
+        return None
+    columns = (
+        Column(("Run?",), "Whether this audit ran it.", 1, lambda each: Cell(_run(each)), look="left"),
+        Column(
+            ("Counts?",), "Whether an outsider can run it once the model is released in this form.", 2, lambda e: Cell(_counts(e, evidence))
+        ),
+        Column(("What it looks at",), "In a sentence.", 3, lambda each: Cell(visible(each.about)), look="how"),
+    )
+    table = tabulate(evidence.attacks, columns, lambda each: (each.attack, each.access, False))
+    shown = Tabulated(table, "Every attack that this version of diffleak has.", folded="Every attack, and what it looks at", where="page")
+    return Section("coverage", TITLE, (Sentences(said(evidence), where="file"), shown), "Attacks run", TITLE)
+
+
+def said(evidence: Evidence) -> tuple[str, ...]:
+    """What counts, what of it was run, what was not, and what cannot be run on this model."""
+    released = evidence.released
+    counting = [each for each in evidence.attacks if evidence.counts(each.access) and each.unfit is None]
+    run, others = [e for e in counting if e.run], [e for e in counting if not e.run]
+    unfit = [each for each in evidence.attacks if each.unfit is not None]
+    lines = [f"Form of release: {RELEASES[released]}. {ACCESSES[released]}"]
+    if counting:
+        lines.append(f"Of {count(len(counting))} attacks that count, {count(len(run))} were run{_named(run)}.")
+    if others:
+        lines.append(f"Not run, though they count: {', '.join(f'{visible(e.attack)} ({e.access})' for e in others)}.")
+    beyond = [each for each in evidence.attacks if each.run and not evidence.counts(each.access)]
+    if beyond:
+        lines.append(f"Run, but with more access than this release gives{_named(beyond)}.")
+    if unfit:
+        lines.append(f"Not possible with this model{_named(unfit)}.")
+    return tuple(lines)
+
+
+def _named(attacks: list[KnownAttack]) -> str:
+    return f": {', '.join(visible(each.attack) for each in attacks)}" if attacks else ""
+
+
+def _run(each: KnownAttack) -> str:
+    return "yes" if each.run else "no" if each.unfit is None else f"no: {visible(each.unfit)}"
+
+
+def _counts(each: KnownAttack, evidence: Evidence) -> str:
+    return "yes" if evidence.counts(each.access) and each.unfit is None else "no"

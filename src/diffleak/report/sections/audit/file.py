@@ -1,0 +1,99 @@
+"""What somebody needs who keeps the report for the file: who audited what, on which images, by which version, and what it does not show."""
+
+from collections.abc import Iterator
+
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord
+from diffleak.report.audited import Audited
+from diffleak.report.judgement import QUESTION
+from diffleak.report.section import Facts, Section, prose
+from diffleak.report.sections import FOR_THE_FILE, LINE
+from diffleak.report.sections.audit import glance
+from diffleak.report.wording import count, moment
+
+NOT_GIVEN = "not given"
+NO_LAW = (
+    "This is evidence about the risk that training images can be told from others. It names no law or standard as fulfilled. Digests "
+    "show edits "
+    "that were made by accident or without care; they do not prove who wrote a file."
+)
+
+
+IN_PRIVATE = ("Note", "Title", "Signature", "Who are members", "What it does not show")  # rows that a public card leaves out
+
+
+def section(audit: Audited) -> Section:
+    """The facts for the file, and a line for a signature."""
+    return _section(tuple((term, str(what)) for term, what in _rows(audit)))
+
+
+def public(audit: Audited) -> Section:
+    """The same for everybody."""
+    return _section(tuple((term, str(what)) for term, what in _rows(audit) if term not in IN_PRIVATE))
+
+
+def _section(rows: tuple[tuple[str, str], ...]) -> Section:
+    return Section("file", FOR_THE_FILE, (Facts(rows), prose(NO_LAW, "prose muted")), FOR_THE_FILE, FOR_THE_FILE)
+
+
+def _rows(audit: Audited) -> Iterator[tuple[str, str]]:
+    record, plan = audit.record, audit.record.plan
+    evidence, valid = record.evidence, audit.verdict.level != "invalid"
+    given = lambda value: visible(value) if value else NOT_GIVEN
+    if evidence and evidence.title:
+        yield "Title", visible(evidence.title)
+    yield "Auditor", given(evidence and evidence.auditor)
+    if evidence and evidence.note:
+        yield "Note", visible(evidence.note)
+    yield "Question", QUESTION
+    yield "Answer", audit.verdict.title
+    if valid:
+        yield "Limit agreed", glance.limit(record)
+    yield "Valid", glance.validity(record)
+    yield from _model(record)
+    yield "Training images", glance.training_size(record) or "number not known: no split.json lies beside the model"
+    yield "Members", f"{count(plan.n_members)} from {visible(plan.members)}"
+    yield "Held-out images", f"{count(plan.n_nonmembers)} from {visible(plan.nonmembers)}"
+    yield "Images, hash", visible(plan.data_fingerprint)
+    if evidence and evidence.split_digest:
+        yield "Split file, hash", f"sha256:{evidence.split_digest}"
+    if record.membership:
+        yield "Who are members", visible(record.membership.sentence)
+    yield "Form of release", glance.released(record)
+    if valid and audit.lead:
+        yield "Access of the attack", f"{visible(audit.lead.access)}: {glance.NEEDS.get(audit.lead.access, 'see the attack')}"
+    yield "Attacks run", ", ".join(dict.fromkeys(visible(str(each["attack"])) for each in plan.attacks)) or "none"
+    yield "Attacks not run", glance.missing(record)
+    yield "Chosen on which images", chosen(record)
+    yield "Begun", moment(evidence.started) if evidence and evidence.started else "not recorded"
+    yield "Finished", visible(moment(record.created))
+    yield (
+        "Tool",
+        f"diffleak {visible(record.environment.diffleak)}, Python {visible(record.environment.python)}; all versions are in audit.json",
+    )
+    if audit.sealed:
+        yield "audit.json", f"SHA-256 {audit.sealed.audit}"
+        yield "Whole record", f"SHA-256 {audit.sealed.whole} over {count(audit.sealed.files)} files; diffleak verify RUN compares them"
+    yield "What it does not show", " ".join(glance.not_tested(record))
+    yield "Signature", f"name {LINE} date {LINE} signed {LINE}"
+
+
+def _model(record: AuditRecord) -> Iterator[tuple[str, str]]:
+    plan = record.plan
+    yield "Model", visible(plan.model)
+    yield "Model, hash", visible(plan.model_fingerprint)
+    for adapter in record.adapters:
+        yield "Adapter", f"{visible(adapter.name)} at {adapter.strength:g}, sha256:{visible(adapter.sha256)}"
+    if plan.reference is not None:
+        yield "Reference", f"{visible(plan.reference)}, {visible(plan.reference_fingerprint or 'hash not known')}"
+
+
+def chosen(record: AuditRecord) -> str:
+    """What was chosen, and on which images."""
+    split = record.split
+    if not record.plan.calibration:
+        return "nothing: settings were fixed beforehand, and every image counts"
+    sides = f"{count(split.calibrate_members)} training and {count(split.calibrate_nonmembers)} held-out images"
+    others = f"{count(split.members - split.calibrate_members)} and {count(split.nonmembers - split.calibrate_nonmembers)}"
+    often = f"; repeated over {count(split.repeats)} random divisions" if split.repeats > 1 else ""
+    return f"attack, timestep and threshold on {sides}, drawn by seed {split.seed}; every number is of the other {others}{often}"

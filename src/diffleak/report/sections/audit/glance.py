@@ -1,0 +1,121 @@
+"""The first page in the reader's words: the release, the limit agreed, whether the audit is valid, and what was not tested."""
+
+from markupsafe import Markup
+
+from diffleak.errors import visible
+from diffleak.records.audit import AuditRecord
+from diffleak.report.audited import Audited
+from diffleak.report.judgement import RELEASES
+from diffleak.report.section import Facts, Section, Sentences, heading, prose
+from diffleak.report.sections import UNSHOWN
+from diffleak.report.sections.audit.gates import sentence
+from diffleak.report.wording import count
+from diffleak.stats.blind import finding
+
+NO_LIMIT = "none was set (--max-auc and --max-tpr set one)"
+UNTESTED = "What was not tested"
+NEEDS = {
+    "black-box": "images that the model draws for a caption of the attacker's, and the image in question",
+    "grey-box": "the model's predictions for the image in question: anyone who has the weights gets them",
+    "white-box": "the weights, and the image in question",
+}
+
+
+def section(audit: Audited) -> Section:
+    """The facts that a decision rests on, a line each."""
+    record, lead = audit.record, audit.lead
+    rows = [
+        ("Form of release", released(record)),
+        *([("What an outsider needs", NEEDS[lead.access])] if lead and lead.access in NEEDS else []),
+        ("Limit agreed", limit(record)),
+        ("Is the audit valid?", validity(record)),
+        ("Images tested", tested(record)),
+    ]
+    return Section("glance", "", (Facts(tuple(rows)),), kind="summary", brief="In short")
+
+
+def untested(audit: Audited) -> Section:
+    """Three lines on what the answer leaves open."""
+    more = prose(Markup('More: <a href="#limits">{}</a>.').format(UNSHOWN), "small")
+    return Section("untested", "", (heading(UNTESTED), Sentences(not_tested(audit.record)), more), kind="summary", brief=UNTESTED)
+
+
+def not_tested(record: AuditRecord) -> tuple[str, ...]:
+    """What was not tested, in three sentences."""
+    size = training_size(record)
+    images = f"{count(record.split.members)} training images were tested, of {size}. For the others nothing is shown."
+    if size is None:
+        images = (
+            f"{count(record.split.members)} training images were tested; how many the model was trained on is not known. For "
+            "others nothing is shown."
+        )
+    return (
+        f"Other attacks: {missing(record)} Attackers who train models of their own (shadow models) are not part of diffleak.",
+        "Copies: this audit does not say whether the model draws its training images again; diffleak quality and diffleak extract do.",
+        f"Other images: {images}",
+    )
+
+
+def missing(record: AuditRecord) -> str:
+    """The attacks that count for the release and were not run, by name."""
+    evidence = record.evidence
+    if evidence is None:
+        return "the record, of an earlier version, does not name those that were not run."
+    if evidence.released == "images":
+        return "none works with drawn images alone, so none counts for this release."
+    counting = [each for each in evidence.attacks if each.unfit is None and evidence.counts(each.access)]
+    if not counting:
+        return "none that counts for this release works with this model, so for this release nothing was tested."
+    names = [visible(each.attack) for each in counting if not each.run]
+    return f"not run, though they count for this release: {', '.join(names)}." if names else "all that count for this release were run."
+
+
+def released(record: AuditRecord) -> str:
+    """The form of release, and whether the user gave it."""
+    evidence = record.evidence
+    given = RELEASES[evidence.released if evidence else "weights"]
+    return given if evidence and evidence.release else f"{given} (not given: --release; the most cautious is assumed)"
+
+
+def limit(record: AuditRecord) -> str:
+    """The limits and whether all are met."""
+    if not record.gates:
+        return NO_LIMIT
+    named = {"max_auc": "AUC", "max_tpr": "TPR at 1 % FPR", "max_excess_auc": "AUC beyond the reference"}
+    set_ = ", ".join(f"{named.get(limit, limit)} at most {at:g}" for limit, at in dict.fromkeys((g.limit, g.at_most) for g in record.gates))
+    failed = [gate for gate in record.gates if not gate.passed]
+    if not failed:
+        return f"{set_}: met by every attack"
+    worst = max(failed, key=lambda gate: 1.0 if gate.reach is None else gate.reach)
+    return f"{set_}: NOT MET ({count(len(failed))} of {count(len(record.gates))} checks failed; {sentence(worst)})"
+
+
+def validity(record: AuditRecord) -> str:
+    """Whether the numbers measure membership, in a few words."""
+    if record.valid is False:
+        return "no: the numbers do not measure membership"
+    if record.membership and record.membership.status == "contradicted, ignored":
+        return "doubtful: the model's own split.json contradicts the two sides"
+    found = finding(record.blind)
+    return {
+        "different": "doubtful: the two sides differ without the model, which --allow-shift accepted",
+        "unchecked": "not known: it was not checked whether the two sides come from one source",
+        "perhaps": "yes, with a reservation: a part of the numbers may be a difference of the images themselves",
+    }.get(found, "yes: a check that never sees the model finds no difference between the two sides")
+
+
+def tested(record: AuditRecord) -> str:
+    """How many images, of how many."""
+    size, split = training_size(record), record.split
+    of = f" (of {size} that the model was trained on)" if size else ""
+    part = ""
+    if record.plan.calibration:
+        sides = split.members - split.calibrate_members, split.nonmembers - split.calibrate_nonmembers
+        part = f"; settings are chosen on some, the numbers are of the other {count(sides[0])} and {count(sides[1])}"
+    return f"{count(split.members)} training images{of} and {count(split.nonmembers)} held-out images{part}"
+
+
+def training_size(record: AuditRecord) -> str | None:
+    """The number of images that the model was trained on, None where it is not known."""
+    known = record.evidence.training_images if record.evidence else None
+    return None if known is None else count(known)

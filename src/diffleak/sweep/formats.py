@@ -1,0 +1,35 @@
+"""`diffleak report SWEEP --format ...`: the page on all checkpoints in another form. No torch."""
+
+from pathlib import Path
+
+from diffleak.errors import UserError
+from diffleak.records import digests
+from diffleak.records.sweep import SweepRecord, read_sweep
+from diffleak.report import to_html, to_markdown
+from diffleak.report.pages.sweep import page
+from diffleak.work.files import write_text
+from diffleak.work.progress import say
+
+PDF = "report.pdf"
+
+
+def formatted(folder: Path, form: str) -> tuple[SweepRecord, str]:
+    """The record, and the text to print; writes report.html, also for Markdown, or report.pdf.
+
+    Raises `UserError` for a form that a sweep does not have, and `RecordEdited` for a record that was edited.
+    """
+    record = read_sweep(folder)
+    if not digests.refuse_edited(folder):
+        say(f"note: {folder} has no {digests.FILE}, so its files cannot be compared with what was written")
+    if form in ("card", "latex", "csv"):
+        what = "a model card" if form == "card" else "a table of attacks"
+        raise UserError(f"{folder} is a sweep, and {what} is of one model: give the run of the checkpoint that you release")
+    if form == "pdf":
+        from diffleak.report.media.pdf import write_pdf
+
+        write_pdf(page(record), folder / PDF)
+        digests.update_report(folder, PDF)
+        return record, f"report: {folder / PDF}"
+    write_text(folder / digests.REPORT, to_html(page(record)))
+    digests.update_report(folder)
+    return record, to_markdown(page(record)) if form == "markdown" else f"report: {folder / digests.REPORT}"

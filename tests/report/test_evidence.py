@@ -1,0 +1,340 @@
+"""The first page, what was not run, the part for the file, the glossary, and the forms of a report."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from fixtures.commands import call
+from fixtures.reports import MONTE_CARLO, SHIFTS, audit_of, html, latent_audit, mapped_audit, markdown, print_terminal, thumbnail
+from fixtures.runs import gaussian, make_run
+from huggingface_hub import ModelCard
+from rich.console import Console
+
+from diffleak.attacks import ATTACKS
+from diffleak.auditing.evidence import known
+from diffleak.errors import UserError
+from diffleak.records.audit import Blind, Gate
+from diffleak.records.digests import Sealed
+from diffleak.records.evidence import Evidence
+from diffleak.report import to_html, to_markdown, verdict
+from diffleak.report.judgement import NO_INCIDENT, with_validity
+from diffleak.report.media import pdf
+from diffleak.report.media.card import model_card
+from diffleak.report.pages.audit import on_card, on_paper, page
+from diffleak.report.sections.audit import coverage, glance, remedies
+
+ROOT = Path(__file__).parents[2]
+DIFFERENT = Blind(value=0.81, low=0.78, high=0.84)
+NULL = dict.fromkeys(SHIFTS, 0.0)
+SEALED = Sealed("12" * 32, "34" * 32, 19)
+RUN = tuple(ATTACKS[name]() for name in ("sima", "pia", "pian", "secmi", "loss", "sima_mc", "noise_aggregation"))
+GIVEN = {"title": "Ward model 2.1", "auditor": "K. Example", "note": "Before the board meets", "started": "2025-01-31T11:20:00+00:00"}
+CHROMIUM = next(filter(None, map(shutil.which, pdf.BROWSERS)), None)
+
+
+def evidence(takes_text: bool = False, run=RUN, **changes) -> Evidence:
+    return Evidence(**{**GIVEN, "training_images": 4000, "attacks": known(run, takes_text), **changes})
+
+
+@pytest.fixture(scope="module")
+def leak():
+    record, samples = audit_of(n=600, evidence=evidence())
+    return with_validity(record), samples
+
+
+@pytest.fixture(scope="module")
+def shown(leak):
+    """The page of the leak, which takes a second to draw."""
+    return html(*leak, thumbnail)
+
+
+def other(record, **changes):
+    return with_validity(record.model_copy(update=changes))
+
+
+def text(page: str) -> str:
+    """What a reader of a page sees, opened parts too."""
+    body = re.sub(r"<(style|svg).*?</\1>", " ", page.partition("<body>")[2], flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", body.replace("<wbr>", "")).replace("&nbsp;", " ").split())
+
+
+# --- the first page ---------------------------------------------------------------------------------------------------
+
+
+def test_the_question_its_answer_the_facts_and_what_was_not_tested_stand_before_any_number_in_large_print_or_chart(leak):
+    record, samples = leak
+    gates = (Gate(limit="max_auc", attack="sima", quantity="AUC", at_most=0.6, reach=0.91, passed=False),)
+    shown = html(other(record, gates=gates), samples)
+    order = [
+        "Can someone who has an image find out",
+        "Yes: training images can be told apart",
+        "Form of release",
+        "NOT MET (1 of 1 checks failed; sima: AUC may reach 0.910",
+        "Is the audit valid?",
+        "600 training images (of 4,000 that the model was trained on)",
+        "What was not tested",
+        'class="tiles"',
+        'id="next"',
+        'id="limits"',
+        'id="attacks"',
+        'id="roc"',
+        'id="file"',
+    ]
+    found = [shown.replace("&nbsp;", " ").index(part) for part in order]
+    assert found == sorted(found)
+
+
+def test_what_was_not_tested_is_three_lines_and_names_the_attacks(leak):
+    lines = glance.not_tested(leak[0])
+    assert len(lines) == 3
+    assert "pfami, loss_frequency, pia_frequency, gradient" in lines[0] and "black_box" not in lines[0]
+    assert "600 training images were tested, of 4,000" in lines[2]
+    unknown = other(leak[0], evidence=evidence(training_images=None))
+    assert "how many the model was trained on is not known" in glance.not_tested(unknown)[2]
+
+
+def test_a_leak_is_said_to_be_no_incident_and_a_pair_no_share_of_people(leak, shown):
+    said = verdict(leak[0]).sentences
+    assert NO_INCIDENT in said and "it is no share of images or people" in said[0]
+    assert "no share of images or people" in text(shown)
+
+
+def test_a_rate_whose_interval_holds_guessing_is_said_to_be_undecided(leak):
+    first, *others = leak[0].results
+    rates = tuple(r.model_copy(update={"value": 0.083, "low": 0.0, "high": 0.171, "support": "low"}) for r in first.tpr_at_fpr)
+    record = other(leak[0], results=(first.model_copy(update={"tpr_at_fpr": rates}), *others))
+    assert any("it is not decided whether it catches more members than guessing" in each for each in verdict(record).sentences)
+
+
+def test_a_higher_number_in_the_table_than_that_of_the_headline_is_explained(leak):
+    record = other(leak[0], headline="pia")
+    said = [
+        each for each in verdict(record).sentences if each.startswith("Another attack, sima, has a higher number on these images, 90 %")
+    ]
+    assert said and "pia is named because it was chosen before" in said[0]
+    assert not any(each.startswith("Another attack") for each in verdict(leak[0]).sentences)
+
+
+def test_a_negative_score_has_a_rank_and_a_sentence_on_its_sign(shown):
+    assert "rank 1" in text(shown) and "its sign means nothing" in text(shown)
+
+
+def test_unequal_sides_are_a_note_under_the_table_and_no_warning():
+    record, samples = audit_of(n=300)
+    asr = record.results[0].asr.model_copy(update={"baseline": 0.61})
+    lopsided = record.model_copy(
+        update={
+            "results": (record.results[0].model_copy(update={"asr": asr}),),
+            "split": record.split.model_copy(update={"members": 256, "nonmembers": 400}),
+        }
+    )
+    assert "(256 and 400), so a blind guess already reaches 61.0 % attack success" in text(html(lopsided, samples))
+
+
+def test_on_a_phone_the_contents_stay_and_what_is_not_shown_is_a_link_on_the_first_page(shown):
+    phone = shown.partition("@media screen and (max-width: 700px)")[2].partition("@media print")[0]
+    assert phone and "nav { display: none" not in phone
+    assert '<a href="#limits">' in shown.partition('class="tiles"')[0]
+
+
+# --- the form of release ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("release", "takes_text", "title", "said", "missing"),
+    [
+        (
+            None,
+            False,
+            "Yes: training",
+            "which is assumed since --release names no other form",
+            "pfami, loss_frequency, pia_frequency, gradient",
+        ),
+        ("weights", False, "Yes: training", "release of the weights: anyone who has them can run", "pfami"),
+        ("api", False, "Yes, but only shown with more access", "No attack that counts there works with this model", "nothing was tested"),
+        ("api", True, "Yes, but only shown with more access", "was run (black_box, noise_probe)", "black_box, noise_probe."),
+        (
+            "images",
+            True,
+            "Yes, but only shown with more access",
+            "No attack here works with such images alone",
+            "none works with drawn images",
+        ),
+    ],
+)
+def test_the_answer_is_tied_to_the_form_of_release(leak, release, takes_text, title, said, missing):
+    record = other(leak[0], evidence=evidence(takes_text, release=release))
+    judged = verdict(record)
+    assert judged.title.startswith(title) and judged.level == "leak"
+    assert any(said in each for each in judged.sentences)
+    assert missing in glance.missing(record)
+
+
+def test_what_a_black_box_attack_finds_decides_the_answer_for_an_interface(leak):
+    drawn = [
+        leak[0].results[0].model_copy(update={"attack": "black_box", "access": "black-box", "auc": auc})
+        for auc in (leak[0].results[0].auc, leak[0].results[0].auc.model_copy(update={"value": 0.51, "low": 0.46, "high": 0.56}))
+    ]
+    api = evidence(True, (*RUN, ATTACKS["black_box"]()), release="api")
+    titles = [verdict(other(leak[0], evidence=api, results=(*leak[0].results, result))).title for result in drawn]
+    assert titles[0].startswith("Yes: training") and titles[1].startswith("Yes, but only shown with more access")
+    weak = verdict(other(leak[0], evidence=api, results=(*leak[0].results, drawn[1])))
+    assert any("What counts there was run too: black_box 51.0 % of pairs" in each for each in weak.sentences)
+
+
+def test_the_coverage_names_every_attack_of_this_version_once_and_whether_it_was_run():
+    kept = evidence()
+    assert [each.attack for each in kept.attacks] == list(ATTACKS)
+    assert {each.attack for each in kept.attacks if each.run} == {attack.name for attack in RUN}
+    assert {each.attack for each in kept.attacks if each.unfit} == {name for name, kind in ATTACKS.items() if kind.needs_text}
+    lines = " ".join(coverage.said(kept))
+    assert all(name in lines for name in ATTACKS) and "Of 11 attacks that count, 7 were run" in lines
+
+
+def test_records_of_earlier_versions_say_nothing_of_a_release():
+    record, samples = audit_of({"sima": 1.0}, 100)
+    judged = verdict(record)
+    assert record.evidence is None and not any("release of" in each for each in judged.sentences)
+    shown = text(html(record, samples))
+    assert "does not name those that were not run" in shown and coverage.TITLE not in shown
+
+
+# --- what to do next --------------------------------------------------------------------------------------------------
+
+
+def test_after_a_leak_the_steps_name_parts_of_the_readme_that_are_there(shown):
+    headings = re.findall(r"^#+ (.+)$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    assert {where for _, _, where in remedies.STEPS} <= set(headings)
+    assert all(name in text(shown) for name, _, _ in remedies.STEPS)
+    assert remedies.TITLE not in markdown(with_validity(audit_of(NULL, 300, evidence=evidence())[0]))
+
+
+# --- for the file -----------------------------------------------------------------------------------------------------
+
+
+def test_the_part_for_the_file_holds_who_what_when_and_the_hashes_in_every_form(leak):
+    record = leak[0]
+    pages = to_markdown(page(record, sealed=SEALED)), text(to_html(on_paper(record, SEALED)))
+    for shown in (*pages, model_card(record, SEALED)):
+        for part in ("K. Example", "4,000", record.plan.model_fingerprint, record.plan.data_fingerprint, "12" * 32, "34" * 32, "19 files"):
+            assert part in shown, part
+        assert "2025-01-31 11:20 UTC" in shown and "2025-01-31 12:00 UTC" in shown and "diffleak 0.1.0" in shown
+        assert "120 training and 120 held-out images, drawn by seed 0" in shown
+    for shown in pages:
+        assert "Ward model 2.1" in shown and "Before the board meets" in shown and "signed ____" in shown.replace("\\_", "_")
+    assert "It names no law or standard as fulfilled" in pages[1]
+
+
+def test_no_page_names_a_law_as_fulfilled(leak, shown):
+    for record in (leak[0], other(leak[0], blind=DIFFERENT), with_validity(audit_of(NULL, 200, evidence=evidence())[0])):
+        made = text(shown) + text(to_html(on_paper(record))) + markdown(record) + model_card(record)
+        assert not re.search(r"GDPR|DSGVO|AI Act|HIPAA|complian|comply|conform|anonymous in the sense", made)
+
+
+def test_the_terminal_stays_short_of_the_file(leak):
+    with Path("/dev/null").open("w") as nowhere:
+        console = Console(file=nowhere, width=100, record=True)
+        print_terminal(leak[0], console)
+    shown = console.export_text()
+    assert "For the file" not in shown and "What was not tested" in shown
+
+
+# --- glossary ---------------------------------------------------------------------------------------------------------
+
+JARGON = re.compile(  # a list of its own: readers named these words, with those of the pages' tables
+    r"\bAUC\b|\bTPR\b|\bFPR\b|\bTNR\b|\bFNR\b|\bROC\b|\bDeLong\b|oracle|attack success|achieved FPR|baseline|"
+    r"(?:grey|black|white)-box|n/e|forwards|chunks|queries|\bmembers?\b|held-out|calibrate part|pixel statistics|threshold|"
+    r"timesteps?|fingerprint|SHA-256|\bseeds?\b|interval|false alarm|latents?\b|decoder|distortion|influence|\bmasks?\b|"
+    r"excess|calibrated\b|combined|noise predictions|weights|DP-SGD|LoRA",
+    re.IGNORECASE,
+)
+PLAIN_CAPITALS = {"RGB", "UTC", "CPU", "NOT", "MET", "README", "NVIDIA", "PNG", "CSV", "RUN", "JSON", "ID"}  # no terms of this field
+
+
+def glossary_of(page: str) -> str:
+    return text("<body>" + page.partition('<section id="glossary"')[2].partition("</section>")[0]).casefold()
+
+
+@pytest.mark.parametrize("kind", ["leak", "latent", "maps"])
+def test_every_term_that_a_page_prints_has_an_entry_in_its_glossary(shown, kind):
+    if kind != "leak":
+        shown = html(*(latent_audit(n=200) if kind == "latent" else mapped_audit()))
+    explained = glossary_of(shown)
+    printed = text(shown.replace(shown.partition('<section id="glossary"')[2].partition("</section>")[0], ""))
+    terms = {term.casefold() for term in JARGON.findall(printed)}
+    assert len(terms) > 20
+    stem = lambda term: re.sub(r"(?<=y)$|ies$|s$", "", term)
+    assert [term for term in sorted(terms) if stem(term) not in explained] == []
+    capitals = set(re.findall(r"\b[A-Z]{2,}\b", re.sub(r"\S*[_/.]\S*", " ", printed))) - PLAIN_CAPITALS
+    assert [word for word in sorted(capitals) if word.casefold() not in explained] == []
+
+
+def test_a_page_explains_no_term_that_it_does_not_print(shown):
+    explained = glossary_of(shown)
+    assert "kernel inception distance" not in explained and "stretches small steps" not in explained
+
+
+# --- card and PDF -----------------------------------------------------------------------------------------------------
+
+
+def test_the_card_has_metadata_that_the_hub_reads_and_names_no_folder_and_no_image(leak):
+    record, samples = leak
+    made = model_card(record, SEALED)
+    card = ModelCard(made)
+    auc, tpr = card.data.eval_results
+    assert (auc.metric_type, auc.metric_value) == ("membership_inference_auc", round(record.results[0].auc.value, 4))
+    assert (tpr.metric_type, tpr.metric_value) == ("membership_inference_tpr_at_1pct_fpr", round(record.results[0].tpr(0.01).value, 4))
+    assert auc.task_type == "unconditional-image-generation" and card.data.model_name == "ddpm"
+    assert card.text.lstrip().startswith("### Membership audit") and "data/train" not in made and "runs/ddpm" not in made
+    assert "Before the board meets" not in made and "signed" not in made
+    assert not [image for image in samples.ids if image in made]
+
+
+def test_the_card_of_an_invalid_audit_has_no_metrics_and_no_number_of_a_result(leak):
+    made = model_card(other(leak[0], blind=DIFFERENT))
+    card = ModelCard(made)
+    assert card.data.eval_results is None and "Invalid: the two sides come from different sources" in card.text
+    assert f"{leak[0].results[0].auc.value:.3f}" not in made
+
+
+def test_labels_that_mean_something_to_yaml_and_markdown_stay_text(leak):
+    evil = "a: [b]\n---\n# c"
+    record = other(leak[0], plan=leak[0].plan.model_copy(update={"model": evil}))
+    card = ModelCard(model_card(record))
+    assert "\n# c" not in card.text and "\n---" not in card.text and card.data.model_name.startswith("a: [b]")
+    assert MONTE_CARLO.replace("_", "\\_") in markdown(record)
+
+
+def test_tables_for_papers_are_printed_and_none_is_made_of_an_invalid_audit(tmp_path, capsys):
+    pytest.importorskip("diffleak.report.media.latex")
+    good, bad = (make_run(tmp_path / name, {"sima": gaussian(1.0)}, blind=blind) for name, blind in (("good", 0.5), ("bad", 0.9)))
+    code, out, _ = call(capsys, "report", good, "--format", "latex")
+    assert code == 0 and "\\begin{tabular}" in out
+    code, out, _ = call(capsys, "report", good, "--format", "csv")
+    assert code == 0 and out.splitlines()[1].startswith("sima,plain,")
+    code, out, err = call(capsys, "report", bad, "--format", "csv")
+    assert (code, out) == (4, "") and "No table is made of such numbers" in err
+
+
+def test_without_a_browser_a_pdf_is_refused_in_one_line(leak, tmp_path, monkeypatch):
+    monkeypatch.setattr(pdf.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="none of them is on the PATH: install one, or open report"):
+        pdf.write_pdf(on_paper(leak[0]), tmp_path / "report.pdf")
+    assert not (tmp_path / "report.pdf").exists()
+
+
+def test_a_browser_that_fails_is_named_with_what_it_said(leak, tmp_path, monkeypatch):
+    monkeypatch.setattr(pdf, "find_browser", lambda: "/bin/chromium")
+    failed = subprocess.CompletedProcess([], 1, "", "one\nno display")
+    monkeypatch.setattr(pdf.subprocess, "run", lambda *args, **how: failed)
+    with pytest.raises(UserError, match=r"/bin/chromium did not print the report \(no display\)"):
+        pdf.write_pdf(on_card(leak[0]), tmp_path / "report.pdf")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser is installed")
+def test_the_pdf_of_a_leak_with_many_failed_limits_is_two_pages(leak, tmp_path):
+    gates = tuple(Gate(limit="max_auc", attack=f"attack_{i}", quantity="AUC", at_most=0.6, reach=0.9, passed=False) for i in range(30))
+    pdf.write_pdf(on_paper(other(leak[0], gates=gates), SEALED), tmp_path / "report.pdf")
+    assert len(re.findall(rb"/Type\s*/Page(?![a-z])", (tmp_path / "report.pdf").read_bytes())) == 2
