@@ -22,7 +22,7 @@ TERMS: tuple[tuple[str, str, str], ...] = (
     (
         "Group",
         r"\bgroups? of members\b|\bheld-out groups?\b|\bCounted by group\b",
-        "images that belong together, such as those of one person; its score is the mean of theirs. AUC, rates and intervals are of groups.",
+        "images that belong together, such as those of one person; its score is the mean of theirs, and rates are of groups.",
     ),
     (
         "Attack",
