@@ -135,7 +135,7 @@ def _fair(audited: AuditRecord, folder: Path) -> Draw:
             f"--limit took as many images of each side, so their coins are no longer fair; {folder} was audited with --limit "
             f"{settings['limit']}: audit again without it"
         )
-    here = audited.split.members + audited.split.nonmembers + len(audited.omitted)
+    here = audited.plan.n_members + audited.plan.n_nonmembers + len(audited.omitted)
     if here != draw.images:
         raise UserError(
             f"every image that a coin was thrown for must be audited, or the coins left are not fair; {shown(draw.file)} has "
