@@ -45,8 +45,9 @@ FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so 
     ("defenses",),
     ("report",),
     ("gating",),
-    ("auditing", "comparison", "headers", "prompts", "quality"),
+    ("auditing", "comparison", "extraction", "headers", "prompts", "quality"),
     ("demo", "options", "reveal", "sweep"),
+    ("lora",),
     ("cli",),
     ("__main__",),
 )
@@ -124,7 +125,7 @@ def test_rooms_behind_the_wall_never_import_torch(path):
 @pytest.mark.parametrize(
     "module",
     [
-        *("auditing.config", "defenses.config", "prompts.config", "quality.config", "training.config"),
+        *("auditing.config", "defenses.config", "extraction.config", "prompts.config", "quality.config", "training.config"),
         *("auditing.results", "auditing.score_file", "data.scan"),
     ],
 )

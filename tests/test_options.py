@@ -24,6 +24,7 @@ CONFIGS = {
     "audit": "auditing.config:AuditConfig",
     "geometry": "auditing.config:GeometryConfig",
     "quality": "quality.config:QualityConfig",
+    "extract": "extraction.config:ExtractConfig",
     "prompts": "prompts.config:PromptsConfig",
     "caption": "training.config:CaptionConfig",
 }
@@ -103,6 +104,7 @@ NEEDED = {
     "audit": {"model": "m", "members": "a b", "nonmembers": "it's"},
     "geometry": {"model": "m", "data": "d", "split": Path("s.json")},
     "quality": {"model": "m", "data": "d", "split": Path("s.json")},
+    "extract": {"model": "m", "data": "d", "split": Path("s.json")},
     "prompts": {"model": "m"},
     "caption": {"data": "d", "output": Path("some texts.jsonl")},
 }

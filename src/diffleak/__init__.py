@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from diffleak.errors import GateFailed as GateFailed
     from diffleak.errors import InvalidAudit as InvalidAudit
     from diffleak.errors import UserError as UserError
+    from diffleak.extraction.extract import extract as extract
     from diffleak.gating.check import gate as gate
     from diffleak.generation import generate as generate
     from diffleak.hub import load as load
@@ -94,6 +95,7 @@ _HOMES = {
     "GateFailed": "errors",
     "InvalidAudit": "errors",
     "UserError": "errors",
+    "extract": "extraction.extract",
     "gate": "gating.check",
     "generate": "generation",
     "load": "hub",

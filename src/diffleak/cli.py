@@ -20,6 +20,7 @@ from diffleak.options import File, command
 if TYPE_CHECKING:
     from diffleak.auditing.config import AuditConfig, GeometryConfig
     from diffleak.config import ConvertConfig
+    from diffleak.extraction.config import ExtractConfig
     from diffleak.gating.config import GateConfig
     from diffleak.prompts.config import PromptsConfig
     from diffleak.quality.config import QualityConfig
@@ -120,6 +121,25 @@ def audit(settings: "AuditConfig", as_json: Json = False) -> None:
     _audit(settings, "an audit needs a run folder: give -o RUN", as_json)
 
 
+@command(app, "lora.config:LoraConfig")
+def lora(
+    given: Given,
+    adapters: Annotated[str, typer.Argument(help="An adapter, or a quoted pattern: 'out/*.safetensors'.", show_default=False)],
+    config: File = None,
+    as_json: Json = False,
+) -> None:
+    """Which checkpoints of a LoRA may be published? One row each, and one answer. The same command resumes.
+
+    With --held-out: what each leaks beyond BASE. Without: how near its drawings come to the pictures, beside those of BASE.
+    """
+    from diffleak.lora.run import PAGE, lora_config
+    from diffleak.lora.run import lora as measure
+    from diffleak.report.pages.lora import page
+
+    settings = lora_config(adapters, config, **given)
+    _print_record(measure(settings), page, settings.output / PAGE, as_json)
+
+
 @command(app, "auditing.config:GeometryConfig")
 def geometry(settings: "GeometryConfig", as_json: Json = False) -> None:
     """Measure how a decoder stretches each image and latent coordinate, and whether leakage follows. The same command resumes.
@@ -139,6 +159,21 @@ def quality(settings: "QualityConfig", as_json: Json = False) -> None:
     if settings.output:
         measured.save(settings.output, settings.thumbnails)
     _print_record(measured.record, page, settings.output / "quality.html" if settings.output else None, as_json)
+
+
+@command(app, "extraction.config:ExtractConfig")
+def extract(settings: "ExtractConfig", as_json: Json = False) -> None:
+    """Draw images and look for training images among them: would the model give my pictures back? The same command resumes."""
+    from diffleak.extraction.extract import draw_again, search
+    from diffleak.report.pages.extraction import page
+
+    if settings.only is not None:
+        drawing = draw_again(settings)
+        return _print({"drawing": str(drawing)}, as_json, f"drawing: {drawing}")
+    found = search(settings)
+    if settings.output:
+        found.save(settings.output, settings.thumbnails)
+    _print_record(found.record, page, settings.output / "extract.html" if settings.output else None, as_json)
 
 
 @command(app, "prompts.config:PromptsConfig")

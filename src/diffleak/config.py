@@ -80,6 +80,7 @@ class ModelConfig(Config):
     )
     dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
     device: Device = None
+    offload: bool = Field(False, description="Keep the denoiser's weights out of an accelerator's memory but for one layer; slower.")
 
     @field_validator("model", "model_config_", "network", "lora", mode="before")
     @classmethod

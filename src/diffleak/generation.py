@@ -20,6 +20,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from diffleak import hub
+from diffleak.attacks.subject import STREAM
 from diffleak.data.pixels import ImageShape, to_uint8
 from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.conditions import Prompts, one_at_a_time
@@ -42,7 +43,7 @@ class Drawing:
     """What is drawn: `n` images of `shape` in pixels, whose denoiser works on `latent` (the same for a pixel model).
 
     `labels` are the classes of the images of a class-conditional model, `prompts` the texts of those of a text-to-image
-    model, with their `guidance_scale`.
+    model, with their `guidance_scale`. `ids` are what the noise of each image is keyed by; None for its number.
     """
 
     target: Target
@@ -56,6 +57,7 @@ class Drawing:
     labels: Int64[np.ndarray, " n"] | None
     prompts: tuple[str, ...] | None
     guidance_scale: float | None
+    ids: tuple[str, ...] | None = None
 
     @property
     def denoiser(self) -> Denoiser:
@@ -81,7 +83,6 @@ class Drawing:
     def plan(self) -> dict[str, Any]:
         """All that decides the images; a folder belongs to one such plan."""
         labels = None if self.labels is None else hashlib.sha256(self.labels.tobytes()).hexdigest()
-        prompts = None if self.prompts is None else hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
         return {
             "schema_version": 1,
             "model": self.target.name,
@@ -93,7 +94,8 @@ class Drawing:
             "rounds": self.rounds,
             "seed": self.seed,
             "labels": labels,
-            "prompts": prompts,
+            "prompts": _hashed(self.prompts),
+            "ids": _hashed(self.ids),  # no key of plans of earlier versions, which had none
             "guidance_scale": self.guidance_scale,
             "dtype": self.target.dtype,
             "device": self.target.device.partition(":")[0],
@@ -143,8 +145,12 @@ def plan_drawing(
     labels: Int64[np.ndarray, " n"] | None = None,
     prompts: Sequence[str] | None = None,
     guidance_scale: float | None = None,
+    ids: Sequence[str] | None = None,
 ) -> Drawing:
-    """Checks everything that can be checked before the first image is drawn; see `generate`."""
+    """Checks everything that can be checked before the first image is drawn; see `generate`.
+
+    ids: of the images, one each: noise keyed by them does not depend on how many other images are drawn, or in what order.
+    """
     shape = target.shape or shape
     if n < 1:
         raise UserError(f"images must be at least 1, so that there is something to measure; got {n}")
@@ -161,7 +167,12 @@ def plan_drawing(
         raise UserError(f"more than one round needs at least 2 steps, since rounds start at the second; got {steps}")
     latent = hub.latent_shape(target.codec, shape) if isinstance(target.codec, Autoencoder) else shape
     texts, scale = _prompts(target, n, prompts), _guidance(target, guidance_scale)
-    return Drawing(target, n, shape, latent, seed, steps, sampler, rounds, _labels(target, n, seed, labels), texts, scale)
+    classes, keyed = _labels(target, n, seed, labels), None if ids is None else tuple(ids)
+    return Drawing(target, n, shape, latent, seed, steps, sampler, rounds, classes, texts, scale, keyed)
+
+
+def _hashed(texts: tuple[str, ...] | None) -> str | None:
+    return None if texts is None else hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _prompts(target: Target, n: int, prompts: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -221,13 +232,22 @@ def draw(drawing: Drawing, folder: Path, batch_size: int | None = None, threads:
         forwards=drawing.forwards,
         batch_size=size,
         threads=threads or side_by_side(drawing.target),
+        first=lambda missing: hub.embed_first(drawing.target.text, _asked_for(drawing, missing), folder),
     )
+
+
+def draw_one(drawing: Drawing, image: int) -> UInt8[np.ndarray, "h w c"]:
+    """One image of a drawing, drawn without the others."""
+    if not 0 <= image < drawing.n:
+        raise UserError(f"the images are numbered from 0 to {drawing.n - 1}; got {image}")
+    return _draw_batch(drawing, range(image, image + 1), lambda images: None)[0]
 
 
 def _draw_batch(drawing: Drawing, rows: range, on_step: Callable[[int], None]) -> UInt8[np.ndarray, "b h w c"]:
     target, latent = drawing.target, drawing.latent
     shape = (latent.channels, latent.height, latent.width)
-    noise = Noise(drawing.seed, tuple(map(str, rows)), shape, target.x_dtype, target.device, "sample")
+    ids, stream = (tuple(map(str, rows)), "sample") if drawing.ids is None else (drawing.ids[rows.start : rows.stop], STREAM)
+    noise = Noise(drawing.seed, ids, shape, target.x_dtype, target.device, stream)
     sampler = hub.new_sampler(drawing.sampler, target.denoiser.schedule, drawing.steps, clip=not target.latent)
     with torch.inference_mode():
         z = sample(drawing.denoiser, sampler, noise, _conditions(drawing, rows), drawing.rounds, on_step)
@@ -247,6 +267,11 @@ def _conditions(drawing: Drawing, rows: range) -> Int64[Tensor, " b"] | Prompts 
     if drawing.prompts is not None:
         return drawing.embed(drawing.prompts[rows.start : rows.stop])
     return None if drawing.labels is None else torch.from_numpy(drawing.labels[rows.start : rows.stop]).to(drawing.target.device)
+
+
+def _asked_for(drawing: Drawing, missing: Sequence[range]) -> list[str]:
+    """The prompts of some rows."""
+    return [] if drawing.prompts is None else [drawing.prompts[row] for rows in missing for row in rows]
 
 
 def decoded(target: Target, shape: ImageShape, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from fixtures.extraction import extraction_page
 from fixtures.prompts import prompts_page
 from fixtures.quality import PAIRS, quality_page
 from fixtures.reports import LATENT_SHIFTS, MASKS, SHIFTS, audit_of, html, latent_audit, mapped_audit, thumbnail
@@ -88,6 +89,8 @@ def pages(tmp_path_factory):
         (folder / f"{name}.html").write_text(to_html(comparison.page(record)), encoding="utf-8")
     for name, long in {"quality": False, "quality-long": True}.items():
         (folder / f"{name}.html").write_text(quality_page(long), encoding="utf-8")
+    for name, long in {"extract": False, "extract-long": True}.items():
+        (folder / f"{name}.html").write_text(extraction_page(long), encoding="utf-8")
     (folder / "prompts.html").write_text(prompts_page(), encoding="utf-8")
     return folder
 
@@ -117,7 +120,10 @@ def show(browser, pages, name, size):
 @pytest.mark.parametrize("size", [PHONE, (768, 1024), DESK], ids=["phone", "tablet", "desk"])
 @pytest.mark.parametrize(
     "name",
-    ["leak", "null", "long", "geometry", "geometry-long", "masks", "maps", "compare", "compare-long", "quality", "quality-long", "prompts"],
+    [
+        *("leak", "null", "long", "geometry", "geometry-long", "masks", "maps", "compare", "compare-long", "quality", "quality-long"),
+        *("prompts", "extract", "extract-long"),
+    ],
 )
 def test_nothing_overflows(browser, pages, name, size):
     show(browser, pages, name, size)
@@ -168,6 +174,18 @@ def test_the_page_of_quality_shows_its_images_and_tables(browser, pages, size):
 
 
 @pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_the_page_of_copies_shows_each_member_beside_its_drawing(browser, pages, size):
+    browser.get_log("browser")
+    show(browser, pages, "extract", size)
+    boxes = browser.execute_script(f"return {BOXES}.map(b => [b.left, b.top, b.width, b.height])", ".copied img")
+    assert len(boxes) == 48
+    for member, drawing in zip(boxes[::2], boxes[1::2], strict=True):
+        assert member[1:] == pytest.approx(drawing[1:], abs=0.1) and member[0] + member[2] <= drawing[0], "side by side, of one size"
+    assert browser.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth > 0 && i.alt)")
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
 def test_the_page_of_prompts_shows_twelve_images_each_beside_its_map(browser, pages, size):
     browser.get_log("browser")
     show(browser, pages, "prompts", size)
@@ -180,7 +198,7 @@ def test_the_page_of_prompts_shows_twelve_images_each_beside_its_map(browser, pa
     assert browser.get_log("browser") == []
 
 
-@pytest.mark.parametrize("name", ["geometry", "masks", "compare", "quality"])
+@pytest.mark.parametrize("name", ["geometry", "masks", "compare", "quality", "extract"])
 def test_other_tables_fit_a_desk_without_scrolling(browser, pages, name):
     show(browser, pages, name, DESK)
     assert set(browser.execute_script("return [...document.querySelectorAll('.scroll')].map(s => s.scrollWidth - s.clientWidth)")) == {0}
@@ -211,7 +229,7 @@ def test_a_comparison_shows_every_section_every_difference_and_the_scatter(brows
     assert browser.get_log("browser") == []
 
 
-@pytest.mark.parametrize("name", ["leak", "compare", "quality"])
+@pytest.mark.parametrize("name", ["leak", "compare", "quality", "extract"])
 def test_the_page_makes_no_request(browser, pages, name):
     browser.get_log("performance")
     show(browser, pages, name, DESK)

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from fixtures.extraction import extraction_record
 from fixtures.quality import quality_record
 from fixtures.reports import audit_of, latent_audit
 from fixtures.runs import gaussian, make_run
@@ -14,7 +15,7 @@ from rich.console import Console
 from diffleak.comparison.compare import compare
 from diffleak.records.audit import Gate
 from diffleak.report import print_page, to_html, to_markdown
-from diffleak.report.pages import audit, comparison, quality
+from diffleak.report.pages import audit, comparison, extraction, quality
 from diffleak.report.section import Page, Section, Sentences, Tabulated, drawn, prose
 from diffleak.report.table import Cell, Column, tabulate
 
@@ -33,6 +34,7 @@ def pages(tmp_path_factory) -> dict[str, Page]:
         "audit": audit.page(record.model_copy(update={"gates": GATES}), samples),
         "comparison": comparison.page(compared),
         "quality": quality.page(quality_record(copies=0.3)),
+        "extraction": extraction.page(extraction_record(9)),
     }
 
 
@@ -57,7 +59,7 @@ def media(page: Page) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", ["audit", "comparison", "quality"])
+@pytest.mark.parametrize("name", ["audit", "comparison", "quality", "extraction"])
 def test_every_sentence_and_row_for_all_media_is_in_html_in_the_terminal_and_in_markdown(pages, name):
     blocks = [block for section in pages[name].sections for block in section.blocks if block.where == "everywhere"]
     said = [words(s) for block in blocks if isinstance(block, Sentences) for s in block.said]

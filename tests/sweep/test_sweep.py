@@ -10,11 +10,10 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from fixtures.commands import call, refused
-from fixtures.headers import KOHYA
-from fixtures.loras import lora_folder
+from fixtures.loras import TRAINED, trained_adapters
 from fixtures.runs import gaussian, make_run
-from fixtures.text import CAPTIONS, captioned_sides, text_folder
-from safetensors.torch import load_file, save_file
+from fixtures.text import CAPTIONS, text_folder
+from safetensors.torch import save_file
 
 from diffleak import hub
 from diffleak.auditing import run as auditing
@@ -40,7 +39,6 @@ from diffleak.sweep.checkpoints import Checkpoint, Checkpoints, checkpoints
 from diffleak.sweep.run import INPUTS, _refuse_other_plan, gate, summary, sweep
 
 STEPS = (100, 200, 300)
-TRAINED = {"dog-000001": 100, "dog": 200}  # the last file of kohya has no number in its name
 
 
 def config(**given) -> AuditConfig:
@@ -51,13 +49,7 @@ def config(**given) -> AuditConfig:
 def trained(tmp_path_factory) -> tuple[Path, list[str]]:
     """A tiny Stable Diffusion with two adapters of it as kohya names them, and captioned images on two sides."""
     root = tmp_path_factory.mktemp("trained")
-    members, nonmembers = captioned_sides(root)
-    text_folder(root / "sd")
-    weights = load_file(lora_folder(root / "lora") / "pytorch_lora_weights.safetensors")
-    (root / "out").mkdir()
-    for name, step in TRAINED.items():
-        scaled = {key: value * (step / 100 if "lora_B" in key or "up" in key else 1) for key, value in weights.items()}
-        save_file(scaled, root / "out" / f"{name}.safetensors", metadata={**KOHYA, "ss_steps": str(step)})
+    members, nonmembers = trained_adapters(root)
     sides = ["--members", members, "--nonmembers", nonmembers, "--attacks", "sima", "--timesteps", "100"]
     return root, [*map(str, sides), "--no-calibration", "--allow-shift", "--threads", "1", "--device", "cpu"]
 
@@ -70,7 +62,8 @@ def test_a_sweep_gives_each_checkpoint_the_audit_that_it_has_alone_and_computes_
     monkeypatch.setattr(Inputs, "measure", lambda self, rows, kinds: encoded.append(rows) or encode(self, rows, kinds))
     code, out, err = call(capsys, "audit", root / "sd", "--lora", pattern, *settings, "-o", tmp_path / "run", "--json")
     assert code == 0 and "sweep: 2 checkpoints, steps 100 to 200 from their headers, 48 denoiser queries in all" in err
-    assert len(encoded) == 1 and len(embedded) == len(set(CAPTIONS[:12])), "latents and embeddings are those of the first checkpoint"
+    assert len(encoded) == 1, "latents are those of the first checkpoint"
+    assert len(embedded) == len({*CAPTIONS[:12], ""}), "and so are embeddings"
     record = SweepRecord.model_validate_json(out)
     assert [(point.name, point.step) for point in record.points] == [*TRAINED.items()]
     assert record.model_dump_json() == SweepRecord.model_validate_json((tmp_path / "run" / "sweep.json").read_text()).model_dump_json()

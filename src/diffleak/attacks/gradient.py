@@ -70,6 +70,8 @@ class Gradient(Attack):
         weights, adapted = subject.denoiser.exposed[0].weights, subject.denoiser.exposed[0].adapted
         if not weights:
             raise UserError(f"gradient is of a network's weights, and {subject.denoiser.subject} has none; leave it out")
+        if any(weight.is_meta for weight in weights.values()):
+            raise UserError("gradient needs the weights in the memory of the device; leave out --offload, or gradient")
         tensors = tuple(name for name in weights if not adapted or name in adapted)
         of = f"the LoRA's matrices in {len(tensors)} layers" if adapted else f"{len(tensors)} tensors of the network"
         size = sum(weights[name].numel() * weights[name].element_size() for name in tensors)

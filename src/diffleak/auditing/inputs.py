@@ -7,7 +7,7 @@ influence.npy, geometry.parquet and distortion/; a calibrated audit that names i
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -152,6 +152,11 @@ class Inputs:
         if self.captions is not None and self.target.text is not None:
             return self._embed(tuple(self.captions[row] for row in rows))
         return None if self.labels is None else torch.from_numpy(self.labels[list(rows)]).to(self.target.device)
+
+    def embed_first(self, rows: Iterable[int], place: Path) -> None:
+        """Embeds the captions of some images, and frees the memory of the text encoders (`hub.embed_first`)."""
+        if self.captions is not None:
+            hub.embed_first(self.target.text, [self.captions[row] for row in rows], place)
 
     @cached_property
     def _embed(self) -> Callable[..., Prompts]:

@@ -261,6 +261,8 @@ def score(job: Job, folder: Folder, share: Worker) -> int:
     if unmeasured:
         job.inputs.prepare(folder, job.chunks, unmeasured, job.plan.batch_size, share.threads)
     if todo:
+        for inputs in job.models:
+            inputs.embed_first((row for chunk in sorted({chunk for chunk, _ in todo}) for row in job.chunks[chunk]), folder.path)
         _score_chunks(job, folder, work, todo, share.threads)
     return len(folder.missing(_work(job, everyone))) or len(_unmeasured(job, folder, everyone, []))
 

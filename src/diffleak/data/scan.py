@@ -137,7 +137,7 @@ def scan(
         _refuse_too_few(kept)
     tally = tallies[0].with_set(tallies[1]).with_left_out(cohort.left_out)
     tally.refuse_white(cohort.decoding)
-    _refuse_shared(kept, hashes, tally.alike)
+    refuse_shared(kept, hashes, tally.alike)
     assert shape is not None
     repeated = len(hashes) - len(np.unique(_keys(hashes)))
     labels = replace(labels, numbers=labels.numbers[readable]) if labels else None
@@ -165,7 +165,8 @@ def _refuse_too_few(cohort: Cohort) -> None:
         raise UserError(f"an audit needs at least {FEWEST} members and {FEWEST} held-out images; got {members} and {nonmembers}")
 
 
-def _refuse_shared(cohort: Cohort, hashes: Hashes, alike: str) -> None:
+def refuse_shared(cohort: Cohort, hashes: Hashes, alike: str) -> None:
+    """Raises `UserError` where an image is on both sides; `hashes` are of its pixels, `alike` says in words which images are equal."""
     keys = _keys(hashes)
     shared = np.flatnonzero(~cohort.member & np.isin(keys, keys[cohort.member]))
     if len(shared):

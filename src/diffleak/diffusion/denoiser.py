@@ -193,7 +193,7 @@ class NetworkDenoiser(Denoiser, subject="the network"):
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        return {name: weight.requires_grad_() for name, weight in self.network.named_parameters()}
+        return {name: weight if weight.is_meta else weight.requires_grad_() for name, weight in self.network.named_parameters()}
 
     def with_graph(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
         kind = torch.float32 if self.schedule.times.dtype.kind == "f" else torch.int64

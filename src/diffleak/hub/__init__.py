@@ -30,6 +30,7 @@ from diffleak.hub.making import (
     save_fine_tuned,
     save_lora,
 )
+from diffleak.hub.pipelines import embed_first
 from diffleak.hub.single_file import file_fingerprint
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "class_names",
     "codec_fingerprint",
     "codec_of",
+    "embed_first",
     "file_fingerprint",
     "fingerprint",
     "flow_schedule",

@@ -55,6 +55,7 @@ from diffleak.hub.folders import (
 from diffleak.hub.headers import headers_of
 from diffleak.hub.making import FLOW_PREDICTION, FLOW_SCHEDULER, flow_schedule
 from diffleak.hub.networks import denoiser_weights, place_of
+from diffleak.hub.offload import offload as offload_weights
 from diffleak.hub.own_model import model_from
 from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, guidance_notes, load_text, pipeline_of, write_index
 from diffleak.hub.single_file import SingleFile, open_single_file
@@ -72,6 +73,7 @@ OF_LOADING = {  # settings that decide what `load` gives
     "weights": "averaged weights are chosen",
     "lora": "a LoRA is applied",
     "embedding": "an embedding is added",
+    "offload": "weights are offloaded",
 }
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
 OTHER_PARTS = ("vqmodel", "movq")
@@ -110,6 +112,7 @@ def load(
     network: str | Path | None = None,
     weights: str | None = None,
     model_config: str | Path | None = None,
+    offload: bool = False,
 ) -> Target:
     """The model in a diffusers folder, of a hub id, or in one file, ready to be audited.
 
@@ -124,6 +127,7 @@ def load(
     `weights` is ema or non_ema where there are both: unet_ema/ beside unet/, or *.non_ema.* beside the plain file, which is the average.
     `model_config` is the same model as a diffusers folder or hub id, whose settings a model in one file needs (see `single_file`);
     without it they are fetched.
+    `offload` keeps the denoiser's weights out of the memory of an accelerator, but for the layer that runs (see `hub.offload`).
     Raises `UserError` for a folder that is no diffusers model, pickles that run code, networks that are not supported, and an
     adapter, an embedding or a network that does not match the model.
     """
@@ -171,13 +175,16 @@ def load(
         kinds = OF_PIPELINES if name else AUTOENCODERS
         codec = read_codec(folder, "float64" if dtype == "float64" else "float32", device, factor, kinds, single)
     ask = asking(name, scaling(codec)[1] if isinstance(codec, Autoencoder) else 1) if name else None
-    first = _denoiser(folder, network_folder, dtype, device, ask, chosen, single)
+    if offload and device == "cpu":
+        say("note: --offload keeps weights out of the memory of an accelerator; on the CPU it changes nothing")
+    home = "cpu" if offload else device
+    first = _denoiser(folder, network_folder, dtype, home, ask, chosen, single)
     beside = place_of(network) if network is not None else single.path.parent if single else folder  # where training left its records
     if network is not None and (beside / "scheduler").is_dir():
         _refuse_other_schedule(beside, folder, first)
     denoiser: Denoiser = first
     if second.is_dir():
-        denoiser = Dual((first, _denoiser(folder, second, dtype, device, ask)), *_turns(folder))
+        denoiser = Dual((first, _denoiser(folder, second, dtype, home, ask)), *_turns(folder))
     packing = PIPELINES[name].packing if name else 1
     shape = _shape(config, network_folder, packing)
     if isinstance(codec, Autoencoder):
@@ -191,6 +198,8 @@ def load(
     if adapters:
         lines, products = _merge(adapters, pipeline, network_folder.name, which)
         said, denoiser = said + lines, replace(first, adapted=products)
+    for each in denoiser.exposed if home != device else ():
+        offload_weights(each.network, torch.device(device))  # type: ignore[attr-defined]
     embedded = embed(pipeline, embeddings)
     for added in (*(adapter_fingerprint(each.file, each.scale) for each in adapters), *map(embedding_fingerprint, embeddings)):
         which = hashlib.sha256(f"{which} {added}".encode()).hexdigest()
@@ -290,10 +299,10 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
         return model_from(config.model_from, None if config.model == IN_PYTHON else config.model, config.dtype, device)
     if loaded is None:
         settings = None if _of_reference(config) and not os.path.isfile(config.model) else config.model_config_
-        given = (config.lora, config.lora_scale, config.embedding, config.network, config.weights, settings)
+        given = (config.lora, config.lora_scale, config.embedding, config.network, config.weights, settings, config.offload)
         return load(config.model, config.dtype, config.device, guidance_scale, *given)
     for name, what in OF_LOADING.items():
-        if getattr(config, name) is not None and not (name == "model_config_" and _of_reference(config)):
+        if getattr(config, name) and not (name == "model_config_" and _of_reference(config)):
             key = name.rstrip("_")
             raise UserError(f"{what} when a model is loaded: give diffleak.load(MODEL, {key}=...) as the target, and no {key} here")
     if config.model_from is not None:

@@ -8,7 +8,8 @@ import inspect
 import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -19,14 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffleak.diffusion.conditions import Prompts
+from diffleak.diffusion.conditions import Prompts, TextEncoder
 from diffleak.errors import UserError, first_lines, pip_install, shown
 from diffleak.hub import flow_models
 from diffleak.hub.configs import load_object, read_json
 from diffleak.hub.folders import INDEX, TEXT_PARTS, check_files, check_weights, diffusers_library, from_transformers, transformers_library
+from diffleak.hub.offload import map_weights
 from diffleak.hub.single_file import SingleFile
 from diffleak.work.files import write_text
 from diffleak.work.memory import out_of_memory
+from diffleak.work.progress import progress
 
 CACHE_BYTES = 2**30  # of text embeddings
 TOGETHER = 16  # texts in one forward of the encoders, at most
@@ -182,17 +185,25 @@ class Kept:
         while self.bytes > CACHE_BYTES and len(self.made) > 1:
             self.bytes -= _size(self.made.popitem(last=False)[1])
 
+    @property
+    def full(self) -> bool:
+        """True once another caption of the same size would take the place of one that is kept."""
+        return bool(self.made) and self.bytes * (len(self.made) + 1) > CACHE_BYTES * len(self.made)
+
 
 class PipelineText:
     """Embeds captions with the text encoders of a pipeline, each distinct caption once and on its own.
 
     One at a time, so that an embedding does not depend on what else is in the batch; kept while 1 GiB lasts. Texts that always
-    come in the same company may be embedded `together`, TOGETHER at a time, which is faster; those are not kept.
+    come in the same company may be embedded `together`, TOGETHER at a time, which is faster; those are not kept. `embed_first` embeds
+    the captions of a whole job and frees the memory of the encoders; they come back for a text that is not kept.
     """
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline, self._embed = pipeline, PIPELINES[type(pipeline).__name__].embed
         self._kept = Kept()
+        self._released = False
+        self._works_on: torch.device | None = None  # an accelerator that the encoders have left
 
     def __call__(self, texts: Sequence[str], together: bool = False) -> Prompts:
         """The captions as conditions of a batch."""
@@ -200,6 +211,46 @@ class PipelineText:
             pieces = [list(texts[start : start + TOGETHER]) for start in range(0, len(texts), TOGETHER)]
             rows = [self._made(piece) for piece in pieces] if together else [self._embedded(text) for text in texts]
         return Prompts(tuple(texts), {name: torch.cat([row[name] for row in rows]) for name in rows[0]}, self)
+
+    def embed_first(self, texts: Iterable[str], place: Path) -> None:
+        """Embeds these captions and the empty one, as far as they are kept, and frees the memory of the text encoders.
+
+        place: a folder for the file that holds the weights instead (see `hub.offload`).
+        """
+        with self._kept.lock:
+            if self._released:
+                return
+            missing = [text for text in dict.fromkeys([*texts, ""]) if self._kept.get(text) is None]
+            with progress("embedding captions", len(missing), "captions") as advance:
+                for text in missing:
+                    self._embedded(text)
+                    advance(1)
+                    if self._kept.full:
+                        return  # the others are embedded when they are needed, so the encoders stay
+            self._release(place)
+
+    def _release(self, place: Path) -> None:
+        self._released, device = True, self.pipeline.device
+        if device.type == "cpu":
+            map_weights(self.networks, place)
+            return
+        self._works_on = device
+        for network in self.networks:
+            network.to("cpu")
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The text encoders on the device that they have left, if they have left one."""
+        if self._works_on is None:
+            yield
+            return
+        for network in self.networks:
+            network.to(self._works_on)
+        try:
+            yield
+        finally:
+            for network in self.networks:
+                network.to("cpu")
 
     def truncated(self, texts: Sequence[str]) -> list[int]:
         """Which texts are longer than every tokenizer of the pipeline takes, so that their end is lost."""
@@ -227,8 +278,7 @@ class PipelineText:
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
         """The text encoders."""
-        found = (getattr(self.pipeline, name, None) for name in TEXT_PARTS if name.startswith("text_encoder"))
-        return tuple(network for network in found if network is not None)
+        return text_encoders(self.pipeline)
 
     @property
     def _tokenizers(self) -> list[tuple[Any, int]]:
@@ -250,13 +300,28 @@ class PipelineText:
 
     def _made(self, texts: list[str]) -> Embedding:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._at_work():
                 return self._embed(self.pipeline, texts)
         except Exception as error:  # of a config.json or a vocabulary that the weights were not trained with
             if out_of_memory(error):
                 raise
             failed = f"the text encoders of a {type(self.pipeline).__name__} fail for {shown(repr(texts[0]))}"
             raise UserError(f"{failed} ({first_lines(error)}); look at the tokenizer and config.json beside them") from error
+
+
+def embed_first(text: TextEncoder | None, texts: Iterable[str], place: Path) -> None:
+    """Embeds the captions of a job before anything else, and frees the memory of the model's own text encoders (`PipelineText`).
+
+    Encoders of the user's own stay as they are. place: a folder for a file of weights.
+    """
+    if isinstance(text, PipelineText):
+        text.embed_first(texts, place)
+
+
+def text_encoders(pipeline: Any) -> tuple[torch.nn.Module, ...]:
+    """The text encoders of a pipeline, which has up to three."""
+    found = (getattr(pipeline, name, None) for name in TEXT_PARTS if name.startswith("text_encoder"))
+    return tuple(network for network in found if network is not None)
 
 
 def _size(embedding: Embedding) -> int:
@@ -322,7 +387,9 @@ def load_text(
         why = f"a {name} cleans captions with {' and '.join(CLEANERS.values())}, and {absent[0]} is not installed"
         warnings.warn(f"{why}: they are only put in small letters; install {' and '.join(absent)}", stacklevel=2)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    for encoder in text_encoders(pipeline):
+        encoder.to(device)
+    return pipeline
 
 
 def _text_parts(folder: Path, index: Mapping[str, Any], dtype: torch.dtype, single: SingleFile | None) -> dict[str, Any]:

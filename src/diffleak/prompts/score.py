@@ -275,6 +275,7 @@ def score(asking: Asking, folder: Path) -> np.ndarray:
         threads=asking.config.threads or side_by_side(asking.target),
         kind=asking.row,
         fields=asking.statistics,
+        first=lambda missing: hub.embed_first(asking.target.text, [asking.texts[row] for rows in missing for row in rows], folder),
     )
 
 

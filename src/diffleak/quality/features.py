@@ -1,17 +1,15 @@
 """Sets of images to features, each image read once, with a hash of what was read."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from diffleak.data.cohort import Cohort
-from diffleak.data.decoding import UnreadableImage
-from diffleak.data.pixels import ImageShape, fit, pixel_hash, without_alpha
+from diffleak.data.fitted import FittedImages
+from diffleak.data.pixels import ImageShape
 from diffleak.errors import UserError
 from diffleak.hub.encoders import BATCH, Extractor, Features, extract
 from diffleak.quality.config import QualityConfig, source_name
@@ -45,33 +43,12 @@ class RealSet:
 
 def read_set(role: str, cohort: Cohort, shape: ImageShape, config: QualityConfig, encoders: tuple[Extractor, Extractor]) -> RealSet:
     """Reads every image once, for its hash and its features. Raises `UserError` where nothing says which value is white."""
-    config.decoding.refuse(shape.channels)
-    tally = Tally()
-    digest, hashes, readable = hashlib.sha256(), set(), np.ones(len(cohort), dtype=bool)
-
-    def images() -> Iterator[UInt8[np.ndarray, "h w c"]]:
-        nonlocal tally
-        for i, image_id in enumerate(cohort.ids):
-            try:
-                pixels, notes = cohort.decoded(i)
-            except UnreadableImage:
-                if not config.skip_unreadable:
-                    raise
-                readable[i] = False
-                continue
-            tally = tally.plus(notes)
-            pixels = without_alpha(pixels, shape.channels)
-            hashes.add(pixel_hash(pixels))
-            digest.update(f"{image_id}\0{pixel_hash(pixels).hex()}\n".encode())
-            yield fit(pixels, shape, config.resize, image_id)
-
-    one_by_one = images()
-    batches = (np.stack(batch) for batch in iter(lambda: list(islice(one_by_one, BATCH)), []))
+    images = FittedImages(cohort, shape, config.decoding, config.resize, config.skip_unreadable)
     with cohort.pointing_to_names("the same without --anonymous, --scores and -o"):
-        features = features_of(role, len(cohort), batches, encoders)
-    tally.refuse(source_name(cohort), config.decoding)
-    kept = cohort.only(readable)
-    return RealSet(kept, digest.hexdigest(), frozenset(hashes), features, len(cohort) - len(kept), tally)
+        features = features_of(role, len(cohort), images.batches(BATCH), encoders)
+    images.tally.refuse(source_name(cohort), config.decoding)
+    kept = cohort.only(images.readable)
+    return RealSet(kept, images.fingerprint, frozenset(images.hashes), features, len(cohort) - len(kept), images.tally)
 
 
 def features_of(role: str, n: int, batches: Iterator[UInt8[np.ndarray, "b h w c"]], encoders: tuple[Extractor, Extractor]) -> Both:

@@ -229,12 +229,12 @@ def _directions(x: Features) -> Float64[np.ndarray, "n d"]:
     return x / np.where(lengths > 0, lengths, 1.0)  # type: ignore[no-any-return]
 
 
-def copy_threshold(reference: Float64[np.ndarray, " m"]) -> float | None:
-    """The similarity to training that 1 % of unseen real images exceed or reach; None below 99 of them.
+def copy_threshold(reference: Float64[np.ndarray, " m"], share: float = COPY_QUANTILE) -> float | None:
+    """The similarity to training that a share of unseen real images exceed or reach, by default 1 %; None below 99 of them (1 / share - 1).
 
-    The k-th largest of m with k = floor((m + 1) / 100): another unseen image exceeds it with probability k / (m + 1).
+    The k-th largest of m with k = floor(share (m + 1)): another unseen image exceeds it with probability k / (m + 1).
     """
-    k = int(COPY_QUANTILE * (len(reference) + 1) + 1e-9)
+    k = int(share * (len(reference) + 1) + 1e-9)
     return float(np.sort(reference)[-k]) if k else None
 
 
@@ -247,7 +247,7 @@ def copy_rate(generated: Float64[np.ndarray, " n"], reference: Float64[np.ndarra
     return wilson(int((generated > threshold).sum()), len(generated), method)
 
 
-def copy_chance(generated: Float64[np.ndarray, " n"], reference: Float64[np.ndarray, " m"]) -> float | None:
+def copy_chance(generated: Float64[np.ndarray, " n"], reference: Float64[np.ndarray, " m"], share: float = COPY_QUANTILE) -> float | None:
     """How often as many images or more would exceed `copy_threshold` if generated images were like unseen real ones.
 
     Exact for independent images: the number is beta-binomial with parameters k and m + 1 - k, so a threshold from few
@@ -255,7 +255,7 @@ def copy_chance(generated: Float64[np.ndarray, " n"], reference: Float64[np.ndar
     """
     from scipy.stats import betabinom
 
-    threshold, m = copy_threshold(reference), len(reference)
+    threshold, m = copy_threshold(reference, share), len(reference)
     if threshold is None:
         return None
     k = int((reference >= threshold).sum())

@@ -75,7 +75,21 @@ def checkpoints(config: AuditConfig) -> Checkpoints | None:
         check(Path(path))
     if len(paths) < 2:
         raise UserError(f"a sweep needs two checkpoints at least; found {listed(paths)}: name it without * to audit one")
-    source, steps = _steps(paths, config.steps)
+    return _ordered(key, paths, *_steps(paths, config.steps))
+
+
+def adapters(pattern: str) -> Checkpoints:
+    """The adapters that a pattern matches, or the one that it names; `source` is empty, and the step 0, for one alone.
+
+    Raises `UserError` as `checkpoints` does.
+    """
+    paths = [*dict.fromkeys(os.path.normpath(path) for path in sorted(_matching(pattern), key=_by_number))]
+    for path in paths:
+        _check_adapter(Path(path))
+    return _ordered("lora", paths, *(_steps(paths, ()) if len(paths) > 1 else ("", (0,))))
+
+
+def _ordered(key: Literal["lora", "network", "model"], paths: Sequence[str], source: str, steps: Sequence[int]) -> Checkpoints:
     named = zip(_names(paths), paths, steps, strict=True)
     return Checkpoints(key, source, tuple(sorted((Checkpoint(*each) for each in named), key=lambda each: each.step)))
 
@@ -122,7 +136,7 @@ def _matching(pattern: str) -> list[str]:
 
 def _check_adapter(path: Path) -> None:
     """Raises `UserError` for what a pattern matches and is no adapter; of a file the header alone is read."""
-    must, named = "the pattern of --lora must match adapters alone", shown(path, 150)
+    must, named = "the pattern must match adapters alone", shown(path, 150)
     if path.is_dir():
         if not any((path / name).is_file() for name in ADAPTERS):
             raise UserError(f"{must}; {named} has none of {' and '.join(ADAPTERS)}: {NARROWER}")

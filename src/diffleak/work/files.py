@@ -56,10 +56,18 @@ def write_new(path: Path, text: str, private: bool = False) -> bool:
 
 def write_text(path: Path, text: str, private: bool = False) -> None:
     """Writes UTF-8 text atomically; a `private` file has mode 0600 from its first byte."""
+    _write(path, private, "w", text, encoding="utf-8")
 
+
+def write_bytes(path: Path, content: bytes, private: bool = False) -> None:
+    """Writes bytes atomically; a `private` file has mode 0600 from its first byte."""
+    _write(path, private, "wb", content)
+
+
+def _write(path: Path, private: bool, mode: str, content: str | bytes, **how: str) -> None:
     def write(temporary: Path) -> None:
-        with open(temporary, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600 if private else 0o666)) as file:
-            file.write(text)
+        with open(temporary, mode, opener=lambda name, flags: os.open(name, flags, 0o600 if private else 0o666), **how) as file:  # type: ignore[call-overload]
+            file.write(content)
 
     write_atomic(path, write)
 

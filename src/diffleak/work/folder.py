@@ -185,6 +185,7 @@ def in_chunks(
     threads: int,
     kind: np.dtype | None = None,
     fields: Sequence[str] | None = None,
+    first: Callable[[Sequence[range]], None] | None = None,
 ) -> np.ndarray:
     """The rows of all chunks, in their order, from a folder that keeps each chunk as one .npy file.
 
@@ -192,6 +193,7 @@ def in_chunks(
     compute(rows, tick): an array of as many rows, calling tick(forwards) after every batch. what: the rows' name, of the files too,
     and `made` how they depend on the plan, as in "images" "drawn with". forwards: how many a row takes. kind: the dtype of the rows, by
     default that of the first chunk. fields: of rows with fields, those that are returned; the others stay on disk (see `row_on_disk`).
+    first: is called once with the rows of the chunks that are missing, if any are.
     Raises `UserError` for a folder of another plan, a damaged chunk, and too little memory for `batch_size`.
     """
 
@@ -205,6 +207,8 @@ def in_chunks(
     unnamed = folder.unnamed(what) if plan["model_fingerprint"] == UNKNOWN else None
     folder.claim(plan, refusal if unnamed is None else lambda changed: str(unnamed), free={"model"}, again=unnamed)
     folder.verify(work)
+    if first and (missing := folder.missing(work)):
+        first([chunks[chunk] for chunk in missing])
     folder.run(work, job, cost, bar=bar, unit="forwards", batch_size=batch_size, threads=threads)
     found: list[np.ndarray] = []
     for chunk, file in files.items():

@@ -1,0 +1,1 @@
+"""Looks for training images among the images that a model draws (torch); the statistics are in `stats.extraction`."""

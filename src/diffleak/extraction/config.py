@@ -1,0 +1,89 @@
+"""The settings of `diffleak extract`, and the images they name. No torch."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from diffleak.config import Flag, ModelConfig, command_line
+from diffleak.data.cohort import IN_MEMORY, Cohort, images_alone, one_source, two_sources
+from diffleak.data.config import DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
+from diffleak.data.sources import open_source
+
+DRAWS = 10  # for each caption
+IMAGES = 2048  # in all
+
+
+class ExtractConfig(ModelConfig, DataConfig):
+    """Everything that decides `diffleak extract`; the keys of `-C FILE` and, with dashes, its flags."""
+
+    FOLLOW = ["seed batch_size"]
+    LEAST = {"draws": 1, "images": 1, "steps": 1}
+
+    members: str | None = Field(None, description="DATA that the model was trained on: is any of it drawn?")
+    nonmembers: str | None = Field(None, description="DATA of the same kind that it was not trained on: says how near chance comes.")
+    data: str | None = Field(None, description="One DATA for both, with --split.")
+    split: Split = None
+    output: Annotated[Path | None, Flag("-o")] = Field(None, description="extract.json, extract.html and the drawings.")
+    draws: Annotated[int | None, Flag("-n")] = Field(
+        None, ge=1, description=f"Text-to-image models: images to draw for each caption ({DRAWS})."
+    )
+    images: int | None = Field(None, ge=1, description=f"Other models: images to draw in all, or of each class ({IMAGES}).")
+    extractor: str | None = Field(
+        None,
+        description="Encoder that says which images are alike, as in quality: dinov2[:MODEL], clip[:MODEL], sscd:FILE, torchscript:FILE, "
+        "inception[:FILE] or pixels. Default none: the tiled pixel distance decides.",
+    )
+    false_copies: float = Field(
+        0.01, gt=0, le=0.5, allow_inf_nan=False, description="Share of held-out images that may count as copies ({default})."
+    )
+    steps: int = Field(50, ge=1, description="Steps of the sampler ({default}).")
+    sampler: Literal["ddim", "ddpm", "dpm"] = Field("ddim", description="{default} (default), ddpm or dpm.")
+    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False, description="Of classifier-free guidance (7.5); 1 is none.")
+    captions: str | None = Field(None, description="Text-to-image models: own (default), empty, fixed:TEXT or a file.")
+    seed: int = Field(0, ge=0, lt=2**32)
+    only: int | None = Field(None, ge=0, description="Draw this one image again, by its number in extract.json, and nothing else.")
+    thumbnails: bool = Field(False, description="Write the pairs as images and show them in the report (private).")
+    batch_size: int | None = Field(None, ge=1, description="Images per forward; default by their size.")
+    limit: int | None = Field(None, ge=1, description="At most this many images a side.")
+    resize: Resize = False
+    skip_unreadable: SkipUnreadable = False
+    threads: int | None = Field(None, ge=1, description="Chunks drawn side by side, one CPU thread each.")
+    ignore_model_split: IgnoreModelSplit = False
+
+    @field_validator("members", "nonmembers", "data", "extractor", "captions", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @model_validator(mode="after")
+    def _one_way_to_name_members(self) -> "ExtractConfig":
+        if bool(self.data) != bool(self.split):
+            raise ValueError("--data and --split belong together: the split says which images of the data were trained on")
+        if self.split and (self.members or self.nonmembers):
+            raise ValueError("--split already says who is a member; leave out --members and --nonmembers")
+        if not (self.split or self.members):
+            raise ValueError("the training images must be given: --members DATA, or --data DATA with --split FILE")
+        if self.output is None and (self.thumbnails or self.only is not None):
+            raise ValueError("--thumbnails and --only write images: give -o DIR")
+        return self
+
+    @property
+    def command(self) -> str:
+        """The command line that repeats this."""
+        if self.in_memory or IN_MEMORY in (self.members, self.nonmembers, self.data):
+            return "diffleak.extract(...) from Python, with the settings recorded in extract.json,"
+        return command_line(self, "extract", ("threads", "only"))
+
+
+def read_cohort(config: ExtractConfig) -> Cohort:
+    """The members of a config, with the held-out images where it names any."""
+    opened = lambda name: open_source(name, config.decoding)
+    if config.data and config.split:
+        return one_source(opened(config.data), config.split, config.limit, config.seed)
+    if config.nonmembers:
+        return two_sources(opened(config.members or ""), opened(config.nonmembers), config.limit, config.seed)
+    alone = images_alone(opened(config.members or ""), config.limit, config.seed)
+    return replace(alone, member=np.ones(len(alone), dtype=bool))

@@ -1,0 +1,81 @@
+"""Members and held-out images, each read once: their pixels, and their features where an encoder compares them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from diffleak.data.cohort import Cohort
+from diffleak.data.fitted import FittedImages
+from diffleak.data.pixels import ImageShape
+from diffleak.data.scan import refuse_shared
+from diffleak.errors import UserError
+from diffleak.extraction.config import ExtractConfig
+from diffleak.hub.encoders import BATCH, Extractor, extract
+from diffleak.records.images import Tally
+from diffleak.records.quality import ImageSet
+from diffleak.work.progress import progress
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """The images of one side that could be read, in the shape that the model draws; `omitted` could not be read."""
+
+    cohort: Cohort
+    pixels: UInt8[np.ndarray, "n h w c"]
+    features: Float[np.ndarray, "n d"] | None
+    hashes: tuple[bytes, ...]
+    described: ImageSet
+    omitted: int
+    tally: Tally
+
+    def __len__(self) -> int:
+        return len(self.cohort)
+
+
+def read_sides(cohort: Cohort, shape: ImageShape, config: ExtractConfig, encoder: Extractor | None) -> tuple[Side, Side | None]:
+    """Members, and held-out images where there are any.
+
+    Raises `UserError` for an image of another shape, a damaged file that is not skipped, and an image that is on both sides.
+    """
+    held_out = cohort.only(~cohort.member)
+    members = _read("members", cohort.names[0], cohort.only(cohort.member), shape, config, encoder)
+    if not len(held_out):
+        return members, None
+    others = _read("held-out images", cohort.names[1], held_out, shape, config, encoder)
+    both = cohort.taken(np.concatenate([_rows(cohort, side.cohort) for side in (members, others)]))
+    hashes = np.frombuffer(b"".join(members.hashes + others.hashes), dtype=np.uint8).reshape(len(both), -1)
+    refuse_shared(both, hashes, tally_of(members, others).alike)
+    return members, others
+
+
+def tally_of(members: Side, held_out: Side | None) -> Tally:
+    """What was found in all the real images, and left out of their folders."""
+    if held_out is None:
+        return members.tally.with_left_out(members.cohort.left_out[:1])
+    sources = {id(source): source.left_out for source in members.cohort.sources}
+    return members.tally.with_set(held_out.tally).with_left_out(sources.values())
+
+
+def features_of(what: str, images: UInt8[np.ndarray, "n h w c"], encoder: Extractor) -> Float[np.ndarray, "n d"]:
+    """The features of images, a batch at a time."""
+    batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+    with progress(f"features, {what}", len(images), "images") as advance:
+        return extract(encoder, batches, advance).features
+
+
+def _read(what: str, source: str, cohort: Cohort, shape: ImageShape, config: ExtractConfig, encoder: Extractor | None) -> Side:
+    images = FittedImages(cohort, shape, config.decoding, config.resize, config.skip_unreadable)
+    found = list(images)
+    images.tally.refuse(source, config.decoding)
+    if not found:
+        raise UserError(f"there must be {what} that can be read; none of {len(cohort)} in {source} can")
+    pixels, kept = np.stack(found), cohort.only(images.readable)
+    features = features_of(what, pixels, encoder) if encoder else None
+    described = ImageSet(source=source, n=len(kept), fingerprint=images.fingerprint)
+    return Side(kept, pixels, features, tuple(images.hashes), described, len(cohort) - len(kept), images.tally)
+
+
+def _rows(cohort: Cohort, part: Cohort) -> np.ndarray:
+    position = {image_id: row for row, image_id in enumerate(cohort.ids)}
+    return np.array([position[image_id] for image_id in part.ids], dtype=np.int64)

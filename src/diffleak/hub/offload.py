@@ -1,0 +1,43 @@
+"""Weights leave memory while they are not used.
+
+    released    text encoders, once all captions are embedded: on the CPU into a file that is mapped into memory, so that the system reads
+                them from there if they are used once more; from an accelerator into the memory of the CPU
+    offloaded   the denoiser of an accelerator, with --offload: accelerate keeps the weights in the memory of the CPU and copies those of
+                each layer while it runs
+
+Neither changes a number. On the CPU the weights of a denoiser need no such thing: as they are loaded they are the file itself, mapped,
+as long as its dtype is that of the audit.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from diffleak.work.progress import say
+
+
+def map_weights(networks: Iterable[torch.nn.Module], place: Path) -> None:
+    """Moves the weights of networks on the CPU into a file in the folder `place` that is mapped into memory.
+
+    The file loses its name at once, so nothing is left of it when the process ends, however it ends. Where the folder has too little
+    room the weights stay in memory, and a line says so.
+    """
+    for network in networks:
+        try:
+            with TemporaryDirectory(dir=place, prefix=".weights-") as folder:
+                file = Path(folder) / "weights.pt"
+                torch.save(network.state_dict(), file)
+                mapped = torch.load(file, mmap=True, weights_only=True)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError for a full disk
+            say(f"warning: the weights of a {type(network).__name__} stay in memory: they cannot be written to a file ({error})")
+            return
+        network.load_state_dict(mapped, assign=True)
+
+
+def offload(network: torch.nn.Module, device: torch.device) -> None:
+    """Keeps the weights of a network in the memory of the CPU, and those of each layer on the `device` while it runs."""
+    from accelerate import cpu_offload
+
+    cpu_offload(network, execution_device=device, offload_buffers=True)

@@ -1,0 +1,59 @@
+"""The settings of `diffleak lora`. No torch."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from diffleak.config import Device, Flag
+from diffleak.data.config import DataConfig
+
+DRAWS, DRAW_STEPS = 4, 30
+
+
+class LoraConfig(DataConfig):
+    """Everything that decides `diffleak lora`; the keys of `-C FILE` and, with dashes, its flags."""
+
+    ARGUMENT = "base"
+    FOLLOW = ["threads exif"]
+    NO_FLAG = {"adapters"}
+    LEAST = {"draws": 1, "draw_steps": 1}
+
+    base: str = Field(description="The text-to-image model that the adapters were made for: a folder, a hub id, or one file.")
+    adapters: str = Field(description="The adapters: one file or folder, or a quoted pattern such as 'out/*.safetensors'.")
+    pictures: str = Field(description="DATA that they were trained on, as the trainer reads it: captions beside the images.")
+    held_out: str | None = Field(None, description="DATA of the same kind that was not trained on: measures what each adapter leaks.")
+    output: Annotated[Path, Flag("-o")] = Field(description="lora.json, lora.html, and a folder for each checkpoint.")
+    model_config_: str | None = Field(None, alias="model_config", description="BASE in one file: a folder or hub id with its settings.")
+    lora_scale: float = Field(1.0, allow_inf_nan=False, description="The strength of the adapters ({default}).")
+    captions: str | None = Field(None, description="own, fixed:TEXT, empty or a file; default own, else the name of kohya's folder.")
+    attacks: str = Field("loss,sima,pia", description="Attacks with --held-out ({default}).")
+    timesteps: str | None = Field(None, description="Their timesteps, start:stop:step; default as in audit.")
+    max_excess_auc: float = Field(
+        0.6,
+        ge=0.5,
+        le=1,
+        allow_inf_nan=False,
+        description="With --held-out: the most that any AUC beyond the base may reach ({default}).",
+    )
+    draws: Annotated[int, Flag("-n")] = Field(DRAWS, ge=1, description="Without --held-out: images to draw for each caption ({default}).")
+    draw_steps: int = Field(DRAW_STEPS, ge=1, description="Steps of the sampler for them ({default}).")
+    extractor: str | None = Field(None, description="Encoder that says which images are alike, as in extract; default pixels in tiles.")
+    thumbnails: bool = Field(False, description="Keep pictures and drawings side by side as images (private).")
+    seed: int = Field(0, ge=0, lt=2**32)
+    buckets: str | None = Field(None, description="With --held-out: pictures of mixed sizes in kohya's buckets, 512 or 1024 for SDXL.")
+    dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
+    device: Device = None
+    offload: bool = Field(False, description="Keep the denoiser's weights out of an accelerator's memory but for one layer; slower.")
+    threads: int | None = Field(None, ge=1, description="Chunks worked on side by side, one CPU thread each.")
+
+    @field_validator("buckets", "base", "adapters", "pictures", "held_out", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path | int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _what_is_measured(self) -> "LoraConfig":
+        if self.held_out is None and self.buckets is not None:
+            raise ValueError("--buckets are of an audit, which needs --held-out; without it pictures are resized: leave it out")
+        return self

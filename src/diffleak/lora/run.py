@@ -1,0 +1,171 @@
+"""Every checkpoint of an adapter measured, by audits beyond the base or by drawings beside the base's, and one answer.
+
+    with held-out pictures    a sweep of audits with the base as reference, in OUT/audits
+    without                   `extract` of every checkpoint and of the base for the same captions and seeds, in OUT/drawings
+
+Nothing is measured here: both are the commands of that name, so that each folder can be reported on, resumed and repeated alone.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from diffleak.auditing.config import AuditConfig
+from diffleak.config import build, command_line, read_yaml
+from diffleak.data.image_source import ImageSource
+from diffleak.data.sources import open_source
+from diffleak.errors import UserError, shown
+from diffleak.extraction.config import ExtractConfig
+from diffleak.extraction.extract import search
+from diffleak.gating.limits import gates
+from diffleak.hub.adapters import adapter_file
+from diffleak.lora import judge
+from diffleak.lora.config import LoraConfig
+from diffleak.records.extraction import ExtractionRecord
+from diffleak.records.headers import given_away
+from diffleak.records.lora import FILE, PAGE, Checkpoint, Excess, LoraRecord, Redrawn
+from diffleak.records.run_folder import read_audit
+from diffleak.report import to_html
+from diffleak.report.pages.lora import page
+from diffleak.sweep.checkpoints import WEIGHTS, Checkpoints, adapters
+from diffleak.sweep.checkpoints import Checkpoint as Found
+from diffleak.sweep.run import sweep
+from diffleak.work.files import checked_folder, write_text
+from diffleak.work.progress import say
+
+AUDITS, DRAWINGS, BASE = "audits", "drawings", "base"
+SHARED = ("model_config", "seed", "dtype", "device", "offload", "threads", "exif", "alpha", "white")  # settings of both commands
+REPEATED = re.compile(r"(\d+)_(.+)")  # kohya's folders: repeats in an epoch, and the words for images without a caption
+
+
+def lora_config(adapters: str, file: Path | None, **given: Any) -> LoraConfig:
+    """The settings from a config file and from the command line."""
+    return build(LoraConfig, read_yaml(file), given, {"adapters": adapters})
+
+
+def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
+    """Measures every checkpoint and leaves lora.json and lora.html in the output folder; the same call resumes.
+
+    Raises `UserError` for adapters, pictures or settings that do not fit, and `InvalidAudit` where pictures and held-out pictures differ
+    without the model.
+    """
+    found, source = adapters(config.adapters), open_source(config.pictures, config.decoding)
+    if BASE in [each.name for each in found.found]:
+        raise UserError(f"an adapter must not be called {BASE}, as the folder of the base's drawings is; rename {found.found[0].path}")
+    repeats = _repeats(config.pictures, source)
+    captions = config.captions or _captions(source, repeats)
+    folder = checked_folder(config.output)
+    log(f"pictures: {source.found}" + "".join(f"; {name}: {n} repeats in an epoch" for name, n in repeats.items()))
+    log(f"captions: {shown(captions)}" + ("" if config.captions else " (of what was found)"))
+    rows, held_out, warnings = (_audited if config.held_out else _drawn)(config, found, captions)
+    record = LoraRecord(
+        diffleak=version("diffleak"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command_line(config, "lora", ("threads",)),
+        settings=config.model_dump(mode="json"),
+        base=config.base,
+        pictures=len(source),
+        found=source.found,
+        repeats=repeats,
+        captions=captions,
+        held_out=held_out,
+        max_excess_auc=config.max_excess_auc if config.held_out else None,
+        step_source=found.source or None,
+        checkpoints=rows,
+        answer=judge.answer(rows, len(source), held_out),
+        warnings=warnings,
+    )
+    write_text(folder / FILE, record.model_dump_json(indent=2), private=True)
+    write_text(folder / PAGE, to_html(page(record)), private=True)
+    return record
+
+
+def _repeats(name: str, source: ImageSource) -> dict[str, int]:
+    """Repeats by folder, of folders that are named as kohya's trainer has them: 10_dog, or any of them below DIR."""
+    below = {image_id.split("/")[0] for image_id in source.ids if "/" in image_id}
+    matches = [match for folder in sorted(below or {Path(name).name}) if (match := REPEATED.fullmatch(folder))]
+    return {match[0]: int(match[1]) for match in matches}
+
+
+def _captions(source: ImageSource, repeats: dict[str, int]) -> str:
+    """The captions that the trainer gave the pictures: their own, else the words in the name of kohya's folder, else none."""
+    if any(source.captions() or ()):
+        return "own"
+    words = {match[2] for folder in repeats if (match := REPEATED.fullmatch(folder))}
+    if len(words) > 1:
+        raise UserError(
+            f"the pictures have no captions, and their folders are called {', '.join(sorted(words))}: give each a .txt file, or "
+            "--captions fixed:TEXT for all"
+        )
+    return f"fixed:{words.pop()}" if words else "empty"
+
+
+def _audited(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tuple[Checkpoint, ...], int, tuple[str, ...]]:
+    """A row for each checkpoint by its audit beyond the base, the number of held-out pictures, and warnings."""
+    given = (*SHARED, "lora_scale", "attacks", "timesteps", "buckets")
+    settings = {key: value for key, value in config.model_dump().items() if key in given}
+    sides = {"members": config.pictures, "nonmembers": config.held_out, "captions": captions, "resize": config.buckets is None}
+    audit = {**settings, **sides, "model": config.base, "lora": config.adapters, "reference": "base", "output": config.output / AUDITS}
+    record = sweep(build(AuditConfig, audit), found, timed=False)  # without the limit, which so few pictures may never meet: undecided
+    assert record is not None, "one process scores all shards"
+    limited = build(AuditConfig, audit, {"max_excess_auc": config.max_excess_auc})
+    rows = []
+    for each in found.found:
+        run = read_audit(config.output / AUDITS / each.name)
+        excess = judge.excess(run.results, gates(run.results, limited))
+        rows.append(_row(config, found, each, AUDITS, *judge.of_excess(excess, config.max_excess_auc), excess=excess))
+    return tuple(rows), record.nonmembers, record.warnings
+
+
+def _drawn(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tuple[Checkpoint, ...], None, tuple[str, ...]]:
+    """A row for each checkpoint by its drawings beside those of the base, and warnings."""
+    of_base = _extracted(config, captions, None, config.output / DRAWINGS / BASE)
+    rows = []
+    for each in found.found:
+        record = _extracted(config, captions, each, config.output / DRAWINGS / each.name)
+        redrawn = judge.redrawn(_distances(record), _distances(of_base))
+        rows.append(_row(config, found, each, DRAWINGS, *judge.of_drawings(redrawn, len(record.pairs)), redrawn=redrawn))
+    return tuple(rows), None, of_base.warnings
+
+
+def _extracted(config: LoraConfig, captions: str, adapter: Found | None, folder: Path) -> ExtractionRecord:
+    say(f"drawing: {adapter.name if adapter else 'the base alone'}")
+    given = (*SHARED, "draws", "extractor", "thumbnails")
+    settings = {key: value for key, value in config.model_dump().items() if key in given}
+    of_adapter = {"lora": adapter.path, "lora_scale": config.lora_scale} if adapter else {}
+    extract = {"model": config.base, "members": config.pictures, "captions": captions, "steps": config.draw_steps, "resize": True}
+    made = search(build(ExtractConfig, settings, of_adapter, extract, {"output": folder}))
+    made.save(folder, config.thumbnails)
+    return made.record
+
+
+def _distances(record: ExtractionRecord) -> dict[str, float]:
+    """The distance of each picture to its nearest drawing, by its id."""
+    return {pair.id: pair.distances[record.decides] for pair in record.pairs}
+
+
+def _row(
+    config: LoraConfig,
+    found: Checkpoints,
+    each: Found,
+    folder: str,
+    decision: Any,
+    reason: str,
+    excess: Excess | None = None,
+    redrawn: Redrawn | None = None,
+) -> Checkpoint:
+    file = adapter_file(each.path)
+    return Checkpoint(
+        name=each.name,
+        path=each.path,
+        step=each.step if found.source else None,
+        run=f"{folder}/{each.name}",
+        excess=excess,
+        redrawn=redrawn,
+        header=given_away(file, "adapter") if file.suffix == WEIGHTS else None,
+        decision=decision,
+        reason=reason,
+    )

@@ -1,0 +1,180 @@
+"""extract.json: how near a model's drawings come to its training images, pair by pair, and which are copies. No torch.
+
+Field names are the keys of extract.json; changing one needs a step of SCHEMA_VERSION and a line in the changelog. What cannot be
+estimated is null, with the reason beside it.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+
+from diffleak.records.audit import Membership
+from diffleak.records.base import Estimate, Record, read_json
+from diffleak.records.images import Alpha, Exif, Tally
+from diffleak.records.plan import Adapter, Embedding, Environment
+from diffleak.records.quality import ImageSet
+
+SCHEMA_VERSION: Literal[1] = 1
+FILE = "extract.json"
+PAGE = "extract.html"
+PAIRS = "pairs"
+TILES = "tiles"  # the name of the tiled pixel distance
+
+
+class CopyRates(Record):
+    """Copies by one distance: an image has a copy if it is nearer to a drawing than `threshold`."""
+
+    distance: str
+    """Name of the distance: "tiles" of pixels, in [0, 1], or that of an encoder, 1 minus a cosine, in [0, 2]."""
+    fingerprint: str
+    """Hash of the encoder's weights, or the number of tiles."""
+    threshold: float | None
+    """Distance in [0, 2] below which an image has a copy, set by the calibrate part of the held-out images; null with too few."""
+    copies: int | None
+    """Number of members with a copy; null without a threshold."""
+    copy_rate: Estimate
+    """Share of the members with a copy, in [0, 1]."""
+    held_out_rate: Estimate
+    """Share of the other held-out images with what would count as a copy, in [0, 1]; these set no threshold."""
+    chance: float | None
+    """Probability of as many copies of members or more if members are like held-out images, in [0, 1]; null without a threshold."""
+    closest: float
+    """Distance of the member nearest to a drawing, in [0, 2]."""
+    closest_held_out: float | None
+    """Distance of the held-out image nearest to a drawing, of both parts, in [0, 2]; null without held-out images."""
+
+
+class Pair(Record):
+    """A member and the drawing that is nearest to it, by the distance that decides."""
+
+    id: str
+    """Id of the member."""
+    image: int
+    """Number of the drawing among all, from 0: `--only` draws it again."""
+    draw: int
+    """Number of the drawing among those for this caption, from 0; among all for a model without captions."""
+    seed: int
+    """Seed of the drawing."""
+    prompt: str | None
+    """Caption that the drawing was made for; null for a model without captions."""
+    label: int | None
+    """Class that the drawing was made for, in [0, number of classes); null for a model without classes."""
+    distances: dict[str, float]
+    """Every distance of this member and this drawing by its name; 0 is equal, and the tiled one lies in [0, 1]."""
+    p_value: float | None
+    """Conformal p-value by the distance that decides, in (0, 1], small where few held-out images are as near; null without these."""
+    is_copy: bool | None
+    """True where the p-value is at most `false_copies`; null where the held-out images are too few for that, or none."""
+
+
+class ExtractCosts(Record):
+    """What the search took."""
+
+    forwards: int
+    """Denoiser forwards of one image each, for all drawings."""
+    seconds_drawing: float
+    """Wall-clock seconds of drawing in this call; drawings of earlier calls are not in it."""
+    seconds_comparing: float
+    """Wall-clock seconds of everything else in this call."""
+
+
+class ExtractionRecord(Record):
+    """extract.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    """Version of these fields."""
+    created: str
+    """Time in UTC at which the record was written, as ISO 8601."""
+    command: str
+    """Command line that repeats the search; with `--only N` it draws image N again."""
+    model: str
+    """The model as the user named it: a folder, a name on the Hub, or `denoiser` for one in memory."""
+    model_fingerprint: str
+    """Hash of the model's weights and settings."""
+    lora: str | None = None
+    """The LoRA adapter, or several, as the user named them; null without one."""
+    lora_scale: float | None = None
+    """Factor of the adapter's weights; null without one."""
+    adapters: tuple[Adapter, ...] = ()
+    """Each adapter in `lora` with its strength and hash, in the order of merging; empty without one."""
+    embedding: str | None = None
+    """The textual inversions as the user named them; null without one."""
+    embeddings: tuple[Embedding, ...] = ()
+    """Each textual inversion in `embedding` with its token and hash; empty without one."""
+    network: str | None = None
+    """The denoiser in the place of the model's own, as the user named it; null without one."""
+    weights: str | None = None
+    """Choice between averaged weights, `ema`, and the others, `non_ema`; null where none was made."""
+    images: int
+    """Number of drawings in all."""
+    draws: int | None
+    """Number of drawings for each caption, among which an image's nearest one is found; null where every image has all drawings."""
+    image_shape: str
+    """Height x width in pixels, and grey, RGB or RGBA."""
+    sampler: str
+    """Name of the sampler that drew the images."""
+    steps: int
+    """Sampling steps of an image."""
+    seed: int
+    """Seed of every random draw."""
+    guidance_scale: float | None
+    """Scale of classifier-free guidance in drawing; null without guidance."""
+    captions: str | None
+    """Choice of captions: "own", "empty", "fixed:TEXT" or a file; null for a model without captions."""
+    classes: str | None
+    """Which classes were drawn, in words; null for a model without classes."""
+    members: ImageSet
+    """Images that the model was trained on."""
+    held_out: ImageSet | None
+    """Images that it was not trained on; null without them."""
+    calibrate: int
+    """Number of held-out images that set the thresholds; the others are counted."""
+    false_copies: float
+    """Share of held-out images that may count as copies, in (0, 0.5]: thresholds are set for it."""
+    decides: str
+    """Name of the distance that says which drawing is nearest and which pair is a copy."""
+    copy_rate: Estimate
+    """Share of the members with a copy by the distance that decides, in [0, 1]."""
+    held_out_rate: Estimate
+    """The same share of the held-out images that set no threshold, in [0, 1]."""
+    distances: tuple[CopyRates, ...]
+    """Copies by every distance, each with a nearest drawing and a threshold of its own; the one that decides first."""
+    pairs: tuple[Pair, ...]
+    """Every member with its nearest drawing, the most similar pair first."""
+    warnings: tuple[str, ...]
+    """What a reader must know of the numbers, a sentence each."""
+    environment: Environment
+    """Where the numbers come from."""
+    costs: ExtractCosts
+    """What the search took."""
+    membership: Membership
+    """What the model's own split.json says of members and held-out images."""
+    settings: dict[str, Any]
+    """Every setting of the search by its name."""
+    exif: Exif
+    """Orientation of photos: "apply" turns every image upright, "ignore" reads it as it is stored."""
+    alpha: Alpha
+    """Transparent images: "drop" keeps their colours, "white" and "black" lay them on that colour."""
+    white: int | None
+    """Value that is white in grey images of more than 8 bits; null for the largest that the file allows."""
+    real_images: Tally
+    """What reading the real images' files changed, counted."""
+
+    @property
+    def decisive(self) -> CopyRates:
+        """Copies by the distance that decides."""
+        return self.distances[0]
+
+    def reproduce(self, pair: Pair) -> str:
+        """The command line that makes the drawing of a pair again, or the call in Python where no command names its images."""
+        if not self.command.startswith("diffleak extract "):
+            return f"{self.command} .drawings[{pair.image}]"
+        return f"{self.command} --only {pair.image}"
+
+
+def read_extraction(path: Path) -> ExtractionRecord:
+    """The record in an extract.json; raises `UserError` for a file that holds none."""
+    return read_json(path, ExtractionRecord, must="must be an extract.json as `diffleak extract` writes it", advice="repeat that command")

@@ -1,0 +1,110 @@
+"""The report on which checkpoints of an adapter may be published."""
+
+from collections.abc import Callable
+
+from diffleak.errors import visible
+from diffleak.records.lora import LoraRecord
+from diffleak.report.judgement import Verdict
+from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, sections
+from diffleak.report.sections import glossary, limits, reproduce, verdict, warnings
+from diffleak.report.table import Cell, Column, estimate_cell, rate_cell, tabulate
+from diffleak.report.wording import count, moment
+
+WORDS = (
+    ("Checkpoint", "the adapter as it was after a number of training steps."),
+    ("Base", "the model that the adapter was made for, without it."),
+)
+WORDS_AUDITED = (
+    ("Held-out picture", "a picture of the same kind that the adapter was not trained on."),
+    ("AUC beyond the base", "how often a training picture gains more from the adapter than a held-out one; 0.5 is guessing, 1 is always."),
+    ("TPR at 1 % FPR", "share of the training pictures that an attack finds when it may name 1 % of the held-out ones falsely."),
+)
+WORDS_DRAWN = (
+    ("Drawn nearer", "pictures with a drawing that is nearer to them than any drawing of the base is to its picture."),
+    ("p", "probability of so many or more if the adapter drew no nearer than the base."),
+)
+AUDITED = (
+    ("A lower bound.", "Only the attacks of these audits were run. A stronger one may find more; nothing here proves that nothing leaks."),
+    ("Many looks.", "{checkpoints} checkpoints were audited, and the intervals are not widened for that."),
+    ("The base may leak too.", "Pictures that the base was trained on cancel here."),
+)
+DRAWN = (
+    ("Nothing was held out.", "So no rate of false alarms is known, and no checkpoint can be cleared. Hold out ten pictures next time."),
+    (
+        "A reason to look, no proof.",
+        "An adapter that learnt its subject well draws near the pictures without copies. Look at the pairs.",
+    ),
+    ("What was not drawn.", "Another caption, another seed or more drawings may come nearer."),
+)
+
+SECTIONS: tuple[Callable[[LoraRecord], Section | None], ...] = (
+    lambda record: verdict(judged(record)),
+    lambda record: warnings(record.warnings),
+    lambda record: _table(record),
+    lambda record: _headers(record),
+    lambda record: limits(AUDITED if record.held_out else DRAWN, checkpoints=count(len(record.checkpoints))),
+    lambda record: glossary((*WORDS, *(WORDS_AUDITED if record.held_out else WORDS_DRAWN))),
+    lambda record: reproduce(record.command, facts(_rows(record))),
+)
+
+
+def page(record: LoraRecord) -> Page:
+    """The report."""
+    held_out = f", {count(record.held_out)} held out" if record.held_out else ", none held out"
+    return Page(
+        title="Which checkpoints of the adapter may be published?",
+        heading="Adapter checkpoints",
+        meta=f"{count(len(record.checkpoints))} checkpoints on {visible(record.base)} · {count(record.pictures)} pictures{held_out}",
+        created=visible(moment(record.created)),
+        version=record.diffleak,
+        sections=sections(make(record) for make in SECTIONS),
+    )
+
+
+def judged(record: LoraRecord) -> Verdict:
+    """The answer, with the reason for each checkpoint."""
+    decisions = {each.decision for each in record.checkpoints}
+    level = "leak" if "do not publish" in decisions else "undecided" if "undecided" in decisions else "no-leak-found"
+    reasons = tuple(f"{visible(each.name)}: {each.decision}, since {visible(each.reason)}." for each in record.checkpoints)
+    return Verdict(level, visible(record.answer), reasons)  # type: ignore[arg-type]
+
+
+def _table(record: LoraRecord) -> Section:
+    step = Column(("Step",), f"From {visible(record.step_source or '')}.", 1, lambda c: Cell("-" if c.step is None else count(c.step)))
+    answer = Column(("Answer",), "Of what was measured, not of the file's header.", 1, lambda c: Cell(c.decision), look="left")
+    columns = (step, answer, *(_audited() if record.held_out else _drawn()))
+    table = tabulate(record.checkpoints, columns, lambda c: (c.name, c.path, False))
+    caption = "A row for each checkpoint." + (" Small print: 95 % intervals." if record.held_out else "")
+    return Section("checkpoints", "Checkpoints", (Tabulated(table, caption, "Checkpoint"),), "Checkpoints", "Checkpoints")
+
+
+def _audited() -> tuple[Column, ...]:
+    return (
+        Column(("AUC beyond", "the base"), "On the test part.", 2, lambda c: estimate_cell(c.excess.auc)),
+        Column(("TPR at", "1 % FPR"), "On the test part.", 3, lambda c: rate_cell(c.excess.tpr_at_1pct, "held-out images")),
+        Column(("Attack",), "The strongest on the calibrate part.", 3, lambda c: Cell(visible(c.excess.attack)), look="left"),
+    )
+
+
+def _drawn() -> tuple[Column, ...]:
+    return (
+        Column(("Drawn", "nearer"), "Pictures drawn nearer than the base ever draws.", 2, lambda c: Cell(count(c.redrawn.nearer))),
+        Column(("p",), "", 3, lambda c: Cell(f"{c.redrawn.p_value:.2g}")),
+        Column(("Closest",), "Distance of the nearest pair.", 3, lambda c: Cell(f"{c.redrawn.closest:.3f}")),
+        Column(("Closest", "of the base"), "", 4, lambda c: Cell(f"{c.redrawn.closest_of_base:.3f}")),
+    )
+
+
+def _headers(record: LoraRecord) -> Section | None:
+    """What the headers of the files give away."""
+    said = tuple(visible(f"{each.name}: {each.header.sentence}") for each in record.checkpoints if each.header and each.header.counts)
+    return Section("headers", "What the files themselves say", (Sentences(said),), "Headers", "Headers") if said else None
+
+
+def _rows(record: LoraRecord) -> list[tuple[str, str]]:
+    repeats = "; ".join(f"{visible(name)}: {n} repeats" for name, n in record.repeats.items())
+    rows = [("Pictures", visible(record.found) + (f"; {repeats}" if repeats else "")), ("Captions", visible(record.captions))]
+    if record.max_excess_auc is not None:
+        rows.append(("Limit", f"AUC beyond the base at most {record.max_excess_auc:g}, with its whole interval"))
+    folders = "Each checkpoint has a folder beside this page, with a report of its own."
+    return [*rows, ("Folders", folders)]

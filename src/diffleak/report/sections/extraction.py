@@ -1,0 +1,172 @@
+"""The sections of the report on training images that a model gives back."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from diffleak.errors import visible
+from diffleak.records.base import Estimate
+from diffleak.records.extraction import FILE, PAIRS, TILES, CopyRates, ExtractionRecord, Pair
+from diffleak.records.quality import ImageSet
+from diffleak.report.audited import not_shown
+from diffleak.report.judgement import Verdict
+from diffleak.report.media.html import data_uri
+from diffleak.report.section import Block, Section, Tabulated, breakable, drawn, facts, prose
+from diffleak.report.sections import adapted, device, fingerprinted, other_weights, reproduce, versions
+from diffleak.report.table import Cell, Column, missing, tabulate
+from diffleak.report.wording import count, duration, interval, percent, spoken
+
+ALPHA = 0.025  # one-sided
+SHOWN = 24  # pairs on a page
+PRINTED = 8  # pairs in a terminal
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """PNGs of members by id, and of drawings by number; both are private, and shown only when asked for."""
+
+    member: Callable[[str], bytes]
+    drawing: Callable[[int], bytes]
+
+
+def verdict(record: ExtractionRecord) -> Verdict:
+    """States whether more members than chance explains are drawn; never that none can be."""
+    rates, look = record.decisive, "One pair that shows the same picture is a finding, whatever the rate: look at the first pairs."
+    by = f"by {_name(rates)}"
+    if rates.copies is None or rates.chance is None:
+        if record.held_out is None:
+            title, why = "How near drawings come to the training images was measured; what chance brings is not known.", "No rate"
+        else:
+            title, why = "The held-out images are too few to say what chance brings.", f"No rate: {visible(rates.copy_rate.reason or '')}"
+        if record.held_out is None:
+            why += ": there are no held-out images, whose distances to their own nearest drawings would say what chance brings"
+        return Verdict("undecided", title, (f"{why}.", _closest(record), look))
+    value, said = spoken(rates.copy_rate)
+    size = f"{count(rates.copies)} of {count(record.members.n)} members, {value} (95 % interval {said}), are nearer to a drawing {by} than "
+    size += f"all but {percent(record.false_copies)} of held-out images are to theirs."
+    beside = _beside(rates)
+    chance = f"As many or more would be if members were like held-out images with probability {rates.chance:.2g}."
+    if rates.chance < ALPHA:
+        return Verdict("leak", "The model gives training images back.", (size, f"{beside} {chance}", _closest(record), look))
+    bound = f"More than {percent(rates.copy_rate.high or 0.0)} can be excluded with so many drawings; less cannot."
+    title = "No more members than held-out images are near to a drawing."
+    return Verdict("no-leak-found", title, (size, f"{beside} {chance} {bound}", _closest(record), look))
+
+
+def _beside(rates: CopyRates) -> str:
+    if rates.held_out_rate.value is None:
+        return f"The rate of other held-out images could not be counted ({visible(rates.held_out_rate.reason or '')})."
+    value, said = spoken(rates.held_out_rate)
+    return f"Of held-out images that set no threshold it is {value} ({said})."
+
+
+def _closest(record: ExtractionRecord) -> str:
+    first, other = record.pairs[0], record.decisive.closest_held_out
+    beside = "" if other is None else f"; the held-out image nearest to a drawing lies at {other:.3f}"
+    return f"The closest pair is the member {visible(first.id)} at a distance of {record.decisive.closest:.3f}{beside}."
+
+
+def _name(rates: CopyRates) -> str:
+    return "tiled pixel distance" if rates.distance == TILES else f"features of {visible(rates.distance)}"
+
+
+def rates(record: ExtractionRecord) -> Section:
+    """A row per distance: copies among members, and false ones among held-out images."""
+    where = "its own caption's drawings" if record.draws else "all drawings"
+    told = (
+        f"An image has a copy if its distance to the nearest of {where} is below the threshold, which {count(record.calibrate)} held-out "
+        f"images set so that {percent(record.false_copies)} of such images lie below it. The rate of held-out images is counted on others. "
+        "In brackets: 95 % intervals."
+    )
+    decides = "" if len(record.distances) == 1 else f" The first distance, {_name(record.decisive)}, says which pairs are copies."
+    columns = (
+        Column(("Members", "with a copy"), "", 1, lambda r: _rate_cell(r.copy_rate)),
+        Column(("Held-out images",), "The same rate where nothing was learnt: false copies.", 2, lambda r: _rate_cell(r.held_out_rate)),
+        Column(("Chance",), "Probability of as many copies if members are like held-out images.", 3, _chance),
+        Column(("Threshold",), "", 4, lambda r: Cell("-" if r.threshold is None else f"{r.threshold:.3f}")),
+        Column(("Closest", "member"), "", 5, lambda r: Cell(f"{r.closest:.3f}")),
+        Column(("Closest", "held out"), "", 6, lambda r: Cell("-" if r.closest_held_out is None else f"{r.closest_held_out:.3f}")),
+    )
+    rows = tabulate(record.distances, columns, lambda r: (_name(r), "decides" if r is record.decisive and decides else "", False))
+    return Section("rates", "Copies among members", (Tabulated(rows, told + decides, "Distance"),), "Rates", "Copies")
+
+
+def _rate_cell(rate: Estimate) -> Cell:
+    return missing(rate.reason) if rate.value is None else Cell(percent(rate.value), (interval(rate, in_percent=True),))
+
+
+def _chance(rates: CopyRates) -> Cell:
+    return Cell("-" if rates.chance is None else f"{rates.chance:.2g}")
+
+
+def pairs(record: ExtractionRecord, pictures: Pictures | None) -> Section:
+    """The closest pairs, each with the command that draws its drawing again."""
+    shown = record.pairs[:SHOWN]
+    what = f"The {count(len(shown))} closest of {count(len(record.pairs))} members, each with its nearest drawing, the most similar first."
+    what += f" {FILE} has all. The top of this list is there for every model; compare its distances with those of held-out images."
+    private = "these are private training images, and perhaps copies of them"
+    hidden: tuple[Block, ...] = (not_shown(private, False),) if pictures is None else (prose(f"The folder {PAIRS} has them as files."),)
+    columns = (
+        Column(("Distance",), "", 1, lambda p: Cell(f"{p.distances[record.decisive.distance]:.3f}")),
+        Column(("p",), "", 3, lambda p: Cell("-" if p.p_value is None else f"{p.p_value:.2g}")),
+        Column(("Copy",), "", 2, lambda p: Cell({True: "yes", False: "no", None: "-"}[p.is_copy])),
+        Column(("Drawing",), "", 4, lambda p: Cell(str(p.image))),
+    )
+    printed = tabulate(record.pairs[:PRINTED], columns, lambda p: (p.id, "", False))
+    blocks = (
+        Tabulated(printed, first="Closest members", where="text"),
+        prose(what),
+        *hidden,
+        drawn("copied", pairs=[_pair(record, pair, pictures) for pair in shown]),
+    )
+    return Section("pairs", "The closest pairs", blocks, "Pairs")
+
+
+def _pair(record: ExtractionRecord, pair: Pair, pictures: Pictures | None) -> dict[str, Any]:
+    shown = (data_uri(pictures.member(pair.id)), data_uri(pictures.drawing(pair.image))) if pictures else None
+    names = {rates.distance: _name(rates) for rates in record.distances}
+    distances = "; ".join(f"{names[name]} {value:.3f}" for name, value in pair.distances.items())
+    p = "" if pair.p_value is None else f", p = {pair.p_value:.2g}"
+    number = f"{pair.image}, the {pair.draw + 1}. of {record.draws} for this caption" if record.draws else f"{pair.image}"
+    return {
+        "id": visible(pair.id),
+        "pictures": shown,
+        "image": pair.image,
+        "verdict": {True: "copy by the threshold", False: "no copy by the threshold", None: ""}[pair.is_copy],
+        "distances": f"{distances}{p}",
+        "prompt": None if pair.prompt is None else visible(pair.prompt),
+        "drawing": f"{number}, seed {pair.seed}" + ("" if pair.label is None else f", class {pair.label}"),
+        "command": visible(record.reproduce(pair)),
+    }
+
+
+def made(record: ExtractionRecord) -> Section:
+    """The command and the settings."""
+    return reproduce(record.command, facts(_rows(record)))
+
+
+def _rows(record: ExtractionRecord) -> Iterator[tuple[str, str]]:
+    yield "Model", fingerprinted(visible(record.model), record.model_fingerprint)
+    yield from other_weights(record.network, record.weights)
+    yield from adapted(record.lora, record.lora_scale, record.embedding)
+    captions, guidance = f"for each caption ({visible(record.captions or '')})", f"guidance {record.guidance_scale}"
+    each = f", {count(record.draws)} {captions}, {guidance}" if record.draws else ""
+    how = f"sampler {visible(record.sampler)}, {record.steps} steps, seed {record.seed}"
+    yield "Drawings", f"{count(record.images)} of {visible(record.image_shape)}{each}; {how}"
+    if record.classes:
+        yield "Classes", visible(record.classes)
+    for rates in record.distances:
+        yield "Distance", fingerprinted(_name(rates), rates.fingerprint)
+    yield "Members", _set(record.members)
+    if record.held_out:
+        yield "Held-out images", _set(record.held_out)
+    costs = record.costs
+    spent = f"this call drew for {duration(costs.seconds_drawing)} and compared for {duration(costs.seconds_comparing)}"
+    yield "Cost", f"{count(costs.forwards)} forwards of one image each; {spent}"
+    yield "Device", device(record.environment)
+    yield "Versions", versions(record.environment)
+    yield "Record", f"{FILE}, schema version {record.schema_version}"
+
+
+def _set(images: ImageSet) -> str:
+    return fingerprinted(f"{breakable(visible(images.source))}, {count(images.n)} images", images.fingerprint)

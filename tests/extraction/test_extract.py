@@ -1,0 +1,314 @@
+"""`diffleak extract` from images to report: models that memorised or learnt nothing, planted copies, refusals, drawing a pair again."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fixtures.commands import call, refused
+from fixtures.text import captioned_sides, text_folder
+from PIL import Image
+
+import diffleak
+from diffleak import hub
+from diffleak.attacks.subject import Subject
+from diffleak.data.pixels import ImageShape, to_model, to_uint8
+from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
+from diffleak.diffusion.conditions import Prompts
+from diffleak.diffusion.denoiser import Denoiser
+from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.target import Target
+from diffleak.errors import UserError
+from diffleak.extraction.extract import extract
+from diffleak.records.extraction import read_extraction
+from diffleak.stats import extraction as stats
+
+SCHEDULE = linear_schedule()
+MEMBERS, HELD_OUT = 40, 260
+SPLIT = {"members": [str(i) for i in range(MEMBERS)], "nonmembers": [str(i) for i in range(MEMBERS, MEMBERS + HELD_OUT)]}
+
+
+class Text:
+    """Captions as they are, without an embedding."""
+
+    def __call__(self, texts: Sequence[str], together: bool = False) -> Prompts:
+        return Prompts(tuple(texts), {"prompt_embeds": torch.zeros(len(texts), 1, 2)}, self)
+
+    def truncated(self, texts: Sequence[str]) -> list[int]:
+        return []
+
+
+def target(denoiser: Denoiser, side: int = 8, **keys: Any) -> Target:
+    return Target(denoiser, ImageShape(1, side, side), name="analytic", fingerprint=type(denoiser).__name__, **keys)
+
+
+def memoriser(images: np.ndarray, texts: tuple[str, ...] | None = None) -> Memoriser:
+    return Memoriser(torch.from_numpy(to_model(images)), SCHEDULE, texts)
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Path:
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(SPLIT))
+    return path
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory, digits) -> tuple[str, str]:
+    """Folders of 12 members and 60 held-out digits, each with a caption of its own, by number."""
+    root, sides = tmp_path_factory.mktemp("captioned"), []
+    for name, rows in (("members", range(12)), ("held-out", range(12, 72))):
+        folder = root / name
+        folder.mkdir()
+        for row in rows:
+            Image.fromarray(digits[row, :, :, 0]).save(folder / f"{row:02d}.png")
+            (folder / f"{row:02d}.txt").write_text(f"picture {row}")
+        sides.append(str(folder))
+    return sides[0], sides[1]
+
+
+@pytest.mark.parametrize("extractor", [None, "pixels"])
+def test_a_memoriser_gives_every_member_back(digits, split, extractor):
+    found = extract(target(memoriser(digits[:MEMBERS])), data="digits", split=split, images=400, steps=20, extractor=extractor)
+    record = found.record
+    assert record.copy_rate.value == 1.0 and record.copy_rate.low > 0.9
+    assert record.held_out_rate.value < 0.1 and record.decisive.chance < 1e-9
+    assert [rates.distance for rates in record.distances] == (["tiles"] if extractor is None else ["pixels", "tiles"])
+    assert all(pair.is_copy and pair.distances["tiles"] < 0.02 for pair in record.pairs)
+    assert {pair.id for pair in record.pairs} == {*SPLIT["members"]}
+    drawn = {pair.id: found.drawings[pair.image] for pair in record.pairs}
+    assert all(np.abs(drawn[str(i)].astype(int) - digits[i]).max() <= 2 for i in range(MEMBERS))
+
+
+def test_a_gaussian_gives_no_member_back(split):
+    record = extract(target(Gaussian(0.0, 1 / 3, SCHEDULE)), data="digits", split=split, images=200, steps=10).record
+    assert record.decisive.chance > 0.025 and record.copy_rate.low <= 0.01
+    assert record.decisive.closest > 0.3
+    assert record.calibrate == HELD_OUT / 2 and record.held_out.n == HELD_OUT
+
+
+def test_a_planted_copy_is_found_and_listed_first(digits, split, tmp_path):
+    """The model draws normals, and for one number the one member that it was given."""
+    gaussian, copier = Gaussian(0.0, 1 / 3, SCHEDULE), memoriser(digits[17:18])
+
+    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+        return torch.cat([gaussian(x[:37], t), copier(x[37:38], t), gaussian(x[38:], t)])
+
+    made = target(Denoiser.from_function(predict, SCHEDULE.alphas_cumprod))
+    found = extract(made, data="digits", split=split, images=64, steps=20, batch_size=64, output=tmp_path / "out", thumbnails=True)
+    pair = found.record.pairs[0]
+    assert (pair.id, pair.image, pair.is_copy) == ("17", 37, True)
+    assert pair.distances["tiles"] < 0.02 < 0.2 < found.record.pairs[1].distances["tiles"]
+    written = tmp_path / "out" / "pairs"
+    drawing = np.asarray(Image.open(written / "001-drawing-37.png"))
+    np.testing.assert_array_equal(np.asarray(Image.open(written / "001-member.png")), digits[17, :, :, 0])
+    np.testing.assert_array_equal(drawing, found.drawings[37, :, :, 0])
+
+
+def test_a_text_model_draws_for_members_and_held_out_images_alike_and_each_is_compared_with_its_own(captioned, digits):
+    texts = tuple(f"picture {i}" for i in range(12))
+    sides = dict(zip(("members", "nonmembers"), captioned, strict=True))
+    settings = {**sides, "steps": 10, "guidance_scale": 1, "false_copies": 0.05}
+    found = extract(target(memoriser(digits[:12], texts), text=Text()), **settings, draws=2)
+    record = found.record
+    assert (record.images, record.draws, record.copy_rate.value) == (72 * 2, 2, 1.0)
+    assert record.held_out_rate.value < 0.2
+    for pair in record.pairs:
+        row = int(pair.id.removesuffix(".png"))
+        assert pair.prompt == f"picture {row}" and pair.image == 2 * row + pair.draw
+        assert np.abs(found.drawings[pair.image].astype(int) - digits[row]).max() <= 2
+    swapped = extract(target(memoriser(digits[:12], texts[1:] + texts[:1]), text=Text()), **settings, draws=2).record
+    assert swapped.copy_rate.value < 0.5, "a member that another caption draws is not this member's drawing"
+
+
+def test_drawings_for_a_caption_depend_on_image_and_draw_alone_and_are_those_that_black_box_is_given(captioned, digits):
+    made = target(Gaussian(0.1, 0.3, SCHEDULE), text=Text())
+    settings = {"members": captioned[0], "steps": 4, "guidance_scale": 1.5}
+    few = extract(made, **settings, draws=2).drawings.reshape(12, 2, 8, 8, 1)
+    many = extract(made, **settings, nonmembers=captioned[1], draws=3).drawings.reshape(72, 3, 8, 8, 1)
+    assert np.abs(few.astype(int) - many[:12, :2]).max() <= 1
+    ids = tuple(f"{i:02d}.png" for i in range(12))
+    noise = Noise(0, ids, (1, 8, 8))
+    sampler = lambda steps: hub.new_sampler("ddim", SCHEDULE, steps, clip=True)
+    subject = Subject(made.denoiser, torch.zeros(12, 1, 8, 8), noise, Text()([f"picture {i}" for i in range(12)]), sampler=sampler)
+    seen = to_uint8(subject.draw(4, 1.5, 2).numpy()).reshape(2, 12, 8, 8, 1)
+    assert np.abs(few.astype(int) - seen.transpose(1, 0, 2, 3, 4)).max() <= 1
+
+
+def test_a_class_conditional_model_draws_as_many_of_every_class(tmp_path, model_folder, digits):
+    folder = model_folder("classes", num_class_embeds=3)
+    np.save(tmp_path / "members.npy", digits[:15])
+    record = extract(folder, members=tmp_path / "members.npy", images=4, steps=2, device="cpu").record
+    assert record.images == 12 and record.classes == "4 of each of 3 classes"
+    assert all(pair.label == pair.image // 4 for pair in record.pairs)
+
+
+@pytest.fixture
+def command(model_folder, split, tmp_path) -> list[Any]:
+    own = ["--data", "digits", "--split", split, "--images", "70", "--steps", "3", "--device", "cpu", "--threads", "1"]
+    return ["extract", model_folder(), *own, "-o", tmp_path / "out"]
+
+
+def test_the_command_writes_the_record_and_the_page_resumes_and_draws_a_pair_again(capsys, command, tmp_path):
+    code, out, err = call(capsys, *command)
+    folder = tmp_path / "out"
+    assert code == 0, err
+    assert "plan: 40 members and 260 held-out images; 70 images (8 x 8 grey) by ddim in 3 steps, 210 forwards; nearest by tiled" in err
+    assert f"report: {folder / 'extract.html'}" in out and "Closest members" in out
+    record = read_extraction(folder / "extract.json")
+    raw = json.loads((folder / "extract.json").read_text())
+    assert {"value", "low", "high"} <= set(raw["copy_rate"]) and {"value", "low", "high"} <= set(raw["held_out_rate"])
+    assert [pair["distances"]["tiles"] for pair in raw["pairs"]] == sorted(pair["distances"]["tiles"] for pair in raw["pairs"])
+    assert {(folder / name).stat().st_mode & 0o777 for name in ("extract.json", "extract.html")} == {0o600}
+    assert "<img" not in (folder / "extract.html").read_text() and not (folder / "pairs").exists()
+    chunks = {path: path.stat().st_mtime_ns for path in (folder / "generated").glob("*.npy")}
+    assert len(chunks) == 2
+    code, out, _ = call(capsys, *command, "--thumbnails", "--json")
+    assert code == 0 and {path: path.stat().st_mtime_ns for path in chunks} == chunks, "drawings are read, not drawn again"
+    assert json.loads(out)["pairs"] == raw["pairs"]
+    assert (folder / "extract.html").read_text().count("<img") == 48
+    files = sorted((folder / "pairs").iterdir())
+    assert len(files) == 48 and {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    assert (folder / "pairs").stat().st_mode & 0o777 == 0o700
+    drawn = np.concatenate([np.load(path, allow_pickle=False) for path in sorted(chunks)])
+    for pair in record.pairs[:2]:
+        printed = shlex.split(record.reproduce(pair))
+        code, out, err = call(capsys, *printed[1:])
+        file = folder / f"drawing-{pair.image}.png"
+        assert (code, out.strip()) == (0, f"drawing: {file}"), err
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), drawn[pair.image, :, :, 0])
+        assert file.stat().st_mode & 0o777 == 0o600
+    assert read_extraction(folder / "extract.json").pairs == record.pairs
+    assert "numbered from 0 to 69; got 70" in refused(capsys, *command, "--only", "70")
+
+
+@pytest.mark.slow
+def test_the_drawing_of_a_caption_is_drawn_again(capsys, tmp_path):
+    members, others = captioned_sides(tmp_path)
+    model = text_folder(tmp_path / "sd")
+    own = ["--members", members, "--nonmembers", others, "-n", "2", "--steps", "2", "--device", "cpu", "-o", tmp_path / "out"]
+    assert call(capsys, "extract", model, *own)[0] == 0
+    record = read_extraction(tmp_path / "out" / "extract.json")
+    pair = record.pairs[0]
+    assert record.images == 48 and record.held_out_rate.reason
+    assert call(capsys, *shlex.split(record.reproduce(pair))[1:])[0] == 0
+    drawn = np.load(tmp_path / "out" / "generated" / "images-00000.npy")[pair.image]
+    again = np.asarray(Image.open(tmp_path / "out" / f"drawing-{pair.image}.png"))
+    assert np.abs(drawn.astype(int) - again).max() <= 1
+
+
+def test_without_held_out_images_there_are_pairs_and_no_rate(digits, tmp_path):
+    np.save(tmp_path / "members.npy", digits[:6])
+    record = extract(target(memoriser(digits[:6])), members=tmp_path / "members.npy", images=40, steps=10).record
+    assert (record.copy_rate.value, record.held_out, record.calibrate) == (None, None, 0)
+    assert all(pair.is_copy is None and pair.p_value is None for pair in record.pairs)
+    assert record.pairs[0].distances["tiles"] < 0.02
+    assert "there are distances and pairs, and no rate" in record.warnings[0]
+
+
+def test_a_call_from_python_takes_a_cohort_and_leaves_nothing_without_an_output(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = diffleak.cohort(members=digits[:12], nonmembers=digits[12:60])
+    found = diffleak.extract(target(memoriser(digits[:12])), made, images=60, steps=5, false_copies=0.05)
+    assert found.record.copy_rate.value > 0.8 and not list(tmp_path.iterdir())
+    assert found.record.command.startswith("diffleak.extract(...) from Python")
+    assert found.record.reproduce(found.record.pairs[0]).endswith(f".drawings[{found.record.pairs[0].image}]")
+
+
+def test_members_that_cannot_be_read_are_left_out_where_that_is_wished(tmp_path, digits):
+    folder = tmp_path / "members"
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(digits[i, :, :, 0]).save(folder / f"{i}.png")
+    (folder / "2.png").write_bytes(b"no image")
+    settings = {"members": folder, "images": 10, "steps": 2}
+    with pytest.raises(UserError, match=r"2\.png"):
+        extract(target(memoriser(digits[:4])), **settings)
+    record = extract(target(memoriser(digits[:4])), **settings, skip_unreadable=True).record
+    assert record.members.n == 3 and "1 unreadable images were left out" in record.warnings
+
+
+BAD = [
+    (["--images", "0"], "images': Input should be greater than or equal to 1"),
+    (["--draws", "2"], "takes no captions; leave out --draws: give the number of all images with --images"),
+    (["--captions", "own"], "takes no captions; leave out --captions"),
+    (["--steps", "2000"], "steps must lie in [1, 1000]"),
+    (["--extractor", "sscd"], "the extractor sscd needs its TorchScript file: sscd:FILE"),
+    (["--extractor", "torchscript:none.pt"], "must be a TorchScript file; there is none at none.pt"),
+    (["--extractor", "pixel"], "pixels"),
+    (["--false-copies", "0.9"], "false_copies: Input should be less than or equal to 0.5"),
+    (["--members", "digits"], "leave out --members and --nonmembers"),
+]
+
+
+@pytest.mark.parametrize(("more", "said"), BAD, ids=lambda each: " ".join(each) if isinstance(each, list) else "")
+def test_bad_input_is_one_line_before_anything_is_drawn(capsys, command, more, said, tmp_path):
+    assert said in refused(capsys, *command, *more)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "the training images must be given: --members DATA, or --data DATA with --split FILE"),
+        (["--data", "digits"], "--data and --split belong together"),
+        (["--members", "digits", "--thumbnails"], "--thumbnails and --only write images: give -o DIR"),
+        (["--members", "digits", "--only", "3"], "--thumbnails and --only write images: give -o DIR"),
+    ],
+)
+def test_images_and_a_place_to_write_must_be_given(capsys, given, said):
+    assert said in refused(capsys, "extract", "model", *given)
+
+
+def test_models_that_cannot_draw_and_images_that_do_not_fit_are_refused(tmp_path, captioned, digits):
+    np.save(tmp_path / "small.npy", digits[:12, :3, :3])
+    np.save(tmp_path / "members.npy", digits[:12])
+    gaussian = Gaussian(0.0, 1 / 3, SCHEDULE)
+    refusals = [
+        ("images must be at least 4 pixels a side, since each is cut into tiles", target(gaussian, 3), {"members": tmp_path / "small.npy"}),
+        ("steps must lie in", target(gaussian), {"members": tmp_path / "members.npy", "steps": 1001}),
+        ("with --draws in place of --images", target(gaussian, text=Text()), {"members": captioned[0], "images": 5}),
+        ("the data has none", target(gaussian, text=Text()), {"members": tmp_path / "members.npy"}),
+        ("the model takes 8 x 8 grey", target(gaussian), {"members": tmp_path / "small.npy"}),
+    ]
+    for said, model, settings in refusals:
+        with pytest.raises(UserError, match=said):
+            extract(model, **settings)
+    broken = Denoiser.from_function(lambda x, t: x * float("nan"), SCHEDULE.alphas_cumprod)
+    with pytest.raises(UserError, match="the model must draw finite numbers"):
+        extract(target(broken), members=tmp_path / "members.npy", images=3, steps=2)
+
+
+def test_a_member_without_a_caption_and_an_image_on_both_sides_are_refused(tmp_path, captioned, digits):
+    text = target(Gaussian(0.0, 1 / 3, SCHEDULE), text=Text())
+    folder = tmp_path / "members"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(digits[i, :, :, 0]).save(folder / f"{i}.png")
+        if i:
+            (folder / f"{i}.txt").write_text("a picture")
+    with pytest.raises(UserError, match=r"captions found: 2/3; every image needs one \(first without: 0\.png"):
+        extract(text, members=folder)
+    with pytest.raises(UserError, match=r"members and held-out images must not share an image; 3 are on both sides"):
+        extract(target(Gaussian(0.0, 1 / 3, SCHEDULE)), members=folder, nonmembers=captioned[0], images=3)
+
+
+def test_drawings_of_another_search_are_refused(split, tmp_path):
+    gaussian = target(Gaussian(0.0, 1 / 3, SCHEDULE))
+    settings = {"data": "digits", "split": split, "steps": 2, "output": tmp_path / "out"}
+    extract(gaussian, **settings, images=20)
+    before = (tmp_path / "out" / "extract.json").read_text()
+    with pytest.raises(UserError, match="holds images drawn with images 20, now it is 30; choose another folder"):
+        extract(gaussian, **settings, images=30)
+    assert (tmp_path / "out" / "extract.json").read_text() == before
+
+
+def test_tiles_see_what_the_record_says(digits, split):
+    found = extract(target(memoriser(digits[:MEMBERS])), data="digits", split=split, images=30, steps=5, extractor="pixels")
+    for pair in found.record.pairs[:5]:
+        both = digits[int(pair.id)][None], found.drawings[pair.image][None]
+        assert pair.distances["tiles"] == pytest.approx(stats.tiled_distances(*both)[0])

@@ -1,0 +1,164 @@
+"""`diffleak lora`: one row for each checkpoint, by audits beyond the base or by drawings beside the base's, and one answer."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fixtures.commands import call, refused
+from fixtures.loras import TRAINED, trained_adapters
+
+from diffleak.data.sources import open_source
+from diffleak.errors import UserError
+from diffleak.lora import judge
+from diffleak.lora.run import _captions, _repeats
+from diffleak.records.audit import Gate, RateAtFPR
+from diffleak.records.base import Estimate
+from diffleak.records.headers import GivenAway
+from diffleak.records.lora import Checkpoint, Decision, Excess, LoraRecord, read_lora
+from diffleak.report import to_html
+from diffleak.report.pages.lora import page
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    root = tmp_path_factory.mktemp("lora")
+    return (root, *trained_adapters(root))
+
+
+def excess_of(low: float, value: float, high: float, reach: float, limit: float = 0.6) -> Excess:
+    """A result beyond the base with its interval, and the most that any attack may reach."""
+    return Excess(
+        attack="sima[excess]",
+        auc=Estimate(value=value, low=low, high=high, method="delong"),
+        tpr_at_1pct=RateAtFPR(fpr=0.01, value=None, support="none", reason="needs 100 held-out images"),
+        gates=(Gate(limit="max_excess_auc", attack="sima[excess]", quantity="AUC", at_most=limit, reach=reach, passed=reach <= limit),),
+    )
+
+
+def checkpoint(name: str, decision: Decision, private: dict[str, int] | None = None) -> Checkpoint:
+    header = GivenAway(file=name, what="adapter", counts=private) if private else None
+    return Checkpoint(
+        name=name,
+        path=f"out/{name}.safetensors",
+        step=1,
+        run=name,
+        excess=None,
+        redrawn=None,
+        header=header,
+        decision=decision,
+        reason="r",
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "decision"),
+    [
+        (excess_of(0.52, 0.57, 0.62, 0.62), "do not publish"),
+        (excess_of(0.52, 0.54, 0.56, 0.56), "do not publish"),  # a leak that is shown, though below the limit
+        (excess_of(0.45, 0.5, 0.55, 0.55), "publish"),
+        (excess_of(0.3, 0.5, 0.7, 0.7), "undecided"),
+        (excess_of(0.45, 0.5, 0.55, 0.7), "undecided"),  # another attack may reach more
+    ],
+)
+def test_a_leak_that_is_shown_forbids_and_only_a_bound_within_the_limit_allows(found: Excess, decision: str) -> None:
+    assert judge.of_excess(found, 0.6)[0] == decision
+
+
+def test_what_cannot_be_estimated_is_undecided() -> None:
+    found = excess_of(0.4, 0.5, 0.6, 0.6).model_copy(update={"auc": Estimate(reason="too few")})
+    assert judge.of_excess(found, 0.6) == ("undecided", "nothing can be estimated: too few")
+
+
+def test_pictures_drawn_nearer_than_the_base_ever_draws_are_as_many_by_chance_as_the_p_value_says() -> None:
+    """400 sets of 30 pictures, each with a difficulty of its own, under an adapter that draws as its base does."""
+    rng, runs = np.random.default_rng(0), 4000
+    names = [str(i) for i in range(30)]
+    found = []
+    for _ in range(runs):
+        difficulty = rng.normal(size=30)
+        one, other = (dict(zip(names, np.exp(difficulty + 0.3 * rng.normal(size=30)), strict=True)) for _ in range(2))
+        found.append(judge.redrawn(one, other).p_value)
+    for alpha in (0.5, 0.25, 0.05):
+        assert np.mean(np.array(found) <= alpha) <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / runs)
+
+
+def test_pictures_that_an_adapter_gives_back_are_counted_and_forbid_it() -> None:
+    base = {str(i): 0.3 + 0.01 * i for i in range(12)}
+    found = judge.redrawn({**base, "3": 0.1, "7": 0.02, "8": 0.2, "9": 0.25, "10": 0.29}, base)
+    assert (found.nearer, found.nearest, found.closest, found.closest_of_base) == (5, ("7", "3", "8", "9", "10"), 0.02, 0.3)
+    assert judge.of_drawings(found, 12)[0] == "do not publish"
+    assert judge.of_drawings(judge.redrawn(base, base), 12)[0] == "undecided"
+
+
+def test_the_answer_names_runs_of_checkpoints_and_what_the_files_hold() -> None:
+    rows = [checkpoint("kay-1", "undecided"), *(checkpoint(f"kay-{i}", "do not publish", {"captions": 30}) for i in range(3, 7))]
+    assert judge.answer(rows, 30, None) == (
+        "Do not publish as they are: kay-3 to kay-6. Undecided with 30 pictures and none held out: kay-1. "
+        "4 files hold captions: strip with diffleak metadata FILE --strip OUT."
+    )
+    assert judge.answer([checkpoint("a", "publish"), checkpoint("b", "undecided")], 300, 200) == (
+        "By the attacks that were run, may be published: a. Undecided with 300 pictures and 200 held out: b."
+    )
+
+
+def test_kohyas_folders_say_repeats_and_the_words_of_pictures_without_captions(trained: Any, tmp_path: Path) -> None:
+    shutil.copytree(trained[1], tmp_path / "img" / "10_kay")
+    (tmp_path / "img" / "10_kay" / "metadata.jsonl").unlink()
+    for name, repeats in ((tmp_path / "img", {"10_kay": 10}), (tmp_path / "img" / "10_kay", {"10_kay": 10})):
+        source = open_source(str(name))
+        assert _repeats(str(name), source) == repeats
+        assert _captions(source, repeats) == "fixed:kay"
+    assert _captions(source, {}) == "empty"
+    assert _captions(open_source(str(trained[1])), {"10_kay": 10}) == "own"
+    with pytest.raises(UserError, match="their folders are called dog, kay"):
+        _captions(source, {"10_kay": 10, "2_dog": 2})
+
+
+def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
+    trained: Any, tmp_path: Path, capsys: Any, few_divisions: Any
+) -> None:
+    root, pictures, held_out = trained
+    flags = ("--pictures", pictures, "--held-out", held_out, "--attacks", "sima", "--timesteps", "100", "--device", "cpu", "--threads", 1)
+    command = ("lora", root / "sd", root / "out" / "*.safetensors", *flags, "-o", tmp_path / "run")
+    code, out, err = call(capsys, *command, "--json")
+    assert code == 0 and "12 images, captions from" in err, err
+    record = LoraRecord.model_validate_json(out)
+    assert [(row.name, row.step) for row in record.checkpoints] == [*TRAINED.items()]
+    for row in record.checkpoints:
+        audit = tmp_path / "run" / row.run / "audit.json"
+        assert row.excess and row.excess.attack.startswith("sima[excess") and row.excess.auc.value is not None and audit.exists()
+        assert row.redrawn is None and row.header.counts["captions"] == 4
+    assert "2 files hold captions" in record.answer and record.answer.endswith("strip with diffleak metadata FILE --strip OUT.")
+    assert (record.pictures, record.held_out, record.captions, record.max_excess_auc) == (12, 12, "own", 0.6)
+    html = (tmp_path / "run" / "lora.html").read_text()
+    assert "Checkpoints" in html and "sks dog" not in html, "counted, not repeated"
+    assert read_lora(tmp_path / "run") == record
+    code, out, err = call(capsys, *command)
+    assert code == 0 and record.answer.split(":")[0] in out
+
+
+def test_without_held_out_pictures_drawings_stand_beside_those_of_the_base(trained: Any, tmp_path: Path, capsys: Any) -> None:
+    root, pictures, _ = trained
+    few = ("--pictures", pictures, "-n", 2, "--draw-steps", 2, "--device", "cpu", "--threads", 1, "-o", tmp_path / "run")
+    code, out, err = call(capsys, "lora", root / "sd", root / "out" / "dog.safetensors", *few, "--json")
+    assert code == 0, err
+    record = LoraRecord.model_validate_json(out)
+    (row,) = record.checkpoints
+    assert row.step is None and row.excess is None and row.redrawn and row.redrawn.p_value == 2.0**-row.redrawn.nearer
+    assert row.decision in ("undecided", "do not publish") and record.held_out is None and record.step_source is None
+    for name in ("base", "dog"):
+        assert (tmp_path / "run" / "drawings" / name / "extract.json").exists()
+    assert "Nothing was held out." in to_html(page(record))
+
+
+def test_bad_input_is_one_line(trained: Any, tmp_path: Path, capsys: Any) -> None:
+    root, pictures, _ = trained
+    given = ("--pictures", pictures, "-o", tmp_path / "run")
+    assert "nothing matches" in refused(capsys, "lora", root / "sd", root / "none" / "*.safetensors", *given)
+    assert "must match adapters alone" in refused(capsys, "lora", root / "sd", pictures / "0.png", *given)
+    assert "--buckets are of an audit" in refused(capsys, "lora", root / "sd", root / "out", *given, "--buckets", "512")
+    shutil.copy(root / "out" / "dog.safetensors", tmp_path / "base.safetensors")
+    assert "must not be called base" in refused(capsys, "lora", root / "sd", tmp_path / "base.safetensors", *given)
+    assert not (tmp_path / "run").exists()

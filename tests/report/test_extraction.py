@@ -1,0 +1,73 @@
+"""What the page and the terminal say of training images that a model gives back: the verdict, its limits, nothing as markup."""
+
+import io
+
+import pytest
+from fixtures.extraction import extraction_page, extraction_record
+from fixtures.reports import EVIL
+from rich.console import Console
+
+from diffleak.report import print_page, to_html, to_markdown
+from diffleak.report.pages.extraction import page
+from diffleak.report.sections.extraction import verdict
+
+
+def test_copies_lead_the_verdict_with_the_rate_of_held_out_images_beside_theirs():
+    judged = verdict(extraction_record(copied=9))
+    assert (judged.level, judged.title) == ("leak", "The model gives training images back.")
+    assert (
+        "10 of 60 members, 17 % (95 % interval" in judged.sentences[0]
+        and "than all but 1.0 % of held-out images are to theirs" in judged.sentences[0]
+    )
+    assert judged.sentences[1].startswith("Of held-out images that set no threshold it is ")
+
+
+def test_without_copies_the_verdict_says_what_cannot_be_excluded_and_to_look_at_the_pairs():
+    judged = verdict(extraction_record())
+    assert judged.level == "no-leak-found"
+    assert "can be excluded with so many drawings; less cannot" in judged.sentences[1]
+    assert "One pair that shows the same picture is a finding, whatever the rate" in judged.sentences[-1]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "title", "why"),
+    [
+        (0, "what chance brings is not known", "there are no held-out images"),
+        (60, "too few to say what chance brings", "needs at least 99 held-out images that set it; got 30"),
+    ],
+)
+def test_without_a_threshold_the_verdict_is_undecided_and_says_why(held_out, title, why):
+    judged = verdict(extraction_record(copied=9, held_out=held_out))
+    assert judged.level == "undecided" and title in judged.title and why in judged.sentences[0]
+    assert "at a distance of 0.0" in judged.sentences[1]
+
+
+def test_the_page_has_each_pair_with_the_command_that_draws_it_again_and_pictures_only_when_asked_for():
+    record = extraction_record(copied=9)
+    plain, shown = to_html(page(record)), extraction_page()
+    assert "<img" not in plain and "--thumbnails" in plain and shown.count("<img") == 48
+    for pair in record.pairs[:24]:
+        assert f"diffleak extract model --members in --nonmembers out -o run --only {pair.image}</code>" in plain
+    assert plain.index(record.pairs[0].id) < plain.index(record.pairs[1].id)
+    assert "<b>drawn" not in plain and "shows training images and names them" in shown
+    assert shown == extraction_page()
+
+
+def test_the_terminal_prints_all_of_it_in_eighty_columns():
+    out = io.StringIO()
+    print_page(page(extraction_record(9)), Console(file=out, width=80))
+    assert max(map(len, out.getvalue().splitlines())) <= 80
+    for part in ("The model gives training images back", "Held-out images", "Closest members", "tiled pixel distance"):
+        assert part in out.getvalue()
+
+
+def test_no_text_of_a_record_moves_the_cursor_of_a_terminal_or_keeps_the_page_from_being_written():
+    record, printed = extraction_record(9), io.StringIO()
+    texts = {name: EVIL for name, field in type(record).model_fields.items() if field.annotation in (str, str | None)}
+    pairs = tuple(pair.model_copy(update={"id": EVIL, "prompt": EVIL}) for pair in record.pairs)
+    made = page(record.model_copy(update={**texts, "created": record.created, "warnings": (EVIL,), "pairs": pairs}))
+    print_page(made, Console(file=printed, width=100))
+    for text in (printed.getvalue(), to_html(made), to_markdown(made)):
+        assert "\x1b[2J" not in text and "\u202e" not in text
+        text.encode("utf-8")
+    assert "<script" not in to_html(made)
