@@ -23,7 +23,8 @@ from diffleak.records.audit import AuditRecord, Gate
 from diffleak.records.base import Estimate
 from diffleak.records.comparison import FILE as COMPARE
 from diffleak.records.comparison import Quality, read_comparison
-from diffleak.records.gate import EPSILON, EXTRACT, FILE, Bound, CheckedFile, Extracted, GateRecord, read_part
+from diffleak.records.extraction import FILE as EXTRACT
+from diffleak.records.gate import EPSILON, FILE, Bound, CheckedFile, Extracted, GateRecord, read_part
 from diffleak.records.quality import FILE as QUALITY
 from diffleak.records.quality import read_quality
 from diffleak.records.sweep import FILE as SWEEP

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from diffleak.auditing.config import AuditConfig
-from diffleak.auditing.gate import gates
 from diffleak.config import build, command_line, read_yaml
 from diffleak.data.image_source import ImageSource
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError, shown
 from diffleak.extraction.config import ExtractConfig
 from diffleak.extraction.extract import search
+from diffleak.gating.limits import gates
 from diffleak.hub.adapters import adapter_file
 from diffleak.lora import judge
 from diffleak.lora.config import LoraConfig

@@ -12,7 +12,7 @@ from diffleak.records.audit import Gate
 from diffleak.records.base import Estimate, Record, Version, read_json
 
 FILE = "gate.json"
-EXTRACT, EPSILON = "extract.json", "epsilon.json"
+EPSILON = "epsilon.json"
 
 R = TypeVar("R", bound=Record)
 
