@@ -58,8 +58,8 @@ def memoriser(digits) -> Memoriser:
 def test_images_that_were_trained_on_are_found_and_others_are_not(memoriser, digits, tmp_path):
     control = digits[100:160]
     found = diffleak.inquire(memoriser, images=digits[:40], control=control, output=tmp_path / "run", **FAST)
-    assert found.valid and found.set.p_value < 1e-4 and found.set.auc.low > 0.9 and found.set.images_for_power_80 < 40
-    assert all(image.q_value <= 0.1 for image in found.images), "2 / 31 is the least p-value that 30 controls a half allow"
+    assert found.valid and found.set.p_value < 1e-4 and found.set.auc.low > 0.8 and found.set.images_for_power_80 < 40
+    assert all(image.q_value < 0.07 for image in found.images), "2 / 31 is the least p-value that 30 controls a half allow"
     assert found.placebo.p_value > 0.05 and (found.placebo.images, found.placebo.controls) == (30, 30)
     assert judged(found).level == "leak" and judged(found).title.startswith("Yes: as a set")
     assert found == read_inquiry(tmp_path / "run") and found.command.startswith("diffleak.inquire(...) from Python")
@@ -176,7 +176,8 @@ def test_each_picture_counts_once(model):
 
 
 def test_scores_that_are_all_equal_are_refused_and_kept(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("diffleak.attacks.sima.SimA.statistics", lambda self, subject: torch.zeros(2, len(subject.x0), dtype=torch.float64))
+    residuals = diffleak.SimA.residuals
+    monkeypatch.setattr(diffleak.SimA, "residuals", lambda self, subject: (0 * r for r in residuals(self, subject)))
     with pytest.raises(UserError, match=r"an attack must give images different scores; sima gives all 64 the same.*scores are kept"):
         inquired(model, IMAGES, CONTROL, output=tmp_path / "run")
     assert list((tmp_path / "run" / "scores").glob("*.parquet")) and not (tmp_path / "run" / "inquiry.json").exists()
@@ -194,7 +195,7 @@ def test_controls_that_the_model_was_trained_on_are_refused(data, tmp_path):
     assert "controls must be images that were certainly not trained on; by" in said
     assert "2 of the controls are trained on (first: control/3): leave them out" in said
     record = diffleak.inquire(own, **given, **FAST, ignore_model_split=True)
-    assert any("controls that were trained on hide" in line for line in record.warnings)
+    assert any("Controls that were trained on hide" in line for line in record.warnings)
     (own / "split.json").write_text(json.dumps({"members": ["3"], "nonmembers": []}))
     np.save(tmp_path / "trained.npy", CONTROL)
     (own / "train.json").write_text(json.dumps({"data": str(tmp_path / "trained.npy")}))
