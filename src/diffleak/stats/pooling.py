@@ -32,8 +32,8 @@ class Pooled(NamedTuple):
 def pooled(runs: Sequence[Estimate]) -> Pooled:
     """The mean over the runs of one recipe, with an interval within [0, 1].
 
-    runs: the number in each run, in [0, 1], with its 95 % interval. Null with a reason where a run has no number or no interval; raises `UserError`
-    for fewer than two runs.
+    runs: the number in each run, in [0, 1], with its 95 % interval. Null with a reason where a run has no number or no interval; raises
+    `UserError` for fewer than two runs.
     """
     if len(runs) < FEWEST:
         raise UserError(f"an interval over seeds needs at least {FEWEST} runs; got {len(runs)}")
