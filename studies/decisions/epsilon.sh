@@ -17,10 +17,10 @@ np.save(sys.argv[1], images[np.random.default_rng(0).permutation(len(images))[:8
 PY
 train() { run train --preset digits --data "$work/digits.npy" --split-coin --device cpu --threads 1 "$@"; }
 train --steps 1500 -o "$work/undefended"
-train --steps 400 --batch-size 64 --dp-epsilon 8 --dp-delta 1e-4 -o "$work/dp"
+train --steps 60 --dp-epsilon 8 --dp-delta 1e-4 -o "$work/dp"
 for model in undefended dp; do
     run audit "$work/$model" --data "$work/digits.npy" --split "$work/$model/split.json" --device cpu --threads 1 \
-        --attacks "loss,secmi,pia,sima,sima_mc(m=4)" --timesteps 20:200:20 -o "$work/run-$model"
+        --attacks loss,pia,sima --timesteps 40:200:40 -o "$work/run-$model"
     run epsilon "$work/run-$model" --delta 1e-4
     run epsilon "$work/run-$model" --delta 1e-4 --json > "$here/epsilon-$model.json"
 done

@@ -98,8 +98,8 @@ class TrainConfig(DataConfig):
         if self.split and self.train_size:
             raise ValueError("--split says who is trained on, and --train-size draws them; give one of them")
         if self.split_coin and (self.split or self.train_size):
-            given = "--split says" if self.split else "--train-size says how many"
-            raise ValueError(f"--split-coin throws a coin for each image, and {given} who is trained on; give one of them")
+            other = "--split says who is trained on" if self.split else "--train-size says how many"
+            raise ValueError(f"--split-coin throws a coin for each image, and {other}; give one of them")
         if self.split_coin and self.validation:
             raise ValueError(
                 "--validation takes images out of those that the coins chose, so they are no fair coins; leave out one of them"
