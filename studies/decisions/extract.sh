@@ -1,19 +1,15 @@
 #!/usr/bin/env bash
 # Are training images drawn? `studies/decisions/extract.sh` from the project root, after the studies of CIFAR-10 and of text (studies/README.md).
-# Writes records without images beside this file. Every command resumes. About forty minutes on one CPU core.
+# Writes records without images beside this file. Every command resumes. About half an hour on one CPU core.
 set -euo pipefail
 S=studies/decisions
 
-# 20 digits, trained on for 3,000 steps: overfitted on purpose
-diffleak train --preset digits --data digits --train-size 20 --steps 3000 --threads 1 -o work/digits-20
-diffleak extract work/digits-20 --data digits --split work/digits-20/split.json --images 256 --threads 1 --thumbnails -o work/extract-digits-20
-
-# 128 members of CIFAR-10, 500 epochs
+# 128 members of CIFAR-10, 500 epochs; the encoder is that of the study of defences, trained on other images
 diffleak extract work/cifar10-128-4000 --data work/cifar10.npy --split work/cifar10-split.json --images 256 --steps 25 --threads 1 --thumbnails \
-  -o work/extract-cifar10-128
+  --extractor torchscript:work/cifar10-extractor.pt -o work/extract-cifar10-128
 
 # a text model fine-tuned on emoji, 100 of each side, two drawings for each caption
 diffleak extract work/e-all-2500 --data work/emoji --split work/emoji-split.json --resize --limit 100 --draws 2 --steps 15 --guidance-scale 3 \
   --false-copies 0.02 --threads 1 --thumbnails -o work/extract-emoji
 
-for name in digits-20 cifar10-128 emoji; do python $S/without_pairs.py "work/extract-$name/extract.json" "$S/extract-$name.json"; done
+for name in cifar10-128 emoji; do python $S/without_pairs.py "work/extract-$name/extract.json" "$S/extract-$name.json"; done

@@ -180,7 +180,8 @@ def test_the_command_writes_the_record_and_the_page_resumes_and_draws_a_pair_aga
         code, out, err = call(capsys, *printed[1:])
         file = folder / f"drawing-{pair.image}.png"
         assert (code, out.strip()) == (0, f"drawing: {file}"), err
-        np.testing.assert_array_equal(np.asarray(Image.open(file)), drawn[pair.image, :, :, 0])
+        gap = np.abs(np.asarray(Image.open(file)).astype(int) - drawn[pair.image, :, :, 0])
+        assert gap.max() <= 1 and gap.mean() < 0.02, "a batch of one image moves the last bits of a forward, and uint8 hardly ever shows it"
         assert file.stat().st_mode & 0o777 == 0o600
     assert read_extraction(folder / "extract.json").pairs == record.pairs
     assert "numbered from 0 to 69; got 70" in refused(capsys, *command, "--only", "70")
