@@ -137,7 +137,7 @@ def test_nothing_overflows(browser, pages, name, size):
 def test_every_section_and_figure_is_there_and_images_load_without_a_complaint(browser, pages, size):
     browser.get_log("browser")
     show(browser, pages, "leak", size)
-    expected = {"section": 10, "figure > svg[role=img]": 3 + len(SHIFTS) - 1, ".exposed img": 12, "tbody tr": len(SHIFTS)}
+    expected = {"section": 12, "figure > svg[role=img]": 3 + len(SHIFTS) - 1, ".exposed img": 12, "tbody tr": len(SHIFTS)}
     for selector, number in expected.items():
         sizes = browser.execute_script(SIZES, selector)
         assert len(sizes) == number

@@ -23,7 +23,7 @@ from diffleak.report.judgement import NO_INCIDENT, with_validity
 from diffleak.report.media import pdf
 from diffleak.report.media.card import model_card
 from diffleak.report.pages.audit import on_card, on_paper, page
-from diffleak.report.sections.audit import coverage, glance, remedies
+from diffleak.report.sections.audit import attacks, coverage, glance, remedies
 
 ROOT = Path(__file__).parents[2]
 DIFFERENT = Blind(value=0.81, low=0.78, high=0.84)
@@ -40,7 +40,8 @@ def evidence(takes_text: bool = False, run=RUN, **changes) -> Evidence:
 
 @pytest.fixture(scope="module")
 def leak():
-    record, samples = audit_of(n=600, evidence=evidence())
+    gates = (Gate(limit="max_auc", attack="sima", quantity="AUC", at_most=0.6, reach=0.91, passed=False),)
+    record, samples = audit_of(n=600, evidence=evidence(), gates=gates)
     return with_validity(record), samples
 
 
@@ -63,10 +64,7 @@ def text(page: str) -> str:
 # --- the first page ---------------------------------------------------------------------------------------------------
 
 
-def test_the_question_its_answer_the_facts_and_what_was_not_tested_stand_before_any_number_in_large_print_or_chart(leak):
-    record, samples = leak
-    gates = (Gate(limit="max_auc", attack="sima", quantity="AUC", at_most=0.6, reach=0.91, passed=False),)
-    shown = html(other(record, gates=gates), samples)
+def test_the_question_its_answer_the_facts_and_what_was_not_tested_stand_before_any_number_in_large_print_or_chart(shown):
     order = [
         "Can someone who has an image find out",
         "Yes: training images can be told apart",
@@ -122,7 +120,7 @@ def test_a_negative_score_has_a_rank_and_a_sentence_on_its_sign(shown):
 
 
 def test_unequal_sides_are_a_note_under_the_table_and_no_warning():
-    record, samples = audit_of(n=300)
+    record, _ = audit_of(n=300)
     asr = record.results[0].asr.model_copy(update={"baseline": 0.61})
     lopsided = record.model_copy(
         update={
@@ -130,7 +128,7 @@ def test_unequal_sides_are_a_note_under_the_table_and_no_warning():
             "split": record.split.model_copy(update={"members": 256, "nonmembers": 400}),
         }
     )
-    assert "(256 and 400), so a blind guess already reaches 61.0 % attack success" in text(html(lopsided, samples))
+    assert "(256 and 400), so a blind guess already reaches 61.0 % attack success" in attacks.unequal(lopsided)[0]
 
 
 def test_on_a_phone_the_contents_stay_and_what_is_not_shown_is_a_link_on_the_first_page(shown):
@@ -194,10 +192,10 @@ def test_the_coverage_names_every_attack_of_this_version_once_and_whether_it_was
 
 
 def test_records_of_earlier_versions_say_nothing_of_a_release():
-    record, samples = audit_of({"sima": 1.0}, 100)
+    record, _ = audit_of({"sima": 1.0}, 100)
     judged = verdict(record)
     assert record.evidence is None and not any("release of" in each for each in judged.sentences)
-    shown = text(html(record, samples))
+    shown = markdown(record)
     assert "does not name those that were not run" in shown and coverage.TITLE not in shown
 
 

@@ -39,6 +39,7 @@ from diffleak.stats.reasons import in_given_images
 
 GUESSING = 0.5
 
+SAME = 0.01  # AUCs that differ by less are printed alike
 QUESTION = "Can someone who has an image find out that this model was trained on it?"
 NO_INCIDENT = "This is a property of the model that a test has measured. It does not mean that images have been taken or published."
 FAIR = "so the comparison looks fair, with no sign that the two sides come from different sources"
@@ -217,7 +218,7 @@ def _beyond(record: AuditRecord, lead: Result) -> tuple[str, ...]:
 def _higher(candidates: Sequence[Result], lead: Result, chosen: Result | None) -> tuple[str, ...]:
     """Why the attack of the highest number is not the one that is named, where that is so."""
     highest = max(candidates, key=lambda r: r.auc.value or 0.0)
-    if lead is not chosen or (highest.auc.value or 0.0) <= (lead.auc.value or 0.0):
+    if lead is not chosen or (highest.auc.value or 0.0) < (lead.auc.value or 0.0) + SAME:
         return ()
     return (
         f"Another attack, {visible(highest.attack)}, has a higher number on these images, {percent(highest.auc.value or 0.0, 0)}. "
