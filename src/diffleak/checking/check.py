@@ -70,7 +70,8 @@ def check(
 
 def check_images(config: CheckConfig, given: dict[str, Any] | None = None) -> Check:
     """The check of a config; `given` are the images where they are in memory."""
-    read = lambda key: open_source((given or {}).get(key) or getattr(config, key), config.decoding)
+    named = lambda key: getattr(config, key) if given is None or given.get(key) is None else given[key]
+    read = lambda key: open_source(named(key), config.decoding)
     if config.split:
         cohort = one_source(read("data"), config.split, config.limit, config.seed)
     else:
