@@ -101,6 +101,11 @@ def test_classes_and_groups_that_differ_are_said(tmp_path):
     assert any("1 groups have images on both sides (first: 7)" in line for line in record.warnings)
 
 
+def test_arrays_in_memory_are_checked_too():
+    record = diffleak.check(fields(20, 7), fields(12, 8))
+    assert record.valid and (record.members.images, record.nonmembers.images) == (20, 12) and "from Python" in record.command
+
+
 def test_a_drawn_split_passes(tmp_path):
     np.save(tmp_path / "a.npy", np.concatenate([fields(80, 4), fields(80, 4)[:10, :, ::-1]]))
     diffleak.split(tmp_path / "a.npy", tmp_path / "s.json", held_out=0.4)

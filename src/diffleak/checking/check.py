@@ -70,7 +70,8 @@ def check(
 
 def check_images(config: CheckConfig, given: dict[str, Any] | None = None) -> Check:
     """The check of a config; `given` are the images where they are in memory."""
-    read = lambda key: open_source((given or {}).get(key) or getattr(config, key), config.decoding)
+    named = lambda key: getattr(config, key) if given is None or given.get(key) is None else given[key]
+    read = lambda key: open_source(named(key), config.decoding)
     if config.split:
         cohort = one_source(read("data"), config.split, config.limit, config.seed)
     else:
@@ -85,7 +86,7 @@ def check_images(config: CheckConfig, given: dict[str, Any] | None = None) -> Ch
     blind = _blind(looked, config.seed)
     labels = _classes(kept)
     p_value = None if labels is None or not _two_sided(member) else labels_p_value(labels, member, config.seed)
-    distinct = tuple(len(np.unique(looked.duplicates.clusters[side])) for side in (member, ~member))
+    distinct = [len(np.unique(looked.duplicates.clusters[side])) for side in (member, ~member)]
     sides = _sides(cohort, looked, distinct)
     problems = tuple(_problems(looked, found, blind))
     return Check(
@@ -103,7 +104,7 @@ def check_images(config: CheckConfig, given: dict[str, Any] | None = None) -> Ch
             duplicates=found,
             blind=blind,
             classes_p_value=p_value,
-            power=_power(*distinct, config.calibrate_fraction),
+            power=_power(distinct[0], distinct[1], config.calibrate_fraction),
             images=looked.tally,
             unreadable=looked.unreadable,
         )
@@ -224,9 +225,9 @@ def _warnings(
             "which hides leaks; remove them, or draw the sides with `diffleak split`"
         )
     if found.clusters and found.exact_within + found.near_within:
-        pairs = found.exact_within + found.near_within
-        stand = "pair of copies or near-duplicates stands" if pairs == 1 else "pairs of copies or near-duplicates stand"
-        yield f"{pairs:,} {stand} on one side: an audit counts a cluster as one image"
+        within = found.exact_within + found.near_within
+        stand = "pair of copies or near-duplicates stands" if within == 1 else "pairs of copies or near-duplicates stand"
+        yield f"{within:,} {stand} on one side: an audit counts a cluster as one image"
     if looked.unreadable:
         lost = len(looked.unreadable)
         yield f"{lost:,} {'image' if lost == 1 else 'images'} cannot be read: replace them, or audit with --skip-unreadable"

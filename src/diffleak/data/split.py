@@ -49,7 +49,13 @@ class Drawn:
             return None
         how, seed, held_out, together = (value.get(key) for key in ("how", "seed", "held_out", "together"))
         units = [_ids(unit) for unit in together] if isinstance(together, list) else []
-        if how not in ("share", "coin") or type(seed) is not int or type(held_out) not in (int, float) or None in units:
+        if (
+            how not in ("share", "coin")
+            or type(seed) is not int
+            or isinstance(held_out, bool)
+            or not isinstance(held_out, int | float)
+            or None in units
+        ):
             return None
         return cls(how, seed, float(held_out), tuple(unit for unit in units if unit is not None))
 

@@ -103,7 +103,8 @@ def _said(source: ImageSource, ids: Ids, position: dict[str, int]) -> dict[str, 
     captions, labels, groups = source.captions(), source.labels(), source.column(COLUMN)
     found: dict[str, dict[str, Any]] = {}
     for image_id in ids:
-        row, i = {}, position[image_id]
+        row: dict[str, Any] = {}
+        i = position[image_id]
         texts = captions[i] if captions else ()
         row |= {"text": texts[0]} if texts else {}
         row |= {"captions": list(texts)} if len(texts) > 1 else {}

@@ -28,6 +28,7 @@ class Outcome:
     """What was drawn and written."""
 
     split: Split
+    drawn: Drawn
     path: Path
     clusters: int
     """Clusters of two near-duplicates or more, each on one side."""
@@ -42,7 +43,7 @@ class Outcome:
     @property
     def summary(self) -> dict[str, Any]:
         """For `--json`."""
-        drawn = self.split.drawn
+        drawn = self.drawn
         counts = {"members": len(self.split.members), "nonmembers": len(self.split.nonmembers), "units_together": len(drawn.together)}
         found = {"clusters": self.clusters, "groups": self.groups, "classes": self.classes, "unreadable": self.unreadable}
         how = {key: value for key, value in asdict(drawn).items() if key != "together"}
@@ -50,7 +51,7 @@ class Outcome:
 
     def describe(self) -> str:
         """Sentences for people."""
-        members, held, drawn = len(self.split.members), len(self.split.nonmembers), self.split.drawn
+        members, held, drawn = len(self.split.members), len(self.split.nonmembers), self.drawn
         how = "by a fair coin for each unit" if drawn.how == "coin" else f"to hold out {drawn.held_out:g}"
         lines = [f"split: {self.path} (names the training images: do not release it with the model)"]
         lines.append(f"drawn {how}, seed {drawn.seed}: {members:,} members, {held:,} held out ({held / (members + held):.1%})")
@@ -106,7 +107,8 @@ def draw(config: SplitConfig, data: Any = None) -> Outcome:
     _refuse_one_sided(held, len(units), config)
     together = tuple(tuple(kept.ids[row] for row in sorted(unit)) for unit in units if len(unit) > 1)
     how = Drawn("coin", config.seed, FAIR, together) if config.coin else Drawn("share", config.seed, config.held_out or 0, together)
-    drawn = Split(*(tuple(kept.ids[row] for row in np.flatnonzero(side)) for side in (~held, held)), drawn=how)
+    members, nonmembers = (tuple(kept.ids[row] for row in np.flatnonzero(side)) for side in (~held, held))
+    drawn = Split(members, nonmembers, drawn=how)
     _write(drawn, config.output)
     if config.folder:
         lay_out(source, drawn, config)
@@ -114,6 +116,7 @@ def draw(config: SplitConfig, data: Any = None) -> Outcome:
     counted = Counter((str(name), bool(side)) for name, side in zip(of, held, strict=bool(of)))
     return Outcome(
         drawn,
+        how,
         config.output,
         int((sizes > 1).sum()),
         len({groups[row] for row in kept_rows} - {None}),
