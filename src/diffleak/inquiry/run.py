@@ -219,8 +219,8 @@ def _of_captions(captions: Captions, rows: Int64[np.ndarray, " m"]) -> dict[str,
 
 def _set(found: Tested | None, images: int, controls: int) -> SetAnswer:
     if found is None:
-        reason = "the two sides differ without the model, so no answer is given"
-        return SetAnswer(images=images, controls=controls, auc=Estimate(reason=reason), reason=reason)
+        invalid = "the two sides differ without the model, so no answer is given"
+        return SetAnswer(images=images, controls=controls, auc=Estimate(reason=invalid), reason=invalid)
     value = found.auc.value
     needed = None if value is None else images_for_power(value, controls / images)
     reason = None if needed else "the images in question do not score above the controls, or too little for any number of images"

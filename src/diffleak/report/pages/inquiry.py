@@ -39,7 +39,7 @@ LIMITS = (
         "The answer is about the set. One trained image among many can go unseen, and a few can make the whole set stand out.",
     ),
     (
-        "No evidence is not evidence of absence.",
+        "Not shown is not disproved.",
         "A stronger attack, other captions or more images may show what this test did not. {sensitivity}",
     ),
     (
