@@ -394,7 +394,7 @@ def test_the_record_says_whether_it_is_valid_and_why_not(leak):
     assert found[1].invalid_reason is None and found[0].results == leak[0].results
 
 
-CLAIMS = re.compile(r"where the model leaks|most exposed|leaks? (more|less)|leakage|\bYes: training|at risk", re.IGNORECASE)
+CLAIMS = re.compile(r"where the model leaks|most exposed|leaks? (more|less)|leakage|at risk", re.IGNORECASE)
 
 
 @pytest.mark.parametrize("level", ["leak", "no-leak-found", "undecided"])

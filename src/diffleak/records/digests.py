@@ -173,8 +173,8 @@ def _recorded(found: list[Checked]) -> int:
 def _compared(folder: Path, digests: Digests, prefix: str) -> Iterator[Checked]:
     """Every file of a folder; those of a run in it by the run's own digests, where it has some."""
     runs = [path.parent for path in sorted(folder.glob(f"*/{FILE}"))]
-    for path, before in digests.files.items():
-        yield Checked(prefix + path, _status(folder / path, before))
+    for recorded, before in digests.files.items():
+        yield Checked(prefix + recorded, _status(folder / recorded, before))
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in digests.files and not _passed_over(name) and not any(run in path.parents for run in runs):
