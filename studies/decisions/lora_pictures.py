@@ -1,4 +1,4 @@
-"""30 members and 100 held-out emoji as kohya's trainer reads them, at 32 pixels: `python studies/decisions/lora_pictures.py DATA SPLIT OUT`."""
+"""30 members and 100 held-out emoji of 32 pixels as kohya reads them: `python studies/decisions/lora_pictures.py DATA SPLIT OUT`."""
 
 import json
 import sys
