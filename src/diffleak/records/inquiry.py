@@ -145,7 +145,7 @@ class InquiryRecord(Record):
     costs: Costs
     """What the scoring took."""
     membership: Membership | None = None
-    """What the model's own split.json says of the controls."""
+    """What the model's own split.json says of the controls; null where nothing was compared."""
     tally: Tally = Tally()
     """What reading the image files changed, counted."""
     headers: tuple[GivenAway, ...] = ()
