@@ -57,8 +57,8 @@ def comparison_latex(record: Comparison) -> str:
         (attack, name, number(r.auc), number(r.tpr_at_1pct, 100, 1), number(r.difference.auc if r.difference else None))
         for attack, name, r in found
     ]
-    head = ("Attack", "Entry", "AUC", "TPR at 1 % FPR (%)", "AUC difference")
-    return tabular(head, plain, f"Differences are to the same attack on {record.baseline.name}. In brackets: 95 % intervals.")
+    columns = ("Attack", "Entry", "AUC", "TPR at 1 % FPR (%)", "AUC difference")
+    return tabular(columns, plain, f"Differences are to the same attack on {record.baseline.name}. In brackets: 95 % intervals.")
 
 
 def number(estimate: Estimate | None, times: int = 1, digits: int = 3) -> str:

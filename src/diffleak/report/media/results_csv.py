@@ -21,18 +21,26 @@ def comparison_csv(record: Comparison) -> str:
     """A comparison, a row an attack and entry: pooled over seeds where that was asked for, else a row a run."""
     if record.pooled:
         pooled = [
-            {"attack": p.attack, "entry": p.entry, "seeds": p.seeds, **_ends("auc", p.auc), "auc_spread": p.auc_spread}
-            | _ends("tpr_at_1pct", p.tpr_at_1pct)
-            | {"tpr_at_1pct_spread": p.tpr_spread}
-            | _ends("auc_difference", p.difference)
+            {
+                **{"attack": p.attack, "entry": p.entry, "seeds": p.seeds},
+                **_ends("auc", p.auc),
+                "auc_spread": p.auc_spread,
+                **_ends("tpr_at_1pct", p.tpr_at_1pct),
+                "tpr_at_1pct_spread": p.tpr_spread,
+                **_ends("auc_difference", p.difference),
+            }
             for p in record.pooled
         ]
         return _csv(pooled)
     found = [(attack, e.name, r) for attack in record.attacks for e in record.entries for r in e.results if r.attack == attack]
     return _csv(
         [
-            {"attack": attack, "entry": name, "run": r.run, **_ends("auc", r.auc), **_ends("tpr_at_1pct", r.tpr_at_1pct)}
-            | _ends("auc_difference", r.difference.auc if r.difference else None)
+            {
+                **{"attack": attack, "entry": name, "run": r.run},
+                **_ends("auc", r.auc),
+                **_ends("tpr_at_1pct", r.tpr_at_1pct),
+                **_ends("auc_difference", r.difference.auc if r.difference else None),
+            }
             for attack, name, r in found
         ]
     )
