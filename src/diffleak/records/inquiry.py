@@ -135,7 +135,7 @@ class InquiryRecord(Record):
     cuts: tuple[Cut, ...]
     """The test of every half, in the order in which they were made; empty where the inquiry is invalid."""
     repeated: tuple[str, ...] = ()
-    """Ids of images that show the same picture as another of their side, which counts once; they are not tested."""
+    """Ids of images that are near-duplicates of another of their side, which counts once; they are not tested."""
     warnings: tuple[str, ...]
     """What a reader must know of the numbers, a sentence each."""
     omitted: tuple[str, ...]
