@@ -265,8 +265,8 @@ def _warnings(prepared: Prepared, constant: Sequence[str], placebo: Tested) -> t
             "repeat with another --seed before you rely on the answer"
         )
     found += [f"{attack} gives every image the same score, and was left out" for attack in constant]
-    if scan.repeated:
-        found.append(f"{scan.repeated} images show the same picture as another of their side; each picture counts once")
+    if repeated := int((~_of_clusters(scan)).sum()):
+        found.append(f"{repeated} images are near-duplicates of another of their side; each cluster counts once")
     if prepared.plan.captions == "empty":
         found.append("the model was given the empty caption with every image: with the captions it was trained on, more may show")
     return (*found, *about_reading(prepared))

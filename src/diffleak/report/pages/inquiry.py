@@ -269,7 +269,7 @@ def _made(record: InquiryRecord) -> Section:
         ("Versions", versions(environment)),
     ]
     repeated = (
-        (prose("Pictures that were there more than once, and were counted once:"), Sentences(tuple(map(visible, record.repeated))))
+        (prose("Near-duplicates of other images of their side, which were not counted again:"), Sentences(tuple(map(visible, record.repeated))))
         if record.repeated
         else ()
     )
