@@ -64,8 +64,8 @@ def rewrite_report(folder: Path, thumbnails: bool) -> AuditRecord:
 
 
 def _write_report(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None, sealed: digests.Sealed) -> None:
-    pictures = (_thumbnails(cohort, record), read_maps(folder)) if cohort else ()
-    write_text(folder / digests.REPORT, to_html(page(record, samples, *pictures, sealed=sealed)))
+    thumbnail, maps = (_thumbnails(cohort, record), read_maps(folder)) if cohort else (None, None)
+    write_text(folder / digests.REPORT, to_html(page(record, samples, thumbnail, maps, sealed)))
 
 
 def _thumbnails(cohort: Cohort, record: AuditRecord) -> Callable[[str], bytes]:
