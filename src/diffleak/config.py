@@ -102,6 +102,7 @@ class ModelConfig(Config):
     def _made_by_a_function(self) -> "ModelConfig":
         of_loading = {name: getattr(self, name) for name in ("lora", "embedding", "network", "weights")}
         given = [name for name, value in (of_loading | {"model_config": self.model_config_}).items() if value is not None]
+        given += ["offload"] if self.offload else []
         if self.model_from and given:
             raise ValueError(f"{flag(given[0])} is for a model that diffleak loads, and --model-from makes one: leave out one of them")
         return self

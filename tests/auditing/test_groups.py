@@ -65,7 +65,7 @@ def test_an_audit_by_group_counts_groups_everywhere(capsys, model_folder, people
         assert "Given one group of members and one held-out group" in text
         assert "12 groups of members, 12 held-out groups" in text and "of 2 images each" in text
         assert text.count(top.index[0]) >= 1 and "held-out groups score" in text
-    assert "Counted by group" in page
+    assert "images that belong together, such as those of one person" in page
     written = (folder / "report.html").read_bytes()
     assert call(capsys, "report", folder)[0] == 0 and (folder / "report.html").read_bytes() == written
 

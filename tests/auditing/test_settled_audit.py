@@ -52,7 +52,7 @@ def captioned(monkeypatch) -> Target:
         return captions(ids[rows] if isinstance(rows, slice) else [ids[i] for i in rows])
 
     monkeypatch.setattr(inputs.Inputs, "conditions", conditions)
-    monkeypatch.setattr(planning, "_told", lambda config, target: None)  # arrays have no captions to be read
+    monkeypatch.setattr(planning, "_told", lambda config, target, images: None)  # arrays have no captions to be read
     points = torch.from_numpy(MEMBERS[:20, None] / 127.5 - 1.0)
     return CaptionedTarget(Captioned(Memoriser(points, linear_schedule())), dtype="float32", device="cpu")
 

@@ -70,8 +70,10 @@ def test_planted_copies_are_pairs_with_their_originals_and_nothing_else_is(kind)
 
 
 def test_of_images_of_one_kind_few_are_called_copies_though_they_look_alike():
-    """Digits of 8 x 8 pixels, of which no two are copies: a fixed distance would pair many of them."""
-    digits = [np.round(image * 15.9).astype(np.uint8)[..., None] for image in load_digits().images[:700]]
+    """Digits, of which no two are copies: a fixed distance would pair many of them. Of fewer than 16 pixels a side none is paired."""
+    small = [np.round(image * 15.9).astype(np.uint8)[..., None] for image in load_digits().images[:700]]
+    assert not len(duplicates(small).pairs.first)
+    digits = [np.asarray(Image.fromarray(image[..., 0]).resize((16, 16), Image.Resampling.BICUBIC))[..., None] for image in small]
     pairs = duplicates(digits).pairs
     assert len(pairs.first) <= 15
     sketches = np.stack([sketch(image) for image in digits])

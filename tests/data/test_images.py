@@ -544,7 +544,7 @@ def test_an_audit_says_and_records_what_was_done_and_another_choice_is_another_p
     assert "belongs to another plan" in refusal(lambda: auditing.audit(model, output=run, exif="ignore", **given))
     other = auditing.prepare(build(auditing.AuditConfig, {"model": str(model), "exif": "ignore", **given}))
     assert (other.plan.exif, other.scan.tally.turned, other.scan.tally.left_turned) == ("ignore", 0, 3)
-    assert " --exif ignore" in auditing._command(other.config, other.plan) and "--exif" not in record.command
+    assert " --exif ignore" in auditing.command_of(other.config, other.plan) and "--exif" not in record.command
     assert ", 3 not turned (EXIF ignored)" in other.describe()
 
 
@@ -679,7 +679,7 @@ def test_training_refuses_what_an_audit_refuses(tmp_path):
 def test_every_command_that_reads_images_has_the_three_flags(capsys):
     from diffleak.cli import app
 
-    reading = {"audit", "geometry", "train", "defend", "quality", "caption"}
+    reading = {"audit", "geometry", "train", "defend", "quality", "caption", "check", "extract", "inquire", "lora", "split"}
     names = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert reading < names
     for name in names:

@@ -171,7 +171,7 @@ def test_sides_that_cannot_be_tested_are_refused(model, images, control, said):
 def test_each_picture_counts_once(model):
     record = inquired(model, np.concatenate([IMAGES, IMAGES[:4]]), CONTROL)
     assert record.set.images == 24 and len(record.images) == 24 and len(record.repeated) == 4
-    assert any("each picture counts once" in line for line in record.warnings)
+    assert any("each cluster counts once" in line for line in record.warnings)
     assert record.repeated[0] in to_html(page(record))
 
 

@@ -1,5 +1,6 @@
 """`diffleak lora`: one row for each checkpoint, by audits beyond the base or by drawings beside the base's, and one answer."""
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,10 @@ def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
     html = (tmp_path / "run" / "lora.html").read_text()
     assert "Checkpoints" in html and "sks dog" not in html, "counted, not repeated"
     assert read_lora(tmp_path / "run") == record
+    assert (
+        shlex.split(record.command)[1:4] == ["lora", str(root / "sd"), str(root / "out" / "*.safetensors")]
+        and "--adapters" not in record.command
+    )
     code, out, err = call(capsys, *command)
     assert code == 0 and record.answer.split(":")[0] in out
 

@@ -176,7 +176,7 @@ def test_pixel_audits_show_nothing_of_masks_or_geometry(few):
     record, samples = few
     bare = record.model_copy(update={"results": record.results[:1], "plan": record.plan.model_copy(update={"masks": ()})})
     page = html(bare, samples)
-    assert 'id="masks"' not in page and 'id="geometry"' not in page and "<dt>Latent" not in page
+    assert 'id="masks"' not in page and 'id="geometry"' not in page
     assert "What masks add" not in page + markdown(bare) + terminal(bare, 100)
 
 

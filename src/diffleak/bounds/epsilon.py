@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from diffleak.errors import GateFailed, InvalidAudit, UserError, shown
+from diffleak.records import digests
 from diffleak.records.audit import AuditRecord, Draw, Promise, Result
 from diffleak.records.epsilon import FILE, EpsilonRecord
 from diffleak.records.run_folder import read_samples, read_scores
@@ -52,6 +53,7 @@ def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -
         raise UserError(f"--delta must be in (0, 1), and well below one over the number of images; got {delta:g}")
     if not 0 < level < 1:
         raise UserError(f"--level must be in (0, 1), such as 0.95; got {level:g}")
+    digests.refuse_edited(folder)
     audited = read_record(folder)
     draw = _fair(audited, folder)
     samples = read_samples(folder)
@@ -196,7 +198,7 @@ def _warnings(audited: AuditRecord, shared: int, delta: float, promise: Promise 
     yield from (
         f"{line}: coins of equal images are not independent once those on both sides were removed, so the bound may be too high"
         for line in audited.warnings
-        if "images occur more than once" in line
+        if "images occur more than once" in line or "have a near-duplicate on their side" in line
     )
     if delta * members >= 1:
         yield f"delta {delta:g} is no smaller than one over the {members:,} members: publishing one of them whole would be within it"

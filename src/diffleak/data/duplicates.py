@@ -26,6 +26,7 @@ from diffleak.data.pixels import ImageShape, fit
 from diffleak.work.progress import progress
 
 SIDE = 16  # pixels of a sketch
+SMALLEST = 16  # pixels a side below which alike is not the same, and only exact copies are found
 COARSE = 8  # pixels a side in the first step
 CROWD = 32  # larger clusters than this of copies that are not exact count as a crowd, and are missed
 FEW = 8  # images below which there is no crowd, and c is that of ordinary photos
@@ -85,11 +86,12 @@ def beside_members(clusters: Int64[np.ndarray, " n"], member: Bool[np.ndarray, "
 
 
 def sketch(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "16 16"]:
-    """The grey thumbnail of an image, stretched to a square; alpha is left out."""
+    """The grey thumbnail of an image, stretched to a square; alpha is left out. That of an image of fewer than SMALLEST pixels is flat."""
     height, width, channels = pixels.shape
+    if min(height, width) < SMALLEST:
+        return np.zeros((SIDE, SIDE), dtype=np.uint8)
     image = Image.fromarray(pixels[..., 0] if channels == 1 else np.ascontiguousarray(pixels[..., :3])).convert("L")
-    smooth = Image.Resampling.BILINEAR if min(height, width) >= SIDE else Image.Resampling.BICUBIC
-    return np.asarray(image.resize((SIDE, SIDE), smooth, reducing_gap=3.0))
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
 def find_duplicates(sketches: Sketches, hashes: UInt8[np.ndarray, "n 32"]) -> Duplicates:

@@ -155,7 +155,8 @@ def prepare(
     """Loads the model and the encoder, reads the images, and checks that all of it fits together."""
     target = hub.target_of(config, target)
     cohort = read_cohort(config) if cohort is None else cohort
-    given = f"the split file {config.split}" if config.split else f"{cohort.names[0]} (members) and {cohort.names[1]} (held out)"
+    sides = f"{cohort.names[0]} (members)" + ("" if cohort.member.all() else f" and {cohort.names[1]} (held out)")
+    given = f"the split file {config.split}" if config.split else sides
     membership = check_membership([cohort], given, target.split_file, config.split, config.ignore_model_split)
     shape = target.shape or shape_of(cohort.read(0))
     if min(shape.height, shape.width) < stats.TILES:
@@ -171,8 +172,8 @@ def prepare(
     tally.refuse_white(config.decoding)
     for trained in target.trained:
         refuse_other_reading(trained, config.decoding, tally, shape.channels == 4)
-    sides = [side.cohort for side in (members, held_out) if side is not None]
-    drawing, captions = _plan(config, target, shape, texts, *sides)
+    cohorts = [side.cohort for side in (members, held_out) if side is not None]
+    drawing, captions = _plan(config, target, shape, texts, *cohorts)
     return Prepared(config, target, members, held_out, captions, drawing, encoder, membership)
 
 

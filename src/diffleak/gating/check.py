@@ -19,6 +19,7 @@ from diffleak.config import build, command_line, flag
 from diffleak.errors import GateFailed, InvalidAudit, UserError, visible
 from diffleak.gating.config import GateConfig
 from diffleak.gating.limits import LIMITS, gates, gates_compared, judged
+from diffleak.records import digests
 from diffleak.records.audit import AuditRecord, Gate
 from diffleak.records.base import Estimate
 from diffleak.records.comparison import FILE as COMPARE
@@ -131,6 +132,7 @@ def _attacks(folder: Path, config: GateConfig) -> Found:
 
 
 def _audit(folder: Path, config: GateConfig) -> Found:
+    digests.refuse_edited(folder)
     record = read_record(folder)
     return Found(_of_audit(record, config, str(folder)), (folder / AUDIT,), None, record.plan.model_fingerprint)
 
@@ -148,6 +150,7 @@ def _of_audit(record: AuditRecord, config: GateConfig, name: str) -> tuple[Gate,
 def _sweep(folder: Path, config: GateConfig) -> Found:
     points, passing, checks = read_sweep(folder).points, list[str](), tuple[Gate, ...]()
     for point in points:
+        digests.refuse_edited(folder / point.run)
         checks = _of_audit(read_record(folder / point.run), config, str(folder / point.run))
         passing += [point.name] if all(each.passed for each in checks) else []
     last = tuple(each.model_copy(update={"attack": f"{points[-1].name}: {each.attack}"}) for each in checks)

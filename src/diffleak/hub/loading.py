@@ -302,7 +302,7 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
         given = (config.lora, config.lora_scale, config.embedding, config.network, config.weights, settings, config.offload)
         return load(config.model, config.dtype, config.device, guidance_scale, *given)
     for name, what in OF_LOADING.items():
-        if getattr(config, name) and not (name == "model_config_" and _of_reference(config)):
+        if getattr(config, name) not in (None, False) and not (name == "model_config_" and _of_reference(config)):
             key = name.rstrip("_")
             raise UserError(f"{what} when a model is loaded: give diffleak.load(MODEL, {key}=...) as the target, and no {key} here")
     if config.model_from is not None:

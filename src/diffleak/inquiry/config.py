@@ -25,7 +25,7 @@ class InquireConfig(AuditConfig):
     NO_FLAG = {
         *OF_AN_AUDIT,
         *("mask", "probes", "calibration", "calibrate_fraction", "sweep_models", "steps", "thumbnails"),
-        *("max_auc", "max_tpr", "max_excess_auc", "allow_shift"),
+        *("max_auc", "max_tpr", "max_excess_auc", "allow_shift", "group", "release", "title", "auditor", "note"),
     }
     FOLLOW = ["embedding images control output", "captions repeats"]
     HELP = {

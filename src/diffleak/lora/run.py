@@ -7,6 +7,7 @@ Nothing is measured here: both are the commands of that name, so that each folde
 """
 
 import re
+import shlex
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -64,7 +65,7 @@ def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
     record = LoraRecord(
         diffleak=version("diffleak"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command_line(config, "lora", ("threads",)),
+        command=_command(config),
         settings=config.model_dump(mode="json"),
         base=config.base,
         pictures=len(source),
@@ -81,6 +82,12 @@ def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
     write_text(folder / FILE, record.model_dump_json(indent=2), private=True)
     write_text(folder / PAGE, to_html(page(record)), private=True)
     return record
+
+
+def _command(config: LoraConfig) -> str:
+    """The command line that repeats this: the adapters stand behind the base, without a flag."""
+    first, rest = shlex.join(["diffleak", "lora", config.base]), command_line(config, "lora", ("threads", "base", "adapters"))
+    return f"{first} {shlex.quote(config.adapters)}{rest.removeprefix('diffleak lora')}"
 
 
 def _repeats(name: str, source: ImageSource) -> dict[str, int]:

@@ -32,7 +32,7 @@ TERMS: tuple[tuple[str, str, str], ...] = (
     (
         "sima, pia, secmi, clid, ...",
         r"\b(?:sima|pian?|secmi|clid|pfami|sima_mc)\b",
-        "names of published attacks; with [excess], [calibrated] or a mask behind it, a variant of one. “Attacks run and not run” says "
+        "names of published attacks; with [excess], [calibrated] or a mask behind it, a variant of one. `diffleak attacks` says "
         "what each looks at.",
     ),
     (

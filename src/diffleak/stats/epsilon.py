@@ -141,7 +141,8 @@ def choose(
 def count(guesser: Guesser, scores: Float64[np.ndarray, "n k"], member: Bool[np.ndarray, " n"], seed: int) -> Counted:
     """What a guesser gets right on the units of the test part, with scores in the same columns that it was chosen from."""
     n = len(member)
-    top, bottom = round(guesser.top * n), round(guesser.bottom * n)
+    top = round(guesser.top * n)
+    bottom = min(round(guesser.bottom * n), n - top)  # both halves of an odd number may round up
     members, held_out = _hits(scores[:, [guesser.column]], member, seed)
     return Counted(n, top + bottom, int(members[top, 0] + held_out[bottom, 0]))
 

@@ -126,7 +126,7 @@ def evaluate_masked(
     return evaluate_variant(label, [candidates] * len(split.calibrate), base, member, split)
 
 
-def evaluate_calibrated(base: Evaluated, features: Features, member: Bool[np.ndarray, " n"], split: Divisions) -> Evaluated:
+def evaluate_calibrated(base: Evaluated, features: Features, member: Bool[np.ndarray, " u"], split: Divisions) -> Evaluated:
     """The results of an attack with what the complexity of each image explains taken out, or left in where that is better.
 
     `base` are the results of the attack, or of a variant of it; `features` those of `stats.calibration`. Better means clearly so

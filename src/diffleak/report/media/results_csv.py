@@ -22,7 +22,9 @@ def comparison_csv(record: Comparison) -> str:
     if record.pooled:
         pooled = [
             {
-                "attack": p.attack, "entry": p.entry, "seeds": p.seeds,
+                "attack": p.attack,
+                "entry": p.entry,
+                "seeds": p.seeds,
                 **_ends("auc", p.auc),
                 "auc_spread": p.auc_spread,
                 **_ends("tpr_at_1pct", p.tpr_at_1pct),
@@ -36,7 +38,9 @@ def comparison_csv(record: Comparison) -> str:
     return _csv(
         [
             {
-                "attack": attack, "entry": name, "run": r.run,
+                "attack": attack,
+                "entry": name,
+                "run": r.run,
                 **_ends("auc", r.auc),
                 **_ends("tpr_at_1pct", r.tpr_at_1pct),
                 **_ends("auc_difference", r.difference.auc if r.difference else None),

@@ -41,7 +41,10 @@ from diffleak.report.wording import count, counted, moment
 
 LIMITS = (
     ("A lower bound.", "Only the attacks in the table were run. A stronger one may find more; none of this proves that nothing leaks."),
-    ("The attacker's access.", "The results hold for the access named in the table; an attacker with less may find less, with more, more."),
+    (
+        "The attacker's access.",
+        "The results hold for the access named in the table; more access may find more, less access less.",
+    ),
     (
         "The same source.",
         "Members and held-out images must come from one source, divided at random. If they differ by themselves, the numbers measure "
@@ -53,7 +56,7 @@ LIMITS = (
         "and the list of the highest scores look there.",
     ),
     ("One model.", "The intervals count the choice of images, not that of another training run, seed or data set."),
-    ("Membership, not copies.", "Whether the model reproduces its training images is another question."),
+    ("Membership, not copies.", "This audit does not measure copies; `diffleak extract` and `diffleak quality` do."),
 )
 
 Make = Callable[[Audited], Section | None]

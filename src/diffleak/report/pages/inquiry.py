@@ -269,7 +269,10 @@ def _made(record: InquiryRecord) -> Section:
         ("Versions", versions(environment)),
     ]
     repeated = (
-        (prose("Near-duplicates of other images of their side, which were not counted again:"), Sentences(tuple(map(visible, record.repeated))))
+        (
+            prose("Near-duplicates of other images of their side, which were not counted again:"),
+            Sentences(tuple(map(visible, record.repeated))),
+        )
         if record.repeated
         else ()
     )

@@ -11,7 +11,7 @@ from diffleak.records.quality import ImageSet
 from diffleak.report.audited import not_shown
 from diffleak.report.judgement import Verdict
 from diffleak.report.media.html import data_uri
-from diffleak.report.section import Block, Section, Tabulated, breakable, drawn, facts, prose
+from diffleak.report.section import Block, Section, Tabulated, drawn, facts, prose
 from diffleak.report.sections import adapted, device, fingerprinted, other_weights, reproduce, versions
 from diffleak.report.table import Cell, Column, missing, tabulate
 from diffleak.report.wording import count, duration, interval, percent, spoken
@@ -169,4 +169,4 @@ def _rows(record: ExtractionRecord) -> Iterator[tuple[str, str]]:
 
 
 def _set(images: ImageSet) -> str:
-    return fingerprinted(f"{breakable(visible(images.source))}, {count(images.n)} images", images.fingerprint)
+    return fingerprinted(f"{visible(images.source)}, {count(images.n)} images", images.fingerprint)
