@@ -16,5 +16,6 @@ for seed in 0 1 2; do
     done
 done
 for seed in 0 1 2; do
-    diffleak compare "uniform=$work/flow-uniform-$seed-run" "u-shaped=$work/flow-u-shaped-$seed-run" -o "studies/flow/compare-$seed"
+    diffleak compare "uniform=$work/flow-uniform-$seed-run" "u-shaped=$work/flow-u-shaped-$seed-run" -o "$work/flow-compare-$seed"
+    cp "$work/flow-compare-$seed/compare.json" "studies/flow/compare-$seed.json"
 done
