@@ -1,4 +1,5 @@
-"""Draws the study of attacks that walk with DDIM: `python studies/sharper/figure.py WALKS.csv FILE.png`, rows of walks.py of one model.
+"""Draws the study of attacks that walk with DDIM: `python studies/sharper/figure.py WALKS.csv FILE.png`, rows of walks.py, of the model
+with most steps.
 
 Left, noise aggregation by its reading of sigma; middle, SecMI along its walk beside SimA and the loss; right, the mean norm of the
 predictions, along SecMI's walk and at noised images that no walk has touched.
@@ -18,6 +19,7 @@ READINGS = {("fixed", 0.02): "fixed 0.02", ("fixed", 0.1): "fixed 0.1", ("relati
 
 def main(walks: Path, output: Path) -> None:
     rows = pd.read_csv(walks)
+    rows = rows[rows.steps == rows.steps.max()]
     figure, (readings, aucs, norms) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
     aggregation = rows[(rows.attack == "noise_aggregation") & (rows.metric == "l2") & (rows.k == 5) & (rows.stride == 10)]
     for (scale, sigma), name in READINGS.items():
