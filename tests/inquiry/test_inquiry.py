@@ -120,6 +120,7 @@ def test_the_command_leaves_a_record_a_table_and_a_page_and_resumes(model, data,
     keyed = InquiryRecord.model_validate_json(out)
     assert keyed.cuts == record.cuts and sorted(i.p_value for i in keyed.images) == sorted(i.p_value for i in record.images)
     assert {image.id for image in keyed.images}.isdisjoint(image.id for image in record.images)
+    assert [image.id for image in keyed.images] == sorted(image.id for image in keyed.images), "not in the order of the names"
     assert call(capsys, "reveal", tmp_path / "keyed")[0] == 0
     with (tmp_path / "keyed" / "ids.csv").open() as file:
         revealed = {row["id"]: row["name"] for row in csv.DictReader(file)}

@@ -25,7 +25,7 @@ from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.score import Collected
 from diffleak.auditing.warnings import about_models, about_reading
 from diffleak.data.captions import Captions
-from diffleak.data.cohort import IN_MEMORY, Cohort
+from diffleak.data.cohort import IN_MEMORY, Cohort, sort_key
 from diffleak.data.complexity import NAMES
 from diffleak.data.features import names as feature_names
 from diffleak.data.membership import check_membership
@@ -237,10 +237,10 @@ def _set(found: Tested | None, images: int, controls: int) -> SetAnswer:
 
 
 def _images(ids: Sequence[str], found: Tested) -> tuple[Image, ...]:
+    """The images in question in the order of their ids: that of the file names would say which keyed id is whose."""
     p_values = found.image_p_values
-    return tuple(
-        Image(id=image_id, p_value=float(p), q_value=float(q)) for image_id, p, q in zip(ids, p_values, q_values(p_values), strict=True)
-    )
+    rows = sorted(zip(ids, p_values, q_values(p_values), strict=True), key=lambda row: sort_key(row[0]))
+    return tuple(Image(id=image_id, p_value=float(p), q_value=float(q)) for image_id, p, q in rows)
 
 
 def _cut(each: Any) -> Cut:
