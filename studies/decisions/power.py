@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=400)
     runs = parser.parse_args().runs
-    print("| members | held out | AUC | told from chance | TPR at 1 % FPR | told from chance |")
+    print("| members | held out | AUC | detected | TPR at 1 % FPR | detected |")
     print("|---|---|---|---|---|---|")
     for m, n in SIZES:
         rng = np.random.default_rng((m, n))

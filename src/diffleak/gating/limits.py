@@ -34,6 +34,7 @@ from diffleak.records.plan import Split
 from diffleak.records.scores import Unit
 from diffleak.records.variants import VARIANTS, masked_label, may_lead
 from diffleak.stats import metrics
+from diffleak.stats.power import fewest
 
 Limit = Literal["max_auc", "max_tpr", "max_excess_auc"]
 LIMITS: tuple[Limit, ...] = get_args(Limit)
@@ -169,12 +170,4 @@ def images_needed(limit: Limit, at_most: float, members: int, nonmembers: int, f
         reach = guessing_reaches(limit, max(members, size), max(nonmembers, size), fraction)
         return reach is not None and reach + room * (reach - guess) <= at_most
 
-    low, high = 0, max(2, min(members, nonmembers))
-    while not enough(high):
-        if high > MOST:
-            return None
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    return fewest(enough, 0, max(2, min(members, nonmembers)), MOST)

@@ -75,7 +75,7 @@ class Needed(Record):
     """How many images would show a leak of one size."""
 
     quantity: Literal["AUC", "TPR at 1 % FPR"]
-    """What would be told from chance."""
+    """What an audit of so many images would detect."""
     value: float
     """Its true value, in [0, 1]."""
     images: int | None
@@ -83,12 +83,12 @@ class Needed(Record):
 
 
 class Power(Record):
-    """What so many images can show: a leak that is told from chance with probability 0.8."""
+    """What so many images can show: a leak that an audit detects with probability 0.8."""
 
     level: float
     """Level of the intervals in (0, 1), 0.95."""
     probability: float
-    """Probability in (0, 1) with which what is detectable is told from chance, 0.8."""
+    """Probability in (0, 1) with which an audit detects a leak of that size, 0.8."""
     members: int
     """Number of members in the test part, a cluster of near-duplicates counted as one."""
     nonmembers: int

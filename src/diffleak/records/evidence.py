@@ -5,7 +5,7 @@ from typing import Literal
 from diffleak.records.base import Record
 
 Release = Literal["weights", "api", "images"]
-RELEASED: Release = "weights"  # the most cautious: whoever has the weights can do all that the others can
+RELEASED: Release = "weights"  # the most cautious: someone with the weights can do all that the others can
 
 # The access that each form of release gives to an outsider, by the names that attacks have.
 GIVES: dict[Release, tuple[str, ...]] = {

@@ -105,7 +105,7 @@ TERMS: tuple[tuple[str, str, str], ...] = (
     (
         "Black-box, grey-box, white-box",
         r"\b(?:black|grey|white)-box\b",
-        "what an attacker must have: drawn images alone; the model's predictions for images of one's choice; the weights. Whoever has the "
+        "what an attacker must have: drawn images alone; the model's predictions for images of one's choice; the weights. Someone with the "
         "weights has all three.",
     ),
     (

@@ -1,6 +1,6 @@
 """What so many images can show: the smallest AUC and TPR at 1 % FPR that an audit tells from chance, and the images that a given one needs.
 
-"Told from chance": the 95 % interval that `stats.metrics` gives lies above one half, or above 1 %. "Detectable": that happens with
+"Detected": the 95 % interval that `stats.metrics` gives lies above one half, or above 1 %. "Detectable": that happens with
 probability POWER.
 
     AUC    members' scores are those of held-out images, normal, shifted. DeLong's variance is then
@@ -106,12 +106,12 @@ def detectable_tpr(m: int, n: int) -> float | None:
 
 def images_for_auc(auc: float) -> int | None:
     """The smallest number of test images on each side with which an AUC above one half is detectable; None above MOST."""
-    return _fewest(lambda size: auc_power(auc, size, size) >= POWER)
+    return fewest(lambda size: auc_power(auc, size, size) >= POWER)
 
 
 def images_for_tpr(tpr: float) -> int | None:
     """The smallest number of test images on each side with which a TPR at 1 % FPR above 1 % is detectable; None above MOST."""
-    return _fewest(lambda size: tpr_power(tpr, size, size) >= POWER)
+    return fewest(lambda size: tpr_power(tpr, size, size) >= POWER)
 
 
 def _least(m: int, enough: Callable[[int], bool]) -> int | None:
@@ -130,10 +130,10 @@ def _smallest(grid: Float64[np.ndarray, " k"], power: Callable[[float], float]) 
     return next((float(value) for value in grid if power(float(value)) >= POWER), None)
 
 
-def _fewest(enough: Callable[[int], bool]) -> int | None:
-    low, high = 1, 2
+def fewest(enough: Callable[[int], bool], low: int = 1, high: int = 2, most: int = MOST) -> int | None:
+    """The smallest number above `low` that is enough, if all larger ones are too; None above `most`. Looks at `high` first."""
     while not enough(high):
-        if high > MOST:
+        if high > most:
             return None
         low, high = high, 2 * high
     while high - low > 1:

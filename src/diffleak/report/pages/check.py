@@ -16,7 +16,7 @@ GLOSSARY = (
     ("Cluster", "images that near-duplicates chain together."),
     ("AUC", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
     ("TPR at 1 % FPR", "share of members that an attack names while it names 1 % of the held-out images by mistake."),
-    ("Told from chance", "the 95 % interval of the number does not hold what guessing gives."),
+    ("Detected", "the 95 % interval of the number does not include what guessing gives."),
 )
 
 LIMITS = (

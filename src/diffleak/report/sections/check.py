@@ -35,7 +35,7 @@ def _seen(record: CheckRecord) -> str:
     of = f"{count(power.members)} members and {count(power.nonmembers)} held-out images to test on"
     if not parts:
         return f"With {of}, an audit can tell no leak from chance."
-    missing = "" if power.tpr_at_1pct is not None else "; the rate at 1 % false alarms cannot be told from chance"
+    missing = "" if power.tpr_at_1pct is not None else "; no rate at 1 % false alarms can be detected"
     return f"With {of}, an audit tells {' and '.join(parts)} from chance with probability {power.probability:g}{missing}."
 
 
