@@ -6,7 +6,7 @@ from fixtures.reports import audit_of, latent_audit
 
 from diffleak.errors import UserError
 from diffleak.records.run_folder import read_audit, read_plan, read_samples, write_samples
-from diffleak.records.scores import ChunkMeta, Samples, read_chunk, write_chunk
+from diffleak.records.scores import ChunkMeta, Samples, Spent, read_chunk, write_chunk
 
 SAMPLES = Samples(("a", "b", "c"), np.array([True, False, True]), np.array([True, True, False]), {"sima": np.array([1.0, 2.5, -3.0])})
 
@@ -49,7 +49,7 @@ def test_a_folder_whose_name_looks_like_a_uri_is_a_folder(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     file = Path("exp:1") / "scores" / "chunk.parquet"
     statistic = np.arange(4.0).reshape(1, 2, 2)
-    write_chunk(file, ("a", "b"), ("sima",), (10, 20), statistic, ChunkMeta("plan", 4, {}), 0.5)
+    write_chunk(file, ("a", "b"), ("sima",), (10, 20), statistic, ChunkMeta("plan", 4, {}), Spent())
     assert np.array_equal(read_chunk(file, "plan", ("a", "b"), ("sima",), (10, 20))[0], statistic)
 
 

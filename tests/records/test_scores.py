@@ -13,7 +13,7 @@ import pytest
 
 from diffleak.errors import UserError
 from diffleak.records.base import FORMER_NAME, Estimate
-from diffleak.records.scores import ChunkMeta, chunk_file, plan_id, read_chunk, read_columns, read_seconds, write_chunk
+from diffleak.records.scores import ChunkMeta, Spent, chunk_file, plan_id, read_chunk, read_columns, read_spent, write_chunk
 from diffleak.work.reading import Unreadable
 
 PLAN = plan_id(Estimate(value=1.0))
@@ -24,7 +24,7 @@ LABELS, TIMESTEPS = ("sima", "sima[excess]"), (10, 30, 20)
 def written(folder: Path, chunk: int, ids: tuple[str, ...]) -> tuple[Path, np.ndarray]:
     statistic = np.random.default_rng(chunk).normal(size=(len(LABELS), len(ids), len(TIMESTEPS)))
     path = chunk_file(folder, chunk, 0, "sima")
-    write_chunk(path, ids, LABELS, TIMESTEPS, statistic, META, 0.5)
+    write_chunk(path, ids, LABELS, TIMESTEPS, statistic, META, Spent(0.5, 3))
     return path, statistic
 
 
@@ -41,7 +41,7 @@ def test_a_score_file_is_a_table_of_a_row_per_label_image_and_timestep_with_its_
     said = {"plan": PLAN, "queries": 12, "parameters": {"k": 2}}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode() + statistic.tobytes()).hexdigest()
     assert json.loads(schema.metadata[b"diffleak"]) == {**said, "sha256": digest}
-    assert (tmp_path / "seconds" / "chunk-00003-00-sima.txt").read_text() == "0.5000\n" and read_seconds(path) == 0.5
+    assert (tmp_path / "seconds" / "chunk-00003-00-sima.txt").read_text() == "0.5000 3\n" and read_spent(path) == Spent(0.5, 3)
     rows = [(i, label, t) for label in LABELS for i in ("a", "b") for t in TIMESTEPS]
     assert list(frame[["id", "attack", "timestep"]].itertuples(index=False, name=None)) == rows
     assert frame["statistic"].tolist() == [statistic[LABELS.index(a), "ab".index(i), TIMESTEPS.index(t)] for i, a, t in rows]
@@ -67,8 +67,8 @@ def test_a_score_file_is_read_back_as_written_and_refused_where_it_is_of_other_w
 def test_the_same_scores_are_the_same_bytes_however_long_they_took(tmp_path):
     first, second = (chunk_file(tmp_path / name, 0, 0, "sima") for name in "ab")
     for path, seconds in ((first, 0.5), (second, 7.0)):
-        write_chunk(path, ("a",), ("sima",), (1, 2), np.ones((1, 1, 2)), META, seconds)
-    assert first.read_bytes() == second.read_bytes() and read_seconds(second) == 7.0
+        write_chunk(path, ("a",), ("sima",), (1, 2), np.ones((1, 1, 2)), META, Spent(seconds))
+    assert first.read_bytes() == second.read_bytes() and read_spent(second) == Spent(7.0)
 
 
 def test_no_flipped_bit_of_a_score_file_changes_what_is_read(tmp_path):
@@ -91,7 +91,7 @@ def test_no_flipped_bit_of_a_score_file_changes_what_is_read(tmp_path):
 
 def test_scores_that_are_not_finite_are_damage(tmp_path):
     path = chunk_file(tmp_path, 0, 0, "sima")
-    write_chunk(path, ("a",), ("sima",), (1, 2), np.array([[[1.0, np.nan]]]), META, 0.5)
+    write_chunk(path, ("a",), ("sima",), (1, 2), np.array([[[1.0, np.nan]]]), META, Spent(0.5, 3))
     with pytest.raises(Unreadable, match="its statistics are not finite"):
         read_chunk(path, PLAN, ("a",), ("sima",), (1, 2))
 
@@ -133,9 +133,16 @@ def test_a_table_of_other_columns_among_the_scores_of_another_run_is_refused(tmp
             read_columns(tmp_path, "sima", {"a": 0, "b": 1, "c": 2})
 
 
-@pytest.mark.parametrize("text", ["inf", "nan", "-1", "1e999", "", "x"])
+def test_seconds_of_an_earlier_version_are_read(tmp_path):
+    path, _ = written(tmp_path, 0, ("a", "b"))
+    (file,) = (tmp_path / "seconds").iterdir()
+    file.write_text("2.5000\n")
+    assert read_spent(path) == Spent(2.5)
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "-1", "1e999", "", "x", "1.0 -1", "1.0 inf", "1.0 x"])
 def test_seconds_that_no_work_takes_count_as_none(tmp_path, text):
     path, _ = written(tmp_path, 0, ("a", "b"))
     (file,) = (tmp_path / "seconds").iterdir()
     file.write_text(text)
-    assert read_seconds(path) == 0.0
+    assert read_spent(path) == Spent()

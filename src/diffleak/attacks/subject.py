@@ -16,6 +16,7 @@ from typing import Any, final
 from jaxtyping import Float
 from torch import Tensor
 
+from diffleak.attacks.answers import Answers
 from diffleak.diffusion.conditions import joined
 from diffleak.diffusion.denoiser import Denoiser, guided
 from diffleak.diffusion.noise import Noise
@@ -50,6 +51,7 @@ class Subject:
     by image. cond: None, class labels (b,) or the `Prompts` of b captions. encode, decode: between images and x0. images: reads the
     images of a latent model. sampler: makes a diffusers scheduler of a number of steps. open_encoder: the `Encoder` of a spec.
     reference: the batch as the attacker of a reference model sees it, with the captions as that model embeds them.
+    answers: predictions that other attacks have asked for, of `denoiser` about this very batch; scores are the same without.
     """
 
     denoiser: Denoiser
@@ -62,6 +64,7 @@ class Subject:
     sampler: Callable[[int], Any] | None = None
     open_encoder: Callable[[str], Encoder] | None = None
     reference: "Subject | None" = None
+    answers: Answers | None = None
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -77,12 +80,18 @@ class Subject:
         t: one timestep in [0, T), or one for each of as many equal parts of x_t.
         Raises `UserError` for rows that are no whole number of batches.
         """
-        if cond is None and self.cond is not None:
+        own = cond is None
+        if own and self.cond is not None:
             times, rest = divmod(len(x_t), len(self.x0))
             if rest or not times:
                 raise UserError(f"eps takes a whole number of batches of {len(self.x0)} rows, or their cond; got {len(x_t)} rows")
             cond = self.cond if times == 1 else joined([self.cond] * times)
-        return self.denoiser.at_once(x_t, t, cond) if isinstance(t, Sequence) else self.denoiser(x_t, index(t), cond)
+        if isinstance(t, Sequence):
+            return self.denoiser.at_once(x_t, t, cond)
+        t, kept = index(t), self.answers
+        if own and kept and kept.denoiser is self.denoiser and kept.cond is self.cond:
+            return kept.eps(x_t, t, lambda: self.denoiser(x_t, t, cond))
+        return self.denoiser(x_t, t, cond)
 
     def pixels(self) -> Images:
         """The images of the batch in [-1, 1], whatever the denoiser works on; read once."""

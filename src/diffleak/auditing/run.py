@@ -340,7 +340,12 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         warnings=(*warnings_of(prepared, results, blind), *about_equal_scores(chosen)),
         omitted=prepared.scan.omitted,
         truncated=prepared.truncated,
-        costs=Costs(queries=collected.queries, seconds=round(collected.seconds + time.monotonic() - started, 2), chunks=collected.chunks),
+        costs=Costs(
+            queries=collected.queries,
+            queries_saved=collected.saved,
+            seconds=round(collected.seconds + time.monotonic() - started, 2),
+            chunks=collected.chunks,
+        ),
         geometry=geometry,
         membership=prepared.membership,
         drawn=_drawn(prepared),

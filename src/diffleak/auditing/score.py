@@ -7,6 +7,7 @@ is done, and merging is reading the folder.
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -20,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from diffleak.attacks.answers import Answers, Memory
 from diffleak.attacks.base import Attack, Direction
 from diffleak.attacks.subject import Subject
 from diffleak.auditing.inputs import COMPLEXITY, INFLUENCE, Inputs
@@ -33,7 +35,7 @@ from diffleak.diffusion.target import Target, side_by_side
 from diffleak.errors import UserError, shown
 from diffleak.records.audit import AuditRecord
 from diffleak.records.plan import Plan
-from diffleak.records.scores import ChunkMeta, Scores, chunk_file, plan_id, read_chunk, read_seconds, write_chunk
+from diffleak.records.scores import ChunkMeta, Scores, Spent, chunk_file, plan_id, read_chunk, read_spent, write_chunk
 from diffleak.records.variants import VARIANTS, masked_label
 from diffleak.work.folder import Folder, cut, damaged, deal
 from diffleak.work.memory import memory_message
@@ -109,12 +111,14 @@ class Collected:
     """All scores of a run, with what they cost and the parameters that each attack ended with.
 
     Of each attack there are the unmasked scores, then those under each of its masks, or those of the reference and the excess.
+    `queries` are the forwards that were made, `saved` those that an attack took from another one instead.
     `reconstruction` is the complexity of every image's reconstruction, where a latent model's scores are calibrated by it too.
     """
 
     scores: tuple[tuple[Scores, ...], ...]
     parameters: tuple[dict[str, Any], ...]
     queries: int
+    saved: int
     seconds: float
     chunks: int
     reconstruction: Float64[np.ndarray, "n 7"] | None = None
@@ -282,7 +286,7 @@ def _queries(job: Job, chunk: int, k: int) -> int:
 
 def collect(job: Job, folder: Path) -> Collected:
     """Reads every chunk of a finished run back into one `Scores` per attack."""
-    scores, parameters, queries, seconds = [], [], 0, 0.0
+    scores, parameters, queries, spent = [], [], 0, Spent()
     for k, attack in enumerate(job.attacks):
         columns, settled = [], attack.parameters()
         for chunk in job.chunks:
@@ -291,7 +295,7 @@ def collect(job: Job, folder: Path) -> Collected:
                 statistic, meta = job.read(path, chunk, k)
             except Unreadable as error:
                 raise damaged(path, error) from None
-            queries, seconds, settled = queries + meta.queries, seconds + read_seconds(path), meta.parameters
+            queries, spent, settled = queries + meta.queries, spent + read_spent(path), meta.parameters
             columns.append(statistic)
         labels, whole = job.labels(attack), np.concatenate(columns, axis=1)
         excess = masked_label(attack.label, VARIANTS[1])  # differences
@@ -305,19 +309,22 @@ def collect(job: Job, folder: Path) -> Collected:
         )
         parameters.append(settled)
     reconstruction = job.inputs.reconstruction(Folder(folder), job.chunks)
-    return Collected(tuple(scores), tuple(parameters), queries, seconds, len(job.chunks) * len(job.attacks), reconstruction)
+    saved, files = min(spent.saved, queries), len(job.chunks) * len(job.attacks)
+    return Collected(tuple(scores), tuple(parameters), queries - saved, saved, spent.seconds, files, reconstruction)
 
 
 def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> None:
     """Writes the scores of a finished audit as the chunks that its plan would have made; existing ones are left alone."""
     per_image = {result.attack: result.queries or 0 for result in record.results}
+    saved, asked_for = record.costs.queries_saved, max(1, record.costs.queries + record.costs.queries_saved)
     for path, part, statistic in _in_files(folder, record.plan, scores):
         if not path.exists():
             first, labels = part[0], [s.attack for s in part]
             made = len(first.ids) * max(per_image.get(label, 0) for label in labels)
-            seconds = record.costs.seconds * made / max(1, record.costs.queries)
+            spent = Spent(record.costs.seconds * made / asked_for, min(saved, made))
+            saved -= spent.saved
             meta = ChunkMeta(plan_id(record.plan), made, record.result(first.attack).parameters)
-            write_chunk(path, first.ids, labels, first.timesteps, statistic, meta, seconds)
+            write_chunk(path, first.ids, labels, first.timesteps, statistic, meta, spent)
 
 
 def holds(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> bool:
@@ -371,9 +378,16 @@ def _score_chunks(job: Job, folder: Folder, work: dict[tuple[int, int], list[Pat
     with one_thread_each(), memory_message(job.plan.batch_size), torch.inference_mode():
         attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in todo})}
 
+    memory, open_files = Memory() if len(job.attacks) > 1 else None, Counter(c for c, _ in todo)
+
     def score_one(pair: tuple[int, int], tick: Tick) -> None:
         c, k = pair
-        _score_chunk(job, attacks[k], job.queries(k), job.chunks[c], partial(inputs_of, c), job.file(folder.path, c, k), tick)
+        kept = partial(Answers, memory, c) if memory else None
+        _score_chunk(job, attacks[k], job.queries(k), job.chunks[c], partial(inputs_of, c), job.file(folder.path, c, k), tick, kept)
+        with reading:
+            open_files[c] -= 1
+        if memory and not open_files[c]:
+            memory.forget(c)
 
     cost = lambda pair: _queries(job, *pair)
     folder.run(work, score_one, cost, bar="scoring", unit="queries", batch_size=job.plan.batch_size, threads=threads)
@@ -394,14 +408,27 @@ def _score_chunk(
     inputs_of: Callable[[], Loaded],
     path: Path,
     tick: Tick,
+    kept: Callable[..., Answers] | None,
 ) -> None:
     images, influence = inputs_of()
-    made, started = 0, time.monotonic()
+    made, shared, started = 0, 0, time.monotonic()
 
     def count(n: int, t: int) -> None:
         nonlocal made
         made += n
         tick(n, attack.name)
+
+    def count_shared(n: int, t: int) -> None:
+        nonlocal shared
+        shared += n
+        tick(n, attack.name)
+
+    def ask_of(subject: Subject, model: Denoiser, where: tuple[int, ...]) -> Subject:
+        """The batch with a copy of the images, which the attack may write into, and what other attacks have asked `model` there."""
+        counted, known = Counted(model, count), None
+        if kept and attack.access == "grey-box":
+            known = kept((*where, len(subject)), counted, subject.x0, subject.noise, subject.cond, count_shared)
+        return replace(subject, denoiser=counted, x0=subject.x0.clone(), answers=known)
 
     labels = job.labels(attack)
     statistic = np.empty((len(labels), len(rows), len(attack.columns)))
@@ -411,21 +438,21 @@ def _score_chunk(
             keys, x0 = job.cohort.keys[these.start : these.stop], job.inputs.tensor(images[batch])
             masks = [None, *(job.inputs.keep(influence[batch], keys) if influence is not None and attack.takes_masks else ())]
             noise, found = job.inputs.noise(keys, x0.shape[1:]), []
-            for inputs, label in zip(job.models, labels, strict=False):  # without masks the second label is the reference's
+            for i, (inputs, label) in enumerate(zip(job.models, labels, strict=False)):  # without masks the second is the reference's
                 subject = inputs.subject(inputs.target.denoiser, x0, noise, these)
-                beside = _beside(job, attack, x0, noise, these, count)
-                exposed = [Counted(model, count) for model in asked(inputs.target, attack)]
-                asks = [replace(subject, denoiser=model, x0=x0.clone(), reference=beside) for model in exposed]
+                subject = replace(subject, reference=_beside(job, attack, x0, noise, these, count))
+                asks = [ask_of(subject, model, (batch.start, i, j)) for j, model in enumerate(asked(inputs.target, attack))]
                 each = torch.stack([_checked(attack, attack.masked_statistics(ask, masks), len(masks), len(x0)) for ask in asks])
                 found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
                 _refuse_nan(found[-1][0], job.cohort.ids[these.start : these.stop], attack, label, inputs.target)
             excess = [found[0] - found[1]] if job.reference else []
             statistic[:, batch] = np.concatenate(found + excess)
+    made += shared
     if made != len(rows) * declared:
         said = f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}"
         raise RuntimeError(said) if attack.code is None else UserError(f"{said}: its `queries` must be those of all its timesteps")
-    meta, seconds = ChunkMeta(plan_id(job.plan), made, attack.parameters()), time.monotonic() - started
-    write_chunk(path, job.cohort.ids[rows.start : rows.stop], labels, attack.columns, statistic, meta, seconds)
+    meta, spent = ChunkMeta(plan_id(job.plan), made, attack.parameters()), Spent(time.monotonic() - started, shared)
+    write_chunk(path, job.cohort.ids[rows.start : rows.stop], labels, attack.columns, statistic, meta, spent)
 
 
 def _beside(

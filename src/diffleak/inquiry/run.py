@@ -148,7 +148,7 @@ def answer(prepared: Prepared, collected: Collected) -> InquiryRecord:
         warnings=_warnings(prepared, constant, placebo),
         omitted=scan.omitted,
         truncated=prepared.truncated,
-        costs=Costs(queries=collected.queries, seconds=round(collected.seconds, 2), chunks=collected.chunks),
+        costs=Costs(queries=collected.queries, queries_saved=collected.saved, seconds=round(collected.seconds, 2), chunks=collected.chunks),
         membership=prepared.membership,
         tally=scan.tally,
         headers=prepared.target.headers,

@@ -91,7 +91,9 @@ class Costs(Record):
     """What the scoring took, all workers together."""
 
     queries: int
-    """Denoiser forwards of one image each."""
+    """Denoiser forwards of one image each that were made."""
+    queries_saved: int = 0
+    """Forwards of one image each that were not made, since another attack had asked the same."""
     seconds: float
     """Wall-clock seconds of each chunk, which may have run side by side, and of the evaluation, summed."""
     chunks: int

@@ -146,11 +146,24 @@ class ChunkMeta:
     plan: str
     """SHA-256 of the plan that the scores belong to (see `plan_id`)."""
     queries: int
-    """Denoiser forwards that the scores took, summed over the images of the chunk."""
+    """Denoiser forwards that the scores need, summed over the images of the chunk; some may be another attack's (`Spent.saved`)."""
     parameters: dict[str, Any]
     """The attack's parameters by name, with what it settled on when it was prepared."""
     sha256: str = ""
     """SHA-256 of the other fields as JSON and the statistics as little-endian float64, in the order of the rows."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a file of scores took beside the forwards that its attack declares; it depends on the machine and on interruptions."""
+
+    seconds: float = 0.0
+    """Wall-clock seconds."""
+    saved: int = 0
+    """Denoiser forwards, summed over the images, that another attack had made already."""
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.seconds + other.seconds, self.saved + other.saved)
 
 
 def plan_id(plan: Record) -> str:
@@ -175,10 +188,10 @@ def write_chunk(
     timesteps: Sequence[int],
     statistic: Float64[np.ndarray, "m n k"],
     meta: ChunkMeta,
-    seconds: float,
+    spent: Spent,
 ) -> None:
-    """Writes the statistics of n images under m labels at k timesteps, and the wall-clock seconds that they took."""
-    write_text(_seconds_file(path), f"{seconds:.4f}\n")
+    """Writes the statistics of n images under m labels at k timesteps, and what they took."""
+    write_text(_seconds_file(path), f"{spent.seconds:.4f} {spent.saved}\n")
     write_parquet(path, _table(ids, labels, timesteps, statistic, meta))
 
 
@@ -208,13 +221,13 @@ def read_chunk(
     return statistic, meta
 
 
-def read_seconds(path: Path) -> float:
-    """The seconds that a file of scores took; 0 where nothing says so, or no such thing."""
+def read_spent(path: Path) -> Spent:
+    """What a file of scores took; nothing where nothing says so, or no such thing. Earlier versions wrote the seconds alone."""
     try:
-        seconds = float(load_text(_seconds_file(path)))
+        seconds, saved = (float(part) for part in (*load_text(_seconds_file(path)).split(), "0")[:2])
     except ValueError:
-        return 0.0
-    return seconds if 0 <= seconds < inf else 0.0
+        return Spent()
+    return Spent(seconds, int(saved)) if 0 <= seconds < inf and 0 <= saved < inf else Spent()
 
 
 def _seconds_file(path: Path) -> Path:
