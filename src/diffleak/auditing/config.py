@@ -42,6 +42,9 @@ class AuditConfig(ModelConfig, DataConfig):
     )
     attacks: tuple[str, ...] = Field(("all",), description="all, or names such as 'sima,sima_mc(m=10)'.")
     timesteps: str | None = Field(None, description="start:stop:step, stop included; default 10:300:10, for flow matching 50:950:50.")
+    sweep: Literal["calibrate", "all"] = Field(
+        "calibrate", description="calibrate: score the test part at the chosen settings alone; all: every image at every setting."
+    )
     mask: tuple[str, ...] = Field(
         (), description="Latent models: also under influence[:0.4], auto, or the controls random[:0.4], reverse[:0.4]."
     )
@@ -163,7 +166,7 @@ class GeometryConfig(AuditConfig):
 
     COMMAND = "geometry"
     NO_FLAG = {
-        *("buckets", "sweep_models", "steps", "group"),
+        *("buckets", "sweep_models", "steps", "group", "sweep"),
         *("guidance_scale", "reference", "calibration", "calibrate_fraction", "complexity", "max_auc", "max_tpr", "max_excess_auc"),
     }
     FOLLOW = ["embedding data split members nonmembers output", "probes top attacks mask timesteps"]
@@ -186,6 +189,7 @@ class GeometryConfig(AuditConfig):
         description="Masks that the analyses look at.",
     )
     complexity: bool = False
+    sweep: Literal["calibrate", "all"] = "all"  # its curves are of the test part
     top: int = Field(20, ge=1, description="Singular values in the distortion ({default}).")
 
     @model_validator(mode="before")

@@ -47,6 +47,7 @@ from diffleak.work.threads import Tick
 INFLUENCE = "influence.npy"  # of all images, once their chunks are measured
 COMPLEXITY = "complexity.parquet"  # of all images and of their reconstructions
 OF_A_RUN = ("latents", "influence", "reconstruction")  # kinds that are removed when it is finished
+Rows = Sequence[int]  # of the images of a chunk
 RECONSTRUCTED = tuple(f"reconstruction_{name}" for name in NAMES)  # columns there
 
 
@@ -164,7 +165,7 @@ class Inputs:
         return one_at_a_time(self.target.text)
 
     def prepare(
-        self, folder: Folder, chunks: Mapping[int, range], needed: Mapping[int, Sequence[str]], batch_size: int, threads: int
+        self, folder: Folder, chunks: Mapping[int, Rows], needed: Mapping[int, Sequence[str]], batch_size: int, threads: int
     ) -> None:
         """Computes what `x0`, `influence`, `distortion` and `reconstruction` read: the kinds that each chunk needs."""
         if self.masks or self.top:
@@ -181,12 +182,12 @@ class Inputs:
         files, cost = {chunk: self.files(chunk, kinds) for chunk, kinds in needed.items()}, lambda chunk: len(chunks[chunk])
         folder.run(files, prepare_one, cost, bar=bar, unit="images", batch_size=batch_size, threads=threads)
 
-    def measure(self, rows: range, kinds: Sequence[str]) -> dict[str, np.ndarray]:
+    def measure(self, rows: Rows, kinds: Sequence[str]) -> dict[str, np.ndarray]:
         """Measures some images: "latents", "influence" of each coordinate, "distortion" beside the energies, complexity of the
         "reconstruction"."""
         images, found = self.pixels(rows), dict[str, np.ndarray]()
         z = self.encode(images, rows)
-        noise, codec = self.noise(self.cohort.keys[rows.start : rows.stop], z.shape[1:]), self.target.codec
+        noise, codec = self.noise([self.cohort.keys[row] for row in rows], z.shape[1:]), self.target.codec
         if "distortion" in kinds and self.top:
             measured = distortion(codec, self.tensor(z), self.top, noise=noise).cpu().numpy()
             found["distortion"] = np.column_stack([measured, energies(images)])
@@ -196,7 +197,7 @@ class Inputs:
             found["reconstruction"] = self._reconstructed(z, rows)
         return found | ({"latents": z} if "latents" in kinds else {})
 
-    def _reconstructed(self, z: np.ndarray, rows: range) -> Float64[np.ndarray, "n 7"]:
+    def _reconstructed(self, z: np.ndarray, rows: Rows) -> Float64[np.ndarray, "n 7"]:
         """The complexity of the images that the decoder makes of the latents of `rows`, in pixels and at the size that it gives."""
         size, found, codec = auto_batch_size(self.shape, self.target.device), list[np.ndarray](), self.target.codec
         for start in range(0, len(z), size):
@@ -213,7 +214,7 @@ class Inputs:
         """The files of a chunk, by default of all that is computed for it."""
         return [_file(kind, chunk) for kind in (self.kinds if kinds is None else kinds)]
 
-    def x0(self, folder: Folder, chunk: int, rows: range) -> np.ndarray:
+    def x0(self, folder: Folder, chunk: int, rows: Rows) -> np.ndarray:
         """The latents of one chunk, or its uint8 images."""
         return folder.load(_file("latents", chunk)) if self.target.latent else self.pixels(rows)
 
@@ -225,18 +226,18 @@ class Inputs:
         """Distortion, low- and high-frequency energy of the images of one chunk."""
         return folder.load(_file("distortion", chunk))
 
-    def reconstruction(self, folder: Folder, chunks: Mapping[int, range]) -> Float64[np.ndarray, "n 7"] | None:
-        """The complexity of the reconstruction of every image; None where it is not measured."""
+    def reconstruction(self, folder: Folder, chunks: Mapping[int, Rows]) -> Float64[np.ndarray, "n 7"] | None:
+        """The complexity of the reconstruction of every image of the chunks, in their order; None where it is not measured."""
         if self.complexity is None:
             return None
-        kept = self._kept(folder.path)
+        kept, these = self._kept(folder.path), [row for rows in chunks.values() for row in rows]
         try:
-            return np.concatenate([folder.load(_file("reconstruction", c)) for c in chunks]) if kept is None else kept
+            return np.concatenate([folder.load(_file("reconstruction", c)) for c in chunks]) if kept is None else kept[these]
         except UserError:
             kept = self._kept(folder.path)  # another worker was faster, and has removed the parts
             if kept is None:
                 raise
-            return kept
+            return kept[these]
 
     def _kept(self, folder: Path) -> Float64[np.ndarray, "n 7"] | None:
         """The reconstructions' complexity in complexity.parquet; None without it, and where the images' own is another one there.
@@ -305,7 +306,7 @@ def _copy(content: BinaryIO, path: Path) -> None:
         shutil.copyfileobj(content, file)
 
 
-def write_geometry(inputs: Inputs, path: Path, chunks: dict[int, range]) -> Float64[np.ndarray, "n 3"]:
+def write_geometry(inputs: Inputs, path: Path, chunks: Mapping[int, Rows]) -> Float64[np.ndarray, "n 3"]:
     """Leaves influence.npy and geometry.parquet in a folder; returns distortion, low- and high-frequency energy of every image."""
     folder, whole = Folder(path), path / INFLUENCE
     measured = np.concatenate([inputs.distortion(folder, c) for c in chunks])

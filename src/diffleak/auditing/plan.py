@@ -69,12 +69,17 @@ class Prepared:
     @property
     def queries_per_image(self) -> int:
         """Denoiser forwards per image over all attacks and timesteps."""
-        return sum(self.job.queries(k) for k in range(len(self.attacks)))
+        return self.job.queries_per_image
+
+    @property
+    def queries(self) -> int:
+        """Denoiser forwards in all; where the test part waits for what is chosen, about as many."""
+        return sum(job.images * job.queries_per_image for job in self.jobs())
 
     def summary(self) -> dict[str, Any]:
         """The plan with what it will take, for `--dry-run --json`."""
         per_image = self.queries_per_image
-        made = {"queries_per_image": per_image, "queries": per_image * len(self.scan.cohort), "images": asdict(self.scan.tally)}
+        made = {"queries_per_image": per_image, "queries": self.queries, "images": asdict(self.scan.tally)}
         said = {"membership": self.membership.model_dump(mode="json")} if self.membership else {}
         return {**self.plan.model_dump(mode="json"), **made, **said}
 
@@ -93,6 +98,18 @@ class Prepared:
         """What the workers are given."""
         reference = replace(self.inputs, target=self.reference) if self.reference else None
         return scoring.Job(self.inputs, self.attacks, self.plan, self.split.calibrate[0], reference)
+
+    def jobs(self, chosen: Mapping[str, tuple[int, ...]] | None = None) -> tuple[scoring.Job, ...]:
+        """The job of all images, or where the calibrate part is scored first, that of each part.
+
+        chosen: timesteps of the test part by the label of the attack; without it about as many, from the middle of the sweep.
+        """
+        parts, job = scoring.parts_of(self.plan, self.split.calibrate[0]), self.job
+        if len(parts) == 1:
+            return (job,)
+        first = replace(job, rows=parts[0])
+        attacks = tuple(_narrowed(attack, chosen) for attack in self.attacks)
+        return first, replace(job, rows=parts[1], attacks=attacks, first=len(first.chunks))
 
     @property
     def _masked(self) -> str:
@@ -118,7 +135,7 @@ class Prepared:
 
     def estimate(self, folder: Path | None = None) -> str:
         """What is left beside the finished chunks of `folder`, and about how long it takes, from one timed round of forwards."""
-        return scoring.estimate(self.job, Folder(folder) if folder else None, self.worker)
+        return scoring.estimate(self.jobs(), Folder(folder) if folder else None, self.worker)
 
     def describe(self) -> str:
         """The plan in one line; the model is not run."""
@@ -138,8 +155,19 @@ class Prepared:
         return (
             f"plan: {plan.n_members:,} {called[0]} and {plan.n_nonmembers:,} {called[1]} ({plan.image_shape}), {self._counted}"
             f"{adapter(plan.lora, plan.lora_scale, plan.embedding)}{attacks}{masks}, {self._swept}{captions}{guidance}"
-            f"{self.queries_per_image:,} denoiser queries per image, {self.queries_per_image * len(self.scan.cohort):,} in all, "
-            f"{where}"
+            f"{self._queries}, {where}"
+        )
+
+    @property
+    def _queries(self) -> str:
+        """How often the model is asked, in words."""
+        jobs = self.jobs()
+        if len(jobs) == 1:
+            return f"{self.queries_per_image:,} denoiser queries per image, {self.queries:,} in all"
+        return (
+            f"{self.queries_per_image:,} denoiser queries per image of the calibrate part ({jobs[0].images:,} images), then about "
+            f"{jobs[1].queries_per_image:,} per image of the test part ({jobs[1].images:,} images) at the chosen settings, about "
+            f"{self.queries:,} in all"
         )
 
 
@@ -198,6 +226,9 @@ def prepare(
     if config.two_sided or not config.data:
         _check_halves(units, config)
     split = units.divided(config.calibrate_fraction, config.seed, config.calibration)
+    first = config.sweep == "calibrate" and config.calibration and split.record.repeats == 1 and any(map(sweeps, attacks))
+    if first:
+        split = units.divided(config.calibrate_fraction, config.seed, config.calibration, evaluation.MOST)
     inputs = Inputs(
         target,
         found.cohort,
@@ -268,11 +299,27 @@ def prepare(
         model_code=target.code,
         group=config.group,
         units=units.digest,
+        sweep="calibrate" if first else "all",
     )
     worker = scoring.worker(config.shard, config.threads, target)
     prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, units, worker, truncated, membership, key)
     scoring.probe(prepared.job)
     return prepared
+
+
+def sweeps(attack: Attack) -> bool:
+    """Whether an attack can be scored at some of its timesteps alone, to the same statistics.
+
+    One by a rule makes one score of all; one from outside of this package may take its noise by the place in the sweep.
+    """
+    return attack.rule is None and attack.code is None and len(attack.timesteps) > 1
+
+
+def _narrowed(attack: Attack, chosen: Mapping[str, tuple[int, ...]] | None) -> Attack:
+    if not sweeps(attack):
+        return attack
+    middle = len(attack.timesteps) // 2
+    return replace(attack, timesteps=attack.timesteps[middle - 1 : middle + 2] if chosen is None else chosen[attack.label])
 
 
 def _buckets(config: AuditConfig, target: Target) -> Buckets | None:

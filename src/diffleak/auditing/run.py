@@ -18,14 +18,16 @@ from jaxtyping import Float64
 
 from diffleak import hub
 from diffleak.attacks import ATTACKS
-from diffleak.attacks.base import ACCESS, NO_SOURCE, Attack
+from diffleak.attacks.base import NO_SOURCE, Attack
 from diffleak.attacks.spec import readable, spec_of
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig
+from diffleak.auditing.evaluating import evaluated
 from diffleak.auditing.evidence import evidence_of
 from diffleak.auditing.groups import groups_found
 from diffleak.auditing.inputs import clear, lend, write_complexity, write_geometry
 from diffleak.auditing.maps import maps_of
+from diffleak.auditing.phases import in_phases
 from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.results import write_results
 from diffleak.auditing.shared import Shared
@@ -49,7 +51,6 @@ from diffleak.report.sections.audit.gates import sentence
 from diffleak.stats import evaluation
 from diffleak.stats.blind import blind_auc, labels_p_value
 from diffleak.stats.by_distortion import analyse
-from diffleak.stats.calibration import FEWEST, Features, features
 from diffleak.stats.reasons import in_given_images
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import PLAN, UNKNOWN, Change, Folder, spelled
@@ -108,7 +109,8 @@ class Audit:
             )
             for s in self.scores
         ]
-        return pd.concat(frames, ignore_index=True)
+        whole = pd.concat(frames, ignore_index=True)
+        return whole[whole["statistic"].notna()].reset_index(drop=True)  # the test part is not scored at every timestep
 
     def results_frame(self) -> pd.DataFrame:
         """The results as a table, a row each: attack, variant, auc, auc_low, auc_high, tpr_at_1pct, ..., queries.
@@ -125,10 +127,10 @@ class Audit:
         Raises `UserError` for the folder of another audit, and for a folder that cannot be written.
         """
         folder = Path(folder)
-        again = _unnamed(Folder(folder), self.record.plan)
-        if not _claim(Folder(folder), self.record.plan) and again and not scoring.holds(folder, self.record, self.scores):
+        again, calibrate = _unnamed(Folder(folder), self.record.plan), ~self.samples.test
+        if not _claim(Folder(folder), self.record.plan) and again and not scoring.holds(folder, self.record, self.scores, calibrate):
             raise again
-        scoring.save_scores(folder, self.record, self.scores)
+        scoring.save_scores(folder, self.record, self.scores, calibrate)
         write_results(folder, self.record, self.samples, self.cohort if thumbnails else None, self.maps)
         return folder
 
@@ -230,9 +232,10 @@ def run(
 
     Raises `UserError` when the folder belongs to another plan, cannot be written, or the model returns NaN.
     """
-    if not _all_done(prepared, folder, log, timed, shared):
+    collected = _scored(prepared, folder, log, timed, shared)
+    if collected is None:
         return None
-    measured, collected = _measured(prepared, folder), scoring.collect(prepared.job, folder)
+    measured = _measured(prepared, folder)
     audit = _finish_by_key(prepared, collected, measured) if prepared.key else _finish(prepared, collected, measured)
     audit = replace(audit, record=with_validity(audit.record.model_copy(update={"evidence": evidence_of(prepared, folder)})))
     if prepared.calibrates and not prepared.key:  # who has an image finds its keyed id by these numbers
@@ -243,7 +246,7 @@ def run(
 
 def measure(prepared: Prepared, folder: Path, log: Callable[[str], None] = say, timed: bool = True) -> bool:
     """Leaves geometry.parquet and influence.npy of images alone; False when other workers still have chunks to do."""
-    if not _all_done(prepared, folder, log, timed):
+    if _scored(prepared, folder, log, timed) is None:
         return False
     _measured(prepared, folder)
     clear(folder)
@@ -255,11 +258,13 @@ def score(prepared: Prepared, folder: Path, log: Callable[[str], None] = say, ti
 
     For what is no audit: nothing is evaluated or written but plan.json and the scores. Raises `UserError` as `run` does.
     """
-    return scoring.collect(prepared.job, folder) if _all_done(prepared, folder, log, timed) else None
+    return _scored(prepared, folder, log, timed)
 
 
-def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], timed: bool, shared: Shared | None = None) -> bool:
-    """Does what is missing of this worker's share; True when every share is done then."""
+def _scored(
+    prepared: Prepared, folder: Path, log: Callable[[str], None], timed: bool, shared: Shared | None = None
+) -> scoring.Collected | None:
+    """Does what is missing of this worker's share; all scores when every share is done then, else None."""
     _claim(Folder(folder), prepared.plan, _unnamed(Folder(folder), prepared.plan))
     log(prepared.describe() + (f"; {prepared.estimate(folder)}" if timed else ""))
     for line in prepared.scan.cohort.found:
@@ -273,12 +278,10 @@ def _all_done(prepared: Prepared, folder: Path, log: Callable[[str], None], time
     kept = shared.latents(prepared.inputs, prepared.plan) if shared and not (folder / "audit.json").exists() else None
     if kept:
         lend(kept, folder)
-    missing = scoring.score(prepared.job, Folder(folder), prepared.worker)
+    collected = in_phases(prepared, Folder(folder), log)
     if kept and not (folder / "audit.json").exists():  # else another worker has finished, and the latents are to go
         lend(folder, kept)
-    if missing:
-        log(f"{missing} chunks belong to other shards and are not finished; the last shard writes the results (or run this again later)")
-    return not missing
+    return collected
 
 
 def _measured(prepared: Prepared, folder: Path) -> Float64[np.ndarray, "n 3"] | None:
@@ -313,13 +316,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     cohort, units, config = prepared.scan.cohort, prepared.units, prepared.config
     member, split = units.member, units.reduced(prepared.split)
     started = time.monotonic()
-    taken_out = features(prepared.scan.complexity, collected.reconstruction) if prepared.calibrates else None
-    pairs = [
-        pair
-        for attack, scores, parameters in zip(prepared.attacks, collected.scores, collected.parameters, strict=True)
-        for pair in _results(prepared, attack, tuple(map(units.counting, scores)), parameters, taken_out)
-    ]
-    pairs += _combined(prepared, collected.scores, pairs)
+    pairs = evaluated(prepared, collected.scores, collected.parameters, collected.reconstruction)
     results, chosen = [result for result, _ in pairs], [scores for _, scores in pairs]
     every = tuple(scores for group in collected.scores for scores in group)
     by_image = [result for result in results if result.plain], [scores for scores, *_ in collected.scores]
@@ -345,6 +342,8 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
             queries_saved=collected.saved,
             seconds=round(collected.seconds + time.monotonic() - started, 2),
             chunks=collected.chunks,
+            sweep=prepared.plan.sweep,
+            test_timesteps=collected.test_timesteps,
         ),
         geometry=geometry,
         membership=prepared.membership,
@@ -369,71 +368,6 @@ def _drawn(prepared: Prepared) -> Draw | None:
     """How the two sides were drawn."""
     scan, config = prepared.scan, prepared.config
     return draw_of(scan.cohort, prepared.membership, prepared.target.split_file, config.split, len(scan.omitted))
-
-
-def _results(
-    prepared: Prepared, attack: Attack, scores: tuple[Scores, ...], parameters: dict[str, Any], taken_out: Features | None
-) -> Iterator[tuple[Result, Scores]]:
-    """An attack's result and those of its variants, with the scores each came from."""
-    member, split, unmasked = prepared.units.member, prepared.units.reduced(prepared.split), scores[0]
-    base = evaluation.on_every_split(unmasked, member, split)
-    found = [base]
-    if prepared.reference:
-        found += evaluation.evaluate_reference(scores[1:], base, member, split)
-    under = dict(zip(prepared.inputs.masks, scores[1:], strict=False))
-    for choice in prepared.masks if under else ():
-        ratios = {mask.ratio: under.get(mask, unmasked) for mask in choice.masks}
-        found.append(evaluation.evaluate_masked(choice.label, ratios, base, member, split))
-    for variant in list(found):
-        if taken_out and variant[0][0].leads:
-            found.append(evaluation.evaluate_calibrated(variant, taken_out, member, split))
-    for result, source in map(evaluation.whole, found):
-        models = [model for model in _asked(prepared, result) if model]
-        cost = lambda part, models=models: sum(part.queries * scoring.forwards(model, part) for model in models)
-        alone = None if result.timestep is None else cost(replace(attack, timesteps=(result.timestep,)))
-        costs = {"queries": cost(attack), "queries_at_timestep": alone}
-        yield result.model_copy(update={"access": attack.access, "parameters": parameters, **costs}), source
-
-
-def _combined(
-    prepared: Prepared, scores: Sequence[tuple[Scores, ...]], alone: Sequence[tuple[Result, Scores]]
-) -> Iterator[tuple[Result, Scores]]:
-    """The result of all attacks together, on the audited model.
-
-    Nothing for fewer than two attacks, for sides that are too small for one division, and for a small calibrate part: the regression takes
-    many images. Complexity is the images' own there, of latent models too: seven weights of reconstructions more would be fitted with
-    nothing to choose them.
-    """
-    member, split = prepared.units.member, prepared.units.reduced(prepared.split)
-    used = [
-        (attack, prepared.units.counting(group[0]))
-        for attack, group in zip(prepared.attacks, scores, strict=True)
-        if evaluation.may_be_combined(group[0])
-    ]
-    fitted = min(int((split.calibrate[0] & side).sum()) for side in (member, ~member))
-    if len(used) < 2 or split.record.repeats > 1 or fitted < FEWEST:
-        return
-    complexity = prepared.scan.complexity if prepared.calibrates else None
-    labels, together = [attack.label for attack, _ in used], evaluation.combined([plain for _, plain in used], complexity)
-    best = evaluation.headline([result for result, _ in alone if result.plain and result.attack in labels])
-    base = next(pair for pair in alone if pair[0].attack == best)
-    result, chosen = evaluation.evaluate_combined(together, [base], member, split)[0]
-    better = chosen.statistic is together.statistic
-    parameters = {"attacks": labels, "complexity": complexity is not None, "compared_with": base[0].attack, "clearly_better": better}
-    asked = {
-        "access": max((attack.access for attack, _ in used), key=ACCESS.index),
-        "queries": sum(attack.queries * scoring.forwards(prepared.target, attack) for attack, _ in used),
-    }
-    if not better:
-        asked = {name: getattr(base[0], name) for name in ("access", "queries", "queries_at_timestep")}
-    yield result.model_copy(update={"parameters": parameters, **asked}), chosen
-
-
-def _asked(prepared: Prepared, result: Result) -> tuple[Target | None, ...]:
-    """The models that a result needs the answers of."""
-    if result.variant is None:
-        return (prepared.target,)
-    return (prepared.reference,) if result.variant == "reference" else (prepared.target, prepared.reference)
 
 
 def gate(record: AuditRecord, config: AuditConfig) -> None:

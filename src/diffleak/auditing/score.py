@@ -7,9 +7,11 @@ is done, and merging is reading the folder.
 
 import os
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property, lru_cache, partial
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -21,10 +23,12 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from diffleak.attacks import ATTACKS
 from diffleak.attacks.answers import Answers, Memory
 from diffleak.attacks.base import Attack, Direction
+from diffleak.attacks.spec import parse
 from diffleak.attacks.subject import Subject
-from diffleak.auditing.inputs import COMPLEXITY, INFLUENCE, Inputs
+from diffleak.auditing.inputs import COMPLEXITY, INFLUENCE, Inputs, Rows
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
 from diffleak.diffusion.codec import Autoencoder, images_of
@@ -59,13 +63,18 @@ class Worker:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What is to be scored; labels are not in it, only which images may calibrate."""
+    """What is to be scored; labels are not in it, only which images may calibrate.
+
+    A job of a part of the images has `rows`, in the order of the images, and numbers its chunks from `first`.
+    """
 
     inputs: Inputs
     attacks: tuple[Attack, ...]
     plan: Plan
     calibrate: Bool[np.ndarray, " n"]
     reference: Inputs | None = None  # the same images for another model
+    rows: tuple[int, ...] | None = None
+    first: int = 0
 
     @property
     def models(self) -> tuple[Inputs, ...]:
@@ -86,15 +95,29 @@ class Job:
         """Forwards per image that the k-th attack makes, over every model that it may ask and those of the reference."""
         return self.attacks[k].queries * sum(forwards(inputs.target, self.attacks[k]) for inputs in self.models)
 
+    @property
+    def queries_per_image(self) -> int:
+        """Forwards per image of all attacks."""
+        return sum(map(self.queries, range(len(self.attacks))))
+
     def labels(self, attack: Attack) -> list[str]:
         """How the scores of an attack are called: its own, those under its masks, those of the reference and the excess over it."""
         masks = [mask.label for mask in self.inputs.masks] if attack.takes_masks else []
         return [attack.label, *(masked_label(attack.label, name) for name in (*masks, *(VARIANTS if self.reference else ())))]
 
     @cached_property
-    def chunks(self) -> dict[int, range]:
+    def chunks(self) -> dict[int, Rows]:
         """The images of every chunk."""
-        return _chunks(self.plan, len(self.cohort))
+        return _chunks(self.plan, range(len(self.cohort)) if self.rows is None else self.rows, self.first)
+
+    @property
+    def images(self) -> int:
+        """The number of images that are scored."""
+        return len(self.cohort if self.rows is None else self.rows)
+
+    def ids(self, rows: Rows) -> tuple[str, ...]:
+        """The ids of some images."""
+        return tuple(self.cohort.ids[row] for row in rows)
 
     def file(self, folder: Path, chunk: int, k: int) -> Path:
         """Where the scores of one chunk and attack k are kept."""
@@ -103,7 +126,7 @@ class Job:
     def read(self, path: Path, chunk: int, k: int) -> tuple[Float64[np.ndarray, "m n k"], ChunkMeta]:
         """The scores in the file of one chunk and attack k; raises `Unreadable` for a file that is not of this job."""
         rows, attack = self.chunks[chunk], self.attacks[k]
-        return read_chunk(path, plan_id(self.plan), self.cohort.ids[rows.start : rows.stop], self.labels(attack), attack.columns)
+        return read_chunk(path, plan_id(self.plan), self.ids(rows), self.labels(attack), attack.columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +135,7 @@ class Collected:
 
     Of each attack there are the unmasked scores, then those under each of its masks, or those of the reference and the excess.
     `queries` are the forwards that were made, `saved` those that an attack took from another one instead.
+    The test part has scores at `test_timesteps` alone, by the label of the attack, and NaN at others; None: all images have all scores.
     `reconstruction` is the complexity of every image's reconstruction, where a latent model's scores are calibrated by it too.
     """
 
@@ -122,6 +146,7 @@ class Collected:
     seconds: float
     chunks: int
     reconstruction: Float64[np.ndarray, "n 7"] | None = None
+    test_timesteps: dict[str, tuple[int, ...]] | None = None
 
 
 def asked(target: Target, attack: Attack) -> tuple[Denoiser, ...]:
@@ -222,21 +247,31 @@ def _refuse_unsteady(denoiser: Denoiser, x0: Tensor, t: int, cond: Any, first: A
             )
 
 
-def estimate(job: Job, folder: Folder | None, share: Worker) -> str:
-    """What is left to this worker and about how long it takes, from one timed round of forwards and of measurements."""
+def estimate(jobs: Sequence[Job], folder: Folder | None, share: Worker) -> str:
+    """What is left to this worker of several jobs, and about how long it takes, from one timed round of forwards and of measurements."""
+    seconds, done, left, slots = 0.0, 0, 0, 1
+    missing = [(job, *_missing(job, folder, share)) for job in jobs]
+    for job, todo, _ in missing:
+        every = sum(_queries(job, c, k) for c, k in _work(job, share))
+        ahead = sum(_queries(job, c, k) for c, k in todo)
+        left, done, slots = left + ahead, done + every - ahead, max(slots, min(share.threads, len(todo)))
+    if not any(todo or unmeasured for _, todo, unmeasured in missing):
+        return "all of it is done" if share.count == 1 else "all of this shard is done"
+    if left:
+        effort = sum(_queries(job, c, k) * job.attacks[k].effort for job, todo, _ in missing for c, k in todo)
+        seconds += effort / _speed(jobs[0], slots)
+    for job, _, unmeasured in missing:
+        if unmeasured and job.target.latent:
+            kinds = sorted({kind for needed in unmeasured.values() for kind in needed})
+            seconds += sum(len(job.chunks[c]) for c in unmeasured) * _measuring_seconds(job, kinds) / min(share.threads, len(unmeasured))
+    return f"{_readable(seconds)} left" + (f", {done:,} queries are done already" if done else "")
+
+
+def _missing(job: Job, folder: Folder | None, share: Worker) -> tuple[list[tuple[int, int]], dict[int, list[str]]]:
+    """This worker's chunks that are not scored, and those that are not measured."""
     work = _work(job, share)
     todo = folder.missing(work) if folder else list(work)
-    unmeasured = _unmeasured(job, folder, share, todo)
-    if not todo and not unmeasured:
-        return "all of it is done" if share.count == 1 else "all of this shard is done"
-    total, left = (sum(_queries(job, c, k) for c, k in part) for part in (work, todo))
-    resumed = f", {total - left:,} queries are done already" if total - left else ""
-    effort = sum(_queries(job, c, k) * job.attacks[k].effort for c, k in todo)
-    seconds = effort / _speed(job, min(share.threads, len(todo))) if left else 0.0
-    if unmeasured and job.target.latent:
-        kinds = sorted({kind for needed in unmeasured.values() for kind in needed})
-        seconds += sum(len(job.chunks[c]) for c in unmeasured) * _measuring_seconds(job, kinds) / min(share.threads, len(unmeasured))
-    return f"{_readable(seconds)} left{resumed}"
+    return todo, _unmeasured(job, folder, share, todo)
 
 
 def _unmeasured(job: Job, folder: Folder | None, share: Worker, todo: Sequence[tuple[int, int]]) -> dict[int, list[str]]:
@@ -271,6 +306,12 @@ def score(job: Job, folder: Folder, share: Worker) -> int:
     return len(folder.missing(_work(job, everyone))) or len(_unmeasured(job, folder, everyone, []))
 
 
+def unfinished(job: Job, folder: Folder) -> set[int]:
+    """The chunks of all workers that are not finished."""
+    everyone = Worker(0, 1, 1)
+    return {chunk for chunk, _ in folder.missing(_work(job, everyone))} or {*_unmeasured(job, folder, everyone, [])}
+
+
 def _dealt(job: Job, share: Worker) -> Sequence[int]:
     return deal(list(job.chunks), share.rank, share.count)
 
@@ -287,6 +328,7 @@ def _queries(job: Job, chunk: int, k: int) -> int:
 def collect(job: Job, folder: Path) -> Collected:
     """Reads every chunk of a finished run back into one `Scores` per attack."""
     scores, parameters, queries, spent = [], [], 0, Spent()
+    ids = tuple(image_id for rows in job.chunks.values() for image_id in job.ids(rows))
     for k, attack in enumerate(job.attacks):
         columns, settled = [], attack.parameters()
         for chunk in job.chunks:
@@ -301,9 +343,7 @@ def collect(job: Job, folder: Path) -> Collected:
         excess = masked_label(attack.label, VARIANTS[1])  # differences
         scores.append(
             tuple(
-                Scores(
-                    name, attack.direction, attack.columns, job.cohort.ids, part, attack.settled_by, attack.logarithmic or name == excess
-                )
+                Scores(name, attack.direction, attack.columns, ids, part, attack.settled_by, attack.logarithmic or name == excess)
                 for name, part in zip(labels, whole, strict=True)
             )
         )
@@ -313,21 +353,22 @@ def collect(job: Job, folder: Path) -> Collected:
     return Collected(tuple(scores), tuple(parameters), queries - saved, saved, spent.seconds, files, reconstruction)
 
 
-def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> None:
+def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores], calibrate: Bool[np.ndarray, " n"]) -> None:
     """Writes the scores of a finished audit as the chunks that its plan would have made; existing ones are left alone."""
-    per_image = {result.attack: result.queries or 0 for result in record.results}
+    per_image = {result.attack: result for result in record.results}
     saved, asked_for = record.costs.queries_saved, max(1, record.costs.queries + record.costs.queries_saved)
-    for path, part, statistic in _in_files(folder, record.plan, scores):
+    for path, part, statistic in _in_files(folder, record.plan, scores, calibrate):
         if not path.exists():
             first, labels = part[0], [s.attack for s in part]
-            made = len(first.ids) * max(per_image.get(label, 0) for label in labels)
+            made = len(first.ids) * max((per_image[label].queries or 0 for label in labels if label in per_image), default=0)
+            made = int(made * _share(first.attack, first.timesteps, record.plan))
             spent = Spent(record.costs.seconds * made / asked_for, min(saved, made))
             saved -= spent.saved
             meta = ChunkMeta(plan_id(record.plan), made, record.result(first.attack).parameters)
             write_chunk(path, first.ids, labels, first.timesteps, statistic, meta, spent)
 
 
-def holds(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> bool:
+def holds(folder: Path, record: AuditRecord, scores: Sequence[Scores], calibrate: Bool[np.ndarray, " n"]) -> bool:
     """True if a folder of the audit's plan has all of its scores, and these very ones."""
     plan = plan_id(record.plan)
 
@@ -338,28 +379,48 @@ def holds(folder: Path, record: AuditRecord, scores: Sequence[Scores]) -> bool:
             return False
         return np.array_equal(found, statistic)
 
-    return all(same(*each) for each in _in_files(folder, record.plan, scores))
+    return all(same(*each) for each in _in_files(folder, record.plan, scores, calibrate))
 
 
-def _in_files(folder: Path, plan: Plan, scores: Sequence[Scores]) -> Iterator[tuple[Path, list[Scores], np.ndarray]]:
+def _share(label: str, timesteps: tuple[int, ...], plan: Plan) -> Fraction:
+    """The share of the queries of an attack that it makes where it is scored at some of its timesteps."""
+    swept = tuple(next(attack["timesteps"] for attack in plan.attacks if attack["attack"] == label))
+    if len(timesteps) == len(swept) or plan.sweep == "all":
+        return Fraction(1)
+    return Fraction(*(parse(label, ATTACKS, given).queries for given in (timesteps, swept)))
+
+
+def _in_files(
+    folder: Path, plan: Plan, scores: Sequence[Scores], calibrate: Bool[np.ndarray, " n"]
+) -> Iterator[tuple[Path, list[Scores], np.ndarray]]:
     """The file of every chunk of each attack, with the chunk's scores under every variant, and their statistics as one array."""
+    parts = parts_of(plan, calibrate)
+    chunks = dict[int, Rows]()
+    for rows in parts:
+        chunks |= _chunks(plan, rows, len(chunks))
     for k, (attack, group) in enumerate(groupby(scores, key=lambda s: s.attack.partition("[")[0])):
         variants = list(group)
-        for chunk, rows in _chunks(plan, len(variants[0].ids)).items():
-            part = [s.taken(np.array(rows)) for s in variants]
+        for chunk, rows in chunks.items():
+            taken = [s.taken(np.array(rows)) for s in variants]
+            scored = np.flatnonzero(np.isfinite(taken[0].statistic).all(axis=0))
+            part = [replace(s, timesteps=tuple(s.timesteps[i] for i in scored), statistic=s.statistic[:, scored]) for s in taken]
             yield chunk_file(folder, chunk, k, attack.partition("(")[0]), part, np.stack([s.statistic for s in part])
 
 
-def _chunks(plan: Plan, n: int) -> dict[int, range]:
-    """The rows of every chunk of n images, which are of one shape."""
-    sizes = [count for _, count in plan.buckets] if plan.buckets else [n]
-    starts = accumulate(sizes, initial=0)
-    rows = [
-        range(start + r.start, start + r.stop)
-        for start, size in zip(starts, sizes, strict=False)
-        for r in cut(size, plan.chunk_size).values()
-    ]
-    return dict(enumerate(rows))
+def parts_of(plan: Plan, calibrate: Bool[np.ndarray, " n"]) -> tuple[tuple[int, ...], ...]:
+    """The images that are scored one part after the other: the calibrate part and then the test part, or all."""
+    if plan.sweep == "all":
+        return (tuple(range(len(calibrate))),)
+    return tuple(tuple(np.flatnonzero(part).tolist()) for part in (calibrate, ~calibrate))
+
+
+def _chunks(plan: Plan, rows: Rows, first: int = 0) -> dict[int, Rows]:
+    """The rows of every chunk, which are of one shape; numbered from `first`."""
+    sizes, found = [count for _, count in plan.buckets] if plan.buckets else [max(rows, default=-1) + 1], list[Rows]()
+    for start, size in zip(accumulate(sizes, initial=0), sizes, strict=False):
+        own = rows[bisect_left(rows, start) : bisect_left(rows, start + size)]
+        found += [own[part.start : part.stop] for part in cut(len(own), plan.chunk_size).values()]
+    return dict(enumerate(found, first))
 
 
 def _score_chunks(job: Job, folder: Folder, work: dict[tuple[int, int], list[Path]], todo: Sequence[tuple[int, int]], threads: int) -> None:
@@ -404,7 +465,7 @@ def _score_chunk(
     job: Job,
     attack: Attack,
     declared: int,
-    rows: range,
+    rows: Rows,
     inputs_of: Callable[[], Loaded],
     path: Path,
     tick: Tick,
@@ -435,7 +496,7 @@ def _score_chunk(
     with torch.inference_mode():
         for batch in _batches(len(rows), max(1, job.plan.batch_size // (attack.width * job.target.denoiser.forwards))):
             these = rows[batch]
-            keys, x0 = job.cohort.keys[these.start : these.stop], job.inputs.tensor(images[batch])
+            keys, x0 = tuple(job.cohort.keys[row] for row in these), job.inputs.tensor(images[batch])
             masks = [None, *(job.inputs.keep(influence[batch], keys) if influence is not None and attack.takes_masks else ())]
             noise, found = job.inputs.noise(keys, x0.shape[1:]), []
             for i, (inputs, label) in enumerate(zip(job.models, labels, strict=False)):  # without masks the second is the reference's
@@ -444,7 +505,7 @@ def _score_chunk(
                 asks = [ask_of(subject, model, (batch.start, i, j)) for j, model in enumerate(asked(inputs.target, attack))]
                 each = torch.stack([_checked(attack, attack.masked_statistics(ask, masks), len(masks), len(x0)) for ask in asks])
                 found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
-                _refuse_nan(found[-1][0], job.cohort.ids[these.start : these.stop], attack, label, inputs.target)
+                _refuse_nan(found[-1][0], job.ids(these), attack, label, inputs.target)
             excess = [found[0] - found[1]] if job.reference else []
             statistic[:, batch] = np.concatenate(found + excess)
     made += shared
@@ -452,7 +513,7 @@ def _score_chunk(
         said = f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}"
         raise RuntimeError(said) if attack.code is None else UserError(f"{said}: its `queries` must be those of all its timesteps")
     meta, spent = ChunkMeta(plan_id(job.plan), made, attack.parameters()), Spent(time.monotonic() - started, shared)
-    write_chunk(path, job.cohort.ids[rows.start : rows.stop], labels, attack.columns, statistic, meta, spent)
+    write_chunk(path, job.ids(rows), labels, attack.columns, statistic, meta, spent)
 
 
 def _beside(

@@ -46,7 +46,7 @@ def about_equal_scores(scores: Sequence[Scores]) -> tuple[str, ...]:
     return tuple(
         f"{each.attack} gives every image the same score, so it measured nothing: does the model's answer depend on the image?"
         for each in scores
-        if not np.ptp(each.statistic, axis=0).any()
+        if not (np.nanmax(each.statistic, axis=0) > np.nanmin(each.statistic, axis=0)).any()
     )
 
 

@@ -67,7 +67,7 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Def
     if not found:
         raise UserError(
             f"the swap audit needs scores of both teachers at a shared timestep; {first.name} and {second.name} have none: "
-            "audit them with the same --timesteps"
+            "audit them with the same --timesteps and --sweep all"
         )
     leading = [a for a in found if first.result(a).leads] or list(found)
     best = max(leading, key=lambda a: found[a].result.calibrate_auc or found[a].result.auc.value or 0.0)

@@ -62,13 +62,13 @@ def side_with(calibrated: int, fraction: float) -> int:
 
 
 def calibrate_part(
-    ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float, seed: int, repeat: int = 0
+    ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float, seed: int, repeat: int = 0, most: int | None = None
 ) -> Bool[np.ndarray, " n"]:
-    """Which images settings are chosen on: `fraction` of each side, by a hash of id, seed and repeat."""
+    """Which images settings are chosen on: `fraction` of each side, at most `most` of them, by a hash of id, seed and repeat."""
     calibrate = np.zeros(len(ids), dtype=bool)
     position = {image_id: i for i, image_id in enumerate(ids)}
     for side in (True, False):
         own = tuple(image_id for image_id, is_member in zip(ids, member, strict=True) if is_member == side)
-        for image_id in keyed_order(own, "calibrate", seed, repeat)[: calibrate_size(len(own), fraction)]:
+        for image_id in keyed_order(own, "calibrate", seed, repeat)[: calibrate_size(len(own), fraction)][:most]:
             calibrate[position[image_id]] = True
     return calibrate

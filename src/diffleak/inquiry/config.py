@@ -1,7 +1,7 @@
 """The settings of `diffleak inquire`, and the images they name. No torch."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,7 +24,7 @@ class InquireConfig(AuditConfig):
     RECORD = "inquiry.json"
     NO_FLAG = {
         *OF_AN_AUDIT,
-        *("mask", "probes", "calibration", "calibrate_fraction", "sweep_models", "steps", "thumbnails"),
+        *("mask", "probes", "calibration", "calibrate_fraction", "sweep", "sweep_models", "steps", "thumbnails"),
         *("max_auc", "max_tpr", "max_excess_auc", "allow_shift", "group", "release", "title", "auditor", "note"),
     }
     FOLLOW = ["embedding images control output", "captions repeats"]
@@ -39,6 +39,7 @@ class InquireConfig(AuditConfig):
     control: str | None = Field(None, description="DATA of the same source that was certainly not trained on, such as later work.")
     repeats: int = Field(11, ge=1, le=1000, description="Cuts into halves ({default}); the answer is twice the median p-value.")
     calibrate_fraction: float = 0.5
+    sweep: Literal["calibrate", "all"] = "all"  # every half chooses for the other
 
     @field_validator("images", "control", mode="before")
     @classmethod

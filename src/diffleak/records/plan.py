@@ -98,6 +98,10 @@ class Costs(Record):
     """Wall-clock seconds of each chunk, which may have run side by side, and of the evaluation, summed."""
     chunks: int
     """Number of score files: chunks of images times attacks."""
+    sweep: Literal["calibrate", "all"] = "all"
+    """Images that were scored at every setting: "calibrate" the calibrate part alone, "all" all of them."""
+    test_timesteps: dict[str, tuple[int, ...]] | None = None
+    """Timesteps, in [0, T), that the test part was scored at, by the label of each attack that sweeps; null where all of them were."""
 
 
 class Plan(Record):
@@ -191,5 +195,7 @@ class Plan(Record):
     """Column of the metadata whose values say which images count together; null where none was named."""
     units: str | None = None
     """Hash of which images count together as one group or cluster of near-duplicates; null where each counts alone."""
+    sweep: Literal["calibrate", "all"] = "all"
+    """Images that are scored at every setting: "calibrate" the calibrate part alone, "all" all of them."""
     buckets: tuple[tuple[str, int], ...] | None = None
     """Shape and number of images of every aspect-ratio bucket, in the order of the images; null where all have one shape."""

@@ -158,7 +158,7 @@ class Spent:
     """What a file of scores took beside the forwards that its attack declares; it depends on the machine and on interruptions."""
 
     seconds: float = 0.0
-    """Wall-clock seconds."""
+    """Wall-clock time of the file, in seconds."""
     saved: int = 0
     """Denoiser forwards, summed over the images, that another attack had made already."""
 
@@ -235,7 +235,7 @@ def _seconds_file(path: Path) -> Path:
 
 
 def read_columns(folder: Path, label: str, rows: Mapping[str, int]) -> tuple[tuple[int, ...], Float64[np.ndarray, "n k"]] | None:
-    """The timesteps of one label in the files of a folder, and its statistics; None where no file has the label.
+    """The timesteps of one label at which every image is scored, and its statistics; None where no file has the label.
 
     rows: the row that each image is to have, by its id. Raises `UserError` for a damaged file, and where an image has no scores.
     """
@@ -261,7 +261,9 @@ def read_columns(folder: Path, label: str, rows: Mapping[str, int]) -> tuple[tup
     statistic = np.full((len(rows), len(columns)), np.nan)
     images = [rows.get(image_id, -1) for image_id in table.column("id").to_pylist()]
     statistic[images, np.searchsorted(columns, timesteps)] = table.column("statistic").to_numpy()
-    if -1 in images or not np.isfinite(statistic).all():
+    everywhere = np.isfinite(statistic).all(axis=0)  # the test part may be scored at the chosen timesteps alone
+    columns, statistic = columns[everywhere], statistic[:, everywhere]
+    if -1 in images or not everywhere.any():
         raise UserError(f"{folder} lacks scores of {label} for some images, or has some of other images; repeat its audit command")
     return tuple(columns.tolist()), statistic
 

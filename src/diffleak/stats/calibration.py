@@ -75,6 +75,7 @@ def _predicted(
 
 
 def in_logarithms(membership: Float64[np.ndarray, "n k"]) -> Float64[np.ndarray, "n k"]:
-    """± the logarithms of membership scores that are ± positive numbers, in the same order; others as they are."""
-    one_sign = (membership > 0).all() or (membership < 0).all()
+    """± the logarithms of membership scores that are ± positive numbers, in the same order; others as they are. NaN, not scored, stays."""
+    unknown = np.isnan(membership)
+    one_sign = ((membership > 0) | unknown).all() or ((membership < 0) | unknown).all()
     return np.sign(membership) * np.log(np.abs(membership)) if one_sign else membership

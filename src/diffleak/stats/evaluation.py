@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64
 
 from diffleak.data.draw import calibrate_part
 from diffleak.errors import UserError, unknown
-from diffleak.records.audit import RATES, Accuracy, AchievedFPR, AUCAt, Gain, Oracle, Result
+from diffleak.records.audit import RATES, Accuracy, AchievedFPR, AUCAt, Gain, Oracle, RateAtFNR, RateAtFPR, Result
 from diffleak.records.base import MOST_OFTEN, Estimate, Record
 from diffleak.records.plan import Split
 from diffleak.records.scores import Samples, Scores
@@ -25,7 +25,10 @@ from diffleak.stats.rules import LOGISTIC, Key, column, column_of_images, named,
 
 SMALL_SIDE = 200
 REPEATS = 25
+MOST = 1000  # images a side that settings are chosen on, where only these are scored at every setting
 SAME = Estimate(value=0.0, low=0.0, high=0.0, method="none: the very same scores were chosen")
+NEEDS_ALL = "needs --sweep all: the test part was scored at the chosen settings alone"
+NO_TEST = "no test part: these images choose settings"
 NO_CALIBRATION = "no calibrate part: the threshold was not chosen on separate images"
 
 Evaluated = Sequence[tuple[Result, Scores]]  # a result for each division into calibrate and test part, with the scores it came from
@@ -40,12 +43,14 @@ class Divisions:
     record: Split
 
 
-def divided(ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float, seed: int, calibration: bool = True) -> Divisions:
-    """How the images divide into calibrate and test, once or, for small sets, REPEATS times."""
+def divided(
+    ids: tuple[str, ...], member: Bool[np.ndarray, " n"], fraction: float, seed: int, calibration: bool = True, most: int | None = None
+) -> Divisions:
+    """How the images divide into calibrate and test, once or, for small sets, REPEATS times; with at most `most` a side to calibrate."""
     m, n = int(member.sum()), int((~member).sum())
     repeats = REPEATS if calibration and min(m, n) < SMALL_SIDE else 1
     fraction = fraction if calibration else 0.0
-    drawn = [calibrate_part(ids, member, fraction, seed, repeat) for repeat in range(repeats)] if calibration else []
+    drawn = [calibrate_part(ids, member, fraction, seed, repeat, most) for repeat in range(repeats)] if calibration else []
     rows = np.array(drawn or [np.zeros_like(member)])
     counts = (int(rows[0][member].sum()), int(rows[0][~member].sum()))
     record = Split(
@@ -105,12 +110,10 @@ def evaluate_variant(
         result = _one_split(chosen.scores, member, calibrate, split.record.seed)
         columns = [settled(c.scores, member, calibrate) for c in offered]
         oracles = [_oracle(c.keys, *_sides(c.membership, member, calibrate)[2:]) for c in columns]
-        best = max(oracles, key=lambda o: o.auc or 0.0)
-        each = {key: max((getattr(o, key) for o in oracles if getattr(o, key) is not None), default=None) for key in ("asr", "tpr_at_1pct")}
         update = {
             "attack": label,
             **chosen.named,
-            "oracle": best.model_copy(update=each),
+            "oracle": _best_oracle(oracles),
             "gain": gain((result, chosen.scores), plain, member, ~calibrate, split.record.seed),
         }
         found.append((result.model_copy(update=update), replace(chosen.scores, attack=label)))
@@ -222,6 +225,8 @@ def gain(
         parts = (masked[0].auc, masked[0].asr, masked[0].tpr(0.01))
         auc, asr, tpr = (Estimate(reason=part.reason) if part.value is None else SAME for part in parts)
         return Gain(auc=auc, asr=asr, tpr_at_1pct=tpr)
+    if not test.any():
+        return Gain(**dict.fromkeys(("auc", "asr", "tpr_at_1pct"), Estimate(reason=NO_TEST)))
     columns = [column(scores, result, member, ~test) for result, scores in (masked, unmasked)]
     m, n = (np.stack([column[test & side] for column in columns], axis=1) for side in (member, ~member))
     calibrated = all(result.asr.value is not None for result, _ in (masked, unmasked))
@@ -310,12 +315,14 @@ def _one_split(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[n
     per_timestep = tuple(AUCAt(**named(key), auc=metrics.auc(cal_m[:, i], cal_n[:, i])) for i, key in enumerate(keys)) if calibrated else ()
     chosen = int(np.argmax([point.auc for point in per_timestep])) if calibrated else 0
     m, n = test_m[:, chosen], test_n[:, chosen]
+    named_so = {"attack": scores.attack, **named(keys[chosen]), "rule": scores.rule, "direction": scores.direction}
+    if not len(m) and not len(n):
+        return _untested(named_so, per_timestep)
+    if np.isnan(m).any() or np.isnan(n).any():
+        raise UserError(f"{scores.attack}: the test part was not scored at the setting that leads, {keys[chosen]}: run it with --sweep all")
     asr, achieved = _carried(cal_m[:, chosen], cal_n[:, chosen], m, n)
     return Result(
-        attack=scores.attack,
-        **named(keys[chosen]),
-        rule=scores.rule,
-        direction=scores.direction,
+        **named_so,
         auc=metrics.auc_estimate(m, n),
         tpr_at_fpr=tuple(metrics.tpr_at_fpr(m, n, a, seed) for a in RATES),
         tnr_at_fnr=tuple(metrics.tnr_at_fnr(m, n, a, seed) for a in RATES),
@@ -326,6 +333,33 @@ def _one_split(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[n
         n_nonmembers=len(n),
         per_timestep=per_timestep,
     )
+
+
+def _untested(named_so: Mapping[str, Any], per_timestep: tuple[AUCAt, ...]) -> Result:
+    """What images that only choose settings say: the choice, and nothing of a test part."""
+    nothing = Estimate(reason=NO_TEST)
+    return Result(
+        **named_so,
+        auc=nothing,
+        tpr_at_fpr=tuple(RateAtFPR(fpr=rate, support="none", reason=NO_TEST) for rate in RATES),
+        tnr_at_fnr=tuple(RateAtFNR(fnr=rate, support="none", reason=NO_TEST) for rate in RATES),
+        asr=Accuracy(reason=NO_TEST),
+        achieved_fpr=AchievedFPR(reason=NO_TEST),
+        oracle=Oracle(reason=NO_TEST),
+        n_members=0,
+        n_nonmembers=0,
+        per_timestep=per_timestep,
+    )
+
+
+def _best_oracle(oracles: Sequence[Oracle]) -> Oracle:
+    """Each number from the candidate where it is largest; null where not every candidate was scored."""
+    lost = next((oracle for oracle in oracles if oracle.auc is None), None)
+    if lost is not None:
+        return lost
+    best = max(oracles, key=lambda oracle: oracle.auc or 0.0)
+    largest = lambda key: max((value for oracle in oracles if (value := getattr(oracle, key)) is not None), default=None)
+    return best.model_copy(update={key: largest(key) for key in ("asr", "tpr_at_1pct")})
 
 
 def _sides(membership: np.ndarray, member: Bool[np.ndarray, " n"], calibrate: Bool[np.ndarray, " n"]) -> tuple[np.ndarray, ...]:
@@ -342,6 +376,10 @@ def _carried(cal_m: metrics.Sample, cal_n: metrics.Sample, m: metrics.Sample, n:
 
 
 def _oracle(keys: Sequence[Key], m: Float64[np.ndarray, "m k"], n: Float64[np.ndarray, "n k"]) -> Oracle:
+    if not len(m) and not len(n):
+        return Oracle(reason=NO_TEST)
+    if np.isnan(m).any() or np.isnan(n).any():
+        return Oracle(reason=NEEDS_ALL)
     columns = range(len(keys))
     aucs = [metrics.auc(m[:, i], n[:, i]) for i in columns]
     rates = [metrics.tpr_value(m[:, i], n[:, i], 0.01) for i in columns]

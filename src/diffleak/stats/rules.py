@@ -78,10 +78,10 @@ def _logistic(
         raise UserError("a classifier needs two calibration images of each side; raise --calibrate-fraction")
     split = StratifiedKFold(min(FOLDS, fewest)).split(own, own)
     folds, known = [tuple(np.flatnonzero(np.isin(unit, part)) for part in each) for each in split], np.flatnonzero(calibrate)
-    scores = np.empty((len(x), len(STRENGTHS)))
+    scores, scored = np.full((len(x), len(STRENGTHS)), np.nan), np.isfinite(x).all(axis=1)  # a test part may lack some components
     for i, strength in enumerate(STRENGTHS):
         model = LogisticRegression(C=strength, solver="newton-cholesky", max_iter=500)  # weights of unequal sides are left as they are
-        scores[:, i] = model.fit(x[calibrate], member).decision_function(x)
+        scores[scored, i] = model.fit(x[calibrate], member).decision_function(x[scored])
         for fit, out in folds:
             scores[known[out], i] = model.fit(x[known[fit]], member[fit]).decision_function(x[known[out]])
     return Columns(scores, tuple(f"C={strength:g}" for strength in STRENGTHS))

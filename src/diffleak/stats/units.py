@@ -60,9 +60,9 @@ class Units:
         again = lambda each: tuple(each[unit] for unit in order)
         return Units(numbered(self.of[rows]), self.member[order], again(self.keys), again(self.names), self.kind)
 
-    def divided(self, fraction: float, seed: int, calibration: bool = True) -> Divisions:
-        """How the images divide into calibrate and test, each unit as a whole; the record counts units."""
-        of_units = divided(self.keys, self.member, fraction, seed, calibration)
+    def divided(self, fraction: float, seed: int, calibration: bool = True, most: int | None = None) -> Divisions:
+        """How the images divide into calibrate and test, each unit as a whole; the record counts units, as `most` does."""
+        of_units = divided(self.keys, self.member, fraction, seed, calibration, most)
         record = of_units.record if self.alone else of_units.record.model_copy(update={"unit": self.kind})
         return Divisions(of_units.calibrate[:, self.of], record)
 

@@ -55,7 +55,7 @@ def describe(config: AuditConfig, found: Checkpoints, log: Callable[[str], None]
         "checkpoints": [{"name": each.name, "checkpoint": each.path, "step": each.step} for each in found.found],
         "step_source": found.source,
         "first": first.summary(),
-        "queries": len(found.found) * first.queries_per_image * len(first.scan.cohort),
+        "queries": len(found.found) * first.queries,
     }
 
 
@@ -185,7 +185,7 @@ def _remove_inputs(folder: Path) -> None:
 
 
 def _plan_line(found: Checkpoints, first: Prepared) -> str:
-    steps, total = [each.step for each in found.found], len(found.found) * first.queries_per_image * len(first.scan.cohort)
+    steps, total = [each.step for each in found.found], len(found.found) * first.queries
     return (
         f"sweep: {len(steps)} checkpoints, steps {min(steps):,} to {max(steps):,} from {found.source}, {total:,} denoiser queries in all; "
         "images, latents and text embeddings are computed once where the checkpoints share them"
