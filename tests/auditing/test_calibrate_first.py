@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fixtures.commands import call
@@ -19,9 +21,11 @@ import diffleak
 from diffleak.attacks import ATTACKS
 from diffleak.attacks.spec import parse
 from diffleak.auditing import phases
+from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig
-from diffleak.auditing.plan import prepare
+from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.run import Audit
+from diffleak.auditing.score import Collected, Worker
 from diffleak.config import build
 from diffleak.data.draw import calibrate_part
 from diffleak.data.pixels import to_model
@@ -29,14 +33,15 @@ from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
 from diffleak.diffusion.noise import Noise
 from diffleak.errors import UserError
 from diffleak.records.chosen import Chosen
-from diffleak.records.scores import chunk_files
-from diffleak.stats.evaluation import NEEDS_ALL
+from diffleak.records.scores import META, ChunkMeta, chunk_files
+from diffleak.stats.evaluation import NEEDS_ALL, divided
+from diffleak.work.folder import Folder
 
 SIDE = 200
 MEMBERS, HELD_OUT = np.random.default_rng(0).integers(0, 256, (2, SIDE, 4, 4, 1), dtype=np.uint8)
 SCHEDULE = linear_schedule()
 ATTACKS_OF_RUN = "loss,secmi,pia,sima,noise_aggregation(metric=density)"
-GIVEN = {"timesteps": "50:300:50", "threads": 1, "seed": 1}
+GIVEN = {"timesteps": "50:300:50", "threads": 1, "seed": 1, "chunk_size": 32}
 
 
 def blurred() -> diffleak.Target:
@@ -115,25 +120,155 @@ def test_combined_takes_the_chosen_timestep_and_its_neighbours(first) -> None:
         assert set(swept[max(at - 1, 0) : at + 2]) <= set(chosen[label])
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_shards_that_are_run_until_all_is_done_give_the_same_bytes(first, tmp_path, capsys, count) -> None:
-    made, folder = first
-    said = []
-    for turn in range(2):
-        for shard in range(1, count + 1):
-            try:
-                again = audit(folder=tmp_path, shard=f"{shard}/{count}")
-            except UserError as error:
-                said.append(str(error))
-    assert len(said) == 2 * count - 2, "all but the last of each round wait for others; the last but one of the second has all"
-    assert "calibrate chunks of other shards are not finished: run this same command again" in capsys.readouterr().err
-    same_files(folder, tmp_path)
-    assert again.results == made.results
+@pytest.fixture(scope="module")
+def ready() -> Prepared:
+    """The audit of `first`, checked once; workers differ in their share alone."""
+    given = {"attacks": ATTACKS_OF_RUN, **GIVEN, "members": "in memory", "nonmembers": "in memory"}
+    cohort = diffleak.cohort(members=MEMBERS, nonmembers=HELD_OUT, seed=GIVEN["seed"])
+    return prepare(build(AuditConfig, {"model": "denoiser", **given, **cohort.given}), blurred(), cohort)
 
 
-def same_files(one: Path, other: Path) -> None:
-    assert [file.name for file in chunk_files(one)] == [file.name for file in chunk_files(other)]
-    for left, right in zip(chunk_files(one), chunk_files(other), strict=True):
+def scored(ready: Prepared, folder: Path, rank: int = 0, count: int = 1, shard: bool = False, log=lambda line: None):
+    config = ready.config.model_copy(update={"shard": f"{rank + 1}/{count}"}) if shard else ready.config
+    return phases.in_phases(replace(ready, config=config, worker=Worker(rank, count, 1)), Folder(folder), log)
+
+
+def same(first, folder: Path, found: Collected) -> None:
+    """The folder of `first` and another one hold the same bytes, and the same was collected."""
+    made, whole = first
+    assert [file.name for file in chunk_files(whole)] == [file.name for file in chunk_files(folder)]
+    assert len(chunk_files(folder)) == 5 * (3 + 10)
+    for left, right in zip(chunk_files(whole), chunk_files(folder), strict=True):
         assert left.read_bytes() == right.read_bytes()
-    for name in ("samples.csv", "chosen.json", "plan.json"):
-        assert (one / name).read_bytes() == (other / name).read_bytes()
+    assert (whole / "chosen.json").read_bytes() == (folder / "chosen.json").read_bytes()
+    for one, other in zip(made.scores, (group[0] for group in found.scores), strict=True):
+        assert np.array_equal(one.statistic, other.statistic, equal_nan=True)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shards_that_are_run_again_until_all_is_done_give_the_same_bytes(first, ready, tmp_path, count) -> None:
+    said = list[str]()
+    rounds = [[scored(ready, tmp_path, rank, count, shard=True, log=said.append) for rank in range(count)] for _ in range(2)]
+    assert not any(rounds[0]) and not any(rounds[1][: count - 2]) and rounds[1][-1] is not None
+    assert said[0] == "the calibrate chunks of other shards are not finished: run this same command again when they are"
+    assert said.count(said[0]) == count - 1, "the last shard of the first round finds all of them"
+    same(first, tmp_path, rounds[1][-1])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_workers_wait_for_each_other_say_for_whom_and_give_the_same_bytes(first, ready, tmp_path, monkeypatch, count) -> None:
+    monkeypatch.setattr(phases, "POLL", 0.01)
+    found, said = dict[int, Collected | None](), list[str]()
+    waiting = Event()
+
+    def log(line: str) -> None:
+        said.append(line)
+        waiting.set()
+
+    def work(rank: int) -> None:
+        found[rank] = scored(ready, tmp_path, rank, count, log=log)
+
+    early = Thread(target=work, args=(0,))
+    early.start()
+    assert waiting.wait(60), "the first worker is done with its calibrate chunks, and no other has begun"
+    assert (
+        said[0] == f"worker 1 of {count} waits for {3 - len(range(0, 3, count))} calibrate chunks of worker {', '.join('23'[: count - 1])}"
+    )
+    others = [Thread(target=work, args=(rank,)) for rank in range(1, count)]
+    for each in others:
+        each.start()
+    for each in (early, *others):
+        each.join()
+    same(first, tmp_path, next(each for each in found.values() if each is not None))
+
+
+@pytest.mark.parametrize("after", [4, 15, 40])
+def test_an_interrupted_audit_resumes_to_the_same_bytes(first, ready, tmp_path, monkeypatch, after) -> None:
+    real, calls = scoring.write_chunk, []
+
+    def stop(*given) -> None:
+        calls.append(given)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        real(*given)
+
+    monkeypatch.setattr(scoring, "write_chunk", stop)
+    with pytest.raises(KeyboardInterrupt):
+        scored(ready, tmp_path)
+    assert (tmp_path / "chosen.json").exists() == (after >= 15)
+    monkeypatch.setattr(scoring, "write_chunk", real)
+    (tmp_path / "chosen.json").write_text("what is in it decides nothing")
+    same(first, tmp_path, scored(ready, tmp_path))
+
+
+@pytest.mark.slow
+def test_a_killed_audit_resumes_to_the_same_bytes(tmp_path, model_folder, capsys) -> None:
+    np.save(tmp_path / "members.npy", np.tile(MEMBERS, (1, 2, 2, 1)))
+    np.save(tmp_path / "heldout.npy", np.tile(HELD_OUT, (1, 2, 2, 1)))
+    sides = ["--members", str(tmp_path / "members.npy"), "--nonmembers", str(tmp_path / "heldout.npy")]
+    given = [
+        "audit",
+        str(model_folder()),
+        *sides,
+        "--attacks",
+        "sima,loss",
+        "--timesteps",
+        "50:300:50",
+        "--chunk-size",
+        "16",
+        "--threads",
+        "1",
+    ]
+    code, _, said = call(capsys, *given, "-o", str(tmp_path / "whole"))
+    assert code == 0, said
+    for chunks in (4, 20):
+        folder = tmp_path / f"killed-{chunks}"
+        process = subprocess.Popen([sys.executable, "-m", "diffleak", *given, "-o", str(folder)], stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list(folder.glob("scores/chunk*"))) < chunks:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        code, _, said = call(capsys, *given, "-o", str(folder))
+        assert code == 0, said
+        for left, right in zip(chunk_files(tmp_path / "whole"), chunk_files(folder), strict=True):
+            assert left.read_bytes() == right.read_bytes()
+        assert (tmp_path / "whole" / "samples.csv").read_bytes() == (folder / "samples.csv").read_bytes()
+
+
+def test_a_saved_audit_is_the_folder_that_an_audit_would_have_left(first, tmp_path) -> None:
+    made, folder = first
+    made.save(tmp_path / "saved")
+    for left, right in zip(chunk_files(folder), chunk_files(tmp_path / "saved"), strict=True):
+        assert left.name == right.name and pd.read_parquet(left).equals(pd.read_parquet(right))
+        assert read_meta(left).queries == read_meta(right).queries
+    table = made.to_frame()
+    assert table["statistic"].notna().all() and len(table) < 400 * sum(len(s.timesteps) for s in made.scores)
+
+
+def read_meta(path: Path) -> ChunkMeta:
+    return ChunkMeta(**json.loads(pq.read_schema(path).metadata[META]))
+
+
+def test_a_folder_of_an_audit_of_everything_is_refused_in_one_line(tmp_path) -> None:
+    few = {"members": MEMBERS, "nonmembers": HELD_OUT, "output": tmp_path, **GIVEN, "attacks": "sima"}
+    diffleak.audit(blurred(), sweep="all", **few)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    del plan["sweep"]  # as before there was one
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match=r"belongs to another plan \(sweep was all, now calibrate\)"):
+        diffleak.audit(blurred(), **few)
+
+
+def test_at_most_a_thousand_a_side_choose() -> None:
+    ids, member = tuple(map(str, range(12_000))), np.arange(12_000) < 6_000
+    whole, most = calibrate_part(ids, member, 0.2, 0), calibrate_part(ids, member, 0.2, 0, most=1000)
+    assert [int((whole & side).sum()) for side in (member, ~member)] == [1200, 1200]
+    assert [int((most & side).sum()) for side in (member, ~member)] == [1000, 1000] and not (most & ~whole).any()
+    assert divided(ids, member, 0.2, 0, most=1000).record.calibrate_members == 1000
+
+
+def test_small_sides_own_attacks_and_single_timesteps_are_scored_whole() -> None:
+    few = {"members": MEMBERS[:60], "nonmembers": HELD_OUT[:60], "attacks": "sima", **GIVEN}
+    assert diffleak.audit(blurred(), **few).record.costs.sweep == "all"
+    one = {"members": MEMBERS, "nonmembers": HELD_OUT, "attacks": "sima", **GIVEN, "timesteps": "100"}
+    assert diffleak.audit(blurred(), **one).record.costs.sweep == "all"

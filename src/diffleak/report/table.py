@@ -9,6 +9,7 @@ from diffleak.records.audit import AuditRecord, Gain, RateAtFNR, RateAtFPR, Resu
 from diffleak.records.base import Estimate
 from diffleak.report.selection import shown
 from diffleak.report.wording import count, interval, percent, signed, signed_interval
+from diffleak.stats.evaluation import NEEDS_ALL
 from diffleak.stats.metrics import FEW
 
 NOT_ESTIMABLE = "n/e"
@@ -203,7 +204,7 @@ def _achieved(result: Result) -> Cell:
 
 def _oracle(result: Result) -> Cell:
     if result.oracle.auc is None:
-        return Cell("-")
+        return missing(result.oracle.reason) if result.oracle.reason == NEEDS_ALL else Cell("-")
     at = f"t = {result.oracle.timestep}" if result.oracle.timestep is not None else result.oracle.setting
     return Cell(f"{result.oracle.auc:.3f}", (at,) if at else ())
 

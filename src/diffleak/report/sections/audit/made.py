@@ -52,6 +52,9 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
     if plan.reference is not None:
         base = " (the model without the LoRA)" if plan.reference == "base" and plan.lora is not None else ""
         yield "Reference", fingerprinted(visible(plan.reference) + base, plan.reference_fingerprint)
+    if record.costs.test_timesteps is not None:
+        at = "; ".join(f"{visible(name)} at {', '.join(map(str, kept))}" for name, kept in record.costs.test_timesteps.items())
+        yield "Scored", f"the calibrate part at every timestep; the test part at the chosen ones and what is combined with them: {at}"
     yield "Members", visible(plan.members)
     yield "Held-out images", visible(plan.nonmembers)
     yield "Data fingerprint", Markup("<code>{}</code>").format(visible(environment.data_fingerprint))
