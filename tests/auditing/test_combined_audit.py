@@ -1,5 +1,6 @@
 """`combined` and `gradient` in an audit: what they are made of, what they cost, when they are left out, and the page."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,10 @@ def test_it_is_made_of_every_attack_at_every_timestep_and_asks_nothing_more(audi
 def test_its_scores_are_in_samples_csv_and_those_of_the_regression(audited, tmp_path: Path):
     folder = audited.save(tmp_path / "run")
     samples, by_name = read_samples(folder), {scores.attack: scores for scores in audited.scores}
-    parts = combined([by_name[name] for name in ("One", "Two", "sima")], None)
+    at = audited.record.costs.test_timesteps["sima"]  # where the test part is scored
+    kept = [by_name["sima"].timesteps.index(t) for t in at]
+    sima = replace(by_name["sima"], timesteps=at, statistic=by_name["sima"].statistic[:, kept])
+    parts = combined([by_name["One"], by_name["Two"], sima], None)
     columns = settled(parts, samples.member, ~samples.test)
     found = samples.scores["combined"]
     assert np.corrcoef(found[samples.test], columns.membership[samples.test].mean(axis=1))[0, 1] > 0.8
