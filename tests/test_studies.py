@@ -177,3 +177,14 @@ def test_the_tables_of_the_study_of_defences_are_its_records(name):
     assert f"{trained.steps:,}" in text.partition("# Defences")[2]
     undefended = max(r.auc.value for r in record.baseline.results)
     assert undefended >= 0.85, "the study asks for a model that leaks"
+
+
+def test_a_thousand_a_side_choose_nearly_as_well_as_all_do_and_thirty_do_not():
+    study = script("decisions/calibrate_first")
+    lost = {}
+    for few in (1000, 30):
+        rng = np.random.default_rng(0)
+        runs = np.array([study.chosen(0.6, 10.0, 0.9, rng, few, 2500) for _ in range(30)])[:, 0]
+        lost[few] = runs.mean(), runs.std(ddof=1) / np.sqrt(len(runs))
+    assert lost[1000][0] < 0.003 + 2 * lost[1000][1], "of true AUC, with the Monte-Carlo error"
+    assert lost[30][0] - 2 * lost[30][1] > 0.003, "so the simulation tells a good number from a bad one"

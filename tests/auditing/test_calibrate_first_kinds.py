@@ -1,0 +1,59 @@
+"""Calibrate first with what else an audit can have: masks and reconstructions of latents, a reference, groups and keyed ids."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffleak
+from diffleak.records.chosen import Chosen
+from diffleak.stats import evaluation
+
+SIDE, OF = 60, 2  # images a side, and in each group
+GIVEN = {"attacks": "sima,loss", "timesteps": "40:200:40", "calibrate_fraction": 0.6, "seed": 3}
+SIZES = {"device": "cpu", "threads": 1, "batch_size": 8, "chunk_size": 16}
+
+
+@pytest.fixture
+def sides(tmp_path: Path, digits: np.ndarray) -> dict[str, str]:
+    """Two folders of digits, two images of each person."""
+    for number, side in enumerate(("members", "nonmembers")):
+        rows, root = [], tmp_path / side
+        root.mkdir()
+        for i, image in enumerate(digits[number * SIDE : (number + 1) * SIDE]):
+            name = f"{side}-{(7 * i) % SIDE:02}.png"  # two of a person are not beside each other
+            Image.fromarray(image[..., 0]).save(root / name)
+            rows.append({"file_name": name, "person": f"{side}-{i // OF}"})
+        (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {side: str(tmp_path / side) for side in ("members", "nonmembers")}
+
+
+@pytest.mark.parametrize("kind", ["masks and reconstructions", "reference", "groups", "keyed ids"])
+def test_what_is_chosen_and_found_is_what_all_scores_give(kind, sides, latent_folder, model_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "SMALL_SIDE", 20)  # so few are divided once
+    model = latent_folder("latent", kind="vae") if kind.startswith("masks") else model_folder("pixels")
+    changes = {
+        "masks and reconstructions": {"mask": "auto", "probes": 1},
+        "reference": {"reference": str(model_folder("other", in_channels=1, layers_per_block=2))},
+        "groups": {"group": "person"},
+        "keyed ids": {"anonymous": True, "anonymous_key": str(tmp_path / "key")},
+    }[kind]
+    (tmp_path / "key").write_text("ab" * 32 + "\n")
+    (tmp_path / "key").chmod(0o600)
+    run = lambda sweep: diffleak.audit(model, **sides, **GIVEN, **SIZES, **changes, sweep=sweep, output=tmp_path / sweep)
+    first, whole = run("calibrate"), run("all")
+    chosen = Chosen.model_validate_json((tmp_path / "calibrate" / "chosen.json").read_text())
+    assert first.record.costs.sweep == "calibrate" and chosen.unit == ("group" if kind == "groups" else "image")
+    assert first.record.costs.queries < whole.record.costs.queries
+    compared = [result for result in first.results if result.attack != "combined"]
+    assert len(compared) >= 4
+    for one in compared:
+        other = whole[one.attack]
+        assert (one.timestep, one.mask_ratio, one.complexity) == (other.timestep, other.mask_ratio, other.complexity)
+        assert one.timestep in chosen.timesteps[one.base] and one.oracle.reason == evaluation.NEEDS_ALL
+        assert one.auc.value == pytest.approx(other.auc.value, abs=5e-3), "batches are others, so last bits are"
+        np.testing.assert_allclose(first.samples.scores[one.attack], whole.samples.scores[one.attack], rtol=1e-3, atol=1e-4)
+    assert first.record.split == whole.record.split and first.samples.ids == whole.samples.ids
+    assert first.samples.test.tolist() == whole.samples.test.tolist()
