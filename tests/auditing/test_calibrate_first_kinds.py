@@ -48,7 +48,7 @@ def test_what_is_chosen_and_found_is_what_all_scores_give(kind, sides, latent_fo
     assert first.record.costs.sweep == "calibrate" and chosen.unit == ("group" if kind == "groups" else "image")
     assert first.record.costs.queries < whole.record.costs.queries
     compared = [result for result in first.results if result.attack != "combined"]
-    assert len(compared) >= 4
+    assert len(compared) >= (2 if kind == "groups" else 4)  # 18 held-out groups calibrate: too few to take complexity out
     for one in compared:
         other = whole[one.attack]
         assert (one.timestep, one.mask_ratio, one.complexity) == (other.timestep, other.mask_ratio, other.complexity)
