@@ -12,8 +12,8 @@ from fixtures.reports import LATENT_SHIFTS, MASKS, SHIFTS, audit_of, html, laten
 from fixtures.runs import gaussian, make_run, swap_runs, write_quality
 
 from diffleak.comparison.compare import compare
-from diffleak.report import to_html
 from diffleak.report import pages as report_pages
+from diffleak.report import to_html
 from diffleak.report.pages import comparison
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
