@@ -1,4 +1,4 @@
-"""What can be said of two sides before any model is asked: copies, sources, sizes, captions, and what so many images can show."""
+"""What can be said of two sides before any model is used: copies, sources, sizes, captions, and what so many images can show."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

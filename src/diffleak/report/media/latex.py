@@ -44,7 +44,7 @@ def results_latex(record: AuditRecord) -> str:
 
 
 def comparison_latex(record: Comparison) -> str:
-    """A comparison, a row an attack and entry: pooled over seeds where that was asked for, else a row a run."""
+    """A comparison, a row an attack and entry: pooled over seeds with --pool, else a row a run."""
     if record.pooled:
         rows = [
             (p.attack, p.entry, str(p.seeds), number(p.auc), decimal(p.auc_spread), number(p.tpr_at_1pct, 100, 1), number(p.difference))

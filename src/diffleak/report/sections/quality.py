@@ -20,7 +20,7 @@ from diffleak.report.wording import count, duration, interval, number, percent, 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """PNGs: `generated` by number, and `training` by id, which is private and None unless asked for."""
+    """PNGs: `generated` by number, and `training` by id, which is private and None without --thumbnails."""
 
     generated: Callable[[int], bytes]
     training: Callable[[str], bytes] | None
@@ -127,7 +127,7 @@ def metrics(record: QualityRecord) -> Section:
 
 
 def closer_to_members(record: QualityRecord) -> str:
-    """Whether generated images are closer to the training images than to held-out images; empty where that was not measured.
+    """Says if generated images are closer to the training images than to held-out images; empty where that was not measured.
 
     A distilled model can withstand attacks on single images and still draw images closer to those it was trained on.
     """
