@@ -273,7 +273,7 @@ def metrics(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished audit or sweep.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="The folder of a finished audit.", show_default=False)],
     thumbnails: Annotated[bool, Opt("--thumbnails", help="Show the members that score highest (private); reads the data again.")] = False,
     form: Annotated[
         str,
@@ -282,7 +282,7 @@ def report(
     markdown: Annotated[bool, Opt("--markdown", help="The same as --format markdown.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the report of an audit or a sweep again, and print its table. Refuses a record that was edited."""
+    """Write the report of an audit, or of a sweep, again and print the table; a record that was edited is refused."""
     from diffleak.auditing import formats as api
 
     chosen = api.known("markdown" if markdown else form)

@@ -12,8 +12,6 @@ from diffleak.report.section import Page, breakable, words
 if TYPE_CHECKING:
     from jinja2 import Template
 
-IN_BACKTICKS = re.compile(r"`([^`\n]+)`")
-
 
 def to_html(page: Page) -> str:
     """The whole file; the same page gives the same bytes."""
@@ -34,7 +32,7 @@ def data_uri(png: bytes) -> str:
 
 def _prose(text: str) -> Markup:
     """Running text: what stands in backticks is code, and a number and its percent sign are not torn apart at the end of a line."""
-    return Markup(IN_BACKTICKS.sub(r"<code>\1</code>", str(escape(text)).replace(" %", "&nbsp;%")))
+    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(text)).replace(" %", "&nbsp;%")))
 
 
 @cache

@@ -11,6 +11,7 @@ from diffleak.records.base import Estimate
 from diffleak.records.comparison import Comparison
 from diffleak.report.results import variant
 from diffleak.report.table import NOT_ESTIMABLE
+from diffleak.report.wording import last_part
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -33,7 +34,8 @@ def escape(text: str) -> str:
 
 
 def results_latex(record: AuditRecord) -> str:
-    """The results of an audit, a row each."""
+    """The results of an audit, a row each; the caption names the model without its path."""
+    record = record.model_copy(update={"plan": record.plan.model_copy(update={"model": last_part(record.plan.model)})})
     rows = [
         (result.attack, variant(result), number(result.auc), number(result.tpr(0.01), 100, 1), number(result.asr, 100, 1))
         for result in record.results
