@@ -21,6 +21,9 @@ from diffleak.work.reading import Unreadable, load_yaml
 IN_PYTHON = "denoiser"  # what a model in memory is called
 NO_SETTINGS = ("json", "config")  # flags that no config file holds: how a call prints, and which file that is
 
+SEED = "Seed of the random draws ({default}): the same seed gives the same result."
+
+Seed = Annotated[int, Field(ge=0, lt=2**32, description=SEED)]
 Device = Annotated[str | None, Field(description="cpu, cuda, cuda:1, mps; default the first accelerator.")]
 
 
@@ -70,7 +73,9 @@ class ModelConfig(Config):
     network: str | None = Field(
         None, description="Another denoiser in MODEL: a folder (unet/, unet_ema/, checkpoint-N/) or a file of weights."
     )
-    weights: Literal["ema", "non_ema"] | None = Field(None, description="Averaged weights (ema) or the others, where MODEL has both.")
+    weights: Literal["ema", "non_ema"] | None = Field(
+        None, description="Which weights to use where MODEL has both: ema (averaged) or non_ema."
+    )
     lora: str | None = Field(
         None, description="LoRAs or other adapters of a text-to-image MODEL, A or A@0.8,B: .safetensors files, folders or hub ids."
     )
@@ -80,7 +85,7 @@ class ModelConfig(Config):
     )
     dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
     device: Device = None
-    offload: bool = Field(False, description="Keep the denoiser's weights out of an accelerator's memory but for one layer; slower.")
+    offload: bool = Field(False, description="Keep only one layer of the denoiser in the accelerator's memory at a time; slower.")
 
     @field_validator("model", "model_config_", "network", "lora", mode="before")
     @classmethod

@@ -69,7 +69,7 @@ def test_sides_of_different_sources_are_invalid(sides, capsys):
     for file in sides[1].iterdir():
         Image.fromarray((np.asarray(Image.open(file)) * 0.5).astype(np.uint8)).save(file)
     code, out, err = call(capsys, "check", "--members", "m", "--nonmembers", "n")
-    assert code == 4 and "can be told apart without a model" in err and "Not fair" in out
+    assert code == 4 and "the two sides differ without a model" in err and "Not fair" in out
 
 
 def test_few_damaged_mixed_and_half_captioned_images_are_said(sides, capsys):
@@ -133,5 +133,5 @@ def test_an_audit_warns_of_near_duplicates_across_the_sides():
     held[4] = members[7, :, ::-1]
     found = scan(two_sources(open_source(members), open_source(held)), None, False, False)
     (line,) = about_copies(found)
-    assert line.startswith("1 held-out image is a near-duplicate of a member (members/7 ~ nonmembers/4)")
+    assert line.startswith("1 held-out image is a near-duplicate of a member: ") and "members/7" not in line
     assert about_copies(scan(two_sources(open_source(members), open_source(fields(20, 6))), None, False, False)) == ()

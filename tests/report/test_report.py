@@ -364,7 +364,7 @@ def test_an_invalid_audit_shows_why_and_what_to_do_and_nothing_else(leak):
     record, samples = leak
     invalid = record.model_copy(update={"blind": DIFFERENT, "warnings": ("sima: AUC 0.3133 is below 0.4",)})
     page, text, table_text = html(invalid, samples, thumbnail), terminal(invalid, 200), markdown(invalid)
-    assert [a["id"] for tag, a in Elements(page).found if tag == "section"] == ["verdict", "file", "reproduce"]
+    assert [a["id"] for tag, a in Elements(page).found if tag == "section"] == ["verdict", "file", "glossary", "reproduce"]
     assert not [tag for tag, _ in Elements(page).found if tag in ("img", "table", "figure", "ol")]
     for shown in (page.replace("&nbsp;", " "), text, table_text):
         assert "Invalid: the two sides come from different sources" in shown and "81 %" in shown

@@ -104,7 +104,7 @@ class Attack(ABC):
 
     @property
     def takes_masks(self) -> bool:
-        """Whether the statistic can be restricted to some coordinates of x0."""
+        """True if the statistic can be restricted to some coordinates of x0."""
         return False
 
     def _refuse_masks(self, *masks: Float[Tensor, "b *s"] | None) -> None:
@@ -137,7 +137,7 @@ class Attack(ABC):
         """Denoiser forwards per image for all of `timesteps`."""
 
     def usable(self, t: int, schedule: Schedule) -> bool:
-        """Whether the attack is defined at timestep t of this schedule."""
+        """True if the attack is defined at timestep t of this schedule."""
         return 0 <= t < len(schedule)
 
     def why_unusable(self, t: int, schedule: Schedule) -> str:
@@ -145,7 +145,7 @@ class Attack(ABC):
         return f"timesteps must lie in [0, {len(schedule)})"
 
     def opened(self, subject: Subject) -> "Attack":
-        """The attack with what it opens before it starts, as an encoder; `subject` has no images, and the model is not asked."""
+        """The attack with what it opens before it starts, as an encoder; `subject` has no images, and the model is not queried."""
         return self
 
     def prepared(self, subject: Subject) -> "Attack":
@@ -154,7 +154,7 @@ class Attack(ABC):
 
     @property
     def needs_preparation(self) -> bool:
-        """Whether `prepared` must be called, with calibration images, before `statistics`."""
+        """True if `prepared` must be called, with calibration images, before `statistics`."""
         return False
 
     def parameters(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@
     threshold      score = the mean of s
     classifier     score = the logit of a logistic regression on s that is trained on the calibrate part alone
 
-Nothing is asked of the model but images, so one that is several networks in turn is seen as a whole. The image goes into the
+The model gives nothing but images, so one that is several networks in turn is seen as a whole. The image goes into the
 encoder as the pixels it is, never through the model's autoencoder.
 Pang and Wang 2025, "Black-box membership inference attacks against fine-tuned diffusion models", arXiv 2312.08207.
 """

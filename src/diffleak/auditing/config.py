@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import Flag, ModelConfig
+from diffleak.config import Flag, ModelConfig, Seed
 from diffleak.data.cohort import Cohort, images_alone, one_source, two_sources
 from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
 from diffleak.data.sources import open_source
@@ -22,7 +22,9 @@ class AuditConfig(ModelConfig, DataConfig):
     COMMAND: ClassVar[str] = "audit"
     RECORD: ClassVar[str] = "audit.json"
 
-    guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False, description="Attack predictions under guidance (1: none).")
+    guidance_scale: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="Guidance scale of the predictions that attacks read (1: no guidance)."
+    )
     reference: str | None = Field(
         None, description="Report what leaks beyond this model; 'base' is MODEL without its --lora and --embedding."
     )
@@ -52,15 +54,17 @@ class AuditConfig(ModelConfig, DataConfig):
     calibration: Annotated[bool, Flag("--no-calibration")] = Field(True, description="Choose settings on a calibrate part.")
     calibrate_fraction: float = Field(0.2, gt=0, lt=1, description="Share of each side that settings are chosen on ({default}).")
     complexity: Annotated[bool, Flag("--no-complexity")] = Field(
-        True, description="Also report each attack with what the complexity of an image explains taken out."
+        True, description="Also report each attack calibrated by the complexity of the images, as NAME[calibrated]."
     )
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
     batch_size: Literal["auto"] | int = Field("auto", description="auto, or images per forward.")
     chunk_size: int = Field(128, ge=1, description="Images per score file ({default}).")
     shard: str | None = Field(None, description="i/n: score the i-th of n shares.")
     limit: int | None = Field(None, ge=1, description="At most this many images a side.")
     resize: Resize = False
-    buckets: str | None = Field(None, description="Text-to-image models: images of mixed sizes in kohya's buckets, 512 or 1024 for SDXL.")
+    buckets: str | None = Field(
+        None, description="Text-to-image models: sort images of mixed sizes into kohya's buckets, 512 (SD 1) or 1024 (SDXL)."
+    )
     skip_unreadable: SkipUnreadable = False
     threads: int | None = Field(
         None, ge=1, description="Chunks this worker scores side by side, one CPU thread each; default its share of the cores."

@@ -85,7 +85,7 @@ class Prepared:
 
     @property
     def calibrates(self) -> bool:
-        """Whether there are enough held-out images to take out of the scores what the complexity of images explains."""
+        """True if there are enough held-out images to take out of the scores what the complexity of images explains."""
         return _calibrates(self.config, self.split, self.units)
 
     @property
@@ -314,7 +314,7 @@ def _units(found: Scan, groups: Mapping[str, str] | None, key: Key | None) -> Un
 
 
 def _calibrates(config: AuditConfig, split: evaluation.Divisions, units: Units) -> bool:
-    """Whether there are enough held-out units to take out of the scores what complexity explains."""
+    """True if there are enough held-out units to take out of the scores what complexity explains."""
     return config.complexity and int((units.reduced(split).calibrate & ~units.member).sum(axis=1).min()) >= FEWEST
 
 

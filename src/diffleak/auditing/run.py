@@ -88,7 +88,7 @@ class Audit:
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """One result per attack, in the order they were asked for."""
+        """One result per attack, in the order they were given."""
         return self.record.results
 
     def to_frame(self) -> pd.DataFrame:

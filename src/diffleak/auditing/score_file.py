@@ -40,7 +40,7 @@ TRUTH = {"true": 1.0, "false": 0.0}
 class Table(NamedTuple):
     """The names of a file's columns, and what gives the values of one: text from CSV, as stored from Parquet.
 
-    A column that is not asked for may hold anything.
+    A column that is not used may hold anything.
     """
 
     names: list[str]

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import Flag, command_line
+from diffleak.config import Flag, Seed, command_line
 from diffleak.data.config import DataConfig, Split
 
 
@@ -20,7 +20,7 @@ class CheckConfig(DataConfig):
     data: str | None = Field(None, description="One DATA for both sides, with --split.")
     split: Split = None
     calibrate_fraction: float = Field(0.2, gt=0, lt=1, description="Share of each side that the audit chooses settings on ({default}).")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
     limit: int | None = Field(None, ge=1, description="At most this many images a side.")
 
     @field_validator("members", "nonmembers", "data", mode="before")

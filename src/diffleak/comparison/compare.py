@@ -133,7 +133,7 @@ def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, .
 
 
 def _made_alike(run: Run, other: Run, attack: str) -> bool:
-    """Whether an attack is made of the same ones in two runs; other labels say their parameters."""
+    """True if an attack is made of the same ones in two runs; other labels say their parameters."""
     return attack != COMBINED or all(
         run.result(attack).parameters.get(key) == other.result(attack).parameters.get(key) for key in ("attacks", "complexity")
     )

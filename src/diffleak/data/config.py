@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from diffleak.config import Config, Flag
+from diffleak.config import Config, Flag, Seed
 from diffleak.records.images import Alpha, Decoding, Exif
 
 # settings that several commands share
@@ -42,4 +42,4 @@ class CohortConfig(DataConfig):
     """What `diffleak.cohort` takes besides data: how images are read, and how many a side are drawn by which seed."""
 
     limit: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0

@@ -174,7 +174,7 @@ def _same_data(name: str, data: str) -> bool:
 
 
 def _contradicts(match: Match, own: ModelSplit) -> bool:
-    """Whether the file has the image on another side; members that it does not list are only known where ids mean the same."""
+    """True if the file has the image on another side; members that it does not list are only known where ids mean the same."""
     role = own.roles.get(match.known) if match.known is not None else None
     if match.member:
         return role in ("nonmember", "validation") or (role is None and match.same)
@@ -182,7 +182,7 @@ def _contradicts(match: Match, own: ModelSplit) -> bool:
 
 
 def _same_pixels(training: ImageSource, position: dict[str, int], match: Match) -> bool | None:
-    """Whether an image is that of the training data; None where one of them cannot be read, which says nothing."""
+    """True if an image is that of the training data; None where one of them cannot be read, which says nothing."""
     try:
         return match.known in position and np.array_equal(match.cohort.read(match.row), training.read(position[match.known]))
     except UserError:
@@ -190,7 +190,7 @@ def _same_pixels(training: ImageSource, position: dict[str, int], match: Match) 
 
 
 def _whole_swap(found: Sequence[Match], against: Sequence[Match]) -> bool:
-    """Whether every image was found on the other side, each of them once, with enough on both sides to be no accident."""
+    """True if every image was found on the other side, each of them once, with enough on both sides to be no accident."""
     members = sum(match.member for match in found)
     once = len({match.known for match in found}) == len(found)
     return len(against) == len(found) and once and min(members, len(found) - members) >= FEWEST

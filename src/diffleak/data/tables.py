@@ -287,7 +287,7 @@ def _state(path: Path) -> Mapping[str, Any]:
 
 
 def holds_images(path: Path) -> bool:
-    """Whether a Parquet file holds encoded images, as far as it can be read."""
+    """True if a Parquet file holds encoded images, as far as it can be read."""
     try:
         part = parquet_part(path)
     except UserError:
@@ -329,7 +329,7 @@ def _class_columns(schema: Any) -> dict[str, tuple[str, ...]]:
 
 
 def holds_text(kind: Any) -> bool:
-    """Whether a column of this Arrow type holds a text, or a list of texts, per row."""
+    """True if a column of this Arrow type holds a text, or a list of texts, per row."""
     import pyarrow.types as types
 
     if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):

@@ -140,7 +140,7 @@ def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None
         return tuple(each.get(wanted) for each in held) if any(wanted in each for each in held) else None
 
     def in_json(keys: Sequence[str]) -> bool:
-        """Whether the first JSON has one of the keys."""
+        """True if the first JSON has one of the keys."""
         first = next((i for i, sample in enumerate(samples) if JSON in sample.said), None)
         try:
             return first is not None and not text(first, JSON).keys().isdisjoint(keys)
@@ -148,7 +148,7 @@ def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None
             return False
 
     def several(i: int) -> bool:
-        """Whether a caption member has several lines."""
+        """True if a caption member has several lines."""
         try:
             return any(len(lines_of(text(i, kind))) > 1 for kind in TEXTS if kind in samples[i].said)
         except (ValueError, UnclearName):

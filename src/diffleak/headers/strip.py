@@ -110,7 +110,7 @@ def _pruned(key: str, text: str) -> str:
 
 
 def _private(key: str, text: str) -> bool:
-    """Whether a text of a header gives something private away."""
+    """True if a text of a header gives something private away."""
     return any(found.private for found in findings({key: text}))
 
 

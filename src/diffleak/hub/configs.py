@@ -91,7 +91,7 @@ def _of_kind(value: Any, usual: Any, annotation: str) -> bool:
 
 
 def are_numbers(values: object, count: int, positive: bool = False) -> bool:
-    """Whether a value in a JSON file is a list of so many numbers, none of them NaN, infinite or as large."""
+    """True if a value in a JSON file is a list of so many numbers, none of them NaN, infinite or as large."""
     if not isinstance(values, list) or len(values) != count or not all(type(value) in (int, float) for value in values):
         return False
     return all((0 if positive else -LARGEST) < value < LARGEST for value in values)

@@ -87,7 +87,7 @@ def located(model: str | Path, weights: str | None = None) -> Path:
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether what is not there may be a hub id: owner/name, which is no path and no name of a file of weights."""
+    """True if what is not there may be a hub id: owner/name, which is no path and no name of a file of weights."""
     return not str(name).startswith((".", "/", "~")) and str(name).count("/") == 1 and not str(name).endswith((SAFE, *PICKLES))
 
 
@@ -129,7 +129,7 @@ def file_of(given: str | Path, option: str, what: str, names: Sequence[Sequence[
 def downloaded(name: str, patterns: list[str], what: str = "", weights: str | None = None) -> Path:
     """The files of a hub id that match, in the cache; raises `UserError` saying what to do when there are none to have.
 
-    what: the part it plays, "the encoder" for example, where it is not the model itself. weights: ema or non_ema, where one is asked for.
+    what: the part it plays, "the encoder" for example, where it is not the model itself. weights: ema or non_ema, where one is chosen.
     Of several copies of the same weights one is fetched, which the list of the files says before; it is the one that `find` takes.
     """
     instead = "pass a local folder" + (f" as {what}" if what else "")
@@ -151,7 +151,7 @@ def downloaded(name: str, patterns: list[str], what: str = "", weights: str | No
 
 
 def _is_closed(error: Exception) -> bool:
-    """Whether the hub refused for want of a login: a gated, private or missing repository, which it does not tell apart."""
+    """True if the hub refused for want of a login: a gated, private or missing repository, which it does not tell apart."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     status = getattr(getattr(error, "response", None), "status_code", None)

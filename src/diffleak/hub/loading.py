@@ -313,7 +313,7 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
 
 
 def _of_reference(config: ModelConfig) -> bool:
-    """Whether --model-config has the settings of a --reference in one file."""
+    """True if --model-config has the settings of a --reference in one file."""
     return os.path.isfile(getattr(config, "reference", None) or "")
 
 
@@ -341,7 +341,7 @@ def _denoiser(
 
 
 def _learned_variance(folder: Path, network_folder: Path, network: Any) -> bool:
-    """Whether a network appends a variance: it has twice the channels, and its scheduler or its kind declares what they are.
+    """True if a network appends a variance: it has twice the channels, and its scheduler or its kind declares what they are.
 
     Raises `UserError` for twice the channels that nothing declares.
     """
@@ -360,7 +360,7 @@ def _learned_variance(folder: Path, network_folder: Path, network: Any) -> bool:
 
 
 def _refuse_other_schedule(other: Path, model: Path, denoiser: NetworkDenoiser) -> None:
-    """Raises `UserError` for a network whose own folder has another noise schedule than the model's, on which it would be asked."""
+    """Raises `UserError` for a network whose own folder has another noise schedule than the model's, on which it would be queried."""
     schedule, prediction_type, precondition = _schedule(other)
     one, two = schedule.alphas_cumprod, denoiser.schedule.alphas_cumprod
     alike = len(one) == len(two) and np.allclose(one, two, rtol=0, atol=ROUNDING)

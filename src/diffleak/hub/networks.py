@@ -31,7 +31,7 @@ SAVED_TOO = ("model_*", "pytorch_model_*")  # the other networks that accelerate
 def denoiser_weights(own: Path, network: str | Path | None = None, want: str | None = None) -> tuple[Weights | None, list[str]]:
     """The weights for the denoiser of a model, whose own folder is `own`, and what is to be said about the choice.
 
-    None where they are those that the folder holds and nothing was asked for. Raises `UserError` where `network` is no denoiser that
+    None where they are those that the folder holds and nothing was chosen. Raises `UserError` where `network` is no denoiser that
     fits, or the weights that are wanted, ema or non_ema, are not there.
     """
     if network is not None:

@@ -282,7 +282,7 @@ class PipelineText:
 
     @property
     def _tokenizers(self) -> list[tuple[Any, int]]:
-        """Every tokenizer with the most tokens that it is asked for."""
+        """Every tokenizer with the most tokens that it has to give."""
         asked = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
         names = [name for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if getattr(self.pipeline, name, None) is not None]
         limits = {name: getattr(self.pipeline, name).model_max_length for name in names}
@@ -498,5 +498,5 @@ def guidance_notes(pipeline: Any) -> list[str]:
 
 
 def asking(name: str, pixels: int) -> Callable[..., Tensor]:
-    """How the network of a pipeline is asked, as `NetworkDenoiser` takes it."""
+    """How the network of a pipeline is called, as `NetworkDenoiser` takes it."""
     return partial(PIPELINES[name].ask, pixels)

@@ -98,7 +98,7 @@ class SingleFile:
     warnings: tuple[str, ...]
 
     def holds(self, part: str) -> bool:
-        """Whether the weights of a part come from the file. Raises `UserError` where neither the file nor the folder has them."""
+        """True if the weights of a part come from the file. Raises `UserError` where neither the file nor the folder has them."""
         if self._of(part):
             return True
         if not any(file.suffix in WEIGHTS for file in (self.folder / part).glob("*")):

@@ -51,7 +51,7 @@ def load_state(file: Path) -> Any:
 
 
 def is_state(content: object) -> bool:
-    """Whether something is a state dict: tensors by their names, one at least."""
+    """True if something is a state dict: tensors by their names, one at least."""
     if not isinstance(content, Mapping) or not content:
         return False
     return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())

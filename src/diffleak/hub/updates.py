@@ -86,12 +86,12 @@ class Update:
 
     @property
     def plain(self) -> bool:
-        """Whether it is a LoRA, or a DoRA as peft saves it."""
+        """True if it is a LoRA, or a DoRA as peft saves it."""
         return self.parts.keys() == deltas.LORA and self.dora_scale is None
 
     @property
     def idle(self) -> bool:
-        """Whether it changes nothing, since one of its factors is zero, as before training."""
+        """True if it changes nothing, since one of its factors is zero, as before training."""
         return self.magnitude is None and self.dora_scale is None and not all(value.any() for value in self.parts.values())
 
     def low_rank(self, scale: float) -> LowRank | None:

@@ -57,7 +57,7 @@ class Copy:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the libraries find it by themselves, as safetensors."""
+        """True if the libraries find it by themselves, as safetensors."""
         return self.ending == SAFE and not self.variant and self.stem in STEMS
 
     @property

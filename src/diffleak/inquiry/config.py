@@ -29,13 +29,13 @@ class InquireConfig(AuditConfig):
     }
     FOLLOW = ["embedding images control output", "captions repeats"]
     HELP = {
-        "reference": "Also choose among scores beyond this model; 'base' is MODEL without its --lora and --embedding.",
-        "captions": "Text-to-image models: own (default where images have captions), empty (default else), fixed:TEXT or a file.",
-        "complexity": "Also choose among scores with what the complexity of an image explains taken out.",
+        "reference": "Also choose among scores minus those of this model; 'base' is MODEL without its --lora and --embedding.",
+        "captions": "Text-to-image models: own (default if all images have captions), empty (default otherwise), fixed:TEXT or a file.",
+        "complexity": "Also choose among scores that are calibrated by the complexity of the images.",
         "ignore_model_split": "Go on although the split.json beside MODEL lists controls as trained on.",
     }
 
-    images: str | None = Field(None, description="DATA in question.")
+    images: str | None = Field(None, description="DATA in question: was it trained on?")
     control: str | None = Field(None, description="DATA of the same source that was certainly not trained on, such as later work.")
     repeats: int = Field(11, ge=1, le=1000, description="Cuts into halves ({default}); the answer is twice the median p-value.")
     calibrate_fraction: float = 0.5

@@ -5,7 +5,7 @@
                                  publish          no attack on the excess may exceed the limit
                                  undecided        neither: more pictures would tell
     without                      do not publish   pictures have drawings nearer than the base ever draws, more of them than chance brings
-                                 undecided        otherwise: what the adapter knows beyond the base cannot be told from what it should know
+                                 undecided        otherwise: it is not shown that the adapter knows more beyond the base than it should
 
 The second is a reason to look, not a proof: an adapter that learnt a subject well draws near its pictures too.
 """

@@ -1,11 +1,11 @@
-"""`diffleak prompts`: which prompts a text-to-image model has memorised, told from what it draws for them and from noise alone.
+"""`diffleak prompts`: which prompts a text-to-image model has memorised, found from what it draws for them and from noise alone.
 
     t_error     || psi(phi(x_t, t), t) - x_t ||^2      SecMI's t-error, at t, of the image x0 that the prompt p itself draws
     magnitude, noise_norm, alignment                   see `statistics`
     noise_sum   (1 - w) S(noise_norm) + w S(alignment), the rule "clid" of `diffleak.stats.rules`
 
 A small t-error means memorised: the model is sure of the way back to what it drew. Each image starts from noise keyed by seed, prompt
-and number, which the statistics from noise are asked about too, so that a prompt scores the same in every list and every batch. The
+and number, which the statistics from noise use too, so that a prompt scores the same in every list and every batch. The
 weight of noise_sum is chosen on a fifth of the labelled prompts and read on the rest. Beside its scores the first image of a prompt is
 kept, with the map of where the prompt acted; the page shows those of the highest prompts.
 
@@ -98,7 +98,7 @@ class Memorised:
 
 @dataclass(frozen=True, eq=False)
 class Asking:
-    """What is asked: `texts`, from noise at two timesteps, and where images are drawn, as latents of shape `latent`, `attack` of these."""
+    """What is queried: `texts`, from noise at two timesteps; where images are drawn, as latents of shape `latent`, `attack` of these."""
 
     target: Target
     texts: tuple[str, ...]
@@ -111,7 +111,7 @@ class Asking:
     @cached_property
     def embed(self) -> Callable[..., Prompts]:
         """Turns prompts into conditions, for all threads."""
-        assert self.target.text is not None, "checked before anything is asked"
+        assert self.target.text is not None, "checked before anything is computed"
         return one_at_a_time(self.target.text)
 
     @property
@@ -251,7 +251,7 @@ def prepare(config: PromptsConfig, target: Target, lists: Lists) -> Asking:
 
 
 def score(asking: Asking, folder: Path) -> np.ndarray:
-    """The statistics of every prompt, by their names; chunks that folder/prompts has already are read, not asked again."""
+    """The statistics of every prompt, by their names; chunks that folder/prompts has already are read, not computed again."""
     size = asking.config.batch_size or max(1, auto_batch_size(asking.latent, asking.target.device) // 2)  # guidance doubles a batch
     images = asking.config.images
 
@@ -376,7 +376,7 @@ def _sizes(member: Bool[np.ndarray, " n"]) -> tuple[int, int]:
 
 
 def _warnings(asking: Asking, lists: Lists) -> tuple[str, ...]:
-    assert asking.target.text is not None, "checked before anything is asked"
+    assert asking.target.text is not None, "checked before anything is computed"
     found, lost = [*asking.target.warnings, *asking.target.unnamed(lists.texts)], len(asking.target.text.truncated(lists.texts))
     if lists.repeated:
         found.append(f"{lists.repeated} {'repetition' if lists.repeated == 1 else 'repetitions'} of a prompt left out: each counts once")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import Flag, ModelConfig, command_line
+from diffleak.config import Flag, ModelConfig, Seed, command_line
 from diffleak.data.anonymity import Key
 from diffleak.data.cohort import Cohort, images_alone, one_source
 from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
@@ -29,13 +29,15 @@ class QualityConfig(ModelConfig, DataConfig):
     images: int = Field(2048, description="Images to draw ({default}).")
     steps: int = Field(50, description="Steps of the sampler ({default}).")
     sampler: Literal["ddim", "ddpm", "dpm"] = Field("ddim", description="{default} (default), ddpm or dpm.")
-    seed: int = Field(0, ge=0, lt=2**32)
-    rounds: int = Field(1, description="Of the adaptive attack on two models that take turns.")
+    seed: Seed = 0
+    rounds: int = Field(1, description="For two models that take turns: rounds of the adaptive attack.")
     captions: str | None = Field(
-        None, description="Text-to-image models draw the reference's own captions (default), fixed:TEXT, or those of a file."
+        None, description="Text-to-image models: what to draw: own (captions of the reference, default), fixed:TEXT or a file."
     )
-    prompts: Path | None = Field(None, description="Or these: a text per line, or a .json, .jsonl or .csv.")
-    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False, description="Of classifier-free guidance (7.5); 1 is none.")
+    prompts: Path | None = Field(
+        None, description="Text-to-image models: draw these prompts instead; one a line, or a .json, .jsonl or .csv."
+    )
+    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False, description="Scale of classifier-free guidance (7.5); 1 is none.")
     clip: str | None = Field(None, description="A CLIP for the CLIP score; hub id or folder (openai/clip-vit-large-patch14).")
     batch_size: int | None = Field(None, ge=1, description="Images per forward; default by their size.")
     extractor: str = Field(

@@ -59,7 +59,7 @@ class BlindTest(Record):
     auc: Estimate
     """How often an image in question has a higher score than a control, in [0, 1]; 0.5 is no difference."""
     chosen: str
-    """What told the sides apart best in most halves, in words."""
+    """Statistic that separates the sides best in most halves, in words."""
     detectable_auc: float | None = None
     """Smallest difference, as an AUC in [0.5, 1], that this test finds with probability 0.8; null where none is certain enough."""
 

@@ -55,7 +55,7 @@ class Scores:
     rule: str | None = None
     """Name of the rule in `diffleak.stats.rules` by which the calibrate part makes one score of the columns; null: one column is chosen."""
     logarithmic: bool = False
-    """Whether the statistics are logarithms or differences already, so that calibration takes none of them."""
+    """True if the statistics are logarithms or differences already, so that calibration takes none of them."""
     complexity: Float64[np.ndarray, "n f"] | None = None
     """What is regressed out of the scores (`diffleak.stats.calibration`), a row per image; null: nothing."""
     unit: Int64[np.ndarray, " n"] | None = None

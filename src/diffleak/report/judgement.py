@@ -200,8 +200,8 @@ def _caught(result: Result, words: Counted) -> str:
 def _not_excluded(auc: Estimate, words: Counted) -> str:
     more = "images" if words is IMAGES else "groups"
     return (
-        f"The interval includes 50 %, which is what guessing gives. These {more} cannot exclude that the attack picks the {words.member} "
-        f"up to {percent(auc.high or 1.0)} of the time; more {more} narrow this down, and a stronger attack may find more."
+        f"The interval includes 50 %, which is what guessing gives. With these {more} it may be that the attack picks the {words.member} "
+        f"up to {percent(auc.high or 1.0)} of the time; more {more} make the interval narrower, and a stronger attack may find more."
     )
 
 
@@ -237,12 +237,12 @@ def _release(record: AuditRecord, lead: Result) -> tuple[str, ...]:
     if evidence is None:
         return ()
     released = evidence.released
-    assumed = "" if evidence.release else ", which is assumed since --release names no other form and it is the most cautious one"
+    assumed = "" if evidence.release else ", which is assumed because no --release was given and it is the most cautious form"
     for_ = f"This answer is for a release of {RELEASES[released]}{assumed}"
     if evidence.counts(lead.access):
         whose = "anyone who has them" if released == "weights" else "any of its callers"
         return (f"{for_}: {whose} can run this attack.",)
-    needs = f"{visible(lead.attack)} must {ACCESS.get(lead.access, lead.access)}, which outsiders then cannot"
+    needs = f"{visible(lead.attack)} must {ACCESS.get(lead.access, lead.access)}, and this release does not let outsiders do that"
     if released == "images":
         return (
             f"{for_}: {needs}. No attack here works with such images alone; diffleak quality and diffleak extract measure what they "
@@ -279,7 +279,7 @@ def _mask(record: AuditRecord, result: Result) -> tuple[str, ...]:
     if result.complexity is not None:
         before = visible(base_label(result.attack, CALIBRATED))
         whose = "the reconstruction of each image" if result.complexity == RECONSTRUCTION else "each image"
-        return (f"{visible(result.attack)} is the attack {before} with what the complexity of {whose} explains of its score taken out.",)
+        return (f"{visible(result.attack)} is the attack {before} minus what the complexity of {whose} predicts of its score.",)
     if result.variant == "excess":
         return (
             f"{visible(result.attack)} is the attack {visible(result.base)} on what the model sees in each image beyond the reference "

@@ -1,5 +1,6 @@
 """Numbers and names, written the same in the terminal, in Markdown and in HTML. Rates are fractions in, percent out."""
 
+import re
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -142,3 +143,9 @@ def moment(iso: str) -> str:
     except ValueError:
         return iso
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if time.tzinfo else iso
+
+
+def last_part(model: str) -> str:
+    """The last part of a path, or the name on the hub."""
+    parts = [part for part in re.split(r"[/\\]", model) if part]
+    return visible((parts or ["model"])[-1])

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import Flag
+from diffleak.config import Flag, Seed
 from diffleak.data.config import Data, DataConfig, SkipUnreadable
 
 COLUMN = "group"  # the column that is read without --group
@@ -21,7 +21,7 @@ class SplitConfig(DataConfig):
     output: Annotated[Path, Flag("-o")] = Field(description="The split file, as split.json.")
     held_out: float | None = Field(None, gt=0, lt=1, description="Share of the images to hold out, such as 0.2.")
     coin: bool = Field(False, description="Draw each image's side by a fair coin of its own, as `diffleak epsilon` needs it.")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
     group: str | None = Field(
         None, description="Column of the metadata whose images stay together (person, patient); default 'group', where there is one."
     )

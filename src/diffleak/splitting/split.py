@@ -127,7 +127,7 @@ def draw(config: SplitConfig, data: Any = None) -> Outcome:
 
 
 def _groups(cohort: Cohort, column: str | None) -> list[str | None]:
-    """The group of every image; of a column that was not asked for an image may lack it, and then stands alone."""
+    """The group of every image; without --group an image may lack the column, and then stands alone."""
     if column is not None:
         return list(groups_of(cohort, column))
     values = cohort.column(COLUMN)

@@ -66,7 +66,7 @@ def sweep(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = 
     without the model, after the first checkpoint.
     """
     folder = config.output
-    assert folder is not None, "the command has asked for one"
+    assert folder is not None, "the command needs one"
     if (folder / "plan.json").exists():
         raise UserError(f"{folder} is the run folder of one audit; choose another -o for a sweep")
     if config.anonymous and config.anonymous_key is None:

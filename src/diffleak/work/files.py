@@ -154,5 +154,5 @@ def checked_folder(path: Path) -> Path:
 
 
 def open_to_others(path: Path) -> bool:
-    """Whether other users of this machine may read a file or enter a folder, as far as its own mode says."""
+    """True if other users of this machine may read a file or enter a folder, as far as its own mode says."""
     return os.name == "posix" and bool(path.stat().st_mode & 0o077)

@@ -11,7 +11,7 @@ from diffleak.records.digests import Sealed
 from diffleak.report.judgement import verdict
 from diffleak.report.media.markdown import to_markdown
 from diffleak.report.pages.audit import on_card
-from diffleak.report.wording import interval
+from diffleak.report.wording import interval, last_part
 
 TAGS = ("membership-inference", "privacy-audit")
 TEXT, IMAGES = "text-to-image", "unconditional-image-generation"  # tasks by the names of the hub
@@ -54,8 +54,7 @@ def _metrics(lead: Result) -> Any:
 
 def _name(model: str) -> str:
     """The last part of a path, or the name on the hub."""
-    parts = [part for part in re.split(r"[/\\]", model) if part]
-    return visible((parts or ["model"])[-1])
+    return last_part(model)
 
 
 def _text(record: AuditRecord, sealed: Sealed | None) -> str:

@@ -43,12 +43,13 @@ LIMITS = (
     ("A lower bound.", "Only the attacks in the table were run. A stronger one may find more; none of this proves that nothing leaks."),
     (
         "The attacker's access.",
-        "The results hold for the access named in the table; more access may find more, less access less.",
+        "The results hold for the access named in the table. Someone with less access may find less; someone "
+        "with more access may find more.",
     ),
     (
         "The same source.",
         "Members and held-out images must come from one source, divided at random. If they differ by themselves, the numbers measure "
-        "that. The check on pixel statistics catches only coarse differences.",
+        "that difference. The check on pixel statistics catches only coarse differences.",
     ),
     (
         "Averages.",
@@ -56,7 +57,10 @@ LIMITS = (
         "and the list of the highest scores look there.",
     ),
     ("One model.", "The intervals count the choice of images, not that of another training run, seed or data set."),
-    ("Membership, not copies.", "This audit does not measure copies; `diffleak extract` and `diffleak quality` do."),
+    (
+        "Membership, not copies.",
+        "This audit does not say if the model draws its training images again: `diffleak extract` and `diffleak quality` do.",
+    ),
 )
 
 Make = Callable[[Audited], Section | None]
@@ -94,8 +98,13 @@ SECTIONS: tuple[Make, ...] = (
     made.section,
     made.omitted,
 )
-# why it is, what to do, for the file, and how it was made, which has numbers and is folded away
-OF_INVALID: tuple[Make, ...] = (ANSWER[0], file.section, lambda audit: replace(made.section(audit), folded="The command and its settings"))
+# why it is, what to do, for the file, what the words mean, and how it was made, which has numbers and is folded away
+OF_INVALID: tuple[Make, ...] = (
+    ANSWER[0],
+    file.section,
+    lambda audit: glossary(),
+    lambda audit: replace(made.section(audit), folded="The command and its settings"),
+)
 ON_PAPER: tuple[Make, ...] = (*ANSWER, remedies.section, FIRST[-1], file.section)  # two pages: the answer, and for the file
 ON_CARD: tuple[Make, ...] = (*ANSWER, gates.section, coverage.section, lambda audit: limits(LIMITS), file.public)
 

@@ -22,11 +22,11 @@ GLOSSARY = (
     ("Image in question", "an image that may, or may not, have been in the training set."),
     ("Control", "an image of the same source that was certainly not in the training set."),
     ("Score", "a number that an attack computes from the model's answers for an image; images that were trained on tend to score higher."),
-    ("p-value", "how probable scores as high as these are for images that were not trained on. Small values speak for training."),
+    ("p-value (p)", "how probable scores as high as these are for images that were not trained on. Small values speak for training."),
     (
         "q-value",
-        "the share of wrong names to be expected in a list of all images with a p-value at least as small. A list at 0.05 is wrong about "
-        "one image in twenty.",
+        "the share of wrong names to be expected in a list of all images with a p-value at least as small. In a list at 0.05 about one "
+        "image in twenty is named wrongly.",
     ),
     ("AUC", "how often an image in question scores above a control; 0.5 is no difference, 1 is always."),
     ("Placebo", "the same test between two halves of the controls, where there is nothing to find."),
@@ -191,7 +191,7 @@ def _tests(record: InquiryRecord) -> Section:
     notes = (
         f"{merged} The answer counts only where placebo and blind test find nothing.",
         "Placebo: half of the controls against the other half. Blind test: the images in question against the controls, by pixel "
-        f"statistics; most telling were {visible(record.blind.chosen)}. {_seen(record)}",
+        f"statistics; the sides differ most in {visible(record.blind.chosen)}. {_seen(record)}",
     )
     return Section(
         "tests",

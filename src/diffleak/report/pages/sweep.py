@@ -16,10 +16,10 @@ GLOSSARY = (
     ("AUC", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
     ("TPR at 1 % FPR", "share of members an attack catches when it may raise a false alarm for 1 % of the held-out images."),
     ("Checkpoint", "the model, or the adapter, as it was after a number of training steps."),
-    ("Paired", "two checkpoints are judged on the same images, so that difficult images do not pass for a difference of the two."),
+    ("Paired", "two checkpoints are compared on the same images, so that a difference is not one of the images."),
 )
 LIMITS = (
-    ("A lower bound.", "Only the attacks of the runs were made. A stronger one may find more; none of this proves that nothing leaks."),
+    ("A lower bound.", "Only the attacks of these runs were tried. A stronger one may find more; none of this proves that nothing leaks."),
     (
         "Many looks.",
         "{points} checkpoints were audited, and the intervals are not widened for that: the last checkpoint within a limit is chosen "

@@ -13,7 +13,7 @@ from diffleak.report.wording import count, moment
 
 NOT_GIVEN = "not given"
 NO_LAW = (
-    "This is evidence about the risk that training images can be told from others. It names no law or standard as fulfilled. Digests "
+    "This is evidence about the risk that training images can be told apart from others. It names no law or standard as fulfilled. Digests "
     "show edits "
     "that were made by accident or without care; they do not prove who wrote a file."
 )

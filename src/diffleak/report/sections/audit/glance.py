@@ -91,7 +91,7 @@ def limit(record: AuditRecord) -> str:
 
 
 def validity(record: AuditRecord) -> str:
-    """Whether the numbers measure membership, in a few words."""
+    """Says in a few words if the numbers measure membership."""
     if record.valid is False:
         return "no: the numbers do not measure membership"
     if record.membership and record.membership.status == "contradicted, ignored":

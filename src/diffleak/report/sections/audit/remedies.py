@@ -8,7 +8,7 @@ STEPS = (  # name, what, heading in the README
     (
         "Train for fewer steps.",
         "Earlier checkpoints usually give away less. diffleak audit over all of them shows which ones keep a limit (--max-auc, --max-tpr)",
-        "Fine-tuned models",
+        "Which checkpoint?",
     ),
     (
         "Train with a defence.",
@@ -29,7 +29,8 @@ STEPS = (  # name, what, heading in the README
     ),
     (
         "Release less.",
-        "An interface that draws images gives outsiders less than the weights do. Audit with --release api and the black_box attack",
+        "An interface that draws images gives outsiders less than the weights do. For a text-to-image model audit with --release api and "
+        "the black_box attack; for other models use diffleak extract",
         "The attacks",
     ),
 )
