@@ -297,10 +297,10 @@ def report(
 
 @app.command()
 def verify(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished audit or sweep, or of a measurement.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="The folder of any finished command.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Compare every file of a run with its recorded SHA-256: recorded, edited, missing or unknown. Exit 1 for an edited record."""
+    """Compare every file of a folder with its recorded SHA-256: recorded, edited, missing or unknown. Exit 1 for an edited record."""
     from diffleak.records import digests as api
 
     found = api.verify(run)

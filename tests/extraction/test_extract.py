@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures.commands import call, refused
+from fixtures.commands import all_recorded, call, refused
 from fixtures.text import captioned_sides, text_folder
 from PIL import Image
 
@@ -183,7 +183,7 @@ def test_the_command_writes_the_record_and_the_page_resumes_and_draws_a_pair_aga
         gap = np.abs(np.asarray(Image.open(file)).astype(int) - drawn[pair.image, :, :, 0])
         assert gap.max() <= 1 and gap.mean() < 0.02, "a batch of one image moves the last bits of a forward, and uint8 hardly ever shows it"
         assert file.stat().st_mode & 0o777 == 0o600
-    assert read_extraction(folder / "extract.json").pairs == record.pairs
+    assert read_extraction(folder / "extract.json").pairs == record.pairs and all_recorded(folder)
     assert "numbered from 0 to 69; got 70" in refused(capsys, *command, "--only", "70")
 
 

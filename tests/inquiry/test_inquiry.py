@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures.commands import call, refused
+from fixtures.commands import all_recorded, call, refused
 from fixtures.models import ATTENTION, save_untrained
 from fixtures.text import CAPTIONS, SIDE, text_folder
 from PIL import Image
@@ -100,6 +100,7 @@ def test_the_command_leaves_a_record_a_table_and_a_page_and_resumes(model, data,
     ):
         assert words in html
     assert not (run / "audit.json").exists() and not (run / "report.html").exists()
+    assert all_recorded(run) and {path.stat().st_mode & 0o777 for path in run.glob("inquiry.*")} == {0o600}
 
     def fail(*_):
         raise AssertionError("every score is there")

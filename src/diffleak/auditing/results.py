@@ -19,7 +19,6 @@ from diffleak.report import to_html
 from diffleak.report.judgement import read_record
 from diffleak.report.pages.audit import page
 from diffleak.work.files import write_text
-from diffleak.work.progress import say
 
 
 def write_results(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None, maps: Maps | None = None) -> None:
@@ -31,15 +30,14 @@ def write_results(folder: Path, record: AuditRecord, samples: Samples, cohort: C
         (folder / MAPS).unlink(missing_ok=True)  # those of an earlier call may be at another timestep
     text = record.model_dump_json(indent=2)
     _write_report(folder, record, samples, cohort, digests.sealed(folder, text))
-    write_text(folder / digests.AUDIT, text)
+    write_text(folder / digests.AUDIT, text, private=True)
     digests.write_audit_digests(folder)
 
 
 def read_unedited(folder: Path) -> AuditRecord:
     """The record of a finished run; raises `RecordEdited` for one that was edited, and says where nothing can be compared."""
     record = read_record(folder)
-    if not digests.refuse_edited(folder):
-        say(f"note: {folder} has no {digests.FILE}, so its files cannot be compared with what was written")
+    digests.refuse_edited_or_say(folder)
     return record
 
 

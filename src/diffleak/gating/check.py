@@ -32,7 +32,7 @@ from diffleak.records.sweep import FILE as SWEEP
 from diffleak.records.sweep import read_sweep
 from diffleak.report.judgement import read_record
 from diffleak.report.sections.audit.gates import sentence
-from diffleak.work.files import hash_file, write_text
+from diffleak.work.files import hash_file
 
 AUDIT = "audit.json"
 ORDER = (*LIMITS, "max_copies", "max_epsilon")
@@ -67,6 +67,7 @@ def check_folder(config: GateConfig) -> GateRecord:
     folder = config.run
     if not folder.is_dir():
         raise UserError(f"RUN must be the folder of a finished command; there is no folder {folder}")
+    digests.refuse_edited(folder, but=(FILE,))
     of_attacks = any(getattr(config, limit) is not None for limit in LIMITS)
     found = _attacks(folder, config) if of_attacks else Found((), (), None, _fingerprint(folder))
     beside = [*_copies(folder, config, found.fingerprint), *_epsilon(folder, config, found.fingerprint)]
@@ -82,7 +83,7 @@ def check_folder(config: GateConfig) -> GateRecord:
         last_passing=found.last_passing,
         files=tuple(CheckedFile(file=path.relative_to(folder).as_posix(), sha256=hash_file(path)) for path in files),
     )
-    write_text(folder / FILE, record.model_dump_json(indent=2))
+    digests.write_recorded(folder, {FILE: record.model_dump_json(indent=2)})
     return record
 
 
@@ -132,7 +133,6 @@ def _attacks(folder: Path, config: GateConfig) -> Found:
 
 
 def _audit(folder: Path, config: GateConfig) -> Found:
-    digests.refuse_edited(folder)
     record = read_record(folder)
     return Found(_of_audit(record, config, str(folder)), (folder / AUDIT,), None, record.plan.model_fingerprint)
 
@@ -150,7 +150,7 @@ def _of_audit(record: AuditRecord, config: GateConfig, name: str) -> tuple[Gate,
 def _sweep(folder: Path, config: GateConfig) -> Found:
     points, passing, checks = read_sweep(folder).points, list[str](), tuple[Gate, ...]()
     for point in points:
-        digests.refuse_edited(folder / point.run)
+        digests.refuse_edited(folder / point.run, but=(FILE,))
         checks = _of_audit(read_record(folder / point.run), config, str(folder / point.run))
         passing += [point.name] if all(each.passed for each in checks) else []
     last = tuple(each.model_copy(update={"attack": f"{points[-1].name}: {each.attack}"}) for each in checks)
