@@ -556,10 +556,11 @@ def _print_record(record: Any, page: Callable[[Any], "Page"], written: Path | No
 def _print_audit(record: "AuditRecord", folder: Path, as_json: bool) -> None:
     if as_json:
         return print(record.model_dump_json(indent=2))
+    from diffleak.records.gate import read_gate
     from diffleak.report import handling
     from diffleak.report.pages.audit import page
 
-    _print_record(record, page, folder / "report.html", as_json)
+    _print_record(record, lambda record: page(record, gated=read_gate(folder)), folder / "report.html", as_json)
     print(visible(handling.in_terminal(record.plan.anonymous is not None, folder)))
 
 

@@ -69,7 +69,7 @@ def test_the_question_its_answer_the_facts_and_what_was_not_tested_stand_before_
         "Can someone who has an image find out",
         "Yes: training images can be told apart",
         "Form of release",
-        "NOT MET (1 of 1 checks failed; sima: AUC may reach 0.910",
+        "AUC at most 0.6 is NOT MET by 0.310: sima: AUC may reach 0.910",
         "Is the audit valid?",
         "600 training images (of 4,000 that the model was trained on)",
         "What was not tested",

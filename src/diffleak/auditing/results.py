@@ -10,14 +10,12 @@ from diffleak.data.pixels import CHANNEL_NAMES, png, without_alpha
 from diffleak.errors import UserError
 from diffleak.records import digests
 from diffleak.records.audit import AuditRecord
-from diffleak.records.epsilon import read_epsilon
 from diffleak.records.maps import FILE as MAPS
 from diffleak.records.maps import Maps, read_maps, write_maps
 from diffleak.records.run_folder import read_samples, write_samples
 from diffleak.records.scores import Samples
-from diffleak.report import to_html
 from diffleak.report.judgement import read_record
-from diffleak.report.pages.audit import page
+from diffleak.report.written import write_report
 from diffleak.work.files import write_text
 
 
@@ -64,7 +62,7 @@ def rewrite_report(folder: Path, thumbnails: bool) -> AuditRecord:
 
 def _write_report(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None, sealed: digests.Sealed) -> None:
     thumbnail, maps = (_thumbnails(cohort, record), read_maps(folder)) if cohort else (None, None)
-    write_text(folder / digests.REPORT, to_html(page(record, samples, thumbnail, maps, sealed, read_epsilon(folder))))
+    write_report(folder, record, samples, thumbnail, maps, sealed)
 
 
 def _thumbnails(cohort: Cohort, record: AuditRecord) -> Callable[[str], bytes]:

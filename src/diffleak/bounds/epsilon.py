@@ -22,6 +22,7 @@ from diffleak.records.epsilon import FILE, EpsilonRecord
 from diffleak.records.run_folder import read_samples, read_scores
 from diffleak.records.scores import Scores, chunk_files
 from diffleak.report.judgement import read_record
+from diffleak.report.written import refresh_report
 from diffleak.stats.blind import finding
 from diffleak.stats.epsilon import LEVEL, calibrate_units, choose, count, lower_bound
 from diffleak.stats.rules import Key, settled
@@ -111,6 +112,7 @@ def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -
         warnings=tuple(_warnings(audited, len(shared), chosen_delta, audited.promise, comparable)),
     )
     digests.write_recorded(folder, {FILE: record.model_dump_json(indent=2)})
+    refresh_report(folder)
     return record
 
 

@@ -6,7 +6,7 @@
     quality.json, extract.json    the copy rate
     epsilon.json                  the lower bound on epsilon
 
-Nothing is measured again. A number that is not there has not passed.
+Nothing is measured again. A number that is not there has not passed. The report of an audit is written again, with the limits.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,8 @@ from diffleak.records.quality import read_quality
 from diffleak.records.sweep import FILE as SWEEP
 from diffleak.records.sweep import read_sweep
 from diffleak.report.judgement import read_record
-from diffleak.report.sections.audit.gates import sentence
+from diffleak.report.sections.audit.gates import outcome
+from diffleak.report.written import refresh_report
 from diffleak.work.files import hash_file
 
 AUDIT = "audit.json"
@@ -53,7 +54,7 @@ class Found(NamedTuple):
 
 
 def gate(run: str | Path, **limits: Any) -> GateRecord:
-    """Checks a finished folder against limits and writes RUN/gate.json.
+    """Checks a finished folder against limits and writes RUN/gate.json, and the limits into the report of an audit.
 
     limits: max_auc, max_tpr, max_excess_auc, max_copies (each in [0, 1]) and max_epsilon (at least 0), at least one of them.
     Raises `UserError` for a folder that lacks what a limit needs, and `InvalidAudit` where its numbers do not measure membership. A
@@ -84,6 +85,7 @@ def check_folder(config: GateConfig) -> GateRecord:
         files=tuple(CheckedFile(file=path.relative_to(folder).as_posix(), sha256=hash_file(path)) for path in files),
     )
     digests.write_recorded(folder, {FILE: record.model_dump_json(indent=2)})
+    refresh_report(folder)
     return record
 
 
@@ -105,17 +107,7 @@ def _of(record: GateRecord, limit: str) -> list[Gate]:
 
 
 def _line(record: GateRecord, limit: str) -> str:
-    checks, at_most = _of(record, limit), record.limits[limit]
-    failed = [each for each in checks if not each.passed]
-    worst = max(failed or checks, key=lambda each: float("inf") if each.reach is None else each.reach)
-    if not failed:
-        of = f" (the highest of {len(checks):,})" if len(checks) > 1 else ""
-        return f"{flag(limit)} {at_most:g} is met: {sentence(worst)}{of}"
-    known = [each for each in failed if each.reach is not None]
-    nearest = max(known, key=lambda each: each.reach or 0.0) if known else worst
-    by = f" by {nearest.reach - at_most:.3f}" if nearest.reach is not None else ""
-    of = f" ({len(failed):,} of {len(checks):,} fail)" if len(checks) > 1 else ""
-    return f"{flag(limit)} {at_most:g} is not met{by}: {sentence(nearest)}{of}"
+    return f"{flag(limit)} {record.limits[limit]:g} {outcome(_of(record, limit))}"
 
 
 # attacks

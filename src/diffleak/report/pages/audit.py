@@ -11,6 +11,7 @@ from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.digests import Sealed
 from diffleak.records.epsilon import EpsilonRecord
+from diffleak.records.gate import Gated
 from diffleak.records.maps import Maps
 from diffleak.records.scores import Samples
 from diffleak.report import handling
@@ -107,26 +108,28 @@ def page(
     maps: Maps | None = None,
     sealed: Sealed | None = None,
     bound: EpsilonRecord | None = None,
+    gated: Gated | None = None,
 ) -> Page:
     """The report; only with samples it has figures, and only with thumbnails, an image's PNG by its id, images with their maps.
 
-    sealed: the digests of the files beside it, which it prints. bound: what `diffleak epsilon` found, which gets a section.
+    sealed: the digests of the files beside it, which it prints. bound: what `diffleak epsilon` found, which gets a section. gated: what
+    `diffleak gate` checked.
     """
-    audit = Audited(record, samples, thumbnail, maps, bound, sealed)
+    audit = Audited(record, samples, thumbnail, maps, bound, sealed, gated)
     invalid = audit.verdict.level == "invalid"
     found = _page(audit, OF_INVALID if invalid else SECTIONS)
     return replace(found, style="maps.css") if maps and thumbnail and not invalid else found
 
 
-def on_paper(record: AuditRecord, sealed: Sealed | None = None) -> Page:
+def on_paper(record: AuditRecord, sealed: Sealed | None = None, gated: Gated | None = None) -> Page:
     """The answer and what belongs into the file, without charts and tables: two pages of paper."""
-    audit = Audited(record, sealed=sealed)
+    audit = Audited(record, sealed=sealed, gated=gated)
     return _page(audit, (ANSWER[0], file.section) if audit.verdict.level == "invalid" else ON_PAPER, "paper.css")
 
 
-def on_card(record: AuditRecord, sealed: Sealed | None = None) -> Page:
+def on_card(record: AuditRecord, sealed: Sealed | None = None, gated: Gated | None = None) -> Page:
     """What everybody may know: the answer, what was not tested, and the hashes."""
-    audit = Audited(record, sealed=sealed)
+    audit = Audited(record, sealed=sealed, gated=gated)
     return _page(audit, (ANSWER[0], file.public) if audit.verdict.level == "invalid" else ON_CARD)
 
 

@@ -48,7 +48,7 @@ def _rows(audit: Audited) -> Iterator[tuple[str, str]]:
     yield "Question", QUESTION
     yield "Answer", audit.verdict.title
     if valid:
-        yield "Limit agreed", glance.limit(record)
+        yield "Limit agreed", glance.limit(audit)
     yield "Valid", glance.validity(record)
     yield from _model(record)
     yield "Training images", glance.training_size(record) or "number not known: no split.json lies beside the model"
