@@ -9,6 +9,7 @@ from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.digests import Sealed
 from diffleak.records.gate import Gated
+from diffleak.report.counting import held_out, trained
 from diffleak.report.judgement import verdict
 from diffleak.report.media.markdown import to_markdown
 from diffleak.report.pages.audit import on_card
@@ -34,7 +35,7 @@ def _metadata(record: AuditRecord) -> dict[str, Any]:
     if judged.level == "invalid" or lead is None:
         return found
     task = TEXT if record.plan.captions is not None else IMAGES
-    dataset = {"name": f"{record.split.members} training and {record.split.nonmembers} held-out images", "type": "private"}
+    dataset = {"name": f"{trained(record)} and {held_out(record)}", "type": "private"}
     dataset["revision"] = record.plan.data_fingerprint
     result = {"task": {"type": task}, "dataset": dataset, "metrics": list(_metrics(lead))}
     return found | {"model-index": [{"name": _name(record.plan.model), "results": [result]}]}

@@ -16,6 +16,7 @@ from diffleak.records.maps import Maps
 from diffleak.records.scores import Samples
 from diffleak.report import handling
 from diffleak.report.audited import Audited
+from diffleak.report.counting import held_out, trained
 from diffleak.report.judgement import QUESTION
 from diffleak.report.section import Page, Section, sections
 from diffleak.report.sections import UNSHOWN, glossary, limits, model, verdict, warnings
@@ -38,7 +39,7 @@ from diffleak.report.sections.audit import (
     remedies,
 )
 from diffleak.report.table import columns, difference_cell
-from diffleak.report.wording import count, counted, moment
+from diffleak.report.wording import count, moment
 
 LIMITS = (
     ("A lower bound.", "Only the attacks in the table were run. A stronger one may find more; none of this proves that nothing leaks."),
@@ -136,9 +137,8 @@ def on_card(record: AuditRecord, sealed: Sealed | None = None, gated: Gated | No
 def _page(audit: Audited, made: Sequence[Make], style: str = "") -> Page:
     record, invalid = audit.record, audit.verdict.level == "invalid"
     evidence, size = record.evidence, glance.training_size(record)
-    of = f" of {size}" if size else ""
-    words = counted(record.split.unit)
-    sides = f"tested: {count(record.split.members)}{of} {words.trained}, {count(record.split.nonmembers)} {words.all_held_out}"
+    of = f" (of {size})" if size else ""
+    sides = f"tested: {trained(record)}{of}, {held_out(record)}"
     by = f" · by {visible(evidence.auditor)}" if evidence and evidence.auditor else ""
     return Page(
         title=f"Membership audit of {visible(record.plan.model)}",

@@ -5,6 +5,7 @@ from markupsafe import Markup
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Gate
 from diffleak.report.audited import Audited
+from diffleak.report.counting import held_out, trained, units
 from diffleak.report.judgement import RELEASES
 from diffleak.report.section import Facts, Section, Sentences, heading, prose
 from diffleak.report.sections import UNSHOWN
@@ -51,12 +52,9 @@ def untested(audit: Audited) -> Section:
 def not_tested(record: AuditRecord) -> tuple[str, ...]:
     """What was not tested, in three sentences."""
     size = training_size(record)
-    images = f"{count(record.split.members)} training images were tested, of {size}. For the others nothing is shown."
+    images = f"{trained(record)} were tested, of {size} images. For the others nothing is shown."
     if size is None:
-        images = (
-            f"{count(record.split.members)} training images were tested; how many the model was trained on is not known. For "
-            "others nothing is shown."
-        )
+        images = f"{trained(record)} were tested; how many images the model was trained on is not known. For others nothing is shown."
     return (
         f"Other attacks: {missing(record)} Attackers who train models of their own (shadow models) are not part of diffleak.",
         "Copies: this audit does not say whether the model draws its training images again; diffleak quality and diffleak extract do.",
@@ -110,14 +108,14 @@ def validity(record: AuditRecord) -> str:
 
 
 def tested(record: AuditRecord) -> str:
-    """How many images, of how many."""
+    """How many images, of how many, and what they count as."""
     size, split = training_size(record), record.split
     of = f" (of {size} that the model was trained on)" if size else ""
     part = ""
     if record.plan.calibration:
         sides = split.members - split.calibrate_members, split.nonmembers - split.calibrate_nonmembers
-        part = f"; settings are chosen on some, the numbers are of the other {count(sides[0])} and {count(sides[1])}"
-    return f"{count(split.members)} training images{of} and {count(split.nonmembers)} held-out images{part}"
+        part = f"; settings are chosen on some, the numbers are of the other {units(record, *sides)}"
+    return f"{trained(record)}{of} and {held_out(record)}{part}"
 
 
 def training_size(record: AuditRecord) -> str | None:
