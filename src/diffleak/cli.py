@@ -272,23 +272,39 @@ def metrics(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished audit.", show_default=False)],
-    thumbnails: Annotated[bool, Opt("--thumbnails", help="Show the members that score highest (private); reads the data again.")] = False,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of a finished audit, audit of checkpoints, inquire, extract, check, compare or lora.", show_default=False
+        ),
+    ],
+    thumbnails: Annotated[
+        bool,
+        Opt("--thumbnails", help="Audit: show the members that score highest (private), from the data; extract: the closest pairs."),
+    ] = False,
     form: Annotated[
         str,
-        Opt("--format", help="html (default), markdown, card (for a model card), pdf (two pages, by an installed browser), latex or csv."),
+        Opt(
+            "--format",
+            help="All: html (default), markdown, pdf (by an installed browser). An audit also: card (for a model card), latex, csv.",
+        ),
     ] = "html",
     markdown: Annotated[bool, Opt("--markdown", help="The same as --format markdown.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the report of an audit, or of a sweep, again and print the table; a record that was edited is refused."""
+    """Write the page of a folder again from its record, and print it; a record that was edited is refused."""
     from diffleak.auditing import formats as api
+    from diffleak.report import again
 
     chosen = api.known("markdown" if markdown else form)
     if (as_json and chosen != "html") or (thumbnails and chosen not in api.WITH_PAGE):
         raise UserError(f"--format {chosen} prints no JSON and shows no images: leave out {'--json' if as_json else '--thumbnails'}")
     if (run / "sweep.json").is_file():
         return _report_sweep(run, thumbnails, chosen, as_json)
+    if not (run / "audit.json").is_file():
+        again.refuse_others(run)
+        if names := again.kinds_in(run):
+            return _report_again(run, names, chosen, thumbnails, as_json)
     record, text = api.formatted(run, chosen, thumbnails)
     if chosen == "html":
         return _print_audit(record, run, as_json)
@@ -508,6 +524,22 @@ def _sweep(settings: "AuditConfig", found: "Checkpoints", as_json: bool) -> None
         return _print({"finished": False}, as_json, "this shard is done")
     _print_record(record, page, settings.output / "report.html", as_json)
     api.gate(record)
+
+
+def _report_again(folder: Path, names: tuple[str, ...], form: str, thumbnails: bool, as_json: bool) -> None:
+    """The pages of a folder that is no audit's again."""
+    from diffleak.report import again
+
+    if as_json and len(names) > 1:
+        raise UserError(f"--json prints one record; {folder} has {' and '.join(names)}: leave it out")
+    written = again.write_again(folder, form, thumbnails)
+    if form == "markdown":
+        return print(again.as_markdown(written).removesuffix("\n"))
+    for record, page, file in written:
+        if form == "pdf":
+            print(visible(f"report: {file}"))
+        else:
+            _print_record(record, lambda _, page=page: page, file, as_json)
 
 
 def _report_sweep(folder: Path, thumbnails: bool, form: str, as_json: bool) -> None:

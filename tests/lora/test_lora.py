@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures.commands import all_recorded, call, refused
+from fixtures.commands import all_recorded, call, refused, written_again
 from fixtures.loras import TRAINED, trained_adapters
 
 from diffleak.data.sources import open_source
@@ -142,6 +142,7 @@ def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
     )
     code, out, err = call(capsys, *command)
     assert code == 0 and record.answer.split(":")[0] in out and all_recorded(tmp_path / "run")
+    assert written_again(capsys, tmp_path / "run" / "lora.html")
 
 
 def test_without_held_out_pictures_drawings_stand_beside_those_of_the_base(trained: Any, tmp_path: Path, capsys: Any) -> None:

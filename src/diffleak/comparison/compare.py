@@ -25,6 +25,7 @@ from diffleak.records.base import Estimate
 from diffleak.records.comparison import (
     FILE,
     LOWER_IS_BETTER,
+    PAGE,
     ComparedResult,
     ComparedRun,
     Comparison,
@@ -93,7 +94,7 @@ def save(record: Comparison, folder: Path) -> None:
     from diffleak.report import to_html
     from diffleak.report.pages.comparison import page
 
-    write_recorded(folder, {"compare.html": to_html(page(record)), FILE: record.model_dump_json(indent=2)})
+    write_recorded(folder, {PAGE: to_html(page(record)), FILE: record.model_dump_json(indent=2)})
 
 
 def write_tables(record: Comparison, latex: Path | None, csv: Path | None) -> None:
