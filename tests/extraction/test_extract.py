@@ -188,7 +188,9 @@ def test_the_command_writes_the_record_and_the_page_resumes_and_draws_a_pair_aga
     assert "numbered from 0 to 69; got 70" in refused(capsys, *command, "--only", "70")
     (folder / "digests.json").unlink()
     (folder / "pairs" / "001-member.png").unlink()
-    assert f"{folder / 'pairs' / '001-member.png'} is not there: repeat the extract command" in refused(capsys, "report", folder, "--thumbnails")
+    assert f"{folder / 'pairs' / '001-member.png'} is not there: repeat the extract command" in refused(
+        capsys, "report", folder, "--thumbnails"
+    )
 
 
 @pytest.mark.slow
