@@ -273,23 +273,39 @@ def metrics(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished audit.", show_default=False)],
-    thumbnails: Annotated[bool, Opt("--thumbnails", help="Show the members that score highest (private); reads the data again.")] = False,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of a finished audit, audit of checkpoints, inquire, extract, check, compare or lora.", show_default=False
+        ),
+    ],
+    thumbnails: Annotated[
+        bool,
+        Opt("--thumbnails", help="Audit: show the members that score highest (private), from the data; extract: the closest pairs."),
+    ] = False,
     form: Annotated[
         str,
-        Opt("--format", help="html (default), markdown, card (for a model card), pdf (two pages, by an installed browser), latex or csv."),
+        Opt(
+            "--format",
+            help="All: html (default), markdown, pdf (by an installed browser). An audit also: card (for a model card), latex, csv.",
+        ),
     ] = "html",
     markdown: Annotated[bool, Opt("--markdown", help="The same as --format markdown.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the report of an audit, or of a sweep, again and print the table; a record that was edited is refused."""
+    """Write the page of a folder again from its record, and print it; a record that was edited is refused."""
     from diffleak.auditing import formats as api
+    from diffleak.report import again
 
     chosen = api.known("markdown" if markdown else form)
     if (as_json and chosen != "html") or (thumbnails and chosen not in api.WITH_PAGE):
         raise UserError(f"--format {chosen} prints no JSON and shows no images: leave out {'--json' if as_json else '--thumbnails'}")
     if (run / "sweep.json").is_file():
         return _report_sweep(run, thumbnails, chosen, as_json)
+    if not (run / "audit.json").is_file():
+        again.refuse_others(run)
+        if names := again.kinds_in(run):
+            return _report_again(run, names, chosen, thumbnails, as_json)
     record, text = api.formatted(run, chosen, thumbnails)
     if chosen == "html":
         return _print_audit(record, run, as_json)
@@ -298,10 +314,10 @@ def report(
 
 @app.command()
 def verify(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished audit or sweep, or of a measurement.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="The folder of any finished command.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Compare every file of a run with its recorded SHA-256: recorded, edited, missing or unknown. Exit 1 for an edited record."""
+    """Compare every file of a folder with its recorded SHA-256: recorded, edited, missing or unknown. Exit 1 for an edited record."""
     from diffleak.records import digests as api
 
     found = api.verify(run)
@@ -519,6 +535,22 @@ def _sweep(settings: "AuditConfig", found: "Checkpoints", as_json: bool) -> None
     api.gate(record)
 
 
+def _report_again(folder: Path, names: tuple[str, ...], form: str, thumbnails: bool, as_json: bool) -> None:
+    """The pages of a folder that is no audit's again."""
+    from diffleak.report import again
+
+    if as_json and len(names) > 1:
+        raise UserError(f"--json prints one record; {folder} has {' and '.join(names)}: leave it out")
+    written = again.write_again(folder, form, thumbnails)
+    if form == "markdown":
+        return print(again.as_markdown(written).removesuffix("\n"))
+    for record, page, file in written:
+        if form == "pdf":
+            print(visible(f"report: {file}"))
+        else:
+            _print_record(record, lambda _, page=page: page, file, as_json)
+
+
 def _report_sweep(folder: Path, thumbnails: bool, form: str, as_json: bool) -> None:
     """The page on all checkpoints again."""
     from diffleak.report.pages.sweep import page
@@ -565,10 +597,11 @@ def _print_record(record: Any, page: Callable[[Any], "Page"], written: Path | No
 def _print_audit(record: "AuditRecord", folder: Path, as_json: bool) -> None:
     if as_json:
         return print(record.model_dump_json(indent=2))
+    from diffleak.records.gate import read_gate
     from diffleak.report import handling
     from diffleak.report.pages.audit import page
 
-    _print_record(record, page, folder / "report.html", as_json)
+    _print_record(record, lambda record: page(record, gated=read_gate(folder)), folder / "report.html", as_json)
     print(visible(handling.in_terminal(record.plan.anonymous is not None, folder)))
 
 

@@ -14,6 +14,7 @@ from diffleak.data.sources import open_source
 from diffleak.errors import UserError
 from diffleak.inquiry.config import InquireConfig, inquired
 from diffleak.quality.config import QualityConfig, read_real
+from diffleak.records.digests import refuse_edited
 from diffleak.records.inquiry import FILE as INQUIRY
 from diffleak.records.inquiry import read_inquiry
 from diffleak.records.quality import FILE as QUALITY
@@ -34,6 +35,7 @@ def reveal(folder: Path, key_file: Path | None = None, output: Path | None = Non
     images are listed again from where the run read them. Raises `UserError` for a run that is not anonymous, another key, and data
     that is no longer there.
     """
+    refuse_edited(folder)
     recorded = _recorded(folder)
     names = {name for name, _ in recorded.values()}
     if names in (set(), {None}):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures.commands import call, refused
+from fixtures.commands import all_recorded, call, refused, written_again
 from fixtures.text import captioned_sides, text_folder
 from PIL import Image
 
@@ -172,6 +172,7 @@ def test_the_command_writes_the_record_and_the_page_resumes_and_draws_a_pair_aga
     assert json.loads(out)["pairs"] == raw["pairs"]
     assert (folder / "extract.html").read_text().count("<img") == 48
     files = sorted((folder / "pairs").iterdir())
+    assert written_again(capsys, folder / "extract.html", "--thumbnails")
     assert len(files) == 48 and {file.stat().st_mode & 0o777 for file in files} == {0o600}
     assert (folder / "pairs").stat().st_mode & 0o777 == 0o700
     drawn = np.concatenate([np.load(path, allow_pickle=False) for path in sorted(chunks)])
@@ -183,8 +184,13 @@ def test_the_command_writes_the_record_and_the_page_resumes_and_draws_a_pair_aga
         gap = np.abs(np.asarray(Image.open(file)).astype(int) - drawn[pair.image, :, :, 0])
         assert gap.max() <= 1 and gap.mean() < 0.02, "a batch of one image moves the last bits of a forward, and uint8 hardly ever shows it"
         assert file.stat().st_mode & 0o777 == 0o600
-    assert read_extraction(folder / "extract.json").pairs == record.pairs
+    assert read_extraction(folder / "extract.json").pairs == record.pairs and all_recorded(folder)
     assert "numbered from 0 to 69; got 70" in refused(capsys, *command, "--only", "70")
+    (folder / "digests.json").unlink()
+    (folder / "pairs" / "001-member.png").unlink()
+    assert f"{folder / 'pairs' / '001-member.png'} is not there: repeat the extract command" in refused(
+        capsys, "report", folder, "--thumbnails"
+    )
 
 
 @pytest.mark.slow

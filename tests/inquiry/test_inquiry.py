@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures.commands import call, refused
+from fixtures.commands import all_recorded, call, refused, written_again
 from fixtures.models import ATTENTION, save_untrained
 from fixtures.text import CAPTIONS, SIDE, text_folder
 from PIL import Image
@@ -100,6 +100,11 @@ def test_the_command_leaves_a_record_a_table_and_a_page_and_resumes(model, data,
     ):
         assert words in html
     assert not (run / "audit.json").exists() and not (run / "report.html").exists()
+    assert all_recorded(run) and {path.stat().st_mode & 0o777 for path in run.glob("inquiry.*")} == {0o600}
+    assert written_again(capsys, run / "inquiry.html")
+    assert "no pictures" in refused(capsys, "report", run, "--thumbnails")
+    assert "--format card is of an audit" in refused(capsys, "report", run, "--format", "card")
+    assert call(capsys, "report", run, "--markdown")[1].startswith("## Were these images in the training set?")
 
     def fail(*_):
         raise AssertionError("every score is there")

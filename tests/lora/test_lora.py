@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures.commands import call, refused
+from fixtures.commands import all_recorded, call, refused, written_again
 from fixtures.loras import TRAINED, trained_adapters
 
 from diffleak.data.sources import open_source
@@ -141,7 +141,8 @@ def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
         and "--adapters" not in record.command
     )
     code, out, err = call(capsys, *command)
-    assert code == 0 and record.answer.split(":")[0] in out
+    assert code == 0 and record.answer.split(":")[0] in out and all_recorded(tmp_path / "run")
+    assert written_again(capsys, tmp_path / "run" / "lora.html")
 
 
 def test_without_held_out_pictures_drawings_stand_beside_those_of_the_base(trained: Any, tmp_path: Path, capsys: Any) -> None:
@@ -155,7 +156,7 @@ def test_without_held_out_pictures_drawings_stand_beside_those_of_the_base(train
     assert row.decision in ("undecided", "do not publish") and record.held_out is None and record.step_source is None
     for name in ("base", "dog"):
         assert (tmp_path / "run" / "drawings" / name / "extract.json").exists()
-    assert "Nothing was held out." in to_html(page(record))
+    assert "Nothing was held out." in to_html(page(record)) and all_recorded(tmp_path / "run")
 
 
 def test_bad_input_is_one_line(trained: Any, tmp_path: Path, capsys: Any) -> None:

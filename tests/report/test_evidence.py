@@ -20,11 +20,13 @@ from diffleak.records.audit import Blind, Gate
 from diffleak.records.digests import Sealed
 from diffleak.records.evidence import Evidence
 from diffleak.report import to_html, to_markdown, verdict
+from diffleak.report.audited import Audited
 from diffleak.report.judgement import NO_INCIDENT, with_validity
 from diffleak.report.media import pdf
 from diffleak.report.media.card import model_card
+from diffleak.report.media.latex import results_latex
 from diffleak.report.pages.audit import on_card, on_paper, page
-from diffleak.report.sections.audit import attacks, coverage, glance, remedies
+from diffleak.report.sections.audit import attacks, coverage, file, glance, remedies
 
 ROOT = Path(__file__).parents[2]
 DIFFERENT = Blind(value=0.81, low=0.78, high=0.84)
@@ -70,7 +72,7 @@ def test_the_question_its_answer_the_facts_and_what_was_not_tested_stand_before_
         "Can someone who has an image find out",
         "Yes: training images can be told apart",
         "Form of release",
-        "NOT MET (1 of 1 checks failed; sima: AUC may reach 0.910",
+        "AUC at most 0.6 is NOT MET by 0.310: sima: AUC may reach 0.910",
         "Is the audit valid?",
         "600 training images (of 4,000 that the model was trained on)",
         "What was not tested",
@@ -85,13 +87,40 @@ def test_the_question_its_answer_the_facts_and_what_was_not_tested_stand_before_
     assert found == sorted(found)
 
 
+@pytest.mark.parametrize(
+    ("unit", "group", "said", "part"),
+    [
+        (
+            "cluster",
+            None,
+            "650 training images in 600 groups of near-duplicates",
+            "480 training and 480 held-out groups of near-duplicates",
+        ),
+        ("group", "patient", "650 training images in 600 groups by patient", "480 held-out groups by patient"),
+    ],
+)
+def test_where_images_count_together_every_page_and_table_says_what_is_counted(leak, unit, group, said, part):
+    record = leak[0]
+    plan = record.plan.model_copy(update={"n_members": 650, "n_nonmembers": 700, "group": group})
+    record = other(record, plan=plan, split=record.split.model_copy(update={"unit": unit}))
+    first = dict(glance.section(Audited(record)).blocks[0].rows)["Images tested"]
+    assert first.startswith(f"{said} (of 4,000 that the model was trained on) and 700 held-out images in 600") and part in first
+    assert said in glance.not_tested(record)[2] and "of 4,000 images" in glance.not_tested(record)[2]
+    kept = dict(file.section(Audited(record)).blocks[0].rows)
+    assert said in kept["Counted"] and "120 training and 120 held-out groups" in kept["Chosen on which images"] and part in str(kept)
+    assert said in page(record).meta and said in markdown(record)
+    card = ModelCard(model_card(record))
+    assert said in card.data.eval_results[0].dataset_name
+    assert said.replace("training images", "members") in results_latex(record)
+
+
 def test_what_was_not_tested_is_three_lines_and_names_the_attacks(leak):
     lines = glance.not_tested(leak[0])
     assert len(lines) == 3
     assert "pfami, loss_frequency, pia_frequency, gradient" in lines[0] and "black_box" not in lines[0]
     assert "600 training images were tested, of 4,000" in lines[2]
     unknown = other(leak[0], evidence=evidence(training_images=None))
-    assert "how many the model was trained on is not known" in glance.not_tested(unknown)[2]
+    assert "how many images the model was trained on is not known" in glance.not_tested(unknown)[2]
 
 
 def test_a_leak_is_said_to_be_no_incident_and_a_pair_no_share_of_people(leak, shown):

@@ -22,10 +22,10 @@ from diffleak.records.epsilon import FILE, EpsilonRecord
 from diffleak.records.run_folder import read_samples, read_scores
 from diffleak.records.scores import Scores, chunk_files
 from diffleak.report.judgement import read_record
+from diffleak.report.written import refresh_report
 from diffleak.stats.blind import finding
 from diffleak.stats.epsilon import LEVEL, calibrate_units, choose, count, lower_bound
 from diffleak.stats.rules import Key, settled
-from diffleak.work.files import write_text
 
 DELTA = 1e-5  # where neither the user nor a promise says another one
 FEWEST = 20  # units of the calibrate part below which nothing can be chosen
@@ -53,7 +53,7 @@ def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -
         raise UserError(f"--delta must be in (0, 1), and well below one over the number of images; got {delta:g}")
     if not 0 < level < 1:
         raise UserError(f"--level must be in (0, 1), such as 0.95; got {level:g}")
-    digests.refuse_edited(folder)
+    digests.refuse_edited(folder, but=(FILE,))
     audited = read_record(folder)
     draw = _fair(audited, folder)
     samples = read_samples(folder)
@@ -111,7 +111,8 @@ def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -
         seed=plan.seed,
         warnings=tuple(_warnings(audited, len(shared), chosen_delta, audited.promise, comparable)),
     )
-    write_text(folder / FILE, record.model_dump_json(indent=2))
+    digests.write_recorded(folder, {FILE: record.model_dump_json(indent=2)})
+    refresh_report(folder)
     return record
 
 

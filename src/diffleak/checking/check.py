@@ -25,11 +25,11 @@ from diffleak.data.sources import open_source
 from diffleak.data.survey import Survey, survey
 from diffleak.errors import InvalidAudit, shown
 from diffleak.records.audit import Blind
-from diffleak.records.check import FILE, CheckRecord, DuplicatePair, Duplicates, Needed, Power, Side, Where
+from diffleak.records.check import FILE, PAGE, CheckRecord, DuplicatePair, Duplicates, Needed, Power, Side, Where
+from diffleak.records.digests import write_recorded
 from diffleak.stats.blind import INVALID_P, blind_auc, finding, labels_p_value
 from diffleak.stats.metrics import LEVEL
 from diffleak.stats.power import POWER, detectable_auc, detectable_tpr, images_for_auc, images_for_tpr
-from diffleak.work.files import checked_folder, write_text
 from diffleak.work.progress import progress, say
 
 LISTED = 500  # pairs in the record
@@ -48,10 +48,8 @@ class Check:
         from diffleak.report import to_html
         from diffleak.report.pages.check import page
 
-        folder = checked_folder(Path(folder))
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / FILE, self.record.model_dump_json(indent=2))
-        write_text(folder / "check.html", to_html(page(self.record)))
+        folder = Path(folder)
+        write_recorded(folder, {PAGE: to_html(page(self.record)), FILE: self.record.model_dump_json(indent=2)})
         return folder
 
 

@@ -25,6 +25,7 @@ from diffleak.records.base import Estimate
 from diffleak.records.comparison import (
     FILE,
     LOWER_IS_BETTER,
+    PAGE,
     ComparedResult,
     ComparedRun,
     Comparison,
@@ -34,7 +35,7 @@ from diffleak.records.comparison import (
     Quality,
     Worst,
 )
-from diffleak.records.digests import add_digests
+from diffleak.records.digests import write_recorded
 from diffleak.records.variants import COMBINED
 from diffleak.report.judgement import allows_shift
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
@@ -93,10 +94,7 @@ def save(record: Comparison, folder: Path) -> None:
     from diffleak.report import to_html
     from diffleak.report.pages.comparison import page
 
-    folder = checked_folder(folder)
-    write_text(folder / "compare.html", to_html(page(record)))
-    write_text(folder / FILE, record.model_dump_json(indent=2))
-    add_digests(folder, (FILE, "compare.html"))
+    write_recorded(folder, {PAGE: to_html(page(record)), FILE: record.model_dump_json(indent=2)})
 
 
 def write_tables(record: Comparison, latex: Path | None, csv: Path | None) -> None:

@@ -17,6 +17,7 @@ from diffleak.data.split import find_split
 from diffleak.errors import UserError, shown, unknown
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.comparison import Quality
+from diffleak.records.digests import refuse_edited
 from diffleak.records.quality import FILE as QUALITY
 from diffleak.records.quality import read_quality
 from diffleak.records.run_folder import read_samples
@@ -117,6 +118,7 @@ def _read(name: str) -> Run:
     folder = Path(name)
     if (folder / "plan.json").is_file() and not (folder / "audit.json").is_file():
         raise UserError(f"RUN must be the folder of a finished audit; {folder} is not finished: repeat its audit command, it resumes")
+    refuse_edited(folder)
     return Run(name, read_record(folder), read_samples(folder))
 
 
@@ -181,6 +183,7 @@ def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, 
         if name not in {entry.name for entry in entries}:
             raise unknown("entry", name, [entry.name for entry in entries])
         files[name] = Path(file)
+        refuse_edited(files[name].parent, only=files[name].name)
     return {name: (read_quality(path, Quality), str(path)) for name, path in files.items()}
 
 

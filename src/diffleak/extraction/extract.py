@@ -39,6 +39,7 @@ from diffleak.extraction.sides import Side, read_sides, tally_of
 from diffleak.generation import Drawing, draw, draw_one, plan_drawing
 from diffleak.hub.encoders import Extractor, open_extractor, probe
 from diffleak.records.audit import Membership
+from diffleak.records.digests import write_recorded
 from diffleak.records.extraction import FILE, PAGE, PAIRS, CopyRates, ExtractCosts, ExtractionRecord, Pair
 from diffleak.records.images import refuse_other_reading
 from diffleak.report import to_html
@@ -46,7 +47,7 @@ from diffleak.report.pages.extraction import page
 from diffleak.report.sections.extraction import SHOWN, Pictures
 from diffleak.report.wording import adapter
 from diffleak.stats import extraction as stats
-from diffleak.work.files import checked_folder, open_to_others, write_bytes, write_text
+from diffleak.work.files import checked_folder, open_to_others
 from diffleak.work.progress import say
 
 CALIBRATE = 0.5  # of the held-out images
@@ -71,19 +72,21 @@ class Extracted:
     def save(self, folder: Path, thumbnails: bool = False) -> None:
         """Writes extract.html and extract.json; `thumbnails` shows the closest pairs, and writes them as images, for their owner only."""
         pictures = Pictures(self.member, self.drawing) if thumbnails else None
-        if thumbnails:
-            _write_pairs(folder / PAIRS, self.record.pairs[:SHOWN], self)
-        write_text(folder / PAGE, to_html(page(self.record, pictures)), private=True)
-        write_text(folder / FILE, self.record.model_dump_json(indent=2), private=True)
+        text = {PAGE: to_html(page(self.record, pictures)), FILE: self.record.model_dump_json(indent=2)}
+        if not thumbnails:
+            return write_recorded(folder, text)
+        for stale in (folder / PAIRS).glob("[0-9][0-9][0-9]-*.png"):
+            stale.unlink()
+        return write_recorded(folder, {**_pictures(self.record.pairs[:SHOWN], self), **text}, replaces=f"{PAIRS}/")
 
 
-def _write_pairs(folder: Path, pairs: Sequence[Pair], found: Extracted) -> None:
-    checked_folder(folder)
-    for stale in folder.glob("[0-9][0-9][0-9]-*.png"):
-        stale.unlink()
+def _pictures(pairs: Sequence[Pair], found: Extracted) -> dict[str, bytes]:
+    """Both pictures of each pair as a PNG, by its path in the folder."""
+    named: dict[str, bytes] = {}
     for rank, pair in enumerate(pairs, 1):
-        write_bytes(folder / f"{rank:03d}-member.png", found.member(pair.id), private=True)
-        write_bytes(folder / f"{rank:03d}-drawing-{pair.image}.png", found.drawing(pair.image), private=True)
+        named[f"{PAIRS}/{rank:03d}-member.png"] = found.member(pair.id)
+        named[f"{PAIRS}/{rank:03d}-drawing-{pair.image}.png"] = found.drawing(pair.image)
+    return named
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,8 +227,8 @@ def draw_again(config: ExtractConfig) -> Path:
     """Draws the one image `only` of a search again, and returns its file, which its owner alone may read."""
     prepared, output, only = prepare(config), config.output, config.only
     assert output is not None and only is not None, "checked by the config"
-    file = checked_folder(output) / f"drawing-{only}.png"
-    write_bytes(file, png(draw_one(prepared.drawing, only)), private=True)
+    file = output / f"drawing-{only}.png"
+    write_recorded(output, {file.name: png(draw_one(prepared.drawing, only))})
     return file
 
 

@@ -37,7 +37,8 @@ from diffleak.errors import InvalidAudit, UserError
 from diffleak.inquiry.config import InquireConfig, inquired, refuse_few
 from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate
-from diffleak.records.inquiry import FILE, PAGE, TABLE, BlindTest, Cut, Image, InquiryRecord, Placebo, SetAnswer, of_controls, write_images
+from diffleak.records.digests import made_with_scores, scored, write_recorded
+from diffleak.records.inquiry import FILE, PAGE, TABLE, BlindTest, Cut, Image, InquiryRecord, Placebo, SetAnswer, of_controls, to_csv
 from diffleak.records.plan import Costs
 from diffleak.records.scores import Scores
 from diffleak.records.variants import VARIANTS
@@ -45,7 +46,6 @@ from diffleak.report import to_html
 from diffleak.stats.calibration import features
 from diffleak.stats.choosing import blind_chooser, chooser
 from diffleak.stats.inquiry import LEVEL, Chooser, Tested, cut_and_test, detectable_auc, images_for_power, placebo_sides, q_values
-from diffleak.work.files import write_text
 from diffleak.work.progress import progress, say
 
 
@@ -276,12 +276,12 @@ def save(record: InquiryRecord, folder: Path) -> None:
     """Writes inquiry.csv, inquiry.html and inquiry.json; of an invalid inquiry no inquiry.csv."""
     from diffleak.report.pages.inquiry import page
 
+    files = {PAGE: to_html(page(record)), FILE: record.model_dump_json(indent=2)}
     if record.valid:
-        write_images(folder / TABLE, record.images)
+        files[TABLE] = to_csv(record.images)
     else:
         (folder / TABLE).unlink(missing_ok=True)
-    write_text(folder / PAGE, to_html(page(record)))
-    write_text(folder / FILE, record.model_dump_json(indent=2))
+    write_recorded(folder, files, [*scored(folder), *made_with_scores(folder)], replaces=(TABLE, "scores/"))
 
 
 def refuse_invalid(record: InquiryRecord) -> None:

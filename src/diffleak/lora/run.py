@@ -25,16 +25,19 @@ from diffleak.gating.limits import gates
 from diffleak.hub.adapters import adapter_file
 from diffleak.lora import judge
 from diffleak.lora.config import LoraConfig
+from diffleak.records.digests import AUDIT, refuse_edited, write_recorded
+from diffleak.records.extraction import FILE as EXTRACT
 from diffleak.records.extraction import ExtractionRecord
 from diffleak.records.headers import given_away
 from diffleak.records.lora import FILE, PAGE, Checkpoint, Excess, LoraRecord, Redrawn
 from diffleak.records.run_folder import read_audit
+from diffleak.records.sweep import FILE as SWEEP
 from diffleak.report import to_html
 from diffleak.report.pages.lora import page
 from diffleak.sweep.checkpoints import WEIGHTS, Checkpoints, adapters
 from diffleak.sweep.checkpoints import Checkpoint as Found
 from diffleak.sweep.run import sweep
-from diffleak.work.files import checked_folder, write_text
+from diffleak.work.files import checked_folder
 from diffleak.work.progress import say
 
 AUDITS, DRAWINGS, BASE = "audits", "drawings", "base"
@@ -79,8 +82,10 @@ def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
         answer=judge.answer(rows, len(source), held_out),
         warnings=warnings,
     )
-    write_text(folder / FILE, record.model_dump_json(indent=2), private=True)
-    write_text(folder / PAGE, to_html(page(record)), private=True)
+    measured = AUDIT if config.held_out else EXTRACT
+    also = [f"{each.run}/{measured}" for each in rows]
+    also += [f"{AUDITS}/{SWEEP}" if config.held_out else f"{DRAWINGS}/{BASE}/{EXTRACT}"]
+    write_recorded(folder, {PAGE: to_html(page(record)), FILE: record.model_dump_json(indent=2)}, also)
     return record
 
 
@@ -121,6 +126,7 @@ def _audited(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tup
     limited = build(AuditConfig, audit, {"max_excess_auc": config.max_excess_auc})
     rows = []
     for each in found.found:
+        refuse_edited(config.output / AUDITS / each.name)
         run = read_audit(config.output / AUDITS / each.name)
         excess = judge.excess(run.results, gates(run.results, limited))
         rows.append(_row(config, found, each, AUDITS, *judge.of_excess(excess, config.max_excess_auc), excess=excess))

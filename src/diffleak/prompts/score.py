@@ -46,7 +46,7 @@ from diffleak.generation import decoded
 from diffleak.prompts.config import Lists, PromptsConfig, one_list, read_lists, two_lists
 from diffleak.prompts.statistics import FORWARDS, asked_at, draw, from_noise
 from diffleak.records.audit import Result
-from diffleak.records.digests import add_digests
+from diffleak.records.digests import write_recorded
 from diffleak.records.prompts import (
     DIRECTIONS,
     FILE,
@@ -66,7 +66,6 @@ from diffleak.report.pages.prompts import page
 from diffleak.report.sections.prompts import MOST_PICTURED, Picture
 from diffleak.report.wording import adapter
 from diffleak.stats.evaluation import divided, evaluate, evaluate_scores
-from diffleak.work.files import write_text
 from diffleak.work.folder import Folder, cut, in_chunks, row_on_disk
 from diffleak.work.memory import memory_message
 from diffleak.work.progress import say
@@ -90,10 +89,8 @@ class Memorised:
 
     def save(self, folder: Path) -> None:
         """Writes prompts.csv, prompts.html and prompts.json."""
-        write_text(folder / TABLE, to_csv(self.record))
-        write_text(folder / PAGE, to_html(page(self.record, self.pictures())))
-        write_text(folder / FILE, self.record.model_dump_json(indent=2))
-        add_digests(folder, (TABLE, PAGE, FILE))
+        html = to_html(page(self.record, self.pictures()))
+        write_recorded(folder, {TABLE: to_csv(self.record), PAGE: html, FILE: self.record.model_dump_json(indent=2)})
 
 
 @dataclass(frozen=True, eq=False)

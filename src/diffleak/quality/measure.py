@@ -36,7 +36,7 @@ from diffleak.quality.features import Both, RealSet, cut, features_of, read_set,
 from diffleak.quality.prompts import Prompts, choose_prompts
 from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate
-from diffleak.records.digests import add_digests
+from diffleak.records.digests import write_recorded
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.quality import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
 from diffleak.records.run_folder import read_plan
@@ -64,9 +64,9 @@ class Measured:
         """Writes quality.html and quality.json; `thumbnails` shows the closest training images, which are private."""
         training = self.real.training if thumbnails else None
         of = None if training is None else (lambda image_id: png(fit(training.of(image_id), self.shape, True, image_id)))
-        write_text(folder / "quality.html", to_html(page(self.record, Pictures(lambda i: png(self.images[i]), of))))
-        write_text(folder / FILE, self.record.model_dump_json(indent=2))
-        add_digests(folder, (FILE, "quality.html"))
+        html = to_html(page(self.record, Pictures(lambda i: png(self.images[i]), of)))
+        scores = (SCORES,) if self.record.scores and (folder / SCORES).is_file() else ()
+        write_recorded(folder, {"quality.html": html, FILE: self.record.model_dump_json(indent=2)}, scores, replaces=SCORES)
 
 
 def measure_quality(model: "str | Path | Target", extractor: Any = None, **settings: Any) -> Measured:
@@ -307,7 +307,7 @@ def _write_scores(path: Path, reference: RealSet, training: RealSet, generated: 
     member = np.repeat([1, 0], [len(training.cohort), len(reference.cohort)])
     scores = copies.membership_scores(candidates, generated)
     rows = np.concatenate([training.cohort.by_id, len(training.cohort) + reference.cohort.by_id])  # not in the order of file names
-    write_text(path, copies.scores_csv(tuple(ids[row] for row in rows), member[rows], scores[rows]))
+    write_text(path, copies.scores_csv(tuple(ids[row] for row in rows), member[rows], scores[rows]), private=True)
 
 
 def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: RealSet, training: RealSet | None) -> None:

@@ -17,7 +17,7 @@ from diffleak.records.scores import Unit
 COMPARISON_SCHEMA_VERSION: Literal[2] = 2  # 1: rates as in schema version 1 of audit.json
 
 LOWER_IS_BETTER = ("kid", "frechet")  # the metrics that a scatter can have on its axis, the preferred one first
-FILE = "compare.json"
+FILE, PAGE = "compare.json", "compare.html"
 
 
 class Difference(Record):

@@ -10,7 +10,6 @@ from diffleak.records.base import Estimate, Record, Version, read_json
 from diffleak.records.headers import GivenAway
 from diffleak.records.images import Tally
 from diffleak.records.plan import Costs, Environment, Plan
-from diffleak.work.files import write_text
 
 FILE = "inquiry.json"
 TABLE = "inquiry.csv"
@@ -152,13 +151,13 @@ class InquiryRecord(Record):
     """What the headers of adapters, embeddings, and a model or network in one file give away."""
 
 
-def write_images(path: Path, images: tuple[Image, ...]) -> None:
+def to_csv(images: tuple[Image, ...]) -> str:
     """inquiry.csv: id, p_value and q_value of every image in question."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "p_value", "q_value"])
     writer.writerows([image.id, repr(image.p_value), repr(image.q_value)] for image in images)
-    write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def read_inquiry(folder: Path) -> InquiryRecord:

@@ -20,15 +20,14 @@ class Counted(NamedTuple):
     members: str
     held_out: str
     all_held_out: str
-    trained: str
 
     def sides(self, members: int, nonmembers: int) -> str:
         """1600 members, 1600 held-out images"""
         return f"{count(members)} {self.members}, {count(nonmembers)} {self.all_held_out}"
 
 
-IMAGES = Counted("member", "members", "held-out image", "held-out images", "training images")
-GROUPS = Counted("group of members", "groups of members", "held-out group", "held-out groups", "groups of training images")
+IMAGES = Counted("member", "members", "held-out image", "held-out images")
+GROUPS = Counted("group of members", "groups of members", "held-out group", "held-out groups")
 
 
 def counted(unit: Unit) -> Counted:

@@ -25,9 +25,12 @@ def to_html(page: Page) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+PICTURE = "data:image/png;base64,"  # what a page with a picture holds
+
+
 def data_uri(png: bytes) -> str:
     """An image inside of the page, which requests none."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    return PICTURE + base64.b64encode(png).decode("ascii")
 
 
 def _prose(text: str) -> Markup:

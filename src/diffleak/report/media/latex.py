@@ -9,6 +9,7 @@ from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord
 from diffleak.records.base import Estimate
 from diffleak.records.comparison import Comparison
+from diffleak.report.counting import held_out, trained
 from diffleak.report.results import variant
 from diffleak.report.table import NOT_ESTIMABLE
 from diffleak.report.wording import last_part
@@ -41,7 +42,7 @@ def results_latex(record: AuditRecord) -> str:
         for result in record.results
     ]
     head = ("Attack", "Variant", "AUC", "TPR at 1 % FPR (%)", "Attack success (%)")
-    sizes = f"{record.split.members} members and {record.split.nonmembers} held-out images"
+    sizes = f"{trained(record, 'members')} and {held_out(record)}"
     return tabular(head, rows, f"Membership inference on {record.plan.model}: {sizes}. In brackets: 95 % intervals.")
 
 
