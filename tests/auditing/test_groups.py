@@ -173,6 +173,24 @@ def test_near_duplicates_count_as_one_image_and_the_report_says_so(capsys, model
     assert "belongs to another plan" in line
 
 
+def test_an_anonymous_run_divides_clusters_as_a_named_one_does(capsys, model_folder, people, tmp_path, monkeypatch):
+    scan = planning.scan
+
+    def in_threes(cohort, *more):
+        found = scan(cohort, *more)
+        rank = np.argsort(np.argsort(found.cohort.keys))  # of the file names, in whatever order the rows stand
+        return replace(found, clusters=rank // 3)
+
+    monkeypatch.setattr(planning, "scan", in_threes)
+    model, runs = model_folder(), {"named": [], "keyed": ["--anonymous"]}
+    for name, flags in runs.items():
+        code, _, err = audit(capsys, model, people, tmp_path / name, *FLAGS, *flags)
+        assert code == 0 and "counted as 8 and 8 where near-duplicates" in err
+    named, keyed = (read_audit(tmp_path / name) for name in runs)
+    assert named.split == keyed.split and named.results[0].auc == keyed.results[0].auc
+    assert named.results[0].per_timestep == keyed.results[0].per_timestep
+
+
 def test_runs_by_group_are_compared_by_group_and_not_with_runs_by_image(capsys, model_folder, people, tmp_path):
     for name, model, flags in (
         ("one", "a", ["--group", "person"]),
