@@ -352,9 +352,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     )
     record = with_validity(in_given_images(record))
     record = record.model_copy(update={"gates": gates(record.results, config, split.record.unit) if record.valid else ()})
-    samples = evaluation.samples(chosen, results, member, split)
-    if not units.alone:
-        samples = replace(samples, units=tuple(units.names[unit] for unit in units.of), unit=units.kind)
+    samples = units.named(evaluation.samples(chosen, results, member, split))
     if config.group is not None:
         record = record.model_copy(update={"groups": groups_found(record, samples, config.group)})
     return Audit(record, samples, every, cohort, maps_of(prepared, record, samples))

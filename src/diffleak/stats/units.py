@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from diffleak.data.cohort import sort_key
 from diffleak.data.duplicates import clusters_of
-from diffleak.records.scores import Scores, Unit, means, numbered
+from diffleak.records.scores import Samples, Scores, Unit, means, numbered
 from diffleak.stats.evaluation import Divisions, divided
 
 
@@ -75,6 +75,10 @@ class Units:
     def counting(self, scores: Scores) -> Scores:
         """Scores whose statistics count units."""
         return scores if self.alone else replace(scores, unit=self.of)
+
+    def named(self, samples: Samples) -> Samples:
+        """Samples of these images that say which of them count together."""
+        return samples if self.alone else replace(samples, units=tuple(self.names[unit] for unit in self.of), unit=self.kind)
 
     def mean(self, values: Float64[np.ndarray, "n k"]) -> Float64[np.ndarray, "u k"]:
         """The mean over the images of each unit."""
