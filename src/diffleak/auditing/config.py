@@ -191,7 +191,9 @@ class GeometryConfig(AuditConfig):
     @model_validator(mode="before")
     @classmethod
     def _images_alone(cls, given: Any) -> Any:
-        """Without two sides nothing is attacked."""
+        """Without two sides nothing is attacked, and nothing is measured of groups."""
+        if given.get("group") is not None:
+            raise ValueError("the geometry is of images, and group counts groups of them: leave it out, or run audit --group COLUMN")
         alone = given.get("data") and not any(given.get(key) for key in ("split", "members", "nonmembers"))
         of_attacks = ("attacks", "mask", "captions", "reference", "lora", "lora_scale", "network", "weights", "embedding")
         useless = [key for key in of_attacks if given.get(key)] if alone else []

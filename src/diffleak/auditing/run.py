@@ -323,7 +323,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     results, chosen = [result for result, _ in pairs], [scores for _, scores in pairs]
     every = tuple(scores for group in collected.scores for scores in group)
     by_image = [result for result in results if result.plain], [scores for scores, *_ in collected.scores]
-    geometry = None if measured is None else analyse(prepared.inputs, measured, *by_image, cohort.member, prepared.split)
+    geometry = None if measured is None else analyse(prepared.inputs, measured, *by_image, units, split)
     blind = blind_auc(units.mean(prepared.scan.features), member, config.seed, units.mean(prepared.scan.complexity))
     if labels := prepared.scan.labels:
         blind = blind.model_copy(update={"labels_p_value": labels_p_value(units.most_often(labels.numbers), member, config.seed)})
