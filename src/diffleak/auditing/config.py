@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from diffleak.config import Flag, ModelConfig
 from diffleak.data.cohort import Cohort, images_alone, one_source, two_sources
 from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
+from diffleak.data.scan import FEWEST
 from diffleak.data.sources import open_source
 from diffleak.gating.config import MaxAUC, MaxExcessAUC, MaxTPR
 from diffleak.records.evidence import Release
@@ -116,6 +117,11 @@ class AuditConfig(ModelConfig, DataConfig):
     def known(self) -> bool:
         """True where it is said which images were trained on."""
         return self.two_sided
+
+    @property
+    def fewest_groups(self) -> dict[str, int]:
+        """How many groups of either side there must be, by what messages call them."""
+        return {"groups of members": FEWEST, "held-out groups": FEWEST}
 
     def default_captions(self, images: Cohort) -> str:
         """The choice of captions for a text-to-image model where none is made."""
