@@ -163,6 +163,7 @@ def test_near_duplicates_count_as_one_image_and_the_report_says_so(capsys, model
         line.startswith("3 images have a near-duplicate on their side: each cluster counts as one image") for line in record.warnings
     )
     assert (record.split.unit, record.split.members, record.split.nonmembers, record.results[0].n_members) == ("cluster", 22, 24, 22)
+    assert record.clusters == (tuple(samples.id[[0, 1, 2, 30]]),), "whatever their sides"
     assert samples.cluster.tolist()[:4] == [samples.id[0]] * 3 + [samples.id[3]] and samples.cluster[30] == samples.id[30]
     means = samples.groupby("cluster").agg({"sima": "mean", "member": "first"})
     by_hand = metrics.auc(means.sima[means.member == 1].to_numpy(), means.sima[means.member == 0].to_numpy())

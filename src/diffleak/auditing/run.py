@@ -32,6 +32,7 @@ from diffleak.auditing.shared import Shared
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
 from diffleak.config import IN_PYTHON, build, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, cohort
+from diffleak.data.duplicates import clusters_of_several
 from diffleak.data.membership import draw_of, promise_of
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
@@ -334,6 +335,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         plan=prepared.plan,
         environment=environment(prepared.target, prepared.worker.threads, config.seed, prepared.plan.data_fingerprint),
         split=split.record,
+        clusters=tuple(tuple(cohort.ids[row] for row in rows) for rows in clusters_of_several(prepared.scan.clusters)),
         headline=evaluation.headline(results),
         results=tuple(results),
         blind=blind,
