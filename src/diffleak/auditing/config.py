@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from diffleak.config import Flag, ModelConfig, Seed
 from diffleak.data.cohort import Cohort, images_alone, one_source, two_sources
 from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
+from diffleak.data.scan import FEWEST
 from diffleak.data.sources import open_source
 from diffleak.gating.config import MaxAUC, MaxExcessAUC, MaxTPR
 from diffleak.records.evidence import Release
@@ -121,6 +122,11 @@ class AuditConfig(ModelConfig, DataConfig):
         """True where it is said which images were trained on."""
         return self.two_sided
 
+    @property
+    def fewest_groups(self) -> dict[str, int]:
+        """How many groups of either side there must be, by what messages call them."""
+        return {"groups of members": FEWEST, "held-out groups": FEWEST}
+
     def default_captions(self, images: Cohort) -> str:
         """The choice of captions for a text-to-image model where none is made."""
         return "own"
@@ -195,7 +201,9 @@ class GeometryConfig(AuditConfig):
     @model_validator(mode="before")
     @classmethod
     def _images_alone(cls, given: Any) -> Any:
-        """Without two sides nothing is attacked."""
+        """Without two sides nothing is attacked, and nothing is measured of groups."""
+        if given.get("group") is not None:
+            raise ValueError("the geometry is of images, and group counts groups of them: leave it out, or run audit --group COLUMN")
         alone = given.get("data") and not any(given.get(key) for key in ("split", "members", "nonmembers"))
         of_attacks = ("attacks", "mask", "captions", "reference", "lora", "lora_scale", "network", "weights", "embedding")
         useless = [key for key in of_attacks if given.get(key)] if alone else []

@@ -32,6 +32,7 @@ from diffleak.auditing.shared import Shared
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
 from diffleak.config import IN_PYTHON, build, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, cohort
+from diffleak.data.duplicates import clusters_of_several
 from diffleak.data.membership import draw_of, promise_of
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
@@ -323,7 +324,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     results, chosen = [result for result, _ in pairs], [scores for _, scores in pairs]
     every = tuple(scores for group in collected.scores for scores in group)
     by_image = [result for result in results if result.plain], [scores for scores, *_ in collected.scores]
-    geometry = None if measured is None else analyse(prepared.inputs, measured, *by_image, cohort.member, prepared.split)
+    geometry = None if measured is None else analyse(prepared.inputs, measured, *by_image, units, split)
     blind = blind_auc(units.mean(prepared.scan.features), member, config.seed, units.mean(prepared.scan.complexity))
     if labels := prepared.scan.labels:
         blind = blind.model_copy(update={"labels_p_value": labels_p_value(units.most_often(labels.numbers), member, config.seed)})
@@ -334,6 +335,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         plan=prepared.plan,
         environment=environment(prepared.target, prepared.worker.threads, config.seed, prepared.plan.data_fingerprint),
         split=split.record,
+        clusters=tuple(tuple(cohort.ids[row] for row in rows) for rows in clusters_of_several(prepared.scan.clusters)),
         headline=evaluation.headline(results),
         results=tuple(results),
         blind=blind,
@@ -352,9 +354,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     )
     record = with_validity(in_given_images(record))
     record = record.model_copy(update={"gates": gates(record.results, config, split.record.unit) if record.valid else ()})
-    samples = evaluation.samples(chosen, results, member, split)
-    if not units.alone:
-        samples = replace(samples, units=tuple(units.names[unit] for unit in units.of), unit=units.kind)
+    samples = units.named(evaluation.samples(chosen, results, member, split))
     if config.group is not None:
         record = record.model_copy(update={"groups": groups_found(record, samples, config.group)})
     return Audit(record, samples, every, cohort, maps_of(prepared, record, samples))

@@ -85,6 +85,13 @@ def beside_members(clusters: Int64[np.ndarray, " n"], member: Bool[np.ndarray, "
     return ~member & np.isin(clusters, clusters[member])
 
 
+def clusters_of_several(clusters: Int64[np.ndarray, " n"]) -> list[Int64[np.ndarray, "_"]]:
+    """The rows of every cluster of two images or more."""
+    sizes = np.bincount(clusters)
+    rows = np.split(np.argsort(clusters, kind="stable"), np.cumsum(sizes)[:-1]) if len(sizes) else []
+    return [each for each, size in zip(rows, sizes, strict=True) if size > 1]
+
+
 def sketch(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "16 16"]:
     """The grey thumbnail of an image, stretched to a square; alpha is left out. That of an image of fewer than SMALLEST pixels is flat."""
     height, width, channels = pixels.shape

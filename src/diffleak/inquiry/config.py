@@ -13,7 +13,8 @@ from diffleak.errors import UserError
 from diffleak.stats.inquiry import HALF
 
 CALLS = ("images in question", "controls")
-FEWEST = {CALLS[0]: 2 * HALF, CALLS[1]: 4 * HALF}  # a placebo cuts the controls into halves of halves
+GROUPS = ("groups in question", "groups of controls")
+FEWEST = (2 * HALF, 4 * HALF)  # a placebo cuts the controls into halves of halves
 OF_AN_AUDIT = ("members", "nonmembers", "data", "split")
 
 
@@ -25,7 +26,7 @@ class InquireConfig(AuditConfig):
     NO_FLAG = {
         *OF_AN_AUDIT,
         *("mask", "probes", "calibration", "calibrate_fraction", "sweep_models", "steps", "thumbnails"),
-        *("max_auc", "max_tpr", "max_excess_auc", "allow_shift", "group", "release", "title", "auditor", "note"),
+        *("max_auc", "max_tpr", "max_excess_auc", "allow_shift", "release", "title", "auditor", "note"),
     }
     FOLLOW = ["embedding images control output", "captions repeats"]
     HELP = {
@@ -71,6 +72,11 @@ class InquireConfig(AuditConfig):
         """False: nobody knows which of the images were trained on."""
         return False
 
+    @property
+    def fewest_groups(self) -> dict[str, int]:
+        """How many groups of either side there must be, by what messages call them."""
+        return dict(zip(GROUPS, FEWEST, strict=True))
+
     def default_captions(self, images: Cohort) -> str:
         """Their own where images have captions, else the empty caption with every image."""
         return "own" if any(images.captions() or ()) else "empty"
@@ -88,8 +94,11 @@ def inquired(config: InquireConfig, images: ImageSource | None = None, control: 
     return replace(cohort, names=(f"{first.name} [in question]", f"{second.name} [control]"))
 
 
-def refuse_few(images: int, controls: int) -> None:
-    """Raises `UserError` where halves, or those of the placebo, would have fewer than `HALF` images a side."""
-    for what, found in zip(CALLS, (images, controls), strict=True):
-        if found < FEWEST[what]:
-            raise UserError(f"there must be at least {FEWEST[what]} {what}, {HALF} in every half that is tested; got {found}: add more")
+def refuse_few(images: int, controls: int, calls: tuple[str, str] = CALLS, left: str = "") -> None:
+    """Raises `UserError` where halves, or those of the placebo, would have fewer than `HALF` a side of what is counted.
+
+    calls: what that is, on each side. left: why there are no more, in words.
+    """
+    for what, found, least in zip(calls, (images, controls), FEWEST, strict=True):
+        if found < least:
+            raise UserError(f"there must be at least {least} {what}, {HALF} in every half that is tested; got {found}{left}: add more")

@@ -87,8 +87,8 @@ class Samples:
     scores: dict[str, Float64[np.ndarray, " n"]]
     """Membership scores by the label of the attack: one number per image, higher = more likely a member."""
     units: tuple[str, ...] | None = None
-    """Name of the unit (`diffleak.stats.units`) that each image counts in: its group, keyed in an anonymous run, or the first image of its
-    cluster of near-duplicates; null: each image counts alone."""
+    """Name of the unit (`diffleak.stats.units`) that each image counts in: its group, keyed in an anonymous run, or of its cluster of
+    near-duplicates the image whose file name comes first; null: each image counts alone."""
     unit: Unit = "image"
     """What a row counts, or with `units` what those are: the column of the units has this name."""
 
