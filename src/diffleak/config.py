@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from diffleak.errors import UserError, refuse_other_bytes, shown, unknown
+from diffleak.errors import WHY, UserError, refuse_other_bytes, refusing, shown, unknown
 from diffleak.work.listed import join_named
 from diffleak.work.reading import Unreadable, load_yaml
 
 IN_PYTHON = "denoiser"  # what a model in memory is called
 NO_SETTINGS = ("json", "config")  # flags that no config file holds: how a call prints, and which file that is
 
+Text = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]  # which Python may give as a path
 Device = Annotated[str | None, Field(description="cpu, cuda, cuda:1, mps; default the first accelerator.")]
 
 
@@ -131,10 +132,8 @@ def read_yaml(path: Path | None) -> dict[str, Any]:
     """The mapping in a YAML file, empty without a file; raises `UserError` for a missing file, bad YAML or anything but a mapping."""
     if path is None:
         return {}
-    try:
+    with refusing(Unreadable, f"the config file {path} cannot be read as YAML ({WHY})"):
         content = load_yaml(path)
-    except Unreadable as error:
-        raise UserError(f"the config file {path} cannot be read as YAML ({error})") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from diffleak.errors import DiffleakError, UserError, shown
+from diffleak.errors import WHY, DiffleakError, UserError, refusing, shown
 from diffleak.records.headers import findings
 from diffleak.work.files import BLOCK, write_atomic
 from diffleak.work.reading import Header, Unreadable, load_header, opened
@@ -75,10 +75,8 @@ def strip(file: Path, header: Header, out: Path) -> tuple[str, ...]:
         if not same or load_header(temporary).tensors != header.tensors:
             raise DiffleakError(f"the copy of {file} has other weights than it: the disk is damaged, or the file was changed meanwhile")
 
-    try:
+    with refusing(Unreadable, f"{file} cannot be copied ({WHY}); repeat the command"):
         write_atomic(out, write)
-    except Unreadable as error:
-        raise UserError(f"{file} cannot be copied ({error}); repeat the command") from None
     return tuple(kept)
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from diffleak.diffusion.denoiser import LowRank
-from diffleak.errors import UserError, first_lines, pip_install, shown
+from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, shown
 from diffleak.hub import effect
 from diffleak.hub.configs import read_json
 from diffleak.hub.folders import LONGEST_PATH, PICKLES, file_of
@@ -80,10 +80,8 @@ def named_adapters(lora: str, scale: float = 1.0) -> tuple[Applied, ...]:
 
 
 def _hash(file: Path) -> str:
-    try:
+    with refusing(Unreadable, f"the LoRA {file} cannot be read: {WHY}"):
         return hash_file(file)
-    except Unreadable as error:
-        raise UserError(f"the LoRA {file} cannot be read: {error}") from None
 
 
 def _number(text: str) -> float | None:
@@ -98,10 +96,8 @@ def adapter_file(lora: str | Path) -> Path:
 
     Raises `UserError` when peft is missing, for a folder with none of FILES and STATES, and for what is not there.
     """
-    try:
+    with refusing(ImportError, f"--lora needs peft: {pip_install('lora')}"):
         import peft  # noqa: F401
-    except ImportError:
-        raise UserError(f"--lora needs peft: {pip_install('lora')}") from None
     return file_of(lora, "--lora", "a LoRA", (FILES, STATES), (CONFIG,))
 
 
@@ -286,12 +282,10 @@ def _merge(network: Any, config: Any, weights: Mapping[str, Tensor], scale: floa
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    try:
+    with refusing(Unreadable, f"the LoRA {file} cannot be read: {WHY}"):
         raw = load_state(file)
         if not is_state(raw) and not (isinstance(raw, dict) and not raw):
             raise Unreadable("it must be a dict of names and tensors, as torch.save writes the state dict of a LoRA")
-    except Unreadable as error:
-        raise UserError(f"the LoRA {file} cannot be read: {error}") from None
     if not raw:
         raise UserError(f"the LoRA {file} holds no weights")
     broken = next((key for key, value in raw.items() if value.is_floating_point() and not bool(value.isfinite().all())), None)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffleak.auditing.config import AuditConfig
-from diffleak.errors import UserError, listed, shown
+from diffleak.errors import WHY, UserError, listed, refusing, shown
 from diffleak.hub.adapters import FILES as ADAPTERS
 from diffleak.hub.folders import NETWORKS, PICKLES
 from diffleak.hub.weights import AVERAGE, STATE_DICTS, chosen, copies
@@ -143,10 +143,8 @@ def _check_adapter(path: Path) -> None:
         return
     if path.suffix.lower() != WEIGHTS:
         raise UserError(f"{must}, as {WEIGHTS} files or folders; it matches {named} too: {NARROWER}")
-    try:
+    with refusing(Unreadable, f"{must}; {named} cannot be read ({WHY}): {NARROWER}"):
         names = load_header(path).tensors
-    except Unreadable as error:
-        raise UserError(f"{must}; {named} cannot be read ({error}): {NARROWER}") from None
     if not adapter_weight(names):
         raise UserError(f"{must}; {named} is none (it holds {shown(next(iter(names), 'no weight'))}): {NARROWER}")
 
@@ -178,10 +176,8 @@ def _check_network(path: Path) -> None:
 def _check_header(path: Path, must: str) -> None:
     if path.suffix.lower() != WEIGHTS:
         return
-    try:
+    with refusing(Unreadable, f"{must}; {shown(path, 150)} cannot be read ({WHY}): {NARROWER}"):
         adapter = adapter_weight(load_header(path).tensors)
-    except Unreadable as error:
-        raise UserError(f"{must}; {shown(path, 150)} cannot be read ({error}): {NARROWER}") from None
     if adapter:
         raise UserError(f"{must}; {shown(path, 150)} is an adapter (it holds {shown(adapter)}): give such with --lora, or {NARROWER}")
 
