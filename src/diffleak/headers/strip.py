@@ -30,16 +30,8 @@ NEEDED = (
     *("config", "_quantization_metadata", "tensor_names"),
 )
 OF_THE_MACHINE = ("base_model_name_or_path", "revision", "auto_mapping", "parent_library")  # peft's settings that no loader needs
-OF_THE_UPDATE = (
-    "r",
-    "alpha",
-    "lora_alpha",
-    "rank_pattern",
-    "alpha_pattern",
-    "target_modules",
-    "use_rslora",
-    "use_dora",
-)  # without: another
+# without these, which decide the update, it is another one
+OF_THE_UPDATE = ("r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora", "use_dora")
 
 
 def needed(metadata: Mapping[str, str]) -> dict[str, str]:

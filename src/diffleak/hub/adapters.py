@@ -59,7 +59,7 @@ def named_adapters(lora: str, scale: float = 1.0) -> tuple[Applied, ...]:
     """
     found: list[Applied] = []
     for name, value in split_named(lora, "--lora"):
-        strength = 1.0 if value is None else _number(value)
+        strength = 1.0 if value is None else strength_of(value)
         if strength is None and not os.path.exists(name):
             name, strength = f"{name}@{value}", 1.0  # a name with an @ in it, of what is not there or of no path
         if strength is None or not isfinite(strength * scale):
@@ -84,7 +84,8 @@ def _hash(file: Path) -> str:
         return hash_file(file)
 
 
-def _number(text: str) -> float | None:
+def strength_of(text: str) -> float | None:
+    """The number behind the @ of a name; None for another text, which belongs to the name."""
     try:
         return float(text)
     except ValueError:
