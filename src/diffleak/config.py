@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from diffleak.errors import UserError, refuse_other_bytes, shown, unknown
+from diffleak.errors import WHY, UserError, refuse_other_bytes, refusing, shown, unknown
 from diffleak.work.listed import join_named
 from diffleak.work.reading import Unreadable, load_yaml
 
@@ -24,6 +24,7 @@ NO_SETTINGS = ("json", "config")  # flags that no config file holds: how a call 
 SEED = "Seed of the random draws ({default}): the same seed gives the same result."
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, description=SEED)]
+Text = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]  # which Python may give as a path
 Device = Annotated[str | None, Field(description="cpu, cuda, cuda:1, mps; default the first accelerator.")]
 
 
@@ -136,10 +137,8 @@ def read_yaml(path: Path | None) -> dict[str, Any]:
     """The mapping in a YAML file, empty without a file; raises `UserError` for a missing file, bad YAML or anything but a mapping."""
     if path is None:
         return {}
-    try:
+    with refusing(Unreadable, f"the config file {path} cannot be read as YAML ({WHY})"):
         content = load_yaml(path)
-    except Unreadable as error:
-        raise UserError(f"the config file {path} cannot be read as YAML ({error})") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

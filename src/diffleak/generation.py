@@ -128,9 +128,6 @@ def generate(
     Raises `UserError` for what the model or sampler cannot do, and when a folder holds images of another plan.
     """
     drawing = plan_drawing(target, n, seed, steps, sampler, rounds, shape, labels, prompts, guidance_scale)
-    if folder is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            return draw(drawing, Path(temporary), batch_size, threads)
     return draw(drawing, folder, batch_size, threads)
 
 
@@ -211,8 +208,11 @@ def _labels(target: Target, n: int, seed: int, labels: Int64[np.ndarray, " n"] |
     return labels.astype(np.int64)
 
 
-def draw(drawing: Drawing, folder: Path, batch_size: int | None = None, threads: int | None = None) -> UInt8[np.ndarray, "n h w c"]:
-    """The images of a drawing; chunks that folder/generated has already are read, not drawn."""
+def draw(drawing: Drawing, folder: Path | None, batch_size: int | None = None, threads: int | None = None) -> UInt8[np.ndarray, "n h w c"]:
+    """The images of a drawing; chunks that folder/generated has already are read, not drawn. Without a folder nothing is kept."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return draw(drawing, Path(temporary), batch_size, threads)
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {batch_size}")
     size = batch_size or max(1, auto_batch_size(drawing.latent, drawing.target.device) // drawing.denoiser.forwards)

@@ -11,7 +11,7 @@ from diffleak.data.anonymity import FILE, read_key
 from diffleak.data.cohort import Cohort, images_alone
 from diffleak.data.groups import groups_of
 from diffleak.data.sources import open_source
-from diffleak.errors import UserError
+from diffleak.errors import WHY, UserError, refusing
 from diffleak.inquiry.config import InquireConfig, inquired
 from diffleak.quality.config import QualityConfig, read_real
 from diffleak.records.digests import refuse_edited
@@ -43,13 +43,11 @@ def reveal(folder: Path, key_file: Path | None = None, output: Path | None = Non
     key = read_key(key_file or next((given for _, given in recorded.values() if given), folder / FILE))
     if names != {key.name}:
         raise UserError(f"{key.path} is not the key that {folder} was made with; give that one with --anonymous-key FILE")
-    try:
+    with refusing(UserError, f"the images of {folder} are not where the run read them ({WHY}); put them back"):
         cohorts = list(_cohorts(folder, set(recorded)))
         keys = sorted({image_id for cohort in cohorts for image_id in cohort.keys})
         column = plan.group if (plan := read_plan(folder)) else None
         groups = sorted({group for cohort in cohorts for group in groups_of(cohort, column)}) if column is not None else []
-    except UserError as error:
-        raise UserError(f"the images of {folder} are not where the run read them ({error}); put them back") from None
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     named = [*zip(key.ids(keys), keys, strict=True), *zip(key.groups(groups), groups, strict=True)]

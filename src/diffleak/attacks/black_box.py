@@ -51,6 +51,7 @@ class BlackBox(Attack):
     rule: ClassVar[str | None] = "mean"
     needs_text: ClassVar[bool] = True
     in_all: ClassVar[bool] = False
+    unlabelled: ClassVar[str] = "encoder_weights"
 
     def __post_init__(self) -> None:
         self._plain_numbers()
@@ -70,10 +71,6 @@ class BlackBox(Attack):
     @property
     def columns(self) -> tuple[int, ...]:
         return tuple(range(self.n))
-
-    @property
-    def label(self) -> str:
-        return super().label if not self.encoder_weights else replace(self, encoder_weights=()).label
 
     @property
     def _forwards(self) -> int:

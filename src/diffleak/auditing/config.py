@@ -1,13 +1,13 @@
 """The settings of `diffleak audit`, and the images they name. No torch."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from diffleak.config import Flag, ModelConfig, Seed
 from diffleak.data.cohort import Cohort, images_alone, one_source, two_sources
-from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
+from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split, refuse_one_side
 from diffleak.data.scan import FEWEST
 from diffleak.data.sources import open_source
 from diffleak.gating.config import MaxAUC, MaxExcessAUC, MaxTPR
@@ -153,19 +153,8 @@ class AuditConfig(ModelConfig, DataConfig):
 
     @model_validator(mode="after")
     def _two_sides(self) -> "AuditConfig":
-        return _refuse_one_side(self)
-
-
-C = TypeVar("C", bound=AuditConfig)
-
-
-def _refuse_one_side(config: C) -> C:
-    pair, single = (config.members, config.nonmembers), (config.data, config.split)
-    if any(pair) and any(single):
-        raise ValueError("give --members and --nonmembers, or --data and --split, not both")
-    if (any(pair) and not all(pair)) or (any(single) and not all(single)) or not any(pair + single):
-        raise ValueError("the two sides must be given as --members and --nonmembers, or as --data with --split")
-    return config
+        refuse_one_side(self.members, self.nonmembers, self.data, self.split)
+        return self
 
 
 class GeometryConfig(AuditConfig):
@@ -215,7 +204,9 @@ class GeometryConfig(AuditConfig):
 
     @model_validator(mode="after")
     def _two_sides(self) -> "GeometryConfig":
-        return self if self.data and not (self.split or self.members or self.nonmembers) else _refuse_one_side(self)
+        if not self.data or self.split or self.members or self.nonmembers:
+            refuse_one_side(self.members, self.nonmembers, self.data, self.split)
+        return self
 
 
 def read_cohort(config: AuditConfig) -> Cohort:

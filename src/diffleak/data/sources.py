@@ -24,7 +24,7 @@ from diffleak.data.shards import choose, counted, files_below
 from diffleak.data.sidecars import Sidecars, find_sidecars
 from diffleak.data.tables import arrow_part, holds_images, holds_text, is_saved, parquet_part, saved_parts, table_source
 from diffleak.data.tars import tar_source
-from diffleak.errors import UserError, listed, pip_install, refuse_other_bytes, shown
+from diffleak.errors import WHY, UserError, listed, pip_install, refuse_other_bytes, refusing, shown
 from diffleak.records.images import AS_TRAINERS, Decoding
 from diffleak.work.reading import Unreadable, found_at, parsing
 
@@ -197,37 +197,32 @@ def _array_source(name: str, images: np.ndarray, decoding: Decoding, read: Calla
 
 
 def _numpy_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
-    try:
-        with parsing():
-            loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-            if isinstance(loaded, np.memmap):
-                return _array_source(str(path), loaded, decoding, _mapped(path, loaded))
-            with loaded:
-                if key and key not in loaded.files:
-                    raise UserError(f"{path} has no array '{shown(key)}'; it holds {listed(loaded.files)}")
-                chosen = key or _image_key(path, loaded)
-                images = loaded[chosen]
-                source = _array_source(f"{path}:{key}" if key else str(path), images, decoding)
-                named = {k: _array_or_none(loaded, k) for k in loaded.files if "label" in k.lower() and k != chosen}
-                count = len(images)
-                said = Said("", f"the array {', '.join(named)}" if named else "")
-                others = [k for k in loaded.files if k != chosen]
-                column = lambda name: _npz_column(path, name, count) if name in others else None
-                return replace(source, labels=lambda: array_labels(str(path), named, count), said=lambda: said, column=column)
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read as numpy data without pickle ({error})") from None
+    with refusing(Unreadable, f"{path} cannot be read as numpy data without pickle ({WHY})"), parsing():
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.memmap):
+            return _array_source(str(path), loaded, decoding, _mapped(path, loaded))
+        with loaded:
+            if key and key not in loaded.files:
+                raise UserError(f"{path} has no array '{shown(key)}'; it holds {listed(loaded.files)}")
+            chosen = key or _image_key(path, loaded)
+            images = loaded[chosen]
+            source = _array_source(f"{path}:{key}" if key else str(path), images, decoding)
+            named = {k: _array_or_none(loaded, k) for k in loaded.files if "label" in k.lower() and k != chosen}
+            count = len(images)
+            said = Said("", f"the array {', '.join(named)}" if named else "")
+            others = [k for k in loaded.files if k != chosen]
+            column = lambda name: _npz_column(path, name, count) if name in others else None
+            return replace(source, labels=lambda: array_labels(str(path), named, count), said=lambda: said, column=column)
 
 
 def _npz_column(path: Path, name: str, count: int) -> tuple[Any, ...]:
     """The values of an array that has one for each image."""
-    try:
-        with parsing(), np.load(path, allow_pickle=False) as loaded:
-            values = loaded[name]
-            if values.shape != (count,):
-                raise Unreadable(f"it has the shape {values.shape}, not one value for each of {count} images")
-            return tuple(values.tolist())
-    except Unreadable as error:
-        raise UserError(f"the array {shown(name)} of {path} cannot be read ({error})") from None
+    message = f"the array {shown(name)} of {path} cannot be read ({WHY})"
+    with refusing(Unreadable, message), parsing(), np.load(path, allow_pickle=False) as loaded:
+        values = loaded[name]
+        if values.shape != (count,):
+            raise Unreadable(f"it has the shape {values.shape}, not one value for each of {count} images")
+        return tuple(values.tolist())
 
 
 def _mapped(path: Path, images: np.memmap) -> Callable[[int], Pixels]:
@@ -236,10 +231,9 @@ def _mapped(path: Path, images: np.memmap) -> Callable[[int], Pixels]:
     order: Literal["C", "F"] = "C" if images.flags.c_contiguous else "F"
 
     def read(i: int) -> Pixels:
-        try:
+        message = f"{path} row {i} cannot be read any more ({WHY}); put the file back{SKIP_HINT}"
+        with refusing((OSError, ValueError), message, raises=UnreadableImage):
             return np.atleast_3d(np.array(np.memmap(absolute, np.uint8, "r", offset, shape, order)[i]))
-        except (OSError, ValueError) as error:
-            raise UnreadableImage(f"{path} row {i} cannot be read any more ({error}); put the file back{SKIP_HINT}") from None
 
     return read
 
@@ -288,10 +282,8 @@ def _digits(decoding: Decoding) -> ImageSource:
 
 
 def _hugging_face(locator: str, decoding: Decoding) -> ImageSource:
-    try:
+    with refusing(ImportError, f"'{locator}' needs the datasets library: {pip_install('hf')}"):
         import datasets
-    except ImportError:
-        raise UserError(f"'{locator}' needs the datasets library: {pip_install('hf')}") from None
     _, name, *rest = locator.split(":", 2)
     split = rest[0] if rest else "train"
     try:

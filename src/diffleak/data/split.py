@@ -93,7 +93,7 @@ class Split:
 
     def write(self, folder: Path) -> None:
         """Writes split.json into a folder."""
-        self.save(folder / FILE)
+        write_text(folder / FILE, self.text)
 
     @property
     def text(self) -> str:
@@ -102,10 +102,6 @@ class Split:
         optional: dict[str, Any] = {"validation": self.validation or None, "halves": self.halves, "teachers": self.teachers}
         optional["drawn"] = asdict(self.drawn) if self.drawn else None
         return json.dumps(lists | {key: value for key, value in optional.items() if value is not None})
-
-    def save(self, path: Path) -> None:
-        """Writes a file of this kind."""
-        write_text(path, self.text)
 
     def other_half(self, members: Ids) -> Ids:
         """The half of a defence that the model with these members was not trained on; none for other models."""

@@ -15,7 +15,7 @@ import numpy as np
 from diffleak.data.image_source import ImageSource
 from diffleak.data.metadata import needed
 from diffleak.data.names import matched
-from diffleak.errors import UserError, listed, shown
+from diffleak.errors import WHY, UserError, listed, refusing, shown
 from diffleak.work.progress import say
 from diffleak.work.reading import Unreadable, load_npy, load_table, load_text, opened, parsing
 
@@ -38,10 +38,8 @@ def read_sides(path: Path, source: ImageSource) -> Sides | None:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         return None
-    try:
+    with refusing(ValueError, f"the split file {path} must hold {FORMS[path.suffix.lower()]} ({WHY})"):  # also `Unreadable`
         return reader(path, source)
-    except ValueError as error:  # also `Unreadable`
-        raise UserError(f"the split file {path} must hold {FORMS[path.suffix.lower()]} ({error})") from None
 
 
 def _npz(path: Path, source: ImageSource) -> Sides:

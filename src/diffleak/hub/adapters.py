@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from diffleak.diffusion.denoiser import LowRank
-from diffleak.errors import UserError, first_lines, pip_install, shown
+from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, shown
 from diffleak.hub import effect
 from diffleak.hub.configs import read_json
 from diffleak.hub.folders import LONGEST_PATH, PICKLES, file_of
@@ -59,7 +59,7 @@ def named_adapters(lora: str, scale: float = 1.0) -> tuple[Applied, ...]:
     """
     found: list[Applied] = []
     for name, value in split_named(lora, "--lora"):
-        strength = 1.0 if value is None else _number(value)
+        strength = 1.0 if value is None else strength_of(value)
         if strength is None and not os.path.exists(name):
             name, strength = f"{name}@{value}", 1.0  # a name with an @ in it, of what is not there or of no path
         if strength is None or not isfinite(strength * scale):
@@ -80,13 +80,12 @@ def named_adapters(lora: str, scale: float = 1.0) -> tuple[Applied, ...]:
 
 
 def _hash(file: Path) -> str:
-    try:
+    with refusing(Unreadable, f"the LoRA {file} cannot be read: {WHY}"):
         return hash_file(file)
-    except Unreadable as error:
-        raise UserError(f"the LoRA {file} cannot be read: {error}") from None
 
 
-def _number(text: str) -> float | None:
+def strength_of(text: str) -> float | None:
+    """The number behind the @ of a name; None for another text, which belongs to the name."""
     try:
         return float(text)
     except ValueError:
@@ -98,10 +97,8 @@ def adapter_file(lora: str | Path) -> Path:
 
     Raises `UserError` when peft is missing, for a folder with none of FILES and STATES, and for what is not there.
     """
-    try:
+    with refusing(ImportError, f"--lora needs peft: {pip_install('lora')}"):
         import peft  # noqa: F401
-    except ImportError:
-        raise UserError(f"--lora needs peft: {pip_install('lora')}") from None
     return file_of(lora, "--lora", "a LoRA", (FILES, STATES), (CONFIG,))
 
 
@@ -286,12 +283,10 @@ def _merge(network: Any, config: Any, weights: Mapping[str, Tensor], scale: floa
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    try:
+    with refusing(Unreadable, f"the LoRA {file} cannot be read: {WHY}"):
         raw = load_state(file)
         if not is_state(raw) and not (isinstance(raw, dict) and not raw):
             raise Unreadable("it must be a dict of names and tensors, as torch.save writes the state dict of a LoRA")
-    except Unreadable as error:
-        raise UserError(f"the LoRA {file} cannot be read: {error}") from None
     if not raw:
         raise UserError(f"the LoRA {file} holds no weights")
     broken = next((key for key, value in raw.items() if value.is_floating_point() and not bool(value.isfinite().all())), None)

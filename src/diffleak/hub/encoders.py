@@ -30,7 +30,7 @@ from torch import Tensor
 
 from diffleak.data.pixels import ImageShape, to_model
 from diffleak.diffusion.finite import broken_weight
-from diffleak.errors import UserError, first_lines, pip_install, shown, unknown
+from diffleak.errors import UserError, first_lines, pip_install, refusing, shown, unknown
 from diffleak.hub import folder_of, heard
 from diffleak.hub.configs import are_numbers, read_json
 from diffleak.hub.folders import LONGEST_PATH, WEIGHTS, check_weights, from_transformers, hashed_weights
@@ -235,13 +235,11 @@ def _torchscript(path: Path, device: str) -> Any:
 
 
 def _torch_fidelity(device: str) -> Extractor:
-    try:
+    others = (
+        "give the TorchScript file as inception:inception-2015-12-05.pt, or another --extractor (dinov2, clip, torchscript:FILE, pixels)"
+    )
+    with refusing(ImportError, f"the extractor inception needs torch-fidelity: {pip_install('inception')}; or {others}"):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError:
-        raise UserError(
-            f"the extractor inception needs torch-fidelity: {pip_install('inception')}; or give the TorchScript file as "
-            "inception:inception-2015-12-05.pt, or another --extractor (dinov2, clip, torchscript:FILE, pixels)"
-        ) from None
     try:
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"]).to(device).eval()
     except Exception as error:  # it downloads its weights; whatever goes wrong is about that
@@ -255,10 +253,8 @@ def _torch_fidelity(device: str) -> Extractor:
 
 def _transformer(kind: str, model: str, device: str) -> Extractor:
     """A vision transformer with the preprocessing that its preprocessor_config.json says, done here with Pillow."""
-    try:
+    with refusing(ImportError, f"the extractor {kind} needs transformers: {pip_install('encoders')}"):
         import transformers
-    except ImportError:
-        raise UserError(f"the extractor {kind} needs transformers: {pip_install('encoders')}") from None
     folder = encoder_folder(model)
     unused = {"add_pooling_layer": False} if kind == "deit" else {}  # which most of its checkpoints lack
     preprocess = preprocessing(folder, kind)

@@ -26,7 +26,7 @@ from diffleak.diffusion.dual import Dual, refuse_incompatible
 from diffleak.diffusion.preconditioning import ROUNDING, Preconditioning
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import PIXELS, Target
-from diffleak.errors import UserError, first_lines, shown, unknown
+from diffleak.errors import WHY, UserError, first_lines, refusing, shown, unknown
 from diffleak.hub.adapters import FILES as ADAPTERS
 from diffleak.hub.adapters import STATES, Applied, adapter_fingerprint, apply, named_adapters, refuse_other_base, together
 from diffleak.hub.classes import KEY, class_names
@@ -415,10 +415,9 @@ def _schedule(folder: Path, changes: Mapping[str, Any] = MappingProxyType({})) -
     if not 1 <= (steps := config.get("num_train_timesteps", 1) or 0) <= MOST_TIMESTEPS:
         raise UserError(f"num_train_timesteps of {path} must lie in [1, {MOST_TIMESTEPS}]; got {shown(steps)}")
     check_settings(kind, config, path)
-    try:
+    # diffusers, torch and numpy each raise their own; all mean settings that make no schedule
+    with refusing(Exception, f"{path} cannot be used: {WHY}", first_lines):
         made = kind.from_config(config)
-    except Exception as error:  # diffusers, torch and numpy each raise their own; all mean settings that make no schedule
-        raise UserError(f"{path} cannot be used: {first_lines(error) or type(error).__name__}") from None
     if flow := flow_schedule(made):
         return flow, "flow", None
     if of_sigmas := exploding(made, folder):

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.hub.configs import load_object
 from diffleak.hub.states import SAFE, MoreThanTensors, is_state, load_state, wrapped_by
 from diffleak.work.reading import Unreadable, found_at, opened, parsing
@@ -194,11 +194,9 @@ def header(file: Path) -> dict[str, str]:
         return {name: str(value.dtype).removeprefix("torch.") for name, value in read_state(file).items()}
     from safetensors import safe_open
 
-    try:
-        with opened(file, None), parsing(), safe_open(file, "pt") as content:
-            kinds = {name: content.get_slice(name).get_dtype() for name in sorted(content.keys())}
-    except Unreadable as error:
-        raise UserError(f"{file} must be a whole safetensors file ({error}); it is damaged: copy or fetch it again") from None
+    message = f"{file} must be a whole safetensors file ({WHY}); it is damaged: copy or fetch it again"
+    with refusing(Unreadable, message), opened(file, None), parsing(), safe_open(file, "pt") as content:
+        kinds = {name: content.get_slice(name).get_dtype() for name in sorted(content.keys())}
     return {name: DTYPES.get(kind, kind) for name, kind in kinds.items()}
 
 

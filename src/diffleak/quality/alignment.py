@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from diffleak.diffusion.finite import advice
-from diffleak.errors import UserError, first_lines, pip_install
+from diffleak.errors import UserError, first_lines, pip_install, refusing
 from diffleak.hub import heard
 from diffleak.hub.encoders import BATCH, HUB, encoder_folder, preprocessing
 from diffleak.hub.folders import check_weights, from_transformers, hashed_weights
@@ -63,10 +63,8 @@ def find_clip(model: str | None, device: str) -> Clip | NoClip:
 
 def open_clip(model: str, device: str) -> Clip:
     """The CLIP of a folder or hub id; raises `UserError` where there is none that transformers reads, with its tokenizer."""
-    try:
+    with refusing(ImportError, f"the CLIP score needs transformers: {pip_install('encoders')}"):
         import transformers
-    except ImportError:
-        raise UserError(f"the CLIP score needs transformers: {pip_install('encoders')}") from None
     folder = encoder_folder(model, TOKENIZER)
     preprocess = preprocessing(folder, "a CLIP")
     check_weights(folder)

@@ -4,7 +4,6 @@ Everything that can be refused is refused before the first image is drawn: the r
 computed first. The same call resumes: drawn chunks are kept in the output folder.
 """
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -184,7 +183,7 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     if folder:
         _refuse_another_measurement(folder, prepared, reference, training)
     before = time.monotonic()
-    images = _drawn(prepared.drawing, folder, config)
+    images = draw(prepared.drawing, folder, config.batch_size, config.threads)
     drawn = time.monotonic()
     features = features_of("generated", len(images), cut(images), prepared.encoders)
     metrics, found = _statistics(prepared.encoders, features, reference, training, config.seed)
@@ -268,13 +267,6 @@ def _labels(target: Target, reference: Cohort, config: QualityConfig) -> tuple[I
     drawn = np.random.default_rng(config.seed).choice(labels.numbers, size=config.images)
     origin = labels_from(labels.origin, None if reference.anonymous else labels.names)  # names of folders may name people
     return drawn, f"in the frequencies of the reference, over {target.classes} classes; labels from {origin}"
-
-
-def _drawn(drawing: Drawing, folder: Path | None, config: QualityConfig) -> UInt8[np.ndarray, "n h w c"]:
-    if folder:
-        return draw(drawing, folder, config.batch_size, config.threads)
-    with tempfile.TemporaryDirectory() as temporary:
-        return draw(drawing, Path(temporary), config.batch_size, config.threads)
 
 
 def _statistics(

@@ -15,7 +15,7 @@ from diffleak.data.labels import possible_classes
 from diffleak.data.sources import open_source
 from diffleak.data.split import Drawn, Split
 from diffleak.data.survey import survey
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.splitting.config import COLUMN, FAIR, SplitConfig
 from diffleak.splitting.draw import draw_coins, draw_share, units_of
 from diffleak.splitting.folders import lay_out, refuse_folder
@@ -131,10 +131,8 @@ def _groups(cohort: Cohort, column: str | None) -> list[str | None]:
     if column is not None:
         return list(groups_of(cohort, column))
     values = cohort.column(COLUMN)
-    try:
+    with refusing(ValueError, f"the column {COLUMN} must hold texts or whole numbers; it has {WHY}: correct it, or name another"):
         return [None] * len(cohort) if values is None else [group_name(value) for value in values]
-    except ValueError as error:
-        raise UserError(f"the column {COLUMN} must hold texts or whole numbers; it has {error}: correct it, or name another") from None
 
 
 def _refuse_one_sided(held: np.ndarray, units: int, config: SplitConfig) -> None:

@@ -26,7 +26,7 @@ from diffleak.data.pixels import ImageShape, fit
 from diffleak.data.sources import open_source
 from diffleak.data.split import read_split
 from diffleak.diffusion.finite import advice
-from diffleak.errors import UserError, pip_install
+from diffleak.errors import UserError, pip_install, refusing
 from diffleak.hub import checked_device, folder_of, heard
 from diffleak.hub.configs import read_json
 from diffleak.hub.encoders import channel_statistics
@@ -122,10 +122,8 @@ def _check(source: ImageSource, rows: Sequence[int], decoding: Decoding) -> None
 
 def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
     """The captioner in a folder or of a hub id; raises `UserError` for anything that is no BLIP."""
-    try:
+    with refusing(ImportError, f"captioning needs transformers: {pip_install('encoders')}"):
         import transformers
-    except ImportError:
-        raise UserError(f"captioning needs transformers: {pip_install('encoders')}") from None
     folder = folder_of(model, "the captioner", [*FILES, *WEIGHTS])
     try:
         kind = read_json(folder / "config.json", "it is no folder of transformers").get("model_type")

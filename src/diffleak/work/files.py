@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from diffleak.errors import UserError
+from diffleak.errors import WHY, UserError, refusing
 from diffleak.work.reading import Unreadable, opened, parsing
 
 SEAL = b"sha256 %s\n"  # with the hex digits of the digest
@@ -128,12 +128,9 @@ def hash_files(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(os.fsencode(file.name))
-        try:
-            with opened(file, None) as stream, parsing():
-                while block := stream.read(BLOCK):
-                    digest.update(block)
-        except Unreadable as error:
-            raise UserError(f"{file} cannot be read ({error})") from None
+        with refusing(Unreadable, f"{file} cannot be read ({WHY})"), opened(file, None) as stream, parsing():
+            while block := stream.read(BLOCK):
+                digest.update(block)
     return digest.hexdigest()
 
 

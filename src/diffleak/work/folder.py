@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.lib.recfunctions import repack_fields
 
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.work.files import check_seal, checked_folder, seal, write_atomic, write_new
 from diffleak.work.memory import memory_message
 from diffleak.work.progress import progress, say
@@ -248,10 +248,8 @@ def spelled(changed: Sequence[Change], show: Callable[[Any], str] = repr, betwee
 
 def read_object(path: Path, advice: str) -> dict[str, Any]:
     """The JSON object in a file; raises `UserError` with `advice` for anything else."""
-    try:
+    with refusing(Unreadable, f"{path} cannot be read ({WHY}); {advice}"):
         found = load_json(path)
         if not isinstance(found, dict):
             raise Unreadable(f"it holds a {type(found).__name__}")
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read ({error}); {advice}") from None
     return found

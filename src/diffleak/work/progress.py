@@ -27,12 +27,9 @@ def progress(description: str, total: int, unit: str, done: int = 0) -> Iterator
 
     `done` counts work finished by an earlier run, which must not flatter the estimate.
     """
-    if sys.stderr.isatty():
-        with _bar(description, total, unit, done) as advance:
-            yield advance
-    else:
-        with _lines(description, total, unit, done) as advance:
-            yield advance
+    shown = _bar if sys.stderr.isatty() else _lines
+    with shown(description, total, unit, done) as advance:
+        yield advance
 
 
 @contextmanager
