@@ -253,6 +253,10 @@ REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Ten
     "scaled": (lambda s: {**s, f"{FIRST[:-6]}scale_weight": s[FIRST]}, "stores weights in 8 bits with scales"),
     "nf4": (lambda s: {**s, f"{FIRST}.absmax": s[FIRST]}, "quantised: give a file of 16 or 32 bits"),
     "int8": (lambda s: {**s, FIRST: s[FIRST].to(torch.int8)}, "is stored as int8, quantised: give a file of 16 or 32 bits"),
+    "int8 text": (
+        lambda s: {key: value.to(torch.int8) if "token_embedding" in key else value for key, value in s.items()},
+        "token_em… is stored as int8, quantised: give a file of 16 or 32 bits",
+    ),
     "edm": (lambda s: {**s, "edm_mean": s[FIRST]}, "was trained on the noise levels of EDM"),
     "chroma": (lambda s: {f"{START}distilled_guidance_layer.in_proj.bias": s[FIRST]}, "holds a denoiser of another layout"),
     "unknown": (lambda s: {"layers.0.weight": s[FIRST]}, "has none of their layouts (first: layers.0.weight)"),

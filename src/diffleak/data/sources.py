@@ -24,8 +24,9 @@ from diffleak.data.shards import choose, counted, files_below
 from diffleak.data.sidecars import Sidecars, find_sidecars
 from diffleak.data.tables import arrow_part, holds_images, holds_text, is_saved, parquet_part, saved_parts, table_source
 from diffleak.data.tars import tar_source
-from diffleak.errors import UserError, listed, pip_install, refuse_other_bytes, shown
+from diffleak.errors import UserError, first_lines, listed, pip_install, refuse_other_bytes, shown
 from diffleak.records.images import AS_TRAINERS, Decoding
+from diffleak.work.progress import retrying_quietly
 from diffleak.work.reading import Unreadable, found_at, parsing
 
 KINDS_READ = "DATA must be a folder of images, or a .npy, .npz, .parquet, .arrow or .tar file"
@@ -295,9 +296,10 @@ def _hugging_face(locator: str, decoding: Decoding) -> ImageSource:
     _, name, *rest = locator.split(":", 2)
     split = rest[0] if rest else "train"
     try:
-        table = datasets.load_dataset(name, split=split)
+        with retrying_quietly():
+            table = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library raises many kinds; each is about the name, the split or the network
-        raise UserError(f"'{locator}' cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise UserError(f"'{locator}' cannot be loaded: {first_lines(error) or type(error).__name__}") from None
     column = next((c for c, kind in table.features.items() if isinstance(kind, datasets.Image)), None)
     if column is None:
         raise UserError(f"'{locator}' must have an image column; it has {listed(table.features)}")

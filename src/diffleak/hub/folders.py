@@ -27,11 +27,13 @@ from diffleak.hub.weights import (
     copies,
     find,
     header,
+    refuse_quantised,
     said_of,
     viewed,
     wanted,
 )
 from diffleak.work.files import hash_files
+from diffleak.work.progress import retrying_quietly
 from diffleak.work.reading import PICKLES, found_at
 
 NETWORKS = {
@@ -136,10 +138,11 @@ def downloaded(name: str, patterns: list[str], what: str = "", weights: str | No
     import huggingface_hub
 
     left_out = ["*.fp16.*", "*.non_ema.*", *(f"*{ending}" for ending in STATE_DICTS)]
-    with suppress(Exception):  # the download says what is wrong, or takes what is in the cache
+    with retrying_quietly(), suppress(Exception):  # the download says what is wrong, or takes what is in the cache
         patterns, left_out = wanted(huggingface_hub.list_repo_files(name), patterns, weights) or patterns, []
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=left_out))
+        with retrying_quietly():
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=left_out))
     except Exception as error:  # network, gating and naming errors differ by version; all mean the id gave nothing
         reason = first_lines(error).partition(". ")[0] or type(error).__name__
         if _is_closed(error):
@@ -175,12 +178,16 @@ def check_files(folder: Path) -> None:
 def check_weights(folder: Path, weights: Weights | None = None) -> None:
     """Raises `UserError` for a folder without weights, for damaged ones, for pickles that run code and for pipes.
 
-    Also for a config.json of more layers than there are weights, which a library would make without end before it sees that.
+    Also for weights that are stored as whole numbers, and for a config.json of more layers than there are weights, which a library would
+    make without end before it sees that.
     weights: other ones than those of the folder itself, but for its config.json.
     """
     check_files(folder)
     weights = weights or find(folder)
-    refuse_depth(weights.config, sum(map(count_weights, weights.hashed)))
+    kinds = {file: header(file) for file in weights.hashed}
+    refuse_depth(weights.config, sum(map(len, kinds.values())))
+    for file in weights.files:
+        refuse_quantised(file, kinds[file])
 
 
 def refuse_depth(path: Path, weights: int) -> None:
