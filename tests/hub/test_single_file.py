@@ -266,7 +266,11 @@ REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Ten
     "deeper": (lambda s: {**s, f"{START}output_blocks.4.0.in_layers.0.bias": torch.zeros(8)}, "give the --model-config of this model"),
     "text lacks": (
         lambda s: {k: v for k, v in s.items() if not k.endswith("text_model.final_layer_norm.bias")},
-        "the weights do not match config.json (first: ",
+        "model.safetensors, text_encoder: the weights do not match config.json (first: ",
+    ),
+    "text shape": (
+        lambda s: {k: v[:5] if k.endswith("token_embedding.weight") else v for k, v in s.items()},
+        "model.safetensors, text_encoder: the weights do not match config.json (embeddings.token_embedding.weight has shape (5, 16)",
     ),
 }
 

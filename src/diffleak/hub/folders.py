@@ -243,10 +243,11 @@ def _kind(name: str) -> Any:
     return getattr(diffusers_library(), name)
 
 
-def from_transformers(kind: Any, folder: Path, **how: Any) -> tuple[Any, dict[str, Any]]:
+def from_transformers(kind: Any, folder: Path, where: str = "", **how: Any) -> tuple[Any, dict[str, Any]]:
     """A network of transformers with what it says of the loading; raises `UserError` for weights of other shapes than config.json says.
 
-    Its own message of those is "look at the above report", and `ImportError` and others pass.
+    where: how a message calls the weights, where they are not those of the folder. Its own message of those is "look at the above report",
+    and `ImportError` and others pass.
     """
     how |= {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if "state_dict" in how:  # the weights themselves, of a model in one file
@@ -259,8 +260,14 @@ def from_transformers(kind: Any, folder: Path, **how: Any) -> tuple[Any, dict[st
     if info["mismatched_keys"]:
         key, found, expected = min(info["mismatched_keys"])
         said = f"{key} has shape {tuple(found)}, where {tuple(expected)} is expected"
-        raise UserError(f"{folder}: the weights do not match config.json ({said}); re-export the model")
+        raise UserError(unfit(where or f"{folder}", said, not where))
     return network, info
+
+
+def unfit(where: str, said: str, of_folder: bool = True) -> str:
+    """The message for weights, of a folder or of a model in one file, that are not those of their config.json."""
+    way = "re-export the model" if of_folder else "give the --model-config of this model, or fetch the file again"
+    return f"{where}: the weights do not match config.json ({said}); {way}"
 
 
 def _say(weights: Weights) -> None:
