@@ -24,7 +24,16 @@ from diffleak.diffusion.conditions import Prompts, TextEncoder
 from diffleak.errors import UserError, first_lines, pip_install, shown
 from diffleak.hub import flow_models
 from diffleak.hub.configs import load_object, read_json
-from diffleak.hub.folders import INDEX, TEXT_PARTS, check_files, check_weights, diffusers_library, from_transformers, transformers_library, unfit
+from diffleak.hub.folders import (
+    INDEX,
+    TEXT_PARTS,
+    check_files,
+    check_weights,
+    diffusers_library,
+    from_transformers,
+    transformers_library,
+    unfit,
+)
 from diffleak.hub.offload import map_weights
 from diffleak.hub.single_file import SingleFile
 from diffleak.work.files import write_text
@@ -453,9 +462,7 @@ def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
     return tokenizer
 
 
-def _encoder(
-    folder: Path, name: str, dtype: torch.dtype, state: Mapping[str, Tensor] | None = None, where: str = ""
-) -> torch.nn.Module:
+def _encoder(folder: Path, name: str, dtype: torch.dtype, state: Mapping[str, Tensor] | None = None, where: str = "") -> torch.nn.Module:
     """A text encoder, with the weights of its folder or those given, which a message calls `where`."""
     if state is None:
         check_weights(folder)

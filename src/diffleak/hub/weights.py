@@ -43,7 +43,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema", "model_e
 PIECE = r"-\d{5}-of-\d{5}"
 LISTED = 4  # names in a message
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-# as safetensors calls them
+DTYPES |= {"I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64", "BOOL": "bool"}  # as safetensors calls them
 LEARNED = (".weight", ".bias")  # ends of the names of what a network learned, which floating point alone can hold
 
 
@@ -201,7 +201,7 @@ def refuse_quantised(file: Path, kinds: Mapping[str, str]) -> None:
     """
     odd = next((name for name, kind in kinds.items() if name.endswith(LEARNED) and "float" not in kind), None)
     if odd is not None:
-        said = f"{shown(odd)} is stored as {kinds[odd].lower()}, quantised: give a copy of 16 or 32 bits"
+        said = f"{shown(odd)} is stored as {kinds[odd]}, quantised: give a copy of 16 or 32 bits"
         raise UserError(f"{file}: weights must be floating point; {said}")
 
 
