@@ -254,8 +254,11 @@ def _array_or_none(arrays: "np.lib.npyio.NpzFile", key: str) -> np.ndarray | Non
 
 def _image_key(path: Path, arrays: "np.lib.npyio.NpzFile") -> str:
     candidates = [k for k in arrays.files if arrays[k].dtype == np.uint8 and arrays[k].ndim >= 3]
+    if not candidates:
+        found = listed((f"{k}, {arrays[k].dtype} {arrays[k].shape}" for k in arrays.files), 120) or "nothing"
+        raise UserError(f"{path} must hold images as uint8 (N, H, W) or (N, H, W, C); found {found}: write them so with numpy.savez")
     if len(candidates) != 1:
-        found = listed(candidates or arrays.files, 120)
+        found = listed(candidates, 120)
         raise UserError(f"{path} must hold one uint8 image array; found {found}: say which as {path}:NAME")
     return candidates[0]
 
