@@ -24,8 +24,9 @@ from diffleak.data.shards import choose, counted, files_below
 from diffleak.data.sidecars import Sidecars, find_sidecars
 from diffleak.data.tables import arrow_part, holds_images, holds_text, is_saved, parquet_part, saved_parts, table_source
 from diffleak.data.tars import tar_source
-from diffleak.errors import WHY, UserError, listed, pip_install, refuse_other_bytes, refusing, shown
+from diffleak.errors import WHY, UserError, first_lines, listed, pip_install, refuse_other_bytes, refusing, shown
 from diffleak.records.images import AS_TRAINERS, Decoding
+from diffleak.work.progress import retrying_quietly
 from diffleak.work.reading import Unreadable, found_at, parsing
 
 KINDS_READ = "DATA must be a folder of images, or a .npy, .npz, .parquet, .arrow or .tar file"
@@ -247,8 +248,11 @@ def _array_or_none(arrays: "np.lib.npyio.NpzFile", key: str) -> np.ndarray | Non
 
 def _image_key(path: Path, arrays: "np.lib.npyio.NpzFile") -> str:
     candidates = [k for k in arrays.files if arrays[k].dtype == np.uint8 and arrays[k].ndim >= 3]
+    if not candidates:
+        found = listed((f"{k}, {arrays[k].dtype} {arrays[k].shape}" for k in arrays.files), 120) or "nothing"
+        raise UserError(f"{path} must hold images as uint8 (N, H, W) or (N, H, W, C); found {found}: write them so with numpy.savez")
     if len(candidates) != 1:
-        found = listed(candidates or arrays.files, 120)
+        found = listed(candidates, 120)
         raise UserError(f"{path} must hold one uint8 image array; found {found}: say which as {path}:NAME")
     return candidates[0]
 
@@ -287,9 +291,10 @@ def _hugging_face(locator: str, decoding: Decoding) -> ImageSource:
     _, name, *rest = locator.split(":", 2)
     split = rest[0] if rest else "train"
     try:
-        table = datasets.load_dataset(name, split=split)
+        with retrying_quietly():
+            table = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library raises many kinds; each is about the name, the split or the network
-        raise UserError(f"'{locator}' cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise UserError(f"'{locator}' cannot be loaded: {first_lines(error)}") from None
     column = next((c for c, kind in table.features.items() if isinstance(kind, datasets.Image)), None)
     if column is None:
         raise UserError(f"'{locator}' must have an image column; it has {listed(table.features)}")

@@ -12,6 +12,7 @@ adapter costs nothing per forward.
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from diffleak.hub import effect
 from diffleak.hub.configs import read_json
 from diffleak.hub.folders import LONGEST_PATH, PICKLES, file_of
 from diffleak.hub.layer_names import PEFT_PREFIX, TEXT_ENCODERS
-from diffleak.hub.states import is_state, load_state
+from diffleak.hub.states import is_eighth, is_state, load_state
 from diffleak.hub.updates import LONGEST_NAME, header_settings, refuse_other_kinds, updates
 from diffleak.records.plan import Adapter
 from diffleak.work.files import hash_file, hash_files
@@ -289,6 +290,14 @@ def _read(file: Path) -> dict[str, Tensor]:
             raise Unreadable("it must be a dict of names and tensors, as torch.save writes the state dict of a LoRA")
     if not raw:
         raise UserError(f"the LoRA {file} holds no weights")
+    whole = next((key for key, value in raw.items() if value.numel() > 1 and not value.is_floating_point()), None)
+    if whole:
+        kind = str(raw[whole].dtype).removeprefix("torch.")
+        said = f"its {shown(whole, LONGEST_PATH)} is stored as {kind}, quantised: give a copy of 16 or 32 bits"
+        raise UserError(f"the LoRA {file} must hold floating-point numbers; {said}")
+    if eighths := sorted({str(value.dtype).removeprefix("torch.") for value in raw.values() if is_eighth(value)}):
+        warnings.warn(f"{file.name} stores weights in 8 bits ({', '.join(eighths)}), which are merged as rounded so", stacklevel=2)
+        raw = {key: value.float() if is_eighth(value) else value for key, value in raw.items()}  # torch hardly calculates with them
     broken = next((key for key, value in raw.items() if value.is_floating_point() and not bool(value.isfinite().all())), None)
     if broken:
         raise UserError(f"the LoRA {file} must hold finite numbers; its {shown(broken, LONGEST_PATH)} has NaN or infinity: export it again")

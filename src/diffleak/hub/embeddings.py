@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.hub.folders import LONGEST_PATH, diffusers_library, file_of
-from diffleak.hub.states import load_state
+from diffleak.hub.states import is_eighth, load_state
 from diffleak.records.plan import Embedding
 from diffleak.work.files import hash_file
 from diffleak.work.listed import split_named
@@ -186,6 +186,7 @@ def _layout(content: Any) -> tuple[str | None, dict[str, Tensor]]:
     for key, value in found.items():
         if not isinstance(value, Tensor) or value.ndim not in (1, 2) or not value.numel() or not value.is_floating_point():
             raise Unreadable("its vectors must be a tensor of shape (n, d)")
+        value = value.float() if is_eighth(value) else value
         if not bool(value.isfinite().all()):
             raise Unreadable("its vectors must be finite numbers: export it again")
         vectors[key] = value.detach().reshape(-1, value.shape[-1])

@@ -24,7 +24,16 @@ from diffleak.diffusion.conditions import Prompts, TextEncoder
 from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, shown
 from diffleak.hub import flow_models
 from diffleak.hub.configs import load_object, read_json
-from diffleak.hub.folders import INDEX, TEXT_PARTS, check_files, check_weights, diffusers_library, from_transformers, transformers_library
+from diffleak.hub.folders import (
+    INDEX,
+    TEXT_PARTS,
+    check_files,
+    check_weights,
+    diffusers_library,
+    from_transformers,
+    transformers_library,
+    unfit,
+)
 from diffleak.hub.offload import map_weights
 from diffleak.hub.single_file import SingleFile
 from diffleak.work.files import write_text
@@ -408,7 +417,8 @@ def _text_parts(folder: Path, index: Mapping[str, Any], dtype: torch.dtype, sing
         if part.startswith("tokenizer"):
             found[part] = _tokenizer(own, value[1], found.get(part.replace("tokenizer", "text_encoder")))
         else:
-            found[part] = _encoder(own, value[1], dtype, single.text_encoder(part) if single else None)
+            state = single.text_encoder(part) if single else None
+            found[part] = _encoder(own, value[1], dtype, state, f"{single.path}, {part}" if single and state else "")
     return found
 
 
@@ -450,8 +460,8 @@ def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
     return tokenizer
 
 
-def _encoder(folder: Path, name: str, dtype: torch.dtype, state: Mapping[str, Tensor] | None = None) -> torch.nn.Module:
-    """A text encoder, with the weights of its folder or those given."""
+def _encoder(folder: Path, name: str, dtype: torch.dtype, state: Mapping[str, Tensor] | None = None, where: str = "") -> torch.nn.Module:
+    """A text encoder, with the weights of its folder or those given, which a message calls `where`."""
     if state is None:
         check_weights(folder)
     config = read_json(folder / "config.json", f"{folder} must be a text encoder")
@@ -461,13 +471,13 @@ def _encoder(folder: Path, name: str, dtype: torch.dtype, state: Mapping[str, Te
     kind = _class(name, "PreTrainedModel", folder)
     try:
         made = {} if state is None else {"config": kind.config_class.from_pretrained(folder, local_files_only=True), "state_dict": state}
-        encoder, info = from_transformers(kind, folder, torch_dtype=dtype, **made)
+        encoder, info = from_transformers(kind, folder, where, torch_dtype=dtype, **made)
     except UserError:
         raise
     except Exception as error:  # as in `_tokenizer`
-        raise UserError(f"{folder} cannot be loaded: {first_lines(error)}") from None
+        raise UserError(f"{where or folder} cannot be loaded: {first_lines(error)}") from None
     if info["missing_keys"]:
-        raise UserError(f"{folder}: the weights do not match config.json (first: {min(info['missing_keys'])}); re-export the model")
+        raise UserError(unfit(where or f"{folder}", f"first: {min(info['missing_keys'])}", not where))
     unused = info["unexpected_keys"]  # harmless, unless config.json is that of a smaller encoder
     if unused:
         warnings.warn(

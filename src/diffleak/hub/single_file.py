@@ -140,6 +140,8 @@ class SingleFile:
             return None
         start, stored = self._place(part)
         given = {key: value for key, value in self.weights.items() if key.startswith(start) and not key.endswith(UNUSED)}
+        if bad := next((key for key, value in given.items() if not value.is_floating_point()), None):
+            raise UserError(f"{self.path}: {_quantised(bad, given[bad])}")
         if stored == OPEN_CLIP:
             return self._from_open_clip(part, start)
         state = {key.removeprefix(start): value for key, value in given.items()}

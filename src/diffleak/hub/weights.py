@@ -42,7 +42,9 @@ EMA_KEYS = {"decay", "min_decay", "optimization_step", "update_after_step", "use
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema", "model_ema", "params", "params_ema")  # a state dict in a checkpoint
 PIECE = r"-\d{5}-of-\d{5}"
 LISTED = 4  # names in a message
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors calls them
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+DTYPES |= {"I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64", "BOOL": "bool"}  # as safetensors calls them
+LEARNED = (".weight", ".bias")  # ends of the names of what a network learned, which floating point alone can hold
 
 
 @dataclass(frozen=True)
@@ -179,13 +181,28 @@ def _pieces(folder: Path, copy: Copy) -> list[str]:
 
 
 def said_of(weights: Weights) -> str | None:
-    """The line that says so where a copy of less precision, or an average, was opened because there is no other."""
+    """The line that says so where weights of 8 bits, a copy of less precision, or an average were opened because there is no other."""
     copy, opened_file = weights.copy, weights.files[0]
+    eighths = sorted({kind for file in weights.files for kind in header(file).values() if kind.startswith("float8")})
+    if eighths:
+        name = f"{opened_file.parent.name}/{opened_file.name}"
+        return f"{name} stores weights in 8 bits ({', '.join(eighths)}), which are scored as rounded so"
     if not copy.variant or weights.asked:
         return None
     averages = {EMA: "an average (EMA)", NON_EMA: "not the average (EMA)"}
     kind = averages.get(copy.variant) or " and ".join(sorted({kind for kind in header(opened_file).values() if "float" in kind}))
     return f"{weights.place.name}/ holds no plain weights: {opened_file.name} was opened, which is {kind}"
+
+
+def refuse_quantised(file: Path, kinds: Mapping[str, str]) -> None:
+    """Raises `UserError` for a weight that is stored as whole numbers, which a library would take for the weight itself.
+
+    kinds: the dtype of every tensor by name, as `header` gives them.
+    """
+    odd = next((name for name, kind in kinds.items() if name.endswith(LEARNED) and "float" not in kind), None)
+    if odd is not None:
+        said = f"{shown(odd)} is stored as {kinds[odd]}, quantised: give a copy of 16 or 32 bits"
+        raise UserError(f"{file}: weights must be floating point; {said}")
 
 
 def header(file: Path) -> dict[str, str]:

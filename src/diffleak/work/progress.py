@@ -1,5 +1,6 @@
 """Progress for everything a person waits for: a bar on a terminal, plain lines elsewhere, always on stderr."""
 
+import logging
 import os
 import sys
 import time
@@ -19,6 +20,18 @@ def say(line: str, every: bool = False) -> None:
     """
     if every or os.environ.get("RANK", "0") == "0":
         print(visible(line), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def retrying_quietly(library: str = "huggingface_hub") -> Iterator[None]:
+    """Leaves out what a library warns of meanwhile: a line each time it tries the network again, where the error at the end is enough."""
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager
