@@ -17,6 +17,7 @@ from diffleak.attacks import ATTACKS
 from diffleak.auditing.evidence import known
 from diffleak.errors import UserError
 from diffleak.records.audit import Blind, Gate
+from diffleak.records.base import Estimate
 from diffleak.records.digests import Sealed
 from diffleak.records.evidence import Evidence
 from diffleak.report import to_html, to_markdown, verdict
@@ -212,6 +213,66 @@ def test_what_a_black_box_attack_finds_decides_the_answer_for_an_interface(leak)
     assert any("What counts there was run too: black_box 51.0 % of pairs" in each for each in weak.sentences)
 
 
+WEAK = {"value": 0.51, "low": 0.46, "high": 0.56}
+ACCESS_RUN = {"none that counts": (), "a black-box one": ("black_box",), "one that cannot be estimated": ("unknown",)}
+
+
+@pytest.mark.parametrize("takes_text", [True, False])
+@pytest.mark.parametrize("ran", ACCESS_RUN)
+@pytest.mark.parametrize("release", [None, "weights", "api", "images"])
+def test_no_leak_is_said_to_be_found_only_of_a_release_that_an_attack_was_run_for(release, ran, takes_text):
+    record, _ = audit_of({"sima": 0.0}, 300)
+    auc = Estimate(reason="too few") if ran == "one that cannot be estimated" else record.results[0].auc.model_copy(update=WEAK)
+    more = (
+        []
+        if ran == "none that counts"
+        else [record.results[0].model_copy(update={"attack": "black_box", "access": "black-box", "auc": auc})]
+    )
+    run = (*RUN, *(ATTACKS[name]() for name in ("black_box", "noise_probe") if more))
+    settings = {"model": "my model", "members": "in", "nonmembers": "out"}
+    kept = evidence(takes_text, run, release=release)
+    judged = verdict(other(record, results=(*record.results, *more), evidence=kept, settings=settings))
+    counts = release in (None, "weights") or (release == "api" and ran == "a black-box one")
+    assert judged.level == ("no-leak-found" if counts else "undecided")
+    assert ("Not tested for this form of release" in judged.title) is not counts
+    command = "diffleak audit 'my model' --members in --nonmembers out --attacks black_box --release api -o NEW-FOLDER"
+    if counts:
+        assert not any("To test it" in each for each in judged.sentences)
+    elif release == "images" or not takes_text:
+        assert judged.sentences[-1].startswith("To test it: diffleak extract 'my model' --members in --nonmembers out -o NEW-FOLDER")
+    elif ran == "none that counts":
+        assert judged.sentences[-1] == f"To test it: {command}."
+    else:
+        assert judged.sentences[-1].startswith("To test it: give more images. From these, what black_box, noise_probe finds")
+
+
+def test_a_leak_that_needs_more_access_is_said_with_the_command_that_tests_the_release(leak):
+    judged = verdict(other(leak[0], evidence=evidence(True, release="api"), settings={"model": "m", "data": "d", "split": "s.json"}))
+    assert judged.level == "leak" and judged.sentences[-1] == (
+        "To test it: diffleak audit m --data d --split s.json --attacks black_box --release api -o NEW-FOLDER."
+    )
+
+
+@pytest.mark.parametrize(
+    ("release", "takes_text", "last"),
+    [
+        ("weights", True, "the black_box attack"),
+        ("weights", False, "diffleak extract looks"),
+        ("api", True, "diffleak extract looks"),
+        ("images", True, "Take the images that must not be exposed out"),
+    ],
+)
+def test_the_steps_after_a_leak_fit_the_form_of_release(leak, release, takes_text, last):
+    assert last in remedies.steps(other(leak[0], evidence=evidence(takes_text, release=release)))[-1][1]
+
+
+def test_what_an_outsider_needs_says_where_the_release_does_not_give_it(leak):
+    assert glance.needs(other(leak[0], evidence=evidence(release="api")), "grey-box").endswith(
+        "A release of an interface that draws images for its callers does not give that"
+    )
+    assert "does not give" not in glance.needs(other(leak[0], evidence=evidence()), "grey-box")
+
+
 def test_the_coverage_names_every_attack_of_this_version_once_and_whether_it_was_run():
     kept = evidence()
     assert [each.attack for each in kept.attacks] == list(ATTACKS)
@@ -234,7 +295,7 @@ def test_records_of_earlier_versions_say_nothing_of_a_release():
 
 def test_after_a_leak_the_steps_name_parts_of_the_readme_that_are_there(shown):
     headings = re.findall(r"^#+ (.+)$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    assert {where for _, _, where in remedies.STEPS} <= set(headings)
+    assert {where for _, _, where in (*remedies.STEPS, remedies.BY_EXTRACT)} <= set(headings)
     assert all(name in text(shown) for name, _, _ in remedies.STEPS)
     assert remedies.TITLE not in markdown(with_validity(audit_of(NULL, 300, evidence=evidence())[0]))
 

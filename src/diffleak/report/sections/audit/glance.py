@@ -25,7 +25,7 @@ LIMITED = {
 UNTESTED = "What was not tested"
 NEEDS = {
     "black-box": "images that the model draws for a caption of the attacker's, and the image in question",
-    "grey-box": "the model's predictions for the image in question: anyone who has the weights gets them",
+    "grey-box": "the model's predictions for the image in question, which anyone who has the weights can compute",
     "white-box": "the weights, and the image in question",
 }
 
@@ -35,12 +35,19 @@ def section(audit: Audited) -> Section:
     record, lead = audit.record, audit.lead
     rows = [
         ("Form of release", released(record)),
-        *([("What an outsider needs", NEEDS[lead.access])] if lead and lead.access in NEEDS else []),
+        *([("What an outsider needs", needs(record, lead.access))] if lead and lead.access in NEEDS else []),
         ("Limit agreed", limit(audit)),
         ("Is the audit valid?", validity(record)),
         ("Images tested", tested(record)),
     ]
     return Section("glance", "", (Facts(tuple(rows)),), kind="summary", brief="In short")
+
+
+def needs(record: AuditRecord, access: str) -> str:
+    """What the attack that is named needs, and whether the form of release gives it."""
+    evidence = record.evidence
+    gives = evidence is None or evidence.counts(access)
+    return NEEDS[access] if gives else f"{NEEDS[access]}. A release of {RELEASES[evidence.released]} does not give that"
 
 
 def untested(audit: Audited) -> Section:
