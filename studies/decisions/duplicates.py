@@ -74,8 +74,8 @@ def lossy(data: Path) -> list[np.ndarray]:
     """Images of CIFAR-10 that are not in its lossless part."""
     with np.load(data / "cifar10" / "cifar10-lossless-train4000-test1000.npz") as arrays:
         known = {*arrays["train_index"].tolist()}
-    table = pq.read_table(data / "cifar10" / "cifar10-jpeg-train.parquet").to_pylist()
-    return [np.asarray(Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB")) for row in table[:20_000] if row["index"] not in known]
+    table = pq.read_table(data / "cifar10" / "cifar10-jpeg-train.parquet").slice(0, 20_000).to_pylist()
+    return [np.asarray(Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB")) for row in table if row["index"] not in known]
 
 
 def trained(data: Path) -> list[np.ndarray]:

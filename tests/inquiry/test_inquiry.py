@@ -30,6 +30,7 @@ from diffleak.records.inquiry import InquiryRecord, read_inquiry
 from diffleak.records.scores import read_columns
 from diffleak.report import to_html
 from diffleak.report.pages.inquiry import judged, page
+from diffleak.reveal import reveal
 
 RNG = np.random.default_rng(0)
 IMAGES, CONTROL = RNG.integers(0, 256, (24, 8, 8), dtype=np.uint8), RNG.integers(0, 256, (40, 8, 8), dtype=np.uint8)
@@ -241,6 +242,9 @@ def test_groups_are_tested_by_their_mean_scores(memoriser, artists, tmp_path):
     assert all(re.fullmatch("g[0-9a-f]{16}", group.group) for group in keyed.groups)
     written = [path.read_bytes() for path in (tmp_path / "keyed").rglob("*") if path.is_file()]
     assert not any(b"mineson" in text or b"laterson" in text for text in written)
+    with reveal(tmp_path / "keyed").open() as file:
+        revealed = {row["id"]: row["name"] for row in csv.DictReader(file)}
+    assert {revealed[g.group]: g.p_value for g in keyed.groups} == {g.group: g.p_value for g in found.groups}
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,8 @@ def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -
     if calibrate.sum() < FEWEST:
         raise UserError(_too_few(int(calibrate.sum()), coins, len(samples.ids), folder))
     rows = {image_id: row for row, image_id in enumerate(samples.ids)}
-    counted = (replace(scores, unit=coins.of) for scores in _scores(audited, folder, rows))
-    columns = [column for scores in counted for column in _columns(scores, member, calibrate)]
+    offered = (replace(scores, unit=coins.of) for scores in _scores(audited, folder, rows))
+    columns = [column for scores in offered for column in _columns(scores, member, calibrate)]
     if not columns:
         raise UserError(f"{folder} holds no scores of an attack that could guess; repeat its audit command with at least one, as sima")
     candidates, values = [candidate for candidate, _ in columns], np.stack([value for _, value in columns], axis=1)

@@ -174,10 +174,10 @@ def pair(first: Run, second: Run) -> Pairing:
             f"an image must be on the same side in both runs; {len(differ)} ids are members in only one of {first.name} and {second.name} "
             f"(first: {shown(shared[differ[0]])}): audit both with the same split, or a teacher with its half of the members"
         )
-    counted = [numbered(run.number[r]) for run, r in zip((first, second), rows, strict=True)]
-    unit = chained(*counted)
+    one, two = (numbered(run.number[r]) for run, r in zip((first, second), rows, strict=True))
+    unit = chained(one, two)
     where = np.unique(unit, return_index=True)[1]
-    return Pairing(rows[0], rows[1], unit, members[0][where], not np.array_equal(*counted))
+    return Pairing(rows[0], rows[1], unit, members[0][where], not np.array_equal(one, two))
 
 
 def read_scores(run: Run, attack: str) -> Scores | None:
