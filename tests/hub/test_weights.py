@@ -275,7 +275,7 @@ BAD: dict[str, tuple[Write, str]] = {
     "nothing": (lambda unet, state: torch.save({}, unet / "a.pt"), "must hold a state dict"),
     "flax": (lambda unet, state: (unet / "flax_model.msgpack").write_text(""), "found none, but flax_model.msgpack"),
     "two names": (lambda unet, state: [torch.save(state, unet / f"{name}.pt") for name in "ab"], "it has a.pt, b.pt: rename the right one"),
-    "no index": (lambda unet, state: torch.save(state, unet / "model-00001-of-00002.bin"), "the index that says of which is missing"),
+    "no index": (lambda unet, state: torch.save(state, unet / "model-00001-of-00002.bin"), "the index that lists them is missing"),
     "index": (
         lambda unet, state: (torch.save(state, unet / BINARY), (unet / f"{BINARY}.index.json").write_text("{}")),
         "say in weight_map",

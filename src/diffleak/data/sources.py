@@ -83,7 +83,7 @@ def _folder(path: Path, keys: list[str], decoding: Decoding) -> ImageSource:
     if listing.files and keys:
         below = path / keys[0]
         way = f"give {below}" if below.is_dir() else "leave that out"
-        raise UserError(f"{path} is a folder of images, of which no split or column is named; got {shown(':'.join(keys))}: {way}")
+        raise UserError(f"{path} is a folder of images, which has no splits or columns to name; got {shown(':'.join(keys))}: {way}")
     if listing.files:
         return _image_folder(path, listing, decoding)
     if not listing.left_out.unopened and not listing.left_out.hidden:

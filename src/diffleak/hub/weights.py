@@ -168,7 +168,9 @@ def _pieces(folder: Path, copy: Copy) -> list[str]:
     whole = [name for name in copy.files if not re.search(PIECE, name)]
     if copy.index is None:
         if not whole:
-            raise UserError(f"{folder / copy.files[0]} is a piece of weights; the index that says of which is missing: fetch it again")
+            raise UserError(
+                f"{folder / copy.files[0]} is one of several files of weights, and the index that lists them is missing: download the index too"
+            )
         return whole[:1]
     mapped = load_object(folder / copy.index).get("weight_map")
     if not isinstance(mapped, dict) or not mapped or not all(isinstance(name, str) for name in mapped.values()):

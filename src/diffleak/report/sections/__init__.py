@@ -42,7 +42,7 @@ def glossary(terms: Iterable[tuple[str, str]] = ()) -> Section:
     own = tuple(terms)
 
     def explained(said: str) -> tuple[Block, ...]:
-        known = set().union(*(_words(name) for name, _ in own))
+        known = {word for name, _ in own for word in _words(name)}
         return (facts((*own, *(entry for entry in terms_in(said) if not known & _words(entry[0])))),)
 
     return Section("glossary", "Glossary", (), "Glossary", explains=explained)
