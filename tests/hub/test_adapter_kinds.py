@@ -241,6 +241,7 @@ STEM = kohya(f"{BLOCK}.attn1.to_q")
         (lambda w: w.update({f"{kohya('conv_in')}.lokr_w1": torch.ones(2, 2)}), "it lacks conv_in.lokr_w2_a"),
         (lambda w: w.update({f"{STEM}.diff_b": torch.ones(8)}), f"changes the bias of unet.{BLOCK}.attn1.to_q, which has none"),
         (lambda w: w.update({f"{STEM}.dora_scale": torch.ones(8)}), "must have shape (8, 1) or (1, 8); got (8,)"),
+        (lambda w: w.update({f"{STEM}.alpha": torch.ones(4)}), "attn1.to_q must be one number; it has the shape (4,)"),
         (lambda w: w.update({"lora_unet_nowhere.diff": torch.ones(8)}), "its lora_unet_nowhere.diff fits no layer"),
     ],
 )
