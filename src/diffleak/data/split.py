@@ -104,8 +104,8 @@ class Split:
         return json.dumps(lists | {key: value for key, value in optional.items() if value is not None})
 
     def save(self, path: Path) -> None:
-        """Writes a file of this kind."""
-        write_text(path, self.text)
+        """Writes a file of this kind, for its owner only: it names the training images."""
+        write_text(path, self.text, private=True)
 
     def other_half(self, members: Ids) -> Ids:
         """The half of a defence that the model with these members was not trained on; none for other models."""

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from diffleak.errors import UserError
@@ -14,11 +15,16 @@ SEAL = b"sha256 %s\n"  # with the hex digits of the digest
 BLOCK = 2**20  # bytes hashed at once
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write(temporary)` beside `path`, then renames it into place; raises `UserError` when the disk refuses."""
+def write_atomic(path: Path, write: Callable[[Path], object], private: bool = False) -> None:
+    """Calls `write(temporary)` beside `path`, then renames it into place; raises `UserError` when the disk refuses.
+
+    private: `temporary` is there already, empty, and only its owner may read it. Whatever names images or holds what they look like is.
+    """
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")  # workers on several machines may share process ids
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if private:
+            open_private(temporary).close()
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -56,20 +62,17 @@ def write_new(path: Path, text: str, private: bool = False) -> bool:
 
 def write_text(path: Path, text: str, private: bool = False) -> None:
     """Writes UTF-8 text atomically; a `private` file has mode 0600 from its first byte."""
-    _write(path, private, "w", text, encoding="utf-8")
+    write_atomic(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")), private)
 
 
 def write_bytes(path: Path, content: bytes, private: bool = False) -> None:
     """Writes bytes atomically; a `private` file has mode 0600 from its first byte."""
-    _write(path, private, "wb", content)
+    write_atomic(path, lambda temporary: temporary.write_bytes(content), private)
 
 
-def _write(path: Path, private: bool, mode: str, content: str | bytes, **how: str) -> None:
-    def write(temporary: Path) -> None:
-        with open(temporary, mode, opener=lambda name, flags: os.open(name, flags, 0o600 if private else 0o666), **how) as file:  # type: ignore[call-overload]
-            file.write(content)
-
-    write_atomic(path, write)
+def open_private(path: Path) -> BinaryIO:
+    """A new file to write to that its owner alone may read from its first byte; raises `FileExistsError` where there is one."""
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 @contextmanager
