@@ -1,12 +1,14 @@
 """Files that their owner alone may read, whatever writes them."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from diffleak.data.split import Split
-from diffleak.work.files import open_private, write_atomic, write_bytes, write_text
+from diffleak.work.files import open_private, scratch, write_atomic, write_bytes, write_text
 from diffleak.work.folder import Folder
 
 
@@ -37,3 +39,32 @@ def test_chunks_of_work_and_a_split_file_are_their_owners(tmp_path):
     Folder(tmp_path).save("images.npy", np.zeros(3))
     Split(("a.png",), ("b.png",)).write(tmp_path)
     assert {mode(path) for path in tmp_path.iterdir()} == {0o600}
+
+
+HELD = """
+import sys
+from pathlib import Path
+from diffleak.work.files import scratch
+with scratch(Path(sys.argv[1]), ".weights-") as folder:
+    (folder / "weights.pt").write_bytes(b"half")
+    print("written", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_that_of_a_running_one_stays(tmp_path):
+    def left():
+        return sorted(path.name for path in tmp_path.glob(".weights-*"))
+
+    with subprocess.Popen([sys.executable, "-c", HELD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        (running,) = left()
+        with scratch(tmp_path, ".weights-") as own:
+            assert left() == sorted([running, own.name])
+        assert left() == [running], "one that ends removes its own"
+        other.kill()
+        other.wait()
+    assert left() == [running], "the process could not remove it"
+    with scratch(tmp_path, ".weights-") as own:
+        assert left() == [own.name]
+    assert left() == []

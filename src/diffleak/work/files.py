@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 from uuid import uuid4
 
@@ -98,6 +100,50 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch(place: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `place` that is removed at the end, with those of this prefix that a process left when it was killed.
+
+    A process holds a lock on its folder, which ends with it, however that ends; so the folders of others that still run stay. Where the
+    system has no such locks, what a killed process left stays, too.
+    """
+    for left in place.glob(f"{prefix}*"):
+        if _left(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(dir=place, prefix=prefix) as folder, _held(Path(folder)):
+        yield Path(folder)
+
+
+def _left(folder: Path) -> bool:
+    """True for a folder that no process holds."""
+    with suppress(OSError), _held(folder) as held:
+        return held
+    return False
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Holds the lock of a folder; False where the system has none. Raises `OSError` where another process holds it."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, PermissionError):  # Windows has no such locks, and opens no folders
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)
 
 
 def seal(path: Path) -> None:
