@@ -20,11 +20,13 @@ from diffleak.records.digests import Sealed
 from diffleak.records.evidence import Evidence
 from diffleak.report import to_html, to_markdown, verdict
 from diffleak.report.audited import Audited
+from diffleak.report.glossary import TERMS
 from diffleak.report.judgement import NO_INCIDENT, with_validity
 from diffleak.report.media import pdf
 from diffleak.report.media.card import model_card
 from diffleak.report.media.latex import results_latex
 from diffleak.report.pages.audit import on_card, on_paper, page
+from diffleak.report.sections import FOR_THE_FILE, UNSHOWN
 from diffleak.report.sections.audit import attacks, coverage, file, glance, remedies
 
 ROOT = Path(__file__).parents[2]
@@ -296,6 +298,11 @@ def test_every_term_that_a_page_prints_has_an_entry_in_its_glossary(shown, kind)
     assert [term for term in sorted(terms) if stem(term) not in explained] == []
     capitals = set(re.findall(r"\b[A-Z]{2,}\b", re.sub(r"\S*[_/.]\S*", " ", printed))) - PLAIN_CAPITALS
     assert [word for word in sorted(capitals) if word.casefold() not in explained] == []
+
+
+def test_no_entry_of_the_glossary_names_a_section_which_its_page_may_lack():
+    titles = [coverage.TITLE, glance.UNTESTED, attacks.TITLE, UNSHOWN, FOR_THE_FILE]
+    assert not [(name, title) for name, _, said in TERMS for title in titles if title in said]
 
 
 def test_a_page_explains_no_term_that_it_does_not_print(shown):
