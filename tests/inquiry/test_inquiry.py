@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures.commands import all_recorded, call, refused, written_again
+from fixtures.commands import all_recorded, call, open_to_others, refused, written_again
 from fixtures.models import ATTENTION, save_untrained
 from fixtures.text import CAPTIONS, SIDE, text_folder
 from PIL import Image
@@ -82,7 +82,9 @@ def test_images_that_were_trained_on_are_found_and_others_are_not(memoriser, dig
 
 def test_the_command_leaves_a_record_a_table_and_a_page_and_resumes(model, data, settings, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
+    run.mkdir(mode=0o755)  # a folder that is open to others stays so, and what names images in it is not
     code, out, err = call(capsys, "inquire", model, *settings, "-o", run, "--json")
+    assert open_to_others(run / "scores") <= {"scores"} and f"others on this machine may read {run}" in err
     assert code == 0 and "plan: 24 images in question and 40 controls (8 x 8 grey), 2 attacks" in err
     record = InquiryRecord.model_validate_json(out)
     given = json.loads(out)

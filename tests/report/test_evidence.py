@@ -22,11 +22,13 @@ from diffleak.records.digests import Sealed
 from diffleak.records.evidence import Evidence
 from diffleak.report import to_html, to_markdown, verdict
 from diffleak.report.audited import Audited
+from diffleak.report.glossary import TERMS
 from diffleak.report.judgement import NO_INCIDENT, with_validity
 from diffleak.report.media import pdf
 from diffleak.report.media.card import model_card
 from diffleak.report.media.latex import results_latex
 from diffleak.report.pages.audit import on_card, on_paper, page
+from diffleak.report.sections import FOR_THE_FILE, UNSHOWN
 from diffleak.report.sections.audit import attacks, coverage, file, glance, remedies
 
 ROOT = Path(__file__).parents[2]
@@ -370,6 +372,11 @@ def test_a_glossary_explains_each_word_once_and_no_page_shows_a_raw_backtick(kin
     words = [word.strip().casefold() for entry in entries for word in re.split(r"[,()]", entry) if word.strip()]
     assert [word for word in words if words.count(word) > 1] == []
     assert re.findall(r"`[^`<>]+`", text(shown)) == []
+
+
+def test_no_entry_of_the_glossary_names_a_section_which_its_page_may_lack():
+    titles = [coverage.TITLE, glance.UNTESTED, attacks.TITLE, UNSHOWN, FOR_THE_FILE]
+    assert not [(name, title) for name, _, said in TERMS for title in titles if title in said]
 
 
 def test_a_page_explains_no_term_that_it_does_not_print(shown):

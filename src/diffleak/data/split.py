@@ -92,8 +92,8 @@ class Split:
         return cls(**{key: value for key, value in found.items() if value is not None})
 
     def write(self, folder: Path) -> None:
-        """Writes split.json into a folder."""
-        write_text(folder / FILE, self.text)
+        """Writes split.json into a folder, for its owner only: it names the training images."""
+        write_text(folder / FILE, self.text, private=True)
 
     @property
     def text(self) -> str:

@@ -190,7 +190,7 @@ def write_parquet(path: Path, table: "pa.Table") -> None:
         with temporary.open("wb") as file:  # a path would be read as a URI where it looks like one, as exp:1/run does
             pq.write_table(table, file, write_page_checksum=True)
 
-    write_atomic(path, write)
+    write_atomic(path, write, private=True)
 
 
 def read_chunk(

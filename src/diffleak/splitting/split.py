@@ -147,7 +147,7 @@ def _write(drawn: Split, path: Path) -> None:
     """Writes the file; raises `UserError` where another split is there, which a model may have been trained with."""
     if path.is_dir():
         raise UserError(f"-o must be a file, such as {path / 'split.json'}; {path} is a folder")
-    if write_new(path, drawn.text) or _same(drawn, path):
+    if write_new(path, drawn.text, private=True) or _same(drawn, path):
         return
     raise UserError(f"{path} holds another split, and a model may have been trained with it; choose another -o, or remove it")
 

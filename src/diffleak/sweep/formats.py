@@ -28,6 +28,6 @@ def formatted(folder: Path, form: str) -> tuple[SweepRecord, str]:
         write_pdf(page(record), folder / PDF)
         digests.update_report(folder, PDF)
         return record, f"report: {folder / PDF}"
-    write_text(folder / digests.REPORT, to_html(page(record)))
+    write_text(folder / digests.REPORT, to_html(page(record)), private=True)
     digests.update_report(folder)
     return record, to_markdown(page(record)) if form == "markdown" else f"report: {folder / digests.REPORT}"

@@ -130,7 +130,7 @@ class Folder:
                 np.save(stream, rows, allow_pickle=False)
             seal(path)
 
-        write_atomic(self.path / file, write)
+        write_atomic(self.path / file, write, private=True)
 
     def load(self, file: str) -> np.ndarray:
         """The array in a .npy file; raises `UserError` for a damaged one, which is moved aside."""
