@@ -154,8 +154,9 @@ def about_reading(prepared: Prepared) -> list[str]:
             for attack in prepared.attacks
             if isinstance(attack, BlackBox | NoiseProbe)
         ]
-    if prepared.config.resize:
-        found.append(f"images of another shape were resized to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")
+    if prepared.config.resize and prepared.scan.resized:
+        resized = f"{prepared.scan.resized} images of another shape were resized"
+        found.append(f"{resized} to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")
     if prepared.plan.buckets:
         found.append(
             f"images were brought to the {len(prepared.plan.buckets)} buckets of --buckets {prepared.config.buckets} as kohya's scripts do "

@@ -35,7 +35,7 @@ from diffleak.diffusion.target import Target, side_by_side
 from diffleak.errors import UserError
 from diffleak.extraction.config import DRAWS, IMAGES, ExtractConfig, read_cohort
 from diffleak.extraction.nearest import Distance, Nearest, distances
-from diffleak.extraction.sides import Side, read_sides, tally_of
+from diffleak.extraction.sides import Side, read_sides, tally_of, without_near_duplicates
 from diffleak.generation import Drawing, draw, draw_one, plan_drawing
 from diffleak.hub.encoders import Extractor, open_extractor, probe
 from diffleak.records.audit import Membership
@@ -101,6 +101,7 @@ class Prepared:
     drawing: Drawing
     encoder: Extractor | None
     membership: Membership
+    near_duplicates: int  # held-out images that were left out, since each is nearly a member
 
     @property
     def draws(self) -> int | None:
@@ -173,11 +174,14 @@ def prepare(
     members, held_out = read_sides(cohort, shape, config, encoder if config.only is None else None)
     tally = tally_of(members, held_out)
     tally.refuse_white(config.decoding)
+    near = 0
+    if held_out:
+        held_out, near = without_near_duplicates(members, held_out)
     for trained in target.trained:
         refuse_other_reading(trained, config.decoding, tally, shape.channels == 4)
     cohorts = [side.cohort for side in (members, held_out) if side is not None]
     drawing, captions = _plan(config, target, shape, texts, *cohorts)
-    return Prepared(config, target, members, held_out, captions, drawing, encoder, membership)
+    return Prepared(config, target, members, held_out, captions, drawing, encoder, membership, near)
 
 
 def _captions(config: ExtractConfig, target: Target, cohort: Cohort) -> dict[str, str] | None:
@@ -227,8 +231,8 @@ def draw_again(config: ExtractConfig) -> Path:
     """Draws the one image `only` of a search again, and returns its file, which its owner alone may read."""
     prepared, output, only = prepare(config), config.output, config.only
     assert output is not None and only is not None, "checked by the config"
-    file = output / f"drawing-{only}.png"
-    write_recorded(output, {file.name: png(draw_one(prepared.drawing, only))})
+    file = checked_folder(output) / f"drawing-{only}.png"
+    write_recorded(output, {file.name: png(draw_one(prepared.drawing, only, config.batch_size))})
     return file
 
 
@@ -350,6 +354,7 @@ def _record(prepared: Prepared, found: Sequence[Compared], pairs: tuple[Pair, ..
         classes=None if target.classes is None else f"{drawing.n // target.classes} of each of {target.classes} classes",
         members=prepared.members.described,
         held_out=held_out.described if held_out else None,
+        near_duplicates=prepared.near_duplicates,
         calibrate=int(prepared.calibrate.sum()),
         false_copies=config.false_copies,
         decides=first.distance,
@@ -376,6 +381,10 @@ def _warnings(prepared: Prepared) -> tuple[str, ...]:
         found.append(
             "no held-out images were given, so nothing says how near a drawing comes by chance: there are distances and pairs, and no rate"
         )
+    if near := prepared.near_duplicates:
+        found.append(
+            f"{near} held-out images were left out: each is a near-duplicate of a member, so a drawing near to it is no false copy"
+        )
     if prepared.membership.status != "confirmed":
         found.append(prepared.membership.sentence)
     if len(target.denoiser.exposed) > 1:
@@ -385,8 +394,8 @@ def _warnings(prepared: Prepared) -> tuple[str, ...]:
         found += target.unnamed(distinct)
         if cut := len(target.text.truncated(distinct)):
             found.append(f"{cut} captions are longer than the model's text encoder reads: it read their beginning only")
-    if prepared.config.resize:
-        found.append(f"real images of another shape were resized to {drawing.shape} (bicubic, antialiased, centre crop)")
+    if resized := prepared.members.resized + (held_out.resized if held_out else 0):
+        found.append(f"{resized} real images of another shape were resized to {drawing.shape} (bicubic, antialiased, centre crop)")
     if images := tally_of(prepared.members, held_out).described(prepared.config.decoding, drawing.shape.channels == 4):
         found.append(f"how the real images were read: {', '.join(images)}")
     if omitted := prepared.members.omitted + (held_out.omitted if held_out else 0):

@@ -347,8 +347,8 @@ def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) 
                 f"{prepared.drawing.n} images were drawn of {len(prepared.prompts.distinct)} different captions; "
                 "intervals treat them as independent"
             )
-    if prepared.config.resize:
-        found.append(f"real images of another shape were resized to {prepared.drawing.shape} (bicubic, antialiased, centre crop)")
+    if resized := reference.resized + (training.resized if training else 0):
+        found.append(f"{resized} real images of another shape were resized to {prepared.drawing.shape} (bicubic, antialiased, centre crop)")
     if images := tally_of(reference, training).described(prepared.config.decoding, prepared.drawing.shape.channels == 4):
         found.append(f"how the real images were read: {', '.join(images)}")
     omitted = reference.omitted + (training.omitted if training else 0)

@@ -130,6 +130,8 @@ class ExtractionRecord(Record):
     """Images that the model was trained on."""
     held_out: ImageSet | None
     """Images that it was not trained on; null without them."""
+    near_duplicates: int = 0
+    """Number of held-out images that were left out, since each is a near-duplicate of a member."""
     calibrate: int
     """Number of held-out images that set the thresholds; the others are counted."""
     false_copies: float

@@ -75,11 +75,13 @@ def _name(rates: CopyRates) -> str:
 def rates(record: ExtractionRecord) -> Section:
     """A row per distance: copies among members, and false ones among held-out images."""
     where = "its own caption's drawings" if record.draws else "all drawings"
-    meaning = (
-        f"An image has a copy if its distance to the nearest of {where} is below the threshold. {count(record.calibrate)} held-out images "
-        f"set the threshold: {percent(record.false_copies)} of such images lie below it. The rate of held-out images is that of the "
-        "others. In brackets: 95 % intervals."
-    )
+    meaning = f"No held-out images were given, so no threshold says which distances are copies. Each is to the nearest of {where}."
+    if record.held_out is not None:
+        meaning = (
+            f"An image has a copy if its distance to the nearest of {where} is below the threshold. {count(record.calibrate)} held-out "
+            f"images set the threshold: {percent(record.false_copies)} of such images lie below it. The rate of held-out images is that "
+            "of the others. In brackets: 95 % intervals."
+        )
     decides = "" if len(record.distances) == 1 else f" The first distance, {_name(record.decisive)}, says which pairs are copies."
     columns = (
         Column(("Members", "with a copy"), "", 1, lambda r: _rate_cell(r.copy_rate)),
@@ -110,7 +112,8 @@ def pairs(record: ExtractionRecord, pictures: Pictures | None) -> Section:
     """The closest pairs, each with the command that draws its drawing again."""
     shown = record.pairs[:SHOWN]
     what = f"The {count(len(shown))} closest of {count(len(record.pairs))} members, each with its nearest drawing, the most similar first."
-    what += f" {FILE} has all. Every model has such a list: compare its distances with those of held-out images."
+    what += f" {FILE} has all. Every model has such a list"
+    what += "." if record.held_out is None else ": compare its distances with those of held-out images."
     private = "these are private training images, and perhaps copies of them"
     hidden: tuple[Block, ...] = (not_shown(private, False),) if pictures is None else (prose(f"The folder {PAIRS} has them as files."),)
     columns = (
@@ -134,7 +137,7 @@ def _pair(record: ExtractionRecord, pair: Pair, pictures: Pictures | None) -> di
     names = {rates.distance: _name(rates) for rates in record.distances}
     distances = "; ".join(f"{names[name]} {value:.3f}" for name, value in pair.distances.items())
     p = "" if pair.p_value is None else f", p = {pair.p_value:.2g}"
-    number = f"{pair.image}, the {pair.draw + 1}. of {record.draws} for this caption" if record.draws else f"{pair.image}"
+    number = f"{pair.image}, number {pair.draw + 1} of {record.draws} for this caption" if record.draws else f"{pair.image}"
     return {
         "id": visible(pair.id),
         "pictures": shown,
@@ -166,7 +169,8 @@ def _rows(record: ExtractionRecord) -> Iterator[tuple[str, str]]:
         yield "Distance", fingerprinted(_name(rates), rates.fingerprint)
     yield "Members", _set(record.members)
     if record.held_out:
-        yield "Held-out images", _set(record.held_out)
+        left = f"; {count(record.near_duplicates)} near-duplicates of members were left out" if record.near_duplicates else ""
+        yield "Held-out images", _set(record.held_out) + left
     costs = record.costs
     spent = f"this call drew for {duration(costs.seconds_drawing)} and compared for {duration(costs.seconds_comparing)}"
     yield "Cost", f"{count(costs.forwards)} forwards of one image each; {spent}"
