@@ -31,7 +31,7 @@ from diffleak.auditing.results import write_results
 from diffleak.auditing.shared import Shared
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
 from diffleak.config import IN_PYTHON, build, command_line
-from diffleak.data.cohort import IN_MEMORY, Cohort, cohort
+from diffleak.data.cohort import IN_MEMORY, Cohort, cohort, sort_key
 from diffleak.data.duplicates import clusters_of_several
 from diffleak.data.membership import draw_of, promise_of
 from diffleak.diffusion.denoiser import Denoiser
@@ -335,7 +335,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         plan=prepared.plan,
         environment=environment(prepared.target, prepared.worker.threads, config.seed, prepared.plan.data_fingerprint),
         split=split.record,
-        clusters=tuple(tuple(cohort.ids[row] for row in rows) for rows in clusters_of_several(prepared.scan.clusters)),
+        clusters=_clusters(prepared),
         headline=evaluation.headline(results),
         results=tuple(results),
         blind=blind,
@@ -358,6 +358,13 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     if config.group is not None:
         record = record.model_copy(update={"groups": groups_found(record, samples, config.group)})
     return Audit(record, samples, every, cohort, maps_of(prepared, record, samples))
+
+
+def _clusters(prepared: Prepared) -> tuple[tuple[str, ...], ...]:
+    """The clusters of several images in the order of their ids: that of the file names would say which keyed id is whose."""
+    ids = prepared.scan.cohort.ids
+    named = (tuple(sorted((ids[row] for row in rows), key=sort_key)) for rows in clusters_of_several(prepared.scan.clusters))
+    return tuple(sorted(named, key=lambda cluster: sort_key(cluster[0])))
 
 
 def _drawn(prepared: Prepared) -> Draw | None:

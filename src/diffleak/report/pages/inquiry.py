@@ -162,9 +162,10 @@ def _singles(record: InquiryRecord) -> str:
     return f"Named one by one, with a q-value of {FOUND:g} or less: {count(len(found))} of {count(len(listed))} {said.several}."
 
 
-def _listed(record: InquiryRecord) -> tuple[Image, ...] | tuple[Group, ...]:
+def _listed(record: InquiryRecord) -> tuple[Image | Group, ...]:
     """Every image in question, or every group."""
-    return record.groups or record.images
+    found: tuple[Image | Group, ...] = record.groups or record.images
+    return found
 
 
 def _needed(record: InquiryRecord) -> str:
