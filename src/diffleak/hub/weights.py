@@ -167,7 +167,7 @@ def _pieces(folder: Path, copy: Copy) -> list[str]:
     if copy.index is None:
         if not whole:
             raise UserError(
-                f"{folder / copy.files[0]} is one of several files of weights, and the index that lists them is missing: download the index too"
+                f"{folder / copy.files[0]} is one of several files, and the index that lists them is missing: download the index too"
             )
         return whole[:1]
     mapped = load_object(folder / copy.index).get("weight_map")
