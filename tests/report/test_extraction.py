@@ -16,8 +16,8 @@ def test_copies_lead_the_verdict_with_the_rate_of_held_out_images_beside_theirs(
     judged = verdict(extraction_record(copied=9))
     assert (judged.level, judged.title) == ("leak", "The model gives training images back.")
     assert judged.sentences[0].startswith("10 of 60 members have a copy, 17 % (95 % interval ")
-    assert judged.sentences[0].endswith("than all but 1.0 % of held-out images are to theirs.")
-    assert judged.sentences[1].startswith("Of held-out images that set no threshold it is ")
+    assert judged.sentences[0].endswith("than all but 1.0 % of the held-out images are.")
+    assert judged.sentences[1].startswith("Of the held-out images that did not set the threshold, ")
 
 
 def test_without_copies_the_verdict_says_what_cannot_be_excluded_and_to_look_at_the_pairs():
