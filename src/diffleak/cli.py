@@ -544,11 +544,11 @@ def _report_again(folder: Path, names: tuple[str, ...], form: str, thumbnails: b
     written = again.write_again(folder, form, thumbnails)
     if form == "markdown":
         return print(again.as_markdown(written).removesuffix("\n"))
-    for record, page, file in written:
+    for record, _, file in written:
         if form == "pdf":
             print(visible(f"report: {file}"))
         else:
-            _print_record(record, lambda _, page=page: page, file, as_json)
+            _print_record(record, again.KINDS[file.with_suffix(".json").name].page, file, as_json)
 
 
 def _report_sweep(folder: Path, thumbnails: bool, form: str, as_json: bool) -> None:

@@ -137,8 +137,8 @@ def write_recorded(folder: Path, files: Mapping[str, str | bytes], also: Iterabl
     the paths begin that an earlier call left and this one may not, such as "pairs/"; their digests are dropped.
     Until the last file is written none of them has a digest, so that a call that was interrupted leaves no file that looks edited.
     """
-    files, also, before = dict(files), tuple(also), _read(checked_folder(folder))
-    stale = lambda path: path in files or path in also or path.startswith(replaces)
+    names, before = (*files, *also), _read(checked_folder(folder))
+    stale = lambda path: path in names or path.startswith(replaces)
     if before and any(map(stale, before.files)):
         _write(folder, {}, before.whole, gone=stale)
     for path, content in files.items():
@@ -147,7 +147,7 @@ def write_recorded(folder: Path, files: Mapping[str, str | bytes], also: Iterabl
             write_text(folder / path, content, private=True)
         else:
             write_bytes(folder / path, content, private=True)
-    add_digests(folder, (*files, *also))
+    add_digests(folder, names)
 
 
 def add_digests(folder: Path, names: Iterable[str]) -> None:
