@@ -15,7 +15,8 @@ from diffleak.report.sections.extraction import verdict
 def test_copies_lead_the_verdict_with_the_rate_of_held_out_images_beside_theirs():
     judged = verdict(extraction_record(copied=9))
     assert (judged.level, judged.title) == ("leak", "The model gives training images back.")
-    assert judged.sentences[0].startswith("10 of 60 members, 17 % (95 % interval ")
+    assert judged.sentences[0].startswith("10 of 60 members, 16.7 % (95 % interval ")
+    assert "so few held-out images set the threshold" in judged.sentences[1], "the lower end is 0, and yet it is a finding"
     assert judged.sentences[0].endswith("than all but 1.0 % of held-out images are to theirs.")
     assert judged.sentences[1].startswith("Of held-out images that set no threshold it is ")
 

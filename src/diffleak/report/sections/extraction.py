@@ -47,6 +47,8 @@ def verdict(record: ExtractionRecord) -> Verdict:
     beside = _beside(rates)
     chance = f"As many or more would be if members were like held-out images with probability {rates.chance:.2g}."
     if rates.chance < ALPHA:
+        if not rates.copy_rate.low:
+            chance += " The interval begins at 0, since so few held-out images set the threshold; this probability counts that too."
         return Verdict("leak", "The model gives training images back.", (size, f"{beside} {chance}", _closest(record), look))
     bound = f"More than {percent(rates.copy_rate.high or 0.0)} can be excluded with so many drawings; less cannot."
     title = "No more members than held-out images are near to a drawing."
@@ -109,7 +111,9 @@ def pairs(record: ExtractionRecord, pictures: Pictures | None) -> Section:
     what += f" {FILE} has all. The top of this list is there for every model"
     what += "." if record.held_out is None else "; compare its distances with those of held-out images."
     private = "these are private training images, and perhaps copies of them"
-    hidden: tuple[Block, ...] = (not_shown(private, False),) if pictures is None else (prose(f"The folder {PAIRS} has them as files."),)
+    hidden: tuple[Block, ...] = (
+        (not_shown(private, record.anonymous is not None),) if pictures is None else (prose(f"The folder {PAIRS} has them as files."),)
+    )
     columns = (
         Column(("Distance",), "", 1, lambda p: Cell(f"{p.distances[record.decisive.distance]:.3f}")),
         Column(("p",), "", 3, lambda p: Cell("-" if p.p_value is None else f"{p.p_value:.2g}")),
