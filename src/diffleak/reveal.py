@@ -12,9 +12,13 @@ from diffleak.data.cohort import Cohort, images_alone
 from diffleak.data.groups import groups_of
 from diffleak.data.sources import open_source
 from diffleak.errors import WHY, UserError, refusing
+from diffleak.extraction.config import ExtractConfig
+from diffleak.extraction.config import read_cohort as extracted
 from diffleak.inquiry.config import InquireConfig, inquired
 from diffleak.quality.config import QualityConfig, read_real
 from diffleak.records.digests import refuse_edited
+from diffleak.records.extraction import FILE as EXTRACT
+from diffleak.records.extraction import read_extraction
 from diffleak.records.inquiry import FILE as INQUIRY
 from diffleak.records.inquiry import read_inquiry
 from diffleak.records.quality import FILE as QUALITY
@@ -31,9 +35,9 @@ def reveal(folder: Path, key_file: Path | None = None, output: Path | None = Non
 
     Where images were counted by group, the names of the groups follow those of the images.
 
-    folder: of an audit, a geometry, an inquiry or a quality measurement. key_file: by default the one that the run was made with. The
-    images are listed again from where the run read them. Raises `UserError` for a run that is not anonymous, another key, and data
-    that is no longer there.
+    folder: of an audit, a geometry, an inquiry, a quality measurement or an extraction. key_file: by default the one that
+    the run was made with. The images are listed again from where the run read them. Raises `UserError` for a run that is not anonymous,
+    another key, and data that is no longer there.
     """
     refuse_edited(folder)
     recorded = _recorded(folder)
@@ -58,7 +62,7 @@ def reveal(folder: Path, key_file: Path | None = None, output: Path | None = Non
 
 
 def _recorded(folder: Path) -> dict[str, tuple[str | None, Path | None]]:
-    """Of what lies in a folder, "plan" and "quality", the name of the key and the file that was given for it."""
+    """Of what lies in a folder, "plan", "quality" and "extract", the name of the key and the file that was given for it."""
     found: dict[str, tuple[str | None, Path | None]] = {}
     file_of = lambda settings: Path(settings["anonymous_key"]) if settings.get("anonymous_key") else None
     plan = read_plan(folder)
@@ -69,6 +73,9 @@ def _recorded(folder: Path) -> dict[str, tuple[str | None, Path | None]]:
     if (folder / QUALITY).is_file():
         record = read_quality(folder / QUALITY, QualityRecord)
         found["quality"] = record.anonymous, file_of(record.settings)
+    if (folder / EXTRACT).is_file():
+        extraction = read_extraction(folder / EXTRACT)
+        found["extract"] = extraction.anonymous, file_of(extraction.settings)
     return found
 
 
@@ -77,6 +84,8 @@ def _cohorts(folder: Path, parts: set[str]) -> Iterator[Cohort]:
     if "quality" in parts:
         real = read_real(build(QualityConfig, read_quality(folder / QUALITY, QualityRecord).settings))
         yield from (images for images in (real.reference, real.training) if images)
+    if "extract" in parts:
+        yield extracted(build(ExtractConfig, read_extraction(folder / EXTRACT).settings))
     if (folder / "audit.json").is_file():
         record = read_record(folder)
         yield read_cohort(build(GeometryConfig if record.geometry else AuditConfig, record.settings))

@@ -150,10 +150,16 @@ def test_copies_are_those_of_quality_and_of_extraction_by_the_end_that_is_not_ex
         refuse(diffleak.gate(tmp_path, max_copies=0.04))
 
 
-def test_copies_that_nobody_looked_for_have_not_passed(tmp_path):
-    write_quality(tmp_path, metrics=())
+@pytest.mark.parametrize("changes", [{"metrics": ()}, {"training": None}])
+def test_copies_that_were_not_looked_for_are_not_measured_and_leave_the_limit_to_extract(tmp_path, capsys, changes):
+    write_quality(tmp_path, **changes)
+    said = refused(capsys, "gate", tmp_path, "--max-copies", "0.5")
+    assert "--max-copies needs a copy rate" in said and "measured without training images: diffleak extract MODEL" in said
+    assert "--nonmembers DATA" in said, "without held-out images extract has no rate either"
+    assert not (tmp_path / "gate.json").exists()
+    (tmp_path / "extract.json").write_text(json.dumps({"copy_rate": {"value": 0.0, "low": 0.0, "high": 0.05}}))
     record = diffleak.gate(tmp_path, max_copies=0.5)
-    assert not record.met and "takes --training" in record.checks[0].reason
+    assert record.met and [check.attack for check in record.checks] == ["extract.json"]
 
 
 def test_the_bound_on_epsilon_can_only_break_a_limit(tmp_path, capsys):

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from diffleak.config import Flag, ModelConfig, Seed, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, images_alone, one_source, two_sources
-from diffleak.data.config import DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
+from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
 from diffleak.data.sources import open_source
 
 DRAWS = 10  # for each caption
@@ -56,6 +56,8 @@ class ExtractConfig(ModelConfig, DataConfig):
     skip_unreadable: SkipUnreadable = False
     threads: int | None = Field(None, ge=1, description="Chunks drawn side by side, one CPU thread each.")
     ignore_model_split: IgnoreModelSplit = False
+    anonymous: Anonymous = False
+    anonymous_key: AnonymousKey = None
 
     @field_validator("members", "nonmembers", "data", "extractor", "captions", mode="before")
     @classmethod
@@ -72,6 +74,7 @@ class ExtractConfig(ModelConfig, DataConfig):
             raise ValueError("the training images must be given: --members DATA, or --data DATA with --split FILE")
         if self.output is None and (self.thumbnails or self.only is not None):
             raise ValueError("--thumbnails and --only write images: give -o DIR")
+        self.check_anonymous()
         return self
 
     @property
@@ -83,7 +86,7 @@ class ExtractConfig(ModelConfig, DataConfig):
 
 
 def read_cohort(config: ExtractConfig) -> Cohort:
-    """The members of a config, with the held-out images where it names any."""
+    """The images under their own ids: the members of a config, with the held-out images where it names any."""
     opened = lambda name: open_source(name, config.decoding)
     if config.data and config.split:
         return one_source(opened(config.data), config.split, config.limit, config.seed)

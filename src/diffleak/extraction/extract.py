@@ -24,6 +24,7 @@ from jaxtyping import Bool, UInt8
 
 from diffleak import hub
 from diffleak.config import build
+from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.captions import choose_captions
 from diffleak.data.cohort import IN_MEMORY, Cohort
 from diffleak.data.draw import calibrate_part
@@ -40,14 +41,16 @@ from diffleak.generation import Drawing, draw, draw_one, plan_drawing
 from diffleak.hub.encoders import Extractor, open_extractor, probe
 from diffleak.records.audit import Membership
 from diffleak.records.digests import write_recorded
-from diffleak.records.extraction import FILE, PAGE, PAIRS, CopyRates, ExtractCosts, ExtractionRecord, Pair
+from diffleak.records.extraction import FILE, PAGE, PAIRS, CopyRates, ExtractCosts, ExtractionRecord, Pair, read_extraction
 from diffleak.records.images import refuse_other_reading
+from diffleak.records.run_folder import read_plan
 from diffleak.report import to_html
 from diffleak.report.pages.extraction import page
 from diffleak.report.sections.extraction import SHOWN, Pictures
 from diffleak.report.wording import adapter
 from diffleak.stats import extraction as stats
 from diffleak.work.files import checked_folder, open_to_others
+from diffleak.work.folder import PLAN
 from diffleak.work.progress import say
 
 CALIBRATE = 0.5  # of the held-out images
@@ -102,6 +105,7 @@ class Prepared:
     encoder: Extractor | None
     membership: Membership
     near_duplicates: int  # held-out images that were left out, since each is nearly a member
+    key: Key | None = None
 
     @property
     def draws(self) -> int | None:
@@ -158,7 +162,11 @@ def prepare(
 ) -> Prepared:
     """Loads the model and the encoder, reads the images, and checks that all of it fits together."""
     target = hub.target_of(config, target)
+    key = _key(config)
     cohort = read_cohort(config) if cohort is None else cohort
+    if key:
+        renamed = cohort.renamed(key)
+        cohort = renamed.taken(renamed.by_id)  # drawings are numbered by this order, and that of file names would tell of them
     sides = f"{cohort.names[0]} (members)" + ("" if cohort.member.all() else f" and {cohort.names[1]} (held out)")
     given = f"the split file {config.split}" if config.split else sides
     membership = check_membership([cohort], given, target.split_file, config.split, config.ignore_model_split)
@@ -181,7 +189,21 @@ def prepare(
         refuse_other_reading(trained, config.decoding, tally, shape.channels == 4)
     cohorts = [side.cohort for side in (members, held_out) if side is not None]
     drawing, captions = _plan(config, target, shape, texts, *cohorts)
-    return Prepared(config, target, members, held_out, captions, drawing, encoder, membership, near)
+    return Prepared(config, target, members, held_out, captions, drawing, encoder, membership, near, key)
+
+
+def _key(config: ExtractConfig) -> Key | None:
+    """The key of an anonymous search: in the folder of an anonymous audit, that audit's."""
+    folder = config.output
+    if folder is None:
+        return choose_key(config.anonymous, config.anonymous_key, None, {})
+    plan = read_plan(folder)
+    recorded = {folder / PLAN: plan.anonymous} if plan else {}
+    if (folder / FILE).exists():
+        recorded[folder / FILE] = read_extraction(folder / FILE).anonymous
+    if config.anonymous:
+        checked_folder(folder)
+    return choose_key(config.anonymous, config.anonymous_key, folder, recorded)
 
 
 def _captions(config: ExtractConfig, target: Target, cohort: Cohort) -> dict[str, str] | None:
@@ -250,6 +272,8 @@ def search(
             f"got {calibrate}: give more, or a larger share with --false-copies"
         )
     folder = checked_folder(config.output) if config.output else None
+    if prepared.key:
+        say(f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the results")
     if folder and open_to_others(folder):
         say(f"others on this machine may read {folder}, which names images and may hold copies of them: chmod 700 {folder}")
     before = time.monotonic()
@@ -318,7 +342,7 @@ def _pairs(prepared: Prepared, found: Sequence[Compared]) -> tuple[Pair, ...]:
             image=image,
             draw=image % draws if draws else image,
             seed=drawing.seed,
-            prompt=drawing.prompts[image] if drawing.prompts else None,
+            prompt=drawing.prompts[image] if drawing.prompts and not prepared.key else None,  # a caption may name who is shown
             label=int(drawing.labels[image]) if drawing.labels is not None else None,
             distances={name: float(values[row]) for name, values in by_name.items()},
             p_value=None if p is None else float(p[row]),
@@ -366,6 +390,7 @@ def _record(prepared: Prepared, found: Sequence[Compared], pairs: tuple[Pair, ..
         environment=environment(target, config.threads or side_by_side(target), config.seed, prepared.members.described.fingerprint),
         costs=costs,
         membership=prepared.membership,
+        anonymous=prepared.key.name if prepared.key else None,
         settings=config.model_dump(mode="json"),
         exif=config.exif,
         alpha=config.alpha,

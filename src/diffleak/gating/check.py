@@ -23,9 +23,9 @@ from diffleak.records import digests
 from diffleak.records.audit import AuditRecord, Gate
 from diffleak.records.base import Estimate
 from diffleak.records.comparison import FILE as COMPARE
-from diffleak.records.comparison import Quality, read_comparison
+from diffleak.records.comparison import read_comparison
 from diffleak.records.extraction import FILE as EXTRACT
-from diffleak.records.gate import EPSILON, FILE, Bound, CheckedFile, Extracted, GateRecord, read_part
+from diffleak.records.gate import EPSILON, FILE, Bound, CheckedFile, Extracted, GateRecord, Measured, read_part
 from diffleak.records.quality import FILE as QUALITY
 from diffleak.records.quality import read_quality
 from diffleak.records.sweep import FILE as SWEEP
@@ -39,7 +39,7 @@ AUDIT = "audit.json"
 ORDER = (*LIMITS, "max_copies", "max_epsilon")
 MADE_BY = {
     LIMITS[0]: "diffleak audit MODEL --members DATA --nonmembers DATA -o",
-    "max_copies": "diffleak extract MODEL --members DATA -o",
+    "max_copies": "diffleak extract MODEL --members DATA --nonmembers DATA -o",
     "max_epsilon": "diffleak epsilon",
 }
 
@@ -171,16 +171,22 @@ def _fingerprint(folder: Path) -> str | None:
 def _copies(folder: Path, config: GateConfig, model: str | None) -> Iterator[tuple[Gate, Path]]:
     if config.max_copies is None:
         return
-    found = list[tuple[Estimate, Path]]()
-    if (path := folder / QUALITY).is_file():
-        measured = read_quality(path, Quality)
+    found, unmeasured = list[tuple[Estimate, Path]](), (folder / QUALITY).is_file()
+    if unmeasured:
+        path = folder / QUALITY
+        measured = read_quality(path, Measured)
         _refuse_other_model(path, measured.model_fingerprint, model)
-        rate = next((metric for metric in measured.metrics if metric.name == "copy_rate"), None)
-        found.append((rate or Estimate(reason="not measured: diffleak quality takes --training for it"), path))
+        rate = next((metric for metric in measured.metrics if metric.name == "copy_rate" and measured.training), None)
+        found += [(rate, path)] if rate else []
     if (path := folder / EXTRACT).is_file():
         extracted = read_part(path, Extracted, "extract")
         _refuse_other_model(path, extracted.model_fingerprint, model)
         found.append((extracted.copy_rate, path))
+    if not found and unmeasured:
+        raise UserError(
+            f"--max-copies needs a copy rate, and {folder / QUALITY} has none, since it was measured without training images: "
+            f"{MADE_BY['max_copies']} {folder} makes one"
+        )
     if not found:
         raise UserError(
             f"--max-copies needs a {QUALITY} or an {EXTRACT}; {folder} has neither: {MADE_BY['max_copies']} {folder} makes the second"

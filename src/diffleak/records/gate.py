@@ -10,6 +10,8 @@ from pydantic import ConfigDict
 
 from diffleak.records.audit import Gate
 from diffleak.records.base import Estimate, Record, Version, read_json
+from diffleak.records.comparison import Quality
+from diffleak.records.quality import ImageSet
 from diffleak.work.files import hash_file
 from diffleak.work.reading import Unreadable
 
@@ -63,6 +65,13 @@ class Share(Estimate):
     """A share in [0, 1] with its interval."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+class Measured(Quality):
+    """The part of quality.json that a gate reads."""
+
+    training: ImageSet | None = None
+    """Training images that copies were looked for in; null without them."""
 
 
 class Extracted(Record):

@@ -49,6 +49,8 @@ def verdict(record: ExtractionRecord) -> Verdict:
     beside = _beside(rates)
     chance = f"If the model treated members like held-out images, this many or more would have a copy with probability {rates.chance:.2g}."
     if rates.chance < ALPHA:
+        if not rates.copy_rate.low:
+            chance += " The interval begins at 0, since so few held-out images set the threshold; this probability counts that too."
         return Verdict("leak", "The model gives training images back.", (size, f"{beside} {chance}", _closest(record), look))
     bound = f"So many drawings rule out that more than {percent(rates.copy_rate.high or 0.0)} of the members have a copy; fewer may."
     title = "No more members than held-out images are near to a drawing."
@@ -115,7 +117,9 @@ def pairs(record: ExtractionRecord, pictures: Pictures | None) -> Section:
     what += f" {FILE} has all. Every model has such a list"
     what += "." if record.held_out is None else ": compare its distances with those of held-out images."
     private = "these are private training images, and perhaps copies of them"
-    hidden: tuple[Block, ...] = (not_shown(private, False),) if pictures is None else (prose(f"The folder {PAIRS} has them as files."),)
+    hidden: tuple[Block, ...] = (
+        (not_shown(private, record.anonymous is not None),) if pictures is None else (prose(f"The folder {PAIRS} has them as files."),)
+    )
     columns = (
         Column(("Distance",), "", 1, lambda p: Cell(f"{p.distances[record.decisive.distance]:.3f}")),
         Column(("p",), "", 3, lambda p: Cell("-" if p.p_value is None else f"{p.p_value:.2g}")),

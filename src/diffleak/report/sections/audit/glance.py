@@ -46,8 +46,9 @@ def section(audit: Audited) -> Section:
 def needs(record: AuditRecord, access: str) -> str:
     """What the attack that is named needs, and whether the form of release gives it."""
     evidence = record.evidence
-    gives = evidence is None or evidence.counts(access)
-    return NEEDS[access] if gives else f"{NEEDS[access]}. A release of {RELEASES[evidence.released]} does not give that"
+    if evidence is None or evidence.counts(access):
+        return NEEDS[access]
+    return f"{NEEDS[access]}. A release of {RELEASES[evidence.released]} does not give that"
 
 
 def untested(audit: Audited) -> Section:
