@@ -11,7 +11,7 @@ from diffleak.data.decoding import UnreadableImage
 from diffleak.data.prompts import read_prompts
 from diffleak.data.sources import open_source
 from diffleak.data.split import read_split
-from diffleak.errors import SHOWN, WHY, UserError, listed, nearest, refusing, shown, unknown
+from diffleak.errors import SHOWN, WHY, UserError, listed, nearest, of_system, refusing, shown, unknown
 
 HUGE = "x" * 10_000_000
 
@@ -89,6 +89,20 @@ def test_refusing_puts_a_message_with_the_reason_in_the_place_of_the_errors_it_n
         raise OSError
     with pytest.raises(TypeError, match="a bug"), refusing(KeyError, message("a")):
         raise TypeError("a bug")
+
+
+def test_refusing_all_that_a_library_may_raise_lets_a_refusal_pass_as_it_is():
+    with pytest.raises(UserError, match=r"^say it plainly$"), refusing(Exception, message("a")):
+        raise UserError("say it plainly")
+    with pytest.raises(UserError, match=r"^a cannot be read \(say it\)"), refusing((UserError, Exception), message("a")):
+        raise UserError("say it")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(OSError(28, "No space left on device", "a.txt"), "No space left on device"), (OSError("odd"), "odd")]
+)
+def test_what_the_system_says_of_a_file_comes_without_its_number_and_name(error, said):
+    assert of_system(error) == said
 
 
 def message(path):

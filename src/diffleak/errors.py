@@ -48,10 +48,15 @@ def refusing(
     said: Callable[[Exception], str] = str,
     raises: type[UserError] = UserError,
 ) -> Iterator[None]:
-    """Raises a `UserError` in the place of errors of these kinds: the message, with what is `said` of the error where it has WHY."""
+    """Raises a `UserError` in the place of errors of these kinds: the message, with what is `said` of the error where it has WHY.
+
+    A `UserError` passes as it is where the kind is Exception, all that a library may raise.
+    """
     try:
         yield
     except kinds as error:
+        if kinds is Exception and isinstance(error, UserError):
+            raise
         raise raises(message.replace(WHY, said(error))) from None
 
 
@@ -103,6 +108,11 @@ def refuse_other_bytes(path: str) -> None:
 def first_lines(error: Exception) -> str:
     """Enough of a library's message to act on, on one line; the kind of error where it says nothing."""
     return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2]) or type(error).__name__
+
+
+def of_system(error: Exception) -> str:
+    """What the system says of a file that it refuses, without the number and the file of the whole message."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def pip_install(extra: str) -> str:

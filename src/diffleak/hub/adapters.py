@@ -131,7 +131,8 @@ def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str]
     """
     raw = _read(file)
     networks = {name: getattr(pipeline, name) for name in (part, *TEXT_ENCODERS) if getattr(pipeline, name, None) is not None}
-    try:
+    # peft, diffusers and torch each raise their own; all mean an adapter of another model
+    with refusing((UserError, Exception), f"the LoRA {file} does not match the model: {WHY}", first_lines):
         raw = _with_prefix(raw, part, networks[part])
         of_peft = all(key.startswith(PEFT_PREFIX) for key in raw)
         header = {} if file.suffix in PICKLES else header_settings(file)
@@ -147,10 +148,6 @@ def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str]
                 for name, (config, weights) in ways.items():
                     _merge(networks[name], config, weights, scale)
         said = effect.check(changes, was, networks, scale)
-    except UserError as error:
-        raise UserError(f"the LoRA {file} does not match the model: {error}") from None
-    except Exception as error:  # peft, diffusers and torch each raise their own; all mean an adapter of another model
-        raise UserError(f"the LoRA {file} does not match the model: {first_lines(error)}") from None
     silent = [update for update in changes if update.alpha == 0]
     if silent and len(silent) < len(changes):
         said.append(f"the LoRA has alpha 0 in {len(silent)} of its {len(changes)} layers, which it leaves as they are")

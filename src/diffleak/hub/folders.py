@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from diffleak.errors import UserError, first_lines, shown
+from diffleak.errors import WHY, UserError, first_lines, refusing, shown
 from diffleak.hub.configs import check_settings, read_json
 from diffleak.hub.weights import (
     AVERAGE,
@@ -211,20 +211,16 @@ def pretrained(name: str, folder: Path, dtype: torch.dtype, weights: Weights | N
     folder = weights.place
     check_settings(kind, read_json(weights.config, ""), weights.config)
     _say(weights)
-    try:
-        with viewed(weights, DIFFUSERS) as view:
-            network, info = kind.from_pretrained(
-                view,
-                torch_dtype=dtype,
-                use_safetensors=weights.safe,
-                local_files_only=True,
-                output_loading_info=True,
-                low_cpu_mem_usage=False,
-            )
-    except UserError:
-        raise
-    except Exception as error:  # safetensors, json and torch each raise their own; all mean unusable weights
-        raise UserError(f"{folder} cannot be loaded: {first_lines(error)}") from None
+    # safetensors, json and torch each raise their own; all mean unusable weights
+    with refusing(Exception, f"{folder} cannot be loaded: {WHY}", first_lines), viewed(weights, DIFFUSERS) as view:
+        network, info = kind.from_pretrained(
+            view,
+            torch_dtype=dtype,
+            use_safetensors=weights.safe,
+            local_files_only=True,
+            output_loading_info=True,
+            low_cpu_mem_usage=False,
+        )
     if info["missing_keys"] or info["unexpected_keys"]:
         odd = (list(info["missing_keys"]) + list(info["unexpected_keys"]))[0]
         raise UserError(f"{folder}: the weights do not match config.json (first: {odd}); re-export the model")

@@ -463,11 +463,9 @@ def checked_device(device: str | None) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
+    with refusing((RuntimeError, AssertionError, NotImplementedError), f"device '{device}' cannot be used ({WHY})", first_lines):
         torch.empty(1, device=device)
         return torch.device(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device '{device}' cannot be used ({str(error).splitlines()[0]})") from None
 
 
 def load_pair(teachers: tuple[Path, Path]) -> tuple[Target, Target]:

@@ -149,10 +149,9 @@ def new_component(name: str, config: dict[str, Any], noun: str) -> Any:
     for key in config:
         if key not in allowed:
             raise unknown(noun, key, allowed)
-    try:
+    raised = (ValueError, TypeError, AssertionError, NotImplementedError, IndexError)
+    with refusing(raised, f"diffusers refuses this {name} configuration: {WHY}", first_lines):
         return kind(**config)
-    except (ValueError, TypeError, AssertionError, NotImplementedError, IndexError) as error:
-        raise UserError(f"diffusers refuses this {name} configuration: {str(error).splitlines()[0]}") from None
 
 
 def moving_average(network: torch.nn.Module, decay: float) -> Any:

@@ -121,16 +121,13 @@ class SingleFile:
         state = self._renamed(part, name, config, given)
         from accelerate import init_empty_weights
 
-        try:
+        # diffusers and torch each raise their own; all mean settings of another network
+        with refusing(Exception, f"{self.path}: the {part} cannot be made from {path} ({WHY})", first_lines):
             with init_empty_weights():
                 network = kind.from_config(config)
             self._refuse_unfit(part, state, network.state_dict())
             stored = {key: value.to(dtype, copy=True, memory_format=torch.contiguous_format) for key, value in state.items()}
             network.load_state_dict(stored, assign=True)
-        except UserError:
-            raise
-        except Exception as error:  # diffusers and torch each raise their own; all mean settings of another network
-            raise UserError(f"{self.path}: the {part} cannot be made from {path} ({first_lines(error)})") from None
         torch.nn.Module.to(network, dtype)  # of buffers; that of diffusers warns where nothing is to be warned of
         return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
@@ -342,11 +339,9 @@ def _configs(path: Path, family: str, weights: State) -> Path:
     # of weights whose sizes are none of the published models'
     with refusing(Exception, f"{path} is a {family} of a size of its own; give a folder with its settings as --model-config"):
         name = str(fetch_diffusers_config(dict(weights))["pretrained_model_name_or_path"])
-    try:
+    said = f"{path.name} is a {family} in one file; give a folder with the settings of {name} as --model-config"
+    with refusing(UserError, f"{said} ({WHY})", lambda error: shown(error, 230)):
         return downloaded(name, CONFIGS, "--model-config")
-    except UserError as error:
-        said = f"{path.name} is a {family} in one file; give a folder with the settings of {name} as --model-config"
-        raise UserError(f"{said} ({shown(error, 230)})") from None
 
 
 def _stated(

@@ -153,7 +153,5 @@ def _write(drawn: Split, path: Path) -> None:
 
 
 def _same(drawn: Split, path: Path) -> bool:
-    try:
+    with refusing((OSError, ValueError), f"{path} is there and is no split file ({WHY}); choose another -o", shown):
         return Split.read(path, "members", "nonmembers") == drawn
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is there and is no split file ({shown(str(error))}); choose another -o") from None

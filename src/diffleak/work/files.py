@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import BinaryIO
 from uuid import uuid4
 
-from diffleak.errors import WHY, UserError, refusing
+from diffleak.errors import WHY, UserError, of_system, refusing
 from diffleak.work.reading import Unreadable, opened, parsing
 
 SEAL = b"sha256 %s\n"  # with the hex digits of the digest
@@ -34,7 +34,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], private: bool = Fa
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); "
+            f"{path} cannot be written ({of_system(error)}); "
             "free or change the output folder and run the same command again: finished work is kept"
         ) from None
     except BaseException:
@@ -189,13 +189,11 @@ def checked_folder(path: Path) -> Path:
     One that is made here has mode 0700: file names of training images, scores and latents are their owner's. The mode of a folder
     that is there already stays as it is (see `open_to_others`).
     """
-    try:
+    with refusing(OSError, f"the output folder {path} cannot be written ({WHY}); choose another with -o", of_system):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = path / f".writable.{uuid4().hex}"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise UserError(f"the output folder {path} cannot be written ({error.strerror or error}); choose another with -o") from None
     return path
 
 

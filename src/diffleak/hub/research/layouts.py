@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.hub.states import wrapped_by
 
 State = dict[str, Tensor]
@@ -79,11 +79,11 @@ def refusal(keys: list[str], where: str) -> UserError:
 
 def layout_of(code_base: CodeBase, state: State, where: str) -> Layout:
     """The layout of a network; raises `UserError` for weights that are missing, left over, or of other shapes."""
-    try:
+    raised = (KeyError, IndexError, ValueError, RuntimeError)  # where a weight that its layout has is not there, or has no such shape
+    message = f"{where} is a {code_base} network with weights missing ({WHY}): fetch or save it again"
+    with refusing(raised, message, lambda error: shown(error, 120)):
         renamed = _from_pytorch_ddpm(state) if code_base == "pytorch-ddpm" else dict(state)
         settings = _settings(renamed)
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:  # a weight that its layout has is not there, or has no such shape
-        raise UserError(f"{where} is a {code_base} network with weights missing ({shown(error, 120)}): fetch or save it again") from None
     return Layout(code_base, renamed, settings)
 
 
