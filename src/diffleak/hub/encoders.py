@@ -255,7 +255,7 @@ def _transformer(kind: str, model: str, device: str) -> Extractor:
     with refusing(ImportError, f"the extractor {kind} needs transformers: {pip_install('encoders')}"):
         import transformers
     folder = encoder_folder(model)
-    unused = {"add_pooling_layer": False} if kind == "deit" else {}  # which most of its checkpoints lack
+    unused: dict[str, Any] = {"add_pooling_layer": False} if kind == "deit" else {}  # which most of its checkpoints lack
     preprocess = preprocessing(folder, kind)
     check_weights(folder)
     # transformers, safetensors and torch each raise their own; all mean an unusable folder
