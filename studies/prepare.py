@@ -13,6 +13,9 @@ and for the latent models, which need more members to memorise less of each:
                                       cifar10-128-reference-split.json: 128 of them
     fashion-mnist-32.npy, fashion-mnist-32-split.json     3000 images padded to 32 x 32: 1000 and 2000
 
+    cifar10-16.npy     9000 of the lossy copy, halved to 16 x 16; cifar10-16-N-split.json: its first N of 128, 512, 2000, 8000 as
+                       members, its last 1000, all of the public split's other side, held out
+
     tiny-imagenet.npy, tiny-imagenet-split.json     128 and 600 training images of the public split, resized to 32 x 32
 
 and for the defences, whose feature extractors and autoencoder must know neither side:
@@ -39,6 +42,7 @@ DEFENCES_HELD_OUT = 600
 OTHERS = 10000
 FASHION_HELD_OUT = 2000
 TINY_HELD_OUT = 600
+SIZES, SIZES_HELD_OUT = (128, 512, 2000, 8000), 1000
 
 
 def cifar10(raw: Path, out: Path) -> None:
@@ -60,6 +64,24 @@ def cifar10(raw: Path, out: Path) -> None:
     save_split(out / "cifar10-defences", np.sort(members), np.sort(held_out))
     save_split(out / "cifar10-others", others, np.array([], dtype=int))
     np.savez(out / "cifar10-others.npz", images=images[others], labels=labels[others].astype(np.int64).ravel())
+
+
+def set_sizes(raw: Path, out: Path) -> None:
+    table = pq.read_table(raw / "cifar10" / "cifar10-jpeg-train.parquet")
+    with np.load(raw / "splits" / "CIFAR10_train_ratio0.5.npz") as split:
+        member = np.isin(table["index"].to_numpy(), split["mia_train_idxs"])
+    draw = np.random.default_rng(4)
+    rows = [draw.choice(np.flatnonzero(side), n, replace=False) for side, n in ((member, SIZES[-1]), (~member, SIZES_HELD_OUT))]
+    pictures = table["img"].combine_chunks()
+    images = np.stack([halved(pictures[int(row)].as_py()["bytes"]) for row in np.concatenate(rows)])
+    np.save(out / "cifar10-16.npy", images)
+    for n in SIZES:
+        save_split(out / f"cifar10-16-{n}", np.arange(n), np.arange(SIZES[-1], len(images)))
+
+
+def halved(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image.convert("RGB").reduce(2))
 
 
 def fashion_mnist(raw: Path, out: Path) -> None:
@@ -111,3 +133,4 @@ if __name__ == "__main__":
     cifar10(raw_folder, out_folder)
     fashion_mnist(raw_folder, out_folder)
     tiny_imagenet(raw_folder, out_folder)
+    set_sizes(raw_folder, out_folder)

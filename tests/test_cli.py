@@ -110,7 +110,7 @@ def test_an_invalid_audit_gives_exit_code_four_after_writing_everything(capsys, 
     record = json.loads((tmp_path / "run" / "audit.json").read_text())
     report = (tmp_path / "run" / "report.html").read_text()
     assert record["valid"] is False and record["gates"] == [] and len(record["results"]) == 2
-    assert not [w for w in record["warnings"] if "told apart without the model" in w]
+    assert not [w for w in record["warnings"] if "differ without the model" in w]
     for shown in (out, report, call(capsys, "report", tmp_path / "run")[1]):
         assert "Invalid" in shown and not [r for r in record["results"] if f"{r['auc']['value']:.3f}" in shown]
     printed = json.loads(call(capsys, "report", tmp_path / "run", "--json")[1])

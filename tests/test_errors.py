@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from diffleak.data.captions import read_captions
+from diffleak.data.decoding import UnreadableImage
 from diffleak.data.prompts import read_prompts
 from diffleak.data.sources import open_source
 from diffleak.data.split import read_split
-from diffleak.errors import SHOWN, UserError, listed, nearest, shown, unknown
+from diffleak.errors import SHOWN, WHY, UserError, listed, nearest, of_system, refusing, shown, unknown
 
 HUGE = "x" * 10_000_000
 
@@ -73,3 +74,40 @@ def test_a_huge_value_of_a_file_is_cut_in_the_message(tmp_path, name):
         read(tmp_path / name)
     said = str(refusal.value).replace(str(tmp_path), "")
     assert len(said) <= 400 and "\n" not in said and name in said
+
+
+def test_refusing_puts_a_message_with_the_reason_in_the_place_of_the_errors_it_names():
+    with (
+        pytest.raises(UserError, match=r"^a/\{b\} cannot be read \(no such thing\); give another$"),
+        refusing(KeyError, message("a/{b}"), reason),
+    ):
+        raise KeyError("x")
+    with (
+        pytest.raises(UnreadableImage, match="without a reason"),
+        refusing((KeyError, OSError), "without a reason", raises=UnreadableImage),
+    ):
+        raise OSError
+    with pytest.raises(TypeError, match="a bug"), refusing(KeyError, message("a")):
+        raise TypeError("a bug")
+
+
+def test_refusing_all_that_a_library_may_raise_lets_a_refusal_pass_as_it_is():
+    with pytest.raises(UserError, match=r"^say it plainly$"), refusing(Exception, message("a")):
+        raise UserError("say it plainly")
+    with pytest.raises(UserError, match=r"^a cannot be read \(say it\)"), refusing((UserError, Exception), message("a")):
+        raise UserError("say it")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(OSError(28, "No space left on device", "a.txt"), "No space left on device"), (OSError("odd"), "odd")]
+)
+def test_what_the_system_says_of_a_file_comes_without_its_number_and_name(error, said):
+    assert of_system(error) == said
+
+
+def message(path):
+    return f"{path} cannot be read ({WHY}); give another"
+
+
+def reason(error):
+    return "no such thing"

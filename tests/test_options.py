@@ -1,6 +1,7 @@
 """The flags of a command are the fields of its Config, and the command that repeats a config gives that config again."""
 
 import random
+import re
 import shlex
 from importlib import import_module
 from pathlib import Path
@@ -66,6 +67,23 @@ def test_every_setting_is_an_option_with_the_fields_help_or_listed_as_having_no_
             assert found[key].help == (text and text.replace("{default}", str(field.default)))
             assert found[key].default is None, "a setting that is not given leaves the config file its say"
             assert (flag(key) in found[key].opts) != (key == kind.ARGUMENT)
+
+
+EVERY = sorted(typer.main.get_command(cli.app).commands)
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_every_option_and_argument_of_every_command_has_a_help_text(command):
+    for name, option in parameters(command).items():
+        if name != "help":
+            text = option.help or ""
+            assert len(re.findall(r"\w+", text)) >= 2 and re.search(r"[.\])?]$", text), f"{command} {name}: {text!r}"
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_a_command_says_in_its_first_sentence_what_it_does(command):
+    said = (typer.main.get_command(cli.app).commands[command].help or "").split("\n")[0]
+    assert re.match(r"[A-Z][^.?:]+[.?:]", said) and len(said) <= 130, said
 
 
 def test_every_name_that_a_class_places_in_the_help_is_a_setting_or_an_option_of_its_commands():

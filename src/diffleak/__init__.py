@@ -8,7 +8,9 @@
 Names are imported when first used, so that what needs no torch does not pay for it; editors and mypy see their types.
 """
 
+import re
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,62 +69,9 @@ if TYPE_CHECKING:
     from diffleak.training.config import train_config as train_config
     from diffleak.training.run import train as train
 
-_HOMES = {
-    "ATTACKS": "attacks",
-    "Attack": "attacks",
-    "ResidualAttack": "attacks",
-    "BlackBox": "attacks.black_box",
-    "CLiD": "attacks.clid",
-    "LossFrequency": "attacks.frequency",
-    "PIAFrequency": "attacks.frequency",
-    "Loss": "attacks.loss",
-    "NoiseAggregation": "attacks.noise_aggregation",
-    "NoiseProbe": "attacks.noise_probe",
-    "PFAMI": "attacks.pfami",
-    "PIA": "attacks.pia",
-    "PIAN": "attacks.pia",
-    "SecMI": "attacks.secmi",
-    "SimA": "attacks.sima",
-    "SimAMonteCarlo": "attacks.sima",
-    "Subject": "attacks.subject",
-    "Audit": "auditing.run",
-    "audit": "auditing.run",
-    "check": "checking.check",
-    "epsilon": "bounds.epsilon",
-    "compare": "comparison.compare",
-    "Cohort": "data.cohort",
-    "cohort": "data.cohort",
-    "defend_config": "defenses.config",
-    "defend": "defenses.defend",
-    "Denoiser": "diffusion.denoiser",
-    "Dual": "diffusion.dual",
-    "Noise": "diffusion.noise",
-    "Schedule": "diffusion.schedule",
-    "Target": "diffusion.target",
-    "DiffleakError": "errors",
-    "GateFailed": "errors",
-    "InvalidAudit": "errors",
-    "UserError": "errors",
-    "extract": "extraction.extract",
-    "gate": "gating.check",
-    "generate": "generation",
-    "load": "hub",
-    "inquire": "inquiry.run",
-    "find_memorised": "prompts.score",
-    "measure_quality": "quality.measure",
-    "AuditRecord": "records.audit",
-    "Result": "records.audit",
-    "Estimate": "records.base",
-    "InquiryRecord": "records.inquiry",
-    "verify": "records.digests",
-    "Scores": "records.scores",
-    "split": "splitting.split",
-    "evaluate": "stats.evaluation",
-    "caption_images": "training.captioning",
-    "TrainConfig": "training.config",
-    "train_config": "training.config",
-    "train": "training.run",
-}
+# The imports above, which editors and mypy read, are the one list of public names, so they are read here too.
+_IMPORTS = re.findall(r"^    from diffleak\.(\S+) import (\w+) as \2$", Path(__file__).read_text(encoding="utf-8"), re.MULTILINE)
+_HOMES = {name: module for module, name in _IMPORTS}
 __all__ = [*sorted(_HOMES), "__version__"]
 
 

@@ -62,7 +62,7 @@ def demo(
 
 @command(app, "splitting.config:SplitConfig")
 def split(settings: "SplitConfig", as_json: Json = False) -> None:
-    """Before training: draw the held-out images, near-duplicates and groups on one side. --link or --copy lays out two folders."""
+    """Before training: choose the held-out images. Near-duplicates and groups stay together. --link or --copy lays out two folders."""
     from diffleak.splitting.split import draw
 
     drawn = draw(settings)
@@ -71,7 +71,7 @@ def split(settings: "SplitConfig", as_json: Json = False) -> None:
 
 @command(app, "checking.config:CheckConfig")
 def check(settings: "CheckConfig", as_json: Json = False) -> None:
-    """Before an audit: duplicates, blind baseline, unreadable images, and what so many images can show. Exit 4 if unfair."""
+    """Before an audit: find duplicates and unreadable images, and say if the sides are fair and large enough. Exit 4 if unfair."""
     from diffleak.checking import check as api
     from diffleak.report.pages.check import page
 
@@ -225,7 +225,7 @@ def extract(settings: "ExtractConfig", as_json: Json = False) -> None:
 
 @command(app, "prompts.config:PromptsConfig")
 def prompts(settings: "PromptsConfig", as_json: Json = False) -> None:
-    """Score prompts by how memorised they look, by what the model draws for them and from noise alone. The same command resumes."""
+    """Find memorised prompts, from what the model draws for them and from its answers to pure noise. The same command resumes."""
     from diffleak.prompts.score import find
     from diffleak.report.pages.prompts import page
 
@@ -241,13 +241,14 @@ def metrics(
         Path, typer.Argument(help="CSV or Parquet of id,member,score; member 0/1, higher = more likely a member.", show_default=False)
     ],
     convention: Annotated[str, Opt(help="member-exact, secmi-grid, pia-strict, swapped-strict or first-ge.")] = "member-exact",
-    score: Annotated[str, Opt(help="The column of scores, as for samples.csv of a run.")] = "score",
+    score: Annotated[str, Opt(help="The column of scores, such as sima in a run's samples.csv.")] = "score",
     images: Annotated[
-        str | None, Opt(help="DATA with the image of each id: also take out what its complexity explains of a score.", show_default=False)
+        str | None,
+        Opt(help="DATA with the image of each id: also calibrate the scores by the complexity of the images.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The statistics of a score file; needs no model."""
+    """Compute the statistics of a score file; needs no model."""
     from diffleak.auditing.score_file import backwards, calibrate_file, evaluate_file, which_number
     from diffleak.work.progress import say
 
@@ -272,23 +273,39 @@ def metrics(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished audit.", show_default=False)],
-    thumbnails: Annotated[bool, Opt("--thumbnails", help="Show the members that score highest (private); reads the data again.")] = False,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of a finished audit, audit of checkpoints, inquire, extract, check, compare or lora.", show_default=False
+        ),
+    ],
+    thumbnails: Annotated[
+        bool,
+        Opt("--thumbnails", help="Audit: show the members that score highest (private), from the data; extract: the closest pairs."),
+    ] = False,
     form: Annotated[
         str,
-        Opt("--format", help="html (default), markdown, card (for a model card), pdf (two pages, by an installed browser), latex or csv."),
+        Opt(
+            "--format",
+            help="All: html (default), markdown, pdf (by an installed browser). An audit also: card (for a model card), latex, csv.",
+        ),
     ] = "html",
     markdown: Annotated[bool, Opt("--markdown", help="The same as --format markdown.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the report of an audit, or of a sweep, again and print the table; a record that was edited is refused."""
+    """Write the page of a folder again from its record, and print it; a record that was edited is refused."""
     from diffleak.auditing import formats as api
+    from diffleak.report import again
 
     chosen = api.known("markdown" if markdown else form)
     if (as_json and chosen != "html") or (thumbnails and chosen not in api.WITH_PAGE):
         raise UserError(f"--format {chosen} prints no JSON and shows no images: leave out {'--json' if as_json else '--thumbnails'}")
     if (run / "sweep.json").is_file():
         return _report_sweep(run, thumbnails, chosen, as_json)
+    if not (run / "audit.json").is_file():
+        again.refuse_others(run)
+        if names := again.kinds_in(run):
+            return _report_again(run, names, chosen, thumbnails, as_json)
     record, text = api.formatted(run, chosen, thumbnails)
     if chosen == "html":
         return _print_audit(record, run, as_json)
@@ -297,10 +314,10 @@ def report(
 
 @app.command()
 def verify(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished audit or sweep, or of a measurement.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="The folder of any finished command.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Compare every file of a run with its recorded SHA-256: recorded, edited, missing or unknown. Exit 1 for an edited record."""
+    """Compare every file of a folder with its recorded SHA-256: recorded, edited, missing or unknown. Exit 1 for an edited record."""
     from diffleak.records import digests as api
 
     found = api.verify(run)
@@ -311,12 +328,16 @@ def verify(
 
 @app.command()
 def epsilon(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished audit, of sides that were drawn by coin.", show_default=False)],
-    delta: Annotated[float | None, Opt(help="In (0, 1); default that of the model's DP-SGD, else 1e-5.", show_default=False)] = None,
+    run: Annotated[
+        Path, typer.Argument(help="The folder of a finished audit whose sides were drawn by coin (`split --coin`).", show_default=False)
+    ],
+    delta: Annotated[
+        float | None, Opt(help="The delta of the bound, in (0, 1); default the delta of the model's DP-SGD, else 1e-5.", show_default=False)
+    ] = None,
     level: Annotated[float, Opt(help="Confidence of the bound.")] = 0.95,
     as_json: Json = False,
 ) -> None:
-    """How much epsilon the training gives away, at least: a lower bound from one run. Exit 3 if it is above what DP-SGD promised."""
+    """Compute a lower bound on the epsilon of the training, from one run. Exit 3 if it is above the promise of DP-SGD."""
     from diffleak.bounds import epsilon as api
     from diffleak.report.sections.audit.epsilon import lines
 
@@ -328,13 +349,13 @@ def epsilon(
 @app.command()
 def reveal(
     run: Annotated[Path, typer.Argument(help="The folder of an anonymous run, with its key.", show_default=False)],
-    anonymous_key: Annotated[Path | None, Opt(help="The key, if not the file that the run was made with.", show_default=False)] = None,
+    anonymous_key: Annotated[Path | None, Opt(help="The key file, if it is no longer where the run used it.", show_default=False)] = None,
     output: Annotated[
         Path | None, Opt("-o", "--output", help="The table; default ids.csv in RUN, readable by its owner only.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the file name of every keyed id of an anonymous run; reads the names of the data again."""
+    """List the file names behind the keyed ids of an anonymous run. Reads the names from the data again."""
     from diffleak.reveal import reveal as reveal_names
 
     table = reveal_names(run, anonymous_key, output)
@@ -360,14 +381,18 @@ def compare(
         typer.Argument(metavar="RUN...", help="RUN, or NAME=RUN[,RUN...]; the first is the baseline, undefended.", show_default=False),
     ],
     output: Annotated[Path | None, Opt("-o", "--output", help="Where compare.json and compare.html go.", show_default=False)] = None,
-    attack: Annotated[list[str] | None, Opt(help="Only this attack; may be repeated. Default all that every run has.")] = None,
+    attack: Annotated[list[str] | None, Opt(help="Only this attack; may be repeated. Default: every attack that all runs have.")] = None,
     halves: Annotated[
         Path | None,
         Opt(help="split.json of a defence with two teachers, for the swap audit; default beside the audited models.", show_default=False),
     ] = None,
-    quality: Annotated[list[str] | None, Opt(help="NAME=FILE: an entry's quality.json; may be repeated.", show_default=False)] = None,
-    seed: Annotated[int, Opt(help="Of the bootstrap.")] = 0,
-    pool: Annotated[bool, Opt("--pool", help="The runs of an entry differ by their seeds: mean, spread and interval over them.")] = False,
+    quality: Annotated[
+        list[str] | None, Opt(help="NAME=FILE: the quality.json of an entry, if it is not in its RUN; may be repeated.", show_default=False)
+    ] = None,
+    seed: Annotated[int, Opt(help="Seed of the bootstrap.")] = 0,
+    pool: Annotated[
+        bool, Opt("--pool", help="Pool the runs of each entry, which differ by their seeds: mean, spread and interval.")
+    ] = False,
     latex: Annotated[Path | None, Opt(help="Write the attacks as a LaTeX table, too.", show_default=False)] = None,
     csv: Annotated[Path | None, Opt(help="Write the attacks as CSV, too.", show_default=False)] = None,
     as_json: Json = False,
@@ -426,7 +451,7 @@ def attacks(as_json: Json = False) -> None:
 
 
 @app.command()
-def selfcheck(seed: Annotated[int, Opt()] = 0, as_json: Json = False) -> None:
+def selfcheck(seed: Annotated[int, Opt(help="Seed of the random draws.")] = 0, as_json: Json = False) -> None:
     """Run every attack on a model that memorised its images (AUC 1) and on one that did not (AUC one half)."""
     from diffleak.auditing.selfcheck import selfcheck as check
 
@@ -510,6 +535,22 @@ def _sweep(settings: "AuditConfig", found: "Checkpoints", as_json: bool) -> None
     api.gate(record)
 
 
+def _report_again(folder: Path, names: tuple[str, ...], form: str, thumbnails: bool, as_json: bool) -> None:
+    """The pages of a folder that is no audit's again."""
+    from diffleak.report import again
+
+    if as_json and len(names) > 1:
+        raise UserError(f"--json prints one record; {folder} has {' and '.join(names)}: leave it out")
+    written = again.write_again(folder, form, thumbnails)
+    if form == "markdown":
+        return print(again.as_markdown(written).removesuffix("\n"))
+    for record, _, file in written:
+        if form == "pdf":
+            print(visible(f"report: {file}"))
+        else:
+            _print_record(record, again.KINDS[file.with_suffix(".json").name].page, file, as_json)
+
+
 def _report_sweep(folder: Path, thumbnails: bool, form: str, as_json: bool) -> None:
     """The page on all checkpoints again."""
     from diffleak.report.pages.sweep import page
@@ -556,10 +597,11 @@ def _print_record(record: Any, page: Callable[[Any], "Page"], written: Path | No
 def _print_audit(record: "AuditRecord", folder: Path, as_json: bool) -> None:
     if as_json:
         return print(record.model_dump_json(indent=2))
+    from diffleak.records.gate import read_gate
     from diffleak.report import handling
     from diffleak.report.pages.audit import page
 
-    _print_record(record, page, folder / "report.html", as_json)
+    _print_record(record, lambda record: page(record, gated=read_gate(folder)), folder / "report.html", as_json)
     print(visible(handling.in_terminal(record.plan.anonymous is not None, folder)))
 
 

@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from diffleak.errors import UserError, refuse_other_bytes, shown, unknown
+from diffleak.errors import WHY, UserError, refuse_other_bytes, refusing, shown, unknown
 from diffleak.work.listed import join_named
 from diffleak.work.reading import Unreadable, load_yaml
 
 IN_PYTHON = "denoiser"  # what a model in memory is called
 NO_SETTINGS = ("json", "config")  # flags that no config file holds: how a call prints, and which file that is
 
+SEED = "Seed of the random draws ({default}): the same seed gives the same result."
+
+Seed = Annotated[int, Field(ge=0, lt=2**32, description=SEED)]
+Text = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]  # which Python may give as a path
 Device = Annotated[str | None, Field(description="cpu, cuda, cuda:1, mps; default the first accelerator.")]
 
 
@@ -70,7 +74,9 @@ class ModelConfig(Config):
     network: str | None = Field(
         None, description="Another denoiser in MODEL: a folder (unet/, unet_ema/, checkpoint-N/) or a file of weights."
     )
-    weights: Literal["ema", "non_ema"] | None = Field(None, description="Averaged weights (ema) or the others, where MODEL has both.")
+    weights: Literal["ema", "non_ema"] | None = Field(
+        None, description="Which weights to use where MODEL has both: ema (averaged) or non_ema."
+    )
     lora: str | None = Field(
         None, description="LoRAs or other adapters of a text-to-image MODEL, A or A@0.8,B: .safetensors files, folders or hub ids."
     )
@@ -80,7 +86,7 @@ class ModelConfig(Config):
     )
     dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
     device: Device = None
-    offload: bool = Field(False, description="Keep the denoiser's weights out of an accelerator's memory but for one layer; slower.")
+    offload: bool = Field(False, description="Keep only one layer of the denoiser in the accelerator's memory at a time; slower.")
 
     @field_validator("model", "model_config_", "network", "lora", mode="before")
     @classmethod
@@ -131,10 +137,8 @@ def read_yaml(path: Path | None) -> dict[str, Any]:
     """The mapping in a YAML file, empty without a file; raises `UserError` for a missing file, bad YAML or anything but a mapping."""
     if path is None:
         return {}
-    try:
+    with refusing(Unreadable, f"the config file {path} cannot be read as YAML ({WHY})"):
         content = load_yaml(path)
-    except Unreadable as error:
-        raise UserError(f"the config file {path} cannot be read as YAML ({error})") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -5,7 +5,8 @@ exception is a bug and shows its traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ LONGEST, LONGEST_END = 400, 150  # characters of a message, and of its end where
 NAME = "diffleak"  # of the distribution, the import and the command
 SHOWN = 60  # characters of a user's value in a message
 COMPARED = 1000  # names that a misspelled one is compared with
+WHY = "\0"  # stands for the reason in a message that is written before anything has failed
 
 
 class DiffleakError(Exception):
@@ -37,6 +39,25 @@ class InvalidAudit(DiffleakError):
     """The numbers were computed, but they do not measure membership (exit code 4)."""
 
     exit_code = 4
+
+
+@contextmanager
+def refusing(
+    kinds: type[Exception] | tuple[type[Exception], ...],
+    message: str,
+    said: Callable[[Exception], str] = str,
+    raises: type[UserError] = UserError,
+) -> Iterator[None]:
+    """Raises a `UserError` in the place of errors of these kinds: the message, with what is `said` of the error where it has WHY.
+
+    A `UserError` passes as it is where the kind is Exception, all that a library may raise.
+    """
+    try:
+        yield
+    except kinds as error:
+        if kinds is Exception and isinstance(error, UserError):
+            raise
+        raise raises(message.replace(WHY, said(error))) from None
 
 
 def unknown(what: str, name: str, options: Iterable[str]) -> UserError:
@@ -85,8 +106,13 @@ def refuse_other_bytes(path: str) -> None:
 
 
 def first_lines(error: Exception) -> str:
-    """Enough of a library's message to act on, on one line."""
-    return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
+    """Enough of a library's message to act on, on one line; the kind of error where it says nothing."""
+    return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2]) or type(error).__name__
+
+
+def of_system(error: Exception) -> str:
+    """What the system says of a file that it refuses, without the number and the file of the whole message."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def pip_install(extra: str) -> str:

@@ -128,9 +128,6 @@ def generate(
     Raises `UserError` for what the model or sampler cannot do, and when a folder holds images of another plan.
     """
     drawing = plan_drawing(target, n, seed, steps, sampler, rounds, shape, labels, prompts, guidance_scale)
-    if folder is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            return draw(drawing, Path(temporary), batch_size, threads)
     return draw(drawing, folder, batch_size, threads)
 
 
@@ -211,15 +208,16 @@ def _labels(target: Target, n: int, seed: int, labels: Int64[np.ndarray, " n"] |
     return labels.astype(np.int64)
 
 
-def draw(drawing: Drawing, folder: Path, batch_size: int | None = None, threads: int | None = None) -> UInt8[np.ndarray, "n h w c"]:
-    """The images of a drawing; chunks that folder/generated has already are read, not drawn."""
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size must be at least 1; got {batch_size}")
-    size = batch_size or max(1, auto_batch_size(drawing.latent, drawing.target.device) // drawing.denoiser.forwards)
+def draw(drawing: Drawing, folder: Path | None, batch_size: int | None = None, threads: int | None = None) -> UInt8[np.ndarray, "n h w c"]:
+    """The images of a drawing; chunks that folder/generated has already are read, not drawn. Without a folder nothing is kept."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return draw(drawing, Path(temporary), batch_size, threads)
+    size = _batch_size(drawing, batch_size)
 
     def compute(rows: range, tick: Tick) -> UInt8[np.ndarray, "b h w c"]:
-        batches = [range(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
-        return np.concatenate([_draw_batch(drawing, batch, lambda images: tick(images * drawing.denoiser.forwards)) for batch in batches])
+        tick_images = lambda images: tick(images * drawing.denoiser.forwards)
+        return np.concatenate([_draw_batch(drawing, batch, tick_images) for batch in _batches(rows, size)])
 
     return in_chunks(
         Folder(folder / FOLDER),
@@ -236,11 +234,24 @@ def draw(drawing: Drawing, folder: Path, batch_size: int | None = None, threads:
     )
 
 
-def draw_one(drawing: Drawing, image: int) -> UInt8[np.ndarray, "h w c"]:
-    """One image of a drawing, drawn without the others."""
+def draw_one(drawing: Drawing, image: int, batch_size: int | None = None) -> UInt8[np.ndarray, "h w c"]:
+    """One image of a drawing, drawn with the others of its batch: a forward of another size rounds its last bits otherwise."""
     if not 0 <= image < drawing.n:
         raise UserError(f"the images are numbered from 0 to {drawing.n - 1}; got {image}")
-    return _draw_batch(drawing, range(image, image + 1), lambda images: None)[0]
+    chunk = next(rows for rows in drawing.chunks.values() if image in rows)
+    batch = next(rows for rows in _batches(chunk, _batch_size(drawing, batch_size)) if image in rows)
+    return _draw_batch(drawing, batch, lambda images: None)[image - batch.start]
+
+
+def _batch_size(drawing: Drawing, given: int | None) -> int:
+    """Images per forward; raises `UserError` for fewer than 1."""
+    if given is not None and given < 1:
+        raise UserError(f"batch_size must be at least 1; got {given}")
+    return given or max(1, auto_batch_size(drawing.latent, drawing.target.device) // drawing.denoiser.forwards)
+
+
+def _batches(rows: range, size: int) -> list[range]:
+    return [range(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
 
 
 def _draw_batch(drawing: Drawing, rows: range, on_step: Callable[[int], None]) -> UInt8[np.ndarray, "b h w c"]:

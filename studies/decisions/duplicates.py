@@ -1,11 +1,15 @@
 """How many planted copies `diffleak.data.duplicates` finds in real sets, and how many pairs it finds where nothing was planted.
 
-    python studies/decisions/duplicates.py DATA [--images 3000] [--copies 300]
+    python studies/decisions/duplicates.py DATA [--images 3000] [--copies 300] [--rest] [--pairs FILE]
 
 DATA holds cifar10/, tiny-imagenet/, fashion-mnist/ and captioned/ as studies/prepare.py expects them. Of every set so many images are
 drawn, and of so many of them one copy of one kind at a time is added. "found": a copy and its original are a pair. "pairs": those of
 the set alone, before anything is planted; on CIFAR-10 and the emoji many are true near-duplicates. Beside it, the same for a 64-bit
 perceptual hash (DCT of 32 x 32 grey pixels), upright and mirrored, at a distance of 6 bits or less, the usual setting.
+
+--rest: of images that a run without it, which the limits were read off, did not draw; sets that it drew whole are left out, and two
+that it never opened are added. --pairs: a
+picture of the pairs of the sets alone, to look at one by one.
 """
 
 import argparse
@@ -16,10 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image, ImageEnhance
 from scipy.fft import dctn
 
-from diffleak.data.duplicates import find_duplicates, sketch
+from diffleak.data.duplicates import Pairs, find_duplicates, sketch
 from diffleak.data.pixels import pixel_hash
 from diffleak.data.sources import open_source
 
@@ -63,6 +68,22 @@ SETS = {
     "Fashion-MNIST, 28 px": fashion,
     "digits, 8 px": digits,
 }
+
+
+def lossy(data: Path) -> list[np.ndarray]:
+    """Images of CIFAR-10 that are not in its lossless part."""
+    with np.load(data / "cifar10" / "cifar10-lossless-train4000-test1000.npz") as arrays:
+        known = {*arrays["train_index"].tolist()}
+    table = pq.read_table(data / "cifar10" / "cifar10-jpeg-train.parquet").slice(0, 20_000).to_pylist()
+    return [np.asarray(Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB")) for row in table if row["index"] not in known]
+
+
+def trained(data: Path) -> list[np.ndarray]:
+    content = gzip.decompress((data / "fashion-mnist" / "train-images-idx3-ubyte.gz").read_bytes())
+    return list(np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28, 1))
+
+
+UNSEEN = {"CIFAR-10 as JPEG, 32 px": lossy, "Fashion-MNIST of training, 28 px": trained}  # with --rest
 
 
 def picture(pixels: np.ndarray) -> Image.Image:
@@ -147,21 +168,38 @@ def bits_apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.minimum(*(one[k] @ (1 - upright.T) + (1 - one[k]) @ upright.T for k in (0, 1)))
 
 
+def side_by_side(images: list[np.ndarray], pairs: Pairs) -> Image.Image:
+    """The images of each pair beside each other, twelve pairs in a row, the closest first."""
+    sheet = Image.new("RGB", (12 * 140, 72 * -(-len(pairs.first) // 12)), "white")
+    for k, ends in enumerate(zip(pairs.first, pairs.second, strict=True)):
+        for side, row in enumerate(ends):
+            sheet.paste(picture(images[row]).convert("RGB").resize((64, 64)), (k % 12 * 140 + 66 * side, k // 12 * 72))
+    return sheet
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--copies", type=int, default=300)
+    parser.add_argument("--rest", action="store_true")
+    parser.add_argument("--pairs", type=Path)
     given = parser.parse_args()
     print("| set | images | pairs (hash) | " + " | ".join(KINDS) + " | false pairs |")
     print("|---" * (len(KINDS) + 4) + "|")
-    for name, read in SETS.items():
+    for name, read in {**SETS, **(UNSEEN if given.rest else {})}.items():
         rng = np.random.default_rng(0)
         every = read(given.data)
-        images = [every[i] for i in sorted(rng.permutation(len(every))[: given.images])]
+        order = rng.permutation(len(every))
+        drawn = order[given.images : 2 * given.images] if given.rest else order[: given.images]
+        if not len(drawn):
+            continue
+        images = [every[i] for i in sorted(drawn)]
         sketches, hashes, bits = looked_at(images)
         alone = find_duplicates(sketches, hashes).pairs
         natural = {*zip(alone.first.tolist(), alone.second.tolist(), strict=True)}
+        if given.pairs and natural:
+            side_by_side(images, alone).save(given.pairs.with_stem(f"{given.pairs.stem}-{name.partition(',')[0].lower()}"))
         close = np.triu(bits_apart(bits, bits) <= BITS, 1).sum()
         originals = rng.permutation(len(images))[: given.copies]
         cells, false = [], 0

@@ -1,6 +1,6 @@
 """The level and the power of `diffleak inquire`, simulated: prints the tables of docs/design/018c-inquire.md.
 
-    python studies/decisions/inquire.py [level|power|number|single]... [--runs 400]
+    python studies/decisions/inquire.py [level|power|number|single|groups]... [--runs 400]
 
 Images have a difficulty that every score shares, so that scores of all attacks and timesteps depend on each other, and seven complexities
 that depend on it; under the null images in question and controls are exchangeable. Choices are those of the command: timestep, attack, all
@@ -9,6 +9,7 @@ attacks together, and, where it is said, calibration by complexity.
 
 import argparse
 import sys
+from dataclasses import replace
 
 import numpy as np
 from scipy.stats import binom
@@ -142,7 +143,34 @@ def single(runs: int, repeats: int = 11) -> None:
             print(f"{trained:>8}{n:>9}{effect:>7.1f}{np.mean(wrong):>13.3f}{np.mean(right):>22.3f}", flush=True)
 
 
-TABLES = {"level": level, "power": power, "number": number, "single": single}
+def groups(runs: int, repeats: int = 11) -> None:
+    """Nulls with groups of 2 to 8 images that share ICC of their variance: one half of one cut by groups, and by their images."""
+    print(
+        f"Groups: share of {runs} nulls that reject at 0.05, {repeats} cuts; an exact test stays below "
+        f"{binom.ppf(0.999, runs, 0.05) / runs:.3f}"
+    )
+    print(
+        f"{'groups':>7}{'of controls':>12}{'ICC':>5}{'set':>7}{'one half':>10}{'one group':>11}{'any group found':>17}"
+        f"{'one half, images':>18}"
+    )
+    for m, n, icc in ((12, 24, 0.8), (12, 24, 0.2), (40, 80, 0.8)):
+        found = []
+        for seed in range(runs):
+            rng = np.random.default_rng((seed, m, n, 13))
+            unit, question = np.repeat(np.arange(m + n), rng.integers(2, 9, m + n)), np.arange(m + n) < m
+            shared = np.sqrt(icc) * (rng.standard_t(4, (m + n, 1)) / np.sqrt(2) + 0.3 * rng.normal(size=(m + n, 4)))
+            columns = shared[unit] + np.sqrt(1 - icc) * rng.normal(size=(len(unit), 4))
+            parts = [Scores("score", "large", (50, 100, 150, 200), keys_of(unit, seed), columns)]
+            by_group = cut_and_test(keys_of(question, seed), question, chooser([replace(parts[0], unit=unit)]), seed, repeats)
+            by_image = cut_and_test(parts[0].ids, question[unit], chooser(parts), seed, 1)
+            singles = by_group.image_p_values
+            one_half = [each.directions[0].p_value for each in (by_group, by_image)]
+            found.append([by_group.p_value, one_half[0], singles[0], q_values(singles).min(), one_half[1]])
+        rates = (np.array(found) <= 0.05).mean(axis=0)
+        print(f"{m:>7}{n:>12}{icc:>5}" + "".join(f"{rate:>{w}.3f}" for rate, w in zip(rates, (7, 10, 11, 17, 18), strict=True)), flush=True)
+
+
+TABLES = {"level": level, "power": power, "number": number, "single": single, "groups": groups}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -39,6 +39,13 @@ pixels | all)
 tiny-imagenet | all)
     stages tiny-imagenet-128 2500 -- -C studies/sharper/train.yaml --data "$work/tiny-imagenet.npy" --split "$work/tiny-imagenet-split.json"
     ;;&
+sizes | all)  # at 25, 50 and 100 epochs each, and the small sets for as many steps as the large ones
+    small="-C studies/sharper/sizes.yaml --data $work/cifar10-16.npy"
+    stages cifar10-16-128 100 200 400 1600 6250 -- $small --split "$work/cifar10-16-128-split.json"
+    stages cifar10-16-512 400 800 1600 6250 -- $small --split "$work/cifar10-16-512-split.json"
+    stages cifar10-16-2000 1562 3125 6250 -- $small --split "$work/cifar10-16-2000-split.json"
+    stages cifar10-16-8000 6250 12500 25000 -- $small --split "$work/cifar10-16-8000-split.json"
+    ;;&
 text | all)
     stages e-vae 2500 -- --preset vae $emoji --split "$work/emoji-others-split.json" --flip --threads 1 --checkpoint-every 250
     stages e-base "$(sed -n 's/^steps: //p' studies/text/base.yaml)" -- -C studies/text/base.yaml $emoji --autoencoder "$work/e-vae" --split "$work/emoji-others-split.json"

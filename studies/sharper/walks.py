@@ -61,7 +61,7 @@ def walk(denoiser, schedule, x0, e, t, added, stride, k):
 
 def aggregation(target, x0, e, member, full):
     denoiser, schedule = target.denoiser, target.denoiser.schedule
-    ts, strides, ks = ((40, 80), (5, 10, 20), (2, 3, 5, 7, 9)) if full else ((40, 80, 120), (10,), (5,))
+    ts, strides, ks = ((10, 20, 40, 80, 120, 160, 200), (5, 10, 20), (2, 3, 5, 7, 9)) if full else ((40, 80, 120), (10,), (5,))
     for t in ts:
         for scale, sigma in READINGS if full else FEW:
             added = {"fixed": sigma, "relative": sigma * schedule.s(t), "schedule": schedule.s(t)}[scale]

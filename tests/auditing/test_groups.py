@@ -163,6 +163,7 @@ def test_near_duplicates_count_as_one_image_and_the_report_says_so(capsys, model
         line.startswith("3 images have a near-duplicate on their side: each cluster counts as one image") for line in record.warnings
     )
     assert (record.split.unit, record.split.members, record.split.nonmembers, record.results[0].n_members) == ("cluster", 22, 24, 22)
+    assert record.clusters == (tuple(sorted(samples.id[[0, 1, 2, 30]], key=lambda i: (len(i), i))),), "whatever their sides"
     assert samples.cluster.tolist()[:4] == [samples.id[0]] * 3 + [samples.id[3]] and samples.cluster[30] == samples.id[30]
     means = samples.groupby("cluster").agg({"sima": "mean", "member": "first"})
     by_hand = metrics.auc(means.sima[means.member == 1].to_numpy(), means.sima[means.member == 0].to_numpy())
@@ -171,6 +172,26 @@ def test_near_duplicates_count_as_one_image_and_the_report_says_so(capsys, model
     monkeypatch.undo()
     line = refused(capsys, "audit", tmp_path / "model", "--members", people[0], "--nonmembers", people[1], *PLAIN, "-o", folder)
     assert "belongs to another plan" in line
+
+
+def test_an_anonymous_run_divides_clusters_as_a_named_one_does(capsys, model_folder, people, tmp_path, monkeypatch):
+    scan = planning.scan
+
+    def in_threes(cohort, *more):
+        found = scan(cohort, *more)
+        rank = np.argsort(np.argsort(found.cohort.keys))  # of the file names, in whatever order the rows stand
+        return replace(found, clusters=rank // 3)
+
+    monkeypatch.setattr(planning, "scan", in_threes)
+    model, runs = model_folder(), {"named": [], "keyed": ["--anonymous"]}
+    for name, flags in runs.items():
+        code, _, err = audit(capsys, model, people, tmp_path / name, *FLAGS, *flags)
+        assert code == 0 and "counted as 8 and 8 where near-duplicates" in err
+    named, keyed = (read_audit(tmp_path / name) for name in runs)
+    assert named.split == keyed.split and named.results[0].auc == keyed.results[0].auc
+    assert len(keyed.clusters) == len(named.clusters) == 16 and [c[0] for c in keyed.clusters] == sorted(c[0] for c in keyed.clusters)
+    assert all(list(cluster) == sorted(cluster) for cluster in keyed.clusters), "not in the order of the file names"
+    assert named.results[0].per_timestep == keyed.results[0].per_timestep
 
 
 def test_runs_by_group_are_compared_by_group_and_not_with_runs_by_image(capsys, model_folder, people, tmp_path):

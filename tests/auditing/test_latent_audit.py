@@ -250,6 +250,8 @@ def test_a_mask_on_a_pixel_model_and_bad_masks_are_refused(model_folder, latent_
         run(**settings(model_folder(), images, tmp_path / "run", mask="influence"))
     with pytest.raises(UserError, match=r"geometry is that of a decoder, and .* works on pixels"):
         run(GeometryConfig, **settings(model_folder(), images, tmp_path / "run"))
+    with pytest.raises(UserError, match=r"the geometry is of images, and group counts groups .* or run audit --group COLUMN"):
+        build(GeometryConfig, settings(model_folder(), images, tmp_path / "run", group="person"))
     folder = latent_folder()
     cases = [
         ({"mask": "influense"}, "unknown mask 'influense'; did you mean 'influence'"),

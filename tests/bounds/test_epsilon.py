@@ -127,7 +127,69 @@ def test_images_that_share_a_coin_are_left_out(run):
         diffleak.epsilon(run)
 
 
-def test_equal_images_are_said_to_weaken_the_bound(run):
+def test_near_duplicates_are_left_out_whatever_their_sides_and_counted(run):
+    samples = read_samples(run)
+    ids, (members, held_out) = np.array(samples.ids), (np.flatnonzero(samples.member == side)[:60] for side in (True, False))
+    across = [ids[[m, n]].tolist() for m, n in zip(members[:30], held_out[:30], strict=True)]
+    within = [ids[side[30:33]].tolist() for side in (members, held_out)]
+    edit(run, drawn=drawn(together=[across[0]]), clusters=[*across, *within])
+    record = diffleak.epsilon(run)
+    assert (record.shared_coins, record.near_duplicates, record.units + record.calibrate_units) == (2, 64, IMAGES - 66)
+    assert any("64 images are near-duplicates of others and were left out" in line for line in record.warnings)
+    edit(run, clusters=[], warnings=["3 images occur more than once on their side; intervals treat them as independent"])
+    assert not any("may be too high" in line for line in diffleak.epsilon(run).warnings)
+
+
+def grouped(folder, together, column="artist", **changes):
+    """A run by group of two images each, whose members' groups score higher, of coins that were thrown for `together`."""
+    ids, _ = ids_of(IMAGES, 0)
+    group = np.arange(IMAGES) // 2
+    member = (np.random.default_rng(3).random(IMAGES // 2) < 0.5)[group]
+    sees = lambda member, rng: 1.5 * member[:, None] + rng.normal(size=(IMAGES, 3)) + rng.normal(size=(IMAGES // 2, 1))[group]
+    make_run(folder, {"sima": sees}, ids, member, clusters=group)
+    text = (folder / "samples.csv").read_text().replace("id,member,part,cluster", "id,member,part,group")
+    (folder / "samples.csv").write_text(text)
+    return edit(folder, drawn=drawn(together=together), plan=lambda plan: plan | {"group": column}, **changes), ids, member
+
+
+def test_where_coins_were_thrown_for_groups_the_guesses_are_of_groups(tmp_path, capsys):
+    pairs = [[f"{i:05d}.png", f"{i + 1:05d}.png"] for i in range(0, IMAGES, 2)]
+    folder, ids, member = grouped(tmp_path / "run", pairs, promise={"epsilon": 0.1, "delta": 1e-5, "autoencoder": None})
+    record = diffleak.epsilon(folder)
+    tested = ~calibrate_units(ids[::2], 0.2, 0)
+    scores = read_scores(folder, read_record(folder).result("sima"), {image_id: row for row, image_id in enumerate(ids)})
+    means = scores.membership[:, scores.timesteps.index(record.timestep)].reshape(-1, 2).mean(axis=1)[tested]
+    order, sides = np.argsort(-means), member[::2][tested]
+    right = int(sides[order[: record.top]].sum() + (~sides[order[::-1][: record.bottom]]).sum())
+    assert (record.group, record.units, record.right) == ("artist", 400, right) and record.epsilon > 0.3
+    assert record.epsilon == lower_bound(400, record.guesses, right, 1e-5)
+    assert (
+        record.promised is None and not record.exceeds and any("is for one image and the bound for one group" in w for w in record.warnings)
+    )
+    assert "guesses of groups by artist of which" in call(capsys, "epsilon", folder)[1]
+
+    joined = [[*pairs[0], *pairs[1]], *pairs[2:]]  # near-duplicates joined two groups
+    edit(folder, drawn=drawn(together=joined), clusters=[[ids[10], ids[12]], [ids[20], ids[21]]])
+    record = diffleak.epsilon(folder)
+    assert (record.shared_coins, record.near_duplicates, record.units + record.calibrate_units) == (4, 4, 496)
+
+
+def test_groups_of_images_with_several_coins_are_refused_with_the_way_on(tmp_path, capsys):
+    pairs = [[f"{i:05d}.png", f"{i + 1:05d}.png"] for i in range(0, IMAGES - 6, 2)]
+    folder, *_ = grouped(tmp_path / "run", pairs)
+    said = refused(capsys, "epsilon", folder)
+    assert "3 of 500 groups by artist have images with several coins (first: 00994.png)" in said
+    assert "`diffleak split DATA --coin --group artist`" in said
+
+
+def test_images_whose_coins_were_thrown_for_groups_are_sent_to_an_audit_by_group(run, capsys):
+    ids = read_samples(run).ids
+    edit(run, drawn=drawn(together=[list(ids[i : i + 10]) for i in range(0, IMAGES, 10)]))
+    said = refused(capsys, "epsilon", run)
+    assert "where coins were thrown for groups, audit with --group COLUMN, and guesses are of groups" in said
+
+
+def test_equal_images_are_said_to_weaken_the_bound_of_a_record_that_does_not_name_them(run):
     edit(run, warnings=["3 images occur more than once on their side; intervals treat them as independent"])
     assert any("so the bound may be too high" in line for line in diffleak.epsilon(run).warnings)
 

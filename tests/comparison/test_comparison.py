@@ -6,6 +6,7 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from fixtures import runs as run_fixtures
@@ -14,6 +15,8 @@ from fixtures.runs import gaussian, ids_of, make_run, swap_runs, write_quality
 from rich.console import Console
 
 from diffleak.comparison.compare import compare, refuse_invalid, save
+from diffleak.comparison.runs import read_entries
+from diffleak.comparison.swap import with_halves
 from diffleak.errors import InvalidAudit, UserError
 from diffleak.records.audit import Blind
 from diffleak.records.comparison import Comparison
@@ -225,6 +228,82 @@ def test_a_defence_that_the_swap_audit_undoes_is_not_said_to_weaken_the_attack(t
     assert record.entries[1].worst.difference.auc.high < 0
     judged = comparison_verdict(record)
     assert judged.level == "not-shown" and any("But an attacker who has both teachers" in s for s in judged.sentences)
+
+
+# Near-duplicates that count as one image
+
+
+def by_hand(runs, attack, cluster, rows):
+    """The mean over each cluster of these images of an attack's scores in one run, or of their difference in two, by cluster."""
+    columns = [pd.Series(read_samples(run).scores[attack], read_samples(run).ids) for run in runs]
+    ids = np.array(read_samples(runs[0]).ids)[rows]
+    values = columns[0] if len(columns) == 1 else columns[0] - columns[1]
+    return values[ids].groupby(cluster[rows]).mean().to_numpy()
+
+
+def test_the_swap_audit_counts_near_duplicates_of_a_half_as_one_image_and_never_mixes_halves(tmp_path):
+    """Clusters of three; the second hundred of members is in clusters with an image of either half."""
+    _, member = ids_of(400, 200)
+    cluster = np.arange(600) // 3
+    cluster[100:200] = cluster[200:300] = 1000 + np.arange(100)
+    one, two, split = swap_runs(tmp_path, 1.0, 2.0, 400, 200, clusters=cluster, calibration=False)
+    swap = compare(names(one, two), halves=split).swap
+    first, second = np.arange(600) < 200, member & (np.arange(600) >= 200)
+    sides = [by_hand((one, two), "sima", cluster, np.flatnonzero(half)) for half in (first, second)]
+    result = next(r for r in swap.results if r.attack == "sima")
+    assert result.auc == metrics.auc_estimate(*sides)
+    assert swap.members == swap.tested == tuple(map(len, sides)) == (134, 134)
+    assert (swap.unit, swap.across) == ("cluster", 100)
+    held_out = np.flatnonzero(~member)
+    for own, half, run in zip(result.own, (first, second), (one, two), strict=True):
+        alone = [by_hand((run,), "sima", cluster, rows) for rows in (np.flatnonzero(half), held_out)]
+        assert own == metrics.auc_estimate(*alone)
+    page = " ".join(to_html(comparison.page(compare(names(one, two), halves=split))).split())
+    assert "Of 100 clusters of near-duplicates each half has images" in page and "Near-duplicates of a half count as one image" in page
+
+
+def test_a_teacher_on_its_own_half_counts_clusters_and_its_division_says_so(tmp_path):
+    ids, _ = ids_of(400, 200)
+    cluster = np.arange(600) // 3
+    cluster[100:200] = cluster[200:300] = 1000 + np.arange(100)
+    one, two, split = swap_runs(tmp_path, 1.0, 2.0, 400, 200, clusters=cluster, calibration=False)
+    entries, _, _ = with_halves(read_entries(names(one, two)), split)
+    for entry, half, whole in zip(entries, (range(200), range(200, 400)), (one, two), strict=True):
+        (run,) = entry.runs
+        rows = [*half, *range(400, 600)]
+        assert run.images.ids == tuple(ids[row] for row in rows)
+        sides = [by_hand((whole,), "sima", cluster, np.array(part)) for part in (half, range(400, 600))]
+        assert run.record.split.unit == "cluster" and (run.record.split.members, run.record.split.nonmembers) == (134, len(sides[1]))
+        assert run.result("sima").auc == metrics.auc_estimate(*sides)
+        assert run.images.unit == "cluster" and len(run.samples.ids) == 134 + len(sides[1])
+
+
+def test_runs_that_count_other_images_together_are_paired_on_what_either_counts_together(tmp_path):
+    """Clusters {0, 1} in the first run and {1, 2} in the second make {0, 1, 2}; a run of single images pairs with clusters too."""
+    ids, member = ids_of(400, 400)
+    n = np.arange(800)
+    pairs, shifted, chained = n // 2, (n + 1) // 2, n.copy()
+    shifted[100:] = n[100:] + 1000
+    chained[:100], chained[100:] = 0, pairs[100:] + 1
+    shifted[400], shifted[401] = 5000, 5000
+    runs = {"pairs": pairs, "shifted": shifted, "single": None}
+    folders = {
+        name: make_run(tmp_path / name, {"sima": gaussian(0.2 * k)}, ids, member, k, clusters=cluster, calibration=False)
+        for k, (name, cluster) in enumerate(runs.items())
+    }
+    for other, expected in (("shifted", chained), ("single", pairs)):
+        record = compare(names(folders["pairs"], folders[other]))
+        found = record.entries[1].worst.difference
+        sides = [
+            [by_hand((folders[run],), "sima", expected, np.flatnonzero(side)) for run in (other, "pairs")] for side in (member, ~member)
+        ]
+        m, nonmembers = (np.stack(columns, axis=1) for columns in sides)
+        assert found.auc == metrics.auc_difference(m, nonmembers)
+        assert (found.members, found.nonmembers) == (len(m), len(nonmembers))
+        said = f"the 800 images of both are {len(m) + len(nonmembers)}"
+        assert sum("do not count the same images together" in line and said in line for line in record.warnings) == 1
+    same = make_run(tmp_path / "same", {"sima": gaussian(0.1)}, ids, member, 9, clusters=pairs)
+    assert not any("do not count the same" in line for line in compare(names(folders["pairs"], same)).warnings)
 
 
 def edited(path, **fields):

@@ -343,7 +343,7 @@ BAD_DATA = {
     "object.npz": "without pickle",
     "several.npz": r"must hold one uint8 image array; found train, test: say which as .*several\.npz:NAME",
     "several.npz:valid": "has no array 'valid'; it holds train, test",
-    "floats.npz": "must hold one uint8 image array; found x, y",
+    "floats.npz": r"must hold images as uint8 \(N, H, W\) .*; found x, float64 \(3, 8, 8\), y, int64 \(3,\): write them so",
     "cut.npz": "cannot be read as numpy data",
 }
 

@@ -67,7 +67,8 @@ BAD = {
     "both.npz": ({"mia_train_idxs": [1], "mia_eval_idxs": [1]}, "has 1 ids on both sides (first: 1)"),
     "floats.npz": ({"mia_train_idxs": [0.5], "mia_eval_idxs": [1]}, "it has float64 of the shape (1,), and row numbers are whole numbers"),
     "short.npy": ([True, False], "it has the shape (2,), and array has 6 images"),
-    "twice.npy": ([1, 1], "lists an id twice"),
+    "twice.npy": ([1, 1], "(it lists 1 twice)"),
+    "twice.txt": ("2\n1\n2\n", "must hold the id of a member on each line (it lists 2 twice)"),
     "none.npy": (np.zeros(0, dtype=int), "must name at least one member"),
     "cut.npz": (b"PK", "must hold mia_train_idxs"),
     "unknown.txt": ("1\n9\n", "names 1 ids that array does not have (first: 9;"),
@@ -80,13 +81,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_split_file_of_each_kind_is_one_line(tmp_path, name):
+def test_a_bad_split_file_of_each_kind_is_one_line(tmp_path, name, capsys):
     content, said = BAD[name]
     path = tmp_path / name
     path.write_bytes(content) if isinstance(content, bytes) else written(path, content)
     with pytest.raises(UserError) as error:
         read_split(path, open_source(PICTURES))
     assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) <= 400
+    assert name in ("none.npy", "unknown.txt") or capsys.readouterr() == ("", ""), "and nothing is said of its other side"
 
 
 def test_row_numbers_are_refused_for_images_that_have_names(folder, tmp_path):

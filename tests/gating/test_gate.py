@@ -2,19 +2,25 @@
 
 import hashlib
 import json
+import re
+import shutil
 
 import pytest
-from fixtures.commands import call, refused
+from fixtures.commands import all_recorded, call, refused
+from fixtures.reports import audit_of
 from fixtures.runs import gaussian, make_run, write_quality
 
 import diffleak
 from diffleak.comparison.compare import compare, save
 from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.gating.check import refuse
-from diffleak.records.audit import Blind
-from diffleak.records.gate import GateRecord
+from diffleak.records.audit import Blind, Gate
+from diffleak.records.digests import write_audit_digests
+from diffleak.records.gate import Gated, GateRecord
 from diffleak.records.run_folder import read_audit
 from diffleak.records.sweep import Point, SweepRecord
+from diffleak.report.audited import Audited
+from diffleak.report.sections.audit.glance import limit
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +50,58 @@ def test_every_limit_that_fails_has_a_line_with_how_much_and_those_that_are_met_
     assert [file.file for file in record.files] == ["audit.json"]
     assert record.files[0].sha256 == hashlib.sha256((leaking / "audit.json").read_bytes()).hexdigest()
     assert record.command == f"diffleak gate {leaking} --max-auc 0.6 --max-tpr 1.0"
+
+
+@pytest.fixture
+def reported(runs, tmp_path, capsys):
+    """A copy of the leaking run, with its digests and its report."""
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0], folder, ignore=shutil.ignore_patterns("gate.json", "digests.json"))
+    write_audit_digests(folder)
+    assert call(capsys, "report", folder)[0] == 0
+    return folder
+
+
+def on_page(folder):
+    return re.sub(r"<wbr>", "", (folder / "report.html").read_text()).replace("&nbsp;", " ")
+
+
+def test_the_report_says_each_limit_met_or_not_and_by_how_much_in_every_form(reported, capsys):
+    assert "none was set" in on_page(reported)
+    assert call(capsys, "gate", reported, "--max-auc", "0.6", "--max-tpr", "1")[0] == 3
+    said = f"AUC at most 0.6 is NOT MET by {ceiling(reported) - 0.6:.3f}: sima: AUC may reach {ceiling(reported):.3f}"
+    for shown in (on_page(reported), call(capsys, "report", reported, "--format", "markdown")[1], call(capsys, "report", reported)[1]):
+        assert "none was set" not in shown and "Limits: 2 of 4 checks failed" in shown
+    assert said in on_page(reported) and "TPR at 1 % FPR at most 1 is met" in on_page(reported)
+    card = call(capsys, "report", reported, "--format", "card")[1]
+    assert said in card and str(reported) not in card
+    assert all_recorded(reported)
+
+
+def test_limits_of_an_earlier_record_are_said_to_be_outdated_and_an_edited_check_is_refused(reported, capsys):
+    diffleak.gate(reported, max_auc=0.6)
+    (reported / "audit.json").write_text((reported / "audit.json").read_text() + "\n")
+    write_audit_digests(reported)
+    assert call(capsys, "report", reported)[0] == 0
+    assert "gate checked an earlier record of this folder: repeat it" in on_page(reported) and "NOT MET" not in on_page(reported)
+    diffleak.gate(reported, max_auc=0.6)
+    assert "NOT MET" in on_page(reported)
+    (reported / "gate.json").write_text((reported / "gate.json").read_text().replace('"passed": false', '"passed": true'))
+    assert "(gate.json edited)" in refused(capsys, "report", reported)
+
+
+def test_a_report_with_pictures_is_left_and_the_command_for_it_is_said(reported, capsys):
+    (reported / "report.html").write_text('<img src="data:image/png;base64,AAAA">')
+    _, _, err = call(capsys, "gate", reported, "--max-auc", "1")
+    assert f"diffleak report {reported} --thumbnails" in err and "AAAA" in (reported / "report.html").read_text()
+
+
+def test_limits_of_the_audit_and_of_the_gate_stand_side_by_side():
+    record = GateRecord(diffleak="1", created="2025-01-31T12:00:00+00:00", command="", met=True, limits={}, checks=(), files=())
+    of = lambda at, passed: Gate(limit="max_auc", attack="sima", quantity="AUC", at_most=at, reach=0.7, passed=passed)
+    audited = audit_of({"sima": 1.0}, 20)[0].model_copy(update={"gates": (of(0.6, False),)})
+    said = limit(Audited(audited, gated=Gated(record.model_copy(update={"checks": (of(0.8, True),)}), True)))
+    assert "AUC at most 0.6 is NOT MET by 0.100" in said and "AUC at most 0.8 is met" in said
 
 
 def test_limits_that_are_met_exit_with_0_and_a_line_each(runs, capsys):
@@ -92,10 +150,16 @@ def test_copies_are_those_of_quality_and_of_extraction_by_the_end_that_is_not_ex
         refuse(diffleak.gate(tmp_path, max_copies=0.04))
 
 
-def test_copies_that_nobody_looked_for_have_not_passed(tmp_path):
-    write_quality(tmp_path, metrics=())
+@pytest.mark.parametrize("changes", [{"metrics": ()}, {"training": None}])
+def test_copies_that_were_not_looked_for_are_not_measured_and_leave_the_limit_to_extract(tmp_path, capsys, changes):
+    write_quality(tmp_path, **changes)
+    said = refused(capsys, "gate", tmp_path, "--max-copies", "0.5")
+    assert "--max-copies needs a copy rate" in said and "measured without training images: diffleak extract MODEL" in said
+    assert "--nonmembers DATA" in said, "without held-out images extract has no rate either"
+    assert not (tmp_path / "gate.json").exists()
+    (tmp_path / "extract.json").write_text(json.dumps({"copy_rate": {"value": 0.0, "low": 0.0, "high": 0.05}}))
     record = diffleak.gate(tmp_path, max_copies=0.5)
-    assert not record.met and "takes --training" in record.checks[0].reason
+    assert record.met and [check.attack for check in record.checks] == ["extract.json"]
 
 
 def test_the_bound_on_epsilon_can_only_break_a_limit(tmp_path, capsys):

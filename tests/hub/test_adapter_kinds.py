@@ -241,6 +241,7 @@ STEM = kohya(f"{BLOCK}.attn1.to_q")
         (lambda w: w.update({f"{kohya('conv_in')}.lokr_w1": torch.ones(2, 2)}), "it lacks conv_in.lokr_w2_a"),
         (lambda w: w.update({f"{STEM}.diff_b": torch.ones(8)}), f"changes the bias of unet.{BLOCK}.attn1.to_q, which has none"),
         (lambda w: w.update({f"{STEM}.dora_scale": torch.ones(8)}), "must have shape (8, 1) or (1, 8); got (8,)"),
+        (lambda w: w.update({f"{STEM}.alpha": torch.ones(4)}), "attn1.to_q must be one number; it has the shape (4,)"),
         (lambda w: w.update({"lora_unet_nowhere.diff": torch.ones(8)}), "its lora_unet_nowhere.diff fits no layer"),
     ],
 )
@@ -313,6 +314,21 @@ class Planted:
 
     def __reduce__(self) -> Any:
         return os.system, (f"touch {self.path}",)
+
+
+def test_weights_in_eight_bits_are_merged_as_rounded_so_and_whole_numbers_are_refused(model, tmp_path):
+    file = lora_folder(tmp_path / "lora") / "pytorch_lora_weights.safetensors"
+    content = load_file(file)
+    rounded = {key: value.to(torch.float8_e4m3fn) for key, value in content.items()}
+    save_file(rounded, tmp_path / "eight.safetensors")
+    save_file({key: value.float() for key, value in rounded.items()}, tmp_path / "whole.safetensors")
+    eight, whole = (hub.load(model, device="cpu", lora=tmp_path / f"{name}.safetensors") for name in ("eight", "whole"))
+    assert all(torch.equal(weights(eight)[key], value) for key, value in weights(whole).items())
+    said = "while the model was loaded: eight.safetensors stores weights in 8 bits (float8_e4m3fn), which are merged as rounded so"
+    assert eight.warnings == (said,) and whole.warnings == ()
+    first = min(content)
+    save_file({**content, first: (content[first] * 100).to(torch.int8)}, tmp_path / "quantised.safetensors")
+    assert f"its {first} is stored as int8, quantised: give a copy of" in refusal(model, tmp_path / "quantised.safetensors")
 
 
 def test_a_state_dict_is_the_same_adapter_and_none_of_its_code_is_run(model, tmp_path):

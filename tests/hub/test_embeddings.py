@@ -97,6 +97,14 @@ def test_a_folder_a_file_without_a_word_and_a_word_of_ones_own_are_the_same_vect
     assert torch.equal(embedded(both, texts), embedded(alone, texts)), "a word in another is not put in its place"
 
 
+def test_vectors_in_eight_bits_are_those_that_they_round_to(model, vectors, tmp_path):
+    rounded = vectors["three"].to(torch.float8_e5m2)
+    save_file({"emb_params": rounded}, tmp_path / "eight.safetensors")
+    save_file({"emb_params": rounded.float()}, tmp_path / "whole.safetensors")
+    eight, whole = (hub.load(model, device="cpu", embedding=f"{tmp_path / name}.safetensors@<toy>") for name in ("eight", "whole"))
+    assert torch.equal(embedded(eight, ("a <toy> house",)), embedded(whole, ("a <toy> house",)))
+
+
 def test_an_sdxl_embedding_reaches_both_encoders_and_the_pooled_vector_stays_at_the_end(vectors, tmp_path):
     """As with a config that numbers the end rightly; with eos_token_id 2 transformers would pool at the new token."""
     folder = text_folder(tmp_path / "sdxl", "sdxl")

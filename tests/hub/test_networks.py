@@ -74,6 +74,8 @@ def made(base: Path, tuned: UNet2DModel, tmp_path_factory: pytest.TempPathFactor
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(1)}, out / "whole.safetensors")
     save_file({"input_blocks.0.0.weight": torch.ones(1)}, out / "original.safetensors")
     save_untrained(out / "colour", in_channels=3, out_channels=3)
+    shutil.copytree(base / "unet", out / "no network")
+    (out / "no network" / "config.json").write_text('{"model_type": "clip_text_model"}')  # as transformers writes of a text encoder
     shutil.copytree(base / "unet", out / "dual" / "unet")
     shutil.copytree(base / "unet", out / "dual" / "unet_2")
     hub.save(out / "cosine", UNet2DModel.from_pretrained(base / "unet"), hub.new_scheduler({"beta_schedule": "squaredcos_cap_v2"}))
@@ -181,6 +183,7 @@ REFUSED = {
     "nowhere": "--network must be a folder or a file of weights; found nothing at ",
     "cosine/unet/config.json": "--network must be a folder or a file of .safetensors, .bin, .pt, .pth, .ckpt; got ",
     "deepspeed/random_states_0.pkl": "is a pickle checkpoint, which runs code when it is opened",
+    "no network": "--network must be a denoiser of diffusers; ",
     "colour": "in_channels is 3 in ",
     f"colour/unet/{PLAIN}": "size mismatch for conv_in.weight",
     "cosine": "--network must be of MODEL's noise schedule and prediction_type",

@@ -292,6 +292,14 @@ def test_damaged_weights_are_named(tmp_path, changes, said):
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.parametrize("lacking", ["middleblocks.0.attn.proj.weight", "middleblocks.0.attn.proj_q.weight", "upblocks.0.attn.proj_v.bias"])
+def test_a_weight_that_pytorch_ddpm_lacks_is_called_by_its_name_there(tmp_path, lacking):
+    state = {key: value for key, value in pytorch_ddpm_state(attn=[0, 1]).items() if key != lacking}
+    with pytest.raises(diffleak.UserError) as caught:
+        convert(saved(tmp_path / "m.pt", state), tmp_path / "m")
+    assert f"is a pytorch-ddpm network with weights missing ('{lacking}')" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

@@ -253,6 +253,10 @@ REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Ten
     "scaled": (lambda s: {**s, f"{FIRST[:-6]}scale_weight": s[FIRST]}, "stores weights in 8 bits with scales"),
     "nf4": (lambda s: {**s, f"{FIRST}.absmax": s[FIRST]}, "quantised: give a file of 16 or 32 bits"),
     "int8": (lambda s: {**s, FIRST: s[FIRST].to(torch.int8)}, "is stored as int8, quantised: give a file of 16 or 32 bits"),
+    "int8 text": (
+        lambda s: {key: value.to(torch.int8) if "token_embedding" in key else value for key, value in s.items()},
+        "token_em… is stored as int8, quantised: give a file of 16 or 32 bits",
+    ),
     "edm": (lambda s: {**s, "edm_mean": s[FIRST]}, "was trained on the noise levels of EDM"),
     "chroma": (lambda s: {f"{START}distilled_guidance_layer.in_proj.bias": s[FIRST]}, "holds a denoiser of another layout"),
     "unknown": (lambda s: {"layers.0.weight": s[FIRST]}, "has none of their layouts (first: layers.0.weight)"),
@@ -262,7 +266,11 @@ REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Ten
     "deeper": (lambda s: {**s, f"{START}output_blocks.4.0.in_layers.0.bias": torch.zeros(8)}, "give the --model-config of this model"),
     "text lacks": (
         lambda s: {k: v for k, v in s.items() if not k.endswith("text_model.final_layer_norm.bias")},
-        "the weights do not match config.json (first: ",
+        "model.safetensors, text_encoder: the weights do not match config.json (first: ",
+    ),
+    "text shape": (
+        lambda s: {k: v[:5] if k.endswith("token_embedding.weight") else v for k, v in s.items()},
+        "model.safetensors, text_encoder: the weights do not match config.json (embeddings.token_embedding.weight has shape (5, 16)",
     ),
 }
 

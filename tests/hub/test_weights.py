@@ -1,5 +1,6 @@
 """The weights in folders: every way in which tools write them gives the same predictions, and what runs code is not opened."""
 
+import logging
 import os
 import pickle
 import shutil
@@ -122,6 +123,33 @@ def test_a_variant_alone_is_opened_as_diffusers_opens_it_and_one_line_says_so(
     assert told == f"warning: {said}\n" and hub.load(folder, device="cpu").warnings == (said,)
 
 
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_weights_in_eight_bits_are_read_as_rounded_so_with_a_line(
+    written: Callable[[Write], Path], state: dict[str, torch.Tensor], stored: torch.dtype
+) -> None:
+    rounded = {key: value.to(stored) for key, value in state.items()}
+    folder = written(lambda unet, _: save_file(rounded, unet / PLAIN))
+    target = hub.load(folder, device="cpu")
+    kind = str(stored).removeprefix("torch.")
+    assert target.warnings == (
+        f"while the model was loaded: unet/{PLAIN} stores weights in 8 bits ({kind}), which are scored as rounded so",
+    )
+    assert all(torch.equal(value, rounded[key].float()) for key, value in target.denoiser.network.state_dict().items())
+
+
+@pytest.mark.parametrize("stored", [torch.int8, torch.uint8, torch.int32], ids=str)
+@pytest.mark.parametrize("name", [PLAIN, BINARY])
+def test_weights_of_whole_numbers_are_refused_and_not_taken_for_the_weights(
+    base: Path, written: Callable[[Write], Path], state: dict[str, torch.Tensor], stored: torch.dtype, name: str
+) -> None:
+    quantised = {**state, "conv_in.weight": (state["conv_in.weight"] * 100).to(stored)}
+    write = save_file if name == PLAIN else torch.save
+    folder = written(lambda unet, _: write(quantised, unet / name))
+    said = f"{folder / 'unet' / name}: weights must be floating point; conv_in.weight is stored as "
+    for message in (refusal(folder), refusal(base, network=folder / "unet" / name)):
+        assert message.startswith(said) and message.endswith(", quantised: give a copy of 16 or 32 bits")
+
+
 @pytest.mark.parametrize(
     ("names", "first"),
     [
@@ -179,6 +207,26 @@ def test_of_a_hub_repository_of_variants_alone_the_variant_is_fetched_with_its_i
     assert f"unet_ema/{PLAIN}" in fetched(listed, monkeypatch, weights="ema")
 
 
+def test_a_hub_that_is_out_of_reach_is_one_line_however_often_it_is_tried(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import huggingface_hub
+
+    its = logging.getLogger("huggingface_hub.utils._http")
+
+    def tried(*args: Any, **how: Any) -> None:
+        its.warning("Retrying in 4s [Retry 3/5].")
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", tried)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", tried)
+    message = refusal(Path("owner/name"))
+    assert message.startswith("no folder at owner/name, and the hub gave no such model (Name or service not known)")
+    assert not caplog.messages
+    its.warning("of another program")
+    assert caplog.messages == ["of another program"]
+
+
 def test_every_file_that_is_no_copy_of_weights_is_fetched_as_before() -> None:
     names = ["tokenizer/vocab.json", "tokenizer/spiece.model", "scheduler/scheduler_config.json", "a/pytorch_lora_weights.safetensors"]
     assert wanted([*names, "logo.png"], ["*.json", "*.model", "*.safetensors"]) == names
@@ -227,7 +275,7 @@ BAD: dict[str, tuple[Write, str]] = {
     "nothing": (lambda unet, state: torch.save({}, unet / "a.pt"), "must hold a state dict"),
     "flax": (lambda unet, state: (unet / "flax_model.msgpack").write_text(""), "found none, but flax_model.msgpack"),
     "two names": (lambda unet, state: [torch.save(state, unet / f"{name}.pt") for name in "ab"], "it has a.pt, b.pt: rename the right one"),
-    "no index": (lambda unet, state: torch.save(state, unet / "model-00001-of-00002.bin"), "the index that says of which is missing"),
+    "no index": (lambda unet, state: torch.save(state, unet / "model-00001-of-00002.bin"), "the index that lists them is missing"),
     "index": (
         lambda unet, state: (torch.save(state, unet / BINARY), (unet / f"{BINARY}.index.json").write_text("{}")),
         "say in weight_map",

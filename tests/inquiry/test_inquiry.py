@@ -2,19 +2,24 @@
 
 import csv
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fixtures.commands import call, refused
+from fixtures.commands import all_recorded, call, open_to_others, refused, written_again
 from fixtures.models import ATTENTION, save_untrained
 from fixtures.text import CAPTIONS, SIDE, text_folder
 from PIL import Image
+from scipy.stats import mannwhitneyu
 
 import diffleak
+from diffleak.auditing import plan as planning
 from diffleak.auditing import score as scoring
 from diffleak.config import build
+from diffleak.data.draw import calibrate_part
 from diffleak.data.features import FEATURES, image_features, names
 from diffleak.data.pixels import to_model
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
@@ -22,8 +27,10 @@ from diffleak.errors import InvalidAudit, UserError
 from diffleak.inquiry.config import InquireConfig
 from diffleak.inquiry.run import prepared, refuse_invalid
 from diffleak.records.inquiry import InquiryRecord, read_inquiry
+from diffleak.records.scores import read_columns
 from diffleak.report import to_html
 from diffleak.report.pages.inquiry import judged, page
+from diffleak.reveal import reveal
 
 RNG = np.random.default_rng(0)
 IMAGES, CONTROL = RNG.integers(0, 256, (24, 8, 8), dtype=np.uint8), RNG.integers(0, 256, (40, 8, 8), dtype=np.uint8)
@@ -75,7 +82,9 @@ def test_images_that_were_trained_on_are_found_and_others_are_not(memoriser, dig
 
 def test_the_command_leaves_a_record_a_table_and_a_page_and_resumes(model, data, settings, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
+    run.mkdir(mode=0o755)  # a folder that is open to others stays so, and what names images in it is not
     code, out, err = call(capsys, "inquire", model, *settings, "-o", run, "--json")
+    assert open_to_others(run / "scores") <= {"scores"} and f"others on this machine may read {run}" in err
     assert code == 0 and "plan: 24 images in question and 40 controls (8 x 8 grey), 2 attacks" in err
     record = InquiryRecord.model_validate_json(out)
     given = json.loads(out)
@@ -100,6 +109,11 @@ def test_the_command_leaves_a_record_a_table_and_a_page_and_resumes(model, data,
     ):
         assert words in html
     assert not (run / "audit.json").exists() and not (run / "report.html").exists()
+    assert all_recorded(run) and {path.stat().st_mode & 0o777 for path in run.glob("inquiry.*")} == {0o600}
+    assert written_again(capsys, run / "inquiry.html")
+    assert "no pictures" in refused(capsys, "report", run, "--thumbnails")
+    assert "--format card is of an audit" in refused(capsys, "report", run, "--format", "card")
+    assert call(capsys, "report", run, "--markdown")[1].startswith("## Were these images in the training set?")
 
     def fail(*_):
         raise AssertionError("every score is there")
@@ -176,6 +190,116 @@ def test_each_picture_counts_once(model):
     assert record.repeated[0] in to_html(page(record))
 
 
+@pytest.fixture(scope="module")
+def artists(digits, tmp_path_factory) -> tuple[Path, Path]:
+    """Folders of digits, two an artist: 24 that the memoriser holds, and 48 others; the column `both` has artists of both sides."""
+    folders = []
+    for name, rows in (("mine", range(24)), ("later", range(100, 148))):
+        folder, lines = tmp_path_factory.mktemp(name), []
+        for i, row in enumerate(rows):
+            Image.fromarray(digits[row, ..., 0]).save(folder / f"{name}-{i:02}.png")
+            more = {"both": f"team-{i}", "few": f"{name}-{i % 8}"}
+            lines.append(json.dumps({"file_name": f"{name}-{i:02}.png", "artist": f"{name}son-{i // 2:02}", **more}))
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+        folders.append(folder)
+    return folders[0], folders[1]
+
+
+def test_groups_are_tested_by_their_mean_scores(memoriser, artists, tmp_path):
+    """One attack at one timestep leaves no choice, so every half is scipy's exact test of the means of its groups."""
+    flags = {**FAST, "timesteps": "50", "complexity": False, "repeats": 5}
+    found = diffleak.inquire(memoriser, images=artists[0], control=artists[1], group="artist", output=tmp_path / "run", **flags)
+    assert (found.set.images, found.set.controls, found.group, found.images) == (12, 24, "artist", ())
+    assert found.valid and found.set.p_value < 0.01 and all(group.images == 2 for group in found.groups)
+    ids = [*(f"mine-{k:02}.png" for k in range(24)), *(f"later-{k:02}.png" for k in range(48))]
+    _, statistic = read_columns(tmp_path / "run", "sima", {image_id: row for row, image_id in enumerate(ids)})
+    score = -statistic.reshape(36, 2).mean(axis=1)
+    names = tuple(f"{side}son-{k:02}" for side, n in (("mine", 12), ("later", 24)) for k in range(n))
+    question, p_values = np.arange(36) < 12, {group.group: [] for group in found.groups}
+    for repeat in range(5):
+        first = calibrate_part(names, question, 0.5, 0, repeat)
+        for half, test in (("B", ~first), ("A", first)):
+            asked, controls = score[test & question], score[test & ~question]
+            expected = mannwhitneyu(asked, controls, alternative="greater", method="exact").pvalue
+            assert next(c for c in found.cuts if (c.repeat, c.half) == (repeat, half)).p_value == pytest.approx(expected)
+            for row in np.flatnonzero(test & question):
+                p_values[names[row]].append((1 + (controls >= score[row]).sum()) / (1 + len(controls)))
+    assert {g.group: g.p_value for g in found.groups} == {name: min(1, 2 * np.median(each)) for name, each in p_values.items()}
+    with (tmp_path / "run" / "inquiry.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(row["group"], row["images"], float(row["q_value"])) for row in table] == [(g.group, "2", g.q_value) for g in found.groups]
+    html = " ".join((tmp_path / "run" / "inquiry.html").read_text().replace("<wbr>", "").split())
+    for words in (
+        "12 groups in question, 24 groups of controls, by artist",
+        "Group by group",
+        "a group in question scores above a group of",
+    ):
+        assert words in html
+    assert "mineson-00" in html
+
+    keyed = diffleak.inquire(
+        memoriser, images=artists[0], control=artists[1], group="artist", anonymous=True, output=tmp_path / "keyed", **flags
+    )
+    assert keyed.cuts == found.cuts and sorted(g.p_value for g in keyed.groups) == sorted(g.p_value for g in found.groups)
+    assert all(re.fullmatch("g[0-9a-f]{16}", group.group) for group in keyed.groups)
+    written = [path.read_bytes() for path in (tmp_path / "keyed").rglob("*") if path.is_file()]
+    assert not any(b"mineson" in text or b"laterson" in text for text in written)
+    with reveal(tmp_path / "keyed").open() as file:
+        revealed = {row["id"]: row["name"] for row in csv.DictReader(file)}
+    assert {revealed[g.group]: g.p_value for g in keyed.groups} == {g.group: g.p_value for g in found.groups}
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ("both", "24 of the groups by both are on both (first: team-0, with 1 images in question and 1 controls)"),
+        ("few", "--group needs at least 10 groups in question and 20 groups of controls; the column few has 8 and 8"),
+        ("artst", "no column artst"),
+    ],
+)
+def test_columns_that_make_no_groups_for_an_inquiry_are_refused(memoriser, artists, column, said):
+    with pytest.raises(UserError) as stopped:
+        inquired(memoriser, *artists, group=column)
+    assert said in str(stopped.value) and "\n" not in str(stopped.value)
+
+
+def test_groups_of_other_sizes_on_either_side_give_no_answer(memoriser, digits, tmp_path):
+    """The mean of a large group spreads less, so a group of many images is not exchangeable with one of few."""
+    for name, rows, of in (("mine", range(200, 272), 6), ("later", range(300, 324), 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        lines = [json.dumps({"file_name": f"{name}-{i:02}.png", "artist": f"{name}-{i // of}"}) for i in range(len(rows))]
+        for i, row in enumerate(rows):
+            Image.fromarray(digits[row, ..., 0]).save(folder / f"{name}-{i:02}.png")
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+    record = inquired(memoriser, tmp_path / "mine", tmp_path / "later", group="artist")
+    assert not record.valid and record.groups == () and record.blind.p_value < 0.05
+
+
+def test_near_duplicates_on_both_sides_are_left_out_of_both_and_listed(model, monkeypatch):
+    scan = planning.scan
+    together = {"images/3": 1, "control/4": 1, "images/5": 2, "images/6": 2, "control/7": 2, "control/10": 3, "control/11": 3}
+
+    def clustered(these):
+        def with_clusters(*given):
+            found = scan(*given)
+            return replace(found, clusters=np.array([these.get(i, 10 + row) for row, i in enumerate(found.cohort.ids)]))
+
+        return with_clusters
+
+    monkeypatch.setattr(planning, "scan", clustered(together))
+    record = inquired(model, IMAGES, CONTROL)
+    assert set(record.across) == {"images/3", "images/5", "images/6", "control/4", "control/7"} and record.repeated == ("control/11",)
+    assert (record.set.images, record.set.controls) == (21, 37) and len(record.images) == 21
+    assert any("3 images in question and 2 controls are near-duplicates of each other and were not tested" in w for w in record.warnings)
+    assert any(line.startswith("1 images are near-duplicates of another of their side") for line in record.warnings)
+    html = to_html(page(record))
+    assert "Near-duplicates of images on the other side, which were not tested:" in html and "control/4" in html
+    monkeypatch.setattr(planning, "scan", clustered({"images/0": 0, "control/0": 0, "images/1": 1, "control/1": 1}))
+    with pytest.raises(UserError, match="at least 20 controls, 5 in every half that is tested; got 18, without 4 that are near-duplicates"):
+        inquired(model, IMAGES, CONTROL[:20])
+
+
 def test_scores_that_are_all_equal_are_refused_and_kept(model, tmp_path, monkeypatch):
     residuals = diffleak.SimA.residuals
     monkeypatch.setattr(diffleak.SimA, "residuals", lambda self, subject: (0 * r for r in residuals(self, subject)))
@@ -209,6 +333,7 @@ def test_controls_that_the_model_was_trained_on_are_refused(data, tmp_path):
     [
         ({"control": None}, "give --images DATA and --control DATA"),
         ({"members": "a"}, "members is a setting of an audit, and this is an inquiry: the two sides are --images and --control"),
+        ({"group": ""}, "group"),
         ({"max_auc": 0.6}, "max_auc is a setting of an audit, and this is an inquiry: leave it out"),
         ({"calibration": False}, "calibration is a setting of an audit"),
         ({"calibrate_fraction": 0.2}, "calibrate_fraction is a setting of an audit"),

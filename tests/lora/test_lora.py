@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures.commands import call, refused
+from fixtures.commands import all_recorded, call, refused, written_again
 from fixtures.loras import TRAINED, trained_adapters
+from fixtures.reports import audit_of
 
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError
 from diffleak.lora import judge
-from diffleak.lora.run import _captions, _repeats
-from diffleak.records.audit import Gate, RateAtFPR
+from diffleak.lora.run import _captions, _repeats, _warnings
+from diffleak.records.audit import AuditRecord, Blind, Gate, RateAtFPR
 from diffleak.records.base import Estimate
 from diffleak.records.headers import GivenAway
 from diffleak.records.lora import Checkpoint, Decision, Excess, LoraRecord, read_lora
-from diffleak.report import to_html
+from diffleak.report import to_html, verdict
 from diffleak.report.pages.lora import page
 
 
@@ -38,6 +39,18 @@ def excess_of(low: float, value: float, high: float, reach: float, limit: float 
     )
 
 
+FAIR = Blind(value=0.5, low=0.47, high=0.53, method="DeLong")
+SEES_BEYOND_85 = Blind(value=0.6, p_value=0.6, detectable_auc=0.85)
+UNCHECKED = Blind(reason="not looked for")
+
+
+def audited(found: Excess, blind: Blind) -> AuditRecord:
+    """An audit whose one result is that on the excess."""
+    record, _ = audit_of({"sima": 0.0}, 100, blind=blind, headline=found.attack)
+    result = record.results[0].model_copy(update={"attack": found.attack, "variant": "excess", "auc": found.auc})
+    return record.model_copy(update={"results": (result,)})
+
+
 def checkpoint(name: str, decision: Decision, private: dict[str, int] | None = None) -> Checkpoint:
     header = GivenAway(file=name, what="adapter", counts=private) if private else None
     return Checkpoint(
@@ -54,22 +67,40 @@ def checkpoint(name: str, decision: Decision, private: dict[str, int] | None = N
 
 
 @pytest.mark.parametrize(
-    ("found", "decision"),
+    ("found", "blind", "decision"),
     [
-        (excess_of(0.52, 0.57, 0.62, 0.62), "do not publish"),
-        (excess_of(0.52, 0.54, 0.56, 0.56), "do not publish"),  # a leak that is shown, though below the limit
-        (excess_of(0.45, 0.5, 0.55, 0.55), "publish"),
-        (excess_of(0.3, 0.5, 0.7, 0.7), "undecided"),
-        (excess_of(0.45, 0.5, 0.55, 0.7), "undecided"),  # another attack may reach more
+        (excess_of(0.52, 0.57, 0.62, 0.62), FAIR, "do not publish"),
+        (excess_of(0.52, 0.54, 0.56, 0.56), FAIR, "do not publish"),  # a leak that is shown, though below the limit
+        (excess_of(0.45, 0.5, 0.55, 0.55), FAIR, "publish"),
+        (excess_of(0.3, 0.5, 0.7, 0.7), FAIR, "undecided"),
+        (excess_of(0.45, 0.5, 0.55, 0.7), FAIR, "undecided"),  # another attack may reach more
+        (excess_of(0.3, 0.4, 0.45, 0.45), FAIR, "undecided"),  # the wrong way round
+        (excess_of(0.7, 0.8, 0.9, 0.9), SEES_BEYOND_85, "undecided"),  # the sources may be the reason
+        (excess_of(0.86, 0.9, 0.95, 0.95), SEES_BEYOND_85, "do not publish"),
+        (excess_of(0.7, 0.8, 0.9, 0.9), UNCHECKED, "undecided"),
+        (excess_of(0.45, 0.5, 0.55, 0.55), UNCHECKED, "undecided"),
     ],
 )
-def test_a_leak_that_is_shown_forbids_and_only_a_bound_within_the_limit_allows(found: Excess, decision: str) -> None:
-    assert judge.of_excess(found, 0.6)[0] == decision
+def test_a_checkpoint_is_decided_as_the_verdict_of_an_audit_on_the_excess_alone_is(found: Excess, blind: Blind, decision: str) -> None:
+    record = audited(found, blind)
+    level = verdict(record).level  # here every result is one on the excess
+    assert judge.of_excess(found, 0.6, judge.of_audit(record, found.attack))[0] == decision
+    assert (level == "leak") is (decision == "do not publish") and (decision != "publish" or level == "no-leak-found")
+
+
+def test_what_the_model_itself_leaks_does_not_forbid_the_adapter() -> None:
+    found = excess_of(0.45, 0.5, 0.55, 0.55)
+    record = audited(found, FAIR)
+    (excess,) = record.results
+    own = excess.model_copy(update={"attack": "sima", "variant": None, "auc": Estimate(value=0.9, low=0.85, high=0.95)})
+    both = record.model_copy(update={"results": (own, excess), "headline": "sima"})
+    assert verdict(both).level == "leak" and judge.of_audit(both, found.attack).level == "no-leak-found"
 
 
 def test_what_cannot_be_estimated_is_undecided() -> None:
     found = excess_of(0.4, 0.5, 0.6, 0.6).model_copy(update={"auc": Estimate(reason="too few")})
-    assert judge.of_excess(found, 0.6) == ("undecided", "nothing can be estimated: too few")
+    judged = judge.of_audit(audited(found, FAIR), found.attack)
+    assert judge.of_excess(found, 0.6, judged) == ("undecided", "nothing can be estimated: too few")
 
 
 def test_pictures_drawn_nearer_than_the_base_ever_draws_are_as_many_by_chance_as_the_p_value_says() -> None:
@@ -89,15 +120,33 @@ def test_pictures_that_an_adapter_gives_back_are_counted_and_forbid_it() -> None
     base = {str(i): 0.3 + 0.01 * i for i in range(12)}
     found = judge.redrawn({**base, "3": 0.1, "7": 0.02, "8": 0.2, "9": 0.25, "10": 0.29}, base)
     assert (found.nearer, found.nearest, found.closest, found.closest_of_base) == (5, ("7", "3", "8", "9", "10"), 0.02, 0.3)
-    assert judge.of_drawings(found, 12)[0] == "do not publish"
-    assert judge.of_drawings(judge.redrawn(base, base), 12)[0] == "undecided"
+    decision, why = judge.of_drawings(found, 12, "drawings/kay/extract.html")
+    assert decision == "undecided" and judge.look_first(found), "an adapter that learnt its style draws near too"
+    assert why.startswith("look first: 5 of 12 pictures") and why.endswith("the pairs of 7, 3, 8, 9, 10 in drawings/kay/extract.html")
+    same = judge.redrawn(base, base)
+    assert judge.of_drawings(same, 12, "")[0] == "undecided" and not judge.look_first(same)
+
+
+def test_without_held_out_pictures_the_answer_is_to_look_first_with_two_ways_to_a_decision() -> None:
+    base = {str(i): 0.3 for i in range(12)}
+    near = [judge.redrawn({**base, **dict.fromkeys(map(str, range(n)), 0.1)}, base) for n in (0, 6)]
+    rows = [checkpoint(f"kay-{i}", "undecided").model_copy(update={"redrawn": found}) for i, found in enumerate(near)]
+    said = judge.answer(rows, 12, None)
+    assert said.startswith("Undecided with 12 pictures and none held out: kay-0, kay-1. Look first, at the pairs of kay-1:")
+    assert said.endswith(judge.WAYS) and "swap audit" in judge.WAYS and "diffleak inquire" in judge.WAYS
+    assert "Look first" not in judge.answer(rows[:1], 12, None) and "Do not publish" not in said
+
+
+def test_warnings_of_a_checkpoint_have_its_name_and_those_of_all_stand_once() -> None:
+    found = _warnings({"base": ("all",), "kay-1": ("all", "one"), "kay-2": ("all",)})
+    assert found == ("all", "kay-1: one")
 
 
 def test_the_answer_names_runs_of_checkpoints_and_what_the_files_hold() -> None:
     rows = [checkpoint("kay-1", "undecided"), *(checkpoint(f"kay-{i}", "do not publish", {"captions": 30}) for i in range(3, 7))]
     assert judge.answer(rows, 30, None) == (
         "Do not publish as they are: kay-3 to kay-6. Undecided with 30 pictures and none held out: kay-1. "
-        "4 files hold captions: strip with diffleak metadata FILE --strip OUT."
+        f"{judge.WAYS} 4 files hold captions: strip with diffleak metadata FILE --strip OUT."
     )
     assert judge.answer([checkpoint("a", "publish"), checkpoint("b", "undecided")], 300, 200) == (
         "By the attacks that were run, may be published: a. Undecided with 300 pictures and 200 held out: b."
@@ -141,7 +190,8 @@ def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
         and "--adapters" not in record.command
     )
     code, out, err = call(capsys, *command)
-    assert code == 0 and record.answer.split(":")[0] in out
+    assert code == 0 and record.answer.split(":")[0] in out and all_recorded(tmp_path / "run")
+    assert written_again(capsys, tmp_path / "run" / "lora.html")
 
 
 def test_without_held_out_pictures_drawings_stand_beside_those_of_the_base(trained: Any, tmp_path: Path, capsys: Any) -> None:
@@ -152,10 +202,10 @@ def test_without_held_out_pictures_drawings_stand_beside_those_of_the_base(train
     record = LoraRecord.model_validate_json(out)
     (row,) = record.checkpoints
     assert row.step is None and row.excess is None and row.redrawn and row.redrawn.p_value == 2.0**-row.redrawn.nearer
-    assert row.decision in ("undecided", "do not publish") and record.held_out is None and record.step_source is None
+    assert row.decision == "undecided" and record.held_out is None and record.step_source is None
     for name in ("base", "dog"):
         assert (tmp_path / "run" / "drawings" / name / "extract.json").exists()
-    assert "Nothing was held out." in to_html(page(record))
+    assert "Nothing was held out." in to_html(page(record)) and all_recorded(tmp_path / "run")
 
 
 def test_bad_input_is_one_line(trained: Any, tmp_path: Path, capsys: Any) -> None:
@@ -166,4 +216,10 @@ def test_bad_input_is_one_line(trained: Any, tmp_path: Path, capsys: Any) -> Non
     assert "--buckets are of an audit" in refused(capsys, "lora", root / "sd", root / "out", *given, "--buckets", "512")
     shutil.copy(root / "out" / "dog.safetensors", tmp_path / "base.safetensors")
     assert "must not be called base" in refused(capsys, "lora", root / "sd", tmp_path / "base.safetensors", *given)
+    several = tmp_path / "several"
+    several.mkdir()
+    for trained_as, name in zip(TRAINED, ("aaa", "base"), strict=True):
+        shutil.copy(root / "out" / f"{trained_as}.safetensors", several / f"{name}.safetensors")
+    said = refused(capsys, "lora", root / "sd", several / "*.safetensors", *given)
+    assert "rename" in said and "base.safetensors" in said.partition("rename")[2], said
     assert not (tmp_path / "run").exists()

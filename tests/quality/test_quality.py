@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures.commands import call, refused
+from fixtures.commands import all_recorded, call, refused
 from safetensors.torch import load_file, save_file
 
 from diffleak import hub
@@ -77,7 +77,7 @@ def test_the_command_writes_the_record_the_report_and_scores_that_metrics_reads(
     assert "Fréchet distance" in out
     assert f"report: {folder / 'quality.html'}" in out
     record = json.loads((folder / "quality.json").read_text())
-    assert record["schema_version"] == 1
+    assert record["schema_version"] == 1 and all_recorded(folder) and (folder / "nearest.csv").stat().st_mode & 0o777 == 0o600
     assert (record["images"], record["dimension"], record["sampler"], record["steps"], record["rounds"]) == (120, 12, "ddim", 2, 1)
     assert record["extractor"].startswith("torchscript:")
     assert len(record["extractor_fingerprint"]) == 64

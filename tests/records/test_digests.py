@@ -1,18 +1,22 @@
 """digests.json: an edited, missing or unknown file of a run is found, and a report is made of no record that was edited."""
 
 import hashlib
+import importlib
 import json
+import pkgutil
 import shutil
 from pathlib import Path
 
 import pytest
 from fixtures.commands import call, refused
-from fixtures.runs import gaussian, make_run
+from fixtures.runs import gaussian, make_run, write_quality
 from fixtures.sweeps import swept
 
 import diffleak
+import diffleak.records
+from diffleak.errors import DiffleakError, UserError
 from diffleak.records import digests
-from diffleak.records.digests import RecordEdited, add_digests, refuse_edited, verify, write_audit_digests
+from diffleak.records.digests import RecordEdited, add_digests, refuse_edited, verify, write_audit_digests, write_recorded
 from diffleak.records.run_folder import read_audit
 
 
@@ -62,7 +66,7 @@ def test_one_changed_byte_is_an_edited_file_that_no_report_is_made_of(run, capsy
     assert code == 1 and f"edited    {shown}" in out.splitlines() and "1 of 5 recorded files" in err and f"{shown} edited" in err
     if name != "plan.json" and name != "scores":
         code, out, err = call(capsys, "report", run)
-        assert code == 1 and "not as it was recorded" in err and not (run / "report.html").exists()
+        assert code == 2 and "not as it was recorded" in err and not (run / "report.html").exists()
 
 
 def test_a_missing_file_fails_and_an_unknown_one_is_only_named(run, capsys):
@@ -133,11 +137,11 @@ def test_a_sweep_compares_its_own_files_and_those_of_every_run(tmp_path, capsys)
     with pytest.raises(RecordEdited, match=r"b/audit\.json edited"):
         refuse_edited(folder)
     code, _, err = call(capsys, "report", folder)
-    assert code == 1 and "b/audit.json edited" in err
+    assert code == 2 and "b/audit.json edited" in err
 
 
 def test_what_is_no_run_and_damaged_digests_are_one_line(run, tmp_path, capsys):
-    assert "must be the folder of a finished audit" in refused(capsys, "verify", tmp_path)
+    assert "must be the folder of a finished command" in refused(capsys, "verify", tmp_path)
     recorded = (run / digests.FILE).read_text()
     (run / digests.FILE).write_text(recorded.replace("plan.json", "../plan.json"))
     assert "must name files of its own folder; it names ../plan.json" in refused(capsys, "verify", run)
@@ -150,3 +154,121 @@ def test_an_edited_record_reads_in_python_and_says_so_only_when_verified(run):
     text = (run / "audit.json").read_text().replace('"headline":"sima"', '"headline":"loss"')
     (run / "audit.json").write_text(text)
     assert read_audit(run).headline == "loss" and statuses(run)["audit.json"] == "edited"
+
+
+def rooms_with_a_record() -> list[str]:
+    """The names of the JSON records that the modules of `records` name as theirs, but for the digests and what training leaves."""
+    modules = [importlib.import_module(f"diffleak.records.{each.name}") for each in pkgutil.iter_modules(diffleak.records.__path__)]
+    named = {module.FILE for module in modules if str(getattr(module, "FILE", "")).endswith(".json")}
+    return sorted(named - {digests.FILE, "convert.json"})
+
+
+def test_every_record_of_a_command_is_known_by_name():
+    assert rooms_with_a_record() == sorted({*digests.RECORDS} - {digests.AUDIT})
+
+
+def test_what_a_command_leaves_is_its_owners_and_recorded_and_an_edit_is_found(tmp_path, capsys):
+    folder = tmp_path / "new"
+    write_recorded(folder, {"inquiry.json": "{}", "pairs/1.png": b"png"})
+    assert statuses(folder) == {"inquiry.json": "recorded", "pairs/1.png": "recorded"}
+    assert {path.stat().st_mode & 0o777 for path in (folder, folder / "pairs")} == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in (folder / "inquiry.json", folder / "pairs/1.png")} == {0o600}
+    (folder / "pairs/1.png").write_bytes(b"another")
+    code, out, err = call(capsys, "verify", folder)
+    assert code == 1 and "edited    pairs/1.png" in out and "1 of 2 recorded files" in err
+    (folder / "pairs/1.png").unlink()
+    write_recorded(folder, {"pairs/2.png": b"png"}, replaces="pairs/")
+    assert statuses(folder) == {"inquiry.json": "recorded", "pairs/2.png": "recorded"}, "what an earlier call left is expected no longer"
+
+
+def test_a_command_that_was_stopped_between_two_files_leaves_none_that_looks_edited(tmp_path, monkeypatch):
+    write_recorded(tmp_path, {"a.html": "1", "a.json": "1"})
+
+    def stop(path, *_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(digests, "write_bytes", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_recorded(tmp_path, {"a.html": "2", "a.json": b"2"})
+    assert set(statuses(tmp_path).values()) == {"unknown"}
+
+
+def edit(path: Path) -> None:
+    path.write_text(path.read_text() + " ")
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (("compare", "RUN", "OTHER"), "audit.json"),
+        (("compare", "RUN", "OTHER"), "samples.csv"),
+        (("compare", "RUN", "OTHER"), "quality.json"),
+        (("compare", "OTHER", "RUN"), "quality.json"),
+        (("compare", "OTHER", "FURTHER", "--quality", "OTHER=RUN/quality.json", "--quality", "FURTHER=RUN/quality.json"), "quality.json"),
+        (("gate", "RUN", "--max-auc", "0.9"), "audit.json"),
+        (("gate", "RUN", "--max-copies", "0.9"), "quality.json"),
+        (("epsilon", "RUN"), "quality.json"),
+        (("epsilon", "RUN"), "audit.json"),
+        (("report", "RUN"), "gate.json"),
+        (("reveal", "RUN"), "audit.json"),
+        (("metrics", "RUN/samples.csv", "--score", "sima"), "samples.csv"),
+        (("metrics", "RUN/samples.csv", "--score", "sima"), "audit.json"),
+    ],
+)
+def test_every_command_that_reads_an_edited_record_refuses_it_in_one_line(run, tmp_path, capsys, command, name):
+    write_recorded(run, {"quality.json": write_quality(run).read_text()})
+    diffleak.gate(run, max_auc=0.9)
+    for other in ("OTHER", "FURTHER"):
+        shutil.copytree(run, tmp_path / other)
+    place = {"RUN": str(run), "OTHER": str(tmp_path / "OTHER"), "FURTHER": str(tmp_path / "FURTHER")}
+    arguments = [place.get(each) or each.replace("RUN/", f"{run}/") for each in command]
+    edit(run / name)
+    said = refused(capsys, *arguments)
+    assert f"is not as it was recorded ({name} edited)" in said and "repeat the command that writes it" in said
+
+
+def test_a_command_writes_its_own_record_again_though_it_was_edited(run):
+    diffleak.gate(run, max_auc=0.9)
+    edit(run / "gate.json")
+    diffleak.gate(run, max_auc=0.9)
+    assert statuses(run)["gate.json"] == "recorded"
+
+
+def test_a_gate_of_a_sweep_refuses_an_edited_record_of_the_sweep_or_of_a_run(tmp_path, capsys):
+    for name in ("sweep.json", "a/samples.csv"):
+        folder = swept(tmp_path / name[0])
+        edit(folder / name)
+        assert f"({name} edited)" in refused(capsys, "gate", folder, "--max-auc", "0.9")
+
+
+def test_records_of_earlier_versions_beside_recorded_ones_open_and_are_named(run, capsys):
+    write_quality(run)
+    assert diffleak.gate(run, max_copies=0.9).met
+    code, out, err = call(capsys, "verify", run)
+    assert code == 0 and "unknown   quality.json" in out.splitlines() and "quality.json of" in err and "has no digest" in err
+    (run / digests.FILE).unlink()
+    diffleak.gate(run, max_copies=0.9)
+    code, _, err = call(capsys, "report", run)
+    assert code == 0 and "audit.json, quality.json of" in err, "a digest of gate.json says nothing of the audit"
+
+
+def test_a_folder_of_one_record_without_digests_is_said_to_be_of_an_earlier_version(tmp_path, capsys):
+    (tmp_path / "inquiry.json").write_text("{}")
+    assert "nothing says what its inquiry.json was" in refused(capsys, "verify", tmp_path)
+
+
+def test_only_folders_that_hold_a_part_of_the_record_belong_to_it(tmp_path):
+    for folder in ("audits/a", "audits", "other"):
+        write_recorded(tmp_path / folder, {"audit.json": "{}"}, ["a/audit.json"] if folder == "audits" else ())
+    write_recorded(tmp_path, {"lora.json": "{}"}, ["audits/audit.json", "audits/a/audit.json"])
+    assert list(statuses(tmp_path)) == ["audits/a/audit.json", "audits/audit.json", "lora.json"]
+    edit(tmp_path / "other" / "audit.json")
+    assert refuse_edited(tmp_path)
+    edit(tmp_path / "audits" / "a" / "audit.json")
+    assert {path for path, status in statuses(tmp_path).items() if status == "edited"} == {"audits/a/audit.json"}
+    with pytest.raises(RecordEdited, match=r"audits/a/audit\.json edited"):
+        refuse_edited(tmp_path)
+
+
+def test_an_edit_is_the_users_to_mend_and_a_difference_a_finding():
+    assert (RecordEdited.exit_code, digests.Differs.exit_code) == (UserError.exit_code, DiffleakError.exit_code) == (2, 1)

@@ -1,15 +1,18 @@
 """In a real browser, on a phone and on a desk: nothing overflows, everything is there, nothing is fetched or complained about."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from fixtures.extraction import extraction_page
+from fixtures.pages import KINDS
 from fixtures.prompts import prompts_page
 from fixtures.quality import PAIRS, quality_page
 from fixtures.reports import LATENT_SHIFTS, MASKS, SHIFTS, audit_of, html, latent_audit, mapped_audit, thumbnail
 from fixtures.runs import gaussian, make_run, swap_runs, write_quality
 
 from diffleak.comparison.compare import compare
+from diffleak.report import pages as report_pages
 from diffleak.report import to_html
 from diffleak.report.pages import comparison
 
@@ -22,7 +25,8 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage"
 )
-PHONE, DESK = (375, 812), (1280, 900)
+PHONE, PHONE_390, DESK = (375, 812), (390, 844), (1280, 900)
+OTHERS = ("geometry", "geometry-long", "masks", "maps", "compare", "compare-long", "quality-long", "prompts", "extract", "extract-long")
 LONG = {"sima": 1.5, "sima_mc(m=10,variant=norms,timesteps=50:150:50,p=4.0,normalisation=standardised)": 1.0}
 
 # Elements that stick out of the page or of their own box, those in a scroll container aside.
@@ -37,6 +41,15 @@ for (const e of document.body.querySelectorAll('*')) {
   if (sticksOut) out.push(e.tagName + ' ' + e.textContent.slice(0, 60));
 }
 return out;
+"""
+SCROLLING = """
+return [...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth + 1).map(s =>
+  s.textContent.trim().slice(0, 60) + ' ' + [...s.querySelectorAll('td > *')].filter(e => e.getBoundingClientRect().right >
+    s.getBoundingClientRect().right).map(e => e.textContent).slice(0, 3));
+"""
+SMALLEST = """
+return Math.min(...[...document.querySelectorAll('p, li, td, th, dd, dt, small, figcaption, pre')].filter(e => e.checkVisibility() &&
+  e.textContent.trim()).map(e => parseFloat(getComputedStyle(e).fontSize)));
 """
 OUTSIDE_FIGURE = """
 const out = [];
@@ -72,6 +85,15 @@ def browser(tmp_path_factory):
     driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
     yield driver
     driver.quit()
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """A page of every kind."""
+    folder = tmp_path_factory.mktemp("kinds")
+    for name, made in KINDS.items():
+        (folder / f"{name}.html").write_text(made(folder / name), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +153,25 @@ def test_nothing_overflows(browser, pages, name, size):
     assert browser.execute_script("const e = document.documentElement; return e.scrollWidth - e.clientWidth") <= 0
     assert browser.execute_script(OVERFLOWING) == []
     assert browser.execute_script(OUTSIDE_FIGURE) == []
+
+
+@pytest.mark.parametrize("name", [*KINDS, *OTHERS])
+def test_no_kind_of_page_overflows_and_a_phone_shows_tables_without_scrolling(browser, pages, kinds, name):
+    for size in (PHONE, PHONE_390, DESK):
+        show(browser, kinds if name in KINDS else pages, name, size)
+        browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true })")
+        assert browser.execute_script("const e = document.documentElement; return e.scrollWidth - e.clientWidth") <= 0, size
+        assert browser.execute_script(OVERFLOWING) == [], size
+        assert browser.execute_script(OUTSIDE_FIGURE) == [], size
+        if size != DESK:
+            assert browser.execute_script(SCROLLING) == [], size
+            assert browser.execute_script(SMALLEST) >= 10, "text that a phone's reader can read"
+
+
+def test_every_kind_of_page_is_opened():
+    modules = {path.stem for path in Path(report_pages.__path__[0]).glob("*.py")} - {"__init__"}
+    names = {"comparison": "compare", "extraction": "extract"}
+    assert {names.get(each, each) for each in modules} <= {kind.partition("-")[0] for kind in (*KINDS, *OTHERS)}
 
 
 @pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fixtures.commands import call
+from fixtures.pages import KINDS
 from fixtures.reports import MONTE_CARLO, SHIFTS, audit_of, html, latent_audit, mapped_audit, markdown, print_terminal, thumbnail
 from fixtures.runs import gaussian, make_run
 from huggingface_hub import ModelCard
@@ -16,14 +17,19 @@ from diffleak.attacks import ATTACKS
 from diffleak.auditing.evidence import known
 from diffleak.errors import UserError
 from diffleak.records.audit import Blind, Gate
+from diffleak.records.base import Estimate
 from diffleak.records.digests import Sealed
 from diffleak.records.evidence import Evidence
 from diffleak.report import to_html, to_markdown, verdict
+from diffleak.report.audited import Audited
+from diffleak.report.glossary import TERMS
 from diffleak.report.judgement import NO_INCIDENT, with_validity
 from diffleak.report.media import pdf
 from diffleak.report.media.card import model_card
+from diffleak.report.media.latex import results_latex
 from diffleak.report.pages.audit import on_card, on_paper, page
-from diffleak.report.sections.audit import attacks, coverage, glance, remedies
+from diffleak.report.sections import FOR_THE_FILE, UNSHOWN
+from diffleak.report.sections.audit import attacks, coverage, file, glance, remedies
 
 ROOT = Path(__file__).parents[2]
 DIFFERENT = Blind(value=0.81, low=0.78, high=0.84)
@@ -69,7 +75,7 @@ def test_the_question_its_answer_the_facts_and_what_was_not_tested_stand_before_
         "Can someone who has an image find out",
         "Yes: training images can be told apart",
         "Form of release",
-        "NOT MET (1 of 1 checks failed; sima: AUC may reach 0.910",
+        "AUC at most 0.6 is NOT MET by 0.310: sima: AUC may reach 0.910",
         "Is the audit valid?",
         "600 training images (of 4,000 that the model was trained on)",
         "What was not tested",
@@ -84,13 +90,40 @@ def test_the_question_its_answer_the_facts_and_what_was_not_tested_stand_before_
     assert found == sorted(found)
 
 
+@pytest.mark.parametrize(
+    ("unit", "group", "said", "part"),
+    [
+        (
+            "cluster",
+            None,
+            "650 training images in 600 groups of near-duplicates",
+            "480 training and 480 held-out groups of near-duplicates",
+        ),
+        ("group", "patient", "650 training images in 600 groups by patient", "480 held-out groups by patient"),
+    ],
+)
+def test_where_images_count_together_every_page_and_table_says_what_is_counted(leak, unit, group, said, part):
+    record = leak[0]
+    plan = record.plan.model_copy(update={"n_members": 650, "n_nonmembers": 700, "group": group})
+    record = other(record, plan=plan, split=record.split.model_copy(update={"unit": unit}))
+    first = dict(glance.section(Audited(record)).blocks[0].rows)["Images tested"]
+    assert first.startswith(f"{said} (of 4,000 that the model was trained on) and 700 held-out images in 600") and part in first
+    assert said in glance.not_tested(record)[2] and "of 4,000 images" in glance.not_tested(record)[2]
+    kept = dict(file.section(Audited(record)).blocks[0].rows)
+    assert said in kept["Counted"] and "120 training and 120 held-out groups" in kept["Chosen on which images"] and part in str(kept)
+    assert said in page(record).meta and said in markdown(record)
+    card = ModelCard(model_card(record))
+    assert said in card.data.eval_results[0].dataset_name
+    assert said.replace("training images", "members") in results_latex(record)
+
+
 def test_what_was_not_tested_is_three_lines_and_names_the_attacks(leak):
     lines = glance.not_tested(leak[0])
     assert len(lines) == 3
     assert "pfami, loss_frequency, pia_frequency, gradient" in lines[0] and "black_box" not in lines[0]
     assert "600 training images were tested, of 4,000" in lines[2]
     unknown = other(leak[0], evidence=evidence(training_images=None))
-    assert "how many the model was trained on is not known" in glance.not_tested(unknown)[2]
+    assert "how many images the model was trained on is not known" in glance.not_tested(unknown)[2]
 
 
 def test_a_leak_is_said_to_be_no_incident_and_a_pair_no_share_of_people(leak, shown):
@@ -147,7 +180,7 @@ def test_on_a_phone_the_contents_stay_and_what_is_not_shown_is_a_link_on_the_fir
             None,
             False,
             "Yes: training",
-            "which is assumed since --release names no other form",
+            "which is assumed because no --release was given",
             "pfami, loss_frequency, pia_frequency, gradient",
         ),
         ("weights", False, "Yes: training", "release of the weights: anyone who has them can run", "pfami"),
@@ -182,6 +215,66 @@ def test_what_a_black_box_attack_finds_decides_the_answer_for_an_interface(leak)
     assert any("What counts there was run too: black_box 51.0 % of pairs" in each for each in weak.sentences)
 
 
+WEAK = {"value": 0.51, "low": 0.46, "high": 0.56}
+ACCESS_RUN = {"none that counts": (), "a black-box one": ("black_box",), "one that cannot be estimated": ("unknown",)}
+
+
+@pytest.mark.parametrize("takes_text", [True, False])
+@pytest.mark.parametrize("ran", ACCESS_RUN)
+@pytest.mark.parametrize("release", [None, "weights", "api", "images"])
+def test_no_leak_is_said_to_be_found_only_of_a_release_that_an_attack_was_run_for(release, ran, takes_text):
+    record, _ = audit_of({"sima": 0.0}, 300)
+    auc = Estimate(reason="too few") if ran == "one that cannot be estimated" else record.results[0].auc.model_copy(update=WEAK)
+    more = (
+        []
+        if ran == "none that counts"
+        else [record.results[0].model_copy(update={"attack": "black_box", "access": "black-box", "auc": auc})]
+    )
+    run = (*RUN, *(ATTACKS[name]() for name in ("black_box", "noise_probe") if more))
+    settings = {"model": "my model", "members": "in", "nonmembers": "out"}
+    kept = evidence(takes_text, run, release=release)
+    judged = verdict(other(record, results=(*record.results, *more), evidence=kept, settings=settings))
+    counts = release in (None, "weights") or (release == "api" and ran == "a black-box one")
+    assert judged.level == ("no-leak-found" if counts else "undecided")
+    assert ("Not tested for this form of release" in judged.title) is not counts
+    command = "diffleak audit 'my model' --members in --nonmembers out --attacks black_box --release api -o NEW-FOLDER"
+    if counts:
+        assert not any("To test it" in each for each in judged.sentences)
+    elif release == "images" or not takes_text:
+        assert judged.sentences[-1].startswith("To test it: diffleak extract 'my model' --members in --nonmembers out -o NEW-FOLDER")
+    elif ran == "none that counts":
+        assert judged.sentences[-1] == f"To test it: {command}."
+    else:
+        assert judged.sentences[-1].startswith("To test it: give more images. From these, what black_box, noise_probe finds")
+
+
+def test_a_leak_that_needs_more_access_is_said_with_the_command_that_tests_the_release(leak):
+    judged = verdict(other(leak[0], evidence=evidence(True, release="api"), settings={"model": "m", "data": "d", "split": "s.json"}))
+    assert judged.level == "leak" and judged.sentences[-1] == (
+        "To test it: diffleak audit m --data d --split s.json --attacks black_box --release api -o NEW-FOLDER."
+    )
+
+
+@pytest.mark.parametrize(
+    ("release", "takes_text", "last"),
+    [
+        ("weights", True, "the black_box attack"),
+        ("weights", False, "diffleak extract looks"),
+        ("api", True, "diffleak extract looks"),
+        ("images", True, "Take the images that must not be exposed out"),
+    ],
+)
+def test_the_steps_after_a_leak_fit_the_form_of_release(leak, release, takes_text, last):
+    assert last in remedies.steps(other(leak[0], evidence=evidence(takes_text, release=release)))[-1][1]
+
+
+def test_what_an_outsider_needs_says_where_the_release_does_not_give_it(leak):
+    assert glance.needs(other(leak[0], evidence=evidence(release="api")), "grey-box").endswith(
+        "A release of an interface that draws images for its callers does not give that"
+    )
+    assert "does not give" not in glance.needs(other(leak[0], evidence=evidence()), "grey-box")
+
+
 def test_the_coverage_names_every_attack_of_this_version_once_and_whether_it_was_run():
     kept = evidence()
     assert [each.attack for each in kept.attacks] == list(ATTACKS)
@@ -204,7 +297,7 @@ def test_records_of_earlier_versions_say_nothing_of_a_release():
 
 def test_after_a_leak_the_steps_name_parts_of_the_readme_that_are_there(shown):
     headings = re.findall(r"^#+ (.+)$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    assert {where for _, _, where in remedies.STEPS} <= set(headings)
+    assert {where for _, _, where in (*remedies.STEPS, remedies.BY_EXTRACT)} <= set(headings)
     assert all(name in text(shown) for name, _, _ in remedies.STEPS)
     assert remedies.TITLE not in markdown(with_validity(audit_of(NULL, 300, evidence=evidence())[0]))
 
@@ -245,7 +338,8 @@ JARGON = re.compile(  # a list of its own: readers named these words, with those
     r"\bAUC\b|\bTPR\b|\bFPR\b|\bTNR\b|\bFNR\b|\bROC\b|\bDeLong\b|oracle|attack success|achieved FPR|baseline|"
     r"(?:grey|black|white)-box|n/e|forwards|chunks|queries|\bmembers?\b|held-out|calibrate part|pixel statistics|threshold|"
     r"timesteps?|fingerprint|SHA-256|\bseeds?\b|interval|false alarm|latents?\b|decoder|distortion|influence|\bmasks?\b|"
-    r"excess|calibrated\b|combined|noise predictions|weights|DP-SGD|LoRA",
+    r"excess|calibrated\b|combined|noise predictions|weights|DP-SGD|LoRA|near-duplicates?|clusters?|\bepsilon|\bdelta\b|\bcoins?\b|"
+    r"guess(?:es|ing)?\b|p-values?",
     re.IGNORECASE,
 )
 PLAIN_CAPITALS = {"RGB", "UTC", "CPU", "NOT", "MET", "README", "NVIDIA", "PNG", "CSV", "RUN", "JSON", "ID"}  # no terms of this field
@@ -255,18 +349,34 @@ def glossary_of(page: str) -> str:
     return text("<body>" + page.partition('<section id="glossary"')[2].partition("</section>")[0]).casefold()
 
 
-@pytest.mark.parametrize("kind", ["leak", "latent", "maps"])
-def test_every_term_that_a_page_prints_has_an_entry_in_its_glossary(shown, kind):
-    if kind != "leak":
+@pytest.mark.parametrize("kind", ["leak", "latent", "maps", *KINDS])
+def test_every_term_that_a_page_prints_has_an_entry_in_its_glossary(shown, kind, tmp_path):
+    if kind in KINDS:
+        shown = KINDS[kind](tmp_path / kind)
+    elif kind != "leak":
         shown = html(*(latent_audit(n=200) if kind == "latent" else mapped_audit()))
     explained = glossary_of(shown)
     printed = text(shown.replace(shown.partition('<section id="glossary"')[2].partition("</section>")[0], ""))
     terms = {term.casefold() for term in JARGON.findall(printed)}
-    assert len(terms) > 20
+    assert len(terms) > (20 if kind not in KINDS else 4)
     stem = lambda term: re.sub(r"(?<=y)$|ies$|s$", "", term)
     assert [term for term in sorted(terms) if stem(term) not in explained] == []
     capitals = set(re.findall(r"\b[A-Z]{2,}\b", re.sub(r"\S*[_/.]\S*", " ", printed))) - PLAIN_CAPITALS
     assert [word for word in sorted(capitals) if word.casefold() not in explained] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_glossary_explains_each_word_once_and_no_page_shows_a_raw_backtick(kind, tmp_path):
+    shown = KINDS[kind](tmp_path / kind)
+    entries = re.findall(r"<dt>(.*?)</dt>", shown.partition('<section id="glossary"')[2].partition("</section>")[0])
+    words = [word.strip().casefold() for entry in entries for word in re.split(r"[,()]", entry) if word.strip()]
+    assert [word for word in words if words.count(word) > 1] == []
+    assert re.findall(r"`[^`<>]+`", text(shown)) == []
+
+
+def test_no_entry_of_the_glossary_names_a_section_which_its_page_may_lack():
+    titles = [coverage.TITLE, glance.UNTESTED, attacks.TITLE, UNSHOWN, FOR_THE_FILE]
+    assert not [(name, title) for name, _, said in TERMS for title in titles if title in said]
 
 
 def test_a_page_explains_no_term_that_it_does_not_print(shown):

@@ -15,16 +15,17 @@ from diffleak.report.sections.extraction import verdict
 def test_copies_lead_the_verdict_with_the_rate_of_held_out_images_beside_theirs():
     judged = verdict(extraction_record(copied=9))
     assert (judged.level, judged.title) == ("leak", "The model gives training images back.")
-    assert judged.sentences[0].startswith("10 of 60 members, 17 % (95 % interval ")
-    assert judged.sentences[0].endswith("than all but 1.0 % of held-out images are to theirs.")
-    assert judged.sentences[1].startswith("Of held-out images that set no threshold it is ")
+    assert judged.sentences[0].startswith("10 of 60 members have a copy, 17 % (95 % interval ")
+    assert judged.sentences[0].endswith("than all but 1.0 % of the held-out images are.")
+    assert judged.sentences[1].startswith("Of the held-out images that did not set the threshold, ")
+    assert "so few held-out images set the threshold" in judged.sentences[1], "the lower end is 0, and yet it is a finding"
 
 
 def test_without_copies_the_verdict_says_what_cannot_be_excluded_and_to_look_at_the_pairs():
     judged = verdict(extraction_record())
     assert judged.level == "no-leak-found"
-    assert "can be excluded with so many drawings; less cannot" in judged.sentences[1]
-    assert "One pair that shows the same picture is a finding, whatever the rate" in judged.sentences[-1]
+    assert "So many drawings rule out that more than" in judged.sentences[1]
+    assert "one that shows the same picture is a finding at any rate" in judged.sentences[-1]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_copies_lead_the_verdict():
 def test_without_copies_the_verdict_says_what_cannot_be_excluded():
     judged = verdict(quality_record())
     assert judged.level == "no-leak-found"
-    assert "where a model that copies nothing has 1 %" in judged.sentences[0]
+    assert "a model that copies nothing has 1 %" in judged.sentences[0]
     assert "No difference between generated and real images was found; one cannot be excluded (KID" in judged.sentences[2]
 
 

@@ -4,10 +4,12 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from fixtures.reports import EVIL, MONTE_CARLO, SHIFTS, audit_of, html, markdown, print_terminal, thumbnail, without
 from rich.console import Console
@@ -18,8 +20,10 @@ from diffleak.records.base import Estimate
 from diffleak.records.plan import Split
 from diffleak.report import print_result, verdict
 from diffleak.report import wording as w
+from diffleak.report.audited import Audited
 from diffleak.report.figures import audit as figures
 from diffleak.report.judgement import with_validity
+from diffleak.report.sections.audit.exposed import most_exposed
 from diffleak.report.table import table
 from diffleak.stats import metrics
 
@@ -352,6 +356,29 @@ def test_the_most_exposed_member_of_the_test_half_leads_the_list(leak, page):
     assert len(shown) == 12 and not calibrate & set(shown)
 
 
+def test_near_duplicates_are_one_of_the_list_and_one_of_the_held_out_images_it_is_compared_with():
+    """Held-out images in clusters of 20, members in pairs: rates are of clusters, of which the list has one image each."""
+    record, samples = audit_of(n=500)
+    samples, attack = replace(samples, ids=tuple(f"{i:04d}.png" for i in range(1000))), verdict(record).attack
+    part = np.where(samples.member, np.arange(1000) // 2, 1000 + np.arange(1000) // 20)
+    part = np.unique(np.stack([part, samples.test]), axis=1, return_inverse=True)[1]  # a cluster is in one part
+    first = dict(zip(part[::-1], samples.ids[::-1], strict=True))
+    clustered = replace(samples, units=tuple(first[each] for each in part), unit="cluster")
+    table = pd.DataFrame({"cluster": clustered.units, "member": samples.member, "test": samples.test, "score": samples.scores[attack]})
+    table = table[table.test].groupby("cluster").agg({"member": "first", "score": "mean"})
+    top, held = table[table.member].score.nlargest(12), table[~table.member].score
+    shares = [(held >= score).mean() for score in top]
+    assert most_exposed(Audited(record, clustered)) == top.index.tolist()
+    page = html(record, clustered).replace("<wbr>", "")
+    said = [w.exposed(share, len(held)) for share in shares]
+    items = re.findall(r"<li>.*?</li>", re.search(r'<ol class="exposed">.*?</ol>', page, re.DOTALL).group(), re.DOTALL)
+    assert len(items) == 12 and all(words in " ".join(item.split()) for words, item in zip(said, items, strict=True))
+    assert "Near-duplicates count as one image, with the mean of their scores." in page
+    assert "Near-duplicates count as one image" not in html(record, samples)
+    grouped = html(record, replace(clustered, unit="group"))
+    assert "Images are compared one by one here" in grouped
+
+
 def numbers_of(record):
     """Every number of the results, as the report would print it."""
     for result in record.results:
@@ -364,7 +391,7 @@ def test_an_invalid_audit_shows_why_and_what_to_do_and_nothing_else(leak):
     record, samples = leak
     invalid = record.model_copy(update={"blind": DIFFERENT, "warnings": ("sima: AUC 0.3133 is below 0.4",)})
     page, text, table_text = html(invalid, samples, thumbnail), terminal(invalid, 200), markdown(invalid)
-    assert [a["id"] for tag, a in Elements(page).found if tag == "section"] == ["verdict", "file", "reproduce"]
+    assert [a["id"] for tag, a in Elements(page).found if tag == "section"] == ["verdict", "file", "glossary", "reproduce"]
     assert not [tag for tag, _ in Elements(page).found if tag in ("img", "table", "figure", "ol")]
     for shown in (page.replace("&nbsp;", " "), text, table_text):
         assert "Invalid: the two sides come from different sources" in shown and "81 %" in shown

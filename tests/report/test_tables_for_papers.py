@@ -3,6 +3,8 @@
 import csv
 import io
 import re
+import shutil
+import subprocess
 
 import pytest
 from fixtures.reports import audit_of
@@ -12,6 +14,8 @@ from diffleak.records.audit import RateAtFPR
 from diffleak.report.media.latex import escape, results_latex, tabular
 from diffleak.report.media.results_csv import results_csv
 from diffleak.report.results import rows, variant
+
+NAMES = (r"a_b & 50% $x$ #1 {y} ~z ^w \end{table}", "[h] first", '<a|b> "c"', "naïve ß", "猫\N{CAT FACE}\n\x07é", "%", "\\")
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +67,32 @@ def nested(text: str) -> bool:
     return depth == 0 and begun == ended[::-1] and not re.search(r"[%$#_^~]", bare)
 
 
-@pytest.mark.parametrize(
-    "name", [r"a_b & 50% $x$ #1 {y} ~z ^w \end{table}", "[h] first", '<a|b> "c"', "naïve ß", "猫\N{CAT FACE}\n\x07é", "%", "\\"]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_names_of_any_kind_are_escaped(name):
     text = tabular(("Attack", "AUC"), [(name, "0.5"), ("[x]", "0.6")], name)
     assert nested(text)
     assert all(ord(c) < 0x180 for c in text) and text[-12:] == r"\end{table}" + "\n"
     body = [line.strip() for line in text.splitlines() if line.rstrip().endswith(r"\\")]
     assert all(line.startswith("{} ") and len(re.findall(r"(?<!\\)&", line)) == 1 for line in body), "two cells each"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_tables_compile_whatever_the_names_are(made, tmp_path):
+    tables = [results_latex(made[0]), *(tabular(("Attack", "AUC"), [(name, "0.5"), ("[x]", "0.6")], name) for name in NAMES)]
+    begin = "\\documentclass{article}\\usepackage{booktabs}\\usepackage[T1]{fontenc}\n\\begin{document}\n"
+    (tmp_path / "tables.tex").write_text(begin + "\n".join(tables) + "\\end{document}\n", encoding="utf-8")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "tables.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=60)
+    assert done.returncode == 0 and "Output written" in done.stdout, done.stdout[-2000:]
+
+
+def test_every_row_of_the_table_of_an_audit_has_as_many_cells_as_there_are_columns_and_the_caption_has_no_path(made):
+    record = made[0].model_copy(update={"plan": made[0].plan.model_copy(update={"model": "/home/me/secret/ddpm"})})
+    text = results_latex(record)
+    (columns,) = re.findall(r"\\begin\{tabular\}\{(l+)\}", text)
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {len(columns)}
+    assert "inference on ddpm:" in text and "secret" not in text
 
 
 def test_escaping_keeps_what_needs_none():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.commands import call, refused
+from fixtures.commands import call, open_to_others, refused
 from PIL import Image
 from scipy.stats import binom
 
@@ -140,6 +140,9 @@ def test_folders_hold_the_images_with_their_captions(data, tmp_path, capsys, how
             file = tmp_path / "laid" / side / image_id
             assert file.is_symlink() == (how == "link") and file.read_bytes() == (data / image_id).read_bytes()
             assert captions[image_id] == (f"a {image_id[:3]} {int(image_id[4:6])}",)
+        inside = {each.name for each in (tmp_path / "laid" / side).iterdir() if each.is_dir()}
+        assert open_to_others(tmp_path / "laid" / side) <= inside, "folders in a folder that nobody else may enter"
+    assert (tmp_path / "s.json").stat().st_mode & 0o777 == 0o600
     assert "is there already" in refused(
         capsys, "split", data, "--held-out", "0.25", "-o", tmp_path / "t.json", f"--{how}", tmp_path / "laid"
     )
@@ -152,6 +155,7 @@ def test_arrays_are_copied_as_files(tmp_path):
     np.savez(tmp_path / "a.npz", images=images, labels=labels)
     outcome = diffleak.split(tmp_path / "a.npz", tmp_path / "s.json", held_out=0.3, copy=tmp_path / "laid")
     laid = open_source(tmp_path / "laid" / "nonmembers")
+    assert open_to_others(tmp_path / "laid") == set()
     assert len(laid) == 6 and outcome.classes == {"0": (7, 3), "1": (7, 3)}
     for i, name in enumerate(laid.ids):
         assert (laid.read(i) == images[int(name.removesuffix(".png"))]).all()

@@ -1,5 +1,6 @@
 """Does leakage follow distortion? Planted answers, and the straight-line numbers behind them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from diffleak.records.scores import Scores
 from diffleak.stats import metrics
 from diffleak.stats.by_distortion import SHOWN, analyse, correlation
 from diffleak.stats.evaluation import divided, evaluate_scores
+from diffleak.stats.units import units_of
 
 TIMESTEPS = (10, 20, 30)
 
@@ -36,7 +38,8 @@ def analysed(all_scores, member, measured, split=None):
     split = split or divided(all_scores[0].ids, member, 0.2, 0)
     results = [evaluate_scores(scores, member, split) for scores in all_scores]
     inputs = SimpleNamespace(top=20, probes=8, shape=ImageShape(1, 8, 8), cohort=SimpleNamespace(ids=all_scores[0].ids))
-    return analyse(inputs, measured, results, all_scores, member, split)
+    ids = all_scores[0].ids
+    return analyse(inputs, measured, results, all_scores, units_of(ids, ids, member, np.arange(len(ids))), split)
 
 
 def test_leakage_that_distortion_drives_rises_from_quartile_to_quartile():
@@ -60,6 +63,24 @@ def test_leakage_that_ignores_distortion_gives_a_gap_whose_interval_holds_zero(s
     gaps = [analysed(*planted(side, lambda rank: 1.0, seed)).high_minus_low for seed in range(12)]
     held = sum(gap.low <= 0 <= gap.high for gap in gaps)
     assert binom.cdf(held, len(gaps), metrics.LEVEL) > 1e-3
+
+
+def test_copies_of_images_change_no_number():
+    """Every image twice, the two a cluster: units are the images of before, where images would be twice as many independent ones."""
+    (scores,), member, measured = planted(300, lambda rank: 2 * rank)
+    split = divided(scores.ids, member, 0.2, 0)
+    once = analysed([scores], member, measured, split)
+    ids, clusters = (*scores.ids, *(f"{image_id}-copy" for image_id in scores.ids)), np.tile(np.arange(600), 2)
+    units = units_of(ids, ids, np.tile(member, 2), clusters)
+    copied = replace(scores, ids=ids, statistic=np.tile(scores.statistic, (2, 1)))
+    inputs = SimpleNamespace(top=20, probes=8, shape=ImageShape(1, 8, 8), cohort=SimpleNamespace(ids=ids))
+    result = evaluate_scores(units.counting(copied), units.member, units.reduced(units.divided(0.2, 0)))
+    twice = analyse(inputs, np.tile(measured, (2, 1)), [result], [copied], units, units.reduced(units.divided(0.2, 0)))
+    gallery = {"highest", "lowest"}
+    assert twice.model_dump(exclude=gallery) == once.model_dump(exclude=gallery)
+    images = analysed([copied], np.tile(member, 2), np.tile(measured, (2, 1)))
+    assert images.low_frequency.high - images.low_frequency.low < 0.8 * (once.low_frequency.high - once.low_frequency.low)
+    assert {name.removesuffix("-copy") for name in twice.highest} < set(once.highest), "a gallery shows images"
 
 
 def test_quartiles_are_those_of_members_and_held_out_images_together():

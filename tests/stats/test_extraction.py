@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from diffleak.stats import extraction
+from diffleak.stats.metrics import clopper_pearson
 
 
 def images(seed: int, n: int, height: int = 9, width: int = 13, channels: int = 3) -> np.ndarray:
@@ -104,11 +105,33 @@ def test_the_threshold_holds_its_share_and_the_chance_its_level_when_nothing_was
         assert binomtest(rejected, runs, level, alternative="greater").pvalue > 1e-3, (rejected, level)
 
 
-def test_the_intervals_cover_the_rate_above_a_given_threshold():
+@pytest.mark.parametrize(("m", "share"), [(99, 0.01), (500, 0.01), (60, 0.05)])
+@pytest.mark.parametrize("copied", [0.0, 0.1, 0.4])
+def test_the_interval_of_the_members_covers_the_rate_at_the_true_threshold_which_few_held_out_images_miss(m, share, copied):
+    """Held-out distances are uniform, so the true threshold is `share`; members are uniform too, but for a share that is copied."""
+    rng, runs, members = np.random.default_rng(m), 400, 2000
+    truth = copied + (1 - copied) * share
+    covered, high, fixed = 0, 0, 0
+    for _ in range(runs):
+        of_members = np.where(rng.uniform(size=members) < copied, 0.0, rng.uniform(size=members))
+        found = extraction.copy_rates(of_members, rng.uniform(size=m), rng.uniform(size=9), share)
+        covered += found.members.low <= truth <= found.members.high
+        high += found.members.high >= truth
+        fixed += clopper_pearson(round(found.members.value * members), members)[1] >= truth
+        assert found.members.low <= found.members.value <= found.members.high
+    assert binomtest(covered, runs, 0.95, alternative="less").pvalue > 1e-3, covered
+    assert binomtest(high, runs, 0.975, alternative="less").pvalue > 1e-3, high
+    if copied == 0:
+        assert binomtest(fixed, runs, 0.975, alternative="less").pvalue < 1e-6, (
+            "Clopper-Pearson at the threshold as it is excludes the truth"
+        )
+
+
+def test_the_intervals_cover_the_rate_of_held_out_images_below_a_given_threshold():
     rng, covered, runs = np.random.default_rng(0), 0, 400
     held_out = np.linspace(1, 2, 99)
     for _ in range(runs):
-        rate = extraction.copy_rates(rng.uniform(0.7, 1.7, 60), held_out, rng.uniform(size=9), 0.01).members
+        rate = extraction.copy_rates(np.ones(9), held_out, rng.uniform(0.7, 1.7, 60), 0.01).held_out
         covered += rate.low <= 0.3 <= rate.high
     assert binomtest(covered, runs, 0.95, alternative="less").pvalue > 1e-3, covered
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from diffleak.stats import images
 
@@ -133,6 +133,18 @@ def test_the_copy_rate_of_fresh_images_is_one_percent_and_of_copies_one():
     assert np.mean(rates) == pytest.approx(0.01, abs=4 * np.std(rates) / np.sqrt(200))
     assert images.copy_rate(np.full(50, 2.0), reference).value == 1
     assert "needs at least 99 reference images" in images.copy_rate(np.ones(5), np.ones(98)).reason
+
+
+@pytest.mark.parametrize("m", [120, 999])
+@pytest.mark.parametrize("copied", [0.0, 0.2])
+def test_the_interval_of_the_copy_rate_counts_that_the_threshold_is_estimated(m, copied):
+    rng, covered, runs = np.random.default_rng(m), 0, 400
+    truth = copied + (1 - copied) * 0.01
+    for _ in range(runs):
+        drawn = np.where(rng.random(2000) < copied, 2.0, rng.random(2000))
+        rate = images.copy_rate(drawn, rng.random(m))
+        covered += rate.low <= truth <= rate.high
+    assert binomtest(covered, runs, 0.95, alternative="less").pvalue > 1e-3, covered
 
 
 @pytest.mark.parametrize("m", [120, 999])

@@ -1,5 +1,7 @@
 """The tests of an inquiry hold their level, whatever the scores, and find what they say they find."""
 
+import tracemalloc
+from dataclasses import asdict, replace
 from itertools import combinations
 
 import numpy as np
@@ -17,6 +19,7 @@ from diffleak.stats.inquiry import (
     detectable_auc,
     images_for_power,
     merged,
+    normal_tail,
     placebo_sides,
     q_values,
     rank_test,
@@ -80,21 +83,69 @@ def test_scores_that_are_all_equal_show_nothing():
     assert conformal(np.zeros(3), np.zeros(9)).tolist() == [1.0] * 3
 
 
-def test_many_images_are_judged_by_a_normal_tail_that_is_never_smaller_where_it_counts(monkeypatch):
-    upper_tail.cache_clear()
-    exact = upper_tail(80, 120)
-    upper_tail.cache_clear()
-    monkeypatch.setattr(inquiry, "EXACT", 0)
-    normal = upper_tail(80, 120)
-    upper_tail.cache_clear()
+@pytest.mark.parametrize(("m", "n"), [(80, 120), (5, 4000)])
+def test_many_images_are_judged_by_a_normal_tail_that_is_never_smaller_where_it_counts(monkeypatch, m, n):
+    exact = upper_tail(m, n)
+    normal = np.array([normal_tail(u, m, n) for u in range(m * n + 1)])
     small = exact < 0.04
-    assert (normal[small] >= exact[small]).all() and np.abs(normal - exact).max() < 2e-3
+    assert (normal[small] >= exact[small]).all() and np.abs(normal - exact).max() < (2e-3 if m > 50 else 0.01)
+    rng = np.random.default_rng(0)
+    asked, controls = rng.normal(0.3, 1, m), rng.normal(size=n)
+    won = (asked[:, None] > controls).sum()
+    assert rank_test(asked, controls) == exact[won]
+    for limit in ("EXACT", "PAIRS"):
+        with monkeypatch.context() as patched:
+            patched.setattr(inquiry, limit, 10)
+            assert rank_test(asked, controls) == normal[won]
+
+
+def test_a_test_of_very_many_images_takes_memory_for_the_images_and_not_for_their_pairs():
+    """100,000 against 100,000 have 10^10 pairs: a number for each would take 80 GB."""
+    rng = np.random.default_rng(1)
+    asked, controls = rng.normal(0.01, 1, 100_000), rng.normal(size=100_000)
+    tracemalloc.start()
+    p = rank_test(asked, controls)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert p == pytest.approx(mannwhitneyu(asked, controls, alternative="greater", method="asymptotic").pvalue, rel=1e-3)
+    assert peak < 50e6
+
+
+def test_groups_of_dependent_images_are_tested_at_the_level_where_their_images_are_not():
+    """12 groups in question and 24 of controls, of 2 to 8 images that share most of their score; the choosing half sees six columns."""
+    found = []
+    for run in range(RUNS // 2):
+        rng = np.random.default_rng((run, 9))
+        unit = np.repeat(np.arange(36), rng.integers(2, 9, 36))
+        member = np.arange(36) < 12
+        columns = (rng.standard_t(4, (36, 1)) + 0.3 * rng.normal(size=(36, 6)))[unit] + 0.3 * rng.normal(size=(len(unit), 6))
+        scores = [Scores("a", "large", tuple(range(6)), keys_of(len(unit), run), columns)]
+        groups = cut_and_test(keys_of(36, run), member, chooser([replace(scores[0], unit=unit)]), run, 3)
+        images = cut_and_test(scores[0].ids, member[unit], chooser(scores), run, 3)
+        of_groups = groups.image_p_values
+        found.append([groups.p_value, groups.directions[0].p_value, of_groups[0], q_values(of_groups).min(), images.directions[0].p_value])
+    rows = np.array(found)
+    for k, what in enumerate(("set", "one half", "one group", "any group found")):
+        for level in (0.05, 0.2):
+            assert_at_most(rows[:, k] <= level, level, what)
+    assert binom.sf((rows[:, 4] <= 0.05).sum() - 1, len(rows), 0.05) < 1e-3, "images of one group are no independent evidence"
+
+
+def test_groups_of_one_image_give_the_numbers_of_images():
+    rng = np.random.default_rng(10)
+    ids, member, complexity = keys_of(160), np.arange(160) < 60, rng.normal(size=(160, 7))
+    plain = [Scores(name, "small", (50, 100), ids, np.exp(rng.normal(size=(160, 2)) - member[:, None])) for name in ("sima", "loss")]
+    grouped = [replace(scores, unit=np.arange(160)) for scores in plain]
+    found = [cut_and_test(ids, member, chooser(parts, features(complexity), complexity), 0, 2) for parts in (plain, grouped)]
+    assert [asdict(each) for each in found[0].directions] == [asdict(each) for each in found[1].directions]
+    np.testing.assert_array_equal(found[0].images, found[1].images)
 
 
 def test_a_set_that_no_floating_point_number_can_count_still_has_p_values():
-    tail = upper_tail(600, 700)  # there are 1e389 ways to say which are in question
-    assert (tail > 0).all() and tail[0] == pytest.approx(1.0) and (np.diff(tail) <= 1e-12).all()
-    assert tail[600 * 700 // 2] == pytest.approx(0.5, abs=1e-3)
+    tail = np.array([normal_tail(u, 600, 700) for u in range(0, 600 * 700 + 1, 700)])  # 1e389 ways to say which are in question
+    assert (tail > 0).all() and tail[0] == pytest.approx(1.0) and (np.diff(tail) <= 0).all()
+    assert tail[300] == pytest.approx(0.5, abs=1e-3)
+    assert 0 < rank_test(np.arange(600) + 700.0, np.arange(700.0)) < 1e-200
 
 
 def test_conformal_p_values_count_controls_of_at_least_the_score():

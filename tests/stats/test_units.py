@@ -10,7 +10,7 @@ from diffleak.records.scores import Samples, Scores, means, numbered
 from diffleak.stats import evaluation, metrics
 from diffleak.stats.calibration import residuals
 from diffleak.stats.rules import settled
-from diffleak.stats.units import units_of
+from diffleak.stats.units import chained, units_of
 
 REPEATS = 400
 MONTE_CARLO = 3 * np.sqrt(0.95 * 0.05 / REPEATS)  # of a coverage of 95 %
@@ -160,7 +160,7 @@ def test_copies_in_the_calibrate_part_do_not_make_a_regression_look_better_than_
     assert images > 0.95, "the copies are what folds of images recognise"
 
 
-def test_a_cluster_on_both_sides_is_a_unit_on_each_and_units_are_drawn_by_their_first_image():
+def test_a_cluster_on_both_sides_is_a_unit_on_each_and_units_are_drawn_by_their_smallest_key():
     member = np.array([True, True, False, False, True, False])
     units = units_of(names(6), names(6, "k"), member, np.array([0, 1, 0, 2, 1, 2]))
     assert units.kind == "cluster" and units.of.tolist() == [0, 1, 2, 3, 1, 3]
@@ -168,6 +168,30 @@ def test_a_cluster_on_both_sides_is_a_unit_on_each_and_units_are_drawn_by_their_
     assert units.names == ("i0000", "i0001", "i0002", "i0003") and units.keys == ("k0000", "k0001", "k0002", "k0003")
     assert units.sizes().tolist() == [1, 2, 1, 2]
     assert units.most_often(np.array([4, 2, 1, 3, 0, 3])).tolist() == [4, 0, 1, 3]
+
+
+def test_images_in_any_order_make_the_same_units_in_the_same_parts():
+    """Rows of keyed ids and of buckets stand in another order than the file names; a cluster is drawn by its smallest key all the same."""
+    rng, n = np.random.default_rng(9), 300
+    ids, keys, member = names(n), tuple(f"{k}.png" for k in range(n)), rng.random(n) < 0.5
+    clusters = rng.integers(0, 120, n)
+    units = units_of(ids, keys, member, clusters)
+    calibrate = units.divided(0.2, 5).calibrate
+    for _ in range(5):
+        order = rng.permutation(n)
+        taken = lambda each, order=order: tuple(each[row] for row in order)
+        other = units_of(taken(ids), taken(keys), member[order], clusters[order])
+        assert [other.names[unit] for unit in other.of] == [units.names[unit] for unit in units.of[order]]
+        assert [other.keys[unit] for unit in other.of] == [units.keys[unit] for unit in units.of[order]]
+        np.testing.assert_array_equal(other.divided(0.2, 5).calibrate, calibrate[:, order])
+    assert units.keys[units.of[0]] == min((keys[row] for row in np.flatnonzero(units.of == units.of[0])), key=lambda k: (len(k), k))
+
+
+def test_chained_units_are_the_connected_components_of_both():
+    one, two = np.array([0, 0, 1, 2, 2, 3, 4]), np.array([0, 1, 2, 3, 4, 3, 5])
+    assert chained(one, two).tolist() == [0, 0, 1, 2, 2, 2, 3]
+    assert chained(one, np.arange(7)).tolist() == numbered(one).tolist() == chained(np.arange(7), one).tolist()
+    assert chained(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)).tolist() == []
 
 
 def test_units_in_another_order_of_images_are_the_same_units():

@@ -227,6 +227,7 @@ def test_the_command_writes_the_file_and_says_where(data, blip, tmp_path, monkey
     with pytest.raises(SystemExit, match="0"):
         main()
     assert json.loads(capsys.readouterr().out) == {"captions": str(tmp_path / "c.jsonl")}
+    assert (tmp_path / "c.jsonl").stat().st_mode & 0o777 == 0o600, "it names images and says what they show"
     assert told(tmp_path / "c.jsonl") == told(diffleak.caption_images(data, tmp_path / "p.jsonl", str(blip), 2, limit=2, device="cpu"))
     monkeypatch.setattr(sys, "argv", [*command, "-n", "0", "-o", str(tmp_path / "none.jsonl")])
     with pytest.raises(SystemExit, match="2"):

@@ -161,7 +161,7 @@ def test_an_array_with_a_seal_is_an_array_and_every_flipped_bit_breaks_the_seal(
         check_seal(file)
     seal(file)
     check_seal(file)
-    assert np.array_equal(np.load(file), rows) and np.array_equal(np.load(file, mmap_mode="r"), rows)
+    assert np.array_equal(np.load(file), rows)
     content = file.read_bytes()
     for bit in range(8 * len(content)):
         broken = bytearray(content)

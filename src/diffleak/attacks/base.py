@@ -52,7 +52,8 @@ class Attack(ABC):
     `timesteps` are a sweep, from which the calibrate part picks one. An attack with a `rule` (of `diffleak.stats.rules`)
     has timesteps of its own, a parameter like any other, and `columns` of components that the rule makes a score of.
     `needs_text`: `cond` must be `Prompts`. `needs_reference`: the subject must have a `reference`. `in_all`: `--attacks all` means it too.
-    `effort`: how long a query takes, in forwards. `logarithmic`: the statistics are logarithms already.
+    `effort`: how long a query takes, in forwards. `logarithmic`: the statistics are logarithms already. `unlabelled`: the parameter
+    that nobody chooses, since it is found when the attack is opened or prepared; it is recorded, and no part of the label.
     """
 
     timesteps: tuple[int, ...] = SWEEP
@@ -68,6 +69,7 @@ class Attack(ABC):
     in_all: ClassVar[bool] = True
     effort: ClassVar[int] = 1
     logarithmic: ClassVar[bool] = False
+    unlabelled: ClassVar[str] = ""
     code: ClassVar[str | None] = None  # of an attack from outside: a hash of its modules, or NO_SOURCE
 
     def __init_subclass__(cls, **others: Any) -> None:
@@ -104,7 +106,7 @@ class Attack(ABC):
 
     @property
     def takes_masks(self) -> bool:
-        """Whether the statistic can be restricted to some coordinates of x0."""
+        """True if the statistic can be restricted to some coordinates of x0."""
         return False
 
     def _refuse_masks(self, *masks: Float[Tensor, "b *s"] | None) -> None:
@@ -137,7 +139,7 @@ class Attack(ABC):
         """Denoiser forwards per image for all of `timesteps`."""
 
     def usable(self, t: int, schedule: Schedule) -> bool:
-        """Whether the attack is defined at timestep t of this schedule."""
+        """True if the attack is defined at timestep t of this schedule."""
         return 0 <= t < len(schedule)
 
     def why_unusable(self, t: int, schedule: Schedule) -> str:
@@ -145,7 +147,7 @@ class Attack(ABC):
         return f"timesteps must lie in [0, {len(schedule)})"
 
     def opened(self, subject: Subject) -> "Attack":
-        """The attack with what it opens before it starts, as an encoder; `subject` has no images, and the model is not asked."""
+        """The attack with what it opens before it starts, as an encoder; `subject` has no images, and the model is not queried."""
         return self
 
     def prepared(self, subject: Subject) -> "Attack":
@@ -154,7 +156,7 @@ class Attack(ABC):
 
     @property
     def needs_preparation(self) -> bool:
-        """Whether `prepared` must be called, with calibration images, before `statistics`."""
+        """True if `prepared` must be called, with calibration images, before `statistics`."""
         return False
 
     def parameters(self) -> dict[str, Any]:
@@ -165,7 +167,8 @@ class Attack(ABC):
     @property
     def label(self) -> str:
         """The name with the parameters that differ from the defaults, as `--attacks` takes it: `sima_mc(m=10)`."""
-        changed = [f"{k}={written(k, v)}" for k, v in self.parameters().items() if v != self.__dataclass_fields__[k].default]
+        chosen = {k: v for k, v in self.parameters().items() if k != self.unlabelled}
+        changed = [f"{k}={written(k, v)}" for k, v in chosen.items() if v != self.__dataclass_fields__[k].default]
         return f"{self.name}({','.join(changed)})" if changed else self.name
 
 

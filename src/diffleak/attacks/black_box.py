@@ -6,7 +6,7 @@
     threshold      score = the mean of s
     classifier     score = the logit of a logistic regression on s that is trained on the calibrate part alone
 
-Nothing is asked of the model but images, so one that is several networks in turn is seen as a whole. The image goes into the
+The model gives nothing but images, so one that is several networks in turn is seen as a whole. The image goes into the
 encoder as the pixels it is, never through the model's autoencoder.
 Pang and Wang 2025, "Black-box membership inference attacks against fine-tuned diffusion models", arXiv 2312.08207.
 """
@@ -51,6 +51,7 @@ class BlackBox(Attack):
     rule: ClassVar[str | None] = "mean"
     needs_text: ClassVar[bool] = True
     in_all: ClassVar[bool] = False
+    unlabelled: ClassVar[str] = "encoder_weights"
 
     def __post_init__(self) -> None:
         self._plain_numbers()
@@ -70,10 +71,6 @@ class BlackBox(Attack):
     @property
     def columns(self) -> tuple[int, ...]:
         return tuple(range(self.n))
-
-    @property
-    def label(self) -> str:
-        return super().label if not self.encoder_weights else replace(self, encoder_weights=()).label
 
     @property
     def _forwards(self) -> int:

@@ -52,6 +52,7 @@ class Gradient(Attack):
     source: ClassVar[str] = "Pang et al. 2023, arXiv 2308.06405"
     rule: ClassVar[str | None] = "logistic"
     in_all: ClassVar[bool] = False
+    unlabelled: ClassVar[str] = "of"
     effort: ClassVar[int] = 3  # a backward pass takes about as long as two forward ones
 
     @property
@@ -87,10 +88,6 @@ class Gradient(Attack):
             raise UserError(
                 f"gradient compares the same weights of the model and its reference, which has no such {shown(lost)}; leave it out"
             )
-
-    @property
-    def label(self) -> str:
-        return super().label if not self.of else replace(self, of="").label
 
     def statistics(self, subject: Subject, mask: Float[Tensor, "b *s"] | None = None) -> Float64[Tensor, "k b"]:
         self._refuse_masks(mask)

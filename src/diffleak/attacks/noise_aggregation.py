@@ -60,6 +60,7 @@ class NoiseAggregation(Attack):
     source: ClassVar[str] = "Li et al. 2025, arXiv 2510.21783"
     published_timestep: ClassVar[int | None] = 80
     logarithmic: ClassVar[bool] = True
+    unlabelled: ClassVar[str] = "bandwidth"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,10 +70,6 @@ class NoiseAggregation(Attack):
             raise unknown("metric of noise_aggregation", self.metric, METRICS)
         if self.sigma_scale not in SCALES:
             raise unknown("sigma_scale of noise_aggregation", self.sigma_scale, SCALES)
-
-    @property
-    def label(self) -> str:
-        return super().label if not self.bandwidth else replace(self, bandwidth=()).label
 
     @property
     def queries(self) -> int:

@@ -5,7 +5,7 @@
     score = -log(|decode(z) - x|^2 / d + 1e-12)        d pixels; a small distance, so a high score, means member
 
 The noise level before t_1 is none: the image itself. eta is 0 and nothing is clipped. The reference, which has not seen the members, turns
-the image into its noise; the audited model draws from this noise, and is asked for nothing else. A reference that is the audited model
+the image into its noise; the audited model draws from this noise, and does nothing else. A reference that is the audited model
 itself gives the image back up to the error of the steps, so the reference's own score says how well an image can be given back at all.
 
 The steps t_i are those of the deterministic sampler. Both ways go under the image's own caption, embedded by each model's own text encoder,

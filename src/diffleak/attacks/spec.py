@@ -11,7 +11,7 @@ from typing import Any, get_args
 from diffleak.attacks.base import SWEEP, Attack, Direction, written
 from diffleak.diffusion.own_code import imported
 from diffleak.diffusion.schedule import Schedule
-from diffleak.errors import UserError, shown, unknown
+from diffleak.errors import WHY, UserError, refusing, shown, unknown
 
 FLOW_SWEEP = tuple(range(50, 951, 50))  # of 1000 timesteps: the twentieths of the path of flow matching
 MOST_TIMESTEPS = 100_000  # a longer grid is a slip of the keyboard
@@ -44,10 +44,8 @@ def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, 
         if key in given and key != "timesteps":
             raise UserError(f"{name}: {key} is given twice")
         given[key] = parse_timesteps(value) if key == "timesteps" else _convert(name, key, value, known[key].default)
-    try:
+    with refusing(TypeError, f"{name} cannot be made ({WHY})"):  # an abstract class, or a parameter without a default
         return kind(**given)
-    except TypeError as error:  # an abstract class, or a parameter without a default
-        raise UserError(f"{name} cannot be made ({error})") from None
 
 
 def spec_of(attack: Attack) -> str:
@@ -117,10 +115,8 @@ def refuse_outside(chosen: Sequence[Attack], attacks: Mapping[str, type[Attack]]
         texts = [str(value) for value in attack.parameters().values() if isinstance(value, str)]
         if any(set(text) & set("(),=") or text != text.strip() for text in texts):
             raise UserError(f"{name}: a parameter that is a text must have no comma, bracket, = or outer space; got {shown(texts)}")
-        try:
+        with refusing(TypeError, f"{name}: parameters are recorded as JSON ({WHY}); give field(compare=False) to what is none"):
             json.dumps(attack.parameters())
-        except TypeError as error:
-            raise UserError(f"{name}: parameters are recorded as JSON ({error}); give field(compare=False) to what is none") from None
     labels = [attack.label for attack in chosen]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
@@ -139,24 +135,22 @@ def _convert(attack: str, key: str, value: str, default: Any) -> Any:
     kind = type(default)
     if kind is tuple and ":" not in attack:
         raise UserError(f"{attack}: {key} is measured on calibration images and cannot be set")
-    try:
+    message = f"{attack}: {key} must be of the kind {kind.__name__}; got {shown(repr(value))}"
+    with refusing((ValueError, KeyError, SyntaxError, MemoryError, RecursionError), message):  # the last two of brackets in brackets
         if kind is bool:
             return TRUTH[value.lower()]
         return kind(value) if kind in (int, float, str) else literal_eval(value)
-    except (ValueError, KeyError, SyntaxError, MemoryError, RecursionError):  # the last two of brackets in brackets
-        raise UserError(f"{attack}: {key} must be of the kind {kind.__name__}; got {shown(repr(value))}") from None
 
 
 def parse_timesteps(text: str | int) -> tuple[int, ...]:
     """A grid `start:stop:step` with stop included, `start:stop` (step 1), one integer, or several joined by '+'."""
-    try:
+    message = f"timesteps are written start:stop:step (stop included), or one number; got {shown(repr(text))}"
+    with refusing((ValueError, TypeError, OverflowError), message):
         numbers = [[int(n) for n in part.split(":")] for part in str(text).split("+")]
         ranges = [range(n[0], n[0] + 1) if len(n) == 1 else range(n[0], n[1] + 1, *n[2:]) for n in numbers]
         if any(r.step < 0 for r in ranges) or sum(map(len, ranges)) > MOST_TIMESTEPS:
             raise ValueError
         grid = [t for r in ranges for t in r]
-    except (ValueError, TypeError, OverflowError):
-        raise UserError(f"timesteps are written start:stop:step (stop included), or one number; got {shown(repr(text))}") from None
     if not grid or any(t < 0 for t in grid):
         raise UserError(f"timesteps must be a non-empty grid of non-negative integers; got {shown(repr(text))}")
     return tuple(sorted(set(grid)))

@@ -47,7 +47,7 @@ class Encoder:
 class Subject:
     """A batch of b images as the attacker sees it.
 
-    denoiser: the model that is asked. x0: the clean images in [-1, 1], or the latents of a latent model. noise: normals like x0, keyed
+    denoiser: the model that is queried. x0: the clean images in [-1, 1], or the latents of a latent model. noise: normals like x0, keyed
     by image. cond: None, class labels (b,) or the `Prompts` of b captions. encode, decode: between images and x0. images: reads the
     images of a latent model. sampler: makes a diffusers scheduler of a number of steps. open_encoder: the `Encoder` of a spec.
     reference: the batch as the attacker of a reference model sees it, with the captions as that model embeds them.
@@ -75,7 +75,7 @@ class Subject:
         return self.denoiser.schedule
 
     def eps(self, x_t: Float[Tensor, "wb *s"], t: int | Sequence[int], cond: Any = None) -> Float[Tensor, "wb *s"]:
-        """The predicted noise of w times b rows, which are asked about under the conditions of the batch, w times over, or `cond`.
+        """The predicted noise of w times b rows, which are queried under the conditions of the batch, w times over, or `cond`.
 
         t: one timestep in [0, T), or one for each of as many equal parts of x_t.
         Raises `UserError` for rows that are no whole number of batches.

@@ -1,13 +1,14 @@
 """The settings of `diffleak audit`, and the images they name. No torch."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import Flag, ModelConfig
+from diffleak.config import Flag, ModelConfig, Seed
 from diffleak.data.cohort import Cohort, images_alone, one_source, two_sources
-from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
+from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split, refuse_one_side
+from diffleak.data.scan import FEWEST
 from diffleak.data.sources import open_source
 from diffleak.gating.config import MaxAUC, MaxExcessAUC, MaxTPR
 from diffleak.records.evidence import Release
@@ -22,7 +23,9 @@ class AuditConfig(ModelConfig, DataConfig):
     COMMAND: ClassVar[str] = "audit"
     RECORD: ClassVar[str] = "audit.json"
 
-    guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False, description="Attack predictions under guidance (1: none).")
+    guidance_scale: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="Guidance scale of the predictions that attacks read (1: no guidance)."
+    )
     reference: str | None = Field(
         None, description="Report what leaks beyond this model; 'base' is MODEL without its --lora and --embedding."
     )
@@ -55,15 +58,17 @@ class AuditConfig(ModelConfig, DataConfig):
     calibration: Annotated[bool, Flag("--no-calibration")] = Field(True, description="Choose settings on a calibrate part.")
     calibrate_fraction: float = Field(0.2, gt=0, lt=1, description="Share of each side that settings are chosen on ({default}).")
     complexity: Annotated[bool, Flag("--no-complexity")] = Field(
-        True, description="Also report each attack with what the complexity of an image explains taken out."
+        True, description="Also report each attack calibrated by the complexity of the images, as NAME[calibrated]."
     )
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
     batch_size: Literal["auto"] | int = Field("auto", description="auto, or images per forward.")
     chunk_size: int = Field(128, ge=1, description="Images per score file ({default}).")
     shard: str | None = Field(None, description="i/n: score the i-th of n shares.")
     limit: int | None = Field(None, ge=1, description="At most this many images a side.")
     resize: Resize = False
-    buckets: str | None = Field(None, description="Text-to-image models: images of mixed sizes in kohya's buckets, 512 or 1024 for SDXL.")
+    buckets: str | None = Field(
+        None, description="Text-to-image models: sort images of mixed sizes into kohya's buckets, 512 (SD 1) or 1024 (SDXL)."
+    )
     skip_unreadable: SkipUnreadable = False
     threads: int | None = Field(
         None, ge=1, description="Chunks this worker scores side by side, one CPU thread each; default its share of the cores."
@@ -120,6 +125,11 @@ class AuditConfig(ModelConfig, DataConfig):
         """True where it is said which images were trained on."""
         return self.two_sided
 
+    @property
+    def fewest_groups(self) -> dict[str, int]:
+        """How many groups of either side there must be, by what messages call them."""
+        return {"groups of members": FEWEST, "held-out groups": FEWEST}
+
     def default_captions(self, images: Cohort) -> str:
         """The choice of captions for a text-to-image model where none is made."""
         return "own"
@@ -146,19 +156,8 @@ class AuditConfig(ModelConfig, DataConfig):
 
     @model_validator(mode="after")
     def _two_sides(self) -> "AuditConfig":
-        return _refuse_one_side(self)
-
-
-C = TypeVar("C", bound=AuditConfig)
-
-
-def _refuse_one_side(config: C) -> C:
-    pair, single = (config.members, config.nonmembers), (config.data, config.split)
-    if any(pair) and any(single):
-        raise ValueError("give --members and --nonmembers, or --data and --split, not both")
-    if (any(pair) and not all(pair)) or (any(single) and not all(single)) or not any(pair + single):
-        raise ValueError("the two sides must be given as --members and --nonmembers, or as --data with --split")
-    return config
+        refuse_one_side(self.members, self.nonmembers, self.data, self.split)
+        return self
 
 
 class GeometryConfig(AuditConfig):
@@ -195,7 +194,9 @@ class GeometryConfig(AuditConfig):
     @model_validator(mode="before")
     @classmethod
     def _images_alone(cls, given: Any) -> Any:
-        """Without two sides nothing is attacked."""
+        """Without two sides nothing is attacked, and nothing is measured of groups."""
+        if given.get("group") is not None:
+            raise ValueError("the geometry is of images, and group counts groups of them: leave it out, or run audit --group COLUMN")
         alone = given.get("data") and not any(given.get(key) for key in ("split", "members", "nonmembers"))
         of_attacks = ("attacks", "mask", "captions", "reference", "lora", "lora_scale", "network", "weights", "embedding")
         useless = [key for key in of_attacks if given.get(key)] if alone else []
@@ -207,7 +208,9 @@ class GeometryConfig(AuditConfig):
 
     @model_validator(mode="after")
     def _two_sides(self) -> "GeometryConfig":
-        return self if self.data and not (self.split or self.members or self.nonmembers) else _refuse_one_side(self)
+        if not self.data or self.split or self.members or self.nonmembers:
+            refuse_one_side(self.members, self.nonmembers, self.data, self.split)
+        return self
 
 
 def read_cohort(config: AuditConfig) -> Cohort:

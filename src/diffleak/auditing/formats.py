@@ -8,6 +8,8 @@ from diffleak.auditing.results import read_unedited, rewrite_report
 from diffleak.errors import InvalidAudit, unknown
 from diffleak.records import digests
 from diffleak.records.audit import AuditRecord
+from diffleak.records.epsilon import read_epsilon
+from diffleak.records.gate import read_gate
 from diffleak.report import to_markdown
 from diffleak.report.pages.audit import on_paper, page
 
@@ -35,19 +37,19 @@ def formatted(folder: Path, form: Format, thumbnails: bool = False) -> tuple[Aud
     if form in WITH_PAGE:
         record = rewrite_report(folder, thumbnails)
         return record, to_markdown(
-            page(record, sealed=digests.sealed(folder))
+            page(record, sealed=digests.sealed(folder), bound=read_epsilon(folder), gated=read_gate(folder))
         ) if form == "markdown" else f"report: {folder / digests.REPORT}"
     record = read_unedited(folder)
     if form == "pdf":
         from diffleak.report.media.pdf import write_pdf
 
-        write_pdf(on_paper(record, digests.sealed(folder)), folder / PDF)
+        write_pdf(on_paper(record, digests.sealed(folder), read_gate(folder)), folder / PDF)
         digests.update_report(folder, PDF)
         return record, f"report: {folder / PDF}"
     if form == "card":
         from diffleak.report.media.card import model_card
 
-        return record, model_card(record, digests.sealed(folder))
+        return record, model_card(record, digests.sealed(folder), read_gate(folder))
     if record.valid is False:
         raise InvalidAudit(f"{record.invalid_reason} No table is made of such numbers; audit.json keeps them.")
     module, name = TABLES[form]

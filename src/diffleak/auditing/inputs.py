@@ -298,7 +298,7 @@ def lend(source: Path, folder: Path) -> None:
         for file in sorted((source / kind).glob("chunk-*.npy")):
             with suppress(FileNotFoundError), file.open("rb") as content:
                 if not (folder / kind / file.name).exists():
-                    write_atomic(folder / kind / file.name, partial(_copy, content))
+                    write_atomic(folder / kind / file.name, partial(_copy, content), private=True)
 
 
 def _copy(content: BinaryIO, path: Path) -> None:
@@ -312,7 +312,7 @@ def write_geometry(inputs: Inputs, path: Path, chunks: Mapping[int, Rows]) -> Fl
     measured = np.concatenate([inputs.distortion(folder, c) for c in chunks])
     if not whole.exists():
         try:
-            write_atomic(whole, partial(_join, [partial(inputs.influence, folder, c) for c in chunks], len(measured)))
+            write_atomic(whole, partial(_join, [partial(inputs.influence, folder, c) for c in chunks], len(measured)), private=True)
         except UserError:
             if not whole.exists():  # else another worker was faster, and has removed the parts
                 raise

@@ -29,14 +29,15 @@ def maps_of(prepared: Prepared, record: AuditRecord, samples: Samples) -> Maps |
     """A map of each image that the report lists; None unless it shows images, and the models take latents and captions."""
     job, audit = prepared.job, Audited(record, samples)
     asked = prepared.config.thumbnails and not prepared.key and job.reference and job.target.latent and job.target.text
-    rows = most_exposed(audit) if asked and audit.verdict.level != "invalid" else []
+    ids = most_exposed(audit) if asked and audit.verdict.level != "invalid" else []
+    rows = [samples.ids.index(image_id) for image_id in ids]
     if not rows:
         return None
     schedule, size = job.target.denoiser.schedule, max(1, job.plan.batch_size // job.target.denoiser.forwards)
     t = audit.lead.timestep if audit.lead and audit.lead.timestep is not None else len(schedule) // 10
     with one_thread_each(), memory_message(job.plan.batch_size), torch.inference_mode():
         parts = [_squares(job, rows[start : start + size], t) for start in range(0, len(rows), size)]
-    return Maps(t, dict(zip((samples.ids[row] for row in rows), np.concatenate(parts), strict=True)))
+    return Maps(t, dict(zip(ids, np.concatenate(parts), strict=True)))
 
 
 def _squares(job: Job, rows: Sequence[int], t: int) -> Float32[np.ndarray, "b h w"]:

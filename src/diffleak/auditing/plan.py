@@ -23,7 +23,6 @@ from diffleak.data.cohort import Cohort
 from diffleak.data.draw import calibrate_size
 from diffleak.data.groups import groups_of, refuse_both_sides
 from diffleak.data.membership import check_membership
-from diffleak.data.scan import FEWEST as FEWEST_A_SIDE
 from diffleak.data.scan import Scan, scan
 from diffleak.diffusion.codec import Autoencoder
 from diffleak.diffusion.denoiser import Guided
@@ -90,7 +89,7 @@ class Prepared:
 
     @property
     def calibrates(self) -> bool:
-        """Whether there are enough held-out images to take out of the scores what the complexity of images explains."""
+        """True if there are enough held-out images to take out of the scores what the complexity of images explains."""
         return _calibrates(self.config, self.split, self.units)
 
     @property
@@ -207,7 +206,7 @@ def prepare(
         images = images.taken(images.by_id)
     membership = _membership(config, target, images)
     with images.pointing_to_names("--dry-run without --anonymous"):
-        groups = None if config.group is None else _groups(images, config.group)
+        groups = None if config.group is None else _groups(images, config.group, config.fewest_groups)
         sizes = _buckets(config, target)
         told_of = (target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names, sizes)
         found = shared.scanned(images, told_of) if shared else scan(images, *told_of)
@@ -337,18 +336,19 @@ def _buckets(config: AuditConfig, target: Target) -> Buckets | None:
     return found
 
 
-def _groups(cohort: Cohort, column: str) -> dict[str, str]:
-    """The group of each image by its key.
+def _groups(cohort: Cohort, column: str, fewest: Mapping[str, int]) -> dict[str, str]:
+    """The group of each image by its key; `fewest` groups of each side there must be.
 
     Raises `UserError` for a column that is not there or has gaps, a group on both sides, and too few groups.
     """
     groups = groups_of(cohort, column)
     refuse_both_sides(groups, cohort, column)
-    members, nonmembers = (len({group for group, of in zip(groups, cohort.member, strict=True) if of == side}) for side in (True, False))
-    if min(members, nonmembers) < FEWEST_A_SIDE:
+    found = [len({group for group, of in zip(groups, cohort.member, strict=True) if of == side}) for side in (True, False)]
+    if any(number < least for number, least in zip(found, fewest.values(), strict=True)):
+        needed = " and ".join(f"{least} {what}" for what, least in fewest.items())
         raise UserError(
-            f"an audit by --group needs at least {FEWEST_A_SIDE} groups of members and {FEWEST_A_SIDE} held-out groups; the column "
-            f"{shown(column)} has {members} and {nonmembers}: leave out --group to count images, or give more groups"
+            f"--group needs at least {needed}; the column {shown(column)} has {found[0]} and {found[1]}: leave out --group to count "
+            "images, or give more groups"
         )
     return dict(zip(cohort.keys, groups, strict=True))
 
@@ -361,7 +361,7 @@ def _units(found: Scan, groups: Mapping[str, str] | None, key: Key | None) -> Un
 
 
 def _calibrates(config: AuditConfig, split: evaluation.Divisions, units: Units) -> bool:
-    """Whether there are enough held-out units to take out of the scores what complexity explains."""
+    """True if there are enough held-out units to take out of the scores what complexity explains."""
     return config.complexity and int((units.reduced(split).calibrate & ~units.member).sum(axis=1).min()) >= FEWEST
 
 

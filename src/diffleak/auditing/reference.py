@@ -4,7 +4,7 @@
 
 Some images look like members to any model, because they are simple. The reference, which has not seen the members, says how
 hard each image is; what is left is due to the training of the audited model ("difficulty calibration": Watson, Guo, Cormode
-and Sablayrolles 2022, arXiv 2111.08440). Both models are asked about the same images, with the same noise and captions, each
+and Sablayrolles 2022, arXiv 2111.08440). Both models see the same images, with the same noise and captions, each
 embedded by the model's own text encoder. What an attack settles on calibration images, it settles on the audited model.
 """
 

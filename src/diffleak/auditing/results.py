@@ -10,16 +10,13 @@ from diffleak.data.pixels import CHANNEL_NAMES, png, without_alpha
 from diffleak.errors import UserError
 from diffleak.records import digests
 from diffleak.records.audit import AuditRecord
-from diffleak.records.epsilon import read_epsilon
 from diffleak.records.maps import FILE as MAPS
 from diffleak.records.maps import Maps, read_maps, write_maps
 from diffleak.records.run_folder import read_samples, write_samples
 from diffleak.records.scores import Samples
-from diffleak.report import to_html
 from diffleak.report.judgement import read_record
-from diffleak.report.pages.audit import page
+from diffleak.report.written import write_report
 from diffleak.work.files import write_text
-from diffleak.work.progress import say
 
 
 def write_results(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None, maps: Maps | None = None) -> None:
@@ -31,15 +28,14 @@ def write_results(folder: Path, record: AuditRecord, samples: Samples, cohort: C
         (folder / MAPS).unlink(missing_ok=True)  # those of an earlier call may be at another timestep
     text = record.model_dump_json(indent=2)
     _write_report(folder, record, samples, cohort, digests.sealed(folder, text))
-    write_text(folder / digests.AUDIT, text)
+    write_text(folder / digests.AUDIT, text, private=True)
     digests.write_audit_digests(folder)
 
 
 def read_unedited(folder: Path) -> AuditRecord:
     """The record of a finished run; raises `RecordEdited` for one that was edited, and says where nothing can be compared."""
     record = read_record(folder)
-    if not digests.refuse_edited(folder):
-        say(f"note: {folder} has no {digests.FILE}, so its files cannot be compared with what was written")
+    digests.refuse_edited_or_say(folder)
     return record
 
 
@@ -66,7 +62,7 @@ def rewrite_report(folder: Path, thumbnails: bool) -> AuditRecord:
 
 def _write_report(folder: Path, record: AuditRecord, samples: Samples, cohort: Cohort | None, sealed: digests.Sealed) -> None:
     thumbnail, maps = (_thumbnails(cohort, record), read_maps(folder)) if cohort else (None, None)
-    write_text(folder / digests.REPORT, to_html(page(record, samples, thumbnail, maps, sealed, read_epsilon(folder))))
+    write_report(folder, record, samples, thumbnail, maps, sealed)
 
 
 def _thumbnails(cohort: Cohort, record: AuditRecord) -> Callable[[str], bytes]:

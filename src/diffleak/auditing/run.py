@@ -33,7 +33,8 @@ from diffleak.auditing.results import write_results
 from diffleak.auditing.shared import Shared
 from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
 from diffleak.config import IN_PYTHON, build, command_line
-from diffleak.data.cohort import IN_MEMORY, Cohort, cohort
+from diffleak.data.cohort import IN_MEMORY, Cohort, cohort, sort_key
+from diffleak.data.duplicates import clusters_of_several
 from diffleak.data.membership import draw_of, promise_of
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
@@ -89,7 +90,7 @@ class Audit:
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """One result per attack, in the order they were asked for."""
+        """One result per attack, in the order they were given."""
         return self.record.results
 
     def to_frame(self) -> pd.DataFrame:
@@ -320,7 +321,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     results, chosen = [result for result, _ in pairs], [scores for _, scores in pairs]
     every = tuple(scores for group in collected.scores for scores in group)
     by_image = [result for result in results if result.plain], [scores for scores, *_ in collected.scores]
-    geometry = None if measured is None else analyse(prepared.inputs, measured, *by_image, cohort.member, prepared.split)
+    geometry = None if measured is None else analyse(prepared.inputs, measured, *by_image, units, split)
     blind = blind_auc(units.mean(prepared.scan.features), member, config.seed, units.mean(prepared.scan.complexity))
     if labels := prepared.scan.labels:
         blind = blind.model_copy(update={"labels_p_value": labels_p_value(units.most_often(labels.numbers), member, config.seed)})
@@ -331,6 +332,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         plan=prepared.plan,
         environment=environment(prepared.target, prepared.worker.threads, config.seed, prepared.plan.data_fingerprint),
         split=split.record,
+        clusters=_clusters(prepared),
         headline=evaluation.headline(results),
         results=tuple(results),
         blind=blind,
@@ -356,12 +358,17 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     )
     record = with_validity(in_given_images(record))
     record = record.model_copy(update={"gates": gates(record.results, config, split.record.unit) if record.valid else ()})
-    samples = evaluation.samples(chosen, results, member, split)
-    if not units.alone:
-        samples = replace(samples, units=tuple(units.names[unit] for unit in units.of), unit=units.kind)
+    samples = units.named(evaluation.samples(chosen, results, member, split))
     if config.group is not None:
         record = record.model_copy(update={"groups": groups_found(record, samples, config.group)})
     return Audit(record, samples, every, cohort, maps_of(prepared, record, samples))
+
+
+def _clusters(prepared: Prepared) -> tuple[tuple[str, ...], ...]:
+    """The clusters of several images in the order of their ids: that of the file names would say which keyed id is whose."""
+    ids = prepared.scan.cohort.ids
+    named = (tuple(sorted((ids[row] for row in rows), key=sort_key)) for rows in clusters_of_several(prepared.scan.clusters))
+    return tuple(sorted(named, key=lambda cluster: sort_key(cluster[0])))
 
 
 def _drawn(prepared: Prepared) -> Draw | None:

@@ -152,7 +152,7 @@ class Collected:
 def asked(target: Target, attack: Attack) -> tuple[Denoiser, ...]:
     """The models that an attack asks: every one that the release exposes, or where only images are seen, what draws them.
 
-    Guidance is for those that are asked for noise: what draws has its own, and weights were trained without any.
+    Guidance is for those that predict noise: what draws has its own, and weights were trained without any.
     """
     if attack.access == "black-box":
         return (unguided(target.denoiser),)
@@ -217,7 +217,7 @@ def probe(job: Job) -> None:
 
 
 def _refuse_unsteady_attack(job: Job, attack: Attack, x0: Tensor, rows: list[int]) -> None:
-    """Raises `UserError` for an attack from outside whose statistics change when it is asked again, or for an image alone."""
+    """Raises `UserError` for an attack from outside whose statistics change when they are computed again, or for an image alone."""
 
     def statistics(count: int) -> Tensor:
         noise = job.inputs.noise([job.cohort.keys[row] for row in rows[:count]], x0.shape[1:])

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float64
 from diffleak.data.draw import calibrate_size
 from diffleak.errors import UserError, listed, shown, unknown
 from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.digests import AUDIT, refuse_edited
 from diffleak.records.scores import Scores
 from diffleak.stats.calibration import FEWEST, features
 from diffleak.stats.evaluation import divided, evaluate, evaluate_calibrated, on_every_split, whole, without_timestep
@@ -40,7 +41,7 @@ TRUTH = {"true": 1.0, "false": 0.0}
 class Table(NamedTuple):
     """The names of a file's columns, and what gives the values of one: text from CSV, as stored from Parquet.
 
-    A column that is not asked for may hold anything.
+    A column that is not used may hold anything.
     """
 
     names: list[str]
@@ -120,6 +121,7 @@ def _complexities(path: Path, ids: Sequence[str], images: str | Path) -> Float64
 
 
 def _checked(path: Path, column: str) -> Read:
+    refuse_edited(path.parent, only=path.name)
     table = _read(path)
     twice = [name for name, times in Counter(table.names).items() if times > 1]
     if twice:
@@ -155,6 +157,7 @@ def _record_beside(path: Path) -> AuditRecord | None:
         return None
     from diffleak.report.judgement import read_record  # imports more than a score file needs
 
+    refuse_edited(path.parent, only=AUDIT)
     try:
         return read_record(path.parent)
     except UserError:  # damaged, or of another version: nothing to compare with

@@ -2,30 +2,36 @@
 
 The bound is `diffleak.stats.epsilon`'s, so the sides must have been drawn by coin and every coin must be there: an image that is left out
 because of its side takes the chance out of others. Attack, timestep and numbers of guesses are chosen on a division of this command's own,
-which is drawn without looking at the sides; that of the audit has as many of each in a part. No torch here.
+which is drawn without looking at the sides; that of the audit has as many of each in a part.
+
+Guesses are of images whose coin no other image shares. Near-duplicates are left out too, whatever their sides: an audit refuses equal
+images on both sides, so the coins of those that it lets pass fell together. In an audit by group guesses are of groups, where each had a
+coin of its own, and the bound is for one group. No torch here.
 """
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from diffleak.errors import GateFailed, InvalidAudit, UserError, shown
 from diffleak.records import digests
 from diffleak.records.audit import AuditRecord, Draw, Promise, Result
 from diffleak.records.epsilon import FILE, EpsilonRecord
 from diffleak.records.run_folder import read_samples, read_scores
-from diffleak.records.scores import Scores, chunk_files
+from diffleak.records.scores import Samples, Scores, chunk_files
 from diffleak.report.judgement import read_record
+from diffleak.report.written import refresh_report
 from diffleak.stats.blind import finding
 from diffleak.stats.epsilon import LEVEL, calibrate_units, choose, count, lower_bound
 from diffleak.stats.rules import Key, settled
-from diffleak.work.files import write_text
 
 DELTA = 1e-5  # where neither the user nor a promise says another one
 FEWEST = 20  # units of the calibrate part below which nothing can be chosen
@@ -33,6 +39,21 @@ DRAW_IT = (
     "train with `diffleak train --split-coin`, or draw the sides with `diffleak split DATA --coin -o split.json` and train with --split, "
     "then audit all images"
 )
+
+
+@dataclass(frozen=True, eq=False)
+class Coins:
+    """What the guesses are of: images, or groups of them, and which of these have a fair coin that says nothing of another one's."""
+
+    names: tuple[str, ...]
+    member: Bool[np.ndarray, " u"]
+    alone: Bool[np.ndarray, " u"]
+    of: Int64[np.ndarray, " n"] | None
+    """The number of each image's group; None where images are guessed."""
+    shared: int
+    """Images left out since their coin was thrown for others too."""
+    alike: int
+    """Images left out since they are near-duplicates of others, though their coins were thrown apart."""
 
 
 class Candidate(NamedTuple):
@@ -53,35 +74,32 @@ def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -
         raise UserError(f"--delta must be in (0, 1), and well below one over the number of images; got {delta:g}")
     if not 0 < level < 1:
         raise UserError(f"--level must be in (0, 1), such as 0.95; got {level:g}")
-    digests.refuse_edited(folder)
+    digests.refuse_edited(folder, but=(FILE,))
     audited = read_record(folder)
     draw = _fair(audited, folder)
     samples = read_samples(folder)
     promise = audited.promise if audited.promise and audited.promise.autoencoder is None else None
     chosen_delta = delta if delta is not None else promise.delta if promise else DELTA
-    shared = {image_id for unit in draw.together for image_id in unit}
-    alone = np.array([image_id not in shared for image_id in samples.ids], dtype=bool)
-    ids = [image_id for image_id, kept in zip(samples.ids, alone, strict=True) if kept]
     plan = audited.plan
-    calibrate = np.zeros(len(samples.ids), dtype=bool)
-    calibrate[alone] = calibrate_units(ids, plan.calibrate_fraction, plan.seed)
+    coins = _coins_of_images(audited, samples, draw) if plan.group is None else _coins_of_groups(audited, samples, draw, folder)
+    member, alone = coins.member, coins.alone
+    calibrate = np.zeros(len(alone), dtype=bool)
+    calibrate[alone] = calibrate_units([*compress(coins.names, alone)], plan.calibrate_fraction, plan.seed)
     tested = alone & ~calibrate
     if calibrate.sum() < FEWEST:
-        raise UserError(
-            f"at least {FEWEST} images with coins of their own must be there to choose the attack on; {folder} has {calibrate.sum()} "
-            f"({len(shared):,} of its {len(samples.ids):,} images share a coin with others): audit more images"
-        )
+        raise UserError(_too_few(int(calibrate.sum()), coins, len(samples.ids), folder))
     rows = {image_id: row for row, image_id in enumerate(samples.ids)}
-    columns = [column for scores in _scores(audited, folder, rows) for column in _columns(scores, samples.member, calibrate)]
+    offered = (replace(scores, unit=coins.of) for scores in _scores(audited, folder, rows))
+    columns = [column for scores in offered for column in _columns(scores, member, calibrate)]
     if not columns:
         raise UserError(f"{folder} holds no scores of an attack that could guess; repeat its audit command with at least one, as sima")
     candidates, values = [candidate for candidate, _ in columns], np.stack([value for _, value in columns], axis=1)
-    guesser = choose(values[calibrate], samples.member[calibrate], chosen_delta, level, plan.seed, int(tested.sum()))
-    counted = count(guesser, values[tested], samples.member[tested], plan.seed)
+    guesser = choose(values[calibrate], member[calibrate], chosen_delta, level, plan.seed, int(tested.sum()))
+    counted = count(guesser, values[tested], member[tested], plan.seed)
     bound = lower_bound(*counted, chosen_delta, level)
     top = round(guesser.top * counted.units)
     attack, key = candidates[guesser.column]
-    comparable = promise if promise and promise.delta <= chosen_delta else None
+    comparable = promise if promise and promise.delta <= chosen_delta and plan.group is None else None
     record = EpsilonRecord(
         diffleak=version("diffleak"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -97,7 +115,7 @@ def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -
         promised=comparable.epsilon if comparable else None,
         promised_delta=comparable.delta if comparable else None,
         exceeds=comparable is not None and bound > comparable.epsilon,
-        reason=None if bound else _why_zero(counted.guesses, counted.right, counted.units, chosen_delta, level),
+        reason=None if bound else _why_zero(*counted, chosen_delta, level, _called(plan.group)),
         attack=attack,
         timestep=key if isinstance(key, int) else None,
         setting=key if isinstance(key, str) else None,
@@ -106,12 +124,15 @@ def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -
         bottom=counted.guesses - top,
         units=counted.units,
         calibrate_units=int(calibrate.sum()),
-        shared_coins=int((~alone).sum()),
+        shared_coins=coins.shared,
+        near_duplicates=coins.alike,
+        group=plan.group,
         split=draw.file,
         seed=plan.seed,
-        warnings=tuple(_warnings(audited, len(shared), chosen_delta, audited.promise, comparable)),
+        warnings=tuple(_warnings(audited, coins, chosen_delta, audited.promise, comparable)),
     )
-    write_text(folder / FILE, record.model_dump_json(indent=2))
+    digests.write_recorded(folder, {FILE: record.model_dump_json(indent=2)})
+    refresh_report(folder)
     return record
 
 
@@ -151,6 +172,64 @@ def _fair(audited: AuditRecord, folder: Path) -> Draw:
     return draw
 
 
+def _coins_of_images(audited: AuditRecord, samples: Samples, draw: Draw) -> Coins:
+    """Images whose coin was thrown for them alone, and that are nobody's near-duplicate.
+
+    Whether an image is left out does not depend on how a coin fell: clusters are those of both sides together.
+    """
+    shared = {image_id for unit in draw.together for image_id in unit}
+    alike = {image_id for cluster in audited.clusters or () for image_id in cluster} - shared
+    alone = np.array([image_id not in shared and image_id not in alike for image_id in samples.ids], dtype=bool)
+    return Coins(samples.ids, samples.member, alone, None, len(shared), len(alike))
+
+
+def _coins_of_groups(audited: AuditRecord, samples: Samples, draw: Draw, folder: Path) -> Coins:
+    """Groups that one coin was thrown for, which no other group shares, nor has near-duplicates of.
+
+    Raises `UserError` where several coins were thrown for the images of one group: it is whole on one side by accident only.
+    """
+    of, counted = samples.number, samples.counted
+    assert of is not None, "an audit by group says which group each image is in"
+    row = {image_id: number for number, image_id in enumerate(samples.ids)}
+    groups_of = lambda ids: {int(of[row[image_id]]) for image_id in ids if image_id in row}
+    coin = {image_id: number for number, unit in enumerate(draw.together) for image_id in unit}
+    thrown: list[set[int | str]] = [set() for _ in counted.ids]
+    for image_id, group in zip(samples.ids, of.tolist(), strict=True):
+        thrown[group].add(coin.get(image_id, image_id))
+    several = [group for group, coins in enumerate(thrown) if len(coins) > 1]
+    if several:
+        raise UserError(
+            f"a bound for groups needs one coin for each; of {folder} {len(several):,} of {len(thrown):,} groups by "
+            f"{shown(str(audited.plan.group))} have images with several coins (first: {shown(counted.ids[several[0]])}): draw the sides "
+            f"with `diffleak split DATA --coin --group {shown(str(audited.plan.group))}`, train and audit again, or audit without --group"
+        )
+    alone, shared = np.ones(len(thrown), dtype=bool), np.zeros(len(thrown), dtype=bool)
+    for unit in draw.together:
+        if len(groups := groups_of(unit)) > 1:
+            shared[[*groups]] = True
+    for cluster in audited.clusters or ():
+        if len(groups := groups_of(cluster)) > 1:
+            alone[[*groups]] = False
+    images = lambda which: int(which[of].sum())
+    return Coins(counted.ids, counted.member, alone & ~shared, of, images(shared), images(~alone & ~shared))
+
+
+def _called(group: str | None) -> str:
+    return "images" if group is None else "groups"
+
+
+def _too_few(found: int, coins: Coins, images: int, folder: Path) -> str:
+    """Why nothing can be chosen, with the way on."""
+    what = "images" if coins.of is None else "groups"
+    left = f"{coins.shared:,} of its {images:,} images share a coin with others, {coins.alike:,} are near-duplicates"
+    by_group = "where coins were thrown for groups, audit with --group COLUMN, and guesses are of groups; else "
+    way = by_group if coins.of is None and coins.shared else ""
+    return (
+        f"at least {FEWEST} {what} with coins of their own must be there to choose the attack on; {folder} has {found} ({left}): "
+        f"{way}audit more {what}"
+    )
+
+
 def _scores(audited: AuditRecord, folder: Path, rows: dict[str, int]) -> Iterator[Scores]:
     """The scores of the attacks that may guess."""
     if not chunk_files(folder):
@@ -179,30 +258,40 @@ def _columns(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bool[np.
         yield Candidate(scores.attack, key), membership[:, column]
 
 
-def _why_zero(guesses: int, right: int, units: int, delta: float, level: float) -> str:
-    """Why the guesses give no bound above 0, with the most that so many images could have given."""
+def _why_zero(units: int, guesses: int, right: int, delta: float, level: float, called: str) -> str:
+    """Why the guesses give no bound above 0, with the most that so many images, or groups, could have given."""
     most = lower_bound(units, units, units, delta, level)
     return (
         f"not significant: of {guesses:,} guesses {right:,} are right, which guessing at random reaches too often; that does not show that "
-        f"nothing leaks ({units:,} images can show epsilon {most:.1f} at most)"
+        f"nothing leaks ({units:,} {called} can show epsilon {most:.1f} at most)"
     )
 
 
-def _warnings(audited: AuditRecord, shared: int, delta: float, promise: Promise | None, comparable: Promise | None) -> Iterator[str]:
-    members = audited.split.members
-    if shared:
+def _warnings(audited: AuditRecord, coins: Coins, delta: float, promise: Promise | None, comparable: Promise | None) -> Iterator[str]:
+    members, one = audited.split.members, "image" if coins.of is None else "group"
+    if coins.shared:
+        with_others = "others (near-duplicates, groups)" if coins.of is None else "those of other groups (near-duplicates)"
         yield (
-            f"{shared:,} images shared their coin with others (near-duplicates, groups) and were left out: the bound is for one image, and "
-            "of images that come and go together more leaks"
+            f"{coins.shared:,} images shared their coin with {with_others} and were left out: the bound is for one {one}, and of {one}s "
+            "that come and go together more leaks"
         )
-    yield from (
-        f"{line}: coins of equal images are not independent once those on both sides were removed, so the bound may be too high"
-        for line in audited.warnings
-        if "images occur more than once" in line or "have a near-duplicate on their side" in line
-    )
+    if coins.alike:
+        yield (
+            f"{coins.alike:,} images are near-duplicates of others{'' if coins.of is None else ', or in a group with such,'} and were left "
+            "out: once equal images on both sides are refused, the coins of those that are left fell together"
+        )
+    if audited.clusters is None:
+        yield from (
+            f"{line}: coins of equal images are not independent once those on both sides were removed, so the bound may be too high; audit "
+            "again, and they are left out"
+            for line in audited.warnings
+            if "images occur more than once" in line or "have a near-duplicate on their side" in line
+        )
     if delta * members >= 1:
         yield f"delta {delta:g} is no smaller than one over the {members:,} members: publishing one of them whole would be within it"
-    if promise and promise.autoencoder is not None:
+    if promise and coins.of is not None:
+        yield f"the promise of DP-SGD (epsilon {promise.epsilon:.3f}) is for one image and the bound for one group: they are not compared"
+    elif promise and promise.autoencoder is not None:
         yield (
             f"the promise of DP-SGD (epsilon {promise.epsilon:.3f}) does not cover the autoencoder {promise.autoencoder}, which an attack "
             "asks too, so the bound is not compared with it"

@@ -1,4 +1,4 @@
-"""What can be said of two sides before any model is asked: copies, sources, sizes, captions, and what so many images can show."""
+"""What can be said of two sides before any model is used: copies, sources, sizes, captions, and what so many images can show."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,11 +25,11 @@ from diffleak.data.sources import open_source
 from diffleak.data.survey import Survey, survey
 from diffleak.errors import InvalidAudit, shown
 from diffleak.records.audit import Blind
-from diffleak.records.check import FILE, CheckRecord, DuplicatePair, Duplicates, Needed, Power, Side, Where
+from diffleak.records.check import FILE, PAGE, CheckRecord, DuplicatePair, Duplicates, Needed, Power, Side, Where
+from diffleak.records.digests import write_recorded
 from diffleak.stats.blind import INVALID_P, blind_auc, finding, labels_p_value
 from diffleak.stats.metrics import LEVEL
 from diffleak.stats.power import POWER, detectable_auc, detectable_tpr, images_for_auc, images_for_tpr
-from diffleak.work.files import checked_folder, write_text
 from diffleak.work.progress import progress, say
 
 LISTED = 500  # pairs in the record
@@ -48,10 +48,8 @@ class Check:
         from diffleak.report import to_html
         from diffleak.report.pages.check import page
 
-        folder = checked_folder(Path(folder))
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / FILE, self.record.model_dump_json(indent=2))
-        write_text(folder / "check.html", to_html(page(self.record)))
+        folder = Path(folder)
+        write_recorded(folder, {PAGE: to_html(page(self.record)), FILE: self.record.model_dump_json(indent=2)})
         return folder
 
 
@@ -210,7 +208,7 @@ def _problems(looked: Survey, found: Duplicates, blind: Blind) -> Iterator[str]:
         yield f"{found.exact_across:,} {are} pixel for pixel that of a member ({'; '.join(pairs)}): remove from one side"
     if finding(blind) == "different":
         size = f"p = {blind.p_value:.2g}" if blind.p_value is not None else f"AUC {blind.value:.2f}, lower end {blind.low:.2f}"
-        yield f"the two sides can be told apart without a model ({size}): hold out images of the same source (`diffleak split`)"
+        yield f"the two sides differ without a model ({size}): hold out images of the same source (`diffleak split`)"
 
 
 def _warnings(
@@ -241,7 +239,7 @@ def _warnings(
     if read := looked.tally.described(config.decoding):
         yield f"how the images were read: {', '.join(read)}"
     if finding(blind) == "perhaps":
-        yield "the two sides can be told apart without a model, better than by chance: part of what an audit finds may be that difference"
+        yield "the two sides differ without a model, more than by chance: part of what an audit finds may be that difference"
     if p_value is not None and p_value <= INVALID_P:
         yield f"the classes of the two sides differ (p = {p_value:.2g}): an audit of a class-conditional model would be invalid"
     for name, counts in (("captions", [s.captions for s in sides]), ("labels", [s.labels for s in sides])):

@@ -1,12 +1,12 @@
 """The settings of `diffleak check`. No torch."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from diffleak.config import Flag, command_line
-from diffleak.data.config import DataConfig, Split
+from diffleak.config import Flag, Seed, Text, command_line
+from diffleak.data.config import DataConfig, Split, refuse_one_side
 
 
 class CheckConfig(DataConfig):
@@ -15,26 +15,17 @@ class CheckConfig(DataConfig):
     FOLLOW = ["split output"]
 
     output: Annotated[Path | None, Flag("-o")] = Field(None, description="Folder of check.json and check.html.")
-    members: str | None = Field(None, description="DATA that the model was, or will be, trained on.")
-    nonmembers: str | None = Field(None, description="Held-out DATA from the same source.")
-    data: str | None = Field(None, description="One DATA for both sides, with --split.")
+    members: Text | None = Field(None, description="DATA that the model was, or will be, trained on.")
+    nonmembers: Text | None = Field(None, description="Held-out DATA from the same source.")
+    data: Text | None = Field(None, description="One DATA for both sides, with --split.")
     split: Split = None
     calibrate_fraction: float = Field(0.2, gt=0, lt=1, description="Share of each side that the audit chooses settings on ({default}).")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
     limit: int | None = Field(None, ge=1, description="At most this many images a side.")
-
-    @field_validator("members", "nonmembers", "data", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
 
     @model_validator(mode="after")
     def _two_sides(self) -> "CheckConfig":
-        pair, single = (self.members, self.nonmembers), (self.data, self.split)
-        if any(pair) and any(single):
-            raise ValueError("give --members and --nonmembers, or --data and --split, not both")
-        if not all(pair) and not all(single):
-            raise ValueError("the two sides must be given as --members and --nonmembers, or as --data with --split")
+        refuse_one_side(self.members, self.nonmembers, self.data, self.split)
         return self
 
     @property

@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from diffleak.comparison.runs import EntryRuns, Run, pair, quality_of, read_entries
 from diffleak.comparison.swap import NO_HALVES, swap_or_reason, with_halves
 from diffleak.data.draw import calibrate_size
@@ -25,6 +23,7 @@ from diffleak.records.base import Estimate
 from diffleak.records.comparison import (
     FILE,
     LOWER_IS_BETTER,
+    PAGE,
     ComparedResult,
     ComparedRun,
     Comparison,
@@ -34,7 +33,7 @@ from diffleak.records.comparison import (
     Quality,
     Worst,
 )
-from diffleak.records.digests import add_digests
+from diffleak.records.digests import write_recorded
 from diffleak.records.variants import COMBINED
 from diffleak.report.judgement import allows_shift
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
@@ -93,10 +92,7 @@ def save(record: Comparison, folder: Path) -> None:
     from diffleak.report import to_html
     from diffleak.report.pages.comparison import page
 
-    folder = checked_folder(folder)
-    write_text(folder / "compare.html", to_html(page(record)))
-    write_text(folder / FILE, record.model_dump_json(indent=2))
-    add_digests(folder, (FILE, "compare.html"))
+    write_recorded(folder, {PAGE: to_html(page(record)), FILE: record.model_dump_json(indent=2)})
 
 
 def write_tables(record: Comparison, latex: Path | None, csv: Path | None) -> None:
@@ -133,7 +129,7 @@ def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, .
 
 
 def _made_alike(run: Run, other: Run, attack: str) -> bool:
-    """Whether an attack is made of the same ones in two runs; other labels say their parameters."""
+    """True if an attack is made of the same ones in two runs; other labels say their parameters."""
     return attack != COMBINED or all(
         run.result(attack).parameters.get(key) == other.result(attack).parameters.get(key) for key in ("attacks", "complexity")
     )
@@ -215,13 +211,13 @@ def _worst(
 
 
 def difference(first: tuple[Run, str], second: tuple[Run, str], seed: int) -> Difference:
-    """The first attack on its run minus the second on its, on the images that are in the test part of both."""
+    """The first attack on its run minus the second on its, on what is in the test part of both: images, or what they count as."""
     (one, attack), (two, other) = first, second
     pairing = pair(one, two)
-    columns = np.stack([one.samples.scores[attack][pairing.first], two.samples.scores[other][pairing.second]], axis=1)
+    columns = pairing.scores(one.images.scores[attack], two.images.scores[other])
     found, sizes = [], []
     for repeat in range(max(len(one.tests), len(two.tests))):
-        tested = one.tests[repeat % len(one.tests)][pairing.first] & two.tests[repeat % len(two.tests)][pairing.second]
+        tested = pairing.tested(*(run.tests[repeat % len(run.tests)][run.number] for run in (one, two)))
         m, n = columns[tested & pairing.member], columns[tested & ~pairing.member]
         rates = (metrics.tpr_difference(m, n, fpr, seed) for fpr in (0.1, 0.01))
         found.append((metrics.auc_difference(m, n), *rates))
@@ -289,7 +285,7 @@ def _warnings(
     entries: Sequence[EntryRuns], compared: Sequence[Entry], attacks: Sequence[str], audited: Sequence[EntryRuns], unused: str | None
 ) -> list[str]:
     found = [
-        f"{entry.name}: {run.name} is on a teacher of one half of the members; {len(run.samples.ids) - len(own.samples.ids)} images of the "
+        f"{entry.name}: {run.name} is on a teacher of one half of the members; {len(run.images.ids) - len(own.images.ids)} images of the "
         "other half, which it never saw, are left out of its numbers"
         for entry, kept in zip(audited, entries, strict=True)
         for run, own in zip(entry.runs, kept.runs, strict=True)
@@ -350,14 +346,19 @@ def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> lis
                 + " and ".join(f"the numbers of {name} rest on {m} and {n}" for name, m, n in fewer)
             )
         for run in entry.runs:
+            pairing = pair(run, baseline)
+            if pairing.differ:
+                found.append(
+                    f"{entry.name}: {run.name} and {baseline.name} do not count the same images together as near-duplicates; images that "
+                    f"either counts together are one here: the {len(pairing.first):,} images of both are {len(pairing.member):,}"
+                )
             differs = _given_otherwise(run, baseline)
             if differs:
                 found.append(f"{entry.name}: {differs}, so the difference is not due to the models alone")
             elif run.record.plan.data_fingerprint != baseline.record.plan.data_fingerprint:
-                shared = len(pair(run, baseline).member)
                 found.append(
-                    f"{entry.name}: {run.name} and {baseline.name} were audited on different data; the {shared} images with the same id "
-                    "are taken to be the same images"
+                    f"{entry.name}: {run.name} and {baseline.name} were audited on different data; the "
+                    f"{len(pairing.first)} images with the same id are taken to be the same images"
                 )
     return found
 

@@ -4,26 +4,28 @@ No torch here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from diffleak.data.split import FILE as SPLIT
 from diffleak.data.split import find_split
 from diffleak.errors import UserError, shown, unknown
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.comparison import Quality
+from diffleak.records.digests import refuse_edited
 from diffleak.records.quality import FILE as QUALITY
 from diffleak.records.quality import read_quality
 from diffleak.records.run_folder import read_samples
 from diffleak.records.run_folder import read_scores as read_result_scores
-from diffleak.records.scores import Samples, Scores, chunk_files, means
+from diffleak.records.scores import Samples, Scores, chunk_files, means, numbered
 from diffleak.report.judgement import read_record
 from diffleak.stats import evaluation
+from diffleak.stats.units import chained
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +58,14 @@ class Run:
 
     @cached_property
     def rows(self) -> dict[str, int]:
-        """Where each id stands."""
-        return {image_id: row for row, image_id in enumerate(self.samples.ids)}
+        """The row of each image in `images`."""
+        return {image_id: row for row, image_id in enumerate(self.images.ids)}
+
+    @cached_property
+    def number(self) -> Int64[np.ndarray, " n"]:
+        """The row in `samples` of the unit that each image counts in."""
+        found = self.images.number
+        return np.arange(len(self.images.ids)) if found is None else found
 
     @property
     def attacks(self) -> tuple[str, ...]:
@@ -77,11 +85,28 @@ class EntryRuns:
 
 
 class Pairing(NamedTuple):
-    """The images that two runs share: their rows in either, and who is a member."""
+    """The images that two runs share, and the units that they make: images that count together in either run count together here."""
 
     first: Int64[np.ndarray, " p"]
+    """The row of each image in the first run."""
     second: Int64[np.ndarray, " p"]
-    member: Bool[np.ndarray, " p"]
+    """The row of each image in the second run."""
+    unit: Int64[np.ndarray, " p"]
+    """The number of each image's unit, from 0 in the order of their first images."""
+    member: Bool[np.ndarray, " u"]
+    """True for each unit of members."""
+    differ: bool
+    """True where the runs count the shared images otherwise, so that some units are those of neither."""
+
+    def scores(self, first: Float64[np.ndarray, " n"], second: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, "u 2"]:
+        """The scores of the units, of those of all images of the first and of the second run."""
+        return means(np.stack([first[self.first], second[self.second]], axis=1), self.unit)
+
+    def tested(self, first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " m"]) -> Bool[np.ndarray, " u"]:
+        """The units all of whose images are in the test part of both runs, of the test parts of all images of either."""
+        tested = np.ones(len(self.member), dtype=bool)
+        tested[self.unit[~(first[self.first] & second[self.second])]] = False
+        return tested
 
 
 def read_entries(arguments: Sequence[str]) -> tuple[EntryRuns, ...]:
@@ -117,11 +142,15 @@ def _read(name: str) -> Run:
     folder = Path(name)
     if (folder / "plan.json").is_file() and not (folder / "audit.json").is_file():
         raise UserError(f"RUN must be the folder of a finished audit; {folder} is not finished: repeat its audit command, it resumes")
+    refuse_edited(folder)
     return Run(name, read_record(folder), read_samples(folder))
 
 
 def pair(first: Run, second: Run) -> Pairing:
-    """The images of both runs; raises `UserError` when there are none, or one is a member in only one of the runs."""
+    """The images of both runs, and what they count as in both.
+
+    Raises `UserError` when there are none, one is a member in only one of the runs, or one run counts groups that the other does not.
+    """
     keys = [run.record.plan.anonymous for run in (first, second)]
     if keys[0] != keys[1]:
         how = " and ".join(
@@ -133,33 +162,32 @@ def pair(first: Run, second: Run) -> Pairing:
         counts = lambda run: f"groups by {shown(run.record.plan.group)}" if run.record.plan.group is not None else "images"
         how = " and ".join(f"{run.name} counts {counts(run)}" for run in (first, second))
         raise UserError(f"runs must count the same to be compared; {how}: audit both with the same --group, or both without")
-    shared = [i for i in first.samples.ids if i in second.rows]
+    shared = [i for i in first.images.ids if i in second.rows]
     if not shared:
-        looks = " and ".join(f"{shown(run.samples.ids[0])} in {run.name}" for run in (first, second))
+        looks = " and ".join(f"{shown(run.images.ids[0])} in {run.name}" for run in (first, second))
         raise UserError(f"runs are compared image by image, so they must share ids; these share none (ids look like {looks})")
     rows = [np.array([run.rows[i] for i in shared], dtype=np.int64) for run in (first, second)]
-    members = [run.samples.member[r] for run, r in zip((first, second), rows, strict=True)]
+    members = [run.images.member[r] for run, r in zip((first, second), rows, strict=True)]
     differ = np.flatnonzero(members[0] != members[1])
     if len(differ):
         raise UserError(
             f"an image must be on the same side in both runs; {len(differ)} ids are members in only one of {first.name} and {second.name} "
             f"(first: {shown(shared[differ[0]])}): audit both with the same split, or a teacher with its half of the members"
         )
-    return Pairing(rows[0], rows[1], members[0])
+    one, two = (numbered(run.number[r]) for run, r in zip((first, second), rows, strict=True))
+    unit = chained(one, two)
+    where = np.unique(unit, return_index=True)[1]
+    return Pairing(rows[0], rows[1], unit, members[0][where], not np.array_equal(one, two))
 
 
 def read_scores(run: Run, attack: str) -> Scores | None:
-    """The scores of one attack at every timestep, from the files under scores/; None where they hold none of it.
+    """The scores of one attack at every timestep, a row for each image, from the files under scores/; None where they hold none of it.
 
-    Of a run that counts clusters of near-duplicates they are the means of each. Raises `UserError` when the folder is missing or a file is
-    damaged.
+    Raises `UserError` when the folder is missing or a file is damaged.
     """
     if not chunk_files(run.folder):
         raise UserError(f"the swap audit needs the scores of every timestep; {run.folder} has none under scores/: repeat its audit command")
-    found = read_result_scores(run.folder, run.result(attack), {image_id: row for row, image_id in enumerate(run.images.ids)})
-    if found is None or (number := run.images.number) is None:
-        return found
-    return replace(found, ids=run.samples.ids, statistic=means(found.statistic, number))
+    return read_result_scores(run.folder, run.result(attack), run.rows)
 
 
 def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, tuple[Quality, str]]:
@@ -181,6 +209,7 @@ def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, 
         if name not in {entry.name for entry in entries}:
             raise unknown("entry", name, [entry.name for entry in entries])
         files[name] = Path(file)
+        refuse_edited(files[name].parent, only=files[name].name)
     return {name: (read_quality(path, Quality), str(path)) for name, path in files.items()}
 
 

@@ -6,7 +6,10 @@ Every x is a member of one teacher and held out from the other, so how difficult
 D1 against D2, is 0.5 when the teachers tell nothing, and close to 1 when which of them saw x can be read off, also where
 each teacher's ordinary AUC is weak because images differ more from each other than members do from held-out images.
 Timesteps are chosen on a calibrate part of D1 and D2 together (drawn for this audit, by id and seed); the numbers are of
-the rest. Where an attack stores components, d is taken of each and settled there. No torch here.
+the rest. Where an attack stores components, d is taken of each and settled there.
+
+Near-duplicates of one half count as one image, as in the audits: d is taken of images, and a unit has the mean of its images'. Images that
+either run counts together are together here; a cluster with images in both halves is a unit of each. No torch here.
 """
 
 from collections.abc import Sequence
@@ -16,16 +19,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from diffleak.comparison.runs import EntryRuns, Run, default_halves, read_scores
 from diffleak.data.split import Defence, read_defence
 from diffleak.errors import UserError, shown
 from diffleak.records.audit import Result
 from diffleak.records.comparison import SwapAudit, SwapResult
-from diffleak.records.scores import Scores
+from diffleak.records.plan import Split
+from diffleak.records.scores import Scores, numbered
 from diffleak.stats import evaluation
 from diffleak.stats.reasons import in_given_images
+from diffleak.stats.units import Units, chained, units_of
 
 NO_HALVES = "no split.json with two halves lies beside the audited models, and --halves names none"
 
@@ -38,12 +43,12 @@ class Sides(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """One attack: its result, those of the difference and of either teacher alone, and the number of divisions."""
+    """One attack: its result, those of the difference and of either teacher alone, and how the halves were divided."""
 
     result: SwapResult
     swap: Result
     alone: tuple[Result, Result]
-    repeats: int
+    split: Split
 
 
 def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Defence) -> SwapAudit:
@@ -75,10 +80,12 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Def
     return SwapAudit(
         halves=str(halves.path),
         runs=(first.name, second.name),
-        members=(len(shared[0]), len(shared[1])),
+        members=(sizes.split.members, sizes.split.nonmembers),
         tested=(sizes.swap.n_members, sizes.swap.n_nonmembers),
         nonmembers=(sizes.alone[0].n_nonmembers, sizes.alone[1].n_nonmembers),
-        repeats=sizes.repeats,
+        repeats=sizes.split.repeats,
+        unit=sizes.split.unit,
+        across=_across((first, second), swapped),
         results=tuple(m.result for m in found.values()),
         best=best,
         omitted=tuple(a for a in measured if a not in found),
@@ -134,10 +141,10 @@ def _own_half(run: Run, halves: Defence) -> Run:
         raise UserError(f"{halves.path} divides images, and {run.name} counts groups: audit the teachers without --group")
     _check_members(run, halves)
     others = frozenset(halves.halves[1 - halves.teachers.index(fingerprint)])
-    kept = [i for i in run.samples.ids if i not in others]
-    if len(kept) == len(run.samples.ids):
+    kept = [i for i in run.images.ids if i not in others]
+    if len(kept) == len(run.images.ids):
         return run
-    member = run.samples.member[[run.rows[i] for i in kept]]
+    member = run.images.member[[run.rows[i] for i in kept]]
     sides = Sides(tuple(i for i, m in zip(kept, member, strict=True) if m), tuple(i for i, m in zip(kept, member, strict=True) if not m))
     found = [(run.result(attack), scores) for attack in run.attacks if (scores := read_scores(run, attack))]
     own = [_restricted(scores, run, sides, scores.timesteps) for _, scores in found]
@@ -146,12 +153,12 @@ def _own_half(run: Run, halves: Defence) -> Run:
             f"{run.name} is on a teacher that {halves.path} names and must hold images of that teacher's own half, with scores; "
             "it holds none: audit it with all members"
         )
-    positive = np.repeat([True, False], [len(sides.positive), len(sides.negative)])
-    plan = run.record.plan
-    split = evaluation.divided(own[0].ids, positive, plan.calibrate_fraction, plan.seed, plan.calibration)
-    results = [_kept(old, evaluation.evaluate_scores(scores, positive, split)) for (old, _), scores in zip(found, own, strict=True)]
+    units = _units((run,), sides)
+    split = _divided(units, run)
+    counted, member = [units.counting(scores) for scores in own], units.member
+    results = [_kept(old, evaluation.evaluate_scores(scores, member, split)) for (old, _), scores in zip(found, counted, strict=True)]
     record = in_given_images(run.record.model_copy(update={"results": tuple(results), "split": split.record}))
-    return Run(run.name, record, evaluation.samples(own, results, positive, split))
+    return Run(run.name, record, units.named(evaluation.samples(counted, results, member, split)))
 
 
 def _kept(old: Result, new: Result) -> Result:
@@ -178,7 +185,7 @@ def _check_members(run: Run, halves: Defence) -> None:
         raise UserError(
             f"{halves.path} lists the halves by file name, and {run.name} is anonymous: audit the teachers without --anonymous to use it"
         )
-    held_out = [i for i in chain(*halves.halves) if i in run.rows and not run.samples.member[run.rows[i]]]
+    held_out = [i for i in chain(*halves.halves) if i in run.rows and not run.images.member[run.rows[i]]]
     if held_out:
         raise UserError(
             f"{halves.path}: the halves must be made of members; {run.name} holds out {len(held_out)} of their ids "
@@ -187,7 +194,7 @@ def _check_members(run: Run, halves: Defence) -> None:
 
 
 def _held_out(run: Run) -> tuple[str, ...]:
-    return tuple(i for i, member in zip(run.samples.ids, run.samples.member, strict=True) if not member)
+    return tuple(i for i, member in zip(run.images.ids, run.images.member, strict=True) if not member)
 
 
 def _measured(attack: str, runs: tuple[Run, Run], swapped: Sides, own: tuple[Sides, Sides]) -> Measured | None:
@@ -197,9 +204,10 @@ def _measured(attack: str, runs: tuple[Run, Run], swapped: Sides, own: tuple[Sid
     if one is None or two is None or not timesteps:
         return None
     a, b = _restricted(one, runs[0], swapped, timesteps), _restricted(two, runs[1], swapped, timesteps)
-    swap, repeats = _evaluated(Scores(attack, "large", timesteps, a.ids, a.membership - b.membership, a.rule), swapped, runs[0])
-    first, _ = _evaluated(_restricted(one, runs[0], own[0], one.timesteps), own[0], runs[0])
-    second, _ = _evaluated(_restricted(two, runs[1], own[1], two.timesteps), own[1], runs[1])
+    difference = Scores(attack, "large", timesteps, a.ids, a.membership - b.membership, a.rule)
+    swap, split = _evaluated(difference, swapped, runs, runs[0])
+    first, _ = _evaluated(_restricted(one, runs[0], own[0], one.timesteps), own[0], runs[:1], runs[0])
+    second, _ = _evaluated(_restricted(two, runs[1], own[1], two.timesteps), own[1], runs[1:], runs[1])
     result = SwapResult(
         attack=attack,
         timestep=swap.timestep,
@@ -209,7 +217,7 @@ def _measured(attack: str, runs: tuple[Run, Run], swapped: Sides, own: tuple[Sid
         own=(first.auc, second.auc),
         own_timesteps=(first.timestep, second.timestep),
     )
-    return Measured(result, swap, (first, second), repeats)
+    return Measured(result, swap, (first, second), split)
 
 
 def _restricted(scores: Scores, run: Run, sides: Sides, timesteps: tuple[int, ...]) -> Scores:
@@ -220,9 +228,33 @@ def _restricted(scores: Scores, run: Run, sides: Sides, timesteps: tuple[int, ..
     return replace(scores, timesteps=timesteps, ids=ids, statistic=scores.statistic[rows][:, columns])
 
 
-def _evaluated(scores: Scores, sides: Sides, run: Run) -> tuple[Result, int]:
-    """The result over a division of these images into halves as the run's plan has it, and the number of divisions."""
+def _evaluated(scores: Scores, sides: Sides, counting: Sequence[Run], planned: Run) -> tuple[Result, Split]:
+    """The result over a division of these images into halves as the plan of a run has it, counted as other runs count them."""
+    units = _units(counting, sides)
+    split = _divided(units, planned)
+    return evaluation.evaluate_scores(units.counting(scores), units.member, split), split.record
+
+
+def _units(runs: Sequence[Run], sides: Sides) -> Units:
+    """What the images of both sides count as, the positive ones first: images that a run counts together are together on each side."""
+    ids = (*sides.positive, *sides.negative)
     positive: Bool[np.ndarray, " n"] = np.repeat([True, False], [len(sides.positive), len(sides.negative)])
+    return units_of(ids, ids, positive, _clusters(runs, ids))
+
+
+def _clusters(runs: Sequence[Run], ids: Sequence[str]) -> Int64[np.ndarray, " n"]:
+    """The number of the cluster of each image: those of one run, or what the clusters of two chain together."""
+    first, *more = (numbered(run.number[[run.rows[i] for i in ids]]) for run in runs)
+    return chained(first, *more) if more else first
+
+
+def _across(runs: tuple[Run, Run], halves: Sides) -> int:
+    """How many clusters have images in both halves."""
+    clusters, first = _clusters(runs, (*halves.positive, *halves.negative)), len(halves.positive)
+    return len(np.intersect1d(clusters[:first], clusters[first:]))
+
+
+def _divided(units: Units, run: Run) -> evaluation.Divisions:
+    """The division of the units as the run's plan has it."""
     plan = run.record.plan
-    split = evaluation.divided(scores.ids, positive, plan.calibrate_fraction, plan.seed, plan.calibration)
-    return evaluation.evaluate_scores(scores, positive, split), split.record.repeats
+    return units.reduced(units.divided(plan.calibrate_fraction, plan.seed, plan.calibration))

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffleak.errors import UserError
+from diffleak.errors import WHY, UserError, refusing
 from diffleak.work.files import write_new
 from diffleak.work.reading import Unreadable, load_text
 
@@ -39,16 +39,16 @@ class Key:
 
     def ids(self, names: Sequence[str]) -> tuple[str, ...]:
         """The keyed ids of images, in their order; raises `UserError` should two be the same."""
-        found = tuple("i" + self._digest("image", name) for name in names)
-        if len(set(found)) < len(set(names)):
-            raise UserError(f"two images have the same keyed id under {self.path}; use another key")
-        return found
+        return self._distinct("image", names, "images have the same keyed id")
 
     def groups(self, names: Sequence[str]) -> tuple[str, ...]:
         """The keyed names of groups of images, in their order; raises `UserError` should two be the same."""
-        found = tuple("g" + self._digest("group", name) for name in names)
+        return self._distinct("group", names, "groups have the same keyed name")
+
+    def _distinct(self, purpose: str, names: Sequence[str], clash: str) -> tuple[str, ...]:
+        found = tuple(purpose[0] + self._digest(purpose, name) for name in names)
         if len(set(found)) < len(set(names)):
-            raise UserError(f"two groups have the same keyed name under {self.path}; use another key")
+            raise UserError(f"two {clash} under {self.path}; use another key")
         return found
 
     def _digest(self, purpose: str, text: str) -> str:
@@ -90,10 +90,8 @@ def choose_key(
 
 def read_key(path: Path) -> Key:
     """The key in a file; raises `UserError` for a file that holds none."""
-    try:
+    with refusing(Unreadable, f"the key {path} cannot be read ({WHY}); give the file with --anonymous-key FILE"):
         text = load_text(path, LONGEST)
-    except Unreadable as error:
-        raise UserError(f"the key {path} cannot be read ({error}); give the file with --anonymous-key FILE") from None
     try:
         secret = bytes.fromhex(text.strip())
     except ValueError:

@@ -1,10 +1,10 @@
 """The images of an audit: who is a member and who is held out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -21,6 +21,8 @@ from diffleak.data.sources import open_source
 from diffleak.data.split import read_split
 from diffleak.errors import UserError, listed
 from diffleak.records.images import Alpha, Decoding, Exif, LeftOut
+
+T = TypeVar("T")
 
 IN_MEMORY = "array"  # the name of images that no command line can name
 CALLS = ("members", "held-out images")  # what messages call the two sides
@@ -56,6 +58,20 @@ class Cohort:
     def anonymous(self) -> bool:
         """True where `ids` are keyed."""
         return self.ids is not self.keys
+
+    def _of_both(self, asked: Callable[[ImageSource], T]) -> tuple[T, T]:
+        """What the sources of members and of non-members answer; one that serves both sides is asked once."""
+        members, nonmembers = self.sources
+        answer = asked(members)
+        return answer, answer if members is nonmembers else asked(nonmembers)
+
+    def _of_all(self, asked: Callable[[ImageSource], tuple[T, ...] | None], none: T) -> tuple[T, ...] | None:
+        """What the sources answer for every image, `none` where its source has no answer; None where neither has one."""
+        sides = self._of_both(asked)
+        if sides == (None, None):
+            return None
+        values = ((sides[0 if m else 1], int(i)) for m, i in zip(self.member, self.position, strict=True))
+        return tuple(none if side is None else side[i] for side, i in values)
 
     def read(self, row: int) -> Pixels:
         """The pixels of the image in a row; raises `UnreadableImage`, whose message names the file unless the cohort is anonymous."""
@@ -167,8 +183,7 @@ class Cohort:
     def names_in_files(self) -> tuple[Names | None, Names | None]:
         """What the files that hold labels and captions of each side name, None for a side without; no names of an anonymous cohort."""
         with self.without_names():
-            members = self.sources[0].names()
-            sides = (members, members if self.sources[0] is self.sources[1] else self.sources[1].names())
+            sides = self._of_both(lambda source: source.names())
         first, second = (names.unnamed() if names and self.anonymous else names for names in sides)
         return first, second
 
@@ -178,24 +193,12 @@ class Cohort:
 
     def column(self, name: str) -> tuple[Any, ...] | None:
         """What a column of the data holds for every image, None for one without a value; None where neither source has the column."""
-        members = self.sources[0].column(name)
-        nonmembers = members if self.sources[0] is self.sources[1] else self.sources[1].column(name)
-        if members is None and nonmembers is None:
-            return None
-        sides = (nonmembers, members)
-        values = ((sides[int(m)], int(i)) for m, i in zip(self.member, self.position, strict=True))
-        return tuple(None if side is None else side[i] for side, i in values)
+        return self._of_all(lambda source: source.column(name), None)
 
     def captions(self) -> tuple[Texts, ...] | None:
         """The texts of every image, its own caption first and none where it has none; None where neither source has any."""
         with self.without_names():
-            members = self.sources[0].captions()
-            nonmembers = members if self.sources[0] is self.sources[1] else self.sources[1].captions()
-        if members is None and nonmembers is None:
-            return None
-        sides = (nonmembers, members)
-        texts = ((sides[int(m)], int(i)) for m, i in zip(self.member, self.position, strict=True))
-        return tuple(() if side is None else side[i] for side, i in texts)
+            return self._of_all(lambda source: source.captions(), ())
 
     def only(self, keep: Bool[np.ndarray, " n"]) -> "Cohort":
         """The cohort restricted to the images marked in `keep`."""
@@ -212,8 +215,7 @@ class Cohort:
 
     def renamed(self, key: Key) -> "Cohort":
         """The same images in the same order under keyed ids, and without the names of files that were left out."""
-        members, nonmembers = (replace(source, left_out=source.left_out.unnamed()) for source in self.sources)
-        sources = (members, members if self.sources[0] is self.sources[1] else nonmembers)
+        sources = self._of_both(lambda source: replace(source, left_out=source.left_out.unnamed()))
         return replace(self, ids=key.ids(self.keys), sources=sources)
 
     @property

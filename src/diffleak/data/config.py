@@ -5,11 +5,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from diffleak.config import Config, Flag
+from diffleak.config import Config, Flag, Seed, Text
 from diffleak.records.images import Alpha, Decoding, Exif
 
 # settings that several commands share
-Data = Annotated[str, Field(description="Image folder, .parquet or .tar file or a folder of them, .npy, .npz, 'digits' or hf:NAME.")]
+Data = Annotated[Text, Field(description="Image folder, .parquet or .tar file or a folder of them, .npy, .npz, 'digits' or hf:NAME.")]
 Split = Annotated[Path | None, Field(description='JSON {"members": IDS, "nonmembers": IDS}, or .csv, .npz, .npy, .txt.')]
 Resize = Annotated[bool, Flag("--no-resize"), Field(description="Convert images of another size or colour.")]
 SkipUnreadable = Annotated[bool, Flag("--no-skip-unreadable"), Field(description="Leave out damaged files.")]
@@ -38,8 +38,17 @@ class DataConfig(Config):
         return Decoding(self.exif, self.alpha, self.white)
 
 
+def refuse_one_side(members: str | None, nonmembers: str | None, data: str | None, split: Path | None) -> None:
+    """Raises `ValueError` unless both sides of an audit are given, in one of the two ways."""
+    pair, single = (members, nonmembers), (data, split)
+    if any(pair) and any(single):
+        raise ValueError("give --members and --nonmembers, or --data and --split, not both")
+    if not all(pair) and not all(single):
+        raise ValueError("the two sides must be given as --members and --nonmembers, or as --data with --split")
+
+
 class CohortConfig(DataConfig):
     """What `diffleak.cohort` takes besides data: how images are read, and how many a side are drawn by which seed."""
 
     limit: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0

@@ -85,6 +85,13 @@ def beside_members(clusters: Int64[np.ndarray, " n"], member: Bool[np.ndarray, "
     return ~member & np.isin(clusters, clusters[member])
 
 
+def clusters_of_several(clusters: Int64[np.ndarray, " n"]) -> list[Int64[np.ndarray, "_"]]:
+    """The rows of every cluster of two images or more."""
+    sizes = np.bincount(clusters)
+    rows = np.split(np.argsort(clusters, kind="stable"), np.cumsum(sizes)[:-1]) if len(sizes) else []
+    return [each for each, size in zip(rows, sizes, strict=True) if size > 1]
+
+
 def sketch(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "16 16"]:
     """The grey thumbnail of an image, stretched to a square; alpha is left out. That of an image of fewer than SMALLEST pixels is flat."""
     height, width, channels = pixels.shape
@@ -117,12 +124,16 @@ def clusters_of(n: int, first: Int64[np.ndarray, " p"], second: Int64[np.ndarray
     """The number of the connected component that each of n images is in, counted in the order of their first images."""
     if not len(first):
         return np.arange(n, dtype=np.int64)
+    _, where, of = np.unique(_components(n, first, second), return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(where))[of].astype(np.int64)
+
+
+def _components(n: int, first: Int64[np.ndarray, " p"], second: Int64[np.ndarray, " p"]) -> Int[np.ndarray, " n"]:
+    """The connected component of each of n images, in numbers that mean nothing else."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    _, component = connected_components(coo_array((np.ones(len(first)), (first, second)), shape=(n, n)), directed=False)
-    _, where, of = np.unique(component, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(where))[of].astype(np.int64)
+    return connected_components(coo_array((np.ones(len(first)), (first, second)), shape=(n, n)), directed=False)[1]  # type: ignore[no-any-return]
 
 
 def near_pairs(sketches: Sketches) -> Pairs:
@@ -260,8 +271,6 @@ def within_radius(images: UInt8[np.ndarray, "n h w c"], radius: float) -> Int[np
     Two images are near-duplicates when the root mean square difference of their 16 x 16 thumbnails in colour, upright or mirrored, is at
     most `radius` (pixels in [0, 1]); groups are the connected components of that relation.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
     from sklearn.neighbors import NearestNeighbors
 
     upright, mirrored = thumbnails(images), thumbnails(images[:, :, ::-1])
@@ -273,8 +282,7 @@ def within_radius(images: UInt8[np.ndarray, "n h w c"], radius: float) -> Int[np
             rows = np.arange(start, min(start + AT_ONCE, n))
             for side in (upright, mirrored):
                 found = near.radius_neighbors_graph(side[rows]).tocoo()
-                ends = (np.concatenate([rows[found.row], np.arange(n)]), np.concatenate([found.col, group]))
-                _, group = connected_components(coo_array((np.ones(len(ends[0])), ends), shape=(n, n)), directed=False)
+                group = _components(n, np.concatenate([rows[found.row], np.arange(n)]), np.concatenate([found.col, group]))
                 group = np.unique(group, return_index=True)[1][group]  # the first image of each group stands for it
             advance(len(rows))
     return np.unique(group, return_inverse=True)[1]  # type: ignore[no-any-return]

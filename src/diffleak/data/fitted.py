@@ -9,7 +9,7 @@ from jaxtyping import Bool, UInt8
 
 from diffleak.data.cohort import Cohort
 from diffleak.data.decoding import UnreadableImage
-from diffleak.data.pixels import ImageShape, fit, pixel_hash, without_alpha
+from diffleak.data.pixels import ImageShape, fit, pixel_hash, shape_of, without_alpha
 from diffleak.records.images import Decoding, Tally
 
 
@@ -17,7 +17,7 @@ class FittedImages:
     """The images of a cohort one after another; afterwards what is known of them.
 
     After the last image `readable` marks those that could be read, `hashes` are of the pixels of these as the model is given them, before
-    they are resized, and `tally` counts what was done to their files.
+    they are resized, `tally` counts what was done to their files, and `resized` those of another shape that were resized.
     """
 
     def __init__(self, cohort: Cohort, shape: ImageShape, decoding: Decoding, resize: bool, skip_unreadable: bool) -> None:
@@ -28,6 +28,7 @@ class FittedImages:
         self.readable: Bool[np.ndarray, " n"] = np.ones(len(cohort), dtype=bool)
         self.hashes: list[bytes] = []
         self.tally = Tally()
+        self.resized = 0
 
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w c"]]:
         """Raises `UnreadableImage` for a damaged file that is not skipped, and `UserError` for an image of another shape."""
@@ -43,7 +44,9 @@ class FittedImages:
             pixels = without_alpha(pixels, self._shape.channels)
             self.hashes.append(pixel_hash(pixels))
             self._digest.update(f"{image_id}\0{self.hashes[-1].hex()}\n".encode())
-            yield fit(pixels, self._shape, self._resize, image_id)
+            fitted = fit(pixels, self._shape, self._resize, image_id)
+            self.resized += shape_of(pixels) != self._shape
+            yield fitted
 
     def batches(self, size: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
         """The images, `size` at a time."""

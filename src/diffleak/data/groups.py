@@ -73,5 +73,5 @@ def refuse_both_sides(groups: Sequence[str], cohort: Cohort, column: str) -> Non
         named = NAMES_IT if cohort.anonymous else shown(both[0])
         raise UserError(
             f"a group must stand on one side; {len(both):,} of the groups by {shown(column)} are on both (first: {named}, with "
-            f"{of[both[0]]:,} members and {held:,} held-out images): move each to one side, or leave it out"
+            f"{of[both[0]]:,} {cohort.calls[0]} and {held:,} {cohort.calls[1]}): move each to one side, or leave it out"
         )

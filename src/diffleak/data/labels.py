@@ -25,7 +25,7 @@ from jaxtyping import Int64
 
 from diffleak.data.metadata import malformed, metadata_rows, said_by
 from diffleak.data.names import Names, UnclearName
-from diffleak.errors import UserError, is_text, listed, shown
+from diffleak.errors import WHY, UserError, is_text, listed, refusing, shown
 
 HOLDING = "labels as whole numbers or names"
 FOLDERS = "the names of the folders"
@@ -148,12 +148,10 @@ def table_labels(where: str, columns: Mapping[str, tuple[str, ...]], read: Calla
             raise _no_column(where, alike)
         return None
     order = columns[column]
-    try:
+    with refusing(ValueError, f"the column {column} of {where} must hold {HOLDING} ({WHY})"):
         values = [label_value(value) for value in read(column)]
         if order:
             values = [_named(value, order) for value in values]
-    except ValueError as error:
-        raise UserError(f"the column {column} of {where} must hold {HOLDING} ({error})") from None
     if all(value is None for value in values):
         raise UserError(f"the column {column} of {where} must hold {HOLDING}; it holds none")
     return Labels(tuple(values), f"the column {column}", order)

@@ -130,12 +130,21 @@ def draw_of(
 def _meant(file: Path, names: Sequence[str], cohort: Cohort) -> dict[str, str]:
     """The id in the cohort of each name in a file, by the name as the data spells it or by its last part where one image alone has it."""
     found = matched(file, names, cohort.keys, cohort.folders())
-    last = lambda name: name.rpartition("/")[2]
-    times = Counter(map(last, cohort.keys))
-    once = {last(key): key for key in cohort.keys if times[last(key)] == 1}
-    keys = {name: found.get(name) or once.get(last(name)) for name in names}
+    once = _by_last_part(cohort.keys)
+    keys = {name: found.get(name) or once.get(_last_part(name)) for name in names}
     shown_as = dict(zip(cohort.keys, cohort.ids, strict=True))
     return {name: shown_as[key] for name, key in keys.items() if key is not None}
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _by_last_part(ids: Iterable[str]) -> dict[str, str]:
+    """The images whose last part no other one has, by it."""
+    ids = [*ids]
+    times = Counter(map(_last_part, ids))
+    return {_last_part(image_id): image_id for image_id in ids if times[_last_part(image_id)] == 1}
 
 
 def promise_of(split_file: Path | None) -> Promise | None:
@@ -157,15 +166,13 @@ def _opened(data: str, decoding: Decoding) -> ImageSource | None:
 
 
 def _matches(cohort: Cohort, own: ModelSplit) -> Iterable[Match]:
-    last = lambda image_id: image_id.rpartition("/")[2]
-    times = Counter(map(last, own.roles))
-    once = {last(image_id): image_id for image_id in own.roles if times[last(image_id)] == 1}
+    once = _by_last_part(own.roles)
     same = [own.data is not None and _same_data(source.name, own.data) for source in cohort.sources]
     for row in range(len(cohort)):
         member = bool(cohort.member[row])
         side = 0 if member else 1
         image_id = cohort.sources[side].ids[int(cohort.position[row])]
-        known = image_id if image_id in own.roles else None if same[side] else once.get(last(image_id))
+        known = image_id if image_id in own.roles else None if same[side] else once.get(_last_part(image_id))
         yield Match(cohort, row, member, known, same[side])
 
 
@@ -174,7 +181,7 @@ def _same_data(name: str, data: str) -> bool:
 
 
 def _contradicts(match: Match, own: ModelSplit) -> bool:
-    """Whether the file has the image on another side; members that it does not list are only known where ids mean the same."""
+    """True if the file has the image on another side; members that it does not list are only known where ids mean the same."""
     role = own.roles.get(match.known) if match.known is not None else None
     if match.member:
         return role in ("nonmember", "validation") or (role is None and match.same)
@@ -182,7 +189,7 @@ def _contradicts(match: Match, own: ModelSplit) -> bool:
 
 
 def _same_pixels(training: ImageSource, position: dict[str, int], match: Match) -> bool | None:
-    """Whether an image is that of the training data; None where one of them cannot be read, which says nothing."""
+    """True if an image is that of the training data; None where one of them cannot be read, which says nothing."""
     try:
         return match.known in position and np.array_equal(match.cohort.read(match.row), training.read(position[match.known]))
     except UserError:
@@ -190,7 +197,7 @@ def _same_pixels(training: ImageSource, position: dict[str, int], match: Match) 
 
 
 def _whole_swap(found: Sequence[Match], against: Sequence[Match]) -> bool:
-    """Whether every image was found on the other side, each of them once, with enough on both sides to be no accident."""
+    """True if every image was found on the other side, each of them once, with enough on both sides to be no accident."""
     members = sum(match.member for match in found)
     once = len({match.known for match in found}) == len(found)
     return len(against) == len(found) and once and min(members, len(found) - members) >= FEWEST

@@ -7,7 +7,7 @@ from typing import Any
 from diffleak.data.captions import IDS, read_captions
 from diffleak.data.image_source import not_blank
 from diffleak.data.names import spelling
-from diffleak.errors import UserError, unknown
+from diffleak.errors import WHY, UserError, refusing, unknown
 from diffleak.work.reading import found_at, load_lines, load_table, load_text, opened_parquet
 
 COLUMNS = ("text", "caption", "prompt")
@@ -23,10 +23,8 @@ def read_prompts(path: Path) -> list[str]:
     readers: dict[str, Callable[[Path], list[str]]] = {".csv": _csv, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
     if (found := found_at(path)) != "a file":
         raise UserError(f"FILE must be a text file with a prompt on each line, .csv, .jsonl, .json or .parquet; found {found} at {path}")
-    try:
+    with refusing(ValueError, f"{path} cannot be read ({WHY})"):  # also `Unreadable`
         prompts = readers.get(path.suffix.lower(), _lines)(path)
-    except ValueError as error:  # also `Unreadable`
-        raise UserError(f"{path} cannot be read ({error})") from None
     if not prompts:
         raise UserError(f"{path} must hold at least one prompt; it has none")
     return prompts

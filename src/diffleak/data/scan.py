@@ -37,6 +37,7 @@ class Scan:
     `clusters` numbers the cluster of near-duplicates that each image is in, from 0 without gaps; as a rule an image is alone in its own.
     `pairs` are those that make the clusters (`diffleak.data.duplicates`).
     With buckets, images are sorted by that of each, which `shapes` says; `shape` is then the one that most images have.
+    `resized` counts images of another shape than the model takes.
     """
 
     cohort: Cohort
@@ -52,6 +53,7 @@ class Scan:
     captions: Captions | None = None
     tally: Tally = NO_IMAGES
     shapes: tuple[ImageShape, ...] | None = None
+    resized: int = 0
 
     def taken(self, order: Int64[np.ndarray, " n"]) -> "Scan":
         """The same images in the order of the rows `order`."""
@@ -96,7 +98,7 @@ def scan(
     told = None if captions is None else choose_captions(cohort, captions, seed)
     say_strays((labels.files if labels else ()) + (told.names if told else ()), cohort.ids[0])
     tallies = [NO_IMAGES, NO_IMAGES]  # of non-members and members
-    misfits, omitted, shapes = [], [], list[ImageShape]()
+    misfits, omitted, shapes, resized = [], [], list[ImageShape](), 0
     first_error: UnreadableImage | None = None
     readable = np.ones(len(cohort), dtype=bool)
     hashes, features = np.zeros((len(cohort), HASH), dtype=np.uint8), np.zeros((len(cohort), FEATURES))
@@ -124,6 +126,7 @@ def scan(
             row = i - len(omitted)
             hashes[row] = np.frombuffer(pixel_hash(pixels), dtype=np.uint8)
             shapes.append(fitting)
+            resized += shape_of(pixels) != fitting
             fitted = fit(pixels, fitting, resize or buckets is not None, image_id)
             features[row], complexities[row], sketches[row] = image_features(fitted), complexity(fitted), sketch(pixels)
     if first_error and not skip_unreadable:
@@ -152,7 +155,7 @@ def scan(
         told = choose_captions(kept, captions, seed)
     data = fingerprint(kept, hashes, labels.numbers if labels else None, told)
     pairs, clusters = find_duplicates(sketches[: len(kept)], hashes)
-    found = Scan(kept, shape, data, features, complexities, tuple(omitted), repeated, clusters, pairs, labels, told, tally)
+    found = Scan(kept, shape, data, features, complexities, tuple(omitted), repeated, clusters, pairs, labels, told, tally, resized=resized)
     return found.by_bucket(shapes) if buckets else found
 
 

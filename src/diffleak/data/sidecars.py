@@ -13,7 +13,7 @@ from pathlib import Path
 
 from diffleak.data.image_source import Texts, lines_of, several_lines
 from diffleak.data.names import Names, UnclearName
-from diffleak.errors import UserError, is_text, shown
+from diffleak.errors import WHY, UserError, is_text, refusing, shown
 from diffleak.work.reading import Unreadable, load_text
 
 ENDINGS = (".txt", ".caption")
@@ -94,10 +94,8 @@ def _size(entry: "os.DirEntry[str]") -> int:
 
 
 def _read(path: Path) -> Texts:
-    try:
+    with refusing(Unreadable, f"the caption file {path} cannot be read ({WHY}): save it as UTF-8 text, or remove it", raises=UnclearName):
         text = load_text(path, LONGEST)
-    except Unreadable as error:
-        raise UnclearName(f"the caption file {path} cannot be read ({error}): save it as UTF-8 text, or remove it") from None
     if not is_text(text):
         raise UnclearName(f"the caption file {path} must hold text; it holds half characters: save it as UTF-8 text, or remove it")
     return lines_of(text)

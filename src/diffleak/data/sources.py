@@ -24,8 +24,9 @@ from diffleak.data.shards import choose, counted, files_below
 from diffleak.data.sidecars import Sidecars, find_sidecars
 from diffleak.data.tables import arrow_part, holds_images, holds_text, is_saved, parquet_part, saved_parts, table_source
 from diffleak.data.tars import tar_source
-from diffleak.errors import UserError, listed, pip_install, refuse_other_bytes, shown
+from diffleak.errors import WHY, UserError, first_lines, listed, pip_install, refuse_other_bytes, refusing, shown
 from diffleak.records.images import AS_TRAINERS, Decoding
+from diffleak.work.progress import retrying_quietly
 from diffleak.work.reading import Unreadable, found_at, parsing
 
 KINDS_READ = "DATA must be a folder of images, or a .npy, .npz, .parquet, .arrow or .tar file"
@@ -82,7 +83,7 @@ def _folder(path: Path, keys: list[str], decoding: Decoding) -> ImageSource:
     if listing.files and keys:
         below = path / keys[0]
         way = f"give {below}" if below.is_dir() else "leave that out"
-        raise UserError(f"{path} is a folder of images, of which no split or column is named; got {shown(':'.join(keys))}: {way}")
+        raise UserError(f"{path} is a folder of images, which has no splits or columns to name; got {shown(':'.join(keys))}: {way}")
     if listing.files:
         return _image_folder(path, listing, decoding)
     if not listing.left_out.unopened and not listing.left_out.hidden:
@@ -197,37 +198,32 @@ def _array_source(name: str, images: np.ndarray, decoding: Decoding, read: Calla
 
 
 def _numpy_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
-    try:
-        with parsing():
-            loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-            if isinstance(loaded, np.memmap):
-                return _array_source(str(path), loaded, decoding, _mapped(path, loaded))
-            with loaded:
-                if key and key not in loaded.files:
-                    raise UserError(f"{path} has no array '{shown(key)}'; it holds {listed(loaded.files)}")
-                chosen = key or _image_key(path, loaded)
-                images = loaded[chosen]
-                source = _array_source(f"{path}:{key}" if key else str(path), images, decoding)
-                named = {k: _array_or_none(loaded, k) for k in loaded.files if "label" in k.lower() and k != chosen}
-                count = len(images)
-                said = Said("", f"the array {', '.join(named)}" if named else "")
-                others = [k for k in loaded.files if k != chosen]
-                column = lambda name: _npz_column(path, name, count) if name in others else None
-                return replace(source, labels=lambda: array_labels(str(path), named, count), said=lambda: said, column=column)
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read as numpy data without pickle ({error})") from None
+    with refusing(Unreadable, f"{path} cannot be read as numpy data without pickle ({WHY})"), parsing():
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.memmap):
+            return _array_source(str(path), loaded, decoding, _mapped(path, loaded))
+        with loaded:
+            if key and key not in loaded.files:
+                raise UserError(f"{path} has no array '{shown(key)}'; it holds {listed(loaded.files)}")
+            chosen = key or _image_key(path, loaded)
+            images = loaded[chosen]
+            source = _array_source(f"{path}:{key}" if key else str(path), images, decoding)
+            named = {k: _array_or_none(loaded, k) for k in loaded.files if "label" in k.lower() and k != chosen}
+            count = len(images)
+            said = Said("", f"the array {', '.join(named)}" if named else "")
+            others = [k for k in loaded.files if k != chosen]
+            column = lambda name: _npz_column(path, name, count) if name in others else None
+            return replace(source, labels=lambda: array_labels(str(path), named, count), said=lambda: said, column=column)
 
 
 def _npz_column(path: Path, name: str, count: int) -> tuple[Any, ...]:
     """The values of an array that has one for each image."""
-    try:
-        with parsing(), np.load(path, allow_pickle=False) as loaded:
-            values = loaded[name]
-            if values.shape != (count,):
-                raise Unreadable(f"it has the shape {values.shape}, not one value for each of {count} images")
-            return tuple(values.tolist())
-    except Unreadable as error:
-        raise UserError(f"the array {shown(name)} of {path} cannot be read ({error})") from None
+    message = f"the array {shown(name)} of {path} cannot be read ({WHY})"
+    with refusing(Unreadable, message), parsing(), np.load(path, allow_pickle=False) as loaded:
+        values = loaded[name]
+        if values.shape != (count,):
+            raise Unreadable(f"it has the shape {values.shape}, not one value for each of {count} images")
+        return tuple(values.tolist())
 
 
 def _mapped(path: Path, images: np.memmap) -> Callable[[int], Pixels]:
@@ -236,10 +232,9 @@ def _mapped(path: Path, images: np.memmap) -> Callable[[int], Pixels]:
     order: Literal["C", "F"] = "C" if images.flags.c_contiguous else "F"
 
     def read(i: int) -> Pixels:
-        try:
+        message = f"{path} row {i} cannot be read any more ({WHY}); put the file back{SKIP_HINT}"
+        with refusing((OSError, ValueError), message, raises=UnreadableImage):
             return np.atleast_3d(np.array(np.memmap(absolute, np.uint8, "r", offset, shape, order)[i]))
-        except (OSError, ValueError) as error:
-            raise UnreadableImage(f"{path} row {i} cannot be read any more ({error}); put the file back{SKIP_HINT}") from None
 
     return read
 
@@ -253,8 +248,11 @@ def _array_or_none(arrays: "np.lib.npyio.NpzFile", key: str) -> np.ndarray | Non
 
 def _image_key(path: Path, arrays: "np.lib.npyio.NpzFile") -> str:
     candidates = [k for k in arrays.files if arrays[k].dtype == np.uint8 and arrays[k].ndim >= 3]
+    if not candidates:
+        found = listed((f"{k}, {arrays[k].dtype} {arrays[k].shape}" for k in arrays.files), 120) or "nothing"
+        raise UserError(f"{path} must hold images as uint8 (N, H, W) or (N, H, W, C); found {found}: write them so with numpy.savez")
     if len(candidates) != 1:
-        found = listed(candidates or arrays.files, 120)
+        found = listed(candidates, 120)
         raise UserError(f"{path} must hold one uint8 image array; found {found}: say which as {path}:NAME")
     return candidates[0]
 
@@ -288,16 +286,15 @@ def _digits(decoding: Decoding) -> ImageSource:
 
 
 def _hugging_face(locator: str, decoding: Decoding) -> ImageSource:
-    try:
+    with refusing(ImportError, f"'{locator}' needs the datasets library: {pip_install('hf')}"):
         import datasets
-    except ImportError:
-        raise UserError(f"'{locator}' needs the datasets library: {pip_install('hf')}") from None
     _, name, *rest = locator.split(":", 2)
     split = rest[0] if rest else "train"
     try:
-        table = datasets.load_dataset(name, split=split)
+        with retrying_quietly():
+            table = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library raises many kinds; each is about the name, the split or the network
-        raise UserError(f"'{locator}' cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise UserError(f"'{locator}' cannot be loaded: {first_lines(error)}") from None
     column = next((c for c, kind in table.features.items() if isinstance(kind, datasets.Image)), None)
     if column is None:
         raise UserError(f"'{locator}' must have an image column; it has {listed(table.features)}")

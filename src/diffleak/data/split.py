@@ -92,8 +92,8 @@ class Split:
         return cls(**{key: value for key, value in found.items() if value is not None})
 
     def write(self, folder: Path) -> None:
-        """Writes split.json into a folder."""
-        self.save(folder / FILE)
+        """Writes split.json into a folder, for its owner only: it names the training images."""
+        write_text(folder / FILE, self.text, private=True)
 
     @property
     def text(self) -> str:
@@ -102,10 +102,6 @@ class Split:
         optional: dict[str, Any] = {"validation": self.validation or None, "halves": self.halves, "teachers": self.teachers}
         optional["drawn"] = asdict(self.drawn) if self.drawn else None
         return json.dumps(lists | {key: value for key, value in optional.items() if value is not None})
-
-    def save(self, path: Path) -> None:
-        """Writes a file of this kind."""
-        write_text(path, self.text)
 
     def other_half(self, members: Ids) -> Ids:
         """The half of a defence that the model with these members was not trained on; none for other models."""

@@ -15,7 +15,7 @@ import numpy as np
 from diffleak.data.image_source import ImageSource
 from diffleak.data.metadata import needed
 from diffleak.data.names import matched
-from diffleak.errors import UserError, listed, shown
+from diffleak.errors import WHY, UserError, listed, refusing, shown
 from diffleak.work.progress import say
 from diffleak.work.reading import Unreadable, load_npy, load_table, load_text, opened, parsing
 
@@ -38,10 +38,8 @@ def read_sides(path: Path, source: ImageSource) -> Sides | None:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         return None
-    try:
+    with refusing(ValueError, f"the split file {path} must hold {FORMS[path.suffix.lower()]} ({WHY})"):  # also `Unreadable`
         return reader(path, source)
-    except ValueError as error:  # also `Unreadable`
-        raise UserError(f"the split file {path} must hold {FORMS[path.suffix.lower()]} ({error})") from None
 
 
 def _npz(path: Path, source: ImageSource) -> Sides:
@@ -59,12 +57,12 @@ def _npy(path: Path, source: ImageSource) -> Sides:
         if array.shape != (len(source),):
             raise ValueError(f"it has the shape {array.shape}, and {shown(source.name)} has {len(source):,} images")
         array = np.flatnonzero(array)
-    members = _rows(array, source)
+    members = _once(_rows(array, source))
     return members, _rest(path, members, source)
 
 
 def _txt(path: Path, source: ImageSource) -> Sides:
-    names = tuple(line.strip() for line in load_text(path).split("\n") if line.strip())
+    names = _once(tuple(line.strip() for line in load_text(path).split("\n") if line.strip()))
     meant = matched(path, names, source.ids, [(source.name, "")])
     return names, _rest(path, tuple(meant.values()), source)
 
@@ -108,6 +106,13 @@ def _rows(numbers: np.ndarray, source: ImageSource) -> tuple[str, ...]:
         count = f"{len(outside):,} of its numbers are no rows of {shown(source.name)}"
         raise ValueError(f"{count}, which has {len(source):,}; first: {outside[0]}")
     return tuple(map(str, numbers.tolist()))
+
+
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"it lists {shown(twice)} twice")
+    return names
 
 
 def _rest(path: Path, members: tuple[str, ...], source: ImageSource) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from diffleak.data.decoding import SKIP_HINT, Decoded, UnreadableImage, decode
 from diffleak.data.image_source import CAPTION_COLUMNS, ImageSource, Said, Texts, not_blank
 from diffleak.data.labels import Labels, label_column, table_labels
 from diffleak.data.names import Names
-from diffleak.errors import UserError, listed, shown
+from diffleak.errors import WHY, UserError, listed, refusing, shown
 from diffleak.records.images import Decoding
 from diffleak.work.reading import Unreadable, load_column, load_json, opened, opened_parquet, parsing
 
@@ -42,12 +42,9 @@ class Part:
 
 def parquet_part(path: Path) -> Part:
     """A Parquet file; raises `UserError` for a file that is none."""
-    try:
-        with opened_parquet(path) as file:
-            schema, rows = file.schema_arrow, tuple(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups))
-            without_bytes = _without_bytes(file.metadata)
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read as Parquet ({error})") from None
+    with refusing(Unreadable, f"{path} cannot be read as Parquet ({WHY})"), opened_parquet(path) as file:
+        schema, rows = file.schema_arrow, tuple(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups))
+        without_bytes = _without_bytes(file.metadata)
 
     def group(g: int, column: str) -> Any:
         with opened_parquet(path) as file:
@@ -58,16 +55,13 @@ def parquet_part(path: Path) -> Part:
 
 def arrow_part(path: Path) -> Part:
     """An Arrow file, mapped for as long as a group is read; raises `UserError` for a file that is none."""
-    try:
-        with _batches(path) as (schema, batches):
-            if len(set(schema.names)) < len(schema.names):  # names of damaged bytes are refused here too
-                raise Unreadable("a column is there twice")
-            rows, without = [], set(_structs_with_bytes(schema))
-            for batch in batches:
-                rows.append(batch.num_rows)
-                without -= {name for name in without if _any_bytes(batch.column(schema.get_field_index(name)))}
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read as an Arrow file ({error})") from None
+    with refusing(Unreadable, f"{path} cannot be read as an Arrow file ({WHY})"), _batches(path) as (schema, batches):
+        if len(set(schema.names)) < len(schema.names):  # names of damaged bytes are refused here too
+            raise Unreadable("a column is there twice")
+        rows, without = [], set(_structs_with_bytes(schema))
+        for batch in batches:
+            rows.append(batch.num_rows)
+            without -= {name for name in without if _any_bytes(batch.column(schema.get_field_index(name)))}
 
     def column_of(batch: Any, name: str) -> Any:
         column = batch.column(batch.schema.get_field_index(name))
@@ -130,12 +124,10 @@ def table_source(name: str, root: Path, parts: Sequence[Part], column: str | Non
         number = bisect_right(starts, i) - 1
         part, _ = groups[number]
         where = f"{name} row {i}" + (f" (in {part.path.name})" if len(parts) > 1 else "")
-        try:
+        with refusing(Unreadable, f"{where} cannot be read ({WHY}); replace the file{SKIP_HINT}", raises=UnreadableImage):
             cells = group(number)
             with parsing():
                 cell = cells[i - starts[number]].as_py()
-        except Unreadable as error:
-            raise UnreadableImage(f"{where} cannot be read ({error}); replace the file{SKIP_HINT}") from None
         return decode(_content(cell, where, column, part.path.parent, root), where, decoding)
 
     def labels() -> Labels | None:
@@ -158,11 +150,8 @@ def table_source(name: str, root: Path, parts: Sequence[Part], column: str | Non
 
 
 def _column(name: str, parts: Sequence[Part], column: str) -> list[Any]:
-    try:
-        with parsing():
-            return [value for part in parts for value in part.column(column)]
-    except Unreadable as error:
-        raise UserError(f"the column {column} of {name} cannot be read ({error})") from None
+    with refusing(Unreadable, f"the column {column} of {name} cannot be read ({WHY})"), parsing():
+        return [value for part in parts for value in part.column(column)]
 
 
 def _refuse_no_images(name: str, root: Path, parts: Sequence[Part], column: str) -> None:
@@ -192,14 +181,11 @@ def _refuse_no_images(name: str, root: Path, parts: Sequence[Part], column: str)
 
 
 def _paths(part: Part, g: int, column: str) -> Iterator[str]:
-    try:
-        with parsing():
-            for cell in part.group(g, column).to_pylist():
-                path = cell.get("path") if isinstance(cell, dict) else cell
-                if isinstance(path, str) and path:
-                    yield path
-    except Unreadable as error:
-        raise UserError(f"{part.path} cannot be read ({error})") from None
+    with refusing(Unreadable, f"{part.path} cannot be read ({WHY})"), parsing():
+        for cell in part.group(g, column).to_pylist():
+            path = cell.get("path") if isinstance(cell, dict) else cell
+            if isinstance(path, str) and path:
+                yield path
 
 
 def _found(told: str, *folders: Path) -> list[Path]:
@@ -274,20 +260,18 @@ def _is_name(name: object) -> bool:
 
 
 def _state(path: Path) -> Mapping[str, Any]:
-    try:
+    with refusing(Unreadable, f"{path} cannot be read ({WHY}): save the folder again with save_to_disk of datasets"):
         found = load_json(path)
         if not isinstance(found, dict):
             raise Unreadable(f"it holds a {type(found).__name__}")
         return found
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read ({error}): save the folder again with save_to_disk of datasets") from None
 
 
 # columns
 
 
 def holds_images(path: Path) -> bool:
-    """Whether a Parquet file holds encoded images, as far as it can be read."""
+    """True if a Parquet file holds encoded images, as far as it can be read."""
     try:
         part = parquet_part(path)
     except UserError:
@@ -329,7 +313,7 @@ def _class_columns(schema: Any) -> dict[str, tuple[str, ...]]:
 
 
 def holds_text(kind: Any) -> bool:
-    """Whether a column of this Arrow type holds a text, or a list of texts, per row."""
+    """True if a column of this Arrow type holds a text, or a list of texts, per row."""
     import pyarrow.types as types
 
     if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):

@@ -20,7 +20,7 @@ from diffleak.data.labels import Labels, Value, label_value
 from diffleak.data.listing import COMPANION, COMPANIONS, OTHERS, PICTURES, opened_suffixes
 from diffleak.data.names import UnclearName
 from diffleak.data.shards import counted
-from diffleak.errors import UserError, is_text, listed, shown
+from diffleak.errors import WHY, UserError, is_text, listed, refusing, shown
 from diffleak.records.images import Decoding, LeftOut
 from diffleak.work.reading import Unreadable, opened, parsing
 
@@ -75,16 +75,15 @@ def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None
     def look(i: int) -> Decoded:
         sample = samples[i]
         where = f"{shards[sample.image.shard]}: {ids[i]}.{sample.ending}"
-        try:
+        with refusing(Unreadable, f"{where} cannot be read ({WHY}); put the shard back{SKIP_HINT}", raises=UnreadableImage):
             encoded = content(sample.image)
-        except Unreadable as error:
-            raise UnreadableImage(f"{where} cannot be read ({error}); put the shard back{SKIP_HINT}") from None
         return decode(encoded, where, decoding)
 
     def text(i: int, kind: str) -> Any:
         """What a member of a sample says: a text, or what its JSON holds."""
         member = samples[i].said[kind]
-        try:
+        where = f"{shards[member.shard]}: {shown(samples[i].key)}.{kind}"
+        with refusing(Unreadable, f"{where} cannot be read ({WHY}): save it as UTF-8, or remove it", raises=UnclearName):
             if member.size > LONGEST:
                 raise Unreadable(f"it has {member.size:,} bytes; at most {LONGEST:,} are read")
             with parsing():
@@ -93,20 +92,14 @@ def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None
                 if kind == JSON and not isinstance(held, dict):
                     raise ValueError(f"it holds a {type(held).__name__}")
                 return held
-        except Unreadable as error:
-            raise UnclearName(
-                f"{shards[member.shard]}: {shown(samples[i].key)}.{kind} cannot be read ({error}): save it as UTF-8, or remove it"
-            ) from None
 
     def texts(i: int) -> Texts:
         found: list[Texts] = []
-        try:
+        with refusing(ValueError, f"{name}: {shown(ids[i])} must have texts ({WHY}): correct them, or remove them", raises=UnclearName):
             for kind in [kind for kind in (*TEXTS, JSON) if kind in samples[i].said]:
                 held = text(i, kind)
                 said = [one for column in CAPTION_COLUMNS for one in texts_of(held.get(column))] if kind == JSON else lines_of(held)
                 found += [each] if (each := not_blank([one.strip() for one in said])) else []
-        except ValueError as error:
-            raise UnclearName(f"{name}: {shown(ids[i])} must have texts ({error}): correct them, or remove them") from None
         if len({each[0] for each in found}) > 1:
             raise UnclearName(
                 f"{name} must have one caption for each sample; {shown(ids[i])} has {shown(found[0][0], 40)} and {shown(found[1][0], 40)}: "
@@ -120,13 +113,11 @@ def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None
 
     def label(i: int) -> Value:
         found: list[Value] = []
-        try:
+        with refusing(ValueError, f"{name}: {shown(ids[i])} must have a whole number or a name as label ({WHY})", raises=UnclearName):
             for kind in [kind for kind in (*LABELS, JSON) if kind in samples[i].said]:
                 held = text(i, kind)
                 said = [held.get(key) for key in LABEL_KEYS] if kind == JSON else [_number(held.strip())]
                 found += [value for each in said if (value := label_value(each)) is not None]
-        except ValueError as error:
-            raise UnclearName(f"{name}: {shown(ids[i])} must have a whole number or a name as label ({error})") from None
         if len(set(found)) > 1:
             raise UnclearName(f"{name} must give each image one label; {shown(ids[i])} has {shown(found[0])} and {shown(found[1])}")
         return found[0] if found else None
@@ -140,7 +131,7 @@ def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None
         return tuple(each.get(wanted) for each in held) if any(wanted in each for each in held) else None
 
     def in_json(keys: Sequence[str]) -> bool:
-        """Whether the first JSON has one of the keys."""
+        """True if the first JSON has one of the keys."""
         first = next((i for i, sample in enumerate(samples) if JSON in sample.said), None)
         try:
             return first is not None and not text(first, JSON).keys().isdisjoint(keys)
@@ -148,7 +139,7 @@ def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None
             return False
 
     def several(i: int) -> bool:
-        """Whether a caption member has several lines."""
+        """True if a caption member has several lines."""
         try:
             return any(len(lines_of(text(i, kind))) > 1 for kind in TEXTS if kind in samples[i].said)
         except (ValueError, UnclearName):
@@ -215,32 +206,30 @@ def _samples(path: Path, shard: int, ending: str | None) -> tuple[list[Sample], 
 
 def _members(path: Path, shard: int) -> Iterator[tuple[str, str, Member]]:
     """Key, ending and place of every plain file of a shard, in its order."""
-    try:
-        with opened(path, None) as file, parsing():
-            length = os.fstat(file.fileno()).st_size
-            begins = file.read(BLOCK)
-            compressed = next((kind for pattern, kind in COMPRESSED.items() if re.match(pattern, begins)), None)
-            if compressed and begins[USTAR] != b"ustar":
-                raise UserError(f"{path} is a tar archive compressed with {compressed}: uncompress it, and give the .tar")
-            file.seek(0)
-            end = 0
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (entry := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # of which tarfile keeps every one
-                    if entry.offset < end or entry.size < 0:
-                        raise Unreadable(f"the place of {shown(entry.name)} is damaged")
-                    if entry.offset_data + entry.size > length:
-                        raise Unreadable(f"it ends within {shown(entry.name)}")
-                    end = tar.offset
-                    if entry.isreg() and (named := _key(entry.name)):
-                        if entry.issparse():
-                            raise Unreadable(f"{shown(entry.name)} is stored as a sparse file")
-                        yield (*named, Member(shard, entry.offset_data, entry.size))
-            file.seek(end)
-            if file.read(BLOCK) != bytes(BLOCK):
-                raise Unreadable("it ends before the mark of its end")
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read as a tar archive ({error}): get or write the shard again") from None
+    message = f"{path} cannot be read as a tar archive ({WHY}): get or write the shard again"
+    with refusing(Unreadable, message), opened(path, None) as file, parsing():
+        length = os.fstat(file.fileno()).st_size
+        begins = file.read(BLOCK)
+        compressed = next((kind for pattern, kind in COMPRESSED.items() if re.match(pattern, begins)), None)
+        if compressed and begins[USTAR] != b"ustar":
+            raise UserError(f"{path} is a tar archive compressed with {compressed}: uncompress it, and give the .tar")
+        file.seek(0)
+        end = 0
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (entry := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # of which tarfile keeps every one
+                if entry.offset < end or entry.size < 0:
+                    raise Unreadable(f"the place of {shown(entry.name)} is damaged")
+                if entry.offset_data + entry.size > length:
+                    raise Unreadable(f"it ends within {shown(entry.name)}")
+                end = tar.offset
+                if entry.isreg() and (named := _key(entry.name)):
+                    if entry.issparse():
+                        raise Unreadable(f"{shown(entry.name)} is stored as a sparse file")
+                    yield (*named, Member(shard, entry.offset_data, entry.size))
+        file.seek(end)
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise Unreadable("it ends before the mark of its end")
 
 
 def _key(name: str) -> tuple[str, str] | None:

@@ -47,7 +47,7 @@ class DefendConfig(TrainConfig):
     student_steps: int | None = Field(None, ge=1, description="Steps of the student, if not --steps.")
     choice: Choice = Field("alternate", description="How two models take turns: {default} (default) or random.")
     side_by_side: Annotated[bool | None, Flag("--one-by-one")] = Field(
-        None, description="Train both teachers at once; default where it pays."
+        None, description="Train both teachers at once; default if there are cores or devices for both."
     )
 
     @field_validator("teachers", mode="before")

@@ -124,7 +124,7 @@ def train_teachers(config: DefendConfig, halves: tuple[tuple[str, ...], tuple[st
 
 
 def _side_by_side(config: DefendConfig) -> bool:
-    """Whether each teacher gets a process of its own: two accelerators, or at least two cores without any."""
+    """True if each teacher gets a process of its own: two accelerators, or at least two cores without any."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a launcher's processes share each training already
         if config.side_by_side:
             raise UserError("--side-by-side starts processes of its own; leave it out under a launcher")

@@ -56,7 +56,7 @@ class Dual(Denoiser, wrapper=True):
         elif t in self.timesteps:
             step = self.timesteps.index(t)
         else:
-            raise UserError(f"a sampler over {len(self.timesteps)} timesteps asked for timestep {t}, which is none of them")
+            raise UserError(f"a sampler over {len(self.timesteps)} timesteps needs timestep {t}, which is none of them")
         if self.choice == "alternate":
             return (self.first + step) % 2
         return int(np.random.default_rng((self.seed, step)).integers(2))

@@ -56,7 +56,7 @@ class Preconditioning:
         return self.into, self.from_x, self.from_f, np.array(self.shift)
 
     def equals(self, other: "Preconditioning | None") -> bool:
-        """Whether the other is the same way in and out, but for the rounding of the sigmas."""
+        """True if the other is the same way in and out, but for the rounding of the sigmas."""
         pairs = [] if other is None else [*zip(self.tables, other.tables, strict=True)]
         return bool(pairs) and all(one.shape == two.shape and np.allclose(one, two, rtol=ROUNDING, atol=ROUNDING) for one, two in pairs)
 

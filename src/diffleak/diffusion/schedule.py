@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
-from diffleak.errors import UserError
+from diffleak.errors import UserError, refusing
 
 LEAST_SIGNAL = 0.5  # of alpha_bar at t = 0, which is above 0.99 in every published schedule
 MOST_SIGNAL = 0.9  # of alpha_bar at the end, which is below 0.05 in every published schedule
@@ -28,10 +28,8 @@ WHOLE = 10  # entries below which a table may be a piece of one
 
 
 def _numbers(table: Any) -> Float64[np.ndarray, "..."]:
-    try:
+    with refusing((TypeError, ValueError), f"a noise schedule must be a table of numbers; got {type(table).__name__} of something else"):
         return np.array(table.detach().cpu().double() if isinstance(table, Tensor) else table, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise UserError(f"a noise schedule must be a table of numbers; got {type(table).__name__} of something else") from None
 
 
 def _wrong(table: Float64[np.ndarray, "..."]) -> str | None:

@@ -77,7 +77,7 @@ class Target:
 
     @property
     def latent(self) -> bool:
-        """Whether the denoiser works on latents."""
+        """True if the denoiser works on latents."""
         return not isinstance(self.codec, Identity)
 
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import Flag, ModelConfig, command_line
+from diffleak.config import Flag, ModelConfig, Seed, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, images_alone, one_source, two_sources
-from diffleak.data.config import DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
+from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
 from diffleak.data.sources import open_source
 
 DRAWS = 10  # for each caption
@@ -37,13 +37,17 @@ class ExtractConfig(ModelConfig, DataConfig):
         "inception[:FILE] or pixels. Default none: the tiled pixel distance decides.",
     )
     false_copies: float = Field(
-        0.01, gt=0, le=0.5, allow_inf_nan=False, description="Share of held-out images that may count as copies ({default})."
+        0.01,
+        gt=0,
+        le=0.5,
+        allow_inf_nan=False,
+        description="Rate of false alarms: the share of held-out images that may be called copies ({default}).",
     )
     steps: int = Field(50, ge=1, description="Steps of the sampler ({default}).")
     sampler: Literal["ddim", "ddpm", "dpm"] = Field("ddim", description="{default} (default), ddpm or dpm.")
-    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False, description="Of classifier-free guidance (7.5); 1 is none.")
+    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False, description="Scale of classifier-free guidance (7.5); 1 is none.")
     captions: str | None = Field(None, description="Text-to-image models: own (default), empty, fixed:TEXT or a file.")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
     only: int | None = Field(None, ge=0, description="Draw this one image again, by its number in extract.json, and nothing else.")
     thumbnails: bool = Field(False, description="Write the pairs as images and show them in the report (private).")
     batch_size: int | None = Field(None, ge=1, description="Images per forward; default by their size.")
@@ -52,6 +56,8 @@ class ExtractConfig(ModelConfig, DataConfig):
     skip_unreadable: SkipUnreadable = False
     threads: int | None = Field(None, ge=1, description="Chunks drawn side by side, one CPU thread each.")
     ignore_model_split: IgnoreModelSplit = False
+    anonymous: Anonymous = False
+    anonymous_key: AnonymousKey = None
 
     @field_validator("members", "nonmembers", "data", "extractor", "captions", mode="before")
     @classmethod
@@ -68,6 +74,7 @@ class ExtractConfig(ModelConfig, DataConfig):
             raise ValueError("the training images must be given: --members DATA, or --data DATA with --split FILE")
         if self.output is None and (self.thumbnails or self.only is not None):
             raise ValueError("--thumbnails and --only write images: give -o DIR")
+        self.check_anonymous()
         return self
 
     @property
@@ -79,7 +86,7 @@ class ExtractConfig(ModelConfig, DataConfig):
 
 
 def read_cohort(config: ExtractConfig) -> Cohort:
-    """The members of a config, with the held-out images where it names any."""
+    """The images under their own ids: the members of a config, with the held-out images where it names any."""
     opened = lambda name: open_source(name, config.decoding)
     if config.data and config.split:
         return one_source(opened(config.data), config.split, config.limit, config.seed)

@@ -24,6 +24,7 @@ from jaxtyping import Bool, UInt8
 
 from diffleak import hub
 from diffleak.config import build
+from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.captions import choose_captions
 from diffleak.data.cohort import IN_MEMORY, Cohort
 from diffleak.data.draw import calibrate_part
@@ -35,18 +36,21 @@ from diffleak.diffusion.target import Target, side_by_side
 from diffleak.errors import UserError
 from diffleak.extraction.config import DRAWS, IMAGES, ExtractConfig, read_cohort
 from diffleak.extraction.nearest import Distance, Nearest, distances
-from diffleak.extraction.sides import Side, read_sides, tally_of
+from diffleak.extraction.sides import Side, read_sides, tally_of, without_near_duplicates
 from diffleak.generation import Drawing, draw, draw_one, plan_drawing
 from diffleak.hub.encoders import Extractor, open_extractor, probe
 from diffleak.records.audit import Membership
-from diffleak.records.extraction import FILE, PAGE, PAIRS, CopyRates, ExtractCosts, ExtractionRecord, Pair
+from diffleak.records.digests import write_recorded
+from diffleak.records.extraction import FILE, PAGE, PAIRS, CopyRates, ExtractCosts, ExtractionRecord, Pair, read_extraction
 from diffleak.records.images import refuse_other_reading
+from diffleak.records.run_folder import read_plan
 from diffleak.report import to_html
 from diffleak.report.pages.extraction import page
 from diffleak.report.sections.extraction import SHOWN, Pictures
 from diffleak.report.wording import adapter
 from diffleak.stats import extraction as stats
-from diffleak.work.files import checked_folder, open_to_others, write_bytes, write_text
+from diffleak.work.files import checked_folder, open_to_others
+from diffleak.work.folder import PLAN
 from diffleak.work.progress import say
 
 CALIBRATE = 0.5  # of the held-out images
@@ -71,19 +75,21 @@ class Extracted:
     def save(self, folder: Path, thumbnails: bool = False) -> None:
         """Writes extract.html and extract.json; `thumbnails` shows the closest pairs, and writes them as images, for their owner only."""
         pictures = Pictures(self.member, self.drawing) if thumbnails else None
-        if thumbnails:
-            _write_pairs(folder / PAIRS, self.record.pairs[:SHOWN], self)
-        write_text(folder / PAGE, to_html(page(self.record, pictures)), private=True)
-        write_text(folder / FILE, self.record.model_dump_json(indent=2), private=True)
+        text = {PAGE: to_html(page(self.record, pictures)), FILE: self.record.model_dump_json(indent=2)}
+        if not thumbnails:
+            return write_recorded(folder, text)
+        for stale in (folder / PAIRS).glob("[0-9][0-9][0-9]-*.png"):
+            stale.unlink()
+        return write_recorded(folder, {**_pictures(self.record.pairs[:SHOWN], self), **text}, replaces=f"{PAIRS}/")
 
 
-def _write_pairs(folder: Path, pairs: Sequence[Pair], found: Extracted) -> None:
-    checked_folder(folder)
-    for stale in folder.glob("[0-9][0-9][0-9]-*.png"):
-        stale.unlink()
+def _pictures(pairs: Sequence[Pair], found: Extracted) -> dict[str, bytes]:
+    """Both pictures of each pair as a PNG, by its path in the folder."""
+    named: dict[str, bytes] = {}
     for rank, pair in enumerate(pairs, 1):
-        write_bytes(folder / f"{rank:03d}-member.png", found.member(pair.id), private=True)
-        write_bytes(folder / f"{rank:03d}-drawing-{pair.image}.png", found.drawing(pair.image), private=True)
+        named[f"{PAIRS}/{rank:03d}-member.png"] = found.member(pair.id)
+        named[f"{PAIRS}/{rank:03d}-drawing-{pair.image}.png"] = found.drawing(pair.image)
+    return named
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +104,8 @@ class Prepared:
     drawing: Drawing
     encoder: Extractor | None
     membership: Membership
+    near_duplicates: int  # held-out images that were left out, since each is nearly a member
+    key: Key | None = None
 
     @property
     def draws(self) -> int | None:
@@ -154,7 +162,11 @@ def prepare(
 ) -> Prepared:
     """Loads the model and the encoder, reads the images, and checks that all of it fits together."""
     target = hub.target_of(config, target)
+    key = _key(config)
     cohort = read_cohort(config) if cohort is None else cohort
+    if key:
+        renamed = cohort.renamed(key)
+        cohort = renamed.taken(renamed.by_id)  # drawings are numbered by this order, and that of file names would tell of them
     sides = f"{cohort.names[0]} (members)" + ("" if cohort.member.all() else f" and {cohort.names[1]} (held out)")
     given = f"the split file {config.split}" if config.split else sides
     membership = check_membership([cohort], given, target.split_file, config.split, config.ignore_model_split)
@@ -170,11 +182,28 @@ def prepare(
     members, held_out = read_sides(cohort, shape, config, encoder if config.only is None else None)
     tally = tally_of(members, held_out)
     tally.refuse_white(config.decoding)
+    near = 0
+    if held_out:
+        held_out, near = without_near_duplicates(members, held_out)
     for trained in target.trained:
         refuse_other_reading(trained, config.decoding, tally, shape.channels == 4)
     cohorts = [side.cohort for side in (members, held_out) if side is not None]
     drawing, captions = _plan(config, target, shape, texts, *cohorts)
-    return Prepared(config, target, members, held_out, captions, drawing, encoder, membership)
+    return Prepared(config, target, members, held_out, captions, drawing, encoder, membership, near, key)
+
+
+def _key(config: ExtractConfig) -> Key | None:
+    """The key of an anonymous search: in the folder of an anonymous audit, that audit's."""
+    folder = config.output
+    if folder is None:
+        return choose_key(config.anonymous, config.anonymous_key, None, {})
+    plan = read_plan(folder)
+    recorded = {folder / PLAN: plan.anonymous} if plan else {}
+    if (folder / FILE).exists():
+        recorded[folder / FILE] = read_extraction(folder / FILE).anonymous
+    if config.anonymous:
+        checked_folder(folder)
+    return choose_key(config.anonymous, config.anonymous_key, folder, recorded)
 
 
 def _captions(config: ExtractConfig, target: Target, cohort: Cohort) -> dict[str, str] | None:
@@ -225,7 +254,7 @@ def draw_again(config: ExtractConfig) -> Path:
     prepared, output, only = prepare(config), config.output, config.only
     assert output is not None and only is not None, "checked by the config"
     file = checked_folder(output) / f"drawing-{only}.png"
-    write_bytes(file, png(draw_one(prepared.drawing, only)), private=True)
+    write_recorded(output, {file.name: png(draw_one(prepared.drawing, only, config.batch_size))})
     return file
 
 
@@ -243,6 +272,8 @@ def search(
             f"got {calibrate}: give more, or a larger share with --false-copies"
         )
     folder = checked_folder(config.output) if config.output else None
+    if prepared.key:
+        say(f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the results")
     if folder and open_to_others(folder):
         say(f"others on this machine may read {folder}, which names images and may hold copies of them: chmod 700 {folder}")
     before = time.monotonic()
@@ -311,7 +342,7 @@ def _pairs(prepared: Prepared, found: Sequence[Compared]) -> tuple[Pair, ...]:
             image=image,
             draw=image % draws if draws else image,
             seed=drawing.seed,
-            prompt=drawing.prompts[image] if drawing.prompts else None,
+            prompt=drawing.prompts[image] if drawing.prompts and not prepared.key else None,  # a caption may name who is shown
             label=int(drawing.labels[image]) if drawing.labels is not None else None,
             distances={name: float(values[row]) for name, values in by_name.items()},
             p_value=None if p is None else float(p[row]),
@@ -347,6 +378,7 @@ def _record(prepared: Prepared, found: Sequence[Compared], pairs: tuple[Pair, ..
         classes=None if target.classes is None else f"{drawing.n // target.classes} of each of {target.classes} classes",
         members=prepared.members.described,
         held_out=held_out.described if held_out else None,
+        near_duplicates=prepared.near_duplicates,
         calibrate=int(prepared.calibrate.sum()),
         false_copies=config.false_copies,
         decides=first.distance,
@@ -358,6 +390,7 @@ def _record(prepared: Prepared, found: Sequence[Compared], pairs: tuple[Pair, ..
         environment=environment(target, config.threads or side_by_side(target), config.seed, prepared.members.described.fingerprint),
         costs=costs,
         membership=prepared.membership,
+        anonymous=prepared.key.name if prepared.key else None,
         settings=config.model_dump(mode="json"),
         exif=config.exif,
         alpha=config.alpha,
@@ -373,6 +406,10 @@ def _warnings(prepared: Prepared) -> tuple[str, ...]:
         found.append(
             "no held-out images were given, so nothing says how near a drawing comes by chance: there are distances and pairs, and no rate"
         )
+    if near := prepared.near_duplicates:
+        found.append(
+            f"{near} held-out images were left out: each is a near-duplicate of a member, so a drawing near to it is no false copy"
+        )
     if prepared.membership.status != "confirmed":
         found.append(prepared.membership.sentence)
     if len(target.denoiser.exposed) > 1:
@@ -382,8 +419,8 @@ def _warnings(prepared: Prepared) -> tuple[str, ...]:
         found += target.unnamed(distinct)
         if cut := len(target.text.truncated(distinct)):
             found.append(f"{cut} captions are longer than the model's text encoder reads: it read their beginning only")
-    if prepared.config.resize:
-        found.append(f"real images of another shape were resized to {drawing.shape} (bicubic, antialiased, centre crop)")
+    if resized := prepared.members.resized + (held_out.resized if held_out else 0):
+        found.append(f"{resized} real images of another shape were resized to {drawing.shape} (bicubic, antialiased, centre crop)")
     if images := tally_of(prepared.members, held_out).described(prepared.config.decoding, drawing.shape.channels == 4):
         found.append(f"how the real images were read: {', '.join(images)}")
     if omitted := prepared.members.omitted + (held_out.omitted if held_out else 0):

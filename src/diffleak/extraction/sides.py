@@ -1,11 +1,12 @@
 """Members and held-out images, each read once: their pixels, and their features where an encoder compares them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from diffleak.data.cohort import Cohort
+from diffleak.data.duplicates import find_duplicates, sketch
 from diffleak.data.fitted import FittedImages
 from diffleak.data.pixels import ImageShape
 from diffleak.data.scan import refuse_shared
@@ -19,7 +20,7 @@ from diffleak.work.progress import progress
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """The images of one side that could be read, in the shape that the model draws; `omitted` could not be read."""
+    """The images of one side in the shape that the model draws; `resized` had another one, and `omitted` could not be read."""
 
     cohort: Cohort
     pixels: UInt8[np.ndarray, "n h w c"]
@@ -28,6 +29,7 @@ class Side:
     described: ImageSet
     omitted: int
     tally: Tally
+    resized: int
 
     def __len__(self) -> int:
         return len(self.cohort)
@@ -47,6 +49,32 @@ def read_sides(cohort: Cohort, shape: ImageShape, config: ExtractConfig, encoder
     hashes = np.frombuffer(b"".join(members.hashes + others.hashes), dtype=np.uint8).reshape(len(both), -1)
     refuse_shared(both, hashes, tally_of(members, others).alike)
     return members, others
+
+
+def without_near_duplicates(members: Side, held_out: Side) -> tuple[Side, int]:
+    """The held-out images that are no near-duplicates of members, and how many are: these would take copies for chance.
+
+    Raises `UserError` where none is left.
+    """
+    sides = (members, held_out)
+    sketches = np.stack([sketch(image) for side in sides for image in side.pixels])
+    hashes = np.frombuffer(b"".join(members.hashes + held_out.hashes), dtype=np.uint8).reshape(len(sketches), -1)
+    _, clusters = find_duplicates(sketches, hashes)
+    keep = ~np.isin(clusters[len(members) :], clusters[: len(members)])
+    if not keep.any():
+        raise UserError(f"each of the {len(held_out)} held-out images is a near-duplicate of a member; give others")
+    if keep.all():
+        return held_out, 0
+    described = held_out.described.model_copy(update={"n": int(keep.sum())})
+    left = replace(
+        held_out,
+        cohort=held_out.cohort.only(keep),
+        pixels=held_out.pixels[keep],
+        features=None if held_out.features is None else held_out.features[keep],
+        hashes=tuple(each for each, kept in zip(held_out.hashes, keep, strict=True) if kept),
+        described=described,
+    )
+    return left, int((~keep).sum())
 
 
 def tally_of(members: Side, held_out: Side | None) -> Tally:
@@ -73,7 +101,7 @@ def _read(what: str, source: str, cohort: Cohort, shape: ImageShape, config: Ext
     pixels, kept = np.stack(found), cohort.only(images.readable)
     features = features_of(what, pixels, encoder) if encoder else None
     described = ImageSet(source=source, n=len(kept), fingerprint=images.fingerprint)
-    return Side(kept, pixels, features, tuple(images.hashes), described, len(cohort) - len(kept), images.tally)
+    return Side(kept, pixels, features, tuple(images.hashes), described, len(cohort) - len(kept), images.tally, images.resized)
 
 
 def _rows(cohort: Cohort, part: Cohort) -> np.ndarray:

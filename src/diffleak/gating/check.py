@@ -6,7 +6,7 @@
     quality.json, extract.json    the copy rate
     epsilon.json                  the lower bound on epsilon
 
-Nothing is measured again. A number that is not there has not passed.
+Nothing is measured again. A number that is not there has not passed. The report of an audit is written again, with the limits.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,22 +23,23 @@ from diffleak.records import digests
 from diffleak.records.audit import AuditRecord, Gate
 from diffleak.records.base import Estimate
 from diffleak.records.comparison import FILE as COMPARE
-from diffleak.records.comparison import Quality, read_comparison
+from diffleak.records.comparison import read_comparison
 from diffleak.records.extraction import FILE as EXTRACT
-from diffleak.records.gate import EPSILON, FILE, Bound, CheckedFile, Extracted, GateRecord, read_part
+from diffleak.records.gate import EPSILON, FILE, Bound, CheckedFile, Extracted, GateRecord, Measured, read_part
 from diffleak.records.quality import FILE as QUALITY
 from diffleak.records.quality import read_quality
 from diffleak.records.sweep import FILE as SWEEP
 from diffleak.records.sweep import read_sweep
 from diffleak.report.judgement import read_record
-from diffleak.report.sections.audit.gates import sentence
-from diffleak.work.files import hash_file, write_text
+from diffleak.report.sections.audit.gates import outcome
+from diffleak.report.written import refresh_report
+from diffleak.work.files import hash_file
 
 AUDIT = "audit.json"
 ORDER = (*LIMITS, "max_copies", "max_epsilon")
 MADE_BY = {
     LIMITS[0]: "diffleak audit MODEL --members DATA --nonmembers DATA -o",
-    "max_copies": "diffleak extract MODEL --members DATA -o",
+    "max_copies": "diffleak extract MODEL --members DATA --nonmembers DATA -o",
     "max_epsilon": "diffleak epsilon",
 }
 
@@ -53,7 +54,7 @@ class Found(NamedTuple):
 
 
 def gate(run: str | Path, **limits: Any) -> GateRecord:
-    """Checks a finished folder against limits and writes RUN/gate.json.
+    """Checks a finished folder against limits and writes RUN/gate.json, and the limits into the report of an audit.
 
     limits: max_auc, max_tpr, max_excess_auc, max_copies (each in [0, 1]) and max_epsilon (at least 0), at least one of them.
     Raises `UserError` for a folder that lacks what a limit needs, and `InvalidAudit` where its numbers do not measure membership. A
@@ -67,6 +68,7 @@ def check_folder(config: GateConfig) -> GateRecord:
     folder = config.run
     if not folder.is_dir():
         raise UserError(f"RUN must be the folder of a finished command; there is no folder {folder}")
+    digests.refuse_edited(folder, but=(FILE,))
     of_attacks = any(getattr(config, limit) is not None for limit in LIMITS)
     found = _attacks(folder, config) if of_attacks else Found((), (), None, _fingerprint(folder))
     beside = [*_copies(folder, config, found.fingerprint), *_epsilon(folder, config, found.fingerprint)]
@@ -82,7 +84,8 @@ def check_folder(config: GateConfig) -> GateRecord:
         last_passing=found.last_passing,
         files=tuple(CheckedFile(file=path.relative_to(folder).as_posix(), sha256=hash_file(path)) for path in files),
     )
-    write_text(folder / FILE, record.model_dump_json(indent=2))
+    digests.write_recorded(folder, {FILE: record.model_dump_json(indent=2)})
+    refresh_report(folder)
     return record
 
 
@@ -104,17 +107,7 @@ def _of(record: GateRecord, limit: str) -> list[Gate]:
 
 
 def _line(record: GateRecord, limit: str) -> str:
-    checks, at_most = _of(record, limit), record.limits[limit]
-    failed = [each for each in checks if not each.passed]
-    worst = max(failed or checks, key=lambda each: float("inf") if each.reach is None else each.reach)
-    if not failed:
-        of = f" (the highest of {len(checks):,})" if len(checks) > 1 else ""
-        return f"{flag(limit)} {at_most:g} is met: {sentence(worst)}{of}"
-    known = [each for each in failed if each.reach is not None]
-    nearest = max(known, key=lambda each: each.reach or 0.0) if known else worst
-    by = f" by {nearest.reach - at_most:.3f}" if nearest.reach is not None else ""
-    of = f" ({len(failed):,} of {len(checks):,} fail)" if len(checks) > 1 else ""
-    return f"{flag(limit)} {at_most:g} is not met{by}: {sentence(nearest)}{of}"
+    return f"{flag(limit)} {record.limits[limit]:g} {outcome(_of(record, limit))}"
 
 
 # attacks
@@ -132,7 +125,6 @@ def _attacks(folder: Path, config: GateConfig) -> Found:
 
 
 def _audit(folder: Path, config: GateConfig) -> Found:
-    digests.refuse_edited(folder)
     record = read_record(folder)
     return Found(_of_audit(record, config, str(folder)), (folder / AUDIT,), None, record.plan.model_fingerprint)
 
@@ -150,7 +142,7 @@ def _of_audit(record: AuditRecord, config: GateConfig, name: str) -> tuple[Gate,
 def _sweep(folder: Path, config: GateConfig) -> Found:
     points, passing, checks = read_sweep(folder).points, list[str](), tuple[Gate, ...]()
     for point in points:
-        digests.refuse_edited(folder / point.run)
+        digests.refuse_edited(folder / point.run, but=(FILE,))
         checks = _of_audit(read_record(folder / point.run), config, str(folder / point.run))
         passing += [point.name] if all(each.passed for each in checks) else []
     last = tuple(each.model_copy(update={"attack": f"{points[-1].name}: {each.attack}"}) for each in checks)
@@ -179,16 +171,22 @@ def _fingerprint(folder: Path) -> str | None:
 def _copies(folder: Path, config: GateConfig, model: str | None) -> Iterator[tuple[Gate, Path]]:
     if config.max_copies is None:
         return
-    found = list[tuple[Estimate, Path]]()
-    if (path := folder / QUALITY).is_file():
-        measured = read_quality(path, Quality)
+    found, unmeasured = list[tuple[Estimate, Path]](), (folder / QUALITY).is_file()
+    if unmeasured:
+        path = folder / QUALITY
+        measured = read_quality(path, Measured)
         _refuse_other_model(path, measured.model_fingerprint, model)
-        rate = next((metric for metric in measured.metrics if metric.name == "copy_rate"), None)
-        found.append((rate or Estimate(reason="not measured: diffleak quality takes --training for it"), path))
+        rate = next((metric for metric in measured.metrics if metric.name == "copy_rate" and measured.training), None)
+        found += [(rate, path)] if rate else []
     if (path := folder / EXTRACT).is_file():
         extracted = read_part(path, Extracted, "extract")
         _refuse_other_model(path, extracted.model_fingerprint, model)
         found.append((extracted.copy_rate, path))
+    if not found and unmeasured:
+        raise UserError(
+            f"--max-copies needs a copy rate, and {folder / QUALITY} has none, since it was measured without training images: "
+            f"{MADE_BY['max_copies']} {folder} makes one"
+        )
     if not found:
         raise UserError(
             f"--max-copies needs a {QUALITY} or an {EXTRACT}; {folder} has neither: {MADE_BY['max_copies']} {folder} makes the second"

@@ -6,7 +6,7 @@ and takes 4/9 of the work. With 3 x 3 taps w, and x doubled by nearest neighbour
     conv(doubled(x), w, padding 1) = conv_transpose(x, k, stride 2, padding 1),   k = w flipped, convolved with 2 x 2 ones
 
 Twice, for J v: what a reverse pass over u -> J^T u would meet otherwise is that torch's fused attentions have no second derivative;
-that of a convolution computes one with respect to the weights as well, which nobody asked for and which more than doubles its time;
+that of a convolution computes one with respect to the weights as well, which nobody needs and which more than doubles its time;
 that of GroupNorm takes a dozen passes over memory where two do. Every other operation is left as it is.
 
     convolution    J^T u = conv_transpose(u, w)
@@ -14,7 +14,7 @@ that of GroupNorm takes a dozen passes over memory where two do. Every other ope
     SiLU           J = diag(s + x s (1 - s)),   s = sigmoid(x)
 
 Values and derivatives with respect to images are torch's, up to rounding. Not there are derivatives with respect to weights, and not
-seen is what a decoder does to tensors behind autograd's back, or by hooks: whoever uses the forms tries them first (`operators`).
+seen is what a decoder does to tensors behind autograd's back, or by hooks: callers try the forms first (`operators`).
 """
 
 import weakref

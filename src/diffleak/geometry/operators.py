@@ -170,7 +170,7 @@ def record(decode: Callable[[Tensor], Tensor], z: Float[Tensor, "b *z"], twice: 
 
 
 def _right(decode: Callable[[Tensor], Tensor], z: Float[Tensor, "1 *z"], forms: Forms, twice: bool) -> bool:
-    """Whether a decoder's products are right with these forms, tried with one vector.
+    """True if a decoder's products are right with these forms, tried with one vector.
 
     J^T u must be that of the decoder as it is written and, if `twice`, |J v|^2 = <J^T J v, v>. They are not where a decoder does something
     that the forms do not know, or where the backward of an operation has a wrong derivative itself.

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from diffleak.errors import DiffleakError, UserError, shown
+from diffleak.errors import WHY, DiffleakError, UserError, refusing, shown
 from diffleak.records.headers import findings
 from diffleak.work.files import BLOCK, write_atomic
 from diffleak.work.reading import Header, Unreadable, load_header, opened
@@ -30,16 +30,8 @@ NEEDED = (
     *("config", "_quantization_metadata", "tensor_names"),
 )
 OF_THE_MACHINE = ("base_model_name_or_path", "revision", "auto_mapping", "parent_library")  # peft's settings that no loader needs
-OF_THE_UPDATE = (
-    "r",
-    "alpha",
-    "lora_alpha",
-    "rank_pattern",
-    "alpha_pattern",
-    "target_modules",
-    "use_rslora",
-    "use_dora",
-)  # without: another
+# without these, which decide the update, it is another one
+OF_THE_UPDATE = ("r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora", "use_dora")
 
 
 def needed(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -75,10 +67,8 @@ def strip(file: Path, header: Header, out: Path) -> tuple[str, ...]:
         if not same or load_header(temporary).tensors != header.tensors:
             raise DiffleakError(f"the copy of {file} has other weights than it: the disk is damaged, or the file was changed meanwhile")
 
-    try:
+    with refusing(Unreadable, f"{file} cannot be copied ({WHY}); repeat the command"):
         write_atomic(out, write)
-    except Unreadable as error:
-        raise UserError(f"{file} cannot be copied ({error}); repeat the command") from None
     return tuple(kept)
 
 
@@ -110,7 +100,7 @@ def _pruned(key: str, text: str) -> str:
 
 
 def _private(key: str, text: str) -> bool:
-    """Whether a text of a header gives something private away."""
+    """True if a text of a header gives something private away."""
     return any(found.private for found in findings({key: text}))
 
 

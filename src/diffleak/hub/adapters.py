@@ -12,6 +12,7 @@ adapter costs nothing per forward.
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +24,12 @@ import torch
 from torch import Tensor
 
 from diffleak.diffusion.denoiser import LowRank
-from diffleak.errors import UserError, first_lines, pip_install, shown
+from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, shown
 from diffleak.hub import effect
 from diffleak.hub.configs import read_json
 from diffleak.hub.folders import LONGEST_PATH, PICKLES, file_of
 from diffleak.hub.layer_names import PEFT_PREFIX, TEXT_ENCODERS
-from diffleak.hub.states import is_state, load_state
+from diffleak.hub.states import is_eighth, is_state, load_state
 from diffleak.hub.updates import LONGEST_NAME, header_settings, refuse_other_kinds, updates
 from diffleak.records.plan import Adapter
 from diffleak.work.files import hash_file, hash_files
@@ -59,7 +60,7 @@ def named_adapters(lora: str, scale: float = 1.0) -> tuple[Applied, ...]:
     """
     found: list[Applied] = []
     for name, value in split_named(lora, "--lora"):
-        strength = 1.0 if value is None else _number(value)
+        strength = 1.0 if value is None else strength_of(value)
         if strength is None and not os.path.exists(name):
             name, strength = f"{name}@{value}", 1.0  # a name with an @ in it, of what is not there or of no path
         if strength is None or not isfinite(strength * scale):
@@ -80,13 +81,12 @@ def named_adapters(lora: str, scale: float = 1.0) -> tuple[Applied, ...]:
 
 
 def _hash(file: Path) -> str:
-    try:
+    with refusing(Unreadable, f"the LoRA {file} cannot be read: {WHY}"):
         return hash_file(file)
-    except Unreadable as error:
-        raise UserError(f"the LoRA {file} cannot be read: {error}") from None
 
 
-def _number(text: str) -> float | None:
+def strength_of(text: str) -> float | None:
+    """The number behind the @ of a name; None for another text, which belongs to the name."""
     try:
         return float(text)
     except ValueError:
@@ -98,10 +98,8 @@ def adapter_file(lora: str | Path) -> Path:
 
     Raises `UserError` when peft is missing, for a folder with none of FILES and STATES, and for what is not there.
     """
-    try:
+    with refusing(ImportError, f"--lora needs peft: {pip_install('lora')}"):
         import peft  # noqa: F401
-    except ImportError:
-        raise UserError(f"--lora needs peft: {pip_install('lora')}") from None
     return file_of(lora, "--lora", "a LoRA", (FILES, STATES), (CONFIG,))
 
 
@@ -133,7 +131,8 @@ def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str]
     """
     raw = _read(file)
     networks = {name: getattr(pipeline, name) for name in (part, *TEXT_ENCODERS) if getattr(pipeline, name, None) is not None}
-    try:
+    # peft, diffusers and torch each raise their own; all mean an adapter of another model
+    with refusing((UserError, Exception), f"the LoRA {file} does not match the model: {WHY}", first_lines):
         raw = _with_prefix(raw, part, networks[part])
         of_peft = all(key.startswith(PEFT_PREFIX) for key in raw)
         header = {} if file.suffix in PICKLES else header_settings(file)
@@ -149,10 +148,6 @@ def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str]
                 for name, (config, weights) in ways.items():
                     _merge(networks[name], config, weights, scale)
         said = effect.check(changes, was, networks, scale)
-    except UserError as error:
-        raise UserError(f"the LoRA {file} does not match the model: {error}") from None
-    except Exception as error:  # peft, diffusers and torch each raise their own; all mean an adapter of another model
-        raise UserError(f"the LoRA {file} does not match the model: {first_lines(error)}") from None
     silent = [update for update in changes if update.alpha == 0]
     if silent and len(silent) < len(changes):
         said.append(f"the LoRA has alpha 0 in {len(silent)} of its {len(changes)} layers, which it leaves as they are")
@@ -286,14 +281,20 @@ def _merge(network: Any, config: Any, weights: Mapping[str, Tensor], scale: floa
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    try:
+    with refusing(Unreadable, f"the LoRA {file} cannot be read: {WHY}"):
         raw = load_state(file)
         if not is_state(raw) and not (isinstance(raw, dict) and not raw):
             raise Unreadable("it must be a dict of names and tensors, as torch.save writes the state dict of a LoRA")
-    except Unreadable as error:
-        raise UserError(f"the LoRA {file} cannot be read: {error}") from None
     if not raw:
         raise UserError(f"the LoRA {file} holds no weights")
+    whole = next((key for key, value in raw.items() if value.numel() > 1 and not value.is_floating_point()), None)
+    if whole:
+        kind = str(raw[whole].dtype).removeprefix("torch.")
+        said = f"its {shown(whole, LONGEST_PATH)} is stored as {kind}, quantised: give a copy of 16 or 32 bits"
+        raise UserError(f"the LoRA {file} must hold floating-point numbers; {said}")
+    if eighths := sorted({str(value.dtype).removeprefix("torch.") for value in raw.values() if is_eighth(value)}):
+        warnings.warn(f"{file.name} stores weights in 8 bits ({', '.join(eighths)}), which are merged as rounded so", stacklevel=2)
+        raw = {key: value.float() if is_eighth(value) else value for key, value in raw.items()}  # torch hardly calculates with them
     broken = next((key for key, value in raw.items() if value.is_floating_point() and not bool(value.isfinite().all())), None)
     if broken:
         raise UserError(f"the LoRA {file} must hold finite numbers; its {shown(broken, LONGEST_PATH)} has NaN or infinity: export it again")

@@ -139,7 +139,7 @@ def codec_fingerprint(folder: Path) -> str:
 
 
 def same_codec(one: Codec, other: Codec) -> bool:
-    """Whether two codecs give the same latents: the same settings, scale and weights, wherever and whenever they were saved."""
+    """True if two codecs give the same latents: the same settings, scale and weights, wherever and whenever they were saved."""
     if not isinstance(one, Autoencoder) or not isinstance(other, Autoencoder):
         return type(one) is type(other)
     settings = [{k: v for k, v in dict(codec.network.config).items() if k[0] != "_"} for codec in (one, other)]

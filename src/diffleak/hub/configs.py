@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.work.reading import load_json
 
 LARGEST = 1e30  # number in a config that is taken for one
@@ -50,10 +50,8 @@ def read_json(path: Path, must: str) -> dict[str, Any]:
 
 def load_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file, whatever its keys are; raises `UserError` for anything else."""
-    try:
+    with refusing((OSError, ValueError), f"{path} must be JSON ({WHY})"):
         content = load_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} must be JSON ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object; got {type(content).__name__}")
     return content
@@ -91,7 +89,7 @@ def _of_kind(value: Any, usual: Any, annotation: str) -> bool:
 
 
 def are_numbers(values: object, count: int, positive: bool = False) -> bool:
-    """Whether a value in a JSON file is a list of so many numbers, none of them NaN, infinite or as large."""
+    """True if a value in a JSON file is a list of so many numbers, none of them NaN, infinite or as large."""
     if not isinstance(values, list) or len(values) != count or not all(type(value) in (int, float) for value in values):
         return False
     return all((0 if positive else -LARGEST) < value < LARGEST for value in values)

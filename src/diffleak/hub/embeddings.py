@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.hub.folders import LONGEST_PATH, diffusers_library, file_of
-from diffleak.hub.states import load_state
+from diffleak.hub.states import is_eighth, load_state
 from diffleak.records.plan import Embedding
 from diffleak.work.files import hash_file
 from diffleak.work.listed import split_named
@@ -80,10 +80,8 @@ def embed(pipeline: Any, embeddings: Sequence[Learned]) -> tuple[Embedding, ...]
     Raises `UserError` for a pipeline that takes none, for vectors of another model, and for a word that its vocabulary has already.
     """
     for learned in embeddings:
-        try:
+        with refusing(UserError, f"the embedding {shown(learned.file, LONGEST_PATH)} does not match the model: {WHY}"):
             _add(pipeline, learned)
-        except UserError as error:
-            raise UserError(f"the embedding {shown(learned.file, LONGEST_PATH)} does not match the model: {error}") from None
         several = "1 vector" if len(learned.tokens) == 1 else f"{len(learned.tokens)} vectors"
         say(f"embedding: '{learned.word}' in captions stands for the {several} of {learned.file}")
     if any(len(learned.tokens) > 1 for learned in embeddings):
@@ -155,11 +153,9 @@ def _expander(tokens: Mapping[str, str]) -> Callable[[Any, Any], Any]:
 
 def _read(name: str, word: str | None) -> Learned:
     file = file_of(name, "--embedding", "an embedding", FILES)
-    try:
+    with refusing(Unreadable, f"the embedding {shown(file, LONGEST_PATH)} cannot be read: {WHY}"):
         word_of_file, vectors = _layout(load_state(file))
         hash_file(file)
-    except Unreadable as error:
-        raise UserError(f"the embedding {shown(file, LONGEST_PATH)} cannot be read: {error}") from None
     word = (word or word_of_file or file.stem).strip()
     if not word or len(word) > LONGEST_WORD or re.search(r"\s", word):
         raise UserError(
@@ -190,6 +186,7 @@ def _layout(content: Any) -> tuple[str | None, dict[str, Tensor]]:
     for key, value in found.items():
         if not isinstance(value, Tensor) or value.ndim not in (1, 2) or not value.numel() or not value.is_floating_point():
             raise Unreadable("its vectors must be a tensor of shape (n, d)")
+        value = value.float() if is_eighth(value) else value
         if not bool(value.isfinite().all()):
             raise Unreadable("its vectors must be finite numbers: export it again")
         vectors[key] = value.detach().reshape(-1, value.shape[-1])

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from diffleak.data.pixels import ImageShape, to_model
 from diffleak.diffusion.finite import broken_weight
-from diffleak.errors import UserError, first_lines, pip_install, shown, unknown
+from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, shown, unknown
 from diffleak.hub import folder_of, heard
 from diffleak.hub.configs import are_numbers, read_json
 from diffleak.hub.folders import LONGEST_PATH, WEIGHTS, check_weights, from_transformers, hashed_weights
@@ -235,17 +235,14 @@ def _torchscript(path: Path, device: str) -> Any:
 
 
 def _torch_fidelity(device: str) -> Extractor:
-    try:
+    others = (
+        "give the TorchScript file as inception:inception-2015-12-05.pt, or another --extractor (dinov2, clip, torchscript:FILE, pixels)"
+    )
+    with refusing(ImportError, f"the extractor inception needs torch-fidelity: {pip_install('inception')}; or {others}"):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError:
-        raise UserError(
-            f"the extractor inception needs torch-fidelity: {pip_install('inception')}; or give the TorchScript file as "
-            "inception:inception-2015-12-05.pt, or another --extractor (dinov2, clip, torchscript:FILE, pixels)"
-        ) from None
-    try:
+    # it downloads its weights; whatever goes wrong is about that
+    with refusing(Exception, f"torch-fidelity cannot load its weights ({WHY}); give inception:FILE instead", first_lines):
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"]).to(device).eval()
-    except Exception as error:  # it downloads its weights; whatever goes wrong is about that
-        raise UserError(f"torch-fidelity cannot load its weights ({str(error).splitlines()[0]}); give inception:FILE instead") from None
     digest = hashlib.sha256()
     for name, weights in sorted(network.state_dict().items()):
         digest.update(name.encode() + weights.cpu().numpy().tobytes())
@@ -255,19 +252,15 @@ def _torch_fidelity(device: str) -> Extractor:
 
 def _transformer(kind: str, model: str, device: str) -> Extractor:
     """A vision transformer with the preprocessing that its preprocessor_config.json says, done here with Pillow."""
-    try:
+    with refusing(ImportError, f"the extractor {kind} needs transformers: {pip_install('encoders')}"):
         import transformers
-    except ImportError:
-        raise UserError(f"the extractor {kind} needs transformers: {pip_install('encoders')}") from None
     folder = encoder_folder(model)
-    unused = {"add_pooling_layer": False} if kind == "deit" else {}  # which most of its checkpoints lack
+    unused: dict[str, Any] = {"add_pooling_layer": False} if kind == "deit" else {}  # which most of its checkpoints lack
     preprocess = preprocessing(folder, kind)
     check_weights(folder)
-    try:
-        with heard() as said:
-            network, info = from_transformers(getattr(transformers, TRANSFORMERS[kind]), folder, **unused)
-    except Exception as error:  # transformers, safetensors and torch each raise their own; all mean an unusable folder
-        raise UserError(f"{model} cannot be used as {kind} ({first_lines(error)[:200] or type(error).__name__})") from None
+    # transformers, safetensors and torch each raise their own; all mean an unusable folder
+    with refusing((UserError, Exception), f"{model} cannot be used as {kind} ({WHY})", first_lines), heard() as said:
+        network, info = from_transformers(getattr(transformers, TRANSFORMERS[kind]), folder, **unused)
     if info["missing_keys"]:
         raise UserError(f"{model} must hold a {kind} model; its weights lack {sorted(info['missing_keys'])[0]}")
     network = network.to(device).eval()

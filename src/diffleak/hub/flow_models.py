@@ -2,7 +2,7 @@
 
 Templates, instructions and embeddings are the pipeline's own (`encode_prompt`). Captions come in rows of one length, with a mask where the
 network is given one; padding that a pipeline would not have is cut off again in `ask`, so that a batch is what the pipeline makes of it.
-Every network here is asked for the velocity e - x0; of those that predict x0 - e the sign is turned.
+Every network here predicts the velocity e - x0; of those that predict x0 - e the sign is turned.
 """
 
 import inspect

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from diffleak.errors import UserError, first_lines, shown
+from diffleak.errors import WHY, UserError, first_lines, refusing, shown
 from diffleak.hub.configs import check_settings, read_json
 from diffleak.hub.weights import (
     AVERAGE,
@@ -27,11 +27,13 @@ from diffleak.hub.weights import (
     copies,
     find,
     header,
+    refuse_quantised,
     said_of,
     viewed,
     wanted,
 )
 from diffleak.work.files import hash_files
+from diffleak.work.progress import retrying_quietly
 from diffleak.work.reading import PICKLES, found_at
 
 NETWORKS = {
@@ -87,7 +89,7 @@ def located(model: str | Path, weights: str | None = None) -> Path:
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether what is not there may be a hub id: owner/name, which is no path and no name of a file of weights."""
+    """True if what is not there may be a hub id: owner/name, which is no path and no name of a file of weights."""
     return not str(name).startswith((".", "/", "~")) and str(name).count("/") == 1 and not str(name).endswith((SAFE, *PICKLES))
 
 
@@ -129,17 +131,18 @@ def file_of(given: str | Path, option: str, what: str, names: Sequence[Sequence[
 def downloaded(name: str, patterns: list[str], what: str = "", weights: str | None = None) -> Path:
     """The files of a hub id that match, in the cache; raises `UserError` saying what to do when there are none to have.
 
-    what: the part it plays, "the encoder" for example, where it is not the model itself. weights: ema or non_ema, where one is asked for.
+    what: the part it plays, "the encoder" for example, where it is not the model itself. weights: ema or non_ema, where one is chosen.
     Of several copies of the same weights one is fetched, which the list of the files says before; it is the one that `find` takes.
     """
     instead = "pass a local folder" + (f" as {what}" if what else "")
     import huggingface_hub
 
     left_out = ["*.fp16.*", "*.non_ema.*", *(f"*{ending}" for ending in STATE_DICTS)]
-    with suppress(Exception):  # the download says what is wrong, or takes what is in the cache
+    with retrying_quietly(), suppress(Exception):  # the download says what is wrong, or takes what is in the cache
         patterns, left_out = wanted(huggingface_hub.list_repo_files(name), patterns, weights) or patterns, []
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=left_out))
+        with retrying_quietly():
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=left_out))
     except Exception as error:  # network, gating and naming errors differ by version; all mean the id gave nothing
         reason = first_lines(error).partition(". ")[0] or type(error).__name__
         if _is_closed(error):
@@ -151,7 +154,7 @@ def downloaded(name: str, patterns: list[str], what: str = "", weights: str | No
 
 
 def _is_closed(error: Exception) -> bool:
-    """Whether the hub refused for want of a login: a gated, private or missing repository, which it does not tell apart."""
+    """True if the hub refused for want of a login: a gated, private or missing repository, which it does not tell apart."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -175,12 +178,16 @@ def check_files(folder: Path) -> None:
 def check_weights(folder: Path, weights: Weights | None = None) -> None:
     """Raises `UserError` for a folder without weights, for damaged ones, for pickles that run code and for pipes.
 
-    Also for a config.json of more layers than there are weights, which a library would make without end before it sees that.
+    Also for weights that are stored as whole numbers, and for a config.json of more layers than there are weights, which a library would
+    make without end before it sees that.
     weights: other ones than those of the folder itself, but for its config.json.
     """
     check_files(folder)
     weights = weights or find(folder)
-    refuse_depth(weights.config, sum(map(count_weights, weights.hashed)))
+    kinds = {file: header(file) for file in weights.hashed}
+    refuse_depth(weights.config, sum(map(len, kinds.values())))
+    for file in weights.files:
+        refuse_quantised(file, kinds[file])
 
 
 def refuse_depth(path: Path, weights: int) -> None:
@@ -204,20 +211,16 @@ def pretrained(name: str, folder: Path, dtype: torch.dtype, weights: Weights | N
     folder = weights.place
     check_settings(kind, read_json(weights.config, ""), weights.config)
     _say(weights)
-    try:
-        with viewed(weights, DIFFUSERS) as view:
-            network, info = kind.from_pretrained(
-                view,
-                torch_dtype=dtype,
-                use_safetensors=weights.safe,
-                local_files_only=True,
-                output_loading_info=True,
-                low_cpu_mem_usage=False,
-            )
-    except UserError:
-        raise
-    except Exception as error:  # safetensors, json and torch each raise their own; all mean unusable weights
-        raise UserError(f"{folder} cannot be loaded: {first_lines(error)}") from None
+    # safetensors, json and torch each raise their own; all mean unusable weights
+    with refusing(Exception, f"{folder} cannot be loaded: {WHY}", first_lines), viewed(weights, DIFFUSERS) as view:
+        network, info = kind.from_pretrained(
+            view,
+            torch_dtype=dtype,
+            use_safetensors=weights.safe,
+            local_files_only=True,
+            output_loading_info=True,
+            low_cpu_mem_usage=False,
+        )
     if info["missing_keys"] or info["unexpected_keys"]:
         odd = (list(info["missing_keys"]) + list(info["unexpected_keys"]))[0]
         raise UserError(f"{folder}: the weights do not match config.json (first: {odd}); re-export the model")
@@ -236,10 +239,11 @@ def _kind(name: str) -> Any:
     return getattr(diffusers_library(), name)
 
 
-def from_transformers(kind: Any, folder: Path, **how: Any) -> tuple[Any, dict[str, Any]]:
+def from_transformers(kind: Any, folder: Path, where: str = "", **how: Any) -> tuple[Any, dict[str, Any]]:
     """A network of transformers with what it says of the loading; raises `UserError` for weights of other shapes than config.json says.
 
-    Its own message of those is "look at the above report", and `ImportError` and others pass.
+    where: how a message calls the weights, where they are not those of the folder. Its own message of those is "look at the above report",
+    and `ImportError` and others pass.
     """
     how |= {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if "state_dict" in how:  # the weights themselves, of a model in one file
@@ -252,8 +256,14 @@ def from_transformers(kind: Any, folder: Path, **how: Any) -> tuple[Any, dict[st
     if info["mismatched_keys"]:
         key, found, expected = min(info["mismatched_keys"])
         said = f"{key} has shape {tuple(found)}, where {tuple(expected)} is expected"
-        raise UserError(f"{folder}: the weights do not match config.json ({said}); re-export the model")
+        raise UserError(unfit(where or f"{folder}", said, not where))
     return network, info
+
+
+def unfit(where: str, said: str, of_folder: bool = True) -> str:
+    """The message for weights, of a folder or of a model in one file, that are not those of their config.json."""
+    way = "re-export the model" if of_folder else "give the --model-config of this model, or fetch the file again"
+    return f"{where}: the weights do not match config.json ({said}); {way}"
 
 
 def _say(weights: Weights) -> None:

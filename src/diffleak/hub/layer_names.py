@@ -20,33 +20,21 @@ PREFIXES = {  # of kohya's names and of ComfyUI's; "" is the denoiser
     "text_encoders.clip_l.transformer.": "text_encoder",
     "text_encoders.clip_g.transformer.": "text_encoder_2",
 }
-FUSED = {  # names of the first Flux code: in one block, and the layers of diffusers that a projection became, in order
-    r"double_blocks_(\d+)_img_attn_qkv": (
-        "transformer_blocks_{}_attn_to_q",
-        "transformer_blocks_{}_attn_to_k",
-        "transformer_blocks_{}_attn_to_v",
-    ),
-    r"double_blocks_(\d+)_txt_attn_qkv": (
-        "transformer_blocks_{}_attn_add_q_proj",
-        "transformer_blocks_{}_attn_add_k_proj",
-        "transformer_blocks_{}_attn_add_v_proj",
-    ),
-    r"double_blocks_(\d+)_img_attn_proj": ("transformer_blocks_{}_attn_to_out_0",),
-    r"double_blocks_(\d+)_txt_attn_proj": ("transformer_blocks_{}_attn_to_add_out",),
-    r"double_blocks_(\d+)_img_mlp_0": ("transformer_blocks_{}_ff_net_0_proj",),
-    r"double_blocks_(\d+)_img_mlp_2": ("transformer_blocks_{}_ff_net_2",),
-    r"double_blocks_(\d+)_txt_mlp_0": ("transformer_blocks_{}_ff_context_net_0_proj",),
-    r"double_blocks_(\d+)_txt_mlp_2": ("transformer_blocks_{}_ff_context_net_2",),
-    r"double_blocks_(\d+)_img_mod_lin": ("transformer_blocks_{}_norm1_linear",),
-    r"double_blocks_(\d+)_txt_mod_lin": ("transformer_blocks_{}_norm1_context_linear",),
-    r"single_blocks_(\d+)_linear1": (
-        "single_transformer_blocks_{}_attn_to_q",
-        "single_transformer_blocks_{}_attn_to_k",
-        "single_transformer_blocks_{}_attn_to_v",
-        "single_transformer_blocks_{}_proj_mlp",
-    ),
-    r"single_blocks_(\d+)_linear2": ("single_transformer_blocks_{}_proj_out",),
-    r"single_blocks_(\d+)_modulation_lin": ("single_transformer_blocks_{}_norm_linear",),
+FLUX = {"double": "transformer_blocks", "single": "single_transformer_blocks"}  # blocks of the first Flux code, and of diffusers
+FUSED = {  # what is in such a block, and the layers of diffusers that a projection became, in order
+    "img_attn_qkv": ("attn_to_q", "attn_to_k", "attn_to_v"),
+    "txt_attn_qkv": ("attn_add_q_proj", "attn_add_k_proj", "attn_add_v_proj"),
+    "img_attn_proj": ("attn_to_out_0",),
+    "txt_attn_proj": ("attn_to_add_out",),
+    "img_mlp_0": ("ff_net_0_proj",),
+    "img_mlp_2": ("ff_net_2",),
+    "txt_mlp_0": ("ff_context_net_0_proj",),
+    "txt_mlp_2": ("ff_context_net_2",),
+    "img_mod_lin": ("norm1_linear",),
+    "txt_mod_lin": ("norm1_context_linear",),
+    "linear1": ("attn_to_q", "attn_to_k", "attn_to_v", "proj_mlp"),
+    "linear2": ("proj_out",),
+    "modulation_lin": ("norm_linear",),
 }
 SGM = {  # names of the first Stable Diffusion code, within a residual block and outside of all blocks
     "in_layers_0": "norm1",
@@ -84,11 +72,10 @@ def place(stem: str, networks: Mapping[str, Any], names: Mapping[str, Mapping[st
         flat = flat.removeprefix("text_model_")
         old = next((old for old in OLD_TEXT if flat.endswith(f"self_attn_{old}")), None)
         flat = flat if old is None else flat.removesuffix(old) + OLD_TEXT[old]
-    for pattern, layers in FUSED.items():
-        match = re.fullmatch(pattern, flat)
-        if match:
-            found = [names[network].get(layer.format(match[1])) for layer in layers]
-            return network, [layer for layer in found if layer] if all(found) else []
+    match = re.fullmatch(r"(double|single)_blocks_(\d+)_(\w+)", flat)
+    if match and match[3] in FUSED:
+        found = [names[network].get(f"{FLUX[match[1]]}_{match[2]}_{layer}") for layer in FUSED[match[3]]]
+        return network, [layer for layer in found if layer] if all(found) else []
     options = (flat, f"{flat}_0", _from_sgm(flat, getattr(networks[network], "config", None)))
     return network, next(([names[network][option]] for option in options if option in names[network]), [])
 

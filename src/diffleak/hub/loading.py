@@ -26,7 +26,7 @@ from diffleak.diffusion.dual import Dual, refuse_incompatible
 from diffleak.diffusion.preconditioning import ROUNDING, Preconditioning
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import PIXELS, Target
-from diffleak.errors import UserError, first_lines, shown, unknown
+from diffleak.errors import WHY, UserError, first_lines, refusing, shown, unknown
 from diffleak.hub.adapters import FILES as ADAPTERS
 from diffleak.hub.adapters import STATES, Applied, adapter_fingerprint, apply, named_adapters, refuse_other_base, together
 from diffleak.hub.classes import KEY, class_names
@@ -313,7 +313,7 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
 
 
 def _of_reference(config: ModelConfig) -> bool:
-    """Whether --model-config has the settings of a --reference in one file."""
+    """True if --model-config has the settings of a --reference in one file."""
     return os.path.isfile(getattr(config, "reference", None) or "")
 
 
@@ -341,7 +341,7 @@ def _denoiser(
 
 
 def _learned_variance(folder: Path, network_folder: Path, network: Any) -> bool:
-    """Whether a network appends a variance: it has twice the channels, and its scheduler or its kind declares what they are.
+    """True if a network appends a variance: it has twice the channels, and its scheduler or its kind declares what they are.
 
     Raises `UserError` for twice the channels that nothing declares.
     """
@@ -360,7 +360,7 @@ def _learned_variance(folder: Path, network_folder: Path, network: Any) -> bool:
 
 
 def _refuse_other_schedule(other: Path, model: Path, denoiser: NetworkDenoiser) -> None:
-    """Raises `UserError` for a network whose own folder has another noise schedule than the model's, on which it would be asked."""
+    """Raises `UserError` for a network whose own folder has another noise schedule than the model's, on which it would be queried."""
     schedule, prediction_type, precondition = _schedule(other)
     one, two = schedule.alphas_cumprod, denoiser.schedule.alphas_cumprod
     alike = len(one) == len(two) and np.allclose(one, two, rtol=0, atol=ROUNDING)
@@ -415,10 +415,9 @@ def _schedule(folder: Path, changes: Mapping[str, Any] = MappingProxyType({})) -
     if not 1 <= (steps := config.get("num_train_timesteps", 1) or 0) <= MOST_TIMESTEPS:
         raise UserError(f"num_train_timesteps of {path} must lie in [1, {MOST_TIMESTEPS}]; got {shown(steps)}")
     check_settings(kind, config, path)
-    try:
+    # diffusers, torch and numpy each raise their own; all mean settings that make no schedule
+    with refusing(Exception, f"{path} cannot be used: {WHY}", first_lines):
         made = kind.from_config(config)
-    except Exception as error:  # diffusers, torch and numpy each raise their own; all mean settings that make no schedule
-        raise UserError(f"{path} cannot be used: {first_lines(error) or type(error).__name__}") from None
     if flow := flow_schedule(made):
         return flow, "flow", None
     if of_sigmas := exploding(made, folder):
@@ -464,11 +463,9 @@ def checked_device(device: str | None) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
+    with refusing((RuntimeError, AssertionError, NotImplementedError), f"device '{device}' cannot be used ({WHY})", first_lines):
         torch.empty(1, device=device)
         return torch.device(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device '{device}' cannot be used ({str(error).splitlines()[0]})") from None
 
 
 def load_pair(teachers: tuple[Path, Path]) -> tuple[Target, Target]:

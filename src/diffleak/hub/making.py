@@ -13,7 +13,7 @@ import torch
 from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.diffusion.sampling import FlowSampler
 from diffleak.diffusion.schedule import Schedule
-from diffleak.errors import UserError, first_lines, pip_install, shown, unknown
+from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, shown, unknown
 from diffleak.hub.folders import PARTS, diffusers_library
 from diffleak.hub.pipelines import pipeline_of, quiet, write_index
 
@@ -45,11 +45,9 @@ def new_text_to_image(
 
     tokenizer = _new_tokenizer(captions, tokens)
     marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    try:
+    with refusing((ValueError, TypeError), f"transformers refuses this text encoder: {WHY}", first_lines):
         config = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=tokens, **marks, **text_encoder)
         encoder = CLIPTextModel(config).eval().requires_grad_(False)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"transformers refuses this text encoder: {first_lines(error)}") from None
     unet = new_component("UNet2DConditionModel", {"cross_attention_dim": config.hidden_size, **network}, "model key")
     parts = {"vae": codec.network, "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
     return diffusers_library().StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
@@ -151,10 +149,9 @@ def new_component(name: str, config: dict[str, Any], noun: str) -> Any:
     for key in config:
         if key not in allowed:
             raise unknown(noun, key, allowed)
-    try:
+    raised = (ValueError, TypeError, AssertionError, NotImplementedError, IndexError)
+    with refusing(raised, f"diffusers refuses this {name} configuration: {WHY}", first_lines):
         return kind(**config)
-    except (ValueError, TypeError, AssertionError, NotImplementedError, IndexError) as error:
-        raise UserError(f"diffusers refuses this {name} configuration: {str(error).splitlines()[0]}") from None
 
 
 def moving_average(network: torch.nn.Module, decay: float) -> Any:
@@ -201,10 +198,8 @@ def add_lora(base: Path, network: torch.nn.Module, rank: int) -> None:
     name = str(pipeline_of(base))
     if not hasattr(getattr(diffusers_library(), name), "save_lora_weights"):
         raise UserError(f"diffusers has no low-rank adapters for a {name}, which {base} is; leave out --lora-rank to train all of it")
-    try:
+    with refusing(ImportError, f"low-rank adapters need the peft library: {pip_install('lora')}"):
         from peft import LoraConfig
-    except ImportError:
-        raise UserError(f"low-rank adapters need the peft library: {pip_install('lora')}") from None
     layers = [module for name, module in network.named_modules() if name.rpartition(".")[2] in LORA_TARGETS]
     widest = max((min(layer.weight.shape) for layer in layers if hasattr(layer, "weight")), default=rank)
     if rank > widest:

@@ -23,7 +23,8 @@ WHOLE_KEYS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.
 ORIGINAL_KEYS = ("input_blocks.", "double_blocks.", "joint_blocks.", "single_blocks.")  # of a denoiser in the layout of its first code
 DEEPSPEED = ("zero_to_fp32.py", "*mp_rank_*_model_states.pt", "*/*mp_rank_*_model_states.pt", "*zero_pp_rank_*", "*/*zero_pp_rank_*")
 FSDP = ("*.distcp", "*/*.distcp")
-SAME = ("_class_name", "in_channels", "cross_attention_dim", "joint_attention_dim", "caption_channels", "addition_embed_type")
+CLASS = "_class_name"
+SAME = (CLASS, "in_channels", "cross_attention_dim", "joint_attention_dim", "caption_channels", "addition_embed_type")
 LEGACY = "Transformer2DModel"  # the first name of several classes
 SAVED_TOO = ("model_*", "pytorch_model_*")  # the other networks that accelerate saved
 
@@ -31,7 +32,7 @@ SAVED_TOO = ("model_*", "pytorch_model_*")  # the other networks that accelerate
 def denoiser_weights(own: Path, network: str | Path | None = None, want: str | None = None) -> tuple[Weights | None, list[str]]:
     """The weights for the denoiser of a model, whose own folder is `own`, and what is to be said about the choice.
 
-    None where they are those that the folder holds and nothing was asked for. Raises `UserError` where `network` is no denoiser that
+    None where they are those that the folder holds and nothing was chosen. Raises `UserError` where `network` is no denoiser that
     fits, or the weights that are wanted, ema or non_ema, are not there.
     """
     if network is not None:
@@ -135,6 +136,8 @@ def _refuse_others(taken: Weights, own: Path) -> None:
     if taken.config == base or not base.is_file():
         return
     one, other = read_json(taken.config, f"{taken.place} must say what network it is"), read_json(base, "")
+    if CLASS in other and CLASS not in one:  # of a text encoder, or of no network at all
+        raise UserError(f"--network must be a denoiser of diffusers; {taken.config} names no {CLASS}: give the model that it was made for")
     for key in SAME:
         if key in one and key in other and one[key] != other[key] and LEGACY not in (one[key], other[key]):
             said = f"{key} is {shown(one[key])} in {taken.config} and {shown(other[key])} in MODEL"

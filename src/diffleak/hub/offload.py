@@ -11,23 +11,24 @@ as long as its dtype is that of the audit.
 
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
+from diffleak.work.files import scratch
 from diffleak.work.progress import say
 
 
 def map_weights(networks: Iterable[torch.nn.Module], place: Path) -> None:
     """Moves the weights of networks on the CPU into a file in the folder `place` that is mapped into memory.
 
-    The file loses its name at once, so nothing is left of it when the process ends, however it ends. Where the folder has too little
-    room the weights stay in memory, and a line says so.
+    The file loses its name once it is mapped, so nothing is left of it when the process ends, however it ends. Of a process that is
+    killed while it writes, the file stays until the next one maps weights in that folder. Where the folder has too little room the
+    weights stay in memory, and a line says so.
     """
     for network in networks:
         try:
-            with TemporaryDirectory(dir=place, prefix=".weights-") as folder:
-                file = Path(folder) / "weights.pt"
+            with scratch(place, ".weights-") as folder:
+                file = folder / "weights.pt"
                 torch.save(network.state_dict(), file)
                 mapped = torch.load(file, mmap=True, weights_only=True)
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError for a full disk

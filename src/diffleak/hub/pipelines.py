@@ -21,10 +21,19 @@ import torch
 from torch import Tensor
 
 from diffleak.diffusion.conditions import Prompts, TextEncoder
-from diffleak.errors import UserError, first_lines, pip_install, shown
+from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, shown
 from diffleak.hub import flow_models
 from diffleak.hub.configs import load_object, read_json
-from diffleak.hub.folders import INDEX, TEXT_PARTS, check_files, check_weights, diffusers_library, from_transformers, transformers_library
+from diffleak.hub.folders import (
+    INDEX,
+    TEXT_PARTS,
+    check_files,
+    check_weights,
+    diffusers_library,
+    from_transformers,
+    transformers_library,
+    unfit,
+)
 from diffleak.hub.offload import map_weights
 from diffleak.hub.single_file import SingleFile
 from diffleak.work.files import write_text
@@ -282,7 +291,7 @@ class PipelineText:
 
     @property
     def _tokenizers(self) -> list[tuple[Any, int]]:
-        """Every tokenizer with the most tokens that it is asked for."""
+        """Every tokenizer with the most tokens that it has to give."""
         asked = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
         names = [name for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if getattr(self.pipeline, name, None) is not None]
         limits = {name: getattr(self.pipeline, name).model_max_length for name in names}
@@ -375,10 +384,9 @@ def load_text(
     none = dict.fromkeys(key for key in (*NOT_LOADED, *TEXT_PARTS) if key in taken)
     unused = library.DDPMScheduler(clip_sample=False, steps_offset=1)  # no pipeline is made without one; nothing is drawn by it
     parts = {**none, **_text_parts(folder, index, dtype, single), part: network, "scheduler": unused}
-    try:
+    # of parts and settings that do not fit together
+    with refusing(Exception, f"the text encoders of {folder} cannot be used in a {name}: {WHY}", first_lines):
         pipeline = kind(**{**settings, **parts})
-    except Exception as error:  # of parts and settings that do not fit together
-        raise UserError(f"the text encoders of {folder} cannot be used in a {name}: {first_lines(error)}") from None
     if PIPELINES[name].chat and not pipeline.tokenizer.chat_template:
         said = f"a {name} puts captions into its tokenizer's chat template, and {folder / 'tokenizer'} has none"
         raise UserError(f"{said}: fetch chat_template.jinja or tokenizer_config.json again")
@@ -409,7 +417,8 @@ def _text_parts(folder: Path, index: Mapping[str, Any], dtype: torch.dtype, sing
         if part.startswith("tokenizer"):
             found[part] = _tokenizer(own, value[1], found.get(part.replace("tokenizer", "text_encoder")))
         else:
-            found[part] = _encoder(own, value[1], dtype, single.text_encoder(part) if single else None)
+            state = single.text_encoder(part) if single else None
+            found[part] = _encoder(own, value[1], dtype, state, f"{single.path}, {part}" if single and state else "")
     return found
 
 
@@ -436,10 +445,9 @@ def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
         extra = load_object(file).get("extra_ids", 0)
         if type(extra) is not int or not 0 <= extra <= known:  # which it would make one by one
             raise UserError(f"extra_ids of {file} must be a whole number in [0, {known}]; got {shown(json.dumps(extra))}")
-    try:
+    # transformers, tokenizers and json each raise their own; all mean an unusable folder
+    with refusing(Exception, f"{folder} cannot be loaded: {WHY}", first_lines):
         tokenizer = named.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers, tokenizers and json each raise their own; all mean an unusable folder
-        raise UserError(f"{folder} cannot be loaded: {first_lines(error) or type(error).__name__}") from None
     if len(tokenizer) > known:
         said = f"{folder} has {len(tokenizer):,} tokens, and the text encoder beside it knows {known:,}"
         raise UserError(f"a tokenizer and its text encoder must belong together; {said}: fetch both again")
@@ -452,8 +460,8 @@ def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
     return tokenizer
 
 
-def _encoder(folder: Path, name: str, dtype: torch.dtype, state: Mapping[str, Tensor] | None = None) -> torch.nn.Module:
-    """A text encoder, with the weights of its folder or those given."""
+def _encoder(folder: Path, name: str, dtype: torch.dtype, state: Mapping[str, Tensor] | None = None, where: str = "") -> torch.nn.Module:
+    """A text encoder, with the weights of its folder or those given, which a message calls `where`."""
     if state is None:
         check_weights(folder)
     config = read_json(folder / "config.json", f"{folder} must be a text encoder")
@@ -463,13 +471,13 @@ def _encoder(folder: Path, name: str, dtype: torch.dtype, state: Mapping[str, Te
     kind = _class(name, "PreTrainedModel", folder)
     try:
         made = {} if state is None else {"config": kind.config_class.from_pretrained(folder, local_files_only=True), "state_dict": state}
-        encoder, info = from_transformers(kind, folder, torch_dtype=dtype, **made)
+        encoder, info = from_transformers(kind, folder, where, torch_dtype=dtype, **made)
     except UserError:
         raise
     except Exception as error:  # as in `_tokenizer`
-        raise UserError(f"{folder} cannot be loaded: {first_lines(error) or type(error).__name__}") from None
+        raise UserError(f"{where or folder} cannot be loaded: {first_lines(error)}") from None
     if info["missing_keys"]:
-        raise UserError(f"{folder}: the weights do not match config.json (first: {min(info['missing_keys'])}); re-export the model")
+        raise UserError(unfit(where or f"{folder}", f"first: {min(info['missing_keys'])}", not where))
     unused = info["unexpected_keys"]  # harmless, unless config.json is that of a smaller encoder
     if unused:
         warnings.warn(
@@ -485,10 +493,8 @@ def _nested(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 def quiet() -> None:
     """Keeps the warnings and bars of transformers off our one line: captions that are too long are counted here, weights are `heard`."""
-    try:
+    with refusing(ImportError, f"text-to-image models need transformers for their text encoders: {pip_install('text')}"):
         transformers_library()
-    except ImportError:
-        raise UserError(f"text-to-image models need transformers for their text encoders: {pip_install('text')}") from None
 
 
 def guidance_notes(pipeline: Any) -> list[str]:
@@ -498,5 +504,5 @@ def guidance_notes(pipeline: Any) -> list[str]:
 
 
 def asking(name: str, pixels: int) -> Callable[..., Tensor]:
-    """How the network of a pipeline is asked, as `NetworkDenoiser` takes it."""
+    """How the network of a pipeline is called, as `NetworkDenoiser` takes it."""
     return partial(PIPELINES[name].ask, pixels)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffleak.errors import UserError, first_lines, shown
+from diffleak.errors import WHY, UserError, first_lines, refusing, shown
 from diffleak.hub.configs import check_settings, read_json
 from diffleak.hub.folders import (
     INDEX,
@@ -98,7 +98,7 @@ class SingleFile:
     warnings: tuple[str, ...]
 
     def holds(self, part: str) -> bool:
-        """Whether the weights of a part come from the file. Raises `UserError` where neither the file nor the folder has them."""
+        """True if the weights of a part come from the file. Raises `UserError` where neither the file nor the folder has them."""
         if self._of(part):
             return True
         if not any(file.suffix in WEIGHTS for file in (self.folder / part).glob("*")):
@@ -121,16 +121,13 @@ class SingleFile:
         state = self._renamed(part, name, config, given)
         from accelerate import init_empty_weights
 
-        try:
+        # diffusers and torch each raise their own; all mean settings of another network
+        with refusing(Exception, f"{self.path}: the {part} cannot be made from {path} ({WHY})", first_lines):
             with init_empty_weights():
                 network = kind.from_config(config)
             self._refuse_unfit(part, state, network.state_dict())
             stored = {key: value.to(dtype, copy=True, memory_format=torch.contiguous_format) for key, value in state.items()}
             network.load_state_dict(stored, assign=True)
-        except UserError:
-            raise
-        except Exception as error:  # diffusers and torch each raise their own; all mean settings of another network
-            raise UserError(f"{self.path}: the {part} cannot be made from {path} ({first_lines(error)})") from None
         torch.nn.Module.to(network, dtype)  # of buffers; that of diffusers warns where nothing is to be warned of
         return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
@@ -140,6 +137,8 @@ class SingleFile:
             return None
         start, stored = self._place(part)
         given = {key: value for key, value in self.weights.items() if key.startswith(start) and not key.endswith(UNUSED)}
+        if bad := next((key for key, value in given.items() if not value.is_floating_point()), None):
+            raise UserError(f"{self.path}: {_quantised(bad, given[bad])}")
         if stored == OPEN_CLIP:
             return self._from_open_clip(part, start)
         state = {key.removeprefix(start): value for key, value in given.items()}
@@ -214,12 +213,11 @@ class SingleFile:
         from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 
         kind = getattr(transformers, str(self._index[part][1]))
-        try:
+        # transformers and torch each raise their own
+        with refusing(Exception, f"{self.path}: the {part} cannot be read ({WHY})", first_lines):
             with init_empty_weights():
                 model = kind(kind.config_class.from_pretrained(self.folder / part, local_files_only=True))
             return dict(convert_open_clip_checkpoint(model, dict(self.weights), prefix=start))
-        except Exception as error:  # transformers and torch each raise their own
-            raise UserError(f"{self.path}: the {part} cannot be read ({first_lines(error) or type(error).__name__})") from None
 
     def _refuse_unfit(self, part: str, state: State, places: State) -> None:
         odd = next((key for key in places if key not in state), None) or next((key for key in state if key not in places), None)
@@ -279,11 +277,8 @@ def _opened(path: Path) -> tuple[State, Mapping[str, str]]:
         count_weights(path)
         from safetensors import safe_open
 
-        try:
-            with parsing(), safe_open(path, "pt") as content:
-                return {key: content.get_tensor(key) for key in content.keys()}, dict(content.metadata() or {})  # noqa: SIM118
-        except Unreadable as error:
-            raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
+        with refusing(Unreadable, f"{path} cannot be read ({WHY}); fetch it again"), parsing(), safe_open(path, "pt") as content:
+            return {key: content.get_tensor(key) for key in content.keys()}, dict(content.metadata() or {})  # noqa: SIM118
     if path.suffix not in PICKLES:
         said = "which GGUF quantises" if path.suffix == ".gguf" else f"and {path.suffix or 'a file without an ending'} is neither"
         raise UserError(f"MODEL must be a diffusers folder, a hub id, or a .safetensors or .ckpt file with all of a model; {path}, {said}")
@@ -341,15 +336,12 @@ def _configs(path: Path, family: str, weights: State) -> Path:
     """The settings of the model that diffusers takes a file for, from the hub or its cache."""
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
-    try:
+    # of weights whose sizes are none of the published models'
+    with refusing(Exception, f"{path} is a {family} of a size of its own; give a folder with its settings as --model-config"):
         name = str(fetch_diffusers_config(dict(weights))["pretrained_model_name_or_path"])
-    except Exception:  # of weights whose sizes are none of the published models'
-        raise UserError(f"{path} is a {family} of a size of its own; give a folder with its settings as --model-config") from None
-    try:
+    said = f"{path.name} is a {family} in one file; give a folder with the settings of {name} as --model-config"
+    with refusing(UserError, f"{said} ({WHY})", lambda error: shown(error, 230)):
         return downloaded(name, CONFIGS, "--model-config")
-    except UserError as error:
-        said = f"{path.name} is a {family} in one file; give a folder with the settings of {name} as --model-config"
-        raise UserError(f"{said} ({shown(error, 230)})") from None
 
 
 def _stated(

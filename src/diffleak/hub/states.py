@@ -50,8 +50,13 @@ def load_state(file: Path) -> Any:
             raise MoreThanTensors(asked[1]) if asked else MoreThanTensors("", inner[1] if inner else "") from None
 
 
+def is_eighth(value: Tensor) -> bool:
+    """Whether a tensor holds floating-point numbers of 8 bits."""
+    return value.is_floating_point() and value.itemsize == 1
+
+
 def is_state(content: object) -> bool:
-    """Whether something is a state dict: tensors by their names, one at least."""
+    """True if something is a state dict: tensors by their names, one at least."""
     if not isinstance(content, Mapping) or not content:
         return False
     return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())

@@ -86,12 +86,12 @@ class Update:
 
     @property
     def plain(self) -> bool:
-        """Whether it is a LoRA, or a DoRA as peft saves it."""
+        """True if it is a LoRA, or a DoRA as peft saves it."""
         return self.parts.keys() == deltas.LORA and self.dora_scale is None
 
     @property
     def idle(self) -> bool:
-        """Whether it changes nothing, since one of its factors is zero, as before training."""
+        """True if it changes nothing, since one of its factors is zero, as before training."""
         return self.magnitude is None and self.dora_scale is None and not all(value.any() for value in self.parts.values())
 
     def low_rank(self, scale: float) -> LowRank | None:
@@ -273,6 +273,8 @@ def _strength(group: Mapping[str, Tensor], parts: deltas.Parts, settings: Mappin
     if settings.get("peft_type") in ("LOHA", "LOKR"):  # whose scale is that of the settings even where there is no factor
         rank = int(_by_pattern(settings.get("rank_pattern"), layer, settings.get("r", 8)))
         return rank, _by_pattern(settings.get("alpha_pattern"), layer, settings.get("alpha", 8)), False
+    if "alpha" in group and group["alpha"].numel() != 1:
+        raise UserError(f"the alpha of {layer} must be one number; it has the shape {tuple(group['alpha'].shape)}")
     if "alpha" in group or rank is None:
         return rank, float(group["alpha"].item()) if rank is not None else 1.0, False
     return rank, _by_pattern(settings.get("alpha_pattern"), layer, settings.get("lora_alpha", rank)), bool(settings.get("use_rslora"))

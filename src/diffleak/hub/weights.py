@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.hub.configs import load_object
 from diffleak.hub.states import SAFE, MoreThanTensors, is_state, load_state, wrapped_by
 from diffleak.work.reading import Unreadable, found_at, opened, parsing
@@ -42,7 +42,9 @@ EMA_KEYS = {"decay", "min_decay", "optimization_step", "update_after_step", "use
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema", "model_ema", "params", "params_ema")  # a state dict in a checkpoint
 PIECE = r"-\d{5}-of-\d{5}"
 LISTED = 4  # names in a message
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors calls them
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+DTYPES |= {"I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64", "BOOL": "bool"}  # as safetensors calls them
+LEARNED = (".weight", ".bias")  # ends of the names of what a network learned, which floating point alone can hold
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Copy:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the libraries find it by themselves, as safetensors."""
+        """True if the libraries find it by themselves, as safetensors."""
         return self.ending == SAFE and not self.variant and self.stem in STEMS
 
     @property
@@ -166,7 +168,9 @@ def _pieces(folder: Path, copy: Copy) -> list[str]:
     whole = [name for name in copy.files if not re.search(PIECE, name)]
     if copy.index is None:
         if not whole:
-            raise UserError(f"{folder / copy.files[0]} is a piece of weights; the index that says of which is missing: fetch it again")
+            raise UserError(
+                f"{folder / copy.files[0]} is one of several files of weights, and the index that lists them is missing: download it too"
+            )
         return whole[:1]
     mapped = load_object(folder / copy.index).get("weight_map")
     if not isinstance(mapped, dict) or not mapped or not all(isinstance(name, str) for name in mapped.values()):
@@ -179,13 +183,28 @@ def _pieces(folder: Path, copy: Copy) -> list[str]:
 
 
 def said_of(weights: Weights) -> str | None:
-    """The line that says so where a copy of less precision, or an average, was opened because there is no other."""
+    """The line that says so where weights of 8 bits, a copy of less precision, or an average were opened because there is no other."""
     copy, opened_file = weights.copy, weights.files[0]
+    eighths = sorted({kind for file in weights.files for kind in header(file).values() if kind.startswith("float8")})
+    if eighths:
+        name = f"{opened_file.parent.name}/{opened_file.name}"
+        return f"{name} stores weights in 8 bits ({', '.join(eighths)}), which are scored as rounded so"
     if not copy.variant or weights.asked:
         return None
     averages = {EMA: "an average (EMA)", NON_EMA: "not the average (EMA)"}
     kind = averages.get(copy.variant) or " and ".join(sorted({kind for kind in header(opened_file).values() if "float" in kind}))
     return f"{weights.place.name}/ holds no plain weights: {opened_file.name} was opened, which is {kind}"
+
+
+def refuse_quantised(file: Path, kinds: Mapping[str, str]) -> None:
+    """Raises `UserError` for a weight that is stored as whole numbers, which a library would take for the weight itself.
+
+    kinds: the dtype of every tensor by name, as `header` gives them.
+    """
+    odd = next((name for name, kind in kinds.items() if name.endswith(LEARNED) and "float" not in kind), None)
+    if odd is not None:
+        said = f"{shown(odd)} is stored as {kinds[odd]}, quantised: give a copy of 16 or 32 bits"
+        raise UserError(f"{file}: weights must be floating point; {said}")
 
 
 def header(file: Path) -> dict[str, str]:
@@ -194,11 +213,9 @@ def header(file: Path) -> dict[str, str]:
         return {name: str(value.dtype).removeprefix("torch.") for name, value in read_state(file).items()}
     from safetensors import safe_open
 
-    try:
-        with opened(file, None), parsing(), safe_open(file, "pt") as content:
-            kinds = {name: content.get_slice(name).get_dtype() for name in sorted(content.keys())}
-    except Unreadable as error:
-        raise UserError(f"{file} must be a whole safetensors file ({error}); it is damaged: copy or fetch it again") from None
+    message = f"{file} must be a whole safetensors file ({WHY}); it is damaged: copy or fetch it again"
+    with refusing(Unreadable, message), opened(file, None), parsing(), safe_open(file, "pt") as content:
+        kinds = {name: content.get_slice(name).get_dtype() for name in sorted(content.keys())}
     return {name: DTYPES.get(kind, kind) for name, kind in kinds.items()}
 
 

@@ -13,7 +13,8 @@ from diffleak.errors import UserError
 from diffleak.stats.inquiry import HALF
 
 CALLS = ("images in question", "controls")
-FEWEST = {CALLS[0]: 2 * HALF, CALLS[1]: 4 * HALF}  # a placebo cuts the controls into halves of halves
+GROUPS = ("groups in question", "groups of controls")
+FEWEST = (2 * HALF, 4 * HALF)  # a placebo cuts the controls into halves of halves
 OF_AN_AUDIT = ("members", "nonmembers", "data", "split")
 
 
@@ -25,17 +26,17 @@ class InquireConfig(AuditConfig):
     NO_FLAG = {
         *OF_AN_AUDIT,
         *("mask", "probes", "calibration", "calibrate_fraction", "sweep", "sweep_models", "steps", "thumbnails"),
-        *("max_auc", "max_tpr", "max_excess_auc", "allow_shift", "group", "release", "title", "auditor", "note"),
+        *("max_auc", "max_tpr", "max_excess_auc", "allow_shift", "release", "title", "auditor", "note"),
     }
     FOLLOW = ["embedding images control output", "captions repeats"]
     HELP = {
-        "reference": "Also choose among scores beyond this model; 'base' is MODEL without its --lora and --embedding.",
-        "captions": "Text-to-image models: own (default where images have captions), empty (default else), fixed:TEXT or a file.",
-        "complexity": "Also choose among scores with what the complexity of an image explains taken out.",
+        "reference": "Also choose among scores minus those of this model; 'base' is MODEL without its --lora and --embedding.",
+        "captions": "Text-to-image models: own (default if all images have captions), empty (default otherwise), fixed:TEXT or a file.",
+        "complexity": "Also choose among scores that are calibrated by the complexity of the images.",
         "ignore_model_split": "Go on although the split.json beside MODEL lists controls as trained on.",
     }
 
-    images: str | None = Field(None, description="DATA in question.")
+    images: str | None = Field(None, description="DATA in question: was it trained on?")
     control: str | None = Field(None, description="DATA of the same source that was certainly not trained on, such as later work.")
     repeats: int = Field(11, ge=1, le=1000, description="Cuts into halves ({default}); the answer is twice the median p-value.")
     calibrate_fraction: float = 0.5
@@ -72,6 +73,11 @@ class InquireConfig(AuditConfig):
         """False: nobody knows which of the images were trained on."""
         return False
 
+    @property
+    def fewest_groups(self) -> dict[str, int]:
+        """How many groups of either side there must be, by what messages call them."""
+        return dict(zip(GROUPS, FEWEST, strict=True))
+
     def default_captions(self, images: Cohort) -> str:
         """Their own where images have captions, else the empty caption with every image."""
         return "own" if any(images.captions() or ()) else "empty"
@@ -89,8 +95,11 @@ def inquired(config: InquireConfig, images: ImageSource | None = None, control: 
     return replace(cohort, names=(f"{first.name} [in question]", f"{second.name} [control]"))
 
 
-def refuse_few(images: int, controls: int) -> None:
-    """Raises `UserError` where halves, or those of the placebo, would have fewer than `HALF` images a side."""
-    for what, found in zip(CALLS, (images, controls), strict=True):
-        if found < FEWEST[what]:
-            raise UserError(f"there must be at least {FEWEST[what]} {what}, {HALF} in every half that is tested; got {found}: add more")
+def refuse_few(images: int, controls: int, calls: tuple[str, str] = CALLS, left: str = "") -> None:
+    """Raises `UserError` where halves, or those of the placebo, would have fewer than `HALF` a side of what is counted.
+
+    calls: what that is, on each side. left: why there are no more, in words.
+    """
+    for what, found, least in zip(calls, (images, controls), FEWEST, strict=True):
+        if found < least:
+            raise UserError(f"there must be at least {least} {what}, {HALF} in every half that is tested; got {found}{left}: add more")

@@ -6,14 +6,14 @@ not depend on the sides.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -29,15 +29,28 @@ from diffleak.data.cohort import IN_MEMORY, Cohort, sort_key
 from diffleak.data.complexity import NAMES
 from diffleak.data.features import names as feature_names
 from diffleak.data.membership import check_membership
-from diffleak.data.scan import Scan
 from diffleak.data.sources import open_source
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
 from diffleak.errors import InvalidAudit, UserError
-from diffleak.inquiry.config import InquireConfig, inquired, refuse_few
+from diffleak.inquiry.config import CALLS, GROUPS, InquireConfig, inquired, refuse_few
 from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate
-from diffleak.records.inquiry import FILE, PAGE, TABLE, BlindTest, Cut, Image, InquiryRecord, Placebo, SetAnswer, of_controls, write_images
+from diffleak.records.digests import made_with_scores, scored, write_recorded
+from diffleak.records.inquiry import (
+    FILE,
+    PAGE,
+    TABLE,
+    BlindTest,
+    Cut,
+    Group,
+    Image,
+    InquiryRecord,
+    Placebo,
+    SetAnswer,
+    of_controls,
+    to_csv,
+)
 from diffleak.records.plan import Costs
 from diffleak.records.scores import Scores
 from diffleak.records.variants import VARIANTS
@@ -45,7 +58,7 @@ from diffleak.report import to_html
 from diffleak.stats.calibration import features
 from diffleak.stats.choosing import blind_chooser, chooser
 from diffleak.stats.inquiry import LEVEL, Chooser, Tested, cut_and_test, detectable_auc, images_for_power, placebo_sides, q_values
-from diffleak.work.files import write_text
+from diffleak.stats.units import Units, units_of
 from diffleak.work.progress import progress, say
 
 
@@ -61,19 +74,41 @@ def prepared(
     Raises `UserError` for the first thing that is wrong.
     """
     found = prepare(config, target, cohort or inquired(config), reference, made)
-    kept, member = _of_clusters(found.scan), found.scan.cohort.member
-    refuse_few(int((kept & member).sum()), int((kept & ~member).sum()))
+    _, counted, across = _to_test(found)
+    left = f", without {across.sum()} that are near-duplicates of images on the other side" if across.any() else ""
+    calls = GROUPS if counted.kind == "group" else CALLS
+    refuse_few(int(counted.member.sum()), int((~counted.member).sum()), calls, left)
     alike = replace(
         found.split, calibrate=np.ones_like(found.split.calibrate)
     )  # what an attack takes from images, it takes from both sides
     return replace(found, split=alike, membership=_known(config, found.target, found.scan.cohort))
 
 
-def _of_clusters(scan: Scan) -> Bool[np.ndarray, " n"]:
-    """The first image, in the order of the file names, of each cluster of near-duplicates on either side: one is as good as several."""
-    order, kept = scan.cohort.by_key, np.zeros(len(scan.cohort), dtype=bool)
-    kept[order[np.unique(2 * scan.clusters[order] + scan.cohort.member[order], return_index=True)[1]]] = True
-    return kept
+class ToTest(NamedTuple):
+    """What is tested."""
+
+    rows: Int64[np.ndarray, " m"]
+    """The images, in the order of the file names."""
+    units: Units
+    """What these images count as: themselves, or their groups."""
+    across: Bool[np.ndarray, " n"]
+    """True for each image of the data that is left out since it is a near-duplicate of one on the other side."""
+
+
+def _to_test(prepared: Prepared) -> ToTest:
+    """The first image of each cluster of near-duplicates: one is as good as several. Of a cluster on both sides no image.
+
+    Whether it is on both does not depend on which side is which, so what is left is exchangeable where nothing was trained on.
+    """
+    scan, cohort = prepared.scan, prepared.scan.cohort
+    order, first = cohort.by_key, np.zeros(len(cohort), dtype=bool)
+    first[order[np.unique(scan.clusters[order], return_index=True)[1]]] = True
+    across = np.isin(scan.clusters, np.intersect1d(scan.clusters[cohort.member], scan.clusters[~cohort.member]))
+    rows = order[(first & ~across)[order]]
+    if prepared.units.kind == "group":
+        return ToTest(rows, prepared.units.taken(rows), across)
+    ids, keys = (tuple(each[row] for row in rows) for each in (cohort.ids, cohort.keys))
+    return ToTest(rows, units_of(ids, keys, cohort.member[rows], np.arange(len(rows))), across)
 
 
 def _known(config: InquireConfig, target: Target, cohort: Cohort) -> Membership:
@@ -108,21 +143,20 @@ def answer(prepared: Prepared, collected: Collected) -> InquiryRecord:
     """The tests on finished scores, in the order of the file names, so that keyed ids change no number."""
     config, scan = prepared.config, prepared.scan
     assert isinstance(config, InquireConfig)
-    kept, order = _of_clusters(scan), scan.cohort.by_key
-    rows = order[kept[order]]
-    question, keys = scan.cohort.member[rows], tuple(scan.cohort.keys[row] for row in rows)
-    parts, constant = _parts(prepared, collected, rows)
+    rows, units, across = _to_test(prepared)
+    question, keys = units.member, units.keys
+    parts, constant = _parts(prepared, collected, rows, units)
     choices = _Choices(parts, scan.complexity[rows], None if collected.reconstruction is None else collected.reconstruction[rows], config)
-    everyone, controls = np.arange(len(rows)), np.flatnonzero(~question)
-    control_keys = tuple(keys[row] for row in controls)
+    everyone, controls = np.arange(len(rows)), np.flatnonzero(~question[units.of])
+    control_keys = tuple(key for key, asked in zip(keys, question, strict=True) if not asked)
     with progress("testing halves", 6 * config.repeats, "halves") as advance:
         test = lambda named, sides, choose: cut_and_test(named, sides, choose, config.seed, config.repeats, lambda: advance(1))
-        blind = test(keys, question, blind_chooser(_pixels(prepared, rows)))
+        blind = test(keys, question, blind_chooser(_pixels(prepared, rows, units)))
         placebo_of = placebo_sides(control_keys, config.seed)
         placebo = test(control_keys, placebo_of, choices.of(controls))
         found = test(keys, question, choices.of(everyone))
     valid = blind.p_value > LEVEL
-    ids = [scan.cohort.ids[row] for row in rows[question]]
+    by_group, left_out = units.kind == "group", np.setdiff1d(np.arange(len(across)), rows)
     return InquiryRecord(
         diffleak=version("diffleak"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -134,18 +168,21 @@ def answer(prepared: Prepared, collected: Collected) -> InquiryRecord:
         repeats=config.repeats,
         valid=valid,
         invalid_reason=None if valid else _invalid(blind),
-        set=_set(found if valid else None, int(question.sum()), len(controls)),
+        set=_set(found if valid else None, int(question.sum()), len(control_keys)),
         placebo=Placebo(p_value=placebo.p_value, auc=placebo.auc, images=int(placebo_of.sum()), controls=int((~placebo_of).sum())),
         blind=BlindTest(
             p_value=blind.p_value,
             auc=blind.auc,
             chosen=Counter(each.chosen for each in blind.directions).most_common(1)[0][0],
-            detectable_auc=detectable_auc(int(question.sum()), len(controls)),
+            detectable_auc=detectable_auc(int(question.sum()), len(control_keys)),
         ),
-        images=_images(ids, found) if valid else (),
+        images=_images(units, found) if valid and not by_group else (),
+        group=config.group,
+        groups=_groups(units, found) if valid and by_group else (),
         cuts=tuple(_cut(each) for each in found.directions) if valid else (),
-        repeated=tuple(image_id for image_id, first in zip(scan.cohort.ids, kept, strict=True) if not first),
-        warnings=_warnings(prepared, constant, placebo),
+        repeated=tuple(scan.cohort.ids[row] for row in left_out if not across[row]),
+        across=tuple(scan.cohort.ids[row] for row in np.flatnonzero(across)),
+        warnings=_warnings(prepared, constant, placebo, across, len(left_out) - int(across.sum())),
         omitted=scan.omitted,
         truncated=prepared.truncated,
         costs=Costs(queries=collected.queries, queries_saved=collected.saved, seconds=round(collected.seconds, 2), chunks=collected.chunks),
@@ -175,12 +212,13 @@ class _Choices:
         return chooser([scores.taken(rows) for scores in self.parts], taken_out, complexity)
 
 
-def _parts(prepared: Prepared, collected: Collected, rows: Int64[np.ndarray, " m"]) -> tuple[list[Scores], list[str]]:
+def _parts(prepared: Prepared, collected: Collected, rows: Int64[np.ndarray, " m"], units: Units) -> tuple[list[Scores], list[str]]:
     """The scores that a half may choose among, and the attacks left out since they give every image the same score.
 
     With a reference also the excess over it; what the reference itself finds is of another model.
     """
-    offered = [scores.taken(rows) for group in collected.scores for scores in group if not scores.attack.endswith(f"[{VARIANTS[0]}]")]
+    own = [scores for group in collected.scores for scores in group if not scores.attack.endswith(f"[{VARIANTS[0]}]")]
+    offered = [units.counting(scores.taken(rows)) for scores in own]
     varied = [scores for scores in offered if np.ptp(scores.statistic, axis=0).any()]
     constant = [scores.attack for scores in offered if not np.ptp(scores.statistic, axis=0).any()]
     if not varied:
@@ -191,8 +229,11 @@ def _parts(prepared: Prepared, collected: Collected, rows: Int64[np.ndarray, " m
     return varied, constant
 
 
-def _pixels(prepared: Prepared, rows: Int64[np.ndarray, " m"]) -> dict[str, Float64[np.ndarray, " m"]]:
-    """What is known of every image without the model, by its name; numbers that are the same for all are left out."""
+def _pixels(prepared: Prepared, rows: Int64[np.ndarray, " m"], units: Units) -> dict[str, Float64[np.ndarray, " u"]]:
+    """What is known of every image without the model, by its name; numbers that are the same for all are left out.
+
+    Of a group it is the mean over its images, and their number: scores of large groups spread less.
+    """
     scan = prepared.scan
     found = {name: scan.features[rows, i] for i, name in enumerate(feature_names())}
     found |= {f"complexity: {name}": scan.complexity[rows, i] for i, name in enumerate(NAMES)}
@@ -202,8 +243,10 @@ def _pixels(prepared: Prepared, rows: Int64[np.ndarray, " m"]) -> dict[str, Floa
         }
     if scan.captions is not None:
         found |= _of_captions(scan.captions, rows)
+    found = {name: units.mean(column[:, None])[:, 0] for name, column in found.items()}
+    found |= {"number of images": units.sizes().astype(np.float64)} if units.kind == "group" else {}
     varied = {name: column for name, column in found.items() if np.ptp(column) > 0}
-    return varied or {"nothing: all images have the same pixel statistics": np.zeros(len(rows))}
+    return varied or {"nothing: all images have the same pixel statistics": np.zeros(len(units))}
 
 
 def _of_captions(captions: Captions, rows: Int64[np.ndarray, " m"]) -> dict[str, Float64[np.ndarray, " m"]]:
@@ -236,11 +279,20 @@ def _set(found: Tested | None, images: int, controls: int) -> SetAnswer:
     )
 
 
-def _images(ids: Sequence[str], found: Tested) -> tuple[Image, ...]:
-    """The images in question in the order of their ids: that of the file names would say which keyed id is whose."""
-    p_values = found.image_p_values
-    rows = sorted(zip(ids, p_values, q_values(p_values), strict=True), key=lambda row: sort_key(row[0]))
-    return tuple(Image(id=image_id, p_value=float(p), q_value=float(q)) for image_id, p, q in rows)
+def _images(units: Units, found: Tested) -> tuple[Image, ...]:
+    return tuple(Image(id=name, p_value=p, q_value=q) for name, _, p, q in _in_question(units, found))
+
+
+def _groups(units: Units, found: Tested) -> tuple[Group, ...]:
+    return tuple(Group(group=name, images=images, p_value=p, q_value=q) for name, images, p, q in _in_question(units, found))
+
+
+def _in_question(units: Units, found: Tested) -> Iterator[tuple[str, int, float, float]]:
+    """Name, number of images, p- and q-value of all in question, in the order of names: that of the files would say which key is whose."""
+    names = [name for name, asked in zip(units.names, units.member, strict=True) if asked]
+    p_values, sizes = found.image_p_values, units.sizes()[units.member]
+    for row in sorted(zip(names, sizes, p_values, q_values(p_values), strict=True), key=lambda row: sort_key(row[0])):
+        yield row[0], int(row[1]), float(row[2]), float(row[3])
 
 
 def _cut(each: Any) -> Cut:
@@ -255,8 +307,10 @@ def _invalid(blind: Tested) -> str:
     )
 
 
-def _warnings(prepared: Prepared, constant: Sequence[str], placebo: Tested) -> tuple[str, ...]:
-    found, scan = about_models(prepared), prepared.scan
+def _warnings(
+    prepared: Prepared, constant: Sequence[str], placebo: Tested, across: Bool[np.ndarray, " n"], repeated: int
+) -> tuple[str, ...]:
+    found, member = about_models(prepared), prepared.scan.cohort.member
     if prepared.membership and prepared.membership.status == "contradicted, ignored":
         found.append(f"{of_controls(prepared.membership)} Controls that were trained on hide that the images in question were")
     if placebo.p_value <= LEVEL:
@@ -265,7 +319,12 @@ def _warnings(prepared: Prepared, constant: Sequence[str], placebo: Tested) -> t
             "repeat with another --seed before you rely on the answer"
         )
     found += [f"{attack} gives every image the same score, and was left out" for attack in constant]
-    if repeated := int((~_of_clusters(scan)).sum()):
+    if across.any():
+        found.append(
+            f"{(across & member).sum()} images in question and {(across & ~member).sum()} controls are near-duplicates of each other and "
+            "were not tested: a control must not show what an image in question shows. To ask about these images, take the controls out"
+        )
+    if repeated:
         found.append(f"{repeated} images are near-duplicates of another of their side; each cluster counts once")
     if prepared.plan.captions == "empty":
         found.append("the model was given the empty caption with every image: with the captions it was trained on, more may show")
@@ -276,12 +335,12 @@ def save(record: InquiryRecord, folder: Path) -> None:
     """Writes inquiry.csv, inquiry.html and inquiry.json; of an invalid inquiry no inquiry.csv."""
     from diffleak.report.pages.inquiry import page
 
+    files = {PAGE: to_html(page(record)), FILE: record.model_dump_json(indent=2)}
     if record.valid:
-        write_images(folder / TABLE, record.images)
+        files[TABLE] = to_csv(record)
     else:
         (folder / TABLE).unlink(missing_ok=True)
-    write_text(folder / PAGE, to_html(page(record)))
-    write_text(folder / FILE, record.model_dump_json(indent=2))
+    write_recorded(folder, files, [*scored(folder), *made_with_scores(folder)], replaces=(TABLE, "scores/"))
 
 
 def refuse_invalid(record: InquiryRecord) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import Device, Flag
+from diffleak.config import Device, Flag, Seed
 from diffleak.data.config import DataConfig
 
 DRAWS, DRAW_STEPS = 4, 30
@@ -21,14 +21,16 @@ class LoraConfig(DataConfig):
 
     base: str = Field(description="The text-to-image model that the adapters were made for: a folder, a hub id, or one file.")
     adapters: str = Field(description="The adapters: one file or folder, or a quoted pattern such as 'out/*.safetensors'.")
-    pictures: str = Field(description="DATA that they were trained on, as the trainer reads it: captions beside the images.")
+    pictures: str = Field(description="DATA that the adapters were trained on, as the trainer reads it: captions beside the images.")
     held_out: str | None = Field(None, description="DATA of the same kind that was not trained on: measures what each adapter leaks.")
     output: Annotated[Path, Flag("-o")] = Field(description="lora.json, lora.html, and a folder for each checkpoint.")
     model_config_: str | None = Field(None, alias="model_config", description="BASE in one file: a folder or hub id with its settings.")
     lora_scale: float = Field(1.0, allow_inf_nan=False, description="The strength of the adapters ({default}).")
-    captions: str | None = Field(None, description="own, fixed:TEXT, empty or a file; default own, else the name of kohya's folder.")
+    captions: str | None = Field(
+        None, description="own, fixed:TEXT, empty or a file; default own, or the words in the name of kohya's folder."
+    )
     attacks: str = Field("loss,sima,pia", description="Attacks with --held-out ({default}).")
-    timesteps: str | None = Field(None, description="Their timesteps, start:stop:step; default as in audit.")
+    timesteps: str | None = Field(None, description="Timesteps of the attacks, start:stop:step; default as in audit.")
     max_excess_auc: float = Field(
         0.6,
         ge=0.5,
@@ -37,14 +39,16 @@ class LoraConfig(DataConfig):
         description="With --held-out: the most that any AUC beyond the base may reach ({default}).",
     )
     draws: Annotated[int, Flag("-n")] = Field(DRAWS, ge=1, description="Without --held-out: images to draw for each caption ({default}).")
-    draw_steps: int = Field(DRAW_STEPS, ge=1, description="Steps of the sampler for them ({default}).")
+    draw_steps: int = Field(DRAW_STEPS, ge=1, description="Without --held-out: steps of the sampler ({default}).")
     extractor: str | None = Field(None, description="Encoder that says which images are alike, as in extract; default pixels in tiles.")
     thumbnails: bool = Field(False, description="Keep pictures and drawings side by side as images (private).")
-    seed: int = Field(0, ge=0, lt=2**32)
-    buckets: str | None = Field(None, description="With --held-out: pictures of mixed sizes in kohya's buckets, 512 or 1024 for SDXL.")
+    seed: Seed = 0
+    buckets: str | None = Field(
+        None, description="With --held-out: sort pictures of mixed sizes into kohya's buckets, 512 (SD 1) or 1024 (SDXL)."
+    )
     dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
     device: Device = None
-    offload: bool = Field(False, description="Keep the denoiser's weights out of an accelerator's memory but for one layer; slower.")
+    offload: bool = Field(False, description="Keep only one layer of the denoiser in the accelerator's memory at a time; slower.")
     threads: int | None = Field(None, ge=1, description="Chunks worked on side by side, one CPU thread each.")
 
     @field_validator("buckets", "base", "adapters", "pictures", "held_out", mode="before")

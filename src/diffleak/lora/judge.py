@@ -1,24 +1,29 @@
 """What the measurements of a checkpoint decide. No torch.
 
-    with held-out pictures       do not publish   the attack that the calibrate part chose finds more than the base explains: its interval
-                                                  lies above one half
-                                 publish          no attack on the excess may exceed the limit
-                                 undecided        neither: more pictures would tell
-    without                      do not publish   pictures have drawings nearer than the base ever draws, more of them than chance brings
-                                 undecided        otherwise: what the adapter knows beyond the base cannot be told from what it should know
+    with held-out pictures       the verdict of its audit on the excess alone (`report.judgement`), with the check for different sources:
+                                 do not publish   a leak is shown
+                                 undecided        the verdict is, or no leak is shown and an attack may reach more than the limit
+                                 publish          no leak is shown, and no attack on the excess may exceed the limit
+    without                      undecided        always. Where more pictures than chance brings have drawings nearer than the base ever
+                                                  draws, `look_first` says so
 
-The second is a reason to look, not a proof: an adapter that learnt a subject well draws near its pictures too.
+Without held-out pictures a copy and a subject that was learnt well cannot be told apart: both draw near the pictures.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from diffleak.records.audit import Gate, Result
+from diffleak.records.audit import AuditRecord, Gate, Result
 from diffleak.records.lora import Checkpoint, Decision, Excess, Redrawn
+from diffleak.report.judgement import Verdict, verdict
 from diffleak.report.wording import count
 
-GUESSING = 0.5
 ALPHA = 0.05
+NAMED = 5  # pictures in a sentence
+WAYS = (
+    "To decide: train the recipe twice, on a half of the pictures each, and audit and compare the two (diffleak compare, the swap audit); "
+    "or let diffleak inquire ask with pictures that were made later as controls."
+)
 
 
 def excess(results: Sequence[Result], gates: Sequence[Gate]) -> Excess:
@@ -31,6 +36,12 @@ def excess(results: Sequence[Result], gates: Sequence[Gate]) -> Excess:
         tpr_at_1pct=best.tpr(0.01),
         gates=tuple(gates),
     )
+
+
+def of_audit(record: AuditRecord, attack: str) -> Verdict:
+    """The verdict of an audit as if the attacks on the excess were all of it, `attack` chosen beforehand."""
+    kept = tuple(result for result in record.results if result.variant == "excess")
+    return verdict(record.model_copy(update={"results": kept, "headline": attack}))
 
 
 def redrawn(of_adapter: Mapping[str, float], of_base: Mapping[str, float]) -> Redrawn:
@@ -50,14 +61,18 @@ def redrawn(of_adapter: Mapping[str, float], of_base: Mapping[str, float]) -> Re
     )
 
 
-def of_excess(found: Excess, limit: float) -> tuple[Decision, str]:
-    """The decision of a checkpoint with held-out pictures, and why."""
+def of_excess(found: Excess, limit: float, judged: Verdict) -> tuple[Decision, str]:
+    """The decision of a checkpoint with held-out pictures, and why; judged: the verdict of its audit, see `of_audit`."""
     auc = found.auc
     if auc.value is None or auc.low is None:
         return "undecided", f"nothing can be estimated: {auc.reason}"
     said = f"{found.attack} has AUC {auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})"
-    if auc.low > GUESSING:
-        return "do not publish", f"{said}: it tells training pictures from held-out ones"
+    if judged.level == "leak":
+        by = f", and {judged.attack} finds a leak" if judged.attack != found.attack else ""
+        return "do not publish", f"{said}{by}: training pictures can be told from held-out ones"
+    if judged.level != "no-leak-found":
+        why = judged.title.removeprefix("Undecided: ").rstrip(".")
+        return "undecided", f"{said}; {why[:1].lower()}{why[1:]}"
     if all(gate.passed for gate in found.gates):
         return "publish", f"no attack may reach more than {limit:g}"
     worst = max((gate.reach for gate in found.gates if gate.reach is not None), default=None)
@@ -65,12 +80,19 @@ def of_excess(found: Excess, limit: float) -> tuple[Decision, str]:
     return "undecided", f"{said}: no leak is shown, but an attack {reach}, and the limit is {limit:g}"
 
 
-def of_drawings(found: Redrawn, pictures: int) -> tuple[Decision, str]:
-    """The decision of a checkpoint without held-out pictures, and why."""
+def look_first(found: Redrawn) -> bool:
+    """True where more pictures than chance brings are drawn nearer than the base ever draws."""
+    return found.p_value < ALPHA
+
+
+def of_drawings(found: Redrawn, pictures: int, pairs: str) -> tuple[Decision, str]:
+    """The decision of a checkpoint without held-out pictures, and why; pairs: the page that has the pairs."""
     said = f"{count(found.nearer)} of {count(pictures)} pictures are drawn nearer than the base ever draws"
-    if found.p_value < ALPHA:
-        return "do not publish", f"{said} (p = {found.p_value:.2g}): look at them first"
-    return "undecided", f"{said}, which chance explains (p = {found.p_value:.2g}); nothing held out says what it leaks otherwise"
+    if not look_first(found):
+        return "undecided", f"{said}, which chance explains (p = {found.p_value:.2g}); nothing held out says what it leaks otherwise"
+    named = ", ".join(found.nearest[:NAMED]) + (f" and {count(found.nearer - NAMED)} more" if found.nearer > NAMED else "")
+    why = "an adapter that gives pictures back does that, and so does one that learnt their style"
+    return "undecided", f"look first: {said} (p = {found.p_value:.2g}); {why}; look at the pairs of {named} in {pairs}"
 
 
 def answer(checkpoints: Sequence[Checkpoint], pictures: int, held_out: int | None) -> str:
@@ -84,6 +106,10 @@ def answer(checkpoints: Sequence[Checkpoint], pictures: int, held_out: int | Non
     if by["undecided"]:
         beside = f" and {count(held_out)} held out" if held_out else " and none held out"
         parts.append(f"Undecided with {count(pictures)} pictures{beside}: {_named(by['undecided'], checkpoints)}.")
+    if suspected := [each.name for each in checkpoints if each.redrawn and look_first(each.redrawn)]:
+        parts.append(f"Look first, at the pairs of {_named(suspected, checkpoints)}: their drawings come nearer than the base's.")
+    if by["undecided"] and not held_out:
+        parts.append(WAYS)
     private = [each.header for each in checkpoints if each.header and each.header.counts]
     if private:
         files = "The file" if len(private) == 1 else f"{count(len(private))} files"

@@ -8,7 +8,7 @@ Nothing is measured here: both are the commands of that name, so that each folde
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,16 +25,20 @@ from diffleak.gating.limits import gates
 from diffleak.hub.adapters import adapter_file
 from diffleak.lora import judge
 from diffleak.lora.config import LoraConfig
+from diffleak.records.digests import AUDIT, refuse_edited, write_recorded
+from diffleak.records.extraction import FILE as EXTRACT
+from diffleak.records.extraction import PAGE as EXTRACT_PAGE
 from diffleak.records.extraction import ExtractionRecord
 from diffleak.records.headers import given_away
 from diffleak.records.lora import FILE, PAGE, Checkpoint, Excess, LoraRecord, Redrawn
 from diffleak.records.run_folder import read_audit
+from diffleak.records.sweep import FILE as SWEEP
 from diffleak.report import to_html
 from diffleak.report.pages.lora import page
 from diffleak.sweep.checkpoints import WEIGHTS, Checkpoints, adapters
 from diffleak.sweep.checkpoints import Checkpoint as Found
 from diffleak.sweep.run import sweep
-from diffleak.work.files import checked_folder, write_text
+from diffleak.work.files import checked_folder
 from diffleak.work.progress import say
 
 AUDITS, DRAWINGS, BASE = "audits", "drawings", "base"
@@ -54,8 +58,8 @@ def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
     without the model.
     """
     found, source = adapters(config.adapters), open_source(config.pictures, config.decoding)
-    if BASE in [each.name for each in found.found]:
-        raise UserError(f"an adapter must not be called {BASE}, as the folder of the base's drawings is; rename {found.found[0].path}")
+    if wrong := next((each.path for each in found.found if each.name == BASE), None):
+        raise UserError(f"an adapter must not be called {BASE}, as the folder of the base's drawings is; rename {wrong}")
     repeats = _repeats(config.pictures, source)
     captions = config.captions or _captions(source, repeats)
     folder = checked_folder(config.output)
@@ -79,8 +83,10 @@ def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
         answer=judge.answer(rows, len(source), held_out),
         warnings=warnings,
     )
-    write_text(folder / FILE, record.model_dump_json(indent=2), private=True)
-    write_text(folder / PAGE, to_html(page(record)), private=True)
+    measured = AUDIT if config.held_out else EXTRACT
+    also = [f"{each.run}/{measured}" for each in rows]
+    also += [f"{AUDITS}/{SWEEP}" if config.held_out else f"{DRAWINGS}/{BASE}/{EXTRACT}"]
+    write_recorded(folder, {PAGE: to_html(page(record)), FILE: record.model_dump_json(indent=2)}, also)
     return record
 
 
@@ -121,21 +127,32 @@ def _audited(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tup
     limited = build(AuditConfig, audit, {"max_excess_auc": config.max_excess_auc})
     rows = []
     for each in found.found:
+        refuse_edited(config.output / AUDITS / each.name)
         run = read_audit(config.output / AUDITS / each.name)
         excess = judge.excess(run.results, gates(run.results, limited))
-        rows.append(_row(config, found, each, AUDITS, *judge.of_excess(excess, config.max_excess_auc), excess=excess))
+        judged = judge.of_audit(run, excess.attack)
+        rows.append(_row(config, found, each, AUDITS, *judge.of_excess(excess, config.max_excess_auc, judged), excess=excess))
     return tuple(rows), record.nonmembers, record.warnings
 
 
 def _drawn(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tuple[Checkpoint, ...], None, tuple[str, ...]]:
     """A row for each checkpoint by its drawings beside those of the base, and warnings."""
     of_base = _extracted(config, captions, None, config.output / DRAWINGS / BASE)
-    rows = []
+    rows, of_each = [], {BASE: of_base.warnings}
     for each in found.found:
         record = _extracted(config, captions, each, config.output / DRAWINGS / each.name)
+        page_of = f"{DRAWINGS}/{each.name}/{EXTRACT_PAGE}"
         redrawn = judge.redrawn(_distances(record), _distances(of_base))
-        rows.append(_row(config, found, each, DRAWINGS, *judge.of_drawings(redrawn, len(record.pairs)), redrawn=redrawn))
-    return tuple(rows), None, of_base.warnings
+        rows.append(_row(config, found, each, DRAWINGS, *judge.of_drawings(redrawn, len(record.pairs), page_of), redrawn=redrawn))
+        of_each[each.name] = record.warnings
+    return tuple(rows), None, _warnings(of_each)
+
+
+def _warnings(of_each: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """What holds for the base and every adapter once, and for some with their names."""
+    lines = dict.fromkeys(line for warnings in of_each.values() for line in warnings)
+    named = {line: [name for name, warnings in of_each.items() if line in warnings] for line in lines}
+    return tuple(line if len(names) == len(of_each) else f"{', '.join(names)}: {line}" for line, names in named.items())
 
 
 def _extracted(config: LoraConfig, captions: str, adapter: Found | None, folder: Path) -> ExtractionRecord:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from diffleak.config import Flag, ModelConfig, command_line, flag
+from diffleak.config import Flag, ModelConfig, Seed, command_line, flag
 from diffleak.data.prompts import read_prompts
 from diffleak.errors import UserError, shown
 
@@ -24,15 +24,15 @@ class PromptsConfig(ModelConfig):
     ordinary: Path | None = Field(None, description="Prompts of the same kind that are not.")
     prompts: Path | None = Field(None, description="One list without labels: scores only.")
     output: Annotated[Path | None, Flag("-o")] = Field(None, description="prompts.json, .csv and .html, and finished chunks.")
-    images: int = Field(1, ge=1, description="Images drawn for each prompt, whose scores are averaged ({default}).")
+    images: int = Field(1, ge=1, description="Images to draw for each prompt; their scores are averaged ({default}).")
     draw: Annotated[bool, Flag("--no-draw")] = Field(True, description="Draw images; without, only four forwards from noise for each.")
     steps: int = Field(50, ge=1, description="DDIM steps of each image ({default}).")
     guidance_scale: float = Field(7.5, ge=0, allow_inf_nan=False, description="Classifier-free guidance while drawing ({default}).")
-    timestep: int = Field(90, ge=0, description="Where the t-error is taken ({default}).")
+    timestep: int = Field(90, ge=0, description="Timestep of the t-error ({default}).")
     size: int | None = Field(None, ge=1, description="Pixels a side, for a model that draws any size.")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
     batch_size: int | None = Field(None, ge=1, description="Images at once; default by their size.")
-    threads: int | None = Field(None, ge=1, description="Chunks asked side by side, one CPU thread each.")
+    threads: int | None = Field(None, ge=1, description="Chunks worked on side by side, one CPU thread each.")
 
     @model_validator(mode="after")
     def _one_kind_of_list(self) -> "PromptsConfig":

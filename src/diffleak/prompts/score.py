@@ -1,11 +1,11 @@
-"""`diffleak prompts`: which prompts a text-to-image model has memorised, told from what it draws for them and from noise alone.
+"""`diffleak prompts`: which prompts a text-to-image model has memorised, found from what it draws for them and from noise alone.
 
     t_error     || psi(phi(x_t, t), t) - x_t ||^2      SecMI's t-error, at t, of the image x0 that the prompt p itself draws
     magnitude, noise_norm, alignment                   see `statistics`
     noise_sum   (1 - w) S(noise_norm) + w S(alignment), the rule "clid" of `diffleak.stats.rules`
 
 A small t-error means memorised: the model is sure of the way back to what it drew. Each image starts from noise keyed by seed, prompt
-and number, which the statistics from noise are asked about too, so that a prompt scores the same in every list and every batch. The
+and number, which the statistics from noise use too, so that a prompt scores the same in every list and every batch. The
 weight of noise_sum is chosen on a fifth of the labelled prompts and read on the rest. Beside its scores the first image of a prompt is
 kept, with the map of where the prompt acted; the page shows those of the highest prompts.
 
@@ -46,7 +46,7 @@ from diffleak.generation import decoded
 from diffleak.prompts.config import Lists, PromptsConfig, one_list, read_lists, two_lists
 from diffleak.prompts.statistics import FORWARDS, asked_at, draw, from_noise
 from diffleak.records.audit import Result
-from diffleak.records.digests import add_digests
+from diffleak.records.digests import write_recorded
 from diffleak.records.prompts import (
     DIRECTIONS,
     FILE,
@@ -66,7 +66,6 @@ from diffleak.report.pages.prompts import page
 from diffleak.report.sections.prompts import MOST_PICTURED, Picture
 from diffleak.report.wording import adapter
 from diffleak.stats.evaluation import divided, evaluate, evaluate_scores
-from diffleak.work.files import write_text
 from diffleak.work.folder import Folder, cut, in_chunks, row_on_disk
 from diffleak.work.memory import memory_message
 from diffleak.work.progress import say
@@ -90,15 +89,13 @@ class Memorised:
 
     def save(self, folder: Path) -> None:
         """Writes prompts.csv, prompts.html and prompts.json."""
-        write_text(folder / TABLE, to_csv(self.record))
-        write_text(folder / PAGE, to_html(page(self.record, self.pictures())))
-        write_text(folder / FILE, self.record.model_dump_json(indent=2))
-        add_digests(folder, (TABLE, PAGE, FILE))
+        html = to_html(page(self.record, self.pictures()))
+        write_recorded(folder, {TABLE: to_csv(self.record), PAGE: html, FILE: self.record.model_dump_json(indent=2)})
 
 
 @dataclass(frozen=True, eq=False)
 class Asking:
-    """What is asked: `texts`, from noise at two timesteps, and where images are drawn, as latents of shape `latent`, `attack` of these."""
+    """What is queried: `texts`, from noise at two timesteps; where images are drawn, as latents of shape `latent`, `attack` of these."""
 
     target: Target
     texts: tuple[str, ...]
@@ -111,7 +108,7 @@ class Asking:
     @cached_property
     def embed(self) -> Callable[..., Prompts]:
         """Turns prompts into conditions, for all threads."""
-        assert self.target.text is not None, "checked before anything is asked"
+        assert self.target.text is not None, "checked before anything is computed"
         return one_at_a_time(self.target.text)
 
     @property
@@ -251,7 +248,7 @@ def prepare(config: PromptsConfig, target: Target, lists: Lists) -> Asking:
 
 
 def score(asking: Asking, folder: Path) -> np.ndarray:
-    """The statistics of every prompt, by their names; chunks that folder/prompts has already are read, not asked again."""
+    """The statistics of every prompt, by their names; chunks that folder/prompts has already are read, not computed again."""
     size = asking.config.batch_size or max(1, auto_batch_size(asking.latent, asking.target.device) // 2)  # guidance doubles a batch
     images = asking.config.images
 
@@ -376,7 +373,7 @@ def _sizes(member: Bool[np.ndarray, " n"]) -> tuple[int, int]:
 
 
 def _warnings(asking: Asking, lists: Lists) -> tuple[str, ...]:
-    assert asking.target.text is not None, "checked before anything is asked"
+    assert asking.target.text is not None, "checked before anything is computed"
     found, lost = [*asking.target.warnings, *asking.target.unnamed(lists.texts)], len(asking.target.text.truncated(lists.texts))
     if lists.repeated:
         found.append(f"{lists.repeated} {'repetition' if lists.repeated == 1 else 'repetitions'} of a prompt left out: each counts once")

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from diffleak.diffusion.finite import advice
-from diffleak.errors import UserError, first_lines, pip_install
+from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing
 from diffleak.hub import heard
 from diffleak.hub.encoders import BATCH, HUB, encoder_folder, preprocessing
 from diffleak.hub.folders import check_weights, from_transformers, hashed_weights
@@ -63,22 +63,17 @@ def find_clip(model: str | None, device: str) -> Clip | NoClip:
 
 def open_clip(model: str, device: str) -> Clip:
     """The CLIP of a folder or hub id; raises `UserError` where there is none that transformers reads, with its tokenizer."""
-    try:
+    with refusing(ImportError, f"the CLIP score needs transformers: {pip_install('encoders')}"):
         import transformers
-    except ImportError:
-        raise UserError(f"the CLIP score needs transformers: {pip_install('encoders')}") from None
     folder = encoder_folder(model, TOKENIZER)
     preprocess = preprocessing(folder, "a CLIP")
     check_weights(folder)
-    try:
+    # transformers and tokenizers each raise their own; all mean an unusable folder
+    with refusing(Exception, f"{model} cannot be used as a CLIP ({WHY})", first_lines):
         tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         kind: Any = transformers.CLIPModel
         with heard() as said:
             network, info = from_transformers(kind, folder)
-    except UserError:
-        raise
-    except Exception as error:  # transformers and tokenizers each raise their own; all mean an unusable folder
-        raise UserError(f"{model} cannot be used as a CLIP ({(str(error).splitlines() or [type(error).__name__])[0][:200]})") from None
     if info["missing_keys"]:
         raise UserError(f"{model} must hold a CLIP of images and texts; its weights lack {sorted(info['missing_keys'])[0]}")
     network = network.to(device).eval()

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from diffleak.config import Flag, ModelConfig, command_line
+from diffleak.config import Flag, ModelConfig, Seed, Text, command_line
 from diffleak.data.anonymity import Key
 from diffleak.data.cohort import Cohort, images_alone, one_source
 from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
@@ -21,28 +21,30 @@ class QualityConfig(ModelConfig, DataConfig):
 
     FOLLOW = ["scores seed batch_size"]
 
-    reference: str | None = Field(None, description="Real DATA to compare with, normally held out.")
-    training: str | None = Field(None, description="DATA that the model was trained on: looks for copies of it.")
-    data: str | None = Field(None, description="One DATA for both, with --split.")
+    reference: Text | None = Field(None, description="Real DATA to compare with, normally held out.")
+    training: Text | None = Field(None, description="DATA that the model was trained on: looks for copies of it.")
+    data: Text | None = Field(None, description="One DATA for both, with --split.")
     split: Split = None
     output: Annotated[Path | None, Flag("-o")] = Field(None, description="quality.json, quality.html and the images; may be a run folder.")
     images: int = Field(2048, description="Images to draw ({default}).")
     steps: int = Field(50, description="Steps of the sampler ({default}).")
     sampler: Literal["ddim", "ddpm", "dpm"] = Field("ddim", description="{default} (default), ddpm or dpm.")
-    seed: int = Field(0, ge=0, lt=2**32)
-    rounds: int = Field(1, description="Of the adaptive attack on two models that take turns.")
-    captions: str | None = Field(
-        None, description="Text-to-image models draw the reference's own captions (default), fixed:TEXT, or those of a file."
+    seed: Seed = 0
+    rounds: int = Field(1, description="For two models that take turns: rounds of the adaptive attack.")
+    captions: Text | None = Field(
+        None, description="Text-to-image models: what to draw: own (captions of the reference, default), fixed:TEXT or a file."
     )
-    prompts: Path | None = Field(None, description="Or these: a text per line, or a .json, .jsonl or .csv.")
-    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False, description="Of classifier-free guidance (7.5); 1 is none.")
-    clip: str | None = Field(None, description="A CLIP for the CLIP score; hub id or folder (openai/clip-vit-large-patch14).")
+    prompts: Path | None = Field(
+        None, description="Text-to-image models: draw these prompts instead; one a line, or a .json, .jsonl or .csv."
+    )
+    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False, description="Scale of classifier-free guidance (7.5); 1 is none.")
+    clip: Text | None = Field(None, description="A CLIP for the CLIP score; hub id or folder (openai/clip-vit-large-patch14).")
     batch_size: int | None = Field(None, ge=1, description="Images per forward; default by their size.")
-    extractor: str = Field(
+    extractor: Text = Field(
         "inception",
         description="{default}[:FILE] (default), dinov2[:MODEL], clip[:MODEL], torchscript:FILE, sscd:FILE or pixels.",
     )
-    copy_encoder: str | None = Field(None, description="What copies are found with; default the extractor.")
+    copy_encoder: Text | None = Field(None, description="What copies are found with; default the extractor.")
     scores: bool = Field(False, description="Write nearest.csv: each image's nearest generation, for `metrics`.")
     limit: int | None = Field(None, ge=1, description="At most this many real images a side.")
     resize: Resize = False
@@ -52,11 +54,6 @@ class QualityConfig(ModelConfig, DataConfig):
     ignore_model_split: IgnoreModelSplit = False
     anonymous: Anonymous = False
     anonymous_key: AnonymousKey = None
-
-    @field_validator("reference", "training", "data", "extractor", "copy_encoder", "captions", "clip", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
 
     @model_validator(mode="after")
     def _one_reference(self) -> "QualityConfig":

@@ -27,7 +27,7 @@ class Both(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RealSet:
-    """One set of real images, read once; `omitted` could not be read."""
+    """One set of real images, read once; `omitted` could not be read, `resized` had another shape."""
 
     cohort: Cohort
     fingerprint: str
@@ -35,6 +35,7 @@ class RealSet:
     features: Both
     omitted: int
     tally: Tally
+    resized: int = 0
 
     @property
     def described(self) -> ImageSet:
@@ -48,7 +49,7 @@ def read_set(role: str, cohort: Cohort, shape: ImageShape, config: QualityConfig
         features = features_of(role, len(cohort), images.batches(BATCH), encoders)
     images.tally.refuse(source_name(cohort), config.decoding)
     kept = cohort.only(images.readable)
-    return RealSet(kept, images.fingerprint, frozenset(images.hashes), features, len(cohort) - len(kept), images.tally)
+    return RealSet(kept, images.fingerprint, frozenset(images.hashes), features, len(cohort) - len(kept), images.tally, images.resized)
 
 
 def features_of(role: str, n: int, batches: Iterator[UInt8[np.ndarray, "b h w c"]], encoders: tuple[Extractor, Extractor]) -> Both:

@@ -4,7 +4,6 @@ Everything that can be refused is refused before the first image is drawn: the r
 computed first. The same call resumes: drawn chunks are kept in the output folder.
 """
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from diffleak.quality.features import Both, RealSet, cut, features_of, read_set,
 from diffleak.quality.prompts import Prompts, choose_prompts
 from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate
-from diffleak.records.digests import add_digests
+from diffleak.records.digests import write_recorded
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.quality import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
 from diffleak.records.run_folder import read_plan
@@ -64,9 +63,9 @@ class Measured:
         """Writes quality.html and quality.json; `thumbnails` shows the closest training images, which are private."""
         training = self.real.training if thumbnails else None
         of = None if training is None else (lambda image_id: png(fit(training.of(image_id), self.shape, True, image_id)))
-        write_text(folder / "quality.html", to_html(page(self.record, Pictures(lambda i: png(self.images[i]), of))))
-        write_text(folder / FILE, self.record.model_dump_json(indent=2))
-        add_digests(folder, (FILE, "quality.html"))
+        html = to_html(page(self.record, Pictures(lambda i: png(self.images[i]), of)))
+        scores = (SCORES,) if self.record.scores and (folder / SCORES).is_file() else ()
+        write_recorded(folder, {"quality.html": html, FILE: self.record.model_dump_json(indent=2)}, scores, replaces=SCORES)
 
 
 def measure_quality(model: "str | Path | Target", extractor: Any = None, **settings: Any) -> Measured:
@@ -184,7 +183,7 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     if folder:
         _refuse_another_measurement(folder, prepared, reference, training)
     before = time.monotonic()
-    images = _drawn(prepared.drawing, folder, config)
+    images = draw(prepared.drawing, folder, config.batch_size, config.threads)
     drawn = time.monotonic()
     features = features_of("generated", len(images), cut(images), prepared.encoders)
     metrics, found = _statistics(prepared.encoders, features, reference, training, config.seed)
@@ -270,13 +269,6 @@ def _labels(target: Target, reference: Cohort, config: QualityConfig) -> tuple[I
     return drawn, f"in the frequencies of the reference, over {target.classes} classes; labels from {origin}"
 
 
-def _drawn(drawing: Drawing, folder: Path | None, config: QualityConfig) -> UInt8[np.ndarray, "n h w c"]:
-    if folder:
-        return draw(drawing, folder, config.batch_size, config.threads)
-    with tempfile.TemporaryDirectory() as temporary:
-        return draw(drawing, Path(temporary), config.batch_size, config.threads)
-
-
 def _statistics(
     encoders: tuple[Extractor, Extractor], generated: Both, reference: RealSet, training: RealSet | None, seed: int
 ) -> tuple[tuple[Metric, ...], Copies | None]:
@@ -307,7 +299,7 @@ def _write_scores(path: Path, reference: RealSet, training: RealSet, generated: 
     member = np.repeat([1, 0], [len(training.cohort), len(reference.cohort)])
     scores = copies.membership_scores(candidates, generated)
     rows = np.concatenate([training.cohort.by_id, len(training.cohort) + reference.cohort.by_id])  # not in the order of file names
-    write_text(path, copies.scores_csv(tuple(ids[row] for row in rows), member[rows], scores[rows]))
+    write_text(path, copies.scores_csv(tuple(ids[row] for row in rows), member[rows], scores[rows]), private=True)
 
 
 def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: RealSet, training: RealSet | None) -> None:
@@ -355,8 +347,8 @@ def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) 
                 f"{prepared.drawing.n} images were drawn of {len(prepared.prompts.distinct)} different captions; "
                 "intervals treat them as independent"
             )
-    if prepared.config.resize:
-        found.append(f"real images of another shape were resized to {prepared.drawing.shape} (bicubic, antialiased, centre crop)")
+    if resized := reference.resized + (training.resized if training else 0):
+        found.append(f"{resized} real images of another shape were resized to {prepared.drawing.shape} (bicubic, antialiased, centre crop)")
     if images := tally_of(reference, training).described(prepared.config.decoding, prepared.drawing.shape.channels == 4):
         found.append(f"how the real images were read: {', '.join(images)}")
     omitted = reference.omitted + (training.omitted if training else 0)

@@ -374,6 +374,8 @@ class AuditRecord(Record):
     """Where the numbers come from."""
     split: Split
     """How the images were divided into calibrate and test."""
+    clusters: tuple[tuple[str, ...], ...] | None = None
+    """Clusters of two near-duplicates or more with the ids of their images, whatever their sides; null in records that do not say it."""
     headline: str | None
     """Label of the attack with the highest AUC on the calibrate part, controls of masks aside; null without a calibrate part."""
     results: tuple[Result, ...]

@@ -8,7 +8,7 @@ from diffleak.records.base import Record, read_json
 from diffleak.records.images import Tally
 
 SCHEMA_VERSION: Literal[1] = 1
-FILE = "check.json"
+FILE, PAGE = "check.json", "check.html"
 Where = Literal["across", "members", "nonmembers"]
 
 

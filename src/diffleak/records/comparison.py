@@ -17,7 +17,7 @@ from diffleak.records.scores import Unit
 COMPARISON_SCHEMA_VERSION: Literal[2] = 2  # 1: rates as in schema version 1 of audit.json
 
 LOWER_IS_BETTER = ("kid", "frechet")  # the metrics that a scatter can have on its axis, the preferred one first
-FILE = "compare.json"
+FILE, PAGE = "compare.json", "compare.html"
 
 
 class Difference(Record):
@@ -229,11 +229,15 @@ class SwapAudit(Record):
     runs: tuple[str, str]
     """Folder of each teacher's run."""
     members: tuple[int, int]
-    """Number of members of each half in the audit."""
+    """Number of members of each half in the audit; near-duplicates of a half count as one image, here and below."""
     tested: tuple[int, int]
     """Number of members of each half in the test part."""
     nonmembers: tuple[int, int]
     """Number of held-out images in the test part of each teacher's own audit."""
+    unit: Unit = "image"
+    """What is counted: "image", or "cluster" where near-duplicates of a half count as one image."""
+    across: int = 0
+    """Number of clusters of near-duplicates with images in both halves; each is one image of either."""
     repeats: int
     """Number of calibrate/test divisions; above 1 every number is the median over them."""
     results: tuple[SwapResult, ...]

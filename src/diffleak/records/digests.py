@@ -1,5 +1,8 @@
 """digests.json: the SHA-256 of every file that a command left in a folder, and the comparison of a folder with it. No torch.
 
+`write_recorded` is how a command writes its record, page and tables; `refuse_edited` is what a command calls before it reads the record of
+another one.
+
 Digests find an edit that was made by accident or without care: who edits a file and digests.json too is not found, unless a copy of
 `whole` was kept elsewhere, as in the printed report. They prove no authorship.
 
@@ -9,23 +12,36 @@ which is what `sha256sum plan.json audit.json samples.csv scores/*.parquet | LC_
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from diffleak.errors import DiffleakError, UserError, shown
 from diffleak.records.base import Record, Version, read_json
-from diffleak.work.files import hash_file, write_text
+from diffleak.work.files import checked_folder, hash_file, write_bytes, write_text
+from diffleak.work.progress import say
 from diffleak.work.reading import Unreadable
 
 FILE = "digests.json"
 AUDIT, SAMPLES, PLAN, REPORT = "audit.json", "samples.csv", "plan.json", "report.html"
-SWEEP = "sweep.json"
+RECORDS = (
+    AUDIT,
+    "sweep.json",
+    "compare.json",
+    "quality.json",
+    "prompts.json",
+    "extract.json",
+    "inquiry.json",
+    "check.json",
+    "epsilon.json",
+    "gate.json",
+    "lora.json",
+)  # of the commands, each with its digest
 SCORES = "scores/*.parquet"
-MADE_WITH_IT = ("geometry.parquet", "influence.npy", "complexity.parquet", "chosen.json")
-MAY_CHANGE = (REPORT, "report.pdf", "quality.html", "compare.html", "prompts.html")  # written again from the records
+MADE_WITH_IT = ("geometry.parquet", "influence.npy", "complexity.parquet", "maps.npy", "chosen.json")
+PAGES = (".html", ".pdf")  # endings of what is written again from the records, so it may change
 KEPT_BACK = ("anonymous.key", "ids.csv")  # of an anonymous run, and never passed on
 BOOKKEEPING = ("seconds", "latents", "influence", "distortion", "reconstruction", "generated", ".inputs")  # folders of no result
 
@@ -65,8 +81,12 @@ class Sealed(NamedTuple):
     """Number of these files."""
 
 
-class RecordEdited(DiffleakError):
-    """A file is not as it was recorded (exit code 1)."""
+class RecordEdited(UserError):
+    """A record was edited, so no command reads it (exit code 2)."""
+
+
+class Differs(DiffleakError):
+    """`verify` has found a file that is not as it was recorded (exit code 1)."""
 
 
 def digest(text: str) -> str:
@@ -82,9 +102,19 @@ def whole(files: Mapping[str, str]) -> str:
 def record_files(folder: Path, written: Mapping[str, str] | None = None) -> dict[str, str]:
     """The digest of each file that an audit's record is made of; `written`: digests of files that are about to be written."""
     known = dict(written or {})
-    there = [folder / name for name in (PLAN, AUDIT, SAMPLES) if (folder / name).is_file()] + sorted(folder.glob(SCORES))
-    paths = [path.relative_to(folder).as_posix() for path in there]
+    paths = [name for name in (AUDIT, SAMPLES) if (folder / name).is_file()] + scored(folder)
     return {**_hashed(folder, (path for path in paths if path not in known)), **known}
+
+
+def scored(folder: Path) -> list[str]:
+    """Paths of the plan and the scores in a folder, of those that are there."""
+    there = [folder / PLAN] * (folder / PLAN).is_file() + sorted(folder.glob(SCORES))
+    return [path.relative_to(folder).as_posix() for path in there]
+
+
+def made_with_scores(folder: Path) -> list[str]:
+    """What an audit measures beside its scores, of what is there."""
+    return [name for name in MADE_WITH_IT if (folder / name).is_file()]
 
 
 def sealed(folder: Path, audit: str | None = None) -> Sealed:
@@ -96,8 +126,28 @@ def sealed(folder: Path, audit: str | None = None) -> Sealed:
 def write_audit_digests(folder: Path) -> None:
     """Writes the digests of all that an audit left; those of other commands' files in the folder stay."""
     files = record_files(folder)
-    beside = _hashed(folder, (name for name in (*MADE_WITH_IT, REPORT) if (folder / name).is_file()))
+    beside = _hashed(folder, [*made_with_scores(folder), *([REPORT] if (folder / REPORT).is_file() else [])])
     _write(folder, files | beside, whole(files), lambda path: path.startswith("scores/") or path in MADE_WITH_IT)
+
+
+def write_recorded(folder: Path, files: Mapping[str, str | bytes], also: Iterable[str] = (), replaces: str | tuple[str, ...] = ()) -> None:
+    """Writes what a finished command leaves in its folder, for its owner only, and the digests of it.
+
+    files: the contents by their paths in the folder. also: paths of files that are there already and belong to the record. replaces: how
+    the paths begin that an earlier call left and this one may not, such as "pairs/"; their digests are dropped.
+    Until the last file is written none of them has a digest, so that a call that was interrupted leaves no file that looks edited.
+    """
+    names, before = (*files, *also), _read(checked_folder(folder))
+    stale = lambda path: path in names or path.startswith(replaces)
+    if before and any(map(stale, before.files)):
+        _write(folder, {}, before.whole, gone=stale)
+    for path, content in files.items():
+        checked_folder((folder / path).parent)
+        if isinstance(content, str):
+            write_text(folder / path, content, private=True)
+        else:
+            write_bytes(folder / path, content, private=True)
+    add_digests(folder, names)
 
 
 def add_digests(folder: Path, names: Iterable[str]) -> None:
@@ -113,22 +163,25 @@ def update_report(folder: Path, name: str = REPORT) -> None:
 
 
 def verify(folder: str | Path) -> tuple[Checked, ...]:
-    """Compares a finished run, or a sweep and each run in it, with its digests: a line for every file, the edited ones first.
+    """Compares what commands left in a folder, and in each folder that belongs to it, with its digests: the edited files first.
 
-    Raises `UserError` for a folder without digests, such as the run of an earlier version.
+    Raises `UserError` for a folder without digests, such as one that an earlier version wrote.
     """
     folder = Path(folder)
     digests = _read(folder)
     if digests is None:
-        finished = any((folder / name).is_file() for name in (AUDIT, SWEEP))
-        if not finished:
-            raise UserError(f"RUN must be the folder of a finished audit or sweep; {folder} has no {FILE}")
+        record = next((name for name in RECORDS if (folder / name).is_file()), None)
+        if record is None:
+            raise UserError(f"RUN must be the folder of a finished command; {folder} has no {FILE}")
         raise UserError(
-            f"{folder} has no {FILE}, so nothing says what its files were: it is of an earlier version, or the file was removed; "
-            "`diffleak report` still reads it, and repeating its audit command writes one"
+            f"{folder} has no {FILE}, so nothing says what its {record} was: it is of an earlier version, or the file was removed; "
+            "commands still read it, and repeating the command that wrote it writes one"
         )
+    if old := _without_digest(folder, digests):
+        say(f"note: {', '.join(old)} of {folder} has no digest: written by an earlier version, or by hand")
     order: tuple[Status, ...] = ("edited", "missing", "unknown", "recorded")
-    return tuple(sorted(_compared(folder, digests, ""), key=lambda each: (order.index(each.status), each.path)))
+    found = (*_compared(folder, digests, ""), *_unknown(folder, digests, ""))
+    return tuple(sorted(found, key=lambda each: (order.index(each.status), each.path)))
 
 
 def differing(found: Iterable[Checked]) -> list[Checked]:
@@ -137,28 +190,36 @@ def differing(found: Iterable[Checked]) -> list[Checked]:
 
 
 def refuse_differing(folder: Path, found: Iterable[Checked]) -> None:
-    """Raises `RecordEdited` where a file is not as it was recorded."""
+    """Raises `Differs` where a file is not as it was recorded."""
     found = list(found)
     if other := differing(found):
-        raise RecordEdited(f"{len(other)} of {_recorded(found)} recorded files of {folder} are not as they were written ({_said(other)})")
+        raise Differs(f"{len(other)} of {_recorded(found)} recorded files of {folder} are not as they were written ({_said(other)})")
 
 
-def refuse_edited(folder: Path) -> bool:
-    """Raises `RecordEdited` for a record that was edited, so that no report is made of it; False for a folder without digests.
+def refuse_edited(folder: Path, *, only: str | None = None, but: Collection[str] = ()) -> bool:
+    """Raises `RecordEdited` for a folder with an edited record, so that nothing is made of it; pages may change, they are made again.
 
-    Reports may be missing or edited: they are made again.
+    only: the one file that is read, where not all of the folder is. but: the files that the command itself is to write.
+    False where a record, or that file, has no digest: an earlier version wrote it.
     """
     digests = _read(folder)
     if digests is None:
         return False
-    found = [each for each in _compared(folder, digests, "") if each.path.rpartition("/")[2] not in MAY_CHANGE]
-    if other := differing(found):
+    read = [each for each in _compared(folder, digests, "") if each.path not in but and not each.path.endswith(PAGES)]
+    if other := differing(each for each in read if only in (None, each.path)):
         raise RecordEdited(
-            f"{folder} is not as it was recorded ({_said(other)}): no report is made of it. Put the file back, or repeat the audit "
-            "command, "
-            "which writes the record again; `diffleak verify` lists every file"
+            f"{folder} is not as it was recorded ({_said(other)}): nothing is made of it. Put the file back, or repeat the command that "
+            "writes it; `diffleak verify` lists every file"
         )
-    return True
+    return only in digests.files if only else not _without_digest(folder, digests)
+
+
+def refuse_edited_or_say(folder: Path) -> None:
+    """The same, and says where nothing can be compared."""
+    if not refuse_edited(folder):
+        digests = _read(folder)
+        lacks = f"{folder} has no {FILE}" if digests is None else f"{', '.join(_without_digest(folder, digests))} of {folder} has no digest"
+        say(f"note: {lacks}, so its files cannot be compared with what was written")
 
 
 def _said(other: list[Checked]) -> str:
@@ -170,19 +231,45 @@ def _recorded(found: list[Checked]) -> int:
     return sum(each.status != "unknown" for each in found)
 
 
+def _without_digest(folder: Path, digests: Digests) -> list[str]:
+    """The records in a folder that have no digest."""
+    return [name for name in RECORDS if name not in digests.files and (folder / name).is_file()]
+
+
+def _parts(folder: Path, digests: Digests) -> list[str]:
+    """The folders below one that have digests of their own and files of its record, as the runs of a sweep; none inside of another."""
+    parents = {parent.as_posix() for name in digests.files for parent in PurePosixPath(name).parents if parent.name}
+    found = sorted(each for each in parents if (folder / each / FILE).is_file())
+    return [each for each in found if not any(each.startswith(f"{other}/") for other in found)]
+
+
 def _compared(folder: Path, digests: Digests, prefix: str) -> Iterator[Checked]:
-    """Every file of a folder; those of a run in it by the run's own digests, where it has some."""
-    runs = [path.parent for path in sorted(folder.glob(f"*/{FILE}"))]
+    """Every recorded file of a folder, and of its parts by their own digests."""
     for recorded, before in digests.files.items():
         yield Checked(prefix + recorded, _status(folder / recorded, before))
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in digests.files and not _passed_over(name) and not any(run in path.parents for run in runs):
-            yield Checked(prefix + name, "unknown")
-    for run in runs:
-        own = _read(run)
-        if own:
-            yield from (each for each in _compared(run, own, f"{prefix}{run.name}/") if each.path.removeprefix(prefix) not in digests.files)
+    for part in _parts(folder, digests):
+        if own := _read(folder / part):
+            within = _compared(folder / part, own, f"{prefix}{part}/")
+            yield from (each for each in within if each.path.removeprefix(prefix) not in digests.files)
+
+
+def _unknown(folder: Path, digests: Digests, prefix: str) -> Iterator[Checked]:
+    """Every other file of a folder and of its parts; a folder that has digests of its own and is no part of it is passed over."""
+    for path in sorted(folder.iterdir()):
+        yield from _below(folder, path, digests, prefix)
+    for part in _parts(folder, digests):
+        if own := _read(folder / part):
+            within = _unknown(folder / part, own, f"{prefix}{part}/")
+            yield from (each for each in within if each.path.removeprefix(prefix) not in digests.files)
+
+
+def _below(folder: Path, path: Path, digests: Digests, prefix: str) -> Iterator[Checked]:
+    name = path.relative_to(folder).as_posix()
+    if path.is_dir() and not path.is_symlink() and not (path / FILE).is_file() and not _passed_over(name):
+        for each in sorted(path.iterdir()):
+            yield from _below(folder, each, digests, prefix)
+    elif path.is_file() and name not in digests.files and not _passed_over(name):
+        yield Checked(prefix + name, "unknown")
 
 
 def _passed_over(name: str) -> bool:
@@ -209,7 +296,7 @@ def _hashed(folder: Path, paths: Iterable[str]) -> dict[str, str]:
 
 def _read(folder: Path) -> Digests | None:
     """The digests of a folder, None where it has none; raises `UserError` for a file that holds no digests."""
-    path, advice = folder / FILE, "put it back, or repeat the audit command, which writes it again"
+    path, advice = folder / FILE, "put it back, or repeat the command of the folder, which writes it again"
     if not path.exists():
         return None
     found = read_json(path, Digests, advice=advice)

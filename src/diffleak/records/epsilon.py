@@ -56,11 +56,15 @@ class EpsilonRecord(Record):
     bottom: int
     """Number of units of the lowest scores, which were guessed to be held out."""
     units: int
-    """Number of units of the test part: images with a coin of their own, guessed or not."""
+    """Number of units of the test part: images, or groups, with a coin of their own, guessed or not."""
     calibrate_units: int
     """Number of units that everything was chosen on."""
     shared_coins: int
     """Number of images left out since they shared their coin with others."""
+    near_duplicates: int = 0
+    """Number of images left out since they are near-duplicates of others, on whichever side, though their coins were thrown apart."""
+    group: str | None = None
+    """Column of the metadata whose groups the guesses, and so the bound, are of; null where they are of images."""
     split: str
     """Path of the split.json that says that coins were thrown."""
     seed: int

@@ -49,7 +49,7 @@ class Pair(Record):
     """A member and the drawing that is nearest to it, by the distance that decides."""
 
     id: str
-    """Id of the member."""
+    """Id of the member; keyed in an anonymous run."""
     image: int
     """Number of the drawing among all, from 0: `--only` draws it again."""
     draw: int
@@ -57,7 +57,7 @@ class Pair(Record):
     seed: int
     """Seed of the drawing."""
     prompt: str | None
-    """Caption that the drawing was made for; null for a model without captions."""
+    """Caption that the drawing was made for; null for a model without captions, and in an anonymous run."""
     label: int | None
     """Class that the drawing was made for, in [0, number of classes); null for a model without classes."""
     distances: dict[str, float]
@@ -130,6 +130,8 @@ class ExtractionRecord(Record):
     """Images that the model was trained on."""
     held_out: ImageSet | None
     """Images that it was not trained on; null without them."""
+    near_duplicates: int = 0
+    """Number of held-out images that were left out, since each is a near-duplicate of a member."""
     calibrate: int
     """Number of held-out images that set the thresholds; the others are counted."""
     false_copies: float
@@ -152,6 +154,8 @@ class ExtractionRecord(Record):
     """What the search took."""
     membership: Membership
     """What the model's own split.json says of members and held-out images."""
+    anonymous: str | None = None
+    """Name of the key of the ids; null where ids are file names."""
     settings: dict[str, Any]
     """Every setting of the search by its name."""
     exif: Exif

@@ -4,12 +4,16 @@ Beside it the parts of other commands' files that a gate reads.
 """
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import ConfigDict
 
 from diffleak.records.audit import Gate
 from diffleak.records.base import Estimate, Record, Version, read_json
+from diffleak.records.comparison import Quality
+from diffleak.records.quality import ImageSet
+from diffleak.work.files import hash_file
+from diffleak.work.reading import Unreadable
 
 FILE = "gate.json"
 EPSILON = "epsilon.json"
@@ -49,10 +53,25 @@ class GateRecord(Record):
     """Files that were read, with their hashes."""
 
 
+class Gated(NamedTuple):
+    """gate.json of a folder, and what it says of the folder as it is now."""
+
+    record: GateRecord
+    holds: bool
+    """True where the files that were checked are still the same; else the numbers were measured again."""
+
+
 class Share(Estimate):
     """A share in [0, 1] with its interval."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+class Measured(Quality):
+    """The part of quality.json that a gate reads."""
+
+    training: ImageSet | None = None
+    """Training images that copies were looked for in; null without them."""
 
 
 class Extracted(Record):
@@ -84,3 +103,19 @@ class Bound(Record):
 def read_part(path: Path, kind: type[R], command: str) -> R:
     """The part of another command's file that a gate reads; raises `UserError` for a file that does not hold it."""
     return read_json(path, kind, must=f"must be as `diffleak {command}` writes it", advice="repeat that command")
+
+
+def read_gate(folder: Path) -> Gated | None:
+    """The last check of a folder, None where there is none; raises `UserError` for a file that cannot be read."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    record = read_json(path, GateRecord, advice="repeat diffleak gate, which writes it again")
+    return Gated(record, all(_same(folder / each.file, each.sha256) for each in record.files))
+
+
+def _same(path: Path, sha256: str) -> bool:
+    try:
+        return hash_file(path) == sha256
+    except Unreadable:
+        return False

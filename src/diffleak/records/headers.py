@@ -202,7 +202,7 @@ def _leaves(trail: tuple[str, ...], value: object, depth: int = 0) -> Iterator[L
 
 
 def _deep(value: object) -> bool:
-    """Whether lists and objects lie in each other deeper than DEEPEST_INSIDE."""
+    """True if lists and objects lie in each other deeper than DEEPEST_INSIDE."""
     level = [value]
     for _ in range(DEEPEST_INSIDE):
         level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())]

@@ -10,7 +10,6 @@ from diffleak.records.base import Estimate, Record, Version, read_json
 from diffleak.records.headers import GivenAway
 from diffleak.records.images import Tally
 from diffleak.records.plan import Costs, Environment, Plan
-from diffleak.work.files import write_text
 
 FILE = "inquiry.json"
 TABLE = "inquiry.csv"
@@ -25,9 +24,9 @@ class SetAnswer(Record):
     auc: Estimate = Estimate()
     """How often an image in question scores above a control, in [0, 1]; 0.5 is no difference. The medians over all halves."""
     images: int
-    """Number of images in question that were tested."""
+    """Number of images in question that were tested; here and below, with `group` of groups of them."""
     controls: int
-    """Number of controls."""
+    """Number of controls that were tested."""
     images_for_power_80: int | None = None
     """Number of images in question that would show this effect with probability 0.8 at level 0.05; null where no number would."""
     controls_for_power_80: int | None = None
@@ -59,7 +58,7 @@ class BlindTest(Record):
     auc: Estimate
     """How often an image in question has a higher score than a control, in [0, 1]; 0.5 is no difference."""
     chosen: str
-    """What told the sides apart best in most halves, in words."""
+    """Statistic that separates the sides best in most halves, in words."""
     detectable_auc: float | None = None
     """Smallest difference, as an AUC in [0.5, 1], that this test finds with probability 0.8; null where none is certain enough."""
 
@@ -73,6 +72,19 @@ class Image(Record):
     """Conformal p-value, merged over the cuts, in (0, 1]: how rarely an image that was not trained on scores as high."""
     q_value: float
     """Smallest share of false discoveries at which the image is among those found (Benjamini and Hochberg), in (0, 1]."""
+
+
+class Group(Record):
+    """One group of images in question."""
+
+    group: str
+    """The value of the column that its images have; keyed in an anonymous run."""
+    images: int
+    """Number of its images that were tested."""
+    p_value: float
+    """Conformal p-value, merged over the cuts, in (0, 1]: how rarely a group that was not trained on scores as high."""
+    q_value: float
+    """Smallest share of false discoveries at which the group is among those found (Benjamini and Hochberg), in (0, 1]."""
 
 
 class Cut(Record):
@@ -131,11 +143,17 @@ class InquiryRecord(Record):
     blind: BlindTest
     """The same test without the model."""
     images: tuple[Image, ...]
-    """Every image in question, in the order of the ids; empty where the inquiry is invalid."""
+    """Every image in question, in the order of the ids; empty where the inquiry is invalid or counts groups."""
+    group: str | None = None
+    """Column of the metadata whose values are the groups that were counted in the place of images; null where none was named."""
+    groups: tuple[Group, ...] = ()
+    """Every group in question, in the order of their names; empty where the inquiry is invalid or counts images."""
     cuts: tuple[Cut, ...]
     """The test of every half, in the order in which they were made; empty where the inquiry is invalid."""
     repeated: tuple[str, ...] = ()
     """Ids of images that are near-duplicates of another of their side, which counts once; they are not tested."""
+    across: tuple[str, ...] = ()
+    """Ids of images of either side that are near-duplicates of one on the other side, or of one that is; they are not tested."""
     warnings: tuple[str, ...]
     """What a reader must know of the numbers, a sentence each."""
     omitted: tuple[str, ...]
@@ -152,13 +170,14 @@ class InquiryRecord(Record):
     """What the headers of adapters, embeddings, and a model or network in one file give away."""
 
 
-def write_images(path: Path, images: tuple[Image, ...]) -> None:
-    """inquiry.csv: id, p_value and q_value of every image in question."""
+def to_csv(record: InquiryRecord) -> str:
+    """inquiry.csv: id, p_value and q_value of every image in question, or group, images, p_value and q_value of every group."""
+    listed: tuple[Image | Group, ...] = record.groups or record.images
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "p_value", "q_value"])
-    writer.writerows([image.id, repr(image.p_value), repr(image.q_value)] for image in images)
-    write_text(path, text.getvalue())
+    writer.writerow((Group if record.group is not None else Image).model_fields)
+    writer.writerows([repr(value) if isinstance(value, float) else value for value in each.model_dump().values()] for each in listed)
+    return text.getvalue()
 
 
 def read_inquiry(folder: Path) -> InquiryRecord:

@@ -70,11 +70,11 @@ class PromptsPlan(Record):
     prompts_fingerprint: str
     """Hash of the prompts in their order."""
     draw: bool = True
-    """Whether images are drawn; without, prompts are scored from noise alone."""
+    """True if images are drawn; without, prompts are scored from noise alone."""
     images: int
     """Number of images drawn per prompt, or of noises where none is drawn."""
     steps: int
-    """Sampling steps of an image, which say too at which timesteps noise is asked about."""
+    """Sampling steps of an image, which also decide the timesteps at which noise is denoised."""
     guidance_scale: float | None
     """Scale of classifier-free guidance in drawing; null where nothing is drawn."""
     timestep: int | None

@@ -162,7 +162,7 @@ class QualityRecord(Record):
     copies: Copies | None
     """How similar generated images are to training images; null without those."""
     scores: str | None
-    """Name of the file of membership scores by nearest generated image; null where none was asked for."""
+    """Name of the file of membership scores by nearest generated image; null without --scores."""
     warnings: tuple[str, ...]
     """What a reader must know of the numbers, a sentence each."""
     environment: Environment

@@ -46,7 +46,7 @@ def write_samples(path: Path, samples: Samples) -> None:
         part, unit = "test" if samples.test[i] else "calibrate", [samples.units[i]] if samples.units else []
         scores = [repr(float(column[i])) for column in samples.scores.values()]
         writer.writerow([image_id, int(samples.member[i]), part, *unit, *scores])
-    write_text(path, text.getvalue())
+    write_text(path, text.getvalue(), private=True)
 
 
 def read_samples(folder: Path) -> Samples:

@@ -55,7 +55,7 @@ class Scores:
     rule: str | None = None
     """Name of the rule in `diffleak.stats.rules` by which the calibrate part makes one score of the columns; null: one column is chosen."""
     logarithmic: bool = False
-    """Whether the statistics are logarithms or differences already, so that calibration takes none of them."""
+    """True if the statistics are logarithms or differences already, so that calibration takes none of them."""
     complexity: Float64[np.ndarray, "n f"] | None = None
     """What is regressed out of the scores (`diffleak.stats.calibration`), a row per image; null: nothing."""
     unit: Int64[np.ndarray, " n"] | None = None
@@ -87,8 +87,8 @@ class Samples:
     scores: dict[str, Float64[np.ndarray, " n"]]
     """Membership scores by the label of the attack: one number per image, higher = more likely a member."""
     units: tuple[str, ...] | None = None
-    """Name of the unit (`diffleak.stats.units`) that each image counts in: its group, keyed in an anonymous run, or the first image of its
-    cluster of near-duplicates; null: each image counts alone."""
+    """Name of the unit (`diffleak.stats.units`) that each image counts in: its group, keyed in an anonymous run, or of its cluster of
+    near-duplicates the image whose file name comes first; null: each image counts alone."""
     unit: Unit = "image"
     """What a row counts, or with `units` what those are: the column of the units has this name."""
 
@@ -203,7 +203,7 @@ def write_parquet(path: Path, table: "pa.Table") -> None:
         with temporary.open("wb") as file:  # a path would be read as a URI where it looks like one, as exp:1/run does
             pq.write_table(table, file, write_page_checksum=True)
 
-    write_atomic(path, write)
+    write_atomic(path, write, private=True)
 
 
 def read_chunk(

@@ -8,9 +8,10 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from diffleak.errors import visible
-from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.audit import AuditRecord, Gate, Result
 from diffleak.records.digests import Sealed
 from diffleak.records.epsilon import EpsilonRecord
+from diffleak.records.gate import Gated
 from diffleak.records.maps import Maps
 from diffleak.records.scores import Samples
 from diffleak.report.judgement import Verdict, verdict
@@ -32,7 +33,10 @@ class Pictured(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Audited:
-    """A record and, for a page, its samples, the digests of its files, and PNGs by id and maps, without which no image is shown."""
+    """A record and, for a page, its samples, the digests of its files, what other commands found, and PNGs by id and maps.
+
+    Without PNGs no image is shown.
+    """
 
     record: AuditRecord
     samples: Samples | None = None
@@ -40,6 +44,14 @@ class Audited:
     maps: Maps | None = None
     bound: EpsilonRecord | None = None
     sealed: Sealed | None = None
+    gated: Gated | None = None
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """The checks against limits: those of `diffleak gate`, if they still hold, behind those of the audit's own flags."""
+        checked = self.gated.record.checks if self.gated and self.gated.holds else ()
+        again = {(gate.limit, gate.at_most) for gate in checked}
+        return (*(gate for gate in self.record.gates if (gate.limit, gate.at_most) not in again), *checked)
 
     @property
     def scores(self) -> Samples:

@@ -12,12 +12,12 @@ TERMS: tuple[tuple[str, str, str], ...] = (
     (
         "Held-out image",
         r"\bheld[- ]out\b",
-        "an image of the same source that the model was not trained on; it shows what an attack says of such.",
+        "an image of the same source that the model was not trained on; it shows how images score that were not trained on.",
     ),
     (
         "Membership inference",
         r"\bmembership\b",
-        "to find out whether an image was in the training data. It says nothing about an image that nobody has.",
+        "to find out if an image was in the training data. An attacker must have the image to test it.",
     ),
     (
         "Group",
@@ -38,7 +38,7 @@ TERMS: tuple[tuple[str, str, str], ...] = (
     (
         "Interval, 95 %",
         r"\bintervals?\b",
-        "the range of values that the images do not exclude: in 95 of 100 repetitions with other images it holds the true one.",
+        "the range of values that agree with the measurement: in 95 of 100 repetitions with other images it contains the true value.",
     ),
     ("AUC", r"\bAUCs?\b", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
     (
@@ -80,7 +80,7 @@ TERMS: tuple[tuple[str, str, str], ...] = (
     ("Bootstrap", r"\bbootstrap", "a method for intervals: the images are drawn again many times, and the number is worked out each time."),
     ("Permutation", r"\bpermut", "a method of testing: the images are divided at random many times, to see what chance alone gives."),
     (
-        "p",
+        "p-value (p)",
         r"\bp = |\bp-values?\b",
         "the probability of a finding at least as strong where there is nothing to find; small values speak against chance.",
     ),
@@ -88,19 +88,19 @@ TERMS: tuple[tuple[str, str, str], ...] = (
     (
         "Timestep",
         r"\btimesteps?\b",
-        "how much noise an image gets before the model is asked about it; each attack has one where it sees most.",
+        "how much noise is added to an image before the model sees it; each attack has one at which it works best.",
     ),
     (
         "Noise prediction",
         r"\b(?:noise predictions?|predictions of the noise)\b",
         "what a diffusion model computes: the noise that it takes an image to hold.",
     ),
-    ("Query, forward", r"\b(?:quer(?:y|ies)|forwards?)\b", "one question to the model: one run of its network for one image."),
-    ("Chunk", r"\bchunks?\b", "a part of the work that is done and kept as a whole, so that an interrupted audit goes on there."),
+    ("Query, forward", r"\b(?:quer(?:y|ies)|forwards?)\b", "one run of the model's network for one image."),
+    ("Chunk", r"\bchunks?\b", "a part of the work that is saved when it is done; an interrupted audit resumes after the last one."),
     (
         "Calibrate, test part",
         r"\b(?:calibrate|test) part\b",
-        "settings are chosen on the one; every number in the verdict comes from the other.",
+        "settings are chosen on the calibrate part; every number in the verdict comes from the test part.",
     ),
     (
         "Black-box, grey-box, white-box",
@@ -117,7 +117,8 @@ TERMS: tuple[tuple[str, str, str], ...] = (
     (
         "Pixel statistics",
         r"\bpixel statistics?\b",
-        "simple measures of an image, such as brightness and contrast; they see no model, so they must not tell the sides apart.",
+        "simple measures of an image, such as brightness and contrast. They need no model; if "
+        "they separate the sides, the comparison is unfair.",
     ),
     ("Fingerprint", r"\bfingerprints?\b", "a number worked out from a file's whole content; another content gives another one."),
     ("SHA-256", r"\bSHA-256\b|sha256:", "the method of a fingerprint; the same file always gives the same 64 digits."),
@@ -125,7 +126,7 @@ TERMS: tuple[tuple[str, str, str], ...] = (
     (
         "Calibrated",
         r"\bcalibrated\b",
-        "an attack's score less what the complexity of the image, its compressed size and its frequencies, predicts of it.",
+        "an attack's score minus what the complexity of the image (compressed size, frequencies) predicts of it.",
     ),
     ("Combined", r"\bcombined\b", "one logistic regression on the numbers of all attacks that were run."),
     (
@@ -133,7 +134,7 @@ TERMS: tuple[tuple[str, str, str], ...] = (
         r"\bthe reference\b|\breferences?,",
         "a model without the training that is audited, such as the one that was fine-tuned; it says how hard each image is.",
     ),
-    ("Excess", r"\bexcess\b", "an attack's score of an image less its score of the same image in the reference."),
+    ("Excess", r"\bexcess\b", "an attack's score of an image in the audited model minus its score of the same image in the reference."),
     (
         "Latent",
         r"\blatents?\b",
@@ -148,10 +149,24 @@ TERMS: tuple[tuple[str, str, str], ...] = (
         "leaves a share of the latent coordinates out of an attack, such as the 40 % of lowest influence (influence:0.4).",
     ),
     ("LoRA", r"\bLoRAs?\b", "a small file that changes a model, as fine-tuning leaves it."),
+    ("DP-SGD", r"\bDP-SGD\b", "training with added noise, which limits by epsilon what the model can reveal of any one image."),
     (
-        "DP-SGD",
-        r"\bDP-SGD\b|\bepsilon\b",
-        "training with noise, which bounds what the model can reveal of any one image by epsilon; smaller is stricter.",
+        "Epsilon, delta",
+        r"\bepsilons?\b|\bdelta\b",
+        "how strongly one image can change a trained model: it multiplies the probability of any outcome by at most e^epsilon, up to a "
+        "small probability delta. Smaller is stricter; 0 reveals nothing.",
+    ),
+    ("Coin", r"\bcoins?\b", "a random choice with probability one half, made for each image by itself: is it trained on or held out?"),
+    (
+        "Guess, guessing",
+        r"\bguess(?:es|ed|ing)?\b",
+        "an answer, member or held out. Guessing means to answer without looking at the model: half of such guesses are right.",
+    ),
+    (
+        "Near-duplicate, cluster",
+        r"\bnear-duplicates?\b|\bclusters?\b",
+        "images that are copies of each other or nearly so, such as one image encoded twice; together they are a cluster, which counts as "
+        "one image.",
     ),
     ("Checkpoint", r"\bcheckpoints?\b", "the model, or the adapter, as it was after a number of training steps."),
     ("KID", r"\bKID\b", "kernel inception distance: how far two sets of images are from each other, to a network that describes images."),
@@ -162,7 +177,7 @@ TERMS: tuple[tuple[str, str, str], ...] = (
     ),
 )
 _COMPILED = tuple(
-    (name, re.compile(pattern, re.IGNORECASE if name not in ("AUC", "ROC", "KID", "n/e", "p") else 0), said)
+    (name, re.compile(pattern, re.IGNORECASE if name not in ("AUC", "ROC", "KID", "n/e", "p-value (p)") else 0), said)
     for name, pattern, said in TERMS
 )
 

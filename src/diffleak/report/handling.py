@@ -5,7 +5,7 @@ from pathlib import Path
 COMMAND = "diffleak reveal"
 
 
-def on_page(anonymous: bool, pictures: bool = False, can_be_anonymous: bool = True) -> str:
+def on_page(anonymous: bool, pictures: bool = False) -> str:
     """The handling line of a page."""
     if anonymous:
         return (
@@ -15,7 +15,7 @@ def on_page(anonymous: bool, pictures: bool = False, can_be_anonymous: bool = Tr
     shown = "shows training images and names them" if pictures else "names training images"
     return (
         f"This page {shown} (file name or row number): personal data where they are of people. Pass it on only to those who may know "
-        f"which images the model was trained on{'; with --anonymous, images go by keyed ids' if can_be_anonymous else ''}."
+        "which images the model was trained on; with --anonymous, images go by keyed ids."
     )
 
 

@@ -7,7 +7,8 @@ The verdict rests on the attack that was chosen on the calibrate part, and on it
     undecided        it does, but a difference between the sources may be the reason: one that so few images do not show (the
                      interval's lower end is below the AUC that the check would have found), or that was not looked for, or that
                      the user allowed; or the scores separate the sides against an attack's direction and no leak was found, or
-                     the model's own split.json contradicts the sides and the user ignored that
+                     the model's own split.json contradicts the sides and the user ignored that; or no leak was found and no attack
+                     that counts for the form of release was run
     invalid          the sides differ without the model (see `diffleak.stats.blind`) and the user did not allow it, or there is no AUC
 
 Of an invalid audit no number is shown; audit.json and samples.csv keep them.
@@ -19,6 +20,7 @@ of the time where nothing leaks, so the verdict errs at most 5 % (with one divis
 and test on the same images in turn).
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,8 @@ ACCESS = {
     "grey-box": "read the model's noise predictions",
     "white-box": "look inside the model",
 }
+NAMED = ("model_config", "model_from", "network", "weights", "lora", "embedding", "captions", "members", "nonmembers", "data", "split")
+UNTESTED = "Not tested for this form of release"
 RELEASES: dict[Release, str] = {
     "weights": "the weights",
     "api": "an interface that draws images for its callers",
@@ -108,7 +112,10 @@ def verdict(record: AuditRecord) -> Verdict:
         there = _counts(record, lead) or any(_counts(record, r) and widened_low(r.auc, _tries(candidates)) > GUESSING for r in candidates)
         yes = "Yes" if there else "Yes, but only shown with more access than this release gives"
         title = f"{yes}: training images can be told apart from held-out images better than by guessing."
-        return Verdict("leak", title, (*found[:2], NO_INCIDENT, *found[2:]), attack)
+        return Verdict("leak", title, (*found[:2], NO_INCIDENT, *found[2:], *(() if there else _to_test(record))), attack)
+    if _to_test(record):
+        title = f"Undecided: {UNTESTED}. No leak was found by attacks that need more access than outsiders have."
+        return Verdict("undecided", title, (*found, *_to_test(record)), attack)
     if sources == "unchecked":
         title = f"Undecided: no leak was found by these attacks, but {_unseen(record.blind)}."
         return Verdict("undecided", title, (*found, _settle(record.blind)), attack)
@@ -200,8 +207,8 @@ def _caught(result: Result, words: Counted) -> str:
 def _not_excluded(auc: Estimate, words: Counted) -> str:
     more = "images" if words is IMAGES else "groups"
     return (
-        f"The interval includes 50 %, which is what guessing gives. These {more} cannot exclude that the attack picks the {words.member} "
-        f"up to {percent(auc.high or 1.0)} of the time; more {more} narrow this down, and a stronger attack may find more."
+        f"The interval includes 50 %, which is what guessing gives. With these {more} it may be that the attack picks the {words.member} "
+        f"up to {percent(auc.high or 1.0)} of the time; more {more} make the interval narrower, and a stronger attack may find more."
     )
 
 
@@ -237,12 +244,12 @@ def _release(record: AuditRecord, lead: Result) -> tuple[str, ...]:
     if evidence is None:
         return ()
     released = evidence.released
-    assumed = "" if evidence.release else ", which is assumed since --release names no other form and it is the most cautious one"
+    assumed = "" if evidence.release else ", which is assumed because no --release was given and it is the most cautious form"
     for_ = f"This answer is for a release of {RELEASES[released]}{assumed}"
     if evidence.counts(lead.access):
         whose = "anyone who has them" if released == "weights" else "any of its callers"
         return (f"{for_}: {whose} can run this attack.",)
-    needs = f"{visible(lead.attack)} must {ACCESS.get(lead.access, lead.access)}, which outsiders then cannot"
+    needs = f"{visible(lead.attack)} must {ACCESS.get(lead.access, lead.access)}, and this release does not let outsiders do that"
     if released == "images":
         return (
             f"{for_}: {needs}. No attack here works with such images alone; diffleak quality and diffleak extract measure what they "
@@ -250,12 +257,40 @@ def _release(record: AuditRecord, lead: Result) -> tuple[str, ...]:
             "training images.",
         )
     known = [attack for attack in evidence.attacks if evidence.counts(attack.access) and attack.unfit is None]
-    run = [r for r in record.results if r.plain and evidence.counts(r.access) and r.auc.low is not None]
+    run = _counted_results(record)
     if run:
         said = ", ".join(f"{visible(r.attack)} {percent(r.auc.value or 0.0)} of pairs ({spoken(r.auc)[1]})" for r in run)
         return (f"{for_}: {needs}. What counts there was run too: {said}.",)
     names = f"was run ({', '.join(visible(attack.attack) for attack in known)})" if known else "works with this model"
     return (f"{for_}: {needs}. No attack that counts there {names}, so for this release nothing was tested.",)
+
+
+def _counted_results(record: AuditRecord) -> list[Result]:
+    """The plain results that have an interval and that count for the form of release."""
+    return [r for r in record.results if r.plain and _counts(record, r) and r.auc.low is not None]
+
+
+def _to_test(record: AuditRecord) -> tuple[str, ...]:
+    """The command that tests this form of release, where nothing that was run counts for it."""
+    evidence = record.evidence
+    if evidence is None or _counted_results(record):
+        return ()
+    fit = [each for each in evidence.attacks if each.unfit is None and evidence.counts(each.access)]
+    if not fit:
+        return (f"To test it: {_command(record, 'extract')} looks for training images among those that the model draws.",)
+    if all(each.run for each in fit):
+        names = ", ".join(visible(each.attack) for each in fit)
+        return (f"To test it: give more images. From these, what {names} finds cannot be estimated.",)
+    named = next(each.attack for each in fit if not each.run)
+    return (f"To test it: {_command(record, 'audit', '--attacks', named, '--release', evidence.released)}.",)
+
+
+def _command(record: AuditRecord, command: str, *more: str) -> str:
+    """A command line on the model and the images of an audit, which leaves its results in a new folder."""
+    settings = record.settings
+    kept = [(f"--{key.replace('_', '-')}", settings.get(key)) for key in NAMED]
+    given = [part for flag, value in kept if value is not None for part in (flag, str(value))]
+    return visible(shlex.join(["diffleak", command, str(settings.get("model") or "MODEL"), *given, *more, "-o", "NEW-FOLDER"]))
 
 
 def _reversed() -> str:
@@ -279,7 +314,7 @@ def _mask(record: AuditRecord, result: Result) -> tuple[str, ...]:
     if result.complexity is not None:
         before = visible(base_label(result.attack, CALIBRATED))
         whose = "the reconstruction of each image" if result.complexity == RECONSTRUCTION else "each image"
-        return (f"{visible(result.attack)} is the attack {before} with what the complexity of {whose} explains of its score taken out.",)
+        return (f"{visible(result.attack)} is the attack {before} minus what the complexity of {whose} predicts of its score.",)
     if result.variant == "excess":
         return (
             f"{visible(result.attack)} is the attack {visible(result.base)} on what the model sees in each image beyond the reference "

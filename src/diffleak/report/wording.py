@@ -1,5 +1,6 @@
 """Numbers and names, written the same in the terminal, in Markdown and in HTML. Rates are fractions in, percent out."""
 
+import re
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -19,15 +20,14 @@ class Counted(NamedTuple):
     members: str
     held_out: str
     all_held_out: str
-    trained: str
 
     def sides(self, members: int, nonmembers: int) -> str:
         """1600 members, 1600 held-out images"""
         return f"{count(members)} {self.members}, {count(nonmembers)} {self.all_held_out}"
 
 
-IMAGES = Counted("member", "members", "held-out image", "held-out images", "training images")
-GROUPS = Counted("group of members", "groups of members", "held-out group", "held-out groups", "groups of training images")
+IMAGES = Counted("member", "members", "held-out image", "held-out images")
+GROUPS = Counted("group of members", "groups of members", "held-out group", "held-out groups")
 
 
 def counted(unit: Unit) -> Counted:
@@ -142,3 +142,9 @@ def moment(iso: str) -> str:
     except ValueError:
         return iso
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if time.tzinfo else iso
+
+
+def last_part(model: str) -> str:
+    """The last part of a path, or the name on the hub."""
+    parts = [part for part in re.split(r"[/\\]", model) if part]
+    return visible((parts or ["model"])[-1])

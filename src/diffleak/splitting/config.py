@@ -1,11 +1,11 @@
 """The settings of `diffleak split`. No torch."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from diffleak.config import Flag
+from diffleak.config import Flag, Seed, Text
 from diffleak.data.config import Data, DataConfig, SkipUnreadable
 
 COLUMN = "group"  # the column that is read without --group
@@ -21,18 +21,13 @@ class SplitConfig(DataConfig):
     output: Annotated[Path, Flag("-o")] = Field(description="The split file, as split.json.")
     held_out: float | None = Field(None, gt=0, lt=1, description="Share of the images to hold out, such as 0.2.")
     coin: bool = Field(False, description="Draw each image's side by a fair coin of its own, as `diffleak epsilon` needs it.")
-    seed: int = Field(0, ge=0, lt=2**32)
-    group: str | None = Field(
+    seed: Seed = 0
+    group: Text | None = Field(
         None, description="Column of the metadata whose images stay together (person, patient); default 'group', where there is one."
     )
     link: Path | None = Field(None, description="Also lay out DIR/members and DIR/nonmembers, with captions, as links to the files.")
     copy_: Path | None = Field(None, alias="copy", description="The same as copies; of arrays and tables as PNG files.")
     skip_unreadable: SkipUnreadable = False
-
-    @field_validator("data", "group", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
 
     @model_validator(mode="after")
     def _one_way(self) -> "SplitConfig":

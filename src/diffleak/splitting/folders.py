@@ -2,6 +2,8 @@
 
 text files      .txt and .caption beside an image go with it
 metadata.jsonl  captions, labels and groups from metadata, tables and arrays: a line per image
+
+What is made here is its owner's alone, folders and files; links are as open as the files they lead to.
 """
 
 import json
@@ -18,7 +20,7 @@ from diffleak.data.sidecars import find_sidecars
 from diffleak.data.split import Ids, Split
 from diffleak.errors import UserError, shown
 from diffleak.splitting.config import COLUMN, SplitConfig
-from diffleak.work.files import write_text
+from diffleak.work.files import checked_folder, open_private, write_text
 from diffleak.work.progress import progress
 
 SIDES = ("members", "nonmembers")
@@ -48,14 +50,14 @@ def lay_out(source: ImageSource, drawn: Split, config: SplitConfig) -> None:
     try:
         with progress("laying out folders", total, "images") as advance:
             for side, ids in zip(SIDES, (drawn.members, drawn.nonmembers), strict=True):
-                (folder / side).mkdir(parents=True, exist_ok=True)
+                checked_folder(checked_folder(folder) / side)
                 names = _place_files(source, ids, folder / side, config, advance) if _files(source) else None
                 if names is None:
                     names = _write_images(source, ids, position, folder / side, advance)
                 rows = _said(source, ids, position)
                 lines = [json.dumps({"file_name": names[i], **rows[i]}, ensure_ascii=False, default=str) for i in ids if rows.get(i)]
                 if lines:
-                    write_text(folder / side / "metadata.jsonl", "\n".join(lines) + "\n")
+                    write_text(folder / side / "metadata.jsonl", "\n".join(lines) + "\n", private=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror or error}); free the disk or choose another folder") from None
 
@@ -73,10 +75,13 @@ def _place_files(source: ImageSource, ids: Ids, folder: Path, config: SplitConfi
         for each in (file, *beside):
             target = folder / Path(image_id).parent / each.name
             target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                continue  # a caption file of two images
             if config.link:
                 os.symlink(each, target)
             else:
-                shutil.copyfile(each, target)
+                with each.open("rb") as content, open_private(target) as copy:
+                    shutil.copyfileobj(content, copy)
         advance(1)
     return {image_id: image_id for image_id in ids}
 
@@ -89,7 +94,8 @@ def _write_images(source: ImageSource, ids: Ids, position: dict[str, int], folde
         raise UserError(f"{shown(source.name)} has an image named {shown(strange)}, which is no place in a folder: rename it in the data")
     for image_id, name in names.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(png(source.read(position[image_id])))
+        with open_private(folder / name) as file:
+            file.write(png(source.read(position[image_id])))
         advance(1)
     return names
 

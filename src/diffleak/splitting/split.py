@@ -15,7 +15,7 @@ from diffleak.data.labels import possible_classes
 from diffleak.data.sources import open_source
 from diffleak.data.split import Drawn, Split
 from diffleak.data.survey import survey
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.splitting.config import COLUMN, FAIR, SplitConfig
 from diffleak.splitting.draw import draw_coins, draw_share, units_of
 from diffleak.splitting.folders import lay_out, refuse_folder
@@ -127,14 +127,12 @@ def draw(config: SplitConfig, data: Any = None) -> Outcome:
 
 
 def _groups(cohort: Cohort, column: str | None) -> list[str | None]:
-    """The group of every image; of a column that was not asked for an image may lack it, and then stands alone."""
+    """The group of every image; without --group an image may lack the column, and then stands alone."""
     if column is not None:
         return list(groups_of(cohort, column))
     values = cohort.column(COLUMN)
-    try:
+    with refusing(ValueError, f"the column {COLUMN} must hold texts or whole numbers; it has {WHY}: correct it, or name another"):
         return [None] * len(cohort) if values is None else [group_name(value) for value in values]
-    except ValueError as error:
-        raise UserError(f"the column {COLUMN} must hold texts or whole numbers; it has {error}: correct it, or name another") from None
 
 
 def _refuse_one_sided(held: np.ndarray, units: int, config: SplitConfig) -> None:
@@ -149,13 +147,11 @@ def _write(drawn: Split, path: Path) -> None:
     """Writes the file; raises `UserError` where another split is there, which a model may have been trained with."""
     if path.is_dir():
         raise UserError(f"-o must be a file, such as {path / 'split.json'}; {path} is a folder")
-    if write_new(path, drawn.text) or _same(drawn, path):
+    if write_new(path, drawn.text, private=True) or _same(drawn, path):
         return
     raise UserError(f"{path} holds another split, and a model may have been trained with it; choose another -o, or remove it")
 
 
 def _same(drawn: Split, path: Path) -> bool:
-    try:
+    with refusing((OSError, ValueError), f"{path} is there and is no split file ({WHY}); choose another -o", shown):
         return Split.read(path, "members", "nonmembers") == drawn
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is there and is no split file ({shown(str(error))}); choose another -o") from None

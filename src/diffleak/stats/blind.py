@@ -1,4 +1,4 @@
-"""The blind baseline: can members be told from held-out images without the model?
+"""The blind baseline: do members differ from held-out images without the model?
 
 If something that sees only simple pixel statistics separates the two sides, they come from different sources, and an
 attack's AUC may be that difference instead of membership. Das, Zhang and Tramèr 2024, "Blind baselines beat membership
@@ -154,8 +154,8 @@ def finding(blind: Blind) -> Finding:
 def may_explain(blind: Blind, auc: float) -> bool:
     """True if a difference between the sources that the check can have missed may be all there is to an attack's `auc`.
 
-    A check that was not made can have missed any; the permutation test those below its `detectable_auc`. Of the classifier this is
-    not asked: its AUC has an interval, which says what it can have missed.
+    A check that was not made can have missed any; the permutation test those below its `detectable_auc`. The classifier
+    does not need this: its AUC has an interval, which says what it can have missed.
     """
     if finding(blind) == "unchecked":
         return True

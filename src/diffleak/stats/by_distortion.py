@@ -1,5 +1,6 @@
 """What an audit says about geometry: does leakage follow distortion, and distortion the image's frequencies? No torch.
 
+Everything counts units (`diffleak.stats.units`), with the mean of their images' distortion and scores; a gallery shows images.
 Quartiles of distortion are those of members and held-out images together. Everything about attacks is of the test part, at
 timesteps that the calibrate part chose; of repeated divisions the first alone is used. (Rao, Qu and Moyer 2025, arXiv
 2511.20592, sections 4.2 to 4.4 and appendix F.)
@@ -14,9 +15,10 @@ from jaxtyping import Bool, Float64
 from diffleak.geometry.frequencies import radius
 from diffleak.records.audit import AUCAt, BandAt, FilterGain, Geometry, Quartile, Result
 from diffleak.records.base import Estimate
-from diffleak.records.scores import Scores
+from diffleak.records.scores import Scores, means
 from diffleak.stats import metrics
 from diffleak.stats.evaluation import Divisions, gain, on_first_split
+from diffleak.stats.units import Units
 
 DRAWS = 10  # random subsets in the band
 SHOWN = 12  # images in a gallery
@@ -32,21 +34,21 @@ def analyse(
     measured: Float64[np.ndarray, "n 3"],
     results: Sequence[Result],
     scores: Sequence[Scores],
-    member: Bool[np.ndarray, " n"],
+    units: Units,
     split: Divisions,
 ) -> Geometry:
-    """The analyses of one run: `measured` holds distortion, low- and high-frequency energy; `scores` those of each result.
+    """The analyses of one run: `measured` holds distortion, low- and high-frequency energy; `scores` those of each result, of the images.
 
-    `inputs` names the images (`cohort.ids`), their shape and what was measured (`top`, `probes`).
+    `inputs` names the images (`cohort.ids`), their shape and what was measured (`top`, `probes`); `split` is of the units.
     """
-    distortion, low, high = measured.T
-    test = ~split.calibrate[0]
-    by_name = {r.attack: s for r, s in zip(results, scores, strict=True) if r.plain}
+    distortion, low, high = units.mean(measured).T
+    member, test = units.member, ~split.calibrate[0]
+    by_name = {r.attack: units.counting(s) for r, s in zip(results, scores, strict=True) if r.plain}
     first = lambda name: (on_first_split(by_name[name], member, split), by_name[name])
     swept = [name for name, s in by_name.items() if s.rule is None]
     shown = PREFERRED if PREFERRED in swept else next(iter(swept), None)
     quartiles, band, gap = NOTHING_SWEPT if shown is None else _by_quartile(*first(shown), distortion, member, test)
-    order = np.lexsort((np.arange(len(distortion)), distortion))
+    order = np.lexsort((np.arange(len(measured)), measured[:, 0]))
     ids = inputs.cohort.ids
     return Geometry(
         top=inputs.top,
@@ -86,7 +88,8 @@ def _by_quartile(
     bounds = np.quantile(distortion, [0, 0.25, 0.5, 0.75, 1])
     group = np.searchsorted(bounds[1:4], distortion, side="right")
     chosen = scores.timesteps.index(result.timestep or 0)
-    sides = [_sides(scores, test & (group == q), member) for q in range(4)]
+    membership = scores.membership if scores.unit is None else means(scores.membership, scores.unit)
+    sides = [_sides(membership, test & (group == q), member) for q in range(4)]
     quartiles = tuple(
         Quartile(
             quartile=q + 1,
@@ -100,11 +103,11 @@ def _by_quartile(
         for q, (m, n) in enumerate(sides)
     )
     gap = metrics.auc_gap(*((m[:, chosen], n[:, chosen]) for m, n in (sides[3], sides[0])))
-    return quartiles, _band(scores, _sides(scores, test, member)), gap
+    return quartiles, _band(scores, _sides(membership, test, member)), gap
 
 
-def _sides(scores: Scores, rows: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " n"]) -> Sides:
-    return scores.membership[rows & member], scores.membership[rows & ~member]
+def _sides(membership: Float64[np.ndarray, "n k"], rows: Bool[np.ndarray, " n"], member: Bool[np.ndarray, " n"]) -> Sides:
+    return membership[rows & member], membership[rows & ~member]
 
 
 def _curve(timesteps: Sequence[int], sides: Sides) -> tuple[AUCAt, ...]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from diffleak.records.scores import Scores
+from diffleak.records.scores import Scores, means
 from diffleak.records.variants import CALIBRATED, COMBINED, masked_label
 from diffleak.stats.calibration import FEWEST, FOLDS, PLAIN, WORDS, Features
 from diffleak.stats.evaluation import combined, may_be_combined
@@ -45,9 +45,12 @@ def chooser(parts: Sequence[Scores], taken_out: Features | None = None, complexi
     """The chooser among the scores of several attacks on the same images.
 
     taken_out: what may be regressed out of scores, by its name. complexity: what joins the numbers of all attacks in their discriminant.
+    Where the scores say which images count together, all of these are of images, and what is chosen is of units.
     """
     joined = [scores for scores in parts if may_be_combined(scores)]
     numbers = combined(joined, complexity).statistic if len(joined) > 1 else None
+    if numbers is not None and (unit := joined[0].unit) is not None:
+        numbers = means(numbers, unit)
 
     def choose(question: Bool[np.ndarray, " n"], fit: Bool[np.ndarray, " n"]) -> Chosen:
         controls, asked = int((fit & ~question).sum()), int((fit & question).sum())

@@ -172,7 +172,7 @@ def evaluate_reference(
 
 
 def may_be_combined(scores: Scores) -> bool:
-    """Whether the statistics of an attack may go into `combined`; an attack that is a regression itself stays beside it."""
+    """True if the statistics of an attack may go into `combined`; an attack that is a regression itself stays beside it."""
     return scores.rule != LOGISTIC
 
 

@@ -14,10 +14,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, UInt8
 
 from diffleak.records.base import Estimate
-from diffleak.stats.images import copy_chance, copy_threshold, nearest
+from diffleak.stats.images import copy_chance, copy_rate_of, copy_threshold, nearest
 from diffleak.stats.metrics import clopper_pearson
 
 TILES = 4  # a side
@@ -89,8 +89,10 @@ def images_needed(share: float) -> int:
 def copy_rates(members: Distances, calibrate: Float64[np.ndarray, " m"], counted: Float64[np.ndarray, " k"], share: float) -> Rates:
     """The share of images that are nearer to a drawing than all but a share of the calibrate part are to theirs.
 
-    Exactly p <= share. The intervals are Clopper and Pearson's for the threshold as it is; that a threshold from few images is itself
-    uncertain is in `chance`, which is exact for independent images (`copy_chance`).
+    Exactly p <= share. The members' interval is for the distance below which exactly `share` of held-out images lie, wherever the
+    calibrate part leaves that distance open (`order_statistics`); below about 4.4 / share images its lower end is 0.
+    That of the counted images is Clopper and Pearson's for the threshold as it is. `chance` is exact for independent images
+    (`copy_chance`).
     """
     top = copy_threshold(-calibrate, share)
     if top is None:
@@ -98,16 +100,16 @@ def copy_rates(members: Distances, calibrate: Float64[np.ndarray, " m"], counted
             f"a threshold at a share of {share:g} needs at least {images_needed(share)} held-out images that set it; got {len(calibrate)}"
         )
         return Rates(None, Estimate(reason=needed), Estimate(reason=needed), None)
-    method = f"Clopper-Pearson; threshold from {len(calibrate)} held-out images, of which a share of {share:g} lie below it"
-    rates = [_rate(int((distances < -top).sum()), len(distances), method) for distances in (members, counted)]
-    return Rates(-top, rates[0], rates[1], copy_chance(-members, -calibrate, share))
+    of = f"threshold from {len(calibrate)} held-out images, of which a share of {share:g} lie below it"
+    given = copy_rate_of(-members, -calibrate, top, share, f"joint order statistics; {of}")
+    return Rates(-top, given, _counted(counted < -top, f"Clopper-Pearson; {of}"), copy_chance(-members, -calibrate, share))
 
 
-def _rate(copies: int, images: int, method: str) -> Estimate:
-    if images == 0:
+def _counted(below: Bool[np.ndarray, " k"], method: str) -> Estimate:
+    if len(below) == 0:
         return Estimate(reason="no held-out image is left to count on")
-    low, high = clopper_pearson(copies, images)
-    return Estimate(value=copies / images, low=low, high=high, method=method)
+    low, high = clopper_pearson(int(below.sum()), len(below))
+    return Estimate(value=float(below.mean()), low=low, high=high, method=method)
 
 
 def _tiles(images: np.ndarray) -> list[tuple[slice, slice]]:

@@ -20,6 +20,7 @@ from numpy.linalg import eigh
 from scipy.special import bdtr, ndtri, stdtrit, xlogy
 
 from diffleak.records.base import Estimate
+from diffleak.stats.metrics import order_statistics
 
 Features = Float[np.ndarray, "_ d"]  # the sides differ in size
 Z = float(ndtri(0.975))
@@ -243,8 +244,20 @@ def copy_rate(generated: Float64[np.ndarray, " n"], reference: Float64[np.ndarra
     threshold = copy_threshold(reference)
     if threshold is None:
         return Estimate(reason=f"needs at least 99 reference images, of which 1 % sets the threshold; got {len(reference)}")
-    method = f"Wilson; threshold from {len(reference)} unseen images, of which 1 % exceed it"
-    return wilson(int((generated > threshold).sum()), len(generated), method)
+    method = f"joint order statistics; threshold from {len(reference)} unseen images, of which 1 % exceed it"
+    return copy_rate_of(generated, reference, threshold, COPY_QUANTILE, method)
+
+
+def copy_rate_of(
+    similarities: Float64[np.ndarray, " n"], reference: Float64[np.ndarray, " m"], threshold: float, share: float, method: str
+) -> Estimate:
+    """The share of similarities above a threshold, which the reference images set and so leave uncertain: the interval counts that.
+
+    It is for the similarity that exactly `share` of unseen images exceed (`metrics.order_statistics`).
+    """
+    value = float((similarities > threshold).mean())
+    low, high = order_statistics(similarities, reference, share)
+    return Estimate(value=value, low=min(low, value), high=max(high, value), method=method)
 
 
 def copy_chance(generated: Float64[np.ndarray, " n"], reference: Float64[np.ndarray, " m"], share: float = COPY_QUANTILE) -> float | None:

@@ -35,6 +35,7 @@ POWER = 0.8
 HALF = 5  # images a side in the smaller half, below which nothing can be chosen or tested
 MOST = 1_000_000  # images in question that `images_for_power` thinks of
 EXACT = 1e8  # additions: 300 images against 1,000 controls, about two seconds
+PAIRS = 2_000_000  # of an image and a control, each a number in memory
 LEAST = 1e-300  # no p-value is 0
 
 Sample = Float64[np.ndarray, "_"]
@@ -122,8 +123,8 @@ def placebo_sides(keys: tuple[str, ...], seed: int) -> Bool[np.ndarray, " n"]:
 
 def rank_test(asked: Sample, controls: Sample) -> float:
     """The p-value of "`asked` score higher": P(U >= u) with u the pairs that `asked` win outright. In (0, 1]."""
-    below = np.searchsorted(np.sort(controls), asked, side="left").sum()
-    return float(upper_tail(len(asked), len(controls))[int(below)])
+    won, (m, n) = int(np.searchsorted(np.sort(controls), asked, side="left").sum()), sorted((len(asked), len(controls)))
+    return float(upper_tail(m, n)[won]) if m * m * n <= EXACT and m * n <= PAIRS else normal_tail(won, m, n)
 
 
 @lru_cache(maxsize=16)
@@ -131,14 +132,9 @@ def upper_tail(m: int, n: int) -> Float64[np.ndarray, " u"]:
     """P(U >= u) for u from 0 to m n, of the statistic of Mann and Whitney for m and n images without ties that are exchangeable.
 
     Its generating function is a Gaussian binomial coefficient, made factor by factor: (1 - x^(n+i)) / (1 - x^i), i from 1 to m, scaled by
-    i / (n + i). Only additions of positive numbers decide the small tail, so it keeps its relative precision. Above EXACT operations it is
-    normal with a continuity correction, whose tails are heavier than those of U where p is below 0.04.
+    i / (n + i). Only additions of positive numbers decide the small tail, so it keeps its relative precision.
     """
     m, n = min(m, n), max(m, n)
-    if m * m * n > EXACT:
-        deviation = math.sqrt(m * n * (m + n + 1) / 12)
-        z = (np.arange(m * n + 1) - 0.5 - m * n / 2) / deviation
-        return np.maximum(_normal_tail(z), LEAST)
     lower = np.zeros(m * n // 2 + 1)
     lower[0] = 1.0
     for i in range(1, m + 1):
@@ -151,10 +147,15 @@ def upper_tail(m: int, n: int) -> Float64[np.ndarray, " u"]:
     return np.clip(probability[::-1].cumsum()[::-1], LEAST, 1.0)
 
 
-def _normal_tail(z: Float64[np.ndarray, " u"]) -> Float64[np.ndarray, " u"]:
+def normal_tail(u: int, m: int, n: int) -> float:
+    """P(U >= u), at least LEAST, by a normal distribution with a continuity correction, for more than EXACT operations or PAIRS.
+
+    Its tails are heavier than those of U where p is below 0.04. It takes no memory, whatever m and n.
+    """
     from scipy.special import ndtr
 
-    return np.asarray(ndtr(-z), dtype=np.float64)
+    deviation = math.sqrt(m * n * (m + n + 1) / 12)
+    return max(float(ndtr(-(u - 0.5 - m * n / 2) / deviation)), LEAST)
 
 
 def conformal(asked: Sample, controls: Sample) -> Sample:

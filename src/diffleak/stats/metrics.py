@@ -179,7 +179,7 @@ def tpr_at_fpr(members: Sample, nonmembers: Sample, fpr: float, seed: int = 0) -
         low, high = _bootstrap(members, nonmembers, k, seed)
         method = "stratified bootstrap"
     else:
-        low, high = _order_statistics(members, nonmembers, fpr)
+        low, high = order_statistics(members, nonmembers, fpr)
         method = "joint order statistics"
     return RateAtFPR(fpr=fpr, support=support, value=value, low=min(low, value), high=max(high, value), method=method)
 
@@ -323,7 +323,7 @@ def _bootstrap(members: Sample, nonmembers: Sample, k: int, seed: int) -> tuple[
     return float(low), float(high)
 
 
-def _order_statistics(members: Sample, nonmembers: Sample, fpr: float) -> tuple[float, float]:
+def order_statistics(members: Sample, nonmembers: Sample, fpr: float) -> tuple[float, float]:
     """An interval for the TPR at the true (1 - fpr) quantile q of the non-members.
 
     Order statistics enclose q, exact binomial bounds hold at either end; each of the four sides takes alpha / 4.

@@ -75,7 +75,7 @@ def _by_order(m: int, n: int) -> Bound:
     sure = np.flatnonzero(1 - at_most(n, FPR)[:-1] >= 1 - ALPHA / 4) + 1
     if not len(sure):  # no held-out score is surely above the quantile, so the lower end is 0
         return np.zeros(0), None
-    return _fpr_of(int(sure[-1]), n), _least(m, lambda hits: clopper_pearson(hits, m, ALPHA / 2)[0] > FPR)
+    return _fpr_of(int(sure[-1]), n), fewest(lambda hits: clopper_pearson(hits, m, ALPHA / 2)[0] > FPR, 0, m, m - 1)
 
 
 @lru_cache
@@ -89,7 +89,7 @@ def _by_bootstrap(m: int, n: int) -> Bound:
     own = _fpr_of(int(n * FPR + 1e-9) + 1, n)
     most = int(m * FPR + 1e-9)
     below = lambda hits: binom.cdf(most, m, np.clip(hits / m + own - own.mean(), 0, 1)).mean()
-    return own, _least(m, lambda hits: below(hits) < ALPHA / 2)
+    return own, fewest(lambda hits: below(hits) < ALPHA / 2, 0, m, m - 1)  # None where not all of them are enough
 
 
 def detectable_auc(m: int, n: int) -> float | None:
@@ -112,17 +112,6 @@ def images_for_auc(auc: float) -> int | None:
 def images_for_tpr(tpr: float) -> int | None:
     """The smallest number of test images on each side with which a TPR at 1 % FPR above 1 % is detectable; None above MOST."""
     return fewest(lambda size: tpr_power(tpr, size, size) >= POWER)
-
-
-def _least(m: int, enough: Callable[[int], bool]) -> int | None:
-    """The fewest of m members that are enough; None where all are not."""
-    if not enough(m):
-        return None
-    low, high = 0, m
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
 
 
 def _smallest(grid: Float64[np.ndarray, " k"], power: Callable[[float], float]) -> float | None:

@@ -4,7 +4,7 @@ Intervals, p-values and rates hold for things that are independent of each other
 not at all, and a photo and its copy are one image twice. So these are one *unit*, and everything that statistics count is a unit:
 
     score of a unit    the mean of its images' scores, at the same timestep or setting (`diffleak.stats.rules.settled`)
-    division           a unit is in the calibrate or in the test part as a whole
+    division           a unit is in the calibrate or in the test part as a whole, drawn by its key and so in any order of images alike
     intervals, rates   of units: a resampling draws units, a threshold lets so many of the held-out units pass
 
 What is fitted to scores, such as a regression, is fitted to images, and its folds keep units together. Where every image is a unit of its
@@ -19,7 +19,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from diffleak.records.scores import Scores, Unit, means, numbered
+from diffleak.data.cohort import sort_key
+from diffleak.data.duplicates import clusters_of
+from diffleak.records.scores import Samples, Scores, Unit, means, numbered
 from diffleak.stats.evaluation import Divisions, divided
 
 
@@ -74,6 +76,10 @@ class Units:
         """Scores whose statistics count units."""
         return scores if self.alone else replace(scores, unit=self.of)
 
+    def named(self, samples: Samples) -> Samples:
+        """Samples of these images that say which of them count together."""
+        return samples if self.alone else replace(samples, units=tuple(self.names[unit] for unit in self.of), unit=self.kind)
+
     def mean(self, values: Float64[np.ndarray, "n k"]) -> Float64[np.ndarray, "u k"]:
         """The mean over the images of each unit."""
         return values if self.alone else means(values, self.of)
@@ -102,7 +108,8 @@ def units_of(
     """The units of images: their groups where there are any, else clusters of near-duplicates, or where there are none the images.
 
     ids, keys: what is written of each image, and what it is drawn by. groups: the group of each image, which is on one side; names: what
-    is written of it. A cluster on both sides is a unit on each.
+    is written of it. A cluster on both sides is a unit on each. A cluster has the key, and the id, of its image with the smallest key, so
+    that it is drawn alike in whatever order the images stand, as those of keyed ids or of buckets do.
     """
     if groups is not None:
         known = {group: number for number, group in enumerate(dict.fromkeys(groups))}
@@ -112,7 +119,17 @@ def units_of(
         of = numbered(2 * clusters + member)
         kind = "image" if len(of) == 0 or int(of[-1]) == len(of) - 1 == int(of.max()) else "cluster"
     first = np.unique(of, return_index=True)[1]
-    own = lambda each: tuple(each[row] for row in first)
     if groups is not None:
+        own = lambda each: tuple(each[row] for row in first)
         return Units(of, member[first], own(groups), own(names or groups), kind)
-    return Units(of, member[first], own(keys), own(ids), kind)
+    named = first.tolist()  # the row that names each unit
+    for row, unit in enumerate(of.tolist()):
+        named[unit] = min(named[unit], row, key=lambda each: sort_key(keys[each]))
+    return Units(of, member[first], tuple(keys[row] for row in named), tuple(ids[row] for row in named), kind)
+
+
+def chained(first: Int64[np.ndarray, " n"], second: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """The finest units that are made of whole units of both numberings of the same images, from 0 in the order of their first images."""
+    rows = np.arange(len(first))
+    leading = [np.unique(of, return_index=True, return_inverse=True) for of in (first, second)]  # the first image of each unit
+    return clusters_of(len(rows), np.tile(rows, 2), np.concatenate([where[inverse] for _, where, inverse in leading]))

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffleak.auditing.config import AuditConfig
-from diffleak.errors import UserError, listed, shown
+from diffleak.errors import WHY, UserError, listed, refusing, shown
 from diffleak.hub.adapters import FILES as ADAPTERS
+from diffleak.hub.adapters import strength_of
 from diffleak.hub.folders import NETWORKS, PICKLES
 from diffleak.hub.weights import AVERAGE, STATE_DICTS, chosen, copies
 from diffleak.records.headers import adapter_weight
@@ -98,7 +99,8 @@ def _adapters(given: str | None) -> list[str]:
     """The parts of --lora, where one is a pattern and no file with brackets in its name; none for adapters that are merged together."""
     parts = split_named(given, "--lora") if given else []
     whole = [
-        (name, value) if value is None or os.path.exists(name) or _is_number(value) else (f"{name}@{value}", None) for name, value in parts
+        (name, value) if value is None or os.path.exists(name) or strength_of(value) is not None else (f"{name}@{value}", None)
+        for name, value in parts
     ]
     if not any(PATTERN.search(name) and not os.path.exists(name) for name, _ in whole):
         return []
@@ -108,14 +110,6 @@ def _adapters(given: str | None) -> list[str]:
             f"the adapters of a sweep have one strength, that of --lora-scale; {shown(strong, 150)} has another: leave out its @"
         )
     return [name for name, _ in whole]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _patterns(given: str | None) -> list[str]:
@@ -143,10 +137,8 @@ def _check_adapter(path: Path) -> None:
         return
     if path.suffix.lower() != WEIGHTS:
         raise UserError(f"{must}, as {WEIGHTS} files or folders; it matches {named} too: {NARROWER}")
-    try:
+    with refusing(Unreadable, f"{must}; {named} cannot be read ({WHY}): {NARROWER}"):
         names = load_header(path).tensors
-    except Unreadable as error:
-        raise UserError(f"{must}; {named} cannot be read ({error}): {NARROWER}") from None
     if not adapter_weight(names):
         raise UserError(f"{must}; {named} is none (it holds {shown(next(iter(names), 'no weight'))}): {NARROWER}")
 
@@ -178,10 +170,8 @@ def _check_network(path: Path) -> None:
 def _check_header(path: Path, must: str) -> None:
     if path.suffix.lower() != WEIGHTS:
         return
-    try:
+    with refusing(Unreadable, f"{must}; {shown(path, 150)} cannot be read ({WHY}): {NARROWER}"):
         adapter = adapter_weight(load_header(path).tensors)
-    except Unreadable as error:
-        raise UserError(f"{must}; {shown(path, 150)} cannot be read ({error}): {NARROWER}") from None
     if adapter:
         raise UserError(f"{must}; {shown(path, 150)} is an adapter (it holds {shown(adapter)}): give such with --lora, or {NARROWER}")
 

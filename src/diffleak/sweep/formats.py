@@ -8,7 +8,6 @@ from diffleak.records.sweep import SweepRecord, read_sweep
 from diffleak.report import to_html, to_markdown
 from diffleak.report.pages.sweep import page
 from diffleak.work.files import write_text
-from diffleak.work.progress import say
 
 PDF = "report.pdf"
 
@@ -19,8 +18,7 @@ def formatted(folder: Path, form: str) -> tuple[SweepRecord, str]:
     Raises `UserError` for a form that a sweep does not have, and `RecordEdited` for a record that was edited.
     """
     record = read_sweep(folder)
-    if not digests.refuse_edited(folder):
-        say(f"note: {folder} has no {digests.FILE}, so its files cannot be compared with what was written")
+    digests.refuse_edited_or_say(folder)
     if form in ("card", "latex", "csv"):
         what = "a model card" if form == "card" else "a table of attacks"
         raise UserError(f"{folder} is a sweep, and {what} is of one model: give the run of the checkpoint that you release")
@@ -30,6 +28,6 @@ def formatted(folder: Path, form: str) -> tuple[SweepRecord, str]:
         write_pdf(page(record), folder / PDF)
         digests.update_report(folder, PDF)
         return record, f"report: {folder / PDF}"
-    write_text(folder / digests.REPORT, to_html(page(record)))
+    write_text(folder / digests.REPORT, to_html(page(record)), private=True)
     digests.update_report(folder)
     return record, to_markdown(page(record)) if form == "markdown" else f"report: {folder / digests.REPORT}"

@@ -29,7 +29,7 @@ from diffleak.records.sweep import FILE, Point, SweepRecord
 from diffleak.report import to_html
 from diffleak.report.sections.audit.gates import sentence
 from diffleak.sweep.checkpoints import Checkpoint, Checkpoints
-from diffleak.work.files import checked_folder, write_text
+from diffleak.work.files import checked_folder
 from diffleak.work.progress import say
 
 INPUTS = ".inputs"  # the folder of latents, until the sweep is finished
@@ -66,7 +66,7 @@ def sweep(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = 
     without the model, after the first checkpoint.
     """
     folder = config.output
-    assert folder is not None, "the command has asked for one"
+    assert folder is not None, "the command needs one"
     if (folder / "plan.json").exists():
         raise UserError(f"{folder} is the run folder of one audit; choose another -o for a sweep")
     if config.anonymous and config.anonymous_key is None:
@@ -151,10 +151,8 @@ def save(record: SweepRecord, folder: Path) -> None:
     """Writes sweep.json and report.html."""
     from diffleak.report.pages.sweep import page
 
-    write_text(folder / "report.html", to_html(page(record)))
-    write_text(folder / FILE, record.model_dump_json(indent=2))
-    runs = [f"{point.run}/{digests.AUDIT}" for point in record.points]
-    digests.add_digests(folder, [FILE, digests.REPORT, *(name for name in runs if (folder / name).is_file())])
+    runs = [name for point in record.points if (folder / (name := f"{point.run}/{digests.AUDIT}")).is_file()]
+    digests.write_recorded(folder, {digests.REPORT: to_html(page(record)), FILE: record.model_dump_json(indent=2)}, runs)
 
 
 def gate(record: SweepRecord) -> None:

@@ -26,14 +26,14 @@ from diffleak.data.pixels import ImageShape, fit
 from diffleak.data.sources import open_source
 from diffleak.data.split import read_split
 from diffleak.diffusion.finite import advice
-from diffleak.errors import UserError, pip_install
+from diffleak.errors import UserError, pip_install, refusing
 from diffleak.hub import checked_device, folder_of, heard
 from diffleak.hub.configs import read_json
 from diffleak.hub.encoders import channel_statistics
 from diffleak.hub.folders import WEIGHTS, check_weights, from_transformers, hashed_weights
 from diffleak.records.images import AS_TRAINERS, Decoding, Tally
 from diffleak.training.config import CaptionConfig
-from diffleak.work.files import hash_files, write_text
+from diffleak.work.files import hash_files, open_private, write_text
 from diffleak.work.folder import Folder, read_object, spelled
 from diffleak.work.progress import progress, say
 from diffleak.work.reading import Unreadable, load_lines, load_text
@@ -122,10 +122,8 @@ def _check(source: ImageSource, rows: Sequence[int], decoding: Decoding) -> None
 
 def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
     """The captioner in a folder or of a hub id; raises `UserError` for anything that is no BLIP."""
-    try:
+    with refusing(ImportError, f"captioning needs transformers: {pip_install('encoders')}"):
         import transformers
-    except ImportError:
-        raise UserError(f"captioning needs transformers: {pip_install('encoders')}") from None
     folder = folder_of(model, "the captioner", [*FILES, *WEIGHTS])
     try:
         kind = read_json(folder / "config.json", "it is no folder of transformers").get("model_type")
@@ -183,7 +181,7 @@ def _resumed(output: Path, plan: dict[str, Any]) -> set[str]:
         text = load_text(output)
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
-            write_text(output, whole)
+            write_text(output, whole, private=True)
         return {str(row["file_name"]) for row in load_lines(output)}
     except (Unreadable, TypeError, KeyError) as error:
         reason = error if isinstance(error, Unreadable) else "a line is no object with file_name and text"
@@ -192,6 +190,8 @@ def _resumed(output: Path, plan: dict[str, Any]) -> set[str]:
 
 def _append(output: Path, lines: str) -> None:
     try:
+        if not output.exists():
+            open_private(output).close()
         with output.open("a", encoding="utf-8") as file:
             file.write(lines)
     except OSError as error:

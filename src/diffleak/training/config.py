@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from diffleak.config import Device, Flag, build, flag, read_yaml
+from diffleak.config import SEED, Device, Flag, Seed, build, flag, read_yaml
 from diffleak.data.config import Data, DataConfig
 from diffleak.errors import UserError, unknown
 
@@ -38,7 +38,7 @@ class TrainConfig(DataConfig):
     output: Annotated[Path, Flag("-o")] = Field(description="The model folder.")
     kind: Literal["denoiser", "vae", "vq", "text-to-image"] = "denoiser"
     autoencoder: Path | None = Field(
-        None, description="Train on the latents of this folder's vae/ or vqvae/, on its split unless told otherwise."
+        None, description="Train on the latents of this folder's vae/ or vqvae/, on its split unless --split or --train-size gives another."
     )
     base: str | None = Field(None, description="A text-to-image model to fine-tune: a diffusers folder, a hub id, or one file.")
     model_config_: str | None = Field(
@@ -60,11 +60,11 @@ class TrainConfig(DataConfig):
     )
     resize: int | None = Field(None, ge=4, description="Resize (antialiased) and centre-crop images to this side.")
     steps: int = Field(5000, ge=1, description="Optimiser steps; a larger number extends a finished run.")
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(2e-4, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(100, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    batch_size: int = Field(64, ge=1, description="Images in an optimiser step; default by the preset.")
+    learning_rate: float = Field(2e-4, gt=0, description="Learning rate of the optimiser (AdamW); default by the preset.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of the optimiser; default by the preset.")
+    warmup_steps: int = Field(100, ge=0, description="Steps over which the learning rate rises to its value; default by the preset.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Norm that the gradient of a step is clipped to; default by the preset.")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="Save an exponential moving average of the weights.")
     flip: Annotated[bool, Flag("--no-flip")] = Field(False, description="Random horizontal flips.")
     validation: float | None = Field(
@@ -81,7 +81,7 @@ class TrainConfig(DataConfig):
         "no", description="no, fp16, bf16, or auto: bf16 where the device has it."
     )
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints.")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
     threads: int | None = Field(None, ge=1, description="CPU threads of this process.")
     device: Literal["cpu", "auto"] = Field("auto", description="auto or cpu.")
     model: dict[str, Any] = {}
@@ -180,7 +180,7 @@ class CaptionConfig(DataConfig):
         "Salesforce/blip-image-captioning-base", description=r"A BLIP of transformers: a folder or hub id. \[default: {default}]"
     )
     n: Annotated[int, Flag("-n")] = Field(5, description=r"Captions an image, beside its own. \[default: {default}]")
-    seed: int = Field(0, ge=LEAST["seed"], description=r"\[default: {default}]")
+    seed: int = Field(0, ge=LEAST["seed"], description=SEED)
     batch_size: int = Field(8, description=r"Images captioned at once; changes no caption. \[default: {default}]")
     split: Path | None = Field(None, description='JSON {"members": IDS, "nonmembers": IDS}, or .csv, .npz, .npy, .txt: the members.')
     limit: int | None = Field(None, description="Only this many images, the first ones.")

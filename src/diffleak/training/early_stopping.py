@@ -46,7 +46,7 @@ class EarlyStopping:
 
     @property
     def finished(self) -> bool:
-        """Whether the last `patience` checks brought nothing better."""
+        """True if the last `patience` checks brought nothing better."""
         return self.patience is not None and len(self.curve) > 0 and len(self.curve) - 1 - self._best_check() >= self.patience
 
     def check(self, step: int, accelerator: Any, ema: Any, folder: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffleak import hub
 from diffleak.config import settings_of
-from diffleak.errors import UserError, first_lines
+from diffleak.errors import WHY, UserError, first_lines, refusing
 from diffleak.records.images import FIRST_READING, first_reading
 from diffleak.training.config import TrainConfig
 from diffleak.training.early_stopping import EarlyStopping
@@ -39,6 +39,7 @@ SUMS = "sha256.json"  # of the files of a checkpoint
 STATE = "state.pt"  # of the loop: step, losses and those since the last point, moving average, early stopping
 OUTCOMES = frozenset({"early_stopping", "spent"})  # keys of train.json that only a finished run has
 SAID = frozenset({"images", "data_path"})  # keys that say what was found in the data and decide nothing
+UNWRITTEN = f"cannot be written ({WHY}); free the disk and run the same command again"
 FIXED_BY = {"validation": "checkpoint_every", "dp_epsilon": "steps"}  # unless this setting makes the result depend on it
 
 
@@ -202,20 +203,19 @@ class Loop:
         except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
             if out_of_memory(error) or "CUDA" in str(error):
                 raise
-            reason = first_lines(error) or type(error).__name__
-            raise UserError(f"{checkpoint} cannot be read ({reason}); if its files are damaged, delete it to begin again") from None
+            raise UserError(
+                f"{checkpoint} cannot be read ({first_lines(error)}); if its files are damaged, delete it to begin again"
+            ) from None
 
     def _save_checkpoint(self, checkpoint: Path) -> None:
         fresh = checkpoint.with_name("checkpoint.part")
         if self.accelerator.is_main_process:
             shutil.rmtree(fresh, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        try:
+        with refusing((OSError, RuntimeError), f"the checkpoint {fresh} {UNWRITTEN}"):
             self.accelerator.save_state(str(fresh))
             if self.accelerator.is_main_process:
                 torch.save(self.state_dict(), fresh / STATE)
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"the checkpoint {fresh} cannot be written ({error}); free the disk and run the same command again") from None
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_text(fresh / SUMS, json.dumps({file.name: hash_file(file) for file in sorted(fresh.iterdir())}, indent=2))
@@ -233,10 +233,8 @@ class Loop:
         elif self.ema:
             self.ema.copy_to(self.module.parameters())
         if self.accelerator.is_main_process:
-            try:
+            with refusing((OSError, SafetensorError), f"the model {folder} {UNWRITTEN}"):
                 self.task.save(folder)
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"the model {folder} cannot be written ({error}); free the disk and run the same command again") from None
             write_text(folder / "losses.csv", "step,loss\n" + "".join(f"{int(s)},{value:.6f}\n" for s, value in self.losses))
         self.accelerator.wait_for_everyone()
         return folder

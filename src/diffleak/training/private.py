@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from diffleak.errors import UserError, pip_install
+from diffleak.errors import UserError, pip_install, refusing
 from diffleak.training.config import TrainConfig
 from diffleak.training.task import Rows, Task, batch, keyed, mix, refuse_divergence
 
@@ -63,10 +63,8 @@ class Privacy:
 
 def plan_privacy(config: TrainConfig, n: int | float, processes: int) -> Privacy:
     """The mechanism for `n` images, which anyone may know (`TrainingData.public_size`); raises `UserError` where DP-SGD cannot be had."""
-    try:
+    with refusing(ImportError, f"DP-SGD needs Opacus, which is not installed: {pip_install('dp')}"):
         import opacus  # noqa: F401
-    except ImportError:
-        raise UserError(f"DP-SGD needs Opacus, which is not installed: {pip_install('dp')}") from None
     if processes > 1:
         raise UserError(f"DP-SGD runs in one process, which draws each batch and its noise once; got {processes}")
     if config.batch_size > n:
@@ -87,13 +85,9 @@ def _noise_multiplier(config: TrainConfig, rate: float) -> float:
 
     assert config.dp_epsilon is not None and config.dp_delta is not None
     budget = {"target_epsilon": config.dp_epsilon, "target_delta": config.dp_delta, "epsilon_tolerance": config.dp_epsilon / 1000}
-    try:
-        with _quiet():
-            sigma = get_noise_multiplier(**budget, sample_rate=rate, steps=config.steps, accountant="rdp", alphas=list(ORDERS))
-    except ValueError:
-        raise UserError(
-            f"no noise is enough for --dp-epsilon {config.dp_epsilon:g} at {config.steps} steps; raise one, lower other"
-        ) from None
+    message = f"no noise is enough for --dp-epsilon {config.dp_epsilon:g} at {config.steps} steps; raise one, lower other"
+    with refusing(ValueError, message), _quiet():
+        sigma = get_noise_multiplier(**budget, sample_rate=rate, steps=config.steps, accountant="rdp", alphas=list(ORDERS))
     return ceil(sigma * 1e4) / 1e4
 
 

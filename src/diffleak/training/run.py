@@ -139,7 +139,7 @@ def describe(outcome: dict[str, Any]) -> str:
 
 
 def _loop(config: TrainConfig, accelerator: Any, task: Task, data: TrainingData, privacy: Privacy | None) -> Loop:
-    """The loop, with early stopping on the images after the members, or private, where asked for."""
+    """The loop, with early stopping on the images after the members, or private, where the settings say so."""
     members = len(data.members)
     stopping = None
     if config.validation:

@@ -2,23 +2,31 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
 from uuid import uuid4
 
-from diffleak.errors import UserError
+from diffleak.errors import WHY, UserError, of_system, refusing
 from diffleak.work.reading import Unreadable, opened, parsing
 
 SEAL = b"sha256 %s\n"  # with the hex digits of the digest
 BLOCK = 2**20  # bytes hashed at once
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write(temporary)` beside `path`, then renames it into place; raises `UserError` when the disk refuses."""
+def write_atomic(path: Path, write: Callable[[Path], object], private: bool = False) -> None:
+    """Calls `write(temporary)` beside `path`, then renames it into place; raises `UserError` when the disk refuses.
+
+    private: `temporary` is there already, empty, and only its owner may read it. Whatever names images or holds what they look like is.
+    """
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")  # workers on several machines may share process ids
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if private:
+            open_private(temporary).close()
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -26,7 +34,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); "
+            f"{path} cannot be written ({of_system(error)}); "
             "free or change the output folder and run the same command again: finished work is kept"
         ) from None
     except BaseException:
@@ -56,20 +64,17 @@ def write_new(path: Path, text: str, private: bool = False) -> bool:
 
 def write_text(path: Path, text: str, private: bool = False) -> None:
     """Writes UTF-8 text atomically; a `private` file has mode 0600 from its first byte."""
-    _write(path, private, "w", text, encoding="utf-8")
+    write_atomic(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")), private)
 
 
 def write_bytes(path: Path, content: bytes, private: bool = False) -> None:
     """Writes bytes atomically; a `private` file has mode 0600 from its first byte."""
-    _write(path, private, "wb", content)
+    write_atomic(path, lambda temporary: temporary.write_bytes(content), private)
 
 
-def _write(path: Path, private: bool, mode: str, content: str | bytes, **how: str) -> None:
-    def write(temporary: Path) -> None:
-        with open(temporary, mode, opener=lambda name, flags: os.open(name, flags, 0o600 if private else 0o666), **how) as file:  # type: ignore[call-overload]
-            file.write(content)
-
-    write_atomic(path, write)
+def open_private(path: Path) -> BinaryIO:
+    """A new file to write to that its owner alone may read from its first byte; raises `FileExistsError` where there is one."""
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 @contextmanager
@@ -95,6 +100,50 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch(place: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `place` that is removed at the end, with those of this prefix that a process left when it was killed.
+
+    A process holds a lock on its folder, which ends with it, however that ends; so the folders of others that still run stay. Where the
+    system has no such locks, what a killed process left stays, too.
+    """
+    for left in place.glob(f"{prefix}*"):
+        if _left(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(dir=place, prefix=prefix) as folder, _held(Path(folder)):
+        yield Path(folder)
+
+
+def _left(folder: Path) -> bool:
+    """True for a folder that no process holds."""
+    with suppress(OSError), _held(folder) as held:
+        return held
+    return False
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Holds the lock of a folder; False where the system has none. Raises `OSError` where another process holds it."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, PermissionError):  # Windows has no such locks, and opens no folders
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)
 
 
 def seal(path: Path) -> None:
@@ -128,12 +177,9 @@ def hash_files(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(os.fsencode(file.name))
-        try:
-            with opened(file, None) as stream, parsing():
-                while block := stream.read(BLOCK):
-                    digest.update(block)
-        except Unreadable as error:
-            raise UserError(f"{file} cannot be read ({error})") from None
+        with refusing(Unreadable, f"{file} cannot be read ({WHY})"), opened(file, None) as stream, parsing():
+            while block := stream.read(BLOCK):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -143,16 +189,14 @@ def checked_folder(path: Path) -> Path:
     One that is made here has mode 0700: file names of training images, scores and latents are their owner's. The mode of a folder
     that is there already stays as it is (see `open_to_others`).
     """
-    try:
+    with refusing(OSError, f"the output folder {path} cannot be written ({WHY}); choose another with -o", of_system):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = path / f".writable.{uuid4().hex}"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise UserError(f"the output folder {path} cannot be written ({error.strerror or error}); choose another with -o") from None
     return path
 
 
 def open_to_others(path: Path) -> bool:
-    """Whether other users of this machine may read a file or enter a folder, as far as its own mode says."""
+    """True if other users of this machine may read a file or enter a folder, as far as its own mode says."""
     return os.name == "posix" and bool(path.stat().st_mode & 0o077)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.lib.recfunctions import repack_fields
 
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, UserError, of_system, refusing, shown
 from diffleak.work.files import check_seal, checked_folder, seal, write_atomic, write_new
 from diffleak.work.memory import memory_message
 from diffleak.work.progress import progress, say
@@ -130,7 +130,7 @@ class Folder:
                 np.save(stream, rows, allow_pickle=False)
             seal(path)
 
-        write_atomic(self.path / file, write)
+        write_atomic(self.path / file, write, private=True)
 
     def load(self, file: str) -> np.ndarray:
         """The array in a .npy file; raises `UserError` for a damaged one, which is moved aside."""
@@ -151,14 +151,10 @@ def damaged(path: Path, reason: Unreadable) -> UserError:
 def set_aside(path: Path) -> Path:
     """Renames a damaged file, or a folder of such files, so that it counts as missing; returns its new path."""
     aside = path.with_name(f"{path.name}.damaged")
-    try:
+    with refusing(OSError, f"{path} is damaged and cannot be moved away ({WHY}); delete it and run the same command again", of_system):
         if aside.is_dir():
             shutil.rmtree(aside)
         return path.rename(aside)
-    except OSError as error:
-        raise UserError(
-            f"{path} is damaged and cannot be moved away ({error.strerror}); delete it and run the same command again"
-        ) from None
 
 
 def cut(n: int, size: int) -> dict[int, range]:
@@ -248,10 +244,8 @@ def spelled(changed: Sequence[Change], show: Callable[[Any], str] = repr, betwee
 
 def read_object(path: Path, advice: str) -> dict[str, Any]:
     """The JSON object in a file; raises `UserError` with `advice` for anything else."""
-    try:
+    with refusing(Unreadable, f"{path} cannot be read ({WHY}); {advice}"):
         found = load_json(path)
         if not isinstance(found, dict):
             raise Unreadable(f"it holds a {type(found).__name__}")
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read ({error}); {advice}") from None
     return found

@@ -1,5 +1,6 @@
 """Progress for everything a person waits for: a bar on a terminal, plain lines elsewhere, always on stderr."""
 
+import logging
 import os
 import sys
 import time
@@ -22,17 +23,26 @@ def say(line: str, every: bool = False) -> None:
 
 
 @contextmanager
+def retrying_quietly(library: str = "huggingface_hub") -> Iterator[None]:
+    """Leaves out what a library warns of meanwhile: a line each time it tries the network again, where the error at the end is enough."""
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
 def progress(description: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
     """Yields `advance(n, note="")`; shows how much of `total` is done and about how long the rest will take.
 
     `done` counts work finished by an earlier run, which must not flatter the estimate.
     """
-    if sys.stderr.isatty():
-        with _bar(description, total, unit, done) as advance:
-            yield advance
-    else:
-        with _lines(description, total, unit, done) as advance:
-            yield advance
+    shown = _bar if sys.stderr.isatty() else _lines
+    with shown(description, total, unit, done) as advance:
+        yield advance
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -142,10 +142,10 @@ def load_column(path: Path, name: str) -> list[Any]:
         return table.column(0).to_pylist()  # type: ignore[no-any-return]
 
 
-def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+def load_npy(path: Path) -> np.ndarray:
     """The array in a .npy file, of plain numbers: nothing in it is unpickled."""
     with opened(path, None) as file, parsing():
-        return np.load(path if mmap_mode else file, mmap_mode, allow_pickle=False)  # type: ignore[no-any-return]
+        return np.load(file, allow_pickle=False)  # type: ignore[no-any-return]
 
 
 class Header(NamedTuple):

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import torch
 
-from diffleak.errors import UserError, first_lines
+from diffleak.errors import WHY, UserError, first_lines, refusing
 from diffleak.hub.configs import load_object
 from diffleak.hub.folders import diffusers_library
 from diffleak.hub.research.checkpoint import network_in, open_checkpoint
@@ -87,11 +87,9 @@ def _network(layout: Layout, full: Completed, where: str) -> Any:
     """The network with its weights; raises `UserError` for weights that are not of it."""
     from diffleak.hub.research.network import ResearchUNet
 
-    try:
-        with torch.device("meta"):
-            network = ResearchUNet(**full.network)
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise UserError(f"{where} cannot be a network with these settings: {first_lines(error)}") from None
+    message = f"{where} cannot be a network with these settings: {WHY}"
+    with refusing((ValueError, RuntimeError, TypeError), message, first_lines), torch.device("meta"):
+        network = ResearchUNet(**full.network)
     check_shapes(layout, network, where)
     state = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in layout.state.items()}
     network.load_state_dict(state, assign=True)

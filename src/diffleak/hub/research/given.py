@@ -12,26 +12,13 @@ from diffleak.errors import UserError, shown, unknown
 from diffleak.hub.research.layouts import CodeBase, Layout
 
 WHOLE: tuple[str, ...] = (
-    "image_size",
-    "in_channels",
-    "model_channels",
-    "num_channels",
-    "out_channels",
-    "num_res_blocks",
-    "num_classes",
-    "dims",
-    "T",
+    *("image_size", "img_size", "in_channels", "model_channels", "num_channels", "out_channels", "num_res_blocks", "num_classes", "dims"),
+    *("T", "ch", "num_heads", "num_head_channels", "num_heads_upsample", "diffusion_steps"),
 )
-WHOLE += ("num_heads", "num_head_channels", "num_heads_upsample", "diffusion_steps", "ch", "img_size")
 TRUTHS: tuple[str, ...] = (
-    "class_cond",
-    "learn_sigma",
-    "use_scale_shift_norm",
-    "resblock_updown",
-    "use_new_attention_order",
-    "predict_xstart",
+    *("class_cond", "learn_sigma", "use_scale_shift_norm", "resblock_updown", "use_new_attention_order", "predict_xstart"),
+    *("conv_resample", "rescale_timesteps", "use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "sigma_small"),
 )
-TRUTHS += ("conv_resample", "rescale_timesteps", "use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "sigma_small")
 NUMBERS, TEXTS = ("dropout", "beta_1", "beta_T"), ("noise_schedule", "timestep_respacing", "mean_type", "var_type")
 LISTS = ("channel_mult", "attention_resolutions", "ch_mult", "attn")  # of numbers, or in guided-diffusion's flags a text with commas
 DDPM = {"T", "ch", "ch_mult", "attn", "num_res_blocks", "dropout", "beta_1", "beta_T", "mean_type", "var_type", "img_size"}

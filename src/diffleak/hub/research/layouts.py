@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.hub.states import wrapped_by
 
 State = dict[str, Tensor]
@@ -28,6 +28,7 @@ OTHERS = (  # keys of networks that are not converted, whose they are, and what 
     (r"^blocks\.\d+\.adaLN_modulation\.", "DiT (facebookresearch)", "convert it with the script of diffusers"),
 )
 INSTEAD = "write a function that returns it as a diffleak.Denoiser, and give --model-from MODULE:FUNCTION to `diffleak audit`"
+ATTENTION = tuple(f"attn.{name}.{end}" for name in ("group_norm", "proj_q", "proj_k", "proj_v", "proj") for end in ("weight", "bias"))
 PDDPM = (  # parts of pytorch-ddpm's blocks, and their names here; `attn.` is a part of its own
     ("block1.0.", "0.in_layers.0."),
     ("block1.2.", "0.in_layers.2."),
@@ -78,11 +79,11 @@ def refusal(keys: list[str], where: str) -> UserError:
 
 def layout_of(code_base: CodeBase, state: State, where: str) -> Layout:
     """The layout of a network; raises `UserError` for weights that are missing, left over, or of other shapes."""
-    try:
+    raised = (KeyError, IndexError, ValueError, RuntimeError)  # where a weight that its layout has is not there, or has no such shape
+    message = f"{where} is a {code_base} network with weights missing ({WHY}): fetch or save it again"
+    with refusing(raised, message, lambda error: shown(error, 120)):
         renamed = _from_pytorch_ddpm(state) if code_base == "pytorch-ddpm" else dict(state)
         settings = _settings(renamed)
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:  # a weight that its layout has is not there, or has no such shape
-        raise UserError(f"{where} is a {code_base} network with weights missing ({shown(error, 120)}): fetch or save it again") from None
     return Layout(code_base, renamed, settings)
 
 
@@ -124,7 +125,9 @@ def _from_pytorch_ddpm(state: State) -> State:
             here = {f"{name}.{key.removeprefix('main.')}": value for key, value in inside.items()}
         else:
             here = {_renamed(key): value for key, value in inside.items()}
-            if "attn.proj_q.weight" in inside:
+            if any(key in inside for key in ATTENTION):
+                if lacking := next((key for key in ATTENTION if key not in inside), None):
+                    raise KeyError(f"{part}blocks.{number}.{lacking}")
                 for end in ("weight", "bias"):
                     joined = torch.cat([here.pop(f"attn.proj_{name}.{end}") for name in "qkv"])
                     here[f"1.qkv.{end}"] = joined.flatten(2) if end == "weight" else joined

@@ -8,22 +8,24 @@ import yaml
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.digests import Sealed
+from diffleak.records.gate import Gated
+from diffleak.report.counting import held_out, trained
 from diffleak.report.judgement import verdict
 from diffleak.report.media.markdown import to_markdown
 from diffleak.report.pages.audit import on_card
-from diffleak.report.wording import interval
+from diffleak.report.wording import interval, last_part
 
 TAGS = ("membership-inference", "privacy-audit")
 TEXT, IMAGES = "text-to-image", "unconditional-image-generation"  # tasks by the names of the hub
 
 
-def model_card(record: AuditRecord, sealed: Sealed | None = None) -> str:
+def model_card(record: AuditRecord, sealed: Sealed | None = None, gated: Gated | None = None) -> str:
     """The metadata between lines of three dashes, then the answer and what belongs into the file, as Markdown one level lower.
 
     The metadata of an invalid audit has no numbers. Paths of folders are left out: a card is public.
     """
     metadata = yaml.safe_dump(_metadata(record), sort_keys=False, allow_unicode=True, width=120)
-    return f"---\n{metadata}---\n\n{_text(record, sealed)}"
+    return f"---\n{metadata}---\n\n{_text(record, sealed, gated)}"
 
 
 def _metadata(record: AuditRecord) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def _metadata(record: AuditRecord) -> dict[str, Any]:
     if judged.level == "invalid" or lead is None:
         return found
     task = TEXT if record.plan.captions is not None else IMAGES
-    dataset = {"name": f"{record.split.members} training and {record.split.nonmembers} held-out images", "type": "private"}
+    dataset = {"name": f"{trained(record)} and {held_out(record)}", "type": "private"}
     dataset["revision"] = record.plan.data_fingerprint
     result = {"task": {"type": task}, "dataset": dataset, "metrics": list(_metrics(lead))}
     return found | {"model-index": [{"name": _name(record.plan.model), "results": [result]}]}
@@ -54,11 +56,10 @@ def _metrics(lead: Result) -> Any:
 
 def _name(model: str) -> str:
     """The last part of a path, or the name on the hub."""
-    parts = [part for part in re.split(r"[/\\]", model) if part]
-    return visible((parts or ["model"])[-1])
+    return last_part(model)
 
 
-def _text(record: AuditRecord, sealed: Sealed | None) -> str:
+def _text(record: AuditRecord, sealed: Sealed | None, gated: Gated | None) -> str:
     adapters = tuple(each.model_copy(update={"name": _name(each.name)}) for each in record.adapters)
     evidence = record.evidence.model_copy(update={"title": None}) if record.evidence else None
     changes = {
@@ -68,7 +69,7 @@ def _text(record: AuditRecord, sealed: Sealed | None) -> str:
         "evidence": evidence,
     }
     public = record.model_copy(update=changes)
-    return re.sub(r"^(#+ )", r"#\1", to_markdown(on_card(public, sealed)), flags=re.MULTILINE)
+    return re.sub(r"^(#+ )", r"#\1", to_markdown(on_card(public, sealed, gated)), flags=re.MULTILINE)
 
 
 def _without_paths(record: AuditRecord) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A report as one HTML file that opens offline: no script, no request; its security policy (CSP) has the browser refuse any."""
 
 import base64
+import re
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -24,9 +25,17 @@ def to_html(page: Page) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+PICTURE = "data:image/png;base64,"  # what a page with a picture holds
+
+
 def data_uri(png: bytes) -> str:
     """An image inside of the page, which requests none."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    return PICTURE + base64.b64encode(png).decode("ascii")
+
+
+def _prose(text: str) -> Markup:
+    """Running text: what stands in backticks is code, and a number and its percent sign are not torn apart at the end of a line."""
+    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(text)).replace(" %", "&nbsp;%")))
 
 
 @cache
@@ -36,8 +45,7 @@ def _template() -> "Template":
     loader = PackageLoader("diffleak.report")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        # A number and its percent sign must not be torn apart at the end of a line.
-        "prose": lambda text: Markup(str(escape(text)).replace(" %", "&nbsp;%")),
+        "prose": _prose,
         "breakable": breakable,
     }
     return environment.get_template("page.html.j2")

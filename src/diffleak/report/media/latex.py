@@ -9,8 +9,10 @@ from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord
 from diffleak.records.base import Estimate
 from diffleak.records.comparison import Comparison
+from diffleak.report.counting import held_out, trained
 from diffleak.report.results import variant
 from diffleak.report.table import NOT_ESTIMABLE
+from diffleak.report.wording import last_part
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -33,18 +35,19 @@ def escape(text: str) -> str:
 
 
 def results_latex(record: AuditRecord) -> str:
-    """The results of an audit, a row each."""
+    """The results of an audit, a row each; the caption names the model without its path."""
+    record = record.model_copy(update={"plan": record.plan.model_copy(update={"model": last_part(record.plan.model)})})
     rows = [
         (result.attack, variant(result), number(result.auc), number(result.tpr(0.01), 100, 1), number(result.asr, 100, 1))
         for result in record.results
     ]
     head = ("Attack", "Variant", "AUC", "TPR at 1 % FPR (%)", "Attack success (%)")
-    sizes = f"{record.split.members} members and {record.split.nonmembers} held-out images"
+    sizes = f"{trained(record, 'members')} and {held_out(record)}"
     return tabular(head, rows, f"Membership inference on {record.plan.model}: {sizes}. In brackets: 95 % intervals.")
 
 
 def comparison_latex(record: Comparison) -> str:
-    """A comparison, a row an attack and entry: pooled over seeds where that was asked for, else a row a run."""
+    """A comparison, a row an attack and entry: pooled over seeds with --pool, else a row a run."""
     if record.pooled:
         rows = [
             (p.attack, p.entry, str(p.seeds), number(p.auc), decimal(p.auc_spread), number(p.tpr_at_1pct, 100, 1), number(p.difference))

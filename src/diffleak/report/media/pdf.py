@@ -58,4 +58,4 @@ def write_pdf(page: Page, path: Path) -> None:
         if done.returncode or not printed.is_file():
             said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise UserError(f"{browser} did not print the report ({shown(said, 120)}); open report.html in a browser and print it")
-        write_atomic(path, lambda temporary: shutil.copyfile(printed, temporary))
+        write_atomic(path, lambda temporary: shutil.copyfile(printed, temporary), private=True)

@@ -18,7 +18,7 @@ def results_csv(record: AuditRecord) -> str:
 
 
 def comparison_csv(record: Comparison) -> str:
-    """A comparison, a row an attack and entry: pooled over seeds where that was asked for, else a row a run."""
+    """A comparison, a row an attack and entry: pooled over seeds with --pool, else a row a run."""
     if record.pooled:
         pooled = [
             {

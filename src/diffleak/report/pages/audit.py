@@ -11,10 +11,12 @@ from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.digests import Sealed
 from diffleak.records.epsilon import EpsilonRecord
+from diffleak.records.gate import Gated
 from diffleak.records.maps import Maps
 from diffleak.records.scores import Samples
 from diffleak.report import handling
 from diffleak.report.audited import Audited
+from diffleak.report.counting import held_out, trained
 from diffleak.report.judgement import QUESTION
 from diffleak.report.section import Page, Section, sections
 from diffleak.report.sections import UNSHOWN, glossary, limits, model, verdict, warnings
@@ -37,18 +39,19 @@ from diffleak.report.sections.audit import (
     remedies,
 )
 from diffleak.report.table import columns, difference_cell
-from diffleak.report.wording import count, counted, moment
+from diffleak.report.wording import count, moment
 
 LIMITS = (
     ("A lower bound.", "Only the attacks in the table were run. A stronger one may find more; none of this proves that nothing leaks."),
     (
         "The attacker's access.",
-        "The results hold for the access named in the table; more access may find more, less access less.",
+        "The results hold for the access named in the table. Someone with less access may find less; someone "
+        "with more access may find more.",
     ),
     (
         "The same source.",
         "Members and held-out images must come from one source, divided at random. If they differ by themselves, the numbers measure "
-        "that. The check on pixel statistics catches only coarse differences.",
+        "that difference. The check on pixel statistics catches only coarse differences.",
     ),
     (
         "Averages.",
@@ -56,7 +59,10 @@ LIMITS = (
         "and the list of the highest scores look there.",
     ),
     ("One model.", "The intervals count the choice of images, not that of another training run, seed or data set."),
-    ("Membership, not copies.", "This audit does not measure copies; `diffleak extract` and `diffleak quality` do."),
+    (
+        "Membership, not copies.",
+        "This audit does not say if the model draws its training images again: `diffleak extract` and `diffleak quality` do.",
+    ),
 )
 
 Make = Callable[[Audited], Section | None]
@@ -94,8 +100,13 @@ SECTIONS: tuple[Make, ...] = (
     made.section,
     made.omitted,
 )
-# why it is, what to do, for the file, and how it was made, which has numbers and is folded away
-OF_INVALID: tuple[Make, ...] = (ANSWER[0], file.section, lambda audit: replace(made.section(audit), folded="The command and its settings"))
+# why it is, what to do, for the file, what the words mean, and how it was made, which has numbers and is folded away
+OF_INVALID: tuple[Make, ...] = (
+    ANSWER[0],
+    file.section,
+    lambda audit: glossary(),
+    lambda audit: replace(made.section(audit), folded="The command and its settings"),
+)
 ON_PAPER: tuple[Make, ...] = (*ANSWER, remedies.section, FIRST[-1], file.section)  # two pages: the answer, and for the file
 ON_CARD: tuple[Make, ...] = (*ANSWER, gates.section, coverage.section, lambda audit: limits(LIMITS), file.public)
 
@@ -107,35 +118,36 @@ def page(
     maps: Maps | None = None,
     sealed: Sealed | None = None,
     bound: EpsilonRecord | None = None,
+    gated: Gated | None = None,
 ) -> Page:
     """The report; only with samples it has figures, and only with thumbnails, an image's PNG by its id, images with their maps.
 
-    sealed: the digests of the files beside it, which it prints. bound: what `diffleak epsilon` found, which gets a section.
+    sealed: the digests of the files beside it, which it prints. bound: what `diffleak epsilon` found, which gets a section. gated: what
+    `diffleak gate` checked.
     """
-    audit = Audited(record, samples, thumbnail, maps, bound, sealed)
+    audit = Audited(record, samples, thumbnail, maps, bound, sealed, gated)
     invalid = audit.verdict.level == "invalid"
     found = _page(audit, OF_INVALID if invalid else SECTIONS)
     return replace(found, style="maps.css") if maps and thumbnail and not invalid else found
 
 
-def on_paper(record: AuditRecord, sealed: Sealed | None = None) -> Page:
+def on_paper(record: AuditRecord, sealed: Sealed | None = None, gated: Gated | None = None) -> Page:
     """The answer and what belongs into the file, without charts and tables: two pages of paper."""
-    audit = Audited(record, sealed=sealed)
+    audit = Audited(record, sealed=sealed, gated=gated)
     return _page(audit, (ANSWER[0], file.section) if audit.verdict.level == "invalid" else ON_PAPER, "paper.css")
 
 
-def on_card(record: AuditRecord, sealed: Sealed | None = None) -> Page:
+def on_card(record: AuditRecord, sealed: Sealed | None = None, gated: Gated | None = None) -> Page:
     """What everybody may know: the answer, what was not tested, and the hashes."""
-    audit = Audited(record, sealed=sealed)
+    audit = Audited(record, sealed=sealed, gated=gated)
     return _page(audit, (ANSWER[0], file.public) if audit.verdict.level == "invalid" else ON_CARD)
 
 
 def _page(audit: Audited, made: Sequence[Make], style: str = "") -> Page:
     record, invalid = audit.record, audit.verdict.level == "invalid"
     evidence, size = record.evidence, glance.training_size(record)
-    of = f" of {size}" if size else ""
-    words = counted(record.split.unit)
-    sides = f"tested: {count(record.split.members)}{of} {words.trained}, {count(record.split.nonmembers)} {words.all_held_out}"
+    of = f" (of {size})" if size else ""
+    sides = f"tested: {trained(record)}{of}, {held_out(record)}"
     by = f" · by {visible(evidence.auditor)}" if evidence and evidence.auditor else ""
     return Page(
         title=f"Membership audit of {visible(record.plan.model)}",

@@ -41,8 +41,8 @@ LIMITS = (
     ),
     (
         "Near-duplicates.",
-        "A held-out image that nearly equals a member counts as a false copy and hides true ones. Near-duplicates among the members count "
-        "as several, and intervals treat them as independent.",
+        "Held-out images that nearly equal a member are left out. Near-duplicates among the members count as several, and intervals treat "
+        "them as independent.",
     ),
     ("One model, one sampler.", "The intervals count the choice of images, not that of another training run, sampler or number of steps."),
 )
@@ -68,6 +68,6 @@ def page(record: ExtractionRecord, pictures: Pictures | None = None) -> Page:
         created=visible(moment(record.created)),
         version=record.environment.diffleak,
         sections=sections(make(record, pictures) for make in SECTIONS),
-        handling=handling.on_page(False, pictures is not None, can_be_anonymous=False),
+        handling=handling.on_page(record.anonymous is not None, pictures is not None),
         style="extraction.css",
     )

@@ -3,10 +3,11 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from typing import NamedTuple
 
 from diffleak.errors import visible
 from diffleak.records.base import Estimate
-from diffleak.records.inquiry import InquiryRecord, of_controls
+from diffleak.records.inquiry import Group, Image, InquiryRecord, of_controls
 from diffleak.report import handling
 from diffleak.report.judgement import Verdict
 from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, prose, sections
@@ -22,11 +23,11 @@ GLOSSARY = (
     ("Image in question", "an image that may, or may not, have been in the training set."),
     ("Control", "an image of the same source that was certainly not in the training set."),
     ("Score", "a number that an attack computes from the model's answers for an image; images that were trained on tend to score higher."),
-    ("p-value", "how probable scores as high as these are for images that were not trained on. Small values speak for training."),
+    ("p-value (p)", "how probable scores as high as these are for images that were not trained on. Small values speak for training."),
     (
         "q-value",
-        "the share of wrong names to be expected in a list of all images with a p-value at least as small. A list at 0.05 is wrong about "
-        "one image in twenty.",
+        "the share of wrong names to be expected in a list of all images with a p-value at least as small. In a list at 0.05 about one "
+        "image in twenty is named wrongly.",
     ),
     ("AUC", "how often an image in question scores above a control; 0.5 is no difference, 1 is always."),
     ("Placebo", "the same test between two halves of the controls, where there is nothing to find."),
@@ -54,11 +55,30 @@ LIMITS = (
     ),
     (
         "Independent images.",
-        "The p-values count every image as one. Near-duplicates among the images in question make the answer look surer than it is: keep "
-        "one of each. Exact copies are counted once.",
+        "The p-values take images, or groups of them, for independent. Near-duplicates are counted once, and not at all where they are on "
+        "both sides. Images that belong together otherwise, such as those of one artist or one shoot, make the answer look surer than it "
+        "is: count them as groups, with --group COLUMN.",
     ),
     ("Statistics, not law.", "The numbers are evidence about the training set. They do not say whether the use was allowed."),
 )
+
+
+class Words(NamedTuple):
+    """What a page calls what is counted."""
+
+    one: str
+    several: str
+    control: str
+    controls: str
+
+
+IMAGES = Words("image", "images", "a control", "controls")
+GROUPS = Words("group", "groups", "a group of controls", "groups of controls")
+
+
+def words(record: InquiryRecord) -> Words:
+    return IMAGES if record.group is None else GROUPS
+
 
 SECTIONS: tuple[Callable[[InquiryRecord], Section | None], ...] = (
     lambda record: verdict(judged(record)),
@@ -74,7 +94,9 @@ SECTIONS: tuple[Callable[[InquiryRecord], Section | None], ...] = (
 
 def page(record: InquiryRecord) -> Page:
     """The report."""
-    numbers = f"{count(record.set.images)} images in question, {count(record.set.controls)} controls"
+    said = words(record)
+    numbers = f"{count(record.set.images)} {said.several} in question, {count(record.set.controls)} {said.controls}"
+    numbers += f", by {visible(record.group)}" if record.group is not None else ""
     return Page(
         title=f"Inquiry: {visible(record.plan.model)}",
         heading="Were these images in the training set?",
@@ -92,7 +114,7 @@ def judged(record: InquiryRecord) -> Verdict:
         return Verdict("invalid", "No answer: the two sides differ without the model.", (record.invalid_reason or "",))
     p = record.set.p_value
     assert p is not None, "a valid inquiry has a p-value"
-    tested = f"{_said(p)}; {_auc(record.set.auc)}."
+    tested = f"{_said(p)}; {_auc(record.set.auc, words(record))}."
     if p <= record.level:
         title = "Yes: as a set, these images score like images the model was trained on."
         means = f"If none of them had been trained on, scores this high would come up {_rarely(p)}."
@@ -117,31 +139,42 @@ def _rarely(p: float) -> str:
     return f"in less than one of {count(10 ** min(6, int(-math.log10(p))))} such tests"
 
 
-def _auc(auc: Estimate) -> str:
+def _auc(auc: Estimate, said: Words) -> str:
     if auc.value is None:
         return f"the AUC is not estimable ({auc.reason})"
     ends = interval(auc, False)
-    return f"an image in question scores above a control {percent(auc.value, 0)} of the time (50 % is no difference)" + (
+    one = "an image" if said is IMAGES else "a group"
+    return f"{one} in question scores above {said.control} {percent(auc.value, 0)} of the time (50 % is no difference)" + (
         f", AUC {auc.value:.3f} {ends}" if ends else ""
     )
 
 
 def _singles(record: InquiryRecord) -> str:
-    found = [image for image in record.images if image.q_value <= FOUND]
+    listed, said = _listed(record), words(record)
+    found = [each for each in listed if each.q_value <= FOUND]
     if not found:
         few = (
-            f" With {count(record.set.controls)} controls none can have one: that takes {TO_NAME}." if record.set.controls < TO_NAME else ""
+            f" With {count(record.set.controls)} {said.controls} none can have one: that takes {TO_NAME}."
+            if record.set.controls < TO_NAME
+            else ""
         )
-        return f"No single image can be named: none has a q-value of {FOUND:g} or less.{few}"
-    return f"Named one by one, with a q-value of {FOUND:g} or less: {count(len(found))} of {count(len(record.images))} images."
+        return f"No single {said.one} can be named: none has a q-value of {FOUND:g} or less.{few}"
+    return f"Named one by one, with a q-value of {FOUND:g} or less: {count(len(found))} of {count(len(listed))} {said.several}."
+
+
+def _listed(record: InquiryRecord) -> tuple[Image | Group, ...]:
+    """Every image in question, or every group."""
+    found: tuple[Image | Group, ...] = record.groups or record.images
+    return found
 
 
 def _needed(record: InquiryRecord) -> str:
+    said = words(record)
     if record.set.images_for_power_80 is None:
         return _sensitivity(record)
     return (
-        f"An effect as large as the one measured would show with probability 80 % in about {count(record.set.images_for_power_80)} images "
-        f"and {count(record.set.controls_for_power_80 or 0)} controls. {_sensitivity(record)}"
+        f"An effect as large as the one measured would show with probability 80 % in about {count(record.set.images_for_power_80)} "
+        f"{said.several} and {count(record.set.controls_for_power_80 or 0)} {said.controls}. {_sensitivity(record)}"
     )
 
 
@@ -150,8 +183,8 @@ def _sensitivity(record: InquiryRecord) -> str:
         return ""
     auc = record.set.detectable_auc
     if auc is None:
-        return "So few images show no effect with probability 80 %, however large."
-    return f"With so many images, an effect of AUC {auc:.2f} or more is found with probability 80 %."
+        return f"So few {words(record).several} show no effect with probability 80 %, however large."
+    return f"With so many {words(record).several}, an effect of AUC {auc:.2f} or more is found with probability 80 %."
 
 
 def _beside(record: InquiryRecord) -> str:
@@ -170,28 +203,35 @@ def _small(record: InquiryRecord) -> tuple[str, ...]:
 def _seen(record: InquiryRecord) -> str:
     """Which difference the blind test would have found."""
     if record.blind.detectable_auc is None:
-        return "On so few images the blind test finds no difference with probability 80 %, however large."
+        return f"On so few {words(record).several} the blind test finds no difference with probability 80 %, however large."
     return f"The blind test finds a difference of AUC {record.blind.detectable_auc:.2f} or more with probability 80 %."
 
 
 def _tests(record: InquiryRecord) -> Section:
+    said = words(record)
+    asked = f"{said.several.capitalize()} in question"
     rows = [("Placebo", record.placebo.images, record.placebo.controls, record.placebo.p_value, record.placebo.auc)]
     rows.append(("Blind test", record.set.images, record.set.controls, record.blind.p_value, record.blind.auc))
     if record.valid and record.set.p_value is not None:
-        rows.insert(0, ("Images in question", record.set.images, record.set.controls, record.set.p_value, record.set.auc))
-    explained = {"Images in question": "with the model", "Placebo": "among controls", "Blind test": "without the model"}
+        rows.insert(0, (asked, record.set.images, record.set.controls, record.set.p_value, record.set.auc))
+    explained = {
+        asked: "with the model",
+        "Placebo": "among controls",
+        "Blind test": "without the model",
+    }
     columns = (
         Column(("p-value",), "Small values speak for a difference.", 1, lambda row: Cell(number(row[3]))),
         Column(("AUC",), "0.5 is no difference. In brackets: 95 % interval.", 2, lambda row: estimate_cell(row[4])),
-        Column(("Images",), "Images in question, or what stands in their place.", 3, lambda row: Cell(count(row[1]))),
-        Column(("Controls",), "Images that they are compared with.", 4, lambda row: Cell(count(row[2]))),
+        Column((said.several.capitalize(),), "Those in question, or what stands in their place.", 3, lambda row: Cell(count(row[1]))),
+        Column(("Controls",), f"{said.several.capitalize()} that they are compared with.", 4, lambda row: Cell(count(row[2]))),
     )
-    table = tabulate(rows, columns, lambda row: (row[0], explained[row[0]], row[0] == "Images in question"))
+    table = tabulate(rows, columns, lambda row: (row[0], explained[row[0]], explained[row[0]] == "with the model"))
     merged = f"Tests of the same kind, each merged over {2 * record.repeats} halves."
     notes = (
         f"{merged} The answer counts only where placebo and blind test find nothing.",
-        "Placebo: half of the controls against the other half. Blind test: the images in question against the controls, by pixel "
-        f"statistics; most telling were {visible(record.blind.chosen)}. {_seen(record)}",
+        "Placebo: half of the controls against the other half. Blind test: those in question against the controls, by pixel "
+        f"statistics{' and the size of groups' if said is GROUPS else ''}; the sides differ most in {visible(record.blind.chosen)}. "
+        f"{_seen(record)}",
     )
     return Section(
         "tests",
@@ -203,21 +243,25 @@ def _tests(record: InquiryRecord) -> Section:
 
 
 def _images(record: InquiryRecord) -> Section | None:
-    if not record.images:
+    listed, said = _listed(record), words(record)
+    if not listed:
         return None
-    ranked = sorted(record.images, key=lambda image: (image.p_value, image.q_value))
+    ranked = sorted(listed, key=lambda each: (each.p_value, each.q_value))
     columns = (
-        Column(("p-value",), "How rarely an image that was not trained on scores as high.", 1, lambda image: Cell(number(image.p_value))),
-        Column(("q-value",), "Share of wrong names in a list down to this image.", 2, lambda image: Cell(number(image.q_value))),
+        Column(("p-value",), "How rarely one that was not trained on scores as high.", 1, lambda each: Cell(number(each.p_value))),
+        Column(("q-value",), "Share of wrong names in a list down to this one.", 2, lambda each: Cell(number(each.q_value))),
+        *((Column(("Images",), "Images of the group.", 3, lambda each: Cell(count(each.images))),) if said is GROUPS else ()),
     )
-    table = tabulate(ranked[:SHOWN], columns, lambda image: (visible(image.id), "", image.q_value <= FOUND))
+    name = lambda each: visible(each.group if isinstance(each, Group) else each.id)
+    table = tabulate(ranked[:SHOWN], columns, lambda each: (name(each), "", each.q_value <= FOUND))
     more = f" Shown are the first {SHOWN} of {count(len(ranked))}; inquiry.csv lists all." if len(ranked) > SHOWN else ""
     best = 2 / (1 + record.set.controls // 2)
     caption = (
-        f"The images in question, smallest p-value first.{more} Marked: a q-value of {FOUND:g} or less. With {count(record.set.controls)} "
-        f"controls no p-value of a single image can be below {number(best)}."
+        f"The {said.several} in question, smallest p-value first.{more} Marked: a q-value of {FOUND:g} or less. With "
+        f"{count(record.set.controls)} {said.controls} no p-value of a single {said.one} can be below {number(best)}."
     )
-    return Section("images", "Image by image", (Tabulated(table, caption, "Image", look="narrow"),), "Images", "Images")
+    one, several = said.one.capitalize(), said.several.capitalize()
+    return Section("images", f"{one} by {said.one}", (Tabulated(table, caption, one, look="narrow"),), several, several)
 
 
 def _chosen(record: InquiryRecord) -> Section | None:
@@ -263,17 +307,15 @@ def _made(record: InquiryRecord) -> Section:
         ("Attacks", visible(", ".join(attack["attack"] for attack in plan.attacks))),
         *((("Captions", visible(plan.captions)),) if plan.captions is not None else ()),
         *((("Reference", visible(plan.reference)),) if plan.reference is not None else ()),
+        *((("Counted", f"groups by {visible(record.group)}"),) if record.group is not None else ()),
         ("Cuts", f"{record.repeats}, by a hash of id and seed {plan.seed}"),
         ("Denoiser queries", count(record.costs.queries)),
         ("Device", device(environment)),
         ("Versions", versions(environment)),
     ]
-    repeated = (
-        (
-            prose("Near-duplicates of other images of their side, which were not counted again:"),
-            Sentences(tuple(map(visible, record.repeated))),
-        )
-        if record.repeated
-        else ()
+    lists = (
+        ("Near-duplicates of other images of their side, which were not counted again:", record.repeated),
+        ("Near-duplicates of images on the other side, which were not tested:", record.across),
     )
-    return reproduce(record.command, facts(rows), *repeated)
+    left_out = [block for what, ids in lists if ids for block in (prose(what), Sentences(tuple(map(visible, ids))))]
+    return reproduce(record.command, facts(rows), *left_out)

@@ -26,7 +26,7 @@ WORDS_DRAWN = (
 AUDITED = (
     ("A lower bound.", "Only the attacks of these audits were run. A stronger one may find more; nothing here proves that nothing leaks."),
     ("Many looks.", "{checkpoints} checkpoints were audited, and the intervals are not widened for that."),
-    ("The base may leak too.", "Pictures that the base was trained on cancel here."),
+    ("The base may leak too.", "If the base was trained on a picture, this comparison does not show that leak."),
 )
 DRAWN = (
     ("Nothing was held out.", "So no rate of false alarms is known, and no checkpoint can be cleared. Hold out ten pictures next time."),

@@ -16,10 +16,10 @@ GLOSSARY = (
     ("AUC", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
     ("TPR at 1 % FPR", "share of members an attack catches when it may raise a false alarm for 1 % of the held-out images."),
     ("Checkpoint", "the model, or the adapter, as it was after a number of training steps."),
-    ("Paired", "two checkpoints are judged on the same images, so that difficult images do not pass for a difference of the two."),
+    ("Paired", "two checkpoints are compared on the same images, so that a difference is not one of the images."),
 )
 LIMITS = (
-    ("A lower bound.", "Only the attacks of the runs were made. A stronger one may find more; none of this proves that nothing leaks."),
+    ("A lower bound.", "Only the attacks of these runs were tried. A stronger one may find more; none of this proves that nothing leaks."),
     (
         "Many looks.",
         "{points} checkpoints were audited, and the intervals are not widened for that: the last checkpoint within a limit is chosen "
@@ -44,7 +44,7 @@ SECTIONS: tuple[Callable[[SweepRecord], Section | None], ...] = (
 def page(record: SweepRecord) -> Page:
     """The report."""
     steps = [point.step for point in record.points]
-    sides = (IMAGES if record.settings.get("group") is None else GROUPS).sides(record.members, record.nonmembers)
+    sides = _sides(record)
     what = {"lora": "adapters", "network": "networks", "model": "models"}[record.swept]
     return Page(
         title=f"Sweep over {len(record.points)} checkpoints",
@@ -54,6 +54,10 @@ def page(record: SweepRecord) -> Page:
         version=record.diffleak,
         sections=sections(make(record) for make in SECTIONS),
     )
+
+
+def _sides(record: SweepRecord) -> str:
+    return (IMAGES if record.settings.get("group") is None else GROUPS).sides(record.members, record.nonmembers)
 
 
 def judged(record: SweepRecord) -> Verdict:
@@ -78,7 +82,7 @@ def _file(record: SweepRecord) -> Section:
     rows = (
         *((term, visible(what)) for term, what in given.items()),
         ("Checkpoints", ", ".join(visible(point.name) for point in record.points)),
-        ("Images", f"{count(record.members)} members, {count(record.nonmembers)} held-out images, the same for every checkpoint"),
+        ("Images", f"{_sides(record)}, the same for every checkpoint"),
         ("Finished", visible(moment(record.created))),
         ("Tool", f"diffleak {visible(record.diffleak)}"),
         ("Hashes", f"SHA-256 in {DIGESTS}, here and in the folder of each checkpoint; diffleak verify compares them"),

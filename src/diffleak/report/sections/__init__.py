@@ -1,5 +1,6 @@
 """The sections: a function from a record to a `Section` each, in a file or folder per page; here those that every page has."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
@@ -41,10 +42,15 @@ def glossary(terms: Iterable[tuple[str, str]] = ()) -> Section:
     own = tuple(terms)
 
     def explained(said: str) -> tuple[Block, ...]:
-        names = {name.casefold() for name, _ in own}
-        return (facts((*own, *(entry for entry in terms_in(said) if entry[0].casefold() not in names))),)
+        known = {word for name, _ in own for word in _words(name)}
+        return (facts((*own, *(entry for entry in terms_in(said) if not known & _words(entry[0])))),)
 
     return Section("glossary", "Glossary", (), "Glossary", explains=explained)
+
+
+def _words(name: str) -> set[str]:
+    """The words that an entry explains: "p-value (p)" both p-value and p."""
+    return {word.strip().casefold() for word in re.split(r"[,()]", name)} - {""}
 
 
 def reproduce(command: str, *blocks: Block) -> Section:

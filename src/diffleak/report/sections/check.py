@@ -34,15 +34,15 @@ def _seen(record: CheckRecord) -> str:
         parts.append(f"a TPR of {percent(power.tpr_at_1pct)} or more at 1 % false alarms")
     of = f"{count(power.members)} members and {count(power.nonmembers)} held-out images to test on"
     if not parts:
-        return f"With {of}, an audit can tell no leak from chance."
+        return f"With {of}, an audit can detect no leak."
     missing = "" if power.tpr_at_1pct is not None else "; no rate at 1 % false alarms can be detected"
-    return f"With {of}, an audit tells {' and '.join(parts)} from chance with probability {power.probability:g}{missing}."
+    return f"With {of}, an audit detects {' and '.join(parts)} with probability {power.probability:g}{missing}."
 
 
 def sides(record: CheckRecord) -> Section:
     """What was found on either side."""
     columns = (
-        Column(("Images",), "Those included that cannot be read.", 1, lambda s: Cell(count(s.images))),
+        Column(("Images",), "All, also those that cannot be read.", 1, lambda s: Cell(count(s.images))),
         Column(("Distinct",), "Readable images, a cluster of near-duplicates counted as one.", 3, lambda s: Cell(count(s.distinct))),
         Column(("Unreadable",), "", 4, lambda s: Cell(count(s.images - s.readable))),
         Column(("Captions",), "Images that have one.", 2, lambda s: Cell(count(s.captions))),
@@ -71,7 +71,7 @@ def duplicates(record: CheckRecord) -> Section:
     """Counts of copies, and the pairs."""
     found = record.duplicates
     if not found.listed:
-        said = "No image is a copy of another, or nearly one."
+        said = "No image is a copy or a near-copy of another."
         return Section("duplicates", "Duplicates", (Sentences((said,), listed=False),), "Duplicates", brief="Duplicates")
     lines = (
         f"Across the sides, held-out images with exactly the pixels of a member: {count(found.exact_across)}; other near-duplicates of "
@@ -103,11 +103,11 @@ def power(record: CheckRecord) -> Section:
     def cell(needed: Needed) -> Cell:
         return Cell(NOT_ESTIMABLE, reason="more than a million") if needed.images is None else Cell(count(needed.images))
 
-    columns = (Column(("Images on", "each side"), "Those included that an audit chooses its settings on.", 1, cell),)
+    columns = (Column(("Images on", "each side"), "This includes the images on which an audit chooses its settings.", 1, cell),)
     name = lambda n: (f"AUC {n.value:g}" if n.quantity == "AUC" else f"TPR {percent(n.value, 0)} at 1 % FPR", "", False)
     caption = (
-        f"Images that show a leak of this size with probability {record.power.probability:g}: the 95 % interval then lies above chance. "
-        "AUC: scores that are normal and shifted. TPR: a few members stand out and the others do not."
+        f"With so many images an audit detects a leak of this size with probability {record.power.probability:g}: the 95 % interval lies "
+        "above what guessing gives. AUC: all members score a little higher. TPR: a few members stand out, and the others do not."
     )
     table = Tabulated(tabulate(record.power.needed, columns, name), caption, "Leak")
     return Section("power", "How many images it takes", (Sentences((_seen(record),), listed=False), table), "Images needed", brief="Power")

@@ -23,7 +23,7 @@ PRINTED = 8  # pairs in a terminal
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """PNGs of members by id, and of drawings by number; both are private, and shown only when asked for."""
+    """PNGs of members by id, and of drawings by number; both are private, and shown with --thumbnails only."""
 
     member: Callable[[str], bytes]
     drawing: Callable[[int], bytes]
@@ -31,7 +31,7 @@ class Pictures:
 
 def verdict(record: ExtractionRecord) -> Verdict:
     """States whether more members than chance explains are drawn; never that none can be."""
-    rates, look = record.decisive, "One pair that shows the same picture is a finding, whatever the rate: look at the first pairs."
+    rates, look = record.decisive, "Look at the first pairs: one that shows the same picture is a finding at any rate."
     by = f"by {_name(rates)}"
     if rates.copies is None or rates.chance is None:
         if record.held_out is None:
@@ -42,13 +42,17 @@ def verdict(record: ExtractionRecord) -> Verdict:
             why += ": there are no held-out images, whose distances to their own nearest drawings would say what chance brings"
         return Verdict("undecided", title, (f"{why}.", _closest(record), look))
     value, said = spoken(rates.copy_rate)
-    size = f"{count(rates.copies)} of {count(record.members.n)} members, {value} (95 % interval {said}), are nearer to a drawing {by} than "
-    size += f"all but {percent(record.false_copies)} of held-out images are to theirs."
+    size = (
+        f"{count(rates.copies)} of {count(record.members.n)} members have a copy, {value} (95 % interval {said}): measured {by}, they are "
+    )
+    size += f"nearer to a drawing than all but {percent(record.false_copies)} of the held-out images are."
     beside = _beside(rates)
-    chance = f"As many or more would be if members were like held-out images with probability {rates.chance:.2g}."
+    chance = f"If the model treated members like held-out images, this many or more would have a copy with probability {rates.chance:.2g}."
     if rates.chance < ALPHA:
+        if not rates.copy_rate.low:
+            chance += " The interval begins at 0, since so few held-out images set the threshold; this probability counts that too."
         return Verdict("leak", "The model gives training images back.", (size, f"{beside} {chance}", _closest(record), look))
-    bound = f"More than {percent(rates.copy_rate.high or 0.0)} can be excluded with so many drawings; less cannot."
+    bound = f"So many drawings rule out that more than {percent(rates.copy_rate.high or 0.0)} of the members have a copy; fewer may."
     title = "No more members than held-out images are near to a drawing."
     return Verdict("no-leak-found", title, (size, f"{beside} {chance} {bound}", _closest(record), look))
 
@@ -57,7 +61,7 @@ def _beside(rates: CopyRates) -> str:
     if rates.held_out_rate.value is None:
         return f"The rate of other held-out images could not be counted ({visible(rates.held_out_rate.reason or '')})."
     value, said = spoken(rates.held_out_rate)
-    return f"Of held-out images that set no threshold it is {value} ({said})."
+    return f"Of the held-out images that did not set the threshold, {value} ({said}) have one."
 
 
 def _closest(record: ExtractionRecord) -> str:
@@ -73,22 +77,29 @@ def _name(rates: CopyRates) -> str:
 def rates(record: ExtractionRecord) -> Section:
     """A row per distance: copies among members, and false ones among held-out images."""
     where = "its own caption's drawings" if record.draws else "all drawings"
-    told = (
-        f"An image has a copy if its distance to the nearest of {where} is below the threshold, which {count(record.calibrate)} held-out "
-        f"images set so that {percent(record.false_copies)} of such images lie below it. The rate of held-out images is counted on others. "
-        "In brackets: 95 % intervals."
-    )
+    meaning = f"No held-out images were given, so no threshold says which distances are copies. Each is to the nearest of {where}."
+    if record.held_out is not None:
+        meaning = (
+            f"An image has a copy if its distance to the nearest of {where} is below the threshold. {count(record.calibrate)} held-out "
+            f"images set the threshold: {percent(record.false_copies)} of such images lie below it. The rate of held-out images is that "
+            "of the others. In brackets: 95 % intervals."
+        )
     decides = "" if len(record.distances) == 1 else f" The first distance, {_name(record.decisive)}, says which pairs are copies."
     columns = (
         Column(("Members", "with a copy"), "", 1, lambda r: _rate_cell(r.copy_rate)),
-        Column(("Held-out images",), "The same rate where nothing was learnt: false copies.", 2, lambda r: _rate_cell(r.held_out_rate)),
-        Column(("Chance",), "Probability of as many copies if members are like held-out images.", 3, _chance),
+        Column(
+            ("Held-out images",),
+            "The same rate of images that the model was not trained on: false copies.",
+            2,
+            lambda r: _rate_cell(r.held_out_rate),
+        ),
+        Column(("Chance",), "Probability of so many copies if the model treats members like held-out images.", 3, _chance),
         Column(("Threshold",), "", 4, lambda r: Cell("-" if r.threshold is None else f"{r.threshold:.3f}")),
         Column(("Closest", "member"), "", 5, lambda r: Cell(f"{r.closest:.3f}")),
         Column(("Closest", "held out"), "", 6, lambda r: Cell("-" if r.closest_held_out is None else f"{r.closest_held_out:.3f}")),
     )
     rows = tabulate(record.distances, columns, lambda r: (_name(r), "decides" if r is record.decisive and decides else "", False))
-    return Section("rates", "Copies among members", (Tabulated(rows, told + decides, "Distance"),), "Rates", "Copies")
+    return Section("rates", "Copies among members", (Tabulated(rows, meaning + decides, "Distance"),), "Rates", "Copies")
 
 
 def _rate_cell(rate: Estimate) -> Cell:
@@ -103,9 +114,12 @@ def pairs(record: ExtractionRecord, pictures: Pictures | None) -> Section:
     """The closest pairs, each with the command that draws its drawing again."""
     shown = record.pairs[:SHOWN]
     what = f"The {count(len(shown))} closest of {count(len(record.pairs))} members, each with its nearest drawing, the most similar first."
-    what += f" {FILE} has all. The top of this list is there for every model; compare its distances with those of held-out images."
+    what += f" {FILE} has all. Every model has such a list"
+    what += "." if record.held_out is None else ": compare its distances with those of held-out images."
     private = "these are private training images, and perhaps copies of them"
-    hidden: tuple[Block, ...] = (not_shown(private, False),) if pictures is None else (prose(f"The folder {PAIRS} has them as files."),)
+    hidden: tuple[Block, ...] = (
+        (not_shown(private, record.anonymous is not None),) if pictures is None else (prose(f"The folder {PAIRS} has them as files."),)
+    )
     columns = (
         Column(("Distance",), "", 1, lambda p: Cell(f"{p.distances[record.decisive.distance]:.3f}")),
         Column(("p",), "", 3, lambda p: Cell("-" if p.p_value is None else f"{p.p_value:.2g}")),
@@ -127,7 +141,7 @@ def _pair(record: ExtractionRecord, pair: Pair, pictures: Pictures | None) -> di
     names = {rates.distance: _name(rates) for rates in record.distances}
     distances = "; ".join(f"{names[name]} {value:.3f}" for name, value in pair.distances.items())
     p = "" if pair.p_value is None else f", p = {pair.p_value:.2g}"
-    number = f"{pair.image}, the {pair.draw + 1}. of {record.draws} for this caption" if record.draws else f"{pair.image}"
+    number = f"{pair.image}, number {pair.draw + 1} of {record.draws} for this caption" if record.draws else f"{pair.image}"
     return {
         "id": visible(pair.id),
         "pictures": shown,
@@ -159,7 +173,8 @@ def _rows(record: ExtractionRecord) -> Iterator[tuple[str, str]]:
         yield "Distance", fingerprinted(_name(rates), rates.fingerprint)
     yield "Members", _set(record.members)
     if record.held_out:
-        yield "Held-out images", _set(record.held_out)
+        left = f"; {count(record.near_duplicates)} near-duplicates of members were left out" if record.near_duplicates else ""
+        yield "Held-out images", _set(record.held_out) + left
     costs = record.costs
     spent = f"this call drew for {duration(costs.seconds_drawing)} and compared for {duration(costs.seconds_comparing)}"
     yield "Cost", f"{count(costs.forwards)} forwards of one image each; {spent}"

@@ -20,7 +20,7 @@ from diffleak.report.wording import count, duration, interval, number, percent, 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """PNGs: `generated` by number, and `training` by id, which is private and None unless asked for."""
+    """PNGs: `generated` by number, and `training` by id, which is private and None without --thumbnails."""
 
     generated: Callable[[int], bytes]
     training: Callable[[str], bytes] | None
@@ -69,7 +69,7 @@ def verdict(record: QualityRecord) -> Verdict:
     chance = record.copies.chance if record.copies else None
     if chance is not None and chance < ALPHA / 2:
         return Verdict("leak", "The model draws images that are too close to its training images.", (f"{size}.", closest, distance))
-    bound = f"{size}, where a model that copies nothing has 1 %. More than {percent(rate.high)} can be excluded, less cannot."
+    bound = f"{size}; a model that copies nothing has 1 %. More than {percent(rate.high)} is ruled out; less is possible."
     return Verdict("no-leak-found", "No more near-copies than unseen real images would give.", (bound, closest, distance))
 
 
@@ -127,7 +127,7 @@ def metrics(record: QualityRecord) -> Section:
 
 
 def closer_to_members(record: QualityRecord) -> str:
-    """Whether generated images are closer to the training images than to held-out images; empty where that was not measured.
+    """Says if generated images are closer to the training images than to held-out images; empty where that was not measured.
 
     A distilled model can withstand attacks on single images and still draw images closer to those it was trained on.
     """

@@ -22,10 +22,10 @@ def section(audit: Audited) -> Section | None:
     if content is None:
         return None
     why = (
-        "A simple image gets a score like a member's whether or not it was trained on. Its compressed sizes and the energy of its "
-        "frequencies say how simple it is. What they predict of a score, by a regression on the held-out images of the calibrate part, is "
-        "subtracted. That takes no further query. The calibrate part chooses what is used, and may choose nothing. Of a "
-        "latent model it may also choose the same numbers of the reconstruction, the image that the decoder makes of the latents."
+        "A simple image gets a high score in any model. Its compressed sizes and the energy of its frequencies measure how simple it is. A "
+        "regression on the held-out images of the calibrate part predicts the score from them, and the prediction is subtracted. That "
+        "takes no further query. The calibrate part chooses which of these numbers are used, and may choose none. For a latent model it "
+        "may also choose those of the reconstruction, the image that the decoder makes of the latents."
     )
     caption = f"The same images of {audit.tested}. Small print: 95 % intervals. n/e: not estimable, with the reason below."
     blocks = (prose(why), Sentences(sentences(audit.record)), Tabulated(content, caption, flat=True))
@@ -58,7 +58,7 @@ def _columns(record: AuditRecord) -> tuple[Column, ...]:
     auc, tpr = gain_cell(lambda g: g.auc, in_percent=False), gain_cell(lambda g: g.tpr_at_1pct)
     return (
         Column(("AUC", "plain"), "The attack as it is.", 4, before(auc_cell)),
-        Column(("AUC", "calibrated"), "The attack with what complexity explains taken out.", 1, auc_cell),
+        Column(("AUC", "calibrated"), "The attack minus what the complexity of the images predicts.", 1, auc_cell),
         Column(("AUC", "difference"), f"AUC, {DIFFERENCE}", 2, auc),
         Column(("TPR at 1 % FPR", "plain"), "Members caught at 1 % false alarms by the attack as it is.", 6, before(tpr_cell(FPR))),
         Column(("TPR at 1 % FPR", "calibrated"), "Members caught at 1 % false alarms by the calibrated attack.", 3, tpr_cell(FPR)),

@@ -14,7 +14,7 @@ ACCESSES = {
     "api": "Callers of an interface see drawn images alone, so black-box attacks count. Choose --release weights if it also takes "
     "images of theirs, "
     "or returns predictions.",
-    "images": "Who has drawn images alone can ask the model nothing, so no attack here counts; what was run speaks of the model that is "
+    "images": "Someone with drawn images only cannot query the model, so no attack here counts; what was run speaks of the model that is "
     "kept.",
 }
 

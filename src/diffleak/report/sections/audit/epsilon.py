@@ -23,16 +23,17 @@ def lines(record: EpsilonRecord) -> tuple[str, ...]:
     """The bound in sentences, the answer first."""
     where = f"{visible(record.attack)}" + (f" at timestep {record.timestep}" if record.timestep is not None else "")
     where += f" with {visible(record.setting)}" if record.setting else ""
+    of, called = ("", "images") if record.group is None else (f" of groups by {record.group}", "groups")
     found = [
-        f"epsilon is at least {record.epsilon:.3f} ({record.level * 100:g} %), delta {record.delta:g}, {count(record.guesses)} guesses of "
-        f"which {count(record.right)} right"
+        f"epsilon is at least {record.epsilon:.3f} ({record.level * 100:g} %), delta {record.delta:g}, {count(record.guesses)} guesses{of} "
+        f"of which {count(record.right)} right"
     ]
     if record.promised is not None:
         verdict = "the bound is above it: the promise does not hold" if record.exceeds else "the bound does not contradict it"
         found.append(f"promised by DP-SGD: epsilon {record.promised:.3f} at delta {record.promised_delta:g}; {verdict}")
     found += [record.reason] if record.reason else []
     found.append(
-        f"guessed by {where}: {count(record.top)} images as members and {count(record.bottom)} as held out, of {count(record.units)}; "
+        f"guessed by {where}: {count(record.top)} {called} as members and {count(record.bottom)} as held out, of {count(record.units)}; "
         f"chosen on {count(record.calibrate_units)} others"
     )
     return (*map(visible, found), *(f"warning: {visible(line)}" for line in record.warnings))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord
 from diffleak.report.audited import Audited
+from diffleak.report.counting import held_out, trained, units
 from diffleak.report.judgement import QUESTION
 from diffleak.report.section import Facts, Section, prose
 from diffleak.report.sections import FOR_THE_FILE, LINE
@@ -13,7 +14,7 @@ from diffleak.report.wording import count, moment
 
 NOT_GIVEN = "not given"
 NO_LAW = (
-    "This is evidence about the risk that training images can be told from others. It names no law or standard as fulfilled. Digests "
+    "This is evidence about the risk that training images can be told apart from others. It names no law or standard as fulfilled. Digests "
     "show edits "
     "that were made by accident or without care; they do not prove who wrote a file."
 )
@@ -48,10 +49,12 @@ def _rows(audit: Audited) -> Iterator[tuple[str, str]]:
     yield "Question", QUESTION
     yield "Answer", audit.verdict.title
     if valid:
-        yield "Limit agreed", glance.limit(record)
+        yield "Limit agreed", glance.limit(audit)
     yield "Valid", glance.validity(record)
     yield from _model(record)
     yield "Training images", glance.training_size(record) or "number not known: no split.json lies beside the model"
+    if record.split.unit != "image":
+        yield "Counted", f"{trained(record)}, {held_out(record)}: images of one group count once"
     yield "Members", f"{count(plan.n_members)} from {visible(plan.members)}"
     yield "Held-out images", f"{count(plan.n_nonmembers)} from {visible(plan.nonmembers)}"
     yield "Images, hash", visible(plan.data_fingerprint)
@@ -93,7 +96,7 @@ def chosen(record: AuditRecord) -> str:
     split = record.split
     if not record.plan.calibration:
         return "nothing: settings were fixed beforehand, and every image counts"
-    sides = f"{count(split.calibrate_members)} training and {count(split.calibrate_nonmembers)} held-out images"
-    others = f"{count(split.members - split.calibrate_members)} and {count(split.nonmembers - split.calibrate_nonmembers)}"
+    sides = units(record, split.calibrate_members, split.calibrate_nonmembers)
+    others = units(record, split.members - split.calibrate_members, split.nonmembers - split.calibrate_nonmembers)
     often = f"; repeated over {count(split.repeats)} random divisions" if split.repeats > 1 else ""
     return f"attack, timestep and threshold on {sides}, drawn by seed {split.seed}; every number is of the other {others}{often}"

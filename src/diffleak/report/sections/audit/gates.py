@@ -6,15 +6,16 @@ from diffleak.errors import visible
 from diffleak.records.audit import Gate
 from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Sentences, prose
-from diffleak.report.wording import count
+from diffleak.report.wording import count, moment
 
 
 def section(audit: Audited) -> Section | None:
     """The limits that are met, and those that are not."""
-    gates = audit.record.gates
+    gates = audit.gates
     marks = tuple("passed" if gate.passed else "failed" for gate in gates)
     met = "A limit is met if the upper end of the 95 % interval is at or below it, for every attack: what cannot be excluded counts."
-    blocks = (prose(met), Sentences(tuple(map(sentence, gates)), marks))
+    by = f" Checked by diffleak gate: {moment(audit.gated.record.created)}." if audit.gated and audit.gated.holds else ""
+    blocks = (prose(met + by), Sentences(tuple(map(sentence, gates)), marks))
     return Section("gates", _title(gates), blocks, "Limits set", _title(gates), "checks") if gates else None
 
 
@@ -35,3 +36,17 @@ def sentence(gate: Gate) -> str:
         proves = "; that does not prove that epsilon is within it: the bound is a lower one" if gate.passed else ""
         return f"{visible(gate.attack)}: {gate.quantity} is at least {gate.reach:.3g}, {side} the limit of {gate.at_most:g}{proves}"
     return f"{visible(gate.attack)}: {gate.quantity} may reach {gate.reach:.3f}, {side} the limit of {gate.at_most:g}"
+
+
+def outcome(checks: Sequence[Gate]) -> str:
+    """Of the checks of one limit, whether it is met and, where it is not, by how much it is missed: "is not met by 0.112: sima: ..."."""
+    failed = [each for each in checks if not each.passed]
+    worst = max(failed or checks, key=lambda each: float("inf") if each.reach is None else each.reach)
+    if not failed:
+        of = f" (the highest of {count(len(checks))})" if len(checks) > 1 else ""
+        return f"is met: {sentence(worst)}{of}"
+    known = [each for each in failed if each.reach is not None]
+    nearest = max(known, key=lambda each: each.reach or 0.0) if known else worst
+    by = f" by {nearest.reach - nearest.at_most:.3f}" if nearest.reach is not None else ""
+    of = f" ({count(len(failed))} of {count(len(checks))} fail)" if len(checks) > 1 else ""
+    return f"is not met{by}: {sentence(nearest)}{of}"

@@ -3,20 +3,29 @@
 from markupsafe import Markup
 
 from diffleak.errors import visible
-from diffleak.records.audit import AuditRecord
+from diffleak.records.audit import AuditRecord, Gate
 from diffleak.report.audited import Audited
+from diffleak.report.counting import held_out, trained, units
 from diffleak.report.judgement import RELEASES
 from diffleak.report.section import Facts, Section, Sentences, heading, prose
 from diffleak.report.sections import UNSHOWN
-from diffleak.report.sections.audit.gates import sentence
+from diffleak.report.sections.audit.gates import outcome
 from diffleak.report.wording import count
 from diffleak.stats.blind import finding
 
-NO_LIMIT = "none was set (--max-auc and --max-tpr set one)"
+NO_LIMIT = "none was set (diffleak gate, or --max-auc and --max-tpr of the audit, set one)"
+OUTDATED = "diffleak gate checked an earlier record of this folder: repeat it"
+LIMITED = {
+    "max_auc": "AUC",
+    "max_tpr": "TPR at 1 % FPR",
+    "max_excess_auc": "AUC beyond the reference",
+    "max_copies": "Copy rate",
+    "max_epsilon": "epsilon",
+}
 UNTESTED = "What was not tested"
 NEEDS = {
     "black-box": "images that the model draws for a caption of the attacker's, and the image in question",
-    "grey-box": "the model's predictions for the image in question: anyone who has the weights gets them",
+    "grey-box": "the model's predictions for the image in question, which anyone who has the weights can compute",
     "white-box": "the weights, and the image in question",
 }
 
@@ -26,12 +35,20 @@ def section(audit: Audited) -> Section:
     record, lead = audit.record, audit.lead
     rows = [
         ("Form of release", released(record)),
-        *([("What an outsider needs", NEEDS[lead.access])] if lead and lead.access in NEEDS else []),
-        ("Limit agreed", limit(record)),
+        *([("What an outsider needs", needs(record, lead.access))] if lead and lead.access in NEEDS else []),
+        ("Limit agreed", limit(audit)),
         ("Is the audit valid?", validity(record)),
         ("Images tested", tested(record)),
     ]
     return Section("glance", "", (Facts(tuple(rows)),), kind="summary", brief="In short")
+
+
+def needs(record: AuditRecord, access: str) -> str:
+    """What the attack that is named needs, and whether the form of release gives it."""
+    evidence = record.evidence
+    if evidence is None or evidence.counts(access):
+        return NEEDS[access]
+    return f"{NEEDS[access]}. A release of {RELEASES[evidence.released]} does not give that"
 
 
 def untested(audit: Audited) -> Section:
@@ -43,12 +60,9 @@ def untested(audit: Audited) -> Section:
 def not_tested(record: AuditRecord) -> tuple[str, ...]:
     """What was not tested, in three sentences."""
     size = training_size(record)
-    images = f"{count(record.split.members)} training images were tested, of {size}. For the others nothing is shown."
+    images = f"{trained(record)} were tested, of {size} images. For the others nothing is shown."
     if size is None:
-        images = (
-            f"{count(record.split.members)} training images were tested; how many the model was trained on is not known. For "
-            "others nothing is shown."
-        )
+        images = f"{trained(record)} were tested; how many images the model was trained on is not known. For others nothing is shown."
     return (
         f"Other attacks: {missing(record)} Attackers who train models of their own (shadow models) are not part of diffleak.",
         "Copies: this audit does not say whether the model draws its training images again; diffleak quality and diffleak extract do.",
@@ -77,21 +91,18 @@ def released(record: AuditRecord) -> str:
     return given if evidence and evidence.release else f"{given} (not given: --release; the most cautious is assumed)"
 
 
-def limit(record: AuditRecord) -> str:
-    """The limits and whether all are met."""
-    if not record.gates:
-        return NO_LIMIT
-    named = {"max_auc": "AUC", "max_tpr": "TPR at 1 % FPR", "max_excess_auc": "AUC beyond the reference"}
-    set_ = ", ".join(f"{named.get(limit, limit)} at most {at:g}" for limit, at in dict.fromkeys((g.limit, g.at_most) for g in record.gates))
-    failed = [gate for gate in record.gates if not gate.passed]
-    if not failed:
-        return f"{set_}: met by every attack"
-    worst = max(failed, key=lambda gate: 1.0 if gate.reach is None else gate.reach)
-    return f"{set_}: NOT MET ({count(len(failed))} of {count(len(record.gates))} checks failed; {sentence(worst)})"
+def limit(audit: Audited) -> str:
+    """Each limit, whether it is met and, where it is not, by how much it is missed."""
+    by: dict[tuple[str, float], list[Gate]] = {}
+    for gate in audit.gates:
+        by.setdefault((gate.limit, gate.at_most), []).append(gate)
+    said = [f"{LIMITED.get(name, name)} at most {at_most:g} {outcome(checks)}" for (name, at_most), checks in by.items()]
+    outdated = [OUTDATED] if audit.gated and not audit.gated.holds else []
+    return "; ".join((*said, *outdated)).replace(" is not met", " is NOT MET") or NO_LIMIT
 
 
 def validity(record: AuditRecord) -> str:
-    """Whether the numbers measure membership, in a few words."""
+    """Says in a few words if the numbers measure membership."""
     if record.valid is False:
         return "no: the numbers do not measure membership"
     if record.membership and record.membership.status == "contradicted, ignored":
@@ -105,14 +116,14 @@ def validity(record: AuditRecord) -> str:
 
 
 def tested(record: AuditRecord) -> str:
-    """How many images, of how many."""
+    """How many images, of how many, and what they count as."""
     size, split = training_size(record), record.split
     of = f" (of {size} that the model was trained on)" if size else ""
     part = ""
     if record.plan.calibration:
         sides = split.members - split.calibrate_members, split.nonmembers - split.calibrate_nonmembers
-        part = f"; settings are chosen on some, the numbers are of the other {count(sides[0])} and {count(sides[1])}"
-    return f"{count(split.members)} training images{of} and {count(split.nonmembers)} held-out images{part}"
+        part = f"; settings are chosen on some, the numbers are of the other {units(record, *sides)}"
+    return f"{trained(record)}{of} and {held_out(record)}{part}"
 
 
 def training_size(record: AuditRecord) -> str | None:

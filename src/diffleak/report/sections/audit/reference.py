@@ -22,7 +22,7 @@ def section(audit: Audited) -> Section | None:
         return None
     name = visible(audit.record.plan.reference or "")
     why = (
-        f"Some images look like members to any model, because they are simple. The reference, {name}, was asked about the same "
+        f"Some images look like members to any model, because they are simple. The reference, {name}, was attacked with the same "
         "images with the same noise, and says how hard each one is: what the audited model knows beyond it is due to what it was "
         "trained on since. Subtracting the reference's scores image by image gives the excess."
     )

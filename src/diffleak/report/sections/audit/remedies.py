@@ -1,5 +1,6 @@
 """What to do after a leak was found, with the part of the README that has the commands."""
 
+from diffleak.records.audit import AuditRecord
 from diffleak.report.audited import Audited
 from diffleak.report.section import Facts, Section, Sentences
 
@@ -8,7 +9,7 @@ STEPS = (  # name, what, heading in the README
     (
         "Train for fewer steps.",
         "Earlier checkpoints usually give away less. diffleak audit over all of them shows which ones keep a limit (--max-auc, --max-tpr)",
-        "Fine-tuned models",
+        "Which checkpoint?",
     ),
     (
         "Train with a defence.",
@@ -29,9 +30,15 @@ STEPS = (  # name, what, heading in the README
     ),
     (
         "Release less.",
-        "An interface that draws images gives outsiders less than the weights do. Audit with --release api and the black_box attack",
+        "An interface that draws images gives outsiders less than the weights do. For a text-to-image model audit with --release api and "
+        "the black_box attack; for other models use diffleak extract",
         "The attacks",
     ),
+)
+BY_EXTRACT = (
+    "Release less.",
+    "Drawn images alone give outsiders less than the model does. diffleak extract looks for training images among them",
+    "Would it give my pictures back?",
 )
 
 
@@ -39,6 +46,16 @@ def section(audit: Audited) -> Section | None:
     """The steps; None where no leak was found."""
     if audit.verdict.level != "leak":
         return None
-    rows = tuple((name, f"{what} (README, “{where}”).") for name, what, where in STEPS)
-    short = "Fewer training steps, a defence, DP-SGD, leaving images out or releasing less; report.html has the steps (README, “Defend”)."
+    rows = tuple((name, f"{what} (README, “{where}”).") for name, what, where in steps(audit.record))
+    less = " or releasing less" if len(rows) == len(STEPS) else ""
+    short = f"Fewer training steps, a defence, DP-SGD, leaving images out{less}; report.html has the steps (README, “Defend”)."
     return Section("next", TITLE, (Facts(rows, "limits"), Sentences((short,), tone="small", where="terminal")), "What next", TITLE)
+
+
+def steps(record: AuditRecord) -> tuple[tuple[str, str, str], ...]:
+    """The steps for the form of release: one that gives drawn images alone cannot give less."""
+    evidence = record.evidence
+    if evidence is None or evidence.released == "weights":
+        drawing = evidence is None or any(each.access == "black-box" and each.unfit is None for each in evidence.attacks)
+        return STEPS if drawing else (*STEPS[:-1], BY_EXTRACT)
+    return (*STEPS[:-1], BY_EXTRACT) if evidence.released == "api" else STEPS[:-1]

@@ -31,6 +31,7 @@ def _caption(swap: SwapAudit) -> str:
         f"against images of the second ({count(swap.tested[1])} tested). Every image is a member of one teacher and held out from the "
         "other, so how difficult the image is by itself cancels. Beside it, the ordinary AUC of each teacher on its own half, against "
         f"{first}{f' and {second}' if second != first else ''} held-out images."
+        f"{' Near-duplicates of a half count as one image.' if swap.unit == 'cluster' else ''}"
         f"{f' Medians over {swap.repeats} random divisions.' if swap.repeats > 1 else ''} Marked: the attack with the highest swap AUC on "
         "the calibrate part."
     )
@@ -64,4 +65,8 @@ def swap_sentences(swap: SwapAudit) -> tuple[str, ...]:
         "This needs access to both teachers, as somebody has to whom both are released. It takes for granted that the members were divided "
         "into halves at random: a difference between the halves themselves counts as a leak as well."
     )
-    return first, beside, who
+    both = (
+        f"Of {count(swap.across)} cluster{'s' * (swap.across != 1)} of near-duplicates each half has images: either teacher was trained on "
+        "near-copies of what the other was trained on, which hides a part of the leak."
+    )
+    return (first, beside, who, both) if swap.across else (first, beside, who)

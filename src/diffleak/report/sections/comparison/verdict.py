@@ -45,7 +45,7 @@ def comparison_verdict(record: Comparison) -> Verdict:
     invalid = invalid_runs(record)
     if invalid:
         title = "Invalid: in some audits the two sides come from different sources, so the numbers do not measure membership."
-        reason = "Members can be told from held-out images without the model in "
+        reason = "Members differ from held-out images without the model in "
         sentences: tuple[str, ...] = (
             f"{reason}{visible(', '.join(invalid))}. Audit again with sides from one source.",
             "No result is shown. compare.json keeps the numbers.",
