@@ -1,5 +1,6 @@
 """Calibrate first: the test part is scored at what the calibrate part chose, and everything said of it is as with all scores."""
 
+import hashlib
 import json
 import os
 import signal
@@ -249,7 +250,7 @@ def read_meta(path: Path) -> ChunkMeta:
     return ChunkMeta(**json.loads(pq.read_schema(path).metadata[META]))
 
 
-def test_a_folder_of_an_audit_of_everything_is_refused_in_one_line(tmp_path) -> None:
+def test_a_folder_of_before_is_refused_in_one_line_or_resumes_with_sweep_all(tmp_path) -> None:
     few = {"members": MEMBERS, "nonmembers": HELD_OUT, "output": tmp_path, **GIVEN, "attacks": "sima"}
     diffleak.audit(blurred(), sweep="all", **few)
     plan = json.loads((tmp_path / "plan.json").read_text())
@@ -257,6 +258,13 @@ def test_a_folder_of_an_audit_of_everything_is_refused_in_one_line(tmp_path) -> 
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(UserError, match=r"belongs to another plan \(sweep was all, now calibrate\)"):
         diffleak.audit(blurred(), **few)
+    before = hashlib.sha256(json.dumps(plan, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+    files = chunk_files(tmp_path)
+    assert {read_meta(file).plan for file in files} == {before}, "the id of the plan as an earlier version wrote it"
+    (files[0]).unlink()
+    written = [file.stat().st_mtime_ns for file in files[1:]]
+    diffleak.audit(blurred(), sweep="all", **few)
+    assert chunk_files(tmp_path) == files and [file.stat().st_mtime_ns for file in files[1:]] == written
 
 
 def test_at_most_a_thousand_a_side_choose() -> None:

@@ -167,8 +167,12 @@ class Spent:
 
 
 def plan_id(plan: Record) -> str:
-    """The SHA-256 of a plan, by which score files are known to belong to it."""
-    return hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
+    """The SHA-256 of a plan, by which score files are known to belong to it.
+
+    A `sweep` of "all" is left out: plans had no such field when every audit was one, and their score files stay valid.
+    """
+    of_before = {"sweep"} if getattr(plan, "sweep", None) == "all" else None
+    return hashlib.sha256(plan.model_dump_json(exclude=of_before).encode()).hexdigest()
 
 
 def chunk_file(folder: Path, chunk: int, k: int, name: str) -> Path:
