@@ -35,13 +35,15 @@ from diffleak.diffusion.noise import Noise
 from diffleak.errors import UserError
 from diffleak.records.chosen import Chosen
 from diffleak.records.scores import META, ChunkMeta, chunk_files
+from diffleak.stats import evaluation
 from diffleak.stats.evaluation import NEEDS_ALL, divided
 from diffleak.work.folder import Folder
 
 SIDE = 200
 MEMBERS, HELD_OUT = np.random.default_rng(0).integers(0, 256, (2, SIDE, 4, 4, 1), dtype=np.uint8)
 SCHEDULE = linear_schedule()
-ATTACKS_OF_RUN = "loss,secmi,pia,sima,noise_aggregation(metric=density)"
+ATTACKS_OF_RUN = "loss,secmi,noise_aggregation(metric=density)"
+CALIBRATING = 3 * 3  # files of the calibrate part
 GIVEN = {"timesteps": "50:300:50", "threads": 1, "seed": 1, "chunk_size": 32}
 
 
@@ -121,12 +123,17 @@ def test_combined_takes_the_chosen_timestep_and_its_neighbours(first) -> None:
         assert set(swept[max(at - 1, 0) : at + 2]) <= set(chosen[label])
 
 
+def prepared(side: int = SIDE, **settings) -> Prepared:
+    """The audit of `first` with these settings, checked."""
+    given = {"attacks": ATTACKS_OF_RUN, **GIVEN, "members": "in memory", "nonmembers": "in memory", **settings}
+    cohort = diffleak.cohort(members=MEMBERS[:side], nonmembers=HELD_OUT[:side], seed=GIVEN["seed"])
+    return prepare(build(AuditConfig, {"model": "denoiser", **given, **cohort.given}), blurred(), cohort)
+
+
 @pytest.fixture(scope="module")
 def ready() -> Prepared:
-    """The audit of `first`, checked once; workers differ in their share alone."""
-    given = {"attacks": ATTACKS_OF_RUN, **GIVEN, "members": "in memory", "nonmembers": "in memory"}
-    cohort = diffleak.cohort(members=MEMBERS, nonmembers=HELD_OUT, seed=GIVEN["seed"])
-    return prepare(build(AuditConfig, {"model": "denoiser", **given, **cohort.given}), blurred(), cohort)
+    """The audit of `first`; workers differ in their share alone."""
+    return prepared()
 
 
 def scored(ready: Prepared, folder: Path, rank: int = 0, count: int = 1, shard: bool = False, log=lambda line: None):
@@ -138,7 +145,7 @@ def same(first, folder: Path, found: Collected) -> None:
     """The folder of `first` and another one hold the same bytes, and the same was collected."""
     made, whole = first
     assert [file.name for file in chunk_files(whole)] == [file.name for file in chunk_files(folder)]
-    assert len(chunk_files(folder)) == 5 * (3 + 10)
+    assert len(chunk_files(folder)) == 3 * (3 + 10)
     for left, right in zip(chunk_files(whole), chunk_files(folder), strict=True):
         assert left.read_bytes() == right.read_bytes()
     assert (whole / "chosen.json").read_bytes() == (folder / "chosen.json").read_bytes()
@@ -172,9 +179,8 @@ def test_workers_wait_for_each_other_say_for_whom_and_give_the_same_bytes(first,
     early = Thread(target=work, args=(0,))
     early.start()
     assert waiting.wait(60), "the first worker is done with its calibrate chunks, and no other has begun"
-    assert (
-        said[0] == f"worker 1 of {count} waits for {3 - len(range(0, 3, count))} calibrate chunks of worker {', '.join('23'[: count - 1])}"
-    )
+    waits = f"worker 1 of {count} waits for {3 - len(range(0, 3, count))} calibrate chunks of worker {', '.join('23'[: count - 1])}"
+    assert said[0] == f"{waits}; if one of them has stopped, start it again and this one goes on"
     others = [Thread(target=work, args=(rank,)) for rank in range(1, count)]
     for each in others:
         each.start()
@@ -183,7 +189,16 @@ def test_workers_wait_for_each_other_say_for_whom_and_give_the_same_bytes(first,
     same(first, tmp_path, next(each for each in found.values() if each is not None))
 
 
-@pytest.mark.parametrize("after", [4, 15, 40])
+def test_a_worker_that_waits_in_vain_ends_with_one_line_and_goes_on_when_it_is_started_again(first, ready, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(phases, "POLL", 0.01)
+    monkeypatch.setattr(phases, "PATIENCE", 0.05)
+    with pytest.raises(UserError, match=r"worker 1 of 2 has seen no new calibrate chunk of worker 2 for .* hours: start all workers again"):
+        scored(ready, tmp_path, 0, 2)
+    assert scored(ready, tmp_path, 1, 2) is None, "the test chunks of the first worker are missing"
+    same(first, tmp_path, scored(ready, tmp_path, 0, 2))
+
+
+@pytest.mark.parametrize("after", [4, CALIBRATING, 24])
 def test_an_interrupted_audit_resumes_to_the_same_bytes(first, ready, tmp_path, monkeypatch, after) -> None:
     real, calls = scoring.write_chunk, []
 
@@ -196,7 +211,7 @@ def test_an_interrupted_audit_resumes_to_the_same_bytes(first, ready, tmp_path, 
     monkeypatch.setattr(scoring, "write_chunk", stop)
     with pytest.raises(KeyboardInterrupt):
         scored(ready, tmp_path)
-    assert (tmp_path / "chosen.json").exists() == (after >= 15)
+    assert (tmp_path / "chosen.json").exists() == (after >= CALIBRATING)
     monkeypatch.setattr(scoring, "write_chunk", real)
     (tmp_path / "chosen.json").write_text("what is in it decides nothing")
     same(first, tmp_path, scored(ready, tmp_path))
@@ -204,36 +219,25 @@ def test_an_interrupted_audit_resumes_to_the_same_bytes(first, ready, tmp_path, 
 
 @pytest.mark.slow
 def test_a_killed_audit_resumes_to_the_same_bytes(tmp_path, model_folder, capsys) -> None:
-    np.save(tmp_path / "members.npy", np.tile(MEMBERS, (1, 2, 2, 1)))
-    np.save(tmp_path / "heldout.npy", np.tile(HELD_OUT, (1, 2, 2, 1)))
-    sides = ["--members", str(tmp_path / "members.npy"), "--nonmembers", str(tmp_path / "heldout.npy")]
-    given = [
-        "audit",
-        str(model_folder()),
-        *sides,
-        "--attacks",
-        "sima,loss",
-        "--timesteps",
-        "50:300:50",
-        "--chunk-size",
-        "16",
-        "--threads",
-        "1",
-    ]
+    sides = []
+    for flag, images in (("--members", MEMBERS), ("--nonmembers", HELD_OUT)):
+        np.save(tmp_path / f"{flag}.npy", np.tile(images, (1, 2, 2, 1)))
+        sides += [flag, str(tmp_path / f"{flag}.npy")]
+    settings = ["--attacks", "sima", "--timesteps", "50:150:50", "--chunk-size", "16", "--threads", "1"]
+    given = ["audit", str(model_folder()), *sides, *settings]
     code, _, said = call(capsys, *given, "-o", str(tmp_path / "whole"))
     assert code == 0, said
-    for chunks in (4, 20):
-        folder = tmp_path / f"killed-{chunks}"
-        process = subprocess.Popen([sys.executable, "-m", "diffleak", *given, "-o", str(folder)], stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list(folder.glob("scores/chunk*"))) < chunks:
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        code, _, said = call(capsys, *given, "-o", str(folder))
-        assert code == 0, said
-        for left, right in zip(chunk_files(tmp_path / "whole"), chunk_files(folder), strict=True):
-            assert left.read_bytes() == right.read_bytes()
-        assert (tmp_path / "whole" / "samples.csv").read_bytes() == (folder / "samples.csv").read_bytes()
+    folder = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-m", "diffleak", *given, "-o", str(folder)], stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(folder.glob("scores/chunk*"))) < 7:  # 5 are of the calibrate part
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (folder / "audit.json").exists()
+    code, _, said = call(capsys, *given, "-o", str(folder))
+    assert code == 0, said
+    for left, right in zip(chunk_files(tmp_path / "whole"), chunk_files(folder), strict=True):
+        assert left.read_bytes() == right.read_bytes()
+    assert (tmp_path / "whole" / "samples.csv").read_bytes() == (folder / "samples.csv").read_bytes()
 
 
 def test_a_saved_audit_is_the_folder_that_an_audit_would_have_left(first, tmp_path) -> None:
@@ -250,8 +254,9 @@ def read_meta(path: Path) -> ChunkMeta:
     return ChunkMeta(**json.loads(pq.read_schema(path).metadata[META]))
 
 
-def test_a_folder_of_before_is_refused_in_one_line_or_resumes_with_sweep_all(tmp_path) -> None:
-    few = {"members": MEMBERS, "nonmembers": HELD_OUT, "output": tmp_path, **GIVEN, "attacks": "sima"}
+def test_a_folder_of_before_is_refused_in_one_line_or_resumes_with_sweep_all(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "SMALL_SIDE", 20)  # so few are divided once
+    few = {"members": MEMBERS[:40], "nonmembers": HELD_OUT[:40], "output": tmp_path, **GIVEN, "attacks": "sima"}
     diffleak.audit(blurred(), sweep="all", **few)
     plan = json.loads((tmp_path / "plan.json").read_text())
     del plan["sweep"]  # as before there was one
@@ -275,8 +280,6 @@ def test_at_most_a_thousand_a_side_choose() -> None:
     assert divided(ids, member, 0.2, 0, most=1000).record.calibrate_members == 1000
 
 
-def test_small_sides_own_attacks_and_single_timesteps_are_scored_whole() -> None:
-    few = {"members": MEMBERS[:60], "nonmembers": HELD_OUT[:60], "attacks": "sima", **GIVEN}
-    assert diffleak.audit(blurred(), **few).record.costs.sweep == "all"
-    one = {"members": MEMBERS, "nonmembers": HELD_OUT, "attacks": "sima", **GIVEN, "timesteps": "100"}
-    assert diffleak.audit(blurred(), **one).record.costs.sweep == "all"
+def test_small_sides_and_single_timesteps_are_scored_whole() -> None:
+    assert prepared().plan.sweep == "calibrate"
+    assert prepared(SIDE - 1).plan.sweep == prepared(timesteps="100").plan.sweep == prepared(sweep="all").plan.sweep == "all"

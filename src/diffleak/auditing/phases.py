@@ -16,12 +16,14 @@ import numpy as np
 from diffleak.auditing import score as scoring
 from diffleak.auditing.evaluating import chosen_of
 from diffleak.auditing.plan import Prepared
+from diffleak.errors import UserError
 from diffleak.records import chosen as file
 from diffleak.records.scores import Scores
 from diffleak.work.files import write_text
 from diffleak.work.folder import Folder
 
 POLL = 1.0  # seconds between two looks at the chunks of other workers
+PATIENCE = 24 * 3600.0  # seconds without a new chunk of any other worker after which waiting ends
 
 
 def in_phases(prepared: Prepared, folder: Folder, log: Callable[[str], None]) -> scoring.Collected | None:
@@ -51,14 +53,24 @@ def _collected(job: scoring.Job, prepared: Prepared, folder: Folder, log: Callab
 
 
 def _wait(job: scoring.Job, folder: Folder, worker: scoring.Worker, log: Callable[[str], None]) -> None:
-    """Waits until the other workers have done their chunks, and says for whom."""
-    said, place = set[int](), {chunk: number % worker.count + 1 for number, chunk in enumerate(job.chunks)}
+    """Waits until the other workers have done their chunks, and says for whom; raises `UserError` after PATIENCE without a new one."""
+    place = {chunk: number % worker.count + 1 for number, chunk in enumerate(job.chunks)}
+    seen, said, since = set[int](), "", time.monotonic()
     while left := scoring.unfinished(job, folder):
-        others = {place[chunk] for chunk in left}
-        if others != said:
-            whose = ", ".join(map(str, sorted(others)))
-            log(f"worker {worker.rank + 1} of {worker.count} waits for {len(left)} calibrate chunks of worker {whose}")
-            said = others
+        if left != seen:
+            seen, since = left, time.monotonic()
+        whose = ", ".join(map(str, sorted({place[chunk] for chunk in left})))
+        if whose != said:
+            said = whose
+            log(
+                f"worker {worker.rank + 1} of {worker.count} waits for {len(left)} calibrate chunks of worker {whose}; "
+                "if one of them has stopped, start it again and this one goes on"
+            )
+        if time.monotonic() - since > PATIENCE:
+            raise UserError(
+                f"worker {worker.rank + 1} of {worker.count} has seen no new calibrate chunk of worker {whose} for "
+                f"{PATIENCE / 3600:g} hours: start all workers again with the same command; what is scored stays"
+            )
         time.sleep(POLL)
 
 

@@ -394,10 +394,9 @@ def _in_files(
     folder: Path, plan: Plan, scores: Sequence[Scores], calibrate: Bool[np.ndarray, " n"]
 ) -> Iterator[tuple[Path, list[Scores], np.ndarray]]:
     """The file of every chunk of each attack, with the chunk's scores under every variant, and their statistics as one array."""
-    parts = parts_of(plan, calibrate)
     chunks = dict[int, Rows]()
-    for rows in parts:
-        chunks |= _chunks(plan, rows, len(chunks))
+    for part_rows in parts_of(plan, calibrate):
+        chunks |= _chunks(plan, part_rows, len(chunks))
     for k, (attack, group) in enumerate(groupby(scores, key=lambda s: s.attack.partition("[")[0])):
         variants = list(group)
         for chunk, rows in chunks.items():
