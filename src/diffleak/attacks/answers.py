@@ -1,4 +1,4 @@
-"""Forwards that attacks share: a prediction that one attack has asked for is not asked for again by the next.
+"""Forwards that attacks share: a prediction that one attack has needed is not made again for the next.
 
 Attacks ask the same in two places, and there the answer depends on nothing of the attack:
 
@@ -30,9 +30,10 @@ Asked = Callable[[], Tensor]
 @final
 @dataclass(eq=False)
 class Memory:
-    """The answers that are kept for the chunks in work, at most `most` bytes of them; what has no room is asked for again.
+    """The answers that are kept for the chunks in work, at most `most` bytes of them; what has no room is made again.
 
-    Of several threads that want the same answer one asks, and the others wait for it, so what is asked does not depend on who is faster.
+    Of several threads that want the same answer one queries the model, and the others wait for it: the queries do not depend on which is
+    faster.
     """
 
     most: int = MOST_BYTES
@@ -42,7 +43,7 @@ class Memory:
     _size: int = 0
 
     def answer(self, chunk: Hashable, key: Hashable, ask: Asked) -> tuple[Float[Tensor, "b *s"], bool]:
-        """The answer to a question of a chunk, and whether it was there already."""
+        """The answer to a question of a chunk, and True where it was there already."""
         with self._guard:
             turn = self._asking.setdefault((chunk, key), Lock())
         with turn:
@@ -83,7 +84,7 @@ class Answers:
     saved: Callable[[int, int], None] = lambda images, t: None
 
     def eps(self, x_t: Float[Tensor, "b *s"], t: int, ask: Asked) -> Float[Tensor, "b *s"]:
-        """The prediction at x_t, kept from an earlier attack where it is one that attacks share, else asked for."""
+        """The prediction at x_t, kept from an earlier attack where it is one that attacks share, else made now."""
         kind = self._kind(x_t, t)
         if kind is None:
             return ask()
@@ -93,7 +94,7 @@ class Answers:
         return found
 
     def _kind(self, x_t: Float[Tensor, "b *s"], t: int) -> str | None:
-        """Which of the shared questions is asked; None for one of the attack's own."""
+        """Which of the shared questions it is; None for one of the attack's own."""
         if x_t.shape != self.x0.shape or x_t.dtype != self.x0.dtype:
             return None
         if torch.equal(x_t, self.x0):

@@ -51,7 +51,7 @@ class Subject:
     by image. cond: None, class labels (b,) or the `Prompts` of b captions. encode, decode: between images and x0. images: reads the
     images of a latent model. sampler: makes a diffusers scheduler of a number of steps. open_encoder: the `Encoder` of a spec.
     reference: the batch as the attacker of a reference model sees it, with the captions as that model embeds them.
-    answers: predictions that other attacks have asked for, of `denoiser` about this very batch; scores are the same without.
+    answers: predictions that other attacks have needed, of `denoiser` about this very batch; scores are the same without.
     """
 
     denoiser: Denoiser

@@ -159,7 +159,7 @@ class Prepared:
 
     @property
     def _queries(self) -> str:
-        """How often the model is asked, in words."""
+        """The number of queries of the model, in words."""
         jobs = self.jobs()
         if len(jobs) == 1:
             return f"{self.queries_per_image:,} denoiser queries per image, {self.queries:,} in all"

@@ -484,7 +484,7 @@ def _score_chunk(
         tick(n, attack.name)
 
     def ask_of(subject: Subject, model: Denoiser, where: tuple[int, ...]) -> Subject:
-        """The batch with a copy of the images, which the attack may write into, and what other attacks have asked `model` there."""
+        """The batch with a copy of the images, which the attack may write into, and what `model` has answered other attacks there."""
         counted, known = Counted(model, count), None
         if kept and attack.access == "grey-box":
             known = kept((*where, len(subject)), counted, subject.x0, subject.noise, subject.cond, count_shared)

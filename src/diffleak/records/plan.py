@@ -93,7 +93,7 @@ class Costs(Record):
     queries: int
     """Denoiser forwards of one image each that were made."""
     queries_saved: int = 0
-    """Forwards of one image each that were not made, since another attack had asked the same."""
+    """Forwards of one image each that were not made, since another attack had made the same."""
     seconds: float
     """Wall-clock seconds of each chunk, which may have run side by side, and of the evaluation, summed."""
     chunks: int
