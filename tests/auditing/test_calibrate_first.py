@@ -243,6 +243,7 @@ def test_a_killed_audit_resumes_to_the_same_bytes(tmp_path, model_folder, capsys
 def test_a_saved_audit_is_the_folder_that_an_audit_would_have_left(first, tmp_path) -> None:
     made, folder = first
     made.save(tmp_path / "saved")
+    assert (folder / "chosen.json").read_bytes() == (tmp_path / "saved" / "chosen.json").read_bytes()
     for left, right in zip(chunk_files(folder), chunk_files(tmp_path / "saved"), strict=True):
         assert left.name == right.name and pd.read_parquet(left).equals(pd.read_parquet(right))
         assert read_meta(left).queries == read_meta(right).queries

@@ -15,8 +15,8 @@ from diffleak.auditing import score as scoring
 from diffleak.auditing.plan import Prepared, sweeps
 from diffleak.diffusion.target import Target
 from diffleak.records.audit import Result
-from diffleak.records.chosen import Chosen
-from diffleak.records.scores import Scores, plan_id
+from diffleak.records.chosen import Chosen, chosen_by
+from diffleak.records.scores import Scores
 from diffleak.stats import evaluation
 from diffleak.stats.calibration import FEWEST, Features, features
 
@@ -45,13 +45,7 @@ def chosen_of(prepared: Prepared, collected: scoring.Collected) -> Chosen:
         if together and attack.label in together.parameters["attacks"]:
             of_attack |= {*_with_neighbours(attack, [result for result, _ in pairs])}
         timesteps[attack.label] = tuple(sorted(of_attack))
-    return Chosen(
-        plan=plan_id(prepared.plan),
-        members=prepared.split.record.calibrate_members,
-        nonmembers=prepared.split.record.calibrate_nonmembers,
-        unit=prepared.split.record.unit,
-        timesteps=timesteps,
-    )
+    return chosen_by(prepared.plan, prepared.split.record, timesteps)
 
 
 def evaluated(

@@ -17,9 +17,8 @@ from diffleak.auditing import score as scoring
 from diffleak.auditing.evaluating import chosen_of
 from diffleak.auditing.plan import Prepared
 from diffleak.errors import UserError
-from diffleak.records import chosen as file
+from diffleak.records.chosen import write_chosen
 from diffleak.records.scores import Scores
-from diffleak.work.files import write_text
 from diffleak.work.folder import Folder
 
 POLL = 1.0  # seconds between two looks at the chunks of other workers
@@ -39,7 +38,7 @@ def in_phases(prepared: Prepared, folder: Folder, log: Callable[[str], None]) ->
         _wait(first, folder, worker, log)
     calibrate = scoring.collect(first, folder.path)
     chosen = chosen_of(prepared, calibrate)
-    write_text(folder.path / file.FILE, chosen.model_dump_json(indent=2))
+    write_chosen(folder.path, chosen)
     second = prepared.jobs(chosen.timesteps)[1]
     test = _collected(second, prepared, folder, log)
     return None if test is None else _joined(first, second, calibrate, test, chosen.timesteps)

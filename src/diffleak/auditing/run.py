@@ -42,6 +42,7 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.gating.limits import LIMITS, gates
 from diffleak.records.audit import AuditRecord, Draw, Result
+from diffleak.records.chosen import chosen_by, write_chosen
 from diffleak.records.maps import Maps
 from diffleak.records.plan import Costs, Plan
 from diffleak.records.run_folder import read_plan
@@ -132,6 +133,8 @@ class Audit:
         if not _claim(Folder(folder), self.record.plan) and again and not scoring.holds(folder, self.record, self.scores, calibrate):
             raise again
         scoring.save_scores(folder, self.record, self.scores, calibrate)
+        if (timesteps := self.record.costs.test_timesteps) is not None:
+            write_chosen(folder, chosen_by(self.record.plan, self.record.split, timesteps))
         write_results(folder, self.record, self.samples, self.cohort if thumbnails else None, self.maps)
         return folder
 

@@ -1,9 +1,12 @@
 """chosen.json: the timesteps that the calibrate part of an audit chose, at which alone its test part is scored. No torch."""
 
+from pathlib import Path
 from typing import Literal
 
 from diffleak.records.base import Record
-from diffleak.records.scores import Unit
+from diffleak.records.plan import Plan, Split
+from diffleak.records.scores import Unit, plan_id
+from diffleak.work.files import write_text
 
 FILE = "chosen.json"
 
@@ -23,3 +26,15 @@ class Chosen(Record):
     """What these numbers count: images, clusters of near-duplicate images, or groups of images."""
     timesteps: dict[str, tuple[int, ...]]
     """Timesteps, in [0, T), at which the test part is scored, by the label of each attack that sweeps."""
+
+
+def chosen_by(plan: Plan, split: Split, timesteps: dict[str, tuple[int, ...]]) -> Chosen:
+    """The record of the timesteps that the calibrate part of a plan's audit chose."""
+    return Chosen(
+        plan=plan_id(plan), members=split.calibrate_members, nonmembers=split.calibrate_nonmembers, unit=split.unit, timesteps=timesteps
+    )
+
+
+def write_chosen(folder: Path, chosen: Chosen) -> None:
+    """Writes chosen.json into the folder of an audit."""
+    write_text(folder / FILE, chosen.model_dump_json(indent=2))
