@@ -307,7 +307,7 @@ def prepare(
 
 
 def sweeps(attack: Attack) -> bool:
-    """Whether an attack can be scored at some of its timesteps alone, to the same statistics.
+    """True for an attack that can be scored at some of its timesteps alone, to the same statistics.
 
     One by a rule makes one score of all; one from outside of this package may take its noise by the place in the sweep.
     """
