@@ -9,9 +9,11 @@ from fixtures.text import text_folder
 
 import diffleak
 from diffleak.auditing.config import AuditConfig, GeometryConfig
-from diffleak.auditing.plan import prepare
+from diffleak.auditing.plan import _own_buckets, prepare
 from diffleak.auditing.score import collect, score
+from diffleak.auditing.warnings import about_reading
 from diffleak.config import build
+from diffleak.data.buckets import parse_buckets
 from diffleak.data.pixels import ImageShape
 from diffleak.errors import UserError
 from diffleak.work.folder import Folder
@@ -76,3 +78,28 @@ def test_what_needs_images_of_one_shape_is_refused(target, sides):
         with pytest.raises(UserError) as error:
             prepared(model, sides / "all", **{"mask": (), **settings})
         assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_images_of_mixed_sizes_are_sorted_by_themselves(target, tmp_path, capsys, monkeypatch):
+    """Into the buckets of the model's own side, as `--buckets` with that side sorts them; the record says which."""
+    monkeypatch.setattr("diffleak.auditing.score.probe", lambda job: None)  # a forward of so large images
+    draw = np.random.default_rng(0)
+    for folder in ("members", "nonmembers"):
+        (tmp_path / folder).mkdir()
+        for i in range(10):
+            picture = image(draw.integers(0, 256, (*((20, 20), (20, 30), (30, 20))[i % 3], 3), dtype=np.uint8))
+            (tmp_path / folder / f"{folder[0]}-{i:02d}.png").write_bytes(encoded(picture))
+    own = replace(target, shape=ImageShape(3, 384, 384))
+    ready, given = (prepared(own, tmp_path, mask=(), buckets=buckets) for buckets in (None, "384"))
+    assert ready.plan == given.plan and len(ready.plan.buckets) == 3
+    assert ready.config.buckets == "384" and "--buckets 384" in capsys.readouterr().err
+    assert any("buckets of --buckets 384" in line for line in about_reading(ready))
+    for settings in ({"anonymous": True, "anonymous_key": tmp_path / "key"}, {"config": GeometryConfig}):
+        with pytest.raises(UserError, match="do not have the shape the model takes"):
+            prepared(own, tmp_path, **{"mask": (), **settings})
+
+
+def test_a_model_without_a_side_sorts_as_large_ones_do_and_a_tiny_one_does_not(target):
+    config = build(AuditConfig, {"model": "sd", "members": "a", "nonmembers": "b"})
+    assert _own_buckets(config, replace(target, shape=None)) == parse_buckets("1024")
+    assert _own_buckets(config, target) is None and _own_buckets(config, replace(target, shape=None, text=None)) is None

@@ -203,4 +203,4 @@ def test_a_leak_behind_the_complexity_of_reconstructions_is_found(latent_folder,
     assert calibrated.gain.auc.value == pytest.approx(calibrated.auc.value - plain.auc.value)
     said = to_html(page(audit.record, audit.samples))
     assert "three sizes, four bands of the reconstruction" in said
-    assert "what the complexity of the reconstruction of each image explains of its score taken out" in said
+    assert "minus what the complexity of the reconstruction of each image predicts of its score" in said

@@ -15,7 +15,7 @@ from diffleak.report.sections.extraction import verdict
 def test_copies_lead_the_verdict_with_the_rate_of_held_out_images_beside_theirs():
     judged = verdict(extraction_record(copied=9))
     assert (judged.level, judged.title) == ("leak", "The model gives training images back.")
-    assert judged.sentences[0].startswith("10 of 60 members have a copy, 17 % (95 % interval ")
+    assert judged.sentences[0].startswith("10 of 60 members have a copy, 16.7 % (95 % interval ")
     assert judged.sentences[0].endswith("than all but 1.0 % of the held-out images are.")
     assert judged.sentences[1].startswith("Of the held-out images that did not set the threshold, ")
     assert "so few held-out images set the threshold" in judged.sentences[1], "the lower end is 0, and yet it is a finding"

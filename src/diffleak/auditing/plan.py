@@ -18,7 +18,7 @@ from diffleak.auditing.inputs import Inputs
 from diffleak.auditing.reference import load_reference, refuse_incompatible
 from diffleak.auditing.shared import Shared
 from diffleak.data.anonymity import Key, choose_key
-from diffleak.data.buckets import Buckets, parse_buckets
+from diffleak.data.buckets import SMALLEST, UNSAID, Buckets, parse_buckets
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import calibrate_size
 from diffleak.data.groups import groups_of, refuse_both_sides
@@ -44,6 +44,7 @@ from diffleak.stats.units import Units, units_of
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import Folder
 from diffleak.work.memory import free_memory
+from diffleak.work.progress import say
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,9 +208,12 @@ def prepare(
     membership = _membership(config, target, images)
     with images.pointing_to_names("--dry-run without --anonymous"):
         groups = None if config.group is None else _groups(images, config.group, config.fewest_groups)
-        sizes = _buckets(config, target)
-        told_of = (target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names, sizes)
+        sizes, own = _buckets(config, target), _own_buckets(config, target)
+        told_of = (target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names, sizes, own)
         found = shared.scanned(images, told_of) if shared else scan(images, *told_of)
+    if found.shapes and own:
+        say(f"note: not all images have the shape that the model takes; they are sorted as by --buckets {own.side} (or give --resize)")
+        config = config.model_copy(update={"buckets": f"{own.side}"})
     if isinstance(target.codec, Autoencoder):
         for shape in dict.fromkeys(found.shapes or ()):
             hub.latent_shape(target.codec, shape)  # refuses sides that are no multiples of its factor
@@ -334,6 +338,15 @@ def _buckets(config: AuditConfig, target: Target) -> Buckets | None:
         what = "the geometry compares coordinates" if isinstance(config, GeometryConfig) else "maps beside thumbnails are drawn"
         raise UserError(f"{what} of images of one shape, and --buckets leaves them several: give --resize instead")
     return found
+
+
+def _own_buckets(config: AuditConfig, target: Target) -> Buckets | None:
+    """The buckets of the model's own side, which sort images of mixed sizes where nothing was said; None where they must have one shape."""
+    sized = config.resize or config.buckets or config.anonymous
+    if sized or isinstance(config, GeometryConfig) or (config.thumbnails and config.reference) or target.text is None or not target.latent:
+        return None
+    side = min(target.shape.height, target.shape.width) if target.shape else UNSAID
+    return Buckets(side, largest=2 * side) if side >= SMALLEST else None
 
 
 def _groups(cohort: Cohort, column: str, fewest: Mapping[str, int]) -> dict[str, str]:

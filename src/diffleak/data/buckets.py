@@ -14,6 +14,7 @@ from functools import cached_property
 from diffleak.errors import UserError, shown
 
 STEP, SMALLEST = 64, 256
+UNSAID = 1024  # side of a model whose settings state none, as Flux and later ones
 FORM = "SIDE, or SIDE:STEP:SMALLEST:LARGEST as in 512:64:256:1024"
 
 

@@ -60,7 +60,7 @@ class Cohort:
         return self.ids is not self.keys
 
     def _of_both(self, asked: Callable[[ImageSource], T]) -> tuple[T, T]:
-        """What the sources of members and of non-members answer; one that serves both sides is asked once."""
+        """What the sources of members and of non-members answer; one that serves both sides is read once."""
         members, nonmembers = self.sources
         answer = asked(members)
         return answer, answer if members is nonmembers else asked(nonmembers)

@@ -85,14 +85,15 @@ def scan(
     seed: int = 0,
     names: ClassNames = UNNAMED,
     buckets: Buckets | None = None,
+    otherwise: Buckets | None = None,
 ) -> Scan:
     """Reads every image once; raises `UserError` for what cannot be audited.
 
     Hashes are of the pixels that the model is given, before they are resized.
 
     `shape` None means that the model takes any one size; the first readable image then sets it. With `buckets` every image is brought to
-    the size of its own. With `classes` every image
-    must have a label in [0, classes), by the class `names` of the model; with `captions`, a choice of `choose_captions`, a caption.
+    the size of its own; `otherwise` are the buckets where not all images have the shape. With `classes` every image must have a label in
+    [0, classes), by the class `names` of the model; with `captions`, a choice of `choose_captions`, a caption.
     """
     labels = None if classes is None else _labels(cohort, classes, names)
     told = None if captions is None else choose_captions(cohort, captions, seed)
@@ -121,6 +122,8 @@ def scan(
                 replace(shape, **dict(zip(("height", "width"), buckets.size_of(*pixels.shape[:2]), strict=True))) if buckets else shape
             )
             if shape_of(pixels) != shape and not resize and not buckets:
+                if otherwise is not None:
+                    return scan(cohort, shape, resize, skip_unreadable, classes, captions, seed, names, otherwise)
                 misfits.append(f"{shown(image_id)} is {shape_of(pixels)}")
                 continue
             row = i - len(omitted)

@@ -51,7 +51,7 @@ def load_state(file: Path) -> Any:
 
 
 def is_eighth(value: Tensor) -> bool:
-    """Whether a tensor holds floating-point numbers of 8 bits."""
+    """True for a tensor of floating-point numbers of 8 bits."""
     return value.is_floating_point() and value.itemsize == 1
 
 

@@ -69,7 +69,7 @@ def of_excess(found: Excess, limit: float, judged: Verdict) -> tuple[Decision, s
     said = f"{found.attack} has AUC {auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})"
     if judged.level == "leak":
         by = f", and {judged.attack} finds a leak" if judged.attack != found.attack else ""
-        return "do not publish", f"{said}{by}: training pictures can be told from held-out ones"
+        return "do not publish", f"{said}{by}: training pictures are distinguishable from held-out ones"
     if judged.level != "no-leak-found":
         why = judged.title.removeprefix("Undecided: ").rstrip(".")
         return "undecided", f"{said}; {why[:1].lower()}{why[1:]}"

@@ -214,9 +214,9 @@ def refuse_edited(folder: Path, *, only: str | None = None, but: Collection[str]
     return only in digests.files if only else not _without_digest(folder, digests)
 
 
-def refuse_edited_or_say(folder: Path) -> None:
+def refuse_edited_or_say(folder: Path, but: Collection[str] = ()) -> None:
     """The same, and says where nothing can be compared."""
-    if not refuse_edited(folder):
+    if not refuse_edited(folder, but=but):
         digests = _read(folder)
         lacks = f"{folder} has no {FILE}" if digests is None else f"{', '.join(_without_digest(folder, digests))} of {folder} has no digest"
         say(f"note: {lacks}, so its files cannot be compared with what was written")
