@@ -19,7 +19,7 @@ train() { run train --preset digits --data "$work/digits.npy" --split-coin --dev
 train --steps 1500 -o "$work/undefended"
 train --steps 60 --dp-epsilon 8 --dp-delta 1e-4 -o "$work/dp"
 for model in undefended dp; do
-    run audit "$work/$model" --data "$work/digits.npy" --split "$work/$model/split.json" --device cpu --threads 1 \
+    run audit "$work/$model" --data "$work/digits.npy" --split "$work/$model/split.json" --sweep all --device cpu --threads 1 \
         --attacks loss,pia,sima --timesteps 40:200:40 -o "$work/run-$model"
     run epsilon "$work/run-$model" --delta 1e-4
     run epsilon "$work/run-$model" --delta 1e-4 --json > "$here/epsilon-$model.json"

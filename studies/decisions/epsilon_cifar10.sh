@@ -12,7 +12,7 @@ train() { run train -C "$here/../sharper/sizes.yaml" --data "$data" --split-coin
 train --steps 6250 -o "$work/coin-undefended"
 train --steps 200 --mixed-precision no --dp-epsilon 8 --dp-delta 1e-4 -o "$work/coin-dp"
 for model in undefended dp; do
-    run audit "$work/coin-$model" --data "$data" --split "$work/coin-$model/split.json" --device cpu --threads 1 \
+    run audit "$work/coin-$model" --data "$data" --split "$work/coin-$model/split.json" --sweep all --device cpu --threads 1 \
         --attacks loss,pia,sima,secmi --timesteps 20:200:20 -o "$work/run-coin-$model"
     run epsilon "$work/run-coin-$model" --delta 1e-4
     run epsilon "$work/run-coin-$model" --delta 1e-4 --json > "$here/epsilon-cifar10-$model.json"

@@ -37,7 +37,7 @@ DELTA = 1e-5  # where neither the user nor a promise says another one
 FEWEST = 20  # units of the calibrate part below which nothing can be chosen
 DRAW_IT = (
     "train with `diffleak train --split-coin`, or draw the sides with `diffleak split DATA --coin -o split.json` and train with --split, "
-    "then audit all images"
+    "then audit all images with --sweep all"
 )
 
 
@@ -157,6 +157,11 @@ def _fair(audited: AuditRecord, folder: Path) -> Draw:
         raise UserError(
             f"--limit took as many images of each side, so their coins are no longer fair; {folder} was audited with --limit "
             f"{settings['limit']}: audit again without it"
+        )
+    if audited.plan.sweep != "all":
+        raise UserError(
+            f"timesteps must not be chosen by coins that are guessed; of {folder} the audit's calibrate part, which has some of both sides, "
+            "chose those that all images are scored at: audit again with --sweep all"
         )
     here = audited.plan.n_members + audited.plan.n_nonmembers + len(audited.omitted)
     if here != draw.images:
