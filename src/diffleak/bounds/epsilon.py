@@ -160,8 +160,8 @@ def _fair(audited: AuditRecord, folder: Path) -> Draw:
         )
     if audited.plan.sweep != "all":
         raise UserError(
-            f"timesteps must not be chosen by coins that are guessed; of {folder} the audit's calibrate part, which has some of both sides, "
-            "chose those that all images are scored at: audit again with --sweep all"
+            f"timesteps must not be chosen by coins that are guessed; of {folder} the audit's calibrate part chose those that "
+            "all images are scored at: audit again with --sweep all"
         )
     here = audited.plan.n_members + audited.plan.n_nonmembers + len(audited.omitted)
     if here != draw.images:
