@@ -25,15 +25,16 @@ from diffleak.data.pixels import ImageShape, to_uint8
 from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.conditions import Prompts, one_at_a_time
 from diffleak.diffusion.denoiser import Denoiser, Guided, guided
+from diffleak.diffusion.devices import by_device
 from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import sample
-from diffleak.diffusion.target import Target, auto_batch_size, by_device, side_by_side
+from diffleak.diffusion.target import Target, auto_batch_size, side_by_side
 from diffleak.errors import UserError
 from diffleak.work.folder import Folder, cut, in_chunks
 from diffleak.work.threads import Tick
 
-CHUNK = {"cpu": 64, "cuda": 256}  # images per file: several on a CPU at once, one full batch on an accelerator
+CHUNK = {"cpu": 64, "accelerator": 256}  # images per file: several on a CPU at once, one full batch on an accelerator
 FOLDER = "generated"
 GUIDANCE = 7.5  # of diffusers' pipelines by default
 

@@ -26,6 +26,7 @@ from diffleak.data.membership import check_membership
 from diffleak.data.scan import Scan, scan
 from diffleak.diffusion.codec import Autoencoder
 from diffleak.diffusion.denoiser import Guided
+from diffleak.diffusion.devices import free_memory
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError, shown, unknown, visible
@@ -43,7 +44,6 @@ from diffleak.stats.rules import LOGISTIC, RULES, needs_calibration
 from diffleak.stats.units import Units, units_of
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import Folder
-from diffleak.work.memory import free_memory
 from diffleak.work.progress import say
 
 

@@ -1,7 +1,7 @@
 """What a command is about: a denoiser, the images it takes and where it runs; and how much of it runs at once."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.codec import Codec, Identity
 from diffleak.diffusion.conditions import TextEncoder
 from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser, unguided
+from diffleak.diffusion.devices import by_device
 from diffleak.records.headers import GivenAway
 from diffleak.records.plan import Adapter, Embedding
 from diffleak.work.folder import UNKNOWN
@@ -81,13 +82,8 @@ class Target:
         return not isinstance(self.codec, Identity)
 
 
-BATCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**21}
+BATCH_ELEMENTS = {"cpu": 2**17, "accelerator": 2**21}
 MAX_BATCH = 256
-
-
-def by_device(sizes: Mapping[str, int], device: str) -> int:
-    """The size for a kind of device: "cpu", or "cuda" for every accelerator."""
-    return sizes["cpu" if device == "cpu" else "cuda"]
 
 
 def auto_batch_size(shape: ImageShape, device: str) -> int:

@@ -22,6 +22,7 @@ from diffleak.data.split import own_split
 from diffleak.diffusion import Choice
 from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, LowRank, NetworkDenoiser, PredictionType
+from diffleak.diffusion.devices import checked_device
 from diffleak.diffusion.dual import Dual, refuse_incompatible
 from diffleak.diffusion.preconditioning import ROUNDING, Preconditioning
 from diffleak.diffusion.schedule import Schedule
@@ -455,17 +456,6 @@ def _refuse_other_kinds(folder: Path) -> None:
     for part in OTHER_PARTS:
         if (folder / part).is_dir():
             raise UserError(f"{folder} has a {part}/ folder: models with image prompts cannot be audited")
-
-
-def checked_device(device: str | None) -> torch.device:
-    """The device to run on; None means the first accelerator, or the CPU. Raises `UserError` where it is not there."""
-    if device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    with refusing((RuntimeError, AssertionError, NotImplementedError), f"device '{device}' cannot be used ({WHY})", first_lines):
-        torch.empty(1, device=device)
-        return torch.device(device)
 
 
 def load_pair(teachers: tuple[Path, Path]) -> tuple[Target, Target]:
