@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from itertools import accumulate, groupby
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from diffleak.attacks.answers import Answers, Memory
 from diffleak.attacks.base import Attack, Direction
 from diffleak.attacks.spec import parse
 from diffleak.attacks.subject import Subject
-from diffleak.auditing.inputs import COMPLEXITY, INFLUENCE, Inputs, Rows
+from diffleak.auditing.inputs import COMPLEXITY, INFLUENCE, Inputs, Loaded, Rows
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
 from diffleak.diffusion.codec import Autoencoder, images_of
@@ -424,40 +424,28 @@ def _chunks(plan: Plan, rows: Rows, first: int = 0) -> dict[int, Rows]:
 
 def _score_chunks(job: Job, folder: Folder, work: dict[tuple[int, int], list[Path]], todo: Sequence[tuple[int, int]], threads: int) -> None:
     """Scores `todo`, what is missing of the work."""
-    reading = Lock()
-
-    @lru_cache(maxsize=2 + threads // len(job.attacks))
-    def loaded(chunk: int) -> Loaded:
-        influence = job.inputs.influence(folder, chunk) if job.inputs.masks else None
-        return Loaded(job.inputs.x0(folder, chunk, job.chunks[chunk]), influence)
-
-    def inputs_of(chunk: int) -> Loaded:
-        with reading:  # image files and tables are read by one thread at a time
-            return loaded(chunk)
-
     with one_thread_each(), memory_message(job.plan.batch_size), torch.inference_mode():
         attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in todo})}
 
-    memory, open_files = Memory() if len(job.attacks) > 1 else None, Counter(c for c, _ in todo)
+    memory, open_files, counting = Memory() if len(job.attacks) > 1 else None, Counter(c for c, _ in todo), Lock()
+    rows_of = {chunk: job.chunks[chunk] for chunk in open_files}
 
     def score_one(pair: tuple[int, int], tick: Tick) -> None:
         c, k = pair
         kept = partial(Answers, memory, c) if memory else None
-        _score_chunk(job, attacks[k], job.queries(k), job.chunks[c], partial(inputs_of, c), job.file(folder.path, c, k), tick, kept)
-        with reading:
+        loaded = ahead.take(c, partial(tick, 0))
+        _score_chunk(job, attacks[k], job.queries(k), job.chunks[c], loaded, job.file(folder.path, c, k), tick, kept)
+        with counting:
             open_files[c] -= 1
-        if memory and not open_files[c]:
+            done = not open_files[c]
+        if done:
+            ahead.drop(c)
+        if memory and done:
             memory.forget(c)
 
     cost = lambda pair: _queries(job, *pair)
-    folder.run(work, score_one, cost, bar="scoring", unit="queries", batch_size=job.plan.batch_size, threads=threads)
-
-
-class Loaded(NamedTuple):
-    """The inputs of one chunk: uint8 images or latents, and the influence of the latents where there are masks."""
-
-    x0: np.ndarray
-    influence: np.ndarray | None
+    with job.inputs.chunks_ahead(folder, rows_of, 2 + threads // len(job.attacks)) as ahead:
+        folder.run(work, score_one, cost, bar="scoring", unit="queries", batch_size=job.plan.batch_size, threads=threads)
 
 
 def _score_chunk(
@@ -465,12 +453,12 @@ def _score_chunk(
     attack: Attack,
     declared: int,
     rows: Rows,
-    inputs_of: Callable[[], Loaded],
+    loaded: Loaded,
     path: Path,
     tick: Tick,
     kept: Callable[..., Answers] | None,
 ) -> None:
-    images, influence = inputs_of()
+    images, influence = loaded
     made, shared, started = 0, 0, time.monotonic()
 
     def count(n: int, t: int) -> None:

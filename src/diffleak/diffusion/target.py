@@ -1,6 +1,5 @@
 """What a command is about: a denoiser, the images it takes and where it runs; and how much of it runs at once."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from diffleak.diffusion.devices import by_device
 from diffleak.records.headers import GivenAway
 from diffleak.records.plan import Adapter, Embedding
 from diffleak.work.folder import UNKNOWN
+from diffleak.work.threads import cores
 
 PIXELS = Identity()
 
@@ -98,7 +98,5 @@ def side_by_side(target: Target) -> int:
     Processes that a launcher started on one machine share its cores. An accelerator takes one chunk at a time, and so
     does a function, which may not be made for several threads.
     """
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     networks = all(isinstance(unguided(exposed), NetworkDenoiser) for exposed in target.denoiser.exposed)
-    return max(1, cores // local) if target.device == "cpu" and networks else 1
+    return cores() if target.device == "cpu" and networks else 1

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from diffleak.diffusion.denoiser import LowRank
+from diffleak.diffusion.devices import without_tf32
 from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, shown
 from diffleak.hub import effect
 from diffleak.hub.configs import read_json
