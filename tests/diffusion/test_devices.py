@@ -8,9 +8,13 @@ from diffleak.diffusion.devices import (
     broken_device,
     by_device,
     checked_device,
+    faster_ways,
     float64,
     free_memory,
+    free_unused_memory,
+    laid_out,
     name_of,
+    on_device,
     one_accelerator_each,
     takes_bfloat16,
 )
@@ -100,3 +104,76 @@ def test_float64_is_taken_on_the_cpu_where_the_device_has_none():
 
 def test_an_error_of_the_device_s_library_is_known():
     assert broken_device(RuntimeError("CUDA error: device-side assert")) and not broken_device(RuntimeError("a bug"))
+
+
+@pytest.fixture
+def settings_of_torch():
+    """torch's own settings of TF32, as they are without this package, and afterwards again."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul.allow_tf32, cudnn.allow_tf32 = False, True
+    yield lambda: (matmul.allow_tf32, cudnn.allow_tf32)
+    matmul.allow_tf32, cudnn.allow_tf32 = False, True
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "wanted", "ways", "set_to"),
+    [
+        ((8, 0), "float32", True, ("tf32", "channels_last"), (True, True)),
+        ((9, 0), "bfloat16", True, ("channels_last",), (True, True)),
+        ((7, 5), "float32", True, ("channels_last",), (False, False)),
+        ((8, 0), "float32", False, (), (False, False)),
+        ((8, 0), "float32", None, ("tf32",), (False, True)),
+    ],
+)
+def test_an_accelerator_is_as_fast_as_it_can_and_may(monkeypatch, settings_of_torch, capability, dtype, wanted, ways, set_to):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert faster_ways("cuda:0", dtype, wanted) == ways
+    assert settings_of_torch() == set_to
+
+
+def test_nothing_is_set_on_other_devices(settings_of_torch):
+    before = settings_of_torch()
+    assert [faster_ways(device, "float32", wanted) for device in ("cpu", "mps") for wanted in (True, False, None)] == [()] * 6
+    assert settings_of_torch() == before
+
+
+def test_convolutions_are_laid_out_channels_last_where_that_is_faster():
+    plain, last = (laid_out(torch.nn.Conv2d(4, 8, 3), ways) for ways in ((), ("tf32", "channels_last")))
+    of = lambda network: network.weight.is_contiguous(memory_format=torch.channels_last)
+    assert (of(plain), of(last)) == (False, True)
+    x = torch.randn(2, 4, 8, 8)
+    last.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(plain(x), last(x), rtol=1e-5, atol=1e-6)
+
+
+class Recorded(torch.Tensor):
+    """A tensor that says what is done to it on its way to a device."""
+
+    def to(self, *where, **how):
+        steps.append(("to", *where, *how))
+        return self
+
+    def pin_memory(self):
+        steps.append(("pin",))
+        return self
+
+
+steps: list = []
+
+
+def test_an_accelerator_fetches_pinned_memory_without_being_waited_for():
+    steps.clear()
+    on_device(torch.zeros(2, dtype=torch.float64).as_subclass(Recorded), "cuda:1", torch.float32)
+    assert steps == [("to", torch.float32), ("pin",), ("to", "cuda:1", "non_blocking")]
+    steps.clear()
+    on_device(torch.zeros(2).as_subclass(Recorded), "cpu", torch.float32)
+    assert steps == [("to", "cpu", torch.float32)]
+
+
+def test_memory_that_torch_keeps_is_given_back_on_its_device_alone(monkeypatch):
+    emptied = []
+    for library in ("cuda", "mps"):
+        monkeypatch.setattr(getattr(torch, library), "empty_cache", lambda library=library: emptied.append(library))
+    for device in ("cpu", "cuda:1", "mps"):
+        free_unused_memory(device)
+    assert emptied == ["cuda", "mps"]

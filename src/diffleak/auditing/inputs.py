@@ -29,6 +29,7 @@ from diffleak.data.pixels import ImageShape, fit, to_model, to_uint8
 from diffleak.diffusion.codec import images_of, latents_of, refuse_broken
 from diffleak.diffusion.conditions import Prompts, one_at_a_time
 from diffleak.diffusion.denoiser import Denoiser
+from diffleak.diffusion.devices import free_unused_memory, on_device
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.target import Target, auto_batch_size
 from diffleak.errors import UserError
@@ -43,6 +44,7 @@ from diffleak.work.files import check_seal, seal, write_atomic
 from diffleak.work.folder import Folder, damaged
 from diffleak.work.memory import keep_freed_memory
 from diffleak.work.reading import Unreadable, load_parquet
+from diffleak.work.room import Room
 from diffleak.work.threads import Tick, cores
 
 INFLUENCE = "influence.npy"  # of all images, once their chunks are measured
@@ -117,7 +119,7 @@ class Inputs:
     def tensor(self, images: np.ndarray) -> Float[Tensor, "b *s"]:
         """uint8 images, or latents, on the device."""
         x = to_model(images) if images.dtype == np.uint8 else images
-        return torch.from_numpy(x).to(self.target.device, self.target.x_dtype)
+        return on_device(torch.from_numpy(x), self.target.device, self.target.x_dtype)
 
     def encode(self, images: UInt8[np.ndarray, "n h w c"], rows: Sequence[int]) -> np.ndarray:
         """The latents of the uint8 images of `rows` as numbers of the CPU; the images themselves for a pixel model."""
@@ -131,8 +133,12 @@ class Inputs:
     def latents(self, images: UInt8[np.ndarray, "b h w c"] | Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
         """The latents of images, encoded on the device, as many at a time as images of their size allow."""
         size = auto_batch_size(self.shape, self.target.device)
-        parts = (images[start : start + size] for start in range(0, len(images), size))
-        return torch.cat([latents_of(self.target.codec, x if isinstance(x, Tensor) else self.tensor(x)) for x in parts])
+        encoded = lambda x: latents_of(self.target.codec, x if isinstance(x, Tensor) else self.tensor(x))
+        return torch.cat([z for _, z in self._encoding.each(len(images), size, lambda rows, tick: encoded(images[rows]))])
+
+    @cached_property
+    def _encoding(self) -> Room:
+        return Room("images in the autoencoder", partial(free_unused_memory, self.target.device))
 
     def alone(self) -> Subject:
         """The model without images, for what an attack opens before it starts."""

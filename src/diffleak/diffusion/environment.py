@@ -30,4 +30,5 @@ def environment(target: Any, threads: int, seed: int, data_fingerprint: str) -> 
         seed=seed,
         model_fingerprint=target.fingerprint,
         data_fingerprint=data_fingerprint,
+        faster=target.faster or None,
     )

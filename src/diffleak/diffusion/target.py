@@ -36,7 +36,8 @@ class Target:
     libraries that read the weights, and of how far rounding changed an adapter. `network` is the denoiser that took the place of the
     model's own, and `weights` what was chosen where there were averaged ones and others, ema or non_ema; the fingerprint covers both.
     `headers` are what the files of the adapter and of a model in one file give away beside their weights. `made_by` is the function of
-    the user's own that made the model, as package.module:function, and `code` a hash of its module.
+    the user's own that made the model, as package.module:function, and `code` a hash of its module. `faster` are the ways of
+    `devices.faster_ways`, and "compiled", by which its forwards are faster and right to some digits only.
     """
 
     denoiser: Denoiser
@@ -62,6 +63,7 @@ class Target:
     headers: tuple[GivenAway, ...] = ()
     made_by: str | None = None
     code: str | None = None
+    faster: tuple[str, ...] = ()
 
     @property
     def x_dtype(self) -> torch.dtype:

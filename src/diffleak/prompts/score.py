@@ -171,6 +171,7 @@ class Asking:
             latent_shape=f"{self.latent.channels} x {self.latent.height} x {self.latent.width}",
             dtype=target.dtype,
             device=target.device.partition(":")[0],
+            faster=target.faster or None,
         )
 
     def describe(self) -> str:
