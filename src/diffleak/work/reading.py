@@ -103,7 +103,7 @@ class Columns(NamedTuple):
     names: list[str]
     """The fields of the first line that is not blank; none in an empty file."""
     values: list[list[str]]
-    """The texts of each column, without the first line; up to the odd row where there is one."""
+    """The texts of each column, without the first line; not all of them where there is an odd row."""
     odd: tuple[int, int] | None
     """The number of the first row that has not one field for each name, counted from 1 without blank lines, and how many it has."""
 
