@@ -349,7 +349,7 @@ def _counted(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.ndarray
     many of those that only one column has above its threshold are resampled is multinomial.
     """
     n, half = len(nonmembers), math.ceil(WINDOW * math.sqrt(k)) + 1
-    orders = [np.argsort(-nonmembers[:, c], kind="stable") for c in (0, 1)]
+    orders = [np.argsort(-nonmembers[:, c]) for c in (0, 1)]
     first, last = max(k - half, 0), min(k + half, n - 1)  # ranks from 0, of falling scores
     ranks = np.empty((n, 2), dtype=np.int64)
     for c in (0, 1):
