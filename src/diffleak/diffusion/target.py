@@ -16,6 +16,7 @@ from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser, unguided
 from diffleak.records.headers import GivenAway
 from diffleak.records.plan import Adapter, Embedding
 from diffleak.work.folder import UNKNOWN
+from diffleak.work.threads import cores
 
 PIXELS = Identity()
 
@@ -103,6 +104,5 @@ def side_by_side(target: Target) -> int:
     does a function, which may not be made for several threads.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     networks = all(isinstance(unguided(exposed), NetworkDenoiser) for exposed in target.denoiser.exposed)
-    return max(1, cores // local) if target.device == "cpu" and networks else 1
+    return max(1, cores() // local) if target.device == "cpu" and networks else 1

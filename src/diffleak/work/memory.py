@@ -25,9 +25,9 @@ def keep_freed_memory() -> None:
 
 def free_memory(device: str) -> int | None:
     """The bytes that are free on a device, on the CPU those that the system can hand out without swapping; None where nothing says so."""
-    import torch
-
     if device.startswith("cuda"):
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text().splitlines() if device == "cpu" and meminfo.exists() else []

@@ -1,5 +1,6 @@
 """One CPU thread a forward, several forwards side by side: why is in docs/design/004-threads.md."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -7,6 +8,11 @@ from threading import Event, Lock
 from typing import Any
 
 Tick = Callable[..., None]  # called with the work that is done
+
+
+def cores() -> int:
+    """The number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
