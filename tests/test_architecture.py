@@ -47,7 +47,7 @@ FLOORS = (  # from the ground up: a room imports rooms of lower floors only, so 
     ("gating",),
     ("auditing", "bounds", "checking", "comparison", "extraction", "headers", "prompts", "quality", "splitting"),
     ("inquiry", "sweep"),
-    ("demo", "lora", "options", "reveal"),
+    ("demo", "installation", "lora", "options", "reveal"),
     ("cli",),
     ("__main__",),
 )

@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffleak.errors import WHY, first_lines, refusing
+from diffleak.work.memory import free_on_the_cpu
 
 T = TypeVar("T")
 
@@ -43,6 +43,11 @@ def accelerators() -> int:
     return torch.cuda.device_count()
 
 
+def names() -> tuple[str, ...]:
+    """Every accelerator that torch sees, as a torch device."""
+    return (*(f"cuda:{i}" for i in range(accelerators())), *(("mps",) if torch.backends.mps.is_available() else ()))
+
+
 def one_accelerator_each(processes: int) -> list[dict[str, str]]:
     """For each process what its environment has beside this one's, so that it sees one accelerator; nothing where there are none."""
     visible = os.environ.get(SERIAL_NUMBERS, "")
@@ -59,9 +64,7 @@ def free_memory(device: str) -> int | None:
     """The bytes that are free on a device, on the CPU those that the system can hand out without swapping; None where nothing says so."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if device == "cpu" and meminfo.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return free_on_the_cpu() if device == "cpu" else None
 
 
 def takes_bfloat16(wanted: str = "auto") -> bool:
