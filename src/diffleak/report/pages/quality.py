@@ -7,40 +7,30 @@ from diffleak.report.section import Page, sections
 from diffleak.report.sections import glossary, limits, model, verdict, warnings
 from diffleak.report.sections.quality import Pictures, copies, images, made, metrics
 from diffleak.report.sections.quality import verdict as judge
-from diffleak.report.wording import count, moment
+from diffleak.report.wording import count, entries, moment
 
-GLOSSARY = (
-    ("Feature", "a number that a trained network reads off an image; images with similar features look alike to that network."),
-    ("Reference", "real images that the generated ones are compared with, normally ones that the model was not trained on."),
-    ("Fréchet distance", "FID when the features are Inception's; grows as the sample gets smaller."),
-    ("KID", "compares the same features without that bias, so it also serves small samples."),
-    ("Similarity", "the cosine between the features of two images; 1 is the same direction."),
-    ("CLIP score", "how well images fit the captions they were drawn for; depends on the CLIP that looks."),
-    ("Copy rate", "how many generated images are nearer to some training image than 99 % of unseen real images are."),
-)
+GLOSSARY = entries("""
+    Feature | a number that a trained network reads off an image; images with similar features look alike to that network.
+    Reference | real images that the generated ones are compared with, normally ones that the model was not trained on.
+    Fréchet distance | FID when the features are Inception's; grows as the sample gets smaller.
+    KID | compares the same features without that bias, so it also serves small samples.
+    Similarity | the cosine between the features of two images; 1 is the same direction.
+    CLIP score | how well images fit the captions they were drawn for; depends on the CLIP that looks.
+    Copy rate | how many generated images are nearer to some training image than 99 % of unseen real images are.
+""")
 
-LIMITS = (
-    (
-        "One pair of eyes.",
-        "All numbers are about the features of one network. Numbers of different extractors, or of different numbers of images, do not "
-        "compare.",
-    ),
-    (
-        "The Fréchet distance is biased.",
-        "It is larger the fewer images there are; its interval says how much the choice of images moves it, and does not remove that.",
-    ),
-    (
-        "Copies, not membership.",
-        "A model that draws no copies can still reveal who was in the training set; that is what an audit measures.",
-    ),
-    ("Rare copies.", "{images} images were drawn. A copy that the model draws once in a million images is not found."),
-    (
-        "Chance neighbours.",
-        "The threshold comes from {real} unseen real images, whose own chance the verdict counts and the interval of the copy rate "
-        "does not. Near-duplicates between the reference and the training images raise it and hide copies.",
-    ),
-    ("One model, one sampler.", "The intervals count the choice of images, not that of another training run, sampler or number of steps."),
-)
+LIMITS = entries("""
+    One pair of eyes. | All numbers are about the features of one network. Numbers of different extractors, or of different numbers of
+        images, do not compare.
+    The Fréchet distance is biased. | It is larger the fewer images there are; its interval says how much the choice of images moves
+        it, and does not remove that.
+    Copies, not membership. | A model that draws no copies can still reveal who was in the training set; that is what an audit
+        measures.
+    Rare copies. | {images} images were drawn. A copy that the model draws once in a million images is not found.
+    Chance neighbours. | The threshold comes from {real} unseen real images, whose own chance the verdict counts and the interval of
+        the copy rate does not. Near-duplicates between the reference and the training images raise it and hide copies.
+    One model, one sampler. | The intervals count the choice of images, not that of another training run, sampler or number of steps.
+""")
 
 SECTIONS = (
     lambda record, pictures: verdict(judge(record)),

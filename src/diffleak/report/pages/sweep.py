@@ -9,25 +9,22 @@ from diffleak.report.judgement import Verdict
 from diffleak.report.section import Block, Facts, Page, Section, Sentences, Tabulated, figure, prose, sections
 from diffleak.report.sections import FOR_THE_FILE, LINE, glossary, limits, reproduce, verdict, warnings
 from diffleak.report.table import Cell, Column, Table, difference_cell, estimate_cell, rate_cell, tabulate
-from diffleak.report.wording import GROUPS, IMAGES, count, interval, moment
+from diffleak.report.wording import GROUPS, IMAGES, count, entries, interval, moment
 
-GLOSSARY = (
-    ("Member", "an image the model was trained on; a held-out image comes from the same source but was not used for training."),
-    ("AUC", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
-    ("TPR at 1 % FPR", "share of members an attack catches when it may raise a false alarm for 1 % of the held-out images."),
-    ("Checkpoint", "the model, or the adapter, as it was after a number of training steps."),
-    ("Paired", "two checkpoints are compared on the same images, so that a difference is not one of the images."),
-)
-LIMITS = (
-    ("A lower bound.", "Only the attacks of these runs were tried. A stronger one may find more; none of this proves that nothing leaks."),
-    (
-        "Many looks.",
-        "{points} checkpoints were audited, and the intervals are not widened for that: the last checkpoint within a limit is chosen "
-        "among them, which flatters it a little.",
-    ),
-    ("One training.", "The intervals count the choice of images, not that of another training run, seed or data set."),
-    ("The steps between.", "The curve says nothing of a checkpoint that was not audited."),
-)
+GLOSSARY = entries("""
+    Member | an image the model was trained on; a held-out image comes from the same source but was not used for training.
+    AUC | how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right.
+    TPR at 1 % FPR | share of members an attack catches when it may raise a false alarm for 1 % of the held-out images.
+    Checkpoint | the model, or the adapter, as it was after a number of training steps.
+    Paired | two checkpoints are compared on the same images, so that a difference is not one of the images.
+""")
+LIMITS = entries("""
+    A lower bound. | Only the attacks of these runs were tried. A stronger one may find more; none of this proves that nothing leaks.
+    Many looks. | {points} checkpoints were audited, and the intervals are not widened for that: the last checkpoint within a limit is
+        chosen among them, which flatters it a little.
+    One training. | The intervals count the choice of images, not that of another training run, seed or data set.
+    The steps between. | The curve says nothing of a checkpoint that was not audited.
+""")
 
 SECTIONS: tuple[Callable[[SweepRecord], Section | None], ...] = (
     lambda record: verdict(judged(record)),
