@@ -259,8 +259,7 @@ def prepare(
         refuse_unreachable(config, split.record)
     plan = Plan(
         diffleak=version("diffleak"),
-        model=target.name,
-        model_fingerprint=target.fingerprint,
+        **target.named,
         members=found.cohort.names[0],
         nonmembers=found.cohort.names[1],
         data_fingerprint=found.fingerprint,
@@ -284,11 +283,6 @@ def prepare(
         captions=captions.choice if captions else None,
         captions_found=captions.found if captions else None,
         captions_truncated=len(truncated) if captions else None,
-        lora=target.lora,
-        lora_scale=target.lora_scale,
-        embedding=target.embedding,
-        network=target.network,
-        weights=target.weights,
         guidance_scale=target.denoiser.scale if isinstance(target.denoiser, Guided) else None,
         reference=config.reference if reference else None,
         reference_fingerprint=reference.fingerprint if reference else None,

@@ -3,8 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from diffleak.data.sources import open_source
 from diffleak.data.survey import Survey, survey
 from diffleak.errors import InvalidAudit, shown
 from diffleak.records.audit import Blind
+from diffleak.records.base import written
 from diffleak.records.check import FILE, PAGE, CheckRecord, DuplicatePair, Duplicates, Needed, Power, Side, Where
 from diffleak.records.digests import write_recorded
 from diffleak.stats.blind import INVALID_P, blind_auc, finding, labels_p_value
@@ -89,9 +88,7 @@ def check_images(config: CheckConfig, given: dict[str, Any] | None = None) -> Ch
     problems = tuple(_problems(looked, found, blind))
     return Check(
         CheckRecord(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            diffleak=version("diffleak"),
-            command=config.command if IN_MEMORY not in (config.members, config.data) else "diffleak.check(...) from Python",
+            **written(config.command if IN_MEMORY not in (config.members, config.data) else "diffleak.check(...) from Python"),
             settings=config.model_dump(mode="json"),
             valid=not problems,
             problems=problems,

@@ -8,8 +8,6 @@ not depend on the sides.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -35,7 +33,7 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import InvalidAudit, UserError
 from diffleak.inquiry.config import CALLS, GROUPS, InquireConfig, inquired, refuse_few
 from diffleak.records.audit import Membership
-from diffleak.records.base import Estimate
+from diffleak.records.base import Estimate, written
 from diffleak.records.digests import made_with_scores, scored, write_recorded
 from diffleak.records.inquiry import (
     FILE,
@@ -158,9 +156,7 @@ def answer(prepared: Prepared, collected: Collected) -> InquiryRecord:
     valid = blind.p_value > LEVEL
     by_group, left_out = units.kind == "group", np.setdiff1d(np.arange(len(across)), rows)
     return InquiryRecord(
-        diffleak=version("diffleak"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=auditing.command_of(config, prepared.plan, (config.images, config.control)),
+        **written(auditing.command_of(config, prepared.plan, (config.images, config.control))),
         settings=config.model_dump(mode="json"),
         plan=prepared.plan,
         environment=environment(prepared.target, prepared.worker.threads, config.seed, prepared.plan.data_fingerprint),

@@ -13,13 +13,12 @@ which is what `sha256sum plan.json audit.json samples.csv scores/*.parquet | LC_
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from diffleak.errors import DiffleakError, UserError, shown
-from diffleak.records.base import Record, Version, read_json
+from diffleak.records.base import Record, Version, now, read_json
 from diffleak.work.files import checked_folder, hash_file, write_bytes, write_text
 from diffleak.work.progress import say
 from diffleak.work.reading import Unreadable
@@ -311,7 +310,7 @@ def _write(folder: Path, files: Mapping[str, str], total: str | None, gone: Call
     kept = {path: found for path, found in (before.files if before else {}).items() if not gone(path)}
     made = Digests(
         diffleak=version("diffleak"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         files=dict(sorted((kept | dict(files)).items())),
         whole=total,
     )

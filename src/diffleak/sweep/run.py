@@ -6,8 +6,6 @@ report, and compared with the checkpoint before it image by image (paired DeLong
 
 import shutil
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ from diffleak.errors import GateFailed, InvalidAudit, UserError, shown
 from diffleak.gating.limits import LIMITS
 from diffleak.records import digests
 from diffleak.records.audit import AuditRecord
+from diffleak.records.base import written
 from diffleak.records.plan import Plan
 from diffleak.records.sweep import FILE, Point, SweepRecord
 from diffleak.report import to_html
@@ -132,9 +131,7 @@ def summary(config: AuditConfig, found: Checkpoints, runs: Sequence[Run]) -> Swe
     passing = [point for point in points if point.passed]
     first = runs[0].record
     return SweepRecord(
-        diffleak=version("diffleak"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command_line(config, "audit", ("shard", "threads")),
+        **written(command_line(config, "audit", ("shard", "threads"))),
         settings=config.model_dump(mode="json"),
         swept=found.key,
         step_source=found.source,
