@@ -18,7 +18,7 @@ from diffleak.report import handling
 from diffleak.report.audited import Audited
 from diffleak.report.counting import held_out, trained
 from diffleak.report.judgement import QUESTION
-from diffleak.report.section import Page, Section, sections
+from diffleak.report.section import Page, Section, page_of
 from diffleak.report.sections import UNSHOWN, glossary, limits, model, verdict, warnings
 from diffleak.report.sections.audit import (
     attacks,
@@ -39,7 +39,7 @@ from diffleak.report.sections.audit import (
     remedies,
 )
 from diffleak.report.table import columns, difference_cell
-from diffleak.report.wording import count, entries, moment
+from diffleak.report.wording import count, entries
 
 LIMITS = entries("""
     A lower bound. | Only the attacks in the table were run. A stronger one may find more; none of this proves that nothing leaks.
@@ -138,13 +138,12 @@ def _page(audit: Audited, made: Sequence[Make], style: str = "") -> Page:
     of = f" (of {size})" if size else ""
     sides = f"tested: {trained(record)}{of}, {held_out(record)}"
     by = f" · by {visible(evidence.auditor)}" if evidence and evidence.auditor else ""
-    return Page(
+    return page_of(
+        record,
+        (make(audit) for make in made),
         title=f"Membership audit of {visible(record.plan.model)}",
         heading=f"Membership audit: {visible(evidence.title)}" if evidence and evidence.title else "Membership audit",
         meta=f"{model(record.plan.model, record.plan.lora)} · {sides}{by}",
-        created=visible(moment(record.created)),
-        version=record.environment.diffleak,
-        sections=sections(make(audit) for make in made),
         handling="" if invalid or style else handling.on_page(record.plan.anonymous is not None, audit.thumbnail is not None),
         style=style,
     )

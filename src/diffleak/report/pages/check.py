@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-from diffleak.errors import visible
 from diffleak.records.check import CheckRecord
-from diffleak.report.section import Page, Section, sections
-from diffleak.report.sections import glossary, limits, verdict, warnings
+from diffleak.report.section import Page, Section, facts, page_of
+from diffleak.report.sections import glossary, limits, reproduce, verdict, warnings
 from diffleak.report.sections.check import duplicates, made, power, sides, unreadable
 from diffleak.report.sections.check import verdict as judge
-from diffleak.report.wording import count, entries, moment
+from diffleak.report.wording import count, entries
 
 GLOSSARY = entries("""
     Member | an image that the model was, or will be, trained on; a held-out image comes from the same source and was not.
@@ -44,18 +43,17 @@ SECTIONS: tuple[Callable[[CheckRecord], Section | None], ...] = (
     unreadable,
     lambda record: limits(LIMITS),
     lambda record: glossary(GLOSSARY),
-    made,
+    lambda record: reproduce(record.command, facts(made(record))),
 )
 
 
 def page(record: CheckRecord) -> Page:
     """The report."""
-    return Page(
+    return page_of(
+        record,
+        (make(record) for make in SECTIONS),
         title="Check before an audit",
         heading="Check before an audit",
         meta=f"{count(record.members.images)} members, {count(record.nonmembers.images)} held-out images",
-        created=visible(moment(record.created)),
-        version=record.diffleak,
-        sections=sections(make(record) for make in SECTIONS),
         handling=HANDLING if record.duplicates.pairs or record.unreadable else "",
     )

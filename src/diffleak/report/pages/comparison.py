@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from diffleak.errors import visible
 from diffleak.records.comparison import Comparison
-from diffleak.report.section import Page, Section, sections
+from diffleak.report.section import Page, Section, page_of
 from diffleak.report.sections import glossary, limits, verdict, warnings
 from diffleak.report.sections.comparison import attacks, figures, made, swap
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
-from diffleak.report.wording import count, entries, moment
+from diffleak.report.wording import count, entries
 
 GLOSSARY = entries("""
     Member | an image the model was trained on; a held-out image comes from the same source but was not used for training.
@@ -55,12 +55,11 @@ OF_INVALID = (SECTIONS[0], made.section)  # with an invalid run only why there a
 def page(record: Comparison) -> Page:
     """The report."""
     names = visible(", ".join(entry.name for entry in record.entries))
-    return Page(
+    return page_of(
+        record,
+        (make(record) for make in (OF_INVALID if invalid_runs(record) else SECTIONS)),
         title=f"Comparison of {len(record.entries)} audits",
         heading="Comparison of audits",
         meta=f"{names} · baseline {visible(record.baseline.name)}",
-        created=visible(moment(record.created)),
-        version=record.diffleak,
-        sections=sections(make(record) for make in (OF_INVALID if invalid_runs(record) else SECTIONS)),
         style="comparison.css",
     )

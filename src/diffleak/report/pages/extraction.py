@@ -3,11 +3,11 @@
 from diffleak.errors import visible
 from diffleak.records.extraction import ExtractionRecord
 from diffleak.report import handling
-from diffleak.report.section import Page, sections
-from diffleak.report.sections import glossary, limits, model, verdict, warnings
+from diffleak.report.section import Page, facts, page_of
+from diffleak.report.sections import glossary, limits, model, reproduce, verdict, warnings
 from diffleak.report.sections.extraction import Pictures, made, pairs, rates
 from diffleak.report.sections.extraction import verdict as judge
-from diffleak.report.wording import count, entries, moment
+from diffleak.report.wording import count, entries
 
 GLOSSARY = entries("""
     Member | an image that the model was trained on.
@@ -39,20 +39,19 @@ SECTIONS = (
     pairs,
     lambda record, pictures: limits(LIMITS, images=count(record.images)),
     lambda record, pictures: glossary(GLOSSARY),
-    lambda record, pictures: made(record),
+    lambda record, pictures: reproduce(record.command, facts(made(record))),
 )
 
 
 def page(record: ExtractionRecord, pictures: Pictures | None = None) -> Page:
     """The report; only with pictures it shows images."""
     others = f", {count(record.held_out.n)} held-out images" if record.held_out else ""
-    return Page(
+    return page_of(
+        record,
+        (make(record, pictures) for make in SECTIONS),
         title=f"Training images that {visible(record.model)} gives back",
         heading="Training images given back",
         meta=f"{model(record.model, record.lora)} · {count(record.members.n)} members{others}, {count(record.images)} drawings",
-        created=visible(moment(record.created)),
-        version=record.environment.diffleak,
-        sections=sections(make(record, pictures) for make in SECTIONS),
         handling=handling.on_page(record.anonymous is not None, pictures is not None),
         style="extraction.css",
     )

@@ -10,10 +10,10 @@ from diffleak.records.base import Estimate
 from diffleak.records.inquiry import Group, Image, InquiryRecord, of_controls
 from diffleak.report import handling
 from diffleak.report.judgement import Verdict
-from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, prose, sections
+from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, page_of, prose
 from diffleak.report.sections import device, fingerprinted, glossary, limits, model, reproduce, verdict, versions, warnings
 from diffleak.report.table import Cell, Column, estimate_cell, tabulate
-from diffleak.report.wording import count, entries, interval, moment, percent
+from diffleak.report.wording import count, entries, interval, percent
 
 SHOWN = 20  # images in the table; inquiry.csv has all
 FOUND = 0.05  # share of false discoveries at which an image is called found
@@ -81,13 +81,12 @@ def page(record: InquiryRecord) -> Page:
     said = words(record)
     numbers = f"{count(record.set.images)} {said.several} in question, {count(record.set.controls)} {said.controls}"
     numbers += f", by {visible(record.group)}" if record.group is not None else ""
-    return Page(
+    return page_of(
+        record,
+        (make(record) for make in SECTIONS),
         title=f"Inquiry: {visible(record.plan.model)}",
         heading="Were these images in the training set?",
         meta=f"{model(record.plan.model, record.plan.lora)} · {numbers}",
-        created=visible(moment(record.created)),
-        version=record.diffleak,
-        sections=sections(make(record) for make in SECTIONS),
         handling=_handling(record),
     )
 

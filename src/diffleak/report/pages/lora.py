@@ -5,10 +5,10 @@ from collections.abc import Callable
 from diffleak.errors import visible
 from diffleak.records.lora import LoraRecord
 from diffleak.report.judgement import Verdict
-from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, sections
+from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, page_of
 from diffleak.report.sections import glossary, limits, reproduce, verdict, warnings
 from diffleak.report.table import Cell, Column, estimate_cell, rate_cell, tabulate
-from diffleak.report.wording import count, entries, moment
+from diffleak.report.wording import count, entries
 
 WORDS = entries("""
     Checkpoint | the adapter as it was after a number of training steps.
@@ -48,13 +48,12 @@ SECTIONS: tuple[Callable[[LoraRecord], Section | None], ...] = (
 def page(record: LoraRecord) -> Page:
     """The report."""
     held_out = f", {count(record.held_out)} held out" if record.held_out else ", none held out"
-    return Page(
+    return page_of(
+        record,
+        (make(record) for make in SECTIONS),
         title="Which checkpoints of the adapter may be published?",
         heading="Adapter checkpoints",
         meta=f"{count(len(record.checkpoints))} checkpoints on {visible(record.base)} · {count(record.pictures)} pictures{held_out}",
-        created=visible(moment(record.created)),
-        version=record.diffleak,
-        sections=sections(make(record) for make in SECTIONS),
     )
 
 

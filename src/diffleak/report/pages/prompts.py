@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 from diffleak.errors import visible
 from diffleak.records.prompts import PromptsRecord
-from diffleak.report.section import Page, Section, sections
-from diffleak.report.sections import glossary, limits, model, verdict, warnings
+from diffleak.report.section import Page, Section, facts, page_of
+from diffleak.report.sections import glossary, limits, model, reproduce, verdict, warnings
 from diffleak.report.sections.prompts import Picture, made, pictured, prompts, statistics
 from diffleak.report.sections.prompts import verdict as judge
-from diffleak.report.wording import count, entries, moment
+from diffleak.report.wording import count, entries
 
 GLOSSARY = entries("""
     Memorised | for such a prompt the model draws (nearly) the same image every time: one that it was trained on.
@@ -38,19 +38,18 @@ SECTIONS: tuple[Callable[[PromptsRecord, Sequence[Picture]], Section | None], ..
     lambda record, pictures: prompts(record),
     lambda record, pictures: limits(LIMITS, drawn=_drawn(record)),
     lambda record, pictures: glossary(GLOSSARY),
-    lambda record, pictures: made(record),
+    lambda record, pictures: reproduce(record.command, facts(made(record))),
 )
 
 
 def page(record: PromptsRecord, pictures: Sequence[Picture] = ()) -> Page:
     """The report; only with pictures it shows images."""
-    return Page(
+    return page_of(
+        record,
+        (make(record, pictures) for make in SECTIONS),
         title=f"Memorised prompts of {visible(record.plan.model)}",
         heading="Memorised prompts",
         meta=f"{model(record.plan.model, record.plan.lora)} · {count(record.plan.prompts)} prompts",
-        created=visible(moment(record.created)),
-        version=record.environment.diffleak,
-        sections=sections(make(record, pictures) for make in SECTIONS),
         style="prompts.css",
     )
 

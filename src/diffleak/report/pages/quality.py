@@ -3,11 +3,11 @@
 from diffleak.errors import visible
 from diffleak.records.quality import QualityRecord
 from diffleak.report import handling
-from diffleak.report.section import Page, sections
-from diffleak.report.sections import glossary, limits, model, verdict, warnings
+from diffleak.report.section import Page, facts, page_of
+from diffleak.report.sections import glossary, limits, model, reproduce, verdict, warnings
 from diffleak.report.sections.quality import Pictures, copies, images, made, metrics
 from diffleak.report.sections.quality import verdict as judge
-from diffleak.report.wording import count, entries, moment
+from diffleak.report.wording import count, entries
 
 GLOSSARY = entries("""
     Feature | a number that a trained network reads off an image; images with similar features look alike to that network.
@@ -40,7 +40,7 @@ SECTIONS = (
     copies,
     lambda record, pictures: limits(LIMITS, images=count(record.images), real=count(record.reference.n)),
     lambda record, pictures: glossary(GLOSSARY),
-    lambda record, pictures: made(record),
+    lambda record, pictures: reproduce(record.command, facts(made(record))),
 )
 
 
@@ -48,13 +48,12 @@ def page(record: QualityRecord, pictures: Pictures | None = None) -> Page:
     """The report; only with pictures it shows images."""
     numbers = f"{count(record.images)} generated images, {count(record.reference.n)} real ones"
     shown = pictures is not None and pictures.training is not None
-    return Page(
+    return page_of(
+        record,
+        (make(record, pictures) for make in SECTIONS),
         title=f"Image quality of {visible(record.model)}",
         heading="Image quality and copies",
         meta=f"{model(record.model, record.lora)} · {numbers}",
-        created=visible(moment(record.created)),
-        version=record.environment.diffleak,
-        sections=sections(make(record, pictures) for make in SECTIONS),
         handling=handling.on_page(record.anonymous is not None, shown) if record.copies else "",
         style="quality.css",
     )
