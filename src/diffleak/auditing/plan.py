@@ -289,9 +289,7 @@ def prepare(
         anonymous=key.name if key else None,
         labels=found.labels.origin if found.labels else None,
         label_names=found.labels.names if found.labels and not key else None,  # names of folders may name people
-        exif=found.cohort.decoding.exif,
-        alpha=found.cohort.decoding.alpha,
-        white=found.cohort.decoding.white,
+        **asdict(found.cohort.decoding),
         model_from=target.made_by,
         model_code=target.code,
         group=config.group,
@@ -439,7 +437,8 @@ def choose_attacks(
     `made` are attacks that exist already, by their specs. Without a schedule no model is known yet.
     """
     sweep = parse_timesteps(config.timesteps) if config.timesteps else None
-    specs = [name for spec in config.attacks for name in (_all() if spec == "all" else [spec])]
+    every = [name for name, kind in ATTACKS.items() if kind.in_all]  # that need nothing but the model and its data
+    specs = [name for spec in config.attacks for name in (every if spec == "all" else [spec])]
     chosen = []
     for spec in specs:
         attack = with_timesteps(made[spec], sweep) if spec in made else parse(spec, ATTACKS, sweep)
@@ -454,11 +453,6 @@ def choose_attacks(
     if not config.calibration and any(len(a.timesteps) > 1 and a.rule is None for a in chosen):
         raise UserError("--no-calibration chooses nothing, so --timesteps must be one number")
     return tuple(chosen)
-
-
-def _all() -> list[str]:
-    """The attacks that need nothing but the model and its data."""
-    return [name for name, kind in ATTACKS.items() if kind.in_all]
 
 
 def _fitting(chosen: Sequence[Attack], config: AuditConfig, target: Target, referred: bool) -> tuple[Attack, ...]:

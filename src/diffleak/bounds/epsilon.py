@@ -112,7 +112,7 @@ def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -
         promised=comparable.epsilon if comparable else None,
         promised_delta=comparable.delta if comparable else None,
         exceeds=comparable is not None and bound > comparable.epsilon,
-        reason=None if bound else _why_zero(*counted, chosen_delta, level, _called(plan.group)),
+        reason=None if bound else _why_zero(*counted, chosen_delta, level, "images" if plan.group is None else "groups"),
         attack=attack,
         timestep=key if isinstance(key, int) else None,
         setting=key if isinstance(key, str) else None,
@@ -214,10 +214,6 @@ def _coins_of_groups(audited: AuditRecord, samples: Samples, draw: Draw, folder:
             alone[[*groups]] = False
     images = lambda which: int(which[of].sum())
     return Coins(counted.ids, counted.member, alone & ~shared, of, images(shared), images(~alone & ~shared))
-
-
-def _called(group: str | None) -> str:
-    return "images" if group is None else "groups"
 
 
 def _too_few(found: int, coins: Coins, images: int, folder: Path) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
 from diffleak.checking.config import CheckConfig
 from diffleak.config import build
@@ -82,7 +81,7 @@ def check_images(config: CheckConfig, given: dict[str, Any] | None = None) -> Ch
     found = _duplicates(looked)
     blind = _blind(looked, config.seed)
     labels = _classes(kept)
-    p_value = None if labels is None or not _two_sided(member) else labels_p_value(labels, member, config.seed)
+    p_value = None if labels is None or member.all() or not member.any() else labels_p_value(labels, member, config.seed)
     distinct = [len(np.unique(looked.duplicates.clusters[side])) for side in (member, ~member)]
     sides = _sides(cohort, looked, distinct)
     problems = tuple(_problems(looked, found, blind))
@@ -110,10 +109,6 @@ def refuse_invalid(record: CheckRecord) -> None:
     """Raises `InvalidAudit` where an audit of these sides would be invalid or refused."""
     if not record.valid:
         raise InvalidAudit(f"an audit of these sides would be invalid: {record.problems[0]}")
-
-
-def _two_sided(member: Bool[np.ndarray, " n"]) -> bool:
-    return bool(member.any() and not member.all())
 
 
 def _duplicates(looked: Survey) -> Duplicates:

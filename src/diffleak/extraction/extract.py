@@ -14,7 +14,7 @@ the same seed, steps and guidance.
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -370,9 +370,7 @@ def _record(prepared: Prepared, found: Sequence[Compared], pairs: tuple[Pair, ..
         membership=prepared.membership,
         anonymous=prepared.key.name if prepared.key else None,
         settings=config.model_dump(mode="json"),
-        exif=config.exif,
-        alpha=config.alpha,
-        white=config.white,
+        **asdict(config.decoding),
         real_images=tally_of(prepared.members, held_out),
     )
 

@@ -6,7 +6,7 @@ computed first. The same call resumes: drawn chunks are kept in the output folde
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -225,9 +225,7 @@ def _record(
         membership=prepared.membership,
         settings=config.model_dump(mode="json"),
         anonymous=prepared.key.name if prepared.key else None,
-        exif=config.exif,
-        alpha=config.alpha,
-        white=config.white,
+        **asdict(config.decoding),
         real_images=tally_of(reference, training),
     )
 
@@ -306,10 +304,8 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
 
 
 def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) -> tuple[str, ...]:
-    found, rounds = (
-        [*prepared.target.warnings, *(line for each in dict.fromkeys(prepared.encoders) for line in each.warnings)],
-        prepared.config.rounds,
-    )
+    rounds = prepared.config.rounds
+    found = [*prepared.target.warnings, *(line for each in dict.fromkeys(prepared.encoders) for line in each.warnings)]
     if isinstance(prepared.clip, Clip):
         found += prepared.clip.warnings
     if prepared.membership and prepared.membership.status != "confirmed":
