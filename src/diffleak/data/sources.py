@@ -263,16 +263,12 @@ def _table_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
     return table_source(str(path), path.parent, [part], key, decoding)
 
 
-def _tar_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
-    return tar_source(str(path), path.parent, (path,), key, decoding)
-
-
 READERS: dict[str, Callable[[Path, str | None, Decoding], ImageSource]] = {
     ".npy": _numpy_file,
     ".npz": _numpy_file,
     ".parquet": _table_file,
     ".arrow": _table_file,
-    ".tar": _tar_file,
+    ".tar": lambda path, key, decoding: tar_source(str(path), path.parent, (path,), key, decoding),
 }
 
 

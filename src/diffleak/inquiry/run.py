@@ -76,9 +76,8 @@ def prepared(
     left = f", without {across.sum()} that are near-duplicates of images on the other side" if across.any() else ""
     calls = GROUPS if counted.kind == "group" else CALLS
     refuse_few(int(counted.member.sum()), int((~counted.member).sum()), calls, left)
-    alike = replace(
-        found.split, calibrate=np.ones_like(found.split.calibrate)
-    )  # what an attack takes from images, it takes from both sides
+    # what an attack takes from images, it takes from both sides
+    alike = replace(found.split, calibrate=np.ones_like(found.split.calibrate))
     return replace(found, split=alike, membership=_known(config, found.target, found.scan.cohort))
 
 
