@@ -7,7 +7,6 @@ workers share the work without talking to each other, and the one that finds eve
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
@@ -42,6 +41,7 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.gating.limits import LIMITS, gates
 from diffleak.records.audit import AuditRecord, Draw, Result
+from diffleak.records.base import now
 from diffleak.records.chosen import chosen_by, write_chosen
 from diffleak.records.maps import Maps
 from diffleak.records.plan import Costs, Plan
@@ -329,7 +329,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     if labels := prepared.scan.labels:
         blind = blind.model_copy(update={"labels_p_value": labels_p_value(units.most_often(labels.numbers), member, config.seed)})
     record = AuditRecord(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         command=command_of(config, prepared.plan),
         settings=config.model_dump(mode="json"),
         plan=prepared.plan,

@@ -9,9 +9,7 @@ of the other, with scores at the timestep chosen most often, and medians over th
 
 import shlex
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +18,7 @@ from diffleak.comparison.swap import NO_HALVES, swap_or_reason, with_halves
 from diffleak.data.draw import calibrate_size
 from diffleak.errors import InvalidAudit, UserError, shown, unknown, visible
 from diffleak.records.audit import EARLIER_RATES, Result
-from diffleak.records.base import Estimate
+from diffleak.records.base import Estimate, written
 from diffleak.records.comparison import (
     FILE,
     LOWER_IS_BETTER,
@@ -69,9 +67,7 @@ def compare(
     metric, reason = _quality_metric(compared)
     swap, swap_reason = swap_or_reason(audited, shared, halves_file, halves is not None) if halves_file else (None, unused or NO_HALVES)
     record = Comparison(
-        diffleak=version("diffleak"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=_command(runs, attacks, halves, quality, seed, output, pool),
+        **written(_command(runs, attacks, halves, quality, seed, output, pool)),
         seed=seed,
         attacks=shared,
         entries=compared,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,6 +69,12 @@ class Target:
     @property
     def x_dtype(self) -> torch.dtype:
         return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Which model it is, by the names that plans and records have for that."""
+        chosen = {key: getattr(self, key) for key in ("lora", "lora_scale", "embedding", "network", "weights")}
+        return {"model": self.name, "model_fingerprint": self.fingerprint, **chosen}
 
     def unnamed(self, captions: Sequence[str]) -> list[str]:
         """What is to be said of embeddings whose token none of the captions has, so that they change nothing."""

@@ -10,8 +10,6 @@ Nothing is measured again. A number that is not there has not passed. The report
 """
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +19,7 @@ from diffleak.gating.config import GateConfig
 from diffleak.gating.limits import LIMITS, gates, gates_compared, judged
 from diffleak.records import digests
 from diffleak.records.audit import AuditRecord, Gate
-from diffleak.records.base import Estimate
+from diffleak.records.base import Estimate, written
 from diffleak.records.comparison import FILE as COMPARE
 from diffleak.records.comparison import read_comparison
 from diffleak.records.extraction import FILE as EXTRACT
@@ -75,9 +73,7 @@ def check_folder(config: GateConfig) -> GateRecord:
     checks = (*found.checks, *(each for each, _ in beside))
     files = (*found.files, *(path for _, path in beside))
     record = GateRecord(
-        diffleak=version("diffleak"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command_line(config, "gate"),
+        **written(command_line(config, "gate")),
         met=all(each.passed for each in checks),
         limits={limit: at_most for limit in ORDER if (at_most := getattr(config, limit)) is not None},
         checks=checks,
