@@ -1,5 +1,6 @@
 # make demo   train on scikit-learn's digits, audit, report (sets up .venv first)
 # make test   the whole suite     make bench   speed ratios     make lint   ruff and mypy
+# make docs   builds the site into site/, every warning an error
 # make fuzz   damages every kind of file N times (10000) from SEED (0); KIND=... NUMBER=... SEED=... tries one input again
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +8,7 @@ WORKERS ?= 2
 N ?= 10000
 SEED ?= 0
 
-.PHONY: demo test bench fuzz lint clean
+.PHONY: demo test bench fuzz lint docs clean
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -31,5 +32,8 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site

@@ -89,8 +89,8 @@ def designs() -> str:
     titles = [re.sub(r"^[#\s]+", "", note.read_text(encoding="utf-8").partition("\n")[0]) for note in notes]
     rows = "\n".join(f"- [{title}]({note.name})" for title, note in zip(titles, notes, strict=True))
     return (
-        "# Design notes\n\nWhy the parts are built as they are, what was measured with which command, and what they do not do. They are written "
-        f"for people who change the code.\n\n{rows}\n"
+        "# Design notes\n\nWhy the parts are built as they are, what was measured with which command, and what they do not do. "
+        f"They are written for people who change the code.\n\n{rows}\n"
     )
 
 
@@ -153,8 +153,8 @@ def records() -> str:
     """Every field of every file that is written, from the line under it in the source."""
     parts = [
         "# Fields of the files",
-        "Made from the sources: each class is an object of a file, and each field has the line that documents it. The JSON keys are the names of "
-        "the fields. [Which file is checked for what](../files.md) is another page.",
+        "Made from the sources: each class is an object of a file, and each field has the line that documents it. "
+        "The JSON keys are the names of the fields. [Which file is checked for what](../files.md) is another page.",
     ]
     for module, title in FILES.items():
         kinds = list(classes(RECORDS / f"{module}.py"))
@@ -183,4 +183,8 @@ def classes(path: Path) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]
 
 def cell(said: Any) -> str:
     """A text on one line, as a cell of a table."""
-    return re.sub(r"([|<*_\[\]])", r"\\\1", " ".join(str(said).split())) if "`" not in str(said) else " ".join(str(said).split()).replace("|", "\\|")
+    return (
+        re.sub(r"([|<*_\[\]])", r"\\\1", " ".join(str(said).split()))
+        if "`" not in str(said)
+        else " ".join(str(said).split()).replace("|", "\\|")
+    )

@@ -1,7 +1,6 @@
 """The README: its first screen names the command for each question, its links lead somewhere, and it is short."""
 
 import re
-from pathlib import Path
 
 import pytest
 import typer
