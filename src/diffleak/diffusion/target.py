@@ -1,7 +1,6 @@
 """What a command is about: a denoiser, the images it takes and where it runs; and how much of it runs at once."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +12,11 @@ from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.codec import Codec, Identity
 from diffleak.diffusion.conditions import TextEncoder
 from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser, unguided
+from diffleak.diffusion.devices import by_device
 from diffleak.records.headers import GivenAway
 from diffleak.records.plan import Adapter, Embedding
 from diffleak.work.folder import UNKNOWN
+from diffleak.work.threads import cores
 
 PIXELS = Identity()
 
@@ -25,8 +26,7 @@ class Target:
     """What is audited: a denoiser, the images it takes, and where it runs.
 
     `load` makes one of a folder; of a denoiser of your own, `Target(denoiser, fingerprint="...")` says which model it is, so that a run
-    folder
-    can be resumed.
+    folder can be resumed.
 
     Args:
         denoiser: The model.
@@ -53,6 +53,7 @@ class Target:
         headers: What the files of the adapter and of a model in one file give away beside their weights.
         made_by: The function of your own that made the model, as package.module:function.
         code: A hash of its module.
+        faster: The ways of `devices.faster_ways`, and "compiled", by which its forwards are faster and right to some digits only.
 
     `x_dtype` is the dtype of images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
     arithmetic.
@@ -81,6 +82,7 @@ class Target:
     headers: tuple[GivenAway, ...] = ()
     made_by: str | None = None
     code: str | None = None
+    faster: tuple[str, ...] = ()
 
     @property
     def x_dtype(self) -> torch.dtype:
@@ -101,13 +103,8 @@ class Target:
         return not isinstance(self.codec, Identity)
 
 
-BATCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**21}
+BATCH_ELEMENTS = {"cpu": 2**17, "accelerator": 2**21}
 MAX_BATCH = 256
-
-
-def by_device(sizes: Mapping[str, int], device: str) -> int:
-    """The size for a kind of device: "cpu", or "cuda" for every accelerator."""
-    return sizes["cpu" if device == "cpu" else "cuda"]
 
 
 def auto_batch_size(shape: ImageShape, device: str) -> int:
@@ -122,7 +119,5 @@ def side_by_side(target: Target) -> int:
     Processes that a launcher started on one machine share its cores. An accelerator takes one chunk at a time, and so
     does a function, which may not be made for several threads.
     """
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     networks = all(isinstance(unguided(exposed), NetworkDenoiser) for exposed in target.denoiser.exposed)
-    return max(1, cores // local) if target.device == "cpu" and networks else 1
+    return cores() if target.device == "cpu" and networks else 1
