@@ -12,6 +12,7 @@ sharper    seconds of measuring complexity, and of all that calibration adds to 
            seconds of `combined` for 10,000 images
 text       queries/s of an audit of a small Stable Diffusion ÷ those of its U-Net in a bare loop, embedding of captions included
 training   our steps/s ÷ those of diffusers' example loop; a distillation step ÷ an ordinary one; two teachers side by side ÷ one
+papers     seconds of an audit of five attacks ÷ those of straight loops, as the papers' codes make them
 """
 
 import os
@@ -320,6 +321,12 @@ def print_training(scratch: Path) -> None:
     print(f"training  two teachers in two processes ÷ one in one  {pair:.3f}   (aim <= 1.15 where the cores allow it)", flush=True)
 
 
+def print_papers(scratch: Path) -> None:
+    import papers
+
+    papers.main(scratch)
+
+
 PARTS = {
     "overhead": print_overhead,
     "memory": print_memory,
@@ -330,6 +337,7 @@ PARTS = {
     "sharper": print_sharper,
     "text": print_text,
     "training": print_training,
+    "papers": print_papers,
 }
 
 
