@@ -172,18 +172,12 @@ def main(arguments: list[str]) -> None:
     codec, z = opened(arguments)
     seconds, decoder, rng = timed(codec, z), dense(codec, z), np.random.default_rng(0)
     exact = torch.log(decoder.J.double().square().sum(1) + FLOOR).reshape(len(z), *decoder.latent)
-    spread = exact.flatten(2)
+    spread, name = exact.flatten(2), Path(arguments[0]).name if arguments else "untrained"
+    between, within, ms = spread.mean(2).std(1).mean(), spread.std(2).mean(), [f"{1e3 * each:.1f}" for each in seconds]
     print(
-        f"{Path(arguments[0]).name if arguments else 'untrained'}: {len(z)} images, {exact[0].numel()} coordinates; log G_ii spreads by ",
-        end="",
+        f"{name}: {len(z)} images, {exact[0].numel()} coordinates; log G_ii spreads by {between:.2f} between channels, {within:.2f} within"
     )
-    print(
-        f"{spread.mean(2).std(1).mean():.2f} between channels and {spread.std(2).mean():.2f} within one; ms of CPU an image: forward ",
-        end="",
-    )
-    print(
-        f"{1e3 * seconds.forward:.1f}, J^T u {1e3 * seconds.vjp:.1f}, forward for both {1e3 * seconds.twice:.1f}, J v {1e3 * seconds.jvp:.1f}\n"
-    )
+    print(f"ms of CPU an image: forward {ms[0]}, J^T u {ms[1]}; forward where J v is wanted too {ms[2]}, J v {ms[3]}\n")
     print("| estimator | J^T u | J v | time | kept | error | like |\n|---|--:|--:|--:|--:|--:|--:|", flush=True)
     kept, plain = keep_mask(exact), seconds.of(PROBES, 0)
     for row in rows(decoder, rng):

@@ -169,9 +169,9 @@ class Spent:
 def plan_id(plan: Record) -> str:
     """The SHA-256 of a plan, by which score files are known to belong to it.
 
-    A `sweep` of "all" is left out: plans had no such field when every audit was one, and their score files stay valid.
+    A `sweep` of "all" and no `estimator` are left out: plans had no such fields when every audit was so, and their score files stay valid.
     """
-    of_before = {"sweep"} if getattr(plan, "sweep", None) == "all" else None
+    of_before = {name for name, value in (("sweep", "all"), ("estimator", None)) if getattr(plan, name, value) == value}
     return hashlib.sha256(plan.model_dump_json(exclude=of_before).encode()).hexdigest()
 
 
