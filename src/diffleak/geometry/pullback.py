@@ -47,8 +47,8 @@ def influence(
 
     High where a small change of the coordinate changes the image much: the log of the length of dx/dz_i.
     estimator: "filtered" takes noise out of the logs, over the places of each channel (`estimators.filtered`); its error is that of
-    1.5 to 3 times as many probes (docs/design/019d). "hutchinson" is the paper's: the mean before the log is unbiased with a relative variance of
-    2/probes.
+    1.5 to 3 times as many probes (docs/design/019d). "hutchinson" is the paper's: the mean before the log is unbiased with a relative
+    variance of 2/probes.
 
     z: latents of b images, as `codec.encode` returns them; snapped here.   probes: standard normals v in image space, >= 1.
     noise: keyed for these images; its shape is not used, its stream becomes "influence".   budget: memory in bytes, see `blocks`;
