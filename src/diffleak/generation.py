@@ -232,7 +232,9 @@ def draw(drawing: Drawing, folder: Path | None, batch_size: int | None = None, t
     size, room = _batch_size(drawing, batch_size), Room("images", partial(free_unused_memory, drawing.target.device))
 
     def compute(rows: range, tick: Tick) -> UInt8[np.ndarray, "b h w c"]:
-        drawn = lambda batch, count: _draw_batch(drawing, rows[batch], lambda images: count(images * drawing.denoiser.forwards))
+        def drawn(batch: slice, count: Tick) -> UInt8[np.ndarray, "b h w c"]:
+            return _draw_batch(drawing, rows[batch], lambda images: count(images * drawing.denoiser.forwards))
+
         return np.concatenate([images for _, images in room.each(len(rows), size, drawn, tick)])
 
     return in_chunks(
