@@ -279,6 +279,7 @@ def prepare(
         device=target.device.split(":")[0],
         masks=tuple(choice.label for choice in masks),
         probes=config.probes if masks or top else None,
+        estimator="filtered" if masks or top else None,
         top=top,
         classes=target.classes,
         captions=captions.choice if captions else None,

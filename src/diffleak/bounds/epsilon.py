@@ -65,8 +65,20 @@ class Candidate(NamedTuple):
 def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -> EpsilonRecord:
     """The lower bound on epsilon of a finished audit whose sides were drawn by coin; writes epsilon.json into its folder.
 
-    run: the run folder. delta: in (0, 1); by default that of the model's promise, else 1e-5. level: confidence, in (0, 1).
-    Raises `UserError` for a run that it cannot be had from, and `InvalidAudit` where the sides differ without the model.
+    Args:
+        run: The run folder.
+        delta: In (0, 1); by default that of the model's promise, else 1e-5.
+        level: Confidence, in (0, 1).
+
+    Returns:
+        The record; `epsilon` is 0 where the guesses are not significantly better than chance.
+
+    Raises:
+        UserError: For a run that it cannot be had from.
+        InvalidAudit: Where the sides differ without the model.
+
+    Source:
+        Steinke, Nasr and Jagielski 2023, arXiv 2305.08846.
     """
     folder = Path(run)
     if delta is not None and not 0 < delta < 1:

@@ -56,8 +56,18 @@ def check(
 ) -> CheckRecord:
     """Looks at both sides of an audit without a model.
 
-    members, nonmembers, or data and split: as `diffleak.cohort` takes them. settings: any other key of `CheckConfig`.
-    Raises `UserError` for data that cannot be read; sides that make an audit invalid are in the record, `valid` False.
+    Args:
+        members: The images that the model was trained on, as `cohort` takes them.
+        nonmembers: The held-out images.
+        data: One set for both sides, with `split`.
+        split: A split file.
+        **settings: Any other key of `CheckConfig`.
+
+    Returns:
+        The record, as in check.json. Where the sides make an audit invalid, `valid` is False and nothing is raised.
+
+    Raises:
+        UserError: For data that cannot be read.
     """
     given = {"members": members, "nonmembers": nonmembers, "data": data, "split": split}
     named = {key: str(value) if isinstance(value, str | Path) else IN_MEMORY for key, value in given.items() if value is not None}

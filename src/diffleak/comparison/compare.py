@@ -52,12 +52,22 @@ def compare(
     output: Path | None = None,
     pool: bool = False,
 ) -> Comparison:
-    """Compares finished audits with the first of them.
+    """Compares finished audits, image by image, with the first of them.
 
-    runs: `RUN` or `NAME=RUN[,RUN...]`, the baseline first. attacks: labels; by default all that every run has.
-    halves: split.json of a defence with two teachers. quality: `NAME=FILE`. seed: of the bootstrap. pool: the runs of an entry are
-        trainings of one recipe with other seeds, and every attack gets its mean over them.
-    Raises `UserError` for runs that cannot be compared.
+    Args:
+        runs: `RUN` or `NAME=RUN[,RUN...]`, the baseline first.
+        attacks: Labels of attacks; by default all that every run has.
+        halves: The split.json of a defence with two teachers, for the swap audit.
+        quality: `NAME=FILE`, the quality.json of an entry.
+        seed: Seed of the bootstrap.
+        output: The folder where the record will go.
+        pool: The runs of an entry are trainings of one recipe with other seeds, and every attack gets its mean over them.
+
+    Returns:
+        The record, as in compare.json.
+
+    Raises:
+        UserError: For runs that cannot be compared.
     """
     audited = read_entries(runs)
     entries, halves_file, unused = with_halves(audited, halves)

@@ -135,12 +135,18 @@ def extract(
 ) -> Extracted:
     """Draws images of a model and looks for its training images among them; the Python form of `diffleak extract`.
 
-    model: a diffusers folder, hub id or `Target`.
-    cohort: as `diffleak.cohort` makes it; or members=DATA, with nonmembers=DATA, or data=DATA and split=FILE among the settings.
-    extractor: a spec or a function (see `diffleak.hub.encoders`); None for the tiled pixel distance alone.
-    output: a folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
-    settings: any key of `ExtractConfig` but `only`.
-    Raises `UserError` for what cannot be searched.
+    Args:
+        model: A diffusers folder, hub id or `Target`.
+        cohort: As `diffleak.cohort` makes it; or give members=DATA, with nonmembers=DATA, or data=DATA and split=FILE among the settings.
+        extractor: A spec or a function (see `diffleak.hub.encoders`); None for the tiled pixel distance alone.
+        output: A folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
+        **settings: Any key of `ExtractConfig` but `only`.
+
+    Returns:
+        `record`, as in extract.json, and what its page shows.
+
+    Raises:
+        UserError: For what cannot be searched.
     """
     spec = {"extractor": str(extractor)} if isinstance(extractor, str | Path) else {}
     name = {} if isinstance(model, Target) else {"model": str(model)}

@@ -52,11 +52,20 @@ class Found(NamedTuple):
 
 
 def gate(run: str | Path, **limits: Any) -> GateRecord:
-    """Checks a finished folder against limits and writes RUN/gate.json, and the limits into the report of an audit.
+    """Checks a finished folder against limits, and writes RUN/gate.json and the limits into the report of an audit.
 
-    limits: max_auc, max_tpr, max_excess_auc, max_copies (each in [0, 1]) and max_epsilon (at least 0), at least one of them.
-    Raises `UserError` for a folder that lacks what a limit needs, and `InvalidAudit` where its numbers do not measure membership. A
-    limit that is not met raises nothing: see `met` and `checks` of the record, or `refuse`.
+    A limit that is not met raises nothing: see `met` and `checks` of the record, or `refuse`.
+
+    Args:
+        run: The folder of an audit, a sweep, a comparison, or one with a quality.json, extract.json or epsilon.json.
+        **limits: max_auc, max_tpr, max_excess_auc, max_copies (each in [0, 1]) and max_epsilon (at least 0), at least one of them.
+
+    Returns:
+        The record, as in gate.json.
+
+    Raises:
+        UserError: For a folder that lacks what a limit needs.
+        InvalidAudit: Where its numbers do not measure membership.
     """
     return check_folder(build(GateConfig, {"run": run, **limits}))
 

@@ -339,12 +339,22 @@ def inquire(
 ) -> InquiryRecord:
     """Were images of unknown membership in the training set of a model?
 
-    model, attacks, reference: as for `diffleak.audit`. images: the images in question, as DATA or a uint8 array (N, H, W[, C]).
-    control: images of the same source that were certainly not trained on.
-    output: a run folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
-    settings: any key of `InquireConfig`, such as repeats=11 or timesteps="10:300:10".
-    Returns the record: `set.p_value`, `set.auc`, `images[0].q_value`; where the two sides differ without the model, `valid` is False and it
-    holds no answer. Raises `UserError` for input that cannot be used.
+    Args:
+        model: As for `diffleak.audit`.
+        images: The images in question, as DATA or a uint8 array (N, H, W[, C]).
+        control: Images of the same source that were certainly not trained on.
+        attacks: As for `diffleak.audit`.
+        reference: As for `diffleak.audit`.
+        output: A run folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
+        **settings: Any key of `InquireConfig`, such as repeats=11 or timesteps="10:300:10".
+
+    Returns:
+        The record: `set.p_value`, `set.auc`, `images[0].q_value`. Where the two sides differ without the model, `valid` is False and it
+            holds
+        no answer.
+
+    Raises:
+        UserError: For input that cannot be used.
     """
     name = lambda data: str(data) if isinstance(data, str | Path) else IN_MEMORY
     given = {"images": name(images), "control": name(control), "output": output, **settings}

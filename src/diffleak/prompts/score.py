@@ -188,9 +188,21 @@ def find_memorised(
 ) -> Memorised:
     """Scores prompts by how memorised they look; the Python form of `diffleak prompts`.
 
-    model: a diffusers folder, hub id or `Target` of a text-to-image model. memorised, ordinary: two lists of prompts, or their files;
-    or prompts: one without sides. settings: as `PromptsConfig`; with `output` finished chunks are kept there. Raises `UserError` for
-    what cannot be scored.
+    Args:
+        model: A diffusers folder, hub id or `Target` of a text-to-image model.
+        memorised: A list of prompts that are memorised, or its file.
+        ordinary: A list of prompts that are not, or its file.
+        prompts: In place of both, one list without sides.
+        **settings: As `PromptsConfig`; with `output` finished chunks are kept there.
+
+    Returns:
+        The record, as in prompts.json, and the images.
+
+    Raises:
+        UserError: For what cannot be scored.
+
+    Source:
+        Tran et al. 2024, arXiv 2410.16657, section 3.6; Wen et al. 2024; Asthana and Belagiannis 2026, arXiv 2601.20642.
     """
     given = {"memorised": memorised, "ordinary": ordinary, "prompts": prompts}
     files = {key: Path(value) for key, value in given.items() if isinstance(value, str | Path)}

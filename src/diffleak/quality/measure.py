@@ -70,8 +70,16 @@ class Measured:
 def measure_quality(model: "str | Path | Target", extractor: Any = None, **settings: Any) -> Measured:
     """Draws images of a model and compares them with real ones; the Python form of `diffleak quality`.
 
-    model: a diffusers folder, hub id or `Target`. extractor: a spec or a function (see `extractors`). settings: as
-    `QualityConfig`. Raises `UserError` for what cannot be measured.
+    Args:
+        model: A diffusers folder, hub id or `Target`.
+        extractor: A spec or a function (see `extractors`).
+        **settings: As `QualityConfig`.
+
+    Returns:
+        The record, as in quality.json, and the images.
+
+    Raises:
+        UserError: For what cannot be measured.
     """
     spec = {} if extractor is None or not isinstance(extractor, str | Path) else {"extractor": str(extractor)}
     name = {} if isinstance(model, Target) else {"model": str(model)}

@@ -162,9 +162,16 @@ def update_report(folder: Path, name: str = REPORT) -> None:
 
 
 def verify(folder: str | Path) -> tuple[Checked, ...]:
-    """Compares what commands left in a folder, and in each folder that belongs to it, with its digests: the edited files first.
+    """Compares what commands left in a folder, and in each folder that belongs to it, with its digests.
 
-    Raises `UserError` for a folder without digests, such as one that an earlier version wrote.
+    Args:
+        folder: The folder of any finished command.
+
+    Returns:
+        Each file with its status, the edited ones first.
+
+    Raises:
+        UserError: For a folder without digests, such as one that an earlier version wrote.
     """
     folder = Path(folder)
     digests = _read(folder)

@@ -7,6 +7,7 @@ from pydantic import AfterValidator
 from diffleak.records.base import SCHEMA_VERSION, Record, Version
 from diffleak.records.images import Alpha, Exif
 from diffleak.records.scores import Unit
+from diffleak.records.variants import Estimator
 
 
 def _with_label(attack: dict[str, Any]) -> dict[str, Any]:
@@ -230,6 +231,9 @@ class Plan(Record):
     """Hash of which images count together as one group or cluster of near-duplicates; null where each counts alone."""
     sweep: Literal["calibrate", "all"] = "all"
     """Images that are scored at every setting: "calibrate" the calibrate part alone, "all" all of them."""
+    estimator: Estimator | None = None
+    """How influence is estimated from the probes: "filtered", the noise of their mean taken out over neighbouring coordinates; null:
+    their mean alone, as in plans of before, or no influence is measured."""
     buckets: tuple[tuple[str, int], ...] | None = None
     """Shape and number of images of every aspect-ratio bucket, in the order of the images; null where all have one shape."""
     faster: tuple[str, ...] | None = None

@@ -69,13 +69,29 @@ def caption_images(
     limit: int | None = None,
     decoding: Decoding = AS_TRAINERS,
 ) -> Path:
-    """Writes a captions file: a line {"file_name": id, "text": [own caption if any, n others]} for every image, and returns its path.
+    """Writes a captions file: a line {"file_name": id, "text": [own caption if any, n others]} for every image.
 
-    captioner: a BLIP, as a local folder or hub id. n: captions an image, at least 1; one that an image has already is drawn again, up
-    to 4 rounds, so an image of which there is little to say may end with fewer. split: only the members of that file. limit: only the
-    first images. decoding: how image files become pixels. What is None has the default of `CaptionConfig`.
-    Beside the file lies FILE.plan.json; the same call again goes on where the last one stopped.
-    Raises `UserError` for a captioner that cannot be used, and for a file that is there and was made by another call.
+    Beside the file lies FILE.plan.json; the same call again goes on where the last one stopped. What is None has the default of
+    `CaptionConfig`.
+
+    Args:
+        data: The images, as `cohort` takes them.
+        output: The captions file, a .jsonl.
+        captioner: A BLIP, as a local folder or hub id.
+        n: Captions an image, at least 1; one that an image has already is drawn again, up to 4 rounds, so an image of which there is little
+            to say may end with fewer.
+        seed: Seed of the draws.
+        batch_size: Images captioned at once; it changes no caption.
+        device: A torch device.
+        split: Caption only the members of that file.
+        limit: Caption only the first images.
+        decoding: How image files become pixels.
+
+    Returns:
+        The path of the captions file.
+
+    Raises:
+        UserError: For a captioner that cannot be used, and for a file that is there and was made by another call.
     """
     name = str(data) if isinstance(data, str | Path) else data.name
     settings = {"captioner": captioner, "n": n, "seed": seed, "batch_size": batch_size, "device": device, "split": split, "limit": limit}

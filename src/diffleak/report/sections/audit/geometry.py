@@ -37,9 +37,10 @@ def _intro(audit: Audited, found: Geometry) -> tuple[Block, ...]:
     repeats = audit.record.split.repeats
     first = f" Quarters and figures by quarter are of the first of {repeats} random divisions." if repeats > 1 else ""
     counted = " Near-duplicates count as one image, with the mean of their distortion." if audit.record.split.unit == "cluster" else ""
+    filtered = ", their noise filtered out over neighbouring coordinates" if audit.record.plan.estimator == "filtered" else ""
     how = (
         f"Distortion is the sum of the {found.top} largest logarithmic singular values of the decoder's Jacobian at an image; influence of "
-        f"a latent coordinate is estimated from {found.probes} random probes.{first}{counted}"
+        f"a latent coordinate is estimated from {found.probes} random probes{filtered}.{first}{counted}"
     )
     return prose(why), prose(how, "prose muted")
 

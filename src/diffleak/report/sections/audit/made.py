@@ -65,7 +65,11 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
     if plan.masks:
         yield "Masks", visible(", ".join(plan.masks))
     if plan.probes is not None:
-        yield "Probes", f"{count(plan.probes)} per image, for the influence of latent coordinates"
+        yield (
+            "Probes",
+            f"{count(plan.probes)} per image, for the influence of latent coordinates"
+            + (", filtered" if plan.estimator == "filtered" else ""),
+        )
     if plan.top is not None:
         yield "Singular values", f"the {count(plan.top)} largest, for distortion"
     if plan.classes is not None:
