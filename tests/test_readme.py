@@ -20,7 +20,9 @@ from diffleak.config import build
 from diffleak.training.config import train_config
 
 ROOT = Path(__file__).parents[1]
-PAGES = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "README.md", ROOT / "docs" / "ci-gate.md")}
+PAGES = {
+    page.name: page.read_text(encoding="utf-8") for page in (ROOT / "README.md", ROOT / "docs" / "ci-gate.md", ROOT / "docs" / "install.md")
+}
 README = PAGES["README.md"]
 FIRST_SCREEN = README.partition("## Two commands")[0]
 MORE = {"lora": "lora.config:LoraConfig", "split": "splitting.config:SplitConfig", "check": "checking.config:CheckConfig"}
