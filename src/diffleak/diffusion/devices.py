@@ -57,7 +57,9 @@ def one_accelerator_each(processes: int) -> list[dict[str, str]]:
 
 def name_of(device: str) -> str:
     """The name of the accelerator, or of the processor, as it gives it."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return "Apple GPU" if device == "mps" else platform.processor() or platform.machine()
 
 
 def free_memory(device: str) -> int | None:

@@ -51,7 +51,7 @@ def devices() -> tuple[Device, ...]:
         return (cpu,)
     from diffleak.diffusion.devices import free_memory, name_of, names
 
-    return (*(Device(name, "Apple GPU" if name == "mps" else name_of(name), free_memory(name)) for name in names()), cpu)
+    return (*(Device(name, name_of(name), free_memory(name)) for name in names()), cpu)
 
 
 def machine() -> Machine:

@@ -40,6 +40,35 @@ class Embedding(Record):
     """SHA-256 of its file."""
 
 
+class OfDrawings(Record):
+    """What a record of images that a model drew begins with."""
+
+    schema_version: Literal[1] = 1
+    """Version of these fields."""
+    created: str
+    """Time in UTC at which the record was written, as ISO 8601."""
+    command: str
+    """Command line that repeats it; that of `extract` draws image N again with `--only N`."""
+    model: str
+    """The model as the user named it: a folder, a name on the Hub, or `denoiser` for one in memory."""
+    model_fingerprint: str
+    """Hash of the model's weights and settings."""
+    lora: str | None = None
+    """The LoRA adapter, or several, as the user named them; null without one."""
+    lora_scale: float | None = None
+    """Factor of the adapter's weights; null without one."""
+    adapters: tuple[Adapter, ...] = ()
+    """Each adapter in `lora` with its strength and hash, in the order of merging; empty without one."""
+    embedding: str | None = None
+    """The textual inversions as the user named them; null without one."""
+    embeddings: tuple[Embedding, ...] = ()
+    """Each textual inversion in `embedding` with its token and hash; empty without one."""
+    network: str | None = None
+    """The denoiser in the place of the model's own, as the user named it; null without one."""
+    weights: str | None = None
+    """Choice between averaged weights, `ema`, and the others, `non_ema`; null where none was made."""
+
+
 class Environment(Record):
     """Where the numbers come from."""
 
