@@ -15,7 +15,8 @@ from diffleak.records.images import Alpha, Exif, Tally
 from diffleak.records.plan import Adapter, Embedding, Environment
 
 SCHEMA_VERSION: Literal[1] = 1
-FILE = "quality.json"
+FILE, PAGE = "quality.json", "quality.html"
+DRAWN = "generated"  # the folder beside them of the images that were drawn
 
 R = TypeVar("R", bound=Record)
 

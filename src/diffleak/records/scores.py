@@ -161,9 +161,11 @@ class Spent:
     """Wall-clock time of the file, in seconds."""
     saved: int = 0
     """Denoiser forwards, summed over the images, that another attack had made already."""
+    read: int = 0
+    """Denoiser forwards, summed over the images, whose drawings were read from a folder."""
 
     def __add__(self, other: "Spent") -> "Spent":
-        return Spent(self.seconds + other.seconds, self.saved + other.saved)
+        return Spent(self.seconds + other.seconds, self.saved + other.saved, self.read + other.read)
 
 
 def plan_id(plan: Record) -> str:
@@ -195,7 +197,7 @@ def write_chunk(
     spent: Spent,
 ) -> None:
     """Writes the statistics of n images under m labels at k timesteps, and what they took."""
-    write_text(_seconds_file(path), f"{spent.seconds:.4f} {spent.saved}\n")
+    write_text(_seconds_file(path), f"{spent.seconds:.4f} {spent.saved} {spent.read}\n")
     write_parquet(path, _table(ids, labels, timesteps, statistic, meta))
 
 
@@ -228,10 +230,10 @@ def read_chunk(
 def read_spent(path: Path) -> Spent:
     """What a file of scores took; nothing where nothing says so, or no such thing. Earlier versions wrote the seconds alone."""
     try:
-        seconds, saved = (float(part) for part in (*load_text(_seconds_file(path)).split(), "0")[:2])
+        seconds, saved, read = (float(part) for part in (*load_text(_seconds_file(path)).split(), "0", "0")[:3])
     except ValueError:
         return Spent()
-    return Spent(seconds, int(saved)) if 0 <= seconds < inf and 0 <= saved < inf else Spent()
+    return Spent(seconds, int(saved), int(read)) if all(0 <= each < inf for each in (seconds, saved, read)) else Spent()
 
 
 def _seconds_file(path: Path) -> Path:
