@@ -1,13 +1,16 @@
 # make demo   train on scikit-learn's digits, audit, report (sets up .venv first)
 # make test   the whole suite     make bench   speed ratios     make lint   ruff and mypy
+# make docs   builds the site into site/, every warning an error
+# make test-fast   statistics, attacks, records, imports and words, in under a minute     make dist   sdist and wheel, tried in an environment of their own
 # make fuzz   damages every kind of file N times (10000) from SEED (0); KIND=... NUMBER=... SEED=... tries one input again
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 N ?= 10000
+FAST := tests/stats tests/attacks tests/records tests/test_architecture.py tests/test_words.py
 SEED ?= 0
 
-.PHONY: demo test bench fuzz lint clean
+.PHONY: demo test test-fast bench fuzz lint docs dist clean
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -20,6 +23,9 @@ demo: .venv/installed
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+test-fast: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(FAST)
+
 bench: .venv/installed
 	$(BIN)/python benchmarks/bench.py $(PARTS)
 
@@ -31,5 +37,13 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+dist: .venv/installed
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	.ci/try-wheel $(BIN)/python dist/*.whl
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo dist site

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
 
-from diffleak.errors import DiffleakError, GateFailed, UserError, one_line, refuse_other_bytes, visible
+from diffleak.errors import DiffleakError, GateFailed, UserError, install, one_line, refuse_other_bytes, visible
 from diffleak.options import File, command
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON 
 Opt = typer.Option
 Given = dict[str, Any]  # the options of a Config that were given
 SPLIT_NAMES = "(names the training images: do not release it with the model)"
+MODEL_PACKAGES = ("accelerate", "diffusers", "huggingface_hub", "safetensors", "torch")  # which docs/install.md shows how to leave out
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 UsageError: Any = typer.BadParameter.__base__  # some versions of typer bring a click of their own
 
@@ -251,7 +252,7 @@ def metrics(
     as_json: Json = False,
 ) -> None:
     """Compute the statistics of a score file; needs no model."""
-    from diffleak.auditing.score_file import backwards, calibrate_file, evaluate_file, which_number
+    from diffleak.auditing.score_file import backwards, calibrate_file, evaluate_and_say
     from diffleak.work.progress import say
 
     if images is not None:
@@ -263,8 +264,8 @@ def metrics(
         from diffleak.report import print_calibrated
 
         return print_calibrated(*both)
-    result = evaluate_file(file, convention, score)
-    for said in filter(None, (which_number(file, score, result), backwards(result))):
+    result, which = evaluate_and_say(file, convention, score)
+    for said in filter(None, (which, backwards(result))):
         say(f"note: {said}")
     if as_json:
         return _print(result.model_dump(), True, "")
@@ -464,6 +465,17 @@ def selfcheck(seed: Annotated[int, Opt(help="Seed of the random draws.")] = 0, a
         raise DiffleakError("selfcheck failed: this installation's numbers cannot be trusted; report it with `pip freeze`")
 
 
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed, on which machine, and if it computes correctly: a self-test of two seconds. Exit 1 if that fails."""
+    from diffleak.installation.doctor import doctor as diagnose
+
+    found = diagnose()
+    _print(found.as_json(), as_json, str(found))
+    if not found.passed:
+        raise DiffleakError("the self-test failed: this installation's numbers cannot be trusted; report it with `diffleak doctor --json`")
+
+
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, Opt("--version", help="Print the version and exit.")] = False) -> None:
     if version:
@@ -488,6 +500,10 @@ def main() -> Never:
         sys.exit(code)
     except DiffleakError as error:
         _stop(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in MODEL_PACKAGES:
+            raise
+        _stop(f"this command runs a model, which needs {error.name}, and that is not installed: {install()}", 2)
     except (KeyboardInterrupt, typer.Abort):
         _stop("interrupted; finished work is kept, the same command resumes", INTERRUPTED)
     except UsageError as error:

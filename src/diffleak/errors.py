@@ -120,6 +120,11 @@ def pip_install(extra: str) -> str:
     return f"pip install '{NAME}[{extra}]'"
 
 
+def install() -> str:
+    """The command that installs all that is required, for messages."""
+    return f"pip install {NAME}"
+
+
 def one_line(message: str) -> str:
     """A message as it is printed: on one line of at most LONGEST characters, without what could move the cursor of a terminal.
 

@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,22 @@ from diffleak.data.pixels import ImageShape, to_uint8
 from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.conditions import Prompts, one_at_a_time
 from diffleak.diffusion.denoiser import Denoiser, Guided, guided
+from diffleak.diffusion.devices import by_device, free_unused_memory
 from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import sample, sample_alike
-from diffleak.diffusion.target import Target, auto_batch_size, by_device, drawn_at_once, side_by_side
+from diffleak.diffusion.target import Target, auto_batch_size, drawn_at_once, side_by_side
 from diffleak.errors import UserError
 from diffleak.records.quality import DRAWN as FOLDER
 from diffleak.work.files import check_seal, write_text
 from diffleak.work.folder import UNKNOWN, Change, Folder, chunk_file, cut, deal, in_chunks, set_aside
 from diffleak.work.progress import say
 from diffleak.work.reading import Unreadable, load_npy, load_text
+from diffleak.work.room import Room
 from diffleak.work.shares import Share
 from diffleak.work.threads import Tick
 
-CHUNK = {"cpu": 64, "cuda": 256}  # images per file: several on a CPU at once, one full batch on an accelerator
+CHUNK = {"cpu": 64, "accelerator": 256}  # images per file: several on a CPU at once, one full batch on an accelerator
 GUIDANCE = 7.5  # of diffusers' pipelines by default
 
 
@@ -109,6 +111,7 @@ class Drawing:
             "guidance_scale": self.guidance_scale,
             "dtype": self.target.dtype,
             "device": self.target.device.partition(":")[0],
+            "faster": list(self.target.faster) or None,
         }
 
 
@@ -127,15 +130,28 @@ def generate(
     prompts: Sequence[str] | None = None,
     guidance_scale: float | None = None,
 ) -> UInt8[np.ndarray, "n h w c"]:
-    """`n` images of a model, always the same for the same arguments.
+    """Draws `n` images of a model, always the same for the same arguments.
 
-    sampler: ddim, ddpm or dpm, over `steps` timesteps. rounds: more than 1 draws as an attacker does who knows of `Dual`
-    (see `sampling.sample`). batch_size: images per forward, by default from their size. folder: keeps finished chunks in
-    folder/generated, so that the same call resumes; without one, nothing is kept. shape: for a model that takes images of
-    any size. labels: the classes to draw of a class-conditional model, by default drawn evenly at random. prompts: for a
-    text-to-image model, the text of each image, several times for several images of it. guidance_scale: of classifier-free
-    guidance, which doubles the forwards; 1 is none, the default that of the target where it has one, else 7.5.
-    Raises `UserError` for what the model or sampler cannot do, and when a folder holds images of another plan.
+    Args:
+        target: The model, as `load` opens it.
+        n: How many images, at least 1.
+        seed: Seed of the noise.
+        steps: Timesteps of the sampler.
+        sampler: "ddim", "ddpm" or "dpm".
+        rounds: More than 1 draws as an attacker does who knows of `Dual` (see `sampling.sample`).
+        batch_size: Images per forward, by default from their size.
+        folder: Keeps finished chunks in folder/generated, so that the same call resumes; without one, nothing is kept.
+        threads: Chunks that are drawn side by side.
+        shape: For a model that takes images of any size.
+        labels: The classes to draw of a class-conditional model, by default drawn evenly at random.
+        prompts: For a text-to-image model, the text of each image, several times for several images of it.
+        guidance_scale: Of classifier-free guidance, which doubles the forwards; 1 is none. The default is that of the target, else 7.5.
+
+    Returns:
+        The images, uint8 of shape (n, height, width, channels).
+
+    Raises:
+        UserError: For what the model or sampler cannot do, and when a folder holds images of another plan.
     """
     drawing = plan_drawing(target, n, seed, steps, sampler, rounds, shape, labels, prompts, guidance_scale)
     return draw(drawing, folder, batch_size, threads)
@@ -236,16 +252,18 @@ def draw(
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
             return draw(drawing, Path(temporary), batch_size, threads, kept, only)
-    size, chunks = _batch_size(drawing, batch_size), drawing.chunks
+    size, room = _batch_size(drawing, batch_size), Room("images", partial(free_unused_memory, drawing.target.device))
+    chunks = drawing.chunks
 
     def compute(rows: range, tick: Tick) -> UInt8[np.ndarray, "b h w c"]:
-        make = lambda batch: _draw_batch(drawing, batch, lambda images: tick(images * drawing.denoiser.forwards))
+        made = lambda batch, count: _draw_batch(drawing, batch, lambda images: count(images * drawing.denoiser.forwards))
         if kept is None:
             _read_file(folder, rows).unlink(missing_ok=True)
-            return np.concatenate([make(batch) for batch in _batches(rows, size)])
+            drawn = lambda batch, count: made(rows[batch], count)
+            return np.concatenate([images for _, images in room.each(len(rows), size, drawn, tick)])
         assert drawing.ids is not None and drawing.prompts is not None, "kept by image, draw and caption"
         ids, prompts = drawing.ids[rows.start : rows.stop], drawing.prompts[rows.start : rows.stop]
-        images, read = kept.filled(ids, prompts, drawing.shape, lambda some: make([rows[row] for row in some]))
+        images, read = kept.filled(ids, prompts, drawing.shape, lambda some: made([rows[row] for row in some], tick))
         write_text(_read_file(folder, rows), f"{read}\n")
         tick(read * drawing.forwards)
         return np.stack(images)  # type: ignore[arg-type]  # what is not finite was refused

@@ -13,7 +13,7 @@ from importlib import import_module
 from inspect import Parameter, Signature, signature
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -91,8 +91,14 @@ def _parameter(kind: "type[Config]", key: str) -> Parameter:
         return Parameter(key, Parameter.KEYWORD_ONLY, annotation=Annotated[read_as, argument])
     other = second_name(kind, key)
     names = [flag(key)] if other is None else [f"{flag(key)}/{other}"] if read_as is bool else [other, flag(key)]
-    option = typer.Option(*names, help=text, show_default=False, min=kind.LEAST.get(key))
+    option = typer.Option(*names, help=text, show_default=False, min=kind.LEAST.get(key), autocompletion=_completion(field.annotation))
     return Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[read_as | None, option])
+
+
+def _completion(annotation: Any) -> Callable[[str], list[str]] | None:
+    """What a shell offers for a setting with fixed choices, by what is typed of it so far; None for any other."""
+    choices = [str(value) for part in (annotation, *get_args(annotation)) if get_origin(part) is Literal for value in get_args(part)]
+    return (lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]) if choices else None
 
 
 def _in_order(kind: "type[Config]", names: list[str]) -> Iterator[str]:

@@ -253,7 +253,7 @@ def test_drawings_without_an_attack_that_draws_with_two_kinds_or_of_a_model_with
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_shards_draw_what_one_worker_draws_and_the_last_writes(digits, sides, tmp_path, count, monkeypatch):
-    monkeypatch.setattr("diffleak.generation.CHUNK", {"cpu": 16, "cuda": 16})
+    monkeypatch.setattr("diffleak.generation.CHUNK", {"cpu": 16, "accelerator": 16})
     one = Watched(digits).extract(sides, output=tmp_path / "one")
     for shard in range(1, count):
         with pytest.raises(UserError, match="other shards have not finished"):
@@ -269,7 +269,7 @@ def test_shards_draw_what_one_worker_draws_and_the_last_writes(digits, sides, tm
 
 
 def test_the_first_worker_of_a_launcher_waits_says_for_whom_and_writes(digits, sides, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("diffleak.generation.CHUNK", {"cpu": 16, "cuda": 16})
+    monkeypatch.setattr("diffleak.generation.CHUNK", {"cpu": 16, "accelerator": 16})
     monkeypatch.setattr(shares, "POLL", 0.01)
     from diffleak.config import build
     from diffleak.extraction.config import ExtractConfig

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import os
 import pkgutil
 import shutil
 import subprocess
@@ -290,9 +291,8 @@ for number in range(60):
 
 def test_two_processes_that_end_in_one_folder_at_once_lose_no_digest(tmp_path):
     """Each reads the digests that are there and adds its own, 60 times; without a lock one overwrites what the other has just added."""
-    start = lambda name: subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    command, this = [sys.executable, "-c", WRITER, str(tmp_path)], {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    start = lambda name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=this)
     both = [start("one"), start("two")]
     assert [each.stdout.readline() for each in both] == ["ready\n"] * 2
     for each in both:

@@ -53,7 +53,7 @@ def selfcheck(seed: int = 0) -> tuple[Check, ...]:
     pairs = [*zip(known.results, blank.results, strict=True)]
     known, blank = (audit(model, attacks=["loss", "sima", "gradient"], **sides) for model in (memoriser, gaussian))
     pairs += [(known["gradient"], blank["gradient"]), (_combined(known, seed), _combined(blank, seed))]
-    return tuple(Check(k.attack, k.auc.value or 0.0, b.auc.value or 0.0, _band(k)) for k, b in pairs)
+    return tuple(Check(k.attack, k.auc.value or 0.0, b.auc.value or 0.0, band(k)) for k, b in pairs)
 
 
 def _combined(audited: Audit, seed: int) -> Result:
@@ -65,6 +65,7 @@ def _combined(audited: Audit, seed: int) -> Result:
     )
 
 
-def _band(result: Result) -> float:
+def band(result: Result) -> float:
+    """How far from one half an AUC may lie by chance: BAND standard errors under the null, by the numbers of images."""
     m, n = result.n_members, result.n_nonmembers
     return BAND * float(np.sqrt((m + n + 1) / (12 * m * n)))

@@ -8,9 +8,8 @@ of the other, with scores at the timestep chosen most often, and medians over th
 """
 
 import shlex
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +18,7 @@ from diffleak.comparison.swap import NO_HALVES, swap_or_reason, with_halves
 from diffleak.data.draw import calibrate_size
 from diffleak.errors import InvalidAudit, UserError, shown, unknown, visible
 from diffleak.records.audit import EARLIER_RATES, Result
-from diffleak.records.base import Estimate
+from diffleak.records.base import Estimate, written
 from diffleak.records.comparison import (
     FILE,
     LOWER_IS_BETTER,
@@ -54,12 +53,22 @@ def compare(
     output: Path | None = None,
     pool: bool = False,
 ) -> Comparison:
-    """Compares finished audits with the first of them.
+    """Compares finished audits, image by image, with the first of them.
 
-    runs: `RUN` or `NAME=RUN[,RUN...]`, the baseline first. attacks: labels; by default all that every run has.
-    halves: split.json of a defence with two teachers. quality: `NAME=FILE`. seed: of the bootstrap. pool: the runs of an entry are
-        trainings of one recipe with other seeds, and every attack gets its mean over them.
-    Raises `UserError` for runs that cannot be compared.
+    Args:
+        runs: `RUN` or `NAME=RUN[,RUN...]`, the baseline first.
+        attacks: Labels of attacks; by default all that every run has.
+        halves: The split.json of a defence with two teachers, for the swap audit.
+        quality: `NAME=FILE`, the quality.json of an entry.
+        seed: Seed of the bootstrap.
+        output: The folder where the record will go.
+        pool: The runs of an entry are trainings of one recipe with other seeds, and every attack gets its mean over them.
+
+    Returns:
+        The record, as in compare.json.
+
+    Raises:
+        UserError: For runs that cannot be compared.
     """
     audited = read_entries(runs)
     entries, halves_file, unused = with_halves(audited, halves)
@@ -69,9 +78,7 @@ def compare(
     metric, reason = _quality_metric(compared)
     swap, swap_reason = swap_or_reason(audited, shared, halves_file, halves is not None) if halves_file else (None, unused or NO_HALVES)
     record = Comparison(
-        diffleak=version("diffleak"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=_command(runs, attacks, halves, quality, seed, output, pool),
+        **written(_command(runs, attacks, halves, quality, seed, output, pool)),
         seed=seed,
         attacks=shared,
         entries=compared,
@@ -139,7 +146,8 @@ def _made_alike(run: Run, other: Run, attack: str) -> bool:
 def _entry(entry: EntryRuns, baseline: EntryRuns, attacks: Sequence[str], quality: tuple[Quality, str] | None, seed: int) -> Entry:
     """One entry's results, and its differences unless it is the baseline itself."""
     other = None if entry is baseline else baseline
-    results = [_result(run, attack, other, seed) for run in entry.runs for attack in attacks]
+    once = cache(lambda first, second: difference(first, second, seed))  # that of the worst attack is also one of the results
+    results = [_result(run, attack, other, once) for run in entry.runs for attack in attacks]
     run, attack, chosen_on = _worst(entry.runs, attacks)
     against = _worst(baseline.runs, attacks)
     return Entry(
@@ -151,7 +159,7 @@ def _entry(entry: EntryRuns, baseline: EntryRuns, attacks: Sequence[str], qualit
             attack=attack,
             chosen_on=chosen_on,
             not_excluded=run.result(attack).auc.high,
-            difference=None if other is None else difference((run, attack), against[:2], seed),
+            difference=None if other is None else once((run, attack), against[:2]),
         ),
         quality=quality[0] if quality else None,
         quality_file=quality[1] if quality else None,
@@ -175,7 +183,7 @@ def _described(run: Run) -> ComparedRun:
     )
 
 
-def _result(run: Run, attack: str, baseline: EntryRuns | None, seed: int) -> ComparedResult:
+def _result(run: Run, attack: str, baseline: EntryRuns | None, differ: Callable[..., Difference]) -> ComparedResult:
     found = run.result(attack)
     against = None if baseline is None else _worst(baseline.runs, (attack,), controls=True)
     return ComparedResult(
@@ -191,7 +199,7 @@ def _result(run: Run, attack: str, baseline: EntryRuns | None, seed: int) -> Com
         tpr_at_1pct=found.tpr(0.01),
         n_members=found.n_members,
         n_nonmembers=found.n_nonmembers,
-        difference=None if against is None else difference((run, attack), against[:2], seed),
+        difference=None if against is None else differ((run, attack), against[:2]),
     )
 
 

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from diffleak.diffusion.compiled import Compiled
 from diffleak.diffusion.conditions import Prompts, chosen, joined
 from diffleak.diffusion.own_code import called
 from diffleak.diffusion.preconditioning import Preconditioning
@@ -45,7 +46,9 @@ class LowRank(NamedTuple):
 class Denoiser(ABC):
     """A model that predicts the noise in an image, with the `schedule` it was trained on.
 
-    The answers of every subclass are checked (see `noise_like`), except those of a `wrapper`, which are another denoiser's.
+    Make one with `from_function`, or subclass it: `__call__(x_t, t, cond=None)` returns the noise, and `schedule` is a `Schedule`. The
+    answers
+    of every subclass are checked (see `noise_like`), except those of a `wrapper`, which are another denoiser's.
     """
 
     schedule: Schedule
@@ -96,13 +99,22 @@ class Denoiser(ABC):
 
     @staticmethod
     def from_function(predict_noise: Callable[..., Any], alphas_cumprod: Any, learned_variance: bool = False) -> "Denoiser":
-        """A denoiser from `predict_noise(x_t, t)` (or `(x_t, t, cond)` when conditioned) and the T values of alpha_bar.
+        """A denoiser from a function that predicts the noise, and its schedule.
 
-        predict_noise: gets x_t of shape (b, *s) and t as an int; returns the noise in the shape, dtype and device of x_t.
-        alphas_cumprod: alpha_bar_t for t = 0 ... T - 1, from nearly 1 (almost no noise) down to nearly 0.
-        learned_variance: the function returns twice the channels of x_t, the noise first and then the variance, which is
-        dropped (Nichol and Dhariwal 2021, arXiv 2102.09672).
-        Raises `UserError` for a table that cannot be alpha_bar, and when called, for an answer that is not like x_t.
+        Args:
+            predict_noise: `predict_noise(x_t, t)`, or `(x_t, t, cond)` when conditioned. It gets x_t of shape (b, *s) and t as an int, and
+                returns
+                the noise in the shape, dtype and device of x_t.
+            alphas_cumprod: alpha_bar_t for t = 0 ... T - 1, from nearly 1 (almost no noise) down to nearly 0.
+            learned_variance: The function returns twice the channels of x_t, the noise first and then the variance, which is dropped
+                (Nichol and
+                Dhariwal 2021, arXiv 2102.09672).
+
+        Returns:
+            A denoiser that `audit` takes.
+
+        Raises:
+            UserError: For a table that is no schedule, and, when it is called, for an answer that is no noise for x_t.
         """
         if not callable(predict_noise):
             raise UserError(f"predict_noise must be a function of (x_t, t); got {_spelled(predict_noise)}")
@@ -173,7 +185,8 @@ class NetworkDenoiser(Denoiser, subject="the network"):
     With `classes` it is conditioned on labels in [0, classes): `cond` is then an integer per image. With `ask`, which knows
     how a text-to-image network is called, `cond` is the `Prompts` of the images. With `learned_variance` the network appends
     as many channels of variance, which are dropped. `adapted` is what a LoRA added to its weights. `precondition` is the way into
-    the network and out of it of a variance-exploding model, whose prediction type is "preconditioned".
+    the network and out of it of a variance-exploding model, whose prediction type is "preconditioned". `compiled` answers in the place
+    of the network where nothing is to be differentiated.
     """
 
     network: torch.nn.Module
@@ -184,6 +197,7 @@ class NetworkDenoiser(Denoiser, subject="the network"):
     learned_variance: bool = False
     adapted: Mapping[str, LowRank] = field(default_factory=dict)
     precondition: Preconditioning | None = None
+    compiled: Compiled | None = None
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         return self.at_once(x_t, (t,), cond)
@@ -209,14 +223,15 @@ class NetworkDenoiser(Denoiser, subject="the network"):
     def _prediction(self, x_t: Float[Tensor, "b *s"], times: Float[Tensor, " b"] | Int64[Tensor, " b"], cond: Any) -> Float[Tensor, "b *s"]:
         """What the network predicts, whatever that is, each image at a time of its own."""
         dtype = next(self.network.parameters()).dtype
+        network = self.network if self.compiled is None or torch.is_grad_enabled() else self.compiled
         try:
             if isinstance(cond, Prompts) and self.ask:
                 conditions = {name: value.to(dtype) if value.is_floating_point() else value for name, value in cond.tensors.items()}
-                prediction = self.ask(self.network, x_t.to(dtype), times, conditions)
+                prediction = self.ask(network, x_t.to(dtype), times, conditions)
             elif cond is None and self.classes is None and not self.ask:
-                prediction = self.network(x_t.to(dtype), times).sample
+                prediction = network(x_t.to(dtype), times).sample
             elif isinstance(cond, Tensor) and self.classes is not None:
-                prediction = self.network(x_t.to(dtype), times, class_labels=cond).sample
+                prediction = network(x_t.to(dtype), times, class_labels=cond).sample
             else:
                 labels = "no condition" if self.classes is None else f"labels of {self.classes} classes as its condition"
                 expected = "captions as its condition" if self.ask else labels

@@ -13,12 +13,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffleak.diffusion.devices import on_device
+
 
 @dataclass(frozen=True)
 class Noise:
     """The noise of one batch: `noise(j)` is draw j for every id, of shape (len(ids), *shape), always the same.
 
     Draws are kept for the life of the object, since attacks use the same draw at every timestep.
+
+    Args:
+        seed: Seed of all noise.
+        ids: The images; the noise of an image depends on its id, not on its batch.
+        shape: The shape of one image.
+        dtype: Of the tensors.
+        device: Of the tensors.
+        stream: What the normals are for: other purposes get independent ones.
     """
 
     seed: int
@@ -32,7 +42,7 @@ class Noise:
     def __call__(self, draw: int) -> Float[Tensor, "b *s"]:
         if draw not in self._drawn:
             normals = np.stack([_normals(self.seed, i + self._suffix, draw, self.shape) for i in self.ids])
-            self._drawn[draw] = torch.from_numpy(normals).to(device=self.device, dtype=self.dtype)
+            self._drawn[draw] = on_device(torch.from_numpy(normals), self.device, self.dtype)
         return self._drawn[draw].clone()  # whatever is done to it, the next caller gets the same normals
 
     @property

@@ -13,8 +13,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from diffleak.diffusion.denoiser import LowRank
+from diffleak.diffusion.devices import without_tf32
 from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, shown
 from diffleak.hub import effect
 from diffleak.hub.configs import read_json
@@ -136,11 +136,12 @@ def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str]
         raw = _with_prefix(raw, part, networks[part])
         of_peft = all(key.startswith(PEFT_PREFIX) for key in raw)
         header = {} if file.suffix in PICKLES else header_settings(file)
-        settings = _peft_settings(file) if of_peft else header
+        needed = f"peft writes {CONFIG} beside {file.name}, with the layers and their scale"
+        settings = read_json(file.with_name(CONFIG), needed) if of_peft else header
         refuse_other_kinds(raw, settings)
         changes = updates(raw, settings, networks)
         was = effect.before(changes, networks)
-        with _exact():
+        with without_tf32():  # which would round what they add to three digits
             ways = _by_peft(pipeline, networks, raw, file, settings, of_peft) if all(update.plain for update in changes) else None
             if ways is None:
                 effect.merge(changes, networks, scale)
@@ -186,7 +187,10 @@ def _by_peft(
     """peft's settings and weights for every network; None for names that diffusers does not read."""
     part = next(iter(networks))
     if of_peft:
-        return {part: (_peft_config(file), {key.removeprefix(PEFT_PREFIX): value for key, value in raw.items()})}
+        from peft import LoraConfig
+
+        config = LoraConfig.from_pretrained(str(file.parent))
+        return {part: (config, {key.removeprefix(PEFT_PREFIX): value for key, value in raw.items()})}
     try:
         found = _by_network(pipeline, networks, raw)
     except Exception:  # each converter of diffusers raises its own for names that it does not know; `updates` has placed them all
@@ -254,16 +258,6 @@ def _config(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Any:
     return LoraConfig(**{"use_dora": dora, **settings, **alphas, "r": 1, "rank_pattern": exactly, "target_modules": layers})
 
 
-def _peft_settings(file: Path) -> dict[str, Any]:
-    return read_json(file.with_name(CONFIG), f"peft writes {CONFIG} beside {file.name}, with the layers and their scale")
-
-
-def _peft_config(file: Path) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig.from_pretrained(str(file.parent))
-
-
 def _merge(network: Any, config: Any, weights: Mapping[str, Tensor], scale: float) -> None:
     """Puts peft's layers into a network, merges them at `scale` and takes them out again."""
     from peft import PeftModel, set_peft_model_state_dict
@@ -302,10 +296,3 @@ def _read(file: Path) -> dict[str, Tensor]:
     if second and not any(value.any() for value in second):
         raise UserError(f"the LoRA {file} changes nothing: all of its B matrices are zero, as they are before training")
     return raw
-
-
-@contextmanager
-def _exact() -> Iterator[None]:
-    """Without TF32, in which accelerators multiply convolutions unless they are kept from it, to three digits."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield

@@ -15,13 +15,12 @@ Commands that end in one folder at the same time write the file one after the ot
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from diffleak.errors import DiffleakError, UserError, shown
-from diffleak.records.base import Record, Version, read_json
+from diffleak.errors import WHY, DiffleakError, UserError, refusing, shown
+from diffleak.records.base import Record, Version, now, read_json
 from diffleak.work.files import checked_folder, hash_file, in_turn, write_bytes, write_text
 from diffleak.work.progress import say
 from diffleak.work.reading import Unreadable
@@ -165,9 +164,16 @@ def update_report(folder: Path, name: str = REPORT) -> None:
 
 
 def verify(folder: str | Path) -> tuple[Checked, ...]:
-    """Compares what commands left in a folder, and in each folder that belongs to it, with its digests: the edited files first.
+    """Compares what commands left in a folder, and in each folder that belongs to it, with its digests.
 
-    Raises `UserError` for a folder without digests, such as one that an earlier version wrote.
+    Args:
+        folder: The folder of any finished command.
+
+    Returns:
+        Each file with its status, the edited ones first.
+
+    Raises:
+        UserError: For a folder without digests, such as one that an earlier version wrote.
     """
     folder = Path(folder)
     digests = _read(folder)
@@ -290,10 +296,8 @@ def _status(path: Path, before: str) -> Status:
 
 
 def _hashed(folder: Path, paths: Iterable[str]) -> dict[str, str]:
-    try:
+    with refusing(Unreadable, f"a file of {folder} cannot be read ({WHY}); run the same command again"):
         return {path: hash_file(folder / path) for path in paths}
-    except Unreadable as error:
-        raise UserError(f"a file of {folder} cannot be read ({error}); run the same command again") from None
 
 
 def _read(folder: Path) -> Digests | None:
@@ -312,10 +316,6 @@ def _write(folder: Path, files: Mapping[str, str], total: str | None = None, gon
     with in_turn(folder):
         before = _read(folder)
         kept = {path: found for path, found in (before.files if before else {}).items() if not gone(path)}
-        made = Digests(
-            diffleak=version("diffleak"),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            files=dict(sorted((kept | dict(files)).items())),
-            whole=total or (before.whole if before else None),
-        )
+        files, total = dict(sorted((kept | dict(files)).items())), total or (before.whole if before else None)
+        made = Digests(diffleak=version("diffleak"), created=now(), files=files, whole=total)
         write_text(folder / FILE, made.model_dump_json(indent=2))

@@ -161,19 +161,25 @@ class Spent:
     """Wall-clock time of the file, in seconds."""
     saved: int = 0
     """Denoiser forwards, summed over the images, that another attack had made already."""
+    halved_to: int | None = None
+    """Images in the smallest batch that memory had room for; null where it had room for those of the plan."""
     read: int = 0
     """Denoiser forwards, summed over the images, whose drawings were read from a folder."""
 
     def __add__(self, other: "Spent") -> "Spent":
-        return Spent(self.seconds + other.seconds, self.saved + other.saved, self.read + other.read)
+        halved = [each.halved_to for each in (self, other) if each.halved_to is not None]
+        least = min(halved, default=None)
+        return Spent(self.seconds + other.seconds, self.saved + other.saved, least, self.read + other.read)
 
 
 def plan_id(plan: Record) -> str:
     """The SHA-256 of a plan, by which score files are known to belong to it.
 
-    A `sweep` of "all" is left out: plans had no such field when every audit was one, and their score files stay valid.
+    A `sweep` of "all", `faster` without any way, and no `estimator` are left out: plans had no such fields when every audit was so, and
+    their score files stay valid.
     """
-    of_before = {"sweep"} if getattr(plan, "sweep", None) == "all" else None
+    unsaid = {"sweep": "all", "faster": None, "estimator": None}
+    of_before = {key for key, value in unsaid.items() if getattr(plan, key, value) == value}
     return hashlib.sha256(plan.model_dump_json(exclude=of_before).encode()).hexdigest()
 
 
@@ -197,7 +203,7 @@ def write_chunk(
     spent: Spent,
 ) -> None:
     """Writes the statistics of n images under m labels at k timesteps, and what they took."""
-    write_text(_seconds_file(path), f"{spent.seconds:.4f} {spent.saved} {spent.read}\n")
+    write_text(_seconds_file(path), f"{spent.seconds:.4f} {spent.saved} {spent.halved_to or 0} {spent.read}\n")
     write_parquet(path, _table(ids, labels, timesteps, statistic, meta))
 
 
@@ -230,10 +236,13 @@ def read_chunk(
 def read_spent(path: Path) -> Spent:
     """What a file of scores took; nothing where nothing says so, or no such thing. Earlier versions wrote the seconds alone."""
     try:
-        seconds, saved, read = (float(part) for part in (*load_text(_seconds_file(path)).split(), "0", "0")[:3])
-    except ValueError:
+        seconds, *counts = load_text(_seconds_file(path)).split()
+        saved, halved, read = (int(float(count)) for count in (*counts, "0", "0", "0")[:3])
+        spent = Spent(float(seconds), saved, halved or None, read)
+    except (ValueError, OverflowError):
         return Spent()
-    return Spent(seconds, int(saved), int(read)) if all(0 <= each < inf for each in (seconds, saved, read)) else Spent()
+    known = 0 <= spent.seconds < inf and spent.saved >= 0 and spent.read >= 0 and (spent.halved_to is None or spent.halved_to >= 1)
+    return spent if known else Spent()
 
 
 def _seconds_file(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """One CPU thread a forward, several forwards side by side: why is in docs/design/004-threads.md."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -53,6 +54,13 @@ def run_all(jobs: Iterable[Callable[[Tick], object]], threads: int, advance: Tic
             raise
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
+
+
+def cores() -> int:
+    """This process's share of the CPU cores, at least one: processes that a launcher started on one machine share them."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // local)
 
 
 def pool(threads: int) -> ThreadPoolExecutor:

@@ -1,0 +1,1 @@
+"""What is installed, on which machine, and if it computes correctly: `diffleak doctor`."""
