@@ -34,7 +34,7 @@ def blocks(text: str) -> list[str]:
     lines = [line.strip().removeprefix("- ").removeprefix("run: ") for block in fenced for line in block.splitlines()]
     plain = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     inline = [call for call in re.findall(r"`(diffleak [a-z]+ [^`\n]+)`", plain) if "..." not in call]
-    return [line for line in (*lines, *inline) if line.startswith("diffleak ")]
+    return [line for line in (*lines, *inline) if re.match("diffleak [a-z]", line)]
 
 
 COMMANDS = [line for text in PAGES.values() for line in blocks(text)]
