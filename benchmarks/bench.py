@@ -10,6 +10,7 @@ masks      seconds of scoring with four masks ÷ without, influence known
 files      seconds of writing, checking and reading all files of a run, with their checksums ÷ seconds of scoring it
 sharper    seconds of measuring complexity, and of all that calibration adds to the evaluation ÷ seconds of scoring sima over its sweep;
            seconds of `combined` for 10,000 images
+scale      seconds of `metrics` and of the paired differences of `compare` for 1,000,000 images ÷ for 100,000, peak memory likewise
 text       queries/s of an audit of a small Stable Diffusion ÷ those of its U-Net in a bare loop, embedding of captions included
 training   our steps/s ÷ those of diffusers' example loop; a distillation step ÷ an ordinary one; two teachers side by side ÷ one
 """
@@ -135,8 +136,7 @@ def score_only(folder: Path) -> None:
     sides = {"members": folder / "members.npy", "nonmembers": folder / "nonmembers.npy", "model": str(folder / "model")}
     prepared = prepare(build(AuditConfig, {**sides, "attacks": "sima", "timesteps": "50:100:50", "device": "cpu"}))
     scoring.score(prepared.job, Folder(folder / "run"), prepared.worker)
-    status = Path("/proc/self/status").read_text()  # ru_maxrss would begin at the parent's size
-    print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+    print(_peak())
 
 
 def two_processes(scratch: Path, threads: int) -> float:
@@ -303,6 +303,53 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def print_scale(scratch: Path) -> None:
+    """Seconds are those of the processor in a fresh process, imports left out: reading the file is in those of metrics."""
+    for what in ("csv", "parquet", "differences"):
+        (small, less), (large, more) = (scale_of(scratch, what, n) for n in (100_000, 1_000_000))
+        print(
+            f"scale     {what:<11} 1,000,000 ÷ 100,000 images: {large / small:.1f} in time, {more / less:.1f} in memory   "
+            f"({large:.2f} and {small:.2f} s, {more / 1024:.0f} and {less / 1024:.0f} MiB; aim <= 12 and <= 10)",
+            flush=True,
+        )
+
+
+def scale_of(scratch: Path, what: str, n: int) -> tuple[float, int]:
+    """Seconds of the processor, and KiB of peak memory, of a fresh process that computes on n images."""
+    command = [sys.executable, __file__, "--scale", what, str(scratch / f"{n}.{what}"), str(n)]
+    for step in ("make", "take"):
+        answer = subprocess.run([*command, step], capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    seconds, kib = answer.stdout.split()
+    return float(seconds), int(kib)
+
+
+def scale_only(what: str, path: Path, n: int, step: str) -> None:
+    from diffleak.auditing.score_file import evaluate_file
+    from diffleak.stats import metrics
+
+    rng, member = np.random.default_rng(0), np.arange(n) % 2 == 0
+    scores = rng.normal(size=(n, 2)) + member[:, None] * [0.5, 0.3]
+    if step == "make" and what != "differences":
+        import pandas as pd
+
+        table = pd.DataFrame({"id": [f"{i:07d}.png" for i in range(n)], "member": member.astype(int), "score": scores[:, 0]})
+        _ = table.to_csv(path, index=False) if what == "csv" else table.to_parquet(path)
+    if step == "take":
+        started = time.process_time()
+        if what == "differences":
+            m, n_ = scores[member], scores[~member]
+            _ = metrics.auc_difference(m, n_), metrics.tpr_difference(m, n_, 0.1), metrics.tpr_difference(m, n_, 0.01)
+        else:
+            evaluate_file(path)
+        print(time.process_time() - started, _peak())
+
+
+def _peak() -> int:
+    """Peak resident memory of this process in KiB."""
+    status = Path("/proc/self/status").read_text()  # ru_maxrss would begin at the parent's size
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+
+
 def print_text(scratch: Path) -> None:
     import text
 
@@ -328,6 +375,7 @@ PARTS = {
     "masks": print_masks,
     "files": print_files,
     "sharper": print_sharper,
+    "scale": print_scale,
     "text": print_text,
     "training": print_training,
 }
@@ -346,5 +394,7 @@ if __name__ == "__main__":
         score_only(Path(sys.argv[2]))
     elif sys.argv[1:2] == ["--loop"]:
         loop_only(Path(sys.argv[2]), int(sys.argv[3]))
+    elif sys.argv[1:2] == ["--scale"]:
+        scale_only(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
     else:
         main(sys.argv[1:])

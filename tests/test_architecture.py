@@ -160,6 +160,21 @@ def test_only_the_hub_imports_diffusers_and_knows_its_folders():
         assert room_of(path) == "hub" or not literals & set(PARTS), path.name
 
 
+NAMED = re.compile(r"(cuda|mps|cudnn)(:\d+)?")  # devices, as code names them
+OF_TORCH = {"cuda", "mps", "cudnn", "set_float32_matmul_precision"}
+
+
+def test_one_module_knows_what_devices_there_are():
+    for path in FILES:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        said = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        named = {text for text in said if NAMED.fullmatch(text) or text.startswith("CUDA")}
+        used = {node.attr for node in nodes if isinstance(node, ast.Attribute)} & OF_TORCH
+        imported = {name for name in imports(path) if name.startswith(("torch.cuda", "torch.mps", "torch.backends"))}
+        known = named | used | imported
+        assert bool(known) == (path == SOURCE / "diffusion" / "devices.py"), (path.relative_to(SOURCE).as_posix(), known)
+
+
 UNNEEDED = {"PIL", "pandas", "pyarrow", "matplotlib", "jinja2", "sklearn", "scipy", "numpy.f2py", "datasets"} | TORCH
 
 

@@ -250,7 +250,7 @@ def metrics(
     as_json: Json = False,
 ) -> None:
     """Compute the statistics of a score file; needs no model."""
-    from diffleak.auditing.score_file import backwards, calibrate_file, evaluate_file, which_number
+    from diffleak.auditing.score_file import backwards, calibrate_file, evaluate_and_say
     from diffleak.work.progress import say
 
     if images is not None:
@@ -262,8 +262,8 @@ def metrics(
         from diffleak.report import print_calibrated
 
         return print_calibrated(*both)
-    result = evaluate_file(file, convention, score)
-    for said in filter(None, (which_number(file, score, result), backwards(result))):
+    result, which = evaluate_and_say(file, convention, score)
+    for said in filter(None, (which, backwards(result))):
         say(f"note: {said}")
     if as_json:
         return _print(result.model_dump(), True, "")

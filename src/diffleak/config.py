@@ -63,6 +63,7 @@ class ModelConfig(Config):
 
     ARGUMENT, INSTEAD = "model", "model_from"
     FOLLOW = ["skip_unreadable dtype device"]
+    FAST: ClassVar[bool] = True  # what `fast` means where nothing is said
 
     model: str = Field(IN_PYTHON, description="A diffusers folder, a hub id, or one file with all of a model.")
     model_config_: str | None = Field(
@@ -88,6 +89,11 @@ class ModelConfig(Config):
     device: Device = None
     offload: bool = Field(False, description="Keep only one layer of the denoiser in the accelerator's memory at a time; slower.")
 
+    fast: Annotated[bool | None, Flag("--exact")] = Field(
+        None, description="Accelerators: TF32 and channels last, faster and right to three digits (default), or neither."
+    )
+    compile: bool = Field(False, description="Compile the denoiser first (torch.compile), which takes minutes; its forwards are faster.")
+
     @field_validator("model", "model_config_", "network", "lora", mode="before")
     @classmethod
     def _name(cls, value: Any) -> Any:
@@ -109,6 +115,8 @@ class ModelConfig(Config):
         of_loading = {name: getattr(self, name) for name in ("lora", "embedding", "network", "weights")}
         given = [name for name, value in (of_loading | {"model_config": self.model_config_}).items() if value is not None]
         given += ["offload"] if self.offload else []
+        given += ["compile"] if self.compile else []
+        given += ["fast"] if self.fast is not None else []
         if self.model_from and given:
             raise ValueError(f"{flag(given[0])} is for a model that diffleak loads, and --model-from makes one: leave out one of them")
         return self

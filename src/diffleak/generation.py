@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,17 @@ from diffleak.data.pixels import ImageShape, to_uint8
 from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.conditions import Prompts, one_at_a_time
 from diffleak.diffusion.denoiser import Denoiser, Guided, guided
+from diffleak.diffusion.devices import by_device, free_unused_memory
 from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import sample
-from diffleak.diffusion.target import Target, auto_batch_size, by_device, side_by_side
+from diffleak.diffusion.target import Target, auto_batch_size, side_by_side
 from diffleak.errors import UserError
 from diffleak.work.folder import Folder, cut, in_chunks
+from diffleak.work.room import Room
 from diffleak.work.threads import Tick
 
-CHUNK = {"cpu": 64, "cuda": 256}  # images per file: several on a CPU at once, one full batch on an accelerator
+CHUNK = {"cpu": 64, "accelerator": 256}  # images per file: several on a CPU at once, one full batch on an accelerator
 FOLDER = "generated"
 GUIDANCE = 7.5  # of diffusers' pipelines by default
 
@@ -99,6 +101,7 @@ class Drawing:
             "guidance_scale": self.guidance_scale,
             "dtype": self.target.dtype,
             "device": self.target.device.partition(":")[0],
+            "faster": list(self.target.faster) or None,
         }
 
 
@@ -213,11 +216,11 @@ def draw(drawing: Drawing, folder: Path | None, batch_size: int | None = None, t
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
             return draw(drawing, Path(temporary), batch_size, threads)
-    size = _batch_size(drawing, batch_size)
+    size, room = _batch_size(drawing, batch_size), Room("images", partial(free_unused_memory, drawing.target.device))
 
     def compute(rows: range, tick: Tick) -> UInt8[np.ndarray, "b h w c"]:
-        tick_images = lambda images: tick(images * drawing.denoiser.forwards)
-        return np.concatenate([_draw_batch(drawing, batch, tick_images) for batch in _batches(rows, size)])
+        drawn = lambda batch, count: _draw_batch(drawing, rows[batch], lambda images: count(images * drawing.denoiser.forwards))
+        return np.concatenate([images for _, images in room.each(len(rows), size, drawn, tick)])
 
     return in_chunks(
         Folder(folder / FOLDER),

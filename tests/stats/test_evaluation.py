@@ -1,10 +1,13 @@
 """Calibrate chooses, test is read once: which rows decide what, and what the public `evaluate` refuses."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 import diffleak
+from diffleak.data import draw
 from diffleak.data.draw import calibrate_part
 from diffleak.errors import UserError
 from diffleak.records.audit import Accuracy, AchievedFPR, AUCAt, Gain, Oracle, RateAtFNR, RateAtFPR, Result
@@ -86,6 +89,26 @@ def test_the_calibrate_part_is_twenty_percent_of_each_side(m, n):
     half = calibrate_part(ids, member, 0.2, 0)
     assert half[member].sum() == round(0.2 * m)
     assert half[~member].sum() == round(0.2 * n)
+
+
+@pytest.mark.parametrize("most", [None, 5, 400])
+def test_the_calibrate_part_is_the_first_of_each_side_in_the_order_of_the_hashes(most):
+    ids = tuple(f"bild-ä{i}.png" for i in range(300))
+    member = np.arange(300) % 3 == 0
+    expected = np.zeros(300, dtype=bool)
+    for side, size in ((True, 20), (False, 40)):
+        digests = {
+            hashlib.blake2b(f"calibrate\0007\0002\0{ids[i]}".encode(), digest_size=16).digest(): i for i in np.flatnonzero(member == side)
+        }
+        expected[[digests[key] for key in sorted(digests)][: min(size, most or size)]] = True
+    assert calibrate_part(ids, member, 0.2, 7, 2, most).tolist() == expected.tolist()
+    assert calibrate_part(ids, member, 0.0, 7).sum() == 0
+
+
+def test_hashes_that_begin_alike_are_ordered_by_what_follows(monkeypatch):
+    digests = [bytes(7) + bytes([1]) + bytes(7) + bytes([last]) for last in (5, 3, 9, 1)]
+    monkeypatch.setattr(draw, "_keyed", lambda ids, *key: iter(digests[: len(ids)]))
+    assert sorted(draw._first_keyed("abcd", 2)) == [1, 3]
 
 
 def test_the_calibrate_part_does_not_depend_on_the_order_of_the_images():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy.special import betaincinv
-from scipy.stats import binom, binomtest, norm
+from scipy.stats import binom, binomtest, ks_2samp, norm
 from sklearn import metrics as sk
 
 from diffleak import evaluate
@@ -214,6 +214,62 @@ def test_a_tpr_difference_is_that_of_the_two_rates_with_resampled_images_and_red
     low, high = np.quantile(draws, [0.025, 0.975])
     assert found.low == pytest.approx(low, abs=0.15 * (high - low))
     assert found.high == pytest.approx(high, abs=0.15 * (high - low))
+
+
+@pytest.mark.parametrize("levels", [None, 0.2], ids=["continuous", "tied"])
+@pytest.mark.parametrize("k", [12, 60])
+def test_resamples_drawn_by_counts_have_the_distribution_of_plain_ones(monkeypatch, k, levels):
+    draws, m = 4000, 300
+    monkeypatch.setattr(metrics, "PAIRED_BOOTSTRAPS", draws)
+    sides = paired(m, 400)
+    if levels:
+        sides = tuple(np.round(side / levels) * levels for side in sides)
+    plain, counted = (
+        np.rint(m * drawn(*sides, k, np.random.default_rng(seed))) for seed, drawn in ((3, metrics._resampled), (4, metrics._counted))
+    )
+    assert ks_2samp(plain, counted).pvalue > 1e-4
+    error = 4.5 * math.sqrt(2 * 0.025 * 0.975 / draws)
+    for level in (0.025, 0.975):
+        at = np.quantile(plain, level)
+        assert abs(np.mean(counted < at) - np.mean(plain < at)) < error
+
+
+@pytest.mark.parametrize("k", [10, 150])
+def test_a_tpr_difference_agrees_on_both_sides_of_the_size_from_which_it_counts(monkeypatch, k):
+    monkeypatch.setattr(metrics, "PAIRED_BOOTSTRAPS", 1000)
+    members, nonmembers = paired(1500, 1500)
+    monkeypatch.setattr(metrics, "MOST_RESAMPLED", 3000)
+    plain = metrics.tpr_difference(members, nonmembers, k / 1500)
+    monkeypatch.setattr(metrics, "MOST_RESAMPLED", 2999)
+    counted = metrics.tpr_difference(members, nonmembers, k / 1500)
+    assert plain.value == counted.value and plain.method == counted.method
+    assert plain.low != counted.low or plain.high != counted.high, "drawn in another way"
+    for one, other in ((plain.low, counted.low), (plain.high, counted.high)):
+        assert one == pytest.approx(other, abs=0.15 * (plain.high - plain.low))
+
+
+def test_a_resample_whose_threshold_lies_outside_of_the_window_is_drawn_image_by_image(monkeypatch):
+    monkeypatch.setattr(metrics, "WINDOW", 0)
+    monkeypatch.setattr(metrics, "PAIRED_BOOTSTRAPS", 50)
+    sides = paired(200, 300)
+    found = metrics._counted(*sides, 20, np.random.default_rng(0))
+    assert found.shape == (50,)
+    assert abs(found.mean() - metrics.tpr_difference(*sides, 20 / 300).value) < 0.1
+
+
+def test_a_tpr_difference_of_an_attack_and_itself_by_counts_is_zero_in_every_resample():
+    members, nonmembers = paired(60, 120)
+    assert not metrics._counted(members[:, [0, 0]], nonmembers[:, [0, 0]], 12, np.random.default_rng(0)).any()
+
+
+@pytest.mark.parametrize("make", [gaussians, tied])
+def test_placements_are_the_straight_count_of_pairs(make):
+    members, nonmembers = make(37, 53)
+    above = (members[:, None] > nonmembers) + 0.5 * (members[:, None] == nonmembers)
+    found = metrics._placements(members, nonmembers)
+    assert found[0].tolist() == (above.sum(axis=1) / 53).tolist()
+    assert found[1].tolist() == (1 - (37 - above.sum(axis=0)) / 37).tolist(), "as 1 - a share, so that older results stay to the bit"
+    assert metrics.auc(members, nonmembers) == above.sum() / (37 * 53)
 
 
 def test_a_tpr_difference_of_an_attack_and_itself_is_exactly_zero_and_the_swap_changes_the_sign():

@@ -37,6 +37,10 @@ def test_glibc_takes_both_settings():
     ("error", "said"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "the device has too little memory for batches of 8; lower --batch-size"),
+        (
+            RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+            "the device has too little memory for batches of 8; lower --batch-size",
+        ),
         (MemoryError(), "this machine has too little memory for batches of 8; lower --batch-size"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),

@@ -15,6 +15,7 @@ from diffleak.work import reading
 from diffleak.work.files import check_seal, hash_file, hash_files, seal
 from diffleak.work.reading import (
     Unreadable,
+    load_columns,
     load_json,
     load_lines,
     load_npy,
@@ -26,7 +27,7 @@ from diffleak.work.reading import (
     parsing,
 )
 
-READERS = (load_text, load_json, load_lines, load_rows, load_table, load_yaml, load_parquet, load_npy, check_seal, hash_file)
+READERS = (load_text, load_json, load_lines, load_rows, load_columns, load_table, load_yaml, load_parquet, load_npy, check_seal, hash_file)
 each_reader = pytest.mark.parametrize("load", READERS, ids=lambda load: load.__name__)
 
 
@@ -104,6 +105,23 @@ def test_a_table_of_text_has_each_column_once_and_no_row_longer_than_the_header(
     file.write_text('id,text\na,"x,\ny"\n\nb\n')
     assert load_table(file) == [{"id": "a", "text": "x,\ny"}, {"id": "b", "text": None}]
     assert load_rows(file) == [["id", "text"], ["a", "x,\ny"], ["b"]]
+    assert load_columns(file) == (["id", "text"], [[], []], (2, 1)), "the second row has one field"
+
+
+@pytest.mark.parametrize("rows", [1, 2, 500])
+def test_columns_are_the_rows_turned_whatever_is_a_list_at_one_time(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(reading, "ROWS", rows)
+    file = tmp_path / "table.csv"
+    file.write_bytes('\ufeffid,text\r\na,"x,\r\ny"\n\nb,\u2028ä\rc,""\n'.encode())
+    header, *expected = load_rows(file)
+    found = load_columns(file)
+    assert found == (header, [list(column) for column in zip(*expected, strict=True)], None)
+    assert found.values == [["a", "b", "c"], ["x,\r\ny", "\u2028ä", ""]]
+    file.write_text("id,text\na,1\nb,2\n\nc\nd,1,2\n")
+    assert load_columns(file).odd == (3, 1), "the first one, without blank lines"
+    file.write_bytes(b"id,text\na\nb,\xff\n")
+    with pytest.raises(Unreadable, match="byte 0xff at 12"):
+        load_columns(file)
     file.write_text("id,text\na,x\nb,one, two\n")
     with pytest.raises(Unreadable, match="line 3 has more fields than the header: put texts with commas in double quotes"):
         load_table(file)

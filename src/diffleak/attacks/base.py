@@ -21,6 +21,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffleak.attacks.subject import Subject
+from diffleak.diffusion.devices import float64
 from diffleak.diffusion.own_code import source_hash
 from diffleak.diffusion.schedule import Schedule
 from diffleak.errors import UserError
@@ -228,11 +229,6 @@ def p_norms(field: Float[Tensor, "b *s"], p: float, masks: Masks) -> Float64[Ten
     """sum of mask * |field|**p for each mask and image, in float64; un-rooted."""
     powers = float64(field).abs().pow(p)
     return torch.stack([(powers if mask is None else powers * mask.to(powers)).flatten(start_dim=1).sum(dim=1) for mask in masks])
-
-
-def float64(x: Float[Tensor, "*s"]) -> Float64[Tensor, "*s"]:
-    """x in double precision, on the CPU where the device has none (Apple's)."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def written(key: str, value: Any) -> str:

@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from diffleak.attacks.base import Access, Attack, Direction, float64
+from diffleak.attacks.base import Access, Attack, Direction
 from diffleak.attacks.subject import Subject
 from diffleak.diffusion.conditions import Prompts
+from diffleak.diffusion.devices import float64
 from diffleak.errors import UserError, unknown
 
 RULES = {"threshold": "mean", "classifier": "logistic"}  # how each variant makes a score of the similarities

@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from diffleak.attacks.base import Attack, Direction, float64
+from diffleak.attacks.base import Attack, Direction
 from diffleak.attacks.subject import Subject
 from diffleak.diffusion.conditions import Prompts, joined
+from diffleak.diffusion.devices import float64
 from diffleak.errors import UserError
 
 KEPT = (30, 50, 70)  # percent of the words

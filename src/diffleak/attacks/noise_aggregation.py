@@ -25,8 +25,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from diffleak.attacks.base import Attack, Direction, Masks, float64
+from diffleak.attacks.base import Attack, Direction, Masks
 from diffleak.attacks.subject import Subject
+from diffleak.diffusion.devices import float64
 from diffleak.diffusion.schedule import Schedule
 from diffleak.errors import UserError, unknown
 

@@ -23,10 +23,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from diffleak.attacks.base import Access, Attack, Direction, float64
+from diffleak.attacks.base import Access, Attack, Direction
 from diffleak.attacks.subject import Subject
 from diffleak.diffusion.conditions import Prompts
 from diffleak.diffusion.denoiser import Denoiser, guided
+from diffleak.diffusion.devices import float64
 from diffleak.errors import UserError
 
 FLOOR = 1e-12

@@ -18,8 +18,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from diffleak.attacks.base import Attack, Direction, float64
+from diffleak.attacks.base import Attack, Direction
 from diffleak.attacks.subject import Subject
+from diffleak.diffusion.devices import float64
 from diffleak.errors import UserError
 
 LARGEST, SMALLEST = 0.95, 0.7

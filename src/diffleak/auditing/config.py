@@ -164,6 +164,7 @@ class GeometryConfig(AuditConfig):
     """The settings of `diffleak geometry`: those of an audit, but images alone will do, and attacks run under many masks."""
 
     COMMAND = "geometry"
+    FAST = False  # small singular values need all digits
     NO_FLAG = {
         *("buckets", "sweep_models", "steps", "group", "sweep"),
         *("guidance_scale", "reference", "calibration", "calibrate_fraction", "complexity", "max_auc", "max_tpr", "max_excess_auc"),
@@ -171,6 +172,7 @@ class GeometryConfig(AuditConfig):
     FOLLOW = ["embedding data split members nonmembers output", "probes top attacks mask timesteps"]
     HELP = {
         "model": "A latent model: a diffusers folder, a hub id, or one file.",
+        "fast": "Accelerators: TF32 and channels last, faster and right to three digits, or neither (default).",
         "data": "Images; with --split also who is a member.",
         "output": "The output folder.",
         "chunk_size": "Images per file ({default}).",

@@ -8,12 +8,12 @@ influence.npy, geometry.parquet and distortion/; a calibrated audit that names i
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from diffleak.data.pixels import ImageShape, fit, to_model, to_uint8
 from diffleak.diffusion.codec import images_of, latents_of, refuse_broken
 from diffleak.diffusion.conditions import Prompts, one_at_a_time
 from diffleak.diffusion.denoiser import Denoiser
+from diffleak.diffusion.devices import free_unused_memory, on_device
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.target import Target, auto_batch_size
 from diffleak.errors import UserError
@@ -38,17 +39,26 @@ from diffleak.geometry.masks import Mask
 from diffleak.geometry.pullback import distortion, influence, keep_mask
 from diffleak.hub.encoders import BATCH, Extractor, extract, open_extractor, probe
 from diffleak.records.scores import write_parquet
+from diffleak.work.ahead import READERS, Ahead
 from diffleak.work.files import check_seal, seal, write_atomic
 from diffleak.work.folder import Folder, damaged
 from diffleak.work.memory import keep_freed_memory
 from diffleak.work.reading import Unreadable, load_parquet
-from diffleak.work.threads import Tick
+from diffleak.work.room import Room
+from diffleak.work.threads import Tick, cores
 
 INFLUENCE = "influence.npy"  # of all images, once their chunks are measured
 COMPLEXITY = "complexity.parquet"  # of all images and of their reconstructions
 OF_A_RUN = ("latents", "influence", "reconstruction")  # kinds that are removed when it is finished
 Rows = Sequence[int]  # of the images of a chunk
 RECONSTRUCTED = tuple(f"reconstruction_{name}" for name in NAMES)  # columns there
+
+
+class Loaded(NamedTuple):
+    """The inputs of one chunk: uint8 images or latents, and the influence of the latents where there are masks."""
+
+    x0: np.ndarray
+    influence: Float[np.ndarray, "n *z"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +80,7 @@ class Inputs:
     shapes: tuple[ImageShape, ...] | None = None  # of every image, sorted, where they are in buckets; `shape` is then the commonest
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False)  # by spec
     _opening: Any = field(default_factory=Lock, repr=False)
-    _reading: Any = field(default_factory=Lock, repr=False)  # image files and tables are read by one thread at a time
+    _reading: Any = field(default_factory=Lock, repr=False)  # tables and archives are read by one thread at a time
 
     def auto_batch_size(self) -> int:
         """Images per forward of the denoiser."""
@@ -82,9 +92,19 @@ class Inputs:
 
     def pixels(self, rows: Sequence[int]) -> UInt8[np.ndarray, "n h w c"]:
         """Images in the model's shape, or in that of their one bucket; the scan has already shown that each fits or may be resized."""
-        with self._reading:
-            resize = self.resize or self.shapes is not None
-            return np.stack([fit(self.cohort.read(i), self.shape_at(i), resize, self.cohort.ids[i]) for i in rows])
+        return np.stack([self.image(row) for row in rows])
+
+    def image(self, row: int) -> UInt8[np.ndarray, "h w c"]:
+        """One image as `pixels` gives it; of data that several threads must not read at once, they read one after another."""
+        resize = self.resize or self.shapes is not None
+        with nullcontext() if self.cohort.side_by_side else self._reading:
+            pixels = self.cohort.read(row)
+        return fit(pixels, self.shape_at(row), resize, self.cohort.ids[row])
+
+    @property
+    def readers(self) -> int:
+        """Threads that read images ahead: on a CPU one, since the others are at work there."""
+        return 1 if self.target.device == "cpu" or not self.cohort.side_by_side else min(READERS, cores())
 
     def shape_at(self, row: int) -> ImageShape:
         """The shape that the model is given an image in."""
@@ -99,7 +119,7 @@ class Inputs:
     def tensor(self, images: np.ndarray) -> Float[Tensor, "b *s"]:
         """uint8 images, or latents, on the device."""
         x = to_model(images) if images.dtype == np.uint8 else images
-        return torch.from_numpy(x).to(self.target.device, self.target.x_dtype)
+        return on_device(torch.from_numpy(x), self.target.device, self.target.x_dtype)
 
     def encode(self, images: UInt8[np.ndarray, "n h w c"], rows: Sequence[int]) -> np.ndarray:
         """The latents of the uint8 images of `rows` as numbers of the CPU; the images themselves for a pixel model."""
@@ -113,8 +133,12 @@ class Inputs:
     def latents(self, images: UInt8[np.ndarray, "b h w c"] | Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
         """The latents of images, encoded on the device, as many at a time as images of their size allow."""
         size = auto_batch_size(self.shape, self.target.device)
-        parts = (images[start : start + size] for start in range(0, len(images), size))
-        return torch.cat([latents_of(self.target.codec, x if isinstance(x, Tensor) else self.tensor(x)) for x in parts])
+        encoded = lambda x: latents_of(self.target.codec, x if isinstance(x, Tensor) else self.tensor(x))
+        return torch.cat([z for _, z in self._encoding.each(len(images), size, lambda rows, tick: encoded(images[rows]))])
+
+    @cached_property
+    def _encoding(self) -> Room:
+        return Room("images in the autoencoder", partial(free_unused_memory, self.target.device))
 
     def alone(self) -> Subject:
         """The model without images, for what an attack opens before it starts."""
@@ -173,19 +197,27 @@ class Inputs:
 
         def prepare_one(chunk: int, tick: Tick) -> None:
             missing = folder.missing({kind: self.files(chunk, [kind]) for kind in needed[chunk]})
-            for kind, array in self.measure(chunks[chunk], missing).items():
+            images = ahead.take(chunk, partial(tick, 0))
+            for kind, array in self.measure(chunks[chunk], missing, images).items():
                 folder.save(_file(kind, chunk), array)
+            ahead.drop(chunk)
             tick(len(chunks[chunk]))
 
         more = [word for word, asked in (("influence", self.masks), ("decoding", self.complexity is not None)) if asked]
         bar = "geometry" if self.top else ", ".join(["encoding", *more]) if more else "encoding images"
         files, cost = {chunk: self.files(chunk, kinds) for chunk, kinds in needed.items()}, lambda chunk: len(chunks[chunk])
-        folder.run(files, prepare_one, cost, bar=bar, unit="images", batch_size=batch_size, threads=threads)
+        with self.read_ahead({chunk: chunks[chunk] for chunk in folder.missing(files)}, threads + (self.target.device != "cpu")) as ahead:
+            folder.run(files, prepare_one, cost, bar=bar, unit="images", batch_size=batch_size, threads=threads)
 
-    def measure(self, rows: Rows, kinds: Sequence[str]) -> dict[str, np.ndarray]:
+    def read_ahead(self, chunks: Mapping[int, Rows], most: int) -> Ahead[int, np.ndarray, UInt8[np.ndarray, "n h w c"]]:
+        """The images of each chunk as `pixels` gives them, of `most` chunks at once, read while the network runs."""
+        pieces = lambda chunk: [partial(self.image, row) for row in chunks[chunk]]
+        return Ahead(chunks, pieces, np.stack, threads=self.readers, most=most)
+
+    def measure(self, rows: Rows, kinds: Sequence[str], images: UInt8[np.ndarray, "n h w c"] | None = None) -> dict[str, np.ndarray]:
         """Measures some images: "latents", "influence" of each coordinate, "distortion" beside the energies, complexity of the
-        "reconstruction"."""
-        images, found = self.pixels(rows), dict[str, np.ndarray]()
+        "reconstruction". `images` are theirs where they are read already."""
+        images, found = self.pixels(rows) if images is None else images, dict[str, np.ndarray]()
         z = self.encode(images, rows)
         noise, codec = self.noise([self.cohort.keys[row] for row in rows], z.shape[1:]), self.target.codec
         if "distortion" in kinds and self.top:
@@ -214,13 +246,14 @@ class Inputs:
         """The files of a chunk, by default of all that is computed for it."""
         return [_file(kind, chunk) for kind in (self.kinds if kinds is None else kinds)]
 
-    def x0(self, folder: Folder, chunk: int, rows: Rows) -> np.ndarray:
-        """The latents of one chunk, or its uint8 images."""
-        return folder.load(_file("latents", chunk)) if self.target.latent else self.pixels(rows)
-
-    def influence(self, folder: Folder, chunk: int) -> Float[np.ndarray, "n *z"]:
-        """The influence of every latent coordinate of one chunk."""
-        return folder.load(_file("influence", chunk))
+    def chunks_ahead(self, folder: Folder, chunks: Mapping[int, Rows], most: int) -> "Ahead[int, np.ndarray, Loaded]":
+        """What attacks are given of each chunk, of `most` chunks at once, read while the network runs."""
+        if not self.target.latent:
+            pieces = lambda chunk: [partial(self.image, row) for row in chunks[chunk]]
+            return Ahead(chunks, pieces, lambda images: Loaded(np.stack(images)), threads=self.readers, most=most)
+        kinds = ["latents", "influence"] if self.masks else ["latents"]
+        of_files = lambda chunk: [partial(folder.load, _file(kind, chunk)) for kind in kinds]
+        return Ahead(chunks, of_files, lambda arrays: Loaded(*arrays), threads=1, most=most)
 
     def distortion(self, folder: Folder, chunk: int) -> Float64[np.ndarray, "n 3"]:
         """Distortion, low- and high-frequency energy of the images of one chunk."""

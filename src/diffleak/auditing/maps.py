@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from diffleak.attacks.base import float64
 from diffleak.auditing.plan import Prepared
 from diffleak.auditing.score import Job
+from diffleak.diffusion.devices import float64
 from diffleak.records.audit import AuditRecord
 from diffleak.records.maps import Maps
 from diffleak.records.scores import Samples

@@ -99,6 +99,7 @@ def _joined(
         calibrate.chunks + test.chunks,
         reconstruction,
         timesteps,
+        min((part.halved_to for part in (calibrate, test) if part.halved_to is not None), default=None),
     )
 
 

@@ -26,6 +26,7 @@ from diffleak.data.membership import check_membership
 from diffleak.data.scan import Scan, scan
 from diffleak.diffusion.codec import Autoencoder
 from diffleak.diffusion.denoiser import Guided
+from diffleak.diffusion.devices import free_memory
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError, shown, unknown, visible
@@ -43,7 +44,6 @@ from diffleak.stats.rules import LOGISTIC, RULES, needs_calibration
 from diffleak.stats.units import Units, units_of
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import Folder
-from diffleak.work.memory import free_memory
 from diffleak.work.progress import say
 
 
@@ -141,7 +141,8 @@ class Prepared:
         """The plan in one line; the model is not run."""
         plan, lost, called = self.plan, len(self.scan.omitted), self.scan.cohort.calls
         omitted = "".join(f", {words}" for words in ((f"{lost} unreadable left out",) if lost else ()) + self.images)
-        where = f"on {plan.device} ({plan.dtype}, batches of {plan.batch_size}){omitted}"
+        faster = "".join(f", {way.replace('_', ' ')}" for way in plan.faster or ())
+        where = f"on {plan.device} ({plan.dtype}{faster}, batches of {plan.batch_size}){omitted}"
         if not self.attacks:
             measured = f"distortion from {plan.top} singular values, influence from {plan.probes} probes"
             return f"plan: {plan.n_nonmembers:,} images ({plan.image_shape}), {measured}, {where}"
@@ -303,6 +304,7 @@ def prepare(
         group=config.group,
         units=units.digest,
         sweep="calibrate" if first else "all",
+        faster=target.faster or None,
     )
     worker = scoring.worker(config.shard, config.threads, target)
     prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, units, worker, truncated, membership, key)

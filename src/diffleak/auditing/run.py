@@ -31,7 +31,7 @@ from diffleak.auditing.phases import in_phases
 from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.results import write_results
 from diffleak.auditing.shared import Shared
-from diffleak.auditing.warnings import about_equal_scores, about_names, captions_line, warnings_of
+from diffleak.auditing.warnings import about_equal_scores, about_memory, about_names, captions_line, warnings_of
 from diffleak.config import IN_PYTHON, build, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, cohort, sort_key
 from diffleak.data.duplicates import clusters_of_several
@@ -339,7 +339,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         headline=evaluation.headline(results),
         results=tuple(results),
         blind=blind,
-        warnings=(*warnings_of(prepared, results, blind), *about_equal_scores(chosen)),
+        warnings=(*warnings_of(prepared, results, blind), *about_equal_scores(chosen), *about_memory(prepared, collected.halved_to)),
         omitted=prepared.scan.omitted,
         truncated=prepared.truncated,
         costs=Costs(
@@ -349,6 +349,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
             chunks=collected.chunks,
             sweep=prepared.plan.sweep,
             test_timesteps=collected.test_timesteps,
+            halved_to=collected.halved_to,
         ),
         geometry=geometry,
         membership=prepared.membership,

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from itertools import accumulate, groupby
 from pathlib import Path
 from threading import Lock
@@ -28,11 +28,12 @@ from diffleak.attacks.answers import Answers, Memory
 from diffleak.attacks.base import Attack, Direction
 from diffleak.attacks.spec import parse
 from diffleak.attacks.subject import Subject
-from diffleak.auditing.inputs import COMPLEXITY, INFLUENCE, Inputs, Rows
+from diffleak.auditing.inputs import COMPLEXITY, INFLUENCE, Inputs, Loaded, Rows
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
 from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.denoiser import Counted, Denoiser, unguided
+from diffleak.diffusion.devices import free_unused_memory
 from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.target import Target, side_by_side
@@ -44,6 +45,7 @@ from diffleak.records.variants import VARIANTS, masked_label
 from diffleak.work.folder import Folder, cut, damaged, deal
 from diffleak.work.memory import memory_message
 from diffleak.work.reading import Unreadable, load_parquet
+from diffleak.work.room import Room
 from diffleak.work.threads import Tick, one_thread_each, pool
 
 TIMED_IMAGES = 8  # encoded to estimate how long all will take
@@ -136,6 +138,7 @@ class Collected:
     Of each attack there are the unmasked scores, then those under each of its masks, or those of the reference and the excess.
     `queries` are the forwards that were made, `saved` those that an attack took from another one instead.
     The test part has scores at `test_timesteps` alone, by the label of the attack, and NaN at others; None: all images have all scores.
+    `halved_to`: images in the smallest batch where memory ran out.
     `reconstruction` is the complexity of every image's reconstruction, where a latent model's scores are calibrated by it too.
     """
 
@@ -147,6 +150,7 @@ class Collected:
     chunks: int
     reconstruction: Float64[np.ndarray, "n 7"] | None = None
     test_timesteps: dict[str, tuple[int, ...]] | None = None
+    halved_to: int | None = None
 
 
 def asked(target: Target, attack: Attack) -> tuple[Denoiser, ...]:
@@ -350,7 +354,7 @@ def collect(job: Job, folder: Path) -> Collected:
         parameters.append(settled)
     reconstruction = job.inputs.reconstruction(Folder(folder), job.chunks)
     saved, files = min(spent.saved, queries), len(job.chunks) * len(job.attacks)
-    return Collected(tuple(scores), tuple(parameters), queries - saved, saved, spent.seconds, files, reconstruction)
+    return Collected(tuple(scores), tuple(parameters), queries - saved, saved, spent.seconds, files, reconstruction, None, spent.halved_to)
 
 
 def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores], calibrate: Bool[np.ndarray, " n"]) -> None:
@@ -362,7 +366,7 @@ def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores], cal
             first, labels = part[0], [s.attack for s in part]
             made = len(first.ids) * max((per_image[label].queries or 0 for label in labels if label in per_image), default=0)
             made = int(made * _share(first.attack, first.timesteps, record.plan))
-            spent = Spent(record.costs.seconds * made / asked_for, min(saved, made))
+            spent = Spent(record.costs.seconds * made / asked_for, min(saved, made), record.costs.halved_to)
             saved -= spent.saved
             meta = ChunkMeta(plan_id(record.plan), made, record.result(first.attack).parameters)
             write_chunk(path, first.ids, labels, first.timesteps, statistic, meta, spent)
@@ -424,40 +428,29 @@ def _chunks(plan: Plan, rows: Rows, first: int = 0) -> dict[int, Rows]:
 
 def _score_chunks(job: Job, folder: Folder, work: dict[tuple[int, int], list[Path]], todo: Sequence[tuple[int, int]], threads: int) -> None:
     """Scores `todo`, what is missing of the work."""
-    reading = Lock()
-
-    @lru_cache(maxsize=2 + threads // len(job.attacks))
-    def loaded(chunk: int) -> Loaded:
-        influence = job.inputs.influence(folder, chunk) if job.inputs.masks else None
-        return Loaded(job.inputs.x0(folder, chunk, job.chunks[chunk]), influence)
-
-    def inputs_of(chunk: int) -> Loaded:
-        with reading:  # image files and tables are read by one thread at a time
-            return loaded(chunk)
-
     with one_thread_each(), memory_message(job.plan.batch_size), torch.inference_mode():
         attacks = {k: _prepared(job, job.attacks[k]) for k in sorted({k for _, k in todo})}
 
-    memory, open_files = Memory() if len(job.attacks) > 1 else None, Counter(c for c, _ in todo)
+    memory, open_files, counting = Memory() if len(job.attacks) > 1 else None, Counter(c for c, _ in todo), Lock()
+    rows_of = {chunk: job.chunks[chunk] for chunk in open_files}
+    rooms = {k: Room("images", partial(free_unused_memory, job.target.device)) for k in attacks}
 
     def score_one(pair: tuple[int, int], tick: Tick) -> None:
         c, k = pair
         kept = partial(Answers, memory, c) if memory else None
-        _score_chunk(job, attacks[k], job.queries(k), job.chunks[c], partial(inputs_of, c), job.file(folder.path, c, k), tick, kept)
-        with reading:
+        loaded = ahead.take(c, partial(tick, 0))
+        _score_chunk(job, attacks[k], job.queries(k), job.chunks[c], loaded, job.file(folder.path, c, k), tick, kept, rooms[k])
+        with counting:
             open_files[c] -= 1
-        if memory and not open_files[c]:
+            done = not open_files[c]
+        if done:
+            ahead.drop(c)
+        if memory and done:
             memory.forget(c)
 
     cost = lambda pair: _queries(job, *pair)
-    folder.run(work, score_one, cost, bar="scoring", unit="queries", batch_size=job.plan.batch_size, threads=threads)
-
-
-class Loaded(NamedTuple):
-    """The inputs of one chunk: uint8 images or latents, and the influence of the latents where there are masks."""
-
-    x0: np.ndarray
-    influence: np.ndarray | None
+    with job.inputs.chunks_ahead(folder, rows_of, 2 + threads // len(job.attacks)) as ahead:
+        folder.run(work, score_one, cost, bar="scoring", unit="queries", batch_size=job.plan.batch_size, threads=threads)
 
 
 def _score_chunk(
@@ -465,13 +458,40 @@ def _score_chunk(
     attack: Attack,
     declared: int,
     rows: Rows,
-    inputs_of: Callable[[], Loaded],
+    loaded: Loaded,
     path: Path,
     tick: Tick,
     kept: Callable[..., Answers] | None,
+    room: Room,
 ) -> None:
-    images, influence = inputs_of()
-    made, shared, started = 0, 0, time.monotonic()
+    started, labels = time.monotonic(), job.labels(attack)
+    statistic, made, shared = np.empty((len(labels), len(rows), len(attack.columns))), 0, 0
+    size = max(1, job.plan.batch_size // (attack.width * job.target.denoiser.forwards))
+    compute = partial(_score_batch, job, attack, rows, loaded, kept)
+    with torch.inference_mode():
+        for batch, scored in room.each(len(rows), size, compute, tick):
+            statistic[:, batch] = scored.statistic
+            made, shared = made + scored.made + scored.shared, shared + scored.shared
+    if made != len(rows) * declared:
+        said = f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}"
+        raise RuntimeError(said) if attack.code is None else UserError(f"{said}: its `queries` must be those of all its timesteps")
+    meta, spent = ChunkMeta(plan_id(job.plan), made, attack.parameters()), Spent(time.monotonic() - started, shared, room.most)
+    write_chunk(path, job.ids(rows), labels, attack.columns, statistic, meta, spent)
+
+
+class Scored(NamedTuple):
+    """The statistics of a batch, the forwards that were made for them and those that another attack had made."""
+
+    statistic: Float64[np.ndarray, "m b k"]
+    made: int
+    shared: int
+
+
+def _score_batch(
+    job: Job, attack: Attack, rows: Rows, loaded: Loaded, kept: Callable[..., Answers] | None, batch: slice, tick: Tick
+) -> Scored:
+    images, influence = loaded
+    labels, made, shared = job.labels(attack), 0, 0
 
     def count(n: int, t: int) -> None:
         nonlocal made
@@ -490,29 +510,19 @@ def _score_chunk(
             known = kept((*where, len(subject)), counted, subject.x0, subject.noise, subject.cond, count_shared)
         return replace(subject, denoiser=counted, x0=subject.x0.clone(), answers=known)
 
-    labels = job.labels(attack)
-    statistic = np.empty((len(labels), len(rows), len(attack.columns)))
-    with torch.inference_mode():
-        for batch in _batches(len(rows), max(1, job.plan.batch_size // (attack.width * job.target.denoiser.forwards))):
-            these = rows[batch]
-            keys, x0 = tuple(job.cohort.keys[row] for row in these), job.inputs.tensor(images[batch])
-            masks = [None, *(job.inputs.keep(influence[batch], keys) if influence is not None and attack.takes_masks else ())]
-            noise, found = job.inputs.noise(keys, x0.shape[1:]), []
-            for i, (inputs, label) in enumerate(zip(job.models, labels, strict=False)):  # without masks the second is the reference's
-                subject = inputs.subject(inputs.target.denoiser, x0, noise, these)
-                subject = replace(subject, reference=_beside(job, attack, x0, noise, these, count))
-                asks = [ask_of(subject, model, (batch.start, i, j)) for j, model in enumerate(asked(inputs.target, attack))]
-                each = torch.stack([_checked(attack, attack.masked_statistics(ask, masks), len(masks), len(x0)) for ask in asks])
-                found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
-                _refuse_nan(found[-1][0], job.ids(these), attack, label, inputs.target)
-            excess = [found[0] - found[1]] if job.reference else []
-            statistic[:, batch] = np.concatenate(found + excess)
-    made += shared
-    if made != len(rows) * declared:
-        said = f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}"
-        raise RuntimeError(said) if attack.code is None else UserError(f"{said}: its `queries` must be those of all its timesteps")
-    meta, spent = ChunkMeta(plan_id(job.plan), made, attack.parameters()), Spent(time.monotonic() - started, shared)
-    write_chunk(path, job.ids(rows), labels, attack.columns, statistic, meta, spent)
+    these = rows[batch]
+    keys, x0 = tuple(job.cohort.keys[row] for row in these), job.inputs.tensor(images[batch])
+    masks = [None, *(job.inputs.keep(influence[batch], keys) if influence is not None and attack.takes_masks else ())]
+    noise, found = job.inputs.noise(keys, x0.shape[1:]), []
+    for i, (inputs, label) in enumerate(zip(job.models, labels, strict=False)):  # without masks the second is the reference's
+        subject = inputs.subject(inputs.target.denoiser, x0, noise, these)
+        subject = replace(subject, reference=_beside(job, attack, x0, noise, these, count))
+        asks = [ask_of(subject, model, (batch.start, i, j)) for j, model in enumerate(asked(inputs.target, attack))]
+        each = torch.stack([_checked(attack, attack.masked_statistics(ask, masks), len(masks), len(x0)) for ask in asks])
+        found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
+        _refuse_nan(found[-1][0], job.ids(these), attack, label, inputs.target)
+    excess = [found[0] - found[1]] if job.reference else []
+    return Scored(np.concatenate(found + excess), made, shared)
 
 
 def _beside(
@@ -566,13 +576,15 @@ def _prepared(job: Job, attack: Attack) -> Attack:
     return attack.prepared(job.inputs.subject(first, x0, noise, rows))
 
 
-def _batches(n: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, n)) for start in range(0, n, size))
-
-
 def _speed(job: Job, threads: int) -> float:
     """Queries per second: one forward of every model in each of `threads` threads, timed after a warm-up."""
     rows = job.inputs.alike[: max(1, job.plan.batch_size // job.target.denoiser.forwards)]
+    room = Room("images", partial(free_unused_memory, job.target.device))
+    with memory_message(1):
+        return room.fitting(len(rows), lambda count: _speed_of(job, rows[:count], threads))
+
+
+def _speed_of(job: Job, rows: Sequence[int], threads: int) -> float:
     x0 = job.inputs.tensor(job.inputs.encode(job.inputs.pixels(rows), rows))
     models = [(inputs.target.denoiser, inputs.conditions(rows)) for inputs in job.models]
 
@@ -580,7 +592,7 @@ def _speed(job: Job, threads: int) -> float:
         with torch.inference_mode():
             return sum(denoiser(x0, 0, cond).sum().item() for denoiser, cond in models)
 
-    with one_thread_each(), pool(threads) as executor, memory_message(job.plan.batch_size):
+    with one_thread_each(), pool(threads) as executor:
         forward(0)
         started = time.monotonic()
         list(executor.map(forward, range(threads)))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from diffleak.stats.calibration import FEWEST, features
 from diffleak.stats.evaluation import divided, evaluate, evaluate_calibrated, on_every_split, whole, without_timestep
 from diffleak.stats.reasons import reworded
 from diffleak.work.progress import progress
-from diffleak.work.reading import Unreadable, found_at, load_column, load_rows, opened, opened_parquet
+from diffleak.work.reading import Unreadable, found_at, load_columns, load_parquet, opened, opened_parquet, parsing
 
 COLUMNS = "id,member,score"
 MUST = f"FILE must be a CSV or Parquet file of {COLUMNS}"
@@ -41,11 +42,11 @@ TRUTH = {"true": 1.0, "false": 0.0}
 class Table(NamedTuple):
     """The names of a file's columns, and what gives the values of one: text from CSV, as stored from Parquet.
 
-    A column that is not used may hold anything.
+    A column that is not used may hold anything. Numbers of Parquet without a missing one come as an array.
     """
 
     names: list[str]
-    column: Callable[[str], list[Any]]
+    column: Callable[[str], list[Any] | np.ndarray]
 
 
 class Read(NamedTuple):
@@ -63,9 +64,14 @@ def evaluate_file(path: Path, convention: str = "member-exact", column: str = "s
     A column `part` (calibrate / test), as in samples.csv, makes every number one of the test part. Raises `UserError` for
     a file that cannot be read, lacks a column, repeats an id, or holds anything but 0/1 members and finite scores.
     """
+    return evaluate_and_say(path, convention, column)[0]
+
+
+def evaluate_and_say(path: Path, convention: str = "member-exact", column: str = "score") -> tuple[Result, str | None]:
+    """The statistics of a file as `evaluate_file` gives them, and in words which number they are where the file has parts."""
     ids, member, scores, test = _checked(path, column)
     part = None if test is None or test.all() else (test[member], test[~member])
-    names = [[image_id for image_id, of in zip(ids, member, strict=True) if of == side] for side in (True, False)]
+    names = [[*compress(ids, side.tolist())] for side in (member, ~member)]
     result = evaluate(scores[member], scores[~member], convention, part, (names[0], names[1]))
     if part is not None:
         assert test is not None, "there is a part only where there is a column of it"
@@ -73,7 +79,8 @@ def evaluate_file(path: Path, convention: str = "member-exact", column: str = "s
     else:
         achieved = reworded(result.achieved_fpr, int(member.sum()), int((~member).sum()), DEFAULT_FRACTION)
         result = result.model_copy(update={"achieved_fpr": achieved})
-    return result.model_copy(update={"attack": column})
+    result = result.model_copy(update={"attack": column})
+    return result, None if part is None else _which_number(path, column, result)
 
 
 def calibrate_file(path: Path, images: str | Path, column: str = "score") -> tuple[Result, Result]:
@@ -164,15 +171,12 @@ def _record_beside(path: Path) -> AuditRecord | None:
         return None
 
 
-def which_number(path: Path, column: str, result: Result) -> str | None:
-    """What the numbers of a file with parts are of, and why they are not those of the audit that wrote it; None without parts.
+def _which_number(path: Path, column: str, result: Result) -> str:
+    """What the numbers of a file with parts are of, and why they are not those of the audit that wrote it.
 
     An audit of small sides reports medians over repeated divisions. samples.csv holds one of them, and the scores at the timestep
     that most of them chose.
     """
-    table = _read(path)
-    if "part" not in table.names or set(table.column("part")) == {"test"}:
-        return None
     said = (
         f"these numbers are of the {result.n_members + result.n_nonmembers} images of the test part, one division of the images in {path}"
     )
@@ -216,34 +220,35 @@ def _read(path: Path) -> Table:
 
 
 def _read_csv(path: Path) -> Table:
-    lines = load_rows(path)
-    if not lines:
+    names, values, odd = load_columns(path)
+    if not names:
         raise Unreadable("it is empty")
-    header, *rows = lines
-    header = [name.strip() for name in header]
+    header = [name.strip() for name in names]
     if header[0].startswith("#"):
         raise UserError(f"{path} must begin with the names of its columns, {COLUMNS}; its first line is a comment: '{shown(header[0])}'")
     if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
         mark = next(mark for mark in ";\t|" if mark in header[0])
         raise UserError(f"the columns of {path} must be separated by commas, with a point in decimals; its first line has {mark!r}")
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise UserError(f"{path} must have {len(header)} columns in every row; row {number} has {len(row)}")
-    return Table(header, lambda name: [row[header.index(name)] for row in rows])
+    if odd:
+        raise UserError(f"{path} must have {len(header)} columns in every row; row {odd[0]} has {odd[1]}")
+    return Table(header, lambda name: values[header.index(name)])
 
 
 def _read_parquet(path: Path) -> Table:
     with opened_parquet(path) as file:
         schema = file.schema_arrow
 
-    def column(name: str) -> list[Any]:
+    def column(name: str) -> list[Any] | np.ndarray:
         import pyarrow.types as types
 
         kind = schema.field(name).type
         if types.is_nested(kind):
             raise UserError(f"the columns of {path} must hold a text or a number in every row; {shown(name)} holds {shown(kind)}")
         try:
-            return load_column(path, name)
+            found = load_parquet(path, [name]).column(0)
+            with parsing():
+                plain = types.is_integer(kind) or types.is_float32(kind) or types.is_float64(kind)
+                return found.to_numpy() if plain and not found.null_count else found.to_pylist()
         except Unreadable as error:
             raise UserError(f"the column {shown(name)} of {path} cannot be read ({error})") from None
 
@@ -251,14 +256,16 @@ def _read_parquet(path: Path) -> Table:
 
 
 def _ids(table: Table, path: Path) -> list[str]:
-    values = table.column("id")
-    missing = [row for row, value in enumerate(values, 1) if value in ("", None) or value != value]
-    if missing:
-        raise UserError(f"{path} must have an id in every row; {len(missing):,} have none (first: row {missing[0]:,})")
+    given = table.column("id")
+    values = given.tolist() if isinstance(given, np.ndarray) else given
+    if not {*map(type, values)} <= {str, int} or "" in values:
+        missing = [row for row, value in enumerate(values, 1) if value in ("", None) or value != value]
+        if missing:
+            raise UserError(f"{path} must have an id in every row; {len(missing):,} have none (first: row {missing[0]:,})")
     ids = list(map(str, values))
-    twice = next((image_id for image_id, times in Counter(ids).items() if times > 1), None)
-    if twice is not None:
-        raise UserError(f"{path} must name each id once; it repeats {len(ids) - len(set(ids)):,} (first: {shown(twice)})")
+    if (distinct := len({*ids})) < len(ids):
+        twice = next(image_id for image_id, times in Counter(ids).items() if times > 1)
+        raise UserError(f"{path} must name each id once; it repeats {len(ids) - distinct:,} (first: {shown(twice)})")
     return ids
 
 
@@ -272,20 +279,36 @@ def _test_half(table: Table, path: Path) -> Bool[np.ndarray, " n"]:
 
 def _members(table: Table, path: Path) -> Bool[np.ndarray, " n"]:
     values = table.column("member")
-    numbers = [_number(value) for value in values]
-    bad = next((row for row, number in enumerate(numbers) if number not in (0, 1)), None)
-    if bad is not None:
-        raise UserError(f"{path}: member must be 0 or 1; got {shown(values[bad]) or None} in row {bad + 1:,}")
-    return np.array(numbers, dtype=bool)
+    numbers = _numbers(values)
+    bad = np.flatnonzero((numbers != 0) & (numbers != 1))
+    if len(bad):
+        raise UserError(f"{path}: member must be 0 or 1; got {shown(_value(values, int(bad[0]))) or None} in row {bad[0] + 1:,}")
+    return numbers.astype(bool)
 
 
 def _scores(table: Table, path: Path, column: str) -> Float64[np.ndarray, " n"]:
     values = table.column(column)
-    numbers = [np.nan if value in ("", None) else _number(value) for value in values]
-    bad = next((row for row, number in enumerate(numbers) if number is None), None)
-    if bad is not None:
-        raise UserError(f"{path}: {shown(column)} must hold numbers; got '{shown(values[bad])}' in row {bad + 1:,}")
-    return np.array(numbers, dtype=np.float64)
+    numbers = _numbers(values)
+    unknown_ones = ((row, _value(values, row)) for row in np.flatnonzero(np.isnan(numbers)).tolist())
+    bad = next(((row, value) for row, value in unknown_ones if value not in ("", None) and _number(value) is None), None)
+    if bad:
+        raise UserError(f"{path}: {shown(column)} must hold numbers; got '{shown(bad[1])}' in row {bad[0] + 1:,}")
+    return numbers
+
+
+def _value(values: Sequence[Any] | np.ndarray, row: int) -> Any:
+    return values[row].item() if isinstance(values, np.ndarray) else values[row]
+
+
+def _numbers(values: Sequence[Any] | np.ndarray) -> Float64[np.ndarray, " n"]:
+    """A number for each value, NaN for one that is none."""
+    if isinstance(values, np.ndarray):
+        return values.astype(np.float64)
+    try:
+        return np.fromiter(map(float, values), np.float64, len(values))
+    except (TypeError, ValueError, OverflowError):  # some are words, or missing
+        found = map(_number, values)
+        return np.fromiter((np.nan if number is None else number for number in found), np.float64, len(values))
 
 
 def _number(value: Any) -> float | None:

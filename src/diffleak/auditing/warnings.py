@@ -48,6 +48,16 @@ def about_equal_scores(scores: Sequence[Scores]) -> tuple[str, ...]:
     )
 
 
+def about_memory(prepared: Prepared, halved_to: int | None) -> tuple[str, ...]:
+    """That memory ran out, and what it changed; nothing where it did not."""
+    if halved_to is None:
+        return ()
+    return (
+        f"memory ran out: some images were scored in batches of {halved_to:,}, where the plan has {prepared.plan.batch_size:,}; this "
+        "changes the last digits of their scores",
+    )
+
+
 def about_copies(scan: Scan) -> tuple[str, ...]:
     """How many held-out images are near-duplicates of members, without their names, which a report may not show; nothing where none is."""
     count = int(beside_members(scan.clusters, scan.cohort.member).sum())

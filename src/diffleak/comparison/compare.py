@@ -8,8 +8,9 @@ of the other, with scores at the timestep chosen most often, and medians over th
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -138,7 +139,8 @@ def _made_alike(run: Run, other: Run, attack: str) -> bool:
 def _entry(entry: EntryRuns, baseline: EntryRuns, attacks: Sequence[str], quality: tuple[Quality, str] | None, seed: int) -> Entry:
     """One entry's results, and its differences unless it is the baseline itself."""
     other = None if entry is baseline else baseline
-    results = [_result(run, attack, other, seed) for run in entry.runs for attack in attacks]
+    once = cache(lambda first, second: difference(first, second, seed))  # that of the worst attack is also one of the results
+    results = [_result(run, attack, other, once) for run in entry.runs for attack in attacks]
     run, attack, chosen_on = _worst(entry.runs, attacks)
     against = _worst(baseline.runs, attacks)
     return Entry(
@@ -150,7 +152,7 @@ def _entry(entry: EntryRuns, baseline: EntryRuns, attacks: Sequence[str], qualit
             attack=attack,
             chosen_on=chosen_on,
             not_excluded=run.result(attack).auc.high,
-            difference=None if other is None else difference((run, attack), against[:2], seed),
+            difference=None if other is None else once((run, attack), against[:2]),
         ),
         quality=quality[0] if quality else None,
         quality_file=quality[1] if quality else None,
@@ -174,7 +176,7 @@ def _described(run: Run) -> ComparedRun:
     )
 
 
-def _result(run: Run, attack: str, baseline: EntryRuns | None, seed: int) -> ComparedResult:
+def _result(run: Run, attack: str, baseline: EntryRuns | None, differ: Callable[..., Difference]) -> ComparedResult:
     found = run.result(attack)
     against = None if baseline is None else _worst(baseline.runs, (attack,), controls=True)
     return ComparedResult(
@@ -190,7 +192,7 @@ def _result(run: Run, attack: str, baseline: EntryRuns | None, seed: int) -> Com
         tpr_at_1pct=found.tpr(0.01),
         n_members=found.n_members,
         n_nonmembers=found.n_nonmembers,
-        difference=None if against is None else difference((run, attack), against[:2], seed),
+        difference=None if against is None else differ((run, attack), against[:2]),
     )
 
 

@@ -5,7 +5,7 @@ No torch here.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,6 +146,7 @@ def _read(name: str) -> Run:
     return Run(name, read_record(folder), read_samples(folder))
 
 
+@lru_cache(maxsize=2)  # the attacks of two runs are compared one after another
 def pair(first: Run, second: Run) -> Pairing:
     """The images of both runs, and what they count as in both.
 
@@ -162,22 +163,33 @@ def pair(first: Run, second: Run) -> Pairing:
         counts = lambda run: f"groups by {shown(run.record.plan.group)}" if run.record.plan.group is not None else "images"
         how = " and ".join(f"{run.name} counts {counts(run)}" for run in (first, second))
         raise UserError(f"runs must count the same to be compared; {how}: audit both with the same --group, or both without")
-    shared = [i for i in first.images.ids if i in second.rows]
-    if not shared:
+    rows = _shared_rows(first, second)
+    if not len(rows[0]):
         looks = " and ".join(f"{shown(run.images.ids[0])} in {run.name}" for run in (first, second))
         raise UserError(f"runs are compared image by image, so they must share ids; these share none (ids look like {looks})")
-    rows = [np.array([run.rows[i] for i in shared], dtype=np.int64) for run in (first, second)]
     members = [run.images.member[r] for run, r in zip((first, second), rows, strict=True)]
     differ = np.flatnonzero(members[0] != members[1])
     if len(differ):
+        odd = first.images.ids[rows[0][differ[0]]]
         raise UserError(
             f"an image must be on the same side in both runs; {len(differ)} ids are members in only one of {first.name} and {second.name} "
-            f"(first: {shown(shared[differ[0]])}): audit both with the same split, or a teacher with its half of the members"
+            f"(first: {shown(odd)}): audit both with the same split, or a teacher with its half of the members"
         )
     one, two = (numbered(run.number[r]) for run, r in zip((first, second), rows, strict=True))
-    unit = chained(one, two)
+    differ_in_units = not np.array_equal(one, two)
+    unit = chained(one, two) if differ_in_units else one
     where = np.unique(unit, return_index=True)[1]
-    return Pairing(rows[0], rows[1], unit, members[0][where], not np.array_equal(one, two))
+    return Pairing(rows[0], rows[1], unit, members[0][where], differ_in_units)
+
+
+def _shared_rows(first: Run, second: Run) -> tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"]]:
+    """The rows in both runs of the images that they share, in the order of the first."""
+    if first.images.ids == second.images.ids:
+        rows = np.arange(len(first.images.ids))
+        return rows, rows
+    shared = [i for i in first.images.ids if i in second.rows]
+    of = lambda run: np.array([run.rows[i] for i in shared], dtype=np.int64)
+    return of(first), of(second)
 
 
 def read_scores(run: Run, attack: str) -> Scores | None:

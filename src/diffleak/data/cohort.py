@@ -73,6 +73,11 @@ class Cohort:
         values = ((sides[0 if m else 1], int(i)) for m, i in zip(self.member, self.position, strict=True))
         return tuple(none if side is None else side[i] for side, i in values)
 
+    @property
+    def side_by_side(self) -> bool:
+        """True where several threads may read images at once."""
+        return all(source.side_by_side for source in self.sources)
+
     def read(self, row: int) -> Pixels:
         """The pixels of the image in a row; raises `UnreadableImage`, whose message names the file unless the cohort is anonymous."""
         return self.decoded(row).pixels

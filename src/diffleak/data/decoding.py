@@ -6,7 +6,8 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from threading import Lock
+from typing import BinaryIO, NamedTuple, final
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -37,6 +38,31 @@ class UnreadableImage(UserError):
     """One image that cannot be decoded; `--skip-unreadable` turns it into a recorded omission."""
 
 
+@final
+class _BombsRaise:
+    """Pillow's warning of a decompression bomb as an error while any thread decodes: the filters of warnings are those of all threads."""
+
+    def __init__(self) -> None:
+        self._guard, self._inside, self._before = Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._guard:
+            if not self._inside:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            self._inside += 1
+
+    def __exit__(self, *raised: object) -> None:
+        with self._guard:
+            self._inside -= 1
+            if not self._inside:
+                self._before.__exit__(None, None, None)
+
+
+BOMBS_RAISE = _BombsRaise()
+
+
 class Decoded(NamedTuple):
     """The pixels of one image and what was done to it."""
 
@@ -53,15 +79,13 @@ def decode(content: bytes | Path, name: str, decoding: Decoding = AS_TRAINERS) -
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated files would be audited as grey areas")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with _stream(content) as stream, Image.open(stream) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UnreadableImage(
-                        f"{name}: {image.width} x {image.height} pixels is above the limit of {MAX_PIXELS:,} "
-                        f"(a decompression bomb?); shrink it{SKIP_HINT}"
-                    )
-                return _decoded(image, name, decoding)
+        with BOMBS_RAISE, _stream(content) as stream, Image.open(stream) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableImage(
+                    f"{name}: {image.width} x {image.height} pixels is above the limit of {MAX_PIXELS:,} "
+                    f"(a decompression bomb?); shrink it{SKIP_HINT}"
+                )
+            return _decoded(image, name, decoding)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"{name}: {error}; shrink it{SKIP_HINT}") from None
     except UnidentifiedImageError:

@@ -1,10 +1,11 @@
 """Draws of images by id and seed: who is trained on, and which part settings are chosen on. Knows ids only, no images."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from diffleak.errors import UserError
 
@@ -31,8 +32,7 @@ def toss(ids: tuple[str, ...], seed: int) -> tuple[tuple[str, ...], tuple[str, .
 
 def keyed_order(ids: tuple[str, ...], *key: object) -> list[str]:
     """`ids` in an order that depends on nothing but each id and `key`."""
-    prefix = "\0".join(map(str, key))
-    return sorted(ids, key=lambda i: hashlib.blake2b(f"{prefix}\0{i}".encode(), digest_size=16).digest())
+    return [image_id for _, image_id in sorted(zip(_keyed(ids, *key), ids, strict=True), key=itemgetter(0))]
 
 
 def ids_digest(ids: Sequence[str]) -> str:
@@ -66,9 +66,28 @@ def calibrate_part(
 ) -> Bool[np.ndarray, " n"]:
     """Which images settings are chosen on: `fraction` of each side, at most `most` of them, by a hash of id, seed and repeat."""
     calibrate = np.zeros(len(ids), dtype=bool)
-    position = {image_id: i for i, image_id in enumerate(ids)}
     for side in (True, False):
-        own = tuple(image_id for image_id, is_member in zip(ids, member, strict=True) if is_member == side)
-        for image_id in keyed_order(own, "calibrate", seed, repeat)[: calibrate_size(len(own), fraction)][:most]:
-            calibrate[position[image_id]] = True
+        rows = np.flatnonzero(member == side)
+        size = calibrate_size(len(rows), fraction)
+        own = [ids[row] for row in rows.tolist()]
+        calibrate[rows[_first_keyed(own, size if most is None else min(size, most), "calibrate", seed, repeat)]] = True
     return calibrate
+
+
+def _first_keyed(ids: Sequence[str], count: int, *key: object) -> Int64[np.ndarray, " count"]:
+    """The rows of the first `count` ids of `keyed_order`, in no order: without sorting all of them."""
+    if not count:
+        return np.empty(0, dtype=np.int64)
+    digests = np.frombuffer(b"".join(_keyed(ids, *key)), dtype=">u8").astype(np.uint64)
+    first, second = digests[::2], digests[1::2]
+    rows = np.flatnonzero(first <= np.partition(first, count - 1)[count - 1])
+    return rows[np.lexsort((second[rows], first[rows]))[:count]] if len(rows) > count else rows
+
+
+def _keyed(ids: Sequence[str], *key: object) -> Iterator[bytes]:
+    """A hash of each id and `key`, of 16 bytes."""
+    start = hashlib.blake2b("".join(f"{part}\0" for part in key).encode(), digest_size=16)
+    for image_id in ids:
+        own = start.copy()
+        own.update(image_id.encode())
+        yield own.digest()

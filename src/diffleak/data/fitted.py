@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -10,7 +12,20 @@ from jaxtyping import Bool, UInt8
 from diffleak.data.cohort import Cohort
 from diffleak.data.decoding import UnreadableImage
 from diffleak.data.pixels import ImageShape, fit, pixel_hash, shape_of, without_alpha
-from diffleak.records.images import Decoding, Tally
+from diffleak.records.images import Decoding, Notes, Tally
+from diffleak.work.ahead import READERS, in_order
+from diffleak.work.threads import cores
+
+AHEAD = 64  # images that are read ahead, at most
+
+
+class _Fitted(NamedTuple):
+    """One image in the shape of the model's own, and what its file says."""
+
+    pixels: UInt8[np.ndarray, "h w c"]
+    hash: bytes
+    notes: Notes
+    resized: bool
 
 
 class FittedImages:
@@ -32,21 +47,29 @@ class FittedImages:
 
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w c"]]:
         """Raises `UnreadableImage` for a damaged file that is not skipped, and `UserError` for an image of another shape."""
-        for i, image_id in enumerate(self._cohort.ids):
-            try:
-                pixels, notes = self._cohort.decoded(i)
-            except UnreadableImage:
-                if not self._skip:
-                    raise
-                self.readable[i] = False
+        threads = min(READERS, cores()) if self._cohort.side_by_side else 1
+        reads = [partial(self._read, row) for row in range(len(self._cohort))]
+        for row, found in enumerate(in_order(reads, threads, AHEAD)):
+            if found is None:
+                self.readable[row] = False
                 continue
-            self.tally = self.tally.plus(notes)
-            pixels = without_alpha(pixels, self._shape.channels)
-            self.hashes.append(pixel_hash(pixels))
-            self._digest.update(f"{image_id}\0{self.hashes[-1].hex()}\n".encode())
-            fitted = fit(pixels, self._shape, self._resize, image_id)
-            self.resized += shape_of(pixels) != self._shape
-            yield fitted
+            self.tally = self.tally.plus(found.notes)
+            self.hashes.append(found.hash)
+            self._digest.update(f"{self._cohort.ids[row]}\0{found.hash.hex()}\n".encode())
+            self.resized += found.resized
+            yield found.pixels
+
+    def _read(self, row: int) -> "_Fitted | None":
+        """One image, of which nothing but the file counts; None for a damaged file that is skipped."""
+        try:
+            pixels, notes = self._cohort.decoded(row)
+        except UnreadableImage:
+            if not self._skip:
+                raise
+            return None
+        pixels = without_alpha(pixels, self._shape.channels)
+        hashed, resized = pixel_hash(pixels), shape_of(pixels) != self._shape
+        return _Fitted(fit(pixels, self._shape, self._resize, self._cohort.ids[row]), hashed, notes, resized)
 
     def batches(self, size: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
         """The images, `size` at a time."""

@@ -38,7 +38,7 @@ class ImageSource:
     None where the data has none at all; `names()` is what the files that hold them name, None without such files. `decoded(i)` is image i
     with what was done to it by the choices of `decoding`; `left_out` counts the files of a folder that were not read; `said()` is
     where captions and labels are, for people, and never raises. `column(name)` is what a column of the data holds for each image, None for
-    an image without a value, and None alone where the data has no such column.
+    an image without a value, and None alone where the data has no such column. `side_by_side`: several threads may read images at once.
     """
 
     name: str
@@ -52,6 +52,7 @@ class ImageSource:
     names: Callable[[], Names | None] = lambda: None
     said: Callable[[], Said] = lambda: NOTHING_SAID
     column: Callable[[str], tuple[Any, ...] | None] = lambda name: None
+    side_by_side: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -146,6 +146,7 @@ def _image_folder(path: Path, listing: Listing, decoding: Decoding) -> ImageSour
         lambda: _names_in_folder(path, ids, find_sidecars(path, files)),
         lambda: _said_in_folder(path, ids, find_sidecars(path, files)),
         lambda name: column_of(path, ids, name),
+        side_by_side=True,
     )
 
 

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
 
-import torch
 import yaml
 
 from diffleak import hub
 from diffleak.config import build, read_yaml
 from diffleak.data.split import FILE, Split, find_split
 from diffleak.defenses.config import DefendConfig
+from diffleak.diffusion.devices import accelerators, one_accelerator_each
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.training.config import TrainConfig
@@ -131,20 +131,17 @@ def _side_by_side(config: DefendConfig) -> bool:
         return False
     if config.side_by_side is not None:
         return config.side_by_side
-    accelerators = torch.cuda.device_count() if config.device == "auto" else 0
-    return accelerators >= 2 or (not accelerators and (os.cpu_count() or 1) >= 2)
+    found = accelerators() if config.device == "auto" else 0
+    return found >= 2 or (not found and (os.cpu_count() or 1) >= 2)
 
 
 def _run_side_by_side(folders: Sequence[Path]) -> None:
     """One `diffleak train` per teacher; their lines carry the teacher's name, and the first failure stops both."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    devices = [name for name in visible.split(",") if name] or [str(number) for number in range(torch.cuda.device_count())]
     processes, threads, last = [], [], ["" for _ in folders]
     ended = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if current_thread() is main_thread() else None
-    for number, folder in enumerate(folders):
-        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {})}
+    for number, (folder, sees) in enumerate(zip(folders, one_accelerator_each(len(folders)), strict=True)):
         command = [sys.executable, "-m", "diffleak", "train", "-C", str(folder / "train.yaml")]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **sees})
         processes.append(process)
         threads.append(Thread(target=_relay, args=(process.stderr, folder.name, number, last), daemon=True))
         threads[-1].start()

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from diffleak.diffusion.compiled import Compiled
 from diffleak.diffusion.conditions import Prompts, chosen, joined
 from diffleak.diffusion.own_code import called
 from diffleak.diffusion.preconditioning import Preconditioning
@@ -173,7 +174,8 @@ class NetworkDenoiser(Denoiser, subject="the network"):
     With `classes` it is conditioned on labels in [0, classes): `cond` is then an integer per image. With `ask`, which knows
     how a text-to-image network is called, `cond` is the `Prompts` of the images. With `learned_variance` the network appends
     as many channels of variance, which are dropped. `adapted` is what a LoRA added to its weights. `precondition` is the way into
-    the network and out of it of a variance-exploding model, whose prediction type is "preconditioned".
+    the network and out of it of a variance-exploding model, whose prediction type is "preconditioned". `compiled` answers in the place
+    of the network where nothing is to be differentiated.
     """
 
     network: torch.nn.Module
@@ -184,6 +186,7 @@ class NetworkDenoiser(Denoiser, subject="the network"):
     learned_variance: bool = False
     adapted: Mapping[str, LowRank] = field(default_factory=dict)
     precondition: Preconditioning | None = None
+    compiled: Compiled | None = None
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         return self.at_once(x_t, (t,), cond)
@@ -209,14 +212,15 @@ class NetworkDenoiser(Denoiser, subject="the network"):
     def _prediction(self, x_t: Float[Tensor, "b *s"], times: Float[Tensor, " b"] | Int64[Tensor, " b"], cond: Any) -> Float[Tensor, "b *s"]:
         """What the network predicts, whatever that is, each image at a time of its own."""
         dtype = next(self.network.parameters()).dtype
+        network = self.network if self.compiled is None or torch.is_grad_enabled() else self.compiled
         try:
             if isinstance(cond, Prompts) and self.ask:
                 conditions = {name: value.to(dtype) if value.is_floating_point() else value for name, value in cond.tensors.items()}
-                prediction = self.ask(self.network, x_t.to(dtype), times, conditions)
+                prediction = self.ask(network, x_t.to(dtype), times, conditions)
             elif cond is None and self.classes is None and not self.ask:
-                prediction = self.network(x_t.to(dtype), times).sample
+                prediction = network(x_t.to(dtype), times).sample
             elif isinstance(cond, Tensor) and self.classes is not None:
-                prediction = self.network(x_t.to(dtype), times, class_labels=cond).sample
+                prediction = network(x_t.to(dtype), times, class_labels=cond).sample
             else:
                 labels = "no condition" if self.classes is None else f"labels of {self.classes} classes as its condition"
                 expected = "captions as its condition" if self.ask else labels

@@ -4,6 +4,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from diffleak.diffusion.devices import name_of
 from diffleak.records.plan import Environment
 
 PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "scipy", "scikit-learn", "pyarrow", "pillow")
@@ -11,25 +12,23 @@ PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "scipy", "scikit-learn"
 
 def environment(target: Any, threads: int, seed: int, data_fingerprint: str) -> Environment:
     """The environment of this process auditing `target` with `threads` chunks side by side."""
-    import torch
-
     found = {}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    name = torch.cuda.get_device_name(target.device) if target.device.startswith("cuda") else platform.processor() or platform.machine()
     return Environment(
         diffleak=version("diffleak"),
         python=platform.python_version(),
         platform=platform.platform(),
         packages=found,
         device=target.device,
-        device_name=name,
+        device_name=name_of(target.device),
         dtype=target.dtype,
         threads=threads,
         seed=seed,
         model_fingerprint=target.fingerprint,
         data_fingerprint=data_fingerprint,
+        faster=target.faster or None,
     )

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffleak.diffusion.devices import on_device
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -32,7 +34,7 @@ class Noise:
     def __call__(self, draw: int) -> Float[Tensor, "b *s"]:
         if draw not in self._drawn:
             normals = np.stack([_normals(self.seed, i + self._suffix, draw, self.shape) for i in self.ids])
-            self._drawn[draw] = torch.from_numpy(normals).to(device=self.device, dtype=self.dtype)
+            self._drawn[draw] = on_device(torch.from_numpy(normals), self.device, self.dtype)
         return self._drawn[draw].clone()  # whatever is done to it, the next caller gets the same normals
 
     @property

@@ -1,7 +1,6 @@
 """What a command is about: a denoiser, the images it takes and where it runs; and how much of it runs at once."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.codec import Codec, Identity
 from diffleak.diffusion.conditions import TextEncoder
 from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser, unguided
+from diffleak.diffusion.devices import by_device
 from diffleak.records.headers import GivenAway
 from diffleak.records.plan import Adapter, Embedding
 from diffleak.work.folder import UNKNOWN
@@ -36,7 +36,8 @@ class Target:
     libraries that read the weights, and of how far rounding changed an adapter. `network` is the denoiser that took the place of the
     model's own, and `weights` what was chosen where there were averaged ones and others, ema or non_ema; the fingerprint covers both.
     `headers` are what the files of the adapter and of a model in one file give away beside their weights. `made_by` is the function of
-    the user's own that made the model, as package.module:function, and `code` a hash of its module.
+    the user's own that made the model, as package.module:function, and `code` a hash of its module. `faster` are the ways of
+    `devices.faster_ways`, and "compiled", by which its forwards are faster and right to some digits only.
     """
 
     denoiser: Denoiser
@@ -62,6 +63,7 @@ class Target:
     headers: tuple[GivenAway, ...] = ()
     made_by: str | None = None
     code: str | None = None
+    faster: tuple[str, ...] = ()
 
     @property
     def x_dtype(self) -> torch.dtype:
@@ -82,13 +84,8 @@ class Target:
         return not isinstance(self.codec, Identity)
 
 
-BATCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**21}
+BATCH_ELEMENTS = {"cpu": 2**17, "accelerator": 2**21}
 MAX_BATCH = 256
-
-
-def by_device(sizes: Mapping[str, int], device: str) -> int:
-    """The size for a kind of device: "cpu", or "cuda" for every accelerator."""
-    return sizes["cpu" if device == "cpu" else "cuda"]
 
 
 def auto_batch_size(shape: ImageShape, device: str) -> int:
@@ -103,6 +100,5 @@ def side_by_side(target: Target) -> int:
     Processes that a launcher started on one machine share its cores. An accelerator takes one chunk at a time, and so
     does a function, which may not be made for several threads.
     """
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     networks = all(isinstance(unguided(exposed), NetworkDenoiser) for exposed in target.denoiser.exposed)
-    return max(1, cores() // local) if target.device == "cpu" and networks else 1
+    return cores() if target.device == "cpu" and networks else 1

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from diffleak.diffusion.devices import float64
 from diffleak.errors import UserError
 from diffleak.geometry.operators import LinearMap
 
@@ -26,7 +27,7 @@ def hutchinson(J: LinearMap, probes: Iterable[Float[Tensor, "_ b *x"]]) -> Float
     total: Tensor | None = None
     count = 0
     for block in probes:
-        squares = _float64(J.vjp(block)).square().sum(dim=0)
+        squares = float64(J.vjp(block)).square().sum(dim=0)
         total = squares if total is None else total + squares
         count += len(block)
     if total is None:
@@ -46,7 +47,7 @@ def singular_values(J: LinearMap, V0: Float[Tensor, "l b *z"], power: int = 2, v
     vectors = vectors or len(V0)
     forward = lambda V: _columns(J.jvp, V, tuple(J.z.shape), vectors, J.z)
     backward = lambda Y: _columns(J.vjp, Y, J.x_shape, vectors, J.z)
-    V = _qr(_float64(V0).flatten(start_dim=2).permute(1, 2, 0))
+    V = _qr(float64(V0).flatten(start_dim=2).permute(1, 2, 0))
     for _ in range(power):
         V = _qr(backward(forward(V)))
     Q = _qr(forward(V))
@@ -57,7 +58,7 @@ def _columns(
     product: Callable[[Tensor], Tensor], columns: Float64[Tensor, "b n l"], shape: tuple[int, ...], vectors: int, like: Tensor
 ) -> Float64[Tensor, "b m l"]:
     blocks = columns.permute(2, 0, 1).split(vectors)
-    products = [_float64(product(block.to(like).reshape(len(block), *shape))).flatten(start_dim=2) for block in blocks]
+    products = [float64(product(block.to(like).reshape(len(block), *shape))).flatten(start_dim=2) for block in blocks]
     return torch.cat(products).permute(1, 2, 0)
 
 
@@ -75,7 +76,3 @@ def _derivative(values: Float64[Tensor, "b *s"]) -> Float64[Tensor, "b *s"]:
                 f"{len(size)} images; check the latents and the decoder's weights, and use a codec whose decode is smooth"
             )
     return values
-
-
-def _float64(x: Float[Tensor, "*s"]) -> Float64[Tensor, "*s"]:
-    return (x.cpu() if x.device.type == "mps" else x).double()  # Apple's devices have no float64

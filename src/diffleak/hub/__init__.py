@@ -12,10 +12,11 @@ The only package that imports diffusers or knows its folder layout:
 A model in one file is `single_file`, which takes from such a folder what a file does not hold.
 """
 
+from diffleak.diffusion.devices import checked_device
 from diffleak.hub.classes import class_names
 from diffleak.hub.codecs import codec_fingerprint, codec_of, latent_shape, load_codec, same_codec
 from diffleak.hub.folders import AUTOENCODER_FOLDERS, DUAL, INDEX, PARTS, fingerprint, folder_of, heard, located, text_fingerprint
-from diffleak.hub.loading import checked_device, load, load_pair, save_dual, settings_of, target_of, training_records, unpack
+from diffleak.hub.loading import load, load_pair, save_dual, settings_of, target_of, training_records, unpack
 from diffleak.hub.making import (
     add_lora,
     flow_schedule,

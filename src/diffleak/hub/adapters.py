@@ -13,8 +13,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from diffleak.diffusion.denoiser import LowRank
+from diffleak.diffusion.devices import without_tf32
 from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, shown
 from diffleak.hub import effect
 from diffleak.hub.configs import read_json
@@ -140,7 +140,7 @@ def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str]
         refuse_other_kinds(raw, settings)
         changes = updates(raw, settings, networks)
         was = effect.before(changes, networks)
-        with _exact():
+        with without_tf32():  # which would round what they add to three digits
             ways = _by_peft(pipeline, networks, raw, file, settings, of_peft) if all(update.plain for update in changes) else None
             if ways is None:
                 effect.merge(changes, networks, scale)
@@ -302,10 +302,3 @@ def _read(file: Path) -> dict[str, Tensor]:
     if second and not any(value.any() for value in second):
         raise UserError(f"the LoRA {file} changes nothing: all of its B matrices are zero, as they are before training")
     return raw
-
-
-@contextmanager
-def _exact() -> Iterator[None]:
-    """Without TF32, in which accelerators multiply convolutions unless they are kept from it, to three digits."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffleak.diffusion.devices import float64
 from diffleak.errors import UserError
 from diffleak.hub.updates import Update
 
@@ -67,14 +68,14 @@ def check(changes: Iterable[Update], was: Before, networks: Mapping[str, Any], s
         raise UserError(f"it changes the layers of the network ({odd}) and not only their weights, which is another model")
     for update in changes:
         name = update.name.removesuffix(".weight")
-        now = values[update.name].detach()
-        now = now.cpu() if now.device.type == "mps" else now  # which has no float64
+        stored = values[update.name].detach()
+        now = float64(stored)
         weight = was.weights[update.name].to(now.device, torch.float64)
         right, product = update.merged(weight, scale), update.product(weight)
-        change, moved = right - weight, now.double() - weight
-        kind_of, units = torch.finfo(now.dtype), 4 if update.kind.endswith("DoRA") else 1
+        change, moved = right - weight, now - weight
+        kind_of, units = torch.finfo(stored.dtype), 4 if update.kind.endswith("DoRA") else 1
         rounding = units * kind_of.eps * (weight.abs() + change.abs() + 2 * kind_of.smallest_normal)  # below that, steps stay as they are
-        if not ((now.double() - right).abs() <= TOLERANCE * change.abs().max() + rounding).all():
+        if not ((now - right).abs() <= TOLERANCE * change.abs().max() + rounding).all():
             expected, size = scale * update.strength, float((product * product).sum())
             seen = float((moved * product).sum()) / size if size else math.nan
             factors = "" if update.rank is None else f"alpha {update.alpha:g}, rank {update.rank}, "

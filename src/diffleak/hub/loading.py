@@ -21,7 +21,9 @@ from diffleak.data.pixels import ImageShape
 from diffleak.data.split import own_split
 from diffleak.diffusion import Choice
 from diffleak.diffusion.codec import Autoencoder, Codec
+from diffleak.diffusion.compiled import Compiled
 from diffleak.diffusion.denoiser import Ask, Denoiser, Guided, LowRank, NetworkDenoiser, PredictionType
+from diffleak.diffusion.devices import checked_device, faster_ways, laid_out
 from diffleak.diffusion.dual import Dual, refuse_incompatible
 from diffleak.diffusion.preconditioning import ROUNDING, Preconditioning
 from diffleak.diffusion.schedule import Schedule
@@ -74,6 +76,7 @@ OF_LOADING = {  # settings that decide what `load` gives
     "lora": "a LoRA is applied",
     "embedding": "an embedding is added",
     "offload": "weights are offloaded",
+    "compile": "its network is compiled",
 }
 LEGACY = {"Transformer2DModel": "DiTTransformer2DModel"}  # the class name in the first DiT folders
 OTHER_PARTS = ("vqmodel", "movq")
@@ -113,6 +116,8 @@ def load(
     weights: str | None = None,
     model_config: str | Path | None = None,
     offload: bool = False,
+    fast: bool | None = None,
+    compile: bool = False,
 ) -> Target:
     """The model in a diffusers folder, of a hub id, or in one file, ready to be audited.
 
@@ -128,6 +133,8 @@ def load(
     `model_config` is the same model as a diffusers folder or hub id, whose settings a model in one file needs (see `single_file`);
     without it they are fetched.
     `offload` keeps the denoiser's weights out of the memory of an accelerator, but for the layer that runs (see `hub.offload`).
+    `fast` allows, or forbids, what makes an accelerator faster and numbers right to some digits only (see `devices.faster_ways`), for
+    all of this process; None leaves it to torch. `compile` has torch compile the denoiser at its first forward (see `compiled`).
     Raises `UserError` for a folder that is no diffusers model, pickles that run code, networks that are not supported, and an
     adapter, an embedding or a network that does not match the model.
     """
@@ -177,7 +184,10 @@ def load(
     ask = asking(name, scaling(codec)[1] if isinstance(codec, Autoencoder) else 1) if name else None
     if offload and device == "cpu":
         say("note: --offload keeps weights out of the memory of an accelerator; on the CPU it changes nothing")
+    if offload and compile:
+        raise UserError("--compile makes one program of the denoiser, and --offload keeps it in layers; leave out one of them")
     home = "cpu" if offload else device
+    faster = tuple(way for way in faster_ways(device, dtype, fast) if home == device or way == "tf32")
     first = _denoiser(folder, network_folder, dtype, home, ask, chosen, single)
     beside = place_of(network) if network is not None else single.path.parent if single else folder  # where training left its records
     if network is not None and (beside / "scheduler").is_dir():
@@ -200,6 +210,7 @@ def load(
         said, denoiser = said + lines, replace(first, adapted=products)
     for each in denoiser.exposed if home != device else ():
         offload_weights(each.network, torch.device(device))  # type: ignore[attr-defined]
+    denoiser, faster = _made_faster(denoiser, faster, compile)
     embedded = embed(pipeline, embeddings)
     for added in (*(adapter_fingerprint(each.file, each.scale) for each in adapters), *map(embedding_fingerprint, embeddings)):
         which = hashlib.sha256(f"{which} {added}".encode()).hexdigest()
@@ -236,7 +247,18 @@ def load(
         headers=headers_of(
             model, network, [(adapter.record.name, adapter.file) for adapter in adapters], [(each.name, each.file) for each in embeddings]
         ),
+        faster=faster,
     )
+
+
+def _made_faster(denoiser: Any, faster: tuple[str, ...], compile: bool) -> tuple[Denoiser, tuple[str, ...]]:
+    """The denoiser with the networks laid out and compiled, and all the ways by which it is faster."""
+    for each in denoiser.exposed:
+        laid_out(each.network, faster)
+    if not compile:
+        return denoiser, faster
+    made = tuple(replace(each, compiled=Compiled(each.network)) for each in denoiser.exposed)
+    return replace(denoiser, teachers=made) if len(made) > 1 else made[0], (*faster, "compiled")
 
 
 def _turns(folder: Path) -> tuple[Choice, int]:
@@ -300,11 +322,22 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
     if loaded is None:
         settings = None if _of_reference(config) and not os.path.isfile(config.model) else config.model_config_
         given = (config.lora, config.lora_scale, config.embedding, config.network, config.weights, settings, config.offload)
-        return load(config.model, config.dtype, config.device, guidance_scale, *given)
+        return load(
+            config.model,
+            config.dtype,
+            config.device,
+            guidance_scale,
+            *given,
+            config.FAST if config.fast is None else config.fast,
+            config.compile,
+        )
     for name, what in OF_LOADING.items():
         if getattr(config, name) not in (None, False) and not (name == "model_config_" and _of_reference(config)):
             key = name.rstrip("_")
             raise UserError(f"{what} when a model is loaded: give diffleak.load(MODEL, {key}=...) as the target, and no {key} here")
+    if config.fast is not None:
+        raise UserError("fast is for a model that is not loaded yet: give diffleak.load(MODEL, fast=...) as the target, and no fast here")
+
     if config.model_from is not None:
         raise UserError("model_from makes a model, and one is given: leave out one of them")
     if guidance_scale != 1.0:
@@ -455,17 +488,6 @@ def _refuse_other_kinds(folder: Path) -> None:
     for part in OTHER_PARTS:
         if (folder / part).is_dir():
             raise UserError(f"{folder} has a {part}/ folder: models with image prompts cannot be audited")
-
-
-def checked_device(device: str | None) -> torch.device:
-    """The device to run on; None means the first accelerator, or the CPU. Raises `UserError` where it is not there."""
-    if device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    with refusing((RuntimeError, AssertionError, NotImplementedError), f"device '{device}' cannot be used ({WHY})", first_lines):
-        torch.empty(1, device=device)
-        return torch.device(device)
 
 
 def load_pair(teachers: tuple[Path, Path]) -> tuple[Target, Target]:

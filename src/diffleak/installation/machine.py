@@ -11,7 +11,6 @@ from typing import final
 
 from diffleak.errors import first_lines
 from diffleak.report.media.pdf import BROWSERS
-from diffleak.work.memory import free_memory
 from diffleak.work.threads import cores
 
 
@@ -46,15 +45,11 @@ class Machine:
 
 def devices() -> tuple[Device, ...]:
     """The CPU, and the accelerators that torch sees; those that a command takes by default come first."""
-    cpu = Device("cpu", platform.processor() or platform.machine(), free_memory("cpu"))
     if why_not("torch"):
-        return (cpu,)
-    import torch
+        return (Device("cpu", platform.processor() or platform.machine(), None),)
+    from diffleak.diffusion.devices import all_devices, free_memory, name_of
 
-    found = [Device(f"cuda:{i}", torch.cuda.get_device_name(i), free_memory(f"cuda:{i}")) for i in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        found.append(Device("mps", "Apple GPU", None))
-    return (*found, cpu)
+    return tuple(Device(name, name_of(name), free_memory(name)) for name in all_devices())
 
 
 def machine() -> Machine:

@@ -37,10 +37,11 @@ from diffleak.data.prompts import read_prompts
 from diffleak.diffusion.codec import Autoencoder
 from diffleak.diffusion.conditions import Prompts, one_at_a_time
 from diffleak.diffusion.denoiser import Counted, Guided
+from diffleak.diffusion.devices import by_device
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
-from diffleak.diffusion.target import Target, auto_batch_size, by_device, side_by_side
+from diffleak.diffusion.target import Target, auto_batch_size, side_by_side
 from diffleak.errors import UserError, shown
 from diffleak.generation import decoded
 from diffleak.prompts.config import Lists, PromptsConfig, one_list, read_lists, two_lists
@@ -71,7 +72,7 @@ from diffleak.work.memory import memory_message
 from diffleak.work.progress import say
 from diffleak.work.threads import Tick
 
-CHUNK = {"cpu": 8, "cuda": 64}  # prompts per file
+CHUNK = {"cpu": 8, "accelerator": 64}  # prompts per file
 FEWEST = 10  # prompts a list below which no interval says anything
 FRACTION = 0.2  # of the labelled prompts, on which weights are chosen
 FEWEST_WEIGHED = 50  # prompts a list, of which FRACTION are FEWEST
@@ -170,6 +171,7 @@ class Asking:
             latent_shape=f"{self.latent.channels} x {self.latent.height} x {self.latent.width}",
             dtype=target.dtype,
             device=target.device.partition(":")[0],
+            faster=target.faster or None,
         )
 
     def describe(self) -> str:

@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from diffleak.attacks.base import float64
 from diffleak.diffusion.conditions import Prompts
 from diffleak.diffusion.denoiser import Denoiser, Guided, without_and_with
+from diffleak.diffusion.devices import float64
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import sample
 

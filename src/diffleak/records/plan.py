@@ -64,6 +64,8 @@ class Environment(Record):
     """Hash of the model's weights and settings."""
     data_fingerprint: str
     """Hash of the ids and pixels of the images."""
+    faster: tuple[str, ...] | None = None
+    """Ways by which forwards are faster and right to some digits only, such as `tf32`, `channels_last` and `compiled`; null for none."""
 
 
 class Split(Record):
@@ -102,6 +104,8 @@ class Costs(Record):
     """Images that were scored at every setting: "calibrate" the calibrate part alone, "all" all of them."""
     test_timesteps: dict[str, tuple[int, ...]] | None = None
     """Timesteps, in [0, T), that the test part was scored at, by the label of each attack that sweeps; null where all of them were."""
+    halved_to: int | None = None
+    """Images in the smallest batch after memory ran out, smaller than the `batch_size` of the plan allows; null where it never did."""
 
 
 class Plan(Record):
@@ -199,3 +203,5 @@ class Plan(Record):
     """Images that are scored at every setting: "calibrate" the calibrate part alone, "all" all of them."""
     buckets: tuple[tuple[str, int], ...] | None = None
     """Shape and number of images of every aspect-ratio bucket, in the order of the images; null where all have one shape."""
+    faster: tuple[str, ...] | None = None
+    """Ways by which forwards are faster and right to some digits only, such as `tf32`, `channels_last` and `compiled`; null for none."""

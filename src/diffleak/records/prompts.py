@@ -93,6 +93,8 @@ class PromptsPlan(Record):
     """Precision of the model's weights, such as `float32`."""
     device: str
     """Kind of device that the model runs on, such as `cpu` or `cuda`."""
+    faster: tuple[str, ...] | None = None
+    """Ways by which forwards are faster and right to some digits only, such as `tf32`, `channels_last` and `compiled`; null for none."""
 
 
 class PromptsCosts(Record):

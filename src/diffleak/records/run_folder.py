@@ -14,7 +14,7 @@ from diffleak.records.base import read_json
 from diffleak.records.plan import Plan
 from diffleak.records.scores import Samples, Scores, Unit, read_columns
 from diffleak.work.files import write_text
-from diffleak.work.reading import load_rows
+from diffleak.work.reading import load_columns
 
 COUNTED: tuple[Unit, ...] = ("group", "cluster")  # columns of samples.csv that say which images count together
 
@@ -53,24 +53,29 @@ def read_samples(folder: Path) -> Samples:
     """samples.csv of a run folder; raises `UserError` for one that an audit cannot have written."""
     path = folder / "samples.csv"
     try:
-        header, *rows = load_rows(path) or [[]]
+        header, values, odd = load_columns(path)
         for name in ("id", "member", "part", *header):
             if header.count(name) != 1:
                 raise ValueError(f"it has {header.count(name) or 'no'} column{'s' * (header.count(name) > 1)} {shown(name)}")
-        if odd := [(number, len(row)) for number, row in enumerate(rows, 1) if len(row) != len(header)]:
-            raise ValueError(f"row {odd[0][0]} has {odd[0][1]} fields, not {len(header)}")
-        columns = dict(zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=True))
+        if odd:
+            raise ValueError(f"row {odd[0]} has {odd[1]} fields, not {len(header)}")
+        columns = dict(zip(header, values, strict=True))
         unit: Unit = next((kind for kind in COUNTED if header[3:4] == [kind]), "image")
-        scores = {name: np.array(columns[name], dtype=np.float64) for name in header[3 + (unit != "image") :]}
+        number = lambda column: np.fromiter(map(float, column), np.float64, len(column))
+        scores = {name: number(columns[name]) for name in header[3 + (unit != "image") :]}
         ids, member, part = (columns[name] for name in ("id", "member", "part"))
         for name, found, right in (("member", member, ("0", "1")), ("part", part, ("calibrate", "test"))):
-            if (other := next((value for value in found if value not in right), None)) is not None:
+            if {*found} - {*right}:
+                other = next(value for value in found if value not in right)
                 raise ValueError(f"{name} must be {' or '.join(right)}; got '{shown(other)}'")
-        if twice := [image_id for image_id, times in Counter(ids).items() if times > 1]:
-            raise ValueError(f"the id '{shown(twice[0])}' is there twice")
+        if len({*ids}) < len(ids):
+            twice = next(image_id for image_id, times in Counter(ids).items() if times > 1)
+            raise ValueError(f"the id '{shown(twice)}' is there twice")
         if broken := [name for name, column in scores.items() if not np.isfinite(column).all()]:
             raise ValueError(f"{shown(broken[0])} must be finite numbers")
-        return Samples(tuple(ids), np.array(member) == "1", np.array(part) == "test", scores, columns.get(unit), unit)
+        units = tuple(columns[unit]) if unit in columns else None
+        is_member, is_test = (np.fromiter(map(is_in.__eq__, column), bool, len(ids)) for is_in, column in (("1", member), ("test", part)))
+        return Samples(tuple(ids), is_member, is_test, scores, units, unit)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({shown(error, 120)}); run the audit again to rewrite it") from None
 

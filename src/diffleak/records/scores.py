@@ -161,17 +161,22 @@ class Spent:
     """Wall-clock time of the file, in seconds."""
     saved: int = 0
     """Denoiser forwards, summed over the images, that another attack had made already."""
+    halved_to: int | None = None
+    """Images in the smallest batch that memory had room for; null where it had room for those of the plan."""
 
     def __add__(self, other: "Spent") -> "Spent":
-        return Spent(self.seconds + other.seconds, self.saved + other.saved)
+        halved = [each.halved_to for each in (self, other) if each.halved_to is not None]
+        return Spent(self.seconds + other.seconds, self.saved + other.saved, min(halved, default=None))
 
 
 def plan_id(plan: Record) -> str:
     """The SHA-256 of a plan, by which score files are known to belong to it.
 
-    A `sweep` of "all" is left out: plans had no such field when every audit was one, and their score files stay valid.
+    A `sweep` of "all", and `faster` without any way, are left out: plans had no such fields when every audit was so, and their score
+    files stay valid.
     """
-    of_before = {"sweep"} if getattr(plan, "sweep", None) == "all" else None
+    unsaid = {"sweep": "all", "faster": None}
+    of_before = {key for key, value in unsaid.items() if getattr(plan, key, value) == value}
     return hashlib.sha256(plan.model_dump_json(exclude=of_before).encode()).hexdigest()
 
 
@@ -195,7 +200,8 @@ def write_chunk(
     spent: Spent,
 ) -> None:
     """Writes the statistics of n images under m labels at k timesteps, and what they took."""
-    write_text(_seconds_file(path), f"{spent.seconds:.4f} {spent.saved}\n")
+    halved = "" if spent.halved_to is None else f" {spent.halved_to}"
+    write_text(_seconds_file(path), f"{spent.seconds:.4f} {spent.saved}{halved}\n")
     write_parquet(path, _table(ids, labels, timesteps, statistic, meta))
 
 
@@ -228,10 +234,12 @@ def read_chunk(
 def read_spent(path: Path) -> Spent:
     """What a file of scores took; nothing where nothing says so, or no such thing. Earlier versions wrote the seconds alone."""
     try:
-        seconds, saved = (float(part) for part in (*load_text(_seconds_file(path)).split(), "0")[:2])
-    except ValueError:
+        seconds, *counts = load_text(_seconds_file(path)).split()
+        spent = Spent(float(seconds), *(int(float(count)) for count in counts[:2]))
+    except (ValueError, OverflowError):
         return Spent()
-    return Spent(seconds, int(saved)) if 0 <= seconds < inf and 0 <= saved < inf else Spent()
+    known = 0 <= spent.seconds < inf and spent.saved >= 0 and (spent.halved_to is None or spent.halved_to >= 1)
+    return spent if known else Spent()
 
 
 def _seconds_file(path: Path) -> Path:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffleak import hub
 from diffleak.config import settings_of
+from diffleak.diffusion.devices import broken_device, takes_bfloat16
 from diffleak.errors import WHY, UserError, first_lines, refusing
 from diffleak.records.images import FIRST_READING, first_reading
 from diffleak.training.config import TrainConfig
@@ -49,7 +50,7 @@ def accelerator_of(config: TrainConfig) -> Any:
 
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", 1)))
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // processes))
-    able = config.device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    able = takes_bfloat16(config.device)
     precision = ("bf16" if able else "no") if config.mixed_precision == "auto" else config.mixed_precision
     accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
     if config.batch_size % accelerator.num_processes:
@@ -201,7 +202,7 @@ class Loop:
             self.accelerator.load_state(str(checkpoint))
             self.load_state_dict(torch.load(checkpoint / STATE, map_location="cpu", weights_only=True))
         except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
-            if out_of_memory(error) or "CUDA" in str(error):
+            if out_of_memory(error) or broken_device(error):
                 raise
             raise UserError(
                 f"{checkpoint} cannot be read ({first_lines(error)}); if its files are damaged, delete it to begin again"

@@ -4,11 +4,12 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from diffleak.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+OF_THE_CPU = ("can't allocate memory", "not enough memory")  # in what torch says
+OF_DEVICES = "out of memory"  # in what libraries of devices say, where torch has no error of its own for it
 LARGEST = 2**25  # bytes, the most that glibc takes for M_MMAP_THRESHOLD
 
 
@@ -23,25 +24,14 @@ def keep_freed_memory() -> None:
         library.mallopt(M_MMAP_THRESHOLD, LARGEST)
 
 
-def free_memory(device: str) -> int | None:
-    """The bytes that are free on a device, on the CPU those that the system can hand out without swapping; None where nothing says so."""
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if device == "cpu" and meminfo.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
 def out_of_memory(error: BaseException) -> str | None:
     """Whose memory ran out, "the device" or "this machine"; None for any other error."""
     import torch
 
-    if isinstance(error, torch.OutOfMemoryError):
-        return "the device"
-    said = isinstance(error, RuntimeError) and any(part in str(error) for part in ("can't allocate memory", "not enough memory"))
-    return "this machine" if said or isinstance(error, MemoryError) else None
+    of_torch, text = isinstance(error, RuntimeError), str(error)
+    if isinstance(error, MemoryError) or (of_torch and any(part in text for part in OF_THE_CPU)):
+        return "this machine"
+    return "the device" if isinstance(error, torch.OutOfMemoryError) or (of_torch and OF_DEVICES in text) else None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +25,8 @@ from diffleak.errors import DiffleakError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+UTF_8 = "utf-8-sig"  # with or without a mark at its beginning
+ROWS = 500  # lines of a CSV file that are lists at one time: few enough for the cache of a core, which is four times as fast as 50,000
 LARGEST = 2**30  # bytes of a text: a split of ten million images
 LARGEST_SETTINGS = 2**22  # bytes of a config file
 LARGEST_HEADER = 10**8  # bytes, as the library of safetensors allows
@@ -45,11 +48,16 @@ class Unreadable(ValueError):
 
 def load_text(path: Path, limit: int = LARGEST) -> str:
     """The text of a UTF-8 file as it is stored, without the mark that some editors put at its beginning."""
+    with parsing():
+        return _not_utf_16(path, limit).decode(UTF_8)
+
+
+def _not_utf_16(path: Path, limit: int = LARGEST) -> bytes:
     with opened(path, limit) as file, parsing():
         content = file.read()
         if content.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise Unreadable("it is UTF-16: save it as UTF-8")
-        return content.decode("utf-8-sig")
+        return content
 
 
 def load_json(path: Path) -> Any:
@@ -86,9 +94,40 @@ def _refuse_twice(what: str, names: Sequence[str]) -> None:
 
 def load_rows(path: Path) -> list[list[str]]:
     """The fields of every line of a CSV file that is not blank."""
-    text = load_text(path)
+    return [*_rows(path)]
+
+
+class Columns(NamedTuple):
+    """A CSV file column by column, which takes a fraction of the time and memory of a list for each row."""
+
+    names: list[str]
+    """The fields of the first line that is not blank; none in an empty file."""
+    values: list[list[str]]
+    """The texts of each column, without the first line; not all of them where there is an odd row."""
+    odd: tuple[int, int] | None
+    """The number of the first row that has not one field for each name, counted from 1 without blank lines, and how many it has."""
+
+
+def load_columns(path: Path) -> Columns:
+    """The columns of a CSV file with their names in its first line."""
+    rows = _rows(path)
+    names = next(rows, [])
+    values, odd, before = [list[str]() for _ in names], None, 0
+    while batch := [*islice(rows, ROWS)]:
+        if odd is None and {*map(len, batch)} != {len(names)}:
+            odd = next((before + i, len(row)) for i, row in enumerate(batch, 1) if len(row) != len(names))
+        if odd is None:
+            for column, texts in zip(values, zip(*batch, strict=True), strict=True):
+                column.extend(texts)
+        before += len(batch)
+    return Columns(names, values, odd)
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    content = _not_utf_16(path)
     with parsing():
-        return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+        content.decode(UTF_8)  # here, since an error further down would count its bytes from the middle of the file
+        yield from filter(None, csv.reader(io.TextIOWrapper(io.BytesIO(content), UTF_8, newline="")))
 
 
 def load_table(path: Path) -> list[dict[str, str | None]]:

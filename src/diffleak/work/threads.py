@@ -10,11 +10,6 @@ from typing import Any
 Tick = Callable[..., None]  # called with the work that is done
 
 
-def cores() -> int:
-    """The number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def one_thread_each() -> Iterator[None]:
     """Every forward runs on one CPU thread; speed comes from chunks side by side.
@@ -59,6 +54,13 @@ def run_all(jobs: Iterable[Callable[[Tick], object]], threads: int, advance: Tic
             raise
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
+
+
+def cores() -> int:
+    """This process's share of the CPU cores, at least one: processes that a launcher started on one machine share them."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // local)
 
 
 def pool(threads: int) -> ThreadPoolExecutor:

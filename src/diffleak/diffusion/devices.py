@@ -1,0 +1,126 @@
+"""All that depends on the device: which there are, what they can do, how numbers get there. No other module names one.
+
+A device is a torch device as text: "cpu", or an accelerator such as "cuda:0" or "mps". Nothing here changes a bit on a CPU.
+"""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from diffleak.errors import WHY, first_lines, refusing
+
+T = TypeVar("T")
+
+FIRST_WITH_TF32 = (8, 0)  # compute capability
+SERIAL_NUMBERS = "CUDA_VISIBLE_DEVICES"  # in the environment: which devices a process sees
+
+
+def checked_device(device: str | None) -> torch.device:
+    """The device to run on; None means the first accelerator, or the CPU. Raises `UserError` where it is not there."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    with refusing((RuntimeError, AssertionError, NotImplementedError), f"device '{device}' cannot be used ({WHY})", first_lines):
+        torch.empty(1, device=device)
+        return torch.device(device)
+
+
+def by_device(sizes: Mapping[str, T], device: str) -> T:
+    """What is given for a kind of device: "cpu", or "accelerator" for every other."""
+    return sizes["cpu" if device == "cpu" else "accelerator"]
+
+
+def accelerators() -> int:
+    """The number of accelerators that this process can give to others, one each."""
+    return torch.cuda.device_count()
+
+
+def all_devices() -> tuple[str, ...]:
+    """Every device that this process can use, accelerators first."""
+    own = ("mps",) if torch.backends.mps.is_available() else ()
+    return (*(f"cuda:{number}" for number in range(accelerators())), *own, "cpu")
+
+
+def one_accelerator_each(processes: int) -> list[dict[str, str]]:
+    """For each process what its environment has beside this one's, so that it sees one accelerator; nothing where there are none."""
+    visible = os.environ.get(SERIAL_NUMBERS, "")
+    devices = [name for name in visible.split(",") if name] or [str(number) for number in range(accelerators())]
+    return [{SERIAL_NUMBERS: devices[number % len(devices)]} if devices else {} for number in range(processes)]
+
+
+def name_of(device: str) -> str:
+    """The name of the accelerator, or of the processor, as it gives it."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+
+
+def free_memory(device: str) -> int | None:
+    """The bytes that are free on a device, on the CPU those that the system can hand out without swapping; None where nothing says so."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if device == "cpu" and meminfo.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def takes_bfloat16(wanted: str = "auto") -> bool:
+    """True if an accelerator, which is what `wanted` allows, computes in bfloat16."""
+    return wanted != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def broken_device(error: BaseException) -> bool:
+    """True for an error of the device's own library, after which nothing can be said of the files that were read."""
+    return "CUDA" in str(error)
+
+
+def faster_ways(device: str, dtype: str, wanted: bool | None) -> tuple[str, ...]:
+    """Sets how accelerators multiply from now on, and says what makes the forwards of a network on `device` faster to some digits only.
+
+    "tf32": numbers of float32 are multiplied with 10 bits after the point. "channels_last": convolutions read the channels of a
+    pixel side by side, and sum in another order. wanted: True for all that the device has, False for neither, None to leave torch's own
+    setting as it is. On a CPU nothing is set.
+    """
+    if not device.startswith("cuda"):
+        return ()
+    able = torch.cuda.get_device_capability(device) >= FIRST_WITH_TF32
+    if wanted is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = wanted and able
+    rounds = able and dtype == "float32" and torch.backends.cudnn.allow_tf32
+    return (*(("tf32",) if rounds else ()), *(("channels_last",) if wanted else ()))
+
+
+def laid_out(network: torch.nn.Module, faster: Sequence[str]) -> torch.nn.Module:
+    """The network with its weights as the ways of `faster_ways` want them."""
+    return network.to(memory_format=torch.channels_last) if "channels_last" in faster else network  # type: ignore[call-overload, no-any-return]
+
+
+def on_device(x: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """A tensor of the CPU on a device; an accelerator fetches it from pinned memory while this process goes on."""
+    if torch.device(device).type != "cuda":
+        return x.to(device, dtype)
+    return x.to(dtype).pin_memory().to(device, non_blocking=True)
+
+
+def free_unused_memory(device: str) -> None:
+    """Gives back what torch keeps of an accelerator's memory for later."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    elif device.startswith("mps"):
+        torch.mps.empty_cache()
+
+
+def without_tf32() -> AbstractContextManager[None]:
+    """Convolutions without TF32, in which accelerators otherwise multiply them, to three digits."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # type: ignore[no-any-return]
+
+
+def float64(x: Float[Tensor, "*s"]) -> Float64[Tensor, "*s"]:
+    """x in double precision, on the CPU where the device has none (Apple's)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
