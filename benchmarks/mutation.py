@@ -246,15 +246,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rooms", default="stats,attacks")
+    parser.add_argument("--rooms", default="stats,attacks", help="folders or files of the source")
     parser.add_argument("--log", type=Path)
+    parser.add_argument("--alone", action="store_true", help="without tests/conftest.py: no torch, no checks of types, faster")
     parser.add_argument("tests", nargs="*", help="default: the folders of tests with the names of the rooms")
     given = parser.parse_args()
     rooms = given.rooms.split(",")
-    files = [file for room in rooms for file in sorted((SOURCE / room).rglob("*.py"))]
+    files = [file for room in rooms for file in (sorted((SOURCE / room).rglob("*.py")) or [SOURCE / room])]
     tests = given.tests or [str(ROOT / "tests" / room) for room in rooms]
     plugin = Mutation(files, given.sample, given.seed, given.log)
-    sys.exit(pytest.main(["-q", "-m", "not slow", *tests], plugins=[plugin]))
+    alone = ["--noconftest"] if given.alone else []
+    sys.exit(pytest.main(["-q", "-m", "not slow", *alone, *tests], plugins=[plugin]))
 
 
 if __name__ == "__main__":
