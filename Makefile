@@ -1,5 +1,6 @@
 # make demo   train on scikit-learn's digits, audit, report (sets up .venv first)
 # make test   the whole suite     make bench   speed ratios     make lint   ruff and mypy
+# make docs   builds the site into site/, every warning an error
 # make test-fast   statistics, attacks, records, imports and words     make dist   sdist and wheel, tried in an environment of their own
 # make fuzz   damages every kind of file N times (10000) from SEED (0); KIND=... NUMBER=... SEED=... tries one input again
 PYTHON ?= python3
@@ -9,7 +10,7 @@ N ?= 10000
 FAST := tests/stats tests/attacks tests/records tests/test_architecture.py tests/test_words.py
 SEED ?= 0
 
-.PHONY: demo test test-fast bench fuzz lint dist clean
+.PHONY: demo test test-fast bench fuzz lint docs dist clean
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -36,10 +37,13 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 dist: .venv/installed
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 	.ci/try-wheel $(BIN)/python dist/*.whl
 
 clean:
-	rm -rf .venv demo dist
+	rm -rf .venv demo dist site

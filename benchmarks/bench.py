@@ -13,6 +13,8 @@ sharper    seconds of measuring complexity, and of all that calibration adds to 
 scale      seconds of `metrics` and of the paired differences of `compare` for 1,000,000 images ÷ for 100,000, peak memory likewise
 text       queries/s of an audit of a small Stable Diffusion ÷ those of its U-Net in a bare loop, embedding of captions included
 training   our steps/s ÷ those of diffusers' example loop; a distillation step ÷ an ordinary one; two teachers side by side ÷ one
+papers     seconds of an audit of five attacks ÷ those of straight loops, as the papers' codes make them
+scaling    CPU seconds and memory of audits of 500 to 20,000 images; wall clock of 1, 2 and 4 workers
 """
 
 import os
@@ -367,6 +369,18 @@ def print_training(scratch: Path) -> None:
     print(f"training  two teachers in two processes ÷ one in one  {pair:.3f}   (aim <= 1.15 where the cores allow it)", flush=True)
 
 
+def print_scaling(scratch: Path) -> None:
+    import scaling
+
+    scaling.main(scratch)
+
+
+def print_papers(scratch: Path) -> None:
+    import papers
+
+    papers.main(scratch)
+
+
 PARTS = {
     "overhead": print_overhead,
     "memory": print_memory,
@@ -378,6 +392,8 @@ PARTS = {
     "scale": print_scale,
     "text": print_text,
     "training": print_training,
+    "papers": print_papers,
+    "scaling": print_scaling,
 }
 
 

@@ -35,8 +35,7 @@ def settings(data: Path, output: Path, threads: int, steps: int = 1) -> Any:
 def stepper(config: Any, teacher: torch.nn.Module | None = None) -> Callable[[], None]:
     """One step of diffleak's loop, of ordinary training or with a teacher's targets."""
     from diffleak.data.sources import open_source
-    from diffleak.training.denoiser import denoiser_task, network_config
-    from diffleak.training.distillation import DistillationLoss
+    from diffleak.training.denoiser import DenoisingLoss, denoiser_task, network_config
     from diffleak.training.images import read_training_data, training_shape
     from diffleak.training.loop import Loop, accelerator_of
 
@@ -48,7 +47,9 @@ def stepper(config: Any, teacher: torch.nn.Module | None = None) -> Callable[[],
         from dataclasses import replace
 
         loss: Any = task.module
-        task = replace(task, module=DistillationLoss(loss.network, loss.scheduler, (teacher,)), given=(None, np.zeros(IMAGES, np.int64)))
+        task = replace(
+            task, module=DenoisingLoss(loss.network, loss.noising.scheduler, (teacher,)), given=(None, np.zeros(IMAGES, np.int64))
+        )
     loop = Loop(config, accelerator, task)
 
     def step() -> None:

@@ -25,6 +25,8 @@ SEED = "Seed of the random draws ({default}): the same seed gives the same resul
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, description=SEED)]
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]  # which Python may give as a path
+AS_NAME = BeforeValidator(lambda value: str(value) if isinstance(value, Path | int) and not isinstance(value, bool) else value)
+Name = Annotated[str, AS_NAME]  # the same, and YAML as a whole number
 Device = Annotated[str | None, Field(description="cpu, cuda, cuda:1, mps; default the first accelerator.")]
 
 
@@ -65,45 +67,38 @@ class ModelConfig(Config):
     FOLLOW = ["skip_unreadable dtype device"]
     FAST: ClassVar[bool] = True  # what `fast` means where nothing is said
 
-    model: str = Field(IN_PYTHON, description="A diffusers folder, a hub id, or one file with all of a model.")
-    model_config_: str | None = Field(
+    model: Name = Field(IN_PYTHON, description="A diffusers folder, a hub id, or one file with all of a model.")
+    model_config_: Name | None = Field(
         None, alias="model_config", description="MODEL in one file: its settings, a diffusers folder or hub id; default the hub's."
     )
     model_from: str | None = Field(
         None, description="A function of your own that makes the model (of MODEL, if given), as package.module:function; runs its code."
     )
-    network: str | None = Field(
+    network: Name | None = Field(
         None, description="Another denoiser in MODEL: a folder (unet/, unet_ema/, checkpoint-N/) or a file of weights."
     )
     weights: Literal["ema", "non_ema"] | None = Field(
         None, description="Which weights to use where MODEL has both: ema (averaged) or non_ema."
     )
-    lora: str | None = Field(
+    lora: Name | None = Field(
         None, description="LoRAs or other adapters of a text-to-image MODEL, A or A@0.8,B: .safetensors files, folders or hub ids."
     )
     lora_scale: float = Field(1.0, allow_inf_nan=False, description="The strength of the LoRA ({default}).")
-    embedding: str | None = Field(
+    embedding: Text | None = Field(
         None, description="Textual inversions that captions of MODEL name, FILE or FILE@TOKEN,...: files, folders or hub ids."
     )
     dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
     device: Device = None
     offload: bool = Field(False, description="Keep only one layer of the denoiser in the accelerator's memory at a time; slower.")
-
     fast: Annotated[bool | None, Flag("--exact")] = Field(
         None, description="Accelerators: TF32 and channels last, faster and right to three digits (default), or neither."
     )
     compile: bool = Field(False, description="Compile the denoiser first (torch.compile), which takes minutes; its forwards are faster.")
 
-    @field_validator("model", "model_config_", "network", "lora", mode="before")
-    @classmethod
-    def _name(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path | int) and not isinstance(value, bool) else value
-
     @field_validator("lora", "embedding", mode="before")
     @classmethod
     def _listed(cls, value: Any, info: Any) -> Any:
-        value = join_named(value, flag(str(info.field_name)))
-        return str(value) if isinstance(value, Path) else value
+        return join_named(value, flag(str(info.field_name)))
 
     @property
     def in_memory(self) -> bool:

@@ -120,15 +120,28 @@ def generate(
     prompts: Sequence[str] | None = None,
     guidance_scale: float | None = None,
 ) -> UInt8[np.ndarray, "n h w c"]:
-    """`n` images of a model, always the same for the same arguments.
+    """Draws `n` images of a model, always the same for the same arguments.
 
-    sampler: ddim, ddpm or dpm, over `steps` timesteps. rounds: more than 1 draws as an attacker does who knows of `Dual`
-    (see `sampling.sample`). batch_size: images per forward, by default from their size. folder: keeps finished chunks in
-    folder/generated, so that the same call resumes; without one, nothing is kept. shape: for a model that takes images of
-    any size. labels: the classes to draw of a class-conditional model, by default drawn evenly at random. prompts: for a
-    text-to-image model, the text of each image, several times for several images of it. guidance_scale: of classifier-free
-    guidance, which doubles the forwards; 1 is none, the default that of the target where it has one, else 7.5.
-    Raises `UserError` for what the model or sampler cannot do, and when a folder holds images of another plan.
+    Args:
+        target: The model, as `load` opens it.
+        n: How many images, at least 1.
+        seed: Seed of the noise.
+        steps: Timesteps of the sampler.
+        sampler: "ddim", "ddpm" or "dpm".
+        rounds: More than 1 draws as an attacker does who knows of `Dual` (see `sampling.sample`).
+        batch_size: Images per forward, by default from their size.
+        folder: Keeps finished chunks in folder/generated, so that the same call resumes; without one, nothing is kept.
+        threads: Chunks that are drawn side by side.
+        shape: For a model that takes images of any size.
+        labels: The classes to draw of a class-conditional model, by default drawn evenly at random.
+        prompts: For a text-to-image model, the text of each image, several times for several images of it.
+        guidance_scale: Of classifier-free guidance, which doubles the forwards; 1 is none. The default is that of the target, else 7.5.
+
+    Returns:
+        The images, uint8 of shape (n, height, width, channels).
+
+    Raises:
+        UserError: For what the model or sampler cannot do, and when a folder holds images of another plan.
     """
     drawing = plan_drawing(target, n, seed, steps, sampler, rounds, shape, labels, prompts, guidance_scale)
     return draw(drawing, folder, batch_size, threads)
@@ -219,7 +232,9 @@ def draw(drawing: Drawing, folder: Path | None, batch_size: int | None = None, t
     size, room = _batch_size(drawing, batch_size), Room("images", partial(free_unused_memory, drawing.target.device))
 
     def compute(rows: range, tick: Tick) -> UInt8[np.ndarray, "b h w c"]:
-        drawn = lambda batch, count: _draw_batch(drawing, rows[batch], lambda images: count(images * drawing.denoiser.forwards))
+        def drawn(batch: slice, count: Tick) -> UInt8[np.ndarray, "b h w c"]:
+            return _draw_batch(drawing, rows[batch], lambda images: count(images * drawing.denoiser.forwards))
+
         return np.concatenate([images for _, images in room.each(len(rows), size, drawn, tick)])
 
     return in_chunks(

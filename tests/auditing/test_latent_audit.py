@@ -1,5 +1,6 @@
 """Audits of latent and class-conditional models, masked and unmasked, and `diffleak geometry`, end to end on tiny models."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from diffleak.data.pixels import to_model
 from diffleak.diffusion.noise import Noise
 from diffleak.errors import UserError
 from diffleak.geometry.pullback import distortion, influence, keep_mask
+from diffleak.records.plan import Plan
+from diffleak.records.scores import plan_id
 
 pytestmark = pytest.mark.usefixtures("few_divisions")
 SEED = 3
@@ -114,6 +117,26 @@ def test_masked_scores_are_those_of_the_masks_one_image_at_a_time(latent_folder,
             expected = (eps.pow(4) * keep_mask(ranked, 1 - ratio, control, noise)).sum().item()
             found = scores[f"sima[{control}:{ratio}]"].statistic[row, 0]
             np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_a_folder_whose_influence_was_estimated_otherwise_is_refused_and_one_without_masks_resumes(latent_folder, images, tmp_path):
+    """plan.json as versions without `estimator` wrote it."""
+    folder = latent_folder()
+    for mask in ((), "influence:0.4"):
+        output = tmp_path / f"run-{len(mask)}"
+        given = settings(folder, images, output, attacks="sima", mask=mask)
+        run(**given)
+        plan = json.loads((output / "plan.json").read_text())
+        assert plan.pop("estimator") == ("filtered" if mask else None)
+        (output / "plan.json").write_text(json.dumps(plan))
+        if mask:
+            with pytest.raises(UserError, match=r"belongs to another plan \(estimator was None, now filtered\); use another -o"):
+                run(**given)
+        else:
+            assert run(**given).scores[0].statistic.shape == (90, 2)
+    exact = Plan.model_validate(plan)
+    dumped = exact.model_dump_json(exclude={"estimator", "sweep", "faster"})
+    assert exact.sweep == "all" and plan_id(exact) == hashlib.sha256(dumped.encode()).hexdigest(), "so its score files stay valid"
 
 
 def test_every_residual_attack_is_reported_masked_beside_unmasked_with_paired_differences(latent_folder, images, tmp_path):

@@ -26,7 +26,8 @@ from diffleak.defenses.halves import split_halves
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
 from diffleak.diffusion.dual import Dual
 from diffleak.errors import UserError
-from diffleak.training.distillation import DistillationLoss, Lesson, alternating, half_of, other_teacher
+from diffleak.training.denoiser import DenoisingLoss
+from diffleak.training.distillation import Lesson, alternating, half_of, other_teacher
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8), dtype=np.uint8)
 IDS = tuple(map(str, range(24)))
@@ -139,7 +140,7 @@ def test_every_image_is_taught_by_the_teacher_of_the_other_half():
     teachers = (Planted(0), Planted(1))
     answers: list[torch.Tensor] = []
     network = lambda x_t, t: answers.append(x_t) or SimpleNamespace(sample=torch.zeros_like(x_t))
-    loss = DistillationLoss(torch.nn.Identity(), NoNoise(), teachers)
+    loss = DenoisingLoss(torch.nn.Identity(), NoNoise(), teachers)
     loss.network = torch.nn.Module()
     loss.network.forward = network
     rows = alternating(half)
@@ -153,7 +154,7 @@ def test_every_image_is_taught_by_the_teacher_of_the_other_half():
 
 
 def test_a_batch_from_both_halves_is_a_bug():
-    loss = DistillationLoss(torch.nn.Identity(), NoNoise(), (Planted(0), Planted(1)))
+    loss = DenoisingLoss(torch.nn.Identity(), NoNoise(), (Planted(0), Planted(1)))
     with pytest.raises(RuntimeError, match="one half"):
         loss(torch.zeros(2, 1, 1, 1), None, torch.tensor([0, 1]), torch.zeros(2, dtype=torch.long), torch.zeros(2, 1, 1, 1))
 
@@ -173,7 +174,7 @@ def test_with_memorising_teachers_the_target_says_nothing_of_the_image_itself():
     as_network = lambda own: lambda x_t, t: SimpleNamespace(sample=Memoriser(own, schedule)(x_t, int(t[0])))
     targets = []
     for own in (points[0], points[2]):
-        loss = DistillationLoss(torch.nn.Identity(), None, (as_network(own), as_network(points[1])))
+        loss = DenoisingLoss(torch.nn.Identity(), None, (as_network(own), as_network(points[1])))
         teacher = other_teacher(loss._teachers[0], torch.zeros(4, dtype=torch.long))
         noise = torch.randn(points[0].shape, generator=torch.Generator().manual_seed(1))
         x_t = schedule.add_noise(points[0], 100, noise)

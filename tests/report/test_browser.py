@@ -1,9 +1,9 @@
 """In a real browser, on a phone and on a desk: nothing overflows, everything is there, nothing is fetched or complained about."""
 
-import shutil
 from pathlib import Path
 
 import pytest
+from fixtures.browser import NEEDS_BROWSER, opened
 from fixtures.extraction import extraction_page
 from fixtures.pages import KINDS
 from fixtures.prompts import prompts_page
@@ -16,15 +16,9 @@ from diffleak.report import pages as report_pages
 from diffleak.report import to_html
 from diffleak.report.pages import comparison
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CHROMEDRIVER = shutil.which("chromedriver")
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver")
+pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+pytestmark = NEEDS_BROWSER
 
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage"
-)
 PHONE, PHONE_390, DESK = (375, 812), (390, 844), (1280, 900)
 OTHERS = ("geometry", "geometry-long", "masks", "maps", "compare", "compare-long", "quality-long", "prompts", "extract", "extract-long")
 LONG = {"sima": 1.5, "sima_mc(m=10,variant=norms,timesteps=50:150:50,p=4.0,normalisation=standardised)": 1.0}
@@ -75,14 +69,7 @@ SIZES = f"return {BOXES}.map(b => [b.width, b.height])"
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    from selenium.webdriver.chrome.service import Service
-
-    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+    driver = opened(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 

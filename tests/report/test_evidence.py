@@ -295,8 +295,9 @@ def test_records_of_earlier_versions_say_nothing_of_a_release():
 # --- what to do next --------------------------------------------------------------------------------------------------
 
 
-def test_after_a_leak_the_steps_name_parts_of_the_readme_that_are_there(shown):
-    headings = re.findall(r"^#+ (.+)$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+def test_after_a_leak_the_steps_name_parts_of_the_documentation_that_are_there(shown):
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    headings = re.findall(r"^#+ (.+)$", pages, flags=re.MULTILINE)
     assert {where for _, _, where in (*remedies.STEPS, remedies.BY_EXTRACT)} <= set(headings)
     assert all(name in text(shown) for name, _, _ in remedies.STEPS)
     assert remedies.TITLE not in markdown(with_validity(audit_of(NULL, 300, evidence=evidence())[0]))

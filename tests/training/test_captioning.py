@@ -19,6 +19,7 @@ from diffleak.data.captions import read_captions
 from diffleak.errors import UserError
 from diffleak.training import captioning
 from diffleak.training.captioning import caption_images, load_captioner, nucleus
+from diffleak.training.task import keyed
 
 N = len(CAPTIONS)
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", *sorted({word for text in CAPTIONS for word in text.split()})]
@@ -136,7 +137,7 @@ def test_words_are_drawn_with_the_probabilities_of_the_model(blip):
         logits = model.network.text_decoder(input_ids=torch.tensor([[4]]), encoder_hidden_states=seen).logits[:, -1]
     p = nucleus(logits, captioning.TOP_P).softmax(-1)[0].numpy()
     model.tokenizer.batch_decode = lambda tokens, **_: [str(int(row[0])) for row in tokens]
-    drawn = captioning._drawn(model, seen, [captioning._generator(0, "a", 0)], 4000)[0]
+    drawn = captioning._drawn(model, seen, [keyed(0, 0, *b"a")], 4000)[0]
     counts = np.bincount(np.array(drawn, dtype=int), minlength=len(WORDS))
     assert counts[p == 0].sum() == 0
     assert (np.abs(counts - 4000 * p) < 4.5 * np.sqrt(4000 * p * (1 - p)) + 1).all()

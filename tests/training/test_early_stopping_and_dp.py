@@ -202,7 +202,7 @@ def test_every_image_gets_the_gradient_it_has_alone(classes):
     shape = {"sample_size": 8, "in_channels": 1, "out_channels": 1}
     module = DenoisingLoss(hub.new_network({**ATTENTION, **shape, "num_class_embeds": classes}), hub.new_scheduler({}))
     x, noise = torch.randn(2, 5, 1, 8, 8)
-    arguments = [x, None if classes is None else torch.tensor([0, 3, 3, 7, 9]), torch.tensor([0, 5, 300, 700, 999]), noise]
+    arguments = [x, None if classes is None else torch.tensor([0, 3, 3, 7, 9]), None, torch.tensor([0, 5, 300, 700, 999]), noise]
     alone = []
     for i in range(5):
         loss = module(*(None if a is None else a[i : i + 1] for a in arguments))

@@ -15,7 +15,7 @@ import diffleak
 from diffleak import hub
 from diffleak.errors import UserError
 from diffleak.training.denoiser import DenoisingLoss
-from diffleak.training.distillation import DistillationLoss, Lesson, teacher_networks
+from diffleak.training.distillation import Lesson, teacher_networks
 from diffleak.training.noising import Noising, drawing_of
 from diffleak.training.task import keyed
 
@@ -47,7 +47,7 @@ def test_the_loss_of_flow_matching_is_that_of_the_straight_line_formula(shift):
         sigma = shift * share / (1 + (shift - 1) * share)
         x_t = (1 - sigma) * x0[i].numpy() + sigma * e[i].numpy()
         expected += ((0.7 * x_t + 1000 * sigma / 500 - (e[i] - x0[i]).numpy()) ** 2).mean() / 4
-    assert float(DenoisingLoss(Linear(), scheduler)(x0, None, t, e)) == pytest.approx(expected, rel=1e-6)
+    assert float(DenoisingLoss(Linear(), scheduler)(x0, None, None, t, e)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_images_are_noised_as_the_scheduler_of_diffusers_noises_them():
@@ -69,7 +69,7 @@ def test_a_student_of_flow_matching_is_taught_on_its_path():
     scheduler = hub.new_scheduler(FLOW)
     x0, e = torch.randn(2, 2, 1, 4, 4, generator=keyed(2))
     t, half = torch.tensor([99, 499]), torch.zeros(2, dtype=torch.int64)
-    assert float(DistillationLoss(Linear(), scheduler, (teacher,))(x0, None, half, t, e)) == 0.0
+    assert float(DenoisingLoss(Linear(), scheduler, (teacher,))(x0, None, half, t, e)) == 0.0
     ((x_t, time),) = seen
     torch.testing.assert_close(time, torch.tensor([100.0, 500.0]))
     torch.testing.assert_close(x_t, torch.stack([0.9 * x0[0] + 0.1 * e[0], 0.5 * x0[1] + 0.5 * e[1]]))

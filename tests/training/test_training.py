@@ -585,9 +585,9 @@ def test_a_class_conditional_denoiser_sees_every_image_with_its_label(data, tmp_
     labelled(tuple(i % 10 for i in range(30)))
     seen, forward = [], DenoisingLoss.forward
 
-    def watched(self, x0, labels, t, noise):
+    def watched(self, x0, labels, half, t, noise):
         seen.extend(zip(x0.clone(), labels.tolist(), strict=True))
-        return forward(self, x0, labels, t, noise)
+        return forward(self, x0, labels, half, t, noise)
 
     monkeypatch.setattr(DenoisingLoss, "forward", watched)
     folder = diffleak.train(config(data, tmp_path / "model", model=CONDITIONAL, train_size=20))

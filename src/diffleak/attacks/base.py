@@ -49,12 +49,15 @@ def _code(kind: type) -> str | None:
 class Attack(ABC):
     """A membership inference attack; its fields are the parameters that go into the record.
 
-    `direction` says, by the attack's theory, which end of the statistic means "member"; it is never picked on data.
-    `timesteps` are a sweep, from which the calibrate part picks one. An attack with a `rule` (of `diffleak.stats.rules`)
-    has timesteps of its own, a parameter like any other, and `columns` of components that the rule makes a score of.
+    `direction` says, by the attack's theory, which end of the statistic means "member"; it is never picked on data. An attack with a `rule`
+    (of `diffleak.stats.rules`) has timesteps of its own, a parameter like any other, and `columns` of components that the rule makes a
+    score of.
     `needs_text`: `cond` must be `Prompts`. `needs_reference`: the subject must have a `reference`. `in_all`: `--attacks all` means it too.
     `effort`: how long a query takes, in forwards. `logarithmic`: the statistics are logarithms already. `unlabelled`: the parameter
     that nobody chooses, since it is found when the attack is opened or prepared; it is recorded, and no part of the label.
+
+    Args:
+        timesteps: A sweep, from which the calibrate part picks one.
     """
 
     timesteps: tuple[int, ...] = SWEEP
@@ -93,7 +96,15 @@ class Attack(ABC):
 
     @abstractmethod
     def statistics(self, subject: Subject, mask: Float[Tensor, "b *s"] | None = None) -> Float64[Tensor, "k b"]:
-        """One number per column and image. `mask` (0/1, like x0) restricts it to some coordinates."""
+        """One number for each column and image.
+
+        Args:
+            subject: The batch.
+            mask: 0 or 1, like x0: restricts the statistic to some coordinates.
+
+        Returns:
+            float64 of shape (columns, images); a column is a timestep, or a component of an attack with a `rule`.
+        """
 
     def masked_statistics(self, subject: Subject, masks: Masks = (None,)) -> Float64[Tensor, "m k b"]:
         """`statistics` under every mask (None: all coordinates), for the forwards of one; raises `UserError` where there are none."""
@@ -175,7 +186,14 @@ class Attack(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualAttack(Attack):
-    """An attack whose statistic is sum of mask * |r|**p over a residual field r; small means member."""
+    """An attack whose statistic is sum of mask * |r|**p over a residual field r; small means member.
+
+    Formula: `sum of mask * |r|**p`.
+
+    Args:
+        timesteps: A sweep, from which the calibrate part picks one.
+        p: The power of the norm.
+    """
 
     p: float = 2.0
 

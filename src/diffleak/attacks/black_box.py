@@ -33,8 +33,20 @@ RULES = {"threshold": "mean", "classifier": "logistic"}  # how each variant make
 class BlackBox(Attack):
     """How much `n` images drawn for the caption resemble the image, to an `encoder`. Similar means member.
 
-    The encoder is one that `diffleak quality` takes: clip, dinov2 or a vision transformer by hub id or folder (`clip:FOLDER`),
-    or `torchscript:FILE`. `encoder_weights` is the hash of what was loaded; empty until then.
+    Formula: The mean over the drawings of `cos(encoder(drawn), encoder(image))`.
+
+    Args:
+        timesteps: None; the sampler has its own.
+        n: Images drawn for each caption.
+        steps: Of the sampler.
+        guidance_scale: Of classifier-free guidance; 1 is none.
+        encoder: One that `diffleak quality` takes: clip, dinov2 or a vision transformer by hub id or folder (`clip:FOLDER`), or
+            `torchscript:FILE`.
+        variant: "threshold" on the mean, or "classifier", a logistic regression on the similarities.
+        encoder_weights: The hash of what was loaded; empty until then.
+
+    Source:
+        Pang and Wang 2025, arXiv 2312.08207.
     """
 
     timesteps: tuple[int, ...] = ()

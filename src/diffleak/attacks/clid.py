@@ -30,7 +30,16 @@ KEPT = (30, 50, 70)  # percent of the words
 @final
 @dataclass(frozen=True, kw_only=True)
 class CLiD(Attack):
-    """How much the caption helps the model to denoise the image, and how well it does. High means member."""
+    """How much the caption helps the model to denoise the image, and how well it does. High means member.
+
+    Formula: Two components, `-L(c)` and the mean of `L(c_i) - L(c)` over reduced captions c_i, in a regression.
+
+    Args:
+        timesteps: Those that the loss L is averaged over.
+
+    Source:
+        Zhai et al. 2024, arXiv 2405.14800.
+    """
 
     timesteps: tuple[int, ...] = (440, 450, 460)
 

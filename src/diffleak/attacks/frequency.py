@@ -53,7 +53,19 @@ class _FrequencyFilter(ResidualAttack):
 @final
 @dataclass(frozen=True, kw_only=True)
 class LossFrequency(_FrequencyFilter):
-    """The loss attack on filtered images. A small difference means member."""
+    """The loss attack on filtered images. A small difference means member.
+
+    Formula: `|F(z0_hat - x0)|**p`, F turning high frequencies down.
+
+    Args:
+        timesteps: A sweep, from which the calibrate part picks one.
+        p: The power of the norm.
+        radius: Frequencies up to it, in cycles per image, stay as they are.
+        gain: What the others are multiplied by.
+
+    Source:
+        Lian, Cai, Li and Bao 2025, arXiv 2505.20955.
+    """
 
     p: float = 2.0
 
@@ -66,7 +78,19 @@ class LossFrequency(_FrequencyFilter):
 @final
 @dataclass(frozen=True, kw_only=True)
 class PIAFrequency(_FrequencyFilter):
-    """PIA on filtered images. A small difference means member."""
+    """PIA on filtered images. A small difference means member.
+
+    Formula: `|F(z0_hat - target)|**p` with the noise `eps(x0, 0)`, F turning high frequencies down.
+
+    Args:
+        timesteps: A sweep, from which the calibrate part picks one.
+        p: The power of the norm.
+        radius: Frequencies up to it, in cycles per image, stay as they are.
+        gain: What the others are multiplied by.
+
+    Source:
+        Lian, Cai, Li and Bao 2025, arXiv 2505.20955.
+    """
 
     p: float = 4.0
 

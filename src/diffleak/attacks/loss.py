@@ -20,7 +20,18 @@ from diffleak.errors import UserError
 @final
 @dataclass(frozen=True, kw_only=True)
 class Loss(ResidualAttack):
-    """The training loss at one timestep; `draws` noises are averaged. A small loss means member."""
+    """The training loss at one timestep; `draws` noises are averaged. A small loss means member.
+
+    Formula: `mean over draws of |eps(q(x0, t, e), t) - e|**p`.
+
+    Args:
+        timesteps: A sweep, from which the calibrate part picks one.
+        p: The power of the norm.
+        draws: Noises that are averaged, at least 1.
+
+    Source:
+        Matsumoto, Miura and Yanai 2023, arXiv 2302.03262, section 4.
+    """
 
     draws: int = 1
 

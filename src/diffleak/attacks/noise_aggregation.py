@@ -43,10 +43,22 @@ Predictions = Float64[Tensor, "k b d"]
 class NoiseAggregation(Attack):
     """The tightness of `k` successive noise predictions, `stride` timesteps apart. A high score means member.
 
-    metric: l2 (mean pairwise squared distance), l1 (mean pairwise L1 distance), centroid (mean distance to the mean),
-    density (one over the mean Gaussian kernel of the pairs), hull (volume of the simplex that the k points span).
-    `bandwidth` of the kernel is the median distance over unlabelled calibration images at each timestep; empty until
-    `prepared` has measured it.
+    Formula: `-log(D + 1e-12)`, D the dispersion of the predictions along DDIM.
+
+    Args:
+        timesteps: A sweep, from which the calibrate part picks one.
+        k: Predictions, at least 2.
+        stride: Timesteps between two of them.
+        sigma: How much noise is added once.
+        sigma_scale: What sigma is relative to: "fixed" (sigma e), "relative" (sigma s_t e) or "schedule" (s_t e).
+        metric: l2 (mean pairwise squared distance), l1 (mean pairwise L1 distance), centroid (mean distance to the mean), density (one over
+            the
+            mean Gaussian kernel of the pairs), hull (volume of the simplex that the k points span).
+        bandwidth: Of the kernel: the median distance over unlabelled calibration images at each timestep; empty until `prepared` has
+            measured it.
+
+    Source:
+        Li, Yu and Xu 2025, arXiv 2510.21783.
     """
 
     k: int = 5

@@ -38,7 +38,15 @@ FLOOR = 1e-12
 class NoiseProbe(Attack):
     """How near the image the model draws from the noise that a reference inverts it to. A small distance means member.
 
-    steps: of the inversion, and as many of the drawing. guidance_scale: of the drawing; 1 is none.
+    Formula: `-log(|x' - x|**2 / d)`.
+
+    Args:
+        timesteps: None; the sampler has its own.
+        steps: Of the inversion, and as many of the drawing.
+        guidance_scale: Of the drawing; 1 is none.
+
+    Source:
+        "Noise as a probe" 2026, arXiv 2601.21628.
     """
 
     timesteps: tuple[int, ...] = ()

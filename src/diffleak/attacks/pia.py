@@ -45,7 +45,17 @@ class _FixedPoint(ResidualAttack):
 @final
 @dataclass(frozen=True, kw_only=True)
 class PIA(_FixedPoint):
-    """The proximal initialisation attack. A small residual means member."""
+    """The proximal initialisation attack. A small residual means member.
+
+    Formula: `|eps(a_t x0 + s_t e0, t) - e0|**p` with `e0 = eps(x0, 0)`.
+
+    Args:
+        timesteps: A sweep, from which the calibrate part picks one.
+        p: The power of the norm.
+
+    Source:
+        Kong et al. 2024, arXiv 2305.18355, eq. 9.
+    """
 
     name: ClassVar[str] = "pia"
 
@@ -56,7 +66,17 @@ class PIA(_FixedPoint):
 @final
 @dataclass(frozen=True, kw_only=True)
 class PIAN(_FixedPoint):
-    """PIA with the first prediction normalised. A small residual means member."""
+    """PIA with the first prediction normalised. A small residual means member.
+
+    Formula: `e0 <- e0 / mean|e0| * sqrt(2 / pi)`.
+
+    Args:
+        timesteps: A sweep, from which the calibrate part picks one.
+        p: The power of the norm.
+
+    Source:
+        Kong et al. 2024, arXiv 2305.18355, eq. 11.
+    """
 
     name: ClassVar[str] = "pian"
 

@@ -31,8 +31,18 @@ from diffleak.errors import UserError
 class SecMI(ResidualAttack):
     """The t-error of SecMI with stride `k`. A small error means member.
 
-    `timesteps` must be multiples of k, since the chain visits no others. The whole grid 0, k, ..., (N-1)k costs N + 1
-    forwards; a grid that leaves out its beginning costs as much, because the chain still walks there.
+    Formula: `|c_t (eps_t - eps_{t+k})|**p` along the model's deterministic path.
+
+    The whole grid 0, k, ..., (N-1)k costs N + 1 forwards; a grid that leaves out its beginning costs as much, because the chain still walks
+    there.
+
+    Args:
+        timesteps: A sweep of multiples of k, since the chain visits no others.
+        p: The power of the norm.
+        k: The stride, in timesteps.
+
+    Source:
+        Duan, Kong, Wang, Shi and Xu 2023, arXiv 2302.01316, eq. 9.
     """
 
     k: int = 10

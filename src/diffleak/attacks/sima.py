@@ -28,7 +28,17 @@ VARIANTS = ("mean", "norms")
 @final
 @dataclass(frozen=True, kw_only=True)
 class SimA(ResidualAttack):
-    """The norm of the prediction at the clean image. A small norm means member."""
+    """The norm of the prediction at the clean image. A small norm means member.
+
+    Formula: `|eps(x0, t)|**p`.
+
+    Args:
+        timesteps: A sweep, from which the calibrate part picks one.
+        p: The power of the norm.
+
+    Source:
+        Rao, Qu and Moyer 2025, arXiv 2509.25003.
+    """
 
     p: float = 4.0
 
@@ -43,7 +53,19 @@ class SimA(ResidualAttack):
 @final
 @dataclass(frozen=True, kw_only=True)
 class SimAMonteCarlo(ResidualAttack):
-    """SimA averaged over `m` noised copies of the image. A small norm means member."""
+    """SimA averaged over `m` noised copies of the image. A small norm means member.
+
+    Formula: `|mean over m draws of eps(q(x0, t, e_j), t)|**p`.
+
+    Args:
+        timesteps: A sweep, from which the calibrate part picks one.
+        p: The power of the norm.
+        m: Noised copies of the image, at least 1.
+        variant: "mean", the norm of the mean prediction (the paper's text), or "norms", the mean of the norms (its code).
+
+    Source:
+        Rao, Qu and Moyer 2025, arXiv 2509.25003.
+    """
 
     p: float = 4.0
     m: int = 30

@@ -47,11 +47,18 @@ class Encoder:
 class Subject:
     """A batch of b images as the attacker sees it.
 
-    denoiser: the model that is queried. x0: the clean images in [-1, 1], or the latents of a latent model. noise: normals like x0, keyed
-    by image. cond: None, class labels (b,) or the `Prompts` of b captions. encode, decode: between images and x0. images: reads the
-    images of a latent model. sampler: makes a diffusers scheduler of a number of steps. open_encoder: the `Encoder` of a spec.
-    reference: the batch as the attacker of a reference model sees it, with the captions as that model embeds them.
-    answers: predictions that other attacks have needed, of `denoiser` about this very batch; scores are the same without.
+    Args:
+        denoiser: The model that is queried.
+        x0: The clean images in [-1, 1], or the latents of a latent model.
+        noise: Normals like x0, keyed by image: `noise(j)` is draw j.
+        cond: None, class labels (b,) or the `Prompts` of b captions.
+        encode: From images to x0.
+        decode: From x0 to images.
+        images: Reads the images of a latent model.
+        sampler: Makes a diffusers scheduler of a number of steps.
+        open_encoder: The `Encoder` of a spec.
+        reference: The batch as the attacker of a reference model sees it, with the captions as that model embeds them.
+        answers: Predictions that other attacks have needed, of `denoiser` about this very batch; scores are the same without.
     """
 
     denoiser: Denoiser
@@ -77,8 +84,16 @@ class Subject:
     def eps(self, x_t: Float[Tensor, "wb *s"], t: int | Sequence[int], cond: Any = None) -> Float[Tensor, "wb *s"]:
         """The predicted noise of w times b rows, which are queried under the conditions of the batch, w times over, or `cond`.
 
-        t: one timestep in [0, T), or one for each of as many equal parts of x_t.
-        Raises `UserError` for rows that are no whole number of batches.
+        Args:
+            x_t: Noisy images, or latents.
+            t: One timestep in [0, T), or one for each of as many equal parts of x_t.
+            cond: Other conditions than those of the batch.
+
+        Returns:
+            The noise, like x_t.
+
+        Raises:
+            UserError: For rows that are no whole number of batches.
         """
         own = cond is None
         if own and self.cond is not None:
@@ -102,10 +117,18 @@ class Subject:
         return self.x0 if self.images is None else self.images()
 
     def draw(self, steps: int, guidance_scale: float, n: int) -> Float[Tensor, "nb c h w"]:
-        """n images for the condition of each image of the batch, draw by draw, from noise of their own.
+        """Draws n images for the condition of each image of the batch, draw by draw, from noise of their own.
 
-        steps: of the sampler. guidance_scale: of classifier-free guidance in place of the model's; 1 is none.
-        Raises `UserError` where nothing can be drawn.
+        Args:
+            steps: Of the sampler.
+            guidance_scale: Of classifier-free guidance in place of the model's; 1 is none.
+            n: Images for each condition.
+
+        Returns:
+            The images in [-1, 1], (n b, c, h, w).
+
+        Raises:
+            UserError: Where nothing can be drawn.
         """
         seeds = replace(self.noise, ids=tuple(f"{i}\0{j}" for j in range(n) for i in self.noise.ids), stream=STREAM)
         return self.decode(sample(guided(self.denoiser, guidance_scale), self.new_sampler(steps), seeds, joined([self.cond] * n)))

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import Flag, ModelConfig, Seed
+from diffleak.config import AS_NAME, Flag, ModelConfig, Name, Seed
 from diffleak.data.cohort import Cohort, images_alone, one_source, two_sources
 from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split, refuse_one_side
 from diffleak.data.scan import FEWEST
@@ -13,7 +13,7 @@ from diffleak.data.sources import open_source
 from diffleak.gating.config import MaxAUC, MaxExcessAUC, MaxTPR
 from diffleak.records.evidence import Release
 
-LONGEST_NOTE = 2000  # characters
+Note = Annotated[str, Field(max_length=2000), AS_NAME]
 
 
 class AuditConfig(ModelConfig, DataConfig):
@@ -26,7 +26,7 @@ class AuditConfig(ModelConfig, DataConfig):
     guidance_scale: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="Guidance scale of the predictions that attacks read (1: no guidance)."
     )
-    reference: str | None = Field(
+    reference: Name | None = Field(
         None, description="Report what leaks beyond this model; 'base' is MODEL without its --lora and --embedding."
     )
     sweep_models: tuple[str, ...] = Field(
@@ -36,22 +36,22 @@ class AuditConfig(ModelConfig, DataConfig):
         (), description="Training steps of the checkpoints of a sweep, in the order given; default from their headers or names."
     )
     output: Annotated[Path | None, Flag("-o")] = Field(None, description="The run folder.")
-    members: str | None = Field(None, description="DATA that the model was trained on.")
-    nonmembers: str | None = Field(None, description="Held-out DATA from the same source.")
-    data: str | None = Field(None, description="One DATA for both sides, with --split.")
+    members: Name | None = Field(None, description="DATA that the model was trained on.")
+    nonmembers: Name | None = Field(None, description="Held-out DATA from the same source.")
+    data: Name | None = Field(None, description="One DATA for both sides, with --split.")
     split: Split = None
     group: str | None = Field(
         None, min_length=1, description="A column of the metadata, such as person: score and count groups of images, not images."
     )
     attacks: tuple[str, ...] = Field(("all",), description="all, or names such as 'sima,sima_mc(m=10)'.")
-    timesteps: str | None = Field(None, description="start:stop:step, stop included; default 10:300:10, for flow matching 50:950:50.")
+    timesteps: Name | None = Field(None, description="start:stop:step, stop included; default 10:300:10, for flow matching 50:950:50.")
     sweep: Literal["calibrate", "all"] = Field(
         "calibrate", description="calibrate: score the test part at the chosen settings alone; all: every image at every setting."
     )
     mask: tuple[str, ...] = Field(
         (), description="Latent models: also under influence[:0.4], auto, or the controls random[:0.4], reverse[:0.4]."
     )
-    captions: str | None = Field(
+    captions: Name | None = Field(
         None, description="Text-to-image models: own (default), empty, fixed:TEXT, swapped, or a .json, .jsonl or .csv file."
     )
     probes: int = Field(8, ge=1, description="Random probes per image for the influence ({default}).")
@@ -66,7 +66,7 @@ class AuditConfig(ModelConfig, DataConfig):
     shard: str | None = Field(None, description="i/n: score the i-th of n shares.")
     limit: int | None = Field(None, ge=1, description="At most this many images a side.")
     resize: Resize = False
-    buckets: str | None = Field(
+    buckets: Name | None = Field(
         None, description="Text-to-image models: sort images of mixed sizes into kohya's buckets, 512 (SD 1) or 1024 (SDXL)."
     )
     skip_unreadable: SkipUnreadable = False
@@ -81,9 +81,9 @@ class AuditConfig(ModelConfig, DataConfig):
     release: Release | None = Field(
         None, description="Form of release that the answer is for: weights (default, the most cautious), api or images."
     )
-    title: str | None = Field(None, max_length=LONGEST_NOTE, description="Title or reference number, for the report.")
-    auditor: str | None = Field(None, max_length=LONGEST_NOTE, description="Who makes the audit, for the report.")
-    note: str | None = Field(None, max_length=LONGEST_NOTE, description="A note, for the report.")
+    title: Note | None = Field(None, description="Title or reference number, for the report.")
+    auditor: Note | None = Field(None, description="Who makes the audit, for the report.")
+    note: Note | None = Field(None, description="A note, for the report.")
     allow_shift: bool = Field(False, description="Exit 0 even if the sides differ without the model.")
     ignore_model_split: IgnoreModelSplit = False
     anonymous: Anonymous = False
@@ -100,13 +100,6 @@ class AuditConfig(ModelConfig, DataConfig):
     @classmethod
     def _split_masks(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else (value,) if type(value) is int else value
-
-    @field_validator(
-        *("members", "nonmembers", "data", "timesteps", "captions", "reference", "buckets", "title", "auditor", "note"), mode="before"
-    )
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path | int) else value
 
     @field_validator("batch_size", mode="before")
     @classmethod

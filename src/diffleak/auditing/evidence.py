@@ -7,7 +7,7 @@ from diffleak.attacks import ATTACKS
 from diffleak.attacks.base import Attack
 from diffleak.auditing.plan import Prepared
 from diffleak.data.split import read_model_split
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, refusing, shown
 from diffleak.records.evidence import Evidence, KnownAttack
 from diffleak.work.files import hash_file
 from diffleak.work.folder import PLAN
@@ -18,12 +18,14 @@ def evidence_of(prepared: Prepared, folder: Path) -> Evidence:
     """The evidence of an audit in a run folder; raises `UserError` for a split file that is gone."""
     config, split = prepared.config, prepared.target.split_file
     own = read_model_split(split, config.split) if split else None
+    plan = folder / PLAN  # which is written once, when the folder is claimed, and never again
+    started = datetime.fromtimestamp(plan.stat().st_mtime, UTC).isoformat(timespec="seconds") if plan.is_file() else None
     return Evidence(
         title=config.title,
         auditor=config.auditor,
         note=config.note,
         release=config.release,
-        started=_claimed(folder),
+        started=started,
         training_images=sum(role == "member" for role in own.roles.values()) if own else None,
         training_from=str(split) if own else None,
         split_digest=_digest(config.split) if config.split else None,
@@ -47,14 +49,6 @@ def known(run: tuple[Attack, ...], takes_text: bool) -> tuple[KnownAttack, ...]:
     )
 
 
-def _claimed(folder: Path) -> str | None:
-    """The time at which the folder was claimed: its plan is written once, and never again."""
-    plan = folder / PLAN
-    return datetime.fromtimestamp(plan.stat().st_mtime, UTC).isoformat(timespec="seconds") if plan.is_file() else None
-
-
 def _digest(path: Path) -> str:
-    try:
+    with refusing(Unreadable, f"the split file {path} cannot be read ({WHY}); put it back and run the same command again", shown):
         return hash_file(path)
-    except Unreadable as error:
-        raise UserError(f"the split file {path} cannot be read ({shown(error)}); put it back and run the same command again") from None

@@ -260,8 +260,7 @@ def prepare(
         refuse_unreachable(config, split.record)
     plan = Plan(
         diffleak=version("diffleak"),
-        model=target.name,
-        model_fingerprint=target.fingerprint,
+        **target.named,
         members=found.cohort.names[0],
         nonmembers=found.cohort.names[1],
         data_fingerprint=found.fingerprint,
@@ -280,25 +279,19 @@ def prepare(
         device=target.device.split(":")[0],
         masks=tuple(choice.label for choice in masks),
         probes=config.probes if masks or top else None,
+        estimator="filtered" if masks or top else None,
         top=top,
         classes=target.classes,
         captions=captions.choice if captions else None,
         captions_found=captions.found if captions else None,
         captions_truncated=len(truncated) if captions else None,
-        lora=target.lora,
-        lora_scale=target.lora_scale,
-        embedding=target.embedding,
-        network=target.network,
-        weights=target.weights,
         guidance_scale=target.denoiser.scale if isinstance(target.denoiser, Guided) else None,
         reference=config.reference if reference else None,
         reference_fingerprint=reference.fingerprint if reference else None,
         anonymous=key.name if key else None,
         labels=found.labels.origin if found.labels else None,
         label_names=found.labels.names if found.labels and not key else None,  # names of folders may name people
-        exif=found.cohort.decoding.exif,
-        alpha=found.cohort.decoding.alpha,
-        white=found.cohort.decoding.white,
+        **asdict(found.cohort.decoding),
         model_from=target.made_by,
         model_code=target.code,
         group=config.group,
@@ -447,7 +440,8 @@ def choose_attacks(
     `made` are attacks that exist already, by their specs. Without a schedule no model is known yet.
     """
     sweep = parse_timesteps(config.timesteps) if config.timesteps else None
-    specs = [name for spec in config.attacks for name in (_all() if spec == "all" else [spec])]
+    every = [name for name, kind in ATTACKS.items() if kind.in_all]  # that need nothing but the model and its data
+    specs = [name for spec in config.attacks for name in (every if spec == "all" else [spec])]
     chosen = []
     for spec in specs:
         attack = with_timesteps(made[spec], sweep) if spec in made else parse(spec, ATTACKS, sweep)
@@ -462,11 +456,6 @@ def choose_attacks(
     if not config.calibration and any(len(a.timesteps) > 1 and a.rule is None for a in chosen):
         raise UserError("--no-calibration chooses nothing, so --timesteps must be one number")
     return tuple(chosen)
-
-
-def _all() -> list[str]:
-    """The attacks that need nothing but the model and its data."""
-    return [name for name, kind in ATTACKS.items() if kind.in_all]
 
 
 def _fitting(chosen: Sequence[Attack], config: AuditConfig, target: Target, referred: bool) -> tuple[Attack, ...]:

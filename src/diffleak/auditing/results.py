@@ -7,7 +7,7 @@ from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.config import build
 from diffleak.data.cohort import Cohort
 from diffleak.data.pixels import CHANNEL_NAMES, png, without_alpha
-from diffleak.errors import UserError
+from diffleak.errors import WHY, UserError, refusing
 from diffleak.records import digests
 from diffleak.records.audit import AuditRecord
 from diffleak.records.maps import FILE as MAPS
@@ -48,13 +48,9 @@ def rewrite_report(folder: Path, thumbnails: bool) -> AuditRecord:
     record = read_unedited(folder)
     if thumbnails and record.plan.anonymous:
         raise UserError(f"{folder} is an anonymous run, and its report shows no images; leave out --thumbnails")
-    try:
+    with refusing(UserError, f"the images of this audit are not where it read them ({WHY}); put them back, or leave out --thumbnails"):
         kind = GeometryConfig if record.geometry else AuditConfig
         cohort = read_cohort(build(kind, record.settings)) if thumbnails else None
-    except UserError as error:
-        raise UserError(
-            f"the images of this audit are not where it read them ({error}); put them back, or leave out --thumbnails"
-        ) from None
     _write_report(folder, record, read_samples(folder), cohort, digests.sealed(folder))
     digests.update_report(folder)
     return record

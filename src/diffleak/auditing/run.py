@@ -7,7 +7,6 @@ workers share the work without talking to each other, and the one that finds eve
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
@@ -42,6 +41,7 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.gating.limits import LIMITS, gates
 from diffleak.records.audit import AuditRecord, Draw, Result
+from diffleak.records.base import now
 from diffleak.records.chosen import chosen_by, write_chosen
 from diffleak.records.maps import Maps
 from diffleak.records.plan import Costs, Plan
@@ -69,7 +69,15 @@ OF_SIDES = ("limit", "seed", "exif", "alpha", "white")  # and those beside them 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """A finished audit: `results`, the full `record`, the `samples` table, every attack's `scores`, and `maps` (see `auditing.maps`)."""
+    """A finished audit. `audit["sima"]` is the result of an attack.
+
+    Args:
+        record: Everything in audit.json.
+        samples: The table of samples.csv: id, side, part, and a score for each attack.
+        scores: The statistics of every attack at every timestep that was scored.
+        cohort: The images, or None where they are not at hand.
+        maps: Where in the images the model answers differently (see `auditing.maps`), or None.
+    """
 
     record: AuditRecord
     samples: Samples
@@ -98,6 +106,9 @@ class Audit:
         """The scores as a table: id, attack, timestep, statistic (the paper's own), member (bool).
 
         Of an attack that stores components, `timestep` counts them from 0.
+
+        Returns:
+            One row for each image, attack and timestep.
         """
         frames = [
             pd.DataFrame(
@@ -115,18 +126,25 @@ class Audit:
         return whole[whole["statistic"].notna()].reset_index(drop=True)  # the test part is not scored at every timestep
 
     def results_frame(self) -> pd.DataFrame:
-        """The results as a table, a row each: attack, variant, auc, auc_low, auc_high, tpr_at_1pct, ..., queries.
+        """The results as a table: attack, variant, auc, auc_low, auc_high, tpr_at_1pct, ..., queries.
 
-        The columns are those of `diffleak.report.results.rows`; what cannot be estimated is missing (NaN or None).
+        Returns:
+            One row for each result, with the columns of `diffleak.report.results.rows`; what cannot be estimated is missing (NaN or None).
         """
         return pd.DataFrame(rows(self.record))
 
     def save(self, folder: str | Path, thumbnails: bool = False) -> Path:
-        """Writes audit.json, samples.csv, report.html and, where they are not there yet, the scores; returns the folder.
+        """Writes audit.json, samples.csv, report.html and, where they are not there yet, the scores.
 
-        thumbnails: show the members that score highest; their maps, kept in maps.npy, need an audit with thumbnails=True.
+        Args:
+            folder: The run folder.
+            thumbnails: Show the members that score highest; their maps, kept in maps.npy, need an audit with thumbnails=True.
 
-        Raises `UserError` for the folder of another audit, and for a folder that cannot be written.
+        Returns:
+            The folder.
+
+        Raises:
+            UserError: For the folder of another audit, and for a folder that cannot be written.
         """
         folder = Path(folder)
         again, calibrate = _unnamed(Folder(folder), self.record.plan), ~self.samples.test
@@ -150,14 +168,22 @@ def audit(
 ) -> Audit:
     """Audits a model on images that were, and images that were not, in its training set.
 
-    model: a diffusers folder or hub id, a loaded `Target`, or a `Denoiser` of your own.
-    images: a `cohort`; or members=DATA and nonmembers=DATA, or data=DATA and split=FILE among the settings.
-    attacks: names or specs such as "sima_mc(m=10)", and attacks of your own such as MyAttack(). One with the default sweep counts as one
-        whose timesteps nobody chose: a model of flow matching has a sweep of its own.
-    reference: a model as `model`, or "base" for the model without its LoRA: what leaks beyond what it knows is reported too.
-    output: a run folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
-    settings: any key of `AuditConfig`, such as timesteps="10:300:10".
-    Raises `UserError` for input that cannot be audited.
+    The Python form of `diffleak audit`.
+
+    Args:
+        model: A diffusers folder or hub id, a loaded `Target`, or a `Denoiser` of your own.
+        images: A `cohort`; or give members=DATA and nonmembers=DATA, or data=DATA and split=FILE among the settings.
+        attacks: Names or specs such as "sima_mc(m=10)", and attacks of your own such as MyAttack(). An attack that has the default sweep
+            counts as one whose timesteps nobody chose: a model of flow matching has a sweep of its own.
+        reference: A model as `model`, or "base" for the model without its LoRA: what leaks beyond what it knows is reported too.
+        output: A run folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
+        **settings: Any key of `AuditConfig`, such as timesteps="10:300:10".
+
+    Returns:
+        The finished audit: `audit["sima"].auc.low`, `audit.record`, `audit.results_frame()`.
+
+    Raises:
+        UserError: For input that cannot be audited.
     """
     images, settings = _images(images, settings)
     asked = called(AuditConfig, model, attacks, reference, {"output": output, **settings})
@@ -329,7 +355,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     if labels := prepared.scan.labels:
         blind = blind.model_copy(update={"labels_p_value": labels_p_value(units.most_often(labels.numbers), member, config.seed)})
     record = AuditRecord(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         command=command_of(config, prepared.plan),
         settings=config.model_dump(mode="json"),
         plan=prepared.plan,

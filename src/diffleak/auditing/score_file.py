@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from diffleak.data.draw import calibrate_size
-from diffleak.errors import UserError, listed, shown, unknown
+from diffleak.errors import WHY, UserError, listed, refusing, shown, unknown
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.digests import AUDIT, refuse_edited
 from diffleak.records.scores import Scores
@@ -207,7 +207,7 @@ def _read(path: Path) -> Table:
     if found != "a file":
         inside = f": give {path / 'samples.csv'}" if (path / "samples.csv").is_file() else ""
         raise UserError(f"{MUST}; found {found} at {path}{inside}")
-    try:
+    with refusing(Unreadable, f"{path} cannot be read ({WHY})"):
         with opened(path, None) as file:
             begins = file.read(8)
         if path.suffix.lower() in OTHERS and not begins.startswith(PARQUET):
@@ -215,8 +215,6 @@ def _read(path: Path) -> Table:
         if kind := next((kind for mark, kind in BEGINNINGS.items() if begins.lstrip().startswith(mark)), None):
             raise UserError(f"{MUST}; {path} looks like {kind}: write the scores as CSV")
         return _read_parquet(path) if begins.startswith(PARQUET) or path.suffix.lower() == ".parquet" else _read_csv(path)
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
 
 
 def _read_csv(path: Path) -> Table:
@@ -244,13 +242,11 @@ def _read_parquet(path: Path) -> Table:
         kind = schema.field(name).type
         if types.is_nested(kind):
             raise UserError(f"the columns of {path} must hold a text or a number in every row; {shown(name)} holds {shown(kind)}")
-        try:
+        with refusing(Unreadable, f"the column {shown(name)} of {path} cannot be read ({WHY})"):
             found = load_parquet(path, [name]).column(0)
             with parsing():
                 plain = types.is_integer(kind) or types.is_float32(kind) or types.is_float64(kind)
                 return found.to_numpy() if plain and not found.null_count else found.to_pylist()
-        except Unreadable as error:
-            raise UserError(f"the column {shown(name)} of {path} cannot be read ({error})") from None
 
     return Table(schema.names, column)
 

@@ -54,6 +54,7 @@ class Shared:
             plan.chunk_size,
             plan.seed,
             plan.probes,
+            plan.estimator,
             plan.dtype,
             plan.device,
             plan.buckets,

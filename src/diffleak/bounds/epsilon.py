@@ -12,8 +12,6 @@ coin of its own, and the bound is for one group. No torch here.
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +22,7 @@ from jaxtyping import Bool, Int64
 from diffleak.errors import GateFailed, InvalidAudit, UserError, shown
 from diffleak.records import digests
 from diffleak.records.audit import AuditRecord, Draw, Promise, Result
+from diffleak.records.base import written
 from diffleak.records.epsilon import FILE, EpsilonRecord
 from diffleak.records.run_folder import read_samples, read_scores
 from diffleak.records.scores import Samples, Scores, chunk_files
@@ -66,8 +65,20 @@ class Candidate(NamedTuple):
 def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -> EpsilonRecord:
     """The lower bound on epsilon of a finished audit whose sides were drawn by coin; writes epsilon.json into its folder.
 
-    run: the run folder. delta: in (0, 1); by default that of the model's promise, else 1e-5. level: confidence, in (0, 1).
-    Raises `UserError` for a run that it cannot be had from, and `InvalidAudit` where the sides differ without the model.
+    Args:
+        run: The run folder.
+        delta: In (0, 1); by default that of the model's promise, else 1e-5.
+        level: Confidence, in (0, 1).
+
+    Returns:
+        The record; `epsilon` is 0 where the guesses are not significantly better than chance.
+
+    Raises:
+        UserError: For a run that it cannot be had from.
+        InvalidAudit: Where the sides differ without the model.
+
+    Source:
+        Steinke, Nasr and Jagielski 2023, arXiv 2305.08846.
     """
     folder = Path(run)
     if delta is not None and not 0 < delta < 1:
@@ -101,9 +112,7 @@ def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -
     attack, key = candidates[guesser.column]
     comparable = promise if promise and promise.delta <= chosen_delta and plan.group is None else None
     record = EpsilonRecord(
-        diffleak=version("diffleak"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["diffleak", "epsilon", str(run), "--delta", f"{chosen_delta:g}", "--level", f"{level:g}"]),
+        **written(shlex.join(["diffleak", "epsilon", str(run), "--delta", f"{chosen_delta:g}", "--level", f"{level:g}"])),
         run=str(run),
         model=plan.model,
         model_fingerprint=plan.model_fingerprint,
@@ -115,7 +124,7 @@ def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -
         promised=comparable.epsilon if comparable else None,
         promised_delta=comparable.delta if comparable else None,
         exceeds=comparable is not None and bound > comparable.epsilon,
-        reason=None if bound else _why_zero(*counted, chosen_delta, level, _called(plan.group)),
+        reason=None if bound else _why_zero(*counted, chosen_delta, level, "images" if plan.group is None else "groups"),
         attack=attack,
         timestep=key if isinstance(key, int) else None,
         setting=key if isinstance(key, str) else None,
@@ -217,10 +226,6 @@ def _coins_of_groups(audited: AuditRecord, samples: Samples, draw: Draw, folder:
             alone[[*groups]] = False
     images = lambda which: int(which[of].sum())
     return Coins(counted.ids, counted.member, alone & ~shared, of, images(shared), images(~alone & ~shared))
-
-
-def _called(group: str | None) -> str:
-    return "images" if group is None else "groups"
 
 
 def _too_few(found: int, coins: Coins, images: int, folder: Path) -> str:

@@ -3,13 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
 from diffleak.checking.config import CheckConfig
 from diffleak.config import build
@@ -25,6 +22,7 @@ from diffleak.data.sources import open_source
 from diffleak.data.survey import Survey, survey
 from diffleak.errors import InvalidAudit, shown
 from diffleak.records.audit import Blind
+from diffleak.records.base import written
 from diffleak.records.check import FILE, PAGE, CheckRecord, DuplicatePair, Duplicates, Needed, Power, Side, Where
 from diffleak.records.digests import write_recorded
 from diffleak.stats.blind import INVALID_P, blind_auc, finding, labels_p_value
@@ -58,8 +56,18 @@ def check(
 ) -> CheckRecord:
     """Looks at both sides of an audit without a model.
 
-    members, nonmembers, or data and split: as `diffleak.cohort` takes them. settings: any other key of `CheckConfig`.
-    Raises `UserError` for data that cannot be read; sides that make an audit invalid are in the record, `valid` False.
+    Args:
+        members: The images that the model was trained on, as `cohort` takes them.
+        nonmembers: The held-out images.
+        data: One set for both sides, with `split`.
+        split: A split file.
+        **settings: Any other key of `CheckConfig`.
+
+    Returns:
+        The record, as in check.json. Where the sides make an audit invalid, `valid` is False and nothing is raised.
+
+    Raises:
+        UserError: For data that cannot be read.
     """
     given = {"members": members, "nonmembers": nonmembers, "data": data, "split": split}
     named = {key: str(value) if isinstance(value, str | Path) else IN_MEMORY for key, value in given.items() if value is not None}
@@ -83,15 +91,13 @@ def check_images(config: CheckConfig, given: dict[str, Any] | None = None) -> Ch
     found = _duplicates(looked)
     blind = _blind(looked, config.seed)
     labels = _classes(kept)
-    p_value = None if labels is None or not _two_sided(member) else labels_p_value(labels, member, config.seed)
+    p_value = None if labels is None or member.all() or not member.any() else labels_p_value(labels, member, config.seed)
     distinct = [len(np.unique(looked.duplicates.clusters[side])) for side in (member, ~member)]
     sides = _sides(cohort, looked, distinct)
     problems = tuple(_problems(looked, found, blind))
     return Check(
         CheckRecord(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            diffleak=version("diffleak"),
-            command=config.command if IN_MEMORY not in (config.members, config.data) else "diffleak.check(...) from Python",
+            **written(config.command if IN_MEMORY not in (config.members, config.data) else "diffleak.check(...) from Python"),
             settings=config.model_dump(mode="json"),
             valid=not problems,
             problems=problems,
@@ -113,10 +119,6 @@ def refuse_invalid(record: CheckRecord) -> None:
     """Raises `InvalidAudit` where an audit of these sides would be invalid or refused."""
     if not record.valid:
         raise InvalidAudit(f"an audit of these sides would be invalid: {record.problems[0]}")
-
-
-def _two_sided(member: Bool[np.ndarray, " n"]) -> bool:
-    return bool(member.any() and not member.all())
 
 
 def _duplicates(looked: Survey) -> Duplicates:

@@ -9,9 +9,7 @@ of the other, with scores at the timestep chosen most often, and medians over th
 
 import shlex
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +18,7 @@ from diffleak.comparison.swap import NO_HALVES, swap_or_reason, with_halves
 from diffleak.data.draw import calibrate_size
 from diffleak.errors import InvalidAudit, UserError, shown, unknown, visible
 from diffleak.records.audit import EARLIER_RATES, Result
-from diffleak.records.base import Estimate
+from diffleak.records.base import Estimate, written
 from diffleak.records.comparison import (
     FILE,
     LOWER_IS_BETTER,
@@ -54,12 +52,22 @@ def compare(
     output: Path | None = None,
     pool: bool = False,
 ) -> Comparison:
-    """Compares finished audits with the first of them.
+    """Compares finished audits, image by image, with the first of them.
 
-    runs: `RUN` or `NAME=RUN[,RUN...]`, the baseline first. attacks: labels; by default all that every run has.
-    halves: split.json of a defence with two teachers. quality: `NAME=FILE`. seed: of the bootstrap. pool: the runs of an entry are
-        trainings of one recipe with other seeds, and every attack gets its mean over them.
-    Raises `UserError` for runs that cannot be compared.
+    Args:
+        runs: `RUN` or `NAME=RUN[,RUN...]`, the baseline first.
+        attacks: Labels of attacks; by default all that every run has.
+        halves: The split.json of a defence with two teachers, for the swap audit.
+        quality: `NAME=FILE`, the quality.json of an entry.
+        seed: Seed of the bootstrap.
+        output: The folder where the record will go.
+        pool: The runs of an entry are trainings of one recipe with other seeds, and every attack gets its mean over them.
+
+    Returns:
+        The record, as in compare.json.
+
+    Raises:
+        UserError: For runs that cannot be compared.
     """
     audited = read_entries(runs)
     entries, halves_file, unused = with_halves(audited, halves)
@@ -69,9 +77,7 @@ def compare(
     metric, reason = _quality_metric(compared)
     swap, swap_reason = swap_or_reason(audited, shared, halves_file, halves is not None) if halves_file else (None, unused or NO_HALVES)
     record = Comparison(
-        diffleak=version("diffleak"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=_command(runs, attacks, halves, quality, seed, output, pool),
+        **written(_command(runs, attacks, halves, quality, seed, output, pool)),
         seed=seed,
         attacks=shared,
         entries=compared,

@@ -98,7 +98,7 @@ def with_halves(audited: Sequence[EntryRuns], given: Path | None) -> tuple[tuple
     for path in (given,) if given else default_halves(audited):
         try:
             halves = read_defence(path)
-            entries = tuple(on_own_half(entry, halves) for entry in entries)
+            entries = tuple(EntryRuns(entry.name, tuple(_own_half(run, halves) for run in entry.runs)) for entry in entries)
         except UserError as error:
             if given:
                 raise
@@ -125,15 +125,11 @@ def swap_or_reason(
         return None, str(error)
 
 
-def on_own_half(entry: EntryRuns, halves: Defence) -> EntryRuns:
-    """The entry with each teacher's run restricted to the teacher's own half: the other half it never saw, so those are no members.
+def _own_half(run: Run, halves: Defence) -> Run:
+    """A teacher's run restricted to the teacher's own half: the other half it never saw, so those are no members.
 
     Settings are chosen again on what is left. Attacks whose scores at every timestep are not on disk are left out.
     """
-    return EntryRuns(entry.name, tuple(_own_half(run, halves) for run in entry.runs))
-
-
-def _own_half(run: Run, halves: Defence) -> Run:
     fingerprint = run.record.plan.model_fingerprint
     if fingerprint not in halves.teachers:
         return run

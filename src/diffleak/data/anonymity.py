@@ -11,12 +11,15 @@ says of a known name in which of the two its row is, and nothing of its side. (H
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from diffleak.errors import WHY, UserError, refusing
-from diffleak.work.files import write_new
+from diffleak.records.run_folder import read_plan
+from diffleak.work.files import checked_folder, write_new
+from diffleak.work.folder import PLAN
 from diffleak.work.reading import Unreadable, load_text
 
 FILE = "anonymous.key"
@@ -86,6 +89,21 @@ def choose_key(
         if name != key.name:
             raise UserError(f"{path} is of an anonymous run with another key than {where}; put its own back, or choose another -o")
     return key
+
+
+def key_beside_audit(config: Any, file: str, read: Callable[[Path], Any]) -> Key | None:
+    """The key of a command whose record `file` lies in a folder of its own, or in that of an anonymous audit, whose key it then has.
+
+    config: its settings; `anonymous`, `anonymous_key` and `output` count. read: how the record is read.
+    """
+    folder, recorded = config.output, dict[Path, str | None]()
+    if folder and (plan := read_plan(folder)):
+        recorded[folder / PLAN] = plan.anonymous
+    if folder and (folder / file).exists():
+        recorded[folder / file] = read(folder / file).anonymous
+    if folder and config.anonymous:
+        checked_folder(folder)
+    return choose_key(config.anonymous, config.anonymous_key, folder, recorded)
 
 
 def read_key(path: Path) -> Key:

@@ -38,8 +38,17 @@ def sort_key(image_id: str) -> tuple[int, str]:
 class Cohort:
     """The images of one audit, sorted by id (`sort_key`) or by bucket, with their side. Images are read one at a time.
 
-    An image costs its id and nine bytes, however many there are. In an anonymous cohort `ids`, which are all that is written and
-    printed, are keyed; `keys` are the ids of the data, by which noise is drawn and parts are divided: so numbers do not change.
+    An image costs its id and nine bytes, however many there are.
+
+    Args:
+        ids: The images; keyed ids in an anonymous cohort. They are all that is written and printed.
+        member: True for each member.
+        position: The place of each image in the source of its side.
+        sources: Of members and of held-out images, which may be the same.
+        names: Where members and held-out images come from.
+        keys: The ids of the data, by which noise is drawn and parts are divided, so that an anonymous run has the same numbers.
+        given: The settings that name these images, where `cohort` made them.
+        calls: What messages call the two sides.
     """
 
     ids: tuple[str, ...]
@@ -283,11 +292,23 @@ def cohort(
 ) -> Cohort:
     """The images of an audit: members and held-out images, or one `data` with a `split` file that says who is a member.
 
-    members, nonmembers, data: a folder, .npy, .npz, .parquet, .arrow or .tar file, "digits", "hf:NAME", or a uint8 array (N, H, W[, C]).
-    split: JSON of the form {"members": [ids], "nonmembers": [ids]}. limit: at most so many images a side, drawn by `seed`.
-    exif, alpha, white: how image files become pixels (`diffleak.records.images.Decoding`).
-    Raises `UserError` for data that cannot be read, for values that these settings cannot have, and unless it is two sides, or one
-    DATA and a split.
+    Args:
+        members: A folder, a .npy, .npz, .parquet, .arrow or .tar file, "digits", "hf:NAME", or a uint8 array (N, H, W[, C]).
+        nonmembers: The same, of held-out images.
+        data: The same, of both sides, with `split`.
+        split: JSON of the form {"members": [ids], "nonmembers": [ids]}.
+        limit: At most so many images a side, drawn by `seed`.
+        seed: Seed of that draw.
+        exif: Orientation by EXIF: "apply" or "ignore".
+        alpha: Transparency: "drop" it, or lay it on "white" or "black".
+        white: What is white in grey images of more than 8 bits, such as 4095; None for their range.
+
+    Returns:
+        The cohort. Images are read one at a time, when they are needed.
+
+    Raises:
+        UserError: For data that cannot be read, for values that these settings cannot have, and unless it is two sides, or one `data` and a
+            split.
     """
     if (data is None) != (split is None) or (data is None) == (members is None) or (members is None) != (nonmembers is None):
         raise UserError("a cohort has two sides: give members and nonmembers, or data and split")

@@ -310,11 +310,8 @@ def _folder_numbers(sides: Sequence[Side], count: int, own: ClassNames) -> tuple
     """The number of every class folder, why it is that, and the class folder of every image of every side."""
     options = [_levels(side.labels.folders) for side in sides]
 
-    def known(levels: Sequence[_Level]) -> dict[str, int] | None:
-        return _as_own(_union(levels), own)
-
-    def numeric(levels: Sequence[_Level]) -> dict[str, int] | None:
-        return _as_numbers(_union(levels), count, own)
+    known = lambda levels: _as_own(_union(levels), own)
+    numeric = lambda levels: _as_numbers(_union(levels), count, own)
 
     def counted(levels: Sequence[_Level]) -> dict[str, int] | None:
         names = _union(levels)

@@ -121,11 +121,7 @@ def _as_path(name: str) -> str:
     return normpath(plain.replace("\\", "/"))
 
 
-def _without_case(name: str) -> str:
-    return spelling(spelling(name).casefold())
-
-
-SPELLINGS = (_as_path, spelling, _without_case)
+SPELLINGS = (_as_path, spelling, lambda name: spelling(spelling(name).casefold()))
 
 
 def _candidates(

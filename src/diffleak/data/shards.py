@@ -50,15 +50,11 @@ def choose(root: Path, files: Iterable[Path], keys: Sequence[str]) -> tuple[tupl
     if split is None or (column is None and len(found) == 1 and not matches):
         if len(found) == 1:
             return _whole(root, next(iter(found.values()))), split
-        raise UserError(f"{root} holds several splits, {_listed(found)}: say which as {root}:{_first(found)}")
+        usual = sorted(filter(None, found), key=lambda name: "train" not in name.lower())[0]  # for an example
+        raise UserError(f"{root} holds several splits, {_listed(found)}: say which as {root}:{usual}")
     if len(matches) != 1:
         raise UserError(f"{root} must have one split {shown(split)}; it has {_listed(found)}: name one of them")
     return _whole(root, found[matches[0]]), column
-
-
-def _first(splits: Iterable[str]) -> str:
-    """The split that is most often meant, for an example."""
-    return next(iter(sorted(filter(None, splits), key=lambda name: "train" not in name.lower())))
 
 
 def _listed(splits: Iterable[str]) -> str:

@@ -263,16 +263,12 @@ def _table_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
     return table_source(str(path), path.parent, [part], key, decoding)
 
 
-def _tar_file(path: Path, key: str | None, decoding: Decoding) -> ImageSource:
-    return tar_source(str(path), path.parent, (path,), key, decoding)
-
-
 READERS: dict[str, Callable[[Path, str | None, Decoding], ImageSource]] = {
     ".npy": _numpy_file,
     ".npz": _numpy_file,
     ".parquet": _table_file,
     ".arrow": _table_file,
-    ".tar": _tar_file,
+    ".tar": lambda path, key, decoding: tar_source(str(path), path.parent, (path,), key, decoding),
 }
 
 
@@ -291,11 +287,9 @@ def _hugging_face(locator: str, decoding: Decoding) -> ImageSource:
         import datasets
     _, name, *rest = locator.split(":", 2)
     split = rest[0] if rest else "train"
-    try:
-        with retrying_quietly():
-            table = datasets.load_dataset(name, split=split)
-    except Exception as error:  # the library raises many kinds; each is about the name, the split or the network
-        raise UserError(f"'{locator}' cannot be loaded: {first_lines(error)}") from None
+    # the library raises many kinds; each is about the name, the split or the network
+    with refusing(Exception, f"'{locator}' cannot be loaded: {WHY}", first_lines), retrying_quietly():
+        table = datasets.load_dataset(name, split=split)
     column = next((c for c, kind in table.features.items() if isinstance(kind, datasets.Image)), None)
     if column is None:
         raise UserError(f"'{locator}' must have an image column; it has {listed(table.features)}")

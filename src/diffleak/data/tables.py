@@ -61,7 +61,8 @@ def arrow_part(path: Path) -> Part:
         rows, without = [], set(_structs_with_bytes(schema))
         for batch in batches:
             rows.append(batch.num_rows)
-            without -= {name for name in without if _any_bytes(batch.column(schema.get_field_index(name)))}
+            cells = {name: batch.column(schema.get_field_index(name)).field("bytes") for name in without}
+            without -= {name for name, content in cells.items() if content.null_count < len(content)}
 
     def column_of(batch: Any, name: str) -> Any:
         column = batch.column(batch.schema.get_field_index(name))
@@ -295,11 +296,6 @@ def _structs_with_bytes(schema: Any) -> list[str]:
     import pyarrow.types as types
 
     return [field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0]
-
-
-def _any_bytes(cells: Any) -> bool:
-    content = cells.field("bytes")
-    return bool(content.null_count < len(content))
 
 
 def _class_columns(schema: Any) -> dict[str, tuple[str, ...]]:

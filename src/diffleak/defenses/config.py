@@ -68,7 +68,20 @@ class DefendConfig(TrainConfig):
 
 
 def defend_config(method: str, preset: str | None = None, file: Path | None = None, **flags: Any) -> DefendConfig:
-    """The settings of a preset, then of a YAML file, then of the flags; with given teachers, a model like theirs."""
+    """The settings of a preset, then of a YAML file, then of the flags; with given teachers, a model like theirs.
+
+    Args:
+        method: "dual", "distill" or "one-teacher".
+        preset: "digits", "small", "ddpm" or "latent"; None for "small".
+        file: A YAML file with any of the settings.
+        **flags: Settings of `DefendConfig`, which win.
+
+    Returns:
+        The settings for `defend`.
+
+    Raises:
+        UserError: For a setting that does not exist or does not fit the others.
+    """
     layers = train_settings(preset, file, {**flags, "method": method})
     if flags.get("teachers") and preset is None and file is None:
         layers = ({key: value for key, value in layers[0].items() if key not in ("model", "scheduler")}, *layers[1:])

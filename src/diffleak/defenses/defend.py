@@ -29,10 +29,19 @@ from diffleak.work.folder import read_object
 
 
 def defend(config: DefendConfig) -> Path:
-    """Trains what is missing of a defence and returns the folder of the model that would be released.
+    """Trains what is missing of a defence.
 
-    Raises `UserError` for a set too small to split, teachers that do not fit each other or the data, and a folder that
-    holds another defence.
+    Args:
+        config: The settings, as `defend_config` makes them.
+
+    Returns:
+        The folder of the model that would be released.
+
+    Raises:
+        UserError: For a set too small to split, teachers that do not fit each other or the data, and a folder that holds another defence.
+
+    Source:
+        Tran et al. 2024, arXiv 2410.16657.
     """
     if config.kind not in ("denoiser", "text-to-image"):
         raise UserError(f"a defence trains denoisers; got kind {config.kind}: train the autoencoder first and give --autoencoder")

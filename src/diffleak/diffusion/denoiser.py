@@ -46,7 +46,9 @@ class LowRank(NamedTuple):
 class Denoiser(ABC):
     """A model that predicts the noise in an image, with the `schedule` it was trained on.
 
-    The answers of every subclass are checked (see `noise_like`), except those of a `wrapper`, which are another denoiser's.
+    Make one with `from_function`, or subclass it: `__call__(x_t, t, cond=None)` returns the noise, and `schedule` is a `Schedule`. The
+    answers
+    of every subclass are checked (see `noise_like`), except those of a `wrapper`, which are another denoiser's.
     """
 
     schedule: Schedule
@@ -97,13 +99,22 @@ class Denoiser(ABC):
 
     @staticmethod
     def from_function(predict_noise: Callable[..., Any], alphas_cumprod: Any, learned_variance: bool = False) -> "Denoiser":
-        """A denoiser from `predict_noise(x_t, t)` (or `(x_t, t, cond)` when conditioned) and the T values of alpha_bar.
+        """A denoiser from a function that predicts the noise, and its schedule.
 
-        predict_noise: gets x_t of shape (b, *s) and t as an int; returns the noise in the shape, dtype and device of x_t.
-        alphas_cumprod: alpha_bar_t for t = 0 ... T - 1, from nearly 1 (almost no noise) down to nearly 0.
-        learned_variance: the function returns twice the channels of x_t, the noise first and then the variance, which is
-        dropped (Nichol and Dhariwal 2021, arXiv 2102.09672).
-        Raises `UserError` for a table that cannot be alpha_bar, and when called, for an answer that is not like x_t.
+        Args:
+            predict_noise: `predict_noise(x_t, t)`, or `(x_t, t, cond)` when conditioned. It gets x_t of shape (b, *s) and t as an int, and
+                returns
+                the noise in the shape, dtype and device of x_t.
+            alphas_cumprod: alpha_bar_t for t = 0 ... T - 1, from nearly 1 (almost no noise) down to nearly 0.
+            learned_variance: The function returns twice the channels of x_t, the noise first and then the variance, which is dropped
+                (Nichol and
+                Dhariwal 2021, arXiv 2102.09672).
+
+        Returns:
+            A denoiser that `audit` takes.
+
+        Raises:
+            UserError: For a table that is no schedule, and, when it is called, for an answer that is no noise for x_t.
         """
         if not callable(predict_noise):
             raise UserError(f"predict_noise must be a function of (x_t, t); got {_spelled(predict_noise)}")

@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffleak.errors import WHY, first_lines, refusing
+from diffleak.work.memory import free_on_the_cpu
 
 T = TypeVar("T")
 
@@ -43,10 +43,9 @@ def accelerators() -> int:
     return torch.cuda.device_count()
 
 
-def all_devices() -> tuple[str, ...]:
-    """Every device that this process can use, accelerators first."""
-    own = ("mps",) if torch.backends.mps.is_available() else ()
-    return (*(f"cuda:{number}" for number in range(accelerators())), *own, "cpu")
+def names() -> tuple[str, ...]:
+    """Every accelerator that torch sees, as a torch device."""
+    return (*(f"cuda:{i}" for i in range(accelerators())), *(("mps",) if torch.backends.mps.is_available() else ()))
 
 
 def one_accelerator_each(processes: int) -> list[dict[str, str]]:
@@ -58,16 +57,16 @@ def one_accelerator_each(processes: int) -> list[dict[str, str]]:
 
 def name_of(device: str) -> str:
     """The name of the accelerator, or of the processor, as it gives it."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return "Apple GPU" if device == "mps" else platform.processor() or platform.machine()
 
 
 def free_memory(device: str) -> int | None:
     """The bytes that are free on a device, on the CPU those that the system can hand out without swapping; None where nothing says so."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if device == "cpu" and meminfo.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return free_on_the_cpu() if device == "cpu" else None
 
 
 def takes_bfloat16(wanted: str = "auto") -> bool:

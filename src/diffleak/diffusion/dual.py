@@ -25,8 +25,20 @@ from diffleak.errors import UserError
 class Dual(Denoiser, wrapper=True):
     """Two denoisers of the same schedule, one per step: in turns from `first` on, or by a coin keyed by (seed, step).
 
-    `timesteps` are those of the sampler, in its order; None means the whole schedule, one timestep per step. No state is
-    kept: the turn depends on the timestep alone, so a batch may be repeated or cut in any way.
+    No state is kept: the turn depends on the timestep alone, so a batch may be repeated or cut in any way.
+
+    Args:
+        teachers: The two denoisers.
+        choice: "alternate", or "random" for the coin.
+        seed: Seed of the coin.
+        first: Which teacher takes the first step, 0 or 1.
+        timesteps: Those of the sampler, in its order; None means the whole schedule, one timestep per step.
+
+    Raises:
+        UserError: For denoisers that do not fit each other.
+
+    Source:
+        Tran et al. 2024, arXiv 2410.16657 (DualMD).
     """
 
     teachers: tuple[Denoiser, Denoiser]

@@ -21,6 +21,14 @@ class Noise:
     """The noise of one batch: `noise(j)` is draw j for every id, of shape (len(ids), *shape), always the same.
 
     Draws are kept for the life of the object, since attacks use the same draw at every timestep.
+
+    Args:
+        seed: Seed of all noise.
+        ids: The images; the noise of an image depends on its id, not on its batch.
+        shape: The shape of one image.
+        dtype: Of the tensors.
+        device: Of the tensors.
+        stream: What the normals are for: other purposes get independent ones.
     """
 
     seed: int

@@ -58,12 +58,17 @@ class Schedule:
     """The discrete noise schedule of a model: `alphas_cumprod[t]` in [0, 1], not increasing, for t in [0, T).
 
     Below 2**-24 it may rise: that is what some schedulers have at the end of a schedule that leaves no signal, after smaller numbers.
-    Raises `UserError` for other tables, and for what people give by mistake: betas, alphas that were not multiplied up, a
-    table that runs backwards.
 
-    `signal` and `noise` are a_t and s_t. `times` is the time that the network takes: t itself, or `unit` sigma_t for a model
-    of flow matching (`is_flow`), whose `alphas_cumprod` is the diffusion's that has the same signal-to-noise ratio, or what the
-    network of a variance-exploding model takes for its sigma_t.
+    `signal` and `noise` are a_t and s_t. `times` is the time that the network takes: t itself, or `unit` sigma_t for a model of flow
+    matching (`is_flow`), whose `alphas_cumprod` is the diffusion's that has the same signal-to-noise ratio, or what the network of a
+    variance-exploding model takes for its sigma_t.
+
+    Args:
+        alphas_cumprod: The T values of alpha_bar.
+
+    Raises:
+        UserError: For other tables, and for what people give by mistake: betas, alphas that were not multiplied up, a table that runs
+            backwards.
     """
 
     alphas_cumprod: Float64[np.ndarray, "T"]
@@ -120,7 +125,16 @@ class Schedule:
         return float(self.noise[t])
 
     def add_noise(self, x0: Float[Tensor, "b *s"], t: int, noise: Float[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:
-        """q(x0, t, e): the image at timestep t when the noise drawn is `noise`."""
+        """The image at timestep t: `q(x0, t, e) = a_t x0 + s_t e`.
+
+        Args:
+            x0: Clean images.
+            t: A timestep in [0, T).
+            noise: The noise e, like x0.
+
+        Returns:
+            The noisy images, like x0.
+        """
         return self.a(t) * x0 + self.s(t) * noise
 
     def predict_x0(self, x_t: Float[Tensor, "b *s"], t: int, eps: Float[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:

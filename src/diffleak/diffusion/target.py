@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,19 +26,38 @@ PIXELS = Identity()
 class Target:
     """What is audited: a denoiser, the images it takes, and where it runs.
 
-    `shape` is None for a model that takes images of any one size; `codec` takes images to what the denoiser works on.
-    `classes` is the number of classes of a class-conditional model and `class_names` are their names where its folder states them;
-    `text` embeds the captions of a text-to-image model; no model has both. `lora` names the adapters that were merged into its weights,
-    at `lora_scale` times the strength of each in `adapters`; `embedding` names the textual inversions that its text encoders know, which
-    are the `embeddings`. `fingerprint` says which model this is, adapter included; without one, a run folder cannot be resumed, since
-    nothing shows that it is the same model. `x_dtype` is the dtype of images, latents and noise: at least float32, so that
-    a half-precision network does not round the attack's own arithmetic. `split_file` is the split.json that training left beside
-    the model, or beside the LoRA, and `trained` are the train.json files that say how it read its images. `warnings` are those of the
-    libraries that read the weights, and of how far rounding changed an adapter. `network` is the denoiser that took the place of the
-    model's own, and `weights` what was chosen where there were averaged ones and others, ema or non_ema; the fingerprint covers both.
-    `headers` are what the files of the adapter and of a model in one file give away beside their weights. `made_by` is the function of
-    the user's own that made the model, as package.module:function, and `code` a hash of its module. `faster` are the ways of
-    `devices.faster_ways`, and "compiled", by which its forwards are faster and right to some digits only.
+    `load` makes one of a folder; of a denoiser of your own, `Target(denoiser, fingerprint="...")` says which model it is, so that a run
+    folder can be resumed.
+
+    Args:
+        denoiser: The model.
+        shape: The images it takes, or None for a model that takes images of any one size.
+        name: What reports call it.
+        fingerprint: Says which model this is, adapter included; without one a run folder cannot be resumed, since nothing shows that it is
+            the same model.
+        dtype: Of the network.
+        device: The torch device.
+        codec: Takes images to what the denoiser works on.
+        classes: The number of classes of a class-conditional model; None for others.
+        text: Embeds the captions of a text-to-image model; no model has both.
+        lora: The adapters that were merged into the weights.
+        lora_scale: Times the strength of each in `adapters`.
+        split_file: The split.json that training left beside the model, or beside the LoRA.
+        trained: The train.json files that say how training read its images.
+        class_names: The names of the classes, where the model's folder states them.
+        warnings: Those of the libraries that read the weights, and of how far rounding changed an adapter.
+        adapters: Each adapter with its strength.
+        embedding: The textual inversions that the text encoders know.
+        embeddings: Each of them.
+        network: The denoiser that took the place of the model's own; the fingerprint covers it.
+        weights: "ema" or "non_ema", where there were both; the fingerprint covers it.
+        headers: What the files of the adapter and of a model in one file give away beside their weights.
+        made_by: The function of your own that made the model, as package.module:function.
+        code: A hash of its module.
+        faster: The ways of `devices.faster_ways`, and "compiled", by which its forwards are faster and right to some digits only.
+
+    `x_dtype` is the dtype of images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
+    arithmetic.
     """
 
     denoiser: Denoiser
@@ -68,6 +88,12 @@ class Target:
     @property
     def x_dtype(self) -> torch.dtype:
         return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Which model it is, by the names that plans and records have for that."""
+        chosen = {key: getattr(self, key) for key in ("lora", "lora_scale", "embedding", "network", "weights")}
+        return {"model": self.name, "model_fingerprint": self.fingerprint, **chosen}
 
     def unnamed(self, captions: Sequence[str]) -> list[str]:
         """What is to be said of embeddings whose token none of the captions has, so that they change nothing."""

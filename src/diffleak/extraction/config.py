@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from diffleak.config import Flag, ModelConfig, Seed, command_line
+from diffleak.config import Flag, ModelConfig, Seed, Text, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, images_alone, one_source, two_sources
 from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
 from diffleak.data.sources import open_source
@@ -22,16 +22,16 @@ class ExtractConfig(ModelConfig, DataConfig):
     FOLLOW = ["seed batch_size"]
     LEAST = {"draws": 1, "images": 1, "steps": 1}
 
-    members: str | None = Field(None, description="DATA that the model was trained on: is any of it drawn?")
-    nonmembers: str | None = Field(None, description="DATA of the same kind that it was not trained on: says how near chance comes.")
-    data: str | None = Field(None, description="One DATA for both, with --split.")
+    members: Text | None = Field(None, description="DATA that the model was trained on: is any of it drawn?")
+    nonmembers: Text | None = Field(None, description="DATA of the same kind that it was not trained on: says how near chance comes.")
+    data: Text | None = Field(None, description="One DATA for both, with --split.")
     split: Split = None
     output: Annotated[Path | None, Flag("-o")] = Field(None, description="extract.json, extract.html and the drawings.")
     draws: Annotated[int | None, Flag("-n")] = Field(
         None, ge=1, description=f"Text-to-image models: images to draw for each caption ({DRAWS})."
     )
     images: int | None = Field(None, ge=1, description=f"Other models: images to draw in all, or of each class ({IMAGES}).")
-    extractor: str | None = Field(
+    extractor: Text | None = Field(
         None,
         description="Encoder that says which images are alike, as in quality: dinov2[:MODEL], clip[:MODEL], sscd:FILE, torchscript:FILE, "
         "inception[:FILE] or pixels. Default none: the tiled pixel distance decides.",
@@ -46,7 +46,7 @@ class ExtractConfig(ModelConfig, DataConfig):
     steps: int = Field(50, ge=1, description="Steps of the sampler ({default}).")
     sampler: Literal["ddim", "ddpm", "dpm"] = Field("ddim", description="{default} (default), ddpm or dpm.")
     guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False, description="Scale of classifier-free guidance (7.5); 1 is none.")
-    captions: str | None = Field(None, description="Text-to-image models: own (default), empty, fixed:TEXT or a file.")
+    captions: Text | None = Field(None, description="Text-to-image models: own (default), empty, fixed:TEXT or a file.")
     seed: Seed = 0
     only: int | None = Field(None, ge=0, description="Draw this one image again, by its number in extract.json, and nothing else.")
     thumbnails: bool = Field(False, description="Write the pairs as images and show them in the report (private).")
@@ -58,11 +58,6 @@ class ExtractConfig(ModelConfig, DataConfig):
     ignore_model_split: IgnoreModelSplit = False
     anonymous: Anonymous = False
     anonymous_key: AnonymousKey = None
-
-    @field_validator("members", "nonmembers", "data", "extractor", "captions", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
 
     @model_validator(mode="after")
     def _one_way_to_name_members(self) -> "ExtractConfig":

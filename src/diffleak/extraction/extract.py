@@ -14,8 +14,7 @@ the same seed, steps and guidance.
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from jaxtyping import Bool, UInt8
 
 from diffleak import hub
 from diffleak.config import build
-from diffleak.data.anonymity import Key, choose_key
+from diffleak.data.anonymity import Key, key_beside_audit
 from diffleak.data.captions import choose_captions
 from diffleak.data.cohort import IN_MEMORY, Cohort
 from diffleak.data.draw import calibrate_part
@@ -40,17 +39,16 @@ from diffleak.extraction.sides import Side, read_sides, tally_of, without_near_d
 from diffleak.generation import Drawing, draw, draw_one, plan_drawing
 from diffleak.hub.encoders import Extractor, open_extractor, probe
 from diffleak.records.audit import Membership
+from diffleak.records.base import now
 from diffleak.records.digests import write_recorded
 from diffleak.records.extraction import FILE, PAGE, PAIRS, CopyRates, ExtractCosts, ExtractionRecord, Pair, read_extraction
 from diffleak.records.images import refuse_other_reading
-from diffleak.records.run_folder import read_plan
 from diffleak.report import to_html
 from diffleak.report.pages.extraction import page
 from diffleak.report.sections.extraction import SHOWN, Pictures
 from diffleak.report.wording import adapter
 from diffleak.stats import extraction as stats
 from diffleak.work.files import checked_folder, open_to_others
-from diffleak.work.folder import PLAN
 from diffleak.work.progress import say
 
 CALIBRATE = 0.5  # of the held-out images
@@ -137,12 +135,18 @@ def extract(
 ) -> Extracted:
     """Draws images of a model and looks for its training images among them; the Python form of `diffleak extract`.
 
-    model: a diffusers folder, hub id or `Target`.
-    cohort: as `diffleak.cohort` makes it; or members=DATA, with nonmembers=DATA, or data=DATA and split=FILE among the settings.
-    extractor: a spec or a function (see `diffleak.hub.encoders`); None for the tiled pixel distance alone.
-    output: a folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
-    settings: any key of `ExtractConfig` but `only`.
-    Raises `UserError` for what cannot be searched.
+    Args:
+        model: A diffusers folder, hub id or `Target`.
+        cohort: As `diffleak.cohort` makes it; or give members=DATA, with nonmembers=DATA, or data=DATA and split=FILE among the settings.
+        extractor: A spec or a function (see `diffleak.hub.encoders`); None for the tiled pixel distance alone.
+        output: A folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
+        **settings: Any key of `ExtractConfig` but `only`.
+
+    Returns:
+        `record`, as in extract.json, and what its page shows.
+
+    Raises:
+        UserError: For what cannot be searched.
     """
     spec = {"extractor": str(extractor)} if isinstance(extractor, str | Path) else {}
     name = {} if isinstance(model, Target) else {"model": str(model)}
@@ -162,7 +166,7 @@ def prepare(
 ) -> Prepared:
     """Loads the model and the encoder, reads the images, and checks that all of it fits together."""
     target = hub.target_of(config, target)
-    key = _key(config)
+    key = key_beside_audit(config, FILE, read_extraction)
     cohort = read_cohort(config) if cohort is None else cohort
     if key:
         renamed = cohort.renamed(key)
@@ -190,20 +194,6 @@ def prepare(
     cohorts = [side.cohort for side in (members, held_out) if side is not None]
     drawing, captions = _plan(config, target, shape, texts, *cohorts)
     return Prepared(config, target, members, held_out, captions, drawing, encoder, membership, near, key)
-
-
-def _key(config: ExtractConfig) -> Key | None:
-    """The key of an anonymous search: in the folder of an anonymous audit, that audit's."""
-    folder = config.output
-    if folder is None:
-        return choose_key(config.anonymous, config.anonymous_key, None, {})
-    plan = read_plan(folder)
-    recorded = {folder / PLAN: plan.anonymous} if plan else {}
-    if (folder / FILE).exists():
-        recorded[folder / FILE] = read_extraction(folder / FILE).anonymous
-    if config.anonymous:
-        checked_folder(folder)
-    return choose_key(config.anonymous, config.anonymous_key, folder, recorded)
 
 
 def _captions(config: ExtractConfig, target: Target, cohort: Cohort) -> dict[str, str] | None:
@@ -356,17 +346,11 @@ def _record(prepared: Prepared, found: Sequence[Compared], pairs: tuple[Pair, ..
     config, target, drawing, first = prepared.config, prepared.target, prepared.drawing, found[0].rates
     held_out = prepared.held_out
     return ExtractionRecord(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         command=config.command,
-        model=target.name,
-        model_fingerprint=target.fingerprint,
-        lora=target.lora,
-        lora_scale=target.lora_scale,
+        **target.named,
         adapters=target.adapters,
-        embedding=target.embedding,
         embeddings=target.embeddings,
-        network=target.network,
-        weights=target.weights,
         images=drawing.n,
         draws=prepared.draws,
         image_shape=str(drawing.shape),
@@ -392,9 +376,7 @@ def _record(prepared: Prepared, found: Sequence[Compared], pairs: tuple[Pair, ..
         membership=prepared.membership,
         anonymous=prepared.key.name if prepared.key else None,
         settings=config.model_dump(mode="json"),
-        exif=config.exif,
-        alpha=config.alpha,
-        white=config.white,
+        **asdict(config.decoding),
         real_images=tally_of(prepared.members, held_out),
     )
 

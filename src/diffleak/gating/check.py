@@ -10,8 +10,6 @@ Nothing is measured again. A number that is not there has not passed. The report
 """
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +19,7 @@ from diffleak.gating.config import GateConfig
 from diffleak.gating.limits import LIMITS, gates, gates_compared, judged
 from diffleak.records import digests
 from diffleak.records.audit import AuditRecord, Gate
-from diffleak.records.base import Estimate
+from diffleak.records.base import Estimate, written
 from diffleak.records.comparison import FILE as COMPARE
 from diffleak.records.comparison import read_comparison
 from diffleak.records.extraction import FILE as EXTRACT
@@ -54,11 +52,20 @@ class Found(NamedTuple):
 
 
 def gate(run: str | Path, **limits: Any) -> GateRecord:
-    """Checks a finished folder against limits and writes RUN/gate.json, and the limits into the report of an audit.
+    """Checks a finished folder against limits, and writes RUN/gate.json and the limits into the report of an audit.
 
-    limits: max_auc, max_tpr, max_excess_auc, max_copies (each in [0, 1]) and max_epsilon (at least 0), at least one of them.
-    Raises `UserError` for a folder that lacks what a limit needs, and `InvalidAudit` where its numbers do not measure membership. A
-    limit that is not met raises nothing: see `met` and `checks` of the record, or `refuse`.
+    A limit that is not met raises nothing: see `met` and `checks` of the record, or `refuse`.
+
+    Args:
+        run: The folder of an audit, a sweep, a comparison, or one with a quality.json, extract.json or epsilon.json.
+        **limits: max_auc, max_tpr, max_excess_auc, max_copies (each in [0, 1]) and max_epsilon (at least 0), at least one of them.
+
+    Returns:
+        The record, as in gate.json.
+
+    Raises:
+        UserError: For a folder that lacks what a limit needs.
+        InvalidAudit: Where its numbers do not measure membership.
     """
     return check_folder(build(GateConfig, {"run": run, **limits}))
 
@@ -75,9 +82,7 @@ def check_folder(config: GateConfig) -> GateRecord:
     checks = (*found.checks, *(each for each, _ in beside))
     files = (*found.files, *(path for _, path in beside))
     record = GateRecord(
-        diffleak=version("diffleak"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command_line(config, "gate"),
+        **written(command_line(config, "gate")),
         met=all(each.passed for each in checks),
         limits={limit: at_most for limit in ORDER if (at_most := getattr(config, limit)) is not None},
         checks=checks,

@@ -22,7 +22,6 @@ from statistics import NormalDist
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from jaxtyping import Float64
 
 from diffleak.config import Config
 from diffleak.data.draw import calibrate_size
@@ -151,12 +150,9 @@ def guessing_reaches(limit: Limit, members: int, nonmembers: int, fraction: floa
 
     Its scores are the quantiles of one distribution on either side. Repeated divisions of small sets all have this size.
     """
-    m, n = (_quantiles(size - calibrate_size(size, fraction)) for size in (members, nonmembers))
+    tested = (size - calibrate_size(size, fraction) for size in (members, nonmembers))
+    m, n = ((np.arange(size) + 0.5) / size for size in tested)
     return (metrics.tpr_at_fpr(m, n, FPR) if limit == "max_tpr" else metrics.auc_estimate(m, n)).high
-
-
-def _quantiles(n: int) -> Float64[np.ndarray, " n"]:
-    return (np.arange(n) + 0.5) / n
 
 
 def images_needed(limit: Limit, at_most: float, members: int, nonmembers: int, fraction: float, room: float = 0.0) -> int | None:

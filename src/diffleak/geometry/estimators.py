@@ -1,6 +1,7 @@
-"""Two numbers of a linear map that is known by its products only.
+"""Two numbers of a linear map that is known by its products only, and a filter for the first.
 
     diagonal of G = J^T J    G_ii = E (J^T v)_i^2,  v ~ N(0, I)                      unbiased, variance 2 G_ii^2 / n
+    its logarithm, filtered  log G_ii at neighbouring places is alike, and the variance of its noise is known
     singular values of J     V <- qr(V0);   q times V <- qr(J^T (J V));   Q = qr(J V);   T = J^T Q;   s = svdvals(T)
 
 (Hutchinson's estimator and randomized SVD, as Rao, Qu and Moyer 2025 use them, arXiv 2511.20592, algorithms 2 and 1.)
@@ -8,8 +9,11 @@
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64
+from scipy import fft
+from scipy.special import digamma, polygamma
 from torch import Tensor
 
 from diffleak.diffusion.devices import float64
@@ -33,6 +37,39 @@ def hutchinson(J: LinearMap, probes: Iterable[Float[Tensor, "_ b *x"]]) -> Float
     if total is None:
         raise UserError("the influence needs at least one probe; got none")
     return _derivative(total / count)
+
+
+def filtered(logs: Float64[np.ndarray, "b c *grid"], probes: int) -> Float64[np.ndarray, "b c *grid"]:
+    """log G_ii for each image, from the logs of its estimates by `hutchinson`, their noise filtered out over the places of a channel.
+
+        y_i = log G_ii + noise,   noise of mean psi(n/2) - log(n/2) and variance psi'(n/2):  log of a chi-squared mean of n probes
+        c = DCT(y - mean);  in each ring of frequencies c <- max(0, 1 - (k - 2) psi'(n/2) / sum of c^2) c,   k its coefficients
+
+    (James and Stein's estimator, which for Gaussian noise has a smaller expected squared error than c itself wherever k is 3 or more.
+    A ring holds the frequencies of about one length, of all channels; what is smooth keeps its size, what looks like noise loses it.)
+    The mean over places of each channel is not filtered, nor are latents without places.
+
+    logs: natural logs, channels first.   probes: n, how many normals each estimate is the mean of.   Returns natural logs, in their shape.
+    (James and Stein 1961; positive part: Baranchik 1964.)
+    """
+    y, variance = logs - (digamma(probes / 2) - np.log(probes / 2)), float(polygamma(1, probes / 2))
+    grid = y.shape[2:]
+    if not grid:
+        return y
+    axes = tuple(range(2, y.ndim))
+    c, rings = fft.dctn(y, axes=axes, norm="ortho"), _rings(grid)
+    for ring in range(1, rings.max() + 1):
+        those = c[:, :, rings == ring]
+        k, energy = those[0].size, np.square(those).sum(axis=(1, 2))
+        gain = 1 - max(k - 2, 0) * variance / np.maximum(energy, np.finfo(np.float64).tiny)
+        c[:, :, rings == ring] = those * np.maximum(gain, 0)[:, None, None]
+    return np.asarray(fft.idctn(c, axes=axes, norm="ortho"))
+
+
+def _rings(grid: tuple[int, ...]) -> np.ndarray:
+    """The length of the frequency of each coefficient of a DCT, rounded, in half periods over the longest side; 0 for the mean alone."""
+    frequencies = np.meshgrid(*(np.arange(n) * (max(grid) / n) for n in grid), indexing="ij")
+    return np.ceil(np.sqrt(sum(f**2 for f in frequencies)) - 0.5).astype(int)
 
 
 def singular_values(J: LinearMap, V0: Float[Tensor, "l b *z"], power: int = 2, vectors: int | None = None) -> Float64[Tensor, "b k"]:

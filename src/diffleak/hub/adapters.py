@@ -136,7 +136,8 @@ def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str]
         raw = _with_prefix(raw, part, networks[part])
         of_peft = all(key.startswith(PEFT_PREFIX) for key in raw)
         header = {} if file.suffix in PICKLES else header_settings(file)
-        settings = _peft_settings(file) if of_peft else header
+        needed = f"peft writes {CONFIG} beside {file.name}, with the layers and their scale"
+        settings = read_json(file.with_name(CONFIG), needed) if of_peft else header
         refuse_other_kinds(raw, settings)
         changes = updates(raw, settings, networks)
         was = effect.before(changes, networks)
@@ -186,7 +187,10 @@ def _by_peft(
     """peft's settings and weights for every network; None for names that diffusers does not read."""
     part = next(iter(networks))
     if of_peft:
-        return {part: (_peft_config(file), {key.removeprefix(PEFT_PREFIX): value for key, value in raw.items()})}
+        from peft import LoraConfig
+
+        config = LoraConfig.from_pretrained(str(file.parent))
+        return {part: (config, {key.removeprefix(PEFT_PREFIX): value for key, value in raw.items()})}
     try:
         found = _by_network(pipeline, networks, raw)
     except Exception:  # each converter of diffusers raises its own for names that it does not know; `updates` has placed them all
@@ -252,16 +256,6 @@ def _config(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Any:
     dora = any("lora_magnitude_vector" in key for key in weights)
     layers = "|".join(map(re.escape, ranks))
     return LoraConfig(**{"use_dora": dora, **settings, **alphas, "r": 1, "rank_pattern": exactly, "target_modules": layers})
-
-
-def _peft_settings(file: Path) -> dict[str, Any]:
-    return read_json(file.with_name(CONFIG), f"peft writes {CONFIG} beside {file.name}, with the layers and their scale")
-
-
-def _peft_config(file: Path) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig.from_pretrained(str(file.parent))
 
 
 def _merge(network: Any, config: Any, weights: Mapping[str, Tensor], scale: float) -> None:

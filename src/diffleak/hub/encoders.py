@@ -227,11 +227,10 @@ def _normalised(images: Images, mean: np.ndarray, std: np.ndarray, device: str) 
 def _torchscript(path: Path, device: str) -> Any:
     if not os.path.isfile(path):
         raise UserError(f"the extractor must be a TorchScript file; there is none at {shown(path, LONGEST_PATH)}")
-    try:
+    said = lambda error: (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    # damaged bytes bring out many kinds
+    with refusing(Exception, f"{path} must be a TorchScript file, as torch.jit.save writes it ({WHY})", said):
         return torch.jit.load(str(path), map_location=device).eval()
-    except Exception as error:  # damaged bytes bring out many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} must be a TorchScript file, as torch.jit.save writes it ({reason[:160]})") from None
 
 
 def _torch_fidelity(device: str) -> Extractor:

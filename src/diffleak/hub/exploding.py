@@ -39,7 +39,8 @@ def exploding(scheduler: Any, folder: Path) -> Exploding | None:
     name = type(scheduler).__name__
     if name != SCORE and name not in EDM:
         return None
-    unit_range = name == SCORE and _pipeline(folder) == IN_UNIT_RANGE
+    index = folder / INDEX
+    unit_range = name == SCORE and index.is_file() and read_json(index, "").get("_class_name") == IN_UNIT_RANGE
     own = (scheduler.sigmas if name == SCORE else scheduler.sigmas[:-1]).flip(0).double()  # which EDM's end with one for the image itself
     settings = scheduler.config
     if not (own > 0).all() or not own.isfinite().all() or (own.diff() <= 0).any():
@@ -63,8 +64,3 @@ def exploding(scheduler: Any, folder: Path) -> Exploding | None:
         stacklevel=2,
     )
     return Exploding(Schedule.exploding(sigmas, times.numpy()), precondition)
-
-
-def _pipeline(folder: Path) -> str | None:
-    index = folder / INDEX
-    return read_json(index, "").get("_class_name") if index.is_file() else None

@@ -121,22 +121,32 @@ def load(
 ) -> Target:
     """The model in a diffusers folder, of a hub id, or in one file, ready to be audited.
 
-    `dtype` is float32, float16, bfloat16 or float64; `device` a torch device, by default the first accelerator or the CPU.
-    `guidance_scale` other than 1 makes every answer of a text-to-image model one of classifier-free guidance.
-    `lora` is a LoRA, or another adapter, of a text-to-image model, a safetensors file, a folder or a hub id: it is merged into the
-    weights of the denoiser, and of the text encoders where it has such, at `lora_scale` times the strength that it was saved with.
-    Several are merged one after the other, each at a strength of its own: "A@0.8,B", or ["B", ("A", 0.8)].
-    `embedding` is a textual inversion, or several: each adds a token to the text encoders, named by its file or as "FILE@TOKEN".
-    `network` is another denoiser in the place of the model's own: a folder with config.json and weights, a folder with such a unet/,
-    unet_ema/ or transformer/ in it, one that accelerate saved, or one file of weights for the model's own config.json.
-    `weights` is ema or non_ema where there are both: unet_ema/ beside unet/, or *.non_ema.* beside the plain file, which is the average.
-    `model_config` is the same model as a diffusers folder or hub id, whose settings a model in one file needs (see `single_file`);
-    without it they are fetched.
-    `offload` keeps the denoiser's weights out of the memory of an accelerator, but for the layer that runs (see `hub.offload`).
-    `fast` allows, or forbids, what makes an accelerator faster and numbers right to some digits only (see `devices.faster_ways`), for
-    all of this process; None leaves it to torch. `compile` has torch compile the denoiser at its first forward (see `compiled`).
-    Raises `UserError` for a folder that is no diffusers model, pickles that run code, networks that are not supported, and an
-    adapter, an embedding or a network that does not match the model.
+    Args:
+        model: The folder, hub id or file.
+        dtype: float32, float16, bfloat16 or float64.
+        device: A torch device, by default the first accelerator or the CPU.
+        guidance_scale: Other than 1, it makes every answer of a text-to-image model one of classifier-free guidance.
+        lora: A LoRA, or another adapter, of a text-to-image model: a safetensors file, a folder or a hub id. It is merged into the weights
+            of the denoiser, and of the text encoders where it has such. Several are merged one after the other, each at a strength of its
+            own: "A@0.8,B", or ["B", ("A", 0.8)].
+        lora_scale: The strength of all, times that which each was saved with.
+        embedding: A textual inversion, or several: each adds a token to the text encoders, named by its file or as "FILE@TOKEN".
+        network: Another denoiser in the place of the model's own: a folder with config.json and weights, a folder with such a unet/,
+            unet_ema/ or transformer/ in it, one that accelerate saved, or one file of weights for the model's own config.json.
+        weights: ema or non_ema where there are both: unet_ema/ beside unet/, or *.non_ema.* beside the plain file, which is the average.
+        model_config: The same model as a diffusers folder or hub id, whose settings a model in one file needs (see `single_file`); without
+            it they are fetched.
+        offload: Keep the denoiser's weights out of the memory of an accelerator, but for the layer that runs (see `hub.offload`).
+        fast: Allow, or forbid, what makes an accelerator faster and numbers right to some digits only (see `devices.faster_ways`), for all
+            of this process; None leaves it to torch.
+        compile: Have torch compile the denoiser at its first forward (see `compiled`).
+
+    Returns:
+        The model with the images it takes.
+
+    Raises:
+        UserError: For a folder that is no diffusers model, pickles that run code, networks that are not supported, and an adapter, an
+            embedding or a network that does not match the model.
     """
     lora, embedding = join_named(lora, "--lora"), join_named(embedding, "--embedding")
     if dtype not in DTYPES:

@@ -13,12 +13,12 @@ import hashlib
 import inspect
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from diffleak.diffusion.codec import Autoencoder, Codec, Identity
 from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser, unguided
@@ -48,11 +48,7 @@ def model_from(name: str, model: str | None = None, dtype: str = "float32", devi
     target = _target(name, made, dtype, device)
     code = source_hash([inspect.unwrap(function) if inspect.isroutine(function) else type(function)])
     which = UNKNOWN if code is None else _fingerprint(code, model, target)
-    return Target(**{**_fields(target), "name": model or name, "fingerprint": which, "made_by": name, "code": code or UNKNOWN})
-
-
-def _fields(target: Target) -> dict[str, Any]:
-    return {name: getattr(target, name) for name in target.__dataclass_fields__}
+    return replace(target, name=model or name, fingerprint=which, made_by=name, code=code or UNKNOWN)
 
 
 def _target(name: str, made: Any, dtype: str, device: str | None) -> Target:
@@ -75,10 +71,6 @@ def _networks(denoiser: Denoiser, codec: Codec) -> Iterator[torch.nn.Module]:
         yield codec.network
 
 
-def _scaling(codec: Codec) -> tuple[Tensor, ...]:
-    return (codec.scale, codec.shift) if isinstance(codec, Autoencoder) else ()
-
-
 def _fingerprint(code: str, model: str | None, target: Target) -> str:
     digest, networks = hashlib.sha256(code.encode()), list(_networks(target.denoiser, target.codec))
     path = Path(model) if model and os.path.exists(model) else None
@@ -96,7 +88,8 @@ def _fingerprint(code: str, model: str | None, target: Target) -> str:
         if isinstance(each, NetworkDenoiser):
             digest.update(f"{each.prediction_type} {each.learned_variance}".encode())
             tables += each.precondition.tables if each.precondition else []
-    tables += [value.detach().cpu().double().numpy() for value in _scaling(target.codec)]
+    scaling = (target.codec.scale, target.codec.shift) if isinstance(target.codec, Autoencoder) else ()
+    tables += [value.detach().cpu().double().numpy() for value in scaling]
     for table in tables:
         digest.update(np.ascontiguousarray(table).tobytes())
     for network in networks:

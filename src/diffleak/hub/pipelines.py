@@ -469,13 +469,9 @@ def _encoder(folder: Path, name: str, dtype: torch.dtype, state: Mapping[str, Te
     if attention := next((name for name in named if name not in (None, "eager", "sdpa")), None):
         raise UserError(f"{folder / 'config.json'} must leave out attn_implementation, which may name code to run; got {shown(attention)}")
     kind = _class(name, "PreTrainedModel", folder)
-    try:
+    with refusing(Exception, f"{where or folder} cannot be loaded: {WHY}", first_lines):  # as in `_tokenizer`
         made = {} if state is None else {"config": kind.config_class.from_pretrained(folder, local_files_only=True), "state_dict": state}
         encoder, info = from_transformers(kind, folder, where, torch_dtype=dtype, **made)
-    except UserError:
-        raise
-    except Exception as error:  # as in `_tokenizer`
-        raise UserError(f"{where or folder} cannot be loaded: {first_lines(error)}") from None
     if info["missing_keys"]:
         raise UserError(unfit(where or f"{folder}", f"first: {min(info['missing_keys'])}", not where))
     unused = info["unexpected_keys"]  # harmless, unless config.json is that of a smaller encoder

@@ -146,9 +146,7 @@ class SingleFile:
             state.setdefault("encoder.embed_tokens.weight", state["shared.weight"])
         elif not any(key.startswith("text_model.") for key in state):  # files of 2022
             state = {f"text_model.{key}": value for key, value in state.items()}
-        if (
-            start.startswith("text_encoders.clip_l.") and self.family == "Stable Diffusion 3"
-        ):  # files leave it out, since it changes nothing
+        if start.startswith("text_encoders.clip_l.") and self.family == "Stable Diffusion 3":  # files leave out what changes nothing
             width = len(state["text_model.final_layer_norm.weight"])
             state.setdefault("text_projection.weight", torch.eye(width, dtype=state["text_model.final_layer_norm.weight"].dtype))
         return state

@@ -3,9 +3,10 @@
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from diffleak.auditing.config import AuditConfig
+from diffleak.config import Name
 from diffleak.data.cohort import Cohort, two_sources
 from diffleak.data.image_source import ImageSource
 from diffleak.data.sources import open_source
@@ -36,16 +37,11 @@ class InquireConfig(AuditConfig):
         "ignore_model_split": "Go on although the split.json beside MODEL lists controls as trained on.",
     }
 
-    images: str | None = Field(None, description="DATA in question: was it trained on?")
-    control: str | None = Field(None, description="DATA of the same source that was certainly not trained on, such as later work.")
+    images: Name | None = Field(None, description="DATA in question: was it trained on?")
+    control: Name | None = Field(None, description="DATA of the same source that was certainly not trained on, such as later work.")
     repeats: int = Field(11, ge=1, le=1000, description="Cuts into halves ({default}); the answer is twice the median p-value.")
     calibrate_fraction: float = 0.5
     sweep: Literal["calibrate", "all"] = "all"  # every half chooses for the other
-
-    @field_validator("images", "control", mode="before")
-    @classmethod
-    def _name_of_data(cls, value: Any) -> Any:
-        return None if value is None else str(value)
 
     @model_validator(mode="before")
     @classmethod

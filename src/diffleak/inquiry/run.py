@@ -8,8 +8,6 @@ not depend on the sides.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -35,7 +33,7 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import InvalidAudit, UserError
 from diffleak.inquiry.config import CALLS, GROUPS, InquireConfig, inquired, refuse_few
 from diffleak.records.audit import Membership
-from diffleak.records.base import Estimate
+from diffleak.records.base import Estimate, written
 from diffleak.records.digests import made_with_scores, scored, write_recorded
 from diffleak.records.inquiry import (
     FILE,
@@ -78,9 +76,8 @@ def prepared(
     left = f", without {across.sum()} that are near-duplicates of images on the other side" if across.any() else ""
     calls = GROUPS if counted.kind == "group" else CALLS
     refuse_few(int(counted.member.sum()), int((~counted.member).sum()), calls, left)
-    alike = replace(
-        found.split, calibrate=np.ones_like(found.split.calibrate)
-    )  # what an attack takes from images, it takes from both sides
+    # what an attack takes from images, it takes from both sides
+    alike = replace(found.split, calibrate=np.ones_like(found.split.calibrate))
     return replace(found, split=alike, membership=_known(config, found.target, found.scan.cohort))
 
 
@@ -146,21 +143,21 @@ def answer(prepared: Prepared, collected: Collected) -> InquiryRecord:
     rows, units, across = _to_test(prepared)
     question, keys = units.member, units.keys
     parts, constant = _parts(prepared, collected, rows, units)
-    choices = _Choices(parts, scan.complexity[rows], None if collected.reconstruction is None else collected.reconstruction[rows], config)
+    complexity = scan.complexity[rows] if config.complexity else None
+    choices = _choices(parts, complexity, None if collected.reconstruction is None else collected.reconstruction[rows])
     everyone, controls = np.arange(len(rows)), np.flatnonzero(~question[units.of])
     control_keys = tuple(key for key, asked in zip(keys, question, strict=True) if not asked)
     with progress("testing halves", 6 * config.repeats, "halves") as advance:
         test = lambda named, sides, choose: cut_and_test(named, sides, choose, config.seed, config.repeats, lambda: advance(1))
         blind = test(keys, question, blind_chooser(_pixels(prepared, rows, units)))
         placebo_of = placebo_sides(control_keys, config.seed)
-        placebo = test(control_keys, placebo_of, choices.of(controls))
-        found = test(keys, question, choices.of(everyone))
+        placebo = test(control_keys, placebo_of, choices(controls))
+        found = test(keys, question, choices(everyone))
     valid = blind.p_value > LEVEL
+    listed = tuple(_in_question(units, found)) if valid else ()
     by_group, left_out = units.kind == "group", np.setdiff1d(np.arange(len(across)), rows)
     return InquiryRecord(
-        diffleak=version("diffleak"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=auditing.command_of(config, prepared.plan, (config.images, config.control)),
+        **written(auditing.command_of(config, prepared.plan, (config.images, config.control))),
         settings=config.model_dump(mode="json"),
         plan=prepared.plan,
         environment=environment(prepared.target, prepared.worker.threads, config.seed, prepared.plan.data_fingerprint),
@@ -176,10 +173,10 @@ def answer(prepared: Prepared, collected: Collected) -> InquiryRecord:
             chosen=Counter(each.chosen for each in blind.directions).most_common(1)[0][0],
             detectable_auc=detectable_auc(int(question.sum()), len(control_keys)),
         ),
-        images=_images(units, found) if valid and not by_group else (),
+        images=() if by_group else tuple(Image(id=name, p_value=p, q_value=q) for name, _, p, q in listed),
         group=config.group,
-        groups=_groups(units, found) if valid and by_group else (),
-        cuts=tuple(_cut(each) for each in found.directions) if valid else (),
+        groups=tuple(Group(group=name, images=n, p_value=p, q_value=q) for name, n, p, q in listed) if by_group else (),
+        cuts=tuple(Cut.model_validate(each, from_attributes=True) for each in found.directions) if valid else (),
         repeated=tuple(scan.cohort.ids[row] for row in left_out if not across[row]),
         across=tuple(scan.cohort.ids[row] for row in np.flatnonzero(across)),
         warnings=_warnings(prepared, constant, placebo, across, len(left_out) - int(across.sum())),
@@ -192,24 +189,17 @@ def answer(prepared: Prepared, collected: Collected) -> InquiryRecord:
     )
 
 
-class _Choices:
-    """All that a half may choose among, for any of the images."""
+def _choices(
+    parts: Sequence[Scores], complexity: Float64[np.ndarray, "n 7"] | None, reconstruction: Float64[np.ndarray, "n 7"] | None
+) -> Callable[[Int64[np.ndarray, " m"]], Chooser]:
+    """All that a half may choose among, as a chooser for the images in some rows; without complexity none is taken out."""
 
-    def __init__(
-        self,
-        parts: Sequence[Scores],
-        complexity: Float64[np.ndarray, "n 7"],
-        reconstruction: Float64[np.ndarray, "n 7"] | None,
-        config: InquireConfig,
-    ) -> None:
-        self.parts, self.complexity, self.reconstruction, self.calibrated = parts, complexity, reconstruction, config.complexity
+    def of(rows: Int64[np.ndarray, " m"]) -> Chooser:
+        own = None if complexity is None else complexity[rows]
+        taken_out = None if own is None else features(own, None if reconstruction is None else reconstruction[rows])
+        return chooser([scores.taken(rows) for scores in parts], taken_out, own)
 
-    def of(self, rows: Int64[np.ndarray, " m"]) -> Chooser:
-        """The chooser for the images in some rows."""
-        complexity = self.complexity[rows] if self.calibrated else None
-        reconstruction = None if self.reconstruction is None else self.reconstruction[rows]
-        taken_out = None if complexity is None else features(complexity, reconstruction)
-        return chooser([scores.taken(rows) for scores in self.parts], taken_out, complexity)
+    return of
 
 
 def _parts(prepared: Prepared, collected: Collected, rows: Int64[np.ndarray, " m"], units: Units) -> tuple[list[Scores], list[str]]:
@@ -279,24 +269,12 @@ def _set(found: Tested | None, images: int, controls: int) -> SetAnswer:
     )
 
 
-def _images(units: Units, found: Tested) -> tuple[Image, ...]:
-    return tuple(Image(id=name, p_value=p, q_value=q) for name, _, p, q in _in_question(units, found))
-
-
-def _groups(units: Units, found: Tested) -> tuple[Group, ...]:
-    return tuple(Group(group=name, images=images, p_value=p, q_value=q) for name, images, p, q in _in_question(units, found))
-
-
 def _in_question(units: Units, found: Tested) -> Iterator[tuple[str, int, float, float]]:
     """Name, number of images, p- and q-value of all in question, in the order of names: that of the files would say which key is whose."""
     names = [name for name, asked in zip(units.names, units.member, strict=True) if asked]
     p_values, sizes = found.image_p_values, units.sizes()[units.member]
     for row in sorted(zip(names, sizes, p_values, q_values(p_values), strict=True), key=lambda row: sort_key(row[0])):
         yield row[0], int(row[1]), float(row[2]), float(row[3])
-
-
-def _cut(each: Any) -> Cut:
-    return Cut(repeat=each.repeat, half=each.half, chosen=each.chosen, p_value=each.p_value, auc=each.auc)
 
 
 def _invalid(blind: Tested) -> str:
@@ -361,12 +339,22 @@ def inquire(
 ) -> InquiryRecord:
     """Were images of unknown membership in the training set of a model?
 
-    model, attacks, reference: as for `diffleak.audit`. images: the images in question, as DATA or a uint8 array (N, H, W[, C]).
-    control: images of the same source that were certainly not trained on.
-    output: a run folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
-    settings: any key of `InquireConfig`, such as repeats=11 or timesteps="10:300:10".
-    Returns the record: `set.p_value`, `set.auc`, `images[0].q_value`; where the two sides differ without the model, `valid` is False and it
-    holds no answer. Raises `UserError` for input that cannot be used.
+    Args:
+        model: As for `diffleak.audit`.
+        images: The images in question, as DATA or a uint8 array (N, H, W[, C]).
+        control: Images of the same source that were certainly not trained on.
+        attacks: As for `diffleak.audit`.
+        reference: As for `diffleak.audit`.
+        output: A run folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
+        **settings: Any key of `InquireConfig`, such as repeats=11 or timesteps="10:300:10".
+
+    Returns:
+        The record: `set.p_value`, `set.auc`, `images[0].q_value`. Where the two sides differ without the model, `valid` is False and it
+            holds
+        no answer.
+
+    Raises:
+        UserError: For input that cannot be used.
     """
     name = lambda data: str(data) if isinstance(data, str | Path) else IN_MEMORY
     given = {"images": name(images), "control": name(control), "output": output, **settings}

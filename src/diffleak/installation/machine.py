@@ -11,6 +11,7 @@ from typing import final
 
 from diffleak.errors import first_lines
 from diffleak.report.media.pdf import BROWSERS
+from diffleak.work.memory import free_on_the_cpu
 from diffleak.work.threads import cores
 
 
@@ -45,11 +46,12 @@ class Machine:
 
 def devices() -> tuple[Device, ...]:
     """The CPU, and the accelerators that torch sees; those that a command takes by default come first."""
+    cpu = Device("cpu", platform.processor() or platform.machine(), free_on_the_cpu())
     if why_not("torch"):
-        return (Device("cpu", platform.processor() or platform.machine(), None),)
-    from diffleak.diffusion.devices import all_devices, free_memory, name_of
+        return (cpu,)
+    from diffleak.diffusion.devices import free_memory, name_of, names
 
-    return tuple(Device(name, name_of(name), free_memory(name)) for name in all_devices())
+    return (*(Device(name, name_of(name), free_memory(name)) for name in names()), cpu)
 
 
 def machine() -> Machine:

@@ -1,11 +1,11 @@
 """The settings of `diffleak lora`. No torch."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from diffleak.config import Device, Flag, Seed
+from diffleak.config import Device, Flag, Name, Seed
 from diffleak.data.config import DataConfig
 
 DRAWS, DRAW_STEPS = 4, 30
@@ -19,10 +19,10 @@ class LoraConfig(DataConfig):
     NO_FLAG = {"adapters"}
     LEAST = {"draws": 1, "draw_steps": 1}
 
-    base: str = Field(description="The text-to-image model that the adapters were made for: a folder, a hub id, or one file.")
-    adapters: str = Field(description="The adapters: one file or folder, or a quoted pattern such as 'out/*.safetensors'.")
-    pictures: str = Field(description="DATA that the adapters were trained on, as the trainer reads it: captions beside the images.")
-    held_out: str | None = Field(None, description="DATA of the same kind that was not trained on: measures what each adapter leaks.")
+    base: Name = Field(description="The text-to-image model that the adapters were made for: a folder, a hub id, or one file.")
+    adapters: Name = Field(description="The adapters: one file or folder, or a quoted pattern such as 'out/*.safetensors'.")
+    pictures: Name = Field(description="DATA that the adapters were trained on, as the trainer reads it: captions beside the images.")
+    held_out: Name | None = Field(None, description="DATA of the same kind that was not trained on: measures what each adapter leaks.")
     output: Annotated[Path, Flag("-o")] = Field(description="lora.json, lora.html, and a folder for each checkpoint.")
     model_config_: str | None = Field(None, alias="model_config", description="BASE in one file: a folder or hub id with its settings.")
     lora_scale: float = Field(1.0, allow_inf_nan=False, description="The strength of the adapters ({default}).")
@@ -43,18 +43,13 @@ class LoraConfig(DataConfig):
     extractor: str | None = Field(None, description="Encoder that says which images are alike, as in extract; default pixels in tiles.")
     thumbnails: bool = Field(False, description="Keep pictures and drawings side by side as images (private).")
     seed: Seed = 0
-    buckets: str | None = Field(
+    buckets: Name | None = Field(
         None, description="With --held-out: sort pictures of mixed sizes into kohya's buckets, 512 (SD 1) or 1024 (SDXL)."
     )
     dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
     device: Device = None
     offload: bool = Field(False, description="Keep only one layer of the denoiser in the accelerator's memory at a time; slower.")
     threads: int | None = Field(None, ge=1, description="Chunks worked on side by side, one CPU thread each.")
-
-    @field_validator("buckets", "base", "adapters", "pictures", "held_out", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path | int) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _what_is_measured(self) -> "LoraConfig":

@@ -9,8 +9,6 @@ Nothing is measured here: both are the commands of that name, so that each folde
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from diffleak.gating.limits import gates
 from diffleak.hub.adapters import adapter_file
 from diffleak.lora import judge
 from diffleak.lora.config import LoraConfig
+from diffleak.records.base import written
 from diffleak.records.digests import AUDIT, refuse_edited, write_recorded
 from diffleak.records.extraction import FILE as EXTRACT
 from diffleak.records.extraction import PAGE as EXTRACT_PAGE
@@ -67,9 +66,7 @@ def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
     log(f"captions: {shown(captions)}" + ("" if config.captions else " (of what was found)"))
     rows, held_out, warnings = (_audited if config.held_out else _drawn)(config, found, captions)
     record = LoraRecord(
-        diffleak=version("diffleak"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=_command(config),
+        **written(_command(config)),
         settings=config.model_dump(mode="json"),
         base=config.base,
         pictures=len(source),

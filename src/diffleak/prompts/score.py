@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,7 @@ from diffleak.generation import decoded
 from diffleak.prompts.config import Lists, PromptsConfig, one_list, read_lists, two_lists
 from diffleak.prompts.statistics import FORWARDS, asked_at, draw, from_noise
 from diffleak.records.audit import Result
+from diffleak.records.base import now
 from diffleak.records.digests import write_recorded
 from diffleak.records.prompts import (
     DIRECTIONS,
@@ -150,13 +150,7 @@ class Asking:
     def plan(self) -> PromptsPlan:
         config, target = self.config, self.target
         return PromptsPlan(
-            model=target.name,
-            model_fingerprint=target.fingerprint,
-            lora=target.lora,
-            lora_scale=target.lora_scale,
-            embedding=target.embedding,
-            network=target.network,
-            weights=target.weights,
+            **target.named,
             prompts=len(self.texts),
             prompts_fingerprint=hashlib.sha256(json.dumps(self.texts).encode()).hexdigest(),
             draw=config.draw,
@@ -194,9 +188,21 @@ def find_memorised(
 ) -> Memorised:
     """Scores prompts by how memorised they look; the Python form of `diffleak prompts`.
 
-    model: a diffusers folder, hub id or `Target` of a text-to-image model. memorised, ordinary: two lists of prompts, or their files;
-    or prompts: one without sides. settings: as `PromptsConfig`; with `output` finished chunks are kept there. Raises `UserError` for
-    what cannot be scored.
+    Args:
+        model: A diffusers folder, hub id or `Target` of a text-to-image model.
+        memorised: A list of prompts that are memorised, or its file.
+        ordinary: A list of prompts that are not, or its file.
+        prompts: In place of both, one list without sides.
+        **settings: As `PromptsConfig`; with `output` finished chunks are kept there.
+
+    Returns:
+        The record, as in prompts.json, and the images.
+
+    Raises:
+        UserError: For what cannot be scored.
+
+    Source:
+        Tran et al. 2024, arXiv 2410.16657, section 3.6; Wen et al. 2024; Asthana and Belagiannis 2026, arXiv 2601.20642.
     """
     given = {"memorised": memorised, "ordinary": ordinary, "prompts": prompts}
     files = {key: Path(value) for key, value in given.items() if isinstance(value, str | Path)}
@@ -334,7 +340,7 @@ def _record(asking: Asking, lists: Lists, scores: np.ndarray, seconds: float) ->
     first: Statistic = "magnitude" if config.draw else "noise_norm"
     plan = asking.plan
     return PromptsRecord(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         command=config.command,
         plan=plan,
         adapters=target.adapters,

@@ -6,8 +6,7 @@ computed first. The same call resumes: drawn chunks are kept in the output folde
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from jaxtyping import Float, Int64, UInt8
 
 from diffleak import hub
 from diffleak.config import build
-from diffleak.data.anonymity import Key, choose_key
+from diffleak.data.anonymity import Key, key_beside_audit
 from diffleak.data.cohort import Cohort
 from diffleak.data.labels import NoClasses
 from diffleak.data.membership import check_membership
@@ -34,7 +33,7 @@ from diffleak.quality.config import QualityConfig, Real, read_real, source_name
 from diffleak.quality.features import Both, RealSet, cut, features_of, read_set, refuse_shared, tally_of
 from diffleak.quality.prompts import Prompts, choose_prompts
 from diffleak.records.audit import Membership
-from diffleak.records.base import Estimate
+from diffleak.records.base import Estimate, now
 from diffleak.records.digests import write_recorded
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.quality import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
@@ -71,8 +70,16 @@ class Measured:
 def measure_quality(model: "str | Path | Target", extractor: Any = None, **settings: Any) -> Measured:
     """Draws images of a model and compares them with real ones; the Python form of `diffleak quality`.
 
-    model: a diffusers folder, hub id or `Target`. extractor: a spec or a function (see `extractors`). settings: as
-    `QualityConfig`. Raises `UserError` for what cannot be measured.
+    Args:
+        model: A diffusers folder, hub id or `Target`.
+        extractor: A spec or a function (see `extractors`).
+        **settings: As `QualityConfig`.
+
+    Returns:
+        The record, as in quality.json, and the images.
+
+    Raises:
+        UserError: For what cannot be measured.
     """
     spec = {} if extractor is None or not isinstance(extractor, str | Path) else {"extractor": str(extractor)}
     name = {} if isinstance(model, Target) else {"model": str(model)}
@@ -112,7 +119,7 @@ class Prepared:
 def prepare(config: QualityConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None) -> Prepared:
     """Loads the model and the extractors and checks that they fit the images."""
     target = hub.target_of(config, target)
-    key = _key(config)
+    key = key_beside_audit(config, FILE, lambda path: read_quality(path, QualityRecord))
     real = read_real(config, key)
     membership = _membership(config, target, real)
     shape = target.shape or shape_of(real.reference.read(0))
@@ -146,20 +153,6 @@ def _membership(config: QualityConfig, target: Target, real: Real) -> Membership
     names = f"{source_name(training)} (training) and {source_name(real.reference)} (reference)"
     given = f"the split file {config.split}" if config.split else names
     return check_membership([real.reference, training], given, target.split_file, config.split, config.ignore_model_split)
-
-
-def _key(config: QualityConfig) -> Key | None:
-    """The key of an anonymous measurement: in the folder of an anonymous audit, that audit's."""
-    folder = config.output
-    if folder is None:
-        return choose_key(config.anonymous, config.anonymous_key, None, {})
-    plan = read_plan(folder)
-    recorded = {folder / "plan.json": plan.anonymous} if plan else {}
-    if (folder / FILE).exists():
-        recorded[folder / FILE] = read_quality(folder / FILE, QualityRecord).anonymous
-    if config.anonymous:
-        checked_folder(folder)
-    return choose_key(config.anonymous, config.anonymous_key, folder, recorded)
 
 
 def measure(config: QualityConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None) -> Measured:
@@ -210,17 +203,11 @@ def _record(
 ) -> QualityRecord:
     config, target, drawing, first = prepared.config, prepared.target, prepared.drawing, prepared.encoders[0]
     return QualityRecord(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         command=config.command,
-        model=target.name,
-        model_fingerprint=target.fingerprint,
-        lora=target.lora,
-        lora_scale=target.lora_scale,
+        **target.named,
         adapters=target.adapters,
-        embedding=target.embedding,
         embeddings=target.embeddings,
-        network=target.network,
-        weights=target.weights,
         images=drawing.n,
         image_shape=str(drawing.shape),
         sampler=drawing.sampler,
@@ -246,9 +233,7 @@ def _record(
         membership=prepared.membership,
         settings=config.model_dump(mode="json"),
         anonymous=prepared.key.name if prepared.key else None,
-        exif=config.exif,
-        alpha=config.alpha,
-        white=config.white,
+        **asdict(config.decoding),
         real_images=tally_of(reference, training),
     )
 
@@ -327,10 +312,8 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
 
 
 def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) -> tuple[str, ...]:
-    found, rounds = (
-        [*prepared.target.warnings, *(line for each in dict.fromkeys(prepared.encoders) for line in each.warnings)],
-        prepared.config.rounds,
-    )
+    rounds = prepared.config.rounds
+    found = [*prepared.target.warnings, *(line for each in dict.fromkeys(prepared.encoders) for line in each.warnings)]
     if isinstance(prepared.clip, Clip):
         found += prepared.clip.warnings
     if prepared.membership and prepared.membership.status != "confirmed":

@@ -162,9 +162,16 @@ class Result(Record):
     """How the numbers were computed: "member-exact", or the convention of a paper that `diffleak metrics` was given."""
 
     def tpr(self, fpr: float) -> RateAtFPR:
-        """The true-positive rate at a false-positive rate, such as 0.01.
+        """The true-positive rate at a false-positive rate.
 
-        Null with a reason where the record lacks one of `RATES`; raises `UserError` for any other rate that is not recorded.
+        Args:
+            fpr: The false-positive rate, such as 0.01.
+
+        Returns:
+            The rate with its interval; null with a reason where the record lacks one of `RATES`.
+
+        Raises:
+            UserError: For any other rate that is not recorded.
         """
         found = self._recorded(fpr, "false-positive", {rate.fpr: rate for rate in self.tpr_at_fpr})
         return found or RateAtFPR(fpr=fpr, support="none", reason=NOT_RECORDED)

@@ -1,5 +1,7 @@
 """What every record is made of: the schema version, the base class and the estimate with its interval. No torch."""
 
+from datetime import UTC, datetime
+from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -34,6 +36,36 @@ class Estimate(Record):
     """Method of the interval, in words; null where there is no interval."""
     reason: str | None = None
     """Why there is no value or no interval, in words; null where both are there."""
+
+
+class Written(Record):
+    """What most records of a command begin with."""
+
+    schema_version: Literal[1] = 1
+    """Version of these fields."""
+    diffleak: Version
+    """Version of this package."""
+    created: str
+    """Time in UTC at which the record was written, as ISO 8601."""
+    command: str
+    """Command line that repeats it."""
+
+
+class Configured(Written):
+    """The same of a command whose settings are recorded."""
+
+    settings: dict[str, Any]
+    """Every setting of the command by its name."""
+
+
+def now() -> str:
+    """The time in UTC as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def written(command: str) -> dict[str, Any]:
+    """The fields of `Written` in a record that is made now."""
+    return {"diffleak": version("diffleak"), "created": now(), "command": command}
 
 
 R = TypeVar("R", bound=Record)

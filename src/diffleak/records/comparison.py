@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import ConfigDict
 
 from diffleak.records.audit import Blind, RateAtFPR
-from diffleak.records.base import Estimate, Record, Version, read_json
+from diffleak.records.base import Estimate, Record, Written, read_json
 from diffleak.records.quality import ImageSet, Metric
 from diffleak.records.scores import Unit
 
@@ -248,17 +248,11 @@ class SwapAudit(Record):
     """Labels of attacks whose scores do not allow a difference."""
 
 
-class Comparison(Record):
+class Comparison(Written):
     """compare.json."""
 
-    schema_version: Literal[1, 2] = COMPARISON_SCHEMA_VERSION
+    schema_version: Literal[1, 2] = COMPARISON_SCHEMA_VERSION  # type: ignore[assignment]
     """Version of these fields; 1 is read too."""
-    diffleak: Version
-    """Version of this package."""
-    created: str
-    """Time in UTC at which the record was written, as ISO 8601."""
-    command: str
-    """Command line that repeats the comparison."""
     seed: int
     """Seed of the bootstrap."""
     attacks: tuple[str, ...]

@@ -13,13 +13,12 @@ which is what `sha256sum plan.json audit.json samples.csv scores/*.parquet | LC_
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from diffleak.errors import DiffleakError, UserError, shown
-from diffleak.records.base import Record, Version, read_json
+from diffleak.errors import WHY, DiffleakError, UserError, refusing, shown
+from diffleak.records.base import Record, Version, now, read_json
 from diffleak.work.files import checked_folder, hash_file, write_bytes, write_text
 from diffleak.work.progress import say
 from diffleak.work.reading import Unreadable
@@ -163,9 +162,16 @@ def update_report(folder: Path, name: str = REPORT) -> None:
 
 
 def verify(folder: str | Path) -> tuple[Checked, ...]:
-    """Compares what commands left in a folder, and in each folder that belongs to it, with its digests: the edited files first.
+    """Compares what commands left in a folder, and in each folder that belongs to it, with its digests.
 
-    Raises `UserError` for a folder without digests, such as one that an earlier version wrote.
+    Args:
+        folder: The folder of any finished command.
+
+    Returns:
+        Each file with its status, the edited ones first.
+
+    Raises:
+        UserError: For a folder without digests, such as one that an earlier version wrote.
     """
     folder = Path(folder)
     digests = _read(folder)
@@ -288,10 +294,8 @@ def _status(path: Path, before: str) -> Status:
 
 
 def _hashed(folder: Path, paths: Iterable[str]) -> dict[str, str]:
-    try:
+    with refusing(Unreadable, f"a file of {folder} cannot be read ({WHY}); run the same command again"):
         return {path: hash_file(folder / path) for path in paths}
-    except Unreadable as error:
-        raise UserError(f"a file of {folder} cannot be read ({error}); run the same command again") from None
 
 
 def _read(folder: Path) -> Digests | None:
@@ -309,10 +313,5 @@ def _write(folder: Path, files: Mapping[str, str], total: str | None, gone: Call
     """Writes digests beside those that are there; of these the `gone` ones are left out."""
     before = _read(folder)
     kept = {path: found for path, found in (before.files if before else {}).items() if not gone(path)}
-    made = Digests(
-        diffleak=version("diffleak"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        files=dict(sorted((kept | dict(files)).items())),
-        whole=total,
-    )
+    made = Digests(diffleak=version("diffleak"), created=now(), files=dict(sorted((kept | dict(files)).items())), whole=total)
     write_text(folder / FILE, made.model_dump_json(indent=2))

@@ -1,24 +1,15 @@
 """The record of a lower bound on epsilon: epsilon.json in a run folder. Field names are its keys. No torch here."""
 
 from pathlib import Path
-from typing import Literal
 
-from diffleak.records.base import Record, Version, read_json
+from diffleak.records.base import Written, read_json
 
 FILE = "epsilon.json"
 
 
-class EpsilonRecord(Record):
+class EpsilonRecord(Written):
     """epsilon.json: how much epsilon one training run gives away, at least (see `diffleak.stats.epsilon`)."""
 
-    schema_version: Literal[1] = 1
-    """Version of these fields."""
-    diffleak: Version
-    """Version of this package."""
-    created: str
-    """Time in UTC at which the record was written, as ISO 8601."""
-    command: str
-    """Command line that repeats it."""
     run: str
     """Run folder as the user wrote it."""
     model: str

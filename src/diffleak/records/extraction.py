@@ -1,21 +1,18 @@
 """extract.json: how near a model's drawings come to its training images, pair by pair, and which are copies. No torch.
 
-Field names are the keys of extract.json; changing one needs a step of SCHEMA_VERSION and a line in the changelog. What cannot be
+Field names are the keys of extract.json; changing one needs a step of its version and a line in the changelog. What cannot be
 estimated is null, with the reason beside it.
 """
 
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import ConfigDict
+from typing import Any
 
 from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate, Record, read_json
 from diffleak.records.images import Alpha, Exif, Tally
-from diffleak.records.plan import Adapter, Embedding, Environment
+from diffleak.records.plan import Environment, OfDrawings
 from diffleak.records.quality import ImageSet
 
-SCHEMA_VERSION: Literal[1] = 1
 FILE = "extract.json"
 PAGE = "extract.html"
 PAIRS = "pairs"
@@ -79,35 +76,9 @@ class ExtractCosts(Record):
     """Wall-clock seconds of everything else in this call."""
 
 
-class ExtractionRecord(Record):
+class ExtractionRecord(OfDrawings):
     """extract.json."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    schema_version: Literal[1] = SCHEMA_VERSION
-    """Version of these fields."""
-    created: str
-    """Time in UTC at which the record was written, as ISO 8601."""
-    command: str
-    """Command line that repeats the search; with `--only N` it draws image N again."""
-    model: str
-    """The model as the user named it: a folder, a name on the Hub, or `denoiser` for one in memory."""
-    model_fingerprint: str
-    """Hash of the model's weights and settings."""
-    lora: str | None = None
-    """The LoRA adapter, or several, as the user named them; null without one."""
-    lora_scale: float | None = None
-    """Factor of the adapter's weights; null without one."""
-    adapters: tuple[Adapter, ...] = ()
-    """Each adapter in `lora` with its strength and hash, in the order of merging; empty without one."""
-    embedding: str | None = None
-    """The textual inversions as the user named them; null without one."""
-    embeddings: tuple[Embedding, ...] = ()
-    """Each textual inversion in `embedding` with its token and hash; empty without one."""
-    network: str | None = None
-    """The denoiser in the place of the model's own, as the user named it; null without one."""
-    weights: str | None = None
-    """Choice between averaged weights, `ema`, and the others, `non_ema`; null where none was made."""
     images: int
     """Number of drawings in all."""
     draws: int | None

@@ -4,12 +4,12 @@ Beside it the parts of other commands' files that a gate reads.
 """
 
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import ConfigDict
 
 from diffleak.records.audit import Gate
-from diffleak.records.base import Estimate, Record, Version, read_json
+from diffleak.records.base import Estimate, Record, Written, read_json
 from diffleak.records.comparison import Quality
 from diffleak.records.quality import ImageSet
 from diffleak.work.files import hash_file
@@ -30,17 +30,9 @@ class CheckedFile(Record):
     """SHA-256 of its bytes."""
 
 
-class GateRecord(Record):
+class GateRecord(Written):
     """gate.json."""
 
-    schema_version: Literal[1] = 1
-    """Version of these fields."""
-    diffleak: Version
-    """Version of this package that made the check."""
-    created: str
-    """Time in UTC at which the record was written, as ISO 8601."""
-    command: str
-    """Command line that repeats the check."""
     met: bool
     """True where every limit is met; of a sweep, by its last checkpoint."""
     limits: dict[str, float]

@@ -5,7 +5,7 @@ way only, so an audit must read them in the same way, say what it did, and recor
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,19 +89,7 @@ class LeftOut:
 
 
 NOTHING = LeftOut()
-COUNTS = (
-    "turned",
-    "by_pillow",
-    "left_turned",
-    "transparent",
-    "first_frames",
-    "deep",
-    "dim",
-    "without_range",
-    "upper",
-    "unopened",
-    "hidden",
-)
+SEEN = ("turned", "by_pillow", "left_turned", "transparent", "dim", "upper")  # what notes and tallies call alike
 
 
 @dataclass(frozen=True)
@@ -144,24 +132,13 @@ class Tally:
         if notes is PLAIN:
             return self
         deep = notes.largest is not None
-        one = Tally(
-            turned=int(notes.turned),
-            by_pillow=int(notes.by_pillow),
-            left_turned=int(notes.left_turned),
-            transparent=int(notes.transparent),
-            first_frames=int(notes.first_frame),
-            deep=int(deep),
-            dim=int(notes.dim),
-            without_range=int(deep and notes.full is None),
-            upper=int(notes.upper),
-            largest=notes.largest,
-            full=notes.full,
-        )
-        return self.with_set(one)
+        counted: dict[str, Any] = {key: int(getattr(notes, key)) for key in SEEN}
+        one = Tally(first_frames=int(notes.first_frame), deep=int(deep), without_range=int(deep and notes.full is None), **counted)
+        return self.with_set(replace(one, largest=notes.largest, full=notes.full))
 
     def with_set(self, other: "Tally") -> "Tally":
         """The tally of two sets of images."""
-        counts = {key: getattr(self, key) + getattr(other, key) for key in COUNTS}
+        counts = {each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(Tally) if each.default == 0}
         brightest = max(self, other, key=_filled)
         return Tally(
             **counts,

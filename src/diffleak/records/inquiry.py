@@ -3,10 +3,10 @@
 import csv
 import io
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from diffleak.records.audit import Membership
-from diffleak.records.base import Estimate, Record, Version, read_json
+from diffleak.records.base import Configured, Estimate, Record, read_json
 from diffleak.records.headers import GivenAway
 from diffleak.records.images import Tally
 from diffleak.records.plan import Costs, Environment, Plan
@@ -111,19 +111,9 @@ def of_controls(membership: Membership) -> str:
     return f"That the controls were not trained on is taken on trust: {membership.reason}."
 
 
-class InquiryRecord(Record):
+class InquiryRecord(Configured):
     """inquiry.json."""
 
-    schema_version: Literal[1] = 1
-    """Version of these fields."""
-    diffleak: Version
-    """Version of this package."""
-    created: str
-    """Time in UTC at which the record was written, as ISO 8601."""
-    command: str
-    """Command line that repeats the inquiry."""
-    settings: dict[str, Any]
-    """Every setting of the inquiry by its name."""
     plan: Plan
     """All that decides the scores; its members are the images in question, its held-out images the controls."""
     environment: Environment

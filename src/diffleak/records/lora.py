@@ -1,10 +1,10 @@
 """lora.json: which checkpoints of an adapter may be published. Field names are its keys. No torch here."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from diffleak.records.audit import Gate, RateAtFPR
-from diffleak.records.base import Estimate, Record, Version, read_json
+from diffleak.records.base import Configured, Estimate, Record, read_json
 from diffleak.records.headers import GivenAway
 
 FILE = "lora.json"
@@ -64,19 +64,9 @@ class Checkpoint(Record):
     """Why, in words."""
 
 
-class LoraRecord(Record):
+class LoraRecord(Configured):
     """lora.json."""
 
-    schema_version: Literal[1] = 1
-    """Version of these fields."""
-    diffleak: Version
-    """Version of this package."""
-    created: str
-    """Time in UTC at which the record was written, as ISO 8601."""
-    command: str
-    """Command line that repeats this."""
-    settings: dict[str, Any]
-    """Every setting by its name."""
     base: str
     """Model that the adapters were made for, as the user named it."""
     pictures: int

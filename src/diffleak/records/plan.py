@@ -7,6 +7,7 @@ from pydantic import AfterValidator
 from diffleak.records.base import SCHEMA_VERSION, Record, Version
 from diffleak.records.images import Alpha, Exif
 from diffleak.records.scores import Unit
+from diffleak.records.variants import Estimator
 
 
 def _with_label(attack: dict[str, Any]) -> dict[str, Any]:
@@ -37,6 +38,35 @@ class Embedding(Record):
     """Number of vectors, each of which takes the place of one token."""
     sha256: str
     """SHA-256 of its file."""
+
+
+class OfDrawings(Record):
+    """What a record of images that a model drew begins with."""
+
+    schema_version: Literal[1] = 1
+    """Version of these fields."""
+    created: str
+    """Time in UTC at which the record was written, as ISO 8601."""
+    command: str
+    """Command line that repeats it; that of `extract` draws image N again with `--only N`."""
+    model: str
+    """The model as the user named it: a folder, a name on the Hub, or `denoiser` for one in memory."""
+    model_fingerprint: str
+    """Hash of the model's weights and settings."""
+    lora: str | None = None
+    """The LoRA adapter, or several, as the user named them; null without one."""
+    lora_scale: float | None = None
+    """Factor of the adapter's weights; null without one."""
+    adapters: tuple[Adapter, ...] = ()
+    """Each adapter in `lora` with its strength and hash, in the order of merging; empty without one."""
+    embedding: str | None = None
+    """The textual inversions as the user named them; null without one."""
+    embeddings: tuple[Embedding, ...] = ()
+    """Each textual inversion in `embedding` with its token and hash; empty without one."""
+    network: str | None = None
+    """The denoiser in the place of the model's own, as the user named it; null without one."""
+    weights: str | None = None
+    """Choice between averaged weights, `ema`, and the others, `non_ema`; null where none was made."""
 
 
 class Environment(Record):
@@ -201,6 +231,9 @@ class Plan(Record):
     """Hash of which images count together as one group or cluster of near-duplicates; null where each counts alone."""
     sweep: Literal["calibrate", "all"] = "all"
     """Images that are scored at every setting: "calibrate" the calibrate part alone, "all" all of them."""
+    estimator: Estimator | None = None
+    """How influence is estimated from the probes: "filtered", the noise of their mean taken out over neighbouring coordinates; null:
+    their mean alone, as in plans of before, or no influence is measured."""
     buckets: tuple[tuple[str, int], ...] | None = None
     """Shape and number of images of every aspect-ratio bucket, in the order of the images; null where all have one shape."""
     faster: tuple[str, ...] | None = None

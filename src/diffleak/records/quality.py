@@ -1,6 +1,6 @@
 """quality.json: what was drawn, what it was compared with, and each statistic with its interval. No torch.
 
-Field names are the keys of quality.json; changing one needs a step of SCHEMA_VERSION and a line in the changelog. What
+Field names are the keys of quality.json; changing one needs a step of its version and a line in the changelog. What
 cannot be estimated is null, with the reason beside it.
 """
 
@@ -12,9 +12,8 @@ from pydantic import ConfigDict
 from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate, Record, read_json
 from diffleak.records.images import Alpha, Exif, Tally
-from diffleak.records.plan import Adapter, Embedding, Environment
+from diffleak.records.plan import Environment, OfDrawings
 
-SCHEMA_VERSION: Literal[1] = 1
 FILE = "quality.json"
 
 R = TypeVar("R", bound=Record)
@@ -98,33 +97,9 @@ class QualityCosts(Record):
     """Wall-clock seconds of everything else in this call."""
 
 
-class QualityRecord(Record):
+class QualityRecord(OfDrawings):
     """quality.json."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
-    """Version of these fields."""
-    created: str
-    """Time in UTC at which the record was written, as ISO 8601."""
-    command: str
-    """Command line that repeats the measurement."""
-    model: str
-    """The model as the user named it: a folder, a name on the Hub, or `denoiser` for one in memory."""
-    model_fingerprint: str
-    """Hash of the model's weights and settings."""
-    lora: str | None = None
-    """The LoRA adapter, or several, as the user named them; null without one."""
-    lora_scale: float | None = None
-    """Factor of the adapter's weights; null without one."""
-    adapters: tuple[Adapter, ...] = ()
-    """Each adapter in `lora` with its strength and hash, in the order of merging; empty without one."""
-    embedding: str | None = None
-    """The textual inversions as the user named them; null without one."""
-    embeddings: tuple[Embedding, ...] = ()
-    """Each textual inversion in `embedding` with its token and hash; empty without one."""
-    network: str | None = None
-    """The denoiser in the place of the model's own, as the user named it; null without one."""
-    weights: str | None = None
-    """Choice between averaged weights, `ema`, and the others, `non_ema`; null where none was made."""
     images: int
     """Number of generated images."""
     image_shape: str

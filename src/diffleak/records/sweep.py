@@ -1,10 +1,10 @@
 """The record of a sweep over the checkpoints of a training: sweep.json. Field names are its keys. No torch here."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from diffleak.records.audit import Gate, RateAtFPR
-from diffleak.records.base import Estimate, Record, Version, read_json
+from diffleak.records.base import Configured, Estimate, Record, read_json
 from diffleak.records.comparison import Difference
 
 FILE = "sweep.json"
@@ -37,19 +37,9 @@ class Point(Record):
     """True where every limit is met; null without limits."""
 
 
-class SweepRecord(Record):
+class SweepRecord(Configured):
     """sweep.json."""
 
-    schema_version: Literal[1] = 1
-    """Version of these fields."""
-    diffleak: Version
-    """Version of this package."""
-    created: str
-    """Time in UTC at which the record was written, as ISO 8601."""
-    command: str
-    """Command line that repeats the sweep."""
-    settings: dict[str, Any]
-    """Every setting of the sweep by its name."""
     swept: Literal["lora", "network", "model"]
     """Setting that differs between the checkpoints."""
     step_source: str

@@ -13,6 +13,9 @@ Control = Literal["influence", "random", "reverse"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 
 
+Estimator = Literal["filtered", "hutchinson"]  # of the influence of latent coordinates
+
+
 def masked_label(attack: str, mask: str) -> str:
     """How an attack is named in results, scores and tables under a mask, `sima[influence:0.4]`, or beside a reference, `sima[excess]`."""
     return f"{attack}[{mask}]"

@@ -2,180 +2,89 @@
 
 import re
 
+from diffleak.report.wording import triples
+
 # name, pattern that finds it in a page, meaning
-TERMS: tuple[tuple[str, str, str], ...] = (
-    (
-        "Member",
-        r"\bmembers?\b",
-        "an image that the model was trained on; a held-out image comes from the same source but was not used for training.",
-    ),
-    (
-        "Held-out image",
-        r"\bheld[- ]out\b",
-        "an image of the same source that the model was not trained on; it shows how images score that were not trained on.",
-    ),
-    (
-        "Membership inference",
-        r"\bmembership\b",
-        "to find out if an image was in the training data. An attacker must have the image to test it.",
-    ),
-    (
-        "Group",
-        r"\bgroups? of members\b|\bheld-out groups?\b|\bCounted by group\b",
-        "images that belong together, such as those of one person; its score is the mean of theirs, and rates are of groups.",
-    ),
-    (
-        "Attack",
-        r"\battacks?\b",
-        "a published procedure that gives an image a score by the model's answers; a high score speaks for a training image.",
-    ),
-    (
-        "sima, pia, secmi, clid, ...",
-        r"\b(?:sima|pian?|secmi|clid|pfami|sima_mc)\b",
-        "names of published attacks; with [excess], [calibrated] or a mask behind it, a variant of one. `diffleak attacks` says "
-        "what each looks at.",
-    ),
-    (
-        "Interval, 95 %",
-        r"\bintervals?\b",
-        "the range of values that agree with the measurement: in 95 of 100 repetitions with other images it contains the true value.",
-    ),
-    ("AUC", r"\bAUCs?\b", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
-    (
-        "TPR at 1 % FPR",
-        r"\b[TF]PRs?\b",
-        "true-positive rate at a false-positive rate: the share of members that an attack catches when it may raise a false alarm for 1 "
-        "% of "
-        "the held-out images.",
-    ),
-    (
-        "TNR at 1 % FNR",
-        r"\b(?:TNR|FNR)s?\b",
-        "true-negative rate at a false-negative rate: the share of held-out images that are cleared when 1 % of the members may be missed.",
-    ),
-    ("False alarm", r"\bfalse alarms?\b", "a held-out image that an attack takes for a member."),
-    (
-        "Attack success",
-        r"\battack success\b",
-        "the share of right answers, member or not, at the threshold that was set on the calibrate part.",
-    ),
-    (
-        "Baseline",
-        r"\bbaselines?\b",
-        "what blind guessing reaches. For attack success: always naming the larger side. In a comparison: the first model.",
-    ),
-    (
-        "Achieved FPR",
-        r"\bachieved FPR\b",
-        "the false alarms on the test part at the threshold that was set for a target on the calibrate part.",
-    ),
-    (
-        "Oracle",
-        r"\boracle\b",
-        "the best number that could be picked with the test images themselves; papers print it, and it is too high.",
-    ),
-    ("Threshold", r"\bthresholds?\b", "the score from which on an attack says member."),
-    ("ROC", r"\bROC\b", "the curve of members caught against false alarms, over all thresholds."),
-    ("DeLong", r"\bDeLong\b", "the method of the interval of an AUC (DeLong, DeLong and Clarke-Pearson 1988)."),
-    ("Bootstrap", r"\bbootstrap", "a method for intervals: the images are drawn again many times, and the number is worked out each time."),
-    ("Permutation", r"\bpermut", "a method of testing: the images are divided at random many times, to see what chance alone gives."),
-    (
-        "p-value (p)",
-        r"\bp = |\bp-values?\b",
-        "the probability of a finding at least as strong where there is nothing to find; small values speak against chance.",
-    ),
-    ("n/e", r"\bn/e\b", "not estimable: there are too few images for this number; the reason stands beside it."),
-    (
-        "Timestep",
-        r"\btimesteps?\b",
-        "how much noise is added to an image before the model sees it; each attack has one at which it works best.",
-    ),
-    (
-        "Noise prediction",
-        r"\b(?:noise predictions?|predictions of the noise)\b",
-        "what a diffusion model computes: the noise that it takes an image to hold.",
-    ),
-    ("Query, forward", r"\b(?:quer(?:y|ies)|forwards?)\b", "one run of the model's network for one image."),
-    ("Chunk", r"\bchunks?\b", "a part of the work that is saved when it is done; an interrupted audit resumes after the last one."),
-    (
-        "Calibrate, test part",
-        r"\b(?:calibrate|test) part\b",
-        "settings are chosen on the calibrate part; every number in the verdict comes from the test part.",
-    ),
-    (
-        "Black-box, grey-box, white-box",
-        r"\b(?:black|grey|white)-box\b",
-        "what an attacker must have: drawn images alone; the model's predictions for images of one's choice; the weights. Someone with the "
-        "weights has all three.",
-    ),
-    (
-        "Form of release",
-        r"\b(?:form of release|release)\b",
-        "what outsiders get: the weights, an interface that draws images for its callers, or drawn images alone.",
-    ),
-    ("Weights", r"\bweights\b", "the numbers that a model consists of; with them anyone can run it on a machine of their own."),
-    (
-        "Pixel statistics",
-        r"\bpixel statistics?\b",
-        "simple measures of an image, such as brightness and contrast. They need no model; if "
-        "they separate the sides, the comparison is unfair.",
-    ),
-    ("Fingerprint", r"\bfingerprints?\b", "a number worked out from a file's whole content; another content gives another one."),
-    ("SHA-256", r"\bSHA-256\b|sha256:", "the method of a fingerprint; the same file always gives the same 64 digits."),
-    ("Seed", r"\bseeds?\b", "the number that random draws start from; the same seed gives the same draws."),
-    (
-        "Calibrated",
-        r"\bcalibrated\b",
-        "an attack's score minus what the complexity of the image (compressed size, frequencies) predicts of it.",
-    ),
-    ("Combined", r"\bcombined\b", "one logistic regression on the numbers of all attacks that were run."),
-    (
-        "Reference",
-        r"\bthe reference\b|\breferences?,",
-        "a model without the training that is audited, such as the one that was fine-tuned; it says how hard each image is.",
-    ),
-    ("Excess", r"\bexcess\b", "an attack's score of an image in the audited model minus its score of the same image in the reference."),
-    (
-        "Latent",
-        r"\blatents?\b",
-        "the compressed form of an image that the diffusion model works on; its numbers are the latent coordinates.",
-    ),
-    ("Decoder", r"\bdecoders?\b", "the part of the model that turns a latent into a picture."),
-    ("Influence", r"\binfluence\b", "how much the decoded picture changes when one latent coordinate changes a little."),
-    ("Distortion", r"\bdistortion\b", "how strongly the decoder stretches small steps around an image's latent; one number per image."),
-    (
-        "Mask",
-        r"\bmask(?:s|ed)?\b",
-        "leaves a share of the latent coordinates out of an attack, such as the 40 % of lowest influence (influence:0.4).",
-    ),
-    ("LoRA", r"\bLoRAs?\b", "a small file that changes a model, as fine-tuning leaves it."),
-    ("DP-SGD", r"\bDP-SGD\b", "training with added noise, which limits by epsilon what the model can reveal of any one image."),
-    (
-        "Epsilon, delta",
-        r"\bepsilons?\b|\bdelta\b",
-        "how strongly one image can change a trained model: it multiplies the probability of any outcome by at most e^epsilon, up to a "
-        "small probability delta. Smaller is stricter; 0 reveals nothing.",
-    ),
-    ("Coin", r"\bcoins?\b", "a random choice with probability one half, made for each image by itself: is it trained on or held out?"),
-    (
-        "Guess, guessing",
-        r"\bguess(?:es|ed|ing)?\b",
-        "an answer, member or held out. Guessing means to answer without looking at the model: half of such guesses are right.",
-    ),
-    (
-        "Near-duplicate, cluster",
-        r"\bnear-duplicates?\b|\bclusters?\b",
-        "images that are copies of each other or nearly so, such as one image encoded twice; together they are a cluster, which counts as "
-        "one image.",
-    ),
-    ("Checkpoint", r"\bcheckpoints?\b", "the model, or the adapter, as it was after a number of training steps."),
-    ("KID", r"\bKID\b", "kernel inception distance: how far two sets of images are from each other, to a network that describes images."),
-    (
-        "Gate, limit",
-        r"\blimits? (?:set|agreed)\b|\bLimits:",
-        "the largest value that was agreed on before; it is met only if the interval does not reach above it.",
-    ),
-)
+TERMS = triples(r"""
+    Member | \bmembers?\b | an image that the model was trained on; a held-out image comes from the same source but was not used for
+        training.
+    Held-out image | \bheld[- ]out\b | an image of the same source that the model was not trained on; it shows how images score that
+        were not trained on.
+    Membership inference | \bmembership\b | to find out if an image was in the training data. An attacker must have the image to test
+        it.
+    Group | \bgroups? of members\b|\bheld-out groups?\b|\bCounted by group\b | images that belong together, such as those of one
+        person; its score is the mean of theirs, and rates are of groups.
+    Attack | \battacks?\b | a published procedure that gives an image a score by the model's answers; a high score speaks for a
+        training image.
+    sima, pia, secmi, clid, ... | \b(?:sima|pian?|secmi|clid|pfami|sima_mc)\b | names of published attacks; with [excess],
+        [calibrated] or a mask behind it, a variant of one. `diffleak attacks` says what each looks at.
+    Interval, 95 % | \bintervals?\b | the range of values that agree with the measurement: in 95 of 100 repetitions with other images
+        it contains the true value.
+    AUC | \bAUCs?\b | how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right.
+    TPR at 1 % FPR | \b[TF]PRs?\b | true-positive rate at a false-positive rate: the share of members that an attack catches when it
+        may raise a false alarm for 1 % of the held-out images.
+    TNR at 1 % FNR | \b(?:TNR|FNR)s?\b | true-negative rate at a false-negative rate: the share of held-out images that are cleared
+        when 1 % of the members may be missed.
+    False alarm | \bfalse alarms?\b | a held-out image that an attack takes for a member.
+    Attack success | \battack success\b | the share of right answers, member or not, at the threshold that was set on the calibrate
+        part.
+    Baseline | \bbaselines?\b | what blind guessing reaches. For attack success: always naming the larger side. In a comparison: the
+        first model.
+    Achieved FPR | \bachieved FPR\b | the false alarms on the test part at the threshold that was set for a target on the calibrate
+        part.
+    Oracle | \boracle\b | the best number that could be picked with the test images themselves; papers print it, and it is too high.
+    Threshold | \bthresholds?\b | the score from which on an attack says member.
+    ROC | \bROC\b | the curve of members caught against false alarms, over all thresholds.
+    DeLong | \bDeLong\b | the method of the interval of an AUC (DeLong, DeLong and Clarke-Pearson 1988).
+    Bootstrap | \bbootstrap | a method for intervals: the images are drawn again many times, and the number is worked out each time.
+    Permutation | \bpermut | a method of testing: the images are divided at random many times, to see what chance alone gives.
+    p-value (p) | \bp = |\bp-values?\b | the probability of a finding at least as strong where there is nothing to find; small values
+        speak against chance.
+    n/e | \bn/e\b | not estimable: there are too few images for this number; the reason stands beside it.
+    Timestep | \btimesteps?\b | how much noise is added to an image before the model sees it; each attack has one at which it works
+        best.
+    Noise prediction | \b(?:noise predictions?|predictions of the noise)\b | what a diffusion model computes: the noise that it takes
+        an image to hold.
+    Query, forward | \b(?:quer(?:y|ies)|forwards?)\b | one run of the model's network for one image.
+    Chunk | \bchunks?\b | a part of the work that is saved when it is done; an interrupted audit resumes after the last one.
+    Calibrate, test part | \b(?:calibrate|test) part\b | settings are chosen on the calibrate part; every number in the verdict comes
+        from the test part.
+    Black-box, grey-box, white-box | \b(?:black|grey|white)-box\b | what an attacker must have: drawn images alone; the model's
+        predictions for images of one's choice; the weights. Someone with the weights has all three.
+    Form of release | \b(?:form of release|release)\b | what outsiders get: the weights, an interface that draws images for its
+        callers, or drawn images alone.
+    Weights | \bweights\b | the numbers that a model consists of; with them anyone can run it on a machine of their own.
+    Pixel statistics | \bpixel statistics?\b | simple measures of an image, such as brightness and contrast. They need no model; if
+        they separate the sides, the comparison is unfair.
+    Fingerprint | \bfingerprints?\b | a number worked out from a file's whole content; another content gives another one.
+    SHA-256 | \bSHA-256\b|sha256: | the method of a fingerprint; the same file always gives the same 64 digits.
+    Seed | \bseeds?\b | the number that random draws start from; the same seed gives the same draws.
+    Calibrated | \bcalibrated\b | an attack's score minus what the complexity of the image (compressed size, frequencies) predicts of
+        it.
+    Combined | \bcombined\b | one logistic regression on the numbers of all attacks that were run.
+    Reference | \bthe reference\b|\breferences?, | a model without the training that is audited, such as the one that was fine-tuned;
+        it says how hard each image is.
+    Excess | \bexcess\b | an attack's score of an image in the audited model minus its score of the same image in the reference.
+    Latent | \blatents?\b | the compressed form of an image that the diffusion model works on; its numbers are the latent coordinates.
+    Decoder | \bdecoders?\b | the part of the model that turns a latent into a picture.
+    Influence | \binfluence\b | how much the decoded picture changes when one latent coordinate changes a little.
+    Distortion | \bdistortion\b | how strongly the decoder stretches small steps around an image's latent; one number per image.
+    Mask | \bmask(?:s|ed)?\b | leaves a share of the latent coordinates out of an attack, such as the 40 % of lowest influence
+        (influence:0.4).
+    LoRA | \bLoRAs?\b | a small file that changes a model, as fine-tuning leaves it.
+    DP-SGD | \bDP-SGD\b | training with added noise, which limits by epsilon what the model can reveal of any one image.
+    Epsilon, delta | \bepsilons?\b|\bdelta\b | how strongly one image can change a trained model: it multiplies the probability of any
+        outcome by at most e^epsilon, up to a small probability delta. Smaller is stricter; 0 reveals nothing.
+    Coin | \bcoins?\b | a random choice with probability one half, made for each image by itself: is it trained on or held out?
+    Guess, guessing | \bguess(?:es|ed|ing)?\b | an answer, member or held out. Guessing means to answer without looking at the model:
+        half of such guesses are right.
+    Near-duplicate, cluster | \bnear-duplicates?\b|\bclusters?\b | images that are copies of each other or nearly so, such as one
+        image encoded twice; together they are a cluster, which counts as one image.
+    Checkpoint | \bcheckpoints?\b | the model, or the adapter, as it was after a number of training steps.
+    KID | \bKID\b | kernel inception distance: how far two sets of images are from each other, to a network that describes images.
+    Gate, limit | \blimits? (?:set|agreed)\b|\bLimits: | the largest value that was agreed on before; it is met only if the interval
+        does not reach above it.
+""")
 _COMPILED = tuple(
     (name, re.compile(pattern, re.IGNORECASE if name not in ("AUC", "ROC", "KID", "n/e", "p-value (p)") else 0), said)
     for name, pattern, said in TERMS

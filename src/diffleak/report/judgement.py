@@ -51,6 +51,12 @@ ACCESS = {
     "white-box": "look inside the model",
 }
 NAMED = ("model_config", "model_from", "network", "weights", "lora", "embedding", "captions", "members", "nonmembers", "data", "split")
+REPAIR = "Divide one set of images at random, train on one part, hold out the other, and audit again with these two parts."
+REVERSED = (
+    "The interval lies below 50 %: the scores do separate the sides, but it is the held-out images that look like members. "
+    "Check that the sides are not swapped, that both come from one source, and that this model was trained on the members."
+)
+KEPT = "No result is shown. audit.json and samples.csv keep the numbers; --allow-shift shows them, for what they are."
 UNTESTED = "Not tested for this form of release"
 RELEASES: dict[Release, str] = {
     "weights": "the weights",
@@ -73,10 +79,10 @@ class Verdict:
 
 def verdict(record: AuditRecord) -> Verdict:
     """What the numbers of an audit mean; never that a model is safe."""
-    sources, allowed = finding(record.blind), allows_shift(record.settings)
-    if sources == "different" and not allowed:
+    checked, allowed = finding(record.blind), allows_shift(record.settings)
+    if checked == "different" and not allowed:
         title = "Invalid: the two sides come from different sources, so this audit does not measure membership."
-        return Verdict("invalid", title, (_blind(record.blind), _repair(), _kept()), folded=1)
+        return Verdict("invalid", title, (sources(record.blind), REPAIR, KEPT), folded=1)
     candidates = tuple(r for r in record.results if r.leads)
     chosen = next((r for r in candidates if r.attack == record.headline), None)
     finder = _finder(candidates, chosen)
@@ -85,23 +91,23 @@ def verdict(record: AuditRecord) -> Verdict:
     if lead is None or lead.auc.low is None or lead.auc.high is None:
         why = lead.auc.reason if lead and lead.auc.reason else "the record holds no attack with an interval"
         title = "No verdict: the audit could not measure whether members can be told apart."
-        return Verdict("invalid", title, (f"The reason: {visible(why)}.", _blind(record.blind)), attack)
+        return Verdict("invalid", title, (f"The reason: {visible(why)}.", sources(record.blind)), attack)
     grounds = (
         *_beyond(record, lead),
         *_mask(record, lead),
         _provenance(record, lead, chosen, candidates),
         *_higher(candidates, lead, chosen),
     )
-    grounds += (*_release(record, lead), _blind(record.blind))
+    grounds += (*_release(record, lead), sources(record.blind))
     wrong = _backwards(candidates, lead)
     backwards = lead.auc.high < GUESSING
     words = counted(record.split.unit)
     caught = _caught(lead, words)
-    middle = (_reversed(),) if backwards else (caught,) if finder else (_not_excluded(lead.auc, words), caught)
+    middle = (REVERSED,) if backwards else (caught,) if finder else (_not_excluded(lead.auc, words), caught)
     found = (_picks(lead, counted(record.split.unit)), *middle, *grounds)
-    if sources == "different":
+    if checked == "different":
         title = "Undecided: the two sides come from different sources, so the numbers below mix membership with that difference."
-        return Verdict("undecided", title, (*found, f"--allow-shift accepted this. {_repair()}"), attack)
+        return Verdict("undecided", title, (*found, f"--allow-shift accepted this. {REPAIR}"), attack)
     if record.membership and record.membership.status == "contradicted, ignored":
         title = "Undecided: the model's own split.json contradicts these sides (--ignore-model-split), so this may not be a result at all."
         return Verdict("undecided", title, found, attack)
@@ -116,7 +122,7 @@ def verdict(record: AuditRecord) -> Verdict:
     if _to_test(record):
         title = f"Undecided: {UNTESTED}. No leak was found by attacks that need more access than outsiders have."
         return Verdict("undecided", title, (*found, *_to_test(record)), attack)
-    if sources == "unchecked":
+    if checked == "unchecked":
         title = f"Undecided: no leak was found by these attacks, but {_unseen(record.blind)}."
         return Verdict("undecided", title, (*found, _settle(record.blind)), attack)
     if wrong:
@@ -293,13 +299,6 @@ def _command(record: AuditRecord, command: str, *more: str) -> str:
     return visible(shlex.join(["diffleak", command, str(settings.get("model") or "MODEL"), *given, *more, "-o", "NEW-FOLDER"]))
 
 
-def _reversed() -> str:
-    return (
-        "The interval lies below 50 %: the scores do separate the sides, but it is the held-out images that look like members. "
-        "Check that the sides are not swapped, that both come from one source, and that this model was trained on the members."
-    )
-
-
 def _other_reversed(result: Result) -> str:
     value, ends = spoken(result.auc)
     return (
@@ -364,7 +363,8 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
         )
     if lead.access in ACCESS:
         text += f" The attacker must be able to {ACCESS[lead.access]} ({lead.access} access)."
-    return text + _captions(record.plan.captions) + _membership(record)
+    whose_word = f" {visible(record.membership.sentence)}" if record.membership else ""
+    return text + _captions(record.plan.captions) + whose_word
 
 
 def _captions(captions: str | None) -> str:
@@ -383,11 +383,6 @@ def _captions(captions: str | None) -> str:
     return f" The model was given the captions in {visible(captions)}, so the attacker must know them."
 
 
-def _membership(record: AuditRecord) -> str:
-    """Whose word it is that the members are members."""
-    return f" {visible(record.membership.sentence)}" if record.membership else ""
-
-
 def _unseen(blind: Blind) -> str:
     """Why an attack's success may be a difference of the sources."""
     if finding(blind) == "unchecked":
@@ -398,15 +393,15 @@ def _unseen(blind: Blind) -> str:
 def _settle(blind: Blind) -> str:
     """How to decide an audit that is undecided."""
     if finding(blind) == "unchecked":
-        return f"To decide it: audit again with this version, which makes this check. {_repair()}"
+        return f"To decide it: audit again with this version, which makes this check. {REPAIR}"
     return (
         "To decide it: audit more images of each side, or be sure of the sources by yourself: divide one set of images at random, train on "
         "one part and hold out the other."
     )
 
 
-def _blind(blind: Blind) -> str:
-    """What the check for different sources says."""
+def sources(blind: Blind) -> str:
+    """What the check for different sources says, of the classes and of the pixels."""
     classes = ""
     if blind.labels_p_value is not None and blind.labels_p_value <= INVALID_P:
         classes = (
@@ -414,11 +409,6 @@ def _blind(blind: Blind) -> str:
             "given the class, so a score may separate the sides by it alone. "
         )
     return classes + _pixels(blind)
-
-
-def sources(blind: Blind) -> str:
-    """What the check for different sources says, for a page without a verdict on attacks."""
-    return _blind(blind)
 
 
 def _pixels(blind: Blind) -> str:
@@ -432,12 +422,16 @@ def _pixels(blind: Blind) -> str:
     value, ends = spoken(blind)
     classifier = "A classifier that sees only pixel statistics and never the model"
     text = f"{classifier} picks the member {value} of the time (95 % interval {ends})"
-    match finding(blind.model_copy(update={"labels_p_value": None})):
-        case "different":
-            return f"{text}. The images of the two sides differ by themselves, so a score may separate them without any membership."
-        case "perhaps":
-            return f"{text}: part of what the attacks find may come from the images and not from the model."
-    return f"{text}: {FAIR}."
+    return text + _of_pixels(blind)
+
+
+def _of_pixels(blind: Blind) -> str:
+    """What a check of pixels means, behind what it found."""
+    means = {
+        "different": ". The images of the two sides differ by themselves, so a score may separate them without any membership.",
+        "perhaps": ": part of what the attacks find may come from the images and not from the model.",
+    }
+    return means.get(finding(blind.model_copy(update={"labels_p_value": None})), f": {FAIR}.")
 
 
 def _permuted(blind: Blind, p_value: float) -> str:
@@ -446,26 +440,13 @@ def _permuted(blind: Blind, p_value: float) -> str:
     share = f" {percent(blind.value, 0)} of the time" if blind.value is not None else ""
     text = (
         f"Without the model, {named} tells a member from a held-out image{share}; of random divisions of these images "
-        f"{percent(p_value, 2)} or fewer do as well (p = {p_value:.2g})"
+        f"{percent(p_value, 2)} or fewer do as well (p = {p_value:.2g}){_of_pixels(blind)}"
     )
-    match finding(blind.model_copy(update={"labels_p_value": None})):
-        case "different":
-            return f"{text}. The images of the two sides differ by themselves, so a score may separate them without any membership."
-        case "perhaps":
-            text += ": part of what the attacks find may come from the images and not from the model."
-        case _:
-            text += f": {FAIR}."
+    if finding(blind.model_copy(update={"labels_p_value": None})) == "different":
+        return text
     if blind.detectable_auc is None:
         return f"{text} With so few images this check can miss any difference."
     return (
         f"{text} With so few images this check sees, with probability {POWER:g}, a difference by which a statistic is right "
         f"{percent(blind.detectable_auc, 0)} of the time or more; it may miss smaller ones."
     )
-
-
-def _repair() -> str:
-    return "Divide one set of images at random, train on one part, hold out the other, and audit again with these two parts."
-
-
-def _kept() -> str:
-    return "No result is shown. audit.json and samples.csv keep the numbers; --allow-shift shows them, for what they are."

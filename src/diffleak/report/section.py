@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Literal
 
 from markupsafe import Markup, escape
 
+from diffleak.errors import visible
 from diffleak.report.table import ORACLE_NOTE, Table
+from diffleak.report.wording import moment
 
 Where = Literal["everywhere", "page", "text", "terminal", "file"]  # page: HTML; text: terminal and Markdown; file: HTML and Markdown
 Medium = Literal["page", "terminal", "markdown"]
@@ -149,9 +151,10 @@ class Page:
         return sorted(self.sections, key=lambda s: not s.leads)
 
 
-def sections(found: Iterable[Section | None]) -> tuple[Section, ...]:
-    """The sections that a record has."""
-    return tuple(s for s in found if s is not None)
+def page_of(record: Any, found: Iterable[Section | None], **said: Any) -> Page:
+    """The page of a record with the sections that it has; said: the rest of the page's fields."""
+    version = record.diffleak if hasattr(record, "diffleak") else record.environment.diffleak
+    return Page(created=visible(moment(record.created)), version=version, sections=tuple(s for s in found if s), **said)
 
 
 def drawn(macro: str, **data: Any) -> Drawn:

@@ -117,6 +117,11 @@ def missing(reason: str | None) -> Cell:
     return Cell(NOT_ESTIMABLE, reason=reason or "not estimable (the record gives no reason)")
 
 
+def cell_or(found: Result | None, cell: Callable[[Result], Cell], why: str) -> Cell:
+    """The cell of a result, where the record has it."""
+    return missing(why) if found is None else cell(found)
+
+
 def auc_cell(result: Result) -> Cell:
     return estimate_cell(result.auc)
 
@@ -171,7 +176,7 @@ def tpr_cell(fpr: float) -> Callable[[Result], Cell]:
     return lambda result: rate_cell(result.tpr(fpr), "held-out images")
 
 
-def _tnr(result: Result) -> Cell:
+def tnr_cell(result: Result) -> Cell:
     return rate_cell(result.tnr(0.01), "members")
 
 
@@ -214,15 +219,15 @@ COLUMNS = (
     Column(("TPR at", "10 % FPR"), "Share of members caught when 10 % of the held-out images raise a false alarm.", 6, tpr_cell(0.1)),
     Column(("TPR at", "1 % FPR"), "Share of members caught when 1 % of the held-out images raise a false alarm.", 2, tpr_cell(0.01)),
     Column(("TPR at", "0.1 % FPR"), "Share of members caught when 1 in 1,000 held-out images raises a false alarm.", 7, tpr_cell(0.001)),
-    Column(("TNR at", "1 % FNR"), "Share of held-out images that are cleared when 1 % of the members are missed.", 8, _tnr),
+    Column(
+        ("TNR at", "1 % FNR"),
+        "Share of held-out images that are cleared when 1 % of the members are missed.",
+        8,
+        lambda r: rate_cell(r.tnr(0.01), "members"),
+    ),
     Column(("Attack", "success"), "Share of right answers at the threshold set on the calibrate part.", 3, asr_cell),
     Column(("Timestep",), "The timestep, or setting, chosen on the calibrate part.", 4, setting_cell),
     Column(("Queries", "per image"), "Forwards of the denoiser for all timesteps; below, for the chosen one alone.", 5, _queries),
-    Column(
-        ("Achieved FPR",),
-        "False alarms on the test part at the threshold set for the target on the other.",
-        9,
-        _achieved,
-    ),
+    Column(("Achieved FPR",), "False alarms on the test part at the threshold set for the target on the other.", 9, _achieved),
     Column(("Oracle", "AUC"), ORACLE_NOTE, 10, _oracle, look="faint"),
 )

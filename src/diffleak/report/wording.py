@@ -1,6 +1,7 @@
 """Numbers and names, written the same in the terminal, in Markdown and in HTML. Rates are fractions in, percent out."""
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -106,6 +107,21 @@ def signed_interval(estimate: Estimate, in_percent: bool = False) -> str:
     if estimate.low is None or estimate.high is None:
         return ""
     return f"[{signed(estimate.low, in_percent)}, {signed(estimate.high, in_percent)}]"
+
+
+def _parts(text: str) -> Iterator[list[str]]:
+    """The parts of every line, which " | " divides; a line that is indented by 8 goes on with the one before."""
+    return (line.strip().split(" | ") for line in re.sub(r"\n {8}", " ", text).splitlines() if line.strip())
+
+
+def entries(text: str) -> tuple[tuple[str, str], ...]:
+    """Names and what is said of each, a line each: NAME | SAID."""
+    return tuple((name, said) for name, said in _parts(text))
+
+
+def triples(text: str) -> tuple[tuple[str, str, str], ...]:
+    """Three parts of every line: NAME | SAID | SAID."""
+    return tuple((name, first, second) for name, first, second in _parts(text))
 
 
 def medians(repeats: int) -> tuple[str, ...]:

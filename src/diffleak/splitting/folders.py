@@ -18,7 +18,7 @@ from diffleak.data.metadata import metadata_rows
 from diffleak.data.pixels import png
 from diffleak.data.sidecars import find_sidecars
 from diffleak.data.split import Ids, Split
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, UserError, of_system, refusing, shown
 from diffleak.splitting.config import COLUMN, SplitConfig
 from diffleak.work.files import checked_folder, open_private, write_text
 from diffleak.work.progress import progress
@@ -47,19 +47,17 @@ def lay_out(source: ImageSource, drawn: Split, config: SplitConfig) -> None:
     assert folder is not None
     total = len(drawn.members) + len(drawn.nonmembers)
     position = {image_id: i for i, image_id in enumerate(source.ids)}
-    try:
-        with progress("laying out folders", total, "images") as advance:
-            for side, ids in zip(SIDES, (drawn.members, drawn.nonmembers), strict=True):
-                checked_folder(checked_folder(folder) / side)
-                names = _place_files(source, ids, folder / side, config, advance) if _files(source) else None
-                if names is None:
-                    names = _write_images(source, ids, position, folder / side, advance)
-                rows = _said(source, ids, position)
-                lines = [json.dumps({"file_name": names[i], **rows[i]}, ensure_ascii=False, default=str) for i in ids if rows.get(i)]
-                if lines:
-                    write_text(folder / side / "metadata.jsonl", "\n".join(lines) + "\n", private=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}); free the disk or choose another folder") from None
+    unwritten = f"{folder} cannot be written ({WHY}); free the disk or choose another folder"
+    with refusing(OSError, unwritten, of_system), progress("laying out folders", total, "images") as advance:
+        for side, ids in zip(SIDES, (drawn.members, drawn.nonmembers), strict=True):
+            checked_folder(checked_folder(folder) / side)
+            names = _place_files(source, ids, folder / side, config, advance) if _files(source) else None
+            if names is None:
+                names = _write_images(source, ids, position, folder / side, advance)
+            rows = _said(source, ids, position)
+            lines = [json.dumps({"file_name": names[i], **rows[i]}, ensure_ascii=False, default=str) for i in ids if rows.get(i)]
+            if lines:
+                write_text(folder / side / "metadata.jsonl", "\n".join(lines) + "\n", private=True)
 
 
 def _files(source: ImageSource) -> bool:

@@ -77,8 +77,18 @@ def split(
 ) -> Outcome:
     """Draws the held-out images of `data` and writes the split file `output`.
 
-    held_out: their share; or coin=True. settings: any other key of `SplitConfig`, such as group="patient" or link="DIR".
-    Raises `UserError` for data that cannot be read or drawn from, and for a file or folder that is there already with another content.
+    Args:
+        data: The images, as `cohort` takes them.
+        output: The split file; one that is there is never replaced by another content.
+        held_out: The share of images to hold out, in (0, 1); or give coin=True.
+        coin: Throw a fair coin for each image, as a bound on epsilon needs it.
+        **settings: Any other key of `SplitConfig`, such as group="patient" or link="DIR".
+
+    Returns:
+        What was drawn: the split and a summary.
+
+    Raises:
+        UserError: For data that cannot be read or drawn from, and for a file or folder that is there already with another content.
     """
     named = data if isinstance(data, str | Path) else getattr(data, "name", "array")
     return draw(build(SplitConfig, {"data": named, "output": output, "held_out": held_out, "coin": coin, **settings}), data)

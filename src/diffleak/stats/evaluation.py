@@ -262,10 +262,22 @@ def evaluate(
 ) -> Result:
     """The statistics of finished scores, higher = more likely a member.
 
-    Nothing is chosen but the thresholds of `asr` and `achieved_fpr`: AUC and rates are of all images, those two are
-    calibrated on a hashed 20 % and counted on the rest. `part` gives, per side, which images belong to the test part
-    (bool); then everything is of the test part. `ids` per side decide the hash; without them it is the position. Raises
-    `UserError` for scores that are empty or not finite.
+    Nothing is chosen but the thresholds of `asr` and `achieved_fpr`: AUC and rates are of all images, those two are calibrated on a hashed
+    20 % and counted on the rest.
+
+    Args:
+        member_scores: The scores of members, a sequence of finite numbers.
+        nonmember_scores: The scores of held-out images.
+        convention: How rates are counted: "member-exact", or that of another paper's code (`diffleak metrics --help`).
+        part: For each side, which images belong to the test part (bool); then everything is of the test part.
+        ids: For each side, the names that decide the hash; without them it is the position.
+        seed: Seed of the hash.
+
+    Returns:
+        AUC, rates and attack success with 95 % intervals.
+
+    Raises:
+        UserError: For scores that are empty or not finite.
     """
     m, n = (_checked(scores, side) for scores, side in ((member_scores, "member"), (nonmember_scores, "non-member")))
     if convention not in metrics.CONVENTIONS:

@@ -6,8 +6,6 @@ report, and compared with the checkpoint before it image by image (paired DeLong
 
 import shutil
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ from diffleak.errors import GateFailed, InvalidAudit, UserError, shown
 from diffleak.gating.limits import LIMITS
 from diffleak.records import digests
 from diffleak.records.audit import AuditRecord
+from diffleak.records.base import written
 from diffleak.records.plan import Plan
 from diffleak.records.sweep import FILE, Point, SweepRecord
 from diffleak.report import to_html
@@ -74,12 +73,9 @@ def sweep(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = 
     folder = checked_folder(folder)
     shared, cohort, first, runs = Shared(folder / INPUTS), read_cohort(config), None, list[Run]()
     for number, each in enumerate(found.found, 1):
-        prepared = prepare(
-            _settings(config, found, each, folder / each.name),
-            cohort=cohort,
-            reference=_same_reference(config, found, first),
-            shared=shared,
-        )
+        # later checkpoints have the reference of the first one, where it is the same: the base of a model is its own
+        reference = first.reference if first and (found.key == "lora" or config.reference != BASE) else None
+        prepared = prepare(_settings(config, found, each, folder / each.name), cohort=cohort, reference=reference, shared=shared)
         if first is None:
             first = First(each, prepared.plan, prepared.reference)
             log(_plan_line(found, prepared))
@@ -132,9 +128,7 @@ def summary(config: AuditConfig, found: Checkpoints, runs: Sequence[Run]) -> Swe
     passing = [point for point in points if point.passed]
     first = runs[0].record
     return SweepRecord(
-        diffleak=version("diffleak"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command_line(config, "audit", ("shard", "threads")),
+        **written(command_line(config, "audit", ("shard", "threads"))),
         settings=config.model_dump(mode="json"),
         swept=found.key,
         step_source=found.source,
@@ -168,11 +162,6 @@ def gate(record: SweepRecord) -> None:
 def _settings(config: AuditConfig, found: Checkpoints, each: Checkpoint, output: Path | None) -> AuditConfig:
     """The settings of an ordinary audit of one checkpoint."""
     return config.model_copy(update={found.key: each.path, "sweep_models": (), "steps": (), "output": output})
-
-
-def _same_reference(config: AuditConfig, found: Checkpoints, first: First | None) -> Target | None:
-    """The reference of the first checkpoint, where the later ones have the same: the base of a model is its own."""
-    return first.reference if first and (found.key == "lora" or config.reference != BASE) else None
 
 
 def _remove_inputs(folder: Path) -> None:

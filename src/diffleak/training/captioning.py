@@ -26,13 +26,14 @@ from diffleak.data.pixels import ImageShape, fit
 from diffleak.data.sources import open_source
 from diffleak.data.split import read_split
 from diffleak.diffusion.finite import advice
-from diffleak.errors import UserError, pip_install, refusing
+from diffleak.errors import WHY, UserError, of_system, pip_install, refusing
 from diffleak.hub import checked_device, folder_of, heard
 from diffleak.hub.configs import read_json
 from diffleak.hub.encoders import channel_statistics
 from diffleak.hub.folders import WEIGHTS, check_weights, from_transformers, hashed_weights
 from diffleak.records.images import AS_TRAINERS, Decoding, Tally
 from diffleak.training.config import CaptionConfig
+from diffleak.training.task import keyed
 from diffleak.work.files import hash_files, open_private, write_text
 from diffleak.work.folder import Folder, read_object, spelled
 from diffleak.work.progress import progress, say
@@ -68,13 +69,29 @@ def caption_images(
     limit: int | None = None,
     decoding: Decoding = AS_TRAINERS,
 ) -> Path:
-    """Writes a captions file: a line {"file_name": id, "text": [own caption if any, n others]} for every image, and returns its path.
+    """Writes a captions file: a line {"file_name": id, "text": [own caption if any, n others]} for every image.
 
-    captioner: a BLIP, as a local folder or hub id. n: captions an image, at least 1; one that an image has already is drawn again, up
-    to 4 rounds, so an image of which there is little to say may end with fewer. split: only the members of that file. limit: only the
-    first images. decoding: how image files become pixels. What is None has the default of `CaptionConfig`.
-    Beside the file lies FILE.plan.json; the same call again goes on where the last one stopped.
-    Raises `UserError` for a captioner that cannot be used, and for a file that is there and was made by another call.
+    Beside the file lies FILE.plan.json; the same call again goes on where the last one stopped. What is None has the default of
+    `CaptionConfig`.
+
+    Args:
+        data: The images, as `cohort` takes them.
+        output: The captions file, a .jsonl.
+        captioner: A BLIP, as a local folder or hub id.
+        n: Captions an image, at least 1; one that an image has already is drawn again, up to 4 rounds, so an image of which there is little
+            to say may end with fewer.
+        seed: Seed of the draws.
+        batch_size: Images captioned at once; it changes no caption.
+        device: A torch device.
+        split: Caption only the members of that file.
+        limit: Caption only the first images.
+        decoding: How image files become pixels.
+
+    Returns:
+        The path of the captions file.
+
+    Raises:
+        UserError: For a captioner that cannot be used, and for a file that is there and was made by another call.
     """
     name = str(data) if isinstance(data, str | Path) else data.name
     settings = {"captioner": captioner, "n": n, "seed": seed, "batch_size": batch_size, "device": device, "split": split, "limit": limit}
@@ -189,13 +206,11 @@ def _resumed(output: Path, plan: dict[str, Any]) -> set[str]:
 
 
 def _append(output: Path, lines: str) -> None:
-    try:
+    with refusing(OSError, f"{output} cannot be written ({WHY}); free the disk and run the same command again", of_system):
         if not output.exists():
             open_private(output).close()
         with output.open("a", encoding="utf-8") as file:
             file.write(lines)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror}); free the disk and run the same command again") from None
 
 
 def _others(
@@ -210,7 +225,7 @@ def _others(
         rows = [row for row, texts in enumerate(found) if len(texts) < n]
         if not rows:
             break
-        generators = [_generator(seed, ids[row], number) for row in rows]
+        generators = [keyed(seed, number, *ids[row].encode()) for row in rows]
         drawn = _drawn(model, seen[rows], generators, n)
         for row, texts in zip(rows, drawn, strict=True):
             fresh = [text for text in texts_of([*own[row], *found[row], *texts]) if text and text not in own[row]]
@@ -224,11 +239,6 @@ def _pixels(model: Captioner, image: UInt8[np.ndarray, "h w c"]) -> Float[Tensor
     colour = fit(image, ImageShape(3, *image.shape[:2]), True, "")
     square = np.asarray(Image.fromarray(colour).resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32) / 255
     return torch.from_numpy((square - np.array(model.mean, np.float32)) / np.array(model.std, np.float32)).permute(2, 0, 1).float()
-
-
-def _generator(seed: int, image_id: str, number: int) -> Generator:
-    key = np.random.SeedSequence((seed, number, *image_id.encode())).generate_state(1, np.uint64)[0] >> 1
-    return Generator().manual_seed(int(key))
 
 
 def _drawn(model: Captioner, seen: Float[Tensor, "b p d"], generators: list[Generator], n: int) -> list[list[str]]:

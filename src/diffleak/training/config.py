@@ -198,7 +198,19 @@ class CaptionConfig(DataConfig):
 
 
 def train_config(preset: str | None = None, file: Path | None = None, **flags: Any) -> TrainConfig:
-    """The settings of a preset, then of a YAML file, then of the flags, later ones winning."""
+    """The settings of a preset, then of a YAML file, then of the flags, later ones winning.
+
+    Args:
+        preset: digits, small (default), ddpm, vae, vq, latent, text, fine-tune or lora.
+        file: A YAML file with any of the settings.
+        **flags: Settings of `TrainConfig`, such as data="digits" and output="MODEL".
+
+    Returns:
+        The settings for `train`.
+
+    Raises:
+        UserError: For a setting that does not exist or does not fit the others.
+    """
     return build(TrainConfig, *train_settings(preset, file, flags))
 
 

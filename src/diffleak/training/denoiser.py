@@ -21,7 +21,7 @@ from diffleak.diffusion.codec import Autoencoder, refuse_broken
 from diffleak.diffusion.target import auto_batch_size
 from diffleak.errors import UserError
 from diffleak.training.config import TrainConfig
-from diffleak.training.distillation import DistillationLoss, Lesson, alternating, half_of, teacher_networks
+from diffleak.training.distillation import Lesson, alternating, half_of, other_teacher, teacher_networks
 from diffleak.training.images import TrainingData
 from diffleak.training.noising import Noising, drawing_of
 from diffleak.training.task import Task
@@ -29,18 +29,32 @@ from diffleak.work.progress import progress
 
 
 class DenoisingLoss(torch.nn.Module):
-    """The loss of a network on its scheduler's forward process, as a module that accelerate can wrap."""
+    """The loss of a network on its scheduler's forward process, or with teachers of a student, as a module that accelerate can wrap.
 
-    def __init__(self, network: torch.nn.Module, scheduler: Any) -> None:
+    `half` says which half of the data a student's batch is from.
+    """
+
+    def __init__(self, network: torch.nn.Module, scheduler: Any, teachers: tuple[Callable[..., Any], ...] = ()) -> None:
         super().__init__()
         self.network, self.noising = network, Noising(scheduler)
+        self._teachers = (teachers,)  # in a tuple, so that they are no part of what is trained, saved and averaged
 
     def forward(
-        self, x0: Float[Tensor, "b *s"], labels: Int[Tensor, " b"] | None, t: Int[Tensor, " b"], noise: Float[Tensor, "b *s"]
+        self,
+        x0: Float[Tensor, "b *s"],
+        labels: Int[Tensor, " b"] | None,
+        half: Int[Tensor, " b"] | None,
+        t: Int[Tensor, " b"],
+        noise: Float[Tensor, "b *s"],
     ) -> Float[Tensor, ""]:
         conditions = {} if labels is None else {"class_labels": labels}
-        prediction = self.network(*self.noising.noised(x0, noise, t), **conditions).sample
-        return torch.nn.functional.mse_loss(prediction.float(), self.noising.target(x0, noise, t))
+        x_t, time = self.noising.noised(x0, noise, t)
+        if half is None:
+            target = self.noising.target(x0, noise, t)
+        else:
+            with torch.no_grad():
+                target = other_teacher(self._teachers[0], half)(x_t, time, **conditions).sample.float()
+        return torch.nn.functional.mse_loss(self.network(x_t, time, **conditions).sample.float(), target)
 
 
 def network_config(config: TrainConfig, shape: ImageShape) -> dict[str, Any]:
@@ -84,9 +98,9 @@ def denoiser_task(
 
     save: Callable[[Path], None] = lambda folder: hub.save(folder, model, scheduler, codec)
     if lesson is None:
-        return Task(DenoisingLoss(model, scheduler), inputs, (labels,), draw, save)
+        return Task(DenoisingLoss(model, scheduler), inputs, (labels, None), draw, save)
     half = half_of(data.members, lesson)
-    student = DistillationLoss(model, scheduler, teacher_networks(lesson, device, scheduler, shape))
+    student = DenoisingLoss(model, scheduler, teacher_networks(lesson, device, scheduler, shape))
     return Task(student, inputs, (labels, half), draw, save, alternating(half))
 
 

@@ -7,7 +7,6 @@ half 2 with those of teacher 1 (Tran et al. 2024, arXiv 2410.16657, section 3.3)
 distillation, the control. f is the network's own prediction, the predicted noise for an epsilon model.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from diffleak import hub
@@ -23,7 +22,6 @@ from diffleak.data.draw import ids_digest
 from diffleak.diffusion.denoiser import NetworkDenoiser
 from diffleak.diffusion.dual import refuse_incompatible
 from diffleak.errors import UserError, shown
-from diffleak.training.noising import Noising
 from diffleak.training.task import Rows, shuffled
 
 
@@ -38,31 +36,6 @@ class Lesson:
         """What decides the student besides its own settings."""
         halves = {"halves": [ids_digest(half) for half in self.halves]} if self.halves else {}
         return {"teachers": [hub.fingerprint(teacher) for teacher in self.teachers], **halves}
-
-
-class DistillationLoss(torch.nn.Module):
-    """The loss of a student, as a module that accelerate can wrap; `half` says which half of the data the batch is from."""
-
-    def __init__(self, network: torch.nn.Module, scheduler: Any, teachers: tuple[Callable[..., Any], ...]) -> None:
-        super().__init__()
-        self.network, self.noising = network, Noising(scheduler)
-        self._teachers = (teachers,)  # in a tuple, so that they are no part of what is trained, saved and averaged
-
-    def forward(
-        self,
-        x0: Float[Tensor, "b *s"],
-        labels: Int[Tensor, " b"] | None,
-        half: Int[Tensor, " b"],
-        t: Int[Tensor, " b"],
-        noise: Float[Tensor, "b *s"],
-    ) -> Float[Tensor, ""]:
-        teacher = other_teacher(self._teachers[0], half)
-        conditions = {} if labels is None else {"class_labels": labels}
-        x_t, time = self.noising.noised(x0, noise, t)
-        with torch.no_grad():
-            target = teacher(x_t, time, **conditions).sample
-        prediction = self.network(x_t, time, **conditions).sample
-        return torch.nn.functional.mse_loss(prediction.float(), target.float())
 
 
 def other_teacher(teachers: tuple[Any, ...], half: Int[Tensor, " b"]) -> Any:

@@ -15,11 +15,13 @@ from diffleak.data.names import Names, by_id, say_strays
 from diffleak.data.pixels import ImageShape, fit, shape_of
 from diffleak.data.sources import open_source
 from diffleak.data.split import FILE, Drawn, read_drawn, read_split
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.hub import AUTOENCODER_FOLDERS
 from diffleak.records.images import NO_IMAGES, Tally
 from diffleak.training.config import TrainConfig
 from diffleak.work.progress import progress, say
+
+WITHOUT_HINT = lambda error: str(error).replace(SKIP_HINT, "")  # which no flag of training follows
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +68,8 @@ def read_training_data(config: TrainConfig, shape: ImageShape | None = None) -> 
     images = np.empty((len(read) * crops, shape.height, shape.width, shape.channels), dtype=np.uint8)
     with progress("reading images", len(read), "images") as advance:
         for row, image_id in enumerate(read):
-            try:
+            with refusing(UnreadableImage, WHY, WITHOUT_HINT):
                 pixels, notes = source.decoded(position[image_id])
-            except UnreadableImage as error:
-                raise UserError(str(error).replace(SKIP_HINT, "")) from None
             tally = tally.plus(notes)
             for crop in range(crops):
                 place = crop_place(config.seed, image_id, crop) if config.random_crops else None
@@ -130,10 +130,8 @@ def crop_place(seed: int, image_id: str, number: int) -> tuple[float, float]:
 
 def training_shape(source: ImageSource, config: TrainConfig, channels: int | None = None) -> ImageShape:
     """The shape of the training images: of the first one, or as `--resize` says."""
-    try:
+    with refusing(UnreadableImage, WHY, WITHOUT_HINT):
         first = shape_of(source.read(0))
-    except UnreadableImage as error:
-        raise UserError(str(error).replace(SKIP_HINT, "")) from None
     side = config.resize
     return ImageShape(channels or int(config.model.get("in_channels", min(first.channels, 3))), side or first.height, side or first.width)
 

@@ -35,10 +35,18 @@ ADVICE = "lower --batch-size or make the model smaller"
 
 
 def train(config: TrainConfig, lesson: Lesson | None = None) -> Path:
-    """Trains (or goes on training) the model of `config`, with a lesson by distillation, and returns its folder.
+    """Trains (or goes on training) the model of `config`.
 
-    Raises `UserError` for data or a configuration that cannot be trained, or for a folder that holds another run or that
-    another process is training in.
+    Args:
+        config: The settings, as `train_config` makes them.
+        lesson: What a student learns by distillation; None for ordinary training.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        UserError: For data or a configuration that cannot be trained, or for a folder that holds another run or that another process is
+            training in.
     """
     accelerator = accelerator_of(config)
     checked_folder(config.output)

@@ -175,7 +175,8 @@ def text_to_image_task(config: TrainConfig, base: tuple[Path, Target], data: Tra
 
     teachers = _teachers(lesson, folder, target) if lesson else ()
     module = TextToImageLoss(denoiser, embeddings, config.caption_dropout, teachers)
-    return Task(module, latents, (index, _counts(data.captions), half), draw, save, alternating(half) if lesson else None)
+    counts = np.array([len(texts) for texts in data.captions], dtype=np.int64)
+    return Task(module, latents, (index, counts, half), draw, save, alternating(half) if lesson else None)
 
 
 def views(target: Target, images: UInt8[np.ndarray, "nv h w c"], config: TrainConfig) -> Float32[np.ndarray, "n v *z"]:
@@ -209,10 +210,6 @@ def embed_all(target: Target, captions: tuple[Texts, ...]) -> tuple[Int[np.ndarr
     most = max(len(texts) for texts in captions)
     index = np.array([[place[texts[min(k, len(texts) - 1)]] for k in range(most)] for texts in captions], dtype=np.int64)
     return index, embeddings
-
-
-def _counts(captions: tuple[Texts, ...]) -> Int[np.ndarray, " n"]:
-    return np.array([len(texts) for texts in captions], dtype=np.int64)
 
 
 def _teachers(lesson: Lesson, folder: Path, target: Target) -> tuple[torch.nn.Module, ...]:

@@ -4,6 +4,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from diffleak.errors import UserError
 
@@ -22,6 +23,13 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         library.mallopt(M_MMAP_THRESHOLD, LARGEST)
+
+
+def free_on_the_cpu() -> int | None:
+    """The bytes that the system can hand out without swapping; None where nothing says so."""
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def out_of_memory(error: BaseException) -> str | None:

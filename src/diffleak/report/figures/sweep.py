@@ -5,7 +5,6 @@ from typing import Literal
 
 from matplotlib.ticker import FuncFormatter
 
-from diffleak.records.base import Estimate
 from diffleak.records.sweep import SweepRecord
 from diffleak.report.figures.drawing import canvas, settings, svg
 from diffleak.report.figures.keys import GUESS, HELD_OUT, LEAD
@@ -14,7 +13,7 @@ from diffleak.report.figures.keys import GUESS, HELD_OUT, LEAD
 def curve(record: SweepRecord, what: Literal["auc", "tpr_at_1pct"]) -> str | None:
     """AUC, or TPR at 1 % FPR in percent, against the step; checkpoints that fail a limit are hollow. None with nothing to draw."""
     scale = 1 if what == "auc" else 100
-    known = [(p.step, estimate, p.passed) for p in record.points if (estimate := _estimate(p, what)).value is not None]
+    known = [(p.step, estimate, p.passed) for p in record.points if (estimate := getattr(p, what)).value is not None]
     if not known:
         return None
     with settings():
@@ -32,11 +31,6 @@ def curve(record: SweepRecord, what: Literal["auc", "tpr_at_1pct"]) -> str | Non
             axes.yaxis.set_major_formatter(FuncFormatter(lambda percent, _: f"{percent:g} %"))
         _room(axes, [scale * x for _, e, _ in known for x in (e.low, e.high, e.value) if x is not None], what)
         return svg(figure, f"sweep-{what}", f"{'AUC' if what == 'auc' else 'TPR at 1 % FPR'} of each checkpoint against its training step")
-
-
-def _estimate(point: object, what: str) -> Estimate:
-    found: Estimate = getattr(point, what)
-    return found
 
 
 def _room(axes: object, values: Sequence[float], what: str) -> None:

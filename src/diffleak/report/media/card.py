@@ -38,7 +38,7 @@ def _metadata(record: AuditRecord) -> dict[str, Any]:
     dataset = {"name": f"{trained(record)} and {held_out(record)}", "type": "private"}
     dataset["revision"] = record.plan.data_fingerprint
     result = {"task": {"type": task}, "dataset": dataset, "metrics": list(_metrics(lead))}
-    return found | {"model-index": [{"name": _name(record.plan.model), "results": [result]}]}
+    return found | {"model-index": [{"name": last_part(record.plan.model), "results": [result]}]}
 
 
 def _metrics(lead: Result) -> Any:
@@ -54,21 +54,11 @@ def _metrics(lead: Result) -> Any:
             }
 
 
-def _name(model: str) -> str:
-    """The last part of a path, or the name on the hub."""
-    return last_part(model)
-
-
 def _text(record: AuditRecord, sealed: Sealed | None, gated: Gated | None) -> str:
-    adapters = tuple(each.model_copy(update={"name": _name(each.name)}) for each in record.adapters)
+    adapters = tuple(each.model_copy(update={"name": last_part(each.name)}) for each in record.adapters)
     evidence = record.evidence.model_copy(update={"title": None}) if record.evidence else None
-    changes = {
-        "plan": record.plan.model_copy(update=_without_paths(record)),
-        "membership": None,
-        "adapters": adapters,
-        "evidence": evidence,
-    }
-    public = record.model_copy(update=changes)
+    plan = record.plan.model_copy(update=_without_paths(record))
+    public = record.model_copy(update={"plan": plan, "membership": None, "adapters": adapters, "evidence": evidence})
     return re.sub(r"^(#+ )", r"#\1", to_markdown(on_card(public, sealed, gated)), flags=re.MULTILINE)
 
 
@@ -77,5 +67,5 @@ def _without_paths(record: AuditRecord) -> dict[str, Any]:
     plan = record.plan
     public = plan.captions is None or plan.captions in ("own", "empty", "swapped") or plan.captions.startswith("fixed:")
     named: dict[str, Any] = {"captions": plan.captions if public else "a captions file"}
-    named |= {"model": _name(plan.model), "members": "the auditor's training images", "nonmembers": "the auditor's held-out images"}
-    return named | ({"reference": _name(plan.reference)} if plan.reference else {}) | ({"lora": _name(plan.lora)} if plan.lora else {})
+    named |= {key: last_part(value) for key in ("model", "reference", "lora") if (value := getattr(plan, key))}
+    return named | {"members": "the auditor's training images", "nonmembers": "the auditor's held-out images"}

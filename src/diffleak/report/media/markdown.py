@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from diffleak.errors import visible
 from diffleak.report.section import Facts, Page, Section, Sentences, Tabulated
-from diffleak.report.table import ORACLE_NOTE, Cell, Row, Table
+from diffleak.report.table import ORACLE_NOTE, Row
 
 
 def to_markdown(page: Page) -> str:
@@ -48,20 +48,14 @@ def _table(block: Tabulated) -> list[str]:
     lines = [f"| {block.first} | " + " | ".join(escape(c.title) for c in content.columns) + " |"]
     lines += ["| :-- |" + " --: |" * len(content.columns), *map(_row, content.rows)]
     legend = " ".join(filter(None, [block.legend, ORACLE_NOTE if content.oracle else ""]))
-    return list(filter(None, ["\n".join(lines), legend, _notes(content)]))
-
-
-def _notes(content: Table) -> str:
-    return "\n".join(f"{i}. {escape(note)}" for i, note in enumerate(content.notes, 1))
+    notes = "\n".join(f"{i}. {escape(note)}" for i, note in enumerate(content.notes, 1))
+    return list(filter(None, ["\n".join(lines), legend, notes]))
 
 
 def _row(row: Row) -> str:
     name = f"**{escape(row.attack)}**" if row.headline else escape(row.attack)
-    return "| " + " | ".join([name, *(escape(_on_one_line(cell)) for cell in row.cells)]) + " |"
-
-
-def _on_one_line(cell: Cell) -> str:
-    return " ".join([cell.marked, *(d if d.startswith("[") else f"({d})" for d in cell.details)])
+    cells = [" ".join([cell.marked, *(d if d.startswith("[") else f"({d})" for d in cell.details)]) for cell in row.cells]
+    return "| " + " | ".join([name, *map(escape, cells)]) + " |"
 
 
 def _plain(text: str) -> str:

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.report.media.html import to_html
 from diffleak.report.section import Page
 from diffleak.work.files import write_atomic
@@ -49,13 +49,10 @@ def write_pdf(page: Page, path: Path) -> None:
             "--disable-background-networking",
         ]
         own = [f"--user-data-dir={Path(scratch) / 'profile'}", "--no-pdf-header-footer", f"--print-to-pdf={printed}", html.as_uri()]
-        try:
+        failed = f"{browser} did not print the report ({WHY}); open report.html in a browser and print it"
+        with refusing((OSError, subprocess.TimeoutExpired), failed, lambda error: shown(error, 120)):
             done = subprocess.run([browser, *options, *own], capture_output=True, text=True, timeout=SECONDS, errors="replace")
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise UserError(
-                f"{browser} did not print the report ({shown(error, 120)}); open report.html in a browser and print it"
-            ) from None
         if done.returncode or not printed.is_file():
             said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise UserError(f"{browser} did not print the report ({shown(said, 120)}); open report.html in a browser and print it")
+            raise UserError(failed.replace(WHY, shown(said, 120)))
         write_atomic(path, lambda temporary: shutil.copyfile(printed, temporary), private=True)

@@ -20,34 +20,14 @@ def results_csv(record: AuditRecord) -> str:
 def comparison_csv(record: Comparison) -> str:
     """A comparison, a row an attack and entry: pooled over seeds with --pool, else a row a run."""
     if record.pooled:
-        pooled = [
-            {
-                "attack": p.attack,
-                "entry": p.entry,
-                "seeds": p.seeds,
-                **_ends("auc", p.auc),
-                "auc_spread": p.auc_spread,
-                **_ends("tpr_at_1pct", p.tpr_at_1pct),
-                "tpr_at_1pct_spread": p.tpr_spread,
-                **_ends("auc_difference", p.difference),
-            }
-            for p in record.pooled
-        ]
-        return _csv(pooled)
+        named = lambda p: {"attack": p.attack, "entry": p.entry, "seeds": p.seeds}
+        auc = lambda p: {**_ends("auc", p.auc), "auc_spread": p.auc_spread}
+        tpr = lambda p: {**_ends("tpr_at_1pct", p.tpr_at_1pct), "tpr_at_1pct_spread": p.tpr_spread}
+        return _csv([{**named(p), **auc(p), **tpr(p), **_ends("auc_difference", p.difference)} for p in record.pooled])
     found = [(attack, e.name, r) for attack in record.attacks for e in record.entries for r in e.results if r.attack == attack]
-    return _csv(
-        [
-            {
-                "attack": attack,
-                "entry": name,
-                "run": r.run,
-                **_ends("auc", r.auc),
-                **_ends("tpr_at_1pct", r.tpr_at_1pct),
-                **_ends("auc_difference", r.difference.auc if r.difference else None),
-            }
-            for attack, name, r in found
-        ]
-    )
+    rates = lambda r: {**_ends("auc", r.auc), **_ends("tpr_at_1pct", r.tpr_at_1pct)}
+    against = lambda r: _ends("auc_difference", r.difference.auc if r.difference else None)
+    return _csv([{"attack": attack, "entry": name, "run": r.run, **rates(r), **against(r)} for attack, name, r in found])
 
 
 def _ends(name: str, estimate: Estimate | None) -> dict[str, float | None]:

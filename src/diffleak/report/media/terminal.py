@@ -104,7 +104,9 @@ def _rich(block: Tabulated, chosen: tuple[Column, ...], console: Console) -> Ric
     indices = [block.table.columns.index(c) for c in chosen]
     for row in block.table.rows:
         shown = _encodable(row.attack, console)
-        name = Text(shown if block.quoted else _broken(shown), "bold" if row.headline else "")
+        if len(shown) > LABEL and not block.quoted:  # a line per parameter, and one for its mask
+            shown = shown.replace(",", ",\n ").replace(")[", ")\n [")
+        name = Text(shown, "bold" if row.headline else "")
         drawn.add_row(name, *(_rich_cell(row.cells[i], block.flat) for i in indices))
     return drawn
 
@@ -112,11 +114,6 @@ def _rich(block: Tabulated, chosen: tuple[Column, ...], console: Console) -> Ric
 def _encodable(text: str, console: Console) -> str:
     """A terminal that cannot show a character must not end the report, and no character may move its cursor."""
     return visible(text).encode(console.encoding, "backslashreplace").decode(console.encoding)
-
-
-def _broken(attack: str) -> str:
-    """A long label with a line per parameter, and one for its mask."""
-    return attack.replace(",", ",\n ").replace(")[", ")\n [") if len(attack) > LABEL else attack
 
 
 def _rich_cell(cell: Cell, flat: bool) -> Text:

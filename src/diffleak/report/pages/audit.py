@@ -18,7 +18,7 @@ from diffleak.report import handling
 from diffleak.report.audited import Audited
 from diffleak.report.counting import held_out, trained
 from diffleak.report.judgement import QUESTION
-from diffleak.report.section import Page, Section, sections
+from diffleak.report.section import Page, Section, page_of
 from diffleak.report.sections import UNSHOWN, glossary, limits, model, verdict, warnings
 from diffleak.report.sections.audit import (
     attacks,
@@ -39,31 +39,20 @@ from diffleak.report.sections.audit import (
     remedies,
 )
 from diffleak.report.table import columns, difference_cell
-from diffleak.report.wording import count, moment
+from diffleak.report.wording import count, entries
 
-LIMITS = (
-    ("A lower bound.", "Only the attacks in the table were run. A stronger one may find more; none of this proves that nothing leaks."),
-    (
-        "The attacker's access.",
-        "The results hold for the access named in the table. Someone with less access may find less; someone "
-        "with more access may find more.",
-    ),
-    (
-        "The same source.",
-        "Members and held-out images must come from one source, divided at random. If they differ by themselves, the numbers measure "
-        "that difference. The check on pixel statistics catches only coarse differences.",
-    ),
-    (
-        "Averages.",
-        "AUC is about a typical image. A few images can be fully exposed while it is close to one half; the rates at few false alarms "
-        "and the list of the highest scores look there.",
-    ),
-    ("One model.", "The intervals count the choice of images, not that of another training run, seed or data set."),
-    (
-        "Membership, not copies.",
-        "This audit does not say if the model draws its training images again: `diffleak extract` and `diffleak quality` do.",
-    ),
-)
+LIMITS = entries("""
+    A lower bound. | Only the attacks in the table were run. A stronger one may find more; none of this proves that nothing leaks.
+    The attacker's access. | The results hold for the access named in the table. Someone with less access may find less; someone with
+        more access may find more.
+    The same source. | Members and held-out images must come from one source, divided at random. If they differ by themselves, the
+        numbers measure that difference. The check on pixel statistics catches only coarse differences.
+    Averages. | AUC is about a typical image. A few images can be fully exposed while it is close to one half; the rates at few false
+        alarms and the list of the highest scores look there.
+    One model. | The intervals count the choice of images, not that of another training run, seed or data set.
+    Membership, not copies. | This audit does not say if the model draws its training images again: `diffleak extract` and `diffleak
+        quality` do.
+""")
 
 Make = Callable[[Audited], Section | None]
 ANSWER: tuple[Make, ...] = (
@@ -149,13 +138,12 @@ def _page(audit: Audited, made: Sequence[Make], style: str = "") -> Page:
     of = f" (of {size})" if size else ""
     sides = f"tested: {trained(record)}{of}, {held_out(record)}"
     by = f" · by {visible(evidence.auditor)}" if evidence and evidence.auditor else ""
-    return Page(
+    return page_of(
+        record,
+        (make(audit) for make in made),
         title=f"Membership audit of {visible(record.plan.model)}",
         heading=f"Membership audit: {visible(evidence.title)}" if evidence and evidence.title else "Membership audit",
         meta=f"{model(record.plan.model, record.plan.lora)} · {sides}{by}",
-        created=visible(moment(record.created)),
-        version=record.environment.diffleak,
-        sections=sections(make(audit) for make in made),
         handling="" if invalid or style else handling.on_page(record.plan.anonymous is not None, audit.thumbnail is not None),
         style=style,
     )

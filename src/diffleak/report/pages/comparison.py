@@ -4,51 +4,37 @@ from collections.abc import Callable
 
 from diffleak.errors import visible
 from diffleak.records.comparison import Comparison
-from diffleak.report.section import Page, Section, sections
+from diffleak.report.section import Page, Section, page_of
 from diffleak.report.sections import glossary, limits, verdict, warnings
 from diffleak.report.sections.comparison import attacks, figures, made, swap
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
-from diffleak.report.wording import count, moment
+from diffleak.report.wording import count, entries
 
-GLOSSARY = (
-    ("Member", "an image the model was trained on; a held-out image comes from the same source but was not used for training."),
-    ("AUC", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
-    ("AUC difference", "the AUC on an entry minus that on the baseline, on the same images; below 0 the entry leaks less."),
-    ("TPR at 1 % FPR", "share of members an attack catches when it may raise a false alarm for 1 % of the held-out images."),
-    ("Worst attack", "the run and attack of an entry with the highest AUC on the calibrate part: what a capable outsider would use."),
-    ("Calibrate, test part", "settings are chosen on the one; every number comes from the other."),
-    ("Paired", "both models are judged on the same images, so that difficult images do not pass for a difference of the models."),
-)
+GLOSSARY = entries("""
+    Member | an image the model was trained on; a held-out image comes from the same source but was not used for training.
+    AUC | how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right.
+    AUC difference | the AUC on an entry minus that on the baseline, on the same images; below 0 the entry leaks less.
+    TPR at 1 % FPR | share of members an attack catches when it may raise a false alarm for 1 % of the held-out images.
+    Worst attack | the run and attack of an entry with the highest AUC on the calibrate part: what a capable outsider would use.
+    Calibrate, test part | settings are chosen on the one; every number comes from the other.
+    Paired | both models are judged on the same images, so that difficult images do not pass for a difference of the models.
+""")
 
-LIMITS = (
-    (
-        "A lower bound.",
-        "Only the attacks in the table were run. An attack made for a defence may find more on it; a small difference or an AUC near "
-        "one half does not prove that nothing leaks.",
-    ),
-    (
-        "Many comparisons.",
-        "{differences} differences in AUC were looked at, and as many in each of two rates. The intervals are not widened for that: of "
-        "20 differences that are truly zero, about one interval leaves zero out. Where several entries are compared, the one that "
-        "looks best looks a little better than it is.",
-    ),
-    (
-        "One training run each.",
-        "The intervals count the choice of images, not that of another training run or seed. Two runs of the same recipe differ as well.",
-    ),
-    (
-        "Only what was audited.",
-        "An entry's number is the worst of the runs that were given for it. A model that would be released and was not audited is not "
-        "in it.",
-    ),
-    (
-        "The same training?",
-        "Whether entries were trained on as many images and for as many steps is not checked here. Compare with a model trained on as "
-        "few images, or a gain may come from that.",
-    ),
-    ("Teachers together.", "The tables attack each run by itself. Where two teachers are released together, read the swap audit as well."),
-    ("Averages.", "AUC is about a typical image. A few images can stay exposed; the rates at few false alarms look there."),
-)
+LIMITS = entries("""
+    A lower bound. | Only the attacks in the table were run. An attack made for a defence may find more on it; a small difference or
+        an AUC near one half does not prove that nothing leaks.
+    Many comparisons. | {differences} differences in AUC were looked at, and as many in each of two rates. The intervals are not
+        widened for that: of 20 differences that are truly zero, about one interval leaves zero out. Where several entries are
+        compared, the one that looks best looks a little better than it is.
+    One training run each. | The intervals count the choice of images, not that of another training run or seed. Two runs of the same
+        recipe differ as well.
+    Only what was audited. | An entry's number is the worst of the runs that were given for it. A model that would be released and was
+        not audited is not in it.
+    The same training? | Whether entries were trained on as many images and for as many steps is not checked here. Compare with a
+        model trained on as few images, or a gain may come from that.
+    Teachers together. | The tables attack each run by itself. Where two teachers are released together, read the swap audit as well.
+    Averages. | AUC is about a typical image. A few images can stay exposed; the rates at few false alarms look there.
+""")
 
 SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     lambda record: verdict(comparison_verdict(record)),
@@ -69,12 +55,11 @@ OF_INVALID = (SECTIONS[0], made.section)  # with an invalid run only why there a
 def page(record: Comparison) -> Page:
     """The report."""
     names = visible(", ".join(entry.name for entry in record.entries))
-    return Page(
+    return page_of(
+        record,
+        (make(record) for make in (OF_INVALID if invalid_runs(record) else SECTIONS)),
         title=f"Comparison of {len(record.entries)} audits",
         heading="Comparison of audits",
         meta=f"{names} · baseline {visible(record.baseline.name)}",
-        created=visible(moment(record.created)),
-        version=record.diffleak,
-        sections=sections(make(record) for make in (OF_INVALID if invalid_runs(record) else SECTIONS)),
         style="comparison.css",
     )

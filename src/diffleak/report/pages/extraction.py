@@ -3,49 +3,34 @@
 from diffleak.errors import visible
 from diffleak.records.extraction import ExtractionRecord
 from diffleak.report import handling
-from diffleak.report.section import Page, sections
-from diffleak.report.sections import glossary, limits, model, verdict, warnings
+from diffleak.report.section import Page, facts, page_of
+from diffleak.report.sections import glossary, limits, model, reproduce, verdict, warnings
 from diffleak.report.sections.extraction import Pictures, made, pairs, rates
 from diffleak.report.sections.extraction import verdict as judge
-from diffleak.report.wording import count, moment
+from diffleak.report.wording import count, entries
 
-GLOSSARY = (
-    ("Member", "an image that the model was trained on."),
-    ("Held-out image", "an image of the same kind that it was not trained on."),
-    ("Drawing", "an image that the model generates."),
-    (
-        "Tiled pixel distance",
-        "both images are cut into 4 x 4 tiles; the largest root mean square difference of two tiles at the same place. 0 is equal, 1 is "
-        "black against white.",
-    ),
-    ("Features", "numbers that a trained network reads off an image; their distance is 1 minus the cosine, 0 for the same direction."),
-    (
-        "Copy",
-        "a member that is nearer to its nearest drawing than all but a share of held-out images are to theirs. The name says how near, "
-        "not why.",
-    ),
-    ("p", "the share of held-out images that are as near to a drawing, or nearer, counted so that it is never 0."),
-    ("Chance", "how often as many members or more would have a copy if the model treated them as it treats held-out images."),
-)
+GLOSSARY = entries("""
+    Member | an image that the model was trained on.
+    Held-out image | an image of the same kind that it was not trained on.
+    Drawing | an image that the model generates.
+    Tiled pixel distance | both images are cut into 4 x 4 tiles; the largest root mean square difference of two tiles at the same
+        place. 0 is equal, 1 is black against white.
+    Features | numbers that a trained network reads off an image; their distance is 1 minus the cosine, 0 for the same direction.
+    Copy | a member that is nearer to its nearest drawing than all but a share of held-out images are to theirs. The name says how
+        near, not why.
+    p | the share of held-out images that are as near to a drawing, or nearer, counted so that it is never 0.
+    Chance | how often as many members or more would have a copy if the model treated them as it treats held-out images.
+""")
 
-LIMITS = (
-    (
-        "What was not drawn.",
-        "{images} images were drawn. A copy that the model draws once in a million images, or for another prompt, is not found; other "
-        "attacks look for membership without drawing.",
-    ),
-    (
-        "A distance is no eye.",
-        "A mirrored, cropped or recoloured copy is far away in pixels; an encoder may find it. Two plain images are near without being "
-        "copies: held-out images of the same kind make up for that, others do not.",
-    ),
-    (
-        "Near-duplicates.",
-        "Held-out images that nearly equal a member are left out. Near-duplicates among the members count as several, and intervals treat "
-        "them as independent.",
-    ),
-    ("One model, one sampler.", "The intervals count the choice of images, not that of another training run, sampler or number of steps."),
-)
+LIMITS = entries("""
+    What was not drawn. | {images} images were drawn. A copy that the model draws once in a million images, or for another prompt, is
+        not found; other attacks look for membership without drawing.
+    A distance is no eye. | A mirrored, cropped or recoloured copy is far away in pixels; an encoder may find it. Two plain images are
+        near without being copies: held-out images of the same kind make up for that, others do not.
+    Near-duplicates. | Held-out images that nearly equal a member are left out. Near-duplicates among the members count as several,
+        and intervals treat them as independent.
+    One model, one sampler. | The intervals count the choice of images, not that of another training run, sampler or number of steps.
+""")
 
 SECTIONS = (
     lambda record, pictures: verdict(judge(record)),
@@ -54,20 +39,19 @@ SECTIONS = (
     pairs,
     lambda record, pictures: limits(LIMITS, images=count(record.images)),
     lambda record, pictures: glossary(GLOSSARY),
-    lambda record, pictures: made(record),
+    lambda record, pictures: reproduce(record.command, facts(made(record))),
 )
 
 
 def page(record: ExtractionRecord, pictures: Pictures | None = None) -> Page:
     """The report; only with pictures it shows images."""
     others = f", {count(record.held_out.n)} held-out images" if record.held_out else ""
-    return Page(
+    return page_of(
+        record,
+        (make(record, pictures) for make in SECTIONS),
         title=f"Training images that {visible(record.model)} gives back",
         heading="Training images given back",
         meta=f"{model(record.model, record.lora)} · {count(record.members.n)} members{others}, {count(record.images)} drawings",
-        created=visible(moment(record.created)),
-        version=record.environment.diffleak,
-        sections=sections(make(record, pictures) for make in SECTIONS),
         handling=handling.on_page(record.anonymous is not None, pictures is not None),
         style="extraction.css",
     )

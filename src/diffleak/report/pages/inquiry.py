@@ -10,57 +10,41 @@ from diffleak.records.base import Estimate
 from diffleak.records.inquiry import Group, Image, InquiryRecord, of_controls
 from diffleak.report import handling
 from diffleak.report.judgement import Verdict
-from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, prose, sections
+from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, page_of, prose
 from diffleak.report.sections import device, fingerprinted, glossary, limits, model, reproduce, verdict, versions, warnings
 from diffleak.report.table import Cell, Column, estimate_cell, tabulate
-from diffleak.report.wording import count, interval, moment, percent
+from diffleak.report.wording import count, entries, interval, percent
 
 SHOWN = 20  # images in the table; inquiry.csv has all
 FOUND = 0.05  # share of false discoveries at which an image is called found
 TO_NAME = 78  # controls, 39 in each half: 2 / (1 + 39) = FOUND
 
-GLOSSARY = (
-    ("Image in question", "an image that may, or may not, have been in the training set."),
-    ("Control", "an image of the same source that was certainly not in the training set."),
-    ("Score", "a number that an attack computes from the model's answers for an image; images that were trained on tend to score higher."),
-    ("p-value (p)", "how probable scores as high as these are for images that were not trained on. Small values speak for training."),
-    (
-        "q-value",
-        "the share of wrong names to be expected in a list of all images with a p-value at least as small. In a list at 0.05 about one "
-        "image in twenty is named wrongly.",
-    ),
-    ("AUC", "how often an image in question scores above a control; 0.5 is no difference, 1 is always."),
-    ("Placebo", "the same test between two halves of the controls, where there is nothing to find."),
-    ("Blind test", "the same test with scores that are computed from the images alone, without the model."),
-    ("Cut", "one division of both sides into halves A and B. What is chosen on one half is tested on the other, then they change places."),
-)
-LIMITS = (
-    (
-        "Not which images, unless the table says so.",
-        "The answer is about the set. One trained image among many can go unseen, and a few can make the whole set stand out.",
-    ),
-    (
-        "Not shown is not disproved.",
-        "A stronger attack, other captions or more images may show what this test did not. {sensitivity}",
-    ),
-    (
-        "The controls carry the answer.",
-        "If some controls were trained on, the test misses training. If they differ from the images in question in a way that the blind "
-        "test cannot see, such as subject, style or fame, the test can find a difference that is no training.",
-    ),
-    (
-        "Copies elsewhere.",
-        "An image can have been trained on through a copy on another site, a crop or a near-duplicate. The test cannot tell these apart, "
-        "nor training of this model from training of the model that it was made from.",
-    ),
-    (
-        "Independent images.",
-        "The p-values take images, or groups of them, for independent. Near-duplicates are counted once, and not at all where they are on "
-        "both sides. Images that belong together otherwise, such as those of one artist or one shoot, make the answer look surer than it "
-        "is: count them as groups, with --group COLUMN.",
-    ),
-    ("Statistics, not law.", "The numbers are evidence about the training set. They do not say whether the use was allowed."),
-)
+GLOSSARY = entries("""
+    Image in question | an image that may, or may not, have been in the training set.
+    Control | an image of the same source that was certainly not in the training set.
+    Score | a number that an attack computes from the model's answers for an image; images that were trained on tend to score higher.
+    p-value (p) | how probable scores as high as these are for images that were not trained on. Small values speak for training.
+    q-value | the share of wrong names to be expected in a list of all images with a p-value at least as small. In a list at 0.05
+        about one image in twenty is named wrongly.
+    AUC | how often an image in question scores above a control; 0.5 is no difference, 1 is always.
+    Placebo | the same test between two halves of the controls, where there is nothing to find.
+    Blind test | the same test with scores that are computed from the images alone, without the model.
+    Cut | one division of both sides into halves A and B. What is chosen on one half is tested on the other, then they change places.
+""")
+LIMITS = entries("""
+    Not which images, unless the table says so. | The answer is about the set. One trained image among many can go unseen, and a few
+        can make the whole set stand out.
+    Not shown is not disproved. | A stronger attack, other captions or more images may show what this test did not. {sensitivity}
+    The controls carry the answer. | If some controls were trained on, the test misses training. If they differ from the images in
+        question in a way that the blind test cannot see, such as subject, style or fame, the test can find a difference that is no
+        training.
+    Copies elsewhere. | An image can have been trained on through a copy on another site, a crop or a near-duplicate. The test cannot
+        tell these apart, nor training of this model from training of the model that it was made from.
+    Independent images. | The p-values take images, or groups of them, for independent. Near-duplicates are counted once, and not at
+        all where they are on both sides. Images that belong together otherwise, such as those of one artist or one shoot, make the
+        answer look surer than it is: count them as groups, with --group COLUMN.
+    Statistics, not law. | The numbers are evidence about the training set. They do not say whether the use was allowed.
+""")
 
 
 class Words(NamedTuple):
@@ -97,13 +81,12 @@ def page(record: InquiryRecord) -> Page:
     said = words(record)
     numbers = f"{count(record.set.images)} {said.several} in question, {count(record.set.controls)} {said.controls}"
     numbers += f", by {visible(record.group)}" if record.group is not None else ""
-    return Page(
+    return page_of(
+        record,
+        (make(record) for make in SECTIONS),
         title=f"Inquiry: {visible(record.plan.model)}",
         heading="Were these images in the training set?",
         meta=f"{model(record.plan.model, record.plan.lora)} · {numbers}",
-        created=visible(moment(record.created)),
-        version=record.diffleak,
-        sections=sections(make(record) for make in SECTIONS),
         handling=_handling(record),
     )
 

@@ -5,37 +5,34 @@ from collections.abc import Callable
 from diffleak.errors import visible
 from diffleak.records.lora import LoraRecord
 from diffleak.report.judgement import Verdict
-from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, sections
+from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, page_of
 from diffleak.report.sections import glossary, limits, reproduce, verdict, warnings
 from diffleak.report.table import Cell, Column, estimate_cell, rate_cell, tabulate
-from diffleak.report.wording import count, moment
+from diffleak.report.wording import count, entries
 
-WORDS = (
-    ("Checkpoint", "the adapter as it was after a number of training steps."),
-    ("Base", "the model that the adapter was made for, without it."),
-)
-WORDS_AUDITED = (
-    ("Held-out picture", "a picture of the same kind that the adapter was not trained on."),
-    ("AUC beyond the base", "how often a training picture gains more from the adapter than a held-out one; 0.5 is guessing, 1 is always."),
-    ("TPR at 1 % FPR", "share of the training pictures that an attack finds when it may name 1 % of the held-out ones falsely."),
-)
-WORDS_DRAWN = (
-    ("Drawn nearer", "pictures with a drawing that is nearer to them than any drawing of the base is to its picture."),
-    ("p", "probability of so many or more if the adapter drew no nearer than the base."),
-)
-AUDITED = (
-    ("A lower bound.", "Only the attacks of these audits were run. A stronger one may find more; nothing here proves that nothing leaks."),
-    ("Many looks.", "{checkpoints} checkpoints were audited, and the intervals are not widened for that."),
-    ("The base may leak too.", "If the base was trained on a picture, this comparison does not show that leak."),
-)
-DRAWN = (
-    ("Nothing was held out.", "So no rate of false alarms is known, and no checkpoint can be cleared. Hold out ten pictures next time."),
-    (
-        "A reason to look, no proof.",
-        "An adapter that learnt its subject well draws near the pictures without copies. Look at the pairs.",
-    ),
-    ("What was not drawn.", "Another caption, another seed or more drawings may come nearer."),
-)
+WORDS = entries("""
+    Checkpoint | the adapter as it was after a number of training steps.
+    Base | the model that the adapter was made for, without it.
+""")
+WORDS_AUDITED = entries("""
+    Held-out picture | a picture of the same kind that the adapter was not trained on.
+    AUC beyond the base | how often a training picture gains more from the adapter than a held-out one; 0.5 is guessing, 1 is always.
+    TPR at 1 % FPR | share of the training pictures that an attack finds when it may name 1 % of the held-out ones falsely.
+""")
+WORDS_DRAWN = entries("""
+    Drawn nearer | pictures with a drawing that is nearer to them than any drawing of the base is to its picture.
+    p | probability of so many or more if the adapter drew no nearer than the base.
+""")
+AUDITED = entries("""
+    A lower bound. | Only the attacks of these audits were run. A stronger one may find more; nothing here proves that nothing leaks.
+    Many looks. | {checkpoints} checkpoints were audited, and the intervals are not widened for that.
+    The base may leak too. | If the base was trained on a picture, this comparison does not show that leak.
+""")
+DRAWN = entries("""
+    Nothing was held out. | So no rate of false alarms is known, and no checkpoint can be cleared. Hold out ten pictures next time.
+    A reason to look, no proof. | An adapter that learnt its subject well draws near the pictures without copies. Look at the pairs.
+    What was not drawn. | Another caption, another seed or more drawings may come nearer.
+""")
 
 SECTIONS: tuple[Callable[[LoraRecord], Section | None], ...] = (
     lambda record: verdict(judged(record)),
@@ -51,13 +48,12 @@ SECTIONS: tuple[Callable[[LoraRecord], Section | None], ...] = (
 def page(record: LoraRecord) -> Page:
     """The report."""
     held_out = f", {count(record.held_out)} held out" if record.held_out else ", none held out"
-    return Page(
+    return page_of(
+        record,
+        (make(record) for make in SECTIONS),
         title="Which checkpoints of the adapter may be published?",
         heading="Adapter checkpoints",
         meta=f"{count(len(record.checkpoints))} checkpoints on {visible(record.base)} · {count(record.pictures)} pictures{held_out}",
-        created=visible(moment(record.created)),
-        version=record.diffleak,
-        sections=sections(make(record) for make in SECTIONS),
     )
 
 

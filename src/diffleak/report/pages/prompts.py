@@ -4,39 +4,31 @@ from collections.abc import Callable, Sequence
 
 from diffleak.errors import visible
 from diffleak.records.prompts import PromptsRecord
-from diffleak.report.section import Page, Section, sections
-from diffleak.report.sections import glossary, limits, model, verdict, warnings
+from diffleak.report.section import Page, Section, facts, page_of
+from diffleak.report.sections import glossary, limits, model, reproduce, verdict, warnings
 from diffleak.report.sections.prompts import Picture, made, pictured, prompts, statistics
 from diffleak.report.sections.prompts import verdict as judge
-from diffleak.report.wording import count, moment
+from diffleak.report.wording import count, entries
 
-GLOSSARY = (
-    ("Memorised", "for such a prompt the model draws (nearly) the same image every time: one that it was trained on."),
-    ("Ordinary", "a prompt of the same kind that the model was not trained on, or for which it draws something new."),
-    (
-        "Noise norm, alignment",
-        "what the prompt changes in the prediction for pure noise: how much at the first step, and how far along the prediction without it "
-        "late in drawing. They need no image. Their sum is weighted on other labelled prompts.",
-    ),
-    ("AUC", "how often a statistic ranks a random memorised prompt above a random ordinary one; 0.5 is guessing, 1 is always right."),
-    ("TPR at 1 % FPR", "share of memorised prompts found when 1 % of the ordinary ones may raise a false alarm."),
-    ("Success", "share of right answers at a threshold that was chosen on other prompts."),
-    ("Member, non-member", "in a footnote: a memorised and an ordinary prompt."),
-)
+GLOSSARY = entries("""
+    Memorised | for such a prompt the model draws (nearly) the same image every time: one that it was trained on.
+    Ordinary | a prompt of the same kind that the model was not trained on, or for which it draws something new.
+    Noise norm, alignment | what the prompt changes in the prediction for pure noise: how much at the first step, and how far along
+        the prediction without it late in drawing. They need no image. Their sum is weighted on other labelled prompts.
+    AUC | how often a statistic ranks a random memorised prompt above a random ordinary one; 0.5 is guessing, 1 is always right.
+    TPR at 1 % FPR | share of memorised prompts found when 1 % of the ordinary ones may raise a false alarm.
+    Success | share of right answers at a threshold that was chosen on other prompts.
+    Member, non-member | in a footnote: a memorised and an ordinary prompt.
+""")
 
-LIMITS = (
-    (
-        "The lists decide.",
-        "Prompts of another style, length or source than the ordinary ones score differently without being memorised. Compare like "
-        "with like.",
-    ),
-    ("No proof of a copy.", "A score says that the prompt fixes the image, not that the image is a training image; look at what is drawn."),
-    (
-        "Prompts, not images.",
-        "A training image that no listed prompt calls up is not found. Membership of images is what an audit measures.",
-    ),
-    ("Few draws.", "{drawn} for each prompt. More make the scores steadier."),
-)
+LIMITS = entries("""
+    The lists decide. | Prompts of another style, length or source than the ordinary ones score differently without being memorised.
+        Compare like with like.
+    No proof of a copy. | A score says that the prompt fixes the image, not that the image is a training image; look at what is drawn.
+    Prompts, not images. | A training image that no listed prompt calls up is not found. Membership of images is what an audit
+        measures.
+    Few draws. | {drawn} for each prompt. More make the scores steadier.
+""")
 
 SECTIONS: tuple[Callable[[PromptsRecord, Sequence[Picture]], Section | None], ...] = (
     lambda record, pictures: verdict(judge(record)),
@@ -46,19 +38,18 @@ SECTIONS: tuple[Callable[[PromptsRecord, Sequence[Picture]], Section | None], ..
     lambda record, pictures: prompts(record),
     lambda record, pictures: limits(LIMITS, drawn=_drawn(record)),
     lambda record, pictures: glossary(GLOSSARY),
-    lambda record, pictures: made(record),
+    lambda record, pictures: reproduce(record.command, facts(made(record))),
 )
 
 
 def page(record: PromptsRecord, pictures: Sequence[Picture] = ()) -> Page:
     """The report; only with pictures it shows images."""
-    return Page(
+    return page_of(
+        record,
+        (make(record, pictures) for make in SECTIONS),
         title=f"Memorised prompts of {visible(record.plan.model)}",
         heading="Memorised prompts",
         meta=f"{model(record.plan.model, record.plan.lora)} · {count(record.plan.prompts)} prompts",
-        created=visible(moment(record.created)),
-        version=record.environment.diffleak,
-        sections=sections(make(record, pictures) for make in SECTIONS),
         style="prompts.css",
     )
 

@@ -3,44 +3,34 @@
 from diffleak.errors import visible
 from diffleak.records.quality import QualityRecord
 from diffleak.report import handling
-from diffleak.report.section import Page, sections
-from diffleak.report.sections import glossary, limits, model, verdict, warnings
+from diffleak.report.section import Page, facts, page_of
+from diffleak.report.sections import glossary, limits, model, reproduce, verdict, warnings
 from diffleak.report.sections.quality import Pictures, copies, images, made, metrics
 from diffleak.report.sections.quality import verdict as judge
-from diffleak.report.wording import count, moment
+from diffleak.report.wording import count, entries
 
-GLOSSARY = (
-    ("Feature", "a number that a trained network reads off an image; images with similar features look alike to that network."),
-    ("Reference", "real images that the generated ones are compared with, normally ones that the model was not trained on."),
-    ("Fréchet distance", "FID when the features are Inception's; grows as the sample gets smaller."),
-    ("KID", "compares the same features without that bias, so it also serves small samples."),
-    ("Similarity", "the cosine between the features of two images; 1 is the same direction."),
-    ("CLIP score", "how well images fit the captions they were drawn for; depends on the CLIP that looks."),
-    ("Copy rate", "how many generated images are nearer to some training image than 99 % of unseen real images are."),
-)
+GLOSSARY = entries("""
+    Feature | a number that a trained network reads off an image; images with similar features look alike to that network.
+    Reference | real images that the generated ones are compared with, normally ones that the model was not trained on.
+    Fréchet distance | FID when the features are Inception's; grows as the sample gets smaller.
+    KID | compares the same features without that bias, so it also serves small samples.
+    Similarity | the cosine between the features of two images; 1 is the same direction.
+    CLIP score | how well images fit the captions they were drawn for; depends on the CLIP that looks.
+    Copy rate | how many generated images are nearer to some training image than 99 % of unseen real images are.
+""")
 
-LIMITS = (
-    (
-        "One pair of eyes.",
-        "All numbers are about the features of one network. Numbers of different extractors, or of different numbers of images, do not "
-        "compare.",
-    ),
-    (
-        "The Fréchet distance is biased.",
-        "It is larger the fewer images there are; its interval says how much the choice of images moves it, and does not remove that.",
-    ),
-    (
-        "Copies, not membership.",
-        "A model that draws no copies can still reveal who was in the training set; that is what an audit measures.",
-    ),
-    ("Rare copies.", "{images} images were drawn. A copy that the model draws once in a million images is not found."),
-    (
-        "Chance neighbours.",
-        "The threshold comes from {real} unseen real images, whose own chance the verdict counts and the interval of the copy rate "
-        "does not. Near-duplicates between the reference and the training images raise it and hide copies.",
-    ),
-    ("One model, one sampler.", "The intervals count the choice of images, not that of another training run, sampler or number of steps."),
-)
+LIMITS = entries("""
+    One pair of eyes. | All numbers are about the features of one network. Numbers of different extractors, or of different numbers of
+        images, do not compare.
+    The Fréchet distance is biased. | It is larger the fewer images there are; its interval says how much the choice of images moves
+        it, and does not remove that.
+    Copies, not membership. | A model that draws no copies can still reveal who was in the training set; that is what an audit
+        measures.
+    Rare copies. | {images} images were drawn. A copy that the model draws once in a million images is not found.
+    Chance neighbours. | The threshold comes from {real} unseen real images, whose own chance the verdict counts and the interval of
+        the copy rate does not. Near-duplicates between the reference and the training images raise it and hide copies.
+    One model, one sampler. | The intervals count the choice of images, not that of another training run, sampler or number of steps.
+""")
 
 SECTIONS = (
     lambda record, pictures: verdict(judge(record)),
@@ -50,7 +40,7 @@ SECTIONS = (
     copies,
     lambda record, pictures: limits(LIMITS, images=count(record.images), real=count(record.reference.n)),
     lambda record, pictures: glossary(GLOSSARY),
-    lambda record, pictures: made(record),
+    lambda record, pictures: reproduce(record.command, facts(made(record))),
 )
 
 
@@ -58,13 +48,12 @@ def page(record: QualityRecord, pictures: Pictures | None = None) -> Page:
     """The report; only with pictures it shows images."""
     numbers = f"{count(record.images)} generated images, {count(record.reference.n)} real ones"
     shown = pictures is not None and pictures.training is not None
-    return Page(
+    return page_of(
+        record,
+        (make(record, pictures) for make in SECTIONS),
         title=f"Image quality of {visible(record.model)}",
         heading="Image quality and copies",
         meta=f"{model(record.model, record.lora)} · {numbers}",
-        created=visible(moment(record.created)),
-        version=record.environment.diffleak,
-        sections=sections(make(record, pictures) for make in SECTIONS),
         handling=handling.on_page(record.anonymous is not None, shown) if record.copies else "",
         style="quality.css",
     )

@@ -6,28 +6,25 @@ from diffleak.errors import visible
 from diffleak.records.digests import FILE as DIGESTS
 from diffleak.records.sweep import Point, SweepRecord
 from diffleak.report.judgement import Verdict
-from diffleak.report.section import Block, Facts, Page, Section, Sentences, Tabulated, figure, prose, sections
+from diffleak.report.section import Block, Facts, Page, Section, Sentences, Tabulated, figure, page_of, prose
 from diffleak.report.sections import FOR_THE_FILE, LINE, glossary, limits, reproduce, verdict, warnings
 from diffleak.report.table import Cell, Column, Table, difference_cell, estimate_cell, rate_cell, tabulate
-from diffleak.report.wording import GROUPS, IMAGES, count, interval, moment
+from diffleak.report.wording import GROUPS, IMAGES, count, entries, interval, moment
 
-GLOSSARY = (
-    ("Member", "an image the model was trained on; a held-out image comes from the same source but was not used for training."),
-    ("AUC", "how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right."),
-    ("TPR at 1 % FPR", "share of members an attack catches when it may raise a false alarm for 1 % of the held-out images."),
-    ("Checkpoint", "the model, or the adapter, as it was after a number of training steps."),
-    ("Paired", "two checkpoints are compared on the same images, so that a difference is not one of the images."),
-)
-LIMITS = (
-    ("A lower bound.", "Only the attacks of these runs were tried. A stronger one may find more; none of this proves that nothing leaks."),
-    (
-        "Many looks.",
-        "{points} checkpoints were audited, and the intervals are not widened for that: the last checkpoint within a limit is chosen "
-        "among them, which flatters it a little.",
-    ),
-    ("One training.", "The intervals count the choice of images, not that of another training run, seed or data set."),
-    ("The steps between.", "The curve says nothing of a checkpoint that was not audited."),
-)
+GLOSSARY = entries("""
+    Member | an image the model was trained on; a held-out image comes from the same source but was not used for training.
+    AUC | how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right.
+    TPR at 1 % FPR | share of members an attack catches when it may raise a false alarm for 1 % of the held-out images.
+    Checkpoint | the model, or the adapter, as it was after a number of training steps.
+    Paired | two checkpoints are compared on the same images, so that a difference is not one of the images.
+""")
+LIMITS = entries("""
+    A lower bound. | Only the attacks of these runs were tried. A stronger one may find more; none of this proves that nothing leaks.
+    Many looks. | {points} checkpoints were audited, and the intervals are not widened for that: the last checkpoint within a limit is
+        chosen among them, which flatters it a little.
+    One training. | The intervals count the choice of images, not that of another training run, seed or data set.
+    The steps between. | The curve says nothing of a checkpoint that was not audited.
+""")
 
 SECTIONS: tuple[Callable[[SweepRecord], Section | None], ...] = (
     lambda record: verdict(judged(record)),
@@ -46,13 +43,12 @@ def page(record: SweepRecord) -> Page:
     steps = [point.step for point in record.points]
     sides = _sides(record)
     what = {"lora": "adapters", "network": "networks", "model": "models"}[record.swept]
-    return Page(
+    return page_of(
+        record,
+        (make(record) for make in SECTIONS),
         title=f"Sweep over {len(record.points)} checkpoints",
         heading="Sweep over checkpoints",
         meta=f"{len(record.points)} {what}, steps {count(steps[0])} to {count(steps[-1])} · {sides}",
-        created=visible(moment(record.created)),
-        version=record.diffleak,
-        sections=sections(make(record) for make in SECTIONS),
     )
 
 
@@ -109,7 +105,8 @@ def _curves(record: SweepRecord) -> tuple[Block, ...]:
 
 
 def _table(record: SweepRecord) -> Section:
-    gated = (Column(("Limits",), "Whether every limit is met.", 2, _limits, look="left"),) if record.limited else ()
+    limit = lambda p: Cell("met" if p.passed else f"{sum(not gate.passed for gate in p.gates)} of {len(p.gates)} failed")
+    gated = (Column(("Limits",), "Whether every limit is met.", 2, limit, look="left"),) if record.limited else ()
     against = lambda p: difference_cell(p.difference.auc) if p.difference else Cell("-")
     columns = (
         Column(("Step",), f"From {record.step_source}.", 1, lambda p: Cell(count(p.step))),
@@ -123,11 +120,6 @@ def _table(record: SweepRecord) -> Section:
     made: Table = tabulate(record.points, columns, lambda p: (p.name, p.checkpoint, p.name == last))
     caption = "A row per checkpoint. Small print: 95 % intervals." + (" Marked: the last within every limit." if last else "")
     return Section("checkpoints", "Checkpoints", (Tabulated(made, caption, "Checkpoint"), *_failed(record)), "Checkpoints", "Checkpoints")
-
-
-def _limits(point: Point) -> Cell:
-    failed = sum(not gate.passed for gate in point.gates)
-    return Cell("met" if point.passed else f"{failed} of {len(point.gates)} failed")
 
 
 def _failed(record: SweepRecord) -> tuple[Block, ...]:

@@ -1,16 +1,18 @@
 """The sections: a function from a record to a `Section` each, in a file or folder per page; here those that every page has."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from markupsafe import Markup
 
 from diffleak.errors import visible
 from diffleak.records.audit import Environment
+from diffleak.records.quality import ImageSet
 from diffleak.report.glossary import terms_in
 from diffleak.report.judgement import Verdict
 from diffleak.report.section import Block, Facts, Section, Sentences, drawn, facts
-from diffleak.report.wording import at_scale
+from diffleak.report.wording import at_scale, count
 
 UNSHOWN, FOR_THE_FILE = "What this does not show", "For the file"
 LINE = "_" * 18  # to write on
@@ -63,17 +65,22 @@ def fingerprinted(text: str, fingerprint: str | None) -> Markup:
     return Markup("{}<br><code>{}</code>").format(text, visible(fingerprint or ""))
 
 
-def adapted(lora: str | None, scale: float | None, embedding: str | None = None) -> tuple[tuple[str, str], ...]:
-    """The rows of LoRAs and of embeddings."""
-    merged = () if lora is None else (("LoRA", f"{visible(lora)}, {at_scale(scale)}; the fingerprint covers both"),)
-    return merged if embedding is None else (*merged, ("Embedding", f"{visible(embedding)}; the fingerprint covers it"))
+def of_model(named: Any) -> Iterator[tuple[str, str]]:
+    """The rows of a model, and of what was put into it or in the place of its parts; named: a plan or a record with these fields."""
+    yield "Model", fingerprinted(visible(named.model), named.model_fingerprint)
+    if named.network is not None:
+        yield "Denoiser", f"{visible(named.network)}; the fingerprint covers it"
+    if named.weights is not None:
+        yield "Weights", {"ema": "averaged (EMA)", "non_ema": "not averaged (non-EMA)"}.get(named.weights, visible(named.weights))
+    if named.lora is not None:
+        yield "LoRA", f"{visible(named.lora)}, {at_scale(named.lora_scale)}; the fingerprint covers both"
+    if named.embedding is not None:
+        yield "Embedding", f"{visible(named.embedding)}; the fingerprint covers it"
 
 
-def other_weights(network: str | None, weights: str | None) -> tuple[tuple[str, str], ...]:
-    """The rows of another denoiser, and of a choice between averaged weights and others."""
-    rows = () if network is None else (("Denoiser", f"{visible(network)}; the fingerprint covers it"),)
-    kinds = {"ema": "averaged (EMA)", "non_ema": "not averaged (non-EMA)"}
-    return rows if weights is None else (*rows, ("Weights", kinds.get(weights, visible(weights))))
+def of_images(images: ImageSet) -> str:
+    """A set of images, their number and their fingerprint."""
+    return fingerprinted(f"{visible(images.source)}, {count(images.n)} images", images.fingerprint)
 
 
 def model(name: str, lora: str | None) -> str:

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from diffleak.errors import visible
 from diffleak.records.check import CheckRecord, Needed, Side
 from diffleak.report.judgement import Verdict, sources
-from diffleak.report.section import Section, Sentences, Tabulated, drawn, facts
-from diffleak.report.sections import reproduce
+from diffleak.report.section import Section, Sentences, Tabulated, drawn
 from diffleak.report.table import NOT_ESTIMABLE, Cell, Column, tabulate
 from diffleak.report.wording import count, percent
 from diffleak.stats.blind import finding
@@ -122,12 +121,8 @@ def unreadable(record: CheckRecord) -> Section | None:
     return Section("unreadable", "Images that cannot be read", (drawn("names", names=names, more=more),), "Unreadable")
 
 
-def made(record: CheckRecord) -> Section:
-    """The command and the data."""
-    return reproduce(record.command, facts(_rows(record)))
-
-
-def _rows(record: CheckRecord) -> Iterator[tuple[str, str]]:
+def made(record: CheckRecord) -> Iterator[tuple[str, str]]:
+    """The data, and what looked at it."""
     yield "Members", visible(record.members.source)
     yield "Held out", visible(record.nonmembers.source)
     yield "Data fingerprint", record.data_fingerprint

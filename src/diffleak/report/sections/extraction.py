@@ -7,12 +7,11 @@ from typing import Any
 from diffleak.errors import visible
 from diffleak.records.base import Estimate
 from diffleak.records.extraction import FILE, PAIRS, TILES, CopyRates, ExtractionRecord, Pair
-from diffleak.records.quality import ImageSet
 from diffleak.report.audited import not_shown
 from diffleak.report.judgement import Verdict
 from diffleak.report.media.html import data_uri
-from diffleak.report.section import Block, Section, Tabulated, drawn, facts, prose
-from diffleak.report.sections import adapted, device, fingerprinted, other_weights, reproduce, versions
+from diffleak.report.section import Block, Section, Tabulated, drawn, prose
+from diffleak.report.sections import device, fingerprinted, of_images, of_model, versions
 from diffleak.report.table import Cell, Column, missing, tabulate
 from diffleak.report.wording import count, duration, interval, percent, spoken
 
@@ -85,6 +84,7 @@ def rates(record: ExtractionRecord) -> Section:
             "of the others. In brackets: 95 % intervals."
         )
     decides = "" if len(record.distances) == 1 else f" The first distance, {_name(record.decisive)}, says which pairs are copies."
+    chance = lambda r: Cell("-" if r.chance is None else f"{r.chance:.2g}")
     columns = (
         Column(("Members", "with a copy"), "", 1, lambda r: _rate_cell(r.copy_rate)),
         Column(
@@ -93,7 +93,7 @@ def rates(record: ExtractionRecord) -> Section:
             2,
             lambda r: _rate_cell(r.held_out_rate),
         ),
-        Column(("Chance",), "Probability of so many copies if the model treats members like held-out images.", 3, _chance),
+        Column(("Chance",), "Probability of so many copies if the model treats members like held-out images.", 3, chance),
         Column(("Threshold",), "", 4, lambda r: Cell("-" if r.threshold is None else f"{r.threshold:.3f}")),
         Column(("Closest", "member"), "", 5, lambda r: Cell(f"{r.closest:.3f}")),
         Column(("Closest", "held out"), "", 6, lambda r: Cell("-" if r.closest_held_out is None else f"{r.closest_held_out:.3f}")),
@@ -104,10 +104,6 @@ def rates(record: ExtractionRecord) -> Section:
 
 def _rate_cell(rate: Estimate) -> Cell:
     return missing(rate.reason) if rate.value is None else Cell(percent(rate.value), (interval(rate, in_percent=True),))
-
-
-def _chance(rates: CopyRates) -> Cell:
-    return Cell("-" if rates.chance is None else f"{rates.chance:.2g}")
 
 
 def pairs(record: ExtractionRecord, pictures: Pictures | None) -> Section:
@@ -154,15 +150,9 @@ def _pair(record: ExtractionRecord, pair: Pair, pictures: Pictures | None) -> di
     }
 
 
-def made(record: ExtractionRecord) -> Section:
-    """The command and the settings."""
-    return reproduce(record.command, facts(_rows(record)))
-
-
-def _rows(record: ExtractionRecord) -> Iterator[tuple[str, str]]:
-    yield "Model", fingerprinted(visible(record.model), record.model_fingerprint)
-    yield from other_weights(record.network, record.weights)
-    yield from adapted(record.lora, record.lora_scale, record.embedding)
+def made(record: ExtractionRecord) -> Iterator[tuple[str, str]]:
+    """The settings, what they were used on, and what it took."""
+    yield from of_model(record)
     captions, guidance = f"for each caption ({visible(record.captions or '')})", f"guidance {record.guidance_scale}"
     each = f", {count(record.draws)} {captions}, {guidance}" if record.draws else ""
     how = f"sampler {visible(record.sampler)}, {record.steps} steps, seed {record.seed}"
@@ -171,17 +161,13 @@ def _rows(record: ExtractionRecord) -> Iterator[tuple[str, str]]:
         yield "Classes", visible(record.classes)
     for rates in record.distances:
         yield "Distance", fingerprinted(_name(rates), rates.fingerprint)
-    yield "Members", _set(record.members)
+    yield "Members", of_images(record.members)
     if record.held_out:
         left = f"; {count(record.near_duplicates)} near-duplicates of members were left out" if record.near_duplicates else ""
-        yield "Held-out images", _set(record.held_out) + left
+        yield "Held-out images", of_images(record.held_out) + left
     costs = record.costs
     spent = f"this call drew for {duration(costs.seconds_drawing)} and compared for {duration(costs.seconds_comparing)}"
     yield "Cost", f"{count(costs.forwards)} forwards of one image each; {spent}"
     yield "Device", device(record.environment)
     yield "Versions", versions(record.environment)
     yield "Record", f"{FILE}, schema version {record.schema_version}"
-
-
-def _set(images: ImageSet) -> str:
-    return fingerprinted(f"{visible(images.source)}, {count(images.n)} images", images.fingerprint)

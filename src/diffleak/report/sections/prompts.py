@@ -12,9 +12,9 @@ from diffleak.records.audit import Result
 from diffleak.records.prompts import NOISE_SUM, PromptScore, PromptsRecord, Statistic
 from diffleak.report.judgement import GUESSING, Verdict, widened_low
 from diffleak.report.media.html import data_uri
-from diffleak.report.section import Block, Section, Tabulated, drawn, facts, prose
-from diffleak.report.sections import adapted, device, fingerprinted, other_weights, reproduce, versions
-from diffleak.report.table import Cell, Column, Table, asr_cell, auc_cell, rate_cell, tabulate
+from diffleak.report.section import Block, Section, Tabulated, drawn, prose
+from diffleak.report.sections import device, fingerprinted, of_model, versions
+from diffleak.report.table import Cell, Column, asr_cell, auc_cell, rate_cell, tabulate
 from diffleak.report.wording import count, duration, percent, spoken
 
 
@@ -37,8 +37,9 @@ SUM = Wording("Noise sum", "noise norm and alignment, weighted as other labelled
 def verdict(record: PromptsRecord) -> Verdict:
     """States whether the statistics tell the two lists apart; never that nothing is memorised."""
     if not record.results:
+        why = record.reason or "not estimable"
         title = "The prompts were scored; how well the scores tell memorised from ordinary ones was not measured."
-        return Verdict("invalid", title, (f"{_sentence(record.reason or 'not estimable')}.",))
+        return Verdict("invalid", title, (f"{why[:1].upper()}{why[1:]}.",))
     sentences, tries = tuple(_measured(result) for result in record.results), len(record.results)
     if any(widened_low(r.auc, tries) > GUESSING for r in record.results):
         return Verdict("leak", "Memorised prompts stand out from ordinary ones.", sentences)
@@ -49,10 +50,6 @@ def verdict(record: PromptsRecord) -> Verdict:
         f"These prompts rule out that a memorised prompt ranks first in more than {percent(bound)} of pairs; a smaller share is possible."
     )
     return Verdict("no-leak-found", "No difference between memorised and ordinary prompts was found.", (*sentences, said))
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _measured(result: Result) -> str:
@@ -85,7 +82,7 @@ def measured(record: PromptsRecord) -> list[Statistic]:
 
 def statistics(record: PromptsRecord) -> Section:
     """A row per statistic where there are two lists, and a histogram of each."""
-    content = table(record)
+    content = tabulate(record.results, COLUMNS, lambda r: (wording(r).title, r.setting or "", False))
     caption = "In brackets: 95 % intervals over the choice of prompts. n/e: not estimable, with the reason below."
     weighed = any(result.attack == NOISE_SUM for result in record.results)
     found = (Tabulated(content, caption, "Statistic", notes=(WEIGHED,) if weighed else ()),) if content.rows else ()
@@ -107,18 +104,15 @@ def labelled(record: PromptsRecord) -> bool:
     return any(row.memorised is not None for row in record.prompts)
 
 
-def table(record: PromptsRecord) -> Table:
-    """The success of each statistic."""
-    return tabulate(record.results, COLUMNS, lambda r: (wording(r).title, r.setting or "", False))
-
-
-def _caught(result: Result) -> Cell:
-    return rate_cell(result.tpr(0.01), "ordinary prompts")
-
-
+CAUGHT = lambda result: rate_cell(result.tpr(0.01), "ordinary prompts")
 COLUMNS = (
     Column(("AUC",), "How often a memorised prompt ranks above an ordinary one; 0.5 is guessing. In brackets: 95 % interval.", 1, auc_cell),
-    Column(("TPR at", "1 % FPR"), "Share of memorised prompts found when 1 % of the ordinary ones raise a false alarm.", 2, _caught),
+    Column(
+        ("TPR at", "1 % FPR"),
+        "Share of memorised prompts found when 1 % of the ordinary ones raise a false alarm.",
+        2,
+        lambda r: rate_cell(r.tpr(0.01), "ordinary prompts"),
+    ),
     Column(("Success",), "Share of right answers at a threshold chosen on other prompts.", 3, asr_cell),
 )
 
@@ -208,16 +202,10 @@ def side(row: PromptScore) -> str:
     return {True: "memorised", False: "ordinary", None: ""}[row.memorised]
 
 
-def made(record: PromptsRecord) -> Section:
-    """The command and the settings."""
-    return reproduce(record.command, facts(_rows(record)))
-
-
-def _rows(record: PromptsRecord) -> Iterator[tuple[str, str]]:
+def made(record: PromptsRecord) -> Iterator[tuple[str, str]]:
+    """The settings, what they were used on, and what it took."""
     plan = record.plan
-    yield "Model", fingerprinted(visible(plan.model), plan.model_fingerprint)
-    yield from other_weights(plan.network, plan.weights)
-    yield from adapted(plan.lora, plan.lora_scale, plan.embedding)
+    yield from of_model(plan)
     times = f"{count(plan.images)} {'time' if plan.images == 1 else 'times'}"
     drawn = f"each drawn {times}" if plan.draw else f"none drawn, {plan.images} {'noise' if plan.images == 1 else 'noises'} each"
     yield "Prompts", fingerprinted(f"{count(plan.prompts)}, {drawn}", plan.prompts_fingerprint)

@@ -8,12 +8,12 @@ from markupsafe import Markup
 
 from diffleak.errors import visible
 from diffleak.records.base import Estimate
-from diffleak.records.quality import Copies, ImageSet, Metric, MetricName, Pair, QualityRecord
+from diffleak.records.quality import Copies, MetricName, Pair, QualityRecord
 from diffleak.report.audited import not_shown
 from diffleak.report.judgement import Verdict
 from diffleak.report.media.html import data_uri
-from diffleak.report.section import Block, Section, Sentences, Tabulated, breakable, drawn, facts, heading, prose
-from diffleak.report.sections import adapted, device, fingerprinted, other_weights, reproduce, versions
+from diffleak.report.section import Block, Section, Sentences, Tabulated, breakable, drawn, heading, prose
+from diffleak.report.sections import device, fingerprinted, of_images, of_model, versions
 from diffleak.report.table import NOT_ESTIMABLE, Cell, Column, Table, tabulate
 from diffleak.report.wording import count, duration, interval, number, percent, spoken
 
@@ -143,19 +143,15 @@ def closer_to_members(record: QualityRecord) -> str:
 def metrics_table(record: QualityRecord, page: bool) -> Table:
     """All metrics in their order; a page also says what each means and how it was estimated."""
     how = Column(("How",), "", 5, lambda m: Cell(visible((m.reason if m.value is None else m.method) or "")), "how")
+    number_of = lambda m: percent(m.value) if m.name in SHARES else decimal(m.value)
+    value = lambda m: Cell(NOT_ESTIMABLE if m.value is None else number_of(m))
     drawn = (
-        Column(("Value",), "", 1, _value),
+        Column(("Value",), "", 1, value),
         Column(("95 % interval" if page else "95 %",), "", 2, lambda m: Cell("" if m.value is None else ends(m, m.name in SHARES))),
         Column(("Better",), "", 3, lambda m: Cell(METRICS[m.name].better), "left"),
         *((how,) if page else ()),
     )
     return tabulate(record.metrics, drawn, lambda m: (METRICS[m.name].title, METRICS[m.name].meaning, False))
-
-
-def _value(metric: Metric) -> Cell:
-    if metric.value is None:
-        return Cell(NOT_ESTIMABLE)
-    return Cell(percent(metric.value) if metric.name in SHARES else decimal(metric.value))
 
 
 GRID = 64
@@ -234,15 +230,9 @@ def _pair(pair: Pair, pictures: Pictures | None) -> dict[str, Any]:
     return {"image": pair.image, "id": visible(pair.training_id), "similarity": f"{pair.similarity:.3f}", "pictures": shown}
 
 
-def made(record: QualityRecord) -> Section:
-    """The command and the settings."""
-    return reproduce(record.command, facts(_rows(record)))
-
-
-def _rows(record: QualityRecord) -> Iterator[tuple[str, str]]:
-    yield "Model", fingerprinted(visible(record.model), record.model_fingerprint)
-    yield from other_weights(record.network, record.weights)
-    yield from adapted(record.lora, record.lora_scale, record.embedding)
+def made(record: QualityRecord) -> Iterator[tuple[str, str]]:
+    """The settings, what they were used on, and what it took."""
+    yield from of_model(record)
     rounds = f", {record.rounds} adaptive rounds" if record.rounds > 1 else ""
     how = f"sampler {record.sampler}, {record.steps} steps, seed {record.seed}{rounds}"
     yield "Images", f"{count(record.images)} of {visible(record.image_shape)}, {how}"
@@ -255,16 +245,12 @@ def _rows(record: QualityRecord) -> Iterator[tuple[str, str]]:
     yield "Extractor", fingerprinted(visible(record.extractor), record.extractor_fingerprint)
     if record.copies:
         yield "Copy encoder", fingerprinted(visible(record.copies.encoder), record.copies.encoder_fingerprint)
-    yield "Reference", _set(record.reference)
+    yield "Reference", of_images(record.reference)
     if record.training:
-        yield "Training images", _set(record.training)
+        yield "Training images", of_images(record.training)
     costs = record.costs
     spent = f"this call drew for {duration(costs.seconds_drawing)} and measured for {duration(costs.seconds_measuring)}"
     yield "Cost", f"{count(costs.forwards)} forwards of one image each; {spent}"
     yield "Device", device(record.environment)
     yield "Versions", versions(record.environment)
     yield "Record", f"quality.json, schema version {record.schema_version}"
-
-
-def _set(images: ImageSet) -> str:
-    return fingerprinted(f"{visible(images.source)}, {count(images.n)} images", images.fingerprint)

@@ -1,13 +1,11 @@
 """What calibration by complexity adds: a table with a row per attack and variant, and a sentence that sums it up."""
 
-from collections.abc import Callable
-
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.variants import CALIBRATED, base_label
 from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Sentences, Tabulated, prose
-from diffleak.report.table import Cell, Column, Table, auc_cell, gain_cell, missing, tabulate, tpr_cell
+from diffleak.report.table import Cell, Column, auc_cell, cell_or, gain_cell, tabulate, tpr_cell
 from diffleak.report.wording import medians
 from diffleak.stats.calibration import WORDS
 
@@ -18,9 +16,10 @@ DIFFERENCE = "the calibrated attack minus the same attack without calibration, o
 
 def section(audit: Audited) -> Section | None:
     """The attacks with the complexity of images taken out; None for a record without them."""
-    content = calibrated_table(audit.record)
-    if content is None:
+    results = tuple(r for r in audit.record.results if r.complexity is not None)
+    if not results:
         return None
+    content = tabulate(results, _columns(audit.record), lambda r: (_label(r), "", False))
     why = (
         "A simple image gets a high score in any model. Its compressed sizes and the energy of its frequencies measure how simple it is. A "
         "regression on the held-out images of the calibrate part predicts the score from them, and the prediction is subtracted. That "
@@ -30,12 +29,6 @@ def section(audit: Audited) -> Section | None:
     caption = f"The same images of {audit.tested}. Small print: 95 % intervals. n/e: not estimable, with the reason below."
     blocks = (prose(why), Sentences(sentences(audit.record)), Tabulated(content, caption, flat=True))
     return Section("calibrated", TITLE, blocks, TITLE, TITLE)
-
-
-def calibrated_table(record: AuditRecord) -> Table | None:
-    """A row per calibrated result; None where there are none."""
-    results = tuple(r for r in record.results if r.complexity is not None)
-    return tabulate(results, _columns(record), lambda r: (_label(r), "", False)) if results else None
 
 
 def sentences(record: AuditRecord) -> tuple[str, ...]:
@@ -53,7 +46,8 @@ def sentences(record: AuditRecord) -> tuple[str, ...]:
 
 
 def _columns(record: AuditRecord) -> tuple[Column, ...]:
-    before = lambda cell: lambda r: _cell(_before(record, r), cell)
+    by_label = {r.attack: r for r in record.results}
+    before = lambda cell: lambda r: cell_or(by_label.get(_label(r)), cell, "the plain attack is not in the record")
     points = f"In points of percent, {DIFFERENCE}"
     auc, tpr = gain_cell(lambda g: g.auc, in_percent=False), gain_cell(lambda g: g.tpr_at_1pct)
     return (
@@ -67,17 +61,9 @@ def _columns(record: AuditRecord) -> tuple[Column, ...]:
     )
 
 
-def _before(record: AuditRecord, result: Result) -> Result | None:
-    return next((r for r in record.results if r.attack == _label(result)), None)
-
-
 def _label(result: Result) -> str:
     """The label without calibration."""
     return base_label(result.attack, CALIBRATED)
-
-
-def _cell(found: Result | None, cell: Callable[[Result], Cell]) -> Cell:
-    return missing("the plain attack is not in the record") if found is None else cell(found)
 
 
 def taken_out(result: Result) -> str:

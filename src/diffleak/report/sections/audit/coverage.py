@@ -24,11 +24,11 @@ def section(audit: Audited) -> Section | None:
     evidence = audit.record.evidence
     if evidence is None:
         return None
+    run = lambda each: "yes" if each.run else "no" if each.unfit is None else f"no: {visible(each.unfit)}"
+    counts = lambda each: Cell("yes" if evidence.counts(each.access) and each.unfit is None else "no")
     columns = (
-        Column(("Run?",), "Whether this audit ran it.", 1, lambda each: Cell(_run(each)), look="left"),
-        Column(
-            ("Counts?",), "Whether an outsider can run it once the model is released in this form.", 2, lambda e: Cell(_counts(e, evidence))
-        ),
+        Column(("Run?",), "Whether this audit ran it.", 1, lambda each: Cell(run(each)), look="left"),
+        Column(("Counts?",), "Whether an outsider can run it once the model is released in this form.", 2, counts),
         Column(("What it looks at",), "In a sentence.", 3, lambda each: Cell(visible(each.about)), look="how"),
     )
     table = tabulate(evidence.attacks, columns, lambda each: (each.attack, each.access, False))
@@ -57,11 +57,3 @@ def said(evidence: Evidence) -> tuple[str, ...]:
 
 def _named(attacks: list[KnownAttack]) -> str:
     return f": {', '.join(visible(each.attack) for each in attacks)}" if attacks else ""
-
-
-def _run(each: KnownAttack) -> str:
-    return "yes" if each.run else "no" if each.unfit is None else f"no: {visible(each.unfit)}"
-
-
-def _counts(each: KnownAttack, evidence: Evidence) -> str:
-    return "yes" if evidence.counts(each.access) and each.unfit is None else "no"

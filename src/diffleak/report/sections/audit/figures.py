@@ -1,11 +1,8 @@
 """The figures of an audit: two rates in large print, the ROC curves, the AUC of each timestep and the spread of the scores."""
 
-from typing import Any
-
 from markupsafe import Markup
 
 from diffleak.errors import visible
-from diffleak.records.base import Estimate
 from diffleak.report.audited import Audited
 from diffleak.report.section import Block, Section, breakable, drawn, figure, heading, prose
 from diffleak.report.wording import counted, percent, spoken
@@ -20,13 +17,12 @@ def tiles(audit: Audited) -> Section | None:
     words = counted(audit.record.split.unit)
     pair = f"of pairs ranked right, a {words.member} over a {words.held_out} (no share of images or people)"
     rates = ((pair, lead.auc, 0.5), (f"of the tested {words.members} caught at 1 % false alarms", caught, 0.01))
-    tiles = [_tile(title, e, guess) for title, e, guess in rates if None not in (e.value, e.low, e.high)]
+    tiles = [
+        {"title": title, "value": spoken(e)[0], "ends": spoken(e)[1], "guess": percent(guess, 0), "at": guess, "estimate": e}
+        for title, e, guess in rates
+        if None not in (e.value, e.low, e.high)
+    ]
     return Section("tiles", "", (drawn("tiles", tiles=tiles),), kind="summary") if tiles else None
-
-
-def _tile(title: str, estimate: Estimate, guess: float) -> dict[str, Any]:
-    value, ends = spoken(estimate)
-    return {"title": title, "value": value, "ends": ends, "guess": percent(guess, 0), "at": guess, "estimate": estimate}
 
 
 NO_SCORES = "There are no scores of both sides to draw."

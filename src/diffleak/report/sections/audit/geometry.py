@@ -5,7 +5,7 @@ from collections.abc import Callable
 from markupsafe import Markup
 
 from diffleak.errors import visible
-from diffleak.records.audit import AuditRecord, FilterGain, Gain, Geometry, Quartile, Result
+from diffleak.records.audit import AuditRecord, FilterGain, Gain, Geometry, Quartile
 from diffleak.records.base import Estimate
 from diffleak.report import selection
 from diffleak.report.audited import Audited
@@ -37,9 +37,10 @@ def _intro(audit: Audited, found: Geometry) -> tuple[Block, ...]:
     repeats = audit.record.split.repeats
     first = f" Quarters and figures by quarter are of the first of {repeats} random divisions." if repeats > 1 else ""
     counted = " Near-duplicates count as one image, with the mean of their distortion." if audit.record.split.unit == "cluster" else ""
+    filtered = ", their noise filtered out over neighbouring coordinates" if audit.record.plan.estimator == "filtered" else ""
     how = (
         f"Distortion is the sum of the {found.top} largest logarithmic singular values of the decoder's Jacobian at an image; influence of "
-        f"a latent coordinate is estimated from {found.probes} random probes.{first}{counted}"
+        f"a latent coordinate is estimated from {found.probes} random probes{filtered}.{first}{counted}"
     )
     return prose(why), prose(how, "prose muted")
 
@@ -152,7 +153,13 @@ def sentences(record: AuditRecord) -> tuple[str, ...]:
     geometry = record.geometry
     if geometry is None:
         return ()
-    return (by_quarter(record, geometry), high_minus_low(geometry), alone(geometry), *frequencies(geometry), *filter_sentences(geometry))
+    return (
+        by_quarter(record, geometry),
+        high_minus_low(geometry),
+        alone(geometry),
+        *frequencies(geometry),
+        *map(_filter, geometry.filters),
+    )
 
 
 def timestep(record: AuditRecord) -> int | None:
@@ -224,12 +231,8 @@ def _correlation(name: str, r: Estimate, radius: float) -> str:
     return f"Images with more energy at {name} frequencies, {what}, are distorted {'more' if r.value > 0 else 'less'} ({size})."
 
 
-def filter_sentences(geometry: Geometry) -> tuple[str, ...]:
-    """The change by the frequency filter, a sentence per attack."""
-    return tuple(_filter(f) for f in geometry.filters)
-
-
 def _filter(found: FilterGain) -> str:
+    """The change of an attack by the frequency filter."""
     attack, change = visible(found.attack), found.gain.auc
     if change.value is None:
         return f"What the frequency filter changes for {attack} could not be estimated{_why(change)}."
@@ -246,12 +249,9 @@ def controls_table(record: AuditRecord) -> Table | None:
     shown = {c.title: c for c in COLUMNS}
     auc, asr, tpr = (shown[title] for title in ("AUC", "Attack success", "TPR at 1 % FPR"))
     by_auc, by_asr, by_tpr = differences((2, 4, 6))
-    drawn = (Column(("Mask",), "Which latent coordinates are left out.", 1, _dropped), auc, by_auc, asr, by_asr, tpr, by_tpr)
+    mask = lambda r: Cell("unmasked" if r.mask is None else visible(r.mask))
+    drawn = (Column(("Mask",), "Which latent coordinates are left out.", 1, mask), auc, by_auc, asr, by_asr, tpr, by_tpr)
     return tabulate(rows, drawn, lambda r: (r.base, "", r.mask is None)) if rows else None
-
-
-def _dropped(result: Result) -> Cell:
-    return Cell("unmasked" if result.mask is None else visible(result.mask))
 
 
 def filters_table(record: AuditRecord) -> Table | None:

@@ -1,9 +1,6 @@
 """The groups of images that were counted in the place of images, the most exposed ones listed."""
 
-from collections.abc import Callable
-
 from diffleak.errors import visible
-from diffleak.records.groups import ExposedGroup, Groups
 from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Sentences, Tabulated
 from diffleak.report.sections.audit.exposed import EXPOSURE
@@ -31,18 +28,11 @@ def section(audit: Audited) -> Section | None:
         return Section("groups", f"Groups by {column}", (Sentences(tuple(said), listed=False),), "Groups", f"Groups by {column}")
     part = " of the test part" if audit.record.plan.calibration else ""
     said.append(
-        f"The groups of members{part} that {visible(found.attack or '')} is surest of. {_meaning(audit.verdict.level)} samples.csv has "
-        "every image with its group."
+        f"The groups of members{part} that {visible(found.attack or '')} is surest of. "
+        f"{EXPOSURE[audit.verdict.level].replace('members', 'groups')} samples.csv has every image with its group."
     )
-    columns = (*COLUMNS, Column(("Exposure",), "How few held-out groups score as high.", 1, _exposure(found), look="left"))
+    exposure = lambda group: Cell(exposed(group.exposure, found.tested[1], "group"))
+    columns = (*COLUMNS, Column(("Exposure",), "How few held-out groups score as high.", 1, exposure, look="left"))
     made = tabulate(found.exposed, columns, lambda group: (group.group, "", False))
     listed = Tabulated(made, "The most exposed groups first.", column, quoted=True)
     return Section("groups", f"Groups by {column}", (Sentences(tuple(said), listed=False), listed), "Groups", f"Groups by {column}")
-
-
-def _meaning(level: str) -> str:
-    return EXPOSURE[level].replace("members", "groups")
-
-
-def _exposure(found: Groups) -> Callable[[ExposedGroup], Cell]:
-    return lambda group: Cell(exposed(group.exposure, found.tested[1], "group"))

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from markupsafe import Markup
 
 from diffleak.errors import visible
-from diffleak.records.audit import AuditRecord, Blind, Result
+from diffleak.records.audit import AuditRecord, Blind
 from diffleak.report.audited import Audited
 from diffleak.report.section import Block, Section, Sentences, breakable, drawn, facts, heading, prose
-from diffleak.report.sections import adapted, device, fingerprinted, other_weights, reproduce, versions
+from diffleak.report.sections import device, fingerprinted, of_model, reproduce, versions
 from diffleak.report.wording import IMAGES, count, counted, duration, labels_from
 from diffleak.stats.blind import INVALID_ABOVE, INVALID_P
 
@@ -20,7 +20,8 @@ def section(audit: Audited) -> Section:
     record, blocks = audit.record, [facts(_rows(audit.record))]
     attacks = [r for r in record.results if r.plain]
     if attacks:
-        rows = [(breakable(visible(r.attack)), _parameters(r)) for r in attacks]
+        said = lambda r: ", ".join(f"{visible(key)} = {visible(str(value))}" for key, value in sorted(r.parameters.items())) or "none"
+        rows = [(breakable(visible(r.attack)), f"{said(r)}; {r.direction} values mean member") for r in attacks]
         blocks += [heading("Parameters of the attacks"), facts(rows)]
     if record.omitted and audit.verdict.level != "invalid":
         left, more = record.omitted[:LISTED], len(record.omitted) - LISTED
@@ -39,16 +40,9 @@ def omitted(audit: Audited) -> Section | None:
     return Section("omitted", "", blocks)
 
 
-def _parameters(result: Result) -> str:
-    said = ", ".join(f"{visible(key)} = {visible(str(value))}" for key, value in sorted(result.parameters.items())) or "none"
-    return f"{said}; {result.direction} values mean member"
-
-
 def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
     plan, environment, split = record.plan, record.environment, record.split
-    yield "Model", fingerprinted(visible(plan.model), environment.model_fingerprint)
-    yield from other_weights(plan.network, plan.weights)
-    yield from adapted(plan.lora, plan.lora_scale, plan.embedding)
+    yield from of_model(plan)
     if plan.reference is not None:
         base = " (the model without the LoRA)" if plan.reference == "base" and plan.lora is not None else ""
         yield "Reference", fingerprinted(visible(plan.reference) + base, plan.reference_fingerprint)
@@ -71,7 +65,11 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
     if plan.masks:
         yield "Masks", visible(", ".join(plan.masks))
     if plan.probes is not None:
-        yield "Probes", f"{count(plan.probes)} per image, for the influence of latent coordinates"
+        yield (
+            "Probes",
+            f"{count(plan.probes)} per image, for the influence of latent coordinates"
+            + (", filtered" if plan.estimator == "filtered" else ""),
+        )
     if plan.top is not None:
         yield "Singular values", f"the {count(plan.top)} largest, for distortion"
     if plan.classes is not None:

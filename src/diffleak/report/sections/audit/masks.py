@@ -9,7 +9,7 @@ from diffleak.records.variants import CONTROLS, control_of
 from diffleak.report import selection
 from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Sentences, Tabulated, prose
-from diffleak.report.table import Cell, Column, Table, auc_cell, differences, missing, tabulate
+from diffleak.report.table import Cell, Column, Table, auc_cell, cell_or, differences, tabulate
 from diffleak.report.wording import count, medians, percent
 
 TITLE = "What masks add"
@@ -52,17 +52,13 @@ def masks_table(record: AuditRecord) -> Table | None:
 
 
 def _columns(record: AuditRecord) -> tuple[Column, ...]:
-    before = lambda r: selection.under(record, r.base, None)
+    before = lambda r: cell_or(selection.under(record, r.base, None), auc_cell, "the unmasked attack is not in the record")
     return (
         Column(("Mask",), "Which latent coordinates are left out, and the share of them; auto: the share chosen on calibrate.", 1, _mask),
-        Column(("AUC", "unmasked"), "The attack on all latent coordinates.", 6, lambda r: _auc(before(r))),
+        Column(("AUC", "unmasked"), "The attack on all latent coordinates.", 6, before),
         Column(("AUC", "masked"), "The attack on the coordinates that are left.", 5, auc_cell),
         *differences((2, 3, 4)),
     )
-
-
-def _auc(result: Result | None) -> Cell:
-    return missing("the unmasked attack is not in the record") if result is None else auc_cell(result)
 
 
 def _mask(result: Result) -> Cell:

@@ -1,6 +1,6 @@
 """The leak beyond a reference model: a table with a row per attack, and sentences that sum it up."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Result
@@ -8,7 +8,7 @@ from diffleak.records.base import Estimate
 from diffleak.records.variants import VARIANTS
 from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Sentences, Tabulated, prose
-from diffleak.report.table import Cell, Column, Table, auc_cell, gain_cell, missing, tabulate
+from diffleak.report.table import Column, auc_cell, cell_or, gain_cell, tabulate
 from diffleak.report.wording import medians
 
 TITLE = "Beyond the reference"
@@ -17,9 +17,10 @@ DIFFERENCE = "the audited model minus the reference on the same test images. In 
 
 def section(audit: Audited) -> Section | None:
     """The knowledge of the audited model beyond its reference; None for a record without one."""
-    content = reference_table(audit.record)
-    if content is None:
+    rows = tuple(r for r in audit.record.results if r.plain and _of(audit.record, r, "excess"))
+    if not rows:
         return None
+    content = tabulate(rows, _columns(audit.record), lambda r: (r.attack, "", False))
     name = visible(audit.record.plan.reference or "")
     why = (
         f"Some images look like members to any model, because they are simple. The reference, {name}, was attacked with the same "
@@ -35,12 +36,6 @@ def section(audit: Audited) -> Section | None:
     return Section("reference", TITLE, blocks, TITLE, TITLE)
 
 
-def reference_table(record: AuditRecord) -> Table | None:
-    """The attacks on the audited model, on the reference and on the excess; None for a record without a reference."""
-    rows = tuple(r for r in record.results if r.plain and _of(record, r, "excess"))
-    return tabulate(rows, _columns(record), lambda r: (r.attack, "", False)) if rows else None
-
-
 def _of(record: AuditRecord, result: Result, variant: str) -> Result | None:
     return next((r for r in _uncalibrated(record, variant) if r.base == result.attack), None)
 
@@ -50,7 +45,7 @@ def _uncalibrated(record: AuditRecord, variant: str) -> list[Result]:
 
 
 def _columns(record: AuditRecord) -> tuple[Column, ...]:
-    beside = lambda variant, cell: lambda r: _cell(_of(record, r, variant), cell)
+    beside = lambda variant, cell: lambda r: cell_or(_of(record, r, variant), cell, "the reference is not in the record")
     points = f"In points of percent, {DIFFERENCE}"
     auc, asr, tpr = gain_cell(lambda g: g.auc, in_percent=False), gain_cell(lambda g: g.asr), gain_cell(lambda g: g.tpr_at_1pct)
     return (
@@ -62,10 +57,6 @@ def _columns(record: AuditRecord) -> tuple[Column, ...]:
         Column(("AUC", "excess"), "The attack on the model's scores less the reference's, image by image.", 1, beside("excess", auc_cell)),
         Column(("Excess", "against model"), "AUC of the excess minus that of the model's scores alone.", 3, beside("excess", auc)),
     )
-
-
-def _cell(found: Result | None, cell: Callable[[Result], Cell]) -> Cell:
-    return missing("the reference is not in the record") if found is None else cell(found)
 
 
 def sentences(record: AuditRecord) -> tuple[str, ...]:

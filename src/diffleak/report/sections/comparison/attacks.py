@@ -29,11 +29,6 @@ def section(record: Comparison) -> Section:
     return Section("attacks", "All attacks", (Tabulated(attacks_table(record), caption, FIRST, where="page"),), "All attacks")
 
 
-def in_text(record: Comparison) -> Tabulated:
-    """The same table for text, where it follows that of the worst attacks."""
-    return Tabulated(attacks_table(record), first=FIRST, where="text")
-
-
 def attacks_table(record: Comparison) -> Table:
     """A row per attack, entry and run, attacks in the order of the baseline; marked: the worst of each entry."""
     rows = [Compared(e, r) for attack in record.attacks for e in record.entries for r in e.results if r.attack == attack]
@@ -46,15 +41,11 @@ def attacks_table(record: Comparison) -> Table:
         Column(("TPR at 10 % FPR", "difference (points)"), "In points of percent.", 5, of(lambda d: d.tpr_at_10pct, True)),
         Column(("Timestep",), "Or setting, chosen on the calibrate part.", 6, lambda c: setting_cell(c.result)),
     )
-    return tabulate(rows, drawn, lambda c: (f"{c.entry.name}: {c.result.attack}", _run_of(c), _is_worst(c)))
+    return tabulate(rows, drawn, lambda c: (f"{c.entry.name}: {c.result.attack}", _run_of(c), c.entry.worst_result == c.result))
 
 
 def _run_of(compared: Compared) -> str:
     return artefact(compared.result.run) if len(compared.entry.runs) > 1 else ""
-
-
-def _is_worst(compared: Compared) -> bool:
-    return compared.entry.worst_result == compared.result
 
 
 TABULATED = ("kid", "frechet", "copy_rate", "kid_difference")
@@ -68,8 +59,9 @@ def worst(record: Comparison) -> Section:
         "print: 95 % intervals. n/e: not estimable, with the reason below."
     )
     text = Tabulated(entries_table(record, names=True), first="Entry", where="text")
+    every = Tabulated(attacks_table(record), first=FIRST, where="text")
     page = Tabulated(entries_table(record, names=False), caption, "Entry", where="page")
-    return Section("worst", "The worst attack on each", (text, in_text(record), page), "Worst attacks")
+    return Section("worst", "The worst attack on each", (text, every, page), "Worst attacks")
 
 
 def entries_table(record: Comparison, names: bool) -> Table:
@@ -79,13 +71,15 @@ def entries_table(record: Comparison, names: bool) -> Table:
     )
     against = lambda pick: lambda e: difference_cell(pick(e.worst.difference)) if e.worst.difference else Cell("baseline")
     rates = lambda pick: lambda e: difference_cell(pick(e.worst.difference), True) if e.worst.difference else Cell("")
+    upper = lambda e: missing(e.worst_result.auc.reason) if e.worst.not_excluded is None else Cell(f"{e.worst.not_excluded:.3f}")
+    caught = lambda e: rate_cell(e.worst_result.tpr_at_1pct, "held-out images")
     measured = (
         Column(
             ("AUC",), "Of the worst attack, on the test part. In brackets: 95 % interval.", 1, lambda e: estimate_cell(e.worst_result.auc)
         ),
         Column(("AUC", "difference"), "To the worst attack on the baseline, on shared test images.", 1, against(lambda d: d.auc)),
-        Column(("Not excluded:", "AUC up to"), "The upper end of the 95 % interval of the AUC.", 4, _upper),
-        Column(("TPR at", "1 % FPR"), "Members caught when 1 % of the held-out images raise a false alarm.", 3, _one_percent),
+        Column(("Not excluded:", "AUC up to"), "The upper end of the 95 % interval of the AUC.", 4, upper),
+        Column(("TPR at", "1 % FPR"), "Members caught when 1 % of the held-out images raise a false alarm.", 3, caught),
         Column(("TPR at 1 % FPR", "difference (points)"), "In points of percent.", 5, rates(lambda d: d.tpr_at_1pct)),
         Column(("TPR at 10 % FPR", "difference (points)"), "In points of percent.", 6, rates(lambda d: d.tpr_at_10pct)),
     )
@@ -93,19 +87,8 @@ def entries_table(record: Comparison, names: bool) -> Table:
     shown = [m for m in TABULATED if m in found]  # as many as a page is wide; quality.json has the others
     quality = tuple(Column((QUALITY.get(m, visible(m)),), "From quality.json.", 7 + i, _quality(m)) for i, m in enumerate(shown))
     drawn = (*((attack,) if names else ()), *measured, *quality)
-    return tabulate(record.entries, drawn, lambda e: (e.name, _small_print(e), False))
-
-
-def _small_print(entry: Entry) -> str:
-    return f"{entry.worst.attack}, {artefact(entry.worst.run)}" if len(entry.runs) > 1 else entry.worst.attack
-
-
-def _upper(entry: Entry) -> Cell:
-    return missing(entry.worst_result.auc.reason) if entry.worst.not_excluded is None else Cell(f"{entry.worst.not_excluded:.3f}")
-
-
-def _one_percent(entry: Entry) -> Cell:
-    return rate_cell(entry.worst_result.tpr_at_1pct, "held-out images")
+    attacked = lambda e: f"{e.worst.attack}, {artefact(e.worst.run)}" if len(e.runs) > 1 else e.worst.attack
+    return tabulate(record.entries, drawn, lambda e: (e.name, attacked(e), False))
 
 
 def _quality(name: str) -> Callable[[Entry], Cell]:

@@ -1,0 +1,200 @@
+"""Estimators of influence at equal time, against the dense Jacobian of a small decoder.
+
+    python benchmarks/estimators.py [AUTOENCODER IMAGES.npy]
+
+Without arguments: an untrained autoencoder of the preset vae, and 32 x 32 pieces of the two photographs of scikit-learn.
+
+time      CPU seconds of the products that it takes ÷ those of the plain mean of 8 probes, one core, batches of images
+kept      share of the 60 % of coordinates that a mask should keep that it does keep (0.6 by chance), with its error over images
+error     root mean square of the error of log G_ii, constant left out: a mask does not see one
+like      probes that the plain mean takes for the same error: 2 / n is the variance of the log for many probes
+
+gaussian      the mean over n normal probes v of (J^T v)_i^2              rademacher   the same with signs
+orthogonal    n normal probes made orthogonal, and of length sqrt(m)
+paired        n normal probes; those of a pair share their values, with opposite signs on a checkerboard of 2 x 2 pixels
+filtered      the mean over n normal probes, the noise of its log filtered out over places (`geometry.estimators.filtered`)
+deflated      k columns U = qr(J W) exactly, |J^T U|^2, and n probes on what they leave: the correction of XDiag and Hutch++
+              (Meyer, Musco, Musco and Woodruff 2021; Epperly, Tropp and Webber 2024, arXiv 2301.07825)
+windows       J w for signs w at coordinates of one channel that are s apart; each G_ii is read in the window of its own 4 s pixels
+"""
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy import ndarray
+from torch import Tensor
+
+from diffleak.diffusion.codec import Codec
+from diffleak.geometry.estimators import filtered
+from diffleak.geometry.operators import LinearMap
+from diffleak.geometry.pullback import FLOOR, keep_mask
+
+IMAGES = 8
+DRAWS = 6
+PROBES = 8
+
+
+class Decoder(NamedTuple):
+    """Dense Jacobians (b, m, d) of a decoder at some images, and the shapes of a latent and an image."""
+
+    J: Tensor
+    latent: tuple[int, ...]
+    image: tuple[int, ...]
+
+
+class Seconds(NamedTuple):
+    """CPU seconds an image, in a batch: of recording the graphs, and of a product with one vector."""
+
+    forward: float
+    vjp: float
+    twice: float  # of recording the graph that J v needs too
+    jvp: float
+
+    def of(self, vjps: int, jvps: int) -> float:
+        return (self.twice if jvps else self.forward) + vjps * self.vjp + jvps * self.jvp
+
+
+class Row(NamedTuple):
+    name: str
+    vjps: int
+    jvps: int
+    logs: Callable[[], ndarray]  # log G_ii, (b, *latent)
+
+
+def photographs() -> ndarray:
+    from sklearn.datasets import load_sample_images
+
+    rng, pieces = np.random.default_rng(0), list[ndarray]()
+    for photo in load_sample_images().images:
+        small = photo[::4, ::4]
+        starts = (rng.integers(0, n - 32, IMAGES // 2) for n in small.shape[:2])
+        pieces += [small[y : y + 32, x : x + 32] for y, x in zip(*starts, strict=True)]
+    return np.stack(pieces)
+
+
+def opened(arguments: list[str]) -> tuple[Codec, Tensor]:
+    """The codec, and the latents of some images."""
+    if arguments:
+        from diffleak import hub
+
+        codec, images = hub.load_codec(Path(arguments[0])), np.load(arguments[1], mmap_mode="r")
+        images = images[np.sort(np.random.default_rng(0).choice(len(images), IMAGES, replace=False))]
+    else:
+        from geometry import make_codec
+
+        codec, images = make_codec(), photographs()
+    with torch.no_grad():
+        return codec, codec.encode(torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+
+def dense(codec: Codec, z: Tensor) -> Decoder:
+    """By J v for every unit vector."""
+    J, latent = LinearMap(codec.decode, z), tuple(z.shape[1:])
+    units = torch.eye(z[0].numel()).reshape(-1, 1, 1, *latent)
+    columns = [J.jvp(unit.expand(1, len(z), *latent))[0].flatten(1).detach() for unit in units]
+    return Decoder(torch.stack(columns, 2), latent, J.x_shape[1:])
+
+
+def timed(codec: Codec, z: Tensor) -> Seconds:
+    """The fastest of some rounds, one core."""
+    best = np.full(4, np.inf)
+    forms = LinearMap(codec.decode, z[:1])
+    assert forms.forms
+    both = LinearMap(codec.decode, z[:1])
+    assert both.mode
+    u, v = torch.randn(1, *LinearMap(codec.decode, z).x_shape), torch.randn(1, *z.shape)
+    for _ in range(4):
+        plain, twice = forms.at(z), both.at(z)
+        steps = (lambda J=plain: J.x_shape, lambda J=plain: J.vjp(u), lambda J=twice: J.x_shape, lambda J=twice: J.jvp(v))
+        for i, step in enumerate(steps):
+            started = time.process_time()
+            step()
+            best[i] = min(best[i], (time.process_time() - started) / len(z))
+    return Seconds(*best)
+
+
+def rows(decoder: Decoder, rng: np.random.Generator) -> Iterator[Row]:
+    J, b, m = decoder.J, len(decoder.J), decoder.J.shape[1]
+    normals = lambda n: torch.from_numpy(rng.normal(size=(b, m, n)).astype(np.float32))
+    logs = lambda G: np.log(np.asarray(G, np.float64) + FLOOR).reshape(b, *decoder.latent)
+    mean = lambda v: torch.bmm(J.transpose(1, 2), v).square().mean(2)
+    for n in (2, 4, 8, 12, 16, 24, 32):
+        yield Row(f"gaussian {n}", n, 0, lambda n=n: logs(mean(normals(n))))
+    yield Row(f"rademacher {PROBES}", PROBES, 0, lambda: logs(mean(normals(PROBES).sign())))
+    yield Row(f"orthogonal {PROBES}", PROBES, 0, lambda: logs(mean(torch.linalg.qr(normals(PROBES)).Q * m**0.5)))
+    yield Row(f"paired {PROBES}", PROBES, 0, lambda: logs(mean(paired(normals(PROBES // 2), decoder.image))))
+    for n in (2, 4, 8, 16):
+        yield Row(f"filtered {n}", n, 0, lambda n=n: filtered(logs(mean(normals(n))), n))
+    for k, n in ((1, 5), (2, 2), (20, 0), (50, 0)):
+        yield Row(f"deflated {k} + {n}", k + n, k, lambda k=k, n=n: logs(deflated(J, k, normals(n), rng)))
+    for s in (1, 2, 4):
+        yield Row(f"windows {s} apart", 0, decoder.latent[0] * s * s, lambda s=s: logs(windows(decoder, s, rng)))
+
+
+def paired(v: Tensor, image: tuple[int, ...]) -> Tensor:
+    y, x = np.indices(image[1:]) // 2
+    signs = torch.from_numpy(np.broadcast_to(1.0 - 2 * ((y + x) % 2), image).astype(np.float32).reshape(-1, 1))
+    return torch.cat([v, v * signs], 2)
+
+
+def deflated(J: Tensor, k: int, probes: Tensor, rng: np.random.Generator) -> Tensor:
+    W = torch.from_numpy(rng.normal(size=(len(J), J.shape[2], k)).astype(np.float32))
+    U = torch.linalg.qr(torch.bmm(J, W)).Q
+    G = torch.bmm(J.transpose(1, 2), U).square().sum(2)
+    rest = probes - torch.bmm(U, torch.bmm(U.transpose(1, 2), probes))
+    return G + torch.bmm(J.transpose(1, 2), rest).square().mean(2) if probes.shape[2] else G
+
+
+def windows(decoder: Decoder, s: int, rng: np.random.Generator) -> Tensor:
+    (c, h, w), b = decoder.latent, len(decoder.J)
+    factor = decoder.image[1] // h
+    J, G = decoder.J.reshape(b, *decoder.image, c, h, w), torch.zeros(b, c, h, w)
+    for channel, a, d in ((channel, a, d) for channel in range(c) for a in range(s) for d in range(s)):
+        signs = torch.zeros(h, w)
+        signs[a::s, d::s] = torch.from_numpy(rng.choice([-1.0, 1.0], signs[a::s, d::s].shape).astype(np.float32))
+        power = (J[:, :, :, :, channel] * signs).sum((-2, -1)).square().sum(1)
+        for i, j in ((i, j) for i in range(a, h, s) for j in range(d, w, s)):
+            top, left = (int(factor * (n + 0.5 - s / 2)) for n in (i, j))
+            box = power[:, max(0, top) : top + factor * s, max(0, left) : left + factor * s]
+            G[:, channel, i, j] = box.sum((1, 2))
+    return G
+
+
+def main(arguments: list[str]) -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    torch.set_num_threads(1)
+    codec, z = opened(arguments)
+    seconds, decoder, rng = timed(codec, z), dense(codec, z), np.random.default_rng(0)
+    exact = torch.log(decoder.J.double().square().sum(1) + FLOOR).reshape(len(z), *decoder.latent)
+    spread, name = exact.flatten(2), Path(arguments[0]).name if arguments else "untrained"
+    between, within, ms = spread.mean(2).std(1).mean(), spread.std(2).mean(), [f"{1e3 * each:.1f}" for each in seconds]
+    print(
+        f"{name}: {len(z)} images, {exact[0].numel()} coordinates; log G_ii spreads by {between:.2f} between channels, {within:.2f} within"
+    )
+    print(f"ms of CPU an image: forward {ms[0]}, J^T u {ms[1]}; forward where J v is wanted too {ms[2]}, J v {ms[3]}\n")
+    print("| estimator | J^T u | J v | time | kept | error | like |\n|---|--:|--:|--:|--:|--:|--:|", flush=True)
+    kept, plain = keep_mask(exact), seconds.of(PROBES, 0)
+    for row in rows(decoder, rng):
+        right, errors = list[Tensor](), list[Tensor]()
+        for _ in range(DRAWS):
+            logs = torch.from_numpy(row.logs())
+            right.append((keep_mask(logs) * kept).flatten(1).sum(1) / kept.flatten(1).sum(1))
+            gap = (logs - exact).flatten(1)
+            errors.append((gap - gap.mean(1, keepdim=True)).square().mean(1))
+        share, variance = torch.stack(right).mean(0), float(torch.stack(errors).mean())
+        print(
+            f"| {row.name} | {row.vjps} | {row.jvps} | {seconds.of(row.vjps, row.jvps) / plain:.2f} | "
+            f"{share.mean():.3f} ± {share.std() / len(share) ** 0.5:.3f} | {variance**0.5:.2f} | {2 / variance:.0f} |",
+            flush=True,
+        )
+    print()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
