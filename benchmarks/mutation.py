@@ -167,8 +167,9 @@ def key(code: CodeType) -> tuple[str, str]:
 class Mutation:
     """A pytest plugin that runs the collected tests once for each change."""
 
-    def __init__(self, files: list[Path], sample: int, seed: int, log: Path | None) -> None:
+    def __init__(self, files: list[Path], sample: int, seed: int, log: Path | None, by_name: bool) -> None:
         self.files, self.log = {str(file) for file in files}, log
+        self.by_name = by_name
         self.said = os.fdopen(os.dup(2), "w")  # what pytest does not capture
         everything = sorted({mutant for file in files for mutant in mutants(file)})
         self.sample = random.Random(seed).sample(everything, min(sample, len(everything)))
@@ -182,7 +183,7 @@ class Mutation:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         began = time.perf_counter()
-        calls, seconds = self.baseline(session)
+        calls, seconds = self.named(session) if self.by_name else self.baseline(session)
         self.say(f"{len(session.items)} tests in {time.perf_counter() - began:.0f} s; {len(self.sample)} of {self.number} changes")
         counts: dict[str, int] = {}
         for mutant in self.sample:
@@ -192,6 +193,12 @@ class Mutation:
             self.say(f"{outcome:<11} {mutant} ({len(chosen)} tests)")
         self.say(", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items())))
         return True
+
+    def named(self, session: pytest.Session) -> tuple[list[list[str]], list[float]]:
+        """For each test the functions of the file that its own file is named for, without a first run."""
+        names = {file: {mutant.function for mutant in mutants(Path(file))} for file in self.files}
+        of = {f"test_{Path(file).name}": [f"{file}\0{name}" for name in found] for file, found in names.items()}
+        return [of.get(item.path.name, []) for item in session.items], [1.0] * len(session.items)
 
     def baseline(self, session: pytest.Session) -> tuple[list[list[str]], list[float]]:
         """For each test the functions that it calls, and its seconds."""
@@ -248,13 +255,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rooms", default="stats,attacks", help="folders or files of the source")
     parser.add_argument("--log", type=Path)
+    parser.add_argument("--by-name", action="store_true", help="the tests of a file are those of test_FILE: no first run")
     parser.add_argument("--alone", action="store_true", help="without tests/conftest.py: no torch, no checks of types, faster")
     parser.add_argument("tests", nargs="*", help="default: the folders of tests with the names of the rooms")
     given = parser.parse_args()
     rooms = given.rooms.split(",")
     files = [file for room in rooms for file in (sorted((SOURCE / room).rglob("*.py")) or [SOURCE / room])]
     tests = given.tests or [str(ROOT / "tests" / room) for room in rooms]
-    plugin = Mutation(files, given.sample, given.seed, given.log)
+    plugin = Mutation(files, given.sample, given.seed, given.log, given.by_name)
     alone = ["--noconftest"] if given.alone else []
     sys.exit(pytest.main(["-q", "-m", "not slow", *alone, *tests], plugins=[plugin]))
 
