@@ -5,7 +5,6 @@ bit-identical for any number of workers and any history of interruptions. Worker
 is done, and merging is reading the folder.
 """
 
-import os
 import time
 from bisect import bisect_left
 from collections import Counter
@@ -46,9 +45,11 @@ from diffleak.work.folder import Folder, cut, damaged, deal
 from diffleak.work.memory import memory_message
 from diffleak.work.reading import Unreadable, load_parquet
 from diffleak.work.room import Room
+from diffleak.work.shares import share_of
 from diffleak.work.threads import Tick, one_thread_each, pool
 
 TIMED_IMAGES = 8  # encoded to estimate how long all will take
+LONGEST_ROUND = 4.0  # seconds that the model may run only to estimate how long all will take
 PREPARATION_IMAGES = 64
 UNSTEADY_ATTACK = 0.01  # of the largest statistic
 UNSTEADY = 0.05  # of the largest predicted number: more than rounding on any device
@@ -136,7 +137,7 @@ class Collected:
     """All scores of a run, with what they cost and the parameters that each attack ended with.
 
     Of each attack there are the unmasked scores, then those under each of its masks, or those of the reference and the excess.
-    `queries` are the forwards that were made, `saved` those that an attack took from another one instead.
+    `queries` are the forwards that were made, `saved` those that an attack took from another one instead, `read` those of kept drawings.
     The test part has scores at `test_timesteps` alone, by the label of the attack, and NaN at others; None: all images have all scores.
     `halved_to`: images in the smallest batch where memory ran out.
     `reconstruction` is the complexity of every image's reconstruction, where a latent model's scores are calibrated by it too.
@@ -151,6 +152,7 @@ class Collected:
     reconstruction: Float64[np.ndarray, "n 7"] | None = None
     test_timesteps: dict[str, tuple[int, ...]] | None = None
     halved_to: int | None = None
+    read: int = 0
 
 
 def asked(target: Target, attack: Attack) -> tuple[Denoiser, ...]:
@@ -173,34 +175,34 @@ def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
 
     Raises `UserError` for a shard that is not of the form i/n with 1 <= i <= n, and for a RANK that is none of WORLD_SIZE.
     """
-    if shard:
-        try:
-            rank, count = (int(part) for part in shard.split("/"))
-        except ValueError:
-            raise UserError(f"--shard is written i/n, as in 1/4; got {shard}") from None
-        if not 1 <= rank <= count:
-            raise UserError(f"--shard i/n needs 1 <= i <= n; got {shard}")
-        rank -= 1
-    else:
-        given = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
-        try:
-            rank, count = map(int, given.values())
-        except ValueError:
-            raise UserError(f"RANK and WORLD_SIZE must be whole numbers, as a launcher sets them; got {given}") from None
-        if not 0 <= rank < count:
-            raise UserError(f"RANK must lie in [0, WORLD_SIZE); got {given}")
-    return Worker(rank, count, threads or side_by_side(target))
+    share = share_of(shard)
+    return Worker(share.rank, share.count, threads or side_by_side(target))
 
 
-def probe(job: Job) -> None:
-    """Asks every model about two images at both ends of the sweep, before anything is scored.
+@dataclass(frozen=True)
+class Pace:
+    """How long a model took when it was tried, in seconds of one thread for each image; 0 where it was not tried."""
+
+    query: float = 0.0
+    """One forward of a denoiser."""
+    encoding: float = 0.0
+    """What brings an image into the space of the model."""
+
+
+UNKNOWN_PACE = Pace()
+
+
+def probe(job: Job) -> Pace:
+    """Asks every model about two images at both ends of the sweep, before anything is scored; returns how long that took.
 
     Raises `UserError` for an answer that is not finite, or not like the images, or for a codec whose images are of another shape.
     """
     rows, sweep = [job.inputs.alike[0], job.inputs.alike[-1]], [t for attack in job.attacks for t in attack.timesteps] or [0]
-    images = job.inputs.pixels(rows)
+    images, seconds, forwards_made = job.inputs.pixels(rows), 0.0, 0
     with torch.inference_mode(), memory_message(job.plan.batch_size):
+        started = time.monotonic()
         x0 = job.inputs.tensor(job.inputs.encode(images, rows))
+        encoding = time.monotonic() - started
         if job.target.latent and not isinstance(job.target.codec, Autoencoder):
             shape = job.inputs.shape
             images_of(job.target.codec, x0, (shape.channels, shape.height, shape.width))
@@ -209,7 +211,9 @@ def probe(job: Job) -> None:
             for denoiser in inputs.target.denoiser.exposed:
                 _refuse_unsteady(denoiser, x0, max(sweep), cond, inputs.conditions(rows[:1]), inputs.target.name)
                 for t in sorted({min(sweep), max(sweep)}):
+                    started = time.monotonic()
                     finite = torch.isfinite(denoiser(x0, t, cond)).flatten(start_dim=1).all(dim=1).tolist()
+                    seconds, forwards_made = seconds + time.monotonic() - started, forwards_made + denoiser.forwards
                     if not all(finite):
                         raise UserError(
                             f"the model must return finite numbers; {inputs.target.name} gives NaN or infinity at timestep {t} for image "
@@ -218,6 +222,8 @@ def probe(job: Job) -> None:
         for attack in job.attacks:
             if attack.code is not None and not attack.needs_preparation:
                 _refuse_unsteady_attack(job, attack, x0, rows)
+    each = (torch.get_num_threads() if job.target.device == "cpu" else 1) / len(rows)
+    return Pace(seconds * each / max(forwards_made, 1), encoding * each)
 
 
 def _refuse_unsteady_attack(job: Job, attack: Attack, x0: Tensor, rows: list[int]) -> None:
@@ -251,9 +257,13 @@ def _refuse_unsteady(denoiser: Denoiser, x0: Tensor, t: int, cond: Any, first: A
             )
 
 
-def estimate(jobs: Sequence[Job], folder: Folder | None, share: Worker) -> str:
-    """What is left to this worker of several jobs, and about how long it takes, from one timed round of forwards and of measurements."""
-    seconds, done, left, slots = 0.0, 0, 0, 1
+def estimate(jobs: Sequence[Job], folder: Folder | None, share: Worker, pace: Pace = UNKNOWN_PACE) -> str:
+    """What is left to this worker of several jobs, and about how long it takes, from one timed round of forwards and of measurements.
+
+    A round that would take longer than LONGEST_ROUND by the `pace` of the model is left out: then the pace itself is what is known, and of
+    measurements nothing. The progress of the work says more as soon as it has begun.
+    """
+    unsaid, seconds, done, left, slots = "", 0.0, 0, 0, 1
     missing = [(job, *_missing(job, folder, share)) for job in jobs]
     for job, todo, _ in missing:
         every = sum(_queries(job, c, k) for c, k in _work(job, share))
@@ -263,12 +273,16 @@ def estimate(jobs: Sequence[Job], folder: Folder | None, share: Worker) -> str:
         return "all of it is done" if share.count == 1 else "all of this shard is done"
     if left:
         effort = sum(_queries(job, c, k) * job.attacks[k].effort for job, todo, _ in missing for c, k in todo)
-        seconds += effort / _speed(jobs[0], slots)
+        seconds += effort / (slots / pace.query if _round(jobs[0], pace) > LONGEST_ROUND else _speed(jobs[0], slots))
     for job, _, unmeasured in missing:
         if unmeasured and job.target.latent:
             kinds = sorted({kind for needed in unmeasured.values() for kind in needed})
+            if TIMED_IMAGES * pace.encoding > LONGEST_ROUND:
+                unsaid = f" beside {', '.join(kinds)}"
+                continue
             seconds += sum(len(job.chunks[c]) for c in unmeasured) * _measuring_seconds(job, kinds) / min(share.threads, len(unmeasured))
-    return f"{_readable(seconds)} left" + (f", {done:,} queries are done already" if done else "")
+    known = f"{_readable(seconds)} left" if seconds else "how long is not known yet"
+    return known + unsaid + (f", {done:,} queries are done already" if done else "")
 
 
 def _missing(job: Job, folder: Folder | None, share: Worker) -> tuple[list[tuple[int, int]], dict[int, list[str]]]:
@@ -354,20 +368,26 @@ def collect(job: Job, folder: Path) -> Collected:
         parameters.append(settled)
     reconstruction = job.inputs.reconstruction(Folder(folder), job.chunks)
     saved, files = min(spent.saved, queries), len(job.chunks) * len(job.attacks)
-    return Collected(tuple(scores), tuple(parameters), queries - saved, saved, spent.seconds, files, reconstruction, None, spent.halved_to)
+    read = min(spent.read, queries - saved)
+    made = queries - saved - read
+    return Collected(
+        tuple(scores), tuple(parameters), made, saved, spent.seconds, files, reconstruction, halved_to=spent.halved_to, read=read
+    )
 
 
 def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores], calibrate: Bool[np.ndarray, " n"]) -> None:
     """Writes the scores of a finished audit as the chunks that its plan would have made; existing ones are left alone."""
     per_image = {result.attack: result for result in record.results}
-    saved, asked_for = record.costs.queries_saved, max(1, record.costs.queries + record.costs.queries_saved)
+    costs, saved, read = record.costs, record.costs.queries_saved, record.costs.queries_read
+    asked_for = max(1, costs.queries + saved + read)
     for path, part, statistic in _in_files(folder, record.plan, scores, calibrate):
         if not path.exists():
             first, labels = part[0], [s.attack for s in part]
             made = len(first.ids) * max((per_image[label].queries or 0 for label in labels if label in per_image), default=0)
             made = int(made * _share(first.attack, first.timesteps, record.plan))
-            spent = Spent(record.costs.seconds * made / asked_for, min(saved, made), record.costs.halved_to)
-            saved -= spent.saved
+            of_drawings = min(read, made) if first.attack.startswith("black_box") else 0
+            spent = Spent(costs.seconds * made / asked_for, min(saved, made - of_drawings), costs.halved_to, of_drawings)
+            saved, read = saved - spent.saved, read - of_drawings
             meta = ChunkMeta(plan_id(record.plan), made, record.result(first.attack).parameters)
             write_chunk(path, first.ids, labels, first.timesteps, statistic, meta, spent)
 
@@ -466,32 +486,34 @@ def _score_chunk(
 ) -> None:
     started, labels = time.monotonic(), job.labels(attack)
     statistic, made, shared = np.empty((len(labels), len(rows), len(attack.columns))), 0, 0
+    read = 0
     size = max(1, job.plan.batch_size // (attack.width * job.target.denoiser.forwards))
     compute = partial(_score_batch, job, attack, rows, loaded, kept)
     with torch.inference_mode():
         for batch, scored in room.each(len(rows), size, compute, tick):
             statistic[:, batch] = scored.statistic
-            made, shared = made + scored.made + scored.shared, shared + scored.shared
+            made, shared, read = made + scored.made + scored.shared + scored.read, shared + scored.shared, read + scored.read
     if made != len(rows) * declared:
         said = f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}"
         raise RuntimeError(said) if attack.code is None else UserError(f"{said}: its `queries` must be those of all its timesteps")
-    meta, spent = ChunkMeta(plan_id(job.plan), made, attack.parameters()), Spent(time.monotonic() - started, shared, room.most)
+    meta, spent = ChunkMeta(plan_id(job.plan), made, attack.parameters()), Spent(time.monotonic() - started, shared, room.most, read)
     write_chunk(path, job.ids(rows), labels, attack.columns, statistic, meta, spent)
 
 
 class Scored(NamedTuple):
-    """The statistics of a batch, the forwards that were made for them and those that another attack had made."""
+    """The statistics of a batch, the forwards that were made for them, those that another attack had made and those of kept drawings."""
 
     statistic: Float64[np.ndarray, "m b k"]
     made: int
     shared: int
+    read: int
 
 
 def _score_batch(
     job: Job, attack: Attack, rows: Rows, loaded: Loaded, kept: Callable[..., Answers] | None, batch: slice, tick: Tick
 ) -> Scored:
     images, influence = loaded
-    labels, made, shared = job.labels(attack), 0, 0
+    labels, made, shared, read = job.labels(attack), 0, 0, 0
 
     def count(n: int, t: int) -> None:
         nonlocal made
@@ -503,12 +525,17 @@ def _score_batch(
         shared += n
         tick(n, attack.name)
 
+    def count_read(n: int) -> None:
+        nonlocal read
+        read += n
+        tick(n, attack.name)
+
     def ask_of(subject: Subject, model: Denoiser, where: tuple[int, ...]) -> Subject:
         """The batch with a copy of the images, which the attack may write into, and what `model` has answered other attacks there."""
         counted, known = Counted(model, count), None
         if kept and attack.access == "grey-box":
             known = kept((*where, len(subject)), counted, subject.x0, subject.noise, subject.cond, count_shared)
-        return replace(subject, denoiser=counted, x0=subject.x0.clone(), answers=known)
+        return replace(subject, denoiser=counted, x0=subject.x0.clone(), answers=known, on_kept=count_read)
 
     these = rows[batch]
     keys, x0 = tuple(job.cohort.keys[row] for row in these), job.inputs.tensor(images[batch])
@@ -522,7 +549,7 @@ def _score_batch(
         found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
         _refuse_nan(found[-1][0], job.ids(these), attack, label, inputs.target)
     excess = [found[0] - found[1]] if job.reference else []
-    return Scored(np.concatenate(found + excess), made, shared)
+    return Scored(np.concatenate(found + excess), made, shared, read)
 
 
 def _beside(
@@ -574,6 +601,12 @@ def _prepared(job: Job, attack: Attack) -> Attack:
     noise = job.inputs.noise([job.cohort.keys[i] for i in rows], x0.shape[1:])
     first = job.target.denoiser.exposed[0]  # what is settled is a scale, the same for models that are compared
     return attack.prepared(job.inputs.subject(first, x0, noise, rows))
+
+
+def _round(job: Job, pace: Pace) -> float:
+    """Seconds of the round that `_speed` times, with its warm-up."""
+    rows = max(1, job.plan.batch_size // job.target.denoiser.forwards)
+    return 2 * rows * pace.query * sum(inputs.target.denoiser.forwards for inputs in job.models)
 
 
 def _speed(job: Job, threads: int) -> float:

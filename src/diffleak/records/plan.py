@@ -126,6 +126,8 @@ class Costs(Record):
     """Denoiser forwards of one image each that were made."""
     queries_saved: int = 0
     """Forwards of one image each that were not made, since another attack had made the same."""
+    queries_read: int = 0
+    """Forwards of one image each that were not made, since what they draw was read from a folder of drawings."""
     seconds: float
     """Wall-clock seconds of each chunk, which may have run side by side, and of the evaluation, summed."""
     chunks: int
