@@ -221,6 +221,8 @@ def extract(settings: "ExtractConfig", as_json: Json = False) -> None:
         drawing = draw_again(settings)
         return _print({"drawing": str(drawing)}, as_json, f"drawing: {drawing}")
     found = search(settings)
+    if found is None:
+        return _print({"finished": False}, as_json, "this shard is done")
     if settings.output:
         found.save(settings.output, settings.thumbnails)
     _print_record(found.record, page, settings.output / "extract.html" if settings.output else None, as_json)
@@ -279,7 +281,8 @@ def report(
     run: Annotated[
         Path,
         typer.Argument(
-            help="The folder of a finished audit, audit of checkpoints, inquire, extract, check, compare or lora.", show_default=False
+            help="The folder of a finished audit, audit of checkpoints, inquire, extract, check, compare, lora, quality or prompts.",
+            show_default=False,
         ),
     ],
     thumbnails: Annotated[
@@ -305,10 +308,8 @@ def report(
         raise UserError(f"--format {chosen} prints no JSON and shows no images: leave out {'--json' if as_json else '--thumbnails'}")
     if (run / "sweep.json").is_file():
         return _report_sweep(run, thumbnails, chosen, as_json)
-    if not (run / "audit.json").is_file():
-        again.refuse_others(run)
-        if names := again.kinds_in(run):
-            return _report_again(run, names, chosen, thumbnails, as_json)
+    if names := again.kinds_in(run):
+        return _report_again(run, names, chosen, thumbnails, as_json)
     record, text = api.formatted(run, chosen, thumbnails)
     if chosen == "html":
         return _print_audit(record, run, as_json)
@@ -407,9 +408,11 @@ def compare(
     if output:
         api.save(record, output)
     api.write_tables(record, latex, csv)
+    from diffleak.records.gate import read_gate
     from diffleak.report.pages.comparison import page
 
-    _print_record(record, page, output / "compare.html" if output else None, as_json)
+    made = lambda record: page(record, read_gate(output) if output else None)
+    _print_record(record, made, output / "compare.html" if output else None, as_json)
     api.refuse_invalid(record)
 
 
@@ -545,6 +548,7 @@ def _audit(settings: "AuditConfig", missing: str, as_json: bool) -> None:
 
 def _sweep(settings: "AuditConfig", found: "Checkpoints", as_json: bool) -> None:
     """An audit of every checkpoint, and what they are together."""
+    from diffleak.records.gate import read_gate
     from diffleak.report.pages.sweep import page
     from diffleak.sweep import run as api
 
@@ -556,7 +560,8 @@ def _sweep(settings: "AuditConfig", found: "Checkpoints", as_json: bool) -> None
     record = api.sweep(settings, found, timed=not as_json)
     if record is None:
         return _print({"finished": False}, as_json, "this shard is done")
-    _print_record(record, page, settings.output / "report.html", as_json)
+    folder = settings.output
+    _print_record(record, lambda record: page(record, read_gate(folder)), folder / "report.html", as_json)
     api.gate(record)
 
 
@@ -569,15 +574,16 @@ def _report_again(folder: Path, names: tuple[str, ...], form: str, thumbnails: b
     written = again.write_again(folder, form, thumbnails)
     if form == "markdown":
         return print(again.as_markdown(written).removesuffix("\n"))
-    for record, _, file in written:
+    for record, page, file in written:
         if form == "pdf":
             print(visible(f"report: {file}"))
         else:
-            _print_record(record, again.KINDS[file.with_suffix(".json").name].page, file, as_json)
+            _print_record(record, lambda record, page=page: page, file, as_json)  # type: ignore[misc]
 
 
 def _report_sweep(folder: Path, thumbnails: bool, form: str, as_json: bool) -> None:
     """The page on all checkpoints again."""
+    from diffleak.records.gate import read_gate
     from diffleak.report.pages.sweep import page
     from diffleak.sweep.formats import formatted
 
@@ -586,7 +592,7 @@ def _report_sweep(folder: Path, thumbnails: bool, form: str, as_json: bool) -> N
     record, text = formatted(folder, form)
     if form != "html":
         return print(text if form != "pdf" else visible(text))
-    _print_record(record, page, folder / "report.html", as_json)
+    _print_record(record, lambda record: page(record, read_gate(folder)), folder / "report.html", as_json)
 
 
 def _warn(message: Warning | str, category: type[Warning], *where: object, **how: object) -> None:

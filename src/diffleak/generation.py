@@ -1,14 +1,16 @@
 """Images drawn from a model: seeded per image, in chunks that are written as they are finished and found again.
 
 Image i depends on the model, the sampler, the seed, its label or prompt and i alone, so neither the batch it is drawn in
-nor an interruption changes it (up to the last bits of a forward, which uint8 pixels round away almost always).
+nor an interruption changes it (up to the last bits of a forward, which uint8 pixels round away almost always). Images that are
+keyed by ids are drawn in forwards of one size, and are the same to the last bit whatever else is drawn. Those for captions can be
+kept in a folder of `Drawings`, in which `extract` and the attack `black_box` find each other's.
 """
 
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import isfinite
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from diffleak import hub
 from diffleak.attacks.subject import STREAM
+from diffleak.data.anonymity import Key
 from diffleak.data.pixels import ImageShape, to_uint8
 from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.conditions import Prompts, one_at_a_time
@@ -28,15 +31,19 @@ from diffleak.diffusion.denoiser import Denoiser, Guided, guided
 from diffleak.diffusion.devices import by_device, free_unused_memory
 from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
-from diffleak.diffusion.sampling import sample
-from diffleak.diffusion.target import Target, auto_batch_size, side_by_side
+from diffleak.diffusion.sampling import sample, sample_alike
+from diffleak.diffusion.target import Target, auto_batch_size, drawn_at_once, side_by_side
 from diffleak.errors import UserError
-from diffleak.work.folder import Folder, cut, in_chunks
+from diffleak.records.quality import DRAWN as FOLDER
+from diffleak.work.files import check_seal, write_text
+from diffleak.work.folder import UNKNOWN, Change, Folder, chunk_file, cut, deal, in_chunks, set_aside
+from diffleak.work.progress import say
+from diffleak.work.reading import Unreadable, load_npy, load_text
 from diffleak.work.room import Room
+from diffleak.work.shares import Share
 from diffleak.work.threads import Tick
 
 CHUNK = {"cpu": 64, "accelerator": 256}  # images per file: several on a CPU at once, one full batch on an accelerator
-FOLDER = "generated"
 GUIDANCE = 7.5  # of diffusers' pipelines by default
 
 
@@ -45,7 +52,8 @@ class Drawing:
     """What is drawn: `n` images of `shape` in pixels, whose denoiser works on `latent` (the same for a pixel model).
 
     `labels` are the classes of the images of a class-conditional model, `prompts` the texts of those of a text-to-image
-    model, with their `guidance_scale`. `ids` are what the noise of each image is keyed by; None for its number.
+    model, with their `guidance_scale`. `ids` are what the noise of each image is keyed by; None for its number. Images that are
+    keyed by ids are drawn in forwards of `at_once`.
     """
 
     target: Target
@@ -60,6 +68,7 @@ class Drawing:
     prompts: tuple[str, ...] | None
     guidance_scale: float | None
     ids: tuple[str, ...] | None = None
+    at_once: int | None = None
 
     @property
     def denoiser(self) -> Denoiser:
@@ -98,6 +107,7 @@ class Drawing:
             "labels": labels,
             "prompts": _hashed(self.prompts),
             "ids": _hashed(self.ids),  # no key of plans of earlier versions, which had none
+            "at_once": self.at_once,  # neither
             "guidance_scale": self.guidance_scale,
             "dtype": self.target.dtype,
             "device": self.target.device.partition(":")[0],
@@ -159,10 +169,12 @@ def plan_drawing(
     prompts: Sequence[str] | None = None,
     guidance_scale: float | None = None,
     ids: Sequence[str] | None = None,
+    batch_size: int | None = None,
 ) -> Drawing:
     """Checks everything that can be checked before the first image is drawn; see `generate`.
 
     ids: of the images, one each: noise keyed by them does not depend on how many other images are drawn, or in what order.
+    batch_size: most images of a forward of images with ids.
     """
     shape = target.shape or shape
     if n < 1:
@@ -181,7 +193,8 @@ def plan_drawing(
     latent = hub.latent_shape(target.codec, shape) if isinstance(target.codec, Autoencoder) else shape
     texts, scale = _prompts(target, n, prompts), _guidance(target, guidance_scale)
     classes, keyed = _labels(target, n, seed, labels), None if ids is None else tuple(ids)
-    return Drawing(target, n, shape, latent, seed, steps, sampler, rounds, classes, texts, scale, keyed)
+    at_once = None if keyed is None else drawn_at_once(latent, target.device, batch_size)
+    return Drawing(target, n, shape, latent, seed, steps, sampler, rounds, classes, texts, scale, keyed, at_once)
 
 
 def _hashed(texts: tuple[str, ...] | None) -> str | None:
@@ -224,23 +237,43 @@ def _labels(target: Target, n: int, seed: int, labels: Int64[np.ndarray, " n"] |
     return labels.astype(np.int64)
 
 
-def draw(drawing: Drawing, folder: Path | None, batch_size: int | None = None, threads: int | None = None) -> UInt8[np.ndarray, "n h w c"]:
-    """The images of a drawing; chunks that folder/generated has already are read, not drawn. Without a folder nothing is kept."""
+def draw(
+    drawing: Drawing,
+    folder: Path | None,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    kept: "Drawings | None" = None,
+    only: Sequence[int] | None = None,
+) -> UInt8[np.ndarray, "n h w c"]:
+    """The images of a drawing; chunks that folder/generated has already are read, not drawn. Without a folder nothing is kept.
+
+    kept: drawings that are read in place of being drawn; those that are drawn are kept there too. only: some of the chunks.
+    """
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
-            return draw(drawing, Path(temporary), batch_size, threads)
+            return draw(drawing, Path(temporary), batch_size, threads, kept, only)
     size, room = _batch_size(drawing, batch_size), Room("images", partial(free_unused_memory, drawing.target.device))
+    chunks = drawing.chunks
 
     def compute(rows: range, tick: Tick) -> UInt8[np.ndarray, "b h w c"]:
-        def drawn(batch: slice, count: Tick) -> UInt8[np.ndarray, "b h w c"]:
-            return _draw_batch(drawing, rows[batch], lambda images: count(images * drawing.denoiser.forwards))
+        def made(batch: Sequence[int], count: Tick) -> UInt8[np.ndarray, "b h w c"]:
+            return _draw_batch(drawing, batch, lambda images: count(images * drawing.denoiser.forwards))
 
-        return np.concatenate([images for _, images in room.each(len(rows), size, drawn, tick)])
+        if kept is None:
+            _read_file(folder, rows).unlink(missing_ok=True)
+            parts = room.each(len(rows), size, lambda batch, count: made(rows[batch], count), tick)
+            return np.concatenate([images for _, images in parts])
+        assert drawing.ids is not None and drawing.prompts is not None, "kept by image, draw and caption"
+        ids, prompts = drawing.ids[rows.start : rows.stop], drawing.prompts[rows.start : rows.stop]
+        images, read = kept.filled(ids, prompts, drawing.shape, lambda some: list(made([rows[row] for row in some], tick)))
+        write_text(_read_file(folder, rows), f"{read}\n")
+        tick(read * drawing.forwards)
+        return np.stack(images)  # type: ignore[arg-type]  # what is not finite was refused
 
     return in_chunks(
         Folder(folder / FOLDER),
         drawing.plan(),
-        drawing.chunks,
+        chunks if only is None else {chunk: chunks[chunk] for chunk in only},
         compute,
         what="images",
         made="drawn with",
@@ -252,10 +285,37 @@ def draw(drawing: Drawing, folder: Path | None, batch_size: int | None = None, t
     )
 
 
+def draw_share(
+    drawing: Drawing,
+    folder: Path,
+    share: Share,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    kept: "Drawings | None" = None,
+) -> Callable[[], set[int]]:
+    """Draws what is missing of one worker's share of the chunks; returns what says which chunks of all workers are missing."""
+    if mine := deal([*drawing.chunks], share.rank, share.count):
+        draw(drawing, folder, batch_size, threads, kept, mine)
+    files = {chunk: [chunk_file("images", chunk)] for chunk in drawing.chunks}
+    return lambda: {*Folder(folder / FOLDER).missing(files)}
+
+
+def images_read(drawing: Drawing, folder: Path) -> int:
+    """How many images of a drawing in `folder` were read from kept drawings and not drawn for it, in this call or before."""
+    files = [_read_file(folder, rows) for rows in drawing.chunks.values()]
+    return sum(int(load_text(file)) for file in files if file.exists())
+
+
+def _read_file(folder: Path, rows: range) -> Path:
+    return folder / FOLDER / f"read-{rows.start}.txt"
+
+
 def draw_one(drawing: Drawing, image: int, batch_size: int | None = None) -> UInt8[np.ndarray, "h w c"]:
-    """One image of a drawing, drawn with the others of its batch: a forward of another size rounds its last bits otherwise."""
+    """One image of a drawing; without ids with the others of its batch, since a forward of another size rounds its last bits otherwise."""
     if not 0 <= image < drawing.n:
         raise UserError(f"the images are numbered from 0 to {drawing.n - 1}; got {image}")
+    if drawing.ids is not None:
+        return _draw_batch(drawing, [image], lambda images: None)[0]
     chunk = next(rows for rows in drawing.chunks.values() if image in rows)
     batch = next(rows for rows in _batches(chunk, _batch_size(drawing, batch_size)) if image in rows)
     return _draw_batch(drawing, batch, lambda images: None)[image - batch.start]
@@ -265,6 +325,8 @@ def _batch_size(drawing: Drawing, given: int | None) -> int:
     """Images per forward; raises `UserError` for fewer than 1."""
     if given is not None and given < 1:
         raise UserError(f"batch_size must be at least 1; got {given}")
+    if drawing.at_once:
+        return drawing.at_once
     return given or max(1, auto_batch_size(drawing.latent, drawing.target.device) // drawing.denoiser.forwards)
 
 
@@ -272,30 +334,38 @@ def _batches(rows: range, size: int) -> list[range]:
     return [range(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
 
 
-def _draw_batch(drawing: Drawing, rows: range, on_step: Callable[[int], None]) -> UInt8[np.ndarray, "b h w c"]:
+def _draw_batch(drawing: Drawing, rows: Sequence[int], on_step: Callable[[int], None]) -> UInt8[np.ndarray, "b h w c"]:
+    """Some images, as many as one forward takes."""
     target, latent = drawing.target, drawing.latent
     shape = (latent.channels, latent.height, latent.width)
-    ids, stream = (tuple(map(str, rows)), "sample") if drawing.ids is None else (drawing.ids[rows.start : rows.stop], STREAM)
-    noise = Noise(drawing.seed, ids, shape, target.x_dtype, target.device, stream)
-    sampler = hub.new_sampler(drawing.sampler, target.denoiser.schedule, drawing.steps, clip=not target.latent)
-    with torch.inference_mode():
-        z = sample(drawing.denoiser, sampler, noise, _conditions(drawing, rows), drawing.rounds, on_step)
+    ids, stream = (tuple(map(str, rows)), "sample") if drawing.ids is None else (tuple(drawing.ids[row] for row in rows), STREAM)
+    noise, cond = Noise(drawing.seed, ids, shape, target.x_dtype, target.device, stream), _conditions(drawing, rows)
+    new_sampler = lambda: hub.new_sampler(drawing.sampler, target.denoiser.schedule, drawing.steps, clip=not target.latent)
+
+    def decode(z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:
         x = decoded(target, drawing.shape, z)
-    blamed = ("model must draw", drawing.denoiser, "use another sampler"), ("autoencoder must decode to", target.codec, None)
-    for made, (must, part, otherwise) in zip((z, x), blamed, strict=True):
-        broken = torch.flatten(~torch.isfinite(made), 1).any(dim=1).nonzero()
-        if len(broken):
-            raise UserError(
-                f"the {must} finite numbers; image {rows[int(broken[0])]} of seed {drawing.seed} has NaN or infinity: "
-                f"{advice(part, otherwise=otherwise)}"
-            )
+        blamed = ("model must draw", drawing.denoiser, "use another sampler"), ("autoencoder must decode to", target.codec, None)
+        for made, (must, part, otherwise) in zip((z, x), blamed, strict=True):
+            broken = torch.flatten(~torch.isfinite(made), 1).any(dim=1).nonzero()
+            if len(broken):
+                raise UserError(
+                    f"the {must} finite numbers; image {rows[int(broken[0])]} of seed {drawing.seed} has NaN or infinity: "
+                    f"{advice(part, otherwise=otherwise)}"
+                )
+        return x
+
+    with torch.inference_mode():
+        if drawing.at_once:
+            x = sample_alike(drawing.denoiser, new_sampler, noise, cond, drawing.at_once, decode, on_step)
+        else:
+            x = decode(sample(drawing.denoiser, new_sampler(), noise, cond, drawing.rounds, on_step))
     return to_uint8(x.float().cpu().numpy())
 
 
-def _conditions(drawing: Drawing, rows: range) -> Int64[Tensor, " b"] | Prompts | None:
+def _conditions(drawing: Drawing, rows: Sequence[int]) -> Int64[Tensor, " b"] | Prompts | None:
     if drawing.prompts is not None:
-        return drawing.embed(drawing.prompts[rows.start : rows.stop])
-    return None if drawing.labels is None else torch.from_numpy(drawing.labels[rows.start : rows.stop]).to(drawing.target.device)
+        return drawing.embed([drawing.prompts[row] for row in rows])
+    return None if drawing.labels is None else torch.from_numpy(drawing.labels[list(rows)]).to(drawing.target.device)
 
 
 def _asked_for(drawing: Drawing, missing: Sequence[range]) -> list[str]:
@@ -307,3 +377,107 @@ def decoded(target: Target, shape: ImageShape, z: Float[Tensor, "b *z"]) -> Floa
     """Latents as images of `shape`, as many at once as images of that size allow."""
     expected = (shape.channels, shape.height, shape.width)
     return torch.cat([images_of(target.codec, piece, expected) for piece in z.split(auto_batch_size(shape, target.device))])
+
+
+@dataclass(frozen=True, eq=False)
+class Drawings:
+    """Drawings for captions that several commands share, in a folder of one `plan`.
+
+        plan.json        what all of them have in common: the model, seed, sampler, steps, guidance, size and precision
+        ab/abcdef.npy    one drawing, named by a hash of its image's id, its number and its caption, with the key of an anonymous run
+
+    A drawing is the same to the last bit whichever command made it, so neither what is there nor who came first changes a result.
+    """
+
+    path: Path
+    plan: Mapping[str, Any]
+    key: Key | None = None
+
+    def of_reference(self, target: Target) -> "Drawings":
+        """The same of a reference model, in a folder inside."""
+        plan = {**self.plan, "model": target.name, "model_fingerprint": target.fingerprint, "dtype": target.dtype}
+        return replace(self, path=self.path / "reference", plan=plan)
+
+    def claim(self) -> None:
+        """Makes the folder that of these drawings; raises `UserError` for one of other drawings, or of something else."""
+
+        def refusal(changed: Sequence[Change]) -> str:
+            key, before, now = changed[0]
+            if key == "holds":
+                return f"{self.path} must be a folder of drawings, and its plan.json is another command's; choose another --drawings"
+            if key == "anonymous":
+                whose = f"an anonymous run with the key {before}" if before else "a run that is not anonymous"
+                return (
+                    f"{self.path} holds drawings of {whose}; "
+                    "choose another --drawings, or give both commands --anonymous and one --anonymous-key FILE"
+                )
+            said = key.replace("_", " ")
+            return f"{self.path} holds drawings made with {said} {before}, now it is {now}; choose another --drawings"
+
+        unnamed = None
+        if self.plan["model_fingerprint"] == UNKNOWN:
+            unnamed = Folder(self.path).unnamed("drawings")
+        Folder(self.path).claim(self.plan, refusal, free={"model"}, again=unnamed)
+
+    def filled(
+        self,
+        ids: Sequence[str],
+        captions: Sequence[str],
+        shape: ImageShape,
+        make: Callable[[list[int]], Sequence[UInt8[np.ndarray, "h w c"] | None]],
+    ) -> tuple[list[UInt8[np.ndarray, "h w c"] | None], int]:
+        """The drawings of image and draw `ids` for their captions, and how many of them were there.
+
+        make: draws those in some rows, None for one that is not finite; it is called for as many as one forward takes, and they are kept.
+        """
+        files = [self._file(*each) for each in zip(ids, captions, strict=True)]
+        found = [self._load(file, shape) for file in files]
+        missing, size = [row for row, image in enumerate(found) if image is None], self.plan["at_once"]
+        for start in range(0, len(missing), size):
+            rows = missing[start : start + size]
+            for row, image in zip(rows, make(rows), strict=True):
+                found[row] = image
+                if image is not None:
+                    Folder(self.path).save(files[row], image)
+        return found, len(ids) - len(missing)
+
+    def _file(self, of: str, caption: str) -> str:
+        text = f"{of}\0{caption}"
+        name = self.key.drawing(text) if self.key else hashlib.sha256(text.encode()).hexdigest()[:32]
+        return f"{name[:2]}/{name}.npy"
+
+    def _load(self, file: str, shape: ImageShape) -> UInt8[np.ndarray, "h w c"] | None:
+        path = self.path / file
+        if not path.exists():
+            return None
+        try:
+            check_seal(path)
+            image = load_npy(path)
+            if image.dtype == np.uint8 and image.shape == (shape.height, shape.width, shape.channels):
+                return image
+            raise Unreadable(f"it holds {image.dtype} numbers of the shape {image.shape}")
+        except Unreadable as error:
+            say(f"{path} is damaged ({error}): it is now {set_aside(path).name}, and it is drawn again", every=True)
+            return None
+
+
+def drawings_of(
+    path: Path, target: Target, shape: str, seed: int, sampler: str, steps: int, guidance_scale: float, at_once: int, key: Key | None
+) -> Drawings:
+    """A folder of drawings of one model. shape: of the images, in words."""
+    plan = {
+        "holds": "drawings",
+        "schema_version": 1,
+        "model": target.name,
+        "model_fingerprint": target.fingerprint,
+        "image_shape": shape,
+        "sampler": sampler,
+        "steps": steps,
+        "seed": seed,
+        "guidance_scale": float(guidance_scale),
+        "at_once": at_once,
+        "dtype": target.dtype,
+        "device": target.device.partition(":")[0],
+        "anonymous": key.name if key else None,
+    }
+    return Drawings(path, plan, key)

@@ -37,6 +37,7 @@ from diffleak.records.chosen import Chosen
 from diffleak.records.scores import META, ChunkMeta, chunk_files
 from diffleak.stats import evaluation
 from diffleak.stats.evaluation import NEEDS_ALL, divided
+from diffleak.work import shares
 from diffleak.work.folder import Folder
 
 SIDE = 200
@@ -165,7 +166,7 @@ def test_shards_that_are_run_again_until_all_is_done_give_the_same_bytes(first, 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_workers_wait_for_each_other_say_for_whom_and_give_the_same_bytes(first, ready, tmp_path, monkeypatch, count) -> None:
-    monkeypatch.setattr(phases, "POLL", 0.01)
+    monkeypatch.setattr(shares, "POLL", 0.01)
     found, said = dict[int, Collected | None](), list[str]()
     waiting = Event()
 
@@ -190,9 +191,9 @@ def test_workers_wait_for_each_other_say_for_whom_and_give_the_same_bytes(first,
 
 
 def test_a_worker_that_waits_in_vain_ends_with_one_line_and_goes_on_when_it_is_started_again(first, ready, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(phases, "POLL", 0.01)
-    monkeypatch.setattr(phases, "PATIENCE", 0.05)
-    with pytest.raises(UserError, match=r"worker 1 of 2 has seen no new calibrate chunk of worker 2 for .* hours: start all workers again"):
+    monkeypatch.setattr(shares, "POLL", 0.01)
+    monkeypatch.setattr(shares, "PATIENCE", 0.05)
+    with pytest.raises(UserError, match=r"worker 1 of 2 has seen no new one of the calibrate chunks of worker 2 for .* hours: start all"):
         scored(ready, tmp_path, 0, 2)
     assert scored(ready, tmp_path, 1, 2) is None, "the test chunks of the first worker are missing"
     same(first, tmp_path, scored(ready, tmp_path, 0, 2))

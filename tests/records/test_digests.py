@@ -3,8 +3,11 @@
 import hashlib
 import importlib
 import json
+import os
 import pkgutil
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -272,3 +275,29 @@ def test_only_folders_that_hold_a_part_of_the_record_belong_to_it(tmp_path):
 
 def test_an_edit_is_the_users_to_mend_and_a_difference_a_finding():
     assert (RecordEdited.exit_code, digests.Differs.exit_code) == (UserError.exit_code, DiffleakError.exit_code) == (2, 1)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from diffleak.records.digests import write_recorded
+folder, name = Path(sys.argv[1]), sys.argv[2]
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(60):
+    write_recorded(folder, {f"{name}-{number}.json": name})
+"""
+
+
+def test_two_processes_that_end_in_one_folder_at_once_lose_no_digest(tmp_path):
+    """Each reads the digests that are there and adds its own, 60 times; without a lock one overwrites what the other has just added."""
+    command, this = [sys.executable, "-c", WRITER, str(tmp_path)], {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    start = lambda name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=this)
+    both = [start("one"), start("two")]
+    assert [each.stdout.readline() for each in both] == ["ready\n"] * 2
+    for each in both:
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    assert [each.wait(60) for each in both] == [0, 0]
+    found = verify(tmp_path)
+    assert len(found) == 120 and {each.status for each in found} == {"recorded"}

@@ -1,12 +1,22 @@
 """`diffleak report` on folders that are no audit's: every record in them, and what it refuses."""
 
+import base64
+import re
+
+import numpy as np
 import pytest
 from fixtures.commands import call, refused, written_again
 from fixtures.extraction import extraction_record
+from fixtures.prompts import planted, prompts_page
 from fixtures.runs import gaussian, make_run, write_quality
+from fixtures.sweeps import swept
 
+import diffleak
 from diffleak.comparison.compare import compare, save
-from diffleak.records.digests import write_recorded
+from diffleak.data.pixels import png
+from diffleak.prompts.score import find_memorised
+from diffleak.records.digests import add_digests, write_recorded
+from diffleak.work.folder import Folder
 
 
 @pytest.fixture
@@ -28,12 +38,66 @@ def test_every_record_of_a_folder_gets_its_page_and_json_is_of_one(both, capsys)
     assert "(compare.json edited)" in refused(capsys, "report", both)
 
 
-def test_a_page_of_drawn_images_is_its_commands_to_write(tmp_path, capsys):
-    write_quality(tmp_path)
-    assert "the page of quality.json shows images that were drawn: repeat its command" in refused(capsys, "report", tmp_path)
+def test_the_page_of_quality_shows_the_drawings_of_its_folder_again(tmp_path, capsys):
+    write_quality(tmp_path, images=70)
+    add_digests(tmp_path, ["quality.json"])
+    images = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
+    for number, part in enumerate((images[:64], images[64:])):
+        Folder(tmp_path).save(f"generated/images-{number:05d}.npy", part)
+    code, out, err = call(capsys, "report", tmp_path)
+    assert code == 0 and f"report: {tmp_path / 'quality.html'}" in out, err
+    written = (tmp_path / "quality.html").read_text()
+    shown = [base64.b64decode(each) for each in re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", written)]
+    assert png(images[0]) in shown and png(images[1]) in shown
+    assert written_again(capsys, tmp_path / "quality.html")
+    (tmp_path / "generated" / "images-00001.npy").unlink()
+    assert "shows images that were drawn" in refused(capsys, "report", tmp_path) and (tmp_path / "quality.html").read_text() == written
+    (tmp_path / "generated" / "images-00000.npy").write_bytes(b"broken")
+    assert "generated cannot be read" in refused(capsys, "report", tmp_path)
+
+
+def test_a_page_of_drawn_images_is_its_commands_to_write_where_these_are_gone(tmp_path, capsys):
+    write_quality(tmp_path, images=70)
+    said = refused(capsys, "report", tmp_path)
+    assert f"the page of quality.json shows images that were drawn, and {tmp_path / 'generated'} has 0 of 70: repeat the quality" in said
+
+
+def test_the_page_of_prompts_is_written_again_unless_that_takes_its_images_off(tmp_path, capsys):
+    find_memorised(planted(), prompts=["sun", "moon"], draw=False).save(tmp_path)
+    assert written_again(capsys, tmp_path / "prompts.html")
+    (tmp_path / "prompts.html").write_text(prompts_page())
+    said = refused(capsys, "report", tmp_path)
+    assert "prompts.html shows images that the model decodes, and its record has none: repeat the prompts command" in said
+
+
+def test_the_page_of_a_sweep_shows_what_gate_checked_and_says_when_that_is_of_an_earlier_record(tmp_path, capsys):
+    folder = swept(tmp_path)
+    before = (folder / "report.html").read_text()
+    assert "Checked by diffleak gate" not in before
+    code, _, _ = call(capsys, "gate", folder, "--max-auc", "0.8")
+    page = (folder / "report.html").read_text()
+    assert code == 3 and "Checked by diffleak gate" in page and "b: sima: AUC may reach" in page and "above the limit of 0.8" in page
+    assert "The last checkpoint that passes: a." in page
+    assert written_again(capsys, folder / "report.html")
+    code, out, _ = call(capsys, "report", folder)
+    assert code == 0 and "above the limit of 0.8" in out.replace("\n", " ")
+    swept(tmp_path / "other", title="another")
+    (folder / "sweep.json").write_text((tmp_path / "other" / "sweep.json").read_text())
+    add_digests(folder, ["sweep.json"])
+    assert call(capsys, "report", folder)[0] == 0
+    page = (folder / "report.html").read_text()
+    assert "diffleak gate checked an earlier record of this folder: repeat it" in page and "above the limit" not in page
+
+
+def test_the_page_of_a_comparison_shows_what_gate_checked(both, capsys):
+    code, _, _ = call(capsys, "gate", both, "--max-auc", "0.6")
+    page = (both / "compare.html").read_text()
+    assert code == 3 and "Checked by diffleak gate" in page and "above the limit of 0.6" in page
+    assert diffleak.gate(both, max_auc=0.99).met and "within the limit of 0.99" in (both / "compare.html").read_text()
+    assert written_again(capsys, both / "compare.html")
 
 
 def test_the_help_lists_the_folders_and_their_formats(capsys):
     shown = " ".join(call(capsys, "report", "--help")[1].replace("│", " ").split())
-    for word in ("inquire, extract, check, compare or lora", "html (default), markdown, pdf", "An audit also: card"):
+    for word in ("inquire, extract, check, compare, lora, quality or prompts", "html (default), markdown, pdf", "An audit also: card"):
         assert word in shown, word

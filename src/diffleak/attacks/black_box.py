@@ -91,10 +91,6 @@ class BlackBox(Attack):
         return 1 if self.guidance_scale == 1 else 2
 
     @property
-    def width(self) -> int:
-        return self.n * self._forwards
-
-    @property
     def queries(self) -> int:
         return self.n * self.steps * self._forwards
 

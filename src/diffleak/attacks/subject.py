@@ -20,13 +20,15 @@ from diffleak.attacks.answers import Answers
 from diffleak.diffusion.conditions import joined
 from diffleak.diffusion.denoiser import Denoiser, guided
 from diffleak.diffusion.noise import Noise
-from diffleak.diffusion.sampling import sample
+from diffleak.diffusion.sampling import sample_alike
 from diffleak.diffusion.schedule import Schedule
 from diffleak.errors import UserError
 
 STREAM = "black-box"  # of the noise that images are drawn from
 
 Images = Float[Tensor, "b c h w"]
+Make = Callable[[Noise, Any], Images]  # draws an image for each id of the noise and each condition
+Kept = Callable[[Make, Noise, Any, int, float], tuple[Images, int]]  # drawings of so many steps and guidance, and how many were there
 
 
 def _same(x: Tensor) -> Tensor:
@@ -59,6 +61,9 @@ class Subject:
         open_encoder: The `Encoder` of a spec.
         reference: The batch as the attacker of a reference model sees it, with the captions as that model embeds them.
         answers: Predictions that other attacks have needed, of `denoiser` about this very batch; scores are the same without.
+        at_once: Images of every forward that draws; None: all of them.
+        kept: Gives drawings that are kept already, and makes and keeps the others; scores are the same without.
+        on_kept: Is called with the forwards that those would have taken.
     """
 
     denoiser: Denoiser
@@ -72,6 +77,9 @@ class Subject:
     open_encoder: Callable[[str], Encoder] | None = None
     reference: "Subject | None" = None
     answers: Answers | None = None
+    at_once: int | None = None
+    kept: Kept | None = None
+    on_kept: Callable[[int], None] = lambda forwards: None
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -131,7 +139,17 @@ class Subject:
             UserError: Where nothing can be drawn.
         """
         seeds = replace(self.noise, ids=tuple(f"{i}\0{j}" for j in range(n) for i in self.noise.ids), stream=STREAM)
-        return self.decode(sample(guided(self.denoiser, guidance_scale), self.new_sampler(steps), seeds, joined([self.cond] * n)))
+        denoiser, cond = guided(self.denoiser, guidance_scale), joined([self.cond] * n)
+
+        def make(noise: Noise, cond: Any) -> Images:
+            size = self.at_once or len(noise.ids)
+            return sample_alike(denoiser, lambda: self.new_sampler(steps), noise, cond, size, self.decode)
+
+        if self.kept is None:
+            return make(seeds, cond)
+        images, read = self.kept(make, seeds, cond, steps, guidance_scale)
+        self.on_kept(read * steps * denoiser.forwards)
+        return images
 
     def new_sampler(self, steps: int) -> Any:
         """A sampler of so many steps; raises `UserError` where the model cannot be drawn from."""

@@ -7,7 +7,17 @@ from pydantic import Field, field_validator, model_validator
 
 from diffleak.config import AS_NAME, Flag, ModelConfig, Name, Seed
 from diffleak.data.cohort import Cohort, images_alone, one_source, two_sources
-from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split, refuse_one_side
+from diffleak.data.config import (
+    Anonymous,
+    AnonymousKey,
+    DataConfig,
+    IgnoreModelSplit,
+    KeptDrawings,
+    Resize,
+    SkipUnreadable,
+    Split,
+    refuse_one_side,
+)
 from diffleak.data.scan import FEWEST
 from diffleak.data.sources import open_source
 from diffleak.gating.config import MaxAUC, MaxExcessAUC, MaxTPR
@@ -73,6 +83,7 @@ class AuditConfig(ModelConfig, DataConfig):
     threads: int | None = Field(
         None, ge=1, description="Chunks this worker scores side by side, one CPU thread each; default its share of the cores."
     )
+    drawings: KeptDrawings = None
     dry_run: bool = Field(False, description="Check everything and print the plan only.")
     thumbnails: bool = Field(False, description="Show the members that score highest in the report.")
     max_auc: MaxAUC = None
@@ -159,7 +170,7 @@ class GeometryConfig(AuditConfig):
     COMMAND = "geometry"
     FAST = False  # small singular values need all digits
     NO_FLAG = {
-        *("buckets", "sweep_models", "steps", "group", "sweep"),
+        *("buckets", "sweep_models", "steps", "group", "sweep", "drawings"),
         *("guidance_scale", "reference", "calibration", "calibrate_fraction", "complexity", "max_auc", "max_tpr", "max_excess_auc"),
     }
     FOLLOW = ["embedding data split members nonmembers output", "probes top attacks mask timesteps"]

@@ -9,7 +9,7 @@ influence.npy, geometry.parquet and distortion/; a calibrated audit that names i
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
@@ -22,18 +22,18 @@ from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from diffleak import hub
-from diffleak.attacks.subject import Encoder, Subject
+from diffleak.attacks.subject import Encoder, Images, Make, Subject
 from diffleak.data.cohort import Cohort
 from diffleak.data.complexity import NAMES, complexity
 from diffleak.data.pixels import ImageShape, fit, to_model, to_uint8
 from diffleak.diffusion.codec import images_of, latents_of, refuse_broken
-from diffleak.diffusion.conditions import Prompts, one_at_a_time
+from diffleak.diffusion.conditions import Prompts, chosen, one_at_a_time
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.devices import free_unused_memory, on_device
 from diffleak.diffusion.noise import Noise
-from diffleak.diffusion.target import Target, auto_batch_size
+from diffleak.diffusion.target import Target, auto_batch_size, drawn_at_once
 from diffleak.errors import UserError
-from diffleak.generation import decoded
+from diffleak.generation import Drawings, decoded
 from diffleak.geometry.frequencies import energies
 from diffleak.geometry.masks import Mask
 from diffleak.geometry.pullback import distortion, influence, keep_mask
@@ -78,17 +78,23 @@ class Inputs:
     captions: tuple[str, ...] | None = None  # of each image, for a text-to-image model
     complexity: Float64[np.ndarray, "n 7"] | None = None  # of the images, where that of their reconstructions is measured too
     shapes: tuple[ImageShape, ...] | None = None  # of every image, sorted, where they are in buckets; `shape` is then the commonest
+    most_drawn: int | None = None  # images in a forward that draws; None for as many as fit
+    drawings: Drawings | None = None  # where drawings for captions are kept
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False)  # by spec
     _opening: Any = field(default_factory=Lock, repr=False)
     _reading: Any = field(default_factory=Lock, repr=False)  # tables and archives are read by one thread at a time
 
     def auto_batch_size(self) -> int:
         """Images per forward of the denoiser."""
+        return auto_batch_size(self.latent_shape, self.target.device)
+
+    @cached_property
+    def latent_shape(self) -> ImageShape:
+        """The shape of what the denoiser works on, of images of the commonest shape."""
         if not self.target.latent:
-            return auto_batch_size(self.shape, self.target.device)
+            return self.shape
         first = [self.alike.start]
-        channels, height, width = self.encode(self.pixels(first), first).shape[1:]
-        return auto_batch_size(ImageShape(channels, height, width), self.target.device)
+        return ImageShape(*self.encode(self.pixels(first), first).shape[1:])
 
     def pixels(self, rows: Sequence[int]) -> UInt8[np.ndarray, "n h w c"]:
         """Images in the model's shape, or in that of their one bucket; the scan has already shown that each fits or may be resized."""
@@ -147,8 +153,26 @@ class Inputs:
     def subject(self, denoiser: Denoiser, x0: Float[Tensor, "b *s"], noise: Noise, rows: Sequence[int]) -> Subject:
         """A batch of images as an attacker of `denoiser`, which is the model or one that it exposes, sees it."""
         images = (lambda: self.tensor(self.pixels(rows))) if self.target.latent else None
-        means = {**self._means, "decode": partial(decoded, self.target, self.shape_at(rows[0]))} if self.shapes else self._means
-        return Subject(denoiser, x0, noise, self.conditions(rows), images=images, **means)
+        shape, latent = self.shape_at(rows[0]), ImageShape(*x0.shape[1:])
+        means = {**self._means, "decode": partial(decoded, self.target, shape)} if self.shapes else self._means
+        kept = partial(self._drawn, self.drawings, shape) if self.drawings else None
+        at_once = drawn_at_once(latent, self.target.device, self.most_drawn)
+        return Subject(denoiser, x0, noise, self.conditions(rows), images=images, at_once=at_once, kept=kept, **means)
+
+    def _drawn(
+        self, kept: Drawings, shape: ImageShape, make: Make, noise: Noise, cond: Any, steps: int, guidance_scale: float
+    ) -> tuple[Images, int]:
+        """Drawings for captions, as 8-bit images, and how many of them were kept already; an own attack's of other settings are made."""
+        if not isinstance(cond, Prompts) or (steps, guidance_scale) != (kept.plan["steps"], kept.plan["guidance_scale"]):
+            return make(noise, cond), 0
+
+        def drawn(rows: list[int]) -> list[np.ndarray | None]:
+            x = make(replace(noise, ids=tuple(noise.ids[row] for row in rows)), chosen(cond, rows)).float().cpu().numpy()
+            return [to_uint8(image[None])[0] if np.isfinite(image).all() else None for image in x]
+
+        images, read = kept.filled(noise.ids, cond.texts, shape, drawn)
+        broken = np.full((shape.channels, shape.height, shape.width), np.nan, dtype=np.float32)
+        return self.tensor(np.stack([broken if image is None else to_model(image[None])[0] for image in images])), read
 
     @cached_property
     def _means(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ chooses the same, and after an interruption again. Noise is keyed by image and d
 whole sweep. An attack by a rule, which settles one score of all its columns, and one from outside of this package are scored whole.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,13 +15,10 @@ import numpy as np
 from diffleak.auditing import score as scoring
 from diffleak.auditing.evaluating import chosen_of
 from diffleak.auditing.plan import Prepared
-from diffleak.errors import UserError
 from diffleak.records.chosen import write_chosen
 from diffleak.records.scores import Scores
 from diffleak.work.folder import Folder
-
-POLL = 1.0  # seconds between two looks at the chunks of other workers
-PATIENCE = 24 * 3600.0  # seconds without a new chunk of any other worker after which waiting ends
+from diffleak.work.shares import Share, wait_for_others
 
 
 def in_phases(prepared: Prepared, folder: Folder, log: Callable[[str], None]) -> scoring.Collected | None:
@@ -35,7 +31,8 @@ def in_phases(prepared: Prepared, folder: Folder, log: Callable[[str], None]) ->
         if prepared.config.shard:
             log("the calibrate chunks of other shards are not finished: run this same command again when they are")
             return None
-        _wait(first, folder, worker, log)
+        unfinished = lambda: scoring.unfinished(first, folder)
+        wait_for_others(unfinished, [*first.chunks], Share(worker.rank, worker.count), "calibrate chunks", log)
     calibrate = scoring.collect(first, folder.path)
     chosen = chosen_of(prepared, calibrate)
     write_chosen(folder.path, chosen)
@@ -49,28 +46,6 @@ def _collected(job: scoring.Job, prepared: Prepared, folder: Folder, log: Callab
     if missing:
         log(f"{missing} chunks belong to other shards and are not finished; the last shard writes the results (or run this again later)")
     return None if missing else scoring.collect(job, folder.path)
-
-
-def _wait(job: scoring.Job, folder: Folder, worker: scoring.Worker, log: Callable[[str], None]) -> None:
-    """Waits until the other workers have done their chunks, and says for whom; raises `UserError` after PATIENCE without a new one."""
-    place = {chunk: number % worker.count + 1 for number, chunk in enumerate(job.chunks)}
-    seen, said, since = set[int](), "", time.monotonic()
-    while left := scoring.unfinished(job, folder):
-        if left != seen:
-            seen, since = left, time.monotonic()
-        whose = ", ".join(map(str, sorted({place[chunk] for chunk in left})))
-        if whose != said:
-            said = whose
-            log(
-                f"worker {worker.rank + 1} of {worker.count} waits for {len(left)} calibrate chunks of worker {whose}; "
-                "if one of them has stopped, start it again and this one goes on"
-            )
-        if time.monotonic() - since > PATIENCE:
-            raise UserError(
-                f"worker {worker.rank + 1} of {worker.count} has seen no new calibrate chunk of worker {whose} for "
-                f"{PATIENCE / 3600:g} hours: start all workers again with the same command; what is scored stays"
-            )
-        time.sleep(POLL)
 
 
 def _joined(
@@ -100,6 +75,7 @@ def _joined(
         reconstruction,
         timesteps,
         min((part.halved_to for part in (calibrate, test) if part.halved_to is not None), default=None),
+        calibrate.read + test.read,
     )
 
 

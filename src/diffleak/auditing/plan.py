@@ -11,6 +11,7 @@ from typing import Any
 from diffleak import hub
 from diffleak.attacks import ATTACKS
 from diffleak.attacks.base import SWEEP, Attack
+from diffleak.attacks.black_box import BlackBox
 from diffleak.attacks.spec import default_sweep, fit_to_schedule, gives_timesteps, parse, parse_timesteps, refuse_outside, with_timesteps
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
@@ -28,9 +29,10 @@ from diffleak.diffusion.codec import Autoencoder
 from diffleak.diffusion.denoiser import Guided
 from diffleak.diffusion.devices import free_memory
 from diffleak.diffusion.schedule import Schedule
-from diffleak.diffusion.target import Target
+from diffleak.diffusion.target import Target, drawn_at_once
 from diffleak.errors import UserError, shown, unknown, visible
 from diffleak.gating.limits import refuse_unreachable
+from diffleak.generation import Drawings, drawings_of
 from diffleak.geometry.masks import MaskChoice, parse_mask
 from diffleak.geometry.masks import distinct as distinct_masks
 from diffleak.records.audit import Membership
@@ -96,9 +98,18 @@ class Prepared:
         return _calibrates(self.config, self.split, self.units)
 
     @property
+    def drawings(self) -> tuple[Drawings, ...]:
+        """Where drawings are kept of every model that draws, the audited one first; nowhere without --drawings."""
+        own = self.inputs.drawings
+        if own is None or self.reference is None:
+            return () if own is None else (own,)
+        return own, own.of_reference(self.reference)
+
+    @property
     def job(self) -> scoring.Job:
         """What the workers are given."""
-        reference = replace(self.inputs, target=self.reference) if self.reference else None
+        kept = self.drawings[-1] if self.drawings else None
+        reference = replace(self.inputs, target=self.reference, drawings=kept) if self.reference else None
         return scoring.Job(self.inputs, self.attacks, self.plan, self.split.calibrate[0], reference)
 
     def jobs(self, chosen: Mapping[str, tuple[int, ...]] | None = None) -> tuple[scoring.Job, ...]:
@@ -255,11 +266,13 @@ def prepare(
         captions.texts if captions else None,
         found.complexity if target.latent and _calibrates(config, split, units) else None,
         found.shapes,
+        None if config.batch_size == "auto" else config.batch_size,
     )
     alone = inputs.alone()
     if reference:
         alone = replace(alone, reference=replace(inputs, target=reference).alone())
     attacks = tuple(attack.opened(alone) for attack in attacks)
+    inputs = replace(inputs, drawings=_drawings(config, inputs, attacks, key))
     _refuse_too_large(attacks, target, scoring.worker(config.shard, config.threads, target).threads)
     batch_size = inputs.auto_batch_size() if config.batch_size == "auto" else config.batch_size
     batch_size = min(batch_size, config.chunk_size)
@@ -352,6 +365,21 @@ def _own_buckets(config: AuditConfig, target: Target) -> Buckets | None:
         return None
     side = min(target.shape.height, target.shape.width) if target.shape else UNSAID
     return Buckets(side, largest=2 * side) if side >= SMALLEST else None
+
+
+def _drawings(config: AuditConfig, inputs: Inputs, attacks: Sequence[Attack], key: Key | None) -> Drawings | None:
+    """Where the drawings of black_box are kept; raises `UserError` where no attack draws, and where two draw otherwise."""
+    if config.drawings is None:
+        return None
+    drawn = {(attack.steps, attack.guidance_scale) for attack in attacks if isinstance(attack, BlackBox)}
+    if not drawn:
+        raise UserError("--drawings keeps what black_box draws, and that is none of the attacks; leave it out, or add --attacks black_box")
+    if len(drawn) > 1:
+        raise UserError("--drawings keeps drawings of one kind, and these attacks draw with other steps or guidance: give one of them")
+    ((steps, guidance_scale),) = drawn
+    at_once = drawn_at_once(inputs.latent_shape, inputs.target.device, inputs.most_drawn)
+    shape = str(inputs.shape) if inputs.shapes is None else "buckets"
+    return drawings_of(config.drawings, inputs.target, shape, config.seed, "ddim", steps, guidance_scale, at_once, key)
 
 
 def _groups(cohort: Cohort, column: str, fewest: Mapping[str, int]) -> dict[str, str]:

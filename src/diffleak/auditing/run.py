@@ -296,6 +296,8 @@ def _scored(
     prepared: Prepared, folder: Path, log: Callable[[str], None], timed: bool, shared: Shared | None = None
 ) -> scoring.Collected | None:
     """Does what is missing of this worker's share; all scores when every share is done then, else None."""
+    for drawings in prepared.drawings:
+        drawings.claim()
     _claim(Folder(folder), prepared.plan, _unnamed(Folder(folder), prepared.plan))
     if not prepared.said:
         log(prepared.describe())
@@ -375,6 +377,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         costs=Costs(
             queries=collected.queries,
             queries_saved=collected.saved,
+            queries_read=collected.read,
             seconds=round(collected.seconds + time.monotonic() - started, 2),
             chunks=collected.chunks,
             sweep=prepared.plan.sweep,

@@ -5,7 +5,6 @@ bit-identical for any number of workers and any history of interruptions. Worker
 is done, and merging is reading the folder.
 """
 
-import os
 import time
 from bisect import bisect_left
 from collections import Counter
@@ -46,6 +45,7 @@ from diffleak.work.folder import Folder, cut, damaged, deal
 from diffleak.work.memory import memory_message
 from diffleak.work.reading import Unreadable, load_parquet
 from diffleak.work.room import Room
+from diffleak.work.shares import share_of
 from diffleak.work.threads import Tick, one_thread_each, pool
 
 TIMED_IMAGES = 8  # encoded to estimate how long all will take
@@ -137,7 +137,7 @@ class Collected:
     """All scores of a run, with what they cost and the parameters that each attack ended with.
 
     Of each attack there are the unmasked scores, then those under each of its masks, or those of the reference and the excess.
-    `queries` are the forwards that were made, `saved` those that an attack took from another one instead.
+    `queries` are the forwards that were made, `saved` those that an attack took from another one instead, `read` those of kept drawings.
     The test part has scores at `test_timesteps` alone, by the label of the attack, and NaN at others; None: all images have all scores.
     `halved_to`: images in the smallest batch where memory ran out.
     `reconstruction` is the complexity of every image's reconstruction, where a latent model's scores are calibrated by it too.
@@ -152,6 +152,7 @@ class Collected:
     reconstruction: Float64[np.ndarray, "n 7"] | None = None
     test_timesteps: dict[str, tuple[int, ...]] | None = None
     halved_to: int | None = None
+    read: int = 0
 
 
 def asked(target: Target, attack: Attack) -> tuple[Denoiser, ...]:
@@ -174,23 +175,8 @@ def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
 
     Raises `UserError` for a shard that is not of the form i/n with 1 <= i <= n, and for a RANK that is none of WORLD_SIZE.
     """
-    if shard:
-        try:
-            rank, count = (int(part) for part in shard.split("/"))
-        except ValueError:
-            raise UserError(f"--shard is written i/n, as in 1/4; got {shard}") from None
-        if not 1 <= rank <= count:
-            raise UserError(f"--shard i/n needs 1 <= i <= n; got {shard}")
-        rank -= 1
-    else:
-        given = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
-        try:
-            rank, count = map(int, given.values())
-        except ValueError:
-            raise UserError(f"RANK and WORLD_SIZE must be whole numbers, as a launcher sets them; got {given}") from None
-        if not 0 <= rank < count:
-            raise UserError(f"RANK must lie in [0, WORLD_SIZE); got {given}")
-    return Worker(rank, count, threads or side_by_side(target))
+    share = share_of(shard)
+    return Worker(share.rank, share.count, threads or side_by_side(target))
 
 
 @dataclass(frozen=True)
@@ -382,20 +368,26 @@ def collect(job: Job, folder: Path) -> Collected:
         parameters.append(settled)
     reconstruction = job.inputs.reconstruction(Folder(folder), job.chunks)
     saved, files = min(spent.saved, queries), len(job.chunks) * len(job.attacks)
-    return Collected(tuple(scores), tuple(parameters), queries - saved, saved, spent.seconds, files, reconstruction, None, spent.halved_to)
+    read = min(spent.read, queries - saved)
+    made = queries - saved - read
+    return Collected(
+        tuple(scores), tuple(parameters), made, saved, spent.seconds, files, reconstruction, halved_to=spent.halved_to, read=read
+    )
 
 
 def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores], calibrate: Bool[np.ndarray, " n"]) -> None:
     """Writes the scores of a finished audit as the chunks that its plan would have made; existing ones are left alone."""
     per_image = {result.attack: result for result in record.results}
-    saved, asked_for = record.costs.queries_saved, max(1, record.costs.queries + record.costs.queries_saved)
+    costs, saved, read = record.costs, record.costs.queries_saved, record.costs.queries_read
+    asked_for = max(1, costs.queries + saved + read)
     for path, part, statistic in _in_files(folder, record.plan, scores, calibrate):
         if not path.exists():
             first, labels = part[0], [s.attack for s in part]
             made = len(first.ids) * max((per_image[label].queries or 0 for label in labels if label in per_image), default=0)
             made = int(made * _share(first.attack, first.timesteps, record.plan))
-            spent = Spent(record.costs.seconds * made / asked_for, min(saved, made), record.costs.halved_to)
-            saved -= spent.saved
+            of_drawings = min(read, made) if first.attack.startswith("black_box") else 0
+            spent = Spent(costs.seconds * made / asked_for, min(saved, made - of_drawings), costs.halved_to, of_drawings)
+            saved, read = saved - spent.saved, read - of_drawings
             meta = ChunkMeta(plan_id(record.plan), made, record.result(first.attack).parameters)
             write_chunk(path, first.ids, labels, first.timesteps, statistic, meta, spent)
 
@@ -494,32 +486,34 @@ def _score_chunk(
 ) -> None:
     started, labels = time.monotonic(), job.labels(attack)
     statistic, made, shared = np.empty((len(labels), len(rows), len(attack.columns))), 0, 0
+    read = 0
     size = max(1, job.plan.batch_size // (attack.width * job.target.denoiser.forwards))
     compute = partial(_score_batch, job, attack, rows, loaded, kept)
     with torch.inference_mode():
         for batch, scored in room.each(len(rows), size, compute, tick):
             statistic[:, batch] = scored.statistic
-            made, shared = made + scored.made + scored.shared, shared + scored.shared
+            made, shared, read = made + scored.made + scored.shared + scored.read, shared + scored.shared, read + scored.read
     if made != len(rows) * declared:
         said = f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}"
         raise RuntimeError(said) if attack.code is None else UserError(f"{said}: its `queries` must be those of all its timesteps")
-    meta, spent = ChunkMeta(plan_id(job.plan), made, attack.parameters()), Spent(time.monotonic() - started, shared, room.most)
+    meta, spent = ChunkMeta(plan_id(job.plan), made, attack.parameters()), Spent(time.monotonic() - started, shared, room.most, read)
     write_chunk(path, job.ids(rows), labels, attack.columns, statistic, meta, spent)
 
 
 class Scored(NamedTuple):
-    """The statistics of a batch, the forwards that were made for them and those that another attack had made."""
+    """The statistics of a batch, the forwards that were made for them, those that another attack had made and those of kept drawings."""
 
     statistic: Float64[np.ndarray, "m b k"]
     made: int
     shared: int
+    read: int
 
 
 def _score_batch(
     job: Job, attack: Attack, rows: Rows, loaded: Loaded, kept: Callable[..., Answers] | None, batch: slice, tick: Tick
 ) -> Scored:
     images, influence = loaded
-    labels, made, shared = job.labels(attack), 0, 0
+    labels, made, shared, read = job.labels(attack), 0, 0, 0
 
     def count(n: int, t: int) -> None:
         nonlocal made
@@ -531,12 +525,17 @@ def _score_batch(
         shared += n
         tick(n, attack.name)
 
+    def count_read(n: int) -> None:
+        nonlocal read
+        read += n
+        tick(n, attack.name)
+
     def ask_of(subject: Subject, model: Denoiser, where: tuple[int, ...]) -> Subject:
         """The batch with a copy of the images, which the attack may write into, and what `model` has answered other attacks there."""
         counted, known = Counted(model, count), None
         if kept and attack.access == "grey-box":
             known = kept((*where, len(subject)), counted, subject.x0, subject.noise, subject.cond, count_shared)
-        return replace(subject, denoiser=counted, x0=subject.x0.clone(), answers=known)
+        return replace(subject, denoiser=counted, x0=subject.x0.clone(), answers=known, on_kept=count_read)
 
     these = rows[batch]
     keys, x0 = tuple(job.cohort.keys[row] for row in these), job.inputs.tensor(images[batch])
@@ -550,7 +549,7 @@ def _score_batch(
         found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
         _refuse_nan(found[-1][0], job.ids(these), attack, label, inputs.target)
     excess = [found[0] - found[1]] if job.reference else []
-    return Scored(np.concatenate(found + excess), made, shared)
+    return Scored(np.concatenate(found + excess), made, shared, read)
 
 
 def _beside(

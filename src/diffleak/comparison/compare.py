@@ -33,6 +33,7 @@ from diffleak.records.comparison import (
     Worst,
 )
 from diffleak.records.digests import write_recorded
+from diffleak.records.gate import read_gate
 from diffleak.records.variants import COMBINED
 from diffleak.report.judgement import allows_shift
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
@@ -99,7 +100,7 @@ def save(record: Comparison, folder: Path) -> None:
     from diffleak.report import to_html
     from diffleak.report.pages.comparison import page
 
-    write_recorded(folder, {PAGE: to_html(page(record)), FILE: record.model_dump_json(indent=2)})
+    write_recorded(folder, {PAGE: to_html(page(record, read_gate(folder))), FILE: record.model_dump_json(indent=2)})
 
 
 def write_tables(record: Comparison, latex: Path | None, csv: Path | None) -> None:

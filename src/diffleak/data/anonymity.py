@@ -48,14 +48,18 @@ class Key:
         """The keyed names of groups of images, in their order; raises `UserError` should two be the same."""
         return self._distinct("group", names, "groups have the same keyed name")
 
+    def drawing(self, text: str) -> str:
+        """The keyed name of a drawing, of what it is drawn from; twice as long as an id, since nothing shows that two are the same."""
+        return self._digest("drawing", text, 2 * DIGITS)
+
     def _distinct(self, purpose: str, names: Sequence[str], clash: str) -> tuple[str, ...]:
         found = tuple(purpose[0] + self._digest(purpose, name) for name in names)
         if len(set(found)) < len(set(names)):
             raise UserError(f"two {clash} under {self.path}; use another key")
         return found
 
-    def _digest(self, purpose: str, text: str) -> str:
-        return hmac.new(self.secret, f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()[:DIGITS]
+    def _digest(self, purpose: str, text: str, digits: int = DIGITS) -> str:
+        return hmac.new(self.secret, f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()[:digits]
 
 
 def choose_key(

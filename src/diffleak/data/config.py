@@ -19,6 +19,14 @@ AnonymousKey = Annotated[
     Path | None,
     Field(description="The file of that key, for runs to be compared; made if it is not there. Default anonymous.key in the output."),
 ]
+KeptDrawings = Annotated[
+    Path | None,
+    Field(
+        description="Text-to-image models: a folder of drawings for captions, which extract and the attack black_box share. "
+        "What is there is not drawn again."
+    ),
+]
+Shard = Annotated[str | None, Field(description="i/n: do the i-th of n shares of the work.")]
 
 
 class DataConfig(Config):

@@ -102,8 +102,9 @@ def joined(conditions: Sequence[Any]) -> Any:
     return Prompts(texts, tensors, first.encode)
 
 
-def chosen(condition: Any, rows: slice) -> Any:
+def chosen(condition: Any, rows: slice | list[int]) -> Any:
     """The conditions of some rows of a batch."""
     if condition is None or isinstance(condition, Tensor):
         return condition if condition is None else condition[rows]
-    return Prompts(condition.texts[rows], {name: tensor[rows] for name, tensor in condition.tensors.items()}, condition.encode)
+    texts = condition.texts[rows] if isinstance(rows, slice) else tuple(condition.texts[row] for row in rows)
+    return Prompts(texts, {name: tensor[rows] for name, tensor in condition.tensors.items()}, condition.encode)

@@ -349,6 +349,13 @@ class Counted(Around, wrapper=True):
         return eps
 
 
+def counting(denoiser: Denoiser, images: int, of: int) -> Denoiser:
+    """The denoiser of a batch of which `images` of every `of` count, since the others only fill a forward up."""
+    if isinstance(denoiser, Counted):
+        return Counted(counting(denoiser.denoiser, images, of), lambda n, t: denoiser.on_call(n * images // of, t))
+    return replace(denoiser, denoiser=counting(denoiser.denoiser, images, of)) if isinstance(denoiser, Guided) else denoiser
+
+
 def to_noise(
     prediction: Float[Tensor, "b *s"], x_t: Float[Tensor, "b *s"], t: int, schedule: Schedule, prediction_type: PredictionType
 ) -> Float[Tensor, "b *s"]:

@@ -8,13 +8,17 @@ random numbers of its own, keyed by seed and id, so it does not depend on the ba
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, final
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffleak.diffusion.denoiser import Denoiser
+from diffleak.diffusion.conditions import chosen
+from diffleak.diffusion.denoiser import Denoiser, counting
 from diffleak.diffusion.noise import Noise, generators
 from diffleak.diffusion.schedule import Schedule
 
@@ -46,6 +50,36 @@ def sample(
             x = sampler.step(turns(sampler.scale_model_input(x, t), t, cond), t, x, **random).prev_sample
             on_step(len(x))
     return x
+
+
+def sample_alike(
+    denoiser: Denoiser,
+    new_sampler: Callable[[], Any],
+    noise: Noise,
+    cond: Any,
+    size: int,
+    decode: Callable[[Tensor], Tensor],
+    on_step: Callable[[int], object] = lambda images: None,
+) -> Float[Tensor, "b *s"]:
+    """One decoded image per id of `noise`, in forwards of exactly `size` images: to the last bit, none depends on the others.
+
+    The last digits of a forward change with its size and not with what else is in it. The last forward repeats its last image until
+    it is full; `on_step` and a `Counted` denoiser are given the images that were wanted. cond: of all ids.
+    """
+    made = []
+    for start in range(0, len(noise.ids), size):
+        ids = noise.ids[start : start + size]
+        rows = [min(row, len(ids) - 1) for row in range(size)]
+        batch = replace(noise, ids=tuple(ids[row] for row in rows))
+        own = chosen(cond, [start + row for row in rows])
+        counted = denoiser if len(ids) == size else counting(denoiser, len(ids), size)
+        z = sample(counted, new_sampler(), batch, own, on_step=partial(_counted, on_step, len(ids)))
+        made.append(decode(z)[: len(ids)])
+    return torch.cat(made)
+
+
+def _counted(on_step: Callable[[int], object], wanted: int, drawn: int) -> None:
+    on_step(wanted)
 
 
 class Stepped(NamedTuple):

@@ -112,12 +112,22 @@ class Target:
 
 BATCH_ELEMENTS = {"cpu": 2**17, "accelerator": 2**21}
 MAX_BATCH = 256
+AT_ONCE = {"cpu": 8, "accelerator": 64}  # images
 
 
 def auto_batch_size(shape: ImageShape, device: str) -> int:
     """Images per forward: a power of two that depends on the image and the kind of device only, so that runs repeat."""
     fitting = by_device(BATCH_ELEMENTS, device) // (shape.channels * shape.height * shape.width)
     return int(min(MAX_BATCH, 2 ** max(0, int(np.log2(max(1, fitting))))))
+
+
+def drawn_at_once(latent: ImageShape, device: str, most: int | None = None) -> int:
+    """Images per forward where drawings are keyed by image and draw: a number of its own, since the last digits follow from it.
+
+    Small, so that few forwards are filled up, and for the two rows an image that guidance takes. most: where memory allows no more.
+    """
+    fitting = max(1, auto_batch_size(latent, device) // 2)
+    return min(by_device(AT_ONCE, device), fitting, fitting if most is None else most)
 
 
 def side_by_side(target: Target) -> int:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from diffleak.config import Flag, ModelConfig, Seed, Text, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, images_alone, one_source, two_sources
-from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, Resize, SkipUnreadable, Split
+from diffleak.data.config import Anonymous, AnonymousKey, DataConfig, IgnoreModelSplit, KeptDrawings, Resize, Shard, SkipUnreadable, Split
 from diffleak.data.sources import open_source
 
 DRAWS = 10  # for each caption
@@ -50,10 +50,12 @@ class ExtractConfig(ModelConfig, DataConfig):
     seed: Seed = 0
     only: int | None = Field(None, ge=0, description="Draw this one image again, by its number in extract.json, and nothing else.")
     thumbnails: bool = Field(False, description="Write the pairs as images and show them in the report (private).")
-    batch_size: int | None = Field(None, ge=1, description="Images per forward; default by their size.")
+    batch_size: int | None = Field(None, ge=1, description="Most images per forward; default by their size.")
     limit: int | None = Field(None, ge=1, description="At most this many images a side.")
     resize: Resize = False
     skip_unreadable: SkipUnreadable = False
+    drawings: KeptDrawings = None
+    shard: Shard = None
     threads: int | None = Field(None, ge=1, description="Chunks drawn side by side, one CPU thread each.")
     ignore_model_split: IgnoreModelSplit = False
     anonymous: Anonymous = False
@@ -69,6 +71,8 @@ class ExtractConfig(ModelConfig, DataConfig):
             raise ValueError("the training images must be given: --members DATA, or --data DATA with --split FILE")
         if self.output is None and (self.thumbnails or self.only is not None):
             raise ValueError("--thumbnails and --only write images: give -o DIR")
+        if self.output is None and self.shard:
+            raise ValueError("--shard draws a share into a folder that all shares have: give -o DIR")
         self.check_anonymous()
         return self
 
@@ -77,7 +81,7 @@ class ExtractConfig(ModelConfig, DataConfig):
         """The command line that repeats this."""
         if self.in_memory or IN_MEMORY in (self.members, self.nonmembers, self.data):
             return "diffleak.extract(...) from Python, with the settings recorded in extract.json,"
-        return command_line(self, "extract", ("threads", "only"))
+        return command_line(self, "extract", ("threads", "only", "shard"))
 
 
 def read_cohort(config: ExtractConfig) -> Cohort:

@@ -8,7 +8,9 @@ held-out images, by a keyed hash, sets the threshold; the rate of false copies i
 refused is refused before the first image is drawn, and the same call resumes: finished drawings are kept in the output folder.
 
 The noise of a drawing for a caption is keyed by image and draw as `black_box` keys it, so it is the image that this attack is given at
-the same seed, steps and guidance.
+the same seed, steps and guidance. With `drawings`, a folder, each of the two reads what the other has drawn.
+
+Several workers draw a share each. The shard that finds all chunks done compares and writes; of those that a launcher started, the first.
 """
 
 import tempfile
@@ -36,7 +38,7 @@ from diffleak.errors import UserError
 from diffleak.extraction.config import DRAWS, IMAGES, ExtractConfig, read_cohort
 from diffleak.extraction.nearest import Distance, Nearest, distances
 from diffleak.extraction.sides import Side, read_sides, tally_of, without_near_duplicates
-from diffleak.generation import Drawing, draw, draw_one, plan_drawing
+from diffleak.generation import Drawing, Drawings, draw, draw_one, draw_share, drawings_of, images_read, plan_drawing
 from diffleak.hub.encoders import Extractor, open_extractor, probe
 from diffleak.records.audit import Membership
 from diffleak.records.base import now
@@ -50,6 +52,7 @@ from diffleak.report.wording import adapter
 from diffleak.stats import extraction as stats
 from diffleak.work.files import checked_folder, open_to_others
 from diffleak.work.progress import say
+from diffleak.work.shares import Share, share_of, wait_for_others, workers_of
 
 CALIBRATE = 0.5  # of the held-out images
 
@@ -146,7 +149,7 @@ def extract(
         `record`, as in extract.json, and what its page shows.
 
     Raises:
-        UserError: For what cannot be searched.
+        UserError: For what cannot be searched, and where other workers have not finished.
     """
     spec = {"extractor": str(extractor)} if isinstance(extractor, str | Path) else {}
     name = {} if isinstance(model, Target) else {"model": str(model)}
@@ -156,6 +159,8 @@ def extract(
         raise UserError("only is for the command line: drawings of a search are in its `drawings`, by number")
     target = model if isinstance(model, Target) else None
     found = search(config, target, extractor if callable(extractor) else None, cohort)
+    if found is None:
+        raise UserError("other shards have not finished; run them, then this call again")
     if config.output:
         found.save(config.output, config.thumbnails)
     return found
@@ -198,7 +203,7 @@ def prepare(
 
 def _captions(config: ExtractConfig, target: Target, cohort: Cohort) -> dict[str, str] | None:
     """The caption of every image by its id; None for a model that takes none."""
-    unused = ("images",) if target.text is not None else ("draws", "captions", "guidance_scale")
+    unused = ("images",) if target.text is not None else ("draws", "captions", "guidance_scale", "drawings")
     given = next((key for key in unused if getattr(config, key) is not None), None)
     if given and target.text is not None:
         raise UserError("a text-to-image model draws for each caption: give the number for each with --draws in place of --images")
@@ -235,6 +240,7 @@ def _plan(
         prompts=prompts,
         guidance_scale=config.guidance_scale,
         ids=ids,
+        batch_size=config.batch_size,
     )
     return drawing, captions
 
@@ -249,11 +255,24 @@ def draw_again(config: ExtractConfig) -> Path:
 
 
 def search(
-    config: ExtractConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None, cohort: Cohort | None = None
-) -> Extracted:
-    """Everything that a config says; keeps the drawings in its output folder, nothing without one."""
+    config: ExtractConfig,
+    target: Target | None = None,
+    extractor: Callable[..., Any] | None = None,
+    cohort: Cohort | None = None,
+    share: Share | None = None,
+) -> Extracted | None:
+    """Everything that a config says; keeps the drawings in its output folder, nothing without one.
+
+    share: of the drawings, by default that of `--shard` or of a launcher. None when other workers still have some to do.
+    """
     started = time.monotonic()
+    share = share_of(config.shard) if share is None else share
+    if share.count > 1 and config.output is None:
+        raise UserError("workers that share the drawing need one folder: give -o DIR")
     prepared = prepare(config, target, extractor, cohort)
+    kept = _kept(prepared)
+    if kept:
+        kept.claim()
     say(prepared.describe())
     needed, calibrate = stats.images_needed(config.false_copies), int(prepared.calibrate.sum())
     if prepared.held_out and calibrate < needed:
@@ -267,24 +286,65 @@ def search(
     if folder and open_to_others(folder):
         say(f"others on this machine may read {folder}, which names images and may hold copies of them: chmod 700 {folder}")
     before = time.monotonic()
-    drawings = _drawn(prepared, folder)
+    if folder and share.count > 1 and not _share_drawn(prepared, folder, kept, share):
+        return None
+    drawings, read = _drawn(prepared, folder, kept)
     drawn = time.monotonic()
     found = [_compared(prepared, each) for each in distances(drawings, prepared.encoder)]
     pairs = _pairs(prepared, found)
     costs = ExtractCosts(
-        forwards=len(drawings) * prepared.drawing.forwards,
+        forwards=(len(drawings) - read) * prepared.drawing.forwards,
+        drawings_read=read,
         seconds_drawing=round(drawn - before, 3),
         seconds_comparing=round(before - started + time.monotonic() - drawn, 3),
     )
     return Extracted(_record(prepared, found, pairs, costs), drawings, prepared.members)
 
 
-def _drawn(prepared: Prepared, folder: Path | None) -> UInt8[np.ndarray, "k h w c"]:
-    config = prepared.config
+def _kept(prepared: Prepared) -> Drawings | None:
+    """Where the drawings are kept that other commands may read; None without --drawings."""
+    drawing, folder = prepared.drawing, prepared.config.drawings
+    if folder is None:
+        return None
+    assert drawing.guidance_scale is not None and drawing.at_once is not None, "of text-to-image models"
+    return drawings_of(
+        folder,
+        drawing.target,
+        str(drawing.shape),
+        drawing.seed,
+        drawing.sampler,
+        drawing.steps,
+        drawing.guidance_scale,
+        drawing.at_once,
+        prepared.key,
+    )
+
+
+def _share_drawn(prepared: Prepared, folder: Path, kept: Drawings | None, share: Share) -> bool:
+    """Draws a worker's share; True when all shares are drawn and this worker is the one that compares and writes."""
+    config, chunks = prepared.config, [*prepared.drawing.chunks]
+    missing = draw_share(prepared.drawing, folder, share, config.batch_size, config.threads, kept)
+    if config.shard:
+        if left := missing():
+            say(
+                f"shard {config.shard} is done; {len(left)} chunks of drawings of shard {workers_of(chunks, left, share.count)} are not: "
+                "run these, or this same command again when they are"
+            )
+        return not left
+    if share.rank:
+        say(f"worker {share.rank + 1} of {share.count} is done; worker 1 compares the drawings when all are there")
+        return False
+    wait_for_others(missing, chunks, share, "chunks of drawings")
+    return True
+
+
+def _drawn(prepared: Prepared, folder: Path | None, kept: Drawings | None) -> tuple[UInt8[np.ndarray, "k h w c"], int]:
+    """The drawings, and how many of them were read from those that are kept."""
+    config, drawing = prepared.config, prepared.drawing
     if folder:
-        return draw(prepared.drawing, folder, config.batch_size, config.threads)
+        return draw(drawing, folder, config.batch_size, config.threads, kept), images_read(drawing, folder)
     with tempfile.TemporaryDirectory() as temporary:
-        return draw(prepared.drawing, Path(temporary), config.batch_size, config.threads)
+        return _drawn(prepared, Path(temporary), kept)
 
 
 class Compared(NamedTuple):

@@ -39,6 +39,7 @@ from diffleak.sweep.checkpoints import Checkpoint as Found
 from diffleak.sweep.run import sweep
 from diffleak.work.files import checked_folder
 from diffleak.work.progress import say
+from diffleak.work.shares import Share
 
 AUDITS, DRAWINGS, BASE = "audits", "drawings", "base"
 SHARED = ("model_config", "seed", "dtype", "device", "offload", "threads", "exif", "alpha", "white")  # settings of both commands
@@ -158,7 +159,8 @@ def _extracted(config: LoraConfig, captions: str, adapter: Found | None, folder:
     settings = {key: value for key, value in config.model_dump().items() if key in given}
     of_adapter = {"lora": adapter.path, "lora_scale": config.lora_scale} if adapter else {}
     extract = {"model": config.base, "members": config.pictures, "captions": captions, "steps": config.draw_steps, "resize": True}
-    made = search(build(ExtractConfig, settings, of_adapter, extract, {"output": folder}))
+    made = search(build(ExtractConfig, settings, of_adapter, extract, {"output": folder}), share=Share(0, 1))
+    assert made is not None, "all of it is this worker's"
     made.save(folder, config.thumbnails)
     return made.record
 

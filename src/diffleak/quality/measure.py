@@ -36,7 +36,7 @@ from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate, now
 from diffleak.records.digests import write_recorded
 from diffleak.records.images import refuse_other_reading
-from diffleak.records.quality import FILE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
+from diffleak.records.quality import FILE, PAGE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
 from diffleak.records.run_folder import read_plan
 from diffleak.report import to_html
 from diffleak.report.pages.quality import Pictures, page
@@ -64,7 +64,7 @@ class Measured:
         of = None if training is None else (lambda image_id: png(fit(training.of(image_id), self.shape, True, image_id)))
         html = to_html(page(self.record, Pictures(lambda i: png(self.images[i]), of)))
         scores = (SCORES,) if self.record.scores and (folder / SCORES).is_file() else ()
-        write_recorded(folder, {"quality.html": html, FILE: self.record.model_dump_json(indent=2)}, scores, replaces=SCORES)
+        write_recorded(folder, {PAGE: html, FILE: self.record.model_dump_json(indent=2)}, scores, replaces=SCORES)
 
 
 def measure_quality(model: "str | Path | Target", extractor: Any = None, **settings: Any) -> Measured:

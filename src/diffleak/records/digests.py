@@ -9,6 +9,8 @@ Digests find an edit that was made by accident or without care: who edits a file
     whole = SHA-256 of the lines "<sha256>  <path>" of plan.json, audit.json, samples.csv and scores/*.parquet, sorted by path
 
 which is what `sha256sum plan.json audit.json samples.csv scores/*.parquet | LC_ALL=C sort -k2 | sha256sum` prints.
+
+Commands that end in one folder at the same time write the file one after the other, each with the digests of those before it.
 """
 
 import hashlib
@@ -19,7 +21,7 @@ from typing import Literal, NamedTuple
 
 from diffleak.errors import WHY, DiffleakError, UserError, refusing, shown
 from diffleak.records.base import Record, Version, now, read_json
-from diffleak.work.files import checked_folder, hash_file, write_bytes, write_text
+from diffleak.work.files import checked_folder, hash_file, in_turn, write_bytes, write_text
 from diffleak.work.progress import say
 from diffleak.work.reading import Unreadable
 
@@ -42,7 +44,8 @@ SCORES = "scores/*.parquet"
 MADE_WITH_IT = ("geometry.parquet", "influence.npy", "complexity.parquet", "maps.npy", "chosen.json")
 PAGES = (".html", ".pdf")  # endings of what is written again from the records, so it may change
 KEPT_BACK = ("anonymous.key", "ids.csv")  # of an anonymous run, and never passed on
-BOOKKEEPING = ("seconds", "latents", "influence", "distortion", "reconstruction", "generated", ".inputs")  # folders of no result
+MEASURED = ("latents", "influence", "distortion", "reconstruction")
+BOOKKEEPING = ("seconds", *MEASURED, "generated", "drawings", ".inputs")  # folders of no result
 
 Status = Literal["recorded", "edited", "missing", "unknown"]
 
@@ -139,7 +142,7 @@ def write_recorded(folder: Path, files: Mapping[str, str | bytes], also: Iterabl
     names, before = (*files, *also), _read(checked_folder(folder))
     stale = lambda path: path in names or path.startswith(replaces)
     if before and any(map(stale, before.files)):
-        _write(folder, {}, before.whole, gone=stale)
+        _write(folder, {}, gone=stale)
     for path, content in files.items():
         checked_folder((folder / path).parent)
         if isinstance(content, str):
@@ -151,8 +154,7 @@ def write_recorded(folder: Path, files: Mapping[str, str | bytes], also: Iterabl
 
 def add_digests(folder: Path, names: Iterable[str]) -> None:
     """Writes the digests of these files beside those that the folder has already."""
-    before = _read(folder)
-    _write(folder, _hashed(folder, names), total=before.whole if before else None)
+    _write(folder, _hashed(folder, names))
 
 
 def update_report(folder: Path, name: str = REPORT) -> None:
@@ -309,9 +311,11 @@ def _read(folder: Path) -> Digests | None:
     return found
 
 
-def _write(folder: Path, files: Mapping[str, str], total: str | None, gone: Callable[[str], bool] = lambda path: False) -> None:
-    """Writes digests beside those that are there; of these the `gone` ones are left out."""
-    before = _read(folder)
-    kept = {path: found for path, found in (before.files if before else {}).items() if not gone(path)}
-    made = Digests(diffleak=version("diffleak"), created=now(), files=dict(sorted((kept | dict(files)).items())), whole=total)
-    write_text(folder / FILE, made.model_dump_json(indent=2))
+def _write(folder: Path, files: Mapping[str, str], total: str | None = None, gone: Callable[[str], bool] = lambda path: False) -> None:
+    """Writes digests beside those that are there; of these the `gone` ones are left out. total: `whole`, by default as it is there."""
+    with in_turn(folder):
+        before = _read(folder)
+        kept = {path: found for path, found in (before.files if before else {}).items() if not gone(path)}
+        files, total = dict(sorted((kept | dict(files)).items())), total or (before.whole if before else None)
+        made = Digests(diffleak=version("diffleak"), created=now(), files=files, whole=total)
+        write_text(folder / FILE, made.model_dump_json(indent=2))

@@ -69,7 +69,9 @@ class ExtractCosts(Record):
     """What the search took."""
 
     forwards: int
-    """Denoiser forwards of one image each, for all drawings."""
+    """Denoiser forwards of one image each that were made for the drawings."""
+    drawings_read: int = 0
+    """Number of drawings that were read from a folder of drawings; no forwards were made for them."""
     seconds_drawing: float
     """Wall-clock seconds of drawing in this call; drawings of earlier calls are not in it."""
     seconds_comparing: float

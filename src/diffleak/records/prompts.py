@@ -6,10 +6,11 @@ cannot be estimated is null, with the reason beside it.
 
 import csv
 import io
+from pathlib import Path
 from typing import Literal
 
 from diffleak.records.audit import Result
-from diffleak.records.base import Record
+from diffleak.records.base import Record, read_json
 from diffleak.records.plan import Adapter, Embedding, Environment
 from diffleak.records.scores import Direction
 
@@ -145,3 +146,10 @@ def to_csv(record: PromptsRecord) -> str:
         numbers = (getattr(row, name) for name in columns)
         writer.writerow([row.prompt, "" if row.memorised is None else int(row.memorised), *("" if x is None else repr(x) for x in numbers)])
     return out.getvalue()
+
+
+def read_prompts(folder: Path) -> PromptsRecord:
+    """The record of a folder; raises `UserError` for a file that holds none."""
+    return read_json(
+        folder / FILE, PromptsRecord, must="must be a prompts.json as `diffleak prompts` writes it", advice="repeat that command"
+    )

@@ -14,7 +14,8 @@ from diffleak.records.base import Estimate, Record, read_json
 from diffleak.records.images import Alpha, Exif, Tally
 from diffleak.records.plan import Environment, OfDrawings
 
-FILE = "quality.json"
+FILE, PAGE = "quality.json", "quality.html"
+DRAWN = "generated"  # the folder beside them of the images that were drawn
 
 R = TypeVar("R", bound=Record)
 

@@ -162,11 +162,14 @@ class Spent:
     saved: int = 0
     """Denoiser forwards, summed over the images, that another attack had made already."""
     halved_to: int | None = None
-    """Images in the smallest batch that memory had room for; null where it had room for those of the plan."""
+    """Number of images in the smallest batch that memory had room for; null where it had room for those of the plan."""
+    read: int = 0
+    """Denoiser forwards, summed over the images, whose drawings were read from a folder."""
 
     def __add__(self, other: "Spent") -> "Spent":
         halved = [each.halved_to for each in (self, other) if each.halved_to is not None]
-        return Spent(self.seconds + other.seconds, self.saved + other.saved, min(halved, default=None))
+        least = min(halved, default=None)
+        return Spent(self.seconds + other.seconds, self.saved + other.saved, least, self.read + other.read)
 
 
 def plan_id(plan: Record) -> str:
@@ -200,8 +203,7 @@ def write_chunk(
     spent: Spent,
 ) -> None:
     """Writes the statistics of n images under m labels at k timesteps, and what they took."""
-    halved = "" if spent.halved_to is None else f" {spent.halved_to}"
-    write_text(_seconds_file(path), f"{spent.seconds:.4f} {spent.saved}{halved}\n")
+    write_text(_seconds_file(path), f"{spent.seconds:.4f} {spent.saved} {spent.halved_to or 0} {spent.read}\n")
     write_parquet(path, _table(ids, labels, timesteps, statistic, meta))
 
 
@@ -235,10 +237,11 @@ def read_spent(path: Path) -> Spent:
     """What a file of scores took; nothing where nothing says so, or no such thing. Earlier versions wrote the seconds alone."""
     try:
         seconds, *counts = load_text(_seconds_file(path)).split()
-        spent = Spent(float(seconds), *(int(float(count)) for count in counts[:2]))
+        saved, halved, read = (int(float(count)) for count in (*counts, "0", "0", "0")[:3])
+        spent = Spent(float(seconds), saved, halved or None, read)
     except (ValueError, OverflowError):
         return Spent()
-    known = 0 <= spent.seconds < inf and spent.saved >= 0 and (spent.halved_to is None or spent.halved_to >= 1)
+    known = 0 <= spent.seconds < inf and spent.saved >= 0 and spent.read >= 0 and (spent.halved_to is None or spent.halved_to >= 1)
     return spent if known else Spent()
 
 

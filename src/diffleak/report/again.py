@@ -1,40 +1,95 @@
 """The pages of folders that are no audit's, from their records: what `diffleak report` writes for them. No torch."""
 
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffleak.errors import UserError
-from diffleak.records import check, comparison, extraction, inquiry, lora
+from diffleak.data.pixels import png
+from diffleak.errors import WHY, UserError, refusing
+from diffleak.records import check, comparison, extraction, inquiry, lora, prompts, quality
 from diffleak.records.base import Record
-from diffleak.records.digests import RECORDS, refuse_edited_or_say, update_report
+from diffleak.records.digests import refuse_edited_or_say, update_report
 from diffleak.records.extraction import PAIRS, ExtractionRecord
-from diffleak.report.media.html import to_html
+from diffleak.records.gate import read_gate
+from diffleak.report.media.html import PICTURE, to_html
 from diffleak.report.media.markdown import to_markdown
 from diffleak.report.pages import check as check_page
 from diffleak.report.pages import comparison as comparison_page
 from diffleak.report.pages import extraction as extraction_page
 from diffleak.report.pages import inquiry as inquiry_page
 from diffleak.report.pages import lora as lora_page
+from diffleak.report.pages import prompts as prompts_page
+from diffleak.report.pages import quality as quality_page
 from diffleak.report.section import Page
 from diffleak.report.sections.extraction import SHOWN, Pictures
-from diffleak.work.files import write_text
+from diffleak.report.sections.quality import Pictures as QualityPictures
+from diffleak.work.files import check_seal, write_text
+from diffleak.work.reading import Unreadable, load_npy
 
 
 class Kind(NamedTuple):
-    """How the record of a folder is read, and its page is made and called."""
+    """How the record of a folder is read, and how its page is made of both and called."""
 
     read: Callable[[Path], Any]
-    page: Callable[[Any], Page]
+    page: Callable[[Any, Path], Page]
     file: str
 
 
+def _quality(record: quality.QualityRecord, folder: Path) -> Page:
+    """The page with the images that were drawn, which lie in the folder, and without training images, which do not."""
+    return quality_page.page(record, QualityPictures(_drawn(folder, record.images), None))
+
+
+def _drawn(folder: Path, images: int) -> Callable[[int], bytes]:
+    """The images of a quality measurement as PNGs, by number; raises `UserError` where the folder does not have them."""
+    files = sorted((folder / quality.DRAWN).glob("images-[0-9]*.npy"))
+    with refusing(Unreadable, f"an image in {folder / quality.DRAWN} cannot be read ({WHY}); repeat the quality command"):
+        for file in files:
+            check_seal(file)
+        chunks = [load_npy(file) for file in files]
+    found = sum(map(len, chunks))
+    if found != images:
+        raise UserError(
+            f"the page of {quality.FILE} shows images that were drawn, and {folder / quality.DRAWN} has {found} of {images}: "
+            "repeat the quality command with this folder as its -o"
+        )
+    starts = [sum(map(len, chunks[:number])) for number in range(len(chunks))]
+
+    def drawn(image: int) -> bytes:
+        number = bisect_right(starts, image) - 1
+        return png(chunks[number][image - starts[number]])
+
+    return drawn
+
+
+def _prompts(record: prompts.PromptsRecord, folder: Path) -> Page:
+    """The page without what the model drew, which takes its decoder; raises `UserError` where that would take images off a page."""
+    path = folder / prompts.PAGE
+    if path.is_file() and PICTURE in path.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{path} shows images that the model decodes, and its record has none: repeat the prompts command, which writes it")
+    return prompts_page.page(record)
+
+
+def _of_record(page: Callable[[Any], Page]) -> Callable[[Any, Path], Page]:
+    """A page that is made of the record alone."""
+    return lambda record, folder: page(record)
+
+
 KINDS = {
-    lora.FILE: Kind(lora.read_lora, lora_page.page, lora.PAGE),
-    inquiry.FILE: Kind(inquiry.read_inquiry, inquiry_page.page, inquiry.PAGE),
-    extraction.FILE: Kind(lambda folder: extraction.read_extraction(folder / extraction.FILE), extraction_page.page, extraction.PAGE),
-    comparison.FILE: Kind(lambda folder: comparison.read_comparison(folder / comparison.FILE), comparison_page.page, comparison.PAGE),
-    check.FILE: Kind(check.read_check, check_page.page, check.PAGE),
+    lora.FILE: Kind(lora.read_lora, _of_record(lora_page.page), lora.PAGE),
+    inquiry.FILE: Kind(inquiry.read_inquiry, _of_record(inquiry_page.page), inquiry.PAGE),
+    extraction.FILE: Kind(
+        lambda folder: extraction.read_extraction(folder / extraction.FILE), _of_record(extraction_page.page), extraction.PAGE
+    ),
+    comparison.FILE: Kind(
+        lambda folder: comparison.read_comparison(folder / comparison.FILE),
+        lambda record, folder: comparison_page.page(record, read_gate(folder)),
+        comparison.PAGE,
+    ),
+    check.FILE: Kind(check.read_check, _of_record(check_page.page), check.PAGE),
+    quality.FILE: Kind(lambda folder: quality.read_quality(folder / quality.FILE, quality.QualityRecord), _quality, quality.PAGE),
+    prompts.FILE: Kind(prompts.read_prompts, _prompts, prompts.PAGE),
 }
 FORMS = ("html", "markdown", "pdf")
 
@@ -69,7 +124,7 @@ def write_again(folder: Path, form: str, thumbnails: bool = False) -> tuple[Writ
 
 def _write(folder: Path, kind: Kind, form: str, thumbnails: bool) -> Written:
     record = kind.read(folder)
-    page = extraction_page.page(record, _pictures(folder, record)) if thumbnails else kind.page(record)
+    page = extraction_page.page(record, _pictures(folder, record)) if thumbnails else kind.page(record, folder)
     file = folder / kind.file
     if form == "pdf":
         from diffleak.report.media.pdf import write_pdf
@@ -97,10 +152,3 @@ def _pictures(folder: Path, record: Record) -> Pictures:
 def as_markdown(written: tuple[Written, ...]) -> str:
     """The pages one after the other."""
     return "\n".join(to_markdown(each.page) for each in written)
-
-
-def refuse_others(folder: Path) -> None:
-    """Raises `UserError` for a folder whose record has no page that can be made again from it alone."""
-    there = [name for name in RECORDS if (folder / name).is_file() and name not in KINDS]
-    if there and not kinds_in(folder) and not {"audit.json", "sweep.json"} & {*there}:
-        raise UserError(f"the page of {there[0]} shows images that were drawn: repeat its command, which keeps the drawings")

@@ -74,6 +74,8 @@ def checkpoints(config: AuditConfig) -> Checkpoints | None:
     paths = [*dict.fromkeys(os.path.normpath(path) for part in parts for path in sorted(_matching(part), key=_by_number))]
     for path in paths if config.model_from is None else ():  # what a function of the user's own opens is its own affair
         check(Path(path))
+    if config.drawings is not None:
+        raise UserError("--drawings keeps the drawings of one model, and a sweep audits several: leave it out, or audit one checkpoint")
     if len(paths) < 2:
         raise UserError(f"a sweep needs two checkpoints at least; found {listed(paths)}: name it without * to audit one")
     return _ordered(key, paths, *_steps(paths, config.steps))

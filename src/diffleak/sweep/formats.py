@@ -4,6 +4,7 @@ from pathlib import Path
 
 from diffleak.errors import UserError
 from diffleak.records import digests
+from diffleak.records.gate import read_gate
 from diffleak.records.sweep import SweepRecord, read_sweep
 from diffleak.report import to_html, to_markdown
 from diffleak.report.pages.sweep import page
@@ -22,12 +23,13 @@ def formatted(folder: Path, form: str) -> tuple[SweepRecord, str]:
     if form in ("card", "latex", "csv"):
         what = "a model card" if form == "card" else "a table of attacks"
         raise UserError(f"{folder} is a sweep, and {what} is of one model: give the run of the checkpoint that you release")
+    made = page(record, read_gate(folder))
     if form == "pdf":
         from diffleak.report.media.pdf import write_pdf
 
-        write_pdf(page(record), folder / PDF)
+        write_pdf(made, folder / PDF)
         digests.update_report(folder, PDF)
         return record, f"report: {folder / PDF}"
-    write_text(folder / digests.REPORT, to_html(page(record)), private=True)
+    write_text(folder / digests.REPORT, to_html(made), private=True)
     digests.update_report(folder)
-    return record, to_markdown(page(record)) if form == "markdown" else f"report: {folder / digests.REPORT}"
+    return record, to_markdown(made) if form == "markdown" else f"report: {folder / digests.REPORT}"

@@ -23,6 +23,7 @@ from diffleak.gating.limits import LIMITS
 from diffleak.records import digests
 from diffleak.records.audit import AuditRecord
 from diffleak.records.base import written
+from diffleak.records.gate import read_gate
 from diffleak.records.plan import Plan
 from diffleak.records.sweep import FILE, Point, SweepRecord
 from diffleak.report import to_html
@@ -146,7 +147,7 @@ def save(record: SweepRecord, folder: Path) -> None:
     from diffleak.report.pages.sweep import page
 
     runs = [name for point in record.points if (folder / (name := f"{point.run}/{digests.AUDIT}")).is_file()]
-    digests.write_recorded(folder, {digests.REPORT: to_html(page(record)), FILE: record.model_dump_json(indent=2)}, runs)
+    digests.write_recorded(folder, {digests.REPORT: to_html(page(record, read_gate(folder))), FILE: record.model_dump_json(indent=2)}, runs)
 
 
 def gate(record: SweepRecord) -> None:

@@ -105,6 +105,28 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Lets one process or thread after another in, to change a file of a folder that several write; the others wait.
+
+    It is for moments only, and must not be entered again inside. The lock is the folder's own, so no file is left, and it ends with its
+    process, however that ends. Where the system has no such locks all are let in.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, PermissionError):  # Windows has no such locks, and opens no folders
+        yield
+        return
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def scratch(place: Path, prefix: str) -> Iterator[Path]:
     """A new folder in `place` that is removed at the end, with those of this prefix that a process left when it was killed.
 

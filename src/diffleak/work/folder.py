@@ -197,7 +197,7 @@ def in_chunks(
         key, before, now = changed[0]
         return f"{folder.path} holds {what} {made} {key.replace('_', ' ')} {before}, now it is {now}; choose another folder"
 
-    files = {chunk: _chunk_file(what, chunk) for chunk in chunks}
+    files = {chunk: chunk_file(what, chunk) for chunk in chunks}
     work, cost = {chunk: [file] for chunk, file in files.items()}, lambda chunk: forwards * len(chunks[chunk])
     job = lambda chunk, tick: folder.save(files[chunk], compute(chunks[chunk], tick))
     unnamed = folder.unnamed(what) if plan["model_fingerprint"] == UNKNOWN else None
@@ -222,10 +222,11 @@ def in_chunks(
 def row_on_disk(folder: Folder, what: str, chunks: Mapping[int, range], row: int) -> np.void:
     """One row of those that `in_chunks` wrote, with all of its fields; raises `UserError` for a damaged chunk."""
     chunk, rows = next((chunk, rows) for chunk, rows in chunks.items() if row in rows)
-    return folder.load(_chunk_file(what, chunk))[row - rows.start].copy()  # type: ignore[no-any-return]
+    return folder.load(chunk_file(what, chunk))[row - rows.start].copy()  # type: ignore[no-any-return]
 
 
-def _chunk_file(what: str, chunk: int) -> str:
+def chunk_file(what: str, chunk: int) -> str:
+    """The file of a chunk that `in_chunks` wrote."""
     return f"{what}-{chunk:05d}.npy"
 
 

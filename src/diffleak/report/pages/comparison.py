@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from diffleak.errors import visible
 from diffleak.records.comparison import Comparison
+from diffleak.records.gate import Gated
 from diffleak.report.section import Page, Section, page_of
 from diffleak.report.sections import glossary, limits, verdict, warnings
+from diffleak.report.sections.audit.gates import checked
 from diffleak.report.sections.comparison import attacks, figures, made, swap
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
 from diffleak.report.wording import count, entries
@@ -36,28 +38,31 @@ LIMITS = entries("""
     Averages. | AUC is about a typical image. A few images can stay exposed; the rates at few false alarms look there.
 """)
 
-SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
-    lambda record: verdict(comparison_verdict(record)),
-    lambda record: warnings(record.warnings),
-    attacks.pooled,
-    attacks.worst,
-    figures.differences,
-    figures.quality,
-    swap.section,
-    attacks.section,
-    lambda record: limits(LIMITS, "What this does not show", differences=count(record.differences)),
-    lambda record: glossary(GLOSSARY),
-    made.section,
+Make = Callable[[Comparison, Gated | None], Section | None]
+
+SECTIONS: tuple[Make, ...] = (
+    lambda record, gated: verdict(comparison_verdict(record)),
+    lambda record, gated: warnings(record.warnings),
+    lambda record, gated: checked(gated),
+    lambda record, gated: attacks.pooled(record),
+    lambda record, gated: attacks.worst(record),
+    lambda record, gated: figures.differences(record),
+    lambda record, gated: figures.quality(record),
+    lambda record, gated: swap.section(record),
+    lambda record, gated: attacks.section(record),
+    lambda record, gated: limits(LIMITS, "What this does not show", differences=count(record.differences)),
+    lambda record, gated: glossary(GLOSSARY),
+    lambda record, gated: made.section(record),
 )
-OF_INVALID = (SECTIONS[0], made.section)  # with an invalid run only why there are no numbers, and how it was made
+OF_INVALID = (SECTIONS[0], SECTIONS[-1])  # with an invalid run only why there are no numbers, and how it was made
 
 
-def page(record: Comparison) -> Page:
-    """The report."""
+def page(record: Comparison, gated: Gated | None = None) -> Page:
+    """The report; gated: what `diffleak gate` checked."""
     names = visible(", ".join(entry.name for entry in record.entries))
     return page_of(
         record,
-        (make(record) for make in (OF_INVALID if invalid_runs(record) else SECTIONS)),
+        (make(record, gated) for make in (OF_INVALID if invalid_runs(record) else SECTIONS)),
         title=f"Comparison of {len(record.entries)} audits",
         heading="Comparison of audits",
         meta=f"{names} · baseline {visible(record.baseline.name)}",

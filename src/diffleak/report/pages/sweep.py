@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 from diffleak.errors import visible
 from diffleak.records.digests import FILE as DIGESTS
+from diffleak.records.gate import Gated
 from diffleak.records.sweep import Point, SweepRecord
 from diffleak.report.judgement import Verdict
 from diffleak.report.section import Block, Facts, Page, Section, Sentences, Tabulated, figure, page_of, prose
 from diffleak.report.sections import FOR_THE_FILE, LINE, glossary, limits, reproduce, verdict, warnings
+from diffleak.report.sections.audit.gates import checked, sentence
 from diffleak.report.table import Cell, Column, Table, difference_cell, estimate_cell, rate_cell, tabulate
 from diffleak.report.wording import GROUPS, IMAGES, count, entries, interval, moment
 
@@ -26,26 +28,27 @@ LIMITS = entries("""
     The steps between. | The curve says nothing of a checkpoint that was not audited.
 """)
 
-SECTIONS: tuple[Callable[[SweepRecord], Section | None], ...] = (
-    lambda record: verdict(judged(record)),
-    lambda record: warnings(record.warnings),
-    lambda record: Section("curve", "Leak against training step", (), "Curve", later=lambda: _curves(record)),
-    lambda record: _table(record),
-    lambda record: limits(LIMITS, points=count(len(record.points))),
-    lambda record: _file(record),
-    lambda record: glossary(GLOSSARY),
-    lambda record: reproduce(record.command, prose("Each checkpoint has a run folder beside this page, with a report of its own.")),
+SECTIONS: tuple[Callable[[SweepRecord, Gated | None], Section | None], ...] = (
+    lambda record, gated: verdict(judged(record)),
+    lambda record, gated: warnings(record.warnings),
+    lambda record, gated: Section("curve", "Leak against training step", (), "Curve", later=lambda: _curves(record)),
+    lambda record, gated: _table(record),
+    lambda record, gated: checked(gated),
+    lambda record, gated: limits(LIMITS, points=count(len(record.points))),
+    lambda record, gated: _file(record),
+    lambda record, gated: glossary(GLOSSARY),
+    lambda record, gated: reproduce(record.command, prose("Each checkpoint has a run folder beside this page, with a report of its own.")),
 )
 
 
-def page(record: SweepRecord) -> Page:
-    """The report."""
+def page(record: SweepRecord, gated: Gated | None = None) -> Page:
+    """The report; gated: what `diffleak gate` checked."""
     steps = [point.step for point in record.points]
     sides = _sides(record)
     what = {"lora": "adapters", "network": "networks", "model": "models"}[record.swept]
     return page_of(
         record,
-        (make(record) for make in SECTIONS),
+        (make(record, gated) for make in SECTIONS),
         title=f"Sweep over {len(record.points)} checkpoints",
         heading="Sweep over checkpoints",
         meta=f"{len(record.points)} {what}, steps {count(steps[0])} to {count(steps[-1])} · {sides}",
@@ -124,8 +127,6 @@ def _table(record: SweepRecord) -> Section:
 
 def _failed(record: SweepRecord) -> tuple[Block, ...]:
     """The limits that the last checkpoint does not meet."""
-    from diffleak.report.sections.audit.gates import sentence
-
     last = record.points[-1]
     said = tuple(f"{visible(last.name)}: {sentence(gate)}" for gate in last.gates if not gate.passed)
     return (Sentences(said, tuple("failed" for _ in said)),) if said else ()

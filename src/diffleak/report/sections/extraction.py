@@ -167,7 +167,8 @@ def made(record: ExtractionRecord) -> Iterator[tuple[str, str]]:
         yield "Held-out images", of_images(record.held_out) + left
     costs = record.costs
     spent = f"this call drew for {duration(costs.seconds_drawing)} and compared for {duration(costs.seconds_comparing)}"
-    yield "Cost", f"{count(costs.forwards)} forwards of one image each; {spent}"
+    read = f", {count(costs.drawings_read)} drawings read that were drawn before" if costs.drawings_read else ""
+    yield "Cost", f"{count(costs.forwards)} forwards of one image each{read}; {spent}"
     yield "Device", device(record.environment)
     yield "Versions", versions(record.environment)
     yield "Record", f"{FILE}, schema version {record.schema_version}"

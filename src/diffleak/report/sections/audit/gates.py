@@ -4,18 +4,35 @@ from collections.abc import Sequence
 
 from diffleak.errors import visible
 from diffleak.records.audit import Gate
+from diffleak.records.gate import Gated
 from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Sentences, prose
 from diffleak.report.wording import count, moment
 
+OUTDATED = "diffleak gate checked an earlier record of this folder: repeat it"
+
 
 def section(audit: Audited) -> Section | None:
     """The limits that are met, and those that are not."""
-    gates = audit.gates
+    return _made(audit.gates, audit.gated if audit.gated and audit.gated.holds else None)
+
+
+def checked(gated: Gated | None) -> Section | None:
+    """What `diffleak gate` found in a sweep or a comparison; None where nobody checked it."""
+    if gated is None:
+        return None
+    if not gated.holds:
+        return Section("gates", "Limits", (prose(f"{OUTDATED}."),), "Limits set", "Limits set", "checks")
+    return _made(gated.record.checks, gated)
+
+
+def _made(gates: Sequence[Gate], gated: Gated | None) -> Section | None:
     marks = tuple("passed" if gate.passed else "failed" for gate in gates)
     met = "A limit is met if the upper end of the 95 % interval is at or below it, for every attack: what cannot be excluded counts."
-    by = f" Checked by diffleak gate: {moment(audit.gated.record.created)}." if audit.gated and audit.gated.holds else ""
-    blocks = (prose(met + by), Sentences(tuple(map(sentence, gates)), marks))
+    by = f" Checked by diffleak gate: {moment(gated.record.created)}." if gated else ""
+    passing = gated.record.last_passing if gated else None
+    last = f" The last checkpoint that passes: {visible(passing)}." if passing else ""
+    blocks = (prose(met + by + last), Sentences(tuple(map(sentence, gates)), marks))
     return Section("gates", _title(gates), blocks, "Limits set", _title(gates), "checks") if gates else None
 
 

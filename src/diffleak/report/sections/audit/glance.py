@@ -9,12 +9,11 @@ from diffleak.report.counting import held_out, trained, units
 from diffleak.report.judgement import RELEASES
 from diffleak.report.section import Facts, Section, Sentences, heading, prose
 from diffleak.report.sections import UNSHOWN
-from diffleak.report.sections.audit.gates import outcome
+from diffleak.report.sections.audit.gates import OUTDATED, outcome
 from diffleak.report.wording import count
 from diffleak.stats.blind import finding
 
 NO_LIMIT = "none was set (diffleak gate, or --max-auc and --max-tpr of the audit, set one)"
-OUTDATED = "diffleak gate checked an earlier record of this folder: repeat it"
 LIMITED = {
     "max_auc": "AUC",
     "max_tpr": "TPR at 1 % FPR",

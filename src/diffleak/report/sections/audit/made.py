@@ -104,6 +104,7 @@ def costs(audit: Audited) -> Section:
     """Forwards and time, and the price that an outsider pays."""
     costs, lead = audit.record.costs, audit.lead
     saved = f" ({count(costs.queries_saved)} more were not made, since two attacks ask the same)" if costs.queries_saved else ""
+    saved += f" ({count(costs.queries_read)} more were not made, since drawings were read)" if costs.queries_read else ""
     spent = (
         f"Scoring took {count(costs.queries)} forwards of one image each{saved} and {duration(costs.seconds)} of computing on "
         f"{visible(audit.record.environment.device_name)}, in {count(costs.chunks)} chunks; seconds of chunks that ran side by side are "
