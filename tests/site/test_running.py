@@ -30,8 +30,6 @@ NOT_TRIED = {  # pages whose commands have not been seen to run in this form yet
     "docs/defences.md:1",
     "docs/defences.md:2",
     "docs/drawings.md:0",
-    "docs/fine-tunes.md:3",
-    "docs/recipes/lora.md",
     "docs/drawings.md:1",
     "docs/inquire.md:0",
     "docs/latents.md:0",
