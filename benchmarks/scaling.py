@@ -17,7 +17,7 @@ import numpy as np
 
 COUNTS = (500, 2_000, 5_000, 20_000)
 WORKERS = (1, 2, 4)
-SHARED = 5_000
+SHARED = 2_000
 
 
 class Used(NamedTuple):

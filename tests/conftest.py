@@ -24,6 +24,16 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def clock_unwatched() -> Iterator[None]:
+    """Nothing is said only because this machine is slow; tests of that look at a clock of their own."""
+    from diffleak.work import progress
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(progress._Watch, "start", lambda self: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def few_divisions() -> Iterator[None]:
     """Small sides are divided 5 times into calibrate and test, not 25 times: what that does to the numbers is tested in tests/stats."""

@@ -405,7 +405,8 @@ def test_a_file_name_cannot_move_the_cursor_of_a_terminal(capsys, tmp_path):
     assert "\\x1b[2J\\u202eb.csv" in line and line.isprintable()
 
 
-OURS = ("plan: ", "membership: ", "images: ", "captions found: ", "halves: ", "every image is a member", "warning: ", "note: ", "teacher-")
+OURS = ("plan: ", "time: ", "membership: ", "images: ", "captions found: ", "halves: ", "every image is a member")
+OURS += ("warning: ", "note: ", "teacher-")
 FOUND = r".*: [\d,]+ images, captions .*, labels "
 BARS = (
     r"(scoring|training|reading images|encoding|embedding|drawing|asking|checking|looking|features|captioning|CLIP score).*: [\d,]+/[\d,]+ "

@@ -109,7 +109,7 @@ def test_the_table_in_the_text_is_the_record(name):
 
 
 BEFORE_GRADIENT = ("cifar10-128-1500", "cifar10-latent-vae-1250")  # audited before that attack was there
-SHOWN_WHOLE = (*BEFORE_GRADIENT, "cifar10-128-2500")
+SHOWN_WHOLE = (*BEFORE_GRADIENT, "cifar10-128-2500", "cifar10-latent-vae-2500")
 SHARPER = sorted(path.parent.name for path in (STUDIES / "sharper").glob("*/audit.json"))
 
 
@@ -123,6 +123,11 @@ def test_the_tables_of_sharper_attacks_are_their_records_whose_scores_lie_beside
     attacks = [attack for attack in audit.attacks if attack != "gradient" or name not in BEFORE_GRADIENT]
     assert record.settings["attacks"] == attacks and record.settings["timesteps"] == audit.timesteps
     assert not re.search(r"[ '=]/", record.command), "no absolute path of a machine"
+
+
+@pytest.mark.parametrize("name", ["grid", "grid-16"])
+def test_the_tables_of_the_whole_grid_are_its_rows(name):
+    assert script("sharper/grid").table(STUDIES / "sharper" / f"{name}.csv.gz") in (STUDIES / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", [*NAMES, "cifar10-vae", "cifar10-vq", "fashion-mnist-vae", "fashion-mnist-vq"])

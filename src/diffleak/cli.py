@@ -16,6 +16,7 @@ import typer
 
 from diffleak.errors import DiffleakError, GateFailed, UserError, install, one_line, refuse_other_bytes, visible
 from diffleak.options import File, command
+from diffleak.work.progress import doing
 
 if TYPE_CHECKING:
     from diffleak.auditing.config import AuditConfig, GeometryConfig
@@ -183,8 +184,9 @@ def inquire(settings: "InquireConfig", as_json: Json = False) -> None:
     """
     from diffleak.inquiry import run as api
     from diffleak.report.pages.inquiry import page
+    from diffleak.work.progress import say
 
-    prepared, output = api.prepared(settings), settings.output
+    prepared, output = api.prepared(settings, log=None if settings.dry_run else say), settings.output
     if settings.dry_run:
         return _print(prepared.summary(), as_json, "" if as_json else f"{prepared.describe()}; {prepared.estimate()}")
     if output is None:
@@ -494,7 +496,8 @@ def main() -> Never:
     try:
         for argument in sys.argv[1:]:
             refuse_other_bytes(argument)
-        code = app(standalone_mode=False) or 0
+        with doing(_called(sys.argv)):
+            code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:  # some versions of typer return it instead of raising
             raise KeyboardInterrupt
         sys.exit(code)
@@ -512,12 +515,18 @@ def main() -> Never:
         _stop(error.format_message(), 2)
 
 
+def _called(argv: list[str]) -> str:
+    """The command that was called, for a line on what is being done where nothing says more."""
+    known = {each.name or getattr(each.callback, "__name__", "") for each in app.registered_commands}
+    return next((f"diffleak {argument}" for argument in argv[1:] if argument in known), "diffleak")
+
+
 def _audit(settings: "AuditConfig", missing: str, as_json: bool) -> None:
     """An audit, or the geometry of images alone; `missing` is the message where no output folder is given."""
     from diffleak.auditing import run as api
     from diffleak.work.progress import say
 
-    prepared, output = api.prepare(settings), settings.output
+    prepared, output = api.prepare(settings, log=None if settings.dry_run else say), settings.output
     if settings.dry_run:
         for line in prepared.scan.cohort.found:
             say(line)

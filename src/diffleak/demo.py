@@ -8,6 +8,7 @@ from diffleak.auditing.run import Audit, run
 from diffleak.config import build
 from diffleak.training.config import train_config
 from diffleak.training.run import train
+from diffleak.work.progress import say
 
 MEMBERS = 256
 HELD_OUT = 400
@@ -32,7 +33,7 @@ def run_demo(output: Path) -> Audit:
             "thumbnails": True,
         },
     )
-    finished = run(prepare(config), output / "run")
+    finished = run(prepare(config, log=say), output / "run")
     assert finished is not None
     finished.save(output / "run", thumbnails=True)  # the digits are public
     return finished

@@ -256,11 +256,12 @@ def draw(
     chunks = drawing.chunks
 
     def compute(rows: range, tick: Tick) -> UInt8[np.ndarray, "b h w c"]:
-        made = lambda batch, count: _draw_batch(drawing, batch, lambda images: count(images * drawing.denoiser.forwards))
+        def made(batch: Sequence[int], count: Tick) -> UInt8[np.ndarray, "b h w c"]:
+            return _draw_batch(drawing, batch, lambda images: count(images * drawing.denoiser.forwards))
+
         if kept is None:
             _read_file(folder, rows).unlink(missing_ok=True)
-            drawn = lambda batch, count: made(rows[batch], count)
-            return np.concatenate([images for _, images in room.each(len(rows), size, drawn, tick)])
+            return np.concatenate([images for _, images in room.each(len(rows), size, lambda batch, count: made(rows[batch], count), tick)])
         assert drawing.ids is not None and drawing.prompts is not None, "kept by image, draw and caption"
         ids, prompts = drawing.ids[rows.start : rows.stop], drawing.prompts[rows.start : rows.stop]
         images, read = kept.filled(ids, prompts, drawing.shape, lambda some: made([rows[row] for row in some], tick))

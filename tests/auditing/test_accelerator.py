@@ -14,9 +14,12 @@ from PIL import Image
 import diffleak
 from diffleak.auditing.config import AuditConfig, GeometryConfig
 from diffleak.auditing.inputs import Inputs
+from diffleak.auditing.plan import prepare
+from diffleak.auditing.run import score
 from diffleak.config import build
 from diffleak.data.pixels import ImageShape
 from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser
+from diffleak.diffusion.environment import environment
 from diffleak.errors import UserError
 from diffleak.generation import generate
 from diffleak.hub.loading import load, target_of
@@ -47,9 +50,25 @@ def audited(model, **changes):
     return diffleak.audit(model, **{**SETTINGS, **SIDES, "device": "cpu", **changes})
 
 
-def test_the_next_chunk_is_read_while_the_network_runs(model, folders, monkeypatch):
+def scored(model, folder, **changes):
+    """An audit up to its scores, without the evaluation: what was prepared, and all that was scored."""
+    images = {key: changes.pop(key, value) for key, value in SIDES.items()}
+    in_memory = model if isinstance(model, diffleak.Target) else None
+    found = None if isinstance(images["members"], Path) else diffleak.cohort(**images)
+    named = {key: str(value) for key, value in images.items()} if found is None else dict.fromkeys(images, "array")
+    named["model"] = "denoiser" if in_memory else str(model)
+    prepared = prepare(build(AuditConfig, {**SETTINGS, **named, "device": "cpu", **changes}), in_memory, found)
+    return prepared, score(prepared, folder, log=lambda line: None)
+
+
+def same(one, other, rtol=0.0):
+    for first, second in zip(one.scores, other.scores, strict=True):
+        np.testing.assert_allclose(first[0].statistic, second[0].statistic, rtol=rtol, atol=0)
+
+
+def test_the_next_chunk_is_read_while_the_network_runs(model, folders, tmp_path, monkeypatch):
     """The first query of the first chunk waits until an image of the second is read: in turns it would wait for ever."""
-    second, read, asked, waited = Event(), Inputs.image, NetworkDenoiser.at_once, []
+    second, read, asked, waited, scoring = Event(), Inputs.image, NetworkDenoiser.at_once, [], started(monkeypatch)
 
     def image(self, row):
         if 16 <= row < 32 and scoring.is_set():
@@ -61,43 +80,35 @@ def test_the_next_chunk_is_read_while_the_network_runs(model, folders, monkeypat
             waited.append(second.wait(20))
         return asked(self, x_t, timesteps, cond)
 
-    scoring = Event()
     monkeypatch.setattr(Inputs, "image", image)
     monkeypatch.setattr(NetworkDenoiser, "at_once", at_once)
-    monkeypatch.setattr("diffleak.auditing.run.in_phases", _marking(scoring))
-    audited(model, **folders)
+    scored(model, tmp_path / "run", **folders)
     assert waited == [True]
 
 
-def _marking(scoring):
-    from diffleak.auditing.phases import in_phases
-
-    def phases(*given):
-        scoring.set()
-        return in_phases(*given)
-
-    return phases
+def started(monkeypatch):
+    """Is set once chunks are scored."""
+    scoring, chunks_ahead = Event(), Inputs.chunks_ahead
+    monkeypatch.setattr(Inputs, "chunks_ahead", lambda *given: scoring.set() or chunks_ahead(*given))
+    return scoring
 
 
-def test_scores_of_files_that_are_read_ahead_are_those_of_an_array(model, folders):
-    of_files, of_array = audited(model, attacks="sima", **folders), audited(model, attacks="sima")  # which looks at no noise
-    for one, other in zip(of_files.scores, of_array.scores, strict=True):
-        np.testing.assert_array_equal(one.statistic, other.statistic)
+def test_scores_of_files_that_are_read_ahead_are_those_of_an_array(model, folders, tmp_path):
+    of_files = scored(model, tmp_path / "files", attacks="sima", **folders)[1]  # which looks at no noise
+    same(of_files, scored(model, tmp_path / "array", attacks="sima")[1])
 
 
-def test_a_damaged_image_is_named_as_before_where_it_is_read_ahead(model, folders, monkeypatch):
-    read = Inputs.image
+def test_a_damaged_image_is_named_as_before_where_it_is_read_ahead(model, folders, tmp_path, monkeypatch):
+    read, scoring = Inputs.image, started(monkeypatch)
 
     def image(self, row):
         if self.cohort.ids[row].endswith("20.png") and scoring.is_set():
             raise UserError("20.png cannot be decoded (damaged since); replace it")
         return read(self, row)
 
-    scoring = Event()
     monkeypatch.setattr(Inputs, "image", image)
-    monkeypatch.setattr("diffleak.auditing.run.in_phases", _marking(scoring))
     with pytest.raises(UserError, match=r"^20\.png cannot be decoded \(damaged since\); replace it$"):
-        audited(model, **folders)
+        scored(model, tmp_path / "run", **folders)
 
 
 class Cramped:
@@ -116,34 +127,30 @@ class Cramped:
 
 
 def test_memory_that_runs_out_halves_the_batches_and_the_record_says_so(tmp_path, capsys):
-    roomy, cramped = Cramped(8), Cramped(3)
-    expected = audited(roomy.target())
-    found = audited(cramped.target(), output=tmp_path / "run")
-    for one, other in zip(expected.scores, found.scores, strict=True):
-        np.testing.assert_allclose(other.statistic, one.statistic, rtol=1e-6)
-    costs, before = found.record.costs, expected.record.costs
-    assert (before.halved_to, costs.halved_to) == (None, 2)
-    assert costs.queries + costs.queries_saved == before.queries + before.queries_saved, "what did not fit is not counted"
-    assert any("scored in batches of 2, where the plan has 8" in line for line in found.record.warnings)
+    found = audited(Cramped(3).target(), output=tmp_path / "run")
     said = capsys.readouterr().err
+    expected = scored(Cramped(8).target(), tmp_path / "roomy")[1]
+    for one, (other, *_) in zip(found.scores, expected.scores, strict=True):
+        np.testing.assert_allclose(one.statistic, other.statistic, rtol=1e-6)
+    costs = found.record.costs
+    assert (expected.halved_to, costs.halved_to) == (None, 2)
+    assert costs.queries + costs.queries_saved == expected.queries + expected.saved, "what did not fit is not counted"
+    assert any("scored in batches of 2, where the plan has 8" in line for line in found.record.warnings)
     assert said.count("the device has too little memory for 8 images: 4 at once from here on") == 3, "the estimate, and each attack"
     assert json.loads((tmp_path / "run" / "audit.json").read_text())["costs"]["halved_to"] == 2
 
 
 def test_a_run_whose_batches_were_halved_is_resumed_with_the_same_plan(tmp_path):
-    first = audited(Cramped(3).target(), output=tmp_path / "run")
-    (chunk, *_) = sorted((tmp_path / "run" / "scores").glob("*.parquet"))
-    chunk.unlink()
-    (tmp_path / "run" / "audit.json").unlink()
-    again = audited(Cramped(8).target(), output=tmp_path / "run")
-    assert again.record.plan == first.record.plan and again.record.costs.halved_to == 2
-    for one, other in zip(first.scores, again.scores, strict=True):
-        np.testing.assert_allclose(other.statistic, one.statistic, rtol=1e-6)
+    first = scored(Cramped(3).target(), tmp_path / "run")
+    next(iter(sorted((tmp_path / "run" / "scores").glob("*.parquet")))).unlink()
+    again = scored(Cramped(8).target(), tmp_path / "run")
+    assert again[0].plan == first[0].plan and again[1].halved_to == first[1].halved_to == 2
+    same(first[1], again[1], rtol=1e-6)
 
 
 def test_a_model_that_has_no_memory_for_one_image_is_one_line():
     with pytest.raises(UserError, match="the device has too little memory for batches of"):
-        audited(Cramped(0).target())
+        scored(Cramped(0).target(), Path("never"))
 
 
 def test_drawing_goes_on_in_smaller_batches_to_the_same_pixels(capsys):
@@ -159,13 +166,14 @@ def compiler(monkeypatch):
 
 
 def test_a_compiled_network_is_recorded_and_another_run_does_not_go_on_with_its_scores(model, compiler, tmp_path):
-    plain, compiled = audited(model), audited(model, compile=True, output=tmp_path / "run")
-    assert compiled.record.plan.faster == compiled.record.environment.faster == ("compiled",)
-    assert plain.record.plan.faster is plain.record.environment.faster is None
-    np.testing.assert_allclose(compiled.scores[0].statistic / plain.scores[0].statistic, 1, atol=0.1)
-    assert not np.array_equal(compiled.scores[0].statistic, plain.scores[0].statistic)
+    prepared, compiled = scored(model, tmp_path / "run", attacks="sima", compile=True)
+    plain_plan, plain = scored(model, tmp_path / "plain", attacks="sima")
+    of = lambda each: (each.plan.faster, environment(each.target, 1, 0, "data").faster)
+    assert (of(prepared), of(plain_plan)) == ((("compiled",),) * 2, (None, None))
+    ratio = compiled.scores[0][0].statistic / plain.scores[0][0].statistic
+    np.testing.assert_allclose(ratio, 1.01**4, rtol=1e-5)  # the sum of the fourth powers of an answer
     with pytest.raises(UserError, match=r"faster was .*compiled.*, now None"):
-        audited(model, output=tmp_path / "run")
+        scored(model, tmp_path / "run", attacks="sima")
     assert read_plan(tmp_path / "run").faster == ("compiled",)
 
 

@@ -306,7 +306,7 @@ def test_the_plan_comes_first_and_names_what_will_be_done(model, data, tmp_path)
     run(prepared, tmp_path, lines.append)
     assert lines[0].startswith("plan: 40 members and 40 held-out images (8 x 8 grey), 2 attacks")
     assert f"{prepared.queries_per_image} denoiser queries per image" in lines[0]
-    assert "left" in lines[0]
+    assert lines[1].startswith("time: about ") and "left" in lines[1]
 
 
 def test_half_precision_and_double_agree_with_single_within_their_rounding(model, data):

@@ -56,7 +56,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line():
 def test_an_accelerator_says_its_name_and_its_free_memory(two_accelerators):
     assert (name_of("cuda:1"), free_memory("cuda:1")) == ("NVIDIA stand-in cuda:1", 3 * 2**30)
     assert free_memory("mps") is None
-    assert name_of("cpu")
+    assert name_of("mps") == "Apple GPU" and name_of("cpu")
 
 
 def test_every_accelerator_takes_the_sizes_of_accelerators():

@@ -369,7 +369,7 @@ def write_geometry(inputs: Inputs, path: Path, chunks: Mapping[int, Rows]) -> Fl
     measured = np.concatenate([inputs.distortion(folder, c) for c in chunks])
     if not whole.exists():
         try:
-            write_atomic(whole, partial(_join, [partial(inputs.influence, folder, c) for c in chunks], len(measured)), private=True)
+            write_atomic(whole, partial(_join, [partial(folder.load, _file("influence", c)) for c in chunks], len(measured)), private=True)
         except UserError:
             if not whole.exists():  # else another worker was faster, and has removed the parts
                 raise

@@ -1,7 +1,7 @@
 """What an audit will do: attacks, images, captions, masks and chunks, all checked before anything is scored."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +46,7 @@ from diffleak.stats.rules import LOGISTIC, RULES, needs_calibration
 from diffleak.stats.units import Units, units_of
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import Folder
-from diffleak.work.progress import say
+from diffleak.work.progress import doing, say
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,8 @@ class Prepared:
     truncated: tuple[str, ...] = ()
     membership: Membership | None = None
     key: Key | None = None
+    pace: scoring.Pace = scoring.UNKNOWN_PACE
+    said: bool = False  # the line of `describe`
 
     @property
     def queries_per_image(self) -> int:
@@ -145,8 +147,12 @@ class Prepared:
         return f"{len(swept)} timesteps from {swept[0]} to {swept[-1]} of {len(schedule):,} (flow matching), "
 
     def estimate(self, folder: Path | None = None) -> str:
-        """What is left beside the finished chunks of `folder`, and about how long it takes, from one timed round of forwards."""
-        return scoring.estimate(self.jobs(), Folder(folder) if folder else None, self.worker)
+        """What is left beside the finished chunks of `folder`, and about how long it takes, from one timed round of forwards.
+
+        Of a model whose forwards take seconds, from those that it was tried with: nothing runs for long only to say how long it takes.
+        """
+        with doing("estimating the time"):
+            return scoring.estimate(self.jobs(), Folder(folder) if folder else None, self.worker, self.pace)
 
     def describe(self) -> str:
         """The plan in one line; the model is not run."""
@@ -190,11 +196,12 @@ def prepare(
     reference: Target | None = None,
     made: Mapping[str, Attack] = MappingProxyType({}),
     shared: Shared | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Prepared:
     """Checks attacks, model, data and their fit; raises `UserError` for the first thing that is wrong.
 
     `target`, `cohort` and `reference` are loaded as the config says unless they are given; `made` are attacks by their specs.
-    `shared` keeps what the audits of a sweep have in common.
+    `shared` keeps what the audits of a sweep have in common. With `log` the line of the plan is said there before the model is tried.
     """
     if config.sweep_models or config.steps:
         raise UserError("--sweep-models and --steps are of a sweep over checkpoints, which `diffleak audit` makes; this is one audit")
@@ -212,7 +219,8 @@ def prepare(
     if (masks or top) and not target.latent:
         what = "geometry is that" if top else "--mask ranks the latent coordinates"
         raise UserError(f"{what} of a decoder, and {target.name} works on pixels" + ("" if top else "; leave it out"))
-    images, key = cohort or read_cohort(config), _key(config)
+    with doing("listing the images"):
+        images, key = cohort or read_cohort(config), _key(config)
     told, classes = (_told(config, target, images), target.classes) if attacks else (None, None)
     if key:
         images = images.renamed(key)
@@ -314,8 +322,10 @@ def prepare(
     )
     worker = scoring.worker(config.shard, config.threads, target)
     prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, units, worker, truncated, membership, key)
-    scoring.probe(prepared.job)
-    return prepared
+    if log:
+        log(prepared.describe())
+    with doing(f"trying {target.name} on two images"):
+        return replace(prepared, pace=scoring.probe(prepared.job), said=log is not None)
 
 
 def sweeps(attack: Attack) -> bool:

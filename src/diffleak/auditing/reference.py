@@ -32,9 +32,18 @@ def load_reference(config: AuditConfig, target: Target) -> Target | None:
     network, weights = (config.network, config.weights) if own else (None, None)
     model = config.model if own else config.reference
     settings = config.model_config_ if os.path.isfile(model) else None
-    given = {"network": network, "weights": weights, "model_config": settings}
     fast = config.FAST if config.fast is None else config.fast
-    return hub.load(model, target.dtype, target.device, config.guidance_scale, fast=fast, compile=config.compile, **given)
+    return hub.load(
+        model,
+        target.dtype,
+        target.device,
+        config.guidance_scale,
+        network=network,
+        weights=weights,
+        model_config=settings,
+        fast=fast,
+        compile=config.compile,
+    )
 
 
 def refuse_incompatible(target: Target, reference: Target) -> None:

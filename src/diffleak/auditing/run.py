@@ -56,7 +56,7 @@ from diffleak.stats.by_distortion import analyse
 from diffleak.stats.reasons import in_given_images
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import PLAN, UNKNOWN, Change, Folder, spelled
-from diffleak.work.progress import say
+from diffleak.work.progress import doing, say
 
 C = TypeVar("C", bound=AuditConfig)
 Model = Target | Denoiser | str | Path
@@ -189,7 +189,7 @@ def audit(
     asked = called(AuditConfig, model, attacks, reference, {"output": output, **settings})
     with TemporaryDirectory() as scratch:
         folder = Path(output) if output else Path(scratch)
-        finished = run(prepare(asked.config, asked.target, images, asked.reference, asked.made), folder)
+        finished = run(prepare(asked.config, asked.target, images, asked.reference, asked.made, log=say), folder)
         if finished is None:
             raise UserError("other shards have not finished; run them, then this call again")
         if output:
@@ -266,7 +266,8 @@ def run(
     if collected is None:
         return None
     measured = _measured(prepared, folder)
-    audit = _finish_by_key(prepared, collected, measured) if prepared.key else _finish(prepared, collected, measured)
+    with doing("evaluating"):
+        audit = _finish_by_key(prepared, collected, measured) if prepared.key else _finish(prepared, collected, measured)
     audit = replace(audit, record=with_validity(audit.record.model_copy(update={"evidence": evidence_of(prepared, folder)})))
     if prepared.calibrates and not prepared.key:  # who has an image finds its keyed id by these numbers
         write_complexity(folder, prepared.scan.cohort.ids, prepared.scan.complexity, collected.reconstruction)
@@ -298,7 +299,10 @@ def _scored(
     for drawings in prepared.drawings:
         drawings.claim()
     _claim(Folder(folder), prepared.plan, _unnamed(Folder(folder), prepared.plan))
-    log(prepared.describe() + (f"; {prepared.estimate(folder)}" if timed else ""))
+    if not prepared.said:
+        log(prepared.describe())
+    if timed:
+        log(f"time: {prepared.estimate(folder)}")
     for line in prepared.scan.cohort.found:
         log(line)
     if prepared.membership and prepared.config.known:

@@ -49,6 +49,7 @@ from diffleak.work.shares import share_of
 from diffleak.work.threads import Tick, one_thread_each, pool
 
 TIMED_IMAGES = 8  # encoded to estimate how long all will take
+LONGEST_ROUND = 4.0  # seconds that the model may run only to estimate how long all will take
 PREPARATION_IMAGES = 64
 UNSTEADY_ATTACK = 0.01  # of the largest statistic
 UNSTEADY = 0.05  # of the largest predicted number: more than rounding on any device
@@ -178,15 +179,30 @@ def worker(shard: str | None, threads: int | None, target: Target) -> Worker:
     return Worker(share.rank, share.count, threads or side_by_side(target))
 
 
-def probe(job: Job) -> None:
-    """Asks every model about two images at both ends of the sweep, before anything is scored.
+@dataclass(frozen=True)
+class Pace:
+    """How long a model took when it was tried, in seconds of one thread for each image; 0 where it was not tried."""
+
+    query: float = 0.0
+    """One forward of a denoiser."""
+    encoding: float = 0.0
+    """What brings an image into the space of the model."""
+
+
+UNKNOWN_PACE = Pace()
+
+
+def probe(job: Job) -> Pace:
+    """Asks every model about two images at both ends of the sweep, before anything is scored; returns how long that took.
 
     Raises `UserError` for an answer that is not finite, or not like the images, or for a codec whose images are of another shape.
     """
     rows, sweep = [job.inputs.alike[0], job.inputs.alike[-1]], [t for attack in job.attacks for t in attack.timesteps] or [0]
-    images = job.inputs.pixels(rows)
+    images, seconds, forwards_made = job.inputs.pixels(rows), 0.0, 0
     with torch.inference_mode(), memory_message(job.plan.batch_size):
+        started = time.monotonic()
         x0 = job.inputs.tensor(job.inputs.encode(images, rows))
+        encoding = time.monotonic() - started
         if job.target.latent and not isinstance(job.target.codec, Autoencoder):
             shape = job.inputs.shape
             images_of(job.target.codec, x0, (shape.channels, shape.height, shape.width))
@@ -195,7 +211,9 @@ def probe(job: Job) -> None:
             for denoiser in inputs.target.denoiser.exposed:
                 _refuse_unsteady(denoiser, x0, max(sweep), cond, inputs.conditions(rows[:1]), inputs.target.name)
                 for t in sorted({min(sweep), max(sweep)}):
+                    started = time.monotonic()
                     finite = torch.isfinite(denoiser(x0, t, cond)).flatten(start_dim=1).all(dim=1).tolist()
+                    seconds, forwards_made = seconds + time.monotonic() - started, forwards_made + denoiser.forwards
                     if not all(finite):
                         raise UserError(
                             f"the model must return finite numbers; {inputs.target.name} gives NaN or infinity at timestep {t} for image "
@@ -204,6 +222,8 @@ def probe(job: Job) -> None:
         for attack in job.attacks:
             if attack.code is not None and not attack.needs_preparation:
                 _refuse_unsteady_attack(job, attack, x0, rows)
+    each = (torch.get_num_threads() if job.target.device == "cpu" else 1) / len(rows)
+    return Pace(seconds * each / max(forwards_made, 1), encoding * each)
 
 
 def _refuse_unsteady_attack(job: Job, attack: Attack, x0: Tensor, rows: list[int]) -> None:
@@ -237,9 +257,13 @@ def _refuse_unsteady(denoiser: Denoiser, x0: Tensor, t: int, cond: Any, first: A
             )
 
 
-def estimate(jobs: Sequence[Job], folder: Folder | None, share: Worker) -> str:
-    """What is left to this worker of several jobs, and about how long it takes, from one timed round of forwards and of measurements."""
-    seconds, done, left, slots = 0.0, 0, 0, 1
+def estimate(jobs: Sequence[Job], folder: Folder | None, share: Worker, pace: Pace = UNKNOWN_PACE) -> str:
+    """What is left to this worker of several jobs, and about how long it takes, from one timed round of forwards and of measurements.
+
+    A round that would take longer than LONGEST_ROUND by the `pace` of the model is left out: then the pace itself is what is known, and of
+    measurements nothing. The progress of the work says more as soon as it has begun.
+    """
+    unsaid, seconds, done, left, slots = "", 0.0, 0, 0, 1
     missing = [(job, *_missing(job, folder, share)) for job in jobs]
     for job, todo, _ in missing:
         every = sum(_queries(job, c, k) for c, k in _work(job, share))
@@ -249,12 +273,16 @@ def estimate(jobs: Sequence[Job], folder: Folder | None, share: Worker) -> str:
         return "all of it is done" if share.count == 1 else "all of this shard is done"
     if left:
         effort = sum(_queries(job, c, k) * job.attacks[k].effort for job, todo, _ in missing for c, k in todo)
-        seconds += effort / _speed(jobs[0], slots)
+        seconds += effort / (slots / pace.query if _round(jobs[0], pace) > LONGEST_ROUND else _speed(jobs[0], slots))
     for job, _, unmeasured in missing:
         if unmeasured and job.target.latent:
             kinds = sorted({kind for needed in unmeasured.values() for kind in needed})
+            if TIMED_IMAGES * pace.encoding > LONGEST_ROUND:
+                unsaid = f" beside {', '.join(kinds)}"
+                continue
             seconds += sum(len(job.chunks[c]) for c in unmeasured) * _measuring_seconds(job, kinds) / min(share.threads, len(unmeasured))
-    return f"{_readable(seconds)} left" + (f", {done:,} queries are done already" if done else "")
+    known = f"{_readable(seconds)} left" if seconds else "how long is not known yet"
+    return known + unsaid + (f", {done:,} queries are done already" if done else "")
 
 
 def _missing(job: Job, folder: Folder | None, share: Worker) -> tuple[list[tuple[int, int]], dict[int, list[str]]]:
@@ -573,6 +601,12 @@ def _prepared(job: Job, attack: Attack) -> Attack:
     noise = job.inputs.noise([job.cohort.keys[i] for i in rows], x0.shape[1:])
     first = job.target.denoiser.exposed[0]  # what is settled is a scale, the same for models that are compared
     return attack.prepared(job.inputs.subject(first, x0, noise, rows))
+
+
+def _round(job: Job, pace: Pace) -> float:
+    """Seconds of the round that `_speed` times, with its warm-up."""
+    rows = max(1, job.plan.batch_size // job.target.denoiser.forwards)
+    return 2 * rows * pace.query * sum(inputs.target.denoiser.forwards for inputs in job.models)
 
 
 def _speed(job: Job, threads: int) -> float:

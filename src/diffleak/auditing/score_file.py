@@ -18,7 +18,7 @@ from diffleak.records.scores import Scores
 from diffleak.stats.calibration import FEWEST, features
 from diffleak.stats.evaluation import divided, evaluate, evaluate_calibrated, on_every_split, whole, without_timestep
 from diffleak.stats.reasons import reworded
-from diffleak.work.progress import progress
+from diffleak.work.progress import doing, progress
 from diffleak.work.reading import Unreadable, found_at, load_columns, load_parquet, opened, opened_parquet, parsing
 
 COLUMNS = "id,member,score"
@@ -128,6 +128,11 @@ def _complexities(path: Path, ids: Sequence[str], images: str | Path) -> Float64
 
 
 def _checked(path: Path, column: str) -> Read:
+    with doing(f"reading {shown(path, 120)}"):
+        return _checked_columns(path, column)
+
+
+def _checked_columns(path: Path, column: str) -> Read:
     refuse_edited(path.parent, only=path.name)
     table = _read(path)
     twice = [name for name, times in Counter(table.names).items() if times > 1]

@@ -26,6 +26,7 @@ from diffleak.records.scores import Samples, Scores, chunk_files, means, numbere
 from diffleak.report.judgement import read_record
 from diffleak.stats import evaluation
 from diffleak.stats.units import chained
+from diffleak.work.progress import doing
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +143,9 @@ def _read(name: str) -> Run:
     folder = Path(name)
     if (folder / "plan.json").is_file() and not (folder / "audit.json").is_file():
         raise UserError(f"RUN must be the folder of a finished audit; {folder} is not finished: repeat its audit command, it resumes")
-    refuse_edited(folder)
-    return Run(name, read_record(folder), read_samples(folder))
+    with doing(f"reading {shown(name, 120)}"):
+        refuse_edited(folder)
+        return Run(name, read_record(folder), read_samples(folder))
 
 
 @lru_cache(maxsize=2)  # the attacks of two runs are compared one after another

@@ -59,7 +59,7 @@ def name_of(device: str) -> str:
     """The name of the accelerator, or of the processor, as it gives it."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return "Apple GPU" if device == "mps" else platform.processor() or platform.machine()
+    return "Apple GPU" if device.startswith("mps") else platform.processor() or platform.machine()
 
 
 def free_memory(device: str) -> int | None:

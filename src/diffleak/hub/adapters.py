@@ -32,9 +32,10 @@ from diffleak.hub.layer_names import PEFT_PREFIX, TEXT_ENCODERS
 from diffleak.hub.states import is_eighth, is_state, load_state
 from diffleak.hub.updates import LONGEST_NAME, header_settings, refuse_other_kinds, updates
 from diffleak.records.plan import Adapter
-from diffleak.work.files import hash_file, hash_files
+from diffleak.work.files import hash_file
 from diffleak.work.listed import split_named
 from diffleak.work.reading import Unreadable, load_json
+from diffleak.work.remembered import hash_weights
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 STATES = ("pytorch_lora_weights.bin", "adapter_model.bin")  # which are read where there are no FILES
@@ -107,7 +108,7 @@ def adapter_fingerprint(file: Path, scale: float) -> str:
     """Which adapter this is and how strongly it is applied."""
     config = file.with_name(CONFIG)
     files = [file, config] if file.stem == "adapter_model" and config.is_file() else [file]
-    return hashlib.sha256(f"{hash_files(files)} {scale!r}".encode()).hexdigest()
+    return hashlib.sha256(f"{hash_weights(files)} {scale!r}".encode()).hexdigest()
 
 
 def refuse_other_base(file: Path, model: str) -> None:

@@ -16,9 +16,9 @@ from diffleak.errors import UserError, first_lines, shown
 from diffleak.hub.configs import are_numbers, read_json
 from diffleak.hub.folders import DTYPES, autoencoder_folder, check_weights, hashed_weights, heard, pretrained
 from diffleak.hub.single_file import SingleFile
-from diffleak.work.files import hash_files
 from diffleak.work.memory import out_of_memory
 from diffleak.work.progress import say
+from diffleak.work.remembered import hash_weights
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 OF_PIPELINES = (*AUTOENCODERS, "AutoencoderKLFlux2", "AutoencoderKLQwenImage", "AutoencoderDC")  # no model of ours works on their latents
@@ -135,7 +135,7 @@ def _codec(network: Any) -> Autoencoder:
 def codec_fingerprint(folder: Path) -> str:
     """Which autoencoder is in a folder: a hash of its weights and config."""
     own = autoencoder_folder(folder) or folder
-    return hash_files([*hashed_weights(own), own / "config.json"])
+    return hash_weights([*hashed_weights(own), own / "config.json"])
 
 
 def same_codec(one: Codec, other: Codec) -> bool:

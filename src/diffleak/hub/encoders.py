@@ -34,7 +34,7 @@ from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, 
 from diffleak.hub import folder_of, heard
 from diffleak.hub.configs import are_numbers, read_json
 from diffleak.hub.folders import LONGEST_PATH, WEIGHTS, check_weights, from_transformers, hashed_weights
-from diffleak.work.files import hash_files
+from diffleak.work.remembered import hash_weights
 
 KINDS = ("inception", "dinov2", "clip", "deit", "sscd", "torchscript", "pixels")
 HUB = {
@@ -102,7 +102,7 @@ def open_extractor(spec: "str | Path | Callable[[Tensor], Answer] | Extractor", 
         return _transformer(kind, where or HUB[kind], device)
     network = _torchscript(Path(where), device)
     run = {"inception": _inception, "sscd": _sscd, "torchscript": _either_channels}[kind](network, device)
-    return Extractor(text if kind == "inception" else f"{kind}:{where}", hash_files([Path(where)]), run, network=network)
+    return Extractor(text if kind == "inception" else f"{kind}:{where}", hash_weights([Path(where)]), run, network=network)
 
 
 def probe(extractor: Extractor, shape: ImageShape) -> int:
@@ -266,7 +266,7 @@ def _transformer(kind: str, model: str, device: str) -> Extractor:
     embed = (lambda x: network(x).image_embeds) if kind == "clip" else (lambda x: network(x).last_hidden_state[:, 0])
     files = [*hashed_weights(folder), folder / "config.json", folder / "preprocessor_config.json"]
     warnings = tuple(f"while {model} was loaded: {line}" for line in said)
-    return Extractor(f"{kind}:{model}", hash_files(files), lambda images: embed(preprocess(images).to(device)), warnings, network)
+    return Extractor(f"{kind}:{model}", hash_weights(files), lambda images: embed(preprocess(images).to(device)), warnings, network)
 
 
 def _kind_of(folder: Path) -> str:

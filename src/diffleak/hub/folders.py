@@ -32,9 +32,9 @@ from diffleak.hub.weights import (
     viewed,
     wanted,
 )
-from diffleak.work.files import hash_files
 from diffleak.work.progress import retrying_quietly
 from diffleak.work.reading import PICKLES, found_at
+from diffleak.work.remembered import hash_weights
 
 NETWORKS = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),
@@ -304,14 +304,14 @@ def fingerprint(model: str | Path, part: str = "", weights: Weights | None = Non
             config = own.config if own else folder / name / "config.json"
             files += [config] if config.is_file() else []
             files += sorted(file for ending in TOKENIZER_FILES for file in (folder / name).glob(ending) if name.startswith("tokenizer"))
-    return hash_files(files)
+    return hash_weights(files)
 
 
 def text_fingerprint(folder: Path) -> str:
     """Which text encoders are in a folder: a hash of their weights, configs and vocabularies."""
     parts = [folder / part for part in TEXT_PARTS if (folder / part).is_dir()]
     vocabularies = [file for part in parts for ending in TOKENIZER_FILES for file in part.glob(ending)]
-    return hash_files(sorted([*vocabularies, *(file for part in parts for file in hashed_weights(part))]))
+    return hash_weights(sorted([*vocabularies, *(file for part in parts for file in hashed_weights(part))]))
 
 
 def diffusers_library() -> Any:

@@ -63,9 +63,10 @@ from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, guidance_not
 from diffleak.hub.single_file import SingleFile, open_single_file
 from diffleak.hub.weights import Weights
 from diffleak.records.conversion import conversion_caveats
-from diffleak.work.files import hash_files, write_text
+from diffleak.work.files import write_text
 from diffleak.work.listed import join_named
-from diffleak.work.progress import say
+from diffleak.work.progress import doing, say
+from diffleak.work.remembered import hash_weights
 
 P = ParamSpec("P")
 Named = str | Path | Sequence[str | Path | tuple[str | Path, str | float]] | None  # one or several, each with or without its value
@@ -93,7 +94,7 @@ def _with_warnings(load: Callable[P, Target]) -> Callable[P, Target]:
 
     @wraps(load)
     def loading(*args: P.args, **given: P.kwargs) -> Target:
-        with heard() as said:
+        with heard() as said, doing(f"loading {shown(str(args[0] if args else given.get('model')), 120)}"):
             target = load(*args, **given)
         both = (*target.warnings, *(f"while the model was loaded: {line}" for line in said))
         for line in both:
@@ -212,7 +213,7 @@ def load(
     pipeline = load_text(folder, name, network_folder.name, first.network, DTYPES[dtype], device, single) if name else None
     which = single.fingerprint if single else fingerprint(folder, network_folder.name, chosen)
     if single and chosen:
-        which = hashlib.sha256(f"{which} {hash_files([*chosen.hashed, chosen.config])}".encode()).hexdigest()
+        which = hashlib.sha256(f"{which} {hash_weights([*chosen.hashed, chosen.config])}".encode()).hexdigest()
     said += single.warnings if single else ()
     said += [line for place in dict.fromkeys((folder, *([beside] if network is not None else []))) for line in conversion_caveats(place)]
     if adapters:

@@ -25,8 +25,8 @@ from diffleak.diffusion.denoiser import Denoiser, NetworkDenoiser, unguided
 from diffleak.diffusion.own_code import called, imported, source_hash
 from diffleak.diffusion.target import PIXELS, Target
 from diffleak.errors import UserError, shown
-from diffleak.work.files import hash_files
 from diffleak.work.folder import UNKNOWN
+from diffleak.work.remembered import hash_weights
 
 RETURNS = "a diffleak.Denoiser, a pair (Denoiser, Codec), or a diffleak.Target"
 
@@ -81,7 +81,7 @@ def _fingerprint(code: str, model: str | None, target: Target) -> str:
     digest.update(target.fingerprint.encode())
     if path:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        digest.update(hash_files(files).encode())
+        digest.update(hash_weights(files).encode())
     schedule = target.denoiser.schedule
     tables = [schedule.alphas_cumprod, schedule.times]
     for each in denoisers:

@@ -35,8 +35,8 @@ from diffleak.hub.folders import (
 )
 from diffleak.hub.states import MoreThanTensors, load_state
 from diffleak.records.headers import adapter_weight
-from diffleak.work.files import hash_files
 from diffleak.work.reading import Unreadable, parsing
+from diffleak.work.remembered import hash_weights
 
 State = Mapping[str, Tensor]
 
@@ -161,7 +161,7 @@ class SingleFile:
                 patterns = [*TOKENIZER_FILES] if part.startswith("tokenizer") else ["config.json"]
                 patterns += [] if part not in ("vae", *TEXT_PARTS) or self._of(part) else [f"*{ending}" for ending in WEIGHTS]
                 files += sorted(file for pattern in patterns for file in own.glob(pattern))
-        return hash_files(files)
+        return hash_weights(files)
 
     @property
     def _index(self) -> dict[str, Any]:

@@ -66,12 +66,14 @@ def prepared(
     cohort: Cohort | None = None,
     reference: Target | None = None,
     made: Mapping[str, Attack] = MappingProxyType({}),
+    log: Callable[[str], None] | None = None,
 ) -> Prepared:
     """Checks models, images and attacks as an audit does, and that no control is known to have been trained on.
 
+    With `log` the line of the plan is said there before the model is tried.
     Raises `UserError` for the first thing that is wrong.
     """
-    found = prepare(config, target, cohort or inquired(config), reference, made)
+    found = prepare(config, target, cohort or inquired(config), reference, made, log=log)
     _, counted, across = _to_test(found)
     left = f", without {across.sum()} that are near-duplicates of images on the other side" if across.any() else ""
     calls = GROUPS if counted.kind == "group" else CALLS

@@ -71,7 +71,7 @@ def _missing(extra: str) -> tuple[str, ...]:
 
 def _declared(extra: str) -> list[Requirement]:
     """The requirements of an extra alone, or without one those of the package, each once; an extra may name others of ours."""
-    found = {}
+    found: dict[str, Requirement] = {}
     for each in _lines(extra):
         inner = [other for name in each.extras for other in _declared(name)] if each.name == NAME else [each]
         found |= {other.name: other for other in inner}

@@ -22,9 +22,9 @@ from diffleak.hub.encoders import BATCH, HUB, encoder_folder, preprocessing
 from diffleak.hub.folders import check_weights, from_transformers, hashed_weights
 from diffleak.records.base import Estimate
 from diffleak.stats.images import clip_score
-from diffleak.work.files import hash_files
 from diffleak.work.memory import out_of_memory
 from diffleak.work.progress import progress
+from diffleak.work.remembered import hash_weights
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
@@ -81,7 +81,7 @@ def open_clip(model: str, device: str) -> Clip:
     files += [folder / name for name in TOKENIZER if (folder / name).is_file()]
     warnings = tuple(f"while {model} was loaded: {line}" for line in said)
     see, read = lambda images: _seen(network, preprocess(images)), lambda texts: _read(network, tokenizer, texts)
-    return Clip(model, hash_files(files), see, read, warnings, network)
+    return Clip(model, hash_weights(files), see, read, warnings, network)
 
 
 def alignment(clip: Clip | NoClip, images: UInt8[np.ndarray, "n h w c"], texts: Sequence[str], seed: int) -> Estimate:

@@ -34,10 +34,11 @@ from diffleak.hub.folders import WEIGHTS, check_weights, from_transformers, hash
 from diffleak.records.images import AS_TRAINERS, Decoding, Tally
 from diffleak.training.config import CaptionConfig
 from diffleak.training.task import keyed
-from diffleak.work.files import hash_files, open_private, write_text
+from diffleak.work.files import open_private, write_text
 from diffleak.work.folder import Folder, read_object, spelled
 from diffleak.work.progress import progress, say
 from diffleak.work.reading import Unreadable, load_lines, load_text
+from diffleak.work.remembered import hash_weights
 
 FILES = ("*.json", "*.txt")  # beside the weights
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # BLIP's own, where the folder says none
@@ -164,7 +165,7 @@ def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
     for line in said:
         say(f"warning: while {model} was loaded: {line}")
     where = str(checked_device(device))
-    files = hash_files(sorted({*hashed_weights(folder), *(file for ending in FILES for file in folder.glob(ending))}))
+    files = hash_weights(sorted({*hashed_weights(folder), *(file for ending in FILES for file in folder.glob(ending))}))
     return Captioner(network.to(where).eval().requires_grad_(False), tokenizer, mean, std, files, where)
 
 

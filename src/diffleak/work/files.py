@@ -3,18 +3,20 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 from uuid import uuid4
 
 from diffleak.errors import WHY, UserError, of_system, refusing
+from diffleak.work.progress import progress
 from diffleak.work.reading import Unreadable, opened, parsing
 
 SEAL = b"sha256 %s\n"  # with the hex digits of the digest
 BLOCK = 2**20  # bytes hashed at once
+SHOWN = 64  # blocks above which hashing shows its progress
 
 
 def write_atomic(path: Path, write: Callable[[Path], object], private: bool = False) -> None:
@@ -194,14 +196,16 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def hash_files(files: list[Path]) -> str:
+def hash_files(files: Sequence[Path]) -> str:
     """The SHA-256 of the names and contents of files, in their order; raises `UserError` for one that cannot be read."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(os.fsencode(file.name))
-        with refusing(Unreadable, f"{file} cannot be read ({WHY})"), opened(file, None) as stream, parsing():
-            while block := stream.read(BLOCK):
-                digest.update(block)
+    digest, blocks = hashlib.sha256(), sum(-(-file.stat().st_size // BLOCK) for file in files if file.is_file())
+    with progress("hashing", blocks, "MiB") if blocks > SHOWN else nullcontext(lambda n: None) as advance:
+        for file in files:
+            digest.update(os.fsencode(file.name))
+            with refusing(Unreadable, f"{file} cannot be read ({WHY})"), opened(file, None) as stream, parsing():
+                while block := stream.read(BLOCK):
+                    digest.update(block)
+                    advance(1)
     return digest.hexdigest()
 
 
