@@ -1,7 +1,7 @@
 # make demo   train on scikit-learn's digits, audit, report (sets up .venv first)
 # make test   the whole suite     make bench   speed ratios     make lint   ruff and mypy
 # make docs   builds the site into site/, every warning an error
-# make test-fast   statistics, attacks, records, imports and words, in under a minute     make dist   sdist and wheel, tried in an environment of their own
+# make test-fast   statistics, attacks, records, imports and words     make dist   sdist and wheel, tried in an environment of their own
 # make fuzz   damages every kind of file N times (10000) from SEED (0); KIND=... NUMBER=... SEED=... tries one input again
 PYTHON ?= python3
 BIN := .venv/bin

@@ -261,10 +261,11 @@ def draw(
 
         if kept is None:
             _read_file(folder, rows).unlink(missing_ok=True)
-            return np.concatenate([images for _, images in room.each(len(rows), size, lambda batch, count: made(rows[batch], count), tick)])
+            parts = room.each(len(rows), size, lambda batch, count: made(rows[batch], count), tick)
+            return np.concatenate([images for _, images in parts])
         assert drawing.ids is not None and drawing.prompts is not None, "kept by image, draw and caption"
         ids, prompts = drawing.ids[rows.start : rows.stop], drawing.prompts[rows.start : rows.stop]
-        images, read = kept.filled(ids, prompts, drawing.shape, lambda some: made([rows[row] for row in some], tick))
+        images, read = kept.filled(ids, prompts, drawing.shape, lambda some: list(made([rows[row] for row in some], tick)))
         write_text(_read_file(folder, rows), f"{read}\n")
         tick(read * drawing.forwards)
         return np.stack(images)  # type: ignore[arg-type]  # what is not finite was refused

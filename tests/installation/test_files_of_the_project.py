@@ -95,4 +95,4 @@ def test_files_and_targets_that_a_page_names_are_there(name):
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", page) if "://" not in link]
     assert [link for link in links if not (here / link).exists()] == []
     makes = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert [target for target in re.findall(r"`?make ([a-z-]+)", page) if f"\n{target}:" not in makes] == []
+    assert [target for target in re.findall(r"(?:^|`)make ([a-z-]+)", page, flags=re.MULTILINE) if f"\n{target}:" not in makes] == []

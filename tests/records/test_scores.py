@@ -41,7 +41,7 @@ def test_a_score_file_is_a_table_of_a_row_per_label_image_and_timestep_with_its_
     said = {"plan": PLAN, "queries": 12, "parameters": {"k": 2}}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode() + statistic.tobytes()).hexdigest()
     assert json.loads(schema.metadata[b"diffleak"]) == {**said, "sha256": digest}
-    assert (tmp_path / "seconds" / "chunk-00003-00-sima.txt").read_text() == "0.5000 3\n" and read_spent(path) == Spent(0.5, 3)
+    assert (tmp_path / "seconds" / "chunk-00003-00-sima.txt").read_text() == "0.5000 3 0 0\n" and read_spent(path) == Spent(0.5, 3)
     rows = [(i, label, t) for label in LABELS for i in ("a", "b") for t in TIMESTEPS]
     assert list(frame[["id", "attack", "timestep"]].itertuples(index=False, name=None)) == rows
     assert frame["statistic"].tolist() == [statistic[LABELS.index(a), "ab".index(i), TIMESTEPS.index(t)] for i, a, t in rows]

@@ -1,5 +1,7 @@
 """Every command of the README and of the site has options that exist and settings that fit together."""
 
+import pkgutil
+import re
 import shlex
 from importlib import import_module
 from typing import Any
@@ -9,6 +11,7 @@ import typer
 from fixtures.site import PAGES, everywhere
 from test_options import CONFIGS
 
+import diffleak
 from diffleak import cli
 from diffleak.config import build
 from diffleak.training.config import train_config
@@ -32,3 +35,10 @@ def test_every_command_has_options_that_exist_and_settings_that_fit_together(lin
         return
     module, _, kind = where.partition(":")
     assert build(getattr(import_module(f"diffleak.{module}"), kind), given)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_public_name_of_a_page_exists(page: str) -> None:
+    named = set(re.findall(r"(?<![\w/-])diffleak\.([A-Za-z]\w*)", PAGES[page]))
+    modules = {module.name for module in pkgutil.iter_modules(diffleak.__path__)}
+    assert named <= {*diffleak.__all__, *modules}

@@ -63,3 +63,13 @@ def test_the_difference_of_two_recipes_covers():
         found = difference(one, two)
         missed += not found.low <= 0 <= found.high
     assert missed / RUNS <= 0.05 + MONTE_CARLO
+
+
+def test_the_ends_of_a_difference_are_those_of_the_two_numbers_added_in_squares():
+    first = Estimate(value=0.7, low=0.6, high=0.75, method="pooled")
+    second = Estimate(value=0.5, low=0.48, high=0.56, method="pooled")
+    found = difference(first, second)
+    assert (found.value, found.low) == (pytest.approx(0.2), pytest.approx(0.2 - np.hypot(0.1, 0.06)))
+    assert found.high == pytest.approx(0.2 + np.hypot(0.05, 0.02))
+    certain, wide = Estimate(value=1.0, low=0.9, high=1.0, method="pooled"), Estimate(value=0.1, low=0.0, high=0.9, method="pooled")
+    assert difference(certain, wide).high == 1.0 and difference(wide, certain).low == -0.9 - 0.1

@@ -60,3 +60,18 @@ def test_power_rises_with_the_images_and_the_images_needed_are_the_fewest_that_h
 def test_few_images_show_no_rate_and_only_perfect_separation():
     assert power.detectable_tpr(99, 99) is None and power.detectable_tpr(5000, 400) is None
     assert power.detectable_auc(8, 8) == 1.0 and power.detectable_auc(3, 3) is None and power.detectable_auc(0, 5) is None
+
+
+def test_two_images_a_side_have_the_power_of_the_formula_and_one_has_none():
+    z, auc = NormalDist().inv_cdf(0.95), 0.95
+    both = multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]]).cdf([z, z])
+    deviation = np.sqrt((auc * (1 - auc) + 2 * (both - auc**2)) / 4) / (auc * (1 - auc))
+    assert power.auc_power(auc, 2, 2) == pytest.approx(NormalDist().cdf(np.log(auc / (1 - auc)) / deviation - 1.959964), abs=1e-5)
+    assert power.auc_power(auc, 1, 2) == power.auc_power(auc, 2, 1) == 0.0
+
+
+@pytest.mark.parametrize(("m", "n"), [(500, 500), (1000, 1000)])
+def test_where_nothing_leaks_a_rate_is_told_from_one_per_cent_no_more_often_than_the_level(m, n):
+    assert 0 < power.tpr_power(0.01, m, n) < 0.05, "the level of both ends; that of one end is 2.5 %, which a bootstrap only comes near"
+    assert power.tpr_power(0.01, m, n) < power.tpr_power(0.02, m, n) < power.tpr_power(0.1, m, n) <= 1
+    assert power.tpr_power(0.5, 0, n) == power.tpr_power(0.5, m, 99) == 0.0

@@ -202,3 +202,22 @@ def test_a_regression_is_fitted_once_for_the_scores_and_for_their_calibration(mo
     assert len(calls) == 1
     other = settled(replace(scores, statistic=scores.statistic + np.arange(2)), member, calibrate)
     assert len(calls) == 2 and other.membership.shape == plain.membership.shape
+
+
+def test_a_test_image_that_lacks_a_component_has_no_score_of_a_regression_and_changes_no_other():
+    scores, member = planted(n=100, rule="logistic")
+    calibrate = np.arange(200) < 80
+    whole = settled(scores, member, calibrate).membership
+    lacking = scores.statistic.copy()
+    lacking[150, 1] = np.nan
+    found = settled(replace(scores, statistic=lacking), member, calibrate).membership
+    assert np.isnan(found[150]).all()
+    np.testing.assert_array_equal(np.delete(found, 150, axis=0), np.delete(whole, 150, axis=0))
+
+
+def test_a_component_that_does_not_vary_on_the_calibrate_part_adds_nothing_to_a_regression():
+    scores, member = planted(n=100, rule="logistic")
+    calibrate = np.arange(200) < 80
+    more = replace(scores, timesteps=(0, 1, 2), statistic=np.column_stack([scores.statistic, np.full(200, 7.0)]))
+    expected = settled(scores, member, calibrate).membership
+    np.testing.assert_allclose(settled(more, member, calibrate).membership, expected, rtol=1e-6, atol=1e-9)

@@ -79,8 +79,8 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     yield ""
     yield "optional parts"
     for extra in found.extras:
-        yield f"  {extra.name:<18} {'present' if extra.present else f'missing: {extra.install}':<38} {extra.purpose}"
-    yield f"  {'browser':<18} {here.browser or 'missing: install Chromium, Chrome or Edge':<38} report --format pdf"
+        yield f"  {extra.name:<18} {'present' if extra.present else f'missing: {extra.install}':<42} {extra.purpose}"
+    yield f"  {'browser':<18} {here.browser or 'missing: install Chromium, Chrome or Edge':<42} report --format pdf"
     yield ""
     yield "machine"
     threads = "not set" if here.threads is None else here.threads

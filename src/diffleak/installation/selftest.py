@@ -12,7 +12,7 @@ from diffleak.stats.evaluation import evaluate
 
 SIDE = 64  # images on each side
 TIMESTEP = 150
-TOLERANCE = 1e-3  # of a convolution on an accelerator, relative to the CPU; tensor cores round to 10 bits
+TOLERANCE = 1e-4  # of a convolution on an accelerator, relative to the CPU, both in float32
 
 
 @final
@@ -62,9 +62,12 @@ def device(name: str) -> Tested:
     """A convolution on an accelerator must give what the CPU gives, up to TOLERANCE of the largest value."""
     import torch
 
+    from diffleak.diffusion.devices import without_tf32
+
     draw = torch.Generator().manual_seed(0)
     images, kernel = torch.randn(4, 8, 16, 16, generator=draw), torch.randn(8, 8, 3, 3, generator=draw)
     expected = torch.conv2d(images, kernel)
-    found = torch.conv2d(images.to(name), kernel.to(name)).cpu()
+    with without_tf32():
+        found = torch.conv2d(images.to(name), kernel.to(name)).cpu()
     apart = float((found - expected).abs().max() / expected.abs().max())
     return Tested(name, f"a convolution differs from the CPU's by {apart:.1e} of its largest value", apart <= TOLERANCE)

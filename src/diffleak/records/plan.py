@@ -137,7 +137,7 @@ class Costs(Record):
     test_timesteps: dict[str, tuple[int, ...]] | None = None
     """Timesteps, in [0, T), that the test part was scored at, by the label of each attack that sweeps; null where all of them were."""
     halved_to: int | None = None
-    """Images in the smallest batch after memory ran out, smaller than the `batch_size` of the plan allows; null where it never did."""
+    """Number of images in the smallest batch after memory ran out, less than the `batch_size` of the plan; null where it never did."""
 
 
 class Plan(Record):

@@ -1,0 +1,271 @@
+"""Changes of stats and attacks that no test notices: a seeded sample, each against the tests that call the changed function.
+
+    OMP_NUM_THREADS=1 python benchmarks/mutation.py --sample 150 --seed 0 [--rooms stats,attacks] [--log FILE]
+
+The tests are collected once. Which test calls which function is learnt in a first run. Every change is then made in a fork of the
+process, in the code of the function alone, and its tests run, the fastest first, until one fails. Nothing is written into the
+sources, and no fixture or cache of an earlier run is seen. Constants of modules, defaults, decorators, annotations and messages of
+errors are not changed.
+"""
+
+import argparse
+import ast
+import gc
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "diffleak"
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+OTHER_OPERATOR: dict[type, type] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+}
+OTHER_OPERATOR |= {ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And}
+OTHER_OPERATOR |= {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Div, ast.Pow: ast.Mult}
+OTHER_OPERATOR |= {ast.Mod: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}
+OTHER_NAME = {
+    "min": "max",
+    "max": "min",
+    "all": "any",
+    "any": "all",
+    "argmin": "argmax",
+    "argmax": "argmin",
+    "ceil": "floor",
+    "floor": "ceil",
+}
+OTHER_NAME |= {"minimum": "maximum", "maximum": "minimum", "left": "right", "right": "left"}
+SECONDS = 60  # beyond ten times what the tests took
+
+
+class Mutant(NamedTuple):
+    """A change: the file, the function, the place of the node in the order of `ast.walk`, its line, and the change in words."""
+
+    file: Path
+    function: str
+    node: int
+    line: int
+    change: str
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(SOURCE)}:{self.line} {self.function}: {self.change}"
+
+
+def changes(node: ast.AST) -> tuple[str, Callable[[], None]] | None:
+    """The change of a node in words, and what makes it in place; None where there is none."""
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in OTHER_OPERATOR:
+        other = OTHER_OPERATOR[type(node.ops[0])]
+        return f"{type(node.ops[0]).__name__} to {other.__name__}", lambda: node.ops.__setitem__(0, other())
+    if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in OTHER_OPERATOR:
+        other = OTHER_OPERATOR[type(node.op)]
+        return f"{type(node.op).__name__} to {other.__name__}", lambda: setattr(node, "op", other())
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+        plus = {ast.Not: "not left out", ast.USub: "minus left out"}[type(node.op)]
+        return plus, lambda: setattr(node, "op", ast.UAdd() if isinstance(node.op, ast.USub) else _Twice())
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        return f"{node.value} to {not node.value}", lambda: setattr(node, "value", not node.value)
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return f"{node.value} to {node.value + 1}", lambda: setattr(node, "value", node.value + 1)
+    if isinstance(node, ast.If | ast.IfExp):
+        return "condition reversed", lambda: setattr(node, "test", ast.UnaryOp(ast.Not(), node.test))
+    if isinstance(node, ast.Name) and node.id in OTHER_NAME:
+        return f"{node.id} to {OTHER_NAME[node.id]}", lambda: setattr(node, "id", OTHER_NAME[node.id])
+    if isinstance(node, ast.Attribute) and node.attr in OTHER_NAME:
+        return f"{node.attr} to {OTHER_NAME[node.attr]}", lambda: setattr(node, "attr", OTHER_NAME[node.attr])
+    return None
+
+
+class _Twice(ast.Not):
+    """Marks a `not` that is to go."""
+
+
+class _WithoutNot(ast.NodeTransformer):
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        self.generic_visit(node)
+        return node.operand if isinstance(node.op, _Twice) else node
+
+
+def inside(tree: ast.Module) -> dict[ast.AST, str]:
+    """Every node of the bodies of functions and methods, with the function's qualified name."""
+    found: dict[ast.AST, str] = {}
+
+    def enter(body: list[ast.stmt], prefix: str) -> None:
+        for each in body:
+            if isinstance(each, ast.ClassDef):
+                enter(each.body, f"{prefix}{each.name}.")
+            elif isinstance(each, FUNCTIONS):
+                for statement in each.body:
+                    collect(statement, prefix + each.name)
+
+    def collect(node: ast.AST, name: str) -> None:
+        if isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments):
+            return
+        found[node] = name
+        for field, value in ast.iter_fields(node):
+            if field not in ("annotation", "returns", "decorator_list"):
+                for child in value if isinstance(value, list) else [value]:
+                    if isinstance(child, ast.AST):
+                        collect(child, name)
+
+    enter(tree.body, "")
+    return found
+
+
+def mutants(file: Path) -> Iterator[Mutant]:
+    """Every change of a file."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    where = inside(tree)
+    for number, node in enumerate(ast.walk(tree)):
+        if node in where and (change := changes(node)):
+            yield Mutant(file, where[node], number, node.lineno, change[0])  # type: ignore[attr-defined]
+
+
+def apply(mutant: Mutant) -> None:
+    """Gives the functions in memory the changed code; raises where there is none."""
+    tree = ast.parse(mutant.file.read_text(encoding="utf-8"))
+    node = next(node for number, node in enumerate(ast.walk(tree)) if number == mutant.node)
+    found = changes(node)
+    assert found is not None
+    found[1]()
+    changed = ast.fix_missing_locations(_WithoutNot().visit(tree))
+    code = codes(compile(changed, str(mutant.file), "exec", dont_inherit=True))[mutant.function]
+    gc.unfreeze()
+    named = [f for f in gc.get_objects() if isinstance(f, FunctionType) and key(f.__code__) == (str(mutant.file), mutant.function)]
+    assert named, f"{mutant} is of no function in memory"
+    for function in named:
+        function.__code__ = code
+
+
+def codes(code: CodeType) -> dict[str, CodeType]:
+    """The code of every function in a module's, by qualified name."""
+    found = {}
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            found |= {each.co_qualname: each, **codes(each)}
+    return found
+
+
+def key(code: CodeType) -> tuple[str, str]:
+    return code.co_filename, code.co_qualname.partition(".<locals>")[0]
+
+
+class Mutation:
+    """A pytest plugin that runs the collected tests once for each change."""
+
+    def __init__(self, files: list[Path], sample: int, seed: int, log: Path | None, by_name: bool) -> None:
+        self.files, self.log = {str(file) for file in files}, log
+        self.by_name = by_name
+        self.said = os.fdopen(os.dup(2), "w")  # what pytest does not capture
+        everything = sorted({mutant for file in files for mutant in mutants(file)})
+        self.sample = random.Random(seed).sample(everything, min(sample, len(everything)))
+        self.number = len(everything)
+
+    def say(self, line: str) -> None:
+        print(line, file=self.said, flush=True)
+        if self.log:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        began = time.perf_counter()
+        calls, seconds = self.named(session) if self.by_name else self.baseline(session)
+        self.say(f"{len(session.items)} tests in {time.perf_counter() - began:.0f} s; {len(self.sample)} of {self.number} changes")
+        counts: dict[str, int] = {}
+        for mutant in self.sample:
+            chosen = [i for i, called in enumerate(calls) if f"{mutant.file}\0{mutant.function}" in called]
+            outcome = self.tried(session, mutant, sorted(chosen, key=seconds.__getitem__), sum(seconds[i] for i in chosen))
+            counts[outcome] = counts.get(outcome, 0) + 1
+            self.say(f"{outcome:<11} {mutant} ({len(chosen)} tests)")
+        self.say(", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items())))
+        return True
+
+    def named(self, session: pytest.Session) -> tuple[list[list[str]], list[float]]:
+        """For each test the functions of the file that its own file is named for, without a first run."""
+        names = {file: {mutant.function for mutant in mutants(Path(file))} for file in self.files}
+        of = {f"test_{Path(file).name}": [f"{file}\0{name}" for name in found] for file, found in names.items()}
+        return [of.get(item.path.name, []) for item in session.items], [1.0] * len(session.items)
+
+    def baseline(self, session: pytest.Session) -> tuple[list[list[str]], list[float]]:
+        """For each test the functions that it calls, and its seconds."""
+        with tempfile.NamedTemporaryFile() as file:
+            if not (child := os.fork()):
+                found = []
+                for i in range(len(session.items)):
+                    called: set[tuple[str, str]] = set()
+                    look = lambda frame, event, _, called=called: called.add(key(frame.f_code)) if event == "call" else None
+                    began = time.perf_counter()
+                    sys.setprofile(look)
+                    run(session, [i])
+                    sys.setprofile(None)
+                    own = ["\0".join(each) for each in called if each[0] in self.files]
+                    found.append((own, time.perf_counter() - began))
+                Path(file.name).write_text(json.dumps([found, session.testsfailed]))
+                os._exit(0)
+            os.waitpid(child, 0)
+            found, failed = json.loads(Path(file.name).read_text())
+        assert not failed, f"{failed} tests fail without any change"
+        return [own for own, _ in found], [seconds for _, seconds in found]
+
+    def tried(self, session: pytest.Session, mutant: Mutant, chosen: list[int], seconds: float) -> str:
+        if not chosen:
+            return "not called"
+        if not (child := os.fork()):
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(int(SECONDS + 10 * seconds))
+            try:
+                apply(mutant)
+            except (AssertionError, ValueError, KeyError):
+                os._exit(3)
+            run(session, chosen)
+            os._exit(bool(session.testsfailed))
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            return "timed out" if os.WTERMSIG(status) == signal.SIGALRM else "killed"
+        return {0: "SURVIVED", 1: "killed", 3: "no change"}.get(os.WEXITSTATUS(status), "killed")
+
+
+def run(session: pytest.Session, chosen: list[int]) -> None:
+    """Runs some of the tests, in a process that says nothing, up to the first that fails."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    items: list[Any] = [session.items[i] for i in chosen]
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sample", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rooms", default="stats,attacks", help="folders or files of the source")
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("--by-name", action="store_true", help="the tests of a file are those of test_FILE: no first run")
+    parser.add_argument("--alone", action="store_true", help="without tests/conftest.py: no torch, no checks of types, faster")
+    parser.add_argument("tests", nargs="*", help="default: the folders of tests with the names of the rooms")
+    given = parser.parse_args()
+    rooms = given.rooms.split(",")
+    files = [file for room in rooms for file in (sorted((SOURCE / room).rglob("*.py")) or [SOURCE / room])]
+    tests = given.tests or [str(ROOT / "tests" / room) for room in rooms]
+    plugin = Mutation(files, given.sample, given.seed, given.log, given.by_name)
+    alone = ["--noconftest"] if given.alone else []
+    sys.exit(pytest.main(["-q", "-m", "not slow", *alone, *tests], plugins=[plugin]))
+
+
+if __name__ == "__main__":
+    main()
