@@ -276,7 +276,7 @@ def test_interrupting_an_audit_says_that_it_resumes(capsys, model, sides, tmp_pa
 
 
 def test_a_bug_shows_its_traceback():
-    code = "import diffleak.auditing.score_file as a; a.evaluate_file = lambda *_, **__: 1 / 0; from diffleak.cli import main; main()"
+    code = "import diffleak.auditing.score_file as a; a.evaluate_and_say = lambda *_, **__: 1 / 0; from diffleak.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "metrics", "scores.csv"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
