@@ -212,7 +212,7 @@ def test_what_a_refusal_advises_is_an_option_of_this_command(trained: Any, tmp_p
     said = refused(capsys, *command)
     assert "take the sides from that split, or add --ignore-model-split" in said, said
     code, out, err = call(capsys, *command, "--ignore-model-split", "--json")
-    assert code == 0 and "1 of 24 images" in err, err
+    assert code == 0 and "plan: 11 members and 12 held-out images" in err, err
     (row,) = LoraRecord.model_validate_json(out).checkpoints
     audited = read_audit(tmp_path / "run" / row.run)
     assert audited.membership.status == "contradicted, ignored" and audited.plan.batch_size == 4
