@@ -15,6 +15,7 @@ from fixtures.models import LEVELS, WIDER, save_untrained
 from fixtures.text import CAPTIONS, text_folder
 from PIL import Image
 
+from diffleak import cli
 from diffleak.attacks import ATTACKS
 
 pytestmark = pytest.mark.usefixtures("few_divisions")

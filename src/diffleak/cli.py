@@ -536,8 +536,8 @@ def main() -> Never:
 
 def _needless(message: str, argv: list[str]) -> str | None:
     """What to leave out where a value was given to a flag that takes none, as in `--resize 512`; None for another message."""
-    found = re.fullmatch(r"Got unexpected extra arguments? ?\((.+)\)|Got unexpected extra argument\(s\) \((.+)\)", message.rstrip("."))
-    value = ((found[1] or found[2]).split() if found else [""])[0]
+    found = re.match(r"Got unexpected extra argument\S* \((\S+)", message)
+    value = found[1].removesuffix(")") if found else ""
     if value not in argv or not (before := argv[argv.index(value) - 1]).startswith("--"):
         return None
     why = ", since images are brought to the size of the model" if before == "--resize" else ""

@@ -178,7 +178,7 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
     for key, value in merged.items():
         annotation = fields[key].annotation
         if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):  # pydantic reads true as 1
-            raise UserError(f"{key}: must be no truth value; got {value}: a text that YAML takes for one, as yes, needs quotes")
+            raise UserError(f"{key}: must not be true or false; got {value}: put a text that YAML reads so, such as yes, in quotes")
         for each in value if isinstance(value, list | tuple) else (value,):
             if isinstance(each, str | Path):
                 refuse_other_bytes(str(each))
@@ -196,7 +196,7 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
 
 def _unknown_key(kind: type[Config], key: str) -> UserError:
     if key in NO_SETTINGS:
-        return UserError(f"{key} is no setting, since it decides nothing of a result; give {flag(key)} on the command line")
+        return UserError(f"{key} is no setting, since it does not change a result: give {flag(key)} on the command line")
     fields = settings_of(kind)
     on = next((name for name in fields if second_name(kind, name) == flag(key)), None)
     return (

@@ -63,7 +63,8 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
     names = [name for each in own for name in replaced.get(each, [each])]
     flags = {key: _parameter(kind, key) for key in fields if key not in kind.NO_FLAG}
     known = {"config": Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=File)} | own | flags
-    parameters = {name: known[name] for name in _in_order(kind, names) if name in known}
+    ordered = sorted(_in_order(kind, names), key=lambda name: _panel(kind, name) == LAST)
+    parameters = {name: known[name] for name in ordered if name in known}
 
     def call(**values: Any) -> None:
         given = {key: values.pop(key) for key in flags}
@@ -147,6 +148,6 @@ def _in_order(kind: "type[Config]", names: list[str]) -> Iterator[str]:
             if before.get(other) == name:
                 yield from from_(other)
 
-    for name in sorted(names, key=lambda name: _panel(kind, name) == LAST):
+    for name in names:
         if name not in before:
             yield from from_(name)

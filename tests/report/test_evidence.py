@@ -124,7 +124,7 @@ def test_what_was_not_tested_is_three_lines_and_names_the_attacks(leak):
     assert "pfami, loss_frequency, pia_frequency, gradient" in lines[0] and "black_box" not in lines[0]
     assert "600 training images were tested, of 4,000" in lines[2]
     unknown = other(leak[0], evidence=evidence(training_images=None))
-    assert "how many images the model was trained on is not known" in glance.not_tested(unknown)[2]
+    assert "It is not known how many images the model was trained on" in glance.not_tested(unknown)[2]
 
 
 def test_a_leak_is_said_to_be_no_incident_and_a_pair_no_share_of_people(leak, shown):
@@ -398,7 +398,9 @@ def test_the_card_has_metadata_that_the_hub_reads_and_names_no_folder_and_no_ima
     assert (auc.metric_type, auc.metric_value) == ("membership_inference_auc", round(record.results[0].auc.value, 4))
     assert (tpr.metric_type, tpr.metric_value) == ("membership_inference_tpr_at_1pct_fpr", round(record.results[0].tpr(0.01).value, 4))
     assert auc.task_type == "unconditional-image-generation" and card.data.model_name == "ddpm"
-    assert card.text.lstrip().startswith("### Membership audit") and "data/train" not in made and "runs/ddpm" not in made
+    assert (
+        card.text.partition("-->")[2].lstrip().startswith("### Membership audit") and "data/train" not in made and "runs/ddpm" not in made
+    )
     assert "Before the board meets" not in made and "signed" not in made
     assert not [image for image in samples.ids if image in made]
 

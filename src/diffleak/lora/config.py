@@ -59,5 +59,5 @@ class LoraConfig(DataConfig):
     @model_validator(mode="after")
     def _what_is_measured(self) -> "LoraConfig":
         if self.held_out is None and self.buckets is not None:
-            raise ValueError("--buckets are of an audit, which needs --held-out; without it pictures are resized: leave it out")
+            raise ValueError("--buckets is for the audit, which needs --held-out; without --held-out pictures are resized: leave it out")
         return self

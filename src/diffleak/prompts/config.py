@@ -41,7 +41,7 @@ class PromptsConfig(ModelConfig):
     @model_validator(mode="after")
     def _one_kind_of_list(self) -> "PromptsConfig":
         if bool(self.memorised) != bool(self.ordinary):
-            raise ValueError("--memorised and --ordinary belong together: each is compared with the other; --prompts FILE takes one list")
+            raise ValueError("--memorised and --ordinary are compared with each other: give both, or one list as --prompts FILE")
         if self.memorised and self.prompts:
             raise ValueError("--prompts is one list without labels; leave it out, or --memorised and --ordinary")
         return self
@@ -107,4 +107,4 @@ def _refuse_empty(prompts: Sequence[str], what: str) -> None:
         raise UserError(f"{what} must be at least one; the list is empty")
     odd = [prompt for prompt in prompts if not isinstance(prompt, str) or not prompt.strip()]
     if odd:
-        raise UserError(f"{what} must be texts that say something; got {shown(repr(odd[0]))}")
+        raise UserError(f"{what} must be texts that are not empty; got {shown(repr(odd[0]))}")

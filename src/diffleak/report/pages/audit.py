@@ -47,9 +47,9 @@ LIMITS = entries("""
         more access may find more.
     The same source. | Members and held-out images must come from one source, divided at random. If they differ in other ways, the
         numbers measure that difference. The check on pixel statistics catches only coarse differences.
-    Averages. | AUC is about a typical image. A few images can be fully exposed while it is close to one half; the rates at few false
-        alarms and the list of the highest scores look there.
-    One model. | The intervals count the choice of images, not that of another training run, seed or data set.
+    Averages. | AUC is about a typical image. A few images can be fully exposed while it is close to one half. The rates at few false
+        alarms and the list of the highest scores can show that.
+    One model. | The intervals cover the random choice of images. They do not cover another training run, seed or data set.
     Membership, not copies. | This audit does not say if the model reproduces its training images: `diffleak extract` and `diffleak
         quality` do.
 """)

@@ -94,8 +94,10 @@ def chosen(record: AuditRecord) -> str:
     """What was chosen, and on which images."""
     split = record.split
     if not record.plan.calibration:
-        return "nothing: settings were fixed beforehand, and every image counts"
+        return "none: settings were fixed beforehand, and every image was tested"
     sides = units(record, split.calibrate_members, split.calibrate_nonmembers)
     others = units(record, split.members - split.calibrate_members, split.nonmembers - split.calibrate_nonmembers)
     often = f"; repeated over {count(split.repeats)} random divisions" if split.repeats > 1 else ""
-    return f"attack, timestep and threshold on {sides}, drawn by seed {split.seed}; every number is of the other {others}{often}"
+    return (
+        f"attack, timestep and threshold were chosen on {sides}, drawn by seed {split.seed}; every number is of the other {others}{often}"
+    )

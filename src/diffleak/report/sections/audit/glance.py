@@ -123,7 +123,7 @@ def tested(record: AuditRecord) -> str:
     part = ""
     if record.plan.calibration:
         sides = split.members - split.calibrate_members, split.nonmembers - split.calibrate_nonmembers
-        part = f"; settings are chosen on some, the numbers are of the other {units(record, *sides)}"
+        part = f"; some of them were used to choose settings, and all numbers are of the other {units(record, *sides)}"
     return f"{trained(record)}{of} and {held_out(record)}{part}"
 
 
