@@ -122,7 +122,7 @@ def test_pictures_that_an_adapter_gives_back_are_counted_and_forbid_it() -> None
     assert (found.nearer, found.nearest, found.closest, found.closest_of_base) == (5, ("7", "3", "8", "9", "10"), 0.02, 0.3)
     decision, why = judge.of_drawings(found, 12, "drawings/kay/extract.html")
     assert decision == "undecided" and judge.look_first(found), "an adapter that learnt its style draws near too"
-    assert why.startswith("look first: 5 of 12 pictures") and why.endswith("the pairs of 7, 3, 8, 9, 10 in drawings/kay/extract.html")
+    assert why.startswith("look first: for 5 of 12 pictures") and why.endswith("the pairs of 7, 3, 8, 9, 10 in drawings/kay/extract.html")
     same = judge.redrawn(base, base)
     assert judge.of_drawings(same, 12, "")[0] == "undecided" and not judge.look_first(same)
 
