@@ -15,6 +15,7 @@ from fixtures.models import LEVELS, WIDER, save_untrained
 from fixtures.text import CAPTIONS, text_folder
 from PIL import Image
 
+from diffleak import cli
 from diffleak.attacks import ATTACKS
 
 pytestmark = pytest.mark.usefixtures("few_divisions")
@@ -465,3 +466,17 @@ def test_an_ascii_terminal_does_not_end_a_finished_command(tmp_path):
     done = subprocess.run(command, capture_output=True, env=environment)
     assert done.returncode == 2 and b"Traceback" not in done.stderr
     assert done.stderr.startswith(b"diffleak: ") and b"l\\xe4ufe" in done.stderr
+
+
+def test_a_value_behind_a_flag_that_takes_none_is_named(capsys, monkeypatch):
+    for argv, said in (
+        (
+            ["audit", "m", "--resize", "512", "-o", "r"],
+            "--resize takes no value here, since images are brought to the size of the model: leave out 512",
+        ),
+        (["audit", "m", "--dry-run", "yes"], "--dry-run takes no value here: leave out yes"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["diffleak", *argv])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2 and capsys.readouterr().err == f"diffleak: {said}\n"

@@ -65,7 +65,7 @@ def test_a_truth_value_is_no_number_text_or_path(key):
     sides = {"members": "a", "nonmembers": "b"}
     for value in (True, False):
         with pytest.raises(
-            UserError, match=f"^{key}: must be no truth value; got {value}: a text that YAML takes for one, as yes, needs quotes"
+            UserError, match=f"^{key}: must not be true or false; got {value}: put a text that YAML reads so, such as yes, in quotes"
         ):
             build(AuditConfig, {**sides, key: value})
     assert build(AuditConfig, {**sides, "resize": True, "calibration": True}).resize

@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pytest
 import typer
 from pydantic import Field
+from rich.text import Text
 
 from diffleak import cli
 from diffleak.auditing.config import AuditConfig
 from diffleak.config import Flag, build, command_line, flag, read_yaml, settings_of
 from diffleak.defenses.config import defend_config
 from diffleak.errors import UserError
-from diffleak.options import with_options
+from diffleak.options import LAST, with_options
+from diffleak.quality.config import QualityConfig
 from diffleak.training.config import train_config
 
 CONFIGS = {
@@ -64,7 +66,9 @@ def test_every_setting_is_an_option_with_the_fields_help_or_listed_as_having_no_
     for key, field in settings_of(kind).items():
         if key not in kind.NO_FLAG:
             text = kind.HELP.get(key, field.description)
-            assert found[key].help == (text and text.replace("{default}", str(field.default)))
+            said = (text and text.replace("{default}", str(field.default))) or ""
+            required = field.is_required() and key != kind.ARGUMENT
+            assert (found[key].help or "") == (f"{said.removesuffix('.')} (required)." if required else said)
             assert found[key].default is None, "a setting that is not given leaves the config file its say"
             assert (flag(key) in found[key].opts) != (key == kind.ARGUMENT)
 
@@ -113,7 +117,7 @@ def test_a_new_field_is_a_flag_without_other_code():
     found = {each.name: each for each in command.params}
     assert found["strength"].help == "A new setting (0.5)."
     assert (found["often"].opts, found["often"].secondary_opts, found["way"].opts) == (["--often"], ["--seldom"], ["-w", "--way"])
-    names = list(found)
+    names = [name for name, each in found.items() if each.rich_help_panel != LAST]
     assert names[names.index("lora") :][:3] == ["lora", "strength", "lora_scale"] and names[-3:] == ["often", "way", "places"]
 
 
@@ -169,7 +173,7 @@ def test_every_long_flag_is_a_key_of_the_config_file_but_those_of_how_a_call_pri
         except UserError as error:
             said = str(error)
         if name in ("json", "config"):
-            assert said == f"{name} is no setting, since it decides nothing of a result; give --{name} on the command line"
+            assert said == f"{name} is no setting, since it does not change a result: give --{name} on the command line"
         else:
             assert not said.startswith(("unknown config key", f"{name} is no setting"))
 
@@ -210,3 +214,36 @@ def test_yaml_that_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / "c.yaml").write_text("seed: 2001-99-99")
     with pytest.raises(UserError, match=r"^the config file .*c.yaml cannot be read as YAML \(month must be in 1..12[^\n]*\)$"):
         read_yaml(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_no_word_of_a_help_text_is_taken_for_markup(command):
+    """What stands in brackets is printed, such as NAME[calibrated]."""
+    for name, option in parameters(command).items():
+        said = option.help or ""
+        assert Text.from_markup(said).plain == said.replace(r"\[", "["), f"{command} {name}"
+
+
+def test_the_help_shows_fixed_choices_and_what_is_required():
+    found = parameters("audit")
+    assert (found["release"].metavar, found["batch_size"].metavar, found["model"].metavar) == ("[weights|api|images]", None, "MODEL")
+    assert parameters("lora")["pictures"].help.endswith(" (required).") and "(required)" not in found["output"].help
+
+
+def test_a_setting_may_have_two_long_names():
+    settings = build(QualityConfig, {"model": "m", "real": "d"})
+    assert settings.reference == "d" and shlex.split(command_line(settings, "quality"))[2:] == ["m", "--reference", "d"]
+    seen: list[dict[str, Any]] = []
+    for name in ("--real", "--reference"):
+        assert build(QualityConfig, parsed(parser(QualityConfig, seen), seen, ["m", name, "d"])) == settings
+    with pytest.raises(UserError, match=r"^real and reference are two names of one setting: give one of them$"):
+        build(QualityConfig, {"model": "m", "real": "d", "reference": "e"})
+    assert "nonmembers" in {option.removeprefix("--") for option in parameters("lora")["held_out"].opts}
+
+
+def test_headings_of_the_help_hold_settings_that_are_there_and_those_of_the_machine_stand_last():
+    for command in CONFIGS:
+        kind = config_of(command)
+        panels = [each.rich_help_panel for each in parameters(command).values() if each.name in settings_of(kind)]
+        assert LAST not in panels or set(panels[panels.index(LAST) :]) == {LAST}
+    assert {name for names in AuditConfig.PANELS.values() for name in names.split()} <= set(settings_of(AuditConfig))

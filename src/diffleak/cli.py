@@ -4,6 +4,7 @@ Long flags equal config keys; `-C FILE.yaml` is read first and flags win. Result
 """
 
 import json
+import re
 import shlex
 import sys
 import warnings
@@ -53,10 +54,10 @@ UsageError: Any = typer.BadParameter.__base__  # some versions of typer bring a 
 
 @app.command()
 def demo(
-    output: Annotated[Path, Opt("-o", "--output", help="Where the model and the run go.")] = Path("demo"),
+    output: Annotated[Path, Opt("-o", "--output", help="Folder of the model and the run.")] = Path("demo"),
     as_json: Json = False,
 ) -> None:
-    """Real digits: train a small DDPM, audit it with every attack, write the report. CPU, no network, about two minutes."""
+    """Train a small DDPM on real digits, audit it with seven attacks and write the report. CPU, no network, about two minutes."""
     from diffleak.demo import run_demo
 
     _print_audit(run_demo(output).record, output / "run", as_json)
@@ -64,7 +65,7 @@ def demo(
 
 @command(app, "splitting.config:SplitConfig")
 def split(settings: "SplitConfig", as_json: Json = False) -> None:
-    """Before training: choose the held-out images. Near-duplicates and groups stay together. --link or --copy lays out two folders."""
+    """Before training: choose the held-out images. Near-duplicates and groups stay together. --link or --copy makes two folders."""
     from diffleak.splitting.split import draw
 
     drawn = draw(settings)
@@ -73,7 +74,7 @@ def split(settings: "SplitConfig", as_json: Json = False) -> None:
 
 @command(app, "checking.config:CheckConfig")
 def check(settings: "CheckConfig", as_json: Json = False) -> None:
-    """Before an audit: find duplicates and unreadable images, and say if the sides are fair and large enough. Exit 4 if unfair."""
+    """Before an audit: find duplicates and unreadable images, and say if the two sides are fair and large enough. Exit 4 if not."""
     from diffleak.checking import check as api
     from diffleak.report.pages.check import page
 
@@ -138,7 +139,8 @@ def caption(settings: "CaptionConfig", as_json: Json = False) -> None:
 def audit(settings: "AuditConfig", as_json: Json = False) -> None:
     """Audit a model with membership inference attacks. The same command resumes.
 
-    A quoted pattern in --lora or --network, or --sweep-models, audits every checkpoint of a training: which of them may be released?
+    For example: diffleak audit MODEL --members TRAIN --nonmembers HELDOUT -o RUN. To audit every checkpoint of a training, give a quoted
+    pattern in --lora or --network, or --sweep-models.
     """
     from diffleak.sweep.checkpoints import checkpoints
 
@@ -157,7 +159,7 @@ def lora(
 ) -> None:
     """Which checkpoints of a LoRA may be published? One row each, and one answer. The same command resumes.
 
-    With --held-out: what each leaks beyond BASE. Without: how near its drawings come to the pictures, beside those of BASE.
+    With --held-out: measures what each leaks beyond BASE. Without: compares how close its drawings and those of BASE come to the pictures.
     """
     from diffleak.lora.run import PAGE, lora_config
     from diffleak.lora.run import lora as measure
@@ -243,13 +245,18 @@ def prompts(settings: "PromptsConfig", as_json: Json = False) -> None:
 @app.command()
 def metrics(
     file: Annotated[
-        Path, typer.Argument(help="CSV or Parquet of id,member,score; member 0/1, higher = more likely a member.", show_default=False)
+        Path,
+        typer.Argument(
+            help="CSV or Parquet with the columns id, member (1 or 0) and score (higher: more likely a member).", show_default=False
+        ),
     ],
-    convention: Annotated[str, Opt(help="member-exact, secmi-grid, pia-strict, swapped-strict or first-ge.")] = "member-exact",
+    convention: Annotated[
+        str, Opt(help="How rates are computed: member-exact, or as a paper's code does: secmi-grid, pia-strict, swapped-strict, first-ge.")
+    ] = "member-exact",
     score: Annotated[str, Opt(help="The column of scores, such as sima in a run's samples.csv.")] = "score",
     images: Annotated[
         str | None,
-        Opt(help="DATA with the image of each id: also calibrate the scores by the complexity of the images.", show_default=False),
+        Opt(help="DATA with the image of each id: also correct the scores for how simple each image is.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -287,7 +294,10 @@ def report(
     ],
     thumbnails: Annotated[
         bool,
-        Opt("--thumbnails", help="Audit: show the members that score highest (private), from the data; extract: the closest pairs."),
+        Opt(
+            "--thumbnails",
+            help="Show pictures (private): of an audit the most exposed images, read from the data; of extract the closest pairs.",
+        ),
     ] = False,
     form: Annotated[
         str,
@@ -299,7 +309,7 @@ def report(
     markdown: Annotated[bool, Opt("--markdown", help="The same as --format markdown.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the page of a folder again from its record, and print it; a record that was edited is refused."""
+    """Write the page of a finished folder again from its record, and print it. A record that was edited is refused."""
     from diffleak.auditing import formats as api
     from diffleak.report import again
 
@@ -321,7 +331,7 @@ def verify(
     run: Annotated[Path, typer.Argument(help="The folder of any finished command.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Compare every file of a folder with its recorded SHA-256: recorded, edited, missing or unknown. Exit 1 for an edited record."""
+    """Compare every file of a folder with its recorded SHA-256: as recorded, edited, missing or unknown. Exit 1 if one was edited."""
     from diffleak.records import digests as api
 
     found = api.verify(run)
@@ -336,7 +346,7 @@ def epsilon(
         Path, typer.Argument(help="The folder of a finished audit whose sides were drawn by coin (`split --coin`).", show_default=False)
     ],
     delta: Annotated[
-        float | None, Opt(help="The delta of the bound, in (0, 1); default the delta of the model's DP-SGD, else 1e-5.", show_default=False)
+        float | None, Opt(help="The delta of the bound, in (0, 1). Default: that of the model's DP-SGD, else 1e-5.", show_default=False)
     ] = None,
     level: Annotated[float, Opt(help="Confidence of the bound.")] = 0.95,
     as_json: Json = False,
@@ -382,26 +392,33 @@ def gate(settings: "GateConfig", as_json: Json = False) -> None:
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help="RUN, or NAME=RUN[,RUN...]; the first is the baseline, undefended.", show_default=False),
+        typer.Argument(
+            metavar="RUN...", help="Folders of audits: RUN, or NAME=RUN[,RUN...]. The first is the baseline.", show_default=False
+        ),
     ],
     output: Annotated[Path | None, Opt("-o", "--output", help="Where compare.json and compare.html go.", show_default=False)] = None,
-    attack: Annotated[list[str] | None, Opt(help="Only this attack; may be repeated. Default: every attack that all runs have.")] = None,
+    attack: Annotated[
+        list[str] | None, Opt(help="Compare this attack only. May be repeated. Default: every attack that all runs have.")
+    ] = None,
     halves: Annotated[
         Path | None,
-        Opt(help="split.json of a defence with two teachers, for the swap audit; default beside the audited models.", show_default=False),
+        Opt(
+            help="split.json of a defence with two teachers, for the swap audit. Default: the one beside the audited models.",
+            show_default=False,
+        ),
     ] = None,
     quality: Annotated[
-        list[str] | None, Opt(help="NAME=FILE: the quality.json of an entry, if it is not in its RUN; may be repeated.", show_default=False)
+        list[str] | None, Opt(help="NAME=FILE: the quality.json of an entry, if it is not in its RUN. May be repeated.", show_default=False)
     ] = None,
     seed: Annotated[int, Opt(help="Seed of the bootstrap.")] = 0,
     pool: Annotated[
-        bool, Opt("--pool", help="Pool the runs of each entry, which differ by their seeds: mean, spread and interval.")
+        bool, Opt("--pool", help="Treat the runs of each entry as seeds of one model: report their mean, spread and interval.")
     ] = False,
-    latex: Annotated[Path | None, Opt(help="Write the attacks as a LaTeX table, too.", show_default=False)] = None,
-    csv: Annotated[Path | None, Opt(help="Write the attacks as CSV, too.", show_default=False)] = None,
+    latex: Annotated[Path | None, Opt(help="Also write the table of attacks as LaTeX.", show_default=False)] = None,
+    csv: Annotated[Path | None, Opt(help="Also write the table of attacks as CSV.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare finished audits image by image with the first of them: which leaks less, by how much, at what quality."""
+    """Compare finished audits with the first of them, image by image: which leaks less, by how much, at what quality."""
     from diffleak.comparison import compare as api
 
     record = api.compare(runs, attack or (), halves, quality or (), seed, output, pool)
@@ -433,7 +450,9 @@ def convert(settings: "ConvertConfig", as_json: Json = False) -> None:
 @app.command()
 def metadata(
     file: Annotated[Path, typer.Argument(help="An adapter or a model, as one .safetensors file.", show_default=False)],
-    strip: Annotated[Path | None, Opt(help="Write a copy with the same weights and only what loading needs.", show_default=False)] = None,
+    strip: Annotated[
+        Path | None, Opt(help="Write a copy with the same weights, and of the header only what loading needs.", show_default=False)
+    ] = None,
     fail_on: Annotated[str | None, Opt(help="private: exit 3 if FILE gives away something private.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
@@ -458,7 +477,7 @@ def attacks(as_json: Json = False) -> None:
 
 @app.command()
 def selfcheck(seed: Annotated[int, Opt(help="Seed of the random draws.")] = 0, as_json: Json = False) -> None:
-    """Run every attack on a model that memorised its images (AUC 1) and on one that did not (AUC one half)."""
+    """Run the attacks that need no captions on a model that memorised its images (AUC 1) and on one that did not (AUC 0.5)."""
     from diffleak.auditing.selfcheck import selfcheck as check
 
     checks = check(seed)
@@ -469,7 +488,7 @@ def selfcheck(seed: Annotated[int, Opt(help="Seed of the random draws.")] = 0, a
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what is installed, on which machine, and if it computes correctly: a self-test of two seconds. Exit 1 if that fails."""
+    """Show what is installed and on which machine, and run a self-test of two seconds. Exit 1 if the test fails."""
     from diffleak.installation.doctor import doctor as diagnose
 
     found = diagnose()
@@ -512,13 +531,23 @@ def main() -> Never:
     except UsageError as error:
         if not error.format_message():  # no command was given: the help is already there
             sys.exit(2)
-        _stop(error.format_message(), 2)
+        _stop(_needless(error.format_message(), sys.argv) or error.format_message(), 2)
+
+
+def _needless(message: str, argv: list[str]) -> str | None:
+    """What to leave out where a value was given to a flag that takes none, as in `--resize 512`; None for another message."""
+    found = re.match(r"Got unexpected extra argument\S* \((\S+)", message)
+    value = found[1].removesuffix(")") if found else ""
+    if value not in argv or not (before := argv[argv.index(value) - 1]).startswith("--"):
+        return None
+    why = ", since images are brought to the size of the model" if before == "--resize" else ""
+    return f"{before} takes no value here{why}: leave out {value}"
 
 
 def _called(argv: list[str]) -> str:
     """The command that was called, for a line on what is being done where nothing says more."""
     known = {each.name or getattr(each.callback, "__name__", "") for each in app.registered_commands}
-    return next((f"diffleak {argument}" for argument in argv[1:] if argument in known), "diffleak")
+    return next((f"diffleak {argument} is running" for argument in argv[1:] if argument in known), "diffleak is running")
 
 
 def _audit(settings: "AuditConfig", missing: str, as_json: bool) -> None:
@@ -556,7 +585,7 @@ def _sweep(settings: "AuditConfig", found: "Checkpoints", as_json: bool) -> None
         text, plan = api.describe(settings, found)
         return _print(plan, as_json, text)
     if settings.output is None:
-        raise UserError("a sweep needs a folder for its runs: give -o RUN")
+        raise UserError("an audit of several checkpoints needs a folder for its runs: give -o RUN")
     record = api.sweep(settings, found, timed=not as_json)
     if record is None:
         return _print({"finished": False}, as_json, "this shard is done")
@@ -588,7 +617,7 @@ def _report_sweep(folder: Path, thumbnails: bool, form: str, as_json: bool) -> N
     from diffleak.sweep.formats import formatted
 
     if thumbnails:
-        raise UserError(f"{folder} is a sweep, whose page shows no images; give --thumbnails for the run of a checkpoint in it")
+        raise UserError(f"{folder} is an audit of several checkpoints, whose page shows no images: give the run of one of them")
     record, text = formatted(folder, form)
     if form != "html":
         return print(text if form != "pdf" else visible(text))

@@ -32,7 +32,7 @@ Device = Annotated[str | None, Field(description="cpu, cuda, cuda:1, mps; defaul
 
 @dataclass(frozen=True)
 class Flag:
-    """The second name of a setting on the command line: its short flag, or the flag that switches it off."""
+    """The second name of a setting on the command line: its short flag, another long name, or the flag that switches it off."""
 
     name: str
 
@@ -43,7 +43,7 @@ class Config(BaseModel):
     Where the command line does not follow from the fields and their descriptions, in which {default} is a field's default, a class says:
     ARGUMENT, the setting that is given without a flag, and INSTEAD, the one that may take its place; NO_FLAG, settings of the config file
     and of Python alone; HELP, other words for inherited settings; FOLLOW, settings that follow each other in `--help` though they are not
-    declared one after the other; LEAST, the least values that `--help` shows.
+    declared one after the other; LEAST, the least values that `--help` shows; PANELS, the settings under each heading of `--help`.
     """
 
     ARGUMENT: ClassVar[str | None] = None
@@ -52,6 +52,7 @@ class Config(BaseModel):
     HELP: ClassVar[dict[str, str]] = {}
     FOLLOW: ClassVar[list[str]] = ["output config"]
     LEAST: ClassVar[dict[str, int]] = {}
+    PANELS: ClassVar[dict[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -65,35 +66,44 @@ class ModelConfig(Config):
 
     ARGUMENT, INSTEAD = "model", "model_from"
     FOLLOW = ["skip_unreadable dtype device"]
+    PANELS = {
+        "Model": "model_config model_from network weights lora lora_scale embedding",
+        "Machine": "dtype device offload fast compile batch_size threads chunk_size shard",
+    }
     FAST: ClassVar[bool] = True  # what `fast` means where nothing is said
 
-    model: Name = Field(IN_PYTHON, description="A diffusers folder, a hub id, or one file with all of a model.")
+    model: Name = Field(IN_PYTHON, description="A diffusers folder, a hub id, or one file that holds a whole model.")
     model_config_: Name | None = Field(
-        None, alias="model_config", description="MODEL in one file: its settings, a diffusers folder or hub id; default the hub's."
+        None,
+        alias="model_config",
+        description="Where MODEL is one file: a diffusers folder or hub id that has its settings. Default: those on the hub.",
     )
     model_from: str | None = Field(
-        None, description="A function of your own that makes the model (of MODEL, if given), as package.module:function; runs its code."
+        None, description="Your own function that makes the model (from MODEL, if given), as package.module:function. It runs that code."
     )
     network: Name | None = Field(
-        None, description="Another denoiser in MODEL: a folder (unet/, unet_ema/, checkpoint-N/) or a file of weights."
+        None, description="Replace the denoiser of MODEL by this one: a folder (unet/, unet_ema/, checkpoint-N/) or a file of weights."
     )
     weights: Literal["ema", "non_ema"] | None = Field(
         None, description="Which weights to use where MODEL has both: ema (averaged) or non_ema."
     )
     lora: Name | None = Field(
-        None, description="LoRAs or other adapters of a text-to-image MODEL, A or A@0.8,B: .safetensors files, folders or hub ids."
+        None, description="LoRAs or other adapters of a text-to-image MODEL: .safetensors files, folders or hub ids, as A or A@0.8,B."
     )
     lora_scale: float = Field(1.0, allow_inf_nan=False, description="The strength of the LoRA ({default}).")
     embedding: Text | None = Field(
-        None, description="Textual inversions that captions of MODEL name, FILE or FILE@TOKEN,...: files, folders or hub ids."
+        None, description="Textual inversions whose tokens the captions use: files, folders or hub ids, as FILE or FILE@TOKEN,..."
     )
     dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
     device: Device = None
     offload: bool = Field(False, description="Keep only one layer of the denoiser in the accelerator's memory at a time; slower.")
     fast: Annotated[bool | None, Flag("--exact")] = Field(
-        None, description="Accelerators: TF32 and channels last, faster and right to three digits (default), or neither."
+        None,
+        description="On accelerators use TF32 and channels last (default): faster, scores right to three digits. --exact uses neither.",
     )
-    compile: bool = Field(False, description="Compile the denoiser first (torch.compile), which takes minutes; its forwards are faster.")
+    compile: bool = Field(
+        False, description="Compile the denoiser first (torch.compile). This takes minutes and makes its forwards faster."
+    )
 
     @field_validator("lora", "embedding", mode="before")
     @classmethod
@@ -155,16 +165,20 @@ def read_yaml(path: Path | None) -> dict[str, Any]:
 def build(kind: type[C], *layers: dict[str, Any]) -> C:
     """A `kind` from layers of settings, later ones winning, None meaning "not given"; raises one-line `UserError`s."""
     merged: dict[str, Any] = {}
-    for layer in layers:
-        merged.update({key: value for key, value in layer.items() if value is not None})
     fields = settings_of(kind)
+    again = {second[2:].replace("-", "_"): name for name in fields if (second := second_name(kind, name)) and _renames(kind, name)}
+    for layer in layers:
+        given = {key: value for key, value in layer.items() if value is not None}
+        if twice := next((key for key in given if again.get(key) in given), None):
+            raise UserError(f"{twice} and {again[twice]} are two names of one setting: give one of them")
+        merged.update({again.get(key, key): value for key, value in given.items()})
     for key in merged:
         if key not in fields:
             raise _unknown_key(kind, key)
     for key, value in merged.items():
         annotation = fields[key].annotation
         if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):  # pydantic reads true as 1
-            raise UserError(f"{key}: must be no truth value; got {value}: a text that YAML takes for one, as yes, needs quotes")
+            raise UserError(f"{key}: must not be true or false; got {value}: put a text that YAML reads so, such as yes, in quotes")
         for each in value if isinstance(value, list | tuple) else (value,):
             if isinstance(each, str | Path):
                 refuse_other_bytes(str(each))
@@ -174,7 +188,7 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "missing":
-            raise UserError(f"{key} must be given: --{key.replace('_', '-')}, or the key in the config file") from None
+            raise UserError(f"{key} must be given: add --{key.replace('_', '-')}, or the key {key} to the config file") from None
         got = "" if isinstance(first["input"], dict) else f"; got {shown(repr(first['input']))}"
         where = f"{key}: " if key else ""
         raise UserError(f"{where}{first['msg'].removeprefix('Value error, ')}{got}") from None
@@ -182,7 +196,7 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
 
 def _unknown_key(kind: type[Config], key: str) -> UserError:
     if key in NO_SETTINGS:
-        return UserError(f"{key} is no setting, since it decides nothing of a result; give {flag(key)} on the command line")
+        return UserError(f"{key} is no setting, since it does not change a result: give {flag(key)} on the command line")
     fields = settings_of(kind)
     on = next((name for name in fields if second_name(kind, name) == flag(key)), None)
     return (
@@ -201,8 +215,13 @@ def flag(key: str) -> str:
 
 
 def second_name(kind: type[Config], key: str) -> str | None:
-    """The short flag of a setting, or the flag that switches it off, if it has one."""
+    """The short flag of a setting, its other long name, or the flag that switches it off, if it has one."""
     return next((item.name for item in settings_of(kind)[key].metadata if isinstance(item, Flag)), None)
+
+
+def _renames(kind: type[Config], key: str) -> bool:
+    """True if the second name of a setting is another long name, such as --real for --reference, and not a switch or a letter."""
+    return settings_of(kind)[key].annotation not in (bool, bool | None) and (second_name(kind, key) or "").startswith("--")
 
 
 def command_line(config: Config, command: str, exclude: Iterable[str] = ("threads",)) -> str:
@@ -223,6 +242,6 @@ class ConvertConfig(Config):
     ARGUMENT = "checkpoint"
 
     checkpoint: Path = Field(description="A checkpoint of pytorch-ddpm, guided-diffusion or improved-diffusion.")
-    settings: Path | None = Field(None, description="JSON of the settings that the weights do not say, by the names of their own code.")
+    settings: Path | None = Field(None, description="JSON of the settings that the weights do not show, by the names of the original code.")
     weights: str | None = Field(None, description="Which network of the file, by its key: ema_model (default), net_model.")
     output: Annotated[Path, Flag("-o")] = Field(description="The new model folder.")

@@ -17,7 +17,7 @@ TIMESTEPS = "20:160:20"
 
 
 def run_demo(output: Path) -> Audit:
-    """Trains on MEMBERS of scikit-learn's digits, audits with every attack, writes output/model and output/run."""
+    """Trains on MEMBERS of scikit-learn's digits, audits with ATTACKS, writes output/model and output/run."""
     model = train(train_config("digits", data="digits", train_size=MEMBERS, output=output / "model", device="cpu"))
     config = build(
         AuditConfig,

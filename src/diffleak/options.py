@@ -1,7 +1,9 @@
 """The options of a command, made from the fields of its Config.
 
     annotation    bool, int, float and Path as they are; everything else, such as lists and choices, is text that the Config reads
-    description   the help text
+    description   the help text, behind which (required) stands where the setting has no default
+    Literal       the choices, as [a|b]
+    PANELS        of the Config: under which heading of the help an option stands
     `Flag`        the short flag, or the flag that switches a setting off
 
 An option that is not given is None, and the config file or the default of its field decides. A Config is imported when its command is
@@ -21,8 +23,11 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     from diffleak.config import Config
 
+LAST = "Machine"  # the heading of the help that stands behind the others
 Command = Callable[..., None]
-File = Annotated[Path | None, typer.Option("-C", "--config", help="YAML file with any of these settings; flags win.", show_default=False)]
+File = Annotated[
+    Path | None, typer.Option("-C", "--config", help="YAML file with any of these settings; flags override it.", show_default=False)
+]
 
 
 def command(app: typer.Typer, config: str) -> Callable[[Command], Command]:
@@ -58,7 +63,8 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
     names = [name for each in own for name in replaced.get(each, [each])]
     flags = {key: _parameter(kind, key) for key in fields if key not in kind.NO_FLAG}
     known = {"config": Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=File)} | own | flags
-    parameters = {name: known[name] for name in _in_order(kind, names) if name in known}
+    ordered = sorted(_in_order(kind, names), key=lambda name: _panel(kind, name) == LAST)
+    parameters = {name: known[name] for name in ordered if name in known}
 
     def call(**values: Any) -> None:
         given = {key: values.pop(key) for key in flags}
@@ -83,22 +89,52 @@ def _parameter(kind: "type[Config]", key: str) -> Parameter:
     field = settings_of(kind)[key]
     text = kind.HELP.get(key, field.description)
     text = text and text.replace("{default}", str(field.default))
+    if text and field.is_required() and key != kind.ARGUMENT:
+        text = f"{text.removesuffix('.')} (required)."
     read_as: Any = next((plain for plain in (bool, int, float, Path) if field.annotation in (plain, plain | None)), str)
     if key == kind.ARGUMENT:
-        argument = typer.Argument(help=text, show_default=False)
+        argument = typer.Argument(help=text, show_default=False, metavar=key.upper())
         if kind.INSTEAD:
             return Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[read_as | None, argument])
         return Parameter(key, Parameter.KEYWORD_ONLY, annotation=Annotated[read_as, argument])
     other = second_name(kind, key)
     names = [flag(key)] if other is None else [f"{flag(key)}/{other}"] if read_as is bool else [other, flag(key)]
-    option = typer.Option(*names, help=text, show_default=False, min=kind.LEAST.get(key), autocompletion=_completion(field.annotation))
+    option = typer.Option(
+        *names,
+        help=text,
+        show_default=False,
+        min=kind.LEAST.get(key),
+        metavar=_fixed(field.annotation),
+        autocompletion=_completion(field.annotation),
+        rich_help_panel=_panel(kind, key),
+    )
     return Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[read_as | None, option])
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The fixed values of a setting; empty where it has none."""
+    return [str(value) for part in (annotation, *get_args(annotation)) if get_origin(part) is Literal for value in get_args(part)]
+
+
+def _fixed(annotation: Any) -> str | None:
+    """The values as the help shows them, "[weights|api]"; None for a setting that also takes others."""
+    parts = (annotation,) if get_origin(annotation) is Literal else get_args(annotation)
+    only = all(part is type(None) or get_origin(part) is Literal for part in parts)
+    return f"[{'|'.join(_choices(annotation))}]" if parts and only else None
 
 
 def _completion(annotation: Any) -> Callable[[str], list[str]] | None:
     """What a shell offers for a setting with fixed choices, by what is typed of it so far; None for any other."""
-    choices = [str(value) for part in (annotation, *get_args(annotation)) if get_origin(part) is Literal for value in get_args(part)]
+    choices = _choices(annotation)
     return (lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]) if choices else None
+
+
+def _panel(kind: "type[Config]", key: str) -> str | None:
+    """The heading of the help that a setting stands under; None for the general one."""
+    panels = {
+        name: title for each in reversed(kind.__mro__) for title, names in vars(each).get("PANELS", {}).items() for name in names.split()
+    }
+    return panels.get(key)
 
 
 def _in_order(kind: "type[Config]", names: list[str]) -> Iterator[str]:

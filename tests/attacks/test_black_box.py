@@ -352,7 +352,7 @@ def test_a_model_that_draws_nan_is_named(tmp_path: Path) -> None:
 
 def test_without_calibration_a_threshold_works_and_a_classifier_does_not(tmp_path: Path) -> None:
     assert audited(captioned(memoriser()), tmp_path, calibration=False).results[0].auc.value == 1.0
-    with pytest.raises(UserError, match="settles its score on the calibrate part"):
+    with pytest.raises(UserError, match="is fitted on the calibrate part"):
         prepared(captioned(memoriser()), "black_box(encoder=pixels,variant=classifier)", calibration=False)
 
 

@@ -223,7 +223,7 @@ def test_nothing_of_an_anonymous_audit_holds_a_name(capsys, model_folder, pictur
     assert f"keep their key {folder / FILE}" in err and "never pass it on" in err
     assert f"diffleak reveal {folder} gives their names" in " ".join(out.split())
     page = (folder / "report.html").read_text()
-    assert "Images go by keyed ids here" in page and "--thumbnails" not in page
+    assert "This page names images by keyed ids" in page and "--thumbnails" not in page
     order = [row[1] for file in sorted((folder / "scores").glob("*.parquet")) for row in pd.read_parquet(file).itertuples()]
     assert list(dict.fromkeys(order)) == ids, "chunks are in the order of keyed ids"
 
@@ -279,7 +279,7 @@ def test_nothing_of_an_anonymous_quality_holds_a_name_and_its_numbers_are_the_sa
     scores = [pd.read_csv(tmp_path / name / "nearest.csv") for name in ("named", "hidden")]
     assert dict(zip(key.ids(scores[0].id.tolist()), scores[0].score, strict=True)) == dict(zip(scores[1].id, scores[1].score, strict=True))
     assert all(side.id.is_monotonic_increasing for _, side in scores[1].groupby("member"))
-    assert "Images go by keyed ids here" in (folder / "quality.html").read_text()
+    assert "This page names images by keyed ids" in (folder / "quality.html").read_text()
     said = refused(capsys, "quality", model_folder(), *flags, "-o", folder)
     assert "is of an anonymous run; add --anonymous" in said
     (data / ids[3]).write_bytes(b"no image")

@@ -160,7 +160,7 @@ def test_gradient_runs_on_a_folder_resumes_and_is_refused_without_weights_or_a_c
     assert call(capsys, *command, tmp_path / "run")[0] == 0
     assert [file.read_bytes() for file in scores] == whole
     said = refused(capsys, *command[:-1], "--no-calibration", "--timesteps", "100", "-o", tmp_path / "other")
-    assert "gradient settles its score on the calibrate part" in said
+    assert "gradient is fitted on the calibrate part" in said
 
 
 def test_gradients_that_do_not_fit_into_memory_are_refused_with_what_to_set(model_folder, digits, tmp_path, capsys, monkeypatch):

@@ -135,7 +135,7 @@ def test_all_leaves_out_what_a_model_without_captions_cannot_be_asked(memoriser,
 
 def test_without_calibration_a_score_that_is_settled_there_is_refused(captioned):
     settings = {**SETTINGS, "calibration": False, "timesteps": "50"}
-    with pytest.raises(UserError, match="clid settles its score on the calibrate part; leave out --no-calibration, or this attack"):
+    with pytest.raises(UserError, match="clid is fitted on the calibrate part: leave out --no-calibration, or this attack"):
         diffleak.audit(captioned, members=MEMBERS, nonmembers=NONMEMBERS, attacks="clid,sima", **settings)
     names = [
         r.attack

@@ -137,3 +137,17 @@ def test_an_audit_warns_of_near_duplicates_across_the_sides():
     (line,) = about_copies(found)
     assert line.startswith("1 held-out image is a near-duplicate of a member: ") and "members/7" not in line
     assert about_copies(scan(two_sources(open_source(members), open_source(fields(20, 6))), None, False, False)) == ()
+
+
+def test_too_few_images_are_called_so_and_captions_of_one_data_are_counted_by_side(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("p").mkdir()
+    for i, image in enumerate(fields(30, 3)):
+        Image.fromarray(image).save(f"p/{i:02}.png")
+        Path(f"p/{i:02}.txt").write_text(f"field {i}")
+    names = [f"{i:02}.png" for i in range(30)]
+    Path("s.json").write_text(json.dumps({"members": names[:24], "nonmembers": names[24:]}))
+    code, out, err = call(capsys, "check", "--data", "p", "--split", "s.json", "-o", "out")
+    assert code == 4 and "an audit of these sides would be refused: an audit needs at least 10 images on each side" in err
+    assert "Too few images: an audit needs at least 10 on each side." in out and "Not fair" not in out
+    assert "captions from 30 .txt files (24 of members, 6 of held-out images)" in " ".join(Path("out/check.html").read_text().split())

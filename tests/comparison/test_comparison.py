@@ -117,7 +117,7 @@ def test_a_control_of_masks_is_shown_but_is_never_the_worst(tmp_path):
     record = compare(names(*folders))
     assert record.attacks == ("sima", label)
     assert {e.worst.attack for e in record.entries} == {"sima"}
-    with pytest.raises(UserError, match=r"controls of masks cannot be an entry's worst attack; name another beside sima\[random"):
+    with pytest.raises(UserError, match=r"controls of masks cannot be an entry's strongest attack; name another beside sima\[random"):
         compare(names(*folders), [label])
 
 
@@ -165,7 +165,7 @@ def test_two_equal_models_have_a_difference_around_zero_and_nothing_is_claimed(t
     record = compare(names(*folders))
     assert record.entries[1].worst.difference.auc.low < 0 < record.entries[1].worst.difference.auc.high
     judged = comparison_verdict(record)
-    assert judged.level == "not-shown" and judged.title == "b was not shown to weaken the worst attack of a."
+    assert judged.level == "not-shown" and judged.title == "b was not shown to weaken the strongest attack of a."
 
 
 def test_only_the_named_attacks_are_compared_and_the_rest_is_said_to_be_left_out(runs):
@@ -504,7 +504,7 @@ def test_the_verdict_names_the_defence_the_difference_with_its_interval_and_what
     judged, worst = comparison_verdict(record), record.entries[1].worst
     d = worst.difference.auc
     assert judged.level == "lowers"
-    assert judged.title.startswith("2 of 2 weaken the worst attack, defended most by point estimate: its AUC is")
+    assert judged.title.startswith("2 of 2 weaken the strongest attack, defended most by point estimate: its AUC is")
     assert f"{-d.value:.3f} lower (95 % interval {-d.high:.3f} to {-d.low:.3f}) than that of undefended" in judged.title
     assert any(f"an AUC up to {worst.not_excluded:.3f} cannot be excluded" in s for s in judged.sentences)
     assert any("highest AUC on the calibrate part" in s for s in judged.sentences)
@@ -586,7 +586,7 @@ def test_the_command_writes_a_record_that_reads_back_and_a_page(runs, tmp_path, 
     assert [e.name for e in record.entries] == ["undefended", "mine"] and record.attacks == ("sima",)
     assert "mine" in (tmp_path / "out" / "compare.html").read_text()
     code, out, _ = call(capsys, "compare", runs / "undefended", runs / "defended")
-    assert code == 0 and "weakens the worst attack" in out
+    assert code == 0 and "weakens the strongest attack" in out
 
 
 def test_a_mistake_on_the_command_line_is_one_line(runs, capsys):

@@ -12,8 +12,11 @@ from fixtures.runs import gaussian, make_run, write_quality
 
 import diffleak
 from diffleak.comparison.compare import compare, save
+from diffleak.config import build
 from diffleak.errors import GateFailed, InvalidAudit, UserError
 from diffleak.gating.check import refuse
+from diffleak.gating.config import GateConfig
+from diffleak.gating.limits import gates
 from diffleak.records.audit import Blind, Gate
 from diffleak.records.digests import write_audit_digests
 from diffleak.records.gate import Gated, GateRecord
@@ -261,3 +264,13 @@ def test_of_a_sweep_the_last_checkpoint_decides_and_the_last_that_passes_is_name
     record = diffleak.gate(swept(tmp_path / "early", [leaking, guessing]), max_auc=0.6)
     assert record.met and record.last_passing == "step-1"
     assert diffleak.gate(swept(tmp_path / "never", [leaking]), max_auc=0.6).last_passing is None
+
+
+def test_a_calibrated_attack_of_which_nothing_was_taken_out_is_checked_once():
+    record, _ = audit_of({"sima": 1.0}, 300)
+    plain = record.result("sima")
+    again = plain.model_copy(update={"attack": "sima[calibrated]", "complexity": "plain"})
+    taken = again.model_copy(update={"complexity": "png"})
+    config = build(GateConfig, {"run": "r", "max_auc": 0.6})
+    assert [each.attack for each in gates((plain, again), config)] == ["sima"]
+    assert [each.attack for each in gates((plain, taken), config)] == ["sima", "sima[calibrated]"]

@@ -124,7 +124,7 @@ def test_pictures_that_an_adapter_gives_back_are_counted_and_forbid_it() -> None
     assert (found.nearer, found.nearest, found.closest, found.closest_of_base) == (5, ("7", "3", "8", "9", "10"), 0.02, 0.3)
     decision, why = judge.of_drawings(found, 12, "drawings/kay/extract.html")
     assert decision == "undecided" and judge.look_first(found), "an adapter that learnt its style draws near too"
-    assert why.startswith("look first: 5 of 12 pictures") and why.endswith("the pairs of 7, 3, 8, 9, 10 in drawings/kay/extract.html")
+    assert why.startswith("look first: for 5 of 12 pictures") and why.endswith("the pairs of 7, 3, 8, 9, 10 in drawings/kay/extract.html")
     same = judge.redrawn(base, base)
     assert judge.of_drawings(same, 12, "")[0] == "undecided" and not judge.look_first(same)
 
@@ -134,7 +134,7 @@ def test_without_held_out_pictures_the_answer_is_to_look_first_with_two_ways_to_
     near = [judge.redrawn({**base, **dict.fromkeys(map(str, range(n)), 0.1)}, base) for n in (0, 6)]
     rows = [checkpoint(f"kay-{i}", "undecided").model_copy(update={"redrawn": found}) for i, found in enumerate(near)]
     said = judge.answer(rows, 12, None)
-    assert said.startswith("Undecided with 12 pictures and none held out: kay-0, kay-1. Look first, at the pairs of kay-1:")
+    assert said.startswith("Undecided with 12 pictures and none held out: kay-0, kay-1. Look first at the pairs of kay-1:")
     assert said.endswith(judge.WAYS) and "swap audit" in judge.WAYS and "diffleak inquire" in judge.WAYS
     assert "Look first" not in judge.answer(rows[:1], 12, None) and "Do not publish" not in said
 
@@ -247,3 +247,13 @@ def test_bad_input_is_one_line(trained: Any, tmp_path: Path, capsys: Any) -> Non
     said = refused(capsys, "lora", root / "sd", several / "*.safetensors", *given)
     assert "rename" in said and "base.safetensors" in said.partition("rename")[2], said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("pictures", "held_out"), [(18, 12), (60, 60), (80, 80), (300, 200)])
+def test_a_limit_that_no_checkpoint_can_meet_is_said_with_the_pictures_that_it_takes(pictures: int, held_out: int) -> None:
+    said = judge.too_few(0.6, pictures, held_out, 0.2)
+    assert (said is None) == (min(pictures, held_out) >= 80)
+    if said:
+        assert said.startswith(f"With {pictures} pictures and {held_out} held out, no checkpoint can meet the limit of 0.6: ")
+        assert said.endswith("It takes at least 80 pictures on each side.")
+        assert judge.answer([checkpoint("a", "undecided")], pictures, held_out, said).endswith(said)

@@ -304,7 +304,7 @@ def test_a_missing_and_an_unreadable_file_are_one_line(tmp_path: Path) -> None:
         ({"memorised": [*SECRET, "moon"], "ordinary": [*PLAIN, "moon"]}, "a prompt must be on one list; 'moon' is on both"),
         ({"memorised": SECRET, "ordinary": [*PLAIN, *SECRET[:3]]}, "'secret 0' and 2 others are on both"),
         ({"memorised": [], "ordinary": PLAIN}, "the memorised prompts must be at least one; the list is empty"),
-        ({"prompts": ["moon", " "]}, "the prompts must be texts that say something; got ' '"),
+        ({"prompts": ["moon", " "]}, "the prompts must be texts that are not empty; got ' '"),
         ({"memorised": SECRET}, "there must be memorised and ordinary prompts, or prompts alone; got memorised"),
         ({}, "there must be prompts: give --memorised FILE and --ordinary FILE, or --prompts FILE"),
         ({"memorised": "a.txt"}, "--memorised and --ordinary belong together"),
@@ -338,7 +338,7 @@ def test_a_list_without_labels_is_scored_only() -> None:
 
 
 def test_models_and_settings_that_cannot_be_asked_are_refused(folder: Path, model_folder: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match=r"prompts can only be put to a model that takes captions; .* takes none"):
+    with pytest.raises(UserError, match=r"prompts need a model that takes captions; .* takes none"):
         find_memorised(model_folder(), prompts=PLAIN, device="cpu")
     with pytest.raises(UserError, match="the model must be loaded without guidance_scale"):
         find_memorised(hub.load(folder, device="cpu", guidance_scale=3.0), prompts=PLAIN)

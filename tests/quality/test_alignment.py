@@ -172,7 +172,7 @@ def test_prompts_come_from_a_file_in_its_order(reference: Path, tmp_path: Path) 
     for path, message in (("none.txt", "must hold at least one prompt"), ("missing.txt", missing)):
         with pytest.raises(UserError, match=message):
             chosen(reference, prompts=tmp_path / path)
-    with pytest.raises(UserError, match="--captions takes the texts from the reference and --prompts from a file"):
+    with pytest.raises(UserError, match="--captions takes the texts from the real images and --prompts from a file"):
         chosen(reference, prompts=tmp_path / "p.txt", captions="own")
 
 

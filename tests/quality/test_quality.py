@@ -180,7 +180,7 @@ def test_copies_may_be_found_with_another_encoder(capsys, command):
     ("message", "arguments"),
     [
         ("images must be at least 1, so that there is something to measure; got 0", ["--images", "0"]),
-        ("the reference must hold at least 10 images; got 9", ["--limit", "9"]),
+        ("there must be at least 10 real images to compare with; got 9: add more", ["--limit", "9"]),
         ("steps must lie in [1, 1000], the model's schedule; got 2000", ["--steps", "2000"]),
         ("rounds are an attack on two models that take turns", ["--rounds", "2"]),
         ("the extractor must be a TorchScript file; there is none at nowhere.pt", ["--extractor", "nowhere.pt"]),
@@ -201,7 +201,7 @@ def test_bad_input_is_one_line_before_anything_is_drawn(capsys, command, tmp_pat
 @pytest.mark.parametrize(
     ("message", "arguments"),
     [
-        ("real images are needed to compare with: give --reference DATA, or --data DATA with --split FILE", []),
+        ("real images are needed to compare with: give --real DATA, or --data DATA with --split FILE", []),
         ("--data and --split belong together", ["--data", "digits"]),
         ("--scores needs to know who is a member: give --data DATA and --split FILE", ["--reference", "digits", "--scores"]),
         ("--scores writes a file: give -o DIR", ["--data", "digits", "--split", "split.json", "--scores"]),

@@ -14,9 +14,10 @@ from huggingface_hub import ModelCard
 from rich.console import Console
 
 from diffleak.attacks import ATTACKS
+from diffleak.attacks.listing import listing
 from diffleak.auditing.evidence import known
 from diffleak.errors import UserError
-from diffleak.records.audit import Blind, Gate
+from diffleak.records.audit import Blind, Gate, Membership
 from diffleak.records.base import Estimate
 from diffleak.records.digests import Sealed
 from diffleak.records.evidence import Evidence
@@ -29,7 +30,7 @@ from diffleak.report.media.card import model_card
 from diffleak.report.media.latex import results_latex
 from diffleak.report.pages.audit import on_card, on_paper, page
 from diffleak.report.sections import FOR_THE_FILE, UNSHOWN
-from diffleak.report.sections.audit import attacks, coverage, file, glance, remedies
+from diffleak.report.sections.audit import attacks, calibrated, coverage, file, glance, remedies
 
 ROOT = Path(__file__).parents[2]
 DIFFERENT = Blind(value=0.81, low=0.78, high=0.84)
@@ -110,7 +111,7 @@ def test_where_images_count_together_every_page_and_table_says_what_is_counted(l
     assert first.startswith(f"{said} (of 4,000 that the model was trained on) and 700 held-out images in 600") and part in first
     assert said in glance.not_tested(record)[2] and "of 4,000 images" in glance.not_tested(record)[2]
     kept = dict(file.section(Audited(record)).blocks[0].rows)
-    assert said in kept["Counted"] and "120 training and 120 held-out groups" in kept["Chosen on which images"] and part in str(kept)
+    assert said in kept["Counted"] and "120 training and 120 held-out groups" in kept["Images used for settings"] and part in str(kept)
     assert said in page(record).meta and said in markdown(record)
     card = ModelCard(model_card(record))
     assert said in card.data.eval_results[0].dataset_name
@@ -123,20 +124,20 @@ def test_what_was_not_tested_is_three_lines_and_names_the_attacks(leak):
     assert "pfami, loss_frequency, pia_frequency, gradient" in lines[0] and "black_box" not in lines[0]
     assert "600 training images were tested, of 4,000" in lines[2]
     unknown = other(leak[0], evidence=evidence(training_images=None))
-    assert "how many images the model was trained on is not known" in glance.not_tested(unknown)[2]
+    assert "It is not known how many images the model was trained on" in glance.not_tested(unknown)[2]
 
 
 def test_a_leak_is_said_to_be_no_incident_and_a_pair_no_share_of_people(leak, shown):
     said = verdict(leak[0]).sentences
-    assert NO_INCIDENT in said and "it is no share of images or people" in said[0]
-    assert "no share of images or people" in text(shown)
+    assert NO_INCIDENT in said and "it does not mean that 90 % of the images or people can be identified" in said[0]
+    assert "not a share of images or people" in text(shown)
 
 
 def test_a_rate_whose_interval_holds_guessing_is_said_to_be_undecided(leak):
     first, *others = leak[0].results
     rates = tuple(r.model_copy(update={"value": 0.083, "low": 0.0, "high": 0.171, "support": "low"}) for r in first.tpr_at_fpr)
     record = other(leak[0], results=(first.model_copy(update={"tpr_at_fpr": rates}), *others))
-    assert any("it is not decided whether it catches more members than guessing" in each for each in verdict(record).sentences)
+    assert any("Guessing catches 1 %, so this number decides nothing" in each for each in verdict(record).sentences)
 
 
 def test_a_higher_number_in_the_table_than_that_of_the_headline_is_explained(leak):
@@ -144,7 +145,7 @@ def test_a_higher_number_in_the_table_than_that_of_the_headline_is_explained(lea
     said = [
         each for each in verdict(record).sentences if each.startswith("Another attack, sima, has a higher number on these images, 90 %")
     ]
-    assert said and "pia is named because it was chosen before" in said[0]
+    assert said and "The report names pia because it was chosen on other images" in said[0]
     assert not any(each.startswith("Another attack") for each in verdict(leak[0]).sentences)
 
 
@@ -296,9 +297,10 @@ def test_records_of_earlier_versions_say_nothing_of_a_release():
 
 
 def test_after_a_leak_the_steps_name_parts_of_the_documentation_that_are_there(shown):
-    pages = "\n".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
-    headings = re.findall(r"^#+ (.+)$", pages, flags=re.MULTILINE)
-    assert {where for _, _, where in (*remedies.STEPS, remedies.BY_EXTRACT)} <= set(headings)
+    pages = {page.name: page.read_text() for page in (ROOT / "docs").glob("*.md")}
+    found = {f"{name}, {heading}" for name, said in pages.items() for heading in re.findall(r"^#+ (.+)$", said, flags=re.MULTILINE)}
+    assert {where for _, _, where in (*remedies.STEPS, remedies.BY_EXTRACT)} <= found
+    assert "(docs/fine-tunes.md, “Which checkpoint?”)" in text(shown)
     assert all(name in text(shown) for name, _, _ in remedies.STEPS)
     assert remedies.TITLE not in markdown(with_validity(audit_of(NULL, 300, evidence=evidence())[0]))
 
@@ -396,7 +398,9 @@ def test_the_card_has_metadata_that_the_hub_reads_and_names_no_folder_and_no_ima
     assert (auc.metric_type, auc.metric_value) == ("membership_inference_auc", round(record.results[0].auc.value, 4))
     assert (tpr.metric_type, tpr.metric_value) == ("membership_inference_tpr_at_1pct_fpr", round(record.results[0].tpr(0.01).value, 4))
     assert auc.task_type == "unconditional-image-generation" and card.data.model_name == "ddpm"
-    assert card.text.lstrip().startswith("### Membership audit") and "data/train" not in made and "runs/ddpm" not in made
+    assert (
+        card.text.partition("-->")[2].lstrip().startswith("### Membership audit") and "data/train" not in made and "runs/ddpm" not in made
+    )
     assert "Before the board meets" not in made and "signed" not in made
     assert not [image for image in samples.ids if image in made]
 
@@ -447,3 +451,36 @@ def test_the_pdf_of_a_leak_with_many_failed_limits_is_two_pages(leak, tmp_path):
     gates = tuple(Gate(limit="max_auc", attack=f"attack_{i}", quantity="AUC", at_most=0.6, reach=0.9, passed=False) for i in range(30))
     pdf.write_pdf(on_paper(other(leak[0], gates=gates), SEALED), tmp_path / "report.pdf")
     assert len(re.findall(rb"/Type\s*/Page(?![a-z])", (tmp_path / "report.pdf").read_bytes())) == 2
+
+
+def test_the_card_of_an_adapter_names_the_adapter_and_says_where_its_yaml_goes(leak):
+    record = other(leak[0], plan=leak[0].plan.model_copy(update={"lora": "out/dog.safetensors"}))
+    made = model_card(record)
+    assert ModelCard(made).data.model_name == "dog.safetensors"
+    assert made.count("<!-- ") == 1 and "move the tags and the model-index above into it" in made.split("---")[2].split("###")[0]
+
+
+def test_all_images_were_tested_where_there_are_no_others(leak):
+    record = other(leak[0], evidence=evidence(training_images=leak[0].split.members))
+    assert glance.not_tested(record)[2] == "Other images: all 600 training images were tested."
+
+
+def test_what_an_attack_looks_at_is_said_without_its_parameters():
+    for row in listing():
+        assert "`" not in row["about"] and re.fullmatch(r"(How|The same as) [^.]+\. [A-Z][^.]+ means? member\.", row["about"]), row["about"]
+
+
+def test_a_split_file_does_not_confirm_itself():
+    of = lambda source: Membership(source=source, status="confirmed", model_split="m/split.json").sentence
+    assert (
+        of("the split file ./m/split.json") == "The members are those that the model's own m/split.json, which its training wrote, lists."
+    )
+    assert of("the split file s.json") == "The members are those of the split file s.json; the model's own m/split.json agrees."
+
+
+def test_calibration_that_took_nothing_out_is_one_sentence_and_no_table(leak):
+    again = leak[0].results[0].model_copy(update={"attack": "sima[calibrated]", "complexity": "plain"})
+    record = other(leak[0], results=(*leak[0].results, again))
+    found = calibrated.section(Audited(record))
+    assert [type(block).__name__ for block in found.blocks] == ["Sentences"]
+    assert found.blocks[0].said == ("Calibration changed nothing: on the calibrate part it did not help the attack.",)

@@ -14,25 +14,25 @@ from diffleak.report.sections.extraction import verdict
 
 def test_copies_lead_the_verdict_with_the_rate_of_held_out_images_beside_theirs():
     judged = verdict(extraction_record(copied=9))
-    assert (judged.level, judged.title) == ("leak", "The model gives training images back.")
+    assert (judged.level, judged.title) == ("leak", "The model reproduces training images.")
     assert judged.sentences[0].startswith("10 of 60 members have a copy, 16.7 % (95 % interval ")
-    assert judged.sentences[0].endswith("than all but 1.0 % of the held-out images are.")
+    assert judged.sentences[0].endswith("closer to a drawing than 99 % of the held-out images are.")
     assert judged.sentences[1].startswith("Of the held-out images that did not set the threshold, ")
-    assert "so few held-out images set the threshold" in judged.sentences[1], "the lower end is 0, and yet it is a finding"
+    assert "because few held-out images set the threshold" in judged.sentences[1], "the lower end is 0, and yet it is a finding"
 
 
 def test_without_copies_the_verdict_says_what_cannot_be_excluded_and_to_look_at_the_pairs():
     judged = verdict(extraction_record())
     assert judged.level == "no-leak-found"
-    assert "So many drawings rule out that more than" in judged.sentences[1]
-    assert "one that shows the same picture is a finding at any rate" in judged.sentences[-1]
+    assert "These drawings rule out that more than" in judged.sentences[1]
+    assert "a pair that shows the same picture is a finding, whatever the rate is" in judged.sentences[-1]
 
 
 @pytest.mark.parametrize(
     ("held_out", "title", "why"),
     [
-        (0, "what chance brings is not known", "there are no held-out images"),
-        (60, "too few to say what chance brings", "needs at least 99 held-out images that set it; got 30"),
+        (0, "but not how close chance comes", "no held-out images were given"),
+        (60, "too few held-out images to say how close chance comes", "needs at least 99 held-out images that set it; got 30"),
     ],
 )
 def test_without_a_threshold_the_verdict_is_undecided_and_says_why(held_out, title, why):
@@ -56,7 +56,7 @@ def test_the_terminal_prints_all_of_it_in_eighty_columns():
     out = io.StringIO()
     print_page(page(extraction_record(9)), Console(file=out, width=80))
     assert max(map(len, out.getvalue().splitlines())) <= 80
-    for part in ("The model gives training images back", "Held-out images", "Closest members", "tiled pixel distance"):
+    for part in ("The model reproduces training images", "Held-out images", "Closest members", "tiled pixel distance"):
         assert part in out.getvalue()
 
 

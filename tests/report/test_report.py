@@ -168,7 +168,7 @@ def test_medians_over_repeated_divisions_are_named(leak):
     split = Split(**{**leak[0].split.model_dump(), "repeats": 25})
     record = leak[0].model_copy(update={"split": split})
     said = " ".join(verdict(record).sentences)
-    assert "medians over 25 random divisions" in said and "none of which the attack was chosen on" not in said
+    assert "median over 25 random divisions" in said and "were chosen on other images" not in said
     assert "first of 25 random divisions" in html(record, leak[1])
 
 

@@ -14,6 +14,7 @@ import diffleak
 from diffleak.data.sources import open_source
 from diffleak.data.split import Split, read_split
 from diffleak.splitting.draw import draw_coins, draw_share, units_of
+from diffleak.splitting.split import too_few
 
 
 def field(rng: np.random.Generator) -> np.ndarray:
@@ -191,3 +192,25 @@ def test_links_to_no_files_damaged_images_and_foreign_files_are_refused(data, tm
     (tmp_path / "notes.json").write_text("[]")
     assert "no split file" in refused(capsys, "split", data, "--coin", "--skip-unreadable", "-o", tmp_path / "notes.json")
     assert (tmp_path / "notes.json").read_text() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("sides", "said"),
+    [
+        ((24, 6), "24 members and 6 held out; an audit needs at least 10 of each: give --held-out 0.34 or more, and another -o"),
+        ((6, 24), "6 members and 24 held out; an audit needs at least 10 of each: give --held-out 0.66 or less, and another -o"),
+        ((12, 7), "12 members and 7 held out; an audit needs at least 10 of each: take more images, 20 at least"),
+        ((10, 10), None),
+    ],
+)
+def test_too_few_held_out_images_are_said_with_the_share_that_is_enough(sides, said):
+    assert too_few(*sides) == said
+    if said and "--held-out" in said:
+        share = float(said.partition("--held-out ")[2].partition(" ")[0])
+        assert 10 <= round(share * sum(sides)) <= sum(sides) - 10
+
+
+def test_the_command_warns_of_a_split_that_no_audit_takes(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.stack([field(np.random.default_rng(i)) for i in range(30)]))
+    code, _, err = call(capsys, "split", tmp_path / "x.npy", "--held-out", "0.2", "-o", tmp_path / "s.json")
+    assert code == 0 and "warning: 24 members and 6 held out; an audit needs at least 10 of each: give --held-out 0.34 or more" in err

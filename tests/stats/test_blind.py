@@ -157,8 +157,8 @@ def test_a_leak_stands_only_above_what_the_check_would_have_found():
     judged = verdict(small(check, low=0.78))
     assert judged.level == "undecided" and judged.title.startswith("Undecided: ")
     text = " ".join(judged.sentences)
-    assert "noise, tells a member from a held-out image 58 % of the time" in text
-    assert "with probability 0.8, a difference by which a statistic is right 79 % of the time or more" in text
+    assert "the best single pixel statistic (noise) picks the member 58 % of the time" in text
+    assert "with probability 0.8, a difference by which a statistic picks the member 79 % of the time or more" in text
     assert "audit more images of each side" in text
 
 

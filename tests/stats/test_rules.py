@@ -146,7 +146,7 @@ def test_the_direction_is_applied_before_a_rule():
 
 def test_components_without_a_calibrate_part_are_refused():
     scores, member = planted()
-    with pytest.raises(UserError, match="clid settles its score on the calibrate part; leave out --no-calibration, or this attack"):
+    with pytest.raises(UserError, match="clid is fitted on the calibrate part: leave out --no-calibration, or this attack"):
         evaluate_scores(scores, member, divided(scores.ids, member, 0.2, 0, calibration=False))
 
 

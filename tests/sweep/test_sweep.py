@@ -279,14 +279,14 @@ def test_given_steps_count_and_folders_of_models_are_a_sweep_too(tmp_path):
     ("names", "more", "given", "message"),
     [
         ((), {}, {}, "nothing matches"),
-        (("a-1.safetensors",), {}, {}, "a sweep needs two checkpoints at least"),
+        (("a-1.safetensors",), {}, {}, "a pattern must match at least two checkpoints"),
         (("a-1.safetensors", "b.safetensors"), {}, {}, "needs a training step of its own"),
         (("a-1.safetensors", "b-1.safetensors"), {}, {}, "give --steps, one each in this order"),
         (("a-1.safetensors", "a-2.safetensors"), {}, {"steps": "1"}, "--steps must give each of the 2 checkpoints a step of its own"),
         (("a-1.safetensors", "a-2.safetensors"), {"optimizer.bin": b"x"}, {}, "optimizer.bin too: narrow the pattern"),
         (("a-1.safetensors", "a-2.safetensors"), {"b-3.safetensors": b"cut"}, {}, "b-3.safetensors cannot be read"),
         (("a-1.safetensors", "a-2.safetensors"), {"samples/1.png": b"x"}, {}, "has none of pytorch_lora_weights.safetensors"),
-        (("a-1.safetensors", "a-2.safetensors"), {}, {"sweep_models": "m2"}, "not over both"),
+        (("a-1.safetensors", "a-2.safetensors"), {}, {"sweep_models": "m2"}, "give one of these"),
     ],
 )
 def test_what_is_no_sweep_is_refused_by_name_before_anything_starts(tmp_path, names, more, given, message):

@@ -31,7 +31,7 @@ RULES = {"threshold": "mean", "classifier": "logistic"}  # how each variant make
 @final
 @dataclass(frozen=True, kw_only=True)
 class BlackBox(Attack):
-    """How much `n` images drawn for the caption resemble the image, to an `encoder`. Similar means member.
+    """How much the images that the model draws for the caption resemble the image. Similar images mean member.
 
     Formula: The mean over the drawings of `cos(encoder(drawn), encoder(image))`.
 

@@ -30,7 +30,7 @@ KEPT = (30, 50, 70)  # percent of the words
 @final
 @dataclass(frozen=True, kw_only=True)
 class CLiD(Attack):
-    """How much the caption helps the model to denoise the image, and how well it does. High means member.
+    """How much the caption helps the model to denoise the image, and how well it does so. A high score means member.
 
     Formula: Two components, `-L(c)` and the mean of `L(c_i) - L(c)` over reduced captions c_i, in a regression.
 

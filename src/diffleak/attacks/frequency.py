@@ -53,7 +53,7 @@ class _FrequencyFilter(ResidualAttack):
 @final
 @dataclass(frozen=True, kw_only=True)
 class LossFrequency(_FrequencyFilter):
-    """The loss attack on filtered images. A small difference means member.
+    """The same as loss, with high frequencies turned down. A small difference means member.
 
     Formula: `|F(z0_hat - x0)|**p`, F turning high frequencies down.
 
@@ -78,7 +78,7 @@ class LossFrequency(_FrequencyFilter):
 @final
 @dataclass(frozen=True, kw_only=True)
 class PIAFrequency(_FrequencyFilter):
-    """PIA on filtered images. A small difference means member.
+    """The same as pia, with high frequencies turned down. A small difference means member.
 
     Formula: `|F(z0_hat - target)|**p` with the noise `eps(x0, 0)`, F turning high frequencies down.
 

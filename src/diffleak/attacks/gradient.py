@@ -35,7 +35,7 @@ from diffleak.errors import UserError, shown
 @final
 @dataclass(frozen=True, kw_only=True)
 class Gradient(Attack):
-    """The gradient of the loss at ten timesteps. Small gradients mean member.
+    """How strongly the image still pulls at the model's weights. Small gradients mean member.
 
     `of` says which weights are looked at; `tensors` are their names, `adapted` is what a LoRA added to them, and `size` the bytes of one
     gradient of them. All are empty until the model is known.

@@ -20,7 +20,7 @@ from diffleak.errors import UserError
 @final
 @dataclass(frozen=True, kw_only=True)
 class Loss(ResidualAttack):
-    """The training loss at one timestep; `draws` noises are averaged. A small loss means member.
+    """How well the model predicts noise that was added to the image. A small loss means member.
 
     Formula: `mean over draws of |eps(q(x0, t, e), t) - e|**p`.
 

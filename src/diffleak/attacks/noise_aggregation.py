@@ -41,7 +41,7 @@ Predictions = Float64[Tensor, "k b d"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class NoiseAggregation(Attack):
-    """The tightness of `k` successive noise predictions, `stride` timesteps apart. A high score means member.
+    """How closely the noise predictions at neighbouring timesteps agree. Close agreement means member.
 
     Formula: `-log(D + 1e-12)`, D the dispersion of the predictions along DDIM.
 

@@ -36,7 +36,7 @@ FLOOR = 1e-12
 @final
 @dataclass(frozen=True, kw_only=True)
 class NoiseProbe(Attack):
-    """How near the image the model draws from the noise that a reference inverts it to. A small distance means member.
+    """How closely the model redraws the image from the noise that a reference finds for it. A small distance means member.
 
     Formula: `-log(|x' - x|**2 / d)`.
 

@@ -30,7 +30,7 @@ FLOOR = 1e-12  # of the image's own loss, which only a perfect memoriser has
 @final
 @dataclass(frozen=True, kw_only=True)
 class PFAMI(Attack):
-    """How much worse the model denoises `crops` crops of the image than the image. A large difference means member.
+    """How much worse the model denoises crops of the image than the image itself. A large difference means member.
 
     Formula: `mean of (L(x') - L(x)) / L(x)`.
 

@@ -45,7 +45,7 @@ class _FixedPoint(ResidualAttack):
 @final
 @dataclass(frozen=True, kw_only=True)
 class PIA(_FixedPoint):
-    """The proximal initialisation attack. A small residual means member.
+    """How far the prediction at a noised image is from the one at the clean image. A small difference means member.
 
     Formula: `|eps(a_t x0 + s_t e0, t) - e0|**p` with `e0 = eps(x0, 0)`.
 
@@ -66,7 +66,7 @@ class PIA(_FixedPoint):
 @final
 @dataclass(frozen=True, kw_only=True)
 class PIAN(_FixedPoint):
-    """PIA with the first prediction normalised. A small residual means member.
+    """The same as pia, with the prediction at the clean image normalised. A small difference means member.
 
     Formula: `e0 <- e0 / mean|e0| * sqrt(2 / pi)`.
 

@@ -29,7 +29,7 @@ from diffleak.errors import UserError
 @final
 @dataclass(frozen=True, kw_only=True)
 class SecMI(ResidualAttack):
-    """The t-error of SecMI with stride `k`. A small error means member.
+    """How far the model's path from the image to noise and back misses the image. A small error means member.
 
     Formula: `|c_t (eps_t - eps_{t+k})|**p` along the model's deterministic path.
 

@@ -28,7 +28,7 @@ VARIANTS = ("mean", "norms")
 @final
 @dataclass(frozen=True, kw_only=True)
 class SimA(ResidualAttack):
-    """The norm of the prediction at the clean image. A small norm means member.
+    """How large the noise is that the model predicts at the clean image. A small norm means member.
 
     Formula: `|eps(x0, t)|**p`.
 
@@ -53,7 +53,7 @@ class SimA(ResidualAttack):
 @final
 @dataclass(frozen=True, kw_only=True)
 class SimAMonteCarlo(ResidualAttack):
-    """SimA averaged over `m` noised copies of the image. A small norm means member.
+    """The same as sima, averaged over several noised copies of the image. A small norm means member.
 
     Formula: `|mean over m draws of eps(q(x0, t, e_j), t)|**p`.
 

@@ -30,20 +30,26 @@ class AuditConfig(ModelConfig, DataConfig):
     """Everything that decides an audit; the keys of `-C FILE` and, with dashes, the flags of `diffleak audit`."""
 
     FOLLOW = ["split output"]
+    PANELS = {
+        "Model": "guidance_scale reference sweep_models steps",
+        "Attacks": "attacks timesteps sweep mask probes calibration calibrate_fraction complexity drawings",
+        "Release check and report": "max_auc max_tpr max_excess_auc release allow_shift ignore_model_split title auditor note thumbnails "
+        "anonymous anonymous_key",
+    }
     COMMAND: ClassVar[str] = "audit"
     RECORD: ClassVar[str] = "audit.json"
 
     guidance_scale: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="Guidance scale of the predictions that attacks read (1: no guidance)."
+        1.0, ge=0, allow_inf_nan=False, description="Classifier-free guidance of the predictions that attacks read ({default}: none)."
     )
     reference: Name | None = Field(
-        None, description="Report what leaks beyond this model; 'base' is MODEL without its --lora and --embedding."
+        None, description="Also report what leaks beyond this model. 'base' is MODEL without its --lora and --embedding."
     )
     sweep_models: tuple[str, ...] = Field(
-        (), description="More checkpoints of MODEL: their folders, or a quoted pattern. --lora and --network take one too."
+        (), description="More checkpoints of MODEL to audit: their folders, or a quoted pattern. --lora and --network take a pattern too."
     )
     steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (), description="Training steps of the checkpoints of a sweep, in the order given; default from their headers or names."
+        (), description="The training step of each checkpoint, in the order given; default from their headers or names."
     )
     output: Annotated[Path | None, Flag("-o")] = Field(None, description="The run folder.")
     members: Name | None = Field(None, description="DATA that the model was trained on.")
@@ -51,51 +57,62 @@ class AuditConfig(ModelConfig, DataConfig):
     data: Name | None = Field(None, description="One DATA for both sides, with --split.")
     split: Split = None
     group: str | None = Field(
-        None, min_length=1, description="A column of the metadata, such as person: score and count groups of images, not images."
+        None, min_length=1, description="A column of the metadata, such as person. AUC, rates and limits then count groups, not images."
     )
     attacks: tuple[str, ...] = Field(("all",), description="all, or names such as 'sima,sima_mc(m=10)'.")
     timesteps: Name | None = Field(None, description="start:stop:step, stop included; default 10:300:10, for flow matching 50:950:50.")
     sweep: Literal["calibrate", "all"] = Field(
-        "calibrate", description="calibrate: score the test part at the chosen settings alone; all: every image at every setting."
+        "calibrate",
+        description="calibrate (default): score the test part at the chosen timesteps only. all: score every image at every timestep.",
     )
     mask: tuple[str, ...] = Field(
-        (), description="Latent models: also under influence[:0.4], auto, or the controls random[:0.4], reverse[:0.4]."
+        (),
+        description="Latent models: run each attack also without the latent coordinates of a mask: influence[:0.4] leaves out those that "
+        "change the image least, auto chooses the share; controls are random[:0.4] and reverse[:0.4].",
     )
     captions: Name | None = Field(
-        None, description="Text-to-image models: own (default), empty, fixed:TEXT, swapped, or a .json, .jsonl or .csv file."
+        None,
+        description="Text-to-image models: the caption that the attacker uses: own (default), empty, fixed:TEXT, swapped, or a .json, "
+        ".jsonl or .csv file.",
     )
-    probes: int = Field(8, ge=1, description="Random probes per image for the influence ({default}).")
-    calibration: Annotated[bool, Flag("--no-calibration")] = Field(True, description="Choose settings on a calibrate part.")
-    calibrate_fraction: float = Field(0.2, gt=0, lt=1, description="Share of each side that settings are chosen on ({default}).")
+    probes: int = Field(8, ge=1, description="Random probes per image that estimate the influence of latent coordinates ({default}).")
+    calibration: Annotated[bool, Flag("--no-calibration")] = Field(
+        True, description="Choose the settings of attacks on a calibrate part (default), or use fixed settings and test on every image."
+    )
+    calibrate_fraction: float = Field(
+        0.2, gt=0, lt=1, description="Share of each side to choose settings on, the calibrate part ({default})."
+    )
     complexity: Annotated[bool, Flag("--no-complexity")] = Field(
-        True, description="Also report each attack calibrated by the complexity of the images, as NAME[calibrated]."
+        True, description="Also report each attack corrected for how simple each image is, as NAME\\[calibrated] (default)."
     )
     seed: Seed = 0
-    batch_size: Literal["auto"] | int = Field("auto", description="auto, or images per forward.")
+    batch_size: Literal["auto"] | int = Field("auto", description="Images per forward, or auto (default).")
     chunk_size: int = Field(128, ge=1, description="Images per score file ({default}).")
-    shard: str | None = Field(None, description="i/n: score the i-th of n shares.")
-    limit: int | None = Field(None, ge=1, description="At most this many images a side.")
+    shard: str | None = Field(None, description="i/n: score the i-th of n parts of the images, to share the work between machines.")
+    limit: int | None = Field(None, ge=1, description="At most this many images per side.")
     resize: Resize = False
     buckets: Name | None = Field(
-        None, description="Text-to-image models: sort images of mixed sizes into kohya's buckets, 512 (SD 1) or 1024 (SDXL)."
+        None, description="Text-to-image models: sort images of mixed sizes into kohya's aspect-ratio buckets, 512 (SD 1) or 1024 (SDXL)."
     )
     skip_unreadable: SkipUnreadable = False
     threads: int | None = Field(
-        None, ge=1, description="Chunks this worker scores side by side, one CPU thread each; default its share of the cores."
+        None, ge=1, description="Chunks to score in parallel, with one CPU thread each; default this worker's share of the cores."
     )
     drawings: KeptDrawings = None
-    dry_run: bool = Field(False, description="Check everything and print the plan only.")
-    thumbnails: bool = Field(False, description="Show the members that score highest in the report.")
+    dry_run: bool = Field(False, description="Check the settings and images, and print the plan and the time it will take; run nothing.")
+    thumbnails: bool = Field(False, description="Show pictures of the most exposed images in the report (private).")
     max_auc: MaxAUC = None
     max_tpr: MaxTPR = None
     max_excess_auc: MaxExcessAUC = None
     release: Release | None = Field(
-        None, description="Form of release that the answer is for: weights (default, the most cautious), api or images."
+        None, description="What outsiders will get: weights (default, the most cautious), api or images. The answer is for this form."
     )
     title: Note | None = Field(None, description="Title or reference number, for the report.")
-    auditor: Note | None = Field(None, description="Who makes the audit, for the report.")
+    auditor: Note | None = Field(None, description="Name of the auditor, for the report.")
     note: Note | None = Field(None, description="A note, for the report.")
-    allow_shift: bool = Field(False, description="Exit 0 even if the sides differ without the model.")
+    allow_shift: bool = Field(
+        False, description="Show results even if the two sides can be told apart without the model; exit 0 then, not 4."
+    )
     ignore_model_split: IgnoreModelSplit = False
     anonymous: Anonymous = False
     anonymous_key: AnonymousKey = None
@@ -177,25 +194,25 @@ class GeometryConfig(AuditConfig):
     HELP = {
         "model": "A latent model: a diffusers folder, a hub id, or one file.",
         "fast": "Accelerators: TF32 and channels last, faster and right to three digits, or neither (default).",
-        "data": "Images; with --split also who is a member.",
+        "data": "The images. --split says which of them are members.",
         "output": "The output folder.",
         "chunk_size": "Images per file ({default}).",
-        "shard": "i/n: work on the i-th of n shares.",
-        "limit": "At most this many images (a side).",
-        "threads": "Chunks worked on side by side, one CPU thread each.",
+        "shard": "i/n: do the i-th of n parts of the work.",
+        "limit": "At most this many images (per side).",
+        "threads": "Chunks to work on in parallel, with one CPU thread each.",
         "thumbnails": "Show images in the report.",
     }
 
     attacks: tuple[str, ...] = Field(
-        ("sima", "secmi", "pia", "loss", "loss_frequency", "pia_frequency"), description="Attacks that the analyses look at."
+        ("sima", "secmi", "pia", "loss", "loss_frequency", "pia_frequency"), description="Attacks to relate to the geometry."
     )
     mask: tuple[str, ...] = Field(
         (*(f"influence:0.{i}" for i in range(1, 10)), "random:0.4", "reverse:0.4", "reverse:0.9"),
-        description="Masks that the analyses look at.",
+        description="Masks to run the attacks under.",
     )
     complexity: bool = False
     sweep: Literal["calibrate", "all"] = "all"  # its curves are of the test part
-    top: int = Field(20, ge=1, description="Singular values in the distortion ({default}).")
+    top: int = Field(20, ge=1, description="Number of singular values that make up the distortion ({default}).")
 
     @model_validator(mode="before")
     @classmethod

@@ -204,7 +204,9 @@ def prepare(
     `shared` keeps what the audits of a sweep have in common. With `log` the line of the plan is said there before the model is tried.
     """
     if config.sweep_models or config.steps:
-        raise UserError("--sweep-models and --steps are of a sweep over checkpoints, which `diffleak audit` makes; this is one audit")
+        raise UserError(
+            "--sweep-models and --steps are for several checkpoints, which `diffleak audit` takes; this is an audit of one model"
+        )
     choose_attacks(config, made)  # to refuse at once what no model allows
     masks = choose_masks(config)
     target = hub.target_of(config, target, config.guidance_scale)
@@ -373,7 +375,9 @@ def _drawings(config: AuditConfig, inputs: Inputs, attacks: Sequence[Attack], ke
         return None
     drawn = {(attack.steps, attack.guidance_scale) for attack in attacks if isinstance(attack, BlackBox)}
     if not drawn:
-        raise UserError("--drawings keeps what black_box draws, and that is none of the attacks; leave it out, or add --attacks black_box")
+        raise UserError(
+            "--drawings keeps what black_box draws, and black_box is not among the attacks: leave it out, or add --attacks black_box"
+        )
     if len(drawn) > 1:
         raise UserError("--drawings keeps drawings of one kind, and these attacks draw with other steps or guidance: give one of them")
     ((steps, guidance_scale),) = drawn
@@ -492,7 +496,7 @@ def choose_attacks(
     if not chosen and config.two_sided:
         raise UserError("attacks must name at least one attack")
     if not config.calibration and any(len(a.timesteps) > 1 and a.rule is None for a in chosen):
-        raise UserError("--no-calibration chooses nothing, so --timesteps must be one number")
+        raise UserError("--no-calibration chooses no timestep, so --timesteps must be one number")
     return tuple(chosen)
 
 
@@ -516,9 +520,9 @@ def _allowed(attack: Attack, config: AuditConfig, target: Target, referred: bool
     if attack.needs_text and getattr(target, "text", None) is None:
         raise UserError(f"{attack.name} works with captions, and {target.name} takes none; leave it out")
     if attack.needs_reference and not referred:
-        raise UserError(f"{attack.name} asks a reference model beside the audited one; give --reference MODEL, or leave it out")
+        raise UserError(f"{attack.name} needs a reference model beside the audited one: give --reference MODEL, or leave it out")
     if needs_calibration(attack.settled_by) and not config.calibration:
-        raise UserError(f"{attack.name} settles its score on the calibrate part; leave out --no-calibration, or this attack")
+        raise UserError(f"{attack.name} is fitted on the calibrate part: leave out --no-calibration, or this attack")
     return fit_to_schedule(attack, target.denoiser.schedule)
 
 

@@ -59,7 +59,9 @@ def refuse_incompatible(target: Target, reference: Target) -> None:
     one, other = target.denoiser.schedule, reference.denoiser.schedule
     alike = len(one) == len(other) and one.is_flow == other.is_flow
     if not alike or not np.allclose(one.alphas_cumprod, other.alphas_cumprod, rtol=0, atol=ROUNDING):
-        raise UserError("the reference must have the model's noise schedule; theirs differ: a timestep is not the same noise in both")
+        raise UserError(
+            "the reference and the model must share one noise schedule; these two differ, so a timestep is not the same noise in both"
+        )
     if target.classes != reference.classes:
         said = [f"{n} classes" if n else "no classes" for n in (reference.classes, target.classes)]
         raise UserError(f"the reference must take the labels that the model takes; they take {said[0]} and {said[1]}")
@@ -69,7 +71,9 @@ def refuse_incompatible(target: Target, reference: Target) -> None:
         what = f"{unlike[0]} is {other_of[unlike[0]]} and {one_of[unlike[0]]}" if unlike else "they name other classes"
         raise UserError(f"the reference must number its classes as the model does; {what}: train both on data with the same classes")
     if (target.text is None) != (reference.text is None):
-        raise UserError(f"the reference must take captions if the model does; {(reference if target.text else target).name} takes none")
+        raise UserError(
+            f"the reference and the model must both take captions, or neither; {(reference if target.text else target).name} takes none"
+        )
     if (target.dtype, target.device) != (reference.dtype, reference.device):
         said = [f"{model.dtype} on {model.device}" for model in (reference, target)]
         raise UserError(f"the reference must run as the model does; they run in {said[0]} and in {said[1]}")

@@ -103,7 +103,9 @@ def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -
     offered = (replace(scores, unit=coins.of) for scores in _scores(audited, folder, rows))
     columns = [column for scores in offered for column in _columns(scores, member, calibrate)]
     if not columns:
-        raise UserError(f"{folder} holds no scores of an attack that could guess; repeat its audit command with at least one, as sima")
+        raise UserError(
+            f"{folder} holds no scores of an attack that can guess coins: repeat its audit command with one that can, such as sima"
+        )
     candidates, values = [candidate for candidate, _ in columns], np.stack([value for _, value in columns], axis=1)
     guesser = choose(values[calibrate], member[calibrate], chosen_delta, level, plan.seed, int(tested.sum()))
     counted = count(guesser, values[tested], member[tested], plan.seed)
@@ -164,13 +166,13 @@ def _fair(audited: AuditRecord, folder: Path) -> Draw:
         raise UserError(f"a bound on epsilon needs sides that were drawn by coin; of {folder} {said}: {DRAW_IT}")
     if settings.get("limit") is not None:
         raise UserError(
-            f"--limit took as many images of each side, so their coins are no longer fair; {folder} was audited with --limit "
+            f"--limit took the same number of images from each side, so their coins are no longer fair; {folder} was audited with --limit "
             f"{settings['limit']}: audit again without it"
         )
     if audited.plan.sweep != "all":
         raise UserError(
-            f"timesteps must not be chosen by coins that are guessed; of {folder} the audit's calibrate part chose those that "
-            "all images are scored at: audit again with --sweep all"
+            f"timesteps must not be chosen on images whose coins are guessed; in {folder} the calibrate part chose the timesteps at "
+            "which all images are scored: audit again with --sweep all"
         )
     here = audited.plan.n_members + audited.plan.n_nonmembers + len(audited.omitted)
     if here != draw.images:

@@ -118,7 +118,8 @@ def check_images(config: CheckConfig, given: dict[str, Any] | None = None) -> Ch
 def refuse_invalid(record: CheckRecord) -> None:
     """Raises `InvalidAudit` where an audit of these sides would be invalid or refused."""
     if not record.valid:
-        raise InvalidAudit(f"an audit of these sides would be invalid: {record.problems[0]}")
+        few = min(record.members.readable, record.nonmembers.readable) < FEWEST
+        raise InvalidAudit(f"an audit of these sides would be {'refused' if few else 'invalid'}: {record.problems[0]}")
 
 
 def _duplicates(looked: Survey) -> Duplicates:
@@ -203,7 +204,7 @@ def _problems(looked: Survey, found: Duplicates, blind: Blind) -> Iterator[str]:
     member = looked.cohort.member
     m, n = int(member.sum()), int((~member).sum())
     if min(m, n) < FEWEST:
-        yield f"an audit needs at least {FEWEST} images on each side; {m:,} members and {n:,} held-out images can be read"
+        yield f"an audit needs at least {FEWEST} images on each side; {m:,} members and {n:,} held-out images can be read: add more"
     if found.exact_across:
         pairs = [f"{shown(p.first)} = {shown(p.second)}" for p in found.pairs if p.where == "across" and p.exact][:NAMED]
         are = "held-out image is" if found.exact_across == 1 else "held-out images are"

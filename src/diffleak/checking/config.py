@@ -19,9 +19,9 @@ class CheckConfig(DataConfig):
     nonmembers: Text | None = Field(None, description="Held-out DATA from the same source.")
     data: Text | None = Field(None, description="One DATA for both sides, with --split.")
     split: Split = None
-    calibrate_fraction: float = Field(0.2, gt=0, lt=1, description="Share of each side that the audit chooses settings on ({default}).")
+    calibrate_fraction: float = Field(0.2, gt=0, lt=1, description="Share of each side that the audit will choose settings on ({default}).")
     seed: Seed = 0
-    limit: int | None = Field(None, ge=1, description="At most this many images a side.")
+    limit: int | None = Field(None, ge=1, description="At most this many images per side.")
 
     @model_validator(mode="after")
     def _two_sides(self) -> "CheckConfig":

@@ -132,7 +132,7 @@ def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, .
             raise unknown("attack, or one that not every run has:", attack, shared)
     chosen = tuple(dict.fromkeys(asked)) or shared
     if not any(runs[0].result(a).leads for a in chosen):
-        raise UserError(f"controls of masks cannot be an entry's worst attack; name another beside {', '.join(chosen)}")
+        raise UserError(f"controls of masks cannot be an entry's strongest attack; name another beside {', '.join(chosen)}")
     return chosen
 
 
@@ -146,7 +146,7 @@ def _made_alike(run: Run, other: Run, attack: str) -> bool:
 def _entry(entry: EntryRuns, baseline: EntryRuns, attacks: Sequence[str], quality: tuple[Quality, str] | None, seed: int) -> Entry:
     """One entry's results, and its differences unless it is the baseline itself."""
     other = None if entry is baseline else baseline
-    once = cache(lambda first, second: difference(first, second, seed))  # that of the worst attack is also one of the results
+    once = cache(lambda first, second: difference(first, second, seed))  # that of the strongest attack is also one of the results
     results = [_result(run, attack, other, once) for run in entry.runs for attack in attacks]
     run, attack, chosen_on = _worst(entry.runs, attacks)
     against = _worst(baseline.runs, attacks)
@@ -327,12 +327,12 @@ def _warnings(
             "the runs are anonymous: their divisions are drawn again by keyed ids, so numbers may differ a little from those of each report"
         )
     found += [
-        f"{entry.name}: no calibrate part, so its worst attack is the largest AUC on the test part, which flatters the attack"
+        f"{entry.name}: no calibrate part, so its strongest attack is the largest AUC on the test part, which flatters the attack"
         for entry in compared
         if entry.worst.chosen_on == "test"
     ]
     found += [
-        f"{entry.name}: its worst attack was chosen on the calibrate parts of all divisions together, which are nearly all the images "
+        f"{entry.name}: its strongest attack was chosen on the calibrate parts of all divisions together, which are nearly all the images "
         "that it is reported on: that flatters the attack, the more so the more attacks and runs an entry has"
         for entry in compared
         if entry.worst.chosen_on == "repeated"

@@ -117,7 +117,7 @@ def read_entries(arguments: Sequence[str]) -> tuple[EntryRuns, ...]:
     """
     named = [_parse(argument) for argument in arguments]
     if len(named) < 2:
-        raise UserError(f"a comparison needs at least two entries, the baseline first; got {len(named)}")
+        raise UserError(f"a comparison needs at least two entries, the baseline first; got {len(named)}: add another RUN")
     names = [name for name, _ in named]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -247,7 +247,7 @@ class Cohort:
         if self.anonymous:
             raise UserError("an anonymous run shows no images; leave out --thumbnails")
         if image_id not in self.ids:
-            raise UserError(f"the image {image_id} is no longer among the data of this audit")
+            raise UserError(f"the image {image_id} is no longer among the data of this audit: put it back, or leave out --thumbnails")
         return self.read(self.ids.index(image_id))
 
 

@@ -10,34 +10,46 @@ from diffleak.records.images import Alpha, Decoding, Exif
 
 # settings that several commands share
 Data = Annotated[Text, Field(description="Image folder, .parquet or .tar file or a folder of them, .npy, .npz, 'digits' or hf:NAME.")]
-Split = Annotated[Path | None, Field(description='JSON {"members": IDS, "nonmembers": IDS}, or .csv, .npz, .npy, .txt.')]
-Resize = Annotated[bool, Flag("--no-resize"), Field(description="Convert images of another size or colour.")]
-SkipUnreadable = Annotated[bool, Flag("--no-skip-unreadable"), Field(description="Leave out damaged files.")]
+SPLIT_FILES = (
+    '.json {"members": [ID, ...], "nonmembers": [ID, ...]}; .csv with the columns id and member (1 or 0); .txt with the id of a member on '
+    "each line; .npy with the row numbers of members; or .npz as SecMI has it"
+)
+Split = Annotated[Path | None, Field(description=f"The split file: {SPLIT_FILES}.")]
+Resize = Annotated[
+    bool, Flag("--no-resize"), Field(description="Resize and crop images of another size to that of the model, and convert their colours.")
+]
+SkipUnreadable = Annotated[bool, Flag("--no-skip-unreadable"), Field(description="Skip files that cannot be read.")]
 IgnoreModelSplit = Annotated[bool, Field(description="Go on although the split.json beside MODEL contradicts the two sides.")]
-Anonymous = Annotated[bool, Field(description="Write and print keyed ids in place of file names; `reveal` finds the names again.")]
+Anonymous = Annotated[bool, Field(description="Replace file names by ids that only your key turns back (`reveal`).")]
 AnonymousKey = Annotated[
     Path | None,
-    Field(description="The file of that key, for runs to be compared; made if it is not there. Default anonymous.key in the output."),
+    Field(
+        description="The key file of --anonymous, made if it is missing. Runs to be compared need the same. Default OUTPUT/anonymous.key."
+    ),
 ]
 KeptDrawings = Annotated[
     Path | None,
-    Field(
-        description="Text-to-image models: a folder of drawings for captions, which extract and the attack black_box share. "
-        "What is there is not drawn again."
-    ),
+    Field(description="Text-to-image models: a folder in which extract and the attack black_box keep what they draw, to use it again."),
 ]
-Shard = Annotated[str | None, Field(description="i/n: do the i-th of n shares of the work.")]
+Shard = Annotated[str | None, Field(description="i/n: do the i-th of n parts of the work.")]
 
 
 class DataConfig(Config):
     """Settings of a command that reads images: how files become pixels (`diffleak.records.images`)."""
 
     FOLLOW = ["resize exif alpha white"]
+    PANELS = {"Images": "members nonmembers data split group limit resize exif alpha white buckets skip_unreadable captions"}
 
-    exif: Exif = Field("apply", description="EXIF orientation: {default} (default), or ignore where the trainer does not turn images.")
-    alpha: Alpha = Field("drop", description="Transparency: {default} (default, as convert('RGB') does), or lay it on white or black.")
+    exif: Exif = Field("apply", description="EXIF orientation: {default} (default), or ignore if the trainer does not rotate images.")
+    alpha: Alpha = Field(
+        "drop",
+        description="Transparent images: {default} the alpha channel (default, as convert('RGB') does), or lay them on white or black.",
+    )
     white: int | None = Field(
-        None, ge=1, lt=2**32, description="What is white in grey images of more than 8 bits, such as 4095; default their range."
+        None,
+        ge=1,
+        lt=2**32,
+        description="The value of white in grey images of more than 8 bits, such as 4095 for 12 bits; default that of the file's type.",
     )
 
     @property

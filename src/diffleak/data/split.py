@@ -150,7 +150,7 @@ def read_split(path: Path, source: ImageSource) -> tuple[Ids, Ids]:
     if both:
         raise UserError(f"{path} has {len(both):,} ids on both sides (first: {shown(min(both))})")
     if len(set(members)) + len(set(nonmembers)) != len(members) + len(nonmembers):
-        raise UserError(f"{path} lists an id twice")
+        raise UserError(f"{path} must list each id once; one is there twice: remove it")
     if not members:
         raise UserError(f"{path} must name at least one member")
     return members, nonmembers

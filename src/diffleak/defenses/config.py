@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from diffleak.config import Flag, build
+from diffleak.data.config import SPLIT_FILES
 from diffleak.diffusion import Choice
 from diffleak.training.config import TrainConfig, train_settings
 
@@ -26,28 +27,34 @@ class DefendConfig(TrainConfig):
     }
     FOLLOW = ["config teachers halves near_duplicates choice", "steps teacher_steps student_steps side_by_side"]
     HELP = {
-        "output": "Where teachers, student or dual go.",
+        "output": "Folder of the teachers, and of the student or the dual model.",
         "autoencoder": "Train on the latents of this folder's vae/ or vqvae/.",
         "train_size": "Train on this many images; the rest is held out.",
-        "split": 'JSON {"members": IDS, "nonmembers": IDS}, or .csv, .npz, .npy, .txt: defend the members.',
-        "steps": "Optimiser steps of every model.",
+        "split": f"Train on the members of this split file: {SPLIT_FILES}.",
+        "steps": "Training steps of every model.",
         "ema_decay": "Save exponential moving averages of the weights.",
         "threads": "CPU threads of each training process.",
     }
 
     method: Method = Field(description="dual, distill, or the control one-teacher.")
     teachers: tuple[Path, ...] = Field(
-        (), description="Folders that are trained already, as A,B (one-teacher: A); the student is like them."
+        (), description="Teachers that are trained already: their folders, as A,B (one-teacher: A). The student gets their architecture."
     )
-    halves: Path | None = Field(None, description='What given teachers were trained on: JSON {"halves": [IDS, IDS]}.')
+    halves: Path | None = Field(
+        None,
+        description='What the --teachers were trained on, if their split.json does not say it: JSON {"halves": [[ID, ...], [ID, ...]]}.',
+    )
     near_duplicates: float = Field(
-        0.03, ge=0, le=1, description="RMS difference of thumbnails below which two images stay on one side ({default})."
+        0.03,
+        ge=0,
+        le=1,
+        description="Keep images together in one half whose thumbnails differ by less than this, as an RMS in [0, 1] ({default}).",
     )
-    teacher_steps: int | None = Field(None, ge=1, description="Steps of each teacher, if not --steps.")
-    student_steps: int | None = Field(None, ge=1, description="Steps of the student, if not --steps.")
-    choice: Choice = Field("alternate", description="How two models take turns: {default} (default) or random.")
+    teacher_steps: int | None = Field(None, ge=1, description="Training steps of each teacher; default --steps.")
+    student_steps: int | None = Field(None, ge=1, description="Training steps of the student; default --steps.")
+    choice: Choice = Field("alternate", description="How the two models of DualMD take turns: {default} (default) or random.")
     side_by_side: Annotated[bool | None, Flag("--one-by-one")] = Field(
-        None, description="Train both teachers at once; default if there are cores or devices for both."
+        None, description="Train both teachers at once (default, if there are cores or devices for both), or one by one."
     )
 
     @field_validator("teachers", mode="before")

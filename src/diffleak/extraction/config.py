@@ -22,8 +22,8 @@ class ExtractConfig(ModelConfig, DataConfig):
     FOLLOW = ["seed batch_size"]
     LEAST = {"draws": 1, "images": 1, "steps": 1}
 
-    members: Text | None = Field(None, description="DATA that the model was trained on: is any of it drawn?")
-    nonmembers: Text | None = Field(None, description="DATA of the same kind that it was not trained on: says how near chance comes.")
+    members: Text | None = Field(None, description="DATA that the model was trained on: look for copies of it.")
+    nonmembers: Text | None = Field(None, description="Held-out DATA of the same kind: shows how close drawings come by chance.")
     data: Text | None = Field(None, description="One DATA for both, with --split.")
     split: Split = None
     output: Annotated[Path | None, Flag("-o")] = Field(None, description="extract.json, extract.html and the drawings.")
@@ -33,30 +33,34 @@ class ExtractConfig(ModelConfig, DataConfig):
     images: int | None = Field(None, ge=1, description=f"Other models: images to draw in all, or of each class ({IMAGES}).")
     extractor: Text | None = Field(
         None,
-        description="Encoder that says which images are alike, as in quality: dinov2[:MODEL], clip[:MODEL], sscd:FILE, torchscript:FILE, "
-        "inception[:FILE] or pixels. Default none: the tiled pixel distance decides.",
+        description="Compare images by an encoder, as in quality: dinov2[:MODEL], clip[:MODEL], sscd:FILE, torchscript:FILE, "
+        "inception[:FILE] or pixels. Default: none, but by the tiled pixel distance.",
     )
     false_copies: float = Field(
         0.01,
         gt=0,
         le=0.5,
         allow_inf_nan=False,
-        description="Rate of false alarms: the share of held-out images that may be called copies ({default}).",
+        description="The share of held-out images that may be called copies, which sets the threshold ({default}).",
     )
-    steps: int = Field(50, ge=1, description="Steps of the sampler ({default}).")
-    sampler: Literal["ddim", "ddpm", "dpm"] = Field("ddim", description="{default} (default), ddpm or dpm.")
-    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False, description="Scale of classifier-free guidance (7.5); 1 is none.")
-    captions: Text | None = Field(None, description="Text-to-image models: own (default), empty, fixed:TEXT or a file.")
+    steps: int = Field(50, ge=1, description="Sampler steps per drawing ({default}).")
+    sampler: Literal["ddim", "ddpm", "dpm"] = Field("ddim", description="The sampler: {default} (default), ddpm or dpm.")
+    guidance_scale: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="Classifier-free guidance while drawing (7.5); 1 is none."
+    )
+    captions: Text | None = Field(
+        None, description="Text-to-image models: the captions to draw: own (default), empty, fixed:TEXT or a file."
+    )
     seed: Seed = 0
-    only: int | None = Field(None, ge=0, description="Draw this one image again, by its number in extract.json, and nothing else.")
+    only: int | None = Field(None, ge=0, description="Only draw one image again, by its number in extract.json.")
     thumbnails: bool = Field(False, description="Write the pairs as images and show them in the report (private).")
     batch_size: int | None = Field(None, ge=1, description="Most images per forward; default by their size.")
-    limit: int | None = Field(None, ge=1, description="At most this many images a side.")
+    limit: int | None = Field(None, ge=1, description="At most this many images per side.")
     resize: Resize = False
     skip_unreadable: SkipUnreadable = False
     drawings: KeptDrawings = None
     shard: Shard = None
-    threads: int | None = Field(None, ge=1, description="Chunks drawn side by side, one CPU thread each.")
+    threads: int | None = Field(None, ge=1, description="Chunks to draw in parallel, with one CPU thread each.")
     ignore_model_split: IgnoreModelSplit = False
     anonymous: Anonymous = False
     anonymous_key: AnonymousKey = None

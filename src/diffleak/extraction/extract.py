@@ -156,7 +156,7 @@ def extract(
     named = {} if cohort is None else cohort.given or {"members": IN_MEMORY, "nonmembers": IN_MEMORY}
     config = build(ExtractConfig, settings, spec, name, dict(named), {"output": output})
     if config.only is not None:
-        raise UserError("only is for the command line: drawings of a search are in its `drawings`, by number")
+        raise UserError("only is for the command line: in Python, the drawings of a search are in its `drawings`, by number")
     target = model if isinstance(model, Target) else None
     found = search(config, target, extractor if callable(extractor) else None, cohort)
     if found is None:

@@ -7,10 +7,11 @@ from pydantic import Field, model_validator
 
 from diffleak.config import Config
 
-MaxAUC = Annotated[float | None, Field(ge=0, le=1, description="Gate: exit 3 if any attack's AUC may exceed this.")]
-MaxTPR = Annotated[float | None, Field(ge=0, le=1, description="Gate: exit 3 if any TPR at 1 % FPR may exceed this.")]
+MaxAUC = Annotated[float | None, Field(ge=0, le=1, description="Exit 3 if the 95 % interval of any attack's AUC reaches above this.")]
+MaxTPR = Annotated[float | None, Field(ge=0, le=1, description="Exit 3 if the 95 % interval of any TPR at 1 % FPR reaches above this.")]
 MaxExcessAUC = Annotated[
-    float | None, Field(ge=0, le=1, description="Gate: exit 3 if any attack's AUC beyond the --reference may exceed this.")
+    float | None,
+    Field(ge=0, le=1, description="Exit 3 if the 95 % interval of any attack's AUC beyond the --reference reaches above this."),
 ]
 
 
@@ -19,15 +20,15 @@ class GateConfig(Config):
 
     ARGUMENT = "run"
 
-    run: Path = Field(description="The folder of a finished audit, sweep, comparison, quality measurement or extraction.")
+    run: Path = Field(description="The folder of a finished audit, audit of checkpoints, compare, quality or extract.")
     max_auc: MaxAUC = None
     max_tpr: MaxTPR = None
     max_excess_auc: MaxExcessAUC = None
     max_copies: float | None = Field(
-        None, ge=0, le=1, description="Gate: exit 3 if the share of copies in quality.json or extract.json may exceed this."
+        None, ge=0, le=1, description="Exit 3 if the 95 % interval of the copy rate in quality.json or extract.json reaches above this."
     )
     max_epsilon: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="Gate: exit 3 if the lower bound in epsilon.json exceeds this."
+        None, ge=0, allow_inf_nan=False, description="Exit 3 if the lower bound in epsilon.json is above this. One below it proves nothing."
     )
 
     @model_validator(mode="after")

@@ -39,7 +39,12 @@ class InquireConfig(AuditConfig):
 
     images: Name | None = Field(None, description="DATA in question: was it trained on?")
     control: Name | None = Field(None, description="DATA of the same source that was certainly not trained on, such as later work.")
-    repeats: int = Field(11, ge=1, le=1000, description="Cuts into halves ({default}); the answer is twice the median p-value.")
+    repeats: int = Field(
+        11,
+        ge=1,
+        le=1000,
+        description="How often the images are cut into halves ({default}). The answer is twice the median of the p-values.",
+    )
     calibrate_fraction: float = 0.5
     sweep: Literal["calibrate", "all"] = "all"  # every half chooses for the other
 

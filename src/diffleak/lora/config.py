@@ -21,13 +21,17 @@ class LoraConfig(DataConfig):
 
     base: Name = Field(description="The text-to-image model that the adapters were made for: a folder, a hub id, or one file.")
     adapters: Name = Field(description="The adapters: one file or folder, or a quoted pattern such as 'out/*.safetensors'.")
-    pictures: Name = Field(description="DATA that the adapters were trained on, as the trainer reads it: captions beside the images.")
-    held_out: Name | None = Field(None, description="DATA of the same kind that was not trained on: measures what each adapter leaks.")
-    output: Annotated[Path, Flag("-o")] = Field(description="lora.json, lora.html, and a folder for each checkpoint.")
-    model_config_: str | None = Field(None, alias="model_config", description="BASE in one file: a folder or hub id with its settings.")
+    pictures: Name = Field(description="DATA that the adapters were trained on, with the captions as the trainer reads them.")
+    held_out: Annotated[Name | None, Flag("--nonmembers")] = Field(
+        None, description="Held-out DATA of the same kind, not trained on: measures what each adapter leaks."
+    )
+    output: Annotated[Path, Flag("-o")] = Field(description="Folder of lora.json, lora.html, and a folder for each checkpoint.")
+    model_config_: str | None = Field(
+        None, alias="model_config", description="Where BASE is one file: a diffusers folder or hub id that has its settings."
+    )
     lora_scale: float = Field(1.0, allow_inf_nan=False, description="The strength of the adapters ({default}).")
     captions: str | None = Field(
-        None, description="own, fixed:TEXT, empty or a file; default own, or the words in the name of kohya's folder."
+        None, description="The captions: own, fixed:TEXT, empty or a file. Default: own, or the words in the name of kohya's folder."
     )
     attacks: str = Field("loss,sima,pia", description="Attacks with --held-out ({default}).")
     timesteps: str | None = Field(None, description="Timesteps of the attacks, start:stop:step; default as in audit.")
@@ -36,15 +40,16 @@ class LoraConfig(DataConfig):
         ge=0.5,
         le=1,
         allow_inf_nan=False,
-        description="With --held-out: the most that any AUC beyond the base may reach ({default}).",
+        description="With --held-out: the limit for a checkpoint to be published, on the upper end of every AUC beyond BASE ({default}). "
+        "It takes about 80 images per side.",
     )
     draws: Annotated[int, Flag("-n")] = Field(DRAWS, ge=1, description="Without --held-out: images to draw for each caption ({default}).")
-    draw_steps: int = Field(DRAW_STEPS, ge=1, description="Without --held-out: steps of the sampler ({default}).")
-    extractor: str | None = Field(None, description="Encoder that says which images are alike, as in extract; default pixels in tiles.")
+    draw_steps: int = Field(DRAW_STEPS, ge=1, description="Without --held-out: sampler steps per drawing ({default}).")
+    extractor: str | None = Field(None, description="Compare images by an encoder, as in extract; default by the tiled pixel distance.")
     thumbnails: bool = Field(False, description="Keep pictures and drawings side by side as images (private).")
     seed: Seed = 0
     buckets: Name | None = Field(
-        None, description="With --held-out: sort pictures of mixed sizes into kohya's buckets, 512 (SD 1) or 1024 (SDXL)."
+        None, description="With --held-out: sort pictures of mixed sizes into kohya's aspect-ratio buckets, 512 (SD 1) or 1024 (SDXL)."
     )
     skip_unreadable: SkipUnreadable = False
     ignore_model_split: IgnoreModelSplit = False
@@ -52,10 +57,10 @@ class LoraConfig(DataConfig):
     device: Device = None
     offload: bool = Field(False, description="Keep only one layer of the denoiser in the accelerator's memory at a time; slower.")
     batch_size: int | None = Field(None, ge=1, description="Most images per forward; default by their size.")
-    threads: int | None = Field(None, ge=1, description="Chunks worked on side by side, one CPU thread each.")
+    threads: int | None = Field(None, ge=1, description="Chunks to work on in parallel, with one CPU thread each.")
 
     @model_validator(mode="after")
     def _what_is_measured(self) -> "LoraConfig":
         if self.held_out is None and self.buckets is not None:
-            raise ValueError("--buckets are of an audit, which needs --held-out; without it pictures are resized: leave it out")
+            raise ValueError("--buckets is for the audit, which needs --held-out; without --held-out pictures are resized: leave it out")
         return self

@@ -13,6 +13,7 @@ Without held-out pictures a copy and a subject that was learnt well cannot be to
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
+from diffleak.gating.limits import guessing_reaches, images_needed
 from diffleak.records.audit import AuditRecord, Gate, Result
 from diffleak.records.lora import Checkpoint, Decision, Excess, Redrawn
 from diffleak.report.judgement import Verdict, verdict
@@ -21,8 +22,8 @@ from diffleak.report.wording import count
 ALPHA = 0.05
 NAMED = 5  # pictures in a sentence
 WAYS = (
-    "To decide: train the recipe twice, on a half of the pictures each, and audit and compare the two (diffleak compare, the swap audit); "
-    "or let diffleak inquire ask with pictures that were made later as controls."
+    "To decide: train the same way twice, on one half of the pictures each, audit both and compare them (diffleak compare, the swap "
+    "audit); or run diffleak inquire with pictures that were made later as controls."
 )
 
 
@@ -69,7 +70,7 @@ def of_excess(found: Excess, limit: float, judged: Verdict) -> tuple[Decision, s
     said = f"{found.attack} has AUC {auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})"
     if judged.level == "leak":
         by = f", and {judged.attack} finds a leak" if judged.attack != found.attack else ""
-        return "do not publish", f"{said}{by}: training pictures are distinguishable from held-out ones"
+        return "do not publish", f"{said}{by}: training pictures can be told apart from held-out ones"
     if judged.level != "no-leak-found":
         why = judged.title.removeprefix("Undecided: ").rstrip(".")
         return "undecided", f"{said}; {why[:1].lower()}{why[1:]}"
@@ -80,6 +81,21 @@ def of_excess(found: Excess, limit: float, judged: Verdict) -> tuple[Decision, s
     return "undecided", f"{said}: no leak is shown, but an attack {reach}, and the limit is {limit:g}"
 
 
+def too_few(limit: float, pictures: int, held_out: int, fraction: float) -> str | None:
+    """Why no checkpoint can meet a limit with so few pictures, and how many it takes; None where one can.
+
+    fraction: the share of either side that settings are chosen on.
+    """
+    reach = guessing_reaches("max_excess_auc", pictures, held_out, fraction)
+    if reach is not None and reach <= limit:
+        return None
+    needed = images_needed("max_excess_auc", limit, pictures, held_out, fraction)
+    so_far = "cannot be bounded" if reach is None else f"may reach {reach:.3f}"
+    least = f"It takes at least {count(needed)} pictures on each side." if needed else "Set a higher limit."
+    few = f"With {count(pictures)} pictures and {count(held_out)} held out, no checkpoint can meet the limit of {limit:g}"
+    return f"{few}: even an attack that only guesses {so_far}. {least}"
+
+
 def look_first(found: Redrawn) -> bool:
     """True where more pictures than chance brings are drawn nearer than the base ever draws."""
     return found.p_value < ALPHA
@@ -87,16 +103,18 @@ def look_first(found: Redrawn) -> bool:
 
 def of_drawings(found: Redrawn, pictures: int, pairs: str) -> tuple[Decision, str]:
     """The decision of a checkpoint without held-out pictures, and why; pairs: the page that has the pairs."""
-    said = f"{count(found.nearer)} of {count(pictures)} pictures are drawn nearer than the base ever draws"
+    said = f"for {count(found.nearer)} of {count(pictures)} pictures the adapter's nearest drawing is closer than any of the base's"
     if not look_first(found):
-        return "undecided", f"{said}, which chance explains (p = {found.p_value:.2g}); nothing held out says what it leaks otherwise"
+        return "undecided", (
+            f"{said}, which is no more than chance (p = {found.p_value:.2g}); without held-out pictures nothing more can be said"
+        )
     named = ", ".join(found.nearest[:NAMED]) + (f" and {count(found.nearer - NAMED)} more" if found.nearer > NAMED else "")
-    why = "an adapter that gives pictures back does that, and so does one that learnt their style"
+    why = "an adapter that reproduces pictures does this, and so does one that learnt their style"
     return "undecided", f"look first: {said} (p = {found.p_value:.2g}); {why}; look at the pairs of {named} in {pairs}"
 
 
-def answer(checkpoints: Sequence[Checkpoint], pictures: int, held_out: int | None) -> str:
-    """One line: which may be published as they are, which not, what is undecided, and what the files give away."""
+def answer(checkpoints: Sequence[Checkpoint], pictures: int, held_out: int | None, few: str | None = None) -> str:
+    """One line: which may be published as they are, which not, what is undecided, and what the files give away; few: see `too_few`."""
     by = {decision: [each.name for each in checkpoints if each.decision == decision] for decision in get_args(Decision)}
     parts = []
     if by["do not publish"]:
@@ -107,9 +125,11 @@ def answer(checkpoints: Sequence[Checkpoint], pictures: int, held_out: int | Non
         beside = f" and {count(held_out)} held out" if held_out else " and none held out"
         parts.append(f"Undecided with {count(pictures)} pictures{beside}: {_named(by['undecided'], checkpoints)}.")
     if suspected := [each.name for each in checkpoints if each.redrawn and look_first(each.redrawn)]:
-        parts.append(f"Look first, at the pairs of {_named(suspected, checkpoints)}: their drawings come nearer than the base's.")
+        parts.append(f"Look first at the pairs of {_named(suspected, checkpoints)}: their drawings come closer than the base's.")
     if by["undecided"] and not held_out:
         parts.append(WAYS)
+    if by["undecided"] and few:
+        parts.append(few)
     private = [each.header for each in checkpoints if each.header and each.header.counts]
     if private:
         files = "The file" if len(private) == 1 else f"{count(len(private))} files"

@@ -66,6 +66,12 @@ def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
     folder = checked_folder(config.output)
     log(f"pictures: {source.found}" + "".join(f"; {name}: {n} repeats in an epoch" for name, n in repeats.items()))
     log(f"captions: {shown(captions)}" + ("" if config.captions else " (of what was found)"))
+    few = None
+    if config.held_out:
+        beside = len(open_source(config.held_out, config.decoding))
+        few = judge.too_few(config.max_excess_auc, len(source), beside, AuditConfig.model_fields["calibrate_fraction"].default)
+        if few:
+            log(f"note: {few}")
     rows, held_out, warnings = (_audited if config.held_out else _drawn)(config, found, captions)
     record = LoraRecord(
         **written(_command(config)),
@@ -79,7 +85,7 @@ def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
         max_excess_auc=config.max_excess_auc if config.held_out else None,
         step_source=found.source or None,
         checkpoints=rows,
-        answer=judge.answer(rows, len(source), held_out),
+        answer=judge.answer(rows, len(source), held_out, few),
         warnings=warnings,
     )
     measured = AUDIT if config.held_out else EXTRACT

@@ -20,24 +20,28 @@ class PromptsConfig(ModelConfig):
     FOLLOW = ["batch_size dtype"]
     HELP = {"model": "A text-to-image model: a diffusers folder, a hub id, or one file."}
 
-    memorised: Path | None = Field(None, description="Prompts that may be memorised: one a line, or the column 'text' of .csv or .jsonl.")
-    ordinary: Path | None = Field(None, description="Prompts of the same kind that are not.")
-    prompts: Path | None = Field(None, description="One list without labels: scores only.")
-    output: Annotated[Path | None, Flag("-o")] = Field(None, description="prompts.json, .csv and .html, and finished chunks.")
+    memorised: Path | None = Field(
+        None, description="Prompts that you suspect, such as training captions: one per line, or the column 'text' of a .csv or .jsonl."
+    )
+    ordinary: Path | None = Field(None, description="Prompts of the same kind that were not trained on.")
+    prompts: Path | None = Field(None, description="Where nothing is suspected: one list of prompts, which are scored only.")
+    output: Annotated[Path | None, Flag("-o")] = Field(None, description="Folder of prompts.json, .csv and .html, and of finished chunks.")
     images: int = Field(1, ge=1, description="Images to draw for each prompt; their scores are averaged ({default}).")
-    draw: Annotated[bool, Flag("--no-draw")] = Field(True, description="Draw images; without, only four forwards from noise for each.")
-    steps: int = Field(50, ge=1, description="DDIM steps of each image ({default}).")
+    draw: Annotated[bool, Flag("--no-draw")] = Field(
+        True, description="Draw images for each prompt (default). Without, each prompt takes only four forwards from noise."
+    )
+    steps: int = Field(50, ge=1, description="DDIM steps per drawing ({default}).")
     guidance_scale: float = Field(7.5, ge=0, allow_inf_nan=False, description="Classifier-free guidance while drawing ({default}).")
-    timestep: int = Field(90, ge=0, description="Timestep of the t-error ({default}).")
-    size: int | None = Field(None, ge=1, description="Pixels a side, for a model that draws any size.")
+    timestep: int = Field(90, ge=0, description="Timestep of the t-error, SecMI's score of a drawn image ({default}).")
+    size: int | None = Field(None, ge=1, description="Pixels per side of a drawing, for a model that draws any size.")
     seed: Seed = 0
     batch_size: int | None = Field(None, ge=1, description="Images at once; default by their size.")
-    threads: int | None = Field(None, ge=1, description="Chunks worked on side by side, one CPU thread each.")
+    threads: int | None = Field(None, ge=1, description="Chunks to work on in parallel, with one CPU thread each.")
 
     @model_validator(mode="after")
     def _one_kind_of_list(self) -> "PromptsConfig":
         if bool(self.memorised) != bool(self.ordinary):
-            raise ValueError("--memorised and --ordinary belong together: each is compared with the other; --prompts FILE takes one list")
+            raise ValueError("--memorised and --ordinary are compared with each other: give both, or one list as --prompts FILE")
         if self.memorised and self.prompts:
             raise ValueError("--prompts is one list without labels; leave it out, or --memorised and --ordinary")
         return self
@@ -103,4 +107,4 @@ def _refuse_empty(prompts: Sequence[str], what: str) -> None:
         raise UserError(f"{what} must be at least one; the list is empty")
     odd = [prompt for prompt in prompts if not isinstance(prompt, str) or not prompt.strip()]
     if odd:
-        raise UserError(f"{what} must be texts that say something; got {shown(repr(odd[0]))}")
+        raise UserError(f"{what} must be texts that are not empty; got {shown(repr(odd[0]))}")

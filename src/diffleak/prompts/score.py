@@ -237,7 +237,7 @@ def find(config: PromptsConfig, target: Target | None = None, lists: Lists | Non
 def prepare(config: PromptsConfig, target: Target, lists: Lists) -> Asking:
     """Checks everything that can be checked before the first image is drawn."""
     if target.text is None:
-        raise UserError(f"prompts can only be put to a model that takes captions; {target.name} takes none")
+        raise UserError(f"prompts need a model that takes captions; {target.name} takes none")
     if isinstance(target.denoiser, Guided):
         raise UserError("the model must be loaded without guidance_scale, which is a setting of find_memorised itself")
     shape = target.shape

@@ -21,36 +21,41 @@ class QualityConfig(ModelConfig, DataConfig):
 
     FOLLOW = ["scores seed batch_size"]
 
-    reference: Text | None = Field(None, description="Real DATA to compare with, normally held out.")
-    training: Text | None = Field(None, description="DATA that the model was trained on: looks for copies of it.")
+    reference: Annotated[Text | None, Flag("--real")] = Field(None, description="Real DATA to compare with, normally held out.")
+    training: Text | None = Field(None, description="DATA that the model was trained on: look for copies of it.")
     data: Text | None = Field(None, description="One DATA for both, with --split.")
     split: Split = None
-    output: Annotated[Path | None, Flag("-o")] = Field(None, description="quality.json, quality.html and the images; may be a run folder.")
+    output: Annotated[Path | None, Flag("-o")] = Field(
+        None, description="Folder of quality.json, quality.html and the images; it may be that of an audit."
+    )
     images: int = Field(2048, description="Images to draw ({default}).")
-    steps: int = Field(50, description="Steps of the sampler ({default}).")
-    sampler: Literal["ddim", "ddpm", "dpm"] = Field("ddim", description="{default} (default), ddpm or dpm.")
+    steps: int = Field(50, description="Sampler steps per drawing ({default}).")
+    sampler: Literal["ddim", "ddpm", "dpm"] = Field("ddim", description="The sampler: {default} (default), ddpm or dpm.")
     seed: Seed = 0
     rounds: int = Field(1, description="For two models that take turns: rounds of the adaptive attack.")
     captions: Text | None = Field(
-        None, description="Text-to-image models: what to draw: own (captions of the reference, default), fixed:TEXT or a file."
+        None, description="Text-to-image models: the captions to draw: own (those of the real images, default), fixed:TEXT or a file."
     )
     prompts: Path | None = Field(
-        None, description="Text-to-image models: draw these prompts instead; one a line, or a .json, .jsonl or .csv."
+        None, description="Text-to-image models: draw these prompts instead, a file with one per line, or a .json, .jsonl or .csv."
     )
-    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False, description="Scale of classifier-free guidance (7.5); 1 is none.")
-    clip: Text | None = Field(None, description="A CLIP for the CLIP score; hub id or folder (openai/clip-vit-large-patch14).")
+    guidance_scale: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="Classifier-free guidance while drawing (7.5); 1 is none."
+    )
+    clip: Text | None = Field(None, description="The CLIP model of the CLIP score: a hub id or folder (openai/clip-vit-large-patch14).")
     batch_size: int | None = Field(None, ge=1, description="Images per forward; default by their size.")
     extractor: Text = Field(
         "inception",
-        description="{default}[:FILE] (default), dinov2[:MODEL], clip[:MODEL], torchscript:FILE, sscd:FILE or pixels.",
+        description="The encoder that compares images: {default}[:FILE] (default), dinov2[:MODEL], clip[:MODEL], torchscript:FILE, "
+        "sscd:FILE or pixels.",
     )
-    copy_encoder: Text | None = Field(None, description="What copies are found with; default the extractor.")
-    scores: bool = Field(False, description="Write nearest.csv: each image's nearest generation, for `metrics`.")
-    limit: int | None = Field(None, ge=1, description="At most this many real images a side.")
+    copy_encoder: Text | None = Field(None, description="The encoder that finds copies; default that of --extractor.")
+    scores: bool = Field(False, description="Write nearest.csv: each image's similarity to its nearest drawing, which `metrics` can score.")
+    limit: int | None = Field(None, ge=1, description="At most this many real images per side.")
     resize: Resize = False
     skip_unreadable: SkipUnreadable = False
-    threads: int | None = Field(None, ge=1, description="Chunks drawn side by side, one CPU thread each.")
-    thumbnails: bool = Field(False, description="Show the closest training images in the report.")
+    threads: int | None = Field(None, ge=1, description="Chunks to draw in parallel, with one CPU thread each.")
+    thumbnails: bool = Field(False, description="Show the closest training images in the report (private).")
     ignore_model_split: IgnoreModelSplit = False
     anonymous: Anonymous = False
     anonymous_key: AnonymousKey = None
@@ -60,11 +65,13 @@ class QualityConfig(ModelConfig, DataConfig):
         if bool(self.data) != bool(self.split):
             raise ValueError("--data and --split belong together: the split says which images of the data were trained on")
         if self.split and (self.reference or self.training):
-            raise ValueError("--split already says what is reference and training; leave out --reference and --training")
+            raise ValueError(
+                "--split already says which images are held out and which are training images: leave out --real and --training"
+            )
         if not (self.split or self.reference):
-            raise ValueError("real images are needed to compare with: give --reference DATA, or --data DATA with --split FILE")
+            raise ValueError("real images are needed to compare with: give --real DATA, or --data DATA with --split FILE")
         if self.captions and self.prompts:
-            raise ValueError("--captions takes the texts from the reference and --prompts from a file; give one of them")
+            raise ValueError("--captions takes the texts from the real images and --prompts from a file: give one of them")
         if self.scores and not self.split:
             raise ValueError("--scores needs to know who is a member: give --data DATA and --split FILE")
         if self.scores and not self.output:
@@ -98,7 +105,7 @@ def read_real(config: QualityConfig, key: Key | None = None) -> Real:
         training = images_alone(open_source(config.training, config.decoding), config.limit, config.seed) if config.training else None
         real = Real(images_alone(open_source(config.reference or "", config.decoding), config.limit, config.seed), training)
     if len(real.reference) < FEWEST:
-        raise UserError(f"the reference must hold at least {FEWEST} images; got {len(real.reference)}")
+        raise UserError(f"there must be at least {FEWEST} real images to compare with; got {len(real.reference)}: add more")
     if key is None or config.split:
         return real
     return Real(real.reference.renamed(key), real.training.renamed(key) if real.training else None)

@@ -5,6 +5,7 @@ cannot be estimated is null, with the reason beside it.
 """
 
 from math import isclose
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from diffleak.errors import UserError
@@ -328,12 +329,15 @@ class Membership(Record):
         """The same for a reader."""
         if self.status == "confirmed":
             also = f"; {self.reason}" if self.reason else ""
-            return f"Which images are members was said by {self.source}, and the model's own {self.model_split} confirms it{also}."
+            given = self.source.removeprefix("the split file ")
+            if given != self.source and Path(given) == Path(self.model_split or ""):
+                return f"The members are those that the model's own {self.model_split}, which its training wrote, lists{also}."
+            return f"The members are those of {self.source}; the model's own {self.model_split} agrees{also}."
         if self.status == "taken on trust":
-            of = f", which was not confirmed by {self.model_split}" if self.model_split else ""
-            return f"Which images are members was taken on trust from {self.source}{of}: {self.reason}."
+            of = f", and {self.model_split} does not confirm it" if self.model_split else ""
+            return f"The list of members is taken on trust from {self.source}{of}: {self.reason}."
         return (
-            f"Which images are members was taken from {self.source} although {self.model_split} contradicts it (--ignore-model-split): by "
+            f"The members are those of {self.source}, although {self.model_split} contradicts it (--ignore-model-split): by "
             f"{self.model_split}, {self.reason}. If {self.model_split} is right, the numbers do not measure membership."
         )
 

@@ -14,8 +14,8 @@ TERMS = triples(r"""
         it.
     Group | \bgroups? of members\b|\bheld-out groups?\b|\bCounted by group\b | images that belong together, such as those of one
         person; its score is the mean of theirs, and rates are of groups.
-    Attack | \battacks?\b | a published procedure that gives an image a score by the model's answers; a high score speaks for a
-        training image.
+    Attack | \battacks?\b | a published procedure that gives an image a score by the model's answers; a high score is evidence for
+        a training image.
     sima, pia, secmi, clid, ... | \b(?:sima|pian?|secmi|clid|pfami|sima_mc)\b | names of published attacks; with [excess],
         [calibrated] or a mask behind it, a variant of one. `diffleak attacks` says what each looks at.
     Interval, 95 % | \bintervals?\b | the range of values that agree with the measurement: in 95 of 100 repetitions with other images
@@ -32,19 +32,20 @@ TERMS = triples(r"""
         first model.
     Achieved FPR | \bachieved FPR\b | the false alarms on the test part at the threshold that was set for a target on the calibrate
         part.
-    Oracle | \boracle\b | the best number that could be picked with the test images themselves; papers print it, and it is too high.
-    Threshold | \bthresholds?\b | the score from which on an attack says member.
+    Oracle | \boracle\b | the number of an attack whose setting is chosen on the test images themselves. Papers often print it; it is
+        too high.
+    Threshold | \bthresholds?\b | the score above which an attack calls an image a member.
     ROC | \bROC\b | the curve of members caught against false alarms, over all thresholds.
     DeLong | \bDeLong\b | the method of the interval of an AUC (DeLong, DeLong and Clarke-Pearson 1988).
-    Bootstrap | \bbootstrap | a method for intervals: the images are drawn again many times, and the number is worked out each time.
+    Bootstrap | \bbootstrap | a method for intervals: the images are drawn again many times, and the number is computed each time.
     Permutation | \bpermut | a method of testing: the images are divided at random many times, to see what chance alone gives.
     p-value (p) | \bp = |\bp-values?\b | the probability of a finding at least as strong where there is nothing to find; small values
-        speak against chance.
+        are evidence against chance.
     n/e | \bn/e\b | not estimable: there are too few images for this number; the reason stands beside it.
     Timestep | \btimesteps?\b | how much noise is added to an image before the model sees it; each attack has one at which it works
         best.
-    Noise prediction | \b(?:noise predictions?|predictions of the noise)\b | what a diffusion model computes: the noise that it takes
-        an image to hold.
+    Noise prediction | \b(?:noise predictions?|predictions of the noise)\b | what a diffusion model computes: its estimate of the
+        noise in an image.
     Query, forward | \b(?:quer(?:y|ies)|forwards?)\b | one run of the model's network for one image.
     Chunk | \bchunks?\b | a part of the work that is saved when it is done; an interrupted audit resumes after the last one.
     Calibrate, test part | \b(?:calibrate|test) part\b | settings are chosen on the calibrate part; every number in the verdict comes
@@ -56,14 +57,14 @@ TERMS = triples(r"""
     Weights | \bweights\b | the numbers that a model consists of; with them anyone can run it on a machine of their own.
     Pixel statistics | \bpixel statistics?\b | simple measures of an image, such as brightness and contrast. They need no model; if
         they separate the sides, the comparison is unfair.
-    Fingerprint | \bfingerprints?\b | a number worked out from a file's whole content; another content gives another one.
+    Fingerprint | \bfingerprints?\b | a number computed from the whole content of a file; if the content changes, the number changes.
     SHA-256 | \bSHA-256\b|sha256: | the method of a fingerprint; the same file always gives the same 64 digits.
-    Seed | \bseeds?\b | the number that random draws start from; the same seed gives the same draws.
-    Calibrated | \bcalibrated\b | an attack's score minus what the complexity of the image (compressed size, frequencies) predicts of
-        it.
+    Seed | \bseeds?\b | the number from which random draws start; the same seed gives the same draws.
+    Calibrated | \bcalibrated\b | corrected for how simple an image is: an attack's score minus what the complexity of the image
+        (compressed size, frequencies) predicts. This is not the calibrate part.
     Combined | \bcombined\b | one logistic regression on the numbers of all attacks that were run.
     Reference | \bthe reference\b|\breferences?, | a model without the training that is audited, such as the one that was fine-tuned;
-        it says how hard each image is.
+        it shows how hard each image is.
     Excess | \bexcess\b | an attack's score of an image in the audited model minus its score of the same image in the reference.
     Latent | \blatents?\b | the compressed form of an image that the diffusion model works on; its numbers are the latent coordinates.
     Decoder | \bdecoders?\b | the part of the model that turns a latent into a picture.

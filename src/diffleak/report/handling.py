@@ -9,20 +9,21 @@ def on_page(anonymous: bool, pictures: bool = False) -> str:
     """The handling line of a page."""
     if anonymous:
         return (
-            "Images go by keyed ids here, not by file name. Only the key of the run leads back to the names, so keep it back when you "
-            f"pass this page on; its owner gets the names by {COMMAND} RUN. Paths of folders are written as they were given."
+            "This page names images by keyed ids, not by file name. Only the key of the run turns them back into names "
+            f"({COMMAND} RUN), so do not pass the key on with this page. Paths of folders are written as they were given."
         )
     shown = "shows training images and names them" if pictures else "names training images"
     return (
-        f"This page {shown} (file name or row number): personal data where they are of people. Pass it on only to those who may know "
-        "which images the model was trained on; with --anonymous, images go by keyed ids."
+        f"This page {shown} (file name or row number), which is personal data if they show people. Pass it on only to people who may "
+        "know which images the model was trained on. With --anonymous, a run names images by keyed ids instead."
     )
 
 
 def in_terminal(anonymous: bool, folder: Path) -> str:
     """The handling line of a finished run."""
     if anonymous:
-        return f"handling: images go by keyed ids; {COMMAND} {folder} gives their names. Never pass the key on with the run"
+        return f"handling: images are named by keyed ids; {COMMAND} {folder} gives their names. Never pass the key on with the run"
     return (
-        f"handling: {folder} names images (file name or row number), personal data where they are of people; --anonymous writes keyed ids"
+        f"handling: {folder} names images (file name or row number), which is personal data if they show people; --anonymous writes keyed "
+        "ids instead"
     )

@@ -44,7 +44,7 @@ GUESSING = 0.5
 SAME = 0.01  # AUCs that differ by less are printed alike
 QUESTION = "Can someone who has an image find out that this model was trained on it?"
 NO_INCIDENT = "This is a property of the model that a test has measured. It does not mean that images have been taken or published."
-FAIR = "so the comparison looks fair, with no sign that the two sides come from different sources"
+FAIR = "The comparison looks fair: there is no sign that the two sides come from different sources"
 ACCESS = {
     "black-box": "ask the model for images",
     "grey-box": "read the model's noise predictions",
@@ -185,8 +185,9 @@ def widened_low(auc: Estimate, tries: int) -> float:
 def _picks(result: Result, words: Counted) -> str:
     value, ends = spoken(result.auc)
     pair = f"Given one {words.member} and one {words.held_out}, the attack {visible(result.attack)} picks the {words.member}"
-    few = "images; it is no share of images or people" if words is IMAGES else "groups; it is no share of groups"
-    return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing). It ranks two {few}."
+    few = "images or people" if words is IMAGES else "groups"
+    about = f"This is about pairs: it does not mean that {value} of the {few} can be identified."
+    return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing). {about}"
 
 
 def _caught(result: Result, words: Counted) -> str:
@@ -200,8 +201,8 @@ def _caught(result: Result, words: Counted) -> str:
     few = "images" if words is IMAGES else "groups"
     if rate.low <= rate.fpr:
         return (
-            f"At 1 % false alarms it is not decided whether it catches more {words.members} than guessing: {value} are caught, and the "
-            f"95 % interval, {ends}, includes the 1 % of guessing."
+            f"At 1 % false alarms it catches {value} of the {words.members} (95 % interval {ends}). Guessing catches 1 %, so this number "
+            "decides nothing."
         )
     rough = f"; few {few} decide this, so it is rough" if rate.support == "low" else ""
     text = f"At 1 % false alarms it catches {value} of the {words.members} (95 % interval {ends}; guessing catches 1 %{rough})."
@@ -235,7 +236,8 @@ def _higher(candidates: Sequence[Result], lead: Result, chosen: Result | None) -
         return ()
     return (
         f"Another attack, {visible(highest.attack)}, has a higher number on these images, {percent(highest.auc.value or 0.0, 0)}. "
-        f"{visible(lead.attack)} is named because it was chosen before: picking the highest afterwards would flatter the attacker.",
+        f"The report names {visible(lead.attack)} because it was chosen on other images. Naming the attack that comes out highest on "
+        "these would overstate the leak.",
     )
 
 
@@ -340,9 +342,10 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
     also = " and ".join(kind for kind, there in kinds.items() if there)
     looked = f"{tries} attacks ({also} counted)" if also else f"{tries} attacks"
     if lead is chosen:
-        chosen_apart = "none of which the attack was chosen on" if record.split.repeats == 1 else "in each division"
-        how = chosen_apart if record.plan.calibration else "with settings that were fixed beforehand"
-        text = f"This was measured on {sizes}, {how}."
+        apart = "The attack and its settings were chosen on other images." if record.split.repeats == 1 else ""
+        how = apart if record.plan.calibration else "All settings were fixed beforehand."
+        each = " in each division" if record.plan.calibration and record.split.repeats > 1 else ""
+        text = f"This was measured on {sizes}{each}. {how}".rstrip()
     elif chosen:
         text = (
             f"The attack chosen beforehand, {visible(chosen.attack)}, finds nothing on these {sizes}; "
@@ -358,11 +361,12 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
     if record.split.repeats > 1:
         one = "an image" if words is IMAGES else "a group"
         text += (
-            f" Because the sets are small, numbers are medians over {record.split.repeats} random divisions; {one} that is "
-            "tested in one helps to choose in another, which flatters the attack a little."
+            f" Because the sets are small, every number is the median over {record.split.repeats} random divisions into images to choose "
+            f"on and images to test. This overstates the leak a little, since {one} that is tested in one division helps to choose in "
+            "another."
         )
     if lead.access in ACCESS:
-        text += f" The attacker must be able to {ACCESS[lead.access]} ({lead.access} access)."
+        text += f" An attacker must be able to {ACCESS[lead.access]} ({lead.access} access)."
     whose_word = f" {visible(record.membership.sentence)}" if record.membership else ""
     return text + _captions(record.plan.captions) + whose_word
 
@@ -429,24 +433,24 @@ def _of_pixels(blind: Blind) -> str:
     """What a check of pixels means, behind what it found."""
     means = {
         "different": ". The images of the two sides differ by themselves, so a score may separate them without any membership.",
-        "perhaps": ": part of what the attacks find may come from the images and not from the model.",
+        "perhaps": ". So part of what the attacks find may come from the images and not from the model.",
     }
-    return means.get(finding(blind.model_copy(update={"labels_p_value": None})), f": {FAIR}.")
+    return means.get(finding(blind.model_copy(update={"labels_p_value": None})), f". {FAIR}.")
 
 
 def _permuted(blind: Blind, p_value: float) -> str:
     """What the permutation test says, and what it would have found."""
-    named = f"one pixel statistic, {blind.statistic}," if blind.statistic else "one pixel statistic"
-    share = f" {percent(blind.value, 0)} of the time" if blind.value is not None else ""
+    named = f"the best single pixel statistic ({blind.statistic})" if blind.statistic else "the best single pixel statistic"
+    picks = f"picks the member {percent(blind.value, 0)} of the time" if blind.value is not None else "was compared"
     text = (
-        f"Without the model, {named} tells a member from a held-out image{share}; of random divisions of these images "
-        f"{percent(p_value, 2)} or fewer do as well (p = {p_value:.2g}){_of_pixels(blind)}"
+        f"Without the model, {named} {picks}. Random divisions of the same images do at least as well in {percent(p_value, 2)} of cases "
+        f"(p = {p_value:.2g}){_of_pixels(blind)}"
     )
     if finding(blind.model_copy(update={"labels_p_value": None})) == "different":
         return text
     if blind.detectable_auc is None:
         return f"{text} With so few images this check can miss any difference."
     return (
-        f"{text} With so few images this check sees, with probability {POWER:g}, a difference by which a statistic is right "
-        f"{percent(blind.detectable_auc, 0)} of the time or more; it may miss smaller ones."
+        f"{text} With so few images this check finds, with probability {POWER:g}, a difference by which a statistic picks the member "
+        f"{percent(blind.detectable_auc, 0)} of the time or more. It may miss smaller ones."
     )

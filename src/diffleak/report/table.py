@@ -107,10 +107,14 @@ def tabulate(results: Sequence[R], drawn: tuple[Column, ...], head: Callable[[R]
 
 
 def columns(results: Sequence[Result]) -> tuple[Column, ...]:
-    """The columns; that of the achieved FPR names its target, which small calibrate parts raise to 10 %."""
+    """The columns; that of the achieved FPR names its target, which small calibrate parts raise to 10 %.
+
+    That of the oracle is there if any result has one.
+    """
     targets = sorted({r.achieved_fpr.target for r in results if r.achieved_fpr.target is not None})
     named = f"(target {' or '.join(percent(t, 0) for t in targets)})" if targets else ""
-    return tuple(replace(c, lines=(*c.lines, named)) if c.cell is _achieved and named else c for c in COLUMNS)
+    kept = [c for c in COLUMNS if c.cell is not _oracle or any(r.oracle.auc is not None for r in results)]
+    return tuple(replace(c, lines=(*c.lines, named)) if c.cell is _achieved and named else c for c in kept)
 
 
 def missing(reason: str | None) -> Cell:
@@ -189,15 +193,17 @@ def asr_cell(result: Result) -> Cell:
 
 
 def setting_cell(chosen: Any) -> Cell:
-    """The timestep of a result, or the setting of one that has none."""
-    return Cell(chosen.setting or ("-" if chosen.timestep is None else str(chosen.timestep)))
+    """The timestep of a result, or the setting of one that has none; that of a regression, its strength C, says nothing to a reader."""
+    if chosen.setting and not chosen.setting.startswith("C="):
+        return Cell(chosen.setting)
+    return Cell("-" if chosen.timestep is None else str(chosen.timestep))
 
 
 def _queries(result: Result) -> Cell:
     if result.queries is None:
         return Cell("-")
     alone = result.queries_at_timestep
-    return Cell(count(result.queries), (f"{count(alone)} at chosen",) if alone is not None and alone != result.queries else ())
+    return Cell(count(result.queries), (f"{count(alone)} for the chosen",) if alone is not None and alone != result.queries else ())
 
 
 def _achieved(result: Result) -> Cell:
@@ -227,7 +233,7 @@ COLUMNS = (
     ),
     Column(("Attack", "success"), "Share of right answers at the threshold set on the calibrate part.", 3, asr_cell),
     Column(("Timestep",), "The timestep, or setting, chosen on the calibrate part.", 4, setting_cell),
-    Column(("Queries", "per image"), "Forwards of the denoiser for all timesteps; below, for the chosen one alone.", 5, _queries),
-    Column(("Achieved FPR",), "False alarms on the test part at the threshold set for the target on the other.", 9, _achieved),
+    Column(("Queries", "per image"), "Forwards of the denoiser for all timesteps; below, for the chosen one only.", 5, _queries),
+    Column(("Achieved FPR",), "False alarms on the test part, at the threshold that was set on the calibrate part.", 9, _achieved),
     Column(("Oracle", "AUC"), ORACLE_NOTE, 10, _oracle, look="faint"),
 )

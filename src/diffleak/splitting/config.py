@@ -18,15 +18,19 @@ class SplitConfig(DataConfig):
     ARGUMENT = "data"
 
     data: Data
-    output: Annotated[Path, Flag("-o")] = Field(description="The split file, as split.json.")
-    held_out: float | None = Field(None, gt=0, lt=1, description="Share of the images to hold out, such as 0.2.")
-    coin: bool = Field(False, description="Draw each image's side by a fair coin of its own, as `diffleak epsilon` needs it.")
+    output: Annotated[Path, Flag("-o")] = Field(description="The split file to write, such as split.json.")
+    held_out: float | None = Field(
+        None, gt=0, lt=1, description="Share of the images to hold out, such as 0.2. An audit needs at least 10 held-out images."
+    )
+    coin: bool = Field(False, description="Draw the side of each image by a fair coin of its own; only `diffleak epsilon` needs this.")
     seed: Seed = 0
     group: Text | None = Field(
-        None, description="Column of the metadata whose images stay together (person, patient); default 'group', where there is one."
+        None, description="Column of the metadata, such as person: images of one value stay on one side. Default 'group', if there is one."
     )
     link: Path | None = Field(None, description="Also lay out DIR/members and DIR/nonmembers, with captions, as links to the files.")
-    copy_: Path | None = Field(None, alias="copy", description="The same as copies; of arrays and tables as PNG files.")
+    copy_: Path | None = Field(
+        None, alias="copy", description="The same, with copies in place of links; images of arrays and tables become PNG files."
+    )
     skip_unreadable: SkipUnreadable = False
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from diffleak.data.cohort import Cohort, images_alone
 from diffleak.data.groups import group_name, groups_of
 from diffleak.data.image_source import ImageSource
 from diffleak.data.labels import possible_classes
+from diffleak.data.scan import FEWEST
 from diffleak.data.sources import open_source
 from diffleak.data.split import Drawn, Split
 from diffleak.data.survey import survey
@@ -120,6 +121,8 @@ def draw(config: SplitConfig, data: Any = None) -> Outcome:
     members, nonmembers = (tuple(kept.ids[row] for row in np.flatnonzero(side)) for side in (~held, held))
     drawn = Split(members, nonmembers, drawn=how)
     _write(drawn, config.output)
+    if few := too_few(len(members), len(nonmembers), config.coin):
+        say(f"warning: {few}")
     if config.folder:
         lay_out(source, drawn, config)
     sizes = np.bincount(looked.duplicates.clusters)
@@ -136,6 +139,18 @@ def draw(config: SplitConfig, data: Any = None) -> Outcome:
     )
 
 
+def too_few(members: int, held_out: int, coin: bool = False) -> str | None:
+    """What to do where an audit would refuse sides of these sizes; None where they are enough."""
+    if min(members, held_out) >= FEWEST:
+        return None
+    found, total = f"{members:,} members and {held_out:,} held out; an audit needs at least {FEWEST} of each", members + held_out
+    if total < 2 * FEWEST:
+        return f"{found}: take more images, {2 * FEWEST} at least"
+    share = -(-100 * FEWEST // total) / 100  # in whole percent, rounded up
+    way = f"--held-out {share:g} or more" if held_out < FEWEST else f"--held-out {1 - share:g} or less"
+    return f"{found}: give {'another --seed, or ' if coin else ''}{way}, and another -o"
+
+
 def _groups(cohort: Cohort, column: str | None) -> list[str | None]:
     """The group of every image; without --group an image may lack the column, and then stands alone."""
     if column is not None:
@@ -150,7 +165,9 @@ def _refuse_one_sided(held: np.ndarray, units: int, config: SplitConfig) -> None
         return
     what = "no image would be" if not held.any() else "every image would be"
     way = "another --seed" if config.coin else "another --held-out"
-    raise UserError(f"both sides must have images; {what} held out of {len(held):,} in {units:,} units that stay together: give {way}")
+    raise UserError(
+        f"both sides must have images; {what} held out of {len(held):,}, which form {units:,} units that stay together: give {way}"
+    )
 
 
 def _write(drawn: Split, path: Path) -> None:

@@ -115,7 +115,7 @@ def settled_images(scores: Scores, member: Bool[np.ndarray, " n"], calibrate: Bo
     """The columns of the images themselves, whether or not some count together; raises as `settled` does."""
     unit = np.arange(len(member)) if scores.unit is None else scores.unit
     if needs_calibration(scores.rule) and not calibrate.any():
-        raise UserError(f"{scores.attack} settles its score on the calibrate part; leave out --no-calibration, or this attack")
+        raise UserError(f"{scores.attack} is fitted on the calibrate part: leave out --no-calibration, or this attack")
     if scores.rule is None:
         columns = Columns(scores.membership, scores.timesteps)
     else:

@@ -64,20 +64,23 @@ def checkpoints(config: AuditConfig) -> Checkpoints | None:
     given = [key for key, (parts, _) in swept.items() if parts]
     if len(given) > 1:
         raise UserError(
-            "a sweep is over adapters (a pattern in --lora), networks (one in --network) or models (--sweep-models), not over both"
+            "the checkpoints must be adapters (a pattern in --lora), networks (one in --network) or models (--sweep-models): give one of "
+            "these"
         )
     if not given:
         if config.steps:
-            raise UserError("--steps are the training steps of several checkpoints, and one is audited: leave it out, or give a pattern")
+            raise UserError(
+                "--steps gives the training steps of several checkpoints, and here is only one: leave it out, or give a pattern"
+            )
         return None
     key, (parts, check) = given[0], swept[given[0]]
     paths = [*dict.fromkeys(os.path.normpath(path) for part in parts for path in sorted(_matching(part), key=_by_number))]
     for path in paths if config.model_from is None else ():  # what a function of the user's own opens is its own affair
         check(Path(path))
     if config.drawings is not None:
-        raise UserError("--drawings keeps the drawings of one model, and a sweep audits several: leave it out, or audit one checkpoint")
+        raise UserError("--drawings keeps the drawings of one model, and this audits several: leave it out, or audit one checkpoint")
     if len(paths) < 2:
-        raise UserError(f"a sweep needs two checkpoints at least; found {listed(paths)}: name it without * to audit one")
+        raise UserError(f"a pattern must match at least two checkpoints; found {listed(paths)}: name it without * to audit one")
     return _ordered(key, paths, *_steps(paths, config.steps))
 
 
@@ -126,7 +129,7 @@ def _matching(pattern: str) -> list[str]:
         return [pattern]
     found = glob.glob(os.path.expanduser(pattern), recursive=True)
     if not found:
-        raise UserError(f"a pattern of a sweep must match files or folders; nothing matches {shown(pattern, 150)}")
+        raise UserError(f"a pattern must match files or folders; nothing matches {shown(pattern, 150)}")
     return found
 
 
@@ -212,7 +215,7 @@ def _steps(paths: Sequence[str], given: Sequence[int]) -> tuple[str, Sequence[in
         if len(set(steps)) == len(paths):
             return source, steps
     raise UserError(
-        f"each checkpoint of a sweep needs a training step of its own; neither headers nor names give all {len(paths)} of them one: "
+        f"each checkpoint needs a training step of its own; neither headers nor names give one for all {len(paths)}: "
         f"give --steps, one each in this order: {_in_order(paths)}"
     )
 

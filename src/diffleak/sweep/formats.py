@@ -22,7 +22,9 @@ def formatted(folder: Path, form: str) -> tuple[SweepRecord, str]:
     digests.refuse_edited_or_say(folder)
     if form in ("card", "latex", "csv"):
         what = "a model card" if form == "card" else "a table of attacks"
-        raise UserError(f"{folder} is a sweep, and {what} is of one model: give the run of the checkpoint that you release")
+        raise UserError(
+            f"{folder} is an audit of several checkpoints, and {what} is of one model: give the run of the checkpoint that you release"
+        )
     made = page(record, read_gate(folder))
     if form == "pdf":
         from diffleak.report.media.pdf import write_pdf

@@ -68,9 +68,9 @@ def sweep(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = 
     folder = config.output
     assert folder is not None, "the command needs one"
     if (folder / "plan.json").exists():
-        raise UserError(f"{folder} is the run folder of one audit; choose another -o for a sweep")
+        raise UserError(f"{folder} is the run folder of one audit; choose another -o for several checkpoints")
     if config.anonymous and config.anonymous_key is None:
-        raise UserError("the runs of an anonymous sweep must share a key, or they cannot be compared: give --anonymous-key FILE")
+        raise UserError("the anonymous runs of several checkpoints must share a key, or they cannot be compared: give --anonymous-key FILE")
     folder = checked_folder(folder)
     shared, cohort, first, runs = Shared(folder / INPUTS), read_cohort(config), None, list[Run]()
     for number, each in enumerate(found.found, 1):

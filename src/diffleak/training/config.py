@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from diffleak.config import SEED, Device, Flag, Seed, build, flag, read_yaml
-from diffleak.data.config import Data, DataConfig
+from diffleak.data.config import SPLIT_FILES, Data, DataConfig
 from diffleak.errors import UserError, unknown
 
 TEXT_ONLY = ("base", "model_config_", "lora_rank", "captions", "diversify", "caption_dropout", "random_crops", "text_encoder")
@@ -38,47 +38,52 @@ class TrainConfig(DataConfig):
     output: Annotated[Path, Flag("-o")] = Field(description="The model folder.")
     kind: Literal["denoiser", "vae", "vq", "text-to-image"] = "denoiser"
     autoencoder: Path | None = Field(
-        None, description="Train on the latents of this folder's vae/ or vqvae/, on its split unless --split or --train-size gives another."
+        None,
+        description="Train on the latents of this folder's vae/ or vqvae/, and on its split if neither --split nor --train-size is given.",
     )
     base: str | None = Field(None, description="A text-to-image model to fine-tune: a diffusers folder, a hub id, or one file.")
     model_config_: str | None = Field(
-        None, alias="model_config", description="A --base in one file: its settings, a diffusers folder or hub id; default the hub's."
+        None,
+        alias="model_config",
+        description="Where --base is one file: a diffusers folder or hub id that has its settings. Default: those on the hub.",
     )
-    lora_rank: int | None = Field(None, ge=1, description="Fine-tune low-rank adapters of this rank only.")
-    captions: str | None = Field(None, description="own (default), or a file of texts for every image.")
-    diversify: Annotated[bool, Flag("--no-diversify")] = Field(False, description="Draw one of an image's texts at every step.")
-    caption_dropout: float = Field(0.0, ge=0, lt=1, description="Share of images trained without their caption.")
-    random_crops: int | None = Field(None, ge=1, description="This many random crops an image instead of the central one.")
+    lora_rank: int | None = Field(None, ge=1, description="Train a LoRA of this rank in place of the whole model.")
+    captions: str | None = Field(None, description="The captions: own (default), or a file with one or more for every image.")
+    diversify: Annotated[bool, Flag("--no-diversify")] = Field(
+        False, description="Pick one of an image's captions at random in every step."
+    )
+    caption_dropout: float = Field(0.0, ge=0, lt=1, description="Share of images that are trained without their caption.")
+    random_crops: int | None = Field(None, ge=1, description="Train on this many random crops of each image instead of the central one.")
     timesteps: Literal["uniform", "u-shaped"] = Field(
-        "uniform", description="Flow matching: draw timesteps uniform (default), or u-shaped, the middle less often."
+        "uniform", description="Flow matching: how timesteps are drawn: uniform (default), or u-shaped, the middle less often."
     )
-    kl_weight: float = Field(1e-2, ge=0, description="The β of a β-VAE.")
-    split: Path | None = Field(None, description='JSON {"members": IDS, "nonmembers": IDS}, or .csv, .npz, .npy, .txt: train on members.')
+    kl_weight: float = Field(1e-2, ge=0, description="Autoencoders: the weight β of the KL term of a β-VAE.")
+    split: Path | None = Field(None, description=f"Train on the members of this split file: {SPLIT_FILES}.")
     train_size: int | None = Field(None, ge=1, description="Train on this many images drawn at random; the rest is held out.")
     split_coin: bool = Field(
-        False, description="A fair coin for each image decides if it is trained on: what `diffleak epsilon` needs of a run."
+        False, description="Decide by a fair coin for each image if it is trained on; only `diffleak epsilon` needs this."
     )
-    resize: int | None = Field(None, ge=4, description="Resize (antialiased) and centre-crop images to this side.")
-    steps: int = Field(5000, ge=1, description="Optimiser steps; a larger number extends a finished run.")
-    batch_size: int = Field(64, ge=1, description="Images in an optimiser step; default by the preset.")
+    resize: int | None = Field(None, ge=4, description="Resize (antialiased) and centre-crop images to this many pixels per side.")
+    steps: int = Field(5000, ge=1, description="Training steps; a larger number extends a finished run.")
+    batch_size: int = Field(64, ge=1, description="Images in a training step; default by the preset.")
     learning_rate: float = Field(2e-4, gt=0, description="Learning rate of the optimiser (AdamW); default by the preset.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of the optimiser; default by the preset.")
     warmup_steps: int = Field(100, ge=0, description="Steps over which the learning rate rises to its value; default by the preset.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Norm that the gradient of a step is clipped to; default by the preset.")
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="Save an exponential moving average of the weights.")
-    flip: Annotated[bool, Flag("--no-flip")] = Field(False, description="Random horizontal flips.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Norm to which the gradient of a step is clipped; default by the preset.")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="Save an exponential moving average of the weights, with this decay.")
+    flip: Annotated[bool, Flag("--no-flip")] = Field(False, description="Flip images at random, left to right.")
     validation: float | None = Field(
         None, gt=0, lt=1, description="Set aside this share of the members; save the weights with the lowest loss on them."
     )
-    patience: int | None = Field(None, ge=1, description="Stop when that loss has not fallen for this many checks, one a checkpoint.")
-    dp_epsilon: float | None = Field(None, gt=0, description="DP-SGD: the epsilon that all steps may spend; chooses the noise.")
-    dp_delta: float | None = Field(None, gt=0, lt=1, description="DP-SGD: its delta, well below one over the number of images.")
+    patience: int | None = Field(None, ge=1, description="Stop when the loss on --validation has not fallen for this many checkpoints.")
+    dp_epsilon: float | None = Field(None, gt=0, description="DP-SGD: the epsilon that all steps together may spend; it sets the noise.")
+    dp_delta: float | None = Field(None, gt=0, lt=1, description="DP-SGD: the delta, well below one over the number of images.")
     dp_noise_multiplier: float | None = Field(
-        None, gt=0, description="DP-SGD: the noise itself, in clipping norms, instead of --dp-epsilon."
+        None, gt=0, description="DP-SGD: the standard deviation of the noise in clipping norms, in place of --dp-epsilon."
     )
-    dp_max_grad_norm: float | None = Field(None, gt=0, description="DP-SGD: the norm each image's gradient is clipped to (1.0).")
+    dp_max_grad_norm: float | None = Field(None, gt=0, description="DP-SGD: the norm to which the gradient of each image is clipped (1.0).")
     mixed_precision: Literal["no", "fp16", "bf16", "auto"] = Field(
-        "no", description="no, fp16, bf16, or auto: bf16 where the device has it."
+        "no", description="no (default), fp16, bf16, or auto: bf16 if the device has it."
     )
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints.")
     seed: Seed = 0
@@ -96,9 +101,9 @@ class TrainConfig(DataConfig):
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "TrainConfig":
         if self.split and self.train_size:
-            raise ValueError("--split says who is trained on, and --train-size draws them; give one of them")
+            raise ValueError("--split names the images to train on, and --train-size draws them: give one of the two")
         if self.split_coin and (self.split or self.train_size):
-            other = "--split says who is trained on" if self.split else "--train-size says how many"
+            other = "--split names the images to train on" if self.split else "--train-size says how many"
             raise ValueError(f"--split-coin throws a coin for each image, and {other}; give one of them")
         if self.split_coin and self.validation:
             raise ValueError(
@@ -179,11 +184,11 @@ class CaptionConfig(DataConfig):
     captioner: str = Field(
         "Salesforce/blip-image-captioning-base", description=r"A BLIP of transformers: a folder or hub id. \[default: {default}]"
     )
-    n: Annotated[int, Flag("-n")] = Field(5, description=r"Captions an image, beside its own. \[default: {default}]")
+    n: Annotated[int, Flag("-n")] = Field(5, description=r"Captions per image, beside its own. \[default: {default}]")
     seed: int = Field(0, ge=LEAST["seed"], description=SEED)
-    batch_size: int = Field(8, description=r"Images captioned at once; changes no caption. \[default: {default}]")
-    split: Path | None = Field(None, description='JSON {"members": IDS, "nonmembers": IDS}, or .csv, .npz, .npy, .txt: the members.')
-    limit: int | None = Field(None, description="Only this many images, the first ones.")
+    batch_size: int = Field(8, description=r"Images captioned at once; captions do not depend on it. \[default: {default}]")
+    split: Path | None = Field(None, description=f"Caption the members of this split file only: {SPLIT_FILES}.")
+    limit: int | None = Field(None, description="Caption the first so many images only.")
     device: Device = None
 
     @model_validator(mode="after")

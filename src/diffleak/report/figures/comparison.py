@@ -46,8 +46,8 @@ class Forest(NamedTuple):
 
 
 def forest(record: Comparison) -> Forest | None:
-    """The differences of the worst attacks, then of each attack; None where none has an interval."""
-    rows = [("The worst attacks", True, e.name, e.worst.attack, e.worst.difference) for e in record.entries[1:]]
+    """The differences of the strongest attacks, then of each attack; None where none has an interval."""
+    rows = [("The strongest attacks", True, e.name, e.worst.attack, e.worst.difference) for e in record.entries[1:]]
     for attack in record.attacks:
         for e in record.entries[1:]:
             of_run = lambda r, e=e: artefact(r.run) if len(e.runs) > 1 else ""
@@ -115,9 +115,9 @@ def scatter(record: Comparison) -> str | None:
                 _dot(axes, point, x, e.worst_result.auc)
         low, high = axes.get_ylim()
         axes.set(ylim=(min(low, 0.47), min(1.03, max(high, 0.58))), xlabel=f"{QUALITY[metric]} (lower = better images)")
-        axes.set(ylabel="AUC of the worst attack")
+        axes.set(ylabel="AUC of the strongest attack")
         axes.margins(x=0.12)
-        return svg(figure, "privacy-quality", f"AUC of the worst attack against {QUALITY[metric]}, a numbered dot per entry")
+        return svg(figure, "privacy-quality", f"AUC of the strongest attack against {QUALITY[metric]}, a numbered dot per entry")
 
 
 def _dot(axes: Axes, point: Point, x: Estimate, y: Estimate) -> None:

@@ -16,6 +16,10 @@ from diffleak.report.pages.audit import on_card
 from diffleak.report.wording import interval, last_part
 
 TAGS = ("membership-inference", "privacy-audit")
+HOW_TO = (  # a comment, which no page shows
+    "<!-- If your README.md already begins with YAML between lines of three dashes, move the tags and the model-index above into it, and "
+    "paste only what follows as a section. Change the name in the model-index to that of your model. -->"
+)
 TEXT, IMAGES = "text-to-image", "unconditional-image-generation"  # tasks by the names of the hub
 
 
@@ -25,7 +29,7 @@ def model_card(record: AuditRecord, sealed: Sealed | None = None, gated: Gated |
     The metadata of an invalid audit has no numbers. Paths of folders are left out: a card is public.
     """
     metadata = yaml.safe_dump(_metadata(record), sort_keys=False, allow_unicode=True, width=120)
-    return f"---\n{metadata}---\n\n{_text(record, sealed, gated)}"
+    return f"---\n{metadata}---\n\n{HOW_TO}\n\n{_text(record, sealed, gated)}"
 
 
 def _metadata(record: AuditRecord) -> dict[str, Any]:
@@ -38,7 +42,8 @@ def _metadata(record: AuditRecord) -> dict[str, Any]:
     dataset = {"name": f"{trained(record)} and {held_out(record)}", "type": "private"}
     dataset["revision"] = record.plan.data_fingerprint
     result = {"task": {"type": task}, "dataset": dataset, "metrics": list(_metrics(lead))}
-    return found | {"model-index": [{"name": last_part(record.plan.model), "results": [result]}]}
+    audited = record.plan.lora or record.plan.model  # of an adapter the audit is of it, and the base is another model
+    return found | {"model-index": [{"name": last_part(audited), "results": [result]}]}
 
 
 def _metrics(lead: Result) -> Any:

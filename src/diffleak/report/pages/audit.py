@@ -45,12 +45,12 @@ LIMITS = entries("""
     A lower bound. | Only the attacks in the table were run. A stronger one may find more; none of this proves that nothing leaks.
     The attacker's access. | The results hold for the access named in the table. Someone with less access may find less; someone with
         more access may find more.
-    The same source. | Members and held-out images must come from one source, divided at random. If they differ by themselves, the
+    The same source. | Members and held-out images must come from one source, divided at random. If they differ in other ways, the
         numbers measure that difference. The check on pixel statistics catches only coarse differences.
-    Averages. | AUC is about a typical image. A few images can be fully exposed while it is close to one half; the rates at few false
-        alarms and the list of the highest scores look there.
-    One model. | The intervals count the choice of images, not that of another training run, seed or data set.
-    Membership, not copies. | This audit does not say if the model draws its training images again: `diffleak extract` and `diffleak
+    Averages. | AUC is about a typical image. A few images can be fully exposed while it is close to one half. The rates at few false
+        alarms and the list of the highest scores can show that.
+    One model. | The intervals cover the random choice of images. They do not cover another training run, seed or data set.
+    Membership, not copies. | This audit does not say if the model reproduces its training images: `diffleak extract` and `diffleak
         quality` do.
 """)
 

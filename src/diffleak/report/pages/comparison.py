@@ -17,9 +17,9 @@ GLOSSARY = entries("""
     AUC | how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right.
     AUC difference | the AUC on an entry minus that on the baseline, on the same images; below 0 the entry leaks less.
     TPR at 1 % FPR | share of members an attack catches when it may raise a false alarm for 1 % of the held-out images.
-    Worst attack | the run and attack of an entry with the highest AUC on the calibrate part: what a capable outsider would use.
-    Calibrate, test part | settings are chosen on the one; every number comes from the other.
-    Paired | both models are judged on the same images, so that difficult images do not pass for a difference of the models.
+    Strongest attack | the run and attack of an entry with the highest AUC on the calibrate part: what a capable outsider would use.
+    Calibrate, test part | settings are chosen on the calibrate part; every number comes from the test part.
+    Paired | both models are judged on the same images, so that a difference cannot come from the images.
 """)
 
 LIMITS = entries("""
@@ -28,10 +28,10 @@ LIMITS = entries("""
     Many comparisons. | {differences} differences in AUC were looked at, and as many in each of two rates. The intervals are not
         widened for that: of 20 differences that are truly zero, about one interval leaves zero out. Where several entries are
         compared, the one that looks best looks a little better than it is.
-    One training run each. | The intervals count the choice of images, not that of another training run or seed. Two runs of the same
-        recipe differ as well.
-    Only what was audited. | An entry's number is the worst of the runs that were given for it. A model that would be released and was
-        not audited is not in it.
+    One training run each. | The intervals cover the random choice of images. They do not cover another training run or seed, and two
+        runs of the same recipe differ as well.
+    Only what was audited. | An entry's number is the highest of the runs that were given for it. A model that is to be released but
+        was not audited is not in it.
     The same training? | Whether entries were trained on as many images and for as many steps is not checked here. Compare with a
         model trained on as few images, or a gain may come from that.
     Teachers together. | The tables attack each run by itself. Where two teachers are released together, read the swap audit as well.

@@ -13,23 +13,24 @@ GLOSSARY = entries("""
     Member | an image that the model was trained on.
     Held-out image | an image of the same kind that it was not trained on.
     Drawing | an image that the model generates.
-    Tiled pixel distance | both images are cut into 4 x 4 tiles; the largest root mean square difference of two tiles at the same
-        place. 0 is equal, 1 is black against white.
-    Features | numbers that a trained network reads off an image; their distance is 1 minus the cosine, 0 for the same direction.
-    Copy | a member that is nearer to its nearest drawing than all but a share of held-out images are to theirs. The name says how
-        near, not why.
-    p | the share of held-out images that are as near to a drawing, or nearer, counted so that it is never 0.
-    Chance | how often as many members or more would have a copy if the model treated them as it treats held-out images.
+    Tiled pixel distance | both images are cut into 4 x 4 tiles; the distance is the largest root mean square difference of two tiles
+        at the same place. 0 is equal, 1 is black against white.
+    Features | numbers that a trained network computes from an image; their distance is 1 minus the cosine, 0 for the same direction.
+    Copy | a member that is closer to its nearest drawing than most held-out images are to theirs, such as 99 % of them. The word
+        says how close it is, not why.
+    p | the share of held-out images that are as close to a drawing, or closer, counted so that it is never 0.
+    Chance | how often as many members or more would have a copy if the model treated members as it treats held-out images.
 """)
 
 LIMITS = entries("""
     What was not drawn. | {images} images were drawn. A copy that the model draws once in a million images, or for another prompt, is
         not found; other attacks look for membership without drawing.
-    A distance is no eye. | A mirrored, cropped or recoloured copy is far away in pixels; an encoder may find it. Two plain images are
-        near without being copies: held-out images of the same kind make up for that, others do not.
+    A distance sees less than an eye. | A mirrored, cropped or recoloured copy is far away in pixels; an encoder may find it. Two
+        plain images are close without being copies. Held-out images of the same kind account for that, others do not.
     Near-duplicates. | Held-out images that nearly equal a member are left out. Near-duplicates among the members count as several,
         and intervals treat them as independent.
-    One model, one sampler. | The intervals count the choice of images, not that of another training run, sampler or number of steps.
+    One model, one sampler. | The intervals cover the random choice of images. They do not cover another training run, sampler or
+        number of steps.
 """)
 
 SECTIONS = (

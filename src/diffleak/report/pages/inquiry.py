@@ -36,8 +36,8 @@ LIMITS = entries("""
         can make the whole set stand out.
     Not shown is not disproved. | A stronger attack, other captions or more images may show what this test did not. {sensitivity}
     The controls carry the answer. | If some controls were trained on, the test misses training. If they differ from the images in
-        question in a way that the blind test cannot see, such as subject, style or fame, the test can find a difference that is no
-        training.
+        question in a way that the blind test cannot see, such as subject, style or fame, the test can report such a difference as if
+        it were training.
     Copies elsewhere. | An image can have been trained on through a copy on another site, a crop or a near-duplicate. The test cannot
         tell these apart, nor training of this model from training of the model that it was made from.
     Independent images. | The p-values take images, or groups of them, for independent. Near-duplicates are counted once, and not at
@@ -166,8 +166,8 @@ def _sensitivity(record: InquiryRecord) -> str:
         return ""
     auc = record.set.detectable_auc
     if auc is None:
-        return f"So few {words(record).several} show no effect with probability 80 %, however large."
-    return f"With so many {words(record).several}, an effect of AUC {auc:.2f} or more is found with probability 80 %."
+        return f"With so few {words(record).several} no effect, however large, is found with a probability of 80 %."
+    return f"With this number of {words(record).several}, an effect of AUC {auc:.2f} or more is found with a probability of 80 %."
 
 
 def _beside(record: InquiryRecord) -> str:
@@ -186,7 +186,7 @@ def _small(record: InquiryRecord) -> tuple[str, ...]:
 def _seen(record: InquiryRecord) -> str:
     """Which difference the blind test would have found."""
     if record.blind.detectable_auc is None:
-        return f"On so few {words(record).several} the blind test finds no difference with probability 80 %, however large."
+        return f"With so few {words(record).several} the blind test finds no difference, however large, with a probability of 80 %."
     return f"The blind test finds a difference of AUC {record.blind.detectable_auc:.2f} or more with probability 80 %."
 
 
@@ -231,8 +231,13 @@ def _images(record: InquiryRecord) -> Section | None:
         return None
     ranked = sorted(listed, key=lambda each: (each.p_value, each.q_value))
     columns = (
-        Column(("p-value",), "How rarely one that was not trained on scores as high.", 1, lambda each: Cell(number(each.p_value))),
-        Column(("q-value",), "Share of wrong names in a list down to this one.", 2, lambda each: Cell(number(each.q_value))),
+        Column(("p-value",), "How often one that was not trained on scores as high.", 1, lambda each: Cell(number(each.p_value))),
+        Column(
+            ("q-value",),
+            "If you name this one and all above it, the share of names to be expected wrong.",
+            2,
+            lambda each: Cell(number(each.q_value)),
+        ),
         *((Column(("Images",), "Images of the group.", 3, lambda each: Cell(count(each.images))),) if said is GROUPS else ()),
     )
     name = lambda each: visible(each.group if isinstance(each, Group) else each.id)
@@ -274,8 +279,8 @@ def _handling(record: InquiryRecord) -> str:
     if record.plan.anonymous is not None:
         return handling.on_page(True)
     return (
-        "This page names images (file name or row number) and says how much each looks trained on: personal data where they are of people. "
-        "With --anonymous, images go by keyed ids."
+        "This page names images (file name or row number) and says how much each looks trained on, which is personal data if they show "
+        "people. With --anonymous, a run names images by keyed ids instead."
     )
 
 

@@ -20,8 +20,8 @@ WORDS_AUDITED = entries("""
     TPR at 1 % FPR | share of the training pictures that an attack finds when it may name 1 % of the held-out ones falsely.
 """)
 WORDS_DRAWN = entries("""
-    Drawn nearer | pictures with a drawing that is nearer to them than any drawing of the base is to its picture.
-    p | probability of so many or more if the adapter drew no nearer than the base.
+    Drawn closer | pictures whose nearest drawing by the adapter is closer than the nearest drawing by the base of any picture.
+    p | probability of this number or a higher one if the adapter drew no closer than the base.
 """)
 AUDITED = entries("""
     A lower bound. | Only the attacks of these audits were run. A stronger one may find more; nothing here proves that nothing leaks.
@@ -29,9 +29,11 @@ AUDITED = entries("""
     The base may leak too. | If the base was trained on a picture, this comparison does not show that leak.
 """)
 DRAWN = entries("""
-    Nothing was held out. | So no rate of false alarms is known, and no checkpoint can be cleared. Hold out ten pictures next time.
-    A reason to look, no proof. | An adapter that learnt its subject well draws near the pictures without copies. Look at the pairs.
-    What was not drawn. | Another caption, another seed or more drawings may come nearer.
+    Nothing was held out. | The rate of false alarms is therefore unknown, and no checkpoint can be cleared. Next time hold out ten
+        pictures or more.
+    A reason to look, no proof. | An adapter that learnt its subject well draws close to the pictures without copying them. Look at
+        the pairs.
+    What was not drawn. | Another caption, another seed or more drawings may come closer.
 """)
 
 SECTIONS: tuple[Callable[[LoraRecord], Section | None], ...] = (
@@ -67,7 +69,9 @@ def judged(record: LoraRecord) -> Verdict:
 
 def _table(record: LoraRecord) -> Section:
     step = Column(("Step",), f"From {visible(record.step_source or '')}.", 1, lambda c: Cell("-" if c.step is None else count(c.step)))
-    answer = Column(("Answer",), "Of what was measured, not of the file's header.", 1, lambda c: Cell(c.decision), look="left")
+    answer = Column(
+        ("Answer",), "It rests on what was measured, not on the header of the file.", 1, lambda c: Cell(c.decision), look="left"
+    )
     columns = (step, answer, *(_audited() if record.held_out else _drawn()))
     table = tabulate(record.checkpoints, columns, lambda c: (c.name, c.path, False))
     caption = "A row for each checkpoint." + (" Small print: 95 % intervals." if record.held_out else "")
@@ -84,7 +88,7 @@ def _audited() -> tuple[Column, ...]:
 
 def _drawn() -> tuple[Column, ...]:
     return (
-        Column(("Drawn", "nearer"), "Pictures drawn nearer than the base ever draws.", 2, lambda c: Cell(count(c.redrawn.nearer))),
+        Column(("Drawn", "closer"), "Pictures drawn closer than the base ever draws.", 2, lambda c: Cell(count(c.redrawn.nearer))),
         Column(("p",), "", 3, lambda c: Cell(f"{c.redrawn.p_value:.2g}")),
         Column(("Closest",), "Distance of the nearest pair.", 3, lambda c: Cell(f"{c.redrawn.closest:.3f}")),
         Column(("Closest", "of the base"), "", 4, lambda c: Cell(f"{c.redrawn.closest_of_base:.3f}")),

@@ -15,21 +15,23 @@ GLOSSARY = entries("""
     Fréchet distance | FID when the features are Inception's; grows as the sample gets smaller.
     KID | compares the same features without that bias, so it also serves small samples.
     Similarity | the cosine between the features of two images; 1 is the same direction.
-    CLIP score | how well images fit the captions they were drawn for; depends on the CLIP that looks.
-    Copy rate | how many generated images are nearer to some training image than 99 % of unseen real images are.
+    CLIP score | how well images fit the captions they were drawn for; another CLIP model gives other scores.
+    Copy rate | the share of generated images that are closer to a training image than 99 % of unseen real images are. About 1 % is
+        normal.
 """)
 
 LIMITS = entries("""
-    One pair of eyes. | All numbers are about the features of one network. Numbers of different extractors, or of different numbers of
-        images, do not compare.
-    The Fréchet distance is biased. | It is larger the fewer images there are; its interval says how much the choice of images moves
-        it, and does not remove that.
+    One network. | All numbers are about the features of one network. Do not compare numbers of different extractors, or of different
+        numbers of images.
+    The Fréchet distance is biased. | It is larger the fewer images there are. Its interval shows how much the choice of images moves
+        it, but does not correct that.
     Copies, not membership. | A model that draws no copies can still reveal who was in the training set; that is what an audit
         measures.
     Rare copies. | {images} images were drawn. A copy that the model draws once in a million images is not found.
-    Chance neighbours. | The threshold comes from {real} unseen real images, whose own chance the verdict counts and the interval of
-        the copy rate does not. Near-duplicates between the reference and the training images raise it and hide copies.
-    One model, one sampler. | The intervals count the choice of images, not that of another training run, sampler or number of steps.
+    Chance neighbours. | The threshold comes from {real} unseen real images. The verdict takes their random choice into account, the
+        interval of the copy rate does not. Near-duplicates between them and the training images raise the threshold and hide copies.
+    One model, one sampler. | The intervals cover the random choice of images. They do not cover another training run, sampler or
+        number of steps.
 """)
 
 SECTIONS = (

@@ -18,14 +18,14 @@ GLOSSARY = entries("""
     AUC | how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right.
     TPR at 1 % FPR | share of members an attack catches when it may raise a false alarm for 1 % of the held-out images.
     Checkpoint | the model, or the adapter, as it was after a number of training steps.
-    Paired | two checkpoints are compared on the same images, so that a difference is not one of the images.
+    Paired | two checkpoints are compared on the same images, so that a difference cannot come from the images.
 """)
 LIMITS = entries("""
     A lower bound. | Only the attacks of these runs were tried. A stronger one may find more; none of this proves that nothing leaks.
-    Many looks. | {points} checkpoints were audited, and the intervals are not widened for that: the last checkpoint within a limit is
-        chosen among them, which flatters it a little.
-    One training. | The intervals count the choice of images, not that of another training run, seed or data set.
-    The steps between. | The curve says nothing of a checkpoint that was not audited.
+    Many looks. | {points} checkpoints were audited, and the intervals are not widened for that. The last checkpoint within a limit is
+        chosen among them, which makes it look a little better than it is.
+    One training. | The intervals cover the random choice of images. They do not cover another training run, seed or data set.
+    The steps between. | The curve says nothing about a checkpoint that was not audited.
 """)
 
 SECTIONS: tuple[Callable[[SweepRecord, Gated | None], Section | None], ...] = (
@@ -49,8 +49,8 @@ def page(record: SweepRecord, gated: Gated | None = None) -> Page:
     return page_of(
         record,
         (make(record, gated) for make in SECTIONS),
-        title=f"Sweep over {len(record.points)} checkpoints",
-        heading="Sweep over checkpoints",
+        title=f"Audit of {len(record.points)} checkpoints",
+        heading="Audit of checkpoints",
         meta=f"{len(record.points)} {what}, steps {count(steps[0])} to {count(steps[-1])} · {sides}",
     )
 
@@ -65,7 +65,7 @@ def judged(record: SweepRecord) -> Verdict:
     moves = (_said(first), _said(last))
     chosen = f"Each is shown by the attack that was strongest on its {record.chosen_on} part; steps are from {visible(record.step_source)}."
     if not record.limited:
-        title = f"AUC by training step: {_auc(first)} at first, {_auc(last)} at last"
+        title = f"AUC by training step: {_auc(first)} at the first checkpoint, {_auc(last)} at the last"
         return Verdict("undecided", title, (*moves, chosen), last.attack)
     if record.last_passing is None:
         return Verdict("leak", "No checkpoint is within the limits", (*moves, chosen), last.attack)

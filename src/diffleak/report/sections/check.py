@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from diffleak.data.scan import FEWEST
 from diffleak.errors import visible
 from diffleak.records.check import CheckRecord, Needed, Side
 from diffleak.report.judgement import Verdict, sources
@@ -18,11 +19,18 @@ WHERE = {"across": "across the sides", "members": "members", "nonmembers": "held
 def verdict(record: CheckRecord) -> Verdict:
     """The answer: may these sides be audited, and what would such an audit see?"""
     sentences = (*(f"{visible(problem[:1].upper() + problem[1:])}." for problem in record.problems), _seen(record), sources(record.blind))
+    if too_few(record):
+        return Verdict("invalid", f"Too few images: an audit needs at least {FEWEST} on each side.", sentences)
     if not record.valid:
         return Verdict("invalid", "Not fair: an audit of these two sides would be invalid.", sentences)
     if record.duplicates.near_across or finding(record.blind) in ("perhaps", "unchecked"):
-        return Verdict("undecided", "These two sides can be audited, with reservations.", sentences)
+        return Verdict("undecided", "These two sides can be audited, with a reservation.", sentences)
     return Verdict("no-leak-found", "Nothing was found that speaks against an audit of these two sides.", sentences)
+
+
+def too_few(record: CheckRecord) -> bool:
+    """True where an audit would refuse the sides for their number, whatever else is wrong with them."""
+    return min(record.members.readable, record.nonmembers.readable) < FEWEST
 
 
 def _seen(record: CheckRecord) -> str:
@@ -51,11 +59,19 @@ def sides(record: CheckRecord) -> Section:
     rows = ((record.members, "members"), (record.nonmembers, "held out"))
     names = {id(side): name for side, name in rows}
     table = tabulate([side for side, _ in rows], columns, lambda side: (names[id(side)], side.source, False))
+    one = bool(record.settings.get("split"))  # one data for both sides: its captions and labels are found once
     where = [
+        f"{what} from {visible(place)} ({count(members)} of members, {count(nonmembers)} of held-out images)"
+        for what, place, members, nonmembers in (
+            ("captions", record.members.captions_from, record.members.captions, record.nonmembers.captions),
+            ("labels", record.members.labels_from, record.members.labels, record.nonmembers.labels),
+        )
+        if one and place
+    ] or [
         f"{what} of the {called} from {visible(place)}"
         for side, called in ((record.members, "members"), (record.nonmembers, "held-out images"))
         for what, place in (("captions", side.captions_from), ("labels", side.labels_from))
-        if place
+        if not one and place
     ]
     lines = (Sentences((f"Found: {'; '.join(where)}.",), tone="small", listed=False),) if where else ()
     return Section("sides", "The two sides", (Tabulated(table, "", "Side"), *lines), "Sides", brief="The two sides")
@@ -109,7 +125,13 @@ def power(record: CheckRecord) -> Section:
         "above what guessing gives. AUC: all members score a little higher. TPR: a few members stand out, and the others do not."
     )
     table = Tabulated(tabulate(record.power.needed, columns, name), caption, "Leak")
-    return Section("power", "How many images it takes", (Sentences((_seen(record),), listed=False), table), "Images needed", brief="Power")
+    return Section(
+        "power",
+        "How many images it takes",
+        (Sentences((_seen(record),), listed=False), table),
+        "Images needed",
+        brief="How many images it takes",
+    )
 
 
 def unreadable(record: CheckRecord) -> Section | None:

@@ -30,29 +30,35 @@ class Pictures:
 
 def verdict(record: ExtractionRecord) -> Verdict:
     """States whether more members than chance explains are drawn; never that none can be."""
-    rates, look = record.decisive, "Look at the first pairs: one that shows the same picture is a finding at any rate."
+    rates, look = record.decisive, "Look at the first pairs: a pair that shows the same picture is a finding, whatever the rate is."
     by = f"by {_name(rates)}"
     if rates.copies is None or rates.chance is None:
         if record.held_out is None:
-            title, why = "How near drawings come to the training images was measured; what chance brings is not known.", "No rate"
+            title, why = (
+                "Undecided: it was measured how close drawings come to the training images, but not how close chance comes.",
+                "No rate",
+            )
         else:
-            title, why = "The held-out images are too few to say what chance brings.", f"No rate: {visible(rates.copy_rate.reason or '')}"
+            title, why = (
+                "Undecided: there are too few held-out images to say how close chance comes.",
+                f"No rate: {visible(rates.copy_rate.reason or '')}",
+            )
         if record.held_out is None:
-            why += ": there are no held-out images, whose distances to their own nearest drawings would say what chance brings"
+            why += ": no held-out images were given, whose distances to their nearest drawings would show how close chance comes"
         return Verdict("undecided", title, (f"{why}.", _closest(record), look))
     value, said = spoken(rates.copy_rate)
     size = (
         f"{count(rates.copies)} of {count(record.members.n)} members have a copy, {value} (95 % interval {said}): measured {by}, they are "
     )
-    size += f"nearer to a drawing than all but {percent(record.false_copies)} of the held-out images are."
+    size += f"closer to a drawing than {100 * (1 - record.false_copies):g} % of the held-out images are."
     beside = _beside(rates)
     chance = f"If the model treated members like held-out images, this many or more would have a copy with probability {rates.chance:.2g}."
     if rates.chance < ALPHA:
         if not rates.copy_rate.low:
-            chance += " The interval begins at 0, since so few held-out images set the threshold; this probability counts that too."
-        return Verdict("leak", "The model gives training images back.", (size, f"{beside} {chance}", _closest(record), look))
-    bound = f"So many drawings rule out that more than {percent(rates.copy_rate.high or 0.0)} of the members have a copy; fewer may."
-    title = "No more members than held-out images are near to a drawing."
+            chance += " The interval begins at 0 because few held-out images set the threshold; this probability takes that into account."
+        return Verdict("leak", "The model reproduces training images.", (size, f"{beside} {chance}", _closest(record), look))
+    bound = f"These drawings rule out that more than {percent(rates.copy_rate.high or 0.0)} of the members have a copy; fewer may have one."
+    title = "No more copies of members were found than of held-out images."
     return Verdict("no-leak-found", title, (size, f"{beside} {chance} {bound}", _closest(record), look))
 
 
@@ -65,7 +71,7 @@ def _beside(rates: CopyRates) -> str:
 
 def _closest(record: ExtractionRecord) -> str:
     first, other = record.pairs[0], record.decisive.closest_held_out
-    beside = "" if other is None else f"; the held-out image nearest to a drawing lies at {other:.3f}"
+    beside = "" if other is None else f"; the held-out image closest to a drawing lies at {other:.3f}"
     return f"The closest pair is the member {visible(first.id)} at a distance of {record.decisive.closest:.3f}{beside}."
 
 
@@ -76,7 +82,7 @@ def _name(rates: CopyRates) -> str:
 def rates(record: ExtractionRecord) -> Section:
     """A row per distance: copies among members, and false ones among held-out images."""
     where = "its own caption's drawings" if record.draws else "all drawings"
-    meaning = f"No held-out images were given, so no threshold says which distances are copies. Each is to the nearest of {where}."
+    meaning = f"No held-out images were given, so no threshold says which distances are copies. Each distance is to the nearest of {where}."
     if record.held_out is not None:
         meaning = (
             f"An image has a copy if its distance to the nearest of {where} is below the threshold. {count(record.calibrate)} held-out "
@@ -93,7 +99,7 @@ def rates(record: ExtractionRecord) -> Section:
             2,
             lambda r: _rate_cell(r.held_out_rate),
         ),
-        Column(("Chance",), "Probability of so many copies if the model treats members like held-out images.", 3, chance),
+        Column(("Chance",), "Probability of as many copies or more if the model treats members like held-out images.", 3, chance),
         Column(("Threshold",), "", 4, lambda r: Cell("-" if r.threshold is None else f"{r.threshold:.3f}")),
         Column(("Closest", "member"), "", 5, lambda r: Cell(f"{r.closest:.3f}")),
         Column(("Closest", "held out"), "", 6, lambda r: Cell("-" if r.closest_held_out is None else f"{r.closest_held_out:.3f}")),

@@ -7,7 +7,7 @@ from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Sentences, Tabulated, prose
 from diffleak.report.table import Cell, Column, auc_cell, cell_or, gain_cell, tabulate, tpr_cell
 from diffleak.report.wording import medians
-from diffleak.stats.calibration import WORDS
+from diffleak.stats.calibration import PLAIN, WORDS
 
 TITLE = "Calibrated by complexity"
 FPR = 0.01
@@ -16,9 +16,12 @@ DIFFERENCE = "the calibrated attack minus the same attack without calibration, o
 
 def section(audit: Audited) -> Section | None:
     """The attacks with the complexity of images taken out; None for a record without them."""
-    results = tuple(r for r in audit.record.results if r.complexity is not None)
-    if not results:
+    every = tuple(r for r in audit.record.results if r.complexity is not None)
+    if not every:
         return None
+    results = tuple(r for r in every if r.complexity != PLAIN)
+    if not results:
+        return Section("calibrated", TITLE, (Sentences(sentences(audit.record), listed=False),), TITLE, TITLE)
     content = tabulate(results, _columns(audit.record), lambda r: (_label(r), "", False))
     why = (
         "A simple image gets a high score in any model. Its compressed sizes and the energy of its frequencies measure how simple it is. A "
@@ -33,16 +36,27 @@ def section(audit: Audited) -> Section | None:
 
 def sentences(record: AuditRecord) -> tuple[str, ...]:
     """Counts where calibration helps; no sentence for a record without it."""
-    gains = [r.gain.auc for r in record.results if r.complexity is not None and r.gain]
+    every = [r for r in record.results if r.complexity is not None]
+    gains = [r.gain.auc for r in every if r.complexity != PLAIN and r.gain]
+    if not every:
+        return ()
+    if all(r.complexity == PLAIN for r in every):
+        which = "the attack" if len(every) == 1 else f"any of the {len(every)} attacks"
+        return (f"Calibration changed nothing: on the calibrate part it did not help {which}.",)
     if not gains:
         return ()
     higher = sum(e.low is not None and e.low > 0 for e in gains)
     lower = sum(e.high is not None and e.high < 0 for e in gains)
     attacks = f"{len(gains)} {'attack' if len(gains) == 1 else 'attacks'}"
     said = (
-        f"Calibration raises the AUC of {higher} of {attacks} and lowers that of {lower}: there the interval of the difference excludes 0."
+        f"Calibration clearly raises the AUC of {higher} of {attacks} and clearly lowers that of {lower}: the interval of the difference "
+        "excludes 0."
     )
-    return (said, *medians(record.split.repeats))
+    unhelped = [_label(r) for r in every if r.complexity == PLAIN]
+    rest = (
+        (f"On the calibrate part it did not help {', '.join(map(visible, unhelped))}, so nothing was taken out there.",) if unhelped else ()
+    )
+    return (said, *rest, *medians(record.split.repeats))
 
 
 def _columns(record: AuditRecord) -> tuple[Column, ...]:

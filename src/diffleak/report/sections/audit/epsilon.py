@@ -6,9 +6,9 @@ from diffleak.report.section import Section, Sentences, prose
 from diffleak.report.wording import count
 
 MEANS = (
-    "Training is (epsilon, delta)-private if one image more or less multiplies the probability of anything that the model may be by at "
-    "most e^epsilon, up to delta. Fair coins decided which images were trained on. An attack that guesses more of them than an epsilon "
-    "allows shows that the epsilon is larger. The bound is for this one training, and a stronger attack may raise it."
+    "Training is (epsilon, delta)-private if adding or leaving out one image multiplies the probability of any trained model by at most "
+    "e^epsilon, up to delta. Here fair coins decided which images were trained on. An attack that guesses more of the coins than an "
+    "epsilon allows shows that the epsilon is larger. The bound is for this one training, and a stronger attack may raise it."
 )
 
 

@@ -41,7 +41,8 @@ def _listed(audit: Audited) -> tuple[Block, ...]:
     part, attack = "of the test part " if audit.record.plan.calibration else "", visible(audit.verdict.attack or "")
     what = EXPOSURE[audit.verdict.level]
     said = prose(
-        f"The members {part}that {attack} is surest of. {what} A higher score speaks more for a member; its sign means nothing. "
+        f"The members {part}to which {attack} gives the highest scores. {what} A higher score is stronger evidence for a member; its sign "
+        "means nothing. "
         "samples.csv "
         f"has every image.{COUNTED[audit.scores.unit]}"
     )

@@ -15,7 +15,7 @@ def tiles(audit: Audited) -> Section | None:
         return None
     caught = lead.tpr(0.01)
     words = counted(audit.record.split.unit)
-    pair = f"of pairs ranked right, a {words.member} over a {words.held_out} (no share of images or people)"
+    pair = f"of pairs ranked right, a {words.member} over a {words.held_out} (not a share of images or people)"
     rates = ((pair, lead.auc, 0.5), (f"of the tested {words.members} caught at 1 % false alarms", caught, 0.01))
     tiles = [
         {"title": title, "value": spoken(e)[0], "ends": spoken(e)[1], "guess": percent(guess, 0), "at": guess, "estimate": e}
@@ -39,8 +39,8 @@ def _curves(audit: Audited) -> tuple[Block, ...]:
     lead = audit.verdict.attack
     svg = roc(audit.results, audit.scores.counted, lead)
     read = (
-        f"Each point of a line is one threshold, on {audit.tested}. Both axes are logarithmic, because what hurts is the left: many "
-        f"members caught at few false alarms. A line on the dotted diagonal is guessing.{audit.divisions}"
+        f"Each point of a line is one threshold, on {audit.tested}. Both axes are logarithmic, because the left end matters most: "
+        f"there, many members are caught at few false alarms. A line on the dotted diagonal is guessing.{audit.divisions}"
     )
     band = f"The shaded band is the 95 % interval of {visible(lead or '')}, point by point."
     return (figure(svg, (read, band), key(audit.results, audit.ordered, lead)) if svg else prose(NO_SCORES, ""),)
@@ -58,8 +58,8 @@ def _sweeps(audit: Audited) -> tuple[Block, ...]:
     svg = timesteps(audit.results, lead)
     often = f" (most often, over {repeats} divisions)" if repeats > 1 else ""
     read = (
-        f"AUC on the calibrate part. The dot is the timestep that was chosen there and then used on the test part{often}; the test AUC is "
-        "in the table and tends to be a little lower than the dot."
+        f"AUC on the calibrate part. The dot is the timestep that was chosen there and then used on the test part{often}. The "
+        "table has the AUC on the test part, which tends to be a little lower than the dot."
     )
     none = "No timestep was chosen on these images, so there is no sweep to draw."
     swept = [r for r in audit.ordered if r.timestep is not None]

@@ -15,12 +15,11 @@ from diffleak.report.wording import count, moment
 NOT_GIVEN = "not given"
 NO_LAW = (
     "This is evidence about the risk that training images can be told apart from others. It names no law or standard as fulfilled. Digests "
-    "show edits "
-    "that were made by accident or without care; they do not prove who wrote a file."
+    "reveal accidental edits. They do not prove who wrote a file."
 )
 
 
-IN_PRIVATE = ("Note", "Title", "Signature", "Who are members", "What it does not show")  # rows that a public card leaves out
+IN_PRIVATE = ("Note", "Title", "Signature", "Source of the member list", "What it does not show")  # rows that a public card leaves out
 
 
 def section(audit: Audited) -> Section:
@@ -57,17 +56,17 @@ def _rows(audit: Audited) -> Iterator[tuple[str, str]]:
         yield "Counted", f"{trained(record)}, {held_out(record)}: images of one group count once"
     yield "Members", f"{count(plan.n_members)} from {visible(plan.members)}"
     yield "Held-out images", f"{count(plan.n_nonmembers)} from {visible(plan.nonmembers)}"
-    yield "Images, hash", visible(plan.data_fingerprint)
+    yield "Hash of the images", visible(plan.data_fingerprint)
     if evidence and evidence.split_digest:
-        yield "Split file, hash", f"sha256:{evidence.split_digest}"
+        yield "Hash of the split file", f"sha256:{evidence.split_digest}"
     if record.membership:
-        yield "Who are members", visible(record.membership.sentence)
+        yield "Source of the member list", visible(record.membership.sentence)
     yield "Form of release", glance.released(record)
     if valid and audit.lead:
         yield "Access of the attack", f"{visible(audit.lead.access)}: {glance.NEEDS.get(audit.lead.access, 'see the attack')}"
     yield "Attacks run", ", ".join(dict.fromkeys(visible(str(each["attack"])) for each in plan.attacks)) or "none"
     yield "Attacks not run", glance.missing(record)
-    yield "Chosen on which images", chosen(record)
+    yield "Images used for settings", chosen(record)
     yield "Begun", moment(evidence.started) if evidence and evidence.started else "not recorded"
     yield "Finished", visible(moment(record.created))
     yield (
@@ -84,19 +83,21 @@ def _rows(audit: Audited) -> Iterator[tuple[str, str]]:
 def _model(record: AuditRecord) -> Iterator[tuple[str, str]]:
     plan = record.plan
     yield "Model", visible(plan.model)
-    yield "Model, hash", visible(plan.model_fingerprint)
+    yield "Hash of the model", visible(plan.model_fingerprint)
     for adapter in record.adapters:
         yield "Adapter", f"{visible(adapter.name)} at {adapter.strength:g}, sha256:{visible(adapter.sha256)}"
     if plan.reference is not None:
-        yield "Reference", f"{visible(plan.reference)}, {visible(plan.reference_fingerprint or 'hash not known')}"
+        yield "Reference", f"{visible(plan.reference)}, {visible(plan.reference_fingerprint or 'hash unknown')}"
 
 
 def chosen(record: AuditRecord) -> str:
     """What was chosen, and on which images."""
     split = record.split
     if not record.plan.calibration:
-        return "nothing: settings were fixed beforehand, and every image counts"
+        return "none: settings were fixed beforehand, and every image was tested"
     sides = units(record, split.calibrate_members, split.calibrate_nonmembers)
     others = units(record, split.members - split.calibrate_members, split.nonmembers - split.calibrate_nonmembers)
     often = f"; repeated over {count(split.repeats)} random divisions" if split.repeats > 1 else ""
-    return f"attack, timestep and threshold on {sides}, drawn by seed {split.seed}; every number is of the other {others}{often}"
+    return (
+        f"attack, timestep and threshold were chosen on {sides}, drawn by seed {split.seed}; every number is of the other {others}{often}"
+    )

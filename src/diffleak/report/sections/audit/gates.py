@@ -28,7 +28,7 @@ def checked(gated: Gated | None) -> Section | None:
 
 def _made(gates: Sequence[Gate], gated: Gated | None) -> Section | None:
     marks = tuple("passed" if gate.passed else "failed" for gate in gates)
-    met = "A limit is met if the upper end of the 95 % interval is at or below it, for every attack: what cannot be excluded counts."
+    met = "A limit is met if the whole 95 % interval of every attack is at or below it."
     by = f" Checked by diffleak gate: {moment(gated.record.created)}." if gated else ""
     passing = gated.record.last_passing if gated else None
     last = f" The last checkpoint that passes: {visible(passing)}." if passing else ""

@@ -209,7 +209,7 @@ def alone(geometry: Geometry) -> str:
     value, ends = spoken(auc)
     size = f"the image of higher distortion is the member in {value} of the pairs, 95 % interval {ends}; 50 % is guessing"
     if auc.low > GUESSING or auc.high < GUESSING:
-        text = f"Distortion alone tells members apart, without asking the diffusion model anything ({size})."
+        text = f"Distortion alone tells members apart, without any query of the diffusion model ({size})."
         return f"{text} The autoencoder may have been trained on the members, or the two sides may differ by themselves."
     return f"No sign that distortion alone tells members apart ({size}); had the autoencoder been trained on them, it might."
 

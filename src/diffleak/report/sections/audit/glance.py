@@ -59,12 +59,14 @@ def untested(audit: Audited) -> Section:
 def not_tested(record: AuditRecord) -> tuple[str, ...]:
     """What was not tested, in three sentences."""
     size = training_size(record)
-    images = f"{trained(record)} were tested, of {size} images. For the others nothing is shown."
+    images = f"{trained(record)} were tested, of {size} images. Nothing is shown for the others."
     if size is None:
-        images = f"{trained(record)} were tested; how many images the model was trained on is not known. For others nothing is shown."
+        images = f"{trained(record)} were tested. It is not known how many images the model was trained on; nothing is shown for others."
+    elif record.split.unit == "image" and size == count(record.split.members):
+        images = f"all {trained(record)} were tested."
     return (
         f"Other attacks: {missing(record)} Attackers who train models of their own (shadow models) are not part of diffleak.",
-        "Copies: this audit does not say whether the model draws its training images again; diffleak quality and diffleak extract do.",
+        "Copies: this audit does not say whether the model reproduces its training images; diffleak quality and diffleak extract do.",
         f"Other images: {images}",
     )
 
@@ -87,7 +89,7 @@ def released(record: AuditRecord) -> str:
     """The form of release, and whether the user gave it."""
     evidence = record.evidence
     given = RELEASES[evidence.released if evidence else "weights"]
-    return given if evidence and evidence.release else f"{given} (not given: --release; the most cautious is assumed)"
+    return given if evidence and evidence.release else f"{given} (assumed, as the most cautious form; set it with --release)"
 
 
 def limit(audit: Audited) -> str:
@@ -121,7 +123,7 @@ def tested(record: AuditRecord) -> str:
     part = ""
     if record.plan.calibration:
         sides = split.members - split.calibrate_members, split.nonmembers - split.calibrate_nonmembers
-        part = f"; settings are chosen on some, the numbers are of the other {units(record, *sides)}"
+        part = f"; some of them were used to choose settings, and all numbers are of the other {units(record, *sides)}"
     return f"{trained(record)}{of} and {held_out(record)}{part}"
 
 

@@ -103,12 +103,12 @@ def _blind(blind: Blind) -> str:
 def costs(audit: Audited) -> Section:
     """Forwards and time, and the price that an outsider pays."""
     costs, lead = audit.record.costs, audit.lead
-    saved = f" ({count(costs.queries_saved)} more were not made, since two attacks ask the same)" if costs.queries_saved else ""
-    saved += f" ({count(costs.queries_read)} more were not made, since drawings were read)" if costs.queries_read else ""
+    saved = f" ({count(costs.queries_saved)} more were saved because attacks share them)" if costs.queries_saved else ""
+    saved += f" ({count(costs.queries_read)} more were saved because drawings were read from a folder)" if costs.queries_read else ""
     spent = (
         f"Scoring took {count(costs.queries)} forwards of one image each{saved} and {duration(costs.seconds)} of computing on "
-        f"{visible(audit.record.environment.device_name)}, in {count(costs.chunks)} chunks; seconds of chunks that ran side by side are "
-        "added up."
+        f"{visible(audit.record.environment.device_name)}, in {count(costs.chunks)} chunks. The times of chunks that ran in parallel "
+        "are added up."
     )
     blocks = [prose(spent)]
     if lead and lead.queries_at_timestep is not None and lead.timestep is not None:

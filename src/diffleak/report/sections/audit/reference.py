@@ -24,8 +24,8 @@ def section(audit: Audited) -> Section | None:
     name = visible(audit.record.plan.reference or "")
     why = (
         f"Some images look like members to any model, because they are simple. The reference, {name}, was attacked with the same "
-        "images with the same noise, and says how hard each one is: what the audited model knows beyond it is due to what it was "
-        "trained on since. Subtracting the reference's scores image by image gives the excess."
+        "images and the same noise, which shows how hard each image is. What the audited model knows beyond the reference comes from its "
+        "further training. The excess is the score in the audited model minus the score in the reference, image by image."
     )
     misses = "If the members were also in the training data of the reference, the excess misses what both models know."
     caption = (
@@ -50,11 +50,11 @@ def _columns(record: AuditRecord) -> tuple[Column, ...]:
     auc, asr, tpr = gain_cell(lambda g: g.auc, in_percent=False), gain_cell(lambda g: g.asr), gain_cell(lambda g: g.tpr_at_1pct)
     return (
         Column(("AUC", "model"), "The attack on the audited model.", 5, auc_cell),
-        Column(("AUC", "reference"), "The attack on the reference, which tells how hard each image is.", 6, beside("reference", auc_cell)),
+        Column(("AUC", "reference"), "The attack on the reference, which shows how hard each image is.", 6, beside("reference", auc_cell)),
         Column(("AUC", "difference"), f"AUC, {DIFFERENCE}", 2, beside("reference", auc)),
         Column(("Attack success", "difference (points)"), points, 7, beside("reference", asr)),
         Column(("TPR at 1 % FPR", "difference (points)"), points, 4, beside("reference", tpr)),
-        Column(("AUC", "excess"), "The attack on the model's scores less the reference's, image by image.", 1, beside("excess", auc_cell)),
+        Column(("AUC", "excess"), "The attack on the model's scores minus the reference's, image by image.", 1, beside("excess", auc_cell)),
         Column(("Excess", "against model"), "AUC of the excess minus that of the model's scores alone.", 3, beside("excess", auc)),
     )
 
@@ -69,8 +69,8 @@ def sentences(record: AuditRecord) -> tuple[str, ...]:
     attacks = f"{len(excess)} {'attack' if len(excess) == 1 else 'attacks'}"
     return (
         f"Members stand out more in the audited model than in its reference, {visible(record.plan.reference or '')}, for {higher} of "
-        f"{attacks}, and less for {lower}: there the interval of the AUC difference lies above 0, or below.",
-        f"By what the model sees beyond its reference, image by image, {better} of {attacks} tell members apart better than by guessing"
+        f"{attacks} (the interval of the AUC difference lies above 0), and less for {lower} (it lies below 0).",
+        f"On the excess over the reference, {better} of {attacks} tell members apart better than by guessing"
         + (f", and {worse} the other way round: has the reference seen the members?" if worse else "."),
         *medians(record.split.repeats),
     )

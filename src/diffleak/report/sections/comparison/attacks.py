@@ -1,4 +1,4 @@
-"""The tables of a comparison: the worst attack on each entry, and every attack that all runs have on each run."""
+"""The tables of a comparison: the strongest attack on each entry, and every attack that all runs have on each run."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,13 +24,13 @@ def section(record: Comparison) -> Section:
     """The table of all attacks."""
     caption = (
         f"Every attack that all runs have, on each run. Differences are to the same attack on {visible(record.baseline.name)}. Small "
-        "print: 95 % intervals. Marked: the worst of each entry."
+        "print: 95 % intervals. Marked: the strongest of each entry."
     )
     return Section("attacks", "All attacks", (Tabulated(attacks_table(record), caption, FIRST, where="page"),), "All attacks")
 
 
 def attacks_table(record: Comparison) -> Table:
-    """A row per attack, entry and run, attacks in the order of the baseline; marked: the worst of each entry."""
+    """A row per attack, entry and run, attacks in the order of the baseline; marked: the strongest of each entry."""
     rows = [Compared(e, r) for attack in record.attacks for e in record.entries for r in e.results if r.attack == attack]
     of = lambda pick, pct=False: lambda c: difference_cell(pick(c.result.difference), pct) if c.result.difference else Cell("baseline")
     drawn = (
@@ -54,20 +54,20 @@ TABULATED = ("kid", "frechet", "copy_rate", "kid_difference")
 def worst(record: Comparison) -> Section:
     """A row per entry; in text the attack has a column of its own."""
     caption = (
-        "A row per entry; under its name the attack with the highest AUC on the calibrate part. Differences are to the worst attack on "
+        "A row per entry; under its name the attack with the highest AUC on the calibrate part. Differences are to the strongest attack on "
         f"{visible(record.baseline.name)}, on the images that both were tested on; below 0 the attack does worse on the entry. Small "
         "print: 95 % intervals. n/e: not estimable, with the reason below."
     )
     text = Tabulated(entries_table(record, names=True), first="Entry", where="text")
     every = Tabulated(attacks_table(record), first=FIRST, where="text")
     page = Tabulated(entries_table(record, names=False), caption, "Entry", where="page")
-    return Section("worst", "The worst attack on each", (text, every, page), "Worst attacks")
+    return Section("worst", "The strongest attack on each", (text, every, page), "Strongest attacks")
 
 
 def entries_table(record: Comparison, names: bool) -> Table:
-    """A row per entry, its worst attack; `names` has that attack in a column, else it is small print."""
+    """A row per entry, its strongest attack; `names` has that attack in a column, else it is small print."""
     attack = Column(
-        ("Worst", "attack"), "The attack with the highest AUC on the calibrate part.", 2, lambda e: Cell(visible(e.worst.attack))
+        ("Strongest", "attack"), "The attack with the highest AUC on the calibrate part.", 2, lambda e: Cell(visible(e.worst.attack))
     )
     against = lambda pick: lambda e: difference_cell(pick(e.worst.difference)) if e.worst.difference else Cell("baseline")
     rates = lambda pick: lambda e: difference_cell(pick(e.worst.difference), True) if e.worst.difference else Cell("")
@@ -75,9 +75,12 @@ def entries_table(record: Comparison, names: bool) -> Table:
     caught = lambda e: rate_cell(e.worst_result.tpr_at_1pct, "held-out images")
     measured = (
         Column(
-            ("AUC",), "Of the worst attack, on the test part. In brackets: 95 % interval.", 1, lambda e: estimate_cell(e.worst_result.auc)
+            ("AUC",),
+            "Of the strongest attack, on the test part. In brackets: 95 % interval.",
+            1,
+            lambda e: estimate_cell(e.worst_result.auc),
         ),
-        Column(("AUC", "difference"), "To the worst attack on the baseline, on shared test images.", 1, against(lambda d: d.auc)),
+        Column(("AUC", "difference"), "To the strongest attack on the baseline, on shared test images.", 1, against(lambda d: d.auc)),
         Column(("Not excluded:", "AUC up to"), "The upper end of the 95 % interval of the AUC.", 4, upper),
         Column(("TPR at", "1 % FPR"), "Members caught when 1 % of the held-out images raise a false alarm.", 3, caught),
         Column(("TPR at 1 % FPR", "difference (points)"), "In points of percent.", 5, rates(lambda d: d.tpr_at_1pct)),

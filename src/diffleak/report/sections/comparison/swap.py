@@ -62,8 +62,8 @@ def swap_sentences(swap: SwapAudit) -> tuple[str, ...]:
     own = " and ".join("n/e" if e.value is None else percent(e.value) for e in best.own)
     beside = f"On one teacher alone the same attack tells members of its half from held-out images {own} of the time."
     who = (
-        "This needs access to both teachers, as somebody has to whom both are released. It takes for granted that the members were divided "
-        "into halves at random: a difference between the halves themselves counts as a leak as well."
+        "This needs access to both teachers, as after a release of both. It assumes that the members were divided into halves at random: a "
+        "difference between the halves themselves counts as a leak as well."
     )
     both = (
         f"Of {count(swap.across)} cluster{'s' * (swap.across != 1)} of near-duplicates each half has images: either teacher was trained on "

@@ -71,7 +71,7 @@ def comparison_verdict(record: Comparison) -> Verdict:
 
 
 def _unsure(record: Comparison) -> tuple[str, ...]:
-    """The runs in which a difference between the sources that was not found may be all that the entry's worst attack finds."""
+    """The runs in which a difference between the sources that was not found may be all that the entry's strongest attack finds."""
     found = []
     for entry in record.entries:
         low = entry.worst_result.auc.low or 0.0
@@ -91,20 +91,20 @@ def _of_differences(record: Comparison) -> Verdict:
     if lower:
         best = min(lower, key=lambda e: _worst_difference(e).value or 0.0)
         by = f"its AUC is {_lowered(_worst_difference(best))} than that of {baseline}"
-        who = f"{visible(best.name)} weakens the worst attack"
+        who = f"{visible(best.name)} weakens the strongest attack"
         if len(others) > 1:
             most = f", {visible(best.name)} most by point estimate" if len(lower) > 1 else f": {visible(best.name)}"
-            who = f"{len(lower)} of {len(others)} {'weaken' if len(lower) > 1 else 'weakens'} the worst attack{most}"
+            who = f"{len(lower)} of {len(others)} {'weaken' if len(lower) > 1 else 'weakens'} the strongest attack{most}"
         title = f"{who}: {by}." if len(others) == 1 or len(lower) > 1 else f"{who}; {by}."
         return Verdict("lowers", title, sentences)
     stronger = f" {visible(', '.join(e.name for e in higher))} makes it stronger." if higher else ""
     subject = visible(others[0].name) if len(others) == 1 else f"None of the {len(others)} entries"
     shown = "was not shown" if len(others) == 1 else "was shown"
-    return Verdict("not-shown", f"{subject} {shown} to weaken the worst attack of {baseline}.{stronger}", sentences)
+    return Verdict("not-shown", f"{subject} {shown} to weaken the strongest attack of {baseline}.{stronger}", sentences)
 
 
 def _undone(entry: Entry, record: Comparison) -> SwapResult | None:
-    """The swap audit of the two teachers of an entry, where it finds more than the entry's worst attack."""
+    """The swap audit of the two teachers of an entry, where it finds more than the entry's strongest attack."""
     swap = record.swap
     if swap is None or not set(swap.runs) <= {run.run for run in entry.runs}:
         return None
@@ -125,21 +125,20 @@ def _baseline(entry: Entry, words: Counted) -> str:
     attack, name = visible(entry.worst.attack), visible(entry.name)
     auc = entry.worst_result.auc
     if auc.value is None or auc.low is None or auc.high is None:
-        return (
-            f"{name} is the baseline; the AUC of its worst attack, {attack}, has no interval: {visible(auc.reason or 'no reason given')}."
-        )
+        why = visible(auc.reason or "no reason given")
+        return f"{name} is the baseline; the AUC of its strongest attack, {attack}, has no interval: {why}."
     value, ends = spoken(auc)
-    pair = f"Given one {words.member} and one {words.held_out}, the worst attack on {name}, {attack}, picks the {words.member}"
+    pair = f"Given one {words.member} and one {words.held_out}, the strongest attack on {name}, {attack}, picks the {words.member}"
     rest = "As a fraction, that share is the AUC; the others are compared with it."
     return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing). {rest}"
 
 
 def _against(entry: Entry, record: Comparison) -> str:
-    """One entry: its worst attack, the difference to the baseline's worst, what is not excluded, and its quality."""
+    """One entry: its strongest attack, the difference to the baseline's worst, what is not excluded, and its quality."""
     auc, against = entry.worst_result.auc, entry.worst.difference
     assert against is not None, "only the baseline has none"
     where = f" on {visible(artefact(entry.worst.run))}" if len(entry.runs) > 1 else ""
-    head = f"{visible(entry.name)}: the worst attack is {visible(entry.worst.attack)}{where}"
+    head = f"{visible(entry.name)}: the strongest attack is {visible(entry.worst.attack)}{where}"
     if auc.value is None or auc.low is None or auc.high is None:
         return f"{head}; its AUC has no interval ({visible(auc.reason or 'no reason given')})."
     words = counted(record.unit)
@@ -182,7 +181,7 @@ def _quality_words(entry: Entry, record: Comparison) -> str:
 
 
 def _chosen(record: Comparison) -> str:
-    tested = "Worst means the highest AUC on the calibrate part, over all runs of an entry and all attacks that every run has"
+    tested = "Strongest means the highest AUC on the calibrate part, over all runs of an entry and all attacks that every run has"
     if any(entry.worst.chosen_on == "test" for entry in record.entries):
         tested += " (on the test part where there is no calibrate part)"
     return f"{tested}; the numbers are of the test part, differences of the images in the test parts of both runs."
