@@ -108,7 +108,19 @@ def tiny_presets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.mark.usefixtures("few_divisions", "tiny_presets")
+@pytest.fixture(scope="module")
+def few_resamples() -> Iterator[None]:
+    """Intervals and p-values from few resamples: what they are worth is tested in tests/stats."""
+    from diffleak.stats import images, metrics
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(metrics, "BOOTSTRAPS", 500)
+        patched.setattr(metrics, "PAIRED_BOOTSTRAPS", 100)
+        patched.setattr(images, "RESAMPLES", 50)
+        yield
+
+
+@pytest.mark.usefixtures("few_divisions", "few_resamples", "tiny_presets")
 @pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 def test_every_command_runs(
@@ -147,7 +159,8 @@ def small(words: list[str]) -> list[str]:
     words = ["DATA" if word == "digits" and before != "--preset" else word for word, before in zip(words, [None, *words], strict=False)]
     numbers = [SMALLER.get(before[word] or "", word) if word.isdigit() else HERE.get(word, word) for word in words]
     alone = " alone" if words[1] == "geometry" and "--split" not in words else ""
-    more = f" {SHORT.get(words[1] + alone, '')}{' --probes 1 --limit 40' if '--mask' in words else ''}".split(" --")[1:]
+    few = words[1] == "audit" and not {"--max-auc", "--sweep", "--group"} & {*words}  # these need more images
+    more = f" {SHORT.get(words[1] + alone, '')}{' --limit 40' * few}{' --probes 1' * ('--mask' in words)}".split(" --")[1:]
     return numbers + [part for flag, *value in (f"--{each}".split() for each in more) if flag not in words for part in (flag, *value)]
 
 
@@ -162,7 +175,7 @@ def lay(name: str, place: Path, source: Path | None) -> None:
 SNIPPETS = [(page, i) for page, text in PAGES.items() for i, _ in enumerate(blocks(text, "python"))]
 
 
-@pytest.mark.usefixtures("few_divisions")
+@pytest.mark.usefixtures("few_divisions", "few_resamples")
 @pytest.mark.parametrize(("page", "i"), SNIPPETS)
 def test_every_snippet_of_python_runs(
     page: str, i: int, worlds: Callable[[str, str], Path | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
