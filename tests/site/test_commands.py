@@ -25,6 +25,7 @@ OTHERS = [  # lines of blocks that are commands of other programs, or comments
     for line in block.splitlines()
     if line and not re.match(r"diffleak [a-z]|#", line)
 ]
+SHELL = {"git clone https://github.com/OWNER/diffleak", "cd diffleak", "python3 -m venv .venv", ". .venv/bin/activate"}
 COMMANDS = list(dict.fromkeys(line for text in PAGES.values() for line in everywhere(text)))
 
 
@@ -57,6 +58,8 @@ def test_a_command_that_no_test_of_the_site_runs_names_what_is_there(page: str, 
     """They install, build containers, or take minutes: the parts that they name exist. `make dist` installs the wheel and tries it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for command in line.split(" && "):
+        if command in SHELL:  # needs a network or changes the shell; the Makefile sets up the same environment
+            continue
         program, *words = shlex.split(command)
         if program == "make":
             assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
