@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fixtures.browser import NEEDS_BROWSER, opened
+from fixtures.browser import NEEDS_BROWSER, opened, resize
 from fixtures.extraction import extraction_page
 from fixtures.pages import KINDS
 from fixtures.prompts import prompts_page
@@ -121,8 +121,7 @@ def comparisons(folder):
 
 
 def show(browser, pages, name, size):
-    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    resize(browser, size)
     browser.get((pages / f"{name}.html").as_uri())
 
 

@@ -25,33 +25,22 @@ ELSEWHERE = {  # commands that take long or need what is not here: parsed only, 
     "diffleak caption": "needs BLIP; tests/training/test_captioning.py has a small one",
     "diffleak convert": "tests/hub/test_research.py has small checkpoints of these code bases",
 }
-NOT_TRIED = {  # pages whose commands have not been seen to run in this form yet; a page leaves this list when they have
-    "docs/defences.md:0",
-    "docs/defences.md:1",
-    "docs/defences.md:2",
-    "docs/drawings.md:1",
-    "docs/inquire.md:0",
-    "docs/latents.md:0",
-    "docs/latents.md:1",
-    "docs/quick-start.md",
-    "docs/install.md:0",
-    "docs/install.md:2",
-}
 ONE = "--timesteps 100:200:100 --device cpu --threads 1"
 SHORT = {  # options that make a command short, where it does not choose them itself
     "audit": f"--attacks loss {ONE}",
-    "geometry": f"--attacks loss --probes 1 {ONE}",
+    "geometry": f"--attacks loss --probes 1 --limit 40 {ONE}",
+    "geometry alone": "--probes 1 --limit 40 --device cpu --threads 1",
     "inquire": f"--attacks loss --repeats 3 {ONE}",
     "lora": f"--attacks loss --draws 1 --draw-steps 2 {ONE}",
     "train": "--steps 2 --batch-size 4 --device cpu --threads 1",
-    "defend": "--steps 2 --batch-size 4 --device cpu --threads 1",
+    "defend": "--steps 2 --batch-size 4 --device cpu --threads 1 --one-by-one",
     "quality": "--images 24 --steps 2 --device cpu --threads 1",
     "extract": "--steps 2 --false-copies 0.2 --device cpu --threads 1",
     "prompts": "--steps 2 --device cpu",
 }
 SMALLER = {"--train-size": "60", "--images": "24", "--draws": "1", "--resize": "16", "--limit": "90", "--batch-size": "8"}  # numbers
 HERE = {"dinov2": "torchscript:net.pt"}  # weights that are not here
-FOLLOWED = ("README.md", "docs/quick-start.md", "docs/recipes/")  # pages whose commands are one way, from the first to the last
+FOLLOWED = ("README.md", "docs/recipes/")  # pages whose commands are one way, from the first to the last
 TEXT = re.compile(r"\b(TEXT_MODEL|BASE|PICTURES|ADAPTER|out/)")
 
 
@@ -119,13 +108,25 @@ def tiny_presets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.mark.usefixtures("few_divisions", "tiny_presets")
+@pytest.fixture(scope="module")
+def few_resamples() -> Iterator[None]:
+    """Intervals and p-values from few resamples: what they are worth is tested in tests/stats."""
+    from diffleak.stats import images, metrics
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(metrics, "BOOTSTRAPS", 500)
+        patched.setattr(metrics, "PAIRED_BOOTSTRAPS", 100)
+        patched.setattr(images, "RESAMPLES", 50)
+        yield
+
+
+@pytest.mark.usefixtures("few_divisions", "few_resamples", "tiny_presets")
 @pytest.mark.slow
-@pytest.mark.parametrize("unit", [each for each in UNITS if each not in NOT_TRIED])
+@pytest.mark.parametrize("unit", UNITS)
 def test_every_command_runs(
     unit: str, worlds: Callable[[str, str], Path | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    made: dict[str, str] = {}
+    made: dict[Path, str] = {}
     for line in UNITS[unit]:
         words = shlex.split(line, comments=True)
         kind = "text" if TEXT.search(line) else "latent" if "latents" in unit else "pixels"
@@ -133,8 +134,9 @@ def test_every_command_runs(
         place.mkdir(exist_ok=True)
         monkeypatch.chdir(place)
         output = words[words.index("-o") + 1] if "-o" in words else None
-        if output in made and made[output] == words[1] and "SHARDED" not in words:
-            shutil.rmtree(output) if Path(output).is_dir() else Path(output).unlink()
+        at = place / (output or "")
+        if output and made.get(at) == words[1] and "SHARDED" not in words:
+            shutil.rmtree(at) if at.is_dir() else at.unlink()
         words = small(words)
         for word in words[2:]:
             for name in re.split(r"[=,:@/]", word):
@@ -145,8 +147,8 @@ def test_every_command_runs(
         allowed = (0, 3) if "max" in line else (0,)
         assert code in allowed, (line, err)
         if output:
-            made[output] = words[1]
-            assert Path(output).exists() or "--dry-run" in words, line
+            made[at] = words[1]
+            assert at.exists() or "--dry-run" in words, line
     for module in ("mine", "mymodel"):
         sys.modules.pop(module, None)
 
@@ -156,8 +158,10 @@ def small(words: list[str]) -> list[str]:
     before = dict(zip(words, [None, *words], strict=False))
     words = ["DATA" if word == "digits" and before != "--preset" else word for word, before in zip(words, [None, *words], strict=False)]
     numbers = [SMALLER.get(before[word] or "", word) if word.isdigit() else HERE.get(word, word) for word in words]
-    more = iter((SHORT.get(words[1], "") + (" --probes 1" if "--mask" in words else "")).split())
-    return numbers + [part for flag, value in zip(more, more, strict=True) if flag not in words for part in (flag, value)]
+    alone = " alone" if words[1] == "geometry" and "--split" not in words else ""
+    few = words[1] == "audit" and not {"--max-auc", "--sweep", "--group"} & {*words}  # these need more images
+    more = f" {SHORT.get(words[1] + alone, '')}{' --limit 40' * few}{' --probes 1' * ('--mask' in words)}".split(" --")[1:]
+    return numbers + [part for flag, *value in (f"--{each}".split() for each in more) if flag not in words for part in (flag, *value)]
 
 
 def lay(name: str, place: Path, source: Path | None) -> None:
@@ -171,7 +175,7 @@ def lay(name: str, place: Path, source: Path | None) -> None:
 SNIPPETS = [(page, i) for page, text in PAGES.items() for i, _ in enumerate(blocks(text, "python"))]
 
 
-@pytest.mark.usefixtures("few_divisions")
+@pytest.mark.usefixtures("few_divisions", "few_resamples")
 @pytest.mark.parametrize(("page", "i"), SNIPPETS)
 def test_every_snippet_of_python_runs(
     page: str, i: int, worlds: Callable[[str, str], Path | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
