@@ -213,6 +213,7 @@ def test_what_a_refusal_advises_is_an_option_of_this_command(trained: Any, tmp_p
     assert "take the sides from that split, or add --ignore-model-split" in said, said
     code, out, err = call(capsys, *command, "--ignore-model-split", "--json")
     assert code == 0 and "plan: 11 members and 12 held-out images" in err, err
+    assert "sweep: 1 checkpoint, 46 denoiser queries" in err, "no step is known of an adapter whose file names none"
     (row,) = LoraRecord.model_validate_json(out).checkpoints
     audited = read_audit(tmp_path / "run" / row.run)
     assert audited.membership.status == "contradicted, ignored" and audited.plan.batch_size == 4
