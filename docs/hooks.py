@@ -49,7 +49,7 @@ BORROWED = {
     "decisions.md": ROOT / "studies" / "decisions" / "README.md",
     "changelog.md": ROOT / "CHANGELOG.md",
 }
-PAGES = {source: name for name, source in BORROWED.items()}
+PAGES = {source: name for name, source in BORROWED.items()} | {RECORDS: "reference/records.md", DOCS / "design": "design/index.md"}
 PICTURE = re.compile(r"!\[[^\]\n]*\]\(([^)\s:]+)\)")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 CALIBRATED = re.compile(r"(?<=[\w)\]])\[calibrated\](?=[^`\n]*\|)")  # of tables, where it would be a link

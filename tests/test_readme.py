@@ -52,6 +52,13 @@ def test_every_link_of_the_readme_has_its_file_and_heading() -> None:
         assert not anchor or anchor in anchors(page.read_text(encoding="utf-8")), link
 
 
+@pytest.mark.parametrize("page", [name for name in PAGES if "/reference/" not in name])
+def test_every_link_of_a_page_leads_to_a_file_of_the_repository(page: str) -> None:
+    """Pages are read in the repository as well as on the site, which makes pages that the repository lacks."""
+    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if "://" not in link}
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
 def test_every_command_is_named_in_the_readme_or_on_the_page_of_questions() -> None:
     pages = README + PAGES["docs/questions.md"]
     named = set(re.findall(r"`(?:diffleak )?([a-z]+)[ `]", pages))

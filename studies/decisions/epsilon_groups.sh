@@ -1,6 +1,6 @@
 #!/bin/bash
 # How much epsilon, at least, for one group? A model of digits in 240 groups of 4 images, of which a coin for each group chose those that it
-# was trained on.     bash studies/decisions/epsilon_groups.sh WORK     takes about ten minutes on one core; leaves epsilon-groups.json beside.
+# was trained on.     bash studies/decisions/epsilon_groups.sh WORK     takes some minutes on one core; leaves epsilon-groups.json beside.
 set -eu
 work=$1
 here=$(cd "$(dirname "$0")" && pwd)

@@ -10,7 +10,7 @@ from fixtures.text import text_folder
 import diffleak
 from diffleak.auditing.config import AuditConfig, GeometryConfig
 from diffleak.auditing.plan import _own_buckets, prepare
-from diffleak.auditing.score import collect, score
+from diffleak.auditing.score import Pace, collect, score
 from diffleak.auditing.warnings import about_reading
 from diffleak.config import build
 from diffleak.data.buckets import parse_buckets
@@ -82,7 +82,7 @@ def test_what_needs_images_of_one_shape_is_refused(target, sides):
 
 def test_images_of_mixed_sizes_are_sorted_by_themselves(target, tmp_path, capsys, monkeypatch):
     """Into the buckets of the model's own side, as `--buckets` with that side sorts them; the record says which."""
-    monkeypatch.setattr("diffleak.auditing.score.probe", lambda job: None)  # a forward of so large images
+    monkeypatch.setattr("diffleak.auditing.score.probe", lambda job: Pace())  # a forward of so large images
     draw = np.random.default_rng(0)
     for folder in ("members", "nonmembers"):
         (tmp_path / folder).mkdir()

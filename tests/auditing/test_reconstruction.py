@@ -169,9 +169,9 @@ def test_reconstructions_that_are_not_finite_are_refused_by_name_with_what_to_le
 
 
 def test_a_decoder_of_other_channels_is_refused(prepared):
-    said = r"^the codec's decode must give images of the shape \(1, h, w\); got \(3, 8, 8\)$"
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError) as refusal:
         scored(prepared("run", encoder={"out_channels": 3}))
+    assert str(refusal.value) == "the codec's decode must give images of the shape (1, h, w); got (3, 8, 8)"
 
 
 def test_in_half_precision_it_is_about_the_same(prepared):

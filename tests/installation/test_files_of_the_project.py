@@ -78,7 +78,7 @@ def test_the_hooks_before_a_commit_run_the_linters_of_make_lint():
 def test_the_versions_of_python_that_are_named_are_the_same_everywhere():
     named = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", c)]
     assert PROJECT["requires-python"] == f">={named[0]}"
-    assert re.search(r"needs Python ([\d., or]+), on", INSTALL)[1].replace(" or ", ", ").split(", ") == named
+    assert re.search(r"need Python ([\d., or]+), on", INSTALL)[1].replace(" or ", ", ").split(", ") == named
 
 
 def test_every_extra_is_described_and_all_has_what_it_says():

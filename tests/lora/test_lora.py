@@ -1,5 +1,6 @@
 """`diffleak lora`: one row for each checkpoint, by audits beyond the base or by drawings beside the base's, and one answer."""
 
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from diffleak.records.audit import AuditRecord, Blind, Gate, RateAtFPR
 from diffleak.records.base import Estimate
 from diffleak.records.headers import GivenAway
 from diffleak.records.lora import Checkpoint, Decision, Excess, LoraRecord, read_lora
+from diffleak.records.run_folder import read_audit
 from diffleak.report import to_html, verdict
 from diffleak.report.pages.lora import page
 
@@ -192,6 +194,28 @@ def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
     code, out, err = call(capsys, *command)
     assert code == 0 and record.answer.split(":")[0] in out and all_recorded(tmp_path / "run")
     assert written_again(capsys, tmp_path / "run" / "lora.html")
+
+
+def test_what_a_refusal_advises_is_an_option_of_this_command(trained: Any, tmp_path: Path, capsys: Any, few_divisions: Any) -> None:
+    root, _, held_out = trained
+    pictures, adapter = shutil.copytree(trained[1], tmp_path / "pictures"), tmp_path / "adapter"
+    adapter.mkdir()
+    shutil.copy(root / "out" / "dog.safetensors", adapter / "pytorch_lora_weights.safetensors")
+    damaged = pictures / "0.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    flags = ("--attacks", "sima", "--timesteps", "100", "--device", "cpu", "--threads", 1, "--batch-size", 4)
+    command = ("lora", root / "sd", adapter, "--pictures", pictures, "--held-out", held_out, *flags, "-o", tmp_path / "run")
+    assert "--skip-unreadable" in refused(capsys, *command)
+    command = (*command, "--skip-unreadable")
+    (adapter / "split.json").write_text(json.dumps({"members": sorted(each.name for each in held_out.glob("*.png")), "nonmembers": []}))
+    (adapter / "train.json").write_text(json.dumps({"data": str(held_out)}))
+    said = refused(capsys, *command)
+    assert "take the sides from that split, or add --ignore-model-split" in said, said
+    code, out, err = call(capsys, *command, "--ignore-model-split", "--json")
+    assert code == 0 and "1 of 24 images" in err, err
+    (row,) = LoraRecord.model_validate_json(out).checkpoints
+    audited = read_audit(tmp_path / "run" / row.run)
+    assert audited.membership.status == "contradicted, ignored" and audited.plan.batch_size == 4
 
 
 def test_without_held_out_pictures_drawings_stand_beside_those_of_the_base(trained: Any, tmp_path: Path, capsys: Any) -> None:

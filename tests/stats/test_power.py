@@ -4,7 +4,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from scipy.stats import multivariate_normal
+from scipy.stats import beta, binom, multivariate_normal
 
 from diffleak.stats import power
 from diffleak.stats.metrics import auc_estimate, tpr_at_fpr
@@ -75,3 +75,13 @@ def test_where_nothing_leaks_a_rate_is_told_from_one_per_cent_no_more_often_than
     assert 0 < power.tpr_power(0.01, m, n) < 0.05, "the level of both ends; that of one end is 2.5 %, which a bootstrap only comes near"
     assert power.tpr_power(0.01, m, n) < power.tpr_power(0.02, m, n) < power.tpr_power(0.1, m, n) <= 1
     assert power.tpr_power(0.5, 0, n) == power.tpr_power(0.5, m, 99) == 0.0
+
+
+def test_the_power_of_a_rate_on_few_images_is_that_of_the_order_statistic_and_of_clopper_and_pearson():
+    m, n, tpr, tail = 300, 600, 0.06, 0.05 / 4
+    rank = max(r for r in range(1, n) if binom.sf(r - 1, n, 0.01) >= 1 - tail)  # of the held-out score that is surely above the quantile
+    needed = next(hits for hits in range(1, m) if beta.ppf(tail, hits, m - hits + 1) > 0.01)
+    memorised = (tpr - 0.01) / 0.99
+    u = beta(rank, n - rank + 1).ppf((np.arange(20_000) + 0.5) / 20_000)
+    expected = binom.sf(needed - 1, m, memorised + (1 - memorised) * u).mean()
+    assert power.tpr_power(tpr, m, n) == pytest.approx(expected, abs=1e-3) and 0.2 < expected < 0.999

@@ -221,3 +221,11 @@ def test_a_component_that_does_not_vary_on_the_calibrate_part_adds_nothing_to_a_
     more = replace(scores, timesteps=(0, 1, 2), statistic=np.column_stack([scores.statistic, np.full(200, 7.0)]))
     expected = settled(scores, member, calibrate).membership
     np.testing.assert_allclose(settled(more, member, calibrate).membership, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_two_images_of_each_side_suffice_for_a_regression_and_one_does_not():
+    scores, member = planted(n=100, rule="logistic")
+    two = np.isin(np.arange(200), (0, 1, 2, 3))
+    assert np.isfinite(settled(scores, member, two).membership).all()
+    with pytest.raises(UserError, match="needs two calibration images of each side"):
+        settled(scores, member, np.isin(np.arange(200), (0, 1, 2)))

@@ -59,7 +59,7 @@ def test_a_sweep_gives_each_checkpoint_the_audit_that_it_has_alone_and_computes_
     pattern, embedded, encoded = str(root / "out" / "*.safetensors"), [], []
     made, encode = PipelineText._made, Inputs.measure
     monkeypatch.setattr(PipelineText, "_made", lambda self, texts: embedded.append(texts) or made(self, texts))
-    monkeypatch.setattr(Inputs, "measure", lambda self, rows, kinds: encoded.append(rows) or encode(self, rows, kinds))
+    monkeypatch.setattr(Inputs, "measure", lambda self, rows, *more: encoded.append(rows) or encode(self, rows, *more))
     code, out, err = call(capsys, "audit", root / "sd", "--lora", pattern, *settings, "-o", tmp_path / "run", "--json")
     assert code == 0 and "sweep: 2 checkpoints, steps 100 to 200 from their headers, 48 denoiser queries in all" in err
     assert len(encoded) == 1, "latents are those of the first checkpoint"

@@ -131,6 +131,22 @@ def test_what_is_said_meanwhile_counts_as_a_sign_of_life(capsys, watch, clock):
         assert capsys.readouterr().err == "loading: 3 s so far\n"
 
 
+def test_a_line_that_the_thread_says_just_before_is_not_said_twice(capsys, watch, clock, monkeypatch):
+    class TakenByTheThread:
+        def __enter__(self):
+            module._watch.tasks[-1].show(clock[0])
+
+        def __exit__(self, *error):
+            pass
+
+    with module.progress("hashing", 100, "MiB") as advance:
+        clock[0] += 2
+        with monkeypatch.context() as patched:
+            patched.setattr(module._watch, "lock", TakenByTheThread())
+            advance(1)
+    assert capsys.readouterr().err == "hashing: 1/100 MiB, 2 s, about 198 s left\n"
+
+
 def test_a_bar_is_left_alone(monkeypatch, capsys, watch):
     monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True)
     with module.doing("audit"), module.progress("scoring", 3, "queries"):

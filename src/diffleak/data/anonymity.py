@@ -38,7 +38,7 @@ class Key:
     @property
     def name(self) -> str:
         """What records call this key: equal for equal keys, and nothing can be computed from it."""
-        return self._digest("key", "")
+        return self._digest("key", "", DIGITS)
 
     def ids(self, names: Sequence[str]) -> tuple[str, ...]:
         """The keyed ids of images, in their order; raises `UserError` should two be the same."""
@@ -53,12 +53,12 @@ class Key:
         return self._digest("drawing", text, 2 * DIGITS)
 
     def _distinct(self, purpose: str, names: Sequence[str], clash: str) -> tuple[str, ...]:
-        found = tuple(purpose[0] + self._digest(purpose, name) for name in names)
+        found = tuple(purpose[0] + self._digest(purpose, name, DIGITS) for name in names)
         if len(set(found)) < len(set(names)):
             raise UserError(f"two {clash} under {self.path}; use another key")
         return found
 
-    def _digest(self, purpose: str, text: str, digits: int = DIGITS) -> str:
+    def _digest(self, purpose: str, text: str, digits: int) -> str:
         return hmac.new(self.secret, f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()[:digits]
 
 

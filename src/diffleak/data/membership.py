@@ -54,7 +54,7 @@ def check_membership(
     audited_split: Path | None = None,
     ignore: bool = False,
     must: str = "the two sides must be those that the model was trained with",
-    todo: str = "audit with that split",
+    todo: str = "take the sides from that split",
 ) -> Membership:
     """What the model's own split says of the sides of an audit; raises `UserError` where it contradicts them, unless `ignore`.
 

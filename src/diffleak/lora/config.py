@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from diffleak.config import Device, Flag, Name, Seed
-from diffleak.data.config import DataConfig
+from diffleak.data.config import DataConfig, IgnoreModelSplit, SkipUnreadable
 
 DRAWS, DRAW_STEPS = 4, 30
 
@@ -51,9 +51,12 @@ class LoraConfig(DataConfig):
     buckets: Name | None = Field(
         None, description="With --held-out: sort pictures of mixed sizes into kohya's aspect-ratio buckets, 512 (SD 1) or 1024 (SDXL)."
     )
+    skip_unreadable: SkipUnreadable = False
+    ignore_model_split: IgnoreModelSplit = False
     dtype: str = Field("float32", description="float32, float16, bfloat16 or float64.")
     device: Device = None
     offload: bool = Field(False, description="Keep only one layer of the denoiser in the accelerator's memory at a time; slower.")
+    batch_size: int | None = Field(None, ge=1, description="Most images per forward; default by their size.")
     threads: int | None = Field(None, ge=1, description="Chunks to work on in parallel, with one CPU thread each.")
 
     @model_validator(mode="after")

@@ -42,7 +42,8 @@ from diffleak.work.progress import say
 from diffleak.work.shares import Share
 
 AUDITS, DRAWINGS, BASE = "audits", "drawings", "base"
-SHARED = ("model_config", "seed", "dtype", "device", "offload", "threads", "exif", "alpha", "white")  # settings of both commands
+READ = ("exif", "alpha", "white", "skip_unreadable", "ignore_model_split")
+SHARED = ("model_config", "seed", "dtype", "device", "offload", "batch_size", "threads", *READ)  # settings of both commands
 REPEATED = re.compile(r"(\d+)_(.+)")  # kohya's folders: repeats in an epoch, and the words for images without a caption
 
 

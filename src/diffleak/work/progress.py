@@ -172,12 +172,16 @@ def _lines(description: str, total: int, unit: str, done: int) -> Iterator[Calla
         show(now)
 
     def advance(n: int = 1, note: str = "") -> None:
-        nonlocal completed, last, latest_note
+        nonlocal completed, latest_note
         completed, latest_note = completed + n, note or latest_note
-        now = time.monotonic()
-        if now - last >= (LINE_EVERY if last > start else FIRST_LINE_AFTER):
-            look(now)
-            _watch.spoke()
+        if due(now := time.monotonic()):
+            with _watch.lock:  # the thread may be saying the same line
+                if due(now):
+                    look(now)
+                    _watch.spoke()
+
+    def due(now: float) -> bool:
+        return now - last >= (LINE_EVERY if last > start else FIRST_LINE_AFTER)
 
     with _watch.during(look):
         yield advance
