@@ -163,8 +163,6 @@ def small(words: list[str]) -> list[str]:
     few = words[1] == "audit" and not {"--max-auc", "--sweep", "--group"} & {*words}  # these need more images
     extra = " --limit 40" * few + " --draws 1" * each + " --probes 1" * ("--mask" in words)
     more = f" {SHORT.get(words[1] + alone, '')}{extra}".split(" --")[1:]
-        " --"
-    )[1:]
     return numbers + [part for flag, *value in (f"--{option}".split() for option in more) if flag not in words for part in (flag, *value)]
 
 
