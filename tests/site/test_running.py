@@ -35,7 +35,7 @@ SHORT = {  # options that make a command short, where it does not choose them it
     "train": "--steps 2 --batch-size 4 --device cpu --threads 1",
     "defend": "--steps 2 --batch-size 4 --device cpu --threads 1 --one-by-one",
     "quality": "--images 24 --steps 2 --device cpu --threads 1",
-    "extract": "--steps 2 --false-copies 0.2 --device cpu --threads 1",
+    "extract": "--steps 2 --limit 20 --false-copies 0.2 --device cpu --threads 1",
     "prompts": "--steps 2 --device cpu",
 }
 SMALLER = {"--train-size": "60", "--images": "24", "--draws": "1", "--resize": "16", "--limit": "90", "--batch-size": "8"}  # numbers
@@ -158,10 +158,12 @@ def small(words: list[str]) -> list[str]:
     before = dict(zip(words, [None, *words], strict=False))
     words = ["DATA" if word == "digits" and before != "--preset" else word for word, before in zip(words, [None, *words], strict=False)]
     numbers = [SMALLER.get(before[word] or "", word) if word.isdigit() else HERE.get(word, word) for word in words]
+    each = words[1] == "extract" and "--images" not in words  # a model that draws for captions
     alone = " alone" if words[1] == "geometry" and "--split" not in words else ""
     few = words[1] == "audit" and not {"--max-auc", "--sweep", "--group"} & {*words}  # these need more images
-    more = f" {SHORT.get(words[1] + alone, '')}{' --limit 40' * few}{' --probes 1' * ('--mask' in words)}".split(" --")[1:]
-    return numbers + [part for flag, *value in (f"--{each}".split() for each in more) if flag not in words for part in (flag, *value)]
+    extra = " --limit 40" * few + " --draws 1" * each + " --probes 1" * ("--mask" in words)
+    more = f" {SHORT.get(words[1] + alone, '')}{extra}".split(" --")[1:]
+    return numbers + [part for flag, *value in (f"--{option}".split() for option in more) if flag not in words for part in (flag, *value)]
 
 
 def lay(name: str, place: Path, source: Path | None) -> None:
