@@ -58,7 +58,8 @@ class Outcome:
         lines.append(f"drawn {how}, seed {drawn.seed}: {members:,} members, {held:,} held out ({held / (members + held):.1%})")
         if drawn.together:
             images, largest = sum(map(len, drawn.together)), max(map(len, drawn.together))
-            why = [f"{self.clusters:,} clusters of near-duplicates"] * (self.clusters > 0) + [f"{self.groups:,} groups"] * (self.groups > 0)
+            kinds = ((self.clusters, "cluster", " of near-duplicates"), (self.groups, "group", ""))
+            why = [f"{n:,} {unit}{'s' * (n > 1)}{of}" for n, unit, of in kinds if n]
             coins = " (one coin each, recorded under drawn.together)" if drawn.how == "coin" else ""
             lines.append(
                 f"kept together{coins}: {images:,} images in {len(drawn.together):,} units ({', '.join(why)}; largest {largest:,})"
