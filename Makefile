@@ -2,6 +2,7 @@
 # make test   the whole suite     make bench   speed ratios     make lint   ruff and mypy
 # make docs   builds the site into site/, every warning an error
 # make test-fast   statistics, attacks, records, imports and words     make dist   sdist and wheel, tried in an environment of their own
+# make test-docs   runs every command block of README and docs on small settings: some minutes, so `make test` leaves it out
 # make fuzz   damages every kind of file N times (10000) from SEED (0); KIND=... NUMBER=... SEED=... tries one input again
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ N ?= 10000
 FAST := tests/stats tests/attacks tests/records tests/test_architecture.py tests/test_words.py
 SEED ?= 0
 
-.PHONY: demo test test-fast bench fuzz lint docs dist clean
+.PHONY: demo test test-fast test-docs bench fuzz lint docs dist clean
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -25,6 +26,9 @@ test: .venv/installed
 
 test-fast: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(FAST)
+
+test-docs: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m commands tests/site
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/bench.py $(PARTS)

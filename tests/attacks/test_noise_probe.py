@@ -246,7 +246,7 @@ def test_the_models_of_a_pair_draw_in_turns_and_guidance_of_the_audit_is_left_ou
 
 def test_it_is_refused_without_a_reference_and_no_part_of_all() -> None:
     with pytest.raises(
-        UserError, match=r"^noise_probe asks a reference model beside the audited one; give --reference MODEL, or leave it out$"
+        UserError, match=r"^noise_probe needs a reference model beside the audited one: give --reference MODEL, or leave it out$"
     ):
         prepared(captioned(memoriser()), None)
     assert "noise_probe" not in [attack.name for attack in prepared(captioned(memoriser()), None, "all", timesteps="50").attacks]

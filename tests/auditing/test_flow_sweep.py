@@ -78,7 +78,7 @@ def test_without_calibration_a_flow_model_is_attacked_at_the_published_timestep(
     assert chosen("loss,secmi,pia", flow(), calibration=False) == {"loss": (200,), "secmi": (90,), "pia": (200,)}
     with pytest.raises(UserError, match="sima has no published single timestep; with --no-calibration give --timesteps T"):
         chosen("sima", flow(), calibration=False)
-    with pytest.raises(UserError, match="chooses nothing, so --timesteps must be one number"):
+    with pytest.raises(UserError, match="chooses no timestep, so --timesteps must be one number"):
         chosen("loss(timesteps=10:300:10)", flow(), calibration=False)
 
 

@@ -211,7 +211,7 @@ def test_results_that_took_something_from_the_audits_own_division_do_not_guess(r
         ({"drawn": None}, "sides that were drawn by coin; of .* no split.json that fits its sides .*--split-coin"),
         ({"drawn": drawn(how="share")}, "says a fixed share: train with"),
         ({"settings": {"model": "m", "limit": 300}}, "--limit took the same number of images from each side.*audit again without it"),
-        ({"plan": lambda plan: plan | {"sweep": "calibrate"}}, "must not be chosen by coins that are guessed.*with --sweep all"),
+        ({"plan": lambda plan: plan | {"sweep": "calibrate"}}, "must not be chosen on images whose coins are guessed.*with --sweep all"),
         ({"drawn": drawn(images=1200)}, "every image that a coin was thrown for must be audited.*1,200 images.*1,000"),
         (
             {"membership": {"source": "u", "status": "contradicted, ignored", "model_split": "s", "reason": "3 are held out"}},

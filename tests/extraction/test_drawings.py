@@ -235,7 +235,7 @@ def test_drawings_without_an_attack_that_draws_with_two_kinds_or_of_a_model_with
     capsys, digits, sides, tmp_path, model_folder
 ):
     kept = {"drawings": tmp_path / "kept"}
-    with pytest.raises(UserError, match="--drawings keeps what black_box draws, and that is none of the attacks"):
+    with pytest.raises(UserError, match="--drawings keeps what black_box draws, and black_box is not among the attacks"):
         Watched(digits).audit(sides, "loss(timesteps=100)", **kept)
     with pytest.raises(UserError, match="draw with other steps or guidance: give one of them"):
         Watched(digits).audit(sides, f"{SPEC},black_box(n=1,steps=3,encoder=pixels)", **kept)
@@ -244,7 +244,7 @@ def test_drawings_without_an_attack_that_draws_with_two_kinds_or_of_a_model_with
     assert "takes no captions; leave out --drawings" in said
     several = ["--sweep-models", f"{model_folder()},{model_folder('other')}"]
     said = refused(capsys, "audit", model_folder(), *own, *several, "--attacks", "black_box", "-o", tmp_path / "run")
-    assert "--drawings keeps the drawings of one model, and a sweep audits several" in said
+    assert "--drawings keeps the drawings of one model, and this audits several" in said
     assert not (tmp_path / "kept").exists()
 
 

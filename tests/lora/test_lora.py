@@ -238,7 +238,7 @@ def test_bad_input_is_one_line(trained: Any, tmp_path: Path, capsys: Any) -> Non
     given = ("--pictures", pictures, "-o", tmp_path / "run")
     assert "nothing matches" in refused(capsys, "lora", root / "sd", root / "none" / "*.safetensors", *given)
     assert "must match adapters alone" in refused(capsys, "lora", root / "sd", pictures / "0.png", *given)
-    assert "--buckets are of an audit" in refused(capsys, "lora", root / "sd", root / "out", *given, "--buckets", "512")
+    assert "--buckets is for the audit" in refused(capsys, "lora", root / "sd", root / "out", *given, "--buckets", "512")
     shutil.copy(root / "out" / "dog.safetensors", tmp_path / "base.safetensors")
     assert "must not be called base" in refused(capsys, "lora", root / "sd", tmp_path / "base.safetensors", *given)
     several = tmp_path / "several"

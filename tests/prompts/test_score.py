@@ -307,7 +307,7 @@ def test_a_missing_and_an_unreadable_file_are_one_line(tmp_path: Path) -> None:
         ({"prompts": ["moon", " "]}, "the prompts must be texts that are not empty; got ' '"),
         ({"memorised": SECRET}, "there must be memorised and ordinary prompts, or prompts alone; got memorised"),
         ({}, "there must be prompts: give --memorised FILE and --ordinary FILE, or --prompts FILE"),
-        ({"memorised": "a.txt"}, "--memorised and --ordinary belong together"),
+        ({"memorised": "a.txt"}, "--memorised and --ordinary are compared with each other: give both"),
         ({"memorised": "a.txt", "ordinary": "b.txt", "prompts": "c.txt"}, "--prompts is one list without labels"),
     ],
     ids=str,
@@ -471,7 +471,7 @@ def test_one_list_needs_neither_labels_nor_a_folder(capsys: pytest.CaptureFixtur
     ("arguments", "message"),
     [
         ([], "there must be prompts: give --memorised FILE and --ordinary FILE, or --prompts FILE"),
-        (["--memorised", "a.txt"], "--memorised and --ordinary belong together"),
+        (["--memorised", "a.txt"], "--memorised and --ordinary are compared with each other: give both"),
         (["--prompts", "no.txt"], "found nothing at no.txt"),
         (["--prompts", "no.txt", "--images", "0"], "images: "),
         (

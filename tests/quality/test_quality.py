@@ -187,7 +187,7 @@ def test_copies_may_be_found_with_another_encoder(capsys, command):
         ("unknown extractor 'incepton'; did you mean 'inception'?", ["--extractor", "incepton"]),
         ("the extractor sscd needs its TorchScript file: sscd:FILE", ["--extractor", "sscd"]),
         ("the encoder must be a folder or a hub id (owner/name); found nothing at ./nowhere", ["--copy-encoder", "clip:./nowhere"]),
-        ("--split already says what is reference and training", ["--reference", "digits"]),
+        ("--split already says which images are held out and which are training images", ["--reference", "digits"]),
         ("sampler: Input should be 'ddim', 'ddpm' or 'dpm'; got 'heun'", ["--sampler", "heun"]),
     ],
 )

@@ -121,7 +121,7 @@ def few_resamples() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("few_divisions", "few_resamples", "tiny_presets")
-@pytest.mark.slow
+@pytest.mark.commands
 @pytest.mark.parametrize("unit", UNITS)
 def test_every_command_runs(
     unit: str, worlds: Callable[[str, str], Path | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -97,7 +97,7 @@ def test_a_sweep_gives_each_checkpoint_the_audit_that_it_has_alone_and_computes_
 
     written = (tmp_path / "run" / "report.html").read_bytes()
     assert call(capsys, "report", tmp_path / "run")[0] == 0 and (tmp_path / "run" / "report.html").read_bytes() == written
-    assert "--thumbnails for the run of a checkpoint" in refused(capsys, "report", tmp_path / "run", "--thumbnails")
+    assert "whose page shows no images: give the run of one of them" in refused(capsys, "report", tmp_path / "run", "--thumbnails")
 
 
 def test_only_models_with_the_same_weights_and_words_share_embeddings_and_latents(trained):
@@ -303,14 +303,14 @@ def test_a_file_of_a_whole_model_is_no_adapter_and_steps_need_a_sweep(tmp_path, 
     save_file({"model.diffusion_model.a.weight": torch.zeros(1)}, tmp_path / "model-3.safetensors")
     with pytest.raises(UserError, match=r"model-3.safetensors is none \(it holds model.diffusion_model.a.weight\)"):
         found_in(tmp_path, "a-1.safetensors")
-    with pytest.raises(UserError, match="--steps are the training steps of several checkpoints"):
+    with pytest.raises(UserError, match="--steps gives the training steps of several checkpoints"):
         checkpoints(config(steps="1,2"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "plan.json").write_text("{}")
     (tmp_path / "model-3.safetensors").unlink()
     save_file({"lora_unet_a.alpha": torch.zeros(1)}, tmp_path / "a-2.safetensors")
     sides = ["--members", "a", "--nonmembers", "b", "-o", tmp_path / "run"]
-    assert "choose another -o for a sweep" in refused(capsys, "audit", "m", "--lora", tmp_path / "a-*", *sides)
+    assert "choose another -o for several checkpoints" in refused(capsys, "audit", "m", "--lora", tmp_path / "a-*", *sides)
 
 
 @pytest.fixture(scope="module")
