@@ -78,7 +78,7 @@ def test_a_private_run_by_coin_draws_its_batches_at_the_rate_that_it_accounts_fo
     ("flags", "said"),
     [
         (["--train-size", "20"], "--split-coin throws a coin for each image, and --train-size says how many"),
-        (["--split", "split.json"], "--split-coin throws a coin for each image, and --split says"),
+        (["--split", "split.json"], "--split-coin throws a coin for each image, and --split names the images to train on"),
         (["--validation", "0.2"], "--validation takes images out of those that the coins chose"),
     ],
 )
