@@ -52,8 +52,7 @@ class NoiseAggregation(Attack):
         sigma: How much noise is added once.
         sigma_scale: What sigma is relative to: "fixed" (sigma e), "relative" (sigma s_t e) or "schedule" (s_t e).
         metric: l2 (mean pairwise squared distance), l1 (mean pairwise L1 distance), centroid (mean distance to the mean), density (one over
-            the
-            mean Gaussian kernel of the pairs), hull (volume of the simplex that the k points span).
+            the mean Gaussian kernel of the pairs), hull (volume of the simplex that the k points span).
         bandwidth: Of the kernel: the median distance over unlabelled calibration images at each timestep; empty until `prepared` has
             measured it.
 

@@ -47,8 +47,7 @@ class Denoiser(ABC):
     """A model that predicts the noise in an image, with the `schedule` it was trained on.
 
     Make one with `from_function`, or subclass it: `__call__(x_t, t, cond=None)` returns the noise, and `schedule` is a `Schedule`. The
-    answers
-    of every subclass are checked (see `noise_like`), except those of a `wrapper`, which are another denoiser's.
+    answers of every subclass are checked (see `noise_like`), except those of a `wrapper`, which are another denoiser's.
     """
 
     schedule: Schedule
@@ -103,12 +102,10 @@ class Denoiser(ABC):
 
         Args:
             predict_noise: `predict_noise(x_t, t)`, or `(x_t, t, cond)` when conditioned. It gets x_t of shape (b, *s) and t as an int, and
-                returns
-                the noise in the shape, dtype and device of x_t.
+                returns the noise in the shape, dtype and device of x_t.
             alphas_cumprod: alpha_bar_t for t = 0 ... T - 1, from nearly 1 (almost no noise) down to nearly 0.
             learned_variance: The function returns twice the channels of x_t, the noise first and then the variance, which is dropped
-                (Nichol and
-                Dhariwal 2021, arXiv 2102.09672).
+                (Nichol and Dhariwal 2021, arXiv 2102.09672).
 
         Returns:
             A denoiser that `audit` takes.

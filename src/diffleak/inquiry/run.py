@@ -358,8 +358,7 @@ def inquire(
 
     Returns:
         The record: `set.p_value`, `set.auc`, `images[0].q_value`. Where the two sides differ without the model, `valid` is False and it
-            holds
-        no answer.
+            holds no answer.
 
     Raises:
         UserError: For input that cannot be used.
