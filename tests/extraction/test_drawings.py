@@ -1,4 +1,4 @@
-"""Drawings that `extract` and `black_box` share, and shares of the drawing: in either order, the numbers are those of each command alone."""
+"""Drawings that `extract` and `black_box` share, and shares of the drawing: in either order, the numbers are those of each command."""
 
 import json
 import re
