@@ -81,6 +81,8 @@ def test_a_model_in_one_file_has_the_weights_predictions_and_latents_of_its_fold
         theirs, ours = expected.state_dict(), found.state_dict()
         assert theirs.keys() == ours.keys()
         assert all(torch.equal(theirs[key], ours[key]) for key in theirs), type(expected).__name__
+        for parameter in (*expected.parameters(), *found.parameters()):  # a mapped file lies where its header ends: this shifts a last bit
+            parameter.data = parameter.data.clone()
     x = torch.randn(2, *(4, 8, 8), generator=torch.Generator().manual_seed(0))
     answers = [t.denoiser(x, 300, t.text(CAPTIONS[:2])) for t in (folder, file)]
     assert torch.equal(*answers)

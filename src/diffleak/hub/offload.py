@@ -5,7 +5,8 @@
     offloaded   the denoiser of an accelerator, with --offload: accelerate keeps the weights in the memory of the CPU and copies those of
                 each layer while it runs
 
-Neither changes a number. On the CPU the weights of a denoiser need no such thing: as they are loaded they are the file itself, mapped,
+Neither changes a number by more than its last bit: some CPUs multiply in another order where a file puts the weights at another
+offset in memory. On the CPU the weights of a denoiser need no such thing: as they are loaded they are the file itself, mapped,
 as long as its dtype is that of the audit.
 """
 
