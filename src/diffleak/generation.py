@@ -28,10 +28,10 @@ from diffleak.data.pixels import ImageShape, to_uint8
 from diffleak.diffusion.codec import Autoencoder, images_of
 from diffleak.diffusion.conditions import Prompts, one_at_a_time
 from diffleak.diffusion.denoiser import Denoiser, Guided, guided
-from diffleak.diffusion.devices import by_device, free_unused_memory
+from diffleak.diffusion.devices import by_device
 from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
-from diffleak.diffusion.sampling import sample, sample_alike
+from diffleak.diffusion.sampling import AtOnce, sample, sample_alike
 from diffleak.diffusion.target import Target, auto_batch_size, drawn_at_once, side_by_side
 from diffleak.errors import UserError
 from diffleak.records.quality import DRAWN as FOLDER
@@ -39,7 +39,6 @@ from diffleak.work.files import check_seal, write_text
 from diffleak.work.folder import UNKNOWN, Change, Folder, chunk_file, cut, deal, in_chunks, set_aside
 from diffleak.work.progress import say
 from diffleak.work.reading import Unreadable, load_npy, load_text
-from diffleak.work.room import Room
 from diffleak.work.shares import Share
 from diffleak.work.threads import Tick
 
@@ -252,20 +251,17 @@ def draw(
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
             return draw(drawing, Path(temporary), batch_size, threads, kept, only)
-    size, room = _batch_size(drawing, batch_size), Room("images", partial(free_unused_memory, drawing.target.device))
-    chunks = drawing.chunks
+    size, chunks = _batch_size(drawing, batch_size), drawing.chunks
+    at_once = AtOnce.on(drawing.target.device, size)
 
     def compute(rows: range, tick: Tick) -> UInt8[np.ndarray, "b h w c"]:
-        def made(batch: Sequence[int], count: Tick) -> UInt8[np.ndarray, "b h w c"]:
-            return _draw_batch(drawing, batch, lambda images: count(images * drawing.denoiser.forwards))
-
+        made = partial(_draw_rows, drawing, at_once=at_once, tick=tick)
         if kept is None:
             _read_file(folder, rows).unlink(missing_ok=True)
-            parts = room.each(len(rows), size, lambda batch, count: made(rows[batch], count), tick)
-            return np.concatenate([images for _, images in parts])
+            return made(rows)
         assert drawing.ids is not None and drawing.prompts is not None, "kept by image, draw and caption"
         ids, prompts = drawing.ids[rows.start : rows.stop], drawing.prompts[rows.start : rows.stop]
-        images, read = kept.filled(ids, prompts, drawing.shape, lambda some: list(made([rows[row] for row in some], tick)))
+        images, read = kept.filled(ids, prompts, drawing.shape, lambda some: list(made([rows[row] for row in some])))
         write_text(_read_file(folder, rows), f"{read}\n")
         tick(read * drawing.forwards)
         return np.stack(images)  # type: ignore[arg-type]  # what is not finite was refused
@@ -314,11 +310,11 @@ def draw_one(drawing: Drawing, image: int, batch_size: int | None = None) -> UIn
     """One image of a drawing; without ids with the others of its batch, since a forward of another size rounds its last bits otherwise."""
     if not 0 <= image < drawing.n:
         raise UserError(f"the images are numbered from 0 to {drawing.n - 1}; got {image}")
-    if drawing.ids is not None:
-        return _draw_batch(drawing, [image], lambda images: None)[0]
-    chunk = next(rows for rows in drawing.chunks.values() if image in rows)
-    batch = next(rows for rows in _batches(chunk, _batch_size(drawing, batch_size)) if image in rows)
-    return _draw_batch(drawing, batch, lambda images: None)[image - batch.start]
+    size, rows = _batch_size(drawing, batch_size), range(image, image + 1)
+    if drawing.ids is None:
+        chunk = next(rows for rows in drawing.chunks.values() if image in rows)
+        rows = next(rows for rows in _batches(chunk, size) if image in rows)
+    return _draw_rows(drawing, rows, AtOnce.on(drawing.target.device, size))[image - rows.start]
 
 
 def _batch_size(drawing: Drawing, given: int | None) -> int:
@@ -334,31 +330,43 @@ def _batches(rows: range, size: int) -> list[range]:
     return [range(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
 
 
-def _draw_batch(drawing: Drawing, rows: Sequence[int], on_step: Callable[[int], None]) -> UInt8[np.ndarray, "b h w c"]:
-    """Some images, as many as one forward takes."""
+def _draw_rows(drawing: Drawing, rows: Sequence[int], at_once: AtOnce, tick: Tick = lambda *done: None) -> UInt8[np.ndarray, "b h w c"]:
+    """Some images, as many at once as memory has room for; `tick` is called with the forwards of one image each."""
+    step = lambda count: lambda images: count(images * drawing.denoiser.forwards)
+    if drawing.ids is not None:
+        batches = (rows[start : start + at_once.size] for start in range(0, len(rows), at_once.size))
+        return np.concatenate([_draw_batch(drawing, batch, step(tick), at_once) for batch in batches])
+    parts = at_once.room.each(len(rows), at_once.size, lambda batch, count: _draw_batch(drawing, rows[batch], step(count), None), tick)
+    return np.concatenate([images for _, images in parts])
+
+
+def _draw_batch(
+    drawing: Drawing, rows: Sequence[int], on_step: Callable[[int], None], at_once: AtOnce | None
+) -> UInt8[np.ndarray, "b h w c"]:
+    """Some images, in one forward, or in forwards that are alike."""
     target, latent = drawing.target, drawing.latent
     shape = (latent.channels, latent.height, latent.width)
     ids, stream = (tuple(map(str, rows)), "sample") if drawing.ids is None else (tuple(drawing.ids[row] for row in rows), STREAM)
     noise, cond = Noise(drawing.seed, ids, shape, target.x_dtype, target.device, stream), _conditions(drawing, rows)
     new_sampler = lambda: hub.new_sampler(drawing.sampler, target.denoiser.schedule, drawing.steps, clip=not target.latent)
 
-    def decode(z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:
+    def decode(z: Float[Tensor, "b *z"], numbers: Sequence[int]) -> Float[Tensor, "b *x"]:
         x = decoded(target, drawing.shape, z)
         blamed = ("model must draw", drawing.denoiser, "use another sampler"), ("autoencoder must decode to", target.codec, None)
         for made, (must, part, otherwise) in zip((z, x), blamed, strict=True):
             broken = torch.flatten(~torch.isfinite(made), 1).any(dim=1).nonzero()
             if len(broken):
                 raise UserError(
-                    f"the {must} finite numbers; image {rows[int(broken[0])]} of seed {drawing.seed} has NaN or infinity: "
+                    f"the {must} finite numbers; image {rows[numbers[int(broken[0])]]} of seed {drawing.seed} has NaN or infinity: "
                     f"{advice(part, otherwise=otherwise)}"
                 )
         return x
 
     with torch.inference_mode():
-        if drawing.at_once:
-            x = sample_alike(drawing.denoiser, new_sampler, noise, cond, drawing.at_once, decode, on_step)
+        if at_once:
+            x = sample_alike(drawing.denoiser, new_sampler, noise, cond, at_once, decode, on_step)
         else:
-            x = decode(sample(drawing.denoiser, new_sampler(), noise, cond, drawing.rounds, on_step))
+            x = decode(sample(drawing.denoiser, new_sampler(), noise, cond, drawing.rounds, on_step), range(len(rows)))
     return to_uint8(x.float().cpu().numpy())
 
 

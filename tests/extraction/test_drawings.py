@@ -21,7 +21,7 @@ from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
 from diffleak.diffusion.conditions import Prompts
 from diffleak.diffusion.denoiser import Counted, Denoiser, guided
 from diffleak.diffusion.noise import Noise
-from diffleak.diffusion.sampling import sample_alike
+from diffleak.diffusion.sampling import AtOnce, sample_alike
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.extraction.extract import extract, search
@@ -121,13 +121,71 @@ def test_a_drawing_is_the_same_to_the_last_bit_whatever_else_is_in_its_forward(t
     def drawn(rows: list[int]) -> np.ndarray:
         noise = Noise(0, tuple(map(str, rows)), (4, 8, 8))
         with torch.inference_mode():
-            return sample_alike(denoiser, new, noise, target.text([texts[row] for row in rows]), 4, lambda z: z).numpy()
+            return sample_alike(denoiser, new, noise, target.text([texts[row] for row in rows]), AtOnce(4), lambda z, _: z).numpy()
 
     whole = drawn([*range(7)])
     assert sum(counted) == 7 * 2 * 2
     for rows in ([6, 2, 0, 5, 1], [3], [4, 3]):
         np.testing.assert_array_equal(drawn(rows), whole[rows])
     assert sum(counted) == (7 + 5 + 1 + 2) * 2 * 2
+
+
+class Small(Gaussian):
+    """A model whose device has room for `most` images; more are begun and given up."""
+
+    most = 2
+
+    def __call__(self, x_t, t, cond=None):
+        if len(x_t) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().__call__(x_t, t, cond)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at the first step", "at a later step"])
+def test_where_memory_runs_out_forwards_are_smaller_for_all_that_draw_and_nothing_is_counted_twice(late):
+    """Five images in forwards of 8 that have room for 2: as if 2 had been asked for; what a given up forward counted is taken back."""
+    steps, counted, stepped, asked = 3, list[int](), list[int](), list[int]()
+
+    class Late(Gaussian):
+        def __call__(self, x_t, t, cond=None):
+            asked.append(len(x_t))
+            if len(x_t) > 2 and (not late or asked.count(len(x_t)) > 1):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(x_t, t, cond)
+
+    denoiser, new = (
+        Counted(Late(0.2, 0.3, SCHEDULE), lambda n, t: counted.append(n)),
+        lambda: hub.new_sampler("ddim", SCHEDULE, steps, clip=True),
+    )
+    noise, at_once = Noise(0, tuple("abcde"), (1, 4, 4)), AtOnce(8)
+    drawn = sample_alike(denoiser, new, noise, None, at_once, lambda z, _: z, stepped.append)
+    assert at_once.room.most == 2
+    assert sum(counted) == sum(stepped) == 5 * steps
+    assert asked == ([8, 8, 4, 4] if late else [8, 4]) + [2] * 3 * steps
+    np.testing.assert_array_equal(drawn, sample_alike(denoiser, new, noise, None, AtOnce(2), lambda z, _: z))
+
+
+def test_a_search_and_an_audit_that_share_drawings_go_on_with_smaller_forwards_where_memory_runs_out(digits, sides, tmp_path, capsys):
+    def small(n: int = 2) -> Watched:
+        model = Watched(digits)
+        of = Small(0.2, 0.3, SCHEDULE)
+        of.__dict__["most"] = 2 * n  # under guidance
+        model.target = replace(model.target, denoiser=Counted(of, model._count))
+        return model
+
+    n = MEMBERS + OTHERS
+    found = small().extract(sides, drawings=tmp_path / "kept", output=tmp_path / "found")
+    assert "the device has too little memory for 8 images that are drawn: 4 at once" in (said := capsys.readouterr().err)
+    assert "for 4 images that are drawn: 2 at once" in said and "for 2 images" not in said
+    assert found.record.costs.forwards == 2 * n * EACH
+    alone = small()
+    audited = alone.audit(sides, output=tmp_path / "run")
+    assert (audited.record.costs.queries, audited.results[0].queries) == (2 * n * EACH, 2 * EACH)
+    read = small().audit(sides, drawings=tmp_path / "kept")
+    assert (read.record.costs.queries, read.record.costs.queries_read) == (0, 2 * n * EACH)
+    np.testing.assert_array_equal(read.scores[0].statistic, audited.scores[0].statistic)
+    with pytest.raises(UserError, match="too little memory for batches of"):
+        small(0).extract(sides)
 
 
 def test_scores_are_the_same_whatever_the_chunks_and_batches(digits, sides, tmp_path):

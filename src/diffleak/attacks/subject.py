@@ -20,7 +20,7 @@ from diffleak.attacks.answers import Answers
 from diffleak.diffusion.conditions import joined
 from diffleak.diffusion.denoiser import Denoiser, guided
 from diffleak.diffusion.noise import Noise
-from diffleak.diffusion.sampling import sample_alike
+from diffleak.diffusion.sampling import AtOnce, sample_alike
 from diffleak.diffusion.schedule import Schedule
 from diffleak.errors import UserError
 
@@ -61,7 +61,7 @@ class Subject:
         open_encoder: The `Encoder` of a spec.
         reference: The batch as the attacker of a reference model sees it, with the captions as that model embeds them.
         answers: Predictions that other attacks have needed, of `denoiser` about this very batch; scores are the same without.
-        at_once: Images of every forward that draws; None: all of them.
+        at_once: Images of every forward that draws, and the memory that they have; None: all of them.
         kept: Gives drawings that are kept already, and makes and keeps the others; scores are the same without.
         on_kept: Is called with the forwards that those would have taken.
     """
@@ -77,7 +77,7 @@ class Subject:
     open_encoder: Callable[[str], Encoder] | None = None
     reference: "Subject | None" = None
     answers: Answers | None = None
-    at_once: int | None = None
+    at_once: AtOnce | None = None
     kept: Kept | None = None
     on_kept: Callable[[int], None] = lambda forwards: None
 
@@ -142,8 +142,8 @@ class Subject:
         denoiser, cond = guided(self.denoiser, guidance_scale), joined([self.cond] * n)
 
         def make(noise: Noise, cond: Any) -> Images:
-            size = self.at_once or len(noise.ids)
-            return sample_alike(denoiser, lambda: self.new_sampler(steps), noise, cond, size, self.decode)
+            at_once = self.at_once or AtOnce(len(noise.ids))
+            return sample_alike(denoiser, lambda: self.new_sampler(steps), noise, cond, at_once, lambda z, _: self.decode(z))
 
         if self.kept is None:
             return make(seeds, cond)

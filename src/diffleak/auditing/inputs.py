@@ -31,6 +31,7 @@ from diffleak.diffusion.conditions import Prompts, chosen, one_at_a_time
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.devices import free_unused_memory, on_device
 from diffleak.diffusion.noise import Noise
+from diffleak.diffusion.sampling import AtOnce
 from diffleak.diffusion.target import Target, auto_batch_size, drawn_at_once
 from diffleak.errors import UserError
 from diffleak.generation import Drawings, decoded
@@ -146,6 +147,10 @@ class Inputs:
     def _encoding(self) -> Room:
         return Room("images in the autoencoder", partial(free_unused_memory, self.target.device))
 
+    @cached_property
+    def _drawing(self) -> AtOnce:
+        return AtOnce.on(self.target.device, 1)
+
     def alone(self) -> Subject:
         """The model without images, for what an attack opens before it starts."""
         return Subject(self.target.denoiser, torch.empty(0), Noise(0, (), ()), **self._means)
@@ -156,7 +161,7 @@ class Inputs:
         shape, latent = self.shape_at(rows[0]), ImageShape(*x0.shape[1:])
         means = {**self._means, "decode": partial(decoded, self.target, shape)} if self.shapes else self._means
         kept = partial(self._drawn, self.drawings, shape) if self.drawings else None
-        at_once = drawn_at_once(latent, self.target.device, self.most_drawn)
+        at_once = replace(self._drawing, size=drawn_at_once(latent, self.target.device, self.most_drawn))
         return Subject(denoiser, x0, noise, self.conditions(rows), images=images, at_once=at_once, kept=kept, **means)
 
     def _drawn(

@@ -346,11 +346,20 @@ class Counted(Around, wrapper=True):
         return eps
 
 
-def counting(denoiser: Denoiser, images: int, of: int) -> Denoiser:
-    """The denoiser of a batch of which `images` of every `of` count, since the others only fill a forward up."""
+def counting(denoiser: Denoiser, images: int, of: int, taken_back: list[Callable[[], object]]) -> Denoiser:
+    """The denoiser of a batch of which `images` of every `of` count, since the others only fill a forward up.
+
+    taken_back: gets a function for every count, which takes it back.
+    """
     if isinstance(denoiser, Counted):
-        return Counted(counting(denoiser.denoiser, images, of), lambda n, t: denoiser.on_call(n * images // of, t))
-    return replace(denoiser, denoiser=counting(denoiser.denoiser, images, of)) if isinstance(denoiser, Guided) else denoiser
+
+        def count(n: int, t: int) -> None:
+            made = n * images // of
+            taken_back.append(lambda: denoiser.on_call(-made, t))
+            denoiser.on_call(made, t)
+
+        return Counted(counting(denoiser.denoiser, images, of, taken_back), count)
+    return replace(denoiser, denoiser=counting(denoiser.denoiser, images, of, taken_back)) if isinstance(denoiser, Guided) else denoiser
 
 
 def to_noise(

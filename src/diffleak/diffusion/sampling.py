@@ -7,8 +7,8 @@ random numbers of its own, keyed by seed and id, so it does not depend on the ba
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, final
 
@@ -19,8 +19,13 @@ from torch import Tensor
 
 from diffleak.diffusion.conditions import chosen
 from diffleak.diffusion.denoiser import Denoiser, counting
+from diffleak.diffusion.devices import free_unused_memory
 from diffleak.diffusion.noise import Noise, generators
 from diffleak.diffusion.schedule import Schedule
+from diffleak.work.room import Room
+from diffleak.work.threads import Tick
+
+DRAWINGS = "images that are drawn"  # in the words of `Room`
 
 
 def sample(
@@ -52,34 +57,51 @@ def sample(
     return x
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class AtOnce:
+    """How many images every forward that draws has: `size`, or as many as memory has `room` for once it has run out."""
+
+    size: int
+    room: Room = field(default_factory=lambda: Room(DRAWINGS))
+
+    @classmethod
+    def on(cls, device: str, size: int) -> "AtOnce":
+        """The same, on a device whose unused memory is given back before the next attempt."""
+        return cls(size, Room(DRAWINGS, partial(free_unused_memory, device)))
+
+
 def sample_alike(
     denoiser: Denoiser,
     new_sampler: Callable[[], Any],
     noise: Noise,
     cond: Any,
-    size: int,
-    decode: Callable[[Tensor], Tensor],
+    at_once: AtOnce,
+    decode: Callable[[Tensor, Sequence[int]], Tensor],
     on_step: Callable[[int], object] = lambda images: None,
 ) -> Float[Tensor, "b *s"]:
-    """One decoded image per id of `noise`, in forwards of exactly `size` images: to the last bit, none depends on the others.
+    """One decoded image per id of `noise`, in forwards of exactly as many images: to the last bit, none depends on the others.
 
     The last digits of a forward change with its size and not with what else is in it. The last forward repeats its last image until
-    it is full; `on_step` and a `Counted` denoiser are given the images that were wanted. cond: of all ids.
+    it is full; `on_step` and a `Counted` denoiser are given the images that were wanted. Where memory runs out, what a forward has
+    counted is taken back, and it and those that follow are smaller. cond: of all ids. decode: of latents, and the numbers of their ids.
     """
-    made = []
-    for start in range(0, len(noise.ids), size):
-        ids = noise.ids[start : start + size]
-        rows = [min(row, len(ids) - 1) for row in range(size)]
-        batch = replace(noise, ids=tuple(ids[row] for row in rows))
-        own = chosen(cond, [start + row for row in rows])
-        counted = denoiser if len(ids) == size else counting(denoiser, len(ids), size)
-        z = sample(counted, new_sampler(), batch, own, on_step=partial(_counted, on_step, len(ids)))
-        made.append(decode(z)[: len(ids)])
-    return torch.cat(made)
+    n = len(noise.ids)
 
+    def drawn(rows: slice, tick: Tick) -> Float[Tensor, "w *s"]:
+        size, wanted, taken_back = rows.stop - rows.start, min(rows.stop, n) - rows.start, list[Callable[[], object]]()
+        full = [min(row, n - 1) for row in range(rows.start, rows.stop)]
+        batch = replace(noise, ids=tuple(noise.ids[row] for row in full))
+        try:
+            counted = counting(denoiser, wanted, size, taken_back)
+            z = sample(counted, new_sampler(), batch, chosen(cond, full), on_step=lambda images: tick(wanted))
+            return decode(z, full)[:wanted]
+        except (RuntimeError, MemoryError):
+            for take_back in taken_back:
+                take_back()
+            raise
 
-def _counted(on_step: Callable[[int], object], wanted: int, drawn: int) -> None:
-    on_step(wanted)
+    return torch.cat([x for _, x in at_once.room.each(n, at_once.size, drawn, on_step, full=True)])
 
 
 class Stepped(NamedTuple):

@@ -26,14 +26,18 @@ class Room:
         self.most: int | None = None  # rows, once memory has run out
         self._what, self._release, self._guard = what, release, Lock()
 
-    def each(self, n: int, size: int, compute: Callable[[slice, Tick], T], tick: Tick = lambda *done: None) -> Iterator[tuple[slice, T]]:
+    def each(
+        self, n: int, size: int, compute: Callable[[slice, Tick], T], tick: Tick = lambda *done: None, full: bool = False
+    ) -> Iterator[tuple[slice, T]]:
         """compute(rows, tick) of all n rows, batch by batch of `size` or, where memory runs out, fewer; with the rows of each batch.
 
         compute gets a `tick` whose counts are taken back where it has to begin again. A single row that does not fit raises what it raises.
+        full: the last batch is as large as the others, so that its rows may end after n.
         """
         start = 0
         while start < n:
-            rows = slice(start, min(start + min(size, self.most or size), n))
+            stop = start + min(size, self.most or size)
+            rows = slice(start, stop if full else min(stop, n))
             found = self._attempt(rows, compute, tick)
             if found:
                 yield rows, found[0]
