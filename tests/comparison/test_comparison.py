@@ -306,6 +306,73 @@ def test_runs_that_count_other_images_together_are_paired_on_what_either_counts_
     assert not any("do not count the same" in line for line in compare(names(folders["pairs"], same)).warnings)
 
 
+# Groups
+
+
+def people(across=0, n=400, nonmembers=200, each=4):
+    """The number of the person of each image, `each` images a person and none in both halves but for the first `across` of either."""
+    group = np.arange(n + nonmembers) // each
+    for person in range(across):
+        group[n // 2 + each * person : n // 2 + each * person + each // 2] = person
+    return group
+
+
+def test_the_swap_audit_and_a_teachers_own_half_count_groups_where_the_audits_do(tmp_path):
+    _, member = ids_of(400, 200)
+    group = people()
+    one, two, split = swap_runs(tmp_path, 1.0, 2.0, 400, 200, groups=group, calibration=False)
+    record = compare(names(one, two), halves=split)
+    swap, first, held_out = record.swap, np.arange(600) < 200, np.flatnonzero(~member)
+    sides = [by_hand((one, two), "sima", group, np.flatnonzero(half)) for half in (first, member & ~first)]
+    result = next(r for r in swap.results if r.attack == "sima")
+    assert result.auc == metrics.auc_estimate(*sides)
+    assert (swap.unit, swap.members, swap.nonmembers, swap.across) == ("group", (50, 50), (50, 50), 0)
+    for entry, half, own, whole in zip(record.entries, (first, member & ~first), result.own, (one, two), strict=True):
+        alone = [by_hand((whole,), "sima", group, rows) for rows in (np.flatnonzero(half), held_out)]
+        assert own == metrics.auc_estimate(*alone) == next(r for r in entry.results if r.attack == "sima").auc
+        assert (entry.runs[0].group, entry.runs[0].members, entry.runs[0].nonmembers) == ("person", 50, 50)
+    page = " ".join(to_html(comparison.page(record)).split())
+    assert "groups of the first half (50 tested)" in page and "given one group of either half" in page
+    by_image = swap_runs(tmp_path / "images", 1.0, 2.0, 400, 200, calibration=False)
+    assert compare(names(*by_image[:2]), halves=by_image[2]).swap.members == (200, 200)
+
+
+def test_groups_are_divided_as_their_audit_divided_them(tmp_path):
+    """A group is in the calibrate or in the test part by its name, not by those of its images."""
+    one, two, split = swap_runs(tmp_path, 1.0, 2.0, 1600, 1600, groups=people(0, 1600, 1600))
+    entries, _, _ = with_halves(read_entries(names(one, two)), split)
+    for entry, whole in zip(entries, (one, two), strict=True):
+        before, own = read_samples(whole), entry.runs[0].images
+        tested = dict(zip(before.ids, before.test, strict=True))
+        part = [tested[i] for i in own.ids]
+        assert own.unit == "group" and np.mean(own.test == part) > 0.6, "drawn by the same keys, among other groups"
+
+
+def test_a_swap_audit_of_groups_that_stand_in_both_halves_is_refused_and_each_half_alone_is_not(tmp_path):
+    one, two, split = swap_runs(tmp_path, 1.0, 2.0, 400, 200, groups=people(across=3), calibration=False)
+    record = compare(names(one, two))
+    assert record.swap is None and re.search("each group in one half; 3 of the groups by person have images in both", record.swap_reason)
+    assert [entry.runs[0].members for entry in record.entries] == [50, 53]
+    with pytest.raises(UserError, match="draw the halves with diffleak defend --group person"):
+        compare(names(one, two), halves=split)
+
+
+def test_a_swap_audit_of_other_groups_or_of_groups_and_images_is_refused(tmp_path):
+    one, two, split = swap_runs(tmp_path, 1.0, 2.0, 400, 200, groups=people(), calibration=False)
+    ids, member = ids_of(400, 200)
+    again = {"ids": ids, "member": member, "fingerprint": f"sha256:{2:064x}", "calibration": False}
+    signals = {"sima": gaussian(1.0), "loss": gaussian(1.0)}
+    for name, more, said in (
+        ("images", {}, "must count the same .*images counts images and .* counts groups by person"),
+        ("column", {"groups": people(), "column": "site"}, "must count the same .*groups by site"),
+        ("others", {"groups": people(each=2)}, "needs the same groups in both runs; .* put some images in different groups"),
+    ):
+        other = make_run(tmp_path / name, signals, **again, **more)
+        with pytest.raises(UserError, match=said):
+            compare(names(one, other), halves=split)
+    assert compare(names(one, two), halves=split).swap is not None
+
+
 def edited(path, **fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     return path

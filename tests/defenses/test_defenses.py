@@ -15,6 +15,7 @@ import pytest
 import torch
 from fixtures.commands import call
 from fixtures.models import LEVELS as TINY
+from PIL import Image
 from safetensors.torch import load_file
 
 from diffleak import hub
@@ -22,7 +23,7 @@ from diffleak.data.duplicates import within_radius
 from diffleak.data.pixels import to_model
 from diffleak.defenses.config import defend_config
 from diffleak.defenses.defend import defend
-from diffleak.defenses.halves import split_halves
+from diffleak.defenses.halves import halves_of, split_halves
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
 from diffleak.diffusion.dual import Dual
 from diffleak.errors import UserError
@@ -79,6 +80,34 @@ def test_a_near_duplicate_pair_never_straddles_the_halves(change):
         first, second, groups = split_halves(ids, both, 0.03, seed)
         assert groups == 5
         assert all({str(i), str(20 + i)} <= set(first) or {str(i), str(20 + i)} <= set(second) for i in range(5))
+
+
+def test_a_group_never_straddles_the_halves_nor_what_near_duplicates_chain_to_it():
+    images = np.random.default_rng(3).integers(20, 230, (40, 32, 32, 3), dtype=np.uint8)
+    images[39] = images[0]
+    groups, ids = np.arange(40) // 4, tuple(map(str, range(40)))
+    for seed in range(10):
+        first, second, together = split_halves(ids, images, 0.03, seed, groups)
+        of = [{int(groups[int(i)]) for i in half} for half in (first, second)]
+        assert together == 9 and not of[0] & of[1] and sorted(map(len, of)) == [5, 5]
+        assert any({"0", "39"} <= set(half) for half in (first, second)), "the last person has a picture of the first one"
+
+
+def test_defend_draws_halves_by_group_from_the_data_and_refuses_a_column_that_is_not_there(tmp_path):
+    folder = tmp_path / "people"
+    folder.mkdir()
+    for i in range(16):
+        Image.fromarray(IMAGES[i]).save(folder / f"{i:02d}.png")
+    rows = [json.dumps({"file_name": f"{i:02d}.png", "person": i // 4}) for i in range(16)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    config = settings("dual", folder, tmp_path / "out", group="person", train_size=None)
+    first, second = halves_of(config)
+    assert sorted(first + second) == [f"{i:02d}.png" for i in range(16)]
+    assert not {int(i[:2]) // 4 for i in first} & {int(i[:2]) // 4 for i in second}
+    with pytest.raises(UserError, match=r"no column persom: it has .*; is person meant"):
+        halves_of(settings("dual", folder, tmp_path / "other", group="persom", train_size=None))
+    with pytest.raises(UserError, match="--group draws the halves, and --teachers were trained on theirs"):
+        settings("dual", folder, tmp_path / "other", group="person", teachers="a,b")
 
 
 def test_exact_duplicates_are_found_without_a_radius():

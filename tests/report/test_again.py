@@ -5,9 +5,9 @@ import re
 
 import numpy as np
 import pytest
-from fixtures.commands import call, refused, written_again
+from fixtures.commands import all_recorded, call, refused, written_again
 from fixtures.extraction import extraction_record
-from fixtures.prompts import planted, prompts_page
+from fixtures.prompts import QUICK, SECRET, planted, prompts_page
 from fixtures.runs import gaussian, make_run, write_quality
 from fixtures.sweeps import swept
 
@@ -62,12 +62,28 @@ def test_a_page_of_drawn_images_is_its_commands_to_write_where_these_are_gone(tm
     assert f"the page of quality.json shows images that were drawn, and {tmp_path / 'generated'} has 0 of 70: repeat the quality" in said
 
 
-def test_the_page_of_prompts_is_written_again_unless_that_takes_its_images_off(tmp_path, capsys):
+def test_the_page_of_prompts_is_written_again_with_its_pictures(tmp_path, capsys):
+    folder = tmp_path / "drawn"
+    find_memorised(planted(), prompts=[*SECRET[:2], "moon"], **QUICK).save(folder)
+    page = (folder / "prompts.html").read_text()
+    assert page.count("data:image/png;base64,") > 6 and written_again(capsys, folder / "prompts.html")
+    assert {path.name for path in (folder / "pictures").iterdir()} == {f"00{i}-{what}.npy" for i in (1, 2, 3) for what in ("image", "map")}
+    assert all_recorded(folder) and {path.stat().st_mode & 0o077 for path in (folder / "pictures").iterdir()} == {0}
+    find_memorised(planted(), prompts=[SECRET[0], "moon"], **QUICK).save(folder)
+    assert len([*(folder / "pictures").iterdir()]) == 4 and all_recorded(folder), "those of an earlier list are gone"
+    (folder / "pictures" / "001-image.npy").unlink()
+    assert "is not as it was recorded" in refused(capsys, "report", folder)
+    (folder / "digests.json").unlink()
+    (folder / "pictures" / "001-map.npy").write_bytes(b"broken")
+    assert "pictures cannot be read" in refused(capsys, "report", folder)
+
+
+def test_a_page_of_prompts_whose_pictures_are_gone_stays(tmp_path, capsys):
     find_memorised(planted(), prompts=["sun", "moon"], draw=False).save(tmp_path)
-    assert written_again(capsys, tmp_path / "prompts.html")
+    assert written_again(capsys, tmp_path / "prompts.html") and not (tmp_path / "pictures").exists()
     (tmp_path / "prompts.html").write_text(prompts_page())
     said = refused(capsys, "report", tmp_path)
-    assert "prompts.html shows images that the model decodes, and its record has none: repeat the prompts command" in said
+    assert "prompts.html shows images that the model decodes, and its folder has none: repeat the prompts command" in said
 
 
 def test_the_page_of_a_sweep_shows_what_gate_checked_and_says_when_that_is_of_an_earlier_record(tmp_path, capsys):

@@ -160,11 +160,7 @@ def pair(first: Run, second: Run) -> Pairing:
             f"{run.name} has {f'ids of the key {key}' if key else 'file names'}" for run, key in zip((first, second), keys, strict=True)
         )
         raise UserError(f"runs are compared image by image, so they must share ids; {how}: audit both with the same --anonymous-key FILE")
-    columns = [run.record.plan.group for run in (first, second)]
-    if columns[0] != columns[1]:
-        counts = lambda run: f"groups by {shown(run.record.plan.group)}" if run.record.plan.group is not None else "images"
-        how = " and ".join(f"{run.name} counts {counts(run)}" for run in (first, second))
-        raise UserError(f"runs must count the same to be compared; {how}: audit both with the same --group, or both without")
+    refuse_other_counting(first, second)
     rows = _shared_rows(first, second)
     if not len(rows[0]):
         looks = " and ".join(f"{shown(run.images.ids[0])} in {run.name}" for run in (first, second))
@@ -182,6 +178,15 @@ def pair(first: Run, second: Run) -> Pairing:
     unit = chained(one, two) if differ_in_units else one
     where = np.unique(unit, return_index=True)[1]
     return Pairing(rows[0], rows[1], unit, members[0][where], differ_in_units)
+
+
+def refuse_other_counting(first: Run, second: Run) -> None:
+    """Raises `UserError` where one run counts groups that the other does not."""
+    columns = [run.record.plan.group for run in (first, second)]
+    if columns[0] != columns[1]:
+        counts = lambda run: f"groups by {shown(run.record.plan.group)}" if run.record.plan.group is not None else "images"
+        how = " and ".join(f"{run.name} counts {counts(run)}" for run in (first, second))
+        raise UserError(f"runs must count the same to be compared; {how}: audit both with the same --group, or both without")
 
 
 def _shared_rows(first: Run, second: Run) -> tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"]]:

@@ -9,7 +9,8 @@ Timesteps are chosen on a calibrate part of D1 and D2 together (drawn for this a
 the rest. Where an attack stores components, d is taken of each and settled there.
 
 Near-duplicates of one half count as one image, as in the audits: d is taken of images, and a unit has the mean of its images'. Images that
-either run counts together are together here; a cluster with images in both halves is a unit of each. No torch here.
+either run counts together are together here; a cluster with images in both halves is a unit of each. Where the audits count groups, such as
+those of one person, so does this, and each group must stand in one half: a person of both has trained both teachers. No torch here.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from diffleak.comparison.runs import EntryRuns, Run, default_halves, read_scores
+from diffleak.comparison.runs import EntryRuns, Run, default_halves, read_scores, refuse_other_counting
 from diffleak.data.split import Defence, read_defence
 from diffleak.errors import UserError, shown
 from diffleak.records.audit import Result
@@ -58,6 +59,7 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Def
     """
     runs = [run for entry in entries for run in entry.runs]
     first, second = (_run_of(runs, halves, i) for i in (0, 1))
+    _refuse_other_groups(first, second)
     shared = tuple(tuple(i for i in half if i in first.rows and i in second.rows) for half in halves.halves)
     for number, (half, audited) in enumerate(zip(halves.halves, shared, strict=True), 1):
         if len(audited) < 2:
@@ -66,6 +68,12 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Def
                 f"the {len(half)} images of half {number}: audit each with all members"
             )
     swapped = Sides(shared[0], shared[1])
+    across = _across((first, second), swapped)
+    if (column := first.record.plan.group) is not None and across:
+        raise UserError(
+            f"the swap audit needs each group in one half; {across} of the groups by {shown(column)} have images in both: draw the halves "
+            f"with diffleak defend --group {shown(column)}, or audit the teachers without --group"
+        )
     own = (Sides(shared[0], _held_out(first)), Sides(shared[1], _held_out(second)))
     measured = {attack: _measured(attack, (first, second), swapped, own) for attack in attacks}
     found = {attack: m for attack, m in measured.items() if m is not None}
@@ -85,7 +93,7 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Def
         nonmembers=(sizes.alone[0].n_nonmembers, sizes.alone[1].n_nonmembers),
         repeats=sizes.split.repeats,
         unit=sizes.split.unit,
-        across=_across((first, second), swapped),
+        across=across,
         results=tuple(m.result for m in found.values()),
         best=best,
         omitted=tuple(a for a in measured if a not in found),
@@ -133,8 +141,6 @@ def _own_half(run: Run, halves: Defence) -> Run:
     fingerprint = run.record.plan.model_fingerprint
     if fingerprint not in halves.teachers:
         return run
-    if run.record.plan.group is not None:
-        raise UserError(f"{halves.path} divides images, and {run.name} counts groups: audit the teachers without --group")
     _check_members(run, halves)
     others = frozenset(halves.halves[1 - halves.teachers.index(fingerprint)])
     kept = [i for i in run.images.ids if i not in others]
@@ -235,7 +241,25 @@ def _units(runs: Sequence[Run], sides: Sides) -> Units:
     """What the images of both sides count as, the positive ones first: images that a run counts together are together on each side."""
     ids = (*sides.positive, *sides.negative)
     positive: Bool[np.ndarray, " n"] = np.repeat([True, False], [len(sides.positive), len(sides.negative)])
-    return units_of(ids, ids, positive, _clusters(runs, ids))
+    return units_of(ids, ids, positive, _clusters(runs, ids), _groups(runs[0], ids))
+
+
+def _groups(run: Run, ids: Sequence[str]) -> tuple[str, ...] | None:
+    """The group of each image; None where the run counts images."""
+    named = run.images.units if run.images.unit == "group" else None
+    return None if named is None else tuple(named[run.rows[i]] for i in ids)
+
+
+def _refuse_other_groups(first: Run, second: Run) -> None:
+    """Raises `UserError` where the two runs do not count the same, or put an image that they share in different groups."""
+    refuse_other_counting(first, second)
+    shared = [i for i in first.images.ids if i in second.rows]
+    one, two = (_groups(run, shared) for run in (first, second))
+    if one != two:
+        raise UserError(
+            f"the swap audit needs the same groups in both runs; {first.name} and {second.name} put some images in different groups: "
+            "audit both again on the same data"
+        )
 
 
 def _clusters(runs: Sequence[Run], ids: Sequence[str]) -> Int64[np.ndarray, " n"]:
@@ -245,7 +269,7 @@ def _clusters(runs: Sequence[Run], ids: Sequence[str]) -> Int64[np.ndarray, " n"
 
 
 def _across(runs: tuple[Run, Run], halves: Sides) -> int:
-    """How many clusters have images in both halves."""
+    """How many clusters, or groups, have images in both halves."""
     clusters, first = _clusters(runs, (*halves.positive, *halves.negative)), len(halves.positive)
     return len(np.intersect1d(clusters[:first], clusters[first:]))
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import Flag, build
+from diffleak.config import Flag, Text, build
 from diffleak.data.config import SPLIT_FILES
 from diffleak.diffusion import Choice
 from diffleak.training.config import TrainConfig, train_settings
@@ -25,7 +25,7 @@ class DefendConfig(TrainConfig):
         *("lora_rank", "kl_weight", "max_grad_norm", "validation", "patience"),
         *("dp_epsilon", "dp_delta", "dp_noise_multiplier", "dp_max_grad_norm"),
     }
-    FOLLOW = ["config teachers halves near_duplicates choice", "steps teacher_steps student_steps side_by_side"]
+    FOLLOW = ["config teachers halves near_duplicates group choice", "steps teacher_steps student_steps side_by_side"]
     HELP = {
         "output": "Folder of the teachers, and of the student or the dual model.",
         "autoencoder": "Train on the latents of this folder's vae/ or vqvae/.",
@@ -50,6 +50,10 @@ class DefendConfig(TrainConfig):
         le=1,
         description="Keep images together in one half whose thumbnails differ by less than this, as an RMS in [0, 1] ({default}).",
     )
+    group: Text | None = Field(
+        None,
+        description="Column of the metadata, such as person: keep images of one value in one half, for audits and compare with --group.",
+    )
     teacher_steps: int | None = Field(None, ge=1, description="Training steps of each teacher; default --steps.")
     student_steps: int | None = Field(None, ge=1, description="Training steps of the student; default --steps.")
     choice: Choice = Field("alternate", description="How the two models of DualMD take turns: {default} (default) or random.")
@@ -69,6 +73,8 @@ class DefendConfig(TrainConfig):
             raise ValueError(f"{which} is another defence to compare with, not a part of this one; train it by diffleak train")
         if self.lora_rank:
             raise ValueError("teachers and students are whole models; leave out --lora-rank")
+        if self.teachers and self.group is not None:
+            raise ValueError("--group draws the halves, and --teachers were trained on theirs: leave out --group")
         if self.kind == "text-to-image" and not self.base:
             raise ValueError("the models of a text-to-image defence must start from one model, as --base MODEL; train that first")
         return self

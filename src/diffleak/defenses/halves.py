@@ -1,4 +1,4 @@
-"""Two disjoint halves of a training set, with near-duplicates on one side.
+"""Two disjoint halves of a training set, with near-duplicates on one side, and the images of a group where there are groups.
 
 A pair that straddled the halves would be a member of both teachers under two names. `diffleak.data.duplicates.within_radius` says
 which images are near-duplicates.
@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from diffleak import hub
+from diffleak.data.cohort import images_alone
 from diffleak.data.duplicates import within_radius
+from diffleak.data.groups import groups_of
 from diffleak.data.pixels import ImageShape
 from diffleak.data.sources import open_source
 from diffleak.data.split import FILE, Ids, Split, read_halves
 from diffleak.defenses.config import DefendConfig
 from diffleak.defenses.teachers import split_of
 from diffleak.errors import UserError, shown
+from diffleak.stats.units import chained
 from diffleak.training.images import read_training_data, training_shape
 from diffleak.training.text_to_image import base_shape, load_base
 from diffleak.work.progress import say
@@ -26,7 +29,7 @@ SMALLEST = 2  # images a half must have
 
 
 class Halves(NamedTuple):
-    """The images of each half in the order they were given, and how many groups of near-duplicates were kept together."""
+    """The images of each half in the order they were given, and how many groups of several images were kept together."""
 
     first: tuple[str, ...]
     second: tuple[str, ...]
@@ -38,19 +41,29 @@ def halves_of(config: DefendConfig) -> tuple[Ids, Ids]:
     if config.teachers:
         return _given_halves(config)
     data = read_training_data(config.model_copy(update={"random_crops": None}), _shape(config))
-    halves = split_halves(data.members, data.images, config.near_duplicates, config.seed)
+    halves = split_halves(data.members, data.images, config.near_duplicates, config.seed, _groups(config, data.members))
     before, both = config.output / FILE, (halves.first, halves.second)
     if before.exists() and read_halves(before) != both:
         raise UserError(
-            f"{config.output} holds a defence with other halves; choose another -o, or the same data, seed and --near-duplicates"
+            f"{config.output} holds a defence with other halves; choose another -o, or the same data, seed, --near-duplicates and --group"
         )
-    together = f", {halves.groups} groups of near-duplicates kept together" if halves.groups else ""
+    what = "groups" if config.group is not None else "groups of near-duplicates"
+    together = f", {halves.groups} {what} kept together" if halves.groups else ""
     say(f"halves: {len(halves.first)} and {len(halves.second)} images{together}")
     if not data.nonmembers:
         say("every image is a member: none is held out to audit with (--train-size N or --split FILE hold some out)")
     if not before.exists():
         Split(data.members, data.nonmembers, halves=both).write(config.output)
     return both
+
+
+def _groups(config: DefendConfig, members: Sequence[str]) -> Int64[np.ndarray, " n"] | None:
+    """The number of the group of every member, by the column that the settings name; None where they name none."""
+    if config.group is None:
+        return None
+    every = images_alone(open_source(config.data, config.decoding))
+    of = dict(zip(every.ids, groups_of(every, config.group), strict=True))
+    return np.unique([of[i] for i in members], return_inverse=True)[1]
 
 
 def _shape(config: DefendConfig) -> ImageShape:
@@ -82,12 +95,16 @@ def _given_halves(config: DefendConfig) -> tuple[Ids, Ids]:
     return first, second
 
 
-def split_halves(ids: Sequence[str], images: UInt8[np.ndarray, "n h w c"], radius: float, seed: int) -> Halves:
-    """Deals the images to two halves, as even in size as the groups of near-duplicates allow.
+def split_halves(
+    ids: Sequence[str], images: UInt8[np.ndarray, "n h w c"], radius: float, seed: int, groups: Int64[np.ndarray, " n"] | None = None
+) -> Halves:
+    """Deals the images to two halves, as even in size as the groups allow: near-duplicates, the images of each of `groups`, and what
+    these chain together.
 
     Raises `UserError` when a half would have fewer than SMALLEST images.
     """
     group = within_radius(images, radius)
+    group = group if groups is None else chained(group, groups)
     sizes = np.bincount(group)
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind="stable")]  # large groups first, so that single images even the halves out
@@ -97,8 +114,8 @@ def split_halves(ids: Sequence[str], images: UInt8[np.ndarray, "n h w c"], radiu
         filled[side[number]] += sizes[number]
     if min(filled) < SMALLEST:
         raise UserError(
-            f"the training set must split into two halves of at least {SMALLEST} images without a near-duplicate in both; it has "
-            f"{len(ids)} images in {len(sizes)} groups: give more images, or a smaller --near-duplicates (now {radius:g})"
+            f"the training set must split into two halves of at least {SMALLEST} images without a near-duplicate, or a group, in "
+            f"both; it has {len(ids)} images in {len(sizes)} groups: give more images, or a smaller --near-duplicates (now {radius:g})"
         )
     first, second = (tuple(i for i, g in zip(ids, group, strict=True) if side[g] == half) for half in (0, 1))
     return Halves(first, second, int((sizes > 1).sum()))

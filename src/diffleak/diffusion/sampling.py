@@ -78,7 +78,7 @@ def sample_alike(
     cond: Any,
     at_once: AtOnce,
     decode: Callable[[Tensor, Sequence[int]], Tensor],
-    on_step: Callable[[int], object] = lambda images: None,
+    on_step: Callable[[int], None] = lambda images: None,
 ) -> Float[Tensor, "b *s"]:
     """One decoded image per id of `noise`, in forwards of exactly as many images: to the last bit, none depends on the others.
 

@@ -53,6 +53,7 @@ from diffleak.records.prompts import (
     FILE,
     NOISE_SUM,
     PAGE,
+    PICTURES,
     TABLE,
     PromptScore,
     PromptsCosts,
@@ -64,6 +65,7 @@ from diffleak.records.prompts import (
 from diffleak.records.scores import Scores
 from diffleak.report import to_html
 from diffleak.report.pages.prompts import page
+from diffleak.report.prompt_pictures import as_files
 from diffleak.report.sections.prompts import MOST_PICTURED, Picture
 from diffleak.report.wording import adapter
 from diffleak.stats.evaluation import divided, evaluate, evaluate_scores
@@ -89,9 +91,12 @@ class Memorised:
     pictures: Callable[[], tuple[Picture, ...]] = tuple
 
     def save(self, folder: Path) -> None:
-        """Writes prompts.csv, prompts.html and prompts.json."""
-        html = to_html(page(self.record, self.pictures()))
-        write_recorded(folder, {TABLE: to_csv(self.record), PAGE: html, FILE: self.record.model_dump_json(indent=2)})
+        """Writes prompts.csv, prompts.html and prompts.json, and what the page shows as pictures/."""
+        pictures = self.pictures()
+        for stale in (folder / PICTURES).glob("[0-9][0-9][0-9]-*.npy"):
+            stale.unlink()
+        text = {TABLE: to_csv(self.record), PAGE: to_html(page(self.record, pictures)), FILE: self.record.model_dump_json(indent=2)}
+        write_recorded(folder, {**as_files(pictures), **text}, replaces=f"{PICTURES}/")
 
 
 @dataclass(frozen=True, eq=False)

@@ -235,7 +235,7 @@ class SwapAudit(Record):
     nonmembers: tuple[int, int]
     """Number of held-out images in the test part of each teacher's own audit."""
     unit: Unit = "image"
-    """What is counted: "image", or "cluster" where near-duplicates of a half count as one image."""
+    """What is counted: "image", "cluster" where near-duplicates of a half count as one image, or "group"."""
     across: int = 0
     """Number of clusters of near-duplicates with images in both halves; each is one image of either."""
     repeats: int

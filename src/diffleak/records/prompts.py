@@ -16,6 +16,7 @@ from diffleak.records.scores import Direction
 
 SCHEMA_VERSION: Literal[3] = 3  # 1: rates as in schema version 1 of audit.json; 2: no noise_norm and no alignment, images always drawn
 FILE, TABLE, PAGE = "prompts.json", "prompts.csv", "prompts.html"
+PICTURES = "pictures"  # folder of what the page shows
 
 Statistic = Literal["magnitude", "t_error", "noise_norm", "alignment"]
 DIRECTIONS: dict[Statistic, Direction] = {  # which end means memorised

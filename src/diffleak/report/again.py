@@ -21,6 +21,7 @@ from diffleak.report.pages import inquiry as inquiry_page
 from diffleak.report.pages import lora as lora_page
 from diffleak.report.pages import prompts as prompts_page
 from diffleak.report.pages import quality as quality_page
+from diffleak.report.prompt_pictures import read_pictures
 from diffleak.report.section import Page
 from diffleak.report.sections.extraction import SHOWN, Pictures
 from diffleak.report.sections.quality import Pictures as QualityPictures
@@ -64,11 +65,13 @@ def _drawn(folder: Path, images: int) -> Callable[[int], bytes]:
 
 
 def _prompts(record: prompts.PromptsRecord, folder: Path) -> Page:
-    """The page without what the model drew, which takes its decoder; raises `UserError` where that would take images off a page."""
-    path = folder / prompts.PAGE
-    if path.is_file() and PICTURE in path.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"{path} shows images that the model decodes, and its record has none: repeat the prompts command, which writes it")
-    return prompts_page.page(record)
+    """The page with the pictures that the command left; raises `UserError` where it left none, and its page shows some."""
+    pictures, path = read_pictures(folder, record), folder / prompts.PAGE
+    if not pictures and path.is_file() and PICTURE in path.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(
+            f"{path} shows images that the model decodes, and its folder has none: repeat the prompts command, which keeps them"
+        )
+    return prompts_page.page(record, pictures)
 
 
 def _of_record(page: Callable[[Any], Page]) -> Callable[[Any, Path], Page]:

@@ -26,12 +26,14 @@ def section(record: Comparison) -> Section:
 
 def _caption(swap: SwapAudit) -> str:
     first, second = map(count, swap.nonmembers)
+    an, of = ("a", "group") if swap.unit == "group" else ("an", "image")
     return (
-        f"Swap AUC: by the difference of an image's scores on the two teachers, images of the first half ({count(swap.tested[0])} tested) "
-        f"against images of the second ({count(swap.tested[1])} tested). Every image is a member of one teacher and held out from the "
+        f"Swap AUC: by the difference of {an} {of}'s scores on the two teachers, {of}s of the first half ({count(swap.tested[0])} tested) "
+        f"against {of}s of the second ({count(swap.tested[1])} tested). Every image is a member of one teacher and held out from the "
         "other, so how difficult the image is by itself cancels. Beside it, the ordinary AUC of each teacher on its own half, against "
-        f"{first}{f' and {second}' if second != first else ''} held-out images."
+        f"{first}{f' and {second}' if second != first else ''} held-out {of}s."
         f"{' Near-duplicates of a half count as one image.' if swap.unit == 'cluster' else ''}"
+        f"{' A group has the mean of the scores of its images.' if swap.unit == 'group' else ''}"
         f"{f' Medians over {swap.repeats} random divisions.' if swap.repeats > 1 else ''} Marked: the attack with the highest swap AUC on "
         "the calibrate part."
     )
@@ -55,12 +57,13 @@ def swap_sentences(swap: SwapAudit) -> tuple[str, ...]:
     if best.auc.value is None or best.auc.low is None or best.auc.high is None:
         return (f"The swap audit has no interval: {visible(best.auc.reason or 'no reason given')}.",)
     value, ends = spoken(best.auc)
+    an, of, members = ("a", "group", "groups") if swap.unit == "group" else ("an", "image", "members")
     first = (
-        f"By the difference of an image's two scores, {visible(best.attack)} tells which of the two teachers was trained on it: given one "
-        f"image of either half, it is right {value} of the time (95 % interval {ends}; 50 % is guessing)."
+        f"By the difference of {an} {of}'s two scores, {visible(best.attack)} tells which of the two teachers was trained on it: given one "
+        f"{of} of either half, it is right {value} of the time (95 % interval {ends}; 50 % is guessing)."
     )
     own = " and ".join("n/e" if e.value is None else percent(e.value) for e in best.own)
-    beside = f"On one teacher alone the same attack tells members of its half from held-out images {own} of the time."
+    beside = f"On one teacher alone the same attack tells {members} of its half from held-out {of}s {own} of the time."
     who = (
         "This needs access to both teachers, as after a release of both. It assumes that the members were divided into halves at random: a "
         "difference between the halves themselves counts as a leak as well."
