@@ -105,6 +105,17 @@ def test_the_test_part_is_scored_at_the_chosen_settings_alone_and_to_the_same_bi
         assert used <= set(chosen.timesteps[one.attack])
 
 
+def test_images_that_count_together_are_chosen_on_and_tested_as_in_an_audit_of_everything():
+    """Copies of one image on either side: pairs of which both, one and none are in the calibrate part."""
+    sides = [np.concatenate([side, side[: SIDE // 4]]) for side in (MEMBERS, HELD_OUT)]
+    named = {"members": sides[0], "nonmembers": sides[1], "attacks": "loss", **GIVEN}
+    one, other = (diffleak.audit(blurred(), **named, sweep=sweep) for sweep in ("calibrate", "all"))
+    assert one.record.split == other.record.split and one.record.split.unit == "cluster" and one.record.split.members == SIDE
+    assert 0 < one.samples.test.mean() < 1 and one.record.costs.sweep == "calibrate"
+    assert one.samples.scores["loss"].tolist() == other.samples.scores["loss"].tolist()
+    assert one["loss"].auc == other["loss"].auc
+
+
 @pytest.mark.parametrize("name", [name for name, kind in ATTACKS.items() if kind.rule is None])
 def test_an_attack_on_some_timesteps_gives_the_statistics_of_the_whole_sweep(name: str) -> None:
     swept, some = (100, 150, 200, 250, 300), (150, 250)

@@ -132,8 +132,10 @@ def test_chains_are_one_cluster_numbered_by_their_first_images_and_move_with_the
     assert beside_members(clusters, member).tolist() == [False, False, False, False, True, False]
     pairs = Pairs(np.array([1, 4]), np.array([4, 5]), np.zeros(2), np.zeros(2, dtype=bool))
     assert pairs.across(member).second.tolist() == [4, 5]
-    moved = pairs.moved(np.array([5, 4, 3, 2, 1, 0]))
+    moved = pairs.taken(np.array([5, 4, 3, 2, 1, 0]), 6)
     assert moved.first.tolist() == [1, 0] and moved.second.tolist() == [4, 1]
+    some = pairs.taken(np.array([5, 0, 4]), 6)
+    assert (some.first.tolist(), some.second.tolist()) == ([0], [2]), "a pair whose other image is left out is none"
 
 
 def test_a_scan_knows_the_clusters_of_its_images_in_their_order():
@@ -147,6 +149,7 @@ def test_a_scan_knows_the_clusters_of_its_images_in_their_order():
     where = {image_id: row for row, image_id in enumerate(found.cohort.ids)}
     assert found.clusters[where["members/3"]] == found.clusters[where["nonmembers/0"]]
     assert len(np.unique(found.clusters)) == 48 and beside_members(found.clusters, found.cohort.member).sum() == 2
+    assert len(found.taken(np.flatnonzero(found.cohort.member)).pairs.first) == 0
     order = np.arange(50)[::-1].copy()
     turned = found.taken(order)
     assert (turned.clusters == found.clusters[order]).all()

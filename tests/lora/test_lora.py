@@ -12,12 +12,15 @@ from fixtures.commands import all_recorded, call, refused, written_again
 from fixtures.loras import TRAINED, trained_adapters
 from fixtures.reports import audit_of
 
+from diffleak.attacks import ATTACKS
+from diffleak.auditing.evidence import known
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError
 from diffleak.lora import judge
 from diffleak.lora.run import _captions, _repeats, _warnings
 from diffleak.records.audit import AuditRecord, Blind, Gate, RateAtFPR
 from diffleak.records.base import Estimate
+from diffleak.records.evidence import Evidence
 from diffleak.records.headers import GivenAway
 from diffleak.records.lora import Checkpoint, Decision, Excess, LoraRecord, read_lora
 from diffleak.records.run_folder import read_audit
@@ -48,7 +51,8 @@ UNCHECKED = Blind(reason="not looked for")
 
 def audited(found: Excess, blind: Blind) -> AuditRecord:
     """An audit whose one result is that on the excess."""
-    record, _ = audit_of({"sima": 0.0}, 100, blind=blind, headline=found.attack)
+    kept = Evidence(attacks=known((ATTACKS["sima"](),), False))
+    record, _ = audit_of({"sima": 0.0}, 100, blind=blind, headline=found.attack, evidence=kept)
     result = record.results[0].model_copy(update={"attack": found.attack, "variant": "excess", "auc": found.auc})
     return record.model_copy(update={"results": (result,)})
 

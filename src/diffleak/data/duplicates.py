@@ -63,11 +63,13 @@ class Pairs(NamedTuple):
     def only(self, keep: Bool[np.ndarray, " p"]) -> "Pairs":
         return Pairs(*(column[keep] for column in self))
 
-    def moved(self, order: Int64[np.ndarray, " n"]) -> "Pairs":
-        """The same pairs after the images were brought into the order of the rows `order`."""
-        place = np.argsort(order)
+    def taken(self, rows: Int64[np.ndarray, " m"], n: int) -> "Pairs":
+        """The pairs among the images of some of n rows, in their order there; a pair of which one image is left out is none."""
+        place = np.full(n, -1)
+        place[rows] = np.arange(len(rows))
         one, other = place[self.first], place[self.second]
-        return Pairs(np.minimum(one, other), np.maximum(one, other), self.distance, self.exact)
+        both = (one >= 0) & (other >= 0)
+        return Pairs(np.minimum(one, other), np.maximum(one, other), self.distance, self.exact).only(both)
 
 
 class Duplicates(NamedTuple):

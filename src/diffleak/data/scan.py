@@ -55,17 +55,18 @@ class Scan:
     shapes: tuple[ImageShape, ...] | None = None
     resized: int = 0
 
-    def taken(self, order: Int64[np.ndarray, " n"]) -> "Scan":
-        """The same images in the order of the rows `order`."""
+    def taken(self, rows: Int64[np.ndarray, " m"]) -> "Scan":
+        """The images of some rows, all or fewer, in the order of `rows`; the clusters keep their numbers."""
         return replace(
             self,
-            cohort=self.cohort.taken(order),
-            features=self.features[order],
-            complexity=self.complexity[order],
-            clusters=self.clusters[order],
-            pairs=self.pairs.moved(order),
-            labels=replace(self.labels, numbers=self.labels.numbers[order]) if self.labels else None,
-            captions=replace(self.captions, texts=tuple(self.captions.texts[row] for row in order)) if self.captions else None,
+            cohort=self.cohort.taken(rows),
+            features=self.features[rows],
+            complexity=self.complexity[rows],
+            clusters=self.clusters[rows],
+            pairs=self.pairs.taken(rows, len(self.cohort)),
+            labels=replace(self.labels, numbers=self.labels.numbers[rows]) if self.labels else None,
+            captions=replace(self.captions, texts=tuple(self.captions.texts[row] for row in rows)) if self.captions else None,
+            shapes=tuple(self.shapes[row] for row in rows) if self.shapes else None,
         )
 
     def by_bucket(self, shapes: Sequence[ImageShape]) -> "Scan":

@@ -130,14 +130,15 @@ def _audited(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tup
     record = sweep(build(AuditConfig, audit), found, timed=False)  # without the limit, which so few pictures may never meet: undecided
     assert record is not None, "one process scores all shards"
     limited = build(AuditConfig, audit, {"max_excess_auc": config.max_excess_auc})
-    rows = []
+    rows, of_each = [], dict[str, tuple[str, ...]]()
     for each in found.found:
         refuse_edited(config.output / AUDITS / each.name)
         run = read_audit(config.output / AUDITS / each.name)
         excess = judge.excess(run.results, gates(run.results, limited))
         judged = judge.of_audit(run, excess.attack)
         rows.append(_row(config, found, each, AUDITS, *judge.of_excess(excess, config.max_excess_auc, judged), excess=excess))
-    return tuple(rows), record.nonmembers, record.warnings
+        of_each[each.name] = run.warnings
+    return tuple(rows), record.nonmembers, _warnings(of_each)  # not those of the sweep, whose curve may be of other attacks
 
 
 def _drawn(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tuple[Checkpoint, ...], None, tuple[str, ...]]:

@@ -274,8 +274,9 @@ def _release(record: AuditRecord, lead: Result) -> tuple[str, ...]:
 
 
 def _counted_results(record: AuditRecord) -> list[Result]:
-    """The plain results that have an interval and that count for the form of release."""
-    return [r for r in record.results if r.plain and _counts(record, r) and r.auc.low is not None]
+    """The results that have an interval and that count for the form of release; of a checkpoint beyond its base all are on the excess."""
+    found = [r for r in record.results if r.leads and _counts(record, r) and r.auc.low is not None]
+    return [r for r in found if r.plain] or found
 
 
 def _to_test(record: AuditRecord) -> tuple[str, ...]:
