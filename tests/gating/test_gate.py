@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from fixtures.commands import all_recorded, call, refused
@@ -166,14 +167,13 @@ def test_copies_that_were_not_looked_for_are_not_measured_and_leave_the_limit_to
 
 
 def test_the_bound_on_epsilon_can_only_break_a_limit(tmp_path, capsys):
-    bound = {"epsilon": 1.25, "delta": 1e-5, "level": 0.95, "guesses": 60, "right": 55, "promised": 8.0, "reason": None}
-    (tmp_path / "epsilon.json").write_text(json.dumps(bound))
+    (tmp_path / "epsilon.json").write_text(json.dumps(BOUND))
     code, _, err = call(capsys, "gate", tmp_path, "--max-epsilon", "1")
     assert code == 3
     assert "--max-epsilon 1 is not met by 0.250: epsilon.json: epsilon (delta 1e-05) is at least 1.25, above the limit of 1" in err
     code, out, _ = call(capsys, "gate", tmp_path, "--max-epsilon", "2")
     assert code == 0 and "that does not prove that epsilon is within it" in out
-    (tmp_path / "epsilon.json").write_text(json.dumps({**bound, "epsilon": None, "reason": "the split was not drawn by coin"}))
+    (tmp_path / "epsilon.json").write_text(json.dumps({**BOUND, "epsilon": None, "reason": "the split was not drawn by coin"}))
     assert call(capsys, "gate", tmp_path, "--max-epsilon", "2")[0] == 3
 
 
@@ -207,12 +207,93 @@ def test_bad_input_is_one_line(tmp_path, capsys, runs):
     assert "was made of another model than the audit" in refused(capsys, "gate", tmp_path, "--max-copies", "1")
 
 
-def test_of_an_invalid_audit_no_limit_is_checked(tmp_path, runs):
-    record = read_audit(runs[0]).model_copy(update={"blind": Blind(value=0.9, low=0.8, high=0.95)})
-    (tmp_path / "audit.json").write_text(record.model_dump_json())
+def swept(folder, order, change=lambda record: record):
+    """The folder of an audit of several checkpoints, a run for each; change: made in the record of each."""
+    points = []
+    for step, run in enumerate(order):
+        target = folder / f"step-{step}"
+        target.mkdir(parents=True)
+        record = change(read_audit(run))
+        (target / "audit.json").write_text(record.model_dump_json())
+        result = record.results[0]
+        points.append(
+            Point(
+                name=target.name,
+                run=target.name,
+                checkpoint=f"{step}.safetensors",
+                step=step,
+                attack="sima",
+                timestep=result.timestep,
+                auc=result.auc,
+                tpr_at_1pct=result.tpr(0.01),
+                difference=None,
+                gates=(),
+                passed=None,
+            )
+        )
+    fields = {"diffleak": "0", "created": "", "command": "", "settings": {}, "swept": "lora", "step_source": "names", "warnings": ()}
+    sides = {"members": 400, "nonmembers": 400, "chosen_on": "calibrate", "last_passing": None}
+    (folder / "sweep.json").write_text(SweepRecord(**fields, **sides, points=tuple(points)).model_dump_json(by_alias=True))
+    return folder
+
+
+LIMITED = {"max_auc": 0.99, "max_tpr": 1.0, "max_copies": 0.99, "max_epsilon": 9.0}
+BOUND = {"epsilon": 1.25, "delta": 1e-5, "level": 0.95, "guesses": 60, "right": 55, "promised": 8.0, "reason": None}
+
+
+@pytest.fixture
+def measured(runs, tmp_path):
+    """The folder of an audit that leaks nothing, with what every limit reads beside it."""
+    folder = shutil.copytree(runs[1], tmp_path / "run", ignore=shutil.ignore_patterns("gate.json", "digests.json"))
+    write_quality(folder)
+    (folder / "epsilon.json").write_text(json.dumps(BOUND))
+    return folder
+
+
+def differs_without_the_model(record):
+    return record.model_copy(update={"blind": Blind(value=0.9, low=0.8, high=0.95)})
+
+
+@pytest.mark.parametrize("limit", LIMITED)
+def test_of_an_invalid_audit_no_limit_is_checked_not_even_one_on_another_file(measured, limit):
+    assert diffleak.gate(measured, **{limit: LIMITED[limit]}).met
+    (measured / "gate.json").unlink()
+    (measured / "audit.json").write_text(differs_without_the_model(read_audit(measured)).model_dump_json())
     with pytest.raises(InvalidAudit, match=r"No limit was checked\."):
-        diffleak.gate(tmp_path, max_auc=0.9)
-    assert not (tmp_path / "gate.json").exists()
+        diffleak.gate(measured, **{limit: LIMITED[limit]})
+    assert not (measured / "gate.json").exists()
+
+
+@pytest.mark.parametrize("limit", LIMITED)
+def test_of_an_invalid_comparison_or_checkpoint_no_limit_is_checked_either(measured, tmp_path, limit):
+    beside = lambda folder: [shutil.copy(measured / name, folder) for name in ("quality.json", "epsilon.json")]
+    compared, checkpoints = tmp_path / "compared", swept(tmp_path / "swept", [measured])
+    save(compare([f"plain={measured}", f"defended={measured}"]), compared)
+    for folder in (compared, checkpoints):
+        beside(folder)
+        assert diffleak.gate(folder, **{limit: LIMITED[limit]}).met
+    assert diffleak.gate(checkpoints, max_copies=0.99).last_passing is None, "no limit was one on its checkpoints"
+    record = json.loads((compared / "compare.json").read_text())
+    (compared / "compare.json").write_text(json.dumps({**record, "valid": False, "invalid_reason": "The sides differ."}))
+    (compared / "digests.json").unlink()
+    invalid = beside(swept(tmp_path / "invalid", [measured], differs_without_the_model))
+    for folder in (compared, Path(invalid[0]).parent):
+        with pytest.raises(InvalidAudit, match=r"No limit was checked\."):
+            diffleak.gate(folder, **{limit: LIMITED[limit]})
+
+
+@pytest.mark.parametrize("limit", LIMITED)
+def test_of_an_audit_that_is_edited_or_not_finished_no_limit_is_checked(measured, limit):
+    write_audit_digests(measured)
+    kept = (measured / "audit.json").read_text()
+    (measured / "audit.json").write_text(kept + "\n")
+    with pytest.raises(UserError, match=r"\(audit\.json edited"):
+        diffleak.gate(measured, **{limit: LIMITED[limit]})
+    for name in ("audit.json", "digests.json"):
+        (measured / name).unlink()
+    with pytest.raises(UserError, match="is not finished: repeat its audit command, it resumes"):
+        diffleak.gate(measured, **{limit: LIMITED[limit]})
+    assert not (measured / "gate.json").exists()
 
 
 def test_of_a_comparison_every_entry_but_the_baseline_is_checked(tmp_path, runs, capsys):
@@ -228,33 +309,6 @@ def test_of_a_comparison_every_entry_but_the_baseline_is_checked(tmp_path, runs,
 
 
 def test_of_a_sweep_the_last_checkpoint_decides_and_the_last_that_passes_is_named(tmp_path, runs, capsys):
-    def swept(folder, order):
-        points = []
-        for step, run in enumerate(order):
-            target = folder / f"step-{step}"
-            target.mkdir(parents=True)
-            (target / "audit.json").write_text((run / "audit.json").read_text())
-            result = read_audit(run).results[0]
-            points.append(
-                Point(
-                    name=target.name,
-                    run=target.name,
-                    checkpoint=f"{step}.safetensors",
-                    step=step,
-                    attack="sima",
-                    timestep=result.timestep,
-                    auc=result.auc,
-                    tpr_at_1pct=result.tpr(0.01),
-                    difference=None,
-                    gates=(),
-                    passed=None,
-                )
-            )
-        fields = {"diffleak": "0", "created": "", "command": "", "settings": {}, "swept": "lora", "step_source": "names", "warnings": ()}
-        sides = {"members": 400, "nonmembers": 400, "chosen_on": "calibrate", "last_passing": None}
-        (folder / "sweep.json").write_text(SweepRecord(**fields, **sides, points=tuple(points)).model_dump_json(by_alias=True))
-        return folder
-
     leaking, guessing = runs
     late = swept(tmp_path / "late", [guessing, guessing, leaking])
     code, out, err = call(capsys, "gate", late, "--max-auc", "0.6")

@@ -20,7 +20,7 @@ from diffleak.records.comparison import Quality
 from diffleak.records.digests import refuse_edited
 from diffleak.records.quality import FILE as QUALITY
 from diffleak.records.quality import read_quality
-from diffleak.records.run_folder import read_samples
+from diffleak.records.run_folder import read_samples, unfinished
 from diffleak.records.run_folder import read_scores as read_result_scores
 from diffleak.records.scores import Samples, Scores, chunk_files, means, numbered
 from diffleak.report.judgement import read_record
@@ -141,7 +141,7 @@ def _parse(argument: str) -> tuple[str, tuple[str, ...]]:
 
 def _read(name: str) -> Run:
     folder = Path(name)
-    if (folder / "plan.json").is_file() and not (folder / "audit.json").is_file():
+    if unfinished(folder):
         raise UserError(f"RUN must be the folder of a finished audit; {folder} is not finished: repeat its audit command, it resumes")
     with doing(f"reading {shown(name, 120)}"):
         refuse_edited(folder)

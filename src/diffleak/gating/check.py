@@ -6,7 +6,8 @@
     quality.json, extract.json    the copy rate
     epsilon.json                  the lower bound on epsilon
 
-Nothing is measured again. A number that is not there has not passed. The report of an audit is written again, with the limits.
+Nothing is measured again. A number that is not there has not passed. Of an audit that is invalid or not finished no limit is checked,
+those on other files beside it included. The report of an audit is written again, with the limits.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from diffleak.records.extraction import FILE as EXTRACT
 from diffleak.records.gate import EPSILON, FILE, Bound, CheckedFile, Extracted, GateRecord, Measured, read_part
 from diffleak.records.quality import FILE as QUALITY
 from diffleak.records.quality import read_quality
+from diffleak.records.run_folder import unfinished
 from diffleak.records.sweep import FILE as SWEEP
 from diffleak.records.sweep import read_sweep
 from diffleak.report.judgement import read_record
@@ -76,8 +78,7 @@ def check_folder(config: GateConfig) -> GateRecord:
     if not folder.is_dir():
         raise UserError(f"RUN must be the folder of a finished command; there is no folder {folder}")
     digests.refuse_edited(folder, but=(FILE,))
-    of_attacks = any(getattr(config, limit) is not None for limit in LIMITS)
-    found = _attacks(folder, config) if of_attacks else Found((), (), None, _fingerprint(folder))
+    found = _attacks(folder, config)
     beside = [*_copies(folder, config, found.fingerprint), *_epsilon(folder, config, found.fingerprint)]
     checks = (*found.checks, *(each for each, _ in beside))
     files = (*found.files, *(path for _, path in beside))
@@ -119,13 +120,18 @@ def _line(record: GateRecord, limit: str) -> str:
 
 
 def _attacks(folder: Path, config: GateConfig) -> Found:
+    """What is there of attacks, valid and finished, whether they have a limit or not."""
     kinds: dict[str, Callable[[Path, GateConfig], Found]] = {AUDIT: _audit, SWEEP: _sweep, COMPARE: _comparison}
     for name, read in kinds.items():
         if (folder / name).is_file():
             return read(folder, config)
-    given = flag(next(limit for limit in LIMITS if getattr(config, limit) is not None))
+    if unfinished(folder):
+        raise UserError(f"RUN must be the folder of a finished command; {folder} is not finished: repeat its audit command, it resumes")
+    limit = next((limit for limit in LIMITS if getattr(config, limit) is not None), None)
+    if limit is None:
+        return Found((), ())
     raise UserError(
-        f"{given} needs an {AUDIT}, {SWEEP} or {COMPARE}; {folder} has none of them: {MADE_BY[LIMITS[0]]} {folder} makes the first"
+        f"{flag(limit)} needs an {AUDIT}, {SWEEP} or {COMPARE}; {folder} has none of them: {MADE_BY[LIMITS[0]]} {folder} makes the first"
     )
 
 
@@ -149,7 +155,7 @@ def _sweep(folder: Path, config: GateConfig) -> Found:
     for point in points:
         digests.refuse_edited(folder / point.run, but=(FILE,))
         checks = _of_audit(read_record(folder / point.run), config, str(folder / point.run))
-        passing += [point.name] if all(each.passed for each in checks) else []
+        passing += [point.name] if checks and all(each.passed for each in checks) else []
     last = tuple(each.model_copy(update={"attack": f"{points[-1].name}: {each.attack}"}) for each in checks)
     return Found(last, (folder / SWEEP, *(folder / point.run / AUDIT for point in points)), passing[-1] if passing else None)
 
@@ -166,11 +172,6 @@ def _comparison(folder: Path, config: GateConfig) -> Found:
 
 
 # what lies beside them
-
-
-def _fingerprint(folder: Path) -> str | None:
-    """The model of a run folder; None where it is no audit's."""
-    return read_record(folder).plan.model_fingerprint if (folder / AUDIT).is_file() else None
 
 
 def _copies(folder: Path, config: GateConfig, model: str | None) -> Iterator[tuple[Gate, Path]]:

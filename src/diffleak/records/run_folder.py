@@ -11,6 +11,8 @@ import numpy as np
 from diffleak.errors import UserError, shown
 from diffleak.records.audit import EARLIER_RATES, AuditRecord, Result
 from diffleak.records.base import read_json
+from diffleak.records.digests import AUDIT, PLAN
+from diffleak.records.inquiry import FILE as INQUIRY
 from diffleak.records.plan import Plan
 from diffleak.records.scores import Samples, Scores, Unit, read_columns
 from diffleak.work.files import write_text
@@ -21,8 +23,13 @@ COUNTED: tuple[Unit, ...] = ("group", "cluster")  # columns of samples.csv that 
 
 def read_plan(folder: Path) -> Plan | None:
     """The plan that a run folder belongs to, or None for a fresh folder."""
-    path = folder / "plan.json"
+    path = folder / PLAN
     return read_json(path, Plan, advice="choose another -o, or delete the folder to begin again") if path.exists() else None
+
+
+def unfinished(folder: Path) -> bool:
+    """True for a folder that an audit or an inquiry has begun and not ended."""
+    return (folder / PLAN).is_file() and not any((folder / name).is_file() for name in (AUDIT, INQUIRY))
 
 
 def read_audit(folder: Path) -> AuditRecord:
@@ -30,7 +37,7 @@ def read_audit(folder: Path) -> AuditRecord:
 
     Raises `UserError` for a folder without one, or of an unknown schema version.
     """
-    path = folder / "audit.json"
+    path = folder / AUDIT
     if not path.is_file():
         raise UserError(f"RUN must be the folder of a finished audit; {folder} has no audit.json")
     record = read_json(path, AuditRecord, advice="repeat its audit command, which writes it again")
