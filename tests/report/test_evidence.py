@@ -405,6 +405,21 @@ def test_the_card_has_metadata_that_the_hub_reads_and_names_no_folder_and_no_ima
     assert not [image for image in samples.ids if image in made]
 
 
+@pytest.mark.parametrize("made", ["a leak", "no leak", "few images", "masks", "a reference", "limits"])
+def test_the_card_and_the_paper_refer_to_no_table_list_or_chart_since_they_have_none(leak, made):
+    record = {
+        "a leak": lambda: leak[0],
+        "no leak": lambda: audit_of(NULL, 300, evidence=evidence())[0],
+        "few images": lambda: audit_of(SHIFTS, 60, evidence=evidence())[0],
+        "masks": lambda: latent_audit(n=200, evidence=evidence())[0],
+        "a reference": lambda: mapped_audit()[0],
+        "limits": lambda: other(leak[0], gates=()),
+    }[made]()
+    for shown in (model_card(record, SEALED), text(to_html(on_paper(record, SEALED)))):
+        prose = shown.replace("Source of the member list", "")
+        assert re.findall(r"[^.]*\b(?:tables?|lists?|charts?|figures?|curves?|columns?)\b[^.]*", prose) == []
+
+
 def test_the_card_of_an_invalid_audit_has_no_metrics_and_no_number_of_a_result(leak):
     made = model_card(other(leak[0], blind=DIFFERENT))
     card = ModelCard(made)

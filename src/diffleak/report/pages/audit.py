@@ -42,13 +42,13 @@ from diffleak.report.table import columns, difference_cell
 from diffleak.report.wording import count, entries
 
 LIMITS = entries("""
-    A lower bound. | Only the attacks in the table were run. A stronger one may find more; none of this proves that nothing leaks.
-    The attacker's access. | The results hold for the access named in the table. Someone with less access may find less; someone with
-        more access may find more.
+    A lower bound. | Attacks that were not run may find more, and so may stronger ones; none of this proves that nothing leaks.
+    The attacker's access. | Each result holds for an attacker with the access that its attack needs. Someone with less access may find
+        less; someone with more access may find more.
     The same source. | Members and held-out images must come from one source, divided at random. If they differ in other ways, the
         numbers measure that difference. The check on pixel statistics catches only coarse differences.
     Averages. | AUC is about a typical image. A few images can be fully exposed while it is close to one half. The rates at few false
-        alarms and the list of the highest scores can show that.
+        alarms can show that.
     One model. | The intervals cover the random choice of images. They do not cover another training run, seed or data set.
     Membership, not copies. | This audit does not say if the model reproduces its training images: `diffleak extract` and `diffleak
         quality` do.
