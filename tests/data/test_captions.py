@@ -17,7 +17,7 @@ from diffleak.auditing.config import AuditConfig, GeometryConfig
 from diffleak.auditing.plan import prepare
 from diffleak.auditing.run import run
 from diffleak.config import build
-from diffleak.data.captions import choose_captions, read_captions
+from diffleak.data.captions import choose_captions, own_if_all, own_if_any, read_captions
 from diffleak.data.cohort import two_sources
 from diffleak.data.pixels import to_model
 from diffleak.data.sources import ImageSource, open_source
@@ -214,6 +214,20 @@ def test_own_empty_and_fixed_say_what_they_say(sides):
     assert set(choose_captions(cohort, "empty", 0).texts) == {""}
     fixed = choose_captions(cohort, "fixed:a photo: of x", 0)
     assert set(fixed.texts) == {"a photo: of x"} and fixed.found == 24
+
+
+@pytest.mark.parametrize(
+    ("texts", "if_any", "if_all"),
+    [(None, "empty", "empty"), (((), ()), "empty", "empty"), ((("a",), ()), "own", "empty"), ((("a",), ("b",)), "own", "own")],
+)
+def test_where_nothing_is_chosen_captions_are_own_if_any_image_has_one_or_if_all_have(texts, if_any, if_all):
+    assert (own_if_any(texts, "empty"), own_if_all(texts, "empty")) == (if_any, if_all)
+
+
+def test_a_refusal_of_images_without_captions_names_the_flag_for_one_text_for_all(sides, tmp_path):
+    for cohort in (cohort_of(sides[0], folder(tmp_path / "bare")), cohort_of(folder(tmp_path / "b2"), folder(tmp_path / "b3"))):
+        with pytest.raises(UserError, match=r'or choose --captions "fixed:TEXT" \(one text for all images, as DreamBooth'):
+            choose_captions(cohort, "own", 0)
 
 
 def test_empty_and_fixed_count_the_captions_that_they_leave_aside(sides, tmp_path):

@@ -168,6 +168,11 @@ def test_kohyas_folders_say_repeats_and_the_words_of_pictures_without_captions(t
         assert _captions(source, repeats) == "fixed:kay"
     assert _captions(source, {}) == "empty"
     assert _captions(open_source(str(trained[1])), {"10_kay": 10}) == "own"
+    gap = trained[1].parent / "gap"
+    shutil.copytree(trained[1], gap)
+    lines = (gap / "metadata.jsonl").read_text().splitlines()
+    (gap / "metadata.jsonl").write_text("\n".join(lines[1:]))
+    assert _captions(open_source(str(gap)), {"10_kay": 10}) == "own", "the picture without one is then refused"
     with pytest.raises(UserError, match="their folders are called dog, kay"):
         _captions(source, {"10_kay": 10, "2_dog": 2})
 
@@ -235,6 +240,21 @@ def test_without_held_out_pictures_drawings_stand_beside_those_of_the_base(train
     for name in ("base", "dog"):
         assert (tmp_path / "run" / "drawings" / name / "extract.json").exists()
     assert "Nothing was held out." in to_html(page(record)) and all_recorded(tmp_path / "run")
+
+
+def test_pictures_without_captions_are_given_the_empty_one_and_the_page_says_what_a_dreambooth_needs(
+    trained: Any, tmp_path: Path, capsys: Any
+) -> None:
+    root, pictures = trained[0], shutil.copytree(trained[1], tmp_path / "pictures")
+    (pictures / "metadata.jsonl").unlink()
+    few = ("--pictures", pictures, "-n", 1, "--draw-steps", 1, "--device", "cpu", "--threads", 1)
+    command = ("lora", root / "sd", root / "out" / "dog.safetensors", *few)
+    code, _, err = call(capsys, *command, "-o", tmp_path / "run")
+    said, record = '--captions "fixed:TEXT"', read_lora(tmp_path / "run")
+    assert code == 0 and record.captions == "empty" and "note: the pictures have no captions" in err and said in err
+    assert any(said in line for line in record.warnings) and "(DreamBooth)" in (tmp_path / "run" / "lora.html").read_text()
+    assert call(capsys, *command, "--captions", "empty", "-o", tmp_path / "chosen")[0] == 0
+    assert not any(said in line for line in read_lora(tmp_path / "chosen").warnings), "chosen, not guessed"
 
 
 def test_bad_input_is_one_line(trained: Any, tmp_path: Path, capsys: Any) -> None:

@@ -1,6 +1,15 @@
-"""The caption of each image for a text-to-image model: its own, none, a fixed one, another image's, or those of a file."""
+"""The caption of each image for a text-to-image model: its own, none, a fixed one, another image's, or those of a file.
 
-from collections.abc import Iterator
+Where the user chooses none:
+
+    audit, extract, quality   own; an image without one is refused
+    lora                      own if any picture has one, so that one without is refused; else the words of kohya's folder; else empty
+    inquire                   own if every image has one; else empty, and how many have one is said
+
+What was trained on has the captions it was trained with, so a gap is a mistake. Nobody knows this of the images of an inquiry.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +62,16 @@ def choose_captions(cohort: Cohort, choice: str, seed: int) -> Captions:
     return Captions(texts, len(cohort), choice, (names,))
 
 
+def own_if_any(texts: Sequence[Texts] | None, otherwise: str) -> str:
+    """The choice "own" where an image has a caption; raises `UserError` later, in `choose_captions`, where another has none."""
+    return "own" if any(texts or ()) else otherwise
+
+
+def own_if_all(texts: Sequence[Texts] | None, otherwise: str) -> str:
+    """The choice "own" where every image has a caption."""
+    return "own" if texts and all(texts) else otherwise
+
+
 def read_captions(path: Path) -> dict[str, Texts]:
     """The texts of every image in a file, by its id: one or several, the image's own caption first.
 
@@ -95,7 +114,10 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _own(cohort: Cohort) -> tuple[str, ...]:
     captions = cohort.captions()
-    hint = "give them with --captions FILE, or choose --captions empty or fixed:TEXT"
+    hint = (
+        'give them with --captions FILE, or choose --captions "fixed:TEXT" (one text for all images, as DreamBooth trains with) '
+        "or --captions empty"
+    )
     if captions is None:
         raise UserError(
             f"the model takes a caption with every image, and the data has none{cohort.columns()}: add a `text` to metadata.jsonl or a "

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from diffleak.auditing.config import AuditConfig
 from diffleak.config import Name
+from diffleak.data.captions import own_if_all
 from diffleak.data.cohort import Cohort, two_sources
 from diffleak.data.image_source import ImageSource
 from diffleak.data.sources import open_source
@@ -32,7 +33,7 @@ class InquireConfig(AuditConfig):
     FOLLOW = ["embedding images control output", "captions repeats"]
     HELP = {
         "reference": "Also choose among scores minus those of this model; 'base' is MODEL without its --lora and --embedding.",
-        "captions": "Text-to-image models: own (default if all images have captions), empty (default otherwise), fixed:TEXT or a file.",
+        "captions": "Text-to-image models: own (default if all images on both sides have one), empty (default if not), fixed:TEXT, a file.",
         "complexity": "Also choose among scores that are calibrated by the complexity of the images.",
         "ignore_model_split": "Go on although the split.json beside MODEL lists controls as trained on.",
     }
@@ -80,8 +81,8 @@ class InquireConfig(AuditConfig):
         return dict(zip(GROUPS, FEWEST, strict=True))
 
     def default_captions(self, images: Cohort) -> str:
-        """Their own where images have captions, else the empty caption with every image."""
-        return "own" if any(images.captions() or ()) else "empty"
+        """Their own if every image has a caption, else the empty caption with every image."""
+        return own_if_all(images.captions(), "empty")
 
 
 def inquired(config: InquireConfig, images: ImageSource | None = None, control: ImageSource | None = None) -> Cohort:

@@ -313,7 +313,9 @@ def _warnings(
     if repeated:
         found.append(f"{repeated} images are near-duplicates of another of their side; each cluster counts once")
     if prepared.plan.captions == "empty":
-        found.append("the model was given the empty caption with every image: with the captions it was trained on, more may show")
+        own, every = prepared.plan.captions_found or 0, len(member)
+        some = f" ({own} of {every} have one of their own: --captions FILE can give the others theirs)" if 0 < own < every else ""
+        found.append(f"the model was given the empty caption with every image: with the captions it was trained on, more may show{some}")
     return (*found, *about_reading(prepared))
 
 

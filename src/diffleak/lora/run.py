@@ -14,6 +14,7 @@ from typing import Any
 
 from diffleak.auditing.config import AuditConfig
 from diffleak.config import build, command_line, read_yaml
+from diffleak.data.captions import own_if_any
 from diffleak.data.image_source import ImageSource
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError, shown
@@ -44,6 +45,10 @@ from diffleak.work.shares import Share
 AUDITS, DRAWINGS, BASE = "audits", "drawings", "base"
 READ = ("exif", "alpha", "white", "skip_unreadable", "ignore_model_split")
 SHARED = ("model_config", "seed", "dtype", "device", "offload", "batch_size", "threads", *READ)  # settings of both commands
+NO_CAPTION = (
+    "the pictures have no captions, so the empty one was given; if the adapter was trained with one text for all (DreamBooth), repeat with "
+    '--captions "fixed:TEXT": with the caption that it was trained with, more may show'
+)
 REPEATED = re.compile(r"(\d+)_(.+)")  # kohya's folders: repeats in an epoch, and the words for images without a caption
 
 
@@ -65,7 +70,10 @@ def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
     captions = config.captions or _captions(source, repeats)
     folder = checked_folder(config.output)
     log(f"pictures: {source.found}" + "".join(f"; {name}: {n} repeats in an epoch" for name, n in repeats.items()))
+    guessed = (NO_CAPTION,) if captions == "empty" and config.captions is None else ()
     log(f"captions: {shown(captions)}" + ("" if config.captions else " (of what was found)"))
+    for line in guessed:
+        log(f"note: {line}")
     few = None
     if config.held_out:
         beside = len(open_source(config.held_out, config.decoding))
@@ -86,7 +94,7 @@ def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
         step_source=found.source or None,
         checkpoints=rows,
         answer=judge.answer(rows, len(source), held_out, few),
-        warnings=warnings,
+        warnings=(*guessed, *warnings),
     )
     measured = AUDIT if config.held_out else EXTRACT
     also = [f"{each.run}/{measured}" for each in rows]
@@ -110,15 +118,14 @@ def _repeats(name: str, source: ImageSource) -> dict[str, int]:
 
 def _captions(source: ImageSource, repeats: dict[str, int]) -> str:
     """The captions that the trainer gave the pictures: their own, else the words in the name of kohya's folder, else none."""
-    if any(source.captions() or ()):
-        return "own"
     words = {match[2] for folder in repeats if (match := REPEATED.fullmatch(folder))}
-    if len(words) > 1:
+    choice = own_if_any(source.captions(), f"fixed:{next(iter(words))}" if words else "empty")
+    if len(words) > 1 and choice != "own":
         raise UserError(
             f"the pictures have no captions, and their folders are called {', '.join(sorted(words))}: give each a .txt file, or "
             "--captions fixed:TEXT for all"
         )
-    return f"fixed:{words.pop()}" if words else "empty"
+    return choice
 
 
 def _audited(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tuple[Checkpoint, ...], int, tuple[str, ...]]:
