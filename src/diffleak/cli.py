@@ -303,7 +303,8 @@ def report(
         str,
         Opt(
             "--format",
-            help="All: html (default), markdown, pdf (by an installed browser). An audit also: card (for a model card), latex, csv.",
+            help="All: html (default), markdown, pdf (by an installed browser). audit, lora, inquire, extract: card (for a model card). "
+            "audit: latex, csv.",
         ),
     ] = "html",
     markdown: Annotated[bool, Opt("--markdown", help="The same as --format markdown.")] = False,
@@ -600,6 +601,8 @@ def _report_again(folder: Path, names: tuple[str, ...], form: str, thumbnails: b
 
     if as_json and len(names) > 1:
         raise UserError(f"--json prints one record; {folder} has {' and '.join(names)}: leave it out")
+    if form == "card" and (found := again.cards(folder)):
+        return print("\n".join(found).removesuffix("\n"))
     written = again.write_again(folder, form, thumbnails)
     if form == "markdown":
         return print(again.as_markdown(written).removesuffix("\n"))

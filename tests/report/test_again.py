@@ -1,21 +1,27 @@
 """`diffleak report` on folders that are no audit's: every record in them, and what it refuses."""
 
 import base64
+import hashlib
+import json
 import re
 
 import numpy as np
 import pytest
 from fixtures.commands import all_recorded, call, refused, written_again
 from fixtures.extraction import extraction_record
+from fixtures.pages import DECISIONS
 from fixtures.prompts import QUICK, SECRET, planted, prompts_page
 from fixtures.runs import gaussian, make_run, write_quality
 from fixtures.sweeps import swept
+from huggingface_hub import ModelCard
 
 import diffleak
 from diffleak.comparison.compare import compare, save
 from diffleak.data.pixels import png
 from diffleak.prompts.score import find_memorised
 from diffleak.records.digests import add_digests, write_recorded
+from diffleak.records.plan import Adapter
+from diffleak.report.sections.public import command as public_command
 from diffleak.work.folder import Folder
 
 
@@ -113,7 +119,104 @@ def test_the_page_of_a_comparison_shows_what_gate_checked(both, capsys):
     assert written_again(capsys, both / "compare.html")
 
 
+STUDIED = {  # records of real models, by the file that a folder has them in
+    "lora-audited": "lora.json",
+    "lora-drawn": "lora.json",
+    "inquire-128-50": "inquiry.json",
+    "extract-emoji": "extract.json",
+}
+
+
+def studied(folder, name):
+    """The folder of a record of the studies, with names of paths that nobody else may read."""
+    folder.mkdir()
+    record = json.loads((DECISIONS / f"{name}.json").read_text().replace("work/", "/home/kay/"))
+    if "pairs" in record:
+        record["pairs"] = [{**pair, "id": f"zoe-{i}.png", "prompt": "zoe at home"} for i, pair in enumerate(record["pairs"])]
+        record["captions"] = "/home/kay/captions.jsonl"
+    if "checkpoints" in record and record["held_out"] is None:
+        nearest = [
+            {**row, "redrawn": {**row["redrawn"], "nearest": ["zoe-0.png"]}, "reason": "see zoe-0.png"} for row in record["checkpoints"]
+        ]
+        record["checkpoints"], record["answer"] = nearest, "look at zoe-0.png"
+    if "cuts" in record:
+        record["images"] = [{**image, "id": f"zoe-{i}.png"} for i, image in enumerate(record["images"])]
+    write_recorded(folder, {STUDIED[name]: json.dumps(record)})
+    return folder
+
+
+@pytest.mark.parametrize("name", STUDIED)
+def test_the_folders_of_lora_inquire_and_extract_have_a_section_for_a_model_card(name, tmp_path, capsys):
+    folder = studied(tmp_path / "run", name)
+    code, out, err = call(capsys, "report", folder, "--format", "card")
+    card = ModelCard(out)
+    assert code == 0 and card.data.tags == ["membership-inference", "privacy-audit"] and card.data.eval_results is None, err
+    text = card.text.partition("-->")[2]
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings[0].startswith("### ") and headings[-2:] == ["#### What this does not show", "#### For the file"]
+    sha256 = hashlib.sha256((folder / STUDIED[name]).read_bytes()).hexdigest()
+    for part in ("?\n\n**", "**Command**: diffleak ", "**Finished**: 2026-", "**Tool**: diffleak ", f"SHA-256 {sha256}"):
+        assert part in text, part
+    assert not re.findall(r"(?i)kay|zoe|/home|work|prompt:", out), "a card is public: no path, no image, no prompt"
+    assert [each.name for each in folder.iterdir() if each.suffix in (".html", ".pdf")] == [], "nothing is written"
+    (folder / STUDIED[name]).write_text((folder / STUDIED[name]).read_text() + " ")
+    assert "edited)" in refused(capsys, "report", folder, "--format", "card")
+
+
+def test_a_card_is_made_of_what_has_one_and_refused_where_nothing_has(both, tmp_path, capsys):
+    out = call(capsys, "report", both, "--format", "card")[1]
+    assert out.count("privacy-audit") == 1 and "Training images given back" in out
+    (both / "extract.json").write_text(extraction_record(long=True).model_dump_json())
+    add_digests(both, ["extract.json"])
+    out = call(capsys, "report", both, "--format", "card")[1]
+    assert "features of sscd.pt" in out and "a-very-long-folder-name" not in out
+    (both / "extract.json").unlink()
+    (both / "digests.json").unlink()
+    said = refused(capsys, "report", both, "--format", "card")
+    assert "--format card is of an audit, lora, inquire or extract" in said and "has compare.json: give html, markdown, pdf" in said
+    assert "--format latex is of an audit;" in refused(capsys, "report", studied(tmp_path / "lora", "lora-drawn"), "--format", "latex")
+
+
+def test_the_card_of_an_adapter_has_the_hash_that_its_drawings_recorded(tmp_path, capsys):
+    folder = studied(tmp_path / "run", "lora-drawn")
+    run = json.loads((folder / "lora.json").read_text())["checkpoints"][0]["run"]
+    adapter = Adapter(name="/home/kay/e-lora-100.safetensors", strength=1.0, sha256="ab" * 32)
+    (folder / run).mkdir(parents=True)
+    (folder / run / "extract.json").write_text(extraction_record().model_copy(update={"adapters": (adapter,)}).model_dump_json())
+    out = call(capsys, "report", folder, "--format", "card")[1]
+    assert f"**Adapter**: e-lora-100.safetensors at 1, sha256:{'ab' * 32}" in out and "kay" not in out
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (
+            "diffleak lora a/base 'out/*.safetensors' --pictures 'my dog' --captions 'fixed:a/b dog' -o LORA",
+            "diffleak lora base '*.safetensors' --pictures IMAGES --captions 'fixed:a/b dog' -o OUT",
+        ),
+        (
+            "diffleak extract m --images 2048 --members C:\\\\x --captions c.csv",
+            "diffleak extract m --images 2048 --members IMAGES --captions CAPTIONS",
+        ),
+        (
+            "diffleak inquire /m --images a.npy --control b --group person",
+            "diffleak inquire m --images IMAGES --control CONTROLS --group COLUMN",
+        ),
+        (
+            "diffleak extract m --thumbnails --captions own --lora C:\\\\k\\\\x.safetensors",
+            "diffleak extract m --thumbnails --captions own --lora x.safetensors",
+        ),
+    ],
+)
+def test_the_command_on_a_card_names_no_path(line, shown):
+    assert public_command(line) == shown
+
+
 def test_the_help_lists_the_folders_and_their_formats(capsys):
     shown = " ".join(call(capsys, "report", "--help")[1].replace("│", " ").split())
-    for word in ("inquire, extract, check, compare, lora, quality or prompts", "html (default), markdown, pdf", "An audit also: card"):
+    for word in (
+        "inquire, extract, check, compare, lora, quality or prompts",
+        "html (default), markdown, pdf",
+        "audit, lora, inquire, extract: card (for a model card)",
+    ):
         assert word in shown, word

@@ -9,9 +9,12 @@ from diffleak.data.pixels import png
 from diffleak.errors import WHY, UserError, refusing
 from diffleak.records import check, comparison, extraction, inquiry, lora, prompts, quality
 from diffleak.records.base import Record
-from diffleak.records.digests import refuse_edited_or_say, update_report
+from diffleak.records.digests import AUDIT, refuse_edited_or_say, update_report
 from diffleak.records.extraction import PAIRS, ExtractionRecord
 from diffleak.records.gate import read_gate
+from diffleak.records.plan import Adapter
+from diffleak.records.run_folder import read_audit
+from diffleak.report.media.card import page_card
 from diffleak.report.media.html import PICTURE, to_html
 from diffleak.report.media.markdown import to_markdown
 from diffleak.report.pages import check as check_page
@@ -25,16 +28,17 @@ from diffleak.report.prompt_pictures import read_pictures
 from diffleak.report.section import Page
 from diffleak.report.sections.extraction import SHOWN, Pictures
 from diffleak.report.sections.quality import Pictures as QualityPictures
-from diffleak.work.files import check_seal, write_text
+from diffleak.work.files import check_seal, hash_file, write_text
 from diffleak.work.reading import Unreadable, load_npy
 
 
 class Kind(NamedTuple):
-    """How the record of a folder is read, and how its page is made of both and called."""
+    """How the record of a folder is read, and how its page is made of both and called; the page of a model card, where it has one."""
 
     read: Callable[[Path], Any]
     page: Callable[[Any, Path], Page]
     file: str
+    card: Callable[[Any, Path], Page] | None = None
 
 
 def _quality(record: quality.QualityRecord, folder: Path) -> Page:
@@ -79,11 +83,36 @@ def _of_record(page: Callable[[Any], Page]) -> Callable[[Any, Path], Page]:
     return lambda record, folder: page(record)
 
 
+def _lora_card(record: lora.LoraRecord, folder: Path) -> Page:
+    """The card of an adapter's checkpoints, each with the hash that its audit or its drawings recorded."""
+    adapters = {each.name: _adapters(folder / each.run) for each in record.checkpoints}
+    return lora_page.on_card(record, adapters, _digest(folder, lora.FILE))
+
+
+def _adapters(run: Path) -> tuple[Adapter, ...]:
+    """The adapters of an audit or of drawings; none where the folder is gone."""
+    if (run / AUDIT).is_file():
+        return read_audit(run).adapters
+    return extraction.read_extraction(run / extraction.FILE).adapters if (run / extraction.FILE).is_file() else ()
+
+
+def _digest(folder: Path, name: str) -> tuple[tuple[str, str], ...]:
+    return ((name, hash_file(folder / name)),)
+
+
 KINDS = {
-    lora.FILE: Kind(lora.read_lora, _of_record(lora_page.page), lora.PAGE),
-    inquiry.FILE: Kind(inquiry.read_inquiry, _of_record(inquiry_page.page), inquiry.PAGE),
+    lora.FILE: Kind(lora.read_lora, _of_record(lora_page.page), lora.PAGE, _lora_card),
+    inquiry.FILE: Kind(
+        inquiry.read_inquiry,
+        _of_record(inquiry_page.page),
+        inquiry.PAGE,
+        lambda record, folder: inquiry_page.on_card(record, _digest(folder, inquiry.FILE)),
+    ),
     extraction.FILE: Kind(
-        lambda folder: extraction.read_extraction(folder / extraction.FILE), _of_record(extraction_page.page), extraction.PAGE
+        lambda folder: extraction.read_extraction(folder / extraction.FILE),
+        _of_record(extraction_page.page),
+        extraction.PAGE,
+        lambda record, folder: extraction_page.on_card(record, _digest(folder, extraction.FILE)),
     ),
     comparison.FILE: Kind(
         lambda folder: comparison.read_comparison(folder / comparison.FILE),
@@ -120,9 +149,18 @@ def write_again(folder: Path, form: str, thumbnails: bool = False) -> tuple[Writ
     """
     names = kinds_in(folder)
     if form not in FORMS:
-        raise UserError(f"--format {form} is of an audit; {folder} has {' and '.join(names)}: give {', '.join(FORMS)}")
+        forms = (*FORMS, "card") if any(KINDS[name].card for name in names) else FORMS
+        of = "an audit, lora, inquire or extract" if form == "card" else "an audit"
+        raise UserError(f"--format {form} is of {of}; {folder} has {' and '.join(names)}: give {', '.join(forms)}")
     refuse_edited_or_say(folder)
     return tuple(_write(folder, KINDS[name], form, thumbnails) for name in names)
+
+
+def cards(folder: Path) -> tuple[str, ...]:
+    """A section for a model card of every record in a folder that has one; none where no record has. Nothing is written."""
+    refuse_edited_or_say(folder)
+    found = [KINDS[name] for name in kinds_in(folder)]
+    return tuple(page_card(kind.card(kind.read(folder), folder)) for kind in found if kind.card)
 
 
 def _write(folder: Path, kind: Kind, form: str, thumbnails: bool) -> Written:

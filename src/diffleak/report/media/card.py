@@ -13,13 +13,15 @@ from diffleak.report.counting import held_out, trained
 from diffleak.report.judgement import verdict
 from diffleak.report.media.markdown import to_markdown
 from diffleak.report.pages.audit import on_card
+from diffleak.report.section import Page
 from diffleak.report.wording import interval, last_part
 
 TAGS = ("membership-inference", "privacy-audit")
 HOW_TO = (  # a comment, which no page shows
-    "<!-- If your README.md already begins with YAML between lines of three dashes, move the tags and the model-index above into it, and "
-    "paste only what follows as a section. Change the name in the model-index to that of your model. -->"
+    "<!-- If your README.md already begins with YAML between lines of three dashes, move the {moved} above into it, and paste only what "
+    "follows as a section.{rename} -->"
 )
+RENAME = " Change the name in the model-index to that of your model."
 TEXT, IMAGES = "text-to-image", "unconditional-image-generation"  # tasks by the names of the hub
 
 
@@ -28,8 +30,21 @@ def model_card(record: AuditRecord, sealed: Sealed | None = None, gated: Gated |
 
     The metadata of an invalid audit has no numbers. Paths of folders are left out: a card is public.
     """
-    metadata = yaml.safe_dump(_metadata(record), sort_keys=False, allow_unicode=True, width=120)
-    return f"---\n{metadata}---\n\n{HOW_TO}\n\n{_text(record, sealed, gated)}"
+    return _card(_metadata(record), HOW_TO.format(moved="tags and the model-index", rename=RENAME), _text(record, sealed, gated))
+
+
+def page_card(page: Page) -> str:
+    """The same of a page that is made for a card, with tags alone as metadata: other records have no metric that the hub compares."""
+    return _card({"tags": list(TAGS)}, HOW_TO.format(moved="tags", rename=""), _lower(page))
+
+
+def _card(metadata: dict[str, Any], how_to: str, text: str) -> str:
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=120)}---\n\n{how_to}\n\n{text}"
+
+
+def _lower(page: Page) -> str:
+    """The page as Markdown, one level lower."""
+    return re.sub(r"^(#+ )", r"#\1", to_markdown(page), flags=re.MULTILINE)
 
 
 def _metadata(record: AuditRecord) -> dict[str, Any]:
@@ -64,7 +79,7 @@ def _text(record: AuditRecord, sealed: Sealed | None, gated: Gated | None) -> st
     evidence = record.evidence.model_copy(update={"title": None}) if record.evidence else None
     plan = record.plan.model_copy(update=_without_paths(record))
     public = record.model_copy(update={"plan": plan, "membership": None, "adapters": adapters, "evidence": evidence})
-    return re.sub(r"^(#+ )", r"#\1", to_markdown(on_card(public, sealed, gated)), flags=re.MULTILINE)
+    return _lower(on_card(public, sealed, gated))
 
 
 def _without_paths(record: AuditRecord) -> dict[str, Any]:

@@ -1,13 +1,15 @@
-"""The report on training images that a model gives back."""
+"""The report on training images that a model gives back, and its section for a model card."""
+
+from collections.abc import Iterable
 
 from diffleak.errors import visible
 from diffleak.records.extraction import ExtractionRecord
 from diffleak.report import handling
 from diffleak.report.section import Page, facts, page_of
-from diffleak.report.sections import glossary, limits, model, reproduce, verdict, warnings
+from diffleak.report.sections import glossary, limits, model, public, reproduce, verdict, warnings
 from diffleak.report.sections.extraction import Pictures, made, pairs, rates
 from diffleak.report.sections.extraction import verdict as judge
-from diffleak.report.wording import count, entries
+from diffleak.report.wording import count, entries, last_part
 
 GLOSSARY = entries("""
     Member | an image that the model was trained on.
@@ -56,3 +58,27 @@ def page(record: ExtractionRecord, pictures: Pictures | None = None) -> Page:
         handling=handling.on_page(record.anonymous is not None, pictures is not None),
         style="extraction.css",
     )
+
+
+def on_card(record: ExtractionRecord, digests: Iterable[tuple[str, str]] = ()) -> Page:
+    """What everybody may know: the answer, the rates, their limits, and how it was measured; no image is named."""
+    unnamed = tuple(each.model_copy(update={"distance": last_part(each.distance)}) for each in record.distances)  # it may be a path
+    record = record.model_copy(update={"distances": unnamed})
+    about = f"Training images that {last_part(record.lora or record.model)} gives back"
+    each = f", {count(record.draws)} for each caption" if record.draws else ""
+    guidance = "" if record.guidance_scale is None else f", guidance {record.guidance_scale:g}"
+    how = f"sampler {visible(record.sampler)}, {record.steps} steps{guidance}, seed {record.seed}"
+    rows = [
+        *public.model_rows(record.model, record.model_fingerprint, record.adapters),
+        ("Drawings", f"{count(record.images)}{each}; {how}"),
+        *((("Captions", visible(public.public_captions(record.captions))),) if record.captions is not None else ()),
+        ("Images", f"{count(record.members.n)} members, {count(record.held_out.n) if record.held_out else 'no'} held-out images"),
+        ("Hash of the members", visible(record.members.fingerprint)),
+    ]
+    made = (
+        verdict(judge(record, public=True), "Does the model draw images that it was trained on?"),
+        rates(record),
+        limits(LIMITS, images=count(record.images)),
+        public.section(record, rows, digests),
+    )
+    return page_of(record, made, title=about, heading="Training images given back", meta=about)

@@ -1,8 +1,8 @@
-"""The report of an inquiry: were these images trained on?"""
+"""The report of an inquiry: were these images trained on? And its section for a model card."""
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from diffleak.errors import visible
@@ -11,9 +11,9 @@ from diffleak.records.inquiry import Group, Image, InquiryRecord, of_controls
 from diffleak.report import handling
 from diffleak.report.judgement import Verdict
 from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, page_of, prose
-from diffleak.report.sections import device, fingerprinted, glossary, limits, model, reproduce, verdict, versions, warnings
+from diffleak.report.sections import device, fingerprinted, glossary, limits, model, public, reproduce, verdict, versions, warnings
 from diffleak.report.table import Cell, Column, estimate_cell, tabulate
-from diffleak.report.wording import count, entries, interval, percent
+from diffleak.report.wording import count, entries, interval, last_part, percent
 
 SHOWN = 20  # images in the table; inquiry.csv has all
 FOUND = 0.05  # share of false discoveries at which an image is called found
@@ -32,7 +32,7 @@ GLOSSARY = entries("""
     Cut | one division of both sides into halves A and B. What is chosen on one half is tested on the other, then they change places.
 """)
 LIMITS = entries("""
-    Not which images, unless the table says so. | The answer is about the set. One trained image among many can go unseen, and a few
+    Not which images, unless they are named one by one. | The answer is about the set. One trained image among many can go unseen, and a few
         can make the whole set stand out.
     Not shown is not disproved. | A stronger attack, other captions or more images may show what this test did not. {sensitivity}
     The controls carry the answer. | If some controls were trained on, the test misses training. If they differ from the images in
@@ -89,6 +89,29 @@ def page(record: InquiryRecord) -> Page:
         meta=f"{model(record.plan.model, record.plan.lora)} · {numbers}",
         handling=_handling(record),
     )
+
+
+def on_card(record: InquiryRecord, digests: Iterable[tuple[str, str]] = ()) -> Page:
+    """What everybody may know: the answer, its two checks, its limits, and how it was measured; no image is named."""
+    plan, said, about = record.plan, words(record), f"Inquiry: {last_part(record.plan.lora or record.plan.model)}"
+    sides = f"{count(record.set.images)} {said.several} in question, {count(record.set.controls)} {said.controls}"
+    rows = [
+        *public.model_rows(plan.model, plan.model_fingerprint),
+        *((("Adapter", last_part(plan.lora)),) if plan.lora is not None else ()),
+        *((("Reference", last_part(plan.reference)),) if plan.reference is not None else ()),
+        ("Tested", sides),
+        ("Hash of the images", visible(plan.data_fingerprint)),
+        ("Attacks", visible(", ".join(attack["attack"] for attack in plan.attacks))),
+        *((("Captions", visible(public.public_captions(plan.captions))),) if plan.captions is not None else ()),
+        ("Cuts", f"{record.repeats}, by seed {plan.seed}"),
+    ]
+    made = (
+        verdict(judged(record), "Do these images score as if the model had been trained on them?"),
+        _tests(record) if record.valid else None,
+        limits(LIMITS, sensitivity=_sensitivity(record)),
+        public.section(record, rows, digests),
+    )
+    return page_of(record, made, title=about, heading="Were these images in the training set?", meta=about)
 
 
 def judged(record: InquiryRecord) -> Verdict:

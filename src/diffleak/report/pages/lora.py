@@ -1,14 +1,16 @@
-"""The report on which checkpoints of an adapter may be published."""
+"""The report on which checkpoints of an adapter may be published, and its section for a model card."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import get_args
 
 from diffleak.errors import visible
-from diffleak.records.lora import LoraRecord
+from diffleak.records.lora import Checkpoint, Decision, LoraRecord
+from diffleak.records.plan import Adapter
 from diffleak.report.judgement import Verdict
 from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, page_of
-from diffleak.report.sections import glossary, limits, reproduce, verdict, warnings
+from diffleak.report.sections import glossary, limits, public, reproduce, verdict, warnings
 from diffleak.report.table import Cell, Column, estimate_cell, rate_cell, tabulate
-from diffleak.report.wording import count, entries
+from diffleak.report.wording import count, entries, last_part
 
 WORDS = entries("""
     Checkpoint | the adapter as it was after a number of training steps.
@@ -29,10 +31,8 @@ AUDITED = entries("""
     The base may leak too. | If the base was trained on a picture, this comparison does not show that leak.
 """)
 DRAWN = entries("""
-    Nothing was held out. | The rate of false alarms is therefore unknown, and no checkpoint can be cleared. Next time hold out ten
-        pictures or more.
-    A reason to look, no proof. | An adapter that learnt its subject well draws close to the pictures without copying them. Look at
-        the pairs.
+    Nothing was held out. | The rate of false alarms is therefore unknown, and no checkpoint can be cleared.{next_time}
+    A reason to look, no proof. | An adapter that learnt its subject well draws close to the pictures without copying them.{look}
     What was not drawn. | Another caption, another seed or more drawings may come closer.
 """)
 
@@ -41,7 +41,7 @@ SECTIONS: tuple[Callable[[LoraRecord], Section | None], ...] = (
     lambda record: warnings(record.warnings),
     lambda record: _table(record),
     lambda record: _headers(record),
-    lambda record: limits(AUDITED if record.held_out else DRAWN, checkpoints=count(len(record.checkpoints))),
+    lambda record: _limits(record, next_time=" Next time hold out ten pictures or more.", look=" Look at the pairs."),
     lambda record: glossary((*WORDS, *(WORDS_AUDITED if record.held_out else WORDS_DRAWN))),
     lambda record: reproduce(record.command, facts(_rows(record))),
 )
@@ -57,6 +57,50 @@ def page(record: LoraRecord) -> Page:
         heading="Adapter checkpoints",
         meta=f"{count(len(record.checkpoints))} checkpoints on {visible(record.base)} · {count(record.pictures)} pictures{held_out}",
     )
+
+
+QUESTION = "Does the adapter give away which pictures it was trained on?"
+ANSWERS: dict[Decision, str] = {
+    "do not publish": "Yes: training pictures can be told apart from held-out ones",
+    "undecided": "Undecided",
+    "publish": "No leak was found by the attacks that were run",
+}
+
+
+def on_card(record: LoraRecord, adapters: Mapping[str, tuple[Adapter, ...]], digests: Iterable[tuple[str, str]] = ()) -> Page:
+    """What everybody may know: the answer, a row for each checkpoint, and how it was measured; adapters: of each checkpoint, by name."""
+    by = {decision: [visible(each.name) for each in record.checkpoints if each.decision == decision] for decision in get_args(Decision)}
+    title = " ".join(f"{said}: {', '.join(by[decision])}." for decision, said in ANSWERS.items() if by[decision])
+    reasons = tuple(f"{visible(each.name)}: {_public_reason(record, each)}." for each in record.checkpoints)
+    held_out = f"{count(record.held_out)} held out" if record.held_out else "none held out"
+    rows = [
+        *public.model_rows(record.base, None, [adapter for each in record.checkpoints for adapter in adapters.get(each.name, ())]),
+        ("Pictures", f"{count(record.pictures)} that it was trained on, {held_out}"),
+        ("Captions", visible(public.public_captions(record.captions))),
+        *_limit(record),
+    ]
+    made = (
+        verdict(Verdict(judged(record).level, title, reasons), QUESTION),
+        _table(record),
+        _limits(record, next_time="", look=""),
+        public.section(record, rows, digests),
+    )
+    about = f"Adapter of {last_part(record.base)}"
+    return page_of(record, made, title=about, heading="What the adapter gives away", meta=about)
+
+
+def _public_reason(record: LoraRecord, checkpoint: Checkpoint) -> str:
+    """The reason without the names of pictures."""
+    if checkpoint.redrawn is None:
+        return visible(checkpoint.reason)
+    nearer, p = checkpoint.redrawn.nearer, checkpoint.redrawn.p_value
+    said = f"for {count(nearer)} of {count(record.pictures)} pictures the adapter's nearest drawing is closer than any of the base's"
+    return f"{said} (p = {p:.2g}); without held-out pictures this decides nothing"
+
+
+def _limits(record: LoraRecord, **said: str) -> Section:
+    """The limits; said: what only the owner of the pictures can do."""
+    return limits(AUDITED if record.held_out else DRAWN, checkpoints=count(len(record.checkpoints)), **said)
 
 
 def judged(record: LoraRecord) -> Verdict:
@@ -104,7 +148,10 @@ def _headers(record: LoraRecord) -> Section | None:
 def _rows(record: LoraRecord) -> list[tuple[str, str]]:
     repeats = "; ".join(f"{visible(name)}: {n} repeats" for name, n in record.repeats.items())
     rows = [("Pictures", visible(record.found) + (f"; {repeats}" if repeats else "")), ("Captions", visible(record.captions))]
-    if record.max_excess_auc is not None:
-        rows.append(("Limit", f"AUC beyond the base at most {record.max_excess_auc:g}, with its whole interval"))
     folders = "Each checkpoint has a folder beside this page, with a report of its own."
-    return [*rows, ("Folders", folders)]
+    return [*rows, *_limit(record), ("Folders", folders)]
+
+
+def _limit(record: LoraRecord) -> list[tuple[str, str]]:
+    limit = record.max_excess_auc
+    return [] if limit is None else [("Limit", f"AUC beyond the base at most {limit:g}, with its whole interval")]

@@ -28,9 +28,10 @@ class Pictures:
     drawing: Callable[[int], bytes]
 
 
-def verdict(record: ExtractionRecord) -> Verdict:
-    """States whether more members than chance explains are drawn; never that none can be."""
-    rates, look = record.decisive, "Look at the first pairs: a pair that shows the same picture is a finding, whatever the rate is."
+def verdict(record: ExtractionRecord, public: bool = False) -> Verdict:
+    """States whether more members than chance explains are drawn; never that none can be. public: without what names an image."""
+    rates, closest = record.decisive, _closest(record, public)
+    look = () if public else ("Look at the first pairs: a pair that shows the same picture is a finding, whatever the rate is.",)
     by = f"by {_name(rates)}"
     if rates.copies is None or rates.chance is None:
         if record.held_out is None:
@@ -45,7 +46,7 @@ def verdict(record: ExtractionRecord) -> Verdict:
             )
         if record.held_out is None:
             why += ": no held-out images were given, whose distances to their nearest drawings would show how close chance comes"
-        return Verdict("undecided", title, (f"{why}.", _closest(record), look))
+        return Verdict("undecided", title, (f"{why}.", closest, *look))
     value, said = spoken(rates.copy_rate)
     size = (
         f"{count(rates.copies)} of {count(record.members.n)} members have a copy, {value} (95 % interval {said}): measured {by}, they are "
@@ -56,10 +57,10 @@ def verdict(record: ExtractionRecord) -> Verdict:
     if rates.chance < ALPHA:
         if not rates.copy_rate.low:
             chance += " The interval begins at 0 because few held-out images set the threshold; this probability takes that into account."
-        return Verdict("leak", "The model reproduces training images.", (size, f"{beside} {chance}", _closest(record), look))
+        return Verdict("leak", "The model reproduces training images.", (size, f"{beside} {chance}", closest, *look))
     bound = f"These drawings rule out that more than {percent(rates.copy_rate.high or 0.0)} of the members have a copy; fewer may have one."
     title = "No more copies of members were found than of held-out images."
-    return Verdict("no-leak-found", title, (size, f"{beside} {chance} {bound}", _closest(record), look))
+    return Verdict("no-leak-found", title, (size, f"{beside} {chance} {bound}", closest, *look))
 
 
 def _beside(rates: CopyRates) -> str:
@@ -69,8 +70,11 @@ def _beside(rates: CopyRates) -> str:
     return f"Of the held-out images that did not set the threshold, {value} ({said}) have one."
 
 
-def _closest(record: ExtractionRecord) -> str:
+def _closest(record: ExtractionRecord, public: bool) -> str:
     first, other = record.pairs[0], record.decisive.closest_held_out
+    if public:
+        held_out = "" if other is None else f", the closest held-out image at {other:.3f}"
+        return f"The closest member lies at a distance of {record.decisive.closest:.3f} from its nearest drawing{held_out}."
     beside = "" if other is None else f"; the held-out image closest to a drawing lies at {other:.3f}"
     return f"The closest pair is the member {visible(first.id)} at a distance of {record.decisive.closest:.3f}{beside}."
 
