@@ -450,7 +450,7 @@ def convert(settings: "ConvertConfig", as_json: Json = False) -> None:
 
 @app.command()
 def metadata(
-    file: Annotated[Path, typer.Argument(help="An adapter or a model, as one .safetensors file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="An adapter or a model: one .safetensors file, or a folder with one.", show_default=False)],
     strip: Annotated[
         Path | None, Opt(help="Write a copy with the same weights, and of the header only what loading needs.", show_default=False)
     ] = None,

@@ -145,9 +145,26 @@ def test_other_files_are_refused_in_one_line_that_names_the_format(capsys, tmp_p
     assert message in refused(capsys, "metadata", tmp_path / name)
 
 
-def test_a_folder_is_refused_with_the_file_in_it_and_a_copy_never_replaces_a_file(capsys, tmp_path):
+def test_a_folder_is_its_only_file_which_is_named_and_one_with_none_or_several_is_refused(capsys, tmp_path):
+    folder = tmp_path / "checkpoint-500"  # as diffusers' trainer leaves it, and as `diffleak train` does
+    folder.mkdir()
+    for other in ("optimizer.bin", "scheduler.bin"):
+        (folder / other).write_bytes(b"x")
+    file = saved(folder / "pytorch_lora_weights.safetensors", KOHYA)
+    code, out, _ = call(capsys, "metadata", folder, "--strip", tmp_path / "CLEAN.safetensors")
+    assert code == 0 and out.startswith(f"{file}: 2 tensors") and "sks dog" in out
+    assert load_file(tmp_path / "CLEAN.safetensors").keys() == WEIGHTS.keys()
+    assert json.loads(call(capsys, "metadata", folder, "--json")[1])["file"] == str(file)
+    saved(folder / "model.safetensors")
+    said = refused(capsys, "metadata", folder)
+    assert f"{folder} has 2: give one of them, such as {folder / 'model.safetensors'}" in said
+    file.unlink()
+    (folder / "model.safetensors").unlink()
+    assert f"a .safetensors file, or a folder with one; {folder} has none" in refused(capsys, "metadata", folder)
+
+
+def test_what_is_not_there_is_refused_and_a_copy_never_replaces_a_file(capsys, tmp_path):
     file = saved(tmp_path / "a.safetensors", KOHYA)
-    assert f"found a folder at {tmp_path}: give {file}" in refused(capsys, "metadata", tmp_path)
     assert "found nothing at" in refused(capsys, "metadata", tmp_path / "none.safetensors")
     before = file.read_bytes()
     assert "is there already" in refused(capsys, "metadata", file, "--strip", file) and file.read_bytes() == before

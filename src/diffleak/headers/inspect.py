@@ -4,16 +4,20 @@ from pathlib import Path
 
 from diffleak.errors import GateFailed, listed, shown, unknown
 from diffleak.headers.strip import strip
-from diffleak.records.headers import Finding, HeaderRecord, findings, in_words, read_header
+from diffleak.records.headers import Finding, HeaderRecord, findings, in_words, only_file, read_header
 
 FAIL_ON = ("private",)  # what --fail-on takes
 SHOWN_CHARACTERS = 90  # of the values in a line of the table
 
 
 def inspect(file: Path, out: Path | None = None, fail_on: str | None = None) -> HeaderRecord:
-    """What the header of a file gives away, and with `out` a copy without that; raises `UserError` for what is no .safetensors file."""
+    """What the header of a file, or of the only one in a folder, gives away, and with `out` a copy without that.
+
+    Raises `UserError` for what is no .safetensors file.
+    """
     if fail_on not in (None, *FAIL_ON):
         raise unknown("value of --fail-on", str(fail_on), FAIL_ON)
+    file = only_file(file)
     header = read_header(file)
     found = findings(header.metadata)
     kept = strip(file, header, out) if out else None

@@ -130,13 +130,21 @@ def in_words(kind: str, count: int) -> str:
     return f"{count:,} {one if count == 1 else several}"
 
 
+def only_file(given: Path) -> Path:
+    """The .safetensors file that is meant: the only one in a folder, as in that of an adapter; raises `UserError` for none or several."""
+    if found_at(given) != "a folder":
+        return given
+    inside = sorted(given.glob("*.safetensors"))
+    if len(inside) != 1:
+        has = f"has {len(inside)}: give one of them, such as {shown(inside[0], 150)}" if inside else "has none"
+        raise UserError(f"FILE must be a .safetensors file, or a folder with one; {shown(given, 150)} {has}")
+    return inside[0]
+
+
 def read_header(file: Path) -> Header:
     """The header of a .safetensors file; raises `UserError`, which names the format, for anything else."""
-    found = found_at(file)
-    if found != "a file":
-        inside = sorted(file.glob("*.safetensors")) if found == "a folder" else []
-        instead = f": give {inside[0]}" if inside else ""
-        raise UserError(f"FILE must be a .safetensors file; found {found} at {shown(file, 150)}{instead}")
+    if (found := found_at(file)) != "a file":
+        raise UserError(f"FILE must be a .safetensors file; found {found} at {shown(file, 150)}")
     if (ending := file.suffix.lower()) in (*PICKLES, ".gguf"):
         kind = "a GGUF file" if ending == ".gguf" else f"a pickle ({ending}), which has no header and runs code when it is opened"
         raise UserError(f"FILE must be a .safetensors file; {shown(file, 150)} is {kind}: save the weights as .safetensors")
