@@ -554,11 +554,12 @@ def _called(argv: list[str]) -> str:
 def _audit(settings: "AuditConfig", missing: str, as_json: bool) -> None:
     """An audit, or the geometry of images alone; `missing` is the message where no output folder is given."""
     from diffleak.auditing import run as api
+    from diffleak.auditing.warnings import about_release
     from diffleak.work.progress import say
 
     prepared, output = api.prepare(settings, log=None if settings.dry_run else say), settings.output
     if settings.dry_run:
-        for line in prepared.scan.cohort.found:
+        for line in (*about_release(prepared), *prepared.scan.cohort.found):
             say(line)
         text = "" if as_json else f"{prepared.describe()}; {prepared.estimate()}"
         return _print(prepared.summary(), as_json, text)

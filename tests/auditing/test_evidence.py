@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fixtures.commands import call, refused
+from fixtures.text import text_folder
 from PIL import Image
 
 from diffleak.auditing.run import audit
@@ -51,6 +52,46 @@ def test_who_and_for_which_release_go_into_record_and_report_and_a_run_resumes_w
     assert (run / "samples.csv").read_bytes() == samples
     assert {path.name: path.read_bytes() for path in (run / "scores").iterdir()} == scores
     assert {each.status for each in verify(run)} == {"recorded"}
+
+
+NOTE = "note: no attack given counts for --release"
+
+
+@pytest.mark.parametrize(
+    ("model", "release", "attacks", "said"),
+    [
+        ("text", "api", "sima", f"{NOTE} api, so this audit cannot answer for it: add black_box or noise_probe to --attacks"),
+        ("text", "api", "sima,black_box(encoder=pixels)", None),
+        (
+            "text",
+            "images",
+            "sima,black_box(encoder=pixels)",
+            f"{NOTE} images, so this audit cannot answer for it: none works with drawn images alone; diffleak",
+        ),
+        ("pixels", "api", "all", f"{NOTE} api, so this audit cannot answer for it: none works with this model; diffleak extract"),
+        ("pixels", "weights", "sima", None),
+        ("pixels", None, "sima", None),
+    ],
+)
+def test_that_no_attack_counts_for_the_release_is_said_before_anything_is_scored(
+    model, release, attacks, said, model_folder, tmp_path, sides, capsys
+):
+    if model == "text":
+        folder, more = text_folder(tmp_path / "model"), ["--captions", "empty", "--resize"]
+    else:
+        folder, more = model_folder(), []
+    given = ["--attacks", attacks, "--timesteps", "100", "--no-calibration", "--device", "cpu", *more]
+    given += ["--release", release] if release else []
+    code, _, err = call(capsys, "audit", folder, *sides, *given, "--dry-run")
+    notes = [line for line in err.splitlines() if line.startswith(NOTE)]
+    assert code == 0 and len(notes) == (said is not None) and (said is None or notes[0].startswith(said)), err
+
+
+def test_the_note_on_the_release_stands_behind_the_plan_and_before_the_first_score(model_folder, sides, tmp_path, capsys):
+    _, _, err = call(capsys, "audit", model_folder(), *sides, *SMALL, "--release", "api", "-o", tmp_path / "run")
+    lines = err.splitlines()
+    first = lambda start: next(i for i, line in enumerate(lines) if line.startswith(start))
+    assert 0 == first("plan: ") < first(NOTE) < first("membership: ")
 
 
 def test_the_size_of_the_training_set_and_the_hash_of_the_split_are_recorded(model_folder, digits, tmp_path):

@@ -30,7 +30,7 @@ from diffleak.auditing.phases import in_phases
 from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.results import write_results
 from diffleak.auditing.shared import Shared
-from diffleak.auditing.warnings import about_equal_scores, about_memory, about_names, captions_line, warnings_of
+from diffleak.auditing.warnings import about_equal_scores, about_memory, about_names, about_release, captions_line, warnings_of
 from diffleak.config import IN_PYTHON, build, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, cohort, sort_key
 from diffleak.data.duplicates import clusters_of_several
@@ -303,7 +303,7 @@ def _scored(
         log(prepared.describe())
     if timed:
         log(f"time: {prepared.estimate(folder)}")
-    for line in prepared.scan.cohort.found:
+    for line in (*about_release(prepared), *prepared.scan.cohort.found):
         log(line)
     if prepared.membership and prepared.config.known:
         log(f"membership: {prepared.membership.sentence}")

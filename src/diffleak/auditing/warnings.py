@@ -8,12 +8,14 @@ import numpy as np
 from diffleak.attacks.black_box import BlackBox
 from diffleak.attacks.clid import CLiD
 from diffleak.attacks.noise_probe import NoiseProbe
+from diffleak.auditing.evidence import known
 from diffleak.auditing.plan import Prepared
 from diffleak.data.captions import FIXED, Captions
 from diffleak.data.duplicates import beside_members
 from diffleak.data.scan import Scan
 from diffleak.errors import shown, visible
 from diffleak.records.audit import Blind, Result
+from diffleak.records.evidence import GIVES, RELEASED
 from diffleak.records.scores import Scores
 from diffleak.stats import evaluation
 from diffleak.stats.blind import finding
@@ -27,6 +29,20 @@ def captions_line(captions: Captions, images: int) -> str:
         given = f"'{shown(captions.texts[0])}'" if captions.texts[0] else "the empty caption"
         return f"captions: {given} for every image ({visible(captions.choice)}; {captions.found}/{images} have one of their own)"
     return f"captions found: {captions.found}/{images} ({visible(captions.choice)})"
+
+
+def about_release(prepared: Prepared) -> Iterator[str]:
+    """That no attack counts for the form of release, and what does: the verdict says so too, after hours of scoring."""
+    release = prepared.config.release or RELEASED
+    attacks = known(prepared.attacks, prepared.target.text is not None)
+    counting = [each for each in attacks if each.access in GIVES[release] and each.unfit is None]
+    if not prepared.attacks or any(each.run for each in counting):
+        return
+    none = f"note: no attack given counts for --release {release}, so this audit cannot answer for it"
+    if counting:
+        yield f"{none}: add {' or '.join(each.attack for each in counting)} to --attacks"
+    else:
+        yield f"{none}: none works with {'drawn images alone' if release == 'images' else 'this model'}; diffleak extract looks for copies"
 
 
 def about_names(prepared: Prepared, folder: Path) -> Iterator[str]:

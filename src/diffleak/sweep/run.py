@@ -14,6 +14,7 @@ from diffleak.auditing.config import AuditConfig, read_cohort
 from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.reference import BASE
 from diffleak.auditing.shared import Shared
+from diffleak.auditing.warnings import about_release
 from diffleak.comparison.compare import difference
 from diffleak.comparison.runs import Run
 from diffleak.config import command_line
@@ -49,7 +50,7 @@ def describe(config: AuditConfig, found: Checkpoints, log: Callable[[str], None]
     log: called with a line for each finding about the images.
     """
     first = prepare(_settings(config, found, found.found[0], None))
-    for line in first.scan.cohort.found:
+    for line in (*about_release(first), *first.scan.cohort.found):
         log(line)
     return f"{_plan_line(found, first)}\n{first.describe()}", {
         "checkpoints": [{"name": each.name, "checkpoint": each.path, "step": each.step} for each in found.found],
