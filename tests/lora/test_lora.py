@@ -239,7 +239,11 @@ def test_without_held_out_pictures_drawings_stand_beside_those_of_the_base(train
     assert row.decision == "undecided" and record.held_out is None and record.step_source is None
     for name in ("base", "dog"):
         assert (tmp_path / "run" / "drawings" / name / "extract.json").exists()
-    assert "Nothing was held out." in to_html(page(record)) and all_recorded(tmp_path / "run")
+    made, how = to_html(page(record)), "The same command with --thumbnails puts them on the pages of the drawings"
+    assert "Nothing was held out." in made and how in made and all_recorded(tmp_path / "run")
+    assert how not in to_html(page(record.model_copy(update={"settings": {"thumbnails": True}})))
+    code, _, err = call(capsys, "lora", root / "sd", root / "out" / "dog.safetensors", *few, "--thumbnails")
+    assert code == 0 and "<img" in (tmp_path / "run" / "drawings" / "dog" / "extract.html").read_text(), err
 
 
 def test_pictures_without_captions_are_given_the_empty_one_and_the_page_says_what_a_dreambooth_needs(

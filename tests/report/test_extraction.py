@@ -45,6 +45,11 @@ def test_the_page_has_each_pair_with_the_command_that_draws_it_again_and_picture
     record = extraction_record(copied=9)
     plain, shown = to_html(page(record)), extraction_page()
     assert "<img" not in plain and "--thumbnails" in plain and shown.count("<img") == 48
+    see, again = "diffleak extract model --members in --nonmembers out -o run --thumbnails", "nothing is drawn again"
+    assert plain.index(again) < plain.index(f"{see}</code>") < plain.index("--only ") and again not in shown
+    with_flag = to_html(page(record.model_copy(update={"command": see})))
+    assert f"{see}</code>" in with_flag and "--thumbnails --thumbnails" not in with_flag
+    assert see not in to_html(page(record.model_copy(update={"anonymous": "key"}))), "pictures of an anonymous search are refused"
     for pair in record.pairs[:24]:
         assert f"diffleak extract model --members in --nonmembers out -o run --only {pair.image}</code>" in plain
     assert plain.index(record.pairs[0].id) < plain.index(record.pairs[1].id)

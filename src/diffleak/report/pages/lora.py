@@ -41,7 +41,7 @@ SECTIONS: tuple[Callable[[LoraRecord], Section | None], ...] = (
     lambda record: warnings(record.warnings),
     lambda record: _table(record),
     lambda record: _headers(record),
-    lambda record: _limits(record, next_time=" Next time hold out ten pictures or more.", look=" Look at the pairs."),
+    lambda record: _limits(record, next_time=" Next time hold out ten pictures or more.", look=_look(record)),
     lambda record: glossary((*WORDS, *(WORDS_AUDITED if record.held_out else WORDS_DRAWN))),
     lambda record: reproduce(record.command, facts(_rows(record))),
 )
@@ -87,6 +87,12 @@ def on_card(record: LoraRecord, adapters: Mapping[str, tuple[Adapter, ...]], dig
     )
     about = f"Adapter of {last_part(record.base)}"
     return page_of(record, made, title=about, heading="What the adapter gives away", meta=about)
+
+
+def _look(record: LoraRecord) -> str:
+    """The advice to look at the pairs, and how they are shown."""
+    shown = "" if record.settings.get("thumbnails") else " The same command with --thumbnails puts them on the pages of the drawings."
+    return f" Look at the pairs.{shown}"
 
 
 def _public_reason(record: LoraRecord, checkpoint: Checkpoint) -> str:

@@ -1,5 +1,6 @@
 """The sections of the report on training images that a model gives back."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from diffleak.records.extraction import FILE, PAIRS, TILES, CopyRates, Extractio
 from diffleak.report.audited import not_shown
 from diffleak.report.judgement import Verdict
 from diffleak.report.media.html import data_uri
-from diffleak.report.section import Block, Section, Tabulated, drawn, prose
+from diffleak.report.section import Block, Section, Sentences, Tabulated, drawn, prose
 from diffleak.report.sections import device, fingerprinted, of_images, of_model, versions
 from diffleak.report.table import Cell, Column, missing, tabulate
 from diffleak.report.wording import count, duration, interval, percent, spoken
@@ -124,7 +125,9 @@ def pairs(record: ExtractionRecord, pictures: Pictures | None) -> Section:
     what += "." if record.held_out is None else ": compare its distances with those of held-out images."
     private = "these are private training images, and perhaps copies of them"
     hidden: tuple[Block, ...] = (
-        (not_shown(private, record.anonymous is not None),) if pictures is None else (prose(f"The folder {PAIRS} has them as files."),)
+        (not_shown(private, record.anonymous is not None), *_see(record))
+        if pictures is None
+        else (prose(f"The folder {PAIRS} has them as files."),)
     )
     columns = (
         Column(("Distance",), "", 1, lambda p: Cell(f"{p.distances[record.decisive.distance]:.3f}")),
@@ -140,6 +143,15 @@ def pairs(record: ExtractionRecord, pictures: Pictures | None) -> Section:
         drawn("copied", pairs=[_pair(record, pair, pictures) for pair in shown]),
     )
     return Section("pairs", "The closest pairs", blocks, "Pairs")
+
+
+def _see(record: ExtractionRecord) -> tuple[Block, ...]:
+    """The command that shows the pairs; none where their names are keyed, and of a search in Python."""
+    if record.anonymous is not None or not record.command.startswith("diffleak extract "):
+        return ()
+    command = visible(record.command if "--thumbnails" in shlex.split(record.command) else f"{record.command} --thumbnails")
+    how = prose("To look at the pairs, repeat the command with this flag. Its drawings are kept, so nothing is drawn again:")
+    return (how, drawn("code", text=command), Sentences((f"To look at the pairs: {command}",), tone="small", where="terminal"))
 
 
 def _pair(record: ExtractionRecord, pair: Pair, pictures: Pictures | None) -> dict[str, Any]:
