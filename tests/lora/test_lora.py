@@ -203,6 +203,13 @@ def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
     code, out, err = call(capsys, *command)
     assert code == 0 and record.answer.split(":")[0] in out and all_recorded(tmp_path / "run")
     assert written_again(capsys, tmp_path / "run" / "lora.html")
+    code, out, _ = call(capsys, *command, "--max-excess-auc", 1, "--json")
+    allowed = LoraRecord.model_validate_json(out)
+    assert [row.decision for row in allowed.checkpoints] == ["publish"] * 2, "no leak is shown, and this limit excludes nothing"
+    assert "may be published: dog-000001, dog" in allowed.answer
+    card = call(capsys, "report", tmp_path / "run", "--format", "card")[1]
+    assert "No leak was found by the attacks that were run: dog-000001, dog." in card and str(root) not in card
+    assert all(f"{row.name}.safetensors at 1, sha256:" in card for row in allowed.checkpoints)
 
 
 def test_what_a_refusal_advises_is_an_option_of_this_command(trained: Any, tmp_path: Path, capsys: Any, few_divisions: Any) -> None:
