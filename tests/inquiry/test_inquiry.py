@@ -112,7 +112,9 @@ def test_the_command_leaves_a_record_a_table_and_a_page_and_resumes(model, data,
     assert all_recorded(run) and {path.stat().st_mode & 0o777 for path in run.glob("inquiry.*")} == {0o600}
     assert written_again(capsys, run / "inquiry.html")
     assert "no pictures" in refused(capsys, "report", run, "--thumbnails")
-    assert "--format card is of an audit" in refused(capsys, "report", run, "--format", "card")
+    assert "--format latex is of an audit" in refused(capsys, "report", run, "--format", "latex")
+    card = call(capsys, "report", run, "--format", "card")[1]
+    assert judged(record).title in card and not [each.id for each in record.images if each.id in card] and str(run) not in card
     assert call(capsys, "report", run, "--markdown")[1].startswith("## Were these images in the training set?")
 
     def fail(*_):
