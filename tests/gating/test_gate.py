@@ -82,6 +82,14 @@ def test_the_report_says_each_limit_met_or_not_and_by_how_much_in_every_form(rep
     assert all_recorded(reported)
 
 
+def test_the_page_says_of_each_kind_of_limit_when_it_is_met(reported, capsys):
+    call(capsys, "gate", reported, "--max-tpr", "1")
+    assert "A limit on the TPR is met if" in on_page(reported) and "A limit on the AUC" not in on_page(reported)
+    call(capsys, "gate", reported, "--max-auc", "0.6")
+    assert "lies between 1 minus the limit and the limit: an attack that works with the sides exchanged counts too" in on_page(reported)
+    assert "A limit on the TPR is met if" not in on_page(reported), "the last check"
+
+
 def test_limits_of_an_earlier_record_are_said_to_be_outdated_and_an_edited_check_is_refused(reported, capsys):
     diffleak.gate(reported, max_auc=0.6)
     (reported / "audit.json").write_text((reported / "audit.json").read_text() + "\n")
@@ -294,6 +302,9 @@ def test_of_an_audit_that_is_edited_or_not_finished_no_limit_is_checked(measured
     with pytest.raises(UserError, match="is not finished: repeat its audit command, it resumes"):
         diffleak.gate(measured, **{limit: LIMITED[limit]})
     assert not (measured / "gate.json").exists()
+    (measured / "geometry.parquet").write_bytes(b"")  # of images alone, which is no audit
+    if limit in ("max_copies", "max_epsilon"):
+        assert diffleak.gate(measured, **{limit: LIMITED[limit]}).met
 
 
 def test_of_a_comparison_every_entry_but_the_baseline_is_checked(tmp_path, runs, capsys):

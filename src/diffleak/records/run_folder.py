@@ -18,6 +18,7 @@ from diffleak.records.scores import Samples, Scores, Unit, read_columns
 from diffleak.work.files import write_text
 from diffleak.work.reading import load_columns
 
+GEOMETRY = "geometry.parquet"
 COUNTED: tuple[Unit, ...] = ("group", "cluster")  # columns of samples.csv that say which images count together
 
 
@@ -28,8 +29,8 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def unfinished(folder: Path) -> bool:
-    """True for a folder that an audit or an inquiry has begun and not ended."""
-    return (folder / PLAN).is_file() and not any((folder / name).is_file() for name in (AUDIT, INQUIRY))
+    """True for a folder that an audit, an inquiry or the geometry of images alone has begun and not ended."""
+    return (folder / PLAN).is_file() and not any((folder / name).is_file() for name in (AUDIT, INQUIRY, GEOMETRY))
 
 
 def read_audit(folder: Path) -> AuditRecord:

@@ -9,6 +9,15 @@ from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Sentences, prose
 from diffleak.report.wording import count, moment
 
+WITHIN = "is met if the whole 95 % interval of every attack is at or below it."
+MET = {
+    "max_auc": "A limit on the AUC is met if the whole 95 % interval of every attack lies between 1 minus the limit and the limit: "
+    "an attack that works with the sides exchanged counts too.",
+    "max_tpr": f"A limit on the TPR {WITHIN}",
+    "max_excess_auc": f"A limit on the AUC beyond the reference {WITHIN}",
+    "max_copies": "A limit on copies is met if the whole 95 % interval of the rate is at or below it.",
+    "max_epsilon": "A limit on epsilon is met if the lower bound is at or below it, which proves nothing: the bound is a lower one.",
+}
 OUTDATED = "diffleak gate checked an earlier record of this folder: repeat it"
 
 
@@ -28,7 +37,7 @@ def checked(gated: Gated | None) -> Section | None:
 
 def _made(gates: Sequence[Gate], gated: Gated | None) -> Section | None:
     marks = tuple("passed" if gate.passed else "failed" for gate in gates)
-    met = "A limit is met if the whole 95 % interval of every attack is at or below it."
+    met = " ".join(dict.fromkeys(MET[gate.limit] for gate in gates))
     by = f" Checked by diffleak gate: {moment(gated.record.created)}." if gated else ""
     passing = gated.record.last_passing if gated else None
     last = f" The last checkpoint that passes: {visible(passing)}." if passing else ""
