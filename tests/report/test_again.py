@@ -163,6 +163,16 @@ def test_the_folders_of_lora_inquire_and_extract_have_a_section_for_a_model_card
     assert "edited)" in refused(capsys, "report", folder, "--format", "card")
 
 
+def test_the_card_of_an_invalid_inquiry_has_no_number_of_a_result(tmp_path, capsys):
+    folder = studied(tmp_path / "run", "inquire-128-50")
+    record = json.loads((folder / "inquiry.json").read_text())
+    invalid = {"valid": False, "invalid_reason": "The sides differ.", "images": [], "cuts": []}
+    write_recorded(folder, {"inquiry.json": json.dumps(record | invalid)})
+    out = call(capsys, "report", folder, "--format", "card")[1]
+    assert "**No answer: the two sides differ without the model.**" in out and "- The sides differ." in out
+    assert f"{record['set']['auc']['value']:.3f}" not in out and "p-value of the set" not in out
+
+
 def test_a_card_is_made_of_what_has_one_and_refused_where_nothing_has(both, tmp_path, capsys):
     out = call(capsys, "report", both, "--format", "card")[1]
     assert out.count("privacy-audit") == 1 and "Training images given back" in out
