@@ -1,6 +1,7 @@
 """Changes of stats and attacks that no test notices: a seeded sample, each against the tests that call the changed function.
 
     OMP_NUM_THREADS=1 python benchmarks/mutation.py --sample 150 --seed 0 [--rooms stats,attacks] [--log FILE]
+    OMP_NUM_THREADS=1 python benchmarks/mutation.py --again FILE [--rooms stats,attacks]        # those that survived, after new tests
 
 The tests are collected once. Which test calls which function is learnt in a first run. Every change is then made in a fork of the
 process, in the code of the function alone, and its tests run, the fastest first, until one fails. Nothing is written into the
@@ -19,6 +20,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -50,15 +53,16 @@ OTHER_NAME = {
     "floor": "ceil",
 }
 OTHER_NAME |= {"minimum": "maximum", "maximum": "minimum", "left": "right", "right": "left"}
-SECONDS = 60  # beyond ten times what the tests took
+SECONDS = 30  # beyond three times what the tests took
 
 
 class Mutant(NamedTuple):
-    """A change: the file, the function, the place of the node in the order of `ast.walk`, its line, and the change in words."""
+    """A change: the file, the function, the place of the node in the order of `ast.walk`, which of its changes, its line, and the words."""
 
     file: Path
     function: str
     node: int
+    which: int
     line: int
     change: str
 
@@ -66,28 +70,27 @@ class Mutant(NamedTuple):
         return f"{self.file.relative_to(SOURCE)}:{self.line} {self.function}: {self.change}"
 
 
-def changes(node: ast.AST) -> tuple[str, Callable[[], None]] | None:
-    """The change of a node in words, and what makes it in place; None where there is none."""
-    if isinstance(node, ast.Compare) and type(node.ops[0]) in OTHER_OPERATOR:
-        other = OTHER_OPERATOR[type(node.ops[0])]
-        return f"{type(node.ops[0]).__name__} to {other.__name__}", lambda: node.ops.__setitem__(0, other())
-    if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in OTHER_OPERATOR:
-        other = OTHER_OPERATOR[type(node.op)]
-        return f"{type(node.op).__name__} to {other.__name__}", lambda: setattr(node, "op", other())
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
-        plus = {ast.Not: "not left out", ast.USub: "minus left out"}[type(node.op)]
-        return plus, lambda: setattr(node, "op", ast.UAdd() if isinstance(node.op, ast.USub) else _Twice())
-    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
-        return f"{node.value} to {not node.value}", lambda: setattr(node, "value", not node.value)
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        return f"{node.value} to {node.value + 1}", lambda: setattr(node, "value", node.value + 1)
-    if isinstance(node, ast.If | ast.IfExp):
-        return "condition reversed", lambda: setattr(node, "test", ast.UnaryOp(ast.Not(), node.test))
-    if isinstance(node, ast.Name) and node.id in OTHER_NAME:
-        return f"{node.id} to {OTHER_NAME[node.id]}", lambda: setattr(node, "id", OTHER_NAME[node.id])
-    if isinstance(node, ast.Attribute) and node.attr in OTHER_NAME:
-        return f"{node.attr} to {OTHER_NAME[node.attr]}", lambda: setattr(node, "attr", OTHER_NAME[node.attr])
-    return None
+def changes(node: ast.AST) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The changes of a node in words, each with what makes it in place."""
+    if isinstance(node, ast.Compare):
+        for place, operator in enumerate(node.ops):
+            if other := OTHER_OPERATOR.get(type(operator)):
+                yield f"{type(operator).__name__} to {other.__name__}", partial(node.ops.__setitem__, place, other())
+    elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and (other := OTHER_OPERATOR.get(type(node.op))):
+        yield f"{type(node.op).__name__} to {other.__name__}", partial(setattr, node, "op", other())
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+        words = {ast.Not: "not left out", ast.USub: "minus left out"}[type(node.op)]
+        yield words, partial(setattr, node, "op", ast.UAdd() if isinstance(node.op, ast.USub) else _Twice())
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield f"{node.value} to {not node.value}", partial(setattr, node, "value", not node.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        yield f"{node.value} to {node.value + 1}", partial(setattr, node, "value", node.value + 1)
+    elif isinstance(node, ast.If | ast.IfExp):
+        yield "condition reversed", partial(setattr, node, "test", ast.UnaryOp(ast.Not(), node.test))
+    elif isinstance(node, ast.Name) and node.id in OTHER_NAME:
+        yield f"{node.id} to {OTHER_NAME[node.id]}", partial(setattr, node, "id", OTHER_NAME[node.id])
+    elif isinstance(node, ast.Attribute) and node.attr in OTHER_NAME:
+        yield f"{node.attr} to {OTHER_NAME[node.attr]}", partial(setattr, node, "attr", OTHER_NAME[node.attr])
 
 
 class _Twice(ast.Not):
@@ -131,17 +134,17 @@ def mutants(file: Path) -> Iterator[Mutant]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     where = inside(tree)
     for number, node in enumerate(ast.walk(tree)):
-        if node in where and (change := changes(node)):
-            yield Mutant(file, where[node], number, node.lineno, change[0])  # type: ignore[attr-defined]
+        if node in where:
+            for which, (words, _) in enumerate(changes(node)):
+                yield Mutant(file, where[node], number, which, node.lineno, words)  # type: ignore[attr-defined]
 
 
 def apply(mutant: Mutant) -> None:
     """Gives the functions in memory the changed code; raises where there is none."""
     tree = ast.parse(mutant.file.read_text(encoding="utf-8"))
     node = next(node for number, node in enumerate(ast.walk(tree)) if number == mutant.node)
-    found = changes(node)
-    assert found is not None
-    found[1]()
+    _, make = list(changes(node))[mutant.which]
+    make()
     changed = ast.fix_missing_locations(_WithoutNot().visit(tree))
     code = codes(compile(changed, str(mutant.file), "exec", dont_inherit=True))[mutant.function]
     gc.unfreeze()
@@ -167,12 +170,15 @@ def key(code: CodeType) -> tuple[str, str]:
 class Mutation:
     """A pytest plugin that runs the collected tests once for each change."""
 
-    def __init__(self, files: list[Path], sample: int, seed: int, log: Path | None, by_name: bool) -> None:
-        self.files, self.log = {str(file) for file in files}, log
-        self.by_name = by_name
+    def __init__(self, files: list[Path], given: argparse.Namespace) -> None:
+        self.files, self.log = {str(file) for file in files}, given.log
+        self.by_name, self.budget = given.by_name, given.budget
         self.said = os.fdopen(os.dup(2), "w")  # what pytest does not capture
         everything = sorted({mutant for file in files for mutant in mutants(file)})
-        self.sample = random.Random(seed).sample(everything, min(sample, len(everything)))
+        self.sample = random.Random(given.seed).sample(everything, min(given.sample, len(everything)))
+        if given.again:
+            survived = given.again.read_text(encoding="utf-8").splitlines()
+            self.sample = [mutant for mutant in everything if any(f"SURVIVED    {mutant} (" in line for line in survived)]
         self.number = len(everything)
 
     def say(self, line: str) -> None:
@@ -187,10 +193,12 @@ class Mutation:
         self.say(f"{len(session.items)} tests in {time.perf_counter() - began:.0f} s; {len(self.sample)} of {self.number} changes")
         counts: dict[str, int] = {}
         for mutant in self.sample:
-            chosen = [i for i, called in enumerate(calls) if f"{mutant.file}\0{mutant.function}" in called]
-            outcome = self.tried(session, mutant, sorted(chosen, key=seconds.__getitem__), sum(seconds[i] for i in chosen))
+            able = [i for i, called in enumerate(calls) if f"{mutant.file}\0{mutant.function}" in called]
+            able.sort(key=seconds.__getitem__)
+            chosen = [i for i, sofar in zip(able, accumulate(seconds[i] for i in able), strict=True) if sofar <= self.budget]
+            outcome = self.tried(session, mutant, chosen, sum(seconds[i] for i in chosen))
             counts[outcome] = counts.get(outcome, 0) + 1
-            self.say(f"{outcome:<11} {mutant} ({len(chosen)} tests)")
+            self.say(f"{outcome:<11} {mutant} ({len(chosen)} of {len(able)} tests)")
         self.say(", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items())))
         return True
 
@@ -206,13 +214,15 @@ class Mutation:
             if not (child := os.fork()):
                 found = []
                 for i in range(len(session.items)):
-                    called: set[tuple[str, str]] = set()
-                    look = lambda frame, event, _, called=called: called.add(key(frame.f_code)) if event == "call" else None
+                    called: set[CodeType] = set()
+                    look = lambda frame, event, _, called=called: (
+                        called.add(frame.f_code) if event == "call" and frame.f_code.co_filename in self.files else None
+                    )
                     began = time.perf_counter()
                     sys.setprofile(look)
                     run(session, [i])
                     sys.setprofile(None)
-                    own = ["\0".join(each) for each in called if each[0] in self.files]
+                    own = sorted({"\0".join(key(code)) for code in called})
                     found.append((own, time.perf_counter() - began))
                 Path(file.name).write_text(json.dumps([found, session.testsfailed]))
                 os._exit(0)
@@ -226,7 +236,7 @@ class Mutation:
             return "not called"
         if not (child := os.fork()):
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(int(SECONDS + 10 * seconds))
+            signal.alarm(int(SECONDS + 3 * seconds))
             try:
                 apply(mutant)
             except (AssertionError, ValueError, KeyError):
@@ -255,6 +265,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rooms", default="stats,attacks", help="folders or files of the source")
     parser.add_argument("--log", type=Path)
+    parser.add_argument("--again", type=Path, help="a log: try those that survived there once more, in place of a sample")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds of tests for each change, the fastest tests first")
     parser.add_argument("--by-name", action="store_true", help="the tests of a file are those of test_FILE: no first run")
     parser.add_argument("--alone", action="store_true", help="without tests/conftest.py: no torch, no checks of types, faster")
     parser.add_argument("tests", nargs="*", help="default: the folders of tests with the names of the rooms")
@@ -262,7 +274,7 @@ def main() -> None:
     rooms = given.rooms.split(",")
     files = [file for room in rooms for file in (sorted((SOURCE / room).rglob("*.py")) or [SOURCE / room])]
     tests = given.tests or [str(ROOT / "tests" / room) for room in rooms]
-    plugin = Mutation(files, given.sample, given.seed, given.log, given.by_name)
+    plugin = Mutation(files, given)
     alone = ["--noconftest"] if given.alone else []
     sys.exit(pytest.main(["-q", "-m", "not slow", *alone, *tests], plugins=[plugin]))
 

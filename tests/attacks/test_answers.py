@@ -86,6 +86,18 @@ def test_what_has_no_room_is_asked_again_and_a_finished_chunk_makes_room() -> No
     assert torch.equal(two.subject.eps(X0, 20), MODEL(X0, 20)) and two.saved[-1] == (3, 20)
 
 
+def test_forgetting_a_chunk_leaves_the_answers_of_others_and_nothing_of_its_own() -> None:
+    memory, asked = Memory(), list[tuple[int, int]]()
+    ask = lambda chunk, t: memory.answer(chunk, t, lambda: asked.append((chunk, t)) or X0)
+    for chunk in (0, 1):
+        ask(chunk, 5)
+    memory.forget(0)
+    assert ask(1, 5)[1] and asked == [(0, 5), (1, 5)]
+    memory.forget(1)
+    assert not memory._kept and not memory._asking and memory._size == 0, "an audit of many chunks does not grow"
+    assert not ask(1, 5)[1] and asked[2:] == [(1, 5)]
+
+
 def test_threads_that_want_the_same_answer_ask_once() -> None:
     memory, start = Memory(), Barrier(4)
     asked = [Asked(memory) for _ in range(4)]

@@ -137,6 +137,20 @@ def test_statistics_are_float64_for_float32_images(attack: Attack, denoiser: Den
     torch.testing.assert_close(value, statistics(attack, denoiser, images(), noise()), rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "secmi(k=1)",
+        "noise_aggregation(k=2,stride=1,sigma=0)",
+        "pfami(crops=1)",
+        "black_box(n=1,steps=1,guidance_scale=0)",
+        "noise_probe(steps=1,guidance_scale=0)",
+    ],
+)
+def test_the_smallest_parameters_that_are_allowed_give_a_finite_statistic(spec: str, denoiser: Denoiser) -> None:
+    assert torch.isfinite(statistics(ready(spec, denoiser), denoiser, images(), noise())).all()
+
+
 def test_statistics_are_deterministic(attack: Attack, denoiser: Denoiser) -> None:
     torch.manual_seed(0)
     first = statistics(attack, denoiser, images(), noise())

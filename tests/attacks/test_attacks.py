@@ -630,7 +630,9 @@ def test_a_wrong_spec_says_what_must_hold(spec: str, message: str) -> None:
         parse(spec, ATTACKS, None)
 
 
-@pytest.mark.parametrize("spec", ["loss(p=0)", "sima(p=-1)", "pia(p=nan)", "secmi(p=inf)", "noise_aggregation(sigma=nan)"])
+@pytest.mark.parametrize(
+    "spec", ["loss(p=0)", "sima(p=-1)", "pia(p=nan)", "secmi(p=inf)", *(f"noise_aggregation(sigma={x})" for x in ("nan", "inf"))]
+)
 def test_a_norm_or_scale_that_gives_no_number_is_refused(spec: str) -> None:
     with pytest.raises(UserError, match=r"\bp\b|\bsigma\b"):
         parse(spec, ATTACKS, None)
@@ -666,6 +668,12 @@ def test_timesteps_that_are_no_grid_are_refused(text: str) -> None:
     message = f"timesteps are written start:stop:step (stop included), or one number; got {text!r}"
     with pytest.raises(UserError, match=re.escape(message)):
         parse_timesteps(text)
+
+
+def test_a_grid_has_at_most_a_hundred_thousand_timesteps() -> None:
+    assert len(parse_timesteps("0:49999+50000:99999")) == 100_000
+    with pytest.raises(UserError, match="timesteps are written start:stop:step"):
+        parse_timesteps("0:50000+50001:100000")
 
 
 @pytest.mark.parametrize("text", ["30:10:10", "-5", "-10:10:10"])

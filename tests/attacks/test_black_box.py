@@ -304,6 +304,7 @@ def test_all_leaves_it_out_unless_it_is_named() -> None:
         ("black_box draws whole images and has no timesteps; leave them out", "black_box(timesteps=10)"),
         ("black_box needs n >= 1 images of steps >= 1; got 0 and 50", "black_box(n=0)"),
         ("guidance_scale must be a number of at least 0", "black_box(guidance_scale=nan)"),
+        ("guidance_scale must be a number of at least 0", "black_box(guidance_scale=-0.5)"),
         ("variant of black_box", "black_box(variant=tresholds)"),
     ],
 )

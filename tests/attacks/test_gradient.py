@@ -62,6 +62,7 @@ def test_components_are_the_closed_form_of_a_linear_denoiser_however_the_timeste
     denoiser = NetworkDenoiser(network, SCHEDULE)
     with torch.inference_mode():
         found = opened(denoiser).statistics(subject(denoiser, n))
+    assert opened(denoiser).memory == 2 * (D * D + D) * 8, "of float64: the sum so far, and the next"
     expected = [[-np.log((g**2).sum()) for g in pair] for pair in closed_form(network, subject(denoiser, n))]
     np.testing.assert_allclose(found.T.numpy(), expected, atol=1e-10)
 
@@ -73,6 +74,7 @@ def test_of_a_lora_the_gradients_are_those_of_its_two_matrices():
     denoiser = NetworkDenoiser(network, SCHEDULE, adapted=adapted)
     attack = opened(denoiser)
     assert attack.tensors == ("layer.weight",) and len(attack.columns) == 2
+    assert attack.memory == D * D * 8, "of float64; the sums over two matrices of rank 2 are small"
     assert attack.of == "the LoRA's matrices in 1 layers" and attack.label == "gradient(timesteps=30+200+700)"
     found = attack.statistics(subject(denoiser))
     expected = [
@@ -137,6 +139,8 @@ def test_functions_and_references_of_other_weights_are_refused():
     for reference in (function, NetworkDenoiser(other, SCHEDULE)):
         with pytest.raises(UserError, match=r"its reference, which has no such layer\.weight"):
             Gradient().opened(replace(subject(NetworkDenoiser(Linear(), SCHEDULE)), reference=subject(reference)))
+    with pytest.raises(UserError, match="gradient needs the weights in the memory of the device; leave out --offload, or gradient"):
+        opened(NetworkDenoiser(Linear().to("meta"), SCHEDULE))
     with pytest.raises(UserError, match="takes no mask"):
         opened(NetworkDenoiser(Linear(), SCHEDULE)).statistics(subject(NetworkDenoiser(Linear(), SCHEDULE)), torch.ones(N, D))
 

@@ -258,6 +258,7 @@ def test_it_is_refused_without_a_reference_and_no_part_of_all() -> None:
         ("noise_probe draws whole images and has no timesteps; leave them out", "noise_probe(timesteps=10)"),
         ("noise_probe: steps must be at least 1; got 0", "noise_probe(steps=0)"),
         ("noise_probe: guidance_scale must be a number of at least 0", "noise_probe(guidance_scale=nan)"),
+        ("noise_probe: guidance_scale must be a number of at least 0", "noise_probe(guidance_scale=-0.5)"),
     ],
 )
 def test_parameters_that_make_no_sense_are_refused(message: str, spec: str) -> None:

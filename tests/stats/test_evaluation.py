@@ -577,6 +577,21 @@ def test_the_oracle_of_a_mask_whose_ratio_is_chosen_is_the_best_of_every_ratio_f
     assert found == pytest.approx((max(best["auc"]), max(best["asr"]), max(best["tpr"])))
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_a_mask_adds_to_success_counts_every_image_as_a_member_where_that_was_best_on_calibrate(swapped):
+    """Its threshold is minus infinity, and is recorded as none."""
+    ids, member = cohort(600, 200)
+    split = divided(ids, member, 0.2, 0)
+    blind, seeing = shifted(ids, member, [-3.0]), shifted(ids, member, [1.5], seed=2)
+    plain, masked = (seeing, blind) if swapped else (blind, seeing)
+    base = on_every_split(plain, member, split)
+    result, _ = whole(evaluate_masked("influence:0.4", {0.4: masked}, base, member, split))
+    thresholds = (result.asr.threshold, base[0][0].asr.threshold)
+    assert (thresholds[0] is None, thresholds[1] is None) == (swapped, not swapped)
+    assert result.gain.asr.value == pytest.approx(result.asr.value - base[0][0].asr.value)
+    assert min(result.asr.value, base[0][0].asr.value) == 0.75
+
+
 def test_what_a_mask_adds_is_measured_on_the_test_part():
     ids, member = cohort(300, 300)
     split = divided(ids, member, 0.2, 0)

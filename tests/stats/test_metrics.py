@@ -90,15 +90,21 @@ def test_auc_of_a_single_image_on_one_side_is_null_with_a_reason(members, nonmem
     assert "at least 2 members and 2 non-members" in estimate.reason
 
 
-@pytest.mark.parametrize("size", [2, 10, 400])
-def test_perfect_separation_has_an_interval_of_positive_width(size):
-    high, low = np.arange(size, dtype=float) + size, np.arange(size, dtype=float)
+@pytest.mark.parametrize(("m", "n"), [(2, 2), (10, 7), (30, 400)])
+def test_perfect_separation_has_the_interval_of_as_many_pairs_as_the_smaller_side_has_images(m, n):
+    high, low = np.arange(m, dtype=float) + n, np.arange(n, dtype=float)
     right, wrong = metrics.auc_estimate(high, low), metrics.auc_estimate(low, high)
-    exact = binomtest(size, size).proportion_ci(0.95, "exact")
+    exact = binomtest(min(m, n), min(m, n)).proportion_ci(0.95, "exact")
     assert (right.value, right.high) == (1.0, 1.0)
     assert right.low == pytest.approx(exact.low)
     assert (wrong.value, wrong.low) == (0.0, 0.0)
     assert wrong.high == pytest.approx(1 - exact.low)
+
+
+def test_scores_that_are_all_equal_have_the_interval_of_half_of_those_pairs():
+    tied_scores = metrics.auc_estimate(np.ones(8), np.ones(6))
+    exact = binomtest(3, 6).proportion_ci(0.95, "exact")
+    assert (tied_scores.value, tied_scores.low, tied_scores.high) == pytest.approx((0.5, exact.low, exact.high))
 
 
 def test_auc_difference_is_the_straight_line_paired_delong():
@@ -190,6 +196,14 @@ def test_an_accuracy_difference_counts_a_score_at_the_threshold_as_a_nonmember()
     members, nonmembers = np.array([[1.0, 1.0], [0.0, 2.0]]), np.array([[1.0, 0.5], [2.0, 1.0]])
     found = metrics.accuracy_difference(members, nonmembers, np.array([1.0, 0.5]))
     assert found.value == (1 - 3) / 4  # first: the non-member at 1; second: both members and the non-member at 0.5
+
+
+def test_an_accuracy_difference_of_attacks_that_disagree_on_every_image_stays_within_one():
+    members, nonmembers = np.tile([1.0, -1.0], (6, 1)), np.tile([-1.0, 1.0], (4, 1))
+    better = metrics.accuracy_difference(members, nonmembers, np.zeros(2))
+    worse = metrics.accuracy_difference(members[:, ::-1], nonmembers[:, ::-1], np.zeros(2))
+    assert (better.value, better.high, worse.value, worse.low) == (1, 1, -1, -1)
+    assert 0 < better.low < 1 and worse.high == pytest.approx(-better.low)
 
 
 @pytest.mark.parametrize("size", [1, 5, 500])
@@ -287,6 +301,13 @@ def test_a_tpr_difference_that_fewer_than_ten_false_positives_decide_has_no_inte
     assert found.reason == "no interval: fewer than 10 held-out images decide it"
 
 
+def test_a_tpr_difference_to_an_attack_that_finds_no_member_is_the_whole_rate():
+    members, nonmembers = paired(60, 50)
+    members[:, 1] = nonmembers[:, 1].min() - 1
+    rate = exact_tpr(members[:, 0], nonmembers[:, 0], 0.1)
+    assert rate > 0 and metrics.tpr_difference(members, nonmembers, 0.1).value == pytest.approx(rate)
+
+
 def test_a_tpr_difference_that_ten_false_positives_decide_has_one():
     found = metrics.tpr_difference(*paired(200, 100), 0.1)
     assert found.low <= found.value <= found.high and found.reason is None
@@ -376,6 +397,14 @@ def test_fewer_than_ten_expected_false_positives_are_flagged_as_low_support(n, f
 def test_the_record_names_the_method_of_each_rate_interval():
     assert metrics.tpr_at_fpr(*gaussians(300, 1000), 0.01).method == "stratified bootstrap"
     assert metrics.tpr_at_fpr(*gaussians(300, 999), 0.01).method == "joint order statistics"
+
+
+@pytest.mark.parametrize(("hits", "bootstrapped"), [(5, False), (6, True), (94, True), (95, False)])
+def test_a_rate_is_bootstrapped_where_at_least_six_members_lie_on_either_side_of_the_threshold(hits, bootstrapped):
+    nonmembers, members = np.arange(100.0), np.repeat([200.0, -1.0], [hits, 100 - hits])
+    found = metrics.tpr_at_fpr(members, nonmembers, 0.1)
+    assert found.value == hits / 100
+    assert found.method == ("stratified bootstrap" if bootstrapped else "joint order statistics")
 
 
 def test_a_rate_of_zero_or_one_still_has_an_interval_of_positive_width():
@@ -574,6 +603,7 @@ def test_the_achieved_fpr_aims_at_one_percent_or_at_ten_when_calibrate_is_small(
     achieved = metrics.achieved_fpr(np.arange(n, dtype=float), np.arange(50.0))
     assert achieved.target == target
     assert (achieved.reason is None) == (target is not None)
+    assert metrics.achieved_fpr(np.arange(n, dtype=float), np.empty(0)).value is None, "no held-out image to count"
 
 
 def test_exposure_is_the_share_of_nonmembers_that_score_at_least_as_high():
