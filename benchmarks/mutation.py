@@ -5,19 +5,21 @@
 
 The tests are collected once. Which test calls which function is learnt in a first run. Every change is then made in a fork of the
 process, in the code of the function alone, and its tests run, the fastest first, until one fails. Nothing is written into the
-sources, and no fixture or cache of an earlier run is seen. Constants of modules, defaults, decorators, annotations and messages of
-errors are not changed.
+sources, and no fixture or cache of an earlier run is seen. Constants of modules, defaults, decorators, annotations, messages of
+errors and the `strict` of zip, which is an assertion, are not changed.
 """
 
 import argparse
 import ast
 import gc
+import importlib
 import json
 import os
 import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -53,6 +55,7 @@ OTHER_NAME = {
     "floor": "ceil",
 }
 OTHER_NAME |= {"minimum": "maximum", "maximum": "minimum", "left": "right", "right": "left"}
+NOTICED = ("killed", "timed out")
 SECONDS = 30  # beyond three times what the tests took
 
 
@@ -116,7 +119,7 @@ def inside(tree: ast.Module) -> dict[ast.AST, str]:
                     collect(statement, prefix + each.name)
 
     def collect(node: ast.AST, name: str) -> None:
-        if isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments):
+        if isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments) or (isinstance(node, ast.keyword) and node.arg == "strict"):
             return
         found[node] = name
         for field, value in ast.iter_fields(node):
@@ -174,11 +177,14 @@ class Mutation:
         self.files, self.log = {str(file) for file in files}, given.log
         self.by_name, self.budget = given.by_name, given.budget
         self.said = os.fdopen(os.dup(2), "w")  # what pytest does not capture
-        everything = sorted({mutant for file in files for mutant in mutants(file)})
-        self.sample = random.Random(given.seed).sample(everything, min(given.sample, len(everything)))
+        found = [sorted(mutants(file)) for file in files]
+        everything = [mutant for of_file in found for mutant in of_file]
+        draw = random.Random(given.seed)
+        groups = found if given.each else [everything]
+        self.sample = [mutant for group in groups for mutant in draw.sample(group, min(given.each or given.sample, len(group)))]
         if given.again:
-            survived = given.again.read_text(encoding="utf-8").splitlines()
-            self.sample = [mutant for mutant in everything if any(f"SURVIVED    {mutant} (" in line for line in survived)]
+            left = [line for line in given.again.read_text(encoding="utf-8").splitlines() if not line.startswith(NOTICED)]
+            self.sample = [mutant for mutant in everything if any(f" {mutant} (" in line for line in left)]
         self.number = len(everything)
 
     def say(self, line: str) -> None:
@@ -189,6 +195,8 @@ class Mutation:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         began = time.perf_counter()
+        for file in self.files:  # also those that no test has imported yet, since a test that does so would find the code as it is
+            importlib.import_module(".".join(Path(file).relative_to(SOURCE.parent).with_suffix("").parts))
         calls, seconds = self.named(session) if self.by_name else self.baseline(session)
         self.say(f"{len(session.items)} tests in {time.perf_counter() - began:.0f} s; {len(self.sample)} of {self.number} changes")
         counts: dict[str, int] = {}
@@ -219,6 +227,7 @@ class Mutation:
                         called.add(frame.f_code) if event == "call" and frame.f_code.co_filename in self.files else None
                     )
                     began = time.perf_counter()
+                    threading.setprofile(look)
                     sys.setprofile(look)
                     run(session, [i])
                     sys.setprofile(None)
@@ -262,10 +271,11 @@ def run(session: pytest.Session, chosen: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", type=int, default=150)
+    parser.add_argument("--each", type=int, help="so many changes of each file, in place of --sample of all of them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rooms", default="stats,attacks", help="folders or files of the source")
     parser.add_argument("--log", type=Path)
-    parser.add_argument("--again", type=Path, help="a log: try those that survived there once more, in place of a sample")
+    parser.add_argument("--again", type=Path, help="a log: try once more what no test noticed there, in place of a sample")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds of tests for each change, the fastest tests first")
     parser.add_argument("--by-name", action="store_true", help="the tests of a file are those of test_FILE: no first run")
     parser.add_argument("--alone", action="store_true", help="without tests/conftest.py: no torch, no checks of types, faster")

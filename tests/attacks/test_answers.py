@@ -45,7 +45,7 @@ def test_the_clean_image_and_its_first_draw_are_asked_about_once() -> None:
     assert two.made == [(3, 50), (3, 51)] and two.saved == [(3, 0), (3, 50), (3, 50)]
 
 
-def test_another_batch_model_condition_or_size_is_asked_itself() -> None:
+def test_another_batch_model_condition_size_or_precision_is_asked_itself() -> None:
     memory = Memory()
     one = Asked(memory)
     one.subject.eps(X0, 0)
@@ -57,6 +57,7 @@ def test_another_batch_model_condition_or_size_is_asked_itself() -> None:
     own.subject.eps(X0, 0, torch.tensor([1, 2, 3]))
     own.subject.eps(torch.cat([X0, X0]), 0)
     own.subject.eps(X0, [0])
+    own.subject.eps(X0.double(), 0)
     assert not other.saved and not own.saved and not one.saved
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, is_dataclass, replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from diffleak.attacks import ATTACKS, Attack, ResidualAttack
 from diffleak.attacks.spec import parse
 from diffleak.attacks.subject import Encoder, Subject
 from diffleak.diffusion.analytic import linear_schedule
-from diffleak.diffusion.denoiser import Counted, Denoiser, NetworkDenoiser
+from diffleak.diffusion.denoiser import Around, Counted, Denoiser, NetworkDenoiser
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import FlowSampler
 from diffleak.errors import UserError
@@ -85,12 +86,15 @@ MEANS = {
 }
 
 
+def asked(attack: Attack, denoiser: Denoiser, x0: torch.Tensor, e: Noise) -> Subject:
+    """The batch under a caption for each image, and for an attack that asks it with a reference, whose forwards count too."""
+    subject = Subject(denoiser, x0, e, captions(e.ids), **MEANS)
+    return replace(subject, reference=replace(subject, denoiser=Fainter(denoiser))) if attack.needs_reference else subject
+
+
 def statistics(attack: Attack, denoiser: Denoiser, x0: torch.Tensor, e: Noise, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """What the attack says, with captions for one that compares them, and for one that asks it a reference, whose forwards count too."""
-    subject = Subject(denoiser, x0, e, captions(e.ids) if attack.needs_text else None, **MEANS)
-    return attack.statistics(
-        replace(subject, reference=replace(subject, denoiser=Fainter(denoiser))) if attack.needs_reference else subject, mask
-    )
+    """What the attack says of such a batch."""
+    return attack.statistics(asked(attack, denoiser, x0, e), mask)
 
 
 SPECS = [*ATTACKS, *VARIANTS]
@@ -215,21 +219,22 @@ def test_a_mask_keeps_what_lies_outside_it_out_of_the_statistic(maskable: Attack
 
 
 def test_a_mask_of_zeros_makes_a_residual_statistic_zero(residual: Attack, denoiser: Denoiser) -> None:
-    assert (residual.statistics(Subject(denoiser, images(), noise()), mask=torch.zeros_like(images())) == 0).all()
+    assert (statistics(residual, denoiser, images(), noise(), mask=torch.zeros_like(images())) == 0).all()
 
 
 def test_residual_statistics_add_up_over_disjoint_masks(residual: Attack, denoiser: Denoiser) -> None:
     left = (torch.rand(images().shape, generator=torch.Generator().manual_seed(0)) < 0.4).double()
-    halves = [residual.statistics(Subject(denoiser, images(), noise()), mask=m) for m in (left, 1 - left)]
+    halves = [statistics(residual, denoiser, images(), noise(), mask=m) for m in (left, 1 - left)]
     assert all((h > 0).all() for h in halves)
-    torch.testing.assert_close(halves[0] + halves[1], residual.statistics(Subject(denoiser, images(), noise())), rtol=1e-12, atol=0)
+    torch.testing.assert_close(halves[0] + halves[1], statistics(residual, denoiser, images(), noise()), rtol=1e-12, atol=0)
 
 
 def test_many_masks_give_what_each_gives_alone_for_the_forwards_of_one(maskable: Attack, denoiser: Denoiser) -> None:
     generator = torch.Generator().manual_seed(3)
     masks = [None, *((torch.rand(images().shape, generator=generator) < keep).double() for keep in (0.3, 0.6)), torch.ones_like(images())]
     forwards: list[int] = []
-    together = maskable.masked_statistics(Subject(Counted(denoiser, lambda n, t: forwards.append(n)), images(), noise()), masks=masks)
+    counted = Counted(denoiser, lambda n, t: forwards.append(n))
+    together = maskable.masked_statistics(asked(maskable, counted, images(), noise()), masks=masks)
     assert sum(forwards) == N * maskable.queries
     assert together.dtype == torch.float64 and together.shape == (len(masks), len(TIMESTEPS), N)
     alone = [statistics(maskable, denoiser, images(), noise(), mask=mask) for mask in masks]
@@ -242,6 +247,32 @@ def test_declared_queries_are_the_forwards_made_for_each_image(spec: str, denois
     attack, forwards = ready(spec, denoiser, timesteps=timesteps), list[int]()
     statistics(attack, Counted(denoiser, lambda n, t: forwards.append(n)), images(), noise())
     assert sum(forwards) == N * attack.queries
+
+
+class Watched(Around, wrapper=True):
+    """Writes down the rows of each forward."""
+
+    rows: ClassVar[list[int]] = []
+
+    def __call__(self, x_t, t, cond=None):
+        self.rows.append(len(x_t))
+        return self.denoiser(x_t, t, cond)
+
+    def at_once(self, x_t, timesteps, cond=None):
+        self.rows.append(len(x_t))
+        return self.denoiser.at_once(x_t, timesteps, cond)
+
+    def with_graph(self, x_t, timesteps, cond=None):
+        self.rows.append(len(x_t))
+        return self.denoiser.with_graph(x_t, timesteps, cond)
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if not s.startswith("black_box")])  # which draws at most `at_once` images at once
+def test_the_largest_forward_has_as_many_rows_for_each_image_as_the_attack_declares(spec: str, denoiser: Denoiser) -> None:
+    attack = ready(spec, denoiser, timesteps=tuple(range(50, 50 * (N + 1), 50)))
+    Watched.rows.clear()
+    statistics(attack, Watched(denoiser), images(), noise())
+    assert max(Watched.rows) == N * attack.width
 
 
 @pytest.mark.parametrize("spec", SWEPT)

@@ -193,6 +193,8 @@ def test_a_spec_is_read_back_as_the_instance_it_stands_for() -> None:
     [
         ("nowhere:Attack", "nowhere:Attack cannot be imported (No module named 'nowhere')"),
         ("json:Attack", "json:Attack cannot be imported"),
+        ("mine.Attack", "an attack of your own is named package.module:Class, as in mine:MyAttack; got mine.Attack"),
+        ("mine/attack", "an attack of your own is named package.module:Class, as in mine:MyAttack; got mine/attack"),
         ("json:dumps", "json:dumps must be a subclass of diffleak.Attack"),
         ("diffleak:ResidualAttack", "cannot be made"),
         (f"{__name__}:Parametrised(q=1)", "unknown parameter"),
