@@ -42,7 +42,7 @@ def planted(n, leak=0.0, seed=0, explained=2.0):
 
 def test_residuals_are_those_of_scikit_learns_ridge_and_fitted_images_are_predicted_by_folds_without_them():
     rng = np.random.default_rng(1)
-    c, u, fitted = rng.normal(3, 2, (90, 4)), rng.normal(size=(90, 2)), np.arange(90) < 40
+    c, u, fitted = rng.normal(3, 2, (90, 4)) * (0.01, 1, 1000, 0) + 5, rng.normal(size=(90, 2)), np.arange(90) < 40
     found = residuals(u, c, fitted)
 
     def ridge(rows):

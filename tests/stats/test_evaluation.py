@@ -17,9 +17,12 @@ from diffleak.stats import metrics
 from diffleak.stats.evaluation import (
     REPEATS,
     SMALL_SIDE,
+    Divisions,
+    _best_oracle,
     divided,
     evaluate,
     evaluate_masked,
+    evaluate_reference,
     evaluate_scores,
     headline,
     on_every_split,
@@ -253,7 +256,7 @@ def test_the_oracle_takes_each_maximum_over_the_timesteps_separately():
     assert result.oracle.auc == pytest.approx(max(metrics.auc(*c) for c in columns))
     rates = [metrics.tpr_at_fpr(*c, 0.01).value for c in columns]
     assert rates[1] > rates[0]
-    assert result.oracle.tpr_at_1pct == rates[1]
+    assert (result.oracle.tpr_at_1pct, result.oracle.reason) == (rates[1], None)
     assert result.oracle.asr == pytest.approx(max(metrics.best_accuracy(*c)[1] for c in columns))
 
 
@@ -396,6 +399,7 @@ def test_what_repeated_splits_cannot_estimate_stays_null_with_its_reason():
     assert "needs >= 100 non-members, has 48" in result.tpr_at_fpr[1].reason
     assert "needs >= 100 members, has 48" in result.tnr_at_fnr[1].reason
     assert result.oracle.tpr_at_1pct is None
+    assert result.oracle.reason == "tpr_at_1pct is not estimable (needs >= 100 non-members, has 48)"
 
 
 def test_the_threshold_of_repeated_splits_is_null_where_some_split_has_none_and_success_is_still_a_median():
@@ -536,6 +540,33 @@ def test_a_convention_with_part_is_computed_on_the_test_half_too(convention):
     assert by_part.asr == alone.asr
 
 
+@pytest.mark.parametrize("empty", [0, 1])
+def test_a_part_without_members_or_without_others_to_test_is_refused(empty):
+    part = [np.ones(40, dtype=bool), np.ones(50, dtype=bool)]
+    part[empty][:] = False
+    with pytest.raises(UserError, match="the test part must hold members and non-members"):
+        evaluate(*arrays(40, 50), part=tuple(part))
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_part_that_leaves_one_side_to_calibrate_gives_no_threshold_and_says_why(side):
+    part = [np.ones(40, dtype=bool), np.ones(50, dtype=bool)]
+    part[side][:10] = False
+    result = evaluate(*arrays(40, 50), part=tuple(part))
+    assert result.asr.reason == result.achieved_fpr.reason == "no calibrate part: the threshold was not chosen on separate images"
+    assert result.auc.value is not None and result.per_timestep == ()
+
+
+def test_names_decide_which_finished_scores_choose_the_threshold():
+    members, nonmembers = arrays(400, 300)
+    names = [f"m{i}" for i in range(400)], [f"n{i}" for i in range(300)]
+    rows = calibrate_part((*names[0], *names[1]), np.repeat([True, False], [400, 300]), 0.2, 7)
+    threshold, _ = metrics.best_accuracy(members[rows[:400]], nonmembers[rows[400:]])
+    result = evaluate(members, nonmembers, ids=names, seed=7)
+    assert result.asr == metrics.accuracy_at(threshold, members[~rows[:400]], nonmembers[~rows[400:]])
+    assert result.asr != evaluate(members, nonmembers, seed=7).asr
+
+
 def test_thresholds_of_finished_scores_of_few_images_are_medians_over_the_divisions_too():
     rng = np.random.default_rng(3)
     members, nonmembers = rng.normal(0.8, 1, 90), rng.normal(0, 1, 70)
@@ -564,7 +595,7 @@ def test_the_oracle_of_a_mask_whose_ratio_is_chosen_is_the_best_of_every_ratio_f
     ids, member = cohort(300, 300)
     split = divided(ids, member, 0.2, 0)
     plain = shifted(ids, member, [0.5, 0.5])
-    masked = {r: shifted(ids, member, [0.5, 0.45], seed=s, attack="planted") for r, s in ((0.2, 38), (0.6, 39), (0.8, 40))}
+    masked = {r: shifted(ids, member, [0.5, 0.45], seed=s, attack="planted") for r, s in ((0.2, 39), (0.6, 38), (0.8, 40))}
     result, _ = whole(evaluate_masked("influence:auto", masked, on_every_split(plain, member, split), member, split))
     test, best = ~split.calibrate[0], {"auc": [], "asr": [], "tpr": []}
     for scores in masked.values():
@@ -573,8 +604,50 @@ def test_the_oracle_of_a_mask_whose_ratio_is_chosen_is_the_best_of_every_ratio_f
         best["asr"].append(max(metrics.best_accuracy(m, n)[1] for m, n in sides))
         best["tpr"].append(max(metrics.tpr_value(m, n, 0.01) for m, n in sides))
     assert np.argmax(best["auc"]) != np.argmax(best["asr"]) != np.argmax(best["tpr"]), "the case tells them apart"
+    assert np.argmax(best["auc"]) == 1, "and the best is neither the first nor the last"
     found = (result.oracle.auc, result.oracle.asr, result.oracle.tpr_at_1pct)
     assert found == pytest.approx((max(best["auc"]), max(best["asr"]), max(best["tpr"])))
+
+
+def test_the_ratio_of_a_mask_is_that_of_the_best_auc_on_the_calibrate_part():
+    ids, member = cohort(300, 300)
+    split = divided(ids, member, 0.2, 0)
+    masked = {ratio: shifted(ids, member, [shift], seed=s) for s, (ratio, shift) in enumerate(((0.2, 0.3), (0.6, 1.5), (0.8, 0.6)))}
+    result, scores = whole(evaluate_masked("influence:auto", masked, on_every_split(masked[0.2], member, split), member, split))
+    rows = split.calibrate[0]
+    aucs = {ratio: auc_of(each.membership[rows, 0], member[rows]) for ratio, each in masked.items()}
+    assert result.mask_ratio == max(aucs, key=aucs.__getitem__) == 0.6
+    assert result.per_timestep[0].auc == pytest.approx(aucs[0.6]) and np.array_equal(scores.statistic, masked[0.6].statistic)
+
+
+def test_the_best_oracle_of_several_is_the_one_of_the_largest_auc_even_beside_one_of_zero():
+    oracles = [Oracle(timestep=t, auc=auc, asr=0.5 + t / 100, tpr_at_1pct=rate) for t, auc, rate in ((1, 0.0, 0.2), (2, 0.4, 0.1))]
+    for each in (oracles, oracles[::-1]):
+        assert _best_oracle(each) == Oracle(timestep=2, auc=0.4, asr=0.52, tpr_at_1pct=0.2)
+
+
+def test_where_every_image_only_chooses_settings_a_variant_says_so_in_place_of_numbers():
+    ids, member = cohort(30, 30)
+    split = Divisions(np.ones((1, 60), dtype=bool), divided(ids, member, 0.2, 0).record)
+    masked = {ratio: shifted(ids, member, [0.5], seed=s) for s, ratio in enumerate((0.2, 0.6))}
+    base = on_every_split(shifted(ids, member, [0.3], seed=5), member, split)
+    (result, _) = evaluate_masked("influence:auto", masked, base, member, split)[0]
+    assert result.mask_ratio in masked and len(result.per_timestep) == 1
+    for nothing in (result.auc, result.asr, result.oracle, result.gain.auc, result.gain.asr, result.gain.tpr_at_1pct):
+        assert nothing.reason == "no test part: these images choose settings"
+
+
+def test_the_model_is_compared_with_its_reference_and_the_excess_with_the_model():
+    ids, member = cohort(300, 300)
+    split = divided(ids, member, 0.2, 0)
+    model, reference, excess = (shifted(ids, member, [shift], seed=s) for s, shift in enumerate((0.8, 0.2, 1.4)))
+    test = ~split.calibrate[0]
+    aucs = [auc_of(each.membership[test, 0], member[test]) for each in (model, reference, excess)]
+    found = [whole(each) for each in evaluate_reference((reference, excess), on_every_split(model, member, split), member, split)]
+    assert [result.variant for result, _ in found] == ["reference", "excess"]
+    assert found[0][1].statistic is reference.statistic and found[1][1].statistic is excess.statistic
+    assert [result.auc.value for result, _ in found] == pytest.approx(aucs[1:])
+    assert [result.gain.auc.value for result, _ in found] == pytest.approx([aucs[0] - aucs[1], aucs[2] - aucs[0]])
 
 
 @pytest.mark.parametrize("swapped", [False, True])

@@ -227,5 +227,6 @@ def test_two_images_of_each_side_suffice_for_a_regression_and_one_does_not():
     scores, member = planted(n=100, rule="logistic")
     two = np.isin(np.arange(200), (0, 1, 2, 3))
     assert np.isfinite(settled(scores, member, two).membership).all()
-    with pytest.raises(UserError, match="needs two calibration images of each side"):
-        settled(scores, member, np.isin(np.arange(200), (0, 1, 2)))
+    for fewer in ((0, 1, 2), (0, 2, 4), (1, 3, 5)):  # members are the even ones
+        with pytest.raises(UserError, match="needs two calibration images of each side"):
+            settled(scores, member, np.isin(np.arange(200), fewer))

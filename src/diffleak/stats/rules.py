@@ -68,8 +68,6 @@ def _logistic(
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
 
-    if member.all() or not member.any():
-        raise UserError("a classifier is trained on images of both sides; the calibrate part has one only: raise --calibrate-fraction")
     spread = components[calibrate].std(axis=0)
     x = (components - components[calibrate].mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     own = member[np.unique(unit, return_index=True)[1]]  # the side of each unit
