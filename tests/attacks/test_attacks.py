@@ -612,6 +612,8 @@ def test_a_sweep_does_not_touch_the_timesteps_that_an_attack_averages_over() -> 
         ("sima_mc(m)", "attack parameters are written sima_mc(key=value,key=value); got sima_mc(m)"),
         ("sima_mc(m=3", "attack parameters are written sima_mc(key=value,key=value); got sima_mc(m=3"),
         ("sima_mc(", "attack parameters are written sima_mc(key=value,key=value); got sima_mc("),
+        ("sima_mc(m=3,m=4)", "sima_mc: m is given twice"),
+        ("sima(timesteps=10,timesteps=20)", "sima: timesteps is given twice"),
         ("sima_mc(m=many)", "sima_mc: m must be of the kind int; got 'many'"),
         ("sima_mc(m=2.5)", "sima_mc: m must be of the kind int; got '2.5'"),
         ("sima(p=four)", "sima: p must be of the kind float; got 'four'"),

@@ -33,7 +33,8 @@ def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, 
         raise unknown("attack", name, attacks)
     if "(" in text and not rest.endswith(")"):
         raise UserError(f"attack parameters are written {name}(key=value,key=value); got {text}")
-    given: dict[str, Any] = {} if timesteps is None or kind.rule else {"timesteps": timesteps}
+    swept = {} if timesteps is None or kind.rule else {"timesteps": timesteps}
+    given: dict[str, Any] = {}
     known = {f.name: f for f in fields(kind) if f.compare}
     for part in filter(None, re.split(r",(?![^(]*\))", rest.removesuffix(")"))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
@@ -41,11 +42,11 @@ def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, 
             raise UserError(f"attack parameters are written {name}(key=value,key=value); got {text}")
         if key not in known:
             raise unknown(f"parameter of {name}", key, known)
-        if key in given and key != "timesteps":
+        if key in given:
             raise UserError(f"{name}: {key} is given twice")
         given[key] = parse_timesteps(value) if key == "timesteps" else _convert(name, key, value, known[key].default)
     with refusing(TypeError, f"{name} cannot be made ({WHY})"):  # an abstract class, or a parameter without a default
-        return kind(**given)
+        return kind(**{**swept, **given})
 
 
 def spec_of(attack: Attack) -> str:
