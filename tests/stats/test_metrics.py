@@ -228,6 +228,8 @@ def test_a_tpr_difference_is_that_of_the_two_rates_with_resampled_images_and_red
     found = metrics.tpr_difference(members, nonmembers, fpr)
     rates = [metrics.tpr_at_fpr(members[:, c], nonmembers[:, c], fpr).value for c in (0, 1)]
     assert found.value == pytest.approx(rates[0] - rates[1])
+    drawn = metrics._resampled(members, nonmembers, math.floor(fpr * n + 1e-9), np.random.default_rng((0, 2)))
+    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist())
     rng, draws = np.random.default_rng(77), []
     for _ in range(600):
         own, others = members[rng.integers(0, m, m)], nonmembers[rng.integers(0, n, n)]
@@ -456,7 +458,7 @@ def resampled_rates(members, nonmembers, fpr, draws, seed):
     return values
 
 
-@pytest.mark.parametrize(
+bootstrapped_pairs = pytest.mark.parametrize(
     ("pair", "fpr"),
     [
         (gaussians(400, 1000), 0.01),
@@ -466,6 +468,9 @@ def resampled_rates(members, nonmembers, fpr, draws, seed):
     ],
     ids=["few false positives", "null", "tied", "high rate"],
 )
+
+
+@bootstrapped_pairs
 def test_the_exact_bootstrap_agrees_with_plain_resampling_that_rederives_the_threshold(pair, fpr):
     draws = 4000
     plain = resampled_rates(*pair, fpr, draws, seed=11)
@@ -475,6 +480,22 @@ def test_the_exact_bootstrap_agrees_with_plain_resampling_that_rederives_the_thr
     for end, level in ((rate.low, 0.025), (rate.high, 0.975)):
         assert np.mean(plain < end - 1e-9) <= level + error
         assert np.mean(plain <= end + 1e-9) >= level - error
+
+
+@bootstrapped_pairs
+def test_the_ends_of_the_bootstrap_interval_are_the_exact_quantiles_of_all_resamples(monkeypatch, pair, fpr):
+    draws = 200_000
+    monkeypatch.setattr(metrics, "BOOTSTRAPS", draws)
+    (members, nonmembers), rate = pair, metrics.tpr_at_fpr(*pair, fpr, seed=7)
+    m, n, k = len(members), len(nonmembers), round(fpr * len(nonmembers))
+    # the threshold is the r-th smallest image or a smaller one where at least n - k of n draws are among the r smallest
+    chance = np.diff(binom.sf(n - k - 1, n, np.arange(n + 1) / n))
+    above = np.array([np.mean(members > threshold) for threshold in np.sort(nonmembers)])
+    at_most_so_many = lambda hits: float(chance @ binom.cdf(hits, m, above))
+    error = 4.5 * math.sqrt(0.025 * 0.975 / draws)
+    for end, level in ((rate.low, 0.025), (rate.high, 0.975)):
+        hits = round(end * m)
+        assert at_most_so_many(hits - 1) <= level + error and at_most_so_many(hits) >= level - error
 
 
 def test_the_bootstrap_interval_is_reproducible_and_depends_on_the_seed_only_slightly():
