@@ -554,7 +554,18 @@ def test_a_part_that_leaves_one_side_to_calibrate_gives_no_threshold_and_says_wh
     part[side][:10] = False
     result = evaluate(*arrays(40, 50), part=tuple(part))
     assert result.asr.reason == result.achieved_fpr.reason == "no calibrate part: the threshold was not chosen on separate images"
-    assert result.auc.value is not None and result.per_timestep == ()
+    assert result.auc.value is not None
+
+
+@pytest.mark.parametrize("side", [False, True])
+def test_a_calibrate_part_of_one_side_is_none(side):
+    ids, member = cohort(60, 60)
+    one_sided = Divisions(divided(ids, member, 0.2, 0).calibrate[:1] & (member == side), divided(ids, member, 0.2, 0).record)
+    assert one_sided.calibrate.sum() == 12
+    result = evaluate_scores(shifted(ids, member, [1.0]), member, one_sided)
+    assert result.per_timestep == () and result.asr.value is None and headline([result]) is None
+    with pytest.raises(UserError, match="planted: without a calibrate part there must be one timestep; got 2"):
+        evaluate_scores(shifted(ids, member, [1, 1]), member, one_sided)
 
 
 def test_names_decide_which_finished_scores_choose_the_threshold():
