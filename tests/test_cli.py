@@ -205,16 +205,25 @@ def test_a_run_folder_that_is_none_is_one_line(capsys, tmp_path):
     assert "cannot be read as schema version 2" in refused(capsys, "report", tmp_path)
 
 
-def test_attacks_lists_every_attack(capsys):
-    from diffleak.attacks import ATTACKS
-
+def test_attacks_lists_every_attack(capsys, monkeypatch):
     code, out, _ = call(capsys, "attacks", "--json")
     assert code == 0
     rows = json.loads(out)
     assert [row["attack"] for row in rows] == list(ATTACKS)
     seen_only = {"black_box": "black-box", "noise_probe": "black-box", "gradient": "white-box"}
     assert all(row["access"] == seen_only.get(row["attack"], "grey-box") and row["source"] for row in rows)
-    assert call(capsys, "attacks")[0] == 0
+    about = "How large the noise is that the model predicts at the clean image. A small norm means member."
+    assert {row["attack"]: row["about"] for row in rows}["sima"] == about
+    queries = {row["attack"]: (row["queries_one_timestep"], row["queries_default_sweep"]) for row in rows}
+    expected = {"sima": (1, 30), "pia": (2, 31), "secmi": (11, 32), "noise_aggregation": (5, 150), "pfami": (110, 110), "clid": (15, 15)}
+    assert queries.items() >= expected.items(), "secmi at its published timestep, 90"
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = call(capsys, "attacks")
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert code == 0 and lines.keys() >= ATTACKS.keys()
+    assert " 1 / 30 " in lines["sima"] and " 110 " in lines["pfami"] and "/" not in lines["pfami"].split("2308")[0]
+    assert "p=4.0, m=30, variant=mean" in lines["sima_mc"] and "timesteps=0:450:50, crops=10" in lines["pfami"]
+    assert "default sweep: 10:300:10, for flow matching 50:950:50 of 1000 timesteps" in " ".join(out.split())
 
 
 def test_selfcheck_passes_and_says_so(capsys):
