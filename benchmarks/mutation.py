@@ -1,7 +1,7 @@
 """Changes of stats and attacks that no test notices: a seeded sample, each against the tests that call the changed function.
 
     OMP_NUM_THREADS=1 python benchmarks/mutation.py --sample 150 --seed 0 [--rooms stats,attacks] [--log FILE]
-    OMP_NUM_THREADS=1 python benchmarks/mutation.py --again FILE [--rooms stats,attacks]        # those that survived, after new tests
+    OMP_NUM_THREADS=1 python benchmarks/mutation.py --again FILE --sample 0 [--rooms stats,attacks]      # what survived, after new tests
 
 The tests are collected once. Which test calls which function is learnt in a first run. Every change is then made in a fork of the
 process, in the code of the function alone, and its tests run, the fastest first, until one fails. Nothing is written into the
@@ -184,7 +184,8 @@ class Mutation:
         self.sample = [mutant for group in groups for mutant in draw.sample(group, min(given.each or given.sample, len(group)))]
         if given.again:
             left = [line for line in given.again.read_text(encoding="utf-8").splitlines() if not line.startswith(NOTICED)]
-            self.sample = [mutant for mutant in everything if any(f" {mutant} (" in line for line in left)]
+            again = [mutant for mutant in everything if any(f" {mutant} (" in line for line in left)]
+            self.sample = [*again, *(mutant for mutant in self.sample if mutant not in again)]
         self.number = len(everything)
 
     def say(self, line: str) -> None:
@@ -275,7 +276,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rooms", default="stats,attacks", help="folders or files of the source")
     parser.add_argument("--log", type=Path)
-    parser.add_argument("--again", type=Path, help="a log: try once more what no test noticed there, in place of a sample")
+    parser.add_argument("--again", type=Path, help="a log: first try once more what no test noticed there")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds of tests for each change, the fastest tests first")
     parser.add_argument("--by-name", action="store_true", help="the tests of a file are those of test_FILE: no first run")
     parser.add_argument("--alone", action="store_true", help="without tests/conftest.py: no torch, no checks of types, faster")
