@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from fixtures.captions import Captioned, captions
+from fixtures.captions import Captioned, captions, toy_encode
 
 from diffleak.attacks import ATTACKS, Attack, ResidualAttack
 from diffleak.attacks.spec import parse
@@ -299,6 +299,12 @@ def test_timesteps_that_do_not_rise_are_refused(spec: str, denoiser: Denoiser) -
 def test_statistics_depend_on_the_image(attack: Attack, denoiser: Denoiser) -> None:
     value = statistics(attack, denoiser, images(), noise())
     assert (statistics(attack, denoiser, -images(), noise()) != value).all()
+
+
+def test_statistics_depend_on_the_caption(attack: Attack, denoiser: Denoiser) -> None:
+    subject = asked(attack, denoiser, images(), noise())
+    others = replace(subject, cond=toy_encode(["seven green bicycles"] * N))
+    assert (attack.statistics(others) != attack.statistics(subject)).all()
 
 
 def test_attacks_are_frozen_dataclasses_that_compare_by_value(attack: Attack) -> None:

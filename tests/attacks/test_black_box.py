@@ -128,6 +128,28 @@ def test_cosines_are_taken_draw_by_draw() -> None:
     torch.testing.assert_close(cosines(x, y), torch.tensor([[1, 0.5**0.5], [0, -1]], dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("scale", "forwards"), [(1.0, 1), (2.0, 2)])
+def test_kept_drawings_are_taken_and_their_forwards_reported(scale: float, forwards: int) -> None:
+    x0, ids, asked, saved = torch.zeros(2, 1, SIDE, SIDE, dtype=torch.float64), ("a", "b"), [], []
+
+    def kept(make, noise, cond, steps, guidance_scale):
+        asked.append((noise.ids, cond.texts, steps, guidance_scale))
+        return torch.ones(4, 1, SIDE, SIDE), 3
+
+    subject = Subject(
+        memoriser(),
+        x0,
+        Noise(0, ids, (1, SIDE, SIDE), torch.float64),
+        Text()(["x", "y"]),
+        sampler=lambda steps: FlowSampler(SCHEDULE, steps),
+        kept=kept,
+        on_kept=saved.append,
+    )
+    assert (subject.draw(5, scale, 2) == 1).all()
+    assert asked == [(tuple(f"{i}\0{j}" for j in range(2) for i in ids), ("x", "y", "x", "y"), 5, scale)]
+    assert saved == [3 * 5 * forwards]
+
+
 def test_a_batch_does_not_change_what_is_drawn_for_an_image_and_draws_differ() -> None:
     seen: list[torch.Tensor] = []
     watched = Denoiser.from_function(lambda x, t, cond: (seen.append(x.clone()) if t == 998 else None) or x, SCHEDULE.alphas_cumprod)
