@@ -257,6 +257,19 @@ def test_resamples_drawn_by_counts_have_the_distribution_of_plain_ones(monkeypat
         assert abs(np.mean(counted < at) - np.mean(plain < at)) < error
 
 
+@pytest.mark.parametrize("row", [0, -1])
+def test_a_resample_may_draw_any_image(monkeypatch, row):
+    draws, size = 1000, 20
+    monkeypatch.setattr(metrics, "PAIRED_BOOTSTRAPS", draws)
+    member, held_out = np.zeros((size, 2)), np.zeros((size, 2))
+    member[row, 0], held_out[row, 0] = 1, 2
+    found = metrics._resampled(member, np.zeros((size, 2)), 3, np.random.default_rng(0))  # above 0 where that member is drawn
+    lost = metrics._resampled(np.tile([1.0, 0.0], (size, 1)), held_out, 0, np.random.default_rng(1))  # 0 where that image is drawn
+    drawn = 1 - (1 - 1 / size) ** size
+    for share in (np.mean(found > 0), np.mean(lost == 0)):
+        assert abs(share - drawn) < 4.5 * math.sqrt(drawn * (1 - drawn) / draws)
+
+
 @pytest.mark.parametrize("k", [10, 150])
 def test_a_tpr_difference_agrees_on_both_sides_of_the_size_from_which_it_counts(monkeypatch, k):
     monkeypatch.setattr(metrics, "PAIRED_BOOTSTRAPS", 1000)
