@@ -178,7 +178,7 @@ def test_a_compiled_network_is_recorded_and_another_run_does_not_go_on_with_its_
 
 
 def test_what_is_compiled_is_one_network_that_diffleak_loads(model):
-    with pytest.raises(UserError, match="--compile makes one program of the denoiser, and --offload keeps it in layers"):
+    with pytest.raises(UserError, match="--compile makes one program of the denoiser, and --offload loads it layer by layer"):
         load(model, device="cpu", compile=True, offload=True)
     with pytest.raises(UserError, match="no compile here"):
         target_of(build(AuditConfig, {**_sides(), "compile": True}), load(model, device="cpu"))

@@ -55,7 +55,7 @@ def test_guidance_of_a_model_without_captions_is_refused(tmp_path, model_folder,
 def test_a_model_that_is_loaded_already_has_its_guidance(tmp_path, sides):
     target = load(text_folder(tmp_path / "model"), device="cpu", guidance_scale=3.0)
     assert audit(target, **sides, **SETTINGS).record.plan.guidance_scale == 3.0
-    with pytest.raises(UserError, match=r"give diffleak.load\(MODEL, guidance_scale=...\), and none here"):
+    with pytest.raises(UserError, match=r"give diffleak.load\(MODEL, guidance_scale=...\), and no guidance_scale here"):
         audit(target, **sides, **SETTINGS, guidance_scale=2.0)
     plain = load(text_folder(tmp_path / "model"), device="cpu")
     with pytest.raises(UserError, match="the reference must be guided as the model is; their guidance scales are 1 and 3"):
@@ -82,5 +82,5 @@ def test_flux_refuses_images_that_it_cannot_pack(tmp_path):
 def test_a_pipeline_without_its_autoencoder_is_no_model_of_pixels(tmp_path, kind):
     folder = text_folder(tmp_path / "model", kind)
     shutil.rmtree(folder / "vae")
-    with pytest.raises(UserError, match=r"must hold vae/, on whose latents a .*Pipeline works; it is missing"):
+    with pytest.raises(UserError, match=r"must hold vae/, since a .*Pipeline works on latents; it is missing"):
         load(folder, device="cpu")

@@ -165,7 +165,7 @@ def test_reconstructions_that_are_not_finite_are_refused_by_name_with_what_to_le
         scored(prepared("other"))
     said = str(refusal.value)
     assert said.startswith("the autoencoder must return finite images; got ") and " for image " in said
-    assert said.endswith("its weights are finite numbers, so use --no-complexity, which decodes nothing") and len(said) <= 400
+    assert said.endswith("its weights are finite, so use --no-complexity, which decodes nothing") and len(said) <= 400
 
 
 def test_a_decoder_of_other_channels_is_refused(prepared):

@@ -280,7 +280,7 @@ def test_the_settings_of_a_reference_in_one_file_may_be_given_beside_a_model_in_
     config = build(AuditConfig, {**given, "reference": str(tmp_path / "sd.safetensors")})
     target = hub.target_of(config)
     assert target.name == str(pair[0]) and hub.target_of(config, target) is target
-    with pytest.raises(UserError, match=r"and .* is no file; leave it out"):
+    with pytest.raises(UserError, match=r"and .* is a folder or hub id; leave it out"):
         hub.target_of(build(AuditConfig, {**given, "reference": str(pair[1])}))
 
 
@@ -291,7 +291,7 @@ def test_settings_that_contradict_a_reference_or_a_lora_are_refused(pair, images
         ({"reference": str(pair[1]), "mask": "influence"}, "a reference is not compared under masks: leave out --reference, or --mask"),
         (
             {"lora": "x.safetensors"},
-            "text-to-image model of one network, and .* takes no captions; leave out --lora",
+            "text-to-image model with one network, and .* takes no captions; leave out --lora",
         ),
         ({"reference": str(tmp_path / "nowhere")}, "found nothing at"),
     ]

@@ -49,7 +49,7 @@ def test_the_first_forward_is_announced_once_with_the_time_it_took(compiler, cap
         for _ in range(3):
             model(torch.ones(1, 1, 2, 2), 5)
     said = capsys.readouterr().err.splitlines()
-    assert said == ["compiling the network, which may take minutes; again for each new size of a batch", "compiled in 0 s"]
+    assert said == ["compiling the network, which may take minutes and is repeated for each new batch size", "compiled in 0 s"]
 
 
 def test_a_network_that_cannot_be_compiled_is_refused_in_one_line(monkeypatch):

@@ -125,7 +125,7 @@ def test_schedule_arithmetic_keeps_the_dtype_of_the_images(dtype: torch.dtype) -
 @pytest.mark.parametrize(
     ("table", "found"),
     [
-        ([0.5, 0.6], "one that rises at t = 1"),
+        ([0.5, 0.6], "a table that rises at t = 1"),
         ([1.2, 0.5], "1.2 at t = 0"),
         ([0.5, -0.1], "-0.1 at t = 1"),
         ([0.9, float("nan")], "nan at t = 1"),

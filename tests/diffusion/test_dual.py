@@ -141,7 +141,7 @@ def test_unknown_choices_samplers_and_steps_are_refused() -> None:
         hub.new_sampler("ddin", SCHEDULE, 5, clip=True)
     with pytest.raises(UserError, match=r"steps must lie in \[1, 1000\].*got 0"):
         hub.new_sampler("ddim", SCHEDULE, 0, clip=True)
-    with pytest.raises(UserError, match="needs timestep 3, which is none of them"):
+    with pytest.raises(UserError, match="takes turns over 3 timesteps, and 3 is none of them"):
         Dual(counted_pair()[0]).over((9, 5, 1))(torch.zeros((1, 1, 4, 4)), 3)
 
 

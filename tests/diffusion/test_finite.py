@@ -35,13 +35,13 @@ def test_the_first_weight_that_is_not_finite_is_named_and_no_dtype_for_a_network
     network = spoilt(tiny_network(), value)
     assert broken_weight(network) == expected
     for kind in (torch.float32, torch.float64):
-        assert advice(network.to(kind)) == f"{expected}; export the weights again, or fetch them again"
-    assert advice(network.half()) == f"{expected}; try --dtype float32, or export the weights again, or fetch them again"
+        assert advice(network.to(kind)) == f"{expected}; export or download the weights again"
+    assert advice(network.half()) == f"{expected}; try --dtype float32, or export or download the weights again"
 
 
 def test_finite_weights_are_said_to_be_so_and_only_half_precision_is_blamed(tiny_network: Make) -> None:
     for kind in (torch.float32, torch.float64):
-        assert advice(tiny_network().to(kind)) == "its weights are finite numbers, so look for weights that are far too large"
+        assert advice(tiny_network().to(kind)) == "its weights are finite, so look for weights that are far too large"
     for kind in (torch.float16, torch.bfloat16):
         assert advice(tiny_network().to(kind)) == "try --dtype float32, or look for weights that are far too large"
         assert advice(tiny_network().to(kind), otherwise="use another sampler") == "try --dtype float32, or use another sampler"

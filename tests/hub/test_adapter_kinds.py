@@ -256,7 +256,7 @@ def test_a_layer_that_is_not_whole_or_does_not_fit_is_refused_in_one_line(networ
 
 def test_an_adapter_of_any_kind_that_was_never_trained_is_refused(model, tmp_path):
     save_file({f"{STEM}.lokr_w1": torch.ones(2, 2), f"{STEM}.lokr_w2": torch.zeros(4, 4)}, tmp_path / "a.safetensors")
-    assert refusal(model, tmp_path / "a.safetensors").endswith("changes nothing: all of its changes are zero, as they are before training")
+    assert refusal(model, tmp_path / "a.safetensors").endswith("changes nothing: all its changes are zero, as they are before training")
 
 
 def test_names_in_the_wild_reach_the_same_layers(model, before, tmp_path):
@@ -324,11 +324,11 @@ def test_weights_in_eight_bits_are_merged_as_rounded_so_and_whole_numbers_are_re
     save_file({key: value.float() for key, value in rounded.items()}, tmp_path / "whole.safetensors")
     eight, whole = (hub.load(model, device="cpu", lora=tmp_path / f"{name}.safetensors") for name in ("eight", "whole"))
     assert all(torch.equal(weights(eight)[key], value) for key, value in weights(whole).items())
-    said = "while the model was loaded: eight.safetensors stores weights in 8 bits (float8_e4m3fn), which are merged as rounded so"
+    said = "while the model was loaded: eight.safetensors stores weights in 8 bits (float8_e4m3fn); the rounded weights are merged"
     assert eight.warnings == (said,) and whole.warnings == ()
     first = min(content)
     save_file({**content, first: (content[first] * 100).to(torch.int8)}, tmp_path / "quantised.safetensors")
-    assert f"its {first} is stored as int8, quantised: give a copy of" in refusal(model, tmp_path / "quantised.safetensors")
+    assert f"its {first} is quantised (stored as int8): give a copy in" in refusal(model, tmp_path / "quantised.safetensors")
 
 
 def test_a_state_dict_is_the_same_adapter_and_none_of_its_code_is_run(model, tmp_path):

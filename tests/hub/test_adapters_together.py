@@ -91,7 +91,7 @@ def test_an_adapter_that_is_there_twice_or_of_no_strength_is_refused(model, file
     (tmp_path / "copy.safetensors").write_bytes(one.read_bytes())
     for lora, said in (
         (f"{one},{tmp_path / 'copy.safetensors'}@0.5", "are the same file: give it once, at the sum of the strengths"),
-        (f"{one}@0,{files['two']}", "strength 0 leaves nothing of the LoRA"),
+        (f"{one}@0,{files['two']}", "strength 0 removes the LoRA"),
         (f"{one}@strong", "must be a finite number; "),
         (f"{one}@inf", "must be a finite number; "),
         (f"{tmp_path}/me@home/no.safetensors", "found nothing at "),

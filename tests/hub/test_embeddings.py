@@ -130,9 +130,9 @@ def test_an_sdxl_embedding_reaches_both_encoders_and_the_pooled_vector_stays_at_
 def test_what_is_no_embedding_of_the_model_is_refused_in_one_line(model, vectors, tmp_path, latent_folder):
     file = tmp_path / "a.safetensors"
     for content, at, said in (
-        ({"<toy>": torch.ones(1, 8)}, "", "its vectors have 8 numbers, and the text_encoder takes 16 (SD 1 takes 768 numbers"),
+        ({"<toy>": torch.ones(1, 8)}, "", "its vectors have 8 numbers, and the text_encoder takes vectors of 16 (SD 1 takes 768 numbers"),
         ({"<toy>": torch.ones(40, DIM)}, "", "it has 40 vectors, and a caption has at most 16 tokens"),
-        ({"house": vectors["one"]}, "@a", "the text_encoder knows the word a already; name another with FILE@WORD"),
+        ({"house": vectors["one"]}, "@a", "the text_encoder already knows the word a; choose another with FILE@WORD"),
         (
             {"clip_l": vectors["three"], "clip_g": vectors["g"]},
             "",

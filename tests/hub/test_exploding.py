@@ -132,9 +132,9 @@ def test_models_of_another_sigma_data_or_answer_are_no_networks_of_a_model_and_n
     keys = ({}, {"prediction_type": "v_prediction"}, {"sigma_data": 1.0})
     folders = [folder_with(tmp_path / str(i), diffusers.EDMEulerScheduler(num_train_timesteps=40, **each)) for i, each in enumerate(keys)]
     for other in folders[1:]:
-        with pytest.raises(diffleak.UserError, match="--network must be of MODEL's noise schedule and prediction_type"):
+        with pytest.raises(diffleak.UserError, match="--network must have MODEL's noise schedule and prediction_type"):
             hub.load(folders[0], network=other)
-        with pytest.raises(diffleak.UserError, match="the two teachers must have the same sigma_data and kind of answer"):
+        with pytest.raises(diffleak.UserError, match="the two teachers must have the same sigma_data and prediction type"):
             hub.load_pair((folders[0], other))
     assert hub.load(folders[0], network=folders[0]).denoiser.precondition
 
@@ -142,11 +142,11 @@ def test_models_of_another_sigma_data_or_answer_are_no_networks_of_a_model_and_n
 @pytest.mark.parametrize(
     ("scheduler", "said"),
     [
-        (diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=-1.0), "flow_shift of"),
+        (diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=-1.0), "flow_shift in"),
         (diffusers.EDMEulerScheduler(sigma_data=math.nan), "sigma_data of"),
         (diffusers.EDMEulerScheduler(sigma_data=0.0), "sigma_data of"),
-        (diffusers.EDMEulerScheduler(sigma_min=80.0, sigma_max=0.002), "must have sigmas that grow from above 0"),
-        (diffusers.ScoreSdeVeScheduler(sigma_min=2.0, sigma_max=1.0), "must have sigmas that grow from above 0"),
+        (diffusers.EDMEulerScheduler(sigma_min=80.0, sigma_max=0.002), "must have growing sigmas above 0"),
+        (diffusers.ScoreSdeVeScheduler(sigma_min=2.0, sigma_max=1.0), "must have growing sigmas above 0"),
         (diffusers.EDMEulerScheduler(prediction_type="sample"), "prediction_type must be epsilon or v_prediction"),
     ],
 )

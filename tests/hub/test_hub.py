@@ -332,7 +332,7 @@ def test_an_autoencoder_alone_says_what_is_missing_and_how_to_get_it(latent_fold
     folder = latent_folder(kind=kind)
     shutil.rmtree(folder / "unet")
     assert refusal(folder) == (
-        f"{folder} holds an autoencoder and no denoiser (unet/ or transformer/); "
+        f"{folder} holds an autoencoder, but no denoiser (unet/ or transformer/); "
         f"train one: diffleak train --preset latent --autoencoder {folder}"
     )
 
@@ -363,7 +363,7 @@ def test_a_key_that_is_read_is_refused_with_every_kind_of_value_that_it_cannot_h
             if kind in kinds:
                 configs.check_keys({key: value, f"unet.{key}": value}, "f.json")
                 continue
-            with pytest.raises(UserError, match=rf"^unet\.{key} of f\.json must be .*; got .*: set it right, or fetch the file again$"):
+            with pytest.raises(UserError, match=rf"^unet\.{key} of f\.json must be .*; got .*: correct it, or fetch the file again$"):
                 configs.check_keys({f"unet.{key}": value}, "f.json")
 
 
@@ -378,7 +378,7 @@ def test_the_default_settings_of_every_class_are_of_the_kind_that_they_must_be(n
     configs.check_settings(kind, written, Path("f.json"))
     for key, value in written.items():
         if key not in configs.KEYS and value is not None:
-            with pytest.raises(UserError, match=f"^{key} of f.json must be of the kind of "):
+            with pytest.raises(UserError, match=f"^{key} of f.json must be a value like "):
                 configs.check_settings(kind, {key: {"no": "such"}}, Path("f.json"))
 
 
@@ -387,17 +387,17 @@ def test_the_default_settings_of_every_class_are_of_the_kind_that_they_must_be(n
     [
         ("unet/config.json", "_class_name", ["UNet2DModel"], "must be a text; got ["),
         ("unet/config.json", "in_channels", None, "must be a whole number; got null"),
-        ("unet/config.json", "norm_eps", {"a": 1}, "must be of the kind of 1e-05; got {"),
-        ("unet/config.json", "layers_per_block", 10**12, "must fit its weights, which are "),
+        ("unet/config.json", "norm_eps", {"a": 1}, "must be a value like 1e-05; got {"),
+        ("unet/config.json", "layers_per_block", 10**12, "must fit its weights ("),
         ("unet/config.json", "sample_size", True, "must be a whole number or a list or null; got true"),
         ("scheduler/scheduler_config.json", "_class_name", {"a": []}, "must be a text; got {"),
         ("scheduler/scheduler_config.json", "prediction_type", 3, "must be a text; got 3"),
-        ("scheduler/scheduler_config.json", "beta_schedule", [0.1], "must be of the kind of 'linear'; got ["),
+        ("scheduler/scheduler_config.json", "beta_schedule", [0.1], "must be a value like 'linear'; got ["),
         ("scheduler/scheduler_config.json", "num_train_timesteps", 10**12, "must lie in [1, 1000000]; got 1000000000000"),
         ("scheduler/scheduler_config.json", "num_train_timesteps", -3, "must lie in [1, 1000000]; got -3"),
         ("vae/config.json", "_class_name", 7, "must be a text; got 7"),
         ("vae/config.json", "shift_factor", "x" * 300, "must be a number or null; got "),
-        ("vae/config.json", "norm_num_groups", True, "must be of the kind of 32; got true"),
+        ("vae/config.json", "norm_num_groups", True, "must be a value like 32; got true"),
     ],
 )
 def test_a_setting_of_another_kind_is_one_line_that_names_the_file(
@@ -453,14 +453,14 @@ def test_a_pipe_in_a_part_of_a_model_is_not_waited_for(model_folder: Folders, na
     folder = model_folder()
     (folder / "unet" / name).unlink(missing_ok=True)
     os.mkfifo(folder / "unet" / name)
-    assert refusal(folder) == f"{folder / 'unet'} must hold files alone; {name} is a pipe: fetch the model again"
+    assert refusal(folder) == f"{folder / 'unet'} must hold only files; {name} is a pipe: fetch the model again"
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".pkl", ".bin"])
 def test_a_checkpoint_file_that_is_none_is_refused(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"model{suffix}"
     file.write_bytes(b"never opened")
-    assert refusal(file).startswith(f"{file} must be a pickle of weights alone, and whole (")
+    assert refusal(file).startswith(f"{file} must be an undamaged pickle of weights alone (")
 
 
 def test_any_other_file_is_refused(tmp_path: Path) -> None:
@@ -532,7 +532,7 @@ def test_an_unknown_beta_schedule_is_refused(model_folder: Folders) -> None:
 def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere"
     for name in (missing, "./nowhere", "nowhere", "models/sd15.safetensors"):  # the last of which is no hub id
-        must = "MODEL must be a diffusers folder, a hub id (owner/name), or one file with all of a model"
+        must = "MODEL must be a diffusers folder, a hub id (owner/name), or a file with a whole model"
         assert refusal(name) == f"{must}; found nothing at {name}"
 
 
@@ -745,7 +745,8 @@ def test_an_autoencoder_that_does_not_fit_the_denoiser_is_refused(latent_folder:
     folder = latent_folder(**keys)
     made, taken = (3, 4) if "encoder" in keys else (4, 8)
     assert refusal(folder, device="cpu") == (
-        f"the autoencoder and the denoiser must belong together; {folder} makes latents of {made} channels, and its denoiser takes {taken}"
+        f"the autoencoder and the denoiser of {folder} must belong together; the one makes latents of {made} channels, the other takes "
+        f"{taken}: give the autoencoder that the denoiser was trained on"
     )
 
 
@@ -757,7 +758,7 @@ def test_an_autoencoder_that_does_not_say_its_scaling_factor_is_refused_with_whe
     folder = latent_folder(kind="vqvae")
     edit(encoder_config(folder), scaling_factor=factor)
     message = refusal(folder, device="cpu")
-    assert message.startswith(f"{encoder_config(folder)} must say scaling_factor, the positive number that latents were multiplied by")
+    assert message.startswith(f"{encoder_config(folder)} must say scaling_factor, the positive number by which latents were multiplied")
     assert message.endswith(f"(0.18215 for Stable Diffusion 1); got {factor}: set it there")
 
 

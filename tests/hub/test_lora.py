@@ -219,13 +219,13 @@ def test_settings_in_the_header_of_an_adapter_are_checked_alike(models, tmp_path
 def test_a_model_without_captions_takes_no_adapter(model_folder, latent_folder, tmp_path):
     for folder in (model_folder(), latent_folder(network="transformer")):
         message = refusal(folder, tmp_path)
-        assert message == f"a LoRA is applied to a text-to-image model of one network, and {folder} takes no captions; leave out --lora"
+        assert message == f"a LoRA needs a text-to-image model with one network, and {folder} takes no captions; leave out --lora"
 
 
 def test_an_adapter_that_was_never_trained_is_refused(models, tmp_path):
     untrained = lambda weights: {key: value * (".lora_B." not in key) for key, value in weights.items()}
     message = refusal(models("sd"), changed(lora_folder(tmp_path / "lora"), tmp_path / "zero", untrained))
-    assert message.endswith("changes nothing: all of its B matrices are zero, as they are before training")
+    assert message.endswith("changes nothing: all its B matrices are zero, as they are before training")
 
 
 def test_an_adapter_that_diffleak_trained_on_another_base_is_refused(models, tmp_path):
@@ -236,13 +236,13 @@ def test_an_adapter_that_diffleak_trained_on_another_base_is_refused(models, tmp
         record.write_text(content)
         hub.load(model, device="cpu", lora=folder)
     record.write_text('{"base_fingerprint": "another"}')
-    assert refusal(model, folder).endswith("was trained on another model than this one, as its train.json says; give that one")
+    assert refusal(model, folder).endswith("was trained on another model, says the train.json beside it; give that model")
 
 
 def test_an_adapter_that_is_switched_off_or_given_as_the_model_is_refused(models, tmp_path):
     folder = lora_folder(tmp_path / "lora")
-    assert refusal(models("sd"), folder, lora_scale=0.0).startswith("--lora-scale 0 leaves nothing of the LoRA")
-    assert refusal(folder, None).endswith("is a LoRA adapter and no model; give the model that it was made for, and this with --lora")
+    assert refusal(models("sd"), folder, lora_scale=0.0).startswith("--lora-scale 0 removes the LoRA")
+    assert refusal(folder, None).endswith("is a LoRA, not a model; give the model that it was made for, and this with --lora")
 
 
 def test_an_adapter_has_no_path_to_other_models_in_the_process(models, tmp_path):
@@ -275,7 +275,7 @@ def test_a_hub_id_that_needs_a_login_says_how_to_log_in(models, monkeypatch, kin
         if kind == 500:
             assert message.startswith("no folder at owner/name, and the hub gave no such model (Access is restricted")
         else:
-            assert message.startswith("the hub shows owner/name to those who may see it, or it does not exist (Access is restricted")
+            assert message.startswith("the hub id owner/name does not exist, or needs a login (Access is restricted")
             assert message.endswith("log in with `hf auth login` or HF_TOKEN, or pass a local folder" + part)
 
 

@@ -179,7 +179,7 @@ def test_without_an_alpha_a_layer_has_strength_1_and_with_alpha_0_it_stays_as_it
     target = hub.load(models("sd"), "float64", "cpu", lora=file)
     assert_merged(weights(target), by_formula("sd", before, layers))
     assert torch.equal(weights(target)[f"unet.{DOWN}.to_k.weight"], before[f"unet.{DOWN}.to_k.weight"])
-    assert target.warnings == ("the LoRA has alpha 0 in 1 of its 3 layers, which it leaves as they are",)
+    assert target.warnings == ("the LoRA has alpha 0 in 1 of its 3 layers and does not change those",)
     nothing = {"unet": {f"{DOWN}.to_k": (2, 0.0)}}
     assert refusal(models("sd"), kohya_file(tmp_path / "b.safetensors", "sd", nothing)).endswith(
         "changes nothing: its alpha is 0 in every layer"
@@ -319,15 +319,15 @@ def test_another_kind_of_adapter_is_refused_by_its_name(models, tmp_path, key, k
     odd = f"lora_unet_{DOWN.replace('.', '_')}_to_q.{key}"
     save_file(load_file(file) | {odd: torch.ones(2, 2)}, file)
     said = "it must be a LoRA, LoCon, LoHa, LoKr, DoRA or full difference"
-    assert refusal(models("sd"), file).endswith(f"{said}; its {odd} is {kind}, which is not applied here")
+    assert refusal(models("sd"), file).endswith(f"{said}; its {odd} is of a kind that is not supported: {kind}")
 
 
 def test_folders_of_peft_that_are_no_plain_lora_are_refused_by_their_kind(models, tmp_path):
     layers: Layers = {"unet": {f"{DOWN}.to_q": (2, 4.0)}}
     assert refusal(models("sd"), peft_made(tmp_path / "a", "sd", layers, peft_type="OFT")).endswith(
-        "it must be a LoRA, LoHa or LoKr; its settings say that it is OFT"
+        "it must be a LoRA, LoHa or LoKr; its settings give peft_type OFT"
     )
-    assert "it began as pissa_niter_4, which changes the base too" in refusal(
+    assert "it was initialised by pissa_niter_4, which also changes the base" in refusal(
         models("sd"), peft_made(tmp_path / "b", "sd", layers, init_lora_weights="pissa_niter_4")
     )
 
@@ -505,7 +505,7 @@ def test_what_libraries_warn_of_while_weights_are_read_is_said_and_recorded(tmp_
     record = diffleak.audit(folder, members=sides[0], nonmembers=sides[1], **given, reference=str(folder)).record
     said = [line for line in record.warnings if line.startswith("while the model was loaded: ")]
     assert len(said) == 2
-    assert "text_encoder/ holds 1 weights that its config.json has no place for (first: something.else.weight)" in said[1]
+    assert "text_encoder/ holds 1 weights that its config.json does not use (first: something.else.weight)" in said[1]
     assert "The config attributes {'nonsense': 3} were passed to UNet2DConditionModel" in said[0]
     assert [line for line in record.warnings if line.startswith("of the reference: while the model was loaded: ")]
     assert capsys.readouterr().err.count("warning: while the model was loaded: text_encoder/ holds 1 weights") == 2

@@ -108,7 +108,7 @@ def refusal(model: Path, **options: Any) -> str:
 @pytest.mark.parametrize(
     ("name", "weights", "which", "said"),
     [
-        ("checkpoint-500", None, "base", "unet_ema/ beside unet/ holds averaged weights (EMA), which are not measured; --weights ema"),
+        ("checkpoint-500", None, "base", "unet/ is measured, and not the averaged weights (EMA) in unet_ema/; --weights ema"),
         ("checkpoint-500", "ema", "tuned", ""),
         ("checkpoint-500", "non_ema", "base", ""),
         ("checkpoint-500/unet", "ema", "tuned", ""),
@@ -138,14 +138,14 @@ def test_another_denoiser_predicts_what_diffusers_predicts_with_it_whatever_its_
             "unet_ema",
             None,
             "base",
-            "unet_ema/ beside unet/ holds averaged weights (EMA), which are not measured; --weights ema measures them",
+            "unet/ is measured, and not the averaged weights (EMA) in unet_ema/; --weights ema measures those",
         ),
         ("unet_ema", "ema", "tuned", ""),
         ("unet_ema", "non_ema", "base", ""),
-        ("non_ema", None, "base", f"unet/ holds {OTHER} too, which is not measured; {PLAIN} is, the average (EMA): --weights non_ema"),
+        ("non_ema", None, "base", f"{PLAIN} is measured (the average (EMA)), and --weights non_ema measures {OTHER}"),
         ("non_ema", "ema", "base", ""),
         ("non_ema", "non_ema", "tuned", ""),
-        ("ema", None, "base", f"{PLAIN} is, not the average (EMA): --weights ema measures the other"),
+        ("ema", None, "base", f"{PLAIN} is measured (not the average (EMA)), and --weights ema measures "),
         ("ema", "ema", "tuned", ""),
         ("ema", "non_ema", "base", ""),
     ],
@@ -174,20 +174,20 @@ def test_the_fingerprint_is_of_the_weights_that_are_loaded(base: Path, made: Pat
 REFUSED = {
     "lora": "is a LoRA: use --lora ",
     "lora.safetensors": "is a LoRA: use --lora ",
-    "deepspeed": "is a DeepSpeed checkpoint: put it together with `python zero_to_fp32.py ",
-    "fsdp": "is an FSDP checkpoint: put it together with `accelerate merge-weights ",
-    "whole.safetensors": "holds all of a model in one file: give it as MODEL",
+    "deepspeed": "is a DeepSpeed checkpoint: merge it with `python zero_to_fp32.py ",
+    "fsdp": "is an FSDP checkpoint: merge it with `accelerate merge-weights ",
+    "whole.safetensors": "is a whole model in one file: give it as MODEL",
     "original.safetensors": "is in that of the original code (as for ComfyUI): open it with diffusers' from_single_file",
     "transformer": "holds a transformer/",
-    "nothing": "must hold the weights as .safetensors, or as a state dict (.bin, .pt, .pth, .ckpt); found none, but optimizer.bin, random",
+    "nothing": "must hold the weights as .safetensors, or as a state dict (.bin, .pt, .pth, .ckpt); found only optimizer.bin, random",
     "nowhere": "--network must be a folder or a file of weights; found nothing at ",
     "cosine/unet/config.json": "--network must be a folder or a file of .safetensors, .bin, .pt, .pth, .ckpt; got ",
     "deepspeed/random_states_0.pkl": "is a pickle checkpoint, which runs code when it is opened",
     "no network": "--network must be a denoiser of diffusers; ",
     "colour": "in_channels is 3 in ",
     f"colour/unet/{PLAIN}": "size mismatch for conv_in.weight",
-    "cosine": "--network must be of MODEL's noise schedule and prediction_type",
-    f"cosine/unet/{PLAIN}": "--network must be of MODEL's noise schedule and prediction_type",
+    "cosine": "--network must have MODEL's noise schedule and prediction_type",
+    f"cosine/unet/{PLAIN}": "--network must have MODEL's noise schedule and prediction_type",
     "dual": "--network must be one denoiser, and ",
 }
 
@@ -200,7 +200,7 @@ def test_what_is_no_denoiser_of_the_model_is_refused_by_name_with_the_way_on(bas
 
 def test_a_checkpoint_given_as_the_model_is_refused_with_the_way_on(made: Path) -> None:
     folder = made / "checkpoint-500"
-    assert refusal(folder).endswith(f"which says the noise schedule: give the model it was trained from, and --network {folder}")
+    assert refusal(folder).endswith(f"if it is a denoiser alone, give the model it was trained from, and --network {folder}")
 
 
 def test_damaged_weights_of_another_denoiser_are_refused(base: Path, made: Path, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_damaged_weights_of_another_denoiser_are_refused(base: Path, made: Path,
 
 @pytest.mark.parametrize("weights", ["ema", "non_ema"])
 def test_a_choice_where_there_is_one_kind_of_weights_is_refused(base: Path, made: Path, weights: str) -> None:
-    assert f"--weights {weights} takes one of two kinds, unet_ema/ beside unet/ or *.non_ema.*" in refusal(base, weights=weights)
+    assert f"--weights {weights} chooses between two copies: unet/ and unet_ema/, or *.non_ema.*" in refusal(base, weights=weights)
     assert "leave out --weights" in refusal(base, network=made / "last.ckpt", weights=weights)
     assert "has neither: leave it out" in refusal(base, network=made / "accelerate", weights=weights)
 

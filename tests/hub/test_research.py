@@ -230,7 +230,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_its_code_is_not_run(tmp_pat
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
     line = refused(capsys, "convert", path, "-o", tmp_path / "m")
-    assert "is a pickle that runs code when it is opened (it asks for posix.mkdir), and it was not opened" in line
+    assert "is a pickle that would run code (posix.mkdir); it was not opened" in line
     assert not trap.exists() and not (tmp_path / "m").exists()
 
 
@@ -241,7 +241,7 @@ def test_a_pickle_of_edm_is_refused_by_its_name(tmp_path, capsys, protocol, monk
     monkeypatch.setitem(sys.modules, "torch_utils.persistence", SimpleNamespace(_reconstruct_persistent_obj=_reconstruct_persistent_obj))
     (tmp_path / "edm.pkl").write_bytes(pickle.dumps({"ema": Harmful(tmp_path)}, protocol))
     line = refused(capsys, "convert", tmp_path / "edm.pkl", "-o", tmp_path / "m")
-    assert "is an EDM pickle (NVlabs), which runs its own code when it is opened, and it was not opened" in line and "--model-from" in line
+    assert "is an EDM pickle (NVlabs), which would run its own code; it was not opened" in line and "--model-from" in line
 
 
 @pytest.mark.parametrize(
@@ -275,13 +275,13 @@ def guided_file(folder: Path, **changes: Any) -> Path:
     ("changes", "said"),
     [
         ({"middle_block.2.out_layers.3.bias": None}, "weights are missing (first: middle_block.2.out_layers.3.bias)"),
-        ({"input_blocks.1.0.in_layers.2.weight": None}, "weights missing ('input_blocks.1.0.in_layers.2.weight')"),
-        ({"low_res.weight": torch.zeros(1)}, "has weights besides (first: low_res.weight)"),
-        ({"output_blocks.9.0.in_layers.0.weight": torch.zeros(1)}, "weights missing ('output_blocks.5')"),
-        ({"out.0.weight": torch.zeros(7)}, "out.0.weight has shape (7,) where (32,) fits the others"),
-        ({"time_embed.0.weight": torch.zeros(())}, "weights missing (tuple index out of range)"),
-        ({"out.0.weight": torch.zeros(32, dtype=torch.int8)}, "out.0.weight is of int8"),
-        ({"out.2.weight": torch.zeros(4, 32, 3, 3)}, "takes 3 channels and gives 4"),
+        ({"input_blocks.1.0.in_layers.2.weight": None}, "weights are missing ('input_blocks.1.0.in_layers.2.weight')"),
+        ({"low_res.weight": torch.zeros(1)}, "has more weights (first: low_res.weight)"),
+        ({"output_blocks.9.0.in_layers.0.weight": torch.zeros(1)}, "weights are missing ('output_blocks.5')"),
+        ({"out.0.weight": torch.zeros(7)}, "out.0.weight has shape (7,), and (32,) would fit"),
+        ({"time_embed.0.weight": torch.zeros(())}, "weights are missing (tuple index out of range)"),
+        ({"out.0.weight": torch.zeros(32, dtype=torch.int8)}, "out.0.weight is stored as int8"),
+        ({"out.2.weight": torch.zeros(4, 32, 3, 3)}, "takes 3 channels and returns 4"),
         ({"input_blocks.0.0.weight": torch.zeros(32, 6, 3, 3)}, "super-resolution"),
     ],
 )
@@ -297,13 +297,13 @@ def test_a_weight_that_pytorch_ddpm_lacks_is_called_by_its_name_there(tmp_path, 
     state = {key: value for key, value in pytorch_ddpm_state(attn=[0, 1]).items() if key != lacking}
     with pytest.raises(diffleak.UserError) as caught:
         convert(saved(tmp_path / "m.pt", state), tmp_path / "m")
-    assert f"is a pytorch-ddpm network with weights missing ('{lacking}')" in str(caught.value)
+    assert f"is a pytorch-ddpm network, but weights are missing ('{lacking}')" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({}, "do not say how many heads their attention has"),
+        ({}, "do not determine the number of attention heads"),
         ({"num_heads": 0}, "cannot be divided among 0 heads"),
         ({"num_heads": 5}, "channels of attention cannot be divided among 5 heads"),
         ({"num_head_channels": 48}, "cannot be divided among 0 heads"),
@@ -313,17 +313,17 @@ def test_a_weight_that_pytorch_ddpm_lacks_is_called_by_its_name_there(tmp_path, 
             "unknown setting of guided-diffusion in {file} 'nois_schedule'; did you mean 'noise_schedule'",
         ),
         ({"num_heads": 4, "noise_schedule": "karras"}, "noise_schedule in {file} must be linear or cosine; got karras"),
-        ({"num_heads": 4, "diffusion_steps": 4000}, "must have rescale_timesteps too"),
-        ({"num_heads": 4, "learn_sigma": True}, "learn_sigma in {file} contradicts the weights: it says True, and they have False"),
+        ({"num_heads": 4, "diffusion_steps": 4000}, "must also have rescale_timesteps"),
+        ({"num_heads": 4, "learn_sigma": True}, "learn_sigma in {file} is True, but the weights have False"),
         (
             {"num_heads": 4, "channel_mult": "1,1"},
-            "channel_mult in {file} contradicts the weights: it says 1,1, and they have [32, 64] channels",
+            "channel_mult in {file} is 1,1, but the weights have [32, 64] channels",
         ),
-        ({"num_heads": 4, "attention_resolutions": [4]}, "contradicts the weights: it says [4], and they have [1] (levels from 0)"),
-        ({"num_heads": 4, "image_size": 8, "attention_resolutions": "8"}, "contradicts the weights: it says 8, and they have [1]"),
+        ({"num_heads": 4, "attention_resolutions": [4]}, "is [4], but the weights have [1] (levels from 0)"),
+        ({"num_heads": 4, "image_size": 8, "attention_resolutions": "8"}, "is 8, but the weights have [1]"),
         ({"num_heads": 4, "attention_resolutions": "8"}, "give image_size too"),
         ({"num_heads": 4, "image_size": 9}, "the image size in {file} must be a multiple of 2"),
-        ({"num_heads": 4, "class_cond": True}, "class_cond in {file} contradicts"),
+        ({"num_heads": 4, "class_cond": True}, "class_cond in {file} is True, but the weights have False"),
     ],
 )
 def test_settings_that_are_missing_wrong_or_contradict_the_weights_are_one_line(tmp_path, keys, said):
@@ -353,7 +353,7 @@ def test_settings_of_pytorch_ddpm_that_contradict_its_weights_are_refused(place,
     [
         (["{place}/none.pt"], "must be a checkpoint that torch.save wrote"),
         (["{place}"], "CHECKPOINT must be one file"),
-        (["{place}/cut.pt"], "it is none, or damaged"),
+        (["{place}/cut.pt"], "it is damaged or of another kind"),
         (["{place}/text.pt"], "is another pickle, or damaged"),
         (["{place}/ddpm.pt", "--settings", "{place}/none.json"], "--settings must be a JSON file"),
         (["{place}/ddpm.pt", "--settings", "{place}/cut.pt"], "must be JSON"),
@@ -361,8 +361,8 @@ def test_settings_of_pytorch_ddpm_that_contradict_its_weights_are_refused(place,
         (["{place}/guided.pt", "--weights", "ema"], "--weights chooses among the networks of a checkpoint"),
         (["{place}/two.pt"], "holds 2 networks (a, b): choose one of them with --weights NAME"),
         (["{place}/empty.pt"], "it holds no weights"),
-        (["{place}/ddpm.pt", "-o", "{place}/ddpm"], "is there already"),
-        (["{place}/ddpm.pt", "-o", "{place}/text.pt"], "is there already"),
+        (["{place}/ddpm.pt", "-o", "{place}/ddpm"], " exists: choose another -o"),
+        (["{place}/ddpm.pt", "-o", "{place}/text.pt"], " exists: choose another -o"),
         (["{place}/ddpm.pt", "-o", "{place}/text.pt/m"], "cannot be written"),
     ],
 )

@@ -129,10 +129,10 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_none(made: Any, tmp_path: P
     model, sprung, file = made("sd"), tmp_path / "sprung", tmp_path / f"model{suffix}"
     torch.save({"state_dict": model.state, "callbacks": Trap(sprung)}, file)
     said = refusal(file, model_config=model.settings)
-    assert said.startswith(f"{file} must be a pickle of weights alone, and whole (it names posix.mkdir")
-    assert said.endswith("which could run code); ask for a .safetensors file of it")
+    assert said.startswith(f"{file} must be an undamaged pickle of weights alone (it names posix.mkdir")
+    assert said.endswith("which could run code); give a .safetensors file of the model")
     file.write_bytes(pickle.dumps(Trap(sprung)))
-    assert refusal(file, model_config=model.settings).startswith(f"{file} must be a pickle of weights alone, and whole (")
+    assert refusal(file, model_config=model.settings).startswith(f"{file} must be an undamaged pickle of weights alone (")
     assert not sprung.exists()
 
 
@@ -148,7 +148,7 @@ def test_a_file_of_the_denoiser_alone_takes_the_other_parts_from_the_folder(made
         assert torch.equal(base.text(["cloud"]).vectors, target.text(["cloud"]).vectors)
         said = refusal(file, model_config=model.settings)
         assert said == (
-            f"{file} holds no vae, and {model.settings} no weights of one; "
+            f"{file} holds no vae, and {model.settings} has no weights for one; "
             "give a --model-config folder of this Stable Diffusion 1 with the weights in vae/"
         )
 
@@ -202,10 +202,10 @@ def test_what_a_file_says_of_its_prediction_is_followed_and_said(made: Any, tmp_
     expected = DDIMScheduler.from_config({**whole.scheduler.config, "rescale_betas_zero_snr": True}).alphas_cumprod
     assert np.array_equal(target.denoiser.schedule.alphas_cumprod, expected.double().numpy())
     assert [line.partition(", and")[0] for line in target.warnings] == [
-        "v.safetensors says prediction_type v_prediction",
-        "v.safetensors says rescale_betas_zero_snr true",
+        "v.safetensors states prediction_type v_prediction",
+        "v.safetensors states rescale_betas_zero_snr true",
     ]
-    assert "warning: v.safetensors says prediction_type v_prediction" in capsys.readouterr().err
+    assert "warning: v.safetensors states prediction_type v_prediction" in capsys.readouterr().err
     from_settings = {"device": "cpu", "model_config": model.settings}  # of a PNDMScheduler, which has no such setting
     followed = load(file, **from_settings)
     assert np.array_equal(followed.denoiser.schedule.alphas_cumprod, target.denoiser.schedule.alphas_cumprod)
@@ -222,7 +222,7 @@ def test_weights_in_eight_bits_are_read_as_rounded_so_with_a_line(made: Any, tmp
     model = made("sd")
     rounded = {key: value.to(torch.float8_e4m3fn) for key, value in model.state.items()}
     target = load(one.write(tmp_path / "8.safetensors", rounded), device="cpu", model_config=model.settings)
-    assert target.warnings == ("8.safetensors stores weights in 8 bits (float8_e4m3fn), which are scored as rounded so",)
+    assert target.warnings == ("8.safetensors stores weights in 8 bits (float8_e4m3fn); the rounded weights are used",)
     key = "conv_in.weight"
     assert torch.equal(target.denoiser.network.state_dict()[key], rounded["model.diffusion_model.input_blocks.0.0.weight"].float())
 
@@ -246,22 +246,22 @@ REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Ten
     ),
     "controlnet": (lambda s: {"control_model.input_blocks.0.0.weight": s[FIRST]}, "is a ControlNet: give the model that it steers"),
     "diffusers": (lambda s: {"conv_in.weight": s[FIRST]}, "is one network of a diffusers folder: give the folder that it belongs to"),
-    "inpainting": (lambda s: {**s, FIRST: torch.zeros(8, 9, 3, 3)}, "is an inpainting model, which takes 9 channels and not latents alone"),
-    "pix2pix": (lambda s: {**s, FIRST: torch.zeros(8, 8, 3, 3)}, "is an InstructPix2Pix model, which takes 8 channels"),
+    "inpainting": (lambda s: {**s, FIRST: torch.zeros(8, 9, 3, 3)}, "is an inpainting model: it takes 9 channels, not only latents"),
+    "pix2pix": (lambda s: {**s, FIRST: torch.zeros(8, 8, 3, 3)}, "is an InstructPix2Pix model: it takes 8 channels"),
     "refiner": (
         lambda s: {**s, f"{START}label_emb.0.0.weight": s[FIRST], "conditioner.embedders.0.model.ln_final.weight": s[FIRST]},
         "is the refiner of Stable Diffusion XL",
     ),
     "scaled": (lambda s: {**s, f"{FIRST[:-6]}scale_weight": s[FIRST]}, "stores weights in 8 bits with scales"),
-    "nf4": (lambda s: {**s, f"{FIRST}.absmax": s[FIRST]}, "quantised: give a file of 16 or 32 bits"),
-    "int8": (lambda s: {**s, FIRST: s[FIRST].to(torch.int8)}, "is stored as int8, quantised: give a file of 16 or 32 bits"),
+    "nf4": (lambda s: {**s, f"{FIRST}.absmax": s[FIRST]}, "is quantised: give a file in 16 or 32 bits"),
+    "int8": (lambda s: {**s, FIRST: s[FIRST].to(torch.int8)}, "is quantised (stored as int8): give a file in 16 or 32 bits"),
     "int8 text": (
         lambda s: {key: value.to(torch.int8) if "token_embedding" in key else value for key, value in s.items()},
-        "token_em… is stored as int8, quantised: give a file of 16 or 32 bits",
+        "token_em… is quantised (stored as int8): give a file in 16 or 32 bits",
     ),
-    "edm": (lambda s: {**s, "edm_mean": s[FIRST]}, "was trained on the noise levels of EDM"),
+    "edm": (lambda s: {**s, "edm_mean": s[FIRST]}, "has the noise levels of EDM"),
     "chroma": (lambda s: {f"{START}distilled_guidance_layer.in_proj.bias": s[FIRST]}, "holds a denoiser of another layout"),
-    "unknown": (lambda s: {"layers.0.weight": s[FIRST]}, "has none of their layouts (first: layers.0.weight)"),
+    "unknown": (lambda s: {"layers.0.weight": s[FIRST]}, "has another layout (first weight: layers.0.weight)"),
     "missing": (lambda s: {k: v for k, v in s.items() if k != f"{START}out.2.bias"}, "(conv_out.bias is not in the file)"),
     "shape": (lambda s: {**s, f"{START}out.2.bias": torch.zeros(5)}, "(conv_out.bias has shape (5,), where (4,) is expected)"),
     "left over": (lambda s: {**s, f"{START}label_emb.weight": torch.zeros(3, 32)}, "label_emb.weight has none"),
@@ -292,14 +292,14 @@ def test_damaged_files_and_other_kinds_are_refused_in_one_line(made: Any, tmp_pa
     assert "must be a whole safetensors file" in refusal(damaged, model_config=model.settings)
     torch.save(model.state, tmp_path / "whole.ckpt")
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "whole.ckpt").read_bytes()[:5000])
-    assert refusal(tmp_path / "cut.ckpt").startswith(f"{tmp_path}/cut.ckpt must be a pickle of weights alone, and whole (")
+    assert refusal(tmp_path / "cut.ckpt").startswith(f"{tmp_path}/cut.ckpt must be an undamaged pickle of weights alone (")
     torch.save([1, 2], tmp_path / "list.pt")
     assert refusal(tmp_path / "list.pt").endswith("or a state_dict of them; it holds a list without any")
     wrapped: dict[str, Any] = {}
     wrapped["state_dict"] = wrapped
     torch.save(wrapped, tmp_path / "endless.ckpt")
     assert refusal(tmp_path / "endless.ckpt").endswith("or a state_dict of them; it holds a dict without any")
-    for name, said in (("model.gguf", "which GGUF quantises"), ("model.onnx", "and .onnx is neither")):
+    for name, said in (("model.gguf", "is a GGUF file, which is quantised"), ("model.onnx", "has another ending")):
         (tmp_path / name).write_bytes(b"x")
         assert refusal(tmp_path / name).endswith(said)
 
@@ -308,12 +308,12 @@ def test_settings_of_another_model_or_none_are_refused(made: Any, tmp_path: Path
     model, xl = made("sd"), made("sdxl")
     said = refusal(model.file, model_config=xl.settings)
     assert said == (
-        f"{model.file} is a Stable Diffusion 1, whose settings are those of a StableDiffusionPipeline; {xl.settings} has those of a "
+        f"{model.file} is a Stable Diffusion 1, which needs the settings of a StableDiffusionPipeline; {xl.settings} has those of a "
         "StableDiffusionXLPipeline: give another --model-config"
     )
     assert refusal(model.file, model_config=tmp_path).startswith("--model-config must be a model's folder in diffusers' layout;")
     assert refusal(model.file, model_config=model.file).startswith("--model-config must be a folder or a hub id (owner/name);")
-    assert refusal(model.folder, model_config=model.settings).startswith("--model-config has the settings of a MODEL in one file, and ")
+    assert refusal(model.folder, model_config=model.settings).startswith("--model-config gives the settings of a MODEL in one file, and ")
     assert refusal(model.file).startswith(
         "sd.safetensors is a Stable Diffusion 1 in one file; give a folder with the settings of "
         "stable-diffusion-v1-5/stable-diffusion-v1-5 as --model-config (no folder at stable-diffusion-v1-5/stable-diffusion-v1-5, and "

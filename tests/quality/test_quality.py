@@ -382,7 +382,7 @@ def test_preprocessing_resizes_crops_and_normalises_as_its_config_says(tmp_path)
         ("size", {"shortest_edge": 0}, "must be a number of pixels; got "),
         ("size", {"height": 8, "width": [8]}, "must be height and width in pixels; got "),
         ("crop_size", {"height": 10**12, "width": 8}, "must be height and width in pixels; got "),
-        ("resample", 17, "must be one of Pillow's ways to resize, 0 to "),
+        ("resample", 17, "must be the number of a Pillow filter, 0 to "),
         ("image_mean", [0.5], "must be three numbers; got "),
         ("image_mean", {"r": 0.5}, "must be a list or null; got "),
         ("image_std", [0.5, 0.5, 0], "must be three positive numbers; got "),

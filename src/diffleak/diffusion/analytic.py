@@ -1,18 +1,18 @@
-"""Models with known answers: one that has memorised its images exactly, and one that knows nothing of them.
+"""Models with known answers: one that has memorised its images exactly, and one that knows nothing about any image.
 
 Memoriser: the optimal denoiser of a finite set {y_i}, a kernel-weighted mean in closed form,
 
     x0_hat = sum_i w_i y_i,   w = softmax_i(-|x_t - a_t y_i|^2 / (2 s_t^2)),   eps = (x_t - a_t x0_hat) / s_t
 
-With captions it is that of a finite set of pairs: a caption restricts the sum to the images that carry it. A caption of
-none of them says nothing, and is answered by the Gaussian of uniform pixels.
+With captions it is that of a finite set of pairs: a caption restricts the sum to the images that carry it. If no image
+carries the caption, the answer is that of the Gaussian with the mean and variance of uniform pixels.
 
 Gaussian: the optimal denoiser of N(mu, v I),
 
     eps = s_t (x_t - a_t mu) / (a_t^2 v + s_t^2)
 
-Their numbers, the points or the mean, count as their weights, by which the answers can be differentiated.
-Every attack must reach AUC 1 on the first and one half on the second; `diffleak selfcheck` ships the pair.
+The points and the mean count as weights: answers can be differentiated with respect to them.
+Every attack must reach AUC 1 on the first and 0.5 on the second; `diffleak selfcheck` checks it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,8 +39,8 @@ def linear_schedule(steps: int = 1000, first: float = 1e-4, last: float = 2e-2) 
 class Memoriser(Denoiser):
     """The optimal denoiser of the finite set `points`: the most a model can leak.
 
-    With `texts`, one per point, it has memorised which caption goes with which image, and answers `Prompts` from the images
-    of that caption alone. An image that is given another one's caption then leaves no trace of its own in the answer.
+    With `texts`, one per point, it has memorised which caption belongs to which image, and answers `Prompts` from the images
+    of that caption alone. An image that is given another image's caption then leaves no trace in the answer.
     """
 
     points: Float[Tensor, "n *s"]
@@ -69,7 +69,7 @@ class Memoriser(Denoiser):
         return torch.where(known, eps, Gaussian(0.0, 1 / 3, self.schedule)(x_t, t))
 
     def _carrying(self, cond: Any, batch: int) -> Bool[Tensor, "b n"]:
-        """Which points have the caption that each image of the batch is given."""
+        """True where a point has the caption that an image of the batch is given."""
         if self.texts is None or cond is None:
             return torch.ones(batch, len(self.points), dtype=torch.bool)
         return torch.tensor([[text == given for text in self.texts] for given in cond.texts])

@@ -4,8 +4,8 @@
     autoencoder    z = (h - shift) * scale,   h = posterior mean, or the encoder's output where it has no posterior
                    x = D(z / scale + shift)
 
-A vector-quantised autoencoder is attacked at its pre-quantisation output, as the original latent-diffusion code is;
-`snap` takes a latent to the code that its decoder is given, which is where its derivatives are taken.
+A vector-quantised autoencoder is attacked at its output before quantisation, as in the original latent-diffusion code;
+`snap` replaces a latent by the nearest code, which is what the decoder takes and where derivatives are taken.
 """
 
 from abc import ABC, abstractmethod
@@ -31,32 +31,32 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *x"]:
-        """The images of latents as `snap` returns them; can be differentiated with respect to z."""
+        """The images of latents that `snap` returned; can be differentiated with respect to z."""
 
     def snap(self, z: Float[Tensor, "b *z"]) -> Float[Tensor, "b *z"]:
-        """The latents that the decoder really takes: the nearest codes of a quantised model, else z itself."""
+        """The latents that the decoder takes: the nearest codes in a quantised model, else z itself."""
         return z
 
 
 def latents_of(codec: Codec, x: Float[Tensor, "b *x"]) -> Float[Tensor, "b *z"]:
-    """The latents of images; raises `UserError` unless the codec gives every image a row of its own, in the dtype of x."""
+    """The latents of images; raises `UserError` unless the codec returns one row per image, in the dtype of x."""
     return _like(x, codec.encode(x), "the codec's encode", "latents of shape (b, channels, height, width)")
 
 
 def images_of(codec: Codec, z: Float[Tensor, "b *z"], shape: tuple[int, ...] | None = None) -> Float[Tensor, "b *x"]:
-    """The images of latents; raises `UserError` unless the codec gives every latent an image, and of `shape` where it is known."""
+    """The images of latents; raises `UserError` unless the codec returns one image per latent, of `shape` if that is known."""
     x = _like(z, codec.decode(codec.snap(z)), "the codec's decode", "images")
     if shape is not None and tuple(x.shape[1:]) != shape:
-        raise UserError(f"the codec's decode must give back images of the shape {shape}; got {tuple(x.shape[1:])}")
+        raise UserError(f"the codec's decode must return images of shape {shape}; got {tuple(x.shape[1:])}")
     return x
 
 
 def refuse_broken(
     answer: Float[np.ndarray, "n *a"], codec: Codec, ids: Sequence[str], what: str = "latents", otherwise: str | None = None
 ) -> None:
-    """Raises `UserError` for latents, or other answers, for the images `ids` that are not finite numbers; it names the first such image.
+    """Raises `UserError` if an autoencoder's answer for one of the images `ids` is not finite; names the first such image.
 
-    otherwise: what else may help where the weights are finite numbers, as in `advice`.
+    what: what the answers are, for the message. otherwise: further advice for when all weights are finite, as in `advice`.
     """
     broken = np.argwhere(~np.isfinite(answer))
     if len(broken):
@@ -65,7 +65,7 @@ def refuse_broken(
 
 
 def _like(given: Tensor, answer: Any, subject: str, what: str) -> Tensor:
-    """The answer, if it is a batch like the one given, of any other channels and sides."""
+    """The answer, if it is a batch of as many rows and dimensions as the given one, in its dtype; channels and sides may differ."""
     alike = isinstance(answer, Tensor) and answer.ndim == given.ndim and len(answer) == len(given) and answer.dtype == given.dtype
     if alike:
         return answer  # type: ignore[no-any-return]

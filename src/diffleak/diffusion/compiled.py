@@ -1,7 +1,7 @@
-"""A network that torch compiles before its first forward (`torch.compile`): the same answers to the last digits, faster.
+"""A network that torch compiles before its first forward (`torch.compile`): faster, with the same answers up to the last digits.
 
-Each new size of a batch is compiled once more. A network that cannot be compiled is refused: falling back would make another audit of
-it than the one that was planned and recorded.
+Each new batch size is compiled again. A network that cannot be compiled is refused: an uncompiled run would not be the audit that was
+planned and recorded.
 """
 
 import time
@@ -32,7 +32,7 @@ class Compiled:
         with self._first:
             if self._warm:
                 return self._answer(*inputs, **named)
-            say("compiling the network, which may take minutes; again for each new size of a batch")
+            say("compiling the network, which may take minutes and is repeated for each new batch size")
             started = time.monotonic()
             answer = self._answer(*inputs, **named)
             say(f"compiled in {time.monotonic() - started:.0f} s")

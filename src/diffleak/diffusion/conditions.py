@@ -1,4 +1,4 @@
-"""Captions as a denoiser is given them, and what may be done with the conditions of a batch without knowing their kind.
+"""Captions as a denoiser takes them, and operations on the conditions of a batch that work for every kind.
 
 A condition is None, a tensor of class labels (b,), or the `Prompts` of b images.
 """
@@ -24,8 +24,8 @@ MASK = "encoder_attention_mask"  # which tokens are words
 class Prompts:
     """The captions of b images, embedded by the model's own text encoder.
 
-    `tensors` is what the network takes besides x_t and t, by the names of its pipeline, each of b rows; the first is the
-    text embedding that it attends to. `encode` embeds other texts in the same way, as a `TextEncoder` does.
+    `tensors` is what the network takes besides x_t and t, by the names that its pipeline uses, each with b rows; the first is the
+    text embedding that the network attends to. `encode` embeds other texts in the same way, as a `TextEncoder` does.
     """
 
     texts: tuple[str, ...]
@@ -37,9 +37,9 @@ class Prompts:
 
     @property
     def vectors(self) -> Float64[Tensor, "b d"]:
-        """One vector a caption, for similarities between captions: the pooled embedding where there is one, else the mean token.
+        """One vector per caption, for similarities between captions: the pooled embedding if there is one, else the mean of the tokens.
 
-        Not the tokens in a row: without one word all later ones would be compared with others.
+        The tokens are not concatenated: leaving out one word would shift all later ones.
         """
         pooled = next((self.tensors[name] for name in POOLED if name in self.tensors), None)
         if pooled is not None:
@@ -52,22 +52,22 @@ class Prompts:
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Captions to `Prompts`, as the model was trained with them."""
+    """Embeds captions as `Prompts`, in the way that the model was trained with."""
 
     def __call__(self, texts: Sequence[str], together: bool = False) -> Prompts:
         """The prompts of a batch; each distinct text is embedded on its own, once per process.
 
-        together: these texts are embedded as one batch, in whose last digits each may depend on the others.
+        together: embeds these texts as one batch. That is faster, but the last digits of an embedding may depend on the other texts.
         """
 
     def truncated(self, texts: Sequence[str]) -> list[int]:
-        """Which of `texts` are longer than the tokenizer's limit, so that the model reads their beginning only."""
+        """The positions of the texts that are longer than the tokenizer's limit, so that the model reads only their beginning."""
 
 
 def one_at_a_time(encode: Callable[..., Prompts]) -> Callable[..., Prompts]:
-    """The encoder for several threads, of which one is let in at a time; so are those that use its `Prompts` to embed more.
+    """The encoder behind a lock, so that one thread at a time embeds; the `encode` of its `Prompts` takes the same lock.
 
-    Raises `UserError` when called, for an encoder that does not return `Prompts` with a finite row for every text.
+    A call raises `UserError` if the encoder does not return `Prompts` with a finite row for every text.
     """
     entered = Lock()
 

@@ -6,10 +6,10 @@
     flow            eps = x_t + a_t f                  f = e - x0, a_t = 1 - sigma_t (Esser et al. 2024, arXiv 2403.03206)
     preconditioned  as `Preconditioning` says          of variance-exploding models (Song et al. 2021; Karras et al. 2022)
 
-This is the only place where predictions are converted, and the only one where answers are checked: every denoiser, also
-one of a user's own class, answers with a tensor like x_t, or the call is refused. Another shape would be broadcast by the
-attacks' arithmetic into numbers that look like scores. Each call gets x_t and gives its answer as copies, so a model that
-writes into its input, or answers in one buffer again and again, changes nothing but itself. Wrappers are denoisers too.
+Predictions are converted only here, and answers are checked only here: every denoiser, also one of a user's own class,
+must return a tensor like x_t, else the call raises `UserError`. The attacks' arithmetic would broadcast another shape into
+numbers that look like scores. A model gets a copy of x_t, and its answer is copied, so it may write into its input or
+return the same buffer again and again. Wrappers are denoisers too.
 """
 
 from abc import ABC, abstractmethod
@@ -47,7 +47,7 @@ class Denoiser(ABC):
     """A model that predicts the noise in an image, with the `schedule` it was trained on.
 
     Make one with `from_function`, or subclass it: `__call__(x_t, t, cond=None)` returns the noise, and `schedule` is a `Schedule`. The
-    answers of every subclass are checked (see `noise_like`), except those of a `wrapper`, which are another denoiser's.
+    answers of every subclass are checked (see `noise_like`), except those of a `wrapper`, which passes on another denoiser's.
     """
 
     schedule: Schedule
@@ -68,18 +68,18 @@ class Denoiser(ABC):
         """The predicted noise at timestep t in [0, T), in the shape, dtype and device of x_t."""
 
     def at_once(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
-        """The predicted noise of k equal parts of a batch one after another, each at a timestep of its own; `cond` is of all rows."""
+        """The predicted noise of a batch of k equal parts, part i at `timesteps[i]`; `cond` has a row for every row of x_t."""
         size = len(x_t) // len(timesteps)
         parts = [slice(start, start + size) for start in range(0, len(x_t), size)]
         return torch.cat([self(x_t[rows], t, chosen(cond, rows)) for rows, t in zip(parts, timesteps, strict=True)])
 
     def with_graph(self, x_t: Float[Tensor, "kb *s"], timesteps: Sequence[int], cond: Any = None) -> Float[Tensor, "kb *s"]:
-        """As `at_once`, but the answer can be differentiated by `weights`; raises `UserError` for a model that has none."""
-        raise UserError(f"{self.subject} has no weights that can be differentiated; give a model that diffleak loads from a folder")
+        """As `at_once`, but differentiable with respect to `weights`; raises `UserError` for a model without weights."""
+        raise UserError(f"{self.subject} has no weights to differentiate by; give a model that diffleak loads from a folder")
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """The network's trained tensors by their names; none where the model is a function."""
+        """The network's trained tensors by name; empty for a function."""
         return {}
 
     @property
@@ -103,7 +103,7 @@ class Denoiser(ABC):
         Args:
             predict_noise: `predict_noise(x_t, t)`, or `(x_t, t, cond)` when conditioned. It gets x_t of shape (b, *s) and t as an int, and
                 returns the noise in the shape, dtype and device of x_t.
-            alphas_cumprod: alpha_bar_t for t = 0 ... T - 1, from nearly 1 (almost no noise) down to nearly 0.
+            alphas_cumprod: alpha_bar_t for t = 0 ... T - 1, falling from nearly 1 (almost no noise) to nearly 0.
             learned_variance: The function returns twice the channels of x_t, the noise first and then the variance, which is dropped
                 (Nichol and Dhariwal 2021, arXiv 2102.09672).
 
@@ -111,7 +111,7 @@ class Denoiser(ABC):
             A denoiser that `audit` takes.
 
         Raises:
-            UserError: For a table that is no schedule, and, when it is called, for an answer that is no noise for x_t.
+            UserError: For a table that is no schedule; and, when the denoiser is called, for an answer that is no tensor like x_t.
         """
         if not callable(predict_noise):
             raise UserError(f"predict_noise must be a function of (x_t, t); got {_spelled(predict_noise)}")
@@ -121,7 +121,7 @@ class Denoiser(ABC):
 def noise_like(x_t: Tensor, answer: Any, subject: str, learned_variance: bool = False) -> Tensor:
     """The noise in a model's answer; raises `UserError` unless it is a tensor of the shape, dtype and device of x_t.
 
-    With `learned_variance` the answer must have exactly twice the channels of x_t, of which the first half is the noise.
+    With `learned_variance` the answer must have exactly twice the channels of x_t; the first half of them is the noise.
     """
     channels = x_t.shape[1] if x_t.ndim > 1 else 1
     twice = (len(x_t), 2 * channels, *x_t.shape[2:])
@@ -130,13 +130,13 @@ def noise_like(x_t: Tensor, answer: Any, subject: str, learned_variance: bool = 
         return answer[:, :channels] if learned_variance else answer
     kind, hint = str(x_t.dtype).removeprefix("torch."), "return the noise alone, as a tensor"
     if isinstance(answer, Tensor):
-        hint = f"convert it with .to(x_t), which rounds nothing away if the model itself runs in {kind}"
+        hint = f"convert it with .to(x_t), which loses nothing if the model itself runs in {kind}"
         if tuple(answer.shape) != expected:
-            hint = "no other shape can be attacked, since it would be broadcast into wrong scores"
-            hint = "declare a learned variance (learned_variance=True), if it is that" if tuple(answer.shape) == twice else hint
+            hint = "another shape would be broadcast into wrong scores"
+            hint = "if the second half is a learned variance, pass learned_variance=True" if tuple(answer.shape) == twice else hint
     elif isinstance(getattr(answer, "sample", None), Tensor):
         hint = "return its .sample"
-    what = "the noise and a variance, of twice the channels of x_t" if learned_variance else "the noise as a tensor like x_t"
+    what = "the noise and a variance, with twice the channels of x_t" if learned_variance else "the noise as a tensor like x_t"
     raise UserError(f"{subject} must return {what}, {expected} {kind} on {x_t.device}; got {_spelled(answer)}: {hint}")
 
 
@@ -147,7 +147,7 @@ def _spelled(answer: Any) -> str:
 
 
 def _checked(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of a denoiser on a copy of x_t, with its answer checked and copied: see the module."""
+    """The method of a denoiser, called with a copy of x_t, its answer checked and copied: see the module."""
 
     @wraps(ask)
     def answered(self: Denoiser, x_t: Tensor, *how: Any, **named: Any) -> Tensor:
@@ -167,9 +167,7 @@ class FunctionDenoiser(Denoiser, subject="predict_noise"):
     learned_variance: bool = False
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Any:
-        with called(
-            "predict_noise", "(x_t, t)" if cond is None else "(x_t, t, cond)", f" for x_t of {_spelled(x_t)} and t = {t} as an int,"
-        ):
+        with called("predict_noise", "(x_t, t)" if cond is None else "(x_t, t, cond)", f" for x_t of {_spelled(x_t)} and t = {t} (an int)"):
             answer = self.predict_noise(x_t, t) if cond is None else self.predict_noise(x_t, t, cond)
         return noise_like(x_t, answer, self.subject, True) if self.learned_variance else answer
 
@@ -181,9 +179,9 @@ class NetworkDenoiser(Denoiser, subject="the network"):
 
     With `classes` it is conditioned on labels in [0, classes): `cond` is then an integer per image. With `ask`, which knows
     how a text-to-image network is called, `cond` is the `Prompts` of the images. With `learned_variance` the network appends
-    as many channels of variance, which are dropped. `adapted` is what a LoRA added to its weights. `precondition` is the way into
-    the network and out of it of a variance-exploding model, whose prediction type is "preconditioned". `compiled` answers in the place
-    of the network where nothing is to be differentiated.
+    as many channels of variance, which are dropped. `adapted` is what a LoRA added to its weights. `precondition` converts the input
+    and output of a variance-exploding model, whose prediction type is "preconditioned". `compiled` replaces the network wherever no
+    derivative is needed.
     """
 
     network: torch.nn.Module
@@ -218,7 +216,7 @@ class NetworkDenoiser(Denoiser, subject="the network"):
         return torch.cat([to_noise(part, x, t, self.schedule, self.prediction_type) for part, x, t in parts])
 
     def _prediction(self, x_t: Float[Tensor, "b *s"], times: Float[Tensor, " b"] | Int64[Tensor, " b"], cond: Any) -> Float[Tensor, "b *s"]:
-        """What the network predicts, whatever that is, each image at a time of its own."""
+        """The network's own prediction before any conversion, each image at its own time."""
         dtype = next(self.network.parameters()).dtype
         network = self.network if self.compiled is None or torch.is_grad_enabled() else self.compiled
         try:
@@ -238,14 +236,14 @@ class NetworkDenoiser(Denoiser, subject="the network"):
                 raise
             given = f"inputs of {_spelled(x_t)}, with {type(error).__name__}: {first_lines(error)}"
             raise UserError(
-                f"{self.subject} fails for {given}; give images of the size it was made for, or look at its config.json"
+                f"{self.subject} fails for {given}; give images of the size it was made for, or check its config.json"
             ) from error
         return noise_like(x_t, prediction.to(x_t.dtype), self.subject, self.learned_variance)
 
 
 @dataclass(frozen=True, eq=False)
 class Around(Denoiser, wrapper=True):
-    """A denoiser around another one, whose schedule and weights are its own."""
+    """A wrapper of another denoiser, with that one's schedule and weights."""
 
     denoiser: Denoiser
 
@@ -271,7 +269,7 @@ class Guided(Around, wrapper=True):
     """Classifier-free guidance: eps(empty) + scale (eps(caption) - eps(empty)), two forwards in one batch.
 
     `on_difference` is called with eps(caption) - eps(empty). Ho and Salimans 2022, arXiv 2207.12598, eq. 6 with scale = 1 + w.
-    Training knows no guidance, so `with_graph` has none.
+    `with_graph` leaves guidance out, as training does.
     """
 
     scale: float
@@ -290,7 +288,7 @@ class Guided(Around, wrapper=True):
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: int, cond: Any = None) -> Float[Tensor, "b *s"]:
         if not isinstance(cond, Prompts):
-            raise UserError("guidance is between a caption and none, so the model must take captions; leave out --guidance-scale")
+            raise UserError("guidance compares a caption with the empty one, so it needs a model with captions; leave out --guidance-scale")
         empty, text = without_and_with(self.denoiser, x_t, t, cond)
         self.on_difference(text - empty)
         return empty + self.scale * (text - empty)
@@ -304,14 +302,14 @@ def without_and_with(denoiser: Denoiser, x_t: Float[Tensor, "b *s"], t: int, con
 
 
 def unguided(denoiser: Denoiser) -> Denoiser:
-    """The denoiser without classifier-free guidance, where it has any; what is counted stays counted."""
+    """The denoiser without classifier-free guidance; a `Counted` one stays counted."""
     if isinstance(denoiser, Counted):
         return Counted(unguided(denoiser.denoiser), denoiser.on_call)
     return denoiser.denoiser if isinstance(denoiser, Guided) else denoiser
 
 
 def guided(denoiser: Denoiser, scale: float) -> Denoiser:
-    """The denoiser under classifier-free guidance of this scale in place of any other; 1 is none, for half the forwards."""
+    """The denoiser with classifier-free guidance of this scale, which replaces any that it has; 1 means none, for half the forwards."""
     return unguided(denoiser) if scale == 1 else Guided(unguided(denoiser), scale)
 
 
@@ -347,9 +345,9 @@ class Counted(Around, wrapper=True):
 
 
 def counting(denoiser: Denoiser, images: int, of: int, taken_back: list[Callable[[], object]]) -> Denoiser:
-    """The denoiser of a batch of which `images` of every `of` count, since the others only fill a forward up.
+    """The denoiser with `images` of every `of` rows counted; the other rows only fill up the forward.
 
-    taken_back: gets a function for every count, which takes it back.
+    taken_back: gets a function for every count, which undoes it.
     """
     if isinstance(denoiser, Counted):
 

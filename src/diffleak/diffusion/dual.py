@@ -25,7 +25,7 @@ from diffleak.errors import UserError
 class Dual(Denoiser, wrapper=True):
     """Two denoisers of the same schedule, one per step: in turns from `first` on, or by a coin keyed by (seed, step).
 
-    No state is kept: the turn depends on the timestep alone, so a batch may be repeated or cut in any way.
+    No state is kept: the turn depends on the timestep alone, so a batch may be repeated or divided in any way.
 
     Args:
         teachers: The two denoisers.
@@ -62,13 +62,13 @@ class Dual(Denoiser, wrapper=True):
         return replace(self, timesteps=timesteps)
 
     def turn(self, t: int) -> int:
-        """Which model, 0 or 1, makes the step at timestep t; raises `UserError` for one that the sampler does not visit."""
+        """The model, 0 or 1, that makes the step at timestep t; raises `UserError` for a timestep that the sampler does not visit."""
         if self.timesteps is None:
             step = len(self.schedule) - 1 - t
         elif t in self.timesteps:
             step = self.timesteps.index(t)
         else:
-            raise UserError(f"a sampler over {len(self.timesteps)} timesteps needs timestep {t}, which is none of them")
+            raise UserError(f"this Dual takes turns over {len(self.timesteps)} timesteps, and {t} is none of them; use over(timesteps)")
         if self.choice == "alternate":
             return (self.first + step) % 2
         return int(np.random.default_rng((self.seed, step)).integers(2))
@@ -92,5 +92,5 @@ def refuse_incompatible(one: Denoiser, other: Denoiser) -> None:
                 )
         if one.precondition and not one.precondition.equals(other.precondition):
             raise UserError(
-                "the two teachers must have the same sigma_data and kind of answer; theirs differ: train both with the same settings"
+                "the two teachers must have the same sigma_data and prediction type; theirs differ: train both with the same settings"
             )

@@ -1,6 +1,6 @@
-"""Why a model gives NaN or infinity, for the messages that refuse it: a weight that is no finite number, or half precision.
+"""Why a model returns NaN or infinity, for error messages: a weight that is not finite, or half precision.
 
-All weights are read, which takes seconds for a large model; so this is called when a message is made, and never before.
+Reading all weights takes seconds for a large model, so this runs only once there is a message to write.
 """
 
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ DEEP = 6  # attributes and places in tuples that may lie between what is given a
 
 
 def advice(*parts: Any, otherwise: str | None = None) -> str:
-    """What to do about NaN or infinity in an answer of `parts`: networks, or what holds them, as denoisers and autoencoders do.
+    """Advice on NaN or infinity in an answer of `parts`, which are networks, or hold networks as denoisers and autoencoders do.
 
-    otherwise: what else may help where the weights are finite numbers; by default to look for some that are far too large.
+    otherwise: the advice for when all weights are finite; by default to look for weights that are far too large.
     """
     networks = [*_networks(parts)]
     half = any(value.dtype in HALF for network in networks for value in network.parameters())
     if said := broken_weight(*networks):
-        return f"{said}; {'try --dtype float32, or ' if half else ''}export the weights again, or fetch them again"
+        return f"{said}; {'try --dtype float32, or ' if half else ''}export or download the weights again"
     if not networks:
         return "check what it computes" + (f", or {otherwise}" if otherwise else "")
     otherwise = otherwise or "look for weights that are far too large"
-    return f"try --dtype float32, or {otherwise}" if half else f"its weights are finite numbers, so {otherwise}"
+    return f"try --dtype float32, or {otherwise}" if half else f"its weights are finite, so {otherwise}"
 
 
 def broken_weight(*parts: Any) -> str | None:
-    """The first weight of the networks in `parts` that is not finite, "conv_in.weight of the UNet2DModel holds NaN"; None without one."""
+    """The first weight in `parts` that is not finite, as in "conv_in.weight of the UNet2DModel holds NaN"; None if all are finite."""
     for network in _networks(parts):
         for name, value in network.state_dict().items():
             if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):

@@ -51,7 +51,7 @@ class Noise:
 
 
 def generators(seed: int, ids: Sequence[str], stream: str) -> list[torch.Generator]:
-    """A torch generator per id, keyed alike, for samplers that draw their own noise."""
+    """One torch generator per id, keyed by (seed, id, stream), for samplers that draw their own noise."""
     digests = [hashlib.blake2b(f"{seed}\0{i}\0{stream}".encode(), digest_size=8).digest() for i in ids]
     return [torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1) for digest in digests]
 

@@ -15,9 +15,9 @@ from diffleak.work.memory import out_of_memory
 
 
 def imported(name: str, what: str) -> Any:
-    """What `package.module:Name` stands for; modules in the current folder are found too.
+    """Imports `package.module:Name`, also from a module in the current folder.
 
-    what: the beginning of the message where it cannot be imported. Raises `UserError` then, whatever the user's own module raises.
+    what: the beginning of the message if that fails. Raises `UserError` for every error, also one that the user's own module raises.
     """
     module, _, attribute = name.partition(":")
     if "" not in sys.path and os.getcwd() not in sys.path:
@@ -26,15 +26,15 @@ def imported(name: str, what: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:
         said = first_lines(error)
-        raise UserError(f"{what}, to be found from {os.getcwd()} or installed; {name} cannot be imported ({said})") from None
+        raise UserError(f"{what}, and lies in {os.getcwd()} or is installed; {name} cannot be imported ({said})") from None
 
 
 @contextmanager
 def called(name: str, must: str, given: str = "") -> Iterator[None]:
-    """Turns what a function of the user's own raises into a `UserError`, with its traceback for callers from Python.
+    """Turns an error of the user's own function into a `UserError`, with its traceback for callers from Python.
 
-    must: what it must take, said where it raises a `TypeError`. given: what it was given. Errors of this package and running out of
-    memory pass as they are.
+    must: the arguments that the function must take, named in the message for a `TypeError`. given: what it was called with. Errors of
+    this package and errors of memory pass unchanged.
     """
     try:
         yield
@@ -48,7 +48,7 @@ def called(name: str, must: str, given: str = "") -> Iterator[None]:
 
 
 def source_hash(things: Iterable[Any]) -> str | None:
-    """A hash of the modules that classes or functions are written in; None for some typed into an interpreter, or into a notebook."""
+    """A hash of the modules that define these classes or functions; None if one was typed into an interpreter or a notebook."""
     try:
         files = sorted({Path(inspect.getfile(each)) for each in things if inspect.getsource(each)})
         return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

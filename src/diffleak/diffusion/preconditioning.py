@@ -1,7 +1,7 @@
-"""What a network of a variance-exploding model is given, and the noise that its answer stands for.
+"""The input of a variance-exploding model's network, and the noise that its output implies.
 
-Such a model adds noise to an image that keeps its size, x_ve = x0 + sigma e. With alpha_bar = 1 / (1 + sigma^2) it is x_ve = x_t / a_t, so
-everything here works on x_t as on that of any other model. Each network has its own affine way in and out:
+Such a model adds noise without scaling the image down, x_ve = x0 + sigma e. With alpha_bar = 1 / (1 + sigma^2), x_ve = x_t / a_t, so the
+rest of the package works on x_t as for any other model. Each kind of network has its own affine input and output:
 
     f = network(in_t x_t + shift, time_t),      eps = x_t from_x_t + f from_f_t
 
@@ -33,8 +33,8 @@ class Preconditioning:
     def score(cls, sigmas: Table, unit_range: bool) -> "Preconditioning":
         """A network that predicts the score of x_ve: eps = -sigma f.
 
-        sigmas: of images in [-1, 1]. unit_range: the network's own images lie in [0, 1], so that its x_ve is (x_t / a_t + 1) / 2, and its
-        score is of sigma / 2.
+        sigmas: for images in [-1, 1]. unit_range: the network's own images lie in [0, 1], so that its x_ve is (x_t / a_t + 1) / 2 and its
+        sigma is sigma / 2.
         """
         half = 0.5 if unit_range else 1.0
         return cls(half * np.sqrt(1 + sigmas**2), np.zeros_like(sigmas), -half * sigmas, 1 - half)
@@ -52,18 +52,18 @@ class Preconditioning:
 
     @property
     def tables(self) -> tuple[np.ndarray, ...]:
-        """All that it is made of."""
+        """All its factors."""
         return self.into, self.from_x, self.from_f, np.array(self.shift)
 
     def equals(self, other: "Preconditioning | None") -> bool:
-        """True if the other is the same way in and out, but for the rounding of the sigmas."""
+        """True if the other has the same factors, up to the rounding of the sigmas."""
         pairs = [] if other is None else [*zip(self.tables, other.tables, strict=True)]
         return bool(pairs) and all(one.shape == two.shape and np.allclose(one, two, rtol=ROUNDING, atol=ROUNDING) for one, two in pairs)
 
     def given(self, x_t: Float[Tensor, "b *s"], t: int) -> Float[Tensor, "b *s"]:
-        """What the network is given for x_t."""
+        """The network's input for x_t: `in_t x_t + shift`."""
         return float(self.into[t]) * x_t + self.shift
 
     def noise(self, f: Float[Tensor, "b *s"], x_t: Float[Tensor, "b *s"], t: int) -> Float[Tensor, "b *s"]:
-        """The noise that the network's answer stands for."""
+        """The noise that the network's output f implies: `x_t from_x_t + f from_f_t`."""
         return float(self.from_x[t]) * x_t + float(self.from_f[t]) * f

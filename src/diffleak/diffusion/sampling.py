@@ -2,8 +2,8 @@
 
     x_T ~ N(0, I),   x_u = step(eps(x_t, t), t, x_t)   over the sampler's own timesteps
 
-The sampler must take predicted noise (prediction_type epsilon), which is what every `Denoiser` gives. Each image has
-random numbers of its own, keyed by seed and id, so it does not depend on the batch it is drawn in.
+The sampler must take predicted noise (prediction_type epsilon), which is what every `Denoiser` returns. Each image has
+its own random numbers, keyed by seed and id, so it does not depend on the batch in which it is drawn.
 """
 
 import inspect
@@ -38,9 +38,9 @@ def sample(
 ) -> Float[Tensor, "b *s"]:
     """One image, or latent, per id of `noise`.
 
-    sampler: a diffusers scheduler on which `set_timesteps` was called. rounds: 1 draws an ordinary image. More are what an
-    attacker does who knows of `Dual`: the image is noised again to the sampler's second timestep and drawn from there with
-    the first model taking the first turn once more, so that of every earlier round only that model's first step survives
+    sampler: a diffusers scheduler on which `set_timesteps` was called. rounds: 1 draws an ordinary image. More rounds are an
+    attack on `Dual`: each noises the image again to the sampler's second timestep and draws it from there, where the first
+    model takes the first turn once more, so that of every earlier round only that model's first step remains
     (Tran et al. 2024, arXiv 2410.16657, appendix A.5). on_step: called with the number of images after every forward.
     """
     timesteps = [int(t) for t in sampler.timesteps]
@@ -80,11 +80,11 @@ def sample_alike(
     decode: Callable[[Tensor, Sequence[int]], Tensor],
     on_step: Callable[[int], None] = lambda images: None,
 ) -> Float[Tensor, "b *s"]:
-    """One decoded image per id of `noise`, in forwards of exactly as many images: to the last bit, none depends on the others.
+    """One decoded image per id of `noise`, in forwards of exactly as many images, so that no bit of an image depends on the others.
 
-    The last digits of a forward change with its size and not with what else is in it. The last forward repeats its last image until
-    it is full; `on_step` and a `Counted` denoiser are given the images that were wanted. Where memory runs out, what a forward has
-    counted is taken back, and it and those that follow are smaller. cond: of all ids. decode: of latents, and the numbers of their ids.
+    The last digits of a forward depend on the number of images in it and not on which they are. The last forward repeats its last image
+    until it is full; `on_step` and a `Counted` denoiser count the wanted images alone. If memory runs out, the counts of that forward are
+    undone, and it and those that follow are smaller. cond: of all ids. decode: takes latents and the numbers of their ids.
     """
     n = len(noise.ids)
 
@@ -114,8 +114,8 @@ class Stepped(NamedTuple):
 class FlowSampler:
     """Euler steps of flow matching for predicted noise: x_u = x_t + (sigma_u - sigma_t) f, which is `Schedule.ddim`.
 
-    Has the part of a diffusers scheduler that `sample` uses. It starts at the last timestep but one: at sigma = 1 the
-    noise alone does not say what the network predicted.
+    Has the part of a diffusers scheduler that `sample` uses. It starts one timestep before the last: at sigma = 1 the
+    predicted noise does not determine the network's prediction.
     """
 
     init_noise_sigma = 1.0

@@ -1,4 +1,4 @@
-"""How much signal and noise an image carries at the integer timestep t.
+"""How much signal and how much noise an image carries at the integer timestep t.
 
     q(x0, t, e)        = a_t x0 + s_t e
     ddim(x, e, t -> u) = a_u (x - s_t e) / a_t + s_u e       eta = 0, nothing clipped
@@ -28,7 +28,7 @@ WHOLE = 10  # entries below which a table may be a piece of one
 
 
 def _numbers(table: Any) -> Float64[np.ndarray, "..."]:
-    with refusing((TypeError, ValueError), f"a noise schedule must be a table of numbers; got {type(table).__name__} of something else"):
+    with refusing((TypeError, ValueError), f"a noise schedule must be a table of numbers; got a {type(table).__name__} of other values"):
         return np.array(table.detach().cpu().double() if isinstance(table, Tensor) else table, dtype=np.float64)
 
 
@@ -42,14 +42,14 @@ def _wrong(table: Float64[np.ndarray, "..."]) -> str | None:
     if len(outside):
         return f"got {table[outside[0]]:g} at t = {outside[0]}"
     if table[0] < LEAST_SIGNAL and table.max() < LEAST_SIGNAL:
-        return f"got {table[0]:.4g} at t = 0, which is no signal left: for betas give np.cumprod(1 - betas)"
+        return f"got {table[0]:.4g} at t = 0, which leaves hardly any signal: if these are betas, give np.cumprod(1 - betas)"
     rises = np.flatnonzero((np.diff(table) > 0) & (table[1:] > NO_SIGNAL))
     if len(rises):
         backwards = (np.diff(table) >= 0).all()
-        hint = ": turn it round if it runs backwards, or for betas give np.cumprod(1 - betas)" if backwards else ""
-        return f"got one that rises at t = {rises[0] + 1}{hint}"
+        hint = ": reverse it if it runs backwards; if these are betas, give np.cumprod(1 - betas)" if backwards else ""
+        return f"got a table that rises at t = {rises[0] + 1}{hint}"
     if len(table) >= WHOLE and table[-1] > MOST_SIGNAL:
-        return f"got {table[-1]:.4g} at its end, which is hardly any noise: for alphas give np.cumprod(alphas)"
+        return f"got {table[-1]:.4g} at its end, which is hardly any noise: if these are alphas, give np.cumprod(alphas)"
     return None
 
 
@@ -57,17 +57,17 @@ def _wrong(table: Float64[np.ndarray, "..."]) -> str | None:
 class Schedule:
     """The discrete noise schedule of a model: `alphas_cumprod[t]` in [0, 1], not increasing, for t in [0, T).
 
-    Below 2**-24 it may rise: that is what some schedulers have at the end of a schedule that leaves no signal, after smaller numbers.
+    Below 2**-24 it may rise: some schedulers end a schedule that leaves no signal with that number, after smaller ones.
 
-    `signal` and `noise` are a_t and s_t. `times` is the time that the network takes: t itself, or `unit` sigma_t for a model of flow
-    matching (`is_flow`), whose `alphas_cumprod` is the diffusion's that has the same signal-to-noise ratio, or what the network of a
-    variance-exploding model takes for its sigma_t.
+    `signal` and `noise` are a_t and s_t. `times` is the time that the network takes: t itself in diffusion, `unit * sigma_t` in flow
+    matching (`is_flow`), and a function of sigma_t in a variance-exploding model. In flow matching `alphas_cumprod` is that of the
+    diffusion with the same signal-to-noise ratio.
 
     Args:
         alphas_cumprod: The T values of alpha_bar.
 
     Raises:
-        UserError: For other tables, and for what people give by mistake: betas, alphas that were not multiplied up, a table that runs
+        UserError: For other tables, such as the usual mistakes: betas, alphas instead of their cumulative product, a table that runs
             backwards.
     """
 
@@ -92,9 +92,9 @@ class Schedule:
 
     @classmethod
     def flow(cls, sigmas: "Sequence[float] | np.ndarray | Tensor", unit: float | int = 1000) -> "Schedule":
-        """The schedule of a model of flow matching from its sigmas, increasing in [0, 1]; raises `UserError` for others.
+        """The schedule of a flow-matching model from its sigmas; raises `UserError` unless they increase within [0, 1].
 
-        `unit` is the time that the network takes for sigma = 1: its scheduler's num_train_timesteps.
+        unit: the time that the network takes for sigma = 1, which is its scheduler's num_train_timesteps.
         """
         s = _numbers(sigmas)
         if s.ndim != 1 or len(s) == 0 or not ((s >= 0) & (s <= 1)).all() or (np.diff(s) <= 0).any():
@@ -105,9 +105,9 @@ class Schedule:
 
     @classmethod
     def exploding(cls, sigmas: Float64[np.ndarray, "T"], times: Float64[np.ndarray, "T"]) -> "Schedule":
-        """The schedule of a model whose images keep their size, x_ve = x0 + sigma e: alpha_bar = 1 / (1 + sigma^2).
+        """The schedule of a variance-exploding model, x_ve = x0 + sigma e: alpha_bar = 1 / (1 + sigma^2).
 
-        sigmas: increasing, for images in [-1, 1]. times: what the network takes for each of them.
+        sigmas: increasing, for images in [-1, 1]. times: the time that the network takes for each sigma.
         """
         made = cls(1 / (1 + sigmas**2))
         made._settle(made.alphas_cumprod, 1 / np.sqrt(1 + sigmas**2), sigmas / np.sqrt(1 + sigmas**2), times)
@@ -138,7 +138,7 @@ class Schedule:
         return self.a(t) * x0 + self.s(t) * noise
 
     def predict_x0(self, x_t: Float[Tensor, "b *s"], t: int, eps: Float[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:
-        """The clean image that x_t and a predicted noise imply."""
+        """The clean image that x_t and a predicted noise imply: `(x_t - s_t eps) / a_t`."""
         return (x_t - self.s(t) * eps) / self.a(t)
 
     def ddim(self, x_t: Float[Tensor, "b *s"], eps: Float[Tensor, "b *s"], t: int, u: int) -> Float[Tensor, "b *s"]:

@@ -1,4 +1,4 @@
-"""What a command is about: a denoiser, the images it takes and where it runs; and how much of it runs at once."""
+"""The model that a command works on: a denoiser, the images it takes and where it runs; and how much of it runs at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,35 +26,35 @@ PIXELS = Identity()
 class Target:
     """What is audited: a denoiser, the images it takes, and where it runs.
 
-    `load` makes one of a folder; of a denoiser of your own, `Target(denoiser, fingerprint="...")` says which model it is, so that a run
-    folder can be resumed.
+    `load` makes one from a folder. For a denoiser of your own, `Target(denoiser, fingerprint="...")` says which model it is, so that a
+    run folder can be resumed.
 
     Args:
         denoiser: The model.
-        shape: The images it takes, or None for a model that takes images of any one size.
+        shape: The images it takes, or None for a model that takes any size, the same for all images.
         name: What reports call it.
-        fingerprint: Says which model this is, adapter included; without one a run folder cannot be resumed, since nothing shows that it is
-            the same model.
-        dtype: Of the network.
+        fingerprint: Says which model this is, adapters included. Without one a run folder cannot be resumed, because nothing shows that
+            the model is the same.
+        dtype: The dtype of the network.
         device: The torch device.
-        codec: Takes images to what the denoiser works on.
+        codec: Maps images to the latents that the denoiser works on.
         classes: The number of classes of a class-conditional model; None for others.
-        text: Embeds the captions of a text-to-image model; no model has both.
-        lora: The adapters that were merged into the weights.
-        lora_scale: Times the strength of each in `adapters`.
+        text: Embeds the captions of a text-to-image model; None for others.
+        lora: The adapters that were merged into the weights, as the user named them.
+        lora_scale: A factor on the strength of every adapter.
         split_file: The split.json that training left beside the model, or beside the LoRA.
         trained: The train.json files that say how training read its images.
         class_names: The names of the classes, where the model's folder states them.
-        warnings: Those of the libraries that read the weights, and of how far rounding changed an adapter.
+        warnings: Warnings of the libraries that read the weights, and of rounding that changed an adapter.
         adapters: Each adapter with its strength.
-        embedding: The textual inversions that the text encoders know.
-        embeddings: Each of them.
-        network: The denoiser that took the place of the model's own; the fingerprint covers it.
+        embedding: The textual inversions that were added, as the user named them.
+        embeddings: Each textual inversion with its token.
+        network: The denoiser that replaced the model's own; the fingerprint covers it.
         weights: "ema" or "non_ema", where there were both; the fingerprint covers it.
-        headers: What the files of the adapter and of a model in one file give away beside their weights.
+        headers: What the headers of the released files give away, of adapters and of a model in one file.
         made_by: The function of your own that made the model, as package.module:function.
-        code: A hash of its module.
-        faster: The ways of `devices.faster_ways`, and "compiled", by which its forwards are faster and right to some digits only.
+        code: A hash of the module of that function.
+        faster: What makes its forwards faster but less exact: the ways of `devices.faster_ways`, and "compiled".
 
     `x_dtype` is the dtype of images, latents and noise: at least float32, so that a half-precision network does not round the attack's own
     arithmetic.
@@ -91,12 +91,12 @@ class Target:
 
     @property
     def named(self) -> dict[str, Any]:
-        """Which model it is, by the names that plans and records have for that."""
+        """What names the model in plans and records, by field."""
         chosen = {key: getattr(self, key) for key in ("lora", "lora_scale", "embedding", "network", "weights")}
         return {"model": self.name, "model_fingerprint": self.fingerprint, **chosen}
 
     def unnamed(self, captions: Sequence[str]) -> list[str]:
-        """What is to be said of embeddings whose token none of the captions has, so that they change nothing."""
+        """A warning for each embedding whose token is in none of the captions, so that it changes nothing."""
         lower = [text.lower() for text in captions]
         return [
             f"no caption has the token '{each.token}' of the embedding {each.name}, so it changes nothing"
@@ -122,19 +122,19 @@ def auto_batch_size(shape: ImageShape, device: str) -> int:
 
 
 def drawn_at_once(latent: ImageShape, device: str, most: int | None = None) -> int:
-    """Images per forward where drawings are keyed by image and draw: a number of its own, since the last digits follow from it.
+    """Images per forward where drawings are keyed by image and draw; the last digits of a drawing depend on this number.
 
-    Small, so that few forwards are filled up, and for the two rows an image that guidance takes. most: where memory allows no more.
+    It is small, because the last forward is filled up and guidance takes two rows per image. most: an upper limit, by memory.
     """
     fitting = max(1, auto_batch_size(latent, device) // 2)
     return min(by_device(AT_ONCE, device), fitting, fitting if most is None else most)
 
 
 def side_by_side(target: Target) -> int:
-    """How many chunks of work this process does at once by default.
+    """The number of chunks that this process works on at once by default.
 
-    Processes that a launcher started on one machine share its cores. An accelerator takes one chunk at a time, and so
-    does a function, which may not be made for several threads.
+    Processes that a launcher started on one machine share its cores. An accelerator works on one chunk at a time, and so does a
+    user's own function, which may not be safe to call from several threads.
     """
     networks = all(isinstance(unguided(exposed), NetworkDenoiser) for exposed in target.denoiser.exposed)
     return cores() if target.device == "cpu" and networks else 1

@@ -1,4 +1,4 @@
-"""Models as people have them: a diffusers folder or hub id in, a `Target` out, and back to a folder after training.
+"""Reads models as users have them, a diffusers folder or hub id, as a `Target`; writes trained models as folders.
 
 The only package that imports diffusers or knows its folder layout:
 
@@ -9,7 +9,7 @@ The only package that imports diffusers or knows its folder layout:
     MODEL/text_encoder/, tokenizer/    what embeds the captions of a text-to-image model, and more with _2, _3
     MODEL/unet_2/ or transformer_2/    the second network of a `Dual`, with dual.json saying how the two take turns
 
-A model in one file is `single_file`, which takes from such a folder what a file does not hold.
+`single_file` reads a model in one file; it takes the settings that a file does not hold from such a folder.
 """
 
 from diffleak.diffusion.devices import checked_device

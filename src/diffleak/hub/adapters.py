@@ -1,12 +1,12 @@
-"""Adapters: found, applied to a text-to-image pipeline, and merged into its weights, one after the other.
+"""Adapters: finds them and merges them into the weights of a text-to-image pipeline, one after the other.
 
     W' = W + scale alpha / r dW          for every adapted layer; dW of a LoRA is B A, those of other kinds are in `deltas`
 
 Two layouts are read, as safetensors or state dicts: a file with the names of diffusers, kohya, LyCORIS or ComfyUI, and the folder that
-peft saves (`adapter_model.safetensors` beside `adapter_config.json`), which is for the denoiser alone. Where every layer is a plain LoRA
-that diffusers has names for, diffusers gives the names and peft merges; everything else is merged by the formula. `effect` checks against
-the raw file that every layer got its own strength, and no other layer changed. After merging the networks are plain modules again: an
-adapter costs nothing per forward.
+peft saves (`adapter_model.safetensors` beside `adapter_config.json`), which adapts the denoiser only. If every layer is a plain LoRA
+whose name diffusers knows, diffusers converts the names and peft merges; everything else is merged by the formula. `effect` checks against
+the raw file that every layer got its own strength and that no other layer changed. After merging, the networks are plain modules again:
+an adapter costs nothing per forward.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ SECOND = (".lora_B.", ".lora_up.", ".lora.up.", "_lora.up.")  # B of B A, which 
 
 @dataclass(frozen=True)
 class Applied:
-    """An adapter to apply: its name and strength as the user gave them, its file, and `scale`, its strength times that of all."""
+    """An adapter to apply: its name and strength as the user gave them, its file, and `scale`, its strength times --lora-scale."""
 
     record: Adapter
     file: Path
@@ -57,7 +57,7 @@ class Applied:
 def named_adapters(lora: str, scale: float = 1.0) -> tuple[Applied, ...]:
     """The adapters in a list like `A@0.8,B`, each at its own strength times `scale`.
 
-    Raises `UserError` as `adapter_file` does, for a strength that is no number or 0, and for an adapter that is there twice.
+    Raises `UserError` as `adapter_file` does, for a strength that is 0 or not finite, and for an adapter that is given twice.
     """
     found: list[Applied] = []
     for name, value in split_named(lora, "--lora"):
@@ -66,9 +66,9 @@ def named_adapters(lora: str, scale: float = 1.0) -> tuple[Applied, ...]:
             name, strength = f"{name}@{value}", 1.0  # a name with an @ in it, of what is not there or of no path
         if strength is None or not isfinite(strength * scale):
             said = f"{shown(name, LONGEST_PATH)} has {shown(value)}, times --lora-scale {scale:g}"
-            raise UserError(f"the strength of a LoRA, behind its @, must be a finite number; {said}")
+            raise UserError(f"the strength of a LoRA, after its @, must be a finite number; {said}")
         if strength * scale == 0:
-            raise UserError(f"strength 0 leaves nothing of the LoRA {shown(name, LONGEST_PATH)}; leave it out, or give another strength")
+            raise UserError(f"strength 0 removes the LoRA {shown(name, LONGEST_PATH)}; leave it out, or give another strength")
         file = adapter_file(name)
         made = Applied(Adapter(name=name, strength=strength, sha256=_hash(file)), file, scale if strength == 1 else strength * scale)
         same = next((other for other in found if other.record.sha256 == made.record.sha256), None)
@@ -87,7 +87,7 @@ def _hash(file: Path) -> str:
 
 
 def strength_of(text: str) -> float | None:
-    """The number behind the @ of a name; None for another text, which belongs to the name."""
+    """The number after the @ of a name; None for other text, which belongs to the name."""
     try:
         return float(text)
     except ValueError:
@@ -95,9 +95,9 @@ def strength_of(text: str) -> float | None:
 
 
 def adapter_file(lora: str | Path) -> Path:
-    """The file of an adapter: a file, in a folder, or of a hub id.
+    """The file of an adapter that is given as a file, a folder or a hub id.
 
-    Raises `UserError` when peft is missing, for a folder with none of FILES and STATES, and for what is not there.
+    Raises `UserError` if peft is not installed, for a folder with none of FILES and STATES, and for a path that does not exist.
     """
     with refusing(ImportError, f"--lora needs peft: {pip_install('lora')}"):
         import peft  # noqa: F401
@@ -105,14 +105,14 @@ def adapter_file(lora: str | Path) -> Path:
 
 
 def adapter_fingerprint(file: Path, scale: float) -> str:
-    """Which adapter this is and how strongly it is applied."""
+    """A hash of an adapter's files and of the scale at which it is applied."""
     config = file.with_name(CONFIG)
     files = [file, config] if file.stem == "adapter_model" and config.is_file() else [file]
     return hashlib.sha256(f"{hash_weights(files)} {scale!r}".encode()).hexdigest()
 
 
 def refuse_other_base(file: Path, model: str) -> None:
-    """Raises `UserError` if diffleak trained this adapter, and on another model than that with the fingerprint `model`."""
+    """Raises `UserError` if diffleak trained this adapter on another model than the one with the fingerprint `model`."""
     record = file.with_name("train.json")
     try:
         content = load_json(record)
@@ -120,15 +120,15 @@ def refuse_other_base(file: Path, model: str) -> None:
     except (OSError, ValueError, AttributeError):
         return  # from elsewhere, or nothing that can be read
     if any(bases) and model not in bases:
-        raise UserError(f"the LoRA {file} was trained on another model than this one, as its {record.name} says; give that one")
+        raise UserError(f"the LoRA {file} was trained on another model, says the {record.name} beside it; give that model")
 
 
 def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str], dict[str, LowRank] | None]:
     """Merges an adapter into the networks of a pipeline, in place; `part` is its denoiser's name, unet or transformer.
 
-    Returns what is to be said about its strength, and what it added to the denoiser's weights, by their names: None where a change is
-    no product of two matrices, as that of a DoRA or a LoKr. Raises `UserError` unless every weight of the adapter fits a layer, every
-    layer is changed as its kind says, and no other is changed.
+    Returns warnings about its strength, and what it added to the denoiser's weights by name, which is None if a change is no product of
+    two matrices, as with a DoRA or a LoKr. Raises `UserError` unless every weight of the adapter fits a layer, every such layer changes
+    as the adapter's kind says, and no other layer changes.
     """
     raw = _read(file)
     networks = {name: getattr(pipeline, name) for name in (part, *TEXT_ENCODERS) if getattr(pipeline, name, None) is not None}
@@ -152,18 +152,18 @@ def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str]
         said = effect.check(changes, was, networks, scale)
     silent = [update for update in changes if update.alpha == 0]
     if silent and len(silent) < len(changes):
-        said.append(f"the LoRA has alpha 0 in {len(silent)} of its {len(changes)} layers, which it leaves as they are")
+        said.append(f"the LoRA has alpha 0 in {len(silent)} of its {len(changes)} layers and does not change those")
     if len(silent) == len(changes):
         raise UserError(f"the LoRA {file} changes nothing: its alpha is 0 in every layer")
     if all(update.idle for update in changes):
-        raise UserError(f"the LoRA {file} changes nothing: all of its changes are zero, as they are before training")
+        raise UserError(f"the LoRA {file} changes nothing: all its changes are zero, as they are before training")
     products = {f"{update.layer}.{update.parameter}": update.low_rank(scale) for update in changes if update.network == part}
     added = {name: product for name, product in products.items() if product is not None}
     return said, added if len(added) == len(products) else None
 
 
 def together(first: Mapping[str, LowRank] | None, second: Mapping[str, LowRank] | None) -> dict[str, LowRank] | None:
-    """What two adapters added to weights: where both changed one, a product of their matrices side by side; None where either is."""
+    """What two adapters added to weights, their matrices side by side where both changed one weight; None if either is None."""
     if first is None or second is None:
         return None
     made = dict(first)
@@ -177,7 +177,7 @@ def together(first: Mapping[str, LowRank] | None, second: Mapping[str, LowRank] 
 
 
 def _with_prefix(raw: Mapping[str, Tensor], part: str, network: Any) -> dict[str, Tensor]:
-    """The weights with the names of diffusers in full: those that begin with a layer, as of 2023, are of the denoiser."""
+    """The weights under full diffusers names: names of 2023 that begin with a layer get the denoiser's name in front."""
     layers = {name for name, _ in network.named_children()}
     return {f"{part}.{key}" if key.partition(".")[0] in layers else key: value for key, value in raw.items()}
 
@@ -185,7 +185,7 @@ def _with_prefix(raw: Mapping[str, Tensor], part: str, network: Any) -> dict[str
 def _by_peft(
     pipeline: Any, networks: Mapping[str, Any], raw: Mapping[str, Tensor], file: Path, settings: Mapping[str, Any], of_peft: bool
 ) -> dict[str, tuple[Any, dict[str, Tensor]]] | None:
-    """peft's settings and weights for every network; None for names that diffusers does not read."""
+    """peft's settings and weights for every network; None if diffusers cannot read the names."""
     part = next(iter(networks))
     if of_peft:
         from peft import LoraConfig
@@ -201,12 +201,12 @@ def _by_peft(
 
 
 def _by_network(pipeline: Any, networks: Mapping[str, Any], raw: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The weights for every network under peft's names, alphas multiplied into B. The names are as diffusers converts them."""
+    """The weights for every network under peft's names, as diffusers converts them, with the alphas multiplied into B."""
     from diffusers.utils.state_dict_utils import StateDictType, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 
     part = next(iter(networks))  # the denoiser
     if not hasattr(pipeline, "lora_state_dict") and not all(key.partition(".")[0] in networks for key in raw):
-        raise UserError(f"diffusers reads no such names for a {type(pipeline).__name__}")
+        raise UserError(f"diffusers cannot read these names for a {type(pipeline).__name__}")
     config = {"unet_config": networks[part].config} if part == "unet" else {}
     given = _with_alphas_in_b(raw)
     made = pipeline.lora_state_dict(given, **config) if hasattr(pipeline, "lora_state_dict") else given
@@ -235,7 +235,7 @@ def _alphas(raw: Mapping[str, Tensor]) -> list[str]:
 
 
 def _with_alphas_in_b(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same adapter with every B times its own alpha / r and every alpha r: diffusers has one alpha for most layers."""
+    """The same adapter with every B multiplied by its own alpha / r and alpha set to r, since diffusers uses one alpha for most layers."""
     made = dict(raw)
     for key in _alphas(raw):
         stem = key.removesuffix(".alpha")
@@ -248,7 +248,7 @@ def _with_alphas_in_b(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _config(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Any:
-    """peft's settings for just these layers, each at its own rank; without a lora_alpha in `settings` each at strength 1."""
+    """peft's settings for exactly these layers, each at its own rank, and at strength 1 unless `settings` have a lora_alpha."""
     from peft import LoraConfig
 
     ranks = {key.partition(".lora_B.")[0]: value.shape[1] for key, value in weights.items() if ".lora_B." in key}
@@ -260,7 +260,7 @@ def _config(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Any:
 
 
 def _merge(network: Any, config: Any, weights: Mapping[str, Tensor], scale: float) -> None:
-    """Puts peft's layers into a network, merges them at `scale` and takes them out again."""
+    """Adds peft's layers to a network, merges them at `scale` and removes them again."""
     from peft import PeftModel, set_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
 
@@ -285,15 +285,15 @@ def _read(file: Path) -> dict[str, Tensor]:
     whole = next((key for key, value in raw.items() if value.numel() > 1 and not value.is_floating_point()), None)
     if whole:
         kind = str(raw[whole].dtype).removeprefix("torch.")
-        said = f"its {shown(whole, LONGEST_PATH)} is stored as {kind}, quantised: give a copy of 16 or 32 bits"
+        said = f"its {shown(whole, LONGEST_PATH)} is quantised (stored as {kind}): give a copy in 16 or 32 bits"
         raise UserError(f"the LoRA {file} must hold floating-point numbers; {said}")
     if eighths := sorted({str(value.dtype).removeprefix("torch.") for value in raw.values() if is_eighth(value)}):
-        warnings.warn(f"{file.name} stores weights in 8 bits ({', '.join(eighths)}), which are merged as rounded so", stacklevel=2)
+        warnings.warn(f"{file.name} stores weights in 8 bits ({', '.join(eighths)}); the rounded weights are merged", stacklevel=2)
         raw = {key: value.float() if is_eighth(value) else value for key, value in raw.items()}  # torch hardly calculates with them
     broken = next((key for key, value in raw.items() if value.is_floating_point() and not bool(value.isfinite().all())), None)
     if broken:
         raise UserError(f"the LoRA {file} must hold finite numbers; its {shown(broken, LONGEST_PATH)} has NaN or infinity: export it again")
     second = [value for key, value in raw.items() if any(part in key for part in SECOND)]
     if second and not any(value.any() for value in second):
-        raise UserError(f"the LoRA {file} changes nothing: all of its B matrices are zero, as they are before training")
+        raise UserError(f"the LoRA {file} changes nothing: all its B matrices are zero, as they are before training")
     return raw

@@ -1,11 +1,11 @@
-"""The names that a model's folder gives its classes: id2label of a DiT pipeline, or what `diffleak train` recorded.
+"""The class names in a model's folder: the id2label of a DiT pipeline, or what `diffleak train` recorded.
 
     MODEL/model_index.json   id2label: {number: "name, another name of it"}
     MODEL/train.json         classes: {name: number} of the data it was trained on, null where the data gave numbers
     MODEL/dual.json          classes, the same of the teachers
 
-Version 0.1 recorded no names. It numbered the folders of the data in the order of their paths, as text, unless a
-metadata.jsonl gave labels; which folders there were is in split.json.
+Version 0.1 recorded no names. It numbered the folders of the data by their paths in text order, unless a metadata.jsonl
+gave labels; split.json shows which folders there were.
 """
 
 import os
@@ -23,7 +23,7 @@ KEY = "classes"
 
 
 def class_names(folder: Path, count: int) -> ClassNames:
-    """The class names that a model's folder states; raises `UserError` where what it states is no numbering of `count` classes."""
+    """The class names that a model's folder states; raises `UserError` unless they have numbers below `count`."""
     for name in (DUAL, TRAINED):
         if (folder / name).is_file():
             record = read_json(folder / name, "")
@@ -45,7 +45,7 @@ def _recorded(path: Path, classes: Any, count: int) -> ClassNames:
 
 
 def _id2label(path: Path, stated: Any, count: int) -> ClassNames:
-    """Every name and, as DiTPipeline has them, the names between its commas; names of several classes are none."""
+    """Every name and, as in DiTPipeline, the names between its commas; a name that several classes share is left out."""
     numbers = {str(i): i for i in range(count)}
     if not isinstance(stated, dict) or not stated.keys() <= numbers.keys() or not all(isinstance(text, str) for text in stated.values()):
         raise UserError(f"{path} must give id2label as names by numbers from 0 to {count - 1}; re-export the model")
@@ -59,7 +59,7 @@ def _id2label(path: Path, stated: Any, count: int) -> ClassNames:
 
 
 def _of_version_0_1(folder: Path, record: dict[str, Any], count: int) -> ClassNames:
-    """What version 0.1 numbered: sure where there were no folders, or all of them are known and nothing else gave labels."""
+    """The names that version 0.1 numbered; a `doubt` unless there were no folders, or all are known and nothing else gave labels."""
     split = find_split(folder / FILE) or Split()
     ids = (*split.members, *split.nonmembers, *split.validation)
     paths = sorted({i.rpartition("/")[0] for i in ids})
@@ -75,6 +75,6 @@ def _of_version_0_1(folder: Path, record: dict[str, Any], count: int) -> ClassNa
     if names and len({*names}) == len(names) <= count and sure:
         return ClassNames({name: i for i, name in enumerate(names)}, "split.json, in their order", closed=True)
     return ClassNames(
-        doubt=f"{folder} was trained by version 0.1, which did not record the numbers of its class folders, so names and folders cannot be "
-        "matched with its classes: give labels as numbers, a `label` in metadata.jsonl for example, or train it again"
+        doubt=f"{folder} was trained by version 0.1, which did not record the numbers of its class folders, so names cannot be matched "
+        "with its classes: give labels as numbers, for example as `label` in metadata.jsonl, or train it again"
     )

@@ -1,4 +1,4 @@
-"""Autoencoders as codecs: loaded, trained ones wrapped, and how they fit a denoiser."""
+"""Autoencoders as codecs: loads them, wraps trained ones, and checks that they fit a denoiser."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,9 +28,9 @@ PROBE = 64  # pixels a side of the blank image that shows how far an autoencoder
 
 
 def load_codec(folder: str | Path, dtype: str = "float32", device: str = "cpu", factor: float | None = None) -> Autoencoder:
-    """The autoencoder in the vae/ or vqvae/ of a folder (or the folder of the autoencoder itself), frozen.
+    """The autoencoder in the vae/ or vqvae/ of a folder (or in the folder itself), frozen.
 
-    What the libraries warn of meanwhile is said on stderr. `factor` and errors are those of `read_codec`.
+    Warnings of the libraries go to stderr. `factor` and errors are those of `read_codec`.
     """
     with heard() as said:
         codec = read_codec(folder, dtype, device, factor)
@@ -47,11 +47,11 @@ def read_codec(
     kinds: Sequence[str] = AUTOENCODERS,
     single: SingleFile | None = None,
 ) -> Autoencoder:
-    """The same for callers that listen to warnings themselves.
+    """As `load_codec`, for callers that collect warnings themselves.
 
-    `kinds` are the classes of autoencoders that will do, and `factor` is the scaling_factor where the config says none, which the first
-    Stable Diffusion folders do not. `single` is the file with the weights, where the folder has no more than their settings.
-    Raises `UserError` for another kind of autoencoder, missing weights, and a config that does not say its scaling_factor.
+    kinds: the accepted classes of autoencoders. factor: the scaling_factor for a config without one, as in the first Stable Diffusion
+    folders. single: the file with the weights, where the folder has only their settings.
+    Raises `UserError` for another kind of autoencoder, missing weights, and a config without a scaling_factor.
     """
     own = autoencoder_folder(Path(folder)) or Path(folder)
     config = read_json(own / "config.json", f"{folder} must hold an autoencoder, as vae/ or vqvae/")
@@ -59,11 +59,11 @@ def read_codec(
     if name not in kinds:
         raise UserError(f"autoencoders must be one of {', '.join(kinds)}; {own} holds a {shown(name) or 'config.json without _class_name'}")
     if config.get("lookup_from_codebook"):
-        raise UserError(f"{own} decodes code numbers (lookup_from_codebook); its latents are not what a diffusion model works on")
+        raise UserError(f"{own} decodes code numbers (lookup_from_codebook), which no diffusion model predicts; give another autoencoder")
     factor = config.get("scaling_factor", factor)
     if name not in FACTORLESS and not are_numbers([factor], 1, positive=True):
         raise UserError(
-            f"{own}/config.json must say scaling_factor, the positive number that latents were multiplied by when the denoiser was "
+            f"{own}/config.json must say scaling_factor, the positive number by which latents were multiplied when the denoiser was "
             f"trained (0.18215 for Stable Diffusion 1); got {shown(factor)}: set it there"
         )
     if not are_numbers([config.get("shift_factor") or 0], 1):
@@ -88,7 +88,7 @@ def read_codec(
 
 
 class Patched(torch.nn.Module):
-    """An AutoencoderKLFlux2, whose latents its pipelines take in blocks of 2 x 2 as the channels of one."""
+    """An AutoencoderKLFlux2 with each block of 2 x 2 latent pixels as the channels of one, as its pipelines take them."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Patched(torch.nn.Module):
 
 
 class Still(torch.nn.Module):
-    """An AutoencoderKLQwenImage, which is made for films, of a film of one frame. It keeps frames in itself, so threads take turns."""
+    """An AutoencoderKLQwenImage, which encodes videos, applied to a video of one frame. It keeps state, so threads take turns."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Still(torch.nn.Module):
 
 
 def codec_of(network: torch.nn.Module, scaling_factor: float) -> Autoencoder:
-    """A trained autoencoder as a codec, with the scaling factor written into its config."""
+    """A trained autoencoder as a codec; writes the scaling factor into its config."""
     network.register_to_config(scaling_factor=scaling_factor)  # type: ignore[operator]
     return _codec(network)
 
@@ -133,13 +133,13 @@ def _codec(network: Any) -> Autoencoder:
 
 
 def codec_fingerprint(folder: Path) -> str:
-    """Which autoencoder is in a folder: a hash of its weights and config."""
+    """A hash of the weights and config of the autoencoder in a folder."""
     own = autoencoder_folder(folder) or folder
     return hash_weights([*hashed_weights(own), own / "config.json"])
 
 
 def same_codec(one: Codec, other: Codec) -> bool:
-    """True if two codecs give the same latents: the same settings, scale and weights, wherever and whenever they were saved."""
+    """True if two codecs give the same latents: the same settings, scale and weights, wherever they were saved."""
     if not isinstance(one, Autoencoder) or not isinstance(other, Autoencoder):
         return type(one) is type(other)
     settings = [{k: v for k, v in dict(codec.network.config).items() if k[0] != "_"} for codec in (one, other)]
@@ -149,7 +149,7 @@ def same_codec(one: Codec, other: Codec) -> bool:
 
 
 def latent_shape(codec: Autoencoder, shape: ImageShape) -> ImageShape:
-    """The latents of images of `shape`: as many channels as the autoencoder makes, sides that many times smaller."""
+    """The shape of the latents of images of `shape`; raises `UserError` if the autoencoder cannot divide their sides."""
     channels, factor = scaling(codec)
     if shape.height % factor or shape.width % factor:
         raise UserError(f"image sides must be multiples of {factor} for this autoencoder; got {shape}: use --resize")
@@ -157,7 +157,7 @@ def latent_shape(codec: Autoencoder, shape: ImageShape) -> ImageShape:
 
 
 def scaling(codec: Autoencoder) -> tuple[int, int]:
-    """How many latent channels, and by how much smaller than the image: read off a blank image."""
+    """The number of latent channels and the factor by which latents are smaller than images, found by encoding a blank image."""
     channels = int(codec.network.config.in_channels)
     try:
         with torch.inference_mode():
@@ -165,17 +165,17 @@ def scaling(codec: Autoencoder) -> tuple[int, int]:
     except (RuntimeError, TypeError, ValueError) as error:
         if out_of_memory(error):
             raise
-        raise UserError(f"the autoencoder cannot encode a blank image ({first_lines(error)}); look at its config.json") from None
+        raise UserError(f"the autoencoder cannot encode a blank image ({first_lines(error)}); check its config.json") from None
     return z.shape[1], PROBE // z.shape[2]
 
 
 def image_shape(codec: Autoencoder, latent: ImageShape | None, taken: int, folder: Path) -> ImageShape | None:
-    """The images of a latent model, from the shape of its latents; raises `UserError` when the two parts do not fit."""
+    """The shape of a latent model's images; raises `UserError` unless the denoiser takes the autoencoder's channels."""
     channels, factor = scaling(codec)
     if channels != taken:
         raise UserError(
-            f"the autoencoder and the denoiser must belong together; {folder} makes latents of {channels} channels, "
-            f"and its denoiser takes {taken}"
+            f"the autoencoder and the denoiser of {folder} must belong together; the one makes latents of {channels} channels, "
+            f"the other takes {taken}: give the autoencoder that the denoiser was trained on"
         )
     size = (latent.height * factor, latent.width * factor) if latent else None
     return ImageShape(int(codec.network.config.in_channels), *size) if size else None

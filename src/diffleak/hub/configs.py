@@ -1,4 +1,4 @@
-"""What the JSON files of models and adapters say: read, and every key of the kind that it must be, before anything is made of it."""
+"""Reads the JSON files of models and adapters, and checks the type of every known key before anything uses it."""
 
 import inspect
 import json
@@ -10,8 +10,8 @@ from typing import Any
 from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.work.reading import load_json
 
-LARGEST = 1e30  # number in a config that is taken for one
-KEYS: dict[str, tuple[type, ...]] = {  # what is read from JSON files of models and adapters, and the kinds of value that it may have
+LARGEST = 1e30  # a number in a config must be below this
+KEYS: dict[str, tuple[type, ...]] = {  # the keys that are read from JSON files of models and adapters, and the types they may have
     **dict.fromkeys(("_class_name", "model_type", "prediction_type", "peft_type"), (str,)),
     **dict.fromkeys(("norm_type", "class_embed_type", "variance_type"), (str, NoneType)),
     **dict.fromkeys(("in_channels", "latent_channels", "z_dim", "seed", "max_position_embeddings"), (int,)),
@@ -37,9 +37,9 @@ SPELLED = {
 
 
 def read_json(path: Path, must: str) -> dict[str, Any]:
-    """The object in a JSON file of a model or adapter; raises `UserError` for anything else, and for keys that KEYS knows otherwise.
+    """The object in a JSON file of a model or adapter; raises `UserError` for anything else, and for a key of another type than in KEYS.
 
-    must: the beginning of the message where there is no such file.
+    must: the beginning of the message if the file is missing.
     """
     if not path.is_file():
         raise UserError(f"{must}; {path.parent.name}/{path.name} is missing")
@@ -49,7 +49,7 @@ def read_json(path: Path, must: str) -> dict[str, Any]:
 
 
 def load_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, whatever its keys are; raises `UserError` for anything else."""
+    """The object in a JSON file, its keys not checked; raises `UserError` for anything but an object."""
     with refusing((OSError, ValueError), f"{path} must be JSON ({WHY})"):
         content = load_json(path)
     if not isinstance(content, dict):
@@ -58,21 +58,21 @@ def load_object(path: Path) -> dict[str, Any]:
 
 
 def check_keys(content: Mapping[str, Any], where: str) -> None:
-    """Raises `UserError` for a key whose value is none of the kinds that KEYS says; a key may be one "unet.lora_alpha" of a network."""
+    """Raises `UserError` for a key whose value has none of its types in KEYS; "unet.lora_alpha" is checked as lora_alpha."""
     for key, value in content.items():
         kinds = KEYS.get(key.rpartition(".")[2])
         if kinds and type(value) not in kinds:
             must = " or ".join(SPELLED[kind] for kind in kinds if kind is not int or float not in kinds)
-            raise UserError(f"{key} of {where} must be {must}; got {shown(json.dumps(value))}: set it right, or fetch the file again")
+            raise UserError(f"{key} of {where} must be {must}; got {shown(json.dumps(value))}: correct it, or fetch the file again")
 
 
 def check_settings(kind: Any, config: Mapping[str, Any], path: Path) -> None:
-    """Raises `UserError` for a setting that is of another kind than its default in a class of diffusers; null is what is not given."""
+    """Raises `UserError` for a setting of another type than its default in a class of diffusers; null counts as not given."""
     for key, parameter in inspect.signature(kind.__init__).parameters.items():
         value, usual = config.get(key), parameter.default
         if value is not None and key not in KEYS and not _of_kind(value, usual, str(parameter.annotation)):
             found = shown(json.dumps(value))
-            raise UserError(f"{key} of {path} must be of the kind of {usual!r}; got {found}: set it right, or fetch the file again")
+            raise UserError(f"{key} of {path} must be a value like {usual!r}; got {found}: correct it, or fetch the file again")
 
 
 def _of_kind(value: Any, usual: Any, annotation: str) -> bool:
@@ -89,7 +89,7 @@ def _of_kind(value: Any, usual: Any, annotation: str) -> bool:
 
 
 def are_numbers(values: object, count: int, positive: bool = False) -> bool:
-    """True if a value in a JSON file is a list of so many numbers, none of them NaN, infinite or as large."""
+    """True if a value in a JSON file is a list of `count` numbers below LARGEST, none of them NaN."""
     if not isinstance(values, list) or len(values) != count or not all(type(value) in (int, float) for value in values):
         return False
     return all((0 if positive else -LARGEST) < value < LARGEST for value in values)

@@ -1,4 +1,4 @@
-"""The change dW that the tensors of an adapter make to a weight, by kind.
+"""The change dW that an adapter's tensors make to a weight, by kind of adapter.
 
     LoRA   dW = B A                                        lora_up, lora_down
     LoCon  dW = C(M; B, A)                                 with a core M, `lora_mid`, of a convolution
@@ -10,8 +10,8 @@
 
     C(M; B, A)[o, i, k] = sum over p, q of M[p, q, k] B[p, o] A[q, i]        (Tucker's product, which LyCORIS called CP at first)
 
-Convolutions have their kernels flattened behind the channels that go in: W2 of LoKr is a matrix of (out, in * kernel) then. The strength
-is alpha / r where there is a factor of rank r, and 1 for what is stored whole; `scalar` is one more factor, in files of early LyCORIS.
+The kernels of convolutions are flattened behind the input channels, so that W2 of LoKr is a matrix of (out, in * kernel). The strength is
+alpha / r where there is a factor of rank r, and 1 for a change that is stored whole. Files of early LyCORIS have one more factor, `scalar`.
 Yeh et al. 2023, arXiv 2309.14859 (LyCORIS, with LoCon, LoHa and LoKr); Hyeon-Woo et al. 2021, arXiv 2108.06098 (FedPara, which is LoHa).
 """
 
@@ -32,7 +32,7 @@ LORA = frozenset(("down", "up"))
 
 
 def kind_of(parts: Parts) -> str:
-    """LoRA, LoHa, LoKr or full; "" for tensors of no kind or of two, which do not go together."""
+    """LoRA, LoHa, LoKr or full; "" for tensors of no known kind, or of two kinds."""
     names = parts.keys() - {"scalar"}
     for kind, mark in FACTORS.items():
         if any(name.startswith(mark) for name in names):
@@ -41,7 +41,7 @@ def kind_of(parts: Parts) -> str:
 
 
 def needed(parts: Parts) -> set[str]:
-    """The tensors that a layer must have, going by those that it has."""
+    """The tensors that a layer must have, judging by those that it has."""
     kind = kind_of(parts)
     if kind == "LoHa":
         cores = {"hada_t1", "hada_t2"} if {"hada_t1", "hada_t2"} & parts.keys() else set()
@@ -54,13 +54,13 @@ def needed(parts: Parts) -> set[str]:
 
 
 def rank(parts: Parts) -> int | None:
-    """r, the rank of the factors; None for what is stored whole, of which alpha says nothing."""
+    """r, the rank of the factors; None for a change that is stored whole, to which alpha does not apply."""
     first = next((name for name in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if name in parts), None)
     return None if first is None else len(parts[first])
 
 
 def dense(parts: Parts) -> Tensor:
-    """dW times `scalar`, with as many rows as the weight, and kernels flattened or not."""
+    """dW times `scalar`, with as many rows as the weight; its kernels may be flattened."""
     kind, factor = kind_of(parts), parts.get("scalar", 1)
     if kind == "full":
         return parts["diff"] * factor

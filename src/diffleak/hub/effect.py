@@ -1,20 +1,20 @@
-"""What the file of an adapter says that it does to weights, and whether the networks got just that.
+"""Checks that merging an adapter changed the weights exactly as its file says.
 
     W' = W + scale alpha_l / r_l dW_l                                in every layer l of the file (rsLoRA: alpha_l / sqrt(r_l))
     W' = m_l V / |V|,  V = W + scale alpha_l / r_l dW_l              for DoRA as peft saves it
     W' = W + scale (m_l V / |V| - W),  V = W + alpha_l / r_l dW_l    for DoRA as LyCORIS saves it (`dora_scale`)
     W' = W                                                           everywhere else
 
-Norms are over all but the dimension of m, which for peft is the first one. The two ways of DoRA agree at scale 1; the second one is that of
-A1111 and ComfyUI at others.
+Norms are over all dimensions but that of m, which in peft is the first one. The two forms of DoRA agree at scale 1; at other scales A1111
+and ComfyUI use the second one.
 
-r_l is the rank of the factors. alpha_l is the file's own `.alpha`, else what the settings beside it say of that layer, else r_l. The dW of
-every kind is in `deltas`; what is stored whole has strength 1, and may be of a bias too.
+r_l is the rank of the factors. alpha_l is the file's own `.alpha`, else the value of that layer in the settings beside it, else r_l.
+The dW of every kind is in `deltas`; a change that is stored whole has strength 1, and may also apply to a bias.
 Hu et al. 2021, arXiv 2106.09685, section 4.1; Kalajdzievski 2023, arXiv 2312.03732; Liu et al. 2024, arXiv 2402.09353, eq. 5.
 
-Names and strengths are read here from the raw file, in float64, and not by the code of diffusers and peft that merges: so the
-check sees what they drop, rename or scale wrongly. A merged weight must be W' to 1e-5 of the layer's largest change and to the
-rounding of its own dtype, which is one unit in the last place of W and of the change (four for DoRA).
+Names and strengths are read here from the raw file, in float64, independently of the diffusers and peft code that merges: so
+the check sees what they drop, rename or scale wrongly. A merged weight must equal W' to 1e-5 of the layer's largest change plus
+the rounding of its own dtype, which is one unit in the last place of W and of the change (four for DoRA).
 """
 
 import math
@@ -35,14 +35,14 @@ KEPT = 0.01  # how far rounding may change a layer's strength without a word
 
 @dataclass(frozen=True, eq=False)
 class Before:
-    """Networks as they were: the weights that are to change, and a sum of the bits of all others."""
+    """Networks before a merge: the weights that are to change, and a sum of the bits of every other weight."""
 
     weights: Mapping[str, Tensor]
     others: Mapping[str, tuple[torch.Size, int]]
 
 
 def before(changes: Iterable[Update], networks: Mapping[str, Any]) -> Before:
-    """Takes down the networks before a merge."""
+    """Records the networks before a merge."""
     told = {update.name for update in changes}
     values = _values(networks)
     weights = {name: values[name].detach().to("cpu", copy=True) for name in told}
@@ -50,7 +50,7 @@ def before(changes: Iterable[Update], networks: Mapping[str, Any]) -> Before:
 
 
 def merge(changes: Iterable[Update], networks: Mapping[str, Any], scale: float) -> None:
-    """Puts W' in the place of every weight of the updates, computed in float64 and rounded once."""
+    """Replaces every weight that the updates change by W', computed in float64 and rounded once."""
     for update in changes:
         weight = networks[update.network].get_submodule(update.layer).get_parameter(update.parameter)
         with torch.no_grad():
@@ -58,14 +58,14 @@ def merge(changes: Iterable[Update], networks: Mapping[str, Any], scale: float) 
 
 
 def check(changes: Iterable[Update], was: Before, networks: Mapping[str, Any], scale: float) -> list[str]:
-    """Raises `UserError` unless the networks are what the updates make of them; returns what is to be said of rounding.
+    """Raises `UserError` unless the updates, and nothing else, changed the networks; returns warnings about rounding.
 
-    The message names the first layer that differs, with the strength (scale alpha / r) that it should have and has.
+    The message names the first layer that differs, with the expected and the actual strength (scale alpha / r).
     """
     values, least, most = _values(networks), ("", 1.0), ("", 1.0)
     if values.keys() != was.weights.keys() | was.others.keys():
         odd = min(values.keys() ^ (was.weights.keys() | was.others.keys()))
-        raise UserError(f"it changes the layers of the network ({odd}) and not only their weights, which is another model")
+        raise UserError(f"it adds or removes layers of the network ({odd}); an adapter may change weights only")
     for update in changes:
         name = update.name.removesuffix(".weight")
         stored = values[update.name].detach()
@@ -92,7 +92,7 @@ def check(changes: Iterable[Update], was: Before, networks: Mapping[str, Any], s
     for name, kept in (least, most):
         if abs(kept - 1) > KEPT:
             said.append(
-                f"the LoRA's update of {name} is merged at {kept:.0%} of its size, since the model's dtype rounds the rest away: "
+                f"the LoRA's update of {name} is merged at {kept:.0%} of its size, because the model's dtype rounds it: "
                 "use --dtype float32 to audit all of it"
             )
     return said
@@ -103,7 +103,7 @@ def _values(networks: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _bits(value: Tensor) -> tuple[torch.Size, int]:
-    """The sum of a tensor's bits as whole numbers: another tensor has another one, but for chance and reordering."""
+    """The shape of a tensor and the sum of its bits as whole numbers, which differs for nearly every other tensor."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     plain = value.detach().contiguous().reshape(-1)
     return value.shape, int(plain.view(kinds[value.element_size()]).sum(dtype=torch.int64))

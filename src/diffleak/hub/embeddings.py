@@ -1,11 +1,11 @@
-"""Textual inversion: words whose vectors a file gives, added to the tokenizers and text encoders of a pipeline.
+"""Textual inversion: adds a word, whose vectors a file gives, to the tokenizers and text encoders of a pipeline.
 
     E' = [E; v_1 ... v_n]          rows of the table of token embeddings; the word in a caption stands for the tokens of v_1 ... v_n
 
 Layouts, as safetensors or state dicts: diffusers' {word: vectors}; A1111's {"string_to_param": {"*": vectors}, "name": word}; kohya's
-{"emb_params": vectors}; and {"clip_l": vectors, "clip_g": vectors} of models with two CLIP encoders. The last two name no word: then it is
-the file's name, as in A1111, unless it is given as FILE@WORD. They are not read by diffusers' `load_textual_inversion`, which takes
-"emb_params" for the word, and in whose models with an old config (`eos_token_id` 2) the pooled embedding would be that of the new token.
+{"emb_params": vectors}; and {"clip_l": vectors, "clip_g": vectors} for models with two CLIP encoders. The last two name no word: the word
+is then the file's name, as in A1111, unless it is given as FILE@WORD. diffusers' `load_textual_inversion` is not used, for two reasons: it
+takes "emb_params" for the word, and in models with an old config (`eos_token_id` 2) it makes the pooled embedding that of the new token.
 Gal et al. 2022, arXiv 2208.01618.
 """
 
@@ -55,7 +55,7 @@ class Learned:
 
 
 def named_embeddings(text: str) -> tuple[Learned, ...]:
-    """The embeddings in a list like `FILE,FILE@WORD`; raises `UserError` for what is none, and for a word that is there twice."""
+    """The embeddings in a list like `FILE,FILE@WORD`; raises `UserError` for a file of another kind, and for a word that two have."""
     found: list[Learned] = []
     for name, word in split_named(text, "--embedding"):
         made = _read(name, word)
@@ -63,21 +63,21 @@ def named_embeddings(text: str) -> tuple[Learned, ...]:
         if same:
             raise UserError(
                 f"each embedding must have a word of its own; {shown(same.name)} and {shown(name)} are both {shown(made.word)}: "
-                "name another with FILE@WORD"
+                "choose another word with FILE@WORD"
             )
         found.append(made)
     return tuple(found)
 
 
 def embedding_fingerprint(learned: Learned) -> str:
-    """Which embedding this is and for which word it stands."""
+    """A hash of an embedding's file and its word."""
     return hashlib.sha256(f"{hash_file(learned.file)} {learned.word}".encode()).hexdigest()
 
 
 def embed(pipeline: Any, embeddings: Sequence[Learned]) -> tuple[Embedding, ...]:
     """Adds words to the tokenizers and text encoders of a pipeline, in place.
 
-    Raises `UserError` for a pipeline that takes none, for vectors of another model, and for a word that its vocabulary has already.
+    Raises `UserError` for a pipeline that takes no embeddings, for vectors of another model, and for a word already in the vocabulary.
     """
     for learned in embeddings:
         with refusing(UserError, f"the embedding {shown(learned.file, LONGEST_PATH)} does not match the model: {WHY}"):
@@ -94,7 +94,7 @@ def _add(pipeline: Any, learned: Learned) -> None:
     kinds = {part: type(getattr(pipeline, part.replace("text_encoder", "tokenizer"), None)).__name__ for part in ENCODERS}
     encoders = [part for part, kind in kinds.items() if kind.startswith("CLIP") and getattr(pipeline, part, None) is not None]
     if not isinstance(pipeline, diffusers_library().loaders.TextualInversionLoaderMixin) or not encoders:
-        raise UserError(f"a {type(pipeline).__name__} takes none")
+        raise UserError(f"a {type(pipeline).__name__} takes no embeddings")
     names = {ENCODERS[part] for part in encoders} if len(encoders) > 1 else {ANY}
     vectors = learned.vectors
     if len(encoders) == 1 and vectors.keys() == {ENCODERS[encoders[0]]}:
@@ -102,7 +102,7 @@ def _add(pipeline: Any, learned: Learned) -> None:
     if vectors.keys() != names:
         its = "one encoder" if ANY in vectors else " and ".join(sorted(vectors))
         wanted = "one CLIP encoder" if ANY in names else "two CLIP encoders, clip_l and clip_g"
-        raise UserError(f"it has vectors for {its}, and the model has {wanted}")
+        raise UserError(f"it has vectors for {its}, and the model has {wanted}: give an embedding made for this kind of model")
     for part in encoders:
         _extend(pipeline, part, learned, vectors[ANY if ANY in names else ENCODERS[part]])
 
@@ -112,16 +112,16 @@ def _extend(pipeline: Any, part: str, learned: Learned, vectors: Tensor) -> None
     encoder, tokenizer = getattr(pipeline, part), getattr(pipeline, part.replace("text_encoder", "tokenizer"))
     table, words = encoder.get_input_embeddings(), list(learned.tokens)
     if vectors.shape[1] != table.weight.shape[1]:
-        raise UserError(f"its vectors have {vectors.shape[1]} numbers, and the {part} takes {table.weight.shape[1]} ({SIZES})")
+        raise UserError(f"its vectors have {vectors.shape[1]} numbers, and the {part} takes vectors of {table.weight.shape[1]} ({SIZES})")
     if len(vectors) > tokenizer.model_max_length - 2:
         raise UserError(f"it has {len(vectors)} vectors, and a caption has at most {tokenizer.model_max_length} tokens")
     vocabulary = tokenizer.get_vocab()
     if known := next((word for word in words if {word, word.lower()} & vocabulary.keys()), None):
-        raise UserError(f"the {part} knows the word {shown(known)} already; name another with FILE@WORD, as the captions have it")
+        raise UserError(f"the {part} already knows the word {shown(known)}; choose another with FILE@WORD, and write that in the captions")
     tokenizer.add_tokens(words)
     numbers = tokenizer.convert_tokens_to_ids(words)
     if tokenizer(" ".join(words), add_special_tokens=False).input_ids != numbers or len(set(numbers)) < len(words):
-        raise UserError(f"the tokenizer does not read {shown(learned.word)} as one word; name another with FILE@WORD")
+        raise UserError(f"the tokenizer does not read {shown(learned.word)} as one word; choose another with FILE@WORD")
     old = table.weight.detach()
     new = torch.zeros(max(len(old), max(numbers) + 1), old.shape[1], dtype=old.dtype, device=old.device)
     new[: len(old)] = old
@@ -136,8 +136,8 @@ def _extend(pipeline: Any, part: str, learned: Learned, vectors: Tensor) -> None
 
 
 def _expander(tokens: Mapping[str, str]) -> Callable[[Any, Any], Any]:
-    """Puts all tokens of a word in its place, whatever the case of its letters: tokenizers of CLIP ignore it, where diffusers then puts
-    the first token alone.
+    """Replaces a word by all its tokens, in upper or lower case: CLIP's tokenizers ignore case, and diffusers would insert the first
+    token only.
     """
     pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))), re.IGNORECASE)
 
@@ -160,13 +160,13 @@ def _read(name: str, word: str | None) -> Learned:
     if not word or len(word) > LONGEST_WORD or re.search(r"\s", word):
         raise UserError(
             f"the word of an embedding must have 1 to {LONGEST_WORD} characters and no spaces; that of {shown(file, LONGEST_PATH)} is "
-            f"{shown(repr(word))}: name another with FILE@WORD"
+            f"{shown(repr(word))}: choose another with FILE@WORD"
         )
     return Learned(name, file, word, vectors)
 
 
 def _layout(content: Any) -> tuple[str | None, dict[str, Tensor]]:
-    """The word that a file names, if it does, and the vectors by encoder; raises `Unreadable` for other layouts."""
+    """The word that a file names, or None, and the vectors by encoder; raises `Unreadable` for other layouts."""
     known = 'one tensor by its word, "emb_params", "clip_l" and "clip_g", or "string_to_param"'
     if not isinstance(content, dict) or not content:
         raise Unreadable(f"it must hold {known}; it holds {type(content).__name__}")
@@ -188,8 +188,8 @@ def _layout(content: Any) -> tuple[str | None, dict[str, Tensor]]:
             raise Unreadable("its vectors must be a tensor of shape (n, d)")
         value = value.float() if is_eighth(value) else value
         if not bool(value.isfinite().all()):
-            raise Unreadable("its vectors must be finite numbers: export it again")
+            raise Unreadable("its vectors must be finite numbers: export the file again")
         vectors[key] = value.detach().reshape(-1, value.shape[-1])
     if len({len(value) for value in vectors.values()}) > 1:
-        raise Unreadable('its "clip_l" and "clip_g" must have as many vectors')
+        raise Unreadable('its "clip_l" and "clip_g" must have the same number of vectors')
     return word, vectors

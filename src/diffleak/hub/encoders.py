@@ -1,17 +1,17 @@
-"""What images are compared by: one spec string, one `Extractor` from uint8 images to features.
+"""Feature extractors, by which images are compared: one spec string, one `Extractor` from uint8 images to features.
 
     inception            the Inception network of the FID literature, through torch-fidelity
     inception:FILE       its TorchScript file as NVIDIA publishes it (inception-2015-12-05.pt: takes uint8, resizes itself)
     dinov2[:MODEL]       the class token of a DINOv2 through transformers; MODEL is a local folder or hub id
     clip[:MODEL]         the image embedding of a CLIP through transformers
     deit[:MODEL]         the class token of a DeiT through transformers
-    FOLDER               whichever of these three its config.json says
+    FOLDER               the one of these three that its config.json names
     sscd:FILE            a copy-detection TorchScript file (Pizzi et al. 2022): 288 pixels a side, normalised as ImageNet is
-    torchscript:FILE     any TorchScript file (also plainly FILE.pt): float images in [-1, 1], (b, 3 or c, h, w) -> (b, d),
+    torchscript:FILE     any TorchScript file (or just FILE.pt): float images in [-1, 1], (b, 3 or c, h, w) -> (b, d),
                          or a pair (features, class logits or probabilities)
     pixels               the image shrunk to 8 x 8, antialiased: offline, for tests and as a baseline
 
-Numbers of different extractors do not compare; each has a fingerprint of its weights that is recorded.
+Numbers of different extractors cannot be compared; the fingerprint of an extractor's weights is recorded.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ Answer = Any  # of a network: features (b, d), or a pair with class logits or pr
 
 
 class Features(NamedTuple):
-    """Features of n images, and their class probabilities where the extractor gives them."""
+    """Features of n images, and their class probabilities if the extractor returns them."""
 
     features: Float[np.ndarray, "n d"]
     probabilities: Float[np.ndarray, "n c"] | None
@@ -65,7 +65,7 @@ class Features(NamedTuple):
 class Extractor:
     """uint8 images (b, h, w, c) to an `Answer`.
 
-    `name` and `fingerprint` say which one it is, `warnings` what was said of its weights, which are those of `network`.
+    `name` and `fingerprint` identify it, `warnings` are those of loading it, and `network` holds its weights.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Extractor:
 def open_extractor(spec: "str | Path | Callable[[Tensor], Answer] | Extractor", device: str = "cpu") -> Extractor:
     """The extractor behind a spec (see the module), or of a function of float images in [-1, 1] of shape (b, c, h, w).
 
-    Raises `UserError` for an unknown spec, a file that is not what it should be, and a library that is not installed.
+    Raises `UserError` for an unknown spec, a file of another kind, and a library that is not installed.
     """
     if isinstance(spec, Extractor):
         return spec
@@ -106,15 +106,15 @@ def open_extractor(spec: "str | Path | Callable[[Tensor], Answer] | Extractor", 
 
 
 def probe(extractor: Extractor, shape: ImageShape) -> int:
-    """The dimension of the features of images of `shape`; raises `UserError` when the extractor cannot take them."""
+    """The dimension of the features of images of `shape`; raises `UserError` if the extractor cannot take such images."""
     blank = np.full((2, shape.height, shape.width, shape.channels), 128, dtype=np.uint8)
     return int(extract(extractor, [blank]).features.shape[1])
 
 
 def extract(extractor: Extractor, batches: Iterable[Images], advance: Callable[[int], object] = lambda n: None) -> Features:
-    """The features of all images, a batch at a time in memory; `advance` is called with how many are done.
+    """The features of all images, with one batch in memory at a time; `advance` is called with the size of each finished batch.
 
-    Raises `UserError` when the extractor fails, or gives another shape than (b, d), or numbers that are not finite.
+    Raises `UserError` if the extractor fails, or returns another shape than (b, d), or numbers that are not finite.
     """
     features, probabilities = list[np.ndarray](), list[np.ndarray]()
     for images in batches:
@@ -159,7 +159,7 @@ def _checked(extractor: Extractor, images: Images) -> tuple[np.ndarray, np.ndarr
 
 
 def _as_probabilities(classes: Float[np.ndarray, "b c"]) -> Float[np.ndarray, "b c"]:
-    """What already is a probability stays; anything else is taken for logits."""
+    """Probabilities as they are; anything else is treated as logits."""
     if (classes >= 0).all() and np.allclose(classes.sum(axis=1), 1, atol=1e-3):
         return classes
     powers = np.exp(classes - classes.max(axis=1, keepdims=True))
@@ -176,7 +176,7 @@ def _on_floats(network: Callable[[Tensor], Answer], device: str) -> Callable[[Im
 
 
 def _either_channels(network: Callable[[Tensor], Answer], device: str) -> Callable[[Images], Answer]:
-    """Grey images as they are where the network takes one channel, else repeated to three."""
+    """Grey images as they are if the network takes one channel, else repeated to three."""
     plain = _on_floats(network, device)
 
     def run(images: Images) -> Answer:
@@ -226,7 +226,7 @@ def _normalised(images: Images, mean: np.ndarray, std: np.ndarray, device: str) 
 
 def _torchscript(path: Path, device: str) -> Any:
     if not os.path.isfile(path):
-        raise UserError(f"the extractor must be a TorchScript file; there is none at {shown(path, LONGEST_PATH)}")
+        raise UserError(f"the extractor must be a TorchScript file; there is no file at {shown(path, LONGEST_PATH)}")
     said = lambda error: (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
     # damaged bytes bring out many kinds
     with refusing(Exception, f"{path} must be a TorchScript file, as torch.jit.save writes it ({WHY})", said):
@@ -250,7 +250,7 @@ def _torch_fidelity(device: str) -> Extractor:
 
 
 def _transformer(kind: str, model: str, device: str) -> Extractor:
-    """A vision transformer with the preprocessing that its preprocessor_config.json says, done here with Pillow."""
+    """A vision transformer with the preprocessing of its preprocessor_config.json, done here with Pillow."""
     with refusing(ImportError, f"the extractor {kind} needs transformers: {pip_install('encoders')}"):
         import transformers
     folder = encoder_folder(model)
@@ -270,7 +270,7 @@ def _transformer(kind: str, model: str, device: str) -> Extractor:
 
 
 def _kind_of(folder: Path) -> str:
-    """Which of the transformers a folder holds."""
+    """The kind of transformer in a folder: dinov2, clip or deit."""
     must = f"the encoder {folder} must be a folder of transformers, with model_type in its config.json"
     said = read_json(folder / "config.json", must).get("model_type")
     if said is None:
@@ -282,27 +282,27 @@ def _kind_of(folder: Path) -> str:
 
 
 def encoder_folder(model: str, patterns: tuple[str, ...] = ()) -> Path:
-    """The folder of a transformers model, fetched where it is a hub id; `patterns` are more files that are needed."""
+    """The folder of a transformers model, downloaded if it is a hub id; `patterns` are further files to download."""
     return folder_of(model, "the encoder", ["config.json", "preprocessor_config.json", *WEIGHTS, "*.index.json", *patterns])
 
 
 def preprocessing(folder: Path, what: str) -> Callable[[Images], Tensor]:
-    """Resize, centre crop and normalisation as the preprocessor_config.json of a folder says, used as `what`, "a CLIP" for example.
+    """Resize, centre crop and normalisation by the preprocessor_config.json of a folder.
 
-    Raises `UserError` for a file that says no such thing.
+    what: what the folder is used as in messages, "a CLIP" for example. Raises `UserError` for a missing file or a wrong setting in it.
     """
     path = folder / "preprocessor_config.json"
-    config = read_json(path, f"{folder} cannot be used as {what}, whose preprocessing it must say")
+    config = read_json(path, f"to be used as {what}, {folder} must have a file with its preprocessing")
     size, crop = config.get("size", 224), config.get("crop_size") if config.get("do_center_crop") else None
     shortest = size.get("shortest_edge") if isinstance(size, dict) else size
     sides = _pair(path, "size", size) if shortest is None else None
     if shortest is not None and not (type(shortest) is int and 0 < shortest <= LONGEST_SIDE):
-        raise UserError(f"size of {path} must be a number of pixels; got {shown(json.dumps(size))}: set it right, or fetch the file again")
+        raise UserError(f"size of {path} must be a number of pixels; got {shown(json.dumps(size))}: correct it, or fetch the file again")
     cropped = None if crop is None else _pair(path, "crop_size", crop if isinstance(crop, dict) else {"height": crop, "width": crop})
     how = config.get("resample", 3)
     if how not in [*Image.Resampling]:
         raise UserError(
-            f"resample of {path} must be one of Pillow's ways to resize, 0 to {max(Image.Resampling)}; got {shown(json.dumps(how))}"
+            f"resample of {path} must be the number of a Pillow filter, 0 to {max(Image.Resampling)}; got {shown(json.dumps(how))}"
         )
     mean, std = (np.array(values, dtype=np.float32) for values in channel_statistics(config, path))
 
@@ -327,18 +327,18 @@ def _pair(path: Path, key: str, given: Mapping[str, Any]) -> tuple[int, int]:
     height, width = (given.get(side) for side in ("height", "width"))
     if type(height) is not int or type(width) is not int or not 0 < min(height, width) <= max(height, width) <= LONGEST_SIDE:
         raise UserError(
-            f"{key} of {path} must be height and width in pixels; got {shown(json.dumps(given))}: set it right, or fetch the file again"
+            f"{key} of {path} must be height and width in pixels; got {shown(json.dumps(given))}: correct it, or fetch the file again"
         )
     return height, width
 
 
 def channel_statistics(config: Mapping[str, Any], path: Path, default: Statistics | None = None) -> Statistics:
-    """Mean and deviation of the three channels in a preprocessor's config; raises `UserError` for what is not three numbers each."""
+    """Mean and standard deviation of the three channels in a preprocessor's config; raises `UserError` unless each is three numbers."""
     found = []
     for key, usual in zip(("image_mean", "image_std"), default or (None, None), strict=True):
         values: Any = config.get(key) if usual is None or config.get(key) is not None else list(usual)
         if not are_numbers(values, 3, positive=key == "image_std"):
             kind = "numbers" if key == "image_mean" else "positive numbers"
-            raise UserError(f"{key} of {path} must be three {kind}; got {shown(json.dumps(values))}: set it right, or fetch the file again")
+            raise UserError(f"{key} of {path} must be three {kind}; got {shown(json.dumps(values))}: correct it, or fetch the file again")
         found.append(tuple(map(float, values)))
     return found[0], found[1]

@@ -1,9 +1,9 @@
-"""The schedules of diffusers whose noise grows without bound: ScoreSdeVeScheduler and those of EDM.
+"""The variance-exploding schedules of diffusers: ScoreSdeVeScheduler and those of EDM.
 
     alpha_bar_t = 1 / (1 + sigma_t^2),  sigma_t the scheduler's own, smallest first, in units of images in [-1, 1]
 
-The network is given sigma_t as its time, or sigma_t's preconditioned logarithm. Images of ScoreSdeVePipeline lie in [0, 1], to which it
-clips what it draws, so its sigmas count double here.
+The network takes sigma_t as its time, or the preconditioned logarithm of sigma_t. Images of ScoreSdeVePipeline lie in [0, 1], to which it
+clips its drawings, so its sigmas are doubled here.
 """
 
 import warnings
@@ -24,7 +24,7 @@ EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 
 
 class Exploding(NamedTuple):
-    """A schedule, and the way into its network and out."""
+    """A schedule, and the input and output transform of its network."""
 
     schedule: Schedule
     precondition: Preconditioning
@@ -33,8 +33,8 @@ class Exploding(NamedTuple):
 def exploding(scheduler: Any, folder: Path) -> Exploding | None:
     """The schedule of a variance-exploding scheduler of diffusers; None for other schedulers.
 
-    folder: the model's, whose model_index.json says whether its pipeline is of images in [0, 1]. Warns of the noise at the timesteps that
-    audits sweep by default, which is another than that of DDPM. Raises `UserError` for sigmas that are none.
+    folder: the model's; its model_index.json says whether the pipeline's images lie in [0, 1]. Warns that the timesteps which audits sweep
+    by default have other noise than in DDPM. Raises `UserError` unless the sigmas grow from above 0.
     """
     name = type(scheduler).__name__
     if name != SCORE and name not in EDM:
@@ -45,7 +45,8 @@ def exploding(scheduler: Any, folder: Path) -> Exploding | None:
     settings = scheduler.config
     if not (own > 0).all() or not own.isfinite().all() or (own.diff() <= 0).any():
         raise UserError(
-            f"{folder} must have sigmas that grow from above 0; it has sigma_min {settings.sigma_min}, sigma_max {settings.sigma_max}"
+            f"the scheduler of {folder} must have growing sigmas above 0; it has sigma_min {settings.sigma_min}, sigma_max "
+            f"{settings.sigma_max}"
         )
     sigmas = own.numpy() * (2 if unit_range else 1)
     if name == SCORE:
@@ -59,8 +60,8 @@ def exploding(scheduler: Any, folder: Path) -> Exploding | None:
         precondition = Preconditioning.edm(sigmas, settings.sigma_data, settings.prediction_type == "v_prediction")
     some = ", ".join(f"{sigmas[t]:.3g} at {t}" for t in (0, 10, 100, 300) if t < len(sigmas))
     warnings.warn(
-        f"the schedule is that of {name}, whose timesteps hold other noise than those of DDPM: sigma is {some}, and {sigmas[-1]:.4g} at "
-        f"its end, for images in [-1, 1]{', which the network is given in [0, 1]' if unit_range else ''}; choose --timesteps by that",
+        f"the schedule is {name}, whose timesteps have other noise than those of DDPM: sigma is {some}, and {sigmas[-1]:.4g} at the end, "
+        f"for images in [-1, 1]{' (the network takes them in [0, 1])' if unit_range else ''}; choose --timesteps by these values",
         stacklevel=2,
     )
     return Exploding(Schedule.exploding(sigmas, times.numpy()), precondition)

@@ -1,8 +1,8 @@
-"""The flow models of diffusers whose captions a language model reads: how each embeds a caption, and what it feeds its network.
+"""The flow models of diffusers whose text encoder is a language model: how each embeds a caption and calls its network.
 
-Templates, instructions and embeddings are the pipeline's own (`encode_prompt`). Captions come in rows of one length, with a mask where the
-network is given one; padding that a pipeline would not have is cut off again in `ask`, so that a batch is what the pipeline makes of it.
-Every network here predicts the velocity e - x0; of those that predict x0 - e the sign is turned.
+Templates, instructions and embeddings are the pipeline's own (`encode_prompt`). Embeddings are rows of one length, with a mask if the
+network takes one; `ask` removes padding that the pipeline would not have, so that the network gets the batch that the pipeline would make.
+All functions here return the velocity e - x0; for networks that predict x0 - e the sign is reversed.
 """
 
 import inspect
@@ -37,7 +37,7 @@ def embed_flux2_klein(pipeline: Any, texts: list[str]) -> Embedding:
 
 
 def embed_flux2(pipeline: Any, texts: list[str]) -> Embedding:
-    """Raises `UserError` for a chat that a processor would put another token before, which the tokenizer alone does not."""
+    """The embedding by FLUX.2; raises `UserError` for a chat template without its bos_token, which only a processor would add."""
     begin = pipeline.tokenizer.bos_token
     if begin is not None and not written_flux2(pipeline, "")[0].startswith(begin):
         raise UserError(f"the tokenizer's chat template must begin with its bos_token, {shown(begin)}")
@@ -66,7 +66,7 @@ def _ask_flux2(network: Any, x_t: Tensor, time: Tensor, words: Tensor, guidance:
 
 
 def written_flux2(pipeline: Any, text: str) -> tuple[str, int]:
-    """With the tokens that the tokenizer adds to every text, and which a chat already has."""
+    """The chat, and its limit plus the tokens that the tokenizer adds to every text, which a chat already has."""
     from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 
     messages = format_input([text], pipeline.system_message)[0]
@@ -178,7 +178,7 @@ def written_sana(pipeline: Any, text: str) -> tuple[str, int]:
 
 
 def _without_instructions(texts: list[str], encoded: tuple[Any, ...]) -> Embedding:
-    """The embeddings of a pipeline that puts instructions before captions, and none before the empty text of guidance."""
+    """The embeddings of a pipeline that puts instructions before captions, but not before the empty text of guidance."""
     words, mask, empty, empty_mask = encoded
     if empty is not None:
         none = torch.tensor([text == "" for text in texts], device=words.device)
@@ -197,12 +197,12 @@ def written_chat(pipeline: Any, text: str) -> tuple[str, int]:
 
 
 def _padded(rows: list[Tensor], length: int) -> Embedding:
-    """Rows of tokens, each of its own length, with zeros up to one length, and which tokens are words."""
+    """Rows of tokens, padded with zeros to one length, and the mask of the tokens that are words."""
     words = torch.stack([torch.nn.functional.pad(row, (0, 0, 0, length - len(row))) for row in rows])
     lengths = torch.tensor([len(row) for row in rows], device=words.device)
     return {WORDS: words, MASK: (torch.arange(length, device=words.device) < lengths[:, None]).long()}
 
 
 def _usual(kind: type, name: str) -> Any:
-    """What a pipeline takes for an argument of its call that is not given."""
+    """The default of an argument of a pipeline's call."""
     return inspect.signature(kind.__call__).parameters[name].default

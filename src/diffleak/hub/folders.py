@@ -1,4 +1,4 @@
-"""What lies in a model's folder: where its parts are, how one is read safely, and a hash of them all."""
+"""The folder of a model: where its parts are, how one is read safely, and a hash of all of them."""
 
 import json
 import logging
@@ -80,7 +80,7 @@ def located(model: str | Path, weights: str | None = None) -> Path:
     if os.path.isdir(path):  # which is false, and no error, for a name that no path can have
         return path
     if not is_hub_id(model):
-        must = "MODEL must be a diffusers folder, a hub id (owner/name), or one file with all of a model"
+        must = "MODEL must be a diffusers folder, a hub id (owner/name), or a file with a whole model"
         raise UserError(f"{must}; found nothing at {shown(model, LONGEST_PATH)}")
     endings = ("*.json", "*.txt", "*.model", "*.jinja", *WEIGHTS)
     parts = [f"{part}/{ending}" for part in PARTS for ending in endings]
@@ -89,12 +89,12 @@ def located(model: str | Path, weights: str | None = None) -> Path:
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """True if what is not there may be a hub id: owner/name, which is no path and no name of a file of weights."""
+    """True if a name may be a hub id: owner/name, and neither a path nor the name of a file of weights."""
     return not str(name).startswith((".", "/", "~")) and str(name).count("/") == 1 and not str(name).endswith((SAFE, *PICKLES))
 
 
 def folder_of(model: str | Path, what: str, patterns: list[str]) -> Path:
-    """The folder of another kind of model, "the encoder" for example, fetched where it is a hub id."""
+    """The folder of another kind of model (`what`, "the encoder" for example), downloaded if it is a hub id."""
     if os.path.isdir(model):
         return Path(model)
     if not is_hub_id(model):
@@ -103,10 +103,11 @@ def folder_of(model: str | Path, what: str, patterns: list[str]) -> Path:
 
 
 def file_of(given: str | Path, option: str, what: str, names: Sequence[Sequence[str]], beside: Sequence[str] = ()) -> Path:
-    """The file of weights behind an option such as --lora: a file, one in a folder, or one of a hub id.
+    """The file of weights that an option such as --lora names: a file, or one in a folder or hub id.
 
-    names: what it may be called in a folder; of the first group that is there one name must be. beside: what is fetched with it.
-    Raises `UserError` for a file of another kind, for a folder with none of these, or with two of a group, and for what is not there.
+    names: groups of names that it may have in a folder; the first group with a file there counts, and it must have only one. beside: files
+    to download with it. Raises `UserError` for a file of another kind, a folder with none of these or with two of a group, and a path that
+    does not exist.
     """
     path = Path(given)
     if os.path.isfile(path):
@@ -129,10 +130,10 @@ def file_of(given: str | Path, option: str, what: str, names: Sequence[Sequence[
 
 
 def downloaded(name: str, patterns: list[str], what: str = "", weights: str | None = None) -> Path:
-    """The files of a hub id that match, in the cache; raises `UserError` saying what to do when there are none to have.
+    """Downloads the matching files of a hub id into the cache; raises `UserError` if there are none.
 
-    what: the part it plays, "the encoder" for example, where it is not the model itself. weights: ema or non_ema, where one is chosen.
-    Of several copies of the same weights one is fetched, which the list of the files says before; it is the one that `find` takes.
+    what: what it is used as, "the encoder" for example, if it is not the model itself. weights: ema or non_ema, if one is chosen.
+    Of several copies of the same weights only one is downloaded, the one that `find` takes.
     """
     instead = "pass a local folder" + (f" as {what}" if what else "")
     import huggingface_hub
@@ -147,14 +148,14 @@ def downloaded(name: str, patterns: list[str], what: str = "", weights: str | No
         reason = first_lines(error).partition(". ")[0] or type(error).__name__
         if _is_closed(error):
             raise UserError(
-                f"the hub shows {name} to those who may see it, or it does not exist ({reason}): accept its terms on its page and "
-                f"log in with `hf auth login` or HF_TOKEN, or {instead}"
+                f"the hub id {name} does not exist, or needs a login ({reason}): accept its terms on its page and log in with "
+                f"`hf auth login` or HF_TOKEN, or {instead}"
             ) from None
         raise UserError(f"no folder at {name}, and the hub gave no such model ({reason}); {instead}") from None
 
 
 def _is_closed(error: Exception) -> bool:
-    """True if the hub refused for want of a login: a gated, private or missing repository, which it does not tell apart."""
+    """True if the hub refused without a login: for a gated, private or missing repository, between which it does not distinguish."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -163,24 +164,23 @@ def _is_closed(error: Exception) -> bool:
 
 def pickle_message(path: Path) -> str:
     return (
-        f"{path} is a pickle checkpoint, which runs code when it is opened; convert it where you trust it: load it with "
+        f"{path} is a pickle checkpoint, which runs code when it is opened; if you trust it, convert it: load it with "
         "diffusers' from_pretrained(..., use_safetensors=False) and save_pretrained(..., safe_serialization=True)"
     )
 
 
 def check_files(folder: Path) -> None:
-    """Raises `UserError` for a pipe, a device or a socket in a folder whose files libraries open by name: that could take for ever."""
+    """Raises `UserError` for a pipe, device or socket in a folder whose files libraries open by name, since reading it may never end."""
     odd = next((path for path in sorted(folder.iterdir()) if path.exists() and not (path.is_file() or path.is_dir())), None)
     if odd:
-        raise UserError(f"{folder} must hold files alone; {odd.name} is {found_at(odd)}: fetch the model again")
+        raise UserError(f"{folder} must hold only files; {odd.name} is {found_at(odd)}: fetch the model again")
 
 
 def check_weights(folder: Path, weights: Weights | None = None) -> None:
-    """Raises `UserError` for a folder without weights, for damaged ones, for pickles that run code and for pipes.
+    """Raises `UserError` for a folder whose weights are missing, damaged, quantised, or in a pickle that runs code.
 
-    Also for weights that are stored as whole numbers, and for a config.json of more layers than there are weights, which a library would
-    make without end before it sees that.
-    weights: other ones than those of the folder itself, but for its config.json.
+    Also for pipes, and for a config.json with more layers than there are weights, since a library would build those layers first.
+    weights: weights to use with the folder's config.json instead of the folder's own.
     """
     check_files(folder)
     weights = weights or find(folder)
@@ -191,22 +191,22 @@ def check_weights(folder: Path, weights: Weights | None = None) -> None:
 
 
 def refuse_depth(path: Path, weights: int) -> None:
-    parts = [read_json(path, f"{path.parent} must say what network its weights are of")]
+    parts = [read_json(path, f"{path.parent} must have a config.json that describes its network")]
     while parts:
         for key, value in parts.pop().items():
             numbers = value if isinstance(value, list) else [value]
             if re.search(LAYERS, key) and any(type(number) is int and number > weights for number in numbers):
-                raise UserError(f"{key} of {path} must fit its weights, which are {weights} tensors; got {shown(json.dumps(value))}")
+                raise UserError(f"{key} of {path} must fit its weights ({weights} tensors); got {shown(json.dumps(value))}")
             parts += [value] if isinstance(value, dict) else []
 
 
 def count_weights(file: Path) -> int:
-    """How many tensors a file of weights holds; raises `UserError` for a file that is none, or a piece of one."""
+    """The number of tensors in a file of weights; raises `UserError` for a file of another kind, or one that is cut off."""
     return len(header(file))
 
 
 def pretrained(name: str, folder: Path, dtype: torch.dtype, weights: Weights | None = None) -> torch.nn.Module:
-    """A network of diffusers with the weights in a folder, or with others; raises `UserError` where the two do not fit."""
+    """A diffusers network with the weights in a folder, or with `weights`; raises `UserError` if they do not fit its config.json."""
     kind, weights = _kind(name), weights or find(folder)
     folder = weights.place
     check_settings(kind, read_json(weights.config, ""), weights.config)
@@ -231,7 +231,7 @@ def pretrained(name: str, folder: Path, dtype: torch.dtype, weights: Weights | N
 
 
 def _kind(name: str) -> Any:
-    """The class of a network: of diffusers, or the one here of what `convert` wrote."""
+    """The class of a network, from diffusers or, for what `convert` wrote, from here."""
     if name == CONVERTED:
         from diffleak.hub.research.network import ResearchUNet
 
@@ -240,10 +240,9 @@ def _kind(name: str) -> Any:
 
 
 def from_transformers(kind: Any, folder: Path, where: str = "", **how: Any) -> tuple[Any, dict[str, Any]]:
-    """A network of transformers with what it says of the loading; raises `UserError` for weights of other shapes than config.json says.
+    """A transformers network and its loading report; raises `UserError` for weights whose shapes do not fit config.json.
 
-    where: how a message calls the weights, where they are not those of the folder. Its own message of those is "look at the above report",
-    and `ImportError` and others pass.
+    where: what messages call the weights, if they are not the folder's. Other errors of the library pass unchanged.
     """
     how |= {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if "state_dict" in how:  # the weights themselves, of a model in one file
@@ -261,13 +260,13 @@ def from_transformers(kind: Any, folder: Path, where: str = "", **how: Any) -> t
 
 
 def unfit(where: str, said: str, of_folder: bool = True) -> str:
-    """The message for weights, of a folder or of a model in one file, that are not those of their config.json."""
+    """The message for weights, of a folder or of a model in one file, that do not fit their config.json."""
     way = "re-export the model" if of_folder else "give the --model-config of this model, or fetch the file again"
     return f"{where}: the weights do not match config.json ({said}); {way}"
 
 
 def _say(weights: Weights) -> None:
-    """To `heard`, which every caller listens with."""
+    """Warns which copy was opened; every caller collects it with `heard`."""
     if said := said_of(weights):
         warnings.warn(said, stacklevel=2)
 
@@ -280,14 +279,14 @@ def autoencoder_folder(folder: Path) -> Path | None:
 
 
 def hashed_weights(folder: Path) -> list[Path]:
-    """The files of weights that a fingerprint of a folder covers: those that are opened, or none."""
+    """The files of weights that the fingerprint of a folder covers: those that are opened, or none."""
     return find(folder).hashed if chosen(copies(path.name for path in folder.iterdir())) else []
 
 
 def fingerprint(model: str | Path, part: str = "", weights: Weights | None = None) -> str:
-    """Which model is in a folder: a hash of its weights, configs and schedule.
+    """A hash of the weights, configs and schedule of the model in a folder.
 
-    weights: those of its denoiser, the folder `part`, where it has others than its own.
+    weights: the weights that replace those of its denoiser, whose folder is `part`.
     """
     folder = Path(model)
     files = [folder / "scheduler" / "scheduler_config.json"]
@@ -308,14 +307,14 @@ def fingerprint(model: str | Path, part: str = "", weights: Weights | None = Non
 
 
 def text_fingerprint(folder: Path) -> str:
-    """Which text encoders are in a folder: a hash of their weights, configs and vocabularies."""
+    """A hash of the weights, configs and vocabularies of the text encoders in a folder."""
     parts = [folder / part for part in TEXT_PARTS if (folder / part).is_dir()]
     vocabularies = [file for part in parts for ending in TOKENIZER_FILES for file in part.glob(ending)]
     return hash_weights(sorted([*vocabularies, *(file for part in parts for file in hashed_weights(part))]))
 
 
 def diffusers_library() -> Any:
-    """diffusers with its own warnings and bars off; `heard` collects what it says while weights are read."""
+    """diffusers without its own warnings and progress bars; `heard` collects its warnings while weights are read."""
     import diffusers
 
     _silence(diffusers.utils.logging)
@@ -323,7 +322,7 @@ def diffusers_library() -> Any:
 
 
 def transformers_library() -> Any:
-    """transformers, silenced in the same way; raises ImportError where it is not installed."""
+    """transformers, silenced in the same way; raises ImportError if it is not installed."""
     import transformers
 
     _silence(transformers.utils.logging)
@@ -332,7 +331,7 @@ def transformers_library() -> Any:
 
 @cache
 def _silence(logging_of: Any) -> None:
-    """Once, so that `heard` can listen in between."""
+    """Silences a library once, so that `heard` can raise the level again later."""
     warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # the older name, which every version knows
     logging_of.set_verbosity_error()
     logging_of.disable_progress_bar()
@@ -340,9 +339,9 @@ def _silence(logging_of: Any) -> None:
 
 @contextmanager
 def heard() -> Iterator[list[str]]:
-    """Collects what diffusers, transformers, peft and torch warn of meanwhile, each once and on one line, in the list it gives.
+    """Yields a list that collects the warnings of diffusers, transformers, peft and torch, each once and on one line.
 
-    CHATTER is left out, and so is what they say of later versions of themselves (deprecations). Nothing reaches stderr.
+    CHATTER and deprecations are left out. Nothing reaches stderr.
     """
     diffusers_library()
     with suppress(ImportError):

@@ -1,4 +1,4 @@
-"""What the headers of the released files give away: of a model or a denoiser in one file, of its adapters and embeddings."""
+"""What the headers of released files give away: those of a model or denoiser in one file, of adapters and of embeddings."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ Named = Sequence[tuple[str | Path, Path]]  # what the user named, and the file t
 
 
 def headers_of(model: str | Path, network: str | Path | None = None, adapters: Named = (), embeddings: Named = ()) -> tuple[GivenAway, ...]:
-    """What each header gives away, of the files that are .safetensors. A model or a network in a folder has no one header."""
+    """What the header of each .safetensors file gives away. A model or network in a folder is skipped: it has no single header."""
     files: list[tuple[Role, str | Path, Path]] = [("model", model, Path(model))]
     files += [] if network is None else [("network", network, Path(network))]
     files += [("adapter", *each) for each in adapters] + [("embedding", *each) for each in embeddings]

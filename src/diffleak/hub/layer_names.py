@@ -1,4 +1,4 @@
-"""Which layers of a model the names in an adapter's file stand for: names of diffusers, peft, kohya, LyCORIS and ComfyUI."""
+"""Finds the layers of a model that the names in an adapter's file stand for: names of diffusers, peft, kohya, LyCORIS and ComfyUI."""
 
 import re
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out
 
 
 def place(stem: str, networks: Mapping[str, Any], names: Mapping[str, Mapping[str, str]]) -> tuple[str, list[str]]:
-    """The network and the layers that a name in the file stands for; no layers where there are none."""
+    """The network and the layers that a name in the file stands for; an empty list if there are none."""
     denoiser = next(iter(networks))
     if stem.startswith(PEFT_PREFIX):
         network, rest = denoiser, stem.removeprefix(PEFT_PREFIX)
@@ -81,7 +81,7 @@ def place(stem: str, networks: Mapping[str, Any], names: Mapping[str, Mapping[st
 
 
 def _from_sgm(flat: str, config: Any) -> str:
-    """The name in a UNet of diffusers of a layer that is named as in the first Stable Diffusion code."""
+    """The name that a layer of the first Stable Diffusion code has in a UNet of diffusers; empty if there is none."""
     if flat in SGM:
         return SGM[flat]
     match = re.fullmatch(r"(input|middle|output)_blocks?_(\d+)_(?:(\d+)_)?(.+)", flat)
@@ -101,6 +101,6 @@ def _from_sgm(flat: str, config: Any) -> str:
 
 
 def flat_names(network: Any) -> dict[str, str]:
-    """Layers by their names with underscores for dots, as kohya writes them."""
+    """The layers of a network by their names with underscores for dots, as kohya writes them."""
     weighted = [name for name, module in network.named_modules() if isinstance(getattr(module, "weight", None), torch.nn.Parameter)]
     return {name.removeprefix("text_model.").replace(".", "_"): name for name in weighted}

@@ -1,4 +1,4 @@
-"""A folder or hub id in, a `Target` out; and what is made of finished models."""
+"""Loads a folder, a hub id or a file as a `Target`; writes what is made of finished models."""
 
 import hashlib
 import inspect
@@ -90,7 +90,7 @@ STABLE_DIFFUSION_FACTOR = 0.18215  # Rombach et al. 2022, arXiv 2112.10752
 
 
 def _with_warnings(load: Callable[P, Target]) -> Callable[P, Target]:
-    """What the libraries warn of while a model is loaded, said on stderr and kept in its `warnings`."""
+    """Prints the warnings of the libraries while a model is loaded on stderr, and keeps them in the model's `warnings`."""
 
     @wraps(load)
     def loading(*args: P.args, **given: P.kwargs) -> Target:
@@ -126,20 +126,20 @@ def load(
         model: The folder, hub id or file.
         dtype: float32, float16, bfloat16 or float64.
         device: A torch device, by default the first accelerator or the CPU.
-        guidance_scale: Other than 1, it makes every answer of a text-to-image model one of classifier-free guidance.
+        guidance_scale: The scale of classifier-free guidance on every prediction of a text-to-image model; 1 means none.
         lora: A LoRA, or another adapter, of a text-to-image model: a safetensors file, a folder or a hub id. It is merged into the weights
-            of the denoiser, and of the text encoders where it has such. Several are merged one after the other, each at a strength of its
-            own: "A@0.8,B", or ["B", ("A", 0.8)].
-        lora_scale: The strength of all, times that which each was saved with.
+            of the denoiser, and of the text encoders if it adapts those. Several are merged one after the other, each at its own
+            strength: "A@0.8,B", or ["B", ("A", 0.8)].
+        lora_scale: A factor on the strength of every adapter.
         embedding: A textual inversion, or several: each adds a token to the text encoders, named by its file or as "FILE@TOKEN".
-        network: Another denoiser in the place of the model's own: a folder with config.json and weights, a folder with such a unet/,
-            unet_ema/ or transformer/ in it, one that accelerate saved, or one file of weights for the model's own config.json.
-        weights: ema or non_ema where there are both: unet_ema/ beside unet/, or *.non_ema.* beside the plain file, which is the average.
-        model_config: The same model as a diffusers folder or hub id, whose settings a model in one file needs (see `single_file`); without
-            it they are fetched.
-        offload: Keep the denoiser's weights out of the memory of an accelerator, but for the layer that runs (see `hub.offload`).
-        fast: Allow, or forbid, what makes an accelerator faster and numbers right to some digits only (see `devices.faster_ways`), for all
-            of this process; None leaves it to torch.
+        network: A denoiser that replaces the model's own: a folder with config.json and weights, a folder with such a unet/, unet_ema/ or
+            transformer/ in it, one that accelerate saved, or one file of weights for the model's own config.json.
+        weights: ema or non_ema, for a model with both: unet_ema/ beside unet/, or *.non_ema.* beside the plain file, which is the average.
+        model_config: For a model in one file: the same model as a diffusers folder or hub id, from which the settings are read (see
+            `single_file`); by default they are downloaded.
+        offload: Keep the denoiser's weights out of the memory of an accelerator, except for the layer that runs (see `hub.offload`).
+        fast: True allows, and False forbids, settings that make an accelerator faster but less exact (see `devices.faster_ways`), for this
+            whole process; None leaves torch's own settings.
         compile: Have torch compile the denoiser at its first forward (see `compiled`).
 
     Returns:
@@ -156,7 +156,7 @@ def load(
         raise unknown("weights", weights, AVERAGES)
     single = open_single_file(Path(model), model_config) if os.path.isfile(model) else None
     if model_config is not None and single is None:
-        raise UserError(f"--model-config has the settings of a MODEL in one file, and {model} is no file; leave it out")
+        raise UserError(f"--model-config gives the settings of a MODEL in one file, and {model} is a folder or hub id; leave it out")
     if weights is not None and single is not None:
         raise UserError(f"--weights chooses between two copies in a folder, and {model} is one file; leave it out")
     folder = single.folder if single else located(model, weights)
@@ -164,22 +164,22 @@ def load(
     _refuse_other_kinds(folder)
     network_folder = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
     if not network_folder.is_dir() and any((folder / name).is_file() for name in (*ADAPTERS, *STATES)):
-        raise UserError(f"{folder} is a LoRA adapter and no model; give the model that it was made for, and this with --lora")
+        raise UserError(f"{folder} is a LoRA, not a model; give the model that it was made for, and this with --lora")
     if not network_folder.is_dir() and autoencoder_folder(folder):
         raise UserError(
-            f"{folder} holds an autoencoder and no denoiser (unet/ or transformer/); "
+            f"{folder} holds an autoencoder, but no denoiser (unet/ or transformer/); "
             f"train one: diffleak train --preset latent --autoencoder {folder}"
         )
     second = network_folder.with_name(network_folder.name + SECOND)
     if (network, weights) != (None, None) and second.is_dir():
-        raise UserError(f"--network and --weights are for a model of one denoiser, and {model} holds two; leave them out")
+        raise UserError(f"--network and --weights need a model with one denoiser, and {model} holds two; leave them out")
     chosen, said = denoiser_weights(network_folder, network, weights) if single is None or network is not None else (None, [])
     config = read_json(chosen.config if chosen else network_folder / "config.json", f"{folder} must be a diffusers model folder")
     unfit = "takes no captions" if name is None else "holds two networks" if second.is_dir() else None
     if lora is not None and unfit:
-        raise UserError(f"a LoRA is applied to a text-to-image model of one network, and {model} {unfit}; leave out --lora")
+        raise UserError(f"a LoRA needs a text-to-image model with one network, and {model} {unfit}; leave out --lora")
     if lora is not None and lora_scale == 0:
-        raise UserError("--lora-scale 0 leaves nothing of the LoRA; leave out --lora, or give another scale")
+        raise UserError("--lora-scale 0 removes the LoRA; leave out --lora, or give another scale")
     if embedding is not None and name is None:
         raise UserError(f"an embedding is a word in captions, and {model} takes no captions; leave out --embedding")
     adapters = () if lora is None else named_adapters(str(lora), lora_scale)
@@ -187,16 +187,16 @@ def load(
     device = str(checked_device(device))
     codec: Codec = PIXELS
     if name and not autoencoder_folder(folder):
-        raise UserError(f"{folder} must hold vae/, on whose latents a {name} works; it is missing")
+        raise UserError(f"{folder} must hold vae/, since a {name} works on latents; it is missing: fetch the model again")
     if autoencoder_folder(folder):
         factor = STABLE_DIFFUSION_FACTOR if name == "StableDiffusionPipeline" else None
         kinds = OF_PIPELINES if name else AUTOENCODERS
         codec = read_codec(folder, "float64" if dtype == "float64" else "float32", device, factor, kinds, single)
     ask = asking(name, scaling(codec)[1] if isinstance(codec, Autoencoder) else 1) if name else None
     if offload and device == "cpu":
-        say("note: --offload keeps weights out of the memory of an accelerator; on the CPU it changes nothing")
+        say("note: --offload keeps weights out of the memory of an accelerator; on the CPU it has no effect")
     if offload and compile:
-        raise UserError("--compile makes one program of the denoiser, and --offload keeps it in layers; leave out one of them")
+        raise UserError("--compile makes one program of the denoiser, and --offload loads it layer by layer; leave out one of them")
     home = "cpu" if offload else device
     faster = tuple(way for way in faster_ways(device, dtype, fast) if home == device or way == "tf32")
     first = _denoiser(folder, network_folder, dtype, home, ask, chosen, single)
@@ -228,7 +228,7 @@ def load(
     text = None if pipeline is None else PipelineText(pipeline)
     guided = denoiser if guidance_scale == 1 else Guided(denoiser, guidance_scale)
     if text is None and guidance_scale != 1:
-        raise UserError(f"guidance is between a caption and none, and {model} takes no captions; leave out --guidance-scale")
+        raise UserError(f"guidance compares a caption with the empty one, and {model} takes no captions; leave out --guidance-scale")
     said += guidance_notes(pipeline) if guidance_scale != 1 else []
     applied = None if lora is None else str(lora)
     homes = [adapter.file.parent for adapter in adapters] or [beside]
@@ -263,7 +263,7 @@ def load(
 
 
 def _made_faster(denoiser: Any, faster: tuple[str, ...], compile: bool) -> tuple[Denoiser, tuple[str, ...]]:
-    """The denoiser with the networks laid out and compiled, and all the ways by which it is faster."""
+    """The denoiser with its networks laid out and compiled, and the names of all the ways that make it faster."""
     for each in denoiser.exposed:
         laid_out(each.network, faster)
     if not compile:
@@ -273,8 +273,8 @@ def _made_faster(denoiser: Any, faster: tuple[str, ...], compile: bool) -> tuple
 
 
 def _turns(folder: Path) -> tuple[Choice, int]:
-    """How the two networks in a folder take turns: by which choice, and from which seed."""
-    turns = read_json(folder / DUAL, f"{folder} has two networks, so it must say how they take turns")
+    """How the two networks in a folder take turns: the choice and the seed in dual.json."""
+    turns = read_json(folder / DUAL, f"{folder} has two networks, so a dual.json must say how they take turns")
     choice: Any = turns.get("choice")
     seed = turns.get("seed", 0)
     if choice not in get_args(Choice) or seed < 0:
@@ -284,9 +284,9 @@ def _turns(folder: Path) -> tuple[Choice, int]:
 
 
 def _merge(adapters: Sequence[Applied], pipeline: Any, part: str, model: str) -> tuple[list[str], dict[str, LowRank]]:
-    """Merges adapters one after the other into a pipeline, in place; what is to be said of them, and what all of them added (see `apply`).
+    """Merges adapters one after the other into a pipeline, in place; returns warnings, and what all of them added (see `apply`).
 
-    model: the fingerprint without them. Raises `UserError` for one that was trained on another model before the first is merged.
+    model: the fingerprint without adapters. Raises `UserError` for an adapter of another model, before the first one is merged.
     """
     for each in adapters:
         refuse_other_base(each.file, model)
@@ -315,19 +315,19 @@ def unpack(folder: Path, file: Path, model_config: str | Path | None = None) -> 
 
 
 def training_records(folder: Path) -> tuple[Path, ...]:
-    """The train.json files of the model, or adapter, in a folder: its own, or for two networks in turn those of their training."""
+    """The train.json files of the model or adapter in a folder: its own, and for a `Dual` those of its two teachers."""
     places = [folder, *(folder.parent / f"teacher-{i}" for i in (1, 2) if (folder / DUAL).is_file())]
     return tuple(place / "train.json" for place in places if (place / "train.json").is_file())
 
 
 def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale: float = 1.0) -> Target:
-    """The model that a command is about: `loaded` if there is one, else what the config names, with its LoRA.
+    """The model that a command works on: `loaded` if there is one, else the one that the config names, with its LoRA.
 
-    Raises `UserError` for a LoRA or guidance beside a model that is loaded already, and as `load` does.
+    Raises `UserError` for a LoRA or guidance with a model that is already loaded, and as `load` does.
     """
     if loaded is None and config.model_from:
         if guidance_scale != 1.0:
-            raise UserError("guidance is put around models that diffleak loads, and --model-from makes one; leave out --guidance-scale")
+            raise UserError("guidance is for models that diffleak loads, and --model-from makes one; leave out --guidance-scale")
         device = str(checked_device(config.device)) if config.device else None
         return model_from(config.model_from, None if config.model == IN_PYTHON else config.model, config.dtype, device)
     if loaded is None:
@@ -350,14 +350,14 @@ def target_of(config: ModelConfig, loaded: Target | None = None, guidance_scale:
         raise UserError("fast is for a model that is not loaded yet: give diffleak.load(MODEL, fast=...) as the target, and no fast here")
 
     if config.model_from is not None:
-        raise UserError("model_from makes a model, and one is given: leave out one of them")
+        raise UserError("model_from makes a model, and a loaded model is given too: leave out one of them")
     if guidance_scale != 1.0:
-        raise UserError("guidance is put around a model when it is loaded: give diffleak.load(MODEL, guidance_scale=...), and none here")
+        raise UserError("guidance is set when a model is loaded: give diffleak.load(MODEL, guidance_scale=...), and no guidance_scale here")
     return loaded
 
 
 def _of_reference(config: ModelConfig) -> bool:
-    """True if --model-config has the settings of a --reference in one file."""
+    """True if --model-config gives the settings of a --reference in one file."""
     return os.path.isfile(getattr(config, "reference", None) or "")
 
 
@@ -370,13 +370,13 @@ def _denoiser(
     chosen: Weights | None = None,
     single: SingleFile | None = None,
 ) -> NetworkDenoiser:
-    """The network in one part of a model's folder or in a file, or the chosen weights in its place, on the model's schedule."""
+    """The network of a model's folder or file, with the chosen weights if there are any, on the model's schedule."""
     config = read_json(chosen.config if chosen else network_folder / "config.json", f"{folder} must be a diffusers model folder")
     if chosen or single is None:
         check_weights(network_folder, chosen)
     if not (folder / "scheduler").is_dir():
-        way = f"give the model it was trained from, and --network {folder}"
-        raise UserError(f"{folder} has no scheduler/, which says the noise schedule: {way}")
+        way = f"if it is a denoiser alone, give the model it was trained from, and --network {folder}"
+        raise UserError(f"{folder} must hold scheduler/, the noise schedule; it is missing: {way}")
     schedule, prediction_type, precondition = _schedule(folder, single.scheduler if single else {})
     network = _network(network_folder, config, DTYPES[dtype], chosen, single).to(device)
     classes = None if ask else _classes(config, network_folder)
@@ -385,9 +385,9 @@ def _denoiser(
 
 
 def _learned_variance(folder: Path, network_folder: Path, network: Any) -> bool:
-    """True if a network appends a variance: it has twice the channels, and its scheduler or its kind declares what they are.
+    """True if a network appends a variance: it has twice the channels, and its scheduler or class declares them as a variance.
 
-    Raises `UserError` for twice the channels that nothing declares.
+    Raises `UserError` for twice the channels without such a declaration.
     """
     config = network.config
     if config.get("out_channels") != 2 * config.in_channels:
@@ -396,15 +396,15 @@ def _learned_variance(folder: Path, network_folder: Path, network: Any) -> bool:
     said = read_json(path, f"{folder} must say its noise schedule").get("variance_type")
     if said not in LEARNED_VARIANCE and type(network).__name__ not in WITH_VARIANCE:
         raise UserError(
-            f"a denoiser predicts as many channels as it takes, or with a learned variance twice as many; {network_folder} has "
+            f"a denoiser returns as many channels as it takes, or twice as many with a learned variance; {network_folder} has "
             f"{config.in_channels} in and {config.out_channels} out, and {path} has variance_type '{said}': "
-            f"set it to learned_range or learned if the model was trained so"
+            f"set it to learned_range or learned if the model was trained that way"
         )
     return True
 
 
 def _refuse_other_schedule(other: Path, model: Path, denoiser: NetworkDenoiser) -> None:
-    """Raises `UserError` for a network whose own folder has another noise schedule than the model's, on which it would be queried."""
+    """Raises `UserError` for a network whose own folder has another noise schedule than the model, with which it would be queried."""
     schedule, prediction_type, precondition = _schedule(other)
     one, two = schedule.alphas_cumprod, denoiser.schedule.alphas_cumprod
     alike = len(one) == len(two) and np.allclose(one, two, rtol=0, atol=ROUNDING)
@@ -412,7 +412,7 @@ def _refuse_other_schedule(other: Path, model: Path, denoiser: NetworkDenoiser) 
     ways = precondition.equals(denoiser.precondition) if precondition else denoiser.precondition is None
     if prediction_type != denoiser.prediction_type or not asked or not ways:
         raise UserError(
-            f"--network must be of MODEL's noise schedule and prediction_type; those of {other} and {model} differ: audit it alone"
+            f"--network must have MODEL's noise schedule and prediction_type; those of {other} and {model} differ: audit {other} as MODEL"
         )
 
 
@@ -433,20 +433,20 @@ def _network(
 
 
 def _followed(path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a scheduler with `changes`; a class that has no such setting gives way to DDPMScheduler, whose table is the same."""
+    """The settings of a scheduler with `changes`; a class without such a setting becomes DDPMScheduler, whose table is the same."""
     config = read_json(path, f"{path.parent.parent} must say its noise schedule") | dict(changes)
     kind = getattr(diffusers_library(), str(config.get("_class_name", "DDPMScheduler")), None)
     known = inspect.signature(kind.__init__).parameters if kind else changes
     if missing := next((key for key in changes if key not in known), None):
         if "beta_schedule" not in known:
-            said = f"{path} is of a {shown(config['_class_name'])}, which cannot follow it"
-            raise UserError(f"MODEL says {missing} {changes[missing]}, and {said}: give another --model-config")
+            said = f"the {shown(config['_class_name'])} of {path} has no such setting"
+            raise UserError(f"MODEL states {missing} {changes[missing]}, and {said}: give another --model-config")
         config["_class_name"] = "DDPMScheduler"
     return config
 
 
 def _schedule(folder: Path, changes: Mapping[str, Any] = MappingProxyType({})) -> tuple[Schedule, PredictionType, Preconditioning | None]:
-    """The model's own table, by the scheduler class that its folder names and `changes` of its settings, and what its network answers."""
+    """The model's schedule, by the scheduler class that its folder names, with `changes`; and what its network predicts."""
     path = folder / "scheduler" / "scheduler_config.json"
     config = _followed(path, changes)
     name, prediction_type = config.get("_class_name", "DDPMScheduler"), config.get("prediction_type", "epsilon")
@@ -468,7 +468,7 @@ def _schedule(folder: Path, changes: Mapping[str, Any] = MappingProxyType({})) -
         return of_sigmas.schedule, "preconditioned", of_sigmas.precondition
     table = getattr(made, "alphas_cumprod", None)
     if table is None:
-        raise UserError(f"the scheduler must have a discrete table of alphas_cumprod, as DDPMScheduler does; {folder} uses {name}")
+        raise UserError(f"the scheduler must have a discrete table of alphas_cumprod, as DDPMScheduler has; {folder} uses {name}")
     return Schedule(table), prediction_type, None
 
 
@@ -485,7 +485,7 @@ def _shape(config: dict[str, Any], folder: Path, packing: int = 1) -> ImageShape
     if packing > 1 and out is not None:
         out *= config.get("patch_size", 1) ** 2  # Qwen-Image counts what it predicts of one latent pixel, and what it takes of a patch
     if out not in (channels, 2 * channels, None):
-        raise UserError(f"a denoiser predicts as many channels as it takes; {folder} has {channels} in and {out} out")
+        raise UserError(f"a denoiser returns as many channels as it takes; {folder} has {channels} in and {out} out")
     if size is None:
         return None
     sides = [size, size] if isinstance(size, int) else size
@@ -495,25 +495,25 @@ def _shape(config: dict[str, Any], folder: Path, packing: int = 1) -> ImageShape
 
 
 def _refuse_other_kinds(folder: Path) -> None:
-    """A denoiser that is conditioned on more than captions must not be audited as if it were not."""
+    """Raises `UserError` for a model that takes image prompts: it must not be audited as if it took only captions."""
     for part in OTHER_PARTS:
         if (folder / part).is_dir():
-            raise UserError(f"{folder} has a {part}/ folder: models with image prompts cannot be audited")
+            raise UserError(f"{folder} has a folder {part}/, so it takes image prompts; such models cannot be audited")
 
 
 def load_pair(teachers: tuple[Path, Path]) -> tuple[Target, Target]:
-    """Two models that are to take turns, or to teach one student; raises `UserError` when they cannot."""
+    """Loads two models that are to take turns, or to teach one student; raises `UserError` if they do not fit each other."""
     one, other = (load(teacher, device="cpu") for teacher in teachers)
     for path, target in zip(teachers, (one, other), strict=True):
         if len(target.denoiser.exposed) > 1:
-            raise UserError(f"a teacher must be one network; {path} holds several")
+            raise UserError(f"a teacher must be one network; {path} holds several: give another folder")
     refuse_incompatible(one.denoiser, other.denoiser)
     if (one.text is None) != (other.text is None) or (one.text and text_fingerprint(teachers[0]) != text_fingerprint(teachers[1])):
         raise UserError("the two teachers must share their text encoders; theirs differ: fine-tune both from the same model")
     if one.class_names.numbers != other.class_names.numbers:
-        raise UserError("the two teachers must number their classes alike; theirs differ: train both on one data set")
+        raise UserError("the two teachers must number their classes alike; theirs differ: train both on the same data set")
     if one.shape != other.shape:
-        raise UserError(f"the two teachers must take the same images; theirs are {one.shape} and {other.shape}")
+        raise UserError(f"the two teachers must take images of one shape; theirs are {one.shape} and {other.shape}: train both alike")
     if one.latent != other.latent or (one.latent and codec_fingerprint(teachers[0]) != codec_fingerprint(teachers[1])):
         raise UserError("the two teachers must share one autoencoder; theirs differ: train both with the same --autoencoder")
     return one, other
@@ -522,7 +522,7 @@ def load_pair(teachers: tuple[Path, Path]) -> tuple[Target, Target]:
 def save_dual(folder: Path, teachers: tuple[Path, Path], choice: Choice = "alternate", seed: int = 0) -> None:
     """Writes two trained folders as one that `load` reads as a `Dual`; every part of it also loads with diffusers.
 
-    Raises `UserError` when the two cannot take turns: other schedules, prediction types, classes, shapes or autoencoders.
+    Raises `UserError` if the two differ in schedule, prediction type, classes, shape, text encoders or autoencoder.
     """
     one, other = load_pair(teachers)
     for part in PARTS:

@@ -1,4 +1,4 @@
-"""New parts, untrained: networks, autoencoders, schedulers, samplers; and trained ones written to a folder."""
+"""Makes new, untrained parts (networks, autoencoders, schedulers, samplers), and writes trained ones to a folder."""
 
 import inspect
 import json
@@ -28,7 +28,7 @@ SAMPLERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm": "DPMSolverM
 
 
 def new_network(config: dict[str, Any]) -> torch.nn.Module:
-    """An untrained UNet2DModel with `config`; raises `UserError` when diffusers refuses it."""
+    """An untrained UNet2DModel with `config`; raises `UserError` if diffusers refuses it."""
     return new_component("UNet2DModel", config, "model key")
 
 
@@ -54,10 +54,10 @@ def new_text_to_image(
 
 
 def _new_tokenizer(captions: Sequence[str], tokens: int) -> Any:
-    """A CLIP tokenizer of the byte pairs in `captions`, the same one every time.
+    """A CLIP tokenizer of the byte pairs in `captions`, the same every time for the same captions.
 
-    The library's own training of it numbers the last letters of words in the order of a randomly hashed table. Here every last letter is
-    a letter of its own while the pairs are learnt, so that all letters have their numbers before any text is read.
+    The library's own training numbers the last letters of words in the order of a randomly hashed table. Here each last letter is a
+    separate character while the pairs are learnt, so that all characters have their numbers before any text is read.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -79,16 +79,16 @@ def _new_tokenizer(captions: Sequence[str], tokens: int) -> Any:
 
 
 def new_autoencoder(name: str, config: dict[str, Any]) -> torch.nn.Module:
-    """An untrained AutoencoderKL or VQModel with `config`; raises `UserError` when diffusers refuses it."""
+    """An untrained AutoencoderKL or VQModel with `config`; raises `UserError` if diffusers refuses it."""
     if config.get("lookup_from_codebook"):
         raise UserError("lookup_from_codebook must be left out: its decoder takes code numbers, which no diffusion model predicts")
     return new_component(name, config, "model key")
 
 
 def new_scheduler(config: dict[str, Any]) -> Any:
-    """A diffusers DDPMScheduler with `config`, or another of SCHEDULERS that its `_class_name` says.
+    """A diffusers DDPMScheduler with `config`, or the one of SCHEDULERS that its `_class_name` names.
 
-    Raises `UserError` for what the scheduler does not know, and for settings that make no schedule of flow matching.
+    Raises `UserError` for a setting that the scheduler does not have, and for settings that make no valid schedule of flow matching.
     """
     name = config.get("_class_name", SCHEDULERS[0])
     if name not in SCHEDULERS:
@@ -101,15 +101,15 @@ def new_scheduler(config: dict[str, Any]) -> Any:
 def flow_schedule(scheduler: Any) -> Schedule | None:
     """The noise schedule of a diffusers scheduler of flow matching; None for other schedulers.
 
-    One of diffusion that is run on sigmas of flow matching, as Sana's is, has none before it is given steps: it is that of FLOW_SCHEDULER,
-    sigma = shift s / (1 + (shift - 1) s) for s = 1/T, ..., 1.
+    A diffusion scheduler that runs on sigmas of flow matching, as Sana's does, has no schedule before the number of steps is set. It then
+    is that of FLOW_SCHEDULER, sigma = shift s / (1 + (shift - 1) s) for s = 1/T, ..., 1.
     """
     if type(scheduler).__name__ != FLOW_SCHEDULER:
         config: Any = getattr(scheduler, "config", {})
         if not (config.get("use_flow_sigmas") and config.get("prediction_type") == FLOW_PREDICTION):
             return None
         if type(config.flow_shift) not in (int, float) or not 0 < config.flow_shift < np.inf:
-            raise UserError(f"flow_shift of the scheduler must be a number above 0; got {shown(config.flow_shift)}")
+            raise UserError(f"flow_shift in scheduler_config.json must be a number above 0; got {shown(config.flow_shift)}: correct it")
         even = np.arange(1, config.num_train_timesteps + 1) / config.num_train_timesteps
         return Schedule.flow(config.flow_shift * even / (1 + (config.flow_shift - 1) * even), config.num_train_timesteps)
     return Schedule.flow(scheduler.sigmas.flip(0), scheduler.config.num_train_timesteps)
@@ -120,13 +120,13 @@ def new_sampler(name: str, schedule: Schedule, steps: int, clip: bool) -> Any:
 
     For a schedule of flow matching it is a `FlowSampler`.
 
-    name: ddim (deterministic), ddpm (ancestral) or dpm (DPM-Solver++, second order). clip: whether the predicted clean image is clipped to
+    name: ddim (deterministic), ddpm (ancestral) or dpm (DPM-Solver++, second order). clip: True clips the predicted clean image to
     [-1, 1], which is right for pixels and wrong for latents. Raises `UserError` for an unknown name or too many steps.
     """
     if name not in SAMPLERS:
         raise unknown("sampler", name, SAMPLERS)
     if schedule.is_flow and name != "ddim":
-        raise UserError(f"a model of flow matching is sampled by Euler steps, which is --sampler ddim here; got {name}")
+        raise UserError(f"a flow-matching model is sampled with Euler steps, which are --sampler ddim here; got {name}")
     most = len(schedule) - schedule.is_flow  # which is never asked at its last timestep
     if not 1 <= steps <= most:
         raise UserError(f"steps must lie in [1, {most}], the model's schedule; got {steps}")
@@ -155,7 +155,7 @@ def new_component(name: str, config: dict[str, Any], noun: str) -> Any:
 
 
 def moving_average(network: torch.nn.Module, decay: float) -> Any:
-    """diffusers' exponential moving average of the network's weights."""
+    """The exponential moving average of a network's weights, as diffusers computes it."""
     from diffusers.training_utils import EMAModel
 
     return EMAModel(network.parameters(), decay=decay)
@@ -164,8 +164,8 @@ def moving_average(network: torch.nn.Module, decay: float) -> Any:
 def save(folder: Path, network: torch.nn.Module, scheduler: Any, codec: Codec | None = None) -> None:
     """Writes a folder that diffusers and `load` read: a DDPMPipeline, or with a codec the parts of a latent model.
 
-    With a VQModel it is diffusers' LDMPipeline; for AutoencoderKL, and for flow matching on latents, there is no unconditional pipeline,
-    so the parts stand alone.
+    With a VQModel it is an LDMPipeline. For AutoencoderKL, and for flow matching on latents, diffusers has no unconditional pipeline, so
+    only the parts are written.
     """
     from diffusers import DDPMPipeline, LDMPipeline
 
@@ -181,7 +181,7 @@ def save(folder: Path, network: torch.nn.Module, scheduler: Any, codec: Codec | 
 
 
 def save_fine_tuned(folder: Path, base: Path, network: torch.nn.Module) -> None:
-    """Writes a text-to-image model with the parts of `base` and its denoiser trained: a folder of the same pipeline."""
+    """Writes a text-to-image model with the trained `network` as denoiser and all other parts of `base`, as a folder of its pipeline."""
     part = _network_part(base)
     for name in PARTS:
         if (base / name).is_dir() and name != part:
@@ -191,13 +191,13 @@ def save_fine_tuned(folder: Path, base: Path, network: torch.nn.Module) -> None:
 
 
 def add_lora(base: Path, network: torch.nn.Module, rank: int) -> None:
-    """Puts low-rank adapters on the attention of the network of `base`; only they can be trained then.
+    """Adds low-rank adapters to the attention layers of the network of `base`, and freezes everything else.
 
-    Raises `UserError` for a pipeline to which diffusers has no way to load adapters. Hu et al. 2021, arXiv 2106.09685.
+    Raises `UserError` for a pipeline for which diffusers cannot load adapters. Hu et al. 2021, arXiv 2106.09685.
     """
     name = str(pipeline_of(base))
     if not hasattr(getattr(diffusers_library(), name), "save_lora_weights"):
-        raise UserError(f"diffusers has no low-rank adapters for a {name}, which {base} is; leave out --lora-rank to train all of it")
+        raise UserError(f"diffusers has no low-rank adapters for a {name}, which {base} is; leave out --lora-rank to train all weights")
     with refusing(ImportError, f"low-rank adapters need the peft library: {pip_install('lora')}"):
         from peft import LoraConfig
     layers = [module for name, module in network.named_modules() if name.rpartition(".")[2] in LORA_TARGETS]

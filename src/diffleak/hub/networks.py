@@ -1,10 +1,10 @@
-"""Which weights the denoiser of a model is loaded with: its own, their average, or those of `--network`.
+"""Chooses the weights of a model's denoiser: its own, their average, or those of `--network`.
 
     MODEL/unet/, MODEL/unet_ema/                       the folders of diffusers' training scripts
     unet/x.safetensors, unet/x.non_ema.safetensors     two copies in one folder, where the plain one is the average
 
-`--network` takes a folder of a denoiser with its config.json, a folder that has such a folder in it, a folder that accelerate's save_state
-wrote (model.safetensors or pytorch_model.bin), or one file of weights. What has no config.json is opened with MODEL's.
+`--network` takes a folder of a denoiser with its config.json, a folder that contains such a folder, a folder that accelerate's save_state
+wrote (model.safetensors or pytorch_model.bin), or one file of weights. Without a config.json the one of MODEL is used.
 """
 
 import os
@@ -30,10 +30,10 @@ SAVED_TOO = ("model_*", "pytorch_model_*")  # the other networks that accelerate
 
 
 def denoiser_weights(own: Path, network: str | Path | None = None, want: str | None = None) -> tuple[Weights | None, list[str]]:
-    """The weights for the denoiser of a model, whose own folder is `own`, and what is to be said about the choice.
+    """The weights for the denoiser of a model, whose own folder is `own`, and notes on the choice.
 
-    None where they are those that the folder holds and nothing was chosen. Raises `UserError` where `network` is no denoiser that
-    fits, or the weights that are wanted, ema or non_ema, are not there.
+    The weights are None if nothing was chosen, so that the folder's own are used. Raises `UserError` if `network` is no denoiser that
+    fits, or if the wanted weights, ema or non_ema, are missing.
     """
     if network is not None:
         return _other(Path(network), own, want)
@@ -43,13 +43,13 @@ def denoiser_weights(own: Path, network: str | Path | None = None, want: str | N
 
 
 def place_of(network: str | Path) -> Path:
-    """The folder in which what belongs to a network lies: its train.json and split.json."""
+    """The folder that holds a network's train.json and split.json."""
     folder = Path(network).parent if os.path.isfile(network) else Path(network)
     return folder.parent if folder.name.removesuffix(AVERAGE) in NETWORKS else folder
 
 
 def _wanted(own: Path, want: str | None) -> Weights:
-    """The weights in a folder of a denoiser, or in that of its average beside it."""
+    """The weights in the folder of a denoiser, or in the folder of its average beside it."""
     average = own.with_name(own.name + AVERAGE)
     if want is None or not (average / "config.json").is_file():
         return find(own, want)
@@ -57,23 +57,23 @@ def _wanted(own: Path, want: str | None) -> Weights:
 
 
 def _not_opened(own: Path) -> list[str]:
-    """That a folder has averaged weights and others, of which the usual ones are taken."""
+    """A note if a folder has both averaged and other weights, which says which of them are measured."""
     average = own.with_name(own.name + AVERAGE)
     if (average / "config.json").is_file() and own.is_dir():
-        return [f"{average.name}/ beside {own.name}/ holds averaged weights (EMA), which are not measured; --weights {EMA} measures them"]
+        return [f"{own.name}/ is measured, and not the averaged weights (EMA) in {average.name}/; --weights {EMA} measures those"]
     files = {copy.variant: copy.files[0] for copy in reversed(copies(path.name for path in own.iterdir()))} if own.is_dir() else {}
     other = next((variant for variant in (NON_EMA, EMA) if variant in files and "" in files), None)
     if other is None:
         return []
     kind = "the average (EMA)" if other == NON_EMA else "not the average (EMA)"
-    return [f"{own.name}/ holds {files[other]} too, which is not measured; {files['']} is, {kind}: --weights {other} measures the other"]
+    return [f"{own.name}/ holds two copies; {files['']} is measured ({kind}), and --weights {other} measures {files[other]}"]
 
 
 def _other(path: Path, own: Path, want: str | None) -> tuple[Weights, list[str]]:
     """The weights that `--network` names."""
     if os.path.isfile(path):
         if want:
-            raise UserError(f"--weights chooses among the weights of a folder, and --network is the file {path}: leave out --weights")
+            raise UserError(f"--weights chooses between two copies in a folder, and --network is the file {path}; leave out --weights")
         return _file(path, own), []
     if not os.path.isdir(path):
         raise UserError(f"--network must be a folder or a file of weights; found nothing at {shown(path, LONGEST_PATH)}")
@@ -88,16 +88,19 @@ def _other(path: Path, own: Path, want: str | None) -> tuple[Weights, list[str]]
         taken = _wanted(path / own.name, want) if inside[0] == own.name else find(path / inside[0], want)
         said = [] if want else _not_opened(path / own.name)
     elif other_part:
-        raise UserError(f"--network must hold a denoiser for MODEL, whose own is a {own.name}/; {path} holds a {other_part}/")
+        raise UserError(
+            f"--network must hold a denoiser of MODEL's kind, a {own.name}/; {path} holds a {other_part}/: "
+            "give the model that it was made for"
+        )
     elif any(Path(name).stem in ADAPTER_FILES for name in names):
         raise UserError(f"--network must be a whole denoiser; {path} is a LoRA: use --lora {path}")
     elif chosen(copies(names)) is None and (layout := _sharded_by_trainer(path)):
-        raise UserError(f"--network must be a whole denoiser; {path} is {layout}, and give what that writes")
+        raise UserError(f"--network must be a whole denoiser; {path} is {layout}, and give OUT")
     elif (path / "config.json").is_file():
         taken = _wanted(path, want)
     else:
         if want:
-            raise UserError(f"--weights chooses between a {own.name}/ and a {own.name}{AVERAGE}/; {path} has neither: leave it out")
+            raise UserError(f"--weights chooses between {own.name}/ and {own.name}{AVERAGE}/; {path} has neither: leave it out")
         taken = find(path, config=own / "config.json")
         more = sorted(entry.name for each in SAVED_TOO for entry in path.glob(each) if entry.suffix in (SAFE, *STATE_DICTS))
         said = (
@@ -108,7 +111,7 @@ def _other(path: Path, own: Path, want: str | None) -> tuple[Weights, list[str]]
 
 
 def _file(path: Path, own: Path) -> Weights:
-    """One file of weights, of a network as MODEL's config.json says it is."""
+    """One file of weights, for the network that MODEL's config.json describes."""
     if path.suffix not in (SAFE, *STATE_DICTS):
         known = ", ".join((SAFE, *STATE_DICTS))
         raise UserError(pickle_message(path) if path.suffix in PICKLES else f"--network must be a folder or a file of {known}; got {path}")
@@ -118,24 +121,24 @@ def _file(path: Path, own: Path) -> Weights:
 
 
 def _refuse_others(taken: Weights, own: Path) -> None:
-    """Raises `UserError` for weights of no denoiser of diffusers, or of another one than MODEL's."""
+    """Raises `UserError` for weights that are no denoiser in diffusers' layout, or one of another kind than MODEL's."""
     names = [*header(taken.files[0])]
     if adapter_weight(names):
         raise UserError(f"--network must be a whole denoiser; {taken.place} is a LoRA: use --lora {taken.place}")
     if _begins(names, WHOLE_KEYS):
-        raise UserError(f"--network must be a denoiser alone; {taken.place} holds all of a model in one file: give it as MODEL")
+        raise UserError(f"--network must be a denoiser alone; {taken.place} is a whole model in one file: give it as MODEL")
     converted = (
         taken.config.is_file() and read_json(taken.config, "").get("_class_name") == CONVERTED
     )  # whose names are the original code's
     if not converted and _begins(names, ORIGINAL_KEYS):
         raise UserError(
             f"--network must be in diffusers' layout; {taken.place} is in that of the original code (as for ComfyUI): open it with "
-            "diffusers' from_single_file, save_pretrained it, and give that folder"
+            "diffusers' from_single_file, save it with save_pretrained, and give that folder"
         )
     base = own / "config.json"
     if taken.config == base or not base.is_file():
         return
-    one, other = read_json(taken.config, f"{taken.place} must say what network it is"), read_json(base, "")
+    one, other = read_json(taken.config, f"{taken.place} must have a config.json that describes its network"), read_json(base, "")
     if CLASS in other and CLASS not in one:  # of a text encoder, or of no network at all
         raise UserError(f"--network must be a denoiser of diffusers; {taken.config} names no {CLASS}: give the model that it was made for")
     for key in SAME:
@@ -149,9 +152,9 @@ def _begins(names: Iterable[str], prefixes: tuple[str, ...]) -> bool:
 
 
 def _sharded_by_trainer(path: Path) -> str | None:
-    """In words, whose pieces a folder holds that only the trainer can put together, and how."""
+    """The kind of sharded checkpoint in a folder that only its trainer can merge, with the command for that; None for others."""
     if any(any(path.glob(each)) for each in DEEPSPEED):
-        return f"a DeepSpeed checkpoint: put it together with `python zero_to_fp32.py {shown(path, LONGEST_PATH)} OUT`"
+        return f"a DeepSpeed checkpoint: merge it with `python zero_to_fp32.py {shown(path, LONGEST_PATH)} OUT`"
     if any(any(path.glob(each)) for each in FSDP):
-        return f"an FSDP checkpoint: put it together with `accelerate merge-weights {shown(path, LONGEST_PATH)} OUT`"
+        return f"an FSDP checkpoint: merge it with `accelerate merge-weights {shown(path, LONGEST_PATH)} OUT`"
     return None

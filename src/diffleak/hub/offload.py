@@ -1,13 +1,12 @@
-"""Weights leave memory while they are not used.
+"""Moves weights out of memory while they are not used.
 
-    released    text encoders, once all captions are embedded: on the CPU into a file that is mapped into memory, so that the system reads
-                them from there if they are used once more; from an accelerator into the memory of the CPU
-    offloaded   the denoiser of an accelerator, with --offload: accelerate keeps the weights in the memory of the CPU and copies those of
+    released    text encoders, once all captions are embedded: on the CPU into a memory-mapped file, from which the system reads them if
+                they are used again; on an accelerator into the memory of the CPU
+    offloaded   the denoiser on an accelerator, with --offload: accelerate keeps the weights in the memory of the CPU and copies those of
                 each layer while it runs
 
-Neither changes a number by more than its last bit: some CPUs multiply in another order where a file puts the weights at another
-offset in memory. On the CPU the weights of a denoiser need no such thing: as they are loaded they are the file itself, mapped,
-as long as its dtype is that of the audit.
+Neither changes a number by more than its last bit: some CPUs multiply in another order if a file puts the weights at another offset in
+memory. The weights of a denoiser on the CPU need none of this: they are the mapped file itself, as long as its dtype is that of the audit.
 """
 
 from collections.abc import Iterable
@@ -20,11 +19,11 @@ from diffleak.work.progress import say
 
 
 def map_weights(networks: Iterable[torch.nn.Module], place: Path) -> None:
-    """Moves the weights of networks on the CPU into a file in the folder `place` that is mapped into memory.
+    """Moves the weights of networks on the CPU into a memory-mapped file in the folder `place`.
 
-    The file loses its name once it is mapped, so nothing is left of it when the process ends, however it ends. Of a process that is
-    killed while it writes, the file stays until the next one maps weights in that folder. Where the folder has too little room the
-    weights stay in memory, and a line says so.
+    The file is unlinked once it is mapped, so nothing is left when the process ends, however it ends. If a process is killed while it
+    writes, the file stays until another one maps weights in that folder. If the folder has too little room, the weights stay in memory
+    and a warning says so.
     """
     for network in networks:
         try:
@@ -39,7 +38,7 @@ def map_weights(networks: Iterable[torch.nn.Module], place: Path) -> None:
 
 
 def offload(network: torch.nn.Module, device: torch.device) -> None:
-    """Keeps the weights of a network in the memory of the CPU, and those of each layer on the `device` while it runs."""
+    """Keeps the weights of a network in the memory of the CPU, and those of a layer on the `device` while that layer runs."""
     from accelerate import cpu_offload
 
     cpu_offload(network, execution_device=device, offload_buffers=True)

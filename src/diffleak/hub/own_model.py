@@ -1,12 +1,12 @@
-"""A model that a function of the user's own makes: `--model-from package.module:function`.
+"""A model that the user's own function makes: `--model-from package.module:function`.
 
-The function takes no arguments, or MODEL as a text where one is given, so that one function serves many checkpoints. It returns a
-`Denoiser`, a pair of a `Denoiser` and a `Codec`, or a `Target`. Its module is imported and run because the user names it.
+The function takes no arguments, or MODEL as text if one is given, so that one function serves many checkpoints. It returns a `Denoiser`, a
+pair of a `Denoiser` and a `Codec`, or a `Target`. Its module is imported and run because the user names it.
 
     fingerprint = SHA-256 of the module's source, of MODEL where that is a file or folder, and of every weight that can be seen
 
-The weights of networks and autoencoders can be seen, those inside a function cannot. A model of which some weights cannot be seen, and no
-MODEL is known, has no fingerprint, as one in memory, so that its run folder is not resumed.
+The weights of networks and autoencoders can be seen, those inside a function cannot. If some weights cannot be seen and MODEL is no file
+or folder, the model has no fingerprint, and its run folder cannot be resumed.
 """
 
 import hashlib
@@ -32,10 +32,10 @@ RETURNS = "a diffleak.Denoiser, a pair (Denoiser, Codec), or a diffleak.Target"
 
 
 def model_from(name: str, model: str | None = None, dtype: str = "float32", device: str | None = None) -> Target:
-    """The model that the function `package.module:function` returns, called with `model` where it is given.
+    """The model that the function `package.module:function` returns, called with `model` if that is given.
 
-    `dtype` and `device` are those of images and noise, by default float32 and where the network's weights are; a `Target` has its own.
-    Raises `UserError` for a name that is none, a function that fails, and for an answer of another kind.
+    `dtype` and `device` are those of images and noise, by default float32 and the device of the network's weights; a `Target` has its own.
+    Raises `UserError` for a name of another form, a function that fails, and a return value of another kind.
     """
     what = "a function that makes the model is named package.module:function"
     if not all(name.partition(":")):
@@ -57,7 +57,7 @@ def _target(name: str, made: Any, dtype: str, device: str | None) -> Target:
     denoiser, codec = made if isinstance(made, tuple) and len(made) == 2 else (made, PIXELS)
     if not isinstance(denoiser, Denoiser) or not isinstance(codec, Codec):
         got = f"({type(denoiser).__name__}, {type(codec).__name__})" if isinstance(made, tuple) else shown(repr(made))
-        raise UserError(f"{name} must return {RETURNS}; got {got}: diffleak.Denoiser.from_function makes one of a function")
+        raise UserError(f"{name} must return {RETURNS}; got {got}: diffleak.Denoiser.from_function makes a Denoiser from a function")
     where = next((str(value.device) for network in _networks(denoiser, codec) for value in network.parameters()), "cpu")
     return Target(denoiser, dtype=dtype, device=device or where, codec=codec)
 

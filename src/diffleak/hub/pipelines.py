@@ -1,7 +1,7 @@
-"""The text-to-image pipelines of diffusers: which are supported, how each embeds a caption and asks its network.
+"""The text-to-image pipelines of diffusers that are supported: how each embeds a caption and calls its network.
 
-Text encoders, tokenizers and the embedding itself are the pipeline's own (`encode_prompt`), so a caption means here what it
-meant when the model was trained. Safety checkers and image encoders are never loaded.
+Text encoders, tokenizers and the embedding itself are the pipeline's own (`encode_prompt`), so a caption is embedded as it
+was when the model was trained. Safety checkers and image encoders are never loaded.
 """
 
 import inspect
@@ -50,7 +50,7 @@ NO_LIMIT = int(1e30)  # what transformers takes for the longest text of a tokeni
 MOST_TOKENS = 10**6  # of a vocabulary whose text encoder does not say how many it knows
 PROCESSORS = ("PixtralProcessor",)  # of texts and images: only the tokenizer in it is loaded
 PLENTY = 2048  # tokens, more than any pipeline reads of a caption
-RESCALED = "rescales what guidance gives to the norm of the prediction for the caption, which is not done here"
+RESCALED = "rescales the guided prediction to the norm of the prediction for the caption"
 SHORTEST = 3  # tokens of a text: a beginning, a word, an end
 VOCABULARIES = (("tokenizer.json",), ("*.model",), ("vocab.json", "merges.txt"))  # each is one in full
 
@@ -61,11 +61,15 @@ Embedding = dict[str, Tensor]
 class Pipeline:
     """One class of diffusers' pipelines.
 
-    embed(pipeline, texts): what the network takes for captions, each with a row for every one. ask(pixels, network, x_t, time,
-    conditions): the network's prediction, pixels being the pixels a side that a latent pixel stands for. packing: latent
-    pixels that the transformer takes as one. needs: parts without which diffusers' `encode_prompt` ends in a bug.
-    written(pipeline, text): a caption as its one tokenizer is given it, and how many tokens of that are read, where it is put into a
-    template. chat: whether that is the tokenizer's own. guides(pipeline): what the pipeline makes of guidance that is not done here.
+    Args:
+        embed: `embed(pipeline, texts)` returns the tensors that the network takes for captions, with one row per caption.
+        ask: `ask(pixels, network, x_t, time, conditions)` returns the network's prediction; a latent pixel is `pixels` image pixels wide.
+        packing: The number of latent pixels that the transformer takes as one.
+        needs: Parts without which diffusers' `encode_prompt` fails with a bug.
+        written: `written(pipeline, text)` returns a caption in its template, as the tokenizer gets it, and how many of its tokens are read;
+            None for a pipeline without a template.
+        chat: True if that template is the tokenizer's chat template.
+        guides: `guides(pipeline)` says how the pipeline's own guidance differs from the one here; None if it does not.
     """
 
     embed: Callable[[Any, list[str]], Embedding]
@@ -153,7 +157,7 @@ PIPELINES = {
         written=flow_models.written_chat,
         chat=True,
         guides=lambda pipeline: (
-            "leaves guidance out, because the model is distilled (is_distilled)" if pipeline.config.is_distilled else None
+            "ignores the guidance scale, because the model is distilled (is_distilled)" if pipeline.config.is_distilled else None
         ),
     ),
     "ZImagePipeline": Pipeline(
@@ -161,7 +165,7 @@ PIPELINES = {
         flow_models.ask_z_image,
         written=flow_models.written_chat,
         chat=True,
-        guides=lambda pipeline: "counts guidance from 0, so that its guidance_scale is 1 less than the one here",
+        guides=lambda pipeline: "counts guidance from 0, so its guidance_scale is 1 less than the one here",
     ),
     "QwenImagePipeline": Pipeline(
         flow_models.embed_qwen, flow_models.ask_qwen, packing=4, written=flow_models.written_qwen, guides=lambda pipeline: RESCALED
@@ -175,20 +179,20 @@ PIPELINES = {
 
 
 class Kept:
-    """Embeddings by their captions, up to CACHE_BYTES, the last used one at the end; take `lock` to use them."""
+    """A cache of embeddings by caption, up to CACHE_BYTES, the most recently used at the end; hold `lock` to use it."""
 
     def __init__(self) -> None:
         self.made: OrderedDict[str, Embedding] = OrderedDict()
         self.bytes, self.lock = 0, Lock()
 
     def get(self, text: str) -> Embedding | None:
-        """The embedding of a caption, if it is kept."""
+        """The embedding of a caption, or None if it is not kept."""
         if text in self.made:
             self.made.move_to_end(text)
         return self.made.get(text)
 
     def add(self, text: str, embedding: Embedding) -> None:
-        """Keeps one that is not there yet, in the place of those that nobody has used for longest."""
+        """Keeps a new embedding, and drops the least recently used ones if there is no room."""
         self.made[text] = embedding
         self.bytes += _size(embedding)
         while self.bytes > CACHE_BYTES and len(self.made) > 1:
@@ -196,16 +200,16 @@ class Kept:
 
     @property
     def full(self) -> bool:
-        """True once another caption of the same size would take the place of one that is kept."""
+        """True once another embedding of the same size would push out one that is kept."""
         return bool(self.made) and self.bytes * (len(self.made) + 1) > CACHE_BYTES * len(self.made)
 
 
 class PipelineText:
     """Embeds captions with the text encoders of a pipeline, each distinct caption once and on its own.
 
-    One at a time, so that an embedding does not depend on what else is in the batch; kept while 1 GiB lasts. Texts that always
-    come in the same company may be embedded `together`, TOGETHER at a time, which is faster; those are not kept. `embed_first` embeds
-    the captions of a whole job and frees the memory of the encoders; they come back for a text that is not kept.
+    Captions are embedded one at a time, so that an embedding does not depend on the rest of the batch; up to 1 GiB of them is kept. Texts
+    that always come in the same group may be embedded `together`, TOGETHER at a time, which is faster; those are not kept. `embed_first`
+    embeds the captions of a whole job and frees the encoders' memory; the encoders are loaded again for a text that is not kept.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -215,16 +219,16 @@ class PipelineText:
         self._works_on: torch.device | None = None  # an accelerator that the encoders have left
 
     def __call__(self, texts: Sequence[str], together: bool = False) -> Prompts:
-        """The captions as conditions of a batch."""
+        """The captions of a batch as its conditions."""
         with self._kept.lock:
             pieces = [list(texts[start : start + TOGETHER]) for start in range(0, len(texts), TOGETHER)]
             rows = [self._made(piece) for piece in pieces] if together else [self._embedded(text) for text in texts]
         return Prompts(tuple(texts), {name: torch.cat([row[name] for row in rows]) for name in rows[0]}, self)
 
     def embed_first(self, texts: Iterable[str], place: Path) -> None:
-        """Embeds these captions and the empty one, as far as they are kept, and frees the memory of the text encoders.
+        """Embeds these captions and the empty one, and frees the memory of the text encoders if all of the embeddings can be kept.
 
-        place: a folder for the file that holds the weights instead (see `hub.offload`).
+        place: a folder for the file that then holds the encoders' weights (see `hub.offload`).
         """
         with self._kept.lock:
             if self._released:
@@ -249,7 +253,7 @@ class PipelineText:
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """The text encoders on the device that they have left, if they have left one."""
+        """Moves the text encoders back to the accelerator that they have left, if they have, for the time of the context."""
         if self._works_on is None:
             yield
             return
@@ -262,7 +266,7 @@ class PipelineText:
                 network.to("cpu")
 
     def truncated(self, texts: Sequence[str]) -> list[int]:
-        """Which texts are longer than every tokenizer of the pipeline takes, so that their end is lost."""
+        """The positions of the texts that are too long for every tokenizer of the pipeline, so that their end is lost."""
         kind = PIPELINES[type(self.pipeline).__name__]
         texts = getattr(self.pipeline, "_text_preprocessing", list)(list(texts))  # PixArt's and Sana's put captions in small letters
         if kind.written:
@@ -274,9 +278,9 @@ class PipelineText:
         return [i for i, text in enumerate(texts) if all(length(text, tokenizer) > limit for tokenizer, limit in limits)]
 
     def share(self, kept: Kept) -> None:
-        """Keeps embeddings in `kept`, together with other models of the same text encoders, tokenizers and pipeline.
+        """Uses `kept` as its cache, shared with other models of the same pipeline, text encoders and tokenizers.
 
-        What is kept already is added; call it before threads embed.
+        Embeddings that it has already are added to it. Call it before threads embed.
         """
         with kept.lock:
             for text, made in self._kept.made.items():
@@ -291,7 +295,7 @@ class PipelineText:
 
     @property
     def _tokenizers(self) -> list[tuple[Any, int]]:
-        """Every tokenizer with the most tokens that it has to give."""
+        """Every tokenizer with its limit on the tokens of a caption."""
         asked = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
         names = [name for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if getattr(self.pipeline, name, None) is not None]
         limits = {name: getattr(self.pipeline, name).model_max_length for name in names}
@@ -315,13 +319,13 @@ class PipelineText:
             if out_of_memory(error):
                 raise
             failed = f"the text encoders of a {type(self.pipeline).__name__} fail for {shown(repr(texts[0]))}"
-            raise UserError(f"{failed} ({first_lines(error)}); look at the tokenizer and config.json beside them") from error
+            raise UserError(f"{failed} ({first_lines(error)}); check the tokenizer and config.json beside them") from error
 
 
 def embed_first(text: TextEncoder | None, texts: Iterable[str], place: Path) -> None:
-    """Embeds the captions of a job before anything else, and frees the memory of the model's own text encoders (`PipelineText`).
+    """Embeds the captions of a job before anything else runs, and frees the memory of the text encoders (see `PipelineText`).
 
-    Encoders of the user's own stay as they are. place: a folder for a file of weights.
+    The user's own encoders stay as they are. place: a folder for a file of weights.
     """
     if isinstance(text, PipelineText):
         text.embed_first(texts, place)
@@ -338,9 +342,9 @@ def _size(embedding: Embedding) -> int:
 
 
 def pipeline_of(folder: Path) -> str | None:
-    """The text-to-image pipeline that a folder holds, by its model_index.json; None for a model without captions.
+    """The text-to-image pipeline that the model_index.json of a folder names; None for a model without captions.
 
-    Raises `UserError` for a text model whose pipeline is not named or not supported.
+    Raises `UserError` for a model with a text or image encoder whose pipeline is not named or not supported.
     """
     index = folder / INDEX
     named = str(read_json(index, "").get("_class_name")) if index.is_file() else None
@@ -355,8 +359,8 @@ def pipeline_of(folder: Path) -> str | None:
 
 
 def write_index(folder: Path, base: Path) -> None:
-    """Writes the model_index.json of `base` for a copy of its parts; one that is not copied, as a safety checker, is said to be absent."""
-    index = read_json(base / INDEX, f"{base} must say its pipeline")
+    """Writes the model_index.json of `base` for a copy; parts that were not copied, as a safety checker, are listed as absent."""
+    index = read_json(base / INDEX, f"{base} must have a model_index.json that names its pipeline")
     absent = [key for key, value in index.items() if isinstance(value, list) and not (folder / key).is_dir()]
     index |= {key: [None, None] for key in absent}
     if "safety_checker" in absent:
@@ -367,11 +371,10 @@ def write_index(folder: Path, base: Path) -> None:
 def load_text(
     folder: Path, name: str, part: str, network: torch.nn.Module, dtype: torch.dtype, device: str, single: SingleFile | None = None
 ) -> Any:
-    """The pipeline of a folder around a `network` that is loaded already as its `part`, with its text encoders but no autoencoder.
+    """The pipeline of a folder with the loaded `network` as its `part`, with its text encoders and without an autoencoder.
 
-    `single` is the file with the weights, where the folder has no more than their settings.
-
-    It is put together here, and not by the library's `from_pretrained`, which imports and loads whatever the folder's index names.
+    single: the file with the weights, if the folder has only their settings. The library's `from_pretrained` is not used, because it
+    imports and loads whatever the folder's index names.
     """
     quiet()
     library, index = diffusers_library(), read_json(folder / INDEX, "")
@@ -380,7 +383,7 @@ def load_text(
     settings = {key: value for key, value in index.items() if key in taken and not isinstance(value, list)}
     lacking = [part for part in PIPELINES[name].needs if index.get(part, NOTHING) == NOTHING]
     if lacking:
-        raise UserError(f"a {name} must have a {lacking[0]}; {folder} has none: is its {INDEX} of another model?")
+        raise UserError(f"a {name} must have a {lacking[0]}; {folder} has none: check that its {INDEX} belongs to this model")
     none = dict.fromkeys(key for key in (*NOT_LOADED, *TEXT_PARTS) if key in taken)
     unused = library.DDPMScheduler(clip_sample=False, steps_offset=1)  # no pipeline is made without one; nothing is drawn by it
     parts = {**none, **_text_parts(folder, index, dtype, single), part: network, "scheduler": unused}
@@ -393,7 +396,7 @@ def load_text(
     absent = [project for module, project in CLEANERS.items() if find_spec(module) is None]
     if absent and name in CLEANING:
         why = f"a {name} cleans captions with {' and '.join(CLEANERS.values())}, and {absent[0]} is not installed"
-        warnings.warn(f"{why}: they are only put in small letters; install {' and '.join(absent)}", stacklevel=2)
+        warnings.warn(f"{why}: captions are only made lower-case; install {' and '.join(absent)}", stacklevel=2)
     pipeline.set_progress_bar_config(disable=True)
     for encoder in text_encoders(pipeline):
         encoder.to(device)
@@ -403,8 +406,8 @@ def load_text(
 def _text_parts(folder: Path, index: Mapping[str, Any], dtype: torch.dtype, single: SingleFile | None) -> dict[str, Any]:
     """The text encoders and tokenizers that the folder's index names, by part.
 
-    Raises `UserError` where one is not whole, or is of another kind: transformers itself draws missing weights at random and makes an empty
-    tokenizer of an empty folder, without an error, and some of its names ask to run code that lies in the folder.
+    Raises `UserError` if one is incomplete or of another kind. transformers itself would initialise missing weights at random and make an
+    empty tokenizer from an empty folder, without an error; and some of its class names run code that lies in the folder.
     """
     named = {part: value for part, value in index.items() if part in TEXT_PARTS and value != NOTHING}
     found: dict[str, Any] = {}
@@ -413,7 +416,7 @@ def _text_parts(folder: Path, index: Mapping[str, Any], dtype: torch.dtype, sing
             raise UserError(f'{folder / INDEX} must give {part} as ["transformers", NAME OF A CLASS]; got {shown(json.dumps(value))}')
         own = folder / part
         if not own.is_dir():
-            raise UserError(f"{folder} must hold {part}/, which its {INDEX} names; it is missing")
+            raise UserError(f"{folder} must hold {part}/, which its {INDEX} names; it is missing: fetch the model again")
         if part.startswith("tokenizer"):
             found[part] = _tokenizer(own, value[1], found.get(part.replace("tokenizer", "text_encoder")))
         else:
@@ -423,7 +426,7 @@ def _text_parts(folder: Path, index: Mapping[str, Any], dtype: torch.dtype, sing
 
 
 def _class(name: str, base: str, folder: Path) -> Any:
-    """The class of transformers with this name; raises `UserError` unless it is a `base`, which those that run a folder's code are not."""
+    """The class of transformers with this name; raises `UserError` unless it is a `base`, since others may run code in the folder."""
     import transformers
 
     kind = getattr(transformers, name, None)
@@ -433,10 +436,13 @@ def _class(name: str, base: str, folder: Path) -> Any:
 
 
 def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
-    """A tokenizer, with the limit of its encoder where it gives none of its own that can be used."""
+    """A tokenizer, with the limit of its encoder if its own limit is missing or cannot be used."""
     check_files(folder)
     if not any(all(any(folder.glob(file)) for file in files) for files in VOCABULARIES):
-        raise UserError(f"{folder} must hold a vocabulary: tokenizer.json, a .model file, or vocab.json with merges.txt; found none")
+        raise UserError(
+            f"{folder} must hold a vocabulary (tokenizer.json, a .model file, or vocab.json with merges.txt); found none: "
+            "fetch the model again"
+        )
     named = transformers_library().AutoTokenizer if name in PROCESSORS else _class(name, "PreTrainedTokenizerBase", folder)
     config = getattr(encoder, "config", None)
     config = getattr(config, "text_config", config)  # of a model that sees images too
@@ -454,14 +460,14 @@ def _tokenizer(folder: Path, name: str, encoder: torch.nn.Module | None) -> Any:
     given, most = tokenizer.model_max_length, getattr(config, "max_position_embeddings", NO_LIMIT)
     if type(given) is not int or not SHORTEST <= given <= most:
         if NO_LIMIT not in (given, most) and most < PLENTY:
-            said = f"{folder.name}/ gives model_max_length {shown(given)}, which its text encoder cannot take: {most} tokens are used"
+            said = f"{folder.name}/ gives model_max_length {shown(given)}, which its text encoder cannot take: {most} tokens are read"
             warnings.warn(said, stacklevel=2)
         tokenizer.model_max_length = most
     return tokenizer
 
 
 def _encoder(folder: Path, name: str, dtype: torch.dtype, state: Mapping[str, Tensor] | None = None, where: str = "") -> torch.nn.Module:
-    """A text encoder, with the weights of its folder or those given, which a message calls `where`."""
+    """A text encoder, with the weights of its folder or with `state`, which messages call `where`."""
     if state is None:
         check_weights(folder)
     config = read_json(folder / "config.json", f"{folder} must be a text encoder")
@@ -476,29 +482,28 @@ def _encoder(folder: Path, name: str, dtype: torch.dtype, state: Mapping[str, Te
         raise UserError(unfit(where or f"{folder}", f"first: {min(info['missing_keys'])}", not where))
     unused = info["unexpected_keys"]  # harmless, unless config.json is that of a smaller encoder
     if unused:
-        warnings.warn(
-            f"{folder.name}/ holds {len(unused)} weights that its config.json has no place for (first: {min(unused)})", stacklevel=2
-        )
+        warnings.warn(f"{folder.name}/ holds {len(unused)} weights that its config.json does not use (first: {min(unused)})", stacklevel=2)
     return encoder.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 def _nested(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """A config and those within it, as of a language model in one that sees images too."""
+    """A config and the configs nested in it, as that of the language model in a model that also sees images."""
     return [config, *(part for value in config.values() if isinstance(value, dict) for part in _nested(value))]
 
 
 def quiet() -> None:
-    """Keeps the warnings and bars of transformers off our one line: captions that are too long are counted here, weights are `heard`."""
+    """Turns off the warnings and progress bars of transformers; raises `UserError` if it is not installed."""
     with refusing(ImportError, f"text-to-image models need transformers for their text encoders: {pip_install('text')}"):
         transformers_library()
 
 
 def guidance_notes(pipeline: Any) -> list[str]:
-    """What the pipeline itself makes of guidance and is not done here, as a warning."""
+    """A warning if the pipeline's own guidance differs from the one here."""
     own = PIPELINES[type(pipeline).__name__].guides(pipeline)
-    return [f"under guidance a {type(pipeline).__name__} {own}; here it is eps(empty) + scale (eps(caption) - eps(empty))"] if own else []
+    name = type(pipeline).__name__
+    return [f"with guidance, diffusers' {name} {own}; diffleak uses eps(empty) + scale (eps(caption) - eps(empty))"] if own else []
 
 
 def asking(name: str, pixels: int) -> Callable[..., Tensor]:
-    """How the network of a pipeline is called, as `NetworkDenoiser` takes it."""
+    """The function that calls the network of a pipeline, in the form that `NetworkDenoiser` takes."""
     return partial(PIPELINES[name].ask, pixels)

@@ -1,4 +1,4 @@
-"""Which parts of two models are the same, so that what they compute is computed once: hashes of weights in memory, adapters included."""
+"""Hashes of a model's parts in memory, adapters included; two models share the results of parts with equal hashes."""
 
 import hashlib
 import json
@@ -16,16 +16,16 @@ VERSIONS = ("transformers_version", "torch_dtype", "dtype")  # in a config, of w
 
 
 def codec_key(codec: Codec) -> str | None:
-    """Which latents an autoencoder gives: a hash of its kind, settings, scale and weights; None for a codec of the user's own."""
+    """A hash of all that decides an autoencoder's latents: its class, settings, scale and weights; None for the user's own codec."""
     if type(codec) is not Autoencoder or not type(codec.network).__module__.startswith("diffusers."):
         return None
     return _hash([codec.network], {"scale": codec.scale, "shift": codec.shift})
 
 
 def text_key(text: TextEncoder | None) -> str | None:
-    """Which embeddings a text encoder gives: a hash of its pipeline, tokenizers and weights.
+    """A hash of all that decides a text encoder's embeddings: its pipeline, tokenizers and weights.
 
-    None where nothing shows that: for an encoder of the user's own, and for one whose weights are not in memory.
+    None for the user's own encoder, and for one whose weights are not in memory.
     """
     if not isinstance(text, PipelineText) or not text.networks:
         return None
@@ -37,7 +37,7 @@ def text_key(text: TextEncoder | None) -> str | None:
 
 
 def _said(tokenizer: Any) -> tuple[Any, ...]:
-    """What decides how a tokenizer reads a text: its vocabulary, merges and normaliser, and how a chat is put."""
+    """What decides how a tokenizer reads a text: its vocabulary, chat template, merges and normaliser."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     whole = backend.to_str() if backend is not None else [str(getattr(tokenizer, name, "")) for name in ("bpe_ranks", "init_kwargs")]
     return sorted(tokenizer.get_vocab().items()), getattr(tokenizer, "chat_template", None), whole

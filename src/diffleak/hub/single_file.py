@@ -1,15 +1,15 @@
-"""One file with all of a model, as A1111, ComfyUI and kohya keep it: Stable Diffusion 1, 2, XL, 3 and Flux.
+"""A whole model in one file, as A1111, ComfyUI and kohya store it: Stable Diffusion 1, 2, XL, 3 and Flux.
 
-    model.diffusion_model.*                                the denoiser; a file of it alone may leave this beginning out
+    model.diffusion_model.*                                the denoiser; a file of the denoiser alone may leave this prefix out
     first_stage_model.* or vae.*                           the autoencoder
     cond_stage_model.*, conditioner.embedders.N.*          the text encoders of Stable Diffusion 1 and 2, and of XL
     text_encoders.NAME.transformer.*                       those of Stable Diffusion 3 and Flux
-    v_pred, ztsnr, modelspec.prediction_type               what the network predicts, where the file says it
+    v_pred, ztsnr, modelspec.prediction_type               what the network predicts, if the file states it
 
-Such a file holds weights and no settings. Those, the scheduler and the tokenizers come from the same model in diffusers' layout: a
-folder that the user gives, or the hub. diffusers renames the weights of denoiser and autoencoder; text encoders are renamed here, each
-by its own beginning, since diffusers goes by the width and would mistake two of one width. Every weight must have a place, and every
-place a weight. Nothing is written to disk.
+Such a file holds weights and no settings. The settings, the scheduler and the tokenizers come from the same model in diffusers' layout: a
+folder that the user gives, or the hub. diffusers renames the weights of denoiser and autoencoder. Text encoders are renamed here, by
+their prefixes, because diffusers goes by their width and would confuse two of the same width. Every weight must have a place in the
+network, and every place a weight. Nothing is written to disk.
 """
 
 from collections.abc import Mapping
@@ -87,7 +87,7 @@ KINDS = (  # of files that hold something else: the beginnings of their names, w
 class SingleFile:
     """A model in one file: its weights, and the folder with the settings, tokenizers and parts that it lacks.
 
-    `scheduler` are the settings of its schedule that the file states, and `warnings` what its user should know.
+    `scheduler` has the settings of the schedule that the file states, and `warnings` what the user should know.
     """
 
     path: Path
@@ -98,12 +98,12 @@ class SingleFile:
     warnings: tuple[str, ...]
 
     def holds(self, part: str) -> bool:
-        """True if the weights of a part come from the file. Raises `UserError` where neither the file nor the folder has them."""
+        """True if the weights of a part come from the file. Raises `UserError` if neither the file nor the folder has them."""
         if self._of(part):
             return True
         if not any(file.suffix in WEIGHTS for file in (self.folder / part).glob("*")):
             raise UserError(
-                f"{self.path} holds no {part}, and {self.folder} no weights of one; "
+                f"{self.path} holds no {part}, and {self.folder} has no weights for one; "
                 f"give a --model-config folder of this {self.family} with the weights in {part}/"
             )
         return False
@@ -111,10 +111,10 @@ class SingleFile:
     def network(self, part: str, name: str, dtype: torch.dtype) -> torch.nn.Module:
         """The denoiser or autoencoder, a diffusers class of this `name`, with the file's weights.
 
-        Raises `UserError` for weights that do not fit its config.json, and for some that are missing, left over or quantised.
+        Raises `UserError` for weights that do not fit its config.json, and if some are missing, left over or quantised.
         """
         path = self.folder / part / "config.json"
-        kind, config = getattr(diffusers_library(), name), read_json(path, f"{self.folder} must say what its {part} is")
+        kind, config = getattr(diffusers_library(), name), read_json(path, f"{self.folder} must hold the settings of its {part}")
         check_settings(kind, config, path)
         given = self._of(part)
         refuse_depth(path, len(given))
@@ -132,7 +132,7 @@ class SingleFile:
         return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
     def text_encoder(self, part: str) -> dict[str, Tensor] | None:
-        """The weights of a text encoder with the names of transformers; None where the folder has them."""
+        """The weights of a text encoder under the names of transformers; None if they are in the folder."""
         if not self.holds(part):
             return None
         start, stored = self._place(part)
@@ -153,7 +153,7 @@ class SingleFile:
 
     @property
     def fingerprint(self) -> str:
-        """Which model this is: a hash of the file, of the settings beside it, and of the weights that come from their folder."""
+        """A hash of the file, of the settings that it is loaded with, and of the weights that come from their folder."""
         index, files = self._index, [self.path, self.folder / INDEX, self.folder / "scheduler" / "scheduler_config.json"]
         for part in sorted(index):
             own = self.folder / part
@@ -165,10 +165,10 @@ class SingleFile:
 
     @property
     def _index(self) -> dict[str, Any]:
-        return read_json(self.folder / INDEX, f"{self.folder} must say which pipeline it is of")
+        return read_json(self.folder / INDEX, f"{self.folder} must have a model_index.json that names its pipeline")
 
     def _of(self, part: str) -> State:
-        """The file's weights of a part, under the names that it has in the file."""
+        """The file's weights of a part, under their names in the file."""
         if part == "vae":
             starts = tuple(start + inner for start in AUTOENCODER for inner in IN_AUTOENCODER)
         else:
@@ -176,7 +176,7 @@ class SingleFile:
         return {key: value for key, value in self.weights.items() if key.startswith(starts)}
 
     def _place(self, part: str) -> tuple[str, bool]:
-        """The beginning of the names of a text encoder in the file, and how it is stored; no beginning where it is not there."""
+        """The prefix of a text encoder's names in the file, and how it is stored; a prefix that no name has if it is not in the file."""
         named = {key: value[1] for key, value in sorted(self._index.items()) if key.startswith("text_encoder") and isinstance(value, list)}
         kind = str(named.get(part))
         number = [key for key, name in named.items() if str(name).startswith("CLIP")].index(part) if kind.startswith("CLIP") else 0
@@ -190,13 +190,13 @@ class SingleFile:
         classes: Mapping[str, Any] = SINGLE_FILE_LOADABLE_CLASSES
         rename = classes.get(name, {}).get("checkpoint_mapping_fn")
         if rename is None:
-            raise UserError(f"{OPENED}; {self.folder} is of a {name}, which diffusers reads from folders alone: give it as one")
+            raise UserError(f"{OPENED}; {self.folder} describes a {name}, which diffusers reads only from a folder: give the model as one")
         try:
             state: State = rename(checkpoint=dict(given), config=config)
         except Exception as error:  # of names that are not there, or weights of other shapes
             said = f"{type(error).__name__}: {first_lines(error)}"
             raise UserError(
-                f"{self.path}: the {part} is not stored as a {self.family} has it ({shown(said)}); fetch the file again"
+                f"{self.path}: the {part} is not stored as in other files of {self.family} ({shown(said)}); fetch the file again"
             ) from None
         if name == "UNet2DConditionModel":  # whose weights keep what they are, so that one without a place can be told
             used = {id(value) for value in state.values()}
@@ -234,8 +234,8 @@ class SingleFile:
 def open_single_file(path: Path, model_config: str | Path | None = None) -> SingleFile:
     """A model in one file, with the settings of `model_config`, a folder or hub id of the same model in diffusers' layout.
 
-    Without it they are fetched: those of the model that the file was trained from. Raises `UserError` for a file that holds no whole
-    model, naming what it holds; for one that is quantised; and for settings of another model, or none to have.
+    Without `model_config` the settings of the model that the file was trained from are downloaded. Raises `UserError` for a file that holds
+    no whole model, and says what it holds; for a quantised file; and for settings that cannot be had or are of another model.
     """
     weights, stated = _opened(path)
     family = _family(path, weights)
@@ -244,10 +244,10 @@ def open_single_file(path: Path, model_config: str | Path | None = None) -> Sing
             key if key in STATED or key.startswith((*AUTOENCODER, *TEXT)) else DENOISER + key: value for key, value in weights.items()
         }
     folder = _configs(path, family, weights) if model_config is None else folder_of(model_config, "--model-config", CONFIGS)
-    index = read_json(folder / INDEX, f"--model-config must be a model's folder in diffusers' layout; {folder} is none")
+    index = read_json(folder / INDEX, f"--model-config must be a model's folder in diffusers' layout; got {folder}")
     if index.get("_class_name") != FAMILIES[family]:
         raise UserError(
-            f"{path} is a {family}, whose settings are those of a {FAMILIES[family]}; {folder} has those of a "
+            f"{path} is a {family}, which needs the settings of a {FAMILIES[family]}; {folder} has those of a "
             f"{shown(index.get('_class_name'))}: give another --model-config"
         )
     scheduler, warnings = _stated(path, weights, stated, family, folder, model_config is not None)
@@ -255,9 +255,9 @@ def open_single_file(path: Path, model_config: str | Path | None = None) -> Sing
         {str(value.dtype).removeprefix("torch.") for value in weights.values() if value.itemsize == 1 and value.is_floating_point()}
     )
     if eighths:
-        warnings.append(f"{path.name} stores weights in 8 bits ({', '.join(eighths)}), which are scored as rounded so")
+        warnings.append(f"{path.name} stores weights in 8 bits ({', '.join(eighths)}); the rounded weights are used")
     if any(key.startswith("model_ema.") for key in weights):
-        warnings.append(f"{path.name} holds a moving average of the weights too (model_ema.*), which is not read")
+        warnings.append(f"{path.name} also holds a moving average of the weights (model_ema.*), which is not audited")
     return SingleFile(path, folder, family, weights, scheduler, tuple(warnings))
 
 
@@ -267,9 +267,9 @@ def file_fingerprint(path: str | Path, model_config: str | Path | None = None) -
 
 
 def _opened(path: Path) -> tuple[State, Mapping[str, str]]:
-    """The weights in a file, by name, and the texts beside them in its header; never runs what a file holds.
+    """The weights in a file by name, and the texts in its header; never runs code that a file holds.
 
-    Raises `UserError` for files of another kind, for damaged ones, and for pickles of more than weights.
+    Raises `UserError` for files of another kind, for damaged ones, and for pickles that hold more than weights.
     """
     if path.suffix == ".safetensors":
         count_weights(path)
@@ -278,14 +278,14 @@ def _opened(path: Path) -> tuple[State, Mapping[str, str]]:
         with refusing(Unreadable, f"{path} cannot be read ({WHY}); fetch it again"), parsing(), safe_open(path, "pt") as content:
             return {key: content.get_tensor(key) for key in content.keys()}, dict(content.metadata() or {})  # noqa: SIM118
     if path.suffix not in PICKLES:
-        said = "which GGUF quantises" if path.suffix == ".gguf" else f"and {path.suffix or 'a file without an ending'} is neither"
-        raise UserError(f"MODEL must be a diffusers folder, a hub id, or a .safetensors or .ckpt file with all of a model; {path}, {said}")
+        said = "is a GGUF file, which is quantised" if path.suffix == ".gguf" else "has another ending"
+        raise UserError(f"MODEL must be a diffusers folder, a hub id, or a .safetensors or .ckpt file with a whole model; {path} {said}")
     try:
         found = load_state(path)
     except Unreadable as error:
         code = isinstance(error, MoreThanTensors) and error.asked
         why = f"it names {shown(code)}, which could run code" if code else shown(str(error))
-        raise UserError(f"{path} must be a pickle of weights alone, and whole ({why}); ask for a .safetensors file of it") from None
+        raise UserError(f"{path} must be an undamaged pickle of weights alone ({why}); give a .safetensors file of the model") from None
     for _ in range(WRAPPED):
         found = found["state_dict"] if isinstance(found, dict) and isinstance(found.get("state_dict"), dict) else found
     weights = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)} if isinstance(found, dict) else {}
@@ -295,19 +295,19 @@ def _opened(path: Path) -> tuple[State, Mapping[str, str]]:
 
 
 def _family(path: Path, weights: State) -> str:
-    """Which of FAMILIES the denoiser in a file is of; raises `UserError` for a file without one, or with one of another kind."""
+    """The one of FAMILIES to which the denoiser in a file belongs; raises `UserError` for a file without one, or with another kind."""
     names = {key.removeprefix(DENOISER): value for key, value in weights.items()}
     first = names.get("input_blocks.0.0.weight")
     if bad := next((key for key in weights if key.endswith(SCALED)), None):
-        raise UserError(f"{path} stores weights in 8 bits with scales ({shown(bad)}); give a file of 16 or 32 bits")
+        raise UserError(f"{path} stores weights in 8 bits with scales ({shown(bad)}); give a file in 16 or 32 bits")
     if bad := next((key for key in weights if key.endswith(QUANTISED) or ".quant_state." in key), None):
         raise UserError(f"{path}: {_quantised(bad)}")
     if any(key.startswith(("edm_mean", "edm_vpred.")) for key in weights):
-        raise UserError(f"{path} was trained on the noise levels of EDM (Playground 2.5 or CosXL); {OPENED}: give it as a diffusers folder")
+        raise UserError(f"{path} has the noise levels of EDM (Playground 2.5 or CosXL); {OPENED}: give it as a diffusers folder")
     control = any(key.startswith(KINDS[0][0]) for key in weights)
     if first is not None and first.ndim == 4 and not control:
         if what := OTHER_INPUTS.get(first.shape[1]):
-            raise UserError(f"{path} is {what}, which takes {first.shape[1]} channels and not latents alone; such models cannot be audited")
+            raise UserError(f"{path} is {what}: it takes {first.shape[1]} channels, not only latents; such models cannot be audited")
         if "label_emb.0.0.weight" in names:
             refiner = any(key.startswith("conditioner.embedders.0.model.") for key in weights)
             if refiner:
@@ -323,19 +323,19 @@ def _family(path: Path, weights: State) -> str:
     if any(key.startswith(DENOISER) for key in weights):
         raise UserError(f"{OPENED}; {path} holds a denoiser of another layout: give it as a diffusers folder")
     if adapter_weight(weights):
-        raise UserError(f"{path} is a LoRA adapter and no model; give the model that it was made for, and this with --lora")
+        raise UserError(f"{path} is a LoRA, not a model; give the model that it was made for, and this with --lora")
     for starts, what, instead in KINDS:
         if any(key.startswith(starts) for key in weights):
             raise UserError(f"MODEL must be a whole model; {path} is {what}: {instead}")
-    raise UserError(f"{OPENED}; {path} has none of their layouts (first: {shown(next(iter(weights), 'no weights'))})")
+    raise UserError(f"{OPENED}; {path} has another layout (first weight: {shown(next(iter(weights), 'none'))})")
 
 
 def _configs(path: Path, family: str, weights: State) -> Path:
-    """The settings of the model that diffusers takes a file for, from the hub or its cache."""
+    """The settings of the published model that diffusers recognises in a file, from the hub or its cache."""
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
     # of weights whose sizes are none of the published models'
-    with refusing(Exception, f"{path} is a {family} of a size of its own; give a folder with its settings as --model-config"):
+    with refusing(Exception, f"{path} is a {family} of an unpublished size; give a folder with its settings as --model-config"):
         name = str(fetch_diffusers_config(dict(weights))["pretrained_model_name_or_path"])
     said = f"{path.name} is a {family} in one file; give a folder with the settings of {name} as --model-config"
     with refusing(UserError, f"{said} ({WHY})", lambda error: shown(error, 230)):
@@ -345,10 +345,10 @@ def _configs(path: Path, family: str, weights: State) -> Path:
 def _stated(
     path: Path, weights: State, stated: Mapping[str, str], family: str, folder: Path, chosen: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """What a file says of its schedule, over the settings of the folder, and what is to be known of it."""
+    """The settings of the schedule that a file states and the folder does not, and warnings about them."""
     if family in FLOWS:
         return {}, []
-    config = read_json(folder / "scheduler" / "scheduler_config.json", f"{folder} must say its noise schedule")
+    config = read_json(folder / "scheduler" / "scheduler_config.json", f"{folder} must hold its noise schedule")
     usual = config.get("prediction_type", "epsilon")
     named = {"v": "v_prediction", "epsilon": "epsilon"}.get(str(stated.get("modelspec.prediction_type")))
     said = "v_prediction" if "v_pred" in weights else named
@@ -356,16 +356,16 @@ def _stated(
     if "ztsnr" in weights and not config.get("rescale_betas_zero_snr"):
         changes["rescale_betas_zero_snr"] = True
     warnings = [
-        f"{path.name} says {key} {str(value).lower()}, and {folder} does not: the file is followed" for key, value in changes.items()
+        f"{path.name} states {key} {str(value).lower()}, and {folder} does not: the file's value is used" for key, value in changes.items()
     ]
     if family == "Stable Diffusion 2" and said is None and not chosen:
         warnings.append(
-            f"{path.name} does not say what it predicts: {usual} is taken; if it was trained from stable-diffusion-2-base, on images of "
-            "512 pixels, give that model's folder as --model-config"
+            f"{path.name} does not state its prediction type: {usual} is assumed; if it was trained from stable-diffusion-2-base, on "
+            "images of 512 pixels, give that model's folder as --model-config"
         )
     return changes, warnings
 
 
 def _quantised(key: str, value: Tensor | None = None) -> str:
-    how = "" if value is None else f" as {str(value.dtype).removeprefix('torch.')}"
-    return f"weights must be floating point; {shown(key)} is stored{how}, quantised: give a file of 16 or 32 bits"
+    how = "" if value is None else f" (stored as {str(value.dtype).removeprefix('torch.')})"
+    return f"weights must be floating point; {shown(key)} is quantised{how}: give a file in 16 or 32 bits"

@@ -1,5 +1,7 @@
-"""Files of weights, .safetensors and the state dicts of PyTorch (.bin, .pt, .pth, .ckpt): the one place that opens them whole, without
-running the code that a pickle may hold; and what a state dict is."""
+"""Opens whole files of weights, .safetensors and PyTorch's state dicts (.bin, .pt, .pth, .ckpt), without running code in a pickle.
+
+No other module opens such a file whole.
+"""
 
 import pickle
 import re
@@ -20,20 +22,19 @@ WRAPPED_BY = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.comp
 
 
 class MoreThanTensors(Unreadable):
-    """A pickle asks for code, `asked`, or is none of torch.save, for some reason; then `asked` is empty."""
+    """A pickle asks for code, which `asked` names, or is not a file of torch.save; `asked` is then empty."""
 
     def __init__(self, asked: str, reason: str = "") -> None:
         holds = f"it holds {asked}" if asked else "it holds more than tensors, or is damaged"
-        super().__init__(reason or f"{holds}, and only tensors are opened: save it as .safetensors where you trust it")
+        super().__init__(reason or f"{holds}, and only tensors are opened: if you trust it, save it as .safetensors")
         self.asked = asked
 
 
 def load_state(file: Path) -> Any:
-    """What a .safetensors file or one of torch.save holds: tensors, numbers and texts, in dicts and lists.
+    """The content of a .safetensors file, or of one that torch.save wrote: tensors, numbers and texts, in dicts and lists.
 
-    The tensors of the latter stay on the disk where the format allows it.
-
-    Raises `MoreThanTensors` for a file that asks for anything else, such as a function to call, and `Unreadable` for one that is damaged.
+    Tensors that torch.save wrote stay on the disk if the format allows it. Raises `MoreThanTensors` for a file that asks for anything else,
+    such as a function to call, and `Unreadable` for a damaged file.
     """
     if file.suffix == SAFE:
         with opened(file, None), parsing():
@@ -56,14 +57,14 @@ def is_eighth(value: Tensor) -> bool:
 
 
 def is_state(content: object) -> bool:
-    """True if something is a state dict: tensors by their names, one at least."""
+    """True for a state dict: a mapping of names to tensors that is not empty."""
     if not isinstance(content, Mapping) or not content:
         return False
     return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
 
 
 def wrapped_by(names: Iterable[str]) -> str:
-    """What DistributedDataParallel and torch.compile put before all of these names."""
+    """The prefix that DistributedDataParallel and torch.compile put before all of these names."""
     left, prefix = [*names], ""
     while found := next((each for each in WRAPPED_BY if left and all(name.startswith(each) for name in left)), None):
         left, prefix = [name.removeprefix(found) for name in left], prefix + found

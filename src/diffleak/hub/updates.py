@@ -1,4 +1,4 @@
-"""What the file of an adapter says of every weight: read from the raw tensors and the settings beside them."""
+"""The update of every weight that an adapter's file describes, read from its raw tensors and the settings beside them."""
 
 import json
 import math
@@ -48,10 +48,20 @@ ROLE = re.compile(
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What a file says of one weight or bias, `network`.`layer`.`parameter`; `key` is its name in the file.
+    """The update of one weight or bias, `network`.`layer`.`parameter`.
 
-    parts: the tensors of `deltas`. rank: r; None for what is stored whole. rows: of their dW, where the layer is one of several in the
-    model. magnitude: m of a DoRA as peft saves it. dora_scale: m as LyCORIS does.
+    Args:
+        key: Its name in the file.
+        network: The name of the denoiser or text encoder.
+        layer: The name of the layer in that network.
+        parts: The tensors that `deltas` computes dW from.
+        alpha: The numerator of the strength.
+        rank: r, the rank of the factors; None for an update that is stored whole.
+        rank_stabilised: True if the strength is alpha / sqrt(r).
+        magnitude: m of a DoRA as peft saves it.
+        dora_scale: m of a DoRA as LyCORIS saves it.
+        rows: The rows of dW that belong to this layer, if one layer of the file is several in the model.
+        parameter: "weight" or "bias".
     """
 
     key: str
@@ -72,14 +82,14 @@ class Update:
 
     @property
     def kind(self) -> str:
-        """As people call it."""
+        """The kind of the update in words, as "a LoRA"."""
         kind = deltas.kind_of(self.parts)
         of = "a full difference" if kind == "full" else f"a {kind}" if "mid" not in self.parts else "a LoCon with a core"
         return of if self.magnitude is None and self.dora_scale is None else "a DoRA" if kind == "LoRA" else f"{of} with DoRA"
 
     @property
     def strength(self) -> float:
-        """alpha / r, or alpha / sqrt(r); 1 for what is stored whole."""
+        """alpha / r, or alpha / sqrt(r); 1 for an update that is stored whole."""
         if self.rank is None:
             return 1.0
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
@@ -91,11 +101,11 @@ class Update:
 
     @property
     def idle(self) -> bool:
-        """True if it changes nothing, since one of its factors is zero, as before training."""
+        """True if it changes nothing because one of its factors is zero, as before training."""
         return self.magnitude is None and self.dora_scale is None and not all(value.any() for value in self.parts.values())
 
     def low_rank(self, scale: float) -> LowRank | None:
-        """The change as a product of two matrices; None for kinds that are none."""
+        """The change as a product of two matrices; None for kinds that are no such product."""
         if not self.plain or self.magnitude is not None:
             return None
         return LowRank(self.parts["down"], self.parts["up"], scale * self.strength)
@@ -115,7 +125,7 @@ class Update:
 
 
 def _of_length(changed: Tensor, magnitude: Tensor) -> Tensor:
-    """m V / |V|, the norms over all dimensions in which m is 1 wide; 0 where V is."""
+    """m V / |V|, with norms over all dimensions in which m has size 1; 0 where V is 0."""
     m = magnitude.to(changed)
     kept = 0 if len(m) == len(changed) else 1
     lengths = torch.linalg.vector_norm(changed, dim=tuple(i for i in range(changed.ndim) if i != kept), keepdim=True)
@@ -123,27 +133,27 @@ def _of_length(changed: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def refuse_other_kinds(keys: Iterable[str], settings: Mapping[str, Any]) -> None:
-    """Raises `UserError` naming the kind of an adapter that is no LoRA, or more than one."""
+    """Raises `UserError` for an adapter of a kind that is not supported; the message names the kind."""
     kind = str(settings.get("peft_type", "LORA"))
     if kind not in KINDS:
-        raise UserError(f"it must be a LoRA, LoHa or LoKr; its settings say that it is {shown(kind)}")
+        raise UserError(f"it must be a LoRA, LoHa or LoKr; its settings give peft_type {shown(kind)}")
     begun = str(settings.get("init_lora_weights", "")).lower()
     if begun.startswith(CHANGE_THE_BASE):
-        raise UserError(f"it must be a plain LoRA; it began as {begun}, which changes the base too: save it converted to LoRA")
+        raise UserError(f"it must be a plain LoRA; it was initialised by {begun}, which also changes the base: convert it to a plain LoRA")
     for key in keys:
         name = "GLoRA" if GLORA.search(key) else next((name for mark, name in OTHER_KINDS.items() if mark in key), None)
         if name:
             raise UserError(
-                f"it must be a LoRA, LoCon, LoHa, LoKr, DoRA or full difference; its {shown(key, LONGEST_NAME)} is {name}, "
-                "which is not applied here"
+                f"it must be a LoRA, LoCon, LoHa, LoKr, DoRA or full difference; its {shown(key, LONGEST_NAME)} is of a kind that is not "
+                f"supported: {name}"
             )
 
 
 def updates(raw: Mapping[str, Tensor], settings: Mapping[str, Any], networks: Mapping[str, Any]) -> list[Update]:
-    """What a file says of every layer; `networks` are the denoiser, first, and text encoders, by their names.
+    """The updates that a file describes; `networks` are the denoiser, first, and text encoders, by name.
 
-    settings: of peft, for all networks, or by network as "unet.lora_alpha" and so on. Raises `UserError` for a weight that fits no layer,
-    half of a pair, and a layer that is there twice.
+    settings: peft's, for all networks, or by network as in "unet.lora_alpha". Raises `UserError` for a weight that fits no layer, a missing
+    tensor of a layer, and two updates of one layer.
     """
     groups: dict[str, dict[str, Tensor]] = {}
     for key, value in raw.items():
@@ -166,7 +176,7 @@ def updates(raw: Mapping[str, Tensor], settings: Mapping[str, Any], networks: Ma
 
 
 def header_settings(file: Path) -> dict[str, Any]:
-    """peft's settings in the header of a file that diffusers saved, by network; raises `UserError` where they cannot be read."""
+    """peft's settings in the header of a file that diffusers saved, by network; raises `UserError` if they cannot be read."""
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
@@ -189,7 +199,7 @@ def _of_group(
     names: Mapping[str, Mapping[str, str]],
     raw: Mapping[str, Tensor],
 ) -> Iterator[Update]:
-    """The updates of the weights with one name: several where a layer of the file is several in the model, or a bias changes too."""
+    """The updates under one name of the file: several if one layer of the file is several in the model, or if a bias changes too."""
     key = next(key for key in raw if key.startswith(stem))
     network, layers = place(stem, networks, names)
     if not layers:
@@ -224,7 +234,10 @@ def _of_group(
         across = (1, *shapes[0][1:2], *[1] * (len(shapes[0]) - 2))
         along = (total, *[1] * (len(shapes[0]) - 1))
         if tuple(dora_scale.shape) == across != along and len(layers) > 1:
-            raise UserError(f"its dora_scale of {where} is by input, over layers that are one in the file and {len(layers)} in the model")
+            raise UserError(
+                f"its dora_scale of {where} must have one number per output, since that layer is {len(layers)} layers in the model; "
+                "it has one per input"
+            )
         if tuple(dora_scale.shape) not in (along, across):
             raise UserError(f"its dora_scale of {where} must have shape {along} or {across}; got {tuple(dora_scale.shape)}")
     for layer, rows in zip(layers, _rows(shapes), strict=True):
@@ -245,13 +258,13 @@ def _of_group(
 
 
 def _rows(shapes: Sequence[tuple[int, ...]]) -> list[slice]:
-    """Where each layer is among the rows of one that became several."""
+    """The rows that belong to each of several layers which are one layer in the file."""
     ends = list(accumulate(shape[0] for shape in shapes))
     return [slice(end - shape[0], end) for shape, end in zip(shapes, ends, strict=True)]
 
 
 def _refuse_shape(parts: deltas.Parts, shapes: Sequence[tuple[int, ...]], key: str, where: str) -> None:
-    """Raises `UserError` unless the dW of these tensors has the shape of the weights, one below the other."""
+    """Raises `UserError` unless the dW of these tensors has the shape of the weights, stacked by rows."""
     rows, columns = sum(shape[0] for shape in shapes), math.prod(shapes[0][1:])
     up = parts.get("up")
     pointwise = up is None or (up.ndim >= 2 and math.prod(up.shape[2:]) == 1)
@@ -268,7 +281,7 @@ def _refuse_shape(parts: deltas.Parts, shapes: Sequence[tuple[int, ...]], key: s
 
 
 def _strength(group: Mapping[str, Tensor], parts: deltas.Parts, settings: Mapping[str, Any], layer: str) -> tuple[int | None, float, bool]:
-    """Rank, alpha and whether they are rank-stabilised: the file's own, else by the settings beside it, else alpha is the rank."""
+    """Rank, alpha, and True if rank-stabilised: from the file itself, else from the settings beside it, else alpha is the rank."""
     rank = deltas.rank(parts)
     if settings.get("peft_type") in ("LOHA", "LOKR"):  # whose scale is that of the settings even where there is no factor
         rank = int(_by_pattern(settings.get("rank_pattern"), layer, settings.get("r", 8)))
@@ -281,7 +294,7 @@ def _strength(group: Mapping[str, Tensor], parts: deltas.Parts, settings: Mappin
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, layer: str, otherwise: Any) -> float:
-    """peft's setting of a layer: that of the first pattern that is the end of its name, else the one for all."""
+    """peft's setting of a layer: that of the first pattern that matches the end of its name, else `otherwise`."""
     for pattern, value in (patterns or {}).items():
         if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", layer):
             return float(value)

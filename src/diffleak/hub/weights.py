@@ -1,12 +1,12 @@
-"""Which files of a folder are the weights of its network, and a view of the folder in which the libraries find them.
+"""Finds the files of weights in a network's folder, and gives the libraries a view of the folder in which they find them too.
 
     STEM.safetensors                      as diffusers and transformers save them
     STEM.bin, .pt, .pth, .ckpt            state dicts of torch.save
     STEM.VARIANT.safetensors or .bin      another copy: fp16, bf16, ema, non_ema
     STEM-00001-of-00002.safetensors       pieces of any of these, with STEM.safetensors.index.json
 
-STEM is diffusion_pytorch_model (diffusers), model or pytorch_model (transformers, accelerate), or anything where a folder has one file of
-weights only. Of several copies one is opened: the plain before the variants, float32 first, and of equals the safetensors.
+STEM is diffusion_pytorch_model (diffusers), model or pytorch_model (transformers, accelerate), or any name if the folder has only one file
+of weights. Of several copies one is opened: the plain one before variants, fp32 before other variants, .safetensors before state dicts.
 
 State dicts are opened by torch.load(weights_only=True) alone, which builds tensors and containers and runs no code.
 """
@@ -49,7 +49,7 @@ LEARNED = (".weight", ".bias")  # ends of the names of what a network learned, w
 
 @dataclass(frozen=True)
 class Copy:
-    """The names of the files of one copy of a network's weights in a folder."""
+    """One copy of a network's weights in a folder: the names of its files."""
 
     stem: str
     variant: str
@@ -59,21 +59,21 @@ class Copy:
 
     @property
     def is_plain(self) -> bool:
-        """True if the libraries find it by themselves, as safetensors."""
+        """True for safetensors that the libraries find without help."""
         return self.ending == SAFE and not self.variant and self.stem in STEMS
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Before which other copies it is taken."""
+        """The sort key of a copy; the smallest is opened."""
         known = VARIANTS.index(self.variant) if self.variant in VARIANTS else len(VARIANTS)
         return self.stem not in STEMS, known, self.variant, self.ending != SAFE, self.stem not in DIFFUSERS
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of one network: the files that are opened, and the config.json that says what network they are of.
+    """The weights of one network: the files that are opened, and the config.json that describes the network.
 
-    `copy` says which of the folder's copies they are, `asked` whether the user chose it, and `place` is how a message calls them.
+    `copy` is the copy in the folder, `asked` is True if the user chose it, and `place` is the path that messages name.
     """
 
     files: tuple[Path, ...]
@@ -88,16 +88,16 @@ class Weights:
 
     @property
     def hashed(self) -> list[Path]:
-        """What a fingerprint covers beside config.json: the files that are opened.
+        """The files that a fingerprint covers besides config.json: those that are opened.
 
-        Where those are plain safetensors of a part of MODEL it is every .safetensors file in it, as it always was.
+        For plain safetensors of a part of MODEL these are all .safetensors files in its folder, as in earlier versions.
         """
         plain = self.copy.is_plain and self.config.parent == self.place
         return sorted(self.place.glob(f"*{SAFE}")) if plain else sorted(self.files)
 
 
 def copies(names: Iterable[str]) -> list[Copy]:
-    """The copies of a network's weights among the names of one folder's files, the one to take first."""
+    """The copies of a network's weights among the file names of a folder, the one to open first."""
     found: dict[tuple[str, str, str], tuple[list[str], list[str]]] = {}
     for name in sorted(names):
         tokens = re.sub(PIECE, "", name).split(".")
@@ -113,9 +113,9 @@ def copies(names: Iterable[str]) -> list[Copy]:
 
 
 def chosen(found: list[Copy], want: str | None = None) -> Copy | None:
-    """The copy that is opened: the first, or where `want` is ema or non_ema that one; None where it is not there.
+    """The copy that is opened: the first one, or the one that `want` names, ema or non_ema; None if it is missing.
 
-    Beside non_ema weights the plain ones are the average, and beside ema weights they are not.
+    A plain copy counts as ema beside a non_ema copy, and as non_ema beside an ema copy.
     """
     if want is None or not found:
         return found[0] if found else None
@@ -125,7 +125,7 @@ def chosen(found: list[Copy], want: str | None = None) -> Copy | None:
 
 
 def wanted(names: Iterable[str], patterns: Iterable[str], want: str | None = None) -> list[str]:
-    """The files of a hub repository that are fetched: those that match, and of several copies of weights in a folder one."""
+    """The files of a hub repository to download: those that match, with one of several copies of the weights in a folder."""
     matching, folders = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)], dict[str, list[str]]()
     for name in matching:
         folders.setdefault(str(PurePosixPath(name).parent), []).append(PurePosixPath(name).name)
@@ -139,9 +139,9 @@ def wanted(names: Iterable[str], patterns: Iterable[str], want: str | None = Non
 
 
 def find(folder: Path, want: str | None = None, config: Path | None = None) -> Weights:
-    """The weights in a folder; raises `UserError` where there are none, or several and no way to tell which.
+    """The weights in a folder; raises `UserError` if there are none, or several under unknown names.
 
-    config: that of the network, where it is not in the folder.
+    config: the network's config.json, if it is not in the folder.
     """
     names = [path.name for path in folder.iterdir() if path.is_file()]
     found = copies(names)
@@ -149,22 +149,24 @@ def find(folder: Path, want: str | None = None, config: Path | None = None) -> W
     if copy is None and found:
         alone = shown(", ".join(each.files[0] for each in found))
         raise UserError(
-            f"--weights {want} takes one of two kinds, {folder.name}{AVERAGE}/ beside {folder.name}/ or *.non_ema.* beside the plain file; "
-            f"{folder} holds {alone} alone: leave it out"
+            f"--weights {want} chooses between two copies: {folder.name}/ and {folder.name}{AVERAGE}/, or *.non_ema.* and the plain file; "
+            f"{folder} holds only {alone}: leave --weights out"
         )
     if copy is None:
         held = [name for name in sorted(names) if not name.endswith(".json")][:LISTED]
-        said = f"none, but {shown(', '.join(held))}" if held else "none"
+        said = f"only {shown(', '.join(held))}" if held else "none"
         raise UserError(f"{folder} must hold the weights as .safetensors, or as a state dict (.bin, .pt, .pth, .ckpt); found {said}")
     if copy.stem not in STEMS and len({each.stem for each in found}) > 1:
         named = ", ".join(shown(each.files[0]) for each in found[:LISTED])
-        raise UserError(f"{folder} must hold the weights of one network, as {DIFFUSERS[0]}{SAFE}; it has {named}: rename the right one")
+        raise UserError(
+            f"{folder} must hold the weights of one network; it has {named}: name the right one {DIFFUSERS[0]}, with its own ending"
+        )
     opened_names = copy.files if copy.is_plain else _pieces(folder, copy)
     return Weights(tuple(folder / name for name in opened_names), config or folder / "config.json", copy, folder, want is not None)
 
 
 def _pieces(folder: Path, copy: Copy) -> list[str]:
-    """The files of a copy: those of its index, each of which must be there, or else the one that is whole."""
+    """The files of a copy: those that its index lists, which must all be there, or without an index the file that is whole."""
     whole = [name for name in copy.files if not re.search(PIECE, name)]
     if copy.index is None:
         if not whole:
@@ -174,7 +176,7 @@ def _pieces(folder: Path, copy: Copy) -> list[str]:
         return whole[:1]
     mapped = load_object(folder / copy.index).get("weight_map")
     if not isinstance(mapped, dict) or not mapped or not all(isinstance(name, str) for name in mapped.values()):
-        raise UserError(f"{folder / copy.index} must say in weight_map which file each weight is in; fetch it again")
+        raise UserError(f"{folder / copy.index} must give the file of each weight in weight_map; fetch it again")
     names = sorted(set(mapped.values()))
     lost = next((name for name in names if name not in copy.files), None)
     if lost is not None:
@@ -183,12 +185,12 @@ def _pieces(folder: Path, copy: Copy) -> list[str]:
 
 
 def said_of(weights: Weights) -> str | None:
-    """The line that says so where weights of 8 bits, a copy of less precision, or an average were opened because there is no other."""
+    """A warning if weights of 8 bits were opened, or a less precise copy or an average because there is no other; None otherwise."""
     copy, opened_file = weights.copy, weights.files[0]
     eighths = sorted({kind for file in weights.files for kind in header(file).values() if kind.startswith("float8")})
     if eighths:
         name = f"{opened_file.parent.name}/{opened_file.name}"
-        return f"{name} stores weights in 8 bits ({', '.join(eighths)}), which are scored as rounded so"
+        return f"{name} stores weights in 8 bits ({', '.join(eighths)}); the rounded weights are used"
     if not copy.variant or weights.asked:
         return None
     averages = {EMA: "an average (EMA)", NON_EMA: "not the average (EMA)"}
@@ -197,13 +199,13 @@ def said_of(weights: Weights) -> str | None:
 
 
 def refuse_quantised(file: Path, kinds: Mapping[str, str]) -> None:
-    """Raises `UserError` for a weight that is stored as whole numbers, which a library would take for the weight itself.
+    """Raises `UserError` for a quantised weight, whose stored whole numbers a library would take for the weight itself.
 
     kinds: the dtype of every tensor by name, as `header` gives them.
     """
     odd = next((name for name, kind in kinds.items() if name.endswith(LEARNED) and "float" not in kind), None)
     if odd is not None:
-        said = f"{shown(odd)} is stored as {kinds[odd]}, quantised: give a copy of 16 or 32 bits"
+        said = f"{shown(odd)} is quantised (stored as {kinds[odd]}): give a copy in 16 or 32 bits"
         raise UserError(f"{file}: weights must be floating point; {said}")
 
 
@@ -220,34 +222,34 @@ def header(file: Path) -> dict[str, str]:
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict by name; they stay on the disk until they are used, where the format allows it.
+    """The tensors of a state dict by name; they stay on the disk until they are used, if the format allows it.
 
-    Raises `UserError` for a damaged file, for pickles that ask to run code, and for what holds no state dict, or several.
+    Raises `UserError` for a damaged file, for pickles that ask to run code, and for a file with no state dict or several.
     """
     return _state_dict(_unpickled(file), file)
 
 
 def _unpickled(file: Path) -> Any:
-    """What a state dict's file holds; raises `UserError` that says why it was not opened."""
+    """The content of a file of a state dict; raises a `UserError` that says why it was not opened."""
     try:
         return load_state(file)
     except Unreadable as error:
         if isinstance(error, MoreThanTensors) and error.asked:
             raise UserError(
-                f"{file} is a pickle that asks for {shown(error.asked)}, code that would run when it is opened, and only tensors are read; "
-                "where you trust it, open it there and save its tensors alone: torch.save(model.state_dict(), NEW)"
+                f"{file} is a pickle that would run code when it is opened ({shown(error.asked)}), and only tensors are read; if you trust "
+                "it, open it in PyTorch and save its tensors alone: torch.save(model.state_dict(), NEW)"
             ) from None
         if "TorchScript" in str(error):
             said = "it is TorchScript, which is code: save model.state_dict()"
             raise UserError(f"{file} must be a state dict as torch.save writes it; {said}") from None
         reason = shown(str(error), 80)
         raise UserError(
-            f"{file} must be a state dict as torch.save writes it ({reason}); it is damaged or of another kind: copy or fetch it again"
+            f"{file} must be a state dict as torch.save writes it; it is damaged or of another kind ({reason}): copy or fetch it again"
         ) from None
 
 
 def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
-    """The state dict in what a checkpoint holds: itself, or one of WRAPPERS in it."""
+    """The state dict in a checkpoint: the content itself, or its entry under one of WRAPPERS."""
     if isinstance(content, Mapping) and not is_state(content):
         inside = [key for key in WRAPPERS if is_state(content.get(key))]
         if len(inside) > 1:
@@ -256,15 +258,15 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
         content = content[inside[0]] if inside else content
     if not is_state(content):
         held = ", ".join(map(str, content)) if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        raise UserError(f"{file} must hold a state dict, tensors by their names; got {shown(held)}: torch.save(model.state_dict(), NEW)")
+        raise UserError(f"{file} must hold a state dict, tensors by name; got {shown(held)}: save one, torch.save(model.state_dict(), NEW)")
     return dict(content)
 
 
 @contextmanager
 def viewed(weights: Weights, stems: tuple[str, str]) -> Iterator[Path]:
-    """The folder of a network as a library expects it; its own, or one of links under the library's names for the time being.
+    """The folder of a network as a library expects it: its own, or a temporary one with links under the library's names.
 
-    stems: DIFFUSERS or TRANSFORMERS. Nothing is copied but the configs, and state dicts that have to be taken out of a checkpoint.
+    stems: DIFFUSERS or TRANSFORMERS. Only configs are copied, and state dicts that must be taken out of a checkpoint.
     """
     config = load_object(weights.config)
     stem = stems[not weights.safe]
@@ -296,7 +298,7 @@ def viewed(weights: Weights, stems: tuple[str, str]) -> Iterator[Path]:
 
 
 def _place(file: Path, name: Path) -> None:
-    """Puts a file of weights into a view: as a link, or written anew without what is around the state dict and before its names."""
+    """Puts a file of weights into a view: as a link, or rewritten if its state dict is inside a checkpoint or its names have a prefix."""
     content = _unpickled(file) if file.suffix != SAFE else None
     prefix = wrapped_by(header(file) if content is None else _state_dict(content, file))
     if not prefix and (content is None or is_state(content)):

@@ -1,4 +1,4 @@
-"""The file of a checkpoint: opened without running code, and the one network chosen that is meant."""
+"""Opens the file of a checkpoint without running code, and chooses the network in it."""
 
 import os
 import pickletools
@@ -19,21 +19,21 @@ EDM = ("torch_utils.", "dnnlib.")  # beginnings of what the pickles of NVlabs as
 
 
 def open_checkpoint(path: Path) -> Any:
-    """What `torch.save` wrote, or a safetensors file; raises `UserError` for everything else. No code in it is run."""
+    """The content of a file that `torch.save` wrote, or of a safetensors file; raises `UserError` for all others. Runs no code in it."""
     if os.path.isdir(path):  # which is no error for a name that no path can have
-        raise UserError(f"CHECKPOINT must be one file; {path} is a folder: a diffusers folder needs no conversion, audit it as it is")
+        raise UserError(f"CHECKPOINT must be one file; {path} is a folder: if it is a diffusers folder, audit it without conversion")
     try:
         return load_state(path)
     except MoreThanTensors as error:
         raise _refused_pickle(path, error.asked or _asked(path)) from None
     except Unreadable as error:
         raise UserError(
-            f"{path} must be a checkpoint that torch.save wrote ({error}): it is none, or damaged; copy or fetch it again"
+            f"{path} must be a checkpoint that torch.save wrote; it is damaged or of another kind ({error}): copy or fetch it again"
         ) from None
 
 
 def _asked(path: Path) -> str:
-    """The first name of code in a pickle that torch did not write, read without running it; empty where there is none."""
+    """The first name of code in a pickle that torch did not write, read without running it; empty if there is none."""
     texts = ["", ""]
     with suppress(Exception), opened(path, None) as file:  # of what is no pickle at all
         for operation, value, _ in islice(pickletools.genops(file), MOST_OPERATIONS):
@@ -47,26 +47,26 @@ def _asked(path: Path) -> str:
 
 def _refused_pickle(path: Path, asked: str) -> UserError:
     if asked.startswith(EDM):
-        return UserError(f"{path} is an EDM pickle (NVlabs), which runs its own code when it is opened, and it was not opened: {INSTEAD}")
+        return UserError(f"{path} is an EDM pickle (NVlabs), which would run its own code; it was not opened: {INSTEAD}")
     if not asked:
         return UserError(
             f"{path} must be a checkpoint that torch.save wrote; it is another pickle, or damaged: save its state_dict with torch.save"
         )
     return UserError(
-        f"{path} is a pickle that runs code when it is opened (it asks for {shown(asked)}), and it was not opened: "
-        "where you trust it, load it and save its state_dict alone with torch.save"
+        f"{path} is a pickle that would run code ({shown(asked)}); it was not opened: "
+        "if you trust it, load it in PyTorch and save its state_dict alone with torch.save"
     )
 
 
 def network_in(content: Any, weights: str | None, path: Path) -> tuple[str | None, State]:
-    """The network in a checkpoint and its name there, None where the file is nothing else.
+    """The network in a checkpoint and its name there, which is None if the file is the network itself.
 
-    weights: its name, `ema` being enough for `ema_model`; by default the average of pytorch-ddpm, or the only network there is.
-    Raises `UserError` where there is none, or several and none is named.
+    weights: its name, where `ema` also finds `ema_model`; by default pytorch-ddpm's average, or the only network.
+    Raises `UserError` if there is none, or if there are several and none is named.
     """
     if is_state(content):
         if weights is not None:
-            raise UserError(f"--weights chooses among the networks of a checkpoint, and {path} holds a single one; leave it out")
+            raise UserError(f"--weights chooses among the networks of a checkpoint, and {path} holds one; leave it out")
         return None, _known(plain(content), f"{path}")
     parts = content.items() if isinstance(content, Mapping) else enumerate(content) if isinstance(content, list | tuple) else ()
     states = {str(name): plain(part) for name, part in parts if is_state(part)}

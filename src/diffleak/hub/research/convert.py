@@ -1,4 +1,4 @@
-"""A research checkpoint in, a folder out that `load` reads."""
+"""Converts a research checkpoint to a folder that `load` reads."""
 
 import os
 import shutil
@@ -21,18 +21,25 @@ from diffleak.work.files import hash_file, write_text
 def convert(checkpoint: Path, output: Path, settings: Path | None = None, weights: str | None = None) -> Conversion:
     """Writes the network of a pytorch-ddpm or guided-diffusion checkpoint as a folder that `load` reads.
 
-    checkpoint: a file of `torch.save`, of which no code is run, or of safetensors.
-    output: the folder, which must not be there yet, or be empty.
-    settings: JSON of the settings that the weights do not say, by the names of the original code (`given`).
-    weights: which network of the file, by its key there; default the moving average, or the only one.
-    Returns what is in the folder's convert.json. Raises `UserError` for a file that is no such checkpoint or is damaged, a network of
-    another code base, settings that contradict the weights, several networks of which none is named, and an output that exists.
+    Args:
+        checkpoint: A file of `torch.save`, no code of which is run, or of safetensors.
+        output: A new or empty folder.
+        settings: A JSON file with the settings that the weights do not determine, by the names of the original code (see `given`).
+        weights: The key of the network in the file; by default the moving average, or the only network.
 
-    Ho et al. 2020, arXiv 2006.11239, as in github.com/w86763777/pytorch-ddpm; Dhariwal and Nichol 2021, arXiv 2105.05233, as in
-    github.com/openai/guided-diffusion; Nichol and Dhariwal 2021, arXiv 2102.09672, as in github.com/openai/improved-diffusion.
+    Returns:
+        The content of the folder's convert.json.
+
+    Raises:
+        UserError: For a file that is damaged or no such checkpoint, a network of another code base, settings that contradict the weights,
+            several networks of which none is named, and an output that exists.
+
+    Source:
+        Ho et al. 2020, arXiv 2006.11239 (github.com/w86763777/pytorch-ddpm); Dhariwal and Nichol 2021, arXiv 2105.05233
+        (github.com/openai/guided-diffusion); Nichol and Dhariwal 2021, arXiv 2102.09672 (github.com/openai/improved-diffusion).
     """
     if os.path.lexists(output) and not _is_empty(output):
-        raise UserError(f"{output} is there already, and a converted model is written into a new folder; choose another -o")
+        raise UserError(f"the output must be a new folder; {output} exists: choose another -o")
     given = {} if settings is None else _settings(settings)
     content = open_checkpoint(checkpoint)
     name, state = network_in(content, weights, checkpoint)
@@ -69,22 +76,22 @@ def _is_empty(folder: Path) -> bool:
 
 def _settings(path: Path) -> dict[str, Any]:
     if not os.path.isfile(path):
-        raise UserError(f"--settings must be a JSON file of the settings of the original code; found none at {path}")
+        raise UserError(f"--settings must be a JSON file with settings of the original code; there is no file at {path}")
     return load_object(path)
 
 
 def _refuse_other_answers(layout: Layout, where: str) -> None:
-    """Raises `UserError` for a network of another kind in the same layout, one for super-resolution, which takes two images."""
+    """Raises `UserError` for a network of the same layout that takes two images, as one for super-resolution."""
     inside, out = layout.settings["in_channels"], layout.settings["out_channels"]
     if inside == 6 or out not in (inside, 2 * inside):
         raise UserError(
-            f"{where} takes {inside} channels and gives {out}: it is no denoiser of images alone, but for super-resolution as it seems, "
-            "and cannot be audited"
+            f"{where} takes {inside} channels and returns {out}, so it is probably a model for super-resolution; only denoisers of single "
+            "images can be audited"
         )
 
 
 def _network(layout: Layout, full: Completed, where: str) -> Any:
-    """The network with its weights; raises `UserError` for weights that are not of it."""
+    """The network with its weights; raises `UserError` for weights that do not fit it."""
     from diffleak.hub.research.network import ResearchUNet
 
     message = f"{where} cannot be a network with these settings: {WHY}"
@@ -97,7 +104,7 @@ def _network(layout: Layout, full: Completed, where: str) -> Any:
 
 
 def _write(output: Path, network: Any, scheduler: dict[str, Any], record: Conversion) -> None:
-    """Writes the folder, whole or not at all."""
+    """Writes the folder completely, or not at all."""
     output = output.absolute()  # which has a name, where it was given as "."
     part = output.with_name(f".{output.name}.{uuid4().hex}.part")
     try:

@@ -1,8 +1,8 @@
-"""What a checkpoint does not say: the settings of `--settings`, by the names that their own code has for them.
+"""The settings that a checkpoint does not hold: those of `--settings`, under the names of the original code.
 
 Accepted are the arguments of the network's constructor and of the noise: pytorch-ddpm's flags, guided-diffusion's
-`model_and_diffusion_defaults`. What the weights give is compared; what they do not give, and the settings neither, is the default
-of the code and is listed as assumed, but for what has no default that fits most models: the number of heads.
+`model_and_diffusion_defaults`. A setting that the weights determine must agree with them. A setting that is missing takes the code's
+default and is listed as assumed; the number of heads must be given, because no default fits most models.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ MOST_STEPS = 10**6
 
 
 class Completed(NamedTuple):
-    """All settings of a network and of its scheduler; `assumed` are those that neither the weights nor the settings gave."""
+    """All settings of a network and of its scheduler; `assumed` has those that neither the weights nor `--settings` gave."""
 
     network: dict[str, Any]
     scheduler: dict[str, Any]
@@ -41,7 +41,7 @@ class Completed(NamedTuple):
 
 
 def completed(layout: Layout, given: Mapping[str, Any], where: str) -> Completed:
-    """The settings of a network with those that its weights do not say; raises `UserError` for what contradicts them."""
+    """All settings of a network, from its weights and `given`; raises `UserError` if the two contradict each other."""
     names = NAMES[layout.code_base]
     for key, value in given.items():
         if key not in names:
@@ -71,9 +71,7 @@ Rest = tuple[dict[str, Any], dict[str, Any]]
 def _ddpm(layout: Layout, given: Mapping[str, Any], say: Say, where: str) -> Rest:
     mean = say("mean_type", "epsilon")
     if mean not in MEANS:
-        raise UserError(
-            f"mean_type in {where} must be {' or '.join(MEANS)}; got {shown(mean)}, which no attack here can turn into the noise"
-        )
+        raise UserError(f"mean_type in {where} must be {' or '.join(MEANS)}; got {shown(mean)}, which cannot be converted into noise")
     first, last = float(say("beta_1", 1e-4)), float(say("beta_T", 0.02))
     if not 0 < first <= last < 1:
         raise UserError(f"beta_1 and beta_T in {where} must grow between 0 and 1; got {first:g} and {last:g}")
@@ -85,8 +83,8 @@ def _guided(layout: Layout, given: Mapping[str, Any], say: Say, where: str) -> R
     heads, width = given.get("num_heads"), given.get("num_head_channels") or -1
     if heads is None and width == -1:
         raise UserError(
-            "the weights of guided-diffusion do not say how many heads their attention has, on which every prediction depends: give "
-            '--settings FILE.json with num_heads or num_head_channels, {"num_heads": 4} for example'
+            "the weights of guided-diffusion do not determine the number of attention heads, on which every prediction depends: give "
+            '--settings FILE.json with num_heads or num_head_channels, for example {"num_heads": 4}'
         )
     upsample = given.get("num_heads_upsample", -1)
     number = 1 if heads is None else heads
@@ -101,8 +99,8 @@ def _guided(layout: Layout, given: Mapping[str, Any], say: Say, where: str) -> R
         raise UserError(f"noise_schedule in {where} must be {' or '.join(SCHEDULES)}; got {shown(name)}")
     if steps != STEPS and "rescale_timesteps" not in given:
         raise UserError(
-            f"with diffusion_steps {steps} the settings must have rescale_timesteps too, true where t was scaled to {STEPS} steps (the "
-            "default of improved-diffusion), else false (that of guided-diffusion)"
+            f"with diffusion_steps {steps}, {where} must also have rescale_timesteps: true if t was scaled to {STEPS} steps (the default "
+            "of improved-diffusion), else false (that of guided-diffusion)"
         )
     if given.get("rescale_timesteps"):
         network["time_scale"] = STEPS / steps
@@ -113,7 +111,7 @@ def _guided(layout: Layout, given: Mapping[str, Any], say: Say, where: str) -> R
 
 
 def _compare(layout: Layout, given: Mapping[str, Any], where: str) -> None:
-    """Raises `UserError` for a setting that is not what the weights say."""
+    """Raises `UserError` for a setting that contradicts the weights."""
     s = layout.settings
     widths, levels, channels = s["block_out_channels"], s["attention_levels"], s["in_channels"]
     base = s["model_channels"]
@@ -134,7 +132,7 @@ def _compare(layout: Layout, given: Mapping[str, Any], where: str) -> None:
         elif key == "attention_resolutions":
             if isinstance(value, str) and not given.get("image_size"):
                 raise UserError(
-                    f"attention_resolutions in {where} are sides of images as a text; give image_size too, or a list of factors"
+                    f"attention_resolutions in {where} is a text, so it means sides of images; give image_size too, or a list of factors"
                 )
             halved = (
                 [int(given.get("image_size") or 0) // max(1, int(side)) for side in _numbers(value)] if isinstance(value, str) else value
@@ -143,7 +141,7 @@ def _compare(layout: Layout, given: Mapping[str, Any], where: str) -> None:
         if found != said[key]:
             unit = {"channel_mult": " channels", "ch_mult": " channels"}.get(key, " (levels from 0)" if said[key] is levels else "")
             raise UserError(
-                f"{key} in {where} contradicts the weights: it says {shown(value)}, and they have {shown(said[key])}{unit}; "
+                f"{key} in {where} is {shown(value)}, but the weights have {shown(said[key])}{unit}; "
                 "leave it out, or give the settings of this checkpoint"
             )
 

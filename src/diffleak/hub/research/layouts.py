@@ -1,4 +1,4 @@
-"""Which code base wrote a network, its weights under the names of `ResearchUNet`, and the settings that their shapes give."""
+"""Recognises the code base of a network, renames its weights as in `ResearchUNet`, and reads the settings off their shapes."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ OURS: dict[CodeBase, tuple[str, ...]] = {  # keys by which the code bases that a
     "guided-diffusion": ("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.0.in_layers.0.weight"),
 }
 OTHERS = (  # keys of networks that are not converted, whose they are, and what to do with them
-    (r"^model\.diffusion_model\.", "CompVis latent diffusion (one file with all of a model)", "give the file itself to `diffleak audit`"),
+    (r"^model\.diffusion_model\.", "CompVis latent diffusion (a whole model in one file)", "give the file itself to `diffleak audit`"),
     (r"^(down_blocks|mid_block)\.", "diffusers", "put it into unet/ of a folder, beside its config.json"),
     (r"\.transformer_blocks\.\d+\.", "a text-to-image model in the layout of CompVis", "give it to `diffleak audit` with --network"),
     (r"(^|\.)init_conv\.|(^|\.)downs\.\d+\.", "lucidrains' denoising-diffusion-pytorch", ""),
@@ -48,7 +48,7 @@ ENDS = {
 
 
 class Layout(NamedTuple):
-    """A network as `ResearchUNet` names it: its weights, and the settings that they give."""
+    """A network: its weights under the names of `ResearchUNet`, and the settings that they determine."""
 
     code_base: CodeBase
     state: State
@@ -56,31 +56,31 @@ class Layout(NamedTuple):
 
 
 def plain(state: Mapping[str, Tensor]) -> State:
-    """A state dict without what wrappers put before every name: DataParallel's `module.`, `torch.compile`'s `_orig_mod.`."""
+    """A state dict without the prefixes of wrappers: DataParallel's `module.`, `torch.compile`'s `_orig_mod.`."""
     prefix = wrapped_by(state)
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
 def code_base_of(state: Mapping[str, Tensor]) -> CodeBase | None:
-    """The code base that wrote these weights; None for all that are not converted."""
+    """The code base that wrote these weights; None for a code base that is not supported."""
     if any(re.search(pattern, key) for pattern, *_ in OTHERS for key in state):
         return None
     return next((name for name, keys in OURS.items() if all(key in state for key in keys)), None)
 
 
 def refusal(keys: list[str], where: str) -> UserError:
-    """The error for weights of another code base, by its name where their names give it away."""
+    """The error for weights of another code base, which it names if the weights' names show it."""
     for pattern, name, instead in OTHERS:
         if any(re.search(pattern, key) for key in keys):
-            return UserError(f"{where} is of {name}, which is not converted: {instead or INSTEAD}")
+            return UserError(f"{where} is of {name}, which convert does not support: {instead or INSTEAD}")
     found = f"its first weight is {shown(keys[0])}" if keys else "it holds no weights"
     return UserError(f"{where} must be a network of pytorch-ddpm, guided-diffusion or improved-diffusion; {found}: {INSTEAD}")
 
 
 def layout_of(code_base: CodeBase, state: State, where: str) -> Layout:
-    """The layout of a network; raises `UserError` for weights that are missing, left over, or of other shapes."""
+    """The layout of a network; raises `UserError` if weights that determine its settings are missing."""
     raised = (KeyError, IndexError, ValueError, RuntimeError)  # where a weight that its layout has is not there, or has no such shape
-    message = f"{where} is a {code_base} network with weights missing ({WHY}): fetch or save it again"
+    message = f"{where} is a {code_base} network, but weights are missing ({WHY}): fetch or save it again"
     with refusing(raised, message, lambda error: shown(error, 120)):
         renamed = _from_pytorch_ddpm(state) if code_base == "pytorch-ddpm" else dict(state)
         settings = _settings(renamed)
@@ -94,19 +94,20 @@ def check_shapes(layout: Layout, network: torch.nn.Module, where: str) -> None:
     kind = f"{where} looks like a {layout.code_base} network"
     if missing := [key for key in needed if key not in found]:
         raise UserError(
-            f"{kind}, but weights are missing (first: {shown(missing[0])}): it is damaged, or of a variant that is not converted"
+            f"{kind}, but weights are missing (first: {shown(missing[0])}): it is damaged, or a variant that convert does not support"
         )
     if left := [key for key in found if key not in needed]:
-        raise UserError(f"{kind}, but has weights besides (first: {shown(left[0], 100)}): a variant that is not converted; {INSTEAD}")
+        raise UserError(f"{kind}, but has more weights (first: {shown(left[0], 100)}): a variant that convert does not support; {INSTEAD}")
     for key, shape in needed.items():
         if found[key] != shape:
-            raise UserError(f"{kind}, but {key} has shape {found[key]} where {shape} fits the others: it is damaged, or of another variant")
+            raise UserError(f"{kind}, but {key} has shape {found[key]}, and {shape} would fit: it is damaged, or another variant")
         if not layout.state[key].is_floating_point():
-            raise UserError(f"{kind}, but {key} is of {str(layout.state[key].dtype).removeprefix('torch.')} and no floating-point number")
+            dtype = str(layout.state[key].dtype).removeprefix("torch.")
+            raise UserError(f"{kind}, but {key} is stored as {dtype}, which is not floating point: save it again")
 
 
 def _from_pytorch_ddpm(state: State) -> State:
-    """The weights under the names of guided-diffusion; q, k and v, each a convolution there, are one here."""
+    """The weights under the names of guided-diffusion, with the three convolutions of q, k and v joined into one."""
     found: State = {ENDS[key]: value for key, value in state.items() if key in ENDS}
     blocks: dict[tuple[str, int], State] = {}
     for key, value in state.items():
@@ -143,9 +144,9 @@ def _renamed(key: str) -> str:
 
 
 def _settings(state: State) -> dict[str, Any]:
-    """What the names and shapes of weights say of a `ResearchUNet`; raises `KeyError` where they are not those of one.
+    """The settings of a `ResearchUNet` that names and shapes of weights determine; raises `KeyError` if a needed weight is missing.
 
-    The blocks of a level on the way up end in one that doubles the image, which gives the number of blocks a level, and with it the levels.
+    On the way up, the last block of a level doubles the image. This gives the number of blocks per level, and so the number of levels.
     """
     numbers = {int(match[1]) for key in state if (match := re.match(r"output_blocks\.(\d+)\.", key))}
     count = len(numbers)

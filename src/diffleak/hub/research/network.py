@@ -1,11 +1,11 @@
-"""The U-Net of guided-diffusion and pytorch-ddpm, as a network of diffusers: loads and saves as those do.
+"""The U-Net of guided-diffusion and pytorch-ddpm as a diffusers model, which loads and saves as other diffusers models do.
 
     time    e = W_2 silu(W_0 p(t)),  p(t) = [cos(w t), sin(w t)],  w_i = 10000^(-i / (d/2)),  or a stored table of T rows p(t)
     block   h = conv(silu(norm(x)));  h = h + W silu(e), or norm(h) (1 + scale) + shift with (scale, shift) = W silu(e);  x + conv(silu(h))
-    heads   softmax(q k^T / sqrt(d)) v over all pixels, the channels of q, k and v in turn for each head or for all heads
+    heads   softmax(q k^T / sqrt(d)) v over all pixels; q, k and v either follow each other within each head, or each is one block for all
 
-Names of parts and weights are those of guided-diffusion. UNet2DModel has no blocks that shrink and grow images inside of their
-residual path, no table of times, and another order of channels in its attention. Only checkpoints that `convert` wrote come here.
+Names of parts and weights are those of guided-diffusion. UNet2DModel cannot be used: it has no blocks that resize the image inside their
+residual path, no table of times, and another order of channels in its attention. Only checkpoints that `convert` wrote are loaded here.
 
 Ho et al. 2020, arXiv 2006.11239; Nichol and Dhariwal 2021, arXiv 2102.09672; Dhariwal and Nichol 2021, arXiv 2105.05233.
 """
@@ -35,7 +35,7 @@ def _double(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
 
 
 class Block(nn.Module):
-    """A residual block that is given the time; with `resample` its image is halved or doubled on both of its ways."""
+    """A residual block that takes the time; with `resample` it halves or doubles the image on both of its paths."""
 
     def __init__(self, channels: int, out: int, time: int, scale_shift: bool, resample: Resample | None = None) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of every pixel to all of them. In the older order of channels each head has its q, k and v side by side."""
+    """Attention of every pixel to all pixels. In the older order of channels each head has its q, k and v side by side."""
 
     def __init__(self, channels: int, heads: int, new_order: bool) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Halve(nn.Module):
 
 
 class Double(nn.Module):
-    """A convolution of the image whose pixels are repeated."""
+    """A convolution after each pixel is repeated to 2 x 2."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -109,9 +109,10 @@ class Double(nn.Module):
 class ResearchUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """The U-Net of the module's docstring; see `convert` for where each setting comes from.
 
-    model_channels: d, the width of p(t). head_channels: of the first convolution. attention_levels: those of `block_out_channels`, from 0,
-    whose blocks have attention. num_head_channels: of a head; -1 where `num_heads` says how many heads, and `num_heads_upsample` how many
-    on the way up. table_length: the rows of a stored p(t), 0 for none. time_scale: what t is multiplied by.
+    model_channels: d, the width of p(t). head_channels: the channels of the first convolution. attention_levels: the levels of
+    `block_out_channels`, from 0, that have attention. num_head_channels: the channels of a head; -1 if `num_heads` gives the number of
+    heads and `num_heads_upsample` the number on the way up. table_length: the rows of a stored p(t), 0 for none. time_scale: the factor
+    on t.
     """
 
     config_name = "config.json"  # type: ignore[assignment]
