@@ -110,8 +110,8 @@ def commands() -> str:
     """Every command with its arguments and options, as the parser has them."""
     parts = [
         "# Command reference",
-        "Made from the options themselves. `diffleak COMMAND --help` prints the same. Every command takes `-h`; where an option names no "
-        "default, leaving it out leaves the thing out. Keys of `-C FILE.yaml` are the long flags with underscores.",
+        "Made from the options themselves. `diffleak COMMAND --help` prints the same. Every command takes `-h`. An option that names no "
+        "default does nothing if you leave it out. Keys of `-C FILE.yaml` are the long flags with underscores.",
     ]
     for name, command in typer.main.get_command(cli.app).commands.items():  # type: ignore[attr-defined]
         real = command.make_context(name, [], resilient_parsing=True).command

@@ -43,7 +43,7 @@ HERE = {  # for what is not here: weights of encoders, and names that a table of
     "dinov2": "torchscript:net.pt",
     "black_box(encoder=clip)": "black_box(encoder=torchscript:net.pt,steps=2)",
     "ADAPTERS": "out/dog*.safetensors",
-    "ONE": "out/dog.safetensors",
+    "FILE": "out/dog.safetensors",
 }
 FOR_CAPTIONS = {"MODEL": "TEXT_MODEL", "MINE": "TRAIN"}  # in a command of a page on pixel models that draws for captions
 FOLLOWED = ("README.md", "docs/recipes/")  # pages whose commands are one way, from the first to the last

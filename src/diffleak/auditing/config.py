@@ -59,7 +59,10 @@ class AuditConfig(ModelConfig, DataConfig):
     group: str | None = Field(
         None, min_length=1, description="A column of the metadata, such as person. AUC, rates and limits then count groups, not images."
     )
-    attacks: tuple[str, ...] = Field(("all",), description="all, or names such as 'sima,sima_mc(m=10)'.")
+    attacks: tuple[str, ...] = Field(
+        ("all",),
+        description="all (default: every attack but gradient, noise_probe and black_box), or names such as 'sima,sima_mc(m=10)'.",
+    )
     timesteps: Name | None = Field(None, description="start:stop:step, stop included; default 10:300:10, for flow matching 50:950:50.")
     sweep: Literal["calibrate", "all"] = Field(
         "calibrate",
@@ -193,7 +196,7 @@ class GeometryConfig(AuditConfig):
     FOLLOW = ["embedding data split members nonmembers output", "probes top attacks mask timesteps"]
     HELP = {
         "model": "A latent model: a diffusers folder, a hub id, or one file.",
-        "fast": "Accelerators: TF32 and channels last, faster and right to three digits, or neither (default).",
+        "fast": "On accelerators use TF32 and channels last: faster, right to three digits. Default: neither (--exact).",
         "data": "The images. --split says which of them are members.",
         "output": "The output folder.",
         "chunk_size": "Images per file ({default}).",

@@ -173,8 +173,8 @@ def audit(
     Args:
         model: A diffusers folder or hub id, a loaded `Target`, or a `Denoiser` of your own.
         images: A `cohort`; or give members=DATA and nonmembers=DATA, or data=DATA and split=FILE among the settings.
-        attacks: Names or specs such as "sima_mc(m=10)", and attacks of your own such as MyAttack(). An attack that has the default sweep
-            counts as one whose timesteps nobody chose: a model of flow matching has a sweep of its own.
+        attacks: Names or specs such as "sima_mc(m=10)", and attacks of your own such as MyAttack(). An attack with the default timesteps
+            gets those of flow matching if the model is one of flow matching.
         reference: A model as `model`, or "base" for the model without its LoRA: what leaks beyond what it knows is reported too.
         output: A run folder; an interrupted call with the same arguments resumes there. Without it nothing is left on disk.
         **settings: Any key of `AuditConfig`, such as timesteps="10:300:10".

@@ -74,7 +74,7 @@ def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -
         The record; `epsilon` is 0 where the guesses are not significantly better than chance.
 
     Raises:
-        UserError: For a run that it cannot be had from.
+        UserError: For a run from which no bound can be computed.
         InvalidAudit: Where the sides differ without the model.
 
     Source:

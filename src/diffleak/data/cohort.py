@@ -296,7 +296,7 @@ def cohort(
         members: A folder, a .npy, .npz, .parquet, .arrow or .tar file, "digits", "hf:NAME", or a uint8 array (N, H, W[, C]).
         nonmembers: The same, of held-out images.
         data: The same, of both sides, with `split`.
-        split: JSON of the form {"members": [ids], "nonmembers": [ids]}.
+        split: A split file: .json, .csv, .txt, .npy or .npz.
         limit: At most so many images a side, drawn by `seed`.
         seed: Seed of that draw.
         exif: Orientation by EXIF: "apply" or "ignore".

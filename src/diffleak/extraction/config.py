@@ -34,7 +34,7 @@ class ExtractConfig(ModelConfig, DataConfig):
     extractor: Text | None = Field(
         None,
         description="Compare images by an encoder, as in quality: dinov2[:MODEL], clip[:MODEL], sscd:FILE, torchscript:FILE, "
-        "inception[:FILE] or pixels. Default: none, but by the tiled pixel distance.",
+        "inception[:FILE] or pixels. Default: the tiled pixel distance.",
     )
     false_copies: float = Field(
         0.01,

@@ -7,7 +7,10 @@ from pydantic import Field, model_validator
 
 from diffleak.config import Config
 
-MaxAUC = Annotated[float | None, Field(ge=0, le=1, description="Exit 3 if the 95 % interval of any attack's AUC reaches above this.")]
+MaxAUC = Annotated[
+    float | None,
+    Field(ge=0, le=1, description="Exit 3 unless the 95 % interval of every attack's AUC lies between 1 minus this and this."),
+]
 MaxTPR = Annotated[float | None, Field(ge=0, le=1, description="Exit 3 if the 95 % interval of any TPR at 1 % FPR reaches above this.")]
 MaxExcessAUC = Annotated[
     float | None,

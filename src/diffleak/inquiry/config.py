@@ -32,9 +32,9 @@ class InquireConfig(AuditConfig):
     }
     FOLLOW = ["embedding images control output", "captions repeats"]
     HELP = {
-        "reference": "Also choose among scores minus those of this model; 'base' is MODEL without its --lora and --embedding.",
+        "reference": "Also try the scores minus those of this model; 'base' is MODEL without its --lora and --embedding.",
         "captions": "Text-to-image models: own (default if all images on both sides have one), empty (default if not), fixed:TEXT, a file.",
-        "complexity": "Also choose among scores that are calibrated by the complexity of the images.",
+        "complexity": "Also try the scores corrected for how simple each image is.",
         "ignore_model_split": "Go on although the split.json beside MODEL lists controls as trained on.",
     }
 

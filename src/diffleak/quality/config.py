@@ -32,7 +32,11 @@ class QualityConfig(ModelConfig, DataConfig):
     steps: int = Field(50, description="Sampler steps per drawing ({default}).")
     sampler: Literal["ddim", "ddpm", "dpm"] = Field("ddim", description="The sampler: {default} (default), ddpm or dpm.")
     seed: Seed = 0
-    rounds: int = Field(1, description="For two models that take turns: rounds of the adaptive attack.")
+    rounds: int = Field(
+        1,
+        description="For DualMD: how often each image is drawn, with noise added in between, as an attacker who knows of the two models "
+        "does ({default}: once).",
+    )
     captions: Text | None = Field(
         None, description="Text-to-image models: the captions to draw: own (those of the real images, default), fixed:TEXT or a file."
     )

@@ -72,7 +72,7 @@ def measure_quality(model: "str | Path | Target", extractor: Any = None, **setti
 
     Args:
         model: A diffusers folder, hub id or `Target`.
-        extractor: A spec or a function (see `extractors`).
+        extractor: An encoder as `--extractor` takes it, or a function of float images (b, c, h, w) in [-1, 1].
         **settings: As `QualityConfig`.
 
     Returns:

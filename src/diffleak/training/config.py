@@ -188,7 +188,7 @@ class CaptionConfig(DataConfig):
     seed: int = Field(0, ge=LEAST["seed"], description=SEED)
     batch_size: int = Field(8, description=r"Images captioned at once; captions do not depend on it. \[default: {default}]")
     split: Path | None = Field(None, description=f"Caption the members of this split file only: {SPLIT_FILES}.")
-    limit: int | None = Field(None, description="Caption the first so many images only.")
+    limit: int | None = Field(None, description="Caption only this many images, the first ones.")
     device: Device = None
 
     @model_validator(mode="after")
