@@ -292,7 +292,7 @@ def preprocessing(folder: Path, what: str) -> Callable[[Images], Tensor]:
     what: what the folder is used as in messages, "a CLIP" for example. Raises `UserError` for a missing file or a wrong setting in it.
     """
     path = folder / "preprocessor_config.json"
-    config = read_json(path, f"to be used as {what}, {folder} must have a file with its preprocessing")
+    config = read_json(path, f"{folder} cannot be used as {what}: it must have a file with its preprocessing")
     size, crop = config.get("size", 224), config.get("crop_size") if config.get("do_center_crop") else None
     shortest = size.get("shortest_edge") if isinstance(size, dict) else size
     sides = _pair(path, "size", size) if shortest is None else None
