@@ -156,7 +156,7 @@ def test_a_model_that_has_no_memory_for_one_image_is_one_line():
 def test_drawing_goes_on_in_smaller_batches_to_the_same_pixels(capsys):
     drawn = [generate(Cramped(most).target(), 6, steps=3, batch_size=6, threads=1, shape=ImageShape(3, 8, 8)) for most in (6, 2)]
     np.testing.assert_array_equal(*drawn)
-    assert "too little memory for 6 images: 3 at once" in capsys.readouterr().err
+    assert "too little memory for 6 images that are drawn: 3 at once" in capsys.readouterr().err
 
 
 @pytest.fixture
