@@ -56,7 +56,8 @@ def test_json_is_the_record_and_nothing_else_on_stdout(capsys, model, sides, tmp
 def test_dry_run_writes_nothing(capsys, model, sides, tmp_path):
     code, out, _ = call(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run", "--dry-run")
     assert code == 0
-    assert out.startswith("plan: 12 members")
+    plan, time = out.splitlines()
+    assert plan.startswith("plan: 12 members") and time.startswith("time: about ")
     assert not (tmp_path / "run").exists()
 
 
@@ -341,7 +342,9 @@ def test_a_dry_run_of_geometry_prints_the_plan_as_json_and_writes_nothing(capsys
         capsys, "geometry", folder, "--data", pictures, "--top", 3, *LATENT, "-o", tmp_path / "out", "--dry-run", "--json"
     )
     plan = json.loads(out)
-    assert (code, err) == (0, f"{pictures}: 20 images, captions none, labels none\n") and not (tmp_path / "out").exists()
+    planned, found = err.splitlines()
+    assert code == 0 and planned.startswith("plan: 20 images (8 x 8 grey), distortion from 3 singular values, ")
+    assert found == f"{pictures}: 20 images, captions none, labels none" and not (tmp_path / "out").exists()
     assert (plan["top"], plan["probes"], plan["attacks"], plan["masks"]) == (3, 8, [], [])
     assert (plan["queries"], plan["n_members"], plan["n_nonmembers"]) == (0, 0, 20)
 

@@ -186,11 +186,10 @@ def inquire(settings: "InquireConfig", as_json: Json = False) -> None:
     """
     from diffleak.inquiry import run as api
     from diffleak.report.pages.inquiry import page
-    from diffleak.work.progress import say
 
-    prepared, output = api.prepared(settings, log=None if settings.dry_run else say), settings.output
+    prepared, output = api.prepared(settings, log=_planned(settings, as_json)), settings.output
     if settings.dry_run:
-        return _print(prepared.summary(), as_json, "" if as_json else f"{prepared.describe()}; {prepared.estimate()}")
+        return _print(prepared.summary(), as_json, "" if as_json else f"time: {prepared.estimate()}")
     if output is None:
         raise UserError("an inquiry needs a run folder: give -o RUN")
     record = api.run(prepared, output, timed=not as_json)
@@ -551,18 +550,28 @@ def _called(argv: list[str]) -> str:
     return next((f"diffleak {argument} is running" for argument in argv[1:] if argument in known), "diffleak is running")
 
 
+def _planned(settings: "AuditConfig", as_json: bool) -> Callable[[str], None]:
+    """Where the line of a plan is said before the model runs: on stdout where it is the result of --dry-run, else on stderr."""
+    from diffleak.work.progress import say
+
+    return _print_line if settings.dry_run and not as_json else say
+
+
+def _print_line(line: str) -> None:
+    print(visible(line), flush=True)
+
+
 def _audit(settings: "AuditConfig", missing: str, as_json: bool) -> None:
     """An audit, or the geometry of images alone; `missing` is the message where no output folder is given."""
     from diffleak.auditing import run as api
     from diffleak.auditing.warnings import about_release
     from diffleak.work.progress import say
 
-    prepared, output = api.prepare(settings, log=None if settings.dry_run else say), settings.output
+    prepared, output = api.prepare(settings, log=_planned(settings, as_json)), settings.output
     if settings.dry_run:
         for line in (*about_release(prepared), *prepared.scan.cohort.found):
             say(line)
-        text = "" if as_json else f"{prepared.describe()}; {prepared.estimate()}"
-        return _print(prepared.summary(), as_json, text)
+        return _print(prepared.summary(), as_json, "" if as_json else f"time: {prepared.estimate()}")
     if output is None:
         raise UserError(missing)
     if not settings.two_sided:
@@ -584,8 +593,8 @@ def _sweep(settings: "AuditConfig", found: "Checkpoints", as_json: bool) -> None
     from diffleak.sweep import run as api
 
     if settings.dry_run:
-        text, plan = api.describe(settings, found)
-        return _print(plan, as_json, text)
+        plan = api.describe(settings, found, _planned(settings, as_json))
+        return print(json.dumps(plan, indent=2)) if as_json else None
     if settings.output is None:
         raise UserError("an audit of several checkpoints needs a folder for its runs: give -o RUN")
     record = api.sweep(settings, found, timed=not as_json)

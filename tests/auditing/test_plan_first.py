@@ -1,5 +1,6 @@
 """What a person sees before the first score: the plan before the model runs, and an estimate that does not make it run for long."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -51,6 +52,18 @@ def test_the_command_says_the_plan_once_before_the_model_is_tried_and_then_the_t
     code, _, err = call(capsys, "audit", given["model"], *settings, "--no-calibration", "--device", "cpu", "-o", tmp_path / "run")
     assert code == 0 and at[0].count("plan: 12 members and 12 held-out images") == 1
     assert "plan: " not in err and err.startswith("time: about ")
+
+
+@pytest.mark.parametrize("stream", ["out", "err"])
+def test_a_dry_run_says_the_plan_once_before_the_model_is_tried(given, capsys, monkeypatch, stream):
+    at = []
+    monkeypatch.setattr(scoring, "probe", lambda job: at.append(getattr(capsys.readouterr(), stream)) or Pace())
+    settings = ["--members", given["members"], "--nonmembers", given["nonmembers"], "--attacks", "loss", "--timesteps", "100"]
+    more = ["--json"] if stream == "err" else []
+    code, out, err = call(capsys, "audit", given["model"], *settings, "--no-calibration", "--device", "cpu", "--dry-run", *more)
+    assert code == 0 and at[0].count("plan: 12 members and 12 held-out images") == 1
+    assert "plan: " not in out + err
+    assert json.loads(out)["n_members"] == 12 if more else out.startswith("time: about ")
 
 
 @pytest.mark.parametrize(("seconds", "runs"), [(0.0, True), (0.001, True), (0.9 * scoring.LONGEST_ROUND / 24, True), (1.0, False)])

@@ -93,6 +93,17 @@ def test_the_command_writes_the_record_the_report_and_scores_that_metrics_reads(
     assert json.loads(out)["n_members"] == 40
 
 
+def test_the_plan_is_said_before_the_extractor_runs(capsys, command, monkeypatch):
+    def run(extractor, shape):
+        at.append(capsys.readouterr().err)
+        raise UserError("run")
+
+    at = []
+    monkeypatch.setattr("diffleak.quality.measure.probe", run)
+    assert call(capsys, *command)[0] == 2
+    assert at[0].count("plan: 120 images (8 x 8 grey)") == 1
+
+
 def test_the_report_shows_training_images_only_when_asked(capsys, command, tmp_path):
     assert call(capsys, *command)[0] == 0
     page = tmp_path / "out" / "quality.html"

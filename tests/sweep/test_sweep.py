@@ -137,8 +137,8 @@ def test_latents_that_are_removed_while_they_are_lent_are_left_out(tmp_path):
     assert [(file.name, file.read_bytes()) for file in (tmp_path / "to" / "latents").iterdir()] == [("chunk-1.npy", b"latents")]
 
 
-def without_models(monkeypatch, prepare, finished) -> None:
-    for name, made in {"prepare": prepare, "read_cohort": lambda config: (), "_plan_line": lambda *given: "a plan"}.items():
+def without_models(monkeypatch, checked, finished) -> None:
+    for name, made in {"checked": checked, "read_cohort": lambda config: (), "_plan_line": lambda *given: "a plan"}.items():
         monkeypatch.setattr(f"diffleak.sweep.run.{name}", made)
     monkeypatch.setattr("diffleak.sweep.run._refuse_other_plan", lambda *given: None)
     monkeypatch.setattr(auditing, "run", lambda *given: finished)
@@ -190,6 +190,20 @@ def test_a_dry_run_of_a_sweep_names_every_checkpoint_and_writes_nothing(trained,
     plan = json.loads(out)
     assert all(f"{root / side}: 12 images, captions from metadata.jsonl" in err for side in ("members", "nonmembers"))
     assert [each["step"] for each in plan["checkpoints"]] == [100, 200] and plan["queries"] == 48 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("more", [("--dry-run",), ("--dry-run", "--json"), ()])
+def test_a_sweep_says_its_plan_before_the_first_model_is_tried(trained, tmp_path, capsys, monkeypatch, more):
+    def tried(job):
+        at.append("".join(capsys.readouterr()))
+        raise UserError("tried")
+
+    (root, settings), at = trained, []
+    monkeypatch.setattr(scoring, "probe", tried)
+    arguments = ["audit", root / "sd", "--lora", root / "out" / "*", *settings, "-o", tmp_path / "run"]
+    assert call(capsys, *arguments, *more)[0] == 2
+    (said,) = at
+    assert said.count("sweep: 2 checkpoints") == 1 and said.count("plan: 12 members and 12 held-out images") == 1
 
 
 def found_in(tmp_path: Path, *names: str, **given) -> Checkpoints | None:

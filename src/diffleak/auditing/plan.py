@@ -51,7 +51,7 @@ from diffleak.work.progress import doing, say
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """An audit that is ready to score: everything checked, nothing written but the key of an anonymous run."""
+    """An audit whose plan is known: everything checked but the model itself, nothing written but the key of an anonymous run."""
 
     config: AuditConfig
     target: Target
@@ -123,6 +123,16 @@ class Prepared:
         first = replace(job, rows=parts[0])
         attacks = tuple(_narrowed(attack, chosen) for attack in self.attacks)
         return first, replace(job, rows=parts[1], attacks=attacks, first=len(first.chunks))
+
+    def tried(self, log: Callable[[str], None] | None = None) -> "Prepared":
+        """The same audit after the model has answered for two images, and how long that took; with `log` the plan is said there first.
+
+        Raises `UserError` for an answer that is not finite, or not like the images.
+        """
+        if log:
+            log(self.describe())
+        with doing(f"trying {self.target.name} on two images"):
+            return replace(self, pace=scoring.probe(self.job), said=log is not None)
 
     @property
     def _masked(self) -> str:
@@ -198,10 +208,25 @@ def prepare(
     shared: Shared | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Prepared:
-    """Checks attacks, model, data and their fit; raises `UserError` for the first thing that is wrong.
+    """Checks attacks, model, data and their fit, and tries the model; raises `UserError` for the first thing that is wrong.
+
+    Arguments as of `checked`. With `log` the line of the plan is said there before the model is tried.
+    """
+    return checked(config, target, cohort, reference, made, shared).tried(log)
+
+
+def checked(
+    config: AuditConfig,
+    target: Target | None = None,
+    cohort: Cohort | None = None,
+    reference: Target | None = None,
+    made: Mapping[str, Attack] = MappingProxyType({}),
+    shared: Shared | None = None,
+) -> Prepared:
+    """An audit whose plan is known, and whose model has not been run; raises `UserError` for the first thing that is wrong.
 
     `target`, `cohort` and `reference` are loaded as the config says unless they are given; `made` are attacks by their specs.
-    `shared` keeps what the audits of a sweep have in common. With `log` the line of the plan is said there before the model is tried.
+    `shared` keeps what the audits of a sweep have in common.
     """
     if config.sweep_models or config.steps:
         raise UserError(
@@ -323,11 +348,7 @@ def prepare(
         faster=target.faster or None,
     )
     worker = scoring.worker(config.shard, config.threads, target)
-    prepared = Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, units, worker, truncated, membership, key)
-    if log:
-        log(prepared.describe())
-    with doing(f"trying {target.name} on two images"):
-        return replace(prepared, pace=scoring.probe(prepared.job), said=log is not None)
+    return Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, units, worker, truncated, membership, key)
 
 
 def sweeps(attack: Attack) -> bool:

@@ -117,7 +117,7 @@ class Prepared:
 
 
 def prepare(config: QualityConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None) -> Prepared:
-    """Loads the model and the extractors and checks that they fit the images."""
+    """Loads the model and the extractors, and runs none of them."""
     target = hub.target_of(config, target)
     key = key_beside_audit(config, FILE, lambda path: read_quality(path, QualityRecord))
     real = read_real(config, key)
@@ -125,8 +125,6 @@ def prepare(config: QualityConfig, target: Target | None = None, extractor: Call
     shape = target.shape or shape_of(real.reference.read(0))
     first = open_extractor(extractor or config.extractor, target.device)
     second = open_extractor(config.copy_encoder, target.device) if config.copy_encoder else first
-    for each in {first, second}:
-        probe(each, shape)
     labels, classes = _labels(target, real.reference, config)
     prompts = choose_prompts(config, target.text is not None, real.reference)
     drawing = plan_drawing(
@@ -160,6 +158,8 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     started = time.monotonic()
     prepared = prepare(config, target, extractor)
     say(prepared.describe())
+    for each in set(prepared.encoders):
+        probe(each, prepared.drawing.shape)
     folder = checked_folder(config.output) if config.output else None
     if prepared.key:
         say(f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the results")

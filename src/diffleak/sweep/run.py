@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from diffleak.auditing import run as auditing
 from diffleak.auditing.config import AuditConfig, read_cohort
-from diffleak.auditing.plan import Prepared, prepare
+from diffleak.auditing.plan import Prepared, checked
 from diffleak.auditing.reference import BASE
 from diffleak.auditing.shared import Shared
 from diffleak.auditing.warnings import about_release
@@ -44,15 +44,17 @@ class First(NamedTuple):
     reference: Target | None
 
 
-def describe(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = say) -> tuple[str, dict[str, Any]]:
-    """The plan of a sweep in words, and for machines; the first checkpoint is loaded, and no model is run.
+def describe(config: AuditConfig, found: Checkpoints, planned: Callable[[str], None], log: Callable[[str], None] = say) -> dict[str, Any]:
+    """The plan of a sweep for machines; the first checkpoint is loaded, and tried when the plan is said.
 
-    log: called with a line for each finding about the images.
+    planned: called with the lines of the plan.   log: with a line for each finding about the images.
     """
-    first = prepare(_settings(config, found, found.found[0], None))
+    first = checked(_settings(config, found, found.found[0], None))
+    planned(_plan_line(found, first))
+    first = first.tried(planned)
     for line in (*about_release(first), *first.scan.cohort.found):
         log(line)
-    return f"{_plan_line(found, first)}\n{first.describe()}", {
+    return {
         "checkpoints": [{"name": each.name, "checkpoint": each.path, "step": each.step} for each in found.found],
         "step_source": found.source,
         "first": first.summary(),
@@ -77,7 +79,7 @@ def sweep(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = 
     for number, each in enumerate(found.found, 1):
         # later checkpoints have the reference of the first one, where it is the same: the base of a model is its own
         reference = first.reference if first and (found.key == "lora" or config.reference != BASE) else None
-        prepared = prepare(_settings(config, found, each, folder / each.name), cohort=cohort, reference=reference, shared=shared)
+        prepared = checked(_settings(config, found, each, folder / each.name), cohort=cohort, reference=reference, shared=shared)
         if first is None:
             first = First(each, prepared.plan, prepared.reference)
             log(_plan_line(found, prepared))
@@ -87,6 +89,7 @@ def sweep(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = 
             _remove_inputs(folder)
             raise
         log(f"checkpoint {number} of {len(found.found)}: {each.name}, step {each.step:,}")
+        prepared = prepared.tried(log)
         finished = auditing.run(prepared, folder / each.name, log, timed and number == 1, shared)
         del prepared  # else its model would be in memory beside the next one
         if finished is None:
