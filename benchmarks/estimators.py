@@ -1,8 +1,11 @@
-"""Estimators of influence at equal time, against the dense Jacobian of a small decoder.
+"""Estimators of influence and of distortion at equal time, against the dense Jacobian of a decoder.
 
-    python benchmarks/estimators.py [AUTOENCODER IMAGES.npy]
+    python benchmarks/estimators.py [AUTOENCODER IMAGES.npy | --sd]
 
-Without arguments: an untrained autoencoder of the preset vae, and 32 x 32 pieces of the two photographs of scikit-learn.
+Without arguments: an untrained autoencoder of the preset vae, and 32 x 32 pieces of the two photographs of scikit-learn. --sd: two random
+latents of 4 x 8 x 8 in a decoder of the size of Stable Diffusion's, untrained; ten minutes and more.
+
+Influence
 
 time      CPU seconds of the products that it takes ÷ those of the plain mean of 8 probes, one core, batches of images
 kept      share of the 60 % of coordinates that a mask should keep that it does keep (0.6 by chance), with its error over images
@@ -16,6 +19,16 @@ filtered      the mean over n normal probes, the noise of its log filtered out o
 deflated      k columns U = qr(J W) exactly, |J^T U|^2, and n probes on what they leave: the correction of XDiag and Hutch++
               (Meyer, Musco, Musco and Woodruff 2021; Epperly, Tropp and Webber 2024, arXiv 2301.07825)
 windows       J w for signs w at coordinates of one channel that are s apart; each G_ii is read in the window of its own 4 s pixels
+
+Distortion, the sum of the logs of the 20 largest singular values
+
+time      CPU seconds of the products ÷ those of the randomized SVD of 50 columns and 2 power passes; sums and factors of columns left out
+error     root mean square of the error of the sum, in nats, over images and draws
+order     the same about the mean error, which no quarter of the images and no correlation sees, ÷ the spread of the sum over images
+
+randomized l, q   `geometry.estimators.singular_values`: l columns, q power passes
+krylov l          `geometry.estimators.krylov_values`: l products of each kind, one vector after the other
+blocks w x n      the same, n blocks of w vectors
 """
 
 import sys
@@ -30,14 +43,23 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
-from diffleak.diffusion.codec import Codec
-from diffleak.geometry.estimators import filtered
+from diffleak.diffusion.codec import Autoencoder, Codec
+from diffleak.geometry.estimators import filtered, krylov_values, singular_values
 from diffleak.geometry.operators import LinearMap
 from diffleak.geometry.pullback import FLOOR, keep_mask
 
 IMAGES = 8
 DRAWS = 6
 PROBES = 8
+TOP = 20
+COLUMNS, POWER = 50, 2  # of the randomized SVD, as the paper has it
+SD = {  # the decoder of Stable Diffusion
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
 
 
 class Decoder(NamedTuple):
@@ -46,6 +68,20 @@ class Decoder(NamedTuple):
     J: Tensor
     latent: tuple[int, ...]
     image: tuple[int, ...]
+
+
+class Dense:
+    """The Jacobians of a `Decoder` as `LinearMap` has them, in float64."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.J = decoder.J.double()
+        self.z, self.x_shape = self.J.new_zeros(len(self.J), self.J.shape[2]), tuple(self.J.shape[:2])
+
+    def jvp(self, v: Tensor) -> Tensor:
+        return torch.einsum("bmd,rbd->rbm", self.J, v)
+
+    def vjp(self, u: Tensor) -> Tensor:
+        return torch.einsum("bmd,rbm->rbd", self.J, u)
 
 
 class Seconds(NamedTuple):
@@ -67,6 +103,12 @@ class Row(NamedTuple):
     logs: Callable[[], ndarray]  # log G_ii, (b, *latent)
 
 
+class Sum(NamedTuple):
+    name: str
+    products: int  # of each kind
+    values: Callable[[], Tensor]  # singular values, (b, k), descending
+
+
 def photographs() -> ndarray:
     from sklearn.datasets import load_sample_images
 
@@ -80,6 +122,8 @@ def photographs() -> ndarray:
 
 def opened(arguments: list[str]) -> tuple[Codec, Tensor]:
     """The codec, and the latents of some images."""
+    if arguments == ["--sd"]:
+        return large(), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     if arguments:
         from diffleak import hub
 
@@ -91,6 +135,13 @@ def opened(arguments: list[str]) -> tuple[Codec, Tensor]:
         codec, images = make_codec(), photographs()
     with torch.no_grad():
         return codec, codec.encode(torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+
+def large() -> Codec:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    return Autoencoder(AutoencoderKL(**SD).eval().requires_grad_(False), torch.ones(1), torch.zeros(1))
 
 
 def dense(codec: Codec, z: Tensor) -> Decoder:
@@ -166,17 +217,41 @@ def windows(decoder: Decoder, s: int, rng: np.random.Generator) -> Tensor:
     return G
 
 
-def main(arguments: list[str]) -> None:
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    torch.set_num_threads(1)
-    codec, z = opened(arguments)
-    seconds, decoder, rng = timed(codec, z), dense(codec, z), np.random.default_rng(0)
-    exact = torch.log(decoder.J.double().square().sum(1) + FLOOR).reshape(len(z), *decoder.latent)
-    spread, name = exact.flatten(2), Path(arguments[0]).name if arguments else "untrained"
+def sums(decoder: Decoder, rng: np.random.Generator) -> Iterator[Sum]:
+    J, (b, _, d) = Dense(decoder), decoder.J.shape
+    normals = lambda n: torch.from_numpy(rng.normal(size=(n, b, d)))
+    for columns, power in ((COLUMNS, 0), (COLUMNS, 1), (COLUMNS, POWER), (25, 2), (25, 4)):
+        yield Sum(
+            f"randomized {columns}, {power}",
+            columns * (power + 1),
+            lambda columns=columns, power=power: singular_values(J, normals(columns), power),
+        )
+    for n in (25, 30, 40, 50, 60, 80, 100):
+        yield Sum(f"krylov {n}", n, lambda n=n: krylov_values(J, normals(n)))
+    for width, n in ((2, 25), (2, 30), (5, 10), (10, 5), (10, 10)):
+        yield Sum(f"blocks {width} x {n}", width * n, lambda width=width, n=n: blocks(J, normals(width), n))
+
+
+def blocks(J: Dense, start: Tensor, n: int) -> Tensor:
+    orthogonal = lambda columns: torch.linalg.qr(columns).Q
+    away = lambda columns, basis: columns - torch.bmm(basis, torch.bmm(basis.mT, columns))
+    V, Us, Zs = orthogonal(start.permute(1, 2, 0)), list[Tensor](), list[Tensor]()
+    Vs = [V]
+    for _ in range(n):
+        U = torch.bmm(J.J, Vs[-1])
+        Us.append(orthogonal(away(away(U, torch.cat(Us, 2)), torch.cat(Us, 2)) if Us else U))
+        Zs.append(torch.bmm(J.J.mT, Us[-1]))
+        basis = torch.cat(Vs, 2)
+        Vs.append(orthogonal(away(away(Zs[-1], basis), basis)))
+    return torch.linalg.svdvals(torch.cat(Zs, 2))
+
+
+def influence_table(decoder: Decoder, seconds: Seconds, rng: np.random.Generator, name: str) -> None:
+    exact = torch.log(decoder.J.double().square().sum(1) + FLOOR).reshape(-1, *decoder.latent)
+    spread = exact.flatten(2)
     between, within, ms = spread.mean(2).std(1).mean(), spread.std(2).mean(), [f"{1e3 * each:.1f}" for each in seconds]
-    print(
-        f"{name}: {len(z)} images, {exact[0].numel()} coordinates; log G_ii spreads by {between:.2f} between channels, {within:.2f} within"
-    )
+    print(f"{name}: {len(exact)} images, {exact[0].numel()} coordinates")
+    print(f"log G_ii spreads by {between:.2f} between channels, {within:.2f} within")
     print(f"ms of CPU an image: forward {ms[0]}, J^T u {ms[1]}; forward where J v is wanted too {ms[2]}, J v {ms[3]}\n")
     print("| estimator | J^T u | J v | time | kept | error | like |\n|---|--:|--:|--:|--:|--:|--:|", flush=True)
     kept, plain = keep_mask(exact), seconds.of(PROBES, 0)
@@ -194,6 +269,30 @@ def main(arguments: list[str]) -> None:
             flush=True,
         )
     print()
+
+
+def distortion_table(decoder: Decoder, seconds: Seconds, rng: np.random.Generator) -> None:
+    exact = torch.linalg.svdvals(decoder.J.double())[:, :TOP].log().sum(1)
+    plain, spread = seconds.of(COLUMNS * (POWER + 1), COLUMNS * (POWER + 1)), float(exact.std())
+    print(f"the sum of {TOP} log singular values is {exact.mean():.2f}, and spreads by {spread:.2f} over images\n")
+    print("| estimator | J v | J^T u | time | error | order |\n|---|--:|--:|--:|--:|--:|", flush=True)
+    for row in sums(decoder, rng):
+        gap = torch.stack([row.values()[:, :TOP].log().sum(1) - exact for _ in range(DRAWS)])
+        print(
+            f"| {row.name} | {row.products} | {row.products} | {seconds.of(row.products, row.products) / plain:.2f} | "
+            f"{gap.square().mean() ** 0.5:.2g} | {float((gap - gap.mean()).square().mean() ** 0.5) / spread:.2g} |",
+            flush=True,
+        )
+    print()
+
+
+def main(arguments: list[str]) -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    torch.set_num_threads(1)
+    codec, z = opened(arguments)
+    seconds, decoder, rng = timed(codec, z), dense(codec, z), np.random.default_rng(0)
+    influence_table(decoder, seconds, rng, Path(arguments[0]).name.removeprefix("--") if arguments else "untrained")
+    distortion_table(decoder, seconds, rng)
 
 
 if __name__ == "__main__":

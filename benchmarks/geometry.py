@@ -1,32 +1,39 @@
 """The geometry of latents against the loop anybody would write first: one image, one vector, one call of autograd at a time.
 
 influence    8 probes: torch.autograd.functional.vjp for each probe
-distortion   K = 20, p = 30, q = 2: torch.autograd.functional.jvp and vjp for each column
+distortion   the paper's randomized SVD, K = 20, p = 30, q = 2: torch.autograd.functional.jvp and vjp for each column
 frugal       the same loops, but one forward per image, and torch.autograd.grad for each vector; J v through the graph of u -> J^T u
+agreement    the loop takes as many probes as its plain mean needs to keep as many of the coordinates that a mask should keep, by the dense
+             Jacobian of 8 images, as our filtered influence from 8 probes does
 
-Both sides use the same decoder, dtype, layout, vectors, torch.linalg calls and threads: torch's own, one or as many as there are
-cores. Seconds per image, best of the rounds, after one round that does not count.
+Both sides use the same decoder, dtype, layout, torch.linalg calls and threads: torch's own, one or as many as there are cores; and the same
+vectors, but for `krylov`, our distortion from fewer products. Seconds per image, best of the rounds, after one round that does not count.
+`python benchmarks/geometry.py AUTOENCODER IMAGES.npy` measures a decoder of yours, with images of 32 x 32.
 """
 
 import os
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.diffusion.noise import Noise
+from diffleak.geometry.estimators import filtered
 from diffleak.geometry.forms import Forms
 from diffleak.geometry.operators import LinearMap, record
-from diffleak.geometry.pullback import distortion, influence
+from diffleak.geometry.pullback import distortion, influence, keep_mask
 from diffleak.work.memory import keep_freed_memory
 
 CHANNELS = (32, 48, 64)  # those of the preset vae
 LATENT = (4, 8, 8)
 PROBES = 8
+MOST = 64  # probes that the plain mean may need
 TOP, OVERSAMPLING, POWER = 20, 30, 2
 
 
@@ -46,15 +53,15 @@ def make_codec() -> Autoencoder:
     return Autoencoder(network.eval().requires_grad_(False), torch.ones(1), torch.zeros(1))
 
 
-def loop_influence(codec: Codec, z: Tensor, noise: Noise, frugal: bool = False) -> Tensor:
+def loop_influence(codec: Codec, z: Tensor, noise: Noise, frugal: bool = False, probes: int = PROBES) -> Tensor:
     rows = []
     for i in range(len(z)):
         z_i = z[i : i + 1].clone().requires_grad_(True)
         if frugal:
             x = codec.decode(z_i)
-            products = [torch.autograd.grad(x, z_i, noise(j)[i : i + 1], retain_graph=True)[0] for j in range(PROBES)]
+            products = [torch.autograd.grad(x, z_i, noise(j)[i : i + 1], retain_graph=True)[0] for j in range(probes)]
         else:
-            products = [torch.autograd.functional.vjp(codec.decode, z_i, noise(j)[i : i + 1])[1] for j in range(PROBES)]
+            products = [torch.autograd.functional.vjp(codec.decode, z_i, noise(j)[i : i + 1])[1] for j in range(probes)]
         rows.append(0.5 * torch.log(torch.stack(products).square().mean(dim=0) + 1e-12))
     return torch.cat(rows)
 
@@ -117,7 +124,7 @@ def compare(name: str, ours: Product, theirs: Product, counts: tuple[int, int], 
     gap = float((found[:few] - expected).abs().max())
     ratio = min(slow) / min(fast)
     print(
-        f"geometry  {name:<27} loop ÷ ours: {ratio:.2f}   ({1e3 * min(slow):.0f} and {1e3 * min(fast):.1f} ms an image; "
+        f"geometry  {name:<42} loop ÷ ours: {ratio:.2f}   ({1e3 * min(slow):.0f} and {1e3 * min(fast):.1f} ms an image; "
         f"{n} images against {few}; largest difference {gap:.1e})",
         flush=True,
     )
@@ -159,25 +166,51 @@ def choosing(codec: Codec) -> None:
     print(f"geometry  choosing the forms takes {1e3 * min(seconds(choose)[0] for _ in range(20)):.1f} ms a call", flush=True)
 
 
-def main(threads: int = 1) -> dict[str, float]:
+def needed(codec: Codec, z: Tensor) -> int:
+    """The probes that the plain mean needs to agree with the dense Jacobian as our influence from 8 does; prints both agreements."""
+    import estimators
+
+    decoder, rng = estimators.dense(codec, z), np.random.default_rng(0)
+    exact = torch.log(decoder.J.double().square().sum(1)).reshape(len(z), *decoder.latent)
+    kept, draws = keep_mask(exact), [torch.from_numpy(rng.normal(size=(len(z), decoder.J.shape[1], MOST))).float() for _ in range(6)]
+    squares = [torch.bmm(decoder.J.mT, draw).square().double() for draw in draws]
+    logs = lambda n: [each[:, :, :n].mean(2).log().reshape(len(z), *decoder.latent) for each in squares]
+    agree = lambda found: float(np.mean([float((keep_mask(each) * kept).sum() / kept.sum()) for each in found]))
+    ours = agree([torch.from_numpy(filtered(each.numpy(), PROBES)) for each in logs(PROBES)])
+    n = next((n for n in range(2, MOST + 1) if agree(logs(n)) >= ours), MOST)
+    print(
+        f"geometry  filtered influence from {PROBES} probes keeps {ours:.3f}, as the plain mean of {n} does ({agree(logs(n)):.3f})",
+        flush=True,
+    )
+    return n
+
+
+def main(threads: int = 1, arguments: Sequence[str] = ()) -> dict[str, float]:
     """All ratios, on `threads` and on all cores; about five minutes."""
+    from estimators import opened
+
     warnings.filterwarnings("ignore", category=FutureWarning)
     keep_freed_memory()
-    codec, cores = make_codec(), len(os.sched_getaffinity(0))
+    cores, (codec, encoded) = len(os.sched_getaffinity(0)), opened([*arguments])
+    alike = needed(codec, encoded)
     ids = tuple(map(str, range(64)))
     keyed = lambda n, shape=(), stream="": Noise(0, ids[:n], shape, stream=stream)
     probed = lambda frugal: lambda z: loop_influence(codec, z, keyed(len(z), (3, 32, 32), "influence"), frugal)
     stretched = lambda frugal: lambda z: loop_distortion(codec, z, keyed(len(z), LATENT, "distortion"), frugal)
+    agreeing = lambda frugal: lambda z: loop_influence(codec, z, keyed(len(z), (3, 32, 32), "influence"), frugal, alike)
+    ours = lambda estimator: lambda z: distortion(codec, z, TOP, noise=keyed(len(z)), estimator=estimator)
     measures = {
-        "influence": (lambda z: influence(codec, z, PROBES, noise=keyed(len(z))), probed, (64, 64), 3),
-        "distortion": (lambda z: distortion(codec, z, TOP, OVERSAMPLING, POWER, noise=keyed(len(z))), stretched, (16, 2), 2),
+        "influence": (lambda z: influence(codec, z, PROBES, noise=keyed(len(z)), estimator="hutchinson"), probed, (64, 16), 3),
+        "influence, equal agreement": (lambda z: influence(codec, z, PROBES, noise=keyed(len(z))), agreeing, (64, 16), 3),
+        "distortion, randomized": (ours("randomized"), stretched, (16, 2), 2),
+        "distortion, krylov": (ours("krylov"), stretched, (16, 2), 2),
     }
     found = {}
     for n in (cores, threads) if cores > threads else (threads,):
         torch.set_num_threads(n)
         on = "one core" if n == 1 else f"{n} cores"
         for what, (ours, loop, counts, rounds) in measures.items():
-            for frugal in (False, True):
+            for frugal in (False, True) if n == 1 else (False,):
                 name = f"{what}, {on}" + ", frugal" * frugal
                 found[name] = compare(name, ours, loop(frugal), counts, rounds)
     arithmetic(codec)
@@ -186,4 +219,4 @@ def main(threads: int = 1) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments=sys.argv[1:])

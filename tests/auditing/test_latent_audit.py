@@ -135,8 +135,19 @@ def test_a_folder_whose_influence_was_estimated_otherwise_is_refused_and_one_wit
         else:
             assert run(**given).scores[0].statistic.shape == (90, 2)
     exact = Plan.model_validate(plan)
-    dumped = exact.model_dump_json(exclude={"estimator", "sweep", "faster"})
+    dumped = exact.model_dump_json(exclude={"estimator", "singular_values", "sweep", "faster"})
     assert exact.sweep == "all" and plan_id(exact) == hashlib.sha256(dumped.encode()).hexdigest(), "so its score files stay valid"
+
+
+def test_a_folder_whose_distortion_was_found_otherwise_is_refused(latent_folder, digits, tmp_path):
+    np.save(tmp_path / "all.npy", digits[:12])
+    config = build(GeometryConfig, {**geometry_settings(latent_folder(), None, tmp_path / "out"), "data": str(tmp_path / "all.npy")})
+    assert auditing.measure(auditing.prepare(config), tmp_path / "out", log=lambda line: None)
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan.pop("singular_values") == "krylov"  # as versions without wrote it
+    (tmp_path / "out" / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match=r"belongs to another plan \(singular_values was None, now krylov\); use another -o"):
+        auditing.measure(auditing.prepare(config), tmp_path / "out", log=lambda line: None)
 
 
 def test_every_residual_attack_is_reported_masked_beside_unmasked_with_paired_differences(latent_folder, images, tmp_path):

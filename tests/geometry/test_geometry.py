@@ -5,6 +5,7 @@ import math
 import threading
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -474,8 +475,9 @@ def test_decoders_that_do_more_than_compute_are_measured_as_they_are(wrapper, to
             torch.testing.assert_close(jv.flatten(2), torch.einsum("bmd,rbd->rbm", expected, v.flatten(2)), **close)
 
 
+@pytest.mark.parametrize("estimator", ["krylov", "randomized"])
 @pytest.mark.parametrize("broken", ["one weight", "one image"])
-def test_a_distortion_that_is_not_finite_is_one_line(kl, broken):
+def test_a_distortion_that_is_not_finite_is_one_line(kl, broken, estimator):
     from diffleak.errors import UserError
     from diffleak.geometry.pullback import distortion
 
@@ -487,11 +489,11 @@ def test_a_distortion_that_is_not_finite_is_one_line(kl, broken):
     with pytest.raises(
         UserError, match=f"not finite for {1 if broken == 'one image' else 3} of 3 images; check the latents and the decoder"
     ):
-        distortion(codec_of(decode), z, 2, 2, noise=keyed(3))
+        distortion(codec_of(decode), z, 2, 2, noise=keyed(3), estimator=estimator)
     if broken == "one image":
         z = z.roll(-1, dims=0)
         with pytest.raises(UserError, match="not finite for 1 of 3 images"):
-            distortion(codec_of(decode), z, 2, 2, noise=keyed(3), mode="autograd")
+            distortion(codec_of(decode), z, 2, 2, noise=keyed(3), mode="autograd", estimator=estimator)
 
 
 def test_an_error_of_the_decoders_own_is_not_hidden_by_the_second_attempt():
@@ -713,12 +715,39 @@ def test_singular_values_are_those_of_the_dense_jacobian(kl):
     assert ((found - expected[:, :26]).abs().sum(1) < (unpowered - expected[:, :26]).abs().sum(1)).all()
 
 
-def test_distortion_of_the_full_latent_space_is_the_log_volume(kl):
+def test_krylov_values_are_those_of_the_dense_jacobian_and_nearer_than_randomized_ones_of_as_many_products(kl):
+    from diffleak.geometry.estimators import krylov_values, singular_values
+    from diffleak.geometry.operators import LinearMap
+
+    z, top = latents(3), 10
+    V0 = torch.randn(D, 3, *LATENT, generator=torch.Generator().manual_seed(7)).double()
+    expected, J = torch.linalg.svdvals(dense(kl, z)), LinearMap(kl.decode, z)
+    torch.testing.assert_close(krylov_values(J, V0), expected, rtol=1e-9, atol=1e-9)
+    some = krylov_values(J, V0[:30])
+    assert (some <= expected[:, :30] * (1 + 1e-9)).all(), "a projection does not lengthen"
+    error = lambda found: (found[:, :top] - expected[:, :top]).abs().sum(1)
+    assert (error(some) < error(singular_values(J, V0[:15], power=1))).all(), "30 products of each kind"
+
+
+@pytest.mark.parametrize("repeated", [1, 2, D // 3, D])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_equal_singular_values_are_found_as_often_as_they_are_there(repeated, dtype):
+    """A Krylov space holds one direction for all that are equal; the others come from the start vectors that take its place."""
+    from diffleak.geometry.pullback import distortion
+
+    U, _, Vh = torch.linalg.svd(matrix(), full_matrices=False)
+    s = torch.linspace(3, 1, D // repeated, dtype=torch.float64).repeat_interleave(repeated)
+    found = distortion(linear(U * s @ Vh), latents(2, dtype), top=D, noise=keyed(2))
+    torch.testing.assert_close(found, s.log().sum().expand(2), rtol=1e-4 if dtype == torch.float32 else 1e-9, atol=0)
+
+
+@pytest.mark.parametrize("estimator", ["krylov", "randomized"])
+def test_distortion_of_the_full_latent_space_is_the_log_volume(kl, estimator):
     from diffleak.geometry.pullback import distortion
 
     z = latents(2)
     expected = torch.linalg.svdvals(dense(kl, z)).log().sum(1)
-    torch.testing.assert_close(distortion(kl, z, top=D, noise=keyed(2)), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(distortion(kl, z, top=D, noise=keyed(2), estimator=estimator), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_scaling_the_decoder_shifts_the_distortion_by_k_log_c(kl):
@@ -746,9 +775,8 @@ def test_fewer_outputs_than_columns_are_no_difficulty():
 def test_results_per_image_depend_neither_on_the_batch_nor_on_the_pieces(kl):
     from diffleak.geometry.pullback import distortion, influence
 
-    n, calls = 3, {"influence": (influence, (5,)), "distortion": (distortion, (3, 4))}
-    z = latents(n)
-    for call, sizes in calls.values():
+    n, z = 3, latents(3)
+    for call, sizes in ((influence, (5,)), (distortion, (3, 4)), (partial(distortion, estimator="randomized"), (3, 4))):
         whole = call(kl, z, *sizes, noise=keyed(n))
         single = torch.cat([call(kl, z[i : i + 1], *sizes, noise=keyed(1, start=i)) for i in range(n)])
         tolerance = {"rtol": 1e-9, "atol": 0} if whole.dtype == torch.float64 else {"rtol": 1e-6, "atol": 1e-6}
@@ -771,8 +799,9 @@ def test_the_budget_limits_what_graphs_save(kl):
     for budget, (_, peak) in most.items():
         assert peak <= max(budget, 0) + max(weights, 0)
     assert most[300_000][1] > 0.3 * 300_000, "the budget is used"
-    peak = _peak(lambda: distortion(kl, z, 2, 2, noise=keyed(6), budget=400_000))
-    assert peak <= 400_000 + max(weights, 0)
+    for estimator in ("krylov", "randomized"):
+        peak = _peak(lambda estimator=estimator: distortion(kl, z, 2, 2, noise=keyed(6), budget=400_000, estimator=estimator))
+        assert peak <= 400_000 + max(weights, 0)
 
 
 def test_accelerators_whose_group_norm_takes_one_layout_measure_the_same_distortion(kl, monkeypatch):

@@ -328,6 +328,7 @@ def checked(
         masks=tuple(choice.label for choice in masks),
         probes=config.probes if masks or top else None,
         estimator="filtered" if masks or top else None,
+        singular_values="krylov" if top else None,
         top=top,
         classes=target.classes,
         captions=captions.choice if captions else None,

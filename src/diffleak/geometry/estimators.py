@@ -1,13 +1,15 @@
-"""Two numbers of a linear map that is known by its products only, and a filter for the first.
+"""Two numbers of a linear map that is known by its products only, a filter for the first, and two ways to the second.
 
     diagonal of G = J^T J    G_ii = E (J^T v)_i^2,  v ~ N(0, I)                      unbiased, variance 2 G_ii^2 / n
     its logarithm, filtered  log G_ii at neighbouring places is alike, and the variance of its noise is known
     singular values of J     V <- qr(V0);   q times V <- qr(J^T (J V));   Q = qr(J V);   T = J^T Q;   s = svdvals(T)
+                             or from the Krylov space of one vector, which takes fewer products (docs/design/019e)
 
 (Hutchinson's estimator and randomized SVD, as Rao, Qu and Moyer 2025 use them, arXiv 2511.20592, algorithms 2 and 1.)
 """
 
 from collections.abc import Callable, Iterable
+from math import prod
 
 import numpy as np
 import torch
@@ -89,6 +91,43 @@ def singular_values(J: LinearMap, V0: Float[Tensor, "l b *z"], power: int = 2, v
         V = _qr(backward(forward(V)))
     Q = _qr(forward(V))
     return torch.linalg.svdvals(_derivative(backward(Q)))
+
+
+def krylov_values(J: LinearMap, V0: Float[Tensor, "l b *z"]) -> Float64[Tensor, "b k"]:
+    """The largest singular values of J for each image, descending, after l products J v and l products J^T u; k = l, or d if smaller.
+
+        u_j = J v_j, made orthogonal to u_1 ... u_{j-1};   z_j = J^T u_j;   v_{j+1} = z_j, made orthogonal to v_1 ... v_j;   s = svdvals(Z)
+
+    (Golub and Kahan's bidiagonalisation, both sides made orthogonal twice, in float64; products in the dtype of z.) `V0` are standard
+    normals, l columns per image, l at most the latent dimension d. The first one starts; each other one takes the place of a v that would
+    be zero, as where J has equal singular values only. Every value is at most that of J, and with l = d they are those of J.
+    Raises `UserError` if the derivative is zero everywhere, or not finite, for some image.
+    (Golub and Kahan 1965; against randomized SVD at equal products: Musco and Musco 2015, arXiv 1504.05477.)
+    """
+    starts = float64(V0).flatten(start_dim=2)
+    V, U, Z = (starts.new_zeros(len(J.z), len(starts), n) for n in (starts.shape[2], prod(J.x_shape[1:]), starts.shape[2]))
+    lost = 100 * torch.finfo(J.z.dtype).eps
+    for j, start in enumerate(starts):
+        onward = _away(Z[:, j - 1], V[:, :j], lost) if j else torch.zeros_like(start)
+        V[:, j] = torch.where(onward.any(dim=1, keepdim=True), onward, _away(start, V[:, :j], lost))
+        U[:, j] = _away(_product(J.jvp, V[:, j], tuple(J.z.shape), J.z), U[:, :j], lost)
+        Z[:, j] = _product(J.vjp, U[:, j], J.x_shape, J.z)
+    return torch.linalg.svdvals(_derivative(Z))
+
+
+def _product(
+    product: Callable[[Tensor], Tensor], column: Float64[Tensor, "b n"], shape: tuple[int, ...], like: Tensor
+) -> Float64[Tensor, "b m"]:
+    return float64(product(column.to(like).reshape(1, *shape)))[0].flatten(start_dim=1)
+
+
+def _away(column: Float64[Tensor, "b n"], basis: Float64[Tensor, "b k n"], lost: float) -> Float64[Tensor, "b n"]:
+    """The part of each column that is orthogonal to the basis, of length 1; zero where no more than a share `lost` of it is left."""
+    rest = column[:, :, None]
+    for _ in range(2):
+        rest = rest - torch.bmm(basis.transpose(1, 2), torch.bmm(basis, rest))
+    nothing = rest.norm(dim=1) <= lost * column.norm(dim=1, keepdim=True)  # not so where it is NaN, which must be seen
+    return torch.nn.functional.normalize(rest[:, :, 0].masked_fill(nothing, 0.0), dim=1, eps=torch.finfo(rest.dtype).tiny)
 
 
 def _columns(

@@ -1,7 +1,7 @@
 """What a decoder's pullback metric G = J^T J says about an image: how much, and along which latent coordinates, it stretches.
 
     influence     I_i = 1/2 log(G_ii + 1e-12)                     per coordinate; G_ii by Hutchinson's estimator, filtered
-    distortion    S_K = sum of log s_k over the K largest         per image; s_k the singular values of J
+    distortion    S_K = sum of log s_k over the K largest         per image; s_k the singular values of J, from a Krylov space
     mask          1 where I_i is above the image's own (1 - keep) quantile
 
 The finding this serves: images of high distortion leak more, and attacks get better when they leave out the coordinates of
@@ -23,15 +23,16 @@ from torch import Tensor
 from diffleak.diffusion.codec import Codec
 from diffleak.diffusion.noise import Noise
 from diffleak.errors import UserError, unknown
-from diffleak.geometry.estimators import filtered, hutchinson, singular_values
+from diffleak.geometry.estimators import filtered, hutchinson, krylov_values, singular_values
 from diffleak.geometry.forms import Forms
 from diffleak.geometry.operators import LinearMap, Mode, record, recording
-from diffleak.records.variants import CONTROLS, Control, Estimator
+from diffleak.records.variants import CONTROLS, Control, Estimator, SingularValues
 
 BUDGET = 2**30
 CPU_BUDGET = {"influence": 2**27, "distortion": 2**28}  # as measured: both less and more were slower
 FLOOR = 1e-12
-RESIDENT = 3  # float64 copies of the columns that a step of the randomized SVD holds
+RESIDENT: dict[SingularValues, int] = {"krylov": 2, "randomized": 3}  # float64 copies of the columns that a step holds
+OVERSAMPLING: dict[SingularValues, int] = {"krylov": 40, "randomized": 30}
 
 
 def influence(
@@ -76,12 +77,13 @@ def distortion(
     codec: Codec,
     z: Float[Tensor, "b *z"],
     top: int = 20,
-    oversampling: int = 30,
+    oversampling: int | None = None,
     power: int = 2,
     *,
     noise: Noise,
     budget: int | None = None,
     mode: Mode | None = None,
+    estimator: SingularValues = "krylov",
 ) -> Float64[Tensor, " b"]:
     """The local distortion of each image: the sum of the logs of the `top` largest singular values of the decoder's Jacobian.
 
@@ -89,25 +91,30 @@ def distortion(
     top * log c.
 
     z: latents of b images, as `codec.encode` returns them; snapped here.   top: K in [1, min(latent, image dimension)].
-    oversampling, power: extra columns and power passes of the randomized SVD, >= 0.   noise: keyed for these images; its shape
-    is not used, its stream becomes "distortion".   budget: memory in bytes, see `blocks`; None: 256 MiB on a CPU, else 1 GiB.
-    mode: how J v is taken, see `LinearMap`.
+    estimator: "krylov" takes K + oversampling products J v and as many J^T u, each from the one before (`estimators.krylov_values`).
+    "randomized" is the paper's: power + 1 times as many. At its 150 of each kind it is less exact than the other at 60
+    (docs/design/019e).   oversampling: vectors beyond K, >= 0; None: 40 of "krylov", 30 of "randomized".   power: passes of
+    "randomized", >= 0.   noise: keyed for these images; its shape is not used, its stream becomes "distortion".   budget: memory in bytes,
+    see `blocks`; None: 256 MiB on a CPU, else 1 GiB.   mode: how J v is taken, see `LinearMap`.
     Returns natural logs. Raises `UserError` for K out of range or beyond the rank, and for a decoder without a derivative.
     (Rao, Qu and Moyer 2025, arXiv 2511.20592, eq. 4 and algorithm 1.)
     """
     _at_least(1, top=top)
-    _at_least(0, oversampling=oversampling, power=power)
+    extra = OVERSAMPLING[estimator] if oversampling is None else oversampling
+    _at_least(0, oversampling=extra, power=power)
     z = _snapped(codec, z, noise)
-    columns = min(top + oversampling, z[0].numel())
+    columns = min(top + extra, z[0].numel())
     first = LinearMap(codec.decode, z[:1], mode)
     cost = _cost(codec, z[:1], first.mode == "autograd", first.forms)
     if top > min(z[0].numel(), cost.outputs):
         raise UserError(f"top must be at most {min(z[0].numel(), cost.outputs)}, the most singular values there are; got {top}")
-    images, vectors = _fit(cost, len(z), columns, columns * RESIDENT, _budget(budget, z, "distortion"))
+    at_once = 1 if estimator == "krylov" else columns
+    images, vectors = _fit(cost, len(z), at_once, columns * RESIDENT[estimator], _budget(budget, z, "distortion"))
     found = []
     for part in _parts(len(z), images):
         V0 = _normals(noise, part, tuple(z.shape[1:]), z, "distortion", range(columns))
-        values = singular_values(first.at(z[part]), V0, power, vectors)[:, :top]
+        J = first.at(z[part])
+        values = (krylov_values(J, V0) if estimator == "krylov" else singular_values(J, V0, power, vectors))[:, :top]
         _full_rank(values, z.dtype, cost.outputs)
         found.append(values.log().sum(dim=1))
     return torch.cat(found)

@@ -7,7 +7,7 @@ from pydantic import AfterValidator
 from diffleak.records.base import SCHEMA_VERSION, Record, Version
 from diffleak.records.images import Alpha, Exif
 from diffleak.records.scores import Unit
-from diffleak.records.variants import Estimator
+from diffleak.records.variants import Estimator, SingularValues
 
 
 def _with_label(attack: dict[str, Any]) -> dict[str, Any]:
@@ -236,6 +236,9 @@ class Plan(Record):
     estimator: Estimator | None = None
     """How influence is estimated from the probes: "filtered", the noise of their mean taken out over neighbouring coordinates; null:
     their mean alone, as in plans of before, or no influence is measured."""
+    singular_values: SingularValues | None = None
+    """How the singular values of distortion are found: "krylov", by products that build on one another; null: by randomized SVD, as in
+    plans of before, or no distortion is measured."""
     buckets: tuple[tuple[str, int], ...] | None = None
     """Shape and number of images of every aspect-ratio bucket, in the order of the images; null where all have one shape."""
     faster: tuple[str, ...] | None = None

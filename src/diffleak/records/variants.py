@@ -14,6 +14,7 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 
 
 Estimator = Literal["filtered", "hutchinson"]  # of the influence of latent coordinates
+SingularValues = Literal["krylov", "randomized"]  # how those of a decoder's Jacobian are found
 
 
 def masked_label(attack: str, mask: str) -> str:
