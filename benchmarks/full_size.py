@@ -1,9 +1,15 @@
-"""Peak memory of an audit of a full-size Stable Diffusion with random weights: `python benchmarks/full_size.py sd15|sdxl FOLDER [FLAG...]`.
+"""An audit of a full-size Stable Diffusion with random weights, its memory and its silence.
+
+    python benchmarks/full_size.py sd15|sdxl FOLDER [FLAG...]
 
 FLAGs go to `diffleak audit`, such as --offload or --dtype bfloat16. FOLDER keeps the model (4 or 14 GB) for the next call. 12 images a
 side, one timestep, one thread. The images are 256 pixels a side, so that it ends in minutes on a CPU: the activations are those of a
-quarter or a sixteenth of the model's own size, the weights are all there. Prints the most memory that was in use (VmHWM) and how
-much of it the system could not take back: memory of the process's own, without files that are mapped (RssAnon, looked at every 50 ms).
+quarter or a sixteenth of the model's own size, the weights are all there.
+
+Prints the seconds from the start of Python to the first line, to the plan and to the first file of scores, which has 4 images, and the
+longest silence between two lines; then the most memory that was in use (VmHWM) and how much of it the system could not take back: memory
+of the process's own, without files that are mapped (RssAnon, looked at every 50 ms). The second call finds the hashes of the weights in
+the cache folder.
 """
 
 import json
@@ -11,7 +17,9 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 
 import diffusers
 import numpy as np
@@ -91,20 +99,49 @@ def main(kind: str, root: str, *flags: str) -> None:
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)
     command = [sys.executable, "-m", "diffleak", "audit", str(model), "--members", str(members), "--nonmembers", str(nonmembers)]
-    command += ["--attacks", "sima", "--timesteps", "100", "--batch-size", "4", "--threads", "1", "-o", str(run), *flags]
-    started, whole, own, last = time.monotonic(), 0, 0, 0
-    process = subprocess.Popen(command)
+    command += [
+        "--attacks",
+        "sima",
+        "--timesteps",
+        "100",
+        "--batch-size",
+        "4",
+        "--chunk-size",
+        "4",
+        "--threads",
+        "1",
+        "-o",
+        str(run),
+        *flags,
+    ]
+    started, whole, own, last, scored = time.monotonic(), 0, 0, 0, None
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    said = list[tuple[float, str]]()
+    reader = Thread(target=lambda: said.extend((time.monotonic() - started, shown(line)) for line in process.stderr or ()))
+    reader.start()
     while process.poll() is None:
+        if scored is None and next((run / "scores").glob("chunk-*.parquet"), None):
+            scored = time.monotonic() - started
         try:
             now = status(process.pid)
         except (FileNotFoundError, ProcessLookupError):
             break
         whole, own, last = max(whole, now.get("VmHWM", 0)), max(own, now.get("RssAnon", 0)), now.get("RssAnon", last)
         time.sleep(0.05)
-    if process.wait():
+    reader.join()
+    if process.wait() not in (0, 3, 4):
         sys.exit(f"the audit ended with exit code {process.returncode}")
-    said = f"most in use {whole / 2**30:.1f} GiB, of its own {own / 2**30:.1f} GiB, at the end {last / 2**30:.1f} GiB"
-    print(f"{kind} {' '.join(flags)}: {said}; {time.monotonic() - started:.0f} s")
+    at = [0.0, *(when for when, _ in said)]
+    plan = next(when for when, line in said if line.startswith("plan: "))
+    longest = max(later - earlier for earlier, later in pairwise(at))
+    print(f"{kind}: first line after {at[1]:.1f} s, plan {plan:.1f} s, first score {scored or 0:.1f} s; longest silence {longest:.1f} s")
+    used = f"most in use {whole / 2**30:.1f} GiB, of its own {own / 2**30:.1f} GiB, at the end {last / 2**30:.1f} GiB"
+    print(f"{kind} {' '.join(flags)}: {used}; {time.monotonic() - started:.0f} s")
+
+
+def shown(line: str) -> str:
+    print(line, end="", file=sys.stderr, flush=True)
+    return line
 
 
 if __name__ == "__main__":
