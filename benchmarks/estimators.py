@@ -1,9 +1,10 @@
 """Estimators of influence and of distortion at equal time, against the dense Jacobian of a decoder.
 
-    python benchmarks/estimators.py [AUTOENCODER IMAGES.npy | --sd]
+    python benchmarks/estimators.py [AUTOENCODER IMAGES.npy | AUTOENCODER --large | --sd]
 
 Without arguments: an untrained autoencoder of the preset vae, and 32 x 32 pieces of the two photographs of scikit-learn. --sd: two random
-latents of 4 x 8 x 8 in a decoder of the size of Stable Diffusion's, untrained; ten minutes and more.
+latents of 4 x 8 x 8 in a decoder of the size of Stable Diffusion's, untrained; ten minutes and more. --large: distortion alone, of 128 x
+128 pixels of each photograph, against 240 products of each kind, since so many latents have no dense Jacobian here.
 
 Influence
 
@@ -286,9 +287,35 @@ def distortion_table(decoder: Decoder, seconds: Seconds, rng: np.random.Generato
     print()
 
 
+def large_table(codec: Codec) -> None:
+    from sklearn.datasets import load_sample_images
+
+    images = np.stack([photo[::3, ::3][:128, :128] for photo in load_sample_images().images])
+    with torch.no_grad():
+        z = codec.encode(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    J, generator = LinearMap(codec.decode, z), torch.Generator().manual_seed(0)
+    assert J.mode
+    normals = lambda n: torch.randn(n, *z.shape, generator=generator)
+    total = lambda values: values[:, :TOP].log().sum(1)
+    exact = total(krylov_values(J, normals(240)))
+    print(f"{z[0].numel():,} coordinates; by 240 products: {', '.join(f'{each:.4f}' for each in exact)}\n")
+    print("| estimator | J v | J^T u | s of CPU | error |\n|---|--:|--:|--:|--:|", flush=True)
+    rows = [Sum(f"krylov {n}", n, lambda n=n: krylov_values(J, normals(n))) for n in (60, 80, 120)]
+    rows.append(Sum(f"randomized {COLUMNS}, {POWER}", COLUMNS * (POWER + 1), lambda: singular_values(J, normals(COLUMNS), POWER)))
+    for row in rows:
+        started = time.process_time()
+        gap = total(row.values()) - exact
+        took = time.process_time() - started
+        print(f"| {row.name} | {row.products} | {row.products} | {took:.1f} | {gap.square().mean() ** 0.5:.2g} |", flush=True)
+
+
 def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(1)
+    if arguments[1:] == ["--large"]:
+        from diffleak import hub
+
+        return large_table(hub.load_codec(Path(arguments[0])))
     codec, z = opened(arguments)
     seconds, decoder, rng = timed(codec, z), dense(codec, z), np.random.default_rng(0)
     influence_table(decoder, seconds, rng, Path(arguments[0]).name.removeprefix("--") if arguments else "untrained")

@@ -32,7 +32,7 @@ BUDGET = 2**30
 CPU_BUDGET = {"influence": 2**27, "distortion": 2**28}  # as measured: both less and more were slower
 FLOOR = 1e-12
 RESIDENT: dict[SingularValues, int] = {"krylov": 2, "randomized": 3}  # float64 copies of the columns that a step holds
-OVERSAMPLING: dict[SingularValues, int] = {"krylov": 40, "randomized": 30}
+OVERSAMPLING: dict[SingularValues, int] = {"krylov": 60, "randomized": 30}
 
 
 def influence(
@@ -93,7 +93,7 @@ def distortion(
     z: latents of b images, as `codec.encode` returns them; snapped here.   top: K in [1, min(latent, image dimension)].
     estimator: "krylov" takes K + oversampling products J v and as many J^T u, each from the one before (`estimators.krylov_values`).
     "randomized" is the paper's: power + 1 times as many. At its 150 of each kind it is less exact than the other at 60
-    (docs/design/019e).   oversampling: vectors beyond K, >= 0; None: 40 of "krylov", 30 of "randomized".   power: passes of
+    (docs/design/019e).   oversampling: vectors beyond K, >= 0; None: 60 of "krylov", 30 of "randomized".   power: passes of
     "randomized", >= 0.   noise: keyed for these images; its shape is not used, its stream becomes "distortion".   budget: memory in bytes,
     see `blocks`; None: 256 MiB on a CPU, else 1 GiB.   mode: how J v is taken, see `LinearMap`.
     Returns natural logs. Raises `UserError` for K out of range or beyond the rank, and for a decoder without a derivative.
