@@ -26,6 +26,7 @@ from diffleak.report.judgement import read_record
 from diffleak.report.pages import comparison
 from diffleak.report.sections.comparison.verdict import comparison_verdict
 from diffleak.stats import metrics
+from diffleak.stats.calibration import PLAIN
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,23 @@ def test_a_control_of_masks_is_shown_but_is_never_the_worst(tmp_path):
     assert {e.worst.attack for e in record.entries} == {"sima"}
     with pytest.raises(UserError, match=r"controls of masks cannot be an entry's strongest attack; name another beside sima\[random"):
         compare(names(*folders), [label])
+
+
+def test_a_calibrated_attack_of_which_nothing_was_taken_out_is_compared_where_it_is_asked_for(tmp_path):
+    folders = [make_run(tmp_path / name, dict.fromkeys(("sima", "sima[calibrated]"), gaussian(1.0)), seed=i) for i, name in enumerate("ab")]
+    compared = lambda *asked: compare(names(*folders), attacks=asked)
+    assert compared().attacks == ("sima", "sima[calibrated]"), "something was taken out, as far as is known"
+
+    def nothing_taken(folder):
+        record = json.loads((folder / "audit.json").read_text())
+        record["results"][1]["complexity"] = PLAIN
+        (folder / "audit.json").write_text(json.dumps(record))
+
+    nothing_taken(folders[0])
+    assert compared().attacks == ("sima", "sima[calibrated]"), "of the other run something was"
+    nothing_taken(folders[1])
+    assert compared().attacks == ("sima",) and not any("left out" in line for line in compared().warnings)
+    assert compared("sima[calibrated]").attacks == ("sima[calibrated]",)
 
 
 def test_runs_without_a_calibrate_part_say_that_the_worst_was_picked_on_test(tmp_path):

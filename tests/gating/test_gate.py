@@ -311,6 +311,9 @@ def test_of_a_comparison_every_entry_but_the_baseline_is_checked(tmp_path, runs,
     leaking, guessing = runs
     save(compare([f"plain={leaking}", f"defended={guessing}"]), tmp_path / "good")
     save(compare([f"plain={guessing}", f"broken={leaking}"]), tmp_path / "bad")
+    save(compare([f"plain={guessing}", f"both={guessing},{leaking}"]), tmp_path / "both")
+    _, _, err = call(capsys, "gate", tmp_path / "both", "--max-auc", "0.7")
+    assert f"both ({leaking}): sima: AUC may reach" in err, "of several runs the one that fails is named"
     record = diffleak.gate(tmp_path / "good", max_auc=0.6)
     assert record.met and [check.attack for check in record.checks] == ["defended: sima", "defended: loss"]
     code, _, err = call(capsys, "gate", tmp_path / "bad", "--max-auc", "0.6")

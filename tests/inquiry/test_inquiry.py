@@ -294,7 +294,7 @@ def test_near_duplicates_on_both_sides_are_left_out_of_both_and_listed(model, mo
     assert set(record.across) == {"images/3", "images/5", "images/6", "control/4", "control/7"} and record.repeated == ("control/11",)
     assert (record.set.images, record.set.controls) == (21, 37) and len(record.images) == 21
     assert any("3 images in question and 2 controls are near-duplicates of each other and were not tested" in w for w in record.warnings)
-    assert any(line.startswith("1 images are near-duplicates of another of their side") for line in record.warnings)
+    assert any(line.startswith("1 image is a near-duplicate of another of their side") for line in record.warnings)
     html = to_html(page(record))
     assert "Near-duplicates of images on the other side, which were not tested:" in html and "control/4" in html
     monkeypatch.setattr(planning, "scan", clustered({"images/0": 0, "control/0": 0, "images/1": 1, "control/1": 1}))

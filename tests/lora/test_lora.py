@@ -25,7 +25,7 @@ from diffleak.records.headers import GivenAway
 from diffleak.records.lora import Checkpoint, Decision, Excess, LoraRecord, read_lora
 from diffleak.records.run_folder import read_audit
 from diffleak.report import to_html, verdict
-from diffleak.report.pages.lora import page
+from diffleak.report.pages.lora import judged, page
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,19 @@ def test_the_answer_names_runs_of_checkpoints_and_what_the_files_hold() -> None:
     assert judge.answer([checkpoint("a", "publish"), checkpoint("b", "undecided")], 300, 200) == (
         "By the attacks that were run, may be published: a. Undecided with 300 pictures and 200 held out: b."
     )
+
+
+def test_the_page_begins_with_the_answer_alone_and_what_to_do_stands_behind_the_reasons() -> None:
+    rows = [checkpoint("a 3 files.v1", "do not publish"), checkpoint("b", "undecided", {"captions": 30})]
+    few = judge.too_few(0.6, 30, 100, 0.2)
+    record = LoraRecord.model_construct(checkpoints=tuple(rows), answer=judge.answer(rows, 30, 100, few))
+    shown = judged(record)
+    assert shown.title == "Do not publish as they are: a 3 files.v1. Undecided with 30 pictures and 100 held out: b."
+    assert (
+        len(shown.sentences) == 3
+        and shown.sentences[-1] == f"{few} The file holds captions: strip with diffleak metadata FILE --strip OUT."
+    )
+    assert judged(record.model_copy(update={"answer": "May be published: a."})).title == "May be published: a."
 
 
 def test_kohyas_folders_say_repeats_and_the_words_of_pictures_without_captions(trained: Any, tmp_path: Path) -> None:

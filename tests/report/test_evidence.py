@@ -123,6 +123,11 @@ def test_what_was_not_tested_is_three_lines_and_names_the_attacks(leak):
     assert len(lines) == 3
     assert "pfami, loss_frequency, pia_frequency, gradient" in lines[0] and "black_box" not in lines[0]
     assert "600 training images were tested, of 4,000" in lines[2]
+    plan, split = leak[0].plan.model_copy(update={"n_members": 650}), leak[0].split.model_copy(update={"unit": "cluster", "members": 600})
+    whole = other(leak[0], evidence=evidence(training_images=650), plan=plan, split=split)
+    assert glance.not_tested(whole)[2].endswith("all 650 training images in 600 groups of near-duplicates were tested.")
+    alone = other(whole, split=split.model_copy(update={"members": 650}))
+    assert glance.not_tested(alone)[2].endswith("all 650 training images were tested."), "no groups where each image is one"
     unknown = other(leak[0], evidence=evidence(training_images=None))
     assert "It is not known how many images the model was trained on" in glance.not_tested(unknown)[2]
 

@@ -56,6 +56,31 @@ def scipy_bound(units, guesses, right, delta, level):
     return optimize.brentq(p, 0, 30, xtol=1e-10) if p(0) < 0 else 0.0
 
 
+@pytest.mark.parametrize("delta", [1e-7, 1e-5, 1e-3])
+@pytest.mark.parametrize(
+    ("units", "guesses", "right"),
+    [
+        (500, 200, 150),
+        (2000, 100, 99),
+        (50_000, 3000, 2000),
+        (800, 640, 600),
+        (400, 40, 22),
+        (462, 144, 131),
+        (640, 80, 54),
+        (480, 408, 399),
+    ],
+)
+def test_the_bound_is_that_of_jax_privacy(units, guesses, right, delta):
+    """Scores of which so many stand above one threshold, so many of them of members; jax_privacy is in no extra of diffleak."""
+    auditing = pytest.importorskip(
+        "jax_privacy.auditing", reason="jax-privacy is not installed (a package of the registry, for this test alone)"
+    )
+    members = max(right, units // 2)
+    scores = [np.repeat([1.0, 0.0], [above, n - above]) for above, n in ((right, members), (guesses - right, units - members))]
+    found = auditing.CanaryScoreAuditor(*scores).epsilon_one_run(0.05, delta, threshold_strategy=auditing.Explicit(0.5))
+    assert lower_bound(units, guesses, right, delta) == pytest.approx(found, abs=2e-6)
+
+
 def test_a_table_of_bounds_is_that_of_scipy():
     table = [(m, r, v, d) for m, r, v in [(500, 200, 150), (2000, 100, 99), (50_000, 3000, 2000), (800, 640, 600), (400, 40, 22)]
              for d in (1e-6, 1e-5, 1e-4)]  # fmt: skip

@@ -315,6 +315,21 @@ def test_epsilon_is_that_of_the_gaussian_mechanism_when_every_image_is_in_every_
     assert Privacy(0.0, 1.0, 0.1, 1e-5).epsilon(1) == inf
 
 
+@pytest.mark.parametrize(
+    ("sigma", "rate", "steps", "delta"),
+    [(1.0, 0.05, 60, 1e-4), (0.8, 0.0625, 60, 1e-4), (1.1, 0.01, 1000, 1e-5), (4.0, 0.2, 500, 1e-5), (0.6, 0.02, 200, 1e-5)],
+)
+def test_the_promise_is_that_of_dp_accounting_and_above_its_tight_bound(sigma, rate, steps, delta):
+    """By Rényi divergences of the same orders, and by privacy loss distributions; dp-accounting is in no extra of diffleak."""
+    of = pytest.importorskip("dp_accounting", reason="dp-accounting is not installed (a package of the registry, for this test alone)")
+    from dp_accounting import pld, rdp
+
+    event = of.SelfComposedDpEvent(of.PoissonSampledDpEvent(rate, of.GaussianDpEvent(sigma)), steps)
+    spent = [accountant.compose(event).get_epsilon(delta) for accountant in (rdp.RdpAccountant([*private.ORDERS]), pld.PLDAccountant())]
+    promised = Privacy(sigma, 1.0, rate, delta).epsilon(steps)
+    assert promised == pytest.approx(spent[0], rel=2e-3) and promised > spent[1]
+
+
 def test_epsilon_grows_with_steps_and_rate_and_falls_with_noise():
     at = lambda sigma=1.0, rate=0.01, steps=1000: Privacy(sigma, 1.0, rate, 1e-5).epsilon(steps)
     assert at(sigma=2.0) < at() < at(steps=2000)

@@ -38,6 +38,7 @@ from diffleak.records.variants import COMBINED
 from diffleak.report.judgement import allows_shift
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
 from diffleak.stats import evaluation, metrics, pooling
+from diffleak.stats.calibration import PLAIN
 from diffleak.stats.reasons import reworded
 from diffleak.work.files import checked_folder, write_text
 
@@ -121,7 +122,10 @@ def refuse_invalid(record: Comparison) -> None:
 
 
 def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, ...]:
-    """The attacks that every run has, in the order of the baseline, or those of them that `asked` names."""
+    """The attacks that every run has, in the order of the baseline, or those of them that `asked` names.
+
+    A calibrated attack of which nothing was taken out in any run is the attack itself, and is compared where it is asked for.
+    """
     runs = [run for entry in entries for run in entry.runs]
     shared = tuple(a for a in runs[0].attacks if all(a in run.attacks and _made_alike(run, runs[0], a) for run in runs))
     if not shared:
@@ -130,10 +134,15 @@ def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, .
     for attack in asked:
         if attack not in shared:
             raise unknown("attack, or one that not every run has:", attack, shared)
-    chosen = tuple(dict.fromkeys(asked)) or shared
+    chosen = tuple(dict.fromkeys(asked)) or tuple(a for a in shared if not _as_before(runs, a))
     if not any(runs[0].result(a).leads for a in chosen):
         raise UserError(f"controls of masks cannot be an entry's strongest attack; name another beside {', '.join(chosen)}")
     return chosen
+
+
+def _as_before(runs: Sequence[Run], attack: str) -> bool:
+    """True for a calibrated attack of which nothing was taken out in any run that has it."""
+    return all(run.result(attack).complexity == PLAIN for run in runs if attack in run.attacks)
 
 
 def _made_alike(run: Run, other: Run, attack: str) -> bool:
@@ -313,7 +322,7 @@ def _warnings(
     found += _about_pairs(entries, compared)
     found += [f"{run.name}: {EARLIER_RATES}" for entry in entries for run in entry.runs if run.record.schema_version == 1]
     every = dict.fromkeys(a for entry in entries for run in entry.runs for a in run.attacks)
-    left = [a for a in every if a not in attacks]
+    left = [a for a in every if a not in attacks and not _as_before([run for entry in entries for run in entry.runs], a)]
     if left:
         found.append(f"attacks that some run lacks, or that --attack does not name, are left out: {', '.join(left)}")
     if any(run.record.split.repeats > 1 for entry in entries for run in entry.runs):

@@ -74,7 +74,7 @@ def gates_compared(record: Comparison, config: Config) -> tuple[Gate, ...]:
     """Each limit against each result of every entry of a comparison but the baseline, which is the undefended model."""
     reference, excess = (masked_label("", variant) for variant in VARIANTS)
     numbers = [
-        Judged(f"{entry.name}: {r.attack}", r.auc, r.tpr_at_1pct, excess in r.attack)
+        Judged(f"{entry.name}{f' ({r.run})' if len(entry.runs) > 1 else ''}: {r.attack}", r.auc, r.tpr_at_1pct, excess in r.attack)
         for entry in record.entries[1:]
         for r in entry.results
         if may_lead(r.mask) and reference not in r.attack

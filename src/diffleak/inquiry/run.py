@@ -306,17 +306,24 @@ def _warnings(
         )
     found += [f"{attack} gives every image the same score, and was left out" for attack in constant]
     if across.any():
+        beside = f"{_some(int((across & member).sum()), 'image')} in question and {_some(int((across & ~member).sum()), 'control')}"
         found.append(
-            f"{(across & member).sum()} images in question and {(across & ~member).sum()} controls are near-duplicates of each other and "
-            "were not tested: a control must not show what an image in question shows. To ask about these images, take the controls out"
+            f"{beside} are near-duplicates of each other and were not tested: a control must not show what an image in question shows. "
+            "To ask about these images, take the controls out"
         )
     if repeated:
-        found.append(f"{repeated} images are near-duplicates of another of their side; each cluster counts once")
+        are = "is a near-duplicate" if repeated == 1 else "are near-duplicates"
+        found.append(f"{_some(repeated, 'image')} {are} of another of their side; each cluster counts once")
     if prepared.plan.captions == "empty":
         own, every = prepared.plan.captions_found or 0, len(member)
         some = f" ({own} of {every} have one of their own: --captions FILE can give the others theirs)" if 0 < own < every else ""
         found.append(f"the model was given the empty caption with every image: with the captions it was trained on, more may show{some}")
     return (*found, *about_reading(prepared))
+
+
+def _some(n: int, what: str) -> str:
+    """1 image, 2 images."""
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def save(record: InquiryRecord, folder: Path) -> None:

@@ -21,8 +21,8 @@ def units(record: AuditRecord, members: int, nonmembers: int) -> str:
 
 
 def _side(record: AuditRecord, images: int, of: int, what: str) -> str:
-    """Images, and what they count as; a record from before groups has a number of images alone."""
-    counts = _counts(record)
+    """Images, and what they count as where that is fewer; a record from before groups has a number of images alone."""
+    counts = "" if record.split.unit == "cluster" and images == of else _counts(record)
     return f"{count(images)} {what} in {count(of)} {counts}" if counts else f"{count(of)} {what}"
 
 

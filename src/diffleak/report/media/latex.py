@@ -13,6 +13,7 @@ from diffleak.report.counting import held_out, trained
 from diffleak.report.results import variant
 from diffleak.report.table import NOT_ESTIMABLE
 from diffleak.report.wording import last_part
+from diffleak.stats.calibration import PLAIN
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -35,11 +36,12 @@ def escape(text: str) -> str:
 
 
 def results_latex(record: AuditRecord) -> str:
-    """The results of an audit, a row each; the caption names the model without its path."""
+    """The results of an audit, a row each but for those of which calibration took nothing out. The caption names no path."""
     record = record.model_copy(update={"plan": record.plan.model_copy(update={"model": last_part(record.plan.model)})})
     rows = [
         (result.attack, variant(result), number(result.auc), number(result.tpr(0.01), 100, 1), number(result.asr, 100, 1))
         for result in record.results
+        if result.complexity != PLAIN
     ]
     head = ("Attack", "Variant", "AUC", "TPR at 1 % FPR (%)", "Attack success (%)")
     sizes = f"{trained(record, 'members')} and {held_out(record)}"

@@ -1,5 +1,6 @@
 """The report on which checkpoints of an adapter may be published, and its section for a model card."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import get_args
 
@@ -35,6 +36,8 @@ DRAWN = entries("""
     A reason to look, no proof. | An adapter that learnt its subject well draws close to the pictures without copying them.{look}
     What was not drawn. | Another caption, another seed or more drawings may come closer.
 """)
+
+BEHIND = re.compile(r" (?=To decide: |With \d|The file holds |\d[\d,]* files hold )")  # where the answer goes on to what to do
 
 SECTIONS: tuple[Callable[[LoraRecord], Section | None], ...] = (
     lambda record: verdict(judged(record)),
@@ -114,7 +117,8 @@ def judged(record: LoraRecord) -> Verdict:
     decisions = {each.decision for each in record.checkpoints}
     level = "leak" if "do not publish" in decisions else "undecided" if "undecided" in decisions else "no-leak-found"
     reasons = tuple(f"{visible(each.name)}: {each.decision}, since {visible(each.reason)}." for each in record.checkpoints)
-    return Verdict(level, visible(record.answer), reasons)  # type: ignore[arg-type]
+    title, *rest = BEHIND.split(visible(record.answer), maxsplit=1)
+    return Verdict(level, title, (*reasons, *rest))  # type: ignore[arg-type]
 
 
 def _table(record: LoraRecord) -> Section:

@@ -44,7 +44,9 @@ def said(evidence: Evidence) -> tuple[str, ...]:
     unfit = [each for each in evidence.attacks if each.unfit is not None]
     lines = [f"Form of release: {RELEASES[released]}. {ACCESSES[released]}"]
     if counting:
-        lines.append(f"Of {count(len(counting))} attacks that count, {count(len(run))} were run{_named(run)}.")
+        lines.append(
+            f"Of {count(len(counting))} attacks that count, {count(len(run))} {'was' if len(run) == 1 else 'were'} run{_named(run)}."
+        )
     if others:
         lines.append(f"Not run, though they count: {', '.join(f'{visible(e.attack)} ({e.access})' for e in others)}.")
     beyond = [each for each in evidence.attacks if each.run and not evidence.counts(each.access)]

@@ -62,7 +62,7 @@ def not_tested(record: AuditRecord) -> tuple[str, ...]:
     images = f"{trained(record)} were tested, of {size} images. Nothing is shown for the others."
     if size is None:
         images = f"{trained(record)} were tested. It is not known how many images the model was trained on; nothing is shown for others."
-    elif record.split.unit == "image" and size == count(record.split.members):
+    elif size == count(record.plan.n_members):
         images = f"all {trained(record)} were tested."
     return (
         f"Other attacks: {missing(record)} Attackers who train models of their own (shadow models) are not part of diffleak.",
