@@ -469,8 +469,17 @@ def test_a_browser_that_fails_is_named_with_what_it_said(leak, tmp_path, monkeyp
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser is installed")
 def test_the_pdf_of_a_leak_with_many_failed_limits_is_two_pages(leak, tmp_path):
     gates = tuple(Gate(limit="max_auc", attack=f"attack_{i}", quantity="AUC", at_most=0.6, reach=0.9, passed=False) for i in range(30))
+    pages = lambda: len(re.findall(rb"/Type\s*/Page(?![a-z])", (tmp_path / "report.pdf").read_bytes()))
     pdf.write_pdf(on_paper(other(leak[0], gates=gates), SEALED), tmp_path / "report.pdf")
-    assert len(re.findall(rb"/Type\s*/Page(?![a-z])", (tmp_path / "report.pdf").read_bytes())) == 2
+    assert pages() == 2
+    plan = leak[0].plan.model_copy(update={"n_members": 650, "reference": "base", "reference_fingerprint": "sha256:" + 64 * "a"})
+    split = leak[0].split.model_copy(update={"unit": "cluster"})
+    text = evidence(True, training_images=650, split_digest="sha256:" + 64 * "b", release="weights")
+    record = other(
+        leak[0], plan=plan, split=split, evidence=text, membership=Membership(source="the split file coin.json", status="taken on trust")
+    )
+    pdf.write_pdf(on_paper(record, SEALED), tmp_path / "report.pdf")
+    assert pages() == 2, "of a text model with a reference and near-duplicates"
 
 
 def test_the_card_of_an_adapter_names_the_adapter_and_says_where_its_yaml_goes(leak):

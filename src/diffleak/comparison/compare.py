@@ -124,7 +124,7 @@ def refuse_invalid(record: Comparison) -> None:
 def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, ...]:
     """The attacks that every run has, in the order of the baseline, or those of them that `asked` names.
 
-    A calibrated attack of which nothing was taken out in any run is the attack itself, and is compared where it is asked for.
+    A calibrated attack of which nothing was taken out in any run is the attack itself, and is compared where `asked` names it.
     """
     runs = [run for entry in entries for run in entry.runs]
     shared = tuple(a for a in runs[0].attacks if all(a in run.attacks and _made_alike(run, runs[0], a) for run in runs))
