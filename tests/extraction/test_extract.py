@@ -310,7 +310,7 @@ BAD = [
     (["--captions", "own"], "takes no captions; leave out --captions"),
     (["--steps", "2000"], "steps must lie in [1, 1000]"),
     (["--extractor", "sscd"], "the extractor sscd needs its TorchScript file: sscd:FILE"),
-    (["--extractor", "torchscript:none.pt"], "must be a TorchScript file; there is none at none.pt"),
+    (["--extractor", "torchscript:none.pt"], "must be a TorchScript file; there is no file at none.pt"),
     (["--extractor", "pixel"], "pixels"),
     (["--false-copies", "0.9"], "false_copies: Input should be less than or equal to 0.5"),
     (["--members", "digits"], "leave out --members and --nonmembers"),
