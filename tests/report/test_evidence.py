@@ -307,6 +307,8 @@ def test_after_a_leak_the_steps_name_parts_of_the_documentation_that_are_there(s
     assert {where for _, _, where in (*remedies.STEPS, remedies.BY_EXTRACT)} <= found
     assert "(docs/fine-tunes.md, “Which checkpoint?”)" in text(shown)
     assert all(name in text(shown) for name, _, _ in remedies.STEPS)
+    papers = re.findall(r'<a href="https://arxiv.org/abs/([0-9.]+)">arXiv&nbsp;\1</a>', shown)
+    assert papers[-2:] == ["2410.16657", "1607.00133"]
     assert remedies.TITLE not in markdown(with_validity(audit_of(NULL, 300, evidence=evidence())[0]))
 
 

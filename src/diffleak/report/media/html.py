@@ -34,8 +34,9 @@ def data_uri(png: bytes) -> str:
 
 
 def _prose(text: str) -> Markup:
-    """Running text: what stands in backticks is code, and a number and its percent sign are not torn apart at the end of a line."""
-    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(text)).replace(" %", "&nbsp;%")))
+    """Running text: what stands in backticks is code, a paper's arXiv number is a link, and a number stays beside its percent sign."""
+    text = re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(text)).replace(" %", "&nbsp;%"))
+    return Markup(re.sub(r"\barXiv (\d{4}\.\d{5})\b", r'<a href="https://arxiv.org/abs/\1">arXiv&nbsp;\1</a>', text))
 
 
 @cache
