@@ -179,7 +179,7 @@ def test_a_card_is_made_of_what_has_one_and_refused_where_nothing_has(both, tmp_
     (both / "extract.json").write_text(extraction_record(long=True).model_dump_json())
     add_digests(both, ["extract.json"])
     out = call(capsys, "report", both, "--format", "card")[1]
-    assert "features of sscd.pt" in out and "a-very-long-folder-name" not in out
+    assert "features of sscd:sscd.pt" in out and "a-very-long-folder-name" not in out
     (both / "extract.json").unlink()
     (both / "digests.json").unlink()
     said = refused(capsys, "report", both, "--format", "card")
@@ -216,10 +216,41 @@ def test_the_card_of_an_adapter_has_the_hash_that_its_drawings_recorded(tmp_path
             "diffleak extract m --thumbnails --captions own --lora C:\\\\k\\\\x.safetensors",
             "diffleak extract m --thumbnails --captions own --lora x.safetensors",
         ),
+        (
+            "diffleak inquire m --attacks 'sima,black_box(encoder=sscd:/kay/a.pt,n=5)' --lora /kay/x.pt@0.8,out/y --reference base",
+            "diffleak inquire m --attacks 'sima,black_box(encoder=sscd:a.pt,n=5)' --lora x.pt@0.8,y --reference base",
+        ),
+        (
+            "diffleak extract m --members x --extractor sscd:/kay/a.pt --only 3",
+            "diffleak extract m --members IMAGES --extractor sscd:a.pt --only 3",
+        ),
+        (
+            "diffleak inquire m --attacks 'black_box(encoder=sscd:/kay/a(b)/x.pt)'",
+            "diffleak inquire m --attacks 'x.pt)'",
+        ),
     ],
 )
 def test_the_command_on_a_card_names_no_path(line, shown):
     assert public_command(line) == shown
+
+
+FILED = "black_box(encoder=sscd:/home/kay/my (own) disc.pt)"
+
+
+@pytest.mark.parametrize("name", ["lora-audited", "inquire-128-50"])
+def test_a_card_names_no_path_of_an_encoder_and_each_of_several_adapters(name, tmp_path, capsys):
+    folder = studied(tmp_path / "run", name)
+    record = json.loads((folder / STUDIED[name]).read_text())
+    if "checkpoints" in record:
+        first = record["checkpoints"][0]
+        first["excess"]["attack"], first["reason"] = f"{FILED}[excess]", f"{FILED}[excess] has AUC 0.9"
+    else:
+        record["plan"] |= {"attacks": [{"attack": FILED, "encoder": "sscd:/home/kay/my (own) disc.pt"}], "lora": "/home/kay/x@0.8,out/y"}
+        record["blind"]["chosen"] = "brightness"
+    write_recorded(folder, {STUDIED[name]: json.dumps(record)})
+    out = call(capsys, "report", folder, "--format", "card")[1]
+    assert "black\\_box(encoder=sscd:my (own) disc.pt)" in out and "/home" not in out and "kay" not in out
+    assert "checkpoints" in record or ("Inquiry: x@0.8,y" in out or "**Adapter**: x@0.8,y" in out)
 
 
 def test_the_help_lists_the_folders_and_their_formats(capsys):

@@ -491,6 +491,16 @@ def test_the_card_of_an_adapter_names_the_adapter_and_says_where_its_yaml_goes(l
     assert made.count("<!-- ") == 1 and "move the tags and the model-index above into it" in made.split("---")[2].split("###")[0]
 
 
+def test_the_card_names_no_path_of_an_encoder_and_each_of_several_adapters(leak):
+    record = leak[0]
+    label = "black_box(encoder=sscd:/home/kay/disc.pt)"
+    plan = record.plan.model_copy(update={"attacks": ({"attack": label},), "lora": "/home/kay/x.safetensors@0.8,out/y"})
+    results = tuple(each.model_copy(update={"attack": label}) if each is record.results[0] else each for each in record.results)
+    made = model_card(record.model_copy(update={"plan": plan, "results": results, "headline": label}))
+    assert "encoder=sscd:disc.pt" in made and "kay" not in made
+    assert ModelCard(made).data.model_name == "x.safetensors@0.8,y"
+
+
 def test_all_images_were_tested_where_there_are_no_others(leak):
     record = other(leak[0], evidence=evidence(training_images=leak[0].split.members))
     assert glance.not_tested(record)[2] == "Other images: all 600 training images were tested."

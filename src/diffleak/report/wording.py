@@ -164,3 +164,8 @@ def last_part(model: str) -> str:
     """The last part of a path, or the name on the hub."""
     parts = [part for part in re.split(r"[/\\]", model) if part]
     return visible((parts or ["model"])[-1])
+
+
+def last_parts(names: str) -> str:
+    """The last part of each path in a list such as that of --lora: a/x.safetensors@0.8,b/y as x.safetensors@0.8,y."""
+    return ",".join(map(last_part, names.split(",")))

@@ -14,7 +14,8 @@ from diffleak.report.judgement import verdict
 from diffleak.report.media.markdown import to_markdown
 from diffleak.report.pages.audit import on_card
 from diffleak.report.section import Page
-from diffleak.report.wording import interval, last_part
+from diffleak.report.sections.public import without_files
+from diffleak.report.wording import interval, last_part, last_parts
 
 TAGS = ("membership-inference", "privacy-audit")
 HOW_TO = (  # a comment, which no page shows
@@ -22,6 +23,7 @@ HOW_TO = (  # a comment, which no page shows
     "follows as a section.{rename} -->"
 )
 RENAME = " Change the name in the model-index to that of your model."
+NAMES = ("model", "reference", "lora")  # fields of a plan that may be paths
 TEXT, IMAGES = "text-to-image", "unconditional-image-generation"  # tasks by the names of the hub
 
 
@@ -30,6 +32,7 @@ def model_card(record: AuditRecord, sealed: Sealed | None = None, gated: Gated |
 
     The metadata of an invalid audit has no numbers. Paths of folders are left out: a card is public.
     """
+    record = without_files(record, (attack["attack"] for attack in record.plan.attacks))
     return _card(_metadata(record), HOW_TO.format(moved="tags and the model-index", rename=RENAME), _text(record, sealed, gated))
 
 
@@ -57,8 +60,9 @@ def _metadata(record: AuditRecord) -> dict[str, Any]:
     dataset = {"name": f"{trained(record)} and {held_out(record)}", "type": "private"}
     dataset["revision"] = record.plan.data_fingerprint
     result = {"task": {"type": task}, "dataset": dataset, "metrics": list(_metrics(lead))}
-    audited = record.plan.lora or record.plan.model  # of an adapter the audit is of it, and the base is another model
-    return found | {"model-index": [{"name": last_part(audited), "results": [result]}]}
+    lora = record.plan.lora  # of an adapter the audit is of it, and the base is another model
+    name = last_parts(lora) if lora else last_part(record.plan.model)
+    return found | {"model-index": [{"name": name, "results": [result]}]}
 
 
 def _metrics(lead: Result) -> Any:
@@ -87,5 +91,5 @@ def _without_paths(record: AuditRecord) -> dict[str, Any]:
     plan = record.plan
     public = plan.captions is None or plan.captions in ("own", "empty", "swapped") or plan.captions.startswith("fixed:")
     named: dict[str, Any] = {"captions": plan.captions if public else "a captions file"}
-    named |= {key: last_part(value) for key in ("model", "reference", "lora") if (value := getattr(plan, key))}
+    named |= {key: last_parts(value) if key == "lora" else last_part(value) for key in NAMES if (value := getattr(plan, key))}
     return named | {"members": "the auditor's training images", "nonmembers": "the auditor's held-out images"}

@@ -9,7 +9,7 @@ from diffleak.report.section import Page, facts, page_of
 from diffleak.report.sections import glossary, limits, model, public, reproduce, verdict, warnings
 from diffleak.report.sections.extraction import Pictures, made, pairs, rates
 from diffleak.report.sections.extraction import verdict as judge
-from diffleak.report.wording import count, entries, last_part
+from diffleak.report.wording import count, entries, last_part, last_parts
 
 GLOSSARY = entries("""
     Member | an image that the model was trained on.
@@ -62,9 +62,9 @@ def page(record: ExtractionRecord, pictures: Pictures | None = None) -> Page:
 
 def on_card(record: ExtractionRecord, digests: Iterable[tuple[str, str]] = ()) -> Page:
     """What everybody may know: the answer, the rates, their limits, and how it was measured; no image is named."""
-    unnamed = tuple(each.model_copy(update={"distance": last_part(each.distance)}) for each in record.distances)  # it may be a path
+    unnamed = tuple(each.model_copy(update={"distance": public.of_file(each.distance)}) for each in record.distances)  # it may be a path
     record = record.model_copy(update={"distances": unnamed})
-    about = f"Training images that {last_part(record.lora or record.model)} gives back"
+    about = f"Training images that {last_parts(record.lora) if record.lora else last_part(record.model)} gives back"
     each = f", {count(record.draws)} for each caption" if record.draws else ""
     guidance = "" if record.guidance_scale is None else f", guidance {record.guidance_scale:g}"
     how = f"sampler {visible(record.sampler)}, {record.steps} steps{guidance}, seed {record.seed}"

@@ -13,7 +13,7 @@ from diffleak.report.judgement import Verdict
 from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, page_of, prose
 from diffleak.report.sections import device, fingerprinted, glossary, limits, model, public, reproduce, verdict, versions, warnings
 from diffleak.report.table import Cell, Column, estimate_cell, tabulate
-from diffleak.report.wording import count, entries, interval, last_part, percent
+from diffleak.report.wording import count, entries, interval, last_part, last_parts, percent
 
 SHOWN = 20  # images in the table; inquiry.csv has all
 FOUND = 0.05  # share of false discoveries at which an image is called found
@@ -93,11 +93,13 @@ def page(record: InquiryRecord) -> Page:
 
 def on_card(record: InquiryRecord, digests: Iterable[tuple[str, str]] = ()) -> Page:
     """What everybody may know: the answer, its two checks, its limits, and how it was measured; no image is named."""
-    plan, said, about = record.plan, words(record), f"Inquiry: {last_part(record.plan.lora or record.plan.model)}"
+    record = public.without_files(record, (attack["attack"] for attack in record.plan.attacks))
+    plan, said = record.plan, words(record)
+    about = f"Inquiry: {last_parts(plan.lora) if plan.lora else last_part(plan.model)}"
     sides = f"{count(record.set.images)} {said.several} in question, {count(record.set.controls)} {said.controls}"
     rows = [
         *public.model_rows(plan.model, plan.model_fingerprint),
-        *((("Adapter", last_part(plan.lora)),) if plan.lora is not None else ()),
+        *((("Adapter", last_parts(plan.lora)),) if plan.lora is not None else ()),
         *((("Reference", last_part(plan.reference)),) if plan.reference is not None else ()),
         ("Tested", sides),
         ("Hash of the images", visible(plan.data_fingerprint)),

@@ -72,6 +72,8 @@ ANSWERS: dict[Decision, str] = {
 
 def on_card(record: LoraRecord, adapters: Mapping[str, tuple[Adapter, ...]], digests: Iterable[tuple[str, str]] = ()) -> Page:
     """What everybody may know: the answer, a row for each checkpoint, and how it was measured; adapters: of each checkpoint, by name."""
+    measured = [each.excess for each in record.checkpoints if each.excess]
+    record = public.without_files(record, (label for each in measured for label in (each.attack, *(gate.attack for gate in each.gates))))
     by = {decision: [visible(each.name) for each in record.checkpoints if each.decision == decision] for decision in get_args(Decision)}
     title = " ".join(f"{said}: {', '.join(by[decision])}." for decision, said in ANSWERS.items() if by[decision])
     reasons = tuple(f"{visible(each.name)}: {_public_reason(record, each)}." for each in record.checkpoints)

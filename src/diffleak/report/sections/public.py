@@ -1,14 +1,19 @@
 """What a model card ends with: how its record was made, when and by which version. A card is public: it names no path and no image."""
 
+import re
 import shlex
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from typing import Any, TypeVar
 
 from diffleak.errors import visible
+from diffleak.records.base import Record
 from diffleak.records.plan import Adapter
 from diffleak.report.section import Facts, Section
 from diffleak.report.sections import FOR_THE_FILE
-from diffleak.report.wording import last_part, moment
+from diffleak.report.wording import last_part, last_parts, moment
+
+R = TypeVar("R", bound=Record)
 
 # options that name files of a person's machine, and what a reader puts there
 PLACES = {
@@ -24,6 +29,7 @@ PLACES = {
     "--group": "COLUMN",
 }
 CHOICES = ("own", "empty", "swapped")  # of captions, which are no file
+LISTS = ("--lora", "--embedding")
 
 
 def section(record: Any, rows: Iterable[tuple[str, str]], digests: Iterable[tuple[str, str]] = ()) -> Section:
@@ -53,7 +59,44 @@ def command(line: str) -> str:
 def _public(flag: str, value: str) -> str:
     if value.startswith("-") or (flag == "--images" and value.isdecimal()) or (flag == "--captions" and public_captions(value) == value):
         return value
-    return PLACES.get(flag) or (last_part(value) if {"/", "\\"} & {*value} else value)
+    if flag in PLACES or not _is_path(value):
+        return PLACES.get(flag, value)
+    if flag in LISTS:
+        return last_parts(value)
+    shown = re.sub(r"(?<==)[^,()]*", lambda found: of_file(found[0]), value) if flag == "--attacks" else of_file(value)
+    return last_part(shown) if _is_path(shown) else shown
+
+
+def of_file(value: str) -> str:
+    """An encoder or a file without the path: sscd:/data/x.pt as sscd:x.pt; what is no path stays."""
+    kind = re.match(r"\w{2,}:|", value)
+    assert kind, "an empty one if no other"
+    return f"{kind[0]}{last_part(value[kind.end() :])}" if _is_path(value) else value
+
+
+def without_files(record: R, labels: Iterable[str]) -> R:
+    """The record with no path in the labels of attacks, wherever it has them: black_box(encoder=sscd:/data/x.pt) is given a file."""
+    found = {value for label in labels for value in _parameters(label) if _is_path(value)}
+    return type(record).model_validate(_replaced(record.model_dump(), sorted(found, key=len, reverse=True))) if found else record
+
+
+def _replaced(value: Any, files: Sequence[str]) -> Any:
+    """The same with `of_file` of each file, in all texts at any depth."""
+    if isinstance(value, dict):
+        return {key: _replaced(each, files) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_replaced(each, files) for each in value)
+    return reduce(lambda text, file: text.replace(file, of_file(file)), files, value) if isinstance(value, str) else value
+
+
+def _parameters(label: str) -> list[str]:
+    """The values in the brackets of a label such as black_box(encoder=clip,n=5)[excess]."""
+    within = re.fullmatch(r"[^(]*\((.*)\)(\[.*\])?", label)
+    return [part.partition("=")[2] for part in re.split(r",\s*(?=\w+=)", within[1])] if within else []
+
+
+def _is_path(value: str) -> bool:
+    return not {"/", "\\"}.isdisjoint(value)
 
 
 def public_captions(choice: str) -> str:
