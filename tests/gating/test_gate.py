@@ -302,7 +302,11 @@ def test_of_an_audit_that_is_edited_or_not_finished_no_limit_is_checked(measured
     with pytest.raises(UserError, match="is not finished: repeat its audit command, it resumes"):
         diffleak.gate(measured, **{limit: LIMITED[limit]})
     assert not (measured / "gate.json").exists()
-    (measured / "geometry.parquet").write_bytes(b"")  # of images alone, which is no audit
+    (measured / "geometry.parquet").write_bytes(b"")  # which an audit with masks has before its results
+    with pytest.raises(UserError, match="is not finished: repeat its audit command, it resumes"):
+        diffleak.gate(measured, **{limit: LIMITED[limit]})
+    plan = json.loads((measured / "plan.json").read_text())
+    (measured / "plan.json").write_text(json.dumps(plan | {"attacks": []}))  # of images alone, which is no audit
     if limit in ("max_copies", "max_epsilon"):
         assert diffleak.gate(measured, **{limit: LIMITED[limit]}).met
 

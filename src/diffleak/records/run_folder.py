@@ -29,8 +29,14 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def unfinished(folder: Path) -> bool:
-    """True for a folder that an audit, an inquiry or the geometry of images alone has begun and not ended."""
-    return (folder / PLAN).is_file() and not any((folder / name).is_file() for name in (AUDIT, INQUIRY, GEOMETRY))
+    """True for a folder that an audit, an inquiry or the geometry of images alone has begun and not ended.
+
+    An audit with masks has a geometry.parquet before it is evaluated, so that file ends nothing but a plan without attacks.
+    """
+    if not (folder / PLAN).is_file() or any((folder / name).is_file() for name in (AUDIT, INQUIRY)):
+        return False
+    plan = read_plan(folder) if (folder / GEOMETRY).is_file() else None
+    return plan is None or bool(plan.attacks)
 
 
 def read_audit(folder: Path) -> AuditRecord:
