@@ -106,6 +106,8 @@ def test_defend_draws_halves_by_group_from_the_data_and_refuses_a_column_that_is
     assert not {int(i[:2]) // 4 for i in first} & {int(i[:2]) // 4 for i in second}
     with pytest.raises(UserError, match=r"no column persom: it has .*; is person meant"):
         halves_of(settings("dual", folder, tmp_path / "other", group="persom", train_size=None))
+    with pytest.raises(UserError, match=r"members and held-out images \(first: .*diffleak split DATA --group person, and give --split"):
+        halves_of(settings("dual", folder, tmp_path / "other", group="person", train_size=13))
     with pytest.raises(UserError, match="--group draws the halves, and --teachers were trained on theirs"):
         settings("dual", folder, tmp_path / "other", group="person", teachers="a,b")
 

@@ -41,7 +41,7 @@ def halves_of(config: DefendConfig) -> tuple[Ids, Ids]:
     if config.teachers:
         return _given_halves(config)
     data = read_training_data(config.model_copy(update={"random_crops": None}), _shape(config))
-    halves = split_halves(data.members, data.images, config.near_duplicates, config.seed, _groups(config, data.members))
+    halves = split_halves(data.members, data.images, config.near_duplicates, config.seed, _groups(config, data.members, data.nonmembers))
     before, both = config.output / FILE, (halves.first, halves.second)
     if before.exists() and read_halves(before) != both:
         raise UserError(
@@ -51,18 +51,27 @@ def halves_of(config: DefendConfig) -> tuple[Ids, Ids]:
     together = f", {halves.groups} {what} kept together" if halves.groups else ""
     say(f"halves: {len(halves.first)} and {len(halves.second)} images{together}")
     if not data.nonmembers:
-        say("every image is a member: none is held out to audit with (--train-size N or --split FILE hold some out)")
+        hold = "--train-size N or --split FILE hold" if config.group is None else "--split FILE holds"
+        say(f"every image is a member: none is held out to audit with ({hold} some out)")
     if not before.exists():
         Split(data.members, data.nonmembers, halves=both).write(config.output)
     return both
 
 
-def _groups(config: DefendConfig, members: Sequence[str]) -> Int64[np.ndarray, " n"] | None:
-    """The number of the group of every member, by the column that the settings name; None where they name none."""
+def _groups(config: DefendConfig, members: Sequence[str], held_out: Sequence[str]) -> Int64[np.ndarray, " n"] | None:
+    """The number of the group of every member, by the column that the settings name; None where they name none.
+
+    Raises `UserError` for a group that is held out in part: no audit counts such groups, and that would be known after the training.
+    """
     if config.group is None:
         return None
     every = images_alone(open_source(config.data, config.decoding))
     of = dict(zip(every.ids, groups_of(every, config.group), strict=True))
+    if both := sorted({of[i] for i in members} & {of[i] for i in held_out}):
+        raise UserError(
+            f"a group must stand on one side; {len(both):,} of the groups by {shown(config.group)} have members and held-out images "
+            f"(first: {shown(both[0])}): draw the sides with diffleak split DATA --group {shown(config.group)}, and give --split FILE"
+        )
     return np.unique([of[i] for i in members], return_inverse=True)[1]
 
 
