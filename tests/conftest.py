@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,39 @@ def clock_unwatched() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(progress._Watch, "start", lambda self: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_power_cut() -> Iterator[None]:
+    """Files are not forced onto the disk: tests end processes, which loses nothing that was written, and never the machine."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def images_measured_once() -> Iterator[None]:
+    """The scan of an audit measures equal pixels once in all tests: many audits are of the same images.
+
+    Tests of what is measured call `image_features` and `complexity` themselves.
+    """
+    from diffleak.data import scan
+
+    def once(measure: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+        found: dict[tuple[tuple[int, ...], bytes], np.ndarray] = {}
+
+        def measured(pixels: np.ndarray) -> np.ndarray:
+            key = (pixels.shape, sha256(pixels.tobytes()).digest())
+            if key not in found:
+                found[key] = measure(pixels)
+            return found[key].copy()
+
+        return measured
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("image_features", "complexity"):
+            patched.setattr(scan, name, once(getattr(scan, name)))
         yield
 
 

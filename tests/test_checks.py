@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import beartype
 import jaxtyping
@@ -30,6 +30,11 @@ def text(number: int) -> str:
 
 
 @checked
+def sized(side: int, of: Literal["zeros", "ones"] = "zeros") -> Float64[np.ndarray, "{side}"]:
+    return np.zeros(3) if of == "zeros" else np.ones(side)
+
+
+@checked
 @dataclass(frozen=True)
 class Pair:
     one: Row
@@ -52,6 +57,8 @@ WRONG: dict[str, Callable[[], Any]] = {
     "a dimension": lambda: joined(np.zeros((2, 2)), [ROW]),
     "shapes that differ": lambda: joined(ROW, [np.zeros(3)]),
     "a returned shape": lambda: joined(ROW, [ROW], times=2),
+    "a shape by an argument": lambda: sized(2),
+    "a word": lambda: sized(3, "twos"),
     "a type in quotes": lambda: joined(ROW, [ROW], times="2"),
     "fields that differ": lambda: Pair(ROW, np.zeros(3)),
     "a property": lambda: Pair.of(2).size,
@@ -69,4 +76,5 @@ def test_a_wrong_one_is_seen(what):
 
 def test_a_right_one_is_let_through():
     assert joined(ROW, [ROW]) is ROW and text(1) == "number" and Pair.of(3).one.shape == (3,)
+    assert sized(3).shape == (3,) and sized(2, "ones").shape == (2,)
     assert metrics.threshold_at(np.arange(4.0), 1) == pytest.approx(metrics.threshold_at(np.arange(4.0)[::-1].copy(), 1))

@@ -1,11 +1,6 @@
 """The main job end to end: plan, chunks, resume, workers, run folder, gates."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +9,7 @@ import pytest
 import torch
 from fixtures.commands import call
 from fixtures.models import ATTENTION, save_untrained
+from fixtures.processes import killed
 
 import diffleak
 from diffleak import hub
@@ -162,15 +158,12 @@ def test_one_two_and_three_workers_give_bit_identical_scores(model, data, whole,
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(capsys, model, data, whole, tmp_path):
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "diffleak", "audit", str(model), "-o", str(folder)]
+    given = ["audit", model, "-o", folder]
     for key, value in settings(data).items():
-        command += [f"--{key.replace('_', '-')}", str(value)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(folder.glob("scores/chunk*"))) < 9:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not (folder / "audit.json").exists()
-    code, _, said = call(capsys, *command[3:])
+        given += [f"--{key.replace('_', '-')}", value]
+    killed(lambda: len(list(folder.glob("scores/chunk*"))) >= 9, *given)
+    assert len(list(folder.glob("scores/chunk*"))) >= 9 and not (folder / "audit.json").exists()
+    code, _, said = call(capsys, *given)
     assert code == 0, said
     pd.testing.assert_frame_equal(scores(folder), scores(whole), check_exact=True)
     assert (folder / "samples.csv").read_text() == (whole / "samples.csv").read_text()

@@ -1,12 +1,8 @@
 """Defences: disjoint halves, teachers, DualMD folders, DistillMD students, and what is refused."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +11,14 @@ import pytest
 import torch
 from fixtures.commands import call
 from fixtures.models import LEVELS as TINY
+from fixtures.processes import DIFFLEAK, Forked, killed
 from PIL import Image
 from safetensors.torch import load_file
 
 from diffleak import hub
 from diffleak.data.duplicates import within_radius
 from diffleak.data.pixels import to_model
+from diffleak.defenses import teachers as training_of_teachers
 from diffleak.defenses.config import defend_config
 from diffleak.defenses.defend import defend
 from diffleak.defenses.halves import halves_of, split_halves
@@ -291,15 +289,27 @@ def test_one_teacher_distillation_trains_its_teacher_on_everything(data, tmp_pat
     assert len(split_of(student)["members"]) == 16
 
 
-def test_teachers_side_by_side_are_those_trained_one_by_one(data, tmp_path):
-    for name, together in (("together", True), ("alone", False)):
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Teachers side by side are forks of this process; the commands that they were to be started with."""
+    commands: list[list[str]] = []
+    start = lambda command, **how: commands.append(command) or Forked(command, **how)
+    forking = SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE)
+    monkeypatch.setattr(training_of_teachers, "subprocess", forking)
+    return commands
+
+
+def test_teachers_side_by_side_are_those_trained_one_by_one(data, tmp_path, forked):
+    for name, together in (("alone", False), ("together", True)):
         defend(settings("dual", data, tmp_path / name, side_by_side=together))
     for teacher in ("teacher-1", "teacher-2"):
         one, two = weights(tmp_path / "together" / teacher), weights(tmp_path / "alone" / teacher)
         assert all(torch.equal(one[k], two[k]) for k in one)
+    files = [tmp_path / "together" / teacher / "train.yaml" for teacher in ("teacher-1", "teacher-2")]
+    assert forked == [[*DIFFLEAK, "train", "-C", str(file)] for file in files]
 
 
-def test_a_failure_of_a_teacher_beside_another_is_one_line(data, tmp_path):
+def test_a_failure_of_a_teacher_beside_another_is_one_line(data, tmp_path, forked):
     with pytest.raises(UserError, match=r"^teacher-[12]: the loss is nan at step .*lower learning_rate"):
         defend(settings("dual", data, tmp_path / "out", side_by_side=True, learning_rate=1e30, max_grad_norm=1e30, steps=20))
 
@@ -315,21 +325,15 @@ def test_a_student_of_latents_learns_on_its_teachers_latents(tmp_path, latent_fo
 
 
 def test_a_student_killed_and_resumed_has_the_same_loss_curve(data, tmp_path, teachers, capsys):
-    command = [sys.executable, "-m", "diffleak", "defend", "distill", "--data", str(data), "--steps", "80", "--batch-size", "4"]
-    command += ["--checkpoint-every", "10", "--device", "cpu", "--threads", "1", "-o"]
-    given = ["--teachers", teachers]
-    killed = tmp_path / "killed"
-    process = subprocess.Popen([*command, str(killed), *given], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (killed / "student" / "checkpoint").exists():
-        time.sleep(0.01)
-    assert process.poll() is None, "the run must be alive to be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    for folder in (killed, tmp_path / "whole"):
-        assert call(capsys, *command[3:], folder, *given)[0] == 0
-    curves = [(folder / "student" / "losses.csv").read_text() for folder in (killed, tmp_path / "whole")]
+    command = ["defend", "distill", "--data", data, "--steps", 80, "--batch-size", 4, "--checkpoint-every", 10, "--device", "cpu"]
+    command += ["--threads", 1, "--teachers", teachers, "-o"]
+    resumed = tmp_path / "killed"
+    killed((resumed / "student" / "checkpoint").exists, *command, resumed)
+    for folder in (resumed, tmp_path / "whole"):
+        assert call(capsys, *command, folder)[0] == 0
+    curves = [(folder / "student" / "losses.csv").read_text() for folder in (resumed, tmp_path / "whole")]
     assert curves[0].splitlines()[-1] == curves[1].splitlines()[-1]
-    one, two = weights(killed / "student"), weights(tmp_path / "whole" / "student")
+    one, two = weights(resumed / "student"), weights(tmp_path / "whole" / "student")
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
@@ -453,18 +457,6 @@ def test_a_folder_that_another_process_trains_in_is_refused(data, tmp_path):
     with locked(tmp_path / "out" / "teacher-1"), pytest.raises(UserError, match=r"another process is training in .*teacher-1"):
         defend(settings("dual", data, tmp_path / "out", steps=1))
     defend(settings("dual", data, tmp_path / "out", steps=1))
-
-
-def test_under_a_launcher_both_processes_train_the_same_teacher(data, tmp_path):
-    """Two ranks must not start teachers of their own, whose gradients would meet."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "diffleak"]
-    command += ["defend", "dual", "--data", str(data), "--train-size", "16", "--steps", "2", "--batch-size", "4", "--device", "cpu"]
-    (tmp_path / "c.yaml").write_text(json.dumps({"model": TINY}))
-    command += ["-C", str(tmp_path / "c.yaml"), "-o", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert isinstance(hub.load(tmp_path / "out" / "dual").denoiser, Dual)
-    assert (tmp_path / "out" / "teacher-2" / "checkpoint" / "random_states_1.pkl").exists(), "there was a second process"
 
 
 def test_one_teacher_is_not_two(data, tmp_path):

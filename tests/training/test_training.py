@@ -2,12 +2,7 @@
 
 import hashlib
 import json
-import os
 import pickle
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +12,7 @@ import torch
 from fixtures.commands import call
 from fixtures.models import AUTOENCODER, IMAGES, MODELS, PARTS, encoder_weights, few_steps, trained_weights
 from fixtures.models import WIDER as TINY
+from fixtures.processes import killed
 
 import diffleak
 from diffleak import hub
@@ -80,19 +76,13 @@ def test_killed_and_resumed_training_equals_uninterrupted(data, tmp_path, capsys
     yaml.write_text(
         json.dumps({"data": str(data), "steps": 60, "batch_size": 4, "model": TINY, "device": "cpu", "checkpoint_every": 15, "threads": 1})
     )
-    command = [sys.executable, "-m", "diffleak", "train", "-C", str(yaml), "-o"]
-    killed = tmp_path / "killed"
-    process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (killed / "checkpoint").exists():
-        time.sleep(0.02)
-    assert process.poll() is None, "the run must be alive to be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (killed / "unet").exists()
-    for folder in (killed, tmp_path / "whole"):
-        assert call(capsys, *command[3:], folder)[0] == 0
-    assert same(killed, tmp_path / "whole")
-    assert (killed / "losses.csv").read_bytes() == (tmp_path / "whole" / "losses.csv").read_bytes()
+    command, resumed = ["train", "-C", yaml, "-o"], tmp_path / "killed"
+    killed((resumed / "checkpoint").exists, *command, resumed)
+    assert (resumed / "checkpoint").exists() and not (resumed / "unet").exists()
+    for folder in (resumed, tmp_path / "whole"):
+        assert call(capsys, *command, folder)[0] == 0
+    assert same(resumed, tmp_path / "whole")
+    assert (resumed / "losses.csv").read_bytes() == (tmp_path / "whole" / "losses.csv").read_bytes()
 
 
 def test_an_interrupted_run_writes_the_losses_of_an_uninterrupted_one(data, tmp_path, monkeypatch):

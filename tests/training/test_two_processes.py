@@ -1,4 +1,4 @@
-"""Training by two processes, started once for every kind: the models of one process, and one decision to stop."""
+"""Training by two processes, started once for all: the models of one process, one decision to stop, one teacher at a time."""
 
 import json
 import subprocess
@@ -12,6 +12,8 @@ import torch
 from fixtures.models import IMAGES, LEVELS, MODELS, WIDER, encoder_weights, trained_weights
 
 import diffleak
+from diffleak import hub
+from diffleak.diffusion.dual import Dual
 
 SETTINGS: dict[str, dict[str, Any]] = {
     kind: {"kind": kind, "model": MODELS.get(kind, WIDER), "learning_rate": 1e-3, "steps": 4, "warmup_steps": 0, "batch_size": 8}
@@ -40,6 +42,9 @@ def launched(tmp_path_factory) -> tuple[Path, str]:
     for name, settings in {**SETTINGS, "stopping": STOPPING}.items():
         (folder / f"{name}.yaml").write_text(json.dumps({**settings, "data": str(folder / "images.npy"), "device": "cpu", "threads": 1}))
         commands.append(["train", "-C", str(folder / f"{name}.yaml"), "-o", str(folder / name)])
+    (folder / "dual.yaml").write_text(json.dumps({"model": LEVELS}))
+    defence = ["--data", str(folder / "images.npy"), "--train-size", "16", "--steps", "2", "--batch-size", "4", "--device", "cpu"]
+    commands.append(["defend", "dual", *defence, "-C", str(folder / "dual.yaml"), "-o", str(folder / "defence")])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run([*launch, str(folder / "program.py"), json.dumps(commands)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -71,3 +76,10 @@ def test_two_processes_stop_early_together(launched, data, tmp_path, capsys):
     assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-6)
     assert "early stopping: saved step 2, validation loss" in launched[1]
     assert "stopped at step 4: no lower for 1 checks" in launched[1]
+
+
+@pytest.mark.slow
+def test_under_a_launcher_both_processes_train_the_same_teacher(launched):
+    """Two ranks must not start teachers of their own, whose gradients would meet."""
+    assert isinstance(hub.load(launched[0] / "defence" / "dual").denoiser, Dual)
+    assert (launched[0] / "defence" / "teacher-2" / "checkpoint" / "random_states_1.pkl").exists(), "there was a second process"

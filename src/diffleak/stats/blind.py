@@ -13,6 +13,7 @@ by a permutation test of their own at the same level.
 """
 
 import warnings
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Literal
 
@@ -84,8 +85,7 @@ def permutation_test(
     m, n = int(member.sum()), int((~member).sum())
     drawn = np.flatnonzero(member if m <= n else ~member)  # the smaller side: the other ranks the other way round
     ranks = rankdata(features, axis=0)
-    rng = np.random.default_rng((seed, 3))
-    rows = np.stack([drawn, *(rng.choice(m + n, len(drawn), replace=False, shuffle=False) for _ in range(permutations))])
+    rows = np.concatenate([drawn[None], _redrawn(m + n, len(drawn), seed, permutations)])
     each = np.abs(_aucs(ranks, rows) - 0.5)
     statistics = each.max(axis=1)
     p_value = float((statistics[1:] >= statistics[0]).sum() + 1) / (permutations + 1)
@@ -116,6 +116,15 @@ def labels_p_value(
     drawn = np.random.default_rng((seed, 4)).multivariate_hypergeometric(sizes, members, size=permutations, method="marginals")
     each = ((np.concatenate([np.bincount(of[member], minlength=len(sizes))[None], drawn]) - expected) ** 2 / expected).sum(axis=1)
     return float((each[1:] >= each[0] - 1e-9).sum() + 1) / (permutations + 1)
+
+
+@lru_cache(maxsize=2)  # every audit of a sweep is of the same sides
+def _redrawn(images: int, size: int, seed: int, permutations: int) -> Int64[np.ndarray, "r s"]:
+    """Random choices of `size` of so many images, one a row."""
+    rng = np.random.default_rng((seed, 3))
+    rows = np.stack([rng.choice(images, size, replace=False, shuffle=False) for _ in range(permutations)])
+    rows.flags.writeable = False
+    return rows
 
 
 def _aucs(ranks: Float64[np.ndarray, "n k"], rows: Int64[np.ndarray, "r s"]) -> Float64[np.ndarray, "r k"]:
