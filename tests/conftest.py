@@ -78,6 +78,19 @@ def few_divisions() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Figures are made, and matplotlib's drawing of them, a tenth of an audit's time, is left out.
+
+    Drawings are tested in tests/report; the audits of test_audit.py, test_latent_audit.py and test_cli.py draw theirs.
+    """
+    from matplotlib.figure import Figure
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Figure, "savefig", lambda figure, file, **how: file.write('<svg viewBox="0 0 1 1"></svg>'))
+        yield
+
+
 @pytest.fixture
 def tiny_network() -> Callable[..., torch.nn.Module]:
     """An untrained UNet2DModel of about 17 000 weights, the same ones for the same keys: `tiny_network(in_channels=3)`."""

@@ -38,6 +38,8 @@ from diffleak.errors import UserError
 from diffleak.stats.rules import settled
 from diffleak.work.folder import Folder
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SCHEDULE = linear_schedule()
 SIDE = 4
 SHAPE = ImageShape(1, SIDE, SIDE)

@@ -25,7 +25,7 @@ from diffleak.generation import generate
 from diffleak.hub.loading import load, target_of
 from diffleak.records.run_folder import read_plan
 
-pytestmark = pytest.mark.usefixtures("few_divisions")
+pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 PICTURES = np.random.default_rng(3).integers(0, 256, (44, 8, 8, 3), dtype=np.uint8)
 SETTINGS = {"attacks": "loss,pia", "timesteps": "50:100:50", "threads": 1, "allow_shift": True, "batch_size": 8, "chunk_size": 16}
 SIDES = {"members": PICTURES[:22], "nonmembers": PICTURES[22:]}

@@ -38,7 +38,7 @@ from diffleak.records.audit import Blind
 from diffleak.records.quality import QualityRecord, read_quality
 from diffleak.work.files import checked_folder, write_new
 
-pytestmark = pytest.mark.usefixtures("few_divisions")
+pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 BLIND = Blind(value=0.5, low=0.4, high=0.6)
 SMALL = {"timesteps": "50:100:50", "device": "cpu", "batch_size": 8, "chunk_size": 8, "threads": 1}
 FLAGS = ["--timesteps", "50:100:50", "--device", "cpu", "--batch-size", "8", "--chunk-size", "8", "--threads", "1"]

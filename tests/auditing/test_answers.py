@@ -23,6 +23,8 @@ from diffleak.errors import UserError
 from diffleak.generation import generate
 from diffleak.hub.encoders import extract, open_extractor
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SCHEDULE = linear_schedule()
 TABLE = SCHEDULE.alphas_cumprod
 PICTURES = np.random.default_rng(3).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)

@@ -18,6 +18,8 @@ from diffleak.data.pixels import ImageShape
 from diffleak.errors import UserError
 from diffleak.work.folder import Folder
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SIZES = ((32, 16), (16, 16), (8, 40))  # height x width
 SHAPES = (ImageShape(3, 24, 8), ImageShape(3, 16, 16), ImageShape(3, 8, 32))  # of their buckets
 BUCKETS = "16:8:8:32"

@@ -36,6 +36,8 @@ from diffleak.stats.evaluation import NEEDS_ALL, divided
 from diffleak.work import shares
 from diffleak.work.folder import Folder
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SIDE = 200
 MEMBERS, HELD_OUT = np.random.default_rng(0).integers(0, 256, (2, SIDE, 4, 4, 1), dtype=np.uint8)
 SCHEDULE = linear_schedule()

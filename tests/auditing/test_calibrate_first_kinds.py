@@ -11,6 +11,8 @@ import diffleak
 from diffleak.records.chosen import Chosen
 from diffleak.stats import evaluation
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SIDE, OF = 60, 2  # images a side, and in each group
 GIVEN = {"attacks": "sima,loss", "timesteps": "40:200:40", "calibrate_fraction": 0.6, "seed": 3}
 SIZES = {"device": "cpu", "threads": 1, "batch_size": 8, "chunk_size": 16}

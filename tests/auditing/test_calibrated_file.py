@@ -11,6 +11,8 @@ from diffleak.auditing.score_file import calibrate_file
 from diffleak.data.complexity import complexity
 from diffleak.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 N = 400
 
 

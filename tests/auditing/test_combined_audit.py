@@ -20,7 +20,7 @@ from diffleak.report.pages.audit import page
 from diffleak.stats.evaluation import combined
 from diffleak.stats.rules import settled
 
-pytestmark = pytest.mark.usefixtures("few_divisions")
+pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 
 SIDE = 200
 SCHEDULE = linear_schedule()

@@ -14,7 +14,7 @@ from diffleak.auditing.run import audit
 from diffleak.records.digests import FILE, verify
 from diffleak.records.run_folder import read_audit
 
-pytestmark = pytest.mark.usefixtures("few_divisions")
+pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 SMALL = ["--attacks", "sima", "--timesteps", "100", "--no-calibration", "--device", "cpu", "--batch-size", "8", "--threads", "1"]
 
 

@@ -22,6 +22,8 @@ from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def flow(total: int = 1000) -> Schedule:
     return Schedule.flow(np.arange(1, total + 1) / total, total)

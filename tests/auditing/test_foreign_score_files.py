@@ -16,6 +16,8 @@ from diffleak.auditing.score_file import evaluate_file
 from diffleak.errors import UserError
 from diffleak.stats.metrics import auc_estimate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROWS = [(f"i{k}", k % 2, round(0.01 * k + 0.3 * (k % 2), 2)) for k in range(40)]
 TEXT = "id,member,score\n" + "".join(f"{i},{m},{s}\n" for i, m, s in ROWS)
 AUC = auc_estimate(np.array([s for _, m, s in ROWS if m]), np.array([s for _, m, s in ROWS if not m]))

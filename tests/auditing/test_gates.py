@@ -16,6 +16,8 @@ from diffleak.records.base import Estimate
 from diffleak.records.plan import Split
 from diffleak.stats import metrics
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def config(**limits):
     return build(AuditConfig, {"members": "a", "nonmembers": "b", **limits})

@@ -14,7 +14,7 @@ from diffleak.auditing import plan as planning
 from diffleak.records.run_folder import read_audit, read_plan, read_samples
 from diffleak.stats import metrics
 
-pytestmark = pytest.mark.usefixtures("few_divisions")
+pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 FLAGS = ["--attacks", "sima", "--timesteps", "50:100:50", "--device", "cpu", "--threads", "1", "--batch-size", "8"]
 PLAIN = [*FLAGS[:3], "100", *FLAGS[4:], "--no-calibration"]
 A_SIDE, OF = 12, 2  # groups, and images of each

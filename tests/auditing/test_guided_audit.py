@@ -16,7 +16,7 @@ from diffleak.diffusion.denoiser import Guided
 from diffleak.errors import UserError
 from diffleak.hub import load
 
-pytestmark = pytest.mark.usefixtures("few_divisions")
+pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 SETTINGS = {"attacks": "sima", "timesteps": "100", "calibration": False, "captions": "fixed:red heart", "device": "cpu", "threads": 1}
 
 

@@ -32,7 +32,7 @@ from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import FlowSampler
 from diffleak.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("few_divisions")
+pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 README = Path(__file__).parents[2] / "README.md"
 MEMBERS, HELD_OUT = np.random.default_rng(0).integers(0, 256, (2, 24, 8, 8), dtype=np.uint8)
 SMALL = {"timesteps": "50:100:50", "threads": 1, "chunk_size": 16}

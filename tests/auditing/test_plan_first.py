@@ -15,6 +15,8 @@ from diffleak.auditing.score import Pace
 from diffleak.config import build
 from diffleak.diffusion.denoiser import NetworkDenoiser
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def given(model_folder, tmp_path):

@@ -23,9 +23,9 @@ from diffleak.report import to_html
 from diffleak.report.pages.audit import page
 from diffleak.work.folder import Folder
 
-pytestmark = pytest.mark.usefixtures("few_divisions")
+pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 
-pytestmark = pytest.mark.usefixtures("few_divisions")
+pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 SIDE = 70  # 42 held-out images to calibrate on
 OWN, RECONSTRUCTED = list(NAMES), [f"reconstruction_{name}" for name in NAMES]
 

@@ -27,7 +27,7 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, UserError
 from diffleak.stats import evaluation
 
-pytestmark = pytest.mark.usefixtures("few_divisions")
+pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 SIZES = {"chunk_size": 16, "batch_size": 16, "timesteps": "40:80:40", "device": "cpu", "threads": 1, "seed": 3}
 RESIDUAL = "sima,secmi,loss"
 

@@ -18,6 +18,8 @@ from diffleak.records.scores import Scores
 from diffleak.stats import metrics
 from diffleak.stats.evaluation import divided, evaluate, evaluate_scores, samples
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def table(m=250, n=300, seed=0):
     """A shuffled frame of id, member, score."""

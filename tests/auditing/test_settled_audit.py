@@ -31,7 +31,7 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.records.audit import AuditRecord
 
-pytestmark = pytest.mark.usefixtures("few_divisions")
+pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 MEMBERS, NONMEMBERS = np.random.default_rng(0).integers(0, 256, (2, 40, 8, 8), dtype=np.uint8)
 SETTINGS: dict[str, Any] = {"batch_size": 16, "chunk_size": 32, "device": "cpu", "threads": 1}
 

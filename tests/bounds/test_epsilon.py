@@ -16,6 +16,8 @@ from diffleak.records.run_folder import read_samples, read_scores
 from diffleak.report.judgement import read_record
 from diffleak.stats.epsilon import calibrate_units, lower_bound
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 IMAGES = 1000
 
 

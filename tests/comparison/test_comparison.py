@@ -28,6 +28,8 @@ from diffleak.report.sections.comparison.verdict import comparison_verdict
 from diffleak.stats import metrics
 from diffleak.stats.calibration import PLAIN
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

@@ -12,6 +12,8 @@ from diffleak.comparison.compare import compare
 from diffleak.records.comparison import Comparison
 from diffleak.stats.pooling import pooled
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ATTACKS = ("sima", "loss")
 
 

@@ -26,6 +26,8 @@ from diffleak.diffusion.conditions import Prompts, TextEncoder
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 NAMES = tuple(f"{i:02d}.png" for i in range(12))
 LONGEST = 6  # words that the encoder of these tests reads
 SCHEDULE = linear_schedule()

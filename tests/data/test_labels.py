@@ -17,6 +17,8 @@ from diffleak.data.scan import scan
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 NAMES = ("b/1.png", "a/2.png", "b/0.png", "c/9.png")
 ANIMALS = ClassNames({"cat": 2, "dog": 0, "emu": 1}, "train.json", closed=True)
 ID2LABEL = ClassNames({"cat": 2, "dog": 0, "emu": 1}, "model_index.json")

@@ -15,6 +15,8 @@ from diffleak.data.split import own_split
 from diffleak.errors import UserError
 from diffleak.records.audit import Promise
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 N = 40
 NAMES = tuple(f"{i:03}.png" for i in range(N))
 MEMBERS, HELD_OUT = NAMES[:20:2] + NAMES[20:30], NAMES[1:20:2] + NAMES[30:]  # no side is a range of numbers

@@ -28,6 +28,8 @@ from diffleak.extraction.extract import extract, search
 from diffleak.work import shares
 from diffleak.work.shares import Share
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SCHEDULE = linear_schedule()
 MEMBERS, OTHERS = 12, 20
 SPEC = "black_box(n=2,steps=4,guidance_scale=1.5,encoder=pixels)"

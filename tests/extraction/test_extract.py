@@ -30,6 +30,8 @@ from diffleak.report.pages.extraction import page
 from diffleak.reveal import reveal
 from diffleak.stats import extraction as stats
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SCHEDULE = linear_schedule()
 MEMBERS, HELD_OUT = 40, 260
 SPLIT = {"members": [str(i) for i in range(MEMBERS)], "nonmembers": [str(i) for i in range(MEMBERS, MEMBERS + HELD_OUT)]}

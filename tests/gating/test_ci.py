@@ -12,6 +12,8 @@ from diffleak import cli
 from diffleak.config import build
 from diffleak.gating.config import GateConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PAGE = Path(__file__).parents[2] / "docs" / "ci-gate.md"
 
 

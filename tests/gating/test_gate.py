@@ -26,6 +26,8 @@ from diffleak.records.sweep import Point, SweepRecord
 from diffleak.report.audited import Audited
 from diffleak.report.sections.audit.glance import limit
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

@@ -20,6 +20,8 @@ from diffleak import hub
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FILE = "pytorch_lora_weights.safetensors"
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 T = 100

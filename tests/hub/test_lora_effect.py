@@ -16,6 +16,8 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.hub import adapters, effect, updates
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Weights = dict[str, torch.Tensor]
 Layers = dict[str, dict[str, tuple[int, float | None]]]  # by network and layer: rank, alpha
 RANKS, ALPHAS = (1, 2, 3), (4.0, 4.0, 1.0, 0.5)  # of layers in turn; the most common alpha is 4

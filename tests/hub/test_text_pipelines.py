@@ -30,6 +30,8 @@ from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.hub import pipelines
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 DIFFUSION, FLOW = ("sd", "sd-v", "sdxl", "pixart"), ("sd3", "flux")
 TEXTS = ("a house with a garden", "moon", "")
 STEPS = 4

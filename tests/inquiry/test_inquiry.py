@@ -32,6 +32,8 @@ from diffleak.report import to_html
 from diffleak.report.pages.inquiry import judged, page
 from diffleak.reveal import reveal
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 RNG = np.random.default_rng(0)
 IMAGES, CONTROL = RNG.integers(0, 256, (24, 8, 8), dtype=np.uint8), RNG.integers(0, 256, (40, 8, 8), dtype=np.uint8)
 FAST = {"attacks": "sima", "timesteps": "50:100:50", "repeats": 3, "device": "cpu", "threads": 1}

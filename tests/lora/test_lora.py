@@ -27,6 +27,8 @@ from diffleak.records.run_folder import read_audit
 from diffleak.report import to_html, verdict
 from diffleak.report.pages.lora import judged, page
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:

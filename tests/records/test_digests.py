@@ -22,6 +22,8 @@ from diffleak.records import digests
 from diffleak.records.digests import RecordEdited, add_digests, refuse_edited, verify, write_audit_digests, write_recorded
 from diffleak.records.run_folder import read_audit
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:

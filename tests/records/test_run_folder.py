@@ -8,6 +8,8 @@ from diffleak.errors import UserError
 from diffleak.records.run_folder import read_audit, read_plan, read_samples, write_samples
 from diffleak.records.scores import ChunkMeta, Samples, Spent, read_chunk, write_chunk
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SAMPLES = Samples(("a", "b", "c"), np.array([True, False, True]), np.array([True, True, False]), {"sima": np.array([1.0, 2.5, -3.0])})
 
 

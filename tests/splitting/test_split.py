@@ -16,6 +16,8 @@ from diffleak.data.split import Split, read_split
 from diffleak.splitting.draw import draw_coins, draw_share, units_of
 from diffleak.splitting.split import too_few
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def field(rng: np.random.Generator) -> np.ndarray:
     """An image that is like no other."""

@@ -38,6 +38,8 @@ from diffleak.report.pages.sweep import page
 from diffleak.sweep.checkpoints import Checkpoint, Checkpoints, checkpoints
 from diffleak.sweep.run import INPUTS, _refuse_other_plan, gate, summary, sweep
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 STEPS = (100, 200, 300)
 
 
