@@ -11,6 +11,8 @@ N ?= 10000
 FAST := tests/stats tests/attacks tests/records tests/test_architecture.py tests/test_words.py
 SEED ?= 0
 
+unexport PYTHONDONTWRITEBYTECODE  # compiled tests and sources are kept from one run to the next
+
 .PHONY: demo test test-fast test-docs bench fuzz lint docs dist clean
 
 .venv/installed: pyproject.toml constraints.txt

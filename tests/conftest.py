@@ -79,16 +79,25 @@ def few_divisions() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def undrawn() -> Iterator[None]:
+def undrawn() -> Iterator[Any]:
     """Figures are made, and matplotlib's drawing of them, a tenth of an audit's time, is left out.
 
-    Drawings are tested in tests/report; the audits of test_audit.py, test_latent_audit.py and test_cli.py draw theirs.
+    Drawings are tested in tests/report; the audits of test_audit.py, test_latent_audit.py and test_cli.py draw theirs. See `drawn`.
     """
     from matplotlib.figure import Figure
 
+    draw = Figure.savefig
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Figure, "savefig", lambda figure, file, **how: file.write('<svg viewBox="0 0 1 1"></svg>'))
-        yield
+        yield draw
+
+
+@pytest.fixture
+def drawn(undrawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of one test are drawn though those of its module are not."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", undrawn)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -244,9 +245,11 @@ def test_selfcheck_fails_when_an_attack_is_wrong(capsys, monkeypatch):
     )
     for name in set(ATTACKS) - {"sima", "loss"}:  # the others are checked above
         monkeypatch.setattr(ATTACKS[name], "in_all", False)
+    monkeypatch.setattr(import_module("diffleak.auditing.selfcheck"), "SIDE", 40)
     code, out, err = call(capsys, "selfcheck")
     assert code == 1
-    assert "FAILED" in out
+    lines = {line.split()[0]: line.split()[-1] for line in out.splitlines()}
+    assert (lines["sima"], lines["loss"]) == ("FAILED", "ok")
     assert "selfcheck failed" in err
 
 

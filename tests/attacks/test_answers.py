@@ -16,6 +16,8 @@ from diffleak.diffusion.denoiser import Around, Counted, Denoiser, guided
 from diffleak.diffusion.noise import Noise
 from diffleak.records.scores import chunk_files
 
+pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
+
 SCHEDULE = linear_schedule()
 MODEL = Gaussian(0.1, 0.5, SCHEDULE)
 NOISE = Noise(0, ("a", "b", "c"), (1, 4, 4))

@@ -38,6 +38,8 @@ from diffleak.report.sections.prompts import verdict
 from diffleak.work.files import seal
 from diffleak.work.folder import UNKNOWN
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -397,7 +399,7 @@ def test_the_page_has_no_script_and_prompts_are_no_markup() -> None:
     assert "was not measured" in plain and "ordinary prompts</span>" not in plain
 
 
-def test_a_histogram_of_equal_scores_is_drawn() -> None:
+def test_a_histogram_of_equal_scores_is_drawn(drawn: None) -> None:
     record = find_memorised(planted(), prompts=PLAIN, **QUICK).record
     assert {row.magnitude for row in record.prompts} == {0.0}
     assert histogram(record, "magnitude").startswith("<svg")

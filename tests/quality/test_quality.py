@@ -23,6 +23,8 @@ from diffleak.quality.copies import find_copies, membership_scores
 from diffleak.quality.measure import measure_quality
 from diffleak.records.quality import QualityRecord, read_quality
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SPLIT = {"members": [str(i) for i in range(40)], "nonmembers": [str(i) for i in range(40, 160)]}
 
 

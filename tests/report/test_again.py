@@ -24,6 +24,8 @@ from diffleak.records.plan import Adapter
 from diffleak.report.sections.public import command as public_command
 from diffleak.work.folder import Folder
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def both(tmp_path):

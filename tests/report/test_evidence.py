@@ -32,6 +32,8 @@ from diffleak.report.pages.audit import on_card, on_paper, page
 from diffleak.report.sections import FOR_THE_FILE, UNSHOWN
 from diffleak.report.sections.audit import attacks, calibrated, coverage, file, glance, remedies
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[2]
 DIFFERENT = Blind(value=0.81, low=0.78, high=0.84)
 NULL = dict.fromkeys(SHIFTS, 0.0)
@@ -469,7 +471,7 @@ def test_a_browser_that_fails_is_named_with_what_it_said(leak, tmp_path, monkeyp
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser is installed")
-def test_the_pdf_of_a_leak_with_many_failed_limits_is_two_pages(leak, tmp_path):
+def test_the_pdf_of_a_leak_with_many_failed_limits_is_two_pages(leak, tmp_path, drawn):
     gates = tuple(Gate(limit="max_auc", attack=f"attack_{i}", quantity="AUC", at_most=0.6, reach=0.9, passed=False) for i in range(30))
     pages = lambda: len(re.findall(rb"/Type\s*/Page(?![a-z])", (tmp_path / "report.pdf").read_bytes()))
     pdf.write_pdf(on_paper(other(leak[0], gates=gates), SEALED), tmp_path / "report.pdf")
