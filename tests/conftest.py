@@ -88,7 +88,7 @@ def undrawn() -> Iterator[Any]:
 
     draw = Figure.savefig
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Figure, "savefig", lambda figure, file, **how: file.write('<svg viewBox="0 0 1 1"></svg>'))
+        patched.setattr(Figure, "savefig", lambda figure, file, **how: file.write('<svg viewBox="0 0 1 1"><g id="undrawn"></g></svg>'))
         yield draw
 
 
