@@ -239,3 +239,11 @@ def test_the_p_value_of_classes_is_exact_under_the_null_and_small_where_the_clas
 def test_classes_that_tell_the_sides_apart_make_an_audit_invalid_whatever_the_pixels_say():
     alike = Blind(value=0.5, low=0.45, high=0.55, labels_p_value=0.3)
     assert finding(alike) == "alike" and finding(alike.model_copy(update={"labels_p_value": 0.01})) == "different"
+
+
+def test_the_smaller_side_is_redrawn_from_all_images_without_repeats_and_the_same_draws_serve_the_next_audit():
+    rows, runs = blind._redrawn(7, 3, 0, 5000), 5000
+    assert rows.shape == (runs, 3) and (np.diff(np.sort(rows, axis=1), axis=1) > 0).all()
+    drawn, share = np.bincount(rows.ravel()), 3 / 7
+    assert len(drawn) == 7 and (np.abs(drawn - runs * share) < 4.5 * np.sqrt(runs * share * (1 - share))).all()
+    assert blind._redrawn(7, 3, 0, 5000) is rows and not rows.flags.writeable and (blind._redrawn(7, 3, 1, 5000) != rows).any()
