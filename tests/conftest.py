@@ -25,6 +25,12 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
+def pytest_runtest_setup() -> None:
+    """No test gets the threads of the one before: on shared cores, those of OpenMP spend most of their time spinning."""
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def clock_unwatched() -> Iterator[None]:
     """Nothing is said only because this machine is slow; tests of that look at a clock of their own."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def test_a_longer_run_continues_a_shorter_one_exactly(data, tmp_path):
     assert records[0] == records[1] and records[1]["steps"] == 6, "the folder's record is that of the latest call"
     with pytest.raises(UserError, match="already trained for 6 steps; --steps must be at least that"):
         diffleak.train(config(data, twice, steps=3, ema_decay=0.9))
+
+
+def test_training_leaves_the_number_of_torchs_threads_as_it_was(data, tmp_path, monkeypatch):
+    during = []
+    monkeypatch.setattr(loop.Loop, "_one_step", lambda self: during.append(torch.get_num_threads()) or pytest.fail("stopped"))
+    for threads in (2, None):
+        with pytest.raises(pytest.fail.Exception, match="stopped"):
+            diffleak.train(config(data, tmp_path / f"{threads}", threads=threads))
+        assert torch.get_num_threads() == 1
+    assert during == [2, os.cpu_count()]
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from diffleak.work.files import checked_folder, locked, write_text
 from diffleak.work.memory import memory_message
 from diffleak.work.progress import say
 from diffleak.work.reading import load_json
+from diffleak.work.threads import threads_kept
 
 ADVICE = "lower --batch-size or make the model smaller"
 
@@ -48,10 +49,11 @@ def train(config: TrainConfig, lesson: Lesson | None = None) -> Path:
         UserError: For data or a configuration that cannot be trained, or for a folder that holds another run or that another process is
             training in.
     """
-    accelerator = accelerator_of(config)
-    checked_folder(config.output)
-    with locked(config.output) if accelerator.is_main_process else nullcontext():
-        return _train(config, lesson, accelerator)
+    with threads_kept():
+        accelerator = accelerator_of(config)
+        checked_folder(config.output)
+        with locked(config.output) if accelerator.is_main_process else nullcontext():
+            return _train(config, lesson, accelerator)
 
 
 def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path:

@@ -11,6 +11,18 @@ Tick = Callable[..., None]  # called with the work that is done
 
 
 @contextmanager
+def threads_kept() -> Iterator[None]:
+    """The number of torch's CPU threads afterwards is that of before: it belongs to the caller's process."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def one_thread_each() -> Iterator[None]:
     """Every forward runs on one CPU thread; speed comes from chunks side by side.
 
@@ -19,12 +31,9 @@ def one_thread_each() -> Iterator[None]:
     """
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads_kept():
+        torch.set_num_threads(1)
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Stopped(Exception):
