@@ -342,7 +342,7 @@ def test_parameters_that_make_no_sense_are_refused(message: str, spec: str) -> N
     [
         ("unknown extractor 'klip'", "black_box(encoder=klip)"),
         ("the encoder must be a folder or a hub id", "black_box(encoder=clip:./nowhere)"),
-        ("must be a TorchScript file; there is none at nowhere.pt", "black_box(encoder=torchscript:nowhere.pt)"),
+        ("must be a TorchScript file; there is no file at nowhere.pt", "black_box(encoder=torchscript:nowhere.pt)"),
         (r"steps must lie in \[1, 1000\]", "black_box(steps=1001,encoder=pixels)"),
     ],
 )
