@@ -1,14 +1,15 @@
 # make demo   train on scikit-learn's digits, audit, report (sets up .venv first)
 # make test   the whole suite     make bench   speed ratios     make lint   ruff and mypy
 # make docs   builds the site into site/, every warning an error
-# make test-fast   statistics, attacks, records, imports and words     make dist   sdist and wheel, tried in an environment of their own
+# make test-fast   statistics, attacks, records, imports and words, without simulations     make dist   sdist and wheel, tried in an environment of their own
 # make test-docs   runs every command block of README and docs on small settings: some minutes, so `make test` leaves it out
 # make fuzz   damages every kind of file N times (10000) from SEED (0); KIND=... NUMBER=... SEED=... tries one input again
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 N ?= 10000
-FAST := tests/stats tests/attacks tests/records tests/test_architecture.py tests/test_words.py
+# without the attack that draws images: importing pipelines takes longer than its tests
+FAST := tests/stats tests/attacks --ignore tests/attacks/test_black_box.py tests/records tests/test_architecture.py tests/test_words.py
 SEED ?= 0
 # Workers share the cores: threads of OpenMP that wait must not spin, which takes a loaded machine ten times the time of the work.
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive

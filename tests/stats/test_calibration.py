@@ -164,6 +164,7 @@ def test_where_complexity_explains_nothing_the_plain_attack_may_be_chosen_and_ad
         assert source.complexity is None and result.gain.auc.value == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "runs", "explained"),
     [(200, 40, 0.0), (200, 40, 3.0), (60, 6, 3.0)],

@@ -70,6 +70,7 @@ def test_two_attacks_of_independent_noise_find_more_together_and_the_gain_is_tha
     assert result.leads and not result.plain and result.timestep is None
 
 
+@pytest.mark.slow
 def test_without_a_leak_intervals_cover_one_half_as_often_as_they_say():
     held, runs = [], 40
     for seed in range(runs):

@@ -128,6 +128,7 @@ def released(epsilon, member, rng, columns):
     return scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.0, 1.0, 4.0])  # the others are in studies/decisions/epsilon.py
 def test_choosing_on_a_calibrate_part_keeps_the_level(epsilon):
     bounds = []

@@ -483,6 +483,7 @@ bootstrapped_pairs = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @bootstrapped_pairs
 def test_the_exact_bootstrap_agrees_with_plain_resampling_that_rederives_the_threshold(pair, fpr):
     draws = 4000

@@ -17,6 +17,7 @@ from diffleak.stats import metrics
 from diffleak.stats.blind import INVALID_ABOVE, blind_auc
 from diffleak.stats.evaluation import divided, evaluate_scores, samples
 
+pytestmark = pytest.mark.slow  # all of them together
 RUNS = 300
 
 
@@ -240,7 +241,6 @@ def test_the_interval_of_an_auc_gap_between_groups_covers_also_for_few_images_an
     assert_covers([holds(metrics.auc_gap(*pair), truth) for pair in groups])
 
 
-@pytest.mark.slow
 def test_the_blind_interval_covers_one_half_when_both_sides_are_alike():
     rng = np.random.default_rng(6)
     member = np.arange(100) < 50
