@@ -42,6 +42,7 @@ SMALLER = {"--train-size": "60", "--images": "24", "--draws": "1", "--resize": "
 HERE = {  # for what is not here: weights of encoders, and names that a table of the page puts others in the place of
     "dinov2": "torchscript:net.pt",
     "black_box(encoder=clip)": "black_box(encoder=torchscript:net.pt,steps=2)",
+    "all,gradient,noise_probe,black_box(encoder=clip)": "all,gradient,noise_probe,black_box(encoder=torchscript:net.pt,steps=2)",
     "ADAPTERS": "out/dog*.safetensors",
     "FILE": "out/dog.safetensors",
 }
