@@ -331,12 +331,16 @@ def verify(
     run: Annotated[Path, typer.Argument(help="The folder of any finished command.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Compare every file of a folder with its recorded SHA-256: as recorded, edited, missing or unknown. Exit 1 if one was edited."""
+    """Compare every file of a folder with its recorded SHA-256: unchanged, edited, missing or unknown. Exit 1 if one was edited."""
     from diffleak.records import digests as api
 
     found = api.verify(run)
-    value = {"as_recorded": not api.differing(found), "files": [{"path": each.path, "status": each.status} for each in found]}
-    _print(value, as_json, "\n".join(f"{each.status:<9} {each.path}" for each in found))
+    made = api.sums(run)
+    value: dict[str, Any] = {"as_recorded": not api.differing(found)}
+    value |= {"audit_sha256": made.audit if made else None, "whole_sha256": made.whole if made else None}
+    value["files"] = [{"path": each.path, "status": each.status} for each in found]
+    lines = [f"{each.status:<9} {each.path}" for each in found]
+    _print(value, as_json, "\n".join([*lines, *api.closing(found, made)]))
     api.refuse_differing(run, found)
 
 

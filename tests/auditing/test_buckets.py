@@ -97,8 +97,9 @@ def test_images_of_mixed_sizes_are_sorted_by_themselves(target, tmp_path, capsys
     assert ready.config.buckets == "384" and "--buckets 384" in capsys.readouterr().err
     assert any("buckets of --buckets 384" in line for line in about_reading(ready))
     for settings in ({"anonymous": True, "anonymous_key": tmp_path / "key"}, {"config": GeometryConfig}):
-        with pytest.raises(UserError, match="do not have the shape the model takes"):
+        with pytest.raises(UserError, match="do not have the shape the model takes") as refused:
             prepared(own, tmp_path, **{"mask": (), **settings})
+        assert not ("anonymous" in settings and "--buckets" in str(refused.value)), "which --anonymous would refuse"
 
 
 def test_a_model_without_a_side_sorts_as_large_ones_do_and_a_tiny_one_does_not(target):

@@ -43,7 +43,7 @@ def test_who_and_for_which_release_go_into_record_and_report_and_a_run_resumes_w
     assert "--auditor 'K. Example'" in record.command and "auditor" not in json.loads((run / "plan.json").read_text())
     page = (run / "report.html").read_text()
     assert "Ref. 7 &amp; more" in page and "K. Example" in page and "before release" in page
-    assert {each.status for each in verify(run)} == {"recorded"}
+    assert {each.status for each in verify(run)} == {"unchanged"}
     samples = (run / "samples.csv").read_bytes()
     scores = {path.name: path.read_bytes() for path in (run / "scores").iterdir()}
     code_again, _, _ = call(capsys, "audit", model_folder(), *sides, *SMALL, "-o", run)
@@ -51,7 +51,7 @@ def test_who_and_for_which_release_go_into_record_and_report_and_a_run_resumes_w
     assert code_again == code and again.auditor is None and again.started == kept.started, "the last call says who made it"
     assert (run / "samples.csv").read_bytes() == samples
     assert {path.name: path.read_bytes() for path in (run / "scores").iterdir()} == scores
-    assert {each.status for each in verify(run)} == {"recorded"}
+    assert {each.status for each in verify(run)} == {"unchanged"}
 
 
 NOTE = "note: no attack given counts for --release"
@@ -109,10 +109,10 @@ def test_the_size_of_the_training_set_and_the_hash_of_the_split_are_recorded(mod
 def test_an_anonymous_run_is_compared_with_its_digests_and_its_key_is_no_part_of_them(model_folder, sides, tmp_path, capsys):
     run = tmp_path / "run"
     call(capsys, "audit", model_folder(), *sides, *SMALL, "--anonymous", "-o", run)
-    assert (run / "anonymous.key").exists() and {each.status for each in verify(run)} == {"recorded"}
+    assert (run / "anonymous.key").exists() and {each.status for each in verify(run)} == {"unchanged"}
     assert "anonymous.key" not in (run / FILE).read_text()
     call(capsys, "reveal", run)
-    assert {each.status for each in verify(run)} == {"recorded"}
+    assert {each.status for each in verify(run)} == {"unchanged"}
     code, card, _ = call(capsys, "report", run, "--format", "card")
     assert code == 0 and card.startswith("---\n") and not any(f"{number:02d}.png" in card for number in range(12))
 

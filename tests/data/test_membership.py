@@ -138,7 +138,25 @@ def test_where_the_training_data_is_gone_only_a_whole_swap_is_refused(trained, t
     with pytest.raises(UserError, match="20 of the members are held out"):
         checked(model, members=two, nonmembers=one)
     write(one, HELD_OUT[:1])  # two names on another side may be an accident
-    assert checked(model, members=two, nonmembers=one).status == "taken on trust"
+    found = checked(model, members=two, nonmembers=one)
+    assert found.status == "taken on trust" and not found.same_names and "names that it lists on another side" in found.reason
+
+
+def test_a_split_of_the_data_beside_an_adapter_accuses_nobody(data, trained, tmp_path):
+    """`diffleak split -o split.json` and the adapter in one folder, with no train.json: the recipe for a LoRA."""
+    model = trained(data=None)
+    one, two = write(tmp_path / "one", MEMBERS), write(tmp_path / "two", HELD_OUT)
+    found = checked(model, members=one, nonmembers=two)
+    assert found.status == "taken on trust" and found.same_names
+    assert found.sentence == (
+        f"The list of members is taken on trust from the user. {model / 'split.json'} lists the same names on the same sides; only names "
+        "could be compared, because nothing says where the training images lie."
+    )
+    given = found.model_copy(update={"source": f"the split file {model / 'split.json'}"}).sentence
+    assert given.startswith(f"The list of members is taken on trust, as given in {model / 'split.json'}: only names could be compared")
+    write(one, ["000.jpg"])
+    more = checked(model, members=one, nonmembers=two)
+    assert not more.same_names and "does not confirm it: 1 of 41 images are not listed there by name" in more.sentence
 
 
 def test_without_a_split_of_its_own_or_with_a_damaged_one_membership_is_taken_on_trust(data, trained, tmp_path):

@@ -44,7 +44,7 @@ def statuses(folder: Path) -> dict[str, str]:
 def test_every_file_of_a_run_is_as_recorded_and_its_digest_is_the_sha_256_of_its_bytes(run):
     found = statuses(run)
     assert set(found) == {"plan.json", "audit.json", "samples.csv", *(f"scores/{path.name}" for path in (run / "scores").iterdir())}
-    assert set(found.values()) == {"recorded"} and diffleak.verify is verify
+    assert set(found.values()) == {"unchanged"} and diffleak.verify is verify
     recorded = json.loads((run / digests.FILE).read_text())["files"]
     assert recorded == {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in found}
 
@@ -74,6 +74,30 @@ def test_one_changed_byte_is_an_edited_file_that_no_report_is_made_of(run, capsy
         assert code == 2 and "not as it was recorded" in err and not (run / "report.html").exists()
 
 
+def test_verify_ends_with_a_sentence_and_the_hashes_that_the_report_prints(run, capsys):
+    write_audit_digests(run)
+    assert call(capsys, "report", run)[0] == 0
+    audit, whole, files = digests.sealed(run)
+    assert audit in (run / "report.html").read_text() and whole in (run / "report.html").read_text()
+    code, out, _ = call(capsys, "verify", run)
+    assert code == 0 and out.splitlines()[0] == "unchanged audit.json"
+    assert out.splitlines()[-3].startswith(f"All {files + 1} recorded files are unchanged. Compare these two hashes")
+    assert out.splitlines()[-2:] == [f"audit.json    SHA-256 {audit}", f"whole record  SHA-256 {whole} over {files} files"]
+    found = json.loads(call(capsys, "verify", run, "--json")[1])
+    assert (found["audit_sha256"], found["whole_sha256"]) == (audit, whole)
+    (run / "more.txt").write_text("mine")
+    assert "Nothing was recorded of 1 more (unknown)." in call(capsys, "verify", run)[1]
+    (run / "samples.csv").write_text("edited")
+    assert "unchanged." not in call(capsys, "verify", run)[1]
+
+
+def test_verify_of_a_folder_without_an_audit_prints_no_hash(tmp_path, capsys):
+    write_recorded(tmp_path, {"inquiry.json": "{}"})
+    code, out, _ = call(capsys, "verify", tmp_path)
+    assert code == 0 and out.splitlines()[-1] == "The one recorded file is unchanged." and "SHA-256" not in out
+    assert json.loads(call(capsys, "verify", tmp_path, "--json")[1])["audit_sha256"] is None
+
+
 def test_a_missing_file_fails_and_an_unknown_one_is_only_named(run, capsys):
     (run / "more.txt").write_text("mine")
     assert call(capsys, "verify", run)[0] == 0
@@ -82,7 +106,7 @@ def test_a_missing_file_fails_and_an_unknown_one_is_only_named(run, capsys):
     code, out, _ = call(capsys, "verify", run, "--json")
     found = json.loads(out)
     assert code == 1 and found["as_recorded"] is False
-    assert [each for each in found["files"] if each["status"] != "recorded"] == [
+    assert [each for each in found["files"] if each["status"] != "unchanged"] == [
         {"path": "samples.csv", "status": "missing"},
         {"path": "more.txt", "status": "unknown"},
     ]
@@ -105,13 +129,13 @@ def test_an_old_run_without_digests_still_reads_and_this_is_said(run, capsys):
 
 def test_a_report_that_is_made_again_is_recorded_and_an_edited_one_does_not_matter(run, capsys):
     assert call(capsys, "report", run)[0] == 0
-    assert statuses(run)["report.html"] == "recorded"
+    assert statuses(run)["report.html"] == "unchanged"
     page = (run / "report.html").read_text()
     assert hashlib.sha256((run / "audit.json").read_bytes()).hexdigest() in page, "the report names the record that it is of"
     (run / "report.html").write_text(page + " ")
     assert statuses(run)["report.html"] == "edited"
     assert call(capsys, "report", run)[0] == 0
-    assert statuses(run)["report.html"] == "recorded"
+    assert statuses(run)["report.html"] == "unchanged"
 
 
 def test_what_another_command_writes_beside_is_added_and_the_whole_of_the_audit_stays(run):
@@ -127,16 +151,16 @@ def test_what_another_command_writes_beside_is_added_and_the_whole_of_the_audit_
 def test_scores_of_an_earlier_call_that_are_gone_are_recorded_no_longer(run):
     next((run / "scores").iterdir()).unlink()
     write_audit_digests(run)
-    assert set(statuses(run).values()) == {"recorded"}
+    assert set(statuses(run).values()) == {"unchanged"}
 
 
 def test_a_sweep_compares_its_own_files_and_those_of_every_run(tmp_path, capsys):
     folder = swept(tmp_path / "sweep")
     found = statuses(folder)
-    assert found["sweep.json"] == found["a/samples.csv"] == found["b/audit.json"] == "recorded"
-    assert set(found.values()) == {"recorded"}
+    assert found["sweep.json"] == found["a/samples.csv"] == found["b/audit.json"] == "unchanged"
+    assert set(found.values()) == {"unchanged"}
     assert call(capsys, "report", folder / "a")[0] == 0
-    assert set(statuses(folder).values()) == {"recorded"}, "a report of a checkpoint is made again"
+    assert set(statuses(folder).values()) == {"unchanged"}, "a report of a checkpoint is made again"
     (folder / "b" / "audit.json").write_text((folder / "b" / "audit.json").read_text().replace("0.5", "0.4", 1))
     assert [path for path, status in statuses(folder).items() if status == "edited"] == ["b/audit.json"]
     with pytest.raises(RecordEdited, match=r"b/audit\.json edited"):
@@ -175,7 +199,7 @@ def test_every_record_of_a_command_is_known_by_name():
 def test_what_a_command_leaves_is_its_owners_and_recorded_and_an_edit_is_found(tmp_path, capsys):
     folder = tmp_path / "new"
     write_recorded(folder, {"inquiry.json": "{}", "pairs/1.png": b"png"})
-    assert statuses(folder) == {"inquiry.json": "recorded", "pairs/1.png": "recorded"}
+    assert statuses(folder) == {"inquiry.json": "unchanged", "pairs/1.png": "unchanged"}
     assert {path.stat().st_mode & 0o777 for path in (folder, folder / "pairs")} == {0o700}
     assert {path.stat().st_mode & 0o777 for path in (folder / "inquiry.json", folder / "pairs/1.png")} == {0o600}
     (folder / "pairs/1.png").write_bytes(b"another")
@@ -183,7 +207,7 @@ def test_what_a_command_leaves_is_its_owners_and_recorded_and_an_edit_is_found(t
     assert code == 1 and "edited    pairs/1.png" in out and "1 of 2 recorded files" in err
     (folder / "pairs/1.png").unlink()
     write_recorded(folder, {"pairs/2.png": b"png"}, replaces="pairs/")
-    assert statuses(folder) == {"inquiry.json": "recorded", "pairs/2.png": "recorded"}, "what an earlier call left is expected no longer"
+    assert statuses(folder) == {"inquiry.json": "unchanged", "pairs/2.png": "unchanged"}, "what an earlier call left is expected no longer"
 
 
 def test_a_command_that_was_stopped_between_two_files_leaves_none_that_looks_edited(tmp_path, monkeypatch):
@@ -236,7 +260,7 @@ def test_a_command_writes_its_own_record_again_though_it_was_edited(run):
     diffleak.gate(run, max_auc=0.9)
     edit(run / "gate.json")
     diffleak.gate(run, max_auc=0.9)
-    assert statuses(run)["gate.json"] == "recorded"
+    assert statuses(run)["gate.json"] == "unchanged"
 
 
 def test_a_gate_of_a_sweep_refuses_an_edited_record_of_the_sweep_or_of_a_run(tmp_path, capsys):
@@ -302,4 +326,4 @@ def test_two_processes_that_end_in_one_folder_at_once_lose_no_digest(tmp_path):
         each.stdin.flush()
     assert [each.wait(60) for each in both] == [0, 0]
     found = verify(tmp_path)
-    assert len(found) == 120 and {each.status for each in found} == {"recorded"}
+    assert len(found) == 120 and {each.status for each in found} == {"unchanged"}

@@ -1,6 +1,7 @@
 """The first page, what was not run, the part for the file, the glossary, and the forms of a report."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,8 +16,11 @@ from rich.console import Console
 
 from diffleak.attacks import ATTACKS
 from diffleak.attacks.listing import listing
+from diffleak.auditing.config import AuditConfig
 from diffleak.auditing.evidence import known
+from diffleak.config import flag, settings_of
 from diffleak.errors import UserError
+from diffleak.extraction.config import ExtractConfig
 from diffleak.records.audit import Blind, Gate, Membership
 from diffleak.records.base import Estimate
 from diffleak.records.digests import Sealed
@@ -24,7 +28,7 @@ from diffleak.records.evidence import Evidence
 from diffleak.report import to_html, to_markdown, verdict
 from diffleak.report.audited import Audited
 from diffleak.report.glossary import TERMS
-from diffleak.report.judgement import NO_INCIDENT, with_validity
+from diffleak.report.judgement import NAMED, NO_INCIDENT, NOT_OF_EXTRACT, with_validity
 from diffleak.report.media import pdf
 from diffleak.report.media.card import model_card
 from diffleak.report.media.latex import results_latex
@@ -261,6 +265,49 @@ def test_a_leak_that_needs_more_access_is_said_with_the_command_that_tests_the_r
     assert judged.level == "leak" and judged.sentences[-1] == (
         "To test it: diffleak audit m --data d --split s.json --attacks black_box --release api -o NEW-FOLDER."
     )
+
+
+@pytest.mark.parametrize("release", ["api", "images"])
+def test_the_command_that_tests_the_release_is_of_the_same_model_and_images_read_in_the_same_way(leak, release):
+    """Pasted, it must run: every setting that it names is one of its command."""
+    config = AuditConfig(
+        model="m",
+        lora="a.safetensors",
+        lora_scale=0.5,
+        members="in",
+        nonmembers="out",
+        group="person",
+        exif="ignore",
+        alpha="white",
+        white=4095,
+        buckets="512",
+        captions="swapped",
+        reference="base",
+        limit=50,
+        seed=3,
+        attacks="loss",
+        output="run",
+        max_auc=0.7,
+    )
+    settings = config.model_dump(mode="json")
+    line = verdict(other(leak[0], evidence=evidence(True, release=release), settings=settings)).sentences[-1]
+    same = "--lora a.safetensors --lora-scale 0.5{} --members in --nonmembers out{} --limit 50 --seed 3 --exif ignore --alpha white"
+    if release == "api":
+        assert (
+            same.format(" --reference base --captions swapped", " --group person") + " --white 4095 --buckets 512 --attacks black_box"
+            in line
+        )
+        kind, command = AuditConfig, "diffleak audit m "
+    else:
+        assert same.format("", "") + " --white 4095 --resize -o NEW-FOLDER" in line
+        kind, command = ExtractConfig, "diffleak extract m "
+    words = shlex.split(line[line.index(command) :])
+    assert not {word for word in words if word.startswith("--")} - {flag(key) for key in settings_of(kind)}
+
+
+def test_what_the_command_leaves_unsaid_is_the_default_of_its_setting():
+    assert {key: field.default for key, field in settings_of(AuditConfig).items() if key in NAMED} == NAMED
+    assert {key for key in NAMED if key not in settings_of(ExtractConfig)} == {*NOT_OF_EXTRACT}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
     contradicted     a member that the file holds out, sets aside for validation or does not list; a held-out image that it
                      trains on or sets aside
     confirmed        every image was found in the file, on its side
-    taken on trust   there is no such file, or the images could not be looked up in it
+    taken on trust   there is no such file, or the images could not be looked up in it, or only by name: a split.json of `diffleak
+                     split` that lies beside a model says of no data that the model was trained on it
 
 Ids mean the same where the audit reads the data that train.json names. Elsewhere, as in folders of copies, an image is looked
 up by its name and counts only if its pixels are those of the training data: two files have rows of the same number by accident.
@@ -75,7 +76,8 @@ def check_membership(
     if training is not None:
         same_pixels = partial(_same_pixels, training, {image_id: i for i, image_id in enumerate(training.ids)})
         against = [match for match in against if match.same or same_pixels(match)]
-    elif elsewhere and not _whole_swap(found, against):
+    otherwise = len(against)  # by name, whatever their pixels
+    if training is None and elsewhere and not _whole_swap(found, against):
         against = [match for match in against if match.same]
     if against:
         said = _said(against, own)
@@ -88,7 +90,10 @@ def check_membership(
     if lost:
         return trust(reason=f"{len(lost):,} of {len(found):,} images are not listed there by name (first: {shown(lost[0].id)})")
     if elsewhere and training is None:
-        return trust(reason=f"the data it speaks of, {own.data or 'which nothing names'}, is not there to compare with")
+        why = f"the training data {own.data} is not there to compare with" if own.data else "nothing says where the training images lie"
+        if otherwise:
+            return trust(reason=f"{otherwise:,} of {len(found):,} images have names that it lists on another side, and {why}")
+        return trust(reason=f"only names could be compared, because {why}", same_names=True)
     if elsewhere:
         sample = [match for match in found if not match.same]
         sample = sample[:: max(1, len(sample) // SAMPLE)]

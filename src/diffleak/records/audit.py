@@ -323,23 +323,35 @@ class Membership(Record):
     """Path of the model's own split.json; null where there is none."""
     reason: str | None = None
     """Why the sides are not confirmed, or what else is to be known, in words; null where there is nothing to say."""
+    same_names: bool = False
+    """True where that file lists the same names on the same sides, and nothing but names could be compared."""
 
     @property
     def sentence(self) -> str:
         """The same for a reader."""
         if self.status == "confirmed":
             also = f"; {self.reason}" if self.reason else ""
-            given = self.source.removeprefix("the split file ")
-            if given != self.source and Path(given) == Path(self.model_split or ""):
+            if self._from_it:
                 return f"The members are those that the model's own {self.model_split}, which its training wrote, lists{also}."
             return f"The members are those of {self.source}; the model's own {self.model_split} agrees{also}."
         if self.status == "taken on trust":
+            if self.same_names and self._from_it:
+                return f"The list of members is taken on trust, as given in {self.model_split}: {self.reason}."
+            if self.same_names:
+                lists = f"{self.model_split} lists the same names on the same sides"
+                return f"The list of members is taken on trust from {self.source}. {lists}; {self.reason}."
             of = f", and {self.model_split} does not confirm it" if self.model_split else ""
             return f"The list of members is taken on trust from {self.source}{of}: {self.reason}."
         return (
             f"The members are those of {self.source}, although {self.model_split} contradicts it (--ignore-model-split): by "
             f"{self.model_split}, {self.reason}. If {self.model_split} is right, the numbers do not measure membership."
         )
+
+    @property
+    def _from_it(self) -> bool:
+        """True where the user's sides are read from the model's own split.json."""
+        given = self.source.removeprefix("the split file ")
+        return given != self.source and Path(given) == Path(self.model_split or "")
 
 
 class Draw(Record):

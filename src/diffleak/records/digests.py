@@ -47,7 +47,7 @@ KEPT_BACK = ("anonymous.key", "ids.csv")  # of an anonymous run, and never passe
 MEASURED = ("latents", "influence", "distortion", "reconstruction")
 BOOKKEEPING = ("seconds", *MEASURED, "generated", "drawings", ".inputs")  # folders of no result
 
-Status = Literal["recorded", "edited", "missing", "unknown"]
+Status = Literal["unchanged", "edited", "missing", "unknown"]
 
 
 class Digests(Record):
@@ -187,7 +187,7 @@ def verify(folder: str | Path) -> tuple[Checked, ...]:
         )
     if old := _without_digest(folder, digests):
         say(f"note: {', '.join(old)} of {folder} has no digest: written by an earlier version, or by hand")
-    order: tuple[Status, ...] = ("edited", "missing", "unknown", "recorded")
+    order: tuple[Status, ...] = ("edited", "missing", "unknown", "unchanged")
     found = (*_compared(folder, digests, ""), *_unknown(folder, digests, ""))
     return tuple(sorted(found, key=lambda each: (order.index(each.status), each.path)))
 
@@ -195,6 +195,27 @@ def verify(folder: str | Path) -> tuple[Checked, ...]:
 def differing(found: Iterable[Checked]) -> list[Checked]:
     """The files that are not as they were recorded; one that nobody recorded is none of them."""
     return [each for each in found if each.status in ("edited", "missing")]
+
+
+def sums(folder: str | Path) -> Sealed | None:
+    """The hashes that the report of a folder prints, of its files as they are now; None for a folder without an audit."""
+    folder = Path(folder)
+    return sealed(folder) if (folder / AUDIT).is_file() else None
+
+
+def closing(found: Iterable[Checked], made: Sealed | None) -> tuple[str, ...]:
+    """What `verify` says at the end, in lines; none where a file is not as it was recorded, which is an error.
+
+    made: the hashes that the report prints, where there is an audit.
+    """
+    found = list(found)
+    if differing(found):
+        return ()
+    n, others = _recorded(found), len(found) - _recorded(found)
+    all_of = f"All {n:,} recorded files are unchanged." if n != 1 else "The one recorded file is unchanged."
+    more = f" Nothing was recorded of {others:,} more (unknown)." if others else ""
+    hashes = (f"audit.json    SHA-256 {made.audit}", f"whole record  SHA-256 {made.whole} over {made.files:,} files") if made else ()
+    return (all_of + more + (" Compare these two hashes with those that the report or the card prints:" if made else ""), *hashes)
 
 
 def refuse_differing(folder: Path, found: Iterable[Checked]) -> None:
@@ -290,7 +311,7 @@ def _status(path: Path, before: str) -> Status:
     if not path.exists():
         return "missing"
     try:
-        return "recorded" if hash_file(path) == before else "edited"
+        return "unchanged" if hash_file(path) == before else "edited"
     except Unreadable:
         return "edited"
 

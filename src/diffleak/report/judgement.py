@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
 
+from diffleak.config import flag
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Blind, Result
 from diffleak.records.base import Estimate
@@ -50,7 +51,16 @@ ACCESS = {
     "grey-box": "read the model's noise predictions",
     "white-box": "look inside the model",
 }
-NAMED = ("model_config", "model_from", "network", "weights", "lora", "embedding", "captions", "members", "nonmembers", "data", "split")
+NAMED: dict[str, Any] = dict.fromkeys(  # settings that say which model and images are meant and how they are read, with their defaults
+    (
+        *("model_config", "model_from", "network", "weights", "lora", "lora_scale", "embedding", "dtype", "reference", "captions"),
+        *("members", "nonmembers", "data", "split", "group", "limit", "seed", "exif", "alpha", "white", "resize", "buckets"),
+        *("skip_unreadable", "ignore_model_split", "anonymous", "anonymous_key"),
+    )
+)
+NAMED |= {"lora_scale": 1.0, "dtype": "float32", "seed": 0, "exif": "apply", "alpha": "drop"}
+NAMED |= dict.fromkeys(("resize", "skip_unreadable", "ignore_model_split", "anonymous"), False)
+NOT_OF_EXTRACT = ("reference", "group", "buckets")
 REPAIR = "Divide one set of images at random, train on one part, hold out the other, and audit again with these two parts."
 REVERSED = (
     "The interval lies below 50 %: the scores do separate the sides, but it is the held-out images that look like members. "
@@ -296,9 +306,15 @@ def _to_test(record: AuditRecord) -> tuple[str, ...]:
 
 def _command(record: AuditRecord, command: str, *more: str) -> str:
     """A command line on the model and the images of an audit, which leaves its results in a new folder."""
-    settings = record.settings
-    kept = [(f"--{key.replace('_', '-')}", settings.get(key)) for key in NAMED]
-    given = [part for flag, value in kept if value is not None for part in (flag, str(value))]
+    settings = {key: record.settings.get(key) for key in ("model", *NAMED)}
+    if command == "extract":
+        # it draws images of one shape, each with its own caption
+        settings |= {"resize": settings["resize"] or bool(settings["buckets"]), **dict.fromkeys(NOT_OF_EXTRACT)}
+        settings |= {"captions": None} if settings["captions"] == "swapped" else {}
+    given = list[str]()
+    for key, unsaid in NAMED.items():
+        if (value := settings[key]) not in (None, unsaid):
+            given += [flag(key)] if value is True else [flag(key), str(value)]
     return visible(shlex.join(["diffleak", command, str(settings.get("model") or "MODEL"), *given, *more, "-o", "NEW-FOLDER"]))
 
 
