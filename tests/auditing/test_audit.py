@@ -287,7 +287,7 @@ def test_gates_compare_the_upper_end_of_the_interval_in_either_direction(model, 
     check(0.45, 0.7, max_auc=0.7)
     with pytest.raises(GateFailed, match=r"sima: AUC may reach 0.700, above the limit of 0.69"):
         check(0.45, 0.7, max_auc=0.69)
-    with pytest.raises(GateFailed, match=r"AUC with the direction reversed \(are the sides swapped\?\) may reach 0.900"):
+    with pytest.raises(GateFailed, match=r"AUC with the attack's answers reversed \(are the sides swapped\?\) may reach 0.900"):
         check(0.1, 0.3, max_auc=0.6)
     with pytest.raises(GateFailed, match=r"TPR at 1 % FPR is not estimable .* so the limit of 0.5 cannot be confirmed"):
         check(0.45, 0.7, max_tpr=0.5)

@@ -124,7 +124,7 @@ def test_there_is_a_line_for_each_limit_and_attack_and_every_failure_is_raised()
     lines = str(failed.value).splitlines()
     assert lines[0] == "2 of 6 checks failed"
     assert lines[1] == "sima: AUC may reach 0.720, above the limit of 0.6"
-    assert lines[2] == "loss: AUC with the direction reversed (are the sides swapped?) may reach 0.800, above the limit of 0.6"
+    assert lines[2] == "loss: AUC with the attack's answers reversed (are the sides swapped?) may reach 0.800, above the limit of 0.6"
 
 
 def test_what_cannot_be_estimated_has_not_passed():

@@ -632,7 +632,7 @@ def test_a_rate_that_too_few_shared_images_allow_asks_for_the_images_that_must_b
     folders = [make_run(tmp_path / n, {"sima": gaussian(1.0)}, *ids_of(100, 100), seed=i) for i, n in enumerate("ab")]
     record = compare(names(*folders))
     rates = record.entries[1].worst.difference.tpr_at_1pct, record.entries[1].worst_result.tpr_at_1pct
-    assert all("needs 125 held-out images, since a fifth" in rate.reason and "has 100" in rate.reason for rate in rates)
+    assert all("needs 125 held-out images, since a fifth" in rate.reason and "counts 100" in rate.reason for rate in rates)
 
 
 def test_a_model_that_leaks_more_is_said_to(runs):

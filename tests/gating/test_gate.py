@@ -19,6 +19,7 @@ from diffleak.gating.check import refuse
 from diffleak.gating.config import GateConfig
 from diffleak.gating.limits import gates
 from diffleak.records.audit import Blind, Gate
+from diffleak.records.base import Estimate
 from diffleak.records.digests import write_audit_digests
 from diffleak.records.gate import Gated, GateRecord
 from diffleak.records.run_folder import read_audit
@@ -48,8 +49,8 @@ def test_every_limit_that_fails_has_a_line_with_how_much_and_those_that_are_met_
     lines = err.splitlines()
     by = ceiling(leaking) - 0.6
     assert code == 3 and lines[0] == "diffleak: 1 of 2 limits not met" and len(lines) == 2
-    assert lines[1].startswith(f"--max-auc 0.6 is not met by {by:.3f}: sima: AUC may reach {ceiling(leaking):.3f}, above the limit of 0.6")
-    assert lines[1].endswith("(2 of 2 fail)")
+    assert lines[1].startswith(f"--max-auc 0.6 is not met by {by:.3f}: AUC may reach {ceiling(leaking):.3f} (sima, the highest of 2 ")
+    assert lines[1].endswith("results; 2 of 2 are above the limit)")
     assert out.startswith("--max-tpr 1 is met: ") and len(out.splitlines()) == 1
     record = GateRecord.model_validate_json((leaking / "gate.json").read_text())
     assert (record.met, record.limits, len(record.checks)) == (False, {"max_auc": 0.6, "max_tpr": 1.0}, 4)
@@ -75,7 +76,7 @@ def on_page(folder):
 def test_the_report_says_each_limit_met_or_not_and_by_how_much_in_every_form(reported, capsys):
     assert "none was set" in on_page(reported)
     assert call(capsys, "gate", reported, "--max-auc", "0.6", "--max-tpr", "1")[0] == 3
-    said = f"AUC at most 0.6 is NOT MET by {ceiling(reported) - 0.6:.3f}: sima: AUC may reach {ceiling(reported):.3f}"
+    said = f"AUC at most 0.6 is NOT MET by {ceiling(reported) - 0.6:.3f}: AUC may reach {ceiling(reported):.3f} (sima, the highest"
     for shown in (on_page(reported), call(capsys, "report", reported, "--format", "markdown")[1], call(capsys, "report", reported)[1]):
         assert "none was set" not in shown and "Limits: 2 of 4 checks failed" in shown
     assert said in on_page(reported) and "TPR at 1 % FPR at most 1 is met" in on_page(reported)
@@ -153,7 +154,11 @@ def test_copies_are_those_of_quality_and_of_extraction_by_the_end_that_is_not_ex
     assert diffleak.gate(tmp_path, max_copies=0.05).met and not diffleak.gate(tmp_path, max_copies=0.04).met
     write_quality(tmp_path)
     code, _, err = call(capsys, "gate", tmp_path, "--max-copies", "0.04")
-    assert code == 3 and "--max-copies 0.04 is not met by 0.010: extract.json: copy rate may reach 0.050" in err and "(1 of 2 fail)" in err
+    assert (
+        code == 3
+        and "--max-copies 0.04 is not met by 0.010: copy rate may reach 0.050 (extract.json, the highest of 2 results; 1 of 2 are above"
+        in err
+    )
     checks = json.loads((tmp_path / "gate.json").read_text())["checks"]
     assert [(check["attack"], check["reach"], check["passed"]) for check in checks] == [
         ("quality.json", 0.03, True),
@@ -180,7 +185,7 @@ def test_the_bound_on_epsilon_can_only_break_a_limit(tmp_path, capsys):
     (tmp_path / "epsilon.json").write_text(json.dumps(BOUND))
     code, _, err = call(capsys, "gate", tmp_path, "--max-epsilon", "1")
     assert code == 3
-    assert "--max-epsilon 1 is not met by 0.250: epsilon.json: epsilon (delta 1e-05) is at least 1.25, above the limit of 1" in err
+    assert "--max-epsilon 1 is not met by 0.250: epsilon (delta 1e-05) is at least 1.25 (epsilon.json)" in err
     code, out, _ = call(capsys, "gate", tmp_path, "--max-epsilon", "2")
     assert code == 0 and "that does not prove that epsilon is within it" in out
     (tmp_path / "epsilon.json").write_text(json.dumps({**BOUND, "epsilon": None, "reason": "the split was not drawn by coin"}))
@@ -319,7 +324,7 @@ def test_of_a_comparison_every_entry_but_the_baseline_is_checked(tmp_path, runs,
     save(compare([f"plain={guessing}", f"broken={leaking}"]), tmp_path / "bad")
     save(compare([f"plain={guessing}", f"both={guessing},{leaking}"]), tmp_path / "both")
     _, _, err = call(capsys, "gate", tmp_path / "both", "--max-auc", "0.7")
-    assert f"both ({leaking}): sima: AUC may reach" in err, "of several runs the one that fails is named"
+    assert f"(both ({leaking}): sima, the highest of 4 results" in err, "of several runs the one that fails is named"
     record = diffleak.gate(tmp_path / "good", max_auc=0.6)
     assert record.met and [check.attack for check in record.checks] == ["defended: sima", "defended: loss"]
     code, _, err = call(capsys, "gate", tmp_path / "bad", "--max-auc", "0.6")
@@ -332,7 +337,7 @@ def test_of_a_sweep_the_last_checkpoint_decides_and_the_last_that_passes_is_name
     leaking, guessing = runs
     late = swept(tmp_path / "late", [guessing, guessing, leaking])
     code, out, err = call(capsys, "gate", late, "--max-auc", "0.6")
-    assert code == 3 and "step-2: sima: AUC may reach" in err and out.strip() == "the last checkpoint that passes: step-1"
+    assert code == 3 and "(step-2: sima, the highest of 2 results" in err and out.strip() == "the last checkpoint that passes: step-1"
     files = GateRecord.model_validate_json((late / "gate.json").read_text()).files
     assert [file.file for file in files] == ["sweep.json", *(f"step-{i}/audit.json" for i in range(3))]
     record = diffleak.gate(swept(tmp_path / "early", [leaking, guessing]), max_auc=0.6)
@@ -348,3 +353,18 @@ def test_a_calibrated_attack_of_which_nothing_was_taken_out_is_checked_once():
     config = build(GateConfig, {"run": "r", "max_auc": 0.6})
     assert [each.attack for each in gates((plain, again), config)] == ["sima"]
     assert [each.attack for each in gates((plain, taken), config)] == ["sima", "sima[calibrated]"]
+
+
+def test_a_limit_that_is_missed_without_a_leak_is_said_to_be_no_finding():
+    guesses, leaks = (audit_of({"sima": shift}, 300)[0] for shift in (0.0, 1.5))
+    missed = (Gate(limit="max_auc", attack="sima", quantity="AUC", at_most=0.5, reach=0.55, passed=False),)
+    said = [limit(Audited(record.model_copy(update={"gates": missed}))) for record in (guesses, leaks)]
+    assert ["That does not mean that a leak was found" in each for each in said] == [True, False]
+
+
+def test_the_question_if_the_sides_are_swapped_is_for_an_interval_below_one_half_alone():
+    result = audit_of({"sima": 0.0}, 60)[0].results[0]
+    of = lambda low, high: result.model_copy(update={"auc": Estimate(value=(low + high) / 2, low=low, high=high)})
+    (wide,), (below,) = (gates((of(*ends),), GateConfig(run="", max_auc=0.6)) for ends in ((0.2, 0.7), (0.2, 0.4)))
+    assert wide.reach == below.reach == 0.8
+    assert "answers reversed" in wide.quantity and "swapped" not in wide.quantity and "are the sides swapped?" in below.quantity

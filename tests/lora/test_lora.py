@@ -141,7 +141,7 @@ def test_without_held_out_pictures_the_answer_is_to_look_first_with_two_ways_to_
     rows = [checkpoint(f"kay-{i}", "undecided").model_copy(update={"redrawn": found}) for i, found in enumerate(near)]
     said = judge.answer(rows, 12, None)
     assert said.startswith("Undecided with 12 pictures and none held out: kay-0, kay-1. Look first at the pairs of kay-1:")
-    assert said.endswith(judge.WAYS) and "swap audit" in judge.WAYS and "diffleak inquire" in judge.WAYS
+    assert said.endswith(judge.WAYS) and "hold pictures out" in judge.WAYS and "diffleak inquire" in judge.WAYS
     assert "Look first" not in judge.answer(rows[:1], 12, None) and "Do not publish" not in said
 
 

@@ -82,9 +82,9 @@ def test_the_question_its_answer_the_facts_and_what_was_not_tested_stand_before_
         "Can someone who has an image find out",
         "Yes: training images can be told apart",
         "Form of release",
-        "AUC at most 0.6 is NOT MET by 0.310: sima: AUC may reach 0.910",
+        "AUC at most 0.6 is NOT MET by 0.310: AUC may reach 0.910 (sima",
         "Is the audit valid?",
-        "600 training images (of 4,000 that the model was trained on)",
+        "600 training images, of 4,000 that the model was trained on,",
         "What was not tested",
         'class="tiles"',
         'id="next"',
@@ -103,8 +103,8 @@ def test_the_question_its_answer_the_facts_and_what_was_not_tested_stand_before_
         (
             "cluster",
             None,
-            "650 training images in 600 groups of near-duplicates",
-            "480 training and 480 held-out groups of near-duplicates",
+            "650 training images (600 with near-duplicates counted once)",
+            "480 training and 480 held-out images (near-duplicates counted once)",
         ),
         ("group", "patient", "650 training images in 600 groups by patient", "480 held-out groups by patient"),
     ],
@@ -114,10 +114,13 @@ def test_where_images_count_together_every_page_and_table_says_what_is_counted(l
     plan = record.plan.model_copy(update={"n_members": 650, "n_nonmembers": 700, "group": group})
     record = other(record, plan=plan, split=record.split.model_copy(update={"unit": unit}))
     first = dict(glance.section(Audited(record)).blocks[0].rows)["Images tested"]
-    assert first.startswith(f"{said} (of 4,000 that the model was trained on) and 700 held-out images in 600") and part in first
+    assert (
+        first.startswith(f"{said}, of 4,000 that the model was trained on, and {said.replace('650 training', '700 held-out')}")
+        and part in first
+    )
     assert said in glance.not_tested(record)[2] and "of 4,000 images" in glance.not_tested(record)[2]
     kept = dict(file.section(Audited(record)).blocks[0].rows)
-    assert said in kept["Counted"] and "120 training and 120 held-out groups" in kept["Images used for settings"] and part in str(kept)
+    assert said in kept["Counted"] and "120 training and 120 held-out " in kept["Images used for settings"] and part in str(kept)
     assert said in page(record).meta and said in markdown(record)
     card = ModelCard(model_card(record))
     assert said in card.data.eval_results[0].dataset_name
@@ -131,7 +134,7 @@ def test_what_was_not_tested_is_three_lines_and_names_the_attacks(leak):
     assert "600 training images were tested, of 4,000" in lines[2]
     plan, split = leak[0].plan.model_copy(update={"n_members": 650}), leak[0].split.model_copy(update={"unit": "cluster", "members": 600})
     whole = other(leak[0], evidence=evidence(training_images=650), plan=plan, split=split)
-    assert glance.not_tested(whole)[2].endswith("all 650 training images in 600 groups of near-duplicates were tested.")
+    assert glance.not_tested(whole)[2].endswith("all 650 training images (600 with near-duplicates counted once) were tested.")
     alone = other(whole, split=split.model_copy(update={"members": 650}))
     assert glance.not_tested(alone)[2].endswith("all 650 training images were tested."), "no groups where each image is one"
     unknown = other(leak[0], evidence=evidence(training_images=None))
@@ -156,7 +159,7 @@ def test_a_higher_number_in_the_table_than_that_of_the_headline_is_explained(lea
     said = [
         each for each in verdict(record).sentences if each.startswith("Another attack, sima, has a higher number on these images, 90 %")
     ]
-    assert said and "The report names pia because it was chosen on other images" in said[0]
+    assert said and "The report names pia because the calibrate part chose it" in said[0]
     assert not any(each.startswith("Another attack") for each in verdict(leak[0]).sentences)
 
 
@@ -173,7 +176,7 @@ def test_unequal_sides_are_a_note_under_the_table_and_no_warning():
             "split": record.split.model_copy(update={"members": 256, "nonmembers": 400}),
         }
     )
-    assert "(256 and 400), so a blind guess already reaches 61.0 % attack success" in attacks.unequal(lopsided)[0]
+    assert "(256 and 400), and always naming the larger one is right 61.0 % of the time" in attacks.unequal(lopsided)[0]
 
 
 def test_on_a_phone_the_contents_stay_and_what_is_not_shown_is_a_link_on_the_first_page(shown):
@@ -197,7 +200,7 @@ def test_on_a_phone_the_contents_stay_and_what_is_not_shown_is_a_link_on_the_fir
         ),
         ("weights", False, "Yes: training", "release of the weights: anyone who has them can run", "pfami"),
         ("api", False, "Yes, but only shown with more access", "No attack that counts there works with this model", "nothing was tested"),
-        ("api", True, "Yes, but only shown with more access", "was run (black_box, noise_probe)", "black_box, noise_probe."),
+        ("api", True, "Yes, but only shown with more access", "was run (black_box, noise_probe)", "black_box, noise_probe. Outsiders"),
         (
             "images",
             True,
@@ -224,7 +227,10 @@ def test_what_a_black_box_attack_finds_decides_the_answer_for_an_interface(leak)
     titles = [verdict(other(leak[0], evidence=api, results=(*leak[0].results, result))).title for result in drawn]
     assert titles[0].startswith("Yes: training") and titles[1].startswith("Yes, but only shown with more access")
     weak = verdict(other(leak[0], evidence=api, results=(*leak[0].results, drawn[1])))
-    assert any("What counts there was run too: black_box 51.0 % of pairs" in each for each in weak.sentences)
+    assert any(
+        "An attack that outsiders can run was run too: black_box ranks the member first in 51.0 % of pairs" in each
+        for each in weak.sentences
+    )
 
 
 WEAK = {"value": 0.51, "low": 0.46, "high": 0.56}
@@ -248,7 +254,7 @@ def test_no_leak_is_said_to_be_found_only_of_a_release_that_an_attack_was_run_fo
     judged = verdict(other(record, results=(*record.results, *more), evidence=kept, settings=settings))
     counts = release in (None, "weights") or (release == "api" and ran == "a black-box one")
     assert judged.level == ("no-leak-found" if counts else "undecided")
-    assert ("Not tested for this form of release" in judged.title) is not counts
+    assert ("for this form of release nothing was tested" in judged.title) is not counts
     command = "diffleak audit 'my model' --members in --nonmembers out --attacks black_box --release api -o NEW-FOLDER"
     if counts:
         assert not any("To test it" in each for each in judged.sentences)

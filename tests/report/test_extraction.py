@@ -31,8 +31,12 @@ def test_without_copies_the_verdict_says_what_cannot_be_excluded_and_to_look_at_
 @pytest.mark.parametrize(
     ("held_out", "title", "why"),
     [
-        (0, "but not how close chance comes", "no held-out images were given"),
-        (60, "too few held-out images to say how close chance comes", "needs at least 99 held-out images that set it; got 30"),
+        (0, "but not how close they come by chance", "no held-out images were given"),
+        (
+            60,
+            "too few held-out images to say how close a drawing comes",
+            "needs at least 99 held-out images that set it; got 30",
+        ),
     ],
 )
 def test_without_a_threshold_the_verdict_is_undecided_and_says_why(held_out, title, why):

@@ -532,4 +532,4 @@ def test_classes_that_differ_are_given_as_the_reason_before_the_pixels(leak):
     judged = verdict(record.model_copy(update={"blind": blind}))
     said = judged.sentences[0]
     assert judged.level == "invalid" and "The classes of members and held-out images differ by more than chance (p = 0.001)" in said
-    assert "no sign that the two sides come from different sources" in said
+    assert "nothing shows that the two sides come from different sources" in said

@@ -30,7 +30,7 @@ def test_so_many_images_must_be_given_for_so_many_to_be_calibrated_on():
 def test_the_rate_at_one_per_cent_asks_for_125_images_in_every_footnote():
     record, _ = audit_of({"sima": 1.0}, 100, warnings=())
     notes = " ".join(table(in_given_images(record)).notes)
-    why = "since a fifth of them is set apart for calibration; this audit has 100"
+    why = "since a fifth of them is set apart for calibration; this audit counts 100"
     assert f"TPR at 1 % FPR: not estimable (needs 125 held-out images, {why})" in notes
     assert f"TNR at 1 % FNR: not estimable (needs 125 members, {why})" in notes
     assert f"TPR at 0.1 % FPR: not estimable (needs 1,250 held-out images, {why})" in notes
@@ -40,14 +40,14 @@ def test_the_rate_at_one_per_cent_asks_for_125_images_in_every_footnote():
 def test_the_achieved_rate_asks_for_the_images_that_hold_ten_to_calibrate_on():
     record, _ = audit_of({"sima": 1.0}, 30, warnings=())
     notes = " ".join(table(in_given_images(record)).notes)
-    assert f"needs {side_with(10, 0.2)} held-out images, since only a fifth of them is calibrated on; this audit has 30" in notes
+    assert f"needs {side_with(10, 0.2)} held-out images, since only a fifth of them is calibrated on; this audit counts 30" in notes
 
 
 def test_the_fraction_that_was_set_is_said_and_without_calibration_none_is():
     rate = metrics.tpr_at_fpr(np.arange(50.0), np.arange(50.0), 0.01)
     assert "has 50" in rate.reason
     assert "needs 200 held-out images, since 50 % of them" in reworded(rate, 100, 100, 0.5).reason
-    assert reworded(rate, 50, 50, 0.0).reason == "not estimable (needs 100 held-out images; this audit has 50)"
+    assert reworded(rate, 50, 50, 0.0).reason == "not estimable (needs 100 held-out images; this audit counts 50)"
 
 
 def test_a_reason_is_translated_once_and_other_reasons_stay():

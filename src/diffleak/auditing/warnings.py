@@ -123,12 +123,13 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
     what = "groups" if split.unit == "group" else "images"
     if prepared.config.complexity and prepared.config.calibration and not prepared.calibrates:
         found.append(
-            f"no score was calibrated by the complexity of images: that takes {FEWEST} held-out {what} in the calibrate part, and there "
+            f"scores were not corrected for how simple each image is: that takes {FEWEST} held-out {what} in the calibrate part, and there "
             f"are {split.calibrate_nonmembers}"
         )
     if split.repeats > 1:
         found.append(
-            f"fewer than {evaluation.SMALL_SIDE} {what} on a side: every number is the median over {split.repeats} calibrate/test splits"
+            f"fewer than {evaluation.SMALL_SIDE} {what} on a side: each number is the median over {split.repeats} random divisions into "
+            "calibrate and test part"
         )
     if prepared.membership and prepared.membership.status == "contradicted, ignored":
         found.append(prepared.membership.sentence)

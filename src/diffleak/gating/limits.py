@@ -105,7 +105,8 @@ def _reach(limit: Limit, result: Judged) -> Reach:
     if auc.low is None or auc.high is None:
         return Reach("AUC", None, auc.reason)
     if not result.excess and 1 - auc.low > auc.high:
-        return Reach("AUC", 1 - auc.low, how=" with the direction reversed (are the sides swapped?)")
+        swapped = " (are the sides swapped?)" if auc.high < 0.5 else ""
+        return Reach("AUC", 1 - auc.low, how=f" with the attack's answers reversed{swapped}")
     return Reach("AUC", auc.high)
 
 

@@ -22,8 +22,8 @@ from diffleak.report.wording import count
 ALPHA = 0.05
 NAMED = 5  # pictures in a sentence
 WAYS = (
-    "To decide: train the same way twice, on one half of the pictures each, audit both and compare them (diffleak compare, the swap "
-    "audit); or run diffleak inquire with pictures that were made later as controls."
+    "To decide: hold pictures out, train again in the same way, and audit that adapter; or run diffleak inquire with at least 20 pictures "
+    "that were made after the training."
 )
 
 

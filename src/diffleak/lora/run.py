@@ -74,13 +74,13 @@ def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
     log(f"captions: {shown(captions)}" + ("" if config.captions else " (of what was found)"))
     for line in guessed:
         log(f"note: {line}")
-    few = None
+    few, held_out = None, None
     if config.held_out:
-        beside = len(open_source(config.held_out, config.decoding))
-        few = judge.too_few(config.max_excess_auc, len(source), beside, AuditConfig.model_fields["calibrate_fraction"].default)
+        held_out = len(open_source(config.held_out, config.decoding))
+        few = judge.too_few(config.max_excess_auc, len(source), held_out, AuditConfig.model_fields["calibrate_fraction"].default)
         if few:
             log(f"note: {few}")
-    rows, held_out, warnings = (_audited if config.held_out else _drawn)(config, found, captions)
+    rows, warnings = (_audited if config.held_out else _drawn)(config, found, captions)
     record = LoraRecord(
         **written(_command(config)),
         settings=config.model_dump(mode="json"),
@@ -128,8 +128,8 @@ def _captions(source: ImageSource, repeats: dict[str, int]) -> str:
     return choice
 
 
-def _audited(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tuple[Checkpoint, ...], int, tuple[str, ...]]:
-    """A row for each checkpoint by its audit beyond the base, the number of held-out pictures, and warnings."""
+def _audited(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tuple[Checkpoint, ...], tuple[str, ...]]:
+    """A row for each checkpoint by its audit beyond the base, and warnings."""
     given = (*SHARED, "lora_scale", "attacks", "timesteps", "buckets")
     settings = {key: value for key, value in config.model_dump().items() if key in given}
     sides = {"members": config.pictures, "nonmembers": config.held_out, "captions": captions, "resize": config.buckets is None}
@@ -145,10 +145,10 @@ def _audited(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tup
         judged = judge.of_audit(run, excess.attack)
         rows.append(_row(config, found, each, AUDITS, *judge.of_excess(excess, config.max_excess_auc, judged), excess=excess))
         of_each[each.name] = run.warnings
-    return tuple(rows), record.nonmembers, _warnings(of_each)  # not those of the sweep, whose curve may be of other attacks
+    return tuple(rows), _warnings(of_each)  # not those of the sweep, whose curve may be of other attacks
 
 
-def _drawn(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tuple[Checkpoint, ...], None, tuple[str, ...]]:
+def _drawn(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tuple[Checkpoint, ...], tuple[str, ...]]:
     """A row for each checkpoint by its drawings beside those of the base, and warnings."""
     of_base = _extracted(config, captions, None, config.output / DRAWINGS / BASE)
     rows, of_each = [], {BASE: of_base.warnings}
@@ -158,7 +158,7 @@ def _drawn(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tuple
         redrawn = judge.redrawn(_distances(record), _distances(of_base))
         rows.append(_row(config, found, each, DRAWINGS, *judge.of_drawings(redrawn, len(record.pairs), page_of), redrawn=redrawn))
         of_each[each.name] = record.warnings
-    return tuple(rows), None, _warnings(of_each)
+    return tuple(rows), _warnings(of_each)
 
 
 def _warnings(of_each: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ class LoraRecord(Configured):
     captions: str
     """Choice of captions: "own", "fixed:TEXT", "empty" or a file."""
     held_out: int | None
-    """Number of held-out pictures; null without them."""
+    """Number of held-out pictures that were given, near-duplicates too; null without them."""
     max_excess_auc: float | None
     """Limit of the AUC of the excess, in [0, 1], for a checkpoint to be published; null without held-out pictures."""
     step_source: str | None

@@ -1,4 +1,4 @@
-"""How many images an audit looked at and, where images count together, in how many groups: one phrase for every page and table."""
+"""How many images an audit looked at and, where images count together, as how many: one phrase for every page and table."""
 
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord
@@ -6,7 +6,7 @@ from diffleak.report.wording import count
 
 
 def trained(record: AuditRecord, what: str = "training images") -> str:
-    """412 training images; 412 training images in 398 groups of near-duplicates; 412 training images in 37 groups by patient."""
+    """412 training images; 412 training images (398 with near-duplicates counted once); 412 training images in 37 groups by patient."""
     return _side(record, record.plan.n_members, record.split.members, what)
 
 
@@ -17,16 +17,19 @@ def held_out(record: AuditRecord) -> str:
 
 def units(record: AuditRecord, members: int, nonmembers: int) -> str:
     """A part of what is counted: 20 training and 30 held-out images, or so many groups of them."""
-    return f"{count(members)} training and {count(nonmembers)} held-out {_counts(record) or 'images'}"
+    once = " (near-duplicates counted once)" if record.split.unit == "cluster" else ""
+    return f"{count(members)} training and {count(nonmembers)} held-out {_groups(record) or 'images'}{once}"
 
 
 def _side(record: AuditRecord, images: int, of: int, what: str) -> str:
     """Images, and what they count as where that is fewer; a record from before groups has a number of images alone."""
-    counts = "" if record.split.unit == "cluster" and images == of else _counts(record)
-    return f"{count(images)} {what} in {count(of)} {counts}" if counts else f"{count(of)} {what}"
+    if groups := _groups(record):
+        return f"{count(images)} {what} in {count(of)} {groups}"
+    if record.split.unit == "cluster" and images != of:
+        return f"{count(images)} {what} ({count(of)} with near-duplicates counted once)"
+    return f"{count(of)} {what}"
 
 
-def _counts(record: AuditRecord) -> str:
-    """What is counted in the place of images; empty where every image counts alone."""
-    by = visible(str(record.plan.group))
-    return {"image": "", "cluster": "groups of near-duplicates", "group": f"groups by {by}"}[record.split.unit]
+def _groups(record: AuditRecord) -> str:
+    """The groups that are counted in the place of images; empty where images are."""
+    return f"groups by {visible(str(record.plan.group))}" if record.split.unit == "group" else ""

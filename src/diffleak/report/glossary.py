@@ -8,8 +8,8 @@ from diffleak.report.wording import triples
 TERMS = triples(r"""
     Member | \bmembers?\b | an image that the model was trained on; a held-out image comes from the same source but was not used for
         training.
-    Held-out image | \bheld[- ]out\b | an image of the same source that the model was not trained on; it shows how images score that
-        were not trained on.
+    Held-out image | \bheld[- ]out\b | an image of the same source that the model was not trained on; it shows which scores such
+        images get.
     Membership inference | \bmembership\b | to find out if an image was in the training data. An attacker must have the image to test
         it.
     Group | \bgroups? of members\b|\bheld-out groups?\b|\bCounted by group\b | images that belong together, such as those of one
@@ -83,8 +83,8 @@ TERMS = triples(r"""
         image encoded twice; together they are a cluster, which counts as one image.
     Checkpoint | \bcheckpoints?\b | the model, or the adapter, as it was after a number of training steps.
     KID | \bKID\b | kernel inception distance: how far two sets of images are from each other, to a network that describes images.
-    Gate, limit | \blimits? (?:set|agreed)\b|\bLimits: | the largest value that was agreed on before; it is met only if the interval
-        does not reach above it.
+    Gate, limit | \blimits? (?:set|agreed)\b|\bLimits: | the largest value that was agreed on before the audit. It is met if the whole
+        95 % interval is at or below it; for the AUC the interval must also stay at or above 1 minus the limit.
 """)
 _COMPILED = tuple(
     (name, re.compile(pattern, re.IGNORECASE if name not in ("AUC", "ROC", "KID", "n/e", "p-value (p)") else 0), said)

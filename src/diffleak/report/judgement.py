@@ -45,7 +45,7 @@ GUESSING = 0.5
 SAME = 0.01  # AUCs that differ by less are printed alike
 QUESTION = "Can someone who has an image find out that this model was trained on it?"
 NO_INCIDENT = "This is a property of the model that a test has measured. It does not mean that images have been taken or published."
-FAIR = "The comparison looks fair: there is no sign that the two sides come from different sources"
+FAIR = "The comparison looks fair: nothing shows that the two sides come from different sources"
 ACCESS = {
     "black-box": "ask the model for images",
     "grey-box": "read the model's noise predictions",
@@ -67,7 +67,7 @@ REVERSED = (
     "Check that the sides are not swapped, that both come from one source, and that this model was trained on the members."
 )
 KEPT = "No result is shown. audit.json and samples.csv keep the numbers; --allow-shift shows them, for what they are."
-UNTESTED = "Not tested for this form of release"
+UNTESTED = "for this form of release nothing was tested"
 RELEASES: dict[Release, str] = {
     "weights": "the weights",
     "api": "an interface that draws images for its callers",
@@ -130,7 +130,7 @@ def verdict(record: AuditRecord) -> Verdict:
         title = f"{yes}: training images can be told apart from held-out images better than by guessing."
         return Verdict("leak", title, (*found[:2], NO_INCIDENT, *found[2:], *(() if there else _to_test(record))), attack)
     if _to_test(record):
-        title = f"Undecided: {UNTESTED}. No leak was found by attacks that need more access than outsiders have."
+        title = f"Undecided: {UNTESTED}. The attacks that were run need more access than outsiders have; they found no leak."
         return Verdict("undecided", title, (*found, *_to_test(record)), attack)
     if checked == "unchecked":
         title = f"Undecided: no leak was found by these attacks, but {_unseen(record.blind)}."
@@ -204,7 +204,8 @@ def _caught(result: Result, words: Counted) -> str:
     """Members caught at 1 % false alarms; a few can be exposed where the average is not."""
     rate = result.tpr(0.01)
     if rate.value is None:
-        return f"How many {words.members} are caught at 1 % false alarms is {visible(rate.reason or 'not in the record')}."
+        why = (rate.reason or "it is not in the record").removeprefix("not estimable (").removesuffix(")")
+        return f"The share of {words.members} caught at 1 % false alarms cannot be estimated ({visible(why)})."
     if rate.low is None or rate.high is None:
         return f"At 1 % false alarms it catches {percent(rate.value)} of the {words.members} (guessing catches 1 %)."
     value, ends = spoken(rate)
@@ -246,8 +247,8 @@ def _higher(candidates: Sequence[Result], lead: Result, chosen: Result | None) -
         return ()
     return (
         f"Another attack, {visible(highest.attack)}, has a higher number on these images, {percent(highest.auc.value or 0.0, 0)}. "
-        f"The report names {visible(lead.attack)} because it was chosen on other images. Naming the attack that comes out highest on "
-        "these would overstate the leak.",
+        f"The report names {visible(lead.attack)} because the calibrate part chose it. Naming the attack that comes out highest on "
+        "the test part would overstate the leak.",
     )
 
 
@@ -277,8 +278,10 @@ def _release(record: AuditRecord, lead: Result) -> tuple[str, ...]:
     known = [attack for attack in evidence.attacks if evidence.counts(attack.access) and attack.unfit is None]
     run = _counted_results(record)
     if run:
-        said = ", ".join(f"{visible(r.attack)} {percent(r.auc.value or 0.0)} of pairs ({spoken(r.auc)[1]})" for r in run)
-        return (f"{for_}: {needs}. What counts there was run too: {said}.",)
+        ranks = "{} ranks the member first in {} of pairs (95 % interval {})"
+        said = ", ".join(ranks.format(visible(r.attack), percent(r.auc.value or 0.0), spoken(r.auc)[1]) for r in run)
+        also = "An attack that outsiders can run was run too" if len(run) == 1 else "Attacks that outsiders can run were run too"
+        return (f"{for_}: {needs}. {also}: {said}.",)
     names = f"was run ({', '.join(visible(attack.attack) for attack in known)})" if known else "works with this model"
     return (f"{for_}: {needs}. No attack that counts there {names}, so for this release nothing was tested.",)
 
@@ -335,8 +338,8 @@ def _mask(record: AuditRecord, result: Result) -> tuple[str, ...]:
         return (f"{visible(result.attack)} is the attack {before} minus what the complexity of {whose} predicts of its score.",)
     if result.variant == "excess":
         return (
-            f"{visible(result.attack)} is the attack {visible(result.base)} on what the model sees in each image beyond the reference "
-            f"model {visible(record.plan.reference or '')}.",
+            f"{visible(result.attack)} is the attack {visible(result.base)} on the excess: the score of an image in this model minus its "
+            f"score in the reference, {visible(record.plan.reference or '')}.",
         )
     if result.mask is None:
         return ()
@@ -459,9 +462,10 @@ def _permuted(blind: Blind, p_value: float) -> str:
     """What the permutation test says, and what it would have found."""
     named = f"the best single pixel statistic ({blind.statistic})" if blind.statistic else "the best single pixel statistic"
     picks = f"picks the member {percent(blind.value, 0)} of the time" if blind.value is not None else "was compared"
+    chance = ", so chance can explain it" if FAIR in _of_pixels(blind) else ""
     text = (
-        f"Without the model, {named} {picks}. Random divisions of the same images do at least as well in {percent(p_value, 2)} of cases "
-        f"(p = {p_value:.2g}){_of_pixels(blind)}"
+        f"Without the model, {named} {picks}. If the same images are divided at random, the best statistic does as well or better in "
+        f"{percent(p_value, 0)} of cases (p = {p_value:.2g}){chance}{_of_pixels(blind)}"
     )
     if finding(blind.model_copy(update={"labels_p_value": None})) == "different":
         return text

@@ -40,12 +40,12 @@ def reworded(record: R, members: int, nonmembers: int, fraction: float, unit: Un
 
 
 def _given(found: re.Match[str], members: int, nonmembers: int, fraction: float, unit: Unit) -> str:
-    """needs 125 held-out images, since a fifth of them is set apart for calibration; this audit has 100"""
+    """needs 125 held-out images, since a fifth of them is set apart for calibration; this audit counts 100"""
     tested, side, calibrated = int(found[1]), found[2], found[3]
     names = ("groups of members", "held-out groups") if unit == "group" else ("members", "held-out images")
     name, has = (names[0], members) if side == "members" else (names[1], nonmembers)
     share = "a fifth" if fraction == 0.2 else f"{100 * fraction:g} %"
     if calibrated:
-        return f"needs {side_with(tested, fraction):,} {name}, since only {share} of them is calibrated on; this audit has {has:,}"
+        return f"needs {side_with(tested, fraction):,} {name}, since only {share} of them is calibrated on; this audit counts {has:,}"
     why = f", since {share} of them is set apart for calibration" if fraction else ""
-    return f"needs {images_for(tested, fraction):,} {name}{why}; this audit has {has:,}"
+    return f"needs {images_for(tested, fraction):,} {name}{why}; this audit counts {has:,}"

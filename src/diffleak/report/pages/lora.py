@@ -19,7 +19,8 @@ WORDS = entries("""
 """)
 WORDS_AUDITED = entries("""
     Held-out picture | a picture of the same kind that the adapter was not trained on.
-    AUC beyond the base | how often a training picture gains more from the adapter than a held-out one; 0.5 is guessing, 1 is always.
+    AUC beyond the base | how often the adapter raises the score of a training picture more than that of a held-out one; 0.5 is
+        guessing, 1 is always.
     TPR at 1 % FPR | share of the training pictures that an attack finds when it may name 1 % of the held-out ones falsely.
 """)
 WORDS_DRAWN = entries("""
@@ -126,7 +127,7 @@ def judged(record: LoraRecord) -> Verdict:
 def _table(record: LoraRecord) -> Section:
     step = Column(("Step",), f"From {visible(record.step_source or '')}.", 1, lambda c: Cell("-" if c.step is None else count(c.step)))
     answer = Column(
-        ("Answer",), "It rests on what was measured, not on the header of the file.", 1, lambda c: Cell(c.decision), look="left"
+        ("Answer",), "About the measured leak. What the files' headers give away stands below.", 1, lambda c: Cell(c.decision), look="left"
     )
     columns = (step, answer, *(_audited() if record.held_out else _drawn()))
     table = tabulate(record.checkpoints, columns, lambda c: (c.name, c.path, False))

@@ -37,16 +37,16 @@ def verdict(record: ExtractionRecord, public: bool = False) -> Verdict:
     if rates.copies is None or rates.chance is None:
         if record.held_out is None:
             title, why = (
-                "Undecided: it was measured how close drawings come to the training images, but not how close chance comes.",
+                "Undecided: it was measured how close drawings come to the training images, but not how close they come by chance.",
                 "No rate",
             )
         else:
             title, why = (
-                "Undecided: there are too few held-out images to say how close chance comes.",
+                "Undecided: there are too few held-out images to say how close a drawing comes to a picture by chance.",
                 f"No rate: {visible(rates.copy_rate.reason or '')}",
             )
         if record.held_out is None:
-            why += ": no held-out images were given, whose distances to their nearest drawings would show how close chance comes"
+            why += ": no held-out images were given; their distances to the nearest drawings would show how close drawings come by chance"
         return Verdict("undecided", title, (f"{why}.", closest, *look))
     value, said = spoken(rates.copy_rate)
     size = (
@@ -54,7 +54,7 @@ def verdict(record: ExtractionRecord, public: bool = False) -> Verdict:
     )
     size += f"closer to a drawing than {100 * (1 - record.false_copies):g} % of the held-out images are."
     beside = _beside(rates)
-    chance = f"If the model treated members like held-out images, this many or more would have a copy with probability {rates.chance:.2g}."
+    chance = f"If the model copied nothing, as many copies or more would be counted by chance with a probability of {rates.chance:.2g}."
     if rates.chance < ALPHA:
         if not rates.copy_rate.low:
             chance += " The interval begins at 0 because few held-out images set the threshold; this probability takes that into account."

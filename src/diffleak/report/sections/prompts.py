@@ -46,9 +46,7 @@ def verdict(record: PromptsRecord) -> Verdict:
     if any((r.auc.low or 0.0) > GUESSING for r in record.results):
         sentences += (f"An interval above one half is found by chance when {tries} are looked at; widened for that, none lies above it.",)
     bound = max((r.auc.high for r in record.results if r.auc.high is not None), default=1.0)
-    said = (
-        f"These prompts rule out that a memorised prompt ranks first in more than {percent(bound)} of pairs; a smaller share is possible."
-    )
+    said = f"A memorised prompt ranks first in at most {percent(bound)} of pairs (upper end of the 95 % interval)."
     return Verdict("no-leak-found", "No difference between memorised and ordinary prompts was found.", (*sentences, said))
 
 

@@ -31,13 +31,13 @@ def section(audit: Audited) -> Section:
 
 
 def unequal(record: AuditRecord) -> tuple[str, ...]:
-    """What a blind guess already reaches where the sides are unequal; nothing where they are about equal."""
+    """What naming the larger side already reaches where the sides are unequal; nothing where they are about equal."""
     sides, baselines = (record.split.members, record.split.nonmembers), [r.asr.baseline for r in record.results if r.asr.baseline]
     if max(sides) <= 1.5 * min(sides) or not baselines:
         return ()
     return (
-        f"The sides are unequal ({count(sides[0])} and {count(sides[1])}), so a blind guess already reaches "
-        f"{percent(max(baselines))} attack success, its baseline.",
+        f"The sides are unequal ({count(sides[0])} and {count(sides[1])}), and always naming the larger one is right "
+        f"{percent(max(baselines))} of the time: that is the baseline of attack success.",
     )
 
 

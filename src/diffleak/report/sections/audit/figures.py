@@ -56,9 +56,9 @@ def _sweeps(audit: Audited) -> tuple[Block, ...]:
 
     lead, repeats = audit.verdict.attack, audit.record.split.repeats
     svg = timesteps(audit.results, lead)
-    often = f" (most often, over {repeats} divisions)" if repeats > 1 else ""
+    often = f" (with {repeats} divisions, the one chosen most often)" if repeats > 1 else ""
     read = (
-        f"AUC on the calibrate part. The dot is the timestep that was chosen there and then used on the test part{often}. The "
+        f"AUC on the calibrate part. The dot is the timestep that was chosen there{often} and then used on the test part. The "
         "table has the AUC on the test part, which tends to be a little lower than the dot."
     )
     none = "No timestep was chosen on these images, so there is no sweep to draw."

@@ -53,7 +53,8 @@ def _rows(audit: Audited) -> Iterator[tuple[str, str]]:
     yield from _model(record)
     yield "Training images", glance.training_size(record) or "number not known: no split.json lies beside the model"
     if record.split.unit != "image":
-        yield "Counted", f"{trained(record)}, {held_out(record)}: images of one group count once"
+        once = ": images of one group count once" if record.split.unit == "group" else ""
+        yield "Counted", f"{trained(record)}, {held_out(record)}{once}"
     yield "Members", f"{count(plan.n_members)} from {visible(plan.members)}"
     yield "Held-out images", f"{count(plan.n_nonmembers)} from {visible(plan.nonmembers)}"
     yield "Hash of the images", visible(plan.data_fingerprint)

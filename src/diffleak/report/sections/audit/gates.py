@@ -18,6 +18,7 @@ MET = {
     "max_copies": "A limit on copies is met if the whole 95 % interval of the rate is at or below it.",
     "max_epsilon": "A limit on epsilon is met if the lower bound is at or below it, which proves nothing: the bound is a lower one.",
 }
+PROVES_NOTHING = "; that does not prove that epsilon is within it: the bound is a lower one"
 OUTDATED = "diffleak gate checked an earlier record of this folder: repeat it"
 
 
@@ -59,20 +60,32 @@ def sentence(gate: Gate) -> str:
         return f"{visible(gate.attack)}: {gate.quantity} is {why}, so the limit of {gate.at_most:g} cannot be confirmed"
     side = "within" if gate.passed else "above"
     if gate.limit == "max_epsilon":
-        proves = "; that does not prove that epsilon is within it: the bound is a lower one" if gate.passed else ""
-        return f"{visible(gate.attack)}: {gate.quantity} is at least {gate.reach:.3g}, {side} the limit of {gate.at_most:g}{proves}"
-    return f"{visible(gate.attack)}: {gate.quantity} may reach {gate.reach:.3f}, {side} the limit of {gate.at_most:g}"
+        proves = PROVES_NOTHING if gate.passed else ""
+        return f"{visible(gate.attack)}: {_reaches(gate)}, {side} the limit of {gate.at_most:g}{proves}"
+    return f"{visible(gate.attack)}: {_reaches(gate)}, {side} the limit of {gate.at_most:g}"
+
+
+def _reaches(gate: Gate) -> str:
+    """What cannot be excluded: "AUC may reach 0.712"."""
+    said = f"is at least {gate.reach:.3g}" if gate.limit == "max_epsilon" else f"may reach {gate.reach:.3f}"
+    return f"{gate.quantity} {said}"
 
 
 def outcome(checks: Sequence[Gate]) -> str:
-    """Of the checks of one limit, whether it is met and, where it is not, by how much it is missed: "is not met by 0.112: sima: ..."."""
+    """Of the checks of one limit, whether it is met and, where not, by how much: "is not met by 0.112: AUC may reach 0.712 (sima)"."""
     failed = [each for each in checks if not each.passed]
     worst = max(failed or checks, key=lambda each: float("inf") if each.reach is None else each.reach)
+    highest = f", the highest of {count(len(checks))} results" if len(checks) > 1 else ""
     if not failed:
-        of = f" (the highest of {count(len(checks))})" if len(checks) > 1 else ""
-        return f"is met: {sentence(worst)}{of}"
+        proves = PROVES_NOTHING if worst.limit == "max_epsilon" else ""
+        return f"is met: {_reaches(worst)} ({visible(worst.attack)}{highest}){proves}"
     known = [each for each in failed if each.reach is not None]
-    nearest = max(known, key=lambda each: each.reach or 0.0) if known else worst
-    by = f" by {nearest.reach - nearest.at_most:.3f}" if nearest.reach is not None else ""
-    of = f" ({count(len(failed))} of {count(len(checks))} fail)" if len(checks) > 1 else ""
-    return f"is not met{by}: {sentence(nearest)}{of}"
+    unknown = len(failed) - len(known)
+    if not known:
+        also = f" ({count(unknown)} of {count(len(checks))} results cannot be estimated)" if len(checks) > 1 else ""
+        return f"is not met: {sentence(worst)}{also}"
+    nearest = max(known, key=lambda each: each.reach or 0.0)
+    above = f"; {count(len(known))} of {count(len(checks))} are above the limit" if len(checks) > 1 else ""
+    rest = f", {count(unknown)} cannot be estimated" if unknown else ""
+    by = f"{(nearest.reach or 0.0) - nearest.at_most:.3f}"
+    return f"is not met by {by}: {_reaches(nearest)} ({visible(nearest.attack)}{highest}{above}{rest})"

@@ -13,7 +13,9 @@ from diffleak.report.sections.audit.gates import OUTDATED, outcome
 from diffleak.report.wording import count
 from diffleak.stats.blind import finding
 
-NO_LIMIT = "none was set (diffleak gate, or --max-auc and --max-tpr of the audit, set one)"
+NO_LIMIT = "none was set"
+OF_ATTACKS = ("max_auc", "max_tpr", "max_excess_auc")
+NO_FINDING = "That does not mean that a leak was found: these images cannot exclude one"
 LIMITED = {
     "max_auc": "AUC",
     "max_tpr": "TPR at 1 % FPR",
@@ -65,7 +67,7 @@ def not_tested(record: AuditRecord) -> tuple[str, ...]:
     elif size == count(record.plan.n_members):
         images = f"all {trained(record)} were tested."
     return (
-        f"Other attacks: {missing(record)} Attackers who train models of their own (shadow models) are not part of diffleak.",
+        f"Attacks not run: {missing(record)} Attackers who train models of their own (shadow models) are not part of diffleak.",
         "Copies: this audit does not say whether the model reproduces its training images; diffleak quality and diffleak extract do.",
         f"Other images: {images}",
     )
@@ -82,7 +84,7 @@ def missing(record: AuditRecord) -> str:
     if not counting:
         return "none that counts for this release works with this model, so for this release nothing was tested."
     names = [visible(each.attack) for each in counting if not each.run]
-    return f"not run, though they count for this release: {', '.join(names)}." if names else "all that count for this release were run."
+    return f"{', '.join(names)}. Outsiders of this release could run them." if names else "none that outsiders of this release could run."
 
 
 def released(record: AuditRecord) -> str:
@@ -99,7 +101,9 @@ def limit(audit: Audited) -> str:
         by.setdefault((gate.limit, gate.at_most), []).append(gate)
     said = [f"{LIMITED.get(name, name)} at most {at_most:g} {outcome(checks)}" for (name, at_most), checks in by.items()]
     outdated = [OUTDATED] if audit.gated and not audit.gated.holds else []
-    return "; ".join((*said, *outdated)).replace(" is not met", " is NOT MET") or NO_LIMIT
+    missed = any(not gate.passed and gate.limit in OF_ATTACKS for gate in audit.gates)
+    unfound = [NO_FINDING] if missed and audit.verdict.level in ("no-leak-found", "undecided") else []
+    return ". ".join(filter(None, ("; ".join((*said, *outdated)), *unfound))).replace(" is not met", " is NOT MET") or NO_LIMIT
 
 
 def validity(record: AuditRecord) -> str:
@@ -109,17 +113,18 @@ def validity(record: AuditRecord) -> str:
     if record.membership and record.membership.status == "contradicted, ignored":
         return "doubtful: the model's own split.json contradicts the two sides"
     found = finding(record.blind)
+    few = ", as far as so few images show" if record.blind.p_value is not None else ""
     return {
         "different": "doubtful: the two sides differ without the model, which --allow-shift accepted",
         "unchecked": "not known: it was not checked whether the two sides come from one source",
         "perhaps": "yes, with a reservation: a part of the numbers may be a difference of the images themselves",
-    }.get(found, "yes: a check that never sees the model finds no difference between the two sides")
+    }.get(found, f"yes{few}: a check that never sees the model finds no difference between the two sides")
 
 
 def tested(record: AuditRecord) -> str:
     """How many images, of how many, and what they count as."""
     size, split = training_size(record), record.split
-    of = f" (of {size} that the model was trained on)" if size else ""
+    of = f", of {size} that the model was trained on," if size else ""
     part = ""
     if record.plan.calibration:
         sides = split.members - split.calibrate_members, split.nonmembers - split.calibrate_nonmembers

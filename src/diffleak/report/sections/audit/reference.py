@@ -71,7 +71,7 @@ def sentences(record: AuditRecord) -> tuple[str, ...]:
         f"Members stand out more in the audited model than in its reference, {visible(record.plan.reference or '')}, for {higher} of "
         f"{attacks} (the interval of the AUC difference lies above 0), and less for {lower} (it lies below 0).",
         f"On the excess over the reference, {better} of {attacks} tell members apart better than by guessing"
-        + (f", and {worse} the other way round: has the reference seen the members?" if worse else "."),
+        + (f". For {worse}, held-out images rank higher, which happens if the reference was trained on the members." if worse else "."),
         *medians(record.split.repeats),
     )
 

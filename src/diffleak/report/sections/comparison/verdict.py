@@ -151,8 +151,8 @@ def _against(entry: Entry, record: Comparison) -> str:
     both = _undone(entry, record)
     if both is not None and both.auc.value is not None:
         text += (
-            f" But an attacker who has both teachers can tell by {visible(both.attack)} which of them saw an image, with an AUC of "
-            f"{both.auc.value:.3f} (swap audit), so it is not counted among those that weaken the attack."
+            f" But an attacker who has both teachers can tell which of them was trained on an image ({visible(both.attack)}, AUC "
+            f"{both.auc.value:.3f} in the swap audit). So {visible(entry.name)} does not count as weakening the attack."
         )
     quality = _quality_words(entry, record)
     return f"{text} {quality}" if quality else text
