@@ -328,7 +328,7 @@ def test_of_a_comparison_every_entry_but_the_baseline_is_checked(tmp_path, runs,
     record = diffleak.gate(tmp_path / "good", max_auc=0.6)
     assert record.met and [check.attack for check in record.checks] == ["defended: sima", "defended: loss"]
     code, _, err = call(capsys, "gate", tmp_path / "bad", "--max-auc", "0.6")
-    assert code == 3 and "broken: sima: AUC may reach" in err
+    assert code == 3 and "(broken: sima, the highest of 2 results" in err
     with pytest.raises(UserError, match="compares none: audit the runs with --reference"):
         diffleak.gate(tmp_path / "good", max_excess_auc=0.6)
 
