@@ -195,7 +195,12 @@ def test_kohyas_folders_say_repeats_and_the_words_of_pictures_without_captions(t
 def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
     trained: Any, tmp_path: Path, capsys: Any, few_divisions: Any
 ) -> None:
-    root, pictures, held_out = trained
+    root, pictures = trained[:2]
+    held_out = shutil.copytree(trained[2], tmp_path / "held-out")
+    captions = (held_out / "metadata.jsonl").read_text().splitlines()
+    twice = json.loads(captions[0])
+    shutil.copy(held_out / twice["file_name"], held_out / "again.png")
+    (held_out / "metadata.jsonl").write_text("\n".join((*captions, json.dumps({**twice, "file_name": "again.png"}))))
     flags = ("--pictures", pictures, "--held-out", held_out, "--attacks", "sima", "--timesteps", "100", "--device", "cpu", "--threads", 1)
     command = ("lora", root / "sd", root / "out" / "*.safetensors", *flags, "-o", tmp_path / "run")
     code, out, err = call(capsys, *command, "--json")
@@ -207,7 +212,9 @@ def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
         assert row.excess and row.excess.attack.startswith("sima[excess") and row.excess.auc.value is not None and audit.exists()
         assert row.redrawn is None and row.header.counts["captions"] == 4
     assert "2 files hold captions" in record.answer and record.answer.endswith("strip with diffleak metadata FILE --strip OUT.")
-    assert (record.pictures, record.held_out, record.captions, record.max_excess_auc) == (12, 12, "own", 0.6)
+    assert (record.pictures, record.held_out, record.captions, record.max_excess_auc) == (12, 13, "own", 0.6)
+    assert "with 12 pictures and 13 held out: " in record.answer and "With 12 pictures and 13 held out, no checkpoint" in record.answer
+    assert any("12 members and 12 held-out images are counted" in line for line in record.warnings), "what they count as is in a warning"
     html = (tmp_path / "run" / "lora.html").read_text()
     assert "Checkpoints" in html and "sks dog" not in html, "counted, not repeated"
     assert read_lora(tmp_path / "run") == record
