@@ -177,19 +177,19 @@ def test_near_duplicates_count_as_one_image_and_the_report_says_so(capsys, model
 def test_an_anonymous_run_divides_clusters_as_a_named_one_does(capsys, model_folder, people, tmp_path, monkeypatch):
     scan = planning.scan
 
-    def in_threes(cohort, *more):
+    def in_pairs(cohort, *more):
         found = scan(cohort, *more)
         rank = np.argsort(np.argsort(found.cohort.keys))  # of the file names, in whatever order the rows stand
-        return replace(found, clusters=rank // 3)
+        return replace(found, clusters=rank // 2)
 
-    monkeypatch.setattr(planning, "scan", in_threes)
+    monkeypatch.setattr(planning, "scan", in_pairs)
     model, runs = model_folder(), {"named": [], "keyed": ["--anonymous"]}
     for name, flags in runs.items():
         code, _, err = audit(capsys, model, people, tmp_path / name, *FLAGS, *flags)
-        assert code == 0 and "counted as 8 and 8 where near-duplicates" in err
+        assert code == 0 and "counted as 12 and 12 where near-duplicates" in err
     named, keyed = (read_audit(tmp_path / name) for name in runs)
     assert named.split == keyed.split and named.results[0].auc == keyed.results[0].auc
-    assert len(keyed.clusters) == len(named.clusters) == 16 and [c[0] for c in keyed.clusters] == sorted(c[0] for c in keyed.clusters)
+    assert len(keyed.clusters) == len(named.clusters) == 24 and [c[0] for c in keyed.clusters] == sorted(c[0] for c in keyed.clusters)
     assert all(list(cluster) == sorted(cluster) for cluster in keyed.clusters), "not in the order of the file names"
     assert named.results[0].per_timestep == keyed.results[0].per_timestep
 

@@ -18,8 +18,10 @@ from diffleak.data.config import (
     Split,
     refuse_one_side,
 )
+from diffleak.data.enough import Sides, since
 from diffleak.data.scan import FEWEST
 from diffleak.data.sources import open_source
+from diffleak.errors import UserError
 from diffleak.gating.config import MaxAUC, MaxExcessAUC, MaxTPR
 from diffleak.records.evidence import Release
 
@@ -153,6 +155,19 @@ class AuditConfig(ModelConfig, DataConfig):
     def fewest_groups(self) -> dict[str, int]:
         """How many groups of either side there must be, by what messages call them."""
         return {"groups of members": FEWEST, "held-out groups": FEWEST}
+
+    @property
+    def fewest(self) -> Sides:
+        """How many images of either side there must be, near-duplicates counted once."""
+        return FEWEST, FEWEST
+
+    def refuse_few(self, left: Sides, files: Sides) -> None:
+        """Raises `UserError` where a side has too few images; left: how many count, files: how many there are."""
+        if min(left) < FEWEST:
+            raise UserError(
+                f"an audit needs at least {FEWEST} members and {FEWEST} held-out images; got {left[0]:,} and {left[1]:,}"
+                f"{since(left, files)}: add more"
+            )
 
     def default_captions(self, images: Cohort) -> str:
         """The choice of captions for a text-to-image model where none is made."""

@@ -22,6 +22,7 @@ from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.buckets import SMALLEST, UNSAID, Buckets, parse_buckets
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import calibrate_size
+from diffleak.data.enough import counted_before
 from diffleak.data.groups import groups_of, refuse_both_sides
 from diffleak.data.membership import check_membership
 from diffleak.data.scan import Scan, scan
@@ -234,6 +235,11 @@ def checked(
         )
     choose_attacks(config, made)  # to refuse at once what no model allows
     masks = choose_masks(config)
+    if cohort is None:
+        with doing("listing the images"):
+            cohort = read_cohort(config)
+        if cohort.member.any() and not config.group and (found_before := counted_before(cohort, config.fewest, config.skip_unreadable)):
+            config.refuse_few(*found_before)
     target = hub.target_of(config, target, config.guidance_scale)
     if shared:
         shared.join(target)
@@ -246,8 +252,7 @@ def checked(
     if (masks or top) and not target.latent:
         what = "geometry is that" if top else "--mask ranks the latent coordinates"
         raise UserError(f"{what} of a decoder, and {target.name} works on pixels" + ("" if top else "; leave it out"))
-    with doing("listing the images"):
-        images, key = cohort or read_cohort(config), _key(config)
+    images, key = cohort, _key(config)
     told, classes = (_told(config, target, images), target.classes) if attacks else (None, None)
     if key:
         images = images.renamed(key)
@@ -273,6 +278,9 @@ def checked(
             f"none of {', '.join(attack.name for attack in attacks)} takes a mask; leave out --mask, or add an attack that does, as sima"
         )
     units = _units(found, groups, key)
+    if found.cohort.member.any() and units.kind != "group":
+        images_of = lambda member: (int(member.sum()), int((~member).sum()))
+        config.refuse_few(images_of(units.member), images_of(found.cohort.member))
     if config.two_sided or not config.data:
         _check_halves(units, config)
     split = units.divided(config.calibrate_fraction, config.seed, config.calibration)

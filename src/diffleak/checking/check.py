@@ -14,6 +14,7 @@ from diffleak.data.cohort import IN_MEMORY, Cohort, one_source, two_sources
 from diffleak.data.complexity import NAMES, complexity
 from diffleak.data.draw import calibrate_size, images_for
 from diffleak.data.duplicates import beside_members
+from diffleak.data.enough import counted, since
 from diffleak.data.features import FEATURES, image_features
 from diffleak.data.labels import possible_classes
 from diffleak.data.pixels import ImageShape, fit
@@ -118,7 +119,7 @@ def check_images(config: CheckConfig, given: dict[str, Any] | None = None) -> Ch
 def refuse_invalid(record: CheckRecord) -> None:
     """Raises `InvalidAudit` where an audit of these sides would be invalid or refused."""
     if not record.valid:
-        few = min(record.members.readable, record.nonmembers.readable) < FEWEST
+        few = min(record.members.distinct, record.nonmembers.distinct) < FEWEST
         raise InvalidAudit(f"an audit of these sides would be {'refused' if few else 'invalid'}: {record.problems[0]}")
 
 
@@ -205,6 +206,11 @@ def _problems(looked: Survey, found: Duplicates, blind: Blind) -> Iterator[str]:
     m, n = int(member.sum()), int((~member).sum())
     if min(m, n) < FEWEST:
         yield f"an audit needs at least {FEWEST} images on each side; {m:,} members and {n:,} held-out images can be read: add more"
+    elif min(left := counted(looked.duplicates.clusters, member)) < FEWEST:
+        yield (
+            f"an audit needs at least {FEWEST} images on each side; got {left[0]:,} members and {left[1]:,} held-out images"
+            f"{since(left, (m, n))}: add more"
+        )
     if found.exact_across:
         pairs = [f"{shown(p.first)} = {shown(p.second)}" for p in found.pairs if p.where == "across" and p.exact][:NAMED]
         are = "held-out image is" if found.exact_across == 1 else "held-out images are"

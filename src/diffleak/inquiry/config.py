@@ -9,6 +9,7 @@ from diffleak.auditing.config import AuditConfig
 from diffleak.config import Name
 from diffleak.data.captions import own_if_all
 from diffleak.data.cohort import Cohort, two_sources
+from diffleak.data.enough import Sides, since
 from diffleak.data.image_source import ImageSource
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError
@@ -79,6 +80,15 @@ class InquireConfig(AuditConfig):
     def fewest_groups(self) -> dict[str, int]:
         """How many groups of either side there must be, by what messages call them."""
         return dict(zip(GROUPS, FEWEST, strict=True))
+
+    @property
+    def fewest(self) -> Sides:
+        """How many images of either side there must be, near-duplicates counted once."""
+        return FEWEST
+
+    def refuse_few(self, left: Sides, files: Sides) -> None:
+        """Raises `UserError` where a side has too few images for halves; left: how many count, files: how many there are."""
+        refuse_few(*left, left=since(left, files, across=False))
 
     def default_captions(self, images: Cohort) -> str:
         """Their own if every image has a caption, else the empty caption with every image."""

@@ -25,13 +25,14 @@ from diffleak.auditing.warnings import about_models, about_reading
 from diffleak.data.captions import Captions
 from diffleak.data.cohort import IN_MEMORY, Cohort, sort_key
 from diffleak.data.complexity import NAMES
+from diffleak.data.enough import counted_before
 from diffleak.data.features import names as feature_names
 from diffleak.data.membership import check_membership
 from diffleak.data.sources import open_source
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
 from diffleak.errors import InvalidAudit, UserError
-from diffleak.inquiry.config import CALLS, GROUPS, InquireConfig, inquired, refuse_few
+from diffleak.inquiry.config import GROUPS, InquireConfig, inquired, refuse_few
 from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate, written
 from diffleak.records.digests import made_with_scores, scored, write_recorded
@@ -73,11 +74,18 @@ def prepared(
     With `log` the line of the plan is said there before the model is tried.
     Raises `UserError` for the first thing that is wrong.
     """
-    found = prepare(config, target, cohort or inquired(config), reference, made, log=log)
+    asked = cohort or inquired(config)
+    if not config.group and (found_before := counted_before(asked, config.fewest, config.skip_unreadable, across=False)):
+        config.refuse_few(*found_before)
+    found = prepare(config, target, asked, reference, made, log=log)
     _, counted, across = _to_test(found)
-    left = f", without {across.sum()} that are near-duplicates of images on the other side" if across.any() else ""
-    calls = GROUPS if counted.kind == "group" else CALLS
-    refuse_few(int(counted.member.sum()), int((~counted.member).sum()), calls, left)
+    counts = int(counted.member.sum()), int((~counted.member).sum())
+    if counted.kind == "group":
+        left = f", without {across.sum()} that are near-duplicates of images on the other side" if across.any() else ""
+        refuse_few(*counts, GROUPS, left)
+    else:
+        member = found.scan.cohort.member
+        config.refuse_few(counts, (int(member.sum()), int((~member).sum())))
     # what an attack takes from images, it takes from both sides
     alike = replace(found.split, calibrate=np.ones_like(found.split.calibrate))
     return replace(found, split=alike, membership=_known(config, found.target, found.scan.cohort))

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffleak.config import build
 from diffleak.data.cohort import Cohort, images_alone
+from diffleak.data.enough import counted as counted_once
 from diffleak.data.groups import group_name, groups_of
 from diffleak.data.image_source import ImageSource
 from diffleak.data.labels import possible_classes
@@ -122,8 +123,14 @@ def draw(config: SplitConfig, data: Any = None) -> Outcome:
     members, nonmembers = (tuple(kept.ids[row] for row in np.flatnonzero(side)) for side in (~held, held))
     drawn = Split(members, nonmembers, drawn=how)
     _write(drawn, config.output)
-    if few := too_few(len(members), len(nonmembers), config.coin):
-        say(f"warning: {few}")
+    left = counted_once(looked.duplicates.clusters, ~held)
+    if few := too_few(*left, config.coin):
+        more = (
+            ""
+            if left == (len(members), len(nonmembers))
+            else f" (near-duplicates count once: {len(members):,} and {len(nonmembers):,} files)"
+        )
+        say(f"warning: {few}{more}")
     if config.folder:
         lay_out(source, drawn, config)
     sizes = np.bincount(looked.duplicates.clusters)

@@ -30,7 +30,7 @@ def verdict(record: CheckRecord) -> Verdict:
 
 def too_few(record: CheckRecord) -> bool:
     """True where an audit would refuse the sides for their number, whatever else is wrong with them."""
-    return min(record.members.readable, record.nonmembers.readable) < FEWEST
+    return min(record.members.distinct, record.nonmembers.distinct) < FEWEST
 
 
 def _seen(record: CheckRecord) -> str:
