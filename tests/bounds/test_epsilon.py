@@ -181,7 +181,7 @@ def test_groups_of_images_with_several_coins_are_refused_with_the_way_on(tmp_pat
     folder, *_ = grouped(tmp_path / "run", pairs)
     said = refused(capsys, "epsilon", folder)
     assert "3 of 500 groups by artist have images with several coins (first: 00994.png)" in said
-    assert "`diffleak split DATA --coin --group artist`" in said
+    assert "`diffleak split DATA --coin --group artist -o split.json`" in said
 
 
 def test_images_whose_coins_were_thrown_for_groups_are_sent_to_an_audit_by_group(run, capsys):

@@ -1,6 +1,8 @@
 """Defences: disjoint halves, teachers, DualMD folders, DistillMD students, and what is refused."""
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,13 +11,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import typer
 from fixtures.commands import call
 from fixtures.models import LEVELS as TINY
 from fixtures.processes import DIFFLEAK, Forked, killed
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffleak import hub
+from diffleak import cli, hub
+from diffleak.config import build
 from diffleak.data.duplicates import within_radius
 from diffleak.data.pixels import to_model
 from diffleak.defenses import teachers as training_of_teachers
@@ -25,6 +29,7 @@ from diffleak.defenses.halves import halves_of, split_halves
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
 from diffleak.diffusion.dual import Dual
 from diffleak.errors import UserError
+from diffleak.splitting.config import SplitConfig
 from diffleak.training.denoiser import DenoisingLoss
 from diffleak.training.distillation import Lesson, alternating, half_of, other_teacher
 
@@ -104,8 +109,12 @@ def test_defend_draws_halves_by_group_from_the_data_and_refuses_a_column_that_is
     assert not {int(i[:2]) // 4 for i in first} & {int(i[:2]) // 4 for i in second}
     with pytest.raises(UserError, match=r"no column persom: it has .*; is person meant"):
         halves_of(settings("dual", folder, tmp_path / "other", group="persom", train_size=None))
-    with pytest.raises(UserError, match=r"members and held-out images \(first: .*diffleak split DATA --group person, and give --split"):
+    with pytest.raises(UserError, match=r"members and held-out images \(first: ") as refused:
         halves_of(settings("dual", folder, tmp_path / "other", group="person", train_size=13))
+    (line,) = re.findall(r"`diffleak (split .*?)`", str(refused.value))
+    given = typer.main.get_command(cli.app).commands["split"].make_context("split", shlex.split(line)[1:]).params
+    kept = {key: value for key, value in given.items() if key in ("data", "held_out", "group", "output")}
+    assert build(SplitConfig, kept).group == "person", "a command that `split` takes"
     with pytest.raises(UserError, match="--group draws the halves, and --teachers were trained on theirs"):
         settings("dual", folder, tmp_path / "other", group="person", teachers="a,b")
 
