@@ -409,7 +409,7 @@ def test_where_nothing_was_found_the_verdict_says_what_cannot_be_excluded() -> N
     judged = verdict(find_memorised(planted(), [f"other {i}" for i in range(12)], PLAIN, **QUICK).record)
     assert judged.level == "no-leak-found"
     assert judged.title == "No difference between memorised and ordinary prompts was found."
-    assert judged.sentences[-1].endswith("of pairs; a smaller share is possible.")
+    assert judged.sentences[-1].endswith("% of pairs (upper end of the 95 % interval).")
 
 
 def test_the_terminal_prints_all_of_it_in_eighty_columns() -> None:
