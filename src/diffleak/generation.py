@@ -2,8 +2,9 @@
 
 Image i depends on the model, the sampler, the seed, its label or prompt and i alone, so neither the batch it is drawn in
 nor an interruption changes it (up to the last bits of a forward, which uint8 pixels round away almost always). Images that are
-keyed by ids are drawn in forwards of one size, and are the same to the last bit whatever else is drawn. Those for captions can be
-kept in a folder of `Drawings`, in which `extract` and the attack `black_box` find each other's.
+keyed by ids are drawn in forwards of one size, and are the same to the last bit whatever else is drawn, unless memory runs out (see
+`diffusion.sampling.AtOnce`). Those for captions can be kept in a folder of `Drawings`, in which `extract` and the attack `black_box` find
+each other's.
 """
 
 import hashlib
@@ -394,7 +395,8 @@ class Drawings:
         plan.json        what all of them have in common: the model, seed, sampler, steps, guidance, size and precision
         ab/abcdef.npy    one drawing, named by a hash of its image's id, its number and its caption, with the key of an anonymous run
 
-    A drawing is the same to the last bit whichever command made it, so neither what is there nor who came first changes a result.
+    A drawing is the same to the last bit whichever command made it, so neither what is there nor who came first changes a result. Where
+    memory ran out its forward was smaller, which changes a last digit that 8 bits round away almost always.
     """
 
     path: Path

@@ -135,7 +135,7 @@ def test_memory_that_runs_out_halves_the_batches_and_the_record_says_so(tmp_path
     costs = found.record.costs
     assert (expected.halved_to, costs.halved_to) == (None, 2)
     assert costs.queries + costs.queries_saved == expected.queries + expected.saved, "what did not fit is not counted"
-    assert any("scored in batches of 2, where the plan has 8" in line for line in found.record.warnings)
+    assert any("scored or drawn 2 at once, fewer than planned (batches of 8)" in line for line in found.record.warnings)
     assert said.count("the device has too little memory for 8 images: 4 at once from here on") == 3, "the estimate, and each attack"
     assert json.loads((tmp_path / "run" / "audit.json").read_text())["costs"]["halved_to"] == 2
 

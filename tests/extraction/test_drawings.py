@@ -183,8 +183,11 @@ def test_a_search_and_an_audit_that_share_drawings_go_on_with_smaller_forwards_w
     alone = small()
     audited = alone.audit(sides, output=tmp_path / "run")
     assert (audited.record.costs.queries, audited.results[0].queries) == (2 * n * EACH, 2 * EACH)
+    assert audited.record.costs.halved_to == 2
+    assert any("some images were scored or drawn 2 at once" in line for line in audited.record.warnings)
     read = small().audit(sides, drawings=tmp_path / "kept")
     assert (read.record.costs.queries, read.record.costs.queries_read) == (0, 2 * n * EACH)
+    assert read.record.costs.halved_to is None, "it drew nothing"
     np.testing.assert_array_equal(read.scores[0].statistic, audited.scores[0].statistic)
     with pytest.raises(UserError, match="too little memory for batches of"):
         small(0).extract(sides)

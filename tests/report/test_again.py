@@ -19,8 +19,10 @@ import diffleak
 from diffleak.comparison.compare import compare, save
 from diffleak.data.pixels import png
 from diffleak.prompts.score import find_memorised
+from diffleak.records.comparison import Comparison
 from diffleak.records.digests import add_digests, write_recorded
 from diffleak.records.plan import Adapter
+from diffleak.report.media.latex import comparison_latex
 from diffleak.report.sections.public import command as public_command
 from diffleak.work.folder import Folder
 
@@ -253,6 +255,12 @@ def test_a_card_names_no_path_of_an_encoder_and_each_of_several_adapters(name, t
     out = call(capsys, "report", folder, "--format", "card")[1]
     assert "black\\_box(encoder=sscd:my (own) disc.pt)" in out and "/home" not in out and "kay" not in out
     assert "checkpoints" in record or ("Inquiry: x@0.8,y" in out or "**Adapter**: x@0.8,y" in out)
+
+
+def test_the_table_of_a_comparison_names_no_path_of_an_encoder(both):
+    record = Comparison.model_validate_json((both / "compare.json").read_text().replace('"sima"', f'"{FILED}"'))
+    table = comparison_latex(record)
+    assert record.attacks == (FILED,) and "encoder=sscd:my (own) disc.pt" in table and "kay" not in table
 
 
 def test_the_help_lists_the_folders_and_their_formats(capsys):

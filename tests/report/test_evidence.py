@@ -551,8 +551,11 @@ def test_the_card_names_no_path_of_an_encoder_and_each_of_several_adapters(leak)
     label = "black_box(encoder=sscd:/home/kay/disc.pt)"
     plan = record.plan.model_copy(update={"attacks": ({"attack": label},), "lora": "/home/kay/x.safetensors@0.8,out/y"})
     results = tuple(each.model_copy(update={"attack": label}) if each is record.results[0] else each for each in record.results)
-    made = model_card(record.model_copy(update={"plan": plan, "results": results, "headline": label}))
+    costs = record.costs.model_copy(update={"test_timesteps": {label: (10,)}})
+    record = record.model_copy(update={"plan": plan, "results": results, "headline": label, "costs": costs})
+    made, table = model_card(record), results_latex(record)
     assert "encoder=sscd:disc.pt" in made and "kay" not in made
+    assert "encoder=sscd:disc.pt" in table and "kay" not in table
     assert ModelCard(made).data.model_name == "x.safetensors@0.8,y"
 
 

@@ -64,6 +64,7 @@ class Subject:
         at_once: Images of every forward that draws, and the memory that they have; None: all of them.
         kept: Gives drawings that are kept already, and makes and keeps the others; scores are the same without.
         on_kept: Is called with the forwards that those would have taken.
+        on_halved: Is called with the images of a forward that drew fewer than `at_once`, since memory had no room for them.
     """
 
     denoiser: Denoiser
@@ -80,6 +81,7 @@ class Subject:
     at_once: AtOnce | None = None
     kept: Kept | None = None
     on_kept: Callable[[int], None] = lambda forwards: None
+    on_halved: Callable[[int], None] = lambda images: None
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -143,7 +145,10 @@ class Subject:
 
         def make(noise: Noise, cond: Any) -> Images:
             at_once = self.at_once or AtOnce(len(noise.ids))
-            return sample_alike(denoiser, lambda: self.new_sampler(steps), noise, cond, at_once, lambda z, _: self.decode(z))
+            x = sample_alike(denoiser, lambda: self.new_sampler(steps), noise, cond, at_once, lambda z, _: self.decode(z))
+            if at_once.halved_to is not None:
+                self.on_halved(at_once.halved_to)
+            return x
 
         if self.kept is None:
             return make(seeds, cond)

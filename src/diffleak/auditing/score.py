@@ -139,7 +139,7 @@ class Collected:
     Of each attack there are the unmasked scores, then those under each of its masks, or those of the reference and the excess.
     `queries` are the forwards that were made, `saved` those that an attack took from another one instead, `read` those of kept drawings.
     The test part has scores at `test_timesteps` alone, by the label of the attack, and NaN at others; None: all images have all scores.
-    `halved_to`: images in the smallest batch where memory ran out.
+    `halved_to`: the fewest images that were scored, or drawn for a score, at once where memory ran out.
     `reconstruction` is the complexity of every image's reconstruction, where a latent model's scores are calibrated by it too.
     """
 
@@ -486,34 +486,41 @@ def _score_chunk(
 ) -> None:
     started, labels = time.monotonic(), job.labels(attack)
     statistic, made, shared = np.empty((len(labels), len(rows), len(attack.columns))), 0, 0
-    read = 0
+    read, halved = 0, list[int]()
     size = max(1, job.plan.batch_size // (attack.width * job.target.denoiser.forwards))
     compute = partial(_score_batch, job, attack, rows, loaded, kept)
     with torch.inference_mode():
         for batch, scored in room.each(len(rows), size, compute, tick):
             statistic[:, batch] = scored.statistic
             made, shared, read = made + scored.made + scored.shared + scored.read, shared + scored.shared, read + scored.read
+            halved += scored.halved
     if made != len(rows) * declared:
         said = f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}"
         raise RuntimeError(said) if attack.code is None else UserError(f"{said}: its `queries` must be those of all its timesteps")
-    meta, spent = ChunkMeta(plan_id(job.plan), made, attack.parameters()), Spent(time.monotonic() - started, shared, room.most, read)
+    halved += [] if room.most is None else [room.most]
+    meta = ChunkMeta(plan_id(job.plan), made, attack.parameters())
+    spent = Spent(time.monotonic() - started, shared, min(halved, default=None), read)
     write_chunk(path, job.ids(rows), labels, attack.columns, statistic, meta, spent)
 
 
 class Scored(NamedTuple):
-    """The statistics of a batch, the forwards that were made for them, those that another attack had made and those of kept drawings."""
+    """The statistics of a batch, the forwards that were made for them, those that another attack had made and those of kept drawings.
+
+    `halved`: images in each forward that drew fewer than it should, since memory had no room for them.
+    """
 
     statistic: Float64[np.ndarray, "m b k"]
     made: int
     shared: int
     read: int
+    halved: tuple[int, ...]
 
 
 def _score_batch(
     job: Job, attack: Attack, rows: Rows, loaded: Loaded, kept: Callable[..., Answers] | None, batch: slice, tick: Tick
 ) -> Scored:
     images, influence = loaded
-    labels, made, shared, read = job.labels(attack), 0, 0, 0
+    labels, made, shared, read, halved = job.labels(attack), 0, 0, 0, list[int]()
 
     def count(n: int, t: int) -> None:
         nonlocal made
@@ -535,7 +542,7 @@ def _score_batch(
         counted, known = Counted(model, count), None
         if kept and attack.access == "grey-box":
             known = kept((*where, len(subject)), counted, subject.x0, subject.noise, subject.cond, count_shared)
-        return replace(subject, denoiser=counted, x0=subject.x0.clone(), answers=known, on_kept=count_read)
+        return replace(subject, denoiser=counted, x0=subject.x0.clone(), answers=known, on_kept=count_read, on_halved=halved.append)
 
     these = rows[batch]
     keys, x0 = tuple(job.cohort.keys[row] for row in these), job.inputs.tensor(images[batch])
@@ -549,7 +556,7 @@ def _score_batch(
         found.append(most_exposed(each, attack.direction).transpose(1, 2).cpu().numpy())
         _refuse_nan(found[-1][0], job.ids(these), attack, label, inputs.target)
     excess = [found[0] - found[1]] if job.reference else []
-    return Scored(np.concatenate(found + excess), made, shared, read)
+    return Scored(np.concatenate(found + excess), made, shared, read, tuple(halved))
 
 
 def _beside(

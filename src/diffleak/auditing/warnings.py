@@ -69,8 +69,8 @@ def about_memory(prepared: Prepared, halved_to: int | None) -> tuple[str, ...]:
     if halved_to is None:
         return ()
     return (
-        f"memory ran out: some images were scored in batches of {halved_to:,}, where the plan has {prepared.plan.batch_size:,}; this "
-        "changes the last digits of their scores",
+        f"memory ran out: some images were scored or drawn {halved_to:,} at once, fewer than planned (batches of "
+        f"{prepared.plan.batch_size:,}); this changes the last digits of their scores",
     )
 
 

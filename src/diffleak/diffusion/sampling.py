@@ -70,6 +70,12 @@ class AtOnce:
         """The same, on a device whose unused memory is given back before the next attempt."""
         return cls(size, Room(DRAWINGS, partial(free_unused_memory, device)))
 
+    @property
+    def halved_to(self) -> int | None:
+        """The number of images in a forward now, where memory has had no room for `size`; else None."""
+        most = self.room.most
+        return most if most is not None and most < self.size else None
+
 
 def sample_alike(
     denoiser: Denoiser,

@@ -137,7 +137,7 @@ class Costs(Record):
     test_timesteps: dict[str, tuple[int, ...]] | None = None
     """Timesteps, in [0, T), that the test part was scored at, by the label of each attack that sweeps; null where all of them were."""
     halved_to: int | None = None
-    """Number of images in the smallest batch after memory ran out, less than the `batch_size` of the plan; null where it never did."""
+    """Fewest images that were scored, or drawn for a score, at once after memory ran out; null where it never did."""
 
 
 class Plan(Record):

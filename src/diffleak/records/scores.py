@@ -162,7 +162,7 @@ class Spent:
     saved: int = 0
     """Denoiser forwards, summed over the images, that another attack had made already."""
     halved_to: int | None = None
-    """Number of images in the smallest batch that memory had room for; null where it had room for those of the plan."""
+    """Fewest images, scored or drawn at once, that memory had room for; null where it had room for those of the plan."""
     read: int = 0
     """Denoiser forwards, summed over the images, whose drawings were read from a folder."""
 

@@ -11,6 +11,7 @@ from diffleak.records.base import Estimate
 from diffleak.records.comparison import Comparison
 from diffleak.report.counting import held_out, trained
 from diffleak.report.results import variant
+from diffleak.report.sections.public import without_files
 from diffleak.report.table import NOT_ESTIMABLE
 from diffleak.report.wording import last_part
 from diffleak.stats.calibration import PLAIN
@@ -36,7 +37,8 @@ def escape(text: str) -> str:
 
 
 def results_latex(record: AuditRecord) -> str:
-    """The results of an audit, a row each but for those of which calibration took nothing out. The caption names no path."""
+    """The results of an audit, a row each but for those of which calibration took nothing out. It names no path."""
+    record = without_files(record, (attack["attack"] for attack in record.plan.attacks))
     record = record.model_copy(update={"plan": record.plan.model_copy(update={"model": last_part(record.plan.model)})})
     rows = [
         (result.attack, variant(result), number(result.auc), number(result.tpr(0.01), 100, 1), number(result.asr, 100, 1))
@@ -49,7 +51,8 @@ def results_latex(record: AuditRecord) -> str:
 
 
 def comparison_latex(record: Comparison) -> str:
-    """A comparison, a row an attack and entry: pooled over seeds with --pool, else a row a run."""
+    """A comparison, a row an attack and entry: pooled over seeds with --pool, else a row a run. No attack names a path."""
+    record = without_files(record, record.attacks)
     if record.pooled:
         rows = [
             (p.attack, p.entry, str(p.seeds), number(p.auc), decimal(p.auc_spread), number(p.tpr_at_1pct, 100, 1), number(p.difference))

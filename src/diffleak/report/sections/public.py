@@ -83,7 +83,7 @@ def without_files(record: R, labels: Iterable[str]) -> R:
 def _replaced(value: Any, files: Sequence[str]) -> Any:
     """The same with `of_file` of each file, in all texts at any depth."""
     if isinstance(value, dict):
-        return {key: _replaced(each, files) for key, each in value.items()}
+        return {_replaced(key, files): _replaced(each, files) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_replaced(each, files) for each in value)
     return reduce(lambda text, file: text.replace(file, of_file(file)), files, value) if isinstance(value, str) else value
