@@ -2,7 +2,7 @@
 # make test   the whole suite     make bench   speed ratios     make lint   ruff and mypy
 # make docs   builds the site into site/, every warning an error
 # make test-fast   statistics, attacks, records, imports and words, without simulations     make dist   sdist and wheel, tried in an environment of their own
-# make test-docs   runs every command block of README and docs on small settings: some minutes, so `make test` leaves it out
+# make test-docs   runs every command block of README and docs on small settings; CI runs it after `make test`
 # make fuzz   damages every kind of file N times (10000) from SEED (0); KIND=... NUMBER=... SEED=... tries one input again
 PYTHON ?= python3
 BIN := .venv/bin
