@@ -6,13 +6,13 @@ from oracles import epsilon as oracle
 from scipy import optimize, stats
 
 from diffleak.errors import UserError
-from diffleak.stats.epsilon import Guesser, calibrate_units, choose, count, lower_bound, p_value
+from diffleak.stats.epsilon import SHARES, Guesser, calibrate_units, choose, count, lower_bound, p_value
 
 RUNS = 400
 MONTE_CARLO = 3 * np.sqrt(0.05 * 0.95 / RUNS)  # three standard errors of a rate of 5 %
 
 
-@pytest.mark.parametrize("delta", [0.0, 1e-5, 1e-3])
+@pytest.mark.parametrize("delta", [0.0, 1e-5, 1e-3, 0.5])  # the last takes the right-hand side beyond 1
 @pytest.mark.parametrize(("units", "guesses", "right"), [(60, 40, 31), (25, 25, 25), (300, 50, 27), (40, 7, 6), (30, 10, 0), (9, 1, 1)])
 @pytest.mark.parametrize("epsilon", [0.0, 0.3, 2.0])
 def test_the_p_value_is_that_of_the_theorem_summed_term_by_term(units, guesses, right, epsilon, delta):
@@ -96,8 +96,11 @@ def test_the_bound_falls_with_delta_and_the_level_and_rises_with_right_guesses()
     assert bounds == sorted(bounds) and bounds[50] == 0.0 and lower_bound(10, 0, 0, 1e-5) == 0.0
 
 
-@pytest.mark.parametrize("values", [(10, 5, 6, 0.0), (4, 5, 3, 0.0), (10, 5, -1, 0.0), (10, 5, 3, 1.0), (10, 5, 3, -0.1)])
-def test_counts_and_deltas_that_cannot_be_are_refused(values):
+@pytest.mark.parametrize(
+    "values",
+    [(10, 5, 6, 0.0), (4, 5, 3, 0.0), (10, 5, -1, 0.0), (10, 5, 3, 1.0), (10, 5, 3, -0.1), (10, 5, 3, 0.0, 0.0), (10, 5, 3, 0.0, 1.0)],
+)
+def test_counts_deltas_and_levels_that_cannot_be_are_refused(values):
     with pytest.raises(UserError, match="must"):
         lower_bound(*values)
 
@@ -164,6 +167,44 @@ def test_a_few_images_that_are_sure_are_enough_and_the_others_are_not_guessed():
     assert guesser.column == 1 and 0 < guesser.top < 0.1 and guesser.bottom == 0
     assert counted.units == 1500 and counted.guesses < 150 and counted.right > 0.95 * counted.guesses
     assert lower_bound(*counted, 1e-5) > 2
+
+
+def hits(scores, member, top, bottom):
+    """Right guesses of the `top` highest and the `bottom` lowest of different scores, one by one."""
+    rows = sorted(range(len(member)), key=lambda i: -scores[i])
+    return sum(bool(member[i]) for i in rows[:top]) + sum(not member[i] for i in rows[len(rows) - bottom :])
+
+
+def test_a_count_is_that_of_the_sorted_scores_one_by_one():
+    rng = np.random.default_rng(3)
+    member, scores = rng.random(41) < 0.5, rng.normal(size=(41, 3))
+    for column, top, bottom in ((0, 0.1, 0.0), (1, 0.0, 0.3), (2, 0.25, 0.1), (2, 0.5, 0.5)):
+        above = round(41 * top)
+        below = min(round(41 * bottom), 41 - above)
+        right = hits(scores[:, column], member, above, below)
+        assert count(Guesser(column, top, bottom), scores, member, 0) == (41, above + below, right)
+
+
+@pytest.mark.parametrize(("leak", "tested"), [(2.0, 200), (0.5, 30), (-3.0, 200)])
+def test_what_is_chosen_promises_as_much_as_any_guesser(leak, tested):
+    """Of all columns and ends: the bound of as large a share of the tested units, at the rate (v + 1) / (r + 2) less a standard error."""
+    rng, n = np.random.default_rng(6), 60
+    member = rng.random(n) < 0.5
+    scores = rng.normal(size=(n, 3)) + leak * member[:, None] * np.array([0.2, 1.0, 0.8])
+    sizes = [round(share * n) for share in SHARES]
+
+    def promise(column, top, bottom):
+        right, guesses = hits(scores[:, column], member, top, bottom), top + bottom
+        rate, scaled = (right + 1) / (guesses + 2), max(1, round(guesses * tested / n))
+        return tested, scaled, int(scaled * (rate - np.sqrt(rate * (1 - rate) / (guesses + 2))))
+
+    promises = {promise(column, top, bottom) for column in range(3) for top in sizes for bottom in sizes if 0 < top + bottom <= n}
+    guesser = choose(scores, member, 1e-5, 0.95, 0, tested)
+    chosen = promise(guesser.column, round(guesser.top * n), round(guesser.bottom * n))
+    best = max(lower_bound(*each, 1e-5) for each in promises)
+    assert lower_bound(*chosen, 1e-5) == best and (best > 0) == (leak == 2)
+    if not best:
+        assert p_value(*chosen, 0.0, 1e-5) == min(p_value(*each, 0.0, 1e-5) for each in promises)
 
 
 def test_equal_scores_do_not_give_away_the_order_of_the_rows():

@@ -39,6 +39,15 @@ def test_the_tiled_distance_is_that_of_a_loop_over_pixels(shape, monkeypatch):
         np.testing.assert_array_equal(index, expected.argmin(axis=1))
 
 
+def test_images_are_compared_in_parts_that_fit_into_memory_each_of_one_image_at_least(monkeypatch):
+    x = images(0, 5, 4, 6, 2)  # 48 values each
+    for block, sizes in ((extraction.BLOCK, [5]), (100, [2, 2, 1]), (96, [2, 2, 1]), (95, [1] * 5), (10, [1] * 5)):
+        monkeypatch.setattr(extraction, "BLOCK", block)
+        parts = extraction._rows(x)
+        assert [part.stop - part.start for part in parts] == sizes, block
+        assert np.concatenate([np.arange(5)[part] for part in parts]).tolist() == [0, 1, 2, 3, 4]
+
+
 def test_equal_images_are_at_0_black_and_white_at_1_and_one_other_tile_is_enough():
     black, white = np.zeros((1, 8, 8, 1), np.uint8), np.full((1, 8, 8, 1), 255, np.uint8)
     spot = black.copy()
@@ -51,6 +60,8 @@ def test_encoded_distances_are_one_minus_the_cosine():
     x, y = np.random.default_rng(0).standard_normal((2, 6, 5))
     cosines = np.array([[a @ b / (a @ a) ** 0.5 / (b @ b) ** 0.5 for b in y] for a in x])
     np.testing.assert_allclose(extraction.encoded_distances(x, y), 1 - cosines.diagonal())
+    np.testing.assert_allclose(extraction.encoded_distances(x / 100, y / 100), 1 - cosines.diagonal(), err_msg="of any length")
+    assert extraction.encoded_distances(np.zeros((6, 5)), y).tolist() == [1.0] * 6
     distance, index = extraction.nearest_encoded(x, y)
     np.testing.assert_allclose(distance, 1 - cosines.max(axis=1))
     np.testing.assert_array_equal(index, cosines.argmax(axis=1))
@@ -134,6 +145,14 @@ def test_the_intervals_cover_the_rate_of_held_out_images_below_a_given_threshold
         rate = extraction.copy_rates(np.ones(9), held_out, rng.uniform(0.7, 1.7, 60), 0.01).held_out
         covered += rate.low <= 0.3 <= rate.high
     assert binomtest(covered, runs, 0.95, alternative="less").pvalue > 1e-3, covered
+
+
+def test_held_out_images_that_are_counted_have_a_copy_below_the_threshold_and_not_at_it():
+    calibrate = np.linspace(0.2, 1, 9)  # the threshold at a share of 0.1 is the least of them
+    counted = lambda *distances: extraction.copy_rates(np.ones(3), calibrate, np.array(distances), 0.1).held_out
+    assert [counted(0.1, 0.2, 0.2, 0.3).value, counted(0.2).value, counted(0.1).value] == [0.25, 0.0, 1.0]
+    assert (counted(0.1).low, counted(0.1).high) == clopper_pearson(1, 1)
+    assert counted().value is None and counted().reason == "no held-out image is left to count on"
 
 
 def test_the_chance_falls_as_more_members_are_copied():

@@ -6,14 +6,18 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.integrate import quad
 from scipy.stats import binom, false_discovery_control, mannwhitneyu, norm, rankdata
 
+from diffleak.records.base import Estimate
 from diffleak.records.scores import Scores
 from diffleak.stats import inquiry
 from diffleak.stats.calibration import features
 from diffleak.stats.choosing import blind_chooser, chooser, column_aucs, discriminant
 from diffleak.stats.inquiry import (
     Chosen,
+    Direction,
+    auc_deviation,
     conformal,
     cut_and_test,
     detectable_auc,
@@ -23,6 +27,7 @@ from diffleak.stats.inquiry import (
     placebo_sides,
     q_values,
     rank_test,
+    surely_shown,
     upper_tail,
 )
 
@@ -223,6 +228,53 @@ def test_no_number_of_images_shows_what_is_not_there():
     assert images_for_power(0.5, 1.0) is None and images_for_power(0.3, 1.0) is None and images_for_power(0.50001, 1.0) is None
     assert images_for_power(0.9, 1.0) < images_for_power(0.7, 1.0) < images_for_power(0.6, 1.0)
     assert detectable_auc(10, 10) > detectable_auc(100, 100) > detectable_auc(1000, 1000) > 0.5
+
+
+@pytest.mark.parametrize(("auc", "m", "n"), [(0.7, 5, 3), (0.95, 2, 7), (0.5, 4, 4)])
+def test_the_deviation_of_an_auc_is_that_of_exponential_scores_pair_by_pair(auc, m, n):
+    """Hanley and McNeil's is exact for scores of negative exponential distributions, whose rates have the ratio auc / (1 - auc)."""
+    ratio = auc / (1 - auc)
+    density = lambda x: np.exp(-x / ratio) / ratio  # of an image in question; a control's has mean 1
+    two_asked = quad(lambda x: np.exp(-x) * np.exp(-x / ratio) ** 2, 0, np.inf)[0]  # both above one control
+    two_controls = quad(lambda x: density(x) * (1 - np.exp(-x)) ** 2, 0, np.inf)[0]  # one above both
+    pairs = [(i, j) for i in range(m) for j in range(n)]
+    together = {(True, True): auc, (False, True): two_asked, (True, False): two_controls, (False, False): auc**2}
+    variance = sum(together[i == k, j == h] - auc**2 for i, j in pairs for k, h in pairs) / len(pairs) ** 2
+    assert auc_deviation(np.array([auc]), float(m), float(n)) == pytest.approx(np.sqrt(variance), rel=1e-7)
+
+
+@pytest.mark.parametrize(("m", "n"), [(20, 20), (16, 60), (100, 40)])
+def test_an_effect_is_surely_shown_from_the_auc_on_that_the_formula_gives(m, n):
+    probability = -np.diff(np.append(upper_tail(m // 2, n // 2), 0.0))  # of the AUC of a half where nothing leaks
+    null = np.sqrt(probability @ (np.arange(len(probability)) / (m * n / 4) - 0.5) ** 2)
+    for power, level in ((0.8, 0.05), (0.9, 0.01)):
+        aucs = np.arange(0.5, 1, 1e-5)
+        shown = aucs - 0.5 >= norm.isf(level / 2) * null + norm.ppf(power) * auc_deviation(aucs, float(m), float(n))
+        least = aucs[shown][0]
+        assert surely_shown(aucs, float(m), float(n), power, level).tolist() == shown.tolist() and shown[-1]
+        assert least - 1e-9 <= detectable_auc(m, n, power, level) < least + 1e-4 + 1e-9
+
+
+def test_what_no_auc_of_so_few_images_shows_has_no_detectable_one():
+    assert detectable_auc(2, 2) is None and detectable_auc(10, 10) < 1
+
+
+@pytest.mark.parametrize(("auc", "each"), [(0.99, 1.0), (0.99, 0.2), (0.8, 0.5), (0.62, 3.0)])
+def test_the_images_for_power_are_the_fewest_that_surely_show_the_effect(auc, each):
+    """On a grid with steps of 0.3 %, from 10 images a side on."""
+    found = images_for_power(auc, each)
+    shown = lambda m: surely_shown(np.array([auc]), float(m), max(10.0, float(round(m * each)))).all()
+    assert found >= 10 and shown(found) and (found == 10 or not shown(int(found / 1.004) - 1))
+    assert (found == 10) == (auc == 0.99)
+
+
+def test_an_effect_that_one_half_cannot_estimate_has_its_reason():
+    known, unknown = Estimate(value=0.7, low=0.6, high=0.8, method="DeLong"), Estimate(reason="needs at least 2 images")
+    open_ended = Estimate(value=0.9, reason="no interval")
+    effect = lambda *aucs: inquiry.Tested(tuple(Direction(0, "B", "x", 0.5, auc) for auc in aucs), np.ones((1, 1))).auc
+    assert effect(known, unknown).model_dump(exclude_none=True) == {"reason": "needs at least 2 images"}
+    assert effect(known, open_ended, open_ended).model_dump(exclude={"method"}, exclude_none=True) == {"value": 0.9}
+    assert effect(known, known).model_dump() == known.model_dump() | {"method": "medians over 2 halves; DeLong"}
 
 
 def test_the_interval_of_the_effect_covers_it():

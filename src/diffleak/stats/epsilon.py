@@ -105,8 +105,8 @@ def choose(
     """The guesser that promises the largest bound, chosen on the units of the calibrate part.
 
     Its promise is the bound of as large a share of the `tested` units of the test part, with a rate of right guesses one standard error
-    below that of the calibrate part: few guesses are right more often by chance, above all the best of many. The best among guessers
-    that promise none has the smallest p-value at epsilon 0.
+    below that of the calibrate part, (v + 1) / (r + 2): few guesses are right more often by chance, above all the best of many. The best
+    among guessers that promise none has the smallest p-value at epsilon 0.
 
     scores: membership scores, higher = more likely a member, a column for each that may be chosen. seed: of the order of equal scores.
     """
@@ -127,7 +127,7 @@ def choose(
     for guesses, (right, guesser) in best.items():
         rate = (right + 1) / (guesses + 2)
         scaled = max(1, round(guesses * tested / n))
-        promised = tested, scaled, max(0, int(scaled * (rate - np.sqrt(rate * (1 - rate) / (guesses + 2)))))
+        promised = tested, scaled, int(scaled * (rate - np.sqrt(rate * (1 - rate) / (guesses + 2))))  # the rate exceeds its error
         chance = p_value(*promised, bound, delta)
         if chance < 1 - level:  # rejects what the best so far rejects
             bound, found = lower_bound(*promised, delta, level), guesser

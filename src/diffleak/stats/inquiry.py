@@ -174,7 +174,7 @@ def q_values(p_values: Sample) -> Sample:
     order = np.argsort(p_values, kind="stable")
     scaled = p_values[order] * len(p_values) / np.arange(1, len(p_values) + 1)
     found = np.empty(len(p_values))
-    found[order] = np.minimum(1.0, np.minimum.accumulate(scaled[::-1])[::-1])
+    found[order] = np.minimum.accumulate(scaled[::-1])[::-1]  # from the largest p-value itself downwards
     return found
 
 
