@@ -11,13 +11,15 @@ from scipy.stats import binom, mannwhitneyu, norm
 from sklearn.metrics import roc_auc_score
 
 import diffleak
-from diffleak.data.features import CLASSIFIED, FEATURES, image_features
+from diffleak.data.features import CLASSIFIED, FEATURES, image_features, names
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
 from diffleak.records.audit import AuditRecord, Blind
 from diffleak.records.base import Estimate
 from diffleak.report import verdict
 from diffleak.stats import blind, metrics
 from diffleak.stats.blind import finding, labels_p_value
+from diffleak.stats.inquiry import upper_tail
+from diffleak.stats.metrics import auc_deviation
 
 
 def sides(members, nonmembers):
@@ -99,6 +101,39 @@ def test_the_check_names_the_statistic_that_differs():
         assert found.p_value <= blind.INVALID_P and statistic in found.statistic
 
 
+def test_the_statistics_of_the_small_test_are_those_that_they_are_named_for():
+    images = np.random.default_rng(14).integers(0, 256, (4, 12, 20, 3), dtype=np.uint8)
+    measured = dict(zip(names(), features(images).T, strict=True))
+    sharpness = (measured["sharpness across"] + measured["sharpness down"]) / 2
+    expected = measured | {"sharpness": sharpness, "noise against sharpness": measured["noise"] / sharpness}
+    found = dict(zip(blind.FEW_FEATURES, blind.few_features(features(images)).T, strict=True))
+    for name, values in found.items():
+        np.testing.assert_allclose(values, expected[name], err_msg=name)
+    assert np.isfinite(blind.few_features(np.zeros((2, FEATURES)))).all(), "flat images have neither noise nor sharpness"
+
+
+@pytest.mark.parametrize(("m", "n"), [(12, 12), (10, 30), (40, 15)])
+def test_the_detectable_auc_is_the_first_of_its_formula(m, n):
+    """Above the largest of the critical value and that of one statistic without ties, by the exact variance where nothing differs."""
+    probability = -np.diff(np.append(upper_tail(m, n), 0.0))
+    null = np.sqrt(probability @ (np.arange(m * n + 1) / (m * n) - 0.5) ** 2)
+    aucs = np.linspace(0.5, 1, 5001)[:-1]
+    for critical in (0.0, 0.3):
+        needed = 0.5 + max(critical, norm.isf(blind.INVALID_P / 2) * null)
+        shown = norm.sf((needed - aucs) / auc_deviation(aucs, float(m), float(n))) >= blind.POWER
+        assert blind.detectable(m, n, critical) == aucs[shown][0]
+    assert blind.detectable(m, n, 0.5) is None and blind.detectable(2, 2, 0.0) is None
+
+
+def test_the_interval_of_the_classifier_is_half_as_wide_again_and_stays_in_0_to_1():
+    widened = lambda value, low, high: blind._widened(Estimate(value=value, low=low, high=high, method="DeLong"))
+    usual, high, low = widened(0.7, 0.6, 0.78), widened(0.95, 0.9, 0.99), widened(0.04, 0.01, 0.1)
+    assert (usual.low, usual.value, usual.high) == pytest.approx((0.55, 0.7, 0.82)) and "widened" in usual.method
+    assert (high.low, high.high) == pytest.approx((0.875, 1.0)) and (low.low, low.high) == pytest.approx((0.0, 0.13))
+    unknown = Estimate(value=0.7, reason="no interval")
+    assert blind._widened(unknown) == unknown
+
+
 def test_noise_and_colour_cast_measure_what_they_are_named_for():
     rng = np.random.default_rng(9)
     slope = 80 + 0.5 * np.arange(128)[:, None, None] + 0.25 * np.arange(128)[None, :, None] + np.zeros(3)
@@ -133,6 +168,7 @@ def test_from_fifty_images_a_side_the_classifier_decides_and_does_not_see_the_st
         (Blind(value=0.7, low=0.61, high=0.8), "different"),
         (Blind(value=0.6, low=0.51, high=0.7), "perhaps"),
         (Blind(value=0.5, low=0.4, high=0.6), "alike"),
+        (Blind(value=0.9, reason="no interval"), "unchecked"),
         (Blind(reason="needs >= 50 images a side, has 9"), "unchecked"),
     ],
 )
@@ -160,6 +196,14 @@ def test_a_leak_stands_only_above_what_the_check_would_have_found():
     assert "the best single pixel statistic (noise) picks the member 58 % of the time" in text
     assert "with probability 0.8, a difference by which a statistic picks the member 79 % of the time or more" in text
     assert "audit more images of each side" in text
+
+
+def test_what_a_check_can_have_missed_may_explain_an_auc():
+    check = Blind(value=0.6, p_value=0.4, detectable_auc=0.8)
+    assert blind.may_explain(check, 0.79) and not blind.may_explain(check, 0.8)
+    nothing_shown = Blind(value=0.6, p_value=0.4)
+    assert blind.may_explain(nothing_shown, 0.99) and not blind.may_explain(nothing_shown, 1.0)
+    assert blind.may_explain(Blind(reason="has 9"), 1.0) and not blind.may_explain(Blind(value=0.5, low=0.4, high=0.6), 0.55)
 
 
 def test_a_verdict_whose_check_was_never_made_is_undecided_with_a_leak_and_without():
@@ -234,6 +278,19 @@ def test_the_p_value_of_classes_is_exact_under_the_null_and_small_where_the_clas
     few = np.array([0, 0, 1, 1, 1])  # of the 10 ways to choose 2 of 5, one has both of class 0
     sides = np.array([True, True, False, False, False])
     assert labels_p_value(few, sides, permutations=9999) == pytest.approx(0.1, abs=0.02)
+
+
+def test_the_p_value_of_classes_is_the_share_of_all_divisions_whose_statistic_is_as_large():
+    labels, member = np.array([0] * 2 + [1] * 3 + [5] * 7), np.isin(np.arange(12), [0, 1, 5, 6, 7])
+    sizes = {0: 2, 1: 3, 5: 7}
+
+    def statistic(chosen):
+        return sum((np.sum(labels[list(chosen)] == c) - n * 5 / 12) ** 2 / (n * 5 / 12) for c, n in sizes.items())
+
+    every = np.array([statistic(chosen) for chosen in itertools.combinations(range(12), 5)])
+    for each in (member, np.isin(np.arange(12), [0, 2, 3, 4, 5]), np.isin(np.arange(12), range(5, 10))):
+        exact = np.mean(every >= statistic(np.flatnonzero(each)) - 1e-9)
+        assert labels_p_value(labels, each) == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 9999) + 1e-4)
 
 
 def test_classes_that_tell_the_sides_apart_make_an_audit_invalid_whatever_the_pixels_say():

@@ -37,6 +37,8 @@ def test_the_tiled_distance_is_that_of_a_loop_over_pixels(shape, monkeypatch):
         distance, index = extraction.nearest_by_tiles(x, y)
         np.testing.assert_allclose(distance, expected.min(axis=1), rtol=1e-12)
         np.testing.assert_array_equal(index, expected.argmin(axis=1))
+        twice = extraction.nearest_by_tiles(x, np.concatenate([y, y]))[1]
+        np.testing.assert_array_equal(twice, index, err_msg="of drawings that are as near, the first")
 
 
 def test_images_are_compared_in_parts_that_fit_into_memory_each_of_one_image_at_least(monkeypatch):
@@ -61,6 +63,8 @@ def test_encoded_distances_are_one_minus_the_cosine():
     cosines = np.array([[a @ b / (a @ a) ** 0.5 / (b @ b) ** 0.5 for b in y] for a in x])
     np.testing.assert_allclose(extraction.encoded_distances(x, y), 1 - cosines.diagonal())
     np.testing.assert_allclose(extraction.encoded_distances(x / 100, y / 100), 1 - cosines.diagonal(), err_msg="of any length")
+    many = np.random.default_rng(1).standard_normal((300, 7))
+    assert (extraction.encoded_distances(many, 3 * many) >= 0).all() and (extraction.encoded_distances(many, -3 * many) <= 2).all()
     assert extraction.encoded_distances(np.zeros((6, 5)), y).tolist() == [1.0] * 6
     distance, index = extraction.nearest_encoded(x, y)
     np.testing.assert_allclose(distance, 1 - cosines.max(axis=1))

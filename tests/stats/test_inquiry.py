@@ -6,7 +6,6 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from scipy.integrate import quad
 from scipy.stats import binom, false_discovery_control, mannwhitneyu, norm, rankdata
 
 from diffleak.records.base import Estimate
@@ -17,7 +16,6 @@ from diffleak.stats.choosing import blind_chooser, chooser, column_aucs, discrim
 from diffleak.stats.inquiry import (
     Chosen,
     Direction,
-    auc_deviation,
     conformal,
     cut_and_test,
     detectable_auc,
@@ -30,6 +28,7 @@ from diffleak.stats.inquiry import (
     surely_shown,
     upper_tail,
 )
+from diffleak.stats.metrics import auc_deviation
 
 RUNS = 200
 
@@ -98,9 +97,12 @@ def test_many_images_are_judged_by_a_normal_tail_that_is_never_smaller_where_it_
     asked, controls = rng.normal(0.3, 1, m), rng.normal(size=n)
     won = (asked[:, None] > controls).sum()
     assert rank_test(asked, controls) == exact[won]
-    for limit in ("EXACT", "PAIRS"):
+    assert normal[won] == pytest.approx(mannwhitneyu(asked, controls, alternative="greater", method="asymptotic").pvalue, rel=1e-9)
+    for limit, most in (("EXACT", m * m * n), ("PAIRS", m * n)):
         with monkeypatch.context() as patched:
-            patched.setattr(inquiry, limit, 10)
+            patched.setattr(inquiry, limit, most)
+            assert rank_test(asked, controls) == exact[won]
+            patched.setattr(inquiry, limit, most - 1)
             assert rank_test(asked, controls) == normal[won]
 
 
@@ -230,19 +232,6 @@ def test_no_number_of_images_shows_what_is_not_there():
     assert detectable_auc(10, 10) > detectable_auc(100, 100) > detectable_auc(1000, 1000) > 0.5
 
 
-@pytest.mark.parametrize(("auc", "m", "n"), [(0.7, 5, 3), (0.95, 2, 7), (0.5, 4, 4)])
-def test_the_deviation_of_an_auc_is_that_of_exponential_scores_pair_by_pair(auc, m, n):
-    """Hanley and McNeil's is exact for scores of negative exponential distributions, whose rates have the ratio auc / (1 - auc)."""
-    ratio = auc / (1 - auc)
-    density = lambda x: np.exp(-x / ratio) / ratio  # of an image in question; a control's has mean 1
-    two_asked = quad(lambda x: np.exp(-x) * np.exp(-x / ratio) ** 2, 0, np.inf)[0]  # both above one control
-    two_controls = quad(lambda x: density(x) * (1 - np.exp(-x)) ** 2, 0, np.inf)[0]  # one above both
-    pairs = [(i, j) for i in range(m) for j in range(n)]
-    together = {(True, True): auc, (False, True): two_asked, (True, False): two_controls, (False, False): auc**2}
-    variance = sum(together[i == k, j == h] - auc**2 for i, j in pairs for k, h in pairs) / len(pairs) ** 2
-    assert auc_deviation(np.array([auc]), float(m), float(n)) == pytest.approx(np.sqrt(variance), rel=1e-7)
-
-
 @pytest.mark.parametrize(("m", "n"), [(20, 20), (16, 60), (100, 40)])
 def test_an_effect_is_surely_shown_from_the_auc_on_that_the_formula_gives(m, n):
     probability = -np.diff(np.append(upper_tail(m // 2, n // 2), 0.0))  # of the AUC of a half where nothing leaks
@@ -259,13 +248,19 @@ def test_what_no_auc_of_so_few_images_shows_has_no_detectable_one():
     assert detectable_auc(2, 2) is None and detectable_auc(10, 10) < 1
 
 
-@pytest.mark.parametrize(("auc", "each"), [(0.99, 1.0), (0.99, 0.2), (0.8, 0.5), (0.62, 3.0)])
+@pytest.mark.parametrize(("auc", "each"), [(0.99, 1.0), (0.99, 0.2), (0.85, 0.1), (0.8, 0.5), (0.62, 3.0)])
 def test_the_images_for_power_are_the_fewest_that_surely_show_the_effect(auc, each):
     """On a grid with steps of 0.3 %, from 10 images a side on."""
     found = images_for_power(auc, each)
     shown = lambda m: surely_shown(np.array([auc]), float(m), max(10.0, float(round(m * each)))).all()
     assert found >= 10 and shown(found) and (found == 10 or not shown(int(found / 1.004) - 1))
     assert (found == 10) == (auc == 0.99)
+
+
+def test_no_p_value_is_above_1():
+    assert max(upper_tail(m, n).max() for m in range(2, 30) for n in range(m, 60, 7)) == 1.0
+    tested = inquiry.Tested((), np.array([[0.9, 0.2], [0.8, 0.3], [0.1, 0.4]]))
+    assert tested.image_p_values.tolist() == [1.0, 0.6]
 
 
 def test_an_effect_that_one_half_cannot_estimate_has_its_reason():
@@ -296,7 +291,10 @@ def test_cuts_depend_on_ids_and_seed_alone():
     assert [each.p_value for each in one.directions] == [each.p_value for each in other.directions]
     assert one.image_p_values[order[question[order]]].tolist() == other.image_p_values.tolist()
     assert cut_and_test(keys, question, best_column(columns), 1, 3).p_value != one.p_value
-    assert placebo_sides(keys, 0).sum() == 25 and (placebo_sides(keys, 0) != placebo_sides(keys, 1)).any()
+    assert (
+        placebo_sides(keys, 0).sum() == placebo_sides(keys_of(51), 0).sum() == 25
+        and (placebo_sides(keys, 0) != placebo_sides(keys, 1)).any()
+    )
     calls = []
     cut_and_test(keys, question, best_column(columns), 0, 3, lambda: calls.append(1))
     assert len(calls) == len(one.directions) == 6 and [each.half for each in one.directions] == ["B", "A"] * 3

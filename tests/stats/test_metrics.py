@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.integrate import quad
 from scipy.special import betaincinv
 from scipy.stats import binom, binomtest, ks_2samp, norm
 from sklearn import metrics as sk
@@ -595,6 +596,19 @@ def test_accuracy_at_a_given_threshold_counts_both_sides_with_an_exact_interval(
     assert (accuracy.low, accuracy.high) == pytest.approx((exact.low, exact.high))
     assert accuracy.baseline == pytest.approx(4 / 7)
     assert accuracy.threshold == 2.0
+
+
+@pytest.mark.parametrize(("auc", "m", "n"), [(0.7, 5, 3), (0.95, 2, 7), (0.5, 4, 4)])
+def test_the_deviation_of_an_auc_is_that_of_exponential_scores_pair_by_pair(auc, m, n):
+    """Hanley and McNeil's is exact for scores of negative exponential distributions, whose rates have the ratio auc / (1 - auc)."""
+    ratio = auc / (1 - auc)
+    density = lambda x: np.exp(-x / ratio) / ratio  # of an member; a non-member's has mean 1
+    two_members = quad(lambda x: np.exp(-x) * np.exp(-x / ratio) ** 2, 0, np.inf)[0]  # both above one non-member
+    two_others = quad(lambda x: density(x) * (1 - np.exp(-x)) ** 2, 0, np.inf)[0]  # one above both
+    pairs = [(i, j) for i in range(m) for j in range(n)]
+    together = {(True, True): auc, (False, True): two_members, (True, False): two_others, (False, False): auc**2}
+    variance = sum(together[i == k, j == h] - auc**2 for i, j in pairs for k, h in pairs) / len(pairs) ** 2
+    assert metrics.auc_deviation(np.array([auc]), float(m), float(n)) == pytest.approx(np.sqrt(variance), rel=1e-7)
 
 
 @pytest.mark.parametrize("trials", [1, 7, 200, 40_000])

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float64, Int64
 from diffleak.data.features import CLASSIFIED
 from diffleak.records.audit import Blind
 from diffleak.records.base import Estimate
-from diffleak.stats.metrics import ALPHA, auc_estimate
+from diffleak.stats.metrics import ALPHA, auc_deviation, auc_estimate
 
 FEWEST = 50  # images a side, below which five folds say little
 INVALID_ABOVE = 0.6  # a lower end above this makes the audit invalid
@@ -137,15 +137,13 @@ def _aucs(ranks: Float64[np.ndarray, "n k"], rows: Int64[np.ndarray, "r s"]) -> 
 def detectable(m: int, n: int, critical: float) -> float | None:
     """The smallest AUC whose estimate lies more than `critical` above one half with probability POWER; None where none does.
 
-    Its estimate is taken as normal, with the variance of Hanley and McNeil 1982. Features that are constant do not lower the
+    Its estimate is taken as normal, with the deviation of `auc_deviation`. Features that are constant do not lower the
     critical value below that of one statistic without ties.
     """
     null = np.sqrt((m + n + 1) / (12 * m * n)) * NormalDist().inv_cdf(1 - INVALID_P / 2)
     needed = 0.5 + max(critical, float(null))
     grid = np.linspace(0.5, 1, 5001)[:-1]
-    one, two = grid / (2 - grid), 2 * grid**2 / (1 + grid)
-    variance = (grid * (1 - grid) + (m - 1) * (one - grid**2) + (n - 1) * (two - grid**2)) / (m * n)
-    enough = (grid - needed) / np.sqrt(variance) >= NormalDist().inv_cdf(POWER)
+    enough = (grid - needed) / auc_deviation(grid, float(m), float(n)) >= NormalDist().inv_cdf(POWER)
     return float(grid[enough.argmax()]) if enough.any() else None
 
 

@@ -126,7 +126,7 @@ def choose(
     bound, found, least, fallback = 0.0, None, 2.0, None
     for guesses, (right, guesser) in best.items():
         rate = (right + 1) / (guesses + 2)
-        scaled = max(1, round(guesses * tested / n))
+        scaled = round(guesses * tested / n)
         promised = tested, scaled, int(scaled * (rate - np.sqrt(rate * (1 - rate) / (guesses + 2))))  # the rate exceeds its error
         chance = p_value(*promised, bound, delta)
         if chance < 1 - level:  # rejects what the best so far rejects

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float64
 from diffleak.data.draw import calibrate_part, keyed_order
 from diffleak.records.base import Estimate
 from diffleak.stats import metrics
+from diffleak.stats.metrics import Several, auc_deviation
 
 LEVEL = 0.05  # at which the set-level answer, the placebo and the blind check reject
 POWER = 0.8
@@ -39,7 +40,6 @@ PAIRS = 2_000_000  # of an image and a control, each a number in memory
 LEAST = 1e-300  # no p-value is 0
 
 Sample = Float64[np.ndarray, "_"]
-Several = float | Float64[np.ndarray, " k"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,13 +205,6 @@ def surely_shown(auc: Several, m: Several, n: Several, power: float = POWER, lev
     """
     null = np.sqrt((m + n + 2) / (6 * m * n))
     return np.asarray(auc - 0.5 >= NormalDist().inv_cdf(1 - level / 2) * null + NormalDist().inv_cdf(power) * auc_deviation(auc, m, n))
-
-
-def auc_deviation(auc: Several, m: Several, n: Several) -> Several:
-    """The standard deviation of the AUC of m images against n controls (Hanley and McNeil 1982)."""
-    one, two = auc / (2 - auc), 2 * auc**2 / (1 + auc)
-    variance = (auc * (1 - auc) + (m - 1) * (one - auc**2) + (n - 1) * (two - auc**2)) / (m * n)
-    return np.asarray(np.sqrt(variance))
 
 
 def _median(estimates: Sequence[Estimate]) -> Estimate:

@@ -32,6 +32,7 @@ FEW = 10  # expected false positives below which a rate has low support
 FEW_HITS = 6  # members on either side of the threshold below which percentiles of the bootstrap are too narrow
 
 Sample = Float64[np.ndarray, "_"]  # the two sides have their own sizes
+Several = float | Float64[np.ndarray, " k"]
 
 
 class ROC(NamedTuple):
@@ -74,6 +75,13 @@ def auc_estimate(members: Sample, nonmembers: Sample) -> Estimate:
     odds, factor = value / (1 - value), math.exp(NORMAL * deviation / (value * (1 - value)))
     low, high = (odds / (1 + odds) for odds in (odds / factor, odds * factor))
     return Estimate(value=value, low=low, high=high, method="DeLong, logit scale")
+
+
+def auc_deviation(auc: Several, m: Several, n: Several) -> Several:
+    """The standard deviation of the AUC of m images against n others, exact for exponential scores (Hanley and McNeil 1982)."""
+    one, two = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = (auc * (1 - auc) + (m - 1) * (one - auc**2) + (n - 1) * (two - auc**2)) / (m * n)
+    return np.asarray(np.sqrt(variance))
 
 
 def auc_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.ndarray, "n 2"]) -> Estimate:
