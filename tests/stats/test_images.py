@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm
-from scipy.stats import binom, binomtest
+from scipy.stats import betabinom, binom, binomtest, entropy
+from scipy.stats import t as student
 
 from diffleak.stats import images
+from diffleak.stats.metrics import order_statistics
 
 
 def normals(seed: int, n: int, d: int, mean: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -39,11 +41,32 @@ def test_the_interval_of_the_frechet_distance_covers_the_truth_when_the_bias_is_
     assert binom.cdf(covered, 200, 0.95) > 1e-3, covered
 
 
+@pytest.mark.parametrize(("live", "dead"), [(1, 0), (3, 0), (1, 2)], ids=["one feature", "three", "one of three"])
+def test_the_interval_of_the_frechet_distance_is_as_wide_as_the_jackknife_says(live, dead):
+    """The two agree as the images grow; with dead features, which have no variance, the numbers are those of the live ones."""
+    x, y = normals(3, 400, live, 0.4, 1.7) @ (np.eye(live) + 0.5 * np.eye(live, k=1)), normals(4, 250, live)
+    full = [np.column_stack([side, np.full((len(side), dead), 7.0)]) for side in (x, y)]
+    found, variance = images.frechet_distance(*full), 0.0
+    for k, side in enumerate((x, y)):
+        without = [images.frechet_distance(*(np.delete(each, i, 0) if j == k else each for j, each in enumerate((x, y)))).value
+                   for i in range(len(side))]  # fmt: skip
+        variance += np.var(without) * (len(side) - 1)
+    assert found.value == pytest.approx(images.frechet_distance(x, y).value)
+    assert found.high - found.value == pytest.approx(found.value - found.low) == pytest.approx(1.959964 * np.sqrt(variance), rel=0.03)
+
+
+def test_a_frechet_distance_and_its_interval_are_not_below_zero():
+    found = [images.frechet_distance(normals(i, 30, 2), normals(i + 100, 30, 2)) for i in range(20)]
+    assert min(f.value for f in found) > 0 and min(f.low for f in found) == 0
+
+
 @pytest.mark.parametrize(("n", "m"), [(15, 40), (40, 15)])
 def test_frechet_distance_is_refused_below_one_image_per_dimension(n, m):
     found = images.frechet_distance(normals(0, n, 16), normals(1, m, 16))
     assert found.value is None
     assert f"needs at least 16 images a side, the dimension of the features; got {n} generated and {m} real: use KID" in found.reason
+    assert images.frechet_distance(normals(0, 16, 16), normals(1, 16, 16)).value > 0
+    assert "needs at least 2 images" in images.frechet_distance(normals(0, 1, 1), normals(1, 5, 1)).reason
 
 
 def direct_kid(x: np.ndarray, y: np.ndarray) -> float:
@@ -68,6 +91,12 @@ def test_the_jackknife_of_kid_is_that_of_leaving_out_each_image():
     assert found.high - found.value == pytest.approx(1.959964 * deviation, rel=1e-6)
 
 
+def test_kid_needs_ten_images_a_side():
+    assert images.kernel_distance(normals(0, 10, 2), normals(1, 10, 2)).value is not None
+    for n, m in ((9, 10), (10, 9)):
+        assert f"got {n} generated and {m} real" in images.kernel_distance(normals(0, n, 2), normals(1, m, 2)).reason
+
+
 def test_kid_is_unbiased_and_its_interval_covers_zero_when_nothing_differs():
     found = [images.kernel_distance(normals(2 * i, 60, 6), normals(2 * i + 1, 60, 6)) for i in range(400)]
     values = np.array([f.value for f in found])
@@ -86,6 +115,19 @@ def test_inception_score_is_one_for_equal_answers_and_the_number_of_classes_for_
     assert images.inception_score(np.full((200, 10), 0.1)).value == pytest.approx(1)
     certain = images.inception_score(np.eye(10)[np.arange(200) % 10])
     assert (certain.value, certain.low, certain.high) == pytest.approx((10, 10, 10))
+
+
+@pytest.mark.parametrize("n", [100, 257])
+def test_inception_score_is_that_of_ten_splits_with_students_interval(n):
+    p = np.random.default_rng(n).dirichlet(np.full(7, 0.3), n)
+    p[:, 2] = 0
+    p /= p.sum(axis=1, keepdims=True)
+    scores = [np.exp(np.mean([entropy(row, part.mean(axis=0)) for row in part])) for part in np.array_split(p, 10)]
+    low, high = student.interval(0.95, 9, np.mean(scores), np.std(scores, ddof=1) / np.sqrt(10))
+    found = images.inception_score(p)
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(scores), low, high))
+    alike = images.inception_score(np.random.default_rng(n).dirichlet(np.full(3, 3000.0), n))
+    assert alike.low >= 1
 
 
 def test_inception_score_says_why_there_is_none():
@@ -107,6 +149,36 @@ def test_a_collapsed_model_has_precision_without_recall():
     assert recall.value < 0.1
 
 
+def test_precision_and_recall_are_shares_of_balls_counted_one_by_one_with_wilsons_interval(monkeypatch):
+    monkeypatch.setattr(images, "BLOCK", 17)
+    generated, real = normals(0, 60, 3, 0.8, 1.2), normals(1, 50, 3)
+    kept = generated[np.sort(np.random.default_rng(3).permutation(60)[:50])]
+
+    def covered(points, centres):
+        radii = [sorted(np.linalg.norm(centres - c, axis=1))[3] for c in centres]  # the first is the centre itself
+        return sum(any(np.linalg.norm(x - c) <= r for c, r in zip(centres, radii, strict=True)) for x in points)
+
+    for found, inside in zip(images.precision_recall(generated, real, seed=3), (covered(kept, real), covered(real, kept)), strict=True):
+        interval = binomtest(inside, 50).proportion_ci(method="wilson")
+        assert 0 < inside < 50 and (found.value, found.low, found.high) == pytest.approx((inside / 50, interval.low, interval.high))
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 9), (3, 9), (9, 9), (1, 400), (1, 1)])
+def test_wilsons_interval_is_that_of_scipy(successes, trials):
+    found, interval = images.wilson(successes, trials), binomtest(successes, trials).proportion_ci(method="wilson")
+    assert (found.value, found.low, found.high) == pytest.approx((successes / trials, interval.low, interval.high), abs=1e-12)
+
+
+def test_the_clip_score_is_the_mean_of_100_cosines_and_its_interval_that_of_resamples():
+    cosines = np.random.default_rng(0).normal(0.25, 0.05, 400)
+    found, deviation = images.clip_score(cosines), 100 * cosines.std() / 20
+    assert found.value == pytest.approx(100 * cosines.mean())
+    assert (found.low, found.high) == pytest.approx((found.value - 1.96 * deviation, found.value + 1.96 * deviation), abs=0.25 * deviation)
+    assert images.clip_score(np.array([0.3, -0.1])).value == pytest.approx(15), "an image that points away counts as 0"
+    assert "needs at least 2 images; got 1" in images.clip_score(np.array([0.3])).reason
+    assert images.clip_score(cosines, seed=1).low != found.low == images.clip_score(cosines).low
+
+
 def test_precision_and_recall_use_equal_numbers_and_refuse_few():
     precision, _ = images.precision_recall(normals(0, 90, 2), normals(1, 70, 2))
     assert "70 images a side" in precision.method
@@ -123,6 +195,25 @@ def test_nearest_is_the_largest_cosine(monkeypatch):
     similarity, index = images.nearest(x, y)
     np.testing.assert_allclose(similarity, cosines.max(axis=1))
     np.testing.assert_array_equal(index, cosines.argmax(axis=1))
+    np.testing.assert_array_equal(images.nearest(x, np.concatenate([y, y]))[1], index, err_msg="of candidates that are as near, the first")
+    np.testing.assert_allclose(images.nearest(x / 100, y / 100)[0], similarity, err_msg="of any length")
+    assert np.abs(images.nearest(x, np.concatenate([3 * x, -x]))[0]).max() <= 1
+    assert images.nearest(np.zeros((2, 4)), y)[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("m", "share"), [(99, 0.01), (198, 0.01), (199, 0.01), (19, 0.05), (45, 0.1)])
+def test_the_copy_rate_and_its_chance_are_counted_above_the_threshold_one_by_one(m, share):
+    rng = np.random.default_rng(m)
+    reference, generated = rng.integers(0, 400, m) / 400, rng.integers(200, 400, 60) / 400  # with ties
+    k = int(share * (m + 1) + 1e-9)
+    threshold = sorted(reference, reverse=True)[k - 1]
+    assert images.copy_threshold(reference, share) == threshold
+    above, at_least = sum(x > threshold for x in generated), sum(x >= threshold for x in reference)
+    chance = betabinom.sf(above - 1, 60, at_least, m + 1 - at_least)
+    assert images.copy_chance(generated, reference, share) == pytest.approx(chance)
+    found = images.copy_rate_of(generated, reference, threshold, share, "")
+    low, high = order_statistics(generated, reference, share)
+    assert (found.value, found.low, found.high) == (above / 60, min(low, above / 60), max(high, above / 60))
 
 
 def test_the_copy_rate_of_fresh_images_is_one_percent_and_of_copies_one():
@@ -165,6 +256,24 @@ def test_the_interval_of_a_percentile_covers_it():
     assert images.percentile(np.arange(20.0), 100).value == 19
 
 
+@pytest.mark.parametrize("percent", [5, 50, 95, 99])
+def test_the_interval_of_a_percentile_is_between_the_order_statistics_that_the_binomial_gives(percent):
+    """P(the r-th smallest of n lies above the percentile) <= 2.5 %, for the largest such r, and the same from the other side."""
+    known = 0
+    for n in (20, 72, 73, 74, 100, 367, 368, 369, 500):
+        values = np.random.default_rng(n).permutation(n).astype(float)
+        found = images.percentile(values, percent)
+        assert found.value == np.ceil(percent * n / 100 - 1e-9) - 1
+        lows = [r for r in range(1, n + 1) if binom.cdf(r - 1, n, percent / 100) <= 0.025]
+        highs = [r for r in range(1, n + 1) if binom.sf(r - 1, n, percent / 100) <= 0.025]
+        if lows and highs:
+            assert (found.low, found.high) == (lows[-1] - 1, highs[0] - 1)
+            known += 1
+        else:
+            assert found.low is None and f"{n} images are too few" in found.reason
+    assert known >= 1
+
+
 def double_sum_difference(generated, members, held_out):
     kernel = lambda x, y: (x @ y / len(x) + 1) ** 3
     pairs = lambda side: np.mean([kernel(x, y) for i, x in enumerate(side) for j, y in enumerate(side) if i != j])
@@ -182,19 +291,20 @@ def test_the_kid_difference_is_its_double_sum_and_that_of_two_kids(monkeypatch):
     assert value == pytest.approx(two, rel=1e-8)
 
 
-def test_exchanged_sides_are_those_of_the_double_sum(monkeypatch):
+@pytest.mark.parametrize("exchanges", [40, 3])
+def test_exchanged_sides_are_those_of_the_double_sum(monkeypatch, exchanges):
     rng = np.random.default_rng(2)
-    monkeypatch.setattr(images, "RESAMPLES", 40)
+    monkeypatch.setattr(images, "RESAMPLES", exchanges)
     generated, members, held_out = (rng.normal(shift, 1, (n, 3)) for shift, n in ((0, 10), (0.1, 10), (0.3, 12)))
     estimate, p_value = images.kernel_difference(generated, members, held_out, seed=5)
     random, real = np.random.default_rng(5), np.concatenate([members, held_out])
     for side in (generated, members, held_out):
         random.permutation(len(side))
-    first = [random.permutation(22)[:10] for _ in range(40)]
+    first = [random.permutation(22)[:10] for _ in range(exchanges)]
     values = [double_sum_difference(generated, real[f], real[np.setdiff1d(np.arange(22), f)]) for f in first]
     low, high = np.quantile(values, [0.025, 0.975])
     assert (estimate.low, estimate.high) == pytest.approx((estimate.value - high, estimate.value - low), rel=1e-8)
-    assert p_value == (1 + np.sum(np.array(values) <= estimate.value)) / 41
+    assert p_value == (1 + np.sum(np.array(values) <= estimate.value)) / (exchanges + 1)
 
 
 def test_the_kid_difference_rejects_as_often_as_it_says_without_a_difference_and_sees_one(monkeypatch):
