@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.stats import binom, norm
+from scipy.stats import binom, hypergeom, norm
 from sklearn.metrics import roc_auc_score
 
 from diffleak.data.pixels import ImageShape
 from diffleak.records.scores import Scores
-from diffleak.stats import metrics
+from diffleak.stats import by_distortion, metrics
 from diffleak.stats.by_distortion import SHOWN, analyse, correlation
 from diffleak.stats.evaluation import divided, evaluate_scores
 from diffleak.stats.units import units_of
@@ -87,7 +87,9 @@ def test_quartiles_are_those_of_members_and_held_out_images_together():
     all_scores, member, measured = planted(400, lambda rank: rank)
     measured[member, 0] += 1.5  # members alone, or held-out images alone, have other quartiles
     split = divided(all_scores[0].ids, member, 0.2, 0)
-    found, test, distortion = analysed(all_scores, member, measured, split), ~split.calibrate[0], measured[:, 0]
+    test, distortion = ~split.calibrate[0], measured[:, 0]
+    distortion[np.flatnonzero(test)[[3, 4]]] = 60.0, -60.0  # the largest and the smallest are tested too
+    found = analysed(all_scores, member, measured, split)
     bounds = np.quantile(distortion, [0, 0.25, 0.5, 0.75, 1])
     assert [q.low for q in found.quartiles] == bounds[:-1].tolist() and [q.high for q in found.quartiles] == bounds[1:].tolist()
     for i, quartile in enumerate(found.quartiles):
@@ -106,6 +108,29 @@ def test_the_band_is_that_of_random_quarters_and_lies_around_the_whole():
     for k, point in enumerate(found.band):
         whole = roc_auc_score(member[test], -all_scores[0].statistic[test, k])
         assert abs(point.mean - whole) < 3 * point.sd and 0.005 < point.sd < 0.08
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["members", "held-out images"])
+def test_a_quarter_of_the_band_holds_no_image_twice(monkeypatch, side):
+    """Where one side scores 1 or -1 and all of the other 0, the AUC is a share of a hypergeometric number."""
+    monkeypatch.setattr(by_distortion, "DRAWS", 4000)
+    sides = [np.zeros((30, 1)), np.zeros((30, 1))]
+    sides[side] = np.repeat([1.0, -1.0], [9, 33])[:, None]  # 10 of 42 are drawn
+    (point,) = by_distortion._band(Scores("sima", "large", (20,), ("a",), np.zeros((1, 1))), tuple(sides))
+    exact = hypergeom(42, 9, 10)
+    assert point.timestep == 20 and point.sd == pytest.approx(exact.std() / 10, rel=4 / np.sqrt(8000))
+    mean = exact.mean() / 10 if side == 0 else 1 - exact.mean() / 10
+    assert point.mean == pytest.approx(mean, abs=4 * exact.std() / 10 / np.sqrt(4000))
+
+
+def test_the_first_timestep_may_be_0():
+    (scores,), member, measured = planted(60, lambda rank: 2.0)
+    scores = replace(scores, timesteps=(20, 0, 10))  # the leak is at 0
+    found, test = analysed([scores], member, measured), ~divided(scores.ids, member, 0.2, 0).calibrate[0]
+    bounds = np.quantile(measured[:, 0], [0.25, 0.5, 0.75])
+    for q, quartile in enumerate(found.quartiles):
+        inside = test & (np.searchsorted(bounds, measured[:, 0], side="right") == q)
+        assert quartile.auc.value == pytest.approx(roc_auc_score(member[inside], -scores.statistic[inside, 1]))
 
 
 def test_distortion_itself_is_judged_as_an_attack_on_all_images():
@@ -159,8 +184,15 @@ def test_a_distortion_that_follows_frequencies_is_correlated_with_them():
 UNCORRELATED = {
     "three images": (np.arange(3.0), np.arange(3.0)),
     "constant": (np.arange(9.0), np.full(9, 0.1)),
+    "constant too": (np.full(9, 0.1), np.arange(9.0)),
     "none": (np.empty(0), np.empty(0)),
 }
+
+
+def test_four_images_that_differ_are_enough_for_a_correlation():
+    x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, 5.0])
+    found = correlation(x, y)
+    assert found.value == pytest.approx(np.corrcoef(x, y)[0, 1]) and found.low < found.value < found.high
 
 
 @pytest.mark.parametrize(("x", "y"), UNCORRELATED.values(), ids=UNCORRELATED.keys())
