@@ -86,6 +86,13 @@ def test_a_shift_of_the_detectable_auc_is_found_with_the_probability_that_is_sai
     assert found / runs == pytest.approx(blind.POWER, abs=3 * np.sqrt(0.16 / runs) + 0.03)
 
 
+def test_fewer_than_99_permutations_can_detect_nothing():
+    drawn = np.random.default_rng(15).normal(size=(40, 8)) + 3 * sides(20, 20)[:, None]
+    few, enough = (blind.permutation_test(drawn, sides(20, 20), permutations=permutations) for permutations in (98, 99))
+    assert (few.p_value, few.detectable_auc) == (1 / 99, None) and few.p_value > blind.INVALID_P
+    assert enough.p_value == blind.INVALID_P and 0.5 < enough.detectable_auc < 1
+
+
 def test_statistics_that_never_vary_find_nothing_and_promise_no_power_for_it():
     found = blind.permutation_test(np.zeros((60, 8)), sides(30, 30))
     assert found.p_value == 1.0 and found.value == 0.5

@@ -115,12 +115,16 @@ def test_a_quarter_of_the_band_holds_no_image_twice(monkeypatch, side):
     """Where one side scores 1 or -1 and all of the other 0, the AUC is a share of a hypergeometric number."""
     monkeypatch.setattr(by_distortion, "DRAWS", 4000)
     sides = [np.zeros((30, 1)), np.zeros((30, 1))]
-    sides[side] = np.repeat([1.0, -1.0], [9, 33])[:, None]  # 10 of 42 are drawn
+    sides[side] = np.repeat([1.0, -1.0], [19, 23])[:, None]  # 10 of 42 are drawn
     (point,) = by_distortion._band(Scores("sima", "large", (20,), ("a",), np.zeros((1, 1))), tuple(sides))
-    exact = hypergeom(42, 9, 10)
+    exact = hypergeom(42, 19, 10)
     assert point.timestep == 20 and point.sd == pytest.approx(exact.std() / 10, rel=4 / np.sqrt(8000))
     mean = exact.mean() / 10 if side == 0 else 1 - exact.mean() / 10
     assert point.mean == pytest.approx(mean, abs=4 * exact.std() / 10 / np.sqrt(4000))
+    monkeypatch.setattr(by_distortion, "DRAWS", 2)
+    (point,) = by_distortion._band(Scores("sima", "large", (20,), ("a",), np.zeros((1, 1))), tuple(sides))
+    both = 10 * np.array([point.mean - point.sd / np.sqrt(2), point.mean + point.sd / np.sqrt(2)])
+    assert both == pytest.approx(np.round(both)) and both[0] < both[1], "two tenths, and their standard deviation as a sample"
 
 
 def test_the_first_timestep_may_be_0():

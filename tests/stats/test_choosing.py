@@ -54,6 +54,36 @@ def test_the_discriminant_is_fishers_of_standardised_numbers_whatever_their_unit
     assert np.corrcoef(tested, fisher.decision_function(numbers[~fit]))[0, 1] == pytest.approx(1.0)
 
 
+def test_the_weights_of_a_strength_are_those_of_the_formula():
+    rng = np.random.default_rng(7)
+    x, asked = rng.normal(size=(50, 3)) @ rng.normal(size=(3, 3)), np.arange(50) < 20
+    means = x[asked].mean(axis=0), x[~asked].mean(axis=0)
+    pooled = sum((side - mean).T @ (side - mean) for side, mean in zip((x[asked], x[~asked]), means, strict=True)) / 50
+    expected = [np.linalg.solve(pooled + strength * np.eye(3), means[0] - means[1]) for strength in choosing.STRENGTHS]
+    assert pytest.approx(np.array(expected)) == choosing._weights(x, asked).T
+
+
+def test_the_attack_of_the_best_auc_is_chosen_with_its_best_timestep():
+    rng = np.random.default_rng(8)
+    question, fit, ids = np.arange(40) % 2 == 0, np.arange(40) < 20, tuple(map(str, range(40)))
+    leaks = {"weak": (0.0, 1.0), "strong": (1.0, 4.0), "none": (0.0, 0.2)}
+    parts = [Scores(name, "small", (50, 100), ids, rng.normal(size=(40, 2)) - np.outer(question, leak)) for name, leak in leaks.items()]
+    assert chooser(parts)(question, fit).name == "strong at t = 100"
+
+
+def test_scores_that_mislead_on_the_half_that_is_tested_change_no_choice():
+    rng = np.random.default_rng(9)
+    question, fit = np.arange(200) % 2 == 0, np.arange(200) < 100
+    right, wrong = (
+        np.where(fit, rng.normal(size=200) + 1.5 * question, -9 * question),
+        np.where(fit, rng.normal(size=200), 9 * question - 4),
+    )
+    scores = Scores("sima", "large", (50, 100), tuple(map(str, range(200))), np.column_stack([wrong, right]))
+    assert chooser([scores])(question, fit).name == "sima at t = 100"
+    noise = {f"number {i}": rng.normal(size=200) for i in range(60)}
+    assert blind_chooser({"wrong": wrong, "right": right} | noise)(question, fit).name == "right"
+
+
 def two_attacks(question: np.ndarray, rng: np.random.Generator) -> list[Scores]:
     """Their difference shows the side; neither does alone."""
     n, ids = len(question), tuple(map(str, range(len(question))))
