@@ -132,6 +132,17 @@ def test_the_detectable_auc_is_the_first_of_its_formula(m, n):
     assert blind.detectable(m, n, 0.5) is None and blind.detectable(2, 2, 0.0) is None
 
 
+def test_the_classifier_is_validated_in_as_many_folds_as_its_interval_counts(monkeypatch):
+    from sklearn import model_selection
+
+    folds, original = [], model_selection.cross_val_predict
+    keep = lambda *args, cv, **keys: folds.append(cv.get_n_splits()) or original(*args, cv=cv, **keys)
+    monkeypatch.setattr(model_selection, "cross_val_predict", keep)
+    blind.blind_auc(np.random.default_rng(16).normal(size=(100, FEATURES)), sides(50, 50))
+    (k,) = folds
+    assert (1 / k + 1 / (k - 1)) / (1 / k) == pytest.approx(blind.WIDER**2)
+
+
 def test_the_interval_of_the_classifier_is_half_as_wide_again_and_stays_in_0_to_1():
     widened = lambda value, low, high: blind._widened(Estimate(value=value, low=low, high=high, method="DeLong"))
     usual, high, low = widened(0.7, 0.6, 0.78), widened(0.95, 0.9, 0.99), widened(0.04, 0.01, 0.1)
@@ -173,7 +184,9 @@ def test_from_fifty_images_a_side_the_classifier_decides_and_does_not_see_the_st
         (Blind(value=0.7, p_value=0.011), "perhaps"),
         (Blind(value=0.6, p_value=0.051), "alike"),
         (Blind(value=0.7, low=0.61, high=0.8), "different"),
+        (Blind(value=0.7, low=0.6, high=0.8), "perhaps"),
         (Blind(value=0.6, low=0.51, high=0.7), "perhaps"),
+        (Blind(value=0.6, low=0.5, high=0.7), "alike"),
         (Blind(value=0.5, low=0.4, high=0.6), "alike"),
         (Blind(value=0.9, reason="no interval"), "unchecked"),
         (Blind(reason="needs >= 50 images a side, has 9"), "unchecked"),

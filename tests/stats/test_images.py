@@ -6,6 +6,7 @@ from scipy.linalg import sqrtm
 from scipy.stats import betabinom, binom, binomtest, entropy
 from scipy.stats import t as student
 
+from diffleak.records.base import Estimate
 from diffleak.stats import images
 from diffleak.stats.metrics import order_statistics
 
@@ -55,6 +56,12 @@ def test_the_interval_of_the_frechet_distance_is_as_wide_as_the_jackknife_says(l
     assert found.high - found.value == pytest.approx(found.value - found.low) == pytest.approx(1.959964 * np.sqrt(variance), rel=0.03)
 
 
+def test_the_frechet_distance_and_its_interval_have_the_unit_of_squared_features():
+    x, y = normals(0, 60, 3, 0.4, 1.7), normals(1, 50, 3)
+    one, other = images.frechet_distance(x, y), images.frechet_distance(1e-4 * x, 1e-4 * y)
+    assert (other.low, other.value, other.high) == pytest.approx((1e-8 * one.low, 1e-8 * one.value, 1e-8 * one.high), rel=1e-6)
+
+
 def test_a_frechet_distance_and_its_interval_are_not_below_zero():
     found = [images.frechet_distance(normals(i, 30, 2), normals(i + 100, 30, 2)) for i in range(20)]
     assert min(f.value for f in found) > 0 and min(f.low for f in found) == 0
@@ -66,6 +73,7 @@ def test_frechet_distance_is_refused_below_one_image_per_dimension(n, m):
     assert found.value is None
     assert f"needs at least 16 images a side, the dimension of the features; got {n} generated and {m} real: use KID" in found.reason
     assert images.frechet_distance(normals(0, 16, 16), normals(1, 16, 16)).value > 0
+    assert images.frechet_distance(normals(0, 2, 1), normals(1, 2, 1)).value is not None
     assert "needs at least 2 images" in images.frechet_distance(normals(0, 1, 1), normals(1, 5, 1)).reason
 
 
@@ -161,6 +169,8 @@ def test_precision_and_recall_are_shares_of_balls_counted_one_by_one_with_wilson
     for found, inside in zip(images.precision_recall(generated, real, seed=3), (covered(kept, real), covered(real, kept)), strict=True):
         interval = binomtest(inside, 50).proportion_ci(method="wilson")
         assert 0 < inside < 50 and (found.value, found.low, found.high) == pytest.approx((inside / 50, interval.low, interval.high))
+    assert images.precision_recall(generated / 100, real / 100, seed=3) == images.precision_recall(generated, real, seed=3)
+    assert [found.value for found in images.precision_recall(np.ones((50, 2)), np.ones((50, 2)))] == [1, 1], "on the edge of a ball"
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 9), (3, 9), (9, 9), (1, 400), (1, 1)])
@@ -197,7 +207,8 @@ def test_nearest_is_the_largest_cosine(monkeypatch):
     np.testing.assert_array_equal(index, cosines.argmax(axis=1))
     np.testing.assert_array_equal(images.nearest(x, np.concatenate([y, y]))[1], index, err_msg="of candidates that are as near, the first")
     np.testing.assert_allclose(images.nearest(x / 100, y / 100)[0], similarity, err_msg="of any length")
-    assert np.abs(images.nearest(x, np.concatenate([3 * x, -x]))[0]).max() <= 1
+    many = normals(2, 300, 7)
+    assert images.nearest(many, 3 * many)[0].max() == 1, "no rounding error is beyond 1"
     assert images.nearest(np.zeros((2, 4)), y)[0].tolist() == [0, 0]
 
 
@@ -207,6 +218,7 @@ def test_the_copy_rate_and_its_chance_are_counted_above_the_threshold_one_by_one
     reference, generated = rng.integers(0, 400, m) / 400, rng.integers(200, 400, 60) / 400  # with ties
     k = int(share * (m + 1) + 1e-9)
     threshold = sorted(reference, reverse=True)[k - 1]
+    generated[:5] = threshold
     assert images.copy_threshold(reference, share) == threshold
     above, at_least = sum(x > threshold for x in generated), sum(x >= threshold for x in reference)
     chance = betabinom.sf(above - 1, 60, at_least, m + 1 - at_least)
@@ -253,7 +265,7 @@ def test_the_interval_of_a_percentile_covers_it():
     found = [images.percentile(np.random.default_rng(i).random(300), 95) for i in range(300)]
     assert binom.cdf(sum(f.low <= 0.95 <= f.high for f in found), 300, 0.95) > 1e-3
     assert images.percentile(np.arange(20.0), 99).low is None
-    assert images.percentile(np.arange(20.0), 100).value == 19
+    assert images.percentile(np.arange(20.0), 100) == Estimate(value=19.0, method="the sample's largest")
 
 
 @pytest.mark.parametrize("percent", [5, 50, 95, 99])
@@ -322,6 +334,16 @@ def test_the_kid_difference_rejects_as_often_as_it_says_without_a_difference_and
     generated, held_out = members[:40] + rng.normal(0, 0.01, (40, 4)), rng.normal(0.8, 1, (60, 4))
     estimate, p_value = images.kernel_difference(generated, members, held_out)
     assert estimate.high < 0 and p_value < 0.01
+
+
+def test_exchanges_that_give_the_same_difference_count_whatever_their_rounding():
+    """Of 20 real images, 2 are of another kind, both of them members as the generated ones: C(18, 8) of C(20, 10) divisions have both."""
+    rng = np.random.default_rng(4)
+    usual, other = rng.normal(0, 30, (2, 7))
+    members, held_out = np.stack([*[usual] * 8, other, other]), np.stack([usual] * 10)
+    p_value = images.kernel_difference(np.stack([other] * 12), members, held_out)[1]
+    share = 43758 / 184756
+    assert p_value == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / images.RESAMPLES))
 
 
 def test_the_kid_difference_of_few_images_says_why_there_is_none():
