@@ -11,10 +11,12 @@ import yaml
 from diffleak import cli
 from diffleak.config import build
 from diffleak.gating.config import GateConfig
+from diffleak.gating.limits import _room, images_needed
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-PAGE = Path(__file__).parents[2] / "docs" / "ci-gate.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "ci-gate.md"
 
 
 def workflow():
@@ -50,3 +52,22 @@ def test_every_command_of_the_example_parses_and_the_last_one_is_the_gate():
 @pytest.mark.parametrize("flag", ["--max-auc", "--max-tpr", "--max-excess-auc", "--max-copies", "--max-epsilon"])
 def test_the_page_says_what_each_limit_reads(flag):
     assert f"| `{flag} " in PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("page", "said", "limit", "at_most", "passes"),
+    [
+        ("ci-gate.md", r"`--max-tpr 0\.03` \| the same\. 0\.03 takes about ([\d,]+) images", "max_tpr", 0.03, False),
+        ("ci-gate.md", r"0\.1 takes about ([\d,]+)", "max_tpr", 0.1, False),
+        ("audit.md", r"0\.03 takes about ([\d,]+) images", "max_tpr", 0.03, False),
+        ("audit.md", r"0\.6 takes at least ([\d,]+) images", "max_auc", 0.6, False),
+        ("audit.md", r"with about ([\d,]+) on each side, one attack that finds nothing passes", "max_auc", 0.6, True),
+        ("before.md", r"with about ([\d,]+), one attack that finds nothing meets it", "max_auc", 0.6, True),
+        ("fine-tunes.md", r"[Ww]ith about ([\d,]+), one attack that finds nothing stays", "max_excess_auc", 0.6, True),
+        ("recipes/lora.md", r"[Ww]ith about ([\d,]+), one attack that finds nothing stays", "max_excess_auc", 0.6, True),
+    ],
+)
+def test_pages_name_as_many_images_as_a_limit_takes(page, said, limit, at_most, passes):
+    (number,) = re.findall(said, " ".join((DOCS / page).read_text(encoding="utf-8").split()))
+    needed = images_needed(limit, at_most, 10, 10, 0.2, _room(limit) if passes else 0.0)
+    assert int(number.replace(",", "")) == pytest.approx(needed, rel=0.03)

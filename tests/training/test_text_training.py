@@ -732,8 +732,9 @@ def test_settings_that_do_not_fit_a_text_defence_are_one_line(bases, data, codec
 # ---- learning
 
 
-def test_early_stopping_works_on_text_models(bases, data, tmp_path):
-    folder = diffleak.train(settings(data, tmp_path / "m", bases(), validation=0.25, checkpoint_every=2, flip=True))
+@pytest.mark.parametrize("rank", [None, 2], ids=["whole", "lora"])
+def test_early_stopping_works_on_text_models_and_loras(bases, data, tmp_path, rank):
+    folder = diffleak.train(settings(data, tmp_path / "m", bases(), validation=0.25, checkpoint_every=2, flip=True, lora_rank=rank))
     assert record(folder)["early_stopping"]["validation_loss"] > 0
     assert len(json.loads((folder / "split.json").read_text())["validation"]) == 2
 

@@ -20,7 +20,7 @@ Resize = Annotated[
 ]
 SkipUnreadable = Annotated[bool, Flag("--no-skip-unreadable"), Field(description="Skip files that cannot be read.")]
 IgnoreModelSplit = Annotated[bool, Field(description="Go on although the split.json beside MODEL contradicts the two sides.")]
-Anonymous = Annotated[bool, Field(description="Replace file names by ids that only your key turns back (`reveal`).")]
+Anonymous = Annotated[bool, Field(description="Replace file names by ids that only your key turns into names again (`reveal`).")]
 AnonymousKey = Annotated[
     Path | None,
     Field(
