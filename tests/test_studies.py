@@ -193,3 +193,11 @@ def test_a_thousand_a_side_choose_nearly_as_well_as_all_do_and_thirty_do_not():
         lost[few] = runs.mean(), runs.std(ddof=1) / np.sqrt(len(runs))
     assert lost[1000][0] < 0.003 + 2 * lost[1000][1], "of true AUC, with the Monte-Carlo error"
     assert lost[30][0] - 2 * lost[30][1] > 0.003, "so the simulation tells a good number from a bad one"
+
+
+def test_a_coarse_sweep_chooses_as_well_as_a_whole_one_on_the_same_images():
+    study, rng = script("decisions/calibrate_first"), np.random.default_rng(0)
+    lost = np.array([study.coarse(0.6, 3.0, 0.9, rng) for _ in range(60)])
+    mean, error = lost.mean(axis=0), lost.std(axis=0, ddof=1) / np.sqrt(len(lost))
+    assert (mean < 0.003 + 2 * error).all(), "of true AUC, with the Monte-Carlo error"
+    assert (lost > 0).any(), "some choices are worse, so the simulation could find a loss"

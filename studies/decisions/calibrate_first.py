@@ -1,6 +1,6 @@
 """What is lost by choosing among timesteps on at most 1,000 images a side, by simulation.
 
-    python studies/decisions/calibrate_first.py [--runs 400] [--proposals]
+    python studies/decisions/calibrate_first.py [--runs 400] [--proposals | --coarse]
 
 An attack has one score at each of 30 timesteps. Scores of members lie d higher, d peaks at one timestep and falls off from it over `width`
 timesteps; the noise of an image is shared between timesteps (correlation between neighbours `alike`). So the true AUC at a timestep is
@@ -9,6 +9,9 @@ chosen on all of the calibrate part, on average with its Monte-Carlo error, and 
 
 --proposals: the loss against all of two cheaper choices beside it, on the same images. "half": 500 a side. "staged": the best 10 of the 30
 timesteps on the first 333 a side, and of these the best on 1,000; 0.56 of the forwards.
+
+--coarse: the loss of what `--sweep coarse` chooses against what the whole sweep chooses on the same images, 100 and 1,000 a side. The peak
+lies anywhere in the sweep, since every second timestep would be lucky with one on it.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from diffleak.stats.choosing import column_aucs
 
 TIMESTEPS = 30
 FEW, ALL = 1000, 5000  # images a side that choose; 5,000 are the calibrate part of 25,000 a side
+SIZES = (100, 1000)  # images a side of `coarse`
 FIRST, KEPT = 333, 10  # of `staged`: images a side that all timesteps are scored on, and timesteps that are left
 PEAKS, WIDTHS, ALIKE = (0.52, 0.55, 0.6, 0.8), (3.0, 10.0), (0.5, 0.9, 0.98)
 
@@ -42,14 +46,28 @@ def proposed(peak: float, width: float, alike: float, rng: np.random.Generator) 
     return tuple(by_all - true[each] for each in picked)  # type: ignore[return-value]
 
 
+def coarse(peak: float, width: float, alike: float, rng: np.random.Generator) -> tuple[float, ...]:
+    """The loss of true AUC of `--sweep coarse` against what the whole sweep chooses on as many images, for each of SIZES."""
+    true, members, held_out = drawn(peak, width, alike, rng, max(SIZES), rng.uniform(0, TIMESTEPS - 1))
+    lost = []
+    for few in SIZES:
+        aucs = column_aucs(members[:few], held_out[:few])
+        first = 2 * int(aucs[::2].argmax())
+        beside = [t for t in (first - 1, first, first + 1) if 0 <= t < TIMESTEPS]
+        lost.append(true[aucs.argmax()] - true[beside[int(aucs[beside].argmax())]])
+    return tuple(lost)
+
+
 def best(members: np.ndarray, held_out: np.ndarray) -> int:
     return int(column_aucs(members, held_out).argmax())
 
 
-def drawn(peak: float, width: float, alike: float, rng: np.random.Generator, whole: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The true AUC at each timestep, and the scores of both sides."""
+def drawn(
+    peak: float, width: float, alike: float, rng: np.random.Generator, whole: int, at: float = TIMESTEPS // 3
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The true AUC at each timestep, with its peak `at` one or between two, and the scores of both sides."""
     steps = np.arange(TIMESTEPS)
-    d = NormalDist().inv_cdf(peak) * np.sqrt(2) * np.exp(-(((steps - TIMESTEPS // 3) / width) ** 2) / 2)
+    d = NormalDist().inv_cdf(peak) * np.sqrt(2) * np.exp(-(((steps - at) / width) ** 2) / 2)
     noise = rng.standard_normal((2, whole, TIMESTEPS))
     for t in steps[1:]:
         noise[:, :, t] = alike * noise[:, :, t - 1] + np.sqrt(1 - alike**2) * noise[:, :, t]
@@ -60,13 +78,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=400)
     parser.add_argument("--proposals", action="store_true")
+    parser.add_argument("--coarse", action="store_true")
     given = parser.parse_args()
-    columns = ("1,000 a side", "half", "staged") if given.proposals else ("loss against all, 1/1000", "loss against the best, 1/1000")
+    simulated, columns = (
+        (coarse, tuple(f"{few:,} a side, 1/1000" for few in SIZES))
+        if given.coarse
+        else (proposed, ("1,000 a side", "half", "staged"))
+        if given.proposals
+        else (chosen, ("loss against all, 1/1000", "loss against the best, 1/1000"))
+    )
     print(f"| best AUC | width | alike | {' | '.join(columns)} |")
     print("|---" * (3 + len(columns)) + "|")
     for case in product(PEAKS, WIDTHS, ALIKE):
         rng = np.random.default_rng([int(1000 * value) for value in case])
-        lost = 1000 * np.array([(proposed if given.proposals else chosen)(*case, rng) for _ in range(given.runs)])
+        lost = 1000 * np.array([simulated(*case, rng) for _ in range(given.runs)])
         mean, error = lost.mean(axis=0), lost.std(axis=0, ddof=1) / np.sqrt(given.runs)
         found = [f"{m:.2f} ± {e:.2f}" for m, e in zip(mean, error, strict=True)]
         print(f"| {case[0]} | {case[1]:g} | {case[2]} | {' | '.join(found)} |", flush=True)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import diffleak
+from diffleak.auditing.inputs import Inputs
 from diffleak.records.chosen import Chosen
 from diffleak.stats import evaluation
 
@@ -32,18 +33,26 @@ def sides(tmp_path: Path, digits: np.ndarray) -> dict[str, str]:
     return {side: str(tmp_path / side) for side in ("members", "nonmembers")}
 
 
-@pytest.mark.parametrize("kind", ["masks and reconstructions", "reference", "groups", "keyed ids"])
-def test_what_is_chosen_and_found_is_what_all_scores_give(kind, sides, latent_folder, model_folder, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(evaluation, "SMALL_SIDE", 20)  # so few are divided once
+KINDS = ("masks and reconstructions", "reference", "groups", "keyed ids")
+
+
+def of_kind(kind: str, latent_folder, model_folder, folder: Path) -> tuple[Path, dict[str, object]]:
+    """A model, and the settings of an audit of this kind."""
+    (folder / "key").write_text("ab" * 32 + "\n")
+    (folder / "key").chmod(0o600)
     model = latent_folder("latent", kind="vae") if kind.startswith("masks") else model_folder("pixels")
-    changes = {
+    return model, {
         "masks and reconstructions": {"mask": "auto", "probes": 1},
         "reference": {"reference": str(model_folder("other", in_channels=1, layers_per_block=2))},
         "groups": {"group": "person"},
-        "keyed ids": {"anonymous": True, "anonymous_key": str(tmp_path / "key")},
+        "keyed ids": {"anonymous": True, "anonymous_key": str(folder / "key")},
     }[kind]
-    (tmp_path / "key").write_text("ab" * 32 + "\n")
-    (tmp_path / "key").chmod(0o600)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_chosen_and_found_is_what_all_scores_give(kind, sides, latent_folder, model_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "SMALL_SIDE", 20)  # so few are divided once
+    model, changes = of_kind(kind, latent_folder, model_folder, tmp_path)
     run = lambda sweep: diffleak.audit(model, **sides, **GIVEN, **SIZES, **changes, sweep=sweep, output=tmp_path / sweep)
     first, whole = run("calibrate"), run("all")
     chosen = Chosen.model_validate_json((tmp_path / "calibrate" / "chosen.json").read_text())
@@ -59,3 +68,27 @@ def test_what_is_chosen_and_found_is_what_all_scores_give(kind, sides, latent_fo
         np.testing.assert_allclose(first.samples.scores[one.attack], whole.samples.scores[one.attack], rtol=1e-3, atol=1e-4)
     assert first.record.split == whole.record.split and first.samples.ids == whole.samples.ids
     assert first.samples.test.tolist() == whole.samples.test.tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_coarse_sweep_has_the_scores_of_an_audit_of_everything(kind, sides, latent_folder, model_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "SMALL_SIDE", 20)
+    model, changes = of_kind(kind, latent_folder, model_folder, tmp_path)
+    given = {**GIVEN, "timesteps": "40:200:20"}
+    encoded, latents = list[int](), Inputs.latents
+    monkeypatch.setattr(Inputs, "latents", lambda self, images: encoded.append(len(images)) or latents(self, images))
+    run = lambda sweep: diffleak.audit(model, **sides, **given, **SIZES, **changes, sweep=sweep, output=tmp_path / sweep)
+    coarse, counted = run("coarse"), sum(encoded)
+    everything = run("all")
+    again = int((~coarse.samples.test).sum())
+    assert counted < 2 * SIDE + again, "no image is encoded once more for the timesteps beside the best; a few are, to estimate the time"
+    assert coarse.record.costs.queries < 0.85 * everything.record.costs.queries and coarse.record.split == everything.record.split
+    whole = {scores.attack: scores for scores in everything.scores}
+    for scores in coarse.scores:
+        every, scored = whole[scores.attack], np.isfinite(scores.statistic)
+        assert scored[~coarse.samples.test].all() and 5 < len(scores.timesteps) <= len(every.timesteps)
+        shared = every.statistic[:, [every.timesteps.index(t) for t in scores.timesteps]]
+        np.testing.assert_allclose(scores.statistic[scored], shared[scored], rtol=1e-3, atol=1e-4)  # other batches, so other last bits
+    for result in coarse.results:
+        if result.attack != "combined":
+            assert result.timestep in coarse.record.costs.test_timesteps[result.base] and result.auc.value is not None

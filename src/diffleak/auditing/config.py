@@ -24,6 +24,7 @@ from diffleak.data.sources import open_source
 from diffleak.errors import UserError
 from diffleak.gating.config import MaxAUC, MaxExcessAUC, MaxTPR
 from diffleak.records.evidence import Release
+from diffleak.records.variants import Sweep
 
 Note = Annotated[str, Field(max_length=2000), AS_NAME]
 
@@ -66,9 +67,10 @@ class AuditConfig(ModelConfig, DataConfig):
         description="all (default: every attack but gradient, noise_probe and black_box), or names such as 'sima,sima_mc(m=10)'.",
     )
     timesteps: Name | None = Field(None, description="start:stop:step, stop included; default 10:300:10, for flow matching 50:950:50.")
-    sweep: Literal["calibrate", "all"] = Field(
+    sweep: Sweep = Field(
         "calibrate",
-        description="calibrate (default): score the test part at the chosen timesteps only. all: score every image at every timestep.",
+        description="calibrate (default): score the test part at the chosen timesteps only. coarse: score the calibrate part at every "
+        "second timestep, then beside the best. all: score every image at every timestep.",
     )
     mask: tuple[str, ...] = Field(
         (),
@@ -229,7 +231,7 @@ class GeometryConfig(AuditConfig):
         description="Masks to run the attacks under.",
     )
     complexity: bool = False
-    sweep: Literal["calibrate", "all"] = "all"  # its curves are of the test part
+    sweep: Sweep = "all"  # its curves are of the test part
     top: int = Field(20, ge=1, description="Number of singular values that make up the distortion ({default}).")
 
     @model_validator(mode="before")

@@ -22,7 +22,35 @@ from diffleak.stats.calibration import FEWEST, Features, features
 
 
 def chosen_of(prepared: Prepared, collected: scoring.Collected) -> Chosen:
-    """What the calibrate part chooses; `collected` are its scores at every timestep, in the order of the images."""
+    """What the calibrate part chooses; `collected` are its scores at every timestep of `prepared`, in the order of the images."""
+    results = _on_calibrate(prepared, collected)
+    together = next((result for result in results if result.parameters.get("clearly_better")), None)
+    timesteps = {}
+    for attack in filter(sweeps, prepared.attacks):
+        of_attack = _chosen_by_attack(attack, results)
+        if together and attack.label in together.parameters["attacks"]:
+            of_attack |= {*_with_neighbours(attack, results)}
+        timesteps[attack.label] = tuple(sorted(of_attack))
+    return chosen_by(prepared.plan, prepared.split.record, timesteps)
+
+
+def beside_best(prepared: Prepared, collected: scoring.Collected, whole: Prepared) -> dict[str, tuple[int, ...]]:
+    """The timesteps of the whole sweep beside those that an attack, or a variant of it, chooses among every second one, by its label."""
+    results, found = _on_calibrate(prepared, collected), dict[str, tuple[int, ...]]()
+    for attack, every in zip(prepared.attacks, whole.attacks, strict=True):
+        if attack.timesteps != every.timesteps:
+            places = {every.timesteps.index(t) + side for t in _chosen_by_attack(attack, results) for side in (-1, 1)}
+            found[attack.label] = tuple(every.timesteps[i] for i in sorted(places) if 0 <= i < len(every.timesteps))
+    return found
+
+
+def _chosen_by_attack(attack: Attack, results: Sequence[Result]) -> set[int]:
+    """The timesteps of all results of an attack: its own, and those of its variants."""
+    return {result.timestep for result in results if result.base == attack.label and result.timestep is not None}
+
+
+def _on_calibrate(prepared: Prepared, collected: scoring.Collected) -> list[Result]:
+    """The results of the calibrate part alone, which has no test part."""
     calibrate = prepared.split.calibrate[0]
     order = prepared.scan.cohort.by_key if prepared.key else np.arange(len(calibrate))
     rows = order[calibrate[order]]
@@ -37,15 +65,7 @@ def chosen_of(prepared: Prepared, collected: scoring.Collected) -> Chosen:
     )
     scores = [tuple(variant.taken(place[rows]) for variant in group) for group in collected.scores]
     reconstruction = None if collected.reconstruction is None else collected.reconstruction[place[rows]]
-    pairs = evaluated(own, scores, collected.parameters, reconstruction)
-    together = next((result for result, _ in pairs if result.parameters.get("clearly_better")), None)
-    timesteps = {}
-    for attack in filter(sweeps, prepared.attacks):
-        of_attack = {result.timestep for result, _ in pairs if result.base == attack.label and result.timestep is not None}
-        if together and attack.label in together.parameters["attacks"]:
-            of_attack |= {*_with_neighbours(attack, [result for result, _ in pairs])}
-        timesteps[attack.label] = tuple(sorted(of_attack))
-    return chosen_by(prepared.plan, prepared.split.record, timesteps)
+    return [result for result, _ in evaluated(own, scores, collected.parameters, reconstruction)]
 
 
 def evaluated(

@@ -78,7 +78,7 @@ class Prepared:
 
     @property
     def queries(self) -> int:
-        """Denoiser forwards in all; where the test part waits for what is chosen, about as many."""
+        """Denoiser forwards in all; where a job waits for what is chosen, about as many."""
         return sum(job.images * job.queries_per_image for job in self.jobs())
 
     def summary(self) -> dict[str, Any]:
@@ -113,17 +113,42 @@ class Prepared:
         reference = replace(self.inputs, target=self.reference, drawings=kept) if self.reference else None
         return scoring.Job(self.inputs, self.attacks, self.plan, self.split.calibrate[0], reference)
 
-    def jobs(self, chosen: Mapping[str, tuple[int, ...]] | None = None) -> tuple[scoring.Job, ...]:
-        """The job of all images, or where the calibrate part is scored first, that of each part.
+    def jobs(self) -> tuple[scoring.Job, ...]:
+        """What is scored, one job after the other; where a job waits for what is chosen, one of about as many forwards, mid-sweep."""
+        if self.plan.sweep == "all":
+            return (self.job,)
+        middle = {attack.label: len(attack.timesteps) // 2 for attack in self.attacks}
+        chosen = {attack.label: attack.timesteps[middle[attack.label] - 1 : middle[attack.label] + 2] for attack in self.attacks}
+        between = {attack.label: _between(attack)[middle[attack.label] // 2 - 1 :][:2] for attack in self.attacks if self.coarse(attack)}
+        return self.calibrating, *([self.refining(between)] if between else ()), self.testing(chosen)
 
-        chosen: timesteps of the test part by the label of the attack; without it about as many, from the middle of the sweep.
-        """
-        parts, job = scoring.parts_of(self.plan, self.split.calibrate[0]), self.job
-        if len(parts) == 1:
-            return (job,)
-        first = replace(job, rows=parts[0])
-        attacks = tuple(_narrowed(attack, chosen) for attack in self.attacks)
-        return first, replace(job, rows=parts[1], attacks=attacks, first=len(first.chunks))
+    @property
+    def calibrating(self) -> scoring.Job:
+        """The job of the calibrate part: at every timestep or, with --sweep coarse, at every second one."""
+        attacks = tuple(replace(each, timesteps=_every_second(each)) if self.coarse(each) else each for each in self.attacks)
+        return replace(self.job, rows=self._parts[0], attacks=attacks)
+
+    def refining(self, between: Mapping[str, tuple[int, ...]]) -> scoring.Job:
+        """The job of the calibrate part at more timesteps, by the label of the attack."""
+        attacks = tuple(replace(each, timesteps=between[each.label]) for each in self.attacks if between.get(each.label))
+        return replace(self.job, rows=self._parts[0], attacks=attacks, first_attack=len(self.attacks))
+
+    def testing(self, chosen: Mapping[str, tuple[int, ...]]) -> scoring.Job:
+        """The job of the test part at the chosen timesteps, by the label of the attack."""
+        attacks = tuple(replace(each, timesteps=chosen[each.label]) if sweeps(each) else each for each in self.attacks)
+        return replace(self.job, rows=self._parts[1], attacks=attacks, first=len(self.calibrating.chunks))
+
+    @property
+    def _parts(self) -> tuple[tuple[int, ...], ...]:
+        return scoring.parts_of(self.plan, self.split.calibrate[0])
+
+    def coarse(self, attack: Attack) -> bool:
+        """True for an attack that the calibrate part is scored by at every second timestep first, since that saves forwards."""
+        return self.plan.sweep == "coarse" and sweeps(attack) and _saves(attack)
+
+    def at(self, timesteps: Mapping[str, tuple[int, ...]]) -> "Prepared":
+        """The same audit where attacks that sweep do it over these timesteps, by their labels."""
+        return replace(self, attacks=tuple(replace(each, timesteps=timesteps.get(each.label, each.timesteps)) for each in self.attacks))
 
     def tried(self, log: Callable[[str], None] | None = None) -> "Prepared":
         """The same audit after the model has answered for two images, and how long that took; with `log` the plan is said there first.
@@ -193,9 +218,11 @@ class Prepared:
         jobs = self.jobs()
         if len(jobs) == 1:
             return f"{self.queries_per_image:,} denoiser queries per image, {self.queries:,} in all"
+        first, *refining, test = jobs
+        later = f" and about {refining[0].queries_per_image:,} more beside the best timesteps" if refining else ""
         return (
-            f"{self.queries_per_image:,} denoiser queries per image of the calibrate part ({jobs[0].images:,} images), then about "
-            f"{jobs[1].queries_per_image:,} per image of the test part ({jobs[1].images:,} images) at the chosen settings, about "
+            f"{first.queries_per_image:,} denoiser queries per image of the calibrate part ({first.images:,} images){later}, then about "
+            f"{test.queries_per_image:,} per image of the test part ({test.images:,} images) at the chosen settings, about "
             f"{self.queries:,} in all"
         )
 
@@ -284,7 +311,7 @@ def checked(
     if config.two_sided or not config.data:
         _check_halves(units, config)
     split = units.divided(config.calibrate_fraction, config.seed, config.calibration)
-    first = config.sweep == "calibrate" and config.calibration and split.record.repeats == 1 and any(map(sweeps, attacks))
+    first = config.sweep != "all" and config.calibration and split.record.repeats == 1 and any(map(sweeps, attacks))
     if first:
         split = units.divided(config.calibrate_fraction, config.seed, config.calibration, evaluation.MOST)
     inputs = Inputs(
@@ -353,7 +380,7 @@ def checked(
         model_code=target.code,
         group=config.group,
         units=units.digest,
-        sweep="calibrate" if first else "all",
+        sweep=config.sweep if first else "all",
         faster=target.faster or None,
     )
     worker = scoring.worker(config.shard, config.threads, target)
@@ -368,11 +395,19 @@ def sweeps(attack: Attack) -> bool:
     return attack.rule is None and attack.code is None and len(attack.timesteps) > 1
 
 
-def _narrowed(attack: Attack, chosen: Mapping[str, tuple[int, ...]] | None) -> Attack:
-    if not sweeps(attack):
-        return attack
-    middle = len(attack.timesteps) // 2
-    return replace(attack, timesteps=attack.timesteps[middle - 1 : middle + 2] if chosen is None else chosen[attack.label])
+def _every_second(attack: Attack) -> tuple[int, ...]:
+    return attack.timesteps[::2]
+
+
+def _between(attack: Attack) -> tuple[int, ...]:
+    return attack.timesteps[1::2]
+
+
+def _saves(attack: Attack) -> bool:
+    """True if an attack makes fewer forwards at every second timestep and beside one than at all of them; one that walks there does not."""
+    middle = len(attack.timesteps) // 4
+    parts = (_every_second(attack), _between(attack)[max(middle - 1, 0) :][:2])
+    return sum(replace(attack, timesteps=part).queries for part in parts) < attack.queries
 
 
 def _buckets(config: AuditConfig, target: Target) -> Buckets | None:

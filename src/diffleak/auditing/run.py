@@ -26,7 +26,7 @@ from diffleak.auditing.evidence import evidence_of
 from diffleak.auditing.groups import groups_found
 from diffleak.auditing.inputs import clear, lend, write_complexity, write_geometry
 from diffleak.auditing.maps import maps_of
-from diffleak.auditing.phases import in_phases
+from diffleak.auditing.phases import in_phases, swept
 from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.results import write_results
 from diffleak.auditing.shared import Shared
@@ -349,6 +349,7 @@ def _finish_by_key(prepared: Prepared, collected: scoring.Collected, measured: F
 
 
 def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[np.ndarray, "n 3"] | None) -> Audit:
+    prepared = prepared.at(swept(collected))
     cohort, units, config = prepared.scan.cohort, prepared.units, prepared.config
     member, split = units.member, units.reduced(prepared.split)
     started = time.monotonic()
@@ -382,6 +383,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
             chunks=collected.chunks,
             sweep=prepared.plan.sweep,
             test_timesteps=collected.test_timesteps,
+            between_timesteps=collected.between_timesteps,
             halved_to=collected.halved_to,
         ),
         geometry=geometry,

@@ -68,7 +68,8 @@ class Worker:
 class Job:
     """What is to be scored; labels are not in it, only which images may calibrate.
 
-    A job of a part of the images has `rows`, in the order of the images, and numbers its chunks from `first`.
+    A job of a part of the images has `rows`, in the order of the images, and numbers its chunks from `first`. One that adds timesteps to
+    the scores of another job has its chunks, and numbers its attacks in the files from `first_attack`.
     """
 
     inputs: Inputs
@@ -78,6 +79,7 @@ class Job:
     reference: Inputs | None = None  # the same images for another model
     rows: tuple[int, ...] | None = None
     first: int = 0
+    first_attack: int = 0
 
     @property
     def models(self) -> tuple[Inputs, ...]:
@@ -124,7 +126,7 @@ class Job:
 
     def file(self, folder: Path, chunk: int, k: int) -> Path:
         """Where the scores of one chunk and attack k are kept."""
-        return chunk_file(folder, chunk, k, self.attacks[k].name)
+        return chunk_file(folder, chunk, self.first_attack + k, self.attacks[k].name)
 
     def read(self, path: Path, chunk: int, k: int) -> tuple[Float64[np.ndarray, "m n k"], ChunkMeta]:
         """The scores in the file of one chunk and attack k; raises `Unreadable` for a file that is not of this job."""
@@ -139,6 +141,7 @@ class Collected:
     Of each attack there are the unmasked scores, then those under each of its masks, or those of the reference and the excess.
     `queries` are the forwards that were made, `saved` those that an attack took from another one instead, `read` those of kept drawings.
     The test part has scores at `test_timesteps` alone, by the label of the attack, and NaN at others; None: all images have all scores.
+    At `between_timesteps` the calibrate part was scored in a job of its own; None: it was not.
     `halved_to`: the fewest images that were scored, or drawn for a score, at once where memory ran out.
     `reconstruction` is the complexity of every image's reconstruction, where a latent model's scores are calibrated by it too.
     """
@@ -151,6 +154,7 @@ class Collected:
     chunks: int
     reconstruction: Float64[np.ndarray, "n 7"] | None = None
     test_timesteps: dict[str, tuple[int, ...]] | None = None
+    between_timesteps: dict[str, tuple[int, ...]] | None = None
     halved_to: int | None = None
     read: int = 0
 
@@ -264,7 +268,7 @@ def estimate(jobs: Sequence[Job], folder: Folder | None, share: Worker, pace: Pa
     measurements nothing. The progress of the work says more as soon as it has begun.
     """
     unsaid, seconds, done, left, slots = "", 0.0, 0, 0, 1
-    missing = [(job, *_missing(job, folder, share)) for job in jobs]
+    missing, measured = [(job, *_missing(job, folder, share)) for job in jobs], set[int]()
     for job, todo, _ in missing:
         every = sum(_queries(job, c, k) for c, k in _work(job, share))
         ahead = sum(_queries(job, c, k) for c, k in todo)
@@ -274,7 +278,9 @@ def estimate(jobs: Sequence[Job], folder: Folder | None, share: Worker, pace: Pa
     if left:
         effort = sum(_queries(job, c, k) * job.attacks[k].effort for job, todo, _ in missing for c, k in todo)
         seconds += effort / (slots / pace.query if _round(jobs[0], pace) > LONGEST_ROUND else _speed(jobs[0], slots))
-    for job, _, unmeasured in missing:
+    for job, _, found in missing:
+        unmeasured = {chunk: kinds for chunk, kinds in found.items() if chunk not in measured}  # two jobs may have the same chunks
+        measured |= found.keys()
         if unmeasured and job.target.latent:
             kinds = sorted({kind for needed in unmeasured.values() for kind in needed})
             if TIMED_IMAGES * pace.encoding > LONGEST_ROUND:
@@ -380,11 +386,12 @@ def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores], cal
     per_image = {result.attack: result for result in record.results}
     costs, saved, read = record.costs, record.costs.queries_saved, record.costs.queries_read
     asked_for = max(1, costs.queries + saved + read)
-    for path, part, statistic in _in_files(folder, record.plan, scores, calibrate):
+    swept = {each.attack: each.timesteps for each in scores}
+    for path, part, statistic in _in_files(folder, record, scores, calibrate):
         if not path.exists():
             first, labels = part[0], [s.attack for s in part]
             made = len(first.ids) * max((per_image[label].queries or 0 for label in labels if label in per_image), default=0)
-            made = int(made * _share(first.attack, first.timesteps, record.plan))
+            made = int(made * _share(first.attack, first.timesteps, swept[first.attack]))
             of_drawings = min(read, made) if first.attack.startswith("black_box") else 0
             spent = Spent(costs.seconds * made / asked_for, min(saved, made - of_drawings), costs.halved_to, of_drawings)
             saved, read = saved - spent.saved, read - of_drawings
@@ -403,31 +410,41 @@ def holds(folder: Path, record: AuditRecord, scores: Sequence[Scores], calibrate
             return False
         return np.array_equal(found, statistic)
 
-    return all(same(*each) for each in _in_files(folder, record.plan, scores, calibrate))
+    return all(same(*each) for each in _in_files(folder, record, scores, calibrate))
 
 
-def _share(label: str, timesteps: tuple[int, ...], plan: Plan) -> Fraction:
+def _share(label: str, timesteps: tuple[int, ...], swept: tuple[int, ...]) -> Fraction:
     """The share of the queries of an attack that it makes where it is scored at some of its timesteps."""
-    swept = tuple(next(attack["timesteps"] for attack in plan.attacks if attack["attack"] == label))
-    if len(timesteps) == len(swept) or plan.sweep == "all":
+    if len(timesteps) == len(swept):
         return Fraction(1)
     return Fraction(*(parse(label, ATTACKS, given).queries for given in (timesteps, swept)))
 
 
 def _in_files(
-    folder: Path, plan: Plan, scores: Sequence[Scores], calibrate: Bool[np.ndarray, " n"]
+    folder: Path, record: AuditRecord, scores: Sequence[Scores], calibrate: Bool[np.ndarray, " n"]
 ) -> Iterator[tuple[Path, list[Scores], np.ndarray]]:
     """The file of every chunk of each attack, with the chunk's scores under every variant, and their statistics as one array."""
-    chunks = dict[int, Rows]()
+    chunks, plan = dict[int, Rows](), record.plan
     for part_rows in parts_of(plan, calibrate):
         chunks |= _chunks(plan, part_rows, len(chunks))
+    between = record.costs.between_timesteps or {}
     for k, (attack, group) in enumerate(groupby(scores, key=lambda s: s.attack.partition("[")[0])):
         variants = list(group)
         for chunk, rows in chunks.items():
             taken = [s.taken(np.array(rows)) for s in variants]
-            scored = np.flatnonzero(np.isfinite(taken[0].statistic).all(axis=0))
-            part = [replace(s, timesteps=tuple(s.timesteps[i] for i in scored), statistic=s.statistic[:, scored]) for s in taken]
-            yield chunk_file(folder, chunk, k, attack.partition("(")[0]), part, np.stack([s.statistic for s in part])
+            scored = {t for t, column in zip(taken[0].timesteps, taken[0].statistic.T, strict=True) if np.isfinite(column).all()}
+            after = {*between.get(attack, ())} if calibrate[rows[0]] else set[int]()
+            later = len(plan.attacks) + [*between].index(attack) if after else 0
+            for number, columns in ((k, scored - after), (later, after)):
+                if columns:
+                    part = [_at(s, columns) for s in taken]
+                    yield chunk_file(folder, chunk, number, attack.partition("(")[0]), part, np.stack([s.statistic for s in part])
+
+
+def _at(scores: Scores, timesteps: set[int]) -> Scores:
+    """The scores at some of their timesteps."""
+    columns = [i for i, t in enumerate(scores.timesteps) if t in timesteps]
+    return replace(scores, timesteps=tuple(scores.timesteps[i] for i in columns), statistic=scores.statistic[:, columns])
 
 
 def parts_of(plan: Plan, calibrate: Bool[np.ndarray, " n"]) -> tuple[tuple[int, ...], ...]:

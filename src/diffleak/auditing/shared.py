@@ -58,6 +58,6 @@ class Shared:
             plan.dtype,
             plan.device,
             plan.buckets,
-            *((plan.sweep, plan.calibrate_fraction, plan.units) if plan.sweep == "calibrate" else ()),
+            *((plan.sweep, plan.calibrate_fraction, plan.units) if plan.sweep != "all" else ()),
         ]
         return self.folder / hashlib.sha256(json.dumps([key, *cut]).encode()).hexdigest()[:16]

@@ -7,7 +7,7 @@ from pydantic import AfterValidator
 from diffleak.records.base import SCHEMA_VERSION, Record, Version
 from diffleak.records.images import Alpha, Exif
 from diffleak.records.scores import Unit
-from diffleak.records.variants import Estimator, SingularValues
+from diffleak.records.variants import Estimator, SingularValues, Sweep
 
 
 def _with_label(attack: dict[str, Any]) -> dict[str, Any]:
@@ -132,8 +132,12 @@ class Costs(Record):
     """Wall-clock seconds of each chunk, which may have run side by side, and of the evaluation, summed."""
     chunks: int
     """Number of score files: chunks of images times attacks."""
-    sweep: Literal["calibrate", "all"] = "all"
-    """Images that were scored at every setting: "calibrate" the calibrate part alone, "all" all of them."""
+    sweep: Sweep = "all"
+    """What was scored at every timestep: "calibrate" the calibrate part alone, "all" all images; "coarse" is the calibrate part at every
+    second timestep and beside the best."""
+    between_timesteps: dict[str, tuple[int, ...]] | None = None
+    """Timesteps, in [0, T), beside the best ones, that the calibrate part was scored at after every second one, by the label of each attack
+    where that saves forwards; null unless `sweep` is "coarse"."""
     test_timesteps: dict[str, tuple[int, ...]] | None = None
     """Timesteps, in [0, T), that the test part was scored at, by the label of each attack that sweeps; null where all of them were."""
     halved_to: int | None = None
@@ -231,8 +235,9 @@ class Plan(Record):
     """Column of the metadata whose values say which images count together; null where none was named."""
     units: str | None = None
     """Hash of which images count together as one group or cluster of near-duplicates; null where each counts alone."""
-    sweep: Literal["calibrate", "all"] = "all"
-    """Images that are scored at every setting: "calibrate" the calibrate part alone, "all" all of them."""
+    sweep: Sweep = "all"
+    """What is scored at every timestep: "calibrate" the calibrate part alone, "all" all images; "coarse" is the calibrate part at every
+    second timestep and beside the best."""
     estimator: Estimator | None = None
     """How influence is estimated from the probes: "filtered", the noise of their mean taken out over neighbouring coordinates; null:
     their mean alone, as in plans of before, or no influence is measured."""

@@ -15,6 +15,7 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 
 Estimator = Literal["filtered", "hutchinson"]  # of the influence of latent coordinates
 SingularValues = Literal["krylov", "randomized"]  # how those of a decoder's Jacobian are found
+Sweep = Literal["calibrate", "coarse", "all"]  # which images are scored at which timesteps
 
 
 def masked_label(attack: str, mask: str) -> str:

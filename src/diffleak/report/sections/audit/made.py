@@ -48,7 +48,8 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
         yield "Reference", fingerprinted(visible(plan.reference) + base, plan.reference_fingerprint)
     if record.costs.test_timesteps is not None:
         at = "; ".join(f"{visible(name)} at {', '.join(map(str, kept))}" for name, kept in record.costs.test_timesteps.items())
-        yield "Scored", f"the calibrate part at every timestep; the test part at the chosen ones and what is combined with them: {at}"
+        swept = "every timestep" if record.costs.sweep == "calibrate" else "every second timestep, and beside the best ones"
+        yield "Scored", f"the calibrate part at {swept}; the test part at the chosen ones and what is combined with them: {at}"
     yield "Members", visible(plan.members)
     yield "Held-out images", visible(plan.nonmembers)
     yield "Data fingerprint", Markup("<code>{}</code>").format(visible(environment.data_fingerprint))
