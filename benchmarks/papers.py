@@ -13,8 +13,9 @@ scoring     in one process: from the first forward to the last score, the estima
 command     `diffleak audit` from its start to its report, against the loop alone, and against a script that imports what the loop needs,
             loads the model and the images and runs it
 
-The network is small so that all of it ends in ten minutes on two idle cores, so `command` weighs more here than for a network of use. The
-images are scikit-learn's digits with some noise, so that there are as many as are wanted; the network is trained on half of them.
+The network is small so that all of it ends in twenty minutes on two idle cores. So what is beside the forwards weighs more here than for a
+network of use; one of more channels shows how far. The images are scikit-learn's digits with some noise, so that there are as many as are
+wanted; the network is trained on half of them.
 """
 
 import os
@@ -42,6 +43,7 @@ SWEEPS = {"calibrate": "calibrate first", "coarse": "--sweep coarse", "all": "--
 CALIBRATE = 0.2  # of the images
 MOST = 1_000  # images a side that calibrate
 AIMS = {500: 0.25, 5_000: 0.15}
+SMALL = (8, 16)  # channels of the network
 SIDES = ("members", "nonmembers")
 
 
@@ -53,9 +55,19 @@ class Size(NamedTuple):
     parts: int
     sweeps: tuple[str, ...]
     commands: bool
+    channels: tuple[int, int] = SMALL
+
+    @property
+    def name(self) -> str:
+        """How many images a side, and for which network."""
+        return f"{self.each:,} a side" + ("" if self.channels == SMALL else f", {self.channels[0]} channels")
 
 
-SIZES = (Size(500, 6, 3, ("calibrate", "coarse", "all"), True), Size(5_000, 6, 12, ("calibrate", "coarse"), False))
+SIZES = (
+    Size(500, 6, 3, ("calibrate", "coarse", "all"), True),
+    Size(500, 6, 5, ("calibrate", "coarse"), False, (32, 64)),
+    Size(5_000, 6, 12, ("calibrate", "coarse"), False),
+)
 
 
 class Clock:
@@ -74,8 +86,8 @@ def main(scratch: Path, sizes: Sequence[Size] = SIZES) -> None:
 
     torch.set_num_threads(1)
     for size in sizes:
-        (folder := scratch / str(size.each)).mkdir()
-        make(folder, size.each)
+        (folder := scratch / f"{size.each}-{size.channels[0]}").mkdir()
+        make(folder, size.each, size.channels)
         measure(folder, size)
 
 
@@ -94,15 +106,15 @@ def measure(scratch: Path, size: Size) -> None:
             took.setdefault("script", []).append(script(scratch, turn % size.parts, size.parts))
             took.setdefault("command", []).append(command(scratch, turn))
         said = ", ".join(f"{name} {each[-1][0]:.1f} s" for name, each in took.items())
-        say(f"{size.each:,} a side, round {turn + 1} of {size.runs}: {said}")
+        say(f"{size.name}, round {turn + 1} of {size.runs}: {said}")
     for sweep, collected in found.items():
         compare(SWEEPS[sweep], collected, loop.scores)
     for sweep in size.sweeps:
         aim = f"   (aim <= {AIMS[size.each]})" if sweep != "all" and size.each in AIMS else ""
-        show(f"{size.each:,} a side, {SWEEPS[sweep]}, scoring ÷ straight loops", took[sweep], took["loop"], aim)
+        show(f"{size.name}, {SWEEPS[sweep]}, scoring ÷ straight loops", took[sweep], took["loop"], aim)
     if size.commands:
-        show(f"{size.each:,} a side, command ÷ straight loops", took["command"], took["loop"])
-        show(f"{size.each:,} a side, command ÷ script of straight loops", took["command"], took["script"])
+        show(f"{size.name}, command ÷ straight loops", took["command"], took["loop"])
+        show(f"{size.name}, command ÷ script of straight loops", took["command"], took["script"])
         pairs = (("command", "calibrate"), ("script", "loop"))
         beside = [np.median([each[0] for each in took[a]]) - np.median([each[0] for each in took[b]]) for a, b in pairs]
         say(f"seconds of CPU beside the scoring: {beside[0]:.1f} of the command, {beside[1]:.1f} of the script")
@@ -146,7 +158,9 @@ def limits(size: Size, found: dict[str, Any], took: dict[str, list[np.ndarray]],
 
 def compare(name: str, collected: Any, theirs: np.ndarray) -> None:
     """Prints the largest relative difference of the scores; exits where it is above TOLERANCE, since no ratio means anything then."""
-    ours = np.stack([group[0].statistic for group in collected.scores])
+    ours = np.full(theirs.shape, np.nan)
+    for found, group in zip(ours, collected.scores, strict=True):
+        found[:, [TIMESTEPS.index(t) for t in group[0].timesteps]] = group[0].statistic
     there = np.isfinite(ours) & np.isfinite(theirs)
     gap = float((np.abs(ours - theirs) / np.abs(theirs))[there].max())
     images = np.isfinite(theirs).any(axis=(0, 2)).sum()
@@ -155,7 +169,7 @@ def compare(name: str, collected: Any, theirs: np.ndarray) -> None:
         sys.exit(f"the scores must agree to {TOLERANCE:g} of a score, at one timestep at least; the ratios mean nothing")
 
 
-def make(scratch: Path, each: int) -> None:
+def make(scratch: Path, each: int, channels: tuple[int, int]) -> None:
     """Digits as two arrays, and a model trained on the first of them."""
     from sklearn.datasets import load_digits
 
@@ -171,7 +185,7 @@ def make(scratch: Path, each: int) -> None:
         np.save(scratch / f"{side}.npy", half)
     network: dict[str, Any] = {
         "layers_per_block": 1,
-        "block_out_channels": [8, 16],
+        "block_out_channels": [*channels],
         "down_block_types": ["DownBlock2D", "DownBlock2D"],
         "up_block_types": ["UpBlock2D", "UpBlock2D"],
         "norm_num_groups": 8,
