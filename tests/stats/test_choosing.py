@@ -74,10 +74,8 @@ def test_the_attack_of_the_best_auc_is_chosen_with_its_best_timestep():
 def test_scores_that_mislead_on_the_half_that_is_tested_change_no_choice():
     rng = np.random.default_rng(9)
     question, fit = np.arange(200) % 2 == 0, np.arange(200) < 100
-    right, wrong = (
-        np.where(fit, rng.normal(size=200) + 1.5 * question, -9 * question),
-        np.where(fit, rng.normal(size=200), 9 * question - 4),
-    )
+    right = np.where(fit, rng.normal(size=200) + 1.5 * question, 9 - 18 * question)
+    wrong = np.where(fit, rng.normal(size=200), 18 * question - 9)
     scores = Scores("sima", "large", (50, 100), tuple(map(str, range(200))), np.column_stack([wrong, right]))
     assert chooser([scores])(question, fit).name == "sima at t = 100"
     noise = {f"number {i}": rng.normal(size=200) for i in range(60)}

@@ -185,12 +185,17 @@ def test_a_count_is_that_of_the_sorted_scores_one_by_one():
         assert count(Guesser(column, top, bottom), scores, member, 0) == (43, above + below, right)
 
 
-@pytest.mark.parametrize(("leak", "tested"), [(2.0, 200), (20.0, 60), (0.5, 30), (-3.0, 200)])
-def test_what_is_chosen_promises_as_much_as_any_guesser(leak, tested):
+@pytest.mark.parametrize(
+    ("members", "leak", "exposed", "tested"),
+    [(31, 2.0, 0.0, 200), (30, 20.0, 0.0, 60), (20, 0.0, 9.0, 200), (30, 0.5, 0.0, 30), (30, -3.0, 0.0, 200)],
+    ids=["some right", "all right", "held-out images alone", "too few", "all wrong"],
+)
+def test_what_is_chosen_promises_as_much_as_any_guesser(members, leak, exposed, tested):
     """Of all columns and ends: the bound of as large a share of the tested units, at the rate (v + 1) / (r + 2) less a standard error."""
     rng, n = np.random.default_rng(6), 60
-    member = rng.random(n) < 0.5
+    member = rng.permutation(n) < members
     scores = rng.normal(size=(n, 3)) + leak * member[:, None] * np.array([0.2, 1.0, 0.8])
+    scores[np.flatnonzero(~member)[:30]] -= exposed
     sizes = [round(share * n) for share in SHARES]
 
     def promise(column, top, bottom):
@@ -202,7 +207,7 @@ def test_what_is_chosen_promises_as_much_as_any_guesser(leak, tested):
     guesser = choose(scores, member, 1e-5, 0.95, 0, tested)
     chosen = promise(guesser.column, round(guesser.top * n), round(guesser.bottom * n))
     best = max(lower_bound(*each, 1e-5) for each in promises)
-    assert lower_bound(*chosen, 1e-5) == best and (best > 0) == (leak > 1)
+    assert lower_bound(*chosen, 1e-5) == best and (best > 0) == (leak + exposed > 1)
     if not best:
         assert p_value(*chosen, 0.0, 1e-5) == min(p_value(*each, 0.0, 1e-5) for each in promises)
 
